@@ -1,0 +1,67 @@
+"""Every error that the service raises on purpose, and what each one means for the run.
+
+    TrainerError
+    ├── BadRequest        the row asks for the impossible: failed at once, never retried
+    │   ├── DatasetError      … because of its dataset
+    │   └── ObjectMissing     … because a stored object is not there
+    ├── RunFailed         the training itself failed: failed with a diagnosis, never retried
+    ├── MachineFailed     this machine failed it: queued again while attempts remain
+    ├── Unavailable       a remote service does not answer now: the caller retries later
+    ├── Misconfigured     a remote service refuses us: the operator has to mend something
+    └── LeaseLost         another worker owns the run: write nothing more
+
+`Stopped` (core/stop.py) is control flow, not an error, and not part of the tree.
+
+A message is one sentence that the person who inserted the row can act on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TrainerError(Exception):
+    """Base of the tree; never raised itself."""
+
+
+class BadRequest(TrainerError):
+    """The request cannot be served; `problems` lists everything that is wrong with it."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DatasetError(BadRequest):
+    """The dataset cannot be trained on."""
+
+
+class ObjectMissing(BadRequest):
+    """A bucket or an object does not exist, or this key may not see it."""
+
+
+class RunFailed(TrainerError):
+    """The training failed for a reason that another attempt would meet again."""
+
+
+class MachineFailed(TrainerError):
+    """The machine failed the run (killed, disk full, GPU lost); another attempt may succeed."""
+
+
+class Unavailable(TrainerError):
+    """A remote service cannot be reached or is overloaded.
+
+    `retry_after` is the wait that the server asked for, in seconds, if it did.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Misconfigured(TrainerError):
+    """A remote service answers, and refuses: wrong URL, wrong key, migration missing, bucket missing."""
+
+
+class LeaseLost(TrainerError):
+    """The run belongs to somebody else now; nothing may be written for it any more."""

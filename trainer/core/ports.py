@@ -1,0 +1,195 @@
+"""Every seam of the service, on one page. `wiring.py` alone knows who stands behind each.
+
+All of them block; all raise the errors of core/errors.py and nothing else that is expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from trainer.core.dataset import DatasetOrder, ObjectRef, PreparedDataset, Task
+from trainer.core.events import Event, Finished
+from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, RunRequest, Verdict
+from trainer.core.plan import ModelRef, TrainPlan
+from trainer.core.stop import StopSignal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Who asks for work, and with what.
+
+    `capabilities` is what a run may require and can be had now (`gpus`: free accelerators, `gpu_memory_gb`: of the
+    smallest); `hardware` fills the columns of `trainer_workers` (gpu_name, gpu_memory_gb, cpu_model, ram_gb, …).
+    """
+
+    id: str
+    capabilities: Mapping[str, float] = field(default_factory=dict)
+    hardware: JsonObject = field(default_factory=dict)
+
+
+class Queue(Protocol):
+    """Where runs come from, as the worker sees it. Each call is atomic and may be repeated after a lost answer.
+
+    Raises `Unavailable` (retry later) or `Misconfigured` (nothing will work until somebody mends it).
+    """
+
+    def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
+        """Settle what expired, then take the next run that `worker` can serve, or None. Reports the worker online."""
+
+    def peek(self, worker: Worker) -> Job | None:
+        """The run that `claim` would take now, left where it is."""
+
+    def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
+        """Extend the lease, merge `progress` into the row's results, store each event once. Reports the worker busy.
+
+        Revives a lease that expired when nobody else took the run. An event of kind `checkpoint` with a new highest
+        epoch forgives the attempts lost before it; one with a key becomes the row's checkpoint.
+        """
+
+    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
+        """Write the ending, once: `OK` (also when it was there already) or `LOST`.
+
+        `Retry` puts the run back with back-off while attempts remain and fails it otherwise; `Interrupted` puts it
+        back at once and counts nothing.
+        """
+
+
+class RunTable(Protocol):
+    """The same table as its users see it: the command line, and later an API. Rows are JSON objects as stored."""
+
+    def enqueue(self, request: RunRequest) -> str:
+        """Insert a queued run; its id."""
+
+    def get(self, run_id: str) -> JsonObject | None:
+        """The whole row, or None."""
+
+    def recent(self, limit: int) -> list[JsonObject]:
+        """The newest runs, newest first."""
+
+    def cancel(self, run_id: str) -> JsonObject | None:
+        """Cancel as the web app does: a queued run is canceled, a running one is asked to stop. The row after it."""
+
+    def request_finish(self, run_id: str) -> JsonObject | None:
+        """Ask a running run to stop at the next epoch end and complete. The row after it."""
+
+    def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> list[JsonObject]:
+        """The run's events in order, those after the given (attempt, seq)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """An object as its store describes it. `etag` identifies the content; `bytes` is its size."""
+
+    ref: ObjectRef
+    bytes: int
+    etag: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """An uploaded object: where it is and how to open it (public or signed, as its bucket is)."""
+
+    ref: ObjectRef
+    bytes: int
+    url: str
+
+
+OnBytes: TypeAlias = Callable[[int], None]  # called with the bytes moved since the last call
+
+
+class ObjectStore(Protocol):
+    """Where bytes live: datasets in, artifacts out. Raises ObjectMissing, Unavailable, Misconfigured, Stopped."""
+
+    def list(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object below the folder `prefix`, recursively and completely; raises rather than listing a part."""
+
+    def stat(self, ref: ObjectRef) -> ObjectInfo:
+        """The object's size and identity."""
+
+    def download(
+        self,
+        ref: ObjectRef,
+        path: Path,
+        stop: StopSignal,
+        *,
+        expected: ObjectInfo | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> ObjectInfo:
+        """Stream the object to `path`, which appears only when complete and as `expected`. Resumes what it began."""
+
+    def upload(
+        self,
+        path: Path,
+        ref: ObjectRef,
+        stop: StopSignal,
+        *,
+        content_type: str | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> StoredObject:
+        """Stream a file into the object, replacing what was there; an interrupted upload is resumed, not restarted."""
+
+    def delete(self, ref: ObjectRef) -> None:
+        """Remove the object; nothing happens when it is not there."""
+
+    def url(self, ref: ObjectRef) -> str:
+        """A URL that a browser can open: public if the bucket is, otherwise signed for a limited time."""
+
+
+class Datasets(Protocol):
+    """From the strings in a row to a folder that YOLO can train on."""
+
+    def prepare(
+        self, order: DatasetOrder, view: Path, stop: StopSignal, on_event: Callable[[Event], None],
+    ) -> PreparedDataset:
+        """Fetch, recognise, convert, validate and link into the new folder `view`. Raises DatasetError, Unavailable."""
+
+    def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
+        """Bring the bytes that `prepare` would need into the cache; nothing else is changed."""
+
+
+class Weights(Protocol):
+    """From a model's name to a file that the child may load."""
+
+    def resolve(self, model: ModelRef, task: Task, stop: StopSignal) -> Path:
+        """The file (weights or architecture YAML) for `model`, fetched if need be. Raises BadRequest, Unavailable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOrder:
+    """Everything that the child needs, and nothing secret."""
+
+    plan: TrainPlan
+    model: Path
+    dataset: PreparedDataset
+    run_dir: Path  # absolute; Ultralytics' save_dir
+    devices: tuple[int, ...] = ()  # GPU indices of this host; empty: CPU
+    resume: Path | None = None  # a verified checkpoint to go on from
+
+
+class Trainer(Protocol):
+    """One training in a process of its own."""
+
+    def train(
+        self, order: TrainingOrder, stop: StopSignal, on_event: Callable[[Event], None], on_line: Callable[[str], None],
+    ) -> Finished:
+        """Train to the end. Events and output lines are handed over as they come, from this thread's helpers.
+
+        Raises `Stopped` when `stop` ended it (checkpoints were announced before), `RunFailed` or `MachineFailed`
+        with a diagnosis otherwise. When it returns or raises, no process of the training is left.
+        """
+
+    def close(self) -> None:
+        """End spare processes."""
+
+
+class Reporter(Protocol):
+    """Somebody who wants to hear about a run. May raise; it cannot end the run."""
+
+    def started(self, job: Job) -> None: ...
+
+    def event(self, job: Job, event: Event) -> None: ...
+
+    def ended(self, job: Job, outcome: Outcome) -> None: ...

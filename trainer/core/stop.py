@@ -1,0 +1,82 @@
+"""A stop has a reason, and stops form a tree: canceling a run stops that run, a shutdown stops them all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from enum import Enum
+
+
+class StopReason(Enum):
+    """Why work has to stop, mildest first; a stronger reason replaces a milder one."""
+
+    FINISH = "finish"  # end the training at the next epoch and complete the run with what it has
+    SHUTDOWN = "shutdown"  # this worker is going away: checkpoint, and give the run back
+    CANCELED = "canceled"  # the user does not want the run any more
+    STUCK = "stuck"  # no progress for longer than the phase's budget
+    LOST = "lost"  # somebody else owns the run: stop at once and write nothing
+
+    @property
+    def strength(self) -> int:
+        return list(StopReason).index(self)
+
+
+class Stopped(Exception):
+    """Work was given up because its stop signal was set."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(f"stopped: {reason.value}")
+        self.reason = reason
+
+
+class StopSignal:
+    """A thread-safe flag with a reason, inherited from its parent.
+
+    FINISH is a wish about the training, not an order to give up the run, so it never makes `raise_if_set` raise.
+    """
+
+    def __init__(self, parent: StopSignal | None = None) -> None:
+        self._parent = parent
+        self._own: StopReason | None = None
+        # one condition for the whole tree: a stop anywhere wakes every waiter
+        self._changed: threading.Condition = parent._changed if parent else threading.Condition()  # noqa: SLF001
+
+    def child(self) -> StopSignal:
+        """A signal that is set when this one is, and can be set without this one noticing."""
+        return StopSignal(self)
+
+    def set(self, reason: StopReason) -> None:
+        """Ask for a stop. A milder reason than the present one changes nothing."""
+        with self._changed:
+            if self._own is None or reason.strength > self._own.strength:
+                self._own = reason
+                self._changed.notify_all()
+
+    @property
+    def reason(self) -> StopReason | None:
+        """The strongest reason here or above, or None."""
+        above = self._parent.reason if self._parent else None
+        reasons = [r for r in (self._own, above) if r is not None]
+        return max(reasons, key=lambda r: r.strength, default=None)
+
+    @property
+    def must_stop(self) -> bool:
+        """True once the work has to be given up (any reason but FINISH)."""
+        return self.reason not in (None, StopReason.FINISH)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Block until the work has to be given up, at most `seconds`; True if it has to."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        with self._changed:
+            while not self.must_stop:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def raise_if_set(self) -> None:
+        """Raise `Stopped` once the work has to be given up."""
+        reason = self.reason
+        if reason is not None and reason is not StopReason.FINISH:
+            raise Stopped(reason)
