@@ -1,0 +1,48 @@
+"""Trying again: exponential back-off with full jitter, bounded by tries and by time, ended at once by a stop."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from trainer.core.errors import Unavailable
+from trainer.core.stop import StopSignal
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How often and how long to try. Waits grow as `first_wait`·2ⁿ up to `longest_wait`, in seconds."""
+
+    tries: int = 5
+    first_wait: float = 0.5
+    longest_wait: float = 20.0
+    total_seconds: float = 60.0
+
+    def wait_before(self, again: int, retry_after: float | None) -> float:
+        """Seconds to wait before try number `again` + 1. A server's Retry-After is a lower bound, up to the cap."""
+        # full jitter (random between 0 and the cap of this step) spreads a fleet that lost its server at one moment
+        wait = random.uniform(0, min(self.longest_wait, self.first_wait * 2.0**again))  # noqa: S311
+        return max(wait, min(retry_after or 0.0, self.longest_wait))
+
+
+def retrying(call: Callable[[], T], policy: RetryPolicy, stop: StopSignal) -> T:
+    """Run `call` until it does not raise `Unavailable`; the last `Unavailable` when the policy is used up.
+
+    Raises `Stopped` instead of waiting once `stop` is set.
+    """
+    deadline = time.monotonic() + policy.total_seconds
+    for again in range(policy.tries):
+        try:
+            return call()
+        except Unavailable as error:
+            wait = policy.wait_before(again, error.retry_after)
+            if again + 1 >= policy.tries or time.monotonic() + wait > deadline:
+                raise
+        if stop.wait(wait):
+            stop.raise_if_set()
+    raise AssertionError("a policy has at least one try")
