@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.core import events
+from trainer.core.dataset import Finding, PreparedDataset, Task
+from trainer.core.events import (
+    BatchProgress,
+    CheckpointSaved,
+    ChildStopped,
+    Crashed,
+    EpochFinished,
+    Finished,
+    Phase,
+    PhaseStarted,
+    TransferProgress,
+    Warned,
+)
+from trainer.core.plan import TrainPlan
+from trainer.core.ports import TrainingOrder
+from trainer.core.stop import StopReason
+from trainer.training.wire import (
+    LONGEST_LINE,
+    WireError,
+    decode_command,
+    decode_event,
+    decode_order,
+    encode_event,
+    encode_order,
+    encode_stop,
+)
+
+ONE_OF_EACH = [
+    PhaseStarted(phase=Phase.LOADING, seconds=1.5),
+    PhaseStarted(phase=Phase.STARTING),
+    TransferProgress(
+        phase=Phase.DOWNLOADING, files=1, total_files=2, bytes=3, total_bytes=4, rate=0.5, eta_seconds=None,
+    ),
+    BatchProgress(
+        phase=Phase.TRAINING, epoch=1, total_epochs=3, batch=2, total_batches=8, losses={"box_loss": 1.25},
+        images_per_second=90.0, gpu_memory=2**30, eta_seconds=12.0,
+    ),
+    EpochFinished(epoch=2, total_epochs=3, metrics={"metrics/mAP50(B)": 0.5, "lr/pg0": 1e-5}, seconds=4.0),
+    CheckpointSaved(epoch=2, sha256="ab" * 32, bytes=2**33, path="/runs/é/last.pt"),
+    Warned(code="oom_halved", message="Batch halved to 8 — out of memory"),
+    Finished(best="/r/best.pt", last="/r/last.pt", report={"mAP": 0.5, "curves": {"x": [0.0, 1.0]}, "none": None}),
+    ChildStopped(),
+    Crashed(error="ValueError", message="no\nlabels", traceback="Traceback …\n", phase=Phase.SCANNING),
+]
+
+
+
+@pytest.fixture
+def order(monkeypatch):
+    monkeypatch.setattr(TrainPlan, "as_json", dataclasses.asdict)
+    monkeypatch.setattr(TrainPlan, "from_json", classmethod(lambda cls, data: ("plan", data["epochs"])))
+    dataset = PreparedDataset(
+        root=Path("/data/vue é"), data=Path("/data/vue é/data.yaml"), task=Task.SEGMENT, names=("cat", "chien\n"),
+        images={"train": 3, "val": 1}, fingerprint="f" * 64,
+        findings=(Finding(level="note", code="n", message="m"),), summary={"big": list(range(1000))},
+    )
+    plan = TrainPlan(sources=("/d",), model=None, task=None, epochs=3, batch=-1, imgsz=64, device=None)
+    return TrainingOrder(
+        plan=plan, model=Path("/models/yolo11n.pt"), dataset=dataset, run_dir=Path("/runs/train_1"), devices=(0, 3),
+        resume=Path("/runs/last.pt"),
+    )
+
+
+@pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda e: e.kind)
+def test_every_event_comes_out_as_it_went_in(event):
+    line = encode_event(event)
+
+    assert decode_event(line) == event
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+
+
+def test_the_list_above_has_every_kind_of_event():
+    assert {type(event) for event in ONE_OF_EACH} == set(events.Event.__args__)
+
+
+def test_a_number_that_json_cannot_hold_is_left_out():
+    line = encode_event(
+        BatchProgress(
+            phase=Phase.TRAINING, epoch=1, total_epochs=1, batch=1, total_batches=1,
+            losses={"box_loss": float("nan"), "cls_loss": 1.0}, eta_seconds=float("inf"),
+        ),
+    )
+
+    event = decode_event(line)
+
+    assert json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert event.losses == {"cls_loss": 1.0}
+    assert event.eta_seconds is None
+
+
+def test_a_number_that_json_cannot_hold_is_null_in_a_list():
+    event = decode_event(encode_event(Finished(best="b", last="l", report={"curve": [0.0, float("-inf"), 1.0]})))
+
+    assert event.report == {"curve": [0.0, None, 1.0]}
+
+
+def test_nan_written_by_a_careless_child_never_reaches_the_supervisor():
+    event = decode_event(b'{"kind":"epoch","epoch":1,"total_epochs":2,"seconds":1,"metrics":{"a":NaN,"b":1e999,"c":2}}')
+
+    assert event.metrics == {"c": 2.0}
+
+
+def test_text_that_the_database_cannot_hold_is_replaced():
+    event = decode_event(b'{"kind":"warning","code":"x","message":"a\\u0000b\\ud800c"}')
+
+    event.message.encode()
+    assert "\0" not in event.message
+    assert event.message.startswith("a")
+    assert event.message.endswith("c")
+
+
+def test_unknown_keys_are_ignored():
+    assert decode_event(b'{"kind":"stopped","since":"2031"}') == ChildStopped()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\n",
+        b"hello",
+        b"\xff\xfe\x00",
+        b"[1, 2]",
+        b"null",
+        b"{",
+        b'{"kind":"epoch"}',
+        b'{"kind":"unheard_of"}',
+        b'{"no":"kind"}',
+        b'{"kind":["epoch"]}',
+        b'{"kind":"phase","phase":"sleeping"}',
+        b'{"kind":"checkpoint","epoch":"many","sha256":"","bytes":1,"path":""}',
+        b"[" * 100_000,
+        b'{"n": ' + b"9" * 5000 + b"}",
+    ],
+    ids=lambda line: line[:30].decode("ascii", "replace") or "empty",
+)
+def test_a_line_that_is_no_event_is_refused_by_name(line):
+    with pytest.raises(WireError) as refused:
+        decode_event(line)
+
+    assert len(str(refused.value)) < 700
+
+
+def test_the_error_repeats_the_beginning_of_a_long_line_only():
+    with pytest.raises(WireError, match="secretless nonsense") as refused:
+        decode_event(b"secretless nonsense " * 1000)
+
+    assert len(str(refused.value)) < 400
+
+
+def test_a_line_that_is_too_long_is_refused():
+    with pytest.raises(WireError, match="bytes long"):
+        decode_event(b'{"kind":"warning","code":"' + b"x" * LONGEST_LINE + b'"}')
+
+
+def test_an_order_arrives_without_what_only_the_supervisor_needs(order):
+    line = encode_order(order)
+    arrived = decode_order(line)
+
+    assert line.count(b"\n") == 1
+    assert len(line) < 1500
+    assert arrived.plan == ("plan", 3)
+    assert arrived.dataset == dataclasses.replace(order.dataset, findings=(), summary={})
+    assert dataclasses.replace(arrived, plan=order.plan, dataset=order.dataset) == order
+
+
+def test_an_order_without_resume_or_devices_stays_so(order):
+    arrived = decode_command(encode_order(dataclasses.replace(order, resume=None, devices=())))
+
+    assert arrived.resume is None
+    assert arrived.devices == ()
+
+
+@pytest.mark.parametrize("reason", list(StopReason))
+def test_a_stop_travels_with_its_reason(reason):
+    assert decode_command(encode_stop(reason)) is reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"x",
+        b"{}",
+        b'{"kind":"dance"}',
+        b'{"kind":"stop"}',
+        b'{"kind":"stop","reason":"boredom"}',
+        b'{"kind":"train"}',
+        b'{"kind":"train","dataset":[],"plan":{}}',
+    ],
+)
+def test_a_line_that_is_no_command_is_refused(line):
+    with pytest.raises(WireError):
+        decode_command(line)
+
+
+def test_a_stop_is_not_an_order():
+    with pytest.raises(WireError, match="not an order"):
+        decode_order(encode_stop(StopReason.CANCELED))
