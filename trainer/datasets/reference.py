@@ -1,0 +1,161 @@
+"""What the text in a row points at: a path, an object in a bucket or an http(s) URL.
+
+| text                                    | is                                                                      |
+|-----------------------------------------|-------------------------------------------------------------------------|
+| `/data/a/data.yaml`                     | a path on this host                                                     |
+| `a/data.yaml`                           | a path below the dataset root                                           |
+| `storage:x/y/data.yaml`                 | an object; fetch looks for `x/y/data.yaml` in the default bucket first, and for `y/data.yaml` in the bucket `x` when the default bucket has nothing there |
+| our own storage URL (public, sign, …)   | that object; the token of a signed URL is dropped, we have our own key  |
+| any other `http(s)://`                  | that URL                                                                |
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
+from trainer.core.errors import DatasetError
+
+LONGEST = 4096  # characters: what Linux takes as a path
+FORMS = (
+    "give an absolute path, a path below the dataset root, storage:BUCKET/PATH, or an http(s) URL "
+    "of a YAML, an archive or an NDJSON file"
+)
+_OBJECT_URL = re.compile(r"/storage/v1/(?:object|render/image)/(?:(?:public|sign|authenticated)/)?([^/]+)/(.+)")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+def parse_reference(
+    text: str, *, dataset_root: Path, datasets_bucket: str, storage_base_url: str | None = None,
+) -> DatasetRef:
+    """Read one dataset reference. Looks at nothing: whether it is there, and may be read, is fetch's business.
+
+    `storage_base_url` is the URL of our own Supabase (or storage) host. Raises `DatasetError` naming the rule.
+    """
+    text = _plain(text)
+    lower = text.lower()
+    if lower.startswith("storage:"):
+        return ObjectRef(bucket=datasets_bucket, key=object_key(text[len("storage:") :], text))
+    if lower.startswith(("http://", "https://")):
+        return _url(text, storage_base_url)
+    if lower.startswith("s3://"):
+        raise DatasetError("data_yaml: s3:// datasets are not supported yet; copy the dataset to the storage bucket.")
+    if _SCHEME.match(text):
+        scheme = text.split(":", 1)[0]
+        raise DatasetError(f"data_yaml: {shown(scheme + ':')} is no kind of dataset that can be read; {FORMS}.")
+    if text.startswith("~"):
+        raise DatasetError(f"data_yaml: {shown(text)} begins with ~, which is nobody's home here; {FORMS}.")
+    return DiskRef(path=str(dataset_root / text))
+
+
+def object_key(key: str, text: str) -> str:
+    """A key as the stores take it: no slash at either end, no empty, `.` or `..` segment."""
+    segments = key.strip("/").split("/")
+    if segments == [""]:
+        raise DatasetError(f"data_yaml: {shown(text)} names no object; write storage:BUCKET/PATH.")
+    if any(segment in {"", ".", ".."} for segment in segments):
+        raise DatasetError(f"data_yaml: {shown(text)} has an empty, '.' or '..' segment; write the object's full path.")
+    return "/".join(segments)
+
+
+def either_bucket(ref: ObjectRef, datasets_bucket: str) -> tuple[ObjectRef, ...]:
+    """The objects that a `storage:` reference can mean, in the order in which they are looked for."""
+    first, _, rest = ref.key.partition("/")
+    if ref.bucket != datasets_bucket or not rest:
+        return (ref,)
+    return ref, ObjectRef(bucket=first, key=rest)
+
+
+def shown(text: str) -> str:
+    """Text of unknown origin, short and printable, for a message. URLs lose credentials and query."""
+    if lower_http(text):
+        text = shown_url(text)
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return repr(clean if len(clean) <= 120 else f"{clean[:100]}…{clean[-15:]}")
+
+
+def lower_http(text: str) -> bool:
+    return text[:8].lower().startswith(("http://", "https://"))
+
+
+def shown_url(url: str) -> str:
+    """A URL without user, password, query and fragment: those may be secrets."""
+    head, _, rest = url.partition("://")
+    authority, slash, path = rest.split("?", 1)[0].split("#", 1)[0].partition("/")
+    return f"{head}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+@dataclass(frozen=True)
+class Roots:
+    """The folders below which a row may name files: the dataset root first."""
+
+    dataset_root: Path
+    extra: tuple[Path, ...] = ()
+
+    def admit(self, path: Path | str) -> Path:
+        """`path` with every symlink resolved, when that lies below a root; `DatasetError` when not, or not there."""
+        if "\0" in str(path):
+            raise DatasetError(f"data_yaml: {shown(str(path))} contains a NUL character.")
+        try:
+            real = (self.dataset_root / path).resolve(strict=True)
+        except (OSError, RuntimeError):  # RuntimeError: a loop of symlinks
+            self._require_below(Path(self.dataset_root / path).parent, path)
+            raise DatasetError(f"data_yaml: {shown(str(path))} does not exist or cannot be read on this host.") from None
+        self._require_below(real, path)
+        return real
+
+    def _require_below(self, real: Path, path: Path | str) -> None:
+        try:
+            real = real.resolve()
+        except (OSError, RuntimeError):
+            real = Path("/")
+        if not any(real.is_relative_to(root) for root in self._real()):
+            raise DatasetError(
+                f"data_yaml: {shown(str(path))} is outside the folders that may be read; move it below "
+                "DATASET_ROOT or let the operator add its folder to EXTRA_DATASET_ROOTS.",
+            )
+
+    def _real(self) -> Iterable[Path]:
+        return [root.resolve() for root in (self.dataset_root, *self.extra)]
+
+
+def _plain(text: str) -> str:
+    text = text.strip()
+    if not text:
+        raise DatasetError(f"data_yaml is empty; {FORMS}.")
+    if len(text) > LONGEST:
+        raise DatasetError(f"data_yaml has {len(text)} characters, {LONGEST} are the limit; {FORMS}.")
+    # Cc: controls; Cf: invisible marks, among them those that reverse the reading direction; Cs: broken surrogates
+    if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text):
+        raise DatasetError(f"data_yaml: {shown(text)} contains control or invisible characters; type it anew.")
+    return text
+
+
+def _url(text: str, storage_base_url: str | None) -> DatasetRef:
+    url = _split(text)
+    if storage_base_url and _origin(url) == _origin(_split(storage_base_url)):
+        base_path = _split(storage_base_url).path.rstrip("/").removesuffix("/storage/v1")
+        match = _OBJECT_URL.fullmatch(url.path.removeprefix(base_path))
+        if match:
+            return ObjectRef(bucket=unquote(match[1]), key=object_key(_plain(unquote(match[2])), text))
+    return HttpRef(url=text)
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError:
+        raise DatasetError(f"data_yaml: {shown(text)} is not a valid URL.") from None
+    if not url.hostname:
+        raise DatasetError(f"data_yaml: {shown(text)} names no host.")
+    return url
+
+
+def _origin(url: SplitResult) -> tuple[str, int]:
+    return (url.hostname or "").rstrip("."), url.port or (443 if url.scheme == "https" else 80)
