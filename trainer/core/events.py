@@ -148,5 +148,5 @@ Event: TypeAlias = (
 
 
 def is_durable(event: Event) -> bool:
-    """Whether the event belongs to the run's history; ticks only move the progress bar."""
-    return not isinstance(event, BatchProgress | TransferProgress)
+    """Whether the event belongs to the run's history: ticks only move the progress bar, a report goes to `results`."""
+    return not isinstance(event, BatchProgress | TransferProgress | Finished)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 
@@ -80,3 +82,28 @@ class StopSignal:
         reason = self.reason
         if reason is not None and reason is not StopReason.FINISH:
             raise Stopped(reason)
+
+    @contextmanager
+    def borrowed_time(self, seconds: float) -> Iterator[StopSignal]:
+        """A signal that hears LOST at once and any other stop only `seconds` later: time to bring things to an end."""
+        later = StopSignal()
+        over = threading.Event()
+
+        def watch() -> None:
+            deadline: float | None = None
+            while not over.wait(0.05):
+                reason = self.reason
+                if reason is StopReason.LOST:
+                    later.set(reason)
+                elif self.must_stop and reason is not None:
+                    deadline = deadline or time.monotonic() + seconds
+                    if time.monotonic() > deadline:
+                        later.set(reason)
+
+        watcher = threading.Thread(target=watch, name="borrowed-time", daemon=True)
+        watcher.start()
+        try:
+            yield later
+        finally:
+            over.set()
+            watcher.join()

@@ -1,0 +1,89 @@
+"""How far a run is: events in, the `progress` and `metrics` parts of the row's `results` out."""
+
+from __future__ import annotations
+
+import threading
+
+from trainer.core.events import BatchProgress, EpochFinished, Event, Phase, PhaseStarted, TransferProgress
+from trainer.core.job import JsonObject
+
+
+class Progress:
+    """Follows one attempt. `percent` counts epochs and never goes back within an attempt, even when an epoch repeats.
+
+    Fed and read from different threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._phase = Phase.PREPARING
+        self._epoch = 0  # the epoch that is being worked on, 1-based; 0 before the first
+        self._total = 0
+        self._done = 0.0  # epochs finished, with the fraction of the present one
+        self._percent = 0.0
+        self._eta: float | None = None
+        self._metrics: dict[str, float] = {}
+        self._transfer: TransferProgress | None = None
+
+    def expect(self, total_epochs: int, done_epochs: int = 0) -> None:
+        """How many epochs there will be, and how many an earlier attempt already did."""
+        with self._lock:
+            self._total, self._epoch, self._done = total_epochs, done_epochs, float(done_epochs)
+
+    def follow(self, event: Event) -> None:
+        with self._lock:
+            match event:
+                case PhaseStarted():
+                    self._phase, self._transfer = event.phase, None
+                case TransferProgress():
+                    self._transfer, self._eta = event, event.eta_seconds
+                case BatchProgress(phase=Phase.TRAINING):
+                    self._at(event.epoch, event.total_epochs, event.eta_seconds)
+                    self._done = event.epoch - 1 + event.batch / max(event.total_batches, 1)
+                case BatchProgress():
+                    self._at(event.epoch, event.total_epochs, event.eta_seconds)
+                case EpochFinished():
+                    self._at(event.epoch, event.total_epochs, event.eta_seconds)
+                    self._done = event.epoch
+                    self._metrics = {**event.metrics, "epoch": event.epoch}
+                case _:
+                    return
+            self._percent = max(self._percent, min(100.0, 100.0 * self._done / max(self._total, 1)))
+
+    def _at(self, epoch: int, total: int, eta: float | None) -> None:
+        self._epoch, self._total, self._eta = min(epoch, total), total, eta
+
+    def as_json(self) -> JsonObject:
+        """`{"progress": …}`, and `metrics` once an epoch is finished; merged into `results` by the queue."""
+        with self._lock:
+            progress: JsonObject = {
+                "phase": self._phase.value,
+                "epoch": self._epoch,
+                "total_epochs": self._total,
+                "percent": round(self._percent, 1),
+                "eta_seconds": None if self._eta is None else round(self._eta),
+                "eta": clock(self._eta),
+            }
+            if self._transfer:
+                done = self._transfer
+                progress["transfer"] = {
+                    "files": done.files,
+                    "total_files": done.total_files,
+                    "bytes": done.bytes,
+                    "total_bytes": done.total_bytes,
+                    "bytes_per_second": round(done.rate),
+                }
+            return {"progress": progress, **({"metrics": self._metrics} if self._metrics else {})}
+
+    def finished(self) -> JsonObject:
+        """The progress part of a completed run."""
+        done: JsonObject = self.as_json()["progress"]
+        return {**done, "phase": "completed", "percent": 100.0, "eta_seconds": 0, "eta": clock(0)}
+
+
+def clock(seconds: float | None) -> str | None:
+    """`HH:MM:SS`, as the web app shows it; hours may pass 99."""
+    if seconds is None:
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

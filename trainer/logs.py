@@ -1,0 +1,81 @@
+"""How the service's own log lines look: coloured for a terminal, prioritised for journald, or one JSON object each.
+
+A censor walks over every line as the last resort against a secret in a message that somebody else composed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+# sd-daemon(3): a line that starts with <N> has syslog priority N
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}
+
+# JSON web tokens (also inside signed URLs) and Supabase's own key format
+SECRET = re.compile(r"eyJ[\w-]{6,}\.[\w-]+\.[\w-]*|sb_secret_[\w-]+")
+
+
+def configure_logging(form: str, level: str, secrets: Iterable[str] = (), stream: Any = None) -> None:
+    """Set structlog up for this process. `form`: auto, console, json or journal; `secrets` never appear in a line."""
+    stream = stream or sys.stderr
+    if form == "auto":
+        form = "console"
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            Censor(secrets),
+            *_renderers(form, colours=stream.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _renderers(form: str, *, colours: bool) -> list[Processor]:
+    if form == "json":
+        return [structlog.processors.JSONRenderer(default=str)]
+    if form == "journal":
+        return [_plain_line]
+    return [structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0)]
+
+
+def _plain_line(_: WrappedLogger, method: str, event: EventDict) -> str:
+    """journald adds the time itself; what it needs from us is the priority."""
+    event.pop("timestamp", None)
+    level = event.pop("level", method)
+    text = event.pop("event", "")
+    fields = " ".join(f"{name}={value}" for name, value in event.items() if name != "exception")
+    trace = "\n" + event["exception"] if "exception" in event else ""
+    prefix = f"<{PRIORITIES.get(level, 6)}>"
+    return "\n".join(prefix + line for line in f"{text} {fields}{trace}".rstrip().splitlines())
+
+
+class Censor:
+    """Replaces secrets in every string of a log line, however deep."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._known = [secret for secret in secrets if secret]
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        return {name: self.clean(value) for name, value in event.items()}
+
+    def clean(self, value: Any) -> Any:
+        if isinstance(value, str):
+            for secret in self._known:
+                value = value.replace(secret, "***")
+            return SECRET.sub("***", value)
+        if isinstance(value, MutableMapping):
+            return {name: self.clean(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.clean(item) for item in value]
+        return value

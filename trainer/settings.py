@@ -1,0 +1,136 @@
+"""Every environment variable that the service reads, in one place and read once.
+
+Names, defaults and meanings are repeated in `.env.example` and in README's table; a test compares the three.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from trainer.core.errors import Misconfigured
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+# a comma-separated list, as people write it in an environment file
+Names = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(
+        lambda text: tuple(part.strip() for part in text.split(",") if part.strip()) if isinstance(text, str) else text
+    ),
+]
+
+
+class Settings(BaseSettings):
+    """The service's configuration. Units are in the comments; paths are absolute once read."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    # where runs come from
+    backend: Literal["auto", "supabase", "local"] = "auto"
+    supabase_url: str | None = None
+    supabase_service_role_key: SecretStr | None = None
+    supabase_datasets_bucket: str = "datasets"
+    supabase_artifacts_bucket: str = "training-artifacts"
+    worker_id: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)
+
+    # folders
+    trainer_home: Folder = Path("~/.yolo-trainer")
+    dataset_root: Folder | None = None  # TRAINER_HOME/datasets
+    extra_dataset_roots: Names = ()
+    runs_dir: Folder | None = None  # TRAINER_HOME/runs
+    models_dir: Folder | None = None  # TRAINER_HOME/models
+
+    # times, in seconds
+    poll_interval: Seconds = 10
+    heartbeat_interval: Seconds = 10
+    progress_interval: Seconds = 10
+    cancel_check_interval: Seconds = 5
+    lease_seconds: Seconds = 60
+    cancel_grace: Seconds = 10
+    drain_seconds: Seconds = 90
+    checkpoint_interval: Seconds = 300
+    stall_seconds: Seconds = 1800
+
+    # training
+    slots: int = Field(default=0, ge=0, le=64)  # 0: one per visible GPU, one on a CPU host
+    warm_start: bool = True
+    fast_loader: bool = True
+    allow_weights_download: bool = True
+    allowed_dataset_hosts: Names = ()
+
+    # housekeeping
+    keep_runs_days: float = Field(default=14, ge=0)
+    dataset_cache_gb: float = Field(default=50, ge=0)
+    keep_run_datasets: bool = False
+
+    # what the operator sees
+    log_format: Literal["auto", "console", "json", "journal"] = "auto"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    timestamp_streams: bool = True
+    metrics_port: int = Field(default=0, ge=0, le=65_535)  # 0: off
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.uses_supabase:
+            missing = [n for n in ("supabase_url", "supabase_service_role_key") if not getattr(self, n)]
+            if missing:
+                names = " and ".join(name.upper() for name in missing)
+                raise ValueError(f"BACKEND={self.backend} needs {names}; set it, or BACKEND=local")
+        # a beat that comes rarer than this would lose the lease to one slow answer
+        if self.lease_seconds < 3 * self.cancel_check_interval:
+            raise ValueError(
+                f"LEASE_SECONDS={self.lease_seconds:g} must be at least three times "
+                f"CANCEL_CHECK_INTERVAL={self.cancel_check_interval:g}",
+            )
+        return self
+
+    @property
+    def uses_supabase(self) -> bool:
+        return self.backend == "supabase" or (self.backend == "auto" and bool(self.supabase_url))
+
+    @property
+    def datasets_folder(self) -> Path:
+        return self.dataset_root or self.trainer_home / "datasets"
+
+    @property
+    def runs_folder(self) -> Path:
+        return self.runs_dir or self.trainer_home / "runs"
+
+    @property
+    def models_folder(self) -> Path:
+        return self.models_dir or self.trainer_home / "models"
+
+
+def read_settings() -> Settings:
+    """The settings of this process, from its environment and `.env`.
+
+    Raises Misconfigured that lists every bad variable, without showing any value that may be secret.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors(include_url=False, include_context=False)]
+        raise Misconfigured("\n".join(lines)) from None
+
+
+def _explain(problem: Mapping[str, object]) -> str:
+    location = problem["loc"]
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not isinstance(location, tuple) or not location:
+        return message
+    name = str(location[0]).upper()
+    value = "" if "KEY" in name else f"={problem.get('input')!r:.80}"
+    return f"{name}{value}: {message[0].lower()}{message[1:]}"
+
+
+def process_environment() -> Mapping[str, str]:
+    """This process's environment, for the one who scrubs it before it reaches a training process."""
+    return dict(os.environ)

@@ -1,0 +1,126 @@
+"""Claim, execute, finish, repeat: the loop that keeps the slots of this host busy."""
+
+from __future__ import annotations
+
+import random
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from trainer.core.errors import Misconfigured, Unavailable
+from trainer.core.job import Lease, Retry
+from trainer.core.ports import Queue, Worker
+from trainer.core.stop import StopSignal
+from trainer.worker.deliver import deliver_leftovers
+from trainer.worker.execution import Execution
+from trainer.worker.slots import SlotLoan, Slots
+
+log = structlog.get_logger()
+
+LONGEST_WAIT = 60.0  # seconds between tries while the queue does not answer
+
+
+class Daemon:
+    """Runs until it is told to shut down. Each run has a thread of its own and a stop signal below the shutdown's."""
+
+    def __init__(
+        self,
+        *,
+        queue: Queue,
+        execution: Execution,
+        slots: Slots,
+        describe_worker: Callable[[int], Worker],
+        journals: Path,
+        poll_seconds: float,
+        lease_seconds: float,
+        drain_seconds: float,
+        on_status: Callable[[str], None],
+    ) -> None:
+        self._queue = queue
+        self._execution = execution
+        self._slots = slots
+        self._describe_worker = describe_worker
+        self._journals = journals
+        self._poll_seconds = poll_seconds
+        self._lease_seconds = lease_seconds
+        self._drain_seconds = drain_seconds
+        self._on_status = on_status
+        self._claim_id = str(uuid.uuid4())
+        self._unanswered = 0  # claims in a row that the queue did not answer
+        self._runs: list[threading.Thread] = []
+
+    def run(self, shutdown: StopSignal) -> bool:
+        """Serve the queue until `shutdown`. True if every run came to its end within the drain time.
+
+        On the way out: claim nothing more, let each run stop its training and give itself back while its lease is
+        still renewed, and only then leave.
+        """
+        worker = self._describe_worker(self._slots.free)
+        deliver_leftovers(self._queue, self._journals, worker.id, self._lease_seconds, shutdown)
+        while not shutdown.must_stop:
+            self._runs = [thread for thread in self._runs if thread.is_alive()]
+            if not self._slots.wait_for_free(1.0):
+                continue
+            lease = self._claim()
+            if lease is not None:
+                self._start(lease, shutdown)
+            else:
+                shutdown.wait(self._pause())
+        return self._drain()
+
+    def _claim(self) -> Lease | None:
+        """Ask for a run. A claim that got no answer is asked again under the same id: it may have been granted."""
+        try:
+            lease = self._queue.claim(self._describe_worker(self._slots.free), self._claim_id, self._lease_seconds)
+        except (Unavailable, Misconfigured) as error:
+            if self._unanswered == 0:
+                log.warning("the queue does not answer; trying again", error=str(error))
+            self._unanswered += 1
+            return None
+        if self._unanswered:
+            log.info("the queue answers again", tries=self._unanswered)
+        self._unanswered = 0
+        self._claim_id = str(uuid.uuid4())
+        self._on_status("working" if lease else "waiting for runs")
+        return lease
+
+    def _pause(self) -> float:
+        """Seconds until the next claim; the jitter keeps a fleet from asking in step."""
+        wait = self._poll_seconds
+        if self._unanswered:
+            wait = min(max(wait, 1.0) * 2.0 ** (self._unanswered - 1), LONGEST_WAIT)
+        return wait * random.uniform(0.8, 1.2)  # noqa: S311
+
+    def _start(self, lease: Lease, shutdown: StopSignal) -> None:
+        slot = self._slots.take(lease.job.gpus)
+        name = f"run-{lease.job.id[:8]}"
+        thread = threading.Thread(target=self._execute, args=(lease, slot, shutdown.child()), name=name, daemon=True)
+        thread.start()
+        self._runs.append(thread)
+
+    def _execute(self, lease: Lease, slot: SlotLoan, stop: StopSignal) -> None:
+        with structlog.contextvars.bound_contextvars(run_id=lease.job.id, attempt=lease.job.attempt):
+            log.info("run claimed", name=lease.job.request.name)
+            try:
+                self._execution.run(lease, slot, stop)
+            except Exception:
+                # a bug of ours, or a disk too full to begin: this run goes back, the others and the daemon go on
+                log.exception("the run failed in the service itself")
+                self._give_up(lease)
+            finally:
+                slot.give_back()
+
+    def _give_up(self, lease: Lease) -> None:
+        try:
+            self._queue.finish(lease, Retry(message="The service failed on this run; see the worker's log."), [])
+        except (Unavailable, Misconfigured) as error:
+            log.warning("the run could not be given back; its lease will expire", error=str(error))
+
+    def _drain(self) -> bool:
+        self._on_status("stopping")
+        for thread in self._runs:
+            thread.join(self._drain_seconds)
+        return not any(thread.is_alive() for thread in self._runs)

@@ -1,0 +1,155 @@
+"""What has to survive an outage or a crash of this process: the run's events and its ending, on local disk.
+
+One append-only file per attempt, locked by the process that works on it. A file that nobody holds is what a
+process left behind when it died; the next one delivers it (`leftovers`). Its lines:
+
+    {"lease": …}      first: whose run, under which claim
+    {"event": …}      something happened
+    {"delivered": n}  the queue has every event up to n
+    {"ending": …}     how it ended; the file is removed once that is delivered
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import structlog
+from pydantic import TypeAdapter
+
+from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, RunRequest
+
+log = structlog.get_logger()
+
+OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+
+
+class Journal:
+    """The journal of one attempt. Safe between threads.
+
+    A disk that cannot be written costs the protection against a crash, never the run: the lines stay in memory and
+    are delivered from there.
+    """
+
+    def __init__(self, file: IO[str], path: Path, lease: Lease) -> None:
+        self.path = path
+        self.lease = lease
+        self.ending: Outcome | None = None
+        self._file = file
+        self._lock = threading.Lock()
+        self._pending: list[RunEvent] = []
+        self._next = 1
+        self._disk_failed = False
+
+    @classmethod
+    def create(cls, folder: Path, lease: Lease) -> Journal:
+        """A new journal for a lease that was just claimed. Raises OSError when the disk is full or read-only."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{lease.job.id}.{lease.job.attempt}.jsonl"
+        file = path.open("a", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        journal = cls(file, path, lease)
+        journal._append({"lease": {"run_id": lease.job.id, "attempt": lease.job.attempt, "claim_id": lease.claim_id}})
+        return journal
+
+    def record(self, kind: str, data: JsonObject) -> None:
+        """Add an event to the history."""
+        with self._lock:
+            event = RunEvent(seq=self._next, at=datetime.now(UTC).isoformat(), kind=kind, data=data)
+            self._next += 1
+            self._pending.append(event)
+            self._append({"event": asdict(event)})
+
+    def pending(self, limit: int = 200) -> list[RunEvent]:
+        """The oldest events that the queue has not confirmed."""
+        with self._lock:
+            return self._pending[:limit]
+
+    def delivered(self, events: list[RunEvent]) -> None:
+        """The queue has these."""
+        if not events:
+            return
+        with self._lock:
+            last = events[-1].seq
+            self._pending = [event for event in self._pending if event.seq > last]
+            self._append({"delivered": last})
+
+    def end(self, outcome: Outcome) -> None:
+        """The attempt is over; from here on only the delivery is left. Forced to disk before it returns."""
+        with self._lock:
+            self.ending = outcome
+            self._append({"ending": OUTCOME.dump_python(outcome, mode="json")}, sync=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def discard(self) -> None:
+        """Everything was delivered, or is nobody's business any more."""
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def _append(self, line: JsonObject, *, sync: bool = False) -> None:
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            if sync:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            if not self._disk_failed:
+                log.error(
+                    "the journal cannot be written; a crash now would lose events",
+                    path=str(self.path),
+                    error=str(error),
+                )
+            self._disk_failed = True
+
+
+def leftovers(folder: Path, worker_id: str, lease_seconds: float) -> Iterator[Journal]:
+    """The journals of processes that are gone, locked for us. Unreadable ones are set aside, never deleted."""
+    for path in sorted(folder.glob("*.jsonl")):
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            continue
+        journal = _read(file, path, worker_id, lease_seconds)
+        if journal is None:
+            file.close()
+            path.rename(path.with_suffix(".unreadable"))
+            log.error("a journal is unreadable and was set aside", path=str(path))
+        else:
+            yield journal
+
+
+def _read(file: IO[str], path: Path, worker_id: str, lease_seconds: float) -> Journal | None:
+    file.seek(0)
+    lines: list[JsonObject] = []
+    for text in file:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break  # a line that was cut by the crash is the last one that was written
+    if not lines or "lease" not in lines[0]:
+        return None
+    held = lines[0]["lease"]
+    job = Job(id=held["run_id"], request=RunRequest(data_yaml=None), attempt=held["attempt"])
+    lease = Lease(job=job, claim_id=held["claim_id"], worker_id=worker_id, seconds=lease_seconds, trusted_until=0.0)
+    journal = Journal(file, path, lease)
+    for line in lines[1:]:
+        if "event" in line:
+            event = RunEvent(**line["event"])
+            journal._pending.append(event)  # noqa: SLF001 - built here
+            journal._next = event.seq + 1  # noqa: SLF001
+        elif "delivered" in line:
+            journal._pending = [e for e in journal._pending if e.seq > line["delivered"]]  # noqa: SLF001
+        elif "ending" in line:
+            journal.ending = OUTCOME.validate_python(line["ending"])
+    return journal

@@ -1,0 +1,96 @@
+"""Everything that happens in a run passes here once: to its progress, its journal, its log, and whoever listens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainer.core.events import BatchProgress, Event, PhaseStarted, TransferProgress, is_durable
+from trainer.core.job import Job
+from trainer.core.ports import Reporter
+from trainer.core.progress import Progress
+from trainer.worker.journal import Journal
+
+LOCAL_ONLY = {"kind", "path"}  # the kind has a column of its own, a path of this host means nothing elsewhere
+
+
+class RunLog:
+    """The run's own log file: what happened and what the training printed, each line with its time in UTC."""
+
+    def __init__(self, path: Path, *, timestamps: bool) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._timestamps = timestamps
+        self._file = path.open("a", encoding="utf-8", errors="replace", buffering=1)
+        self._lock = threading.Lock()
+
+    def note(self, text: str) -> None:
+        """A line of ours; always with its time."""
+        self._write(f"[{_now()}] {text}\n")
+
+    def output(self, line: str) -> None:
+        """A line that the training printed."""
+        self._write(f"[{_now()}] {line}\n" if self._timestamps else f"{line}\n")
+
+    def _write(self, text: str) -> None:
+        with self._lock:
+            if not self._file.closed:
+                self._file.write(text)
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+
+class Record:
+    """The history of one attempt while it is being made. `event` may be called from any thread."""
+
+    def __init__(self, job: Job, journal: Journal, progress: Progress, log: RunLog, reporter: Reporter) -> None:
+        self._job = job
+        self._journal = journal
+        self._progress = progress
+        self._log = log
+        self._reporter = reporter
+        self._lock = threading.Lock()
+        self._phase_began: float | None = None
+
+    @property
+    def log_path(self) -> Path:
+        return self._log.path
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            event = self._timed(event)
+        self._progress.follow(event)
+        if is_durable(event):
+            data = {name: value for name, value in asdict(event).items() if name not in LOCAL_ONLY}
+            self._journal.record(event.kind, data)
+        if not isinstance(event, BatchProgress | TransferProgress):
+            self._log.note(describe(event))
+        self._reporter.event(self._job, event)
+
+    def output(self, line: str) -> None:
+        self._log.output(line)
+
+    def _timed(self, event: PhaseStarted) -> PhaseStarted:
+        """With the length of the phase that just ended."""
+        with self._lock:
+            began, self._phase_began = self._phase_began, time.monotonic()
+        return event if began is None else replace(event, seconds=round(time.monotonic() - began, 3))
+
+
+def describe(event: Event) -> str:
+    """One line for a log: the kind, then the fields that say something short."""
+    fields = {k: v for k, v in asdict(event).items() if k != "kind" and v is not None}
+    short = (f"{name}={value}" for name, value in fields.items() if not isinstance(value, dict | list))
+    text = " ".join(short)
+    if metrics := fields.get("metrics"):
+        text += " " + " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+    return f"{event.kind}: {text}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

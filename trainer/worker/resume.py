@@ -1,0 +1,189 @@
+"""Checkpoints between attempts: found again on this host, brought from the bucket, and sent there on a timer.
+
+A training keeps its newest generations in `<run_dir>/checkpoints/` as `epoch-00007.pt` with a sidecar
+`epoch-00007.json` (`epoch`, `sha256`, `bytes`), each written beside and renamed, so a name that exists is whole
+unless the disk lied, which the sha-256 finds out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import TrainerError
+from trainer.core.events import CheckpointSaved, Event, Warned
+from trainer.core.job import Checkpoint, Job
+from trainer.core.ports import ObjectStore
+from trainer.core.stop import Stopped, StopSignal
+
+log = structlog.get_logger()
+
+KEPT_IN_BUCKET = 2
+
+
+def checkpoint_to_resume(
+    job: Job,
+    run_dirs: list[Path],
+    target: Path,
+    store: ObjectStore,
+    bucket: str,
+    stop: StopSignal,
+    on_event: Callable[[Event], None],
+) -> tuple[Path, int] | None:
+    """The newest usable checkpoint as (file, finished epochs), or None to start from the beginning.
+
+    Tries this host's generations and the bucket's, newest epoch first; what is broken is skipped with a warning.
+    Raises Unavailable when only the bucket can have one and it does not answer.
+    """
+    local = sorted((c for folder in run_dirs for c in _local(folder)), key=lambda c: c[1].epoch, reverse=True)
+    remote = job.checkpoint if job.checkpoint and job.checkpoint.key else None
+    for path, checkpoint in local:
+        if remote and remote.epoch > checkpoint.epoch:
+            break
+        if _is_whole(path, checkpoint):
+            return path, checkpoint.epoch
+        on_event(Warned(code="checkpoint_broken", message=f"The checkpoint of epoch {checkpoint.epoch} is damaged."))
+    downloaded = _download(remote, target, store, bucket, stop, on_event) if remote else None
+    if remote and downloaded:
+        return downloaded, remote.epoch
+    for path, checkpoint in local:
+        if remote and checkpoint.epoch < remote.epoch and _is_whole(path, checkpoint):
+            return path, checkpoint.epoch
+    if local or remote:
+        on_event(Warned(code="no_checkpoint", message="No checkpoint is usable; the training starts from epoch 1."))
+    return None
+
+
+def _local(run_dir: Path) -> Iterator[tuple[Path, Checkpoint]]:
+    for sidecar in run_dir.glob("checkpoints/epoch-*.json"):
+        try:
+            facts = json.loads(sidecar.read_text())
+            checkpoint = Checkpoint(epoch=facts["epoch"], sha256=facts["sha256"], bytes=facts["bytes"])
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a crash: the generation before it has its own
+        if (path := sidecar.with_suffix(".pt")).exists():
+            yield path, checkpoint
+
+
+def _is_whole(path: Path, checkpoint: Checkpoint) -> bool:
+    if path.stat().st_size != checkpoint.bytes:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == checkpoint.sha256
+
+
+def _download(
+    remote: Checkpoint,
+    target: Path,
+    store: ObjectStore,
+    bucket: str,
+    stop: StopSignal,
+    on_event: Callable[[Event], None],
+) -> Path | None:
+    folder = target / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"epoch-{remote.epoch:05d}.pt"
+    assert remote.key is not None
+    try:
+        store.download(ObjectRef(bucket=bucket, key=remote.key), path, stop)
+    except TrainerError as error:
+        on_event(Warned(code="checkpoint_missing", message=f"The checkpoint in the bucket cannot be had: {error}"))
+        return None
+    if not _is_whole(path, remote):
+        path.unlink()
+        on_event(
+            Warned(code="checkpoint_broken", message=f"The bucket's checkpoint of epoch {remote.epoch} is damaged.")
+        )
+        return None
+    facts = {"epoch": remote.epoch, "sha256": remote.sha256, "bytes": remote.bytes}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    return path
+
+
+class CheckpointUploads:
+    """Sends the newest checkpoint of a training to the bucket every `interval` seconds, and once more on demand."""
+
+    def __init__(
+        self,
+        prefix: str,
+        store: ObjectStore,
+        bucket: str,
+        interval: float,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._prefix = prefix
+        self._store = store
+        self._bucket = bucket
+        self._interval = interval
+        self._on_event = on_event
+        self._newest: CheckpointSaved | None = None
+        self._uploaded: list[Checkpoint] = []
+        self._over = threading.Event()
+        self._sending = threading.Lock()
+
+    def saw(self, event: Event) -> None:
+        """Remember a checkpoint that the training announced."""
+        if isinstance(event, CheckpointSaved) and event.key is None:
+            self._newest = event
+
+    def send_newest(self, stop: StopSignal) -> Checkpoint | None:
+        """Upload the newest checkpoint if it is not there yet; what the bucket has then, or None.
+
+        Raises Unavailable, Misconfigured or Stopped.
+        """
+        with self._sending:
+            newest = self._newest
+            last = self._uploaded[-1] if self._uploaded else None
+            if newest is None or (last and last.epoch == newest.epoch and last.sha256 == newest.sha256):
+                return last
+            key = f"{self._prefix}/checkpoints/epoch-{newest.epoch:05d}-{newest.sha256[:8]}.pt"
+            kept = Path(newest.path).with_suffix(".uploading")
+            kept.unlink(missing_ok=True)
+            # the training replaces old generations while we send: a second name keeps this one, whole
+            os.link(newest.path, kept)
+            try:
+                self._store.upload(kept, ObjectRef(bucket=self._bucket, key=key), stop)
+            finally:
+                kept.unlink(missing_ok=True)
+            sent = Checkpoint(epoch=newest.epoch, sha256=newest.sha256, bytes=newest.bytes, key=key)
+            self._on_event(
+                CheckpointSaved(epoch=sent.epoch, sha256=sent.sha256, bytes=sent.bytes, path=newest.path, key=key),
+            )
+            self._uploaded.append(sent)
+            self._drop_old()
+            return sent
+
+    def _drop_old(self) -> None:
+        while len(self._uploaded) > KEPT_IN_BUCKET:
+            old = self._uploaded.pop(0)
+            assert old.key is not None
+            self._store.delete(ObjectRef(bucket=self._bucket, key=old.key))
+
+    @contextmanager
+    def on_a_timer(self, stop: StopSignal) -> Iterator[None]:
+        """Upload in a thread of its own while the block runs."""
+        uploads = stop.child()
+        thread = threading.Thread(target=self._keep_sending, args=(uploads,), name="checkpoints", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    def _keep_sending(self, stop: StopSignal) -> None:
+        while not self._over.wait(self._interval):
+            try:
+                self.send_newest(stop)
+            except Stopped:
+                return
+            except (TrainerError, OSError) as error:
+                log.warning("a checkpoint could not be uploaded; the next one will be", error=str(error))
