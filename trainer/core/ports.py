@@ -142,7 +142,11 @@ class Datasets(Protocol):
     """From the strings in a row to a folder that YOLO can train on."""
 
     def prepare(
-        self, order: DatasetOrder, view: Path, stop: StopSignal, on_event: Callable[[Event], None],
+        self,
+        order: DatasetOrder,
+        view: Path,
+        stop: StopSignal,
+        on_event: Callable[[Event], None],
     ) -> PreparedDataset:
         """Fetch, recognise, convert, validate and link into the new folder `view`. Raises DatasetError, Unavailable."""
 
@@ -173,7 +177,11 @@ class Trainer(Protocol):
     """One training in a process of its own."""
 
     def train(
-        self, order: TrainingOrder, stop: StopSignal, on_event: Callable[[Event], None], on_line: Callable[[str], None],
+        self,
+        order: TrainingOrder,
+        stop: StopSignal,
+        on_event: Callable[[Event], None],
+        on_line: Callable[[str], None],
     ) -> Finished:
         """Train to the end. Events and output lines are handed over as they come, from this thread's helpers.
 
