@@ -1,0 +1,74 @@
+"""Files that appear whole or not at all, and disk errors that name the file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from trainer.core.errors import MachineFailed
+from trainer.core.ports import OnBytes
+from trainer.core.stop import StopSignal
+
+BLOCK = 1024 * 1024  # bytes
+_TEMPORARY = ".incoming-"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` into a `MachineFailed` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno in _FULL else error.strerror or type(error).__name__
+        raise MachineFailed(f"cannot read or write {path}: {reason}") from error
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends, and leaves no trace when it raises.
+
+    `durable` means that it survives a power cut from then on.
+    """
+    # not named after `path`: a name of the longest length that a file system takes has no room for a suffix
+    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as out:
+            yield out
+            if durable:
+                out.flush()
+                os.fsync(out.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_temporary(name: str) -> bool:
+    return name.startswith(_TEMPORARY)
+
+
+def copy(source: BinaryIO, out: BinaryIO, stop: StopSignal, on_bytes: OnBytes | None) -> None:
+    """Copy to the end, in blocks; raises `Stopped` between two of them."""
+    while block := source.read(BLOCK):
+        stop.raise_if_set()
+        out.write(block)
+        if on_bytes:
+            on_bytes(len(block))
+    stop.raise_if_set()

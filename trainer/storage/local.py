@@ -1,0 +1,145 @@
+"""An object store in a folder of this machine: one folder per bucket, one file per object."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import ObjectMissing, Unavailable
+from trainer.core.ports import ObjectInfo, OnBytes, StoredObject
+from trainer.core.stop import StopSignal
+from trainer.storage.files import copy, disk_errors, is_temporary, replacing
+
+_PLACEHOLDER = ".emptyFolderPlaceholder"
+
+
+class LocalObjectStore:
+    """`ObjectStore` over `root`. An upload makes the bucket it needs; no key leads out of its bucket."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def list(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+        top = self._bucket(bucket)
+        if not top.is_dir():
+            raise ObjectMissing(f"bucket {bucket!r} does not exist: there is no folder {top}")
+        key = prefix.strip("/")
+        folder = self._path(ObjectRef(bucket=bucket, key=key)) if key else top
+        if folder.is_dir():
+            yield from self._below(bucket, folder)
+
+    def stat(self, ref: ObjectRef) -> ObjectInfo:
+        path = self._path(ref)
+        with disk_errors(path):
+            try:
+                return _info(ref, path.stat())
+            except (FileNotFoundError, NotADirectoryError):
+                raise _missing(ref) from None
+
+    def download(
+        self,
+        ref: ObjectRef,
+        path: Path,
+        stop: StopSignal,
+        *,
+        expected: ObjectInfo | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> ObjectInfo:
+        before = self.stat(ref)
+        _must_equal(expected or before, before)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # not durable: what can be fetched again need not survive a power cut
+            with self._path(ref).open("rb") as source, replacing(path, durable=False) as out:
+                copy(source, out, stop, on_bytes)
+                _must_equal(before, _info(ref, os.fstat(source.fileno())))
+                if out.tell() != before.bytes:
+                    raise _changed(ref)
+        return before
+
+    def upload(
+        self,
+        path: Path,
+        ref: ObjectRef,
+        stop: StopSignal,
+        *,
+        content_type: str | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> StoredObject:
+        target = self._path(ref)
+        with disk_errors(path), path.open("rb") as source, disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target, durable=True) as out:
+                copy(source, out, stop, on_bytes)
+                size = out.tell()
+        return StoredObject(ref=ref, bytes=size, url=self.url(ref))
+
+    def delete(self, ref: ObjectRef) -> None:
+        path = self._path(ref)
+        with disk_errors(path):
+            try:
+                path.unlink(missing_ok=True)
+            except (NotADirectoryError, IsADirectoryError):
+                return  # a folder is not an object
+
+    def url(self, ref: ObjectRef) -> str:
+        return self._path(ref).absolute().as_uri()
+
+    def _bucket(self, bucket: str) -> Path:
+        if bucket in ("", ".", "..") or "/" in bucket or "\0" in bucket:
+            raise ObjectMissing(f"{bucket!r} is not the name of a bucket")
+        return self._root / bucket
+
+    def _path(self, ref: ObjectRef) -> Path:
+        """The file of `ref`; `ObjectMissing` for a key that is not plain or that leads out of its bucket."""
+        bucket = self._bucket(ref.bucket)
+        key = PurePosixPath(ref.key)
+        plain = str(key) == ref.key and not key.is_absolute() and ".." not in key.parts and "\0" not in ref.key
+        if not plain or ref.key == ".":
+            raise ObjectMissing(f"{ref.key!r} cannot be an object of bucket {ref.bucket!r}: write it as a/plain/path")
+        path = bucket / key
+        with disk_errors(path):
+            inside = path.resolve().is_relative_to(bucket.resolve())
+        if not inside:
+            raise ObjectMissing(
+                f"{ref.key!r} is a symbolic link that leaves bucket {ref.bucket!r}: copy the file into the bucket",
+            )
+        return path
+
+    def _below(self, bucket: str, folder: Path) -> Iterator[ObjectInfo]:
+        with disk_errors(folder), os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            path = folder / entry.name
+            ref = ObjectRef(bucket=bucket, key=path.relative_to(self._root / bucket).as_posix())
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._below(bucket, path)
+            elif entry.is_dir():
+                # following it could go round in circles, leaving it out would be a shorter list
+                raise ObjectMissing(f"{ref.key!r} in bucket {bucket!r} is a symbolic link to a folder: copy the folder")
+            elif entry.name != _PLACEHOLDER and not is_temporary(entry.name):
+                yield self.stat(ref)
+
+
+def _info(ref: ObjectRef, status: os.stat_result) -> ObjectInfo:
+    if not stat.S_ISREG(status.st_mode):
+        raise _missing(ref)
+    # an upload always makes a new file, so the content cannot change without one of the three
+    etag = f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"
+    return ObjectInfo(ref=ref, bytes=status.st_size, etag=etag)
+
+
+def _missing(ref: ObjectRef) -> ObjectMissing:
+    return ObjectMissing(f"object {ref.key!r} does not exist in bucket {ref.bucket!r}")
+
+
+def _must_equal(expected: ObjectInfo, found: ObjectInfo) -> None:
+    if (expected.etag, expected.bytes) != (found.etag, found.bytes):
+        raise _changed(found.ref)
+
+
+def _changed(ref: ObjectRef) -> Unavailable:
+    return Unavailable(f"object {ref.key!r} of bucket {ref.bucket!r} changed since it was looked at")
