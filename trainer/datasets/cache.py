@@ -1,0 +1,262 @@
+"""Every object once: files and extracted trees by the identity of their content, shared by all runs and processes.
+
+    objects/ab/abcdef…   a file       trees/abcdef…/   an extracted archive
+    tmp/                 not complete yet              pins/  who uses what      lock  held while evicting or pinning
+
+An entry appears by one rename, so it is never torn. A pin belongs to a folder (a run's staging folder) and lasts as
+long as that folder exists: no process has to live for it, and a crashed run's pin goes when its folder is cleaned up.
+Files are read-only and carry a modification time that is computed from their identity: one that was written to, say
+through a hard link, no longer has it, and counts as missing. The access time says when an entry was last wanted.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.core.errors import MachineFailed
+
+MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
+TREE_SIZE = ".size"  # the file in a tree that says how many bytes the tree has
+STALE_SECONDS = 24 * 3600.0  # a temporary file that nobody touched for this long is a crash's
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    path: Path
+    bytes: int
+    used_ns: int
+    is_linked: bool
+
+
+class ContentCache:
+    """A folder of content by identity, kept within `max_bytes` by evicting what was used longest ago.
+
+    Identities are any text that changes when the content does, for example bucket, key, etag and size. `reserve` are
+    the bytes of the disk that stay free. Raises `MachineFailed` when the disk is the problem.
+    """
+
+    def __init__(self, root: Path, *, max_bytes: int, reserve: int = 1 << 30) -> None:
+        self.root = root
+        self._max_bytes = max_bytes
+        self._reserve = reserve
+        self._pins = root / "pins"
+        self._tmp = root / "tmp"
+        self._ready = False
+
+    def get(self, identity: str, size: int) -> Path | None:
+        """The complete, unchanged file of that identity, or None. Marks it as just used."""
+        name = _name(identity)
+        path = self._object(name)
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if found.st_size != size or found.st_mtime != _seal(name):
+            path.unlink(missing_ok=True)  # those who linked it keep their copy; the next run gets the true content
+            return None
+        self._touch(path, _seal(name))
+        return path
+
+    def put(self, identity: str, file: Path) -> Path:
+        """Move a complete file (made by `temporary`) in; one that another process put first is replaced by ours."""
+        name = _name(identity)
+        path = self._object(name)
+        with on_this_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file.chmod(0o444)
+            os.utime(file, (time.time(), _seal(name)))
+            file.replace(path)
+        return path
+
+    def get_tree(self, identity: str) -> Path | None:
+        """The complete folder of that identity, or None. Marks it as just used."""
+        path = self.root / "trees" / _name(identity)
+        if not path.is_dir():
+            return None
+        self._touch(path, path.stat().st_mtime)
+        return path
+
+    def put_tree(self, identity: str, folder: Path, size: int) -> Path:
+        """Move a complete folder of `size` bytes in; when another process put it first, theirs is kept."""
+        path = self.root / "trees" / _name(identity)
+        with on_this_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (folder / TREE_SIZE).write_text(str(size))
+            try:
+                folder.rename(path)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                shutil.rmtree(folder)
+        return path
+
+    def drop_tree(self, identity: str) -> None:
+        """Forget a tree that turned out to be damaged."""
+        self._make_folders()
+        with self._locked():
+            self._remove(self.root / "trees" / _name(identity))
+
+    @contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """A new path on the cache's file system, for `put` or `put_tree`; what is left there is removed."""
+        self._make_folders()
+        path = self._tmp / uuid.uuid4().hex
+        try:
+            yield path
+        finally:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def pin(self, holder: Path, identities: Iterable[str]) -> None:
+        """Keep these entries, present or to come, as long as the folder `holder` exists. Pins add up."""
+        self._make_folders()
+        lines = [os.path.relpath(holder, self.root), *sorted({_name(i) for i in identities})]
+        with self._locked(), on_this_disk(self._pins):
+            (self._pins / uuid.uuid4().hex).write_text("\n".join(lines))
+
+    def make_room(self, needed: int) -> None:
+        """Evict until `needed` more bytes fit into the limit and onto the disk.
+
+        Entries in use are kept even over the limit; raises `MachineFailed` when the disk has too little room for
+        `needed`, naming path, need and free space.
+        """
+        self._make_folders()
+        with self._locked():
+            self._evict(needed)
+        free = shutil.disk_usage(self.root).free
+        if free - self._reserve < needed:
+            raise MachineFailed(
+                f"The disk of {self.root} is too full: the dataset needs {_mib(needed)}, {_mib(free)} are free and "
+                f"{_mib(self._reserve)} of them are kept in reserve; free space there or move DATASET_ROOT.",
+            )
+
+    def _evict(self, needed: int) -> None:
+        pinned = self._pinned()
+        entries = [*self._files(), *self._trees()]
+        excess = sum(entry.bytes for entry in entries) + needed - self._max_bytes
+        excess = max(excess, needed + self._reserve - shutil.disk_usage(self.root).free)
+        for entry in sorted(entries, key=lambda e: e.used_ns):
+            if excess <= 0:
+                break
+            if entry.name in pinned or entry.is_linked:
+                continue
+            self._remove(entry.path)
+            excess -= entry.bytes
+        self._sweep_tmp()
+
+    def _remove(self, path: Path) -> None:
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        doomed = self._tmp / uuid.uuid4().hex  # renamed first: a half-removed tree must not look complete
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def _files(self) -> Iterator[_Entry]:
+        for shard in _scan(self.root / "objects"):
+            for file in _scan(Path(shard.path)):
+                found = _stat(file)
+                if found is not None:
+                    # a second name means that a view holds it: removing ours would free nothing
+                    yield _Entry(file.name, Path(file.path), found.st_size, found.st_atime_ns, found.st_nlink > 1)
+
+    def _trees(self) -> Iterator[_Entry]:
+        for tree in _scan(self.root / "trees"):
+            found = _stat(tree)
+            if found is not None:
+                size = int((Path(tree.path) / TREE_SIZE).read_text())
+                yield _Entry(tree.name, Path(tree.path), size, found.st_atime_ns, is_linked=False)
+
+    def _pinned(self) -> set[str]:
+        names: set[str] = set()
+        for pin in _scan(self._pins):
+            holder, *pinned = Path(pin.path).read_text().split("\n")
+            if (self.root / holder).is_dir():
+                names.update(pinned)
+            else:
+                Path(pin.path).unlink(missing_ok=True)
+        return names
+
+    def _sweep_tmp(self) -> None:
+        for left in _scan(self._tmp):
+            found = _stat(left)
+            if found is not None and time.time() - found.st_mtime > STALE_SECONDS:
+                if left.is_dir(follow_symlinks=False):
+                    shutil.rmtree(left.path, ignore_errors=True)
+                else:
+                    Path(left.path).unlink(missing_ok=True)
+
+    def _object(self, name: str) -> Path:
+        return self.root / "objects" / name[:2] / name
+
+    def _make_folders(self) -> None:
+        if not self._ready:
+            with on_this_disk(self.root):
+                self._pins.mkdir(parents=True, exist_ok=True)
+                self._tmp.mkdir(exist_ok=True)
+            self._ready = True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with on_this_disk(self.root), (self.root / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when a process dies
+            yield
+
+    @staticmethod
+    def _touch(path: Path, modified: float) -> None:
+        try:
+            os.utime(path, (time.time(), modified))
+        except PermissionError:  # another user's entry: still good to read, it only looks older than it is
+            return
+
+
+@contextmanager
+def on_this_disk(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or broken disk into `MachineFailed` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in MACHINE_ERRNOS and not isinstance(error, PermissionError):
+            raise
+        raise MachineFailed(f"Cannot write to {path}: {os.strerror(error.errno or 0)}; the operator has to mend it.") from error
+
+
+def _name(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _seal(name: str) -> float:
+    """A modification time for the content: whole even seconds, which every file system keeps, in 2001 to 2033."""
+    return 1_000_000_000 + int(name[:12], 16) % 500_000_000 * 2
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
