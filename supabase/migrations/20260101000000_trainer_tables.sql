@@ -1,0 +1,158 @@
+-- The trainer's tables: additive, and harmless when applied again.
+--
+-- On an empty project this creates them. Where a web app brought `training_runs` and `trainer_workers` along, their
+-- columns, rows, triggers, policies and grants stay, and only what is missing is added.
+
+create schema if not exists trainer;  -- helpers that no API may call
+comment on schema trainer is 'Internals of the training queue; never expose it through the API.';
+
+do $$
+declare
+  outsider text;
+begin
+  if to_regclass('public.training_runs') is null then
+    create table public.training_runs (
+      id uuid primary key default gen_random_uuid(),
+      run_name text not null,
+      project_id uuid,
+      step_id uuid,
+      status text not null default 'queued',
+      base_model text,
+      configuration jsonb,
+      data_yaml text,
+      results jsonb,
+      trained_model_url text,
+      created_by text,
+      is_deployed boolean not null default false,
+      deployment_status text,
+      deployment_date timestamptz,
+      deployment_url text,
+      started_at timestamptz,
+      completed_at timestamptz,
+      canceled_at timestamptz,
+      cancel_requested boolean not null default false,
+      worker_id text,
+      error_message text,
+      created_at timestamptz not null default now(),
+      updated_at timestamptz not null default now()
+    );
+    -- Supabase grants new tables to everybody; what an app made keeps the grants that it has
+    for outsider in select rolname from pg_roles where rolname in ('anon', 'authenticated') loop
+      execute format('revoke all on public.training_runs from %I', outsider);
+    end loop;
+  end if;
+
+  if to_regclass('public.trainer_workers') is null then
+    create table public.trainer_workers (
+      worker_id text primary key,
+      status text not null default 'online',
+      last_seen timestamptz not null default now(),
+      created_at timestamptz not null default now(),
+      updated_at timestamptz not null default now()
+    );
+    for outsider in select rolname from pg_roles where rolname in ('anon', 'authenticated') loop
+      execute format('revoke all on public.trainer_workers from %I', outsider);
+    end loop;
+  end if;
+end $$;
+
+alter table public.training_runs
+  add column if not exists attempt integer not null default 0,
+  add column if not exists max_attempts integer not null default 3,
+  add column if not exists failures integer not null default 0,
+  add column if not exists claim_id uuid,
+  add column if not exists lease_expires_at timestamptz,
+  add column if not exists heartbeat_at timestamptz,
+  add column if not exists priority integer not null default 0,
+  add column if not exists not_before timestamptz,
+  add column if not exists checkpoint jsonb,
+  add column if not exists progress_epoch integer not null default 0,
+  add column if not exists finish_requested boolean not null default false;
+
+comment on column public.training_runs.attempt is 'Ordinal of the claim; never repeats, names the bucket prefix and the events.';
+comment on column public.training_runs.failures is 'Attempts lost since the last progress; at max_attempts the run fails.';
+comment on column public.training_runs.claim_id is 'The fence: every write of a worker carries it. Kept after the end, for replays.';
+comment on column public.training_runs.lease_expires_at is 'Until when the claim is held. On a queued run: expired, and may still be revived.';
+comment on column public.training_runs.not_before is 'Back-off: not to be claimed earlier.';
+comment on column public.training_runs.checkpoint is 'The newest resumable state in the bucket: {epoch, sha256, bytes, key}.';
+
+alter table public.trainer_workers
+  add column if not exists version text,
+  add column if not exists slots integer,
+  add column if not exists current_runs integer,
+  add column if not exists device_type text,
+  add column if not exists compute_type text,
+  add column if not exists gpu_name text,
+  add column if not exists gpu_model text,
+  add column if not exists gpu text,
+  add column if not exists gpu_memory_gb numeric,
+  add column if not exists gpu_vram_gb numeric,
+  add column if not exists gpu_memory_mb numeric,
+  add column if not exists gpu_vram_mb numeric,
+  add column if not exists cpu_model text,
+  add column if not exists cpu text,
+  add column if not exists ram_gb numeric;
+
+create table if not exists public.training_run_events (
+  run_id uuid not null references public.training_runs (id) on delete cascade,
+  attempt integer not null,
+  seq integer not null,
+  at timestamptz not null,
+  kind text not null,
+  data jsonb not null default '{}',
+  primary key (run_id, attempt, seq)
+);
+comment on table public.training_run_events is 'A run''s history, append-only. From seq 1000000 on the queue itself speaks.';
+
+-- Partial, so that a million finished runs cost the claim nothing.
+create index if not exists training_runs_next_idx
+  on public.training_runs (priority desc, created_at, id) where status = 'queued';
+create index if not exists training_runs_lease_idx
+  on public.training_runs (lease_expires_at) where status in ('running', 'canceling');
+create index if not exists training_runs_cancel_idx
+  on public.training_runs (id) where status = 'queued' and cancel_requested;
+create unique index if not exists training_runs_claim_idx
+  on public.training_runs (claim_id) where claim_id is not null;
+create index if not exists training_runs_recent_idx
+  on public.training_runs (created_at desc, id);
+
+create or replace function trainer.touch_updated_at() returns trigger
+language plpgsql set search_path = '' as $$
+begin
+  new.updated_at := now();
+  return new;
+end $$;
+
+create or replace function trainer.guard_ending() returns trigger
+language plpgsql set search_path = '' as $$
+begin
+  -- A cancel that was clicked on a stale page arrives after the end: the end stands.
+  if old.status in ('completed', 'failed', 'canceled') and new.status in ('canceling', 'canceled') then
+    return old;
+  end if;
+  if new.status in ('completed', 'failed', 'canceled') then
+    new.lease_expires_at := null;
+  end if;
+  return new;
+end $$;
+
+create or replace trigger trainer_guard_ending before update of status on public.training_runs
+  for each row when (old.status is distinct from new.status) execute function trainer.guard_ending();
+
+do $$
+declare
+  touched text;
+begin
+  -- an app that keeps updated_at itself goes on doing so
+  foreach touched in array array['training_runs', 'trainer_workers'] loop
+    if not exists (
+      select from pg_catalog.pg_trigger t
+      join pg_catalog.pg_proc p on p.oid = t.tgfoid
+      where t.tgrelid = ('public.' || touched)::regclass and not t.tgisinternal and p.prosrc ilike '%updated_at%'
+    ) then
+      execute format(
+        'create trigger trainer_touch_updated_at before update on public.%I'
+        ' for each row execute function trainer.touch_updated_at()', touched);
+    end if;
+  end loop;
+end $$;

@@ -1,0 +1,459 @@
+-- The state machine of the training queue: every change that a worker makes to a run is one of these calls.
+--
+-- Each is atomic, answers the same when it is repeated after a lost response, and knows no clock but now().
+-- A call of a worker that no longer holds the run is answered 'lost' and changes nothing.
+
+-- ── helpers, out of the API's reach ──
+
+create or replace function trainer.number(value jsonb) returns numeric
+language sql immutable parallel safe set search_path = '' as $$
+  -- a JSON number, or a string that holds one; anything else is no number
+  select case
+    when jsonb_typeof(value) in ('number', 'string') and value #>> '{}' ~ '^\s*[0-9]{1,200}(\.[0-9]{1,200})?\s*$'
+      then (value #>> '{}')::numeric
+  end
+$$;
+
+create or replace function trainer.requirements(
+  configuration jsonb, out gpus numeric, out gpu_memory_gb numeric
+) language plpgsql immutable parallel safe set search_path = '' as $$
+declare
+  device text;
+  devices integer := 0;
+begin
+  if jsonb_typeof(configuration) = 'string' then  -- JSON text inside the JSON column is legal
+    begin
+      configuration := (configuration #>> '{}')::jsonb;
+    exception when others then
+      configuration := null;
+    end;
+  end if;
+  if jsonb_typeof(configuration) = 'object' then
+    if jsonb_typeof(configuration -> 'requires') = 'object' then
+      gpus := trainer.number(configuration -> 'requires' -> 'gpus');
+      gpu_memory_gb := trainer.number(configuration -> 'requires' -> 'gpu_memory_gb');
+    end if;
+    device := case jsonb_typeof(configuration -> 'device')
+      when 'array' then (
+        select string_agg(item, ',') from jsonb_array_elements_text(configuration -> 'device') as item)
+      when 'string' then configuration ->> 'device'
+    end;
+    if device ~ '^\s*(cuda:)?\s*-?[0-9]+(\s*,\s*-?[0-9]+)+\s*$' then
+      devices := regexp_count(device, ',') + 1;
+    end if;
+  end if;
+  gpus := greatest(coalesce(gpus, 0), devices);
+  gpu_memory_gb := coalesce(gpu_memory_gb, 0);
+end $$;
+
+create or replace function trainer.can_serve(capabilities jsonb, configuration jsonb) returns boolean
+language sql immutable parallel safe set search_path = '' as $$
+  select needs.gpus <= coalesce(trainer.number(capabilities -> 'gpus'), 0)
+     and needs.gpu_memory_gb <= coalesce(trainer.number(capabilities -> 'gpu_memory_gb'), 0)
+  from trainer.requirements(configuration) as needs
+$$;
+
+create or replace function trainer.back_off(failures integer) returns interval
+language sql immutable parallel safe set search_path = '' as $$
+  select least(10 * 2 ^ least(greatest(failures - 1, 0), 10), 600) * interval '1 second'
+$$;
+
+create or replace function trainer.merged(results jsonb, addition jsonb) returns jsonb
+language sql immutable parallel safe set search_path = '' as $$
+  select case
+    when jsonb_typeof(addition) is distinct from 'object' then results
+    when jsonb_typeof(results) = 'object' then results || addition
+    else addition
+  end
+$$;
+
+-- Writes into the history what the queue itself did to a run.
+create or replace function trainer.record(run_id uuid, attempt integer, kind text, data jsonb) returns void
+language sql set search_path = '' as $$
+  insert into public.training_run_events (run_id, attempt, seq, at, kind, data)
+  select record.run_id, record.attempt, greatest(coalesce(max(e.seq) + 1, 0), 1000000), now(), record.kind, record.data
+  from public.training_run_events e
+  where e.run_id = record.run_id and e.attempt = record.attempt
+$$;
+
+-- Stores a worker's events once each, and what the new ones among them say about checkpoints.
+create or replace function trainer.store_events(run public.training_runs, events jsonb)
+returns public.training_runs language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+  saved record;
+begin
+  if jsonb_typeof(events) is distinct from 'array' then
+    return run;
+  end if;
+  for saved in
+    with stored as (
+      insert into public.training_run_events (run_id, attempt, seq, at, kind, data)
+      select run.id, run.attempt, (e ->> 'seq')::integer, (e ->> 'at')::timestamptz, e ->> 'kind',
+             coalesce(e -> 'data', '{}')
+      from jsonb_array_elements(events) as e
+      on conflict do nothing
+      returning seq, kind, data
+    )
+    select (data ->> 'epoch')::integer as epoch, data from stored where kind = 'checkpoint' order by seq
+  loop
+    if saved.epoch > run.progress_epoch then
+      run.progress_epoch := saved.epoch;
+      run.failures := 0;
+    end if;
+    if saved.data ->> 'key' is not null then
+      run.checkpoint := jsonb_build_object(
+        'epoch', saved.epoch, 'sha256', saved.data -> 'sha256', 'bytes', saved.data -> 'bytes', 'key', saved.data -> 'key');
+    end if;
+  end loop;
+  return run;
+end $$;
+
+create or replace function trainer.see_worker(worker_id text, hardware jsonb default null) returns void
+language plpgsql set search_path = '' as $$
+#variable_conflict use_column
+declare
+  busy integer := (
+    select count(*) from public.training_runs r
+    where r.status in ('running', 'canceling') and r.worker_id = see_worker.worker_id);
+begin
+  insert into public.trainer_workers as w (
+    worker_id, status, last_seen, updated_at, current_runs, version, slots, device_type, compute_type, gpu_name, gpu_model, gpu,
+    gpu_memory_gb, gpu_vram_gb, gpu_memory_mb, gpu_vram_mb, cpu_model, cpu, ram_gb)
+  select see_worker.worker_id, case when busy > 0 then 'busy' else 'online' end, now(), now(), busy,
+    f.version, f.slots, f.device_type, f.compute_type, f.gpu_name, f.gpu_model, f.gpu,
+    f.gpu_memory_gb, f.gpu_vram_gb, f.gpu_memory_mb, f.gpu_vram_mb, f.cpu_model, f.cpu, f.ram_gb
+  from jsonb_populate_record(null::public.trainer_workers, coalesce(see_worker.hardware, '{}')) as f
+  on conflict (worker_id) do update set
+    status = excluded.status,
+    last_seen = excluded.last_seen,
+    updated_at = excluded.updated_at,
+    current_runs = excluded.current_runs,
+    version = coalesce(excluded.version, w.version),
+    slots = coalesce(excluded.slots, w.slots),
+    device_type = coalesce(excluded.device_type, w.device_type),
+    compute_type = coalesce(excluded.compute_type, w.compute_type),
+    gpu_name = coalesce(excluded.gpu_name, w.gpu_name),
+    gpu_model = coalesce(excluded.gpu_model, w.gpu_model),
+    gpu = coalesce(excluded.gpu, w.gpu),
+    gpu_memory_gb = coalesce(excluded.gpu_memory_gb, w.gpu_memory_gb),
+    gpu_vram_gb = coalesce(excluded.gpu_vram_gb, w.gpu_vram_gb),
+    gpu_memory_mb = coalesce(excluded.gpu_memory_mb, w.gpu_memory_mb),
+    gpu_vram_mb = coalesce(excluded.gpu_vram_mb, w.gpu_vram_mb),
+    cpu_model = coalesce(excluded.cpu_model, w.cpu_model),
+    cpu = coalesce(excluded.cpu, w.cpu),
+    ram_gb = coalesce(excluded.ram_gb, w.ram_gb);
+end $$;
+
+-- Writes the columns that a worker may change; `run` is the row as it shall be.
+create or replace function trainer.save(run public.training_runs) returns void
+language sql set search_path = '' as $$
+  update public.training_runs set
+    status = run.status,
+    worker_id = run.worker_id,
+    claim_id = run.claim_id,
+    attempt = run.attempt,
+    failures = run.failures,
+    lease_expires_at = run.lease_expires_at,
+    heartbeat_at = run.heartbeat_at,
+    not_before = run.not_before,
+    checkpoint = run.checkpoint,
+    progress_epoch = run.progress_epoch,
+    results = run.results,
+    trained_model_url = run.trained_model_url,
+    error_message = run.error_message,
+    started_at = run.started_at,
+    completed_at = run.completed_at,
+    canceled_at = run.canceled_at,
+    cancel_requested = run.cancel_requested,
+    updated_at = now()
+  where id = run.id
+$$;
+
+create or replace function trainer.canceled(run public.training_runs) returns public.training_runs
+language plpgsql set search_path = '' as $$
+begin
+  run.status := 'canceled';
+  run.cancel_requested := true;
+  run.canceled_at := coalesce(run.canceled_at, now());
+  run.completed_at := coalesce(run.completed_at, now());
+  run.error_message := coalesce(run.error_message, 'Canceled by user.');
+  run.lease_expires_at := null;
+  return run;
+end $$;
+
+-- The row if this claim still holds it, locked; a run that expired and that nobody took is held again.
+create or replace function trainer.held(run_id uuid, claim_id uuid) returns public.training_runs
+language plpgsql set search_path = '' as $$
+declare
+  run public.training_runs;
+begin
+  select r.* into run from public.training_runs r
+  where r.id = held.run_id and r.claim_id = held.claim_id
+    and (r.status in ('running', 'canceling') or (r.status = 'queued' and r.lease_expires_at is not null))
+  for update;
+  if run.status = 'queued' then
+    run.status := 'running';
+    run.failures := greatest(run.failures - 1, 0);
+    run.not_before := null;
+    run.error_message := null;
+  end if;
+  return run;
+end $$;
+
+-- ── the calls ──
+
+create or replace function public.settle_training_runs() returns integer
+language plpgsql security definer set search_path = '' as $$
+declare
+  run public.training_runs;
+  settled integer := 0;
+begin
+  for run in
+    select r.* from public.training_runs r
+    where r.status in ('running', 'canceling') and case
+      when r.lease_expires_at is not null then r.lease_expires_at < now()
+      when r.status = 'canceling' then true
+      -- left by a service that knew no leases
+      else coalesce(r.heartbeat_at, r.started_at, r.updated_at) < now() - interval '60 seconds'
+    end
+    for update skip locked
+  loop
+    if run.status = 'canceling' or run.cancel_requested then
+      run := trainer.canceled(run);
+      perform trainer.record(run.id, run.attempt, 'canceled',
+        jsonb_build_object('reason', 'The run was to be canceled, and its worker is gone.', 'worker_id', run.worker_id));
+    else
+      run.failures := run.failures + 1;
+      perform trainer.record(run.id, run.attempt, 'lease_expired',
+        jsonb_build_object('reason', 'The worker stopped renewing its lease.', 'worker_id', run.worker_id));
+      if run.failures >= run.max_attempts then
+        run.status := 'failed';
+        run.completed_at := now();
+        run.lease_expires_at := null;
+        run.error_message := format(
+          'The worker vanished %s times without progress (last: %s); see its log and that of its host (killed, out of memory, power), then queue the run again.',
+          run.failures, coalesce(run.worker_id, 'unknown'));
+      else
+        run.status := 'queued';  -- claim and lease stay, so that the worker may come back before another takes over
+        run.not_before := case when run.failures = 1 then now() else now() + trainer.back_off(run.failures) end;
+      end if;
+    end if;
+    perform trainer.save(run);
+    settled := settled + 1;
+  end loop;
+
+  for run in
+    select r.* from public.training_runs r
+    where r.status = 'queued' and r.cancel_requested
+    for update skip locked
+  loop
+    run := trainer.canceled(run);
+    perform trainer.record(run.id, run.attempt, 'canceled',
+      jsonb_build_object('reason', 'The run was canceled before a worker took it.', 'worker_id', run.worker_id));
+    perform trainer.save(run);
+    settled := settled + 1;
+  end loop;
+  return settled;
+end $$;
+
+create or replace function public.claim_training_run(
+  worker_id text, claim_id uuid, lease_seconds double precision, capabilities jsonb default '{}'
+) returns setof public.training_runs
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
+declare
+  run public.training_runs;
+begin
+  -- a repeated call waits for the first one to end instead of taking a second run
+  perform pg_advisory_xact_lock(hashtextextended(claim_training_run.claim_id::text, 0));
+  select r.* into run from public.training_runs r where r.claim_id = claim_training_run.claim_id for update;
+  if found then
+    if run.status in ('running', 'canceling') then
+      run.lease_expires_at := now() + make_interval(secs => lease_seconds);
+      perform trainer.save(run);
+      return next run;
+    end if;
+    return;
+  end if;
+
+  perform public.settle_training_runs();
+
+  select r.* into run from public.training_runs r
+  where r.status = 'queued' and not r.cancel_requested
+    and (r.not_before is null or r.not_before <= now())
+    and trainer.can_serve(claim_training_run.capabilities, r.configuration)
+  order by r.priority desc, r.created_at, r.id
+  limit 1
+  for update skip locked;
+  if found then
+    run.status := 'running';
+    run.worker_id := claim_training_run.worker_id;
+    run.claim_id := claim_training_run.claim_id;
+    run.attempt := run.attempt + 1;
+    run.started_at := coalesce(run.started_at, now());
+    run.heartbeat_at := now();
+    run.lease_expires_at := now() + make_interval(secs => lease_seconds);
+    run.not_before := null;
+    run.error_message := null;
+    run.completed_at := null;
+    perform trainer.save(run);
+  end if;
+  perform trainer.see_worker(claim_training_run.worker_id, capabilities -> 'hardware');
+  if run.id is not null then
+    return next run;
+  end if;
+end $$;
+
+create or replace function public.peek_training_run(capabilities jsonb default '{}')
+returns setof public.training_runs
+language sql stable security definer set search_path = '' as $$
+  select r.* from public.training_runs r
+  where r.status = 'queued' and not r.cancel_requested
+    and (r.not_before is null or r.not_before <= now())
+    and trainer.can_serve(peek_training_run.capabilities, r.configuration)
+  order by r.priority desc, r.created_at, r.id
+  limit 1
+$$;
+
+create or replace function public.beat_training_run(
+  run_id uuid, claim_id uuid, lease_seconds double precision, progress jsonb default null, events jsonb default '[]'
+) returns text
+language plpgsql security definer set search_path = '' as $$
+declare
+  run public.training_runs := trainer.held(beat_training_run.run_id, beat_training_run.claim_id);
+begin
+  if run.id is null then
+    return 'lost';
+  end if;
+  run := trainer.store_events(run, events);
+  run.heartbeat_at := now();
+  run.lease_expires_at := now() + make_interval(secs => lease_seconds);
+  run.results := trainer.merged(run.results, progress);
+  perform trainer.save(run);
+  perform trainer.see_worker(run.worker_id);
+  return case
+    when run.status = 'canceling' or run.cancel_requested then 'cancel'
+    when run.finish_requested then 'finish'
+    else 'ok'
+  end;
+end $$;
+
+create or replace function public.finish_training_run(
+  run_id uuid, claim_id uuid, status text, results jsonb default null, trained_model_url text default null,
+  error_message text default null, events jsonb default '[]'
+) returns text
+language plpgsql security definer set search_path = '' as $$
+declare
+  said text := finish_training_run.status;
+  run public.training_runs;
+begin
+  if said is null or said not in ('completed', 'failed', 'canceled', 'queued') then
+    raise exception 'a run ends as completed, failed, canceled or queued, not as %', said using errcode = '22023';
+  end if;
+  run := trainer.held(finish_training_run.run_id, finish_training_run.claim_id);
+  if run.id is null then
+    return case when exists (
+      select from public.training_runs r
+      where r.id = finish_training_run.run_id and r.claim_id = finish_training_run.claim_id
+        and (r.status = said or (said = 'queued' and r.status in ('failed', 'canceled')))
+    ) then 'ok' else 'lost' end;
+  end if;
+
+  run := trainer.store_events(run, finish_training_run.events);
+  run.results := trainer.merged(run.results, finish_training_run.results);
+  run.trained_model_url := coalesce(finish_training_run.trained_model_url, run.trained_model_url);
+  run.error_message := finish_training_run.error_message;
+  run.lease_expires_at := null;
+  if said = 'queued' and (run.status = 'canceling' or run.cancel_requested) then
+    run.error_message := null;
+    said := 'canceled';
+  end if;
+  if said = 'queued' then
+    run.failures := run.failures + 1;
+    said := case when run.failures >= run.max_attempts then 'failed' else 'queued' end;
+  end if;
+  case said
+    when 'canceled' then
+      run := trainer.canceled(run);
+    when 'queued' then
+      run.status := said;
+      run.not_before := now() + trainer.back_off(run.failures);
+    else
+      run.status := said;
+      run.completed_at := now();
+  end case;
+  perform trainer.save(run);
+  perform trainer.see_worker(run.worker_id);
+  return 'ok';
+end $$;
+
+create or replace function public.release_training_run(
+  run_id uuid, claim_id uuid, checkpoint jsonb default null, events jsonb default '[]'
+) returns text
+language plpgsql security definer set search_path = '' as $$
+declare
+  run public.training_runs := trainer.held(release_training_run.run_id, release_training_run.claim_id);
+begin
+  if run.id is null then
+    return case when exists (
+      select from public.training_runs r
+      where r.id = release_training_run.run_id and r.claim_id = release_training_run.claim_id
+        and r.status in ('queued', 'canceled')
+    ) then 'ok' else 'lost' end;
+  end if;
+
+  run := trainer.store_events(run, events);
+  if release_training_run.checkpoint ->> 'key' is not null then
+    run.checkpoint := release_training_run.checkpoint;
+  end if;
+  if run.status = 'canceling' or run.cancel_requested then
+    run := trainer.canceled(run);
+  else
+    run.status := 'queued';
+    run.not_before := null;
+    run.lease_expires_at := null;
+  end if;
+  perform trainer.save(run);
+  perform trainer.see_worker(run.worker_id);
+  return 'ok';
+end $$;
+
+-- ── for those who queue runs ──
+
+-- Runs with the caller's own rights: whoever may see and edit the run may cancel it.
+create or replace function public.cancel_training_run(run_id uuid) returns setof public.training_runs
+language sql set search_path = '' as $$
+  update public.training_runs as r set
+    cancel_requested = true,
+    status = case r.status when 'queued' then 'canceled' else 'canceling' end,
+    canceled_at = case r.status when 'queued' then now() else r.canceled_at end,
+    completed_at = case r.status when 'queued' then now() else r.completed_at end,
+    error_message = case r.status when 'queued' then 'Canceled by user.' else r.error_message end
+  where r.id = cancel_training_run.run_id and r.status in ('queued', 'running')
+  returning r.*
+$$;
+
+-- One run, for a worker that may not read the table.
+create or replace function public.read_training_run(run_id uuid) returns setof public.training_runs
+language sql stable security definer set search_path = '' as $$
+  select r.* from public.training_runs r where r.id = read_training_run.run_id
+$$;
+
+create or replace function public.trainer_schema_version() returns integer
+language sql immutable set search_path = '' as $$ select 1 $$;
+
+-- What an app's own policies leave open, one sentence each, for the operator to judge.
+create or replace function public.trainer_access_warnings() returns setof text
+language sql stable security definer set search_path = '' as $$
+  select format('policy "%s" on %s lets anonymous users %s', p.policyname, p.tablename,
+                case p.cmd when 'ALL' then 'write' else lower(p.cmd) end)
+  from pg_catalog.pg_policies p
+  where p.schemaname = 'public' and p.tablename in ('training_runs', 'trainer_workers', 'training_run_events')
+    and p.permissive = 'PERMISSIVE' and p.cmd <> 'SELECT' and p.roles && array['anon', 'public']::name[]
+  union all
+  select format('row-level security is off on %s', c.relname)
+  from pg_catalog.pg_class c
+  where c.relnamespace = 'public'::regnamespace and not c.relrowsecurity
+    and c.relname in ('training_runs', 'trainer_workers', 'training_run_events')
+$$;

