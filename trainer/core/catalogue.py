@@ -1,0 +1,204 @@
+"""Which models exist: every family and size that the pinned Ultralytics can train, and how people spell them.
+
+Pure data and string matching. A *stem* is a model without its task ("yolo11n"); a *name* is a published file without
+its extension ("yolo11n-seg"). `tests/unit/test_catalogue.py` compares the tables with the installed package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from trainer.core.dataset import Task
+from trainer.core.errors import BadRequest
+
+SUFFIXES: Mapping[Task, str] = MappingProxyType(
+    {Task.DETECT: "", Task.SEGMENT: "-seg", Task.CLASSIFY: "-cls", Task.POSE: "-pose", Task.OBB: "-obb"},
+)
+_SIZE_WORDS = {"n": "nano", "s": "small", "m": "medium", "l": "large", "x": "xlarge"}
+_TASK_WORDS = {
+    Task.DETECT: ("detect", "detection"),
+    Task.SEGMENT: ("segment", "segmentation"),
+    Task.CLASSIFY: ("classify", "classification"),
+    Task.POSE: ("keypoints",),
+    Task.OBB: (),
+}
+_DETECT = (Task.DETECT,)
+_ALL = tuple(SUFFIXES)
+
+_Table = dict[str, dict[Task, str]]
+
+
+def _variants(stems: list[str], tasks: tuple[Task, ...]) -> _Table:
+    return {stem: {task: stem + SUFFIXES[task] for task in tasks} for stem in stems}
+
+
+def _sized(pattern: str, sizes: str = "nsmlx") -> list[str]:
+    return [pattern.format(size) for size in sizes]
+
+
+# stem → task → published weights without ".pt"
+WEIGHTS: Mapping[str, Mapping[Task, str]] = MappingProxyType(
+    _variants(["yolov3u", "yolov3-sppu", "yolov3-tinyu"], _DETECT)
+    | _variants(_sized("yolov5{}u") + _sized("yolov5{}6u"), _DETECT)
+    | _variants(_sized("yolov8{}"), _ALL)
+    | _variants(_sized("yolov8{}-oiv7"), _DETECT)
+    | {"yolov8x-p6": {Task.POSE: "yolov8x-pose-p6"}}
+    | _variants(_sized("yolov9{}", "tsm"), _DETECT)
+    | _variants(_sized("yolov9{}", "ce"), (Task.DETECT, Task.SEGMENT))
+    | _variants(_sized("yolov10{}", "nsmblx"), _DETECT)
+    | _variants(_sized("yolo11{}"), _ALL)
+    | _variants(_sized("yolo12{}"), _DETECT)
+    | _variants(_sized("yolo26{}"), _ALL)
+    | _variants(_sized("yolo26{}-distill"), _DETECT)
+    | {f"yolo26{k}-objv1": {Task.DETECT: f"yolo26{k}-objv1-150", Task.SEGMENT: f"yolo26{k}-objv1-seg"} for k in "nsmlx"}
+    | _variants(["rtdetr-l", "rtdetr-x"], _DETECT),
+)
+
+# stem → task → packaged architecture without ".yaml"; the size letter is understood by Ultralytics
+ARCHITECTURES: Mapping[str, Mapping[Task, str]] = MappingProxyType(
+    _variants(["yolov3", "yolov3-spp", "yolov3-tiny"], _DETECT)
+    | _variants(_sized("yolov5{}") + _sized("yolov5{}-p6") + _sized("yolov6{}"), _DETECT)
+    | _variants(_sized("yolov8{}"), _ALL)
+    | _variants([s for p in ("p2", "ghost", "ghost-p2", "ghost-p6") for s in _sized("yolov8{}-" + p)], _DETECT)
+    | {
+        f"yolov8{k}-p6": {
+            Task.DETECT: f"yolov8{k}-p6",
+            Task.SEGMENT: f"yolov8{k}-seg-p6",
+            Task.POSE: f"yolov8{k}-pose-p6",
+        }
+        for k in "nsmlx"
+    }
+    | _variants(_sized("yolov9{}", "tsm"), _DETECT)
+    | _variants(_sized("yolov9{}", "ce"), (Task.DETECT, Task.SEGMENT))
+    | _variants(_sized("yolov10{}", "nsmblx"), _DETECT)
+    | _variants(_sized("yolo11{}") + _sized("yolo12{}") + _sized("yolo26{}"), _ALL)
+    | _variants(_sized("yolo26{}-p2") + _sized("yolo26{}-p6"), _DETECT)
+    | _variants(["rtdetr-l", "rtdetr-x", "rtdetr-resnet50", "rtdetr-resnet101"], _DETECT),
+)
+
+_TEXT = "it needs a CLIP text encoder, which Ultralytics would install and download during the training"
+# names that exist and cannot be trained here: pattern over the lower-case name → the reason
+_UNTRAINABLE = (
+    (r"world", _TEXT),
+    (r"yoloe", _TEXT),
+    (r"^(sam|mobile_?sam|fast_?sam)", "SAM models segment what they are prompted with and are not trained"),
+    (r"nas", "YOLO-NAS can be run by Ultralytics, but not trained"),
+    (r"-sem\b|semantic|-depth\b", "semantic segmentation and depth estimation are not served"),
+    (r"reid|mobileclip|calibration", "it is not a model that can be trained"),
+    (r"grayscale", "it takes images with one channel; train its colour variant"),
+    (r"efficientdet|faster.?rcnn|detectron|ssd|retinanet|centernet", "it is not a YOLO model"),
+    (r"-cls-resnet|v8.?-rtdetr", "its mixed architecture is not served"),
+)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A model that was recognised; `task` is the one that the spelling names, None when it names none."""
+
+    stem: str
+    task: Task | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the `models` command: what a stem can be trained for, from weights and from scratch."""
+
+    stem: str
+    weights: Mapping[Task, str]
+    architectures: Mapping[Task, str]
+
+
+def find_weights(name: str) -> Match | None:
+    """The published model that `name` spells ("YOLOv8s", "yolo8s", "YOLO 11 n", "yolo11n-seg"), or None."""
+    return _WEIGHT_SPELLINGS.get(_squeezed(name))
+
+
+def find_architecture(name: str) -> Match | None:
+    """The packaged architecture that `name` (without extension) spells, or None."""
+    return _ARCHITECTURE_SPELLINGS.get(_squeezed(name))
+
+
+def resolve_name(stem: str, task: Task, *, scratch: bool = False) -> str:
+    """The published name of a stem for a task: ("yolo11n", SEGMENT) → "yolo11n-seg".
+
+    `scratch` asks for the architecture instead of the weights. Raises BadRequest, naming what there is instead.
+    """
+    table = ARCHITECTURES if scratch else WEIGHTS
+    name = table.get(stem, {}).get(task)
+    if name is not None:
+        return name
+    what = "architecture" if scratch else "published weights"
+    served = ", ".join(table.get(stem, {})) or "nothing"
+    other = [s + SUFFIXES[task] for s in ("yolo11n", "yolo26n", "yolov8n")]
+    if not scratch and task in ARCHITECTURES.get(stem, {}):
+        other.insert(0, f"{ARCHITECTURES[stem][task]}.yaml (from scratch)")
+    raise BadRequest(f"base_model: {stem} has no {what} for {task} (only for {served}); use {', '.join(other)}")
+
+
+def untrainable(name: str) -> str | None:
+    """Why a model that people know cannot be trained here, or None."""
+    return next((reason for pattern, reason in _UNTRAINABLE if re.search(pattern, name.lower())), None)
+
+
+def nearest(name: str) -> tuple[str, ...]:
+    """Up to three valid names that look most like `name`, never none."""
+    spellings = {**_ARCHITECTURE_SPELLINGS, **_WEIGHT_SPELLINGS}
+    close = difflib.get_close_matches(_squeezed(name)[:40], spellings, n=12, cutoff=0.6)
+    found = dict.fromkeys(_published(spellings[key]) for key in close)
+    return tuple(found)[:3] or ("yolo11n", "yolo26n", "yolov8s")
+
+
+def entries() -> list[Entry]:
+    """Everything that is accepted, in the order of the tables."""
+    stems = dict.fromkeys([*WEIGHTS, *ARCHITECTURES])
+    return [Entry(stem, WEIGHTS.get(stem, {}), ARCHITECTURES.get(stem, {})) for stem in stems]
+
+
+def _published(match: Match) -> str:
+    table = WEIGHTS if match.stem in WEIGHTS else ARCHITECTURES
+    names = table[match.stem]
+    name = names[match.task] if match.task else next(iter(names.values()))
+    return name if table is WEIGHTS else f"{name}.yaml"
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[\s._-]+", "", name.lower())
+
+
+def _spelled(stem: str) -> Iterator[str]:
+    """The stem and its usual misspellings: with or without "v", size as a word, v3 and v5 without their "u"."""
+    plain = [stem]
+    if re.match(r"yolov[35]", stem) and stem.endswith("u"):
+        plain.append(stem.removesuffix("u"))
+    elif re.match(r"yolov[35]", stem):
+        plain.append(f"{stem}u")
+    sized = re.match(r"(yolov?\d+)([nsmlx])(.*)", stem)
+    if sized:
+        plain.append(f"{sized[1]}-{_SIZE_WORDS[sized[2]]}{sized[3]}")
+    for name in plain:
+        yield name
+        yield name.replace("yolov", "yolo") if name.startswith("yolov") else name.replace("yolo", "yolov", 1)
+
+
+def _spellings(table: Mapping[str, Mapping[Task, str]]) -> dict[str, Match]:
+    found: dict[str, Match] = {}
+    for stem, names in table.items():
+        for spelling in _spelled(stem):
+            found.setdefault(_squeezed(spelling), Match(stem, None))
+            for task in names:
+                for word in (*_TASK_WORDS[task], SUFFIXES[task]) if SUFFIXES[task] else _TASK_WORDS[task]:
+                    found.setdefault(_squeezed(f"{spelling}-{word}"), Match(stem, task))
+    for stem, names in table.items():
+        for task, name in names.items():
+            for spelling in _spelled(name):
+                named = task if SUFFIXES[task] else None
+                found.setdefault(_squeezed(spelling), Match(stem, named))
+    return found
+
+
+_WEIGHT_SPELLINGS = _spellings(WEIGHTS)
+_ARCHITECTURE_SPELLINGS = _spellings(ARCHITECTURES)

@@ -1,0 +1,261 @@
+"""From a row to a `TrainPlan`: every value is read by its rule, and everything wrong is reported at once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from trainer.core import arguments, catalogue
+from trainer.core.arguments import Rule, Value
+from trainer.core.base_model import read_model
+from trainer.core.configuration import Configuration, shown, squeezed
+from trainer.core.dataset import Task
+from trainer.core.errors import BadRequest
+from trainer.core.job import Json, RunRequest
+from trainer.core.plan import Architecture, ModelRef, OfficialModel, TrainPlan
+from trainer.core.split import read_split
+
+T = TypeVar("T")
+
+_DEFAULT_MODEL = OfficialModel(stem="yolov8s")
+_TASK_PREFIXES = {
+    "det": Task.DETECT, "seg": Task.SEGMENT, "cls": Task.CLASSIFY, "class": Task.CLASSIFY, "pose": Task.POSE,
+    "keypoint": Task.POSE, "obb": Task.OBB, "orient": Task.OBB,
+}  # fmt: skip
+_SOURCE_RULE = "a path, a storage: reference or a URL, or a list of up to 64 of these"
+_DEVICE_RULE = "'cpu', a GPU index like 0, or a list of different ones like [0, 1]"
+_OPEN = frozenset({"", "auto", "none", "null", "default"})  # words that leave the choice to the service
+
+
+def read_plan(request: RunRequest, exports_available: frozenset[str], artifacts_bucket: str) -> TrainPlan:
+    """The plan of a request. Raises `BadRequest` with every problem."""
+    reading = _Reading(Configuration.read(request.configuration))
+    plan = reading.plan(request, exports_available, artifacts_bucket)
+    if reading.found.problems:
+        raise BadRequest(reading.found.problems)
+    return plan
+
+
+@dataclass
+class _Reading:
+    found: Configuration
+    chosen: list[str] = field(default_factory=list)  # what the row left open
+
+    def plan(self, request: RunRequest, exports_available: frozenset[str], artifacts_bucket: str) -> TrainPlan:
+        task = self._task()
+        plan = TrainPlan(
+            sources=self._sources((request.data_yaml or "").strip()),
+            model=self._model((request.base_model or "").strip(), artifacts_bucket),
+            task=task,
+            epochs=self._or_chosen("epochs", arguments.EPOCHS, 100),
+            batch=self._or_chosen("batch", arguments.BATCH, 16),
+            imgsz=self._imgsz(),
+            device=self._device(),
+            split=read_split(self.found),
+            exports=self._exports(exports_available),
+            predictions=self.found.value("predictions", arguments.FLAG, False),
+            args=self._arguments(),
+            chosen=tuple(self.chosen),
+        )
+        self._fit(plan.model, task)
+        self._rest()
+        return replace(plan, warnings=tuple(self.found.warnings))
+
+    def _or_chosen(self, name: str, rule: Rule[T], default: T) -> T:
+        if name not in self.found.settings:
+            self.chosen.append(name)
+        return self.found.value(name, rule, default)
+
+    def _sources(self, own: str) -> tuple[str, ...]:
+        """The row's data_yaml; the configuration's when the row has none, or when its list holds the row's too."""
+        given = self.found.take("data")
+        listed = _texts(given.value) if given else []
+        if given and not listed:
+            self.found.wrong(given, _SOURCE_RULE)
+        elif given and own and own not in listed:
+            self.found.warnings.append(f"{given.spelling} was ignored: the row's data_yaml is another")
+        elif given:
+            return tuple(listed)
+        if own and _texts(own):
+            return (own,)
+        if own:
+            self.found.problems.append(f"data_yaml = {shown(own)}: must be {_SOURCE_RULE}")
+        elif not given:
+            self.found.problems.append("data_yaml: missing; name the dataset's YAML, folder, archive or storage: path")
+        return ()
+
+    def _model(self, own: str, artifacts_bucket: str) -> ModelRef:
+        given = self.found.take("base_model")
+        scratch = not self.found.value("pretrained", Rule(arguments.REFUSED["pretrained"], arguments.FLAG.read), True)
+        name = own or given.value if given else own
+        if given and own and (not isinstance(given.value, str) or squeezed(given.value) != squeezed(own)):
+            self.found.warnings.append(f"{given.spelling} was ignored: the row's base_model is another")
+        if given and not isinstance(name, str):
+            self.found.wrong(given, "a model's name")
+            return _DEFAULT_MODEL
+        if name.strip().lower() in _OPEN:
+            self.chosen.append("base_model")
+            model: ModelRef = _DEFAULT_MODEL
+        else:
+            try:
+                model = read_model(name, artifacts_bucket)
+            except BadRequest as refused:
+                self.found.problems.extend(refused.problems)
+                return _DEFAULT_MODEL
+        return _from_scratch(model) if scratch else model
+
+    def _task(self) -> Task | None:
+        given = self.found.take("task")
+        word = re.sub(r"[^a-z]", "", given.value.lower()) if given and isinstance(given.value, str) else ""
+        if given is None or (isinstance(given.value, str) and word in _OPEN):
+            return None
+        word = re.sub(r"^(object|instance|image|pose(?=keypoint))", "", word)
+        for prefix, task in _TASK_PREFIXES.items():
+            if word.startswith(prefix):
+                return task
+        self.found.wrong(given, f"one of {', '.join(Task)}")
+        return None
+
+    def _fit(self, model: ModelRef, task: Task | None) -> None:
+        """A published model has to exist for the task that the row names."""
+        if task is None or not isinstance(model, OfficialModel | Architecture):
+            return
+        scratch = isinstance(model, Architecture)
+        try:
+            used = catalogue.resolve_name(model.stem, task, scratch=scratch)
+        except BadRequest as refused:
+            self.found.problems.extend(refused.problems)
+            return
+        if model.task not in (None, task):
+            self.found.warnings.append(f"base_model names a {model.task} model, and the task is {task}: {used} is used")
+
+    def _imgsz(self) -> int:
+        imgsz = self._or_chosen("imgsz", arguments.IMGSZ, 640)
+        if imgsz % 32:
+            used = -(-imgsz // 32) * 32
+            self.found.warnings.append(f"imgsz = {imgsz} is no multiple of 32; Ultralytics trains at {used}")
+        return imgsz
+
+    def _device(self) -> tuple[int, ...] | None:
+        compute, given = self.found.take("compute"), self.found.take("device")
+        wants = _compute(compute.value) if compute else None
+        if compute and wants is None:
+            self.found.wrong(compute, "'gpu' or 'cpu'")
+        try:
+            device = _devices(given.value) if given else None
+        except ValueError:
+            self.found.wrong(given, _DEVICE_RULE) if given else None
+            return None
+        if compute and given and device is not None and wants is not None and (device == ()) != (wants == ()):
+            self.found.problems.append(
+                f"{compute.spelling} = {shown(compute.value)} and {given.spelling} = {shown(given.value)}: "
+                "these contradict each other; keep one",
+            )
+        return wants if device is None else device
+
+    def _exports(self, available: frozenset[str]) -> tuple[str, ...]:
+        given = self.found.take("exports")
+        if given is None or given.value is False or given.value == "":
+            return ()
+        names = given.value.split(",") if isinstance(given.value, str) else given.value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names) or len(names) > 20:
+            self.found.wrong(given, f"a list of {', '.join(arguments.EXPORT_PACKAGES)}")
+            return ()
+        formats = dict.fromkeys(_EXPORT_ALIASES.get(squeezed(name.strip()), name.strip().lower()) for name in names)
+        for name in formats:
+            problem = _export_problem(name, available)
+            if problem:
+                self.found.problems.append(f"{given.spelling} = {shown(name)}: {problem}")
+        return tuple(formats)
+
+    def _arguments(self) -> dict[str, Value]:
+        """The train arguments that the row sets, and our choice of optimizer and learning rate where it is silent."""
+        args: dict[str, Value] = {}
+        optimizer = self.found.settings.get("optimizer")
+        if optimizer and isinstance(optimizer.value, str) and optimizer.value.strip().lower() in {"", "none", "null"}:
+            self.found.take("optimizer")
+        for name in [name for name in self.found.settings if name in arguments.ALLOWED]:
+            value = self.found.value(name, arguments.ALLOWED[name], None)
+            if value is not None:
+                args[name] = value
+        for name, default in (("optimizer", "Adam"), ("lr0", 0.001)):
+            if name not in args and not (name == "lr0" and args["optimizer"] == "auto"):
+                args[name] = default
+                self.chosen.append(name)
+        if args["optimizer"] == "auto" and "lr0" in args:
+            self.found.warnings.append("lr0 has no effect: optimizer = auto chooses the learning rate")
+        return args
+
+    def _rest(self) -> None:
+        """What is left is served elsewhere, refused with a reason, or without effect."""
+        strategy = self.found.take("optimization_strategy")
+        if strategy and strategy.value == "bayesian":
+            self.found.warnings.append("the Bayesian search was not run: one training with the given values was")
+        for name, given in self.found.settings.items():
+            if name in arguments.REFUSED and not _is_harmless(name, given.value):
+                self.found.problems.append(f"{given.spelling}: may not be set; {arguments.REFUSED[name]}")
+            elif name in arguments.IGNORED:
+                self.found.warnings.append(f"{given.spelling} was ignored: {arguments.IGNORED[name]}")
+            elif name == "requires" and not isinstance(given.value, dict):
+                self.found.wrong(given, 'an object like {"gpu_memory_gb": 16}')
+
+
+_EXPORT_ALIASES = {"tensorrt": "engine", "trt": "engine", "savedmodel": "saved_model", "tflite": "litert"}
+
+
+def _export_problem(name: str, available: frozenset[str]) -> str | None:
+    offered = ", ".join(sorted(available)) or "none"
+    if name in available:
+        return None
+    if name in arguments.VENDOR_EXPORTS:
+        return f"needs a vendor's tools, which are not served; formats of this worker: {offered}"
+    if name not in arguments.EXPORT_PACKAGES:
+        return f"no such export format; formats of this worker: {offered}"
+    packages = ", ".join(arguments.EXPORT_PACKAGES[name])
+    return f"needs the packages {packages} on the worker; formats of this worker: {offered}"
+
+
+def _is_harmless(name: str, value: Json) -> bool:
+    """Settings that would only be refused for what they could say: resume = false, mode = train."""
+    return value is False or value == "" or (name == "mode" and value == "train")
+
+
+def _from_scratch(model: ModelRef) -> ModelRef:
+    """`pretrained: false`: the same network without its weights."""
+    if not isinstance(model, OfficialModel):
+        return model
+    match = catalogue.find_architecture(model.stem)
+    return Architecture(stem=match.stem, task=model.task) if match else model
+
+
+def _texts(value: Json) -> list[str]:
+    """The references in a value, none when any of them is no usable text."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or len(texts) > 64:
+        return []
+    usable = [text.strip() for text in texts if isinstance(text, str) and text.strip() and text.strip().isprintable()]
+    return usable if len(usable) == len(texts) and all(len(text) <= 4096 for text in usable) else []
+
+
+def _compute(value: Json) -> tuple[int, ...] | None:
+    word = value.strip().lower() if isinstance(value, str) else ""
+    return {"cpu": (), "gpu": (0,), "cuda": (0,)}.get(word)
+
+
+def _devices(value: Json) -> tuple[int, ...] | None:
+    """GPU indices; () for the CPU, None when the choice is left open. Raises ValueError."""
+    if isinstance(value, str):
+        word = value.strip().lower().removeprefix("cuda:")
+        if word in _OPEN:
+            return None
+        if word in {"cpu", "gpu", "cuda"}:
+            return _compute(word)
+        value = word.split(",")
+    items = value if isinstance(value, list | tuple) else [value]
+    rule = arguments.whole(-1, 63)
+    found = [rule.read(item) for item in items]
+    if not found or (len(set(found)) != len(found) and set(found) != {-1}):
+        raise ValueError(value)
+    # -1 is "any free GPU", and which GPU a slot holds is not the row's business anyway
+    return tuple(range(len(found))) if -1 in found else tuple(found)
