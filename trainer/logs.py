@@ -50,7 +50,7 @@ def _renderers(form: str, *, colours: bool) -> list[Processor]:
 
 
 def _plain_line(_: WrappedLogger, method: str, event: EventDict) -> str:
-    """journald adds the time itself; what it needs from us is the priority."""
+    """Journald adds the time itself; what it needs from us is the priority."""
     event.pop("timestamp", None)
     level = event.pop("level", method)
     text = event.pop("event", "")

@@ -24,6 +24,7 @@ class Progress:
         self._eta: float | None = None
         self._metrics: dict[str, float] = {}
         self._transfer: TransferProgress | None = None
+        self._batch: BatchProgress | None = None
 
     def expect(self, total_epochs: int, done_epochs: int = 0) -> None:
         """How many epochs there will be, and how many an earlier attempt already did."""
@@ -34,13 +35,15 @@ class Progress:
         with self._lock:
             match event:
                 case PhaseStarted():
-                    self._phase, self._transfer = event.phase, None
+                    self._phase, self._transfer, self._batch = event.phase, None, None
                 case TransferProgress():
                     self._transfer, self._eta = event, event.eta_seconds
                 case BatchProgress(phase=Phase.TRAINING):
                     self._at(event.epoch, event.total_epochs, event.eta_seconds)
                     self._done = event.epoch - 1 + event.batch / max(event.total_batches, 1)
+                    self._batch = event
                 case BatchProgress():
+                    self._batch = event
                     self._at(event.epoch, event.total_epochs, event.eta_seconds)
                 case EpochFinished():
                     self._at(event.epoch, event.total_epochs, event.eta_seconds)
@@ -73,10 +76,21 @@ class Progress:
                     "total_bytes": done.total_bytes,
                     "bytes_per_second": round(done.rate),
                 }
+            if self._batch:
+                tick = self._batch
+                progress |= {"batch": tick.batch, "total_batches": tick.total_batches}
+                optional = {
+                    "losses": dict(tick.losses),
+                    "images_per_second": tick.images_per_second,
+                    "gpu_memory": tick.gpu_memory,
+                }
+                progress |= {name: value for name, value in optional.items() if value}
             return {"progress": progress, **({"metrics": self._metrics} if self._metrics else {})}
 
     def finished(self) -> JsonObject:
         """The progress part of a completed run."""
+        with self._lock:
+            self._transfer = self._batch = None
         done: JsonObject = self.as_json()["progress"]
         return {**done, "phase": "completed", "percent": 100.0, "eta_seconds": 0, "eta": clock(0)}
 

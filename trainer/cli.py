@@ -1,0 +1,259 @@
+"""The command line: run the service, and talk to its queue."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import structlog
+import typer
+
+from trainer import __version__
+from trainer.core.errors import BadRequest, Misconfigured, TrainerError
+from trainer.core.job import JsonObject, RunRequest, Status
+from trainer.core.stop import StopReason, StopSignal
+from trainer.logs import configure_logging
+from trainer.settings import Settings, read_settings
+
+log = structlog.get_logger()
+
+app = typer.Typer(
+    name="trainer_service.py",
+    help=(
+        "Insert a row, get a trained model.\n\n"
+        "Without a command, runs the service: it claims queued runs, trains them on this machine and publishes the "
+        "models, until SIGTERM or Ctrl-C. Configuration comes from the environment and .env (see .env.example)."
+    ),
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+RunId = Annotated[str, typer.Argument(metavar="ID", help="The run's id, as enqueue printed it.")]
+
+
+@app.callback(invoke_without_command=True)
+def serve(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Run the service when no command is given."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is not None:
+        return
+    settings = _settings()
+    secrets = [settings.supabase_service_role_key.get_secret_value()] if settings.supabase_service_role_key else []
+    configure_logging(settings.log_format, settings.log_level, secrets)
+    from trainer.wiring import build_service
+
+    shutdown = StopSignal()
+    with signals_set(shutdown), build_service(settings) as daemon:
+        if not daemon.run(shutdown):
+            log.warning("the drain time is over; runs that did not end will go on from their last checkpoint")
+
+
+@contextmanager
+def signals_set(shutdown: StopSignal) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for a shutdown; the second one means it. The old handlers are back afterwards."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if shutdown.must_stop:
+            # the children die with us (parent-death signal), and the journal tells the next process what was going on
+            os._exit(128 + number)
+        shutdown.set(StopReason.SHUTDOWN)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@app.command()
+def enqueue(
+    data: Annotated[str | None, typer.Option(help="The dataset: a path, storage:BUCKET/PATH or a URL.")] = None,
+    model: Annotated[str | None, typer.Option(help="Weights, an architecture (yolo11n.yaml) or a run's id.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many epochs to train.")] = None,
+    name: Annotated[str, typer.Option(help="What to call the run.")] = "run",
+    config: Annotated[str | None, typer.Option(metavar="JSON", help="The row's configuration, any JSON.")] = None,
+    priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Insert a run into the queue and print its id."""
+    configuration = _configuration(config, epochs)
+    reference = _absolute(data)
+    request = RunRequest(
+        data_yaml=reference,
+        base_model=model,
+        configuration=configuration,
+        name=name,
+        priority=priority,
+    )
+    with _told():
+        run_id = _table().enqueue(request)
+    typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
+
+
+def _configuration(config: str | None, epochs: int | None) -> object:
+    try:
+        configuration = None if config is None else json.loads(config)
+    except ValueError as error:
+        _fail(f"--config: not JSON ({error}).")
+    if epochs is None:
+        return configuration
+    if configuration is not None and not isinstance(configuration, dict):
+        _fail("--epochs needs a --config that is a JSON object, or none; give the epochs inside --config.")
+    return {**(configuration or {}), "epochs": epochs}
+
+
+def _absolute(data: str | None) -> str | None:
+    """A path that exists where the command was typed means that file, wherever the service runs."""
+    return str(Path(data).absolute()) if data and Path(data).exists() else data
+
+
+@app.command()
+def status(
+    run_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One run; without it, the newest ones.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest runs to list.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's row, or list the newest runs."""
+    from trainer import terminal
+
+    with _told():
+        if run_id is None:
+            rows = _table().recent(limit)
+            typer.echo(json.dumps({"runs": rows})) if as_json else terminal.show_list(rows)
+        else:
+            row = _found(_table().get(run_id), run_id)
+            typer.echo(json.dumps(row)) if as_json else terminal.show_row(row)
+
+
+@app.command()
+def watch(run_id: RunId) -> None:
+    """Follow a run in the terminal until it ends; the exit code says whether it completed."""
+    from trainer import terminal
+
+    with _told():
+        row = terminal.watch(_table(), run_id)
+        terminal.show_row(_found(row, run_id))
+    raise typer.Exit(0 if row and row["status"] == Status.COMPLETED else 1)
+
+
+@app.command()
+def cancel(run_id: RunId, as_json: AsJson = False) -> None:
+    """Cancel a run: a queued one at once, a running one at its next batch."""
+    with _told():
+        row = _found(_table().cancel(run_id), run_id)
+    _tell_status(row, as_json=as_json)
+
+
+@app.command()
+def finish(run_id: RunId, as_json: AsJson = False) -> None:
+    """End a training early: it stops after the present epoch, keeps its best model and completes."""
+    with _told():
+        row = _found(_table().request_finish(run_id), run_id)
+    _tell_status(row, as_json=as_json)
+
+
+@app.command()
+def logs(
+    run_id: RunId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows, until the run ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the log of a run that this host has worked on; all its attempts, oldest first."""
+    from trainer.wiring import run_logs
+
+    settings = _settings()
+    with _told():
+        table = _table(settings)
+        _found(table.get(run_id), run_id)
+        if as_json:
+            text = "".join(path.read_text(errors="replace") for path in run_logs(settings, run_id))
+            typer.echo(json.dumps({"id": run_id, "log": text}))
+            return
+        read: dict[Path, int] = {}
+        while True:
+            ended = Status(_found(table.get(run_id), run_id)["status"]).is_terminal
+            for path in run_logs(settings, run_id):
+                read[path] = _print_from(path, read.get(path, 0))
+            if ended or not follow:
+                break
+            time.sleep(0.5)
+        if not read:
+            _fail(f"{run_id}: no log on this host; the log of a finished run is among its artifacts (run.log).")
+
+
+def _print_from(path: Path, offset: int) -> int:
+    with path.open("rb") as file:
+        file.seek(offset)
+        sys.stdout.buffer.write(file.read())
+        sys.stdout.buffer.flush()
+        return file.tell()
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps everything.")] = Path("demo"),
+    epochs: Annotated[int | None, typer.Option(min=1, help="Fewer or more epochs than the demo's own.")] = None,
+) -> None:
+    """Draw a dataset, start a service on it, train one run and show what came out."""
+    from trainer.demo import run_demo
+
+    raise typer.Exit(run_demo(folder.absolute(), epochs))
+
+
+def _settings() -> Settings:
+    try:
+        return read_settings()
+    except Misconfigured as error:
+        _fail(*str(error).splitlines(), code=2)
+
+
+def _table(settings: Settings | None = None):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    configure_logging("auto", "WARNING")
+    from trainer.wiring import run_table
+
+    return run_table(settings or _settings())
+
+
+def _found(row: JsonObject | None, run_id: str) -> JsonObject:
+    if row is None:
+        raise BadRequest(f"{run_id}: there is no such run; `status` lists the newest ones.")
+    return row
+
+
+def _tell_status(row: JsonObject, *, as_json: bool) -> None:
+    typer.echo(json.dumps(row) if as_json else f"{row['id']} is {row['status']}")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """An expected error becomes one line on stderr and exit code 1."""
+    try:
+        yield
+    except TrainerError as error:
+        _fail(*str(error).splitlines())
+
+
+def _fail(*lines: str, code: int = 1) -> NoReturn:
+    for line in lines:
+        typer.echo(f"error: {line}", err=True)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,99 @@
+"""Rows for people: tables, and a live view of a run that is under way."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from trainer.core.job import JsonObject, Status
+from trainer.core.ports import RunTable
+
+COLOURS = {
+    Status.QUEUED: "cyan",
+    Status.RUNNING: "blue",
+    Status.CANCELING: "yellow",
+    Status.COMPLETED: "green",
+    Status.FAILED: "red",
+    Status.CANCELED: "yellow",
+}
+REFRESH_SECONDS = 0.5
+
+
+def show_list(rows: list[JsonObject]) -> None:
+    """The newest runs, a line each."""
+    table = Table("id", "name", "status", "epoch", "mAP", "worker", "created", box=None, pad_edge=False)
+    for row in rows:
+        results = row.get("results") or {}
+        progress = results.get("progress") or {}
+        epoch = f"{progress.get('epoch', 0)}/{progress.get('total_epochs', 0)}" if progress else ""
+        table.add_row(
+            row["id"], row["run_name"], _status(row), epoch, _number(results.get("mAP")),
+            row.get("worker_id") or "", str(row["created_at"])[:19],
+        )  # fmt: skip
+    Console().print(table if rows else "No runs yet; `enqueue --data …` inserts one.")
+
+
+def show_row(row: JsonObject) -> None:
+    """One run: its state, its metrics and where its files are."""
+    results = row.get("results") or {}
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("run", f"{row['run_name']} ({row['id']})")
+    table.add_row("status", _status(row))
+    for name in ("error_message", "worker_id", "attempt", "started_at", "completed_at", "trained_model_url"):
+        if row.get(name):
+            table.add_row(name, str(row[name]))
+    for name in ("mAP", "mAP50", "precision", "recall"):
+        if results.get(name) is not None:
+            table.add_row(name, _number(results[name]))
+    for artifact in results.get("artifacts") or []:
+        table.add_row(artifact["name"], artifact.get("url") or artifact["path"])
+    Console().print(table)
+
+
+def watch(runs: RunTable, run_id: str) -> JsonObject | None:
+    """Draw the run until it ends; its last row, or None when it does not exist."""
+    with Live(console=Console(), refresh_per_second=4) as live:
+        while True:
+            row = runs.get(run_id)
+            if row is None:
+                return None
+            live.update(_picture(row))
+            if Status(row["status"]).is_terminal:
+                return row
+            time.sleep(REFRESH_SECONDS)
+
+
+def _picture(row: JsonObject) -> Group:
+    results = row.get("results") or {}
+    done, metrics = results.get("progress") or {}, results.get("metrics") or {}
+    bar = Progress(TextColumn("{task.description}"), BarColumn(40), TextColumn("{task.percentage:>5.1f} %"))
+    bar.add_task(
+        f"{row['run_name']}: {done.get('phase') or row['status']}", completed=done.get("percent", 0), total=100
+    )
+    epoch = f"epoch {done.get('epoch', 0)}/{done.get('total_epochs', 0)}" if done else "waiting for a worker"
+    batch = f"  batch {done['batch']}/{done['total_batches']}" if done.get("batch") else ""
+    left = f"  {done['eta']} left" if done.get("eta") else ""
+    losses = "  ".join(f"{name} {value:.3f}" for name, value in (done.get("losses") or {}).items())
+    scores = "  ".join(
+        f"{name.removeprefix('metrics/')} {value:.3f}"
+        for name, value in metrics.items()
+        if name.startswith("metrics/") and value is not None
+    )
+    return Group(
+        bar, Text(f"  {epoch}{batch}{left}"), Text(f"  {losses}", style="dim"), Text(f"  {scores}", style="green")
+    )
+
+
+def _status(row: JsonObject) -> Text:
+    return Text(row["status"], style=COLOURS[Status(row["status"])])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
