@@ -31,15 +31,14 @@ from trainer.core.job import (
 from trainer.core.ports import Worker
 
 CANCELED_BY_USER = "Canceled by user."
-HARDWARE = (  # the columns of trainer_workers that the web app reads
-    "device_type", "compute_type", "gpu_name", "gpu_model", "gpu", "gpu_memory_gb", "gpu_vram_gb", "gpu_memory_mb",
-    "gpu_vram_mb", "cpu_model", "cpu", "ram_gb",
+HARDWARE = (  # the columns of trainer_workers that a worker fills itself
+    "version", "slots", "device_type", "compute_type", "gpu_name", "gpu_model", "gpu", "gpu_memory_gb", "gpu_vram_gb",
+    "gpu_memory_mb", "gpu_vram_mb", "cpu_model", "cpu", "ram_gb",
 )  # fmt: skip
 
 _INT4 = 2**31 - 1
 _DEEPEST = 100  # levels of nesting; no results and no configuration of ours come near
-_NUMBER = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*", re.ASCII)
-_DEVICES = re.compile(r"\s*(cuda:)?\s*-?[0-9]+(\s*,\s*-?[0-9]+)*\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*", re.ASCII)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -127,20 +126,16 @@ def _parsed(configuration: Json) -> Json:
 
 
 def _amount(value: Json) -> float:
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or not _NUMBER.fullmatch(str(value)):
         return 0.0
-    return max(0.0, float(value))
+    return float(value)
 
 
 def _device_count(device: Json) -> int:
-    """How many GPUs "0,1" or [0, 1] names; 0 for anything that is not such a list."""
-    if isinstance(device, Sequence) and not isinstance(device, str):
-        device = ",".join(str(item) for item in device)
-    if not isinstance(device, str) or not _DEVICES.fullmatch(device):
-        return 0
-    return device.count(",") + 1
+    """How many devices "0,1" or [0, 1] names; 0 for what is no list."""
+    if isinstance(device, str):
+        return sum(1 for part in device.split(",") if part.strip())
+    return len(device) if isinstance(device, list) else 0
 
 
 # ── to the row ──

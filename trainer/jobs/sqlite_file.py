@@ -1,0 +1,285 @@
+"""The SQLite file behind the queue: its tables, its transactions, and what its errors mean.
+
+Each call opens a connection of its own, so nothing is shared between threads or inherited by a child process.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainer.core.errors import Misconfigured, Unavailable
+from trainer.core.job import Json, JsonObject
+
+SCHEMA_VERSION = 1
+_JSON_COLUMNS = frozenset({"configuration", "results", "checkpoint", "data"})
+_BOOLEAN_COLUMNS = frozenset({"is_deployed", "cancel_requested", "finish_requested"})
+
+# The same names as in supabase/migrations/; times are ISO 8601 in UTC of one width, so that they sort as text.
+_SCHEMA = """
+create table training_runs (
+  id text primary key,
+  run_name text not null,
+  project_id text,
+  step_id text,
+  status text not null default 'queued'
+    check (status in ('queued', 'running', 'canceling', 'completed', 'failed', 'canceled')),
+  base_model text,
+  configuration text,
+  data_yaml text,
+  results text,
+  trained_model_url text,
+  created_by text,
+  is_deployed integer not null default 0,
+  deployment_status text,
+  deployment_date text,
+  deployment_url text,
+  started_at text,
+  completed_at text,
+  canceled_at text,
+  cancel_requested integer not null default 0,
+  worker_id text,
+  error_message text,
+  created_at text not null,
+  updated_at text not null,
+  attempt integer not null default 0,
+  max_attempts integer not null default 3,
+  failures integer not null default 0,
+  claim_id text,
+  lease_expires_at text,
+  heartbeat_at text,
+  priority integer not null default 0,
+  not_before text,
+  checkpoint text,
+  progress_epoch integer not null default 0,
+  finish_requested integer not null default 0
+);
+create table trainer_workers (
+  worker_id text primary key,
+  status text not null default 'online',
+  last_seen text not null,
+  created_at text not null,
+  updated_at text not null,
+  current_runs integer,
+  version text,
+  slots integer,
+  device_type text,
+  compute_type text,
+  gpu_name text,
+  gpu_model text,
+  gpu text,
+  gpu_memory_gb real,
+  gpu_vram_gb real,
+  gpu_memory_mb real,
+  gpu_vram_mb real,
+  cpu_model text,
+  cpu text,
+  ram_gb real
+);
+create table training_run_events (
+  run_id text not null references training_runs (id) on delete cascade,
+  attempt integer not null,
+  seq integer not null,
+  at text not null,
+  kind text not null,
+  data text not null default '{}',
+  primary key (run_id, attempt, seq)
+) without rowid;
+create index training_runs_next on training_runs (priority desc, created_at, id) where status = 'queued';
+create index training_runs_lease on training_runs (lease_expires_at) where status in ('running', 'canceling');
+create index training_runs_cancel on training_runs (id) where status = 'queued' and cancel_requested;
+create unique index training_runs_claim on training_runs (claim_id) where claim_id is not null;
+create index training_runs_recent on training_runs (created_at desc, id);
+create trigger training_runs_end_stands before update of status on training_runs
+  when old.status in ('completed', 'failed', 'canceled') and new.status in ('canceling', 'canceled')
+  begin select raise(ignore); end;
+create trigger training_runs_end_has_no_lease after update of status on training_runs
+  when new.status in ('completed', 'failed', 'canceled') and new.lease_expires_at is not null
+  begin update training_runs set lease_expires_at = null where id = new.id; end;
+"""
+
+_PASSING = {
+    sqlite3.SQLITE_BUSY: "it is locked by another program",
+    sqlite3.SQLITE_LOCKED: "it is locked by another program",
+    sqlite3.SQLITE_FULL: "its disk is full; free some space",
+    sqlite3.SQLITE_IOERR: "its disk fails to read or write; check the disk and its free space",
+    sqlite3.SQLITE_NOMEM: "memory is short",
+}
+_LASTING = {
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that the folder exists and that this user may write to it",
+    sqlite3.SQLITE_READONLY: "it is read-only; give this user the right to write to the file and its folder",
+    sqlite3.SQLITE_PERM: "it may not be accessed; give this user the right to write to the file and its folder",
+    sqlite3.SQLITE_NOTADB: "it is not an SQLite database; name another file",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a backup or move it away to begin a new one",
+}
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """An open transaction. `now` is the file's clock, read when the lock was held, in seconds since 1970."""
+
+    connection: sqlite3.Connection
+    now: float
+
+    def at(self, seconds: float = 0.0) -> str:
+        """The time `seconds` from now as the tables hold it."""
+        return timestamp(self.now + seconds)
+
+    def rows(self, sql: str, *values: Json) -> list[JsonObject]:
+        cursor = self.connection.execute(sql, values)
+        names = [column[0] for column in cursor.description]
+        return [{name: _loaded(name, value) for name, value in zip(names, row, strict=True)} for row in cursor]
+
+    def row(self, sql: str, *values: Json) -> JsonObject | None:
+        found = self.rows(sql, *values)
+        return found[0] if found else None
+
+    def insert(self, table: str, columns: JsonObject, *, or_ignore: bool = False) -> bool:
+        """Whether a row was inserted; with `or_ignore` False for one whose key is there already."""
+        names, places = ", ".join(columns), ", ".join("?" * len(columns))
+        verb = "insert or ignore" if or_ignore else "insert"
+        sql = f"{verb} into {table} ({names}) values ({places})"
+        return self.connection.execute(sql, [_dumped(*item) for item in columns.items()]).rowcount == 1
+
+    def update(self, table: str, key: str, columns: JsonObject) -> None:
+        """Write all of `columns` into the row that their `key` names."""
+        changes = ", ".join(f"{name} = ?" for name in columns)
+        sql = f"update {table} set {changes} where {key} = ?"  # noqa: S608 (names are ours)
+        self.connection.execute(sql, [*(_dumped(*item) for item in columns.items()), columns[key]])
+
+
+class SqliteFile:
+    """A queue's file; created with its tables if it is not there.
+
+    Raises `Misconfigured` when the file cannot be used and `Unavailable` when it cannot be used now.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float], busy_seconds: float) -> None:
+        self._path = path.absolute()
+        self._clock = clock
+        self._busy_seconds = busy_seconds
+        with self._translated():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(self._connect("rwc")) as connection:
+                self._create(connection)
+
+    @contextmanager
+    def writing(self) -> Iterator[Transaction]:
+        """One transaction, alone on the file; committed at the end, gone after an exception."""
+        with self._translated(), closing(self._connect("rw")) as connection:
+            connection.execute("begin immediate")
+            yield Transaction(connection, self._clock())
+            connection.execute("commit")
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """One consistent view that waits for nobody."""
+        with self._translated(), closing(self._connect("rw")) as connection:
+            connection.execute("begin")
+            yield Transaction(connection, self._clock())
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        # mode=rw: a file that was deleted must not come back empty in the middle of a run
+        uri = f"{self._path.as_uri()}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
+        connection.execute("pragma foreign_keys = on")
+        return connection
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        if self._version(connection) != SCHEMA_VERSION:
+            connection.execute("begin immediate")
+            if self._version(connection) != SCHEMA_VERSION:  # nobody was faster
+                self._refuse_foreign(connection)
+                for statement in _statements(_SCHEMA):
+                    connection.execute(statement)
+                connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
+            connection.execute("commit")
+        self._set_wal(connection)
+
+    @staticmethod
+    def _version(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("pragma user_version").fetchone()[0])
+
+    def _refuse_foreign(self, connection: sqlite3.Connection) -> None:
+        version = self._version(connection)
+        if version > SCHEMA_VERSION:
+            raise Misconfigured(
+                f"The queue file {self._path} has version {version}, this trainer knows {SCHEMA_VERSION}: "
+                "update the trainer or name another file.",
+            )
+        if version or connection.execute("select 1 from sqlite_master").fetchone():
+            raise Misconfigured(f"The file {self._path} is another program's database: name another file.")
+
+    def _set_wal(self, connection: sqlite3.Connection) -> None:
+        """Switch to the write-ahead log, in which readers and the writer do not wait for each other."""
+        deadline = time.monotonic() + self._busy_seconds
+        while connection.execute("pragma journal_mode").fetchone()[0] != "wal":
+            try:
+                connection.execute("pragma journal_mode = wal")
+            except sqlite3.OperationalError as error:
+                # this pragma does not honour the busy timeout
+                if _primary(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            code = _primary(error)
+            if code in _PASSING:
+                raise Unavailable(f"The queue file {self._path} is not available: {_PASSING[code]}.") from error
+            if code is None:  # a wrong call of ours, not a wrong file
+                raise
+            why = _LASTING.get(code, f"SQLite says {error}; it may belong to another version or program")
+            raise Misconfigured(f"The queue file {self._path} cannot be used: {why}.") from error
+        except OSError as error:
+            raise Misconfigured(
+                f"The queue file {self._path} cannot be used: {error.strerror} at {error.filename}.",
+            ) from error
+
+
+def timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+
+
+def loaded_json(text: Json) -> Json:
+    """The value in a JSON column; text that is no JSON stays text, for whoever parses it to complain about."""
+    try:
+        return json.loads(text, parse_constant=lambda _: None) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        return text
+
+
+def _loaded(name: str, value: Json) -> Json:
+    if name in _JSON_COLUMNS:
+        return loaded_json(value)
+    return bool(value) if name in _BOOLEAN_COLUMNS else value
+
+
+def _dumped(name: str, value: Json) -> Json:
+    return json.dumps(value) if name in _JSON_COLUMNS and value is not None else value
+
+
+def _statements(script: str) -> list[str]:
+    """The script's statements one by one: executescript would commit the transaction that they belong to."""
+    statements, pending = [], ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            statements.append(pending)
+            pending = ""
+    return statements
+
+
+def _primary(error: sqlite3.Error) -> int | None:
+    """SQLite's primary result code; the low byte of the extended one."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
