@@ -1,0 +1,17 @@
+"""What every test gets: a clean environment."""
+
+import os
+
+import pytest
+
+from trainer.settings import Settings
+
+# a developer's own settings, or the test runner's, must not decide what a test sees
+for name in Settings.model_fields:
+    os.environ.pop(name.upper(), None)
+
+
+@pytest.fixture(autouse=True)
+def _away_from_dotenv(monkeypatch):
+    """A `.env` in the repository must not be read."""
+    monkeypatch.setitem(Settings.model_config, "env_file", None)

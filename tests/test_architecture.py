@@ -1,0 +1,117 @@
+"""What must hold of the code as a whole."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "trainer").rglob("*.py"))
+
+ROOMS = {"worker", "jobs", "storage", "datasets", "training", "reporting", "settings"}
+# room → what it may import of ours
+ALLOWED = {
+    "core": {"core"},
+    "remote": {"remote", "core"},
+    **{room: {room, "remote", "core"} for room in ROOMS},
+    # the leaves that only entry points use
+    "logs": {"logs", "core"},
+    "host": {"host", "core"},
+    "demo": {"demo", "core", "settings"},
+    "terminal": {"terminal", "core"},
+}
+ENTRY_POINTS = {"wiring", "cli", "__init__", "doctor"}
+
+# third-party package → the only places that may import it
+HOMES = {
+    "torch": {"training"},
+    "ultralytics": {"training"},
+    "supabase": {"remote/supabase.py"},
+    "postgrest": {"remote/supabase.py"},
+    "httpx": {"remote"},
+    "pydantic_settings": {"settings.py"},
+    "typer": {"cli.py"},
+    "rich": {"terminal.py"},
+    "pynvml": {"host.py"},
+    "prometheus_client": {"reporting"},
+}
+BULKHEADS = {"worker/daemon.py", "reporting/fanout.py", "training/child.py"}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT / "trainer"))
+
+
+def room(path: Path) -> str:
+    return relative(path).split("/")[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_imports_point_one_way(path):
+    if room(path) in ENTRY_POINTS:
+        return
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("trainer.")}
+    assert ours <= ALLOWED[room(path)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_each_third_party_package_has_one_home(path):
+    for name in imports(path):
+        package = name.split(".")[0]
+        if package in HOMES:
+            assert any(relative(path).startswith(home) for home in HOMES[package]), f"{package} in {relative(path)}"
+
+
+def test_the_supervisors_side_never_imports_torch():
+    """Only what the child process imports may need torch, and the daemon imports none of it."""
+    import subprocess
+    import sys
+
+    code = "import trainer.wiring, trainer.cli, sys; sys.exit(any(m in sys.modules for m in ('torch', 'ultralytics', 'numpy', 'cv2')))"
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_only_the_bulkheads_swallow_everything():
+    broad = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                names = {getattr(n, "id", "") for n in ast.walk(node.type)} if node.type else {"Exception"}
+                if names & {"Exception", "BaseException"} and not reraises(node):
+                    broad.add(relative(path))
+
+    assert broad <= BULKHEADS
+
+
+def reraises(handler: ast.ExceptHandler) -> bool:
+    """Cleaning up and raising on is not swallowing."""
+    return isinstance(handler.body[-1], ast.Raise)
+
+
+def test_only_settings_reads_the_environment():
+    readers = {
+        relative(path)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
+    }
+
+    # the child process arranges its own environment before it imports torch
+    assert {name for name in readers if not name.startswith("training/")} <= {"settings.py"}
+
+
+def test_no_room_is_named_after_nothing():
+    vague = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base", "types", "models"}
+
+    assert not [relative(path) for path in FILES if path.stem in vague]
