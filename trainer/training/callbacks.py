@@ -1,0 +1,235 @@
+"""Ultralytics' callbacks: where a running training is watched, asked to stop, and its state kept.
+
+The trainer object is Ultralytics' own and untyped; what is read from it here is what tests/unit/test_ultralytics_facts.py
+and the real trainings of the tests hold on to.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ultralytics.utils import RANK
+from ultralytics.utils.torch_utils import strip_optimizer
+
+from trainer.core.dataset import PreparedDataset
+from trainer.core.events import CheckpointSaved, Event, Phase, Warned
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.training import checkpoints
+from trainer.training.checkpoints import Progress
+from trainer.training.progress_meter import ProgressMeter
+
+
+class Callbacks:
+    """What happens during one try at a training. `resumed` is how far the state it starts from had come."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        dataset: PreparedDataset,
+        meter: ProgressMeter,
+        stop: StopSignal,
+        send: Callable[[Event], None],
+        resumed: Progress | None,
+    ) -> None:
+        self._run_dir = run_dir
+        self._dataset = dataset
+        self._meter = meter
+        self._stop = stop
+        self._send = send
+        self._resumed = resumed
+        self._skip = 0
+        self._in_first_epoch = True
+        self._validated = False
+        self._nan_recoveries = 0
+        self._stripped_best: int | None = None  # the epoch whose best.pt lies stripped beside it
+        self.trainer: Any = None
+        self.best_epoch = resumed.best_epoch if resumed else None
+        self.epochs_completed = resumed.epoch if resumed else 0
+        self.kept: CheckpointSaved | None = None
+        self.train_seconds = resumed.train_seconds if resumed else 0.0  # over all attempts
+        self.is_trained = False  # the last epoch is done and saved
+
+    def attach(self, model: Any) -> None:
+        """Register with a model that is about to be trained; on other ranks than the first nobody reports."""
+        if RANK not in {-1, 0}:
+            return
+        for event in (
+            "on_pretrain_routine_start",
+            "on_pretrain_routine_end",
+            "on_train_start",
+            "on_train_epoch_start",
+            "on_train_batch_end",
+            "on_val_start",
+            "on_val_batch_end",
+            "on_model_save",
+            "on_fit_epoch_end",
+        ):
+            model.add_callback(event, getattr(self, event))
+
+    def let_go(self) -> None:
+        """Close the loaders and forget the trainer, so that its memory can be freed."""
+        for name in ("train_loader", "test_loader"):
+            loader: Any = getattr(self.trainer, name, None)
+            if hasattr(loader, "close"):
+                loader.close()
+        self.trainer = None
+
+    # ── before the first batch ──
+
+    def on_pretrain_routine_start(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self._stop.raise_if_set()
+        _before(trainer, "_build_train_pipeline", lambda: self._meter.enter(Phase.SCANNING))
+        _before(trainer, "final_eval", self._training_is_over)
+
+    def on_pretrain_routine_end(self, trainer: Any) -> None:
+        self._stop.raise_if_set()
+        dataset = trainer.train_loader.dataset
+        expected, found = self._dataset.images.get("train"), len(dataset)
+        if expected and found < expected and trainer.args.fraction == 1.0:
+            message = f"{expected - found} of {expected} training images were left out: they or their labels cannot be read."
+            self._send(Warned(code="images_left_out", message=message))
+
+    def on_train_start(self, trainer: Any) -> None:
+        if trainer.args.time:
+            used = self._resumed.train_seconds if self._resumed else 0.0
+            self._meter.budget(max(0.0, trainer.args.time * 3600 - used))
+        if self._resumed:
+            trainer.train_time_start -= self._resumed.train_seconds  # one clock over all attempts, as in results.csv
+            self._skip = min(int(self._resumed.done * len(trainer.train_loader)), len(trainer.train_loader) - 1)
+            _skip_once(trainer.train_loader, self._skip)
+
+    # ── an epoch ──
+
+    def on_train_epoch_start(self, trainer: Any) -> None:
+        trainer._oom_retries = 3  # noqa: SLF001 - memory is our business in every epoch, not only in the first
+        if self._resumed:
+            trainer.start_epoch = 0  # its mean over all epochs then goes with the clock of all epochs
+        if trainer.nan_recovery_attempts > self._nan_recoveries:
+            message = f"Epoch {trainer.epoch + 1} diverged (NaN) and is repeated from the weights before it."
+            self._send(Warned(code="nan_recovery", message=message))
+        self._nan_recoveries = trainer.nan_recovery_attempts
+        self._validated = False
+        skipped = self._skip if self._in_first_epoch else 0
+        self._in_first_epoch = False
+        self._meter.epoch_started(trainer.epoch + 1, trainer.epochs, len(trainer.train_loader), skipped)
+
+    def on_train_batch_end(self, trainer: Any) -> None:
+        self._meter.batch_done(trainer.batch_size, lambda: numbers(trainer.tloss), lambda: _gpu_memory(trainer))
+        reason = self._stop.reason
+        if reason is None or reason is StopReason.FINISH:
+            return
+        if reason is StopReason.SHUTDOWN:
+            self._keep_mid_epoch(trainer)
+        raise Stopped(reason)
+
+    def on_val_start(self, validator: Any) -> None:
+        self._stop.raise_if_set()
+        self._validated = True
+        self._meter.validation_started(len(validator.dataloader))
+
+    def on_val_batch_end(self, validator: Any) -> None:
+        self._meter.validation_batch_done(lambda: _gpu_memory(self.trainer))
+        self._stop.raise_if_set()
+
+    def on_model_save(self, trainer: Any) -> None:
+        self.epochs_completed = trainer.epoch + 1
+        if trainer.best_fitness == trainer.fitness:
+            self.best_epoch = trainer.epoch + 1
+        self._keep(trainer, trainer.last, done=0.0)
+
+    def on_fit_epoch_end(self, trainer: Any) -> None:
+        if self._meter.phase is Phase.FINALISING:
+            return  # called once more for the final validation, which is not an epoch
+        metrics = {**trainer.label_loss_items(trainer.tloss), **trainer.metrics, **trainer.lr}
+        if not self._validated:
+            metrics = {key: value for key, value in metrics.items() if key.startswith(("train/", "lr/"))}
+        self._meter.epoch_finished(trainer.epochs, numbers(metrics))
+        if self._stop.reason is StopReason.FINISH:
+            trainer.stop = True
+        self._stop.raise_if_set()
+
+    def _training_is_over(self) -> None:
+        self.is_trained = True
+        self._meter.enter(Phase.FINALISING)
+
+    # ── keeping the state ──
+
+    def _keep_mid_epoch(self, trainer: Any) -> None:
+        """Keep the state as of this batch, unless no epoch is finished yet, which cannot be resumed."""
+        if trainer.epoch < 1:
+            return
+        last, fitness = trainer.last, trainer.fitness
+        done = self._meter.share_of_epoch
+        trainer.last = trainer.wdir / "unfinished.pt"
+        trainer.epoch -= 1
+        trainer.fitness = math.nan  # equals nothing, so best.pt is left alone
+        try:
+            trainer.save_model()
+            self._keep(trainer, trainer.last, done)
+        finally:
+            trainer.last.unlink(missing_ok=True)
+            trainer.epoch += 1
+            trainer.last, trainer.fitness = last, fitness
+
+    def _keep(self, trainer: Any, state: Path, done: float) -> None:
+        self.train_seconds = round(time.time() - trainer.train_time_start, 3)
+        progress = Progress(
+            epoch=trainer.epoch + 1,
+            done=done,
+            complete=bool(trainer.stop),
+            best_epoch=self.best_epoch,
+            train_seconds=self.train_seconds,
+        )
+        members = {"results.csv": trainer.csv}
+        if (done or self.best_epoch != progress.epoch) and trainer.best.exists():
+            members["best.pt"] = self._best_stripped(trainer)
+        self.kept = checkpoints.keep(state, self._run_dir, progress, members)
+        self._send(self.kept)
+
+    def _best_stripped(self, trainer: Any) -> Path:
+        stripped: Path = self._run_dir / checkpoints.FOLDER / "best.pt"
+        if self._stripped_best != self.best_epoch or not stripped.exists():
+            strip_optimizer(trainer.best, s=str(stripped))
+            self._stripped_best = self.best_epoch
+        return stripped
+
+
+def numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
+    """The values as finite floats; the others are left out."""
+    floats = {key: float(value) for key, value in (values or {}).items()}
+    return {key: round(value, 6) for key, value in floats.items() if math.isfinite(value)}
+
+
+def _gpu_memory(trainer: Any) -> int:
+    return int(trainer._get_memory() * 2**30) if trainer else 0  # noqa: SLF001 - the only place that knows the device
+
+
+def _before(trainer: Any, method: str, call: Callable[[], None]) -> None:
+    """Have `call` called whenever the trainer's `method` begins, for which there is no callback."""
+    original = getattr(trainer, method)
+
+    def announced(*args: Any, **kwargs: Any) -> Any:
+        call()
+        return original(*args, **kwargs)
+
+    setattr(trainer, method, announced)
+
+
+def _skip_once(loader: Any, batches: int) -> None:
+    """Make the loader's next epoch shorter by `batches`: they were trained before the state was kept."""
+    if batches < 1:
+        return
+    plain = type(loader)
+
+    def shortened(self: Any) -> Any:
+        object.__setattr__(self, "__class__", plain)
+        whole = iter(self)
+        for _ in range(len(self) - batches):
+            yield next(whole)
+
+    object.__setattr__(loader, "__class__", type("ShortenedLoader", (plain,), {"__iter__": shortened}))

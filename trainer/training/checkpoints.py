@@ -1,0 +1,122 @@
+"""Checkpoints that survive: whole or not there, verified, and enough on their own to go on from on any host.
+
+A checkpoint is Ultralytics' `last.pt` with members of ours added to its zip archive, which torch.load leaves alone:
+
+    checkpoint.json    epoch, done, complete, best_epoch, train_seconds (see `Progress`)
+    results.csv        every epoch so far
+    best.pt            the best weights so far, stripped; absent when this state is the best itself
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer.core.events import CheckpointSaved
+
+FOLDER = "checkpoints"
+KEPT = 2  # generations
+_FACTS = "checkpoint.json"
+_COPIED = ("results.csv", "best.pt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a training had come when its state was kept."""
+
+    epoch: int = 0  # finished epochs
+    done: float = 0.0  # share of the next epoch's batches that were trained already
+    complete: bool = False  # the last epoch is done, only the final evaluation is missing
+    best_epoch: int | None = None
+    train_seconds: float = 0.0
+
+
+def keep(state: Path, run_dir: Path, progress: Progress, members: Mapping[str, Path]) -> CheckpointSaved:
+    """Copy `state` and the files `members` into one new generation; older ones than `KEPT` go.
+
+    The file appears complete or not at all, and its sidecar (`epoch`, `sha256`, `bytes`) only after it.
+    """
+    folder = run_dir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"epoch-{progress.epoch:05d}.pt"
+    beside = path.with_suffix(".tmp")
+    try:
+        shutil.copyfile(state, beside)
+        _add(beside, progress, members)
+        sha256 = _settle(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    size = path.stat().st_size
+    facts = {**asdict(progress), "sha256": sha256, "bytes": size}
+    beside.write_text(json.dumps(facts))
+    _settle(beside, path.with_suffix(".json"))
+    _drop_old(folder)
+    return CheckpointSaved(epoch=progress.epoch, sha256=sha256, bytes=size, path=str(path))
+
+
+def restore(checkpoint: Path, run_dir: Path) -> Progress:
+    """Lay out `run_dir` as it was when `checkpoint` was kept: weights/last.pt, weights/best.pt and results.csv.
+
+    Raises OSError or zipfile.BadZipFile when it cannot be read.
+    """
+    weights = run_dir / "weights"
+    weights.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(checkpoint) as archive:
+        present = set(archive.namelist())
+        facts = json.loads(archive.read(_FACTS)) if _FACTS in present else {}
+        shutil.copyfile(checkpoint, weights / "last.pt")
+        (weights / "best.pt").unlink(missing_ok=True)
+        (run_dir / "results.csv").unlink(missing_ok=True)
+        if "results.csv" in present:
+            (run_dir / "results.csv").write_bytes(archive.read("results.csv"))
+        if "best.pt" in present:
+            (weights / "best.pt").write_bytes(archive.read("best.pt"))
+        else:
+            shutil.copyfile(checkpoint, weights / "best.pt")
+    return Progress(**facts)
+
+
+def forget(run_dir: Path) -> None:
+    """Remove what an earlier attempt left in `run_dir`, so that a training from the start is nobody's heir."""
+    for path in [*(run_dir / FOLDER).glob("epoch-*"), *(run_dir / "weights").glob("*.pt")]:
+        path.unlink()
+
+
+def is_whole(weights: Path) -> bool:
+    """Whether a `.pt` file was written to its end."""
+    return weights.is_file() and zipfile.is_zipfile(weights)
+
+
+def _add(path: Path, progress: Progress, members: Mapping[str, Path]) -> None:
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_FACTS, json.dumps(asdict(progress)))
+        for name, file in members.items():
+            assert name in _COPIED
+            archive.write(file, name)
+
+
+def _settle(beside: Path, path: Path) -> str:
+    """Move a finished file to its name, durably; its sha-256."""
+    with beside.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return sha256
+
+
+def _drop_old(folder: Path) -> None:
+    newest_first = sorted(folder.glob("epoch-*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in newest_first[KEPT:]:
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink()

@@ -1,0 +1,151 @@
+"""The training process: `python -m trainer.training.child --events-fd N`. It trains once and ends.
+
+Orders and stops come on stdin, events go to descriptor N (see wire.py). Everything slow is imported before the order is
+read, so a process that waits for one is a warm spare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
+
+from trainer.core.events import ChildStopped, Crashed, Event, Phase, Warned
+from trainer.core.ports import TrainingOrder
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.training.outbox import Outbox
+from trainer.training.wire import decode_command
+
+if TYPE_CHECKING:
+    from trainer.training.finishing import Step
+    from trainer.training.yolo import Training
+
+FLUSH_SECONDS = 10.0  # for the last events to be taken
+PLOT_SECONDS = 60.0  # for pictures that are still being drawn
+_TRACEBACK = 8000  # characters
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Carry out one order from stdin."""
+    parser = argparse.ArgumentParser(prog="trainer.training.child")
+    parser.add_argument("--events-fd", type=int, required=True)
+    fd = parser.parse_args(argv).events_fd
+    os.set_inheritable(fd, False)
+    outbox = Outbox(fd, on_broken=lambda: os._exit(0))
+    stop = StopSignal()
+    commands = Commands(sys.stdin.buffer, stop)
+    train = _prepare(outbox.send)
+    order = commands.order()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, order.devices))
+    train(order, stop)
+    outbox.close(FLUSH_SECONDS)
+    _leave(0)
+
+
+class Commands:
+    """Listens on stdin from a thread of its own: first an order, then stops. Its end ends the process."""
+
+    def __init__(self, stdin: BinaryIO, stop: StopSignal) -> None:
+        self._stdin = stdin
+        self._stop = stop
+        self._orders: queue.Queue[TrainingOrder] = queue.Queue()
+        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+
+    def order(self) -> TrainingOrder:
+        """Wait for the order."""
+        return self._orders.get()
+
+    def _listen(self) -> None:
+        for line in self._stdin:
+            command = decode_command(line)
+            if isinstance(command, StopReason):
+                self._stop.set(command)
+            else:
+                self._orders.put(command)
+        _leave(0)  # nobody is left who could want the result
+
+
+def _prepare(send: Callable[[Event], None]) -> Callable[[TrainingOrder, StopSignal], None]:
+    try:
+        from trainer.training.isolation import isolate  # imports torch: only after stdin is listened to
+        from trainer.training.yolo import Training
+
+        isolate()
+    except Exception as error:  # noqa: BLE001 - a broken installation has to be told like any other failure
+        crash = _crashed(error, Phase.STARTING)
+        return lambda _order, _stop: send(crash)
+    return lambda order, stop: carry_out(Training(order, stop, send), send)
+
+
+def carry_out(training: Training, send: Callable[[Event], None]) -> None:
+    """Train, and say how it ended, whatever happens."""
+    try:
+        _train(training, send)
+        for step in training.finishing_steps():
+            _try(step, training, send)
+        _join_plots()
+        send(training.finished())
+    except Stopped:
+        send(ChildStopped())
+    except Exception as error:  # noqa: BLE001 - the top of the child: every failure becomes an event
+        send(_crashed(error, training.phase))
+
+
+def _train(training: Training, send: Callable[[Event], None]) -> None:
+    """Train; what fails after the last epoch is a warning as long as the weights are there."""
+    try:
+        training.train()
+    except Stopped:
+        raise
+    except Exception as error:
+        if not training.is_trained:
+            raise
+        training.rescue()
+        _warn("The final validation", error, send)
+
+
+def _try(step: Step, training: Training, send: Callable[[Event], None]) -> None:
+    try:
+        training.add_to_report(step.do())
+    except Stopped:
+        raise
+    except Exception as error:  # noqa: BLE001 - a model without an export is better than no model
+        _warn(f"The {step.name}", error, send)
+
+
+def _warn(what: str, error: Exception, send: Callable[[Event], None]) -> None:
+    traceback.print_exception(error)  # into the run's log
+    message = f"{what} failed, the model is kept: {type(error).__name__}: {error}"
+    send(Warned(code="finalisation_failed", message=message))
+
+
+def _crashed(error: Exception, phase: Phase) -> Crashed:
+    traceback.print_exception(error)
+    text = "".join(traceback.format_exception(error))
+    return Crashed(error=type(error).__name__, message=str(error), traceback=text[-_TRACEBACK:], phase=phase)
+
+
+def _join_plots() -> None:
+    """Wait for the threads in which Ultralytics draws pictures, so that none is published half."""
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.main_thread():
+            thread.join(PLOT_SECONDS)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: no destructor may hang, no loader's worker stay."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What Ultralytics would do beside training, and must not: call home, install packages, run a dataset's code, leak git.
+
+The environment of the process (environment.py) switches most of it off; `isolate` checks that it did and closes the
+rest. It patches the exact version that requirements.txt names; tests/unit/test_ultralytics_facts.py notices another.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ultralytics.data.dataset
+import ultralytics.utils
+import ultralytics.utils.callbacks
+import ultralytics.utils.checks
+
+_NETWORK = {"socket.connect": 1, "socket.sendto": 1, "socket.getaddrinfo": 0, "socket.gethostbyname": 0}
+_LOOPBACK = ("127.", "::1", "localhost")
+_PLAIN = {
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    *((core, name) for core in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("_reconstruct", "scalar")),
+    *(("pathlib", name) for name in ("Path", "PosixPath")),
+    ("numpy._core.numeric", "_frombuffer"),
+}
+
+
+class NotIsolated(RuntimeError):
+    """The training process was started without the environment that keeps it harmless."""
+
+
+def isolate() -> None:
+    """Close every way out of this process that is not a result. Raises `NotIsolated`; call it once, after imports."""
+    _check_environment()
+    sys.addaudithook(_refuse_network)
+    git = ultralytics.utils.GIT
+    git.__dict__.clear()  # drops what it cached already
+    git.root = git.gitdir = git.refdir = None
+    # telemetry, the vendor's platform, MLflow and the like would be added to each trainer, validator and exporter here
+    ultralytics.utils.callbacks.add_integration_callbacks = _add_nothing
+    ultralytics.data.dataset.load_dataset_cache_file = load_label_cache
+
+
+def load_label_cache(path: Path) -> Any:
+    """A label cache, read without running anything that it contains. Raises `pickle.UnpicklingError` if it would."""
+    with Path(path).open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read(file)
+        return _PlainUnpickler(io.BytesIO(file.read())).load().item()
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PLAIN:
+            raise pickle.UnpicklingError(f"a label cache has no business with {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _check_environment() -> None:
+    wrong = [
+        name
+        for name, is_set in {
+            "ULTRALYTICS_SAFE_LOAD=1": ultralytics.utils.SAFE_LOAD,
+            "YOLO_AUTOINSTALL=false": not ultralytics.utils.checks.AUTOINSTALL,
+            "YOLO_OFFLINE=1": not ultralytics.utils.ONLINE,
+        }.items()
+        if not is_set
+    ]
+    if wrong:
+        raise NotIsolated(f"The training process has to be started with {' '.join(wrong)}.")
+
+
+def _refuse_network(event: str, args: tuple[Any, ...]) -> None:
+    if event not in _NETWORK:
+        return
+    target = args[_NETWORK[event]]
+    host = target[0] if isinstance(target, tuple) else target
+    is_local = host is None or (isinstance(target, str | bytes) and event == "socket.connect")  # a Unix socket's path
+    if not is_local and not str(host).startswith(_LOOPBACK):
+        raise ConnectionError(f"the training process has no network (asked for {host})")
+
+
+def _add_nothing(_instance: object) -> None:
+    """Stands in for Ultralytics' add_integration_callbacks."""

@@ -1,0 +1,67 @@
+"""The child's end of the events pipe: the training never waits for whoever listens, or fails to."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from trainer.core.events import Event, is_durable
+from trainer.training.wire import encode_event
+
+
+class Outbox:
+    """Sends events in order from a thread of its own.
+
+    Durable events are kept until they are written; of the ticks that nobody took in time only the newest is.
+    """
+
+    def __init__(self, fd: int, on_broken: Callable[[], None]) -> None:
+        self._fd = fd
+        self._on_broken = on_broken  # the reader is gone
+        self._waiting: deque[Event] = deque()
+        self._tick: Event | None = None
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._write, name="events", daemon=True)
+        self._thread.start()
+
+    def send(self, event: Event) -> None:
+        """Queue an event; returns at once."""
+        with self._changed:
+            if is_durable(event):
+                self._waiting.append(event)
+                self._tick = None  # what a tick says is older than this event
+            else:
+                self._tick = event
+            self._changed.notify()
+
+    def close(self, seconds: float) -> bool:
+        """Write what is queued, waiting at most `seconds`; whether everything was written."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _write(self) -> None:
+        while (event := self._next()) is not None:
+            line = encode_event(event)
+            try:
+                while line:
+                    line = line[os.write(self._fd, line) :]
+            except BrokenPipeError:
+                self._on_broken()
+                return
+
+    def _next(self) -> Event | None:
+        with self._changed:
+            while not self._waiting and self._tick is None:
+                if self._closing:
+                    return None
+                self._changed.wait()
+            if self._waiting:
+                return self._waiting.popleft()
+            tick, self._tick = self._tick, None
+            return tick

@@ -1,0 +1,146 @@
+"""What a training tells about its model, as numbers of bounded size: they become the row's `results`."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.core.dataset import Task
+from trainer.core.job import JsonObject
+from trainer.training.callbacks import numbers
+
+LARGEST = 256 * 1024  # bytes of JSON
+MOST_CLASSES = 100
+CURVE_POINTS = 101
+
+# where a task's own metric is: Ultralytics also measures the boxes of masks and poses
+_METRIC = {Task.DETECT: ("box", "(B)"), Task.OBB: ("box", "(B)"), Task.SEGMENT: ("seg", "(M)"), Task.POSE: ("pose", "(P)")}
+_CURVES = ("precision_recall", "f1", "precision", "recall")
+
+
+def validation(metrics: Any, task: Task) -> JsonObject:
+    """The numbers of one validation.
+
+    `mAP` (50-95), `mAP50`, `precision`, `recall` are those of the task's own metric: masks for segment, keypoints for
+    pose, boxes otherwise. For classify they are `top1`, `top5`, and `mAP` repeats top1, so that every run has one.
+    """
+    return {
+        **summary(numbers(metrics.results_dict), task),
+        "per_class": _per_class(metrics, task),
+        "confusion_matrix": _confusion_matrix(metrics),
+        "curves": _curves(metrics, task),
+    }
+
+
+def summary(metrics: Mapping[str, float], task: Task) -> JsonObject:
+    """The few numbers that people compare, and all of them under Ultralytics' names in `metrics`."""
+    if task is Task.CLASSIFY:
+        top1, top5 = (metrics.get(f"metrics/accuracy_top{n}") for n in (1, 5))
+        return {"mAP": top1, "top1": top1, "top5": top5, "metrics": dict(metrics)}
+    suffix = _METRIC[task][1]
+    names = {"mAP": "mAP50-95", "mAP50": "mAP50", "precision": "precision", "recall": "recall"}
+    return {ours: metrics.get(f"metrics/{theirs}{suffix}") for ours, theirs in names.items()} | {"metrics": dict(metrics)}
+
+
+def from_results(results: Path, epoch: int | None, task: Task) -> JsonObject:
+    """The summary of an epoch (the last one if None) out of results.csv, for when there was no final validation."""
+    with results.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    row = next((row for row in rows if epoch is not None and int(float(row["epoch"])) == epoch), rows[-1])
+    return summary(numbers({key: value for key, value in row.items() if key.startswith(("metrics/", "val/"))}), task)
+
+
+def environment(args: Mapping[str, Any], fingerprint: str) -> JsonObject:
+    """What the numbers depend on beside the plan."""
+    has_gpu = torch.cuda.is_available()
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "ultralytics": importlib.metadata.version("ultralytics"),
+        "torchvision": importlib.metadata.version("torchvision"),
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda if has_gpu else None,
+        "driver": driver.read_text().splitlines()[0] if has_gpu and driver.exists() else None,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if has_gpu else [],
+        "cpus": os.cpu_count(),
+        "seed": args.get("seed", 0),
+        "deterministic": args.get("deterministic", True),
+        "dataset": fingerprint,
+    }
+
+
+def bounded(report: JsonObject) -> JsonObject:
+    """The report, without its largest parts if it would be too large; `notes` says what is missing."""
+    notes = []
+    for part in ("curves", "confusion_matrix", "per_class", "test"):
+        if len(json.dumps(report)) <= LARGEST:
+            break
+        if report.get(part):
+            report = {**report, part: None}
+            notes.append(f"{part} left out: the report would be larger than {LARGEST // 1024} KiB")
+    return {**report, "notes": notes} if notes else report
+
+
+def _per_class(metrics: Any, task: Task) -> list[JsonObject]:
+    if task is Task.CLASSIFY:
+        return _accuracy_per_class(metrics)
+    metric = getattr(metrics, _METRIC[task][0])
+    rows = []
+    for i, c in enumerate(list(metric.ap_class_index)[:MOST_CLASSES]):
+        precision, recall, map50, map50_95 = (_rounded(value) for value in metric.class_result(i))
+        counts = {"images": int(metrics.nt_per_image[c]), "instances": int(metrics.nt_per_class[c])}
+        shares = {"precision": precision, "recall": recall, "mAP50": map50, "mAP": map50_95}
+        rows.append({"class": int(c), "name": metrics.names[int(c)], **counts, **shares})
+    return rows
+
+
+def _accuracy_per_class(metrics: Any) -> list[JsonObject]:
+    matrix = metrics.confusion_matrix
+    total = matrix.matrix.sum(0)  # columns are the true classes
+    return [
+        {"class": c, "name": matrix.names[c], "images": int(n), "accuracy": _rounded(matrix.matrix[c, c] / n) if n else None}
+        for c, n in enumerate(total[:MOST_CLASSES])
+        if c < len(matrix.names)
+    ]
+
+
+def _confusion_matrix(metrics: Any) -> JsonObject | None:
+    """Counts with a row for each predicted and a column for each true class; None when it was not made (plots off)."""
+    confusion = metrics.confusion_matrix
+    if confusion is None or not confusion.matrix.sum() or len(confusion.names) > MOST_CLASSES:
+        return None
+    names = [confusion.names[i] for i in range(len(confusion.names))]
+    background = ["background"] * (len(confusion.matrix) - len(names))
+    return {"names": names + background, "predicted_by_true": confusion.matrix.astype(int).tolist()}
+
+
+def _curves(metrics: Any, task: Task) -> JsonObject:
+    """Mean over the classes, and each class when there are few: `CURVE_POINTS` values over x from 0 to 1."""
+    if task is Task.CLASSIFY:
+        return {}
+    metric = getattr(metrics, _METRIC[task][0])
+    if not len(metric.ap_class_index):
+        return {}
+    names = [metrics.names[int(c)] for c in metric.ap_class_index]
+    curves: JsonObject = {"classes": names if len(names) <= 20 else []}
+    for name, (x, values, _, _) in zip(_CURVES, metric.curves_results, strict=True):
+        points = np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int)
+        ys = np.asarray(values)[:, points]  # (classes, points)
+        per_class = np.round(ys, 4).tolist() if curves["classes"] else []
+        curves[name] = {"mean": np.round(ys.mean(0), 4).tolist(), "per_class": per_class}
+    return curves
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), 5)

@@ -1,0 +1,224 @@
+"""One training with Ultralytics, from an order to weights and a report. Only the child imports this file."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ultralytics import YOLO
+from ultralytics.utils.torch_utils import strip_optimizer
+
+from trainer.core.errors import BadRequest
+from trainer.core.events import Event, Finished, Phase, Warned
+from trainer.core.job import JsonObject
+from trainer.core.ports import TrainingOrder
+from trainer.core.stop import StopSignal
+from trainer.training import checkpoints, report
+from trainer.training.callbacks import Callbacks
+from trainer.training.checkpoints import Progress
+from trainer.training.finishing import Finishing, Step
+from trainer.training.progress_meter import ProgressMeter
+
+HALVINGS = 3  # how often a training that ran out of memory goes on with half the batch
+
+_MEMORY_ERRORS = (
+    "out of memory",
+    "can't allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_internal_error",
+    "unable to find an engine",
+)
+_VALIDATION_ARGS = ("conf", "iou", "max_det", "single_cls", "agnostic_nms", "augment", "plots", "workers", "seed")
+
+
+class Training:
+    """One order, carried out: `train`, then each of `finishing_steps`, then `finished`."""
+
+    def __init__(self, order: TrainingOrder, stop: StopSignal, send: Callable[[Event], None]) -> None:
+        self._order = order
+        self._stop = stop
+        self._send = send
+        self._meter = ProgressMeter(send)
+        self._batch: int | None = None  # set once memory ran out
+        self._state = order.resume
+        self._callbacks = self._new_callbacks(None)
+        self._metrics: Any = None  # Ultralytics' metrics of the final validation; None when it failed
+        self._report: JsonObject = {}
+        self._best = order.run_dir / "weights" / "best.pt"
+        self._last = order.run_dir / "weights" / "last.pt"
+
+    @property
+    def phase(self) -> Phase:
+        return self._meter.phase
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the last epoch is done and its state kept, so that there is a model whatever happens now."""
+        return self._callbacks.is_trained
+
+    def train(self) -> None:
+        """Train to the end and validate best.pt. Raises `Stopped`, and whatever goes wrong."""
+        for halvings in range(HALVINGS + 1):
+            try:
+                return self._train_once()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve_batch(error, halvings)
+            # outside of the handler, whose traceback holds the tensors that have to go
+            self._callbacks.let_go()
+            gc.collect()
+            torch.cuda.empty_cache()
+        raise AssertionError("the last halving raises")
+
+    def rescue(self) -> None:
+        """Make sure that the weights of a training whose ending failed can be published. Raises OSError if not."""
+        kept = self._callbacks.kept
+        if kept and not (checkpoints.is_whole(self._best) and checkpoints.is_whole(self._last)):
+            checkpoints.restore(Path(kept.path), self._order.run_dir)
+        self._strip()
+
+    def finishing_steps(self) -> tuple[Step, ...]:
+        """What is left to do with the trained model; any of them may fail without harm to the others."""
+        return Finishing(self._order, self._best_or_last(), self._validate, self._stop).steps()
+
+    def add_to_report(self, part: JsonObject) -> None:
+        self._report |= part
+
+    def finished(self) -> Finished:
+        """The last word."""
+        order, callbacks = self._order, self._callbacks
+        facts = {
+            "epochs_completed": callbacks.epochs_completed,
+            "best_epoch": callbacks.best_epoch,
+            "train_seconds": callbacks.train_seconds,
+            "images_per_second": self._meter.images_per_second,
+            "environment": report.environment(order.plan.args, order.dataset.fingerprint),
+        }
+        validated = report.validation(self._metrics, order.dataset.task) if self._metrics is not None else {}
+        if not validated:
+            validated = report.from_results(order.run_dir / "results.csv", callbacks.best_epoch, order.dataset.task)
+        return Finished(
+            best=str(self._best_or_last()),
+            last=str(self._last),
+            report=report.bounded({**validated, **self._report, **facts}),
+        )
+
+    # ── one try ──
+
+    def _train_once(self) -> None:
+        self._meter.enter(Phase.LOADING)
+        order = self._order
+        progress = None
+        if self._state:
+            progress = checkpoints.restore(self._state, order.run_dir)
+        else:
+            checkpoints.forget(order.run_dir)
+        self._callbacks = self._new_callbacks(progress)
+        if progress and progress.complete:
+            self._callbacks.is_trained = True
+            return self._evaluate()
+        model = YOLO(str(self._state or order.model))
+        self._check_task(model)
+        self._callbacks.attach(model)
+        model.train(**(self._arguments_to_go_on() if self._state else self._arguments()))
+        self._metrics = model.trainer.validator.metrics
+        return None
+
+    def _arguments(self) -> dict[str, Any]:
+        plan = self._order.plan
+        # a .pt file's own imgsz, data, task and single_cls would count if we were silent about them
+        return {
+            "single_cls": False,
+            **plan.args,
+            "task": self._order.dataset.task.value,
+            "epochs": plan.epochs,
+            "imgsz": plan.imgsz,
+            "batch": self._batch or plan.batch,
+            "resume": False,
+            "save": True,
+            "exist_ok": True,
+            **self._surroundings(),
+        }
+
+    def _arguments_to_go_on(self) -> dict[str, Any]:
+        """What a resumed training may do differently; the rest is in the checkpoint."""
+        workers = {"workers": self._order.plan.args["workers"]} if "workers" in self._order.plan.args else {}
+        batch = {"batch": self._batch} if self._batch else {}
+        return {"resume": str(self._state), **workers, **batch, **self._surroundings()}
+
+    def _surroundings(self) -> dict[str, Any]:
+        devices = self._order.devices
+        return {
+            "data": str(self._order.dataset.data),
+            "save_dir": str(self._order.run_dir),
+            # CUDA_VISIBLE_DEVICES names the GPUs, so here they are counted from 0
+            "device": ",".join(str(i) for i in range(len(devices))) if devices else "cpu",
+        }
+
+    def _check_task(self, model: Any) -> None:
+        wanted = self._order.dataset.task.value
+        if model.task != wanted:
+            raise BadRequest(
+                f"The model {self._order.model.name} is for {model.task}, but the dataset is for {wanted}; "
+                f"choose a {wanted} model or another dataset.",
+            )
+
+    def _new_callbacks(self, progress: Progress | None) -> Callbacks:
+        order = self._order
+        return Callbacks(order.run_dir, order.dataset, self._meter, self._stop, self._send, progress)
+
+    def _halve_batch(self, error: RuntimeError, halvings: int) -> None:
+        """Arrange for another try with half the batch. Raises when there is none left, with the facts."""
+        trainer = self._callbacks.trainer
+        batch = int(trainer.batch_size) if trainer else self._batch or self._order.plan.batch
+        reason = str(error).splitlines()[0]
+        if batch <= 1 or halvings == HALVINGS:
+            size = f"batch {batch}, image size {self._order.plan.imgsz}, batch halved {halvings} times"
+            raise torch.OutOfMemoryError(f"{reason} ({size})") from error
+        self._batch = int(batch) // 2
+        if self._callbacks.kept:
+            self._state = Path(self._callbacks.kept.path)
+        goes_on = f"goes on after epoch {self._callbacks.epochs_completed}" if self._state else "begins again"
+        message = f"Out of memory with batch {batch}: the training {goes_on} with batch {self._batch}. ({reason})"
+        self._send(Warned(code="out_of_memory", message=message))
+
+    # ── after the last epoch ──
+
+    def _evaluate(self) -> None:
+        """What is missing of a training that was interrupted after its last epoch."""
+        self._meter.enter(Phase.FINALISING)
+        self._strip()
+        self._metrics = self._validate("val", self._order.run_dir)
+
+    def _validate(self, split: str, save_dir: Path) -> Any:
+        plan = self._order.plan
+        model = YOLO(str(self._best_or_last()))
+        model.add_callback("on_val_start", self._callbacks.on_val_start)
+        model.add_callback("on_val_batch_end", self._callbacks.on_val_batch_end)
+        batch = self._batch or (plan.batch if plan.batch >= 1 else 16)
+        arguments = {name: plan.args[name] for name in _VALIDATION_ARGS if name in plan.args}
+        return model.val(
+            **arguments | self._surroundings() | {"save_dir": str(save_dir)},
+            split=split,
+            imgsz=plan.imgsz,
+            batch=batch,
+            exist_ok=True,
+        )
+
+    def _strip(self) -> None:
+        for weights in (self._last, self._best):
+            if weights.exists():
+                strip_optimizer(weights)
+
+    def _best_or_last(self) -> Path:
+        return self._best if self._best.exists() else self._last
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an accelerator or the host had no memory left, however the library puts it."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _MEMORY_ERRORS)
