@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from trainer.core.dataset import PreparedDataset, Task
+from trainer.core.plan import Architecture, TrainPlan
+from trainer.core.ports import TrainingOrder
+from trainer.core.stop import StopSignal
+from trainer.training.process import ChildTrainer, Patience
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+class Trained:
+    """A trainer for one of the programs, with everything that was heard from it."""
+
+    def __init__(self, tmp_path, trainer):
+        self.trainer = trainer
+        self.root = tmp_path / "dataset"
+        self.root.mkdir(exist_ok=True)
+        self.run_dir = tmp_path / "run"
+        self.stop = StopSignal()
+        self.events = []
+        self.lines = []
+        self.heard = threading.Condition()
+
+    def behave(self, **knobs):
+        (self.root / "behaviour.json").write_text(json.dumps(knobs))
+        return self
+
+    def order(self, epochs=3, resume=None, devices=(), names=("disc",)):
+        self.run_dir.mkdir(exist_ok=True)
+        plan = TrainPlan(
+            sources=("/data",), model=Architecture(stem="yolo11n"), task=None, epochs=epochs, batch=4, imgsz=64,
+            device=None,
+        )
+        dataset = PreparedDataset(
+            root=self.root, data=self.root / "data.yaml", task=Task.DETECT, names=names, images={"train": 4},
+            fingerprint="f",
+        )
+        return TrainingOrder(
+            plan=plan, model=Path("yolo11n.yaml"), dataset=dataset, run_dir=self.run_dir, resume=resume,
+            devices=devices,
+        )
+
+    def train(self, **order):
+        return self.trainer.train(self.order(**order), self.stop, self.hear_event, self.hear_line)
+
+    def hear_event(self, event):
+        with self.heard:
+            self.events.append(event)
+            self.heard.notify_all()
+
+    def hear_line(self, line):
+        with self.heard:
+            self.lines.append(line)
+            self.heard.notify_all()
+
+    def of(self, kind):
+        return [event for event in self.events if event.kind == kind]
+
+    def when(self, heard, act):
+        """Call `act` from another thread once `heard(self)` is true."""
+
+        def wait():
+            with self.heard:
+                assert self.heard.wait_for(lambda: heard(self), timeout=10)
+            act()
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def program(tmp_path):
+    """program("floods_stdout", grace=1, …) → a trainer of that program; closed at the end."""
+    made = []
+
+    def make(name, *arguments, environment=None, warm_start=False, threads=None, timestamp_output=False, **patience):
+        trainer = ChildTrainer(
+            environment=dict(os.environ) if environment is None else environment,
+            home=tmp_path / "home",
+            weights=tmp_path / "models",
+            program=(sys.executable, str(PROGRAMS / f"{name}.py"), *arguments),
+            patience=Patience(**({"grace": 0.3, "starting": 10, "stall": 10, "exit": 0.5} | patience)),
+            warm_start=warm_start,
+            threads=threads,
+            timestamp_output=timestamp_output,
+        )
+        made.append(trainer)
+        return Trained(tmp_path, trainer)
+
+    yield make
+    for trainer in made:
+        trainer.close()

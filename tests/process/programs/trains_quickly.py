@@ -1,0 +1,196 @@
+"""A well-behaved training process without torch: the same wire, files and manners as the real child, in milliseconds.
+
+It reports phases, batches, epochs with metrics that improve, and checkpoints; it writes `run_dir/weights/best.pt` and
+`last.pt`, `results.csv`, `args.yaml` and `checkpoints/epoch-NNNNN.pt` with their `.json`; it goes on from
+`order.resume`; it ends at the next batch when asked to stop ("canceled", "shutdown": checkpoint, then `stopped`) and at
+the next epoch's end when asked to finish ("finish": `finished`).
+
+Give it to `ChildTrainer(program=(sys.executable, ".../trains_quickly.py"))`. The number of epochs is the plan's. Its
+other knobs come from a JSON object in `behaviour.json` in the dataset's root, or in the file that the argument
+`--behaviour FILE` names (which wins), read when the order comes:
+
+    seconds_per_epoch   0.02    spread over the batches
+    batches             2       per epoch
+    seconds_to_start    0       between the order and the first event
+    seconds_to_finish   0       in the phase "finalising"
+    checkpoint_bytes    2000    size of each checkpoint
+    lines               1       printed on stdout per epoch
+    warnings            []      sent as warning events at the start
+    at_epoch            none    the epoch (1-based) in which the trouble below happens, after its first batch; 0: before
+                                the first event, "finalising": after the last epoch
+    crash               none    {"error": "RuntimeError", "message": "CUDA out of memory"}: sent as `crashed`
+    exit                none    exit code, without a last word
+    signal              none    number of the signal that it sends to itself
+    print               none    text printed before the trouble
+    hang                false   neither events nor reactions from here on; SIGTERM still works
+    deaf                false   ignores polite requests for the whole run
+    immortal            false   ignores SIGTERM and SIGINT for the whole run
+    only_fresh          false   the trouble happens only to a training that does not resume
+    report              {}      merged into the final report
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+WEIGHTS = b"not really weights: "
+
+
+class Asked(Exception):
+    """A polite request to stop came."""
+
+
+class Quick:
+    def __init__(self, events_fd, behaviour_file):
+        self.events_fd = events_fd
+        self.behaviour_file = behaviour_file
+        self.reason = None
+        self.ordered = threading.Event()
+
+    def main(self):
+        threading.Thread(target=self.listen, daemon=True).start()
+        self.ordered.wait()
+        run_dir, plan = Path(self.order["run_dir"]), self.order["plan"]
+        self.run_dir, self.epochs = run_dir, int(plan["epochs"])
+        self.first_epoch = 1
+        if self.order["resume"]:
+            self.first_epoch = json.loads(Path(self.order["resume"]).read_bytes().partition(b"\n")[0])["epoch"] + 1
+        if self.knob("immortal", False):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.trouble(0)
+        time.sleep(self.knob("seconds_to_start", 0))
+        try:
+            self.train()
+        except Asked:
+            self.send(kind="stopped")
+
+    def listen(self):
+        for line in sys.stdin:
+            command = json.loads(line)
+            if command["kind"] == "train":
+                self.behaviour = self.read_behaviour(command)
+                self.order = command
+                self.ordered.set()
+            elif not self.knob("deaf", False):
+                self.reason = command["reason"]
+        os._exit(0)  # nobody is left who could want the result
+
+    def read_behaviour(self, order):
+        path = Path(self.behaviour_file or Path(order["dataset"]["root"]) / "behaviour.json")
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def knob(self, name, default):
+        return self.behaviour.get(name, default)
+
+    def train(self):
+        (self.run_dir / "weights").mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "args.yaml").write_text(f"epochs: {self.epochs}\n")
+        self.send(kind="phase", phase="loading", seconds=None)
+        for message in self.knob("warnings", []):
+            self.send(kind="warning", code="test", message=message)
+        self.send(kind="phase", phase="scanning", seconds=0.0)
+        self.send(kind="phase", phase="training", seconds=0.0)
+        results = self.run_dir / "results.csv"
+        if not (self.order["resume"] and results.exists()):
+            results.write_text("epoch,time,train/box_loss,metrics/mAP50(B)\n")
+        done = self.first_epoch - 1
+        for epoch in range(self.first_epoch, self.epochs + 1):
+            self.train_epoch(epoch)
+            done = epoch
+            if self.reason == "finish":
+                break
+        self.send(kind="phase", phase="finalising", seconds=0.0)
+        self.trouble("finalising")
+        self.pause(self.knob("seconds_to_finish", 0))
+        self.finish(done)
+
+    def train_epoch(self, epoch):
+        batches, seconds = self.knob("batches", 2), self.knob("seconds_per_epoch", 0.02)
+        loss, quality = 1 / epoch, round(epoch / (epoch + 1), 4)
+        for batch in range(1, batches + 1):
+            self.pause(seconds / batches)
+            self.send(
+                kind="batch", phase="training", epoch=epoch, total_epochs=self.epochs, batch=batch,
+                total_batches=batches, losses={"box_loss": loss}, images_per_second=100.0, gpu_memory=None,
+                eta_seconds=(self.epochs - epoch + 1) * seconds,
+            )
+            if batch == 1:
+                self.trouble(epoch)
+        for number in range(self.knob("lines", 1)):
+            print(f"epoch {epoch}/{self.epochs} line {number}: box_loss {loss:.3f}", flush=True)
+        metrics = {"train/box_loss": loss, "metrics/precision(B)": quality, "metrics/recall(B)": quality}
+        metrics |= {"metrics/mAP50(B)": quality, "metrics/mAP50-95(B)": quality / 2, "lr/pg0": 0.01}
+        with (self.run_dir / "results.csv").open("a") as results:
+            results.write(f"{epoch},{seconds},{loss},{quality}\n")
+        self.save_checkpoint(epoch)
+        self.send(
+            kind="epoch", epoch=epoch, total_epochs=self.epochs, metrics=metrics, seconds=seconds,
+            eta_seconds=(self.epochs - epoch) * seconds,
+        )
+
+    def save_checkpoint(self, epoch):
+        content = json.dumps({"epoch": epoch}).encode() + b"\n"
+        content = content.ljust(self.knob("checkpoint_bytes", 2000), b".")
+        folder = self.run_dir / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"epoch-{epoch:05d}.pt"
+        digest = hashlib.sha256(content).hexdigest()
+        facts = {"epoch": epoch, "sha256": digest, "bytes": len(content)}
+        for target, data in ((path, content), (path.with_suffix(".json"), json.dumps(facts).encode())):
+            target.with_suffix(".tmp").write_bytes(data)
+            target.with_suffix(".tmp").replace(target)
+        (self.run_dir / "weights" / "last.pt").write_bytes(content)
+        self.send(kind="checkpoint", path=str(path), key=None, **facts)
+
+    def finish(self, done):
+        weights = self.run_dir / "weights"
+        for name in ("best.pt", "last.pt"):
+            (weights / name).write_bytes(WEIGHTS + name.encode() + b" " + str(done).encode())
+        quality = round(done / (done + 1), 4)
+        report = {"mAP": quality / 2, "precision": quality, "recall": quality, "epochs_completed": done}
+        report["metrics"] = {"metrics/mAP50(B)": quality, "metrics/mAP50-95(B)": quality / 2}
+        report |= self.knob("report", {})
+        self.send(kind="finished", best=str(weights / "best.pt"), last=str(weights / "last.pt"), report=report)
+
+    def trouble(self, where):
+        if self.knob("at_epoch", None) != where or (self.knob("only_fresh", False) and self.order["resume"]):
+            return
+        if text := self.knob("print", None):
+            print(text, flush=True)
+        if crash := self.knob("crash", None):
+            self.send(kind="crashed", traceback="", phase="training", **crash)
+            sys.exit(1)
+        if number := self.knob("signal", None):
+            os.kill(os.getpid(), number)
+        if self.knob("hang", False):
+            time.sleep(3600)
+        if (code := self.knob("exit", None)) is not None:
+            os._exit(code)
+
+    def pause(self, seconds):
+        """Sleep, unless a request comes."""
+        deadline = time.monotonic() + seconds
+        while self.reason in (None, "finish") and time.monotonic() < deadline:
+            time.sleep(min(0.01, max(0.0, deadline - time.monotonic())))
+        if self.reason in ("canceled", "shutdown"):
+            raise Asked
+
+    def send(self, **event):
+        os.write(self.events_fd, json.dumps(event).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--behaviour")
+    parser.add_argument("--events-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    Quick(arguments.events_fd, arguments.behaviour).main()

@@ -1,0 +1,148 @@
+"""Stands between the supervisor and a training process, so that nothing of a training outlives either of them.
+
+Run as a script of its own, without site-packages: `python -I -S guardian.py LIFELINE_FD FOLDER PROGRAM ARGUMENT…`.
+It starts PROGRAM in a session of its own and then only waits.
+
+- The lifeline is a pipe whose other end only the supervisor holds. A byte on it means SIGTERM for the whole tree; its
+  end, which also comes when the supervisor is killed, means SIGKILL for the whole tree.
+- When PROGRAM ends, so does everything that it started: as their subreaper the guardian inherits whatever was
+  orphaned below it, also what made itself a session of its own, and it does not leave before all of it is reaped.
+- It deletes FOLDER (the program's private folder) and ends the way PROGRAM ended: same exit code, same signal.
+- If the guardian itself is killed, PROGRAM gets SIGKILL from the kernel. A parent-death signal straight from the
+  supervisor would not do: it comes at the death of the thread that started the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_OUR_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below `pid`, children first. Without psutil, so that the guardian stays small."""
+    children: dict[int, list[int]] = {}
+    for process, parent in _all_processes():
+        children.setdefault(parent, []).append(process)
+    found = list(children.get(pid, ()))
+    for process in found:
+        found.extend(children.get(process, ()))
+    return found
+
+
+def kill_each(processes: list[int], number: signal.Signals) -> None:
+    """Signal each process that is still there."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process, number)
+
+
+def _all_processes() -> Iterator[tuple[int, int]]:
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdigit():
+            # a process may end between the listing and the reading
+            with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123
+                # the second field is the program's name in parentheses and may hold anything
+                yield int(name), int(stat.read().rpartition(b")")[2].split()[1])
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def _start(program: list[str]) -> int:
+    guardian = os.getpid()
+    child = os.fork()
+    if child:
+        return child
+    try:
+        for number in _OUR_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == guardian:
+            os.execvp(program[0], program)  # noqa: S606
+    except OSError as error:
+        os.write(2, f"cannot start {program[0]}: {error}\n".encode())
+    os._exit(127)
+
+
+def _keep_only(lifeline: int) -> None:
+    # a pipe of the child's must end with the child, so the guardian holds none of them
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        if int(name) not in (0, 1, 2, lifeline):
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(int(name))
+
+
+def _watch(child: int, lifeline: int) -> None:
+    """Return when the program has ended or has to."""
+    ended = os.pidfd_open(child)
+    while True:
+        readable, _, _ = select.select([lifeline, ended], [], [])
+        if ended in readable or not os.read(lifeline, 1):
+            return
+        kill_each([child, *descendants(child)], signal.SIGTERM)
+
+
+def _reap_all(child: int) -> int:
+    """Kill and reap everything that is left; the program's wait status."""
+    status = 0
+    pause = 0.002
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            reaped, how = os.waitpid(child, os.WNOHANG)
+            status = how if reaped else status
+        kill_each(descendants(os.getpid()), signal.SIGKILL)
+        try:
+            while (reaped_and_how := os.waitpid(-1, os.WNOHANG))[0]:
+                status = reaped_and_how[1] if reaped_and_how[0] == child else status
+        except ChildProcessError:
+            return status
+        time.sleep(pause)  # a dying process can take its time in a driver
+        pause = min(pause * 2, 0.1)
+
+
+def _end_like(status: int) -> None:
+    if os.WIFSIGNALED(status):
+        import resource  # here, because nobody waits for it any more
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        number = os.WTERMSIG(status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def main() -> None:
+    lifeline, folder, program = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    os.set_inheritable(lifeline, False)
+    for number in _OUR_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    child = _start(program)
+    _keep_only(lifeline)
+    _watch(child, lifeline)
+    status = _reap_all(child)
+    import shutil  # here, because it would make each start slower
+
+    shutil.rmtree(folder, ignore_errors=True)
+    _end_like(status)
+
+
+if __name__ == "__main__":
+    main()

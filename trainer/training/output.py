@@ -1,0 +1,56 @@
+"""From the bytes that a training process prints to the lines of its log."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+LONGEST = 4000  # bytes of a line that are kept
+_REDRAW_SECONDS = 1.0  # a progress bar draws itself ten times a second
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_ENDS = re.compile(rb"[\r\n]")
+
+
+class OutputLines:
+    """Cuts a stream of bytes into readable lines.
+
+    A line that a carriage return redraws counts as one, at most one a second; the last drawing of a bar, which ends
+    with a newline, always does. Colours and control characters are removed, wrong UTF-8 is replaced, a line longer
+    than `LONGEST` is cut.
+    """
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self._cut = 0  # bytes of the present line that were left out
+        self._redrawn_at = float("-inf")
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """The lines that `data` completes."""
+        start = 0
+        for end in _ENDS.finditer(data):
+            self._append(data[start : end.start()])
+            start = end.end()
+            yield from self._ended(redraw=end.group() == b"\r" and data[start : start + 1] != b"\n")
+        self._append(data[start:])
+
+    def close(self) -> Iterator[str]:
+        """The line that was never ended, if there is one."""
+        if self._line:
+            yield from self._ended(redraw=False)
+
+    def _append(self, piece: bytes) -> None:
+        room = LONGEST - len(self._line)
+        self._line += piece[:room]
+        self._cut += max(0, len(piece) - room)
+
+    def _ended(self, *, redraw: bool) -> Iterator[str]:
+        line, cut = self._line.decode("utf-8", "replace"), self._cut
+        self._line.clear()
+        self._cut = 0
+        now = time.monotonic()
+        if redraw and (not line or now - self._redrawn_at < _REDRAW_SECONDS):
+            return
+        self._redrawn_at = now if redraw else self._redrawn_at
+        yield _CONTROLS.sub("", _ESCAPES.sub("", line)).rstrip() + (f" … ({cut} bytes more)" if cut else "")
