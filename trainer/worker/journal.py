@@ -18,8 +18,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 import structlog
 from pydantic import TypeAdapter
@@ -38,7 +38,7 @@ class Journal:
     are delivered from there.
     """
 
-    def __init__(self, file: IO[str], path: Path, lease: Lease) -> None:
+    def __init__(self, file: FileIO, path: Path, lease: Lease) -> None:
         self.path = path
         self.lease = lease
         self.ending: Outcome | None = None
@@ -53,7 +53,7 @@ class Journal:
         """A new journal for a lease that was just claimed. Raises OSError when the disk is full or read-only."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{lease.job.id}.{lease.job.attempt}.jsonl"
-        file = path.open("a", encoding="utf-8")
+        file = path.open("ab", buffering=0)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         journal = cls(file, path, lease)
         journal._append({"lease": {"run_id": lease.job.id, "attempt": lease.job.attempt, "claim_id": lease.claim_id}})
@@ -96,25 +96,28 @@ class Journal:
         self.close()
 
     def _append(self, line: JsonObject, *, sync: bool = False) -> None:
+        text = json.dumps(line).encode() + b"\n"
         try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            # after a failed write the last line may be torn: begin on a new one
+            written = self._file.write(b"\n" + text if self._disk_failed else text)
             if sync:
                 os.fsync(self._file.fileno())
         except OSError as error:
-            if not self._disk_failed:
-                log.error(
-                    "the journal cannot be written; a crash now would lose events",
-                    path=str(self.path),
-                    error=str(error),
-                )
-            self._disk_failed = True
+            self._note_disk(str(error))
+        else:
+            if written < len(text):
+                self._note_disk("no space left")
+
+    def _note_disk(self, error: str) -> None:
+        if not self._disk_failed:
+            log.error("the journal cannot be written; a crash now would lose events", path=str(self.path), error=error)
+        self._disk_failed = True
 
 
 def leftovers(folder: Path, worker_id: str, lease_seconds: float) -> Iterator[Journal]:
     """The journals of processes that are gone, locked for us. Unreadable ones are set aside, never deleted."""
     for path in sorted(folder.glob("*.jsonl")):
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("ab+", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -129,14 +132,14 @@ def leftovers(folder: Path, worker_id: str, lease_seconds: float) -> Iterator[Jo
             yield journal
 
 
-def _read(file: IO[str], path: Path, worker_id: str, lease_seconds: float) -> Journal | None:
+def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Journal | None:
     file.seek(0)
     lines: list[JsonObject] = []
     for text in file:
         try:
             lines.append(json.loads(text))
         except ValueError:
-            break  # a line that was cut by the crash is the last one that was written
+            continue  # cut by a crash or by a full disk; what was written after it is whole again
     if not lines or "lease" not in lines[0]:
         return None
     held = lines[0]["lease"]

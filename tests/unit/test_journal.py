@@ -1,0 +1,158 @@
+"""What survives a crash of the service."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trainer.core.job import Checkpoint, Completed, Failed, Interrupted, Job, Lease, Retry, RunRequest
+from trainer.worker.journal import Journal, leftovers
+
+
+def lease(run_id="run-1", attempt=1):
+    job = Job(id=run_id, request=RunRequest(data_yaml="x"), attempt=attempt)
+    return Lease(job=job, claim_id=f"claim-{attempt}", worker_id="w", seconds=60, trusted_until=0)
+
+
+def left(folder):
+    return list(leftovers(folder, "w", 60))
+
+
+def test_events_wait_until_they_are_delivered(tmp_path):
+    journal = Journal.create(tmp_path, lease())
+    for number in range(5):
+        journal.record("epoch", {"epoch": number})
+
+    first = journal.pending(limit=3)
+    journal.delivered(first)
+
+    assert [event.seq for event in first] == [1, 2, 3]
+    assert [event.seq for event in journal.pending()] == [4, 5]
+    journal.discard()
+
+
+def test_a_dead_processes_journal_is_read_back_whole(tmp_path):
+    journal = Journal.create(tmp_path, lease(attempt=2))
+    journal.record("phase", {"phase": "training"})
+    journal.record("epoch", {"epoch": 1})
+    journal.delivered(journal.pending(limit=1))
+    outcome = Completed(results={"mAP": 0.5}, trained_model_url="file:///m")
+    journal.end(outcome)
+    journal.close()
+
+    [again] = left(tmp_path)
+
+    assert again.ending == outcome
+    assert [(event.seq, event.kind) for event in again.pending()] == [(2, "epoch")]
+    assert (again.lease.job.id, again.lease.job.attempt, again.lease.claim_id) == ("run-1", 2, "claim-2")
+    again.discard()
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Failed(message="no labels"),
+        Retry(message="disk full", results={"run_dir": "/r"}),
+        Interrupted(checkpoint=Checkpoint(epoch=3, sha256="ab", bytes=5, key="k")),
+        Interrupted(checkpoint=None),
+    ],
+)
+def test_every_outcome_survives(tmp_path, outcome):
+    journal = Journal.create(tmp_path, lease())
+    journal.end(outcome)
+    journal.close()
+
+    [again] = left(tmp_path)
+
+    assert again.ending == outcome
+    again.discard()
+
+
+def test_events_recorded_after_reading_back_continue_the_numbers(tmp_path):
+    journal = Journal.create(tmp_path, lease())
+    journal.record("epoch", {})
+    journal.close()
+
+    [again] = left(tmp_path)
+    again.record("epoch", {})
+
+    assert [event.seq for event in again.pending()] == [1, 2]
+    again.discard()
+
+
+def test_a_journal_that_somebody_works_on_is_left_alone(tmp_path):
+    journal = Journal.create(tmp_path, lease())
+
+    assert left(tmp_path) == []
+    journal.discard()
+
+
+def test_a_line_that_the_crash_cut_is_the_last(tmp_path):
+    journal = Journal.create(tmp_path, lease())
+    journal.record("epoch", {"epoch": 1})
+    journal.close()
+    with journal.path.open("a") as file:
+        file.write('{"ending": {"kind": "compl')
+
+    [again] = left(tmp_path)
+
+    assert again.ending is None
+    assert len(again.pending()) == 1
+    again.discard()
+
+
+def test_an_unreadable_journal_is_set_aside_not_deleted(tmp_path):
+    (tmp_path / "x.1.jsonl").write_text("not json\n")
+
+    assert left(tmp_path) == []
+    assert (tmp_path / "x.1.unreadable").read_text() == "not json\n"
+
+
+def test_the_ending_is_on_disk_before_end_returns(tmp_path):
+    """A process that is killed the moment `end` returned must leave the ending behind."""
+    code = f"""
+import os, pathlib, sys
+sys.path[:0] = {sys.path!r}
+from tests.unit.test_journal import lease
+from trainer.core.job import Failed
+from trainer.worker.journal import Journal
+journal = Journal.create(pathlib.Path({str(tmp_path)!r}), lease())
+journal.record("epoch", {{}})
+journal.end(Failed(message="x"))
+os._exit(9)
+"""
+    root = os.getcwd()
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 9
+
+    [again] = left(tmp_path)
+    assert again.ending == Failed(message="x")
+    again.discard()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_costs_the_protection_but_not_the_run(tmp_path):
+    journal = Journal(open("/dev/full", "ab", buffering=0), tmp_path / "gone", lease())
+
+    journal.record("epoch", {"epoch": 1})
+    journal.end(Failed(message="x"))
+
+    assert [json.loads(json.dumps(event.data)) for event in journal.pending()] == [{"epoch": 1}]
+    assert journal.ending == Failed(message="x")
+    journal.close()
+
+
+def test_a_torn_line_in_the_middle_does_not_hide_the_ending(tmp_path):
+    journal = Journal.create(tmp_path, lease())
+    journal.close()
+    with journal.path.open("a") as file:
+        file.write('{"event": {"seq": 1, "at": "2\n')
+        file.write('{"ending": {"kind": "failed", "message": "x", "results": {}}}\n')
+
+    [again] = left(tmp_path)
+
+    assert again.ending == Failed(message="x")
+    again.discard()

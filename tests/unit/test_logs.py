@@ -1,0 +1,81 @@
+"""The service's own lines: three forms, no secrets."""
+
+import io
+import json
+
+import pytest
+import structlog
+
+from trainer.logs import configure_logging
+
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl"
+
+
+@pytest.fixture
+def lines():
+    stream = io.StringIO()
+
+    def configured(form, level="INFO", secrets=()):
+        configure_logging(form, level, secrets, stream)
+        return structlog.get_logger(), stream
+
+    yield configured
+    structlog.reset_defaults()
+
+
+def test_json_lines_hold_their_fields(lines):
+    log, stream = lines("json")
+
+    log.info("phase", phase="training", run_id="r1")
+
+    line = json.loads(stream.getvalue())
+    assert (line["event"], line["phase"], line["run_id"], line["level"]) == ("phase", "training", "r1", "info")
+    assert line["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize(("level", "priority"), [("info", 6), ("warning", 4), ("error", 3)])
+def test_journald_gets_a_priority_and_no_time(lines, level, priority):
+    log, stream = lines("journal")
+
+    getattr(log, level)("hello", a=1)
+
+    assert stream.getvalue() == f"<{priority}>hello a=1\n"
+
+
+def test_every_line_of_a_traceback_has_the_priority(lines):
+    log, stream = lines("journal")
+
+    try:
+        raise ValueError("oops")
+    except ValueError:
+        log.exception("it broke")
+
+    assert len(stream.getvalue().splitlines()) > 3
+    assert all(line.startswith("<3>") for line in stream.getvalue().splitlines())
+
+
+@pytest.mark.parametrize("form", ["console", "json", "journal"])
+def test_no_secret_gets_through(lines, form):
+    log, stream = lines(form, secrets=["plain-secret"])
+
+    log.info("key plain-secret", url=f"https://x/o?token={TOKEN}", deep={"a": ["sb_secret_abc123", {"b": "plain-secret"}]})
+    try:
+        raise ValueError(f"refused {TOKEN}")
+    except ValueError:
+        log.exception("plain-secret")
+
+    text = stream.getvalue()
+    assert "plain-secret" not in text
+    assert "sb_secret_abc123" not in text
+    assert TOKEN not in text
+    assert text.count("***") >= 5
+
+
+def test_levels_below_the_chosen_one_are_not_written(lines):
+    log, stream = lines("json", level="WARNING")
+
+    log.info("quiet")
+    log.warning("loud")
+
+    assert "quiet" not in stream.getvalue()
+    assert "loud" in stream.getvalue()

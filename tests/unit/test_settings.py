@@ -1,0 +1,92 @@
+"""The environment is read once, checked at once, and shows no secret."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.core.errors import Misconfigured
+from trainer.settings import read_settings
+
+KEY = "sb_secret_do_not_show_me"
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    def set_all(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return set_all
+
+
+def complaint():
+    with pytest.raises(Misconfigured) as refused:
+        read_settings()
+    return str(refused.value)
+
+
+def test_every_bad_variable_is_reported_at_once(environment):
+    environment(POLL_INTERVAL="-1", SLOTS="many", BACKEND="mysql", METRICS_PORT="70000")
+
+    text = complaint()
+
+    for name in ("POLL_INTERVAL", "SLOTS", "BACKEND", "METRICS_PORT"):
+        assert name in text
+    assert "'many'" in text
+    assert len(text.splitlines()) == 4
+
+
+def test_supabase_without_its_key_is_an_error_that_names_both_ways_out(environment):
+    environment(BACKEND="supabase", SUPABASE_URL="https://x.supabase.co")
+
+    assert "SUPABASE_SERVICE_ROLE_KEY" in complaint()
+    assert "BACKEND=local" in complaint()
+
+
+def test_a_lease_shorter_than_three_beats_is_refused(environment):
+    environment(LEASE_SECONDS="10", CANCEL_CHECK_INTERVAL="5")
+
+    assert "LEASE_SECONDS" in complaint()
+
+
+def test_auto_is_local_until_there_is_a_url(environment):
+    assert not read_settings().uses_supabase
+
+    environment(SUPABASE_URL="https://x.supabase.co", SUPABASE_SERVICE_ROLE_KEY=KEY)
+
+    assert read_settings().uses_supabase
+
+
+def test_the_key_never_shows(environment):
+    environment(SUPABASE_URL="https://x.supabase.co", SUPABASE_SERVICE_ROLE_KEY=KEY, SLOTS="-1")
+    assert KEY not in complaint()
+
+    environment(SLOTS="1")
+
+    settings = read_settings()
+    assert KEY not in repr(settings)
+    assert KEY not in str(settings.model_dump())
+
+
+def test_folders_default_below_the_home(environment, tmp_path):
+    environment(TRAINER_HOME=str(tmp_path), RUNS_DIR="/elsewhere/runs")
+
+    settings = read_settings()
+
+    assert settings.datasets_folder == tmp_path / "datasets"
+    assert settings.models_folder == tmp_path / "models"
+    assert settings.runs_folder == Path("/elsewhere/runs")
+
+
+def test_lists_are_written_with_commas(environment):
+    environment(EXTRA_DATASET_ROOTS="/a, /b,,", ALLOWED_DATASET_HOSTS="")
+
+    assert read_settings().extra_dataset_roots == ("/a", "/b")
+    assert read_settings().allowed_dataset_hosts == ()
+
+
+def test_an_empty_variable_means_its_default(environment):
+    environment(WORKER_ID="", POLL_INTERVAL="")
+
+    assert read_settings().poll_interval == 10
+    assert read_settings().worker_id

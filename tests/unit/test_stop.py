@@ -1,0 +1,97 @@
+"""Stops have reasons, and form a tree."""
+
+import threading
+import time
+
+import pytest
+
+from trainer.core.stop import Stopped, StopReason, StopSignal
+
+
+def test_a_childs_stop_does_not_reach_its_parent():
+    shutdown = StopSignal()
+    run = shutdown.child()
+
+    run.set(StopReason.CANCELED)
+
+    assert run.reason is StopReason.CANCELED
+    assert shutdown.reason is None
+
+
+def test_a_parents_stop_reaches_its_children():
+    shutdown = StopSignal()
+    run = shutdown.child().child()
+
+    shutdown.set(StopReason.SHUTDOWN)
+
+    assert run.reason is StopReason.SHUTDOWN
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "left"),
+    [
+        (StopReason.FINISH, StopReason.CANCELED, StopReason.CANCELED),
+        (StopReason.CANCELED, StopReason.FINISH, StopReason.CANCELED),
+        (StopReason.LOST, StopReason.CANCELED, StopReason.LOST),
+        (StopReason.SHUTDOWN, StopReason.LOST, StopReason.LOST),
+    ],
+)
+def test_the_stronger_reason_wins_in_any_order(first, second, left):
+    stop = StopSignal()
+
+    stop.set(first)
+    stop.set(second)
+
+    assert stop.reason is left
+
+
+def test_finishing_early_is_no_reason_to_give_up_the_run():
+    stop = StopSignal()
+    stop.set(StopReason.FINISH)
+
+    stop.raise_if_set()
+
+    assert not stop.must_stop
+    assert not stop.wait(0.01)
+
+
+def test_a_waiter_on_a_child_wakes_when_the_parent_stops():
+    shutdown = StopSignal()
+    run = shutdown.child()
+    threading.Timer(0.05, shutdown.set, [StopReason.SHUTDOWN]).start()
+    began = time.monotonic()
+
+    assert run.wait(10)
+    assert time.monotonic() - began < 5
+
+
+def test_raise_if_set_carries_the_reason():
+    stop = StopSignal()
+    stop.set(StopReason.CANCELED)
+
+    with pytest.raises(Stopped) as stopped:
+        stop.raise_if_set()
+
+    assert stopped.value.reason is StopReason.CANCELED
+
+
+def test_borrowed_time_delays_a_cancel_but_not_the_loss_of_the_lease():
+    canceled, lost = StopSignal(), StopSignal()
+    canceled.set(StopReason.CANCELED)
+    lost.set(StopReason.LOST)
+
+    with canceled.borrowed_time(0.3) as later:
+        assert not later.wait(0.1)
+        assert later.wait(5)
+        assert later.reason is StopReason.CANCELED
+    with lost.borrowed_time(60) as later:
+        assert later.wait(5)
+
+
+def test_borrowed_time_ends_its_thread():
+    before = threading.active_count()
+
+    with StopSignal().borrowed_time(60):
+        pass
+
+    assert threading.active_count() == before
