@@ -80,14 +80,16 @@ def extract(
     wanted: Callable[[str], bool] = lambda _: True,
     limits: Limits | None = None,
     name: str | None = None,
-    on_bytes: Callable[[int], None] | None = None,
+    on_total: Callable[[int], object] | None = None,
+    on_bytes: Callable[[int], object] | None = None,
 ) -> Extracted:
     """Unpack the `wanted` members into the new folder `into`. On an error the caller removes the folder.
 
-    `name` is what messages call the archive; every member's name is checked, wanted or not. Raises `DatasetError` for anything but plain files and folders with safe
+    `name` is what messages call the archive; every member's name is checked, wanted or not.
+    `on_total` hears before anything is written what a zip says it will unpack to, `on_bytes` what is written. Raises `DatasetError` for anything but plain files and folders with safe
     names within the limits, for damage and for encryption; `Stopped`.
     """
-    work = _Extraction(archive, into, name or archive.name, limits or Limits(), wanted, stop, on_bytes)
+    work = _Extraction(archive, into, name or archive.name, limits or Limits(), wanted, stop, on_total, on_bytes)
     kind = sniff(archive)
     into.mkdir(parents=True)
     with work.damage_is_the_datasets():
@@ -134,7 +136,7 @@ class _Reader(Protocol):
 class _Extraction:
     def __init__(
         self, archive: Path, into: Path, name: str, limits: Limits, wanted: Callable[[str], bool], stop: StopSignal,
-        on_bytes: Callable[[int], None] | None,
+        on_total: Callable[[int], object] | None, on_bytes: Callable[[int], object] | None,
     ) -> None:
         self.files = 0
         self.bytes = 0
@@ -144,6 +146,7 @@ class _Extraction:
         self._limits = limits
         self._wanted = wanted
         self._stop = stop
+        self._on_total = on_total or (lambda _: None)
         self._on_bytes = on_bytes or (lambda _: None)
         self._packed = max(1, archive.stat().st_size)
         self._members = 0
@@ -178,7 +181,9 @@ class _Extraction:
         with zipfile.ZipFile(self._archive) as opened:
             found = [(info, self._check_zip(info)) for info in opened.infolist()]
             members = [(info, path) for info, path in found if path is not None]
-            self._within(sum(info.file_size for info, _ in members))
+            total = sum(info.file_size for info, _ in members)
+            self._within(total)
+            self._on_total(total)
             for info, path in members:
                 with opened.open(info) as source:
                     self._write(source, path)

@@ -130,12 +130,15 @@ class ContentCache:
     def make_room(self, needed: int) -> None:
         """Evict until `needed` more bytes fit into the limit and onto the disk.
 
-        Entries in use are kept even over the limit; raises `MachineFailed` when the disk has too little room for
-        `needed`, naming path, need and free space.
+        Entries in use are kept even over the limit; raises `MachineFailed` when the disk has too little room.
         """
         self._make_folders()
         with self._locked():
             self._evict(needed)
+        self.require_free(needed)
+
+    def require_free(self, needed: int) -> None:
+        """Raise `MachineFailed`, naming path, need and free space, when the disk has no room for `needed` bytes."""
         free = shutil.disk_usage(self.root).free
         if free - self._reserve < needed:
             raise MachineFailed(

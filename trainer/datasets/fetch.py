@@ -2,50 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from trainer.core.dataset import DatasetRef, Finding
-from trainer.core.events import TransferProgress
+from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
+from trainer.core.errors import DatasetError, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
+from trainer.datasets.archive import extract, is_archive, sniff
+from trainer.datasets.cache import ContentCache, on_this_disk
+from trainer.datasets.manifest import Manifest, locate, take_manifest, wanted
+from trainer.datasets.reference import Roots, shown
+from trainer.datasets.transfer import Meter, OnTransfer, in_parallel, link_tree
+from trainer.datasets.tree import (
+    FILES,
+    Fetched,
+    SourceFile,
+    private_tree,
+    read_tree,
+    users_tree,
+    write_listing,
+)
+from trainer.remote.web import GuardedClient
 
-OnTransfer: TypeAlias = Callable[[TransferProgress], None]
+SYNCS = 3  # a dataset that changed during its download is compared and completed this often
+ROOM_STEP = 64 << 20  # bytes between two looks at the disk while something of unknown size grows
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceFile:
-    """One file of a source tree. `relpath` uses `/`; `identity` changes when the content does."""
-
-    relpath: str
-    path: Path
-    bytes: int
-    identity: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fetched:
-    """A source tree that is complete on local disk. Nobody may write into it.
-
-    `entry` is what the reference named (a YAML, an annotations file), relative to `root`; None for a folder or an
-    archive: the recognisers look for it then. `files` are those that a dataset can consist of (images, .txt, YAML,
-    JSON) below `root`, sorted by name; for a YAML that names folders, only those folders and the files beside it.
-    `identity` is a sha-256 over names, sizes and identities of `files`. When `is_private`, the tree is ours (cache or
-    staging) and may be hard-linked; otherwise it is the user's own folder. A user's YAML may name folders outside
-    `root`: ask `Roots.admit` for those.
-    """
-
-    root: Path
-    entry: Path | None
-    files: tuple[SourceFile, ...]
-    identity: str
-    is_private: bool
-    findings: tuple[Finding, ...] = ()
+Bring: TypeAlias = Callable[[Path], Path]
 
 
 class Fetcher:
-    """Brings the bytes of a dataset to local disk, through the content cache."""
+    """Brings the bytes of a dataset to local disk, through the content cache.
+
+    Without a `store` there are no `storage:` datasets, and the error says so.
+    """
+
+    def __init__(
+        self,
+        *,
+        roots: Roots,
+        cache: ContentCache,
+        web: GuardedClient,
+        store: ObjectStore | None,
+        datasets_bucket: str,
+        concurrency: int = 16,
+    ) -> None:
+        self._roots = roots
+        self._cache = cache
+        self._web = web
+        self._store = store
+        self._datasets_bucket = datasets_bucket
+        self._concurrency = concurrency
 
     def fetch(self, ref: DatasetRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
         """The dataset behind `ref`, complete on disk.
@@ -55,8 +66,190 @@ class Fetcher:
         it when the run's view goes, not before.
         Raises `DatasetError` (or `ObjectMissing`), `Unavailable`, `Misconfigured`, `MachineFailed` or `Stopped`.
         """
-        raise NotImplementedError
+        stop.raise_if_set()
+        with on_this_disk(staging):
+            staging.mkdir(parents=True)
+        if isinstance(ref, DiskRef):
+            return self._from_disk(ref, staging, stop)
+        if isinstance(ref, ObjectRef):
+            return self._from_store(ref, staging, stop, on_event)
+        return self._from_web(ref, staging, stop, on_event)
 
     def prefetch(self, ref: DatasetRef, stop: StopSignal) -> None:
         """Bring what `fetch` would download into the cache. Raises what `fetch` raises."""
-        raise NotImplementedError
+        with self._cache.temporary() as staging:
+            self.fetch(ref, staging, stop, lambda _: None)
+
+    # ── this host ──
+
+    def _from_disk(self, ref: DiskRef, staging: Path, stop: StopSignal) -> Fetched:
+        path = self._roots.admit(ref.path)
+        if path.is_dir():
+            return users_tree(path, None)
+        if not path.is_file() or not os.access(path, os.R_OK):
+            raise DatasetError(f"data_yaml: {shown(ref.path)} is no file or folder that this worker may read.")
+        found = path.stat()
+        if found.st_size == 0:
+            raise DatasetError(f"data_yaml: {shown(ref.path)} is an empty file.")
+        if is_archive(path.name) or sniff(path):
+            identity = f"disk\n{path}\n{found.st_size}\n{found.st_mtime_ns}\n{found.st_ino}"
+            return self._unpacked(identity, staging, stop, lambda _: path, path.name)
+        return users_tree(path.parent, path.name)
+
+    # ── the object store ──
+
+    def _from_store(self, ref: ObjectRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
+        store = self._store
+        if store is None:
+            raise Misconfigured("Storage is not configured on this worker, so storage: datasets cannot be read.")
+        found = locate(store, ref, self._datasets_bucket)
+        if isinstance(found, ObjectInfo) and is_archive(found.ref.key):
+            return self._stored_archive(store, found, staging, stop, on_event)
+        manifest = self._synced(store, found, staging, stop, on_event)
+        files = {relpath: self._cached(info) for relpath, info in manifest.objects.items()}
+        with on_this_disk(staging):
+            link_tree(files.items(), staging)
+        return private_tree(
+            staging,
+            manifest.entry,
+            tuple(
+                SourceFile(relpath=relpath, path=staging / relpath, bytes=info.bytes, identity=_identity(info))
+                for relpath, info in manifest.objects.items()
+            ),
+        )
+
+    def _cached(self, info: ObjectInfo) -> Path:
+        path = self._cache.get(_identity(info), info.bytes)
+        if path is None:  # it is pinned, so only damage explains it
+            raise Unavailable(f"{shown(info.ref.key)} was damaged in the cache while it was needed")
+        return path
+
+    def _synced(
+        self, store: ObjectStore, found: ObjectInfo | ObjectRef, staging: Path, stop: StopSignal, on_event: OnTransfer,
+    ) -> Manifest:
+        """Download until the listing after it is the one before it."""
+        manifest = take_manifest(store, found, stop)
+        for _ in range(SYNCS):
+            try:
+                moved = self._download(store, manifest, staging, stop, on_event)
+            except (ObjectMissing, Unavailable):
+                again = self._listed_again(store, found, stop)
+                if again.objects == manifest.objects:
+                    raise
+            else:
+                again = self._listed_again(store, found, stop) if moved else manifest
+                if again.objects == manifest.objects:
+                    return manifest
+            changed, manifest = _difference(manifest.objects, again.objects), again
+        raise DatasetError(
+            f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} was edited during its download, {SYNCS} times "
+            f"(last {shown(changed)}); start the run again when the upload is finished.",
+        )
+
+    @staticmethod
+    def _listed_again(store: ObjectStore, found: ObjectInfo | ObjectRef, stop: StopSignal) -> Manifest:
+        if isinstance(found, ObjectInfo):
+            found = store.stat(found.ref)  # the YAML itself may be what was edited
+        return take_manifest(store, found, stop)
+
+    def _download(
+        self, store: ObjectStore, manifest: Manifest, staging: Path, stop: StopSignal, on_event: OnTransfer,
+    ) -> bool:
+        """Bring into the cache what is not there; False when all was."""
+        identities = {relpath: _identity(info) for relpath, info in manifest.objects.items()}
+        self._cache.pin(staging, identities.values())
+        missing = [i for i in manifest.objects.values() if self._cache.get(_identity(i), i.bytes) is None]
+        if not missing:
+            return False
+        total = sum(info.bytes for info in missing)
+        self._cache.make_room(total)
+        meter = Meter(on_event, total_files=len(missing), total_bytes=total)
+        in_parallel(
+            [functools.partial(self._download_one, store, info, meter) for info in missing], self._concurrency, stop,
+        )
+        return True
+
+    def _download_one(self, store: ObjectStore, info: ObjectInfo, meter: Meter, stop: StopSignal) -> None:
+        with self._cache.temporary() as path, on_this_disk(self._cache.root):
+            store.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
+            size = path.stat().st_size
+            if size != info.bytes:
+                raise DatasetError(
+                    f"{shown(info.ref.key)} arrived with {size} of {info.bytes} bytes; upload it again.",
+                )
+            self._cache.put(_identity(info), path)
+        meter.finish_file()
+
+    def _stored_archive(
+        self, store: ObjectStore, info: ObjectInfo, staging: Path, stop: StopSignal, on_event: OnTransfer,
+    ) -> Fetched:
+        def bring(path: Path) -> Path:
+            self._cache.make_room(info.bytes)
+            meter = Meter(on_event, total_files=1, total_bytes=info.bytes)
+            store.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
+            meter.finish_file()
+            return path
+
+        return self._unpacked(_identity(info), staging, stop, bring, info.ref.key)
+
+    # ── archives ──
+
+    def _unpacked(self, identity: str, staging: Path, stop: StopSignal, bring: Bring, name: str) -> Fetched:
+        """The archive's tree in the cache, made by `bring`ing and extracting the archive unless it is there."""
+        identity = f"tree\n{identity}"
+        self._cache.pin(staging, [identity])
+        known = self._known_tree(identity)
+        if known is not None:
+            return known
+        with self._cache.temporary() as archive, self._cache.temporary() as tree, on_this_disk(self._cache.root):
+            file = bring(archive)
+            self._cache.make_room(file.stat().st_size)
+            extracted = extract(
+                file, tree / FILES, stop, wanted=wanted, name=name,
+                on_total=self._cache.make_room, on_bytes=_RoomCheck(self._cache).count,
+            )
+            write_listing(tree, identity, extracted.findings)
+            self._cache.put_tree(identity, tree, extracted.bytes)
+        made = self._known_tree(identity)
+        if made is None:
+            raise Unavailable(f"the files of {shown(name)} were damaged in the cache while they were needed")
+        return made
+
+    def _known_tree(self, identity: str) -> Fetched | None:
+        tree = self._cache.get_tree(identity)
+        fetched = read_tree(tree) if tree is not None else None
+        if tree is not None and fetched is None:
+            self._cache.drop_tree(identity)
+        return fetched
+
+    # ── the web ──
+
+    def _from_web(self, ref: HttpRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
+        raise DatasetError(f"data_yaml: {shown(ref.url)} cannot be fetched yet.")
+
+
+class _RoomCheck:
+    """Looks at the disk now and then while something of unknown size grows."""
+
+    def __init__(self, cache: ContentCache) -> None:
+        self._cache = cache
+        self._since = 0
+
+    def count(self, grown: int) -> None:
+        self._since += grown
+        if self._since > ROOM_STEP:
+            self._since = 0
+            self._cache.require_free(0)
+
+
+def _identity(info: ObjectInfo) -> str:
+    return f"{info.ref.bucket}\n{info.ref.key}\n{info.etag}\n{info.bytes}"
+
+
+def _difference(before: Mapping[str, ObjectInfo], after: Mapping[str, ObjectInfo]) -> str:
+    """The name of one object that is not the same in both listings."""
+    names = sorted(before.keys() | after.keys())
+    return next((name for name in names if before.get(name) != after.get(name)), "")
+
+
+__all__ = ["Fetched", "Fetcher", "SourceFile"]

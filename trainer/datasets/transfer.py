@@ -1,0 +1,94 @@
+"""Many downloads at once: bounded, counted, all or none."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TypeAlias
+
+from trainer.core.events import Phase, TransferProgress
+from trainer.core.stop import StopReason, StopSignal
+
+Job: TypeAlias = Callable[[StopSignal], None]
+OnTransfer: TypeAlias = Callable[[TransferProgress], None]
+EVERY_SECONDS = 0.5
+
+
+class Meter:
+    """Counts files and bytes from all threads, and tells at most twice a second how far the download is."""
+
+    def __init__(self, on_event: OnTransfer, *, total_files: int, total_bytes: int = 0) -> None:
+        self._on_event = on_event
+        self._total_files = total_files
+        self._total_bytes = total_bytes
+        self._files = 0
+        self._bytes = 0
+        self._began = time.monotonic()
+        self._told = self._began
+        self._lock = threading.Lock()
+
+    def count(self, moved: int) -> None:
+        """Bytes moved, or minus those of a try that has to begin anew."""
+        with self._lock:
+            self._bytes += moved
+            self._tell(always=False)
+
+    def finish_file(self) -> None:
+        with self._lock:
+            self._files += 1
+            self._tell(always=self._files == self._total_files)
+
+    def _tell(self, *, always: bool) -> None:
+        now = time.monotonic()
+        if not always and now - self._told < EVERY_SECONDS:
+            return
+        self._told = now
+        rate = self._bytes / max(now - self._began, 1e-3)
+        left = self._total_bytes - self._bytes
+        self._on_event(
+            TransferProgress(
+                phase=Phase.DOWNLOADING,
+                files=self._files,
+                total_files=self._total_files,
+                bytes=self._bytes,
+                total_bytes=self._total_bytes,
+                rate=rate,
+                eta_seconds=max(0.0, left / rate) if self._total_bytes and rate else None,
+            ),
+        )
+
+
+def in_parallel(jobs: Sequence[Job], workers: int, stop: StopSignal) -> None:
+    """Run all jobs, each with a stop signal that is also set when another job fails. Raises the first failure."""
+    stop.raise_if_set()
+    inner = stop.child()
+    with ThreadPoolExecutor(max_workers=max(1, min(workers, len(jobs)))) as pool:
+        futures = [pool.submit(job, inner) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            inner.set(StopReason.CANCELED)
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
+    """Make `root`/relpath a second name of each file: a hard link, or a symlink where that is impossible."""
+    made: set[str] = set()
+    for relpath, target in links:
+        path = f"{root}/{relpath}"
+        folder = path.rpartition("/")[0]
+        if folder not in made:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            made.add(folder)
+        try:
+            os.link(target, path)
+        except FileNotFoundError:
+            raise
+        except OSError:  # another file system, one without hard links, or too many of them
+            Path(path).symlink_to(target)
