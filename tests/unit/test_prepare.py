@@ -1,0 +1,74 @@
+"""From a dataset on disk to a view: what must be in it, and what must stay as it was."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import yaml
+from dataset_painter import drawn, paint, prepared
+
+from trainer.core.dataset import SplitRequest, Task
+from trainer.core.errors import DatasetError
+
+
+def everything_in(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): f"{path.stat().st_mtime_ns} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+        for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def test_a_plain_detect_dataset_becomes_a_view_of_links_with_a_yaml_of_our_own(tmp_path):
+    data = paint(tmp_path / "set")
+    result = prepared(data, tmp_path / "view")
+    assert result.task is Task.DETECT
+    assert result.names == ("square", "disc")
+    assert dict(result.images) == {"train": 6, "val": 2}
+    view = tmp_path / "view"
+    assert yaml.safe_load(result.data.read_text()) == {
+        "path": str(view), "train": "images/train", "val": "images/val", "nc": 2, "names": {0: "square", 1: "disc"},
+    }
+    assert (view / "images/train/0000.jpg").is_symlink()
+    assert (view / "labels/train/0000.txt").read_text() == (tmp_path / "set/labels/train/0000.txt").read_text()
+    assert not (view / "labels/train/0000.txt").is_symlink()
+
+
+def test_the_users_files_are_not_touched(tmp_path):
+    data = paint(tmp_path / "set")
+    (tmp_path / "set/labels/train/0000.txt").write_text("0,0.5,0.5,1.002,0.5\r\n0,0.5,0.5,1.002,0.5\r\n")
+    before = everything_in(tmp_path / "set")
+    prepared(data, tmp_path / "view")
+    assert everything_in(tmp_path / "set") == before
+
+
+@pytest.mark.parametrize("task", [Task.SEGMENT, Task.POSE, Task.OBB, Task.DETECT])
+def test_every_labelled_task_keeps_its_rows(tmp_path, task):
+    data = paint(tmp_path / "set", task=task)
+    result = prepared(data, tmp_path / "view", task=task)
+    assert result.task is task
+    assert (tmp_path / "view/labels/train/0001.txt").read_text() == drawn(1).row(task) + "\n"
+
+
+def test_all_errors_are_reported_at_once(tmp_path):
+    data = paint(tmp_path / "set")
+    labels = tmp_path / "set/labels/train"
+    (labels / "0000.txt").write_text("7 .5 .5 .1 .1\n")
+    (labels / "0001.txt").write_text("1 320 240 50 60\n")
+    (labels / "0002.txt").write_text("1 .5 .5\n")
+    (tmp_path / "set/images/train/0003.jpg").write_bytes(b"")
+    with pytest.raises(DatasetError) as caught:
+        prepared(data, tmp_path / "view")
+    text = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 4
+    for sign in ("class 7", "pixels", "wrong number of columns", "0003.jpg: empty"):
+        assert sign in text
+
+
+def test_no_val_is_refused_with_how_to_ask_and_split_when_asked(tmp_path):
+    data = paint(tmp_path / "set", train=10, val=0, yaml="train: images/train\nnames: [a, b]\n")
+    with pytest.raises(DatasetError, match="train_ratio"):
+        prepared(data, tmp_path / "view")
+    result = prepared(data, tmp_path / "view2", split=SplitRequest(train_ratio=0.8))
+    assert dict(result.images) == {"train": 8, "val": 2}

@@ -1,0 +1,208 @@
+"""A data.yaml that somebody else wrote: read as plain text values, never as instructions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.core.dataset import Task
+from trainer.core.errors import DatasetError
+from trainer.datasets.found import Report, shown
+
+LARGEST_YAML = 4 << 20  # bytes; a thousand names take 30 KB
+DEEPEST = 12  # levels of nesting
+MOST_EVENTS = 500_000
+MOST_CLASSES = 20_000
+LONGEST_NAME = 200  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataYaml:
+    """The keys that a dataset may have. `splits` holds, per split, the entries as written; `ids` the keys of `names`."""
+
+    splits: Mapping[str, tuple[str, ...]]
+    path: str | None
+    names: tuple[str, ...] | None
+    ids: tuple[int, ...] | None
+    task: Task | None
+    kpt_shape: tuple[int, int] | None
+    flip_idx: tuple[int, ...] | None
+
+
+def load_yaml(path: Path, report: Report) -> dict[str, Any]:
+    """The mapping in a YAML file, every scalar as text: no tag is obeyed and `no` stays the word no.
+
+    Raises `DatasetError` for what is not a small, flat YAML mapping.
+    """
+    with path.open("rb") as file:
+        data = file.read(LARGEST_YAML + 1)
+    if len(data) > LARGEST_YAML:
+        raise DatasetError(f"{shown(path.name)} is larger than {LARGEST_YAML >> 20} MiB, which no dataset YAML is.")
+    text = _decoded(data, path, report)
+    value = _parsed(text, path.name, report)
+    if not isinstance(value, dict):
+        raise DatasetError(
+            f"{shown(path.name)} is no dataset YAML: it must be a mapping with train:, val: and names:.",
+        )
+    return {key: item for key, item in value.items() if isinstance(key, str)}
+
+
+def read_data_yaml(values: Mapping[str, Any], report: Report) -> DataYaml:
+    """The dataset in a YAML's values. What is wrong with them goes into `report`."""
+    names, ids = _names(values.get("names"), report)
+    _check_nc(values.get("nc"), names, report)
+    kpt_shape = _integers(values.get("kpt_shape"), "kpt_shape", report)
+    if kpt_shape and (len(kpt_shape) != 2 or not 1 <= kpt_shape[0] <= 1000 or kpt_shape[1] not in (2, 3)):
+        report.error("kpt-shape", f"kpt_shape is {list(kpt_shape)}; it must be [number of keypoints, 2 or 3].")
+        kpt_shape = None
+    flip_idx = _integers(values.get("flip_idx"), "flip_idx", report)
+    if flip_idx and (kpt_shape is None or sorted(flip_idx) != list(range(kpt_shape[0]))):
+        report.error("flip-idx", "flip_idx must name each keypoint of kpt_shape once, counted from 0.")
+        flip_idx = None
+    return DataYaml(
+        splits=_splits(values, report),
+        path=_text(values.get("path")),
+        names=names,
+        ids=ids,
+        task=_task(values.get("task"), report),
+        kpt_shape=(kpt_shape[0], kpt_shape[1]) if kpt_shape else None,
+        flip_idx=flip_idx or None,
+    )
+
+
+def _decoded(data: bytes, path: Path, report: Report) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif b"\0" in data[:4]:
+        encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
+    else:
+        encoding = "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        report.warning(
+            "yaml-encoding", f"{shown(path.name)} is not UTF-8 and was read as Windows-1252: look at the class names.",
+        )
+        return data.decode("cp1252", errors="replace")
+
+
+def _parsed(text: str, name: str, report: Report) -> Any:
+    try:
+        return _plain(text, name)
+    except yaml.YAMLError as error:
+        # a tab is never indentation in YAML, and always meant as such by the one who typed it
+        mended = re.sub(r"^[ \t]+", lambda match: match[0].expandtabs(2), text, flags=re.MULTILINE)
+        if mended == text:
+            raise DatasetError(f"{shown(name)} is no valid YAML: {_reason(error)}.") from None
+    try:
+        value = _plain(mended, name)
+    except yaml.YAMLError as error:
+        raise DatasetError(f"{shown(name)} is no valid YAML: {_reason(error)}.") from None
+    report.warning("yaml-tabs", f"{shown(name)} is indented with tabs, which were read as spaces.")
+    return value
+
+
+def _plain(text: str, name: str) -> Any:
+    # libyaml composes recursively in C and crashes the process on deep nesting, so depth is bounded on the events
+    depth = 0
+    for number, event in enumerate(yaml.parse(text, Loader=yaml.CBaseLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            raise DatasetError(f"{shown(name)} uses YAML aliases (*name); write the values out.")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST or number > MOST_EVENTS:
+            raise DatasetError(f"{shown(name)} is nested too deeply or has too many values for a dataset YAML.")
+    try:
+        return yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506 - the base loader makes only str, list, dict
+    except TypeError:  # a key that is a list or a mapping
+        raise DatasetError(f"{shown(name)} has a key that is not text; a dataset YAML has plain keys.") from None
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {shown(error.problem or 'unreadable')}"
+    return shown(str(error).splitlines()[0])
+
+
+def _text(value: Any) -> str | None:
+    return value.strip() or None if isinstance(value, str) else None
+
+
+def _splits(values: Mapping[str, Any], report: Report) -> dict[str, tuple[str, ...]]:
+    splits = {}
+    for split, keys in {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}.items():
+        value = next((values[key] for key in keys if values.get(key)), None)
+        entries = value if isinstance(value, list) else [value]
+        texts = tuple(text for entry in entries if (text := _text(entry)))
+        if value is not None and len(texts) != len(entries):
+            report.error(f"yaml-{split}", f"{split}: must be a folder, a .txt list, or a list of those.")
+        if texts:
+            splits[split] = texts
+    return splits
+
+
+def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:
+    if value is None or value in ("", [], {}):
+        return None, None
+    if isinstance(value, str):
+        value = [part for part in re.split(r"[,\n]", value.strip("[]")) if part.strip()]
+    pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+    if len(pairs) > MOST_CLASSES:
+        report.error("names", f"names: has {len(pairs)} classes; {MOST_CLASSES} are the limit.")
+        return None, None
+    ids, names = [], []
+    for key, name in pairs:
+        number = _integer(key)
+        if number is None or number < 0 or not isinstance(name, str) or len(name) > LONGEST_NAME:
+            report.error(
+                "names", "names: must be a list of class names or a mapping from class number to class name.",
+                str(name) if number is not None else str(key),
+            )
+            continue
+        ids.append(number)
+        names.append(" ".join(name.split()) or f"class{number}")
+    if len(set(ids)) != len(ids):
+        report.error("names", "names: gives two names to one class number.")
+        return None, None
+    ordered = sorted(zip(ids, names, strict=True))
+    return tuple(name for _, name in ordered), tuple(number for number, _ in ordered)
+
+
+def _check_nc(value: Any, names: tuple[str, ...] | None, report: Report) -> None:
+    count = _integer(value)
+    if value in (None, "") or (count is not None and (names is None or count == len(names))):
+        return
+    if count is None:
+        report.warning("yaml-nc", f"nc: {shown(str(value))} is not a number and was ignored.")
+    elif names is not None:
+        report.warning("yaml-nc", f"nc: says {count} classes but names: has {len(names)}; the names count.")
+
+
+def _integers(value: Any, key: str, report: Report) -> tuple[int, ...] | None:
+    if value in (None, "", []):
+        return None
+    numbers = [_integer(item) for item in value] if isinstance(value, list) else [None]
+    if any(number is None for number in numbers):
+        report.error(key.replace("_", "-"), f"{key}: must be a list of whole numbers.")
+        return None
+    return tuple(number for number in numbers if number is not None)
+
+
+def _integer(value: Any) -> int | None:
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,9}\s*", value, re.ASCII) else None
+
+
+def _task(value: Any, report: Report) -> Task | None:
+    if value in (None, ""):
+        return None
+    if isinstance(value, str) and value.lower() in set(Task):
+        return Task(value.lower())
+    report.warning("yaml-task", f"task: {shown(str(value))} is not one of {', '.join(Task)} and was ignored.")
+    return None

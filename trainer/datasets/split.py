@@ -1,0 +1,48 @@
+"""Splitting a dataset that has no val split: the same images on every machine, each class in its share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from trainer.core.dataset import SplitRequest
+from trainer.core.errors import DatasetError
+
+HOW_TO_ASK = 'add one, or ask for a split in the configuration: "split": {"train_ratio": 0.8, "seed": 0}'
+
+
+def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, str]:
+    """The split of each name. `strata` maps the name of a sample to its class (its rarest; -1: none).
+
+    Within each class the samples are ordered by a hash of seed and name, so neither the file system's order nor
+    another sample decides where one goes; shares are met to one sample overall and per class as far as it has
+    enough. train and val get at least one sample each. Raises `DatasetError` for fewer than two samples.
+    """
+    if len(strata) < 2:
+        raise DatasetError(f"A dataset of {len(strata)} images cannot be split; train and val need one each at least.")
+    ordered = sorted(strata, key=lambda name: (strata[name], _draw(name, request.seed)))
+    held = 1.0 - request.train_ratio
+    test = min(request.test_ratio, held)
+    quotas = {"val": held - test, "test": test, "train": request.train_ratio}
+    result: dict[str, str] = {}
+    given = dict.fromkeys(quotas, 0)
+    for count, name in enumerate(ordered, 1):
+        # the split that is furthest behind its share takes the next one: even along classes and overall
+        split = max(quotas, key=lambda s: quotas[s] * count - given[s])
+        given[split] += 1
+        result[name] = split
+    _at_least_one(result, ordered, given)
+    return result
+
+
+def _at_least_one(result: dict[str, str], ordered: Sequence[str], given: dict[str, int]) -> None:
+    for split in ("val", "train"):
+        if not given[split]:
+            largest = max(given, key=lambda s: given[s])
+            name = next(name for name in ordered if result[name] == largest)
+            result[name] = split
+            given[split], given[largest] = 1, given[largest] - 1
+
+
+def _draw(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogateescape")).digest()

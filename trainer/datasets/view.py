@@ -1,0 +1,151 @@
+# ruff: noqa: PTH123, PTH211  (plain strings: there are a hundred thousand paths)
+"""The private folder that a run trains on: images by links, labels and data.yaml written by us.
+
+    view/data.yaml   images/{train,val,test}/…   labels/{train,val,test}/….txt      classification: {train,val,test}/CLASS/…
+
+Ultralytics writes into JPEGs that do not end in their end mark, so those are copied; nothing else is written to through
+the links. Images of our own cache are hard links where the file system allows it, the user's are symlinks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from trainer.core.errors import DatasetError, MachineFailed
+from trainer.core.stop import StopSignal
+from trainer.datasets.found import SPLITS, shown
+
+LONGEST_STEM = 150  # characters; leaves room for suffixes and for file systems that count bytes
+_UNSAFE = re.compile(r"[^\w.+() -]")
+_PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg", "dib": "bmp"}
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES})
+CHECK_EVERY = 512  # files between looks at the stop signal
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of the view. `text` is its label file's content; None for classification, whose `folder` is the class."""
+
+    split: str
+    image: str
+    name: str
+    text: bytes | None
+    folder: str = ""
+    link: str = "symlink"  # or "hardlink", "copy"
+
+
+def write_view(view: Path, items: Sequence[Item], stop: StopSignal) -> dict[str, str]:
+    """Make the images and labels of a view. Gives the path in the view of each image by (split and) name.
+
+    Raises `MachineFailed` when the disk is the problem, `DatasetError` when an image vanished meanwhile, `Stopped`.
+    """
+    try:
+        return _write(view, items, stop)
+    except OSError as error:
+        raise MachineFailed(f"The dataset view cannot be written: {error.strerror} ({shown(str(error.filename))}).") from error
+
+
+def write_data_yaml(
+    view: Path, names: Sequence[str], splits: Iterable[str], kpt_shape: Sequence[int] | None, flip_idx: Sequence[int] | None,
+) -> Path:
+    """The only YAML that the training process sees: these keys and no others."""
+    present = set(splits)
+    data: dict[str, object] = {"path": str(view.absolute())}
+    data |= {split: f"images/{split}" for split in SPLITS if split in present}
+    data |= {"nc": len(names), "names": dict(enumerate(names))}
+    if kpt_shape:
+        data["kpt_shape"] = list(kpt_shape)
+    if flip_idx:
+        data["flip_idx"] = list(flip_idx)
+    path = view / "data.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def view_names(names: Sequence[str]) -> list[str]:
+    """File names for one folder of a view, from names that may hold folders: safe to write, none like another.
+
+    A name stays as it is where it can, so that a flat dataset is read in the same order as without us.
+    """
+    taken: set[str] = set()
+    result = []
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        stem, _, suffix = last.rpartition(".")
+        suffix = _PLAIN_SUFFIX.get(suffix.lower(), suffix)
+        stem = _safe(stem)
+        if stem.casefold() in taken:
+            stem = _safe(f"{folder.replace('/', '_')}_{stem}" if folder else stem)
+        unique, number = stem, 1
+        while unique.casefold() in taken:
+            number += 1
+            unique = f"{stem}_{number}"
+        taken.add(unique.casefold())
+        result.append(f"{unique}.{suffix}")
+    return result
+
+
+def _safe(stem: str) -> str:
+    """A stem without control characters, separators or broken Unicode, which is neither hidden nor an option."""
+    stem = _UNSAFE.sub("_", stem)
+    if len(stem) > LONGEST_STEM or len(stem.encode("utf-8", "replace")) > LONGEST_STEM:
+        stem = stem.encode("utf-8", "replace")[: LONGEST_STEM - 8].decode("utf-8", "ignore")
+    return f"_{stem.lstrip('.-')}" if stem[:1] in (".", "-", "") else stem
+
+
+def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> dict[str, str]:
+    places: dict[str, str] = {}
+    by_folder: dict[tuple[str, str], list[Item]] = {}
+    for item in items:
+        by_folder.setdefault((item.split, item.folder), []).append(item)
+    for (split, folder), members in by_folder.items():
+        images = view / split / folder if folder else view / "images" / split
+        labels = view / "labels" / split
+        images.mkdir(parents=True, exist_ok=True)
+        if not folder:
+            labels.mkdir(parents=True, exist_ok=True)
+        names = view_names([item.name for item in members])
+        for number, (item, name) in enumerate(zip(members, names, strict=True)):
+            if number % CHECK_EVERY == 0:
+                stop.raise_if_set()
+            target = f"{images}/{name}"
+            _link(item, target)
+            places[f"{split}/{item.name}"] = target
+            if item.text is not None and not folder:
+                _put(f"{labels}/{name.rpartition('.')[0]}.txt", item.text)
+    return places
+
+
+def _put(path: str, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    with open(descriptor, "wb", buffering=0) as file:
+        file.write(content)
+
+
+def _link(item: Item, target: str) -> None:
+    if item.link == "symlink":
+        os.symlink(item.image, target)
+        return
+    try:
+        if item.link == "hardlink":
+            try:
+                os.link(item.image, target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                os.symlink(item.image, target)
+        else:
+            shutil.copyfile(item.image, target)
+    except FileNotFoundError:
+        raise DatasetError(
+            f"The image {shown(item.name)} vanished while the dataset was prepared; leave it alone and queue again.",
+        ) from None
+
