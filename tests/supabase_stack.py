@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import io
 import json
 import os
 import pwd
@@ -17,9 +18,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import jwt
@@ -278,10 +279,8 @@ class Gateway:
         self._server.shutdown()
         self._thread.join()
         for connection in list(self._open):
-            try:
+            with suppress(OSError):  # it is closed already
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it is closed already
         self._server.server_close()
 
     def reset(self) -> None:
@@ -310,43 +309,58 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
         pass
 
     def forward(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.owner.requests.append((self.command, self.path, dict(self.headers.items())))
         fault = self.owner.faults and self.owner.faults(self.command, self.path)
-        status, headers, answer = fault or self.ask(body)
-        if self.owner.lose_answers > 0:
-            self.owner.lose_answers -= 1
-            self.close_connection = True
+        if fault:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, headers, body = fault
+            self.answer(status, {**headers, "Content-Length": str(len(body))}, io.BytesIO(body))
             return
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", headers.get("Content-Length", str(len(answer))))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(answer)
-
-    def ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         prefix = next((p for p in self.owner.routes if self.path.startswith(p + "/")), None)
         if prefix is None:
-            return 404, {"Content-Type": "application/json"}, b'{"message":"no Route matched with those values"}'
+            self.refuse(404, "application/json", b'{"message":"no Route matched with those values"}')
+            return
+        try:
+            self.pass_on(prefix)
+        except (OSError, http.client.HTTPException):
+            self.behind.pop(prefix).close()
+            self.refuse(502, "text/html", b"<html><h1>502 Bad Gateway</h1></html>")
+
+    def pass_on(self, prefix: str) -> None:
         to = urlsplit(self.owner.routes[prefix])
         if prefix not in self.behind:
             self.behind[prefix] = http.client.HTTPConnection(to.hostname or "", to.port, timeout=60)
-        connection = self.behind[prefix]
         headers = {n: v for n, v in self.headers.items() if n.lower() not in Gateway.HOP_BY_HOP}
         self.swap_key(headers)
-        if prefix == "/storage/v1":
-            headers["X-Forwarded-Prefix"] = prefix
-        try:
-            connection.request(self.command, self.path.removeprefix(prefix), body, headers)
-            answer = connection.getresponse()
-            data = answer.read()
-        except (OSError, http.client.HTTPException):
-            connection.close()
-            return 502, {"Content-Type": "text/html"}, b"<html><h1>502 Bad Gateway</h1></html>"
-        kept = {n: v for n, v in answer.getheaders() if n.lower() not in Gateway.HOP_BY_HOP}
-        return answer.status, kept, data
+        length = int(self.headers.get("Content-Length") or 0)
+        if length or self.command in ("POST", "PUT", "PATCH"):
+            headers["Content-Length"] = str(length)
+        connection = self.behind[prefix]
+        connection.request(self.command, self.path.removeprefix(prefix), _pieces(self.rfile, length), headers)
+        with connection.getresponse() as response:
+            kept = {n: v for n, v in response.getheaders() if n.lower() not in Gateway.HOP_BY_HOP - {"content-length"}}
+            if self.owner.lose_answers > 0:
+                response.read()
+                self.owner.lose_answers -= 1
+                self.close_connection = True
+            elif "Content-Length" in kept or self.command == "HEAD":
+                self.answer(response.status, kept, response)
+            else:
+                body = response.read()
+                self.answer(response.status, {**kept, "Content-Length": str(len(body))}, io.BytesIO(body))
+
+    def answer(self, status: int, headers: dict[str, str], body: IO[bytes]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            shutil.copyfileobj(body, self.wfile)
+
+    def refuse(self, status: int, content_type: str, body: bytes) -> None:
+        self.close_connection = True  # the request's body may be unread
+        headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Connection": "close"}
+        self.answer(status, headers, io.BytesIO(body))
 
     def swap_key(self, headers: dict[str, str]) -> None:
         """As hosted projects do: a secret key in `apikey` becomes a JWT; as a bearer of its own it is refused."""
@@ -356,7 +370,17 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
             if bearer is None or headers[bearer] == f"Bearer {SECRET_KEY}":
                 headers[bearer or "Authorization"] = f"Bearer {token('service_role')}"
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = forward
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = forward  # noqa: N815 the library's names
+
+
+def _pieces(stream: IO[bytes], length: int) -> Iterator[bytes]:
+    """A request's body, never held as a whole."""
+    while length > 0:
+        piece = stream.read(min(length, 1 << 16))
+        if not piece:
+            return
+        length -= len(piece)
+        yield piece
 
 
 class Stack:

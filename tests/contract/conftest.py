@@ -1,0 +1,4 @@
+"""Fixtures of the contract suites; each suite's adapters live in a module of their own."""
+
+from queue_adapters import queue_lab  # noqa: F401
+from supabase_fixtures import supabase, supabase_lab, supabase_servers  # noqa: F401

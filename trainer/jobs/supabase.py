@@ -1,0 +1,213 @@
+"""The queue in a Supabase project: every change of a run is one call of a function in `supabase/migrations/`.
+
+Repeating a call is harmless there, so a lost answer is asked for again. How long, differs: a beat must be over before
+the next one is due, while an ending may take its time.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trainer.core.errors import Misconfigured
+from trainer.core.job import (
+    Checkpoint,
+    Interrupted,
+    Job,
+    Json,
+    JsonObject,
+    Lease,
+    Outcome,
+    RunEvent,
+    RunRequest,
+    Verdict,
+)
+from trainer.core.ports import Worker
+from trainer.core.stop import StopSignal
+from trainer.jobs import row
+from trainer.remote.retry import RetryPolicy, retrying
+from trainer.remote.supabase import MIGRATE, USE_KEY, Project
+
+SCHEMA_VERSION = 1
+PAGE = 1000  # PostgREST returns no more rows at once, and does not say so
+
+CLAIM = RetryPolicy(tries=2, first_wait=0.5, total_seconds=20.0)
+BEAT = RetryPolicy(tries=3, first_wait=0.5, longest_wait=2.0, total_seconds=8.0)
+FINISH = RetryPolicy(tries=5, first_wait=0.5, longest_wait=8.0, total_seconds=60.0)
+READ = RetryPolicy(tries=4, first_wait=0.5, longest_wait=4.0, total_seconds=20.0)
+
+
+class SupabaseQueue:
+    """`Queue` and `RunTable` over one project, for any number of threads.
+
+    The policies say how long each kind of call is repeated; `beat` has to be over before the next beat is due.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        *,
+        claim: RetryPolicy = CLAIM,
+        beat: RetryPolicy = BEAT,
+        finish: RetryPolicy = FINISH,
+        read: RetryPolicy = READ,
+    ) -> None:
+        self._project = project
+        self._claim = claim
+        self._beat = beat
+        self._finish = finish
+        self._read = read
+
+    def check(self) -> list[str]:
+        """Whether this key and this database will do; what an app's own policies leave open, one sentence each.
+
+        Raises `Misconfigured` with the mend, or `Unavailable`.
+        """
+        host = self._project.host
+        if self._project.role in ("anon", "authenticated"):
+            raise Misconfigured(f"The Supabase key for {host} is a public one ({self._project.role}): {USE_KEY}.")
+        version = self._ask(self._read, "trainer_schema_version")
+        if not isinstance(version, int):
+            raise self._project.not_json()
+        if version < SCHEMA_VERSION:
+            raise Misconfigured(
+                f"The database at {host} has version {version} of the trainer's schema, and this service needs "
+                f"{SCHEMA_VERSION}: {MIGRATE}.",
+            )
+        return [str(warning) for warning in self._list(self._read, "trainer_access_warnings")]
+
+    def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
+        asked_at = time.monotonic()  # before the first try: an answer that was lost may have begun the lease
+        rows = self._list(
+            self._claim,
+            "claim_training_run",
+            worker_id=worker.id,
+            claim_id=claim_id,
+            lease_seconds=lease_seconds,
+            capabilities=row.offer_json(worker),
+        )
+        return row.lease_of(rows[0], worker.id, claim_id, lease_seconds, asked_at) if rows else None
+
+    def peek(self, worker: Worker) -> Job | None:
+        rows = self._list(self._claim, "peek_training_run", capabilities=row.offer_json(worker))
+        return row.job_of(rows[0]) if rows else None
+
+    def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
+        return self._verdict(
+            self._beat,
+            "beat_training_run",
+            lease,
+            lease_seconds=lease.seconds,
+            progress=row.clean(progress),
+            events=row.events_json(events),
+        )
+
+    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
+        if isinstance(outcome, Interrupted):
+            return self._release(lease, outcome.checkpoint, events)
+        ending = row.ending_of(outcome)
+        return self._verdict(
+            self._finish,
+            "finish_training_run",
+            lease,
+            status=ending.status.value,
+            results=ending.results,
+            trained_model_url=ending.trained_model_url,
+            error_message=ending.error_message,
+            events=row.events_json(events),
+        )
+
+    def _release(self, lease: Lease, checkpoint: Checkpoint | None, events: Sequence[RunEvent]) -> Verdict:
+        return self._verdict(
+            self._finish,
+            "release_training_run",
+            lease,
+            checkpoint=row.checkpoint_json(checkpoint),
+            events=row.events_json(events),
+        )
+
+    # ── RunTable: reading one run works with a worker's key, the rest needs the service's ──
+
+    def enqueue(self, request: RunRequest) -> str:
+        run_id = str(uuid.uuid4())  # ours, so that inserting again after a lost answer inserts nothing
+        columns = {"id": run_id, **row.insert_of(request)}
+        self._rows(lambda: self._runs().upsert(columns, on_conflict="id", ignore_duplicates=True))
+        return run_id
+
+    def get(self, run_id: str) -> JsonObject | None:
+        return self._one("read_training_run", run_id)
+
+    def recent(self, limit: int) -> list[JsonObject]:
+        return self._pages(
+            lambda: self._runs().select("*").order("created_at", desc=True).order("id"), limit,
+        )
+
+    def cancel(self, run_id: str) -> JsonObject | None:
+        return self._one("cancel_training_run", run_id) or self.get(run_id)
+
+    def request_finish(self, run_id: str) -> JsonObject | None:
+        if not _is_id(run_id):
+            return None
+        self._rows(
+            lambda: self._runs().update({"finish_requested": True}).eq("id", run_id).eq("status", "running"),
+        )
+        return self.get(run_id)
+
+    def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> list[JsonObject]:
+        if not _is_id(run_id):
+            return []
+        attempt, seq = after
+        later = f"attempt.gt.{int(attempt)},and(attempt.eq.{int(attempt)},seq.gt.{int(seq)})"
+        return self._pages(
+            lambda: self._project.table("training_run_events").select("*").eq("run_id", run_id).or_(later)
+            .order("attempt").order("seq"),
+        )  # fmt: skip
+
+    # ── calls and queries, repeated while there is no answer ──
+
+    def _verdict(self, policy: RetryPolicy, function: str, lease: Lease, **arguments: Json) -> Verdict:
+        answer = self._ask(policy, function, run_id=lease.job.id, claim_id=lease.claim_id, **arguments)
+        if answer not in [verdict.value for verdict in Verdict]:
+            raise self._project.not_json()
+        return Verdict(answer)
+
+    def _list(self, policy: RetryPolicy, function: str, **arguments: Json) -> list[Any]:
+        answer = self._ask(policy, function, **arguments)
+        if not isinstance(answer, list):
+            raise self._project.not_json()
+        return answer
+
+    def _ask(self, policy: RetryPolicy, function: str, **arguments: Json) -> Json:
+        return retrying(lambda: self._project.call(function, **arguments), policy, StopSignal())
+
+    def _runs(self) -> Any:
+        return self._project.table("training_runs")
+
+    def _one(self, function: str, run_id: str) -> JsonObject | None:
+        rows = self._list(self._read, function, run_id=run_id) if _is_id(run_id) else []
+        return rows[0] if rows else None
+
+    def _pages(self, query: Callable[[], Any], limit: int | None = None) -> list[JsonObject]:
+        """All rows of an ordered query, or the first `limit`, however few the server returns at once."""
+        found: list[JsonObject] = []
+        while limit is None or len(found) < limit:
+            size = PAGE if limit is None else min(PAGE, limit - len(found))
+            start = len(found)
+            page = self._rows(lambda: query().range(start, start + size - 1))  # noqa: B023 called before the next turn
+            found += page
+            if len(page) < size:
+                break
+        return found
+
+    def _rows(self, query: Callable[[], Any]) -> list[JsonObject]:
+        return retrying(lambda: self._project.rows(query()), self._read, StopSignal())
+
+
+def _is_id(run_id: str) -> bool:
+    try:
+        uuid.UUID(run_id)
+    except ValueError:
+        return False
+    return True

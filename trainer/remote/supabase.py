@@ -1,0 +1,288 @@
+"""A Supabase project's tables and functions, through supabase-py: bounded in time, and in our own errors.
+
+The only home of the `supabase` package, which is imported when a project is opened: it costs half a second.
+The client gets an HTTP/1.1 connection pool of its own, because the library's default loses calls across threads.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from trainer.core.errors import BadRequest, Misconfigured, TrainerError, Unavailable
+from trainer.core.job import Json, JsonObject
+
+if TYPE_CHECKING:
+    from supabase import Client
+
+MIGRATE = "apply the migrations in supabase/migrations/ to this project"
+USE_KEY = "set SUPABASE_SERVICE_ROLE_KEY to the project's secret or service_role key, or to a JWT of the role trainer_worker"
+
+# codes of PostgREST and SQLSTATEs; the classes in front are the first two characters of a SQLSTATE
+_SCHEMA_CODES = frozenset({"PGRST202", "PGRST204", "PGRST205", "42883", "42P01", "42703"})
+_KEY_CODES = frozenset({"PGRST300", "PGRST301", "PGRST302", "PGRST303", "42501", "22023"})
+_TRANSIENT_CODES = frozenset({"", "PGRST000", "PGRST001", "PGRST002", "PGRST003", "PGRSTX00"})
+_TRANSIENT_CLASSES = frozenset({"08", "40", "53", "55", "57", "58"})
+_TRANSIENT_STATUSES = frozenset({408, 425, 429})
+_BAD_DATA_CLASSES = frozenset({"22", "23"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallLimits:
+    """Bounds of one call, in seconds: to connect, between two bytes, and for all of it."""
+
+    connect: float = 5.0
+    read: float = 15.0
+    total: float = 30.0
+
+
+class Query(Protocol):
+    """What supabase-py's query builders have in common."""
+
+    def execute(self) -> Any: ...
+
+
+class Project:
+    """One Supabase project, seen with one key. May be used from many threads. Close it, or use it in a `with`."""
+
+    def __init__(self, url: str, key: str, limits: CallLimits = CallLimits()) -> None:
+        self.url = checked_url(url)
+        self.host = urlsplit(self.url).netloc.rpartition("@")[2]
+        self.role = role_of(key)
+        self._key = checked_key(key)
+        self._limits = limits
+        self._call = threading.local()  # .deadline and .response of the call that this thread makes
+        self._http = httpx.Client(
+            http2=False,
+            follow_redirects=True,
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60.0),
+            event_hooks={"request": [self._bound_request], "response": [self._bound_response]},
+        )
+        self._client = self._open()
+
+    def __repr__(self) -> str:
+        return f"Project({self.host})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def call(self, function: str, **arguments: Json) -> Json:
+        """The answer of a database function. Raises `Unavailable`, `Misconfigured`, or `BadRequest` for bad values."""
+        return self.execute(self._client.rpc(function, arguments))
+
+    def table(self, name: str) -> Any:
+        """A query on a table, to be given to `execute` or `rows`."""
+        return self._client.table(name)
+
+    def rows(self, query: Query) -> list[JsonObject]:
+        """The rows that a query returns."""
+        data = self.execute(query)
+        if not isinstance(data, list):
+            raise self.not_json()
+        return data
+
+    def execute(self, query: Query) -> Json:
+        """Send a query once; every failure comes as one of our errors."""
+        from postgrest.exceptions import APIError
+
+        self._call.deadline = time.monotonic() + self._limits.total
+        self._call.response = None
+        try:
+            return query.execute().data
+        except (APIError, *HTTP_ERRORS, ValueError) as error:
+            raise self._translated(error) from None  # the cause may quote a header, and with it the key
+
+    def not_json(self) -> Unavailable:
+        """For an answer that no Supabase project gives."""
+        return Unavailable(
+            f"{self.host} answered with something that is not the API's JSON: check SUPABASE_URL, "
+            "and for a proxy or a login page in between.",
+        )
+
+    def _open(self) -> Client:
+        from supabase.lib.client_options import SyncClientOptions
+
+        from supabase import create_client
+
+        options = SyncClientOptions(
+            httpx_client=self._http,
+            auto_refresh_token=False,
+            persist_session=False,
+            postgrest_client_retry=False,  # the library would sleep 7 s in the middle of a beat
+        )
+        client = create_client(self.url, self._key, options)
+        _ = client.postgrest  # built now: the property is not safe across threads
+        return client
+
+    def _bound_request(self, request: httpx.Request) -> None:
+        left = max(self._call.deadline - time.monotonic(), 0.001)
+        waits = {"connect": self._limits.connect, "read": self._limits.read, "write": self._limits.read, "pool": left}
+        request.extensions = {
+            **request.extensions,
+            "timeout": {name: min(seconds, left) for name, seconds in waits.items()},
+        }
+
+    def _bound_response(self, response: httpx.Response) -> None:
+        self._call.response = response
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        response.stream = _Bounded(response.stream, self._call.deadline)
+
+    def _translated(self, error: Exception) -> TrainerError:
+        response: httpx.Response | None = self._call.response
+        found = translated(
+            error,
+            host=self.host,
+            role=self.role,
+            status=response.status_code if response else None,
+            retry_after=seconds_of(response.headers.get("Retry-After")) if response else None,
+        )
+        if self._key in str(found):  # a proxy may echo what it was sent
+            return type(found)(f"{self.host} refused a call and quoted the key in its answer.")
+        return found
+
+
+class _Bounded(httpx.SyncByteStream):
+    """A response body that has to be there by a deadline, however steadily it drips."""
+
+    def __init__(self, stream: httpx.SyncByteStream, deadline: float) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            if time.monotonic() > self._deadline:
+                raise httpx.ReadTimeout("the answer did not end in time")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+# ── URL and key ──
+
+
+def checked_url(url: str) -> str:
+    """The project's base URL without a trailing slash. Raises `Misconfigured`."""
+    text = url.strip().rstrip("/").removesuffix("/rest/v1")
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or any(character.isspace() for character in text):
+        raise Misconfigured("SUPABASE_URL must be the project's URL, such as https://abcdefgh.supabase.co.")
+    return text
+
+
+def checked_key(key: str) -> str:
+    """The key, if it can be sent in a header. Raises `Misconfigured`, without quoting it."""
+    text = key.strip()
+    if not text or not all("!" <= character <= "~" for character in text):
+        raise Misconfigured(f"The Supabase key is empty or has characters that no key has: {USE_KEY}.")
+    return text
+
+
+def role_of(key: str) -> str | None:
+    """The database role that a key stands for, read without verifying it; None when it cannot be told."""
+    if key.startswith("sb_secret_"):
+        return "service_role"
+    if key.startswith("sb_publishable_"):
+        return "anon"
+    try:
+        payload = key.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (IndexError, ValueError, binascii.Error):
+        return None
+    role = claims.get("role") if isinstance(claims, dict) else None
+    return role if isinstance(role, str) else None
+
+
+# ── errors ──
+
+HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict)
+
+
+def translated(
+    error: Exception,
+    *,
+    host: str,
+    role: str | None = None,
+    status: int | None = None,
+    retry_after: float | None = None,
+) -> TrainerError:
+    """Our error for one of supabase-py's or httpx's. Total: what it does not know is `Unavailable`, or a refusal."""
+    from postgrest.exceptions import APIError
+
+    if isinstance(error, APIError):
+        return _refusal(error.code, error.message or "", host, role, status, retry_after)
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL | httpx.TooManyRedirects):
+        return Misconfigured(f"{host} cannot be asked ({_words(error)}): check SUPABASE_URL.")
+    return Unavailable(f"Supabase at {host} does not answer: {_reason(error)}.", retry_after=retry_after)
+
+
+def _refusal(
+    code: str | None, message: str, host: str, role: str | None, status: int | None, retry_after: float | None,
+) -> TrainerError:
+    """What an error answer means; for an answer that is no JSON the library puts the HTTP status into `code`."""
+    if code is not None and code.isdigit() and len(code) == 3:
+        status, code = status or int(code), None
+    status = status or 0
+    sqlstate_class = code[:2] if code is not None and len(code) == 5 else None
+    said = " ".join(part for part in (str(status or ""), code or "", message.strip()[:300]) if part) or "an empty error"
+    # an empty code is what PostgREST says on a connection that its database just dropped, with a 400
+    if code in _TRANSIENT_CODES or sqlstate_class in _TRANSIENT_CLASSES:
+        return Unavailable(f"Supabase at {host} cannot serve us now ({said}).", retry_after=retry_after)
+    if code in _SCHEMA_CODES:
+        return Misconfigured(f"The database at {host} lacks what the trainer needs ({said}): {MIGRATE}.")
+    if code in _KEY_CODES or status in (401, 403):
+        kind = f"; its role is {role}" if role else ""
+        return Misconfigured(f"Supabase at {host} refuses the key ({said}{kind}): {USE_KEY}.")
+    if status in _TRANSIENT_STATUSES or status >= 500:
+        return Unavailable(f"Supabase at {host} cannot serve us now ({said}).", retry_after=retry_after)
+    if sqlstate_class in _BAD_DATA_CLASSES:
+        return BadRequest(f"The database refuses the values ({said}): correct them and try again.")
+    if code is None:
+        return Misconfigured(f"{host} does not answer like a Supabase project ({said}): check SUPABASE_URL.")
+    return Misconfigured(f"Supabase at {host} refuses the call ({said}): {MIGRATE}, and check the trainer's version.")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx.ConnectTimeout):
+        return "no connection in time"
+    if isinstance(error, httpx.TimeoutException):
+        return "no answer in time"
+    if isinstance(error, httpx.ConnectError):
+        return _words(error)
+    if isinstance(error, ValueError):
+        return "its answer cannot be read; check SUPABASE_URL, and for a proxy or a login page in between"
+    return f"the connection failed ({type(error).__name__})"
+
+
+def _words(error: Exception) -> str:
+    text = str(error).strip().rstrip(".") or type(error).__name__
+    if "getaddrinfo" in text or "not known" in text or "name resolution" in text:
+        return f"its name cannot be resolved ({text}); check SUPABASE_URL and the DNS"
+    return text
+
+
+def seconds_of(retry_after: str | None) -> float | None:
+    """A Retry-After header in seconds; None for a missing one and for a date, which no Supabase server sends."""
+    try:
+        return max(0.0, float(retry_after)) if retry_after else None
+    except ValueError:
+        return None
