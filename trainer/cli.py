@@ -19,6 +19,7 @@ import typer
 from trainer import __version__
 from trainer.core.errors import BadRequest, Misconfigured, TrainerError
 from trainer.core.job import JsonObject, RunRequest, Status
+from trainer.core.ports import RunTable
 from trainer.core.stop import StopReason, StopSignal
 from trainer.logs import configure_logging
 from trainer.settings import Settings, read_settings
@@ -58,7 +59,7 @@ def serve(
     from trainer.wiring import build_service
 
     shutdown = StopSignal()
-    with signals_set(shutdown), build_service(settings) as daemon:
+    with signals_set(shutdown), build_service(settings, shutdown) as daemon:
         if not daemon.run(shutdown):
             log.warning("the drain time is over; runs that did not end will go on from their last checkpoint")
 
@@ -101,8 +102,8 @@ def enqueue(
         name=name,
         priority=priority,
     )
-    with _told():
-        run_id = _table().enqueue(request)
+    with _table() as table:
+        run_id = table.enqueue(request)
     typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
 
 
@@ -132,12 +133,12 @@ def status(
     """Show a run's row, or list the newest runs."""
     from trainer import terminal
 
-    with _told():
+    with _table() as table:
         if run_id is None:
-            rows = _table().recent(limit)
+            rows = table.recent(limit)
             typer.echo(json.dumps({"runs": rows})) if as_json else terminal.show_list(rows)
         else:
-            row = _found(_table().get(run_id), run_id)
+            row = _found(table.get(run_id), run_id)
             typer.echo(json.dumps(row)) if as_json else terminal.show_row(row)
 
 
@@ -146,8 +147,8 @@ def watch(run_id: RunId) -> None:
     """Follow a run in the terminal until it ends; the exit code says whether it completed."""
     from trainer import terminal
 
-    with _told():
-        row = terminal.watch(_table(), run_id)
+    with _table() as table:
+        row = terminal.watch(table, run_id)
         terminal.show_row(_found(row, run_id))
     raise typer.Exit(0 if row and row["status"] == Status.COMPLETED else 1)
 
@@ -155,16 +156,16 @@ def watch(run_id: RunId) -> None:
 @app.command()
 def cancel(run_id: RunId, as_json: AsJson = False) -> None:
     """Cancel a run: a queued one at once, a running one at its next batch."""
-    with _told():
-        row = _found(_table().cancel(run_id), run_id)
+    with _table() as table:
+        row = _found(table.cancel(run_id), run_id)
     _tell_status(row, as_json=as_json)
 
 
 @app.command()
 def finish(run_id: RunId, as_json: AsJson = False) -> None:
     """End a training early: it stops after the present epoch, keeps its best model and completes."""
-    with _told():
-        row = _found(_table().request_finish(run_id), run_id)
+    with _table() as table:
+        row = _found(table.request_finish(run_id), run_id)
     _tell_status(row, as_json=as_json)
 
 
@@ -178,8 +179,7 @@ def logs(
     from trainer.wiring import run_logs
 
     settings = _settings()
-    with _told():
-        table = _table(settings)
+    with _table(settings) as table:
         _found(table.get(run_id), run_id)
         if as_json:
             text = "".join(path.read_text(errors="replace") for path in run_logs(settings, run_id))
@@ -223,11 +223,17 @@ def _settings() -> Settings:
         _fail(*str(error).splitlines(), code=2)
 
 
-def _table(settings: Settings | None = None):  # type: ignore[no-untyped-def]  # noqa: ANN202
+@contextmanager
+def _table(settings: Settings | None = None) -> Iterator[RunTable]:
+    """The queue's table; an expected error becomes one line on stderr and exit code 1."""
     configure_logging("auto", "WARNING")
-    from trainer.wiring import run_table
+    from trainer.wiring import open_backend
 
-    return run_table(settings or _settings())
+    try:
+        with open_backend(settings or _settings(), StopSignal()) as backend:
+            yield backend.runs
+    except TrainerError as error:
+        _fail(*str(error).splitlines())
 
 
 def _found(row: JsonObject | None, run_id: str) -> JsonObject:
@@ -238,15 +244,6 @@ def _found(row: JsonObject | None, run_id: str) -> JsonObject:
 
 def _tell_status(row: JsonObject, *, as_json: bool) -> None:
     typer.echo(json.dumps(row) if as_json else f"{row['id']} is {row['status']}")
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """An expected error becomes one line on stderr and exit code 1."""
-    try:
-        yield
-    except TrainerError as error:
-        _fail(*str(error).splitlines())
 
 
 def _fail(*lines: str, code: int = 1) -> NoReturn:

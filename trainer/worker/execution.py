@@ -216,11 +216,7 @@ class Attempt:
     def _prepared(self, plan: TrainPlan) -> PreparedDataset:
         order = dataset_order(self._job.id, plan)
         shutil.rmtree(self._view, ignore_errors=True)
-        dataset = self._do.datasets.prepare(order, self._view, self._stop, self._record.event)
-        for finding in dataset.findings:
-            if finding.level == "warning":
-                self._record.event(Warned(code=finding.code, message=finding.message))
-        return dataset
+        return self._do.datasets.prepare(order, self._view, self._stop, self._record.event)
 
     def _devices(self, plan: TrainPlan) -> tuple[int, ...]:
         if plan.device and not self._slot.gpus:

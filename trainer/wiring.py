@@ -1,0 +1,197 @@
+"""The only file that names every adapter: settings in, a working service out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import structlog
+
+from trainer import __version__, host
+from trainer.core.plan import TrainPlan
+from trainer.core.ports import Datasets, ObjectStore, Queue, RunTable, Worker
+from trainer.core.stop import StopSignal
+from trainer.datasets.cache import ContentCache
+from trainer.datasets.fetch import Fetcher
+from trainer.datasets.prepare import FetchedDatasets
+from trainer.datasets.reference import Roots
+from trainer.jobs.sqlite import SqliteQueue
+from trainer.remote.web import GuardedClient
+from trainer.reporting.fanout import Fanout
+from trainer.reporting.log import LogReporter
+from trainer.settings import Settings, process_environment
+from trainer.storage.local import LocalObjectStore
+from trainer.training.exports import available_exports
+from trainer.training.process import ChildTrainer, Patience
+from trainer.training.weights import ModelFolder
+from trainer.worker.daemon import Daemon
+from trainer.worker.execution import Execution, Places, RunTimes
+from trainer.worker.lease import LeaseTimes
+from trainer.worker.slots import CPU, Slots
+
+log = structlog.get_logger()
+
+GB = 10**9
+ANYWHERE = Path("/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Where runs come from and where bytes live. `local` is one SQLite file and one folder."""
+
+    queue: Queue
+    runs: RunTable
+    store: ObjectStore
+    url: str | None  # of Supabase; None: local
+
+
+@contextmanager
+def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
+    """Connect to what the settings name. Nothing is sent yet."""
+    if not settings.uses_supabase:
+        queue = SqliteQueue(settings.trainer_home / "queue.db")
+        store = LocalObjectStore(settings.trainer_home / "storage")
+        yield Backend(queue=queue, runs=queue, store=store, url=None)
+        return
+    # imported here: who runs locally does not pay for the client library
+    from trainer.jobs.supabase import SupabaseQueue
+    from trainer.remote.storage_api import StorageApi
+    from trainer.remote.supabase import Project
+    from trainer.storage.supabase import SupabaseObjectStore
+
+    assert settings.supabase_url is not None
+    assert settings.supabase_service_role_key is not None
+    key = settings.supabase_service_role_key.get_secret_value()
+    with Project(settings.supabase_url, key) as project, closing(StorageApi(settings.supabase_url, key)) as api:
+        supabase = SupabaseQueue(project)
+        objects = SupabaseObjectStore(api, notes=settings.trainer_home / "uploads", stop=stop)
+        yield Backend(queue=supabase, runs=supabase, store=objects, url=settings.supabase_url)
+
+
+@contextmanager
+def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
+    """The whole service, ready to run; everything it opened is closed afterwards."""
+    with ExitStack() as opened:
+        backend = opened.enter_context(open_backend(settings, stop))
+        log.info(
+            "service starts",
+            version=__version__,
+            worker_id=settings.worker_id,
+            backend=backend.url or f"local, below {settings.trainer_home} (SUPABASE_URL is not set)",
+        )
+        trainer = build_trainer(settings)
+        opened.callback(trainer.close)
+        slots = Slots(slot_devices(settings))
+        execution = Execution(
+            queue=backend.queue,
+            datasets=build_datasets(settings, backend, opened),
+            weights=ModelFolder(
+                settings.models_folder,
+                store=backend.store,
+                artifacts_bucket=settings.supabase_artifacts_bucket,
+                run_of=backend.runs.get,
+                allow_download=settings.allow_weights_download,
+            ),
+            trainer=trainer,
+            store=backend.store,
+            artifacts_bucket=settings.supabase_artifacts_bucket,
+            reporter=Fanout([LogReporter()]),
+            parse=plan_parser(settings),
+            places=Places(
+                runs=settings.runs_folder,
+                views=settings.datasets_folder / "datasets",
+                journals=settings.trainer_home / "journal",
+                keep_views=settings.keep_run_datasets,
+            ),
+            lease_times=LeaseTimes(
+                beat=min(settings.cancel_check_interval, settings.heartbeat_interval),
+                progress=settings.progress_interval,
+                lease=settings.lease_seconds,
+            ),
+            run_times=RunTimes(checkpoint=settings.checkpoint_interval, drain=settings.drain_seconds),
+            timestamp_output=settings.timestamp_streams,
+        )
+        yield Daemon(
+            queue=backend.queue,
+            execution=execution,
+            slots=slots,
+            describe_worker=partial(describe_worker, settings),
+            journals=settings.trainer_home / "journal",
+            poll_seconds=settings.poll_interval,
+            lease_seconds=settings.lease_seconds,
+            drain_seconds=settings.drain_seconds,
+            on_status=lambda status: log.debug("status", status=status),
+        )
+
+
+def build_trainer(settings: Settings) -> ChildTrainer:
+    """The supervisor of training processes."""
+    return ChildTrainer(
+        environment=process_environment(),
+        home=settings.trainer_home / "children",
+        weights=settings.models_folder,
+        patience=Patience(grace=settings.cancel_grace, stall=settings.stall_seconds),
+        warm_start=settings.warm_start,
+        timestamp_output=False,  # the run's log has the times
+    )
+
+
+def build_datasets(settings: Settings, backend: Backend, opened: ExitStack) -> Datasets:
+    """Where datasets come from, and which of this host's folders a row may name."""
+    root = settings.datasets_folder
+    extra = tuple(Path(folder) for folder in settings.extra_dataset_roots)
+    # whoever can write into the local queue can read the files of this host anyway
+    roots = Roots(dataset_root=root, extra=extra if backend.url else (*extra, ANYWHERE))
+    own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
+    web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
+    opened.callback(web.close)
+    fetcher = Fetcher(
+        roots=roots,
+        cache=ContentCache(root / ".cache", max_bytes=int(settings.dataset_cache_gb * GB)),
+        web=web,
+        store=backend.store,
+        datasets_bucket=settings.supabase_datasets_bucket,
+    )
+    return FetchedDatasets(
+        fetcher=fetcher,
+        roots=roots,
+        datasets_bucket=settings.supabase_datasets_bucket,
+        storage_base_url=backend.url,
+    )
+
+
+def plan_parser(settings: Settings) -> partial[TrainPlan]:
+    """How a row's request is read on this host."""
+    return partial(
+        TrainPlan.parse,
+        exports_available=frozenset(available_exports()),
+        artifacts_bucket=settings.supabase_artifacts_bucket,
+    )
+
+
+def slot_devices(settings: Settings) -> list[int]:
+    """One entry per slot: the GPUs in turn, or CPU slots on a host without."""
+    found = [gpu.index for gpu in host.gpus()]
+    count = settings.slots or max(len(found), 1)
+    return [found[slot % len(found)] if found else CPU for slot in range(count)]
+
+
+def describe_worker(settings: Settings, free_slots: int) -> Worker:
+    """Who we are, and what a run may require of us now."""
+    found = host.gpus()
+    smallest = min((gpu.memory for gpu in found), default=0) / host.GIB
+    return Worker(
+        id=settings.worker_id,
+        capabilities={"gpus": free_slots if found else 0, "gpu_memory_gb": round(smallest, 1)},
+        hardware=host.hardware(),
+    )
+
+
+def run_logs(settings: Settings, run_id: str) -> list[Path]:
+    """The logs of a run's attempts on this host, oldest first."""
+    folders = [settings.runs_folder / f"train_{run_id}", *sorted(settings.runs_folder.glob(f"train_{run_id}-*"))]
+    return [folder / "run.log" for folder in folders if (folder / "run.log").exists()]
