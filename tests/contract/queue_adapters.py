@@ -1,0 +1,145 @@
+"""The queues that the contract suite runs against, each with the hooks that a test needs to play the web app.
+
+Another adapter joins by a fixture `<name>_lab` that returns a `QueueLab`, visible from this folder, and its name in
+`ADAPTERS`; while the fixture does not exist, its tests are skipped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sqlite3
+import uuid
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import pytest
+
+from trainer.core.job import Lease, RunEvent, RunRequest
+from trainer.core.ports import Queue, RunTable, Worker
+from trainer.jobs.sqlite import SqliteQueue
+
+ADAPTERS = ("sqlite", "supabase")
+
+
+class QueueAndTable(Queue, RunTable, Protocol):
+    pass
+
+
+class QueueLab(Protocol):
+    """A queue on an empty database, and what others do to that database."""
+
+    queue: QueueAndTable
+
+    def another(self) -> QueueAndTable:
+        """The adapter as another worker process has it: nothing shared but the database."""
+
+    def insert(self, **columns: Any) -> str:
+        """Insert a row as the web app does (JSON values as Python values, times as ISO text); its id."""
+
+    def edit(self, run_id: str, **columns: Any) -> None:
+        """Update columns of the row as the web app does, past the adapter."""
+
+    def delete(self, run_id: str) -> None:
+        """Delete the row as the web app does."""
+
+    def worker(self, worker_id: str) -> dict[str, Any] | None:
+        """The row of trainer_workers."""
+
+
+@pytest.fixture(params=ADAPTERS)
+def queue_lab(request, tmp_path):
+    if request.param == "sqlite":
+        return SqliteLab(tmp_path / "queue.db")
+    try:
+        return request.getfixturevalue(f"{request.param}_lab")
+    except pytest.FixtureLookupError:
+        pytest.skip(f"no fixture {request.param}_lab here")
+
+
+class SqliteLab:
+    def __init__(self, path) -> None:
+        self.path = path
+        self.queue = self.another()
+
+    def another(self) -> SqliteQueue:
+        return SqliteQueue(self.path)
+
+    def insert(self, **columns: Any) -> str:
+        run_id = str(uuid.uuid4())
+        now = ago(0)
+        row = {"id": run_id, "run_name": "run", "created_at": now, "updated_at": now, **columns}
+        self._execute(
+            f"insert into training_runs ({', '.join(row)}) values ({', '.join('?' * len(row))})", _stored(row),
+        )
+        return run_id
+
+    def edit(self, run_id: str, **columns: Any) -> None:
+        changes = ", ".join(f"{name} = ?" for name in columns)
+        self._execute(f"update training_runs set {changes} where id = ?", [*_stored(columns), run_id])
+
+    def delete(self, run_id: str) -> None:
+        self._execute("delete from training_runs where id = ?", [run_id])
+
+    def worker(self, worker_id: str) -> dict[str, Any] | None:
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.row_factory = sqlite3.Row
+            row = connection.execute("select * from trainer_workers where worker_id = ?", [worker_id]).fetchone()
+        return None if row is None else dict(row)
+
+    def _execute(self, sql: str, values: list[Any]) -> None:
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            connection.execute("pragma foreign_keys = on")
+            connection.execute(sql, values)
+
+
+def _stored(columns: dict[str, Any]) -> list[Any]:
+    return [
+        json.dumps(value) if name in ("configuration", "results", "checkpoint") and value is not None else value
+        for name, value in columns.items()
+    ]
+
+
+# ── what every test of a queue says ──
+
+
+def ago(seconds: float) -> str:
+    """The time `seconds` before now (or after it, below 0) as a row holds it."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="microseconds")
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def expire(lab: QueueLab, run_id: str) -> None:
+    lab.edit(run_id, lease_expires_at=ago(1))
+
+
+def enqueue(lab: QueueLab, **request: Any) -> str:
+    return lab.queue.enqueue(RunRequest(**{"data_yaml": "set/data.yaml", **request}))
+
+
+def claim(lab: QueueLab, worker: str = "w1", *, claim_id: str | None = None, seconds: float = 60, **capabilities: float):
+    return lab.queue.claim(Worker(id=worker, capabilities=capabilities), claim_id or str(uuid.uuid4()), seconds)
+
+
+def claimed(lab: QueueLab, worker: str = "w1", **request: Any) -> Lease:
+    """The lease on a new run."""
+    run_id = enqueue(lab, **request)
+    lease = claim(lab, worker)
+    assert lease is not None
+    assert lease.job.id == run_id
+    return lease
+
+
+_seqs = itertools.count(1)
+
+
+def event(kind: str = "phase", **data: Any) -> RunEvent:
+    return RunEvent(seq=next(_seqs), at="2026-01-02T03:04:05.678901+00:00", kind=kind, data=data)
+
+
+def checkpoint(epoch: int, key: str | None = None) -> RunEvent:
+    return event("checkpoint", epoch=epoch, sha256="ab" * 32, bytes=1000 + epoch, path="/runs/ck.pt", key=key)
