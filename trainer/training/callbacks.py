@@ -65,7 +65,6 @@ class Callbacks:
             "on_train_batch_end",
             "on_val_start",
             "on_val_batch_end",
-            "on_model_save",
             "on_fit_epoch_end",
         ):
             model.add_callback(event, getattr(self, event))
@@ -100,7 +99,8 @@ class Callbacks:
             self._meter.budget(max(0.0, trainer.args.time * 3600 - used))
         if self._resumed:
             trainer.train_time_start -= self._resumed.train_seconds  # one clock over all attempts, as in results.csv
-            self._skip = min(int(self._resumed.done * len(trainer.train_loader)), len(trainer.train_loader) - 1)
+            batches = len(trainer.train_loader)
+            self._skip = min(round(self._resumed.done * batches), batches - 1)
             _skip_once(trainer.train_loader, self._skip)
 
     # ── an epoch ──
@@ -136,21 +136,19 @@ class Callbacks:
         self._meter.validation_batch_done(lambda: _gpu_memory(self.trainer))
         self._stop.raise_if_set()
 
-    def on_model_save(self, trainer: Any) -> None:
-        self.epochs_completed = trainer.epoch + 1
-        if trainer.best_fitness == trainer.fitness:
-            self.best_epoch = trainer.epoch + 1
-        self._keep(trainer, trainer.last, done=0.0)
-
     def on_fit_epoch_end(self, trainer: Any) -> None:
         if self._meter.phase is Phase.FINALISING:
             return  # called once more for the final validation, which is not an epoch
+        trainer.stop |= self._stop.reason is StopReason.FINISH
+        self.epochs_completed = trainer.epoch + 1
+        if trainer.best_fitness == trainer.fitness:
+            self.best_epoch = trainer.epoch + 1
+        kept = self._keep(trainer, trainer.last, done=0.0)
         metrics = {**trainer.label_loss_items(trainer.tloss), **trainer.metrics, **trainer.lr}
         if not self._validated:
             metrics = {key: value for key, value in metrics.items() if key.startswith(("train/", "lr/"))}
         self._meter.epoch_finished(trainer.epochs, numbers(metrics))
-        if self._stop.reason is StopReason.FINISH:
-            trainer.stop = True
+        self._send(kept)
         self._stop.raise_if_set()
 
     def _training_is_over(self) -> None:
@@ -170,13 +168,13 @@ class Callbacks:
         trainer.fitness = math.nan  # equals nothing, so best.pt is left alone
         try:
             trainer.save_model()
-            self._keep(trainer, trainer.last, done)
+            self._send(self._keep(trainer, trainer.last, done))
         finally:
             trainer.last.unlink(missing_ok=True)
             trainer.epoch += 1
             trainer.last, trainer.fitness = last, fitness
 
-    def _keep(self, trainer: Any, state: Path, done: float) -> None:
+    def _keep(self, trainer: Any, state: Path, done: float) -> CheckpointSaved:
         self.train_seconds = round(time.time() - trainer.train_time_start, 3)
         progress = Progress(
             epoch=trainer.epoch + 1,
@@ -189,7 +187,7 @@ class Callbacks:
         if (done or self.best_epoch != progress.epoch) and trainer.best.exists():
             members["best.pt"] = self._best_stripped(trainer)
         self.kept = checkpoints.keep(state, self._run_dir, progress, members)
-        self._send(self.kept)
+        return self.kept
 
     def _best_stripped(self, trainer: Any) -> Path:
         stripped: Path = self._run_dir / checkpoints.FOLDER / "best.pt"

@@ -2,9 +2,9 @@
 
 A checkpoint is Ultralytics' `last.pt` with members of ours added to its zip archive, which torch.load leaves alone:
 
-    checkpoint.json    epoch, done, complete, best_epoch, train_seconds (see `Progress`)
-    results.csv        every epoch so far
-    best.pt            the best weights so far, stripped; absent when this state is the best itself
+    …/run/checkpoint.json    epoch, done, complete, best_epoch, train_seconds (see `Progress`)
+    …/run/results.csv        every epoch so far
+    …/run/best.pt            the best weights so far, stripped; absent when this state is the best itself
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from trainer.core.events import CheckpointSaved
 FOLDER = "checkpoints"
 KEPT = 2  # generations
 _FACTS = "checkpoint.json"
-_COPIED = ("results.csv", "best.pt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +67,16 @@ def restore(checkpoint: Path, run_dir: Path) -> Progress:
     weights = run_dir / "weights"
     weights.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(checkpoint) as archive:
-        present = set(archive.namelist())
-        facts = json.loads(archive.read(_FACTS)) if _FACTS in present else {}
+        ours = _our_folder(archive)
+        present = {name.removeprefix(ours) for name in archive.namelist() if name.startswith(ours)}
+        facts = json.loads(archive.read(ours + _FACTS)) if _FACTS in present else {}
         shutil.copyfile(checkpoint, weights / "last.pt")
         (weights / "best.pt").unlink(missing_ok=True)
         (run_dir / "results.csv").unlink(missing_ok=True)
         if "results.csv" in present:
-            (run_dir / "results.csv").write_bytes(archive.read("results.csv"))
+            (run_dir / "results.csv").write_bytes(archive.read(ours + "results.csv"))
         if "best.pt" in present:
-            (weights / "best.pt").write_bytes(archive.read("best.pt"))
+            (weights / "best.pt").write_bytes(archive.read(ours + "best.pt"))
         else:
             shutil.copyfile(checkpoint, weights / "best.pt")
     return Progress(**facts)
@@ -95,10 +95,15 @@ def is_whole(weights: Path) -> bool:
 
 def _add(path: Path, progress: Progress, members: Mapping[str, Path]) -> None:
     with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_FACTS, json.dumps(asdict(progress)))
+        ours = _our_folder(archive)
+        archive.writestr(ours + _FACTS, json.dumps(asdict(progress)))
         for name, file in members.items():
-            assert name in _COPIED
-            archive.write(file, name)
+            archive.write(file, ours + name)
+
+
+def _our_folder(archive: zipfile.ZipFile) -> str:
+    # torch refuses an archive with anything outside of the one folder that it made
+    return archive.namelist()[0].partition("/")[0] + "/run/"
 
 
 def _settle(beside: Path, path: Path) -> str:

@@ -37,7 +37,7 @@ class ProgressMeter:
         self._send = send
         self._clock = clock
         self.phase = Phase.STARTING
-        self._phase_began = clock()
+        self._phase_began: float | None = None  # what was before the first is the supervisor's to know
         self._last_tick = float("-inf")
         self.epoch = 0
         self._total_epochs = 0
@@ -59,7 +59,8 @@ class ProgressMeter:
         if phase is self.phase:
             return
         now = self._clock()
-        self._send(PhaseStarted(phase=phase, seconds=round(now - self._phase_began, 3)))
+        seconds = None if self._phase_began is None else round(now - self._phase_began, 3)
+        self._send(PhaseStarted(phase=phase, seconds=seconds))
         self.phase, self._phase_began = phase, now
 
     def budget(self, seconds: float) -> None:

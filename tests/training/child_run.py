@@ -1,0 +1,90 @@
+"""Runs the real training process and collects what it said."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from trainer.core.dataset import PreparedDataset
+from trainer.core.events import Event
+from trainer.core.plan import Architecture, TrainPlan
+from trainer.core.ports import TrainingOrder
+from trainer.training.environment import child_environment, private_folder
+from trainer.training.wire import decode_event, encode_order
+
+PROGRAMS = Path(__file__).parent / "programs"
+STEMS = {"segment": "yolo11n-seg", "pose": "yolo11n-pose", "obb": "yolo11n-obb", "classify": "yolo11n-cls"}
+
+
+@dataclass
+class Run:
+    """One child. `at` notes when each event came, in seconds since the order was given."""
+
+    process: subprocess.Popen[bytes]
+    events: list[Event] = field(default_factory=list)
+    at: list[float] = field(default_factory=list)
+    output: str = ""
+
+    def of(self, kind: type) -> list:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def last(self) -> Event:
+        assert self.events, self.output
+        return self.events[-1]
+
+
+def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = None, **changes) -> TrainingOrder:
+    """A tiny training of the dataset's task; `changes` are fields of the plan, and `resume`."""
+    resume = changes.pop("resume", None)
+    args = {"plots": False, "workers": 0, **changes.pop("args", {})}
+    plan = TrainPlan(
+        sources=("x",), model=Architecture(stem="yolo11n"), task=dataset.task, epochs=1, batch=8, imgsz=64, device=(), args=args,
+    )
+    stem = STEMS.get(dataset.task.value, "yolo11n")
+    return TrainingOrder(
+        plan=replace(plan, **changes),
+        model=model or Path(f"{stem}.yaml"),
+        dataset=dataset,
+        run_dir=run_dir,
+        resume=resume,
+    )
+
+
+def run_child(order, home, *, program=None, on_event=lambda _event, _process: None, env=None, timeout=120.0) -> Run:
+    """Train in a fresh process to its end. `on_event` may write commands to the process' stdin."""
+    home.mkdir(parents=True, exist_ok=True)
+    folder = private_folder(home, home / "weights")
+    environment = child_environment(dict(os.environ), folder, home, devices=(), threads=None) | (env or {})
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    command = [str(PROGRAMS / program)] if program else ["-m", "trainer.training.child"]
+    process = subprocess.Popen(
+        [sys.executable, *command, "--events-fd", str(writing)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, pass_fds=[writing],
+    )
+    os.close(writing)
+    run = Run(process)
+    output = threading.Thread(target=lambda: setattr(run, "output", process.stdout.read().decode(errors="replace")))
+    output.start()
+    killer = threading.Timer(timeout, process.kill)
+    killer.start()
+    began = time.monotonic()
+    process.stdin.write(encode_order(order))
+    process.stdin.flush()
+    with os.fdopen(reading, "rb") as lines:
+        for line in lines:
+            run.events.append(decode_event(line))
+            run.at.append(time.monotonic() - began)
+            on_event(run.events[-1], process)
+    process.wait()
+    killer.cancel()
+    output.join()
+    process.stdin.close()
+    process.stdout.close()
+    return run

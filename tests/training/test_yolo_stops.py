@@ -1,0 +1,179 @@
+"""Stopping real trainings, and going on with them on what could be another host."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from child_run import order_for, run_child
+from drawn import draw
+
+from trainer.core.dataset import Task
+from trainer.core.events import (
+    BatchProgress,
+    CheckpointSaved,
+    ChildStopped,
+    EpochFinished,
+    Finished,
+    Phase,
+    PhaseStarted,
+)
+from trainer.core.stop import StopReason
+from trainer.training.wire import encode_stop
+
+pytestmark = pytest.mark.training
+
+
+def asking(reason, when):
+    """Ask the child to stop, once, at the first event for which `when` is true."""
+    asked = []
+
+    def on_event(event, process):
+        if not asked and when(event):
+            asked.append(event)
+            process.stdin.write(encode_stop(reason))
+            process.stdin.flush()
+
+    return on_event
+
+
+def epoch_began(number):
+    return lambda event: isinstance(event, BatchProgress) and event.epoch == number and event.phase is Phase.TRAINING
+
+
+def epochs_in(results):
+    with results.open() as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def detect(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("detect"), Task.DETECT)
+
+
+@pytest.fixture(scope="module")
+def drained(detect, tmp_path_factory):
+    """A training of four epochs that was asked to shut down in its third."""
+    home = tmp_path_factory.mktemp("drained")
+    order = order_for(detect, home / "run", epochs=4, batch=2)
+    return run_child(order, home, on_event=asking(StopReason.SHUTDOWN, epoch_began(3))), home / "run"
+
+
+@pytest.fixture(scope="module")
+def resumed(drained, tmp_path_factory):
+    """The drained training, gone on with elsewhere: other folders, and nothing but the checkpoint of the old ones."""
+    run, _ = drained
+    home = tmp_path_factory.mktemp("resumed")
+    checkpoint = home / "checkpoint.pt"
+    shutil.copyfile(run.of(CheckpointSaved)[-1].path, checkpoint)
+    dataset = draw(home / "data", Task.DETECT)
+    order = order_for(dataset, home / "run", epochs=4, batch=2, resume=checkpoint)
+    return run_child(order, home), home / "run"
+
+
+def test_a_cancel_ends_the_training_at_the_next_batch_and_leaves_no_result(detect, tmp_path):
+    when = []
+
+    def on_event(event, process):
+        asking_now(event, process)
+        when.append(event)
+
+    asking_now = asking(StopReason.CANCELED, epoch_began(1))
+    run = run_child(order_for(detect, tmp_path / "run", epochs=50, batch=2), tmp_path, on_event=on_event)
+
+    assert isinstance(run.last, ChildStopped)
+    assert run.process.returncode == 0
+    assert not run.of(Finished)
+    asked_at = next(at for at, event in zip(run.at, run.events, strict=True) if epoch_began(1)(event))
+    assert run.at[-1] - asked_at < 3.0
+    assert len(run.of(EpochFinished)) <= 2
+
+
+def test_a_cancel_during_the_start_is_obeyed_before_the_first_batch(detect, tmp_path):
+    loading = asking(StopReason.CANCELED, lambda event: isinstance(event, PhaseStarted))
+    run = run_child(order_for(detect, tmp_path / "run", epochs=5), tmp_path, on_event=loading)
+
+    assert isinstance(run.last, ChildStopped)
+    assert not run.of(BatchProgress)
+
+
+def test_a_shutdown_keeps_the_state_of_the_unfinished_epoch(drained):
+    run, run_dir = drained
+    kept = run.of(CheckpointSaved)
+
+    assert isinstance(run.last, ChildStopped)
+    assert [c.epoch for c in kept] == [1, 2, 2]
+    facts = json.loads((run_dir / "checkpoints" / "epoch-00002.json").read_text())
+    assert facts["sha256"] == kept[-1].sha256
+    assert 0 < facts["done"] < 1
+    assert not (run_dir / "weights" / "unfinished.pt").exists()
+
+
+def test_a_shutdown_in_the_first_epoch_keeps_nothing_because_nothing_could_be_resumed(detect, tmp_path):
+    order = order_for(detect, tmp_path / "run", epochs=50, batch=2)
+    run = run_child(order, tmp_path, on_event=asking(StopReason.SHUTDOWN, epoch_began(1)))
+
+    assert isinstance(run.last, ChildStopped)
+    finished = {event.epoch for event in run.of(EpochFinished)}
+    assert {c.epoch for c in run.of(CheckpointSaved)} == finished
+
+
+def test_a_drained_training_goes_on_elsewhere_to_the_same_total_of_epochs(resumed):
+    run, run_dir = resumed
+
+    assert isinstance(run.last, Finished), run.output
+    assert [event.epoch for event in run.of(EpochFinished)] == [3, 4]
+    assert run.last.report["epochs_completed"] == 4
+    assert epochs_in(run_dir / "results.csv") == [1, 2, 3, 4]
+    assert (run_dir / "weights" / "best.pt").exists()
+
+
+def test_a_resumed_training_does_not_repeat_the_batches_that_were_trained(drained, resumed):
+    _, run_dir = drained
+    facts = json.loads((run_dir / "checkpoints" / "epoch-00002.json").read_text())
+    first = resumed[0].of(BatchProgress)[0]
+
+    assert first.epoch == 3
+    assert first.batch == round(facts["done"] * first.total_batches) + 1
+
+
+def test_the_clock_of_a_resumed_training_goes_on(resumed):
+    with (resumed[1] / "results.csv").open() as file:
+        times = [float(row["time"]) for row in csv.DictReader(file)]
+
+    assert times == sorted(times)
+    assert resumed[0].last.report["train_seconds"] >= times[-1]
+
+
+def test_the_optimiser_and_the_schedule_go_on_where_they_were(drained, resumed):
+    before = drained[0].of(EpochFinished)[-1].metrics["lr/pg0"]
+    after = [event.metrics["lr/pg0"] for event in resumed[0].of(EpochFinished)]
+
+    # the warm-up ended with the second epoch's first batches; from then on the rate only falls
+    assert before > after[0] > after[1]
+
+
+def test_an_early_finish_completes_the_run_with_the_epochs_it_has(detect, tmp_path):
+    order = order_for(detect, tmp_path / "run", epochs=50, batch=4)
+    run = run_child(order, tmp_path, on_event=asking(StopReason.FINISH, epoch_began(1)))
+
+    assert isinstance(run.last, Finished)
+    completed = run.last.report["epochs_completed"]
+    assert completed == run.of(EpochFinished)[-1].epoch <= 3
+    assert run.last.report["mAP"] is not None
+
+
+def test_a_training_that_was_interrupted_after_its_last_epoch_is_only_evaluated(resumed, tmp_path):
+    run, _ = resumed
+    complete = run.of(CheckpointSaved)[-1]
+    dataset = draw(tmp_path / "data", Task.DETECT)
+    order = order_for(dataset, tmp_path / "run", epochs=4, batch=2, resume=tmp_path / "c.pt")
+    shutil.copyfile(complete.path, order.resume)
+    again = run_child(order, tmp_path)
+
+    assert isinstance(again.last, Finished), again.output
+    assert not again.of(EpochFinished)
+    assert again.last.report["metrics"] == run.last.report["metrics"]
+    assert again.last.report["epochs_completed"] == 4
+    assert (tmp_path / "run" / "weights" / "best.pt").stat().st_size < 10e6
+    assert epochs_in(tmp_path / "run" / "results.csv") == [1, 2, 3, 4]
