@@ -1,0 +1,101 @@
+"""HTTP whose waits for the network end when a stop is set."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpcore
+import httpx
+
+from trainer.core.stop import StopSignal
+
+_SLICE = 0.5  # seconds between two looks at the stop
+_current = threading.local()
+
+
+@contextmanager
+def stoppable(stop: StopSignal) -> Iterator[None]:
+    """While this block runs, this thread's waits in a client that was made stoppable raise `Stopped`."""
+    before = getattr(_current, "stop", None)
+    _current.stop = stop
+    try:
+        yield
+    finally:
+        _current.stop = before
+
+
+def make_stoppable(client: httpx.Client) -> httpx.Client:
+    """The same client, whose connections look at the stop of the thread that uses them."""
+    # httpx has no argument for it, and giving it a transport of our own would turn the system's proxies off
+    for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001
+        if isinstance(transport, httpx.HTTPTransport):
+            transport._pool._network_backend = _Backend()  # noqa: SLF001
+    return client
+
+
+class _Backend(httpcore.SyncBackend):
+    def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.NetworkStream:
+        return _Stream(super().connect_tcp(*args, **kwargs))
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection that waits in slices, for as long as its thread need not stop."""
+
+    def __init__(self, inner: httpcore.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        for seconds in _slices(timeout):
+            try:
+                return self._inner.read(max_bytes, seconds)
+            except httpcore.ReadTimeout:
+                continue
+        raise httpcore.ReadTimeout("timed out")
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        # not the inner write: it forgets how much it sent when it times out
+        connection: socket.socket = self._inner.get_extra_info("socket")
+        rest = memoryview(buffer)
+        while rest:
+            rest = rest[self._send(connection, rest, timeout) :]
+
+    def _send(self, connection: socket.socket, rest: memoryview, timeout: float | None) -> int:
+        for seconds in _slices(timeout):
+            try:
+                connection.settimeout(seconds)
+                return connection.send(rest)
+            except TimeoutError:
+                continue
+            except OSError as error:
+                raise httpcore.WriteError(str(error)) from error
+        raise httpcore.WriteTimeout("timed out")
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+def _slices(timeout: float | None) -> Iterator[float]:
+    """Waits that add up to `timeout`, with a look at the stop before each."""
+    deadline = time.monotonic() + (timeout if timeout is not None else float("inf"))
+    while (left := deadline - time.monotonic()) > 0:
+        stop: StopSignal | None = getattr(_current, "stop", None)
+        if stop:
+            stop.raise_if_set()
+        yield min(_SLICE, left)

@@ -1,0 +1,229 @@
+"""HTTP to the Supabase Storage API, and its answers in our errors.
+
+Plain httpx rather than the supabase package: that one reads a whole object into memory, cannot resume with Range or
+TUS, and its default HTTP/2 client loses calls when threads share it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+import httpx
+
+from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
+from trainer.remote.stoppable import make_stoppable
+
+Content: TypeAlias = bytes | Iterator[bytes]
+TRANSIENT = {408, 409, 416, 423, 425, 429}  # besides 5xx
+_TOKEN = re.compile(r"(token=|Bearer )[^\s&\"']+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpTimes:
+    """Time limits in seconds: `read` and `write` for one silence, `total` for a whole call that moves no object."""
+
+    connect: float = 10.0
+    read: float = 30.0
+    write: float = 30.0
+    total: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a request is about, for its error: a bucket, or an object of `bytes` that is written into it."""
+
+    bucket: str
+    key: str = ""
+    writing: bool = False
+    bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise Unavailable("storage answered with something that is not JSON: is a login page in between?") from None
+
+
+class TooLarge(Misconfigured):
+    """The object is over the limit of its bucket or project."""
+
+
+class NoSuchRoute(Misconfigured):
+    """There is an HTTP server, and it does not know the route."""
+
+
+class StorageApi:
+    """One pool of HTTP/1.1 connections for every thread. Raises the errors of core/errors.py only.
+
+    `apikey` is the project key for the gateway where `key` is the token of a restricted role.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        key: str,
+        *,
+        apikey: str | None = None,
+        connections: int = 32,
+        times: HttpTimes | None = None,
+    ) -> None:
+        self._times = times = times or HttpTimes()
+        self._secrets = [secret for secret in (key, apikey) if secret]
+        self.base = f"{_checked_url(base_url)}/storage/v1"
+        self.host = httpx.URL(self.base).host
+        if not all(re.fullmatch(r"[!-~]+", secret) for secret in (key, apikey or key)):
+            raise Misconfigured("the Supabase key is empty or contains spaces or line breaks: copy it again")
+        self._client = make_stoppable(
+            httpx.Client(
+                http2=False,
+                headers={"apikey": apikey or key, "Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
+                timeout=httpx.Timeout(connect=times.connect, read=times.read, write=times.write, pool=times.total),
+                limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"StorageApi({self.host!r})"
+
+    def close(self) -> None:
+        self._client.close()
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: Content | None = None,
+    ) -> Iterator[httpx.Response]:
+        """The answer's head, with the body still to be read; errors of the network are translated."""
+        with self._translated(), self._client.stream(method, self.base + path, headers=headers, content=content) as it:
+            yield it
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        target: Target,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        content: Content | None = None,
+        accept: Collection[int] = (),
+    ) -> Answer:
+        """One request and its whole answer; a refusal is raised unless its HTTP status is one of `accept`."""
+        if body is not None:
+            headers, content = {**(headers or {}), "Content-Type": "application/json"}, json.dumps(body).encode()
+        deadline = time.monotonic() + self._times.total
+        with self.stream(method, path, headers=headers, content=content) as response:
+            answer = self.read(response, deadline if content is None or body is not None else None)
+        if answer.status in accept or response.is_success:
+            return answer
+        raise self.refused(answer, target)
+
+    def read(self, response: httpx.Response, deadline: float | None = None) -> Answer:
+        blocks = []
+        for block in response.iter_raw():
+            blocks.append(block)
+            if deadline and time.monotonic() > deadline:
+                raise Unavailable(f"storage at {self.host} took longer than {self._times.total:g} s to answer")
+        return Answer(status=response.status_code, headers=response.headers, body=b"".join(blocks))
+
+    def refused(self, answer: Answer, target: Target) -> TrainerError:
+        """What a refusal means. Most come as HTTP 400, with the real status in the body."""
+        status, code, message = _reading(answer)
+        said = f"storage at {self.host} answered {status}: {self._clean(message) or 'no reason given'}"
+        if status >= 500 or status < 400 or status in TRANSIENT:
+            return Unavailable(said, retry_after=_retry_after(answer.headers))
+        if status in (401, 403) or code in ("InvalidJWT", "AccessDenied", "Unauthorized", "InvalidSignature"):
+            return Misconfigured(f"{said}; the Supabase key is wrong, or its role may not do this: check the key")
+        where = f"bucket {target.bucket!r}"
+        if status == 404:
+            return _not_found(code, message, target, said)
+        if status == 413:
+            return TooLarge(f"{target.key!r} ({target.bytes / 1e6:.1f} MB) is larger than {where} takes")
+        if status == 415:
+            return Misconfigured(f"{where} refuses the type of {target.key!r}: extend its allowed MIME types ({said})")
+        if code == "InvalidKey" or message.startswith("Invalid key"):
+            return BadRequest(f"storage takes no object called {target.key!r}: rename it, or store it escaped")
+        return Misconfigured(f"{said} (about {target.key!r} in {where})")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+            raise Misconfigured(f"{self.host!r} cannot be asked over HTTP: check the Supabase URL") from None
+        except httpx.HTTPError as error:
+            reason = self._clean(str(error)) or "no answer"
+            # not chained: an error about a header quotes the header, and the key is in one
+            raise Unavailable(f"storage at {self.host} failed: {type(error).__name__}, {reason}") from None
+
+    def _clean(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return _TOKEN.sub(r"\1…", " ".join(text.split()))[:200]
+
+
+def object_path(route: str, bucket: str, key: str) -> str:
+    """`/object/…` for a key with any character. `.` and `..` segments must not be there: clients resolve them."""
+    return f"/{route}/{quote(bucket, safe='')}/{quote(key)}"
+
+
+def _checked_url(base_url: str) -> str:
+    try:
+        url = httpx.URL(base_url.strip().rstrip("/"))
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host:
+        raise Misconfigured("the Supabase URL must look like https://<project>.supabase.co")
+    return str(url)
+
+
+def _reading(answer: Answer) -> tuple[int, str, str]:
+    """Status, code and message, from JSON in each of its shapes, from the resumable routes' text, or from a page."""
+    try:
+        body = json.loads(answer.body)
+    except ValueError:
+        text = answer.body[:1000].decode("utf-8", "replace").strip()
+        return answer.status, "Page" if text.startswith("<") else "", "a web page" if text.startswith("<") else text
+    if not isinstance(body, dict):
+        return answer.status, "", ""
+    inner = str(body.get("statusCode", ""))
+    status = int(inner) if inner.isdecimal() and 400 <= int(inner) <= 599 else answer.status
+    code = str(body.get("code") or body.get("error") or "")
+    if "statusCode" not in body and "error" not in body and "code" not in body:
+        code = "Gateway"
+    return status, code, str(body.get("message") or body.get("msg") or body.get("error") or "")
+
+
+def _not_found(code: str, message: str, target: Target, said: str) -> TrainerError:
+    if code in ("Page", "Gateway", "Not Found") or message.startswith("Route "):
+        return NoSuchRoute(f"{said}; there is no Storage API: check the Supabase URL")
+    if code == "NoSuchBucket" or "bucket" in message.lower():
+        if target.writing:
+            return Misconfigured(f"bucket {target.bucket!r} does not exist: create it, or apply the migrations")
+        return ObjectMissing(f"bucket {target.bucket!r} does not exist, or this key may not see it")
+    return ObjectMissing(
+        f"object {target.key!r} does not exist in bucket {target.bucket!r}, or this key may not see it",
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else None

@@ -1,0 +1,330 @@
+"""An object store in Supabase Storage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import httpx
+
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.ports import ObjectInfo, OnBytes, StoredObject
+from trainer.core.stop import StopSignal
+from trainer.remote.retry import RetryPolicy, retrying
+from trainer.remote.stoppable import stoppable
+from trainer.remote.storage_api import NoSuchRoute, StorageApi, Target, TooLarge, object_path
+from trainer.storage.files import disk_errors
+from trainer.storage.partial import PartialFile
+from trainer.storage.resumable import CHUNK, ResumableUpload, UploadNotes, slices
+
+T = TypeVar("T")
+PAGE = 1000  # objects; the server cuts longer pages without saying so
+_PLACEHOLDER = ".emptyFolderPlaceholder"
+_BUCKET_SECONDS = 300.0  # how long a bucket's settings are believed
+_TYPES = {
+    ".csv": "text/csv", ".html": "text/html", ".jpeg": "image/jpeg", ".jpg": "image/jpeg", ".json": "application/json",
+    ".log": "text/plain", ".md": "text/markdown", ".png": "image/png", ".svg": "image/svg+xml", ".txt": "text/plain",
+    ".webp": "image/webp", ".yaml": "application/yaml", ".yml": "application/yaml", ".zip": "application/zip",
+}  # fmt: skip
+
+
+class SupabaseObjectStore:
+    """`ObjectStore` over the Storage API; safe to share between threads.
+
+    `notes` is a folder that survives a restart: uploads that were cut go on from there. `stop` ends the waits of the
+    calls that take no stop of their own. Signed URLs are good for `url_seconds`.
+    """
+
+    def __init__(
+        self,
+        api: StorageApi,
+        *,
+        notes: Path,
+        stop: StopSignal,
+        policy: RetryPolicy | None = None,
+        url_seconds: int = 7 * 24 * 3600,
+    ) -> None:
+        self._api = api
+        self._notes = UploadNotes(notes)
+        self._stop = stop
+        self._policy = policy or RetryPolicy()
+        self._url_seconds = url_seconds
+        self._has_v2 = True
+        self._buckets: dict[str, tuple[float, Mapping[str, Any]]] = {}
+
+    def __repr__(self) -> str:
+        return f"SupabaseObjectStore({self._api.host!r})"
+
+    def close(self) -> None:
+        self._api.close()
+
+    def list(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+        folder = prefix.strip("/")
+        pages = self._pages(bucket, f"{folder}/" if folder else "")
+        found = False
+        for key, entry in pages:
+            found = True
+            if PurePosixPath(key).name != _PLACEHOLDER:
+                yield self._listed(ObjectRef(bucket=bucket, key=key), entry)
+        if not found:
+            self._settings(bucket)  # a missing bucket lists like an empty one
+
+    def stat(self, ref: ObjectRef) -> ObjectInfo:
+        return self._persist(lambda: self._stat(ref), self._stop)
+
+    def download(
+        self,
+        ref: ObjectRef,
+        path: Path,
+        stop: StopSignal,
+        *,
+        expected: ObjectInfo | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> ObjectInfo:
+        stop.raise_if_set()
+        target, position = _object(ref), _Position(on_bytes)
+        part = PartialFile(path)
+        try:
+            return self._persist(
+                lambda: self._fetch(ref, target, part, expected, stop, position),
+                stop,
+                lambda: part.offset,
+            )
+        except BaseException:
+            part.leave()
+            raise
+
+    def upload(
+        self,
+        path: Path,
+        ref: ObjectRef,
+        stop: StopSignal,
+        *,
+        content_type: str | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> StoredObject:
+        stop.raise_if_set()
+        _object(ref)
+        content_type = content_type or _TYPES.get(path.suffix.lower(), "application/octet-stream")
+        position = _Position(on_bytes)
+        try:
+            with disk_errors(path):
+                size = path.stat().st_size
+                if size <= CHUNK:
+                    data = path.read_bytes()
+                    self._persist(lambda: self._send(data, ref, content_type, stop, position), stop)
+                else:
+                    large = ResumableUpload(self._api, ref, path, content_type, self._notes)
+                    self._persist(lambda: large.step(stop, position.reached), stop, lambda: large.offset)
+        except TooLarge as error:
+            raise Misconfigured(f"{error}: {self._limit(ref.bucket)}") from error
+        return StoredObject(ref=ref, bytes=size, url=self.url(ref))
+
+    def delete(self, ref: ObjectRef) -> None:
+        path, target = _object(ref), Target(bucket=ref.bucket, key=ref.key)
+        try:
+            self._persist(lambda: self._api.call("DELETE", path, target), self._stop)
+        except ObjectMissing:
+            return
+
+    def url(self, ref: ObjectRef) -> str:
+        _object(ref)
+        if self._is_public(ref.bucket):
+            return self._api.base + object_path("object/public", ref.bucket, ref.key)
+        path, target = object_path("object/sign", ref.bucket, ref.key), Target(bucket=ref.bucket, key=ref.key)
+        body = {"expiresIn": self._url_seconds}
+        signed = self._persist(lambda: self._api.call("POST", path, target, body=body).json(), self._stop)
+        # only the token is taken from the answer: its path is not encoded, and a key may hold a `?`
+        return f"{self._api.base}{path}?{str(signed['signedURL']).rpartition('?')[2]}"
+
+    # ── listing ──
+
+    def _pages(self, bucket: str, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Key and entry of every object below `folder` (empty or with a slash at its end)."""
+        if self._has_v2:
+            try:
+                first = self._page_v2(bucket, folder, None)
+            except NoSuchRoute:
+                self._has_v2 = False
+            else:
+                yield from self._rest_v2(bucket, folder, first)
+                return
+        yield from self._pages_v1(bucket, folder)
+
+    def _rest_v2(self, bucket: str, folder: str, page: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        seen = set()
+        while True:
+            for entry in page["objects"]:
+                yield str(entry.get("key") or entry["name"]), entry
+            if not page["hasNext"]:
+                return
+            cursor = page.get("nextCursor")
+            if not cursor or cursor in seen:
+                raise Unavailable(f"storage does not say how the listing of bucket {bucket!r} goes on")
+            seen.add(cursor)
+            page = self._page_v2(bucket, folder, cursor)
+
+    def _page_v2(self, bucket: str, folder: str, cursor: str | None) -> Any:
+        body = {"prefix": folder, "limit": PAGE, "with_delimiter": False} | ({"cursor": cursor} if cursor else {})
+        page = self._ask_for_page("object/list-v2", bucket, body)
+        if not isinstance(page, dict) or not isinstance(page.get("objects"), list_type) or "hasNext" not in page:
+            raise Unavailable(f"storage answered the listing of bucket {bucket!r} with something else")
+        return page
+
+    def _pages_v1(self, bucket: str, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        folders = [folder]
+        while folders:
+            folder, offset, full = folders.pop(), 0, True
+            while full:
+                order = {"column": "name", "order": "asc"}
+                body = {"prefix": folder, "limit": PAGE, "offset": offset, "sortBy": order}
+                page = self._ask_for_page("object/list", bucket, body)
+                if not isinstance(page, list_type):
+                    raise Unavailable(f"storage answered the listing of bucket {bucket!r} with something else")
+                offset, full = offset + len(page), len(page) >= PAGE
+                for entry in page:
+                    key = f"{folder}{entry['name']}"
+                    if entry.get("id") is None:
+                        folders.append(f"{key}/")
+                    else:
+                        yield key, entry
+
+    def _ask_for_page(self, route: str, bucket: str, body: Mapping[str, Any]) -> Any:
+        path, target = object_path(route, bucket, "").rstrip("/"), Target(bucket=bucket)
+        return self._persist(lambda: self._api.call("POST", path, target, body=body).json(), self._stop)
+
+    def _listed(self, ref: ObjectRef, entry: Mapping[str, Any]) -> ObjectInfo:
+        metadata = entry.get("metadata") or {}
+        size, etag = metadata.get("size"), _plain_etag(str(metadata.get("eTag") or ""))
+        if not isinstance(size, int) or not etag:
+            return self.stat(ref)
+        return ObjectInfo(ref=ref, bytes=size, etag=etag)
+
+    # ── buckets ──
+
+    def _settings(self, bucket: str) -> Mapping[str, Any]:
+        asked, settings = self._buckets.get(bucket, (float("-inf"), {}))
+        if time.monotonic() - asked > _BUCKET_SECONDS:
+            path, target = object_path("bucket", bucket, "").rstrip("/"), Target(bucket=bucket)
+            settings = self._persist(lambda: self._api.call("GET", path, target).json(), self._stop)
+            self._buckets[bucket] = (time.monotonic(), settings)
+        return settings
+
+    def _is_public(self, bucket: str) -> bool:
+        try:
+            return bool(self._settings(bucket).get("public"))
+        except (ObjectMissing, Misconfigured):
+            return False  # a restricted role may not look at buckets; a signed URL opens objects of either kind
+
+    def _limit(self, bucket: str) -> str:
+        limit = self._settings(bucket).get("file_size_limit")
+        if limit:
+            return f"the bucket's limit is {limit / 1e6:.1f} MB, raise its file size limit in the Storage settings"
+        return "raise the upload size limit of the project in the Storage settings"
+
+    # ── objects ──
+
+    def _stat(self, ref: ObjectRef) -> ObjectInfo:
+        path, target = _object(ref), Target(bucket=ref.bucket, key=ref.key)
+        answer = self._api.call("HEAD", path, target, accept={400, 404})
+        if answer.status >= 400:  # the reason is in a body, and an answer to HEAD has none
+            info = self._api.call("GET", object_path("object/info", ref.bucket, ref.key), target).json()
+            return ObjectInfo(ref=ref, bytes=int(info["size"]), etag=_plain_etag(str(info["etag"])))
+        return _described(ref, answer.headers)
+
+    def _fetch(
+        self,
+        ref: ObjectRef,
+        path: str,
+        part: PartialFile,
+        expected: ObjectInfo | None,
+        stop: StopSignal,
+        position: _Position,
+    ) -> ObjectInfo:
+        headers = {"Range": f"bytes={part.offset}-"} if part.offset else {}
+        with self._api.stream("GET", path, headers=headers) as response:
+            if not response.is_success:
+                refusal = self._api.refused(self._api.read(response), Target(bucket=ref.bucket, key=ref.key))
+                if part.offset and response.status_code in (400, 416):
+                    part.discard()
+                raise refusal
+            info = _described(ref, response.headers)
+            if expected and (expected.etag, expected.bytes) != (info.etag, info.bytes):
+                part.discard()
+                raise Unavailable(f"object {ref.key!r} of bucket {ref.bucket!r} changed since it was looked at")
+            # the server ignores If-Range, so an answer of other content than ours has to be noticed here
+            goes_on = response.status_code == 206 and _start(response.headers) == part.offset
+            if response.status_code == 206 and not (goes_on and (part.etag, part.bytes) == (info.etag, info.bytes)):
+                part.discard()
+                raise Unavailable(f"object {ref.key!r} of bucket {ref.bucket!r} changed while it was read")
+            if not goes_on:
+                part.begin(info)
+            with part.writing() as out:
+                for block in response.iter_raw():
+                    stop.raise_if_set()
+                    part.append(out, block)
+                    position.reached(part.offset)
+        stop.raise_if_set()
+        part.publish(info)
+        return info
+
+    def _send(self, data: bytes, ref: ObjectRef, content_type: str, stop: StopSignal, position: _Position) -> None:
+        headers = {"Content-Type": content_type, "Content-Length": str(len(data)), "x-upsert": "true"}
+        target = Target(bucket=ref.bucket, key=ref.key, writing=True, bytes=len(data))
+        body = slices(data, stop, position.reached)
+        self._api.call("POST", _object(ref), target, headers=headers, content=body)
+
+    def _persist(self, call: Callable[[], T], stop: StopSignal, progress: Callable[[], int] | None = None) -> T:
+        """Try within the policy, and begin it anew as long as the tries move something."""
+        with stoppable(stop):
+            while True:
+                before = progress() if progress else 0
+                try:
+                    return retrying(call, self._policy, stop)
+                except Unavailable:
+                    if not progress or progress() <= before:
+                        raise
+
+
+list_type = list  # the class has a method of that name
+
+
+class _Position:
+    """Tells how far a transfer is, once for each byte however often it is sent."""
+
+    def __init__(self, on_bytes: OnBytes | None) -> None:
+        self._on_bytes = on_bytes
+        self._told = 0
+
+    def reached(self, offset: int) -> None:
+        if self._on_bytes and offset > self._told:
+            self._on_bytes(offset - self._told)
+        self._told = max(self._told, offset)
+
+
+def _object(ref: ObjectRef) -> str:
+    """The path of an object. A key that would be read as another one by a client or a gateway is refused."""
+    segments = ref.key.split("/")
+    if not ref.bucket or "/" in ref.bucket or any(segment in ("", ".", "..") for segment in segments):
+        raise BadRequest(f"{ref.key!r} cannot be an object of bucket {ref.bucket!r}: write it as a/plain/path")
+    return object_path("object", ref.bucket, ref.key)
+
+
+def _plain_etag(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
+
+
+def _described(ref: ObjectRef, headers: httpx.Headers | Mapping[str, str]) -> ObjectInfo:
+    etag = _plain_etag(headers.get("ETag", ""))
+    size = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
+    if not etag or not size.isdecimal():
+        raise Unavailable(f"the answer for {ref.key!r} is not from storage: is a login page or a proxy in between?")
+    return ObjectInfo(ref=ref, bytes=int(size), etag=etag)
+
+
+def _start(headers: httpx.Headers) -> int:
+    start = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    return int(start) if start.isdecimal() else -1
