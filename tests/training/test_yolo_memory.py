@@ -1,0 +1,74 @@
+"""Running out of memory: half the batch and on from the last checkpoint, wherever it happens."""
+
+import csv
+
+import pytest
+from child_run import order_for, run_child
+from drawn import draw
+
+from trainer.core.dataset import Task
+from trainer.core.events import Crashed, EpochFinished, Finished, Warned
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(scope="module")
+def detect(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("detect"), Task.DETECT)
+
+
+def train(detect, home, when, **changes):
+    order = order_for(detect, home / "run", **{"epochs": 3, "batch": 8, **changes})
+    return run_child(order, home, program="out_of_memory.py", env={"OOM_WHEN": when})
+
+
+def halvings(run):
+    return [event for event in run.of(Warned) if event.code == "out_of_memory"]
+
+
+def test_out_of_memory_in_the_third_epoch_goes_on_from_the_second_with_half_the_batch(detect, tmp_path):
+    run = train(detect, tmp_path, "train:5")  # two batches an epoch
+
+    assert isinstance(run.last, Finished), run.output
+    assert [event.epoch for event in run.of(EpochFinished)] == [1, 2, 3]
+    (warning,) = halvings(run)
+    assert "batch 8" in warning.message
+    assert "batch 4" in warning.message
+    assert "after epoch 2" in warning.message
+    assert "train 6 batch 4" in run.output
+    with (tmp_path / "run" / "results.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_out_of_memory_in_the_first_epoch_begins_again_with_half_the_batch(detect, tmp_path):
+    run = train(detect, tmp_path, "train:1,2", epochs=1)
+
+    assert isinstance(run.last, Finished), run.output
+    assert len(halvings(run)) == 2
+    assert "train 3 batch 2" in run.output
+
+
+def test_out_of_memory_in_validation_is_survived_too(detect, tmp_path):
+    run = train(detect, tmp_path, "val:2", epochs=2)
+
+    assert isinstance(run.last, Finished), run.output
+    assert len(halvings(run)) == 1
+    assert [event.epoch for event in run.of(EpochFinished)] == [1, 2]
+
+
+def test_after_three_halvings_the_failure_carries_the_facts(detect, tmp_path):
+    run = train(detect, tmp_path, "train:1,2,3,4", epochs=1)
+
+    assert isinstance(run.last, Crashed)
+    assert len(halvings(run)) == 3
+    assert run.last.error == "OutOfMemoryError"
+    for fact in ("out of memory", "batch 1", "image size 64", "halved 3 times"):
+        assert fact in run.last.message
+
+
+def test_a_batch_of_one_cannot_be_halved(detect, tmp_path):
+    run = train(detect, tmp_path, "train:1", epochs=1, batch=1)
+
+    assert isinstance(run.last, Crashed)
+    assert not halvings(run)
+    assert "halved 0 times" in run.last.message
