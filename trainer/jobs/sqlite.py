@@ -13,6 +13,7 @@ from trainer.jobs.row import (
     CANCELED_BY_USER,
     Ending,
     checkpoint_json,
+    checkpoint_of,
     clean,
     ending_of,
     events_json,
@@ -251,10 +252,10 @@ def _store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) 
 
 
 def _note_checkpoint(run: JsonObject, data: JsonObject) -> None:
-    if data["epoch"] > run["progress_epoch"]:
-        run["progress_epoch"], run["failures"] = data["epoch"], 0
-    if data.get("key") is not None:
-        run["checkpoint"] = {name: data.get(name) for name in ("epoch", "sha256", "bytes", "key")}
+    epoch = data.get("epoch")
+    if isinstance(epoch, int) and epoch > run["progress_epoch"]:
+        run["progress_epoch"], run["failures"] = epoch, 0
+    run["checkpoint"] = checkpoint_json(checkpoint_of(data)) or run["checkpoint"]
 
 
 def _end(tx: Transaction, run: JsonObject, ending: Ending) -> None:

@@ -1,0 +1,284 @@
+"""What every queue does when a worker vanishes, comes back late, or fails a run again and again."""
+
+import pytest
+from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, moment
+
+from trainer.core.job import Completed, Failed, Interrupted, Retry, Verdict
+
+DONE = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
+RETRY = Retry(message="The training process was killed.", results={"log": "tail"})
+
+
+def wake(lab, run_id):
+    lab.edit(run_id, not_before=None)
+
+
+def delay(row):
+    """Seconds from the call that wrote the row until the run may be claimed."""
+    return (moment(row["not_before"]) - moment(row["updated_at"])).total_seconds()
+
+
+def vanish(lab, run_id):
+    """Let the worker of a running run vanish, and a look at the queue settle it."""
+    expire(lab, run_id)
+    lab.edit(run_id, priority=-1)
+    blocker = lab.insert(priority=100)  # the claim that settles takes this one
+    assert claim(lab, "settler").job.id == blocker
+    lab.delete(blocker)
+
+
+def queue_says(lab, run_id):
+    return [(row["attempt"], row["kind"]) for row in lab.queue.events(run_id) if row["seq"] >= 1_000_000]
+
+
+# ── a worker vanishes ──
+
+
+def test_a_run_whose_lease_is_alive_is_nobody_elses(queue_lab):
+    claimed(queue_lab)
+    assert claim(queue_lab, "w2") is None
+
+
+def test_a_run_whose_worker_vanished_is_taken_at_once_by_the_next_claim(queue_lab):
+    lease = claimed(queue_lab, "w1")
+    queue_lab.queue.beat(lease, {"progress": {"epoch": 3}}, [checkpoint(3, "k3")])
+    expire(queue_lab, lease.job.id)
+    taken = claim(queue_lab, "w2")
+    assert (taken.job.id, taken.job.attempt, taken.job.checkpoint.key) == (lease.job.id, 2, "k3")
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["worker_id"], row["failures"], row["results"]) == ("w2", 1, {"progress": {"epoch": 3}})
+
+
+def test_the_queue_writes_down_whom_it_gave_up_on(queue_lab):
+    lease = claimed(queue_lab, "gpu-7")
+    queue_lab.queue.beat(lease, None, [event()])
+    vanish(queue_lab, lease.job.id)
+    last = queue_lab.queue.events(lease.job.id)[-1]
+    assert (last["attempt"], last["kind"], last["data"]["worker_id"]) == (1, "lease_expired", "gpu-7")
+    assert last["seq"] >= 1_000_000
+    assert last["data"]["reason"]
+
+
+def test_the_queues_own_events_of_one_attempt_do_not_collide(queue_lab):
+    lease = claimed(queue_lab)
+    for _ in range(2):
+        vanish(queue_lab, lease.job.id)
+        assert queue_lab.queue.beat(lease, None, []) is Verdict.OK
+    assert queue_says(queue_lab, lease.job.id) == [(1, "lease_expired"), (1, "lease_expired")]
+
+
+def test_a_settled_run_keeps_its_claim_until_another_worker_takes_it(queue_lab):
+    lease = claimed(queue_lab)
+    vanish(queue_lab, lease.job.id)
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["status"], row["claim_id"], row["failures"]) == ("queued", lease.claim_id, 1)
+    assert row["lease_expires_at"] is not None
+
+
+def test_a_run_whose_worker_vanishes_for_ever_fails_and_says_so(queue_lab):
+    run_id = enqueue(queue_lab)
+    for attempt in range(1, 4):
+        wake(queue_lab, run_id)
+        lease = claim(queue_lab, f"gpu-{attempt}")
+        assert (lease.job.id, lease.job.attempt) == (run_id, attempt)
+        vanish(queue_lab, run_id)
+    assert claim(queue_lab) is None
+    row = queue_lab.queue.get(run_id)
+    assert (row["status"], row["failures"], row["lease_expires_at"]) == ("failed", 3, None)
+    assert row["completed_at"] is not None
+    assert "vanished 3 times" in row["error_message"]
+    assert "gpu-3" in row["error_message"]
+    assert queue_says(queue_lab, run_id) == [(1, "lease_expired"), (2, "lease_expired"), (3, "lease_expired")]
+    assert queue_lab.queue.finish(lease, DONE, []) is Verdict.LOST
+
+
+def test_max_attempts_of_the_row_bounds_its_attempts(queue_lab):
+    run_id = queue_lab.insert(max_attempts=1)
+    claim(queue_lab)
+    expire(queue_lab, run_id)
+    assert claim(queue_lab) is None
+    assert queue_lab.queue.get(run_id)["status"] == "failed"
+
+
+@pytest.mark.parametrize("by", ["cancel", "flag"])
+def test_a_run_that_was_to_be_canceled_when_its_worker_vanished_is_canceled(queue_lab, by):
+    lease = claimed(queue_lab, "w1")
+    if by == "cancel":
+        queue_lab.queue.cancel(lease.job.id)
+    else:
+        queue_lab.edit(lease.job.id, cancel_requested=True)
+    expire(queue_lab, lease.job.id)
+    assert claim(queue_lab) is None
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["status"], row["error_message"], row["lease_expires_at"]) == ("canceled", "Canceled by user.", None)
+    assert row["canceled_at"] is not None
+    assert row["completed_at"] is not None
+    assert queue_says(queue_lab, lease.job.id) == [(1, "canceled")]
+    assert queue_lab.queue.beat(lease, None, []) is Verdict.LOST
+
+
+def test_a_run_that_is_being_canceled_is_left_to_its_living_worker(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.queue.cancel(lease.job.id)
+    claim(queue_lab, "w2")
+    assert queue_lab.queue.get(lease.job.id)["status"] == "canceling"
+    assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
+
+
+def test_a_canceling_run_that_never_had_a_lease_is_canceled(queue_lab):
+    run_id = queue_lab.insert(status="canceling", cancel_requested=True, worker_id="old-service", started_at=ago(5))
+    claim(queue_lab)
+    assert queue_lab.queue.get(run_id)["status"] == "canceled"
+
+
+def test_a_running_row_of_a_service_without_leases_is_taken_over_after_a_minute_of_silence(queue_lab):
+    silent = queue_lab.insert(status="running", worker_id="old-service", started_at=ago(61))
+    fresh = queue_lab.insert(status="running", worker_id="old-service", started_at=ago(30))
+    beaten = queue_lab.insert(status="running", worker_id="old", started_at=ago(900), heartbeat_at=ago(30))
+    taken = claim(queue_lab)
+    assert (taken.job.id, taken.job.attempt) == (silent, 1)
+    assert claim(queue_lab) is None
+    assert queue_lab.queue.get(fresh)["status"] == queue_lab.queue.get(beaten)["status"] == "running"
+
+
+# ── a worker comes back late ──
+
+
+def test_a_late_beat_takes_the_run_back_if_nobody_else_has_it(queue_lab):
+    lease = claimed(queue_lab)
+    vanish(queue_lab, lease.job.id)
+    assert queue_lab.queue.beat(lease, {"progress": {"epoch": 4}}, [event()]) is Verdict.OK
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["status"], row["failures"], row["not_before"], row["attempt"]) == ("running", 0, None, 1)
+    assert row["results"] == {"progress": {"epoch": 4}}
+    assert moment(row["lease_expires_at"]) > moment(row["heartbeat_at"])
+    assert claim(queue_lab, "w2") is None
+
+
+def test_a_late_worker_takes_its_run_back_even_in_the_back_off(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.edit(lease.job.id, failures=1)
+    vanish(queue_lab, lease.job.id)
+    assert claim(queue_lab, "w2") is None
+    assert queue_lab.queue.beat(lease, None, []) is Verdict.OK
+    assert queue_lab.queue.get(lease.job.id)["failures"] == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(DONE, "completed"), (Failed(message="Diverged."), "failed"), (Interrupted(checkpoint=None), "queued")],
+)
+def test_a_late_ending_is_accepted_if_nobody_else_has_the_run(queue_lab, outcome, status):
+    lease = claimed(queue_lab)
+    vanish(queue_lab, lease.job.id)
+    assert queue_lab.queue.finish(lease, outcome, [event("finished")]) is Verdict.OK
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["status"], row["lease_expires_at"], row["failures"]) == (status, None, 0)
+    assert "finished" in [line["kind"] for line in queue_lab.queue.events(lease.job.id)]
+
+
+def test_a_late_retry_counts_its_attempt_once(queue_lab):
+    lease = claimed(queue_lab)
+    vanish(queue_lab, lease.job.id)
+    assert queue_lab.queue.finish(lease, RETRY, []) is Verdict.OK
+    assert queue_lab.queue.get(lease.job.id)["failures"] == 1
+
+
+def test_a_late_beat_for_a_run_that_was_canceled_in_the_queue_is_lost(queue_lab):
+    lease = claimed(queue_lab)
+    vanish(queue_lab, lease.job.id)
+    queue_lab.queue.cancel(lease.job.id)
+    assert queue_lab.queue.beat(lease, {"progress": {}}, []) is Verdict.LOST
+    assert queue_lab.queue.finish(lease, DONE, []) is Verdict.LOST
+    assert queue_lab.queue.get(lease.job.id)["status"] == "canceled"
+
+
+# ── a run fails again and again ──
+
+
+def test_a_retry_queues_the_run_again_after_a_pause_with_its_reason(queue_lab):
+    lease = claimed(queue_lab)
+    assert queue_lab.queue.finish(lease, RETRY, [event()]) is Verdict.OK
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["status"], row["failures"], row["error_message"]) == ("queued", 1, RETRY.message)
+    assert (row["lease_expires_at"], row["completed_at"]) == (None, None)
+    assert (row["claim_id"], row["results"]) == (lease.claim_id, {"log": "tail"})
+    assert delay(row) == pytest.approx(10, abs=0.5)
+    assert claim(queue_lab) is None
+    wake(queue_lab, lease.job.id)
+    assert claim(queue_lab).job.attempt == 2
+    assert queue_lab.queue.get(lease.job.id)["error_message"] is None
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(0, 10), (1, 20), (2, 40), (5, 320), (6, 600), (40, 600), (3000, 600)])
+def test_the_pause_doubles_up_to_ten_minutes(queue_lab, failures, seconds):
+    lease = claimed(queue_lab)
+    queue_lab.edit(lease.job.id, failures=failures, max_attempts=9999)
+    queue_lab.queue.finish(lease, RETRY, [])
+    assert delay(queue_lab.queue.get(lease.job.id)) == pytest.approx(seconds, abs=0.5)
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(0, 0), (1, 20), (2, 40), (3000, 600)])
+def test_the_first_retry_after_a_vanished_worker_waits_for_nothing_and_later_ones_do(queue_lab, failures, seconds):
+    lease = claimed(queue_lab)
+    queue_lab.edit(lease.job.id, failures=failures, max_attempts=9999)
+    vanish(queue_lab, lease.job.id)
+    assert delay(queue_lab.queue.get(lease.job.id)) == pytest.approx(seconds, abs=0.5)
+
+
+def test_a_run_that_fails_its_machines_without_progress_is_failed_with_the_last_reason(queue_lab):
+    run_id = enqueue(queue_lab)
+    for _ in range(3):
+        wake(queue_lab, run_id)
+        lease = claim(queue_lab)
+        assert queue_lab.queue.finish(lease, RETRY, []) is Verdict.OK
+    row = queue_lab.queue.get(run_id)
+    assert (row["status"], row["failures"], row["error_message"]) == ("failed", 3, RETRY.message)
+    assert row["completed_at"] is not None
+    assert row["lease_expires_at"] is None
+    assert queue_lab.queue.finish(lease, RETRY, []) is Verdict.OK, "the same call again"
+    assert claim(queue_lab) is None
+
+
+def test_progress_forgives_the_attempts_lost_before_it(queue_lab):
+    run_id = enqueue(queue_lab)
+    for epoch in range(1, 8):
+        wake(queue_lab, run_id)
+        lease = claim(queue_lab)
+        assert lease.job.attempt == epoch
+        assert queue_lab.queue.beat(lease, None, [checkpoint(epoch)]) is Verdict.OK
+        assert queue_lab.queue.get(run_id)["failures"] == 0
+        expire(queue_lab, run_id)
+
+
+def test_an_epoch_that_was_reached_before_is_no_progress(queue_lab):
+    run_id = enqueue(queue_lab)
+    for lost in range(3):
+        wake(queue_lab, run_id)
+        lease = claim(queue_lab)
+        queue_lab.queue.beat(lease, None, [checkpoint(5)])
+        assert queue_lab.queue.get(run_id)["failures"] == lost
+        vanish(queue_lab, run_id)
+    assert queue_lab.queue.get(run_id)["status"] == "failed"
+
+
+def test_progress_in_the_last_call_before_a_retry_counts(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.edit(lease.job.id, failures=2)
+    assert queue_lab.queue.finish(lease, RETRY, [checkpoint(4, "k4")]) is Verdict.OK
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["status"], row["failures"], row["checkpoint"]["key"]) == ("queued", 1, "k4")
+
+
+def test_a_released_run_still_remembers_the_attempts_lost_before(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.edit(lease.job.id, failures=2)
+    queue_lab.queue.finish(lease, Interrupted(checkpoint=None), [])
+    assert queue_lab.queue.get(lease.job.id)["failures"] == 2
+
+
+def test_a_repeated_retry_is_counted_once(queue_lab):
+    lease = claimed(queue_lab)
+    for _ in range(3):
+        assert queue_lab.queue.finish(lease, RETRY, []) is Verdict.OK
+    assert queue_lab.queue.get(lease.job.id)["failures"] == 1

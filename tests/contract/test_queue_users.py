@@ -1,0 +1,253 @@
+"""What every queue promises to those who put runs in: the command line, the web app, and whoever writes odd JSON."""
+
+import math
+import uuid
+
+import pytest
+from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, moment
+
+from trainer.core.errors import BadRequest
+from trainer.core.job import Canceled, Completed, Failed, RunRequest, Verdict
+
+DONE = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
+COLUMNS = {
+    "id", "run_name", "project_id", "step_id", "status", "base_model", "configuration", "data_yaml", "results",
+    "trained_model_url", "created_by", "is_deployed", "deployment_status", "deployment_date", "deployment_url",
+    "started_at", "completed_at", "canceled_at", "cancel_requested", "worker_id", "error_message", "created_at",
+    "updated_at", "attempt", "max_attempts", "failures", "claim_id", "lease_expires_at", "heartbeat_at", "priority",
+    "not_before", "checkpoint", "progress_epoch", "finish_requested",
+}  # fmt: skip
+
+
+# ── the table ──
+
+
+def test_a_new_run_is_queued_with_every_column_that_others_read(queue_lab):
+    run_id = enqueue(queue_lab, configuration={"epochs": 3, "augmentation": {"hsv_h": 0.1}}, name="nuts")
+    row = queue_lab.queue.get(run_id)
+    assert set(row) >= COLUMNS
+    assert (row["id"], row["run_name"], row["status"], row["data_yaml"]) == (run_id, "nuts", "queued", "set/data.yaml")
+    assert row["configuration"] == {"epochs": 3, "augmentation": {"hsv_h": 0.1}}
+    assert (row["attempt"], row["max_attempts"], row["failures"], row["progress_epoch"]) == (0, 3, 0, 0)
+    assert (row["cancel_requested"], row["finish_requested"], row["is_deployed"]) == (False, False, False)
+    assert all(row[name] is None for name in ("claim_id", "lease_expires_at", "checkpoint", "results", "started_at"))
+    assert moment(row["created_at"]).utcoffset().total_seconds() == 0
+
+
+@pytest.mark.parametrize("run_id", [str(uuid.uuid4()), "no-uuid", "", "a\x00b", "'; drop table training_runs"])
+def test_a_run_that_is_not_there_is_none(queue_lab, run_id):
+    enqueue(queue_lab)
+    assert queue_lab.queue.get(run_id) is None
+    assert queue_lab.queue.cancel(run_id) is None
+    assert queue_lab.queue.request_finish(run_id) is None
+    assert queue_lab.queue.events(run_id) == []
+
+
+def test_recent_runs_come_newest_first(queue_lab):
+    runs = [queue_lab.insert(created_at=ago(seconds)) for seconds in (300, 100, 200)]
+    assert [row["id"] for row in queue_lab.queue.recent(2)] == [runs[1], runs[2]]
+    assert len(queue_lab.queue.recent(10)) == 3
+
+
+def test_events_can_be_read_on_from_the_last_one_seen(queue_lab):
+    lease = claimed(queue_lab)
+    events = [event(n=n) for n in range(3)]
+    queue_lab.queue.beat(lease, None, events)
+    queue_lab.edit(lease.job.id, lease_expires_at=ago(1))
+    second = claim(queue_lab)
+    queue_lab.queue.beat(second, None, [newest := event()])
+    seen = queue_lab.queue.events(lease.job.id, after=(1, events[1].seq))
+    assert [(row["attempt"], row["kind"]) for row in seen] == [(1, "phase"), (1, "lease_expired"), (2, "phase")]
+    assert queue_lab.queue.events(lease.job.id, after=(2, newest.seq)) == []
+
+
+def test_events_of_other_runs_are_not_mixed_in(queue_lab):
+    one, other = claimed(queue_lab), claimed(queue_lab)
+    queue_lab.queue.beat(one, None, [event()])
+    queue_lab.queue.beat(other, None, [event()])
+    assert len(queue_lab.queue.events(one.job.id)) == 1
+
+
+# ── cancel and finish, as the web app and the command line ask for them ──
+
+
+def test_a_queued_run_is_canceled_at_once_and_never_claimed(queue_lab):
+    run_id = enqueue(queue_lab)
+    row = queue_lab.queue.cancel(run_id)
+    assert (row["status"], row["cancel_requested"], row["error_message"]) == ("canceled", True, "Canceled by user.")
+    assert row["canceled_at"] is not None
+    assert row["completed_at"] is not None
+    assert queue_lab.queue.get(run_id) == row
+    assert claim(queue_lab) is None
+
+
+def test_a_running_run_is_asked_to_stop(queue_lab):
+    lease = claimed(queue_lab)
+    row = queue_lab.queue.cancel(lease.job.id)
+    assert (row["status"], row["cancel_requested"], row["canceled_at"]) == ("canceling", True, None)
+    assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
+    assert queue_lab.queue.cancel(lease.job.id)["status"] == "canceling"
+
+
+@pytest.mark.parametrize("outcome", [DONE, Failed(message="No labels."), Canceled(message="Stopped.")])
+def test_canceling_or_finishing_an_ended_run_changes_nothing(queue_lab, outcome):
+    lease = claimed(queue_lab)
+    queue_lab.queue.finish(lease, outcome, [])
+    before = queue_lab.queue.get(lease.job.id)
+    assert queue_lab.queue.cancel(lease.job.id) == before
+    assert queue_lab.queue.request_finish(lease.job.id) == before
+
+
+def test_a_wish_to_finish_early_is_kept_for_a_running_run_only(queue_lab):
+    run_id = enqueue(queue_lab)
+    assert queue_lab.queue.request_finish(run_id)["finish_requested"] is False
+    lease = claim(queue_lab)
+    assert queue_lab.queue.request_finish(run_id)["finish_requested"] is True
+    assert queue_lab.queue.beat(lease, None, []) is Verdict.FINISH
+
+
+# ── the web app's own edits ──
+
+
+def test_the_flag_alone_cancels_a_queued_run_at_the_next_look(queue_lab):
+    run_id = enqueue(queue_lab)
+    queue_lab.edit(run_id, cancel_requested=True)
+    assert claim(queue_lab) is None
+    row = queue_lab.queue.get(run_id)
+    assert (row["status"], row["error_message"]) == ("canceled", "Canceled by user.")
+    assert [line["kind"] for line in queue_lab.queue.events(run_id)] == ["canceled"]
+
+
+def test_the_flag_alone_cancels_a_running_run(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.edit(lease.job.id, cancel_requested=True)
+    assert queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, []) is Verdict.CANCEL
+    assert queue_lab.queue.get(lease.job.id)["status"] == "running"
+    assert queue_lab.queue.finish(lease, Canceled(), []) is Verdict.OK
+    assert queue_lab.queue.get(lease.job.id)["status"] == "canceled"
+
+
+def test_the_status_canceling_alone_cancels_a_running_run(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.edit(lease.job.id, status="canceling")
+    assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
+
+
+def test_a_run_that_the_app_ended_itself_is_lost_and_its_message_stays(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.edit(
+        lease.job.id, status="canceled", cancel_requested=True, canceled_at=ago(0), completed_at=ago(0),
+        error_message="Project deleted.",
+    )  # fmt: skip
+    before = queue_lab.queue.get(lease.job.id)
+    assert before["lease_expires_at"] is None
+    assert queue_lab.queue.beat(lease, {"progress": {"epoch": 9}}, [event()]) is Verdict.LOST
+    assert queue_lab.queue.finish(lease, DONE, [event()]) is Verdict.LOST
+    assert queue_lab.queue.finish(lease, Canceled(results={"a": 1}), [event()]) is Verdict.OK, "that is what it is"
+    assert queue_lab.queue.get(lease.job.id) == before
+
+
+@pytest.mark.parametrize("stale", ["canceling", "canceled"])
+def test_a_cancel_from_a_stale_page_does_not_undo_an_ending(queue_lab, stale):
+    lease = claimed(queue_lab)
+    queue_lab.queue.finish(lease, DONE, [])
+    queue_lab.edit(lease.job.id, status=stale, cancel_requested=True)
+    assert queue_lab.queue.get(lease.job.id)["status"] == "completed"
+
+
+def test_a_run_that_the_app_queues_again_starts_over_under_a_new_attempt(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.queue.finish(lease, Failed(message="No labels."), [])
+    queue_lab.edit(lease.job.id, status="queued")
+    again = claim(queue_lab)
+    assert (again.job.id, again.job.attempt) == (lease.job.id, 2)
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["error_message"], row["completed_at"]) == (None, None)
+
+
+# ── odd values ──
+
+ODD = ["nonsense", "{", "", 0, 1.5, True, [], [1], {}, {"epochs": None}, {"requires": "x", "device": {}}, '{"epochs": 3}']
+
+
+@pytest.mark.parametrize("configuration", ODD)
+def test_a_configuration_reaches_the_worker_unparsed(queue_lab, configuration):
+    run_id = enqueue(queue_lab, configuration=configuration)
+    lease = claim(queue_lab)
+    assert lease.job.id == run_id
+    assert lease.job.request.configuration == configuration
+    assert type(lease.job.request.configuration) is type(configuration)
+
+
+@pytest.mark.parametrize("nonsense", ["x", 3, [], {}, {"epoch": "x"}, {"epoch": 1, "sha256": 5, "bytes": 1}])
+def test_a_checkpoint_column_that_holds_nonsense_is_no_checkpoint(queue_lab, nonsense):
+    run_id = queue_lab.insert(checkpoint=nonsense)
+    lease = claim(queue_lab)
+    assert (lease.job.id, lease.job.checkpoint) == (run_id, None)
+
+
+def test_text_of_every_kind_survives_the_way(queue_lab):
+    text = "Ω 漢字 🐕 \u202e \ufeff \u200b a\u0301 \"'\\ \n\t \x7f"
+    run_id = enqueue(queue_lab, name=text, data_yaml=text, configuration={text: [text]})
+    lease = claim(queue_lab)
+    assert (lease.job.request.name, lease.job.request.data_yaml) == (text, text)
+    assert lease.job.request.configuration == {text: [text]}
+    queue_lab.queue.beat(lease, {text: text}, [event("warning", message=text)])
+    queue_lab.queue.finish(lease, Failed(message=text), [])
+    row = queue_lab.queue.get(run_id)
+    assert (row["results"], row["error_message"]) == ({text: text}, text)
+    assert queue_lab.queue.events(run_id)[0]["data"] == {"message": text}
+
+
+def test_nul_characters_and_lone_surrogates_are_replaced_everywhere(queue_lab):
+    bad, good = "a\x00b\ud800c", "a\ufffdb\ufffdc"
+    run_id = enqueue(queue_lab, name=bad, data_yaml=bad, base_model=bad, configuration={bad: bad})
+    lease = claim(queue_lab)
+    assert (lease.job.request.name, lease.job.request.configuration) == (good, {good: good})
+    queue_lab.queue.beat(lease, {bad: {"deep": [bad]}}, [event("warning", message=bad)])
+    queue_lab.queue.finish(lease, Failed(message=bad, results={"log": bad}), [])
+    row = queue_lab.queue.get(run_id)
+    assert row["results"] == {good: {"deep": [good]}, "log": good}
+    assert row["error_message"] == good
+    assert queue_lab.queue.events(run_id)[0]["data"] == {"message": good}
+
+
+def test_numbers_that_are_none_become_null_everywhere(queue_lab):
+    lease = claimed(queue_lab, configuration={"lr": math.inf})
+    assert lease.job.request.configuration == {"lr": None}
+    queue_lab.queue.beat(lease, {"metrics": {"loss": math.nan, "mAP": 0.5}}, [event("epoch", loss=-math.inf)])
+    queue_lab.queue.finish(lease, Completed(results={"mAP": math.nan}, trained_model_url=None), [])
+    row = queue_lab.queue.get(lease.job.id)
+    assert row["results"] == {"metrics": {"loss": None, "mAP": 0.5}, "mAP": None}
+    assert queue_lab.queue.events(lease.job.id)[0]["data"] == {"loss": None}
+
+
+def test_results_of_some_size_and_many_events_fit(queue_lab):
+    lease = claimed(queue_lab)
+    results = {"curves": [[i / 7 for i in range(1000)] for _ in range(20)], "text": "x" * 100_000}
+    events = [event("epoch", n=n) for n in range(1000)]
+    assert queue_lab.queue.beat(lease, None, events) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Completed(results=results, trained_model_url=None), []) is Verdict.OK
+    assert queue_lab.queue.get(lease.job.id)["results"] == results
+    assert len(queue_lab.queue.events(lease.job.id)) == 1000
+
+
+@pytest.mark.parametrize("priority", [2**31, -(2**31), 2**80])
+def test_a_priority_that_no_queue_can_hold_is_refused(queue_lab, priority):
+    with pytest.raises(BadRequest, match=r"priority .*must be a whole number"):
+        queue_lab.queue.enqueue(RunRequest(data_yaml="x", priority=priority))
+
+
+def test_a_request_without_dataset_is_queued_for_the_worker_to_refuse(queue_lab):
+    run_id = queue_lab.queue.enqueue(RunRequest(data_yaml=None, name=""))
+    assert claim(queue_lab).job.request.data_yaml is None
+    assert queue_lab.queue.get(run_id)["run_name"] == "run"
+
+
+def test_checkpoint_events_with_odd_data_do_not_stop_the_beat(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.queue.beat(lease, None, [checkpoint(3, "k3")])
+    odd = [event("checkpoint"), event("checkpoint", epoch=None, key=None)]
+    assert queue_lab.queue.beat(lease, None, odd) is Verdict.OK
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["checkpoint"]["key"], row["progress_epoch"]) == ("k3", 3)
