@@ -1,0 +1,170 @@
+"""The migrations on an empty project, on the web app's, on plain PostgreSQL, and more than once."""
+
+from pathlib import Path
+
+import pytest
+from supabase_stack import MIGRATIONS
+
+APP = (Path(__file__).parent / "web_app_schema.sql").read_text()
+
+CATALOGUE = """
+  select 'column ' || table_schema || '.' || table_name || '.' || column_name || ' ' || data_type || ' '
+         || is_nullable || ' ' || coalesce(column_default, '') as line
+  from information_schema.columns where table_schema in ('public', 'trainer', 'storage')
+  union all select 'index ' || indexdef from pg_indexes where schemaname in ('public', 'trainer')
+  union all select 'policy ' || row(p.*)::text from pg_policies p
+  union all select 'trigger ' || pg_get_triggerdef(oid) from pg_trigger where not tgisinternal
+  union all select 'grant ' || row(g.*)::text from information_schema.table_privileges g where table_schema = 'public'
+  union all select 'grant ' || row(g.*)::text from information_schema.column_privileges g where table_schema = 'public'
+  union all select 'function ' || oid::regprocedure || ' ' || prosrc || ' ' || proacl::text || ' ' || prosecdef::text
+    || ' ' || coalesce(proconfig::text, '')
+    from pg_proc where pronamespace::regnamespace::text in ('public', 'trainer')
+  union all select 'table ' || relname || ' ' || relrowsecurity::text || ' ' || coalesce(relacl::text, '')
+    from pg_class where relnamespace = 'public'::regnamespace
+  union all select 'bucket ' || row(b.*)::text from storage.buckets b
+  order by 1
+"""
+
+
+@pytest.fixture
+def database(supabase_servers):
+    """A fresh Supabase project without migrations."""
+    postgres = supabase_servers.postgres
+    postgres.create_database("fresh", migrated=False)
+    yield postgres
+    postgres.sql("drop database fresh with (force);", database="postgres")
+
+
+def catalogue(postgres) -> list[str]:
+    return [row["line"] for row in postgres.rows(CATALOGUE, database="fresh")]
+
+
+def claim(postgres, **arguments: str) -> list[dict]:
+    given = {"worker_id": "'w'", "claim_id": "gen_random_uuid()", "lease_seconds": "60", **arguments}
+    return postgres.rows(
+        f"select * from claim_training_run({', '.join(f'{name} => {value}' for name, value in given.items())})",
+        database="fresh",
+    )
+
+
+def column(postgres, query: str) -> str:
+    return postgres.sql(query, database="fresh")
+
+
+def test_file_names_are_versions_in_order():
+    names = [path.name for path in MIGRATIONS]
+    assert len(names) == 3
+    assert names == sorted(names)
+    assert all(name[:14].isdigit() and name[14] == "_" for name in names)
+
+
+@pytest.mark.parametrize("before", ["", APP], ids=["empty project", "the web app's project"])
+def test_applying_twice_changes_nothing(database, before):
+    database.sql(before, database="fresh")
+    database.migrate("fresh")
+    once = catalogue(database)
+    database.migrate("fresh")
+    assert catalogue(database) == once
+    assert any(line.startswith("function claim_training_run") for line in once)
+
+
+def test_an_empty_project_serves_a_run_and_has_private_buckets(database):
+    database.migrate("fresh")
+    column(database, "insert into training_runs (run_name) values ('first')")
+    assert claim(database)[0]["run_name"] == "first"
+    assert column(database, "select string_agg(id || public, ' ' order by id) from storage.buckets") == (
+        "datasetsfalse training-artifactsfalse"
+    )
+
+
+def test_all_migrations_pasted_as_one_script_work(database):
+    database.sql("\n".join(path.read_text() for path in MIGRATIONS), database="fresh")
+    assert column(database, "select trainer_schema_version()") == "1"
+
+
+def test_the_web_app_keeps_its_rows_policies_triggers_grants_and_buckets(database):
+    database.sql(APP, database="fresh")
+    before = set(catalogue(database))
+    column(database, """insert into training_runs (run_name, status, results) values
+        ('done', 'completed', '{"mAP": 0.5}'), ('waiting', 'queued', null), ('odd', 'configuring', null)""")
+    database.migrate("fresh")
+    assert before - set(catalogue(database)) == set()
+    assert column(database, "select string_agg(run_name || status, ' ' order by run_name) from training_runs") == (
+        "donecompleted oddconfiguring waitingqueued"
+    )
+    assert claim(database)[0]["run_name"] == "waiting"
+    assert claim(database) == []
+    assert column(database, "select public from storage.buckets where id = 'datasets'") == "t"
+
+
+def test_the_web_app_keeps_the_only_updated_at_trigger(database):
+    database.sql(APP, database="fresh")
+    database.migrate("fresh")
+    triggers = column(database, "select string_agg(tgname, ' ' order by tgname) from pg_trigger where not tgisinternal"
+                                " and tgrelid = 'training_runs'::regclass")  # fmt: skip
+    assert triggers == "set_training_runs_updated_at trainer_guard_ending"
+
+
+def test_updated_at_moves_on_an_empty_project_too(database):
+    database.migrate("fresh")
+    column(database, "insert into training_runs (run_name, updated_at) values ('a', '2020-01-01')")
+    column(database, "update training_runs set run_name = 'b'")
+    assert column(database, "select updated_at > '2021-01-01' from training_runs") == "t"
+
+
+def test_deleting_a_project_ends_its_runs_as_the_web_app_wants(database):
+    database.sql(APP, database="fresh")
+    database.migrate("fresh")
+    column(database, """
+        insert into projects (id, name) values ('11111111-1111-1111-1111-111111111111', 'p');
+        insert into training_runs (run_name, project_id, created_at) values
+          ('running', '11111111-1111-1111-1111-111111111111', '2020-01-01'),
+          ('queued', '11111111-1111-1111-1111-111111111111', now());""")
+    run = claim(database, claim_id="'22222222-2222-2222-2222-222222222222'")[0]
+    column(database, "delete from projects")
+    held = f"run_id => '{run['id']}', claim_id => '22222222-2222-2222-2222-222222222222'"
+    assert column(database, f"select beat_training_run({held}, lease_seconds => 60)") == "lost"
+    assert column(database, f"select finish_training_run({held}, status => 'completed')") == "lost"
+    left = database.rows("select run_name, status, error_message, lease_expires_at from training_runs", database="fresh")
+    assert left == [
+        {"run_name": "running", "status": "canceled", "error_message": "Project deleted.", "lease_expires_at": None},
+    ]
+
+
+def test_runs_that_the_predecessor_left_behind_are_taken_up(database):
+    database.sql(APP, database="fresh")
+    column(database, """insert into training_runs (run_name, status, started_at, worker_id) values
+        ('orphan', 'running', now() - interval '2 hours', 'old'), ('alive', 'running', now() - interval '5 s', 'old'),
+        ('stopping', 'canceling', now() - interval '2 hours', 'old')""")
+    database.migrate("fresh")
+    assert claim(database)[0]["run_name"] == "orphan"
+    assert claim(database) == []
+    assert column(database, "select string_agg(run_name || status, ' ' order by run_name) from training_runs") == (
+        "aliverunning orphanrunning stoppingcanceled"
+    )
+
+
+def test_plain_postgresql_without_supabase_serves_too(supabase_servers):
+    postgres = supabase_servers.postgres
+    postgres.sql("create database plain;", database="postgres")
+    try:
+        postgres.migrate("plain")
+        postgres.sql("insert into training_runs (run_name) values ('a')", database="plain")
+        taken = postgres.sql("select run_name from claim_training_run('w', gen_random_uuid(), 60)", database="plain")
+        assert taken == "a"
+    finally:
+        postgres.sql("drop database plain with (force);", database="postgres")
+
+
+def test_a_later_migration_can_build_on_these(database):
+    database.migrate("fresh")
+    database.sql(
+        "alter table training_runs add column note text;"
+        "create or replace function public.trainer_schema_version() returns integer"
+        " language sql immutable set search_path = '' as $$ select 2 $$;",
+        database="fresh",
+    )
+    column(database, "insert into training_runs (run_name, note) values ('a', 'kept')")
+    claimed = claim(database)[0]
+    assert claimed["note"] == "kept"
+    assert column(database, "select note from training_runs") == "kept"
