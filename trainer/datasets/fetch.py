@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
 
 from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError, Misconfigured, ObjectMissing, Unavailable
@@ -14,19 +15,13 @@ from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
 from trainer.datasets.archive import extract, is_archive, sniff
 from trainer.datasets.cache import ContentCache, on_this_disk
-from trainer.datasets.manifest import Manifest, locate, take_manifest, wanted
+from trainer.datasets.manifest import Manifest, locate, suffix, take_manifest, wanted
+from trainer.datasets.ndjson import SUFFIXES as NDJSON
 from trainer.datasets.reference import Roots, shown
 from trainer.datasets.transfer import Meter, OnTransfer, in_parallel, link_tree
-from trainer.datasets.tree import (
-    FILES,
-    Fetched,
-    SourceFile,
-    private_tree,
-    read_tree,
-    users_tree,
-    write_listing,
-)
-from trainer.remote.web import GuardedClient
+from trainer.datasets.tree import FILES, Fetched, read_tree, write_listing
+from trainer.datasets.web_source import LARGEST_TEXT, WebSource, web_identity
+from trainer.remote.web import Downloaded, GuardedClient
 
 SYNCS = 3  # a dataset that changed during its download is compared and completed this often
 ROOM_STEP = 64 << 20  # bytes between two looks at the disk while something of unknown size grows
@@ -54,6 +49,7 @@ class Fetcher:
         self._roots = roots
         self._cache = cache
         self._web = web
+        self._web_source = WebSource(cache=cache, web=web, roots=roots, concurrency=concurrency)
         self._store = store
         self._datasets_bucket = datasets_bucket
         self._concurrency = concurrency
@@ -70,7 +66,7 @@ class Fetcher:
         with on_this_disk(staging):
             staging.mkdir(parents=True)
         if isinstance(ref, DiskRef):
-            return self._from_disk(ref, staging, stop)
+            return self._from_disk(ref, staging, stop, on_event)
         if isinstance(ref, ObjectRef):
             return self._from_store(ref, staging, stop, on_event)
         return self._from_web(ref, staging, stop, on_event)
@@ -82,10 +78,10 @@ class Fetcher:
 
     # ── this host ──
 
-    def _from_disk(self, ref: DiskRef, staging: Path, stop: StopSignal) -> Fetched:
+    def _from_disk(self, ref: DiskRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
         path = self._roots.admit(ref.path)
         if path.is_dir():
-            return users_tree(path, None)
+            return Fetched(root=path, entry=None, is_private=False)
         if not path.is_file() or not os.access(path, os.R_OK):
             raise DatasetError(f"data_yaml: {shown(ref.path)} is no file or folder that this worker may read.")
         found = path.stat()
@@ -94,7 +90,9 @@ class Fetcher:
         if is_archive(path.name) or sniff(path):
             identity = f"disk\n{path}\n{found.st_size}\n{found.st_mtime_ns}\n{found.st_ino}"
             return self._unpacked(identity, staging, stop, lambda _: path, path.name)
-        return users_tree(path.parent, path.name)
+        if suffix(path.name) in NDJSON:
+            return self._exported(path, path.name, staging, stop, on_event, home=path.parent)
+        return Fetched(root=path.parent, entry=Path(path.name), is_private=False)
 
     # ── the object store ──
 
@@ -107,16 +105,11 @@ class Fetcher:
             return self._stored_archive(store, found, staging, stop, on_event)
         manifest = self._synced(store, found, staging, stop, on_event)
         files = {relpath: self._cached(info) for relpath, info in manifest.objects.items()}
+        if manifest.entry is not None and suffix(manifest.entry) in NDJSON:
+            return self._exported(files[manifest.entry], manifest.entry, staging, stop, on_event)
         with on_this_disk(staging):
             link_tree(files.items(), staging)
-        return private_tree(
-            staging,
-            manifest.entry,
-            tuple(
-                SourceFile(relpath=relpath, path=staging / relpath, bytes=info.bytes, identity=_identity(info))
-                for relpath, info in manifest.objects.items()
-            ),
-        )
+        return Fetched(root=staging, entry=Path(manifest.entry) if manifest.entry else None, is_private=True)
 
     def _cached(self, info: ObjectInfo) -> Path:
         path = self._cache.get(_identity(info), info.bytes)
@@ -208,7 +201,7 @@ class Fetcher:
                 file, tree / FILES, stop, wanted=wanted, name=name,
                 on_total=self._cache.make_room, on_bytes=_RoomCheck(self._cache).count,
             )
-            write_listing(tree, identity, extracted.findings)
+            write_listing(tree, extracted.findings)
             self._cache.put_tree(identity, tree, extracted.bytes)
         made = self._known_tree(identity)
         if made is None:
@@ -225,7 +218,58 @@ class Fetcher:
     # ── the web ──
 
     def _from_web(self, ref: HttpRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
-        raise DatasetError(f"data_yaml: {shown(ref.url)} cannot be fetched yet.")
+        meter, room = Meter(on_event, total_files=1), _RoomCheck(self._cache)
+        known: list[Fetched] = []
+
+        def is_known(url: str, etag: str, size: int) -> bool:
+            identity = web_identity(url, etag, size)
+            self._cache.pin(staging, [f"tree\n{identity}"])
+            tree = self._known_tree(f"tree\n{identity}")
+            known.extend([tree] if tree else [])
+            return tree is not None
+
+        def count(moved: int) -> None:
+            meter.count(moved)
+            room.count(moved)
+
+        def announce(size: int) -> None:
+            meter.expect(size)
+            self._cache.make_room(size)
+
+        with self._cache.temporary() as path:
+            with on_this_disk(self._cache.root):
+                got = self._web.download(
+                    ref.url, path, stop, on_bytes=count, on_length=announce, is_known=is_known,
+                )
+            if known:
+                return known[0]
+            meter.finish_file()
+            return self._web_file(got, path, staging, stop, on_event)
+
+    def _web_file(
+        self, got: Downloaded, path: Path, staging: Path, stop: StopSignal, on_event: OnTransfer,
+    ) -> Fetched:
+        name = unquote(urlsplit(got.url).path.rpartition("/")[2])
+        if is_archive(name) or sniff(path):
+            identity = web_identity(got.url, got.etag, got.bytes) if got.etag else f"sha256\n{got.sha256}"
+            return self._unpacked(identity, staging, stop, lambda _: path, name)
+        if not got.bytes or got.bytes > LARGEST_TEXT:
+            raise DatasetError(f"data_yaml: {shown(got.url)} has {got.bytes:,} bytes: no YAML, archive or NDJSON export.")
+        if suffix(name) in NDJSON or "ndjson" in got.content_type:
+            return self._exported(path, name, staging, stop, on_event)
+        if suffix(name) == "json":
+            raise DatasetError(
+                f"data_yaml: {shown(got.url)} is an annotations file, whose images cannot be found over http(s); "
+                "give an archive of the dataset.",
+            )
+        self._web_source.from_yaml(got.url, path, staging, stop, on_event)
+        return Fetched(root=staging, entry=Path("data.yaml"), is_private=True)
+
+    def _exported(
+        self, file: Path, name: str, staging: Path, stop: StopSignal, on_event: OnTransfer, home: Path | None = None,
+    ) -> Fetched:
+        entry = self._web_source.from_ndjson(file, name, staging, stop, on_event, home)
+        return Fetched(root=staging, entry=Path(entry) if entry else None, is_private=True)
 
 
 class _RoomCheck:
@@ -252,4 +296,4 @@ def _difference(before: Mapping[str, ObjectInfo], after: Mapping[str, ObjectInfo
     return next((name for name in names if before.get(name) != after.get(name)), "")
 
 
-__all__ = ["Fetched", "Fetcher", "SourceFile"]
+__all__ = ["Fetched", "Fetcher"]

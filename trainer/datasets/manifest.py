@@ -11,14 +11,15 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
-from trainer.datasets.archive import Limits, is_archive, safe_name
+from trainer.datasets.archive import Limits, safe_name
 from trainer.datasets.data_yaml import load_yaml, read_data_yaml
 from trainer.datasets.folders import IMAGE_SUFFIXES
 from trainer.datasets.found import Report
+from trainer.datasets.ndjson import SUFFIXES as NDJSON
 from trainer.datasets.reference import either_bucket, shown
 
 YAML = ("yaml", "yml")
-SUFFIXES = frozenset({*IMAGE_SUFFIXES, *YAML, "txt", "json", "ndjson"})
+SUFFIXES = frozenset({*IMAGE_SUFFIXES, *YAML, "txt", "json"})
 MAY_BE_EMPTY = frozenset({"txt"})  # a label file without lines says that nothing is on the image
 SKIPPED_FOLDERS = frozenset({"thumbnails", "__MACOSX"})
 MOST_OBJECTS = 5_000_000
@@ -72,7 +73,9 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, stop: StopS
     if suffix(name) in IMAGE_SUFFIXES:
         raise DatasetError(f"data_yaml: {shown(found.ref.key)} is an image; name the dataset's YAML or its folder.")
     # a YAML may have any name, so whatever is nothing else is read as one
-    needed = None if suffix(name) in {"json", "ndjson"} else _named_folders(store, found, stop)
+    if suffix(name) in NDJSON:
+        return Manifest(bucket=found.ref.bucket, folder=folder, entry=name, objects={_safe(name): found})
+    needed = None if suffix(name) == "json" else _named_folders(store, found, stop)
     if not folder and needed is None:
         raise DatasetError(
             f"data_yaml: {shown(name)} lies at the top of the bucket {found.ref.bucket!r}, where everything else lies too; "

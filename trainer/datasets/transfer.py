@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +37,11 @@ class Meter:
         with self._lock:
             self._bytes += moved
             self._tell(always=False)
+
+    def expect(self, more: int) -> None:
+        """More bytes are going to come than was known before."""
+        with self._lock:
+            self._total_bytes += more
 
     def finish_file(self) -> None:
         with self._lock:
@@ -78,7 +84,7 @@ def in_parallel(jobs: Sequence[Job], workers: int, stop: StopSignal) -> None:
 
 
 def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
-    """Make `root`/relpath a second name of each file: a hard link, or a symlink where that is impossible."""
+    """Give each file the second name `root`/relpath: a hard link, or a copy where that is impossible."""
     made: set[str] = set()
     for relpath, target in links:
         path = f"{root}/{relpath}"
@@ -91,4 +97,4 @@ def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
         except FileNotFoundError:
             raise
         except OSError:  # another file system, one without hard links, or too many of them
-            Path(path).symlink_to(target)
+            shutil.copyfile(target, path)

@@ -22,7 +22,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
 
-from trainer.core.errors import DatasetError, Unavailable
+from trainer.core.errors import DatasetError, ObjectMissing, Unavailable
 from trainer.core.stop import StopSignal
 from trainer.remote.retry import RetryPolicy, retrying
 
@@ -99,13 +99,15 @@ class GuardedClient:
         *,
         max_bytes: int | None = None,
         on_bytes: Callable[[int], None] | None = None,
+        on_length: Callable[[int], None] | None = None,
         is_known: Callable[[str, str, int], bool] | None = None,
     ) -> Downloaded:
         """Stream the body to `path`, a new file. A failed try is begun anew; `on_bytes` then gets the loss as minus.
 
+        `on_length` hears the stated length before anything is written.
         `is_known(final_url, strong_etag, length)` may say that the content is there already: nothing is then written
-        and `sha256` is empty. Raises `DatasetError` when the URL may not or cannot be had, `Unavailable` when the host
-        does not answer now, `Stopped`.
+        and `sha256` is empty. Raises `ObjectMissing` when nothing is there, `DatasetError` when the URL may not or cannot
+        be had, `Unavailable` when the host does not answer now, `Stopped`.
         """
         limit = min(max_bytes or self._max_bytes, self._max_bytes)
         deadline = time.monotonic() + self._max_seconds
@@ -120,7 +122,7 @@ class GuardedClient:
                     on_bytes(n)
 
             try:
-                return self._once(url, path, _Call(stop, deadline, limit, count, is_known))
+                return self._once(url, path, _Call(stop, deadline, limit, count, on_length, is_known))
             except BaseException:
                 path.unlink(missing_ok=True)
                 if on_bytes is not None and moved:
@@ -171,6 +173,7 @@ class _Call:
     deadline: float
     max_bytes: int
     on_bytes: Callable[[int], None]
+    on_length: Callable[[int], None] | None
     is_known: Callable[[str, str, int], bool] | None
 
     def receive(self, url: str, answer: httpcore.Response, path: Path) -> Downloaded:
@@ -184,6 +187,8 @@ class _Call:
         kind = _header(answer, "content-type")
         if etag and length is not None and self.is_known is not None and self.is_known(url, etag, length):
             return Downloaded(url=url, bytes=length, sha256="", etag=etag, content_type=kind)
+        if length is not None and self.on_length is not None:
+            self.on_length(length)
         size, sha256 = self._stream(url, answer, path)
         if length is not None and size != length:
             raise Unavailable(f"{_shown(url)} ended after {size} of {length} bytes")
@@ -385,7 +390,8 @@ def _require_ok(url: str, answer: httpcore.Response) -> None:
         wait = _header(answer, "retry-after")
         raise Unavailable(f"{_shown(url)} answers {status}", retry_after=float(wait) if wait.isdecimal() else None)
     mend = _MEND.get(status, "it is not there to be fetched; check the URL")
-    raise DatasetError(f"{_shown(url)} answers {status}: {mend}.")
+    kind = ObjectMissing if status in {404, 410} else DatasetError
+    raise kind(f"{_shown(url)} answers {status}: {mend}.")
 
 
 def _length(url: str, answer: httpcore.Response) -> int | None:
