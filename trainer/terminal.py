@@ -7,7 +7,7 @@ import time
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from trainer.core.job import JsonObject, Status
@@ -26,7 +26,17 @@ REFRESH_SECONDS = 0.5
 
 def show_list(rows: list[JsonObject]) -> None:
     """The newest runs, a line each."""
-    table = Table("id", "name", "status", "epoch", "mAP", "worker", "created", box=None, pad_edge=False)
+    table = Table(
+        Column("id", no_wrap=True, min_width=36),
+        "name",
+        "status",
+        "epoch",
+        "mAP",
+        "worker",
+        "created",
+        box=None,
+        pad_edge=False,
+    )
     for row in rows:
         results = row.get("results") or {}
         progress = results.get("progress") or {}
@@ -52,9 +62,14 @@ def show_row(row: JsonObject) -> None:
     for name in ("mAP", "mAP50", "precision", "recall"):
         if results.get(name) is not None:
             table.add_row(name, _number(results[name]))
-    for artifact in results.get("artifacts") or []:
-        table.add_row(artifact["name"], artifact.get("url") or artifact["path"])
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    artifacts = results.get("artifacts") or []
+    if artifacts:
+        console.print("artifacts", style="bold")
+    for artifact in artifacts:
+        place = str(artifact.get("url") or artifact["path"]).removeprefix("file://")
+        console.print(f"  {artifact['name']:<32} {place}", soft_wrap=True, highlight=False)
 
 
 def watch(runs: RunTable, run_id: str) -> JsonObject | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainer.core.events import BatchProgress, Event, PhaseStarted, TransferProgress, is_durable
+from trainer.core.events import BatchProgress, Event, Phase, PhaseStarted, TransferProgress, is_durable
 from trainer.core.job import Job
 from trainer.core.ports import Reporter
 from trainer.core.progress import Progress
@@ -56,15 +56,18 @@ class Record:
         self._reporter = reporter
         self._lock = threading.Lock()
         self._phase_began: float | None = None
+        self._alternating: set[Phase] = set()
 
     @property
     def log_path(self) -> Path:
         return self._log.path
 
     def event(self, event: Event) -> None:
-        if isinstance(event, PhaseStarted):
-            event = self._timed(event)
         self._progress.follow(event)
+        if isinstance(event, PhaseStarted):
+            if self._is_next_round(event.phase):
+                return
+            event = self._timed(event)
         if is_durable(event):
             data = {name: value for name, value in asdict(event).items() if name not in LOCAL_ONLY}
             self._journal.record(event.kind, data)
@@ -74,6 +77,13 @@ class Record:
 
     def output(self, line: str) -> None:
         self._log.output(line)
+
+    def _is_next_round(self, phase: Phase) -> bool:
+        """Training and validating take turns in every epoch; only the first turn is news, epochs tell the rest."""
+        again = phase in self._alternating
+        if phase in (Phase.TRAINING, Phase.VALIDATING):
+            self._alternating.add(phase)
+        return again
 
     def _timed(self, event: PhaseStarted) -> PhaseStarted:
         """With the length of the phase that just ended."""
