@@ -100,10 +100,8 @@ def chance() -> Rule[float]:
     inner = number(0, 1)
 
     def read(value: object) -> float:
-        word = value.strip().lower() if isinstance(value, str) else value
-        if isinstance(word, bool) or word in {"true", "false", "yes", "no", "y", "n"}:
-            return float(_flag(value))
-        return inner.read(value)
+        is_word = isinstance(value, str) and not _NUMBER.fullmatch(value.strip())
+        return float(_flag(value)) if is_word or isinstance(value, bool) else inner.read(value)
 
     return Rule(inner.text, read)
 

@@ -56,6 +56,8 @@ def _weights_file(name: str) -> ModelRef:
     match = catalogue.find_weights(stem) if _is_plain(name) else None
     if match:
         return OfficialModel(stem=match.stem, task=match.task)
+    if catalogue.is_untrainable_file(stem):
+        raise _unknown(name)
     reason = _path_problem(name)
     if reason:
         raise _refused(name, reason)

@@ -93,6 +93,11 @@ _UNTRAINABLE = (
     (r"efficientdet|faster.?rcnn|detectron|ssd|retinanet|centernet", "it is not a YOLO model"),
     (r"-cls-resnet|v8.?-rtdetr", "its mixed architecture is not served"),
 )
+# published files that a row may not name even when they lie in MODELS_DIR
+_UNTRAINABLE_FILE = re.compile(
+    r"sam2?(\.1)?_[blst]|mobile_sam|fastsam-[sx]|yolo_nas_[sml]|yoloe-(v8|11|26)[nsmlx]-seg(-pf)?"
+    r"|yolov8[smlx]-world(v2)?|yolo26[nsmlx]-(sem|depth|sem-ade20k)|yolo11n-grayscale",
+)
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,11 @@ def untrainable(name: str) -> str | None:
     return next((reason for pattern, reason in _UNTRAINABLE if re.search(pattern, name.lower())), None)
 
 
+def is_untrainable_file(stem: str) -> bool:
+    """Whether it is the name of a published file that cannot be trained, and not just like one."""
+    return _UNTRAINABLE_FILE.fullmatch(stem.lower()) is not None
+
+
 def nearest(name: str) -> tuple[str, ...]:
     """Up to three valid names that look most like `name`, never none."""
     spellings = {**_ARCHITECTURE_SPELLINGS, **_WEIGHT_SPELLINGS}
@@ -159,10 +169,11 @@ def entries() -> list[Entry]:
 
 
 def _published(match: Match) -> str:
-    table = WEIGHTS if match.stem in WEIGHTS else ARCHITECTURES
-    names = table[match.stem]
-    name = names[match.task] if match.task else next(iter(names.values()))
-    return name if table is WEIGHTS else f"{name}.yaml"
+    weights, architectures = WEIGHTS.get(match.stem, {}), ARCHITECTURES.get(match.stem, {})
+    task = match.task or Task.DETECT
+    return weights.get(task) or (
+        f"{architectures[task]}.yaml" if task in architectures else next(iter(weights.values()))
+    )
 
 
 def _squeezed(name: str) -> str:

@@ -85,9 +85,13 @@ class TrainPlan:
         return read_plan(request, exports_available, artifacts_bucket)
 
     def model_warning(self, task: Task) -> str | None:
-        """What to tell the user when the dataset's task is not the one that the model's name spelled."""
+        """What to tell the user when the dataset's task is not the one that the model's name spelled, or None.
+
+        None as well when the row named the task: then `warnings` says it already. Raises BadRequest when the model
+        is not published for the task.
+        """
         model = self.model
-        if not isinstance(model, OfficialModel | Architecture) or model.task in (None, task):
+        if self.task or not isinstance(model, OfficialModel | Architecture) or model.task in (None, task):
             return None
         used = catalogue.resolve_name(model.stem, task, scratch=isinstance(model, Architecture))
         return f"base_model names a {model.task} model, and the task is {task}: {used} is used instead"

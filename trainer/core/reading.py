@@ -87,6 +87,7 @@ class _Reading:
 
     def _model(self, own: str, artifacts_bucket: str) -> ModelRef:
         given = self.found.take("base_model")
+        pretrained = self.found.settings.get("pretrained")
         scratch = not self.found.value("pretrained", Rule(arguments.REFUSED["pretrained"], arguments.FLAG.read), True)
         name = own or given.value if given else own
         if given and own and (not isinstance(given.value, str) or squeezed(given.value) != squeezed(own)):
@@ -103,7 +104,10 @@ class _Reading:
             except BadRequest as refused:
                 self.found.problems.extend(refused.problems)
                 return _DEFAULT_MODEL
-        return _from_scratch(model) if scratch else model
+        untrained = _from_scratch(model) if scratch else model
+        if pretrained and untrained is None:
+            self.found.wrong(pretrained, "true for this base_model: there is no network of it without weights")
+        return untrained or model
 
     def _task(self) -> Task | None:
         given = self.found.take("task")
@@ -221,12 +225,12 @@ def _is_harmless(name: str, value: Json) -> bool:
     return value is False or value == "" or (name == "mode" and value == "train")
 
 
-def _from_scratch(model: ModelRef) -> ModelRef:
-    """`pretrained: false`: the same network without its weights."""
+def _from_scratch(model: ModelRef) -> ModelRef | None:
+    """`pretrained: false`: the same network without its weights, or None."""
     if not isinstance(model, OfficialModel):
-        return model
+        return model if isinstance(model, Architecture) else None
     match = catalogue.find_architecture(model.stem)
-    return Architecture(stem=match.stem, task=model.task) if match else model
+    return Architecture(stem=match.stem, task=model.task) if match else None
 
 
 def _texts(value: Json) -> list[str]:

@@ -58,7 +58,7 @@ def _fields(given: Setting, found: Configuration) -> dict[str, Json]:
 
 def _request(fields: dict[str, Json], seed: int) -> SplitRequest | None:
     """The request of these fields. Raises ValueError when they make no sense."""
-    if fields.get("method") in {"none", "use_dataset"}:
+    if fields.get("method") in ("none", "use_dataset"):  # a tuple: the value may be unhashable
         return None
     assigned = _assigned(fields.get("assigned"))
     shares: dict[str, float] = {name: _SHARE.read(fields[name]) for name in ("train", "val", "test") if name in fields}

@@ -1,0 +1,199 @@
+"""The allow-list of train arguments, compared with the installed Ultralytics."""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer.core import arguments
+from trainer.core.arguments import ALLOWED, IGNORED, PLANNED, REFUSED
+
+PACKAGE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
+DEFAULTS = yaml.safe_load((PACKAGE / "cfg" / "default.yaml").read_text())
+
+
+def key_set(name: str) -> set[str]:
+    """One of the CFG_…_KEYS of the installed package, read without importing it."""
+    tree = ast.parse((PACKAGE / "cfg" / "__init__.py").read_text())
+    node = next(n for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == name)
+    return set(eval(compile(ast.Expression(node.value), name, "eval"), {"frozenset": frozenset}))
+
+
+def test_every_argument_of_the_installed_version_is_decided_about_exactly_once():
+    tables = [set(ALLOWED), set(REFUSED), set(IGNORED), set(PLANNED)]
+    assert set(DEFAULTS) - set().union(*tables) == set()
+    assert sum(map(len, tables)) == len(set().union(*tables))
+
+
+def test_every_allowed_argument_exists_in_the_installed_version():
+    assert set(ALLOWED) <= set(DEFAULTS)
+
+
+def test_what_runs_code_reaches_the_network_or_leaves_the_run_is_not_allowed():
+    dangerous = {
+        *("model", "pretrained", "distill_model", "resume", "cfg", "data", "project", "name", "save_dir", "exist_ok"),
+        *(
+            "device",
+            "profile",
+            "compile",
+            "source",
+            "tracker",
+            "augmentations",
+            "quantize",
+            "mode",
+            "task",
+            "callbacks",
+        ),
+    }
+    assert dangerous & set(ALLOWED) == set()
+
+
+def test_every_refusal_has_a_reason():
+    assert all(len(reason.split()) >= 4 for reason in [*REFUSED.values(), *IGNORED.values()])
+
+
+@pytest.mark.parametrize("name", sorted(set(ALLOWED) - {"save"}))
+def test_the_installed_default_is_a_valid_value(name):
+    default = DEFAULTS[name]
+    if default is not None:
+        assert ALLOWED[name].read(default) == default
+
+
+def test_types_are_those_of_the_installed_version():
+    for name in key_set("CFG_INT_KEYS") & set(ALLOWED):
+        assert type(ALLOWED[name].read(1)) is int, name
+    for name in key_set("CFG_BOOL_KEYS") & set(ALLOWED):
+        assert ALLOWED[name].read(True) is True, name
+    for name in (key_set("CFG_FRACTION_KEYS") | key_set("CFG_FLOAT_KEYS")) & set(ALLOWED):
+        assert type(ALLOWED[name].read(0.5)) is float, name
+
+
+def test_shares_stay_within_what_the_installed_version_takes():
+    for name in key_set("CFG_FRACTION_KEYS") & set(ALLOWED) - {"fraction"}:
+        with pytest.raises(ValueError):
+            ALLOWED[name].read(1.01)
+        with pytest.raises(ValueError):
+            ALLOWED[name].read(-0.01)
+
+
+NAN, INF = float("nan"), float("inf")
+FLAGS = [
+    (True, True),
+    (False, False),
+    ("true", True),
+    ("False", False),
+    ("yes", True),
+    ("0", False),
+    (1, True),
+    (0, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        *[("cos_lr", given, read) for given, read in FLAGS],
+        ("patience", 16, 16),
+        ("patience", 16.0, 16),
+        ("patience", "16", 16),
+        ("patience", " 16 ", 16),
+        ("patience", "1e2", 100),
+        ("patience", 0, 0),
+        ("save_period", -1, -1),
+        ("save", True, True),
+        ("lr0", "0.01", 0.01),
+        ("lr0", 1, 1.0),
+        ("lr0", "1e-4", 1e-4),
+        ("lr0", ".5", 0.5),
+        ("time", 0.5, 0.5),
+        ("optimizer", "adamw", "AdamW"),
+        ("optimizer", "rmsprop", "RMSProp"),
+        ("optimizer", "AUTO", "auto"),
+        ("cache", True, True),
+        ("cache", "ram", "ram"),
+        ("cache", "Disk", "disk"),
+        ("cache", "false", False),
+        ("amp", "BF16", "bf16"),
+        ("amp", "true", True),
+        ("freeze", 10, 10),
+        ("freeze", [0, 1, "23.cv2"], [0, 1, "23.cv2"]),
+        ("fraction", 0.5, 0.5),
+        ("fraction", 1, 1.0),
+        ("fraction", 500, 500),
+        ("fraction", [0.5, 1], [0.5, 1.0]),
+        ("fraction", [100, 20, 0], [100, 20, 0.0]),
+        ("scale", 0.9, 0.9),
+        ("scale", [0.5, 2], [0.5, 2.0]),
+        ("classes", 3, [3]),
+        ("classes", [0, "2"], [0, 2]),
+        ("mosaic", True, 1.0),
+        ("mosaic", "no", 0.0),
+        ("mosaic", "0.5", 0.5),
+        ("auto_augment", "AugMix", "augmix"),
+        ("seed", 2**31 - 1, 2**31 - 1),
+    ],
+)
+def test_values_are_read_as_they_were_meant(name, value, read):
+    found = ALLOWED[name].read(value)
+    assert found == read
+    assert type(found) is type(read)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[
+            ("patience", bad)
+            for bad in (-1, 16.5, "16.5", "sixteen", "", NAN, INF, True, None, [], {}, "0x10", "1_000", "\u0661")
+        ],
+        *[("lr0", bad) for bad in (0, -0.1, 1.5, NAN, INF, -INF, "nan", "inf", "1e999", True, "", [0.1], 10**400)],
+        *[("cos_lr", bad) for bad in ("maybe", 2, 0.5, None, [True], "")],
+        *[("cache", bad) for bad in ("gpu", "../x", 7, None)],
+        *[("amp", bad) for bad in ("fp8", 2, None)],
+        *[("optimizer", bad) for bad in ("Lion", "torch.optim.SGD", 3, None, ["SGD"])],
+        *[("freeze", bad) for bad in (-1, [-1], ["model"], ["0.__class__()"], [[0]], "0.cv2", [0] * 1001)],
+        *[("fraction", bad) for bad in (0, -1, 1.5, True, [1], [0, 1], [1, 0], [1, 1, 1, 1], "all", 10**30)],
+        *[("scale", bad) for bad in (1.5, -0.1, [0.5], [2, 1], [0, 1], ["a", "b"], [NAN, 1])],
+        *[("classes", bad) for bad in (-1, [], [-1], "car", [0.5])],
+        *[("mosaic", bad) for bad in (1.1, -0.1, "often", NAN)],
+        ("save", False),
+        ("workers", 65),
+        ("seed", -1),
+        ("seed", 2**31),
+        ("time", 0),
+        ("mask_ratio", 0),
+        ("max_det", 0),
+        ("degrees", 181),
+    ],
+)
+def test_wrong_values_are_refused(name, value):
+    with pytest.raises(ValueError):
+        ALLOWED[name].read(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [(-1, -1), ("-1", -1), ("auto", -1), (0.6, 0.6), ("0.6", 0.6), (1, 1), (1.0, 1), ("16", 16), (4096, 4096)],
+)
+def test_a_batch_is_a_number_of_images_automatic_or_a_share_of_the_memory(value, read):
+    found = arguments.BATCH.read(value)
+    assert found == read
+    assert type(found) is type(read)
+
+
+@pytest.mark.parametrize("value", [0, -2, 16.5, 4097, True, "many", NAN, [16]])
+def test_other_batches_are_refused(value):
+    with pytest.raises(ValueError):
+        arguments.BATCH.read(value)
+
+
+def test_a_rule_says_what_it_wants():
+    assert arguments.EPOCHS.text == "a whole number from 1 to 100000"
+    assert ALLOWED["lr0"].text == "a number above 0 and up to 1"
+    assert "AdamW" in ALLOWED["optimizer"].text
+
+
+def test_no_export_format_is_in_two_tables():
+    assert set(arguments.EXPORT_PACKAGES) & arguments.VENDOR_EXPORTS == set()

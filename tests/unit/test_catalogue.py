@@ -1,0 +1,170 @@
+"""The catalogue of models, compared with the installed Ultralytics, and the spellings that people use."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from trainer.core import catalogue
+from trainer.core.catalogue import Match
+from trainer.core.dataset import Task
+from trainer.core.errors import BadRequest
+
+PACKAGE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
+PACKAGED = {path.stem for path in (PACKAGE / "cfg" / "models").rglob("*.yaml")}
+
+
+def published() -> set[str]:
+    """The file names in Ultralytics' own list, read without importing it (which would import torch)."""
+    tree = ast.parse((PACKAGE / "utils" / "downloads.py").read_text())
+    node = next(n for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "GITHUB_ASSETS_NAMES")
+    return set(eval(compile(ast.Expression(node.value), "assets", "eval"), {"frozenset": frozenset}))
+
+
+def unsized(name: str) -> str:
+    return re.sub(r"(\d+)[nslmx](?=-|$)", r"\1", name, count=1)
+
+
+def names(table) -> set[str]:
+    return {name for by_task in table.values() for name in by_task.values()}
+
+
+def test_every_weights_file_in_the_catalogue_is_published():
+    assert {f"{name}.pt" for name in names(catalogue.WEIGHTS)} <= published()
+
+
+def test_every_published_weights_file_is_in_the_catalogue_or_refused_with_a_reason():
+    weights = {name.removesuffix(".pt") for name in published() if name.endswith(".pt")}
+    missing = {name for name in weights - names(catalogue.WEIGHTS) if not catalogue.untrainable(name)}
+    assert missing == set()
+
+
+def test_published_files_that_cannot_be_trained_are_known_by_their_file_names():
+    weights = {name.removesuffix(".pt") for name in published() if name.endswith(".pt")}
+    assert {name for name in weights if catalogue.is_untrainable_file(name)} == weights - names(catalogue.WEIGHTS)
+
+
+@pytest.mark.parametrize("own", ["nas_v2", "my-world", "samples", "sam2_b-finetuned", "yolo26n-semi", "hero-sam_b"])
+def test_the_users_own_files_may_be_named_like_them(own):
+    assert not catalogue.is_untrainable_file(own)
+
+
+def test_nothing_that_can_be_trained_is_called_untrainable():
+    everything = names(catalogue.WEIGHTS) | names(catalogue.ARCHITECTURES)
+    assert {name for name in everything if catalogue.untrainable(name)} == set()
+
+
+def test_every_architecture_in_the_catalogue_is_packaged():
+    assert {n for n in names(catalogue.ARCHITECTURES) if not {n, unsized(n)} & PACKAGED} == set()
+
+
+def test_every_packaged_architecture_is_in_the_catalogue_or_refused_with_a_reason():
+    served = {unsized(name) for name in names(catalogue.ARCHITECTURES)} | names(catalogue.ARCHITECTURES)
+    assert {name for name in PACKAGED - served if not catalogue.untrainable(name)} == set()
+
+
+@pytest.mark.parametrize(
+    ("spelling", "stem", "task"),
+    [
+        ("YOLOv8s", "yolov8s", None),
+        ("yolov8s", "yolov8s", None),
+        ("yolo8s", "yolov8s", None),
+        ("yolo-v8-s", "yolov8s", None),
+        ("YOLOv8 small", "yolov8s", None),
+        ("YOLO11n", "yolo11n", None),
+        ("yolov11n", "yolo11n", None),
+        ("YOLO 11 n", "yolo11n", None),
+        ("yolo11 nano", "yolo11n", None),
+        ("yolo_11_xlarge", "yolo11x", None),
+        ("yolo11n-seg", "yolo11n", Task.SEGMENT),
+        ("yolo11n_seg", "yolo11n", Task.SEGMENT),
+        ("YOLO11n-segment", "yolo11n", Task.SEGMENT),
+        ("yolov8x-cls", "yolov8x", Task.CLASSIFY),
+        ("yolov8m-pose", "yolov8m", Task.POSE),
+        ("yolo26l-obb", "yolo26l", Task.OBB),
+        ("yolo11s-detect", "yolo11s", Task.DETECT),
+        ("yolov5n", "yolov5nu", None),
+        ("yolov5nu", "yolov5nu", None),
+        ("yolov5x6", "yolov5x6u", None),
+        ("yolov3", "yolov3u", None),
+        ("yolov3-tiny", "yolov3-tinyu", None),
+        ("yolov9c", "yolov9c", None),
+        ("yolov9e-seg", "yolov9e", Task.SEGMENT),
+        ("yolov10b", "yolov10b", None),
+        ("yolov12m", "yolo12m", None),
+        ("yolo26n", "yolo26n", None),
+        ("yolo26n-objv1-150", "yolo26n-objv1", None),
+        ("yolo26n-objv1-seg", "yolo26n-objv1", Task.SEGMENT),
+        ("RTDETR-L", "rtdetr-l", None),
+        ("rt-detr-x", "rtdetr-x", None),
+        ("yolov8x-pose-p6", "yolov8x-p6", Task.POSE),
+    ],
+)
+def test_people_spell_published_models_in_many_ways(spelling, stem, task):
+    assert catalogue.find_weights(spelling) == Match(stem, task)
+
+
+@pytest.mark.parametrize("table", [catalogue.WEIGHTS, catalogue.ARCHITECTURES], ids=["weights", "architectures"])
+def test_each_name_is_understood_as_itself(table):
+    find = catalogue.find_weights if table is catalogue.WEIGHTS else catalogue.find_architecture
+    for stem, by_task in table.items():
+        assert find(stem).stem == stem
+        for task, name in by_task.items():
+            match = find(name)
+            assert match.stem == stem
+            assert table[match.stem][match.task or task] == name
+
+
+@pytest.mark.parametrize(
+    "name", ["EfficientDet-D0", "sam2_b", "FastSAM-s", "yolo_nas_s", "yolov8", "yolo99n", "", "🦆"]
+)
+def test_unknown_models_are_not_found_and_something_valid_is_offered_instead(name):
+    assert catalogue.find_weights(name) is None
+    offered = catalogue.nearest(name)
+    assert offered
+    assert all(catalogue.find_weights(other) or catalogue.find_architecture(other[:-5]) for other in offered)
+
+
+def test_the_nearest_names_look_like_what_was_written():
+    assert "yolo11n" in catalogue.nearest("yol11n")
+    assert set(catalogue.nearest("yolov9")) <= {"yolov9t", "yolov9s", "yolov9m", "yolov9c", "yolov9e"}
+
+
+@pytest.mark.parametrize(
+    ("stem", "task", "name"),
+    [
+        ("yolo11n", Task.DETECT, "yolo11n"),
+        ("yolo11n", Task.SEGMENT, "yolo11n-seg"),
+        ("yolov8x", Task.CLASSIFY, "yolov8x-cls"),
+        ("yolo26s", Task.POSE, "yolo26s-pose"),
+        ("yolo26s", Task.OBB, "yolo26s-obb"),
+        ("yolov9c", Task.SEGMENT, "yolov9c-seg"),
+        ("yolo26n-objv1", Task.DETECT, "yolo26n-objv1-150"),
+    ],
+)
+def test_a_stem_and_a_task_make_a_published_name(stem, task, name):
+    assert catalogue.resolve_name(stem, task) == name
+
+
+def test_a_stem_without_weights_for_the_task_is_refused_naming_what_there_is():
+    with pytest.raises(
+        BadRequest, match=r"yolov10n has no published weights for segment \(only for detect\).*yolo11n-seg"
+    ):
+        catalogue.resolve_name("yolov10n", Task.SEGMENT)
+    with pytest.raises(BadRequest, match=r"yolo12n-pose\.yaml \(from scratch\)"):
+        catalogue.resolve_name("yolo12n", Task.POSE)
+
+
+def test_architectures_exist_for_tasks_that_have_no_weights():
+    assert catalogue.resolve_name("yolo12n", Task.POSE, scratch=True) == "yolo12n-pose"
+    assert catalogue.resolve_name("yolov8n-p6", Task.SEGMENT, scratch=True) == "yolov8n-seg-p6"
+
+
+def test_the_list_of_models_has_every_stem_once():
+    stems = [entry.stem for entry in catalogue.entries()]
+    assert len(stems) == len(set(stems))
+    assert set(stems) == set(catalogue.WEIGHTS) | set(catalogue.ARCHITECTURES)
+    yolo11n = next(entry for entry in catalogue.entries() if entry.stem == "yolo11n")
+    assert set(yolo11n.weights) == set(yolo11n.architectures) == set(Task)
