@@ -52,7 +52,6 @@ class SupabaseObjectStore:
         self._stop = stop
         self._policy = policy or RetryPolicy()
         self._url_seconds = url_seconds
-        self._has_v2 = True
         self._buckets: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
     def __repr__(self) -> str:
@@ -144,15 +143,13 @@ class SupabaseObjectStore:
 
     def _pages(self, bucket: str, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Key and entry of every object below `folder` (empty or with a slash at its end)."""
-        if self._has_v2:
-            try:
-                first = self._page_v2(bucket, folder, None)
-            except NoSuchRoute:
-                self._has_v2 = False
-            else:
-                yield from self._rest_v2(bucket, folder, first)
-                return
-        yield from self._pages_v1(bucket, folder)
+        try:
+            first = self._page_v2(bucket, folder, None)
+        except (NoSuchRoute, ObjectMissing):
+            # an older server takes the route for an object called `list-v2/…`, and finds no bucket of that name
+            yield from self._pages_v1(bucket, folder)
+        else:
+            yield from self._rest_v2(bucket, folder, first)
 
     def _rest_v2(self, bucket: str, folder: str, page: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
         seen = set()
