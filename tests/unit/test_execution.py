@@ -1,0 +1,501 @@
+"""One run, from lease to outcome: each way of ending it, and what is left behind."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from tests.unit.worker_room import BUCKET, Room, in_background, save_checkpoint
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, RunFailed, Unavailable
+from trainer.core.job import Completed, Verdict
+from trainer.core.stop import StopReason, StopSignal
+from trainer.worker.deliver import deliver_leftovers
+
+
+@pytest.fixture
+def room(tmp_path):
+    return Room(tmp_path)
+
+
+def test_a_run_becomes_a_model(room):
+    run_id = room.enqueue()
+
+    room.work()
+
+    row = room.row(run_id)
+    results = row["results"]
+    assert row["status"] == "completed"
+    assert (results["mAP"], results["metrics"]) == (0.5, {"metrics/mAP50(B)": 0.7, "epoch": 3})
+    assert results["progress"]["percent"] == 100.0
+    assert results["run_dir"] == str(room.home / "runs" / f"train_{run_id}")
+    assert results["plan"]["epochs"] == 3
+    assert results["dataset"] == {"images": {"train": 4}}
+    assert row["error_message"] is None
+
+
+def test_the_row_points_at_the_bytes_that_were_trained(room, tmp_path):
+    import hashlib
+
+    run_id = room.enqueue()
+    room.work()
+    row = room.row(run_id)
+    artifacts = {artifact["name"]: artifact for artifact in row["results"]["artifacts"]}
+
+    assert row["trained_model_url"] == artifacts["best.pt"]["url"]
+    assert {"best.pt", "last.pt", "results.csv", "run.log", "manifest.json"} <= set(artifacts)
+    for name, artifact in artifacts.items():
+        assert artifact["path"] == f"training_runs/{run_id}/1/{name}"
+        copy = tmp_path / "copy"
+        room.store.download(ObjectRef(bucket=BUCKET, key=artifact["path"]), copy, StopSignal())
+        assert hashlib.sha256(copy.read_bytes()).hexdigest() == artifact["sha256"]
+        assert copy.stat().st_size == artifact["bytes"]
+
+
+def test_the_manifest_names_every_other_artifact(room, tmp_path):
+    run_id = room.enqueue()
+    room.work()
+    room.store.download(
+        ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}/1/manifest.json"), tmp_path / "m", StopSignal(),
+    )  # fmt: skip
+
+    manifest = json.loads((tmp_path / "m").read_text())
+
+    published = {artifact["name"] for artifact in room.row(run_id)["results"]["artifacts"]}
+    assert {artifact["name"] for artifact in manifest["artifacts"]} == published - {"manifest.json"}
+
+
+def test_the_history_is_in_the_events_once_and_in_order(room):
+    run_id = room.enqueue()
+
+    room.work()
+
+    kinds = room.kinds(run_id)
+    assert kinds.count("epoch") == 3
+    assert kinds.count("checkpoint") == 3
+    assert kinds.index("phase") < kinds.index("epoch")
+    assert [event["seq"] for event in room.queue.events(run_id)] == list(range(1, len(kinds) + 1))
+
+
+def test_a_bad_request_fails_with_every_problem(room):
+    run_id = room.enqueue({"epochs": 0, "batch": "many"})
+
+    room.work()
+
+    row = room.row(run_id)
+    assert row["status"] == "failed"
+    assert "epochs" in row["error_message"]
+    assert "batch" in row["error_message"]
+    assert room.trainer.orders == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (DatasetError("no labels"), "failed"),
+        (MachineFailed("disk full"), "queued"),
+        (Unavailable("storage is down"), "queued"),
+        (Misconfigured("no such bucket"), "queued"),
+        (OSError(28, "No space left on device"), "queued"),
+    ],
+)
+def test_what_is_at_fault_decides_whether_it_is_tried_again(room, error, status):
+    run_id = room.enqueue()
+    room.datasets.error = error
+
+    room.work()
+
+    row = room.row(run_id)
+    assert row["status"] == status
+    assert str(error).split("] ")[-1].split(":")[0] in row["error_message"]
+
+
+def test_a_failed_training_leaves_its_log_behind(room):
+    run_id = room.enqueue()
+
+    def diverge(epoch):
+        if epoch == 2:
+            raise RunFailed("the loss is not a number")
+
+    room.trainer.during = diverge
+    room.work()
+
+    row = room.row(run_id)
+    assert (row["status"], row["error_message"]) == ("failed", "the loss is not a number")
+    assert row["trained_model_url"] is None
+    assert "run.log" in {artifact["name"] for artifact in row["results"]["artifacts"]}
+    assert row["results"]["metrics"]["epoch"] == 1
+
+
+def test_a_cancel_keeps_what_exists_and_points_nowhere(room):
+    run_id = room.enqueue()
+
+    def cancel(epoch):
+        if epoch == 2:
+            room.queue.cancel(run_id)
+            time.sleep(0.5)
+
+    room.trainer.during = cancel
+    room.work()
+
+    row = room.row(run_id)
+    assert (row["status"], row["error_message"]) == ("canceled", "Canceled by user.")
+    assert row["trained_model_url"] is None
+    assert {"last.pt", "run.log"} <= {artifact["name"] for artifact in row["results"]["artifacts"]}
+
+
+def test_a_cancel_during_the_upload_cancels_and_keeps_the_model(room):
+    run_id = room.enqueue()
+
+    class CancelingStore:
+        def __getattr__(self, name):
+            return getattr(room.store, name)
+
+        def upload(self, path, ref, stop, **more):
+            if path.name == "best.pt":
+                room.queue.cancel(run_id)
+                time.sleep(0.5)
+            return room.store.upload(path, ref, stop, **more)
+
+    room.work(store=CancelingStore())
+
+    row = room.row(run_id)
+    assert row["status"] == "canceled"
+    assert row["trained_model_url"] is None
+    assert "best.pt" in {artifact["name"] for artifact in row["results"]["artifacts"]}
+
+
+def test_a_cancel_that_comes_with_the_ending_loses(room):
+    """The model is finished and published: the queue takes `completed` for a run that is being canceled."""
+    run_id = room.enqueue()
+
+    class LateCancel:
+        def __getattr__(self, name):
+            return getattr(room.queue, name)
+
+        def finish(self, lease, outcome, events):
+            assert isinstance(outcome, Completed)
+            room.queue.cancel(run_id)
+            return room.queue.finish(lease, outcome, events)
+
+    room.work(queue=LateCancel())
+
+    assert room.row(run_id)["status"] == "completed"
+    assert room.row(run_id)["trained_model_url"]
+
+
+def test_a_deleted_row_stops_the_run_and_publishes_nothing(room):
+    run_id = room.enqueue()
+
+    def delete(epoch):
+        if epoch == 2:
+            delete_row(room, run_id)
+            time.sleep(0.5)
+
+    room.trainer.during = delete
+    room.work()
+
+    assert room.row(run_id) is None
+    assert not (room.home / "storage").exists()
+    assert not list(room.places.journals.iterdir())
+
+
+def delete_row(room, run_id):
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(room.home / "queue.db")) as db, db:
+        db.execute("pragma foreign_keys = on")
+        db.execute("delete from training_runs where id = ?", [run_id])
+
+
+def test_a_shutdown_gives_the_run_back_with_its_checkpoint(room):
+    run_id = room.enqueue()
+    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
+
+    room.work()
+
+    row = room.row(run_id)
+    assert (row["status"], row["failures"]) == ("queued", 0)
+    assert row["checkpoint"]["epoch"] == 2
+    assert room.store.stat(ObjectRef(bucket=BUCKET, key=row["checkpoint"]["key"])).bytes == row["checkpoint"]["bytes"]
+
+
+def test_the_next_attempt_goes_on_from_this_hosts_checkpoint(room):
+    run_id = room.enqueue()
+    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
+    room.work()
+    room.trainer.during = lambda epoch: None
+
+    room.work(room.claim("22222222-2222-4222-8222-222222222222"), StopSignal())
+
+    assert room.row(run_id)["status"] == "completed"
+    assert room.row(run_id)["attempt"] == 2
+    resumed = room.trainer.orders[1].resume
+    assert resumed == room.home / "runs" / f"train_{run_id}" / "checkpoints" / "epoch-00002.pt"
+    assert room.trainer.orders[1].run_dir.name == f"train_{run_id}-2"
+
+
+def test_another_host_goes_on_from_the_buckets_checkpoint(room, tmp_path):
+    run_id = room.enqueue()
+    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
+    room.work()
+    (tmp_path / "runs").rename(tmp_path / "runs of the first host")
+    room.trainer.during = lambda epoch: None
+
+    room.work(room.claim("22222222-2222-4222-8222-222222222222"), StopSignal())
+
+    assert room.row(run_id)["status"] == "completed"
+    assert room.trainer.orders[1].resume.read_bytes() == b"state after 2"
+
+
+def test_a_finished_training_is_only_uploaded_again(room):
+    """The upload was interrupted by a shutdown; the next attempt must not train."""
+    run_id = room.enqueue()
+
+    class Closed:
+        def __getattr__(self, name):
+            return getattr(room.store, name)
+
+        def upload(self, path, ref, stop, **more):
+            room.shutdown.set(StopReason.SHUTDOWN)
+            raise Unavailable("storage is down")
+
+    room.drain_seconds = 0.4
+    room.work(store=Closed())
+    assert room.row(run_id)["status"] == "queued"
+
+    room.work(room.claim("22222222-2222-4222-8222-222222222222"), StopSignal())
+
+    assert room.row(run_id)["status"] == "completed"
+    assert len(room.trainer.orders) == 1
+    assert room.row(run_id)["trained_model_url"].endswith(f"{run_id}/2/best.pt")
+
+
+def test_an_upload_waits_for_a_bucket_to_be_made(room):
+    run_id = room.enqueue()
+    refusals = iter([Misconfigured("bucket missing")])
+
+    class Flaky:
+        def __getattr__(self, name):
+            return getattr(room.store, name)
+
+        def upload(self, path, ref, stop, **more):
+            for error in refusals:
+                raise error
+            return room.store.upload(path, ref, stop, **more)
+
+    room.work(store=Flaky())
+
+    assert room.row(run_id)["status"] == "completed"
+    warnings = [e["data"]["message"] for e in room.queue.events(run_id) if e["kind"] == "warning"]
+    assert any("bucket missing" in warning for warning in warnings)
+
+
+def test_a_taken_over_run_is_left_alone(room):
+    """While the worker trained, its lease expired and another took the run: not a byte is published, no row changed."""
+    room.lease_seconds = 0.3
+    room.beat_seconds = 30  # this worker is too slow to keep its lease
+    run_id = room.enqueue()
+    taken = threading.Event()
+
+    def be_overtaken(epoch):
+        if epoch == 2:
+            taken.wait(10)
+
+    room.trainer.during = be_overtaken
+    execution = room.execution()
+    lease = room.claim()
+    with in_background(lambda: execution.run(lease, room.slots.take(1), room.shutdown.child())):
+        time.sleep(0.6)
+        other = room.claim("22222222-2222-4222-8222-222222222222", worker="other")
+        taken.set()
+
+    assert other.job.attempt == 2
+    row = room.row(run_id)
+    assert (row["status"], row["worker_id"]) == ("running", "other")
+    assert "trained_model_url" not in row or row["trained_model_url"] is None
+
+
+def test_the_slot_is_free_while_the_run_uploads(room):
+    room.enqueue()
+    free = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(room.store, name)
+
+        def upload(self, path, ref, stop, **more):
+            free.append(room.slots.free)
+            return room.store.upload(path, ref, stop, **more)
+
+    room.work(store=Watched())
+
+    assert set(free) == {1}
+
+
+def test_checkpoints_are_uploaded_on_the_timer_and_two_are_kept(room):
+    room.checkpoint_seconds = 0.05
+    run_id = room.enqueue()
+    room.trainer = type(room.trainer)(epochs=6)
+    room.trainer.during = lambda epoch: time.sleep(0.3)
+
+    room.work()
+
+    keys = [info.ref.key for info in room.store.list(BUCKET, f"training_runs/{run_id}/1/checkpoints")]
+    assert len(keys) == 2
+    assert room.row(run_id)["checkpoint"]["key"] in keys
+
+
+def test_the_view_is_removed_when_the_run_is_over(room):
+    room.enqueue()
+
+    room.work()
+
+    assert list(room.places.views.iterdir()) == []
+
+
+def test_an_ending_waits_through_an_outage(room):
+    run_id = room.enqueue()
+    refusals = iter([Unavailable("down"), Unavailable("down")])
+
+    class Down:
+        def __getattr__(self, name):
+            return getattr(room.queue, name)
+
+        def finish(self, lease, outcome, events):
+            for error in refusals:
+                raise error
+            return room.queue.finish(lease, outcome, events)
+
+    room.work(queue=Down())
+
+    assert room.row(run_id)["status"] == "completed"
+    assert not list(room.places.journals.iterdir())
+
+
+def test_an_ending_that_could_not_be_told_is_told_by_the_next_process(room):
+    run_id = room.enqueue()
+
+    class Dead:
+        def __getattr__(self, name):
+            return getattr(room.queue, name)
+
+        def finish(self, lease, outcome, events):
+            room.shutdown.set(StopReason.SHUTDOWN)
+            raise Unavailable("down")
+
+    room.drain_seconds = 0.2
+    room.work(queue=Dead())
+    assert room.row(run_id)["status"] == "running"
+
+    deliver_leftovers(room.queue, room.places.journals, "w", 60, StopSignal())
+
+    assert room.row(run_id)["status"] == "completed"
+    assert room.row(run_id)["results"]["mAP"] == 0.5
+    assert not list(room.places.journals.iterdir())
+
+
+def test_a_crashed_process_leaves_an_orphan_that_goes_back_to_the_queue(room):
+    from trainer.worker.journal import Journal
+
+    run_id = room.enqueue()
+    journal = Journal.create(room.places.journals, room.claim())
+    journal.record("epoch", {"epoch": 1})
+    journal.close()
+
+    deliver_leftovers(room.queue, room.places.journals, "w", 60, StopSignal())
+
+    row = room.row(run_id)
+    assert (row["status"], row["failures"]) == ("queued", 1)
+    assert "crash" in row["error_message"]
+    assert "epoch" in room.kinds(run_id)
+
+
+def test_a_dead_beat_stops_the_run(room):
+    room.enqueue()
+
+    class Broken:
+        def __getattr__(self, name):
+            return getattr(room.queue, name)
+
+        def beat(self, lease, progress, events):
+            raise ZeroDivisionError
+
+    room.trainer.during = lambda epoch: time.sleep(0.3)
+    hook, threading.excepthook = threading.excepthook, lambda args: None
+    try:
+        room.work(queue=Broken())
+    finally:
+        threading.excepthook = hook
+
+    assert len(room.listener.heard) < 10
+    assert not (room.home / "storage").exists()
+
+
+def test_finish_requested_reaches_the_training_as_a_wish(room):
+    run_id = room.enqueue()
+    seen = []
+    stop = StopSignal()
+
+    def look(epoch):
+        if epoch == 1:
+            room.queue.request_finish(run_id)
+            time.sleep(0.5)
+        seen.append(stop.reason)
+
+    room.trainer.during = look
+    room.work(stop=stop)
+
+    assert seen[-1] is StopReason.FINISH
+    assert room.row(run_id)["status"] == "completed"
+
+
+def test_a_broken_checkpoint_is_skipped_for_the_one_before(room):
+    run_id = room.enqueue()
+    first = room.places.run_dir(room.claim().job)
+    save_checkpoint(first, 1)
+    broken = save_checkpoint(first, 2)
+    (first / "checkpoints" / "epoch-00002.pt").write_bytes(b"x" * broken.bytes)
+    room.queue.finish(room.claim(), outcome_retry(), [])
+    make_due(room, run_id)
+
+    room.work(room.claim("22222222-2222-4222-8222-222222222222"))
+
+    assert room.trainer.orders[0].resume == first / "checkpoints" / "epoch-00001.pt"
+    codes = [e["data"]["code"] for e in room.queue.events(run_id) if e["kind"] == "warning"]
+    assert "checkpoint_broken" in codes
+    assert "resumed" in codes
+
+
+def outcome_retry():
+    from trainer.core.job import Retry
+
+    return Retry(message="lost")
+
+
+def make_due(room, run_id):
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(room.home / "queue.db")) as db, db:
+        db.execute("update training_runs set not_before = null where id = ?", [run_id])
+
+
+def test_no_thread_outlives_the_run(room):
+    before = threading.active_count()
+    room.enqueue()
+
+    room.work()
+
+    assert threading.active_count() == before
+
+
+def test_beats_after_the_end_are_refused(room):
+    room.enqueue()
+    lease = room.claim()
+
+    room.work(lease)
+
+    assert room.queue.beat(lease, None, []) is Verdict.LOST
