@@ -198,9 +198,9 @@ class Callbacks:
 
 
 def numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
-    """The values as finite floats; the others are left out."""
-    floats = {key: float(value) for key, value in (values or {}).items()}
-    return {key: round(value, 6) for key, value in floats.items() if math.isfinite(value)}
+    """The values as finite floats of six digits, as in results.csv; the others are left out."""
+    floats = {key: float(f"{float(value):.6g}") for key, value in (values or {}).items()}
+    return {key: value for key, value in floats.items() if math.isfinite(value)}
 
 
 def _gpu_memory(trainer: Any) -> int:

@@ -1,0 +1,17 @@
+"""The training process with a witness: every attempt at the network or at another program is printed, and let through."""
+
+import sys
+
+WATCHED = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "subprocess.Popen", "os.system")
+
+
+def witness(event, args):
+    if event in WATCHED:
+        print(f"WITNESSED {event} {args}", file=sys.stderr, flush=True)
+
+
+sys.addaudithook(witness)
+
+from trainer.training import child  # noqa: E402
+
+child.main(sys.argv[1:])

@@ -1,0 +1,147 @@
+"""The five tasks, each trained for real, tiny, on the CPU."""
+
+import csv
+import json
+
+import pytest
+from child_run import order_for, run_child
+from drawn import NAMES, draw
+
+from trainer.core.dataset import Task
+from trainer.core.events import CheckpointSaved, EpochFinished, Finished, Phase, PhaseStarted, Warned
+
+pytestmark = pytest.mark.training
+
+LOSSES = {
+    Task.DETECT: {"box", "cls", "dfl"},
+    Task.SEGMENT: {"box", "seg", "cls", "dfl", "sem"},
+    Task.POSE: {"box", "pose", "kobj", "cls", "dfl"},
+    Task.OBB: {"box", "cls", "dfl", "angle"},
+}
+METRICS = {
+    Task.DETECT: ("mAP50-95(B)", "precision(B)"),
+    Task.SEGMENT: ("mAP50-95(M)", "recall(B)"),
+    Task.POSE: ("mAP50-95(P)", "recall(B)"),
+    Task.OBB: ("mAP50-95(B)", "recall(B)"),
+    Task.CLASSIFY: ("accuracy_top1", "accuracy_top5"),
+}
+WITH_EVERYTHING = Task.DETECT  # pictures, a test split and an export cost time: once is enough
+
+
+@pytest.fixture(scope="module", params=list(Task), ids=lambda task: task.value)
+def trained(request, tmp_path_factory):
+    task = request.param
+    home = tmp_path_factory.mktemp(task.value)
+    everything = task is WITH_EVERYTHING
+    dataset = draw(home / "data", task, test=4 if everything else 0)
+    order = order_for(
+        dataset,
+        home / "run",
+        epochs=2,
+        predictions=True,
+        exports=("torchscript",) if everything else (),
+        args={"plots": everything},
+    )
+    return task, run_child(order, home, program="watched.py"), home / "run"
+
+
+def report(run):
+    assert isinstance(run.last, Finished), run.output
+    return run.last.report
+
+
+def test_it_ends_with_weights_and_exit_code_0(trained):
+    _, run, run_dir = trained
+
+    assert isinstance(run.last, Finished), run.output
+    assert run.last.best == str(run_dir / "weights" / "best.pt")
+    assert run.process.returncode == 0
+    assert not run.of(Warned)
+
+
+def test_the_phases_come_in_order(trained):
+    phases = [event.phase for event in trained[1].of(PhaseStarted)]
+
+    loop = [Phase.TRAINING, Phase.VALIDATING]
+    assert phases == [Phase.LOADING, Phase.SCANNING, *loop, *loop, Phase.FINALISING]
+
+
+def test_each_epoch_is_told_once_with_all_its_numbers(trained):
+    task, run, run_dir = trained
+    epochs = run.of(EpochFinished)
+
+    assert [(event.epoch, event.total_epochs) for event in epochs] == [(1, 2), (2, 2)]
+    names = {f"{name}_loss" for name in LOSSES.get(task, set())} or {"loss"}
+    for event in epochs:
+        expected = {f"{split}/{name}" for split in ("train", "val") for name in names}
+        expected |= {f"metrics/{name}" for name in METRICS[task]} | {"lr/pg0"}
+        assert expected <= event.metrics.keys()
+    with (run_dir / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for event, row in zip(epochs, rows, strict=True):
+        assert event.metrics == pytest.approx({k: float(v) for k, v in row.items() if k in event.metrics}, rel=1e-4)
+        assert row.keys() - event.metrics.keys() == {"epoch", "time"}
+
+
+def test_each_epoch_leaves_a_checkpoint_after_its_numbers(trained):
+    told = [(type(e).__name__, e.epoch) for e in trained[1].events if isinstance(e, EpochFinished | CheckpointSaved)]
+
+    assert told == [("EpochFinished", 1), ("CheckpointSaved", 1), ("EpochFinished", 2), ("CheckpointSaved", 2)]
+
+
+def test_the_report_has_the_numbers_that_the_web_app_shows(trained):
+    task, run, _ = trained
+    facts = report(run)
+
+    assert 0 <= facts["mAP"] <= 1
+    main = f"metrics/{METRICS[task][0]}"
+    assert facts["mAP"] == facts["metrics"][main]
+    summary = {"top1", "top5"} if task is Task.CLASSIFY else {"mAP50", "precision", "recall"}
+    assert all(isinstance(facts[name], float) for name in summary)
+    assert {row["name"] for row in facts["per_class"]} <= set(NAMES)
+    assert facts["epochs_completed"] == 2
+    assert facts["best_epoch"] in (1, 2)
+    assert facts["train_seconds"] > 0
+    assert facts["images_per_second"] > 0
+    assert facts["environment"]["torch"].startswith("2.")
+    assert len(json.dumps(facts)) < 256 * 1024
+
+
+def test_the_curves_are_short_enough_to_keep(trained):
+    task, run, _ = trained
+    curves = report(run)["curves"]
+
+    assert bool(curves) == (task is not Task.CLASSIFY)
+    for name in curves.keys() - {"classes"}:
+        assert len(curves[name]["mean"]) == 101
+        assert len(curves[name]["per_class"]) == len(curves["classes"])
+
+
+def test_the_predictions_of_every_validation_image_are_written_down(trained):
+    task, run, run_dir = trained
+    lines = (run_dir / "predictions.jsonl").read_text().splitlines()
+
+    assert report(run)["predictions"] == {"file": "predictions.jsonl", "images": 8}
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 8
+    assert all(row["width"] == 64 for row in rows)
+    if task is Task.CLASSIFY:
+        assert rows[0]["predictions"][0]["name"] in NAMES
+
+
+def test_nothing_asked_for_the_network_or_installed_anything(trained):
+    witnessed = [line for line in trained[1].output.splitlines() if line.startswith("WITNESSED")]
+
+    assert not [line for line in witnessed if "socket." in line and "'/" not in line]
+    assert not [line for line in witnessed if "pip" in line or "git" in line]
+
+
+@pytest.mark.parametrize("trained", [WITH_EVERYTHING], ids=["detect"], indirect=True)
+def test_test_split_pictures_and_export_are_there_when_asked_for(trained):
+    _, run, run_dir = trained
+
+    assert set(report(run)["test"]["metrics"]) == set(report(run)["metrics"])
+    assert report(run)["exports"] == {"torchscript": "best.torchscript"}
+    assert (run_dir / "weights" / "best.torchscript").stat().st_size > 1e6
+    for picture in ("results.png", "BoxPR_curve.png", "val_batch0_pred.jpg", "labels.jpg"):
+        assert (run_dir / picture).stat().st_size > 1000
