@@ -194,7 +194,8 @@ class Handler(BaseHTTPRequestHandler):
         self.unread = int(self.headers.get("Content-Length") or 0)
         self.faults = self.state.take_faults(f"{self.command} {path}")
         try:
-            self.trouble_before()
+            if self.trouble_before():
+                return
             opened_by_url = self.command != "POST" and path.startswith(("/object/public/", "/object/sign/"))
             self.role = "anon" if opened_by_url else self.who()
             self.dispatch([unquote(part) for part in path.strip("/").split("/")])
@@ -203,18 +204,16 @@ class Handler(BaseHTTPRequestHandler):
         except Cut:
             self.close_connection = True
 
-    def trouble_before(self) -> None:
+    def trouble_before(self) -> bool:
+        """Whether the request has its answer already."""
         if fault := self.faults.get("delay"):
             time.sleep(fault.seconds)
         if fault := self.faults.get("status"):
             body = fault.body or b"<html>%d</html>" % fault.status
-            raise self.reply_and_stop(fault.status, body, {"Content-Type": "text/html"} | fault.headers)
-        if "portal" in self.faults:
-            raise self.reply_and_stop(200, PORTAL, {"Content-Type": "text/html"})
-
-    def reply_and_stop(self, status: int, body: bytes, headers: dict[str, str]) -> Cut:
-        self.send(status, body, headers)
-        return Cut()
+            self.send(fault.status, body, {"Content-Type": "text/html"} | fault.headers)
+        elif "portal" in self.faults:
+            self.send(200, PORTAL, {"Content-Type": "text/html"})
+        return bool({"status", "portal"} & set(self.faults))
 
     def who(self) -> str:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or self.headers.get("apikey", "")

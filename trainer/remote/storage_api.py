@@ -190,7 +190,7 @@ def _checked_url(base_url: str) -> str:
         url = httpx.URL(base_url.strip().rstrip("/"))
     except httpx.InvalidURL:
         url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:-]+", url.host):
         raise Misconfigured("the Supabase URL must look like https://<project>.supabase.co")
     return str(url)
 

@@ -64,11 +64,13 @@ def is_temporary(name: str) -> bool:
     return name.startswith(_TEMPORARY)
 
 
-def copy(source: BinaryIO, out: BinaryIO, stop: StopSignal, on_bytes: OnBytes | None) -> None:
-    """Copy to the end, in blocks; raises `Stopped` between two of them."""
-    while block := source.read(BLOCK):
+def copy(source: BinaryIO, out: BinaryIO, size: int, stop: StopSignal, on_bytes: OnBytes | None) -> None:
+    """Copy `size` bytes, or fewer where there are fewer; raises `Stopped` between two blocks."""
+    left = size  # not to the end: a file that grows as fast as it is read has none
+    while block := source.read(min(BLOCK, left)):
         stop.raise_if_set()
         out.write(block)
+        left -= len(block)
         if on_bytes:
             on_bytes(len(block))
     stop.raise_if_set()

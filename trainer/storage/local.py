@@ -54,7 +54,7 @@ class LocalObjectStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             # not durable: what can be fetched again need not survive a power cut
             with self._path(ref).open("rb") as source, replacing(path, durable=False) as out:
-                copy(source, out, stop, on_bytes)
+                copy(source, out, before.bytes, stop, on_bytes)
                 _must_equal(before, _info(ref, os.fstat(source.fileno())))
                 if out.tell() != before.bytes:
                     raise _changed(ref)
@@ -73,7 +73,7 @@ class LocalObjectStore:
         with disk_errors(path), path.open("rb") as source, disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target, durable=True) as out:
-                copy(source, out, stop, on_bytes)
+                copy(source, out, os.fstat(source.fileno()).st_size, stop, on_bytes)
                 size = out.tell()
         return StoredObject(ref=ref, bytes=size, url=self.url(ref))
 

@@ -1,0 +1,146 @@
+"""What only a folder on a disk can get wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import MachineFailed, ObjectMissing, Unavailable
+from trainer.core.stop import StopSignal
+from trainer.storage.files import disk_errors, replacing
+from trainer.storage.local import LocalObjectStore
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "buckets"
+    (root / "data").mkdir(parents=True)
+    return root
+
+
+@pytest.fixture
+def store(root):
+    return LocalObjectStore(root)
+
+
+def ref(key: str, bucket: str = "data") -> ObjectRef:
+    return ObjectRef(bucket=bucket, key=key)
+
+
+def test_an_upload_makes_the_bucket_that_it_needs(store, root, tmp_path):
+    (tmp_path / "a").write_bytes(b"1")
+    stored = store.upload(tmp_path / "a", ref("x/a b.pt", "training-artifacts"), StopSignal())
+    assert (root / "training-artifacts/x/a b.pt").read_bytes() == b"1"
+    assert stored.url == (root / "training-artifacts/x/a b.pt").as_uri()
+    assert stored.url.endswith("/a%20b.pt")
+
+
+@pytest.mark.parametrize("bucket", ["", ".", "..", "a/b", "/etc", "a\0b"])
+def test_a_bucket_is_one_folder_below_the_root(store, bucket):
+    with pytest.raises(ObjectMissing, match="name of a bucket"):
+        list(store.list(bucket, ""))
+
+
+def test_a_prefix_cannot_leave_its_bucket(store):
+    with pytest.raises(ObjectMissing, match="plain"):
+        list(store.list("data", "../.."))
+
+
+def test_a_link_out_of_the_bucket_is_refused_wherever_it_is_met(store, root, tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (root / "data/link").symlink_to(tmp_path / "secret")
+    for call in (
+        lambda: store.stat(ref("link")),
+        lambda: store.download(ref("link"), tmp_path / "out", StopSignal()),
+        lambda: store.upload(tmp_path / "secret", ref("link"), StopSignal()),
+        lambda: list(store.list("data", "")),
+    ):
+        with pytest.raises(ObjectMissing, match="symbolic link"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_behind_a_link_is_an_error_and_not_left_out(store, root, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.jpg").write_bytes(b"1")
+    (root / "data/images").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ObjectMissing, match="symbolic link"):
+        list(store.list("data", ""))
+    with pytest.raises(ObjectMissing, match="symbolic link"):
+        list(store.list("data", "images"))
+    with pytest.raises(ObjectMissing, match="symbolic link"):
+        store.upload(tmp_path / "elsewhere/a.jpg", ref("images/b.jpg"), StopSignal())
+
+
+def test_a_link_inside_the_bucket_and_a_bucket_that_is_a_link_are_fine(store, root, tmp_path):
+    (tmp_path / "disk2").mkdir()
+    (tmp_path / "disk2/a").write_bytes(b"1")
+    (tmp_path / "disk2/b").symlink_to("a")
+    (root / "big").symlink_to(tmp_path / "disk2")
+    assert [(info.ref.key, info.bytes) for info in store.list("big", "")] == [("a", 1), ("b", 1)]
+
+
+def test_an_edit_in_place_changes_the_identity(store, root):
+    path = root / "data/a"
+    path.write_bytes(b"one")
+    before = store.stat(ref("a"))
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+    assert store.stat(ref("a")).etag != before.etag
+
+
+def test_an_object_that_is_edited_while_it_is_read_is_not_published(store, root, tmp_path):
+    path = root / "data/a"
+    path.write_bytes(b"a" * 3 * MIB)
+
+    def edit(_: int) -> None:
+        with path.open("ab") as out:
+            out.write(b"b")
+
+    with pytest.raises(Unavailable, match="changed"):
+        store.download(ref("a"), tmp_path / "new" / "out", StopSignal(), on_bytes=edit)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_what_a_dead_worker_left_behind_is_no_object(store, root):
+    (root / "data/.incoming-0123").write_bytes(b"half")
+    assert list(store.list("data", "")) == []
+
+
+def test_a_disk_that_fills_up_names_the_file_and_leaves_no_half_of_it(store, root, tmp_path):
+    (tmp_path / "a").write_bytes(b"x" * 4 * MIB)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
+    try:
+        with pytest.raises(MachineFailed, match="data/model"):
+            store.upload(tmp_path / "a", ref("model"), StopSignal())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((root / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_called_by_its_name(code):
+    with pytest.raises(MachineFailed, match=r"/data/x: the disk is full"), disk_errors(Path("/data/x")):
+        raise OSError(code, "whatever")
+
+
+def test_an_object_below_another_object_is_refused_by_name(store, tmp_path):
+    (tmp_path / "a").write_bytes(b"1")
+    store.upload(tmp_path / "a", ref("x"), StopSignal())
+    with pytest.raises(MachineFailed, match="data/x/y"):
+        store.upload(tmp_path / "a", ref("x/y"), StopSignal())
+
+
+def test_a_replacement_that_raises_leaves_the_old_file_alone(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(TypeError), replacing(tmp_path / "a", durable=True) as out:
+        out.writelines([b"half", "no bytes"])
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
