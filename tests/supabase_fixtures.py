@@ -16,9 +16,9 @@ LIMITS = CallLimits(connect=5.0, read=30.0, total=60.0)
 
 
 @pytest.fixture(scope="session")
-def supabase_servers(tmp_path_factory):
+def supabase_servers():
     try:
-        with running_stack(tmp_path_factory.mktemp("supabase")) as stack:
+        with running_stack() as stack:
             yield stack
     except MissingBinary as missing:
         if os.environ.get("CI"):

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -112,9 +113,6 @@ class Postgres:
         users = {entry.pw_name: entry for entry in pwd.getpwall()}
         user = users.get("postgres") or users["nobody"]
         os.chown(self.folder, user.pw_uid, user.pw_gid)
-        for parent in self.folder.parents:  # pytest's folders are private to root
-            if parent.stat().st_uid == 0 and parent != Path(parent.anchor):
-                parent.chmod(parent.stat().st_mode | 0o011)
         return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
 
     def create(self) -> None:
@@ -148,17 +146,27 @@ class Postgres:
             stop_process(self._process, signal.SIGINT)  # "fast": clients are thrown out
 
     def sql(self, script: str, *, database: str = "app", role: str | None = None, claims: object = None) -> str:
-        """Run SQL and return what it prints, unaligned; CalledProcessError with the server's words otherwise."""
+        """Run SQL and return what it prints, unaligned; SqlError with the server's words otherwise."""
         before = f"set request.jwt.claims to '{json.dumps(claims)}';\n" if claims else ""
         before += f"set role {role};\n" if role else ""
+        done = self._psql(before + script, database)
+        return done.stdout.decode().rstrip("\n")
+
+    def plans(self, script: str, *, database: str = "app") -> str:
+        """Run SQL and return how every statement in it, and in the functions it calls, was executed."""
+        explain = """load 'auto_explain'; set auto_explain.log_min_duration = 0; set auto_explain.log_nested_statements = on;
+            set auto_explain.log_analyze = on; set auto_explain.log_timing = off; set client_min_messages = log;"""
+        return self._psql(explain + script, database).stderr.decode()
+
+    def _psql(self, script: str, database: str) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
             [self.bin / "psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1",
              "-p", str(self.port), "-U", "postgres", "-d", database],
-            input=(before + script).encode(), capture_output=True, check=False,
+            input=script.encode(), capture_output=True, check=False,
         )  # fmt: skip
         if done.returncode:
             raise SqlError(done.stderr.decode())
-        return done.stdout.decode().rstrip("\n")
+        return done
 
     def rows(self, query: str, *, database: str = "app", role: str | None = None, claims: object = None) -> list[Any]:
         """A query's rows as JSON objects."""
@@ -206,17 +214,17 @@ def postgrest_binary() -> Path:
 class PostgREST:
     """The REST server over one database."""
 
-    def __init__(self, folder: Path, database_port: int) -> None:
+    def __init__(self, folder: Path, database_port: int, database: str = "app") -> None:
         self.binary = postgrest_binary()
         self.port = free_port()
         self._folder = folder
-        self._database_port = database_port
+        self._database = f"127.0.0.1:{database_port}/{database}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         log = self._folder / "postgrest.log"
         settings = {
-            "PGRST_DB_URI": f"postgres://authenticator@127.0.0.1:{self._database_port}/app",
+            "PGRST_DB_URI": f"postgres://authenticator@{self._database}",
             "PGRST_DB_SCHEMAS": "public",
             "PGRST_DB_ANON_ROLE": "anon",
             "PGRST_DB_MAX_ROWS": "1000",
@@ -409,9 +417,18 @@ class Stack:
 
 
 @contextmanager
-def running_stack(folder: Path) -> Iterator[Stack]:
+def running_stack() -> Iterator[Stack]:
     """Start everything with the migrations applied to the database `app`; stop it at the end."""
-    stack = Stack(folder)
+    # not below pytest's folders: each pytest closes them to the user that PostgreSQL runs as
+    with tempfile.TemporaryDirectory(prefix="supabase-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        with _running(Stack(folder)) as stack:
+            yield stack
+
+
+@contextmanager
+def _running(stack: Stack) -> Iterator[Stack]:
     stack.postgres.create()
     try:
         stack.postgres.start()

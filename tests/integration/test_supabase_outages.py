@@ -1,0 +1,277 @@
+"""Wrong settings, servers that are down, and answers that are lost."""
+
+import threading
+import time
+import uuid
+
+import pytest
+from supabase_stack import Gateway, PostgREST, token
+
+from trainer.core.errors import Misconfigured, Unavailable
+from trainer.core.job import Completed, Interrupted, Retry, RunEvent, RunRequest, Verdict
+from trainer.core.ports import Worker
+from trainer.jobs.supabase import SCHEMA_VERSION, SupabaseQueue
+from trainer.remote.retry import RetryPolicy
+from trainer.remote.supabase import CallLimits, Project
+
+ONCE = RetryPolicy(tries=1)
+QUICK = {"claim": ONCE, "beat": ONCE, "finish": ONCE, "read": ONCE}
+PATIENT = RetryPolicy(tries=100, first_wait=0.1, longest_wait=0.2, total_seconds=30)
+WORKER = Worker(id="w1")
+
+
+def claimed(lab, queue=None):
+    run_id = lab.queue.enqueue(RunRequest(data_yaml="set/data.yaml"))
+    lease = (queue or lab.queue).claim(WORKER, str(uuid.uuid4()), 60)
+    assert lease.job.id == run_id
+    return lease
+
+
+def error_of(url, key):
+    project = Project(url, key, CallLimits(connect=3, read=5, total=8))
+    with project, pytest.raises((Misconfigured, Unavailable)) as caught:
+        SupabaseQueue(project, **QUICK).check()
+    assert "\n" not in str(caught.value)
+    assert key not in str(caught.value)
+    return caught.value
+
+
+# ── wrong settings ──
+
+
+def test_nobody_listens_at_the_url(supabase):
+    error = error_of("http://127.0.0.1:9", supabase.service_key)
+    assert isinstance(error, Unavailable)
+    assert "127.0.0.1:9" in str(error)
+
+
+def test_the_urls_name_does_not_exist(supabase):
+    error = error_of("http://no-such-project.invalid", supabase.service_key)
+    assert isinstance(error, Unavailable)
+    assert "no-such-project.invalid" in str(error)
+    assert "cannot be resolved" in str(error)
+
+
+def test_the_url_leads_elsewhere(supabase):
+    error = error_of(f"{supabase.url}/elsewhere", supabase.service_key)
+    assert isinstance(error, Misconfigured)
+    assert "SUPABASE_URL" in str(error)
+
+
+def test_the_key_is_of_another_project(supabase):
+    header, payload, signature = supabase.service_key.split(".")
+    error = error_of(supabase.url, f"{header}.{payload}.{signature[::-1]}")
+    assert isinstance(error, Misconfigured)
+    assert "SUPABASE_SERVICE_ROLE_KEY" in str(error)
+
+
+def test_the_key_has_expired(supabase):
+    error = error_of(supabase.url, token("service_role", exp=1_600_000_000))
+    assert isinstance(error, Misconfigured)
+    assert "expired" in str(error)
+
+
+def test_an_anonymous_key_is_refused_by_the_database_too(supabase_lab):
+    anonymous = supabase_lab.another(supabase_lab.stack.anon_key, **QUICK)
+    with pytest.raises(Misconfigured, match=r"its role is anon.*SUPABASE_SERVICE_ROLE_KEY"):
+        anonymous.claim(WORKER, str(uuid.uuid4()), 60)
+
+
+@pytest.fixture
+def other_project(supabase, tmp_path):
+    """Starts a project of its own over a database named `other`."""
+    started = []
+
+    def start(*, migrated: bool, then: str = "") -> str:
+        supabase.postgres.create_database("other", migrated=migrated)
+        supabase.sql(then, database="other")
+        server = PostgREST(tmp_path, supabase.postgres.port, "other")
+        server.start()
+        gateway = Gateway({"/rest/v1": f"http://127.0.0.1:{server.port}"})
+        gateway.start()
+        started.extend([gateway, server])
+        return gateway.url
+
+    yield start
+    for each in started:
+        each.stop()
+    supabase.sql("drop database if exists other with (force);", database="postgres")
+
+
+def test_the_migrations_are_missing(supabase, other_project):
+    error = error_of(other_project(migrated=False), supabase.service_key)
+    assert isinstance(error, Misconfigured)
+    assert "apply the migrations in supabase/migrations/" in str(error)
+
+
+def test_the_migrations_are_older_than_the_service(supabase, other_project):
+    older = f"create or replace function trainer_schema_version() returns integer language sql as 'select {SCHEMA_VERSION - 1}';"
+    error = error_of(other_project(migrated=True, then=older), supabase.service_key)
+    assert isinstance(error, Misconfigured)
+    assert f"version {SCHEMA_VERSION - 1}" in str(error)
+    assert "apply the migrations" in str(error)
+
+
+# ── servers that are down ──
+
+
+@pytest.fixture(params=["postgres", "postgrest"])
+def server(supabase, request):
+    """A server that the test may stop."""
+    server = getattr(supabase, request.param)
+    yield server
+    server.stop()
+    server.start()
+
+
+def test_a_server_that_is_down_at_the_start_is_waited_for(supabase_lab, server):
+    server.stop()
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
+        supabase_lab.another(**QUICK).check()
+    threading.Timer(0.5, server.start).start()
+    assert supabase_lab.another(read=PATIENT).check() == []
+
+
+def test_a_server_that_goes_down_in_the_middle_costs_nothing(supabase_lab, server):
+    queue = supabase_lab.another(**QUICK )
+    lease = claimed(supabase_lab)
+    event = RunEvent(seq=1, at="2026-01-02T03:04:05+00:00", kind="epoch", data={"epoch": 1})
+    server.stop()
+    for call in (
+        lambda: queue.beat(lease, {"progress": {"epoch": 1}}, [event]),
+        lambda: queue.claim(WORKER, str(uuid.uuid4()), 60),
+        lambda: queue.finish(lease, Completed(results={}, trained_model_url=None), []),
+        lambda: queue.get(lease.job.id),
+    ):
+        with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
+            call()
+    threading.Timer(0.3, server.start).start()
+    patient = supabase_lab.another(beat=PATIENT, finish=PATIENT)
+    assert patient.beat(lease, {"progress": {"epoch": 1}}, [event]) is Verdict.OK
+    assert patient.finish(lease, Completed(results={"mAP": 0.5}, trained_model_url="u"), []) is Verdict.OK
+    row = queue.get(lease.job.id)
+    assert (row["status"], row["results"]) == ("completed", {"mAP": 0.5, "progress": {"epoch": 1}})
+    assert [e["seq"] for e in queue.events(lease.job.id)] == [1]
+
+
+def test_a_beat_gives_up_before_the_next_one_is_due(supabase_lab):
+    lease = claimed(supabase_lab)
+    supabase_lab.stack.gateway.faults = lambda *_: (503, {}, b"")
+    queue = supabase_lab.another(beat=RetryPolicy(tries=50, first_wait=0.2, longest_wait=0.2, total_seconds=1.0))
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        queue.beat(lease, None, [])
+    assert time.monotonic() - began < 2.0
+
+
+# ── answers that are lost, late or refused ──
+
+
+def lose_next_answer(lab):
+    lab.stack.gateway.lose_answers = 1
+
+
+def test_a_claim_whose_answer_was_lost_is_granted_once(supabase_lab):
+    run_id = supabase_lab.queue.enqueue(RunRequest(data_yaml="a"))
+    supabase_lab.queue.enqueue(RunRequest(data_yaml="b"))
+    lose_next_answer(supabase_lab)
+    lease = supabase_lab.queue.claim(WORKER, str(uuid.uuid4()), 60)
+    assert (lease.job.id, lease.job.attempt) == (run_id, 1)
+    assert sorted(row["status"] for row in supabase_lab.queue.recent(9)) == ["queued", "running"]
+
+
+def test_a_beat_whose_answer_was_lost_stores_its_events_once(supabase_lab):
+    lease = claimed(supabase_lab)
+    event = RunEvent(seq=7, at="2026-01-02T03:04:05+00:00", kind="phase", data={})
+    lose_next_answer(supabase_lab)
+    assert supabase_lab.queue.beat(lease, None, [event]) is Verdict.OK
+    assert [(e["attempt"], e["seq"]) for e in supabase_lab.queue.events(lease.job.id)] == [(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "failures"),
+    [
+        (Completed(results={"mAP": 0.5}, trained_model_url="u"), "completed", 0),
+        (Retry(message="The disk is full."), "queued", 1),
+        (Interrupted(checkpoint=None), "queued", 0),
+    ],
+    ids=["completed", "retry", "interrupted"],
+)
+def test_an_ending_whose_answer_was_lost_is_written_once(supabase_lab, outcome, status, failures):
+    lease = claimed(supabase_lab)
+    lose_next_answer(supabase_lab)
+    assert supabase_lab.queue.finish(lease, outcome, []) is Verdict.OK
+    row = supabase_lab.queue.get(lease.job.id)
+    assert (row["status"], row["failures"], row["attempt"]) == (status, failures, 1)
+
+
+def test_an_insert_whose_answer_was_lost_inserts_one_row(supabase_lab):
+    lose_next_answer(supabase_lab)
+    run_id = supabase_lab.queue.enqueue(RunRequest(data_yaml="a"))
+    assert [row["id"] for row in supabase_lab.queue.recent(9)] == [run_id]
+
+
+def test_the_server_says_how_long_to_wait(supabase_lab):
+    answers = iter([(429, {"Retry-After": "1"}, b'{"message":"slow down"}')])
+    supabase_lab.stack.gateway.faults = lambda *_: next(answers, None)
+    began = time.monotonic()
+    assert supabase_lab.queue.check() == []
+    assert time.monotonic() - began >= 1.0
+
+
+def test_a_refusal_is_not_tried_again(supabase_lab):
+    queue = supabase_lab.another(token("service_role", exp=1_600_000_000))
+    before = len(supabase_lab.stack.gateway.requests)
+    with pytest.raises(Misconfigured):
+        queue.claim(WORKER, str(uuid.uuid4()), 60)
+    assert len(supabase_lab.stack.gateway.requests) == before + 1
+
+
+def test_a_login_page_instead_of_an_answer_is_not_taken_for_one(supabase_lab):
+    lease = claimed(supabase_lab)
+    queue = supabase_lab.another(**QUICK)
+    supabase_lab.stack.gateway.faults = lambda *_: (200, {"Content-Type": "text/html"}, b"<html>Please log in</html>")
+    for call in (
+        lambda: queue.beat(lease, None, []),
+        lambda: queue.claim(WORKER, str(uuid.uuid4()), 60),
+        lambda: queue.peek(WORKER),
+        queue.check,
+        lambda: queue.get(lease.job.id),
+        lambda: queue.recent(1),
+    ):
+        with pytest.raises(Unavailable, match="login page"):
+            call()
+
+
+# ── rows that make no sense, and edits that come late ──
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [None, "", "nonsense", "{broken", "null", 5, True, [], ["a", {}], {"requires": 3}, {"requires": {"gpus": []}},
+     {"requires": {"gpus": "many", "gpu_memory_gb": {"a": 1}}}, {"requires": {"gpus": -1}}, {"device": {"a": 1}},
+     {"device": [[], {}]}, {"device": ","}, {"device": "cpu"}, {"requires": {"gpus": "9" * 500}}],
+    ids=lambda value: repr(value)[:40],
+)  # fmt: skip
+def test_a_configuration_that_makes_no_sense_stops_no_claim(supabase_lab, configuration):
+    run_id = supabase_lab.insert(configuration=configuration, results=configuration)
+    lease = supabase_lab.queue.claim(WORKER, str(uuid.uuid4()), 60)
+    assert lease.job.id == run_id
+    assert supabase_lab.queue.beat(lease, {"progress": {}}, []) is Verdict.OK
+
+
+def test_a_cancel_from_a_stale_page_does_not_undo_a_finished_run(supabase_lab):
+    lease = claimed(supabase_lab)
+    supabase_lab.queue.finish(lease, Completed(results={"mAP": 0.5}, trained_model_url="u"), [])
+    before = supabase_lab.queue.get(lease.job.id)
+    supabase_lab.edit(lease.job.id, status="canceling", cancel_requested=True)
+    supabase_lab.edit(lease.job.id, status="canceled", cancel_requested=True, error_message="Canceled by user.")
+    after = supabase_lab.queue.get(lease.job.id)
+    assert {**after, "updated_at": None} == {**before, "updated_at": None}
+
+
+def test_a_run_that_the_app_ends_holds_no_lease(supabase_lab):
+    lease = claimed(supabase_lab)
+    supabase_lab.edit(lease.job.id, status="canceled")
+    assert supabase_lab.queue.get(lease.job.id)["lease_expires_at"] is None
+    assert supabase_lab.queue.beat(lease, None, []) is Verdict.LOST

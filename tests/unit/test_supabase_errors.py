@@ -1,0 +1,231 @@
+"""Every failure of supabase-py and httpx becomes one of our errors, with the mend and without the key."""
+
+import inspect
+import json
+
+import httpx
+import jwt
+import postgrest.exceptions
+import pytest
+from postgrest.exceptions import APIError
+
+from trainer.core.errors import BadRequest, Misconfigured, TrainerError, Unavailable
+from trainer.remote import supabase as remote
+from trainer.remote.supabase import CallLimits, Project, checked_key, checked_url, role_of, translated
+
+KEY = jwt.encode({"role": "service_role"}, "a-key-that-is-long-enough-for-the-library", "HS256")
+
+
+def exceptions_of(module) -> list[type[Exception]]:
+    return [
+        found for _, found in inspect.getmembers(module, inspect.isclass)
+        if issubclass(found, Exception) and found.__module__.split(".")[0] == module.__name__.split(".")[0]
+    ]  # fmt: skip
+
+
+def made(kind: type[Exception]) -> Exception:
+    """An instance, however its class wants to be made."""
+    if kind is APIError:
+        return APIError({"message": "m", "code": "PGRST000"})
+    if kind is httpx.HTTPStatusError:
+        return kind("m", request=httpx.Request("GET", "http://a"), response=httpx.Response(500))
+    return kind() if not inspect.signature(kind).parameters else kind("m")
+
+
+LIBRARY = [*exceptions_of(httpx), *exceptions_of(postgrest.exceptions)]
+
+
+def project(answer, **limits) -> Project:
+    """A project whose server answers as told, without a network."""
+    found = Project("http://db.example", KEY, CallLimits(**limits))
+    found._http._transport.close()
+    found._http._transport = httpx.MockTransport(answer)
+    return found
+
+
+def failure(answer) -> TrainerError:
+    with project(answer) as supabase, pytest.raises(TrainerError) as caught:
+        supabase.call("claim_training_run")
+    return caught.value
+
+
+def refused(code, message="m", status=400, headers=None):
+    body = {"code": code, "message": message, "details": None, "hint": None}
+    return failure(lambda _: httpx.Response(status, json=body, headers=headers))
+
+
+def test_the_list_of_library_exceptions_is_complete():
+    names = {kind.__name__ for kind in LIBRARY}
+    assert {"APIError", "ConnectError", "ReadTimeout", "InvalidURL", "TooManyRedirects", "StreamConsumed"} <= names
+    assert len(names) > 25
+
+
+@pytest.mark.parametrize("kind", LIBRARY, ids=lambda kind: kind.__name__)
+def test_every_exception_of_the_libraries_comes_as_one_of_ours(kind):
+    error = translated(made(kind), host="db.example")
+    assert isinstance(error, Unavailable | Misconfigured)
+    assert "db.example" in str(error)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("kind", [k for k in LIBRARY if k is not APIError], ids=lambda kind: kind.__name__)
+def test_whatever_the_transport_raises_is_caught(kind):
+    def fall_over(_):
+        raise made(kind)
+
+    assert isinstance(failure(fall_over), Unavailable | Misconfigured)
+
+
+@pytest.mark.parametrize("code", ["PGRST202", "PGRST204", "PGRST205", "42P01", "42703", "42883"])
+def test_a_schema_that_is_not_there_asks_for_the_migrations(code):
+    error = refused(code, status=404)
+    assert isinstance(error, Misconfigured)
+    assert "apply the migrations in supabase/migrations/" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("PGRST301", 401), ("PGRST303", 401), ("PGRST302", 401), ("42501", 403), ("42501", 401), (None, 401), (None, 403),
+     ("22023", 400)],
+)  # fmt: skip
+def test_a_key_that_is_refused_asks_for_another(code, status):
+    error = refused(code, status=status)
+    assert isinstance(error, Misconfigured)
+    assert "SUPABASE_SERVICE_ROLE_KEY" in str(error)
+    assert "service_role" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("", 400), ("57014", 500), ("PGRST000", 503), ("PGRST001", 503), ("PGRST002", 503), ("PGRST003", 504),
+     ("40001", 400), ("40P01", 400), ("53300", 503), ("08006", 503), ("57P03", 500), (None, 429), (None, 408),
+     (None, 500), (None, 502), (None, 503), (None, 504), ("XX000", 500)],
+)  # fmt: skip
+def test_what_passes_by_itself_is_unavailable(code, status):
+    assert isinstance(refused(code, status=status), Unavailable)
+
+
+@pytest.mark.parametrize("code", ["22P02", "22P05", "23503", "23502", "23505"])
+def test_bad_values_are_the_requests_fault(code):
+    assert isinstance(refused(code), BadRequest)
+
+
+@pytest.mark.parametrize("status", [404, 405, 418])
+def test_another_server_at_the_address_asks_for_the_url(status):
+    for answer in (httpx.Response(status, html="<h1>no</h1>"), httpx.Response(status, json={"message": "no route"})):
+        error = failure(lambda _, answer=answer: answer)
+        assert isinstance(error, Misconfigured)
+        assert "SUPABASE_URL" in str(error)
+
+
+def test_an_unknown_refusal_is_told_with_its_code():
+    error = refused("PGRST999", "something new")
+    assert isinstance(error, Misconfigured)
+    assert "PGRST999 something new" in str(error)
+
+
+def test_a_gateway_page_is_unavailable():
+    error = failure(lambda _: httpx.Response(502, html="<html>Bad Gateway</html>"))
+    assert isinstance(error, Unavailable)
+    assert "502" in str(error)
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), (None, None), ("Wed, 21 Oct 2026 07:28:00 GMT", None)])
+def test_retry_after_is_handed_on(header, seconds):
+    error = refused(None, status=429, headers={"Retry-After": header} if header else None)
+    assert isinstance(error, Unavailable)
+    assert error.retry_after == seconds
+
+
+def test_a_login_page_with_status_200_is_no_answer():
+    login = httpx.Response(200, html="<html>Please log in</html>")
+    with project(lambda _: login) as supabase, pytest.raises(Unavailable, match="SUPABASE_URL"):
+        supabase.rows(supabase.table("training_runs").select("*"))
+
+
+@pytest.mark.parametrize("body", [b"", b'{"cut', b"\xff\xfe"])
+def test_a_broken_error_body_is_judged_by_its_status(body):
+    assert isinstance(failure(lambda _: httpx.Response(503, content=body)), Unavailable)
+
+
+def test_a_body_that_drips_for_ever_ends_at_the_total_limit():
+    class Drip(httpx.SyncByteStream):
+        def __iter__(self):
+            while True:
+                yield b" "
+
+    drip = project(lambda _: httpx.Response(200, stream=Drip()), total=0.1)
+    with drip, pytest.raises(Unavailable, match="no answer in time"):
+        drip.call("claim_training_run")
+
+
+def test_every_call_is_bounded():
+    seen = {}
+
+    def answer(request):
+        seen.update(request.extensions["timeout"])
+        return httpx.Response(200, json=1)
+
+    with project(answer, connect=1.0, read=2.0, total=1.5) as supabase:
+        assert supabase.call("trainer_schema_version") == 1
+    assert seen["connect"] == 1.0
+    assert 1.0 < seen["read"] <= 1.5
+    assert 1.0 < seen["pool"] <= 1.5
+
+
+def test_the_key_is_in_no_error_and_no_repr():
+    def echo(request):
+        return httpx.Response(400, json={"code": "PGRST100", "message": f"bad: {request.headers['apikey']}"})
+
+    error = failure(echo)
+    assert KEY not in str(error)
+    assert error.__cause__ is None
+    with project(echo) as supabase:
+        assert KEY not in repr(supabase)
+
+
+@pytest.mark.parametrize("key", ["", "  ", "a key", "sb_secret_é", "key\nwith newline", "a\x00b"])
+def test_a_key_that_no_header_can_hold_is_refused_without_quoting_it(key):
+    with pytest.raises(Misconfigured) as caught:
+        checked_key(key)
+    assert "characters that no key has" in str(caught.value)
+    assert not key.strip() or key.strip() not in str(caught.value)
+
+
+def test_a_key_may_have_been_pasted_with_a_line_end():
+    assert checked_key(f" {KEY}\n") == KEY
+
+
+@pytest.mark.parametrize("url", ["", "abc", "ftp://a.b", "https://", "abcd.supabase.co", "http://a:99999", "http://a b", "http://[::"])
+def test_a_url_that_is_none_is_refused(url):
+    with pytest.raises(Misconfigured, match="SUPABASE_URL must be"):
+        checked_url(url)
+
+
+@pytest.mark.parametrize("url", ["http://a.b", "http://a.b/", " http://a.b/ ", "http://a.b/rest/v1/"])
+def test_the_usual_ways_to_write_the_url_are_understood(url):
+    assert checked_url(url) == "http://a.b"
+
+
+def test_a_password_in_the_url_is_not_part_of_the_host():
+    with Project("http://user:secret@db.example:8000", KEY) as supabase:
+        assert supabase.host == "db.example:8000"
+
+
+@pytest.mark.parametrize(
+    ("key", "role"),
+    [(KEY, "service_role"), ("sb_secret_x", "service_role"), ("sb_publishable_x", "anon"), ("nonsense", None), ("a.b.c", None),
+     ("a.W10.c", None), ("a.eyJyb2xlIjogM30.c", None)],
+)  # fmt: skip
+def test_the_role_of_a_key_is_read_from_it(key, role):
+    assert role_of(key) == role
+
+
+def test_the_library_is_imported_only_when_a_project_is_opened():
+    import subprocess
+    import sys
+
+    code = "import sys, trainer.remote.supabase, trainer.jobs.supabase; print([m for m in ('supabase', 'postgrest') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+    assert remote.MIGRATE
