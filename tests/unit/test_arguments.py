@@ -2,6 +2,10 @@
 
 import ast
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,6 +191,36 @@ def test_a_batch_is_a_number_of_images_automatic_or_a_share_of_the_memory(value,
 def test_other_batches_are_refused(value):
     with pytest.raises(ValueError):
         arguments.BATCH.read(value)
+
+
+BOUNDS = """
+time 8760 | patience 0 100000 | save_period -1 | cache ram disk true | workers 0 64 | optimizer musgd rmsprop auto
+seed 0 2147483647 | amp bf16 false | fraction 0.5 1 500 [0.5,1] [100,20,0] | freeze 0 [0,"23.cv2"] | multi_scale 0 1
+mask_ratio 1 32 | dropout 0 1 | conf 0 1 | iou 0 1 | max_det 1 | lr0 0.00001 1 | lrf 0 1 | warmup_epochs 0 2.5 | box 0
+cls_pw 1 | nbs 1 | degrees 180 | scale 0 1 [0.5,2] | shear 180 | perspective 1 | mosaic true | erasing 1 | classes 3 [0,2]
+copy_paste_mode mixup | auto_augment augmix | close_mosaic 0 | channels_last true | nms false | momentum 0 1
+"""
+ASK_ULTRALYTICS = """
+import json, sys
+from ultralytics.cfg import get_cfg
+for name, value in json.load(sys.stdin):
+    get_cfg(overrides={name: value})
+"""
+
+
+def test_the_installed_version_takes_everything_that_the_rules_let_through(tmp_path):
+    """Read by our rule first, as a row's value would be; each of them at its bounds."""
+    values = []
+    for line in BOUNDS.replace("\n", " | ").split("|"):
+        name, *given = line.split() or [None]
+        values += [(name, ALLOWED[name].read(json.loads(v) if v[0] == "[" else v)) for v in given]
+    environment = {"PATH": os.environ["PATH"], "YOLO_OFFLINE": "1", "YOLO_CONFIG_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ASK_ULTRALYTICS]
+    done = subprocess.run(
+        command, input=json.dumps(values), env=environment, cwd=tmp_path, text=True, capture_output=True, check=False
+    )
+    assert len(values) >= 60
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_rule_says_what_it_wants():

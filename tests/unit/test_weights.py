@@ -1,0 +1,426 @@
+"""From a model's name to a file: the folder first, one verified download, objects of ours only, and clear refusals."""
+
+import hashlib
+import http.server
+import io
+import os
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from trainer.core import catalogue
+from trainer.core.dataset import ObjectRef, Task
+from trainer.core.errors import BadRequest, MachineFailed, ObjectMissing, Unavailable
+from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.remote.retry import RetryPolicy
+from trainer.storage.local import LocalObjectStore
+from trainer.training.weights import ModelFolder
+
+RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
+BUCKET = "training-artifacts"
+QUICK = RetryPolicy(tries=3, first_wait=0.001, longest_wait=0.002, total_seconds=20.0)
+YOLO11N = OfficialModel(stem="yolo11n")
+
+
+def weights(payload: bytes = b"w" * 5000) -> bytes:
+    """The bytes of something like what torch.save writes: a stored zip archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("best/data.pkl", payload)
+    return buffer.getvalue()
+
+
+class Release(http.server.ThreadingHTTPServer):
+    """A release page that counts its downloads and answers as `answers` says, then with `body`."""
+
+    daemon_threads = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.paths: list[str] = []
+        self.body = weights()
+        self.answers: list[tuple[int, bytes | None]] = []
+        self.trickle = threading.Event()
+        self.slow = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v8.4.0"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Release
+
+    def do_GET(self) -> None:
+        self.server.paths.append(self.path)
+        status, body = self.server.answers.pop(0) if self.server.answers else (200, self.server.body)
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", f"/moved{self.path}")
+        declared = self.server.body if body is None else body
+        self.send_header("Content-Length", str(len(declared)))
+        self.end_headers()
+        if self.server.slow:
+            self.wfile.write(declared[:100])
+            self.wfile.flush()
+            self.server.trickle.wait(10)
+        elif body is None:
+            self.wfile.write(declared[: len(declared) // 2])  # and hang up
+        else:
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def release():
+    server = Release()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.trickle.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalObjectStore(tmp_path / "store")
+
+
+@pytest.fixture
+def models(tmp_path):
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def folder(models, store):
+    def make(*, rows=None, **options) -> ModelFolder:
+        given = {"store": store, "artifacts_bucket": BUCKET, "allow_download": False, "policy": QUICK} | options
+        return ModelFolder(models, run_of=(rows or {}).get, **given)
+
+    return make
+
+
+def put(models: Path, name: str, content: bytes | None = None) -> Path:
+    path = models / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(weights() if content is None else content)
+    return path
+
+
+def leftovers(models: Path) -> list[str]:
+    return [str(p.relative_to(models)) for p in models.rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+# ── published weights ──
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [(Task.DETECT, "yolo11n.pt"), (Task.SEGMENT, "yolo11n-seg.pt"), (Task.CLASSIFY, "yolo11n-cls.pt")],
+)
+def test_a_published_model_is_taken_from_the_folder_in_the_tasks_variant(folder, models, task, name):
+    path = put(models, name)
+    assert folder().resolve(YOLO11N, task, StopSignal()) == path
+
+
+def test_a_missing_model_is_downloaded_once_into_the_folder(folder, models, release):
+    there = folder(allow_download=True, release_url=release.url)
+    path = there.resolve(YOLO11N, Task.SEGMENT, StopSignal())
+    assert path == models / "yolo11n-seg.pt"
+    assert path.read_bytes() == release.body
+    assert there.resolve(YOLO11N, Task.SEGMENT, StopSignal()) == path
+    assert release.paths == ["/v8.4.0/yolo11n-seg.pt"]
+    assert leftovers(models) == ["yolo11n-seg.pt"]
+
+
+def test_a_redirect_is_followed_as_release_pages_use_them(folder, release):
+    release.answers = [(302, b"")]
+    path = folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
+    assert path.read_bytes() == release.body
+
+
+def test_many_at_once_download_once(models, store, release):
+    def resolve(_: int) -> Path:
+        own = ModelFolder(
+            models, store=store, artifacts_bucket=BUCKET, run_of={}.get, allow_download=True, release_url=release.url,
+        )  # fmt: skip
+        return own.resolve(YOLO11N, Task.DETECT, StopSignal())
+
+    with ThreadPoolExecutor(8) as pool:
+        paths = set(pool.map(resolve, range(8)))
+    assert paths == {models / "yolo11n.pt"}
+    assert len(release.paths) == 1
+
+
+@pytest.mark.parametrize("first", [(503, b"busy"), (429, b""), (200, None), (200, b"<html>not weights</html>")])
+def test_a_download_that_fails_is_tried_again(folder, models, release, first):
+    release.answers = [first]
+    path = folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
+    assert path.read_bytes() == release.body
+    assert len(release.paths) == 2
+
+
+def test_a_file_with_a_wrong_checksum_inside_is_never_kept(folder, models, release):
+    broken = bytearray(weights())
+    broken[1000] ^= 1
+    release.body = bytes(broken)
+    with pytest.raises(Unavailable, match=r"yolo11n\.pt arrived incomplete"):
+        folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
+    assert len(release.paths) == QUICK.tries
+    assert leftovers(models) == []
+
+
+def test_a_file_that_is_not_published_any_more_is_a_clear_refusal(folder, models, release):
+    release.answers = [(404, b"not found")]
+    with pytest.raises(BadRequest, match=r"yolo11n.pt cannot be downloaded \(the server answers 404\).*MODELS_DIR"):
+        folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
+    assert len(release.paths) == 1
+    assert leftovers(models) == []
+
+
+def test_without_a_connection_the_error_says_where_to_put_the_file(folder, models, release):
+    closed = f"http://127.0.0.1:{free_port()}/x"
+    with pytest.raises(BadRequest) as refused:
+        folder(allow_download=True, release_url=closed).resolve(YOLO11N, Task.POSE, StopSignal())
+    assert str(refused.value) == (
+        "base_model: yolo11n-pose.pt is not on this worker and cannot be downloaded (no connection to 127.0.0.1); "
+        f"put it into MODELS_DIR ({models}), or train from scratch with yolo11n-pose.yaml"
+    )
+    assert leftovers(models) == []
+
+
+def test_when_downloads_are_off_nothing_is_asked_for(folder, models, release):
+    with pytest.raises(
+        BadRequest, match=r"yolo11n.pt is not on this worker; put it into MODELS_DIR .*ALLOW_WEIGHTS_DOWNLOAD=1"
+    ):
+        folder(allow_download=False, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
+    assert release.paths == []
+
+
+def test_a_stop_ends_a_download(folder, models, release):
+    release.slow = True
+    stop = StopSignal()
+    threading.Timer(0.1, lambda: (stop.set(StopReason.CANCELED), release.trickle.set())).start()
+    with pytest.raises(Stopped):
+        folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, stop)
+    assert leftovers(models) == []
+
+
+def test_a_stop_ends_the_wait_for_somebody_elses_download(folder, release):
+    release.slow = True
+    there, stop = folder(allow_download=True, release_url=release.url), StopSignal()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(there.resolve, YOLO11N, Task.DETECT, StopSignal())
+        while not release.paths:
+            time.sleep(0.01)
+        stop.set(StopReason.CANCELED)
+        with pytest.raises(Stopped):
+            there.resolve(YOLO11N, Task.DETECT, stop)
+        release.slow = False
+        release.trickle.set()
+        assert other.exception() is None or isinstance(other.exception(), Unavailable)
+
+
+def test_a_model_without_weights_for_the_task_is_refused_before_anything_is_fetched(folder, release):
+    with pytest.raises(BadRequest, match="only for detect"):
+        folder(allow_download=True, release_url=release.url).resolve(
+            OfficialModel(stem="yolov10n"), Task.OBB, StopSignal()
+        )
+    assert release.paths == []
+
+
+# ── architectures ──
+
+
+def test_an_architecture_is_a_copy_whose_name_holds_the_size(folder, models):
+    path = folder().resolve(Architecture(stem="yolo11s"), Task.SEGMENT, StopSignal())
+    assert path == models / ".architectures" / "yolo11s-seg.yaml"
+    assert b"scales:" in path.read_bytes()
+    assert b"Segment" in path.read_bytes()
+
+
+def test_a_copy_that_somebody_changed_is_made_again(folder):
+    there = folder()
+    path = there.resolve(Architecture(stem="yolo11n"), Task.DETECT, StopSignal())
+    original = path.read_bytes()
+    path.write_text("activation: __import__('os').system('true')")
+    assert there.resolve(Architecture(stem="yolo11n"), Task.DETECT, StopSignal()) == path
+    assert path.read_bytes() == original
+
+
+def test_every_architecture_of_the_catalogue_is_found_in_the_package(folder):
+    there = folder()
+    for stem, by_task in catalogue.ARCHITECTURES.items():
+        for task in by_task:
+            assert there.resolve(Architecture(stem=stem), task, StopSignal()).stat().st_size > 100
+
+
+# ── the operator's files ──
+
+
+def test_an_own_file_is_found_below_the_folder(folder, models):
+    path = put(models, "team/a.pt")
+    assert folder().resolve(ModelFile(name="team/a.pt"), Task.DETECT, StopSignal()) == path
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a zip", b"\x80\x02}q\x00.", weights()[:-30], b"PK\x03\x04" + b"\0" * 1000]
+)
+def test_a_file_that_torch_did_not_write_is_refused_unopened(folder, models, content):
+    put(models, "a.pt", content)
+    put(models, "yolo11n.pt", content)
+    for model, name in ((ModelFile(name="a.pt"), "a.pt"), (YOLO11N, "yolo11n.pt")):
+        with pytest.raises(BadRequest, match=f"{name}.*not a complete PyTorch file"):
+            folder().resolve(model, Task.DETECT, StopSignal())
+
+
+def test_a_missing_file_says_where_it_belongs(folder):
+    with pytest.raises(BadRequest, match="no such file below MODELS_DIR"):
+        folder().resolve(ModelFile(name="nothing.pt"), Task.DETECT, StopSignal())
+
+
+def test_a_folder_is_not_a_model(folder, models):
+    (models / "dir.pt").mkdir(parents=True)
+    with pytest.raises(BadRequest, match="no such file"):
+        folder().resolve(ModelFile(name="dir.pt"), Task.DETECT, StopSignal())
+
+
+@pytest.mark.parametrize("name", ["../outside.pt", "link.pt", "linked/outside.pt", "a/../../outside.pt"])
+def test_nothing_outside_of_the_folder_is_reached(folder, models, tmp_path, name):
+    (tmp_path / "outside.pt").write_bytes(weights())
+    (models / "a").mkdir(parents=True)
+    (models / "link.pt").symlink_to(tmp_path / "outside.pt")
+    (models / "linked").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(BadRequest, match="leads out of MODELS_DIR"):
+        folder().resolve(ModelFile(name=name), Task.DETECT, StopSignal())
+
+
+def test_a_path_that_only_an_absolute_name_would_reach_is_refused(folder, tmp_path):
+    (tmp_path / "outside.pt").write_bytes(weights())
+    with pytest.raises(BadRequest, match="leads out"):
+        folder().resolve(ModelFile(name=str(tmp_path / "outside.pt")), Task.DETECT, StopSignal())
+
+
+def test_what_is_on_disk_can_be_listed(folder, models):
+    for name in ("yolo11n.pt", "team/a.pt", ".runs/b.pt", "notes.txt"):
+        put(models, name)
+    assert folder().on_disk() == ["team/a.pt", "yolo11n.pt"]
+
+
+def test_a_folder_that_cannot_be_used_is_the_machines_failure(models, store):
+    models.write_text("a file where the folder should be")
+    blocked = ModelFolder(models, store=store, artifacts_bucket=BUCKET, run_of={}.get, allow_download=True)
+    with pytest.raises(MachineFailed, match="cannot use MODELS_DIR"):
+        blocked.resolve(Architecture(stem="yolo11n"), Task.DETECT, StopSignal())
+
+
+# ── objects and runs ──
+
+
+def upload(store: LocalObjectStore, tmp_path: Path, key: str, content: bytes) -> ObjectRef:
+    source = tmp_path / "source"
+    source.write_bytes(content)
+    ref = ObjectRef(bucket=BUCKET, key=key)
+    store.upload(source, ref, StopSignal())
+    return ref
+
+
+def completed(artifacts: object, status: str = "completed") -> dict:
+    return {RUN: {"id": RUN, "status": status, "results": {"mAP": 0.5, "artifacts": artifacts}}}
+
+
+def test_an_object_of_the_artifacts_bucket_is_fetched_and_fetched_again_when_it_changed(
+    folder, store, models, tmp_path
+):
+    there = folder()
+    ref = upload(store, tmp_path, "training_runs/x/1/best.pt", weights(b"one"))
+    first = there.resolve(ModelObject(ref=ref), Task.DETECT, StopSignal())
+    assert first.read_bytes() == weights(b"one")
+    assert there.resolve(ModelObject(ref=ref), Task.DETECT, StopSignal()) == first
+    upload(store, tmp_path, ref.key, weights(b"another"))
+    second = there.resolve(ModelObject(ref=ref), Task.DETECT, StopSignal())
+    assert second.read_bytes() == weights(b"another")
+    assert first.is_relative_to(models / ".runs")
+
+
+def test_an_object_elsewhere_or_without_a_store_is_refused(folder):
+    other = ModelObject(ref=ObjectRef(bucket="datasets", key="evil.pt"))
+    with pytest.raises(BadRequest, match="only objects of the artifacts bucket"):
+        folder().resolve(other, Task.DETECT, StopSignal())
+    own = ModelObject(ref=ObjectRef(bucket=BUCKET, key="best.pt"))
+    with pytest.raises(BadRequest, match="only objects of the artifacts bucket"):
+        folder(store=None).resolve(own, Task.DETECT, StopSignal())
+
+
+def test_an_object_that_is_not_there_or_no_model_is_refused(folder, store, models, tmp_path):
+    with pytest.raises(ObjectMissing):
+        folder().resolve(ModelObject(ref=ObjectRef(bucket=BUCKET, key="none.pt")), Task.DETECT, StopSignal())
+    ref = upload(store, tmp_path, "bad.pt", b"os.system")
+    with pytest.raises(BadRequest, match=r"storage:bad\.pt: not a complete PyTorch file"):
+        folder().resolve(ModelObject(ref=ref), Task.DETECT, StopSignal())
+    assert leftovers(models) == []
+
+
+@pytest.mark.parametrize("with_digest", [True, False])
+def test_a_completed_runs_best_model_is_fetched(folder, store, tmp_path, with_digest):
+    ref = upload(store, tmp_path, f"training_runs/{RUN}/1/best.pt", weights(b"best"))
+    artifact = {"name": "best.pt", "path": ref.key, "url": "http://ignored"}
+    if with_digest:
+        artifact["sha256"] = hashlib.sha256(weights(b"best")).hexdigest()
+    there = folder(rows=completed([{"name": "last.pt", "path": "no"}, artifact]))
+    path = there.resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal())
+    assert path.read_bytes() == weights(b"best")
+    if with_digest:  # content is its own name, so it needs no store the second time
+        store.delete(ref)
+        assert there.resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal()) == path
+
+
+def test_a_file_that_is_not_what_the_run_published_is_refused(folder, store, models, tmp_path):
+    ref = upload(store, tmp_path, "best.pt", weights(b"swapped"))
+    rows = completed([{"name": "best.pt", "path": ref.key, "sha256": "0" * 64}])
+    with pytest.raises(BadRequest, match="not the file that the run published"):
+        folder(rows=rows).resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal())
+    assert leftovers(models) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ({}, "there is no run with this id"),
+        (completed([], "failed"), "that run is failed; only a completed run has a model"),
+        (completed([], "running"), "that run is running"),
+        (completed([]), "published no best.pt"),
+        (completed(None), "published no best.pt"),
+        (completed("best.pt"), "published no best.pt"),
+        (completed(["best.pt", None, {"name": "best.pt"}, {"name": "best.pt", "path": 3}]), "published no best.pt"),
+        ({RUN: {"status": "completed", "results": None}}, "published no best.pt"),
+        ({RUN: {"status": "completed"}}, "published no best.pt"),
+    ],
+)
+def test_a_run_without_a_model_is_refused_with_the_reason(folder, rows, reason):
+    with pytest.raises(BadRequest, match=reason):
+        folder(rows=rows).resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal())
+
+
+def test_models_of_runs_that_nobody_used_for_a_month_are_forgotten(folder, store, models, tmp_path):
+    old, recent = put(models, ".runs/old.pt"), put(models, ".runs/recent.pt")
+    month_ago = time.time() - 31 * 86_400
+    os.utime(old, (month_ago, month_ago))
+    ref = upload(store, tmp_path, "best.pt", weights())
+    folder().resolve(ModelObject(ref=ref), Task.DETECT, StopSignal())
+    assert not old.exists()
+    assert recent.exists()
+
+
+def free_port() -> int:
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        return server.server_port
