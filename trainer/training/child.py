@@ -7,6 +7,7 @@ read, so a process that waits for one is a warm spare.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 from trainer.core.events import ChildStopped, Crashed, Event, Phase, Warned
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.training.network import refuse_network
 from trainer.training.outbox import Outbox
 from trainer.training.wire import decode_command
 
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--events-fd", type=int, required=True)
     fd = parser.parse_args(argv).events_fd
     os.set_inheritable(fd, False)
-    outbox = Outbox(fd, on_broken=lambda: os._exit(0))
+    outbox = Outbox(fd, on_broken=lambda: _leave(0))
+    refuse_network()
     stop = StopSignal()
     commands = Commands(sys.stdin.buffer, stop)
     train = _prepare(outbox.send)
@@ -62,13 +65,17 @@ class Commands:
         return self._orders.get()
 
     def _listen(self) -> None:
-        for line in self._stdin:
-            command = decode_command(line)
-            if isinstance(command, StopReason):
-                self._stop.set(command)
-            else:
-                self._orders.put(command)
-        _leave(0)  # nobody is left who could want the result
+        code = 2  # for a line that is not understood: whoever wrote it could not stop us either
+        try:
+            for line in self._stdin:
+                command = decode_command(line)
+                if isinstance(command, StopReason):
+                    self._stop.set(command)
+                else:
+                    self._orders.put(command)
+            code = 0  # nobody is left who could want the result
+        finally:
+            _leave(code)
 
 
 def _prepare(send: Callable[[Event], None]) -> Callable[[TrainingOrder, StopSignal], None]:
@@ -142,8 +149,9 @@ def _leave(code: int) -> NoReturn:
     """End at once: no destructor may hang, no loader's worker stay."""
     for worker in multiprocessing.active_children():
         worker.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # nobody may be left to read it
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -1,4 +1,4 @@
-"""What Ultralytics would do beside training, and must not: call home, install packages, run a dataset's code, leak git.
+"""What Ultralytics would do beside training, and must not: install packages, run a dataset's code, leak git, report.
 
 The environment of the process (environment.py) switches most of it off; `isolate` checks that it did and closes the
 rest. It patches the exact version that requirements.txt names; tests/unit/test_ultralytics_facts.py notices another.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ import ultralytics.utils
 import ultralytics.utils.callbacks
 import ultralytics.utils.checks
 
-_NETWORK = {"socket.connect": 1, "socket.sendto": 1, "socket.getaddrinfo": 0, "socket.gethostbyname": 0}
-_LOOPBACK = ("127.", "::1", "localhost")
 _PLAIN = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
@@ -36,7 +33,6 @@ class NotIsolated(RuntimeError):
 def isolate() -> None:
     """Close every way out of this process that is not a result. Raises `NotIsolated`; call it once, after imports."""
     _check_environment()
-    sys.addaudithook(_refuse_network)
     git = ultralytics.utils.GIT
     git.__dict__.clear()  # drops what it cached already
     git.root = git.gitdir = git.refdir = None
@@ -67,22 +63,11 @@ def _check_environment() -> None:
         for name, is_set in {
             "ULTRALYTICS_SAFE_LOAD=1": ultralytics.utils.SAFE_LOAD,
             "YOLO_AUTOINSTALL=false": not ultralytics.utils.checks.AUTOINSTALL,
-            "YOLO_OFFLINE=1": not ultralytics.utils.ONLINE,
         }.items()
         if not is_set
     ]
     if wrong:
         raise NotIsolated(f"The training process has to be started with {' '.join(wrong)}.")
-
-
-def _refuse_network(event: str, args: tuple[Any, ...]) -> None:
-    if event not in _NETWORK:
-        return
-    target = args[_NETWORK[event]]
-    host = target[0] if isinstance(target, tuple) else target
-    is_local = host is None or (isinstance(target, str | bytes) and event == "socket.connect")  # a Unix socket's path
-    if not is_local and not str(host).startswith(_LOOPBACK):
-        raise ConnectionError(f"the training process has no network (asked for {host})")
 
 
 def _add_nothing(_instance: object) -> None:

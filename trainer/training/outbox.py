@@ -20,8 +20,8 @@ class Outbox:
     def __init__(self, fd: int, on_broken: Callable[[], None]) -> None:
         self._fd = fd
         self._on_broken = on_broken  # the reader is gone
-        self._waiting: deque[Event] = deque()
-        self._tick: Event | None = None
+        self._waiting: deque[bytes] = deque()
+        self._tick: bytes | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._write, name="events", daemon=True)
@@ -29,12 +29,13 @@ class Outbox:
 
     def send(self, event: Event) -> None:
         """Queue an event; returns at once."""
+        line = encode_event(event)
         with self._changed:
             if is_durable(event):
-                self._waiting.append(event)
+                self._waiting.append(line)
                 self._tick = None  # what a tick says is older than this event
             else:
-                self._tick = event
+                self._tick = line
             self._changed.notify()
 
     def close(self, seconds: float) -> bool:
@@ -46,16 +47,15 @@ class Outbox:
         return not self._thread.is_alive()
 
     def _write(self) -> None:
-        while (event := self._next()) is not None:
-            line = encode_event(event)
+        while (line := self._next()) is not None:
             try:
                 while line:
                     line = line[os.write(self._fd, line) :]
-            except BrokenPipeError:
+            except OSError:
                 self._on_broken()
                 return
 
-    def _next(self) -> Event | None:
+    def _next(self) -> bytes | None:
         with self._changed:
             while not self._waiting and self._tick is None:
                 if self._closing:

@@ -1,0 +1,24 @@
+"""The training process whose final validation and whose export fail; `TEAR=1` also tears best.pt, as a full disk does."""
+
+import os
+import sys
+
+from ultralytics.engine.exporter import Exporter
+from ultralytics.engine.trainer import BaseTrainer
+
+from trainer.training import child
+
+
+def final_eval(self):
+    if os.environ.get("TEAR"):
+        self.best.write_bytes(self.best.read_bytes()[:1000])
+    raise FileNotFoundError("data.yaml is gone")
+
+
+def export(self, model=None):
+    raise ModuleNotFoundError("No module named 'something'")
+
+
+BaseTrainer.final_eval = final_eval
+Exporter.__call__ = export
+child.main(sys.argv[1:])

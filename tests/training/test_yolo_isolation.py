@@ -1,0 +1,137 @@
+"""A dataset or a weights file that wants to run, install or tell something: nothing happens."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from child_run import order_for, run_child
+from drawn import draw
+
+from trainer.core.dataset import Task
+from trainer.core.events import CheckpointSaved, Crashed, EpochFinished, Finished, Phase, Warned
+
+pytestmark = pytest.mark.training
+
+SECRET = "ghp_thisIsASecret"
+
+
+class Hostile:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return exec, (f"open({self.path!r}, 'w').write('executed')",)
+
+
+def pt_file(path, content):
+    """A `.pt` as torch.save lays it out, around any pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+    return path
+
+
+@pytest.fixture(scope="module")
+def detect(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("detect"), Task.DETECT, train=8, val=4)
+
+
+@pytest.fixture(scope="module")
+def besieged(tmp_path_factory):
+    """A training inside a git repository with a token in its URL, on data with a hostile cache and a broken image."""
+    home = tmp_path_factory.mktemp("besieged")
+    repository = home / "repository"
+    (repository / ".git").mkdir(parents=True)
+    (repository / ".git" / "HEAD").write_text("ref: refs/heads/secret-branch\n")
+    (repository / ".git" / "config").write_text(f'[remote "origin"]\n\turl = https://me:{SECRET}@example.org/x.git\n')
+    dataset = draw(home / "data", Task.DETECT, train=8, val=4)
+    with (home / "data" / "labels" / "train.cache").open("wb") as file:
+        np.save(file, np.array(Hostile(home / "touched"), dtype=object), allow_pickle=True)
+    Path(home / "data" / "images" / "train" / "000.png").write_text("<html>404</html>")
+    order = order_for(dataset, home / "run")
+    env = {"GIT_ROOT": str(repository)}
+    return run_child(order, home, program="in_a_git_repository.py", env=env), home
+
+
+def test_a_training_under_siege_ends_well(besieged):
+    run, _ = besieged
+
+    assert isinstance(run.last, Finished), run.output
+    assert len(run.of(EpochFinished)) == 1
+
+
+def test_a_label_cache_that_came_with_the_data_runs_no_code(besieged):
+    assert not (besieged[1] / "touched").exists()
+
+
+def test_an_image_that_is_none_is_left_out_with_a_warning_and_installs_nothing(besieged):
+    run, _ = besieged
+
+    (warning,) = run.of(Warned)
+    assert warning.code == "images_left_out"
+    assert warning.message.startswith("1 of 8 training images")
+    assert "pi-heif" in run.output
+    assert not [line for line in run.output.splitlines() if line.startswith("WITNESSED") and "install" in line]
+
+
+def test_no_file_that_leaves_the_host_tells_where_the_code_came_from(besieged):
+    run, home = besieged
+    files = [Path(run.last.best), Path(run.last.last), Path(run.of(CheckpointSaved)[-1].path)]
+
+    for file in files:
+        with zipfile.ZipFile(file) as archive:
+            content = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+        assert b"train_args" in content
+        for told in (SECRET, "secret-branch", str(home / "repository")):
+            assert told.encode() not in content
+
+
+def test_weights_that_want_to_run_code_are_refused(detect, tmp_path):
+    weights = pt_file(tmp_path / "hostile.pt", {"model": Hostile(tmp_path / "touched"), "train_args": {}})
+    run = run_child(order_for(detect, tmp_path / "run", model=weights), tmp_path)
+
+    assert isinstance(run.last, Crashed)
+    assert run.last.phase is Phase.LOADING
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_checkpoint_that_wants_to_run_code_is_refused(detect, tmp_path):
+    checkpoint = pt_file(tmp_path / "hostile.pt", {"ema": Hostile(tmp_path / "touched"), "epoch": 1, "train_args": {}})
+    run = run_child(order_for(detect, tmp_path / "run", resume=checkpoint), tmp_path)
+
+    assert isinstance(run.last, Crashed)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_an_architecture_that_wants_to_run_code_does_not(detect, tmp_path):
+    packaged = Path(np.__file__).parents[1] / "ultralytics" / "cfg" / "models" / "11" / "yolo11.yaml"
+    hostile = tmp_path / "mine-yolo11n.yaml"
+    hostile.write_text(packaged.read_text() + f"\nactivation: open({str(tmp_path / 'touched')!r}, 'w').write('x')\n")
+    run = run_child(order_for(detect, tmp_path / "run", model=hostile), tmp_path)
+
+    assert run.events
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("variable", ["YOLO_AUTOINSTALL", "ULTRALYTICS_SAFE_LOAD"])
+def test_without_its_protection_the_process_trains_nothing(detect, tmp_path, variable):
+    unsafe = {"YOLO_AUTOINSTALL": "true", "ULTRALYTICS_SAFE_LOAD": "0"}[variable]
+    run = run_child(order_for(detect, tmp_path / "run"), tmp_path, env={variable: unsafe})
+
+    assert isinstance(run.last, Crashed)
+    assert run.last.error == "NotIsolated"
+    assert variable in run.last.message
+
+
+def test_a_model_for_another_task_is_refused_by_name(detect, tmp_path):
+    run = run_child(order_for(detect, tmp_path / "run", model=Path("yolo11n-seg.yaml")), tmp_path)
+
+    assert isinstance(run.last, Crashed)
+    assert run.last.error == "BadRequest"
+    assert "segment" in run.last.message
+    assert "detect" in run.last.message
