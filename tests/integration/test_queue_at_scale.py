@@ -1,0 +1,100 @@
+"""Many workers at once, and a million finished runs in the table."""
+
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from trainer.core.job import Completed, Verdict
+from trainer.core.ports import Worker
+
+FINISHED = 1_000_000
+
+
+@pytest.fixture
+def million(supabase_lab):
+    """A million finished runs, as the table has them after years."""
+    supabase_lab.stack.sql(f"""
+        insert into training_runs (run_name, status, configuration, created_at, completed_at, claim_id)
+        select 'run', (array['completed', 'failed', 'canceled'])[n % 3 + 1], '{{"epochs": 100}}',
+               now() - n * interval '1 minute', now(), gen_random_uuid()
+        from generate_series(1, {FINISHED}) as n;""")
+    return supabase_lab
+
+
+def in_parallel(workers: int, work) -> list:
+    """What `work(n)` returns in each of so many threads, begun at one moment."""
+    gate = threading.Barrier(workers)
+
+    def start(n: int):
+        gate.wait()
+        return work(n)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(start, range(workers)))
+
+
+def test_64_claims_at_one_moment_take_one_run_once(supabase_lab):
+    run_id = supabase_lab.insert()
+    leases = in_parallel(64, lambda n: supabase_lab.queue.claim(Worker(id=f"w{n}"), str(uuid.uuid4()), 60))
+    won = [lease for lease in leases if lease]
+    assert [lease.job.id for lease in won] == [run_id]
+    row = supabase_lab.queue.get(run_id)
+    assert (row["claim_id"], row["attempt"]) == (won[0].claim_id, 1)
+
+
+def test_one_claim_sent_32_times_at_one_moment_takes_one_run(supabase_lab):
+    supabase_lab.stack.sql("insert into training_runs (run_name) select 'run' from generate_series(1, 40)")
+    claim_id = str(uuid.uuid4())
+    leases = in_parallel(32, lambda n: supabase_lab.queue.claim(Worker(id="w"), claim_id, 60))
+    assert len({lease.job.id for lease in leases}) == 1
+    assert {lease.job.attempt for lease in leases} == {1}
+    assert supabase_lab.stack.sql("select count(*) from training_runs where status = 'running'") == "1"
+
+
+def test_1000_runs_are_served_once_each_by_8_workers(supabase_lab):
+    supabase_lab.stack.sql("insert into training_runs (run_name) select 'run' from generate_series(1, 1000)")
+
+    def drain(n: int) -> list[str]:
+        served = []
+        while lease := supabase_lab.queue.claim(Worker(id=f"w{n}"), str(uuid.uuid4()), 60):
+            outcome = Completed(results={"by": n}, trained_model_url=None)
+            assert supabase_lab.queue.finish(lease, outcome, []) is Verdict.OK
+            served.append(lease.job.id)
+        return served
+
+    served = [run_id for runs in in_parallel(8, drain) for run_id in runs]
+    assert len(served) == len(set(served)) == 1000
+    assert supabase_lab.stack.sql("select count(*) from training_runs where status = 'completed' and attempt = 1") == "1000"
+
+
+def test_expired_runs_are_settled_once_by_many_claims(supabase_lab):
+    supabase_lab.stack.sql("""
+        insert into training_runs (run_name, status, claim_id, attempt, lease_expires_at, started_at)
+        select 'run', 'running', gen_random_uuid(), 1, now() - interval '1 s', now() from generate_series(1, 30)""")
+    leases = in_parallel(16, lambda n: supabase_lab.queue.claim(Worker(id=f"w{n}"), str(uuid.uuid4()), 60))
+    won = [lease.job.id for lease in leases if lease]
+    assert len(won) == len(set(won))
+    assert supabase_lab.stack.sql("select distinct failures from training_runs") == "1"
+    assert supabase_lab.stack.sql("select count(*) from training_run_events where kind = 'lease_expired'") == "30"
+
+
+def test_claiming_and_looking_among_a_million_finished_runs_reads_only_indexes(million):
+    for statistics in ("-- none, as after a bulk load", "analyze training_runs;"):
+        million.stack.sql(statistics)
+        million.insert(configuration={"requires": {"gpus": 1}})
+        million.insert(status="running", worker_id="gone", started_at="2020-01-01T00:00:00Z")
+        million.insert()
+        plans = million.stack.postgres.plans("select * from claim_training_run('w', gen_random_uuid(), 60);")
+        assert "Seq Scan on training_runs" not in plans
+        for index in ("training_runs_next_idx", "training_runs_lease_idx", "training_runs_claim_idx"):
+            assert index in plans, f"{index} is not used:\n{plans}"
+    assert million.stack.sql("select count(*) from training_runs where status = 'running'") == "2"
+
+    for look in ("select * from peek_training_run();",
+                 "select * from training_runs order by created_at desc, id limit 20;",
+                 "select settle_training_runs();"):  # fmt: skip
+        plans = million.stack.postgres.plans(look)
+        assert "training_runs_" in plans
+        assert "Seq Scan on training_runs" not in plans
