@@ -82,7 +82,7 @@ class OnDisk:
     def fetch(self, ref, staging, stop, on_event):
         path = Path(ref.path)
         root, entry = (path, None) if path.is_dir() else (path.parent, Path(path.name))
-        return Fetched(root=root, entry=entry, files=(), identity="x", is_private=self.is_private)
+        return Fetched(root=root, entry=entry, is_private=self.is_private)
 
     def prefetch(self, ref, stop):
         raise NotImplementedError

@@ -21,7 +21,8 @@ class Sample:
     """One image and its labels. `name` is unique in its dataset, relative, with `/`; `split` None: not decided yet.
 
     Labels are the YOLO file `label`, or `text` in the same format where they were converted, or `class_id` for
-    classification. `owned`: the image is in our own cache, not in the user's folder.
+    classification. `owned`: the image is in our own cache, not in the user's folder. `key` is what an annotations file
+    calls the image.
     """
 
     image: str
@@ -31,6 +32,7 @@ class Sample:
     text: bytes | None = None
     class_id: int | None = None
     owned: bool = False
+    key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,6 @@ class Found:
     flip_idx: tuple[int, ...] | None = None
     findings: tuple[Finding, ...] = ()
     split: SplitRequest | None = None
-    shapes: str = "labels"  # what the labels were converted from, for messages
 
 
 @dataclass

@@ -30,7 +30,6 @@ class Shape:
 
     task: Task
     classes: Mapping[int, int]
-    count: int  # class names
     keypoints: tuple[int, int] | None = None
 
     @property
@@ -214,7 +213,7 @@ class _Checker:
         low, high = min(shape.classes, default=0), max(shape.classes, default=0)
         self._complain(
             rows, whole & ~good, "class-outside",
-            f"{{n}} label rows have a class number that names: does not have; it has {shape.count} classes, "
+            f"{{n}} label rows have a class number that names: does not have; it has {len(shape.classes)} classes, "
             f"numbers {low} to {high}",
             tells=lambda row: f": class {numbers[row]}",
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from trainer.core.dataset import SplitRequest
 from trainer.core.errors import DatasetError
+from trainer.datasets.found import Report, Sample
 
 HOW_TO_ASK = 'add one, or ask for a split in the configuration: "split": {"train_ratio": 0.8, "seed": 0}'
 
@@ -32,6 +34,23 @@ def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, st
         given[split] += 1
         result[name] = split
     _at_least_one(result, ordered, given)
+    return result
+
+
+def assigned(samples: Sequence[Sample], request: SplitRequest, report: Report) -> list[Sample]:
+    """The samples in the splits that the request gives them by image id, name, file name or stem; others to train."""
+    result = []
+    hits = 0
+    for sample in samples:
+        file_name = sample.name.rpartition("/")[2]
+        keys = (sample.key, sample.name, file_name, file_name.rpartition(".")[0])
+        split = next((request.assigned[key] for key in keys if key in request.assigned), None)
+        hits += split is not None
+        if split is None and sample.split is None:
+            report.note("split-unassigned", "{n} images are in no list of the split and were put to train", sample.name)
+        result.append(replace(sample, split=split or sample.split or "train"))
+    if not hits:
+        report.error("split-unknown", "None of the images that the split names exists in the dataset.")
     return result
 
 

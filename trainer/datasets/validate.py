@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from trainer.core.dataset import Task
 from trainer.core.stop import StopSignal
-from trainer.datasets.found import SPLITS, Report, Sample
+from trainer.datasets.found import Report, Sample
 from trainer.datasets.images import Facts, facts, wrong_suffix
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 CHECK_EVERY = 256  # files between looks at the stop signal
 RARE = 10  # instances; fewer teach a model little
@@ -65,36 +59,21 @@ def duplicates(samples: Sequence[Sample], found: Sequence[Facts], report: Report
                 )
 
 
-def check_splits(
-    images: Mapping[str, int], labelled: Mapping[str, int], task: Task, report: Report,
-) -> None:
+def check_splits(images: Mapping[str, int], labelled: Mapping[str, int], report: Report) -> None:
     """Both train and val need images, and of those at least one with a label."""
     for split in ("train", "val"):
         if not images.get(split):
             report.error(f"{split}-empty", f"The dataset has no images for {split}.")
-        elif task is not Task.CLASSIFY and not labelled.get(split) and any(labelled.values()):
+        elif not labelled.get(split) and any(labelled.values()):
             report.error(
                 f"{split}-unlabelled", f"None of the {images[split]} images of {split} has a label; label some.",
             )
-    if task is not Task.CLASSIFY and any(images.values()) and not any(labelled.values()):
+    if any(images.values()) and not any(labelled.values()):
         report.error(
             "no-labels",
             "No labeled annotations found in the dataset. "
             "Add labels (and ensure class names are assigned) then retry.",
         )
-
-
-def background(samples: Sequence[Sample], has_rows: NDArray[np.bool_], report: Report) -> None:
-    """Images without a label are trained on as showing nothing."""
-    for index, sample in enumerate(samples):
-        if has_rows[index]:
-            continue
-        if sample.label is None and sample.text is None:
-            report.warning(
-                "image-without-label", "{n} images have no label file and count as background", sample.name,
-            )
-        else:
-            report.note("label-empty", "{n} label files are empty; their images count as background", sample.name)
 
 
 def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report: Report) -> None:
@@ -130,7 +109,3 @@ def sizes(found: Sequence[Facts]) -> dict[str, object]:
         "bytes": sum(fact.size for fact in found),
     }
 
-
-def splits_in_order(splits: Mapping[str, int]) -> dict[str, int]:
-    """train, val, test: those that have images."""
-    return {split: splits[split] for split in SPLITS if splits.get(split)}

@@ -32,23 +32,25 @@ CHECK_EVERY = 512  # files between looks at the stop signal
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image of the view. `text` is its label file's content; None for classification, whose `folder` is the class."""
+    """One image of the view. `text` is its label file's content; for classification `folder` is its class instead."""
 
     split: str
     image: str
     name: str
-    text: bytes | None
+    text: bytes
     folder: str = ""
     link: str = "symlink"  # or "hardlink", "copy"
 
 
-def write_view(view: Path, items: Sequence[Item], stop: StopSignal) -> dict[str, str]:
-    """Make the images and labels of a view. Gives the path in the view of each image by (split and) name.
+def write_view(view: Path, items: Sequence[Item], stop: StopSignal, empty: Iterable[str] = ()) -> None:
+    """Make the images and labels of a view, and the folders `empty`, which may stay so.
 
     Raises `MachineFailed` when the disk is the problem, `DatasetError` when an image vanished meanwhile, `Stopped`.
     """
     try:
-        return _write(view, items, stop)
+        for folder in empty:
+            (view / folder).mkdir(parents=True, exist_ok=True)
+        _write(view, items, stop)
     except OSError as error:
         raise MachineFailed(f"The dataset view cannot be written: {error.strerror} ({shown(str(error.filename))}).") from error
 
@@ -93,6 +95,15 @@ def view_names(names: Sequence[str]) -> list[str]:
     return result
 
 
+def folder_names(names: Sequence[str]) -> list[str]:
+    """A folder for each class, safe to write, in an order that sorting keeps."""
+    folders = [stem for stem, _, _ in (name.rpartition(".") for name in view_names([f"{name}.d" for name in names]))]
+    if folders == sorted(folders):
+        return folders
+    width = len(str(len(folders)))
+    return [f"{number:0{width}}_{folder}" for number, folder in enumerate(folders)]
+
+
 def _safe(stem: str) -> str:
     """A stem without control characters, separators or broken Unicode, which is neither hidden nor an option."""
     stem = _UNSAFE.sub("_", stem)
@@ -101,8 +112,7 @@ def _safe(stem: str) -> str:
     return f"_{stem.lstrip('.-')}" if stem[:1] in (".", "-", "") else stem
 
 
-def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> dict[str, str]:
-    places: dict[str, str] = {}
+def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> None:
     by_folder: dict[tuple[str, str], list[Item]] = {}
     for item in items:
         by_folder.setdefault((item.split, item.folder), []).append(item)
@@ -118,10 +128,8 @@ def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> dict[str, str
                 stop.raise_if_set()
             target = f"{images}/{name}"
             _link(item, target)
-            places[f"{split}/{item.name}"] = target
-            if item.text is not None and not folder:
+            if not folder:
                 _put(f"{labels}/{name.rpartition('.')[0]}.txt", item.text)
-    return places
 
 
 def _put(path: str, content: bytes) -> None:
