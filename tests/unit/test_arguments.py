@@ -13,6 +13,7 @@ import yaml
 
 from trainer.core import arguments
 from trainer.core.arguments import ALLOWED, IGNORED, PLANNED, REFUSED
+from trainer.training.exports import NEEDS
 
 PACKAGE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
 DEFAULTS = yaml.safe_load((PACKAGE / "cfg" / "default.yaml").read_text())
@@ -229,5 +230,16 @@ def test_a_rule_says_what_it_wants():
     assert "AdamW" in ALLOWED["optimizer"].text
 
 
-def test_no_export_format_is_in_two_tables():
-    assert set(arguments.EXPORT_PACKAGES) & arguments.VENDOR_EXPORTS == set()
+def test_every_export_format_of_the_installed_version_is_decided_about():
+    tree = ast.parse((PACKAGE / "engine" / "exporter.py").read_text())
+    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "export_formats")
+    rows = next(n.value for n in function.body if isinstance(n, ast.Assign))
+    formats = {ast.literal_eval(row)[1] for row in rows.elts} - {"-"}
+    assert set(arguments.EXPORT_PACKAGES) | arguments.UNSERVED_EXPORTS == formats
+    assert set(arguments.EXPORT_PACKAGES) & arguments.UNSERVED_EXPORTS == set()
+
+
+def test_the_formats_that_a_row_may_ask_for_are_those_that_the_training_can_make():
+    assert {name: set(modules) for name, modules in NEEDS.items()} == {
+        name: set(modules) for name, modules in arguments.EXPORT_PACKAGES.items()
+    }

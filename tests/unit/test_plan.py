@@ -185,6 +185,24 @@ def test_an_unknown_setting_is_a_warning_with_the_nearest_name():
     )
 
 
+@pytest.mark.parametrize("preset", [{"augmentation": "strong"}, {"augmentation": {"preset": "strong"}}])
+def test_a_preset_without_its_values_has_no_effect_and_says_so(preset):
+    (warning,) = parse(preset).warnings
+    assert warning.startswith("augmentation")
+    assert "send the augmentation's values" in warning
+    assert parse({"augmentation": {"preset": "none"}}).warnings == ()
+
+
+def test_thousands_of_unknown_settings_take_no_time_and_no_room():
+    plan = parse({f"setting_{number}": number for number in range(20_000)})
+    assert len(plan.warnings) == 51
+    assert plan.warnings[-1] == "and 19950 more"
+    found = problems(
+        {"".join(c.upper() if n >> i & 1 else c for i, c in enumerate("epochs")): n + 1 for n in range(64)}
+    )
+    assert len(found) == 51
+
+
 def test_two_spellings_that_agree_are_one():
     assert parse({"batch": 8, "batchSize": 8}).batch == 8
 
@@ -615,7 +633,7 @@ def test_exports_are_formats_whose_packages_are_there(key, value, exports):
     [
         (["onnx"], "needs the packages onnx, onnxslim, onnxruntime"),
         (["tensorrt"], "needs the packages tensorrt"),
-        (["imx"], "vendor's tools"),
+        (["imx"], "a tool chain that is not served"),
         (["../x"], "no such export format"),
         (True, "must be a list"),
         ([3], "must be a list"),

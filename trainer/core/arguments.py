@@ -189,82 +189,49 @@ def _read_kept(value: object) -> bool:
 
 
 BATCH = Rule("a whole number from 1 to 4096, -1 (automatic), or a share of the GPU memory between 0 and 1", _read_batch)
-_GAIN = number(0, 1000)
-_SHARE = number(0, 1)
+
+_FLAGS = (
+    *("cls_remap", "verbose", "deterministic", "single_cls", "rect", "cos_lr", "channels_last", "overlap_mask", "val"),
+    *("plots", "nms", "augment", "agnostic_nms", "visualize", "save_txt", "save_conf"),
+)
+_SHARES = (
+    *("multi_scale", "dropout", "conf", "iou", "lrf", "momentum", "weight_decay", "warmup_momentum", "warmup_bias_lr"),
+    *("cls_pw", "hsv_h", "hsv_s", "hsv_v", "translate", "perspective"),
+)
+_CHANCES = ("flipud", "fliplr", "bgr", "mosaic", "mixup", "cutmix", "copy_paste", "erasing")
+_GAINS = ("box", "cls", "dfl", "pose", "kobj", "rle", "angle")
 
 ALLOWED: Mapping[str, Rule[Value]] = MappingProxyType(
     {
-        "time": number(0, 8760, above=True),
+        **dict.fromkeys(_FLAGS, FLAG),
+        **dict.fromkeys(_SHARES, number(0, 1)),
+        **dict.fromkeys(_CHANCES, chance()),
+        **dict.fromkeys(_GAINS, number(0, 1000)),
+        "time": number(0, 8760, above=True),  # hours
         "patience": whole(0, 100_000),
         "save": Rule("true: checkpoints are what a run goes on from", _read_kept),
         "save_period": whole(-1, 100_000),
         "cache": Rule("true, false, 'ram' or 'disk'", _read_cache),
         "workers": whole(0, 64),
-        "cls_remap": FLAG,
         "optimizer": choice("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp", "auto"),
-        "verbose": FLAG,
         "seed": whole(0, 2**31 - 1),
-        "deterministic": FLAG,
-        "single_cls": FLAG,
-        "rect": FLAG,
-        "cos_lr": FLAG,
         "close_mosaic": whole(0, 100_000),
         "amp": Rule("true, false, 'fp16', 'bf16' or 'fp32'", _read_amp),
         "fraction": Rule("a share above 0 and up to 1, a number of images, or [train, val] of these", _read_fraction),
         "freeze": Rule(
             "a number of layers, or a list of layer indices (0 to 1000) or names like '23.cv2'", _read_freeze
         ),
-        "multi_scale": _SHARE,
-        "channels_last": FLAG,
-        "overlap_mask": FLAG,
         "mask_ratio": whole(1, 32),
-        "dropout": _SHARE,
-        "val": FLAG,
-        "conf": _SHARE,
-        "iou": _SHARE,
         "max_det": whole(1, 100_000),
-        "plots": FLAG,
-        "nms": FLAG,
-        "augment": FLAG,
-        "agnostic_nms": FLAG,
-        "visualize": FLAG,
         "classes": Rule("a class index or a list of them", _read_classes),
-        "save_txt": FLAG,
-        "save_conf": FLAG,
         "lr0": number(0, 1, above=True),
-        "lrf": _SHARE,
-        "momentum": _SHARE,
-        "weight_decay": _SHARE,
         "warmup_epochs": number(0, 100_000),
-        "warmup_momentum": _SHARE,
-        "warmup_bias_lr": _SHARE,
-        "box": _GAIN,
-        "cls": _GAIN,
-        "cls_pw": _SHARE,
-        "dfl": _GAIN,
-        "pose": _GAIN,
-        "kobj": _GAIN,
-        "rle": _GAIN,
-        "angle": _GAIN,
         "nbs": whole(1, 65_536),
-        "hsv_h": _SHARE,
-        "hsv_s": _SHARE,
-        "hsv_v": _SHARE,
         "degrees": number(0, 180),
-        "translate": _SHARE,
-        "scale": Rule("a number from 0 to 1, or [least, most] as gains up to 10", _read_scale),
         "shear": number(0, 180),
-        "perspective": _SHARE,
-        "flipud": chance(),
-        "fliplr": chance(),
-        "bgr": chance(),
-        "mosaic": chance(),
-        "mixup": chance(),
-        "cutmix": chance(),
-        "copy_paste": chance(),
+        "scale": Rule("a number from 0 to 1, or [least, most] as gains up to 10", _read_scale),
         "copy_paste_mode": choice("flip", "mixup"),
         "auto_augment": choice("randaugment", "autoaugment", "augmix"),
-        "erasing": chance(),
     },
 )
 
@@ -311,23 +278,23 @@ IGNORED: Mapping[str, str] = MappingProxyType(
     | {"dis": "it belongs to distillation, which is not served"},
 )
 
-# what each export format needs besides Ultralytics and torch, as import names
+# export formats that are served: what each needs besides Ultralytics and torch, as import names
 EXPORT_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "torchscript": (),
         "onnx": ("onnx", "onnxslim", "onnxruntime"),
         "openvino": ("openvino",),
-        "engine": ("tensorrt", "onnx", "onnxslim"),
+        "engine": ("tensorrt", "onnx"),
         "coreml": ("coremltools",),
-        "saved_model": ("tensorflow", "onnx2tf", "onnx", "onnxslim"),
-        "pb": ("tensorflow", "onnx2tf", "onnx", "onnxslim"),
-        "litert": ("litert_torch", "ai_edge_litert"),
         "ncnn": ("ncnn", "pnnx"),
         "mnn": ("MNN", "onnx"),
         "paddle": ("paddle", "x2paddle"),
     },
 )
-# formats whose exporters install a vendor's tools into the running environment
-VENDOR_EXPORTS = frozenset(
-    {"coreai", "edgetpu", "imx", "rknn", "executorch", "axelera", "deepx", "qnn", "hailo", "ascend", "xilinx"},
+# formats whose exporters install a tool chain of their own into the running environment
+UNSERVED_EXPORTS = frozenset(
+    {
+        *("saved_model", "pb", "edgetpu", "litert", "coreai", "imx", "rknn", "executorch", "axelera", "deepx", "qnn"),
+        *("hailo", "ascend", "xilinx"),
+    },
 )

@@ -19,6 +19,7 @@ from trainer.core.job import Json
 T = TypeVar("T")
 
 _LONGEST_TEXT = 1_000_000  # characters of a configuration given as text
+_MOST_HINTS = 50
 
 # sections that people nest settings into
 _SECTIONS = frozenset(
@@ -58,6 +59,7 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "patience": ("earlystoppingpatience",),
         "save_period": ("checkpointinterval",),
         "cos_lr": ("cosinelr",),
+        "preset": ("augmentation",),  # given as a word instead of an object
     },
 )
 # settings that are not train arguments
@@ -185,7 +187,8 @@ class Configuration:
                 yield name, Setting(spelling, value, depth)
 
     def _unknown(self, spelling: str, word: str) -> None:
-        close = difflib.get_close_matches(word[:40], _BY_SQUEEZED, n=1, cutoff=0.75)
+        few = len(self.warnings) < _MOST_HINTS  # looking for a similar name takes a millisecond
+        close = difflib.get_close_matches(word[:40], _BY_SQUEEZED, n=1, cutoff=0.75) if few else []
         hint = f"; did you mean {_BY_SQUEEZED[close[0]]}?" if close else ""
         self.warnings.append(f"unknown setting {spelling} was ignored{hint}")
 

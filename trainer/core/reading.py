@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -25,6 +26,13 @@ _TASK_PREFIXES = {
 }  # fmt: skip
 _SOURCE_RULE = "a path, a storage: reference or a URL, or a list of up to 64 of these"
 _DEVICE_RULE = "'cpu', a GPU index like 0, or a list of different ones like [0, 1]"
+_AUGMENTATIONS = frozenset(
+    {
+        *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr"),
+        *("mosaic", "mixup", "copy_paste"),
+    },
+)
+_MOST_LINES = 50  # of problems or warnings; a person reads no more
 _OPEN = frozenset({"", "auto", "none", "null", "default"})  # words that leave the choice to the service
 
 
@@ -33,7 +41,7 @@ def read_plan(request: RunRequest, exports_available: frozenset[str], artifacts_
     reading = _Reading(Configuration.read(request.configuration))
     plan = reading.plan(request, exports_available, artifacts_bucket)
     if reading.found.problems:
-        raise BadRequest(reading.found.problems)
+        raise BadRequest(_bounded(reading.found.problems))
     return plan
 
 
@@ -59,8 +67,8 @@ class _Reading:
             chosen=tuple(self.chosen),
         )
         self._fit(plan.model, task)
-        self._rest()
-        return replace(plan, warnings=tuple(self.found.warnings))
+        self._rest(plan.args)
+        return replace(plan, warnings=tuple(_bounded(self.found.warnings)))
 
     def _or_chosen(self, name: str, rule: Rule[T], default: T) -> T:
         if name not in self.found.settings:
@@ -191,8 +199,11 @@ class _Reading:
             self.found.warnings.append("lr0 has no effect: optimizer = auto chooses the learning rate")
         return args
 
-    def _rest(self) -> None:
+    def _rest(self, args: Mapping[str, Value]) -> None:
         """What is left is served elsewhere, refused with a reason, or without effect."""
+        preset = self.found.take("preset")
+        if preset and _AUGMENTATIONS.isdisjoint(args) and preset.value not in ("none", "custom"):
+            self.found.warnings.append(f"{preset.spelling} had no effect: send the augmentation's values, not its name")
         strategy = self.found.take("optimization_strategy")
         if strategy and strategy.value == "bayesian":
             self.found.warnings.append("the Bayesian search was not run: one training with the given values was")
@@ -205,6 +216,10 @@ class _Reading:
                 self.found.wrong(given, 'an object like {"gpu_memory_gb": 16}')
 
 
+def _bounded(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], f"and {len(lines) - _MOST_LINES} more"]
+
+
 _EXPORT_ALIASES = {"tensorrt": "engine", "trt": "engine", "savedmodel": "saved_model", "tflite": "litert"}
 
 
@@ -212,8 +227,8 @@ def _export_problem(name: str, available: frozenset[str]) -> str | None:
     offered = ", ".join(sorted(available)) or "none"
     if name in available:
         return None
-    if name in arguments.VENDOR_EXPORTS:
-        return f"needs a vendor's tools, which are not served; formats of this worker: {offered}"
+    if name in arguments.UNSERVED_EXPORTS:
+        return f"needs a tool chain that is not served; formats of this worker: {offered}"
     if name not in arguments.EXPORT_PACKAGES:
         return f"no such export format; formats of this worker: {offered}"
     packages = ", ".join(arguments.EXPORT_PACKAGES[name])
