@@ -4,45 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.core.job import Interrupted, Job, JsonObject, Lease, Outcome, RunEvent, RunRequest, Status, Verdict
 from trainer.core.ports import Worker
-from trainer.jobs.row import (
-    CANCELED_BY_USER,
-    Ending,
-    checkpoint_json,
-    checkpoint_of,
-    clean,
-    ending_of,
-    events_json,
-    insert_of,
-    job_of,
-    lease_of,
-    offer_json,
-    requirements,
-)
-from trainer.jobs.sqlite_file import SqliteFile, Transaction, loaded_json
-
-_QUEUE_SPEAKS = 1_000_000  # events from this seq on are the queue's own, the smaller ones the worker's
-_LEGACY_SILENCE = 60.0  # seconds after which a running row without a lease counts as left behind
-
-_NEXT = """
-  select * from training_runs
-  where status = 'queued' and not cancel_requested and (not_before is null or not_before <= ?)
-    and can_serve(configuration)
-  order by priority desc, created_at, id limit 1
-"""
-_EXPIRED = """
-  select * from training_runs
-  where status in ('running', 'canceling') and case
-    when lease_expires_at is not null then lease_expires_at < ?
-    when status = 'canceling' then 1
-    else coalesce(heartbeat_at, started_at, updated_at) < ?
-  end
-"""
-_CANCELED_IN_QUEUE = "select * from training_runs where status = 'queued' and cancel_requested"
+from trainer.jobs import sqlite_states as states
+from trainer.jobs.row import CANCELED_BY_USER, clean, ending_of, insert_of, job_of, lease_of, offer_json
+from trainer.jobs.sqlite_file import SqliteFile
 
 
 class SqliteQueue:
@@ -61,46 +30,46 @@ class SqliteQueue:
         with self._file.writing() as tx:
             known = tx.row("select * from training_runs where claim_id = ?", claim_id)
             if known is not None:
-                run = _claim_again(tx, known, lease_seconds)
+                run = states.claim_again(tx, known, lease_seconds)
             else:
-                _settle(tx)
-                run = _take_next(tx, worker, claim_id, lease_seconds)
-                _see_worker(tx, worker.id, offer_json(worker)["hardware"])
+                states.settle(tx)
+                run = states.take_next(tx, worker, claim_id, lease_seconds)
+                states.see_worker(tx, worker.id, offer_json(worker)["hardware"])
         return None if run is None else lease_of(run, worker.id, claim_id, lease_seconds, asked_at)
 
     def peek(self, worker: Worker) -> Job | None:
         with self._file.reading() as tx:
-            run = _next(tx, worker)
+            run = states.next_run(tx, worker)
         return None if run is None else job_of(run)
 
     def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
         with self._file.writing() as tx:
-            run = _held(tx, lease)
+            run = states.held(tx, lease)
             if run is None:
                 return Verdict.LOST
-            _store_events(tx, run, events)
+            states.store_events(tx, run, events)
             run["heartbeat_at"] = tx.at()
             run["lease_expires_at"] = tx.at(lease.seconds)
-            run["results"] = _merged(run["results"], clean(progress))
-            _save(tx, run)
-            _see_worker(tx, run["worker_id"])
-        if _is_canceling(run):
+            run["results"] = states.merged(run["results"], clean(progress))
+            states.save(tx, run)
+            states.see_worker(tx, run["worker_id"])
+        if states.is_canceling(run):
             return Verdict.CANCEL
         return Verdict.FINISH if run["finish_requested"] else Verdict.OK
 
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
         with self._file.writing() as tx:
-            run = _held(tx, lease)
+            run = states.held(tx, lease)
             if run is None:
-                return _repeated(tx, lease, outcome)
-            _store_events(tx, run, events)
+                return states.repeated(tx, lease, outcome)
+            states.store_events(tx, run, events)
             if isinstance(outcome, Interrupted):
-                _release(tx, run, outcome)
+                states.release(tx, run, outcome)
             else:
-                _end(tx, run, ending_of(outcome))
+                states.end(tx, run, ending_of(outcome))
             run["lease_expires_at"] = None
-            _save(tx, run)
-            _see_worker(tx, run["worker_id"])
+            states.save(tx, run)
+            states.see_worker(tx, run["worker_id"])
         return Verdict.OK
 
     # ── RunTable ──
@@ -114,7 +83,7 @@ class SqliteQueue:
 
     def get(self, run_id: str) -> JsonObject | None:
         with self._file.reading() as tx:
-            return _get(tx, run_id)
+            return states.get_run(tx, run_id)
 
     def recent(self, limit: int) -> list[JsonObject]:
         with self._file.reading() as tx:
@@ -122,224 +91,23 @@ class SqliteQueue:
 
     def cancel(self, run_id: str) -> JsonObject | None:
         with self._file.writing() as tx:
-            run = _get(tx, run_id)
+            run = states.get_run(tx, run_id)
             if run is not None and run["status"] == Status.QUEUED:
                 run["error_message"] = CANCELED_BY_USER
-                _cancel(tx, run)
-                _save(tx, run)
+                states.cancel(tx, run)
+                states.save(tx, run)
             elif run is not None and run["status"] == Status.RUNNING:
-                _save(tx, run | {"status": Status.CANCELING, "cancel_requested": True})
-            return _get(tx, run_id)
+                states.save(tx, run | {"status": Status.CANCELING, "cancel_requested": True})
+            return states.get_run(tx, run_id)
 
     def request_finish(self, run_id: str) -> JsonObject | None:
         with self._file.writing() as tx:
-            run = _get(tx, run_id)
+            run = states.get_run(tx, run_id)
             if run is not None and run["status"] == Status.RUNNING:
-                _save(tx, run | {"finish_requested": True})
-            return _get(tx, run_id)
+                states.save(tx, run | {"finish_requested": True})
+            return states.get_run(tx, run_id)
 
     def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> list[JsonObject]:
         sql = "select * from training_run_events where run_id = ? and (attempt, seq) > (?, ?) order by attempt, seq"
         with self._file.reading() as tx:
             return tx.rows(sql, clean(run_id), *after)
-
-
-# ── what a claim does ──
-
-
-def _claim_again(tx: Transaction, run: JsonObject, lease_seconds: float) -> JsonObject | None:
-    """The answer to a repeated claim. The worker trusts it from this request on, so the lease starts again too."""
-    if run["status"] not in (Status.RUNNING, Status.CANCELING):
-        return None
-    run["lease_expires_at"] = tx.at(lease_seconds)
-    _save(tx, run)
-    return run
-
-
-def _settle(tx: Transaction) -> None:
-    """End or queue again what nobody works on any more."""
-    for run in tx.rows(_EXPIRED, tx.at(), tx.at(-_LEGACY_SILENCE)):
-        if _is_canceling(run):
-            _record(tx, run, "canceled", "The run was to be canceled, and its worker is gone.")
-            _cancel(tx, run)
-        else:
-            _record(tx, run, "lease_expired", "The worker stopped renewing its lease.")
-            _give_up_on_worker(tx, run)
-        _save(tx, run)
-    for run in tx.rows(_CANCELED_IN_QUEUE):
-        _record(tx, run, "canceled", "The run was canceled before a worker took it.")
-        _cancel(tx, run)
-        _save(tx, run)
-
-
-def _give_up_on_worker(tx: Transaction, run: JsonObject) -> None:
-    run["failures"] += 1
-    if run["failures"] >= run["max_attempts"]:
-        run["status"], run["completed_at"], run["lease_expires_at"] = Status.FAILED, tx.at(), None
-        run["error_message"] = (
-            f"The worker vanished {run['failures']} times without progress (last: {run['worker_id'] or 'unknown'}); see "
-            "its log and that of its host (killed, out of memory, power), then queue the run again."
-        )
-        return
-    # claim and lease stay, so that the worker may come back before another takes over
-    run["status"] = Status.QUEUED
-    run["not_before"] = tx.at(0.0 if run["failures"] == 1 else _back_off(run["failures"]))
-
-
-def _next(tx: Transaction, worker: Worker) -> JsonObject | None:
-    def can_serve(configuration: str | None) -> bool:
-        return requirements(loaded_json(configuration)).served_by(worker.capabilities)
-
-    tx.connection.create_function("can_serve", 1, can_serve)
-    return tx.row(_NEXT, tx.at())
-
-
-def _take_next(tx: Transaction, worker: Worker, claim_id: str, lease_seconds: float) -> JsonObject | None:
-    run = _next(tx, worker)
-    if run is None:
-        return None
-    run |= {
-        "status": Status.RUNNING,
-        "worker_id": worker.id,
-        "claim_id": claim_id,
-        "attempt": run["attempt"] + 1,
-        "started_at": run["started_at"] or tx.at(),
-        "heartbeat_at": tx.at(),
-        "lease_expires_at": tx.at(lease_seconds),
-        "not_before": None,
-        "error_message": None,
-        "completed_at": None,
-    }
-    _save(tx, run)
-    return run
-
-
-# ── what a worker does with a run that it holds ──
-
-
-def _held(tx: Transaction, lease: Lease) -> JsonObject | None:
-    """The row if this claim still holds it; a run that expired and that nobody took is held again."""
-    run = _get(tx, lease.job.id)
-    if run is None or run["claim_id"] != lease.claim_id:
-        return None
-    if run["status"] == Status.QUEUED and run["lease_expires_at"] is not None:
-        revived = {"status": Status.RUNNING, "failures": max(run["failures"] - 1, 0)}
-        return run | revived | {"not_before": None, "error_message": None}
-    return run if run["status"] in (Status.RUNNING, Status.CANCELING) else None
-
-
-def _repeated(tx: Transaction, lease: Lease, outcome: Outcome) -> Verdict:
-    """The answer to an ending that may have been written before: `OK` if the row shows that it was."""
-    run = _get(tx, lease.job.id)
-    if run is None or run["claim_id"] != lease.claim_id:
-        return Verdict.LOST
-    match outcome.kind:
-        case "interrupted":
-            shown_by = {Status.QUEUED, Status.CANCELED}
-        case "retry":
-            shown_by = {Status.QUEUED, Status.FAILED, Status.CANCELED}
-        case ended:
-            shown_by = {Status(ended)}
-    return Verdict.OK if run["status"] in shown_by else Verdict.LOST
-
-
-def _store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) -> None:
-    """Store each event once, and what the new ones among them say about checkpoints."""
-    for event in events_json(events):
-        row = {"run_id": run["id"], "attempt": run["attempt"], **event}
-        if tx.insert("training_run_events", row, or_ignore=True) and event["kind"] == "checkpoint":
-            _note_checkpoint(run, event["data"])
-
-
-def _note_checkpoint(run: JsonObject, data: JsonObject) -> None:
-    epoch = data.get("epoch")
-    if isinstance(epoch, int) and epoch > run["progress_epoch"]:
-        run["progress_epoch"], run["failures"] = epoch, 0
-    run["checkpoint"] = checkpoint_json(checkpoint_of(data)) or run["checkpoint"]
-
-
-def _end(tx: Transaction, run: JsonObject, ending: Ending) -> None:
-    run["results"] = _merged(run["results"], ending.results)
-    run["trained_model_url"] = ending.trained_model_url or run["trained_model_url"]
-    if ending.status is Status.CANCELED or (ending.status is Status.QUEUED and _is_canceling(run)):
-        run["error_message"] = ending.error_message if ending.status is Status.CANCELED else None
-        _cancel(tx, run)
-        return
-    run["error_message"] = ending.error_message
-    run["status"] = ending.status
-    if ending.status is Status.QUEUED:
-        run["failures"] += 1
-        run["not_before"] = tx.at(_back_off(run["failures"]))
-        if run["failures"] >= run["max_attempts"]:
-            run["status"], run["not_before"] = Status.FAILED, None
-    if run["status"] is not Status.QUEUED:
-        run["completed_at"] = tx.at()
-
-
-def _release(tx: Transaction, run: JsonObject, outcome: Interrupted) -> None:
-    run["checkpoint"] = checkpoint_json(outcome.checkpoint) or run["checkpoint"]
-    if _is_canceling(run):
-        _cancel(tx, run)
-    else:
-        run["status"], run["not_before"] = Status.QUEUED, None
-
-
-# ── the row ──
-
-
-def _get(tx: Transaction, run_id: str) -> JsonObject | None:
-    return tx.row("select * from training_runs where id = ?", clean(run_id))
-
-
-def _save(tx: Transaction, run: JsonObject) -> None:
-    tx.update("training_runs", "id", run | {"updated_at": tx.at()})
-
-
-def _cancel(tx: Transaction, run: JsonObject) -> None:
-    run["status"], run["cancel_requested"], run["lease_expires_at"] = Status.CANCELED, True, None
-    run["canceled_at"] = run["canceled_at"] or tx.at()
-    run["completed_at"] = run["completed_at"] or tx.at()
-    run["error_message"] = run["error_message"] or CANCELED_BY_USER
-
-
-def _is_canceling(run: JsonObject) -> bool:
-    return run["status"] == Status.CANCELING or bool(run["cancel_requested"])
-
-
-def _merged(results: object, addition: JsonObject | None) -> object:
-    if addition is None:
-        return results
-    return results | addition if isinstance(results, dict) else addition
-
-
-def _back_off(failures: int) -> float:
-    """Seconds before the next attempt: 10, 20, 40 … 600."""
-    return float(min(10 * 2 ** min(max(failures - 1, 0), 10), 600))
-
-
-def _record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
-    """Write into the history what the queue itself did to a run."""
-    last = tx.row(
-        "select max(seq) as seq from training_run_events where run_id = ? and attempt = ?", run["id"], run["attempt"],
-    )
-    seq = max(_QUEUE_SPEAKS, ((last and last["seq"]) or 0) + 1)
-    data = {"reason": reason, "worker_id": run["worker_id"]}
-    key = {"run_id": run["id"], "attempt": run["attempt"], "seq": seq}
-    tx.insert("training_run_events", {**key, "at": tx.at(), "kind": kind, "data": data})
-
-
-def _see_worker(tx: Transaction, worker_id: str, hardware: Mapping[str, object] | None = None) -> None:
-    counted = tx.row(
-        "select count(*) as n from training_runs where status in ('running', 'canceling') and worker_id = ?", worker_id,
-    )
-    busy = counted["n"] if counted else 0
-    seen = {
-        "worker_id": worker_id,
-        "status": "busy" if busy else "online",
-        "last_seen": tx.at(),
-        "updated_at": tx.at(),
-        "current_runs": busy,
-        **(hardware or {}),
-    }
-    if not tx.insert("trainer_workers", seen | {"created_at": tx.at()}, or_ignore=True):
-        tx.update("trainer_workers", "worker_id", seen)

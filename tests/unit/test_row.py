@@ -1,0 +1,180 @@
+"""The only file that knows column names, as a table of rows and what they become."""
+
+import json
+import math
+from datetime import UTC, datetime
+
+import pytest
+
+from trainer.core.errors import BadRequest, Misconfigured
+from trainer.core.job import Canceled, Checkpoint, Completed, Failed, Retry, RunEvent, RunRequest, Status
+from trainer.core.ports import Worker
+from trainer.jobs import row as rows
+
+ROW = {
+    "id": "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa",
+    "run_name": "nuts",
+    "data_yaml": "storage:datasets/p/s/data.yaml",
+    "base_model": "YOLOv8n",
+    "configuration": {"epochs": 3},
+    "priority": 2,
+    "attempt": 4,
+    "checkpoint": {"epoch": 7, "sha256": "ab", "bytes": 12, "key": "k"},
+    "status": "running",
+}
+
+
+def test_a_row_becomes_a_job():
+    job = rows.job_of(ROW)
+    assert job.id == ROW["id"]
+    assert job.request == RunRequest(
+        data_yaml="storage:datasets/p/s/data.yaml", base_model="YOLOv8n", configuration={"epochs": 3}, name="nuts", priority=2,
+    )
+    assert (job.attempt, job.gpus) == (4, 1)
+    assert job.checkpoint == Checkpoint(epoch=7, sha256="ab", bytes=12, key="k")
+
+
+def test_a_row_of_nothing_but_an_id_becomes_a_job():
+    job = rows.job_of({"id": "x"})
+    assert job.request == RunRequest(data_yaml=None)
+    assert (job.attempt, job.checkpoint, job.gpus) == (0, None, 1)
+
+
+@pytest.mark.parametrize("nonsense", ["x", 1.5, True, [], {}, [[]], math.nan, math.inf, -1, {"a": None}, None])
+def test_a_row_of_nonsense_becomes_a_job(nonsense):
+    job = rows.job_of(dict.fromkeys(ROW, nonsense) | {"id": "x"})
+    assert job.request.configuration is nonsense
+    assert isinstance(job.attempt, int)
+    assert job.request.data_yaml is None or isinstance(job.request.data_yaml, str)
+
+
+def test_a_row_without_an_id_is_a_matter_for_the_operator():
+    with pytest.raises(Misconfigured, match="without an id: apply the migrations"):
+        rows.job_of({"status": "queued"})
+
+
+def test_a_lease_is_trusted_from_before_the_question():
+    lease = rows.lease_of(ROW, "w1", "c1", 60, asked_at=1000.0)
+    assert (lease.worker_id, lease.claim_id, lease.seconds, lease.trusted_until) == ("w1", "c1", 60, 1060.0)
+    assert lease.job == rows.job_of(ROW)
+
+
+def test_a_stored_checkpoint_reads_as_it_was_written():
+    checkpoint = Checkpoint(epoch=7, sha256="ab", bytes=12, key="k")
+    assert rows.checkpoint_of(json.loads(json.dumps(rows.checkpoint_json(checkpoint)))) == checkpoint
+
+
+def test_a_checkpoint_on_one_hosts_disk_is_not_written_into_the_row():
+    assert rows.checkpoint_json(Checkpoint(epoch=7, sha256="ab", bytes=12)) is None
+    assert rows.checkpoint_json(None) is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ending"),
+    [
+        (Completed(results={"mAP": 0.5}, trained_model_url="u"), (Status.COMPLETED, {"mAP": 0.5}, "u", None)),
+        (Completed(results={}, trained_model_url=None), (Status.COMPLETED, {}, None, None)),
+        (Failed(message="No labels."), (Status.FAILED, {}, None, "No labels.")),
+        (Retry(message="Killed.", results={"log": "x"}), (Status.QUEUED, {"log": "x"}, None, "Killed.")),
+        (Canceled(), (Status.CANCELED, {}, None, "Canceled by user.")),
+    ],
+)
+def test_an_outcome_becomes_the_columns_of_its_ending(outcome, ending):
+    written = rows.ending_of(outcome)
+    assert (written.status, written.results, written.trained_model_url, written.error_message) == ending
+
+
+def test_a_request_becomes_a_queued_row():
+    request = RunRequest(data_yaml="d", base_model="m", configuration={"epochs": 1}, name="n", priority=3)
+    assert rows.insert_of(request) == {
+        "run_name": "n", "data_yaml": "d", "base_model": "m", "configuration": {"epochs": 1}, "priority": 3,
+        "status": "queued",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("priority", [2**31, -(2**31), True])
+def test_a_priority_that_the_column_cannot_hold_is_refused(priority):
+    with pytest.raises(BadRequest, match="priority"):
+        rows.insert_of(RunRequest(data_yaml="d", priority=priority))
+
+
+def test_an_event_becomes_the_columns_of_its_row():
+    event = RunEvent(seq=3, at="2026-01-01T00:00:00+00:00", kind="warning", data={"message": "a\x00"})
+    assert rows.events_json([event]) == [
+        {"seq": 3, "at": "2026-01-01T00:00:00+00:00", "kind": "warning", "data": {"message": "a\ufffd"}},
+    ]
+
+
+def test_a_worker_offers_its_capabilities_and_the_hardware_that_has_a_column():
+    worker = Worker(
+        id="w", capabilities={"gpus": 2, "gpu_memory_gb": 24.0}, hardware={"gpu_name": "A", "status": "x", "ram_gb": 3},
+    )
+    assert rows.offer_json(worker) == {"gpus": 2, "gpu_memory_gb": 24.0, "hardware": {"gpu_name": "A", "ram_gb": 3}}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "gpus", "memory"),
+    [
+        (None, 0, 0),
+        ({"requires": {"gpus": 2, "gpu_memory_gb": "79.5"}}, 2, 79.5),
+        ({"requires": {"gpus": " 2 "}}, 2, 0),
+        ({"requires": {"gpus": "2 GPUs", "gpu_memory_gb": "٣"}}, 0, 0),
+        ({"requires": {"gpus": math.inf, "gpu_memory_gb": math.nan}}, 0, 0),
+        ({"requires": {"gpus": True, "gpu_memory_gb": -5}}, 0, 0),
+        ({"requires": {"gpus": 10**400}}, 0, 0),
+        ({"device": "0,1,2"}, 3, 0),
+        ({"device": "cuda:0,1"}, 2, 0),
+        ({"device": "-1,-1"}, 2, 0),
+        ({"device": [0]}, 0, 0),
+        ({"device": "cpu"}, 0, 0),
+        ({"device": ",,"}, 0, 0),
+        ({"device": "0,1", "requires": {"gpus": 1}}, 2, 0),
+        ('{"requires": {"gpus": 2}}', 2, 0),
+        ('"{}"', 0, 0),
+        ("[" * 100_000, 0, 0),
+        ("9" * 10_000, 0, 0),
+    ],
+)
+def test_what_a_configuration_requires(configuration, gpus, memory):
+    needed = rows.requirements(configuration)
+    assert (needed.gpus, needed.gpu_memory_gb) == (gpus, memory)
+
+
+def test_a_job_needs_one_gpu_unless_it_says_more():
+    assert rows.job_of({"id": "x", "configuration": {"device": "cpu"}}).gpus == 1
+    assert rows.job_of({"id": "x", "configuration": {"requires": {"gpus": "2.5"}}}).gpus == 3
+
+
+class Named:
+    def __str__(self):
+        return "named\x00"
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        ("plain Ω 🐕", "plain Ω 🐕"),
+        ("a\x00b", "a\ufffdb"),
+        ("\ud83d", "\ufffd"),
+        (math.nan, None),
+        (-math.inf, None),
+        (True, True),
+        (10**30, 10**30),
+        ((1, 2.5, "x"), [1, 2.5, "x"]),
+        ({1: {None: math.nan}}, {"1": {"None": None}}),
+        ({"a\x00": 1}, {"a\ufffd": 1}),
+        (b"bytes", "b'bytes'"),
+        (Named(), "named\ufffd"),
+        (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02 00:00:00+00:00"),
+        (frozenset({3}), [3]),
+    ],
+)
+def test_whatever_comes_is_made_storable(value, stored):
+    assert rows.clean(value) == stored
+    json.dumps(rows.clean(value), allow_nan=False).encode()
+
+
+def test_what_is_nested_without_end_is_cut():
+    endless = []
+    endless.append(endless)
+    assert json.dumps(rows.clean(endless)).count("[") == 100

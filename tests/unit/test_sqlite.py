@@ -1,0 +1,349 @@
+"""What is particular to the queue in a file: its clock, its processes, and everything that can be wrong with a file."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from trainer.core.errors import Misconfigured, Unavailable
+from trainer.core.job import Completed, RunRequest, Verdict
+from trainer.core.ports import Worker
+from trainer.jobs import sqlite_states
+from trainer.jobs.sqlite import SqliteQueue
+from trainer.jobs.sqlite_file import SCHEMA_VERSION, SqliteFile
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "queue.db"
+
+
+def claim(queue, worker="w1", seconds=60.0):
+    return queue.claim(Worker(id=worker), str(uuid.uuid4()), seconds)
+
+
+def enqueue(queue, **request):
+    return queue.enqueue(RunRequest(data_yaml="d", **request))
+
+
+# ── the clock ──
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1_800_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_lease_ends_by_the_queues_clock_and_not_before(path):
+    clock = Clock()
+    queue = SqliteQueue(path, clock=clock)
+    enqueue(queue)
+    claim(queue, seconds=60)
+    clock.now += 60
+    assert claim(queue, "w2") is None
+    clock.now += 0.001
+    assert claim(queue, "w2").job.attempt == 2
+
+
+def test_a_back_off_ends_by_the_queues_clock(path):
+    clock = Clock()
+    queue = SqliteQueue(path, clock=clock)
+    run_id = enqueue(queue)
+    for pause in (0, 20):  # seconds after the first and the second vanished worker
+        assert claim(queue).job.id == run_id
+        clock.now += 61
+        if pause:
+            assert claim(queue) is None
+            clock.now += pause - 0.001
+            assert claim(queue) is None
+            clock.now += 0.002
+    assert claim(queue).job.attempt == 3
+
+
+def test_times_are_utc_and_sort_as_text_at_every_moment(path):
+    clock = Clock()
+    queue = SqliteQueue(path, clock=clock)
+    for step in (0, 0.5, 1, 59.999999, 3600 * 24 * 365):
+        clock.now = 1_800_000_000.0 + step
+        enqueue(queue)
+    stamps = [row["created_at"] for row in queue.recent(10)]
+    assert stamps == sorted(stamps, reverse=True)
+    assert {len(stamp) for stamp in stamps} == {len("2027-01-15T08:00:00.000000+00:00")}
+
+
+def test_a_clock_that_steps_back_gives_no_run_away(path):
+    clock = Clock()
+    queue = SqliteQueue(path, clock=clock)
+    enqueue(queue)
+    lease = claim(queue)
+    clock.now -= 3600
+    assert claim(queue, "w2") is None
+    assert queue.beat(lease, None, []) is Verdict.OK
+
+
+# ── threads and processes ──
+
+CLAIMER = """
+import json, sys, uuid
+from pathlib import Path
+from trainer.core.ports import Worker
+from trainer.jobs.sqlite import SqliteQueue
+sys.stdin.readline()
+queue, taken = SqliteQueue(Path(sys.argv[1])), []
+while lease := queue.claim(Worker(id=sys.argv[2]), str(uuid.uuid4()), 60):
+    taken.append(lease.job.id)
+print(json.dumps(taken))
+"""
+
+
+def python(code, *args, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, **options,
+    )  # fmt: skip
+
+
+def test_processes_take_each_run_exactly_once(path):
+    queue = SqliteQueue(path)
+    runs = {enqueue(queue) for _ in range(100)}
+    workers = [python(CLAIMER, path, f"w{n}") for n in range(6)]
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    taken = [run for worker in workers for run in json.loads(worker.communicate(timeout=60)[0])]
+    assert len(taken) == 100
+    assert set(taken) == runs
+
+
+def test_many_that_open_a_new_file_at_once_all_get_the_same_queue(path):
+    barrier, errors = threading.Barrier(32), []
+
+    def open_and_enqueue():
+        barrier.wait()
+        try:
+            enqueue(SqliteQueue(path))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=open_and_enqueue) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(SqliteQueue(path).recent(100)) == 32
+
+
+DIES_IN_A_CALL = """
+import os, signal, sys, time
+from pathlib import Path
+from trainer.jobs.sqlite_file import SqliteFile
+with SqliteFile(Path(sys.argv[1]), time.time, 5).writing() as tx:
+    tx.connection.execute("update training_runs set status = 'failed'")
+    print("written", flush=True)
+    signal.pause()
+"""
+
+
+def test_a_process_killed_in_the_middle_of_a_call_leaves_nothing_of_it_and_no_lock(path):
+    queue = SqliteQueue(path, busy_seconds=5)
+    run_id = enqueue(queue)
+    victim = python(DIES_IN_A_CALL, path)
+    assert victim.stdout.readline() == "written\n"
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.communicate(timeout=10)
+    assert claim(queue).job.id == run_id
+
+
+def test_readers_do_not_wait_for_a_writer(path):
+    queue = SqliteQueue(path, busy_seconds=0.05)
+    run_id = enqueue(queue)
+    with SqliteFile(path, time.time, 0.05).writing() as tx:
+        tx.connection.execute("update training_runs set status = 'failed'")
+        assert queue.get(run_id)["status"] == "queued"
+    assert queue.get(run_id)["status"] == "failed"
+
+
+def test_what_was_queued_is_there_after_the_queue_is_opened_again(path):
+    run_id = enqueue(SqliteQueue(path), configuration={"epochs": 3})
+    assert claim(SqliteQueue(path)).job.id == run_id
+
+
+def test_a_call_that_fails_half_way_changes_nothing(path, monkeypatch):
+    queue = SqliteQueue(path)
+    enqueue(queue)
+    lease = claim(queue)
+    before = queue.get(lease.job.id)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.jobs.sqlite_states.see_worker", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            queue.finish(lease, Completed(results={}, trained_model_url=None), [])
+    assert queue.get(lease.job.id) == before
+
+
+def test_no_call_leaves_a_file_open(path):
+    queue = SqliteQueue(path)
+    open_files = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        enqueue(queue)
+        claim(queue)
+    assert len(os.listdir("/proc/self/fd")) == open_files
+
+
+# ── what can be wrong with the file ──
+
+
+def test_a_missing_folder_is_made(tmp_path):
+    path = tmp_path / "new" / "deep" / "queue #1 ä?.db"
+    enqueue(SqliteQueue(path))
+    assert path.is_file()
+
+
+def test_a_locked_file_is_unavailable_and_named(path):
+    queue = SqliteQueue(path, busy_seconds=0.05)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("begin immediate")
+        with pytest.raises(Unavailable, match=r"queue\.db is not available: it is locked by another program"):
+            enqueue(queue)
+    enqueue(queue)
+
+
+def test_a_full_disk_is_unavailable_and_named_and_loses_nothing(path, monkeypatch):
+    queue = SqliteQueue(path)
+    run_id = enqueue(queue)
+    connect = SqliteFile._connect
+
+    def on_a_small_disk(self, mode):
+        connection = connect(self, mode)
+        connection.execute("pragma max_page_count = 20")
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteFile, "_connect", on_a_small_disk)
+        with pytest.raises(Unavailable, match=r"queue\.db is not available: its disk is full; free some space"):
+            enqueue(queue, configuration={"text": "x" * 1_000_000})
+    assert [row["id"] for row in queue.recent(5)] == [run_id]
+    enqueue(queue, configuration={"text": "x" * 1_000_000})
+
+
+def test_a_write_that_the_system_refuses_is_unavailable_and_named(path):
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from trainer.core.errors import Unavailable
+from trainer.core.job import RunRequest
+from trainer.jobs.sqlite import SqliteQueue
+queue = SqliteQueue(Path(sys.argv[1]))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    queue.enqueue(RunRequest(data_yaml="x" * 1_000_000))
+except Unavailable as error:
+    print(error)
+"""
+    said = python(code, path).communicate(timeout=30)[0]
+    assert f"The queue file {path} is not available: its disk fails to read or write" in said
+    assert SqliteQueue(path).recent(5) == []
+
+
+def test_a_file_that_vanished_is_reported_and_not_made_anew(path):
+    queue = SqliteQueue(path)
+    path.unlink()
+    with pytest.raises(Misconfigured, match=r"queue\.db cannot be used: it cannot be opened"):
+        claim(queue)
+    assert not path.exists()
+
+
+def test_a_folder_is_no_queue(tmp_path):
+    with pytest.raises(Misconfigured, match="cannot be used: it cannot be opened"):
+        SqliteQueue(tmp_path)
+
+
+def test_a_path_below_a_file_is_no_queue(path):
+    path.write_text("x")
+    with pytest.raises(Misconfigured, match=f"cannot be used: .* at {path}"):
+        SqliteQueue(path / "queue.db")
+
+
+@pytest.mark.parametrize("content", [b"not a database at all, just text\n" * 50, os.urandom(5000)])
+def test_another_kind_of_file_is_refused_and_left_alone(path, content):
+    path.write_bytes(content)
+    with pytest.raises(Misconfigured, match="not an SQLite database; name another file"):
+        SqliteQueue(path)
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_refused_and_left_alone(path):
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("create table training_runs (id)")
+    with pytest.raises(Misconfigured, match="another program's database"):
+        SqliteQueue(path)
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("select count(*) from sqlite_master").fetchone() == (1,)
+
+
+def test_a_newer_queue_is_refused_with_both_versions(path):
+    SqliteQueue(path)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(f"pragma user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(Misconfigured, match="has version 2, this trainer knows 1: update the trainer"):
+        SqliteQueue(path)
+
+
+def test_a_damaged_file_is_reported(path):
+    queue = SqliteQueue(path)
+    for _ in range(50):
+        enqueue(queue, configuration={"text": "x" * 2000})
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    with pytest.raises(Misconfigured, match=r"queue\.db cannot be used: it is damaged; restore it from a backup"):
+        claim(queue)
+
+
+def test_json_that_was_damaged_by_hand_reaches_the_worker_as_text(path):
+    queue = SqliteQueue(path)
+    run_id = enqueue(queue)
+    for text in ("{", "NaN", "[" * 100_000, "", "9" * 5000):
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute(
+                "update training_runs set configuration = ?, results = ?, checkpoint = ?, status = 'queued', claim_id = null",
+                [text] * 3,
+            )
+        lease = claim(queue)
+        assert (lease.job.id, lease.job.checkpoint) == (run_id, None)
+        assert lease.job.request.configuration == (None if text == "NaN" else text)
+        assert queue.beat(lease, {"progress": 1}, []) is Verdict.OK
+        assert queue.get(run_id)["results"] == {"progress": 1}
+
+
+@pytest.mark.parametrize(
+    ("sql", "index"),
+    [
+        (sqlite_states.NEXT, "training_runs_next"),
+        (sqlite_states.EXPIRED, "training_runs_lease"),
+        (sqlite_states.CANCELED_IN_QUEUE, "training_runs_cancel"),
+    ],
+)
+def test_a_claim_reads_no_finished_run_and_sorts_nothing(path, sql, index):
+    SqliteQueue(path)
+    with closing(sqlite3.connect(path)) as other:
+        other.create_function("can_serve", 1, lambda _: True)
+        plan = str(other.execute(f"explain query plan {sql}", ["2026"] * sql.count("?")).fetchall())
+    assert index in plan
+    assert "TEMP B-TREE" not in plan
