@@ -79,14 +79,19 @@ class Trained:
 
 
 @pytest.fixture
-def program(tmp_path):
-    """program("floods_stdout", grace=1, …) → a trainer of that program; closed at the end."""
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")  # short: a test's own folder is too long for the temporary files
+
+
+@pytest.fixture
+def program(tmp_path, home):
+    """Makes a trainer of one of the programs, by its name; closed at the end."""
     made = []
 
     def make(name, *arguments, environment=None, warm_start=False, threads=None, timestamp_output=False, **patience):
         trainer = ChildTrainer(
             environment=dict(os.environ) if environment is None else environment,
-            home=tmp_path / "home",
+            home=home,
             weights=tmp_path / "models",
             program=(sys.executable, str(PROGRAMS / f"{name}.py"), *arguments),
             patience=Patience(**({"grace": 0.3, "starting": 10, "stall": 10, "exit": 0.5} | patience)),

@@ -18,7 +18,7 @@ _PROJECT = Path(__file__).parents[2]  # the folder that holds the package `train
 # torchrun's variables, and whatever switches on an integration
 _ALLOWED = frozenset(
     {
-        "PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD",
+        "PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_NUMERIC", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD",
         "CUDA_HOME", "CUDA_PATH", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
         "NVIDIA_DRIVER_CAPABILITIES", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG",
         "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY",
@@ -26,7 +26,6 @@ _ALLOWED = frozenset(
         "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME",
     },
 )  # fmt: skip
-_ALLOWED_PREFIX = "LC_"
 
 _FIXED = {
     "YOLO_OFFLINE": "1",
@@ -72,7 +71,7 @@ def child_environment(
     `folder` is private to the process (see `private_folder`), `caches` is kept between processes. `devices` are GPU
     indices (empty: no GPU); None for a spare, which learns them from its order.
     """
-    kept = {name: value for name, value in parent.items() if name in _ALLOWED or name.startswith(_ALLOWED_PREFIX)}
+    kept = {name: value for name, value in parent.items() if name in _ALLOWED}
     paths = [str(_PROJECT), *filter(None, parent.get("PYTHONPATH", "").split(os.pathsep))]
     environment = kept | _FIXED | {
         "HOME": str(folder),

@@ -10,7 +10,7 @@ LONGEST = 4000  # bytes of a line that are kept
 _REDRAW_SECONDS = 1.0  # a progress bar draws itself ten times a second
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_ENDS = re.compile(rb"[\r\n]")
+_ENDS = re.compile(rb"\r?\n|\r")
 
 
 class OutputLines:
@@ -22,17 +22,21 @@ class OutputLines:
     """
 
     def __init__(self) -> None:
+        self._held = b""  # a carriage return whose newline may still come
         self._line = bytearray()
         self._cut = 0  # bytes of the present line that were left out
         self._redrawn_at = float("-inf")
 
     def feed(self, data: bytes) -> Iterator[str]:
         """The lines that `data` completes."""
+        data = self._held + data
+        self._held = data[-1:] if data.endswith(b"\r") else b""
+        data = data.removesuffix(b"\r")
         start = 0
         for end in _ENDS.finditer(data):
             self._append(data[start : end.start()])
             start = end.end()
-            yield from self._ended(redraw=end.group() == b"\r" and data[start : start + 1] != b"\n")
+            yield from self._ended(redraw=end.group() == b"\r")
         self._append(data[start:])
 
     def close(self) -> Iterator[str]:

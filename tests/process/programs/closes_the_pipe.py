@@ -1,0 +1,15 @@
+"""Closes its events pipe in the middle, then its output, and goes on living for a while."""
+
+import os
+import time
+
+from speaking import EVENTS, epoch, order, phase
+
+order()
+phase("training")
+epoch(1)
+os.close(EVENTS)
+os.close(1)
+os.close(2)
+time.sleep(0.3)
+os._exit(0)

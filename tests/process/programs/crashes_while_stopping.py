@@ -1,0 +1,10 @@
+"""Is asked to stop, and meets an exception instead."""
+
+import sys
+
+from speaking import order, phase, send
+
+order()
+phase("training")
+sys.stdin.readline()
+send(kind="crashed", error="KeyError", message="'gone'", traceback="", phase="training")

@@ -1,0 +1,20 @@
+"""Takes memory until there is none; the limit is its own, so that the host survives the test."""
+
+import resource
+import traceback
+
+from speaking import order, phase, send
+
+order()
+phase("training")
+resource.setrlimit(resource.RLIMIT_AS, (300 * 2**20, 300 * 2**20))
+eaten = []
+try:
+    while True:
+        eaten.append(bytearray(10 * 2**20))
+except MemoryError as error:
+    eaten.clear()
+    send(
+        kind="crashed", error=type(error).__name__, message=str(error), traceback=traceback.format_exc(),
+        phase="training",
+    )

@@ -1,0 +1,13 @@
+"""Hears neither requests nor any signal that can be ignored."""
+
+import signal
+import time
+
+from speaking import order, phase
+
+for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_IGN)
+order()
+phase("training")
+while True:
+    time.sleep(1)

@@ -1,0 +1,11 @@
+"""Prints what torch prints when the kernel killed a loader's worker, then gets SIGKILL as the kernel would send it."""
+
+import os
+import signal
+
+from speaking import order, phase
+
+order()
+phase("training")
+print("RuntimeError: DataLoader worker (pid 4711) is killed by signal: Killed. ", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)

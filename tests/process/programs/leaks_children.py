@@ -1,0 +1,36 @@
+"""Leaves processes behind that keep its pipes open: a child, a grandchild in a session of its own, an orphan.
+
+All their pids are in the file that its argument names. With a second argument it waits instead of ending.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from speaking import EVENTS, finished, order, phase
+
+SLEEPER = f"import signal, time; [signal.signal(s, signal.SIG_IGN) for s in ({signal.SIGTERM}, {signal.SIGINT})]; time.sleep(60)"
+MOTHER = (
+    f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', {SLEEPER!r}], start_new_session=True, "
+    "pass_fds=(int(sys.argv[1]),), stdout=sys.stderr); print(p.pid)"
+)
+
+order()
+phase("training")
+pids = [
+    subprocess.Popen([sys.executable, "-S", "-c", SLEEPER], pass_fds=(EVENTS,)).pid,
+    subprocess.Popen([sys.executable, "-S", "-c", SLEEPER], pass_fds=(EVENTS,), start_new_session=True).pid,
+]
+# its mother is gone before anybody looks: nothing but a subreaper finds it
+command = [sys.executable, "-S", "-c", MOTHER, str(EVENTS)]
+orphan = subprocess.run(command, pass_fds=(EVENTS,), stdout=subprocess.PIPE, check=True)
+with open(sys.argv[1] + ".new", "w") as file:
+    file.write(" ".join(map(str, [os.getpid(), *pids, int(orphan.stdout)])))
+os.replace(sys.argv[1] + ".new", sys.argv[1])
+phase("validating")
+if sys.argv[2] == "wait":
+    time.sleep(60)
+finished()
+os._exit(0)

@@ -1,0 +1,8 @@
+"""Never reads its stdin, so that a long order and many requests fill the pipe."""
+
+import time
+
+from speaking import phase
+
+phase("training")
+time.sleep(60)

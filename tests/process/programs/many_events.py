@@ -1,0 +1,11 @@
+"""Thousands of events, of which only the ticks may be lost."""
+
+from speaking import epoch, finished, order, phase, send
+
+order()
+phase("training")
+for number in range(1, 501):
+    for batch in range(1, 11):
+        send(kind="batch", phase="training", epoch=number, total_epochs=500, batch=batch, total_batches=10)
+    epoch(number, 500)
+finished(fine=True)

@@ -1,0 +1,12 @@
+"""A library of it writes to the events' descriptor; the training itself is fine."""
+
+from speaking import epoch, finished, order, phase, say
+
+order()
+phase("training")
+for _ in range(50):
+    say(b"WARNING: a library believes that this is its log\n")
+epoch(1)
+say(b"\x00\xff\xfe garbage\n\n\n[1,2,3]\n{}\n")
+say(b'{"kind":"epoch","epoch":2,"total_epochs":3,"metrics":{"loss":NaN},"seconds":1}\n')
+finished(fine=True)

@@ -1,0 +1,10 @@
+"""Sends megabytes without a newline, and then a good ending."""
+
+from speaking import finished, order, phase, say
+
+order()
+phase("training")
+for _ in range(10):
+    say(b"\xaa" * 2**20)
+say(b"\n")
+finished(fine=True)

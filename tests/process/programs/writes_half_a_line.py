@@ -1,0 +1,11 @@
+"""Dies within an event."""
+
+import os
+
+from speaking import epoch, order, phase, say
+
+order()
+phase("training")
+epoch(1)
+say(b'{"kind":"finished","best":"/run/be')
+os._exit(0)

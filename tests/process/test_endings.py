@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from trainer.core.errors import MachineFailed, RunFailed
+from trainer.core.stop import Stopped
+
+
+def test_a_process_that_dies_without_a_result_is_told_with_its_code_and_last_line(program):
+    training = program("dies_without_result")
+
+    with pytest.raises(MachineFailed, match=r"training \(epoch 1\).*exit code 3.*a way that nobody expected"):
+        training.train()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_process_that_a_signal_ends_is_told_with_its_name(program, number):
+    training = program("dies_by_signal", str(int(number)))
+
+    with pytest.raises(MachineFailed, match=number.name):
+        training.train()
+
+
+def test_a_process_that_was_killed_points_at_the_memory(program):
+    with pytest.raises(MachineFailed, match="memory"):
+        program("dies_by_signal", str(int(signal.SIGKILL))).train()
+
+
+def test_a_full_shared_memory_mount_is_told_from_its_signal(program):
+    with pytest.raises(MachineFailed, match="/dev/shm"):
+        program("dies_by_signal", str(int(signal.SIGBUS))).train()
+
+
+def test_what_was_printed_before_a_kill_explains_it(program):
+    with pytest.raises(MachineFailed, match=r"memory.*fewer workers.*DataLoader worker"):
+        program("is_killed_for_memory").train()
+
+
+def test_a_process_that_eats_all_memory_is_told_so_and_we_live_on(program):
+    with pytest.raises(MachineFailed, match="memory"):
+        program("eats_memory").train()
+
+
+def test_a_crash_becomes_its_diagnosis(program):
+    training = program("trains_quickly").behave(
+        at_epoch=2, crash={"error": "OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 2.00 GiB."},
+    )
+
+    with pytest.raises(RunFailed, match=r"GPU's memory.*batch 4, image size 64"):
+        training.train()
+
+
+def test_a_process_that_never_starts_is_killed_at_the_end_of_its_budget(program):
+    training = program("never_starts", starting=0.3)
+    began = time.monotonic()
+
+    with pytest.raises(MachineFailed, match="not ready after"):
+        training.train()
+
+    assert time.monotonic() - began < 2
+
+
+def test_a_process_that_cannot_import_is_told_with_the_package(program):
+    with pytest.raises(MachineFailed, match="a_package_that_nobody_installed"):
+        program("cannot_be_imported").train()
+
+
+def test_a_program_that_does_not_exist_is_a_failure_of_the_machine(program, tmp_path):
+    training = program("dies_without_result")
+    training.trainer._program = (str(tmp_path / "nothing"),)
+
+    with pytest.raises(MachineFailed, match="cannot start"):
+        training.train()
+
+
+def test_a_silent_process_is_stuck_and_killed(program):
+    training = program("goes_silent", stall=0.4)
+    began = time.monotonic()
+
+    with pytest.raises(MachineFailed, match=r"stuck.*training \(epoch 1\)"):
+        training.train()
+
+    assert time.monotonic() - began < 2
+
+
+def test_a_stopped_process_is_stuck_and_killed(program):
+    """SIGSTOP, as a debugger or a batch system sends it: nothing of the process itself can react."""
+    training = program("dies_by_signal", str(int(signal.SIGSTOP)), stall=0.4)
+
+    with pytest.raises(MachineFailed, match="stuck"):
+        training.train()
+
+
+def test_a_result_counts_although_the_process_does_not_end(program):
+    training = program("hangs_after_finishing", exit=0.3)
+    began = time.monotonic()
+
+    assert training.train().report == {"fine": True}
+    assert time.monotonic() - began < 2
+
+
+def test_half_a_final_event_is_not_a_result(program):
+    training = program("writes_half_a_line")
+
+    with pytest.raises(MachineFailed, match="without a result"):
+        training.train()
+
+    assert [event.code for event in training.of("warning")] == ["garbled_event"]
+    assert len(training.of("epoch")) == 1
+
+
+def test_a_closed_events_pipe_is_not_a_result(program):
+    training = program("closes_the_pipe")
+
+    with pytest.raises(MachineFailed, match="exit code 0"):
+        training.train()
+
+    assert len(training.of("epoch")) == 1
+
+
+def test_a_stop_that_nobody_asked_for_is_a_failure(program):
+    with pytest.raises(MachineFailed, match="without a result"):
+        program("stops_unasked").train()
+
+
+def test_an_exception_of_the_listener_ends_the_training_and_is_raised(program):
+    training = program("trains_quickly").behave(seconds_per_epoch=60)
+
+    def journal_is_full(event):
+        raise OSError(28, "No space left on device")
+
+    began = time.monotonic()
+    with pytest.raises(OSError, match="No space left"):
+        training.trainer.train(training.order(), training.stop, journal_is_full, training.hear_line)
+    assert time.monotonic() - began < 2
+
+
+def test_a_training_whose_stop_is_set_before_it_begins_never_starts(program, home):
+    from trainer.core.stop import StopReason
+
+    training = program("trains_quickly")
+    training.stop.set(StopReason.CANCELED)
+
+    with pytest.raises(Stopped):
+        training.train()
+
+    assert list(home.iterdir()) == []

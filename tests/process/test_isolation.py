@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.training import environment as child_environment
+
+SECRETS = {
+    "SUPABASE_URL": "https://project.example",
+    "SUPABASE_SERVICE_ROLE_KEY": "planted-service-key",
+    "HF_TOKEN": "planted-hf",
+    "WANDB_API_KEY": "planted-wandb",
+    "ULTRALYTICS_API_KEY": "planted-ultralytics",
+    "AWS_SECRET_ACCESS_KEY": "planted-aws",
+    "DATABASE_URL": "postgres://user:planted-password@host/db",
+    "HTTPS_PROXY": "http://user:planted-proxy@host",
+    "LC_SECRET_TOKEN": "",
+    "MLFLOW_TRACKING_URI": "http://planted-mlflow",
+    "PYTEST_CURRENT_TEST": "planted-test",
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "3",
+    "MASTER_ADDR": "planted-address",
+    "PIP_INDEX_URL": "http://planted-index",
+    "PYTHONSTARTUP": "/planted.py",
+}
+HARMLESS = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TZ": "UTC", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+@pytest.fixture
+def report(program):
+    return program("tells_its_environment", environment=SECRETS | HARMLESS, threads=2).train(devices=(0, 2)).report
+
+
+def test_nothing_secret_of_the_supervisor_reaches_the_child(report):
+    assert "planted" not in str(report["environment"])
+    assert "planted" not in str(report["argv"])
+    assert "planted" not in str(report["order"])
+    assert not [name for name in report["environment"] if re.search(r"KEY|TOKEN|SECRET|SUPABASE|PROXY|PYTEST", name)]
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(report["environment"])
+
+
+def test_what_the_child_needs_reaches_it(report):
+    environment = report["environment"]
+
+    assert HARMLESS.items() <= environment.items()
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,2"
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["YOLO_OFFLINE"] == "1"
+    assert environment["YOLO_AUTOINSTALL"] == "false"
+    assert environment["ULTRALYTICS_SAFE_LOAD"] == "1"
+
+
+def test_a_run_without_gpus_sees_none(program):
+    report = program("tells_its_environment", environment={"CUDA_VISIBLE_DEVICES": "0,1"}).train(devices=()).report
+
+    assert report["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_everything_that_a_library_writes_beside_the_run_lands_in_the_private_folder(report):
+    folder = report["environment"]["HOME"]
+
+    assert report["cwd"] == folder
+    for name in ("TMPDIR", "YOLO_CONFIG_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        assert report["environment"][name].startswith(folder)
+
+
+def test_the_child_has_a_session_of_its_own(report):
+    assert report["session"] == report["pid"]
+
+
+def test_the_child_holds_its_four_descriptors_and_nothing_of_ours(report):
+    assert {int(fd) for fd in report["fds"]} - {0, 1, 2} == {report["events"]}
+
+
+def test_every_integration_is_switched_off_and_weights_are_looked_for_in_our_folder(report, tmp_path):
+    settings = report["settings"]
+
+    assert not any(value for value in settings.values() if isinstance(value, bool))
+    assert settings["api_key"] == ""
+    assert settings["weights_dir"] == str(tmp_path / "models")
+
+
+def test_the_settings_are_all_that_the_installed_version_knows():
+    """A key that is missing would be filled with its default, which is on."""
+    source = (Path(sys.prefix) / "lib/python3.11/site-packages/ultralytics/utils/__init__.py").read_text()
+    version = re.search(r'class SettingsManager.*?version="([\d.]+)"', source, re.DOTALL)[1]
+    defaults = re.search(r"self\.defaults = \{(.*?)\n        \}", source, re.DOTALL)[1]
+    keys = set(re.findall(r'^\s+"(\w+)":', defaults, re.MULTILINE))
+
+    ours = child_environment._SETTINGS
+
+    assert keys == set(ours) | {"datasets_dir", "weights_dir", "runs_dir"}
+    assert ours["settings_version"] == version
+
+
+def test_the_font_is_a_real_one(tmp_path):
+    folder = child_environment.private_folder(tmp_path / "home", tmp_path)
+
+    for name in ("Arial.ttf", "Arial.Unicode.ttf"):
+        assert (folder / "Ultralytics" / name).read_bytes().startswith(b"\x00\x01\x00\x00")
+
+
+def test_temporary_paths_stay_short_enough_for_sockets(tmp_path):
+    deep = tmp_path / ("x" * 100)
+
+    folder = child_environment.private_folder(deep, tmp_path)
+
+    assert len(str(folder / "tmp")) <= 70
+    import shutil
+
+    shutil.rmtree(folder)

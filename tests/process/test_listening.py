@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import re
+import threading
+import time
+
+import pytest
+
+from trainer.core.stop import Stopped, StopReason
+from trainer.training import delivery
+
+
+def test_a_flood_of_output_neither_blocks_the_child_nor_fills_the_memory(program):
+    training = program("floods_stdout")
+    slow = threading.Event()
+
+    def a_disk_that_sleeps(line):
+        slow.wait(1)
+        training.hear_line(line)
+
+    threading.Timer(1.0, slow.set).start()
+    training.trainer.train(training.order(), training.stop, training.hear_event, a_disk_that_sleeps)
+
+    assert training.of("finished")
+    assert len(training.lines) <= delivery.MOST_LINES + 3
+    assert any(re.search(r"lines came too fast", line) for line in training.lines) or len(training.lines) > 500
+    assert training.lines[0] == "first line"
+
+
+def test_output_of_a_listener_that_keeps_up_is_readable_to_the_end(program, monkeypatch):
+    monkeypatch.setattr(delivery, "MOST_LINES", 10**6)
+    training = program("floods_stdout")
+
+    training.train()
+
+    assert training.lines.count("line 59999 of a flood") == 1
+    assert training.lines[-1] == "last line"
+    assert training.lines[-2] == "caf\N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+    assert training.lines[-3].startswith("xxxx")
+    assert training.lines[-3].endswith("(4996000 bytes more)")
+    assert max(map(len, training.lines)) < 4100
+    assert sum(line.startswith(" bar ") for line in training.lines) <= 30 + 4  # thirty endings, and one a second
+
+
+def test_a_bar_that_is_redrawn_becomes_its_first_and_last_line(program):
+    training = program("draws_bars")
+
+    training.train()
+
+    assert training.lines == ["  1/3 0% ━━━╸", "  1/3 100% ━━━╸", "", "Epoch done"]
+
+
+def test_each_line_has_its_time_when_asked_for(program):
+    training = program("draws_bars", timestamp_output=True)
+
+    training.train()
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z Epoch done", training.lines[-1])
+
+
+def test_a_library_that_prints_into_the_events_pipe_costs_one_warning(program):
+    training = program("prints_to_the_event_fd")
+
+    assert training.train().report == {"fine": True}
+    assert [event.code for event in training.of("warning")] == ["garbled_event"]
+    assert [event.epoch for event in training.of("epoch")] == [1, 2]
+    assert sum("a library believes" in line for line in training.lines) == 50
+
+
+def test_megabytes_without_an_end_are_no_event_and_no_harm(program):
+    training = program("sends_garbage")
+
+    assert training.train().report == {"fine": True}
+
+
+def test_a_slow_listener_gets_every_durable_event_in_order_and_the_child_does_not_wait(program):
+    training = program("many_events")
+    ended_at = []
+
+    def slow(event):
+        if not training.events:
+            time.sleep(0.7)  # as long as the child needs for everything
+            ended_at.append(time.monotonic())
+        training.hear_event(event)
+
+    training.trainer.train(training.order(), training.stop, slow, training.hear_line)
+
+    assert [event.epoch for event in training.of("epoch")] == list(range(1, 501))
+    assert training.events[-1].kind == "finished"
+    assert len(training.of("batch")) < 5000
+
+
+def test_a_listener_that_hangs_does_not_keep_a_cancel_from_the_child(program):
+    training = program("trains_quickly", grace=5).behave(seconds_per_epoch=0.01)
+    go_on = threading.Event()
+
+    def hangs(event):
+        training.hear_event(event)
+        go_on.wait(5)
+
+    def cancel():
+        training.stop.set(StopReason.CANCELED)
+        time.sleep(0.5)
+        go_on.set()
+
+    training.when(lambda t: t.events, cancel)
+    with pytest.raises(Stopped):
+        training.trainer.train(training.order(epochs=10_000), training.stop, hangs, training.hear_line)
+    assert training.of("stopped")

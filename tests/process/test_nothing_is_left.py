@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from trainer.core.errors import MachineFailed
+from trainer.core.stop import Stopped, StopReason
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def leak_check():
+    """Threads, descriptors and child processes are as many after the test as before it."""
+    me = psutil.Process()
+    before = (threading.active_count(), me.num_fds())
+    yield
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline and (threading.active_count(), me.num_fds()) != before:
+        time.sleep(0.02)
+    assert (threading.active_count(), me.num_fds()) == before
+    assert me.children(recursive=True) == []
+
+
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone(pids, seconds=2.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(map(alive, pids)):
+        time.sleep(0.01)
+    return not any(map(alive, pids))
+
+
+def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_finished(
+    program, tmp_path, leak_check,
+):
+    began = time.monotonic()
+
+    program("leaks_children", str(tmp_path / "pids"), "end").train()
+
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 4
+    assert not any(map(alive, pids))
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("reason", [StopReason.CANCELED, StopReason.LOST])
+def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_is_stopped(
+    program, tmp_path, leak_check, reason,
+):
+    training = program("leaks_children", str(tmp_path / "pids"), "wait", grace=0.2)
+    training.when(lambda t: len(t.of("phase")) == 2, lambda: training.stop.set(reason))
+
+    with pytest.raises(Stopped):
+        training.train()
+
+    assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+@pytest.mark.parametrize(
+    "name", ["dies_without_result", "closes_the_pipe", "floods_stdout", "many_events", "cannot_be_imported"],
+)
+def test_no_descriptor_thread_or_process_is_left_however_it_ends(program, leak_check, name):
+    training = program(name)
+    for _ in range(3):
+        try:
+            training.train()
+        except MachineFailed:
+            continue
+
+
+def test_the_private_folder_and_what_was_left_in_it_are_gone(program, home):
+    training = program("tells_its_environment")
+
+    folder = Path(training.train().report["environment"]["HOME"])
+
+    assert folder.parent == home
+    assert not folder.exists()
+
+
+def test_a_child_that_stops_its_guardian_is_killed_all_the_same(program, monkeypatch):
+    monkeypatch.setattr("trainer.training.tree._KILL_SECONDS", 0.3)
+    training = program("ignores_every_signal")
+
+    def stop_the_guardian():
+        (guardian,) = psutil.Process().children()
+        guardian.suspend()
+        training.stop.set(StopReason.LOST)
+
+    training.when(lambda t: t.events, stop_the_guardian)
+    with pytest.raises(Stopped):
+        training.train()
+    assert psutil.Process().children() == []
+
+
+def test_a_killed_guardian_takes_the_child_with_it(program):
+    training = program("ignores_every_signal")
+    pids = []
+
+    def kill_the_guardian():
+        (guardian,) = psutil.Process().children()
+        pids.extend(process.pid for process in guardian.children())
+        guardian.kill()
+
+    training.when(lambda t: t.events, kill_the_guardian)
+    with pytest.raises(MachineFailed, match="SIGKILL"):
+        training.train()
+    assert pids
+    assert gone(pids)
+
+
+SUPERVISOR = """
+    import sys, threading
+    from pathlib import Path
+    sys.path[:0] = [{here!r}, {project!r}]
+    from conftest import ChildTrainer, Trained, PROGRAMS
+    trainer = ChildTrainer(
+        environment={{"PATH": "/usr/bin:/bin"}}, home=Path({home!r}), weights=Path({tmp!r}), warm_start=True,
+        program=(sys.executable, str(PROGRAMS / "leaks_children.py"), {tmp!r} + "/pids", "wait"),
+    )
+    # from a thread that ends: the processes belong to the supervisor, not to the thread
+    training = threading.Thread(target=trainer.warm)
+    training.start()
+    training.join()
+    Trained(Path({tmp!r}), trainer).train()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_of_a_training_outlives_a_killed_supervisor(tmp_path, home, how):
+    script = textwrap.dedent(SUPERVISOR).format(here=str(HERE), project=str(HERE.parents[1]), tmp=str(tmp_path), home=str(home))
+    with subprocess.Popen([sys.executable, "-c", script]) as supervisor:
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        tree = [process.pid for process in psutil.Process(supervisor.pid).children(recursive=True)]
+        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+        assert len(pids) == 4
+        os.kill(supervisor.pid, how)
+        supervisor.wait()
+
+    assert gone(tree + pids)
+    deadline = time.monotonic() + 2
+    while list(home.glob("child-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert list(home.glob("child-*")) == []

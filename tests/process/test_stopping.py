@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from trainer.core.errors import MachineFailed
+from trainer.core.stop import Stopped, StopReason
+
+
+def in_training(training):
+    return any(event.kind == "phase" and event.phase == "training" for event in training.events)
+
+
+def stop_with(training, reason):
+    """Set the stop once the child trains; the seconds from then to the end, and how it ended."""
+    asked = []
+
+    def ask():
+        asked.append(time.monotonic())
+        training.stop.set(reason)
+
+    training.when(in_training, ask)
+    with pytest.raises(Stopped) as stopped:
+        training.train(epochs=100)
+    assert stopped.value.reason is reason
+    return time.monotonic() - asked[0]
+
+
+@pytest.mark.parametrize("reason", [StopReason.CANCELED, StopReason.SHUTDOWN])
+def test_a_polite_request_ends_a_training_at_its_next_batch(program, reason):
+    training = program("trains_quickly", grace=5).behave(seconds_per_epoch=0.2)
+
+    assert stop_with(training, reason) < 1
+    assert training.events[-1].kind == "stopped"
+
+
+def test_a_child_that_needs_a_while_gets_its_grace(program):
+    training = program("slow_to_stop", grace=3)
+
+    assert 0.5 < stop_with(training, StopReason.SHUTDOWN) < 2
+    assert '"shutdown"' in training.of("warning")[0].message
+
+
+def test_a_child_that_is_deaf_to_requests_gets_sigterm_after_the_grace(program):
+    training = program("trains_quickly", grace=0.3).behave(deaf=True, seconds_per_epoch=30)
+
+    assert 0.25 < stop_with(training, StopReason.CANCELED) < 1.5
+
+
+def test_a_child_that_ignores_every_signal_is_killed(program, monkeypatch):
+    monkeypatch.setattr("trainer.training.process._TERM_SECONDS", 0.3)
+    training = program("ignores_every_signal", grace=0.3)
+
+    assert 0.5 < stop_with(training, StopReason.CANCELED) < 2
+
+
+def test_a_child_whose_stdin_is_full_is_stopped_too(program):
+    training = program("listens_badly", grace=0.2)
+    training.when(in_training, lambda: training.stop.set(StopReason.CANCELED))
+
+    with pytest.raises(Stopped):
+        training.train(names=tuple(f"class {number}" for number in range(20_000)))
+
+
+def test_a_lost_lease_kills_at_once(program):
+    training = program("ignores_every_signal", grace=60)
+
+    assert stop_with(training, StopReason.LOST) < 0.7
+
+
+def test_a_lost_lease_after_a_polite_request_kills_at_once(program):
+    training = program("ignores_every_signal", grace=60)
+
+    def ask():
+        training.stop.set(StopReason.SHUTDOWN)
+        time.sleep(0.2)
+        training.stop.set(StopReason.LOST)
+
+    training.when(in_training, ask)
+    began = time.monotonic()
+    with pytest.raises(Stopped) as stopped:
+        training.train()
+    assert stopped.value.reason is StopReason.LOST
+    assert time.monotonic() - began < 2
+
+
+def test_a_stronger_request_follows_a_milder_one_without_a_second_grace(program):
+    training = program("trains_quickly", grace=0.6).behave(deaf=True, seconds_per_epoch=30)
+
+    def ask():
+        training.stop.set(StopReason.SHUTDOWN)
+        time.sleep(0.4)
+        training.stop.set(StopReason.CANCELED)
+
+    training.when(in_training, ask)
+    began = time.monotonic()
+    with pytest.raises(Stopped) as stopped:
+        training.train()
+    assert stopped.value.reason is StopReason.CANCELED
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_wish_to_finish_completes_the_training_early(program):
+    training = program("trains_quickly", grace=0.1).behave(seconds_per_epoch=0.4)
+    training.when(in_training, lambda: training.stop.set(StopReason.FINISH))
+
+    assert training.train(epochs=100).report["epochs_completed"] == 1
+
+
+def test_a_wish_to_finish_never_kills(program):
+    training = program("slow_to_stop", grace=0.1)
+    training.when(in_training, lambda: training.stop.set(StopReason.FINISH))
+
+    with pytest.raises(MachineFailed):  # it ended by itself, after six times the grace, and had no result
+        training.train()
+
+    assert '"finish"' in training.of("warning")[0].message
+
+
+def test_a_cancel_after_a_wish_to_finish_is_heard(program):
+    training = program("trains_quickly", grace=5).behave(seconds_per_epoch=5)
+
+    def ask():
+        training.stop.set(StopReason.FINISH)
+        time.sleep(0.3)
+        training.stop.set(StopReason.CANCELED)
+
+    training.when(in_training, ask)
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        training.train()
+    assert time.monotonic() - began < 2
+
+
+def test_a_cancel_that_comes_when_the_model_is_finished_loses(program):
+    training = program("hangs_after_finishing", exit=0.6)
+    training.when(lambda t: t.of("finished"), lambda: training.stop.set(StopReason.CANCELED))
+
+    assert training.train().report == {"fine": True}
+
+
+def test_a_finished_model_of_a_lost_lease_is_not_ours_any_more(program):
+    training = program("hangs_after_finishing", exit=5)
+    training.when(lambda t: t.of("finished"), lambda: training.stop.set(StopReason.LOST))
+
+    with pytest.raises(Stopped):
+        training.train()
+
+
+def test_a_crash_on_the_way_out_is_still_a_stop(program):
+    stop_with(program("crashes_while_stopping"), StopReason.CANCELED)
+
+
+def test_a_training_that_starts_while_it_is_stopped_is_ended_before_it_is_ready(program):
+    training = program("never_starts", grace=0.2)
+    began = time.monotonic()
+
+    import threading
+
+    threading.Timer(0.2, training.stop.set, [StopReason.CANCELED]).start()
+    with pytest.raises(Stopped):
+        training.train()
+
+    assert time.monotonic() - began < 1.5
