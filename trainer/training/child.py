@@ -22,7 +22,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.training.network import refuse_network
 from trainer.training.outbox import Outbox
-from trainer.training.wire import decode_command
+from trainer.training.wire import WireError, decode_command
 
 if TYPE_CHECKING:
     from trainer.training.finishing import Step
@@ -74,6 +74,8 @@ class Commands:
                 else:
                     self._orders.put(command)
             code = 0  # nobody is left who could want the result
+        except WireError as error:
+            print(f"WireError: {error}", file=sys.stderr)  # noqa: T201 - stderr is the run's log
         finally:
             _leave(code)
 

@@ -1,0 +1,51 @@
+"""The training process as a process: what it does with its pipes, before and while it trains."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trainer.training.environment import child_environment, private_folder
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the real program; its stdin, its events and its output are ours."""
+    started = []
+
+    def starting():
+        folder = private_folder(tmp_path, tmp_path / "weights")
+        reading, writing = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trainer.training.child", "--events-fd", str(writing)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[writing],
+            env=child_environment(dict(os.environ), folder, tmp_path, devices=None, threads=1),
+        )
+        os.close(writing)
+        events = os.fdopen(reading, "rb")
+        started.append((process, events))
+        return process, events
+
+    yield starting
+    for process, events in started:
+        process.kill()
+        process.communicate()
+        events.close()
+
+
+def test_a_spare_that_nobody_needs_ends_when_its_stdin_does(start):
+    process, events = start()
+    process.stdin.close()
+    process.stdin = None
+
+    assert process.wait(60) == 0
+    assert events.read() == b""
+
+
+def test_a_command_that_is_none_ends_the_process_rather_than_leaving_it_deaf(start):
+    process, _ = start()
+    output, _ = process.communicate(b'{"kind": "dance"}\n', timeout=60)
+
+    assert process.returncode == 2
+    assert b"WireError" in output

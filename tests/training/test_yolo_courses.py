@@ -1,0 +1,118 @@
+"""Trainings that do not run straight through: NaN, a time budget, early stopping, no validation, other families."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from child_run import order_for, run_child
+from drawn import draw
+
+from trainer.core.dataset import Task
+from trainer.core.events import (
+    BatchProgress,
+    CheckpointSaved,
+    Crashed,
+    EpochFinished,
+    Finished,
+    Phase,
+    PhaseStarted,
+    Warned,
+)
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(scope="module")
+def detect(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("detect"), Task.DETECT)
+
+
+@pytest.fixture(scope="module")
+def classify(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("classify"), Task.CLASSIFY)
+
+
+def epochs_of(run):
+    return [event.epoch for event in run.of(EpochFinished)]
+
+
+def test_an_epoch_that_diverged_is_repeated_with_a_warning_and_told_once(detect, tmp_path):
+    order = order_for(detect, tmp_path / "run", epochs=3)
+    run = run_child(order, tmp_path, program="diverges.py", env={"NAN_IN": "4"})
+
+    assert isinstance(run.last, Finished), run.output
+    assert [event.code for event in run.of(Warned)] == ["nan_recovery"]
+    assert epochs_of(run) == [1, 2, 3]
+
+
+def test_a_loss_that_stays_nan_is_a_crash_that_says_so(detect, tmp_path):
+    order = order_for(detect, tmp_path / "run", epochs=3)
+    run = run_child(order, tmp_path, program="diverges.py", env={"NAN_IN": ",".join(map(str, range(3, 40)))})
+
+    assert isinstance(run.last, Crashed)
+    assert "NaN persisted" in run.last.message
+
+
+def test_a_time_budget_ends_the_training_whatever_its_epochs(classify, tmp_path):
+    run = run_child(order_for(classify, tmp_path / "run", epochs=100, args={"time": 2 / 3600}), tmp_path)
+
+    assert isinstance(run.last, Finished), run.output
+    assert 1 <= run.last.report["epochs_completed"] < 60
+    assert run.last.report["train_seconds"] < 8
+    assert all(tick.eta_seconds is None or tick.eta_seconds < 60 for tick in run.of(BatchProgress)[1:])
+
+
+def test_a_resumed_time_budget_counts_what_was_used_before(classify, tmp_path):
+    """Half of the budget is used, so the resumed training takes the other half, and not the whole again."""
+    first = run_child(order_for(classify, tmp_path / "a" / "run", epochs=100, args={"time": 1.5 / 3600}), tmp_path / "a")
+    kept = first.of(CheckpointSaved)
+    halfway = tmp_path / "halfway.pt"
+    assert len(kept) >= 2
+    order = order_for(classify, tmp_path / "b" / "run", epochs=100, args={"time": 1.5 / 3600}, resume=halfway)
+    halfway.write_bytes(Path(kept[-2].path).read_bytes())
+    second = run_child(order, tmp_path / "b")
+
+    assert isinstance(second.last, Finished), second.output
+    assert second.last.report["train_seconds"] < 4
+    with (tmp_path / "b" / "run" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
+
+
+def test_patience_ends_the_training_early_and_the_extra_callback_is_no_epoch(classify, tmp_path):
+    run = run_child(order_for(classify, tmp_path / "run", epochs=60, args={"patience": 2, "lr0": 1e-9}), tmp_path)
+
+    assert isinstance(run.last, Finished), run.output
+    epochs = epochs_of(run)
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert len(epochs) < 60
+    assert run.last.report["epochs_completed"] == len(epochs)
+    assert run.last.report["best_epoch"] in epochs
+
+
+def test_without_validation_an_epoch_claims_no_metrics_but_the_run_has_them(detect, tmp_path):
+    run = run_child(order_for(detect, tmp_path / "run", epochs=2, args={"val": False}), tmp_path)
+
+    first, last = run.of(EpochFinished)
+    assert not [name for name in first.metrics if name.startswith(("val/", "metrics/"))]
+    assert [name for name in last.metrics if name.startswith("metrics/")]
+    assert [e.phase for e in run.of(PhaseStarted)].count(Phase.VALIDATING) == 1
+    assert run.last.report["mAP"] is not None
+
+
+@pytest.mark.parametrize(("stem", "losses"), [("yolov8n", {"box", "cls", "dfl"}), ("yolo26n", {"box", "cls", "l1"})])
+def test_other_families_train_with_their_own_losses(detect, tmp_path, stem, losses):
+    run = run_child(order_for(detect, tmp_path / "run", model=Path(f"{stem}.yaml")), tmp_path)
+
+    assert isinstance(run.last, Finished), run.output
+    (epoch,) = run.of(EpochFinished)
+    assert {f"train/{name}_loss" for name in losses} == {name for name in epoch.metrics if name.startswith("train/")}
+
+
+def test_the_result_of_one_training_can_be_trained_further(detect, tmp_path):
+    first = run_child(order_for(detect, tmp_path / "a" / "run"), tmp_path / "a")
+    order = order_for(detect, tmp_path / "b" / "run", model=Path(first.last.best))
+    second = run_child(order, tmp_path / "b")
+
+    assert isinstance(second.last, Finished), second.output
+    assert "Transferred 499/499 items" in second.output
