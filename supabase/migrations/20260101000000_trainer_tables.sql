@@ -1,4 +1,4 @@
--- The trainer's tables: additive, and harmless when applied again.
+-- The trainer's tables: additive, and harmless when applied again. PostgreSQL 15 or newer.
 --
 -- On an empty project this creates them. Where a web app brought `training_runs` and `trainer_workers` along, their
 -- columns, rows, triggers, policies and grants stay, and only what is missing is added.

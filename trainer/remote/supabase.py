@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from trainer.core.errors import BadRequest, Misconfigured, TrainerError, Unavailable
+from trainer.core.errors import Misconfigured, TrainerError, Unavailable
 from trainer.core.job import Json, JsonObject
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _KEY_CODES = frozenset({"PGRST300", "PGRST301", "PGRST302", "PGRST303", "42501",
 _TRANSIENT_CODES = frozenset({"", "PGRST000", "PGRST001", "PGRST002", "PGRST003", "PGRSTX00"})
 _TRANSIENT_CLASSES = frozenset({"08", "40", "53", "55", "57", "58"})
 _TRANSIENT_STATUSES = frozenset({408, 425, 429})
-_BAD_DATA_CLASSES = frozenset({"22", "23"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class Project:
         self._http.close()
 
     def call(self, function: str, **arguments: Json) -> Json:
-        """The answer of a database function. Raises `Unavailable`, `Misconfigured`, or `BadRequest` for bad values."""
+        """The answer of a database function. Raises `Unavailable` or `Misconfigured`."""
         return self.execute(self._client.rpc(function, arguments))
 
     def table(self, name: str) -> Any:
@@ -254,8 +253,6 @@ def _refusal(
         return Misconfigured(f"Supabase at {host} refuses the key ({said}{kind}): {USE_KEY}.")
     if status in _TRANSIENT_STATUSES or status >= 500:
         return Unavailable(f"Supabase at {host} cannot serve us now ({said}).", retry_after=retry_after)
-    if sqlstate_class in _BAD_DATA_CLASSES:
-        return BadRequest(f"The database refuses the values ({said}): correct them and try again.")
     if code is None:
         return Misconfigured(f"{host} does not answer like a Supabase project ({said}): check SUPABASE_URL.")
     return Misconfigured(f"Supabase at {host} refuses the call ({said}): {MIGRATE}, and check the trainer's version.")
