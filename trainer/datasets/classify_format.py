@@ -20,11 +20,12 @@ def split_homes(folders: Folders, home: Path) -> dict[str | None, Path]:
     homes: dict[str | None, Path] = {}
     for split in SPLITS:
         for alias in ALIASES[split]:
-            if alias in names and _has_classes(folders, home / names[alias]):
+            fewest = FEWEST_CLASSES if split == "train" else 1
+            if alias in names and _has_classes(folders, home / names[alias], fewest):
                 homes[split] = home / names[alias]
     if "train" in homes:
         return homes
-    return {None: home} if _has_classes(folders, home) else {}
+    return {None: home} if _has_classes(folders, home, FEWEST_CLASSES) else {}
 
 
 def read_classes(tree: Tree, home: Path, report: Report) -> Found:
@@ -62,8 +63,8 @@ def _classes(folders: Folders, place: Path) -> list[str]:
     return [name for name in folders.listing(str(place)).folders if folders.has_images(f"{place}/{name}")]
 
 
-def _has_classes(folders: Folders, place: Path) -> bool:
+def _has_classes(folders: Folders, place: Path, fewest: int) -> bool:
     listing = folders.listing(str(place))
     if listing.images or {"images", "labels"} & set(listing.folders):
         return False
-    return len(_classes(folders, place)) >= FEWEST_CLASSES
+    return len(_classes(folders, place)) >= fewest

@@ -193,10 +193,10 @@ class _Pictures:
                 self._by_name[name].append(relative)
                 self._path[relative] = path
 
-    def find(self, file_name: str, near: str) -> tuple[str, str] | None:
+    def find(self, file_name: str, near: str, split: str | None) -> tuple[str, str] | None:
         """Path and relative name of the image; of several with one name, the one whose folders agree best.
 
-        Between equals the one below the folder `near` is meant. Raises `DatasetError` when none can be told.
+        Between equals the one below the folder `near` is meant, or below a folder named after the split. Raises `DatasetError` when none can be told.
         """
         parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         candidates = self._by_name.get(parts[-1] if parts else "", [])
@@ -204,7 +204,12 @@ class _Pictures:
             return None
         agreement = max(_agreement(candidate, parts) for candidate in candidates)
         best = [candidate for candidate in candidates if _agreement(candidate, parts) == agreement]
-        best = [candidate for candidate in best if candidate.startswith(near)] or best
+        words = ALIASES[split] if split else ()
+        best = (
+            [candidate for candidate in best if candidate.startswith(near)]
+            or [candidate for candidate in best if any(p.startswith(words) for p in candidate.lower().split("/")[:-1])]
+            or best
+        )
         exact = "/".join(parts)
         if len(best) > 1 and exact not in best:
             raise DatasetError(f"{shown(file_name)} is {shown(best[0])} or {shown(best[1])}; write the folder in file_name")
@@ -260,7 +265,7 @@ class _Converter:
             self._report.error("coco-file-name", "{n} images have no file_name", f"image id {key}")
             return None
         try:
-            found = self._pictures.find(name, self._near())
+            found = self._pictures.find(name, self._near(), self._file.split)
         except DatasetError as error:
             self._report.error("coco-ambiguous", "{n} images cannot be told apart by their names", str(error))
             return None

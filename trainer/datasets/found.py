@@ -88,6 +88,10 @@ class Report:
     def extend(self, findings: Iterable[Finding]) -> None:
         self._others += findings
 
+    def has(self, *codes: str) -> bool:
+        """Whether one of these was noticed."""
+        return any(code in self._tallies for code in codes)
+
     @property
     def findings(self) -> tuple[Finding, ...]:
         """Errors first, then warnings, then notes."""

@@ -63,7 +63,8 @@ def check_splits(images: Mapping[str, int], labelled: Mapping[str, int], report:
     """Both train and val need images, and of those at least one with a label."""
     for split in ("train", "val"):
         if not images.get(split):
-            report.error(f"{split}-empty", f"The dataset has no images for {split}.")
+            if not report.has("val-missing", "train-empty"):
+                report.error(f"{split}-empty", f"The dataset has no images for {split}.")
         elif not labelled.get(split) and any(labelled.values()):
             report.error(
                 f"{split}-unlabelled", f"None of the {images[split]} images of {split} has a label; label some.",
@@ -84,7 +85,9 @@ def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report
             report.warning("class-empty", "{n} classes have no label at all", names[index])
         elif count < RARE:
             report.warning("class-rare", f"{{n}} classes have fewer than {RARE} labels", f"{names[index]}: {count}")
-        if count and not per_class.get("val", [1] * len(names))[index]:
+        if count and not per_class.get("train", total)[index]:
+            report.warning("class-not-in-train", "{n} classes do not occur in train and cannot be learnt", names[index])
+        if count and not per_class.get("val", total)[index]:
             report.note("class-not-in-val", "{n} classes do not occur in val", names[index])
     present = [count for count in total if count]
     if present and max(present) > UNBALANCED * min(present):

@@ -1,4 +1,4 @@
-# ruff: noqa: PTH112, PTH117, PTH118, PTH123  (plain strings: there are a hundred thousand paths)
+# ruff: noqa: PTH112, PTH118, PTH123  (plain strings: there are a hundred thousand paths)
 """YOLO datasets in every layout that people have, from a data.yaml or from the folders alone."""
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class _Reader:
             try:
                 yield self._folders.admitted(path) or path
             except DatasetError:
+                if not self._tree.is_owned:
+                    raise  # the user means that folder, so another one must not be trained on instead
                 self._report.warning(
                     "yaml-path", "path: leads outside the folders that may be read; the YAML's own folder was used",
                     self._data.path or "",
@@ -94,7 +96,7 @@ class _Reader:
         entry = entry.replace("\\", "/").rstrip("/") or "/"
         for base in self._bases:
             path = os.path.join(base, entry)
-            if os.path.lexists(path) and not (os.path.isabs(entry) and self._is_foreign(path)):
+            if os.path.lexists(path) and not (self._tree.is_owned and self._is_foreign(path)):
                 return self._folders.admitted(path)
         # written on another machine, or Roboflow's ../train/images: the end of the path is what counts
         for tail in _tails(entry):

@@ -1,0 +1,70 @@
+"""A folder per class becomes a classification view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dataset_painter import drawn, paint, prepared
+
+from trainer.core.dataset import SplitRequest, Task
+from trainer.core.errors import DatasetError
+
+
+def folders(root: Path, layout: dict[str, int]) -> Path:
+    number = 0
+    for place, count in layout.items():
+        (root / place).mkdir(parents=True)
+        for _ in range(count):
+            drawn(number).image.save(root / place / f"{number:04}.jpg")
+            number += 1
+    return root
+
+
+def test_class_folders_in_splits(tmp_path):
+    root = folders(tmp_path / "set", {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 1, "test/cat": 1})
+    result = prepared(root, tmp_path / "view")
+    assert (result.task, result.names, result.data) == (Task.CLASSIFY, ("cat", "dog"), tmp_path / "view")
+    assert dict(result.images) == {"train": 5, "val": 2, "test": 1}
+    assert sorted(p.name for p in (tmp_path / "view/train/cat").iterdir()) == ["0000.jpg", "0001.jpg", "0002.jpg"]
+    assert result.summary["labels"]["train"] == {"cat": 3, "dog": 2}
+    assert not (tmp_path / "view/data.yaml").exists()
+
+
+def test_a_class_that_val_lacks_has_its_empty_folder_there(tmp_path):
+    root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "train/c": 2, "val/a": 1, "val/c": 1})
+    prepared(root, tmp_path / "view")
+    assert sorted(p.name for p in (tmp_path / "view/val").iterdir()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("alias", ["valid", "validation"])
+def test_other_words_for_val(tmp_path, alias):
+    root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, f"{alias}/a": 1, f"{alias}/b": 1})
+    assert dict(prepared(root, tmp_path / "view").images) == {"train": 4, "val": 2}
+
+
+def test_without_splits_they_are_drawn_in_every_class_alike_or_refused(tmp_path):
+    root = folders(tmp_path / "set", {"a": 10, "b": 10})
+    with pytest.raises(DatasetError, match="train_ratio"):
+        prepared(root, tmp_path / "view")
+    result = prepared(root, tmp_path / "view2", split=SplitRequest(train_ratio=0.8))
+    assert result.summary["labels"] == {"train": {"a": 8, "b": 8}, "val": {"a": 2, "b": 2}}
+
+
+def test_class_names_that_are_no_safe_folder_names_keep_their_order(tmp_path):
+    root = folders(tmp_path / "set", {"train/-rf": 1, "train/a b": 1, "train/ö;": 1, "val/-rf": 1, "val/a b": 1})
+    result = prepared(root, tmp_path / "view")
+    assert result.names == ("-rf", "a b", "ö;")
+    made = sorted(p.name for p in (tmp_path / "view/train").iterdir())
+    assert len(made) == 3
+    assert not any(name.startswith("-") or ";" in name for name in made)
+    assert [next((tmp_path / "view/train" / name).iterdir()).name for name in made] == ["0000.jpg", "0001.jpg", "0002.jpg"]
+
+
+def test_a_labelled_dataset_cannot_be_classified_and_class_folders_cannot_be_detected(tmp_path):
+    data = paint(tmp_path / "boxes")
+    with pytest.raises(DatasetError, match="needs a folder for each class"):
+        prepared(data, tmp_path / "v1", task=Task.CLASSIFY)
+    root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
+    with pytest.raises(DatasetError, match="made for classify"):
+        prepared(root, tmp_path / "v2", task=Task.DETECT)

@@ -1,0 +1,46 @@
+"""Several sources in one run."""
+
+from __future__ import annotations
+
+import pytest
+from dataset_painter import paint, prepared
+
+from trainer.core.dataset import Task
+from trainer.core.errors import DatasetError
+from trainer.datasets.found import Found, Report
+from trainer.datasets.merge import merge
+
+
+def found(names, ids=None, **more) -> Found:
+    return Found(samples=[], names=names, ids=ids, **more)
+
+
+def test_classes_of_one_name_are_one_class():
+    merged = merge([found(("a", "b")), found(("c", "b"), ids=(1, 5))], Task.DETECT, Report())
+    assert merged.names == ("a", "b", "c")
+    assert [dict(part.classes) for part in merged.parts] == [{0: 0, 1: 1}, {1: 2, 5: 1}]
+
+
+def test_one_source_may_name_two_classes_alike():
+    merged = merge([found(("a", "a")), found(("a",))], Task.DETECT, Report())
+    assert merged.names == ("a", "a")
+    assert [dict(part.classes) for part in merged.parts] == [{0: 0, 1: 1}, {0: 0}]
+
+
+def test_different_keypoints_do_not_merge():
+    report = Report()
+    merge([found(("a",), kpt_shape=(2, 3)), found(("a",), kpt_shape=(3, 3))], Task.POSE, report)
+    with pytest.raises(DatasetError, match="kpt_shape"):
+        report.raise_errors()
+
+
+def test_images_of_one_name_do_not_collide_and_labels_are_renumbered(tmp_path):
+    one = paint(tmp_path / "one")
+    two = paint(tmp_path / "two", yaml="train: images/train\nval: images/val\nnames: [disc, square]\n")
+    result = prepared(one, tmp_path / "view", more=(two,), root=tmp_path)
+    assert result.names == ("square", "disc")
+    assert dict(result.images) == {"train": 12, "val": 4}
+    labels = [p.read_text() for p in sorted((tmp_path / "view/labels/train").iterdir())]
+    assert sorted(text.split()[0] for text in labels) == ["0"] * 6 + ["1"] * 6
+    assert len(set(labels)) == 12  # the same boxes, once with each class number
+    assert "image-duplicate" in {finding.code for finding in result.findings}
