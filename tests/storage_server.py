@@ -70,7 +70,7 @@ class Upload:
     mime: str
     length: int
     file: Path
-    upsert: bool
+    lock: threading.Lock = field(default_factory=threading.Lock)  # one request at a time, even if its client is dead
 
 
 @dataclass
@@ -437,10 +437,15 @@ class Handler(BaseHTTPRequestHandler):
         upload = self.state.uploads.get(name)
         if upload is None:
             self.send(404, b"The file for this url was not found\n", tus)
-        elif self.command == "HEAD":
-            sizes = {"Upload-Offset": str(upload.file.stat().st_size), "Upload-Length": str(upload.length)}
-            self.send(200, b"", tus | sizes)
-        elif self.headers.get("Upload-Offset") != str(upload.file.stat().st_size):
+            return
+        with upload.lock:
+            self.go_on(upload, tus)
+
+    def go_on(self, upload: Upload, tus: dict[str, str]) -> None:
+        offset = str(upload.file.stat().st_size)
+        if self.command == "HEAD":
+            self.send(200, b"", tus | {"Upload-Offset": offset, "Upload-Length": str(upload.length)})
+        elif self.headers.get("Upload-Offset") != offset:
             self.send(409, b"Upload-Offset conflict\n", tus)
         else:
             self.receive(upload.file)
@@ -457,7 +462,7 @@ class Handler(BaseHTTPRequestHandler):
         name = base64.urlsafe_b64encode(f"{bucket}/{key}/{uuid.uuid4()}".encode()).decode()
         file = self.state.new_file()
         file.touch()
-        self.state.uploads[name] = Upload(bucket, key, mime, length, file, upsert)
+        self.state.uploads[name] = Upload(bucket, key, mime, length, file)
         return f"{self.state.tus_host}/storage/v1/upload/resumable/{name}"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -65,6 +67,27 @@ def fetched(store: SupabaseObjectStore, tmp_path: Path, **options) -> bytes:
     store.download(REF, tmp_path / "out" / "best.pt", StopSignal(), **options)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["best.pt"]
     return (tmp_path / "out/best.pt").read_bytes()
+
+
+def kill_when(condition, server: StorageServer, tmp_path: Path, statement: str) -> None:
+    """Run `statement` with a store of its own in another process, and kill that once `condition` holds."""
+    script = f"""
+from pathlib import Path
+from trainer.core.dataset import ObjectRef
+from trainer.core.stop import StopSignal
+from trainer.remote.storage_api import StorageApi
+from trainer.storage.supabase import SupabaseObjectStore
+folder, ref = Path({str(tmp_path)!r}), ObjectRef(bucket={REF.bucket!r}, key={REF.key!r})
+store = SupabaseObjectStore(StorageApi({server.url!r}, "service-key"), notes=folder / "notes", stop=StopSignal())
+{statement}
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
 
 
 def left(tmp_path: Path) -> list[str]:
@@ -215,7 +238,7 @@ def test_a_download_that_was_whole_but_not_yet_renamed_is_finished(server, store
     server.put(REF.bucket, REF.key, content)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(content)
-    (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": store.stat(REF).etag, "bytes": len(content)}))
+    (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": store.stat(REF).etag, "bytes": len(content), "safe": 0}))
     assert fetched(store, tmp_path) == content
     assert server.sent == 1
 
@@ -224,13 +247,13 @@ def test_a_download_that_was_whole_but_not_yet_renamed_is_finished(server, store
 def test_the_beginning_of_another_content_is_not_gone_on_from(server, store, tmp_path, size):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(b"x" * 5 * MIB)
-    (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": "0" * 32, "bytes": 9 * MIB}))
+    (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": "0" * 32, "bytes": 9 * MIB, "safe": 0}))
     content = os.urandom(size)
     server.put(REF.bucket, REF.key, content)
     assert fetched(store, tmp_path) == content
 
 
-@pytest.mark.parametrize("note", ["", "{}", "[]", '{"etag": null, "bytes": "x"}', '{"etag": "a", "bytes": 10}'])
+@pytest.mark.parametrize("note", ["", "{}", "[]", '{"etag": null, "bytes": "x"}', '{"etag": "a", "bytes": 10}', '{"etag": "a", "bytes": 10, "safe": 5}'])
 def test_a_damaged_note_means_starting_again(server, store, tmp_path, note):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(b"x" * 100)
@@ -244,7 +267,7 @@ def test_a_damaged_beginning_is_noticed_and_fetched_again(server, store, tmp_pat
     server.put(REF.bucket, REF.key, content)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(b"x" * MIB)
-    (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": store.stat(REF).etag, "bytes": len(content)}))
+    (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": store.stat(REF).etag, "bytes": len(content), "safe": 0}))
     assert fetched(store, tmp_path) == content
 
 
@@ -274,6 +297,30 @@ def test_an_etag_that_is_no_checksum_is_not_taken_for_one(server, store, tmp_pat
     stored = server.objects["data"][REF.key]
     server.objects["data"][REF.key] = replace(stored, md5=stored.md5 + "-3")
     assert fetched(store, tmp_path, expected=store.stat(REF)) == b"content"
+
+
+def test_bytes_that_no_checksum_covers_are_kept_only_as_far_as_they_are_safe(server, store, tmp_path):
+    content = os.urandom(9 * MIB)
+    server.put(REF.bucket, REF.key, content)
+    stored = server.objects["data"][REF.key]
+    server.objects["data"][REF.key] = replace(stored, md5="0" * 32 + "-2")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/best.pt.part").write_bytes(content[: 2 * MIB] + bytes(MIB))  # zeros, as a power cut leaves them
+    (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": "0" * 32 + "-2", "bytes": 9 * MIB, "safe": 2 * MIB}))
+    assert fetched(store, tmp_path) == content
+    assert server.sent == 7 * MIB
+
+
+def test_a_process_that_is_killed_leaves_a_beginning_that_the_next_one_goes_on_from(server, store, tmp_path):
+    content = os.urandom(24 * MIB)
+    server.put(REF.bucket, REF.key, content)
+    server.fault("slow", on=DOWNLOAD, rate=40e6)
+    (tmp_path / "out").mkdir()
+    kill_when(lambda: server.sent > 12 * MIB, server, tmp_path, "store.download(ref, folder / 'out/best.pt', StopSignal())")
+    kept, before = (tmp_path / "out/best.pt.part").stat().st_size, server.sent
+    assert kept > 4 * MIB
+    assert fetched(store, tmp_path) == content
+    assert server.sent - before == len(content) - kept
 
 
 def test_a_full_disk_names_the_file_and_leaves_nothing_behind(server, store, tmp_path):
@@ -390,6 +437,31 @@ def test_a_large_upload_goes_on_in_another_process(server, make_store, tmp_path)
     assert server.received <= len(content) + CHUNK
     assert len([request for request in server.requests if request.startswith("POST /upload")]) == 1
     assert list((tmp_path / "notes").iterdir()) == []
+
+
+def test_a_large_upload_goes_on_after_its_process_was_killed(server, store, tmp_path):
+    path, content = source_file(tmp_path, 30 * MIB)
+    server.fault("slow", on="PATCH", rate=60e6, times=99)
+    kill_when(lambda: server.received > 15 * MIB, server, tmp_path, "store.upload(folder / 'best.pt', ref, StopSignal())")
+    server.faults.clear()
+    store.upload(path, REF, StopSignal())
+    assert server.get("data", REF.key) == content
+    assert server.received <= len(content) + CHUNK
+
+
+def test_an_upload_whose_last_answer_was_lost_is_not_sent_again(server, store, tmp_path):
+    path, content = source_file(tmp_path, 13 * MIB)
+    told: list[int] = []
+
+    def on_bytes(moved: int) -> None:
+        told.append(moved)
+        if sum(told) == 2 * CHUNK:
+            server.fault("lost", on="PATCH")  # the next one, which is the last
+
+    store.upload(path, REF, StopSignal(), on_bytes=on_bytes)
+    assert server.faults[0].times == 0
+    assert server.get("data", REF.key) == content
+    assert server.received == len(content)
 
 
 def test_an_upload_that_the_server_forgot_begins_again(server, store, tmp_path):

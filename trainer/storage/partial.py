@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from trainer.core.errors import Unavailable
+from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.ports import ObjectInfo
 from trainer.storage.files import BLOCK, disk_errors
 
 LARGE = 8 * 1024 * 1024  # bytes; below it, fetching again is cheaper than remembering
+_SYNC = 256 * 1024 * 1024  # bytes between two times at which the beginning is made safe from a power cut
+_MD5 = re.compile("[0-9a-f]{32}")  # the etag of a multi-part object has a dash, and is no digest of the content
 
 
 class PartialFile:
@@ -25,22 +27,27 @@ class PartialFile:
         self._target = path
         self._part = path.with_name(path.name + ".part")
         self._note = path.with_name(path.name + ".part.json")
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self.etag: str | None = None
-        self.bytes = self.offset = 0
+        self._forget()
         with disk_errors(self._part):
             self._part.parent.mkdir(parents=True, exist_ok=True)
             self._recall()
 
+    def _forget(self) -> None:
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self.etag: str | None = None
+        self.bytes = self.offset = self._safe = 0
+
     def _recall(self) -> None:
         try:
             note = json.loads(self._note.read_bytes())
-            self.etag, self.bytes = str(note["etag"]), int(note["bytes"])
-            # the last byte is always fetched again: the answer to it shows that the object is still the same
-            self.offset = max(0, min(self._part.stat().st_size, self.bytes - 1))
+            etag, size, safe = str(note["etag"]), int(note["bytes"]), int(note["safe"])
+            there = self._part.stat().st_size
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            self.etag = None
             return
+        # bytes that were not synced may be zeros after a power cut: kept only if the checksum would tell
+        kept = there if _MD5.fullmatch(etag) else min(there, safe)
+        # the last byte is always fetched again: the answer to it shows that the object is still the same
+        self.etag, self.bytes, self.offset = etag, size, max(0, min(kept, size - 1))
         os.truncate(self._part, self.offset)
         with self._part.open("rb") as part:
             while block := part.read(BLOCK):
@@ -51,36 +58,34 @@ class PartialFile:
         """Append to what is there; a disk error leaves nothing behind."""
         try:
             with disk_errors(self._part), self._part.open("ab") as out:
-                yield out
-        except BaseException as error:
-            if isinstance(error.__cause__, OSError):
-                self.discard()
+                try:
+                    yield out
+                finally:
+                    if self.bytes > LARGE:
+                        self._sync(out)
+        except MachineFailed:
+            self.discard()
             raise
 
     def begin(self, info: ObjectInfo) -> None:
         """Forget what is there and begin with the first byte of `info`."""
         self.discard()
         self.etag, self.bytes = info.etag, info.bytes
-        if info.bytes > LARGE:
-            with disk_errors(self._note):
-                self._note.write_text(json.dumps({"etag": info.etag, "bytes": info.bytes}))
 
     def append(self, out: BinaryIO, block: bytes) -> None:
         out.write(block)
         self._md5.update(block)
         self.offset += len(block)
+        if self.bytes > LARGE and (self._safe == 0 or self.offset - self._safe >= _SYNC):
+            self._sync(out)
 
     def publish(self, info: ObjectInfo) -> None:
         """Make it the target, if it is what the store says it is."""
         whole = self.offset == info.bytes
-        # a multi-part etag (with a dash) is no digest of the content
-        if not whole or (re.fullmatch("[0-9a-f]{32}", info.etag) and self._md5.hexdigest() != info.etag):
+        if not whole or (_MD5.fullmatch(info.etag) and self._md5.hexdigest() != info.etag):
             self.discard()
             raise Unavailable(f"{info.ref.key!r} arrived damaged: its size or its checksum is wrong")
         with disk_errors(self._target):
-            if info.bytes > LARGE:
-                with self._part.open("rb") as part:
-                    os.fsync(part.fileno())
             self._part.replace(self._target)
             self._note.unlink(missing_ok=True)
 
@@ -90,7 +95,14 @@ class PartialFile:
             self.discard()
 
     def discard(self) -> None:
-        self._part.unlink(missing_ok=True)
-        self._note.unlink(missing_ok=True)
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self.etag, self.bytes, self.offset = None, 0, 0
+        with disk_errors(self._part):
+            self._part.unlink(missing_ok=True)
+            self._note.unlink(missing_ok=True)
+        self._forget()
+
+    def _sync(self, out: BinaryIO) -> None:
+        """Make what is there safe, then say so."""
+        out.flush()
+        os.fsync(out.fileno())
+        self._safe = self.offset
+        self._note.write_text(json.dumps({"etag": self.etag, "bytes": self.bytes, "safe": self._safe}))

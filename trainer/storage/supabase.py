@@ -227,7 +227,8 @@ class SupabaseObjectStore:
     def _stat(self, ref: ObjectRef) -> ObjectInfo:
         path, target = _object(ref), Target(bucket=ref.bucket, key=ref.key)
         answer = self._api.call("HEAD", path, target, accept={400, 404})
-        if answer.status >= 400:  # the reason is in a body, and an answer to HEAD has none
+        # an answer to HEAD has no body that could say why, and some proxies take the length out of it
+        if answer.status >= 400 or "Content-Length" not in answer.headers:
             info = self._api.call("GET", object_path("object/info", ref.bucket, ref.key), target).json()
             return ObjectInfo(ref=ref, bytes=int(info["size"]), etag=_plain_etag(str(info["etag"])))
         return _described(ref, answer.headers)

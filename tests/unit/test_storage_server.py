@@ -1,0 +1,169 @@
+"""The stand-in answers as the real Storage server was measured to."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+import httpx
+import pytest
+
+from tests.storage_server import StorageServer
+
+KEY = {"Authorization": "Bearer service-key"}
+TUS = {"Tus-Resumable": "1.0.0"}
+
+
+@pytest.fixture
+def server():
+    with StorageServer({"data": False, "open": True}, limit=20_000_000) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    with httpx.Client(base_url=f"{server.url}/storage/v1", headers=KEY) as client:
+        yield client
+
+
+def fill(server, count: int) -> None:
+    for n in range(count):
+        server.put("data", f"set/{n:04}", b"1")
+
+
+def test_the_first_listing_gives_100_unless_asked_and_never_more_than_1500(server, client):
+    fill(server, 1600)
+    for limit, count in ((None, 100), (1001, 1001), (2000, 1500), (10000, 1500)):
+        body = {"prefix": "set"} | ({"limit": limit} if limit else {})
+        assert len(client.post("/object/list/data", json=body).json()) == count
+    assert client.post("/object/list/data", json={"prefix": "set", "offset": 1599}).json()[0]["name"] == "1599"
+
+
+def test_the_first_listing_shows_folders_without_an_id_and_nothing_for_what_is_not_there(server, client):
+    server.put("data", "set/deep/a", b"1")
+    entry = {"name": "deep", "id": None, "metadata": None}
+    assert client.post("/object/list/data", json={"prefix": "set"}).json() == [entry]
+    for bucket, prefix in (("data", "se"), ("data", "/set"), ("nowhere", "")):
+        answer = client.post(f"/object/list/{bucket}", json={"prefix": prefix})
+        assert (answer.status_code, answer.json()) == (200, [])
+
+
+def test_the_second_listing_is_recursive_in_pages_of_at_most_1000(server, client):
+    fill(server, 1100)
+    server.put("data", "set/deep/a", b"1")
+    first = client.post("/object/list-v2/data", json={"prefix": "set/", "limit": 5000}).json()
+    rest = client.post("/object/list-v2/data", json={"prefix": "set/", "cursor": first["nextCursor"]}).json()
+    assert (len(first["objects"]), first["hasNext"], len(rest["objects"]), rest["hasNext"]) == (1000, True, 101, False)
+    assert rest["objects"][-1]["name"] == "set/deep/a"
+    assert rest["objects"][-1]["metadata"]["eTag"] == f'"{hashlib.md5(b"1").hexdigest()}"'
+
+
+@pytest.mark.parametrize(("method", "path", "code"), [
+    ("GET", "/object/data/none", "404"), ("GET", "/object/nowhere/a", "404"), ("GET", "/bucket/nowhere", "404"),
+    ("POST", "/object/data/a", "409"), ("POST", "/object/data/na%C3%AFve", "400"), ("POST", "/object/data/a%23b", "400"),
+    ("GET", "/object/public/data/a", "404"), ("GET", "/object/sign/data/a?token=abc", "400"),
+])  # fmt: skip
+def test_refusals_are_400_with_the_real_status_in_the_body(server, client, method, path, code):
+    server.put("data", "a", b"1")
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.json()["statusCode"]) == (400, code)
+
+
+def test_a_missing_object_asked_for_by_head_is_400_without_a_body(client):
+    answer = client.head("/object/data/none")
+    assert (answer.status_code, answer.content) == (400, b"")
+
+
+def test_only_the_x_upsert_header_and_put_replace_an_object(server, client):
+    server.put("data", "a", b"1")
+    assert client.post("/object/data/a", content=b"2", headers={"upsert": "true"}).json()["statusCode"] == "409"
+    assert client.post("/object/data/a", content=b"2", headers={"x-upsert": "true"}).status_code == 200
+    assert client.put("/object/data/a", content=b"3").status_code == 200
+    assert server.get("data", "a") == b"3"
+
+
+@pytest.mark.parametrize(("wanted", "status", "content"), [
+    ("bytes=2-4", 206, b"234"), ("bytes=7-", 206, b"789"), ("bytes=-3", 206, b"789"), ("bytes=0-99", 206, b"0123456789"),
+    ("bytes=10-", 416, None), ("bytes=0-1,3-4", 416, None),
+])  # fmt: skip
+def test_ranges(server, client, wanted, status, content):
+    server.put("data", "a", b"0123456789")
+    answer = client.get("/object/data/a", headers={"Range": wanted, "If-Range": '"other"'})
+    assert answer.status_code == status
+    assert content in (None, answer.content)
+
+
+def test_what_is_unchanged_is_304_and_etags_are_md5(server, client):
+    server.put("data", "a", b"1")
+    etag = client.head("/object/data/a").headers["ETag"]
+    assert etag == f'"{hashlib.md5(b"1").hexdigest()}"'
+    assert client.get("/object/data/a", headers={"If-None-Match": etag}).status_code == 304
+
+
+def test_limits_of_size_and_type(server, client):
+    assert client.post("/object/data/a", content=bytes(20_000_001)).json()["statusCode"] == "413"
+    server.buckets["data"].file_size_limit, server.buckets["data"].mime_types = 10, ["image/png"]
+    assert client.post("/object/data/a", content=bytes(11)).json()["statusCode"] == "413"
+    assert client.post("/object/data/a", content=b"1", headers={"Content-Type": "text/csv"}).json()["statusCode"] == "415"
+    assert client.post("/object/data/a", content=b"1", headers={"Content-Type": "image/png"}).status_code == 200
+
+
+def test_keys_decide_what_is_seen(server):
+    server.put("data", "a", b"1")
+    server.put("open", "a", b"1")
+    with httpx.Client(base_url=f"{server.url}/storage/v1") as client:
+        for headers, code in (({}, "403"), ({"apikey": "wrong"}, "403"), ({"apikey": "anon-key"}, "404")):
+            answer = client.get("/object/data/a", headers=headers)
+            assert (answer.status_code, answer.json()["statusCode"]) == (400, code)
+        assert client.post("/object/list/data", json={}, headers={"apikey": "anon-key"}).json() == []
+        assert client.post("/object/data/b", headers={"apikey": "anon-key"}).json()["statusCode"] == "403"
+        assert client.get("/object/public/open/a").content == b"1"
+        assert client.get("/object/data/a", headers={"apikey": "service-key"}).content == b"1"
+
+
+def test_a_signed_url_needs_no_key_and_is_good_for_one_object_and_time(server, client):
+    for key in ("a", "b"):
+        server.put("data", key, b"1")
+    good = client.post("/object/sign/data/a", json={"expiresIn": 60}).json()["signedURL"]
+    late = client.post("/object/sign/data/a", json={"expiresIn": -1}).json()["signedURL"]
+    with httpx.Client(base_url=f"{server.url}/storage/v1") as stranger:
+        assert stranger.get(good).content == b"1"
+        assert stranger.get(late).json()["error"] == "InvalidJWT"
+        assert stranger.get(good[:-2]).json()["error"] == "InvalidJWT"
+        assert stranger.get(good.replace("/data/a", "/data/b")).json()["error"] == "InvalidSignature"
+
+
+def begin(client, length: int, **headers: str) -> httpx.Response:
+    named = ",".join(f"{k} {base64.b64encode(v).decode()}" for k, v in (("bucketName", b"data"), ("objectName", b"a")))
+    return client.post("/upload/resumable", headers=TUS | {"Upload-Length": str(length), "Upload-Metadata": named} | headers)
+
+
+def test_a_resumable_upload_keeps_its_offset_and_refuses_another(server, client):
+    place = begin(client, 10).headers["Location"]
+    part = TUS | {"Content-Type": "application/offset+octet-stream"}
+    assert client.patch(place, content=b"0123", headers=part | {"Upload-Offset": "0"}).headers["Upload-Offset"] == "4"
+    assert client.patch(place, content=b"45", headers=part | {"Upload-Offset": "3"}).status_code == 409
+    assert "a" not in server.objects["data"]
+    assert client.head(place, headers=TUS).headers["Upload-Offset"] == "4"
+    assert client.patch(place, content=b"456789", headers=part | {"Upload-Offset": "4"}).status_code == 204
+    assert server.get("data", "a") == b"0123456789"
+
+
+def test_a_resumable_upload_is_refused_at_its_creation_with_the_real_status(server, client):
+    assert begin(client, 20_000_001).status_code == 413
+    server.put("data", "a", b"1")
+    assert begin(client, 10).status_code == 409
+    assert begin(client, 10, **{"x-upsert": "true"}).status_code == 201
+    assert client.head("/upload/resumable/unknown", headers=TUS).status_code == 404
+
+
+def test_a_chunk_that_is_cut_keeps_what_arrived(server, client):
+    place = begin(client, 1_000_000).headers["Location"]
+    server.fault("cut_request", on="PATCH", after=300_000)
+    with pytest.raises(httpx.TransportError):
+        client.patch(place, content=bytes(1_000_000), headers=TUS | {"Upload-Offset": "0"})
+    assert client.head(place, headers=TUS).headers["Upload-Offset"] == "300000"
+
+
+def test_a_route_that_is_not_there_is_a_real_404(client):
+    assert client.get("/nothing").json()["error"] == "Not Found"
