@@ -1,0 +1,25 @@
+"""trainer_service.py with a fast stand-in (tests/process/programs/trains_quickly.py) in the training process's place.
+
+The stand-in's knobs are in TRAINER_HOME/behaviour.json, read anew for each training.
+"""
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from trainer import cli, wiring  # noqa: E402
+from trainer.training.process import ChildTrainer  # noqa: E402
+
+STAND_IN = ROOT / "tests" / "process" / "programs" / "trains_quickly.py"
+
+BEHAVIOUR = Path(os.environ["TRAINER_HOME"]) / "behaviour.json"
+
+program = (sys.executable, str(STAND_IN), "--behaviour", str(BEHAVIOUR))
+wiring.ChildTrainer = functools.partial(ChildTrainer, program=program)
+
+if __name__ == "__main__":
+    cli.main()

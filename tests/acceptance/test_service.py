@@ -1,0 +1,316 @@
+"""The service as its operator sees it: the real command, real signals, an embedded queue."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from tests.acceptance.service import COMMAND, Service, running
+from trainer.demo import draw_dataset
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return draw_dataset(tmp_path_factory.mktemp("drawn"), images=10, size=64)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+def test_an_inserted_run_completes(home, data):
+    with running(home, {}) as service:
+        run_id = service.enqueue(data, epochs=3)
+        row = service.wait(run_id, "completed")
+
+    assert row["results"]["progress"]["percent"] == 100.0
+    assert row["started_at"] <= row["completed_at"]
+    published = {artifact["name"] for artifact in row["results"]["artifacts"]}
+    assert {"best.pt", "last.pt", "results.csv", "args.yaml", "run.log", "manifest.json"} <= published
+    assert row["trained_model_url"].endswith(f"/training_runs/{run_id}/1/best.pt")
+    assert os.path.exists(row["trained_model_url"].removeprefix("file://"))
+
+
+def test_the_first_log_line_says_where_runs_come_from(home):
+    with running(home, {}) as service:
+        deadline = time.monotonic() + 10
+        while not service.lines() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+        assert service.lines()[0]["event"] == "service starts"
+        assert str(home) in service.lines()[0]["backend"]
+        assert service.stop() == 0
+
+
+def test_the_epochs_and_metrics_of_a_running_run_can_be_watched(home, data):
+    with running(home, {"seconds_per_epoch": 0.5}) as service:
+        run_id = service.enqueue(data, epochs=6)
+        row = service.wait_until(run_id, lambda row: ((row["results"] or {}).get("metrics") or {}).get("epoch", 0) >= 2)
+
+        assert row["status"] == "running"
+        assert row["worker_id"]
+        assert 0 < row["results"]["progress"]["percent"] < 100
+        assert row["results"]["progress"]["total_epochs"] == 6
+
+
+def test_cancel_stops_a_training_and_the_service_lives(home, data):
+    with running(home, {"seconds_per_epoch": 0.5}) as service:
+        run_id = service.enqueue(data, epochs=100)
+        service.wait_until(run_id, lambda row: ((row["results"] or {}).get("metrics") or {}).get("epoch", 0) >= 1)
+        assert service.json("cancel", run_id)["status"] == "canceling"
+        asked = time.monotonic()
+
+        row = service.wait(run_id, "canceled")
+
+        assert time.monotonic() - asked < 5
+        assert (row["error_message"], row["trained_model_url"]) == ("Canceled by user.", None)
+        assert "last.pt" in {artifact["name"] for artifact in row["results"]["artifacts"]}
+        assert service.children() == []
+        service.behave()
+        service.wait(service.enqueue(data, epochs=1), "completed")
+
+
+def test_a_training_that_ignores_the_cancel_is_killed(home, data):
+    with running(home, {"seconds_per_epoch": 0.5, "deaf": True, "immortal": True}, CANCEL_GRACE=1) as service:
+        run_id = service.enqueue(data, epochs=100)
+        service.wait_until(run_id, lambda row: ((row["results"] or {}).get("metrics") or {}).get("epoch", 0) >= 1)
+        service.run("cancel", run_id)
+
+        service.wait(run_id, "canceled", seconds=15)
+
+        assert service.children() == []
+
+
+def test_a_queued_run_is_canceled_at_once(home, data):
+    service = Service(home, {})
+    run_id = service.enqueue(data)
+
+    assert service.json("cancel", run_id)["status"] == "canceled"
+
+
+def test_finish_completes_a_run_early(home, data):
+    with running(home, {"seconds_per_epoch": 0.4}) as service:
+        run_id = service.enqueue(data, epochs=200)
+        service.wait_until(run_id, lambda row: ((row["results"] or {}).get("metrics") or {}).get("epoch", 0) >= 1)
+        service.run("finish", run_id)
+
+        row = service.wait(run_id, "completed")
+
+        assert row["results"]["metrics"]["epoch"] < 200
+        assert row["trained_model_url"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_gives_the_run_back_and_exits_0(home, data, number):
+    with running(home, {"seconds_per_epoch": 0.5}) as service:
+        run_id = service.enqueue(data, epochs=8)
+        service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
+
+        assert service.stop(number) == 0
+
+        row = service.row(run_id)
+        assert (row["status"], row["failures"]) == ("queued", 0)
+        assert row["checkpoint"]["epoch"] >= 1
+
+        service.behave()
+        service.start()
+        row = service.wait(run_id, "completed")
+        assert row["attempt"] == 2
+        events = [line for line in service.lines() if line.get("code") == "resumed"]
+        assert events
+
+
+def test_a_second_signal_exits_at_once_and_the_run_goes_on_later(home, data):
+    with running(home, {"seconds_per_epoch": 0.5, "deaf": True, "immortal": True}, CANCEL_GRACE=20) as service:
+        run_id = service.enqueue(data, epochs=8)
+        service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
+        children = service.children()
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+
+        assert service.stop(signal.SIGTERM, seconds=5) == 128 + signal.SIGTERM
+
+        assert gone(children)
+        service.behave()
+        service.start()
+        assert service.wait(run_id, "completed")["attempt"] == 2
+
+
+def gone(processes, seconds=5):
+    _, alive = psutil.wait_procs(processes, seconds)
+    return not alive
+
+
+def test_a_killed_training_is_tried_again_and_the_service_lives(home, data):
+    with running(home, {"seconds_per_epoch": 0.5}) as service:
+        run_id = service.enqueue(data, epochs=6)
+        service.wait_until(run_id, lambda row: row["progress_epoch"] >= 2)
+        for child in service.children():
+            child.kill()
+
+        row = service.wait_until(run_id, lambda row: row["status"] == "queued" or row["attempt"] > 1)
+
+        assert "kill" in json.dumps(row["error_message"] or "") or row["attempt"] > 1
+        assert service.process.poll() is None
+        assert service.wait(run_id, "completed")["attempt"] == 2
+
+
+def test_a_killed_service_leaves_no_process_and_its_run_goes_on(home, data):
+    with running(home, {"seconds_per_epoch": 0.5}) as service:
+        run_id = service.enqueue(data, epochs=6)
+        service.wait_until(run_id, lambda row: row["progress_epoch"] >= 2)
+        children = service.children()
+        service.stop(signal.SIGKILL)
+
+        assert gone(children)
+
+        service.behave()
+        service.start()
+        row = service.wait(run_id, "completed")
+        assert row["attempt"] == 2
+        assert row["results"]["metrics"]["epoch"] == 6
+
+
+def test_logs_follows_a_run_to_its_end(home, data):
+    with running(home, {"seconds_per_epoch": 0.3}) as service:
+        run_id = service.enqueue(data, epochs=4)
+        service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
+
+        followed = service.run("logs", run_id, "--follow").stdout
+
+        assert service.row(run_id)["status"] == "completed"
+        assert "epoch: epoch=4" in followed
+        assert all(line.startswith("[20") for line in followed.splitlines())
+        assert followed == service.json("logs", run_id)["log"]
+
+
+def test_two_slots_train_two_runs_and_a_third_waits(home, data):
+    with running(home, {"seconds_per_epoch": 0.6}, SLOTS=2) as service:
+        runs = [service.enqueue(data, epochs=5) for _ in range(3)]
+        service.wait_until(runs[1], lambda row: row["progress_epoch"] >= 1)
+
+        assert [service.row(run)["status"] for run in runs] == ["running", "running", "queued"]
+        for run in runs:
+            service.wait(run, "completed")
+
+
+def broken_yaml(folder):
+    path = folder / "data.yaml"
+    path.write_text("train: [unclosed\nnames: {")
+    return path
+
+
+def without_labels(folder):
+    path = draw_dataset(folder, images=5, size=64)
+    for label in folder.glob("labels/*/*.txt"):
+        label.unlink()
+    return path
+
+
+def without_val(folder):
+    path = draw_dataset(folder, images=5, size=64)
+    path.write_text(path.read_text().replace("val: images/val\n", ""))
+    shutil.rmtree(folder / "images" / "val")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: folder / "nothing.yaml", "nothing.yaml"),
+        (lambda folder: folder, "no"),
+        (broken_yaml, "YAML"),
+        (without_labels, "label"),
+        (without_val, "val"),
+    ],
+    ids=["no dataset", "an empty directory", "unreadable YAML", "no labels", "no val split"],
+)
+def test_a_bad_dataset_fails_the_run_with_a_sentence(home, tmp_path, make, says):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    with running(home, {}) as service:
+        row = service.wait(service.enqueue(make(folder), epochs=1), "failed")
+
+    assert says.lower() in row["error_message"].lower()
+    assert "Traceback" not in row["error_message"]
+    assert row["attempt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("configuration", "says"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"baseModel": "EfficientDet-D0"}, "EfficientDet-D0"),
+        ({"imgSize": "huge"}, "imgSize"),
+    ],
+)
+def test_a_bad_configuration_fails_the_run_naming_the_field(home, data, configuration, says):
+    with running(home, {}) as service:
+        arguments = ["enqueue", "--data", str(data), "--config", json.dumps(configuration)]
+        run_id = service.run(*arguments).stdout.strip()
+
+        assert says in service.wait(run_id, "failed")["error_message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["status", "no-such-run"], "no such run"),
+        (["cancel", "no-such-run"], "no such run"),
+        (["logs", "no-such-run"], "no such run"),
+        (["enqueue", "--data", "x", "--config", "{not json"], "not JSON"),
+        (["enqueue", "--data", "x", "--config", "[1]", "--epochs", "3"], "--epochs"),
+    ],
+)
+def test_a_wrong_command_says_so_in_one_line(home, arguments, says):
+    refused = Service(home, {}).run(*arguments, check=False)
+
+    assert refused.returncode == 1
+    assert says in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert refused.stdout == ""
+
+
+def test_wrong_settings_are_all_reported_and_exit_2(home):
+    service = Service(home, {}, POLL_INTERVAL="soon", SLOTS="-1")
+
+    refused = service.run(check=False)
+
+    assert refused.returncode == 2
+    assert "POLL_INTERVAL" in refused.stderr
+    assert "SLOTS" in refused.stderr
+
+
+def test_the_idle_service_is_small_and_has_no_torch(home):
+    with running(home, {}) as service:
+        time.sleep(2)
+        process = psutil.Process(service.process.pid)
+
+        assert process.memory_info().rss < 80 * 2**20
+        assert not [part for part in process.memory_maps() if "torch" in part.path]
+
+
+def test_help_names_every_command():
+    text = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
+
+    for command in ("enqueue", "status", "watch", "cancel", "finish", "logs"):
+        assert command in text
+
+
+@pytest.mark.training
+def test_a_real_training_from_queue_to_artifacts(home, data):
+    with running(home) as service:
+        run_id = service.enqueue(data, epochs=1, imgsz=64, batch=4, workers=0, compute="cpu")
+        row = service.wait(run_id, "completed", "failed", seconds=240)
+
+    assert row["status"] == "completed", row["error_message"]
+    published = {artifact["name"] for artifact in row["results"]["artifacts"]}
+    assert {"best.pt", "last.pt", "results.csv", "results.png", "args.yaml", "labels.jpg", "run.log"} <= published
+    assert isinstance(row["results"]["mAP"], float)
+    assert row["results"]["metrics"]["epoch"] == 1
