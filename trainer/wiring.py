@@ -30,7 +30,9 @@ from trainer.training.process import ChildTrainer, Patience
 from trainer.training.weights import ModelFolder
 from trainer.worker.daemon import Daemon
 from trainer.worker.execution import Execution, Places, RunTimes
+from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.lease import LeaseTimes
+from trainer.worker.prefetch import Prefetcher
 from trainer.worker.slots import CPU, Slots
 
 log = structlog.get_logger()
@@ -86,9 +88,16 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
         trainer = build_trainer(settings)
         opened.callback(trainer.close)
         slots = Slots(slot_devices(settings))
+        datasets = build_datasets(settings, backend, opened)
+        places = Places(
+            runs=settings.runs_folder,
+            views=settings.datasets_folder / "datasets",
+            journals=settings.trainer_home / "journal",
+            keep_views=settings.keep_run_datasets,
+        )
         execution = Execution(
             queue=backend.queue,
-            datasets=build_datasets(settings, backend, opened),
+            datasets=datasets,
             weights=ModelFolder(
                 settings.models_folder,
                 store=backend.store,
@@ -101,12 +110,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             artifacts_bucket=settings.supabase_artifacts_bucket,
             reporter=Fanout([LogReporter()]),
             parse=plan_parser(settings),
-            places=Places(
-                runs=settings.runs_folder,
-                views=settings.datasets_folder / "datasets",
-                journals=settings.trainer_home / "journal",
-                keep_views=settings.keep_run_datasets,
-            ),
+            places=places,
             lease_times=LeaseTimes(
                 beat=min(settings.cancel_check_interval, settings.heartbeat_interval),
                 progress=settings.progress_interval,
@@ -120,7 +124,21 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             execution=execution,
             slots=slots,
             describe_worker=partial(describe_worker, settings),
-            journals=settings.trainer_home / "journal",
+            prefetcher=Prefetcher(
+                queue=backend.queue,
+                datasets=datasets,
+                parse=plan_parser(settings),
+                slots=slots,
+                describe_worker=partial(describe_worker, settings),
+                interval=settings.poll_interval,
+            ),
+            housekeeping=Housekeeping(
+                runs=places.runs,
+                views=places.views,
+                journals=places.journals,
+                keep_days=settings.keep_runs_days,
+            ),
+            journals=places.journals,
             poll_seconds=settings.poll_interval,
             lease_seconds=settings.lease_seconds,
             drain_seconds=settings.drain_seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from trainer.core.ports import Queue, Worker
 from trainer.core.stop import StopSignal
 from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.execution import Execution
+from trainer.worker.housekeeping import Housekeeping
+from trainer.worker.prefetch import Prefetcher
 from trainer.worker.slots import SlotLoan, Slots
 
 log = structlog.get_logger()
@@ -33,6 +36,8 @@ class Daemon:
         execution: Execution,
         slots: Slots,
         describe_worker: Callable[[int], Worker],
+        prefetcher: Prefetcher,
+        housekeeping: Housekeeping,
         journals: Path,
         poll_seconds: float,
         lease_seconds: float,
@@ -43,6 +48,8 @@ class Daemon:
         self._execution = execution
         self._slots = slots
         self._describe_worker = describe_worker
+        self._prefetcher = prefetcher
+        self._housekeeping = housekeeping
         self._journals = journals
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
@@ -60,16 +67,21 @@ class Daemon:
         """
         worker = self._describe_worker(self._slots.free)
         deliver_leftovers(self._queue, self._journals, worker.id, self._lease_seconds, shutdown)
-        while not shutdown.must_stop:
-            self._runs = [thread for thread in self._runs if thread.is_alive()]
-            if not self._slots.wait_for_free(1.0):
-                continue
-            lease = self._claim()
-            if lease is not None:
-                self._start(lease, shutdown)
-            else:
-                shutdown.wait(self._pause())
+        with self._prefetcher.running(shutdown):
+            while not shutdown.must_stop:
+                self._step(shutdown)
         return self._drain()
+
+    def _step(self, shutdown: StopSignal) -> None:
+        self._runs = [thread for thread in self._runs if thread.is_alive()]
+        self._housekeeping.sweep_if_due()
+        if not self._slots.wait_for_free(1.0):
+            return
+        lease = self._claim()
+        if lease is not None:
+            self._start(lease, shutdown)
+        else:
+            shutdown.wait(self._pause())
 
     def _claim(self) -> Lease | None:
         """Ask for a run. A claim that got no answer is asked again under the same id: it may have been granted."""
@@ -121,6 +133,7 @@ class Daemon:
 
     def _drain(self) -> bool:
         self._on_status("stopping")
+        deadline = time.monotonic() + self._drain_seconds
         for thread in self._runs:
-            thread.join(self._drain_seconds)
+            thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._runs)

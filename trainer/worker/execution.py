@@ -41,6 +41,7 @@ from trainer.core.results import Artifact
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote.retry import RetryPolicy, retrying
 from trainer.worker.deliver import deliver
+from trainer.worker.housekeeping import require_space
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
 from trainer.worker.publish import Publisher, prefix_of
@@ -201,6 +202,7 @@ class Attempt:
             self._record.event(Warned(code="configuration", message=warning))
         dataset = self._prepared(plan)
         model = self._do.weights.resolve(plan.model, dataset.task, self._stop)
+        require_space(self._run_dir, model)
         order = TrainingOrder(
             plan=plan,
             model=model,

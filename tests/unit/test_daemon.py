@@ -1,0 +1,215 @@
+"""The loop around the runs: claims, outages, prefetching, shutdown."""
+
+import threading
+import time
+
+import pytest
+
+from tests.unit.worker_room import Room, in_background
+from trainer.core.errors import Unavailable
+from trainer.core.plan import TrainPlan
+from trainer.core.ports import Worker
+from trainer.core.stop import StopReason, StopSignal
+from trainer.worker.daemon import Daemon
+from trainer.worker.housekeeping import Housekeeping
+from trainer.worker.prefetch import Prefetcher
+
+
+class Watched:
+    """The room's queue, with every claim id noted and `trouble` before an answer."""
+
+    def __init__(self, room):
+        self.room = room
+        self.claims = []
+        self.before = iter(())
+        self.after = iter(())
+
+    def __getattr__(self, name):
+        return getattr(self.room.queue, name)
+
+    def claim(self, worker, claim_id, lease_seconds):
+        self.claims.append(claim_id)
+        for error in self.before:
+            raise error
+        lease = self.room.queue.claim(worker, claim_id, lease_seconds)
+        for error in self.after:
+            raise error
+        return lease
+
+
+@pytest.fixture
+def room(tmp_path):
+    return Room(tmp_path)
+
+
+@pytest.fixture
+def queue(room):
+    return Watched(room)
+
+
+def daemon(room, queue, **parts):
+    def describe(free):
+        return Worker(id="w", capabilities={"gpus": free})
+
+    prefetcher = Prefetcher(
+        queue=queue, datasets=room.datasets, parse=TrainPlan.parse, slots=room.slots, describe_worker=describe,
+        interval=0.05,
+    )  # fmt: skip
+    defaults = {
+        "queue": queue,
+        "execution": room.execution(queue=queue),
+        "slots": room.slots,
+        "describe_worker": describe,
+        "prefetcher": prefetcher,
+        "housekeeping": Housekeeping(
+            runs=room.places.runs, views=room.places.views, journals=room.places.journals, keep_days=1,
+        ),
+        "journals": room.places.journals,
+        "poll_seconds": 0.05,
+        "lease_seconds": 60,
+        "drain_seconds": 5,
+        "on_status": lambda status: None,
+    }  # fmt: skip
+    return Daemon(**(defaults | parts))
+
+
+def wait_for(holds, seconds=15):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def stopping(room):
+    return room.shutdown.set(StopReason.SHUTDOWN)
+
+
+def test_queued_runs_are_worked_on_one_after_the_other(room, queue):
+    runs = [room.enqueue() for _ in range(3)]
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: all(room.row(run)["status"] == "completed" for run in runs))
+        stopping(room)
+
+
+def test_a_claim_without_an_answer_is_asked_again_under_the_same_id(room, queue):
+    """The first claim was granted, but its answer got lost: the run must not wait for its lease to expire."""
+    run_id = room.enqueue()
+    queue.after = iter([Unavailable("the answer got lost")])
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["status"] == "completed")
+        stopping(room)
+
+    assert queue.claims[0] == queue.claims[1]
+    assert queue.claims[1] != queue.claims[2]
+    assert room.row(run_id)["attempt"] == 1
+
+
+def test_an_outage_at_the_start_is_survived(room, queue):
+    run_id = room.enqueue()
+    queue.before = iter([Unavailable("down")])
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["status"] == "completed")
+        stopping(room)
+
+
+def test_a_bug_in_one_run_leaves_the_daemon_working(room, queue):
+    class Buggy:
+        def __init__(self, execution):
+            self.execution = execution
+            self.calls = 0
+
+        def run(self, lease, slot, stop):
+            self.calls += 1
+            if self.calls == 1:
+                raise KeyError("bug")
+            self.execution.run(lease, slot, stop)
+
+    first = room.enqueue()
+    second = room.enqueue()
+
+    with in_background(lambda: daemon(room, queue, execution=Buggy(room.execution())).run(room.shutdown)):
+        wait_for(lambda: room.row(second)["status"] == "completed")
+        stopping(room)
+
+    assert room.row(first)["failures"] == 1
+    assert room.slots.free == 1
+
+
+def test_nothing_is_claimed_while_no_slot_is_free(room, queue):
+    holding = threading.Event()
+    room.trainer.during = lambda epoch: holding.wait(10)
+    room.enqueue()
+    waiting = room.enqueue()
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: queue.claims)
+        time.sleep(0.3)
+        assert room.row(waiting)["status"] == "queued"
+        holding.set()
+        wait_for(lambda: room.row(waiting)["status"] == "completed")
+        stopping(room)
+
+
+def test_the_next_runs_dataset_is_prefetched_once_and_its_run_left_alone(room, queue):
+    holding = threading.Event()
+    asked = []
+    room.datasets.prefetch = lambda order, stop: asked.append(order.run_id)
+    room.trainer.during = lambda epoch: holding.wait(10)
+    room.enqueue()
+    waiting = room.enqueue()
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: asked)
+        time.sleep(0.3)
+        assert asked == [waiting]
+        assert room.row(waiting)["attempt"] == 0
+        holding.set()
+        stopping(room)
+
+
+def test_a_shutdown_waits_for_runs_to_give_themselves_back(room, queue):
+    run_id = room.enqueue()
+
+    def slow(epoch):
+        if epoch == 2:
+            stopping(room)
+            time.sleep(0.3)
+
+    room.trainer.during = slow
+    ended = []
+    with in_background(lambda: ended.append(daemon(room, queue).run(room.shutdown))):
+        pass
+
+    assert ended == [True]
+    assert room.row(run_id)["status"] == "queued"
+    assert room.row(run_id)["failures"] == 0
+
+
+def test_a_run_that_does_not_end_within_the_drain_time_is_reported(room, queue):
+    room.enqueue()
+    holding = threading.Event()
+
+    def hang(epoch):
+        stopping(room)
+        holding.wait(10)
+
+    room.trainer.during = hang
+    ended = []
+    with in_background(lambda: ended.append(daemon(room, queue, drain_seconds=0.2).run(room.shutdown))):
+        wait_for(lambda: ended)
+        holding.set()
+
+    assert ended == [False]
+
+
+def test_no_thread_is_left(room, queue):
+    before = threading.active_count()
+    stop = StopSignal()
+    stop.set(StopReason.SHUTDOWN)
+
+    daemon(room, queue).run(stop)
+
+    assert threading.active_count() == before

@@ -1,0 +1,72 @@
+"""While every slot is busy, the next run's dataset is brought into the cache; the run itself stays in the queue."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from trainer.core.errors import TrainerError
+from trainer.core.job import RunRequest
+from trainer.core.plan import TrainPlan
+from trainer.core.ports import Datasets, Queue, Worker
+from trainer.core.stop import Stopped, StopSignal
+from trainer.worker.execution import dataset_order
+from trainer.worker.slots import Slots
+
+log = structlog.get_logger()
+
+
+class Prefetcher:
+    """Looks at the queue every `interval` seconds while no slot is free. Peeks, never claims: another host may be idle."""
+
+    def __init__(
+        self,
+        *,
+        queue: Queue,
+        datasets: Datasets,
+        parse: Callable[[RunRequest], TrainPlan],
+        slots: Slots,
+        describe_worker: Callable[[int], Worker],
+        interval: float,
+    ) -> None:
+        self._queue = queue
+        self._datasets = datasets
+        self._parse = parse
+        self._slots = slots
+        self._describe_worker = describe_worker
+        self._interval = interval
+        self._last: str | None = None
+
+    @contextmanager
+    def running(self, stop: StopSignal) -> Iterator[None]:
+        over = stop.child()
+        ended = threading.Event()
+        thread = threading.Thread(target=self._run, args=(over, ended), name="prefetch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _run(self, stop: StopSignal, ended: threading.Event) -> None:
+        while not ended.wait(self._interval) and not stop.must_stop:
+            if self._slots.free == 0:
+                self.look(stop)
+
+    def look(self, stop: StopSignal) -> None:
+        """Prefetch for the run that would be claimed next, once. What goes wrong is that run's business, later."""
+        try:
+            job = self._queue.peek(self._describe_worker(self._slots.total))
+            if job is None or job.id == self._last:
+                return
+            self._last = job.id
+            self._datasets.prefetch(dataset_order(job.id, self._parse(job.request)), stop)
+            log.info("the next run's dataset is ready", run_id=job.id)
+        except (TrainerError, OSError) as error:
+            log.debug("the next run's dataset could not be prefetched", error=str(error))
+        except Stopped:
+            return
