@@ -173,7 +173,7 @@ def test_a_file_with_a_wrong_checksum_inside_is_never_kept(folder, models, relea
     broken = bytearray(weights())
     broken[1000] ^= 1
     release.body = bytes(broken)
-    with pytest.raises(Unavailable, match=r"yolo11n\.pt arrived incomplete"):
+    with pytest.raises(Unavailable, match=r"yolo11n\.pt arrived damaged"):
         folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert len(release.paths) == QUICK.tries
     assert leftovers(models) == []
@@ -181,7 +181,7 @@ def test_a_file_with_a_wrong_checksum_inside_is_never_kept(folder, models, relea
 
 def test_a_file_that_is_not_published_any_more_is_a_clear_refusal(folder, models, release):
     release.answers = [(404, b"not found")]
-    with pytest.raises(BadRequest, match=r"yolo11n.pt cannot be downloaded \(the server answers 404\).*MODELS_DIR"):
+    with pytest.raises(BadRequest, match=r"yolo11n\.pt cannot be downloaded: the server answers 404; put .*MODELS_DIR"):
         folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert len(release.paths) == 1
     assert leftovers(models) == []
@@ -192,8 +192,8 @@ def test_without_a_connection_the_error_says_where_to_put_the_file(folder, model
     with pytest.raises(BadRequest) as refused:
         folder(allow_download=True, release_url=closed).resolve(YOLO11N, Task.POSE, StopSignal())
     assert str(refused.value) == (
-        "base_model: yolo11n-pose.pt is not on this worker and cannot be downloaded (no connection to 127.0.0.1); "
-        f"put it into MODELS_DIR ({models}), or train from scratch with yolo11n-pose.yaml"
+        "base_model: yolo11n-pose.pt is not on this worker, and there is no connection to 127.0.0.1; "
+        f"put yolo11n-pose.pt into MODELS_DIR ({models}), or train from scratch with yolo11n-pose.yaml"
     )
     assert leftovers(models) == []
 
@@ -206,12 +206,16 @@ def test_when_downloads_are_off_nothing_is_asked_for(folder, models, release):
     assert release.paths == []
 
 
-def test_a_stop_ends_a_download(folder, models, release):
+def test_a_stop_ends_a_download_from_a_server_that_went_silent(folder, models, release):
     release.slow = True
     stop = StopSignal()
-    threading.Timer(0.1, lambda: (stop.set(StopReason.CANCELED), release.trickle.set())).start()
+    timer = threading.Timer(0.1, stop.set, (StopReason.CANCELED,))
+    timer.start()
+    started = time.monotonic()
     with pytest.raises(Stopped):
         folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, stop)
+    timer.join()
+    assert time.monotonic() - started < 3
     assert leftovers(models) == []
 
 

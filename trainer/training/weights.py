@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import assert_never
 
-import httpx
 from filelock import FileLock, Timeout
 
 from trainer.core import catalogue
@@ -29,17 +28,13 @@ from trainer.core.job import JsonObject, Status
 from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
+from trainer.remote.download import NoConnection, download
 from trainer.remote.retry import RetryPolicy, retrying
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _POLICY = RetryPolicy(tries=3, first_wait=0.5, longest_wait=5.0, total_seconds=1800.0)
 _LARGEST = 2 << 30  # bytes; the largest published model has a tenth of it
 _UNUSED_SECONDS = 30 * 86_400.0  # after which a cached result of a run is removed
-
-
-class _Offline(Unavailable):
-    """No connection at all: the host has no way out, and trying longer will not open one."""
 
 
 class ModelFolder:
@@ -128,14 +123,22 @@ class ModelFolder:
 
     def _download(self, path: Path, stop: StopSignal) -> None:
         url = f"{self._release_url}/{path.name}"
+
+        def fetch(to: Path) -> None:
+            download(url, to, stop, largest=_LARGEST)
+            if not _is_intact(to):
+                raise Unavailable(f"the download of {path.name} arrived damaged")
+
+        mend = f"put {path.name} into MODELS_DIR ({self._folder})"
+        if catalogue.find_architecture(path.stem):
+            mend += f", or train from scratch with {path.stem}.yaml"
         try:
             with _replacing(path) as temporary:
-                retrying(lambda: _fetch(url, temporary, stop), self._policy, stop)
-        except _Offline as error:
-            raise BadRequest(
-                f"base_model: {path.name} is not on this worker and cannot be downloaded ({error}); "
-                f"put it into MODELS_DIR ({self._folder}), or train from scratch with {path.stem}.yaml",
-            ) from error
+                retrying(lambda: fetch(temporary), self._policy, stop)
+        except NoConnection as error:
+            raise BadRequest(f"base_model: {path.name} is not on this worker, and there is {error}; {mend}") from error
+        except BadRequest as error:
+            raise BadRequest(f"base_model: {error}; {mend}") from error
 
     # ── results of earlier runs ──
 
@@ -196,37 +199,6 @@ class ModelFolder:
             yield
         finally:
             lock.release()
-
-
-def _fetch(url: str, path: Path, stop: StopSignal) -> None:
-    """Stream a published file to `path`, complete and intact. Raises BadRequest, Unavailable, Stopped."""
-    name = url.rpartition("/")[2]
-    try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT) as response:
-            _require_ok(response, name)
-            with path.open("wb") as out:
-                for block in response.iter_bytes(1 << 20):
-                    stop.raise_if_set()
-                    out.write(block)
-                    if out.tell() > _LARGEST:
-                        raise BadRequest(f"base_model: {name} is larger than {_LARGEST} bytes; put it into MODELS_DIR")
-            length = response.headers.get("content-length")
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-        raise _Offline(f"no connection to {httpx.URL(url).host}") from error
-    except httpx.HTTPError as error:
-        raise Unavailable(f"the download of {name} broke off: {type(error).__name__}") from error
-    if (length and path.stat().st_size != int(length)) or not _is_intact(path):
-        raise Unavailable(f"the download of {name} arrived incomplete")
-
-
-def _require_ok(response: httpx.Response, name: str) -> None:
-    if response.is_success:
-        return
-    if response.status_code in {408, 429} or response.status_code >= 500:
-        raise Unavailable(f"the server of {name} answers {response.status_code}")
-    raise BadRequest(
-        f"base_model: {name} cannot be downloaded (the server answers {response.status_code}); put it into MODELS_DIR",
-    )
 
 
 def _is_intact(path: Path) -> bool:
