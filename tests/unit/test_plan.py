@@ -252,7 +252,7 @@ def test_every_wrong_value_is_reported_with_field_value_and_rule():
         *({"lr0": bad} for bad in (0, -1, 2, "x")),
         *({"workers": bad} for bad in (-1, 65)),
         *({"predictions": bad} for bad in ("perhaps", 7)),
-        *({"requires": bad} for bad in (["gpu"], "gpu")),
+        *({"requires": bad} for bad in (["gpu"], "gpu", {"gpus": "two"}, {"gpu": 1}, {"gpu_memory_gb": -1})),
         {"optimizer": "Lion"},
     ],
 )
@@ -643,6 +643,10 @@ def test_exports_are_formats_whose_packages_are_there(key, value, exports):
 def test_other_exports_are_refused_naming_what_there_is(value, reason):
     (problem,) = problems({"export": value})
     assert reason in problem
+
+
+def test_what_a_run_requires_of_its_worker_is_the_queues_business():
+    assert parse({"requires": {"gpus": 1, "gpu_memory_gb": "16"}}) == parse({"requires": {}}) == parse(None)
 
 
 def test_automatic_optimisation_is_left_its_own_learning_rate():

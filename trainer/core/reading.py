@@ -32,6 +32,7 @@ _AUGMENTATIONS = frozenset(
         *("mosaic", "mixup", "copy_paste"),
     },
 )
+_REQUIRED = arguments.number(0, 100_000)
 _MOST_LINES = 50  # of problems or warnings; a person reads no more
 _OPEN = frozenset({"", "auto", "none", "null", "default"})  # words that leave the choice to the service
 
@@ -212,8 +213,8 @@ class _Reading:
                 self.found.problems.append(f"{given.spelling}: may not be set; {arguments.REFUSED[name]}")
             elif name in arguments.IGNORED:
                 self.found.warnings.append(f"{given.spelling} was ignored: {arguments.IGNORED[name]}")
-            elif name == "requires" and not isinstance(given.value, dict):
-                self.found.wrong(given, 'an object like {"gpu_memory_gb": 16}')
+            elif name == "requires" and not _is_requirement(given.value):
+                self.found.wrong(given, 'an object with numbers for gpus and gpu_memory_gb, like {"gpu_memory_gb": 16}')
 
 
 def _bounded(lines: list[str]) -> list[str]:
@@ -238,6 +239,17 @@ def _export_problem(name: str, available: frozenset[str]) -> str | None:
 def _is_harmless(name: str, value: Json) -> bool:
     """Settings that would only be refused for what they could say: resume = false, mode = train."""
     return value is False or value == "" or (name == "mode" and value == "train")
+
+
+def _is_requirement(value: Json) -> bool:
+    """Whether the queue, which reads it before any worker does, understood it."""
+    try:
+        return isinstance(value, Mapping) and all(
+            key in {"gpus", "gpu_memory_gb"} and (item is None or _REQUIRED.read(item) >= 0)
+            for key, item in value.items()
+        )
+    except ValueError:
+        return False
 
 
 def _from_scratch(model: ModelRef) -> ModelRef | None:
