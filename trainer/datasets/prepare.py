@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.core.dataset import DatasetOrder, DatasetRef, PreparedDataset
+from trainer.core.dataset import DatasetOrder, DatasetRef, Finding, PreparedDataset
 from trainer.core.errors import DatasetError
 from trainer.core.events import Event, Warned
+from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets.fetch import Fetched, Fetcher
 from trainer.datasets.found import Admit, Found, Report, shown
@@ -17,6 +18,19 @@ from trainer.datasets.reference import Roots, parse_reference
 from trainer.datasets.yolo_format import Tree
 
 OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckUp:
+    """What `check` found. `drawn` samples are on the contact sheet."""
+
+    findings: tuple[Finding, ...]
+    summary: JsonObject
+    drawn: int
+
+    @property
+    def is_trainable(self) -> bool:
+        return not any(finding.level == "error" for finding in self.findings)
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,23 @@ class FetchedDatasets:
         """See `core.ports.Datasets`."""
         for source in order.sources:
             self.fetcher.prefetch(self._ref(source), stop)
+
+    def check(
+        self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None,
+    ) -> CheckUp:
+        """Look at a dataset as `prepare` would, for a person: everything found, and a picture of samples at `sheet`.
+
+        `staging` is a folder that does not exist yet, for what has to be fetched; the caller removes it.
+        Raises what `prepare` raises, but `DatasetError` only when there is no dataset to look at.
+        """
+        from trainer.datasets.build import check_all, summary
+        from trainer.datasets.contact_sheet import draw_sheet
+
+        staging.mkdir(parents=True)
+        report = Report()
+        checked = check_all(order, self.recognised(order, staging, stop, report, on_event), stop, report)
+        drawn = draw_sheet(checked, sheet) if sheet else 0
+        return CheckUp(findings=report.findings, summary=summary(checked, report), drawn=drawn)
 
     def recognised(
         self, order: DatasetOrder, view: Path, stop: StopSignal, report: Report, on_event: OnEvent,

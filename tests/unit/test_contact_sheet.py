@@ -1,0 +1,50 @@
+"""`check`: everything that is found, and a picture of it."""
+
+from __future__ import annotations
+
+import pytest
+from dataset_painter import OnDisk, paint
+from PIL import Image
+
+from trainer.core.dataset import DatasetOrder, Task
+from trainer.core.errors import DatasetError
+from trainer.core.stop import StopSignal
+from trainer.datasets.contact_sheet import CAPTION, CELL, COLUMNS
+from trainer.datasets.prepare import CheckUp, FetchedDatasets
+from trainer.datasets.reference import Roots
+
+
+def checked(source, tmp_path, task=None, sheet="sheet.png") -> CheckUp:
+    datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets")
+    order = DatasetOrder(run_id="check", sources=(str(source),), task=task)
+    return datasets.check(order, tmp_path / "staging", StopSignal(), lambda _: None, tmp_path / sheet)
+
+
+@pytest.mark.parametrize("task", [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB])
+def test_the_sheet_shows_samples_of_every_split_with_their_labels(tmp_path, task):
+    result = checked(paint(tmp_path / "set", task=task), tmp_path, task)
+    assert (result.is_trainable, result.drawn, result.summary["images"]) == (True, 8, {"train": 6, "val": 2})
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (COLUMNS * CELL, 2 * (CELL + CAPTION))
+        colours = {colour for _, colour in sheet.getcolors(1 << 24)}
+    assert (204, 20, 20) in colours  # the colour of class 0 is drawn
+
+
+def test_a_broken_dataset_is_drawn_too_and_says_what_is_wrong(tmp_path):
+    data = paint(tmp_path / "set")
+    (tmp_path / "set/images/train/0000.jpg").write_bytes(b"junk")
+    (tmp_path / "set/images/train/0002.jpg").write_bytes((tmp_path / "set/images/train/0001.jpg").read_bytes()[:-40] + b"\xff\xd9")
+    (tmp_path / "set/labels/train/0001.txt").write_text("cat 1 2 3 4\n9 .5 .5 .1 .1\n")
+    result = checked(data, tmp_path)
+    assert not result.is_trainable
+    assert {f.code for f in result.findings if f.level == "error"} == {"image-unreadable", "label-text", "class-outside"}
+    assert result.drawn == 8
+
+
+def test_at_most_thirty_samples_are_drawn(tmp_path):
+    assert checked(paint(tmp_path / "set", train=40, val=3), tmp_path).drawn == 30
+
+
+def test_a_sheet_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(DatasetError, match="contact sheet cannot be written"):
+        checked(paint(tmp_path / "set"), tmp_path, sheet="no/such/folder.png")
