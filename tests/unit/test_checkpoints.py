@@ -1,0 +1,143 @@
+"""Checkpoints as files: whole, verified, self-contained, few."""
+
+import hashlib
+import json
+import os
+import time
+import zipfile
+
+import pytest
+
+from trainer.training import checkpoints
+from trainer.training.checkpoints import Progress, forget, is_whole, keep, restore
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run whose training wrote last.pt, best.pt and results.csv."""
+    weights = tmp_path / "run" / "weights"
+    weights.mkdir(parents=True)
+    for name in ("last", "best"):
+        with zipfile.ZipFile(weights / f"{name}.pt", "w") as archive:
+            archive.writestr("archive/data.pkl", name)
+    (tmp_path / "run" / "results.csv").write_text("epoch\n1\n")
+    return tmp_path / "run"
+
+
+def kept(run_dir, epoch=1, *, best=False, **progress):
+    members = {"results.csv": run_dir / "results.csv"} | ({"best.pt": run_dir / "weights" / "best.pt"} if best else {})
+    return keep(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=epoch, **progress), members)
+
+
+def names(run_dir):
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_what_is_announced_is_what_lies_there(run_dir):
+    told = kept(run_dir, epoch=7)
+
+    path = run_dir / "checkpoints" / "epoch-00007.pt"
+    assert told.path == str(path)
+    assert told.bytes == path.stat().st_size
+    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert sidecar | {"epoch": 7, "sha256": told.sha256, "bytes": told.bytes} == sidecar
+
+
+def test_the_state_in_it_is_untouched_and_ours_lies_in_the_folder_that_torch_made(run_dir):
+    told = kept(run_dir, best=True)
+
+    with zipfile.ZipFile(told.path) as archive:
+        assert archive.testzip() is None
+        assert archive.read("archive/data.pkl") == b"last"
+        ours = {"archive/run/checkpoint.json", "archive/run/results.csv", "archive/run/best.pt"}
+        assert set(archive.namelist()) == {"archive/data.pkl"} | ours
+
+
+def test_two_generations_are_kept_with_their_sidecars(run_dir):
+    for epoch in (1, 2, 3, 4):
+        kept(run_dir, epoch)
+        time.sleep(0.01)
+
+    assert names(run_dir) == ["epoch-00003.json", "epoch-00003.pt", "epoch-00004.json", "epoch-00004.pt"]
+
+
+def test_the_newest_are_kept_also_when_the_training_began_again(run_dir):
+    kept(run_dir, 50)
+    time.sleep(0.01)
+    kept(run_dir, 1)
+    time.sleep(0.01)
+    kept(run_dir, 2)
+
+    assert "epoch-00050.pt" not in names(run_dir)
+
+
+def test_a_checkpoint_brings_everything_to_another_folder(run_dir, tmp_path):
+    told = kept(run_dir, 3, best=True, done=0.25, best_epoch=2, train_seconds=12.5)
+    progress = restore(tmp_path / told.path, tmp_path / "elsewhere")
+
+    assert progress == Progress(epoch=3, done=0.25, best_epoch=2, train_seconds=12.5)
+    elsewhere = tmp_path / "elsewhere"
+    assert (elsewhere / "results.csv").read_text() == "epoch\n1\n"
+    assert (elsewhere / "weights" / "best.pt").read_bytes() == (run_dir / "weights" / "best.pt").read_bytes()
+    assert zipfile.ZipFile(elsewhere / "weights" / "last.pt").read("archive/data.pkl") == b"last"
+
+
+def test_a_state_that_is_the_best_itself_becomes_best_and_last(run_dir, tmp_path):
+    told = kept(run_dir)
+    restore(tmp_path / told.path, tmp_path / "elsewhere")
+
+    assert zipfile.ZipFile(tmp_path / "elsewhere" / "weights" / "best.pt").read("archive/data.pkl") == b"last"
+
+
+def test_what_a_killed_attempt_left_behind_gives_way_to_the_checkpoint(run_dir):
+    """The row of an epoch is in results.csv before its state is: a resumed training would write it twice."""
+    told = kept(run_dir)
+    (run_dir / "results.csv").write_text("epoch\n1\n2\n")
+    restore(run_dir / "checkpoints" / os.path.basename(told.path), run_dir)
+
+    assert (run_dir / "results.csv").read_text() == "epoch\n1\n"
+
+
+def test_a_checkpoint_of_somebody_elses_is_taken_as_it_is(run_dir, tmp_path):
+    assert restore(run_dir / "weights" / "last.pt", tmp_path / "elsewhere") == Progress()
+
+
+def test_a_copy_that_fails_leaves_nothing_and_the_generation_before_it(run_dir, monkeypatch):
+    kept(run_dir, 1)
+    before = names(run_dir)
+
+    def full(_archive, *_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.zipfile.ZipFile, "writestr", full)
+    with pytest.raises(OSError, match="No space"):
+        kept(run_dir, 2)
+
+    assert names(run_dir) == before
+
+
+def test_a_hard_link_to_a_generation_survives_its_successor_of_the_same_epoch(run_dir):
+    told = kept(run_dir, 2)
+    link = run_dir / "uploading"
+    os.link(told.path, link)
+    kept(run_dir, 2, done=0.5)
+
+    assert hashlib.sha256(link.read_bytes()).hexdigest() == told.sha256
+
+
+def test_a_torn_file_is_not_whole(run_dir):
+    best = run_dir / "weights" / "best.pt"
+    assert is_whole(best)
+    best.write_bytes(best.read_bytes()[:-10])
+
+    assert not is_whole(best)
+    assert not is_whole(run_dir / "weights" / "none.pt")
+
+
+def test_a_training_from_the_start_inherits_nothing(run_dir):
+    kept(run_dir)
+    forget(run_dir)
+
+    assert not list(run_dir.glob("*/*"))
+    assert (run_dir / "results.csv").exists()  # Ultralytics' own to delete

@@ -1,0 +1,86 @@
+"""The events pipe from the child's side: nothing waits, nothing durable is lost."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from trainer.core.events import BatchProgress, ChildStopped, EpochFinished, Phase
+from trainer.training.outbox import Outbox
+from trainer.training.wire import decode_event
+
+
+def tick(batch):
+    return BatchProgress(phase=Phase.TRAINING, epoch=1, total_epochs=1, batch=batch, total_batches=10**6)
+
+
+def epoch(number):
+    return EpochFinished(epoch=number, total_epochs=9, metrics={"m": 1.0}, seconds=1.0)
+
+
+@pytest.fixture
+def pipe():
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as reader:
+        yield reader, writing
+
+
+def test_a_sender_never_waits_for_a_reader_and_durable_events_all_arrive_in_order(pipe):
+    reader, writing = pipe
+    outbox = Outbox(writing, on_broken=pytest.fail)
+    began = time.monotonic()
+    for number in range(2000):
+        outbox.send(epoch(number))
+        outbox.send(tick(number))
+    assert time.monotonic() - began < 5.0
+
+    heard = []
+    listener = threading.Thread(target=lambda: heard.extend(decode_event(line) for line in reader))
+    listener.start()
+    assert outbox.close(10.0)
+    os.close(writing)
+    listener.join()
+    assert [event.epoch for event in heard if isinstance(event, EpochFinished)] == list(range(2000))
+    assert len([event for event in heard if isinstance(event, BatchProgress)]) < 2000
+
+
+def test_of_the_ticks_that_nobody_took_only_the_newest_is_sent(pipe):
+    reader, writing = pipe
+    outbox = Outbox(writing, on_broken=pytest.fail)
+    for number in range(5000):
+        outbox.send(epoch(number))  # fills the pipe
+    for number in range(1000):
+        outbox.send(tick(number))
+
+    heard = []
+    listener = threading.Thread(target=lambda: heard.extend(decode_event(line) for line in reader))
+    listener.start()
+    assert outbox.close(10.0)
+    os.close(writing)
+    listener.join()
+    assert heard[-1] == tick(999)
+    assert len([event for event in heard if isinstance(event, BatchProgress)]) < 10
+
+
+def test_closing_gives_up_on_a_reader_that_does_not_read(pipe):
+    _, writing = pipe
+    outbox = Outbox(writing, on_broken=lambda: None)
+    for number in range(5000):
+        outbox.send(epoch(number))
+    began = time.monotonic()
+
+    assert not outbox.close(0.2)
+    assert time.monotonic() - began < 2.0
+
+
+def test_a_reader_that_is_gone_is_noticed():
+    reading, writing = os.pipe()
+    os.close(reading)
+    gone = threading.Event()
+    outbox = Outbox(writing, on_broken=gone.set)
+    outbox.send(ChildStopped())
+
+    assert gone.wait(5.0)
+    outbox.close(1.0)
+    os.close(writing)

@@ -1,0 +1,172 @@
+"""Progress, speed and time left, by a clock that the test turns."""
+
+import pytest
+
+from trainer.core.events import BatchProgress, EpochFinished, Phase, PhaseStarted
+from trainer.training.progress_meter import ProgressMeter
+
+
+class Course:
+    """A training that takes exactly the seconds it is told to take."""
+
+    def __init__(self):
+        self.now = 100.0
+        self.events = []
+        self.asked = 0
+        self.meter = ProgressMeter(self.events.append, clock=lambda: self.now)
+
+    def batch(self, seconds, images=8):
+        self.now += seconds
+        self.meter.batch_done(images, self._losses, lambda: 2048)
+
+    def _losses(self):
+        self.asked += 1
+        return {"box_loss": 1.5}
+
+    def validate(self, batches, seconds):
+        self.meter.validation_started(batches)
+        for _ in range(batches):
+            self.now += seconds / batches
+            self.meter.validation_batch_done(lambda: 2048)
+
+    def epoch(self, number, total, batches, seconds=1.0, validation=4.0):
+        self.meter.epoch_started(number, total, batches)
+        for _ in range(batches):
+            self.batch(seconds)
+        self.validate(2, validation)
+        self.meter.epoch_finished(total, {"lr": 0.1})
+
+    @property
+    def last(self):
+        return self.events[-1]
+
+    def ticks(self):
+        return [event for event in self.events if isinstance(event, BatchProgress)]
+
+
+@pytest.fixture
+def course():
+    return Course()
+
+
+def test_at_most_two_ticks_a_second_are_sent_and_losses_are_only_asked_for_then(course):
+    course.meter.epoch_started(1, 1, 1000)
+    for _ in range(1000):
+        course.batch(0.01)
+
+    assert 18 <= len(course.ticks()) <= 21
+    assert course.asked == len(course.ticks())
+
+
+def test_a_tick_says_where_the_training_is(course):
+    course.meter.epoch_started(2, 5, 10)
+    course.batch(3.0)
+    course.batch(1.0)
+
+    tick = course.last
+    assert (tick.phase, tick.epoch, tick.total_epochs, tick.batch, tick.total_batches) == (Phase.TRAINING, 2, 5, 2, 10)
+    assert tick.losses == {"box_loss": 1.5}
+    assert tick.gpu_memory == 2048
+
+
+def test_the_speed_leaves_out_the_first_batch_which_waits_for_the_loaders(course):
+    course.meter.epoch_started(1, 1, 4)
+    course.batch(30.0, images=8)
+    course.batch(1.0, images=8)
+    course.batch(1.0, images=8)
+
+    assert course.last.images_per_second == 8.0
+    assert course.meter.images_per_second == 8.0
+
+
+def test_no_time_left_is_told_before_anything_is_known(course):
+    course.meter.epoch_started(1, 3, 10)
+    course.batch(5.0)
+
+    assert course.last.eta_seconds is None
+
+
+def test_the_time_left_in_the_first_epoch_counts_all_epochs_and_a_guess_for_validation(course):
+    course.meter.epoch_started(1, 3, 10)
+    for _ in range(5):
+        course.batch(1.0)
+
+    # 25 batches of a second are left, and three validations, said to take a tenth of an epoch's ten seconds
+    assert course.last.eta_seconds == pytest.approx(25 + 3 * 1.0)
+
+
+def test_the_time_left_knows_the_validation_once_it_was_seen(course):
+    course.epoch(1, 3, batches=10, validation=4.0)
+
+    assert course.last.eta_seconds == pytest.approx(2 * (10 + 4.0))
+
+
+def test_the_time_left_shrinks_during_validation(course):
+    course.epoch(1, 2, batches=10, validation=4.0)
+    course.meter.epoch_started(2, 2, 10)
+    for _ in range(10):
+        course.batch(1.0)
+    course.validate(4, 4.0)
+
+    told = [tick.eta_seconds for tick in course.ticks() if tick.phase is Phase.VALIDATING and tick.epoch == 2]
+    assert told == pytest.approx([3.0, 2.0, 1.0, 0.0])
+
+
+def test_a_time_budget_bounds_the_time_left(course):
+    course.meter.budget(20.0)
+    course.meter.epoch_started(1, 100, 10)
+    for _ in range(5):
+        course.batch(1.0)
+
+    assert course.last.eta_seconds == 15.0
+
+
+def test_an_epoch_that_begins_again_counts_from_its_beginning(course):
+    course.meter.epoch_started(1, 2, 10)
+    for _ in range(7):
+        course.batch(1.0)
+    course.meter.epoch_started(1, 2, 20)
+    course.batch(1.0)
+
+    assert (course.last.epoch, course.last.batch, course.last.total_batches) == (1, 1, 20)
+
+
+def test_a_resumed_epoch_counts_the_batches_that_were_skipped(course):
+    course.meter.epoch_started(3, 4, 8, skipped=5)
+    assert course.meter.share_of_epoch == 5 / 8
+    course.batch(1.0)
+
+    assert (course.last.batch, course.last.total_batches) == (6, 8)
+
+
+def test_a_phase_is_told_once_with_the_seconds_of_the_one_before(course):
+    course.meter.enter(Phase.LOADING)
+    course.now += 2.5
+    course.meter.enter(Phase.LOADING)
+    course.meter.enter(Phase.SCANNING)
+
+    assert course.events == [
+        PhaseStarted(phase=Phase.LOADING, seconds=None),
+        PhaseStarted(phase=Phase.SCANNING, seconds=2.5),
+    ]
+
+
+def test_validation_after_the_training_stays_finalising(course):
+    course.epoch(1, 1, batches=2)
+    course.meter.enter(Phase.FINALISING)
+    course.validate(2, 4.0)
+
+    assert course.last.phase is Phase.FINALISING
+    assert course.last.eta_seconds is None
+
+
+def test_an_epoch_is_told_with_its_numbers_its_seconds_and_the_new_total(course):
+    course.meter.epoch_started(1, 9, 2)
+    course.batch(1.0)
+    course.batch(1.0)
+    course.validate(1, 3.0)
+    course.meter.epoch_finished(4, {"metrics/mAP50(B)": 0.5})
+
+    assert course.last == EpochFinished(
+        epoch=1, total_epochs=4, metrics={"metrics/mAP50(B)": 0.5}, seconds=5.0, eta_seconds=pytest.approx(3 * (2 + 3)),
+    )

@@ -1,0 +1,29 @@
+"""Which export formats are offered."""
+
+import importlib.util
+import subprocess
+import sys
+
+from trainer.training import exports
+from trainer.training.exports import available_exports
+
+
+def test_torchscript_needs_nothing():
+    assert "torchscript" in available_exports()
+
+
+def test_a_format_is_offered_when_all_of_its_packages_are_there(monkeypatch):
+    installed = {"onnx", "onnxslim", "onnxruntime", "tensorrt"}
+    monkeypatch.setattr(exports, "find_spec", lambda name: object() if name in installed else None)
+    assert set(available_exports()) == {"torchscript", "onnx", "engine"}
+
+    installed.remove("onnxslim")
+    assert set(available_exports()) == {"torchscript", "engine"}
+
+
+def test_looking_imports_none_of_them():
+    looking = "import sys; from trainer.training.exports import available_exports as a; a(); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", looking], capture_output=True, text=True, check=True)
+
+    assert result.stdout == "False\n"
+    assert importlib.util.find_spec("torch")

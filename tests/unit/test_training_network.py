@@ -1,0 +1,66 @@
+"""A process that refused the network cannot reach another host, and keeps what is local."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def refused(attempt):
+    """Run `attempt` after the refusal, in a process of its own, because it cannot be taken back."""
+    program = "import socket, urllib.request\nfrom trainer.training.network import refuse_network\nrefuse_network()\n"
+    return subprocess.run(
+        [sys.executable, "-c", program + textwrap.dedent(attempt)], capture_output=True, text=True, timeout=30, check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "socket.getaddrinfo('example.org', 443)",
+        "socket.getaddrinfo(b'example.org', 443)",
+        "socket.create_connection(('192.0.2.1', 80), 5)",
+        "socket.socket().connect(('192.0.2.1', 80))",
+        "socket.gethostbyname('example.org')",
+        "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 53))",
+    ],
+)
+def test_another_host_is_out_of_reach(attempt):
+    result = refused(attempt)
+
+    assert "ConnectionError: the training process has no network" in result.stderr
+
+
+def test_a_download_fails_at_once_like_a_network_error():
+    result = refused(
+        """
+        import urllib.error
+        try:
+            urllib.request.urlopen("https://example.org/yolo26n.pt")
+        except OSError as error:
+            print("failed", error)
+        """,
+    )
+
+    assert result.stdout.startswith("failed"), result.stderr
+
+
+def test_loopback_and_socket_files_still_work():
+    result = refused(
+        """
+        import os, tempfile
+        server = socket.create_server(("127.0.0.1", 0))
+        socket.create_connection(server.getsockname()).close()
+        socket.getaddrinfo("localhost", 80)
+        socket.getaddrinfo(None, 80)
+        path = os.path.join(tempfile.mkdtemp(), "s")
+        unix = socket.socket(socket.AF_UNIX)
+        unix.bind(path)
+        unix.listen()
+        socket.socket(socket.AF_UNIX).connect(path)
+        print("reached")
+        """,
+    )
+
+    assert result.stdout == "reached\n", result.stderr
