@@ -231,7 +231,6 @@ class _Training:
             epoch=child.epoch,
             batch=order.plan.batch,
             imgsz=order.plan.imgsz,
-            devices=order.devices,
             oom_kills=oom_kills() - self._oom_kills,
             free_disk=shutil.disk_usage(order.run_dir).free if order.run_dir.exists() else None,
         )

@@ -1,0 +1,157 @@
+"""What a training process says when it fails, and the sentence that each of it becomes.
+
+Sentences may use {when} ("while training (epoch 3)"), {quote} (the line that gave it away), {batch_mend}, {size},
+{free} and {package}; see diagnosis.py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from trainer.core.errors import MachineFailed, RunFailed
+
+
+@dataclass(frozen=True)
+class Cause:
+    """`said` finds it in one line of output or of an exception; `error` is `RunFailed` when a retry is pointless."""
+
+    said: re.Pattern[str]
+    error: type[RunFailed | MachineFailed]
+    sentence: str
+
+
+HOST_MEMORY = (
+    "The host's memory did not suffice {when}: use fewer workers, a smaller batch, or cache off, "
+    "or give the host more memory ({quote})."
+)
+SHARED_MEMORY = (
+    "The shared-memory mount /dev/shm was full {when}: use fewer workers, or make it larger "
+    "(Docker: --shm-size or --ipc=host) ({quote})."
+)
+
+
+def _cause(said: str, error: type[RunFailed | MachineFailed], sentence: str) -> Cause:
+    return Cause(re.compile(said, re.IGNORECASE), error, sentence)
+
+
+# The order counts: the more specific first.
+CAUSES = (
+    _cause(
+        r"No space left on device|Errno 28\b|Disk quota exceeded|Errno 122\b"
+        r"|inline_container\.cc.*unexpected pos|PytorchStreamWriter failed writing",
+        MachineFailed,
+        "The disk was full {when}: free some space on the host{free} ({quote}).",
+    ),
+    _cause(
+        r"bus error|insufficient shared memory|out of shared memory|unable to \w+ shared memory|shared memory object"
+        r"|/dev/shm",
+        MachineFailed,
+        SHARED_MEMORY,
+    ),
+    _cause(
+        r"(?:cuda|hip|xpu|cudnn|gpu|mps)\b.{0,40}out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED"
+        r"|CUDA backend memory error|unable to find an engine to execute",
+        RunFailed,
+        "The GPU's memory did not suffice {when}{size}: {batch_mend} ({quote}).",
+    ),
+    _cause(
+        r"device-side assert",
+        RunFailed,
+        "A value of the dataset was out of range on the GPU {when}: check that every class index and keypoint of the "
+        "labels fits the data.yaml ({quote}).",
+    ),
+    _cause(
+        r"no kernel image is available|driver (?:version )?(?:on your system )?is (?:too old|insufficient)"
+        r"|forward compatibility was attempted|not compatible with the current PyTorch",
+        MachineFailed,
+        "The installed torch does not fit this host's GPU or driver: update the driver, or install the torch that "
+        "fits it ({quote}).",
+    ),
+    _cause(
+        r"NCCL (?:error|operation|watchdog)|ncclUnhandled|ProcessGroupNCCL|DistBackendError",
+        MachineFailed,
+        "The GPUs of this run lost contact with each other {when}; if it repeats, train on one GPU, or set "
+        "NCCL_P2P_DISABLE=1 for the service ({quote}).",
+    ),
+    _cause(
+        r"CUDA error|unspecified launch failure|no CUDA-capable device|No CUDA GPUs are available|\bXid\b|cuDNN error"
+        r"|CUBLAS_STATUS_|CUDNN_STATUS_|\bNVML\b|illegal memory access|Invalid CUDA 'device=|Found no NVIDIA driver"
+        r"|CUDA driver initialization failed|CUDA unknown error",
+        MachineFailed,
+        "The GPU or its driver failed {when}: look at nvidia-smi and dmesg on the host ({quote}).",
+    ),
+    _cause(
+        r"DataLoader worker.* (?:is killed by signal: (?:Killed|9)|exited unexpectedly)|MemoryError|bad_alloc"
+        r"|Cannot allocate memory|Errno 12\b|can't allocate memory|not enough memory",
+        MachineFailed,
+        HOST_MEMORY,
+    ),
+    _cause(
+        r"Too many open files|Errno 24\b|received 0 items of ancdata",
+        MachineFailed,
+        "The training had too many files open {when}: use fewer workers, or raise the service's limit "
+        "(systemd: LimitNOFILE) ({quote}).",
+    ),
+    _cause(
+        r"can't start new thread|Resource temporarily unavailable|Errno 11\b",
+        MachineFailed,
+        "The host refused another thread or process {when}: use fewer workers, or raise the service's limit "
+        "(systemd: TasksMax) ({quote}).",
+    ),
+    _cause(
+        r"Read-only file system|Errno 30\b|PermissionError|Permission denied|Errno 13\b",
+        MachineFailed,
+        "The training could not write a file, or not read one, {when}: check the mount and the rights of the "
+        "service's user ({quote}).",
+    ),
+    _cause(
+        r"Input/output error|Errno 5\b|Stale file handle|Errno 116\b|Transport endpoint|Remote I/O error",
+        MachineFailed,
+        "A disk or a network mount failed {when}: look at dmesg on the host ({quote}).",
+    ),
+    _cause(
+        r"NaN persisted|corrupted with NaN/Inf|no valid last\.pt is available for recovery|loss (?:is|became) (?:nan|inf)",
+        RunFailed,
+        "The training diverged {when}: losses stayed NaN or infinite; use a lower learning rate (lr0), or amp false "
+        "({quote}).",
+    ),
+    _cause(
+        r"exceeds dataset class count|class indices 0-\d",
+        RunFailed,
+        "A label names a class that the dataset does not have: indices are 0-based and below the number of names "
+        "({quote}).",
+    ),
+    _cause(
+        r"equal numbers of boxes and segments|'kpt_shape'|kpt_shape",
+        RunFailed,
+        "The labels do not fit the task: segment needs polygons, pose needs keypoints and kpt_shape ({quote}).",
+    ),
+    _cause(
+        r"No labels found|No valid annotations",
+        RunFailed,
+        "No usable labels were found: an image's labels are a .txt of its name in the labels folder ({quote}).",
+    ),
+    _cause(
+        r"No (?:valid )?images found|Error loading data from",
+        RunFailed,
+        "No usable images were found: check that the dataset's files are readable pictures ({quote}).",
+    ),
+    _cause(
+        r"not a loadable checkpoint|outside the supported Ultralytics checkpoint|PytorchStreamReader|UnpicklingError"
+        r"|invalid load key|Weights only load failed|Resume checkpoint not found|Ran out of input|unexpected EOF",
+        RunFailed,
+        "The weights file cannot be loaded: it is damaged, or holds something else than a model that Ultralytics "
+        "made; fetch it again, or choose another model ({quote}).",
+    ),
+    _cause(
+        r"No module named '(?P<package>[^']+)'",
+        MachineFailed,
+        "The Python package {package} is missing on this host: install requirements.txt again ({quote}).",
+    ),
+    _cause(
+        r"FileNotFoundError|Image Not Found|No such file or directory|images not found|Dataset '.*does not exist",
+        MachineFailed,
+        "A file that the training needs disappeared {when}: leave the dataset alone while it is trained on ({quote}).",
+    ),
+)
