@@ -1,0 +1,300 @@
+"""What the training process relies on in the installed Ultralytics. A failure here means: read the release, then mend us."""
+
+import inspect
+import io
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def ultralytics(tmp_path_factory):
+    """The library, imported as the training process imports it."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, value in {
+            "YOLO_OFFLINE": "1",
+            "YOLO_AUTOINSTALL": "false",
+            "ULTRALYTICS_SAFE_LOAD": "1",
+            "YOLO_CONFIG_DIR": str(tmp_path_factory.mktemp("config")),
+        }.items():
+            patch.setenv(name, value)
+        import ultralytics
+        import ultralytics.engine.trainer
+        import ultralytics.engine.validator
+
+        yield ultralytics
+
+
+@pytest.fixture
+def trainer(ultralytics):
+    return ultralytics.engine.trainer.BaseTrainer
+
+
+def source(thing):
+    return inspect.getsource(thing)
+
+
+def in_order(text, *parts):
+    """Whether the parts occur in this order."""
+    places = [text.index(part) for part in parts]
+    return places == sorted(places)
+
+
+def test_the_version_is_the_one_that_requirements_name(ultralytics):
+    pinned = (Path(__file__).parents[2] / "requirements.txt").read_text()
+
+    assert f"ultralytics=={ultralytics.__version__}" in pinned.splitlines()
+
+
+def test_callbacks_of_an_epoch_come_in_the_order_that_progress_is_counted_by(trainer):
+    loop = source(trainer._do_train)
+
+    assert in_order(
+        loop,
+        'run_callbacks("on_train_start")',
+        'run_callbacks("on_train_epoch_start")',
+        'run_callbacks("on_train_batch_end")',
+        'run_callbacks("on_train_epoch_end")',
+        "self.validate()",
+        "self.save_metrics(",
+        "self.save_model()",
+        'run_callbacks("on_fit_epoch_end")',
+        "self.final_eval()",
+    )
+
+
+def test_the_extra_callback_after_training_comes_from_within_final_eval(trainer):
+    assert source(trainer.final_eval).count('run_callbacks("on_fit_epoch_end")') == 1
+    assert source(trainer._do_train).count('run_callbacks("on_fit_epoch_end")') == 1
+
+
+def test_the_first_callback_comes_before_the_dataset_is_looked_at(trainer):
+    assert in_order(source(trainer.__init__), 'run_callbacks("on_pretrain_routine_start")', "self.get_dataset()")
+
+
+def test_scanning_happens_in_the_pipeline_that_is_built_after_the_model(trainer):
+    assert in_order(source(trainer._setup_train), "self.setup_model()", "self._build_train_pipeline()")
+
+
+def test_a_stop_at_the_end_of_an_epoch_needs_no_further_validation(trainer):
+    loop = source(trainer._do_train)
+
+    assert in_order(loop[loop.index('"on_fit_epoch_end"') :], "if self.stop:", "break")
+
+
+def test_its_own_halving_gives_up_after_three_which_is_how_ours_takes_over(trainer):
+    loop = source(trainer._do_train)
+
+    assert "self._oom_retries >= 3" in loop
+    assert in_order(loop, "self._oom_retries = 0", 'run_callbacks("on_train_epoch_start")')
+    assert "self._oom_retries = 0  # reset" in loop
+
+
+def test_the_clock_that_we_move_on_resume_is_the_one_of_results_and_of_time_budgets(trainer):
+    assert "self.train_time_start" in source(trainer.save_metrics)
+    loop = source(trainer._do_train)
+    assert in_order(loop, "self.train_time_start = time.time()", 'run_callbacks("on_train_start")')
+    assert "(t - self.train_time_start) / (epoch - self.start_epoch + 1)" in loop
+
+
+def test_the_start_epoch_that_we_reset_was_already_used(trainer):
+    loop = source(trainer._do_train)
+
+    assert in_order(loop, "epoch = self.start_epoch", 'run_callbacks("on_train_epoch_start")')
+
+
+def test_best_is_written_only_when_the_fitness_equals_the_best(trainer):
+    assert "if self.best_fitness == self.fitness:" in source(trainer.save_model)
+    assert "self.last.write_bytes(serialized_ckpt)" in source(trainer.save_model)
+
+
+def test_a_resumed_training_may_change_what_we_change(trainer):
+    allowed = re.search(r"allowed = \{.*?\n(.*?)\}", source(trainer.check_resume), re.DOTALL)[1]
+
+    for name in ("batch", "device", "workers", "save_dir"):
+        assert f'"{name}"' in allowed
+    assert '"epochs"' not in allowed
+
+
+def test_a_stripped_checkpoint_cannot_be_resumed(ultralytics):
+    from ultralytics.utils import torch_utils
+
+    stripping = source(torch_utils.strip_optimizer)
+    assert 'x["epoch"] = -1' in stripping
+    assert '"optimizer"' in stripping
+
+
+def test_git_facts_come_from_one_object_whose_roots_can_be_taken_away(ultralytics, trainer, tmp_path):
+    from ultralytics.utils.git import GitRepo
+
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text("ref: refs/heads/x\n")
+    (tmp_path / ".git" / "config").write_text('[remote "origin"]\n\turl = https://token@example.org\n')
+    git = GitRepo(tmp_path)
+    assert git.origin
+    assert git.branch == "x"
+
+    git.__dict__.clear()
+    git.root = git.gitdir = git.refdir = None
+    assert (git.branch, git.commit, git.message, git.origin) == (None, None, None, None)
+    assert ultralytics.utils.GIT is ultralytics.engine.trainer.GIT
+    assert set(re.findall(r"GIT\.(\w+)", source(trainer.save_model))) == {"root", "branch", "commit", "message", "origin"}
+
+
+def test_integrations_are_added_by_one_function_that_is_looked_up_when_it_is_called(ultralytics):
+    from ultralytics.engine import exporter, predictor, trainer, validator
+
+    for module in (exporter, predictor, trainer, validator):
+        calls = [line for line in source(module).splitlines() if "add_integration_callbacks(" in line]
+        assert calls
+        assert all("callbacks.add_integration_callbacks(self)" in line for line in calls)
+        assert "import add_integration_callbacks" not in source(module)
+
+
+def test_label_caches_are_read_through_a_name_that_we_replace(ultralytics):
+    from ultralytics.data import dataset
+
+    assert "load_dataset_cache_file(cache_path)" in source(dataset)
+    for method in (dataset.YOLODataset._load_or_scan_cache, dataset.ClassificationDataset.verify_images):
+        assert "except Exception" in source(method)  # what we refuse is scanned again
+
+
+def test_our_reader_accepts_the_caches_that_it_writes_itself(ultralytics, tmp_path):
+    from ultralytics.data.utils import save_dataset_cache_file
+
+    from trainer.training.isolation import load_label_cache
+
+    labels = [
+        {
+            "im_file": str(tmp_path / "a.png"),
+            "shape": (64, 64),
+            "cls": np.zeros((1, 1), np.float32),
+            "bboxes": np.ones((1, 4), np.float32),
+            "segments": [np.ones((4, 2), np.float32)],
+            "keypoints": np.ones((1, 4, 3), np.float32),
+            "normalized": True,
+        },
+    ]
+    path = tmp_path / "train.cache"
+    save_dataset_cache_file("", path, {"labels": labels, "hash": "x", "results": (1, 0, 0, 0, 1), "msgs": []}, "1.0")
+
+    read = load_label_cache(path)
+    assert read["hash"] == "x"
+    assert np.array_equal(read["labels"][0]["bboxes"], labels[0]["bboxes"])
+
+
+def test_our_reader_runs_nothing_that_a_cache_contains(ultralytics, tmp_path):
+    from trainer.training.isolation import load_label_cache
+
+    class Hostile:
+        def __reduce__(self):
+            return exec, (f"open({str(tmp_path / 'touched')!r}, 'w')",)
+
+    path = tmp_path / "train.cache"
+    with path.open("wb") as file:
+        np.save(file, np.array({"labels": Hostile()}, dtype=object), allow_pickle=True)
+
+    with pytest.raises(pickle.UnpicklingError, match="no business"):
+        load_label_cache(path)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_state_with_members_of_ours_is_still_one_that_torch_loads(ultralytics, tmp_path):
+    import torch
+
+    from trainer.training.checkpoints import Progress, keep
+
+    (tmp_path / "results.csv").write_text("epoch\n")
+    buffer = io.BytesIO()
+    torch.save({"weights": torch.arange(1000)}, buffer)
+    (tmp_path / "last.pt").write_bytes(buffer.getvalue())
+    kept = keep(tmp_path / "last.pt", tmp_path, Progress(epoch=1), {"results.csv": tmp_path / "results.csv"})
+
+    assert torch.equal(torch.load(kept.path, weights_only=True)["weights"], torch.arange(1000))
+    assert zipfile.ZipFile(kept.path).testzip() is None
+
+
+def test_a_loaders_epoch_can_be_shortened_once(ultralytics):
+    import torch
+    from ultralytics.data.build import InfiniteDataLoader
+
+    from trainer.training.callbacks import _skip_once
+
+    loader = InfiniteDataLoader(torch.arange(10), batch_size=2)
+    _skip_once(loader, 3)
+
+    assert len(loader) == 5
+    assert [len(list(loader)) for _ in range(3)] == [2, 5, 5]
+    assert type(loader) is InfiniteDataLoader
+
+
+def test_the_measures_of_each_task_are_where_the_report_looks(ultralytics):
+    from ultralytics.utils import metrics
+
+    for kind, name in {"DetMetrics": "box", "OBBMetrics": "box", "SegmentMetrics": "seg", "PoseMetrics": "pose"}.items():
+        assert isinstance(getattr(getattr(metrics, kind)({0: "a"}), name), metrics.Metric)
+    curves = re.findall(r'self\.px, self\.(\w+), "(\w+)", "(\w+)"', source(metrics.Metric.curves_results.fget))
+    assert [y for _, _, y in curves] == ["Precision", "F1", "Precision", "Recall"]
+    assert metrics.ClassifyMetrics().keys == ["metrics/accuracy_top1", "metrics/accuracy_top5"]
+
+
+def test_a_report_that_would_be_too_large_loses_its_curves_first(ultralytics):
+    from trainer.training.report import LARGEST, bounded
+
+    report = bounded({"mAP": 0.5, "curves": {"f1": [0.123456] * LARGEST}, "confusion_matrix": [[1]]})
+
+    assert report["curves"] is None
+    assert report["confusion_matrix"] == [[1]]
+    assert report["mAP"] == 0.5
+    assert "curves left out" in report["notes"][0]
+
+
+def test_a_report_that_fits_is_left_as_it_is(ultralytics):
+    from trainer.training.report import bounded
+
+    assert bounded({"mAP": 0.5}) == {"mAP": 0.5}
+
+
+def test_the_numbers_of_the_best_epoch_stand_in_for_a_final_validation(ultralytics, tmp_path):
+    from trainer.core.dataset import Task
+    from trainer.training.report import from_results
+
+    csv = tmp_path / "results.csv"
+    csv.write_text("epoch,time,train/box_loss,metrics/mAP50-95(B),val/box_loss\n1,1.0,3,0.25,nan\n2,2.0,2,0.5,1\n3,3,1,0.4,1\n")
+
+    assert from_results(csv, 2, Task.DETECT)["mAP"] == 0.5
+    last = from_results(csv, None, Task.DETECT)
+    assert last["mAP"] == 0.4
+    assert last["metrics"] == {"metrics/mAP50-95(B)": 0.4, "val/box_loss": 1.0}
+    assert "val/box_loss" not in from_results(csv, 1, Task.DETECT)["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", True),
+        ("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory", True),
+        ("The size of tensor a (3) must match the size of tensor b (4)", False),
+    ],
+)
+def test_memory_errors_are_known_by_what_the_library_says(ultralytics, message, expected):
+    from trainer.training.yolo import is_out_of_memory
+
+    assert is_out_of_memory(RuntimeError(message)) is expected
+
+
+def test_the_trainer_has_what_the_callbacks_read(ultralytics, trainer):
+    import torch
+
+    has = SimpleNamespace(device=torch.device("cpu"))
+    assert trainer._get_memory(has) == 0
+    loaded = set(re.findall(r"self\.(\w+)", source(trainer)))
+    assert {"nan_recovery_attempts", "tloss", "lr", "fitness", "best_fitness", "epochs", "batch_size", "csv", "wdir"} <= loaded
