@@ -127,7 +127,7 @@ class Postgres:
         log = self.folder / "postgres.log"
         settings = {
             "port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self.folder, "fsync": "off",
-            "synchronous_commit": "off", "full_page_writes": "off", "max_connections": 200, "shared_buffers": "256MB",
+            "full_page_writes": "off", "max_connections": 200, "shared_buffers": "256MB",
             "max_wal_size": "2GB", "autovacuum": "off", "jit": "off",
         }  # fmt: skip
         arguments = [f"--{name}={value}" for name, value in settings.items()]
@@ -145,6 +145,10 @@ class Postgres:
     def stop(self) -> None:
         if self._process:
             stop_process(self._process, signal.SIGINT)  # "fast": clients are thrown out
+
+    def crash(self) -> None:
+        if self._process:
+            stop_process(self._process, signal.SIGQUIT)  # "immediate": no goodbye, and a recovery at the next start
 
     def sql(self, script: str, *, database: str = "app", role: str | None = None, claims: object = None) -> str:
         """Run SQL and return what it prints, unaligned; SqlError with the server's words otherwise."""

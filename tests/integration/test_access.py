@@ -156,3 +156,19 @@ def test_policies_that_let_anonymous_users_write_are_named(supabase, supabase_la
         assert supabase_lab.queue.check() == ['policy "open_door" on training_runs lets anonymous users write']
     finally:
         supabase.sql("drop policy open_door on training_runs;")
+
+
+def test_the_restricted_role_reads_datasets_and_writes_artifacts_and_sees_no_other_bucket(supabase):
+    supabase.sql("""
+        insert into storage.buckets (id, name) values ('private', 'private');
+        insert into storage.objects (bucket_id, name) values ('datasets', 'a'), ('training-artifacts', 'b'), ('private', 'c');""")
+    try:
+        assert supabase.sql("select string_agg(name, ' ' order by name) from storage.objects", role="trainer_worker") == "a b"
+        supabase.sql("insert into storage.objects (bucket_id, name) values ('training-artifacts', 'd')", role="trainer_worker")
+        for bucket in ("datasets", "private"):
+            with pytest.raises(SqlError, match="row-level security"):
+                supabase.sql(f"insert into storage.objects (bucket_id, name) values ('{bucket}', 'e')", role="trainer_worker")
+        supabase.sql("delete from storage.objects where bucket_id = 'datasets'", role="trainer_worker")
+        assert supabase.sql("select count(*) from storage.objects where bucket_id = 'datasets'") == "1"
+    finally:
+        supabase.sql("delete from storage.objects; delete from storage.buckets where id = 'private';")

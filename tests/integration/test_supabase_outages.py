@@ -154,6 +154,16 @@ def test_a_server_that_goes_down_in_the_middle_costs_nothing(supabase_lab, serve
     assert [e["seq"] for e in queue.events(lease.job.id)] == [1]
 
 
+def test_a_database_that_crashed_and_is_back_costs_nothing(supabase_lab):
+    lease = claimed(supabase_lab)
+    for n in range(1, 4):
+        supabase_lab.stack.postgres.crash()
+        supabase_lab.stack.postgres.start()
+        # the server's pool still holds connections to the database of before
+        assert supabase_lab.queue.beat(lease, {"n": n}, []) is Verdict.OK
+    assert supabase_lab.queue.get(lease.job.id)["results"] == {"n": 3}
+
+
 def test_a_beat_gives_up_before_the_next_one_is_due(supabase_lab):
     lease = claimed(supabase_lab)
     supabase_lab.stack.gateway.faults = lambda *_: (503, {}, b"")

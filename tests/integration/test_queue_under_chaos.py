@@ -1,0 +1,181 @@
+"""Workers that vanish, come back late and talk out of turn, users who cancel and delete, all at once on one database.
+
+A trigger writes down every change of every row; what must hold is then read from that record.
+"""
+
+import random
+import threading
+import time
+import uuid
+from itertools import pairwise
+
+import pytest
+
+from trainer.core.job import TRANSITIONS, Canceled, Completed, Failed, Interrupted, Retry, RunEvent, Status, Verdict
+from trainer.core.ports import Worker
+
+SECONDS = 6.0
+RECORD = """
+  create table chaos (n bigserial, run_id uuid, was jsonb, became jsonb);
+  create function chaos_record() returns trigger language plpgsql security definer as $$
+  begin
+    insert into public.chaos (run_id, was, became) values (new.id, to_jsonb(old), to_jsonb(new));
+    return null;
+  end $$;
+  create trigger chaos_record after update on training_runs for each row execute function chaos_record();
+"""
+FROM_A_STALE_PAGE = (Status.QUEUED, Status.CANCELING)  # a user's edit; the next claim settles it
+FORGET = "drop trigger chaos_record on training_runs; drop function chaos_record; drop table chaos;"
+OUTCOMES = (
+    Completed(results={"mAP": 0.5}, trained_model_url="u"), Failed(message="no"), Retry(message="later"), Canceled(),
+    Interrupted(checkpoint=None),
+)  # fmt: skip
+
+
+@pytest.fixture
+def recorded(supabase_lab):
+    supabase_lab.stack.sql(RECORD)
+    yield supabase_lab
+    supabase_lab.stack.sql(FORGET)
+
+
+class ChaoticWorker:
+    """Claims with a short lease, and keeps using leases long after it should not."""
+
+    def __init__(self, lab, name: str, accepted: list[tuple[str, str]]) -> None:
+        self.queue = lab.another()
+        self.name = name
+        self.accepted = accepted  # (claim id, run id) of every ending that was acknowledged
+        self.random = random.Random(name)
+        self.leases = []
+        self.seq = 0
+
+    def run(self, until: float) -> None:
+        while time.monotonic() < until:
+            self.random.choice([self.claim, self.beat, self.beat, self.finish, self.dawdle])()
+
+    def claim(self) -> None:
+        claim_id = str(uuid.uuid4())
+        leases = [
+            self.queue.claim(Worker(id=self.name), claim_id, self.random.choice([0.02, 0.1, 5.0]))
+            for _ in range(self.random.choice([1, 1, 2]))
+        ]
+        runs = {lease.job.id for lease in leases if lease}
+        assert len(runs) <= 1
+        self.leases += [lease for lease in leases if lease][:1]
+
+    def beat(self) -> None:
+        if self.leases:
+            self.seq += 1
+            event = RunEvent(seq=self.seq, at="2026-01-02T03:04:05+00:00", kind="epoch", data={"epoch": self.seq})
+            self.queue.beat(self.random.choice(self.leases), {"by": self.name}, [event])
+
+    def finish(self) -> None:
+        if self.leases:
+            lease, outcome = self.random.choice(self.leases), self.random.choice(OUTCOMES)
+            if self.queue.finish(lease, outcome, []) is Verdict.OK and isinstance(outcome, Completed):
+                self.accepted.append((lease.claim_id, lease.job.id))
+
+    def dawdle(self) -> None:
+        time.sleep(self.random.choice([0.01, 0.05]))
+
+
+def users(lab, until: float) -> None:
+    """Queue runs, cancel in each of the web app's ways, also too late, and delete."""
+    dice = random.Random("users")
+    ids = []
+    while time.monotonic() < until:
+        if len(ids) < 400:
+            ids.append(lab.insert(max_attempts=dice.choice([1, 2, 3])))
+        run_id = dice.choice(ids)
+        change = dice.choice([
+            {"status": "canceling", "cancel_requested": True},
+            {"status": "canceled", "cancel_requested": True},
+            {"cancel_requested": True},
+            {"not_before": None},  # no back-off: there is little time
+            {"not_before": None},
+        ])  # fmt: skip
+        if dice.random() < 0.05:
+            lab.delete(run_id)
+            ids.remove(run_id)
+        else:
+            lab.edit(run_id, **change)
+        time.sleep(0.005)
+
+
+def test_whatever_happens_at_once_the_rules_hold(recorded):
+    accepted = []
+    until = time.monotonic() + SECONDS
+    workers = [ChaoticWorker(recorded, f"w{n}", accepted) for n in range(6)]
+    failures = []
+
+    def guarded(work, *arguments) -> None:
+        try:
+            work(*arguments)
+        except BaseException as failure:
+            failures.append(failure)
+            raise
+
+    threads = [threading.Thread(target=guarded, args=(worker.run, until)) for worker in workers]
+    threads.append(threading.Thread(target=guarded, args=(users, recorded, until)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+    changes = recorded.stack.rows("select run_id, was, became from chaos order by n")
+    assert len(changes) > 300
+    seen = set()
+    for change in changes:
+        check_change(change["was"], change["became"])
+        seen.add((change["was"]["status"], change["became"]["status"]))
+    # it was chaos indeed
+    assert {("running", "queued"), ("queued", "running"), ("running", "completed"), ("queued", "canceled")} <= seen
+    check_runs(changes)
+    check_accepted(recorded, accepted)
+
+    # once everybody is gone, settling leaves nothing running
+    recorded.stack.sql("update training_runs set lease_expires_at = now() - interval '1 s' where lease_expires_at is not null")
+    recorded.stack.sql("select settle_training_runs()")
+    assert recorded.stack.sql("select count(*) from training_runs where status in ('running', 'canceling')") == "0"
+
+
+def check_change(was: dict, became: dict) -> None:
+    before, after = Status(was["status"]), Status(became["status"])
+    assert after is before or after in TRANSITIONS[before] or (before, after) == FROM_A_STALE_PAGE
+    assert became["attempt"] - was["attempt"] in (0, 1)
+    if became["claim_id"] != was["claim_id"]:
+        assert (before, after) == (Status.QUEUED, Status.RUNNING)
+        assert became["attempt"] == was["attempt"] + 1
+    if after.is_terminal:
+        assert became["lease_expires_at"] is None
+    if before.is_terminal:
+        kept = ("status", "results", "trained_model_url", "error_message", "claim_id", "completed_at")
+        assert {name: was[name] for name in kept} == {name: became[name] for name in kept}
+    assert 0 <= became["failures"] <= became["max_attempts"]
+    assert became["progress_epoch"] >= was["progress_epoch"]
+
+
+def check_runs(changes: list[dict]) -> None:
+    """Every claim id held one run, and no run came back to a claim after another had it."""
+    claims: dict[str, list[str]] = {}
+    for change in changes:
+        held = claims.setdefault(change["run_id"], [])
+        if change["became"]["claim_id"] and (not held or held[-1] != change["became"]["claim_id"]):
+            held.append(change["became"]["claim_id"])
+    everything = [claim_id for held in claims.values() for claim_id in held]
+    assert len(everything) == len(set(everything))
+    for run_id in claims:
+        rows = [change["became"]["attempt"] for change in changes if change["run_id"] == run_id]
+        assert all(earlier <= later for earlier, later in pairwise(rows))
+
+
+def check_accepted(lab, accepted: list[tuple[str, str]]) -> None:
+    """A completed run that was acknowledged is there as its worker left it, unless a user deleted it."""
+    assert accepted
+    left = {row["id"]: row for row in lab.stack.rows("select id, status, claim_id, results from training_runs")}
+    for claim_id, run_id in accepted:
+        if run_id in left:
+            assert (left[run_id]["status"], left[run_id]["claim_id"]) == ("completed", claim_id)
+            assert left[run_id]["results"]["mAP"] == 0.5
