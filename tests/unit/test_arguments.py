@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer.core import arguments
+from trainer.core import arguments, exports
 from trainer.core.arguments import ALLOWED, IGNORED, PLANNED, REFUSED
 from trainer.training.exports import NEEDS
 
@@ -235,11 +235,11 @@ def test_every_export_format_of_the_installed_version_is_decided_about():
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "export_formats")
     rows = next(n.value for n in function.body if isinstance(n, ast.Assign))
     formats = {ast.literal_eval(row)[1] for row in rows.elts} - {"-"}
-    assert set(arguments.EXPORT_PACKAGES) | arguments.UNSERVED_EXPORTS == formats
-    assert set(arguments.EXPORT_PACKAGES) & arguments.UNSERVED_EXPORTS == set()
+    assert set(exports.PACKAGES) | exports.UNSERVED == formats
+    assert set(exports.PACKAGES) & exports.UNSERVED == set()
 
 
 def test_the_formats_that_a_row_may_ask_for_are_those_that_the_training_can_make():
     assert {name: set(modules) for name, modules in NEEDS.items()} == {
-        name: set(modules) for name, modules in arguments.EXPORT_PACKAGES.items()
+        name: set(modules) for name, modules in exports.PACKAGES.items()
     }

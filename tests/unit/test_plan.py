@@ -537,7 +537,7 @@ def test_a_task_is_known_by_its_prefix_under_any_of_its_names(key, word, task):
     assert parse({key: word}).task == task
 
 
-@pytest.mark.parametrize("word", ["semantic", "depth", "track", 3, ["detect"]])
+@pytest.mark.parametrize("word", ["semantic", "depth", "track", "123", "?", 3, ["detect"]])
 def test_other_tasks_are_refused(word):
     (problem,) = problems({"task": word})
     assert "one of detect, segment, classify, pose, obb" in problem
@@ -578,6 +578,8 @@ def test_a_plan_warns_when_the_dataset_turns_out_to_be_of_another_task():
         ({"device": "0"}, (0,)),
         ({"device": "cuda:0"}, (0,)),
         ({"device": "cuda"}, (0,)),
+        ({"device": "cuda:0,1"}, (0, 1)),
+        ({"device": " 1 "}, (1,)),
         ({"device": -1}, (0,)),
         ({"device": [-1, -1]}, (0, 1)),
         ({"device": "0,1"}, (0, 1)),
@@ -650,7 +652,7 @@ def test_what_a_run_requires_of_its_worker_is_the_queues_business():
 
 
 def test_automatic_optimisation_is_left_its_own_learning_rate():
-    assert parse({"optimizer": "auto"}).args == {"optimizer": "auto"}
+    assert parse({"optimizer": "auto"}).args == parse({"optimizer": " AUTO"}).args == {"optimizer": "auto"}
     assert parse({"optimizer": "auto", "lr0": 0.1}).warnings == (
         "lr0 has no effect: optimizer = auto chooses the learning rate",
     )

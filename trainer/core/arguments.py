@@ -277,24 +277,3 @@ IGNORED: Mapping[str, str] = MappingProxyType(
     | dict.fromkeys(("dlog", "dgrad", "dlam"), _DEPTH)
     | {"dis": "it belongs to distillation, which is not served"},
 )
-
-# export formats that are served: what each needs besides Ultralytics and torch, as import names
-EXPORT_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "torchscript": (),
-        "onnx": ("onnx", "onnxslim", "onnxruntime"),
-        "openvino": ("openvino",),
-        "engine": ("tensorrt", "onnx"),
-        "coreml": ("coremltools",),
-        "ncnn": ("ncnn", "pnnx"),
-        "mnn": ("MNN", "onnx"),
-        "paddle": ("paddle", "x2paddle"),
-    },
-)
-# formats whose exporters install a tool chain of their own into the running environment
-UNSERVED_EXPORTS = frozenset(
-    {
-        *("saved_model", "pb", "edgetpu", "litert", "coreai", "imx", "rknn", "executorch", "axelera", "deepx", "qnn"),
-        *("hailo", "ascend", "xilinx"),
-    },
-)

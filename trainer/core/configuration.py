@@ -82,6 +82,11 @@ _BY_SQUEEZED = {squeezed(name): name for name in _NAMES} | {
 }
 
 
+def is_left_open(value: object) -> bool:
+    """Whether a value is a word that leaves the choice to the service."""
+    return isinstance(value, str) and value.strip().lower() in {"", "auto", "none", "null", "default"}
+
+
 def shown(value: object) -> str:
     """A value for a message: one line, at most 80 characters, without credentials in URLs."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:

@@ -10,9 +10,11 @@ from typing import TypeVar
 from trainer.core import arguments, catalogue
 from trainer.core.arguments import Rule, Value
 from trainer.core.base_model import read_model
-from trainer.core.configuration import Configuration, shown, squeezed
+from trainer.core.configuration import Configuration, is_left_open, shown, squeezed
 from trainer.core.dataset import Task
+from trainer.core.device import read_device
 from trainer.core.errors import BadRequest
+from trainer.core.exports import read_exports
 from trainer.core.job import Json, RunRequest
 from trainer.core.plan import Architecture, ModelRef, OfficialModel, TrainPlan
 from trainer.core.split import read_split
@@ -25,7 +27,6 @@ _TASK_PREFIXES = {
     "keypoint": Task.POSE, "obb": Task.OBB, "orient": Task.OBB,
 }  # fmt: skip
 _SOURCE_RULE = "a path, a storage: reference or a URL, or a list of up to 64 of these"
-_DEVICE_RULE = "'cpu', a GPU index like 0, or a list of different ones like [0, 1]"
 _AUGMENTATIONS = frozenset(
     {
         *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr"),
@@ -34,7 +35,6 @@ _AUGMENTATIONS = frozenset(
 )
 _REQUIRED = arguments.number(0, 100_000)
 _MOST_LINES = 50  # of problems or warnings; a person reads no more
-_OPEN = frozenset({"", "auto", "none", "null", "default"})  # words that leave the choice to the service
 
 
 def read_plan(request: RunRequest, exports_available: frozenset[str], artifacts_bucket: str) -> TrainPlan:
@@ -60,9 +60,9 @@ class _Reading:
             epochs=self._or_chosen("epochs", arguments.EPOCHS, 100),
             batch=self._or_chosen("batch", arguments.BATCH, 16),
             imgsz=self._imgsz(),
-            device=self._device(),
+            device=read_device(self.found),
             split=read_split(self.found),
-            exports=self._exports(exports_available),
+            exports=read_exports(self.found, exports_available),
             predictions=self.found.value("predictions", arguments.FLAG, False),
             args=self._arguments(),
             chosen=tuple(self.chosen),
@@ -104,7 +104,7 @@ class _Reading:
         if given and not isinstance(name, str):
             self.found.wrong(given, "a model's name")
             return _DEFAULT_MODEL
-        if name.strip().lower() in _OPEN:
+        if is_left_open(name):
             self.chosen.append("base_model")
             model: ModelRef = _DEFAULT_MODEL
         else:
@@ -120,9 +120,9 @@ class _Reading:
 
     def _task(self) -> Task | None:
         given = self.found.take("task")
-        word = re.sub(r"[^a-z]", "", given.value.lower()) if given and isinstance(given.value, str) else ""
-        if given is None or (isinstance(given.value, str) and word in _OPEN):
+        if given is None or is_left_open(given.value):
             return None
+        word = re.sub(r"[^a-z]", "", given.value.lower()) if isinstance(given.value, str) else ""
         word = re.sub(r"^(object|instance|image|pose(?=keypoint))", "", word)
         for prefix, task in _TASK_PREFIXES.items():
             if word.startswith(prefix):
@@ -150,43 +150,13 @@ class _Reading:
             self.found.warnings.append(f"imgsz = {imgsz} is no multiple of 32; Ultralytics trains at {used}")
         return imgsz
 
-    def _device(self) -> tuple[int, ...] | None:
-        compute, given = self.found.take("compute"), self.found.take("device")
-        wants = _compute(compute.value) if compute else None
-        if compute and wants is None:
-            self.found.wrong(compute, "'gpu' or 'cpu'")
-        try:
-            device = _devices(given.value) if given else None
-        except ValueError:
-            self.found.wrong(given, _DEVICE_RULE) if given else None
-            return None
-        if compute and given and device is not None and wants is not None and (device == ()) != (wants == ()):
-            self.found.problems.append(
-                f"{compute.spelling} = {shown(compute.value)} and {given.spelling} = {shown(given.value)}: "
-                "these contradict each other; keep one",
-            )
-        return wants if device is None else device
-
-    def _exports(self, available: frozenset[str]) -> tuple[str, ...]:
-        given = self.found.take("exports")
-        if given is None or given.value is False or given.value == "":
-            return ()
-        names = given.value.split(",") if isinstance(given.value, str) else given.value
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names) or len(names) > 20:
-            self.found.wrong(given, f"a list of {', '.join(arguments.EXPORT_PACKAGES)}")
-            return ()
-        formats = dict.fromkeys(_EXPORT_ALIASES.get(squeezed(name.strip()), name.strip().lower()) for name in names)
-        for name in formats:
-            problem = _export_problem(name, available)
-            if problem:
-                self.found.problems.append(f"{given.spelling} = {shown(name)}: {problem}")
-        return tuple(formats)
-
     def _arguments(self) -> dict[str, Value]:
         """The train arguments that the row sets, and our choice of optimizer and learning rate where it is silent."""
         args: dict[str, Value] = {}
         optimizer = self.found.settings.get("optimizer")
-        if optimizer and isinstance(optimizer.value, str) and optimizer.value.strip().lower() in {"", "none", "null"}:
+        if (
+            optimizer and is_left_open(optimizer.value) and squeezed(optimizer.value) != "auto"
+        ):  # auto is Ultralytics' own
             self.found.take("optimizer")
         for name in [name for name in self.found.settings if name in arguments.ALLOWED]:
             value = self.found.value(name, arguments.ALLOWED[name], None)
@@ -221,21 +191,6 @@ def _bounded(lines: list[str]) -> list[str]:
     return lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], f"and {len(lines) - _MOST_LINES} more"]
 
 
-_EXPORT_ALIASES = {"tensorrt": "engine", "trt": "engine", "savedmodel": "saved_model", "tflite": "litert"}
-
-
-def _export_problem(name: str, available: frozenset[str]) -> str | None:
-    offered = ", ".join(sorted(available)) or "none"
-    if name in available:
-        return None
-    if name in arguments.UNSERVED_EXPORTS:
-        return f"needs a tool chain that is not served; formats of this worker: {offered}"
-    if name not in arguments.EXPORT_PACKAGES:
-        return f"no such export format; formats of this worker: {offered}"
-    packages = ", ".join(arguments.EXPORT_PACKAGES[name])
-    return f"needs the packages {packages} on the worker; formats of this worker: {offered}"
-
-
 def _is_harmless(name: str, value: Json) -> bool:
     """Settings that would only be refused for what they could say: resume = false, mode = train."""
     return value is False or value == "" or (name == "mode" and value == "train")
@@ -267,26 +222,3 @@ def _texts(value: Json) -> list[str]:
         return []
     usable = [text.strip() for text in texts if isinstance(text, str) and text.strip() and text.strip().isprintable()]
     return usable if len(usable) == len(texts) and all(len(text) <= 4096 for text in usable) else []
-
-
-def _compute(value: Json) -> tuple[int, ...] | None:
-    word = value.strip().lower() if isinstance(value, str) else ""
-    return {"cpu": (), "gpu": (0,), "cuda": (0,)}.get(word)
-
-
-def _devices(value: Json) -> tuple[int, ...] | None:
-    """GPU indices; () for the CPU, None when the choice is left open. Raises ValueError."""
-    if isinstance(value, str):
-        word = value.strip().lower().removeprefix("cuda:")
-        if word in _OPEN:
-            return None
-        if word in {"cpu", "gpu", "cuda"}:
-            return _compute(word)
-        value = word.split(",")
-    items = value if isinstance(value, list | tuple) else [value]
-    rule = arguments.whole(-1, 63)
-    found = [rule.read(item) for item in items]
-    if not found or (len(set(found)) != len(found) and set(found) != {-1}):
-        raise ValueError(value)
-    # -1 is "any free GPU", and which GPU a slot holds is not the row's business anyway
-    return tuple(range(len(found))) if -1 in found else tuple(found)

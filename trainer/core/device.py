@@ -1,0 +1,51 @@
+"""Where a row wants to be trained: on the CPU, on so many GPUs, or wherever there is room."""
+
+from __future__ import annotations
+
+from trainer.core import arguments
+from trainer.core.configuration import Configuration, is_left_open, shown
+from trainer.core.job import Json
+
+_RULE = "'cpu', a GPU index like 0, or a list of different ones like [0, 1]"
+_INDEX = arguments.whole(-1, 63)
+
+
+def read_device(found: Configuration) -> tuple[int, ...] | None:
+    """GPU indices, () for the CPU, None when the row leaves it open. `compute` is the web app's word for it."""
+    compute, given = found.take("compute"), found.take("device")
+    wanted = _compute(compute.value) if compute else None
+    if compute and wanted is None:
+        found.wrong(compute, "'gpu' or 'cpu'")
+    if given is None:
+        return wanted
+    try:
+        device = _devices(given.value)
+    except ValueError:
+        found.wrong(given, _RULE)
+        return None
+    if compute and device is not None and wanted is not None and (device == ()) != (wanted == ()):
+        found.problems.append(
+            f"{compute.spelling} = {shown(compute.value)} and {given.spelling} = {shown(given.value)}: "
+            "these contradict each other; keep one",
+        )
+    return wanted if device is None else device
+
+
+def _compute(value: Json) -> tuple[int, ...] | None:
+    word = value.strip().lower() if isinstance(value, str) else ""
+    return {"cpu": (), "gpu": (0,), "cuda": (0,)}.get(word)
+
+
+def _devices(value: Json) -> tuple[int, ...] | None:
+    """Raises ValueError for what is no device."""
+    if is_left_open(value):
+        return None
+    if _compute(value) is not None:
+        return _compute(value)
+    if isinstance(value, str):
+        value = value.strip().lower().removeprefix("cuda:").split(",")
+    indices = [_INDEX.read(item) for item in (value if isinstance(value, list | tuple) else [value])]
+    if not indices or (len(set(indices)) != len(indices) and set(indices) != {-1}):
+        raise ValueError(value)
+    # -1 is "any free GPU", and which GPU a slot holds is not the row's business anyway
+    return tuple(range(len(indices))) if -1 in indices else tuple(indices)
