@@ -81,14 +81,3 @@ def test_every_make_target_in_the_readme_exists():
     for target in re.findall(r"make ([a-z-]+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
-
-def test_the_project_speaks_of_itself_alone():
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    marks = re.compile(r"/(home|Users)/\w+/|pypi\.org|registry\.npmjs", re.IGNORECASE)
-
-    for name in files:
-        if name.endswith((".py", ".md", ".sql", ".toml", ".txt", ".service", "Makefile", "run")):
-            assert (
-                not marks.search((ROOT / name).read_text(errors="replace").replace(__file__, ""))
-                or name == "tests/test_docs.py"
-            ), name
