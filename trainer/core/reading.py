@@ -154,9 +154,8 @@ class _Reading:
         """The train arguments that the row sets, and our choice of optimizer and learning rate where it is silent."""
         args: dict[str, Value] = {}
         optimizer = self.found.settings.get("optimizer")
-        if (
-            optimizer and is_left_open(optimizer.value) and squeezed(optimizer.value) != "auto"
-        ):  # auto is Ultralytics' own
+        # "auto" is one of Ultralytics' own and stays
+        if optimizer and is_left_open(optimizer.value) and squeezed(optimizer.value) != "auto":
             self.found.take("optimizer")
         for name in [name for name in self.found.settings if name in arguments.ALLOWED]:
             value = self.found.value(name, arguments.ALLOWED[name], None)
