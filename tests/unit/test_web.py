@@ -1,0 +1,269 @@
+import hashlib
+import socket
+import threading
+import time
+
+import pytest
+from tests.web_server import body, endless, raw, redirect, silent, web_server
+
+from trainer.core.errors import DatasetError, ObjectMissing, Unavailable
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.remote.retry import RetryPolicy
+from trainer.remote.web import GuardedClient
+
+QUICK = RetryPolicy(tries=2, first_wait=0.01, longest_wait=0.02, total_seconds=5)
+
+
+@pytest.fixture
+def server():
+    with web_server() as started:
+        yield started
+
+
+@pytest.fixture
+def make_client():
+    clients = []
+
+    def make(**options):
+        clients.append(GuardedClient(**{"policy": QUICK, **options}))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(server, make_client):
+    return make_client(allowed_hosts=[server.host])
+
+
+def test_a_body_arrives_with_its_size_digest_etag_and_type(server, client, tmp_path):
+    server.pages["/a.yaml"] = body(b"names: [a]", 'ETag: "v1"', "Content-Type: text/yaml")
+    got = client.download(server.url("/a.yaml"), tmp_path / "a", StopSignal())
+    assert (tmp_path / "a").read_bytes() == b"names: [a]"
+    assert (got.bytes, got.sha256) == (10, hashlib.sha256(b"names: [a]").hexdigest())
+    assert (got.etag, got.content_type, got.url) == ('"v1"', "text/yaml", server.url("/a.yaml"))
+
+
+def test_bytes_are_reported_as_they_come_and_taken_back_when_a_try_fails(server, client, tmp_path):
+    answers = [raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"x" * 40), body(b"y" * 100)]
+    server.pages["/a"] = lambda connection, path: answers.pop(0)(connection, path)
+    moved = []
+    client.download(server.url("/a"), tmp_path / "a", StopSignal(), on_bytes=moved.append)
+    assert sum(moved) == 100
+    assert -40 in moved
+    assert (tmp_path / "a").read_bytes() == b"y" * 100
+
+
+def test_content_that_is_known_by_its_etag_is_not_read(server, client, tmp_path):
+    server.pages["/a"] = body(b"x" * 50, 'ETag: "v1"')
+    seen = []
+    got = client.download(
+        server.url("/a?token=1"), tmp_path / "a", StopSignal(), is_known=lambda *known: seen.append(known) or True,
+    )
+    assert seen == [(server.url("/a?token=1"), '"v1"', 50)]
+    assert got.sha256 == ""
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_weak_etag_identifies_nothing(server, client, tmp_path):
+    server.pages["/a"] = body(b"x", 'ETag: W/"v1"')
+    got = client.download(server.url("/a"), tmp_path / "a", StopSignal(), is_known=lambda *_: True)
+    assert (got.etag, got.bytes) == ("", 1)
+
+
+def test_the_stated_length_is_announced_before_the_body(server, client, tmp_path):
+    server.pages["/a"] = body(b"x" * 7)
+    lengths = []
+    client.download(server.url("/a"), tmp_path / "a", StopSignal(), on_length=lengths.append)
+    assert lengths == [7]
+
+
+def test_redirects_are_followed_to_the_end(server, client, tmp_path):
+    server.pages["/a"] = redirect("/b")
+    server.pages["/b"] = redirect(server.url("/c"), "308 Permanent Redirect")
+    server.pages["/c"] = body(b"there")
+    got = client.download(server.url("/a"), tmp_path / "a", StopSignal())
+    assert got.url == server.url("/c")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        ("401 Unauthorized", DatasetError, "401: it needs a login; use a signed URL"),
+        ("403 Forbidden", DatasetError, "403: access is refused"),
+        ("404 Not Found", ObjectMissing, "404: nothing is there; check the URL"),
+        ("410 Gone", ObjectMissing, "410"),
+        ("418 Teapot", DatasetError, "418"),
+        ("206 Partial Content", DatasetError, "206"),
+    ],
+)
+def test_a_refusal_says_the_status_and_what_to_do_and_is_not_tried_again(server, client, tmp_path, status, kind, words):
+    server.pages["/a"] = body(b"no", status=status)
+    with pytest.raises(kind, match=words):
+        client.download(server.url("/a?token=secret"), tmp_path / "a", StopSignal())
+    assert len(server.asked) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", ["500 Oops", "503 Busy", "429 Slow Down"])
+def test_a_server_in_trouble_is_asked_again_and_then_unavailable(server, client, tmp_path, status):
+    server.pages["/a"] = body(b"no", status=status)
+    with pytest.raises(Unavailable, match=status[:3]):
+        client.download(server.url("/a"), tmp_path / "a", StopSignal())
+    assert len(server.asked) == 2
+
+
+def test_a_server_that_recovers_is_no_error(server, client, tmp_path):
+    answers = [body(b"", status="503 Busy"), body(b"fine")]
+    server.pages["/a"] = lambda connection, path: answers.pop(0)(connection, path)
+    assert client.download(server.url("/a"), tmp_path / "a", StopSignal()).bytes == 4
+
+
+def test_no_message_contains_what_may_be_secret_in_a_url(server, client, tmp_path):
+    server.pages["/a"] = body(b"", status="403 Forbidden")
+    for url in (server.url("/a?token=SECRET#SECRET"), f"http://SECRET:SECRET@{server.host}/a"):
+        with pytest.raises(DatasetError) as caught:
+            client.download(url, tmp_path / "a", StopSignal())
+        assert "SECRET" not in str(caught.value)
+
+
+def test_an_endless_body_is_cut_at_the_limit(server, make_client, tmp_path):
+    server.pages["/a"] = endless
+    client = make_client(allowed_hosts=[server.host], max_bytes=1 << 20)
+    with pytest.raises(DatasetError, match="larger than 1,048,576 bytes"):
+        client.download(server.url("/a"), tmp_path / "a", StopSignal())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stated_length_over_the_limit_is_refused_before_reading(server, client, tmp_path):
+    server.pages["/a"] = body(b"x" * 1000)
+    with pytest.raises(DatasetError, match="larger than 10 bytes"):
+        client.download(server.url("/a"), tmp_path / "a", StopSignal(), max_bytes=10)
+
+
+def test_a_body_that_drips_past_the_time_allowed_ends(server, make_client, tmp_path):
+    def drip(connection, _):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    server.pages["/a"] = drip
+    client = make_client(allowed_hosts=[server.host], max_seconds=0.4, policy=RetryPolicy(tries=1))
+    began = time.monotonic()
+    with pytest.raises((DatasetError, Unavailable)):
+        client.download(server.url("/a"), tmp_path / "a", StopSignal())
+    assert time.monotonic() - began < 3
+
+
+def test_headers_that_drip_for_ever_end_too(server, make_client, tmp_path):
+    def drip(connection, _):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    server.pages["/a"] = drip
+    client = make_client(allowed_hosts=[server.host], max_seconds=0.4, policy=RetryPolicy(tries=1))
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        client.download(server.url("/a"), tmp_path / "a", StopSignal())
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("page", [silent, endless])
+def test_a_stop_ends_a_download_at_once_whatever_the_server_does(server, client, tmp_path, page):
+    server.pages["/a"] = page
+    stop = StopSignal()
+    threading.Timer(0.2, stop.set, [StopReason.CANCELED]).start()
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        client.download(server.url("/a"), tmp_path / "a", stop)
+    assert time.monotonic() - began < 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(server, make_client, tmp_path):
+    asked = []
+
+    def resolve(host, port):
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    server.pages["/a"] = body(b"hello")
+    name = f"data.example:{server.port}"
+    client = make_client(allowed_hosts=[name], resolve=resolve)
+    client.download(f"http://{name}/a", tmp_path / "a", StopSignal())
+    assert asked == ["data.example"]  # resolved once: no second answer can differ from the checked one
+    assert server.hosts == [name]
+
+
+def test_a_second_address_is_tried_when_the_first_does_not_answer(server, make_client, tmp_path):
+    server.pages["/a"] = body(b"hello")
+    client = make_client(allowed_hosts=[f"two.example:{server.port}"], resolve=lambda *_: ["127.0.0.2", "127.0.0.1"])
+    assert client.download(f"http://two.example:{server.port}/a", tmp_path / "a", StopSignal()).bytes == 5
+
+
+def test_a_public_host_that_is_listed_may_not_have_a_private_address(server, make_client, tmp_path):
+    client = make_client(allowed_hosts=["data.example"], resolve=lambda *_: ["127.0.0.1"])
+    with pytest.raises(DatasetError, match="inside a private network"):
+        client.download(f"http://data.example:{server.port}/a", tmp_path / "a", StopSignal())
+    assert server.asked == []
+
+
+def test_our_own_host_is_allowed_beside_a_list_of_others(server, make_client, tmp_path):
+    server.pages["/a"] = body(b"hello")
+    client = make_client(allowed_hosts=["data.example"], own_hosts=[server.host])
+    assert client.download(server.url("/a"), tmp_path / "a", StopSignal()).bytes == 5
+    with pytest.raises(DatasetError, match="ALLOWED_DATASET_HOSTS"):
+        client.download("http://other.example/a", tmp_path / "b", StopSignal())
+
+
+def test_a_name_that_cannot_be_resolved_now_is_tried_again_and_one_that_does_not_exist_is_not(make_client, tmp_path):
+    calls = []
+
+    def failing(code):
+        def resolve(host, port):
+            calls.append(host)
+            raise socket.gaierror(code, "no")
+
+        return resolve
+
+    with pytest.raises(Unavailable, match="resolved now"):
+        make_client(resolve=failing(socket.EAI_AGAIN)).download("http://a.example/", tmp_path / "a", StopSignal())
+    assert len(calls) == 2
+    with pytest.raises(DatasetError, match="does not exist"):
+        make_client(resolve=failing(socket.EAI_NONAME)).download("http://a.example/", tmp_path / "a", StopSignal())
+    assert len(calls) == 3
+
+
+def test_proxies_of_the_environment_are_not_used(server, client, tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    server.pages["/a"] = body(b"direct")
+    assert client.download(server.url("/a"), tmp_path / "a", StopSignal()).bytes == 6
+
+
+def test_spaces_and_accents_in_a_path_are_sent_encoded(server, client, tmp_path):
+    server.pages["/a%20b/%C3%A9.yaml"] = body(b"ok")
+    assert client.download(server.url("/a b/é.yaml"), tmp_path / "a", StopSignal()).bytes == 2
+
+
+def test_connections_are_kept_for_the_next_file_of_a_host(make_client, tmp_path):
+    # many threads, one pool: as during an export of thousands of images
+    with web_server() as server:
+        for number in range(40):
+            server.pages[f"/{number}"] = body(b"x" * number)
+        client = make_client(allowed_hosts=[server.host])
+
+        def get(number):
+            assert client.download(server.url(f"/{number}"), tmp_path / str(number), StopSignal()).bytes == number
+
+        threads = [threading.Thread(target=get, args=(number,)) for number in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(p.stat().st_size for p in tmp_path.iterdir()) == list(range(40))
