@@ -91,7 +91,7 @@ store = SupabaseObjectStore(StorageApi({server.url!r}, "service-key"), notes=fol
 
 
 def left(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "out").iterdir())
+    return sorted(path.name for path in (tmp_path / "out").glob("*"))
 
 
 # ── listings ──

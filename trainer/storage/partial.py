@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.ports import ObjectInfo
@@ -27,9 +27,9 @@ class PartialFile:
         self._target = path
         self._part = path.with_name(path.name + ".part")
         self._note = path.with_name(path.name + ".part.json")
+        self._noted = False
         self._forget()
         with disk_errors(self._part):
-            self._part.parent.mkdir(parents=True, exist_ok=True)
             self._recall()
 
     def _forget(self) -> None:
@@ -39,7 +39,12 @@ class PartialFile:
 
     def _recall(self) -> None:
         try:
-            note = json.loads(self._note.read_bytes())
+            written = self._note.read_bytes()
+        except FileNotFoundError:
+            return
+        self._noted = True
+        try:
+            note = json.loads(written)
             etag, size, safe = str(note["etag"]), int(note["bytes"]), int(note["safe"])
             there = self._part.stat().st_size
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -57,7 +62,7 @@ class PartialFile:
     def writing(self) -> Iterator[BinaryIO]:
         """Append to what is there; a disk error leaves nothing behind."""
         try:
-            with disk_errors(self._part), self._part.open("ab") as out:
+            with disk_errors(self._part), self._open() as out:
                 try:
                     yield out
                 finally:
@@ -69,7 +74,8 @@ class PartialFile:
 
     def begin(self, info: ObjectInfo) -> None:
         """Forget what is there and begin with the first byte of `info`."""
-        self.discard()
+        self._forget()
+        self._drop_note()
         self.etag, self.bytes = info.etag, info.bytes
 
     def append(self, out: BinaryIO, block: bytes) -> None:
@@ -87,7 +93,7 @@ class PartialFile:
             raise Unavailable(f"{info.ref.key!r} arrived damaged: its size or its checksum is wrong")
         with disk_errors(self._target):
             self._part.replace(self._target)
-            self._note.unlink(missing_ok=True)
+        self._drop_note()
 
     def leave(self) -> None:
         """Keep a beginning that is worth going on from, remove any other."""
@@ -97,12 +103,26 @@ class PartialFile:
     def discard(self) -> None:
         with disk_errors(self._part):
             self._part.unlink(missing_ok=True)
-            self._note.unlink(missing_ok=True)
+        self._drop_note()
         self._forget()
+
+    def _open(self) -> BinaryIO:
+        mode = "ab" if self.offset else "wb"
+        try:
+            return cast(BinaryIO, self._part.open(mode))
+        except FileNotFoundError:  # made only when missing: most of thousands of files share a folder
+            self._part.parent.mkdir(parents=True, exist_ok=True)
+            return cast(BinaryIO, self._part.open(mode))
+
+    def _drop_note(self) -> None:
+        if self._noted:
+            with disk_errors(self._note):
+                self._note.unlink(missing_ok=True)
+        self._noted = False
 
     def _sync(self, out: BinaryIO) -> None:
         """Make what is there safe, then say so."""
         out.flush()
         os.fsync(out.fileno())
-        self._safe = self.offset
+        self._safe, self._noted = self.offset, True
         self._note.write_text(json.dumps({"etag": self.etag, "bytes": self.bytes, "safe": self._safe}))

@@ -1,0 +1,129 @@
+"""How fast objects come and go, beside a bare httpx loop on the same server, and how much memory a large one takes.
+
+    python -m benchmarks.storage [--objects 2000] [--megabytes 200] [--tiny]
+
+The server is the stand-in of the tests, in a process of its own on the same cores: compare the columns, don't quote them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from trainer.core.dataset import ObjectRef
+from trainer.core.ports import ObjectInfo
+from trainer.core.stop import StopSignal
+from trainer.remote.storage_api import StorageApi
+from trainer.storage.supabase import SupabaseObjectStore
+
+KEY = "service-key"
+SIZE = 50_000  # bytes of one object
+THREADS = (1, 8, 16, 32)
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    command = [sys.executable, "-m", "tests.storage_server", "--port", "0", "--bucket", "data", "--key", KEY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def in_threads(count: int, work: Callable[[ObjectInfo], object], objects: Iterable[ObjectInfo]) -> float:
+    with ThreadPoolExecutor(count) as pool:
+        return seconds(lambda: list(pool.map(work, objects)))
+
+
+def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) -> None:
+    source = folder / "object"
+    source.write_bytes(os.urandom(SIZE))
+    refs = [ObjectRef(bucket="data", key=f"set/{n % 10}/{n:06}.jpg") for n in range(count)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda ref: store.upload(source, ref, StopSignal()), refs))
+    took = seconds(lambda: list(store.list("data", "set")))
+    objects = list(store.list("data", "set"))
+    print(f"listing: {count} objects in {took:.2f} s = {count / took:,.0f} objects/s")
+
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+    with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, limits=limits) as client:
+
+        def bare(info: ObjectInfo) -> None:
+            path = folder / "bare" / info.ref.key.replace("/", "-")
+            with client.stream("GET", f"{url}/storage/v1/object/data/{info.ref.key}") as response, path.open("wb") as out:
+                for block in response.iter_raw():
+                    out.write(block)
+
+        def ours(info: ObjectInfo) -> None:
+            path = folder / "ours" / info.ref.key.replace("/", "-")
+            store.download(info.ref, path, StopSignal(), expected=info)
+
+        (folder / "bare").mkdir()
+        rates: dict[str, list[float]] = {"bare httpx": [], "ours": []}
+        for threads in THREADS:
+            for name, work in (("bare httpx", bare), ("ours", ours)):
+                rates[name].append(count / in_threads(threads, work, objects))
+    print("download, files/s at threads " + " ".join(f"{threads:>7}" for threads in THREADS) + "    best")
+    for name, found in rates.items():
+        print(f"{name:>28} " + " ".join(f"{rate:>7.0f}" for rate in found) + f" {max(found):>7.0f}")
+    print(f"ours / bare at their best: {max(rates['ours']) / max(rates['bare httpx']):.2f} (target 0.90)")
+
+
+def large(store: SupabaseObjectStore, url: str, folder: Path, megabytes: int) -> None:
+    path = folder / "best.pt"
+    with path.open("wb") as out:
+        for _ in range(megabytes):
+            out.write(os.urandom(1_000_000))
+    ref = ObjectRef(bucket="data", key="best.pt")
+
+    def bare_upload() -> None:
+        headers = {"Authorization": f"Bearer {KEY}", "x-upsert": "true", "Content-Length": str(path.stat().st_size)}
+        with path.open("rb") as source:
+            httpx.post(f"{url}/storage/v1/object/data/bare.pt", content=source, headers=headers, timeout=60)
+
+    bare = megabytes / seconds(bare_upload)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    up = megabytes / seconds(lambda: store.upload(path, ref, StopSignal()))
+    down = megabytes / seconds(lambda: store.download(ref, folder / "back.pt", StopSignal()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{megabytes} MB: upload {up:.0f} MB/s (one bare request {bare:.0f}, ratio {up / bare:.2f}), download {down:.0f} MB/s")
+    print(f"peak memory: {before / 1024:.0f} MiB before, {peak / 1024:.0f} MiB after both")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objects", type=int, default=2000)
+    parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    options = parser.parse_args()
+    count, megabytes = (30, 8) if options.tiny else (options.objects, options.megabytes)
+    with server() as url, tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        api = StorageApi(url, KEY)
+        store = SupabaseObjectStore(api, notes=folder / "notes", stop=StopSignal())
+        large(store, url, folder, megabytes)
+        downloads(store, url, folder, count)
+        store.close()
+
+
+if __name__ == "__main__":
+    main()
