@@ -3,7 +3,11 @@
 import hashlib
 import http.server
 import io
+import json
 import os
+import re
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -266,6 +270,37 @@ def test_every_architecture_of_the_catalogue_is_found_in_the_package(folder):
     for stem, by_task in catalogue.ARCHITECTURES.items():
         for task in by_task:
             assert there.resolve(Architecture(stem=stem), task, StopSignal()).stat().st_size > 100
+
+
+READ_BY_ULTRALYTICS = """
+import json, sys
+from ultralytics.nn.tasks import yaml_model_load
+print(json.dumps({path: yaml_model_load(path)["scale"] for path in json.load(sys.stdin)}))
+"""
+
+
+def test_ultralytics_reads_the_size_of_every_architecture_from_our_copys_name(folder, models, tmp_path):
+    there, wanted = folder(), {}
+    for stem, by_task in catalogue.ARCHITECTURES.items():
+        size = re.match(r"yolov?(?:3|5|6|8|11|12|26)([nsmlx])(-|$)", stem)
+        for task in by_task:
+            path = there.resolve(Architecture(stem=stem), task, StopSignal())
+            wanted[str(path)] = size[1] if size else None
+    environment = {"PATH": os.environ["PATH"], "YOLO_OFFLINE": "1", "YOLO_CONFIG_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", READ_BY_ULTRALYTICS]
+    done = subprocess.run(
+        command,
+        input=json.dumps(list(wanted)),
+        env=environment,
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout.splitlines()[-1])
+    assert len(read) > 100
+    assert {path: scale for path, scale in wanted.items() if scale and read[path] != scale} == {}
 
 
 # ── the operator's files ──
