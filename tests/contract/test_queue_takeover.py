@@ -193,6 +193,14 @@ def test_a_late_beat_for_a_run_that_was_canceled_in_the_queue_is_lost(queue_lab)
     assert queue_lab.queue.get(lease.job.id)["status"] == "canceled"
 
 
+@pytest.mark.parametrize("outcome", [DONE, RETRY, Interrupted(checkpoint=None)])
+def test_an_ending_that_the_next_worker_wrote_is_not_taken_for_the_late_workers(queue_lab, outcome):
+    late = claimed(queue_lab, "w1")
+    vanish(queue_lab, late.job.id)
+    assert queue_lab.queue.finish(claim(queue_lab, "w2"), outcome, []) is Verdict.OK
+    assert queue_lab.queue.finish(late, outcome, []) is Verdict.LOST
+
+
 # ── a run fails again and again ──
 
 
