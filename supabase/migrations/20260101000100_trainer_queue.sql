@@ -9,7 +9,7 @@ create or replace function trainer.number(value jsonb) returns numeric
 language sql immutable parallel safe set search_path = '' as $$
   -- a JSON number, or a string that holds one; anything else is no number
   select case
-    when jsonb_typeof(value) in ('number', 'string') and value #>> '{}' ~ '^\s*[0-9]{1,200}(\.[0-9]{1,200})?\s*$'
+    when jsonb_typeof(value) in ('number', 'string') and value #>> '{}' ~ '^\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*$'
       then (value #>> '{}')::numeric
   end
 $$;
@@ -18,7 +18,7 @@ create or replace function trainer.requirements(
   configuration jsonb, out gpus numeric, out gpu_memory_gb numeric
 ) language plpgsql immutable parallel safe set search_path = '' as $$
 declare
-  device text;
+  device jsonb;
   devices integer := 0;
 begin
   if jsonb_typeof(configuration) = 'string' then  -- JSON text inside the JSON column is legal
@@ -33,16 +33,14 @@ begin
       gpus := trainer.number(configuration -> 'requires' -> 'gpus');
       gpu_memory_gb := trainer.number(configuration -> 'requires' -> 'gpu_memory_gb');
     end if;
-    device := case jsonb_typeof(configuration -> 'device')
-      when 'array' then (
-        select string_agg(item, ',') from jsonb_array_elements_text(configuration -> 'device') as item)
-      when 'string' then configuration ->> 'device'
-    end;
-    if device ~ '^\s*(cuda:)?\s*-?[0-9]+(\s*,\s*-?[0-9]+)+\s*$' then
-      devices := regexp_count(device, ',') + 1;
+    device := configuration -> 'device';
+    if jsonb_typeof(device) = 'array' then
+      devices := jsonb_array_length(device);
+    elsif jsonb_typeof(device) = 'string' then
+      devices := (select count(*) from regexp_split_to_table(device #>> '{}', ',') as part where part ~ '\S');
     end if;
   end if;
-  gpus := greatest(coalesce(gpus, 0), devices);
+  gpus := greatest(coalesce(gpus, 0), case when devices > 1 then devices else 0 end);
   gpu_memory_gb := coalesce(gpu_memory_gb, 0);
 end $$;
 

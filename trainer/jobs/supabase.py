@@ -33,9 +33,10 @@ from trainer.remote.supabase import MIGRATE, USE_KEY, Project
 SCHEMA_VERSION = 1
 PAGE = 1000  # PostgREST returns no more rows at once, and does not say so
 
-CLAIM = RetryPolicy(tries=2, first_wait=0.5, total_seconds=20.0)
+# Whoever claims, beats or ends a run comes back by itself; these only bridge a hiccup.
+CLAIM = RetryPolicy(tries=2, first_wait=0.5, total_seconds=5.0)
 BEAT = RetryPolicy(tries=3, first_wait=0.5, longest_wait=2.0, total_seconds=8.0)
-FINISH = RetryPolicy(tries=5, first_wait=0.5, longest_wait=8.0, total_seconds=60.0)
+FINISH = RetryPolicy(tries=4, first_wait=0.5, longest_wait=4.0, total_seconds=20.0)
 READ = RetryPolicy(tries=4, first_wait=0.5, longest_wait=4.0, total_seconds=20.0)
 
 

@@ -1,0 +1,68 @@
+"""What a run requires is read by two programs, SQL in the database and Python for SQLite: they must agree."""
+
+import itertools
+import json
+
+import pytest
+
+from trainer.jobs.row import requirements
+
+AMOUNTS = [
+    None, 0, 1, 2, 1.5, -1, 1e3, 0.25, 10**30, True, "", "2", " 2 ", "2.5", "-2", "+2", "1e3", "0x2", "2,0", ".5", "5.", "nan",
+    "Infinity", "two", [], [2], {}, {"a": 1}, "9" * 150,
+]  # fmt: skip
+DEVICES = [
+    None, 0, 1, "0", "cpu", "0,1", " 0 , 1 ", "0,1,2,3", "cuda:0,1", "cuda:0", "0,", ",0", ",", "0,,1", "-1", "-1,-1", "0,a", "mps",
+    [], [0], [0, 1], ["0", "1"], [0, "a"], [0, None], [[0], [1]], {"0": 1}, True, "0;1", "0 1",
+]  # fmt: skip
+OTHERS = [
+    None, 1, "text", True, [], {}, "", "null", "{broken", "[1]", '"a"', {"requires": None}, {"requires": 1}, {"requires": "x"},
+    {"requires": []}, {"requires": {}}, '{"requires": {"gpus": 3}}', '{"device": "0,1"}', '"{\\"requires\\": {\\"gpus\\": 3}}"',
+]  # fmt: skip
+
+
+def all_configurations() -> list:
+    plain = [
+        *({"requires": {"gpus": amount}} for amount in AMOUNTS),
+        *({"requires": {"gpu_memory_gb": amount}} for amount in AMOUNTS),
+        *({"device": device} for device in DEVICES),
+        *({"requires": {"gpus": n}, "device": d} for n, d in itertools.product([1, 3, "x"], ["0,1", [0, 1, 2, 3], "cpu"])),
+    ]
+    return [*OTHERS, *plain, *(json.dumps(configuration) for configuration in plain)]
+
+
+@pytest.fixture(scope="module")
+def by_the_database(supabase_servers):
+    given = json.dumps(all_configurations()).replace("'", "''")
+    found = supabase_servers.rows(f"""
+        select r.gpus, r.gpu_memory_gb
+        from jsonb_array_elements('{given}'::jsonb) with ordinality as given (configuration, n),
+             trainer.requirements(given.configuration) as r
+        order by n""")
+    return [(float(row["gpus"]), float(row["gpu_memory_gb"])) for row in found]
+
+
+def test_the_database_and_python_read_the_same_requirements(by_the_database):
+    configurations = all_configurations()
+    assert len(by_the_database) == len(configurations) > 150
+    asked = [requirements(configuration) for configuration in configurations]
+    differing = [
+        (configuration, sql, (python.gpus, python.gpu_memory_gb))
+        for configuration, sql, python in zip(configurations, by_the_database, asked, strict=True)
+        if sql != pytest.approx((python.gpus, python.gpu_memory_gb))
+    ]
+    assert differing == []
+    assert (3.0, 0.0) in by_the_database
+    assert (0.0, 2.5) in by_the_database
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "served"),
+    [({}, False), ({"gpus": 1, "gpu_memory_gb": 24}, False), ({"gpus": 2, "gpu_memory_gb": 23.9}, False),
+     ({"gpus": 2, "gpu_memory_gb": 24}, True), ({"gpus": 8.0, "gpu_memory_gb": 80.5}, True)],
+)  # fmt: skip
+def test_both_judge_a_worker_alike(supabase_servers, capabilities, served):
+    configuration = {"requires": {"gpus": "2", "gpu_memory_gb": 24}}
+    assert requirements(configuration).served_by(capabilities) is served
+    answer = supabase_servers.sql(f"select trainer.can_serve('{json.dumps(capabilities)}', '{json.dumps(configuration)}')")
+    assert answer == ("t" if served else "f")
