@@ -19,6 +19,7 @@ ALLOWED = {
     "host": {"host", "core"},
     "demo": {"demo", "core", "settings"},
     "terminal": {"terminal", "core"},
+    "systemd": {"systemd"},
 }
 ENTRY_POINTS = {"wiring", "cli", "__init__", "doctor"}
 

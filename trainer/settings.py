@@ -130,6 +130,12 @@ def _explain(problem: Mapping[str, object]) -> str:
     return f"{name}{value}: {message[0].lower()}{message[1:]}"
 
 
+def service_manager() -> tuple[str | None, float | None]:
+    """Where systemd listens, and the seconds after which its watchdog bites; None for what it did not ask for."""
+    watchdog = os.environ.get("WATCHDOG_USEC")
+    return os.environ.get("NOTIFY_SOCKET"), int(watchdog) / 1e6 if watchdog else None
+
+
 def process_environment() -> Mapping[str, str]:
     """This process's environment, for the one who scrubs it before it reaches a training process."""
     return dict(os.environ)

@@ -23,8 +23,9 @@ from trainer.jobs.sqlite import SqliteQueue
 from trainer.remote.web import GuardedClient
 from trainer.reporting.fanout import Fanout
 from trainer.reporting.log import LogReporter
-from trainer.settings import Settings, process_environment
+from trainer.settings import Settings, process_environment, service_manager
 from trainer.storage.local import LocalObjectStore
+from trainer.systemd import ServiceManager
 from trainer.training.exports import available_exports
 from trainer.training.process import ChildTrainer, Patience
 from trainer.training.weights import ModelFolder
@@ -33,6 +34,7 @@ from trainer.worker.execution import Execution, Places, RunTimes
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.lease import LeaseTimes
 from trainer.worker.prefetch import Prefetcher
+from trainer.worker.pulse import Pulse
 from trainer.worker.slots import CPU, Slots
 
 log = structlog.get_logger()
@@ -77,7 +79,10 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
 @contextmanager
 def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
     """The whole service, ready to run; everything it opened is closed afterwards."""
+    address, watchdog_seconds = service_manager()
+    manager, pulse = ServiceManager(address), Pulse()
     with ExitStack() as opened:
+        opened.enter_context(manager.watchdog(watchdog_seconds, pulse.is_alive))
         backend = opened.enter_context(open_backend(settings, stop))
         log.info(
             "service starts",
@@ -117,6 +122,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
                 lease=settings.lease_seconds,
             ),
             run_times=RunTimes(checkpoint=settings.checkpoint_interval, drain=settings.drain_seconds),
+            pulse=pulse,
             timestamp_output=settings.timestamp_streams,
         )
         yield Daemon(
@@ -138,11 +144,13 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
                 journals=places.journals,
                 keep_days=settings.keep_runs_days,
             ),
+            pulse=pulse,
             journals=places.journals,
             poll_seconds=settings.poll_interval,
             lease_seconds=settings.lease_seconds,
             drain_seconds=settings.drain_seconds,
-            on_status=lambda status: log.debug("status", status=status),
+            on_status=manager.ready_and,
+            on_stopping=manager.stopping,
         )
 
 

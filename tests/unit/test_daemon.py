@@ -13,6 +13,7 @@ from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.daemon import Daemon
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.prefetch import Prefetcher
+from trainer.worker.pulse import Pulse
 
 
 class Watched:
@@ -69,6 +70,8 @@ def daemon(room, queue, **parts):
         "lease_seconds": 60,
         "drain_seconds": 5,
         "on_status": lambda status: None,
+        "on_stopping": lambda: None,
+        "pulse": Pulse(),
     }  # fmt: skip
     return Daemon(**(defaults | parts))
 

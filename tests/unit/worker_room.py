@@ -18,6 +18,7 @@ from trainer.jobs.sqlite import SqliteQueue
 from trainer.storage.local import LocalObjectStore
 from trainer.worker.execution import Execution, Places, RunTimes
 from trainer.worker.lease import LeaseTimes
+from trainer.worker.pulse import Pulse
 from trainer.worker.slots import CPU, Slots
 
 BUCKET = "training-artifacts"
@@ -139,6 +140,7 @@ class Room:
             "places": self.places,
             "lease_times": LeaseTimes(beat=self.beat_seconds, progress=0.0, lease=self.lease_seconds),
             "run_times": RunTimes(checkpoint=self.checkpoint_seconds, drain=self.drain_seconds),
+            "pulse": Pulse(),
             "timestamp_output": True,
         }
         return Execution(**(defaults | parts))

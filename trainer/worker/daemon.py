@@ -19,6 +19,7 @@ from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.execution import Execution
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.prefetch import Prefetcher
+from trainer.worker.pulse import Pulse
 from trainer.worker.slots import SlotLoan, Slots
 
 log = structlog.get_logger()
@@ -38,11 +39,13 @@ class Daemon:
         describe_worker: Callable[[int], Worker],
         prefetcher: Prefetcher,
         housekeeping: Housekeeping,
+        pulse: Pulse,
         journals: Path,
         poll_seconds: float,
         lease_seconds: float,
         drain_seconds: float,
         on_status: Callable[[str], None],
+        on_stopping: Callable[[], None],
     ) -> None:
         self._queue = queue
         self._execution = execution
@@ -50,11 +53,13 @@ class Daemon:
         self._describe_worker = describe_worker
         self._prefetcher = prefetcher
         self._housekeeping = housekeeping
+        self._pulse = pulse
         self._journals = journals
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
         self._drain_seconds = drain_seconds
         self._on_status = on_status
+        self._on_stopping = on_stopping
         self._claim_id = str(uuid.uuid4())
         self._unanswered = 0  # claims in a row that the queue did not answer
         self._runs: list[threading.Thread] = []
@@ -67,9 +72,11 @@ class Daemon:
         """
         worker = self._describe_worker(self._slots.free)
         deliver_leftovers(self._queue, self._journals, worker.id, self._lease_seconds, shutdown)
-        with self._prefetcher.running(shutdown):
+        with self._prefetcher.running(shutdown), self._pulse.following("claims"):
             while not shutdown.must_stop:
+                self._pulse.mark("claims")
                 self._step(shutdown)
+        self._on_stopping()
         return self._drain()
 
     def _step(self, shutdown: StopSignal) -> None:
@@ -96,7 +103,8 @@ class Daemon:
             log.info("the queue answers again", tries=self._unanswered)
         self._unanswered = 0
         self._claim_id = str(uuid.uuid4())
-        self._on_status("working" if lease else "waiting for runs")
+        busy = self._slots.total - self._slots.free + (1 if lease else 0)
+        self._on_status(f"{busy} of {self._slots.total} slots busy")
         return lease
 
     def _pause(self) -> float:
@@ -132,7 +140,6 @@ class Daemon:
             log.warning("the run could not be given back; its lease will expire", error=str(error))
 
     def _drain(self) -> bool:
-        self._on_status("stopping")
         deadline = time.monotonic() + self._drain_seconds
         for thread in self._runs:
             thread.join(max(0.0, deadline - time.monotonic()))

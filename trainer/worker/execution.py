@@ -45,6 +45,7 @@ from trainer.worker.housekeeping import require_space
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
 from trainer.worker.publish import Publisher, prefix_of
+from trainer.worker.pulse import Pulse
 from trainer.worker.record import Record, RunLog
 from trainer.worker.resume import CheckpointUploads, checkpoint_to_resume
 from trainer.worker.slots import SlotLoan
@@ -104,6 +105,7 @@ class Execution:
         places: Places,
         lease_times: LeaseTimes,
         run_times: RunTimes,
+        pulse: Pulse,
         timestamp_output: bool,
     ) -> None:
         self.queue = queue
@@ -117,6 +119,7 @@ class Execution:
         self.places = places
         self.lease_times = lease_times
         self.run_times = run_times
+        self.pulse = pulse
         self.timestamp_output = timestamp_output
 
     def run(self, lease: Lease, slot: SlotLoan, stop: StopSignal) -> None:
@@ -128,7 +131,7 @@ class Execution:
             progress = Progress()
             record = Record(job, journal, progress, run_log, self.reporter)
             attempt = Attempt(self, job, slot, stop, record, progress)
-            heartbeat = Heartbeat(self.queue, lease, journal, stop, self.lease_times, progress.as_json)
+            heartbeat = Heartbeat(self.queue, lease, journal, stop, self.lease_times, progress.as_json, self.pulse)
             self.reporter.started(job)
             with kept_alive(heartbeat, job.id):
                 outcome = attempt.outcome()

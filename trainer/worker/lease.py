@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -15,6 +15,7 @@ from trainer.core.job import JsonObject, Lease, Verdict
 from trainer.core.ports import Queue
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.journal import Journal
+from trainer.worker.pulse import Pulse
 
 log = structlog.get_logger()
 
@@ -49,6 +50,7 @@ class Heartbeat:
         stop: StopSignal,
         times: LeaseTimes,
         progress: Callable[[], JsonObject],
+        pulse: Pulse,
     ) -> None:
         self._queue = queue
         self._lease = lease
@@ -56,6 +58,7 @@ class Heartbeat:
         self._stop = stop
         self._times = times
         self._progress = progress
+        self._pulse = pulse
         self._trusted_until = lease.trusted_until
         self._next_progress = 0.0
         self._unreachable_since: float | None = None
@@ -69,11 +72,16 @@ class Heartbeat:
     def end(self) -> None:
         self._over.set()
 
+    def followed(self) -> AbstractContextManager[None]:
+        """Expect beats while the block runs."""
+        return self._pulse.following(self._lease.claim_id)
+
     def run(self) -> None:
         """Beat until `end` is called or the lease is lost. If it ends in any other way, the run is stopped."""
         ended_well = False
         try:
             while not self._over.is_set():
+                self._pulse.mark(self._lease.claim_id)
                 self._beat()
                 if self._stop.reason is StopReason.LOST:
                     break
@@ -119,9 +127,10 @@ class Heartbeat:
 def kept_alive(heartbeat: Heartbeat, name: str) -> Iterator[Heartbeat]:
     """Beat in a thread for as long as the block runs."""
     thread = threading.Thread(target=heartbeat.run, name=f"beat-{name}", daemon=True)
-    thread.start()
-    try:
-        yield heartbeat
-    finally:
-        heartbeat.end()
-        thread.join()
+    with heartbeat.followed():
+        thread.start()
+        try:
+            yield heartbeat
+        finally:
+            heartbeat.end()
+            thread.join()
