@@ -16,7 +16,7 @@ from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets import validate
 from trainer.datasets.found import SPLITS, Found, Report, Sample
-from trainer.datasets.images import Facts
+from trainer.datasets.images import Facts, read_small
 from trainer.datasets.labels import LARGEST_LABEL, Labels, Shape, check, class_numbers, column_counts, guess_task
 from trainer.datasets.merge import Merged, merge
 from trainer.datasets.split import HOW_TO_ASK, assigned, stratified
@@ -56,6 +56,7 @@ class Checked:
     samples: list[Sample]
     facts: list[Facts]
     labels: Labels
+    texts: list[bytes]  # the label files as they were read
     images: dict[str, int]  # per split
     per_class: dict[str, list[int]]  # labels per split and class
 
@@ -89,7 +90,8 @@ def check_all(order: DatasetOrder, founds: Sequence[Found], stop: StopSignal, re
     images, per_class = _count(samples, labels, len(merged.names), report)
     validate.balance(merged.names, per_class, report)
     return Checked(
-        task=task, merged=merged, samples=samples, facts=facts, labels=labels, images=images, per_class=per_class,
+        task=task, merged=merged, samples=samples, facts=facts, labels=labels,
+        texts=[text for of_it in texts for text in of_it], images=images, per_class=per_class,
     )
 
 
@@ -128,8 +130,7 @@ def _texts(samples: Sequence[Sample], report: Report, stop: StopSignal) -> list[
 
 def _text(sample: Sample, report: Report) -> bytes:
     try:
-        with Path(sample.label or "").open("rb", buffering=0) as file:
-            text = file.read(LARGEST_LABEL + 1)
+        text = read_small(sample.label or "", LARGEST_LABEL + 1)
     except OSError as error:
         report.error("label-unreadable", "{n} label files cannot be read", f"{sample.name}: {error.strerror}")
         return b""
@@ -283,8 +284,12 @@ def _items(checked: Checked) -> list[Item]:
             split=sample.split or "train", image=sample.image, name=sample.name, text=text,
             folder="" if sample.class_id is None else folders[sample.class_id],
             link="copy" if fact.is_loose else "hardlink" if sample.owned else "symlink",
+            # a label file of our own that stays as it is need not be written again
+            label=sample.label if sample.owned and text is read else None,
         )
-        for sample, text, fact in zip(checked.samples, checked.labels.texts, checked.facts, strict=True)
+        for sample, text, read, fact in zip(
+            checked.samples, checked.labels.texts, checked.texts, checked.facts, strict=True,
+        )
     ]
 
 

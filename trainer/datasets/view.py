@@ -4,7 +4,7 @@
     view/data.yaml   images/{train,val,test}/…   labels/{train,val,test}/….txt      classification: {train,val,test}/CLASS/…
 
 Ultralytics writes into JPEGs that do not end in their end mark, so those are copied; nothing else is written to through
-the links. Images of our own cache are hard links where the file system allows it, the user's are symlinks.
+the links. Files of our own cache are hard links where the file system allows it, the user's images are symlinks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Item:
     text: bytes
     folder: str = ""
     link: str = "symlink"  # or "hardlink", "copy"
+    label: str | None = None  # a file of our own that holds `text`, to be linked
 
 
 def write_view(view: Path, items: Sequence[Item], stop: StopSignal, empty: Iterable[str] = ()) -> None:
@@ -117,43 +119,56 @@ def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> None:
     for item in items:
         by_folder.setdefault((item.split, item.folder), []).append(item)
     for (split, folder), members in by_folder.items():
+        named = list(zip(members, view_names([item.name for item in members]), strict=True))
         images = view / split / folder if folder else view / "images" / split
-        labels = view / "labels" / split
         images.mkdir(parents=True, exist_ok=True)
-        if not folder:
-            labels.mkdir(parents=True, exist_ok=True)
-        names = view_names([item.name for item in members])
-        for number, (item, name) in enumerate(zip(members, names, strict=True)):
-            if number % CHECK_EVERY == 0:
-                stop.raise_if_set()
-            target = f"{images}/{name}"
-            _link(item, target)
-            if not folder:
-                _put(f"{labels}/{name.rpartition('.')[0]}.txt", item.text)
+        if folder:
+            _link_images(named, images, stop)
+            continue
+        labels = view / "labels" / split
+        labels.mkdir(parents=True, exist_ok=True)
+        # the file system takes its time with each new name, and works on two folders at once
+        with ThreadPoolExecutor(1) as beside:
+            writing = beside.submit(_write_labels, named, labels, stop)
+            _link_images(named, images, stop)
+            writing.result()
 
 
-def _put(path: str, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    with open(descriptor, "wb", buffering=0) as file:
-        file.write(content)
-
-
-def _link(item: Item, target: str) -> None:
-    if item.link == "symlink":
-        os.symlink(item.image, target)
-        return
-    try:
-        if item.link == "hardlink":
-            try:
-                os.link(item.image, target)
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
+def _link_images(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSignal) -> None:
+    for number, (item, name) in enumerate(named):
+        if number % CHECK_EVERY == 0:
+            stop.raise_if_set()
+        target = f"{folder}/{name}"
+        try:
+            if item.link == "symlink":
                 os.symlink(item.image, target)
-        else:
-            shutil.copyfile(item.image, target)
-    except FileNotFoundError:
-        raise DatasetError(
-            f"The image {shown(item.name)} vanished while the dataset was prepared; leave it alone and queue again.",
-        ) from None
+            elif item.link == "hardlink":
+                _hard_link(item.image, target)
+            else:
+                shutil.copyfile(item.image, target)
+        except FileNotFoundError:
+            raise DatasetError(
+                f"The image {shown(item.name)} vanished while the dataset was prepared; leave it alone and queue again.",
+            ) from None
 
+
+def _write_labels(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSignal) -> None:
+    for number, (item, name) in enumerate(named):
+        if number % CHECK_EVERY == 0:
+            stop.raise_if_set()
+        target = f"{folder}/{name.rpartition('.')[0]}.txt"
+        if item.label:
+            _hard_link(item.label, target)
+            continue
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with open(descriptor, "wb", buffering=0) as file:
+            file.write(item.text)
+
+
+def _hard_link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.symlink(source, target)

@@ -1,0 +1,103 @@
+"""How long it takes to validate, normalise and link N images that are on disk: `python benchmarks/datasets.py [N]`.
+
+The images are a few distinct JPEGs of 64 pixels, each with a comment of its own so that no two files are equal, each
+with a label file of five boxes. Prints seconds and images per second, first and then unchanged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import random
+import resource
+import shutil
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from PIL import Image
+
+from trainer.core.dataset import DatasetOrder
+from trainer.core.stop import StopSignal
+from trainer.datasets.prepare import FetchedDatasets
+from trainer.datasets.reference import Roots
+from trainer.datasets.tree import Fetched
+
+
+class OnDisk:
+    """Stands in for the fetcher: the folder is there."""
+
+    def __init__(self, is_private: bool) -> None:
+        self._is_private = is_private
+
+    def fetch(self, ref, staging, stop, on_event):  # noqa: ANN001, ANN201
+        return Fetched(root=Path(ref.path), entry=Path("data.yaml"), is_private=self._is_private)
+
+    def prefetch(self, ref, stop) -> None:  # noqa: ANN001
+        raise NotImplementedError
+
+
+def jpegs(count: int, size: int) -> list[bytes]:
+    """A few distinct pictures of coarse noise, encoded."""
+    rng = random.Random(0)
+    result = []
+    for _ in range(count):
+        small = Image.frombytes("RGB", (8, 8), rng.randbytes(192))
+        out = io.BytesIO()
+        small.resize((size, size), Image.Resampling.NEAREST).save(out, "JPEG", quality=85)
+        result.append(out.getvalue())
+    return result
+
+
+def make(root: Path, images: int, size: int) -> None:
+    """The dataset: every tenth image in val."""
+    rng = random.Random(1)
+    pictures = jpegs(8, size)
+    for split in ("train", "val"):
+        (root / f"images/{split}").mkdir(parents=True)
+        (root / f"labels/{split}").mkdir(parents=True)
+    for number in range(images):
+        split = "val" if number % 10 == 9 else "train"
+        comment = f"{number:012}".encode()
+        picture = pictures[number % len(pictures)]
+        segment = b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
+        (root / f"images/{split}/{number:07}.jpg").write_bytes(picture[:2] + segment + picture[2:])
+        rows = [
+            f"{rng.randrange(10)} {rng.uniform(.3, .7):.6f} {rng.uniform(.3, .7):.6f} "
+            f"{rng.uniform(.05, .3):.6f} {rng.uniform(.05, .3):.6f}\n"
+            for _ in range(5)
+        ]
+        (root / f"labels/{split}/{number:07}.txt").write_text("".join(rows))
+    (root / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames: {list(map(str, range(10)))}\n")
+
+
+def main() -> None:
+    """Make the dataset, prepare it, prepare it again."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=int, nargs="?", default=50_000)
+    parser.add_argument("--size", type=int, default=64, help="pixels of each image's sides")
+    parser.add_argument("--folder", type=Path, default=None, help="where to work; default: the temporary folder")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        root = Path(folder).resolve()
+        make(root / "set", arguments.images, arguments.size)
+        datasets = FetchedDatasets(OnDisk(is_private=True), Roots(root), "datasets")
+        for label in ("first", "unchanged"):
+            order = DatasetOrder(run_id=label, sources=(str(root / "set"),))
+            begin, cpu = time.perf_counter(), time.process_time()
+            result = datasets.prepare(order, root / label, StopSignal(), lambda _: None)
+            seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+            assert sum(result.images.values()) == arguments.images
+            print(
+                f"{label:10} {arguments.images} images: {seconds:6.2f} s, {arguments.images / seconds:8.0f} images/s, "
+                f"{cpu:.2f} s of CPU, peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB",
+            )
+            shutil.rmtree(root / label)
+
+
+if __name__ == "__main__":
+    main()
