@@ -1,0 +1,167 @@
+"""systemd's side, played exactly: the notify socket, the watchdog, the signals, and what its own tools say of the units."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.service import Service
+from trainer.demo import draw_dataset
+from trainer.systemd import ServiceManager
+from trainer.worker.pulse import Pulse
+
+UNITS = Path(__file__).parents[2] / "systemd"
+
+
+@pytest.fixture
+def manager(tmp_path):
+    """The socket on which systemd listens; `hear` collects what was said within some seconds."""
+
+    class Manager:
+        address = str(tmp_path / "notify")
+
+        def __init__(self):
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self.socket.bind(self.address)
+            self.heard = []
+
+        def hear(self, wanted, seconds=20):
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                if any(wanted in message for message in self.heard):
+                    return True
+                self.socket.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    self.heard.append(self.socket.recv(4096).decode())
+                except TimeoutError:
+                    return False
+            return False
+
+    manager = Manager()
+    yield manager
+    manager.socket.close()
+
+
+@pytest.fixture
+def start(tmp_path, manager):
+    started = []
+
+    def start(behaviour, **settings):
+        service = Service(tmp_path / "home", behaviour, **settings)
+        service.environment |= {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "4000000"}
+        started.append(service.start())
+        return service
+
+    yield start
+    for service in started:
+        if service.process.poll() is None:
+            service.process.kill()
+            service.process.wait()
+
+
+def test_ready_comes_with_the_first_answer_of_the_queue_and_status_follows(start, manager):
+    service = start({})
+
+    assert manager.hear("READY=1")
+    assert "STATUS=0 of 1 slots busy" in manager.heard[0]
+    assert manager.hear("WATCHDOG=1")
+
+    assert service.stop() == 0
+    assert manager.hear("STOPPING=1")
+    assert sum("READY=1" in message for message in manager.heard) == 1
+
+
+def test_the_watchdog_is_fed_while_a_run_trains_and_a_stop_drains_it(start, manager, tmp_path):
+    service = start({"seconds_per_epoch": 0.5})
+    run_id = service.enqueue(draw_dataset(tmp_path / "data", images=5, size=64), epochs=100)
+    service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
+    assert manager.hear("STATUS=1 of 1 slots busy")
+    manager.heard.clear()
+
+    assert manager.hear("WATCHDOG=1")
+    assert service.stop(signal.SIGTERM) == 0
+    assert service.row(run_id)["status"] == "queued"
+
+
+def test_a_frozen_service_feeds_no_watchdog(start, manager):
+    service = start({})
+    assert manager.hear("WATCHDOG=1")
+
+    service.process.send_signal(signal.SIGSTOP)
+    time.sleep(0.2)
+    while manager.hear("WATCHDOG=1", seconds=0.1):
+        manager.heard.clear()
+    heard_while_frozen = manager.hear("WATCHDOG=1", seconds=3)
+    service.process.send_signal(signal.SIGCONT)
+
+    assert not heard_while_frozen
+    assert manager.hear("WATCHDOG=1")
+
+
+def test_one_loop_that_stopped_turning_is_enough_to_starve_the_watchdog():
+    pulse = Pulse()
+    with pulse.following("claims"), pulse.following("a run"):
+        time.sleep(0.05)
+        pulse.mark("claims")
+        assert not pulse.is_alive(within=0.04)
+        pulse.mark("a run")
+        assert pulse.is_alive(within=5)
+
+
+def test_a_loop_that_ended_is_not_missed():
+    pulse = Pulse()
+    with pulse.following("a run"):
+        pass
+    time.sleep(0.02)
+
+    assert pulse.is_alive(within=0.01)
+
+
+def test_without_systemd_nothing_is_said():
+    manager = ServiceManager(None)
+
+    manager.ready_and("x")
+    manager.stopping()
+    with manager.watchdog(None, lambda seconds: True):
+        pass
+
+
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
+def test_the_units_exposure_is_ok(unit):
+    told = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", str(UNITS / unit)], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    score = re.search(r"Overall exposure level.*?: (\d+\.\d+)", told.stdout)
+    assert score, told.stderr
+    assert float(score.group(1)) <= 2.5
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
+def test_the_units_are_valid(tmp_path, unit):
+    """As written, but for the installed interpreter, which is not here."""
+    name = unit.replace("@.", "@a.")
+    text = (UNITS / unit).read_text()
+    (tmp_path / name).write_text(text.replace("/opt/yolo-trainer/.venv/bin/python", "/usr/bin/env"))
+
+    told = subprocess.run(["systemd-analyze", "verify", str(tmp_path / name)], capture_output=True, text=True, check=False)
+
+    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
+
+
+def test_the_stop_timeout_is_above_the_drain_time():
+    from trainer.settings import Settings
+
+    for unit in UNITS.glob("*.service"):
+        timeout = re.search(r"TimeoutStopSec=(\d+)", unit.read_text())
+        assert int(timeout.group(1)) > Settings.model_fields["drain_seconds"].default
