@@ -69,7 +69,10 @@ def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) ->
 
         def bare(info: ObjectInfo) -> None:
             path = folder / "bare" / info.ref.key.replace("/", "-")
-            with client.stream("GET", f"{url}/storage/v1/object/data/{info.ref.key}") as response, path.open("wb") as out:
+            with (
+                client.stream("GET", f"{url}/storage/v1/object/data/{info.ref.key}") as response,
+                path.open("wb") as out,
+            ):
                 for block in response.iter_raw():
                     out.write(block)
 
@@ -105,7 +108,9 @@ def large(store: SupabaseObjectStore, url: str, folder: Path, megabytes: int) ->
     up = megabytes / seconds(lambda: store.upload(path, ref, StopSignal()))
     down = megabytes / seconds(lambda: store.download(ref, folder / "back.pt", StopSignal()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{megabytes} MB: upload {up:.0f} MB/s (one bare request {bare:.0f}, ratio {up / bare:.2f}), download {down:.0f} MB/s")
+    print(
+        f"{megabytes} MB: upload {up:.0f} MB/s (one bare request {bare:.0f}, ratio {up / bare:.2f}), download {down:.0f} MB/s"
+    )
     print(f"peak memory: {before / 1024:.0f} MiB before, {peak / 1024:.0f} MiB after both")
 
 

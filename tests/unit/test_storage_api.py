@@ -157,7 +157,10 @@ def test_no_secret_is_in_a_repr_a_message_or_a_log(caplog):
 
 def test_a_restricted_role_sends_the_project_key_beside_its_token():
     api = StorageApi("http://storage.test", "role.jwt.token", apikey="sb_publishable_x")
-    assert (api._client.headers["apikey"], api._client.headers["authorization"]) == ("sb_publishable_x", "Bearer role.jwt.token")
+    assert (api._client.headers["apikey"], api._client.headers["authorization"]) == (
+        "sb_publishable_x",
+        "Bearer role.jwt.token",
+    )
     api.close()
 
 

@@ -8,10 +8,14 @@ from hypothesis import strategies as st
 from tests.storage_server import GOOD_KEY
 from trainer.core.names import local_name, storage_key
 
-FILE_NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=())).filter(
-    # a lone surrogate stands for a byte that is no UTF-8; a file system gives no others
-    lambda name: all(not "\ud800" <= letter <= "\udfff" or "\udc80" <= letter <= "\udcff" for letter in name),
-).map(lambda name: name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape"))
+FILE_NAMES = (
+    st.text(st.characters(exclude_characters="\0", exclude_categories=()))
+    .filter(
+        # a lone surrogate stands for a byte that is no UTF-8; a file system gives no others
+        lambda name: all(not "\ud800" <= letter <= "\udfff" or "\udc80" <= letter <= "\udcff" for letter in name),
+    )
+    .map(lambda name: name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape"))
+)
 TRICKY = st.text(st.sampled_from("=3DAé%~/.\udcff"))
 
 

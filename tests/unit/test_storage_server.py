@@ -104,7 +104,9 @@ def test_limits_of_size_and_type(server, client):
     assert client.post("/object/data/a", content=bytes(20_000_001)).json()["statusCode"] == "413"
     server.buckets["data"].file_size_limit, server.buckets["data"].mime_types = 10, ["image/png"]
     assert client.post("/object/data/a", content=bytes(11)).json()["statusCode"] == "413"
-    assert client.post("/object/data/a", content=b"1", headers={"Content-Type": "text/csv"}).json()["statusCode"] == "415"
+    assert (
+        client.post("/object/data/a", content=b"1", headers={"Content-Type": "text/csv"}).json()["statusCode"] == "415"
+    )
     assert client.post("/object/data/a", content=b"1", headers={"Content-Type": "image/png"}).status_code == 200
 
 
@@ -135,7 +137,9 @@ def test_a_signed_url_needs_no_key_and_is_good_for_one_object_and_time(server, c
 
 def begin(client, length: int, **headers: str) -> httpx.Response:
     named = ",".join(f"{k} {base64.b64encode(v).decode()}" for k, v in (("bucketName", b"data"), ("objectName", b"a")))
-    return client.post("/upload/resumable", headers=TUS | {"Upload-Length": str(length), "Upload-Metadata": named} | headers)
+    return client.post(
+        "/upload/resumable", headers=TUS | {"Upload-Length": str(length), "Upload-Metadata": named} | headers
+    )
 
 
 def test_a_resumable_upload_keeps_its_offset_and_refuses_another(server, client):

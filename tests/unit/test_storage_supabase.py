@@ -150,7 +150,12 @@ def test_a_page_that_keeps_failing_is_an_error_and_never_a_shorter_list(server, 
 
 def test_a_listing_that_does_not_say_how_to_go_on_is_an_error(server, store):
     fill(server, 3)
-    for page in ({"hasNext": True, "objects": []}, {"hasNext": True, "objects": [], "nextCursor": "again"}, [], {"objects": []}):
+    for page in (
+        {"hasNext": True, "objects": []},
+        {"hasNext": True, "objects": [], "nextCursor": "again"},
+        [],
+        {"objects": []},
+    ):
         server.fault("status", on="list-v2", status=200, times=9, body=json.dumps(page).encode())
         with pytest.raises(Unavailable):
             listed(store)
@@ -238,7 +243,9 @@ def test_a_download_that_was_whole_but_not_yet_renamed_is_finished(server, store
     server.put(REF.bucket, REF.key, content)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(content)
-    (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": store.stat(REF).etag, "bytes": len(content), "safe": 0}))
+    (tmp_path / "out/best.pt.part.json").write_text(
+        json.dumps({"etag": store.stat(REF).etag, "bytes": len(content), "safe": 0})
+    )
     assert fetched(store, tmp_path) == content
     assert server.sent == 1
 
@@ -253,7 +260,17 @@ def test_the_beginning_of_another_content_is_not_gone_on_from(server, store, tmp
     assert fetched(store, tmp_path) == content
 
 
-@pytest.mark.parametrize("note", ["", "{}", "[]", '{"etag": null, "bytes": "x"}', '{"etag": "a", "bytes": 10}', '{"etag": "a", "bytes": 10, "safe": 5}'])
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"etag": null, "bytes": "x"}',
+        '{"etag": "a", "bytes": 10}',
+        '{"etag": "a", "bytes": 10, "safe": 5}',
+    ],
+)
 def test_a_damaged_note_means_starting_again(server, store, tmp_path, note):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(b"x" * 100)
@@ -267,7 +284,9 @@ def test_a_damaged_beginning_is_noticed_and_fetched_again(server, store, tmp_pat
     server.put(REF.bucket, REF.key, content)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(b"x" * MIB)
-    (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": store.stat(REF).etag, "bytes": len(content), "safe": 0}))
+    (tmp_path / "out/best.pt.part.json").write_text(
+        json.dumps({"etag": store.stat(REF).etag, "bytes": len(content), "safe": 0})
+    )
     assert fetched(store, tmp_path) == content
 
 
@@ -306,7 +325,9 @@ def test_bytes_that_no_checksum_covers_are_kept_only_as_far_as_they_are_safe(ser
     server.objects["data"][REF.key] = replace(stored, md5="0" * 32 + "-2")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(content[: 2 * MIB] + bytes(MIB))  # zeros, as a power cut leaves them
-    (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": "0" * 32 + "-2", "bytes": 9 * MIB, "safe": 2 * MIB}))
+    (tmp_path / "out/best.pt.part.json").write_text(
+        json.dumps({"etag": "0" * 32 + "-2", "bytes": 9 * MIB, "safe": 2 * MIB})
+    )
     assert fetched(store, tmp_path) == content
     assert server.sent == 7 * MIB
 
@@ -316,7 +337,9 @@ def test_a_process_that_is_killed_leaves_a_beginning_that_the_next_one_goes_on_f
     server.put(REF.bucket, REF.key, content)
     server.fault("slow", on=DOWNLOAD, rate=40e6)
     (tmp_path / "out").mkdir()
-    kill_when(lambda: server.sent > 12 * MIB, server, tmp_path, "store.download(ref, folder / 'out/best.pt', StopSignal())")
+    kill_when(
+        lambda: server.sent > 12 * MIB, server, tmp_path, "store.download(ref, folder / 'out/best.pt', StopSignal())"
+    )
     kept, before = (tmp_path / "out/best.pt.part").stat().st_size, server.sent
     assert kept > 4 * MIB
     assert fetched(store, tmp_path) == content
@@ -442,7 +465,9 @@ def test_a_large_upload_goes_on_in_another_process(server, make_store, tmp_path)
 def test_a_large_upload_goes_on_after_its_process_was_killed(server, store, tmp_path):
     path, content = source_file(tmp_path, 30 * MIB)
     server.fault("slow", on="PATCH", rate=60e6, times=99)
-    kill_when(lambda: server.received > 15 * MIB, server, tmp_path, "store.upload(folder / 'best.pt', ref, StopSignal())")
+    kill_when(
+        lambda: server.received > 15 * MIB, server, tmp_path, "store.upload(folder / 'best.pt', ref, StopSignal())"
+    )
     server.faults.clear()
     store.upload(path, REF, StopSignal())
     assert server.get("data", REF.key) == content
@@ -596,7 +621,10 @@ def test_a_signed_url_expires(server, make_store, tmp_path):
 
 def test_a_trailing_slash_in_the_address_of_the_project_does_no_harm(server, make_store):
     server.put("open", "a", b"1")
-    assert make_store(url=server.url + "/").url(ObjectRef(bucket="open", key="a")) == f"{server.url}/storage/v1/object/public/open/a"
+    assert (
+        make_store(url=server.url + "/").url(ObjectRef(bucket="open", key="a"))
+        == f"{server.url}/storage/v1/object/public/open/a"
+    )
 
 
 def test_whether_a_bucket_is_public_is_asked_once(server, store):

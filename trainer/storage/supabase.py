@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-
-import httpx
 
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, Unavailable
@@ -15,13 +14,13 @@ from trainer.core.ports import ObjectInfo, OnBytes, StoredObject
 from trainer.core.stop import StopSignal
 from trainer.remote.retry import RetryPolicy, retrying
 from trainer.remote.stoppable import stoppable
-from trainer.remote.storage_api import NoSuchRoute, StorageApi, Target, TooLarge, object_path
+from trainer.remote.storage_api import StorageApi, Target, TooLarge, object_path
 from trainer.storage.files import disk_errors
+from trainer.storage.listing import entries
 from trainer.storage.partial import PartialFile
 from trainer.storage.resumable import CHUNK, ResumableUpload, UploadNotes, slices
 
 T = TypeVar("T")
-PAGE = 1000  # objects; the server cuts longer pages without saying so
 _PLACEHOLDER = ".emptyFolderPlaceholder"
 _BUCKET_SECONDS = 300.0  # how long a bucket's settings are believed
 _TYPES = {
@@ -61,10 +60,8 @@ class SupabaseObjectStore:
         self._api.close()
 
     def list(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
-        folder = prefix.strip("/")
-        pages = self._pages(bucket, f"{folder}/" if folder else "")
-        found = False
-        for key, entry in pages:
+        folder, found = prefix.strip("/"), False
+        for key, entry in entries(partial(self._page, bucket), f"{folder}/" if folder else ""):
             found = True
             if PurePosixPath(key).name != _PLACEHOLDER:
                 yield self._listed(ObjectRef(bucket=bucket, key=key), entry)
@@ -141,55 +138,7 @@ class SupabaseObjectStore:
 
     # ── listing ──
 
-    def _pages(self, bucket: str, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Key and entry of every object below `folder` (empty or with a slash at its end)."""
-        try:
-            first = self._page_v2(bucket, folder, None)
-        except (NoSuchRoute, ObjectMissing):
-            # an older server takes the route for an object called `list-v2/…`, and finds no bucket of that name
-            yield from self._pages_v1(bucket, folder)
-        else:
-            yield from self._rest_v2(bucket, folder, first)
-
-    def _rest_v2(self, bucket: str, folder: str, page: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        seen = set()
-        while True:
-            for entry in page["objects"]:
-                yield str(entry.get("key") or entry["name"]), entry
-            if not page["hasNext"]:
-                return
-            cursor = page.get("nextCursor")
-            if not cursor or cursor in seen:
-                raise Unavailable(f"storage does not say how the listing of bucket {bucket!r} goes on")
-            seen.add(cursor)
-            page = self._page_v2(bucket, folder, cursor)
-
-    def _page_v2(self, bucket: str, folder: str, cursor: str | None) -> Any:
-        body = {"prefix": folder, "limit": PAGE, "with_delimiter": False} | ({"cursor": cursor} if cursor else {})
-        page = self._ask_for_page("object/list-v2", bucket, body)
-        if not isinstance(page, dict) or not isinstance(page.get("objects"), list_type) or "hasNext" not in page:
-            raise Unavailable(f"storage answered the listing of bucket {bucket!r} with something else")
-        return page
-
-    def _pages_v1(self, bucket: str, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        folders = [folder]
-        while folders:
-            folder, offset, full = folders.pop(), 0, True
-            while full:
-                order = {"column": "name", "order": "asc"}
-                body = {"prefix": folder, "limit": PAGE, "offset": offset, "sortBy": order}
-                page = self._ask_for_page("object/list", bucket, body)
-                if not isinstance(page, list_type):
-                    raise Unavailable(f"storage answered the listing of bucket {bucket!r} with something else")
-                offset, full = offset + len(page), len(page) >= PAGE
-                for entry in page:
-                    key = f"{folder}{entry['name']}"
-                    if entry.get("id") is None:
-                        folders.append(f"{key}/")
-                    else:
-                        yield key, entry
-
-    def _ask_for_page(self, route: str, bucket: str, body: Mapping[str, Any]) -> Any:
+    def _page(self, bucket: str, route: str, body: Mapping[str, Any]) -> Any:
         path, target = object_path(route, bucket, "").rstrip("/"), Target(bucket=bucket)
         return self._persist(lambda: self._api.call("POST", path, target, body=body).json(), self._stop)
 
@@ -287,9 +236,6 @@ class SupabaseObjectStore:
                         raise
 
 
-list_type = list  # the class has a method of that name
-
-
 class _Position:
     """Tells how far a transfer is, once for each byte however often it is sent."""
 
@@ -315,7 +261,7 @@ def _plain_etag(etag: str) -> str:
     return etag.removeprefix("W/").strip('"')
 
 
-def _described(ref: ObjectRef, headers: httpx.Headers | Mapping[str, str]) -> ObjectInfo:
+def _described(ref: ObjectRef, headers: Mapping[str, str]) -> ObjectInfo:
     etag = _plain_etag(headers.get("ETag", ""))
     size = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
     if not etag or not size.isdecimal():
@@ -323,6 +269,6 @@ def _described(ref: ObjectRef, headers: httpx.Headers | Mapping[str, str]) -> Ob
     return ObjectInfo(ref=ref, bytes=int(size), etag=etag)
 
 
-def _start(headers: httpx.Headers) -> int:
+def _start(headers: Mapping[str, str]) -> int:
     start = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     return int(start) if start.isdecimal() else -1
