@@ -146,6 +146,12 @@ def test_a_missing_model_is_downloaded_once_into_the_folder(folder, models, rele
     assert leftovers(models) == ["yolo11n-seg.pt"]
 
 
+def test_what_a_crash_left_of_a_download_is_used_up(folder, models, release):
+    put(models, ".yolo11n.pt", b"half of it")
+    folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
+    assert leftovers(models) == ["yolo11n.pt"]
+
+
 def test_a_redirect_is_followed_as_release_pages_use_them(folder, release):
     release.answers = [(302, b"")]
     path = folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())

@@ -24,17 +24,8 @@ _MOST_HINTS = 50
 # sections that people nest settings into
 _SECTIONS = frozenset(
     {
-        *(
-            "advancedconfig",
-            "hyperparameters",
-            "hyperparams",
-            "params",
-            "fitparams",
-            "trainparams",
-            "args",
-            "overrides",
-        ),
-        *("augmentation", "augmentations", "optimizer", "scheduler", "validation"),
+        *("advancedconfig", "hyperparameters", "hyperparams", "params", "fitparams", "trainparams", "args"),
+        *("overrides", "augmentation", "augmentations", "optimizer", "scheduler", "validation"),
     },
 )
 _IN_SECTION: Mapping[tuple[str, str], str] = MappingProxyType({("optimizer", "type"): "optimizer"})

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -101,8 +102,9 @@ class ModelFolder:
         copy = self._folder / ".architectures" / f"{name}.yaml"
         if not copy.is_file() or copy.read_bytes() != content:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(copy) as temporary:
-                temporary.write_bytes(content)
+            temporary = copy.with_name(f".{copy.name}.{os.getpid()}-{threading.get_ident()}")
+            temporary.write_bytes(content)
+            temporary.replace(copy)
         return copy
 
     # ── published weights ──
@@ -133,8 +135,9 @@ class ModelFolder:
         if catalogue.find_architecture(path.stem):
             mend += f", or train from scratch with {path.stem}.yaml"
         try:
-            with _replacing(path) as temporary:
-                retrying(lambda: fetch(temporary), self._policy, stop)
+            with _incoming(path) as incoming:
+                retrying(lambda: fetch(incoming), self._policy, stop)
+                incoming.replace(path)
         except NoConnection as error:
             raise BadRequest(f"base_model: {path.name} is not on this worker, and there is {error}; {mend}") from error
         except BadRequest as error:
@@ -170,17 +173,12 @@ class ModelFolder:
         path = self._folder / ".runs" / f"{digest or _identity(info)}.pt"
         with self._locked(path.name, stop):
             if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 _forget_unused(path.parent)
-                # a name that stays the same, so that the store can resume; the lock keeps it ours
-                incoming = path.with_name(f".{path.name}")
-                self._store.download(ref, incoming, stop, expected=info)
-                try:
+                with _incoming(path) as incoming:
+                    self._store.download(ref, incoming, stop, expected=info)
                     if digest and _sha256(incoming) != digest:
                         raise BadRequest(f"base_model = storage:{ref.key}: not the file that the run published")
                     _must_be_model(incoming, f"base_model = storage:{ref.key}").replace(path)
-                finally:
-                    incoming.unlink(missing_ok=True)
             path.touch()
         return path
 
@@ -252,15 +250,14 @@ def _forget_unused(cache: Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends, and leaves no trace when it raises."""
+def _incoming(path: Path) -> Iterator[Path]:
+    """Where `path` is made; its lock is held. The name stays the same, so what a crash leaves is used up again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    incoming = path.with_name(f".{path.name}")
     try:
-        yield temporary
-        temporary.replace(path)
+        yield incoming
     finally:
-        temporary.unlink(missing_ok=True)
+        incoming.unlink(missing_ok=True)
 
 
 @contextmanager
