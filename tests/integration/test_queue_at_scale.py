@@ -20,7 +20,8 @@ def million(supabase_lab):
         select 'run', (array['completed', 'failed', 'canceled'])[n % 3 + 1], '{{"epochs": 100}}',
                now() - n * interval '1 minute', now(), gen_random_uuid()
         from generate_series(1, {FINISHED}) as n;""")
-    return supabase_lab
+    yield supabase_lab
+    supabase_lab.stack.sql("truncate training_runs cascade;")
 
 
 def in_parallel(workers: int, work) -> list:
