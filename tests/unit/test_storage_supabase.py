@@ -69,9 +69,9 @@ def fetched(store: SupabaseObjectStore, tmp_path: Path, **options) -> bytes:
     return (tmp_path / "out/best.pt").read_bytes()
 
 
-def kill_when(condition, server: StorageServer, tmp_path: Path, statement: str) -> None:
-    """Run `statement` with a store of its own in another process, and kill that once `condition` holds."""
+def in_another_process(server: StorageServer, tmp_path: Path, statements: str) -> subprocess.Popen[str]:
     script = f"""
+import resource
 from pathlib import Path
 from trainer.core.dataset import ObjectRef
 from trainer.core.stop import StopSignal
@@ -79,9 +79,14 @@ from trainer.remote.storage_api import StorageApi
 from trainer.storage.supabase import SupabaseObjectStore
 folder, ref = Path({str(tmp_path)!r}), ObjectRef(bucket={REF.bucket!r}, key={REF.key!r})
 store = SupabaseObjectStore(StorageApi({server.url!r}, "service-key"), notes=folder / "notes", stop=StopSignal())
-{statement}
+{statements}
 """
-    with subprocess.Popen([sys.executable, "-c", script]) as process:
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+
+
+def kill_when(condition, server: StorageServer, tmp_path: Path, statement: str) -> None:
+    """Run `statement` with a store of its own in another process, and kill that once `condition` holds."""
+    with in_another_process(server, tmp_path, statement) as process:
         deadline = time.monotonic() + 20
         while not condition():
             assert process.poll() is None
@@ -595,6 +600,35 @@ def test_the_content_type_that_was_asked_for_wins_on_both_routes(server, store, 
         path, _ = source_file(tmp_path, size)
         store.upload(path, REF, StopSignal(), content_type="image/png")
         assert server.objects["data"][REF.key].mime == "image/png"
+
+
+def test_memory_does_not_grow_with_the_file(server, tmp_path):
+    source_file(tmp_path, 96 * MIB)
+    (tmp_path / "small").write_bytes(bytes(13 * MIB))
+    statements = """
+def peak_after(name):
+    store.upload(folder / name, ref, StopSignal())
+    store.download(ref, folder / "back", StopSignal())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+print(-peak_after("small") + peak_after("best.pt"))
+"""
+    with in_another_process(server, tmp_path, statements) as process:
+        assert process.stdout
+        grown = int(process.stdout.read())
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "best.pt").read_bytes()
+    assert grown < 10  # MiB
+
+
+def test_a_stop_ends_the_wait_for_the_address_of_an_upload(server, make_store, tmp_path):
+    path, _ = source_file(tmp_path, 10)
+    store = make_store(policy=RetryPolicy(tries=9, first_wait=60, longest_wait=60, total_seconds=600))
+    server.fault("status", on="/object/sign", times=99, status=503, headers={"Retry-After": "50"})
+    stop = StopSignal()
+    timer = threading.Timer(0.3, stop.set, [StopReason.CANCELED])
+    timer.start()
+    with pytest.raises(Stopped):
+        store.upload(path, REF, stop)
+    timer.join()
 
 
 # ── addresses ──

@@ -13,6 +13,7 @@ from typing import BinaryIO, cast
 
 from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.ports import ObjectInfo
+from trainer.core.stop import StopSignal
 from trainer.storage.files import BLOCK, disk_errors
 
 LARGE = 8 * 1024 * 1024  # bytes; below it, fetching again is cheaper than remembering
@@ -23,21 +24,21 @@ _MD5 = re.compile("[0-9a-f]{32}")  # the etag of a multi-part object has a dash,
 class PartialFile:
     """`<name>.part`, and for a large object `<name>.part.json`, which says of what content it is the beginning."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stop: StopSignal) -> None:
         self._target = path
         self._part = path.with_name(path.name + ".part")
         self._note = path.with_name(path.name + ".part.json")
         self._noted = False
         self._forget()
         with disk_errors(self._part):
-            self._recall()
+            self._recall(stop)
 
     def _forget(self) -> None:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self.etag: str | None = None
         self.bytes = self.offset = self._safe = 0
 
-    def _recall(self) -> None:
+    def _recall(self, stop: StopSignal) -> None:
         try:
             written = self._note.read_bytes()
         except FileNotFoundError:
@@ -56,6 +57,7 @@ class PartialFile:
         os.truncate(self._part, self.offset)
         with self._part.open("rb") as part:
             while block := part.read(BLOCK):
+                stop.raise_if_set()
                 self._md5.update(block)
 
     @contextmanager

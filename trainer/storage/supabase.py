@@ -66,7 +66,7 @@ class SupabaseObjectStore:
             if PurePosixPath(key).name != _PLACEHOLDER:
                 yield self._listed(ObjectRef(bucket=bucket, key=key), entry)
         if not found:
-            self._settings(bucket)  # a missing bucket lists like an empty one
+            self._settings(bucket, self._stop)  # a missing bucket lists like an empty one
 
     def stat(self, ref: ObjectRef) -> ObjectInfo:
         return self._persist(lambda: self._stat(ref), self._stop)
@@ -82,7 +82,7 @@ class SupabaseObjectStore:
     ) -> ObjectInfo:
         stop.raise_if_set()
         target, position = _object(ref), _Position(on_bytes)
-        part = PartialFile(path)
+        part = PartialFile(path, stop)
         try:
             return self._persist(
                 lambda: self._fetch(ref, target, part, expected, stop, position),
@@ -116,8 +116,8 @@ class SupabaseObjectStore:
                     large = ResumableUpload(self._api, ref, path, content_type, self._notes)
                     self._persist(lambda: large.step(stop, position.reached), stop, lambda: large.offset)
         except TooLarge as error:
-            raise Misconfigured(f"{error}: {self._limit(ref.bucket)}") from error
-        return StoredObject(ref=ref, bytes=size, url=self.url(ref))
+            raise Misconfigured(f"{error}: {self._limit(ref.bucket, stop)}") from error
+        return StoredObject(ref=ref, bytes=size, url=self._url(ref, stop))
 
     def delete(self, ref: ObjectRef) -> None:
         path, target = _object(ref), Target(bucket=ref.bucket, key=ref.key)
@@ -128,11 +128,14 @@ class SupabaseObjectStore:
 
     def url(self, ref: ObjectRef) -> str:
         _object(ref)
-        if self._is_public(ref.bucket):
+        return self._url(ref, self._stop)
+
+    def _url(self, ref: ObjectRef, stop: StopSignal) -> str:
+        if self._is_public(ref.bucket, stop):
             return self._api.base + object_path("object/public", ref.bucket, ref.key)
         path, target = object_path("object/sign", ref.bucket, ref.key), Target(bucket=ref.bucket, key=ref.key)
         body = {"expiresIn": self._url_seconds}
-        signed = self._persist(lambda: self._api.call("POST", path, target, body=body).json(), self._stop)
+        signed = self._persist(lambda: self._api.call("POST", path, target, body=body).json(), stop)
         # only the token is taken from the answer: its path is not encoded, and a key may hold a `?`
         return f"{self._api.base}{path}?{str(signed['signedURL']).rpartition('?')[2]}"
 
@@ -151,22 +154,22 @@ class SupabaseObjectStore:
 
     # ── buckets ──
 
-    def _settings(self, bucket: str) -> Mapping[str, Any]:
+    def _settings(self, bucket: str, stop: StopSignal) -> Mapping[str, Any]:
         asked, settings = self._buckets.get(bucket, (float("-inf"), {}))
         if time.monotonic() - asked > _BUCKET_SECONDS:
             path, target = object_path("bucket", bucket, "").rstrip("/"), Target(bucket=bucket)
-            settings = self._persist(lambda: self._api.call("GET", path, target).json(), self._stop)
+            settings = self._persist(lambda: self._api.call("GET", path, target).json(), stop)
             self._buckets[bucket] = (time.monotonic(), settings)
         return settings
 
-    def _is_public(self, bucket: str) -> bool:
+    def _is_public(self, bucket: str, stop: StopSignal) -> bool:
         try:
-            return bool(self._settings(bucket).get("public"))
+            return bool(self._settings(bucket, stop).get("public"))
         except (ObjectMissing, Misconfigured):
             return False  # a restricted role may not look at buckets; a signed URL opens objects of either kind
 
-    def _limit(self, bucket: str) -> str:
-        limit = self._settings(bucket).get("file_size_limit")
+    def _limit(self, bucket: str, stop: StopSignal) -> str:
+        limit = self._settings(bucket, stop).get("file_size_limit")
         if limit:
             return f"the bucket's limit is {limit / 1e6:.1f} MB, raise its file size limit in the Storage settings"
         return "raise the upload size limit of the project in the Storage settings"
