@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -17,6 +18,7 @@ import structlog
 import typer
 
 from trainer import __version__
+from trainer.core.dataset import Task
 from trainer.core.errors import BadRequest, Misconfigured, TrainerError
 from trainer.core.job import JsonObject, RunRequest, Status
 from trainer.core.ports import RunTable
@@ -203,6 +205,50 @@ def _print_from(path: Path, offset: int) -> int:
         sys.stdout.buffer.write(file.read())
         sys.stdout.buffer.flush()
         return file.tell()
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models that a run may start from, and the weights that are on this host."""
+    from trainer import terminal
+    from trainer.core.catalogue import entries
+    from trainer.wiring import weights_on_disk
+
+    known, files = entries(), weights_on_disk(_settings())
+    if as_json:
+        accepted = [
+            {"name": entry.stem, "weights": {**entry.weights}, "architectures": {**entry.architectures}}
+            for entry in known
+        ]
+        typer.echo(json.dumps({"accepted": accepted, "on_disk": files}))
+    else:
+        terminal.show_models(known, files)
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(metavar="PATH_OR_URI", help="As in enqueue --data.")],
+    task: Annotated[Task | None, typer.Option(help="Check for this task instead of what the dataset says.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw labelled samples into this PNG file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a dataset as a run would, and say everything that is wrong or odd; exit code 1 for errors."""
+    from trainer import terminal
+    from trainer.wiring import check_dataset
+
+    configure_logging("auto", "WARNING")
+    try:
+        report = check_dataset(_settings(), str(_absolute(data)), task, sheet)
+    except TrainerError as error:
+        _fail(*str(error).splitlines())
+    if as_json:
+        findings = [asdict(finding) for finding in report.findings]
+        typer.echo(json.dumps({"findings": findings, "summary": report.summary}))
+    else:
+        terminal.show_findings(report.findings, report.summary)
+        if sheet:
+            typer.echo(f"{report.drawn} samples drawn in {sheet}")
+    raise typer.Exit(1 if any(finding.level == "error" for finding in report.findings) else 0)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from trainer.core.catalogue import Entry
+from trainer.core.dataset import Finding
 from trainer.core.job import JsonObject, Status
 from trainer.core.ports import RunTable
 
@@ -21,6 +24,7 @@ COLOURS = {
     Status.FAILED: "red",
     Status.CANCELED: "yellow",
 }
+LEVELS = {"error": "red", "warning": "yellow", "note": "dim"}
 REFRESH_SECONDS = 0.5
 
 
@@ -70,6 +74,30 @@ def show_row(row: JsonObject) -> None:
     for artifact in artifacts:
         place = str(artifact.get("url") or artifact["path"]).removeprefix("file://")
         console.print(f"  {artifact['name']:<32} {place}", soft_wrap=True, highlight=False)
+
+
+def show_models(known: Sequence[Entry], files: Sequence[str]) -> None:
+    """What a run may start from: names by task, and what is on disk."""
+    table = Table("name", "pretrained for", "from scratch (NAME.yaml) for", box=None, pad_edge=False)
+    for entry in known:
+        table.add_row(entry.stem, " ".join(entry.weights), " ".join(entry.architectures))
+    console = Console()
+    console.print(table)
+    console.print("below MODELS_DIR:", *(files or ["nothing yet"]))
+
+
+def show_findings(findings: Sequence[Finding], summary: JsonObject) -> None:
+    """What was found in a dataset, the worst first, and what it consists of."""
+    console = Console()
+    order = ("error", "warning", "note")
+    for finding in sorted(findings, key=lambda finding: order.index(finding.level)):
+        console.print(Text(f"{finding.level}: ", style=LEVELS[finding.level]) + Text(finding.message))
+        for example in finding.examples:
+            console.print(f"    {example}", markup=False, highlight=False)
+    console.print(
+        Text("no errors" if all(f.level != "error" for f in findings) else "this dataset cannot be trained on")
+    )
+    console.print_json(data={name: value for name, value in summary.items() if name != "findings"})
 
 
 def watch(runs: RunTable, run_id: str) -> JsonObject | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from urllib.parse import urlsplit
 import structlog
 
 from trainer import __version__, host
+from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.plan import TrainPlan
-from trainer.core.ports import Datasets, ObjectStore, Queue, RunTable, Worker
+from trainer.core.ports import ObjectStore, Queue, RunTable, Worker
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache import ContentCache
 from trainer.datasets.fetch import Fetcher
-from trainer.datasets.prepare import FetchedDatasets
+from trainer.datasets.prepare import CheckUp, FetchedDatasets
 from trainer.datasets.reference import Roots
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.remote.web import GuardedClient
@@ -166,12 +168,17 @@ def build_trainer(settings: Settings) -> ChildTrainer:
     )
 
 
-def build_datasets(settings: Settings, backend: Backend, opened: ExitStack) -> Datasets:
-    """Where datasets come from, and which of this host's folders a row may name."""
+def build_datasets(
+    settings: Settings,
+    backend: Backend,
+    opened: ExitStack,
+    extra: tuple[Path, ...] = (),
+) -> FetchedDatasets:
+    """Where datasets come from, and which of this host's folders a row may name: the settings' and `extra`."""
     root = settings.datasets_folder
-    extra = tuple(Path(folder) for folder in settings.extra_dataset_roots)
+    folders = (*(Path(folder) for folder in settings.extra_dataset_roots), *extra)
     # whoever can write into the local queue can read the files of this host anyway
-    roots = Roots(dataset_root=root, extra=extra if backend.url else (*extra, ANYWHERE))
+    roots = Roots(dataset_root=root, extra=folders if backend.url else (*folders, ANYWHERE))
     own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
     web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
     opened.callback(web.close)
@@ -215,6 +222,28 @@ def describe_worker(settings: Settings, free_slots: int) -> Worker:
         capabilities={"gpus": free_slots if found else 0, "gpu_memory_gb": round(smallest, 1)},
         hardware=host.hardware(),
     )
+
+
+def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckUp:
+    """Look at a dataset for a person. Whoever types the command may look at any file that they can read."""
+    order = DatasetOrder(run_id="check", sources=(reference,), task=task)
+    stop = StopSignal()
+    with ExitStack() as opened, tempfile.TemporaryDirectory() as folder:
+        backend = opened.enter_context(open_backend(settings, stop))
+        datasets = build_datasets(settings, backend, opened, extra=(ANYWHERE,))
+        return datasets.check(order, Path(folder) / "staging", stop, lambda _: None, sheet)
+
+
+def weights_on_disk(settings: Settings) -> list[str]:
+    """The files below MODELS_DIR that a run may name."""
+    folder = ModelFolder(
+        settings.models_folder,
+        store=None,
+        artifacts_bucket="",
+        run_of=lambda _: None,
+        allow_download=False,
+    )
+    return folder.on_disk()
 
 
 def run_logs(settings: Settings, run_id: str) -> list[Path]:
