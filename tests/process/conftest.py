@@ -34,8 +34,9 @@ class Trained:
         (self.root / "behaviour.json").write_text(json.dumps(knobs))
         return self
 
-    def order(self, epochs=3, resume=None, devices=(), names=("disc",)):
-        self.run_dir.mkdir(exist_ok=True)
+    def order(self, epochs=3, resume=None, devices=(), names=("disc",), run_dir=None):
+        run_dir = run_dir or self.run_dir
+        run_dir.mkdir(exist_ok=True)
         plan = TrainPlan(
             sources=("/data",), model=Architecture(stem="yolo11n"), task=None, epochs=epochs, batch=4, imgsz=64,
             device=None,
@@ -45,7 +46,7 @@ class Trained:
             fingerprint="f",
         )
         return TrainingOrder(
-            plan=plan, model=Path("yolo11n.yaml"), dataset=dataset, run_dir=self.run_dir, resume=resume,
+            plan=plan, model=Path("yolo11n.yaml"), dataset=dataset, run_dir=run_dir, resume=resume,
             devices=devices,
         )
 

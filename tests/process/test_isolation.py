@@ -27,7 +27,7 @@ SECRETS = {
     "PIP_INDEX_URL": "http://planted-index",
     "PYTHONSTARTUP": "/planted.py",
 }
-HARMLESS = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TZ": "UTC", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+HARMLESS = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TZ": "UTC", "NCCL_P2P_DISABLE": "1"}
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def test_what_the_child_needs_reaches_it(report):
 
     assert HARMLESS.items() <= environment.items()
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,2"
+    assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert environment["OMP_NUM_THREADS"] == "2"
     assert environment["YOLO_OFFLINE"] == "1"
     assert environment["YOLO_AUTOINSTALL"] == "false"

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
+from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
 
 
@@ -76,13 +79,28 @@ def test_a_spare_that_dies_on_its_order_is_replaced_by_a_cold_start(program, tmp
 def test_a_spare_that_never_gets_ready_does_not_hide_a_stop(program):
     training = program("never_starts", warm_start=True, grace=0.2)
     training.trainer.warm()
-    training.stop.child()
-
-    import threading
-
     threading.Timer(0.2, training.stop.set, [StopReason.SHUTDOWN]).start()
     with pytest.raises(Stopped):
         training.train()
+
+
+def test_a_spare_waits_again_after_a_training_that_failed_early(program):
+    training = program("cannot_be_imported", warm_start=True)
+
+    with pytest.raises(MachineFailed):
+        training.train()
+
+    assert training.trainer._spare is not None
+
+
+def test_no_spare_is_started_on_the_way_out(program):
+    training = program("never_starts", warm_start=True, grace=0.1)
+    threading.Timer(0.2, training.stop.set, [StopReason.SHUTDOWN]).start()
+
+    with pytest.raises(Stopped):
+        training.train()
+
+    assert guardians() == []
 
 
 def test_closing_ends_the_spare_and_no_other_is_started(program, tmp_path):
@@ -96,10 +114,13 @@ def test_closing_ends_the_spare_and_no_other_is_started(program, tmp_path):
 
 
 def test_two_trainings_at_once_have_a_child_each(program, tmp_path):
-    from concurrent.futures import ThreadPoolExecutor
+    training = program("trains_quickly", warm_start=True).behave(seconds_per_epoch=0.1)
+    orders = [training.order(epochs=2, run_dir=tmp_path / name) for name in ("one", "other")]
 
-    first = program("trains_quickly", warm_start=True).behave(seconds_per_epoch=0.1)
+    def train(order):
+        return training.trainer.train(order, training.stop, training.hear_event, training.hear_line)
+
     with ThreadPoolExecutor(2) as pool:
-        results = [pool.submit(first.train, epochs=2) for _ in range(2)]
+        best = [finished.best for finished in pool.map(train, orders)]
 
-        assert [result.result().report["epochs_completed"] for result in results] == [2, 2]
+    assert best == [str(order.run_dir / "weights" / "best.pt") for order in orders]

@@ -19,7 +19,7 @@ _PROJECT = Path(__file__).parents[2]  # the folder that holds the package `train
 _ALLOWED = frozenset(
     {
         "PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_NUMERIC", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD",
-        "CUDA_HOME", "CUDA_PATH", "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
+        "CUDA_HOME", "CUDA_PATH", "NVIDIA_VISIBLE_DEVICES",
         "NVIDIA_DRIVER_CAPABILITIES", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG",
         "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY",
         "MALLOC_ARENA_MAX", "NCCL_DEBUG", "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "NCCL_SHM_DISABLE",
@@ -31,6 +31,7 @@ _FIXED = {
     "YOLO_OFFLINE": "1",
     "YOLO_AUTOINSTALL": "false",
     "ULTRALYTICS_SAFE_LOAD": "1",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, whose indices the slots have
     # is_available() would otherwise start CUDA, after which a spare could not be told its GPU any more
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "PYTHONUNBUFFERED": "1",

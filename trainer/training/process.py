@@ -101,15 +101,18 @@ class ChildTrainer:
     ) -> Finished:
         """See the port. An exception of `on_event` or `on_line` ends the training and is raised here."""
         stop.raise_if_set()
-        with self._child(order) as (child, is_spare):
-            training = _Training(child, order, stop, self._patience)
-            child.delivery.start(on_event, on_line)
-            training.watch(when_busy=self.warm)
-            # a spare can die of old age (memory) in the moment in which it is needed
-            unheard = is_spare and child.events_heard == 0 and not training.ended_by_us
-            if not unheard:
-                return training.ending()
-        return self.train(order, stop, on_event, on_line)
+        try:
+            with self._child(order) as (child, is_spare):
+                training = _Training(child, order, stop, self._patience)
+                child.delivery.start(on_event, on_line)
+                training.watch(when_busy=self.warm)
+                # a spare can die of old age (memory) in the moment in which it is needed
+                if not is_spare or child.events_heard or training.ended_by_us:
+                    return training.ending()
+            return self.train(order, stop, on_event, on_line)
+        finally:
+            if stop.reason is not StopReason.SHUTDOWN:
+                self.warm()
 
     @contextlib.contextmanager
     def _child(self, order: TrainingOrder) -> Iterator[tuple[ChildTree, bool]]:
@@ -120,14 +123,11 @@ class ChildTrainer:
             spare.close()
             spare = None
         child = spare or self._start(order.devices)
-        try:
+        with contextlib.ExitStack() as afterwards:
+            afterwards.callback(child.delivery.close)
+            afterwards.callback(child.close)
             child.send(encode_order(order))
             yield child, spare is not None
-        finally:
-            try:
-                child.close()
-            finally:
-                child.delivery.close()
 
     def _start(self, devices: tuple[int, ...] | None) -> ChildTree:
         try:
@@ -237,20 +237,11 @@ class _Training:
 
 
 def oom_kills() -> int:
-    """How often the kernel's out-of-memory killer struck, in our control group and on the whole host."""
-    return max(_counter(path, "oom_kill") for path in (_memory_events(), Path("/proc/vmstat")))
-
-
-def _memory_events() -> Path:
-    group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
-    return Path("/sys/fs/cgroup") / group.lstrip("/") / "memory.events"
-
-
-def _counter(path: Path, name: str) -> int:
-    with contextlib.suppress(OSError):  # another kernel, another container runtime: no such evidence
-        for line in path.read_text().splitlines():
-            key, _, value = line.partition(" ")
-            if key == name:
+    """How often the kernel's out-of-memory killer struck since the host booted, for the host or a control group."""
+    with contextlib.suppress(OSError):  # a container runtime may not show it
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            name, value = line.split()
+            if name == "oom_kill":
                 return int(value)
     return 0
 

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from trainer.core.events import BatchProgress, EpochFinished, Phase, Warned
+from trainer.training.delivery import MOST_LINES, Delivery
+
+
+def tick(number):
+    return BatchProgress(phase=Phase.TRAINING, epoch=1, total_epochs=1, batch=number, total_batches=9)
+
+
+def epoch(number):
+    return EpochFinished(epoch=number, total_epochs=9, metrics={}, seconds=1.0)
+
+
+class Listener:
+    def __init__(self):
+        self.heard = []
+        self.go_on = threading.Event()
+
+    def __call__(self, item):
+        self.go_on.wait(5)
+        self.heard.append(item)
+
+
+def delivered(*items):
+    """What arrives when everything was queued before anybody listened."""
+    delivery, heard = Delivery(), []
+    for item in items:
+        (delivery.line if isinstance(item, str) else delivery.event)(item)
+    delivery.start(heard.append, heard.append)
+    delivery.close()
+    return heard
+
+
+def test_everything_arrives_in_order_and_events_first():
+    assert delivered("a line", epoch(1), "another", epoch(2)) == [epoch(1), epoch(2), "a line", "another"]
+
+
+def test_of_ticks_that_wait_only_the_newest_arrives():
+    assert delivered(tick(1), tick(2), epoch(1), tick(3), tick(4)) == [tick(2), epoch(1), tick(4)]
+
+
+def test_ticks_arrive_one_by_one_when_somebody_listens():
+    delivery, heard = Delivery(), []
+    arrived = threading.Semaphore(0)
+    delivery.start(lambda event: (heard.append(event), arrived.release()), str)
+    for number in range(3):
+        delivery.event(tick(number))
+        assert arrived.acquire(timeout=5)
+    delivery.close()
+
+    assert heard == [tick(0), tick(1), tick(2)]
+
+
+def test_no_durable_event_is_lost():
+    events = [Warned(code="x", message=str(number)) for number in range(20_000)]
+
+    assert delivered(*events) == events
+
+
+def test_lines_beyond_the_limit_are_counted_and_left_out():
+    delivery, heard = Delivery(), Listener()
+    for number in range(MOST_LINES + 500):
+        delivery.line(str(number))
+    delivery.start(heard, heard)
+    heard.go_on.set()
+    delivery.line("the last")
+    delivery.close()
+
+    assert heard.heard[0] == "0"
+    assert len(heard.heard) <= MOST_LINES + 2
+    if heard.heard[-1] == "the last":
+        assert heard.heard[-2] == "… 500 lines came too fast and are not in this log …"
+
+
+def test_nobody_who_queues_waits_for_the_listener():
+    delivery, heard = Delivery(), Listener()
+    delivery.start(heard, heard)
+    for number in range(1000):
+        delivery.event(epoch(number))  # returns although nothing was taken
+    assert heard.heard == []
+
+    heard.go_on.set()
+    delivery.close()
+    assert len(heard.heard) == 1000
+
+
+def test_what_a_listener_raises_is_raised_at_the_end_and_known_before():
+    delivery = Delivery()
+    broken = threading.Event()
+
+    def raises(event):
+        broken.set()
+        raise OSError("the journal's disk is full")
+
+    delivery.start(raises, str)
+    assert not delivery.failed
+    delivery.event(epoch(1))
+    assert broken.wait(5)
+
+    with pytest.raises(OSError, match="journal's disk"):
+        delivery.close()
+    assert delivery.failed
+
+
+def test_a_delivery_that_nobody_listened_to_can_be_closed():
+    delivery = Delivery()
+    delivery.event(epoch(1))
+
+    delivery.close()
