@@ -1,0 +1,132 @@
+"""What is known about an image without decoding it agrees with what Pillow knows after decoding it."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.datasets.images import HEAD, WHOLE, facts, wrong_suffix
+
+
+def image(width=40, height=30, mode="RGB") -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+def encoded(kind: str, picture: Image.Image | None = None, **options) -> bytes:
+    out = io.BytesIO()
+    (picture or image()).save(out, kind, **options)
+    return out.getvalue()
+
+
+def look(tmp_path: Path, data: bytes, name: str = "a.jpg"):
+    path = tmp_path / name
+    path.write_bytes(data)
+    return facts(str(path))
+
+
+@pytest.mark.parametrize("size", [(40, 30), (10, 10), (1001, 17)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"exif": b"Exif\0\0" + bytes(60000)}),
+        ("JPEG", {"comment": b"\xff\xd9\xff\xc0"}), ("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {}),
+        ("WEBP", {"lossless": True}), ("JPEG2000", {}), ("AVIF", {}), ("MPO", {}),
+    ],
+)
+def test_size_and_kind(tmp_path, kind, options, size):
+    fact = look(tmp_path, encoded(kind, image(*size), **options))
+    assert (fact.width, fact.height, fact.problem) == (*size, "")
+    assert fact.kind == {"JPEG2000": "jp2", "MPO": "jpeg"}.get(kind, kind.lower())
+
+
+def test_webp_with_an_extended_header(tmp_path):
+    fact = look(tmp_path, encoded("WEBP", image(mode="RGBA"), exif=b"Exif\0\0II*\0"))
+    assert (fact.width, fact.height, fact.problem) == (40, 30, "")
+
+
+def test_a_frame_header_behind_more_profile_than_is_read_at_first(tmp_path):
+    profile = bytes(range(256)) * (HEAD // 64)
+    fact = look(tmp_path, encoded("JPEG", icc_profile=profile))
+    assert (fact.width, fact.height, fact.problem) == (40, 30, "")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_file_that_is_cut_off(tmp_path, kind, share):
+    data = encoded(kind, image(200, 200))
+    assert look(tmp_path, data[: int(len(data) * share)]).problem
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 16, b"\0" * 5000, b"camera maker's notes"])
+def test_a_jpeg_with_something_behind_its_end_is_loose(tmp_path, tail):
+    assert look(tmp_path, encoded("JPEG") + tail)[-2:] == ("", True)
+    assert look(tmp_path, encoded("JPEG"))[-2:] == ("", False)
+    assert look(tmp_path, encoded("PNG") + tail)[-2:] == ("", False)
+
+
+@pytest.mark.parametrize(
+    ("data", "sign"),
+    [
+        (b"", "empty"),
+        (b"\0" * 100, "not an image"),
+        (b"just text", "not an image"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b'{"error": "not found"}', "web page"),
+        (b"<svg xmlns='x'/>", "SVG"),
+        (b"GIF89a" + bytes(20), "GIF"),
+        (b"\0\0\0\x18ftypheic" + bytes(20), "HEIC"),
+        (b"\xff\xd8\xff", "cut off"),
+        (b"\xff\xd8\xff\xd9", "cut off"),
+        (b"\xff\xd8" + b"\xff\xe0\x00\x00" * 5000, "damaged"),
+        (b"\xff\xd8\xff\xe0\x00\x04ab" + b"zz" * 50, "damaged"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(5), "cut off"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "damaged"),
+        (b"BM" + bytes(8), "cut off"),
+        (b"RIFF\xff\xff\xff\x7fWEBPVP8 " + bytes(40), "cut off"),
+        (b"RIFF\x10\0\0\0WEBPJUNK" + bytes(40), "damaged"),
+        (b"II*\0" + b"\xff" * 60, "damaged"),
+        (b"MM\0*" + bytes(60), "damaged"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60), "damaged"),
+        (b"\0\0\0\x1cftypavif" + bytes(60), "damaged"),
+    ],
+)
+def test_what_is_no_image(tmp_path, data, sign):
+    fact = look(tmp_path, data)
+    assert sign in fact.problem
+    assert not fact.problem.startswith("cannot")
+
+
+def test_a_png_bomb_is_refused_from_its_header(tmp_path):
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    assert "60000 x 60000 pixels, more than" in look(tmp_path, b"\x89PNG\r\n\x1a\n" + chunk + b"IEND").problem
+
+
+def test_an_image_smaller_than_ultralytics_takes(tmp_path):
+    assert "9 x 20 pixels, smaller than 10" in look(tmp_path, encoded("PNG", image(9, 20))).problem
+
+
+def test_a_file_that_vanished_or_is_a_folder(tmp_path):
+    assert "No such file" in facts(str(tmp_path / "gone.jpg")).problem
+    assert "cannot be" in facts(str(tmp_path)).problem
+
+
+def test_equal_content_has_equal_digests_and_different_content_does_not(tmp_path):
+    data = encoded("JPEG")
+    assert look(tmp_path, data, "a.jpg").digest == look(tmp_path, data, "b.jpg").digest
+    for size in (100, HEAD + 100, WHOLE + 100):
+        one, other = bytearray(size), bytearray(size)
+        other[size // 2] = 1
+        assert look(tmp_path, bytes(one)).digest != look(tmp_path, bytes(other)).digest
+
+
+def test_names_that_do_not_say_what_is_in_the_file():
+    assert wrong_suffix("a.png", "jpeg")
+    assert not any(wrong_suffix(name, "jpeg") for name in ("a.jpg", "a.JPEG", "b.jfif"))

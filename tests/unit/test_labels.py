@@ -1,0 +1,212 @@
+"""Label files: what is accepted, what is mended, what is refused, and how it is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trainer.core.dataset import Finding, Task
+from trainer.datasets.found import Report
+from trainer.datasets.labels import CHUNK, Labels, Shape, check, column_counts, guess_task
+
+BOX = "0 0.5 0.5 0.2 0.2"
+TRIANGLE = "1 0.1 0.1 0.5 0.1 0.5 0.5"
+SQUARE = "0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75"
+POSE = "0 0.5 0.5 0.2 0.2 0.4 0.4 2 0.6 0.6 0"
+
+
+def checked(*texts: str | bytes, task=Task.DETECT, classes=2, keypoints=None) -> tuple[Labels, dict[str, Finding]]:
+    report = Report()
+    shape = Shape(task=task, classes={number: number for number in range(classes)}, keypoints=keypoints)
+    encoded = [text.encode() if isinstance(text, str) else text for text in texts]
+    labels = check(encoded, [f"{n}.txt" for n in range(len(texts))], shape, report)
+    return labels, {finding.code: finding for finding in report.findings}
+
+
+def numbers(text: bytes) -> list[list[float]]:
+    return [[float(token) for token in line.split()] for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        (Task.DETECT, BOX), (Task.DETECT, f"{BOX}\n1 0.1 0.1 0.1 0.1\n"), (Task.SEGMENT, TRIANGLE), (Task.OBB, SQUARE),
+        (Task.POSE, POSE), (Task.DETECT, ""), (Task.DETECT, "\n \n"), (Task.DETECT, "1.0 0.5 0.5 1 1"),
+        (Task.DETECT, f"{BOX}\r\n"), (Task.DETECT, "0\t.5\t.5  1e-1 1E-1"), (Task.DETECT, "0 1 1 1 1"),
+    ],
+)
+def test_a_file_that_fits_is_kept_byte_for_byte(task, text):
+    labels, found = checked(text, task=task, keypoints=(2, 3))
+    assert (labels.texts, found) == ([text.encode()], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (b"\xef\xbb\xbf" + BOX.encode(), [[0, 0.5, 0.5, 0.2, 0.2]]),
+        (BOX.encode("utf-16"), [[0, 0.5, 0.5, 0.2, 0.2]]),
+        (b"0,0.5,0.5,0.2,0.2", [[0, 0.5, 0.5, 0.2, 0.2]]),
+        (b"0, 0.5, 0.5, 0.2, 0.2,", [[0, 0.5, 0.5, 0.2, 0.2]]),
+        (b"0;0.5;0.5;0.2;0.2", [[0, 0.5, 0.5, 0.2, 0.2]]),
+    ],
+)
+def test_other_ways_of_writing_are_read(text, rows):
+    labels, found = checked(text)
+    assert numbers(labels.texts[0]) == rows
+    assert labels.changes["separators"] == 1
+    assert not [finding for finding in found.values() if finding.level == "error"]
+
+
+def test_polygons_become_boxes_for_detect_and_boxes_polygons_for_segment():
+    labels, found = checked(TRIANGLE)
+    assert numbers(labels.texts[0]) == [pytest.approx([1, 0.3, 0.3, 0.4, 0.4])]
+    assert found["label-polygon-to-box"].examples == ("0.txt",)
+    labels, found = checked(BOX, task=Task.SEGMENT)
+    assert numbers(labels.texts[0]) == [pytest.approx([0, 0.4, 0.4, 0.6, 0.4, 0.6, 0.6, 0.4, 0.6])]
+    assert found["label-box-to-polygon"].count == 1
+
+
+def test_a_box_that_sticks_out_is_cut_when_it_becomes_a_polygon():
+    labels, _ = checked("0 0.0 0.5 0.2 0.2", task=Task.SEGMENT)
+    assert numbers(labels.texts[0]) == [pytest.approx([0, 0, 0.4, 0.1, 0.4, 0.1, 0.6, 0, 0.6])]
+
+
+def test_boxes_and_polygons_become_oriented_boxes():
+    turned = "1 0.5 0.1 0.9 0.5 0.7 0.7 0.5 0.9 0.1 0.5"  # a square on its tip, with a point too many
+    labels, found = checked(f"{BOX}\n{turned}\n{SQUARE}", task=Task.OBB)
+    box, tip, square = numbers(labels.texts[0])
+    assert box == pytest.approx([0, 0.4, 0.4, 0.6, 0.4, 0.6, 0.6, 0.4, 0.6])
+    assert sorted(zip(tip[1::2], tip[2::2], strict=True)) == [
+        pytest.approx(point) for point in ((0.1, 0.5), (0.5, 0.1), (0.5, 0.9), (0.9, 0.5))
+    ]
+    assert square == numbers(SQUARE.encode())[0]
+    assert {"label-box-to-obb", "label-polygon-to-obb"} <= found.keys()
+
+
+def test_mixed_files_are_made_the_same_and_told():
+    labels, found = checked(f"{BOX}\n{TRIANGLE}", task=Task.SEGMENT)
+    assert [len(row) for row in numbers(labels.texts[0])] == [9, 7]
+    assert found["label-mixed"].level == "warning"
+
+
+def test_rows_that_are_there_twice_are_taken_once():
+    labels, found = checked(f"{BOX}\n1 .1 .1 .1 .1\n{BOX}\n0 0.50 0.5 0.2 0.2\n", BOX)
+    assert len(numbers(labels.texts[0])) == 2
+    assert found["label-duplicate"].count == 2
+    assert labels.file.tolist() == [0, 0, 1]
+    assert labels.cls.tolist() == [0, 1, 0]
+
+
+def test_the_same_row_in_two_files_is_no_duplicate():
+    labels, found = checked(BOX, BOX)
+    assert labels.texts == [BOX.encode()] * 2
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("row", "fixed"),
+    [("0 1.004 0.5 0.2 0.2", [0, 1, 0.5, 0.2, 0.2]), ("0 0.5 -0.001 0.2 0.2", [0, 0.5, 0, 0.2, 0.2])],
+)
+def test_coordinates_off_by_rounding_are_clipped(row, fixed):
+    labels, found = checked(row)
+    assert numbers(labels.texts[0]) == [fixed]
+    assert found["label-clipped"].count == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        (Task.DETECT, "0 0.5 0.5 0 0.2"), (Task.DETECT, "0 0.5 0.5 0.2 0.0"),
+        (Task.SEGMENT, "0 0.1 0.1 0.5 0.1 0.9 0.1"), (Task.DETECT, "0 0.1 0.1 0.1 0.5 0.1 0.9"),
+        (Task.POSE, "0 0.5 0.5 0 0 0.4 0.4 2 0.6 0.6 0"),
+    ],
+)
+def test_shapes_without_area_are_left_out_and_told(task, row):
+    labels, found = checked(row, task=task, keypoints=(2, 3))
+    assert labels.texts == [b""]
+    assert labels.cls.tolist() == []
+    assert found["label-degenerate"].level == "warning"
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "sign"),
+    [
+        ("2 0.5 0.5 0.2 0.2", "class-outside", "it has 2 classes, numbers 0 to 1 (0.txt line 1: class 2)"),
+        ("-1 0.5 0.5 0.2 0.2", "class-outside", "class -1"),
+        ("0.5 0.5 0.5 0.2 0.2", "class-not-whole", "no class number"),
+        ("nan 0.5 0.5 0.2 0.2", "class-not-whole", "no class number"),
+        ("1e300 0.5 0.5 0.2 0.2", "class-not-whole", "no class number"),
+        ("cat 0.5 0.5 0.2 0.2", "label-text", "0.txt line 1: cat"),
+        ("0 0.5 0.5 0.2 0.2 # note", "label-text", "#"),
+        ("0 0.5 0.5 0.2", "label-columns", "4 columns"),
+        ("0", "label-columns", "1 columns"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "label-columns", "is the last one a confidence?"),
+        ("0 0.5 0.5 0.2 0.2 0.9 0.9 0.9", "label-columns", "8 columns"),
+        ("0 nan 0.5 0.2 0.2", "label-nan", "0.txt line 1"),
+        ("0 0.5 inf 0.2 0.2", "label-nan", "0.txt line 1"),
+        ("0 320 240 100 80", "label-pixels", "divided by the image's width and height"),
+        ("0 0.5 1.3 0.2 0.2", "label-outside", "outside 0…1"),
+        ("0 0.5 -0.3 0.2 0.2", "label-outside", "outside 0…1"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_an_error_with_its_line(row, code, sign):
+    _, found = checked(f"\n{row}\n".encode().removeprefix(b"\n"))
+    assert found[code].level == "error"
+    assert sign in found[code].message
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        (BOX, "label-columns"), (POSE + " 1", "label-columns"), ("0 .5 .5 .2 .2 3 40 2 .6 .6 0", "label-pixels"),
+        ("0 .5 .5 .2 .2 1.5 .4 2 .6 .6 0", "label-outside"),
+    ],
+)
+def test_pose_rows_follow_kpt_shape(row, code):
+    _, found = checked(row, task=Task.POSE, keypoints=(2, 3))
+    assert found[code].level == "error"
+
+
+def test_visibility_is_no_coordinate():
+    labels, found = checked("0 .5 .5 .2 .2 1.001 .4 2 .6 .6 0", task=Task.POSE, keypoints=(2, 3))
+    assert numbers(labels.texts[0]) == [[0, 0.5, 0.5, 0.2, 0.2, 1, 0.4, 2, 0.6, 0.6, 0]]
+    assert set(found) == {"label-clipped"}
+
+
+def test_many_errors_are_counted_and_five_are_shown():
+    _, found = checked(*["9 0.5 0.5 0.1 0.1"] * 40)
+    assert (found["class-outside"].count, len(found["class-outside"].examples)) == (40, 5)
+    assert found["class-outside"].message.startswith("40 label rows")
+
+
+def test_files_beyond_one_chunk_keep_their_numbers():
+    labels, found = checked(*[BOX] * CHUNK, "1 .5 .5 .2 .2", "7 .5 .5 .1 .1")
+    assert (labels.file[-1], labels.cls[-1], len(labels.texts)) == (CHUNK, 1, CHUNK + 2)
+    assert f"{CHUNK + 1}.txt line 1" in found["class-outside"].message
+
+
+def test_renumbering_writes_the_class_index():
+    report = Report()
+    shape = Shape(task=Task.DETECT, classes={1: 0, 5: 1})
+    labels = check([b"5 .5 .5 .1 .1\n1 .2 .2 .1 .1"], ["a"], shape, report)
+    assert [row[0] for row in numbers(labels.texts[0])] == [1, 0]
+    assert labels.cls.tolist() == [1, 0]
+
+
+def test_rewriting_changes_no_number_that_is_right():
+    rng = np.random.default_rng(0)
+    rows = [[0, *rng.uniform(0.2, 0.8, 4)] for _ in range(50)]
+    text = "\n".join(" ".join(map(repr, (row[0], *map(float, row[1:])))) for row in rows)
+    labels, _ = checked(f"{text}\n0 1.001 .5 .2 .2")  # one row makes the file be written anew
+    assert numbers(labels.texts[0])[:-1] == rows
+
+
+@pytest.mark.parametrize(
+    ("texts", "task"),
+    [
+        ([TRIANGLE, SQUARE], Task.SEGMENT), ([TRIANGLE, BOX], Task.DETECT), ([BOX], Task.DETECT), ([""], Task.DETECT),
+        ([SQUARE], Task.SEGMENT), (["", TRIANGLE], Task.SEGMENT),
+    ],
+)
+def test_the_task_follows_from_the_labels(texts, task):
+    assert guess_task(column_counts([text.encode() for text in texts])) is task
