@@ -34,6 +34,16 @@ def redirect(target: str, status: str = "302 Found") -> Answer:
     return body(b"", f"Location: {target}", status=status)
 
 
+def in_turn(*answers: Answer) -> Answer:
+    """The first answer to the first request, and so on."""
+    left = list(answers)
+
+    def answer(connection: socket.socket, path: str) -> None:
+        left.pop(0)(connection, path)
+
+    return answer
+
+
 def endless(connection: socket.socket, _: str) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n")
     while True:

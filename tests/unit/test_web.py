@@ -4,8 +4,8 @@ import threading
 import time
 
 import pytest
-from tests.web_server import body, endless, raw, redirect, silent, web_server
 
+from tests.web_server import body, endless, in_turn, raw, redirect, silent, web_server
 from trainer.core.errors import DatasetError, ObjectMissing, Unavailable
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote.retry import RetryPolicy
@@ -47,8 +47,8 @@ def test_a_body_arrives_with_its_size_digest_etag_and_type(server, client, tmp_p
 
 
 def test_bytes_are_reported_as_they_come_and_taken_back_when_a_try_fails(server, client, tmp_path):
-    answers = [raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"x" * 40), body(b"y" * 100)]
-    server.pages["/a"] = lambda connection, path: answers.pop(0)(connection, path)
+    cut = raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"x" * 40)
+    server.pages["/a"] = in_turn(cut, body(b"y" * 100))
     moved = []
     client.download(server.url("/a"), tmp_path / "a", StopSignal(), on_bytes=moved.append)
     assert sum(moved) == 100
@@ -116,8 +116,7 @@ def test_a_server_in_trouble_is_asked_again_and_then_unavailable(server, client,
 
 
 def test_a_server_that_recovers_is_no_error(server, client, tmp_path):
-    answers = [body(b"", status="503 Busy"), body(b"fine")]
-    server.pages["/a"] = lambda connection, path: answers.pop(0)(connection, path)
+    server.pages["/a"] = in_turn(body(b"", status="503 Busy"), body(b"fine"))
     assert client.download(server.url("/a"), tmp_path / "a", StopSignal()).bytes == 4
 
 

@@ -139,6 +139,7 @@ class ContentCache:
 
     def require_free(self, needed: int) -> None:
         """Raise `MachineFailed`, naming path, need and free space, when the disk has no room for `needed` bytes."""
+        self._make_folders()
         free = shutil.disk_usage(self.root).free
         if free - self._reserve < needed:
             raise MachineFailed(

@@ -1,0 +1,177 @@
+import gzip
+import io
+import tarfile
+import threading
+import zipfile
+
+import pytest
+
+from trainer.core.errors import DatasetError
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.datasets.archive import Limits, extract, is_archive, safe_name, sniff
+
+FILES = {"data.yaml": b"names: [a]\n", "images/train/a.jpg": b"\xff\xd8" + b"x" * 3000, "labels/train/a.txt": b""}
+
+
+def zipped(path, files=FILES, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tarred(path, files=FILES, mode="w:gz", **options):
+    with tarfile.open(path, mode, **options) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def unpacked(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: zipped(p),
+        lambda p: zipped(p, method=zipfile.ZIP_STORED),
+        lambda p: zipped(p, method=zipfile.ZIP_BZIP2),
+        lambda p: tarred(p, mode="w"),
+        lambda p: tarred(p, mode="w:gz"),
+        lambda p: tarred(p, mode="w:bz2"),
+        lambda p: tarred(p, mode="w:xz"),
+        lambda p: tarred(p, mode="w", format=tarfile.PAX_FORMAT),
+        lambda p: tarred(p, mode="w", format=tarfile.GNU_FORMAT),
+        lambda p: tarred(p, mode="w", format=tarfile.USTAR_FORMAT),
+    ],
+)
+def test_every_usual_kind_of_archive_is_unpacked_whatever_it_is_called(tmp_path, make):
+    moved = []
+    got = extract(make(tmp_path / "archive"), tmp_path / "out", StopSignal(), on_bytes=moved.append)
+    assert unpacked(tmp_path / "out") == FILES
+    assert (got.files, got.bytes, sum(moved)) == (3, 3013, 3013)
+    assert got.findings == ()
+
+
+def test_long_names_survive(tmp_path):
+    files = {"/".join(["folder" * 10] * 5) + "/a.txt": b"1"}
+    for number, kind in enumerate((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)):
+        extract(tarred(tmp_path / f"{number}", files, format=kind), tmp_path / f"out{number}", StopSignal())
+        assert unpacked(tmp_path / f"out{number}") == files
+
+
+def test_an_xz_archive_of_several_streams_is_read_to_the_end(tmp_path):
+    import lzma
+
+    plain = tarred(tmp_path / "a.tar", mode="w").read_bytes()
+    (tmp_path / "a.tar.xz").write_bytes(lzma.compress(plain[:1000]) + lzma.compress(plain[1000:]) + b"\0" * 8)
+    extract(tmp_path / "a.tar.xz", tmp_path / "out", StopSignal())
+    assert unpacked(tmp_path / "out") == FILES
+
+
+def test_only_what_is_wanted_is_written(tmp_path):
+    for number, make in enumerate((zipped, tarred)):
+        out = tmp_path / f"out{number}"
+        archive = make(tmp_path / f"{number}", {**FILES, "labels/train.cache": b"evil", "__MACOSX/._a.jpg": b""})
+        extract(archive, out, StopSignal(), wanted=lambda name: not name.endswith("cache") and "MACOSX" not in name)
+        assert unpacked(out) == FILES
+
+
+def test_a_zip_says_beforehand_how_much_it_will_be(tmp_path):
+    totals = []
+    extract(zipped(tmp_path / "a.zip"), tmp_path / "out", StopSignal(), on_total=totals.append)
+    assert totals == [3013]
+
+
+def test_files_come_out_read_only(tmp_path):
+    extract(zipped(tmp_path / "a.zip"), tmp_path / "out", StopSignal())
+    assert (tmp_path / "out/data.yaml").stat().st_mode & 0o777 == 0o444
+
+
+def test_names_that_differ_only_in_case_are_reported(tmp_path):
+    archive = zipped(tmp_path / "a.zip", {"A.jpg": b"1", "a.jpg": b"2", "b.jpg": b"3"})
+    (finding,) = extract(archive, tmp_path / "out", StopSignal()).findings
+    assert (finding.level, finding.count, finding.examples) == ("warning", 1, ("A.jpg and a.jpg",))
+
+
+def test_names_of_windows_and_of_macs_become_plain_ones(tmp_path):
+    archive = tarred(tmp_path / "a.tar", {"images\\train\\a.jpg": b"1", "./labels//cafe\u0301.txt": b"2"})
+    extract(archive, tmp_path / "out", StopSignal())
+    assert unpacked(tmp_path / "out") == {"images/train/a.jpg": b"1", "labels/caf\xe9.txt": b"2"}
+
+
+def test_a_stop_ends_the_unpacking(tmp_path):
+    stop = StopSignal()
+    stop.set(StopReason.CANCELED)
+    for number, make in enumerate((zipped, tarred)):
+        with pytest.raises(Stopped):
+            extract(make(tmp_path / f"{number}"), tmp_path / f"out{number}", stop)
+
+
+def test_a_stop_ends_the_unpacking_of_one_long_file(tmp_path):
+    archive = tarred(tmp_path / "a.tar.gz", {"a.txt": b"\0" * (150 << 20)})
+    stop = StopSignal()
+    threading.Timer(0.05, stop.set, [StopReason.CANCELED]).start()
+    with pytest.raises(Stopped):
+        extract(archive, tmp_path / "out", stop, limits=Limits(ratio=1e9), on_bytes=lambda _: stop.wait(0.01))
+
+
+def test_what_an_archive_declares_is_not_believed(tmp_path):
+    archive = zipped(tmp_path / "a.zip", {"a.txt": b"x" * 5000}, zipfile.ZIP_STORED)
+    data = archive.read_bytes()
+    size = (5000).to_bytes(4, "little")
+    archive.write_bytes(data.replace(size, (10).to_bytes(4, "little")))
+    with pytest.raises(DatasetError):
+        extract(archive, tmp_path / "out", StopSignal())
+
+
+def test_damage_in_the_last_bytes_of_a_compressed_tar_is_noticed(tmp_path):
+    archive = tarred(tmp_path / "a.tar", mode="w")
+    packed = bytearray(gzip.compress(archive.read_bytes()))
+    packed[-6] ^= 1  # the checksum, which only a reader who goes to the end compares
+    (tmp_path / "b.tgz").write_bytes(packed)
+    with pytest.raises(DatasetError, match="damaged"):
+        extract(tmp_path / "b.tgz", tmp_path / "out", StopSignal())
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
+def test_a_tar_that_ends_early_is_never_a_smaller_dataset(tmp_path, mode, share):
+    import random
+
+    noise = random.Random(1)
+    archive = tarred(tmp_path / "a.tar", {f"{n}.txt": noise.randbytes(2000) for n in range(30)}, mode)
+    data = archive.read_bytes()
+    end = len(data) if mode != "w" else len(data) - 10240  # past the last file there is only padding
+    archive.write_bytes(data[: int(end * share)])
+    with pytest.raises(DatasetError, match="damaged"):
+        extract(archive, tmp_path / "out", StopSignal())
+
+
+def test_a_broken_header_in_the_middle_of_a_tar_is_not_its_end(tmp_path):
+    data = bytearray(tarred(tmp_path / "a.tar", {"a.txt": b"1", "b.txt": b"2"}, "w").read_bytes())
+    data[1024 + 150] ^= 0xFF  # inside the second header's checksum
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(DatasetError, match="damaged"):
+        extract(tmp_path / "a.tar", tmp_path / "out", StopSignal())
+
+
+def test_the_kind_is_told_by_the_first_bytes(tmp_path):
+    assert sniff(zipped(tmp_path / "1")) == "zip"
+    assert sniff(tarred(tmp_path / "2", mode="w")) == "tar"
+    assert sniff(tarred(tmp_path / "3", mode="w:xz")) == "tar"
+    (tmp_path / "4").write_text("names: [a]")
+    assert sniff(tmp_path / "4") is None
+    assert is_archive("A.ZIP")
+    assert is_archive("a.tar.bz2")
+    assert not is_archive("a.yaml")
+
+
+def test_a_name_may_be_as_long_as_the_limits_say():
+    assert safe_name("a/" * 31 + "b", Limits(), "x") == "a/" * 31 + "b"
+    assert safe_name("./", Limits(), "x") is None
+    with pytest.raises(DatasetError, match="x: the name .* folders deep; rename it"):
+        safe_name("a/" * 32 + "b", Limits(), "x")

@@ -1,0 +1,246 @@
+import contextlib
+import errno
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+
+import pytest
+
+from trainer.core.errors import MachineFailed
+from trainer.datasets.cache import ContentCache, on_this_disk
+
+FREE = shutil.disk_usage("/tmp").free
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ContentCache(tmp_path / "cache", max_bytes=1000, reserve=0)
+
+
+def put(cache, identity, content=b"x" * 100, *, age=0.0):
+    with cache.temporary() as path:
+        path.write_bytes(content)
+        stored = cache.put(identity, path)
+    if age:
+        os.utime(stored, (time.time() - age, stored.stat().st_mtime))
+    return stored
+
+
+def put_tree(cache, identity, *, age=0.0, size=100):
+    with cache.temporary() as path:
+        (path / "files").mkdir(parents=True)
+        (path / "files/a.txt").write_bytes(b"x" * size)
+        stored = cache.put_tree(identity, path, size)
+    if age:
+        os.utime(stored, (time.time() - age, stored.stat().st_mtime))
+    return stored
+
+
+def test_what_was_put_is_found_again_by_its_identity(cache):
+    put(cache, "a", b"content")
+    assert cache.get("a", 7).read_bytes() == b"content"
+    assert cache.get("b", 7) is None
+
+
+def test_a_file_of_another_size_is_missing(cache):
+    put(cache, "a", b"content")
+    assert cache.get("a", 8) is None
+    assert cache.get("a", 7) is None  # it is gone: nobody can say what it is
+
+
+def test_a_file_that_was_written_to_through_a_link_is_missing(cache, tmp_path):
+    stored = put(cache, "a", b"content")
+    os.link(stored, tmp_path / "view")
+    (tmp_path / "view").chmod(0o644)
+    (tmp_path / "view").write_bytes(b"CONTENT")
+    assert cache.get("a", 7) is None
+    put(cache, "a", b"content")
+    assert cache.get("a", 7).read_bytes() == b"content"
+    assert (tmp_path / "view").read_bytes() == b"CONTENT"
+
+
+def test_stored_files_are_read_only(cache):
+    assert put(cache, "a").stat().st_mode & 0o777 == 0o444
+
+
+def test_the_same_content_has_the_same_modification_time_whenever_it_is_fetched(cache, tmp_path):
+    first = put(cache, "a").stat().st_mtime_ns
+    other = ContentCache(tmp_path / "other", max_bytes=1000, reserve=0)
+    assert put(other, "a").stat().st_mtime_ns == first
+    assert put(other, "b").stat().st_mtime_ns != first
+
+
+def test_a_temporary_that_was_not_put_is_removed_even_after_an_error(cache):
+    def fail():
+        with cache.temporary() as path:
+            path.write_bytes(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with cache.temporary() as path:
+        (path / "folder").mkdir(parents=True)
+    assert list((cache.root / "tmp").iterdir()) == []
+    assert list((cache.root).glob("objects/*/*")) == []
+
+
+def test_what_was_used_longest_ago_is_evicted_first(cache):
+    for number in range(10):
+        put(cache, str(number), age=100 - number)
+    assert cache.get("0", 100) is not None  # used just now
+    cache.make_room(250)
+    present = [number for number in range(10) if cache.get(str(number), 100)]
+    assert present == [0, 4, 5, 6, 7, 8, 9]
+
+
+def test_nothing_is_evicted_while_there_is_room(cache):
+    for number in range(10):
+        put(cache, str(number))
+    cache.make_room(0)
+    assert all(cache.get(str(number), 100) for number in range(10))
+
+
+def test_what_is_pinned_stays_as_long_as_its_holder_exists(cache, tmp_path):
+    holder = tmp_path / "run/source"
+    holder.mkdir(parents=True)
+    cache.pin(holder, ["a", "tree"])
+    put(cache, "a", age=500)
+    put_tree(cache, "tree", age=500)
+    put(cache, "b", age=100)
+    cache.make_room(1000)
+    assert cache.get("a", 100)
+    assert cache.get_tree("tree")
+    assert not cache.get("b", 100)
+    shutil.rmtree(tmp_path / "run")
+    cache.make_room(1000)
+    assert not cache.get("a", 100)
+    assert not cache.get_tree("tree")
+    assert list((cache.root / "pins").iterdir()) == []
+
+
+def test_a_pin_holds_in_every_process(cache, tmp_path):
+    holder = tmp_path / "run"
+    holder.mkdir()
+    cache.pin(holder, ["a"])
+    put(cache, "a", age=500)
+    process = multiprocessing.get_context("spawn").Process(target=_evict_all, args=(cache.root,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert cache.get("a", 100)
+
+
+def _evict_all(root):
+    ContentCache(root, max_bytes=0, reserve=0).make_room(0)
+
+
+def test_what_a_view_is_linked_to_is_not_evicted_because_that_frees_nothing(cache, tmp_path):
+    os.link(put(cache, "a", age=500), tmp_path / "view")
+    cache.make_room(1000)
+    assert cache.get("a", 100)
+    (tmp_path / "view").unlink()
+    cache.make_room(1000)
+    assert not cache.get("a", 100)
+
+
+def test_trees_are_evicted_whole(cache):
+    stored = put_tree(cache, "old", age=500, size=800)
+    put_tree(cache, "new", size=100)
+    cache.make_room(500)
+    assert not stored.exists()
+    assert cache.get_tree("old") is None
+    assert cache.get_tree("new") is not None
+    assert list((cache.root / "tmp").iterdir()) == []
+
+
+def test_the_first_of_two_trees_of_one_identity_is_kept(cache):
+    first = put_tree(cache, "t")
+    inode = first.stat().st_ino
+    assert put_tree(cache, "t").stat().st_ino == inode
+    assert list((cache.root / "tmp").iterdir()) == []
+
+
+def test_a_dropped_tree_is_gone(cache):
+    put_tree(cache, "t")
+    cache.drop_tree("t")
+    assert cache.get_tree("t") is None
+
+
+def test_a_full_disk_is_the_machines_failure_and_names_path_need_and_free(tmp_path):
+    cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=0)
+    with pytest.raises(MachineFailed, match=f"{tmp_path}/cache is too full: the dataset needs .* MiB, .* MiB are free"):
+        cache.make_room(FREE * 2)
+
+
+def test_the_reserve_stays_free(tmp_path):
+    cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=FREE * 2)
+    with pytest.raises(MachineFailed, match="kept in reserve"):
+        cache.require_free(0)
+
+
+def test_a_disk_that_is_too_small_evicts_below_the_limit(tmp_path):
+    cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=FREE * 2)
+    put(cache, "a", age=10)
+    with pytest.raises(MachineFailed):
+        cache.make_room(1)
+    assert cache.get("a", 100) is None
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES])
+def test_a_disk_that_fails_is_the_machines_failure_and_is_named(tmp_path, code):
+    with pytest.raises(MachineFailed, match=f"{tmp_path}: {os.strerror(code)}"), on_this_disk(tmp_path):
+        raise OSError(code, os.strerror(code))
+
+
+def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError), on_this_disk(tmp_path):
+        (tmp_path / "none").read_text()
+
+
+def test_the_rest_of_a_crash_is_swept_after_a_day(cache):
+    with cache.temporary():
+        pass
+    old, young = cache.root / "tmp/old", cache.root / "tmp/young"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    cache.make_room(0)
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_many_threads_that_store_and_evict_the_same_entries_never_see_a_torn_file(cache):
+    ended = time.monotonic() + 0.5
+    torn = []
+
+    def work(seed):
+        number = seed
+        while time.monotonic() < ended:
+            number = (number * 7 + 3) % 12
+            content = str(number).encode() * 100
+            found = cache.get(str(number), len(content))
+            if found is None:
+                put(cache, str(number), content)
+            else:
+                with contextlib.suppress(FileNotFoundError):  # not pinned: it may be evicted any time
+                    torn.extend([number] if found.read_bytes() != content else [])
+            if number == 5:
+                cache.make_room(100)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torn == []
+
+
+def test_5000_warm_objects_are_found_in_less_than_a_second(tmp_path):
+    cache = ContentCache(tmp_path / "cache", max_bytes=1 << 40, reserve=0)
+    for number in range(5000):
+        put(cache, str(number), b"x")
+    began = time.process_time()
+    assert all(cache.get(str(number), 1) for number in range(5000))
+    assert time.process_time() - began < 1

@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import pytest
+
+from trainer.core.dataset import DiskRef, HttpRef, ObjectRef
+from trainer.core.errors import DatasetError
+from trainer.datasets.reference import Roots, either_bucket, parse_reference, shown, shown_url
+
+ROOT = Path("/data")
+OURS = "https://abc.supabase.co/"
+
+
+def parse(text, base=OURS):
+    return parse_reference(text, dataset_root=ROOT, datasets_bucket="datasets", storage_base_url=base)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("/mnt/a/data.yaml", "/mnt/a/data.yaml"),
+        ("a/data.yaml", "/data/a/data.yaml"),
+        ("  a/data.yaml\n", "/data/a/data.yaml"),
+        ("a b/é.yaml", "/data/a b/é.yaml"),
+        ("-rf", "/data/-rf"),
+    ],
+)
+def test_a_path_is_absolute_or_below_the_dataset_root(text, path):
+    assert parse(text) == DiskRef(path=path)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("storage:p/s/data.yaml", "p/s/data.yaml"),
+        ("storage:/p/s/", "p/s"),
+        ("STORAGE:p/s", "p/s"),
+        ("storage:a:b (1)/d?.yaml", "a:b (1)/d?.yaml"),
+    ],
+)
+def test_a_storage_path_begins_in_the_default_bucket(text, key):
+    assert parse(text) == ObjectRef(bucket="datasets", key=key)
+
+
+def test_a_storage_path_may_mean_the_bucket_it_begins_with():
+    assert either_bucket(ObjectRef(bucket="datasets", key="other/p/d.yaml"), "datasets") == (
+        ObjectRef(bucket="datasets", key="other/p/d.yaml"),
+        ObjectRef(bucket="other", key="p/d.yaml"),
+    )
+    assert either_bucket(ObjectRef(bucket="other", key="p/d.yaml"), "datasets") == (
+        ObjectRef(bucket="other", key="p/d.yaml"),
+    )
+    assert len(either_bucket(ObjectRef(bucket="datasets", key="d.yaml"), "datasets")) == 1
+
+
+@pytest.mark.parametrize("kind", ["public/", "sign/", "authenticated/", ""])
+def test_a_url_of_our_own_storage_is_an_object(kind):
+    url = f"https://abc.supabase.co/storage/v1/object/{kind}sets/p%20q/data.yaml?token=x"
+    assert parse(url) == ObjectRef(bucket="sets", key="p q/data.yaml")
+
+
+@pytest.mark.parametrize("base", ["https://ABC.supabase.co", "https://abc.supabase.co:443/", "https://abc.supabase.co/storage/v1"])
+def test_our_own_host_is_recognised_however_it_is_written(base):
+    url = "https://abc.supabase.co/storage/v1/object/public/sets/d.yaml"
+    assert parse(url, base) == ObjectRef(bucket="sets", key="d.yaml")
+
+
+def test_a_supabase_behind_a_path_is_recognised():
+    url = "http://gate:8000/base/storage/v1/object/public/sets/d.yaml"
+    assert parse(url, "http://gate:8000/base") == ObjectRef(bucket="sets", key="d.yaml")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org/data.zip",
+        "HTTP://example.org/data.zip",
+        "https://evil.org/storage/v1/object/public/sets/d.yaml",
+        "http://abc.supabase.co/storage/v1/object/public/sets/d.yaml",
+        "https://abc.supabase.co:444/storage/v1/object/public/sets/d.yaml",
+        "https://abc.supabase.co.evil.org/storage/v1/object/public/sets/d.yaml",
+        "https://abc.supabase.co/rest/v1/training_runs",
+    ],
+)
+def test_any_other_url_is_a_url(url):
+    assert parse(url) == HttpRef(url=url)
+
+
+def test_what_may_be_secret_in_a_url_is_not_shown():
+    assert shown_url("https://u:p@host/a.zip?token=x#y") == "https://host/a.zip"
+    assert shown("https://u:p@host/a.zip?token=x") == "'https://host/a.zip'"
+
+
+def test_text_of_strangers_is_shown_short_and_printable():
+    assert shown("a\x1b[31m\n") == "'a\ufffd[31m\ufffd'"
+    assert len(shown("x" * 5000)) < 130
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("root", "extra", "outside"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "d.yaml").write_text("x")
+    (tmp_path / "root/out").symlink_to(tmp_path / "outside")
+    (tmp_path / "root/in").symlink_to(tmp_path / "extra")
+    (tmp_path / "root/loop").symlink_to(tmp_path / "root/loop")
+    return tmp_path
+
+
+def test_paths_below_the_roots_are_admitted_with_links_resolved(tree):
+    roots = Roots(tree / "root", (tree / "extra",))
+    assert roots.admit("d.yaml") == tree / "root/d.yaml"
+    assert roots.admit(tree / "extra/d.yaml") == tree / "extra/d.yaml"
+    assert roots.admit("in/d.yaml") == tree / "extra/d.yaml"
+
+
+def test_a_root_that_is_a_symlink_admits_what_is_in_it(tree):
+    (tree / "link").symlink_to(tree / "root")
+    assert Roots(tree / "link").admit("d.yaml") == tree / "root/d.yaml"
+
+
+@pytest.mark.parametrize("path", ["out/d.yaml", "../outside/d.yaml", "/etc/passwd", "/", "..", "in/d.yaml", "../outside/none"])
+def test_paths_that_lead_outside_are_refused_whether_they_exist_or_not(tree, path):
+    with pytest.raises(DatasetError, match=r"outside the folders that may be read.*EXTRA_DATASET_ROOTS"):
+        Roots(tree / "root").admit(path)
+
+
+@pytest.mark.parametrize("path", ["none.yaml", "none/d.yaml", "loop", "d.yaml/x"])
+def test_a_path_that_is_not_there_says_so(tree, path):
+    with pytest.raises(DatasetError, match="does not exist or cannot be read"):
+        Roots(tree / "root").admit(path)
