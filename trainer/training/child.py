@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import multiprocessing
 import os
 import queue
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 10.0  # for the last events to be taken
 PLOT_SECONDS = 60.0  # for pictures that are still being drawn
 _TRACEBACK = 8000  # characters
+# what Ultralytics imports only once it trains; a spare has the time, and nobody else loses any
+LATER = ("torch._dynamo", "torch._inductor", "torch.onnx", "torchvision.transforms", "matplotlib.pyplot", "polars", "thop")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -86,6 +89,8 @@ def _prepare(send: Callable[[Event], None]) -> Callable[[TrainingOrder, StopSign
         from trainer.training.yolo import Training
 
         isolate()
+        for name in LATER:
+            importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - a broken installation has to be told like any other failure
         crash = _crashed(error, Phase.STARTING)
         return lambda _order, _stop: send(crash)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ class Finishing:
         return self._listed(_files(val))
 
     def _listed(self, files: list[Path]) -> Path:
-        path = self._order.run_dir / "val_images.txt"
+        path = Path(tempfile.mkdtemp()) / "val_images.txt"
         path.write_text("".join(f"{file}\n" for file in files))
         return path
 
