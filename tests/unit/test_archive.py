@@ -36,7 +36,7 @@ def unpacked(folder):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda p: zipped(p),
+        zipped,
         lambda p: zipped(p, method=zipfile.ZIP_STORED),
         lambda p: zipped(p, method=zipfile.ZIP_BZIP2),
         lambda p: tarred(p, mode="w"),
@@ -173,5 +173,5 @@ def test_the_kind_is_told_by_the_first_bytes(tmp_path):
 def test_a_name_may_be_as_long_as_the_limits_say():
     assert safe_name("a/" * 31 + "b", Limits(), "x") == "a/" * 31 + "b"
     assert safe_name("./", Limits(), "x") is None
-    with pytest.raises(DatasetError, match="x: the name .* folders deep; rename it"):
+    with pytest.raises(DatasetError, match=r"x: the name .* folders deep; rename it"):
         safe_name("a/" * 32 + "b", Limits(), "x")

@@ -121,16 +121,20 @@ class Fetcher:
         self, store: ObjectStore, found: ObjectInfo | ObjectRef, staging: Path, stop: StopSignal, on_event: OnTransfer,
     ) -> Manifest:
         """Download until the listing after it is the one before it."""
-        manifest = take_manifest(store, found, stop)
+        def bring(info: ObjectInfo) -> Path:
+            known = self._cache.get(_identity(info), info.bytes)
+            return known or self._download_one(store, info, Meter(lambda _: None, total_files=1), stop)
+
+        manifest = take_manifest(store, found, bring)
         for _ in range(SYNCS):
             try:
                 moved = self._download(store, manifest, staging, stop, on_event)
             except (ObjectMissing, Unavailable):
-                again = self._listed_again(store, found, stop)
+                again = _listed_again(store, found, bring)
                 if again.objects == manifest.objects:
                     raise
             else:
-                again = self._listed_again(store, found, stop) if moved else manifest
+                again = _listed_again(store, found, bring) if moved else manifest
                 if again.objects == manifest.objects:
                     return manifest
             changed, manifest = _difference(manifest.objects, again.objects), again
@@ -138,12 +142,6 @@ class Fetcher:
             f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} was edited during its download, {SYNCS} times "
             f"(last {shown(changed)}); start the run again when the upload is finished.",
         )
-
-    @staticmethod
-    def _listed_again(store: ObjectStore, found: ObjectInfo | ObjectRef, stop: StopSignal) -> Manifest:
-        if isinstance(found, ObjectInfo):
-            found = store.stat(found.ref)  # the YAML itself may be what was edited
-        return take_manifest(store, found, stop)
 
     def _download(
         self, store: ObjectStore, manifest: Manifest, staging: Path, stop: StopSignal, on_event: OnTransfer,
@@ -162,7 +160,7 @@ class Fetcher:
         )
         return True
 
-    def _download_one(self, store: ObjectStore, info: ObjectInfo, meter: Meter, stop: StopSignal) -> None:
+    def _download_one(self, store: ObjectStore, info: ObjectInfo, meter: Meter, stop: StopSignal) -> Path:
         with self._cache.temporary() as path, on_this_disk(self._cache.root):
             store.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
             size = path.stat().st_size
@@ -170,8 +168,9 @@ class Fetcher:
                 raise DatasetError(
                     f"{shown(info.ref.key)} arrived with {size} of {info.bytes} bytes; upload it again.",
                 )
-            self._cache.put(_identity(info), path)
+            stored = self._cache.put(_identity(info), path)
         meter.finish_file()
+        return stored
 
     def _stored_archive(
         self, store: ObjectStore, info: ObjectInfo, staging: Path, stop: StopSignal, on_event: OnTransfer,
@@ -284,6 +283,14 @@ class _RoomCheck:
         if self._since > ROOM_STEP:
             self._since = 0
             self._cache.require_free(0)
+
+
+def _listed_again(
+    store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Callable[[ObjectInfo], Path],
+) -> Manifest:
+    if isinstance(found, ObjectInfo):
+        found = store.stat(found.ref)  # the YAML itself may be what was edited
+    return take_manifest(store, found, bring)
 
 
 def _identity(info: ObjectInfo) -> str:

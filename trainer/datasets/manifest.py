@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.ports import ObjectInfo, ObjectStore
-from trainer.core.stop import StopSignal
 from trainer.datasets.archive import Limits, safe_name
 from trainer.datasets.data_yaml import load_yaml, read_data_yaml
 from trainer.datasets.folders import IMAGE_SUFFIXES
@@ -45,7 +43,7 @@ def wanted(relpath: str) -> bool:
     return (
         suffix(relpath) in SUFFIXES
         and SKIPPED_FOLDERS.isdisjoint(parts[:-1])
-        and not any(part.startswith(".") for part in parts)
+        and not any(part.startswith(".") and part not in {".", ".."} for part in parts)  # those two are refused
     )
 
 
@@ -62,9 +60,10 @@ def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectIn
     raise ObjectMissing(f"data_yaml: there is neither {looked}; check the path and upload the dataset.")
 
 
-def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, stop: StopSignal) -> Manifest:
+def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Callable[[ObjectInfo], Path]) -> Manifest:
     """List the dataset that was located: the folder itself, or the folder of the object, as far as it is needed.
 
+    `bring` gives an object as a file on disk, to look into a YAML.
     Raises `DatasetError` for an empty object that may not be empty, or for a name that is not safe.
     """
     if isinstance(found, ObjectRef):
@@ -75,7 +74,7 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, stop: StopS
     # a YAML may have any name, so whatever is nothing else is read as one
     if suffix(name) in NDJSON:
         return Manifest(bucket=found.ref.bucket, folder=folder, entry=name, objects={_safe(name): found})
-    needed = None if suffix(name) == "json" else _named_folders(store, found, stop)
+    needed = None if suffix(name) == "json" else _named_folders(bring(found))
     if not folder and needed is None:
         raise DatasetError(
             f"data_yaml: {shown(name)} lies at the top of the bucket {found.ref.bucket!r}, where everything else lies too; "
@@ -95,11 +94,8 @@ def folders_named(entries: Iterable[str]) -> set[str] | None:
     return folders | {"images", "labels"}
 
 
-def _named_folders(store: ObjectStore, found: ObjectInfo, stop: StopSignal) -> set[str] | None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "data.yaml"
-        store.download(found.ref, path, stop, expected=found)
-        values = load_yaml(path, Report())
+def _named_folders(yaml: Path) -> set[str] | None:
+    values = load_yaml(yaml, Report())
     data = read_data_yaml(values, Report())
     if data.path not in {None, ".", "./"} or not data.splits:
         return None
@@ -114,6 +110,8 @@ def _manifest(
     start = len(folder) + 1 if folder else 0
     for prefix in prefixes:
         for info in store.list(bucket, prefix):
+            if start and not info.ref.key.startswith(f"{folder}/"):
+                raise DatasetError(f"The storage lists {shown(info.ref.key)} below {shown(folder)}, where it is not.")
             relpath = info.ref.key[start:]
             top, _, below = relpath.partition("/")
             is_entry = relpath == entry

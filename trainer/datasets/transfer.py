@@ -14,7 +14,7 @@ from typing import TypeAlias
 from trainer.core.events import Phase, TransferProgress
 from trainer.core.stop import StopReason, StopSignal
 
-Job: TypeAlias = Callable[[StopSignal], None]
+Job: TypeAlias = Callable[[StopSignal], object]
 OnTransfer: TypeAlias = Callable[[TransferProgress], None]
 EVERY_SECONDS = 0.5
 
@@ -72,8 +72,13 @@ def in_parallel(jobs: Sequence[Job], workers: int, stop: StopSignal) -> None:
     """Run all jobs, each with a stop signal that is also set when another job fails. Raises the first failure."""
     stop.raise_if_set()
     inner = stop.child()
+
+    def run(job: Job) -> None:
+        inner.raise_if_set()  # those that wait in line when a stop comes do not begin
+        job(inner)
+
     with ThreadPoolExecutor(max_workers=max(1, min(workers, len(jobs)))) as pool:
-        futures = [pool.submit(job, inner) for job in jobs]
+        futures = [pool.submit(run, job) for job in jobs]
         try:
             for future in as_completed(futures):
                 future.result()

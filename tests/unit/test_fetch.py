@@ -1,0 +1,584 @@
+import json
+import os
+import shutil
+import threading
+import time
+import zipfile
+
+import pytest
+
+from tests.web_server import body, silent, web_server
+from trainer.core.dataset import HttpRef
+from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.ports import ObjectInfo
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.datasets.cache import ContentCache
+from trainer.datasets.fetch import Fetcher
+from trainer.datasets.reference import Roots, parse_reference
+from trainer.remote.retry import RetryPolicy
+from trainer.remote.web import GuardedClient
+from trainer.storage.local import LocalObjectStore
+
+YAML = "path: .\ntrain: images/train\nval: images/val\nnames: [a]\n"
+DATASET = {
+    "data.yaml": YAML.encode(),
+    "images/train/1.jpg": b"one",
+    "images/train/2.jpg": b"two!",
+    "images/val/3.png": b"three",
+    "labels/train/1.txt": b"0 .5 .5 .1 .1\n",
+    "labels/train/2.txt": b"",
+    "labels/val/3.txt": b"0 .5 .5 .1 .1\n",
+}
+
+
+class WatchedStore(LocalObjectStore):
+    """A local store that counts downloads and lets a test act in the middle of them."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.root = root
+        self.downloads = []
+        self.listings = 0
+        self.during = lambda ref: None
+
+    def put(self, files, folder="datasets/p/s"):
+        for name, content in files.items():
+            path = self.root / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    def list(self, bucket, prefix):
+        self.listings += 1
+        return super().list(bucket, prefix)
+
+    def download(self, ref, path, stop, **options):
+        self.downloads.append(ref.key)
+        self.during(ref)
+        return super().download(ref, path, stop, **options)
+
+    @property
+    def images(self):
+        return sorted(key for key in self.downloads if not key.endswith(".yaml"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = WatchedStore(tmp_path / "store")
+    made.put(DATASET)
+    return made
+
+
+@pytest.fixture
+def server():
+    with web_server() as started:
+        yield started
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def fetcher(root, store, server):
+    web = GuardedClient(allowed_hosts=[server.host], policy=RetryPolicy(tries=2, first_wait=0.01, total_seconds=5))
+    cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
+    yield Fetcher(roots=Roots(root), cache=cache, web=web, store=store, datasets_bucket="datasets", concurrency=4)
+    web.close()
+
+
+@pytest.fixture
+def fetch(fetcher, root):
+    numbers = iter(range(100))
+
+    def do(text, stop=None, on_event=lambda _: None, staging=None):
+        ref = HttpRef(url=text) if text.startswith("http") else parse_reference(
+            text, dataset_root=root, datasets_bucket="datasets",
+        )
+        return fetcher.fetch(ref, staging or root / f"run{next(numbers)}/source", stop or StopSignal(), on_event)
+
+    return do
+
+
+def content(fetched):
+    return {
+        path.relative_to(fetched.root).as_posix(): path.read_bytes()
+        for path in fetched.root.rglob("*") if path.is_file()
+    }
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path.read_bytes()
+
+
+# ── this host ──
+
+
+def test_a_users_yaml_is_left_where_it_is(root, fetch):
+    (root / "set").mkdir()
+    (root / "set/data.yaml").write_text(YAML)
+    fetched = fetch("set/data.yaml")
+    assert (fetched.root, str(fetched.entry), fetched.is_private) == (root / "set", "data.yaml", False)
+    assert os.listdir(root / "set") == ["data.yaml"]
+
+
+def test_a_users_folder_has_no_entry(root, fetch):
+    (root / "set").mkdir()
+    fetched = fetch(str(root / "set"))
+    assert (fetched.root, fetched.entry, fetched.is_private) == (root / "set", None, False)
+
+
+def test_a_users_archive_is_unpacked_into_the_cache_once(root, fetch):
+    zipped(root / "set.zip", DATASET)
+    first = fetch("set.zip")
+    assert first.is_private
+    assert content(first) == DATASET
+    inode = (first.root / "data.yaml").stat().st_ino
+    again = fetch("set.zip")
+    assert (again.root / "data.yaml").stat().st_ino == inode
+
+
+def test_an_archive_without_the_name_of_one_is_recognised(root, fetch):
+    zipped(root / "download", DATASET)
+    assert content(fetch("download")) == DATASET
+
+
+def test_a_changed_archive_is_unpacked_again(root, fetch):
+    zipped(root / "set.zip", DATASET)
+    fetch("set.zip")
+    zipped(root / "set.zip", {"data.yaml": b"other"})
+    assert content(fetch("set.zip")) == {"data.yaml": b"other"}
+
+
+def test_a_tree_in_the_cache_that_was_damaged_is_made_again(root, fetch):
+    zipped(root / "set.zip", DATASET)
+    first = fetch("set.zip")
+    (first.root / "images/val/3.png").unlink()
+    assert content(fetch("set.zip")) == DATASET
+
+
+@pytest.mark.parametrize("text", ["none.yaml", "empty.yaml", "../x.yaml", "/etc/passwd", "pipe"])
+def test_what_cannot_be_read_is_a_sentence(root, fetch, text):
+    (root / "empty.yaml").write_text("")
+    os.mkfifo(root / "pipe")
+    with pytest.raises(DatasetError, match=r"^data_yaml: "):
+        fetch(text)
+
+
+# ── the object store ──
+
+
+def test_a_stored_dataset_is_on_disk_completely(store, fetch):
+    fetched = fetch("storage:p/s/data.yaml")
+    assert content(fetched) == DATASET
+    assert (str(fetched.entry), fetched.is_private) == ("data.yaml", True)
+
+
+def test_the_second_run_downloads_no_object(store, fetch):
+    fetch("storage:p/s/data.yaml")
+    assert len(store.downloads) == 7
+    assert content(fetch("storage:p/s/data.yaml")) == DATASET
+    assert len(store.downloads) == 7
+
+
+def test_only_what_changed_is_downloaded(store, fetch):
+    fetch("storage:p/s/data.yaml")
+    store.downloads.clear()
+    store.put({"images/train/2.jpg": b"changed"})
+    assert content(fetch("storage:p/s/data.yaml"))["images/train/2.jpg"] == b"changed"
+    assert store.images == ["p/s/images/train/2.jpg"]
+
+
+def test_an_object_that_was_deleted_is_not_in_the_next_tree(store, fetch):
+    fetch("storage:p/s/data.yaml")
+    (store.root / "datasets/p/s/images/train/2.jpg").unlink()
+    assert "images/train/2.jpg" not in content(fetch("storage:p/s/data.yaml"))
+
+
+def test_unrelated_objects_are_left_alone(store, fetch):
+    store.put({
+        "thumbnails/1.jpg": b"t", "images/train/thumbnails/1.jpg": b"t", "labels/train.cache": b"evil",
+        "images/train/1.npy": b"evil", "other/images/x.jpg": b"o", "video.mp4": b"v", ".hidden.jpg": b"h",
+        "classes.txt": b"a",
+    })
+    assert content(fetch("storage:p/s/data.yaml")) == {**DATASET, "classes.txt": b"a"}
+
+
+def test_a_yaml_under_any_name_and_a_folder_are_datasets(store, fetch):
+    store.put({"17300-my set.v2": YAML.encode()})
+    assert str(fetch("storage:p/s/17300-my set.v2").entry) == "17300-my set.v2"
+    folder = fetch("storage:p/s")
+    assert folder.entry is None
+    assert content(folder) == DATASET
+
+
+def test_an_annotations_file_brings_its_folder(store, fetch):
+    files = {"annotations.json": b"{}", "images/1.jpg": b"1"}
+    store.put(files, "datasets/coco")
+    fetched = fetch("storage:coco/annotations.json")
+    assert content(fetched) == files
+    assert str(fetched.entry) == "annotations.json"
+
+
+def test_the_default_bucket_is_looked_in_first_and_then_the_bucket_of_that_name(store, fetch):
+    store.put({"data.yaml": YAML.encode(), "images/val/o.jpg": b"other"}, "others/set")
+    assert content(fetch("storage:others/set/data.yaml"))["images/val/o.jpg"] == b"other"
+    store.put({"data.yaml": YAML.encode(), "images/val/d.jpg": b"default"}, "datasets/others/set")
+    assert content(fetch("storage:others/set/data.yaml"))["images/val/d.jpg"] == b"default"
+
+
+def test_a_dataset_that_is_nowhere_names_both_places(fetch):
+    with pytest.raises(ObjectMissing, match=r"'nope/x.yaml' in bucket 'datasets' nor 'x.yaml' in bucket 'nope'"):
+        fetch("storage:nope/x.yaml")
+
+
+def test_a_yaml_at_the_top_of_a_bucket_brings_only_the_folders_it_names(store, fetch):
+    store.put(DATASET, "datasets")
+    assert content(fetch("storage:data.yaml")) == DATASET
+
+
+def test_a_dataset_at_the_top_of_a_bucket_that_names_no_folders_is_refused(store, fetch):
+    store.put({"data.yaml": b"train: train.txt\nval: val.txt\nnames: [a]\n"}, "datasets")
+    with pytest.raises(DatasetError, match=r"put the dataset into a folder of its own"):
+        fetch("storage:data.yaml")
+
+
+def test_a_stored_archive_is_downloaded_once(store, root, fetch):
+    store.put({"set.zip": zipped(root / "x.zip", DATASET)}, "datasets/p")
+    assert content(fetch("storage:p/set.zip")) == DATASET
+    assert content(fetch("storage:p/set.zip")) == DATASET
+    assert store.downloads == ["p/set.zip"]
+
+
+def test_empty_objects_are_named_unless_they_are_labels(store, fetch):
+    store.put({"images/train/1.jpg": b"", "images/val/3.png": b""})
+    with pytest.raises(DatasetError, match=r"2 stored files are empty: 'images/train/1.jpg', 'images/val/3.png'"):
+        fetch("storage:p/s/data.yaml")
+
+
+def test_an_object_that_vanishes_during_the_download_is_synced_away(store, fetch):
+    gone = store.root / "datasets/p/s/images/train/2.jpg"
+    store.during = lambda ref: gone.unlink(missing_ok=True)
+    assert "images/train/2.jpg" not in content(fetch("storage:p/s/data.yaml"))
+
+
+def test_a_dataset_edited_during_the_download_is_synced_again(store, fetch):
+    edits = iter([{"images/train/9.jpg": b"added"}])
+    store.during = lambda ref: store.put(next(edits, {})) if ref.key.endswith("1.jpg") else None
+    assert content(fetch("storage:p/s/data.yaml")) == {**DATASET, "images/train/9.jpg": b"added"}
+
+
+def test_a_yaml_edited_during_the_download_is_synced_again(store, fetch):
+    edits = iter([{"data.yaml": YAML.replace("[a]", "[b]").encode()}])
+    store.during = lambda ref: store.put(next(edits, {})) if ref.key.endswith("1.jpg") else None
+    assert b"[b]" in content(fetch("storage:p/s/data.yaml"))["data.yaml"]
+
+
+def test_a_dataset_that_keeps_changing_is_refused(store, fetch):
+    numbers = iter(range(1000))
+    store.during = lambda ref: store.put({"images/train/1.jpg": str(next(numbers)).encode()})
+    with pytest.raises(DatasetError, match=r"edited during its download, 3 times \(last 'images/train/1.jpg'\)"):
+        fetch("storage:p/s/data.yaml")
+
+
+def test_an_object_that_is_listed_and_not_there_is_named(store, fetch):
+    def refuse(ref):
+        if ref.key.endswith("2.jpg"):
+            raise ObjectMissing(f"object {ref.key!r} does not exist in bucket {ref.bucket!r}")
+
+    store.during = refuse
+    with pytest.raises(ObjectMissing, match=r"images/train/2.jpg"):
+        fetch("storage:p/s/data.yaml")
+
+
+def test_a_listing_that_fails_half_way_is_no_smaller_dataset(store, fetch, monkeypatch):
+    def half(bucket, prefix):
+        yield from list(LocalObjectStore.list(store, bucket, prefix))[:3]
+        raise Unavailable("page 2 failed")
+
+    monkeypatch.setattr(store, "list", half)
+    with pytest.raises(Unavailable, match=r"page 2"):
+        fetch("storage:p/s/data.yaml")
+
+
+def test_an_object_that_arrives_short_is_named_and_not_kept(store, fetch, root, monkeypatch):
+    def short(ref, path, stop, **_):
+        path.write_bytes(YAML.encode() if ref.key.endswith("yaml") else b"")
+        return store.stat(ref)
+
+    monkeypatch.setattr(store, "download", short)
+    with pytest.raises(DatasetError, match=r"arrived with 0 of"):
+        fetch("storage:p/s/data.yaml")
+
+
+def test_a_listing_with_a_name_that_leads_outside_is_refused(store, fetch, monkeypatch):
+    def evil(bucket, prefix):
+        for info in LocalObjectStore.list(store, bucket, prefix):
+            key = info.ref.key.replace("train/1.jpg", "../../../../x.jpg")
+            yield ObjectInfo(ref=type(info.ref)(bucket=bucket, key=key), bytes=info.bytes, etag=info.etag)
+
+    monkeypatch.setattr(store, "list", evil)
+    with pytest.raises(DatasetError, match=r"leads out of the dataset"):
+        fetch("storage:p/s/data.yaml")
+
+
+def test_a_stop_during_the_download_ends_it(store, fetch, root):
+    stop = StopSignal()
+    store.put({f"images/train/x{n}.jpg": b"x" * 100 for n in range(200)})
+    store.during = lambda ref: (stop.set(StopReason.CANCELED) if ref.key.endswith("x10.jpg") else None, time.sleep(0.005))
+    with pytest.raises(Stopped) as caught:
+        fetch("storage:p/s/data.yaml", stop)
+    assert caught.value.reason is StopReason.CANCELED
+    assert len(store.downloads) < 150
+    assert list((root / ".cache/tmp").iterdir()) == []
+
+
+def test_a_download_that_was_stopped_goes_on_where_it_was(store, fetch):
+    stop = StopSignal()
+    store.put({f"images/train/x{n}.jpg": b"x" * 100 for n in range(100)})
+    store.during = lambda ref: stop.set(StopReason.SHUTDOWN) if ref.key.endswith("x50.jpg") else None
+    with pytest.raises(Stopped):
+        fetch("storage:p/s/data.yaml", stop)
+    before = len(store.images)
+    fetch("storage:p/s/data.yaml")
+    assert len(store.images) <= 106 + 5
+    assert before > 10
+
+
+def test_one_failure_stops_the_other_downloads(store, fetch):
+    store.put({f"images/train/x{n}.jpg": b"x" * 100 for n in range(300)})
+
+    def fail(ref):
+        time.sleep(0.002)
+        if ref.key.endswith("x5.jpg"):
+            raise Misconfigured("the key is refused")
+
+    store.during = fail
+    with pytest.raises(Misconfigured, match=r"refused"):
+        fetch("storage:p/s/data.yaml")
+    assert len(store.downloads) < 305
+
+
+def test_progress_says_files_bytes_rate_and_time_left(store, fetch):
+    store.put({f"images/train/x{n}.jpg": b"x" * 1000 for n in range(60)})
+    store.during = lambda ref: time.sleep(0.08)
+    events = []
+    began = time.monotonic()
+    fetch("storage:p/s/data.yaml", on_event=events.append)
+    assert 2 <= len(events) <= 2 * (time.monotonic() - began) + 2
+    assert (events[-1].files, events[-1].bytes) == (events[-1].total_files, events[-1].total_bytes)
+    assert events[-1].total_files == 66
+    assert all(event.rate > 0 and event.eta_seconds >= 0 for event in events)
+
+
+def test_a_disk_without_room_is_the_machines_failure_before_anything_is_downloaded(store, root, server):
+    free = shutil.disk_usage(root).free
+    web = GuardedClient()
+    cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=free * 2)
+    fetcher = Fetcher(roots=Roots(root), cache=cache, web=web, store=store, datasets_bucket="datasets")
+    ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
+    with pytest.raises(MachineFailed, match=r"too full"):
+        fetcher.fetch(ref, root / "run/source", StopSignal(), lambda _: None)
+    assert store.images == []
+    web.close()
+
+
+def test_what_a_run_uses_is_not_evicted_by_another(store, root, fetcher, fetch):
+    fetch("storage:p/s/data.yaml", staging=root / "run/source")
+    ContentCache(root / ".cache", max_bytes=0, reserve=0).make_room(0)
+    store.downloads.clear()
+    fetch("storage:p/s/data.yaml")
+    assert store.images == []
+    shutil.rmtree(root / "run")
+    for folder in root.glob("run*"):
+        shutil.rmtree(folder)
+    ContentCache(root / ".cache", max_bytes=0, reserve=0).make_room(0)
+    fetch("storage:p/s/data.yaml")
+    assert len(store.images) == 6
+
+
+def test_two_runs_that_fetch_the_same_dataset_at_once_both_get_it_whole(store, fetch):
+    store.put({f"images/train/x{n}.jpg": os.urandom(500) for n in range(200)})
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(content(fetch("storage:p/s/data.yaml")))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3
+    assert results[0] == results[1] == results[2]
+    assert len(results[0]) == 207
+
+
+def test_prefetched_objects_are_not_downloaded_again(store, root, fetcher, fetch):
+    ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
+    fetcher.prefetch(ref, StopSignal())
+    assert len(store.images) == 6
+    assert sorted(os.listdir(root)) == [".cache"]
+    store.downloads.clear()
+    assert content(fetch("storage:p/s/data.yaml")) == DATASET
+    assert store.images == []
+
+
+def test_without_a_store_the_error_says_so(root):
+    web = GuardedClient()
+    cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
+    fetcher = Fetcher(roots=Roots(root), cache=cache, web=web, store=None, datasets_bucket="datasets")
+    ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
+    with pytest.raises(Misconfigured, match=r"not configured"):
+        fetcher.fetch(ref, root / "run/source", StopSignal(), lambda _: None)
+    web.close()
+
+
+# ── the web ──
+
+
+def test_an_archive_behind_a_url_is_unpacked_and_known_by_its_etag(server, root, fetch):
+    server.pages["/set.zip"] = body(zipped(root / "x.zip", DATASET), 'ETag: "1"')
+    assert content(fetch(server.url("/set.zip?token=1"))) == DATASET
+    server.pages["/set.zip"] = body(b"not read", 'ETag: "1"')
+    server.pages["/set.zip"] = body(b"x" * (root / "x.zip").stat().st_size, 'ETag: "1"')
+    assert content(fetch(server.url("/set.zip?token=2"))) == DATASET
+
+
+def test_an_archive_without_etag_is_known_by_its_content(server, root, fetch):
+    server.pages["/download"] = body(zipped(root / "x.zip", DATASET))
+    first = fetch(server.url("/download?id=7"))
+    assert content(first) == DATASET
+    assert fetch(server.url("/download?id=7")).root == first.root
+
+
+def test_a_yaml_behind_a_url_brings_the_images_that_its_lists_name(server, fetch):
+    server.pages["/sets/a/data.yaml"] = body(b"train: train.txt\nval: [lists/val.txt, images/v2.jpg]\nnames: [a]\n")
+    server.pages["/sets/a/train.txt"] = body(b"./images/t 1.jpg\r\nimages/t2.jpg\n\n")
+    server.pages["/sets/a/lists/val.txt"] = body(b"images/v1.jpg\n")
+    for place in ("images/t%201", "images/t2", "lists/images/v1", "images/v2"):
+        server.pages[f"/sets/a/{place}.jpg"] = body(place.encode())
+    server.pages["/sets/a/labels/t%201.txt"] = body(b"0 .5 .5 .1 .1\n")
+    server.pages["/sets/a/lists/labels/v1.txt"] = body(b"")
+    fetched = fetch(server.url("/sets/a/data.yaml"))
+    assert str(fetched.entry) == "data.yaml"
+    assert sorted(content(fetched)) == [
+        "data.yaml", "images/t 1.jpg", "images/t2.jpg", "images/v2.jpg", "labels/t 1.txt", "lists/images/v1.jpg",
+        "lists/labels/v1.txt", "lists/val.txt", "train.txt",
+    ]
+
+
+def test_an_image_of_a_list_that_is_missing_is_an_error_and_not_a_smaller_dataset(server, fetch):
+    server.pages["/data.yaml"] = body(b"train: train.txt\nval: train.txt\nnames: [a]\n")
+    server.pages["/train.txt"] = body(b"images/1.jpg\nimages/2.jpg\n")
+    server.pages["/images/1.jpg"] = body(b"1")
+    with pytest.raises(ObjectMissing, match=r"/images/2.jpg answers 404"):
+        fetch(server.url("/data.yaml"))
+
+
+def test_a_label_that_the_server_cannot_give_now_is_an_error(server, fetch):
+    server.pages["/data.yaml"] = body(b"train: images/1.jpg\nval: images/1.jpg\nnames: [a]\n")
+    server.pages["/images/1.jpg"] = body(b"1")
+    server.pages["/labels/1.txt"] = body(b"", status="503 Busy")
+    with pytest.raises(Unavailable):
+        fetch(server.url("/data.yaml"))
+
+
+def test_folders_behind_a_url_cannot_be_listed_and_the_error_says_what_to_do(server, fetch):
+    server.pages["/data.yaml"] = body(YAML.encode())
+    with pytest.raises(DatasetError, match=r"a folder; over http\(s\) a folder cannot be listed: give a .txt list"):
+        fetch(server.url("/data.yaml"))
+
+
+RECORDS = [
+    {"type": "dataset", "task": "detect", "class_names": {"0": "cat", "2": "dog"}, "download": "rm -rf /"},
+    {"type": "image", "file": "a.jpg", "split": "train", "annotations": {"boxes": [[0, 0.5, 0.5, 0.1, 0.2]]}},
+    {"type": "image", "file": "sub/a.jpg", "split": "train", "annotations": {"boxes": []}},
+    {"type": "image", "file": "b.png", "split": "val"},
+]
+
+
+def export(server, records, path="/set.ndjson"):
+    lines = []
+    for number, record in enumerate(records):
+        server.pages[f"/files/{number}"] = body(f"image {number}".encode(), f'ETag: "{number}"')
+        url = {"url": server.url(f"/files/{number}?token=t")} if "split" in record else {}
+        lines.append(json.dumps(record | url))
+    server.pages[path] = body("\n".join(lines).encode())
+    return server.url(path)
+
+
+def test_an_ndjson_export_becomes_a_yolo_tree(server, fetch):
+    fetched = fetch(export(server, RECORDS))
+    files = content(fetched)
+    assert files.pop("data.yaml").decode() == (
+        "train: images/train\nval: images/val\ntask: detect\nnames:\n  0: cat\n  1: class1\n  2: dog\n"
+    )
+    assert files == {
+        "images/train/a.jpg": b"image 1", "labels/train/a.txt": b"0 0.5 0.5 0.1 0.2\n",
+        "images/train/a_2.jpg": b"image 2", "labels/train/a_2.txt": b"",
+        "images/val/b.png": b"image 3", "labels/val/b.txt": b"",
+    }
+
+
+def test_the_images_of_an_export_are_downloaded_once(server, fetch):
+    url = export(server, RECORDS)
+    fetch(url)
+    for number in (1, 2, 3):
+        server.pages[f"/files/{number}"] = body(b"x" * 7, f'ETag: "{number}"')
+    assert content(fetch(url))["images/train/a.jpg"] == b"image 1"
+
+
+def test_a_classification_export_becomes_a_folder_per_class(server, fetch):
+    fetched = fetch(export(server, [
+        {"task": "classify", "class_names": {"0": "cat", "1": "../dog"}},
+        {"file": "a.jpg", "split": "train", "annotations": {"classification": [0]}},
+        {"file": "b.jpg", "split": "val", "annotations": {"classification": [1]}},
+    ]))
+    assert fetched.entry is None
+    assert content(fetched) == {"train/cat/a.jpg": b"image 1", "val/class1/b.jpg": b"image 2"}
+
+
+def test_a_stored_export_is_fetched_without_the_rest_of_its_folder(server, store, fetch):
+    export(server, RECORDS)
+    lines = [json.dumps({**r, "url": server.url(f"/files/{n}")} if n else r) for n, r in enumerate(RECORDS)]
+    store.put({"set.ndjson": "\n".join(lines).encode()})
+    fetched = fetch("storage:p/s/set.ndjson")
+    assert "images/val/b.png" in content(fetched)
+    assert store.downloads == ["p/s/set.ndjson"]
+
+
+def test_an_export_on_disk_may_name_its_images_beside_it(root, fetch):
+    (root / "set/data/images/train").mkdir(parents=True)
+    (root / "set/data/images/train/a.jpg").write_bytes(b"local")
+    head, record = {"task": "detect", "class_names": {"0": "a"}, "path": "data"}, {"file": "a.jpg", "split": "train"}
+    (root / "set/x.ndjson").write_text(f"{json.dumps(head)}\n{json.dumps(record)}\n")
+    fetched = fetch("set/x.ndjson")
+    assert content(fetched)["images/train/a.jpg"] == b"local"
+    assert (fetched.root / "images/train/a.jpg").stat().st_ino != (root / "set/data/images/train/a.jpg").stat().st_ino
+
+
+def test_a_stop_ends_a_download_from_a_silent_host(server, fetch):
+    server.pages["/set.zip"] = silent
+    stop = StopSignal()
+    threading.Timer(0.2, stop.set, [StopReason.CANCELED]).start()
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        fetch(server.url("/set.zip"), stop)
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "words"),
+    [
+        ("/annotations.json", body(b"{}"), "give an archive of the dataset"),
+        ("/data.yaml", body(b""), "0 bytes"),
+        ("/data.yaml", body(b"<html>login</html>"), "YAML"),
+        ("/set.zip", body(b"<html>login</html>"), "neither a zip nor a tar"),
+        ("/gone.zip", body(b"", status="404 Not Found"), "answers 404"),
+    ],
+)
+def test_what_a_url_gives_that_is_no_dataset_is_a_sentence(server, fetch, path, answer, words):
+    server.pages[path] = answer
+    with pytest.raises((DatasetError, ObjectMissing), match=words):
+        fetch(server.url(path))
