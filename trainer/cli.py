@@ -216,11 +216,7 @@ def models(as_json: AsJson = False) -> None:
 
     known, files = entries(), weights_on_disk(_settings())
     if as_json:
-        accepted = [
-            {"name": entry.stem, "weights": {**entry.weights}, "architectures": {**entry.architectures}}
-            for entry in known
-        ]
-        typer.echo(json.dumps({"accepted": accepted, "on_disk": files}))
+        typer.echo(json.dumps({"accepted": [asdict(entry) for entry in known], "on_disk": files}, default=dict))
     else:
         terminal.show_models(known, files)
 

@@ -201,7 +201,7 @@ def plan_parser(settings: Settings) -> partial[TrainPlan]:
     """How a row's request is read on this host."""
     return partial(
         TrainPlan.parse,
-        exports_available=frozenset(available_exports()),
+        exports_available=available_exports(),
         artifacts_bucket=settings.supabase_artifacts_bucket,
     )
 

@@ -13,7 +13,6 @@ import yaml
 
 from trainer.core import arguments, exports
 from trainer.core.arguments import ALLOWED, IGNORED, PLANNED, REFUSED
-from trainer.training.exports import NEEDS
 
 PACKAGE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
 DEFAULTS = yaml.safe_load((PACKAGE / "cfg" / "default.yaml").read_text())
@@ -237,9 +236,3 @@ def test_every_export_format_of_the_installed_version_is_decided_about():
     formats = {ast.literal_eval(row)[1] for row in rows.elts} - {"-"}
     assert set(exports.PACKAGES) | exports.UNSERVED == formats
     assert set(exports.PACKAGES) & exports.UNSERVED == set()
-
-
-def test_the_formats_that_a_row_may_ask_for_are_those_that_the_training_can_make():
-    assert {name: set(modules) for name, modules in NEEDS.items()} == {
-        name: set(modules) for name, modules in exports.PACKAGES.items()
-    }

@@ -1,6 +1,7 @@
 """From a row to a plan: what the web apps send, what people type, and what strangers try."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -773,3 +774,11 @@ def test_an_unknown_kind_of_model_is_not_read():
     data = parse().as_json() | {"model": {"kind": "evil"}}
     with pytest.raises(ValueError, match="evil"):
         TrainPlan.from_json(data)
+
+
+def test_a_split_by_name_is_recorded_by_its_size():
+    split = SplitRequest(train_ratio=0.8, assigned={"a.jpg": "train", "b.jpg": "val"})
+    plan = replace(TrainPlan.parse(RunRequest(data_yaml="d/data.yaml")), split=split)
+
+    assert plan.recorded()["split"]["assigned"] == "2 images"
+    assert TrainPlan.from_json(plan.as_json()) == plan

@@ -97,7 +97,7 @@ class TrainPlan:
         return f"base_model names a {model.task} model, and the task is {task}: {used} is used instead"
 
     def as_json(self) -> JsonObject:
-        """The plan as it is recorded in `results.plan` and sent to the child."""
+        """The plan as it is sent to the child."""
         return {
             "sources": list(self.sources),
             "model": {"kind": _KINDS[type(self.model)], **asdict(self.model)},
@@ -113,6 +113,13 @@ class TrainPlan:
             "predictions": self.predictions,
             "warnings": list(self.warnings),
         }
+
+    def recorded(self) -> JsonObject:
+        """The plan as `results.plan` keeps it: a split that names each image is only said to be there."""
+        plan = self.as_json()
+        if self.split and self.split.assigned:
+            plan["split"]["assigned"] = f"{len(self.split.assigned)} images"
+        return plan
 
     @classmethod
     def from_json(cls, data: JsonObject) -> TrainPlan:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 
-# format → the modules that Ultralytics needs for it (it would install them by itself, which we never let it do)
-NEEDS: Mapping[str, tuple[str, ...]] = {
-    "torchscript": (),
-    "onnx": ("onnx", "onnxslim", "onnxruntime"),
-    "openvino": ("openvino",),
-    "engine": ("tensorrt", "onnx"),
-    "coreml": ("coremltools",),
-    "ncnn": ("ncnn", "pnnx"),
-    "mnn": ("MNN", "onnx"),
-    "paddle": ("paddle", "x2paddle"),
-}
+from trainer.core.exports import PACKAGES
 
 
-def available_exports() -> tuple[str, ...]:
-    """The formats whose packages are installed."""
-    return tuple(name for name, modules in NEEDS.items() if all(find_spec(module) for module in modules))
+def available_exports() -> frozenset[str]:
+    """The formats whose packages are installed; Ultralytics would install the others by itself, which it never may."""
+    return frozenset(name for name, modules in PACKAGES.items() if all(find_spec(module) for module in modules))

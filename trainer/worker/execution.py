@@ -221,7 +221,10 @@ class Attempt:
     def _prepared(self, plan: TrainPlan) -> PreparedDataset:
         order = dataset_order(self._job.id, plan)
         shutil.rmtree(self._view, ignore_errors=True)
-        return self._do.datasets.prepare(order, self._view, self._stop, self._record.event)
+        dataset = self._do.datasets.prepare(order, self._view, self._stop, self._record.event)
+        if replaced := plan.model_warning(dataset.task):
+            self._record.event(Warned(code="model_replaced", message=replaced))
+        return dataset
 
     def _devices(self, plan: TrainPlan) -> tuple[int, ...]:
         if plan.device and not self._slot.gpus:
@@ -252,7 +255,7 @@ class Attempt:
 
     def _remember(self, finished: Finished, plan: TrainPlan, dataset: PreparedDataset) -> Finished:
         """Write down that the training is done: if only the upload is interrupted, only the upload is repeated."""
-        report: JsonObject = {**finished.report, "plan": plan.as_json(), "dataset": dataset.summary}
+        report: JsonObject = {**finished.report, "plan": plan.recorded(), "dataset": dataset.summary}
         report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", plan.epochs)}
         done = replace(finished, report=report)
         (self._run_dir / ".finished.json").write_text(json.dumps(asdict(done)))
