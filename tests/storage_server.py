@@ -161,6 +161,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.connections: set[socket.socket] = set()
+        self.over = False
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
@@ -172,12 +173,13 @@ class Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def hang_up(self) -> None:
+        self.over = True
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError | Cut):
+        if not self.over and not isinstance(sys.exception(), ConnectionError | Cut):
             super().handle_error(request, client_address)
 
 
