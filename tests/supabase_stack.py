@@ -351,7 +351,8 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
         if length or self.command in ("POST", "PUT", "PATCH"):
             headers["Content-Length"] = str(length)
         connection = self.behind[prefix]
-        connection.request(self.command, self.path.removeprefix(prefix), _pieces(self.rfile, length), headers)
+        body = _pieces(self.rfile, length) if length else None
+        connection.request(self.command, self.path.removeprefix(prefix), body, headers)
         with connection.getresponse() as response:
             kept = {n: v for n, v in response.getheaders() if n.lower() not in Gateway.HOP_BY_HOP - {"content-length"}}
             if self.owner.lose_answers > 0:
