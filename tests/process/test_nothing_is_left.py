@@ -127,34 +127,71 @@ SUPERVISOR = """
     import sys, threading
     from pathlib import Path
     sys.path[:0] = [{here!r}, {project!r}]
-    from conftest import ChildTrainer, Trained, PROGRAMS
+    from conftest import PROGRAMS, ChildTrainer, Patience, Trained
     trainer = ChildTrainer(
-        environment={{"PATH": "/usr/bin:/bin"}}, home=Path({home!r}), weights=Path({tmp!r}), warm_start=True,
-        program=(sys.executable, str(PROGRAMS / "leaks_children.py"), {tmp!r} + "/pids", "wait"),
+        environment={{"PATH": "/usr/bin:/bin"}}, home=Path({home!r}), weights=Path({tmp!r}), warm_start={spare!r},
+        program=(sys.executable, str(PROGRAMS / {program!r}), *{arguments!r}), patience=Patience(stall=0.5),
     )
     # from a thread that ends: the processes belong to the supervisor, not to the thread
-    training = threading.Thread(target=trainer.warm)
-    training.start()
-    training.join()
-    Trained(Path({tmp!r}), trainer).train()
+    warming = threading.Thread(target=trainer.warm)
+    warming.start()
+    warming.join()
+    training = Trained(Path({tmp!r}), trainer)
+    (training.root / "behaviour.json").write_text('{{"seconds_per_epoch": 0.1}}')
+    print(training.train(epochs=10).report["epochs_completed"])
 """
+
+
+def supervisor(tmp_path, home, program, *arguments, spare=False):
+    """A process of its own that supervises one of the programs."""
+    script = textwrap.dedent(SUPERVISOR).format(
+        here=str(HERE), project=str(HERE.parents[1]), tmp=str(tmp_path), home=str(home), program=f"{program}.py",
+        arguments=arguments, spare=spare,
+    )
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_of_a_training_outlives_a_killed_supervisor(tmp_path, home, how):
-    script = textwrap.dedent(SUPERVISOR).format(here=str(HERE), project=str(HERE.parents[1]), tmp=str(tmp_path), home=str(home))
-    with subprocess.Popen([sys.executable, "-c", script]) as supervisor:
+    with supervisor(tmp_path, home, "leaks_children", str(tmp_path / "pids"), "wait", spare=True) as process:
         deadline = time.monotonic() + 10
         while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        tree = [process.pid for process in psutil.Process(supervisor.pid).children(recursive=True)]
+        tree = [below.pid for below in psutil.Process(process.pid).children(recursive=True)]
         pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
         assert len(pids) == 4
-        os.kill(supervisor.pid, how)
-        supervisor.wait()
+        os.kill(process.pid, how)
+        process.wait()
 
     assert gone(tree + pids)
     deadline = time.monotonic() + 2
     while list(home.glob("child-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert list(home.glob("child-*")) == []
+
+
+def test_a_supervisor_that_was_suspended_does_not_take_its_own_silence_for_the_childs(tmp_path, home):
+    with supervisor(tmp_path, home, "trains_quickly") as process:
+        deadline = time.monotonic() + 10
+        while not list(tmp_path.glob("run/checkpoints/*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(process.pid, signal.SIGCONT)
+
+        assert process.communicate(timeout=10)[0] == "10\n"
+
+
+def test_the_training_is_killed_before_its_supervisor_when_memory_runs_out(program):
+    training = program("ignores_every_signal")
+    scores = []
+
+    def look():
+        (child,) = psutil.Process().children()[0].children()
+        scores.append(int(Path(f"/proc/{child.pid}/oom_score_adj").read_text()))
+        training.stop.set(StopReason.LOST)
+
+    training.when(lambda t: t.events, look)
+    with pytest.raises(Stopped):
+        training.train()
+    assert scores == [500]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 import sys
@@ -70,6 +71,9 @@ def _start(program: list[str]) -> int:
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # when the host's memory runs out, better the training than its supervisor
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
+            score.write("500")
         if os.getppid() == guardian:
             os.execvp(program[0], program)  # noqa: S606
     except OSError as error:
@@ -118,9 +122,6 @@ def _reap_all(child: int) -> int:
 
 def _end_like(status: int) -> None:
     if os.WIFSIGNALED(status):
-        import resource  # here, because nobody waits for it any more
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         number = os.WTERMSIG(status)
         if number != signal.SIGKILL:
             signal.signal(number, signal.SIG_DFL)
@@ -133,6 +134,7 @@ def main() -> None:
     os.set_inheritable(lifeline, False)
     for number in _OUR_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of a training would fill the disk
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     child = _start(program)
     _keep_only(lifeline)

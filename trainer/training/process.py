@@ -151,7 +151,9 @@ class _Training:
         self._order = order
         self._stop = stop
         self._patience = patience
-        self._began = time.monotonic()
+        self._heard = child.events_heard
+        self._silent = 0.0  # seconds
+        self._looked_at = time.monotonic()
         self._oom_kills = oom_kills()
         self._asked: StopReason | None = None
         self._kill_at = float("inf")
@@ -211,13 +213,18 @@ class _Training:
 
     def _judge_silence(self, now: float) -> None:
         child = self._child
+        # counted in small steps, because a supervisor that was itself suspended heard nothing meanwhile
+        self._silent += min(now - self._looked_at, 10 * _TICK)
+        self._looked_at = now
         if child.last_word:
             self._last_word_at = self._last_word_at or now
             if now - self._last_word_at > self._patience.exit:
                 self._kill_at = now
             return
+        if child.events_heard != self._heard:
+            self._heard, self._silent = child.events_heard, 0.0
         budget = self._patience.of(child.phase)
-        if now - max(child.heard_at, self._began) > budget and not self._stop.must_stop:
+        if self._silent > budget and not self._stop.must_stop:
             self._stuck = stuck(child.phase, child.epoch, budget)
             self._kill_at = now
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +41,7 @@ class ChildTree:
     """One run of a program below a guardian (guardian.py), in the private folder that is deleted at its end.
 
     A thread reads its output and its events from the start, so that it can never block on a full pipe. What was heard
-    last is in `phase`, `heard_at` (monotonic seconds), `epoch`, `tail` and `last_word`; `ended` is set when no
+    last is in `phase`, `epoch`, `events_heard` (their number), `tail` and `last_word`; `ended` is set when no
     process of the tree is left, `exit_code` is then the program's (negative: the signal that ended it).
     """
 
@@ -50,7 +49,6 @@ class ChildTree:
         self.delivery = Delivery()
         self.phase = Phase.STARTING
         self.epoch = 0
-        self.heard_at = time.monotonic()
         self.events_heard = 0
         self.tail: deque[str] = deque(maxlen=_TAIL)
         self.last_word: Finished | ChildStopped | Crashed | None = None
@@ -171,9 +169,9 @@ class ChildTree:
             for _ in range(32):
                 if not self._read_some(fd, heard):
                     break
-        self._finish_reading()
         os.close(end)
         os.close(events)
+        self._finish_reading()
 
     def _read_some(self, fd: int, heard: Callable[[bytes], None]) -> bool:
         try:
@@ -225,7 +223,6 @@ class ChildTree:
 
     def _note(self, event: Event) -> None:
         self.events_heard += 1
-        self.heard_at = time.monotonic()
         if isinstance(event, PhaseStarted | BatchProgress):
             self.phase = event.phase
         if isinstance(event, BatchProgress | EpochFinished):
