@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -190,12 +190,25 @@ def _labels(merged: Merged, texts: Sequence[Sequence[bytes]], task: Task, report
         shape = Shape(task=task, classes=part.classes, keypoints=merged.kpt_shape)
         names = [sample.label.rpartition("/")[2] if sample.label else sample.name for sample in part.samples]
         done = check(of_it, names, shape, report)
+        _tell_off_by_one(of_it, part.classes, report)
         whole.file = np.concatenate([whole.file, done.file + len(whole.texts)])
         whole.cls = np.concatenate([whole.cls, done.cls])
         whole.texts += done.texts
         for what, count in done.changes.items():
             whole.changes[what] = whole.changes.get(what, 0) + count
     return whole
+
+
+def _tell_off_by_one(texts: Sequence[bytes], classes: Mapping[int, int], report: Report) -> None:
+    count = len(classes)
+    if report.has("class-outside") and set(classes) == set(range(count)):
+        used = class_numbers(texts)
+        if count in used and used <= set(range(1, count + 1)):
+            report.error(
+                "class-off-by-one",
+                f"The labels count classes from 1 to {count}, but names: counts from 0 to {count - 1}; number the names "
+                "from 1 (names: {1: …}), or the labels from 0.",
+            )
 
 
 def _classes(merged: Merged) -> Labels:

@@ -16,10 +16,10 @@ from typing import Any
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
 from trainer.datasets.coco_shapes import Picture, row_of
-from trainer.datasets.folders import Folders
+from trainer.datasets.folders import Tree
 from trainer.datasets.found import SPLITS, Found, Report, Sample, shown
 from trainer.datasets.images import facts
-from trainer.datasets.yolo_format import ALIASES, Tree
+from trainer.datasets.yolo_format import ALIASES
 
 LARGEST_JSON = 1 << 30  # bytes; COCO's own training annotations are 0.45 GB
 BACKGROUND = "__background__"
@@ -43,7 +43,7 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
     documents = [(file, _load(file.path)) for file in files]
     names = _all_names([document for _, document in documents])
     task = task or _guess(documents)
-    pictures = _Pictures(tree, report)
+    pictures = _Pictures(tree)
     kpt_shape, flip_idx = _keypoints([document for _, document in documents], report) if task is Task.POSE else (None, None)
     samples: list[Sample] = []
     for file, document in documents:
@@ -182,14 +182,13 @@ def _split_request(document: Object) -> SplitRequest:
 class _Pictures:
     """Image files by the names that annotations call them, wherever in the tree they lie."""
 
-    def __init__(self, tree: Tree, report: Report) -> None:
+    def __init__(self, tree: Tree) -> None:
         self.tree = tree
-        self._folders = Folders(tree.root, tree.admit, report, tree.stop)
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._path: dict[str, str] = {}
-        for folder, listing in self._folders.below(str(tree.root)):
+        for folder, listing in tree.below(str(tree.root)):
             for name, path in listing.images.items():
-                relative = self._folders.relative(f"{folder}/{name}")
+                relative = tree.relative(f"{folder}/{name}")
                 self._by_name[name].append(relative)
                 self._path[relative] = path
 

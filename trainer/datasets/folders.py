@@ -30,14 +30,18 @@ class Listing:
     others: list[str] = field(default_factory=list)
 
 
-class Folders:
-    """Listings, each read once. Symlinks are followed only to where `admit` allows."""
+class Tree:
+    """A source on disk: listings of its folders, each read once. Symlinks are followed only to where `admit` allows.
 
-    def __init__(self, root: Path, admit: Admit, report: Report, stop: StopSignal) -> None:
+    `is_owned`: it lies in our own cache, not in the user's folder.
+    """
+
+    def __init__(self, root: Path, admit: Admit, report: Report, stop: StopSignal, *, is_owned: bool) -> None:
         self.root = root
+        self.is_owned = is_owned
+        self.stop = stop
         self._admit = admit
         self._report = report
-        self._stop = stop
         self._listings: dict[str, Listing] = {}
         self._files = 0
 
@@ -67,7 +71,7 @@ class Folders:
         return any(listing.images for _, listing in self.below(folder))
 
     def _read(self, folder: str) -> Listing:
-        self._stop.raise_if_set()
+        self.stop.raise_if_set()
         listing = Listing()
         if os.path.realpath(folder) != folder and os.path.lexists(folder) and self._followed(folder) is None:
             return listing
@@ -88,6 +92,12 @@ class Folders:
     def _sort_in(self, entry: os.DirEntry[str], folder: str, listing: Listing) -> None:
         name = entry.name
         if name.startswith(".") or name == "__MACOSX":
+            # macOS leaves a ._ file beside each file; anything else that looks like an image may be missed by somebody
+            if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and not name.startswith("._"):
+                self._report.warning(
+                    "image-hidden", "{n} images are hidden, their names begin with a dot, and were left out",
+                    self.relative(f"{folder}/{name}"),
+                )
             return
         path = f"{folder}/{name}"
         if entry.is_symlink():
@@ -124,11 +134,11 @@ class Folders:
         return path.removeprefix(f"{self.root}/")
 
 
-def label_files(folders: Folders, folder: str, images: Sequence[str]) -> dict[str, str]:
+def label_files(tree: Tree, folder: str, images: Sequence[str]) -> dict[str, str]:
     """Label files for the images of a folder, by stem: beside them, or where `labels` stands for `images`."""
     stems = {name.rpartition(".")[0] for name in images}
     for candidate in _label_folders(folder):
-        texts = folders.listing(candidate).texts
+        texts = tree.listing(candidate).texts
         if not stems.isdisjoint(texts):
             return texts
     return {}

@@ -12,10 +12,10 @@ from trainer.core.events import Event, Warned
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets.fetch import Fetched, Fetcher
+from trainer.datasets.folders import Tree
 from trainer.datasets.found import Admit, Found, Report, shown
 from trainer.datasets.recognise import recognise
 from trainer.datasets.reference import Roots, parse_reference
-from trainer.datasets.yolo_format import Tree
 
 OnEvent = Callable[[Event], None]
 
@@ -84,7 +84,7 @@ class FetchedDatasets:
         for number, source in enumerate(order.sources):
             fetched = self.fetcher.fetch(self._ref(source), view / f"source{number}", stop, on_event)
             report.extend(fetched.findings)
-            tree = self._tree(fetched, stop)
+            tree = self._tree(fetched, report, stop)
             entry = tree.root / fetched.entry if fetched.entry else None
             founds.append(recognise(tree, entry, order.task, report))
         return founds
@@ -95,10 +95,10 @@ class FetchedDatasets:
             storage_base_url=self.storage_base_url,
         )
 
-    def _tree(self, fetched: Fetched, stop: StopSignal) -> Tree:
+    def _tree(self, fetched: Fetched, report: Report, stop: StopSignal) -> Tree:
         root = fetched.root.resolve()
         admit = inside(root) if fetched.is_private else self.roots.admit
-        return Tree(root, fetched.is_private, admit, stop)
+        return Tree(root, admit, report, stop, is_owned=fetched.is_private)
 
 
 def inside(root: Path) -> Admit:

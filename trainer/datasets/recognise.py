@@ -11,9 +11,9 @@ from trainer.core.errors import DatasetError
 from trainer.datasets.classify_format import looks_like_classes, read_classes
 from trainer.datasets.coco_format import AnnotationFile, read_coco
 from trainer.datasets.data_yaml import load_yaml
-from trainer.datasets.folders import Folders
+from trainer.datasets.folders import Tree
 from trainer.datasets.found import SPLITS, Found, Report, shown
-from trainer.datasets.yolo_format import ALIASES, Tree, read_yolo
+from trainer.datasets.yolo_format import ALIASES, read_yolo
 
 YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_NAMES = ("data", "dataset")
@@ -40,18 +40,17 @@ def recognise(tree: Tree, entry: Path | None, task: Task | None, report: Report)
         return _from_file(tree, entry, task, report)
     home = entry or tree.root
     if task is Task.CLASSIFY and looks_like_classes(tree, home):
-        return read_classes(tree, home, report)
-    folders = Folders(tree.root, tree.admit, report, tree.stop)
-    below = list(_files_below(folders, str(home), 0))
-    yaml, annotations = _the_yaml(folders, below), _annotations(folders, below, task)
+        return read_classes(tree, home)
+    below = list(_files_below(tree, str(home), 0))
+    yaml, annotations = _the_yaml(tree, below), _annotations(tree, below, task)
     if yaml:
         found = read_yolo(tree, yaml, report)
         return read_coco(tree, annotations, task, report) if annotations and _has_no_labels(found) else found
     if annotations:
         return read_coco(tree, annotations, task, report)
     if looks_like_classes(tree, home):
-        return read_classes(tree, home, report)
-    found = read_yolo(Tree(home, tree.is_owned, tree.admit, tree.stop), None, report)
+        return read_classes(tree, home)
+    found = read_yolo(tree, None, report, home)
     if not found.samples:
         raise DatasetError(
             f"No images were found in {shown(home.name)}; a dataset needs a data.yaml or a folder of images.",
@@ -68,7 +67,7 @@ def _from_file(tree: Tree, entry: Path, task: Task | None, report: Report) -> Fo
             f"data_yaml names {shown(entry.name)}, a text file; name the dataset's folder or its data.yaml.",
         )
     if task is Task.CLASSIFY and looks_like_classes(tree, entry.parent):
-        return read_classes(tree, entry.parent, report)
+        return read_classes(tree, entry.parent)
     return read_yolo(tree, entry, report)
 
 
@@ -76,18 +75,18 @@ def _has_no_labels(found: Found) -> bool:
     return not any(sample.label for sample in found.samples)
 
 
-def _files_below(folders: Folders, folder: str, depth: int) -> Iterator[tuple[int, Path]]:
-    listing = folders.listing(folder)
+def _files_below(tree: Tree, folder: str, depth: int) -> Iterator[tuple[int, Path]]:
+    listing = tree.listing(folder)
     for name in listing.others:
         yield depth, Path(folder) / name
     for name in listing.folders if depth < DEEPEST and len(listing.folders) < MOST_FOLDERS else ():
-        yield from _files_below(folders, f"{folder}/{name}", depth + 1)
+        yield from _files_below(tree, f"{folder}/{name}", depth + 1)
 
 
 # ── YAML ──
 
 
-def _the_yaml(folders: Folders, below: Sequence[tuple[int, Path]]) -> Path | None:
+def _the_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
     """The one dataset YAML: of several, a data.yaml or dataset.yaml nearest to the top."""
     found = [(depth, path) for depth, path in below if _is_dataset_yaml(path)]
     if not found:
@@ -99,7 +98,7 @@ def _the_yaml(folders: Folders, below: Sequence[tuple[int, Path]]) -> Path | Non
         if len(usual) == 1:
             return usual[0]
     if len(nearest) > 1:
-        names = ", ".join(shown(folders.relative(str(path))) for path in nearest[:10])
+        names = ", ".join(shown(tree.relative(str(path))) for path in nearest[:10])
         raise DatasetError(f"The dataset has several YAML files ({names}); name the one that is meant in data_yaml.")
     return nearest[0]
 
@@ -117,7 +116,7 @@ def _is_dataset_yaml(path: Path) -> bool:
 # ── annotations ──
 
 
-def _annotations(folders: Folders, below: Sequence[tuple[int, Path]], task: Task | None) -> list[AnnotationFile]:
+def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | None) -> list[AnnotationFile]:
     """The annotation files that together are one dataset: one, or one for each split."""
     found = [path for _, path in below if path.suffix.lower() == ".json" and _is_annotations(path)]
     if not found:
@@ -133,7 +132,7 @@ def _annotations(folders: Folders, below: Sequence[tuple[int, Path]], task: Task
     files = [AnnotationFile(path, _split_of(path) if len(found) > 1 else None) for path in found]
     splits = [file.split for file in files]
     if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
-        names = ", ".join(shown(folders.relative(str(file.path))) for file in files[:10])
+        names = ", ".join(shown(tree.relative(str(file.path))) for file in files[:10])
         raise DatasetError(f"The dataset has several annotation files ({names}); name the one that is meant in data_yaml.")
     return files
 

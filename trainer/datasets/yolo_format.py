@@ -6,14 +6,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.core.errors import DatasetError
-from trainer.core.stop import StopSignal
 from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES, DataYaml, load_yaml, read_data_yaml
-from trainer.datasets.folders import Folders, label_files
-from trainer.datasets.found import SPLITS, Admit, Found, Report, Sample, shown
+from trainer.datasets.folders import Tree, label_files
+from trainer.datasets.found import SPLITS, Found, Report, Sample, shown
 
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 CLASS_FILES = ("classes", "labels", "names", "obj", "predefined_classes", "_darknet")
@@ -21,24 +19,14 @@ LARGEST_LIST = 256 << 20  # bytes of a list of images
 NOT_LABELS = frozenset({*CLASS_FILES, "train", "val", "valid", "test", "readme", "license"})
 
 
-@dataclass(frozen=True)
-class Tree:
-    """A source tree on disk: its folder, whether it is our own copy, and what may be read besides it."""
-
-    root: Path
-    is_owned: bool
-    admit: Admit
-    stop: StopSignal
-
-
-def read_yolo(tree: Tree, yaml: Path | None, report: Report) -> Found:
-    """The dataset that `yaml` describes, or that the folders of the tree make up by themselves.
+def read_yolo(tree: Tree, yaml: Path | None, report: Report, home: Path | None = None) -> Found:
+    """The dataset that `yaml` describes, or that the folders in `home` make up by themselves.
 
     Problems that leave a dataset to look at go into `report`; raises `DatasetError` when there is none.
     """
     values = load_yaml(yaml, report) if yaml else {}
     data = read_data_yaml(values, report)
-    reader = _Reader(tree, yaml.parent if yaml else tree.root, data, report)
+    reader = _Reader(tree, yaml.parent if yaml else home or tree.root, data, report)
     samples = reader.samples()
     reader.report_orphans()
     names, ids = (data.names, data.ids) if data.names else (reader.class_file(), None)
@@ -53,7 +41,6 @@ class _Reader:
         self._home = str(home)
         self._data = data
         self._report = report
-        self._folders = Folders(tree.root, tree.admit, report, tree.stop)
         self._bases = list(self._base_folders())
         self._used: dict[str, set[str]] = {}  # label folder → stems that belong to an image
         self._seen: set[tuple[str | None, str]] = set()
@@ -82,7 +69,7 @@ class _Reader:
     def _existing(self, path: str) -> Iterator[str]:
         if os.path.isdir(path):
             try:
-                yield self._folders.admitted(path) or path
+                yield self._tree.admitted(path) or path
             except DatasetError:
                 if not self._tree.is_owned:
                     raise  # the user means that folder, so another one must not be trained on instead
@@ -97,7 +84,7 @@ class _Reader:
         for base in self._bases:
             path = os.path.join(base, entry)
             if os.path.lexists(path) and not (self._tree.is_owned and self._is_foreign(path)):
-                return self._folders.admitted(path)
+                return self._tree.admitted(path)
         # written on another machine, or Roboflow's ../train/images: the end of the path is what counts
         for tail in _tails(entry):
             for base in self._bases:
@@ -108,12 +95,12 @@ class _Reader:
                             "{n} paths of the YAML do not exist here; the folders of the same name beside it were used",
                             entry,
                         )
-                    return self._folders.admitted(f"{base}/{tail}")
+                    return self._tree.admitted(f"{base}/{tail}")
         return None
 
     def _is_foreign(self, path: str) -> bool:
         try:
-            self._folders.admitted(path)
+            self._tree.admitted(path)
         except DatasetError:
             return True
         return False
@@ -132,7 +119,7 @@ class _Reader:
                 for folder in self._split_folders(split):
                     self._report.warning(
                         f"yaml-no-{split}", f"{split}: is not in the YAML; the folder of that name was used",
-                        self._folders.relative(folder),
+                        self._tree.relative(folder),
                     )
                     yield from self._folder(split, folder)
             elif entries and not found:
@@ -158,14 +145,14 @@ class _Reader:
             )
 
     def _folder(self, split: str | None, folder: str) -> Iterator[Sample]:
-        for place, listing in self._folders.below(folder):
+        for place, listing in self._tree.below(folder):
             yield from self._images(split, place, listing.images)
 
     def _images(self, split: str | None, place: str, images: dict[str, str]) -> Iterator[Sample]:
         if not images:
             return
-        labels = label_files(self._folders, place, list(images))
-        prefix = self._folders.relative(place)
+        labels = label_files(self._tree, place, list(images))
+        prefix = self._tree.relative(place)
         prefix = "" if place == str(self._tree.root) else f"{prefix.strip('/')}/"
         for name, path in images.items():
             stem = name.rpartition(".")[0]
@@ -186,7 +173,7 @@ class _Reader:
         for folder, names in by_folder.items():
             self._tree.stop.raise_if_set()
             place = self._list_folder(folder, Path(path).parent, names)
-            listing = self._folders.listing(place).images if place else {}
+            listing = self._tree.listing(place).images if place else {}
             for name in names:
                 if name not in listing:
                     self._report.error(
@@ -202,13 +189,13 @@ class _Reader:
         for base in bases if len(folder) < 4096 else ():
             place = os.path.normpath(os.path.join(base, folder))
             if os.path.isdir(place) and not self._is_foreign(place):
-                real = self._folders.admitted(place)
-                if real and any(name in self._folders.listing(real).images for name in names[:20]):
+                real = self._tree.admitted(place)
+                if real and any(name in self._tree.listing(real).images for name in names[:20]):
                     return real
         for tail in _tails(folder):
             for base in bases:
                 if os.path.isdir(f"{base}/{tail}"):
-                    return self._folders.admitted(f"{base}/{tail}")
+                    return self._tree.admitted(f"{base}/{tail}")
         return None
 
     # ── without a YAML ──
@@ -221,8 +208,8 @@ class _Reader:
                     yield from self._folder(split, place)
             return
         for base in self._bases:
-            place = f"{base}/images" if self._folders.has_images(f"{base}/images") else base
-            if self._folders.has_images(place):
+            place = f"{base}/images" if self._tree.has_images(f"{base}/images") else base
+            if self._tree.has_images(place):
                 yield from self._folder(None, place)
                 return
 
@@ -230,7 +217,7 @@ class _Reader:
         for base in self._bases:
             for alias in ALIASES[split]:
                 for place in (f"{base}/images/{alias}", f"{base}/{alias}/images", f"{base}/{alias}"):
-                    if os.path.isdir(place) and self._folders.has_images(place):
+                    if os.path.isdir(place) and self._tree.has_images(place):
                         return [place]
         return []
 
@@ -238,7 +225,7 @@ class _Reader:
         """Names from classes.txt, obj.names and the like: one a line."""
         for base in dict.fromkeys([*self._bases, str(self._tree.root)]):
             for folder in (base, f"{base}/labels", f"{base}/train", f"{base}/labels/train", f"{base}/train/labels"):
-                listing = self._folders.listing(folder)
+                listing = self._tree.listing(folder)
                 paths = [listing.texts[stem] for stem in CLASS_FILES if stem in listing.texts]
                 paths += [f"{folder}/{name}" for name in listing.others if name.endswith((".names", ".labels"))]
                 for path in paths:
@@ -250,11 +237,11 @@ class _Reader:
     def report_orphans(self) -> None:
         """Label files beside used ones that belong to no image."""
         for folder, used in self._used.items():
-            for stem in self._folders.listing(folder).texts.keys() - used:
+            for stem in self._tree.listing(folder).texts.keys() - used:
                 if stem.lower() not in NOT_LABELS:
                     self._report.warning(
                         "label-without-image", "{n} label files belong to no image and were left out",
-                        self._folders.relative(f"{folder}/{stem}.txt"),
+                        self._tree.relative(f"{folder}/{stem}.txt"),
                     )
 
 
