@@ -197,7 +197,8 @@ class ContentCache:
     def _sweep_tmp(self) -> None:
         for left in _scan(self._tmp):
             found = _stat(left)
-            if found is not None and time.time() - found.st_mtime > STALE_SECONDS:
+            # not the modification time: `put` sets that to the seal, which may be years ago
+            if found is not None and time.time() - found.st_ctime > STALE_SECONDS:
                 if left.is_dir(follow_symlinks=False):
                     shutil.rmtree(left.path, ignore_errors=True)
                 else:
