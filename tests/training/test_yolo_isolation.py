@@ -108,6 +108,18 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused(detect, tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
+def test_best_weights_inside_a_checkpoint_that_want_to_run_code_are_refused(besieged, detect, tmp_path):
+    checkpoint = tmp_path / "kept.pt"
+    checkpoint.write_bytes(Path(besieged[0].of(CheckpointSaved)[-1].path).read_bytes())
+    hostile = pt_file(tmp_path / "best.pt", {"model": Hostile(tmp_path / "touched"), "train_args": {}})
+    with zipfile.ZipFile(checkpoint, "a") as archive:
+        archive.write(hostile, archive.namelist()[0].partition("/")[0] + "/run/best.pt")
+    run = run_child(order_for(detect, tmp_path / "run", resume=checkpoint), tmp_path)
+
+    assert isinstance(run.last, Crashed)
+    assert not (tmp_path / "touched").exists()
+
+
 def test_an_architecture_that_wants_to_run_code_does_not(detect, tmp_path):
     packaged = Path(np.__file__).parents[1] / "ultralytics" / "cfg" / "models" / "11" / "yolo11.yaml"
     hostile = tmp_path / "mine-yolo11n.yaml"

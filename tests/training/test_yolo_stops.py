@@ -109,6 +109,30 @@ def test_a_shutdown_keeps_the_state_of_the_unfinished_epoch(drained):
     assert not (run_dir / "weights" / "unfinished.pt").exists()
 
 
+def test_a_shutdown_during_validation_keeps_the_epoch_that_was_just_trained(detect, tmp_path):
+    validations = []
+
+    def in_second_validation(event):
+        if isinstance(event, PhaseStarted) and event.phase is Phase.VALIDATING:
+            validations.append(event)
+        return len(validations) == 2
+
+    many = draw(tmp_path / "data", Task.DETECT, val=80)
+    order = order_for(many, tmp_path / "run", epochs=3, batch=1)
+    run = run_child(order, tmp_path, on_event=asking(StopReason.SHUTDOWN, in_second_validation))
+
+    assert isinstance(run.last, ChildStopped), run.output
+    facts = json.loads((tmp_path / "run" / "checkpoints" / "epoch-00001.json").read_text())
+    assert facts["done"] == 1.0
+    again = run_child(
+        order_for(many, tmp_path / "run", epochs=3, batch=1, resume=tmp_path / "run" / "checkpoints" / "epoch-00001.pt"),
+        tmp_path,
+    )
+    assert isinstance(again.last, Finished), again.output
+    assert again.of(BatchProgress)[0].batch == 16  # the last of the second epoch's batches
+    assert epochs_in(tmp_path / "run" / "results.csv") == [1, 2, 3]
+
+
 def test_a_shutdown_in_the_first_epoch_keeps_nothing_because_nothing_could_be_resumed(detect, tmp_path):
     order = order_for(detect, tmp_path / "run", epochs=50, batch=2)
     run = run_child(order, tmp_path, on_event=asking(StopReason.SHUTDOWN, epoch_began(1)))

@@ -46,6 +46,25 @@ def test_a_download_fails_at_once_like_a_network_error():
     assert result.stdout.startswith("failed"), result.stderr
 
 
+def test_the_weights_that_an_amp_check_would_download_are_missed_at_once(tmp_path, monkeypatch):
+    """Ultralytics then skips the check and leaves AMP on, which took 155 s where packets were dropped."""
+    monkeypatch.setenv("YOLO_OFFLINE", "1")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    result = refused(
+        f"""
+        import time
+        from ultralytics import YOLO
+        began = time.monotonic()
+        try:
+            YOLO({str(tmp_path / "yolo26n.pt")!r})
+        except ConnectionError:
+            print("missed" if time.monotonic() - began < 2 else "missed late")
+        """,
+    )
+
+    assert result.stdout.splitlines()[-1:] == ["missed"], result.stderr
+
+
 def test_loopback_and_socket_files_still_work():
     result = refused(
         """

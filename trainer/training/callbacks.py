@@ -17,7 +17,7 @@ from ultralytics.utils.torch_utils import strip_optimizer
 
 from trainer.core.dataset import PreparedDataset
 from trainer.core.events import CheckpointSaved, Event, Phase, Warned
-from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.core.stop import StopReason, StopSignal
 from trainer.training import checkpoints
 from trainer.training.checkpoints import Progress
 from trainer.training.progress_meter import ProgressMeter
@@ -45,7 +45,7 @@ class Callbacks:
         self._in_first_epoch = True
         self._validated = False
         self._nan_recoveries = 0
-        self._stripped_best: int | None = None  # the epoch whose best.pt lies stripped beside it
+        self._stripped_best: int | None = 0  # the epoch whose best.pt lies stripped among the checkpoints
         self.trainer: Any = None
         self.best_epoch = resumed.best_epoch if resumed else None
         self.epochs_completed = resumed.epoch if resumed else 0
@@ -120,21 +120,15 @@ class Callbacks:
 
     def on_train_batch_end(self, trainer: Any) -> None:
         self._meter.batch_done(trainer.batch_size, lambda: numbers(trainer.tloss), lambda: _gpu_memory(trainer))
-        reason = self._stop.reason
-        if reason is None or reason is StopReason.FINISH:
-            return
-        if reason is StopReason.SHUTDOWN:
-            self._keep_mid_epoch(trainer)
-        raise Stopped(reason)
+        self._stop_in_epoch()
 
     def on_val_start(self, validator: Any) -> None:
-        self._stop.raise_if_set()
         self._validated = True
         self._meter.validation_started(len(validator.dataloader))
 
     def on_val_batch_end(self, validator: Any) -> None:
         self._meter.validation_batch_done(lambda: _gpu_memory(self.trainer))
-        self._stop.raise_if_set()
+        self._stop_in_epoch()
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
         if self._meter.phase is Phase.FINALISING:
@@ -157,10 +151,16 @@ class Callbacks:
 
     # ── keeping the state ──
 
+    def _stop_in_epoch(self) -> None:
+        """Give up if that is asked for, at a shutdown with the state as it is now."""
+        if self._stop.reason is StopReason.SHUTDOWN and self._meter.phase in (Phase.TRAINING, Phase.VALIDATING):
+            self._keep_mid_epoch(self.trainer)
+        self._stop.raise_if_set()
+
     def _keep_mid_epoch(self, trainer: Any) -> None:
-        """Keep the state as of this batch, unless no epoch is finished yet, which cannot be resumed."""
+        """Keep the state as of this batch, unless no epoch is finished yet."""
         if trainer.epoch < 1:
-            return
+            return  # Ultralytics would not go on from there
         last, fitness = trainer.last, trainer.fitness
         done = self._meter.share_of_epoch
         trainer.last = trainer.wdir / "unfinished.pt"

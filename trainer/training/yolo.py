@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from ultralytics import YOLO
+from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import strip_optimizer
 
 from trainer.core.errors import BadRequest
@@ -61,6 +62,9 @@ class Training:
 
     def train(self) -> None:
         """Train to the end and validate best.pt. Raises `Stopped`, and whatever goes wrong."""
+        if len(self._order.devices) > 1:
+            message = f"One training uses one GPU: {len(self._order.devices)} were asked for, the first is used."
+            self._send(Warned(code="one_gpu", message=message))
         for halvings in range(HALVINGS + 1):
             try:
                 return self._train_once()
@@ -115,6 +119,8 @@ class Training:
         progress = None
         if self._state:
             progress = checkpoints.restore(self._state, order.run_dir)
+            for weights in (self._best, self._last):
+                load_checkpoint(weights)  # restricted, unlike the loading that strip_optimizer does later
         else:
             checkpoints.forget(order.run_dir)
         self._callbacks = self._new_callbacks(progress)
@@ -151,12 +157,10 @@ class Training:
         return {"resume": str(self._state), **workers, **batch, **self._surroundings()}
 
     def _surroundings(self) -> dict[str, Any]:
-        devices = self._order.devices
         return {
             "data": str(self._order.dataset.data),
             "save_dir": str(self._order.run_dir),
-            # CUDA_VISIBLE_DEVICES names the GPUs, so here they are counted from 0
-            "device": ",".join(str(i) for i in range(len(devices))) if devices else "cpu",
+            "device": "0" if self._order.devices else "cpu",  # counted within CUDA_VISIBLE_DEVICES
         }
 
     def _check_task(self, model: Any) -> None:
