@@ -1,6 +1,18 @@
+"""The stand-in that other suites use instead of real trainings keeps the promises of the real child."""
+
 from __future__ import annotations
 
+import hashlib
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer.core.errors import MachineFailed, RunFailed
 from trainer.core.events import Phase
+from trainer.core.stop import Stopped, StopReason
 
 
 def test_a_training_is_told_from_its_first_phase_to_its_model(program):
@@ -9,6 +21,93 @@ def test_a_training_is_told_from_its_first_phase_to_its_model(program):
     finished = training.train(epochs=3)
 
     assert finished == training.events[-1]
-    assert [event.phase for event in training.of("phase")][:3] == [Phase.LOADING, Phase.SCANNING, Phase.TRAINING]
+    assert [event.phase for event in training.of("phase")] == [
+        Phase.LOADING, Phase.SCANNING, Phase.TRAINING, Phase.FINALISING,
+    ]
     assert [event.epoch for event in training.of("epoch")] == [1, 2, 3]
     assert training.lines[0] == "epoch 1/3 line 0: box_loss 1.000"
+    assert finished.report["epochs_completed"] == 3
+
+
+def test_its_files_are_those_of_a_real_training(program):
+    training = program("trains_quickly")
+
+    finished = training.train(epochs=2)
+
+    files = {str(path.relative_to(training.run_dir)) for path in training.run_dir.rglob("*") if path.is_file()}
+    assert files >= {"args.yaml", "results.csv", "weights/best.pt", "weights/last.pt"}
+    assert Path(finished.best).is_file()
+    assert Path(finished.last).is_file()
+    assert len((training.run_dir / "results.csv").read_text().splitlines()) == 3
+
+
+def test_its_checkpoints_are_what_it_announces(program):
+    training = program("trains_quickly").behave(checkpoint_bytes=5000)
+
+    training.train(epochs=2)
+
+    for saved in training.of("checkpoint"):
+        content = Path(saved.path).read_bytes()
+        facts = json.loads(Path(saved.path).with_suffix(".json").read_text())
+        assert len(content) == saved.bytes == facts["bytes"] == 5000
+        assert hashlib.sha256(content).hexdigest() == saved.sha256 == facts["sha256"]
+        assert facts["epoch"] == saved.epoch
+
+
+def test_it_goes_on_from_a_checkpoint(program):
+    training = program("trains_quickly").behave(at_epoch=3, exit=7)
+    with pytest.raises(MachineFailed, match="exit code 7"):
+        training.train(epochs=4)
+    newest = training.of("checkpoint")[-1]
+    training.events.clear()
+
+    training.behave(at_epoch=3, exit=7, only_fresh=True).train(epochs=4, resume=Path(newest.path))
+
+    assert newest.epoch == 2
+    assert [event.epoch for event in training.of("epoch")] == [3, 4]
+    rows = (training.run_dir / "results.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "error", "words"),
+    [
+        ({"at_epoch": 0, "exit": 5}, MachineFailed, "starting.*exit code 5"),
+        ({"at_epoch": 2, "signal": int(signal.SIGKILL)}, MachineFailed, "SIGKILL"),
+        ({"at_epoch": "finalising", "exit": 1, "print": "no room for plots"}, MachineFailed, "no room for plots"),
+        (
+            {"at_epoch": 1, "crash": {"error": "RuntimeError", "message": "Training failed: NaN persisted for 4 epochs"}},
+            RunFailed, "diverged",
+        ),
+    ],
+)
+def test_trouble_comes_when_it_is_ordered(program, knobs, error, words):
+    with pytest.raises(error, match=words):
+        program("trains_quickly").behave(**knobs).train()
+
+
+def test_it_hangs_when_ordered_to(program):
+    training = program("trains_quickly", stall=0.3).behave(at_epoch=1, hang=True)
+
+    with pytest.raises(MachineFailed, match="stuck"):
+        training.train()
+
+
+def test_immortal_it_ends_by_force_only(program, monkeypatch):
+    monkeypatch.setattr("trainer.training.process._TERM_SECONDS", 0.2)
+    training = program("trains_quickly", grace=0.2).behave(immortal=True, deaf=True, seconds_per_epoch=30)
+    training.when(lambda t: t.of("phase"), lambda: training.stop.set(StopReason.CANCELED))
+    began = time.monotonic()
+
+    with pytest.raises(Stopped):
+        training.train()
+
+    assert time.monotonic() - began < 2
+
+
+def test_its_behaviour_can_come_from_a_file_of_its_own(program, tmp_path):
+    (tmp_path / "knobs.json").write_text('{"warnings": ["from the file"], "report": {"mAP": 0.9}}')
+    training = program("trains_quickly", "--behaviour", str(tmp_path / "knobs.json")).behave(warnings=["not this"])
+
+    assert training.train().report["mAP"] == 0.9
+    assert [event.message for event in training.of("warning")] == ["from the file"]

@@ -225,6 +225,14 @@ def test_what_to_change_when_the_gpu_is_full_depends_on_the_batch(batch, mend):
     assert mend in str(diagnosis)
 
 
+def test_the_batch_that_the_child_had_come_down_to_counts():
+    message = "CUDA out of memory. Tried to allocate 2.50 GiB. (batch 1, image size 640, batch halved 3 times)"
+
+    diagnosis = diagnose(evidence(crashed=crash("OutOfMemoryError", message)))
+
+    assert "at batch 1, image size 640: use a smaller image size than 640" in str(diagnosis)
+
+
 def test_the_cause_of_an_exception_is_found_behind_it():
     traceback = (
         'Traceback (most recent call last):\n  File "x.py", line 1, in save\n    raise MemoryError  # not this\n'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from trainer.core.errors import MachineFailed, RunFailed
@@ -17,6 +17,7 @@ Diagnosis: TypeAlias = RunFailed | MachineFailed
 _LONGEST_QUOTE = 300  # characters
 _TRACEBACK = re.compile(r"(?:Original )?Traceback \(most recent call last\)")
 _RELAYED = re.compile(r"Caught \w+ in DataLoader worker")
+_BATCH_AT_LAST = re.compile(r"\(batch (\d+), image size")  # the child's words after it halved the batch
 _EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception)\b")
 _COMPLAINT = re.compile(
     r"error|exception|fatal|killed|cannot|failed|out of memory|no space|terminate called|what\(\)|\bxid\b", re.IGNORECASE,
@@ -48,6 +49,8 @@ class Evidence:
 def diagnose(evidence: Evidence) -> Diagnosis:
     """The error that this ending is: `RunFailed` when another attempt would meet it again."""
     crashed = evidence.crashed
+    if crashed and (halved := _BATCH_AT_LAST.search(crashed.message)):
+        evidence = replace(evidence, batch=int(halved[1]))
     if not crashed and evidence.signal == signal.SIGKILL and evidence.oom_kills:
         return _say(MachineFailed, HOST_MEMORY, evidence, "the kernel's out-of-memory killer ended it")
     said = _words_of(crashed) if crashed else [line for line in evidence.output if _is_complaint(line)]
