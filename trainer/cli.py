@@ -248,6 +248,23 @@ def check(
 
 
 @app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check everything that usually goes wrong, with the mend; exit code 1 when something is."""
+    from trainer import terminal
+    from trainer.doctor import examine
+
+    configure_logging("auto", "ERROR")
+    found = []
+    for line in examine():
+        found.append(line)
+        if not as_json:
+            terminal.show_check(line.name, line.state, line.message)
+    if as_json:
+        typer.echo(json.dumps({"checks": [asdict(line) for line in found]}))
+    raise typer.Exit(1 if any(line.state == "fault" for line in found) else 0)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo keeps everything.")] = Path("demo"),
     epochs: Annotated[int | None, typer.Option(min=1, help="Fewer or more epochs than the demo's own.")] = None,

@@ -25,6 +25,7 @@ COLOURS = {
     Status.CANCELED: "yellow",
 }
 LEVELS = {"error": "red", "warning": "yellow", "note": "dim"}
+STATES = {"ok": "green", "warning": "yellow", "fault": "red"}
 REFRESH_SECONDS = 0.5
 
 
@@ -98,6 +99,11 @@ def show_findings(findings: Sequence[Finding], summary: JsonObject) -> None:
         Text("no errors" if all(f.level != "error" for f in findings) else "this dataset cannot be trained on")
     )
     console.print_json(data={name: value for name, value in summary.items() if name != "findings"})
+
+
+def show_check(name: str, state: str, message: str) -> None:
+    """A line of the doctor's report."""
+    Console().print(Text(f"{state:<8}", style=STATES[state]), Text(f"{name:<26}"), Text(message), soft_wrap=True)
 
 
 def watch(runs: RunTable, run_id: str) -> JsonObject | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +52,7 @@ class Backend:
     queue: Queue
     runs: RunTable
     store: ObjectStore
+    check: Callable[[], Sequence[str]]  # raises what is wrong with the access, returns what is doubtful about it
     url: str | None  # of Supabase; None: local
 
 
@@ -61,7 +62,7 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
     if not settings.uses_supabase:
         queue = SqliteQueue(settings.trainer_home / "queue.db")
         store = LocalObjectStore(settings.trainer_home / "storage")
-        yield Backend(queue=queue, runs=queue, store=store, url=None)
+        yield Backend(queue=queue, runs=queue, store=store, check=lambda: (), url=None)
         return
     # imported here: who runs locally does not pay for the client library
     from trainer.jobs.supabase import SupabaseQueue
@@ -75,7 +76,13 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
     with Project(settings.supabase_url, key) as project, closing(StorageApi(settings.supabase_url, key)) as api:
         supabase = SupabaseQueue(project)
         objects = SupabaseObjectStore(api, notes=settings.trainer_home / "uploads", stop=stop)
-        yield Backend(queue=supabase, runs=supabase, store=objects, url=settings.supabase_url)
+        yield Backend(
+            queue=supabase,
+            runs=supabase,
+            store=objects,
+            check=supabase.check,
+            url=settings.supabase_url,
+        )
 
 
 @contextmanager
@@ -129,6 +136,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
         )
         yield Daemon(
             queue=backend.queue,
+            check=backend.check,
             execution=execution,
             slots=slots,
             describe_worker=partial(describe_worker, settings),

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.unit.worker_room import Room, in_background
-from trainer.core.errors import Unavailable
+from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
 from trainer.core.stop import StopReason, StopSignal
@@ -58,6 +58,7 @@ def daemon(room, queue, **parts):
     )  # fmt: skip
     defaults = {
         "queue": queue,
+        "check": lambda: (),
         "execution": room.execution(queue=queue),
         "slots": room.slots,
         "describe_worker": describe,
@@ -116,6 +117,25 @@ def test_an_outage_at_the_start_is_survived(room, queue):
     with in_background(lambda: daemon(room, queue).run(room.shutdown)):
         wait_for(lambda: room.row(run_id)["status"] == "completed")
         stopping(room)
+
+
+def test_nothing_is_claimed_until_the_access_is_right(room, queue):
+    """A missing migration, say: the operator mends it while the service waits."""
+    room.enqueue()
+    troubles = iter([Misconfigured("apply the migrations"), Misconfigured("apply the migrations")])
+    asked = []
+
+    def check():
+        asked.append(list(queue.claims))
+        for trouble in troubles:
+            raise trouble
+        return ["anonymous users may write"]
+
+    with in_background(lambda: daemon(room, queue, check=check).run(room.shutdown)):
+        wait_for(lambda: queue.claims, seconds=30)
+        stopping(room)
+
+    assert asked == [[], [], []]
 
 
 def test_a_bug_in_one_run_leaves_the_daemon_working(room, queue):

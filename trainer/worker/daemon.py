@@ -6,7 +6,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -25,6 +25,7 @@ from trainer.worker.slots import SlotLoan, Slots
 log = structlog.get_logger()
 
 LONGEST_WAIT = 60.0  # seconds between tries while the queue does not answer
+TELL_AGAIN = 600.0  # seconds between log lines about it
 
 
 class Daemon:
@@ -34,6 +35,7 @@ class Daemon:
         self,
         *,
         queue: Queue,
+        check: Callable[[], Sequence[str]],
         execution: Execution,
         slots: Slots,
         describe_worker: Callable[[int], Worker],
@@ -48,6 +50,8 @@ class Daemon:
         on_stopping: Callable[[], None],
     ) -> None:
         self._queue = queue
+        self._check = check
+        self._is_checked = False
         self._execution = execution
         self._slots = slots
         self._describe_worker = describe_worker
@@ -62,6 +66,7 @@ class Daemon:
         self._on_stopping = on_stopping
         self._claim_id = str(uuid.uuid4())
         self._unanswered = 0  # claims in a row that the queue did not answer
+        self._told_at = 0.0
         self._runs: list[threading.Thread] = []
 
     def run(self, shutdown: StopSignal) -> bool:
@@ -93,11 +98,10 @@ class Daemon:
     def _claim(self) -> Lease | None:
         """Ask for a run. A claim that got no answer is asked again under the same id: it may have been granted."""
         try:
+            self._check_once()
             lease = self._queue.claim(self._describe_worker(self._slots.free), self._claim_id, self._lease_seconds)
         except (Unavailable, Misconfigured) as error:
-            if self._unanswered == 0:
-                log.warning("the queue does not answer; trying again", error=str(error))
-            self._unanswered += 1
+            self._note_outage(error)
             return None
         if self._unanswered:
             log.info("the queue answers again", tries=self._unanswered)
@@ -106,6 +110,20 @@ class Daemon:
         busy = self._slots.total - self._slots.free + (1 if lease else 0)
         self._on_status(f"{busy} of {self._slots.total} slots busy")
         return lease
+
+    def _check_once(self) -> None:
+        if not self._is_checked:
+            for doubt in self._check():
+                log.warning(doubt)
+            self._is_checked = True
+
+    def _note_outage(self, error: Exception) -> None:
+        """Said once, and then rarely: whoever mends it needs no line per try."""
+        now = time.monotonic()
+        if self._unanswered == 0 or now - self._told_at > TELL_AGAIN:
+            log.error("no runs can be claimed; trying again", error=str(error), tries=self._unanswered + 1)
+            self._told_at = now
+        self._unanswered += 1
 
     def _pause(self) -> float:
         """Seconds until the next claim; the jitter keeps a fleet from asking in step."""

@@ -1,0 +1,188 @@
+"""`trainer_service.py doctor`: everything that usually goes wrong, looked at once, with the mend beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainer import host
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import Misconfigured, ObjectMissing, TrainerError, Unavailable
+from trainer.core.ports import ObjectStore
+from trainer.core.stop import StopSignal
+from trainer.remote.clock import clock_skew
+from trainer.settings import Settings, read_settings
+from trainer.wiring import Backend, open_backend
+
+GIB = 2**30
+LEAST_FREE = 5 * GIB
+LEAST_SHARED_MEMORY = GIB  # dataloader workers pass batches through /dev/shm
+MOST_SKEW = 60.0  # seconds; signed URLs and tokens start to fail long before leases do
+
+# run in a process of its own: the service never imports torch
+LOOK_AT_TORCH = """
+import json, torch
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": [
+    {"name": torch.cuda.get_device_name(i), "memory": torch.cuda.get_device_properties(i).total_memory}
+    for i in range(torch.cuda.device_count())]}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the doctor's report. A warning leaves the exit code at 0."""
+
+    name: str
+    state: Literal["ok", "warning", "fault"]
+    message: str
+
+
+def examine() -> Iterator[Check]:
+    """Look at everything, as far as the settings allow; yields as it goes."""
+    try:
+        settings = read_settings()
+    except Misconfigured as error:
+        for line in str(error).splitlines():
+            yield Check(name="settings", state="fault", message=line)
+        return
+    yield Check(name="settings", state="ok", message=f"backend {'supabase' if settings.uses_supabase else 'local'}")
+    yield from _folders(settings)
+    yield from _shared_memory(Path("/dev/shm"))  # noqa: S108
+    yield from _gpus()
+    with _told("backend") as trouble, open_backend(settings, StopSignal()) as backend:
+        yield from _queue(backend)
+        yield from _buckets(settings, backend.store)
+        if backend.url:
+            yield from _clock(backend.url)
+    yield from trouble
+
+
+@contextmanager
+def _told(name: str) -> Iterator[list[Check]]:
+    """What the block raises becomes a check."""
+    found: list[Check] = []
+    try:
+        yield found
+    except TrainerError as error:
+        found.append(Check(name=name, state="fault", message=str(error)))
+
+
+def _folders(settings: Settings) -> Iterator[Check]:
+    places = {
+        "TRAINER_HOME": settings.trainer_home,
+        "DATASET_ROOT": settings.datasets_folder,
+        "RUNS_DIR": settings.runs_folder,
+        "MODELS_DIR": settings.models_folder,
+    }
+    for name, folder in places.items():
+        yield _writable(name, folder)
+    for extra in settings.extra_dataset_roots:
+        if not os.access(extra, os.R_OK | os.X_OK):
+            message = f"EXTRA_DATASET_ROOTS: {extra} is not there or this user may not read it; create it or chmod it"
+            yield Check(name="datasets", state="fault", message=message)
+    weights = sorted(path.name for path in settings.models_folder.glob("*.pt"))
+    yield Check(name="weights", state="ok", message=", ".join(weights) or "none yet; missing ones are downloaded")
+
+
+def _writable(name: str, folder: Path) -> Check:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        message = (
+            f"{folder}: {error.strerror}; give this user (uid {os.getuid()}) write access, or set {name} elsewhere"
+        )
+        return Check(name=name, state="fault", message=message)
+    if free < LEAST_FREE:
+        message = f"{folder}: only {free / GIB:.1f} GiB free; free some space or set {name} elsewhere"
+        return Check(name=name, state="fault", message=message)
+    return Check(name=name, state="ok", message=f"{folder}, {free / GIB:.0f} GiB free")
+
+
+def _shared_memory(folder: Path) -> Iterator[Check]:
+    size = shutil.disk_usage(folder).total if folder.exists() else 0
+    if size < LEAST_SHARED_MEMORY:
+        message = (
+            f"{folder} holds {size / GIB:.2f} GiB: give the container --shm-size=8g, or set workers: 0 in the runs"
+        )
+        yield Check(name="shared memory", state="warning", message=message)
+    else:
+        yield Check(name="shared memory", state="ok", message=f"{size / GIB:.1f} GiB")
+
+
+def _gpus() -> Iterator[Check]:
+    looked = subprocess.run([sys.executable, "-c", LOOK_AT_TORCH], capture_output=True, text=True, check=False)
+    if looked.returncode != 0:
+        last = (looked.stderr.strip().splitlines() or ["no output"])[-1]
+        message = f"torch cannot be imported ({last}); install requirements.txt into this environment again"
+        yield Check(name="torch", state="fault", message=message)
+        return
+    facts = json.loads(looked.stdout.splitlines()[-1])
+    yield Check(name="torch", state="ok", message=f"{facts['torch']}, CUDA {facts['cuda'] or 'none'}")
+    shown = host.gpus()
+    for gpu in facts["gpus"]:
+        yield Check(name="gpu", state="ok", message=f"{gpu['name']}, {gpu['memory'] / GIB:.0f} GiB")
+    if shown and not facts["gpus"]:
+        message = (
+            f"the driver ({shown[0].driver}) shows {shown[0].name}, but torch for CUDA {facts['cuda']} cannot use it: "
+            "update the driver, or give this user access to /dev/nvidia*"
+        )
+        yield Check(name="gpu", state="fault", message=message)
+    elif not shown:
+        yield Check(name="gpu", state="warning", message="no GPU is visible; runs train on the CPU")
+
+
+def _queue(backend: Backend) -> Iterator[Check]:
+    with _told("queue") as trouble:
+        for warning in backend.check():
+            yield Check(name="queue", state="warning", message=warning)
+        yield Check(name="queue", state="ok", message=backend.url or "embedded")
+    yield from trouble
+
+
+def _buckets(settings: Settings, store: ObjectStore) -> Iterator[Check]:
+    yield _readable_bucket(settings.supabase_datasets_bucket, store, local=not settings.uses_supabase)
+    bucket = settings.supabase_artifacts_bucket
+    with tempfile.NamedTemporaryFile() as file, _told(f"bucket {bucket}") as trouble:
+        file.write(b"written by trainer_service.py doctor\n")
+        file.flush()
+        ref = ObjectRef(bucket=bucket, key=f"doctor/{settings.worker_id}.txt")
+        store.upload(Path(file.name), ref, StopSignal())
+        store.delete(ref)
+        yield Check(name=f"bucket {bucket}", state="ok", message="can be written")
+    yield from trouble
+
+
+def _readable_bucket(bucket: str, store: ObjectStore, *, local: bool) -> Check:
+    name = f"bucket {bucket}"
+    try:
+        next(iter(store.list(bucket, "")), None)
+    except ObjectMissing as error:
+        # a folder that nobody filled yet is no fault of an embedded store
+        return Check(name=name, state="ok" if local else "fault", message="empty" if local else str(error))
+    except (Unavailable, Misconfigured) as error:
+        return Check(name=name, state="fault", message=str(error))
+    return Check(name=name, state="ok", message="can be listed")
+
+
+def _clock(url: str) -> Iterator[Check]:
+    with _told("clock") as trouble:
+        skew = clock_skew(url)
+        if abs(skew) > MOST_SKEW:
+            side = "ahead of" if skew > 0 else "behind"
+            message = f"this host is {abs(skew):.0f} s {side} the server: switch NTP on (timedatectl set-ntp true)"
+            yield Check(name="clock", state="fault", message=message)
+        else:
+            yield Check(name="clock", state="ok", message=f"within {max(abs(skew), 1):.0f} s of the server's")
+    yield from trouble
