@@ -1,0 +1,115 @@
+"""What is wrong with a dataset as a whole."""
+
+from __future__ import annotations
+
+import pytest
+from dataset_painter import paint, prepared
+
+from trainer.core.errors import DatasetError
+from trainer.core.events import Warned
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.datasets import validate
+from trainer.datasets.found import Report, Sample
+from trainer.datasets.images import Facts
+
+
+def found(result) -> dict[str, int]:
+    return {finding.code: finding.count for finding in result.findings}
+
+
+def test_copies_within_a_split_and_across_splits_are_told(tmp_path):
+    data = paint(tmp_path / "set")
+    images = tmp_path / "set/images"
+    (images / "train/0001.jpg").write_bytes((images / "train/0000.jpg").read_bytes())
+    (images / "val/0006.jpg").write_bytes((images / "train/0002.jpg").read_bytes())
+    codes = found(prepared(data, tmp_path / "view"))
+    assert (codes["image-duplicate"], codes["split-leak"]) == (1, 1)
+
+
+def test_val_that_is_train_is_told(tmp_path):
+    data = paint(tmp_path / "set", yaml="train: images/train\nval: images/train\nnames: [a, b]\n")
+    result = prepared(data, tmp_path / "view")
+    assert found(result)["split-leak"] == 6
+
+
+def test_warnings_are_events(tmp_path):
+    data = paint(tmp_path / "set")
+    (tmp_path / "set/labels/train/0000.txt").unlink()
+    (tmp_path / "set/labels/train/orphan.txt").write_text("0 .5 .5 .1 .1\n")
+    events = []
+    result = prepared(data, tmp_path / "view", events=events)
+    assert {event.code for event in events if isinstance(event, Warned)} >= {"image-without-label", "label-without-image"}
+    assert "0000.jpg" in next(f.message for f in result.findings if f.code == "image-without-label")
+
+
+def test_empty_label_files_are_background_and_only_noted(tmp_path):
+    data = paint(tmp_path / "set")
+    (tmp_path / "set/labels/train/0000.txt").write_text("")
+    finding = next(f for f in prepared(data, tmp_path / "view").findings if f.code == "image-background")
+    assert (finding.level, finding.count) == ("note", 1)
+
+
+@pytest.mark.parametrize(("split", "sign"), [("train", "images of train has a label"), ("val", "images of val has a label")])
+def test_a_split_without_any_label_is_refused(tmp_path, split, sign):
+    data = paint(tmp_path / "set")
+    for label in (tmp_path / f"set/labels/{split}").iterdir():
+        label.write_text("")
+    with pytest.raises(DatasetError, match=sign):
+        prepared(data, tmp_path / "view")
+
+
+@pytest.mark.parametrize("how", ["empty", "gone"])
+def test_a_dataset_without_any_label_says_so_in_the_words_that_the_app_knows(tmp_path, how):
+    data = paint(tmp_path / "set")
+    for label in (tmp_path / "set/labels").rglob("*.txt"):
+        label.write_text("") if how == "empty" else label.unlink()
+    with pytest.raises(DatasetError) as caught:
+        prepared(data, tmp_path / "view")
+    assert (
+        "No labeled annotations found in the dataset. Add labels (and ensure class names are assigned) then retry."
+        in caught.value.problems
+    )
+
+
+def test_classes_without_labels_and_rare_ones_are_told(tmp_path):
+    data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\nnames: [a, b, c]\n")
+    codes = found(prepared(data, tmp_path / "view"))
+    assert (codes["class-empty"], codes["class-rare"]) == (1, 2)
+
+
+def test_balance_tells_extremes_and_classes_that_are_only_in_one_split():
+    report = Report()
+    validate.balance(["a", "b", "c"], {"train": [5000, 20, 0], "val": [50, 0, 20]}, report)
+    assert {f.code for f in report.findings} == {"class-balance", "class-not-in-train", "class-not-in-val"}
+
+
+def test_labels_that_count_from_one_are_recognised(tmp_path):
+    data = paint(tmp_path / "set")
+    for number, label in enumerate(sorted((tmp_path / "set/labels").rglob("*.txt"))):
+        label.write_text(f"{number % 2 + 1} .5 .5 .1 .1\n")
+    with pytest.raises(DatasetError, match="count classes from 1 to 2"):
+        prepared(data, tmp_path / "view")
+
+
+def test_sizes_are_summed_up():
+    facts = [Facts("png", w, h, 10, b"") for w, h in ((10, 10), (20, 20), (20, 20), (99, 50))]
+    summary = validate.sizes([*facts, Facts("", 0, 0, 0, b"", "broken")])
+    assert (summary["smallest"], summary["median"], summary["largest"]) == ([10, 10], [20, 20], [99, 50])
+    assert summary["common"][0] == {"size": [20, 20], "images": 2}
+    assert (summary["kinds"], summary["bytes"]) == ({"png": 4}, 40)
+    assert validate.sizes([]) == {}
+
+
+def test_the_look_at_images_stops_when_asked(tmp_path):
+    stop = StopSignal()
+    stop.set(StopReason.CANCELED)
+    with pytest.raises(Stopped):
+        validate.inspect([Sample(str(tmp_path), "a.jpg", "train")], Report(), stop)
+
+
+def test_a_wrong_suffix_is_a_warning_and_the_image_is_kept(tmp_path):
+    data = paint(tmp_path / "set")
+    (tmp_path / "set/images/train/0000.jpg").rename(tmp_path / "set/images/train/0000.png")
+    result = prepared(data, tmp_path / "view")
+    assert found(result)["image-suffix"] == 1
+    assert result.images["train"] == 6

@@ -1,0 +1,138 @@
+"""The view: what is linked, what is copied, and under which names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from dataset_painter import paint, prepared
+
+from trainer.core.errors import DatasetError, MachineFailed
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.datasets.view import Item, folder_names, view_names, write_data_yaml, write_view
+
+
+def item(image: Path | str, name: str = "a.jpg", **more) -> Item:
+    return Item("train", str(image), name, b"0 1 1 1 1\n", **more)
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    path = tmp_path / "source.jpg"
+    path.write_bytes(b"picture")
+    return path
+
+
+def test_our_own_files_are_hard_links_and_the_users_symlinks(tmp_path):
+    data = paint(tmp_path / "set")
+    prepared(data, tmp_path / "ours", private=True)
+    prepared(data, tmp_path / "users")
+    for place in ("images/train/0000.jpg", "labels/train/0000.txt"):
+        assert (tmp_path / "ours" / place).samefile(tmp_path / "set" / place)
+        assert not (tmp_path / "ours" / place).is_symlink()
+    assert (tmp_path / "users/images/train/0000.jpg").is_symlink()
+    assert not (tmp_path / "users/labels/train/0000.txt").samefile(tmp_path / "set/labels/train/0000.txt")
+
+
+def test_a_label_of_ours_that_must_change_is_written_anew(tmp_path):
+    data = paint(tmp_path / "set")
+    label = tmp_path / "set/labels/train/0000.txt"
+    label.write_text("0,.5,.5,.5,.5\n")
+    prepared(data, tmp_path / "view", private=True)
+    assert (tmp_path / "view/labels/train/0000.txt").read_text() == "0 0.5 0.5 0.5 0.5\n"
+    assert label.read_text() == "0,.5,.5,.5,.5\n"
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_jpeg_that_ultralytics_would_write_into_is_copied(tmp_path, private):
+    data = paint(tmp_path / "set")
+    source = tmp_path / "set/images/train/0000.jpg"
+    source.write_bytes(source.read_bytes() + b"\0\0\0")
+    prepared(data, tmp_path / "view", private=private)
+    copy = tmp_path / "view/images/train/0000.jpg"
+    assert not copy.is_symlink()
+    assert not copy.samefile(source)
+    assert copy.read_bytes() == source.read_bytes()
+
+
+def test_another_file_system_gets_symlinks_instead_of_hard_links(tmp_path, image, monkeypatch):
+    def no_link(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_link)
+    write_view(tmp_path / "view", [item(image, link="hardlink")], StopSignal())
+    assert (tmp_path / "view/images/train/a.jpg").is_symlink()
+
+
+def test_a_full_disk_is_the_machines_fault(tmp_path, image, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr(os, "symlink", full)
+    with pytest.raises(MachineFailed, match="No space left on device"):
+        write_view(tmp_path / "view", [item(image)], StopSignal())
+
+
+def test_an_image_that_vanished_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"a\.jpg vanished"):
+        write_view(tmp_path / "view", [item(tmp_path / "gone.jpg", link="hardlink")], StopSignal())
+
+
+def test_writing_stops_when_asked(tmp_path, image):
+    stop = StopSignal()
+    stop.set(StopReason.SHUTDOWN)
+    with pytest.raises(Stopped):
+        write_view(tmp_path / "view", [item(image)], stop)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.jpg", "b.png"], ["a.jpg", "b.png"]),
+        (["a.jpg", "a.png"], ["a.jpg", "a_2.png"]),
+        (["x/a.jpg", "y/a.jpg", "y/a.png"], ["a.jpg", "y_a.jpg", "y_a_2.png"]),
+        (["A.jpg", "a.jpg"], ["A.jpg", "a_2.jpg"]),
+        (["-a.jpg", "\n.jpg", "a:b.jpg"], ["_a.jpg", "_.jpg", "a_b.jpg"]),
+        (["a.jfif", "b.JPE", "c.dib"], ["a.jpg", "b.jpg", "c.bmp"]),
+        (["größe 1 (2).jpg"], ["größe 1 (2).jpg"]),
+        (["a_2.jpg", "b/a.jpg", "c/a.jpg", "c_a.jpg"], ["a_2.jpg", "a.jpg", "c_a.jpg", "c_a_2.jpg"]),
+    ],
+)
+def test_names_are_kept_where_they_can_be(names, expected):
+    assert view_names(names) == expected
+
+
+def test_long_names_are_shortened_and_stay_apart():
+    names = view_names(["é" * 240 + f"{n}.jpg" for n in range(3)])
+    assert len(set(names)) == 3
+    assert all(len(name.encode()) < 200 for name in names)
+
+
+def test_class_folders_sort_as_the_classes_do():
+    assert folder_names(["a", "b"]) == ["a", "b"]
+    assert folder_names(["b", "a"]) == ["0_b", "1_a"]
+    many = folder_names([f"c{n}" for n in range(100)])
+    assert many == sorted(many)
+
+
+def test_the_yaml_has_our_keys_only_and_survives_odd_names(tmp_path):
+    names = ["no", "1.0", "a: b", "'x'", "- y", "größe", "😀", "#", "!!python/name:os.system"]
+    path = write_data_yaml(tmp_path, names, ["train", "val"], (2, 3), (1, 0))
+    assert yaml.safe_load(path.read_text()) == {
+        "path": str(tmp_path), "train": "images/train", "val": "images/val", "nc": 9,
+        "names": dict(enumerate(names)), "kpt_shape": [2, 3], "flip_idx": [1, 0],
+    }
+
+
+def test_the_fingerprint_follows_content_labels_split_and_names_and_nothing_else(tmp_path):
+    data = paint(tmp_path / "set")
+    first = prepared(data, tmp_path / "v1").fingerprint
+    again = prepared(paint(tmp_path / "moved"), tmp_path / "v2").fingerprint
+    (tmp_path / "set/labels/train/0000.txt").write_text("0 .5 .5 .1 .1\n")
+    label = prepared(data, tmp_path / "v3").fingerprint
+    data.write_text(data.read_text().replace("disc", "ring"))
+    names = prepared(data, tmp_path / "v4").fingerprint
+    assert first == again
+    assert len({first, label, names}) == 3
