@@ -308,6 +308,18 @@ def test_an_object_that_is_replaced_in_the_middle_is_never_mixed(server, store, 
     assert fetched(store, tmp_path, on_bytes=replace_once) == b"b" * 2_000_000
 
 
+def test_a_replaced_object_is_not_mixed_even_where_no_checksum_would_tell(server, store, tmp_path):
+    def put(letter: bytes) -> None:
+        server.put(REF.bucket, REF.key, letter * 2_000_000)
+        stored = server.objects["data"][REF.key]
+        server.objects["data"][REF.key] = replace(stored, md5=stored.md5 + "-2")
+
+    put(b"a")
+    server.fault("cut", on=DOWNLOAD, after=1_000_000)
+    once = iter([b"b"])
+    assert fetched(store, tmp_path, on_bytes=lambda _: [put(letter) for letter in once]) == b"b" * 2_000_000
+
+
 def test_an_object_that_vanishes_in_the_middle_is_missing(server, store, tmp_path):
     server.put(REF.bucket, REF.key, b"a" * 2_000_000)
     server.fault("cut", on=DOWNLOAD, after=1_000_000)
