@@ -1,6 +1,5 @@
 """A training whose last epoch is done has a model, whatever fails afterwards; and the same plan gives the same model."""
 
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -37,25 +36,31 @@ def test_a_failed_final_validation_costs_a_warning_and_not_the_model(detect, tmp
     assert run.last.report["epochs_completed"] == 2
 
 
-def test_the_same_plan_and_seed_give_the_same_metrics(detect, tmp_path):
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+    """Trainings of one plan on equal data in different places, with the seeds 3, 3 and 4."""
     runs = []
-    for name in "ab":
-        shutil.copytree(detect.root, tmp_path / name / "data")
-        dataset = draw(tmp_path / name / "data", Task.DETECT)
-        order = order_for(dataset, tmp_path / name / "run", epochs=2, args={"seed": 3})
-        runs.append(run_child(order, tmp_path / name))
-
-    first, second = ([event.metrics for event in run.of(EpochFinished)] for run in runs)
-    assert len(first) == 2
-    assert first == second
-    assert runs[0].last.report["metrics"] == runs[1].last.report["metrics"]
-    assert runs[0].last.report["environment"]["seed"] == 3
+    for seed in (3, 3, 4):
+        home = tmp_path_factory.mktemp("seeded")
+        order = order_for(draw(home / "data", Task.DETECT), home / "run", args={"seed": seed})
+        runs.append(run_child(order, home))
+    return runs
 
 
-def test_another_seed_gives_another_training(detect, tmp_path):
-    metrics = []
-    for seed in (1, 2):
-        order = order_for(detect, tmp_path / str(seed), args={"seed": seed})
-        metrics.append(run_child(order, tmp_path / f"home{seed}").of(EpochFinished)[0].metrics)
+def metrics_of(run):
+    return [event.metrics for event in run.of(EpochFinished)]
 
-    assert metrics[0] != metrics[1]
+
+def test_the_same_plan_and_seed_give_the_same_metrics(seeded):
+    first, second, _ = seeded
+
+    assert len(metrics_of(first)) == 1
+    assert metrics_of(first) == metrics_of(second)
+    assert first.last.report["metrics"] == second.last.report["metrics"]
+    assert first.last.report["environment"]["seed"] == 3
+
+
+def test_another_seed_gives_another_training(seeded):
+    first, _, other = seeded
+
+    assert metrics_of(first) != metrics_of(other)
