@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -24,29 +27,68 @@ class Gpu:
     driver: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a GPU is doing now: memory in bytes, utilisation 0…1."""
+
+    index: int
+    name: str
+    memory_used: int
+    utilisation: float
+
+
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
     """The GPUs of this host by NVML; none when there is no driver."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return ()
+        driver = nvml.nvmlSystemGetDriverVersion()
+        return tuple(
+            Gpu(
+                index=index,
+                name=nvml.nvmlDeviceGetName(handle),
+                memory=nvml.nvmlDeviceGetMemoryInfo(handle).total,
+                driver=driver,
+            )
+            for index, handle in _handles(nvml)
+        )
+
+
+def gpu_loads() -> list[Load]:
+    """What the GPUs are doing now."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return []
+        return [
+            Load(
+                index=index,
+                name=nvml.nvmlDeviceGetName(handle),
+                memory_used=nvml.nvmlDeviceGetMemoryInfo(handle).used,
+                utilisation=nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+            )
+            for index, handle in _handles(nvml)
+        ]
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """The driver's management library, or None on a host without."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return ()
+        yield None
+        return
     try:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(
-            Gpu(
-                index=index,
-                name=pynvml.nvmlDeviceGetName(handle),
-                memory=pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-                driver=driver,
-            )
-            for index, handle in enumerate(handles)
-        )
+        yield pynvml
     finally:
         pynvml.nvmlShutdown()
+
+
+def _handles(nvml: Any) -> list[tuple[int, Any]]:
+    return [(index, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(nvml.nvmlDeviceGetCount())]
 
 
 @lru_cache(maxsize=1)

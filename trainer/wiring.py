@@ -15,7 +15,7 @@ import structlog
 from trainer import __version__, host
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.plan import TrainPlan
-from trainer.core.ports import ObjectStore, Queue, RunTable, Worker
+from trainer.core.ports import ObjectStore, Queue, Reporter, RunTable, Worker
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache import ContentCache
 from trainer.datasets.fetch import Fetcher
@@ -99,6 +99,15 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             worker_id=settings.worker_id,
             backend=backend.url or f"local, below {settings.trainer_home} (SUPABASE_URL is not set)",
         )
+        queue: Queue = backend.queue
+        reporters: list[Reporter] = [LogReporter()]
+        if settings.metrics_port:
+            # imported here: who wants no metrics does not pay for them
+            from trainer.reporting.prometheus import CountedQueue, MetricsReporter
+
+            metrics = MetricsReporter(host.gpu_loads)
+            opened.callback(metrics.serve(settings.metrics_port))
+            queue, reporters = CountedQueue(queue, metrics), [*reporters, metrics]
         trainer = build_trainer(settings)
         opened.callback(trainer.close)
         slots = Slots(slot_devices(settings))
@@ -110,7 +119,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             keep_views=settings.keep_run_datasets,
         )
         execution = Execution(
-            queue=backend.queue,
+            queue=queue,
             datasets=datasets,
             weights=ModelFolder(
                 settings.models_folder,
@@ -122,7 +131,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             trainer=trainer,
             store=backend.store,
             artifacts_bucket=settings.supabase_artifacts_bucket,
-            reporter=Fanout([LogReporter()]),
+            reporter=Fanout(reporters),
             parse=plan_parser(settings),
             places=places,
             lease_times=LeaseTimes(

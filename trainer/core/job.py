@@ -88,6 +88,7 @@ class Job:
     attempt: int = 0
     checkpoint: Checkpoint | None = None
     gpus: int = 1  # accelerators that the run needs at once
+    waited: float | None = None  # seconds between insert and first claim, by the queue's clock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import assert_never
 
 from trainer.core.errors import BadRequest, Misconfigured
@@ -63,7 +64,15 @@ def job_of(row: Mapping[str, Json]) -> Job:
         attempt=_whole(row.get("attempt")) or 0,
         checkpoint=checkpoint_of(row.get("checkpoint")),
         gpus=max(1, math.ceil(requirements(request.configuration).gpus)),
+        waited=_seconds_between(row.get("created_at"), row.get("started_at")),
     )
+
+
+def _seconds_between(earlier: Json, later: Json) -> float | None:
+    try:
+        return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+    except (TypeError, ValueError):
+        return None  # not both are times yet
 
 
 def lease_of(row: Mapping[str, Json], worker_id: str, claim_id: str, seconds: float, asked_at: float) -> Lease:

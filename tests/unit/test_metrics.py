@@ -1,0 +1,106 @@
+"""What Prometheus sees of a worker."""
+
+import socket
+
+import httpx
+import pytest
+
+from tests.unit.worker_room import Room
+from trainer.core.errors import Unavailable
+from trainer.core.events import Phase, PhaseStarted, TransferProgress
+from trainer.core.job import Completed, Job, RunRequest
+from trainer.host import Load
+from trainer.reporting.prometheus import CountedQueue, MetricsReporter
+
+JOB = Job(id="r", request=RunRequest(data_yaml="x"), attempt=1, waited=12.0)
+
+
+@pytest.fixture
+def metrics():
+    return MetricsReporter(lambda: [Load(index=0, name="Big GPU", memory_used=7, utilisation=0.5)])
+
+
+def value(metrics, metric, /, **labels):
+    return metrics.registry.get_sample_value(f"yolo_trainer_{metric}", labels)
+
+
+def test_runs_are_counted_by_outcome(metrics):
+    metrics.started(JOB)
+    assert value(metrics, "runs_active") == 1
+
+    metrics.ended(JOB, Completed(results={}, trained_model_url=None))
+
+    assert value(metrics, "runs_active") == 0
+    assert value(metrics, "runs_total", outcome="completed") == 1
+
+
+def test_a_phase_is_measured_when_the_next_begins(metrics):
+    metrics.event(JOB, PhaseStarted(phase=Phase.PREPARING))
+    metrics.event(JOB, PhaseStarted(phase=Phase.TRAINING, seconds=4.5))
+
+    assert value(metrics, "phase_seconds_sum", phase="preparing") == 4.5
+
+
+def test_the_wait_in_the_queue_counts_once(metrics):
+    metrics.started(JOB)
+
+    assert value(metrics, "queue_wait_seconds_sum") == 12.0
+
+
+def test_bytes_are_counted_as_they_grow(metrics):
+    for done in (10, 25):
+        metrics.event(JOB, transfer(Phase.DOWNLOADING, done))
+    metrics.event(JOB, transfer(Phase.UPLOADING, 5))
+
+    assert value(metrics, "transferred_bytes_total", direction="download") == 25
+    assert value(metrics, "transferred_bytes_total", direction="upload") == 5
+
+
+def transfer(phase, done):
+    return TransferProgress(phase=phase, files=1, total_files=2, bytes=done, total_bytes=50, rate=1.0, eta_seconds=None)
+
+
+def test_the_gpus_are_read_when_asked(metrics):
+    assert value(metrics, "gpu_memory_bytes", gpu="0", name="Big GPU") == 7
+    assert value(metrics, "gpu_utilisation", gpu="0", name="Big GPU") == 0.5
+
+
+def test_beats_and_their_failures_are_counted(metrics, tmp_path):
+    room = Room(tmp_path)
+    room.enqueue()
+    lease = room.claim()
+    queue = CountedQueue(room.queue, metrics)
+    queue.beat(lease, None, [])
+
+    class Down:
+        def beat(self, lease, progress, events):
+            raise Unavailable("down")
+
+    with pytest.raises(Unavailable):
+        CountedQueue(Down(), metrics).beat(lease, None, [])
+
+    assert value(metrics, "beats_total") == 1
+    assert value(metrics, "beat_failures_total") == 1
+
+
+def test_a_whole_run_shows_and_its_epoch_goes_away(metrics, tmp_path):
+    room = Room(tmp_path)
+    room.enqueue()
+
+    room.work(reporter=metrics, queue=CountedQueue(room.queue, metrics))
+
+    assert value(metrics, "runs_total", outcome="completed") == 1
+    assert value(metrics, "beats_total") >= 1
+    assert value(metrics, "epoch", run_id="r") is None
+
+
+def test_they_are_served_on_localhost_alone(metrics):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stop = metrics.serve(port)
+
+    try:
+        assert "yolo_trainer_runs_active" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    finally:
+        stop()

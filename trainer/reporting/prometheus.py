@@ -1,0 +1,133 @@
+"""Metrics for Prometheus, served on localhost; imported only when METRICS_PORT is set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from trainer.core.errors import TrainerError
+from trainer.core.events import EpochFinished, Event, Phase, PhaseStarted, TransferProgress
+from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, Verdict
+from trainer.core.ports import Queue, Worker
+
+MINUTES = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)  # buckets in seconds: a phase takes seconds or a day
+
+
+class GpuLoad(Protocol):
+    """What a GPU is doing now: memory in bytes, utilisation 0…1."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def memory_used(self) -> int: ...
+    @property
+    def utilisation(self) -> float: ...
+
+
+class MetricsReporter:
+    """Counts runs, phases and bytes as they are reported, and beats as they are sent (see `counted`)."""
+
+    def __init__(self, gpu_loads: Callable[[], Sequence[GpuLoad]]) -> None:
+        self.registry = CollectorRegistry()
+        made: dict[str, Any] = {"namespace": "yolo_trainer", "registry": self.registry}
+        self._runs = Counter("runs", "Attempts that ended, by outcome.", ["outcome"], **made)
+        self._running = Gauge("runs_active", "Runs that this worker holds.", **made)
+        self._phases = Histogram("phase_seconds", "Length of each phase.", ["phase"], buckets=MINUTES, **made)
+        self._waits = Histogram("queue_wait_seconds", "Time between insert and first claim.", buckets=MINUTES, **made)
+        self._bytes = Counter("transferred_bytes", "Bytes moved, by direction.", ["direction"], **made)
+        self._epoch = Gauge("epoch", "The newest finished epoch of a run.", ["run_id"], **made)
+        self.beats = Counter("beats", "Lease renewals that the queue answered.", **made)
+        self.failed_beats = Counter("beat_failures", "Lease renewals that got no answer.", **made)
+        self.registry.register(_Gpus(gpu_loads))
+        self._phase_of: dict[str, Phase] = {}
+        self._moved: dict[tuple[str, Phase], int] = {}
+
+    def serve(self, port: int) -> Callable[[], None]:
+        """Answer on http://localhost:`port`/metrics; call the result to stop. Raises OSError when the port is taken."""
+        server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return stop
+
+    def started(self, job: Job) -> None:
+        self._running.inc()
+        if job.waited is not None and job.attempt == 1:
+            self._waits.observe(job.waited)
+
+    def event(self, job: Job, event: Event) -> None:
+        match event:
+            case PhaseStarted():
+                before = self._phase_of.get(job.id)
+                if before and event.seconds is not None:
+                    self._phases.labels(before.value).observe(event.seconds)
+                self._phase_of[job.id] = event.phase
+            case EpochFinished():
+                self._epoch.labels(job.id).set(event.epoch)
+            case TransferProgress():
+                moved = max(0, event.bytes - self._moved.get((job.id, event.phase), 0))
+                self._moved[job.id, event.phase] = event.bytes
+                direction = "upload" if event.phase is Phase.UPLOADING else "download"
+                self._bytes.labels(direction).inc(moved)
+            case _:
+                pass
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        self._running.dec()
+        self._runs.labels(outcome.kind).inc()
+        self._phase_of.pop(job.id, None)
+        self._moved = {key: moved for key, moved in self._moved.items() if key[0] != job.id}
+        if (job.id,) in self._epoch._metrics:  # noqa: SLF001 - the client has no public way to ask
+            self._epoch.remove(job.id)
+
+
+class CountedQueue:
+    """A queue whose beats are counted."""
+
+    def __init__(self, queue: Queue, metrics: MetricsReporter) -> None:
+        self._queue = queue
+        self._metrics = metrics
+
+    def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
+        return self._queue.claim(worker, claim_id, lease_seconds)
+
+    def peek(self, worker: Worker) -> Job | None:
+        return self._queue.peek(worker)
+
+    def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
+        try:
+            verdict = self._queue.beat(lease, progress, events)
+        except TrainerError:
+            self._metrics.failed_beats.inc()
+            raise
+        self._metrics.beats.inc()
+        return verdict
+
+    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
+        return self._queue.finish(lease, outcome, events)
+
+
+class _Gpus(Collector):
+    """Read when Prometheus asks, not before."""
+
+    def __init__(self, loads: Callable[[], Sequence[GpuLoad]]) -> None:
+        self._loads = loads
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        labels = ["gpu", "name"]
+        memory = GaugeMetricFamily("yolo_trainer_gpu_memory_bytes", "GPU memory in use.", labels=labels)
+        load = GaugeMetricFamily("yolo_trainer_gpu_utilisation", "Share of time that the GPU worked.", labels=labels)
+        for gpu in self._loads():
+            memory.add_metric([str(gpu.index), gpu.name], gpu.memory_used)
+            load.add_metric([str(gpu.index), gpu.name], gpu.utilisation)
+        yield memory
+        yield load
