@@ -128,7 +128,7 @@ class ChildTree:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 env=dict(environment),
-                cwd=self._folder,
+                cwd=environment["TMPDIR"],
                 pass_fds=(lifeline, child_events),
                 start_new_session=True,
             )
