@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.ports import ObjectInfo, ObjectStore
-from trainer.datasets.archive import Limits, safe_name
-from trainer.datasets.data_yaml import load_yaml, read_data_yaml
+from trainer.datasets.archive import ENDINGS, Limits, safe_name
+from trainer.datasets.data_yaml import LARGEST_YAML, load_yaml, read_data_yaml
 from trainer.datasets.folders import IMAGE_SUFFIXES
 from trainer.datasets.found import Report
 from trainer.datasets.ndjson import SUFFIXES as NDJSON
@@ -71,9 +71,14 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Call
     folder, _, name = found.ref.key.rpartition("/")
     if suffix(name) in IMAGE_SUFFIXES:
         raise DatasetError(f"data_yaml: {shown(found.ref.key)} is an image; name the dataset's YAML or its folder.")
-    # a YAML may have any name, so whatever is nothing else is read as one
     if suffix(name) in NDJSON:
         return Manifest(bucket=found.ref.bucket, folder=folder, entry=name, objects={_safe(name): found})
+    if found.bytes > LARGEST_YAML and suffix(name) != "json":
+        raise DatasetError(
+            f"data_yaml: {shown(found.ref.key)} is larger than {LARGEST_YAML >> 20} MiB, which no dataset YAML is; "
+            f"an archive must end in {', '.join(ENDINGS)}.",
+        )
+    # a YAML may have any name, so whatever is nothing else is read as one
     needed = None if suffix(name) == "json" else _named_folders(bring(found))
     if not folder and needed is None:
         raise DatasetError(

@@ -149,7 +149,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _task(head: dict[str, Any], where: str) -> Task:
     text = head.get("task", "detect")
-    if text not in set(Task):
+    if not isinstance(text, str) or text not in set(Task):
         raise DatasetError(f"{where}: the task {shown(str(text))} cannot be trained; use one of {', '.join(Task)}.")
     return Task(text)
 

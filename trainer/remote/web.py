@@ -46,7 +46,14 @@ _HIDDEN_V4 = (  # IPv6 ranges that carry an IPv4 address: network, bits to the r
     (ipaddress.IPv6Network("64:ff9b::/96"), 0),
     (ipaddress.IPv6Network("2002::/16"), 80),
 )
-_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # carries one too, at a place that only its network knows
+_SPECIAL = tuple(  # not public, and not in every Python's list of such ranges
+    ipaddress.ip_network(text)
+    for text in (
+        "192.0.0.0/24",  # a cloud's metadata is at 192.0.0.192
+        "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24",
+        "64:ff9b:1::/48", "100::/64", "2001::/23", "3fff::/20", "5f00::/16", "fec0::/10",
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,16 +291,14 @@ def _may_contact(text: str, *, may_be_private: bool) -> bool:
 
 
 def _is_open(a: ipaddress.IPv4Address | ipaddress.IPv6Address, *, may_be_private: bool) -> bool:
-    if may_be_private and a.is_loopback:
-        return True
+    if a.is_loopback:
+        return may_be_private
     if a.is_link_local or a.is_multicast or a.is_unspecified:
         return False
-    if isinstance(a, ipaddress.IPv6Address):
-        if any(a in network for network, _ in _HIDDEN_V4):
-            return True  # judged by the IPv4 address inside
-        if a.is_site_local or a in _LOCAL_NAT64:
-            return may_be_private
-    return may_be_private or (a.is_global and not a.is_private and not a.is_reserved)
+    if any(a in network for network, _ in _HIDDEN_V4):
+        return True  # judged by the IPv4 address inside
+    is_public = a.is_global and not a.is_private and not a.is_reserved and not any(a in n for n in _SPECIAL)
+    return is_public or may_be_private
 
 
 def _hidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
