@@ -55,7 +55,7 @@ def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 4
     assert not any(map(alive, pids))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("reason", [StopReason.CANCELED, StopReason.LOST])

@@ -63,18 +63,30 @@ def test_no_durable_event_is_lost():
 
 
 def test_lines_beyond_the_limit_are_counted_and_left_out():
-    delivery, heard = Delivery(), Listener()
-    for number in range(MOST_LINES + 500):
+    heard = delivered(*(str(number) for number in range(MOST_LINES + 500)))
+
+    assert heard[:MOST_LINES] == [str(number) for number in range(MOST_LINES)]
+    assert heard[MOST_LINES:] == ["… 500 lines came too fast and are not in this log …"]
+
+
+def test_the_gap_in_a_log_is_where_the_lines_were_lost():
+    delivery, listener = Delivery(), Listener()
+    for number in range(MOST_LINES + 7):
         delivery.line(str(number))
-    delivery.start(heard, heard)
-    heard.go_on.set()
-    delivery.line("the last")
+    one_taken = threading.Event()
+
+    def take(line):
+        listener.heard.append(line)
+        one_taken.set()
+        listener.go_on.wait(5)
+
+    delivery.start(listener, take)
+    assert one_taken.wait(5)
+    delivery.line("afterwards")
+    listener.go_on.set()
     delivery.close()
 
-    assert heard.heard[0] == "0"
-    assert len(heard.heard) <= MOST_LINES + 2
-    if heard.heard[-1] == "the last":
-        assert heard.heard[-2] == "… 500 lines came too fast and are not in this log …"
+    assert listener.heard[-2:] == ["… 7 lines came too fast and are not in this log …", "afterwards"]
 
 
 def test_nobody_who_queues_waits_for_the_listener():

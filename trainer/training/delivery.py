@@ -51,9 +51,7 @@ class Delivery:
             if len(self._lines) >= MOST_LINES:
                 self._lost_lines += 1
                 return
-            if self._lost_lines:
-                self._lines.append(f"… {self._lost_lines} lines came too fast and are not in this log …")
-                self._lost_lines = 0
+            self._note_lost_lines()
             self._lines.append(line)
             self._changed.notify()
 
@@ -79,4 +77,11 @@ class Delivery:
                 self._changed.wait()
             if self._events:
                 return self._events.popleft()
+            if not self._lines:
+                self._note_lost_lines()
             return self._lines.popleft() if self._lines else None
+
+    def _note_lost_lines(self) -> None:
+        if self._lost_lines:
+            self._lines.append(f"… {self._lost_lines} lines came too fast and are not in this log …")
+            self._lost_lines = 0
