@@ -1,0 +1,189 @@
+"""The whole run over Supabase: a row from the web app, a dataset in a bucket, artifacts in another, and what goes wrong."""
+
+import contextlib
+import hashlib
+import json
+import time
+
+import httpx
+import pytest
+
+from tests.acceptance.service import Service, running
+from tests.integration.whole_supabase import WebApp, put_dataset, settings_for, storage_for
+from trainer.demo import draw_dataset
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return draw_dataset(tmp_path_factory.mktemp("drawn"), images=250, size=32).parent
+
+
+@pytest.fixture
+def storage(supabase):
+    with storage_for(supabase) as storage:
+        yield storage
+
+
+@pytest.fixture
+def app(supabase):
+    with WebApp(supabase) as app:
+        yield app
+
+
+def wait(app, run_id, *statuses, seconds=90):
+    deadline, row = time.monotonic() + seconds, None
+    while time.monotonic() < deadline:
+        # a gateway answers 502 for a moment after its server came back
+        with contextlib.suppress(httpx.HTTPStatusError):
+            row = app.row(run_id)
+            if row["status"] in statuses:
+                return row
+        time.sleep(0.2)
+    raise AssertionError(f"after {seconds} s: {json.dumps(row)[:3000]}")
+
+
+def test_a_row_from_the_web_app_becomes_a_model_in_the_bucket(supabase, storage, app, drawn, tmp_path):
+    data_yaml = put_dataset(storage, drawn)
+    with running(tmp_path / "home", {}, WORKER_ID="gpu-1", **settings_for(supabase)) as service:
+        run_id = app.insert(data_yaml, epochs=3, batchSize=8, imgSize=32)
+        row = wait(app, run_id, "completed", "failed")
+        assert row["status"] == "completed", row["error_message"]
+        worker = app.worker("gpu-1")
+        assert service.stop() == 0
+
+    results = row["results"]
+    assert results["dataset"]["images"] == {"train": 200, "val": 50}
+    assert isinstance(results["mAP"], float)
+    assert results["metrics"]["epoch"] == 3
+    assert worker["ram_gb"] > 0
+    assert {event["kind"] for event in app.events(run_id)} >= {"phase", "epoch", "checkpoint"}
+    model = httpx.get(row["trained_model_url"]).raise_for_status().content
+    best = next(artifact for artifact in results["artifacts"] if artifact["name"] == "best.pt")
+    assert hashlib.sha256(model).hexdigest() == best["sha256"]
+    assert best["path"] == f"training_runs/{run_id}/1/best.pt"
+    assert storage.get("training-artifacts", best["path"]) == model
+    assert "//storage" not in row["trained_model_url"].removeprefix("http://")
+
+
+def test_the_second_run_on_a_dataset_downloads_nothing(supabase, storage, app, drawn, tmp_path):
+    data_yaml = put_dataset(storage, drawn)
+    with running(tmp_path / "home", {}, **settings_for(supabase)):
+        wait(app, app.insert(data_yaml, epochs=1), "completed")
+        fetched = [line for line in storage.requests if line.startswith("GET ") and "/datasets/" in line]
+        assert len(fetched) >= 500
+        storage.requests.clear()
+
+        wait(app, app.insert(data_yaml, epochs=1), "completed")
+
+    assert not [line for line in storage.requests if line.startswith("GET ") and "/images/" in line]
+
+
+def test_a_completed_runs_id_as_base_model_goes_on_from_its_best_weights(supabase, storage, app, drawn, tmp_path):
+    """The stand-in writes no real weights, so the run is told that they are none: it was their file that was fetched."""
+    data_yaml = put_dataset(storage, drawn)
+    with running(tmp_path / "home", {}, **settings_for(supabase)):
+        first = app.insert(data_yaml, epochs=1)
+        wait(app, first, "completed")
+        second = app.insert(data_yaml, base_model=first, epochs=1)
+
+        row = wait(app, second, "completed", "failed")
+
+    assert row["status"] == "completed" or first in row["error_message"]
+    assert f"GET /object/authenticated/training-artifacts/training_runs/{first}/1/best.pt" in " ".join(
+        storage.requests,
+    ) or [line for line in storage.requests if line.startswith("GET") and f"{first}/1/best.pt" in line]
+
+
+def test_a_cancel_by_the_app_is_obeyed(supabase, storage, app, drawn, tmp_path):
+    data_yaml = put_dataset(storage, drawn)
+    with running(tmp_path / "home", {"seconds_per_epoch": 0.5}, **settings_for(supabase)):
+        run_id = app.insert(data_yaml, epochs=500)
+        wait(app, run_id, "running")
+        app.cancel(run_id)
+
+        row = wait(app, run_id, "canceled")
+
+    assert row["canceled_at"]
+    assert row["trained_model_url"] is None
+
+
+def test_a_missing_object_is_named(supabase, storage, app, tmp_path):
+    with running(tmp_path / "home", {}, **settings_for(supabase)):
+        row = wait(app, app.insert("storage:datasets/nobody/data.yaml"), "failed")
+
+    assert "nobody/data.yaml" in row["error_message"]
+
+
+@pytest.mark.parametrize("configuration", ["nonsense", [1, 2], 7, None], ids=["text", "list", "number", "null"])
+def test_a_row_whose_json_is_nonsense_fails_with_a_sentence(supabase, storage, app, drawn, tmp_path, configuration):
+    data_yaml = put_dataset(storage, drawn)
+    with running(tmp_path / "home", {}, **settings_for(supabase)):
+        row = {"run_name": "odd", "data_yaml": data_yaml, "base_model": "yolo11n.yaml", "configuration": configuration}
+        run_id = app._changed("POST", {}, {**row, "status": "queued"})[0]["id"]
+
+        row = wait(app, run_id, "failed", "completed")
+
+    if configuration is None:
+        assert row["status"] == "completed"
+    else:
+        assert "configuration" in row["error_message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"SUPABASE_SERVICE_ROLE_KEY": "anon"}, "public one"),
+        ({"SUPABASE_SERVICE_ROLE_KEY": "sb_secret_wrong"}, "key"),
+        ({"SUPABASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+    ],
+    ids=["anonymous key", "wrong key", "wrong URL"],
+)
+def test_wrong_access_is_one_clear_line_and_the_service_waits(supabase, storage, tmp_path, change, says):
+    settings = settings_for(supabase) | change
+    if settings["SUPABASE_SERVICE_ROLE_KEY"] == "anon":
+        settings["SUPABASE_SERVICE_ROLE_KEY"] = supabase.anon_key
+    service = Service(tmp_path / "home", {}, **settings)
+    service.start()
+    try:
+            deadline = time.monotonic() + 40
+        while time.monotonic() < deadline:
+            lines = [line for line in service.lines() if line["level"] == "error"]
+            if lines:
+                break
+            time.sleep(0.1)
+        assert says in lines[0]["error"]
+        assert settings["SUPABASE_SERVICE_ROLE_KEY"] not in service.log.read_text()
+        assert service.process.poll() is None
+    finally:
+        service.stop()
+
+
+def test_a_server_that_is_down_at_the_start_is_waited_for(supabase, storage, app, drawn, tmp_path):
+    data_yaml = put_dataset(storage, drawn)
+    run_id = app.insert(data_yaml, epochs=1)
+    supabase.postgrest.stop()
+    try:
+        service = Service(tmp_path / "home", {}, **settings_for(supabase)).start()
+            time.sleep(3)
+        assert service.process.poll() is None
+    finally:
+        supabase.postgrest.start()
+    try:
+        wait(app, run_id, "completed")
+    finally:
+        service.stop()
+
+
+@pytest.mark.training
+def test_a_real_training_over_supabase_and_fine_tuning_from_it(supabase, storage, app, tmp_path):
+    data_yaml = put_dataset(storage, draw_dataset(tmp_path / "drawn", images=12, size=64).parent)
+    common = {"epochs": 1, "batchSize": 4, "imgSize": 64, "workers": 0, "plots": False}
+    with running(tmp_path / "home", None, LEASE_SECONDS=30, **settings_for(supabase)):
+        first = app.insert(data_yaml, **common)
+        row = wait(app, first, "completed", "failed", seconds=240)
+        assert row["status"] == "completed", row["error_message"]
+
+        row = wait(app, app.insert(data_yaml, base_model=first, **common), "completed", "failed", seconds=240)
+
+    assert row["status"] == "completed", row["error_message"]
+    assert row["results"]["plan"]["model"] == {"kind": "run", "run_id": first}

@@ -1,0 +1,87 @@
+"""A small Supabase with storage, a dataset in its bucket, and the real service beside it, as the web app meets them."""
+
+import mimetypes
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.storage_server import StorageServer
+
+BUCKETS = {"datasets": False, "training-artifacts": False}
+PROJECT = "6a1f"
+STEP = "77b0"
+
+
+@contextmanager
+def storage_for(stack):
+    """Storage below the stack's URL, empty."""
+    with StorageServer(BUCKETS, key=stack.service_key) as storage:
+        stack.route_storage(storage.url)
+        yield storage
+
+
+def put_dataset(storage: StorageServer, folder: Path, prefix: str = f"{PROJECT}/{STEP}") -> str:
+    """Every file of `folder` into the datasets bucket, as the app's upload does; the row's `data_yaml`."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            mime = mimetypes.guess_type(path.name)[0] or "text/plain"
+            storage.put("datasets", f"{prefix}/{path.relative_to(folder)}", path.read_bytes(), mime)
+    # what lies beside a dataset in the app's bucket
+    storage.put("datasets", f"{prefix}/thumbnails/train/small.png", b"a thumbnail", "image/png")
+    return f"storage:datasets/{prefix}/data.yaml"
+
+
+def settings_for(stack, key=None) -> dict[str, str]:
+    return {"BACKEND": "supabase", "SUPABASE_URL": stack.url, "SUPABASE_SERVICE_ROLE_KEY": key or stack.service_key}
+
+
+class WebApp:
+    """The web app's side: plain REST, with the columns and values that it sends."""
+
+    def __init__(self, stack) -> None:
+        key = stack.service_key
+        self._http = httpx.Client(
+            base_url=f"{stack.url}/rest/v1",
+            headers={"apikey": key, "Authorization": f"Bearer {key}", "Prefer": "return=representation"},
+            timeout=60,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._http.close()
+
+    def insert(self, data_yaml: str, base_model: str = "yolo11n.yaml", **configuration) -> str:
+        row = {
+            "run_name": "from the app",
+            "created_by": "unknown@local",
+            "base_model": base_model,
+            "data_yaml": data_yaml,
+            "status": "queued",
+            "configuration": {"runName": "from the app", "dataYaml": "stale.yaml", "compute": "cpu", "device": "cpu"}
+            | configuration,
+        }
+        return self._changed("POST", {}, row)[0]["id"]
+
+    def cancel(self, run_id: str) -> None:
+        self._changed("PATCH", {"id": f"eq.{run_id}"}, {"status": "canceling", "cancel_requested": True})
+
+    def row(self, run_id: str):
+        answer = self._http.get("/training_runs", params={"id": f"eq.{run_id}"})
+        rows = answer.raise_for_status().json()
+        return rows[0] if rows else None
+
+    def events(self, run_id: str):
+        answer = self._http.get("/training_run_events", params={"run_id": f"eq.{run_id}", "order": "attempt,seq"})
+        return answer.raise_for_status().json()
+
+    def worker(self, worker_id: str):
+        answer = self._http.get("/trainer_workers", params={"worker_id": f"eq.{worker_id}"})
+        return answer.raise_for_status().json()[0]
+
+    def _changed(self, method, where, columns):
+        answer = self._http.request(method, "/training_runs", params=where, json=columns)
+        assert answer.is_success, answer.text
+        return answer.json()
