@@ -61,6 +61,7 @@ class Stored:
     md5: str
     mime: str
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    at: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime()))
 
 
 @dataclass
@@ -237,7 +238,7 @@ class Handler(BaseHTTPRequestHandler):
             case ("POST", ["object", "sign", bucket, *key]) if key:
                 self.stored(bucket, "/".join(key))
                 path, body = f"{bucket}/{'/'.join(key)}", self.json()
-                token = self.state.token(path, time.time() + body["expiresIn"])
+                token = self.state.token(path, time.time() + float(body["expiresIn"]))
                 self.answer(200, {"signedURL": f"/object/sign/{path}?token={token}"})
             case ("GET" | "HEAD", ["object", "sign", bucket, *key]):
                 self.check_token(f"{bucket}/{'/'.join(key)}")
@@ -288,7 +289,8 @@ class Handler(BaseHTTPRequestHandler):
     def entry(self, bucket: str, key: str, name: str) -> dict[str, Any]:
         stored = self.state.objects[bucket][key]
         metadata = {"eTag": f'"{stored.md5}"', "size": stored.size, "mimetype": stored.mime}
-        return {"name": name, "id": stored.id, "metadata": metadata}
+        times = dict.fromkeys(("created_at", "updated_at", "last_accessed_at"), stored.at)
+        return {"name": name, "id": stored.id, "metadata": metadata} | times
 
     def list_v1(self, bucket: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         folder = body.get("prefix", "")
@@ -425,6 +427,8 @@ class Handler(BaseHTTPRequestHandler):
         self.check_new(bucket, key, mime, self.unread, upsert=upsert)
         file = self.state.new_file()
         self.receive(file)
+        if mime.startswith("multipart/form-data"):
+            mime = unwrap(file, mime.partition("boundary=")[2])
         stored = self.state.commit(bucket, key, file, mime)
         self.answer(200, {"Key": f"{bucket}/{key}", "Id": stored.id})
 
@@ -466,6 +470,17 @@ class Handler(BaseHTTPRequestHandler):
         file.touch()
         self.state.uploads[name] = Upload(bucket, key, mime, length, file)
         return f"{self.state.tus_host}/storage/v1/upload/resumable/{name}"
+
+
+def unwrap(file: Path, boundary: str) -> str:
+    """Leave only the content of the form's file in `file`; its content type."""
+    for section in file.read_bytes().split(f"--{boundary}".encode()):
+        head, _, content = section.partition(b"\r\n\r\n")
+        if b"filename=" in head:
+            file.write_bytes(content.removesuffix(b"\r\n"))
+            found = re.search(rb"(?i)content-type: *(\S+)", head)
+            return found[1].decode() if found else "text/plain"
+    raise Refusal(400, "InvalidRequest", "there is no file in the form")
 
 
 for _method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"):

@@ -169,5 +169,20 @@ def test_a_chunk_that_is_cut_keeps_what_arrived(server, client):
     assert client.head(place, headers=TUS).headers["Upload-Offset"] == "300000"
 
 
+def test_the_official_client_works_with_it(server):
+    from storage3 import SyncStorageClient
+
+    content = bytes(range(256)) * 9 + b"\r\n--\r\n"
+    with httpx.Client() as http:
+        data = SyncStorageClient(f"{server.url}/storage/v1/", KEY, http_client=http).from_("data")
+        for _ in range(2):
+            data.upload("a b/c.png", content, {"content-type": "image/png", "upsert": "true"})
+        assert server.objects["data"]["a b/c.png"].mime == "image/png"
+        assert data.download("a b/c.png") == content
+        assert [entry["name"] for entry in data.list("a b")] == ["c.png"]
+        assert [entry.name for entry in data.list_v2().objects] == ["a b/c.png"]
+        assert http.get(data.create_signed_url("a b/c.png", 60)["signedURL"]).content == content
+
+
 def test_a_route_that_is_not_there_is_a_real_404(client):
     assert client.get("/nothing").json()["error"] == "Not Found"
