@@ -542,7 +542,7 @@ def test_a_classification_export_becomes_a_folder_per_class(server, fetch):
 def test_a_stored_export_is_fetched_without_the_rest_of_its_folder(server, store, fetch):
     export(server, RECORDS)
     lines = [json.dumps({**r, "url": server.url(f"/files/{n}")} if n else r) for n, r in enumerate(RECORDS)]
-    lines += ["\n" * (5 << 20)]  # longer than a YAML may be
+    lines += [" " * (5 << 20)]  # longer than a YAML may be
     store.put({"set.ndjson": "\n".join(lines).encode()})
     fetched = fetch("storage:p/s/set.ndjson")
     assert "images/val/b.png" in content(fetched)

@@ -220,6 +220,27 @@ def test_our_own_host_is_allowed_beside_a_list_of_others(server, make_client, tm
         client.download("http://other.example/a", tmp_path / "b", StopSignal())
 
 
+@pytest.mark.parametrize(
+    ("own", "url", "is_ours"),
+    [
+        ("Supabase.local", "http://supabase.local/x", True),
+        ("supabase.local", "https://supabase.local/x", True),
+        ("supabase.local", "http://supabase.local:22/x", False),
+        ("supabase.local:8000", "http://supabase.local:8000/x", True),
+        ("supabase.local:8000", "http://supabase.local/x", False),
+        ("[fd00::1]:8000", "http://[fd00::1]:8000/x", True),
+    ],
+)
+def test_our_own_host_may_be_private_at_its_own_port(make_client, tmp_path, monkeypatch, own, url, is_ours):
+    def contacted(self, host, *_, **__):
+        raise ConnectionAbortedError(host)
+
+    monkeypatch.setattr("httpcore.SyncBackend.connect_tcp", contacted)
+    client = make_client(own_hosts=[own], resolve=lambda *_: ["fd00::1"])
+    with pytest.raises(ConnectionAbortedError if is_ours else DatasetError):
+        client.download(url, tmp_path / "a", StopSignal())
+
+
 def test_a_name_that_cannot_be_resolved_now_is_tried_again_and_one_that_does_not_exist_is_not(make_client, tmp_path):
     calls = []
 

@@ -19,22 +19,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NoReturn, Protocol
+from typing import IO, NoReturn
 
 from trainer.core.dataset import Finding
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.datasets.reference import shown
+from trainer.datasets.tar_stream import CHUNK, Counted, StrictTarInfo, Xz
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-CHUNK = 1 << 20
 RATIO_FROM = 64 << 20  # bytes unpacked before the ratio is looked at: small texts shrink a lot
-XZ_MEMORY = 256 << 20  # bytes that a decompressor may ask for; xz -9 needs 65 MiB
-TAR_HEADER = 1 << 16  # bytes of a long name or a PAX header; tarfile reads them into memory whole
 ZIP_INDEX = 64 << 20  # bytes of a zip's central directory, likewise
-_TAR_EXTENSIONS = (
-    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
-)
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}  # LZMA: memory without a limit
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 
@@ -129,10 +124,6 @@ def safe_name(name: str, limits: Limits, where: str) -> str | None:
     return "/".join(segments) or None
 
 
-class _Reader(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
 class _Extraction:
     def __init__(
         self, archive: Path, into: Path, name: str, limits: Limits, wanted: Callable[[str], bool], stop: StopSignal,
@@ -189,13 +180,13 @@ class _Extraction:
                     self._write(source, path)
 
     def untar(self) -> None:
-        opener = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": _Xz}
+        opener = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": Xz}
         with self._archive.open("rb") as raw:
             magic = raw.read(2)
             raw.seek(0)
-            stream = _Counted(opener[magic](raw) if magic in opener else raw, self._count)  # type: ignore[operator]
+            stream = Counted(opener[magic](raw) if magic in opener else raw, self._count)  # type: ignore[operator]
             # a stream: a bomb is stopped where it begins to grow, and nothing is read twice
-            with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as opened:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as opened:  # type: ignore[call-overload]
                 for member in opened:
                     path = self._check_tar(member)
                     source = opened.extractfile(member) if path is not None else None
@@ -268,62 +259,6 @@ class _Extraction:
             self.fail(f"unpacks to more than {self._limits.bytes / 2**20:,.0f} MiB, the limit here")
         if unpacked > RATIO_FROM and unpacked > self._packed * self._limits.ratio:
             self.fail(f"unpacks to more than {self._limits.ratio:g} times its size, as no dataset does")
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """Ends only at the end mark. tarfile itself takes a broken header for the end, and a dataset would be cut there."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
-        try:
-            found = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise EOFError(f"no end mark: {error}") from error
-        if found.type in _TAR_EXTENSIONS and found.size > TAR_HEADER:
-            raise ValueError(f"a header of {found.size:,} bytes")
-        return found
-
-
-class _Counted:
-    """A stream that tells how much came out of it."""
-
-    def __init__(self, source: _Reader, on_total: Callable[[int], None]) -> None:
-        self._source = source
-        self._on_total = on_total
-        self._total = 0
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._source.read(size)
-        self._total += len(data)
-        self._on_total(self._total)
-        return data
-
-
-class _Xz:
-    """An .xz stream that cannot ask for more memory than `XZ_MEMORY`, which lzma.open does not offer."""
-
-    def __init__(self, source: _Reader) -> None:
-        self._source = source
-        self._left = b""
-        self._decoder: lzma.LZMADecompressor | None = None
-
-    def read(self, size: int = -1, /) -> bytes:
-        while True:
-            if self._decoder is None or self._decoder.eof:
-                self._left = (self._decoder.unused_data if self._decoder else b"") or self._source.read(CHUNK)
-                if not self._left.strip(b"\0"):  # the end, or padding before it
-                    return b""
-                self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
-            elif self._decoder.needs_input:
-                self._left = self._source.read(CHUNK)
-                if not self._left:
-                    raise EOFError("the compressed data ends early")
-            data = self._decoder.decompress(self._left, max_length=size)
-            self._left = b""
-            if data:
-                return data
 
 
 def _zip_index_size(archive: Path) -> int:

@@ -64,6 +64,8 @@ class WebSource:
         self, file: Path, name: str, staging: Path, stop: StopSignal, on_event: OnTransfer, home: Path | None = None,
     ) -> str | None:
         """A YOLO tree of the export in `staging`; the name of its YAML. `home`: where its local images may be."""
+        if file.stat().st_size > LARGEST_TEXT:
+            raise DatasetError(f"NDJSON {shown(name)} is larger than {LARGEST_TEXT >> 20} MiB; split the dataset.")
         export = read_ndjson(file, name)
         meter = Meter(on_event, total_files=len(export.records))
         jobs: list[Callable[[StopSignal], None]] = []

@@ -1,0 +1,75 @@
+"""Reading a tar from a stream without believing it: no header, dictionary or end is taken on trust."""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+from collections.abc import Callable
+from typing import Protocol
+
+CHUNK = 1 << 20
+XZ_MEMORY = 256 << 20  # bytes that a decompressor may ask for; xz -9 needs 65 MiB
+TAR_HEADER = 1 << 16  # bytes of a long name or a PAX header; tarfile reads them into memory whole
+_TAR_EXTENSIONS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+)
+
+
+class Reader(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class StrictTarInfo(tarfile.TarInfo):
+    """Ends only at the end mark. tarfile itself takes a broken header for the end, and a dataset would be cut there."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictTarInfo:
+        try:
+            found = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise EOFError(f"no end mark: {error}") from error
+        if found.type in _TAR_EXTENSIONS and found.size > TAR_HEADER:
+            raise ValueError(f"a header of {found.size:,} bytes")
+        return found
+
+
+class Counted:
+    """A stream that tells how much came out of it."""
+
+    def __init__(self, source: Reader, on_total: Callable[[int], None]) -> None:
+        self._source = source
+        self._on_total = on_total
+        self._total = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._source.read(size)
+        self._total += len(data)
+        self._on_total(self._total)
+        return data
+
+
+class Xz:
+    """An .xz stream that cannot ask for more memory than `XZ_MEMORY`, which lzma.open does not offer."""
+
+    def __init__(self, source: Reader) -> None:
+        self._source = source
+        self._left = b""
+        self._decoder: lzma.LZMADecompressor | None = None
+
+    def read(self, size: int = -1, /) -> bytes:
+        while True:
+            if self._decoder is None or self._decoder.eof:
+                self._left = (self._decoder.unused_data if self._decoder else b"") or self._source.read(CHUNK)
+                if not self._left.strip(b"\0"):  # the end, or padding before it
+                    return b""
+                self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+            elif self._decoder.needs_input:
+                self._left = self._source.read(CHUNK)
+                if not self._left:
+                    raise EOFError("the compressed data ends early")
+            data = self._decoder.decompress(self._left, max_length=size)
+            self._left = b""
+            if data:
+                return data

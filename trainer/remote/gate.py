@@ -1,0 +1,141 @@
+"""Which hosts and addresses a URL that a stranger chose may lead to."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+from urllib.parse import quote, urlsplit
+
+from trainer.core.errors import DatasetError, Unavailable
+
+Resolve: TypeAlias = Callable[[str, int], Sequence[str]]
+LONGEST_URL = 8192
+_HIDDEN_V4 = (  # IPv6 ranges that carry an IPv4 address: network, bits to the right of that address
+    (ipaddress.IPv6Network("::ffff:0:0/96"), 0),
+    (ipaddress.IPv6Network("::/96"), 0),
+    (ipaddress.IPv6Network("64:ff9b::/96"), 0),
+    (ipaddress.IPv6Network("2002::/16"), 80),
+)
+_SPECIAL = tuple(  # not public, and not in every Python's list of such ranges
+    ipaddress.ip_network(text)
+    for text in (
+        "192.0.0.0/24",  # a cloud's metadata is at 192.0.0.192
+        "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24",
+        "64:ff9b:1::/48", "100::/64", "2001::/23", "3fff::/20", "5f00::/16", "fec0::/10",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Which hosts and addresses may be contacted."""
+
+    allowed: tuple[str, ...]
+    own: tuple[str, ...]
+    resolve: Resolve
+
+    def check_url(self, url: str) -> str:
+        """The URL as it can be sent, without user, password and fragment. `DatasetError` when it may not be fetched."""
+        if len(url) > LONGEST_URL:
+            raise DatasetError(f"{shown(url)[:100]}… is longer than {LONGEST_URL} characters.")
+        try:
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:
+            raise DatasetError(f"{shown(url)} is not a valid URL.") from None
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise DatasetError(f"{shown(url)} is not an http or https URL, and no other kind is fetched.")
+        if parts.username is not None or parts.password is not None:
+            raise DatasetError(f"{shown(url)} contains a user or a password; use a signed URL instead.")
+        self.check_host(parts.hostname, port)
+        host = _ascii(parts.hostname, url)
+        netloc = f"[{host}]" if ":" in host else host
+        if parts.port:
+            netloc += f":{port}"
+        safe = "%/:=&?~#+!$,;'@()*[]"
+        query = f"?{quote(parts.query, safe=safe)}" if parts.query else ""
+        return f"{parts.scheme}://{netloc}{quote(parts.path or '/', safe=safe)}{query}"
+
+    def check_host(self, host: str, port: int) -> None:
+        known = {host.rstrip(".").lower(), f"{host.rstrip('.').lower()}:{port}"}
+        if self.allowed and not known & {*self.allowed, *self.own}:
+            raise DatasetError(
+                f"Host {_short(host)} may not be contacted; upload the dataset to the storage bucket, or let the "
+                "operator add the host to ALLOWED_DATASET_HOSTS.",
+            )
+
+    def addresses(self, host: str, port: int) -> list[str]:
+        """The addresses of `host`, all of them checked."""
+        self.check_host(host, port)
+        may_be_private = f"{host.rstrip('.').lower()}:{port}" in {*self.allowed, *self.own}
+        try:
+            found = list(dict.fromkeys(self.resolve(host, port)))
+        except socket.gaierror as error:
+            if error.errno == socket.EAI_AGAIN:
+                raise Unavailable(f"the name of host {_short(host)} cannot be resolved now") from None
+            raise DatasetError(f"Host {_short(host)} does not exist; check the URL.") from None
+        except (UnicodeError, OSError):
+            raise DatasetError(f"Host {_short(host)} is not a name that can be resolved; check the URL.") from None
+        if not found or not all(_may_contact(address, may_be_private=may_be_private) for address in found):
+            raise DatasetError(
+                f"Host {_short(host)} is at an address inside a private network, which a dataset may not reach; "
+                "upload the dataset to the storage bucket instead.",
+            )
+        return found
+
+
+def resolve_by_system(host: str, port: int) -> list[str]:
+    return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def _may_contact(text: str, *, may_be_private: bool) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return all(_is_open(a, may_be_private=may_be_private) for a in (address, *_hidden(address)))
+
+
+def _is_open(a: ipaddress.IPv4Address | ipaddress.IPv6Address, *, may_be_private: bool) -> bool:
+    if a.is_loopback:
+        return may_be_private
+    if a.is_link_local or a.is_multicast or a.is_unspecified:
+        return False
+    if any(a in network for network, _ in _HIDDEN_V4):
+        return True  # judged by the IPv4 address inside
+    is_public = a.is_global and not a.is_private and not a.is_reserved and not any(a in n for n in _SPECIAL)
+    return is_public or may_be_private
+
+
+def _hidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses inside an IPv6 address, which a gateway would contact."""
+    if not isinstance(address, ipaddress.IPv6Address) or address.is_loopback or address.is_unspecified:
+        return []
+    value = int(address)
+    return [ipaddress.IPv4Address(value >> right & 0xFFFFFFFF) for network, right in _HIDDEN_V4 if address in network]
+
+
+def _ascii(host: str, url: str) -> str:
+    if host.isascii():
+        return host
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:
+        raise DatasetError(f"{shown(url)} names a host that cannot exist.") from None
+
+
+def _short(host: str) -> str:
+    return repr(host[:100])
+
+
+def shown(url: str) -> str:
+    """For messages: no user, password, query or fragment, which may be secrets, and nothing unprintable."""
+    head, _, rest = url.partition("://")
+    authority, slash, path = rest.split("?", 1)[0].split("#", 1)[0].partition("/")
+    text = f"{head}://{authority.rpartition('@')[2]}{slash}{path}"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:200]
+
+
