@@ -23,6 +23,7 @@ from PIL import Image
 
 from trainer.core.dataset import DatasetOrder
 from trainer.core.stop import StopSignal
+from trainer.datasets.facts_cache import FactsCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.reference import Roots
 from trainer.datasets.tree import Fetched
@@ -80,12 +81,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=int, nargs="?", default=50_000)
     parser.add_argument("--size", type=int, default=64, help="pixels of each image's sides")
+    parser.add_argument("--users", action="store_true", help="images of the user: symlinks instead of hard links")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: the temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         root = Path(folder).resolve()
         make(root / "set", arguments.images, arguments.size)
-        datasets = FetchedDatasets(OnDisk(is_private=True), Roots(root), "datasets")
+        datasets = FetchedDatasets(OnDisk(is_private=not arguments.users), Roots(root), "datasets", facts=FactsCache(root / "facts"))
         for label in ("first", "unchanged"):
             order = DatasetOrder(run_id=label, sources=(str(root / "set"),))
             begin, cpu = time.perf_counter(), time.process_time()

@@ -104,7 +104,7 @@ def test_the_look_at_images_stops_when_asked(tmp_path):
     stop = StopSignal()
     stop.set(StopReason.CANCELED)
     with pytest.raises(Stopped):
-        validate.inspect([Sample(str(tmp_path), "a.jpg", "train")], Report(), stop)
+        validate.inspect([Sample(str(tmp_path), "a.jpg", "train")], {}, Report(), stop)
 
 
 def test_a_wrong_suffix_is_a_warning_and_the_image_is_kept(tmp_path):

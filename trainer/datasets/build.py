@@ -15,6 +15,7 @@ from trainer.core.errors import DatasetError
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets import validate
+from trainer.datasets.facts_cache import FactsCache
 from trainer.datasets.found import SPLITS, Found, Report, Sample
 from trainer.datasets.images import Facts, read_small
 from trainer.datasets.labels import LARGEST_LABEL, Labels, Shape, check, class_numbers, column_counts, guess_task
@@ -28,13 +29,13 @@ CHECK_EVERY = 256  # files between looks at the stop signal
 
 
 def build(
-    order: DatasetOrder, founds: Sequence[Found], view: Path, stop: StopSignal, report: Report,
+    order: DatasetOrder, founds: Sequence[Found], view: Path, stop: StopSignal, report: Report, cache: FactsCache | None,
 ) -> PreparedDataset:
     """Check the sources of a dataset and link them into `view`, which exists.
 
     Raises `DatasetError` with everything that is wrong, `MachineFailed` or `Stopped`.
     """
-    checked = check_all(order, founds, stop, report)
+    checked = check_all(order, founds, stop, report, cache)
     report.raise_errors()
     write_view(view, _items(checked), stop, empty=_class_folders(checked))
     data = view
@@ -71,7 +72,9 @@ class Checked:
         return digest.hexdigest()
 
 
-def check_all(order: DatasetOrder, founds: Sequence[Found], stop: StopSignal, report: Report) -> Checked:
+def check_all(
+    order: DatasetOrder, founds: Sequence[Found], stop: StopSignal, report: Report, cache: FactsCache | None,
+) -> Checked:
     """Look at every image and every label. What is wrong is in `report`; raises only where nothing can be looked at."""
     for found in founds:
         report.extend(found.findings)
@@ -84,7 +87,7 @@ def check_all(order: DatasetOrder, founds: Sequence[Found], stop: StopSignal, re
     merged = merge(founds, task, report)
     labels = _classes(merged) if task is Task.CLASSIFY else _labels(merged, texts, task, report)
     samples = [sample for part in merged.parts for sample in part.samples]
-    facts = validate.inspect(samples, report, stop)
+    facts = _facts(order, samples, stop, report, cache)
     samples = _split(samples, labels, order.split or merged.split, report)
     validate.duplicates(samples, facts, report)
     images, per_class = _count(samples, labels, len(merged.names), report)
@@ -93,6 +96,17 @@ def check_all(order: DatasetOrder, founds: Sequence[Found], stop: StopSignal, re
         task=task, merged=merged, samples=samples, facts=facts, labels=labels,
         texts=[text for of_it in texts for text in of_it], images=images, per_class=per_class,
     )
+
+
+def _facts(
+    order: DatasetOrder, samples: Sequence[Sample], stop: StopSignal, report: Report, cache: FactsCache | None,
+) -> list[Facts]:
+    known = cache.load(order.sources) if cache else {}
+    before = set(known)
+    facts = validate.inspect(samples, known, report, stop)
+    if cache and known.keys() != before:
+        cache.save(order.sources, known)
+    return facts
 
 
 def summary(checked: Checked, report: Report) -> JsonObject:

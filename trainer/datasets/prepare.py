@@ -11,6 +11,7 @@ from trainer.core.errors import DatasetError
 from trainer.core.events import Event, Warned
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
+from trainer.datasets.facts_cache import FactsCache
 from trainer.datasets.fetch import Fetched, Fetcher
 from trainer.datasets.folders import Tree
 from trainer.datasets.found import Admit, Found, Report, shown
@@ -35,12 +36,16 @@ class CheckUp:
 
 @dataclass(frozen=True)
 class FetchedDatasets:
-    """The `Datasets` port: what `fetcher` brings to disk is recognised, checked and linked into a view."""
+    """The `Datasets` port: what `fetcher` brings to disk is recognised, checked and linked into a view.
+
+    With `facts`, images that did not change since an earlier run are not read again.
+    """
 
     fetcher: Fetcher
     roots: Roots
     datasets_bucket: str
     storage_base_url: str | None = None
+    facts: FactsCache | None = None
 
     def prepare(self, order: DatasetOrder, view: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:
         """See `core.ports.Datasets`. Each warning is also an event."""
@@ -48,7 +53,7 @@ class FetchedDatasets:
 
         view.mkdir(parents=True)
         report = Report()
-        prepared = build(order, self.recognised(order, view, stop, report, on_event), view, stop, report)
+        prepared = build(order, self.recognised(order, view, stop, report, on_event), view, stop, report, self.facts)
         for finding in prepared.findings:
             if finding.level == "warning":
                 on_event(Warned(code=finding.code, message=finding.message))
@@ -72,7 +77,7 @@ class FetchedDatasets:
 
         staging.mkdir(parents=True)
         report = Report()
-        checked = check_all(order, self.recognised(order, staging, stop, report, on_event), stop, report)
+        checked = check_all(order, self.recognised(order, staging, stop, report, on_event), stop, report, self.facts)
         drawn = draw_sheet(checked, sheet) if sheet else 0
         return CheckUp(findings=report.findings, summary=summary(checked, report), drawn=drawn)
 

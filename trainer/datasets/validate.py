@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from trainer.core.stop import StopSignal
+from trainer.datasets.facts_cache import identity
 from trainer.datasets.found import Report, Sample
 from trainer.datasets.images import Facts, facts, wrong_suffix
 
 CHECK_EVERY = 256  # files between looks at the stop signal
+THREADS = min(4, os.cpu_count() or 1)
 RARE = 10  # instances; fewer teach a model little
 UNBALANCED = 50  # times as many of one class as of another
 
 
-def inspect(samples: Sequence[Sample], report: Report, stop: StopSignal) -> list[Facts]:
-    """Look at every image; what cannot be trained on is an error."""
-    result = []
-    for number, sample in enumerate(samples):
-        if number % CHECK_EVERY == 0:
-            stop.raise_if_set()
-        fact = facts(sample.image)
-        result.append(fact)
+def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, stop: StopSignal) -> list[Facts]:
+    """Look at every image; what cannot be trained on is an error.
+
+    `known` are the facts by file identity from an earlier time; afterwards it holds those of these samples.
+    """
+    result = _looked_at(samples, known, stop)
+    for sample, fact in zip(samples, result, strict=True):
         if fact.problem:
             report.error(
                 "image-unreadable", "{n} images cannot be trained on; replace or remove them",
@@ -32,6 +35,23 @@ def inspect(samples: Sequence[Sample], report: Report, stop: StopSignal) -> list
                 "image-suffix", "{n} images are of another kind than their name says", f"{sample.name}: {fact.kind}",
             )
     return result
+
+
+def _looked_at(samples: Sequence[Sample], known: dict[str, Facts], stop: StopSignal) -> list[Facts]:
+    def look(begin: int) -> list[tuple[str | None, Facts]]:
+        stop.raise_if_set()
+        found = []
+        for sample in samples[begin : begin + CHECK_EVERY]:
+            key = identity(sample.image, is_owned=sample.owned)
+            found.append((key, known.get(key or "") or facts(sample.image)))
+        return found
+
+    # reading and digesting large images leaves Python's lock free for another thread
+    with ThreadPoolExecutor(THREADS) as pool:
+        looked = [pair for part in pool.map(look, range(0, len(samples), CHECK_EVERY)) for pair in part]
+    known.clear()
+    known.update((key, fact) for key, fact in looked if key)
+    return [fact for _, fact in looked]
 
 
 def duplicates(samples: Sequence[Sample], found: Sequence[Facts], report: Report) -> None:

@@ -1,0 +1,132 @@
+"""Unchanged images are not read again; changed ones are, whatever their time says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from dataset_painter import OnDisk, drawn, paint
+
+from trainer.core.dataset import DatasetOrder
+from trainer.core.errors import DatasetError
+from trainer.core.stop import StopSignal
+from trainer.datasets import facts_cache, validate
+from trainer.datasets.facts_cache import FactsCache, identity
+from trainer.datasets.images import Facts
+from trainer.datasets.prepare import FetchedDatasets
+from trainer.datasets.reference import Roots
+
+FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", is_loose=True)
+
+
+@pytest.fixture
+def looked_at(monkeypatch) -> list[str]:
+    """The images that were really read."""
+    seen: list[str] = []
+
+    def look(path: str) -> Facts:
+        seen.append(Path(path).name)
+        return facts(path)
+
+    facts = validate.facts
+    monkeypatch.setattr(validate, "facts", look)
+    return seen
+
+
+def prepare(tmp_path: Path, view: str):
+    datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", facts=FactsCache(tmp_path / "facts"))
+    order = DatasetOrder(run_id="r", sources=(str(tmp_path / "set/data.yaml"),))
+    return datasets.prepare(order, tmp_path / view, StopSignal(), lambda _: None)
+
+
+def test_the_second_run_reads_no_image_and_comes_to_the_same(tmp_path, looked_at):
+    paint(tmp_path / "set")
+    first = prepare(tmp_path, "v1")
+    assert len(looked_at) == 8
+    looked_at.clear()
+    second = prepare(tmp_path, "v2")
+    assert looked_at == []
+    assert (second.fingerprint, second.summary) == (first.fingerprint, first.summary)
+
+
+def test_a_changed_image_is_read_again_even_when_its_time_and_size_are_the_old_ones(tmp_path, looked_at):
+    paint(tmp_path / "set")
+    first = prepare(tmp_path, "v1")
+    path = tmp_path / "set/images/train/0000.jpg"
+    times, data = (path.stat().st_atime_ns, path.stat().st_mtime_ns), bytearray(path.read_bytes())
+    data[-10] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=times)
+    looked_at.clear()
+    second = prepare(tmp_path, "v2")
+    assert looked_at == ["0000.jpg"]
+    assert second.fingerprint != first.fingerprint
+
+
+def test_an_image_that_broke_is_noticed(tmp_path):
+    paint(tmp_path / "set")
+    prepare(tmp_path, "v1")
+    (tmp_path / "set/images/train/0001.jpg").write_bytes(b"junk")
+    with pytest.raises(DatasetError, match=r"0001\.jpg"):
+        prepare(tmp_path, "v2")
+
+
+def test_added_and_removed_images_are_followed(tmp_path, looked_at):
+    paint(tmp_path / "set")
+    prepare(tmp_path, "v1")
+    (tmp_path / "set/images/train/0000.jpg").unlink()
+    drawn(99).image.save(tmp_path / "set/images/train/0099.jpg")
+    looked_at.clear()
+    assert prepare(tmp_path, "v2").images["train"] == 6
+    assert looked_at == ["0099.jpg"]
+
+
+def test_facts_come_back_as_they_were_saved(tmp_path):
+    cache = FactsCache(tmp_path / "facts")
+    assert cache.load(["a"]) == {}
+    cache.save(["a"], {"id": FACT})
+    assert cache.load(["a"]) == {"id": FACT}
+    assert cache.load(["b"]) == {}
+    assert [path.suffix for path in (tmp_path / "facts").iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"[]", b"{}", b'{"version": 1, "facts": {"a": [1]}}', b"\xff\xfe", b"null"])
+def test_a_damaged_file_is_nothing_known(tmp_path, content):
+    cache = FactsCache(tmp_path)
+    cache.save(["a"], {"id": FACT})
+    next(tmp_path.glob("*.json")).write_bytes(content)
+    assert cache.load(["a"]) == {}
+
+
+def test_another_version_is_nothing_known(tmp_path, monkeypatch):
+    cache = FactsCache(tmp_path)
+    cache.save(["a"], {"id": FACT})
+    monkeypatch.setattr(facts_cache, "VERSION", facts_cache.VERSION + 1)
+    assert cache.load(["a"]) == {}
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path):
+    (tmp_path / "file").write_text("")
+    FactsCache(tmp_path / "file/facts").save(["a"], {"id": FACT})
+    assert FactsCache(tmp_path / "file/facts").load(["a"]) == {}
+
+
+def test_old_datasets_are_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(facts_cache, "MOST_DATASETS", 2)
+    cache = FactsCache(tmp_path)
+    for number, source in enumerate("abc"):
+        cache.save([source], {"id": FACT})
+        os.utime(max(tmp_path.glob("*.json"), key=lambda path: path.stat().st_mtime_ns), ns=(number, number + 1))
+    cache.save(["d"], {"id": FACT})
+    assert [bool(cache.load([source])) for source in "abcd"] == [False, False, True, True]
+
+
+def test_linking_a_file_of_ours_leaves_its_identity(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("x")
+    ours, users = identity(str(path), is_owned=True), identity(str(path), is_owned=False)
+    (tmp_path / "b").hardlink_to(path)
+    assert identity(str(path), is_owned=True) == ours
+    assert identity(str(path), is_owned=False) != users
+    assert identity(str(tmp_path / "none"), is_owned=True) is None
