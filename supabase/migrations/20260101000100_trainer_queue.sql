@@ -215,6 +215,7 @@ begin
       -- left by a service that knew no leases
       else coalesce(r.heartbeat_at, r.started_at, r.updated_at) < now() - interval '60 seconds'
     end
+    limit 500  -- a claim has to end within the API's statement timeout; the next one goes on
     for update skip locked
   loop
     if run.status = 'canceling' or run.cancel_requested then
@@ -244,6 +245,7 @@ begin
   for run in
     select r.* from public.training_runs r
     where r.status = 'queued' and r.cancel_requested
+    limit 500
     for update skip locked
   loop
     run := trainer.canceled(run);

@@ -12,6 +12,27 @@ from trainer.core.ports import Worker
 FINISHED = 1_000_000
 
 
+def test_what_is_longer_than_the_servers_page_comes_complete(supabase_lab):
+    supabase_lab.stack.sql("""
+        insert into training_runs (run_name, created_at) select n, now() - n * interval '1 s' from generate_series(1, 2100) n;
+        insert into training_run_events
+        select id, 1 + n / 1000, n, now(), 'phase', '{}' from training_runs, generate_series(1, 2100) n where run_name = '1'""")
+    recent = supabase_lab.queue.recent(2050)
+    assert [row["run_name"] for row in recent] == [str(n) for n in range(1, 2051)]
+    events = supabase_lab.queue.events(recent[0]["id"], after=(1, 50))
+    assert [event["seq"] for event in events] == list(range(51, 2101))
+
+
+def test_a_claim_after_a_long_outage_settles_a_bounded_number_of_runs(supabase_lab):
+    supabase_lab.stack.sql("""
+        insert into training_runs (run_name, status, attempt, lease_expires_at)
+        select 'run', 'running', 1, now() - interval '1 s' from generate_series(1, 700)""")
+    lost = "select count(*) from training_runs where failures = 1"
+    for expected in ("500", "700"):
+        assert supabase_lab.queue.claim(Worker(id="w"), str(uuid.uuid4()), 60)
+        assert supabase_lab.stack.sql(lost) == expected
+
+
 @pytest.fixture
 def million(supabase_lab):
     """A million finished runs, as the table has them after years."""

@@ -60,9 +60,12 @@ class ChaoticWorker:
             self.queue.claim(Worker(id=self.name), claim_id, self.random.choice([0.02, 0.1, 5.0]))
             for _ in range(self.random.choice([1, 1, 2]))
         ]
-        runs = {lease.job.id for lease in leases if lease}
-        assert len(runs) <= 1
-        self.leases += [lease for lease in leases if lease][:1]
+        held = [lease for lease in leases if lease]
+        for lease in held[:-1]:
+            if lease.job.id != held[-1].job.id:  # only when the first run was taken away or deleted meanwhile
+                row = self.queue.get(lease.job.id)
+                assert row is None or row["claim_id"] != claim_id
+        self.leases += held[-1:]
 
     def beat(self) -> None:
         if self.leases:
@@ -114,7 +117,6 @@ def test_whatever_happens_at_once_the_rules_hold(recorded):
             work(*arguments)
         except BaseException as failure:
             failures.append(failure)
-            raise
 
     threads = [threading.Thread(target=guarded, args=(worker.run, until)) for worker in workers]
     threads.append(threading.Thread(target=guarded, args=(users, recorded, until)))
@@ -123,6 +125,7 @@ def test_whatever_happens_at_once_the_rules_hold(recorded):
     for thread in threads:
         thread.join()
     assert failures == []
+    assert "deadlock" not in (recorded.stack.postgres.folder / "postgres.log").read_text()
 
     changes = recorded.stack.rows("select run_id, was, became from chaos order by n")
     assert len(changes) > 300
@@ -158,15 +161,14 @@ def check_change(was: dict, became: dict) -> None:
 
 
 def check_runs(changes: list[dict]) -> None:
-    """Every claim id held one run, and no run came back to a claim after another had it."""
+    """No run came back to a claim after another had it, and attempts only count up."""
     claims: dict[str, list[str]] = {}
     for change in changes:
         held = claims.setdefault(change["run_id"], [])
         if change["became"]["claim_id"] and (not held or held[-1] != change["became"]["claim_id"]):
             held.append(change["became"]["claim_id"])
-    everything = [claim_id for held in claims.values() for claim_id in held]
-    assert len(everything) == len(set(everything))
-    for run_id in claims:
+    for run_id, held in claims.items():
+        assert len(held) == len(set(held))
         rows = [change["became"]["attempt"] for change in changes if change["run_id"] == run_id]
         assert all(earlier <= later for earlier, later in pairwise(rows))
 

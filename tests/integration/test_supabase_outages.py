@@ -155,13 +155,13 @@ def test_a_server_that_goes_down_in_the_middle_costs_nothing(supabase_lab, serve
 
 
 def test_a_database_that_crashed_and_is_back_costs_nothing(supabase_lab):
-    lease = claimed(supabase_lab)
+    lease, queue = claimed(supabase_lab), supabase_lab.another(beat=PATIENT, read=PATIENT)
     for n in range(1, 4):
         supabase_lab.stack.postgres.crash()
         supabase_lab.stack.postgres.start()
         # the server's pool still holds connections to the database of before
-        assert supabase_lab.queue.beat(lease, {"n": n}, []) is Verdict.OK
-    assert supabase_lab.queue.get(lease.job.id)["results"] == {"n": 3}
+        assert queue.beat(lease, {"n": n}, []) is Verdict.OK
+    assert queue.get(lease.job.id)["results"] == {"n": 3}
 
 
 def test_a_beat_gives_up_before_the_next_one_is_due(supabase_lab):
@@ -260,7 +260,7 @@ def test_a_login_page_instead_of_an_answer_is_not_taken_for_one(supabase_lab):
     "configuration",
     [None, "", "nonsense", "{broken", "null", 5, True, [], ["a", {}], {"requires": 3}, {"requires": {"gpus": []}},
      {"requires": {"gpus": "many", "gpu_memory_gb": {"a": 1}}}, {"requires": {"gpus": -1}}, {"device": {"a": 1}},
-     {"device": [[], {}]}, {"device": ","}, {"device": "cpu"}, {"requires": {"gpus": "9" * 500}}],
+     {"device": [[]]}, {"device": ","}, {"device": "cpu"}, {"requires": {"gpus": "9" * 500}}],
     ids=lambda value: repr(value)[:40],
 )  # fmt: skip
 def test_a_configuration_that_makes_no_sense_stops_no_claim(supabase_lab, configuration):
