@@ -193,3 +193,13 @@ def test_a_write_that_nobody_reads_is_given_up_after_the_write_limit():
         with stoppable(StopSignal()), pytest.raises(Unavailable, match="WriteTimeout"):
             api.call("POST", "/object/data/a", WRITING, content=b"x" * 64_000_000)
         api.close()
+
+
+def test_a_server_may_take_longer_over_an_upload_than_over_an_answer():
+    with StorageServer({"data": False}, key=KEY) as server:
+        api = StorageApi(server.url, KEY, times=HttpTimes(read=0.2, stored=20))
+        server.fault("delay", seconds=0.6, times=2)
+        api.call("POST", "/object/data/a", WRITING, content=b"x")
+        with pytest.raises(Unavailable, match="ReadTimeout"):
+            api.call("GET", "/bucket/data", READING)
+        api.close()

@@ -27,12 +27,17 @@ _TOKEN = re.compile(r"(token=|Bearer )[^\s&\"']+")
 
 @dataclass(frozen=True, kw_only=True)
 class HttpTimes:
-    """Time limits in seconds: `read` and `write` for one silence, `total` for a whole call that moves no object."""
+    """Time limits in seconds.
+
+    `read` and `write` bound one silence, `total` a whole call that moves no object. `stored` is the silence after an
+    upload's bytes: the server puts a large object together before it answers.
+    """
 
     connect: float = 10.0
     read: float = 30.0
     write: float = 30.0
     total: float = 60.0
+    stored: float = 180.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +86,7 @@ class StorageApi:
         connections: int = 32,
         times: HttpTimes | None = None,
     ) -> None:
-        self._times = times = times or HttpTimes()
+        self._times = times or HttpTimes()
         self._secrets = [secret for secret in (key, apikey) if secret]
         self.base = f"{_checked_url(base_url)}/storage/v1"
         self.host = httpx.URL(self.base).host
@@ -91,7 +96,6 @@ class StorageApi:
             httpx.Client(
                 http2=False,
                 headers={"apikey": apikey or key, "Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
-                timeout=httpx.Timeout(connect=times.connect, read=times.read, write=times.write, pool=times.total),
                 limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             ),
         )
@@ -110,10 +114,21 @@ class StorageApi:
         *,
         headers: Mapping[str, str] | None = None,
         content: Content | None = None,
+        read: float | None = None,
     ) -> Iterator[httpx.Response]:
         """The answer's head, with the body still to be read; errors of the network are translated."""
-        with self._translated(), self._client.stream(method, self.base + path, headers=headers, content=content) as it:
-            yield it
+        times, url = self._times, self.base + path
+        limits = httpx.Timeout(
+            connect=times.connect,
+            read=read or times.read,
+            write=times.write,
+            pool=times.total,
+        )
+        with (
+            self._translated(),
+            self._client.stream(method, url, headers=headers, content=content, timeout=limits) as response,
+        ):
+            yield response
 
     def call(
         self,
@@ -129,9 +144,10 @@ class StorageApi:
         """One request and its whole answer; a refusal is raised unless its HTTP status is one of `accept`."""
         if body is not None:
             headers, content = {**(headers or {}), "Content-Type": "application/json"}, json.dumps(body).encode()
-        deadline = time.monotonic() + self._times.total
-        with self.stream(method, path, headers=headers, content=content) as response:
-            answer = self.read(response, deadline if content is None or body is not None else None)
+        moves = content is not None and body is None
+        deadline, read = time.monotonic() + self._times.total, self._times.stored if moves else None
+        with self.stream(method, path, headers=headers, content=content, read=read) as response:
+            answer = self.read(response, None if moves else deadline)
         if answer.status in accept or response.is_success:
             return answer
         raise self.refused(answer, target)
