@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def gpus() -> tuple[Gpu, ...]:
             )
             for index, handle in _handles(nvml)
         )
+
+
+def visible_gpus(mask: str | None) -> tuple[Gpu, ...]:
+    """The GPUs that `mask`, a CUDA_VISIBLE_DEVICES of indices, leaves visible; all of them without a mask.
+
+    As CUDA does, reading stops at the first entry that is not an index of this host. Names (GPU-…) are not read.
+    """
+    if mask is None:
+        return gpus()
+    by_index = {str(gpu.index): gpu for gpu in gpus()}
+    names = [name.strip() for name in mask.split(",")]
+    return tuple(by_index[name] for name in takewhile(by_index.__contains__, names))
 
 
 def gpu_loads() -> list[Load]:

@@ -73,7 +73,9 @@ def show_row(row: JsonObject) -> None:
     if artifacts:
         console.print("artifacts", style="bold")
     for artifact in artifacts:
-        place = str(artifact.get("url") or artifact["path"]).removeprefix("file://")
+        url = str(artifact.get("url"))
+        # a signed URL is long and soon worthless; the key stays
+        place = url.removeprefix("file://") if url.startswith("file://") else artifact["path"]
         console.print(f"  {artifact['name']:<32} {place}", soft_wrap=True, highlight=False)
 
 

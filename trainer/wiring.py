@@ -110,6 +110,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             queue, reporters = CountedQueue(queue, metrics), [*reporters, metrics]
         trainer = build_trainer(settings)
         opened.callback(trainer.close)
+        trainer.warm()
         slots = Slots(slot_devices(settings))
         datasets = build_datasets(settings, backend, opened)
         places = Places(
@@ -225,14 +226,14 @@ def plan_parser(settings: Settings) -> partial[TrainPlan]:
 
 def slot_devices(settings: Settings) -> list[int]:
     """One entry per slot: the GPUs in turn, or CPU slots on a host without."""
-    found = [gpu.index for gpu in host.gpus()]
+    found = [gpu.index for gpu in host.visible_gpus(process_environment().get("CUDA_VISIBLE_DEVICES"))]
     count = settings.slots or max(len(found), 1)
     return [found[slot % len(found)] if found else CPU for slot in range(count)]
 
 
 def describe_worker(settings: Settings, free_slots: int) -> Worker:
     """Who we are, and what a run may require of us now."""
-    found = host.gpus()
+    found = host.visible_gpus(process_environment().get("CUDA_VISIBLE_DEVICES"))
     smallest = min((gpu.memory for gpu in found), default=0) / host.GIB
     return Worker(
         id=settings.worker_id,

@@ -1,3 +1,3 @@
 """The servers that the integration tests share."""
 
-from supabase_fixtures import supabase, supabase_lab, supabase_servers  # noqa: F401
+from tests.supabase_fixtures import supabase, supabase_lab, supabase_servers  # noqa: F401

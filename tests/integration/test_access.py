@@ -1,8 +1,8 @@
 """Who may do what in the database: anonymous users, signed-in users, workers, the service."""
 
 import pytest
-from supabase_stack import SqlError, token
 
+from tests.supabase_stack import SqlError, token
 from trainer.core.errors import Misconfigured
 from trainer.core.job import Completed, RunRequest, Verdict
 from trainer.core.ports import Worker

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from supabase_stack import MIGRATIONS
+
+from tests.supabase_stack import MIGRATIONS
 
 APP = (Path(__file__).parent / "web_app_schema.sql").read_text()
 

@@ -5,8 +5,9 @@ import time
 import uuid
 
 import pytest
-from supabase_stack import Gateway, PostgREST, token
 
+from tests.supabase_gateway import Gateway
+from tests.supabase_stack import PostgREST, token
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Completed, Interrupted, Retry, RunEvent, RunRequest, Verdict
 from trainer.core.ports import Worker

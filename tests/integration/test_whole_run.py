@@ -145,7 +145,7 @@ def test_wrong_access_is_one_clear_line_and_the_service_waits(supabase, storage,
     service = Service(tmp_path / "home", {}, **settings)
     service.start()
     try:
-            deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 40
         while time.monotonic() < deadline:
             lines = [line for line in service.lines() if line["level"] == "error"]
             if lines:
@@ -164,7 +164,7 @@ def test_a_server_that_is_down_at_the_start_is_waited_for(supabase, storage, app
     supabase.postgrest.stop()
     try:
         service = Service(tmp_path / "home", {}, **settings_for(supabase)).start()
-            time.sleep(3)
+        time.sleep(3)
         assert service.process.poll() is None
     finally:
         supabase.postgrest.start()
