@@ -86,6 +86,42 @@ def test_a_temporary_that_was_not_put_is_removed_even_after_an_error(cache):
     assert list((cache.root).glob("objects/*/*")) == []
 
 
+def test_a_large_download_gets_the_same_place_again_until_it_arrived(cache):
+    def fail():
+        with cache.receiving("a", 100 << 20) as path:
+            (path.parent / "object.part").write_bytes(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with cache.receiving("a", 100 << 20) as path:
+        assert (path.parent / "object.part").read_bytes() == b"half"
+        path.write_bytes(b"whole")
+        cache.put("a", path)
+    assert cache.get("a", 5)
+    assert os.listdir(cache.root / "tmp") == []
+
+
+def test_two_downloads_of_one_large_object_at_once_do_not_share_a_place(cache):
+    with cache.receiving("a", 100 << 20) as one, cache.receiving("a", 100 << 20) as other:
+        assert one != other
+        one.write_bytes(b"one")
+        other.write_bytes(b"other")
+        cache.put("a", one)
+    assert os.listdir(cache.root / "tmp") == []
+
+
+def test_a_large_download_that_arrived_and_is_refused_leaves_nothing(cache):
+    def refuse():
+        with cache.receiving("a", 100 << 20) as path:
+            path.write_bytes(b"whole")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        refuse()
+    assert os.listdir(cache.root / "tmp") == []
+
+
 def test_what_was_used_longest_ago_is_evicted_first(cache):
     for number in range(10):
         put(cache, str(number), age=100 - number)

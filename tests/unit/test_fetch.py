@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 
+from tests.storage_server import StorageServer
 from tests.web_server import body, silent, web_server
 from trainer.core.dataset import HttpRef
 from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, ObjectMissing, Unavailable
@@ -16,8 +17,10 @@ from trainer.datasets.cache import ContentCache
 from trainer.datasets.fetch import Fetcher
 from trainer.datasets.reference import Roots, parse_reference
 from trainer.remote.retry import RetryPolicy
+from trainer.remote.storage_api import StorageApi
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
+from trainer.storage.supabase import SupabaseObjectStore
 
 YAML = "path: .\ntrain: images/train\nval: images/val\nnames: [a]\n"
 DATASET = {
@@ -412,6 +415,54 @@ def test_two_runs_that_fetch_the_same_dataset_at_once_both_get_it_whole(store, f
     assert len(results) == 3
     assert results[0] == results[1] == results[2]
     assert len(results[0]) == 207
+
+
+@pytest.fixture
+def cloud(root, server):
+    """A fetcher over the Supabase store, and its server."""
+    with StorageServer({"datasets": False}) as storage:
+        api = StorageApi(storage.url, "service-key")
+        policy = RetryPolicy(tries=4, first_wait=0.01, total_seconds=20)
+        store = SupabaseObjectStore(api, notes=root / "notes", stop=StopSignal(), policy=policy)
+        web = GuardedClient()
+        cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
+        yield storage, Fetcher(roots=Roots(root), cache=cache, web=web, store=store, datasets_bucket="datasets")
+        web.close()
+        api.close()
+
+
+def test_more_objects_than_a_listing_page_come_from_supabase_once(cloud, root):
+    storage, fetcher = cloud
+    files = {f"images/train/{n}.jpg": f"image {n}".encode() for n in range(1100)} | {"data.yaml": YAML.encode()}
+    for name, data in files.items():
+        storage.put("datasets", f"p/s/{name}", data)
+    ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
+    storage.fault("status", on="GET /object/", status=503, times=3)
+    assert content(fetcher.fetch(ref, root / "run1", StopSignal(), lambda _: None)) == files
+    sent = storage.sent
+    assert content(fetcher.fetch(ref, root / "run2", StopSignal(), lambda _: None)) == files
+    assert storage.sent == sent
+
+
+def test_a_large_stored_archive_is_gone_on_with_after_an_interruption(cloud, root):
+    storage, fetcher = cloud
+    files = DATASET | {"images/train/big.jpg": os.urandom(20 << 20)}
+    archive = zipped(root / "x.zip", files)
+    storage.put("datasets", "p/set.zip", archive)
+    ref = parse_reference("storage:p/set.zip", dataset_root=root, datasets_bucket="datasets")
+    storage.fault("slow", on="GET /object/", rate=20e6)
+    stop = StopSignal()
+
+    def give_up(event):
+        if event.bytes > 5 << 20:
+            stop.set(StopReason.SHUTDOWN)
+
+    with pytest.raises(Stopped):
+        fetcher.fetch(ref, root / "run1", stop, give_up)
+    before = storage.sent
+    assert content(fetcher.fetch(ref, root / "run2", StopSignal(), lambda _: None)) == files
+    assert storage.sent - before < len(archive) - (4 << 20)
+    assert os.listdir(root / ".cache/tmp") == []
 
 
 def test_prefetched_objects_are_not_downloaded_again(store, root, fetcher, fetch):

@@ -27,6 +27,7 @@ from trainer.core.errors import MachineFailed
 
 MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
 TREE_SIZE = ".size"  # the file in a tree that says how many bytes the tree has
+LARGE = 8 << 20  # bytes from which a download is worth going on with
 STALE_SECONDS = 24 * 3600.0  # a temporary file that nobody touched for this long is a crash's
 
 
@@ -119,6 +120,37 @@ class ContentCache:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+    @contextmanager
+    def receiving(self, identity: str, size: int) -> Iterator[Path]:
+        """A path to download `size` bytes to. For a large object it is the same one the next time.
+
+        So a store that left the beginning of it beside that path can go on from there, unless another process is at
+        it at this moment, which gets a path of its own.
+        """
+        if size <= LARGE:
+            with self.temporary() as path:
+                yield path
+            return
+        self._make_folders()
+        folder = self._tmp / _name(identity)
+        with on_this_disk(folder):
+            folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with self.temporary() as other:
+                    other.mkdir()
+                    yield other / "object"
+                return
+            is_done = False
+            try:
+                yield folder / "object"
+                is_done = True
+            finally:
+                if is_done or (folder / "object").exists():  # it arrived, and what failed came after
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def pin(self, holder: Path, identities: Iterable[str]) -> None:
         """Keep these entries, present or to come, as long as the folder `holder` exists. Pins add up."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -27,7 +28,7 @@ SYNCS = 3  # a dataset that changed during its download is compared and complete
 ROOM_STEP = 64 << 20  # bytes between two looks at the disk while something of unknown size grows
 
 
-Bring: TypeAlias = Callable[[Path], Path]
+Archive: TypeAlias = Callable[[], AbstractContextManager[Path]]
 
 
 class Fetcher:
@@ -89,7 +90,7 @@ class Fetcher:
             raise DatasetError(f"data_yaml: {shown(ref.path)} is an empty file.")
         if is_archive(path.name) or sniff(path):
             identity = f"disk\n{path}\n{found.st_size}\n{found.st_mtime_ns}\n{found.st_ino}"
-            return self._unpacked(identity, staging, stop, lambda _: path, path.name)
+            return self._unpacked(identity, staging, stop, lambda: nullcontext(path), path.name)
         if suffix(path.name) in NDJSON:
             return self._exported(path, path.name, staging, stop, on_event, home=path.parent)
         return Fetched(root=path.parent, entry=Path(path.name), is_private=False)
@@ -161,7 +162,7 @@ class Fetcher:
         return True
 
     def _download_one(self, store: ObjectStore, info: ObjectInfo, meter: Meter, stop: StopSignal) -> Path:
-        with self._cache.temporary() as path, on_this_disk(self._cache.root):
+        with self._cache.receiving(_identity(info), info.bytes) as path, on_this_disk(self._cache.root):
             store.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
             size = path.stat().st_size
             if size != info.bytes:
@@ -175,26 +176,27 @@ class Fetcher:
     def _stored_archive(
         self, store: ObjectStore, info: ObjectInfo, staging: Path, stop: StopSignal, on_event: OnTransfer,
     ) -> Fetched:
-        def bring(path: Path) -> Path:
+        @contextmanager
+        def downloaded() -> Iterator[Path]:
             self._cache.make_room(info.bytes)
             meter = Meter(on_event, total_files=1, total_bytes=info.bytes)
-            store.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
-            meter.finish_file()
-            return path
+            with self._cache.receiving(_identity(info), info.bytes) as path:
+                store.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
+                meter.finish_file()
+                yield path
 
-        return self._unpacked(_identity(info), staging, stop, bring, info.ref.key)
+        return self._unpacked(_identity(info), staging, stop, downloaded, info.ref.key)
 
     # ── archives ──
 
-    def _unpacked(self, identity: str, staging: Path, stop: StopSignal, bring: Bring, name: str) -> Fetched:
-        """The archive's tree in the cache, made by `bring`ing and extracting the archive unless it is there."""
+    def _unpacked(self, identity: str, staging: Path, stop: StopSignal, archive: Archive, name: str) -> Fetched:
+        """The archive's tree in the cache; unless it is there, the archive is had and extracted."""
         identity = f"tree\n{identity}"
         self._cache.pin(staging, [identity])
         known = self._known_tree(identity)
         if known is not None:
             return known
-        with self._cache.temporary() as archive, self._cache.temporary() as tree, on_this_disk(self._cache.root):
-            file = bring(archive)
+        with self._cache.temporary() as tree, on_this_disk(self._cache.root), archive() as file:
             self._cache.make_room(file.stat().st_size)
             extracted = extract(
                 file, tree / FILES, stop, wanted=wanted, name=name,
@@ -251,7 +253,7 @@ class Fetcher:
         name = unquote(urlsplit(got.url).path.rpartition("/")[2])
         if is_archive(name) or sniff(path):
             identity = web_identity(got.url, got.etag, got.bytes) if got.etag else f"sha256\n{got.sha256}"
-            return self._unpacked(identity, staging, stop, lambda _: path, name)
+            return self._unpacked(identity, staging, stop, lambda: nullcontext(path), name)
         if not got.bytes or got.bytes > LARGEST_TEXT:
             raise DatasetError(f"data_yaml: {shown(got.url)} has {got.bytes:,} bytes: no YAML, archive or NDJSON export.")
         if suffix(name) in NDJSON or "ndjson" in got.content_type:
