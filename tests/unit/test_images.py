@@ -127,6 +127,13 @@ def test_equal_content_has_equal_digests_and_different_content_does_not(tmp_path
         assert look(tmp_path, bytes(one)).digest != look(tmp_path, bytes(other)).digest
 
 
+def test_large_pictures_that_are_not_compressed_are_digested_completely(tmp_path):
+    data = bytearray(encoded("BMP", image(1200, 900)))
+    one = look(tmp_path, bytes(data)).digest
+    data[len(data) // 3] ^= 1
+    assert look(tmp_path, bytes(data)).digest != one
+
+
 def test_names_that_do_not_say_what_is_in_the_file():
     assert wrong_suffix("a.png", "jpeg")
     assert not any(wrong_suffix(name, "jpeg") for name in ("a.jpg", "a.JPEG", "b.jfif"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.core.dataset import Finding, Task
+from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.found import Report
 from trainer.datasets.labels import CHUNK, Labels, Shape, check, column_counts, guess_task
 
@@ -19,7 +20,7 @@ def checked(*texts: str | bytes, task=Task.DETECT, classes=2, keypoints=None) ->
     report = Report()
     shape = Shape(task=task, classes={number: number for number in range(classes)}, keypoints=keypoints)
     encoded = [text.encode() if isinstance(text, str) else text for text in texts]
-    labels = check(encoded, [f"{n}.txt" for n in range(len(texts))], shape, report)
+    labels = check(encoded, [f"{n}.txt" for n in range(len(texts))], shape, report, StopSignal())
     return labels, {finding.code: finding for finding in report.findings}
 
 
@@ -185,10 +186,24 @@ def test_files_beyond_one_chunk_keep_their_numbers():
     assert f"{CHUNK + 1}.txt line 1" in found["class-outside"].message
 
 
+def test_many_bytes_are_parsed_in_parts(monkeypatch):
+    monkeypatch.setattr("trainer.datasets.labels.CHUNK_BYTES", 20)
+    labels, found = checked(BOX, "", f"1 {BOX[2:]}", BOX, "", "7 .5 .5 .1 .1")
+    assert (labels.file.tolist(), labels.cls.tolist()) == ([0, 2, 3], [0, 1, 0])
+    assert "5.txt line 1" in found["class-outside"].message
+
+
+def test_the_check_stops_when_asked():
+    stop = StopSignal()
+    stop.set(StopReason.CANCELED)
+    with pytest.raises(Stopped):
+        check([BOX.encode()], ["a"], Shape(task=Task.DETECT, classes={0: 0}), Report(), stop)
+
+
 def test_renumbering_writes_the_class_index():
     report = Report()
     shape = Shape(task=Task.DETECT, classes={1: 0, 5: 1})
-    labels = check([b"5 .5 .5 .1 .1\n1 .2 .2 .1 .1"], ["a"], shape, report)
+    labels = check([b"5 .5 .5 .1 .1\n1 .2 .2 .1 .1"], ["a"], shape, report, StopSignal())
     assert [row[0] for row in numbers(labels.texts[0])] == [1, 0]
     assert labels.cls.tolist() == [1, 0]
 

@@ -76,6 +76,8 @@ def test_layouts(tmp_path, layout):
         ("names: [größe, 犬]", ("größe", "犬")),
         ("nc: 5\nnames: [square, disc]", ("square", "disc")),
         ("nc: 2", ("class0", "class1")),
+        ("nc: 3", ("class0", "class1", "class2")),
+        ("nc: 1", ("class0", "class1")),  # what the labels use is there, whatever nc says
     ],
 )
 def test_names(tmp_path, text, names):

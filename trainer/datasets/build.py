@@ -25,6 +25,7 @@ from trainer.datasets.view import Item, folder_names, write_data_yaml, write_vie
 
 MOST_IN_SUMMARY = 200  # classes whose counts are listed
 MOST_GUESSED = 10_000  # classes that labels may imply where nothing names them
+MOST_LABELS = 4 << 30  # bytes of all label files, which are held in memory; those of Objects365 take 1.2 GB
 CHECK_EVERY = 256  # files between looks at the stop signal
 
 
@@ -85,7 +86,7 @@ def check_all(
     task = _task(order, founds, texts, report)
     founds = [_named(found, of_it, report) for found, of_it in zip(founds, texts, strict=True)]
     merged = merge(founds, task, report)
-    labels = _classes(merged) if task is Task.CLASSIFY else _labels(merged, texts, task, report)
+    labels = _classes(merged) if task is Task.CLASSIFY else _labels(merged, texts, task, report, stop)
     samples = [sample for part in merged.parts for sample in part.samples]
     facts = _facts(order, samples, stop, report, cache)
     samples = _split(samples, labels, order.split or merged.split, report)
@@ -135,10 +136,14 @@ def summary(checked: Checked, report: Report) -> JsonObject:
 
 def _texts(samples: Sequence[Sample], report: Report, stop: StopSignal) -> list[bytes]:
     texts = []
+    size = 0
     for number, sample in enumerate(samples):
         if number % CHECK_EVERY == 0:
             stop.raise_if_set()
         texts.append(_text(sample, report) if sample.label else sample.text or b"")
+        size += len(texts[-1])
+        if size > MOST_LABELS:
+            raise DatasetError(f"The label files are together larger than {MOST_LABELS >> 30} GiB.")
     return texts
 
 
@@ -193,17 +198,19 @@ def _labelled_task(
 def _named(found: Found, texts: Sequence[bytes], report: Report) -> Found:
     if found.names is not None:
         return found
-    highest = min(max(class_numbers(texts), default=0), MOST_GUESSED)
+    highest = min(max(*class_numbers(texts), found.count - 1, 0), MOST_GUESSED)
     report.warning("names-missing", "The dataset does not name its classes; class0, class1, … were used")
     return replace(found, names=tuple(f"class{number}" for number in range(highest + 1)))
 
 
-def _labels(merged: Merged, texts: Sequence[Sequence[bytes]], task: Task, report: Report) -> Labels:
+def _labels(
+    merged: Merged, texts: Sequence[Sequence[bytes]], task: Task, report: Report, stop: StopSignal,
+) -> Labels:
     whole = Labels([], np.zeros(0, np.int64), np.zeros(0, np.int64))
     for part, of_it in zip(merged.parts, texts, strict=True):
         shape = Shape(task=task, classes=part.classes, keypoints=merged.kpt_shape)
         names = [sample.label.rpartition("/")[2] if sample.label else sample.name for sample in part.samples]
-        done = check(of_it, names, shape, report)
+        done = check(of_it, names, shape, report, stop)
         _tell_off_by_one(of_it, part.classes, report)
         whole.file = np.concatenate([whole.file, done.file + len(whole.texts)])
         whole.cls = np.concatenate([whole.cls, done.cls])

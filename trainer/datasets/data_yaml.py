@@ -29,6 +29,7 @@ class DataYaml:
     path: str | None
     names: tuple[str, ...] | None
     ids: tuple[int, ...] | None
+    nc: int | None
     task: Task | None
     kpt_shape: tuple[int, int] | None
     flip_idx: tuple[int, ...] | None
@@ -55,7 +56,7 @@ def load_yaml(path: Path, report: Report) -> dict[str, Any]:
 def read_data_yaml(values: Mapping[str, Any], report: Report) -> DataYaml:
     """The dataset in a YAML's values. What is wrong with them goes into `report`."""
     names, ids = _names(values.get("names"), report)
-    _check_nc(values.get("nc"), names, report)
+    nc = _nc(values.get("nc"), names, report)
     kpt_shape = _integers(values.get("kpt_shape"), "kpt_shape", report)
     if kpt_shape and (len(kpt_shape) != 2 or not 1 <= kpt_shape[0] <= 1000 or kpt_shape[1] not in (2, 3)):
         report.error("kpt-shape", f"kpt_shape is {list(kpt_shape)}; it must be [number of keypoints, 2 or 3].")
@@ -69,6 +70,7 @@ def read_data_yaml(values: Mapping[str, Any], report: Report) -> DataYaml:
         path=_text(values.get("path")),
         names=names,
         ids=ids,
+        nc=nc,
         task=_task(values.get("task"), report),
         kpt_shape=(kpt_shape[0], kpt_shape[1]) if kpt_shape else None,
         flip_idx=flip_idx or None,
@@ -173,14 +175,14 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
     return tuple(name for _, name in ordered), tuple(number for number, _ in ordered)
 
 
-def _check_nc(value: Any, names: tuple[str, ...] | None, report: Report) -> None:
+def _nc(value: Any, names: tuple[str, ...] | None, report: Report) -> int | None:
     count = _integer(value)
-    if value in (None, "") or (count is not None and (names is None or count == len(names))):
-        return
-    if count is None:
-        report.warning("yaml-nc", f"nc: {shown(str(value))} is not a number and was ignored.")
-    elif names is not None:
+    if value not in (None, "") and (count is None or not 1 <= count <= MOST_CLASSES):
+        report.warning("yaml-nc", f"nc: {shown(str(value))} is no number of classes and was ignored.")
+        return None
+    if count is not None and names is not None and count != len(names):
         report.warning("yaml-nc", f"nc: says {count} classes but names: has {len(names)}; the names count.")
+    return count
 
 
 def _integers(value: Any, key: str, report: Report) -> tuple[int, ...] | None:

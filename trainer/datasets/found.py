@@ -39,12 +39,13 @@ class Sample:
 class Found:
     """A recognised dataset. `ids[i]` is the number by which label files call `names[i]`; None: count from 0.
 
-    `names` None: nothing names the classes. `split` is what the dataset itself says about splitting.
+    `names` None: nothing names the classes, of which there are at least `count`. `split` is what the dataset itself says about splitting.
     """
 
     samples: list[Sample]
     names: tuple[str, ...] | None
     ids: tuple[int, ...] | None = None
+    count: int = 0
     task: Task | None = None
     kpt_shape: tuple[int, int] | None = None
     flip_idx: tuple[int, ...] | None = None

@@ -6,11 +6,12 @@ oriented box 4 corners, pose a box and its keypoints. All are shares of the imag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from trainer.core.dataset import Task
+from trainer.core.stop import StopSignal
 from trainer.datasets.found import Report
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 LARGEST_LABEL = 16 << 20  # bytes; 3,000 polygons of 500 corners
 ROUNDING = 0.01  # outside 0…1 by no more than this is somebody's rounding
 PIXELS = 2.0  # above this a coordinate is not a share
-CHUNK = 4096  # files parsed at once
+CHUNK = 4096  # files parsed at once, at most
+CHUNK_BYTES = 16 << 20  # of text parsed at once, or one file
 Tells: TypeAlias = Callable[[int], str]  # what a message adds about a row
 
 
@@ -98,7 +100,9 @@ def class_numbers(texts: Sequence[bytes]) -> set[int]:
     return {int(number) for token in found if (number := _number(token)) is not None and number == number // 1}
 
 
-def check(texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report) -> Labels:
+def check(
+    texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report, stop: StopSignal,
+) -> Labels:
     """Check the label texts and make them fit `shape`. `names[i]` is how a message calls file i.
 
     Errors and what was changed go into `report`; after an error the result is incomplete.
@@ -107,15 +111,26 @@ def check(texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Re
 
     done = Labels([], np.zeros(0, np.int64), np.zeros(0, np.int64))
     files, classes = [], []
-    for begin in range(0, len(texts), CHUNK):
-        checker = _Checker(texts[begin : begin + CHUNK], names[begin : begin + CHUNK], shape, report, done.changes)
-        part = checker.labels()
+    for begin, end in _chunks(texts):
+        stop.raise_if_set()
+        part = _Checker(texts[begin:end], names[begin:end], shape, report, done.changes).labels()
         done.texts += part.texts
         files.append(part.file + begin)
         classes.append(part.cls)
     if files:
         done.file, done.cls = np.concatenate(files), np.concatenate(classes)
     return done
+
+
+def _chunks(texts: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    begin = size = 0
+    for index, text in enumerate(texts):
+        if index > begin and (index - begin >= CHUNK or size + len(text) > CHUNK_BYTES):
+            yield begin, index
+            begin, size = index, 0
+        size += len(text)
+    if begin < len(texts):
+        yield begin, len(texts)
 
 
 class _Checker:

@@ -31,7 +31,8 @@ def read_yolo(tree: Tree, yaml: Path | None, report: Report, home: Path | None =
     reader.report_orphans()
     names, ids = (data.names, data.ids) if data.names else (reader.class_file(), None)
     return Found(
-        samples=samples, names=names, ids=ids, task=data.task, kpt_shape=data.kpt_shape, flip_idx=data.flip_idx,
+        samples=samples, names=names, ids=ids, count=data.nc or 0, task=data.task, kpt_shape=data.kpt_shape,
+        flip_idx=data.flip_idx,
     )
 
 
