@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -52,8 +53,12 @@ from trainer.worker.slots import SlotLoan
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 # A finished model is worth waiting for: a day of a dead or misconfigured store, before the run goes back to the queue.
 PUBLISH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=60.0, total_seconds=86_400)
+# Before the training there is less to lose, and the slot is idle; an outage of minutes still costs no attempt.
+FETCH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +208,8 @@ class Attempt:
         self._progress.expect(plan.epochs)
         for warning in plan.warnings:
             self._record.event(Warned(code="configuration", message=warning))
-        dataset = self._prepared(plan)
-        model = self._do.weights.resolve(plan.model, dataset.task, self._stop)
+        dataset = self._fetched(lambda: self._prepared(plan))
+        model = self._fetched(lambda: self._do.weights.resolve(plan.model, dataset.task, self._stop))
         require_space(self._run_dir, model)
         order = TrainingOrder(
             plan=plan,
@@ -212,7 +217,7 @@ class Attempt:
             dataset=dataset,
             run_dir=self._run_dir,
             devices=self._devices(plan),
-            resume=self._resume(plan),
+            resume=self._fetched(lambda: self._resume(plan)),
         )
         with self._checkpoints.on_a_timer(self._stop):
             finished = self._do.trainer.train(order, self._stop, self._child_event, self._record.output)
@@ -291,13 +296,29 @@ class Attempt:
                     self._record.event,
                 )
             except (Unavailable, Misconfigured) as error:
-                if str(error) not in told:
-                    told.add(str(error))
-                    self._record.event(Warned(code="upload_waits", message=f"The upload waits: {error}"))
+                self._tell_once(told, "upload_waits", f"The upload waits: {error}")
                 raise Unavailable(str(error)) from error
 
         with self._stop.borrowed_time(self._do.run_times.drain / 2) as patience:
             return retrying(publish, policy, patience)
+
+    def _fetched(self, fetch: Callable[[], T]) -> T:
+        """What `fetch` returns, once whom it asks is there to answer."""
+        told: set[str] = set()
+
+        def ask() -> T:
+            try:
+                return fetch()
+            except Unavailable as error:
+                self._tell_once(told, "fetch_waits", f"The run waits: {error}")
+                raise
+
+        return retrying(ask, FETCH_PATIENCE, self._stop)
+
+    def _tell_once(self, told: set[str], code: str, message: str) -> None:
+        if message not in told:
+            told.add(message)
+            self._record.event(Warned(code=code, message=message))
 
     def _listed(self, artifacts: list[Artifact]) -> JsonObject:
         return {"artifacts": [artifact.as_json() for artifact in artifacts], "run_dir": str(self._run_dir)}

@@ -17,6 +17,7 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import MachineFailed
 from trainer.core.events import Event, Phase, TransferProgress
 from trainer.core.job import Job, JsonObject
+from trainer.core.names import storage_key
 from trainer.core.ports import ObjectStore
 from trainer.core.results import Artifact
 from trainer.core.stop import StopSignal
@@ -71,7 +72,7 @@ class Publisher:
         stop.raise_if_set()
         name = name or artifact_name(path, run_dir)
         size, digest = path.stat().st_size, _sha256(path)
-        ref = ObjectRef(bucket=self._bucket, key=f"{prefix_of(job)}/{name}")
+        ref = ObjectRef(bucket=self._bucket, key=f"{prefix_of(job)}/{storage_key(name)}")
         stored = self._store.upload(path, ref, stop, on_bytes=meter.moved)
         if stored.bytes != size:
             raise MachineFailed(f"{path} changed while it was uploaded ({size} bytes, then {stored.bytes}).")

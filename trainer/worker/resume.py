@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import TrainerError
+from trainer.core.errors import BadRequest, TrainerError
 from trainer.core.events import CheckpointSaved, Event, Warned
 from trainer.core.job import Checkpoint, Job
 from trainer.core.ports import ObjectStore
@@ -41,7 +41,8 @@ def checkpoint_to_resume(
     """The newest usable checkpoint as (file, finished epochs), or None to start from the beginning.
 
     Tries this host's generations and the bucket's, newest epoch first; what is broken is skipped with a warning.
-    Raises Unavailable when only the bucket can have one and it does not answer.
+    Raises Unavailable or Misconfigured when the bucket has the newest one and does not hand it out now: what it
+    holds took hours to train.
     """
     local = sorted((c for folder in run_dirs for c in _local(folder)), key=lambda c: c[1].epoch, reverse=True)
     remote = job.checkpoint if job.checkpoint and job.checkpoint.key else None
@@ -94,7 +95,7 @@ def _download(
     assert remote.key is not None
     try:
         store.download(ObjectRef(bucket=bucket, key=remote.key), path, stop)
-    except TrainerError as error:
+    except BadRequest as error:
         on_event(Warned(code="checkpoint_missing", message=f"The checkpoint in the bucket cannot be had: {error}"))
         return None
     if not _is_whole(path, remote):
