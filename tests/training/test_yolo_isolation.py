@@ -55,7 +55,7 @@ def besieged(tmp_path_factory):
     Path(home / "data" / "images" / "train" / "000.png").write_text("<html>404</html>")
     order = order_for(dataset, home / "run")
     env = {"GIT_ROOT": str(repository)}
-    return run_child(order, home, program="in_a_git_repository.py", env=env), home
+    return run_child(order, home, program="besieged.py", env=env), home
 
 
 def test_a_training_under_siege_ends_well(besieged):
@@ -77,6 +77,10 @@ def test_an_image_that_is_none_is_left_out_with_a_warning_and_installs_nothing(b
     assert warning.message.startswith("1 of 8 training images")
     assert "pi-heif" in run.output
     assert not [line for line in run.output.splitlines() if line.startswith("WITNESSED") and "install" in line]
+
+
+def test_neither_telemetry_nor_an_integration_is_attached(besieged):
+    assert "TELEMETRY" not in besieged[0].output
 
 
 def test_no_file_that_leaves_the_host_tells_where_the_code_came_from(besieged):

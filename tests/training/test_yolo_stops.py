@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import zipfile
 
 import pytest
 from child_run import order_for, run_child
@@ -107,6 +108,9 @@ def test_a_shutdown_keeps_the_state_of_the_unfinished_epoch(drained):
     assert facts["sha256"] == kept[-1].sha256
     assert 0 < facts["done"] < 1
     assert not (run_dir / "weights" / "unfinished.pt").exists()
+    with zipfile.ZipFile(kept[-1].path) as archive:  # the best so far is another state than this one
+        (best,) = (info for info in archive.infolist() if info.filename.endswith("run/best.pt"))
+    assert 1e6 < best.file_size < 10e6
 
 
 def test_a_shutdown_during_validation_keeps_the_epoch_that_was_just_trained(detect, tmp_path):

@@ -1,10 +1,14 @@
-"""The training process of an installation inside somebody's git repository, `GIT_ROOT`, with a witness for programs."""
+"""The training process in bad company: an installation inside somebody's git repository (`GIT_ROOT`), and telemetry.
+
+Programs that it starts are printed.
+"""
 
 import os
 import sys
 from pathlib import Path
 
 import ultralytics.utils
+import ultralytics.utils.events
 from ultralytics.utils.git import GitRepo
 
 from trainer.training import child
@@ -12,5 +16,6 @@ from trainer.training import child
 found = GitRepo(Path(os.environ["GIT_ROOT"]))
 assert found.origin, "the repository is not there"
 ultralytics.utils.GIT.__dict__.update(found.__dict__)
+ultralytics.utils.events.callbacks["on_train_start"] = lambda _trainer: print("TELEMETRY", flush=True)
 sys.addaudithook(lambda event, args: print(f"WITNESSED {args}", flush=True) if event == "subprocess.Popen" else None)
 child.main(sys.argv[1:])

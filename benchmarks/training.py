@@ -1,0 +1,142 @@
+"""What the training process costs: its start, its events, its checkpoints, its memory.
+
+    python -m benchmarks.training
+
+Tiny trainings on the CPU (yolo11n from scratch, 16 images of 64 pixels, 2 epochs): they show what is added to a
+training, not how fast one is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "training"))
+
+from child_run import order_for
+from drawn import draw
+
+from trainer.core.dataset import PreparedDataset, Task
+from trainer.core.events import BatchProgress
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.training import checkpoints
+from trainer.training.checkpoints import Progress
+from trainer.training.environment import child_environment, private_folder
+from trainer.training.process import ChildTrainer
+
+REPEATS = 3
+
+
+def first_batch(dataset: PreparedDataset, folder: Path, *, warm: bool, plots: bool) -> dict[str, float]:
+    """Seconds from the order to the first batch, and MiB of the largest process of the training."""
+    trainer = ChildTrainer(environment=os.environ, home=folder / "home", weights=folder / "weights", warm_start=warm)
+    seconds, peak = [], 0
+    for repeat in range(REPEATS):
+        if warm:
+            trainer.warm()
+            _wait_until_idle()
+        began, heard = time.monotonic(), []
+
+        def on_event(event, began=began, heard=heard):  # noqa: ANN001, ANN202
+            nonlocal peak
+            if isinstance(event, BatchProgress):
+                heard.append(time.monotonic() - began)
+            peak = max([peak, *(p.memory_info().rss for p in psutil.Process().children(recursive=True))])
+
+        order = order_for(dataset, folder / f"{warm}{plots}{repeat}", epochs=2, args={"plots": plots})
+        trainer.train(order, StopSignal(), on_event, lambda _line: None)
+        seconds.append(heard[0])
+    trainer.close()
+    return {"first batch, s": round(median(seconds), 2), "peak, MiB": peak >> 20}
+
+
+def cancel(dataset: PreparedDataset, folder: Path) -> dict[str, float]:
+    """Seconds from a cancel during training until no process is left."""
+    trainer = ChildTrainer(environment=os.environ, home=folder / "home", weights=folder / "weights")
+    seconds = []
+    for repeat in range(REPEATS):
+        stop, asked = StopSignal(), []
+
+        def on_event(event, stop=stop, asked=asked):  # noqa: ANN001, ANN202
+            if isinstance(event, BatchProgress) and not asked:
+                asked.append(time.monotonic())
+                stop.set(StopReason.CANCELED)
+
+        try:
+            trainer.train(order_for(dataset, folder / f"c{repeat}", epochs=50), stop, on_event, lambda _line: None)
+        except Stopped:
+            seconds.append(time.monotonic() - asked[0])
+    return {"process gone, s": round(median(seconds), 2)}
+
+
+def batch_callback(dataset: PreparedDataset, folder: Path) -> dict[str, float]:
+    """Microseconds that our callback adds to a batch, events written to a pipe that is read."""
+    os.environ |= child_environment(os.environ, private_folder(folder, folder), folder, devices=(), threads=None)
+    import torch
+
+    from trainer.training.callbacks import Callbacks
+    from trainer.training.outbox import Outbox
+    from trainer.training.progress_meter import ProgressMeter
+
+    outbox = Outbox(os.open(os.devnull, os.O_WRONLY), on_broken=lambda: None)
+    meter = ProgressMeter(outbox.send)
+    callbacks = Callbacks(folder, dataset, meter, StopSignal(), outbox.send, None)
+    tloss = {name: torch.tensor(1.0) for name in ("box_loss", "cls_loss", "dfl_loss")}
+    trainer = SimpleNamespace(batch_size=16, tloss=tloss, _get_memory=lambda: 0.0)
+    meter.epoch_started(1, 100, 10**6)
+    batches = 200_000
+    began = time.perf_counter()
+    for _ in range(batches):
+        callbacks.on_train_batch_end(trainer)
+    return {"per batch, µs": round((time.perf_counter() - began) / batches * 1e6, 2)}
+
+
+def checkpoint(folder: Path, mebibytes: int) -> dict[str, float]:
+    """Milliseconds to keep a state of this size: copied, hashed, synced, renamed."""
+    import zipfile
+
+    state = folder / "last.pt"
+    with zipfile.ZipFile(state, "w") as archive:
+        archive.writestr("archive/data", os.urandom(mebibytes << 20))
+    (folder / "results.csv").write_text("epoch\n")
+    times = []
+    for epoch in range(5):
+        began = time.perf_counter()
+        checkpoints.keep(state, folder, Progress(epoch=epoch), {"results.csv": folder / "results.csv"})
+        times.append((time.perf_counter() - began) * 1000)
+    return {f"{mebibytes} MiB, ms": round(median(times), 1)}
+
+
+def _wait_until_idle() -> None:
+    """Until the spare has imported everything: it uses no processor any more."""
+    spare = max(psutil.Process().children(recursive=True), key=lambda process: process.create_time())
+    before = -1.0
+    while (now := spare.cpu_times().user) != before:
+        before = now
+        time.sleep(1.0)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dataset = draw(folder / "data", Task.DETECT)
+        for plots in (False, True):
+            for warm in (False, True):
+                label = f"{'warm' if warm else 'cold'} start{', plots' if plots else ''}"
+                print(label, json.dumps(first_batch(dataset, folder, warm=warm, plots=plots)))
+        print("cancel", json.dumps(cancel(dataset, folder)))
+        for size in (26, 300):
+            print("checkpoint", json.dumps(checkpoint(folder, size)))
+        print("callback", json.dumps(batch_callback(dataset, folder), ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
