@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,14 +17,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
-
-from supabase_stack import Stack, running_stack  # noqa: E402 it lives with the tests
-
-from trainer.core.ports import Worker  # noqa: E402
-from trainer.jobs.supabase import SupabaseQueue  # noqa: E402
-from trainer.remote.supabase import Project  # noqa: E402
+from tests.supabase_stack import Stack, running_stack
+from trainer.core.ports import Worker
+from trainer.jobs.supabase import SupabaseQueue
+from trainer.remote.supabase import Project
 
 WORKERS = 32
 FINISHED = 1_000_000

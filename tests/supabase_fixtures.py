@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-from supabase_stack import MissingBinary, running_stack
 
+from tests.supabase_stack import MissingBinary, running_stack
 from trainer.jobs.supabase import SupabaseQueue
 from trainer.remote.supabase import CallLimits, Project
 

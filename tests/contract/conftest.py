@@ -1,4 +1,5 @@
 """Fixtures of the contract suites; each suite's adapters live in a module of their own."""
 
 from queue_adapters import queue_lab  # noqa: F401
-from supabase_fixtures import supabase, supabase_lab, supabase_servers  # noqa: F401
+
+from tests.supabase_fixtures import supabase, supabase_lab, supabase_servers  # noqa: F401
