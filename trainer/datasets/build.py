@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.core.dataset import DatasetOrder, PreparedDataset, SplitRequest, Task
+from trainer.core.dataset import DatasetOrder, PreparedDataset, Task
 from trainer.core.errors import DatasetError
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
@@ -18,9 +18,11 @@ from trainer.datasets import validate
 from trainer.datasets.facts_cache import FactsCache
 from trainer.datasets.found import SPLITS, Found, Report, Sample
 from trainer.datasets.images import Facts, read_small
-from trainer.datasets.labels import LARGEST_LABEL, Labels, Shape, check, class_numbers, column_counts, guess_task
+from trainer.datasets.label_rows import class_numbers, column_counts, guess_task
+from trainer.datasets.labels import LARGEST_LABEL, Labels, check
 from trainer.datasets.merge import Merged, merge
-from trainer.datasets.split import HOW_TO_ASK, assigned, stratified
+from trainer.datasets.rewrite import Shape
+from trainer.datasets.split import split_samples
 from trainer.datasets.view import Item, folder_names, write_data_yaml, write_view
 
 MOST_IN_SUMMARY = 200  # classes whose counts are listed
@@ -89,7 +91,7 @@ def check_all(
     labels = _classes(merged) if task is Task.CLASSIFY else _labels(merged, texts, task, report, stop)
     samples = [sample for part in merged.parts for sample in part.samples]
     facts = _facts(order, samples, stop, report, cache)
-    samples = _split(samples, labels, order.split or merged.split, report)
+    samples = split_samples(samples, labels, order.split or merged.split, report)
     validate.duplicates(samples, facts, report)
     images, per_class = _count(samples, labels, len(merged.names), report)
     validate.balance(merged.names, per_class, report)
@@ -239,45 +241,7 @@ def _classes(merged: Merged) -> Labels:
     return Labels(texts, np.arange(len(classes)), np.array(classes, np.int64))
 
 
-# ── splits ──
-
-
-def _split(samples: list[Sample], labels: Labels, request: SplitRequest | None, report: Report) -> list[Sample]:
-    if request and request.assigned:
-        return assigned(samples, request, report)
-    if {"train", "val"} <= {sample.split for sample in samples}:
-        return samples
-    if request is None:
-        report.error("val-missing", f"The dataset has no val split; {HOW_TO_ASK}.")
-        return [replace(sample, split=sample.split or "train") for sample in samples]
-    return _drawn(samples, labels, request, report)
-
-
-def _drawn(samples: list[Sample], labels: Labels, request: SplitRequest, report: Report) -> list[Sample]:
-    strata = _rarest_class(len(samples), labels)
-    is_open = [sample.split in (None, "train") for sample in samples]
-    if any(sample.split == "test" for sample in samples):
-        request = replace(request, test_ratio=0.0)
-    try:
-        drawn = stratified({s.name: strata[i] for i, s in enumerate(samples) if is_open[i]}, request)
-    except DatasetError as error:
-        report.error("split-impossible", str(error))
-        return [replace(sample, split=sample.split or "train") for sample in samples]
-    report.note("split-drawn", f"The images were split: {request.train_ratio:g} for train, seed {request.seed}")
-    return [
-        replace(sample, split=drawn[sample.name]) if its_open else sample
-        for sample, its_open in zip(samples, is_open, strict=True)
-    ]
-
-
-def _rarest_class(count: int, labels: Labels) -> list[int]:
-    """For each file the class in it that is rarest in the whole dataset; -1 for a file without rows."""
-    result = np.full(count, -1, np.int64)
-    if len(labels.cls):
-        often = np.bincount(labels.cls)
-        order = np.argsort(-often[labels.cls], kind="stable")  # the rarest is written last and stays
-        result[labels.file[order]] = labels.cls[order]
-    return [int(value) for value in result]
+# ── what is in it ──
 
 
 def _count(

@@ -15,6 +15,7 @@ from typing import Any
 
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
+from trainer.datasets.coco_pictures import Pictures
 from trainer.datasets.coco_shapes import Picture, row_of
 from trainer.datasets.folders import Tree
 from trainer.datasets.found import SPLITS, Found, Report, Sample, shown
@@ -43,7 +44,7 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
     documents = [(file, _load(file.path)) for file in files]
     names = _all_names([document for _, document in documents])
     task = task or _guess(documents)
-    pictures = _Pictures(tree)
+    pictures = Pictures(tree)
     kpt_shape, flip_idx = _keypoints([document for _, document in documents], report) if task is Task.POSE else (None, None)
     samples: list[Sample] = []
     for file, document in documents:
@@ -179,58 +180,12 @@ def _split_request(document: Object) -> SplitRequest:
     return SplitRequest(train_ratio=float(train), test_ratio=float(test), seed=seed, assigned=assigned)
 
 
-class _Pictures:
-    """Image files by the names that annotations call them, wherever in the tree they lie."""
-
-    def __init__(self, tree: Tree) -> None:
-        self.tree = tree
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        self._path: dict[str, str] = {}
-        for folder, listing in tree.below(str(tree.root)):
-            for name, path in listing.images.items():
-                relative = tree.relative(f"{folder}/{name}")
-                self._by_name[name].append(relative)
-                self._path[relative] = path
-
-    def find(self, file_name: str, near: str, split: str | None) -> tuple[str, str] | None:
-        """Path and relative name of the image; of several with one name, the one whose folders agree best.
-
-        Between equals the one below the folder `near` is meant, or below a folder named after the split. Raises `DatasetError` when none can be told.
-        """
-        parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        candidates = self._by_name.get(parts[-1] if parts else "", [])
-        if not candidates:
-            return None
-        agreement = max(_agreement(candidate, parts) for candidate in candidates)
-        best = [candidate for candidate in candidates if _agreement(candidate, parts) == agreement]
-        words = ALIASES[split] if split else ()
-        best = (
-            [candidate for candidate in best if candidate.startswith(near)]
-            or [candidate for candidate in best if any(p.startswith(words) for p in candidate.lower().split("/")[:-1])]
-            or best
-        )
-        exact = "/".join(parts)
-        if len(best) > 1 and exact not in best:
-            raise DatasetError(f"{shown(file_name)} is {shown(best[0])} or {shown(best[1])}; write the folder in file_name")
-        relative = exact if exact in best else best[0]
-        return self._path[relative], relative
-
-
-def _agreement(path: str, parts: Sequence[str]) -> int:
-    count = 0
-    for mine, theirs in zip(reversed(path.split("/")), reversed(parts), strict=False):
-        if mine != theirs:
-            break
-        count += 1
-    return count
-
-
 class _Converter:
     """One annotation file → samples."""
 
     def __init__(
         self, file: AnnotationFile, document: Object, names: Sequence[str], task: Task, kpt_shape: tuple[int, int] | None,
-        pictures: _Pictures, report: Report,
+        pictures: Pictures, report: Report,
     ) -> None:
         self._file, self._document, self._task, self._kpt_shape = file, document, task, kpt_shape
         self._pictures, self._report = pictures, report

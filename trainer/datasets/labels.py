@@ -6,17 +6,18 @@ oriented box 4 corners, pose a box and its keypoints. All are shares of the imag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trainer.core.dataset import Task
 from trainer.core.stop import StopSignal
 from trainer.datasets.found import Report
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from trainer.datasets.label_rows import Rows, flat, parse, repeated
+from trainer.datasets.rewrite import Change, Shape, rewritten
 
 LARGEST_LABEL = 16 << 20  # bytes; 3,000 polygons of 500 corners
 ROUNDING = 0.01  # outside 0…1 by no more than this is somebody's rounding
@@ -24,19 +25,6 @@ PIXELS = 2.0  # above this a coordinate is not a share
 CHUNK = 4096  # files parsed at once, at most
 CHUNK_BYTES = 16 << 20  # of text parsed at once, or one file
 Tells: TypeAlias = Callable[[int], str]  # what a message adds about a row
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What rows must look like. `classes` maps the number in a label file to the class index."""
-
-    task: Task
-    classes: Mapping[int, int]
-    keypoints: tuple[int, int] | None = None
-
-    @property
-    def pose_columns(self) -> int:
-        return 5 + self.keypoints[0] * self.keypoints[1] if self.keypoints else 0
 
 
 @dataclass
@@ -49,57 +37,6 @@ class Labels:
     changes: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Row r has `cols[r]` numbers from `values[start[r]]` on and is line `line[r]` (1-based) of file `file[r]`."""
-
-    values: NDArray[np.float64]
-    start: NDArray[np.int64]
-    cols: NDArray[np.int64]
-    file: NDArray[np.int64]
-    line: list[int]
-
-
-def column_counts(texts: Sequence[bytes]) -> dict[int, int]:
-    """How many rows have how many numbers."""
-    counts: dict[int, int] = {}
-    for text in texts:
-        for line in plain(text).splitlines():
-            columns = len(line.split())
-            counts[columns] = counts.get(columns, 0) + 1
-    counts.pop(0, None)
-    return counts
-
-
-def guess_task(counts: Mapping[int, int]) -> Task:
-    """Only polygons (of any number of corners) → segment; anything else → detect."""
-    return Task.SEGMENT if counts and all(is_polygon(columns) for columns in counts) else Task.DETECT
-
-
-def is_polygon(columns: int) -> bool:
-    """A class and at least three corners."""
-    return columns >= 7 and columns % 2 == 1
-
-
-def plain(text: bytes) -> bytes:
-    """Label text as whitespace-separated ASCII lines: without byte order mark, commas and semicolons."""
-    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = text.decode("utf-16", errors="replace").encode("ascii", errors="replace")
-    elif text.startswith(b"\xef\xbb\xbf"):
-        text = text[3:]
-    if b"," in text or b";" in text:
-        text = text.replace(b",", b" ").replace(b";", b" ")
-    return text
-
-
-def class_numbers(texts: Sequence[bytes]) -> set[int]:
-    """Every class number that the rows begin with; what is not a number is left to `check`."""
-    found: set[bytes] = set()
-    for text in texts:
-        found.update(line.split(None, 1)[0] for line in plain(text).splitlines() if line.strip())
-    return {int(number) for token in found if (number := _number(token)) is not None and number == number // 1}
-
-
 def check(
     texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report, stop: StopSignal,
 ) -> Labels:
@@ -107,8 +44,6 @@ def check(
 
     Errors and what was changed go into `report`; after an error the result is incomplete.
     """
-    import numpy as np
-
     done = Labels([], np.zeros(0, np.int64), np.zeros(0, np.int64))
     files, classes = [], []
     for begin, end in _chunks(texts):
@@ -144,12 +79,10 @@ class _Checker:
         self._changes = changes
 
     def labels(self) -> Labels:
-        import numpy as np
-
-        from trainer.datasets.rewrite import rewritten
-
         texts = list(self._texts)
-        rows, dirty = self._parsed(texts)
+        rows, dirty = parse(texts, self._names, self._report)
+        for file in np.flatnonzero(dirty).tolist():
+            Change(self._changes, self._names[file], self._report)("separators")
         if not len(rows.cols):
             return Labels(texts, np.zeros(0, np.int64), np.zeros(0, np.int64))
         cls, good = self._classes(rows)
@@ -168,52 +101,7 @@ class _Checker:
         keep &= good
         return Labels(texts, rows.file[keep], cls[keep])
 
-    def _parsed(self, texts: list[bytes]) -> tuple[_Rows, NDArray[np.bool_]]:
-        import numpy as np
-
-        tokens: list[bytes] = []
-        cols: list[int] = []
-        file: list[int] = []
-        number: list[int] = []
-        dirty = np.zeros(len(texts), bool)
-        for index, text in enumerate(texts):
-            clean = plain(text)
-            # what Ultralytics' own reader would take differently from us is written anew
-            dirty[index] = clean is not text or b"_" in text or b"\x0b" in text or b"\x0c" in text
-            if dirty[index]:
-                self._changes["separators"] = self._changes.get("separators", 0) + 1
-            for line_number, line in enumerate(clean.splitlines(), 1):
-                parts = line.split()
-                if parts:
-                    tokens += parts
-                    cols.append(len(parts))
-                    file.append(index)
-                    number.append(line_number)
-        try:
-            values = np.array(list(map(float, tokens)), np.float64)
-        except ValueError:
-            return self._parsed([self._numeric(index, text) for index, text in enumerate(texts)])
-        counts = np.array(cols, np.int64)
-        start = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[:-1] if cols else counts
-        return _Rows(values, start, counts, np.array(file, np.int64), number), dirty
-
-    def _numeric(self, index: int, text: bytes) -> bytes:
-        """The text without the lines that hold anything but numbers; each of those is an error."""
-        lines = plain(text).splitlines()
-        for place, line in enumerate(lines):
-            wrong = [token for token in line.split() if _number(token) is None]
-            if wrong:
-                lines[place] = b""
-                self._report.error(
-                    "label-text",
-                    "{n} label rows hold something that is not a number; a row is a class number and coordinates",
-                    f"{self._names[index]} line {place + 1}: {wrong[0][:30].decode('utf-8', 'replace')}",
-                )
-        return b"\n".join(lines)
-
-    def _classes(self, rows: _Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        import numpy as np
-
+    def _classes(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         shape = self._shape
         raw = rows.values[rows.start]
         with np.errstate(invalid="ignore"):
@@ -234,9 +122,7 @@ class _Checker:
         )
         return cls, good
 
-    def _shapes(self, rows: _Rows) -> NDArray[np.bool_]:
-        import numpy as np
-
+    def _shapes(self, rows: Rows) -> NDArray[np.bool_]:
         task, cols = self._shape.task, rows.cols
         box, polygon = cols == 5, (cols >= 7) & (cols % 2 == 1)
         if task is Task.POSE:
@@ -261,9 +147,7 @@ class _Checker:
             )
         return good
 
-    def _ranges(self, rows: _Rows) -> NDArray[np.bool_]:
-        import numpy as np
-
+    def _ranges(self, rows: Rows) -> NDArray[np.bool_]:
         coords = self._coordinates(rows)
         finite = np.logical_and.reduceat(np.isfinite(coords), rows.start)
         low, high = np.minimum.reduceat(coords, rows.start), np.maximum.reduceat(coords, rows.start)
@@ -279,10 +163,8 @@ class _Checker:
         good: NDArray[np.bool_] = finite & ~pixels & ~outside
         return good
 
-    def _coordinates(self, rows: _Rows) -> NDArray[np.float64]:
+    def _coordinates(self, rows: Rows) -> NDArray[np.float64]:
         """The values with everything that is not a coordinate (class, visibility) put to ½."""
-        import numpy as np
-
         coords = rows.values.copy()
         coords[rows.start] = 0.5
         if self._shape.task is Task.POSE and self._shape.keypoints and self._shape.keypoints[1] == 3:
@@ -290,10 +172,8 @@ class _Checker:
             coords[(place >= 5) & ((place - 5) % 3 == 2)] = 0.5
         return coords
 
-    def _must_change(self, rows: _Rows, cls: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _must_change(self, rows: Rows, cls: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Rows that cannot stay as they are: clipped, degenerate, duplicate, renumbered or of another shape."""
-        import numpy as np
-
         coords = self._coordinates(rows)
         change = (np.minimum.reduceat(coords, rows.start) < 0) | (np.maximum.reduceat(coords, rows.start) > 1)
         change |= rows.values[rows.start] != cls
@@ -305,52 +185,15 @@ class _Checker:
             change |= (rows.values[wide] <= 0) | (rows.values[high] <= 0)
         change |= {Task.DETECT: ~box, Task.SEGMENT: box, Task.OBB: rows.cols != 9}.get(task, np.zeros(len(box), bool))
         if task in (Task.SEGMENT, Task.OBB):
-            change |= ~box & _flat(rows)
-        return change | _repeated(rows)
+            change |= ~box & flat(rows)
+        return change | repeated(rows)
 
     def _complain(
-        self, rows: _Rows, wrong: NDArray[np.bool_], code: str, message: str, tells: Tells | None = None,
+        self, rows: Rows, wrong: NDArray[np.bool_], code: str, message: str, tells: Tells | None = None,
     ) -> None:
-        import numpy as np
-
         where = np.flatnonzero(wrong)
         for row in where[:5]:
             more = tells(int(row)) if tells else ""
             self._report.error(code, message, f"{self._names[rows.file[row]]} line {rows.line[row]}{more}")
         if len(where) > 5:
             self._report.error(code, message, count=len(where) - 5)
-
-
-def _flat(rows: _Rows) -> NDArray[np.bool_]:
-    """Polygons without width or height."""
-    import numpy as np
-
-    place = np.arange(len(rows.values)) - np.repeat(rows.start, rows.cols)
-    flat = np.zeros(len(rows.cols), bool)
-    for axis in (1, 0):  # x is at odd places
-        mine = (place > 0) & (place % 2 == axis)
-        low = np.minimum.reduceat(np.where(mine, rows.values, np.inf), rows.start)
-        high = np.maximum.reduceat(np.where(mine, rows.values, -np.inf), rows.start)
-        flat |= high <= low
-    return flat
-
-
-def _repeated(rows: _Rows) -> NDArray[np.bool_]:
-    """Rows that may be in their file twice: equal in file, length and a weighted sum."""
-    import numpy as np
-
-    place = np.arange(len(rows.values)) - np.repeat(rows.start, rows.cols)
-    with np.errstate(all="ignore"):
-        sums = np.add.reduceat(rows.values * np.sin(place + 1.0), rows.start)
-    order = np.lexsort((sums, rows.cols, rows.file))
-    same = np.zeros(len(order), bool)
-    a, b = order[:-1], order[1:]
-    same[b] = (rows.file[a] == rows.file[b]) & (rows.cols[a] == rows.cols[b]) & (sums[a] == sums[b])
-    return same
-
-
-def _number(token: bytes) -> float | None:
-    try:
-        return float(token)
-    except ValueError:
-        return None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trainer.core.dataset import Task
 from trainer.datasets.found import Report
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from trainer.datasets.labels import Shape
-
-    Row = NDArray[np.float64]
+Row: TypeAlias = NDArray[np.float64]
 
 WHAT = {
     "separators": "label files with commas or a byte order mark were read as if written plainly",
@@ -28,6 +27,19 @@ WHAT = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What rows must look like. `classes` maps the number in a label file to the class index."""
+
+    task: Task
+    classes: Mapping[int, int]
+    keypoints: tuple[int, int] | None = None
+
+    @property
+    def pose_columns(self) -> int:
+        return 5 + self.keypoints[0] * self.keypoints[1] if self.keypoints else 0
+
+
 def rewritten(
     rows: list[Row], classes: list[int], shape: Shape, changes: dict[str, int], name: str, report: Report,
 ) -> tuple[bytes, list[bool]]:
@@ -36,7 +48,7 @@ def rewritten(
     kept: list[bool] = []
     seen: set[str] = set()
     for row, cls in zip(rows, classes, strict=True):
-        done = _Change(changes, name, report)
+        done = Change(changes, name, report)
         if row[0] != cls:
             done("renumbered")
         coords = _fitted(_clipped(row[1:], shape, done), shape, done)
@@ -50,7 +62,7 @@ def rewritten(
     return "".join(f"{line}\n" for line in lines).encode(), kept
 
 
-class _Change:
+class Change:
     """Counts one kind of change, once per row."""
 
     def __init__(self, changes: dict[str, int], name: str, report: Report) -> None:
@@ -62,9 +74,7 @@ class _Change:
         level(f"label-{what}", f"{{n}} {WHAT[what]}", self._name)
 
 
-def _clipped(coords: Row, shape: Shape, done: _Change) -> Row:
-    import numpy as np
-
+def _clipped(coords: Row, shape: Shape, done: Change) -> Row:
     places = np.ones(len(coords), bool)
     if shape.task is Task.POSE and shape.keypoints and shape.keypoints[1] == 3:
         places[6::3] = False  # visibility
@@ -74,7 +84,7 @@ def _clipped(coords: Row, shape: Shape, done: _Change) -> Row:
     return clipped
 
 
-def _fitted(coords: Row, shape: Shape, done: _Change) -> Row | None:
+def _fitted(coords: Row, shape: Shape, done: Change) -> Row | None:
     """The coordinates in the task's shape; None for a row without width or height."""
     box = len(coords) == 4 or shape.task is Task.POSE
     if _extent(coords, box=box) <= 0:
@@ -97,8 +107,6 @@ def _extent(coords: Row, *, box: bool) -> float:
 
 
 def _to_box(corners: Row) -> Row:
-    import numpy as np
-
     left, top, right, bottom = (
         corners[0::2].min(), corners[1::2].min(), corners[0::2].max(), corners[1::2].max(),
     )
@@ -106,18 +114,14 @@ def _to_box(corners: Row) -> Row:
 
 
 def _to_corners(box: Row) -> Row:
-    import numpy as np
-
     x, y, width, height = box
     left, top = max(x - width / 2, 0.0), max(y - height / 2, 0.0)
     right, bottom = min(x + width / 2, 1.0), min(y + height / 2, 1.0)
     return np.array([left, top, right, top, right, bottom, left, bottom])
 
 
-def _four_corners(corners: Row, done: _Change) -> Row:
+def _four_corners(corners: Row, done: Change) -> Row:
     """The smallest rectangle around a polygon that has not four corners already, along one of its edges."""
-    import numpy as np
-
     if len(corners) == 8:
         return corners
     done("polygon-to-obb")

@@ -6,11 +6,56 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from trainer.core.dataset import SplitRequest
 from trainer.core.errors import DatasetError
 from trainer.datasets.found import Report, Sample
+from trainer.datasets.labels import Labels
 
 HOW_TO_ASK = 'add one, or ask for a split in the configuration: "split": {"train_ratio": 0.8, "seed": 0}'
+
+
+def split_samples(samples: list[Sample], labels: Labels, request: SplitRequest | None, report: Report) -> list[Sample]:
+    """Every sample in a split: as the request assigns it, as it is, or drawn where train or val is missing.
+
+    What cannot be done is an error in `report`, and the samples without a split are then put to train.
+    """
+    if request and request.assigned:
+        return assigned(samples, request, report)
+    if {"train", "val"} <= {sample.split for sample in samples}:
+        return samples
+    if request is None:
+        report.error("val-missing", f"The dataset has no val split; {HOW_TO_ASK}.")
+        return [replace(sample, split=sample.split or "train") for sample in samples]
+    return _drawn(samples, labels, request, report)
+
+
+def _drawn(samples: list[Sample], labels: Labels, request: SplitRequest, report: Report) -> list[Sample]:
+    strata = _rarest_class(len(samples), labels)
+    is_open = [sample.split in (None, "train") for sample in samples]
+    if any(sample.split == "test" for sample in samples):
+        request = replace(request, test_ratio=0.0)
+    try:
+        drawn = stratified({s.name: strata[i] for i, s in enumerate(samples) if is_open[i]}, request)
+    except DatasetError as error:
+        report.error("split-impossible", str(error))
+        return [replace(sample, split=sample.split or "train") for sample in samples]
+    report.note("split-drawn", f"The images were split: {request.train_ratio:g} for train, seed {request.seed}")
+    return [
+        replace(sample, split=drawn[sample.name]) if its_open else sample
+        for sample, its_open in zip(samples, is_open, strict=True)
+    ]
+
+
+def _rarest_class(count: int, labels: Labels) -> list[int]:
+    """For each file the class in it that is rarest in the whole dataset; -1 for a file without rows."""
+    result = np.full(count, -1, np.int64)
+    if len(labels.cls):
+        often = np.bincount(labels.cls)
+        order = np.argsort(-often[labels.cls], kind="stable")  # the rarest is written last and stays
+        result[labels.file[order]] = labels.cls[order]
+    return [int(value) for value in result]
 
 
 def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, str]:
