@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import tarfile
 import threading
 import time
 import zipfile
@@ -578,6 +579,27 @@ def test_the_images_of_an_export_are_downloaded_once(server, fetch):
     for number in (1, 2, 3):
         server.pages[f"/files/{number}"] = body(b"x" * 7, f'ETag: "{number}"')
     assert content(fetch(url))["images/train/a.jpg"] == b"image 1"
+
+
+@pytest.mark.parametrize("kind", ["export", "archive"])
+def test_what_came_with_unknown_size_pushes_older_things_out_of_the_cache(server, root, fetcher, fetch, kind):
+    cache = ContentCache(root / ".cache", max_bytes=150, reserve=0)
+    with cache.temporary() as path:
+        path.write_bytes(b"x" * 140)
+        old = cache.put("old", path)
+    os.utime(old, (1, old.stat().st_mtime))
+    fetcher._cache._max_bytes = 150
+    if kind == "export":
+        url = export(server, RECORDS)
+    else:
+        zipped(root / "x.zip", DATASET)
+        with tarfile.open(root / "x.tar", "w") as archive:
+            archive.add(root / "x.zip", "x.txt")
+        server.pages["/x"] = body((root / "x.tar").read_bytes())
+        url = server.url("/x")
+    fetched = fetch(url)
+    assert not old.exists()
+    assert content(fetched)
 
 
 def test_a_classification_export_becomes_a_folder_per_class(server, fetch):

@@ -16,7 +16,16 @@ from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
 from trainer.datasets.archive import extract, is_archive, sniff
 from trainer.datasets.cache import ContentCache, on_this_disk
-from trainer.datasets.manifest import Manifest, locate, suffix, take_manifest, wanted
+from trainer.datasets.manifest import (
+    Manifest,
+    difference,
+    identity_of,
+    listed_again,
+    locate,
+    suffix,
+    take_manifest,
+    wanted,
+)
 from trainer.datasets.ndjson import SUFFIXES as NDJSON
 from trainer.datasets.reference import Roots, shown
 from trainer.datasets.transfer import Meter, OnTransfer, in_parallel, link_tree
@@ -113,7 +122,7 @@ class Fetcher:
         return Fetched(root=staging, entry=Path(manifest.entry) if manifest.entry else None, is_private=True)
 
     def _cached(self, info: ObjectInfo) -> Path:
-        path = self._cache.get(_identity(info), info.bytes)
+        path = self._cache.get(identity_of(info), info.bytes)
         if path is None:  # it is pinned, so only damage explains it
             raise Unavailable(f"{shown(info.ref.key)} was damaged in the cache while it was needed")
         return path
@@ -123,7 +132,7 @@ class Fetcher:
     ) -> Manifest:
         """Download until the listing after it is the one before it."""
         def bring(info: ObjectInfo) -> Path:
-            known = self._cache.get(_identity(info), info.bytes)
+            known = self._cache.get(identity_of(info), info.bytes)
             return known or self._download_one(store, info, Meter(lambda _: None, total_files=1), stop)
 
         manifest = take_manifest(store, found, bring)
@@ -131,14 +140,14 @@ class Fetcher:
             try:
                 moved = self._download(store, manifest, staging, stop, on_event)
             except (ObjectMissing, Unavailable):
-                again = _listed_again(store, found, bring)
+                again = listed_again(store, found, bring)
                 if again.objects == manifest.objects:
                     raise
             else:
-                again = _listed_again(store, found, bring) if moved else manifest
+                again = listed_again(store, found, bring) if moved else manifest
                 if again.objects == manifest.objects:
                     return manifest
-            changed, manifest = _difference(manifest.objects, again.objects), again
+            changed, manifest = difference(manifest.objects, again.objects), again
         raise DatasetError(
             f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} was edited during its download, {SYNCS} times "
             f"(last {shown(changed)}); start the run again when the upload is finished.",
@@ -148,9 +157,9 @@ class Fetcher:
         self, store: ObjectStore, manifest: Manifest, staging: Path, stop: StopSignal, on_event: OnTransfer,
     ) -> bool:
         """Bring into the cache what is not there; False when all was."""
-        identities = {relpath: _identity(info) for relpath, info in manifest.objects.items()}
+        identities = {relpath: identity_of(info) for relpath, info in manifest.objects.items()}
         self._cache.pin(staging, identities.values())
-        missing = [i for i in manifest.objects.values() if self._cache.get(_identity(i), i.bytes) is None]
+        missing = [i for i in manifest.objects.values() if self._cache.get(identity_of(i), i.bytes) is None]
         if not missing:
             return False
         total = sum(info.bytes for info in missing)
@@ -162,14 +171,14 @@ class Fetcher:
         return True
 
     def _download_one(self, store: ObjectStore, info: ObjectInfo, meter: Meter, stop: StopSignal) -> Path:
-        with self._cache.receiving(_identity(info), info.bytes) as path, on_this_disk(self._cache.root):
+        with self._cache.receiving(identity_of(info), info.bytes) as path, on_this_disk(self._cache.root):
             store.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
             size = path.stat().st_size
             if size != info.bytes:
                 raise DatasetError(
                     f"{shown(info.ref.key)} arrived with {size} of {info.bytes} bytes; upload it again.",
                 )
-            stored = self._cache.put(_identity(info), path)
+            stored = self._cache.put(identity_of(info), path)
         meter.finish_file()
         return stored
 
@@ -180,12 +189,12 @@ class Fetcher:
         def downloaded() -> Iterator[Path]:
             self._cache.make_room(info.bytes)
             meter = Meter(on_event, total_files=1, total_bytes=info.bytes)
-            with self._cache.receiving(_identity(info), info.bytes) as path:
+            with self._cache.receiving(identity_of(info), info.bytes) as path:
                 store.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
                 meter.finish_file()
                 yield path
 
-        return self._unpacked(_identity(info), staging, stop, downloaded, info.ref.key)
+        return self._unpacked(identity_of(info), staging, stop, downloaded, info.ref.key)
 
     # ── archives ──
 
@@ -204,6 +213,7 @@ class Fetcher:
             )
             write_listing(tree, extracted.findings)
             self._cache.put_tree(identity, tree, extracted.bytes)
+        self._cache.make_room(0)
         made = self._known_tree(identity)
         if made is None:
             raise Unavailable(f"the files of {shown(name)} were damaged in the cache while they were needed")
@@ -285,24 +295,6 @@ class _RoomCheck:
         if self._since > ROOM_STEP:
             self._since = 0
             self._cache.require_free(0)
-
-
-def _listed_again(
-    store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Callable[[ObjectInfo], Path],
-) -> Manifest:
-    if isinstance(found, ObjectInfo):
-        found = store.stat(found.ref)  # the YAML itself may be what was edited
-    return take_manifest(store, found, bring)
-
-
-def _identity(info: ObjectInfo) -> str:
-    return f"{info.ref.bucket}\n{info.ref.key}\n{info.etag}\n{info.bytes}"
-
-
-def _difference(before: Mapping[str, ObjectInfo], after: Mapping[str, ObjectInfo]) -> str:
-    """The name of one object that is not the same in both listings."""
-    names = sorted(before.keys() | after.keys())
-    return next((name for name in names if before.get(name) != after.get(name)), "")
 
 
 __all__ = ["Fetched", "Fetcher"]

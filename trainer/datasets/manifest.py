@@ -88,6 +88,26 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Call
     return _manifest(store, found.ref.bucket, folder, name, needed)
 
 
+def listed_again(
+    store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Callable[[ObjectInfo], Path],
+) -> Manifest:
+    """The manifest as it is now."""
+    if isinstance(found, ObjectInfo):
+        found = store.stat(found.ref)  # the YAML itself may be what was edited
+    return take_manifest(store, found, bring)
+
+
+def identity_of(info: ObjectInfo) -> str:
+    """What the cache calls the object's content."""
+    return f"{info.ref.bucket}\n{info.ref.key}\n{info.etag}\n{info.bytes}"
+
+
+def difference(before: Mapping[str, ObjectInfo], after: Mapping[str, ObjectInfo]) -> str:
+    """The name of one object that is not the same in both listings."""
+    names = sorted(before.keys() | after.keys())
+    return next((name for name in names if before.get(name) != after.get(name)), "")
+
+
 def folders_named(entries: Iterable[str]) -> set[str] | None:
     """The first folders that a YAML's entries name, with the label folders that belong to them; None: could be all."""
     folders: set[str] = set()

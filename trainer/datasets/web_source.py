@@ -59,6 +59,7 @@ class WebSource:
         meter = Meter(on_event, total_files=len(images))
         jobs = [functools.partial(self._image_with_label, url, place, staging, meter) for place in images]
         in_parallel(jobs, self.concurrency, stop)
+        self.cache.make_room(0)  # nobody knew before how much would come
 
     def from_ndjson(
         self, file: Path, name: str, staging: Path, stop: StopSignal, on_event: OnTransfer, home: Path | None = None,
@@ -76,6 +77,7 @@ class WebSource:
                 source = self._local_image(record, export.folder, home)
                 jobs.append(functools.partial(self._copied, source, record.image, staging, meter))
         in_parallel(jobs, self.concurrency, stop)
+        self.cache.make_room(0)  # nobody knew before how much would come
         with on_this_disk(staging):
             _write_labels(export.records, staging)
             if export.yaml is not None:
