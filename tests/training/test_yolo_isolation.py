@@ -74,7 +74,7 @@ def test_an_image_that_is_none_is_left_out_with_a_warning_and_installs_nothing(b
 
     (warning,) = run.of(Warned)
     assert warning.code == "images_left_out"
-    assert warning.message.startswith("1 of 8 training images")
+    assert warning.message.startswith("1 of 8 train images")
     assert "pi-heif" in run.output
     assert not [line for line in run.output.splitlines() if line.startswith("WITNESSED") and "install" in line]
 

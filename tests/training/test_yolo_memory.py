@@ -46,6 +46,7 @@ def test_out_of_memory_in_the_first_epoch_begins_again_with_half_the_batch(detec
     assert isinstance(run.last, Finished), run.output
     assert len(halvings(run)) == 2
     assert "train 3 batch 2" in run.output
+    assert "held" not in run.output  # of the models before, nothing is left that could hold memory
 
 
 def test_out_of_memory_in_validation_is_survived_too(detect, tmp_path):

@@ -87,11 +87,11 @@ class Callbacks:
 
     def on_pretrain_routine_end(self, trainer: Any) -> None:
         self._stop.raise_if_set()
-        dataset = trainer.train_loader.dataset
-        expected, found = self._dataset.images.get("train"), len(dataset)
-        if expected and found < expected and trainer.args.fraction == 1.0:
-            message = f"{expected - found} of {expected} training images were left out: they or their labels cannot be read."
-            self._send(Warned(code="images_left_out", message=message))
+        for split, loader in {"train": trainer.train_loader, "val": trainer.test_loader}.items():
+            expected, found = self._dataset.images.get(split), len(loader.dataset)
+            if expected and found < expected and trainer.args.fraction == 1.0:
+                lost = f"{expected - found} of {expected} {split} images were left out"
+                self._send(Warned(code="images_left_out", message=f"{lost}: they or their labels cannot be read."))
 
     def on_train_start(self, trainer: Any) -> None:
         if trainer.args.time:

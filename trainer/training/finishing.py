@@ -59,7 +59,9 @@ class Finishing:
     def _exporting(self, name: str) -> Callable[[], JsonObject]:
         def export() -> JsonObject:
             self._stop.raise_if_set()
-            path = Path(YOLO(str(self._weights)).export(format=name, imgsz=self._order.plan.imgsz, device="cpu"))
+            # TensorRT is made on the GPU it is for; whatever else is made there would only run there
+            device = "0" if name == "engine" else "cpu"
+            path = Path(YOLO(str(self._weights)).export(format=name, imgsz=self._order.plan.imgsz, device=device))
             self._exports[name] = path.name
             return {"exports": dict(self._exports)}
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer import __version__
 from trainer.core.dataset import Task
 from trainer.core.job import JsonObject
 from trainer.training.callbacks import numbers
@@ -64,6 +65,7 @@ def environment(args: Mapping[str, Any], fingerprint: str) -> JsonObject:
     has_gpu = torch.cuda.is_available()
     driver = Path("/proc/driver/nvidia/version")
     return {
+        "trainer": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,

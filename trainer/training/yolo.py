@@ -81,8 +81,9 @@ class Training:
     def rescue(self) -> None:
         """Make sure that the weights of a training whose ending failed can be published. Raises OSError if not."""
         kept = self._callbacks.kept
-        if kept and not (checkpoints.is_whole(self._best) and checkpoints.is_whole(self._last)):
-            checkpoints.restore(Path(kept.path), self._order.run_dir)
+        state = Path(kept.path) if kept else self._state
+        if state and not (checkpoints.is_whole(self._best) and checkpoints.is_whole(self._last)):
+            checkpoints.restore(state, self._order.run_dir)
         self._strip()
 
     def finishing_steps(self) -> tuple[Step, ...]:

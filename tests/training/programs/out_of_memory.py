@@ -5,6 +5,7 @@
 
 import os
 import sys
+import weakref
 
 import torch
 from ultralytics.nn.tasks import BaseModel
@@ -14,14 +15,17 @@ from trainer.training import child
 kind, _, numbers = os.environ["OOM_WHEN"].partition(":")
 failing = {int(number) for number in numbers.split(",")}
 calls = {"train": 0, "val": 0}
+failed = []  # the models that ran out of memory
 loss = BaseModel.loss
 
 
 def scarce(self, batch, preds=None):
     which = "train" if self.training else "val"
     calls[which] += 1
-    print(f"{which} {calls[which]} batch {len(batch['img'])}", flush=True)
+    freed = all(model() is None for model in failed)
+    print(f"{which} {calls[which]} batch {len(batch['img'])} {'freed' if freed else 'held'}", flush=True)
     if which == kind and calls[which] in failing:
+        failed.append(weakref.ref(self))
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     return loss(self, batch, preds)
 
