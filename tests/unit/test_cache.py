@@ -191,6 +191,19 @@ def test_trees_are_evicted_whole(cache):
     assert list((cache.root / "tmp").iterdir()) == []
 
 
+def test_a_cache_that_was_emptied_by_hand_goes_on(cache, tmp_path):
+    put(cache, "a")
+    put_tree(cache, "t")
+    shutil.rmtree(cache.root)
+    assert cache.get("a", 100) is None
+    assert cache.get_tree("t") is None
+    cache.pin(tmp_path, ["a"])
+    cache.make_room(0)
+    put(cache, "a")
+    put_tree(cache, "t")
+    assert cache.get("a", 100)
+
+
 def test_the_first_of_two_trees_of_one_identity_is_kept(cache):
     first = put_tree(cache, "t")
     inode = first.stat().st_ino

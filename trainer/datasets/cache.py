@@ -53,7 +53,6 @@ class ContentCache:
         self._reserve = reserve
         self._pins = root / "pins"
         self._tmp = root / "tmp"
-        self._ready = False
 
     def get(self, identity: str, size: int) -> Path | None:
         """The complete, unchanged file of that identity, or None. Marks it as just used."""
@@ -74,10 +73,13 @@ class ContentCache:
         name = _name(identity)
         path = self._object(name)
         with on_this_disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             file.chmod(0o444)
             os.utime(file, (time.time(), _seal(name)))
-            file.replace(path)
+            try:
+                file.replace(path)
+            except FileNotFoundError:  # the first file in its folder
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(path)
         return path
 
     def get_tree(self, identity: str) -> Path | None:
@@ -116,10 +118,10 @@ class ContentCache:
         try:
             yield path
         finally:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
+            try:
                 path.unlink(missing_ok=True)
+            except IsADirectoryError:
+                shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
     def receiving(self, identity: str, size: int) -> Iterator[Path]:
@@ -240,11 +242,10 @@ class ContentCache:
         return self.root / "objects" / name[:2] / name
 
     def _make_folders(self) -> None:
-        if not self._ready:
+        if not (self._tmp.is_dir() and self._pins.is_dir()):  # also when somebody emptied the cache by hand
             with on_this_disk(self.root):
                 self._pins.mkdir(parents=True, exist_ok=True)
                 self._tmp.mkdir(exist_ok=True)
-            self._ready = True
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
