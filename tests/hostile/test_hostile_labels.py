@@ -239,6 +239,7 @@ def test_hostile_yaml(tmp_path, case):
 
 LABELS = {
     "a line of a hundred megabytes": (b"0 " + b"0.5 " * (25 << 20), "larger than 16 MiB"),
+    "five million numbers": (b"0 " + b".5 " * (5 << 20), "wrong number of columns"),
     "ten megabytes of digits": (b"0 .5 .5 .5 0." + b"5" * (10 << 20), "ok"),
     "a class of a million digits": (b"9" * (1 << 20) + b" .5 .5 .5 .5", "no class number"),
     "a class beyond 64 bits": ("18446744073709551616 .5 .5 .5 .5", "no class number"),
@@ -276,6 +277,12 @@ def png(width: int, height: int, tail: bytes = b"IEND") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + tail
 
 
+def avif() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(out, "AVIF")
+    return out.getvalue()
+
+
 IMAGES = {
     "a PNG of sixty thousand pixels squared": (png(60_000, 60_000), "more than"),
     "a PNG of two billion pixels squared": (png(2**31 - 1, 2**31 - 1), "more than"),
@@ -297,6 +304,8 @@ IMAGES = {
     "a BMP of two billion pixels": (
         b"BM" + struct.pack("<IHHI", 99, 0, 0, 54) + struct.pack("<Iii", 40, 2**31 - 1, -(2**31)) + bytes(99), "more than"
     ),
+    "an AVIF whose picture is nowhere": (avif().replace(b"iloc", b"xloc"), "damaged"),
+    "an AVIF that is cut off": (avif()[:200], ""),
     "an empty file": (b"", "empty"),
     "a web page": (b"<html>sign in</html>", "web page"),
     "a shell script": (b"#!/bin/sh\ntouch /tmp/hostile-was-here\n", "not an image"),
@@ -500,6 +509,7 @@ JSONS = {
     "a category that is a list": (first_annotation(category_id=[1]), "category that the file does not list"),
     "categories that are words": (coco(lambda d: d.update(categories=["a"])), "no categories"),
     "a category of a megabyte": (coco(lambda d: d["categories"][0].update(name="x" * (1 << 20))), "ok"),
+    "supercategories that are no text": (coco(lambda d: d["categories"][0].update(supercategory=[{}])), "ok"),
     "a category that is a path": (coco(lambda d: d["categories"][0].update(name="../../x")), "ok"),
     "splits of lists": (coco(lambda d: d.update(split_config={"splits": {"0": ["val"]}})), ""),
     "a split share of a word": (coco(lambda d: d.update(split_config={"train_ratio": "x"})), "shares between"),

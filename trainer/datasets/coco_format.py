@@ -82,10 +82,10 @@ def _categories(document: Object) -> list[Object]:
     """The categories that count, in their order."""
     found = _objects(document.get("categories")) or _objects(document.get("classes"))
     found = [category for category in found if category.get("name") != BACKGROUND]
-    above = {category.get("supercategory") for category in found}
+    above = {str(category.get("supercategory")) for category in found}
     used = {str(_category_id(one)) for one in _annotations(document)}
     # Roboflow puts the project itself first, as a category that nothing uses and everything else is below
-    return [c for c in found if str(c.get("id")) in used or c.get("name") not in above or c.get("supercategory") != "none"]
+    return [c for c in found if str(c.get("id")) in used or str(c.get("name")) not in above or c.get("supercategory") != "none"]
 
 
 def _annotations(document: Object) -> Iterator[Object]:

@@ -200,6 +200,13 @@ def _webp_size(head: bytes, size: int) -> tuple[int, int, str]:
     return 0, 0, "damaged"
 
 
+# what Pillow's plugins raise on hostile headers
+_PILLOW_SAYS = (
+    OSError, ValueError, SyntaxError, struct.error, OverflowError, KeyError, TypeError, IndexError, RuntimeError,
+    AttributeError, EOFError, AssertionError, ZeroDivisionError,
+)
+
+
 def _pillow_size(path: str) -> tuple[int, int, str]:
     import warnings
 
@@ -212,8 +219,8 @@ def _pillow_size(path: str) -> tuple[int, int, str]:
                 return image.width, image.height, ""
     except Image.DecompressionBombError:
         return 0, 0, f"more than {MOST_PIXELS} pixels"
-    except (OSError, ValueError, SyntaxError, struct.error, OverflowError, KeyError, TypeError, IndexError):
-        return 0, 0, "damaged"  # Pillow's plugins raise any of these on hostile headers
+    except _PILLOW_SAYS:
+        return 0, 0, "damaged"
 
 
 def _ending(kind: str, tail: bytes, descriptor: int, size: int) -> tuple[str, bool]:
