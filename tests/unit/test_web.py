@@ -157,6 +157,15 @@ def test_a_body_that_drips_past_the_time_allowed_ends(server, make_client, tmp_p
     assert time.monotonic() - began < 3
 
 
+def test_one_call_may_be_given_less_time_than_the_client_has(server, make_client, tmp_path):
+    server.pages["/a"] = silent
+    client = make_client(allowed_hosts=[server.host], policy=RetryPolicy(tries=1))
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="the time allowed is over"):
+        client.download(server.url("/a"), tmp_path / "a", StopSignal(), max_seconds=0.3)
+    assert time.monotonic() - began < 3
+
+
 def test_headers_that_drip_for_ever_end_too(server, make_client, tmp_path):
     def drip(connection, _):
         connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")

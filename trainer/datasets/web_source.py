@@ -26,6 +26,7 @@ from trainer.remote.web import GuardedClient
 
 LARGEST_TEXT = 256 << 20  # bytes of a list, a YAML or an NDJSON file
 LARGEST_IMAGE = 1 << 30
+LONGEST_SECONDS = 900.0  # for one image, label file or list
 NO_LISTING = (
     "over http(s) a folder cannot be listed: give a .txt list of images in train: and val:, an archive of the dataset, "
     "or an NDJSON export"
@@ -119,7 +120,7 @@ class WebSource:
         """One URL as `staging`/`place`; from the cache when the server's ETag says that it did not change."""
         with self.cache.temporary() as path, on_this_disk(staging):
             got = self.web.download(
-                url, path, stop, max_bytes=largest, on_bytes=meter.count if meter else None,
+                url, path, stop, max_bytes=largest, max_seconds=LONGEST_SECONDS, on_bytes=meter.count if meter else None,
                 is_known=lambda final, etag, size: self._linked(web_identity(final, etag, size), size, place, staging),
             )
             if not got.sha256:

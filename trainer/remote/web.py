@@ -86,6 +86,7 @@ class GuardedClient:
         stop: StopSignal,
         *,
         max_bytes: int | None = None,
+        max_seconds: float | None = None,
         on_bytes: Callable[[int], None] | None = None,
         on_length: Callable[[int], None] | None = None,
         is_known: Callable[[str, str, int], bool] | None = None,
@@ -98,7 +99,7 @@ class GuardedClient:
         be had, `Unavailable` when the host does not answer now, `Stopped`.
         """
         limit = min(max_bytes or self._max_bytes, self._max_bytes)
-        deadline = time.monotonic() + self._max_seconds
+        deadline = time.monotonic() + min(max_seconds or self._max_seconds, self._max_seconds)
 
         def once() -> Downloaded:
             moved = 0
