@@ -17,9 +17,12 @@ from typing import Literal
 from trainer import host
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Misconfigured, ObjectMissing, TrainerError, Unavailable
+from trainer.core.job import JsonObject
+from trainer.core.names import storage_key
 from trainer.core.ports import ObjectStore
 from trainer.core.stop import StopSignal
 from trainer.remote.clock import clock_skew
+from trainer.remote.supabase import role_of
 from trainer.settings import Settings, read_settings
 from trainer.wiring import Backend, open_backend
 
@@ -27,6 +30,7 @@ GIB = 2**30
 LEAST_FREE = 5 * GIB
 LEAST_SHARED_MEMORY = GIB  # dataloader workers pass batches through /dev/shm
 MOST_SKEW = 60.0  # seconds; signed URLs and tokens start to fail long before leases do
+TORCH_SECONDS = 120.0  # a driver that hangs would keep us for ever
 
 # run in a process of its own: the service never imports torch
 LOOK_AT_TORCH = """
@@ -58,11 +62,11 @@ def examine() -> Iterator[Check]:
     yield from _folders(settings)
     yield from _shared_memory(Path("/dev/shm"))  # noqa: S108
     yield from _gpus()
-    with _told("backend") as trouble, open_backend(settings, StopSignal()) as backend:
-        yield from _queue(backend)
-        yield from _buckets(settings, backend.store)
+    with _told("queue") as trouble, open_backend(settings, StopSignal()) as backend:
+        yield from _queue(settings, backend)
         if backend.url:
             yield from _clock(backend.url)
+        yield from _buckets(settings, backend.store)
     yield from trouble
 
 
@@ -72,7 +76,7 @@ def _told(name: str) -> Iterator[list[Check]]:
     found: list[Check] = []
     try:
         yield found
-    except TrainerError as error:
+    except (TrainerError, OSError) as error:
         found.append(Check(name=name, state="fault", message=str(error)))
 
 
@@ -87,8 +91,8 @@ def _folders(settings: Settings) -> Iterator[Check]:
         yield _writable(name, folder)
     for extra in settings.extra_dataset_roots:
         if not os.access(extra, os.R_OK | os.X_OK):
-            message = f"EXTRA_DATASET_ROOTS: {extra} is not there or this user may not read it; create it or chmod it"
-            yield Check(name="datasets", state="fault", message=message)
+            message = f"{extra} is not there or this user may not read it; create it or chmod it"
+            yield Check(name="EXTRA_DATASET_ROOTS", state="fault", message=message)
     weights = sorted(path.name for path in settings.models_folder.glob("*.pt"))
     yield Check(name="weights", state="ok", message=", ".join(weights) or "none yet; missing ones are downloaded")
 
@@ -101,7 +105,8 @@ def _writable(name: str, folder: Path) -> Check:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         message = (
-            f"{folder}: {error.strerror}; give this user (uid {os.getuid()}) write access, or set {name} elsewhere"
+            f"{folder} cannot be written ({error.strerror}): give this user (uid {os.getuid()}) write access, "
+            f"or set {name} elsewhere"
         )
         return Check(name=name, state="fault", message=message)
     if free < LEAST_FREE:
@@ -122,33 +127,52 @@ def _shared_memory(folder: Path) -> Iterator[Check]:
 
 
 def _gpus() -> Iterator[Check]:
-    looked = subprocess.run([sys.executable, "-c", LOOK_AT_TORCH], capture_output=True, text=True, check=False)
-    if looked.returncode != 0:
-        last = (looked.stderr.strip().splitlines() or ["no output"])[-1]
-        message = f"torch cannot be imported ({last}); install requirements.txt into this environment again"
-        yield Check(name="torch", state="fault", message=message)
-        return
-    facts = json.loads(looked.stdout.splitlines()[-1])
-    yield Check(name="torch", state="ok", message=f"{facts['torch']}, CUDA {facts['cuda'] or 'none'}")
-    shown = host.gpus()
-    for gpu in facts["gpus"]:
+    facts: JsonObject = {}
+    with _told("torch") as trouble:
+        facts = torch_facts()
+        yield Check(name="torch", state="ok", message=f"{facts['torch']}, CUDA {facts['cuda'] or 'none'}")
+    yield from trouble
+    usable, shown = facts.get("gpus", []), host.gpus()
+    for gpu in usable:
         yield Check(name="gpu", state="ok", message=f"{gpu['name']}, {gpu['memory'] / GIB:.0f} GiB")
-    if shown and not facts["gpus"]:
+    if not shown:
+        yield Check(name="gpu", state="warning", message="no GPU is visible; runs train on the CPU")
+    elif facts and not usable:
         message = (
             f"the driver ({shown[0].driver}) shows {shown[0].name}, but torch for CUDA {facts['cuda']} cannot use it: "
             "update the driver, or give this user access to /dev/nvidia*"
         )
         yield Check(name="gpu", state="fault", message=message)
-    elif not shown:
-        yield Check(name="gpu", state="warning", message="no GPU is visible; runs train on the CPU")
 
 
-def _queue(backend: Backend) -> Iterator[Check]:
-    with _told("queue") as trouble:
-        for warning in backend.check():
-            yield Check(name="queue", state="warning", message=warning)
-        yield Check(name="queue", state="ok", message=backend.url or "embedded")
-    yield from trouble
+def torch_facts() -> JsonObject:
+    """Versions of torch and its CUDA, and the GPUs that it can use. Raises Misconfigured, or Unavailable if it hangs."""
+    look = [sys.executable, "-c", LOOK_AT_TORCH]
+    try:
+        looked = subprocess.run(look, capture_output=True, text=True, check=True, timeout=TORCH_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"torch did not start within {TORCH_SECONDS:.0f} s: look at dmesg for the driver") from None
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
+        raise Misconfigured(f"torch cannot be imported ({last}): install requirements.txt again") from None
+    facts: JsonObject = json.loads(looked.stdout.splitlines()[-1])
+    return facts
+
+
+def _queue(settings: Settings, backend: Backend) -> Iterator[Check]:
+    """Raises Unavailable: a server that does not answer is not asked for the rest."""
+    try:
+        doubts = backend.check()
+        schema = f"schema version {backend.schema_version()}"
+    except Misconfigured as error:
+        yield Check(name="queue", state="fault", message=str(error))
+        return
+    for doubt in doubts:
+        yield Check(name="queue", state="warning", message=doubt)
+    key = settings.supabase_service_role_key
+    role = role_of(key.get_secret_value()) if backend.url and key else None
+    access = f"{backend.url}, role {role or 'unknown'}" if backend.url else str(settings.trainer_home / "queue.db")
+    yield Check(name="queue", state="ok", message=f"{access}, {schema}")
 
 
 def _buckets(settings: Settings, store: ObjectStore) -> Iterator[Check]:
@@ -157,7 +181,7 @@ def _buckets(settings: Settings, store: ObjectStore) -> Iterator[Check]:
     with tempfile.NamedTemporaryFile() as file, _told(f"bucket {bucket}") as trouble:
         file.write(b"written by trainer_service.py doctor\n")
         file.flush()
-        ref = ObjectRef(bucket=bucket, key=f"doctor/{settings.worker_id}.txt")
+        ref = ObjectRef(bucket=bucket, key=f"doctor/{storage_key(settings.worker_id)}.txt")
         store.upload(Path(file.name), ref, StopSignal())
         store.delete(ref)
         yield Check(name=f"bucket {bucket}", state="ok", message="can be written")

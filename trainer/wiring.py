@@ -22,6 +22,7 @@ from trainer.datasets.fetch import Fetcher
 from trainer.datasets.prepare import CheckUp, FetchedDatasets
 from trainer.datasets.reference import Roots
 from trainer.jobs.sqlite import SqliteQueue
+from trainer.jobs.sqlite_file import SCHEMA_VERSION
 from trainer.remote.web import GuardedClient
 from trainer.reporting.fanout import Fanout
 from trainer.reporting.log import LogReporter
@@ -53,6 +54,7 @@ class Backend:
     runs: RunTable
     store: ObjectStore
     check: Callable[[], Sequence[str]]  # raises what is wrong with the access, returns what is doubtful about it
+    schema_version: Callable[[], int]
     url: str | None  # of Supabase; None: local
 
 
@@ -62,7 +64,14 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
     if not settings.uses_supabase:
         queue = SqliteQueue(settings.trainer_home / "queue.db")
         store = LocalObjectStore(settings.trainer_home / "storage")
-        yield Backend(queue=queue, runs=queue, store=store, check=lambda: (), url=None)
+        yield Backend(
+            queue=queue,
+            runs=queue,
+            store=store,
+            check=lambda: (),
+            schema_version=lambda: SCHEMA_VERSION,
+            url=None,
+        )
         return
     # imported here: who runs locally does not pay for the client library
     from trainer.jobs.supabase import SupabaseQueue
@@ -81,6 +90,7 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
             runs=supabase,
             store=objects,
             check=supabase.check,
+            schema_version=supabase.schema_version,
             url=settings.supabase_url,
         )
 

@@ -69,15 +69,20 @@ class SupabaseQueue:
         host = self._project.host
         if self._project.role in ("anon", "authenticated"):
             raise Misconfigured(f"The Supabase key for {host} is a public one ({self._project.role}): {USE_KEY}.")
-        version = self._ask(self._read, "trainer_schema_version")
-        if not isinstance(version, int):
-            raise self._project.not_json()
+        version = self.schema_version()
         if version < SCHEMA_VERSION:
             raise Misconfigured(
                 f"The database at {host} has version {version} of the trainer's schema, and this service needs "
                 f"{SCHEMA_VERSION}: {MIGRATE}.",
             )
         return [str(warning) for warning in self._list(self._read, "trainer_access_warnings")]
+
+    def schema_version(self) -> int:
+        """The version of the trainer's schema in this database."""
+        version = self._ask(self._read, "trainer_schema_version")
+        if not isinstance(version, int):
+            raise self._project.not_json()
+        return version
 
     def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
         asked_at = time.monotonic()  # before the first try: an answer that was lost may have begun the lease

@@ -20,7 +20,8 @@ def clock_skew(url: str) -> float:
         answer = httpx.head(url, timeout=10)
     except httpx.HTTPError as error:
         raise Unavailable(f"{host} does not answer ({type(error).__name__})") from error
-    date = answer.headers.get("date")
-    if date is None:
-        raise Unavailable(f"{host} does not say what time it is")
-    return time.time() - parsedate_to_datetime(date).timestamp()
+    try:
+        date = parsedate_to_datetime(answer.headers.get("date", ""))
+    except ValueError:
+        raise Unavailable(f"{host} does not say what time it is") from None
+    return time.time() - date.timestamp()

@@ -1,0 +1,3 @@
+"""The servers that the acceptance tests share."""
+
+from tests.supabase_fixtures import supabase, supabase_servers  # noqa: F401
