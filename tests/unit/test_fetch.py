@@ -445,6 +445,23 @@ def test_more_objects_than_a_listing_page_come_from_supabase_once(cloud, root):
     assert storage.sent == sent
 
 
+def test_a_supabase_dataset_that_is_nowhere_names_both_places(cloud, root):
+    storage, fetcher = cloud
+    storage.put("datasets", "a/data.yaml", YAML.encode())
+    for text in ("storage:nope/x.yaml", "storage:nope", "storage:a/x/data.yaml", "storage:datasets/b/data.yaml"):
+        ref = parse_reference(text, dataset_root=root, datasets_bucket="datasets")
+        with pytest.raises(ObjectMissing, match=r"there is neither 'nope|a/x|datasets/b.*' in bucket 'datasets'"):
+            fetcher.fetch(ref, root / f"run-{text.replace('/', '-')}", StopSignal(), lambda _: None)
+
+
+def test_a_supabase_folder_at_the_top_of_a_bucket_may_be_named(cloud, root):
+    storage, fetcher = cloud
+    storage.put("datasets", "a/data.yaml", YAML.encode())
+    storage.put("datasets", "ab/data.yaml", YAML.encode())
+    ref = parse_reference("storage:a", dataset_root=root, datasets_bucket="datasets")
+    assert list(content(fetcher.fetch(ref, root / "run1", StopSignal(), lambda _: None))) == ["data.yaml"]
+
+
 def test_a_large_stored_archive_is_gone_on_with_after_an_interruption(cloud, root):
     storage, fetcher = cloud
     files = DATASET | {"images/train/big.jpg": os.urandom(20 << 20)}
