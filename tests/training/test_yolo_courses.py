@@ -104,7 +104,10 @@ def test_without_validation_an_epoch_claims_no_metrics_but_the_run_has_them(dete
     assert run.last.report["mAP"] is not None
 
 
-@pytest.mark.parametrize(("stem", "losses"), [("yolov8n", {"box", "cls", "dfl"}), ("yolo26n", {"box", "cls", "l1"})])
+@pytest.mark.parametrize(
+    ("stem", "losses"),
+    [("yolov8n", {"box", "cls", "dfl"}), ("yolo26n", {"box", "cls", "l1"}), ("rtdetr-l", {"giou", "cls", "l1"})],
+)
 def test_other_families_train_with_their_own_losses(detect, tmp_path, stem, losses):
     run = run_child(order_for(detect, tmp_path / "run", model=Path(f"{stem}.yaml")), tmp_path)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import strip_optimizer
 
@@ -128,7 +128,7 @@ class Training:
         if progress and progress.complete:
             self._callbacks.is_trained = True
             return self._evaluate()
-        model = YOLO(str(self._state or order.model))
+        model = _model(self._state or order.model)
         self._check_task(model)
         self._callbacks.attach(model)
         model.train(**(self._arguments_to_go_on() if self._state else self._arguments()))
@@ -221,6 +221,12 @@ class Training:
 
     def _best_or_last(self) -> Path:
         return self._best if self._best.exists() else self._last
+
+
+def _model(path: Path) -> Any:
+    # weights say what they are, an architecture does so only by its name
+    kind = RTDETR if path.suffix == ".yaml" and path.stem.startswith("rtdetr") else YOLO
+    return kind(str(path))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
