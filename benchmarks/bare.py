@@ -1,0 +1,20 @@
+"""A plain training script, to measure ours beside: `python -m benchmarks.bare '[{"epochs": 1, …}, …]'`.
+
+Trains once per object of arguments and prints, for each, when the model began to load.
+"""
+
+import json
+import sys
+import time
+
+from ultralytics import YOLO
+
+
+def main() -> None:
+    for arguments in json.loads(sys.argv[1]):
+        print(json.dumps({"loading": time.time()}), flush=True)
+        YOLO(arguments.pop("model")).train(**arguments)
+
+
+if __name__ == "__main__":
+    main()
