@@ -239,7 +239,7 @@ def test_hostile_yaml(tmp_path, case):
 
 LABELS = {
     "a line of a hundred megabytes": (b"0 " + b"0.5 " * (25 << 20), "larger than 16 MiB"),
-    "five million numbers": (b"0 " + b".5 " * (5 << 20), "wrong number of columns"),
+    "five million numbers": (b"0 " + b".5 " * (5 << 20), "ok"),
     "ten megabytes of digits": (b"0 .5 .5 .5 0." + b"5" * (10 << 20), "ok"),
     "a class of a million digits": (b"9" * (1 << 20) + b" .5 .5 .5 .5", "no class number"),
     "a class beyond 64 bits": ("18446744073709551616 .5 .5 .5 .5", "no class number"),

@@ -71,6 +71,17 @@ def test_a_jpeg_with_something_behind_its_end_is_loose(tmp_path, tail):
     assert look(tmp_path, encoded("PNG") + tail)[-2:] == ("", False)
 
 
+def test_a_cut_jpeg_with_a_whole_thumbnail_is_cut_all_the_same(tmp_path):
+    data = encoded("JPEG", image(300, 300), exif=b"Exif\0\0" + encoded("JPEG", image(32, 32)))
+    assert look(tmp_path, data).problem == ""
+    assert look(tmp_path, data[: len(data) * 2 // 3]).problem == "cut off"
+
+
+def test_a_phones_film_behind_the_picture_is_harmless(tmp_path):
+    film = np.random.default_rng(1).integers(0, 255, 3 << 20, dtype=np.uint8).tobytes()
+    assert look(tmp_path, encoded("JPEG") + film)[-2:] == ("", True)
+
+
 @pytest.mark.parametrize(
     ("data", "sign"),
     [

@@ -150,29 +150,38 @@ def _size(kind: str, head: bytes, descriptor: int, size: int, path: str) -> tupl
 
 
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+_SCAN = frozenset({0xDA})
 
 
 def _jpeg_size(head: bytes, descriptor: int, size: int) -> tuple[int, int, str]:
+    place, segment = _jpeg_segment(head, descriptor, size, _FRAMES)
+    if not segment:
+        return 0, 0, "cut off" if place >= size else "damaged"
+    height, width = struct.unpack_from(">HH", segment, 5)
+    return width, height, ""
+
+
+def _jpeg_segment(head: bytes, descriptor: int, size: int, wanted: frozenset[int]) -> tuple[int, bytes]:
+    """Where the first segment of a wanted kind is, and how it begins; nothing but the place where the search ended."""
     place, window, begin = 2, head, 0
     for _ in range(2000):  # segments; thumbnails and profiles take a few dozen
         if place - begin + 9 > len(window):
             if place + 9 > size:
-                return 0, 0, "cut off"
+                return size, b""
             window, begin = os.pread(descriptor, HEAD, place), place
         offset = place - begin
         if window[offset] != 0xFF:
-            return 0, 0, "damaged"
+            return place, b""
         marker = window[offset + 1]
-        if marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", window, offset + 5)
-            return width, height, ""
+        if marker in wanted:
+            return place, window[offset : offset + 9]
         if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD8:
             place += 1 if marker == 0xFF else 2
         elif marker in (0xD9, 0xDA):
-            return 0, 0, "damaged"
+            return place, b""
         else:
             place += 2 + int(struct.unpack_from(">H", window, offset + 2)[0])
-    return 0, 0, "damaged"
+    return place, b""
 
 
 def _bmp_size(head: bytes, size: int) -> tuple[int, int, str]:
@@ -228,10 +237,19 @@ def _ending(kind: str, tail: bytes, descriptor: int, size: int) -> tuple[str, bo
     if kind == "jpeg":
         if tail.endswith(b"\xff\xd9"):
             return "", False
-        # trailing zeros, a signature or a second picture after the end mark are common and harmless
-        far = os.pread(descriptor, 1 << 20, max(0, size - (1 << 20)))
-        return ("", True) if far.rfind(b"\xff\xd9") > 0 else ("cut off", False)
+        # trailing zeros or a phone's film after the end mark are common and harmless; an end mark before the pixels
+        # is that of a thumbnail
+        pixels, found = _jpeg_segment(b"", descriptor, size, _SCAN)
+        if not found:
+            return "cut off", False
+        return ("", True) if _has_end_mark(descriptor, pixels, size) else ("cut off", False)
     if kind == "png":
         far = tail if b"IEND" in tail else os.pread(descriptor, 1 << 20, max(0, size - (1 << 20)))
         return ("", False) if b"IEND" in far else ("cut off", False)
     return "", False
+
+
+def _has_end_mark(descriptor: int, begin: int, size: int) -> bool:
+    # read, not mapped: a file that its owner cuts meanwhile would end the process through a map
+    step = 1 << 20
+    return any(b"\xff\xd9" in os.pread(descriptor, step + 1, place) for place in range(begin, size, step))
