@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 Answer = Callable[[socket.socket, str], None]
 
@@ -58,7 +59,8 @@ def silent(connection: socket.socket, _: str) -> None:
 class WebServer:
     """`pages` maps a path to its answer; `asked` is every path and Host header that was asked for, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.pages: dict[str, Answer] = {}
         self.asked: list[str] = []
         self.hosts: list[str] = []
@@ -89,9 +91,10 @@ class WebServer:
             thread.start()
             self._threads.append(thread)
 
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
+    def _serve(self, plain: socket.socket) -> None:
+        with plain, contextlib.ExitStack() as opened:
             try:
+                connection = opened.enter_context(self._tls.wrap_socket(plain, server_side=True)) if self._tls else plain
                 head = b""
                 while b"\r\n\r\n" not in head:
                     part = connection.recv(65536)
@@ -108,9 +111,9 @@ class WebServer:
                 return  # the client went away
 
 
-@contextmanager
-def web_server() -> Iterator[WebServer]:
-    server = WebServer()
+@contextlib.contextmanager
+def web_server(tls: ssl.SSLContext | None = None) -> Iterator[WebServer]:
+    server = WebServer(tls)
     try:
         yield server
     finally:

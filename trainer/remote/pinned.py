@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import httpcore
 
+from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.remote.gate import Gate
 
@@ -88,7 +89,13 @@ class _StoppableStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        return _StoppableStream(self._inner.start_tls(ssl_context, server_hostname, timeout), self._seconds_left)
+        try:
+            stream = self._inner.start_tls(ssl_context, server_hostname, timeout)
+        except httpcore.ConnectError as error:
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):  # waiting would not mend it
+                raise DatasetError(f"Host {server_hostname!r} has no valid certificate; use one that has.") from None
+            raise
+        return _StoppableStream(stream, self._seconds_left)
 
     def get_extra_info(self, info: str) -> object:
         return self._inner.get_extra_info(info)

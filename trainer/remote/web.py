@@ -148,8 +148,6 @@ class GuardedClient:
             with self._pool.stream("GET", url, headers=headers, extensions={"timeout": timeout}) as answer:
                 yield answer
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-                raise DatasetError(f"{shown(url)} has no valid certificate; use a host that has one.") from None
             reason = str(error) or type(error).__name__
             raise Unavailable(f"{shown(url)} does not answer properly: {reason}") from None
         except (httpcore.UnsupportedProtocol, UnicodeError, ValueError) as error:
