@@ -1,8 +1,10 @@
 """Wrong settings, servers that are down, and answers that are lost."""
 
+import socket
 import threading
 import time
 import uuid
+from contextlib import contextmanager
 
 import pytest
 
@@ -44,6 +46,16 @@ def test_nobody_listens_at_the_url(supabase):
     error = error_of("http://127.0.0.1:9", supabase.service_key)
     assert isinstance(error, Unavailable)
     assert "127.0.0.1:9" in str(error)
+
+
+def test_a_server_that_accepts_and_never_answers_is_given_up(supabase):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        limits = CallLimits(connect=1, read=0.3, total=5)
+        project = Project(f"http://127.0.0.1:{silent.getsockname()[1]}", supabase.service_key, limits)
+        began = time.monotonic()
+        with project, pytest.raises(Unavailable, match="no answer in time"):
+            SupabaseQueue(project, **QUICK).claim(WORKER, str(uuid.uuid4()), 60)
+        assert time.monotonic() - began < 2
 
 
 def test_the_urls_name_does_not_exist(supabase):
@@ -125,12 +137,20 @@ def server(supabase, request):
     server.start()
 
 
+@contextmanager
+def started_after(seconds, server):
+    timer = threading.Timer(seconds, server.start)
+    timer.start()
+    yield
+    timer.join()
+
+
 def test_a_server_that_is_down_at_the_start_is_waited_for(supabase_lab, server):
     server.stop()
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
         supabase_lab.another(**QUICK).check()
-    threading.Timer(0.5, server.start).start()
-    assert supabase_lab.another(read=PATIENT).check() == []
+    with started_after(0.5, server):
+        assert supabase_lab.another(read=PATIENT).check() == []
 
 
 def test_a_server_that_goes_down_in_the_middle_costs_nothing(supabase_lab, server):
@@ -146,9 +166,9 @@ def test_a_server_that_goes_down_in_the_middle_costs_nothing(supabase_lab, serve
     ):
         with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
             call()
-    threading.Timer(0.3, server.start).start()
     patient = supabase_lab.another(beat=PATIENT, finish=PATIENT)
-    assert patient.beat(lease, {"progress": {"epoch": 1}}, [event]) is Verdict.OK
+    with started_after(0.3, server):
+        assert patient.beat(lease, {"progress": {"epoch": 1}}, [event]) is Verdict.OK
     assert patient.finish(lease, Completed(results={"mAP": 0.5}, trained_model_url="u"), []) is Verdict.OK
     row = queue.get(lease.job.id)
     assert (row["status"], row["results"]) == ("completed", {"mAP": 0.5, "progress": {"epoch": 1}})
