@@ -75,6 +75,13 @@ def test_a_full_disk_is_the_machines_fault(tmp_path, image, monkeypatch):
         write_view(tmp_path / "view", [item(image)], StopSignal())
 
 
+def test_a_view_that_is_there_already_is_not_mixed_into(tmp_path):
+    data = paint(tmp_path / "set")
+    prepared(data, tmp_path / "view")
+    with pytest.raises(MachineFailed, match="File exists"):
+        prepared(data, tmp_path / "view")
+
+
 def test_an_image_that_vanished_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"a\.jpg vanished"):
         write_view(tmp_path / "view", [item(tmp_path / "gone.jpg", link="hardlink")], StopSignal())

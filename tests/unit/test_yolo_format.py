@@ -225,3 +225,20 @@ def test_a_folder_outside_the_roots_is_refused(tmp_path):
     with pytest.raises(DatasetError):
         prepared(data, tmp_path / "view", root=tmp_path / "set")
     assert counted(prepared(data, tmp_path / "view2", root=tmp_path)) == {"train": 6, "val": 2}
+
+
+@pytest.mark.parametrize("file", ["data.yaml", "train.txt", "annotations.json"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, file):
+    data = paint(tmp_path / "set", yaml="train: train.txt\nval: images/val\n" + USUAL)
+    (tmp_path / "set/train.txt").write_text("images/train/0000.jpg\n")
+    (tmp_path / "set/annotations.json").write_text("{}")
+    really_open = Path.open
+
+    def refuse(path, *args, **more):
+        if path.name == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return really_open(path, *args, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DatasetError, match=f"{file} cannot be read: Permission denied"):
+        prepared(data.with_name("annotations.json") if file.endswith("json") else data, tmp_path / "view")

@@ -18,7 +18,7 @@ from trainer.core.errors import DatasetError
 from trainer.datasets.coco_pictures import Pictures
 from trainer.datasets.coco_shapes import Picture, row_of
 from trainer.datasets.folders import Tree
-from trainer.datasets.found import SPLITS, Found, Report, Sample, shown
+from trainer.datasets.found import SPLITS, Found, Report, Sample, read_file, shown
 from trainer.datasets.images import facts
 from trainer.datasets.yolo_format import ALIASES
 
@@ -61,10 +61,8 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
 
 def _load(path: Path) -> dict[str, Any]:
     name = shown(path.name)
-    if path.stat().st_size > LARGEST_JSON:
-        raise DatasetError(f"{name} is larger than {LARGEST_JSON >> 30} GiB.")
     try:
-        document = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        document = json.loads(read_file(path, LARGEST_JSON).removeprefix(b"\xef\xbb\xbf"))
     except UnicodeDecodeError:
         raise DatasetError(f"{name} is not UTF-8 text.") from None
     except (ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ import yaml
 
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
-from trainer.datasets.found import Report, shown
+from trainer.datasets.found import Report, read_file, shown
 
 LARGEST_YAML = 4 << 20  # bytes; a thousand names take 30 KB
 DEEPEST = 12  # levels of nesting
@@ -40,11 +40,7 @@ def load_yaml(path: Path, report: Report) -> dict[str, Any]:
 
     Raises `DatasetError` for what is not a small, flat YAML mapping.
     """
-    with path.open("rb") as file:
-        data = file.read(LARGEST_YAML + 1)
-    if len(data) > LARGEST_YAML:
-        raise DatasetError(f"{shown(path.name)} is larger than {LARGEST_YAML >> 20} MiB, which no dataset YAML is.")
-    text = _decoded(data, path, report)
+    text = _decoded(read_file(path, LARGEST_YAML), path, report)
     value = _parsed(text, path.name, report)
     if not isinstance(value, dict):
         raise DatasetError(

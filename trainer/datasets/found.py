@@ -116,6 +116,19 @@ def _finding(code: str, tally: _Tally) -> Finding:
     )
 
 
+def read_file(path: Path | str, largest: int) -> bytes:
+    """All of a file of the dataset's. Raises `DatasetError` when it cannot be read or has more than `largest` bytes."""
+    name = shown(Path(path).name)
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(largest + 1)
+    except OSError as error:
+        raise DatasetError(f"{name} cannot be read: {error.strerror}.") from None
+    if len(data) > largest:
+        raise DatasetError(f"{name} is larger than {largest >> 20} MiB, which is more than such a file may have.")
+    return data
+
+
 def shown(text: str, longest: int = 120) -> str:
     """Text of unknown origin as it may stand in a message: printable, valid UTF-8, short."""
     clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: longest * 2])

@@ -17,6 +17,7 @@ from trainer.datasets.folders import Tree
 from trainer.datasets.found import Admit, Found, Report, shown
 from trainer.datasets.recognise import recognise
 from trainer.datasets.reference import Roots, parse_reference
+from trainer.datasets.view import new_view
 
 OnEvent = Callable[[Event], None]
 
@@ -51,7 +52,7 @@ class FetchedDatasets:
         """See `core.ports.Datasets`. Each warning is also an event."""
         from trainer.datasets.build import build  # numpy, which an idle daemon does without
 
-        view.mkdir(parents=True)
+        new_view(view)
         report = Report()
         prepared = build(order, self.recognised(order, view, stop, report, on_event), view, stop, report, self.facts)
         for finding in prepared.findings:
@@ -75,7 +76,7 @@ class FetchedDatasets:
         from trainer.datasets.build import check_all, summary
         from trainer.datasets.contact_sheet import draw_sheet
 
-        staging.mkdir(parents=True)
+        new_view(staging)
         report = Report()
         checked = check_all(order, self.recognised(order, staging, stop, report, on_event), stop, report, self.facts)
         drawn = draw_sheet(checked, sheet) if sheet else 0

@@ -13,8 +13,9 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,17 +45,21 @@ class Item:
     label: str | None = None  # a file of our own that holds `text`, to be linked
 
 
+def new_view(view: Path) -> None:
+    """Make the folder. Raises `MachineFailed` when it cannot be made, or is there already."""
+    with _written():
+        view.mkdir(parents=True)
+
+
 def write_view(view: Path, items: Sequence[Item], stop: StopSignal, empty: Iterable[str] = ()) -> None:
     """Make the images and labels of a view, and the folders `empty`, which may stay so.
 
     Raises `MachineFailed` when the disk is the problem, `DatasetError` when an image vanished meanwhile, `Stopped`.
     """
-    try:
+    with _written():
         for folder in empty:
             (view / folder).mkdir(parents=True, exist_ok=True)
         _write(view, items, stop)
-    except OSError as error:
-        raise MachineFailed(f"The dataset view cannot be written: {error.strerror} ({shown(str(error.filename))}).") from error
 
 
 def write_data_yaml(
@@ -70,7 +75,8 @@ def write_data_yaml(
     if flip_idx:
         data["flip_idx"] = list(flip_idx)
     path = view / "data.yaml"
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with _written():
+        path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
 
 
@@ -112,6 +118,14 @@ def _safe(stem: str) -> str:
     if len(stem) > LONGEST_STEM or len(stem.encode("utf-8", "replace")) > LONGEST_STEM:
         stem = stem.encode("utf-8", "replace")[: LONGEST_STEM - 8].decode("utf-8", "ignore")
     return f"_{stem.lstrip('.-')}" if stem[:1] in (".", "-", "") else stem
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MachineFailed(f"The dataset view cannot be written: {error.strerror} ({shown(str(error.filename))}).") from error
 
 
 def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> None:

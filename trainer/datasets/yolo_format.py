@@ -1,4 +1,4 @@
-# ruff: noqa: PTH112, PTH118, PTH123  (plain strings: there are a hundred thousand paths)
+# ruff: noqa: PTH112, PTH118  (plain strings: there are a hundred thousand paths)
 """YOLO datasets in every layout that people have, from a data.yaml or from the folders alone."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.core.errors import DatasetError
 from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES, DataYaml, load_yaml, read_data_yaml
 from trainer.datasets.folders import Tree, label_files
-from trainer.datasets.found import SPLITS, Found, Report, Sample, shown
+from trainer.datasets.found import SPLITS, Found, Report, Sample, read_file, shown
 
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 CLASS_FILES = ("classes", "labels", "names", "obj", "predefined_classes", "_darknet")
@@ -253,10 +253,7 @@ def _tails(path: str) -> Iterator[str]:
 
 
 def _lines(path: str, largest: int = LARGEST_LIST) -> list[str]:
-    with open(path, "rb") as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
-        raise DatasetError(f"{shown(Path(path).name)} is larger than {largest >> 20} MiB.")
+    data = read_file(path, largest)
     text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="surrogateescape")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
