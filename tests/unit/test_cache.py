@@ -156,6 +156,17 @@ def test_what_is_pinned_stays_as_long_as_its_holder_exists(cache, tmp_path):
     assert list((cache.root / "pins").iterdir()) == []
 
 
+def test_a_pin_holds_when_the_cache_is_a_link_to_another_disk(tmp_path):
+    (tmp_path / "far/away/disk").mkdir(parents=True)
+    (tmp_path / "root/run").mkdir(parents=True)
+    (tmp_path / "root/.cache").symlink_to(tmp_path / "far/away/disk")
+    cache = ContentCache(tmp_path / "root/.cache", max_bytes=0, reserve=0)
+    cache.pin(tmp_path / "root/run", ["a"])
+    put(cache, "a")
+    cache.make_room(0)
+    assert cache.get("a", 100)
+
+
 def test_a_pin_holds_in_every_process(cache, tmp_path):
     holder = tmp_path / "run"
     holder.mkdir()

@@ -101,6 +101,9 @@ SOURCES = {
     "stored YAML by bucket": lambda p: write(p.bucket / "p/s", files()) and "storage:datasets/p/s/data.yaml",
     "stored YAML of another name": lambda p: write(p.bucket / "p/s", files() | {"1700-my.yaml": files()["data.yaml"]})
     and "storage:p/s/1700-my.yaml",
+    "stored YAML without an ending": lambda p: write(p.bucket / "p/s", files() | {"1700-my set": files()["data.yaml"]})
+    and "storage:p/s/1700-my set",
+    "path of a YAML without an ending": lambda p: str(write(p.root / "set", files() | {"mine": files()["data.yaml"]}) / "mine"),
     "stored folder": lambda p: write(p.bucket / "p/s", files()) and "storage:p/s",
     "stored zip": lambda p: p.zip(p.bucket) and "storage:set.zip",
     "stored export": lambda p: write(p.bucket, {"set.ndjson": p.export()}) and "storage:set.ndjson",

@@ -157,7 +157,7 @@ class ContentCache:
     def pin(self, holder: Path, identities: Iterable[str]) -> None:
         """Keep these entries, present or to come, as long as the folder `holder` exists. Pins add up."""
         self._make_folders()
-        lines = [os.path.relpath(holder, self.root), *sorted({_name(i) for i in identities})]
+        lines = [os.path.relpath(holder.resolve(), self.root.resolve()), *sorted({_name(i) for i in identities})]
         with self._locked(), on_this_disk(self._pins):
             (self._pins / uuid.uuid4().hex).write_text("\n".join(lines))
 
@@ -220,9 +220,10 @@ class ContentCache:
 
     def _pinned(self) -> set[str]:
         names: set[str] = set()
+        root = self.root.resolve()  # holders are relative, so that they hold under another mount point too
         for pin in _scan(self._pins):
             holder, *pinned = Path(pin.path).read_text().split("\n")
-            if (self.root / holder).is_dir():
+            if (root / holder).is_dir():
                 names.update(pinned)
             else:
                 Path(pin.path).unlink(missing_ok=True)
