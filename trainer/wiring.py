@@ -241,14 +241,14 @@ def slot_devices(settings: Settings) -> list[int]:
     return [found[slot % len(found)] if found else CPU for slot in range(count)]
 
 
-def describe_worker(settings: Settings, free_slots: int) -> Worker:
+def describe_worker(settings: Settings, free_gpus: int) -> Worker:
     """Who we are, and what a run may require of us now."""
     found = host.visible_gpus(process_environment().get("CUDA_VISIBLE_DEVICES"))
     smallest = min((gpu.memory for gpu in found), default=0) / host.GIB
     return Worker(
         id=settings.worker_id,
-        capabilities={"gpus": free_slots if found else 0, "gpu_memory_gb": round(smallest, 1)},
-        hardware=host.hardware(),
+        capabilities={"gpus": free_gpus, "gpu_memory_gb": round(smallest, 1)},
+        hardware={**host.hardware(), "version": __version__, "slots": len(slot_devices(settings))},
     )
 
 

@@ -90,6 +90,17 @@ def test_a_claim_writes_the_hardware_that_the_web_app_reads(queue_lab):
     assert float(row["ram_gb"]) == 128
 
 
+def test_a_worker_is_seen_with_its_version_its_slots_and_what_it_works_on(queue_lab):
+    worker = Worker(id="w1", hardware={"version": "1.2.3", "slots": 2})
+    enqueue(queue_lab)
+    queue_lab.queue.claim(worker, str(uuid.uuid4()), 60)
+    idle = queue_lab.queue.claim(worker, str(uuid.uuid4()), 60)
+    row = queue_lab.worker("w1")
+    assert idle is None
+    assert (row["version"], row["slots"], row["current_runs"], row["status"]) == ("1.2.3", 2, 1, "busy")
+    assert abs((moment(row["last_seen"]) - moment(ago(0))).total_seconds()) < 60
+
+
 def test_a_repeated_claim_gives_the_same_run_and_not_a_second_one(queue_lab):
     for _ in range(2):
         enqueue(queue_lab)

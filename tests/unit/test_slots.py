@@ -25,6 +25,32 @@ def test_a_run_may_take_several():
     assert Slots([0, 1, 2]).take(2).gpus == (0, 1)
 
 
+def test_the_slots_of_a_run_are_on_different_gpus():
+    slots = Slots([0, 1, 0, 1])
+
+    assert (slots.gpus, slots.free_gpus, slots.free) == (2, 2, 4)
+    assert slots.take(2).gpus == (0, 1)
+    assert slots.take(3).gpus == (0, 1)
+
+
+def test_the_idlest_gpu_is_taken_first():
+    slots = Slots([0, 0, 1, 1])
+
+    assert [slots.take(1).gpus for _ in range(4)] == [(0,), (1,), (0,), (1,)]
+
+
+def test_what_a_run_could_have_now_is_told_in_gpus():
+    slots = Slots([0, 0])
+    loan = slots.take(1)
+
+    assert (slots.free, slots.free_gpus) == (1, 1)
+    slots.take(1)
+    assert slots.free_gpus == 0
+    loan.give_back()
+    assert slots.free_gpus == 1
+    assert Slots([CPU, CPU]).gpus == 0
+
+
 def test_a_cpu_slot_has_no_gpu():
     slots = Slots([CPU, CPU])
 

@@ -75,7 +75,7 @@ class Daemon:
         On the way out: claim nothing more, let each run stop its training and give itself back while its lease is
         still renewed, and only then leave.
         """
-        worker = self._describe_worker(self._slots.free)
+        worker = self._describe_worker(self._slots.free_gpus)
         deliver_leftovers(self._queue, self._journals, worker.id, self._lease_seconds, shutdown)
         with self._prefetcher.running(shutdown), self._pulse.following("claims"):
             while not shutdown.must_stop:
@@ -99,7 +99,7 @@ class Daemon:
         """Ask for a run. A claim that got no answer is asked again under the same id: it may have been granted."""
         try:
             self._check_once()
-            lease = self._queue.claim(self._describe_worker(self._slots.free), self._claim_id, self._lease_seconds)
+            lease = self._queue.claim(self._describe_worker(self._slots.free_gpus), self._claim_id, self._lease_seconds)
         except (Unavailable, Misconfigured) as error:
             self._note_outage(error)
             return None

@@ -60,7 +60,7 @@ class Prefetcher:
     def look(self, stop: StopSignal) -> None:
         """Prefetch for the run that would be claimed next, once. What goes wrong is that run's business, later."""
         try:
-            job = self._queue.peek(self._describe_worker(self._slots.total))
+            job = self._queue.peek(self._describe_worker(self._slots.gpus))
             if job is None or job.id == self._last:
                 return
             self._last = job.id

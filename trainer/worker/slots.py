@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 CPU = -1  # a slot without a GPU
@@ -15,16 +16,24 @@ class Slots:
         self._free = list(devices)
         self._changed = threading.Condition()
         self.total = len(devices)
+        self.gpus = self.free_gpus
 
     @property
     def free(self) -> int:
         return len(self._free)
 
+    @property
+    def free_gpus(self) -> int:
+        """How many GPUs a run could have now; a GPU with several slots counts once."""
+        return len({*self._free} - {CPU})
+
     def take(self, count: int) -> SlotLoan:
-        """Borrow `count` slots that are free now; as many as there are when the host has fewer."""
+        """Borrow a slot on each of `count` devices, the idlest first; fewer when fewer are free."""
         with self._changed:
-            taken, self._free = self._free[:count], self._free[count:]
-        return SlotLoan(self, tuple(taken))
+            free = Counter(self._free)
+            taken = sorted(free, key=lambda device: (-free[device], device))[:count]
+            self._free = sorted((free - Counter(taken)).elements())
+        return SlotLoan(self, tuple(sorted(taken)))
 
     def wait_for_free(self, seconds: float) -> bool:
         """Block until a slot is free, at most `seconds`; whether one is."""
