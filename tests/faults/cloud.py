@@ -1,0 +1,286 @@
+"""A Supabase project under test: real PostgreSQL and PostgREST, a stand-in for Storage, and a record of every change.
+
+What must hold whatever happens is checked from that record (`check_invariants`), so that each test of the matrix gets
+I1, I2, I3, I4, I5, I7 and I8 for nothing and asserts what is its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+
+from tests.faults.proxy import Proxy
+from tests.storage_server import StorageServer
+from tests.supabase_stack import running_stack
+from trainer.core.job import TRANSITIONS, Status
+
+BUCKET = "training-artifacts"
+LASTING = ("status", "claim_id", "attempt", "results", "trained_model_url", "error_message", "completed_at")
+RECORD = """
+create schema faults;
+create table faults.changes (
+  n bigserial, at timestamptz default clock_timestamp(), run_id uuid, was jsonb, became jsonb);
+create table faults.stale_events (run_id uuid, attempt integer, event jsonb, row jsonb);
+create function faults.note_change() returns trigger language plpgsql security definer as $$
+begin
+  insert into faults.changes (run_id, was, became) values (new.id, to_jsonb(old), to_jsonb(new));
+  return null;
+end $$;
+create trigger faults_change after update on training_runs for each row execute function faults.note_change();
+create function faults.note_event() returns trigger language plpgsql security definer as $$
+declare
+  run public.training_runs;
+begin
+  select * into run from public.training_runs where id = new.run_id;
+  if run.attempt <> new.attempt or run.status in ('completed', 'failed', 'canceled') then
+    insert into faults.stale_events values (new.run_id, new.attempt, to_jsonb(new), to_jsonb(run));
+  end if;
+  return null;
+end $$;
+create trigger faults_event after insert on training_run_events for each row execute function faults.note_event();
+-- the real pauses (10 s, 20 s, …) have their own tests
+create or replace function trainer.back_off(failures integer) returns interval
+language sql immutable parallel safe set search_path = '' as $$ select 0.3 * interval '1 second' $$;
+"""
+
+
+class Bucket(StorageServer):
+    """Remembers when each object was written."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.writes = []  # (time.time(), bucket, key)
+
+    def commit(self, bucket, key, file, mime):
+        stored = super().commit(bucket, key, file, mime)
+        self.writes.append((time.time(), bucket, key))
+        return stored
+
+    def reset(self, key):
+        with self.lock:
+            self.faults.clear()
+            self.writes.clear()
+            self.requests.clear()
+            self.received = self.sent = 0
+            self.limit = None
+            self.keys = {key: "service"}
+            self.objects.setdefault(BUCKET, {}).clear()
+            self.buckets.update({name: self.buckets[name] for name in self.buckets})
+
+
+class Cloud:
+    def __init__(self, stack, storage: Bucket, data: Path) -> None:
+        self.stack = stack
+        self.storage = storage
+        self.data = data
+        self.gateway = stack.gateway
+        self.key = stack.service_key
+        self.sql = stack.sql
+        self._app = httpx.Client(
+            base_url=f"http://127.0.0.1:{stack.postgrest.port}",
+            headers={"Authorization": f"Bearer {self.key}", "Prefer": "return=representation"},
+            timeout=30,
+        )
+        self.stack.sql(RECORD)
+
+    def close(self) -> None:
+        self._app.close()
+
+    def clear(self) -> None:
+        self.stack.clear()
+        self.sql("delete from faults.changes; delete from faults.stale_events;")
+        self.storage.reset(self.key)
+
+    # ── the web app ──
+
+    def enqueue(self, data=None, run_id=None, **configuration) -> str:
+        columns = {key: configuration.pop(key) for key in ("max_attempts", "priority") if key in configuration}
+        row = {
+            "id": run_id or str(uuid.uuid4()),
+            "run_name": "run",
+            "base_model": "yolo11n.yaml",
+            "data_yaml": str(data or self.data),
+            "configuration": {"epochs": 6, "compute": "cpu"} | configuration,
+            **columns,
+        }
+        return self._changed("POST", {}, row)[0]["id"]
+
+    def cancel(self, run_id: str) -> None:
+        self._app.post("/rpc/cancel_training_run", json={"run_id": run_id}).raise_for_status()
+
+    def edit(self, run_id: str, **columns) -> None:
+        self._changed("PATCH", {"id": f"eq.{run_id}"}, columns)
+
+    def delete(self, run_id: str) -> None:
+        self._changed("DELETE", {"id": f"eq.{run_id}"}, None)
+
+    def row(self, run_id: str):
+        rows = self._read("/training_runs", id=f"eq.{run_id}")
+        return rows[0] if rows else None
+
+    def rows(self):
+        return self._read("/training_runs", order="created_at")
+
+    def events(self, run_id: str, kind=None):
+        where = {"run_id": f"eq.{run_id}", "order": "attempt,seq"} | ({"kind": f"eq.{kind}"} if kind else {})
+        return self._read("/training_run_events", **where)
+
+    def epochs(self, run_id: str) -> dict[int, list[int]]:
+        """The epochs that each attempt finished, in the order in which it told them."""
+        found: dict[int, list[int]] = {}
+        for event in self.events(run_id, "epoch"):
+            found.setdefault(event["attempt"], []).append(event["data"]["epoch"])
+        return found
+
+    def phases(self, run_id: str, attempt: int) -> list[str]:
+        return [e["data"]["phase"] for e in self.events(run_id, "phase") if e["attempt"] == attempt]
+
+    def warnings(self, run_id: str) -> list[str]:
+        return [event["data"]["code"] for event in self.events(run_id, "warning")]
+
+    def _read(self, path: str, **where):
+        return self._app.get(path, params=where).raise_for_status().json()
+
+    def _changed(self, method: str, where, columns):
+        answer = self._app.request(method, "/training_runs", params=where, json=columns)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    # ── waiting ──
+
+    def wait(self, run_id: str, *statuses: str, seconds=40):
+        return self.wait_until(run_id, lambda row: row["status"] in statuses, seconds)
+
+    def wait_until(self, run_id: str, holds, seconds=40):
+        """The row, once it is as it should be."""
+        row = None
+
+        def look() -> bool:
+            nonlocal row
+            row = self.row(run_id)
+            return row is not None and holds(row)
+
+        wait_for(look, seconds, lambda: self.story(run_id))
+        return row
+
+    def story(self, run_id: str) -> str:
+        """For the message of a test that fails."""
+        row = {name: value for name, value in (self.row(run_id) or {}).items() if name != "results"}
+        return "\n".join([str(row), *(f"{e['attempt']}.{e['seq']} {e['kind']} {e['data']}" for e in self.events(run_id))])
+
+    def wait_epoch(self, run_id: str, epoch: int, attempt=1, seconds=40):
+        wait_for(lambda: epoch <= max(self.epochs(run_id).get(attempt, [0])), seconds, lambda: self.story(run_id))
+
+    def wait_phase(self, run_id: str, phase: str, attempt=1, seconds=40):
+        wait_for(lambda: phase in self.phases(run_id, attempt), seconds, lambda: self.story(run_id))
+
+    # ── the network ──
+
+    def proxy(self) -> Proxy:
+        return Proxy("127.0.0.1", int(self.gateway.url.rpartition(":")[2]))
+
+    def refuse(self, what: str, status: int = 503, body: bytes = b"{}") -> None:
+        """Every request whose path holds `what` is answered so, until `gateway.reset()`."""
+        self.gateway.faults = lambda _, path: (
+            (status, {"Content-Type": "application/json"}, body) if what in path else None
+        )
+
+    def lose_answers(self, what: str, times: int) -> list[str]:
+        """The next answers to requests whose path holds `what` are thrown away; the list grows with each."""
+        lost: list[str] = []
+
+        def lose(_, path):
+            if what in path and len(lost) < times:
+                lost.append(path)
+                self.gateway.lose_answers += 1
+
+        self.gateway.faults = lose
+        return lost
+
+    # ── what must hold ──
+
+    def check_published(self, row) -> None:
+        """I8: what the row lists is in the bucket, byte for byte, and the model is among it."""
+        artifacts = row["results"]["artifacts"]
+        for artifact in artifacts:
+            content = self.storage.get(BUCKET, artifact["path"])
+            assert hashlib.sha256(content).hexdigest() == artifact["sha256"], artifact["name"]
+            assert len(content) == artifact["bytes"]
+        if row["status"] == "completed":
+            best = next(artifact for artifact in artifacts if artifact["name"] == "best.pt")
+            assert best["path"] == f"training_runs/{row['id']}/{row['attempt']}/best.pt"
+            assert best["path"] in row["trained_model_url"]
+
+    def check_epochs(self, run_id: str, *, back: int) -> None:
+        """I9: an attempt tells each epoch once and in order, and begins at most `back` epochs before the last one's end."""
+        attempts = sorted(self.epochs(run_id).items())
+        for _, told in attempts:
+            assert told == list(range(told[0], told[0] + len(told)))
+        for (_, before), (_, after) in pairwise(attempts):
+            assert before[-1] + 1 - after[0] in range(back + 1), attempts
+
+    def check_invariants(self) -> None:
+        """I1 to I5, I7 and I8, for every run and everything that was ever written."""
+        assert self.stack.rows("select * from faults.stale_events") == []
+        for change in self.stack.rows("select was, became from faults.changes order by n"):
+            _check_change(change["was"], change["became"])
+        for row in self.rows():
+            assert row["failures"] <= row["max_attempts"]
+            if row["status"] == "completed":
+                self.check_published(row)
+
+    def quiet(self) -> bool:
+        """I6: whether every row has ended."""
+        return all(Status(row["status"]).is_terminal for row in self.rows())
+
+
+def _check_change(was, became) -> None:
+    before, after = Status(was["status"]), Status(became["status"])
+    assert after is before or after in TRANSITIONS[before], f"I4: {before} → {after}"
+    if before.is_terminal:
+        assert {n: was[n] for n in LASTING} == {n: became[n] for n in LASTING}, "I3"
+    if after.is_terminal:
+        assert became["lease_expires_at"] is None, "I2"
+    if became["claim_id"] != was["claim_id"] or became["attempt"] != was["attempt"]:
+        assert (before, after) == (Status.QUEUED, Status.RUNNING), "I1"
+        assert became["attempt"] == was["attempt"] + 1, "I1"
+    assert became["failures"] <= became["max_attempts"], "I7"
+
+
+def wait_for(holds, seconds=30.0, told=lambda: "") -> None:
+    """Until `holds()`; a server that is down meanwhile is no answer."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if holds():
+                return
+        except (httpx.TransportError, httpx.HTTPStatusError):
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {told()}")
+
+
+@contextmanager
+def running_cloud(data: Path):
+    with running_stack() as stack:
+        buckets = {"datasets": False, BUCKET: False}
+        with Bucket(buckets, key=stack.service_key, anon_key=stack.anon_key, tus_host=stack.url) as storage:
+            stack.route_storage(storage.url)
+            cloud = Cloud(stack, storage, data)
+            try:
+                yield cloud
+            finally:
+                cloud.close()
+
+
+def in_thread(work) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread

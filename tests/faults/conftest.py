@@ -1,0 +1,59 @@
+"""One cloud for all, and hosts that come and go."""
+
+import os
+
+import pytest
+
+from tests.faults.cloud import running_cloud
+from tests.faults.hosts import Host
+from tests.supabase_stack import MissingBinary
+from trainer.demo import draw_dataset
+
+SLOW = {"seconds_per_epoch": 0.25}
+QUICK = {"seconds_per_epoch": 0.01}
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    return draw_dataset(tmp_path_factory.mktemp("drawn"), images=6, size=32)
+
+
+@pytest.fixture(scope="session")
+def cloud_servers(drawn):
+    """Without the binaries the matrix is skipped on a laptop, and fails in CI."""
+    try:
+        with running_cloud(drawn) as cloud:
+            yield cloud
+    except MissingBinary as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def cloud(cloud_servers):
+    """Empty tables and no faults; afterwards, whatever the test did, the invariants hold."""
+    cloud_servers.clear()
+    yield cloud_servers
+    cloud_servers.check_invariants()
+
+
+@pytest.fixture
+def wire(cloud):
+    """A proxy between one host and the cloud."""
+    with cloud.proxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def host(cloud, tmp_path):
+    """Starts hosts by name: `host("a", SLOW, STALL_SECONDS=2)`."""
+    hosts = []
+
+    def start(name, behaviour, **settings):
+        hosts.append(Host(cloud, tmp_path / name, behaviour, **settings).start())
+        return hosts[-1]
+
+    yield start
+    for each in hosts:
+        each.end()

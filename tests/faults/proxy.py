@@ -1,0 +1,172 @@
+"""A TCP proxy that stands between a worker and its servers and misbehaves on request.
+
+with Proxy("127.0.0.1", 5432) as proxy:
+… proxy.url …
+proxy.cut()        every connection is reset, new ones are refused until `mend`
+proxy.freeze()     half-open: connections stay, not a byte passes, in either direction, until `mend`
+proxy.slow(0.5)    every piece that arrives waits so long (seconds) before it goes on
+proxy.mutter(40)   the next answer is cut after so many bytes, its connection reset
+proxy.mend()       as a wire again; what was frozen is delivered now, late
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+from typing import Self
+
+PIECE = 65536
+
+
+class Proxy:
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._changed = threading.Condition()
+        self._mode = "wire"
+        self._delay = 0.0
+        self._answer_bytes: int | None = None
+        self._pairs: set[_Pair] = set()
+        self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
+        self.connections = 0  # accepted so far
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._set("closed")
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+        self._reset_all()
+
+    def cut(self) -> None:
+        self._set("cut")
+        self._reset_all()
+
+    def freeze(self) -> None:
+        self._set("frozen")
+
+    def slow(self, seconds: float) -> None:
+        self._set("wire", seconds)
+
+    def mutter(self, answer_bytes: int) -> None:
+        with self._changed:
+            self._answer_bytes = answer_bytes
+
+    def mend(self) -> None:
+        self._set("wire")
+
+    def _set(self, mode: str, delay: float = 0.0) -> None:
+        with self._changed:
+            self._mode, self._delay = mode, delay
+            self._changed.notify_all()
+
+    def _reset_all(self) -> None:
+        with self._changed:
+            pairs = list(self._pairs)
+        for pair in pairs:
+            pair.reset()
+        for pair in pairs:
+            pair.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            pair = None if self._mode == "cut" else self._pair(near)
+            if pair is None:
+                _reset(near)
+                near.close()
+
+    def _pair(self, near: socket.socket) -> _Pair | None:
+        try:
+            far = socket.create_connection(self._target, timeout=5)
+        except OSError:
+            return None
+        for end in (near, far):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            end.settimeout(None)
+        pair = _Pair(self, near, far)
+        with self._changed:
+            self._pairs.add(pair)
+        pair.start()
+        return pair
+
+    # ── for the pairs ──
+
+    def wait_to_pass(self) -> bool:
+        """Hold a piece back for as long as the wire is frozen or slow; False when it is to be dropped."""
+        with self._changed:
+            while self._mode == "frozen":
+                self._changed.wait()
+            mode, delay = self._mode, self._delay
+        if delay:
+            time.sleep(delay)
+        return mode == "wire"
+
+    def shortened(self, answer: bytes) -> tuple[bytes, bool]:
+        """An answer's first piece as it is to be sent, and whether the connection dies after it."""
+        with self._changed:
+            kept, self._answer_bytes = self._answer_bytes, None
+        return (answer, False) if kept is None else (answer[:kept], True)
+
+    def forget(self, pair: _Pair) -> None:
+        with self._changed:
+            self._pairs.discard(pair)
+
+
+class _Pair:
+    """One connection: two sockets and a thread that carries pieces between them."""
+
+    def __init__(self, proxy: Proxy, near: socket.socket, far: socket.socket) -> None:
+        self._proxy, self._near, self._far = proxy, near, far
+        self._thread = threading.Thread(target=self._carry, name="proxied", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(10)
+
+    def reset(self) -> None:
+        for end in (self._near, self._far):
+            _reset(end)
+
+    def _carry(self) -> None:
+        with self._near, self._far, selectors.DefaultSelector() as selector, suppress(OSError, ValueError):
+            selector.register(self._near, selectors.EVENT_READ, self._far)
+            selector.register(self._far, selectors.EVENT_READ, self._near)
+            while all(self._pass_on(key.fileobj, key.data) for key, _ in selector.select()):
+                pass
+        self._proxy.forget(self)
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> bool:
+        piece = source.recv(PIECE)
+        if not piece or not self._proxy.wait_to_pass():
+            return False
+        dies = False
+        if source is self._far:
+            piece, dies = self._proxy.shortened(piece)
+        target.sendall(piece)
+        if dies:
+            self.reset()
+        return not dies
+
+
+def _reset(end: socket.socket) -> None:
+    # with a linger of nothing the other side sees a reset, not a polite end
+    with suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        end.shutdown(socket.SHUT_RDWR)

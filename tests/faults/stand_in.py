@@ -1,0 +1,46 @@
+"""trainer_service.py with `trains_as_told.py` in the training process's place.
+
+The knobs are in TRAINER_HOME/behaviour.json, read anew for each training. A number in TRAINER_HOME/clock.txt is by how
+many seconds this process's wall clock is wrong, read anew whenever it asks for the time.
+"""
+
+import datetime
+import functools
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+HOME = Path(os.environ["TRAINER_HOME"])
+CHILD = ROOT / "tests" / "faults" / "trains_as_told.py"
+CLOCK = HOME / "clock.txt"
+
+
+def move_the_wall_clock():
+    honest, right = time.time, datetime.datetime
+
+    def moved():
+        return honest() + float(CLOCK.read_text())
+
+    class Moved(right):
+        @classmethod
+        def now(cls, tz=None):
+            return right.fromtimestamp(moved(), tz)
+
+    time.time, datetime.datetime = moved, Moved
+
+
+if CLOCK.exists():
+    move_the_wall_clock()
+
+sys.path.insert(0, str(ROOT))
+
+from trainer import cli, wiring  # noqa: E402
+from trainer.training.process import ChildTrainer  # noqa: E402
+
+program = (sys.executable, str(CHILD), "--behaviour", str(HOME / "behaviour.json"))
+wiring.ChildTrainer = functools.partial(ChildTrainer, program=program)
+
+if __name__ == "__main__":
+    cli.main()

@@ -1,0 +1,123 @@
+"""The proxy's ways of misbehaving, so that the matrix can rely on them."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.faults.proxy import Proxy
+
+
+@pytest.fixture
+def echo():
+    """A server that sends everything back; its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer(connection):
+        with connection:
+            try:
+                while piece := connection.recv(65536):
+                    connection.sendall(piece)
+            except OSError:
+                return
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield listener.getsockname()[1]
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+
+
+@pytest.fixture
+def proxy(echo):
+    with Proxy("127.0.0.1", echo) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def wire(proxy):
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as wire:
+        wire.sendall(b"hello")
+        assert wire.recv(100) == b"hello"
+        yield wire
+
+
+def silent(wire, seconds):
+    wire.settimeout(seconds)
+    try:
+        return not wire.recv(100)
+    except TimeoutError:
+        return True
+    finally:
+        wire.settimeout(5)
+
+
+def test_a_cut_resets_what_is_open_and_refuses_what_is_new(proxy, wire):
+    proxy.cut()
+
+    with pytest.raises(ConnectionError):
+        wire.sendall(b"x")
+        if not wire.recv(100):
+            raise ConnectionError
+    with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as new:
+        if not new.recv(100):
+            raise ConnectionError
+
+
+def test_a_frozen_wire_is_silent_and_delivers_late(proxy, wire):
+    proxy.freeze()
+    wire.sendall(b"late")
+    assert silent(wire, 0.2)
+
+    proxy.mend()
+
+    assert wire.recv(100) == b"late"
+
+
+def test_a_slow_wire_takes_its_time(proxy, wire):
+    proxy.slow(0.15)
+    began = time.monotonic()
+    wire.sendall(b"slow")
+
+    assert wire.recv(100) == b"slow"
+    assert time.monotonic() - began >= 0.3  # there and back
+
+
+def test_a_muttered_answer_is_cut_short(proxy, wire):
+    proxy.mutter(3)
+    wire.sendall(b"an answer")
+
+    assert wire.recv(100) == b"an "
+    with pytest.raises(ConnectionError):
+        if not wire.recv(100):
+            raise ConnectionError
+
+
+def test_after_a_mend_new_connections_pass(proxy, wire):
+    proxy.cut()
+    proxy.mend()
+
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as new:
+        new.sendall(b"again")
+        assert new.recv(100) == b"again"
+
+
+def test_nothing_is_left_when_it_closes(echo):
+    before = threading.active_count()
+    with Proxy("127.0.0.1", echo) as proxy, socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as wire:
+        wire.sendall(b"x")
+        proxy.freeze()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before + 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before + 1  # the server's own thread may linger

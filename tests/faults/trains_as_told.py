@@ -1,0 +1,33 @@
+"""The quick stand-in (tests/process/programs/trains_quickly.py) with knobs for single runs, and an appetite.
+
+runs   {}   more knobs for the run of that id
+eats   0    MiB of memory that it wants in each epoch
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "process" / "programs"))
+
+from trains_quickly import Quick
+
+RUN_ID = slice(len("train_"), len("train_") + 36)
+
+
+class Told(Quick):
+    def read_behaviour(self, order):
+        told = super().read_behaviour(order)
+        return told | told.get("runs", {}).get(Path(order["run_dir"]).name[RUN_ID], {})
+
+    def train_epoch(self, epoch):
+        self.meal = b"." * (self.knob("eats", 0) << 20)
+        super().train_epoch(epoch)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--behaviour")
+    parser.add_argument("--events-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    Told(arguments.events_fd, arguments.behaviour).main()
