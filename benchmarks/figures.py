@@ -14,7 +14,7 @@ class Figure:
     target: str
     measured: str
     met: bool
-    peer: str = "–"
+    peer: str = ""
     why: str = ""
 
     def line(self) -> str:
@@ -27,5 +27,5 @@ HEADER = "| figure | target | measured | beside it | |\n|---|---|---|---|---|"
 
 def middle(values: list[float], unit: str = "s", digits: int = 2) -> str:
     """The median, and the range when there are several."""
-    spread = f" ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else ""
+    spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
     return f"{median(values):.{digits}f} {unit}{spread}"

@@ -1,0 +1,27 @@
+"""Every figure that the README claims about speed, as one table: `make bench`, or `python -m benchmarks [--tiny] [NAME …]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+
+from benchmarks.figures import HEADER
+
+NAMES = ("run", "sync", "datasets", "storage", "claim", "beats", "idle")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=f"of {', '.join(NAMES)}; default: all")
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}\n\n{HEADER}", flush=True)
+    for name in options.names or NAMES:
+        for figure in importlib.import_module(f"benchmarks.{name}").figures(tiny=options.tiny):
+            print(figure.line(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

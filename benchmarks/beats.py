@@ -1,0 +1,102 @@
+"""What 1,000 busy workers cost the database: `python -m benchmarks.beats [--tiny]`.
+
+Each beats every 5 s, every second time with progress, through our adapter, PostgREST and PostgreSQL. Counted is the
+processor time of PostgreSQL's processes: those of the clients and of PostgREST run elsewhere in a real project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+
+from benchmarks.claim import adapters
+from benchmarks.figures import Figure
+from tests.supabase_stack import Stack, running_stack
+from trainer.core.job import Job, Lease, RunRequest, Verdict
+from trainer.core.progress import Progress
+from trainer.jobs.supabase import SupabaseQueue
+
+WORKERS = 1_000
+EVERY = 5.0  # seconds between two beats of a worker, the default of CANCEL_CHECK_INTERVAL
+CONNECTIONS = 16
+
+
+def fill(stack: Stack, workers: int) -> list[Lease]:
+    """A running run for each worker."""
+    stack.sql(f"""
+        insert into trainer_workers (worker_id, status) select 'w' || n, 'busy' from generate_series(1, {workers}) n;
+        insert into training_runs (id, run_name, status, attempt, worker_id, claim_id, lease_expires_at, started_at)
+        select md5('run' || n)::uuid, 'run', 'running', 1, 'w' || n, md5('claim' || n)::uuid, now() + interval '1 h', now()
+        from generate_series(1, {workers}) n;""")
+    rows = stack.rows("select id, worker_id, claim_id from training_runs where status = 'running'")
+    return [
+        Lease(job=Job(id=row["id"], request=RunRequest(data_yaml=None), attempt=1), claim_id=row["claim_id"],
+              worker_id=row["worker_id"], seconds=3600.0, trusted_until=0.0)
+        for row in rows
+    ]  # fmt: skip
+
+
+def processor(pid: int) -> float:
+    """CPU seconds of a process and all its descendants, dead or alive."""
+    process = psutil.Process(pid)
+    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+    return sum(t.user + t.system for t in times) + times[0].children_user + times[0].children_system
+
+
+def beat(queues: list[SupabaseQueue], leases: list[Lease], rate: float, seconds: float) -> list[float]:
+    """Beat for all leases in turn, `rate` a second altogether; how long each beat took."""
+    progress = Progress()
+    progress.expect(100)
+    took: list[float] = []
+    began = time.perf_counter()
+
+    def work(place: int) -> None:
+        for n in range(place, int(rate * seconds), len(queues)):
+            time.sleep(max(0.0, began + n / rate - time.perf_counter()))
+            asked = time.perf_counter()
+            is_second = n // len(leases) % 2
+            verdict = queues[place].beat(leases[n % len(leases)], progress.as_json() if is_second else None, [])
+            assert verdict is Verdict.OK
+            took.append(time.perf_counter() - asked)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(queues))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return took
+
+
+def figures(*, tiny: bool) -> Iterator[Figure]:
+    workers, seconds = (20, 1.0) if tiny else (WORKERS, 4 * EVERY)
+    rate = workers / EVERY
+    with running_stack() as stack:
+        leases = fill(stack, workers)
+        with adapters(stack, CONNECTIONS) as queues:
+            beat(queues, leases, rate, 1.0)
+            postgres = int((stack.postgres.folder / "data" / "postmaster.pid").read_text().split()[0])
+            before, began = processor(postgres), time.monotonic()
+            took = sorted(beat(queues, leases, rate, seconds))
+            share = (processor(postgres) - before) / (time.monotonic() - began)
+    yield Figure(
+        what=f"beats of {workers:,} busy workers, {rate:.0f} a second",
+        target="one Postgres core holds them",
+        measured=f"{share:.0%} of a core, p99 {took[int(len(took) * 0.99)] * 1000:.0f} ms",
+        peer=f"{len(took) / (share * seconds) if share else 0:,.0f} beats a second would fill the core",
+        met=share < 1.0,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    for figure in figures(tiny=parser.parse_args().tiny):
+        print(figure.line())
+
+
+if __name__ == "__main__":
+    main()

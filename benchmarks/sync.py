@@ -1,0 +1,163 @@
+"""A dataset in the object store, brought to disk once, again, and after a change: `python -m benchmarks.sync [--tiny]`.
+
+5,000 objects of 50 KB on the stand-in server of the tests, a process on the same cores; beside it a bare loop of httpx
+that is told all keys, at its best number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+
+from benchmarks.figures import Figure
+from benchmarks.storage import KEY, SIZE, server
+from trainer.core.dataset import ObjectRef
+from trainer.core.ports import ObjectInfo
+from trainer.core.stop import StopSignal
+from trainer.datasets.cache import ContentCache
+from trainer.datasets.fetch import Fetcher
+from trainer.datasets.reference import Roots
+from trainer.remote.storage_api import StorageApi
+from trainer.remote.web import GuardedClient
+from trainer.storage.supabase import SupabaseObjectStore
+
+THREADS = (8, 16, 32)
+ROUNDS = 2
+
+
+class CountedStore(SupabaseObjectStore):
+    """Counts what is downloaded."""
+
+    downloads = 0
+    received = 0
+
+    def download(self, ref, path, stop, *, expected=None, on_bytes=None) -> ObjectInfo:  # noqa: ANN001
+        info = super().download(ref, path, stop, expected=expected, on_bytes=on_bytes)
+        self.downloads += 1
+        self.received += info.bytes
+        return info
+
+    def counted(self) -> tuple[int, int]:
+        """Objects and bytes since the last call."""
+        result, self.downloads, self.received = (self.downloads, self.received), 0, 0
+        return result
+
+
+class Dataset:
+    """The objects, and our way to them."""
+
+    def __init__(self, folder: Path, store: CountedStore, web: GuardedClient, count: int) -> None:
+        self._folder, self._store, self._web = folder, store, web
+        self.keys = [f"set/images/{n % 10}/{n:06}.jpg" for n in range(count - 1)]
+        self._upload("set/data.yaml", b"train: images\n")
+        self.change(self.keys)
+
+    def change(self, keys: list[str]) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda key: self._upload(key, os.urandom(SIZE)), keys))
+
+    def _upload(self, key: str, content: bytes) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            Path(file.name).write_bytes(content)
+            self._store.upload(Path(file.name), ObjectRef(bucket="data", key=key), StopSignal())
+
+    def fetch(self, *, keep_cache: bool) -> float:
+        """Seconds for the whole dataset, as the fetcher of the service does it."""
+        root = self._folder / "root"
+        if not keep_cache:
+            shutil.rmtree(root / "cache", ignore_errors=True)
+        fetcher = Fetcher(
+            roots=Roots(dataset_root=root),
+            cache=ContentCache(root / "cache", max_bytes=10**12),
+            web=self._web,
+            store=self._store,
+            datasets_bucket="data",
+        )
+        staging = root / "staging"
+        began = time.perf_counter()
+        fetcher.fetch(ObjectRef(bucket="data", key="set/data.yaml"), staging, StopSignal(), lambda _: None)
+        took = time.perf_counter() - began
+        assert sum(path.is_file() for path in staging.rglob("*")) >= len(self.keys)
+        shutil.rmtree(staging)
+        return took
+
+    def bare(self, url: str, threads: int) -> float:
+        target = self._folder / "bare"
+        target.mkdir()
+        with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, limits=httpx.Limits(max_connections=64)) as client:
+
+            def get(key: str) -> None:
+                with (
+                    client.stream("GET", f"{url}/storage/v1/object/data/{key}") as response,
+                    (target / key.replace("/", "-")).open("wb") as out,
+                ):
+                    for block in response.iter_raw():
+                        out.write(block)
+
+            began = time.perf_counter()
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(get, self.keys))
+            took = time.perf_counter() - began
+        shutil.rmtree(target)
+        return took
+
+
+def figures(*, tiny: bool) -> Iterator[Figure]:
+    count, threads, rounds = (30, (4,), 1) if tiny else (5_000, THREADS, ROUNDS)
+    with server() as url, tempfile.TemporaryDirectory() as name, closing(GuardedClient()) as web:
+        folder = Path(name).resolve()
+        api = StorageApi(url, KEY)
+        with closing(CountedStore(api, notes=folder / "notes", stop=StopSignal())) as store:
+            dataset = Dataset(folder, store, web, count)
+            ours, bare = [], []
+            for _ in range(rounds):
+                ours.append(dataset.fetch(keep_cache=False))
+                bare += [dataset.bare(url, number) for number in threads]
+            yield Figure(
+                what=f"dataset sync, {count:,} objects of {SIZE // 1000} KB",
+                target="≥ 0.9 of the fastest peer's rate",
+                measured=f"{count / min(ours):,.0f} objects/s, {min(bare) / min(ours):.2f} of it",
+                peer=f"bare httpx loop that is told the keys, at its best: {count / min(bare):,.0f} objects/s",
+                met=min(bare) / min(ours) >= 0.9,
+                why="listing first and durable, checked files cost what is missing",
+            )
+            store.counted()
+            again = dataset.fetch(keep_cache=True)
+            files, received = store.counted()
+            yield Figure(
+                what="the same dataset again",
+                target="0 object bytes; ≤ 1 s per 5,000 objects",
+                measured=f"{received} bytes, {again * 5000 / count:.2f} s per 5,000",
+                met=received == 0 and again * 5000 / count <= 1.0,
+                why="the stand-in server's listing shares the cores",
+            )
+            changed = dataset.keys[: max(count // 100, 1)]
+            dataset.change(changed)
+            took = dataset.fetch(keep_cache=True)
+            files, received = store.counted()
+            yield Figure(
+                what="the dataset with 1 % changed",
+                target="downloads that 1 %",
+                measured=f"{files} objects, {received / 1e6:.2f} MB in {took:.2f} s",
+                met=files == len(changed),
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    for figure in figures(tiny=parser.parse_args().tiny):
+        print(figure.line(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

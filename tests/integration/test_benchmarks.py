@@ -1,0 +1,33 @@
+"""Each benchmark once, tiny: that it works, not how fast anything is."""
+
+import importlib
+import os
+import re
+
+import pytest
+
+from benchmarks.__main__ import NAMES
+from benchmarks.figures import HEADER
+from tests.supabase_stack import MissingBinary
+
+FIGURES = {"run": 4, "sync": 3, "datasets": 1, "storage": 1, "claim": 2, "beats": 1, "idle": 1}
+
+
+def test_every_benchmark_of_the_table_is_run_here():
+    assert set(FIGURES) == set(NAMES)
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_measures_each_of_its_figures(name):
+    try:
+        figures = list(importlib.import_module(f"benchmarks.{name}").figures(tiny=True))
+    except MissingBinary as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(missing))
+
+    assert len(figures) == FIGURES[name]
+    for figure in figures:
+        assert re.search(r"\d", figure.measured)
+        assert figure.line().count("|") == HEADER.splitlines()[0].count("|")
