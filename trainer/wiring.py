@@ -32,8 +32,9 @@ from trainer.systemd import ServiceManager
 from trainer.training.exports import available_exports
 from trainer.training.process import ChildTrainer, Patience
 from trainer.training.weights import ModelFolder
+from trainer.worker.attempt import Places, RunTimes, Workshop
 from trainer.worker.daemon import Daemon
-from trainer.worker.execution import Execution, Places, RunTimes
+from trainer.worker.execution import Execution
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.lease import LeaseTimes
 from trainer.worker.prefetch import Prefetcher
@@ -129,8 +130,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             journals=settings.trainer_home / "journal",
             keep_views=settings.keep_run_datasets,
         )
-        execution = Execution(
-            queue=queue,
+        workshop = Workshop(
             datasets=datasets,
             weights=ModelFolder(
                 settings.models_folder,
@@ -142,15 +142,19 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             trainer=trainer,
             store=backend.store,
             artifacts_bucket=settings.supabase_artifacts_bucket,
-            reporter=Fanout(reporters),
             parse=plan_parser(settings),
             places=places,
+            times=RunTimes(checkpoint=settings.checkpoint_interval, drain=settings.drain_seconds),
+        )
+        execution = Execution(
+            queue=queue,
+            workshop=workshop,
+            reporter=Fanout(reporters),
             lease_times=LeaseTimes(
                 beat=min(settings.cancel_check_interval, settings.heartbeat_interval),
                 progress=settings.progress_interval,
                 lease=settings.lease_seconds,
             ),
-            run_times=RunTimes(checkpoint=settings.checkpoint_interval, drain=settings.drain_seconds),
             pulse=pulse,
             timestamp_output=settings.timestamp_streams,
         )

@@ -16,7 +16,8 @@ from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.storage.local import LocalObjectStore
-from trainer.worker.execution import Execution, Places, RunTimes
+from trainer.worker.attempt import Places, RunTimes, Workshop
+from trainer.worker.execution import Execution
 from trainer.worker.lease import LeaseTimes
 from trainer.worker.pulse import Pulse
 from trainer.worker.slots import CPU, Slots
@@ -128,22 +129,24 @@ class Room:
         )  # fmt: skip
 
     def execution(self, **parts) -> Execution:
-        defaults = {
-            "queue": self.queue,
+        made_with = {
             "datasets": self.datasets,
             "weights": PretendedWeights(),
             "trainer": self.trainer,
             "store": self.store,
             "artifacts_bucket": BUCKET,
-            "reporter": self.listener,
             "parse": TrainPlan.parse,
             "places": self.places,
-            "lease_times": LeaseTimes(beat=self.beat_seconds, progress=0.0, lease=self.lease_seconds),
-            "run_times": RunTimes(checkpoint=self.checkpoint_seconds, drain=self.drain_seconds),
-            "pulse": Pulse(),
-            "timestamp_output": True,
+            "times": RunTimes(checkpoint=self.checkpoint_seconds, drain=self.drain_seconds),
         }
-        return Execution(**(defaults | parts))
+        return Execution(
+            queue=parts.pop("queue", self.queue),
+            reporter=parts.pop("reporter", self.listener),
+            workshop=Workshop(**(made_with | parts)),
+            lease_times=LeaseTimes(beat=self.beat_seconds, progress=0.0, lease=self.lease_seconds),
+            pulse=Pulse(),
+            timestamp_output=True,
+        )
 
     def enqueue(self, configuration=None, **more) -> str:
         configuration = {"epochs": 3, "compute": "cpu"} | (configuration or {})

@@ -1,4 +1,4 @@
-"""One run, from lease to outcome. Read this file first.
+"""One run, from lease to outcome. Read this file first, then attempt.py.
 
     claim ─▶ parse ─▶ prepare ─▶ train ─▶ publish ─▶ finish
                  ╰── a heartbeat holds the lease all the while ──╯
@@ -9,88 +9,23 @@ answers. The one exception is a lost lease: then nothing is written at all.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
-from trainer.core.dataset import DatasetOrder, PreparedDataset
-from trainer.core.errors import BadRequest, MachineFailed, Misconfigured, RunFailed, Unavailable
-from trainer.core.events import Event, Finished, Phase, PhaseStarted, Warned
-from trainer.core.job import (
-    Canceled,
-    Checkpoint,
-    Completed,
-    Failed,
-    Interrupted,
-    Job,
-    JsonObject,
-    Lease,
-    Outcome,
-    Retry,
-    RunRequest,
-)
-from trainer.core.plan import TrainPlan
-from trainer.core.ports import Datasets, ObjectStore, Queue, Reporter, Trainer, TrainingOrder, Weights
+from trainer.core.job import Lease
+from trainer.core.ports import Queue, Reporter
 from trainer.core.progress import Progress
-from trainer.core.results import Artifact
-from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.retry import RetryPolicy, retrying
+from trainer.core.stop import StopSignal
+from trainer.worker.attempt import Attempt, Workshop
 from trainer.worker.deliver import deliver
-from trainer.worker.housekeeping import require_space
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
-from trainer.worker.publish import Publisher, prefix_of
 from trainer.worker.pulse import Pulse
 from trainer.worker.record import Record, RunLog
-from trainer.worker.resume import CheckpointUploads, checkpoint_to_resume
 from trainer.worker.slots import SlotLoan
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
-
-# A finished model is worth waiting for: a day of a dead or misconfigured store, before the run goes back to the queue.
-PUBLISH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=60.0, total_seconds=86_400)
-# Before the training there is less to lose, and the slot is idle; an outage of minutes still costs no attempt.
-FETCH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where a run's files are on this host. Later attempts have folders of their own: an earlier one may not be dead."""
-
-    runs: Path
-    views: Path
-    journals: Path
-    keep_views: bool = False
-
-    def run_dir(self, job: Job) -> Path:
-        return self.runs / f"train_{job.id}{_suffix(job)}"
-
-    def run_dirs(self, job: Job) -> list[Path]:
-        """Those of all attempts that this host has made."""
-        return [self.runs / f"train_{job.id}", *self.runs.glob(f"train_{job.id}-*")]
-
-    def view(self, job: Job) -> Path:
-        return self.views / f"run_{job.id}{_suffix(job)}"
-
-
-def _suffix(job: Job) -> str:
-    return "" if job.attempt <= 1 else f"-{job.attempt}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunTimes:
-    """Seconds: how often checkpoints leave the host, and how long a run may still tidy up after it was stopped."""
-
-    checkpoint: float
-    drain: float
 
 
 class Execution:
@@ -100,44 +35,30 @@ class Execution:
         self,
         *,
         queue: Queue,
-        datasets: Datasets,
-        weights: Weights,
-        trainer: Trainer,
-        store: ObjectStore,
-        artifacts_bucket: str,
+        workshop: Workshop,
         reporter: Reporter,
-        parse: Callable[[RunRequest], TrainPlan],
-        places: Places,
         lease_times: LeaseTimes,
-        run_times: RunTimes,
         pulse: Pulse,
         timestamp_output: bool,
     ) -> None:
-        self.queue = queue
-        self.datasets = datasets
-        self.weights = weights
-        self.trainer = trainer
-        self.store = store
-        self.artifacts_bucket = artifacts_bucket
-        self.reporter = reporter
-        self.parse = parse
-        self.places = places
-        self.lease_times = lease_times
-        self.run_times = run_times
-        self.pulse = pulse
-        self.timestamp_output = timestamp_output
+        self._queue = queue
+        self._workshop = workshop
+        self._reporter = reporter
+        self._lease_times = lease_times
+        self._pulse = pulse
+        self._timestamp_output = timestamp_output
 
     def run(self, lease: Lease, slot: SlotLoan, stop: StopSignal) -> None:
         """Work on the run until it is over, one way or another."""
-        job = lease.job
-        run_dir = self.places.run_dir(job)
-        journal = Journal.create(self.places.journals, lease)
-        with closing(journal), closing(RunLog(run_dir / "run.log", timestamps=self.timestamp_output)) as run_log:
+        job, places = lease.job, self._workshop.places
+        journal = Journal.create(places.journals, lease)
+        run_log = RunLog(places.run_dir(job) / "run.log", timestamps=self._timestamp_output)
+        with closing(journal), closing(run_log):
             progress = Progress()
-            record = Record(job, journal, progress, run_log, self.reporter)
-            attempt = Attempt(self, job, slot, stop, record, progress)
-            heartbeat = Heartbeat(self.queue, lease, journal, stop, self.lease_times, progress.as_json, self.pulse)
-            self.reporter.started(job)
+            record = Record(job, journal, progress, run_log, self._reporter)
+            heartbeat = Heartbeat(self._queue, lease, journal, stop, self._lease_times, progress.as_json, self._pulse)
+            attempt = Attempt(self._workshop, job, slot, stop, record, progress, heartbeat)
+            self._reporter.started(job)
             with kept_alive(heartbeat, job.id):
                 outcome = attempt.outcome()
                 # decided now: a cancel that is heard of after this line came too late to undo a finished model
@@ -149,214 +70,6 @@ class Execution:
                 journal.discard()
                 return
             run_log.note(f"outcome: {outcome.kind}")
-            self.reporter.ended(job, outcome)
-            with stop.borrowed_time(self.run_times.drain) as patience:
-                deliver(self.queue, journal, outcome, patience)
-
-
-class Attempt:
-    """One attempt at one run: the steps, and how each way of leaving them becomes an outcome."""
-
-    def __init__(
-        self,
-        execution: Execution,
-        job: Job,
-        slot: SlotLoan,
-        stop: StopSignal,
-        record: Record,
-        progress: Progress,
-    ) -> None:
-        self._do = execution
-        self._job = job
-        self._slot = slot
-        self._stop = stop
-        self._record = record
-        self._progress = progress
-        self._run_dir = execution.places.run_dir(job)
-        self._view = execution.places.view(job)
-        self._publisher = Publisher(execution.store, execution.artifacts_bucket)
-        self._checkpoints = CheckpointUploads(
-            prefix_of(job),
-            execution.store,
-            execution.artifacts_bucket,
-            execution.run_times.checkpoint,
-            record.event,
-        )
-
-    def outcome(self) -> Outcome | None:
-        """Do the work; None when the lease was lost."""
-        try:
-            finished = self._already_trained() or self._trained()
-            self._slot.give_back()  # the next run trains while this one uploads
-            return self._completed(finished)
-        except Stopped as stopped:
-            return self._stopped(stopped.reason)
-        except (BadRequest, RunFailed) as error:
-            return Failed(message=str(error), results=self._leave_behind())
-        except (MachineFailed, Unavailable, Misconfigured) as error:
-            return Retry(message=str(error))
-        except OSError as error:
-            return Retry(message=f"This machine failed the run: {error}.")
-        finally:
-            self._slot.give_back()
-
-    # ── the steps ──
-
-    def _trained(self) -> Finished:
-        self._record.event(PhaseStarted(phase=Phase.PREPARING))
-        plan = self._do.parse(self._job.request)
-        self._progress.expect(plan.epochs)
-        for warning in plan.warnings:
-            self._record.event(Warned(code="configuration", message=warning))
-        dataset = self._fetched(lambda: self._prepared(plan))
-        model = self._fetched(lambda: self._do.weights.resolve(plan.model, dataset.task, self._stop))
-        require_space(self._run_dir, model)
-        order = TrainingOrder(
-            plan=plan,
-            model=model,
-            dataset=dataset,
-            run_dir=self._run_dir,
-            devices=self._devices(plan),
-            resume=self._fetched(lambda: self._resume(plan)),
-        )
-        with self._checkpoints.on_a_timer(self._stop):
-            finished = self._do.trainer.train(order, self._stop, self._child_event, self._record.output)
-        return self._remember(finished, plan, dataset)
-
-    def _prepared(self, plan: TrainPlan) -> PreparedDataset:
-        order = dataset_order(self._job.id, plan)
-        shutil.rmtree(self._view, ignore_errors=True)
-        dataset = self._do.datasets.prepare(order, self._view, self._stop, self._record.event)
-        if replaced := plan.model_warning(dataset.task):
-            self._record.event(Warned(code="model_replaced", message=replaced))
-        return dataset
-
-    def _devices(self, plan: TrainPlan) -> tuple[int, ...]:
-        if plan.device and not self._slot.gpus:
-            message = f"The run asks for GPU {list(plan.device)}; this host has none, so it trains on the CPU."
-            self._record.event(Warned(code="no_gpu", message=message))
-        return () if plan.device == () else self._slot.gpus
-
-    def _resume(self, plan: TrainPlan) -> Path | None:
-        found = checkpoint_to_resume(
-            self._job,
-            self._do.places.run_dirs(self._job),
-            self._run_dir,
-            self._do.store,
-            self._do.artifacts_bucket,
-            self._stop,
-            self._record.event,
-        )
-        if found is None:
-            return None
-        path, epoch = found
-        self._progress.expect(plan.epochs, epoch)
-        self._record.event(Warned(code="resumed", message=f"Goes on after epoch {epoch}, from its checkpoint."))
-        return path
-
-    def _child_event(self, event: Event) -> None:
-        self._checkpoints.saw(event)
-        self._record.event(event)
-
-    def _remember(self, finished: Finished, plan: TrainPlan, dataset: PreparedDataset) -> Finished:
-        """Write down that the training is done: if only the upload is interrupted, only the upload is repeated."""
-        report: JsonObject = {**finished.report, "plan": plan.recorded(), "dataset": dataset.summary}
-        report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", plan.epochs)}
-        done = replace(finished, report=report)
-        (self._run_dir / ".finished.json").write_text(json.dumps(asdict(done)))
-        return done
-
-    def _already_trained(self) -> Finished | None:
-        for run_dir in self._do.places.run_dirs(self._job):
-            if (note := run_dir / ".finished.json").exists():
-                self._run_dir = run_dir
-                return Finished(**json.loads(note.read_text()))
-        return None
-
-    def _completed(self, finished: Finished) -> Outcome:
-        artifacts = self._published(PUBLISH_PATIENCE)
-        best = Path(finished.best).name
-        url = next((artifact.url for artifact in artifacts if artifact.name == best), None)
-        results = {**finished.report, **self._listed(artifacts), "progress": self._progress.finished()}
-        if self._stop.reason is StopReason.CANCELED:
-            return Canceled(results=results)
-        return Completed(results=results, trained_model_url=url)
-
-    def _published(self, policy: RetryPolicy) -> list[Artifact]:
-        self._record.event(PhaseStarted(phase=Phase.UPLOADING))
-        told: set[str] = set()
-
-        def publish() -> list[Artifact]:
-            try:
-                return self._publisher.publish(
-                    self._job,
-                    self._run_dir,
-                    self._record.log_path,
-                    patience,
-                    self._record.event,
-                )
-            except (Unavailable, Misconfigured) as error:
-                self._tell_once(told, "upload_waits", f"The upload waits: {error}")
-                raise Unavailable(str(error)) from error
-
-        with self._stop.borrowed_time(self._do.run_times.drain / 2) as patience:
-            return retrying(publish, policy, patience)
-
-    def _fetched(self, fetch: Callable[[], T]) -> T:
-        """What `fetch` returns, once whom it asks is there to answer."""
-        told: set[str] = set()
-
-        def ask() -> T:
-            try:
-                return fetch()
-            except Unavailable as error:
-                self._tell_once(told, "fetch_waits", f"The run waits: {error}")
-                raise
-
-        return retrying(ask, FETCH_PATIENCE, self._stop)
-
-    def _tell_once(self, told: set[str], code: str, message: str) -> None:
-        if message not in told:
-            told.add(message)
-            self._record.event(Warned(code=code, message=message))
-
-    def _listed(self, artifacts: list[Artifact]) -> JsonObject:
-        return {"artifacts": [artifact.as_json() for artifact in artifacts], "run_dir": str(self._run_dir)}
-
-    # ── leaving early ──
-
-    def _stopped(self, reason: StopReason) -> Outcome | None:
-        if reason is StopReason.LOST:
-            return None
-        if reason is StopReason.SHUTDOWN:
-            return Interrupted(checkpoint=self._last_checkpoint())
-        if reason is StopReason.CANCELED:
-            return Canceled(results=self._leave_behind())
-        return Retry(message="The run made no progress and was stopped.")
-
-    def _last_checkpoint(self) -> Checkpoint | None:
-        try:
-            with self._stop.borrowed_time(self._do.run_times.drain / 2) as patience:
-                return self._checkpoints.send_newest(patience)
-        except (Unavailable, Misconfigured, Stopped, OSError) as error:
-            log.warning("the last checkpoint stays on this host", run_id=self._job.id, error=str(error))
-            return None
-
-    def _leave_behind(self) -> JsonObject:
-        """Publish what exists of a run that will not complete; what cannot be sent soon stays on this host."""
-        self._slot.give_back()
-        try:
-            policy = RetryPolicy(total_seconds=self._do.run_times.drain / 2)
-            return {**self._listed(self._published(policy)), **self._progress.as_json()}
-        except (Unavailable, Stopped, MachineFailed, OSError) as error:
-            log.warning("the artifacts of the run stay on this host", run_id=self._job.id, error=str(error))
-            return {"run_dir": str(self._run_dir), **self._progress.as_json()}
-
-    def clean_up(self) -> None:
-        if not self._do.places.keep_views:
-            shutil.rmtree(self._view, ignore_errors=True)
-
-
-def dataset_order(run_id: str, plan: TrainPlan) -> DatasetOrder:
-    """What the plan needs of its dataset."""
-    return DatasetOrder(run_id=run_id, sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz)
+            self._reporter.ended(job, outcome)
+            with stop.borrowed_time(self._workshop.times.drain) as patience:
+                deliver(self._queue, journal, outcome, patience)

@@ -64,10 +64,16 @@ class Heartbeat:
         self._unreachable_since: float | None = None
         self._over = threading.Event()
 
-    @property
-    def is_trusted(self) -> bool:
-        """Whether the lease is certainly still ours, as far as a local clock can tell."""
-        return time.monotonic() < self._trusted_until
+    def confirm(self, stop: StopSignal) -> None:
+        """Before something is written elsewhere: if the lease may have run out while this process did not run (a
+        suspended machine, SIGSTOP), wait for the queue's word on whose run it is. Raises `Stopped` when it is lost.
+
+        With a queue that does not answer there is nothing to wait for, and the attempt's own prefix in the bucket is
+        nobody else's.
+        """
+        while time.monotonic() > self._trusted_until and self._unreachable_since is None and not stop.must_stop:
+            stop.wait(0.05)
+        stop.raise_if_set()
 
     def end(self) -> None:
         self._over.set()

@@ -13,7 +13,7 @@ from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Datasets, Queue, Worker
 from trainer.core.stop import Stopped, StopSignal
-from trainer.worker.execution import dataset_order
+from trainer.worker.attempt import dataset_order
 from trainer.worker.slots import Slots
 
 log = structlog.get_logger()

@@ -119,12 +119,14 @@ class CheckpointUploads:
         bucket: str,
         interval: float,
         on_event: Callable[[Event], None],
+        confirm: Callable[[StopSignal], None],
     ) -> None:
         self._prefix = prefix
         self._store = store
         self._bucket = bucket
         self._interval = interval
         self._on_event = on_event
+        self._confirm = confirm
         self._newest: CheckpointSaved | None = None
         self._uploaded: list[Checkpoint] = []
         self._over = threading.Event()
@@ -145,6 +147,7 @@ class CheckpointUploads:
             last = self._uploaded[-1] if self._uploaded else None
             if newest is None or (last and last.epoch == newest.epoch and last.sha256 == newest.sha256):
                 return last
+            self._confirm(stop)
             key = f"{self._prefix}/checkpoints/epoch-{newest.epoch:05d}-{newest.sha256[:8]}.pt"
             kept = Path(newest.path).with_suffix(".uploading")
             kept.unlink(missing_ok=True)
