@@ -235,4 +235,4 @@ def test_no_thread_is_left(room, queue):
 
     daemon(room, queue).run(stop)
 
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
