@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,34 @@ def test_no_val_is_refused_with_how_to_ask_and_split_when_asked(tmp_path):
         prepared(data, tmp_path / "view")
     result = prepared(data, tmp_path / "view2", split=SplitRequest(train_ratio=0.8))
     assert dict(result.images) == {"train": 8, "val": 2}
+
+
+def test_pose_needs_kpt_shape_and_should_have_flip_idx(tmp_path):
+    data = paint(tmp_path / "set", task=Task.POSE)
+    codes = {finding.code for finding in prepared(data, tmp_path / "v1").findings}
+    assert "flip-idx-missing" in codes
+    data.write_text(data.read_text() + "flip_idx: [0, 1]\n")
+    result = prepared(data, tmp_path / "v2")
+    assert "flip-idx-missing" not in {finding.code for finding in result.findings}
+    assert yaml.safe_load(result.data.read_text())["flip_idx"] == [0, 1]
+    data.write_text("train: images/train\nval: images/val\nnames: [a, b]\n")
+    with pytest.raises(DatasetError, match="no kpt_shape"):
+        prepared(data, tmp_path / "v3", task=Task.POSE)
+
+
+def test_four_corners_everywhere_are_segment_unless_obb_is_asked_for(tmp_path):
+    data = paint(tmp_path / "set", task=Task.OBB)
+    result = prepared(data, tmp_path / "v1")
+    assert result.task is Task.SEGMENT
+    assert "task-ambiguous" in {finding.code for finding in result.findings}
+    assert prepared(data, tmp_path / "v2", task=Task.OBB).task is Task.OBB
+
+
+def test_the_summary_is_plain_bounded_json(tmp_path):
+    names = ", ".join(f"c{n}" for n in range(5000))
+    data = paint(tmp_path / "set", yaml=f"train: images/train\nval: images/val\nnames: [{names}]\n")
+    summary = prepared(data, tmp_path / "view").summary
+    assert len(json.dumps(summary)) < 64 << 10
+    assert (summary["task"], summary["classes"], summary["images"]) == ("detect", 5000, {"train": 6, "val": 2})
+    assert summary["labels"]["train"]["c0"] == 3
+    assert {"class-empty", "class-rare"} <= {finding["code"] for finding in summary["findings"]}

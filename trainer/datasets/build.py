@@ -176,6 +176,8 @@ def _task(order: DatasetOrder, founds: Sequence[Found], texts: Sequence[Sequence
         report.error(
             "kpt-shape", "The YAML has no kpt_shape, which pose needs: kpt_shape: [number of keypoints, 2 or 3].",
         )
+    elif task is Task.POSE and not all(found.flip_idx for found in founds):
+        report.warning("flip-idx-missing", "Without flip_idx, which tells left from right, images are not mirrored")
     return task
 
 
