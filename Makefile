@@ -14,7 +14,7 @@ supabase-demo: $(VENV)/.installed
 
 # long campaigns are targets of their own; everything else runs here, side by side
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
