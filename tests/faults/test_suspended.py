@@ -1,0 +1,174 @@
+"""F4, F5, F10, F11: what stands still or tells the wrong time changes nothing that is not its own."""
+
+import signal
+import time
+
+import pytest
+
+from tests.faults.cloud import BUCKET, wait_for
+from tests.faults.conftest import QUICK, SLOW
+from tests.faults.hosts import gone
+
+
+def published(cloud, run_id, attempt):
+    prefix = f"training_runs/{run_id}/{attempt}/"
+    return {key: stored.md5 for key, stored in cloud.storage.objects[BUCKET].items() if key.startswith(prefix)}
+
+
+def reach(cloud, a, run_id, phase):
+    if phase == "train":
+        cloud.wait_epoch(run_id, 3)
+    elif phase == "upload":
+        cloud.wait_phase(run_id, "uploading")
+    else:
+        wait_for(lambda: any("finish_training_run" in path for _, path, _ in cloud.gateway.requests))
+
+
+@pytest.mark.parametrize("phase", ["train", "upload", "finish"])
+def test_a_service_that_slept_longer_than_its_lease_changes_nothing(cloud, host, phase):
+    """F4 (I3 I5 I8 I10): SIGSTOP past the lease, another host completes the run, SIGCONT: stale writes landed = 0."""
+    a = host("a", SLOW if phase == "train" else QUICK)
+    if phase == "upload":
+        cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)
+    if phase == "finish":
+        cloud.refuse("finish_training_run")
+    run_id = cloud.enqueue(epochs=12)
+    reach(cloud, a, run_id, phase)
+    children = a.children()
+    a.pause()
+    cloud.gateway.faults = None
+    b = host("b", QUICK)
+    row = cloud.wait(run_id, "completed")
+    assert (row["worker_id"], row["attempt"]) == ("b", 2)
+    events, model = cloud.events(run_id), published(cloud, run_id, 2)
+    before = published(cloud, run_id, 1)
+
+    a.go_on()
+    a.wait_idle()
+
+    assert gone(children)
+    assert cloud.row(run_id) == row
+    assert cloud.events(run_id) == events
+    assert published(cloud, run_id, 2) == model
+    if phase == "train":
+        assert not {key for key in published(cloud, run_id, 1).keys() - before.keys() if "/checkpoints/" not in key}
+    b.wait_idle()
+    next_run = cloud.enqueue(epochs=1)
+    cloud.wait(next_run, "completed")
+
+
+def test_an_ending_that_the_network_held_back_changes_nothing(cloud, host, wire):
+    """F4 F7 (I3 I5): the packets of a finished attempt arrive after another host took the run over."""
+    a = host("a", QUICK, url=wire.url)
+    cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=2)
+    run_id = cloud.enqueue(epochs=3)
+    cloud.wait_phase(run_id, "uploading")
+    wire.freeze()
+    host("b", QUICK)
+    row = cloud.wait(run_id, "completed")
+    assert row["worker_id"] == "b"
+
+    wire.mend()
+    a.wait_idle(40)
+
+    assert cloud.row(run_id) == row
+
+
+def test_a_service_that_slept_takes_its_run_back_when_nobody_else_did(cloud, host):
+    """F4 (I1 I9): alone on the queue, a sleep past the lease costs no attempt and no epoch."""
+    a = host("a", SLOW)
+    run_id = cloud.enqueue(epochs=8)
+    cloud.wait_epoch(run_id, 2)
+    a.pause()
+    wait_for(lambda: cloud.sql("select count(*) from training_runs where lease_expires_at < now()") == "1")
+    a.go_on()
+
+    row = cloud.wait(run_id, "completed")
+
+    assert (row["attempt"], row["failures"]) == (1, 0)
+    assert cloud.epochs(run_id) == {1: [1, 2, 3, 4, 5, 6, 7, 8]}
+    a.wait_idle()
+
+
+@pytest.mark.parametrize("how", ["stopped", "an endless loop"])
+def test_a_training_that_makes_no_progress_is_killed_and_tried_again(cloud, host, how):
+    """F5 (I6 I9 I10): SIGSTOP to the training, or a loop that never ends; noticed within STALL_SECONDS."""
+    a = host("a", SLOW if how == "stopped" else QUICK | {"hang": True, "at_epoch": 3}, STALL_SECONDS=1.5)
+    run_id = cloud.enqueue(epochs=8)
+    training = a.training()
+    cloud.wait_epoch(run_id, 2)
+    a.behave(**QUICK)
+    began = time.monotonic()
+    if how == "stopped":
+        training.send_signal(signal.SIGSTOP)
+
+    cloud.wait_until(run_id, lambda row: row["attempt"] == 2)
+    noticed = time.monotonic() - began
+    row = cloud.wait(run_id, "completed")
+
+    assert noticed < 1.5 + 0.3 + 3  # the budget, the pause before the next attempt, and a slow machine
+    assert row["attempt"] == 2
+    cloud.check_epochs(run_id, back=0)
+    assert gone([training])
+    a.wait_idle()
+
+
+def test_a_training_that_is_always_stuck_fails_and_says_so(cloud, host):
+    """F5 (I6 I7): the reason of the last attempt is in the row."""
+    host("a", QUICK | {"hang": True, "at_epoch": 1}, STALL_SECONDS=0.5)
+
+    row = cloud.wait(cloud.enqueue(epochs=4, max_attempts=2), "failed")
+
+    assert row["attempt"] == 2
+    assert "stuck" in row["error_message"]
+    assert "STALL_SECONDS" in row["error_message"]
+
+
+def test_two_services_of_one_name_do_not_share_a_run(cloud, host, tmp_path):
+    """F10 (I1 I6): a cloned machine with the same worker id; the claim tells them apart, the name does not."""
+    a = host("a", QUICK, WORKER_ID="twin")
+    b = host("b", QUICK, WORKER_ID="twin")
+    runs = [cloud.enqueue(epochs=3) for _ in range(6)]
+
+    rows = [cloud.wait(run_id, "completed") for run_id in runs]
+
+    assert {(row["worker_id"], row["attempt"]) for row in rows} == {("twin", 1)}
+    worked = [{path.name for path in (each.home / "runs").iterdir()} for each in (a, b)]
+    assert len(worked[0]) + len(worked[1]) == 6
+    assert not worked[0] & worked[1]
+
+
+def test_a_restarted_twin_does_not_hide_the_orphan(cloud, host):
+    """F10 (I1 I6): one twin is killed while the other goes on beating under the same name; the orphan is taken over."""
+    a = host("a", {"seconds_per_epoch": 60}, WORKER_ID="twin")
+    orphan = cloud.enqueue(epochs=3)
+    a.training()
+    host("b", SLOW, WORKER_ID="twin", SLOTS=2)
+    busy = cloud.enqueue(epochs=25)
+    cloud.wait_epoch(busy, 1)
+    a.kill()
+
+    assert cloud.wait(orphan, "completed")["attempt"] == 2
+    assert cloud.wait(busy, "completed")["attempt"] == 1
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_wrong_clock_neither_loses_nor_steals_a_run(cloud, host, tmp_path, hours):
+    """F11 (I1): a host whose clock is an hour off, then steps to the other side, keeps its lease and takes nobody's."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "clock.txt").write_text(str(3600 * hours))
+    a = host("a", SLOW)
+    run_id = cloud.enqueue(epochs=24)
+    cloud.wait_epoch(run_id, 2)
+    (tmp_path / "b" / "clock.txt").write_text(str(-3600 * hours))
+    host("b", QUICK)
+    (tmp_path / "a" / "clock.txt").write_text(str(-3600 * hours))
+    other = cloud.enqueue(epochs=2)
+    assert cloud.wait(other, "completed")["worker_id"] == "b"
+
+    row = cloud.wait(run_id, "completed")
+
+    assert (row["attempt"], row["worker_id"]) == (1, "a")
+    assert abs(cloud.stack.rows("select extract(epoch from now() - completed_at) as ago from training_runs")[0]["ago"]) < 60
+    assert any("T" in line["timestamp"] for line in a.lines())
