@@ -8,11 +8,11 @@ training, not how fast one is.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "training"))
 from child_run import order_for
 from drawn import draw
 
+from benchmarks.figures import Figure, middle
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.events import BatchProgress
 from trainer.core.stop import Stopped, StopReason, StopSignal
@@ -35,11 +36,11 @@ from trainer.training.process import ChildTrainer
 REPEATS = 3
 
 
-def first_batch(dataset: PreparedDataset, folder: Path, *, warm: bool, plots: bool) -> dict[str, float]:
+def first_batch(dataset: PreparedDataset, folder: Path, repeats: int, *, warm: bool) -> tuple[list[float], int]:
     """Seconds from the order to the first batch, and MiB of the largest process of the training."""
     trainer = ChildTrainer(environment=os.environ, home=folder / "home", weights=folder / "weights", warm_start=warm)
     seconds, peak = [], 0
-    for repeat in range(REPEATS):
+    for repeat in range(repeats):
         if warm:
             trainer.warm()
             _wait_until_idle()
@@ -51,18 +52,18 @@ def first_batch(dataset: PreparedDataset, folder: Path, *, warm: bool, plots: bo
                 heard.append(time.monotonic() - began)
             peak = max([peak, *(p.memory_info().rss for p in psutil.Process().children(recursive=True))])
 
-        order = order_for(dataset, folder / f"{warm}{plots}{repeat}", epochs=2, args={"plots": plots})
+        order = order_for(dataset, folder / f"{warm}{repeat}", epochs=2)
         trainer.train(order, StopSignal(), on_event, lambda _line: None)
         seconds.append(heard[0])
     trainer.close()
-    return {"first batch, s": round(median(seconds), 2), "peak, MiB": peak >> 20}
+    return seconds, peak >> 20
 
 
-def cancel(dataset: PreparedDataset, folder: Path) -> dict[str, float]:
+def cancel(dataset: PreparedDataset, folder: Path, repeats: int) -> list[float]:
     """Seconds from a cancel during training until no process is left."""
     trainer = ChildTrainer(environment=os.environ, home=folder / "home", weights=folder / "weights")
     seconds = []
-    for repeat in range(REPEATS):
+    for repeat in range(repeats):
         stop, asked = StopSignal(), []
 
         def on_event(event, stop=stop, asked=asked):  # noqa: ANN001, ANN202
@@ -74,32 +75,34 @@ def cancel(dataset: PreparedDataset, folder: Path) -> dict[str, float]:
             trainer.train(order_for(dataset, folder / f"c{repeat}", epochs=50), stop, on_event, lambda _line: None)
         except Stopped:
             seconds.append(time.monotonic() - asked[0])
-    return {"process gone, s": round(median(seconds), 2)}
+    return seconds
 
 
-def batch_callback(dataset: PreparedDataset, folder: Path) -> dict[str, float]:
+def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> float:
     """Microseconds that our callback adds to a batch, events written to a pipe that is read."""
-    os.environ |= child_environment(os.environ, private_folder(folder, folder), folder, devices=(), threads=None)
+    before = dict(os.environ)
+    os.environ |= child_environment(before, private_folder(folder, folder), folder, devices=(), threads=None)
     import torch
 
     from trainer.training.callbacks import Callbacks
     from trainer.training.outbox import Outbox
     from trainer.training.progress_meter import ProgressMeter
 
+    os.environ.clear()
+    os.environ |= before
     outbox = Outbox(os.open(os.devnull, os.O_WRONLY), on_broken=lambda: None)
     meter = ProgressMeter(outbox.send)
     callbacks = Callbacks(folder, dataset, meter, StopSignal(), outbox.send, None)
     tloss = {name: torch.tensor(1.0) for name in ("box_loss", "cls_loss", "dfl_loss")}
     trainer = SimpleNamespace(batch_size=16, tloss=tloss, _get_memory=lambda: 0.0)
     meter.epoch_started(1, 100, 10**6)
-    batches = 200_000
     began = time.perf_counter()
     for _ in range(batches):
         callbacks.on_train_batch_end(trainer)
-    return {"per batch, µs": round((time.perf_counter() - began) / batches * 1e6, 2)}
+    return (time.perf_counter() - began) / batches * 1e6
 
 
-def checkpoint(folder: Path, mebibytes: int) -> dict[str, float]:
+def checkpoint(folder: Path, mebibytes: int) -> list[float]:
     """Milliseconds to keep a state of this size: copied, hashed, synced, renamed."""
     import zipfile
 
@@ -112,7 +115,7 @@ def checkpoint(folder: Path, mebibytes: int) -> dict[str, float]:
         began = time.perf_counter()
         checkpoints.keep(state, folder, Progress(epoch=epoch), {"results.csv": folder / "results.csv"})
         times.append((time.perf_counter() - began) * 1000)
-    return {f"{mebibytes} MiB, ms": round(median(times), 1)}
+    return times
 
 
 def _wait_until_idle() -> None:
@@ -124,18 +127,38 @@ def _wait_until_idle() -> None:
         time.sleep(1.0)
 
 
-def main() -> None:
+def figures(*, tiny: bool) -> Iterator[Figure]:
+    repeats = 1 if tiny else REPEATS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dataset = draw(folder / "data", Task.DETECT)
-        for plots in (False, True):
-            for warm in (False, True):
-                label = f"{'warm' if warm else 'cold'} start{', plots' if plots else ''}"
-                print(label, json.dumps(first_batch(dataset, folder, warm=warm, plots=plots)))
-        print("cancel", json.dumps(cancel(dataset, folder)))
-        for size in (26, 300):
-            print("checkpoint", json.dumps(checkpoint(folder, size)))
-        print("callback", json.dumps(batch_callback(dataset, folder), ensure_ascii=False))
+        cold, memory = first_batch(dataset, folder, repeats, warm=False)
+        warm, _ = first_batch(dataset, folder, repeats, warm=True)
+        gone = cancel(dataset, folder, repeats)
+        small, large = (checkpoint(folder, size) for size in (26, 50 if tiny else 300))
+        batch = batch_callback(dataset, folder, 1_000 if tiny else 200_000)
+    yield Figure(
+        what="order to first batch, spare waiting",
+        target="≤ 2.5 s",
+        measured=middle(warm),
+        met=median(warm) <= 2.5,
+        peer=f"{middle(cold)} without a spare",
+    )
+    yield Figure(what="cancel to process gone", target="≤ 1 s", measured=middle(gone), met=median(gone) <= 1)
+    yield Figure(what="our callback, per batch", target="≤ 20 µs", measured=f"{batch:.1f} µs", met=batch <= 20)
+    yield Figure(
+        what="checkpoint kept (copied, hashed, synced)",
+        target="≤ 250 ms for 26 MiB",
+        measured=middle(small, "ms", 0),
+        met=median(small) <= 250,
+        peer=f"{middle(large, 'ms', 0)} for the large one",
+    )
+    yield Figure(what="training process", target="≤ 1200 MiB", measured=f"{memory} MiB", met=memory <= 1200)
+
+
+def main() -> None:
+    for figure in figures(tiny="--tiny" in sys.argv):
+        print(figure.line(), flush=True)
 
 
 if __name__ == "__main__":
