@@ -56,8 +56,8 @@ def serve(
     if context.invoked_subcommand is not None:
         return
     settings = _settings()
-    secrets = [settings.supabase_service_role_key.get_secret_value()] if settings.supabase_service_role_key else []
-    configure_logging(settings.log_format, settings.log_level, secrets)
+    keys = (settings.supabase_service_role_key, settings.supabase_anon_key)
+    configure_logging(settings.log_format, settings.log_level, [key.get_secret_value() for key in keys if key])
     from trainer.wiring import build_service
 
     shutdown = StopSignal()

@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     backend: Literal["auto", "supabase", "local"] = "auto"
     supabase_url: str | None = None
     supabase_service_role_key: SecretStr | None = None
+    supabase_anon_key: SecretStr | None = None  # only beside a key of the restricted role
     supabase_datasets_bucket: str = "datasets"
     supabase_artifacts_bucket: str = "training-artifacts"
     worker_id: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)

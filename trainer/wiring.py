@@ -82,8 +82,9 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
 
     assert settings.supabase_url is not None
     assert settings.supabase_service_role_key is not None
-    key = settings.supabase_service_role_key.get_secret_value()
-    with Project(settings.supabase_url, key) as project, closing(StorageApi(settings.supabase_url, key)) as api:
+    url, key = settings.supabase_url, settings.supabase_service_role_key.get_secret_value()
+    apikey = settings.supabase_anon_key.get_secret_value() if settings.supabase_anon_key else None
+    with Project(url, key, apikey=apikey) as project, closing(StorageApi(url, key, apikey=apikey)) as api:
         supabase = SupabaseQueue(project)
         objects = SupabaseObjectStore(api, notes=settings.trainer_home / "uploads", stop=stop)
         yield Backend(

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from supabase import Client
 
 MIGRATE = "apply the migrations in supabase/migrations/ to this project"
-USE_KEY = "set SUPABASE_SERVICE_ROLE_KEY to the project's secret or service_role key, or to a JWT of the role trainer_worker"
+USE_KEY = (
+    "set SUPABASE_SERVICE_ROLE_KEY to the project's secret or service_role key, or to a JWT of the role trainer_worker"
+)
 
 # codes of PostgREST and SQLSTATEs; the classes in front are the first two characters of a SQLSTATE
 _SCHEMA_CODES = frozenset({"PGRST202", "PGRST204", "PGRST205", "42883", "42P01", "42703"})
@@ -51,13 +53,24 @@ class Query(Protocol):
 
 
 class Project:
-    """One Supabase project, seen with one key. May be used from many threads. Close it, or use it in a `with`."""
+    """One Supabase project, seen with one key. May be used from many threads. Close it, or use it in a `with`.
 
-    def __init__(self, url: str, key: str, limits: CallLimits = CallLimits()) -> None:
+    `apikey` is what the gateway wants to see where `key` is the token of a restricted role: the anon key.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        limits: CallLimits = CallLimits(),
+        *,
+        apikey: str | None = None,
+    ) -> None:
         self.url = checked_url(url)
         self.host = urlsplit(self.url).netloc.rpartition("@")[2]
         self.role = role_of(key)
         self._key = checked_key(key)
+        self._apikey = checked_key(apikey or key)
         self._limits = limits
         self._call = threading.local()  # .deadline and .response of the call that this thread makes
         self._http = httpx.Client(
@@ -122,9 +135,10 @@ class Project:
             httpx_client=self._http,
             auto_refresh_token=False,
             persist_session=False,
+            headers={"Authorization": f"Bearer {self._key}"},
             postgrest_client_retry=False,  # the library would sleep 7 s in the middle of a beat
         )
-        client = create_client(self.url, self._key, options)
+        client = create_client(self.url, self._apikey, options)
         _ = client.postgrest  # built now: the property is not safe across threads
         return client
 
@@ -235,7 +249,12 @@ def translated(
 
 
 def _refusal(
-    code: str | None, message: str, host: str, role: str | None, status: int | None, retry_after: float | None,
+    code: str | None,
+    message: str,
+    host: str,
+    role: str | None,
+    status: int | None,
+    retry_after: float | None,
 ) -> TrainerError:
     """What an error answer means; for an answer that is no JSON the library puts the HTTP status into `code`."""
     if code is not None and code.isdigit() and len(code) == 3:

@@ -1,0 +1,35 @@
+"""Which key goes where."""
+
+import httpx
+import pytest
+import respx
+
+from trainer.remote.supabase import Project
+
+URL = "https://project.supabase.co"
+ANON = "sb_publishable_abc"
+RESTRICTED = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoidHJhaW5lcl93b3JrZXIifQ.c2lnbmF0dXJl"
+
+
+@pytest.fixture
+def seen():
+    with respx.mock(base_url=URL) as server:
+        route = server.post("/rest/v1/rpc/trainer_schema_version").mock(return_value=httpx.Response(200, json=1))
+        yield lambda: route.calls.last.request.headers
+
+
+def test_one_key_is_both_what_the_gateway_sees_and_who_we_are(seen):
+    with Project(URL, "sb_secret_abc") as project:
+        project.call("trainer_schema_version")
+
+    assert seen()["apikey"] == "sb_secret_abc"
+    assert seen()["authorization"] == "Bearer sb_secret_abc"
+
+
+def test_a_restricted_role_comes_with_the_projects_key_for_the_gateway(seen):
+    with Project(URL, RESTRICTED, apikey=ANON) as project:
+        project.call("trainer_schema_version")
+        assert project.role == "trainer_worker"
+
+    assert seen()["apikey"] == ANON
+    assert seen()["authorization"] == f"Bearer {RESTRICTED}"
