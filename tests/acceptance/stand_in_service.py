@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 from trainer import cli, wiring  # noqa: E402
 from trainer.training.process import ChildTrainer  # noqa: E402
 
-STAND_IN = ROOT / "tests" / "process" / "programs" / "trains_quickly.py"
+STAND_IN = ROOT / "tests" / "process" / "programs" / os.environ.get("STAND_IN", "trains_quickly.py")
 
 BEHAVIOUR = Path(os.environ["TRAINER_HOME"]) / "behaviour.json"
 

@@ -776,6 +776,23 @@ def test_an_unknown_kind_of_model_is_not_read():
         TrainPlan.from_json(data)
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("https://user:pw@host.example/a/b.zip?token=t#f", "https://host.example/a/b.zip"),
+        ("HTTP://u@host.example?token=t", "HTTP://host.example"),
+        ("/data/a?b#c@d/data.yaml", "/data/a?b#c@d/data.yaml"),
+        ("storage:datasets/x@y/data.yaml", "storage:datasets/x@y/data.yaml"),
+    ],
+)
+def test_a_plan_for_other_eyes_has_no_credentials_in_its_urls(source, shown):
+    plan = TrainPlan.parse(RunRequest(data_yaml=source))
+
+    assert plan.sources == (source,)
+    assert plan.recorded()["sources"] == [shown]
+    assert plan.without_secrets().sources == (shown,)
+
+
 def test_a_split_by_name_is_recorded_by_its_size():
     split = SplitRequest(train_ratio=0.8, assigned={"a.jpg": "train", "b.jpg": "val"})
     plan = replace(TrainPlan.parse(RunRequest(data_yaml="d/data.yaml")), split=split)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeAlias
 
 from trainer.core import catalogue
 from trainer.core.arguments import Value
-from trainer.core.dataset import ObjectRef, SplitRequest, Task
+from trainer.core.dataset import ObjectRef, SplitRequest, Task, shown_url
 from trainer.core.job import JsonObject, RunRequest
 
 
@@ -114,9 +114,13 @@ class TrainPlan:
             "warnings": list(self.warnings),
         }
 
+    def without_secrets(self) -> TrainPlan:
+        """The plan for other eyes: the URLs of its dataset lose what may be a credential."""
+        return replace(self, sources=tuple(map(shown_url, self.sources)))
+
     def recorded(self) -> JsonObject:
         """The plan as `results.plan` keeps it: a split that names each image is only said to be there."""
-        plan = self.as_json()
+        plan = self.without_secrets().as_json()
         if self.split and self.split.assigned:
             plan["split"]["assigned"] = f"{len(self.split.assigned)} images"
         return plan

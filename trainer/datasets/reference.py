@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
+from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef, shown_url
 from trainer.core.errors import DatasetError
 
 LONGEST = 4096  # characters: what Linux takes as a path
@@ -73,21 +73,8 @@ def either_bucket(ref: ObjectRef, datasets_bucket: str) -> tuple[ObjectRef, ...]
 
 def shown(text: str) -> str:
     """Text of unknown origin, short and printable, for a message. URLs lose credentials and query."""
-    if lower_http(text):
-        text = shown_url(text)
-    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown_url(text))
     return repr(clean if len(clean) <= 120 else f"{clean[:100]}…{clean[-15:]}")
-
-
-def lower_http(text: str) -> bool:
-    return text[:8].lower().startswith(("http://", "https://"))
-
-
-def shown_url(url: str) -> str:
-    """A URL without user, password, query and fragment: those may be secrets."""
-    head, _, rest = url.partition("://")
-    authority, slash, path = rest.split("?", 1)[0].split("#", 1)[0].partition("/")
-    return f"{head}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from urllib.parse import quote, urljoin
 
 import yaml
 
+from trainer.core.dataset import shown_url
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.stop import StopSignal
 from trainer.datasets.archive import Limits, safe_name
@@ -20,7 +21,7 @@ from trainer.datasets.folders import IMAGE_SUFFIXES
 from trainer.datasets.found import Report
 from trainer.datasets.manifest import suffix
 from trainer.datasets.ndjson import Record, read_ndjson
-from trainer.datasets.reference import Roots, shown, shown_url
+from trainer.datasets.reference import Roots, shown
 from trainer.datasets.transfer import Meter, OnTransfer, in_parallel, link_tree
 from trainer.remote.web import GuardedClient
 

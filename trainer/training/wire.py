@@ -63,7 +63,7 @@ def encode_order(order: TrainingOrder) -> bytes:
     return _line(
         {
             "kind": "train",
-            "plan": order.plan.as_json(),
+            "plan": order.plan.without_secrets().as_json(),
             "model": str(order.model),
             "dataset": {
                 "data": str(dataset.data),

