@@ -23,6 +23,7 @@ from trainer.datasets.prepare import CheckUp, FetchedDatasets
 from trainer.datasets.reference import Roots
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.jobs.sqlite_file import SCHEMA_VERSION
+from trainer.remote.retry import RetryPolicy
 from trainer.remote.web import GuardedClient
 from trainer.reporting.fanout import Fanout
 from trainer.reporting.log import LogReporter
@@ -85,7 +86,9 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
     url, key = settings.supabase_url, settings.supabase_service_role_key.get_secret_value()
     apikey = settings.supabase_anon_key.get_secret_value() if settings.supabase_anon_key else None
     with Project(url, key, apikey=apikey) as project, closing(StorageApi(url, key, apikey=apikey)) as api:
-        supabase = SupabaseQueue(project)
+        # tries of one beat end before the next is due
+        beat = RetryPolicy(tries=3, first_wait=0.5, longest_wait=2.0, total_seconds=0.8 * beat_seconds(settings))
+        supabase = SupabaseQueue(project, beat=beat)
         objects = SupabaseObjectStore(api, notes=settings.trainer_home / "uploads", stop=stop)
         yield Backend(
             queue=supabase,
@@ -152,7 +155,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             workshop=workshop,
             reporter=Fanout(reporters),
             lease_times=LeaseTimes(
-                beat=min(settings.cancel_check_interval, settings.heartbeat_interval),
+                beat=beat_seconds(settings),
                 progress=settings.progress_interval,
                 lease=settings.lease_seconds,
             ),
@@ -237,6 +240,11 @@ def plan_parser(settings: Settings) -> partial[TrainPlan]:
         exports_available=available_exports(),
         artifacts_bucket=settings.supabase_artifacts_bucket,
     )
+
+
+def beat_seconds(settings: Settings) -> float:
+    """One call per beat renews the lease, asks for a cancel and reports the worker, so the shorter interval counts."""
+    return min(settings.cancel_check_interval, settings.heartbeat_interval)
 
 
 def slot_devices(settings: Settings) -> list[int]:
