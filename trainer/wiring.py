@@ -18,6 +18,7 @@ from trainer.core.plan import TrainPlan
 from trainer.core.ports import ObjectStore, Queue, Reporter, RunTable, Worker
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache import ContentCache
+from trainer.datasets.facts_cache import FactsCache
 from trainer.datasets.fetch import Fetcher
 from trainer.datasets.prepare import CheckUp, FetchedDatasets
 from trainer.datasets.reference import Roots
@@ -230,6 +231,7 @@ def build_datasets(
         roots=roots,
         datasets_bucket=settings.supabase_datasets_bucket,
         storage_base_url=backend.url,
+        facts=FactsCache(root / ".cache" / "facts"),
     )
 
 
