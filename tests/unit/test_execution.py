@@ -1,6 +1,7 @@
 """One run, from lease to outcome: each way of ending it, and what is left behind."""
 
 import json
+import shutil
 import threading
 import time
 
@@ -11,6 +12,8 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, RunFailed, Unavailable
 from trainer.core.job import Completed, Verdict
 from trainer.core.stop import StopReason, StopSignal
+from trainer.remote.retry import RetryPolicy
+from trainer.worker import attempt
 from trainer.worker.deliver import deliver_leftovers
 
 
@@ -100,7 +103,8 @@ def test_a_bad_request_fails_with_every_problem(room):
         (OSError(28, "No space left on device"), "queued"),
     ],
 )
-def test_what_is_at_fault_decides_whether_it_is_tried_again(room, error, status):
+def test_what_is_at_fault_decides_whether_it_is_tried_again(room, monkeypatch, error, status):
+    monkeypatch.setattr(attempt, "FETCH_PATIENCE", RetryPolicy(tries=1))
     run_id = room.enqueue()
     room.datasets.error = error
 
@@ -109,6 +113,24 @@ def test_what_is_at_fault_decides_whether_it_is_tried_again(room, error, status)
     row = room.row(run_id)
     assert row["status"] == status
     assert str(error).split("] ")[-1].split(":")[0] in row["error_message"]
+
+
+def test_a_dataset_is_waited_for_while_nobody_answers(room, monkeypatch):
+    monkeypatch.setattr(attempt, "FETCH_PATIENCE", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
+    run_id = room.enqueue()
+    prepare, outage = room.datasets.prepare, [Unavailable("storage is down")] * 3
+
+    def prepare_later(*arguments):
+        if outage:
+            raise outage.pop()
+        return prepare(*arguments)
+
+    room.datasets.prepare = prepare_later
+    room.work()
+
+    assert room.row(run_id)["status"] == "completed"
+    warnings = [e["data"] for e in room.queue.events(run_id) if e["kind"] == "warning"]
+    assert [(w["code"], w["message"]) for w in warnings] == [("fetch_waits", "The run waits: storage is down")]
 
 
 def test_a_failed_training_leaves_its_log_behind(room):
@@ -250,6 +272,27 @@ def test_another_host_goes_on_from_the_buckets_checkpoint(room, tmp_path):
     assert room.trainer.orders[1].resume.read_bytes() == b"state after 2"
 
 
+def test_the_buckets_checkpoint_is_waited_for_rather_than_trained_again(room, tmp_path, monkeypatch):
+    monkeypatch.setattr(attempt, "FETCH_PATIENCE", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
+    run_id = room.enqueue()
+    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
+    room.work()
+    other = Room(tmp_path)
+    shutil.rmtree(other.places.runs)
+    download, outage = other.store.download, [Unavailable("storage is down")] * 2
+
+    def download_later(*arguments, **more):
+        if outage:
+            raise outage.pop()
+        return download(*arguments, **more)
+
+    other.store.download = download_later
+    other.work(other.claim("22222222-2222-4222-8222-222222222222"))
+
+    assert other.trainer.orders[0].resume.name == "epoch-00002.pt"
+    assert other.row(run_id)["status"] == "completed"
+
+
 def test_a_finished_training_is_only_uploaded_again(room):
     """The upload was interrupted by a shutdown; the next attempt must not train."""
     run_id = room.enqueue()
@@ -305,9 +348,9 @@ def test_a_taken_over_run_is_left_alone(room):
             taken.wait(10)
 
     room.trainer.during = be_overtaken
-    execution = room.execution()
+    worker = room.execution()
     lease = room.claim()
-    with in_background(lambda: execution.run(lease, room.slots.take(1), room.shutdown.child())):
+    with in_background(lambda: worker.run(lease, room.slots.take(1), room.shutdown.child())):
         time.sleep(0.6)
         other = room.claim("22222222-2222-4222-8222-222222222222", worker="other")
         taken.set()
@@ -489,7 +532,7 @@ def test_no_thread_outlives_the_run(room):
 
     room.work()
 
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_beats_after_the_end_are_refused(room):
