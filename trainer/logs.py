@@ -29,6 +29,7 @@ def configure_logging(form: str, level: str, secrets: Iterable[str] = (), stream
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _run_labels,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -39,6 +40,11 @@ def configure_logging(form: str, level: str, secrets: Iterable[str] = (), stream
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+
+
+def _run_labels(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """What is bound as `run` holds, at the time of the line, the run's id, its attempt and its phase."""
+    return {**event.pop("run", {}), **event}
 
 
 def _renderers(form: str, *, colours: bool) -> list[Processor]:

@@ -16,10 +16,11 @@ from trainer.core.job import JsonObject
 
 
 class Phase(StrEnum):
-    """Where a run is. The first three and the last belong to the supervisor, the others to the child."""
+    """Where a run is. LOADING to FINALISING belong to the child, the others to the supervisor."""
 
-    PREPARING = "preparing"  # resolve, download, validate, link
+    PREPARING = "preparing"  # the request is read, the dataset looked for
     DOWNLOADING = "downloading"
+    CHECKING = "checking"  # the dataset is validated and linked into its view
     STARTING = "starting"  # slot taken, child started or a spare handed its plan
     LOADING = "loading"  # model and weights
     SCANNING = "scanning"  # Ultralytics reads the labels
@@ -27,14 +28,21 @@ class Phase(StrEnum):
     VALIDATING = "validating"
     FINALISING = "finalising"  # best.pt on val and test, plots, exports
     UPLOADING = "uploading"
+    ENDING = "ending"  # everything is uploaded, the outcome is told
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseStarted:
-    """The run entered a phase; `seconds` is how long the phase before it took, None for the first."""
+    """The run entered a phase; `seconds` is how long the phase before it took, None for the first.
+
+    `files` and `bytes` are what that phase moved, if it was a transfer, and `rate` its bytes per second.
+    """
 
     phase: Phase
     seconds: float | None = None
+    files: int | None = None
+    bytes: int | None = None
+    rate: float | None = None
     kind: Literal["phase"] = "phase"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.core.dataset import DatasetOrder, DatasetRef, Finding, PreparedDataset
 from trainer.core.errors import DatasetError
-from trainer.core.events import Event, Warned
+from trainer.core.events import Event, Phase, PhaseStarted, Warned
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets.facts_cache import FactsCache
@@ -54,7 +54,9 @@ class FetchedDatasets:
 
         new_view(view)
         report = Report()
-        prepared = build(order, self.recognised(order, view, stop, report, on_event), view, stop, report, self.facts)
+        founds = self.recognised(order, view, stop, report, on_event)
+        on_event(PhaseStarted(phase=Phase.CHECKING))
+        prepared = build(order, founds, view, stop, report, self.facts)
         for finding in prepared.findings:
             if finding.level == "warning":
                 on_event(Warned(code=finding.code, message=finding.message))

@@ -20,7 +20,9 @@ EVERY_SECONDS = 0.5
 
 
 class Meter:
-    """Counts files and bytes from all threads, and tells at most twice a second how far the download is."""
+    """Counts files and bytes from all threads, and tells how far the download is: at its beginning and end, and at
+    most twice a second between.
+    """
 
     def __init__(self, on_event: OnTransfer, *, total_files: int, total_bytes: int = 0) -> None:
         self._on_event = on_event
@@ -31,6 +33,7 @@ class Meter:
         self._began = time.monotonic()
         self._told = self._began
         self._lock = threading.Lock()
+        self._tell(always=total_files > 0)
 
     def count(self, moved: int) -> None:
         """Bytes moved, or minus those of a try that has to begin anew."""

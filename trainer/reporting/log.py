@@ -31,7 +31,8 @@ class LogReporter:
         to = log.bind(run_id=job.id, attempt=job.attempt)
         match event:
             case PhaseStarted():
-                to.info("phase", phase=event.phase.value, after_seconds=event.seconds)
+                moved = {name: value for name in ("files", "bytes", "rate") if (value := getattr(event, name)) is not None}
+                to.info("phase", phase=event.phase.value, after_seconds=event.seconds, **moved)
             case EpochFinished():
                 metrics = {
                     name: round(value, 4) for name, value in event.metrics.items() if name.startswith("metrics/")

@@ -165,6 +165,7 @@ class Attempt:
             devices=self._devices(plan),
             resume=self._fetched(lambda: self._resume(plan)),
         )
+        self._record.event(PhaseStarted(phase=Phase.STARTING))
         with self._checkpoints.on_a_timer(self._stop):
             finished = self._do.trainer.train(order, self._stop, self._child_event, self._record.output)
         return self._remember(finished, plan, dataset)
@@ -247,7 +248,9 @@ class Attempt:
                 raise Unavailable(str(error)) from error
 
         with self._stop.borrowed_time(self._do.times.drain / 2) as patience:
-            return retrying(publish, policy, patience)
+            artifacts = retrying(publish, policy, patience)
+        self._record.event(PhaseStarted(phase=Phase.ENDING))
+        return artifacts
 
     def _fetched(self, fetch: Callable[[], T]) -> T:
         """What `fetch` returns, once whom it asks is there to answer."""

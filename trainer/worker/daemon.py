@@ -140,7 +140,8 @@ class Daemon:
         self._runs.append(thread)
 
     def _execute(self, lease: Lease, slot: SlotLoan, stop: StopSignal) -> None:
-        with structlog.contextvars.bound_contextvars(run_id=lease.job.id, attempt=lease.job.attempt):
+        labels = {"run_id": lease.job.id, "attempt": lease.job.attempt}
+        with structlog.contextvars.bound_contextvars(run=labels):
             log.info("run claimed", name=lease.job.request.name)
             try:
                 self._execution.run(lease, slot, stop)

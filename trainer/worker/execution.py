@@ -53,9 +53,9 @@ class Execution:
         job, places = lease.job, self._workshop.places
         journal = Journal.create(places.journals, lease)
         run_log = RunLog(places.run_dir(job) / "run.log", timestamps=self._timestamp_output)
-        with closing(journal), closing(run_log):
-            progress = Progress()
-            record = Record(job, journal, progress, run_log, self._reporter)
+        progress = Progress()
+        record = Record(job, journal, progress, run_log, self._reporter)
+        with closing(journal), closing(run_log), structlog.contextvars.bound_contextvars(run=record.labels):
             heartbeat = Heartbeat(self._queue, lease, journal, stop, self._lease_times, progress.as_json, self._pulse)
             attempt = Attempt(self._workshop, job, slot, stop, record, progress, heartbeat)
             self._reporter.started(job)

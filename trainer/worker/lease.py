@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -132,7 +133,8 @@ class Heartbeat:
 @contextmanager
 def kept_alive(heartbeat: Heartbeat, name: str) -> Iterator[Heartbeat]:
     """Beat in a thread for as long as the block runs."""
-    thread = threading.Thread(target=heartbeat.run, name=f"beat-{name}", daemon=True)
+    in_context = contextvars.copy_context().run  # the log's labels
+    thread = threading.Thread(target=in_context, args=(heartbeat.run,), name=f"beat-{name}", daemon=True)
     with heartbeat.followed():
         thread.start()
         try:

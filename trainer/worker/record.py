@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import structlog
+
 from trainer.core.events import BatchProgress, Event, Phase, PhaseStarted, TransferProgress, is_durable
 from trainer.core.job import Job
 from trainer.core.ports import Reporter
@@ -56,15 +58,26 @@ class Record:
         self._reporter = reporter
         self._lock = threading.Lock()
         self._phase_began: float | None = None
+        self._moved: TransferProgress | None = None  # in the present phase
         self._alternating: set[Phase] = set()
+        self.labels: dict[str, str | int] = {"run_id": job.id, "attempt": job.attempt}  # of every log line of the run
 
     @property
     def log_path(self) -> Path:
         return self._log.path
 
     def event(self, event: Event) -> None:
+        with structlog.contextvars.bound_contextvars(run=self.labels):
+            if isinstance(event, TransferProgress) and self.labels.get("phase") != event.phase:
+                self._pass_on(PhaseStarted(phase=event.phase))
+            self._pass_on(event)
+
+    def _pass_on(self, event: Event) -> None:
         self._progress.follow(event)
+        if isinstance(event, TransferProgress):
+            self._moved = event
         if isinstance(event, PhaseStarted):
+            self.labels["phase"] = event.phase.value
             if self._is_next_round(event.phase):
                 return
             event = self._timed(event)
@@ -86,10 +99,18 @@ class Record:
         return again
 
     def _timed(self, event: PhaseStarted) -> PhaseStarted:
-        """With the length of the phase that just ended."""
+        """With the length of the phase that just ended, and what it moved."""
         with self._lock:
-            began, self._phase_began = self._phase_began, time.monotonic()
-        return event if began is None else replace(event, seconds=round(time.monotonic() - began, 3))
+            now = time.monotonic()
+            began, self._phase_began = self._phase_began, now
+            moved, self._moved = self._moved, None
+        if began is None:
+            return event
+        seconds = round(now - began, 3)
+        if moved is None:
+            return replace(event, seconds=seconds)
+        rate = round(moved.bytes / max(seconds, 1e-3), 1)
+        return replace(event, seconds=seconds, files=moved.files, bytes=moved.bytes, rate=rate)
 
 
 def describe(event: Event) -> str:

@@ -7,6 +7,7 @@ unless the disk lied, which the sha-256 finds out.
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import json
 import os
@@ -175,7 +176,10 @@ class CheckpointUploads:
     def on_a_timer(self, stop: StopSignal) -> Iterator[None]:
         """Upload in a thread of its own while the block runs."""
         uploads = stop.child()
-        thread = threading.Thread(target=self._keep_sending, args=(uploads,), name="checkpoints", daemon=True)
+        in_context = contextvars.copy_context().run  # the log's labels
+        thread = threading.Thread(
+            target=in_context, args=(self._keep_sending, uploads), name="checkpoints", daemon=True,
+        )  # fmt: skip
         thread.start()
         try:
             yield
