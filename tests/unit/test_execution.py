@@ -264,12 +264,13 @@ def test_another_host_goes_on_from_the_buckets_checkpoint(room, tmp_path):
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
     room.work()
     (tmp_path / "runs").rename(tmp_path / "runs of the first host")
-    room.trainer.during = lambda epoch: None
+    resumed = []
+    room.trainer.during = lambda epoch: resumed.append(room.trainer.orders[1].resume.read_bytes())
 
     room.work(room.claim("22222222-2222-4222-8222-222222222222"), StopSignal())
 
     assert room.row(run_id)["status"] == "completed"
-    assert room.trainer.orders[1].resume.read_bytes() == b"state after 2"
+    assert resumed[0] == b"state after 2"
 
 
 def test_the_buckets_checkpoint_is_waited_for_rather_than_trained_again(room, tmp_path, monkeypatch):
@@ -382,13 +383,68 @@ def test_checkpoints_are_uploaded_on_the_timer_and_two_are_kept(room):
     room.checkpoint_seconds = 0.05
     run_id = room.enqueue()
     room.trainer = type(room.trainer)(epochs=6)
-    room.trainer.during = lambda epoch: time.sleep(0.3)
+    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 6 else time.sleep(0.3)
 
     room.work()
 
     keys = [info.ref.key for info in room.store.list(BUCKET, f"training_runs/{run_id}/1/checkpoints")]
     assert len(keys) == 2
     assert room.row(run_id)["checkpoint"]["key"] in keys
+
+
+def test_checkpoints_of_a_run_that_is_over_are_gone(room):
+    """Also those of the attempt before it, so that the same row queued again by somebody starts afresh."""
+    run_id = room.enqueue()
+    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
+    room.work()
+    assert list(room.store.list(BUCKET, f"training_runs/{run_id}/1/checkpoints"))
+    room.trainer.during = lambda epoch: None
+
+    room.work(room.claim("22222222-2222-4222-8222-222222222222"), StopSignal())
+
+    assert room.row(run_id)["status"] == "completed"
+    assert not [info for info in room.store.list(BUCKET, f"training_runs/{run_id}") if "checkpoints" in info.ref.key]
+    for run_dir in room.places.run_dirs(room_job(room, run_id)):
+        assert not (run_dir / "checkpoints").exists()
+        assert not (run_dir / ".finished.json").exists()
+
+
+def room_job(room, run_id):
+    from trainer.core.job import Job, RunRequest
+
+    return Job(id=run_id, request=RunRequest(data_yaml=None))
+
+
+def test_no_checkpoint_goes_that_the_row_may_point_to(room):
+    """The queue is out of reach while the bucket is not: what it heard of last is what another host will look for."""
+    room.checkpoint_seconds = 0.05
+    run_id = room.enqueue()
+    room.trainer = type(room.trainer)(epochs=9)
+    known = []
+
+    class OutOfReach:
+        def __getattr__(self, name):
+            return getattr(room.queue, name)
+
+        def beat(self, lease, progress, events):
+            if known:
+                raise Unavailable("down")
+            verdict = room.queue.beat(lease, progress, events)
+            known.extend([checkpoint] if (checkpoint := room.row(run_id)["checkpoint"]) else [])
+            return verdict
+
+    def look(epoch):
+        time.sleep(0.2)
+        if epoch == 9:
+            keys = [info.ref.key for info in room.store.list(BUCKET, f"training_runs/{run_id}/1/checkpoints")]
+            assert known[0]["key"] in keys
+            assert len(keys) > 3
+
+    room.trainer.during = look
+    room.work(queue=OutOfReach())
+
+    assert room.row(run_id)["status"] == "completed"
+    assert known
 
 
 def test_the_view_is_removed_when_the_run_is_over(room):
@@ -415,6 +471,56 @@ def test_an_ending_waits_through_an_outage(room):
     room.work(queue=Down())
 
     assert room.row(run_id)["status"] == "completed"
+    assert not list(room.places.journals.iterdir())
+
+
+def test_the_lease_is_held_until_the_ending_is_delivered(room):
+    """Only the last call fails, for longer than a lease: nobody else gets the run, or trains it once more."""
+    room.lease_seconds = 0.4
+    run_id = room.enqueue()
+    refused_until = []
+    others = []
+
+    class Refuses:
+        def __getattr__(self, name):
+            return getattr(room.queue, name)
+
+        def finish(self, lease, outcome, events):
+            refused_until[:] = refused_until or [time.monotonic() + 1.2]
+            if time.monotonic() < refused_until[0]:
+                others.append(room.claim("22222222-2222-4222-8222-222222222222", worker="other"))
+                raise Unavailable("the results are too large")
+            return room.queue.finish(lease, outcome, events)
+
+    room.work(queue=Refuses())
+
+    assert len(others) > 1
+    assert not any(others)
+    assert (room.row(run_id)["status"], room.row(run_id)["attempt"]) == ("completed", 1)
+    assert not list(room.places.journals.iterdir())
+
+
+def test_the_ending_of_a_canceled_run_waits_as_long_as_any_other(room):
+    room.drain_seconds = 0.1
+    run_id = room.enqueue()
+    room.trainer.during = lambda epoch: room.queue.cancel(run_id) and time.sleep(0.5)
+    refused_until = []
+
+    class Refuses:
+        def __getattr__(self, name):
+            return getattr(room.queue, name)
+
+        def finish(self, lease, outcome, events):
+            refused_until[:] = refused_until or [time.monotonic() + 1.0]
+            if time.monotonic() < refused_until[0]:
+                raise Unavailable("down")
+            return room.queue.finish(lease, outcome, events)
+
+    room.work(queue=Refuses())
+
+    row = room.row(run_id)
+    assert row["status"] == "canceled"
+    assert row["results"]["artifacts"]
     assert not list(room.places.journals.iterdir())
 
 
@@ -480,16 +586,20 @@ def test_a_dead_beat_stops_the_run(room):
 def test_finish_requested_reaches_the_training_as_a_wish(room):
     run_id = room.enqueue()
     seen = []
-    stop = StopSignal()
+    train = room.trainer.train
 
-    def look(epoch):
-        if epoch == 1:
-            room.queue.request_finish(run_id)
-            time.sleep(0.5)
-        seen.append(stop.reason)
+    def watched(order, stop, *listeners):
+        def look(epoch):
+            if epoch == 1:
+                room.queue.request_finish(run_id)
+                time.sleep(0.5)
+            seen.append(stop.reason)
 
-    room.trainer.during = look
-    room.work(stop=stop)
+        room.trainer.during = look
+        return train(order, stop, *listeners)
+
+    room.trainer.train = watched
+    room.work()
 
     assert seen[-1] is StopReason.FINISH
     assert room.row(run_id)["status"] == "completed"

@@ -43,6 +43,8 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+FINISHED = ".finished.json"  # in a run folder: the training is done, what is missing is the upload
+
 # A finished model is worth waiting for: a day of a dead or misconfigured store, before the run goes back to the queue.
 PUBLISH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=60.0, total_seconds=86_400)
 # Before the training there is less to lose, and the slot is idle; an outage of minutes still costs no attempt.
@@ -127,6 +129,7 @@ class Attempt:
             workshop.times.checkpoint,
             record.event,
             heartbeat.confirm,
+            record.is_delivered,
         )
 
     def outcome(self) -> Outcome | None:
@@ -210,12 +213,12 @@ class Attempt:
         report: JsonObject = {**finished.report, "plan": plan.recorded(), "dataset": dataset.summary}
         report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", plan.epochs)}
         done = replace(finished, report=report)
-        (self._run_dir / ".finished.json").write_text(json.dumps(asdict(done)))
+        (self._run_dir / FINISHED).write_text(json.dumps(asdict(done)))
         return done
 
     def _already_trained(self) -> Finished | None:
         for run_dir in self._do.places.run_dirs(self._job):
-            if (note := run_dir / ".finished.json").exists():
+            if (note := run_dir / FINISHED).exists():
                 self._run_dir = run_dir
                 return Finished(**json.loads(note.read_text()))
         return None
@@ -301,6 +304,13 @@ class Attempt:
         except (Unavailable, Stopped, MachineFailed, OSError) as error:
             log.warning("the artifacts of the run stay on this host", run_id=self._job.id, error=str(error))
             return {"run_dir": str(self._run_dir), **self._progress.as_json()}
+
+    def forget(self) -> None:
+        """The run is over: remove what only another attempt would have used, here and in the bucket."""
+        for run_dir in self._do.places.run_dirs(self._job):
+            shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+            (run_dir / FINISHED).unlink(missing_ok=True)
+        self._checkpoints.forget(self._job.checkpoint)
 
     def clean_up(self) -> None:
         if not self._do.places.keep_views:

@@ -20,8 +20,8 @@ FOR_EVER = RetryPolicy(tries=1_000_000, first_wait=0.5, longest_wait=30.0, total
 ORPHANED = "The worker stopped without warning while it worked on this run (a crash, a kill or a reboot)."
 
 
-def deliver(queue: Queue, journal: Journal, outcome: Outcome, stop: StopSignal) -> bool:
-    """Tell the queue until it answers; then the journal is gone. False if `stop` came first: the journal stays."""
+def deliver(queue: Queue, journal: Journal, outcome: Outcome, stop: StopSignal) -> Verdict | None:
+    """Tell the queue until it answers; then the journal is gone. None if `stop` came first: the journal stays."""
     told: set[str] = set()
 
     def finish() -> Verdict:
@@ -36,11 +36,11 @@ def deliver(queue: Queue, journal: Journal, outcome: Outcome, stop: StopSignal) 
     try:
         verdict = retrying(finish, FOR_EVER, stop)
     except Stopped:
-        return False
+        return None
     if verdict is Verdict.LOST:
         log.warning("the ending came too late: the run belongs to somebody else", run_id=journal.lease.job.id)
     journal.discard()
-    return True
+    return verdict
 
 
 def deliver_leftovers(queue: Queue, folder: Path, worker_id: str, lease_seconds: float, stop: StopSignal) -> None:
@@ -48,6 +48,6 @@ def deliver_leftovers(queue: Queue, folder: Path, worker_id: str, lease_seconds:
     for journal in leftovers(folder, worker_id, lease_seconds):
         outcome = journal.ending or Retry(message=ORPHANED)
         log.info("an earlier process left a run behind", run_id=journal.lease.job.id, outcome=outcome.kind)
-        if not deliver(queue, journal, outcome, stop):
+        if deliver(queue, journal, outcome, stop) is None:
             journal.close()
             return

@@ -13,7 +13,7 @@ from contextlib import closing
 
 import structlog
 
-from trainer.core.job import Lease
+from trainer.core.job import Canceled, Completed, Failed, Lease, Verdict
 from trainer.core.ports import Queue, Reporter
 from trainer.core.progress import Progress
 from trainer.core.stop import StopSignal
@@ -48,9 +48,9 @@ class Execution:
         self._pulse = pulse
         self._timestamp_output = timestamp_output
 
-    def run(self, lease: Lease, slot: SlotLoan, stop: StopSignal) -> None:
+    def run(self, lease: Lease, slot: SlotLoan, shutdown: StopSignal) -> None:
         """Work on the run until it is over, one way or another."""
-        job, places = lease.job, self._workshop.places
+        job, places, stop = lease.job, self._workshop.places, shutdown.child()
         journal = Journal.create(places.journals, lease)
         run_log = RunLog(places.run_dir(job) / "run.log", timestamps=self._timestamp_output)
         progress = Progress()
@@ -64,12 +64,15 @@ class Execution:
                 # decided now: a cancel that is heard of after this line came too late to undo a finished model
                 if outcome is not None:
                     journal.end(outcome)
-            attempt.clean_up()
-            if outcome is None:
-                log.warning("the run belongs to somebody else now; nothing is written for it", run_id=job.id)
-                journal.discard()
-                return
-            run_log.note(f"outcome: {outcome.kind}")
-            self._reporter.ended(job, outcome)
-            with stop.borrowed_time(self._workshop.times.drain) as patience:
-                deliver(self._queue, journal, outcome, patience)
+                attempt.clean_up()
+                if outcome is None:
+                    log.warning("the run belongs to somebody else now; nothing is written for it", run_id=job.id)
+                    journal.discard()
+                    return
+                run_log.note(f"outcome: {outcome.kind}")
+                self._reporter.ended(job, outcome)
+                # the lease is held until the ending is delivered; only a shutdown leaves that to the next process
+                with shutdown.borrowed_time(self._workshop.times.drain) as patience:
+                    verdict = deliver(self._queue, journal, outcome, patience)
+            if verdict is Verdict.OK and isinstance(outcome, Completed | Failed | Canceled):
+                attempt.forget()

@@ -88,7 +88,9 @@ class Journal:
             self._append({"ending": OUTCOME.dump_python(outcome, mode="json")}, sync=True)
 
     def close(self) -> None:
-        self._file.close()
+        """What comes after it, such as the answer to a last beat, is not written any more."""
+        with self._lock:
+            self._file.close()
 
     def discard(self) -> None:
         """Everything was delivered, or is nobody's business any more."""
@@ -96,6 +98,8 @@ class Journal:
         self.close()
 
     def _append(self, line: JsonObject, *, sync: bool = False) -> None:
+        if self._file.closed:
+            return
         text = json.dumps(line).encode() + b"\n"
         try:
             # after a failed write the last line may be torn: begin on a new one

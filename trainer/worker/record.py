@@ -91,6 +91,11 @@ class Record:
     def output(self, line: str) -> None:
         self._log.output(line)
 
+    def is_delivered(self, checkpoint_key: str) -> bool:
+        """Whether the queue has heard of the checkpoint that was stored under this key."""
+        waiting = self._journal.pending(limit=100_000)
+        return not any(event.data.get("key") == checkpoint_key for event in waiting)
+
     def _is_next_round(self, phase: Phase) -> bool:
         """Training and validating take turns in every epoch; only the first turn is news, epochs tell the rest."""
         again = phase in self._alternating

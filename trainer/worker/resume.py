@@ -121,6 +121,7 @@ class CheckpointUploads:
         interval: float,
         on_event: Callable[[Event], None],
         confirm: Callable[[StopSignal], None],
+        is_delivered: Callable[[str], bool],
     ) -> None:
         self._prefix = prefix
         self._store = store
@@ -128,6 +129,7 @@ class CheckpointUploads:
         self._interval = interval
         self._on_event = on_event
         self._confirm = confirm
+        self._is_delivered = is_delivered
         self._newest: CheckpointSaved | None = None
         self._uploaded: list[Checkpoint] = []
         self._over = threading.Event()
@@ -167,10 +169,21 @@ class CheckpointUploads:
             return sent
 
     def _drop_old(self) -> None:
-        while len(self._uploaded) > KEPT_IN_BUCKET:
-            old = self._uploaded.pop(0)
-            assert old.key is not None
-            self._store.delete(ObjectRef(bucket=self._bucket, key=old.key))
+        # the row points to the newest one that the queue has heard of: while it is out of reach, nothing may go
+        while len(self._uploaded) > KEPT_IN_BUCKET and self._is_delivered(self._uploaded[1].key or ""):
+            self._delete(self._uploaded.pop(0))
+
+    def forget(self, inherited: Checkpoint | None) -> None:
+        """Remove this attempt's checkpoints from the bucket, and the one that it went on from."""
+        try:
+            for checkpoint in [*self._uploaded, *([inherited] if inherited else [])]:
+                self._delete(checkpoint)
+        except TrainerError as error:
+            log.warning("checkpoints of an ended run stay in the bucket", error=str(error))
+
+    def _delete(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.key is not None:
+            self._store.delete(ObjectRef(bucket=self._bucket, key=checkpoint.key))
 
     @contextmanager
     def on_a_timer(self, stop: StopSignal) -> Iterator[None]:
