@@ -1,0 +1,302 @@
+"""F6, F7, F8, F26: the servers are down, slow, half there, talk nonsense, or refuse the key."""
+
+import time
+
+import pytest
+
+from tests.faults.cloud import BUCKET, wait_for
+from tests.faults.conftest import QUICK, SLOW
+from tests.faults.hosts import LEASE
+
+OUTAGE = LEASE + 1.5  # seconds: longer than the lease, so that the run has to be taken back
+
+
+def database_down(cloud):
+    cloud.stack.postgres.stop()
+    return cloud.stack.postgres.start
+
+
+def rest_down(cloud):
+    cloud.stack.postgrest.stop()
+    return cloud.stack.postgrest.start
+
+
+DOWN = {"Postgres": database_down, "PostgREST": rest_down}
+
+
+@pytest.fixture(params=DOWN)
+def outage(cloud, request):
+    """`down()` stops a server, `up()` starts it; it is up at the end."""
+    ups = []
+
+    class Outage:
+        def down(self):
+            ups.append(DOWN[request.param](cloud))
+
+        def up(self):
+            ups.pop()()
+
+    yield Outage()
+    for up in ups:
+        up()
+
+
+def assert_all_epochs_once(cloud, run_id, epochs):
+    """No metric was lost, none was told twice: (run, attempt, seq) is the events' identity, and nothing is missing."""
+    assert cloud.epochs(run_id) == {1: list(range(1, epochs + 1))}
+    seqs = [event["seq"] for event in cloud.events(run_id) if event["seq"] < 1_000_000]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+def test_an_outage_longer_than_the_lease_costs_a_training_nothing(cloud, host, outage):
+    """F6 (I5 I6): training goes on, every epoch's metrics arrive once and in order, and no attempt is lost."""
+    a = host("a", SLOW)
+    run_id = cloud.enqueue(epochs=30)
+    cloud.wait_epoch(run_id, 2)
+    training = a.training()
+    outage.down()
+    time.sleep(OUTAGE)
+    assert training.is_running()
+    outage.up()
+
+    row = cloud.wait(run_id, "completed")
+
+    assert (row["attempt"], row["failures"]) == (1, 0)
+    assert_all_epochs_once(cloud, run_id, 30)
+    a.wait_idle()
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1.5])
+@pytest.mark.parametrize("phase", ["idle", "uploading", "ending"])
+def test_a_short_outage_in_any_phase_costs_nothing(cloud, host, phase, seconds):
+    """F6 (I6 I8): PostgREST away while there is nothing to do, during the upload, and at the last word."""
+    a = host("a", QUICK)
+    run_id = None
+    if phase == "uploading":
+        cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=seconds)
+    if phase == "ending":
+        cloud.refuse("finish_training_run")
+    if phase != "idle":
+        run_id = cloud.enqueue(epochs=4)
+        cloud.wait_phase(run_id, "uploading")
+    up = rest_down(cloud)
+    time.sleep(seconds)
+    cloud.gateway.faults = None
+    up()
+
+    run_id = run_id or cloud.enqueue(epochs=4)
+    assert cloud.wait(run_id, "completed")["attempt"] == 1
+    assert_all_epochs_once(cloud, run_id, 4)
+    a.wait_idle()
+
+
+def test_a_service_that_is_restarted_in_an_outage_delivers_what_the_last_one_could_not(cloud, host):
+    """F6 (I6 I8): the model is finished, the queue is away, the service is restarted: delivered by the next one, once."""
+    a = host("a", QUICK, DRAIN_SECONDS=1)
+    cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1)
+    run_id = cloud.enqueue(epochs=4)
+    cloud.wait_phase(run_id, "uploading")
+    up = rest_down(cloud)
+    wait_for(lambda: any('"ending"' in path.read_text() for path in a.journals()))
+    assert a.stop() == 0
+    a.start()
+    time.sleep(1)
+    up()
+
+    assert cloud.wait(run_id, "completed")["attempt"] == 1
+    assert_all_epochs_once(cloud, run_id, 4)
+    a.wait_idle()
+
+
+def test_an_outage_of_storage_in_every_phase_costs_no_attempt(cloud, host):
+    """F6 F7 (I6 I8 I11): 503 for the dataset, the checkpoints and the artifacts, each longer than one call's patience."""
+    for path in cloud.data.parent.rglob("*"):
+        if path.is_file():
+            cloud.storage.put("datasets", f"set/{path.relative_to(cloud.data.parent)}", path.read_bytes())
+    a = host("a", SLOW)
+    cloud.storage.fault("status", on="/datasets", times=8)
+    run_id = cloud.enqueue("storage:datasets/set/data.yaml", epochs=6)
+    cloud.storage.fault("status", on="/checkpoints/", times=3)
+    cloud.storage.fault("status", on="/1/best.pt", times=8)
+
+    row = cloud.wait(run_id, "completed", seconds=90)
+
+    assert row["attempt"] == 1
+    assert {"fetch_waits", "upload_waits"} <= set(cloud.warnings(run_id))
+    assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}
+    a.wait_idle()
+
+
+def cut(wire):
+    wire.cut()
+
+
+def freeze(wire):
+    wire.freeze()
+
+
+def slow(wire):
+    wire.slow(0.5)
+
+
+def garble(wire):
+    wire.mutter(30)
+
+
+@pytest.mark.parametrize("trouble", [cut, freeze, slow, garble], ids=lambda f: f.__name__)
+def test_a_bad_line_costs_no_attempt(cloud, host, wire, trouble):
+    """F7 (I6 I8): connections reset, half-open, slow, and answers that stop in the middle."""
+    a = host("a", SLOW, url=wire.url)
+    run_id = cloud.enqueue(epochs=8)
+    for epoch in (1, 4):
+        cloud.wait_epoch(run_id, epoch)
+        trouble(wire)
+        time.sleep(1.0)
+        wire.mend()
+
+    row = cloud.wait(run_id, "completed", seconds=60)
+
+    assert row["attempt"] == 1
+    assert_all_epochs_once(cloud, run_id, 8)
+    a.wait_idle()
+
+
+NONSENSE = {
+    429: b'{"message":"too many requests"}',
+    500: b"",
+    502: b"<html>502 Bad Gateway</html>",
+    503: b'{"message":"unhealthy"}',
+    504: b"upstream request timeout",
+    200: b'[{"id": "cut',
+}
+
+
+@pytest.mark.parametrize("status", NONSENSE)
+def test_answers_that_are_none_cost_no_attempt(cloud, host, status):
+    """F7 (I6): every call of the queue is answered with an error or with half a document, for a while, several times."""
+    a = host("a", SLOW)
+    cloud.refuse("/rpc/", status, NONSENSE[status])
+    run_id = cloud.enqueue(epochs=6)
+    time.sleep(0.7)
+    cloud.gateway.faults = None
+    cloud.wait_epoch(run_id, 2)
+    cloud.refuse("/rpc/", status, NONSENSE[status])
+    time.sleep(0.7)
+    cloud.gateway.faults = None
+    cloud.wait_phase(run_id, "uploading")
+    cloud.refuse("/rpc/", status, NONSENSE[status])
+    time.sleep(0.7)
+    cloud.gateway.faults = None
+
+    assert cloud.wait(run_id, "completed")["attempt"] == 1
+    assert_all_epochs_once(cloud, run_id, 6)
+    a.wait_idle()
+
+
+@pytest.mark.parametrize("call", ["claim", "beat", "finish", "release"])
+def test_a_call_that_was_obeyed_and_whose_answer_was_lost_is_harmless(cloud, host, call):
+    """F8 (I1 I3 I8): the commit happened, the answer did not arrive; what is sent again changes nothing."""
+    a = host("a", SLOW)
+    if call == "claim":
+        lost = cloud.lose_answers("claim_training_run", 3)
+        run_id, other = cloud.enqueue(epochs=4), cloud.enqueue(epochs=4)
+    else:
+        run_id, other = cloud.enqueue(epochs=8), cloud.enqueue(epochs=4)
+        cloud.wait_epoch(run_id, 2)
+        lost = cloud.lose_answers(f"{call}_training_run", 3)
+    if call == "release":
+        assert a.stop() == 0
+        assert cloud.row(run_id)["status"] == "queued"
+        assert cloud.row(run_id)["failures"] == 0
+        a.start()
+
+    rows = [cloud.wait(each, "completed") for each in (run_id, other)]
+
+    assert len(lost) == 3
+    assert [row["attempt"] for row in rows] == [2 if call == "release" else 1, 1]
+    for row in rows:
+        epochs = [epoch for told in cloud.epochs(row["id"]).values() for epoch in told]
+        assert epochs == list(range(1, row["configuration"]["epochs"] + 1))
+    a.wait_idle()
+
+
+def test_an_ending_that_the_database_refuses_for_long_keeps_its_run(cloud, host):
+    """F6 F7 (I1 I6 I8): only the last call fails, for longer than a lease; the run stays with who finished it."""
+    a = host("a", QUICK)
+    cloud.refuse("finish_training_run", 500)
+    run_id = cloud.enqueue(epochs=3)
+    cloud.wait_phase(run_id, "uploading")
+    time.sleep(OUTAGE)
+    assert cloud.row(run_id)["status"] == "running"
+    cloud.gateway.faults = None
+
+    row = cloud.wait(run_id, "completed")
+
+    assert (row["attempt"], row["failures"]) == (1, 0)
+    a.wait_idle()
+
+
+def test_a_revoked_key_stops_no_training_and_a_new_one_is_used_where_it_was_left(cloud, host):
+    """F26 (I6): the key is refused by the queue and by storage mid-run; the training goes on, says so, and recovers."""
+    a = host("a", SLOW)
+    run_id = cloud.enqueue(epochs=30)
+    cloud.wait_epoch(run_id, 2)
+    training = a.training()
+    cloud.refuse("/rpc/", 401, b'{"code":"PGRST301","message":"JWT expired"}')
+    cloud.storage.keys = {}
+    time.sleep(OUTAGE)
+    assert training.is_running()
+    assert any("refuse" in line["event"] or "does not answer" in line["event"] for line in a.lines())
+    cloud.gateway.faults = None
+    cloud.storage.keys = {cloud.key: "service"}
+
+    row = cloud.wait(run_id, "completed")
+
+    assert row["attempt"] == 1
+    assert_all_epochs_once(cloud, run_id, 30)
+    assert cloud.key not in a.log.read_text()
+    a.wait_idle()
+
+
+def test_a_host_whose_key_was_revoked_stands_down_for_another(cloud, host, wire):
+    """F26 F4 (I1 I5): a host that the queue refuses for ever loses its run to another; hearing so, it stops."""
+    a = host("a", SLOW, url=wire.url)
+    run_id = cloud.enqueue(epochs=40)
+    cloud.wait_epoch(run_id, 3)
+    training = a.training()
+    wire.cut()
+    host("b", QUICK)
+    row = cloud.wait(run_id, "completed")
+    assert row["worker_id"] == "b"
+    wire.mend()
+
+    a.wait_idle()
+
+    assert not training.is_running()
+    assert cloud.row(run_id) == row
+
+
+def test_a_partitioned_host_takes_no_checkpoint_away_that_the_row_points_to(cloud, host):
+    """F6 (I5 I9): the queue is out of reach of one host, storage is not; it trains and uploads on. The host that takes
+    over still finds the checkpoint that the row names.
+    """
+    a = host("a", SLOW, LEASE_SECONDS=4)
+    run_id = cloud.enqueue(epochs=100)
+    cloud.wait_until(run_id, lambda row: (row["checkpoint"] or {}).get("epoch", 0) >= 3)
+    cloud.gateway.faults = lambda _, path: (503, {}, b"") if "beat_training_run" in path else None
+    known = cloud.row(run_id)["checkpoint"]
+
+    def newer_ones():
+        keys = [key for _, _, key in cloud.storage.writes if "/checkpoints/" in key]
+        return keys[keys.index(known["key"]) + 1 :]
+
+    wait_for(lambda: len(newer_ones()) >= 4)
+    assert known["key"] in cloud.storage.objects[BUCKET]
+    wait_for(lambda: cloud.sql("select count(*) from training_runs where lease_expires_at < now()") == "1")
+    a.pause()
+    cloud.gateway.faults = None
+    host("b", QUICK)
+
+    cloud.wait(run_id, "completed", seconds=60)
+
+    assert cloud.epochs(run_id)[2][0] == known["epoch"] + 1
