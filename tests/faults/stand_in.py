@@ -4,7 +4,7 @@ The knobs are in TRAINER_HOME/behaviour.json, read anew for each training. A num
 many seconds this process's wall clock is wrong, read anew whenever it asks for the time.
 """
 
-import datetime
+import datetime as dt
 import functools
 import os
 import sys
@@ -18,7 +18,7 @@ CLOCK = HOME / "clock.txt"
 
 
 def move_the_wall_clock():
-    honest, right = time.time, datetime.datetime
+    honest, right = time.time, dt.datetime
 
     def moved():
         return honest() + float(CLOCK.read_text())
@@ -28,7 +28,7 @@ def move_the_wall_clock():
         def now(cls, tz=None):
             return right.fromtimestamp(moved(), tz)
 
-    time.time, datetime.datetime = moved, Moved
+    time.time, dt.datetime = moved, Moved
 
 
 if CLOCK.exists():
