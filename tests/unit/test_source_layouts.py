@@ -1,0 +1,205 @@
+"""Every kind of source in every layout that the README says yes to, brought all the way to a view that can be trained on."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import dataset_layouts as made
+import pytest
+from dataset_layouts import Layout
+
+from tests.web_server import body, web_server
+from trainer.core.dataset import DatasetOrder, Task
+from trainer.core.errors import DatasetError
+from trainer.core.stop import StopSignal
+from trainer.datasets.cache import ContentCache
+from trainer.datasets.fetch import Fetcher
+from trainer.datasets.prepare import FetchedDatasets
+from trainer.datasets.reference import Roots
+from trainer.remote.web import GuardedClient
+from trainer.storage.local import LocalObjectStore
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SUPABASE = "https://abc.supabase.co"
+LAYOUTS = {
+    "`images/{train,val,test}`": made.split_folders, "Roboflow": made.roboflow, "`.txt` lists": made.lists,
+    "flat": made.flat, "class folders": made.class_folders, "COCO": made.coco, "DICE": made.dice,
+    "merged": made.split_folders, "split on demand": made.on_demand,
+}
+EVERY = tuple(LAYOUTS)
+EXPORTED = ("`images/{train,val,test}`", "class folders", "merged", "split on demand")
+SOURCES = {
+    "absolute path": EVERY, "path below `DATASET_ROOT`": EVERY, "`storage:`": EVERY, "public URL of our storage": EVERY,
+    "signed URL of our storage": EVERY, "http(s) URL of an archive": EVERY, "http(s) URL of an NDJSON export": EXPORTED,
+    "http(s) URL of a YAML": ("`.txt` lists", "merged", "split on demand"), "folder instead of a YAML": EVERY,
+    "annotations file instead of a YAML": ("COCO", "DICE"),
+}
+LABELLED = (Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB)
+TASKS = {
+    "`images/{train,val,test}`": LABELLED, "Roboflow": LABELLED, "`.txt` lists": LABELLED, "flat": LABELLED,
+    "class folders": (Task.CLASSIFY,), "COCO": tuple(Task), "DICE": tuple(Task), "NDJSON export": tuple(Task),
+}
+
+
+class Places:
+    """Where the sources of these tests are put."""
+
+    def __init__(self, tmp_path, server):
+        self.root = tmp_path / "root"
+        self.bucket = tmp_path / "store/datasets"
+        self.server = server
+        for folder in (self.root, self.bucket):
+            folder.mkdir(parents=True)
+
+    def written(self, folder: Path, layout: Layout) -> Path:
+        for name, data in layout.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return folder / layout.entry
+
+    def published(self, path: str, data: bytes) -> str:
+        self.server.pages[path] = body(data)
+        return self.server.url(path)
+
+    def put(self, source: str, name: str, layout: Layout) -> str:
+        """The dataset put where `source` finds it; what data_yaml says then."""
+        place = f"{name}/{layout.entry}".rstrip("/")
+        match source:
+            case "path below `DATASET_ROOT`":
+                self.written(self.root / name, layout)
+                return place
+            case "folder instead of a YAML":
+                self.written(self.root / name, layout)
+                return str(self.root / name)
+            case "`storage:`":
+                self.written(self.bucket / name, layout)
+                return f"storage:datasets/{place}"
+            case "public URL of our storage" | "signed URL of our storage":
+                self.written(self.bucket / name, layout)
+                kind, query = ("public", "") if source.startswith("public") else ("sign", "?token=x")
+                return f"{SUPABASE}/storage/v1/object/{kind}/datasets/{place}{query}"
+            case "http(s) URL of an archive":
+                self.written(self.root / "packed", layout)
+                shutil.make_archive(str(self.root / name), "zip", self.root / "packed")
+                shutil.rmtree(self.root / "packed")
+                return self.published(f"/{name}.zip", (self.root / f"{name}.zip").read_bytes())
+            case "http(s) URL of a YAML" | "http(s) URL of an NDJSON export":
+                for file, data in layout.files.items():
+                    self.published(f"/{name}/{file}", data)
+                return self.server.url(f"/{place}")
+        return str(self.written(self.root / name, layout))
+
+    def export(self, layout: str, task: Task = Task.DETECT) -> Layout:
+        exported, pictures = made.export(layout, self.server.url, task)
+        for path, data in pictures.items():
+            self.published(path, data)
+        return exported
+
+
+@pytest.fixture
+def places(tmp_path):
+    with web_server() as server:
+        yield Places(tmp_path, server)
+
+
+@pytest.fixture
+def datasets(places):
+    roots = Roots(places.root)
+    web = GuardedClient(allowed_hosts=[places.server.host])
+    fetcher = Fetcher(
+        roots=roots, cache=ContentCache(places.root / ".cache", max_bytes=1 << 30, reserve=0), web=web,
+        store=LocalObjectStore(places.bucket.parent), datasets_bucket="datasets",
+    )  # fmt: skip
+    yield FetchedDatasets(fetcher=fetcher, roots=roots, datasets_bucket="datasets", storage_base_url=SUPABASE)
+    web.close()
+
+
+def layout_of(places: Places, source: str, name: str) -> Layout:
+    """The layout as this source has it: an export is one file, a YAML on the web names lists."""
+    if source.endswith("NDJSON export"):
+        return places.export(name, Task.CLASSIFY if name == "class folders" else Task.DETECT)
+    if source.endswith("URL of a YAML"):
+        return {"split on demand": made.listed_on_demand}.get(name, made.lists)()
+    return LAYOUTS[name]()
+
+
+def prepare(datasets: FetchedDatasets, places: Places, layout: Layout, *sources: str, task: Task | None = None):
+    order = DatasetOrder(run_id="1", sources=sources, task=task, split=layout.split)
+    return datasets.prepare(order, places.root / "datasets/run_1", StopSignal(), lambda _: None)
+
+
+@pytest.mark.parametrize(("source", "name"), [(source, name) for source, names in SOURCES.items() for name in names])
+def test_the_source_in_this_layout_becomes_a_view_that_can_be_trained_on(places, datasets, source, name):
+    layout = layout_of(places, source, name)
+    sources = [places.put(source, "a", layout)]
+    expected = layout.images
+    if name == "merged":
+        other = layout if source.endswith("NDJSON export") else made.renamed(layout)
+        sources.append(places.put(source, "b", other))
+        expected = {split: 2 * count for split, count in expected.items()}
+
+    result = prepare(datasets, places, layout, *sources)
+
+    assert dict(result.images) == expected
+    assert result.task is (Task.CLASSIFY if name == "class folders" else Task.DETECT)
+    is_alike = name != "class folders" and (name != "merged" or source.endswith("NDJSON export"))
+    assert result.names == (("cat",) if is_alike else ("cat", "dog"))
+    folders = [result.root / ("" if name == "class folders" else "images") / split for split in expected]
+    pictures = [path for folder in folders for path in folder.rglob("*.jpg")]
+    assert len(pictures) == sum(expected.values())
+    if result.task is Task.DETECT:
+        texts = [path.read_text() for path in (result.root / "labels").rglob("*.txt")]
+        assert sorted({tuple(map(float, text.split()))[1:] for text in texts}) == [(0.5, 0.5, *size(name))]
+        assert len(texts) == len(pictures)
+
+
+def size(name: str) -> tuple[float, float]:
+    return (0.5, 0.5) if name in ("COCO", "DICE") else (0.25, 0.25)
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name, tasks in TASKS.items() for task in tasks])
+def test_the_layout_holds_labels_for_this_task(places, datasets, name, task):
+    layout = places.export(name, task) if name == "NDJSON export" else LAYOUTS[name](task)
+
+    result = prepare(datasets, places, layout, places.put("absolute path", "a", layout), task=task)
+
+    assert result.task is task
+    assert sum(result.images.values()) == sum(layout.images.values())
+    if task is not Task.CLASSIFY:
+        texts = {path.read_text() for path in (result.root / "labels").rglob("*.txt")}
+        columns = {len(text.split()) for text in texts}
+        assert columns == {{Task.DETECT: 5, Task.SEGMENT: 11, Task.OBB: 9, Task.POSE: 11}[task]}
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "sign"),
+    [
+        ("http(s) URL of a YAML", "`images/{train,val,test}`", "a folder cannot be listed"),
+        ("http(s) URL of a YAML", "COCO", "annotations file, whose images cannot be found"),
+        ("absolute path", "NDJSON export", "has no url"),
+    ],
+)
+def test_what_the_table_does_not_say_yes_to_is_refused_with_what_to_do(places, datasets, source, name, sign):
+    layout = LAYOUTS[name]() if name in LAYOUTS else places.export(name)
+    if name == "NDJSON export":
+        layout = replace(layout, files={"set.ndjson": layout.files["set.ndjson"].replace(b'"url"', b'"link"')})
+
+    with pytest.raises(DatasetError, match=sign):
+        prepare(datasets, places, layout, places.put(source, "a", layout))
+
+
+def readme_table(corner: str) -> dict[str, set[str]]:
+    """Row → the columns that say yes, of the table in the README whose first cell is `corner`."""
+    lines = README[README.index(f"| {corner} |") :].split("\n\n")[0].splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return {row[0]: {name for name, cell in zip(head[1:], row[1:], strict=True) if cell == "yes"} for row in rows}
+
+
+def test_the_readme_says_yes_exactly_to_the_sources_and_layouts_that_are_tested():
+    assert readme_table("source") == {source: set(names) for source, names in SOURCES.items()}
+
+
+def test_the_readme_says_yes_exactly_to_the_layouts_and_tasks_that_are_tested():
+    assert readme_table("layout") == {name: {f"`{task}`" for task in tasks} for name, tasks in TASKS.items()}
