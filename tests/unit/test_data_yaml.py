@@ -1,0 +1,131 @@
+"""A YAML that somebody else wrote: its values as text, and what they mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.core.dataset import Task
+from trainer.core.errors import DatasetError
+from trainer.datasets.data_yaml import load_yaml, read_data_yaml
+from trainer.datasets.found import Report
+
+
+def read(values):
+    report = Report()
+    return read_data_yaml(values, report), {finding.code: finding.level for finding in report.findings}
+
+
+def loaded(tmp_path, data):
+    path = tmp_path / "data.yaml"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    report = Report()
+    return load_yaml(path, report), {finding.code for finding in report.findings}
+
+
+def test_scalars_stay_the_words_that_were_written(tmp_path):
+    values, codes = loaded(tmp_path, "names: [no, on, 1e3, 0x10, ~, 2024-01-01]\n")
+
+    assert values == {"names": ["no", "on", "1e3", "0x10", "~", "2024-01-01"]}
+    assert not codes
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_every_unicode_encoding_is_read(tmp_path, encoding):
+    assert loaded(tmp_path, "names: [café]\n".encode(encoding)) == ({"names": ["café"]}, set())
+
+
+def test_another_encoding_is_read_as_that_of_windows_and_told(tmp_path):
+    assert loaded(tmp_path, "names: [café]\n".encode("cp1252")) == ({"names": ["café"]}, {"yaml-encoding"})
+
+
+def test_tabs_are_read_as_spaces_and_told(tmp_path):
+    assert loaded(tmp_path, "names:\n\t0: cat\n\t1: dog\n") == ({"names": {"0": "cat", "1": "dog"}}, {"yaml-tabs"})
+
+
+@pytest.mark.parametrize(
+    ("text", "sign"),
+    [
+        ("- a\n- b\n", "must be a mapping"),
+        ("just words", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("names: [a\n", "no valid YAML: line 2"),
+        ("a: &x [1]\nb: *x\n", "uses YAML aliases"),
+        ("a: " + "[" * 20 + "]" * 20, "nested too deeply"),
+        ("? [a, b]\n: c\n", "found unhashable key"),
+        ("a: b\x00c\n", "no valid YAML"),
+    ],
+)
+def test_what_is_no_dataset_yaml_is_refused_with_its_reason(tmp_path, text, sign):
+    with pytest.raises(DatasetError, match=sign):
+        loaded(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("value", "names", "ids"),
+    [
+        (["cat", "dog"], ("cat", "dog"), (0, 1)),
+        ({"1": "dog", "0": "cat"}, ("cat", "dog"), (0, 1)),
+        ({"7": "cat", "3": "dog"}, ("dog", "cat"), (3, 7)),
+        ("cat, dog", ("cat", "dog"), (0, 1)),
+        ("['cat']", ("'cat'",), (0,)),
+        (["  a\n b ", ""], ("a b", "class1"), (0, 1)),
+        ([], None, None),
+        (None, None, None),
+    ],
+)
+def test_names_are_a_list_a_mapping_or_a_line(value, names, ids):
+    data, codes = read({"names": value})
+
+    assert (data.names, data.ids) == (names, ids)
+    assert not codes
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a": "cat"}, {"-1": "cat"}, [["cat"]], {"0": "cat", "00": "dog"}, ["x" * 201], [str(n) for n in range(20_001)]],
+)
+def test_names_that_are_none_are_an_error(value):
+    assert read({"names": value})[1] == {"names": "error"}
+
+
+@pytest.mark.parametrize(
+    ("nc", "count", "codes"),
+    [("2", 2, {}), (None, None, {}), ("3", 3, {"yaml-nc": "warning"}), ("two", None, {"yaml-nc": "warning"}),
+     ("0", None, {"yaml-nc": "warning"})],
+)  # fmt: skip
+def test_nc_is_only_compared(nc, count, codes):
+    data, found = read({"names": ["a", "b"], "nc": nc})
+
+    assert (data.nc, data.names, found) == (count, ("a", "b"), codes)
+
+
+def test_splits_are_a_folder_a_list_or_several_under_any_of_their_names():
+    data, codes = read({"train": ["a", " b "], "valid": "c", "test": ""})
+
+    assert data.splits == {"train": ("a", "b"), "val": ("c",)}
+    assert not codes
+    assert read({"train": {"a": "b"}})[1] == {"yaml-train": "error"}
+    assert read({"train": ["a", ["b"]]})[1] == {"yaml-train": "error"}
+
+
+def test_pose_needs_a_sound_kpt_shape_and_flip_idx():
+    data, codes = read({"kpt_shape": ["3", "2"], "flip_idx": ["0", "2", "1"]})
+
+    assert (data.kpt_shape, data.flip_idx, codes) == ((3, 2), (0, 2, 1), {})
+    for shape in (["3"], ["0", "3"], ["3", "4"], ["2000", "3"]):
+        assert read({"kpt_shape": shape})[1] == {"kpt-shape": "error"}
+    assert read({"kpt_shape": "17"})[1] == {"kpt-shape": "error"}
+    for flip in (["0", "1"], ["0", "1", "1"]):
+        assert read({"kpt_shape": ["3", "2"], "flip_idx": flip})[1] == {"flip-idx": "error"}
+    assert read({"flip_idx": ["0"]})[1] == {"flip-idx": "error"}
+
+
+def test_the_task_is_one_that_there_is():
+    assert read({"task": "segment"})[0].task is Task.SEGMENT
+    assert read({})[0].task is None
+
+
+def test_whatever_else_is_in_the_yaml_is_not_read():
+    data, codes = read({"download": "rm -rf /", "path": " sets/a ", "train": "t", "yaml_file": "x", "minival": "m"})
+
+    assert (data.path, data.splits, codes) == ("sets/a", {"train": ("t",)}, {})

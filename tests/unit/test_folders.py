@@ -1,0 +1,134 @@
+"""Listings of folders of unknown origin, and where an image's labels are."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.core.errors import DatasetError
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.datasets import folders
+from trainer.datasets.folders import Tree, label_files
+from trainer.datasets.found import Report
+from trainer.datasets.prepare import inside
+
+
+class Looked:
+    """A tree over `root`, with its report."""
+
+    def __init__(self, root, stop=None):
+        self.root = str(root)
+        self.report = Report()
+        self.tree = Tree(root, inside(root), self.report, stop or StopSignal(), is_owned=False)
+
+    @property
+    def codes(self):
+        return {finding.code for finding in self.report.findings}
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_files_are_sorted_into_images_texts_folders_and_others(tmp_path):
+    touch(tmp_path, "b.JPG", "a.png", "a.txt", "c.TXT", "data.yaml", "noending", "sub/x.jpg", "photo.jpg.txt")
+    listing = Looked(tmp_path).tree.listing(str(tmp_path))
+
+    assert list(listing.images) == ["a.png", "b.JPG"]
+    assert set(listing.texts) == {"a", "c", "photo.jpg"}
+    assert (listing.folders, listing.others) == (["sub"], ["data.yaml", "noending"])
+
+
+def test_hidden_files_are_left_out_and_hidden_images_told(tmp_path):
+    touch(tmp_path, ".a.jpg", "._b.jpg", ".git/c.jpg", "__MACOSX/d.jpg", ".DS_Store")
+    looked = Looked(tmp_path)
+    listing = looked.tree.listing(looked.root)
+
+    assert listing == folders.Listing()
+    assert [(f.code, f.count) for f in looked.report.findings] == [("image-hidden", 1)]
+
+
+def test_a_folder_that_is_not_there_is_empty_and_one_that_is_a_file_as_well(tmp_path):
+    touch(tmp_path, "file")
+    tree = Looked(tmp_path).tree
+
+    assert tree.listing(f"{tmp_path}/none") == tree.listing(f"{tmp_path}/file") == folders.Listing()
+
+
+def test_symlinks_are_followed_to_where_it_is_allowed(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    touch(root, "real/a.jpg")
+    touch(outside, "secret.jpg", "more/b.jpg")
+    (root / "inner.jpg").symlink_to(root / "real/a.jpg")
+    (root / "outer.jpg").symlink_to(outside / "secret.jpg")
+    (root / "folder").symlink_to(outside / "more")
+    (root / "nowhere.jpg").symlink_to(root / "gone.jpg")
+    looked = Looked(root)
+    listing = looked.tree.listing(looked.root)
+
+    assert listing.images == {"inner.jpg": f"{root}/real/a.jpg"}
+    assert listing.folders == ["real"]
+    assert [(f.code, f.count) for f in looked.report.findings] == [("symlink-outside", 3)]
+
+
+def test_a_symlink_to_a_folder_above_is_not_walked_for_ever(tmp_path):
+    touch(tmp_path, "a/b/x.jpg")
+    (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
+
+    assert [place for place, _ in Looked(tmp_path).tree.below(str(tmp_path))] == [f"{tmp_path}{p}" for p in ("", "/a", "/a/b")]
+
+
+def test_folders_below_each_other_without_end_are_refused(tmp_path):
+    touch(tmp_path, "/".join(["d"] * (folders.DEEPEST + 2)) + "/x.jpg")
+
+    with pytest.raises(DatasetError, match="nested more than 20 deep"):
+        list(Looked(tmp_path).tree.below(str(tmp_path)))
+
+
+def test_more_files_than_any_dataset_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "MOST_FILES", 2)
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+
+    with pytest.raises(DatasetError, match="more than 2 files"):
+        Looked(tmp_path).tree.listing(str(tmp_path))
+
+
+def test_a_stop_ends_the_looking(tmp_path):
+    stop = StopSignal()
+    stop.set(StopReason.CANCELED)
+
+    with pytest.raises(Stopped):
+        Looked(tmp_path, stop).tree.listing(str(tmp_path))
+
+
+def test_each_folder_is_read_once(tmp_path):
+    touch(tmp_path, "a.jpg")
+    tree = Looked(tmp_path).tree
+    tree.listing(str(tmp_path))
+    touch(tmp_path, "b.jpg")
+
+    assert list(tree.listing(str(tmp_path)).images) == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("images/train", "labels/train"), ("train/images", "train/labels"), ("set/images", "set/labels"), ("flat", "flat"),
+        ("images/train", "labels"), ("train/images", "labels/train"), ("train", "train/labels"), ("train", "labels/train"),
+        ("train", "labels"), ("images/a/images/b", "images/a/labels/b"), ("images", "labels"),
+    ],
+)  # fmt: skip
+def test_labels_are_found_beside_images_or_in_the_labels_folder_that_belongs_to_them(tmp_path, images, labels):
+    touch(tmp_path, f"{images}/one.jpg", f"{labels}/one.txt", "labels/other/two.txt")
+
+    found = label_files(Looked(tmp_path).tree, f"{tmp_path}/{images}", ["one.jpg"])
+
+    assert found["one"] == f"{tmp_path}/{labels}/one.txt"
+
+
+def test_a_folder_with_labels_of_other_images_is_not_taken(tmp_path):
+    touch(tmp_path, "images/one.jpg", "labels/two.txt", "images/labels/one.txt")
+
+    assert label_files(Looked(tmp_path).tree, f"{tmp_path}/images", ["one.jpg"]) == {"one": f"{tmp_path}/images/labels/one.txt"}
+    assert label_files(Looked(tmp_path).tree, f"{tmp_path}/images", ["three.jpg"]) == {}
