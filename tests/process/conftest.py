@@ -6,6 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from trainer.core.dataset import PreparedDataset, Task
@@ -15,6 +16,18 @@ from trainer.core.stop import StopSignal
 from trainer.training.process import ChildTrainer, Patience
 
 PROGRAMS = Path(__file__).parent / "programs"
+
+
+def guardians():
+    """This process's children that guard a training; others may be the servers of other tests."""
+    return [child for child in psutil.Process().children() if is_guardian(child)]
+
+
+def is_guardian(process):
+    try:
+        return any(part.endswith("guardian.py") for part in process.cmdline())
+    except psutil.Error:
+        return False  # it ended while we looked
 
 
 class Trained:

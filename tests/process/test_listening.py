@@ -4,9 +4,9 @@ import re
 import threading
 import time
 
-import psutil
 import pytest
 
+from tests.process.conftest import guardians
 from trainer.core.stop import Stopped, StopReason
 from trainer.training import delivery
 
@@ -18,7 +18,7 @@ def test_a_flood_of_output_neither_blocks_the_child_nor_fills_the_memory(program
     def a_disk_that_sleeps(line):
         training.hear_line(line)
         deadline = time.monotonic() + 10
-        while not waited and psutil.Process().children() and time.monotonic() < deadline:
+        while not waited and guardians() and time.monotonic() < deadline:
             time.sleep(0.02)
         waited.append(time.monotonic() < deadline)
 
@@ -83,7 +83,7 @@ def test_a_slow_listener_gets_every_durable_event_in_order_and_the_child_does_no
 
     def slow(event):
         deadline = time.monotonic() + 10
-        while not waited and psutil.Process().children() and time.monotonic() < deadline:
+        while not waited and guardians() and time.monotonic() < deadline:
             time.sleep(0.02)
         waited.append(time.monotonic() < deadline)
         training.hear_event(event)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.process.conftest import guardians
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
 
@@ -28,7 +29,7 @@ def leak_check():
     while time.monotonic() < deadline and (threading.active_count(), me.num_fds()) != before:
         time.sleep(0.02)
     assert (threading.active_count(), me.num_fds()) == before
-    assert me.children(recursive=True) == []
+    assert guardians() == []
 
 
 def alive(pid):
@@ -97,14 +98,14 @@ def test_a_child_that_stops_its_guardian_is_killed_all_the_same(program, monkeyp
     training = program("ignores_every_signal")
 
     def stop_the_guardian():
-        (guardian,) = psutil.Process().children()
+        (guardian,) = guardians()
         guardian.suspend()
         training.stop.set(StopReason.LOST)
 
     training.when(lambda t: t.events, stop_the_guardian)
     with pytest.raises(Stopped):
         training.train()
-    assert psutil.Process().children() == []
+    assert guardians() == []
 
 
 def test_a_killed_guardian_takes_the_child_with_it(program):
@@ -112,7 +113,7 @@ def test_a_killed_guardian_takes_the_child_with_it(program):
     pids = []
 
     def kill_the_guardian():
-        (guardian,) = psutil.Process().children()
+        (guardian,) = guardians()
         pids.extend(process.pid for process in guardian.children())
         guardian.kill()
 
@@ -187,7 +188,7 @@ def test_the_training_is_killed_before_its_supervisor_when_memory_runs_out(progr
     scores = []
 
     def look():
-        (child,) = psutil.Process().children()[0].children()
+        (child,) = guardians()[0].children()
         scores.append(int(Path(f"/proc/{child.pid}/oom_score_adj").read_text()))
         training.stop.set(StopReason.LOST)
 

@@ -4,15 +4,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 import pytest
 
+from tests.process.conftest import guardians
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
-
-
-def guardians():
-    return psutil.Process().children()
 
 
 def test_a_spare_gets_the_next_order(program, tmp_path):
