@@ -9,7 +9,8 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, MutableMapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -37,7 +38,7 @@ def configure_logging(form: str, level: str, secrets: Iterable[str] = (), stream
             *_renderers(form, colours=stream.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", Unfailing(stream))),
         cache_logger_on_first_use=False,
     )
 
@@ -64,6 +65,21 @@ def _plain_line(_: WrappedLogger, method: str, event: EventDict) -> str:
     trace = "\n" + event["exception"] if "exception" in event else ""
     prefix = f"<{PRIORITIES.get(level, 6)}>"
     return "\n".join(prefix + line for line in f"{text} {fields}{trace}".rstrip().splitlines())
+
+
+class Unfailing:
+    """A stream that loses what cannot be written: a full disk or a broken pipe must not end a run or the service."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 class Censor:

@@ -18,7 +18,7 @@ MIB = 2**20
 def small_disk(place, mebibytes, options=""):
     place.mkdir()
     size = ",".join(part for part in (f"size={mebibytes}m", options) if part)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], capture_output=True, text=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], capture_output=True, text=True, check=False)
     if done.returncode:
         if os.environ.get("CI"):
             raise AssertionError(done.stderr)
@@ -142,9 +142,9 @@ def test_a_disk_without_inodes_is_named(cloud, disk, host):
 
 
 def test_a_full_home_costs_the_protection_not_the_run(cloud, disk, host):
-    """F14 (I6 I8): the journal cannot be written; the run is trained, published and delivered from memory."""
+    """F14 (I6 I8): neither journal nor service log can be written; the run is trained, published and delivered from memory."""
     home = disk("a", 30)
-    a = host("a", {"seconds_per_epoch": 0.2}, RUNS_DIR=home.parent / "runs", DATASET_ROOT=home.parent / "sets")
+    host("a", {"seconds_per_epoch": 0.2}, RUNS_DIR=home.parent / "runs", DATASET_ROOT=home.parent / "sets")
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 2)
     fill(home)

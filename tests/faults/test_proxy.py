@@ -73,7 +73,11 @@ def test_a_cut_resets_what_is_open_and_refuses_what_is_new(proxy, wire):
     proxy.cut()
 
     assert dead(wire)
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as new:
+    try:
+        new = socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
+    except OSError:
+        return
+    with new:
         assert dead(new)
 
 

@@ -81,7 +81,7 @@ def test_an_app_that_sets_canceled_itself_is_obeyed_and_not_overwritten(cloud, h
 
 
 def test_a_canceled_run_whose_host_died_is_canceled_by_whoever_looks(cloud, host):
-    """F12 F2 (I4 I6): cancel × takeover; it is not trained once more."""
+    """F12 F2 (I4 I6): cancel and takeover; it is not trained once more."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=50)
     cloud.wait_epoch(run_id, 1)
@@ -96,7 +96,7 @@ def test_a_canceled_run_whose_host_died_is_canceled_by_whoever_looks(cloud, host
 
 
 def test_a_cancel_that_meets_the_claim_never_leaves_a_run_between(cloud, host):
-    """F12 (I4 I6): cancel × claim, twenty times: each run ends canceled or completed."""
+    """F12 (I4 I6): cancel and claim, twenty times: each run ends canceled or completed."""
     a = host("a", QUICK | {"seconds_per_epoch": 0.05}, SLOTS=4)
     wait_for(lambda: any("claim_training_run" in path for _, path, _ in cloud.gateway.requests))
     runs = []

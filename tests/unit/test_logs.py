@@ -1,7 +1,9 @@
 """The service's own lines: three forms, no secrets."""
 
+import contextlib
 import io
 import json
+from pathlib import Path
 
 import pytest
 import structlog
@@ -79,3 +81,13 @@ def test_levels_below_the_chosen_one_are_not_written(lines):
 
     assert "quiet" not in stream.getvalue()
     assert "loud" in stream.getvalue()
+
+
+def test_a_log_that_cannot_be_written_stops_nobody():
+    """/dev/full is a disk without space."""
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:
+        configure_logging("json", "INFO", stream=full)
+
+        structlog.get_logger().warning("nobody will read this")
+        structlog.get_logger().warning("nor this")
+    structlog.reset_defaults()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +18,16 @@ from trainer.core.ports import Reporter
 from trainer.core.progress import Progress
 from trainer.worker.journal import Journal
 
+log = structlog.get_logger()
+
 LOCAL_ONLY = {"kind", "path"}  # the kind has a column of its own, a path of this host means nothing elsewhere
 
 
 class RunLog:
-    """The run's own log file: what happened and what the training printed, each line with its time in UTC."""
+    """The run's own log file: what happened and what the training printed, each line with its time in UTC.
+
+    A disk that cannot be written costs lines of the log, never the run.
+    """
 
     def __init__(self, path: Path, *, timestamps: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,6 +35,7 @@ class RunLog:
         self._timestamps = timestamps
         self._file = path.open("a", encoding="utf-8", errors="replace", buffering=1)
         self._lock = threading.Lock()
+        self._disk_failed = False
 
     def note(self, text: str) -> None:
         """A line of ours; always with its time."""
@@ -37,14 +45,23 @@ class RunLog:
         """A line that the training printed."""
         self._write(f"[{_now()}] {line}\n" if self._timestamps else f"{line}\n")
 
+    def close(self) -> None:
+        with self._lock, self._disk_may_fail():
+            self._file.close()
+
     def _write(self, text: str) -> None:
-        with self._lock:
+        with self._lock, self._disk_may_fail():
             if not self._file.closed:
                 self._file.write(text)
 
-    def close(self) -> None:
-        with self._lock:
-            self._file.close()
+    @contextmanager
+    def _disk_may_fail(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._disk_failed:
+                log.error("the run's log cannot be written; lines of it are lost", path=str(self.path), error=str(error))
+            self._disk_failed = True
 
 
 class Record:
