@@ -99,6 +99,15 @@ def test_a_batch_shows_its_losses_until_the_next_phase(progress):
     assert "losses" not in shown(progress)
 
 
+def test_the_losses_stay_in_sight_while_the_epoch_is_validated(progress):
+    progress.follow(batch(1, 10, losses={"box_loss": 1.5}))
+    progress.follow(PhaseStarted(phase=Phase.VALIDATING))
+    progress.follow(batch(1, 1, phase=Phase.VALIDATING))
+
+    assert shown(progress)["losses"] == {"box_loss": 1.5}
+    assert shown(progress)["batch"] == 1
+
+
 def test_a_completed_run_is_at_its_end(progress):
     progress.follow(epoch(4))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 from trainer.core.events import BatchProgress, EpochFinished, Event, Phase, PhaseStarted, TransferProgress
 from trainer.core.job import JsonObject
@@ -35,7 +36,9 @@ class Progress:
         with self._lock:
             match event:
                 case PhaseStarted():
-                    self._phase, self._transfer, self._batch = event.phase, None, None
+                    self._phase, self._transfer = event.phase, None
+                    if event.phase not in (Phase.TRAINING, Phase.VALIDATING):
+                        self._batch = None
                 case TransferProgress():
                     self._transfer, self._eta = event, event.eta_seconds
                 case BatchProgress(phase=Phase.TRAINING):
@@ -43,7 +46,8 @@ class Progress:
                     self._done = event.epoch - 1 + event.batch / max(event.total_batches, 1)
                     self._batch = event
                 case BatchProgress():
-                    self._batch = event
+                    # validation has no losses of its own yet: those of the epoch's training stay in sight
+                    self._batch = replace(event, losses=event.losses or (self._batch.losses if self._batch else {}))
                     self._at(event.epoch, event.total_epochs, event.eta_seconds)
                 case EpochFinished():
                     self._at(event.epoch, event.total_epochs, event.eta_seconds)
