@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from trainer.training import checkpoints
-from trainer.training.checkpoints import Progress, forget, is_whole, keep, restore
+from trainer.training.checkpoints import Progress, forget, is_whole, restore, settle, take
 
 
 @pytest.fixture
@@ -26,7 +26,8 @@ def run_dir(tmp_path):
 
 def kept(run_dir, epoch=1, *, best=False, **progress):
     members = {"results.csv": run_dir / "results.csv"} | ({"best.pt": run_dir / "weights" / "best.pt"} if best else {})
-    return keep(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=epoch, **progress), members)
+    how_far = Progress(epoch=epoch, **progress)
+    return settle(take(run_dir / "weights" / "last.pt", run_dir, how_far, members), how_far)
 
 
 def names(run_dir):

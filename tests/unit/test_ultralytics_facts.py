@@ -209,13 +209,14 @@ def test_our_reader_runs_nothing_that_a_cache_contains(ultralytics, tmp_path):
 def test_a_state_with_members_of_ours_is_still_one_that_torch_loads(ultralytics, tmp_path):
     import torch
 
-    from trainer.training.checkpoints import Progress, keep
+    from trainer.training.checkpoints import Progress, settle, take
 
     (tmp_path / "results.csv").write_text("epoch\n")
     buffer = io.BytesIO()
     torch.save({"weights": torch.arange(1000)}, buffer)
     (tmp_path / "last.pt").write_bytes(buffer.getvalue())
-    kept = keep(tmp_path / "last.pt", tmp_path, Progress(epoch=1), {"results.csv": tmp_path / "results.csv"})
+    taken = take(tmp_path / "last.pt", tmp_path, Progress(epoch=1), {"results.csv": tmp_path / "results.csv"})
+    kept = settle(taken, Progress(epoch=1))
 
     assert torch.equal(torch.load(kept.path, weights_only=True)["weights"], torch.arange(1000))
     assert zipfile.ZipFile(kept.path).testzip() is None

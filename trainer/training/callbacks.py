@@ -20,6 +20,7 @@ from trainer.core.events import CheckpointSaved, Event, Phase, Warned
 from trainer.core.stop import StopReason, StopSignal
 from trainer.training import checkpoints
 from trainer.training.checkpoints import Progress
+from trainer.training.keeper import Keeper
 from trainer.training.progress_meter import ProgressMeter
 
 
@@ -41,6 +42,7 @@ class Callbacks:
         self._stop = stop
         self._send = send
         self._resumed = resumed
+        self._keeper = Keeper(run_dir, send)
         self._skip = 0
         self._in_first_epoch = True
         self._validated = False
@@ -49,24 +51,21 @@ class Callbacks:
         self.trainer: Any = None
         self.best_epoch = resumed.best_epoch if resumed else None
         self.epochs_completed = resumed.epoch if resumed else 0
-        self.kept: CheckpointSaved | None = None
         self.train_seconds = resumed.train_seconds if resumed else 0.0  # over all attempts
         self.is_trained = False  # the last epoch is done and saved
 
     def attach(self, model: Any) -> None:
-        """Register with a model that is about to be trained; on other ranks than the first nobody reports."""
-        if RANK not in {-1, 0}:
-            return
-        for event in (
+        """Register with a model that is about to be trained. Ranks after the first only keep step; they keep nothing."""
+        every_rank = ("on_train_start", "on_train_epoch_start")
+        first_rank = (
             "on_pretrain_routine_start",
             "on_pretrain_routine_end",
-            "on_train_start",
-            "on_train_epoch_start",
             "on_train_batch_end",
             "on_val_start",
             "on_val_batch_end",
             "on_fit_epoch_end",
-        ):
+        )
+        for event in (*every_rank, *(first_rank if RANK < 1 else ())):
             model.add_callback(event, getattr(self, event))
 
     def let_go(self) -> None:
@@ -76,6 +75,12 @@ class Callbacks:
             if hasattr(loader, "close"):
                 loader.close()
         self.trainer = None
+
+    @property
+    def kept(self) -> CheckpointSaved | None:
+        """The newest state, once it is kept. Raises OSError when it cannot be."""
+        self._keeper.wait()
+        return self._keeper.kept
 
     # ── before the first batch ──
 
@@ -94,6 +99,8 @@ class Callbacks:
                 self._send(Warned(code="images_left_out", message=f"{lost}: they or their labels cannot be read."))
 
     def on_train_start(self, trainer: Any) -> None:
+        if RANK != -1:
+            trainer.final_eval = self._training_is_over  # it is done once, when the ranks are gone
         if trainer.args.time:
             used = self._resumed.train_seconds if self._resumed else 0.0
             self._meter.budget(max(0.0, trainer.args.time * 3600 - used))
@@ -137,15 +144,16 @@ class Callbacks:
         self.epochs_completed = trainer.epoch + 1
         if trainer.best_fitness == trainer.fitness:
             self.best_epoch = trainer.epoch + 1
-        kept = self._keep(trainer, trainer.last, done=0.0)
+        self._take(trainer, trainer.last, done=0.0)
         metrics = {**trainer.label_loss_items(trainer.tloss), **trainer.metrics, **trainer.lr}
         if not self._validated:
             metrics = {key: value for key, value in metrics.items() if key.startswith(("train/", "lr/"))}
         self._meter.epoch_finished(trainer.epochs, numbers(metrics))
-        self._send(kept)
-        self._stop.raise_if_set()
+        self._keeper.settle()
+        self._stop_if_asked()
 
     def _training_is_over(self) -> None:
+        self._keeper.wait()
         self.is_trained = True
         self._meter.enter(Phase.FINALISING)
 
@@ -155,6 +163,11 @@ class Callbacks:
         """Give up if that is asked for, at a shutdown with the state as it is now."""
         if self._stop.reason is StopReason.SHUTDOWN and self._meter.phase in (Phase.TRAINING, Phase.VALIDATING):
             self._keep_mid_epoch(self.trainer)
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._stop.reason is StopReason.SHUTDOWN:
+            self._keeper.wait()  # somebody will go on from there
         self._stop.raise_if_set()
 
     def _keep_mid_epoch(self, trainer: Any) -> None:
@@ -168,13 +181,14 @@ class Callbacks:
         trainer.fitness = math.nan  # equals nothing, so best.pt is left alone
         try:
             trainer.save_model()
-            self._send(self._keep(trainer, trainer.last, done))
+            self._take(trainer, trainer.last, done)
+            self._keeper.settle()
         finally:
             trainer.last.unlink(missing_ok=True)
             trainer.epoch += 1
             trainer.last, trainer.fitness = last, fitness
 
-    def _keep(self, trainer: Any, state: Path, done: float) -> CheckpointSaved:
+    def _take(self, trainer: Any, state: Path, done: float) -> None:
         self.train_seconds = round(time.time() - trainer.train_time_start, 3)
         progress = Progress(
             epoch=trainer.epoch + 1,
@@ -186,8 +200,7 @@ class Callbacks:
         members = {"results.csv": trainer.csv}
         if (done or self.best_epoch != progress.epoch) and trainer.best.exists():
             members["best.pt"] = self._best_stripped(trainer)
-        self.kept = checkpoints.keep(state, self._run_dir, progress, members)
-        return self.kept
+        self._keeper.take(state, progress, members)
 
     def _best_stripped(self, trainer: Any) -> Path:
         stripped: Path = self._run_dir / checkpoints.FOLDER / "best.pt"

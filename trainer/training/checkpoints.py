@@ -36,26 +36,35 @@ class Progress:
     train_seconds: float = 0.0
 
 
-def keep(state: Path, run_dir: Path, progress: Progress, members: Mapping[str, Path]) -> CheckpointSaved:
-    """Copy `state` and the files `members` into one new generation; older ones than `KEPT` go.
+def take(state: Path, run_dir: Path, progress: Progress, members: Mapping[str, Path]) -> Path:
+    """Copy `state` and the files `members` into one file, which is no checkpoint before `settle` made it one."""
+    folder = run_dir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = folder / f"epoch-{progress.epoch:05d}.tmp"
+    try:
+        shutil.copyfile(state, taken)
+        _add(taken, progress, members)
+    except BaseException:
+        taken.unlink(missing_ok=True)
+        raise
+    return taken
+
+
+def settle(taken: Path, progress: Progress) -> CheckpointSaved:
+    """Make what was taken the newest generation; older ones than `KEPT` go.
 
     The file appears complete or not at all, and its sidecar (`epoch`, `sha256`, `bytes`) only after it.
     """
-    folder = run_dir / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"epoch-{progress.epoch:05d}.pt"
-    beside = path.with_suffix(".tmp")
+    path = taken.with_suffix(".pt")
     try:
-        shutil.copyfile(state, beside)
-        _add(beside, progress, members)
-        sha256 = _settle(beside, path)
+        sha256 = _move(taken, path)
     finally:
-        beside.unlink(missing_ok=True)
+        taken.unlink(missing_ok=True)
     size = path.stat().st_size
     facts = {**asdict(progress), "sha256": sha256, "bytes": size}
-    beside.write_text(json.dumps(facts))
-    _settle(beside, path.with_suffix(".json"))
-    _drop_old(folder)
+    taken.write_text(json.dumps(facts))
+    _move(taken, path.with_suffix(".json"))
+    _drop_old(path.parent)
     return CheckpointSaved(epoch=progress.epoch, sha256=sha256, bytes=size, path=str(path))
 
 
@@ -69,7 +78,6 @@ def restore(checkpoint: Path, run_dir: Path) -> Progress:
     with zipfile.ZipFile(checkpoint) as archive:
         ours = _our_folder(archive)
         present = {name.removeprefix(ours) for name in archive.namelist() if name.startswith(ours)}
-        facts = json.loads(archive.read(ours + _FACTS)) if _FACTS in present else {}
         shutil.copyfile(checkpoint, weights / "last.pt")
         (weights / "best.pt").unlink(missing_ok=True)
         (run_dir / "results.csv").unlink(missing_ok=True)
@@ -79,7 +87,14 @@ def restore(checkpoint: Path, run_dir: Path) -> Progress:
             (weights / "best.pt").write_bytes(archive.read(ours + "best.pt"))
         else:
             shutil.copyfile(checkpoint, weights / "best.pt")
-    return Progress(**facts)
+    return progress_of(checkpoint)
+
+
+def progress_of(checkpoint: Path) -> Progress:
+    """How far the training had come. Raises OSError or zipfile.BadZipFile when it cannot be read."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        facts = _our_folder(archive) + _FACTS
+        return Progress(**json.loads(archive.read(facts))) if facts in archive.namelist() else Progress()
 
 
 def forget(run_dir: Path) -> None:
@@ -106,7 +121,7 @@ def _our_folder(archive: zipfile.ZipFile) -> str:
     return archive.namelist()[0].partition("/")[0] + "/run/"
 
 
-def _settle(beside: Path, path: Path) -> str:
+def _move(beside: Path, path: Path) -> str:
     """Move a finished file to its name, durably; its sha-256."""
     with beside.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
