@@ -45,7 +45,7 @@ class Size:
     cancels: int
 
 
-FULL = Size(images=300, epochs=20, rounds=3, cancels=10)
+FULL = Size(images=300, epochs=20, rounds=5, cancels=10)
 TINY = Size(images=10, epochs=2, rounds=1, cancels=1)
 
 
@@ -139,7 +139,7 @@ class Ours:
 
     def _completed(self, run_id: str) -> float:
         while (row := self.queue.get(run_id)) and row["status"] in ("queued", "running"):
-            time.sleep(0.02)
+            time.sleep(0.1)
         if row["status"] != "completed":
             raise RuntimeError(f"{row['status']}: {row['error_message']}")
         return time.time()
