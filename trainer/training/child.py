@@ -1,7 +1,8 @@
 """The training process: `python -m trainer.training.child --events-fd N`. It trains once and ends.
 
-Orders and stops come on stdin, events go to descriptor N (see wire.py). Everything slow is imported before the order is
-read, so a process that waits for one is a warm spare.
+Orders and stops come on stdin, events go to descriptor N (see wire.py). A spare, which is started without a GPU to see,
+imports everything slow before its order comes. Once the order is known the process confines itself to what that needs
+(reach.py), before any file of the dataset or of a model is touched.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.training.network import refuse_network
 from trainer.training.outbox import Outbox
+from trainer.training.reach import confine
 from trainer.training.wire import WireError, decode_command
 
 if TYPE_CHECKING:
@@ -42,32 +44,42 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--events-fd", type=int, required=True)
     fd = parser.parse_args(argv).events_fd
     os.set_inheritable(fd, False)
-    outbox = Outbox(fd, on_broken=lambda: _leave(0))
     refuse_network()
     stop = StopSignal()
     commands = Commands(sys.stdin.buffer, stop)
-    train = _prepare(outbox.send)
+    is_spare = "CUDA_VISIBLE_DEVICES" not in os.environ
+    prepared = _prepare() if is_spare else None
     order = commands.order()
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, order.devices))
-    train(order, stop)
+    for missing in confine(order, os.environ):
+        print(f"This host cannot close {missing}; the training goes on without.", flush=True)  # noqa: T201 - the log
+    # threads are as confined as the one that starts them
+    commands.listen()
+    outbox = Outbox(fd, on_broken=lambda: _leave(0))
+    train = prepared or _prepare()
+    train(order, stop, outbox.send)
     outbox.close(FLUSH_SECONDS)
     _leave(0)
 
 
 class Commands:
-    """Listens on stdin from a thread of its own: first an order, then stops. Its end ends the process."""
+    """What comes on stdin: first an order, then, from `listen` on, stops. Its end ends the process, at any time."""
 
     def __init__(self, stdin: BinaryIO, stop: StopSignal) -> None:
         self._stdin = stdin
         self._stop = stop
         self._orders: queue.Queue[TrainingOrder] = queue.Queue()
-        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+        threading.Thread(target=self._read, args=(True,), name="order", daemon=True).start()
 
     def order(self) -> TrainingOrder:
         """Wait for the order."""
         return self._orders.get()
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """Go on after the order."""
+        threading.Thread(target=self._read, args=(False,), name="commands", daemon=True).start()
+
+    def _read(self, until_order: bool) -> None:
         code = 2  # for a line that is not understood: whoever wrote it could not stop us either
         try:
             for line in self._stdin:
@@ -76,14 +88,15 @@ class Commands:
                     self._stop.set(command)
                 else:
                     self._orders.put(command)
+                    if until_order:
+                        return
             code = 0  # nobody is left who could want the result
         except WireError as error:
             print(f"WireError: {error}", file=sys.stderr)  # noqa: T201 - stderr is the run's log
-        finally:
-            _leave(code)
+        _leave(code)
 
 
-def _prepare(send: Callable[[Event], None]) -> Callable[[TrainingOrder, StopSignal], None]:
+def _prepare() -> Callable[[TrainingOrder, StopSignal, Callable[[Event], None]], None]:
     try:
         from trainer.training.isolation import isolate  # imports torch: only after stdin is listened to
         from trainer.training.yolo import Training
@@ -93,8 +106,8 @@ def _prepare(send: Callable[[Event], None]) -> Callable[[TrainingOrder, StopSign
             importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - a broken installation has to be told like any other failure
         crash = _crashed(error, Phase.STARTING)
-        return lambda _order, _stop: send(crash)
-    return lambda order, stop: carry_out(Training(order, stop, send), send)
+        return lambda _order, _stop, send: send(crash)
+    return lambda order, stop, send: carry_out(Training(order, stop, send), send)
 
 
 def carry_out(training: Training, send: Callable[[Event], None]) -> None:
