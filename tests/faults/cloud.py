@@ -33,7 +33,13 @@ begin
   insert into faults.changes (run_id, was, became) values (new.id, to_jsonb(old), to_jsonb(new));
   return null;
 end $$;
-create trigger faults_change after update on training_runs for each row execute function faults.note_change();
+-- every change but those that a beat makes of itself; of an ended run every one
+create trigger faults_change after update on training_runs for each row when (
+  old.status in ('completed', 'failed', 'canceled')
+  or (old.status, old.claim_id, old.attempt, old.failures, old.error_message, old.trained_model_url, old.checkpoint)
+    is distinct from
+    (new.status, new.claim_id, new.attempt, new.failures, new.error_message, new.trained_model_url, new.checkpoint)
+) execute function faults.note_change();
 create function faults.note_event() returns trigger language plpgsql security definer as $$
 declare
   run public.training_runs;
@@ -230,7 +236,7 @@ class Cloud:
         """I1 to I5, I7 and I8, for every run and everything that was ever written."""
         assert self.stack.rows("select * from faults.stale_events") == []
         for change in self.stack.rows("select was, became from faults.changes order by n"):
-            _check_change(change["was"], change["became"])
+            check_change(change["was"], change["became"])
         for row in self.rows():
             assert row["failures"] <= row["max_attempts"]
             if row["status"] == "completed":
@@ -241,7 +247,7 @@ class Cloud:
         return all(Status(row["status"]).is_terminal for row in self.rows())
 
 
-def _check_change(was, became) -> None:
+def check_change(was, became) -> None:
     before, after = Status(was["status"]), Status(became["status"])
     assert after is before or after in TRANSITIONS[before], f"I4: {before} → {after}"
     if before.is_terminal:

@@ -1,0 +1,135 @@
+"""What a campaign found out: violations of the invariants, and how long recovery took."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import datetime
+from itertools import pairwise
+
+from tests.faults.cloud import check_change
+from trainer.core.job import Status
+
+
+class Findings:
+    def __init__(self, cloud) -> None:
+        self.violations: list[str] = []
+        self.cancels: list[float] = []  # seconds from the click until the process is gone
+        self.takeovers: list[float] = []  # seconds from the kill of a service to the next attempt's claim
+        self.lost: list[float] = []  # seconds of training that a kill cost
+        self.ended: Counter[str] = Counter()
+        self._cloud = cloud
+        self._kills: list[tuple[float, str, int, bool]] = []
+
+    def killed(self, row, *, service: bool = False) -> None:
+        """Now, while it holds this row's attempt."""
+        self._kills.append((time.time(), row["id"], row["attempt"], service))
+
+    def check(self, runs: list[str]) -> None:
+        """Read everything that was written down, once all is over."""
+        for stale in self._cloud.stack.rows("select * from faults.stale_events"):
+            self.violations.append(f"I5: a stale event was stored: {stale}")
+        changes = self._cloud.stack.rows("select at, run_id, was, became from faults.changes order by n")
+        for change in changes:
+            try:
+                check_change(change["was"], change["became"])
+            except AssertionError as broken:
+                self.violations.append(f"{change['run_id']}: {broken}")
+        claims = {
+            (c["run_id"], c["became"]["attempt"]): c for c in changes if c["became"]["attempt"] != c["was"]["attempt"]
+        }
+        rows = {row["id"]: row for row in self._cloud.rows()}
+        self.ended["deleted"] = sum(run_id not in rows for run_id in runs)
+        for row in rows.values():
+            self._check_row(row, claims)
+        for kill in self._kills:
+            self._measure(*kill, rows, claims)
+
+    def _check_row(self, row, claims) -> None:
+        status = Status(row["status"])
+        self.ended[status.value] += 1
+        if not status.is_terminal:
+            self.violations.append(f"I6: {row['id']} is {status} after all")
+        if status is Status.FAILED and row["failures"] < row["max_attempts"]:
+            self.violations.append(f"I7: {row['id']} failed without need: {row['error_message']}")
+        attempts = sorted(self._cloud.epochs(row["id"]).items())
+        if status is Status.COMPLETED:
+            self._check_completed(row, attempts)
+        for attempt, told in attempts:
+            if told != list(range(told[0], told[0] + len(told))):
+                self.violations.append(f"I9: attempt {attempt} of {row['id']} told {told}")
+            known = claims.get((row["id"], attempt), {"became": {}})["became"].get("checkpoint") or {"epoch": 0}
+            if told[0] <= known["epoch"]:
+                self.violations.append(
+                    f"I9: attempt {attempt} of {row['id']} began at {told[0]}, with {known} known"
+                    f" ({self._cloud.warnings(row['id'])})",
+                )
+        for (_, before), (later, after) in pairwise(attempts):
+            if after[0] > before[-1] + 1 and self._has_all(row["id"], later):
+                self.violations.append(f"I9: epochs are missing before attempt {later} of {row['id']}: {attempts}")
+
+    def _check_completed(self, row, attempts) -> None:
+        try:
+            self._cloud.check_published(row)
+        except (AssertionError, KeyError, StopIteration) as broken:
+            self.violations.append(f"I8: {row['id']}: {broken!r}")
+        done, wanted = row["results"]["metrics"]["epoch"], row["configuration"]["epochs"]
+        if done != wanted and not row["finish_requested"]:
+            self.violations.append(f"I8: {row['id']} completed with {done} of {wanted} epochs")
+
+    def _has_all(self, run_id: str, attempt: int) -> bool:
+        # events that a killed service had not delivered when another took over are rightly refused later
+        return not any(killed == run_id and which < attempt for _, killed, which, _ in self._kills)
+
+    def _measure(self, at: float, run_id: str, attempt: int, service: bool, rows, claims) -> None:
+        following = claims.get((run_id, attempt + 1))
+        if run_id not in rows or following is None:
+            return
+        if service:
+            self.takeovers.append(_seconds(following["at"]) - at)
+        began, finished = None, {}
+        for event in self._cloud.events(run_id):
+            if event["attempt"] == attempt and event["kind"] == "phase" and event["data"]["phase"] == "training":
+                began = _seconds(event["at"])
+            if event["kind"] == "epoch":
+                finished.setdefault((event["attempt"], event["data"]["epoch"]), _seconds(event["at"]))
+        resumed = self._cloud.epochs(run_id).get(attempt + 1)
+        if began is None or not resumed:
+            return
+        kept = finished.get((attempt, resumed[0] - 1), began)
+        if at - kept >= 0:
+            self.lost.append(at - kept)
+
+    def table(self, minutes: float, workers: int, seed: int, counts: Counter[str]) -> str:
+        """In Markdown."""
+        kills = counts["kill training"] + counts["kill service"]
+        outages = sum(counts[name] for name in ("outage", "bad gateway", "lost answers", "bad storage", "bad line"))
+        rest = {name: counts[name] for name in ("suspend service", "stop training", "deploy", "cancel", "finish", "delete row")}
+        lines = [
+            ("campaign", f"{minutes:g} min, {workers} workers, seed {seed}"),
+            ("runs", f"{sum(self.ended.values())} ({_listed(self.ended)})"),
+            ("processes killed (SIGKILL)", f"{kills} ({counts['kill training']} trainings, {counts['kill service']} services)"),
+            ("outages of database, network or storage", str(outages)),
+            ("other faults and wishes", _listed(rest)),
+            ("**violations of an invariant**", f"**{len(self.violations)}**"),
+            ("training seconds lost per kill, p50 / p99", _quantiles(self.lost)),
+            ("takeover after a killed service, seconds, p50 / p99", _quantiles(self.takeovers)),
+            ("cancel → process gone, seconds, p50 / p99", _quantiles(self.cancels)),
+        ]
+        return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in lines)])
+
+
+def _listed(counts) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _quantiles(values: list[float]) -> str:
+    if not values:
+        return "none"
+    ordered = sorted(values)
+    p50, p99 = (ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.99))
+    return f"{p50:.1f} / {p99:.1f} (n = {len(ordered)})"
+
+
+def _seconds(stamp: str) -> float:
+    return datetime.fromisoformat(stamp).timestamp()
