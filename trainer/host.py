@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,20 @@ class Gpu:
     name: str
     memory: int
     driver: str
+
+
+MOST_LOADERS = 8  # Ultralytics' default
+
+
+def loaders_per_slot(slots: int) -> int | None:
+    """How many loader processes a training should have that shares this machine with others.
+
+    None when Ultralytics would choose the same: it divides the processors by the GPUs that one training sees, which
+    is one, and it counts processors that a container may not use.
+    """
+    usable = len(os.sched_getaffinity(0))
+    share = max(1, min(MOST_LOADERS, usable // slots))
+    return share if share < min(MOST_LOADERS, os.cpu_count() or 1) else None
 
 
 @dataclass(frozen=True, kw_only=True)

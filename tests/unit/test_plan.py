@@ -799,3 +799,17 @@ def test_a_split_by_name_is_recorded_by_its_size():
 
     assert plan.recorded()["split"]["assigned"] == "2 images"
     assert TrainPlan.from_json(plan.as_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("row", "workers", "chosen"), [({}, 3, True), ({"workers": 0}, 0, False), ({"workers": 16}, 16, False)]
+)
+def test_the_hosts_share_of_loaders_is_chosen_only_where_the_row_is_silent(row, workers, chosen):
+    plan = TrainPlan.parse(RunRequest(data_yaml="/data/x.yaml", configuration=row), workers=3)
+
+    assert plan.args["workers"] == workers
+    assert ("workers" in plan.chosen) is chosen
+
+
+def test_without_a_share_the_loaders_are_ultralytics_business():
+    assert "workers" not in TrainPlan.parse(RunRequest(data_yaml="/data/x.yaml")).args

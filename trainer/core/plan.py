@@ -78,11 +78,15 @@ class TrainPlan:
         *,
         exports_available: frozenset[str] = frozenset({"torchscript"}),
         artifacts_bucket: str = "training-artifacts",
+        workers: int | None = None,
     ) -> TrainPlan:
-        """Read a request. Raises `BadRequest` that lists every wrong value with field, value and rule."""
+        """Read a request. Raises `BadRequest` that lists every wrong value with field, value and rule.
+
+        `workers` is the number of loader processes where the row is silent; None leaves it to Ultralytics.
+        """
         from trainer.core.reading import read_plan  # the reader needs the types above
 
-        return read_plan(request, exports_available, artifacts_bucket)
+        return read_plan(request, exports_available, artifacts_bucket, workers)
 
     def model_warning(self, task: Task) -> str | None:
         """What to tell the user when the dataset's task is not the one that the model's name spelled, or None.

@@ -37,9 +37,11 @@ _REQUIRED = arguments.number(0, 100_000)
 _MOST_LINES = 50  # of problems or warnings; a person reads no more
 
 
-def read_plan(request: RunRequest, exports_available: frozenset[str], artifacts_bucket: str) -> TrainPlan:
+def read_plan(
+    request: RunRequest, exports_available: frozenset[str], artifacts_bucket: str, workers: int | None
+) -> TrainPlan:
     """The plan of a request. Raises `BadRequest` with every problem."""
-    reading = _Reading(Configuration.read(request.configuration))
+    reading = _Reading(Configuration.read(request.configuration), workers)
     plan = reading.plan(request, exports_available, artifacts_bucket)
     if reading.found.problems:
         raise BadRequest(_bounded(reading.found.problems))
@@ -49,6 +51,7 @@ def read_plan(request: RunRequest, exports_available: frozenset[str], artifacts_
 @dataclass
 class _Reading:
     found: Configuration
+    workers: int | None
     chosen: list[str] = field(default_factory=list)  # what the row left open
 
     def plan(self, request: RunRequest, exports_available: frozenset[str], artifacts_bucket: str) -> TrainPlan:
@@ -165,6 +168,9 @@ class _Reading:
             if name not in args and not (name == "lr0" and args["optimizer"] == "auto"):
                 args[name] = default
                 self.chosen.append(name)
+        if self.workers is not None and "workers" not in args:
+            args["workers"] = self.workers
+            self.chosen.append("workers")
         if args["optimizer"] == "auto" and "lr0" in args:
             self.found.warnings.append("lr0 has no effect: optimizer = auto chooses the learning rate")
         return args
