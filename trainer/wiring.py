@@ -241,6 +241,7 @@ def plan_parser(settings: Settings) -> partial[TrainPlan]:
         TrainPlan.parse,
         exports_available=available_exports(),
         artifacts_bucket=settings.supabase_artifacts_bucket,
+        workers=host.loaders_per_slot(len(slot_devices(settings))),
     )
 
 
