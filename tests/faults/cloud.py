@@ -108,14 +108,12 @@ class Cloud:
 
     def enqueue(self, data=None, run_id=None, **configuration) -> str:
         columns = {key: configuration.pop(key) for key in ("max_attempts", "priority") if key in configuration}
-        row = {
-            "id": run_id or str(uuid.uuid4()),
-            "run_name": "run",
-            "base_model": "yolo11n.yaml",
-            "data_yaml": str(data or self.data),
-            "configuration": {"epochs": 6, "compute": "cpu"} | configuration,
-            **columns,
-        }
+        if data is not None:
+            columns["data_yaml"] = data
+        return self.insert(id=run_id or str(uuid.uuid4()), configuration={"epochs": 6} | configuration, **columns)
+
+    def insert(self, **columns) -> str:
+        row = {"run_name": "run", "base_model": "yolo11n.yaml", "data_yaml": str(self.data), **columns}
         return self._changed("POST", {}, row)[0]["id"]
 
     def cancel(self, run_id: str) -> None:

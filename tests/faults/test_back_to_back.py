@@ -1,0 +1,37 @@
+"""F22: fifty runs one after the other leave nothing behind in the service that worked on them."""
+
+import os
+from pathlib import Path
+from statistics import linear_regression
+
+import psutil
+import pytest
+
+from tests.faults.conftest import QUICK
+
+RUNS = 50
+SETTLED = 10  # runs until caches and pools have the size that they keep
+
+
+@pytest.mark.timeout(240)
+def test_fifty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
+    """F22 (I10): descriptors, threads, memory and temporary files after each run; their slope is nothing."""
+    a = host("a", QUICK, POLL_INTERVAL=0.05)
+    service = psutil.Process(a.process.pid)
+    seen = []
+    runs = [cloud.enqueue(epochs=1) for _ in range(RUNS)]
+    for run_id in runs:
+        assert cloud.wait(run_id, "completed")["attempt"] == 1
+        left = sum(len(files) for folder in ("children", "journal", "uploads") for *_, files in os.walk(a.home / folder))
+        seen.append((service.num_fds(), service.num_threads(), service.memory_info().rss / 2**20, left))
+    a.wait_idle()
+
+    descriptors, threads, rss, files = (list(column)[SETTLED:] for column in zip(*seen, strict=True))
+    after = range(len(rss))
+    assert abs(linear_regression(after, descriptors).slope) < 0.1, descriptors
+    assert abs(linear_regression(after, threads).slope) < 0.1, threads
+    assert linear_regression(after, rss).slope < 0.05, rss  # MiB per run
+    assert abs(linear_regression(after, files).slope) < 0.1, files
+    assert service.num_fds() <= max(descriptors)
+    assert not list((a.home / "datasets" / "datasets").glob("*"))
+    assert len([path for path in Path("/tmp").glob("*") if str(a.process.pid) in path.name]) == 0

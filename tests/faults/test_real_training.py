@@ -1,0 +1,61 @@
+"""F1, F2, F13 and resume with a real YOLO training: one run is killed, drained and moved, and is one training."""
+
+import csv
+import io
+
+import pytest
+
+from tests.faults.cloud import BUCKET
+from tests.faults.hosts import gone
+
+EPOCHS = 12
+CONFIGURATION = {
+    "epochs": EPOCHS, "imgsz": 32, "batch": 4, "workers": 0, "compute": "cpu", "plots": False, "optimizer": "SGD",
+    "lr0": 0.01, "lrf": 0.01, "warmup_epochs": 0, "mosaic": 0,
+}  # fmt: skip
+
+
+@pytest.mark.training
+@pytest.mark.timeout(280)
+def test_a_real_training_survives_every_kind_of_interruption_as_one_training(cloud, host):
+    """F1 F2 F13 (I1 I5 I6 I8 I9 I10): SIGKILL to the training, SIGTERM to the service, SIGKILL to the next service;
+    three hosts, four attempts, each epoch told once per attempt, one curve and one schedule of the learning rate.
+    """
+    times = {"CHECKPOINT_INTERVAL": 0.2, "DRAIN_SECONDS": 60, "CANCEL_GRACE": 30}
+    a = host("a", None, **times)
+    run_id = cloud.enqueue(**CONFIGURATION)
+
+    cloud.wait_epoch(run_id, 2, attempt=1, seconds=100)
+    a.training().kill()
+
+    _wait_for_another_epoch(cloud, run_id, attempt=2)
+    processes = a.children()
+    assert a.stop(seconds=60) == 0
+    assert gone(processes)
+    row = cloud.row(run_id)
+    assert (row["status"], row["failures"]) == ("queued", 0)
+    assert row["checkpoint"]["epoch"] >= max(cloud.epochs(run_id)[2])
+
+    b = host("b", None, **times)
+    _wait_for_another_epoch(cloud, run_id, attempt=3)
+    assert gone(b.kill())
+
+    host("c", None, **times)
+    row = cloud.wait(run_id, "completed", "failed", seconds=100)
+
+    assert row["status"] == "completed", row["error_message"]
+    assert (row["attempt"], row["worker_id"]) == (4, "c")
+    assert row["results"]["metrics"]["epoch"] == EPOCHS
+    cloud.check_epochs(run_id, back=3)
+    table = cloud.storage.get(BUCKET, f"training_runs/{run_id}/4/results.csv").decode()
+    rows = [{name.strip(): value for name, value in line.items()} for line in csv.DictReader(io.StringIO(table))]
+    assert [int(float(line["epoch"])) for line in rows] == list(range(1, EPOCHS + 1))
+    rates = [float(line["lr/pg0"]) for line in rows]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.2 * rates[0]
+
+
+def _wait_for_another_epoch(cloud, run_id, attempt):
+    """An epoch of this attempt that no earlier one told."""
+    before = max(epoch for number, told in cloud.epochs(run_id).items() if number < attempt for epoch in told)
+    cloud.wait_epoch(run_id, before + 1, attempt, seconds=100)

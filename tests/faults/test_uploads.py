@@ -1,0 +1,117 @@
+"""F20, F23: uploads that are refused or cut, and configurations that no honest app would send."""
+
+import pytest
+
+from tests.faults.cloud import BUCKET, wait_for
+from tests.faults.conftest import QUICK, SLOW
+
+MIB = 2**20
+CHUNK = 6 * MIB
+
+
+def test_a_limit_that_is_too_small_is_said_and_waited_for(cloud, host):
+    """F20 (I6 I8): 413; the model is finished, the operator raises the limit, nothing is trained again."""
+    a = host("a", QUICK)
+    cloud.storage.limit = 20
+    run_id = cloud.enqueue(epochs=2)
+    wait_for(lambda: "upload_waits" in cloud.warnings(run_id))
+    message = next(e["data"]["message"] for e in cloud.events(run_id, "warning") if e["data"]["code"] == "upload_waits")
+    assert "larger than" in message
+    assert "limit" in message
+    cloud.storage.limit = None
+
+    row = cloud.wait(run_id, "completed")
+
+    assert row["attempt"] == 1
+    a.wait_idle()
+
+
+def test_a_bucket_that_is_missing_is_waited_for(cloud, host):
+    """F20 (I6 I8): nobody made the bucket; the run completes once somebody does."""
+    a = host("a", QUICK)
+    bucket = cloud.storage.buckets.pop(BUCKET)
+    try:
+        run_id = cloud.enqueue(epochs=2)
+        wait_for(lambda: "upload_waits" in cloud.warnings(run_id))
+    finally:
+        cloud.storage.buckets[BUCKET] = bucket
+
+    assert cloud.wait(run_id, "completed")["attempt"] == 1
+    a.wait_idle()
+
+
+def test_an_upload_that_is_cut_near_its_end_goes_on_there(cloud, host):
+    """F20 (I8): 20 MB, cut at 99 %, after a restart of the service too; at most a chunk is sent again."""
+    size = 20 * MIB
+    a = host("a", {"seconds_per_epoch": 0.5, "checkpoint_bytes": size}, CHECKPOINT_INTERVAL=3600)
+    run_id = cloud.enqueue(epochs=50)
+    cloud.wait_epoch(run_id, 1)
+    cloud.storage.fault("cut_request", on="PATCH /upload/resumable", times=1, after=CHUNK - 60_000)
+    cloud.storage.fault("cut_request", on="PATCH /upload/resumable", times=2, after=MIB)
+    cloud.cancel(run_id)
+
+    row = cloud.wait(run_id, "canceled")
+
+    last = next(artifact for artifact in row["results"]["artifacts"] if artifact["name"] == "last.pt")
+    assert last["bytes"] == size
+    cloud.check_published(row)
+    assert cloud.storage.received < size + CHUNK + MIB
+    a.wait_idle()
+
+
+def test_an_upload_that_arrived_and_was_not_confirmed_is_harmless(cloud, host):
+    """F20 F8 (I8): the object is there, the answer was lost; it is sent again and is the same."""
+    cloud.storage.fault("lost", on="/1/best.pt", times=3)
+    host("a", QUICK)
+
+    row = cloud.wait(cloud.enqueue(epochs=2), "completed")
+
+    assert row["attempt"] == 1
+    assert sum(key.endswith("/1/best.pt") for _, _, key in cloud.storage.writes) == 4
+
+
+HOSTILE = {
+    "a path that climbs": ({}, {"data_yaml": "../../../../etc/passwd"}, "passwd"),
+    "a path outside of the roots": ({}, {"data_yaml": "/etc/data.yaml"}, "/etc/data.yaml"),
+    "epochs beyond all bounds": ({"epochs": 10**12}, {}, "epochs"),
+    "an image size that no memory holds": ({"imgsz": 10**6}, {}, "imgsz"),
+    "a name that is none": ({"learning_rate_of_doom": 1, "lr0": "fast"}, {}, "lr0"),
+    "code for a model": ({}, {"base_model": "__import__('os').system('id')"}, "base_model"),
+    "weights from anywhere": ({}, {"base_model": "https://example.com/evil.pt"}, "base_model"),
+    "a folder of its own": ({"project": "/etc"}, {}, "project"),
+    "a task that the model is not for": ({"task": "pose"}, {"base_model": "yolo11n-seg.yaml"}, "pose"),
+    "no object at all": ({}, {"configuration": [1, 2]}, "configuration"),
+    "a megabyte of text": ({"epochs": "9" * 10**6}, {}, "epochs"),
+}
+
+
+def test_configurations_of_every_bad_kind_are_refused_with_the_reason(cloud, host):
+    """F23 (I6): each fails at once with a sentence about its field; nothing is trained, the service goes on."""
+    a = host("a", QUICK, SLOTS=4)
+    runs = {}
+    for name, (configuration, columns, _) in HOSTILE.items():
+        runs[name] = cloud.insert(configuration=columns.pop("configuration", {"epochs": 1} | configuration), **columns)
+
+    for name, run_id in runs.items():
+        row = cloud.wait(run_id, "failed", "completed", seconds=60)
+        assert row["status"] == "failed", name
+        assert HOSTILE[name][2] in row["error_message"], (name, row["error_message"][:300])
+        assert "Traceback" not in row["error_message"]
+        assert len(row["error_message"]) < 5000
+        assert row["attempt"] == 1
+        assert cloud.epochs(run_id) == {}
+    a.wait_idle()
+    cloud.wait(cloud.enqueue(epochs=1), "completed")
+
+
+@pytest.mark.parametrize("knobs", [SLOW])
+def test_a_row_whose_configuration_changes_while_it_runs_is_what_it_was(cloud, host, knobs):
+    """F23 (I8): an app that edits the configuration of a running row changes nothing of this attempt."""
+    host("a", knobs)
+    run_id = cloud.enqueue(epochs=5)
+    cloud.wait_epoch(run_id, 1)
+    cloud.edit(run_id, configuration={"epochs": 500})
+
+    row = cloud.wait(run_id, "completed")
+
+    assert row["results"]["plan"]["epochs"] == row["results"]["metrics"]["epoch"] == 5
