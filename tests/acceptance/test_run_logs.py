@@ -1,5 +1,6 @@
 """What an on-call engineer reads: the service's lines about a run, its phases with their times, and the run's own log."""
 
+import itertools
 import json
 import re
 import time
@@ -43,7 +44,7 @@ def test_each_phase_of_a_run_is_an_event_with_its_time_and_what_it_moved(supabas
     assert [event["phase"] for event in events] == PHASES == [line["phase"] for line in logged]
     assert events[0]["seconds"] is None
     assert all(event["seconds"] >= 0 for event in events[1:])
-    after = {before["phase"]: event for before, event in zip(events, events[1:], strict=False)}
+    after = {before["phase"]: event for before, event in itertools.pairwise(events)}
     # 10 images, their labels, data.yaml
     assert after["downloading"]["files"] >= 20
     assert after["downloading"]["bytes"] > 10 * 500

@@ -24,6 +24,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.training.network import refuse_network
 from trainer.training.outbox import Outbox
+from trainer.training.ranks import RankCrashed
 from trainer.training.reach import confine
 from trainer.training.wire import WireError, decode_command
 
@@ -153,6 +154,8 @@ def _warn(what: str, error: Exception, send: Callable[[Event], None]) -> None:
 
 
 def _crashed(error: Exception, phase: Phase) -> Crashed:
+    if isinstance(error, RankCrashed):
+        return error.event
     traceback.print_exception(error)
     text = "".join(traceback.format_exception(error))
     return Crashed(error=type(error).__name__, message=str(error), traceback=text[-_TRACEBACK:], phase=phase)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import strip_optimizer
 
 from trainer.core.errors import BadRequest
-from trainer.core.events import Event, Finished, Phase, Warned
+from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseStarted, Warned
 from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
@@ -22,6 +24,7 @@ from trainer.training.callbacks import Callbacks
 from trainer.training.checkpoints import Progress
 from trainer.training.finishing import Finishing, Step
 from trainer.training.progress_meter import ProgressMeter
+from trainer.training.ranks import Ranks, shared_order
 
 HALVINGS = 3  # how often a training that ran out of memory goes on with half the batch
 
@@ -44,7 +47,11 @@ class Training:
         self._send = send
         self._meter = ProgressMeter(send)
         self._batch: int | None = None  # set once memory ran out
+        self._images_per_second: float | None = None  # of the ranks
+        self._kept_by_ranks: CheckpointSaved | None = None
         self._state = order.resume
+        if RANK != -1:
+            self._batch = int(order.plan.batch)  # also when it goes on from another batch
         self._callbacks = self._new_callbacks(None)
         self._metrics: Any = None  # Ultralytics' metrics of the final validation; None when it failed
         self._report: JsonObject = {}
@@ -62,14 +69,11 @@ class Training:
 
     def train(self) -> None:
         """Train to the end and validate best.pt. Raises `Stopped`, and whatever goes wrong."""
-        if len(self._order.devices) > 1:
-            message = f"One training uses one GPU: {len(self._order.devices)} were asked for, the first is used."
-            self._send(Warned(code="one_gpu", message=message))
         for halvings in range(HALVINGS + 1):
             try:
                 return self._train_once()
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if RANK != -1 or not is_out_of_memory(error):  # a smaller batch is for all ranks to begin with
                     raise
                 self._halve_batch(error, halvings)
             # outside of the handler, whose traceback holds the tensors that have to go
@@ -80,8 +84,7 @@ class Training:
 
     def rescue(self) -> None:
         """Make sure that the weights of a training whose ending failed can be published. Raises OSError if not."""
-        kept = self._callbacks.kept
-        state = Path(kept.path) if kept else self._state
+        state = self._newest_state()
         if state and not (checkpoints.is_whole(self._best) and checkpoints.is_whole(self._last)):
             checkpoints.restore(state, self._order.run_dir)
         self._strip()
@@ -100,7 +103,7 @@ class Training:
             "epochs_completed": callbacks.epochs_completed,
             "best_epoch": callbacks.best_epoch,
             "train_seconds": callbacks.train_seconds,
-            "images_per_second": self._meter.images_per_second,
+            "images_per_second": self._images_per_second or self._meter.images_per_second,
             "environment": report.environment(order.plan.args, order.dataset.fingerprint),
         }
         validated = report.validation(self._metrics, order.dataset.task) if self._metrics is not None else {}
@@ -112,17 +115,27 @@ class Training:
             report=report.bounded({**validated, **self._report, **facts}),
         )
 
+    def trained(self) -> Finished:
+        """The last word of a rank."""
+        report = {"images_per_second": self._meter.images_per_second}
+        return Finished(best=str(self._best), last=str(self._last), report=report)
+
     # ── one try ──
 
     def _train_once(self) -> None:
-        self._meter.enter(Phase.LOADING)
         order = self._order
+        if len(order.devices) > 1 and RANK == -1:
+            self._train_in_ranks()
+        else:
+            self._meter.enter(Phase.LOADING)
         progress = None
-        if self._state:
+        if self._state and RANK > 0:
+            progress = checkpoints.progress_of(self._state)  # what is in the run folder is rank 0's business
+        elif self._state:
             progress = checkpoints.restore(self._state, order.run_dir)
             for weights in (self._best, self._last):
                 load_checkpoint(weights)  # restricted, unlike the loading that strip_optimizer does later
-        else:
+        elif RANK < 1:
             checkpoints.forget(order.run_dir)
         self._callbacks = self._new_callbacks(progress)
         if progress and progress.complete:
@@ -161,8 +174,36 @@ class Training:
         return {
             "data": str(self._order.dataset.data),
             "save_dir": str(self._order.run_dir),
-            "device": "0" if self._order.devices else "cpu",  # counted within CUDA_VISIBLE_DEVICES
+            "device": self._device(),
         }
+
+    def _device(self) -> str:
+        """Counted within CUDA_VISIBLE_DEVICES; a rank names all, and takes its own."""
+        if RANK != -1:
+            return ",".join(str(index) for index in range(len(self._order.devices)))
+        return "0" if self._order.devices else "cpu"
+
+    def _train_in_ranks(self) -> None:
+        """Train on several GPUs up to the last epoch; the state after it becomes ours."""
+        order = shared_order(self._order, self._batch or self._order.plan.batch, self._send)
+        self._batch = int(order.plan.batch)
+        ranks = Ranks(replace(order, resume=self._state), self._stop, self._heard)
+        ranks.train()
+        self._state = self._newest_state()
+        if ranks.finished:
+            self._images_per_second = ranks.finished.report["images_per_second"]
+
+    def _heard(self, event: Event) -> None:
+        """What rank 0 reports is our own."""
+        if isinstance(event, PhaseStarted):
+            self._meter.phase = event.phase
+        if isinstance(event, CheckpointSaved):
+            self._kept_by_ranks, self._callbacks.epochs_completed = event, event.epoch
+        self._send(event)
+
+    def _newest_state(self) -> Path | None:
+        kept = self._kept_by_ranks or self._callbacks.kept
+        return Path(kept.path) if kept else self._state
 
     def _check_task(self, model: Any) -> None:
         wanted = self._order.dataset.task.value
@@ -185,8 +226,7 @@ class Training:
             size = f"batch {batch}, image size {self._order.plan.imgsz}, batch halved {halvings} times"
             raise torch.OutOfMemoryError(f"{reason} ({size})") from error
         self._batch = int(batch) // 2
-        if self._callbacks.kept:
-            self._state = Path(self._callbacks.kept.path)
+        self._state = self._newest_state()
         goes_on = f"goes on after epoch {self._callbacks.epochs_completed}" if self._state else "begins again"
         message = f"Out of memory with batch {batch}: the training {goes_on} with batch {self._batch}. ({reason})"
         self._send(Warned(code="out_of_memory", message=message))

@@ -1,0 +1,62 @@
+"""The training process where there is no GPU: its ranks train on the CPU and speak gloo, which Ultralytics never does.
+
+With --events-fd it is the child, otherwise a rank. A file `trouble` in the run folder makes a rank fail, once, in its
+second epoch: "1 crash", "1 memory", or "1 9" for signal 9.
+"""
+
+import functools
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from ultralytics.engine.trainer import BaseTrainer
+
+from trainer.training import child, rank, ranks, yolo
+
+ranks.PROGRAM = (sys.executable, __file__)
+yolo.Training._device = lambda self: "cpu"
+do_train, wrap, reduce = BaseTrainer._do_train, torch.nn.parallel.DistributedDataParallel, dist.reduce
+
+
+def train_as_rank(self):
+    if "RANK" in os.environ:
+        self.world_size = int(os.environ["WORLD_SIZE"])
+        self.add_callback("on_train_batch_start", make_trouble)
+        print(f"rank {os.environ['RANK']} of {self.world_size} trains", flush=True)
+    do_train(self)
+
+
+def reduce_mean(tensor, dst, op):
+    """Gloo has no mean."""
+    reduce(tensor, dst, dist.ReduceOp.SUM)
+    if dist.get_rank() == dst:
+        tensor /= dist.get_world_size()
+
+
+def make_trouble(trainer):
+    path = Path(trainer.save_dir) / "trouble"
+    which, _, what = path.read_text().partition(" ") if path.exists() else ("", "", "")
+    if os.environ["RANK"] != which or trainer.epoch < 1:
+        return
+    path.unlink()
+    print(f"rank {which}: {what}", flush=True)
+    if what == "crash":
+        raise ValueError("the second rank has had enough")
+    if what == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    os.kill(os.getpid(), int(what))
+
+
+BaseTrainer._do_train = train_as_rank
+BaseTrainer._setup_ddp = lambda self: dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+torch.nn.parallel.DistributedDataParallel = functools.wraps(wrap)(
+    lambda model, device_ids, **settings: wrap(model, **settings)
+)
+dist.reduce = reduce_mean
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    child.main(sys.argv[1:]) if "--events-fd" in sys.argv else rank.main(sys.argv[1:])

@@ -1,0 +1,187 @@
+"""One training on two devices: torch's launcher, two ranks on the CPU over gloo, below the real supervisor."""
+
+import csv
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+from child_run import PROGRAMS, order_for
+from drawn import draw
+
+from trainer.core.dataset import Task
+from trainer.core.errors import MachineFailed, RunFailed
+from trainer.core.events import BatchProgress, CheckpointSaved, EpochFinished, Phase, PhaseStarted, Warned
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.training.process import ChildTrainer, Patience
+from trainer.training.ranks import shared_order
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("detect"), Task.DETECT, test=4)
+
+
+class TwoDevices:
+    """A training on two devices; what it said is in `events` and `lines`."""
+
+    def __init__(self, home, dataset):
+        self.home, self.dataset = home, dataset
+        self.run_dir = home / "run"
+        self.events, self.lines = [], []
+        self.stop = StopSignal()
+        self.stop_when = lambda event: None  # the reason to stop for
+        self.trainer = ChildTrainer(
+            environment=os.environ, home=home / "children", weights=home / "weights", patience=Patience(grace=20),
+            program=(sys.executable, str(PROGRAMS / "ranks_on_cpu.py")),
+        )  # fmt: skip
+
+    def train(self, trouble=None, **changes):
+        order = replace(order_for(self.dataset, self.run_dir, **{"epochs": 2, "batch": 4} | changes), devices=(0, 1))
+        if trouble:
+            self.run_dir.mkdir()
+            (self.run_dir / "trouble").write_text(trouble)
+        return self.trainer.train(order, self.stop, self.heard, self.lines.append)
+
+    def heard(self, event):
+        self.events.append(event)
+        if reason := self.stop_when(event):
+            self.stop.set(reason)
+
+    def of(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def epochs(self):
+        with (self.run_dir / "results.csv").open() as file:
+            return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def two(tmp_path, dataset):
+    before = set(psutil.Process().children(recursive=True))
+    yield TwoDevices(tmp_path, dataset)
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=5)
+    assert not alive
+
+
+def in_epoch(number, reason):
+    def when(event):
+        return reason if isinstance(event, BatchProgress) and event.epoch == number else None
+
+    return when
+
+
+def test_two_ranks_train_one_model_and_report_as_one(two):
+    finished = two.train()
+
+    assert {line.partition("Z ")[2] for line in two.lines if "trains" in line} == {
+        "rank 0 of 2 trains", "rank 1 of 2 trains",
+    }  # fmt: skip
+    assert [event.epoch for event in two.of(EpochFinished)] == [1, 2] == two.epochs()
+    assert [event.epoch for event in two.of(CheckpointSaved)] == [1, 2]
+    phases = list(dict.fromkeys(event.phase for event in two.of(PhaseStarted)))
+    order = [Phase.LOADING, Phase.SCANNING, Phase.TRAINING, Phase.VALIDATING, Phase.FINALISING]
+    assert phases == order
+    assert finished.report["epochs_completed"] == 2
+    assert finished.report["images_per_second"] > 0
+    assert {"mAP", "per_class", "test"} <= finished.report.keys()
+    assert os.path.getsize(finished.best) < 8e6, "the optimizer is stripped"
+    assert "metrics/mAP50(B)" in two.of(EpochFinished)[0].metrics
+
+
+def test_a_cancel_ends_every_rank(two):
+    two.stop_when = in_epoch(2, StopReason.CANCELED)
+    began = []
+
+    def heard(event):
+        two.heard(event)
+        if two.stop.must_stop and not began:
+            began.append(time.monotonic())
+
+    with pytest.raises(Stopped) as stopped:
+        two.trainer.train(
+            replace(order_for(two.dataset, two.run_dir, epochs=50, batch=4), devices=(0, 1)), two.stop, heard, two.lines.append,
+        )  # fmt: skip
+
+    assert stopped.value.reason is StopReason.CANCELED
+    assert time.monotonic() - began[0] < 10
+    assert two.of(CheckpointSaved)[0].epoch == 1
+
+
+def test_a_cancel_before_the_ranks_are_there(two):
+    threading.Timer(2.0, two.stop.set, [StopReason.CANCELED]).start()
+
+    with pytest.raises(Stopped):
+        two.train(epochs=50)
+
+    assert two.of(EpochFinished) == []
+
+
+def test_finish_ends_the_training_on_every_rank_with_a_model(two):
+    two.stop_when = in_epoch(2, StopReason.FINISH)
+
+    finished = two.train(epochs=50)
+
+    assert finished.report["epochs_completed"] == 2 == two.epochs()[-1]
+
+
+def test_a_shutdown_keeps_the_batch_and_two_ranks_go_on_from_there(two, tmp_path, dataset):
+    two.stop_when = in_epoch(2, StopReason.SHUTDOWN)
+    with pytest.raises(Stopped):
+        two.train(epochs=3)
+    kept = two.of(CheckpointSaved)[-1]
+    assert kept.epoch == 1
+
+    again = TwoDevices(tmp_path / "another-host", dataset)
+    again.home.mkdir()
+    finished = again.train(epochs=3, resume=kept.path)
+
+    assert [event.epoch for event in again.of(EpochFinished)] == [2, 3]
+    first = next(event for event in again.of(BatchProgress) if event.phase is Phase.TRAINING)
+    assert first.batch > 1, "what was trained before the shutdown is not trained again, on either rank"
+    assert again.epochs() == [1, 2, 3]
+    assert finished.report["epochs_completed"] == 3
+
+
+def test_a_crash_of_the_second_rank_is_the_runs_failure_in_its_words(two):
+    with pytest.raises(RunFailed, match="the second rank has had enough"):
+        two.train("1 crash")
+
+
+def test_a_killed_rank_is_the_machines_failure(two):
+    with pytest.raises(MachineFailed, match="SIGKILL"):
+        two.train("1 9", epochs=3)
+
+    assert two.of(CheckpointSaved)[-1].epoch == 1
+
+
+def test_a_rank_without_memory_makes_all_of_them_go_on_with_half_the_batch(two):
+    finished = two.train("1 memory", batch=8, epochs=2)
+
+    (told,) = [event for event in two.of(Warned) if event.code == "out_of_memory"]
+    assert "batch 8: the training goes on after epoch 1 with batch 4" in told.message
+    assert finished.report["epochs_completed"] == 2 == two.epochs()[-1]
+
+
+@pytest.mark.parametrize(("asked", "given"), [(4, 4), (5, 4), (1, 2), (-1, 32), (0.7, 32)])
+def test_a_batch_is_a_multiple_of_the_ranks(tmp_path, dataset, asked, given):
+    told = []
+    order = replace(order_for(dataset, tmp_path, batch=asked), devices=(0, 1))
+
+    shared = shared_order(order, asked, told.append)
+
+    assert shared.plan.batch == given
+    assert len(told) == (asked != given)
+
+
+def test_rect_is_told_to_have_no_effect(tmp_path, dataset):
+    told = []
+    order = replace(order_for(dataset, tmp_path, args={"rect": True}), devices=(0, 1))
+
+    assert shared_order(order, 8, told.append).plan.args["rect"] is False
+    assert [event.code for event in told] == ["no_rect"]
