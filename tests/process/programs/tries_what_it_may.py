@@ -1,0 +1,23 @@
+"""Confines itself for the order on stdin as a training does, then tries each line of `attempts`; says what came of it."""
+
+import json
+import os
+import sys
+import time
+
+from trainer.training.reach import confine
+from trainer.training.wire import decode_order
+
+order = decode_order(sys.stdin.buffer.readline())
+attempts = json.loads(sys.stdin.readline())
+began = time.perf_counter()
+missing = confine(order, os.environ)
+milliseconds = (time.perf_counter() - began) * 1000
+told = {}
+for code in attempts:
+    try:
+        exec(code, {})
+        told[code] = "done"
+    except OSError as error:
+        told[code] = type(error).__name__
+print(json.dumps({"missing": missing, "milliseconds": milliseconds, "told": told}))

@@ -1,0 +1,323 @@
+"""What a confined process still can do, and what not: tried by a real process, refused by the real kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from trainer.core.dataset import PreparedDataset, Task
+from trainer.core.plan import Architecture, TrainPlan
+from trainer.core.ports import TrainingOrder
+from trainer.training import reach, sandbox
+from trainer.training.environment import child_environment, private_folder
+from trainer.training.wire import encode_order
+
+PROGRAM = Path(__file__).parent / "programs" / "tries_what_it_may.py"
+PROJECT = Path(__file__).parents[2]
+LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1)  # its version; negative: none
+
+pytestmark = pytest.mark.skipif(LANDLOCK < 1, reason="this kernel has no Landlock")
+
+
+@dataclass
+class Place:
+    """A host in small: a run's folders, and beside them what is none of its business."""
+
+    root: Path
+    order: TrainingOrder
+    environment: dict[str, str]
+
+    def try_each(self, *attempts, order=None):
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM)],
+            input=encode_order(order or self.order) + json.dumps(attempts).encode(),
+            env=self.environment, stdout=subprocess.PIPE, check=True, timeout=30,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
+    def how_it_went(self, attempts, **order):
+        told = self.try_each(*attempts, **order)
+        assert not told["missing"]
+        return set(told["told"].values())
+
+
+def order_for(root, **changes):
+    dataset = PreparedDataset(
+        root=root / "view", data=root / "view" / "data.yaml", task=Task.DETECT, names=("disc",), images={"train": 4},
+        fingerprint="f",
+    )
+    plan = TrainPlan(
+        sources=("/data",), model=Architecture(stem="yolo11n"), task=None, epochs=1, batch=4, imgsz=64, device=None,
+    )
+    order = {"plan": plan, "model": root / "models" / "mine.pt", "dataset": dataset, "run_dir": root / "runs" / "train_1"}
+    return TrainingOrder(**order | changes)
+
+
+@pytest.fixture
+def place(tmp_path, home):
+    for name in (
+        "view/data.yaml", "view/images/train/0.png", "models/mine.pt", "models/other.pt", "runs/train_2/best.pt",
+        "queue.db", ".env", "kept/epoch-3.pt", "pictures/1.png", "elsewhere/2.png", "strangers/3.png",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("content")
+    (tmp_path / "view/images/train/1.png").symlink_to(tmp_path / "pictures" / "1.png")
+    (tmp_path / "pictures/2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    (tmp_path / "view/images/train/2.png").symlink_to(tmp_path / "pictures" / "2.png")
+    folder = private_folder(home, tmp_path / "models")
+    environment = child_environment(dict(os.environ), folder, home, devices=(), threads=None)
+    return Place(tmp_path, order_for(tmp_path), environment)
+
+
+def reading(path):
+    return f"open({str(path)!r}).close()"
+
+
+def writing(path):
+    return f"open({str(path)!r}, 'w').close()"
+
+
+def test_what_a_run_is_made_from_can_be_read(place):
+    order = order_for(place.root, resume=place.root / "kept" / "epoch-3.pt")
+    files = [
+        "view/data.yaml", "view/images/train/0.png", "view/images/train/1.png", "view/images/train/2.png", "models/mine.pt",
+        "kept/epoch-3.pt",
+    ]  # fmt: skip
+
+    assert place.how_it_went((reading(place.root / name) for name in files), order=order) == {"done"}
+
+
+def test_what_is_none_of_its_business_cannot_be_read(place):
+    names = ["queue.db", ".env", "models/other.pt", "runs/train_2/best.pt", "strangers/3.png", "kept/epoch-3.pt"]
+
+    assert place.how_it_went(reading(place.root / name) for name in names) == {"PermissionError"}
+
+
+def test_nor_what_the_operator_has_on_the_host(place):
+    paths = ["/etc/shadow", "/root/.profile", "/var/log", "/var/lib", "/dev/vda", "/dev/sda", "/dev/mem", PROJECT / "README.md"]
+    there = [path for path in paths if os.path.exists(path)]
+
+    assert len(there) >= 3
+    assert place.how_it_went(f"import os; os.open({str(path)!r}, os.O_RDONLY)" for path in there) == {"PermissionError"}
+
+
+def test_the_services_own_environment_cannot_be_read(place):
+    """It holds the keys, and belongs to the same user."""
+    attempt = "import os; open(f'/proc/{os.getppid()}/environ').read()"
+
+    assert place.how_it_went([attempt]) == {"PermissionError"}
+
+
+def test_its_own_folders_can_be_written_to(place):
+    run, private = place.order.run_dir, Path(place.environment["HOME"])
+    attempts = [
+        writing(run / "results.csv"),
+        f"import os; os.makedirs({str(run / 'weights' / 'deep')!r})",
+        f"import os; os.replace({str(run / 'results.csv')!r}, {str(run / 'weights' / 'moved.csv')!r})",
+        f"import os; os.symlink('moved.csv', {str(run / 'weights' / 'link')!r})",
+        f"import os; os.remove({str(run / 'weights' / 'link')!r})",
+        writing(place.order.dataset.root / "labels.cache"),
+        writing(private / "settings.json"),
+        "import tempfile; tempfile.mkdtemp()",
+        "from multiprocessing import Lock, shared_memory; shared_memory.SharedMemory(create=True, size=9).unlink(); Lock()",
+        writing("/dev/null"),
+    ]
+    told = place.try_each(*attempts)
+
+    assert {code: how for code, how in told["told"].items() if how != "done"} == {}
+    assert (run / "weights" / "moved.csv").exists()
+
+
+def test_nothing_else_can_be_written_to_neither_through_a_link(place):
+    names = ["new", "queue.db", "models/mine.pt", "runs/train_2/best.pt", "runs/new", "pictures/1.png", "view/images/train/1.png"]
+    before = {path: path.read_text() for path in place.root.rglob("*") if path.is_file()}
+
+    assert place.how_it_went(writing(place.root / name) for name in names) == {"PermissionError"}
+    assert {path: path.read_text() for path in place.root.rglob("*") if path.is_file()} == before
+
+
+def test_nothing_else_can_be_changed_or_brought_in(place):
+    ways = [
+        "os.remove({0!r})", "os.truncate({0!r}, 0)", "os.rename({0!r}, {0!r} + '2')", "os.symlink('x', {0!r} + '2')",
+        "os.mkdir({0!r} + '2')", "os.link({0!r}, {1!r})", "os.rename({0!r}, {1!r})", "os.mkfifo({0!r} + '2')",
+    ]  # fmt: skip
+    paths = str(place.root / "queue.db"), str(place.order.run_dir / "mine")
+    told = place.how_it_went("import os; " + way.format(*paths) for way in ways)
+
+    assert told <= {"PermissionError", "OSError"}  # EXDEV: what a program answers by copying
+    assert sorted(path.name for path in place.root.glob("queue.db*")) == ["queue.db"]
+    assert (place.root / "queue.db").read_text() == "content"
+
+
+def test_no_device_can_be_made(place):
+    """As root, a node of one's own for the disk would be a way around everything."""
+    code = f"import os, stat; os.mknod({str(place.order.run_dir / 'disk')!r}, stat.S_IFBLK | 0o600, os.makedev(254, 0))"
+
+    assert place.how_it_went([code]) == {"PermissionError"}
+
+
+def test_what_was_written_cannot_be_executed(place):
+    program = place.order.run_dir / "program"
+    code = f"import os, subprocess; open({str(program)!r}, 'w').write('#!/bin/sh\\n'); os.chmod({str(program)!r}, 0o755); "
+    code += f"subprocess.run([{str(program)!r}], check=True)"
+
+    assert place.how_it_went([code]) == {"PermissionError"}
+    assert program.exists()
+
+
+def test_the_hosts_programs_still_run_and_are_as_confined(place):
+    run = "import subprocess, sys; subprocess.run([sys.executable, '-c', {0!r}], check=True, stderr=subprocess.DEVNULL)"
+    inside = run.format(f"import trainer.core.job, numpy; {writing(place.order.run_dir / 'new')}")
+    outside = run.format(writing(place.root / "new")).replace("check=True", "check=False")
+
+    assert place.how_it_went([inside, outside]) == {"done"}
+    assert (place.order.run_dir / "new").exists()
+    assert not (place.root / "new").exists()
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+CONNECT = "import socket; socket.create_connection(('127.0.0.1', {0}), 5).close()"
+
+
+def test_there_is_no_network_not_even_to_this_host(place, listener):
+    ring = "import ctypes; c = ctypes.CDLL(None, use_errno=True); c.syscall(425, 1, (ctypes.c_char * 120)()); "
+    ring += "raise OSError(ctypes.get_errno(), 'io_uring')"
+    attempts = [
+        CONNECT.format(listener.getsockname()[1]),
+        "import socket; socket.create_server(('127.0.0.1', 0)).close()",
+        "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))",
+        "import socket; socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()",
+        "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()",
+        # not by a system call of another number either
+        ring,
+    ]
+
+    assert place.how_it_went(attempts) == {"PermissionError"}
+
+
+def test_every_thread_lost_the_network_also_those_that_were_there_before(tmp_path, listener):
+    code = f"""
+import threading, socket
+from trainer.training.sandbox import close_network
+go, done = threading.Event(), []
+def connect():
+    go.wait()
+    try:
+        {CONNECT.format(listener.getsockname()[1]).partition("; ")[2]}
+    except PermissionError:
+        done.append("refused")
+thread = threading.Thread(target=connect); thread.start()
+close_network(); go.set(); thread.join(); print(done)
+"""
+    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+
+    assert told.stdout == "['refused']\n"
+
+
+def test_processes_of_the_run_talk_through_sockets_of_their_own(place):
+    code = "import socket, tempfile; a = socket.socket(socket.AF_UNIX); a.bind(tempfile.mkdtemp() + '/s'); a.listen(); "
+    code += "b = socket.socket(socket.AF_UNIX); b.connect(a.getsockname()); socket.socketpair(); "
+    code += "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close()"
+
+    assert place.how_it_went([code]) == {"done"}
+
+
+def test_several_gpus_keep_the_network_by_which_they_speak(place, listener):
+    order = order_for(place.root, devices=(0, 1))
+
+    assert place.how_it_went([CONNECT.format(listener.getsockname()[1])], order=order) == {"done"}
+    assert place.how_it_went([reading(place.root / "queue.db")], order=order) == {"PermissionError"}
+
+
+@pytest.mark.skipif(LANDLOCK < 6, reason="signals are closed from Landlock 6 on")
+def test_nobody_else_can_be_signalled(place):
+    own = "import subprocess; p = subprocess.Popen(['sleep', '60']); p.kill(); p.wait()"
+    told = place.try_each("import os; os.kill(os.getppid(), 0)", own)["told"]
+
+    assert list(told.values()) == ["PermissionError", "done"]
+
+
+def test_it_is_done_in_no_time(place):
+    """Nothing next to a training's start; in a process of its own, of which the fastest of a few counts."""
+    assert min(place.try_each()["milliseconds"] for _ in range(3)) < 20
+
+
+def test_a_missing_protection_is_told_and_the_training_goes_on(place, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise sandbox.Refused(38, "Function not implemented")
+
+    monkeypatch.setattr(reach, "confine_files", refuse)
+    monkeypatch.setattr(reach, "close_network", refuse)
+
+    files, network = reach.confine(place.order, place.environment)
+
+    assert files == "files (Landlock: Function not implemented)"
+    assert network == "the network (seccomp: Function not implemented)"
+
+
+def test_without_what_it_needs_nothing_is_closed(tmp_path):
+    """A file system that shows another file each time it is asked would make a dataset unreadable."""
+    (tmp_path / "needed").write_text("x")
+    code = f"""
+from pathlib import Path
+from trainer.training.sandbox import Refused, confine_files
+try:
+    confine_files(write=[], read=[Path("/usr")], run=[], tcp=False, samples=[Path({str(tmp_path / "needed")!r})])
+except Refused as error:
+    print(error.strerror)
+print(open({str(tmp_path / "needed")!r}).read())
+"""
+    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+
+    assert told.stdout == f"Permission denied: {tmp_path / 'needed'}\nx\n"
+
+
+def test_an_unknown_processor_is_told(monkeypatch):
+    monkeypatch.setattr(sandbox.platform, "machine", lambda: "vax")
+
+    with pytest.raises(sandbox.Refused, match="vax"):
+        sandbox.close_network()
+
+
+# ── what is within reach ──
+
+
+def test_a_list_of_fonts_that_is_there_is_not_written_again(place):
+    fonts = Path(place.environment["MPLCONFIGDIR"])
+
+    assert fonts in reach.reach_of(place.order, place.environment).write
+    (fonts / "fontlist-v390.json").write_text("{}")
+    assert fonts not in reach.reach_of(place.order, place.environment).write
+    assert fonts in reach.reach_of(place.order, place.environment).read
+
+
+def test_around_a_hole_everything_else_stays(tmp_path):
+    for name in ("app/.env", "app/code.py", "lib/x", "bin/y"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    parts = set(reach.around(tmp_path, tmp_path / "app" / ".env"))
+
+    assert parts == {tmp_path / "lib", tmp_path / "bin", tmp_path / "app" / "code.py"}
+    assert list(reach.around(tmp_path / "app", tmp_path / "app")) == []
+    assert list(reach.around(tmp_path / "app", tmp_path / "lib")) == [tmp_path / "app"]
+
+
+def test_links_of_a_view_are_followed_to_their_last_folder(place):
+    found = reach.linked_files(place.order.dataset.root)
+
+    assert set(found) == {place.root / "pictures", place.root / "elsewhere"}
+    assert found[place.root / "elsewhere"] == place.root / "elsewhere" / "2.png"
