@@ -32,6 +32,7 @@ from trainer.training.environment import child_environment, private_folder
 PROBE = Path(__file__).parent / "probe"
 MODEL = "yolo11n.yaml"
 POLL = 0.2  # seconds
+EPOCHS_BETWEEN = 3  # a run is longer than the warming of the next spare
 ARGUMENTS = {"imgsz": 96, "batch": 16, "workers": 0, "seed": 0}
 
 
@@ -182,7 +183,7 @@ def starts(bare: Bare, ours: Ours, rounds: int) -> Iterator[Figure]:
     gap: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(rounds):
         for name, trainer in (("bare", bare), ("ours", ours)):
-            one, two = trainer.train(1, times=2)
+            one, two = trainer.train(EPOCHS_BETWEEN, times=2)
             first[name].append(one.until_first_batch)
             gap[name].append(two.batches[0] - one.batches[-1])
     added = [o - b - POLL for o, b in zip(first["ours"], first["bare"], strict=True)]

@@ -56,7 +56,7 @@ def detect(tmp_path_factory):
 def drained(detect, tmp_path_factory):
     """A training of four epochs that was asked to shut down in its third."""
     home = tmp_path_factory.mktemp("drained")
-    order = order_for(detect, home / "run", epochs=4, batch=2)
+    order = order_for(detect, home / "run", epochs=4, batch=1)
     return run_child(order, home, on_event=asking(StopReason.SHUTDOWN, epoch_began(3))), home / "run"
 
 
@@ -68,7 +68,7 @@ def resumed(drained, tmp_path_factory):
     checkpoint = home / "checkpoint.pt"
     shutil.copyfile(run.of(CheckpointSaved)[-1].path, checkpoint)
     dataset = draw(home / "data", Task.DETECT)
-    order = order_for(dataset, home / "run", epochs=4, batch=2, resume=checkpoint)
+    order = order_for(dataset, home / "run", epochs=4, batch=1, resume=checkpoint)
     return run_child(order, home), home / "run"
 
 
