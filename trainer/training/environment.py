@@ -12,6 +12,8 @@ from pathlib import Path
 
 from trainer.core.errors import Misconfigured
 
+FAST_LOADER = "TRAINER_FAST_LOADER"  # bytes of decoded images that a training process may keep; see fast_loader.py
+
 _PROJECT = Path(__file__).parents[2]  # the folder that holds the package `trainer`
 
 # everything else of the supervisor's environment stays behind: keys, tokens, proxies with passwords, pytest's and

@@ -7,6 +7,7 @@ rest. It patches the exact version that requirements.txt names; tests/unit/test_
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import ultralytics.data.dataset
 import ultralytics.utils
 import ultralytics.utils.callbacks
 import ultralytics.utils.checks
+
+from trainer.training import fast_loader
+from trainer.training.environment import FAST_LOADER
 
 _PLAIN = {
     ("numpy", "dtype"),
@@ -39,6 +43,8 @@ def isolate() -> None:
     # telemetry, the vendor's platform, MLflow and the like would be added to each trainer, validator and exporter here
     ultralytics.utils.callbacks.add_integration_callbacks = _add_nothing
     ultralytics.data.dataset.load_dataset_cache_file = load_label_cache
+    if most_bytes := int(os.environ.get(FAST_LOADER, "0")):
+        fast_loader.install(most_bytes)
 
 
 def load_label_cache(path: Path) -> Any:

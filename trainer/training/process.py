@@ -17,7 +17,7 @@ from trainer.core.events import Crashed, Event, Finished, Phase
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.training.diagnosis import Evidence, diagnose, stuck
-from trainer.training.environment import child_environment, private_folder
+from trainer.training.environment import FAST_LOADER, child_environment, private_folder
 from trainer.training.tree import ChildTree
 from trainer.training.wire import encode_order, encode_stop
 
@@ -49,7 +49,8 @@ class ChildTrainer:
 
     `environment` is the supervisor's; only what is harmless of it reaches the child. `home` is for private folders
     and caches of the children, `weights` the folder where Ultralytics finds weights that it needs itself. With
-    `warm_start`, a spare child that has imported everything waits for the next order: see `warm`.
+    `warm_start`, a spare child that has imported everything waits for the next order: see `warm`. Of decoded images up
+    to `fast_loader_bytes` are kept during a run (0: none).
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ChildTrainer:
         warm_start: bool = False,
         threads: int | None = None,
         timestamp_output: bool = True,
+        fast_loader_bytes: int = 0,
     ) -> None:
         self._environment = dict(environment)
         self._home = home.absolute()
@@ -72,6 +74,7 @@ class ChildTrainer:
         self._warm_start = warm_start
         self._threads = threads
         self._timestamp_output = timestamp_output
+        self._fast_loader_bytes = fast_loader_bytes
         self._spare: ChildTree | None = None
         self._lock = threading.Lock()  # guards _spare and _closed
         self._closed = False
@@ -136,7 +139,7 @@ class ChildTrainer:
             raise MachineFailed(f"The training process's folder below {self._home} cannot be made: {error}.") from error
         environment = child_environment(
             self._environment, folder, self._home, devices=devices, threads=self._threads,
-        )
+        ) | {FAST_LOADER: str(self._fast_loader_bytes)}
         child = ChildTree(self._program, environment, folder)
         if self._timestamp_output:
             child.on_line = _timestamped

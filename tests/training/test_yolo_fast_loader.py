@@ -1,0 +1,229 @@
+"""Kept pixels: every batch and every weight has the bits that it has without them."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+
+import numpy as np
+import psutil
+import pytest
+from child_run import order_for, run_child
+from drawn import draw
+from PIL import Image
+
+from trainer.core.dataset import Task
+from trainer.core.events import Finished
+from trainer.settings import Settings
+from trainer.training.environment import FAST_LOADER
+from trainer.wiring import build_trainer
+
+LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
+IMGSZ = 32  # the pictures have 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))
+        import ultralytics.data.base  # noqa: F401 - a first import warns
+
+        yield
+
+
+@pytest.fixture
+def base(monkeypatch):
+    """Ultralytics' module, whose `load_image` is restored afterwards."""
+    import ultralytics.data.base as module
+
+    monkeypatch.setattr(module.BaseDataset, "load_image", module.BaseDataset.load_image)
+    return module
+
+
+def install(most_bytes=1 << 30):
+    from trainer.training.fast_loader import install as really
+
+    really(most_bytes)
+
+
+def make_odd(folder):
+    """Pictures as phones, scanners and drawing programs leave them."""
+    pictures = sorted(folder.iterdir())
+    first = Image.open(pictures[0]).resize((90, 70))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    first.save(folder / "turned.jpg", exif=exif)
+    first.convert("L").save(folder / "grey.png")
+    first.convert("RGBA").save(folder / "clear.png")
+    Image.fromarray(np.arange(70 * 90, dtype=np.uint16).reshape(70, 90) * 10).save(folder / "deep.png")
+    first.resize((IMGSZ, 20)).save(folder / "exact.png")
+    first.resize((16, 20)).save(folder / "small.png")
+    label = (folder.parents[1] / "labels" / folder.name / pictures[0].name).with_suffix(".txt").read_text()
+    for name in ("turned", "grey", "clear", "deep", "exact", "small"):
+        (folder.parents[1] / "labels" / folder.name / f"{name}.txt").write_text(label)
+
+
+def epoch(data_yaml, task, mode="train", **arguments):
+    """One epoch's batches, drawn with the same random numbers each time."""
+    import torch
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.build import build_yolo_dataset
+    from ultralytics.data.utils import check_det_dataset
+
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002 - what Ultralytics draws from
+    torch.manual_seed(1)
+    cfg = get_cfg(overrides={"task": task.value, "imgsz": IMGSZ, "data": str(data_yaml), **arguments})
+    data = check_det_dataset(str(data_yaml))
+    dataset = build_yolo_dataset(cfg, data[mode], 4, data, mode=mode, rect=mode == "val", stride=32)
+    order = [*range(len(dataset)), *reversed(range(len(dataset)))]
+    return [dataset.collate_fn([dataset[i] for i in order[n : n + 4]]) for n in range(0, len(order), 4)]
+
+
+def assert_equal(some, others):
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert same(value, other[key]), key
+
+
+def same(one, other):
+    import torch
+
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return np.array_equal(one, other)
+
+
+def forbid_decoding(base, monkeypatch, *, but=()):
+    real = base.imread
+
+    def imread(name, **more):
+        assert str(name).endswith(but), f"{name} was decoded again"
+        return real(name, **more)
+
+    monkeypatch.setattr(base, "imread", imread)
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+@pytest.mark.parametrize("task", LABELLED)
+def test_batches_are_equal_the_first_time_and_from_kept_pixels(base, monkeypatch, tmp_path, task, mode):
+    view = draw(tmp_path / "data", task)
+    make_odd(view.root / "images" / mode)
+    bare = epoch(view.data, task, mode)
+    install()
+    first = epoch(view.data, task, mode)
+    forbid_decoding(base, monkeypatch, but=("exact.png", "small.png"))  # nothing is gained by keeping those
+    again = epoch(view.data, task, mode)
+
+    assert_equal(bare, first)
+    assert_equal(bare, again)
+    pictures = len(list((view.root / "images" / mode).iterdir()))
+    assert len(list((view.root / "pixels").iterdir())) == pictures - 2
+
+
+def test_pixels_of_another_size_are_not_taken(base, tmp_path):
+    view = draw(tmp_path / "data", Task.DETECT)
+    larger, smaller = (epoch(view.data, Task.DETECT, "val", imgsz=size) for size in (48, 32))
+    install()
+    for _ in range(2):
+        assert_equal(larger, epoch(view.data, Task.DETECT, "val", imgsz=48))
+        assert_equal(smaller, epoch(view.data, Task.DETECT, "val", imgsz=32))
+
+
+def test_a_picture_that_changed_since_is_decoded_again(base, tmp_path):
+    view = draw(tmp_path / "data", Task.DETECT)
+    install()
+    before = epoch(view.data, Task.DETECT, "val")
+    for picture in (view.root / "images/val").iterdir():
+        Image.new("RGB", (64, 64), (9, 9, 9)).save(picture)
+        os.utime(picture, (2**32, 2**32))
+    after = epoch(view.data, Task.DETECT, "val")
+
+    assert not any((one["img"] == other["img"]).all() for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:50], lambda data: b"x" * len(data), lambda data: data[:-2000]])
+def test_damaged_pixels_are_decoded_again(base, tmp_path, damage):
+    view = draw(tmp_path / "data", Task.DETECT)
+    bare = epoch(view.data, Task.DETECT, "val")
+    install()
+    epoch(view.data, Task.DETECT, "val")
+    for kept in (view.root / "pixels").iterdir():
+        kept.write_bytes(damage(kept.read_bytes()))
+
+    assert [batch["img"].tolist() for batch in epoch(view.data, Task.DETECT, "val")] == [b["img"].tolist() for b in bare]
+    assert_equal(bare, epoch(view.data, Task.DETECT, "val"))
+
+
+def test_no_more_is_kept_than_there_is_room_for(base, tmp_path):
+    view = draw(tmp_path / "data", Task.DETECT)
+    bare = epoch(view.data, Task.DETECT)
+    install(most_bytes=5 * IMGSZ * IMGSZ * 3)
+
+    assert_equal(bare, epoch(view.data, Task.DETECT))
+    assert_equal(bare, epoch(view.data, Task.DETECT))
+    assert len(list((view.root / "pixels").iterdir())) == 5
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_a_cache_that_the_row_asked_for_is_left_alone(base, tmp_path, cache):
+    view = draw(tmp_path / "data", Task.DETECT)
+    install()
+    epoch(view.data, Task.DETECT, cache=cache, deterministic=False)
+
+    assert not (view.root / "pixels").exists()
+
+
+def test_a_disk_that_cannot_be_written_makes_it_slower_and_nothing_else(base, tmp_path):
+    view = draw(tmp_path / "data", Task.DETECT)
+    bare = epoch(view.data, Task.DETECT)
+    (view.root / "pixels").write_text("in the way")
+    install()
+
+    assert_equal(bare, epoch(view.data, Task.DETECT))
+    assert_equal(bare, epoch(view.data, Task.DETECT))
+
+
+def weights(run_dir):
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = torch.load(run_dir / "weights/last.pt", weights_only=False)["model"].state_dict()
+    return {name: value.numpy().tobytes() for name, value in state.items()}
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("task", LABELLED)
+def test_two_epochs_end_in_the_same_weights_and_metrics(tmp_path, task):
+    runs = {}
+    for most_bytes in (0, 1 << 30):
+        home = tmp_path / str(most_bytes)
+        view = draw(tmp_path / "data", task)
+        order = order_for(view, home / "run", epochs=2, imgsz=IMGSZ, args={"workers": 2 if task is Task.DETECT else 0})
+        run = run_child(order, home, env={FAST_LOADER: str(most_bytes)})
+        assert isinstance(run.last, Finished), run.output
+        assert (view.root / "pixels").exists() is bool(most_bytes)
+        rows = (home / "run/results.csv").read_text().splitlines()
+        runs[most_bytes] = weights(home / "run"), [row.split(",")[2:] for row in rows]
+
+    assert runs[0] == runs[1 << 30]
+
+
+@pytest.mark.parametrize(("is_on", "most_bytes"), [(True, 2 * 10**9), (False, 0)])
+def test_the_setting_reaches_the_training_process(tmp_path, is_on, most_bytes):
+    settings = Settings(trainer_home=tmp_path, fast_loader=is_on, dataset_cache_gb=2, warm_start=True)
+    before = psutil.Process().children(recursive=True)
+    trainer = build_trainer(settings)
+    try:
+        trainer.warm()
+        started = [process for process in psutil.Process().children(recursive=True) if process not in before]
+        assert {process.environ().get(FAST_LOADER) for process in started} == {str(most_bytes)}
+    finally:
+        trainer.close()
