@@ -56,11 +56,15 @@ def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = N
     )
 
 
-def run_child(order, home, *, program=None, on_event=lambda _event, _process: None, env=None, timeout=120.0) -> Run:
-    """Train in a fresh process to its end. `on_event` may write commands to the process' stdin."""
+def run_child(order, home, *, program=None, on_event=lambda _event, _process: None, env=None, without=(), timeout=120.0) -> Run:
+    """Train in a fresh process to its end. `on_event` may write commands to the process' stdin.
+
+    `env` is added to its environment, the variables `without` are left out of it.
+    """
     home.mkdir(parents=True, exist_ok=True)
     folder = private_folder(home, home / "weights")
     environment = child_environment(dict(os.environ), folder, home, devices=(), threads=None) | (env or {})
+    environment = {name: value for name, value in environment.items() if name not in without}
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
     command = [str(PROGRAMS / program)] if program else ["-m", "trainer.training.child"]

@@ -1,0 +1,72 @@
+"""A training whose code is the attacker's, as if a decoder had been tricked: in its own thread, in a loader's process, and in
+the thread that hears stops. What each could do is appended to RUN_DIR/loot, a line of JSON each.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from ultralytics.data.dataset import ClassificationDataset
+
+from trainer.training import child
+from trainer.training.callbacks import Callbacks
+
+OUTSIDE, PORT = Path(os.environ["OUTSIDE"]), int(os.environ["PORT"])
+WAYS = {
+    "read a secret": (OUTSIDE / "secret").read_text,
+    "read the keys of the service": Path(f"/proc/{os.environ['VICTIM']}/environ").read_text,
+    "write outside": lambda: (OUTSIDE / "new").write_text("x"),
+    "change the secret": lambda: (OUTSIDE / "secret").write_text("x"),
+    "connect": lambda: socket.create_connection(("127.0.0.1", PORT), 5).close(),
+    "end the service": lambda: os.kill(int(os.environ["VICTIM"]), 9),
+}
+loot = None
+
+
+def attack(where):
+    took = []
+    for name, way in WAYS.items():
+        try:
+            way()
+            took.append(name)
+        except OSError:
+            pass
+    with (loot / "loot").open("a") as file:
+        file.write(json.dumps({"where": where, "took": took}) + "\n")
+
+
+def attacking(function, where):
+    def attacked(self, *args):
+        if not (loot / where).exists():
+            (loot / where).touch()
+            attack(where)
+        return function(self, *args)
+
+    return attacked
+
+
+def taken_over(function):
+    def begun(self, trainer):
+        global loot  # noqa: PLW0603 - a loader's process inherits it
+        loot = trainer.save_dir
+        attack("training")
+        thread = next(thread for thread in threading.enumerate() if thread.name == "commands")
+        assert thread.is_alive()
+        return function(self, trainer)
+
+    return begun
+
+
+def decoding(line, decode=child.decode_command):
+    if loot:
+        attack("commands")
+    return decode(line)
+
+
+child.decode_command = decoding
+Callbacks.on_pretrain_routine_start = taken_over(Callbacks.on_pretrain_routine_start)
+ClassificationDataset.__getitem__ = attacking(ClassificationDataset.__getitem__, "loader")
+child.main(sys.argv[1:])

@@ -1,0 +1,90 @@
+"""Code of an attacker's inside a real training reaches nothing; a real training misses nothing."""
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from child_run import order_for, run_child
+from drawn import draw
+
+from trainer.core.dataset import Task
+from trainer.core.events import EpochFinished, Finished, Warned
+from trainer.core.stop import StopReason
+from trainer.training.wire import encode_stop
+
+pytestmark = [
+    pytest.mark.training,
+    pytest.mark.skipif(ctypes.CDLL(None).syscall(444, None, 0, 1) < 1, reason="this kernel has no Landlock"),
+]
+
+
+@pytest.fixture(scope="module", params=["started for its order", "spare"])
+def taken_over(request, tmp_path_factory):
+    """The training, its home, and the process that it tried to end."""
+    home = tmp_path_factory.mktemp("taken-over")
+    outside = home / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("SUPABASE_SERVICE_ROLE_KEY=planted")
+    order = order_for(draw(home / "data", Task.CLASSIFY), home / "run", epochs=2, args={"workers": 2, "plots": True})
+
+    def finish(event, process):
+        if isinstance(event, EpochFinished) and event.epoch == 1:
+            process.stdin.write(encode_stop(StopReason.FINISH))
+            process.stdin.flush()
+
+    victim = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        env = {"OUTSIDE": str(outside), "PORT": str(listener.getsockname()[1]), "VICTIM": str(victim.pid)}
+        without = ("CUDA_VISIBLE_DEVICES",) if request.param == "spare" else ()
+        run = run_child(order, home, program="taken_over.py", env=env, without=without, on_event=finish)
+    yield run, home, victim
+    victim.kill()
+    victim.wait()
+    victim.stdin.close()
+
+
+def test_from_wherever_it_tries_the_attacker_takes_nothing(taken_over):
+    _, home, victim = taken_over
+    tried = [json.loads(line) for line in (home / "run" / "loot").read_text().splitlines()]
+
+    assert {attempt["where"] for attempt in tried} == {"training", "loader", "commands"}
+    assert [attempt["took"] for attempt in tried] == [[]] * len(tried)
+    assert sorted(path.name for path in (home / "outside").iterdir()) == ["secret"]
+    assert "planted" in (home / "outside" / "secret").read_text()
+    assert victim.poll() is None
+
+
+def test_and_the_training_misses_nothing(taken_over):
+    run, home, _ = taken_over
+
+    assert isinstance(run.last, Finished), run.output
+    assert not run.of(Warned)
+    assert "cannot close" not in run.output
+    assert "Permission denied" not in run.output
+    assert "not writable" not in run.output
+    assert (home / "run" / "results.csv").exists()
+    assert list((home / "run").glob("train_batch*.jpg"))
+
+
+def test_a_view_of_links_into_folders_anywhere_is_trained_on(tmp_path):
+    """As for a dataset on the user's disk, some of whose images are links themselves."""
+    dataset = draw(tmp_path / "view", Task.DETECT)
+    for number, path in enumerate(sorted((tmp_path / "view" / "images").rglob("*.png"))):
+        kept = tmp_path / f"disk{number % 2}" / path.name
+        kept.parent.mkdir(exist_ok=True)
+        path.rename(kept)
+        if number % 3 == 0:
+            (tmp_path / "links").mkdir(exist_ok=True)
+            kept = (tmp_path / "links" / path.name).symlink_to(kept) or tmp_path / "links" / path.name
+        path.symlink_to(os.path.relpath(kept, path.parent) if number % 2 else kept)
+    run = run_child(order_for(dataset, tmp_path / "run", args={"cache": "disk"}), tmp_path / "home")
+
+    assert isinstance(run.last, Finished), run.output
+    assert not run.of(Warned)
+    assert "cannot close" not in run.output
+    assert Path(run.last.best).exists()
