@@ -57,6 +57,32 @@ def test_a_service_that_slept_longer_than_its_lease_changes_nothing(cloud, host,
     cloud.wait(next_run, "completed")
 
 
+@pytest.mark.parametrize("phase", ["train", "upload", "finish"])
+def test_a_service_that_wakes_while_another_works_on_its_run_changes_nothing(cloud, host, phase):
+    """F4 (I1 I3 I5): as above, but the other host is in the middle of its attempt when the sleeper speaks again."""
+    a = host("a", SLOW if phase == "train" else QUICK)
+    if phase == "upload":
+        cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)
+    if phase == "finish":
+        cloud.refuse("finish_training_run")
+    run_id = cloud.enqueue(epochs=12)
+    reach(cloud, a, run_id, phase)
+    a.pause()
+    cloud.gateway.faults = None
+    host("b", {"seconds_per_epoch": 0.2, "seconds_to_finish": 3})
+    cloud.wait_phase(run_id, "training", attempt=2)
+
+    a.go_on()
+    a.wait_idle()
+
+    row = cloud.row(run_id)
+    assert (row["status"], row["worker_id"], row["attempt"]) == ("running", "b", 2)
+    assert row["trained_model_url"] is None
+    row = cloud.wait(run_id, "completed")
+    assert (row["worker_id"], row["attempt"]) == ("b", 2)
+    cloud.check_epochs(run_id, back=12)
+
+
 def test_an_ending_that_the_network_held_back_changes_nothing(cloud, host, wire):
     """F4 F7 (I3 I5): the packets of a finished attempt arrive after another host took the run over."""
     a = host("a", QUICK, url=wire.url)
@@ -81,6 +107,8 @@ def test_a_service_that_slept_takes_its_run_back_when_nobody_else_did(cloud, hos
     cloud.wait_epoch(run_id, 2)
     a.pause()
     wait_for(lambda: cloud.sql("select count(*) from training_runs where lease_expires_at < now()") == "1")
+    assert cloud.sql("select settle_training_runs()") == "1"
+    assert cloud.row(run_id)["status"] == "queued"
     a.go_on()
 
     row = cloud.wait(run_id, "completed")
