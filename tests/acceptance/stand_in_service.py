@@ -1,6 +1,7 @@
 """trainer_service.py with a fast stand-in (tests/process/programs/trains_quickly.py) in the training process's place.
 
-The stand-in's knobs are in TRAINER_HOME/behaviour.json, read anew for each training.
+The stand-in's knobs are in TRAINER_HOME/behaviour.json, read anew for each training. STAND_IN names another program,
+PRETENDED_GPUS is how many GPUs of 24 GiB the driver shows.
 """
 
 import functools
@@ -11,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from trainer import cli, wiring  # noqa: E402
+from trainer import cli, host, wiring  # noqa: E402
 from trainer.training.process import ChildTrainer  # noqa: E402
 
 STAND_IN = ROOT / "tests" / "process" / "programs" / os.environ.get("STAND_IN", "trains_quickly.py")
@@ -20,6 +21,10 @@ BEHAVIOUR = Path(os.environ["TRAINER_HOME"]) / "behaviour.json"
 
 program = (sys.executable, str(STAND_IN), "--behaviour", str(BEHAVIOUR))
 wiring.ChildTrainer = functools.partial(ChildTrainer, program=program)
+
+if pretended := int(os.environ.get("PRETENDED_GPUS", "0")):
+    gpus = [host.Gpu(index=i, name="Pretended", memory=24 * 2**30, driver="1") for i in range(pretended)]
+    host.gpus = lambda: tuple(gpus)
 
 if __name__ == "__main__":
     cli.main()

@@ -1,0 +1,103 @@
+"""Runs and the GPUs of a host, as the real command shares them out; the driver and the training are pretended."""
+
+import re
+import time
+
+import pytest
+
+from tests.acceptance.service import running
+from trainer.demo import draw_dataset
+
+TELLING = {"STAND_IN": "tells_everything.py"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_dataset(tmp_path_factory.mktemp("drawn"), images=8, size=32)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+def finish(service, run_id):
+    service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
+    service.run("finish", run_id)
+    service.wait(run_id, "completed")
+
+
+def gpus_of(service, run_id):
+    """What the training process could see."""
+    return re.search(r"environment CUDA_VISIBLE_DEVICES=(\S*)", service.run("logs", run_id).stdout)[1]
+
+
+def test_each_run_has_a_gpu_of_its_own(home, data):
+    with running(home, {"seconds_per_epoch": 0.3}, PRETENDED_GPUS=2, **TELLING) as service:
+        runs = [service.enqueue(data, epochs=500) for _ in range(3)]
+        service.wait_until(runs[1], lambda row: row["progress_epoch"] >= 1)
+        assert service.row(runs[2])["status"] == "queued"
+        for run in runs:
+            finish(service, run)
+
+        assert sorted(gpus_of(service, run) for run in runs[:2]) == ["0", "1"]
+
+
+def test_a_run_on_two_gpus_waits_for_both_and_takes_both(home, data):
+    with running(home, {"seconds_per_epoch": 0.4}, PRETENDED_GPUS=2, **TELLING) as service:
+        small = service.enqueue(data, epochs=500)
+        service.wait_until(small, lambda row: row["progress_epoch"] >= 1)
+        large = service.enqueue(data, epochs=500, device="0,1")
+        time.sleep(0.5)
+        assert service.row(large)["status"] == "queued", "one GPU is not enough for it"
+        finish(service, small)
+        service.wait_until(large, lambda row: row["progress_epoch"] >= 1)
+        after = service.enqueue(data, epochs=1)
+        time.sleep(0.5)
+        assert service.row(after)["status"] == "queued", "both GPUs are taken"
+        finish(service, large)
+        service.wait(after, "completed")
+
+        assert gpus_of(service, large) == "0,1"
+        assert service.row(large)["status"] == "completed"
+
+
+def test_a_run_that_asks_for_more_than_the_host_has_is_left_for_another_host(home, data):
+    with running(home, {}, PRETENDED_GPUS=2, **TELLING) as service:
+        left = [
+            service.enqueue(data, epochs=1, device="0,1,2"),
+            service.enqueue(data, epochs=1, requires={"gpus": 3}),
+            service.enqueue(data, epochs=1, requires={"gpu_memory_gb": 80}),
+        ]
+        service.wait(service.enqueue(data, epochs=1, requires={"gpus": 2, "gpu_memory_gb": 24}), "completed")
+
+        assert [service.row(run)["status"] for run in left] == ["queued"] * 3
+
+
+def test_the_operators_mask_decides_which_gpus_are_ours(home, data):
+    with running(home, {}, PRETENDED_GPUS=4, CUDA_VISIBLE_DEVICES="2,3", **TELLING) as service:
+        run = service.enqueue(data, epochs=1, device="0,1")
+        service.wait(run, "completed")
+
+        assert gpus_of(service, run) == "2,3"
+
+
+def test_two_slots_on_one_gpu_are_not_two_gpus(home, data):
+    with running(home, {"seconds_per_epoch": 0.4}, PRETENDED_GPUS=1, SLOTS=2, **TELLING) as service:
+        left = service.enqueue(data, epochs=1, device="0,1")
+        runs = [service.enqueue(data, epochs=500) for _ in range(2)]
+        service.wait_until(runs[1], lambda row: row["progress_epoch"] >= 1)
+        assert service.row(runs[0])["status"] == "running"
+        for run in runs:
+            finish(service, run)
+
+        assert [gpus_of(service, run) for run in runs] == ["0", "0"]
+        assert service.row(left)["status"] == "queued"
+
+
+def test_a_host_without_gpus_leaves_a_run_for_two(home, data):
+    with running(home, {}) as service:
+        left = service.enqueue(data, epochs=1, device="0,1")
+        service.wait(service.enqueue(data, epochs=1, device="0"), "completed")
+
+        assert service.row(left)["status"] == "queued"
