@@ -95,6 +95,16 @@ def test_two_slots_on_one_gpu_are_not_two_gpus(home, data):
         assert service.row(left)["status"] == "queued"
 
 
+def test_a_run_that_gets_fewer_gpus_than_it_names_is_told_so(home, data):
+    with running(home, {}, PRETENDED_GPUS=2, **TELLING) as service:
+        # the queue reads only the key `device`
+        run = service.enqueue(data, epochs=1, Device="0,1")
+        service.wait(run, "completed")
+
+        assert gpus_of(service, run) == "0"
+        assert "asks for GPU [0, 1]; it trains on 1 that this worker had free" in service.run("logs", run).stdout
+
+
 def test_a_host_without_gpus_leaves_a_run_for_two(home, data):
     with running(home, {}) as service:
         left = service.enqueue(data, epochs=1, device="0,1")

@@ -182,9 +182,11 @@ class Attempt:
         return dataset
 
     def _devices(self, plan: TrainPlan) -> tuple[int, ...]:
-        if plan.device and not self._slot.gpus:
-            message = f"The run asks for GPU {list(plan.device)}; this host has none, so it trains on the CPU."
-            self._record.event(Warned(code="no_gpu", message=message))
+        asked, given = len(plan.device or ()), len(self._slot.gpus)
+        if given < asked:
+            where = f"on {given} that this worker had free" if given else "on the CPU: this host has none"
+            message = f"The run asks for GPU {list(plan.device or ())}; it trains {where}."
+            self._record.event(Warned(code="fewer_gpus" if given else "no_gpu", message=message))
         return () if plan.device == () else self._slot.gpus
 
     def _resume(self, plan: TrainPlan) -> Path | None:
