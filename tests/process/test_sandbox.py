@@ -321,3 +321,19 @@ def test_links_of_a_view_are_followed_to_their_last_folder(place):
 
     assert set(found) == {place.root / "pictures", place.root / "elsewhere"}
     assert found[place.root / "elsewhere"] == place.root / "elsewhere" / "2.png"
+
+
+@pytest.mark.parametrize(("there", "woken"), [(["nvidiactl"], True), (["nvidiactl", "nvidia-uvm"], False), ([], False)])
+def test_a_driver_that_sleeps_since_the_boot_is_woken_while_that_is_allowed(tmp_path, monkeypatch, there, woken):
+    for name in there:
+        (tmp_path / name).touch()
+    program = tmp_path / "nvidia-modprobe"
+    program.write_text(f"#!/bin/sh\necho $@ > {tmp_path / 'asked'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    reach.wake_driver(tmp_path)
+
+    assert (tmp_path / "asked").exists() == woken
+    if woken:
+        assert (tmp_path / "asked").read_text() == "-u -c 0\n"

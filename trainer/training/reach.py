@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -57,6 +59,8 @@ def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
     """Close everything but the order's reach to this thread and all that it starts; what could not be closed, and why."""
     order.run_dir.mkdir(parents=True, exist_ok=True)
     several = len(order.devices) > 1  # they speak TCP among themselves
+    if order.devices:
+        wake_driver(Path("/dev"))
     reach = reach_of(order, environment)
     missing = []
     try:
@@ -71,6 +75,13 @@ def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
     except Refused as error:
         missing.append(f"the network (seccomp: {error.strerror})")
     return missing
+
+
+def wake_driver(devices: Path) -> None:
+    """Have the device made that CUDA, after a boot, would have made by a program whose rights are refused from now on."""
+    program = shutil.which("nvidia-modprobe")
+    if program and (devices / "nvidiactl").exists() and not (devices / "nvidia-uvm").exists():
+        subprocess.run([program, "-u", "-c", "0"], stdin=subprocess.DEVNULL, check=False)
 
 
 def reach_of(order: TrainingOrder, environment: Mapping[str, str]) -> Reach:
@@ -120,7 +131,7 @@ def _link_targets(folder: str) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
-                yield os.path.join(folder, os.readlink(entry))  # noqa: PTH115, PTH118
+                yield os.path.join(folder, os.readlink(entry.path))  # noqa: PTH115, PTH118
             elif entry.is_dir():
                 yield from _link_targets(entry.path)
 
