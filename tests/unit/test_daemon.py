@@ -7,11 +7,14 @@ import pytest
 
 from tests.unit.worker_room import Room, in_background
 from trainer.core.errors import Misconfigured, Unavailable
+from trainer.core.job import Completed
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
 from trainer.core.stop import StopReason, StopSignal
+from trainer.worker import daemon as daemon_module
 from trainer.worker.daemon import Daemon
 from trainer.worker.housekeeping import Housekeeping
+from trainer.worker.journal import Journal
 from trainer.worker.prefetch import Prefetcher
 from trainer.worker.pulse import Pulse
 
@@ -159,6 +162,27 @@ def test_a_bug_in_one_run_leaves_the_daemon_working(room, queue):
 
     assert room.row(first)["failures"] == 1
     assert room.slots.free == 1
+
+
+def test_an_ending_that_is_refused_for_ever_holds_up_no_other_run(room, queue, monkeypatch):
+    monkeypatch.setattr(daemon_module, "LEFTOVERS_FIRST", 0.2)
+    refused, run_id = room.enqueue(), room.enqueue()
+    journal = Journal.create(room.places.journals, room.claim())
+    journal.end(Completed(results={}, trained_model_url=None))
+    journal.close()
+    finish = room.queue.finish
+
+    def refuse_one(lease, outcome, events):
+        if lease.job.id == refused:
+            raise Misconfigured("the results are too large")
+        return finish(lease, outcome, events)
+
+    queue.finish = refuse_one
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["status"] == "completed")
+        stopping(room)
+
+    assert list(room.places.journals.iterdir()) == [journal.path]
 
 
 def test_nothing_is_claimed_while_no_slot_is_free(room, queue):

@@ -24,6 +24,7 @@ from trainer.worker.slots import SlotLoan, Slots
 
 log = structlog.get_logger()
 
+LEFTOVERS_FIRST = 30.0  # seconds for which claims wait for the endings of earlier processes
 LONGEST_WAIT = 60.0  # seconds between tries while the queue does not answer
 TELL_AGAIN = 600.0  # seconds between log lines about it
 
@@ -75,14 +76,21 @@ class Daemon:
         On the way out: claim nothing more, let each run stop its training and give itself back while its lease is
         still renewed, and only then leave.
         """
-        worker = self._describe_worker(self._slots.free_gpus)
-        deliver_leftovers(self._queue, self._journals, worker.id, self._lease_seconds, shutdown)
+        self._deliver_leftovers(shutdown)
         with self._prefetcher.running(shutdown), self._pulse.following("claims"):
             while not shutdown.must_stop:
                 self._pulse.mark("claims")
                 self._step(shutdown)
         self._on_stopping()
         return self._drain()
+
+    def _deliver_leftovers(self, shutdown: StopSignal) -> None:
+        """What earlier processes left behind goes first, but an ending that is refused again and again holds up nobody."""
+        worker = self._describe_worker(self._slots.free_gpus)
+        leftovers = (self._queue, self._journals, worker.id, self._lease_seconds, shutdown)
+        thread = threading.Thread(target=deliver_leftovers, args=leftovers, name="leftovers", daemon=True)
+        thread.start()
+        thread.join(LEFTOVERS_FIRST)
 
     def _step(self, shutdown: StopSignal) -> None:
         self._runs = [thread for thread in self._runs if thread.is_alive()]
