@@ -88,10 +88,11 @@ class ModelFolder:
 
     def _own(self, name: str) -> Path:
         path = self._folder / name
-        inside = path.resolve().is_relative_to(self._folder.resolve())
+        # pathlib's own raise for a loop of links, or a name that no file can have
+        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._folder))
         if ".." in Path(name).parts or not inside:
             raise BadRequest(f"base_model = {name!r}: leads out of MODELS_DIR; put the file itself there")
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113
             raise BadRequest(f"base_model = {name!r}: no such file below MODELS_DIR of this worker; put it there")
         return _must_be_model(path, f"base_model = {name!r}")
 
@@ -209,9 +210,16 @@ def _is_intact(path: Path) -> bool:
 
 
 def _must_be_model(path: Path, what: str) -> Path:
-    """The path, if a look at both ends says that torch wrote it and that it is complete."""
-    if not zipfile.is_zipfile(path):
-        raise BadRequest(f"{what}: not a complete PyTorch file (a zip archive); upload it again")
+    """The path, if a look at its directory says that torch wrote it, that it is complete, and no more than it seems."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+        raise BadRequest(f"{what}: not a complete PyTorch file (a zip archive); upload it again") from None
+    # torch packs nothing; what is packed, or lies over another member, could be a thousand times as large in memory
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise BadRequest(f"{what}: its contents are larger than the file; save it again with torch.save")
     return path
 
 
