@@ -102,6 +102,16 @@ def test_the_run_of_a_killed_service_goes_on_elsewhere(cloud, host, phase):
     assert cloud.row(run_id) == row
 
 
+def test_a_training_that_cannot_even_end_itself_does_not_outlive_its_service(cloud, host):
+    """F2 F5 (I10): it hangs, as in a driver, and hears nothing; it is gone all the same when its service is killed."""
+    a = host("a", SLOW)
+    run_id = cloud.enqueue(epochs=50)
+    cloud.wait_epoch(run_id, 1)
+    a.training().suspend()
+
+    assert gone(a.kill())
+
+
 def test_a_service_that_is_killed_and_restarted_finds_its_own_orphan(cloud, host):
     """F2 F10 (I1 I6 I9): a restart under the same worker id does not hide the run of before."""
     a = host("a", SLOW)
