@@ -9,7 +9,7 @@ import platform
 
 from benchmarks.figures import HEADER
 
-NAMES = ("run", "sync", "datasets", "storage", "claim", "beats", "idle")
+NAMES = ("run", "loader", "sync", "datasets", "storage", "claim", "beats", "idle")
 
 
 def main() -> None:
