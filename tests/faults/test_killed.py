@@ -92,7 +92,7 @@ def test_the_run_of_a_killed_service_goes_on_elsewhere(cloud, host, phase):
     row = cloud.wait(run_id, "completed")
 
     assert gone(children)
-    assert took < LEASE + 0.2 + 3  # a lease, a poll, and a slow machine
+    assert took < LEASE + 0.2 + 8  # a lease, a poll, and a very slow machine
     assert (row["attempt"], row["worker_id"]) == (2, "b")
     cloud.check_epochs(run_id, back=6 if phase in ("uploading", "ending") else 3)
     b.wait_idle()

@@ -134,7 +134,7 @@ def test_a_training_that_makes_no_progress_is_killed_and_tried_again(cloud, host
     noticed = time.monotonic() - began
     row = cloud.wait(run_id, "completed")
 
-    assert noticed < 1.5 + 0.3 + 3  # the budget, the pause before the next attempt, and a slow machine
+    assert noticed < 1.5 + 0.3 + 8  # the budget, the pause before the next attempt, and a very slow machine
     assert row["attempt"] == 2
     cloud.check_epochs(run_id, back=0)
     assert gone([training])
