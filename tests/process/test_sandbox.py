@@ -251,7 +251,7 @@ def test_nobody_else_can_be_signalled(place):
 
 
 def test_it_is_done_in_no_time(place):
-    """Nothing next to a training's start; in a process of its own, of which the fastest of a few counts."""
+    """Nothing next to a training's start: milliseconds of a processor, so that others at work here do not count."""
     assert min(place.try_each()["milliseconds"] for _ in range(3)) < 20
 
 
@@ -293,6 +293,14 @@ def test_an_unknown_processor_is_told(monkeypatch):
 
 
 # ── what is within reach ──
+
+
+def test_the_packages_that_will_be_imported_are_among_what_is_tried_first(place):
+    """An installation in some other way would otherwise end in an ImportError."""
+    tried = reach.reach_of(place.order, place.environment).samples
+
+    assert [path.parent.name for path in tried[-4:]] == ["torch", "ultralytics", "numpy", "trainer"]
+    assert all(path.is_file() for path in tried[-4:])
 
 
 def test_a_list_of_fonts_that_is_there_is_not_written_again(place):

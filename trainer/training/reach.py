@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -36,7 +37,7 @@ _FACTS = (
             "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ld.so.preload", "localtime", "timezone", "passwd", "group",
             "nsswitch.conf", "hosts", "host.conf", "resolv.conf", "gai.conf", "protocols", "services", "mime.types", "fonts",
             "ssl/openssl.cnf", "ssl/certs", "pki/tls/openssl.cnf", "pki/tls/certs", "crypto-policies", "nvidia", "OpenCL",
-            "vulkan", "libibverbs.d", "alternatives", "os-release", "lsb-release", "matplotlibrc",
+            "vulkan", "nv_tegra_release", "libibverbs.d", "alternatives", "os-release", "lsb-release", "matplotlibrc",
         )
     ),
 )  # fmt: skip
@@ -98,7 +99,7 @@ def reach_of(order: TrainingOrder, environment: Mapping[str, str]) -> Reach:
         read=(*own, *linked, *matplotlib, *map(Path, _FACTS), *_amp_check(environment)),
         run=(_PROJECT / "trainer", *(part for root in _programs(environment) for part in around(root, _PROJECT))),
         names=(_PROJECT,),  # to be imported from, by a process that starts anew
-        samples=(order.run_dir, *own, *islice(linked.values(), _SAMPLES)),
+        samples=(order.run_dir, *own, *islice(linked.values(), _SAMPLES), *_packages()),
     )
 
 
@@ -150,6 +151,12 @@ def _programs(environment: Mapping[str, str]) -> Iterator[Path]:
     yield from map(Path, sysconfig.get_paths().values())
     yield from (Path(entry).absolute() for entry in sys.path if entry)
     yield from (Path(entry) for entry in _values(environment, "LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_HOME", "CUDA_PATH"))
+
+
+def _packages() -> list[Path]:
+    """Files that are imported; an installation of links into some cache has them elsewhere."""
+    specs = map(find_spec, ("torch", "ultralytics", "numpy", "trainer"))
+    return [Path(spec.origin) for spec in specs if spec and spec.origin]
 
 
 def _values(environment: Mapping[str, str], *names: str) -> list[str]:
