@@ -104,6 +104,23 @@ def test_weights_that_want_to_run_code_are_refused(detect, tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
+def test_weights_of_an_unknown_package_install_nothing(detect, tmp_path):
+    """Ultralytics would install whatever package the file names."""
+    (tmp_path / "repository" / ".git").mkdir(parents=True)
+    (tmp_path / "repository" / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    (tmp_path / "repository" / ".git" / "config").write_text('[remote "origin"]\n\turl = https://example.org/x.git\n')
+    weights = tmp_path / "hostile.pt"
+    with zipfile.ZipFile(weights, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02cpackage_of_an_attacker\nModel\n)\x81.")
+        archive.writestr("archive/version", "3\n")
+    order, env = order_for(detect, tmp_path / "run", model=weights), {"GIT_ROOT": str(tmp_path / "repository")}
+    run = run_child(order, tmp_path, program="besieged.py", env=env)
+
+    assert isinstance(run.last, Crashed)
+    assert "outside the supported" in run.last.message
+    assert not [line for line in run.output.splitlines() if line.startswith("WITNESSED") and "install" in line]
+
+
 def test_a_checkpoint_that_wants_to_run_code_is_refused(detect, tmp_path):
     checkpoint = pt_file(tmp_path / "hostile.pt", {"ema": Hostile(tmp_path / "touched"), "epoch": 1, "train_args": {}})
     run = run_child(order_for(detect, tmp_path / "run", resume=checkpoint), tmp_path)
