@@ -105,6 +105,27 @@ def test_a_run_that_gets_fewer_gpus_than_it_names_is_told_so(home, data):
         assert "asks for GPU [0, 1]; it trains on 1 that this worker had free" in service.run("logs", run).stdout
 
 
+@pytest.mark.training
+def test_a_real_training_on_two_devices_from_its_row_to_its_model_and_through_a_restart(home, data):
+    ranks = {"STAND_IN": "../../training/programs/ranks_on_cpu.py", "LEASE_SECONDS": 30, "PRETENDED_GPUS": 2}
+    ask = {"device": "0,1", "batch": 4, "imgsz": 64, "workers": 0, "plots": False}
+    with running(home, {}, **ranks) as service:
+        run = service.enqueue(data, epochs=4, **ask)
+        service.wait_until(run, lambda row: row["progress_epoch"] >= 2, seconds=120)
+        assert service.stop(seconds=60) == 0
+        assert service.row(run)["status"] == "queued"
+        assert service.row(run)["checkpoint"]["epoch"] >= 2
+
+        service.start()
+        row = service.wait(run, "completed", "failed", seconds=120)
+
+        assert (row["status"], row["error_message"]) == ("completed", None)
+        assert (row["attempt"], row["results"]["epochs_completed"]) == (2, 4)
+        assert {"best.pt", "last.pt", "results.csv", "run.log"} <= {a["name"] for a in row["results"]["artifacts"]}
+        log = service.run("logs", run).stdout
+        assert log.count("rank 1 of 2 trains") == 2, "in both attempts"
+
+
 def test_a_host_without_gpus_leaves_a_run_for_two(home, data):
     with running(home, {}) as service:
         left = service.enqueue(data, epochs=1, device="0,1")

@@ -16,6 +16,7 @@ from trainer.core.dataset import Task
 from trainer.core.errors import MachineFailed, RunFailed
 from trainer.core.events import BatchProgress, CheckpointSaved, EpochFinished, Phase, PhaseStarted, Warned
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.training import ranks
 from trainer.training.process import ChildTrainer, Patience
 from trainer.training.ranks import shared_order
 
@@ -166,6 +167,16 @@ def test_a_rank_without_memory_makes_all_of_them_go_on_with_half_the_batch(two):
     (told,) = [event for event in two.of(Warned) if event.code == "out_of_memory"]
     assert "batch 8: the training goes on after epoch 1 with batch 4" in told.message
     assert finished.report["epochs_completed"] == 2 == two.epochs()[-1]
+
+
+def test_ranks_that_end_without_a_word_are_told_by_their_exit_code(tmp_path, dataset, monkeypatch):
+    monkeypatch.setattr(ranks, "PROGRAM", (sys.executable, "-c", "import sys; sys.exit(3)"))
+    order = replace(order_for(dataset, tmp_path), devices=(0, 1))
+
+    with pytest.raises(ranks.RankCrashed, match=r"rank \d ended with exit code 3 and without a word") as crashed:
+        ranks.Ranks(order, StopSignal(), lambda event: None).train()
+
+    assert crashed.value.event.phase is Phase.STARTING
 
 
 @pytest.mark.parametrize(("asked", "given"), [(4, 4), (5, 4), (1, 2), (-1, 32), (0.7, 32)])

@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.core.events import ChildStopped, Crashed, Event, Finished, Warned
+from trainer.core.events import ChildStopped, Crashed, Event, Finished, Phase, PhaseStarted, Warned
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.training.wire import decode_event, encode_order, encode_stop
@@ -54,7 +54,7 @@ class Ranks:
         self._told: StopReason | None = None
         self._connected: dict[socket.socket, bytearray] = {}  # and the beginning of a line from there
         self._crashed: Crashed | None = None
-        self._stopped = False
+        self._phase = Phase.STARTING
         self.finished: Finished | None = None  # rank 0's last word
 
     def train(self) -> None:
@@ -107,6 +107,7 @@ class Ranks:
             case Finished():
                 self.finished = event
             case _:
+                self._phase = event.phase if isinstance(event, PhaseStarted) else self._phase
                 self._heard(event)
 
     def _pass_stop_on(self) -> None:
@@ -130,10 +131,10 @@ class Ranks:
             killed = next((-code for code in codes if code < 0 and -code != signal.SIGTERM), None)
             if killed:
                 os.kill(os.getpid(), killed)  # for the diagnosis, this signal ended the training
-            if self._crashed is None:
-                raise
-        if self._crashed:
-            raise RankCrashed(self._crashed)
+            rank, code = next((rank, failure.exitcode) for rank, failure in failed.failures.items())
+            message = f"rank {rank} ended with exit code {code} and without a word"
+            wordless = Crashed(error="RankEnded", message=message, traceback="", phase=self._phase)
+            raise RankCrashed(self._crashed or wordless) from None
 
 
 def shared_order(order: TrainingOrder, batch: float, heard: Callable[[Event], None]) -> TrainingOrder:

@@ -59,4 +59,5 @@ dist.reduce = reduce_mean
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    child.main(sys.argv[1:]) if "--events-fd" in sys.argv else rank.main(sys.argv[1:])
+    as_child = "--events-fd" in sys.argv
+    child.main(sys.argv[sys.argv.index("--events-fd") :]) if as_child else rank.main(sys.argv[1:])
