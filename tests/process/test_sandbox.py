@@ -331,6 +331,15 @@ def test_links_of_a_view_are_followed_to_their_last_folder(place):
     assert found[place.root / "elsewhere"] == place.root / "elsewhere" / "2.png"
 
 
+def test_links_to_nothing_and_a_view_that_is_gone_are_the_trainings_business(place):
+    (place.order.dataset.root / "images" / "train" / "3.png").symlink_to("/nowhere/3.png")
+    (place.order.dataset.root / "images" / "train" / "4.png").symlink_to("4.png")
+
+    assert Path("/nowhere") in reach.linked_files(place.order.dataset.root)
+    assert reach.linked_files(place.root / "gone") == {}
+    assert place.how_it_went([reading(place.root / "queue.db")]) == {"PermissionError"}
+
+
 @pytest.mark.parametrize(("there", "woken"), [(["nvidiactl"], True), (["nvidiactl", "nvidia-uvm"], False), ([], False)])
 def test_a_driver_that_sleeps_since_the_boot_is_woken_while_that_is_allowed(tmp_path, monkeypatch, there, woken):
     for name in there:

@@ -5,6 +5,7 @@ Everything else stays out of reach: the service's settings and keys, its queue, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -111,9 +112,9 @@ def linked_files(view: Path) -> dict[Path, Path]:
         names_in.setdefault(folder, set()).add(name)
     found: dict[Path, Path] = {}
     for folder, names in names_in.items():
-        found.setdefault(Path(folder).resolve(), Path(folder, next(iter(names))))
+        found.setdefault(_real(folder), Path(folder, next(iter(names))))
         for name in names & _symlinks_in(folder):
-            real = Path(folder, name).resolve()
+            real = _real(f"{folder}/{name}")
             found.setdefault(real.parent, real)
     return found
 
@@ -128,8 +129,8 @@ def around(root: Path, hole: Path) -> Iterator[Path]:
 
 
 def _link_targets(folder: str) -> Iterator[str]:
-    # plain strings: there can be a hundred thousand
-    with os.scandir(folder) as entries:
+    # plain strings: there can be a hundred thousand; what is missing or locked, the training will say in its own words
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
                 yield os.path.join(folder, os.readlink(entry.path))  # noqa: PTH115, PTH118
@@ -137,12 +138,14 @@ def _link_targets(folder: str) -> Iterator[str]:
                 yield from _link_targets(entry.path)
 
 
+def _real(path: str) -> Path:
+    return Path(os.path.realpath(path))  # pathlib's own raises for a loop
+
+
 def _symlinks_in(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_symlink()}
-    except OSError:  # files of it can be read, names cannot
-        return set()
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_symlink()}
+    return set()  # files of it can perhaps be read, names cannot
 
 
 def _programs(environment: Mapping[str, str]) -> Iterator[Path]:
