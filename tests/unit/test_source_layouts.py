@@ -150,9 +150,16 @@ def test_the_source_in_this_layout_becomes_a_view_that_can_be_trained_on(places,
     pictures = [path for folder in folders for path in folder.rglob("*.jpg")]
     assert len(pictures) == sum(expected.values())
     if result.task is Task.DETECT:
-        texts = [path.read_text() for path in (result.root / "labels").rglob("*.txt")]
+        texts = label_texts(result)
         assert sorted({tuple(map(float, text.split()))[1:] for text in texts}) == [(0.5, 0.5, *size(name))]
         assert len(texts) == len(pictures)
+
+
+def label_texts(result) -> list[str]:
+    """The label file of each image, where Ultralytics looks for it."""
+    images = result.root / "images"
+    places = [path.relative_to(images).with_suffix(".txt") for path in images.rglob("*.*")]
+    return [(result.root / "labels" / place).read_text() for place in places]
 
 
 def size(name: str) -> tuple[float, float]:
@@ -168,8 +175,7 @@ def test_the_layout_holds_labels_for_this_task(places, datasets, name, task):
     assert result.task is task
     assert sum(result.images.values()) == sum(layout.images.values())
     if task is not Task.CLASSIFY:
-        texts = {path.read_text() for path in (result.root / "labels").rglob("*.txt")}
-        columns = {len(text.split()) for text in texts}
+        columns = {len(text.split()) for text in label_texts(result)}
         assert columns == {{Task.DETECT: 5, Task.SEGMENT: 11, Task.OBB: 9, Task.POSE: 11}[task]}
 
 

@@ -36,6 +36,23 @@ def test_our_own_files_are_hard_links_and_the_users_symlinks(tmp_path):
     assert not (tmp_path / "users/labels/train/0000.txt").samefile(tmp_path / "set/labels/train/0000.txt")
 
 
+def test_a_folder_of_our_own_labels_that_stay_as_they_are_is_linked_as_a_whole(tmp_path):
+    data = paint(tmp_path / "set")
+    (tmp_path / "set/labels/val/0006.txt").write_text("0,.5,.5,.5,.5\n")
+    view = prepared(data, tmp_path / "view", private=True).root
+    assert (view / "labels/train").readlink() == tmp_path / "set/labels/train"
+    assert not (view / "labels/val").is_symlink()
+    assert (view / "labels/val/0007.txt").samefile(tmp_path / "set/labels/val/0007.txt")
+
+
+def test_labels_whose_images_are_called_otherwise_in_the_view_are_linked_one_by_one(tmp_path):
+    paint(tmp_path / "set", images="images/{split}/a", labels="labels/{split}/a")
+    data = paint(tmp_path / "set", images="images/{split}/b", labels="labels/{split}/b")
+    view = prepared(data, tmp_path / "view", private=True).root
+    assert not (view / "labels/train").is_symlink()
+    assert len(list((view / "labels/train").iterdir())) == len(list((view / "images/train").iterdir())) == 12
+
+
 def test_a_label_of_ours_that_must_change_is_written_anew(tmp_path):
     data = paint(tmp_path / "set")
     label = tmp_path / "set/labels/train/0000.txt"

@@ -4,7 +4,8 @@
     view/data.yaml   images/{train,val,test}/…   labels/{train,val,test}/….txt      classification: {train,val,test}/CLASS/…
 
 Ultralytics writes into JPEGs that do not end in their end mark, so those are copied; nothing else is written to through
-the links. Files of our own cache are hard links where the file system allows it, the user's images are symlinks.
+the links. Files of our own cache are hard links where the file system allows it, the user's images are symlinks. A folder of our own
+labels that can stay as they are is one symlink.
 """
 
 from __future__ import annotations
@@ -140,7 +141,12 @@ def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> None:
             _link_images(named, images, stop)
             continue
         labels = view / "labels" / split
-        labels.mkdir(parents=True, exist_ok=True)
+        labels.parent.mkdir(exist_ok=True)
+        if whole := _whole_folder(named):
+            labels.symlink_to(whole)
+            _link_images(named, images, stop)
+            continue
+        labels.mkdir()
         # the file system takes its time with each new name, and works on two folders at once
         with ThreadPoolExecutor(1) as beside:
             writing = beside.submit(_write_labels, named, labels, stop)
@@ -164,6 +170,13 @@ def _link_images(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSign
             raise DatasetError(
                 f"The image {shown(item.name)} vanished while the dataset was prepared; leave it alone and queue again.",
             ) from None
+
+
+def _whole_folder(named: Sequence[tuple[Item, str]]) -> str | None:
+    """The folder of our own that holds every label file as it has to be, if there is one: linked in one go."""
+    folder = (named[0][0].label or "").rpartition("/")[0]
+    is_whole = all(item.label == f"{folder}/{name.rpartition('.')[0]}.txt" for item, name in named)
+    return folder if folder and is_whole else None
 
 
 def _write_labels(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSignal) -> None:
