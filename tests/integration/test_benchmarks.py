@@ -3,6 +3,9 @@
 import importlib
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from benchmarks.__main__ import NAMES
 from benchmarks.figures import HEADER
 from tests.supabase_stack import MissingBinary
 
+ROOT = Path(__file__).parents[2]
 FIGURES = {"run": 4, "loader": 4, "sync": 3, "datasets": 1, "storage": 1, "claim": 2, "beats": 1, "idle": 1}
 
 
@@ -31,3 +35,13 @@ def test_a_benchmark_measures_each_of_its_figures(name):
     for figure in figures:
         assert re.search(r"\d", figure.measured)
         assert figure.line().count("|") == HEADER.splitlines()[0].count("|")
+
+
+@pytest.mark.training
+def test_the_benchmark_of_the_training_process_measures_each_of_its_figures():
+    # in a process of its own, because it makes an environment for Ultralytics
+    command = [sys.executable, "-m", "benchmarks.training", "--tiny"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n| ") + done.stdout.startswith("| ") == 5
