@@ -2,7 +2,7 @@
 
 Synthetic photos (gradients under noise, so that they decode like photos) go through Ultralytics' own training loader in a
 process of its own, as it is and with kept pixels (trainer/training/fast_loader.py); then a whole training does, as a
-plain script and as our training process. CPU seconds are told as well, because they mean something on a busy machine.
+plain script and as our training process. Of the loader CPU seconds are told, because they mean something on a busy machine.
 """
 
 from __future__ import annotations
@@ -114,10 +114,9 @@ def epochs_of(data: str, imgsz: int, kept: int) -> list[Epoch]:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A whole training: wall and CPU seconds, and what its weights are."""
+    """A whole training: wall seconds, and what its weights are."""
 
     seconds: float
-    cpu: float
     weights: str
 
 
@@ -153,11 +152,9 @@ def arguments(imgsz: int, epochs: int) -> dict[str, int | bool]:
 
 
 def _timed(train, run: Path) -> Trained:  # noqa: ANN001
-    began, before = time.perf_counter(), os.times()
+    began = time.perf_counter()
     train()
-    seconds, after = time.perf_counter() - began, os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Trained(seconds=seconds, cpu=cpu, weights=_weights(run / "weights/last.pt"))
+    return Trained(seconds=time.perf_counter() - began, weights=_weights(run / "weights/last.pt"))
 
 
 def _weights(path: Path) -> str:
@@ -197,9 +194,9 @@ def _training(folder: Path, *, count: int, epochs: int, smaller: int) -> Iterato
     yield Figure(
         what=f"training on {count} photos of 12 MP, imgsz {imgsz}, {epochs} epochs, start included",
         target="≤ 0.45 x bare, the same weights",
-        measured=f"{ratio:.2f} x ({ours.seconds:.0f} s, {ours.cpu:.0f} s of CPU; weights {'the same' if is_same else 'differ'})",
+        measured=f"{ratio:.2f} x ({ours.seconds:.0f} s; weights {'the same' if is_same else 'differ'})",
         met=ratio <= 0.45 and is_same,
-        peer=f"{bare.seconds:.0f} s, {bare.cpu:.0f} s of CPU",
+        peer=f"{bare.seconds:.0f} s",
         why="the start of the process and the first epoch are as slow as bare" if is_same else "other weights",
     )
 
