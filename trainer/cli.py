@@ -24,7 +24,7 @@ from trainer.core.job import JsonObject, RunRequest, Status
 from trainer.core.ports import RunTable
 from trainer.core.stop import StopReason, StopSignal
 from trainer.logs import configure_logging
-from trainer.settings import Settings, read_settings
+from trainer.settings import Settings, journal_reads, read_settings
 
 log = structlog.get_logger()
 
@@ -57,13 +57,17 @@ def serve(
         return
     settings = _settings()
     keys = (settings.supabase_service_role_key, settings.supabase_anon_key)
-    configure_logging(settings.log_format, settings.log_level, [key.get_secret_value() for key in keys if key])
+    form = "journal" if settings.log_format == "auto" and journal_reads(sys.stderr.fileno()) else settings.log_format
+    configure_logging(form, settings.log_level, [key.get_secret_value() for key in keys if key])
     from trainer.wiring import build_service
 
     shutdown = StopSignal()
-    with signals_set(shutdown), build_service(settings, shutdown) as daemon:
-        if not daemon.run(shutdown):
-            log.warning("the drain time is over; runs that did not end will go on from their last checkpoint")
+    try:
+        with signals_set(shutdown), build_service(settings, shutdown) as daemon:
+            if not daemon.run(shutdown):
+                log.warning("the drain time is over; runs that did not end will go on from their last checkpoint")
+    except Misconfigured as error:
+        _fail(*str(error).splitlines(), code=2)
 
 
 @contextmanager

@@ -138,6 +138,12 @@ def service_manager() -> tuple[str | None, float | None]:
     return os.environ.get("NOTIFY_SOCKET"), int(watchdog) / 1e6 if watchdog else None
 
 
+def journal_reads(fd: int) -> bool:
+    """Whether what is written to this descriptor goes to systemd's journal."""
+    about = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{about.st_dev}:{about.st_ino}"
+
+
 def process_environment() -> Mapping[str, str]:
     """This process's environment, for the one who scrubs it before it reaches a training process."""
     return dict(os.environ)

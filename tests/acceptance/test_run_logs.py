@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -140,6 +141,40 @@ def test_a_journal_line_has_a_priority_and_the_labels(home, drawn):
     (ended,) = [line for line in service.log.read_text().splitlines() if "run ended" in line]
     assert ended.startswith("<3>run ended")
     assert f"run_id={run_id} attempt=1 phase=" in ended
+
+
+def test_where_journald_reads_the_lines_are_the_journals(home):
+    home.mkdir()
+    (home / "service.log").touch()
+    about = (home / "service.log").stat()
+    service = Service(home, {}, LOG_FORMAT="auto", JOURNAL_STREAM=f"{about.st_dev}:{about.st_ino}")
+    with service_of(service):
+        wait_for_a_line(service)
+    lines = service.log.read_text().splitlines()
+    assert lines
+    assert all(line.startswith("<") for line in lines)
+
+    another = Service(home, {}, LOG_FORMAT="auto", JOURNAL_STREAM="1:2")
+    another.log = home / "another.log"
+    with service_of(another):
+        wait_for_a_line(another)
+    assert "service starts" in another.log.read_text()
+    assert not another.log.read_text().startswith("<")
+
+
+@contextmanager
+def service_of(service):
+    service.start()
+    try:
+        yield
+    finally:
+        service.stop()
+
+
+def wait_for_a_line(service):
+    deadline = time.monotonic() + 15
+    while "service starts" not in service.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def test_a_line_as_json_is_one_object_a_line(home):

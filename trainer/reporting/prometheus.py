@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from trainer.core.errors import TrainerError
+from trainer.core.errors import Misconfigured, TrainerError
 from trainer.core.events import EpochFinished, Event, Phase, PhaseStarted, TransferProgress
 from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, Verdict
 from trainer.core.ports import Queue, Worker
@@ -49,8 +49,12 @@ class MetricsReporter:
         self._moved: dict[tuple[str, Phase], int] = {}
 
     def serve(self, port: int) -> Callable[[], None]:
-        """Answer on http://localhost:`port`/metrics; call the result to stop. Raises OSError when the port is taken."""
-        server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+        """Answer on http://localhost:`port`/metrics; call the result to stop. Raises Misconfigured if that cannot be."""
+        try:
+            server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+        except OSError as error:
+            message = f"METRICS_PORT={port} cannot be served ({error.strerror}): choose a free one above 1023, or 0 for none."
+            raise Misconfigured(message) from error
 
         def stop() -> None:
             server.shutdown()
