@@ -127,6 +127,28 @@ def test_batches_are_equal_the_first_time_and_from_kept_pixels(base, monkeypatch
     assert len(list((view.root / "pixels").iterdir())) == pictures - 2
 
 
+def test_rt_detr_which_stretches_its_images_gets_the_same_ones(base, monkeypatch, tmp_path):
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.utils import check_det_dataset
+    from ultralytics.models.rtdetr.val import RTDETRDataset
+
+    view = draw(tmp_path / "data", Task.DETECT)
+    make_odd(view.root / "images/val")
+    data = check_det_dataset(str(view.data))
+
+    def images():
+        dataset = RTDETRDataset(img_path=data["val"], imgsz=IMGSZ, augment=True, hyp=get_cfg(), data=data)
+        return [dataset.load_image(i) for i in [*range(len(dataset)), *range(len(dataset))]]
+
+    bare = images()
+    install()
+    first = images()
+    forbid_decoding(base, monkeypatch, but=("exact.png", "small.png"))
+
+    assert same(bare, first)
+    assert same(bare, images())
+
+
 def test_pixels_of_another_size_are_not_taken(base, tmp_path):
     view = draw(tmp_path / "data", Task.DETECT)
     larger, smaller = (epoch(view.data, Task.DETECT, "val", imgsz=size) for size in (48, 32))
