@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print(f"This host cannot close {missing}; the training goes on without.", flush=True)  # noqa: T201 - the log
     # threads are as confined as the one that starts them
     commands.listen()
-    outbox = Outbox(fd, on_broken=lambda: _leave(0))
+    outbox = Outbox(fd, on_broken=lambda: leave(0))
     train = prepared or _prepare()
     train(order, stop, outbox.send)
     outbox.close(FLUSH_SECONDS)
-    _leave(0)
+    leave(0)
 
 
 class Commands:
@@ -94,7 +94,7 @@ class Commands:
             code = 0  # nobody is left who could want the result
         except WireError as error:
             print(f"WireError: {error}", file=sys.stderr)  # noqa: T201 - stderr is the run's log
-        _leave(code)
+        leave(code)
 
 
 def _prepare() -> Callable[[TrainingOrder, StopSignal, Callable[[Event], None]], None]:
@@ -106,7 +106,7 @@ def _prepare() -> Callable[[TrainingOrder, StopSignal, Callable[[Event], None]],
         for name in LATER:
             importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - a broken installation has to be told like any other failure
-        crash = _crashed(error, Phase.STARTING)
+        crash = crash_of(error, Phase.STARTING)
         return lambda _order, _stop, send: send(crash)
     return lambda order, stop, send: carry_out(Training(order, stop, send), send)
 
@@ -122,7 +122,7 @@ def carry_out(training: Training, send: Callable[[Event], None]) -> None:
     except Stopped:
         send(ChildStopped())
     except Exception as error:  # noqa: BLE001 - the top of the child: every failure becomes an event
-        send(_crashed(error, training.phase))
+        send(crash_of(error, training.phase))
 
 
 def _train(training: Training, send: Callable[[Event], None]) -> None:
@@ -153,7 +153,8 @@ def _warn(what: str, error: Exception, send: Callable[[Event], None]) -> None:
     send(Warned(code="finalisation_failed", message=message))
 
 
-def _crashed(error: Exception, phase: Phase) -> Crashed:
+def crash_of(error: Exception, phase: Phase) -> Crashed:
+    """The last word about an exception, whose traceback goes into the run's log."""
     if isinstance(error, RankCrashed):
         return error.event
     traceback.print_exception(error)
@@ -168,7 +169,7 @@ def _join_plots() -> None:
             thread.join(PLOT_SECONDS)
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End at once: no destructor may hang, no loader's worker stay."""
     for worker in multiprocessing.active_children():
         worker.kill()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from trainer.core.events import ChildStopped, Event, Warned
 from trainer.core.stop import Stopped, StopSignal
-from trainer.training.child import FLUSH_SECONDS, Commands, _crashed, _leave
+from trainer.training.child import FLUSH_SECONDS, Commands, crash_of, leave
 from trainer.training.network import refuse_network
 from trainer.training.outbox import Outbox
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     refuse_network()
     heard = StopSignal()
     commands = Commands(connection.makefile("rb"), heard)
-    outbox = Outbox(connection.fileno(), on_broken=lambda: _leave(0))
+    outbox = Outbox(connection.fileno(), on_broken=lambda: leave(0))
     order = commands.order()
     commands.listen()
     from trainer.training.isolation import isolate  # imports torch: only after the socket is listened to
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     training = Training(order, heard if is_first else StopSignal(), outbox.send if is_first else _keep_quiet)
     code = carry_out(training, outbox.send, reports=is_first)
     outbox.close(FLUSH_SECONDS)
-    _leave(code)
+    leave(code)
 
 
 def carry_out(training: Training, send: Callable[[Event], None], *, reports: bool) -> int:
@@ -50,7 +50,7 @@ def carry_out(training: Training, send: Callable[[Event], None], *, reports: boo
         send(ChildStopped())
         return 0
     except Exception as error:  # noqa: BLE001 - the top of a process: every failure becomes an event
-        crash = _crashed(error, training.phase)
+        crash = crash_of(error, training.phase)
         if not training.is_trained:
             send(crash)
             return 1
