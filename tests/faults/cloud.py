@@ -77,8 +77,8 @@ class Bucket(StorageServer):
             self.received = self.sent = 0
             self.limit = None
             self.keys = {key: "service"}
-            self.objects.setdefault(BUCKET, {}).clear()
-            self.buckets.update({name: self.buckets[name] for name in self.buckets})
+            for objects in self.objects.values():
+                objects.clear()
 
 
 class Cloud:

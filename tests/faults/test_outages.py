@@ -201,13 +201,14 @@ def test_a_call_that_was_obeyed_and_whose_answer_was_lost_is_harmless(cloud, hos
         lost = cloud.lose_answers("claim_training_run", 3)
         run_id, other = cloud.enqueue(epochs=4), cloud.enqueue(epochs=4)
     else:
-        run_id, other = cloud.enqueue(epochs=8), cloud.enqueue(epochs=4)
+        run_id, other = cloud.enqueue(epochs=30 if call == "release" else 8), cloud.enqueue(epochs=4)
         cloud.wait_epoch(run_id, 2)
         lost = cloud.lose_answers(f"{call}_training_run", 3)
     if call == "release":
         assert a.stop() == 0
         assert cloud.row(run_id)["status"] == "queued"
         assert cloud.row(run_id)["failures"] == 0
+        a.behave(**QUICK)
         a.start()
 
     rows = [cloud.wait(each, "completed") for each in (run_id, other)]
