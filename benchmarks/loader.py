@@ -197,7 +197,7 @@ def _training(folder: Path, *, count: int, epochs: int, smaller: int) -> Iterato
         measured=f"{ratio:.2f} x ({ours.seconds:.0f} s; weights {'the same' if is_same else 'differ'})",
         met=ratio <= 0.45 and is_same,
         peer=f"{bare.seconds:.0f} s",
-        why="the start of the process and the first epoch are as slow as bare" if is_same else "other weights",
+        why="the model's own work shares the cores; the start and the first epoch take as long as bare" if is_same else "other weights",
     )
 
 
