@@ -217,7 +217,9 @@ class Campaign:
         return True
 
     def bad_line(self, site: Site, dice: random.Random) -> bool:
-        trouble = dice.choice([site.wire.cut, site.wire.freeze, lambda: site.wire.slow(0.3), lambda: site.wire.mutter(50)])
+        trouble = dice.choice(
+            [site.wire.cut, site.wire.freeze, lambda: site.wire.slow(0.3), lambda: site.wire.mutter(50)]
+        )
         trouble()
         time.sleep(dice.choice([0.3, 1.0, 1.5 * LEASE]))
         site.wire.mend()

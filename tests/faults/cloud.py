@@ -177,7 +177,9 @@ class Cloud:
     def story(self, run_id: str) -> str:
         """For the message of a test that fails."""
         row = {name: value for name, value in (self.row(run_id) or {}).items() if name != "results"}
-        return "\n".join([str(row), *(f"{e['attempt']}.{e['seq']} {e['kind']} {e['data']}" for e in self.events(run_id))])
+        return "\n".join(
+            [str(row), *(f"{e['attempt']}.{e['seq']} {e['kind']} {e['data']}" for e in self.events(run_id))]
+        )
 
     def wait_epoch(self, run_id: str, epoch: int, attempt=1, seconds=40):
         wait_for(lambda: epoch <= max(self.epochs(run_id).get(attempt, [0])), seconds, lambda: self.story(run_id))

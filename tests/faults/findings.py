@@ -104,11 +104,17 @@ class Findings:
         """In Markdown."""
         kills = counts["kill training"] + counts["kill service"]
         outages = sum(counts[name] for name in ("outage", "bad gateway", "lost answers", "bad storage", "bad line"))
-        rest = {name: counts[name] for name in ("suspend service", "stop training", "deploy", "cancel", "finish", "delete row")}
+        rest = {
+            name: counts[name]
+            for name in ("suspend service", "stop training", "deploy", "cancel", "finish", "delete row")
+        }
         lines = [
             ("campaign", f"{minutes:g} min, {workers} workers, seed {seed}"),
             ("runs", f"{sum(self.ended.values())} ({_listed(self.ended)})"),
-            ("processes killed (SIGKILL)", f"{kills} ({counts['kill training']} trainings, {counts['kill service']} services)"),
+            (
+                "processes killed (SIGKILL)",
+                f"{kills} ({counts['kill training']} trainings, {counts['kill service']} services)",
+            ),
             ("outages of database, network or storage", str(outages)),
             ("other faults and wishes", _listed(rest)),
             ("**violations of an invariant**", f"**{len(self.violations)}**"),

@@ -22,7 +22,9 @@ def test_fifty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     runs = [cloud.enqueue(epochs=1) for _ in range(RUNS)]
     for run_id in runs:
         assert cloud.wait(run_id, "completed")["attempt"] == 1
-        left = sum(len(files) for folder in ("children", "journal", "uploads") for *_, files in os.walk(a.home / folder))
+        left = sum(
+            len(files) for folder in ("children", "journal", "uploads") for *_, files in os.walk(a.home / folder)
+        )
         seen.append((service.num_fds(), service.num_threads(), service.memory_info().rss / 2**20, left))
     a.wait_idle()
 

@@ -18,7 +18,9 @@ MIB = 2**20
 def small_disk(place, mebibytes, options=""):
     place.mkdir()
     size = ",".join(part for part in (f"size={mebibytes}m", options) if part)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         if os.environ.get("CI"):
             raise AssertionError(done.stderr)

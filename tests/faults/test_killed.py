@@ -54,7 +54,9 @@ def stay_in(cloud, phase):
     if phase == "training":
         return {"seconds_per_epoch": 0.4}, lambda run_id, a: cloud.wait_epoch(run_id, 3)
     if phase == "finalising":
-        return {"seconds_per_epoch": 0.3, "seconds_to_finish": 60}, lambda run_id, a: cloud.wait_phase(run_id, "finalising")
+        return {"seconds_per_epoch": 0.3, "seconds_to_finish": 60}, lambda run_id, a: cloud.wait_phase(
+            run_id, "finalising"
+        )
     if phase == "uploading":
         cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
         return {}, lambda run_id, a: cloud.wait_phase(run_id, "uploading")

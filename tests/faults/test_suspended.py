@@ -198,5 +198,8 @@ def test_a_wrong_clock_neither_loses_nor_steals_a_run(cloud, host, tmp_path, hou
     row = cloud.wait(run_id, "completed")
 
     assert (row["attempt"], row["worker_id"]) == (1, "a")
-    assert abs(cloud.stack.rows("select extract(epoch from now() - completed_at) as ago from training_runs")[0]["ago"]) < 60
+    assert (
+        abs(cloud.stack.rows("select extract(epoch from now() - completed_at) as ago from training_runs")[0]["ago"])
+        < 60
+    )
     assert any("T" in line["timestamp"] for line in a.lines())
