@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     slots: int = Field(default=0, ge=0, le=64)  # 0: one per visible GPU, one on a CPU host
     warm_start: bool = True
     fast_loader: bool = True
+    sandbox: bool = True
     allow_weights_download: bool = True
     allowed_dataset_hosts: Names = ()
 

@@ -203,6 +203,7 @@ def build_trainer(settings: Settings) -> ChildTrainer:
         warm_start=settings.warm_start,
         timestamp_output=False,  # the run's log has the times
         fast_loader_bytes=int(settings.dataset_cache_gb * GB) if settings.fast_loader else 0,
+        sandbox=settings.sandbox,
     )
 
 

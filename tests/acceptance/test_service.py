@@ -12,6 +12,7 @@ import pytest
 
 from tests.acceptance.service import COMMAND, Service, running
 from trainer.demo import draw_dataset
+from trainer.jobs.sqlite import SqliteQueue
 
 
 @pytest.fixture(scope="session")
@@ -191,11 +192,12 @@ def test_logs_follows_a_run_to_its_end(home, data):
 
 
 def test_two_slots_train_two_runs_and_a_third_waits(home, data):
-    with running(home, {"seconds_per_epoch": 0.6}, SLOTS=2) as service:
-        runs = [service.enqueue(data, epochs=5) for _ in range(3)]
+    with running(home, {"seconds_per_epoch": 1.5}, SLOTS=2) as service:
+        runs = [service.enqueue(data, epochs=4) for _ in range(3)]
         service.wait_until(runs[1], lambda row: row["progress_epoch"] >= 1)
+        queue = SqliteQueue(home / "queue.db")
 
-        assert [service.row(run)["status"] for run in runs] == ["running", "running", "queued"]
+        assert [queue.get(run)["status"] for run in runs] == ["running", "running", "queued"]
         for run in runs:
             service.wait(run, "completed")
 

@@ -25,7 +25,9 @@ def guardians():
 
 def is_guardian(process):
     try:
-        return any(part.endswith("guardian.py") for part in process.cmdline())
+        command = process.cmdline()
+        # between fork and exec it still bears our own name
+        return command == psutil.Process().cmdline() or any(part.endswith("guardian.py") for part in command)
     except psutil.Error:
         return False  # it ended while we looked
 

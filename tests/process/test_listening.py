@@ -26,7 +26,7 @@ def test_a_flood_of_output_neither_blocks_the_child_nor_fills_the_memory(program
 
     assert waited[0]  # the child went to its end although nobody took its lines
     assert training.of("finished")
-    assert len(training.lines) <= delivery.MOST_LINES + 2
+    assert len(training.lines) <= delivery.MOST_LINES + 20  # and a few that say how many were left out
     assert training.lines[0] == "first line"
     assert re.fullmatch(r"… \d{5} lines came too fast and are not in this log …", training.lines[-1])
 

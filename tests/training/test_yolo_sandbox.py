@@ -15,6 +15,7 @@ from drawn import draw
 from trainer.core.dataset import Task
 from trainer.core.events import EpochFinished, Finished, Warned
 from trainer.core.stop import StopReason
+from trainer.training.environment import SANDBOX
 from trainer.training.wire import encode_stop
 
 pytestmark = [
@@ -88,3 +89,18 @@ def test_a_view_of_links_into_folders_anywhere_is_trained_on(tmp_path):
     assert not run.of(Warned)
     assert "cannot close" not in run.output
     assert Path(run.last.best).exists()
+
+
+def test_an_operator_can_leave_it_open(tmp_path):
+    """For a driver that does not bear to be confined."""
+    order = order_for(draw(tmp_path / "data", Task.CLASSIFY), tmp_path / "run", epochs=1)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("planted")
+    with subprocess.Popen(["sleep", "600"]) as victim:
+        env = {"OUTSIDE": str(tmp_path / "outside"), "PORT": "9", "VICTIM": str(victim.pid), SANDBOX: "0"}
+        run = run_child(order, tmp_path, program="taken_over.py", env=env)
+        victim.kill()
+
+    assert isinstance(run.last, Finished), run.output
+    tried = [json.loads(line) for line in (tmp_path / "run" / "loot").read_text().splitlines()]
+    assert any(attempt["took"] for attempt in tried)

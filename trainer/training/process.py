@@ -17,7 +17,7 @@ from trainer.core.events import Crashed, Event, Finished, Phase
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.training.diagnosis import Evidence, diagnose, stuck
-from trainer.training.environment import FAST_LOADER, child_environment, private_folder
+from trainer.training.environment import FAST_LOADER, SANDBOX, child_environment, private_folder
 from trainer.training.tree import ChildTree
 from trainer.training.wire import encode_order, encode_stop
 
@@ -65,6 +65,7 @@ class ChildTrainer:
         threads: int | None = None,
         timestamp_output: bool = True,
         fast_loader_bytes: int = 0,
+        sandbox: bool = True,
     ) -> None:
         self._environment = dict(environment)
         self._home = home.absolute()
@@ -75,6 +76,7 @@ class ChildTrainer:
         self._threads = threads
         self._timestamp_output = timestamp_output
         self._fast_loader_bytes = fast_loader_bytes
+        self._sandbox = sandbox
         self._spare: ChildTree | None = None
         self._lock = threading.Lock()  # guards _spare and _closed
         self._closed = False
@@ -100,7 +102,11 @@ class ChildTrainer:
             spare.close()
 
     def train(
-        self, order: TrainingOrder, stop: StopSignal, on_event: Callable[[Event], None], on_line: Callable[[str], None],
+        self,
+        order: TrainingOrder,
+        stop: StopSignal,
+        on_event: Callable[[Event], None],
+        on_line: Callable[[str], None],
     ) -> Finished:
         """See the port. An exception of `on_event` or `on_line` ends the training and is raised here."""
         stop.raise_if_set()
@@ -138,8 +144,12 @@ class ChildTrainer:
         except OSError as error:
             raise MachineFailed(f"The training process's folder below {self._home} cannot be made: {error}.") from error
         environment = child_environment(
-            self._environment, folder, self._home, devices=devices, threads=self._threads,
-        ) | {FAST_LOADER: str(self._fast_loader_bytes)}
+            self._environment,
+            folder,
+            self._home,
+            devices=devices,
+            threads=self._threads,
+        ) | {FAST_LOADER: str(self._fast_loader_bytes), SANDBOX: str(int(self._sandbox))}
         child = ChildTree(self._program, environment, folder)
         if self._timestamp_output:
             child.on_line = _timestamped
