@@ -26,6 +26,8 @@ def guardians():
 def is_guardian(process):
     try:
         command = process.cmdline()
+        if not command:  # in the middle of exec, or a zombie
+            return process.status() != psutil.STATUS_ZOMBIE
         # between fork and exec it still bears our own name
         return command == psutil.Process().cmdline() or any(part.endswith("guardian.py") for part in command)
     except psutil.Error:

@@ -235,6 +235,22 @@ def test_a_shutdown_waits_for_runs_to_give_themselves_back(room, queue):
     assert room.row(run_id)["failures"] == 0
 
 
+def test_a_shutdown_claims_nothing_more_when_a_slot_becomes_free(room, queue):
+    first, waiting = room.enqueue(), room.enqueue()
+
+    def end(epoch):
+        if epoch == 2:
+            stopping(room)
+            time.sleep(0.2)
+
+    room.trainer.during = end
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        pass
+
+    assert room.row(first)["status"] == "queued"
+    assert room.row(waiting)["attempt"] == 0
+
+
 def test_a_run_that_does_not_end_within_the_drain_time_is_reported(room, queue):
     room.enqueue()
     holding = threading.Event()

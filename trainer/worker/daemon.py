@@ -95,7 +95,8 @@ class Daemon:
     def _step(self, shutdown: StopSignal) -> None:
         self._runs = [thread for thread in self._runs if thread.is_alive()]
         self._housekeeping.sweep_if_due()
-        if not self._slots.wait_for_free(1.0):
+        # a slot that is given back by a run that shuts down is no invitation to take the next one
+        if not self._slots.wait_for_free(1.0) or shutdown.must_stop:
             return
         lease = self._claim()
         if lease is not None:
