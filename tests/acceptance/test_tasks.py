@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.acceptance.service import running
+from tests.unit.dataset_layouts import dice
 from tests.unit.dataset_painter import drawn, paint
 from trainer.core.dataset import Task
 
@@ -52,3 +53,18 @@ def test_a_task_trains_fine_tunes_and_exports(tmp_path, task):
     assert {"best.pt", "best.torchscript", "results.csv"} <= published
     if task is not Task.CLASSIFY:
         assert "predictions.jsonl" in published
+
+
+def test_an_annotations_json_in_its_dice_form_trains(tmp_path):
+    """Annotations inside their images, a background class, other category ids than YOLO's, a split by ids as text."""
+    for name, content in dice().files.items():
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    with running(tmp_path / "home", LEASE_SECONDS=30) as service:
+        run_id = service.enqueue(tmp_path / "data" / "annotations.json", **CONFIGURATION)
+        row = service.wait(run_id, "completed", "failed", seconds=240)
+
+    assert row["status"] == "completed", row["error_message"]
+    assert row["results"]["dataset"]["images"] == {"train": 2, "val": 2}
+    assert list(row["results"]["dataset"]["labels"]["train"]) == ["cat"]
