@@ -93,7 +93,9 @@ def test_a_slow_listener_gets_every_durable_event_in_order_and_the_child_does_no
     assert waited[0]  # the child went to its end although nobody took its events
     assert [event.epoch for event in training.of("epoch")] == list(range(1, 501))
     assert training.events[-1].kind == "finished"
-    assert {event.batch for event in training.of("batch")} == {10}
+    # the one tick that the listener may have held from the start apart, only the newest of each epoch is left
+    assert {event.batch for event in training.of("batch")[1:]} <= {10}
+    assert training.of("batch")[-1].batch == 10
 
 
 def test_a_listener_that_hangs_does_not_keep_a_cancel_from_the_child(program):
