@@ -31,6 +31,10 @@ def look(tmp_path: Path, data: bytes, name: str = "a.jpg"):
     return facts(str(path))
 
 
+def loose(fact):
+    return fact.problem, fact.is_loose
+
+
 @pytest.mark.parametrize("size", [(40, 30), (10, 10), (1001, 17)])
 @pytest.mark.parametrize(
     ("kind", "options"),
@@ -66,9 +70,8 @@ def test_a_file_that_is_cut_off(tmp_path, kind, share):
 
 @pytest.mark.parametrize("tail", [b"\0" * 16, b"\0" * 5000, b"camera maker's notes"])
 def test_a_jpeg_with_something_behind_its_end_is_loose(tmp_path, tail):
-    assert look(tmp_path, encoded("JPEG") + tail)[-2:] == ("", True)
-    assert look(tmp_path, encoded("JPEG"))[-2:] == ("", False)
-    assert look(tmp_path, encoded("PNG") + tail)[-2:] == ("", False)
+    assert [loose(look(tmp_path, data)) for data in (encoded("JPEG") + tail, encoded("JPEG"))] == [("", True), ("", False)]
+    assert loose(look(tmp_path, encoded("PNG") + tail)) == ("", False)
 
 
 def test_a_cut_jpeg_with_a_whole_thumbnail_is_cut_all_the_same(tmp_path):
@@ -79,7 +82,7 @@ def test_a_cut_jpeg_with_a_whole_thumbnail_is_cut_all_the_same(tmp_path):
 
 def test_a_phones_film_behind_the_picture_is_harmless(tmp_path):
     film = np.random.default_rng(1).integers(0, 255, 3 << 20, dtype=np.uint8).tobytes()
-    assert look(tmp_path, encoded("JPEG") + film)[-2:] == ("", True)
+    assert loose(look(tmp_path, encoded("JPEG") + film)) == ("", True)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_the_source_in_this_layout_becomes_a_view_that_can_be_trained_on(places,
 def label_texts(result) -> list[str]:
     """The label file of each image, where Ultralytics looks for it."""
     images = result.root / "images"
-    places = [path.relative_to(images).with_suffix(".txt") for path in images.rglob("*.*")]
+    places = [path.relative_to(images).with_suffix(".txt") for split in images.iterdir() for path in split.rglob("*.*")]
     return [(result.root / "labels" / place).read_text() for place in places]
 
 

@@ -210,18 +210,13 @@ def _named(found: Found, texts: Sequence[bytes], report: Report) -> Found:
 def _labels(
     merged: Merged, texts: Sequence[Sequence[bytes]], task: Task, report: Report, stop: StopSignal,
 ) -> Labels:
-    whole = Labels([], np.zeros(0, np.int64), np.zeros(0, np.int64))
+    checked = []
     for part, of_it in zip(merged.parts, texts, strict=True):
         shape = Shape(task=task, classes=part.classes, keypoints=merged.kpt_shape)
         names = [sample.label.rpartition("/")[2] if sample.label else sample.name for sample in part.samples]
-        done = check(of_it, names, shape, report, stop)
+        checked.append(check(of_it, names, shape, report, stop))
         _tell_off_by_one(of_it, part.classes, report)
-        whole.file = np.concatenate([whole.file, done.file + len(whole.texts)])
-        whole.cls = np.concatenate([whole.cls, done.cls])
-        whole.texts += done.texts
-        for what, count in done.changes.items():
-            whole.changes[what] = whole.changes.get(what, 0) + count
-    return whole
+    return Labels.joined(checked)
 
 
 def _tell_off_by_one(texts: Sequence[bytes], classes: Mapping[int, int], report: Report) -> None:

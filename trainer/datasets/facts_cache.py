@@ -9,10 +9,11 @@ import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from trainer.datasets.images import Facts
 
-VERSION = 1  # of what `images.facts` finds out; another one makes every kept file worthless
+VERSION = 2  # of what `images.facts` finds out; another one makes every kept file worthless
 MOST_DATASETS = 200  # kept; the ones used longest ago go first
 
 
@@ -28,24 +29,18 @@ class FactsCache:
         try:
             document = json.loads(path.read_bytes())
             os.utime(path)
-            if document["version"] != VERSION:
-                return {}
-            return {
-                key: Facts(kind, width, height, size, bytes.fromhex(digest), problem, is_loose)
-                for key, (kind, width, height, size, digest, problem, is_loose) in document["facts"].items()
-            }
+            return _facts(document) if document["version"] == VERSION else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
     def save(self, sources: Sequence[str], found: dict[str, Facts]) -> None:
         """Keep `found` for the next time, replacing what was there."""
-        facts = {key: [*fact[:4], fact.digest.hex(), fact.problem, fact.is_loose] for key, fact in found.items()}
         # a disk that is full or read-only makes the next run slower, which is no reason to end this one
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / f".{uuid.uuid4()}"
             try:
-                temporary.write_text(json.dumps({"version": VERSION, "facts": facts}), encoding="utf-8")
+                temporary.write_text(json.dumps({"version": VERSION, **_columns(found)}), encoding="utf-8")
                 temporary.replace(self._path(sources))
             finally:
                 temporary.unlink(missing_ok=True)
@@ -58,6 +53,23 @@ class FactsCache:
         kept = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in kept[MOST_DATASETS:]:
             path.unlink(missing_ok=True)
+
+
+def _columns(found: dict[str, Facts]) -> dict[str, object]:
+    """One text or list for each field: read in a tenth of the time that a list for each image takes."""
+    columns = list(zip(*found.values(), strict=True)) or [()] * len(Facts._fields)
+    document: dict[str, object] = dict(zip(Facts._fields, columns, strict=True))
+    return document | {
+        "identity": "\n".join(found),
+        "digest": "\n".join(fact.digest.hex() for fact in found.values()),
+    }
+
+
+def _facts(document: dict[str, Any]) -> dict[str, Facts]:
+    keys = document["identity"].split("\n") if document["identity"] else []
+    document["digest"] = map(bytes.fromhex, document["digest"].split("\n") if keys else ())
+    columns = (document[name] for name in Facts._fields)
+    return {key: Facts(*row) for key, row in zip(keys, zip(*columns, strict=True), strict=True)}
 
 
 def identity(path: str, *, is_owned: bool) -> str | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import zlib
 from typing import NamedTuple
 
 HEAD = 1 << 16  # bytes read first
 WHOLE = 1 << 20  # files up to this are digested completely, larger ones in three samples
 MOST_PIXELS = 178_956_970  # where Pillow, which Ultralytics opens every image with, refuses
+_ORIENTATION = 0x0112  # the EXIF tag
 SMALLEST = 10  # pixels; Ultralytics leaves out what is smaller
 
 # the kind by content → suffixes that say so
@@ -29,6 +31,7 @@ class Facts(NamedTuple):
     """`problem` is empty for an image that can be trained on. `is_loose`: data follows a JPEG's end mark.
 
     Width and height are those of the stored pixels, before any EXIF rotation. `digest` identifies the content.
+    `is_plain`: Pillow and OpenCV are sure to read it, at `shape`. `is_turned`: EXIF turns it by a quarter.
     """
 
     kind: str
@@ -38,6 +41,14 @@ class Facts(NamedTuple):
     digest: bytes
     problem: str = ""
     is_loose: bool = False
+    is_plain: bool = False
+    is_turned: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width as it is trained on, where that is certain."""
+        size = (self.width, self.height) if self.is_turned else (self.height, self.width)
+        return size if self.is_plain else None
 
 
 def facts(path: str) -> Facts:
@@ -54,15 +65,17 @@ def facts(path: str) -> Facts:
         kind = _kind(head)
         digest = _digest(descriptor, size, head, kind)
         width, height, problem = _size(kind, head, descriptor, size, path)
-        is_loose = False
+        is_loose = is_plain = is_turned = False
         if not problem:
             tail = head[-4096:] if size <= len(head) else os.pread(descriptor, 4096, size - 4096)
             problem, is_loose = _ending(kind, tail, descriptor, size)
+        if not problem and not is_loose:
+            is_plain, is_turned = _orientation(kind, head, descriptor, size, path)
     except OSError as error:
         return Facts("", 0, 0, 0, b"", f"cannot be read: {error.strerror}")
     finally:
         os.close(descriptor)
-    return Facts(kind, width, height, size, digest, problem or _bounds(width, height), is_loose)
+    return Facts(kind, width, height, size, digest, problem or _bounds(width, height), is_loose, is_plain, is_turned)
 
 
 def read_small(path: str, most: int) -> bytes:
@@ -182,6 +195,57 @@ def _jpeg_segment(head: bytes, descriptor: int, size: int, wanted: frozenset[int
         else:
             place += 2 + int(struct.unpack_from(">H", window, offset + 2)[0])
     return place, b""
+
+
+def _orientation(kind: str, head: bytes, descriptor: int, size: int, path: str) -> tuple[bool, bool]:
+    """Whether the image is surely read by everybody, and whether EXIF turns it by a quarter.
+
+    Of the others Ultralytics has to say what it sees in them.
+    """
+    match kind:
+        case "jpeg":
+            _, frame = _jpeg_segment(head, descriptor, size, _FRAMES)
+            # baseline or progressive, 8 bits; not the many pictures of one file, which end elsewhere
+            if frame[1] not in (0xC0, 0xC1, 0xC2) or frame[4] != 8 or b"MPF\0" in head:
+                return False, False
+            scan, _ = _jpeg_segment(head, descriptor, size, _SCAN)
+            if scan <= len(head) and b"\xff\xe1" not in head[:scan]:
+                return True, False
+            return _pillow_orientation(path)
+        case "png":
+            before, has_pixels, _ = head.partition(b"IDAT")
+            is_told = not has_pixels or b"eXIf" in before or b"exif" in before or b"XML:com.adobe.xmp" in before
+            whole = head if size <= len(head) else os.pread(descriptor, size, 0) if size <= WHOLE else b""
+            return not is_told and _is_sound_png(whole), False
+        case _:
+            return False, False
+
+
+def _is_sound_png(data: bytes) -> bool:
+    """Whether every chunk is what its checksum says."""
+    view, place = memoryview(data), 8
+    while place + 12 <= len(data):
+        end = place + 8 + int.from_bytes(data[place : place + 4], "big")
+        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        if data[place + 4 : place + 8] == b"IEND":
+            return True
+        place = end + 4
+    return False
+
+
+def _pillow_orientation(path: str) -> tuple[bool, bool]:
+    import warnings
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return image.format == "JPEG", image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    except (Image.DecompressionBombError, *_PILLOW_SAYS):
+        return False, False
 
 
 def _bmp_size(head: bytes, size: int) -> tuple[int, int, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,9 @@ from numpy.typing import NDArray
 
 from trainer.core.dataset import Task
 from trainer.datasets.found import Report
+
+CHUNK = 4096  # texts looked at in one go, at most
+CHUNK_BYTES = 16 << 20  # of text looked at in one go, or one text
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,41 @@ class Rows:
     start: NDArray[np.int64]
     cols: NDArray[np.int64]
     file: NDArray[np.int64]
-    line: list[int]
+    line: NDArray[np.int64]
+
+
+# what plainly written labels consist of; anything else is looked at text by text
+_PLAIN = b"0123456789.eE+- \t\r\n"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the rows of plainly written texts are: row r has `cols[r]` numbers and is line `line[r]` of text `file[r]`."""
+
+    joined: bytes
+    cols: NDArray[np.int64]
+    file: NDArray[np.int64]
+    line: NDArray[np.int64]
+
+
+def _layout(texts: Sequence[bytes]) -> _Layout | None:
+    """All texts looked at in one go; None when one of them is not written plainly."""
+    joined = b"\n".join([*texts, b""])
+    if joined.translate(None, _PLAIN):
+        return None
+    if b"\r" in joined:
+        return _layout([text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") for text in texts])
+    letters = np.frombuffer(joined, np.uint8)
+    is_blank, is_end = letters <= ord(" "), letters == ord("\n")
+    begins = ~is_blank
+    begins[1:] &= is_blank[:-1]
+    of_line = np.bincount(np.cumsum(is_end)[begins], minlength=np.count_nonzero(is_end))
+    rows = np.flatnonzero(of_line)
+    line_ends = np.flatnonzero(is_end)
+    text_ends = np.cumsum([len(text) + 1 for text in texts]) - 1
+    file = np.searchsorted(text_ends, line_ends[rows])
+    first_lines = np.searchsorted(line_ends, np.concatenate([[-1], text_ends[:-1]]), side="right")
+    return _Layout(joined, of_line[rows], file, rows - first_lines[file] + 1)
 
 
 def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple[Rows, NDArray[np.bool_]]:
@@ -28,6 +67,19 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
 
     A row that holds anything but numbers is an error in `report` and left out. `names[i]` is how it calls text i.
     """
+    if layout := _layout(texts):
+        with contextlib.suppress(ValueError):  # `1.2.3`, or `e`
+            values = np.fromstring(layout.joined, np.float64, sep=" ")
+            if len(values) == layout.cols.sum():  # `1-2` would be two
+                return Rows(values, _starts(layout.cols), layout.cols, layout.file, layout.line), np.zeros(len(texts), bool)
+    return _parse_each(texts, names, report)
+
+
+def _starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(cols)])[:-1] if len(cols) else cols
+
+
+def _parse_each(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple[Rows, NDArray[np.bool_]]:
     tokens: list[bytes] = []
     cols: list[int] = []
     file: list[int] = []
@@ -47,10 +99,9 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
     try:
         values = np.array(list(map(float, tokens)), np.float64)
     except ValueError:
-        return parse([_numeric(text, name, report) for text, name in zip(texts, names, strict=True)], names, report)
+        return _parse_each([_numeric(text, name, report) for text, name in zip(texts, names, strict=True)], names, report)
     counts = np.array(cols, np.int64)
-    start = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[:-1] if cols else counts
-    return Rows(values, start, counts, np.array(file, np.int64), number), dirty
+    return Rows(values, _starts(counts), counts, np.array(file, np.int64), np.array(number, np.int64)), dirty
 
 
 def _numeric(text: bytes, name: str, report: Report) -> bytes:
@@ -70,13 +121,26 @@ def _numeric(text: bytes, name: str, report: Report) -> bytes:
 
 def column_counts(texts: Sequence[bytes]) -> dict[int, int]:
     """How many rows have how many numbers."""
-    counts: dict[int, int] = {}
-    for text in texts:
-        for line in plain(text).splitlines():
-            columns = len(line.split())
-            counts[columns] = counts.get(columns, 0) + 1
+    counts: Counter[int] = Counter()
+    for part in chunks(texts):
+        if layout := _layout(texts[part]):
+            counts.update(dict(zip(*(found.tolist() for found in np.unique(layout.cols, return_counts=True)), strict=True)))
+        else:
+            counts.update(len(line.split()) for text in texts[part] for line in plain(text).splitlines())
     counts.pop(0, None)
-    return counts
+    return dict(counts)
+
+
+def chunks(texts: Sequence[bytes]) -> Iterator[slice]:
+    """Parts of bounded size: so many texts, or so many bytes, or one text."""
+    begin = size = 0
+    for index, text in enumerate(texts):
+        if index > begin and (index - begin >= CHUNK or size + len(text) > CHUNK_BYTES):
+            yield slice(begin, index)
+            begin, size = index, 0
+        size += len(text)
+    if begin < len(texts):
+        yield slice(begin, len(texts))
 
 
 def guess_task(counts: Mapping[int, int]) -> Task:

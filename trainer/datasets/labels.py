@@ -6,9 +6,10 @@ oriented box 4 corners, pose a box and its keypoints. All are shares of the imag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,25 +17,50 @@ from numpy.typing import NDArray
 from trainer.core.dataset import Task
 from trainer.core.stop import StopSignal
 from trainer.datasets.found import Report
-from trainer.datasets.label_rows import Rows, flat, parse, repeated
+from trainer.datasets.label_rows import Rows, chunks, flat, parse, repeated
 from trainer.datasets.rewrite import Change, Shape, rewritten
 
 LARGEST_LABEL = 16 << 20  # bytes; 3,000 polygons of 500 corners
 ROUNDING = 0.01  # outside 0…1 by no more than this is somebody's rounding
 PIXELS = 2.0  # above this a coordinate is not a share
-CHUNK = 4096  # files parsed at once, at most
-CHUNK_BYTES = 16 << 20  # of text parsed at once, or one file
 Tells: TypeAlias = Callable[[int], str]  # what a message adds about a row
+
+
+def _nothing(kind: type[np.generic]) -> NDArray[Any]:
+    return np.zeros(0, kind)
 
 
 @dataclass
 class Labels:
-    """The labels as the view gets them: `texts[i]` of file i; row r is of file `file[r]` and class `cls[r]`."""
+    """The labels as the view gets them: `texts[i]` of file i.
 
-    texts: list[bytes]
-    file: NDArray[np.int64]
-    cls: NDArray[np.int64]
+    Row r is of file `file[r]` and class `cls[r]` and has `cols[r]` numbers, which follow one another in `values`.
+    """
+
+    texts: list[bytes] = field(default_factory=list)
+    file: NDArray[np.int64] = field(default_factory=lambda: _nothing(np.int64))
+    cls: NDArray[np.int64] = field(default_factory=lambda: _nothing(np.int64))
+    cols: NDArray[np.int64] = field(default_factory=lambda: _nothing(np.int64))
+    values: NDArray[np.float64] = field(default_factory=lambda: _nothing(np.float64))
     changes: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def joined(parts: Sequence[Labels]) -> Labels:
+        """The labels of all parts, one after the other."""
+        if not parts:
+            return Labels()
+        first = np.cumsum([0, *(len(part.texts) for part in parts)])
+        changes: Counter[str] = Counter()
+        for part in parts:
+            changes.update(part.changes)
+        return Labels(
+            [text for part in parts for text in part.texts],
+            np.concatenate([part.file + begin for part, begin in zip(parts, first, strict=False)]),
+            np.concatenate([part.cls for part in parts]),
+            np.concatenate([part.cols for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            dict(changes),
+        )
 
 
 def check(
@@ -44,39 +70,20 @@ def check(
 
     Errors and what was changed go into `report`; after an error the result is incomplete.
     """
-    done = Labels([], np.zeros(0, np.int64), np.zeros(0, np.int64))
-    files, classes = [], []
-    for begin, end in _chunks(texts):
+    parts = []
+    for part in chunks(texts):
         stop.raise_if_set()
-        part = _Checker(texts[begin:end], names[begin:end], shape, report, done.changes).labels()
-        done.texts += part.texts
-        files.append(part.file + begin)
-        classes.append(part.cls)
-    if files:
-        done.file, done.cls = np.concatenate(files), np.concatenate(classes)
-    return done
-
-
-def _chunks(texts: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    begin = size = 0
-    for index, text in enumerate(texts):
-        if index > begin and (index - begin >= CHUNK or size + len(text) > CHUNK_BYTES):
-            yield begin, index
-            begin, size = index, 0
-        size += len(text)
-    if begin < len(texts):
-        yield begin, len(texts)
+        parts.append(_Checker(texts[part], names[part], shape, report).labels())
+    return Labels.joined(parts)
 
 
 class _Checker:
-    def __init__(
-        self, texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report, changes: dict[str, int],
-    ) -> None:
+    def __init__(self, texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report) -> None:
         self._texts = texts
         self._names = names
         self._shape = shape
         self._report = report
-        self._changes = changes
+        self._changes: dict[str, int] = {}
 
     def labels(self) -> Labels:
         texts = list(self._texts)
@@ -84,22 +91,26 @@ class _Checker:
         for file in np.flatnonzero(dirty).tolist():
             Change(self._changes, self._names[file], self._report)("separators")
         if not len(rows.cols):
-            return Labels(texts, np.zeros(0, np.int64), np.zeros(0, np.int64))
+            return Labels(texts, changes=self._changes)
         cls, good = self._classes(rows)
         good &= self._shapes(rows)
         good &= self._ranges(rows)
         dirty[rows.file[self._must_change(rows, cls)]] = True
-        keep = np.ones(len(rows.cols), bool)
+        is_rewritten = False
         for file in np.flatnonzero(dirty).tolist():
             first, last = np.searchsorted(rows.file, [file, file + 1])
             if good[first:last].all():
-                texts[file], kept = rewritten(
+                is_rewritten = True
+                texts[file] = rewritten(
                     [rows.values[rows.start[r] : rows.start[r] + rows.cols[r]] for r in range(first, last)],
                     cls[first:last].tolist(), self._shape, self._changes, self._names[file], self._report,
                 )
-                keep[first:last] = kept
-        keep &= good
-        return Labels(texts, rows.file[keep], cls[keep])
+        if is_rewritten and good.all():
+            rows, _ = parse(texts, self._names, self._report)
+            cls, good = rows.values[rows.start].astype(np.int64), np.ones(len(rows.cols), bool)
+        return Labels(
+            texts, rows.file[good], cls[good], rows.cols[good], rows.values[np.repeat(good, rows.cols)], self._changes,
+        )
 
     def _classes(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         shape = self._shape

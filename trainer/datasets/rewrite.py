@@ -42,24 +42,20 @@ class Shape:
 
 def rewritten(
     rows: list[Row], classes: list[int], shape: Shape, changes: dict[str, int], name: str, report: Report,
-) -> tuple[bytes, list[bool]]:
-    """The text of one label file from its rows (class number first), and which rows are still in it."""
-    lines: list[str] = []
-    kept: list[bool] = []
-    seen: set[str] = set()
+) -> bytes:
+    """The text of one label file from its rows (class number first)."""
+    lines: dict[str, None] = {}
     for row, cls in zip(rows, classes, strict=True):
         done = Change(changes, name, report)
         if row[0] != cls:
             done("renumbered")
         coords = _fitted(_clipped(row[1:], shape, done), shape, done)
         line = "" if coords is None else " ".join([str(cls), *map(repr, coords.tolist())])
-        if line in seen:
+        if line in lines:
             done("duplicate")
-        kept.append(bool(line) and line not in seen)
-        if kept[-1]:
-            seen.add(line)
-            lines.append(line)
-    return "".join(f"{line}\n" for line in lines).encode(), kept
+        elif line:
+            lines[line] = None
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 class Change:

@@ -5,7 +5,7 @@
 
 Ultralytics writes into JPEGs that do not end in their end mark, so those are copied; nothing else is written to through
 the links. Files of our own cache are hard links where the file system allows it, the user's images are symlinks. A folder of our own
-labels that can stay as they are is one symlink.
+images or labels that can stay as it is, is one symlink.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import yaml
 
 from trainer.core.errors import DatasetError, MachineFailed
 from trainer.core.stop import StopSignal
+from trainer.datasets.folders import IMAGE_SUFFIXES
 from trainer.datasets.found import SPLITS, shown
 
 LONGEST_STEM = 150  # characters; leaves room for suffixes and for file systems that count bytes
@@ -135,26 +136,23 @@ def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> None:
         by_folder.setdefault((item.split, item.folder), []).append(item)
     for (split, folder), members in by_folder.items():
         named = list(zip(members, view_names([item.name for item in members]), strict=True))
-        images = view / split / folder if folder else view / "images" / split
-        images.mkdir(parents=True, exist_ok=True)
         if folder:
-            _link_images(named, images, stop)
+            _link_images(named, view / split / folder, stop)
             continue
-        labels = view / "labels" / split
-        labels.parent.mkdir(exist_ok=True)
-        if whole := _whole_folder(named):
-            labels.symlink_to(whole)
-            _link_images(named, images, stop)
-            continue
-        labels.mkdir()
         # the file system takes its time with each new name, and works on two folders at once
         with ThreadPoolExecutor(1) as beside:
-            writing = beside.submit(_write_labels, named, labels, stop)
-            _link_images(named, images, stop)
+            writing = beside.submit(_write_labels, named, view / "labels" / split, stop)
+            _link_images(named, view / "images" / split, stop)
             writing.result()
 
 
 def _link_images(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSignal) -> None:
+    # the folders of classes are there already
+    if not folder.exists() and (whole := _whole_images(named)):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(whole)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     for number, (item, name) in enumerate(named):
         if number % CHECK_EVERY == 0:
             stop.raise_if_set()
@@ -172,7 +170,19 @@ def _link_images(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSign
             ) from None
 
 
-def _whole_folder(named: Sequence[tuple[Item, str]]) -> str | None:
+def _whole_images(named: Sequence[tuple[Item, str]]) -> str | None:
+    """The folder of our own that holds just these images under just these names, if there is one: linked in one go."""
+    folder = named[0][0].image.rpartition("/")[0]
+    if not all(item.link == "hardlink" and item.image == f"{folder}/{name}" for item, name in named):
+        return None
+    names = {name for _, name in named}
+    with os.scandir(folder) as entries:
+        others = [entry for entry in entries if entry.name not in names]
+    is_whole = not any(entry.is_dir() or entry.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES for entry in others)
+    return folder if is_whole else None
+
+
+def _whole_labels(named: Sequence[tuple[Item, str]]) -> str | None:
     """The folder of our own that holds every label file as it has to be, if there is one: linked in one go."""
     folder = (named[0][0].label or "").rpartition("/")[0]
     is_whole = all(item.label == f"{folder}/{name.rpartition('.')[0]}.txt" for item, name in named)
@@ -180,6 +190,11 @@ def _whole_folder(named: Sequence[tuple[Item, str]]) -> str | None:
 
 
 def _write_labels(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSignal) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if whole := _whole_labels(named):
+        folder.symlink_to(whole)
+        return
+    folder.mkdir()
     for number, (item, name) in enumerate(named):
         if number % CHECK_EVERY == 0:
             stop.raise_if_set()
