@@ -1,34 +1,15 @@
 """F14, F15: the disk is full, or the memory is."""
 
 import os
-import subprocess
-from contextlib import contextmanager
+import re
 
 import psutil
 import pytest
 
 from tests.faults.cloud import wait_for
 from tests.faults.conftest import QUICK, SLOW
+from tests.faults.disks import GIB_AND_A_HALF, KINDS, MIB, SAYS, Disk, NotHere
 from tests.faults.test_killed import stored_dataset
-
-MIB = 2**20
-
-
-@contextmanager
-def small_disk(place, mebibytes, options=""):
-    place.mkdir()
-    size = ",".join(part for part in (f"size={mebibytes}m", options) if part)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        if os.environ.get("CI"):
-            raise AssertionError(done.stderr)
-        pytest.skip("mounting a small disk needs root")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.fixture
@@ -36,35 +17,27 @@ def disk(tmp_path):
     """Makes small disks; hosts that use them must have ended before."""
     opened = []
 
-    def make(name, mebibytes, options=""):
-        opened.append(small_disk(tmp_path / name, mebibytes, options))
-        return opened[-1].__enter__()
+    def make(name, kind="full", mebibytes=GIB_AND_A_HALF):
+        disk = Disk(kind, tmp_path / name, mebibytes)
+        try:
+            opened.append(disk.__enter__())
+        except NotHere as reason:
+            # a kernel without the file system has no such disk at all; anything else is amiss in CI
+            if os.environ.get("CI") and "kernel" not in str(reason):
+                raise
+            pytest.skip(str(reason))
+        return disk
 
     yield make
     for each in opened:
         each.__exit__(None, None, None)
 
 
-def fill(place):
-    """Every byte of it; the file that holds them."""
-    filler = place / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for piece in (MIB, 1):
-            with pytest.raises(OSError, match="No space left"):
-                _write_for_ever(file, b"." * piece)
-    return filler
-
-
-def _write_for_ever(file, piece):
-    while True:
-        file.write(piece)
-
-
 def lives_on(cloud, a, run_id, *said):
     """The run failed naming the cause, nothing half-written is left, and the service works on the next run."""
     row = cloud.wait(run_id, "failed", seconds=60)
     for words in said:
-        assert words in row["error_message"]
+        assert re.search(words, row["error_message"]), row["error_message"]
     assert a.process.poll() is None
     a.wait_idle()
     return row
@@ -72,43 +45,123 @@ def lives_on(cloud, a, run_id, *said):
 
 def test_a_disk_that_is_too_full_to_train_is_said_before_the_training(cloud, disk, host):
     """F14 (I6): RUNS_DIR has less than a training needs; said with numbers, and no training was started."""
-    runs = disk("runs", 20)
-    a = host("a", QUICK, RUNS_DIR=runs)
+    a = host("a", QUICK, RUNS_DIR=disk("runs", mebibytes=20).place)
 
     row = lives_on(cloud, a, cloud.enqueue(epochs=2, max_attempts=1), "MiB free", "needs about", "RUNS_DIR")
 
     assert cloud.epochs(row["id"]) == {}
 
 
-@pytest.mark.parametrize("when", ["before", "during"])
-def test_a_disk_that_fills_up_while_it_trains_fails_that_run_only(cloud, disk, host, when):
-    """F14 (I6 I8): no room for checkpoints, results and the log; the cause is in the row, the service goes on."""
-    runs = disk("runs", 230)
-    a = host("a", {"seconds_per_epoch": 0.3, "checkpoint_bytes": 4 * MIB}, RUNS_DIR=runs)
+def test_a_disk_that_is_full_before_the_first_batch_fails_that_run_only(cloud, disk, host):
+    """F14 (I6 I8): it had room when it was asked, and none when the training began."""
+    runs = disk("runs")
+    a = host("a", QUICK | {"seconds_to_start": 1}, RUNS_DIR=runs.place)
     run_id = cloud.enqueue(epochs=40, max_attempts=1)
-    if when == "during":
-        cloud.wait_epoch(run_id, 2)
-    else:
-        a.training()
-    filler = fill(runs)
+    a.training()
+    runs.strike()
 
-    row = lives_on(cloud, a, run_id, "disk", "full")
+    lives_on(cloud, a, run_id, "disk", "full", SAYS["full"])
 
-    assert "No space left" in row["error_message"]
-    filler.unlink()
+    runs.mend()
     a.behave(**QUICK)
-    cloud.wait(cloud.enqueue(epochs=2), "completed")
+    completes(cloud, cloud.enqueue(epochs=2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_that_fails_during_a_download_fails_that_run_only(cloud, disk, host, kind):
+    """F14 (I6 I11): the cause is named, no part is taken for the whole, and the next run gets all of the dataset."""
+    data, reference = disk("data", kind), stored_dataset(cloud)
+    a = host("a", QUICK, DATASET_ROOT=data.place)
+    cloud.storage.fault("delay", on="GET /object/", times=1000, seconds=0.5)
+    run_id = cloud.enqueue(reference, epochs=2, max_attempts=1)
+    wait_for(lambda: any("GET /object/" in request for request in cloud.storage.requests))
+    data.strike()
+    cloud.storage.faults.clear()
+
+    row = lives_on(cloud, a, run_id, SAYS[kind], str(data.place))
+
+    assert cloud.epochs(row["id"]) == {}
+    data.mend()
+    row = completes(cloud, cloud.enqueue(reference, epochs=2))
+    assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}
+    # on a disk that cannot be written nothing can be removed either; such leftovers are swept by their age
+    assert kind == "read-only" or not unfinished(data.place)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_that_fails_under_the_cache_fails_that_run_only(cloud, disk, host, kind):
+    """F14 (I6 I11): the dataset is there, but nobody can write down who uses it, or lay it out for the training."""
+    data, reference = disk("data", kind), stored_dataset(cloud)
+    a = host("a", QUICK, DATASET_ROOT=data.place)
+    completes(cloud, cloud.enqueue(reference, epochs=1))
+    a.wait_idle()
+    data.strike()
+
+    lives_on(cloud, a, cloud.enqueue(reference, epochs=2, max_attempts=1), SAYS[kind], str(data.place))
+
+    data.mend()
+    asked = len(cloud.storage.requests)
+    completes(cloud, cloud.enqueue(reference, epochs=2))
+    assert not any("GET /object/authenticated/datasets" in request for request in cloud.storage.requests[asked:])
+    assert not unfinished(data.place)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_that_fails_under_a_checkpoint_fails_that_run_only(cloud, disk, host, kind):
+    """F14 (I6 I8): no room for checkpoints, results and the log; the cause is in the row, the service goes on."""
+    runs = disk("runs", kind)
+    a = host("a", {"seconds_per_epoch": 0.3, "checkpoint_bytes": 2 * MIB}, RUNS_DIR=runs.place)
+    run_id = cloud.enqueue(epochs=40, max_attempts=1)
+    cloud.wait_epoch(run_id, 2)
+    runs.strike()
+
+    lives_on(cloud, a, run_id, SAYS[kind])
+
+    runs.mend()
+    a.behave(**QUICK)
+    completes(cloud, cloud.enqueue(epochs=2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_that_fails_under_the_results_costs_no_training(cloud, disk, host, kind):
+    """F14 (I6 I8): the model is trained and half published; once the disk is well, what is missing is published."""
+    runs = disk("runs", kind)
+    a = host("a", QUICK, RUNS_DIR=runs.place)
+    cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)
+    run_id = cloud.enqueue(epochs=3, max_attempts=9)
+    cloud.wait_phase(run_id, "uploading")
+    runs.strike()
+
+    row = cloud.wait_until(run_id, lambda row: row["status"] == "queued" and row["failures"] > 0)
+    assert re.search(SAYS[kind], row["error_message"]), row["error_message"]
+    a.wait_idle()
+    runs.mend()
+    row = cloud.wait(run_id, "completed", seconds=60)
+
+    assert [epoch for told in cloud.epochs(run_id).values() for epoch in told] == [1, 2, 3]
+    assert a.process.poll() is None
+
+
+def completes(cloud, run_id):
+    row = cloud.wait(run_id, "completed", "failed", seconds=60)
+    assert row["status"] == "completed", row["error_message"]
+    return row
+
+
+def unfinished(root):
+    """What a cache holds that is neither an entry nor a note about one."""
+    return [path for path in (root / ".cache" / "tmp").glob("*") if path.is_file() or any(path.iterdir())]
 
 
 def test_a_run_goes_on_from_its_checkpoint_once_there_is_space_again(cloud, disk, host):
     """F14 (I8 I9): what was checkpointed before the disk was full is what the next attempt goes on from."""
-    runs = disk("runs", 260)
-    a = host("a", {"seconds_per_epoch": 0.25, "checkpoint_bytes": 2 * MIB}, RUNS_DIR=runs)
+    runs = disk("runs")
+    a = host("a", {"seconds_per_epoch": 0.25, "checkpoint_bytes": 2 * MIB}, RUNS_DIR=runs.place)
     run_id = cloud.enqueue(epochs=12)
     cloud.wait_epoch(run_id, 3)
-    filler = fill(runs)
+    runs.strike()
     wait_for(lambda: not a.trainings())
-    filler.unlink()
+    runs.mend()
 
     row = cloud.wait(run_id, "completed")
 
@@ -118,7 +171,7 @@ def test_a_run_goes_on_from_its_checkpoint_once_there_is_space_again(cloud, disk
 
 def test_a_dataset_that_does_not_fit_is_not_trained_on_in_part(cloud, disk, host):
     """F14 (I6 I11): the cache's disk is full in the middle of a download; the cause is named, no part is left."""
-    data = disk("data", 1)
+    data = disk("data", mebibytes=1).place
     reference = stored_dataset(cloud)
     for number in range(3):
         picture = (cloud.data.parent / "images" / "train").glob("*").__next__().read_bytes()
@@ -133,23 +186,15 @@ def test_a_dataset_that_does_not_fit_is_not_trained_on_in_part(cloud, disk, host
     assert not list((data / "datasets").glob("*"))
 
 
-def test_a_disk_without_inodes_is_named(cloud, disk, host):
-    """F14 (I6): there is space, but no file can be made."""
-    runs = disk("runs", 230, "nr_inodes=5")
-    a = host("a", QUICK, RUNS_DIR=runs)
-
-    row = lives_on(cloud, a, cloud.enqueue(epochs=2, max_attempts=1))
-
-    assert "space" in row["error_message"] or "log" in row["error_message"]
-
-
-def test_a_full_home_costs_the_protection_not_the_run(cloud, disk, host):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failing_home_costs_the_protection_not_the_run(cloud, disk, host, kind):
     """F14 (I6 I8): neither journal nor service log can be written; the run is trained, published and delivered from memory."""
-    home = disk("a", 30)
-    host("a", {"seconds_per_epoch": 0.2}, RUNS_DIR=home.parent / "runs", DATASET_ROOT=home.parent / "sets")
+    home = disk("a", kind)
+    others = home.place.parent
+    host("a", {"seconds_per_epoch": 0.2}, RUNS_DIR=others / "runs", DATASET_ROOT=others / "sets")
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 2)
-    fill(home)
+    home.strike()
 
     row = cloud.wait(run_id, "completed", "failed")
 

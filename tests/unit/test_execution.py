@@ -317,6 +317,21 @@ def test_a_finished_training_is_only_uploaded_again(room):
     assert room.row(run_id)["trained_model_url"].endswith(f"{run_id}/2/best.pt")
 
 
+@pytest.mark.parametrize("torn", ["", '{"best": "weights/be', "[]", "{}"])
+def test_a_note_of_a_finished_training_that_cannot_be_read_is_none(room, torn):
+    """F3 F14: the power or the disk failed when it was written; the run is trained rather than failed for ever."""
+    run_id = room.enqueue()
+    lease = room.claim()
+    run_dir = room.places.run_dir(lease.job)
+    run_dir.mkdir(parents=True)
+    (run_dir / ".finished.json").write_text(torn)
+
+    room.work(lease)
+
+    assert room.row(run_id)["status"] == "completed"
+    assert len(room.trainer.orders) == 1
+
+
 def test_an_upload_waits_for_a_bucket_to_be_made(room):
     run_id = room.enqueue()
     refusals = iter([Misconfigured("bucket missing")])

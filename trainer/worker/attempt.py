@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +31,7 @@ from trainer.core.progress import Progress
 from trainer.core.results import Artifact
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote.retry import RetryPolicy, retrying
+from trainer.worker import finished as finished_note
 from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
 from trainer.worker.publish import Publisher, prefix_of
@@ -43,12 +43,8 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-FINISHED = ".finished.json"  # in a run folder: the training is done, what is missing is the upload
-
 # A finished model is worth waiting for: a day of a dead or misconfigured store, before the run goes back to the queue.
 PUBLISH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=60.0, total_seconds=86_400)
-# Before the training there is less to lose, and the slot is idle; an outage of minutes still costs no attempt.
-FETCH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
 # Before the training there is less to lose, and the slot is idle; an outage of minutes still costs no attempt.
 FETCH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
 
@@ -211,18 +207,17 @@ class Attempt:
         self._record.event(event)
 
     def _remember(self, finished: Finished, plan: TrainPlan, dataset: PreparedDataset) -> Finished:
-        """Write down that the training is done: if only the upload is interrupted, only the upload is repeated."""
         report: JsonObject = {**finished.report, "plan": plan.recorded(), "dataset": dataset.summary}
         report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", plan.epochs)}
         done = replace(finished, report=report)
-        (self._run_dir / FINISHED).write_text(json.dumps(asdict(done)))
+        finished_note.remember(self._run_dir, done)
         return done
 
     def _already_trained(self) -> Finished | None:
         for run_dir in self._do.places.run_dirs(self._job):
-            if (note := run_dir / FINISHED).exists():
+            if finished := finished_note.recall(run_dir):
                 self._run_dir = run_dir
-                return Finished(**json.loads(note.read_text()))
+                return finished
         return None
 
     def _completed(self, finished: Finished) -> Outcome:
@@ -311,7 +306,7 @@ class Attempt:
         """The run is over: remove what only another attempt would have used, here and in the bucket."""
         for run_dir in self._do.places.run_dirs(self._job):
             shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-            (run_dir / FINISHED).unlink(missing_ok=True)
+            finished_note.forget(run_dir)
         self._checkpoints.forget(self._job.checkpoint)
 
     def clean_up(self) -> None:
@@ -321,4 +316,11 @@ class Attempt:
 
 def dataset_order(run_id: str, plan: TrainPlan) -> DatasetOrder:
     """What the plan needs of its dataset."""
-    return DatasetOrder(run_id=run_id, sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz)
+    return DatasetOrder(
+        run_id=run_id,
+        sources=plan.sources,
+        task=plan.task,
+        split=plan.split,
+        imgsz=plan.imgsz,
+        writes_beside_images=plan.args.get("cache") == "disk",
+    )

@@ -1,0 +1,108 @@
+"""F6 at its real lengths: the database is away for a second, half a minute, ten minutes; every setting is the default.
+
+    python -m tests.faults.outage 1 30 600
+
+Two runs train when PostgreSQL stops. One ends during the outage, so that its ending waits; the other trains on until
+after it. Prints a row of numbers for each outage; exits 1 when something was lost.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+from tests.faults.cloud import Cloud, running_cloud, wait_for
+from tests.faults.hosts import Host
+from trainer.demo import draw_dataset
+
+# what tests shorten otherwise
+SHORTENED = (
+    "LEASE_SECONDS", "CANCEL_CHECK_INTERVAL", "HEARTBEAT_INTERVAL", "PROGRESS_INTERVAL", "POLL_INTERVAL", "CANCEL_GRACE",
+    "DRAIN_SECONDS", "CHECKPOINT_INTERVAL",
+)  # fmt: skip
+AFTER = 12  # epochs of the longer run that are left for after the outage
+
+
+class Outage:
+    """What an outage of `seconds` did to two runs."""
+
+    def __init__(self, cloud: Cloud, home: Path, seconds: float) -> None:
+        self.seconds = seconds
+        self.lost: list[str] = []
+        self._cloud = cloud
+        self._epoch = max(0.25, seconds / 60)
+        self._host = Host(cloud, home, {"seconds_per_epoch": self._epoch}, SLOTS=2)
+        for name in SHORTENED:
+            del self._host.environment[name]
+
+    def happen(self) -> Outage:
+        cloud, epochs = self._cloud, int(self.seconds / self._epoch) + 2
+        self._host.start()
+        try:
+            ends, goes_on = cloud.enqueue(epochs=2 + epochs // 2), cloud.enqueue(epochs=epochs + AFTER)
+            # what the queue knows comes with a beat, seconds later
+            tables = [self._host.run_dir(run_id) / "results.csv" for run_id in (ends, goes_on)]
+            wait_for(lambda: all(table.exists() and table.read_text().count("\n") > 1 for table in tables), 60)
+            trainings = self._host.trainings()
+            cloud.stack.postgres.stop()
+            self.began = time.time()
+            try:
+                time.sleep(self.seconds)
+                self.training_through_it = sum(training.is_running() for training in trainings)
+            finally:
+                cloud.stack.postgres.start()
+            self.ended = time.time()
+            for run_id in (ends, goes_on):
+                self._judge(cloud.wait(run_id, "completed", "failed", seconds=120 + AFTER * self._epoch))
+            self.delivered_after = time.time() - self.ended
+            self._host.wait_idle(60)
+        finally:
+            self._host.end()
+        self.longest_gap = max(b - a for a, b in pairwise(self._told(goes_on)))
+        self.told_while_away = sum(self.began < at < self.ended for r in (ends, goes_on) for at in self._told(r))
+        cloud.check_invariants()
+        return self
+
+    def _judge(self, row) -> None:
+        run_id, epochs = row["id"], row["configuration"]["epochs"]
+        said = (row["status"], row["attempt"], row["failures"], row["error_message"])
+        self._must(said == ("completed", 1, 0, None), f"{run_id} ended as {said}")
+        self._must(self._cloud.epochs(run_id) == {1: list(range(1, epochs + 1))}, f"{run_id}: epochs lost or repeated")
+        seqs = [event["seq"] for event in self._cloud.events(run_id) if event["seq"] < 1_000_000]
+        self._must(seqs == list(range(1, len(seqs) + 1)), f"{run_id}: events lost: {seqs}")
+
+    def _must(self, holds: bool, otherwise: str) -> None:
+        if not holds:
+            self.lost.append(otherwise)
+
+    def _told(self, run_id: str) -> list[float]:
+        """When the training finished each epoch, by the worker's clock: before or during the outage or after it."""
+        return [datetime.fromisoformat(event["at"]).timestamp() for event in self._cloud.events(run_id, "epoch")]
+
+    def __str__(self) -> str:
+        return (
+            f"outage {self.seconds:g} s: trained on {self.training_through_it} of 2 at its end, "
+            f"{self.told_while_away} epochs finished during it, longest time between two epochs {self.longest_gap:.2f} s "
+            f"of {self._epoch:g} s, both completed {self.delivered_after:.1f} s after it, lost: {self.lost or 'nothing'}"
+        )
+
+
+def main() -> int:
+    lost = False
+    with tempfile.TemporaryDirectory(prefix="outage-") as name:
+        folder = Path(name)
+        data = draw_dataset(folder / "drawn", images=6, size=32)
+        with running_cloud(data) as cloud:
+            for seconds in map(float, sys.argv[1:] or ["1", "30", "600"]):
+                outage = Outage(cloud, folder / f"h{seconds:g}", seconds).happen()
+                print(outage, flush=True)
+                lost = lost or bool(outage.lost)
+    return int(lost)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
