@@ -19,6 +19,7 @@ from trainer.datasets.facts_cache import FactsCache
 from trainer.datasets.found import SPLITS, Found, Report, Sample
 from trainer.datasets.images import Facts, read_small
 from trainer.datasets.label_rows import class_numbers, column_counts, guess_task
+from trainer.datasets.label_table import write_label_tables
 from trainer.datasets.labels import LARGEST_LABEL, Labels, check
 from trainer.datasets.merge import Merged, merge
 from trainer.datasets.rewrite import Shape
@@ -40,10 +41,11 @@ def build(
     """
     checked = check_all(order, founds, stop, report, cache)
     report.raise_errors()
-    write_view(view, _items(checked), stop, empty=_class_folders(checked))
+    placed = write_view(view, _items(checked), stop, empty=_class_folders(checked))
     data = view
     if checked.task is not Task.CLASSIFY:
         merged = checked.merged
+        write_label_tables(view, checked.samples, placed, checked.facts, checked.labels)
         data = write_data_yaml(view, merged.names, checked.images, merged.kpt_shape, merged.flip_idx)
     return PreparedDataset(
         root=view, data=data, task=checked.task, names=checked.merged.names, images=checked.images,

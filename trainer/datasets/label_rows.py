@@ -71,11 +71,12 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
         with contextlib.suppress(ValueError):  # `1.2.3`, or `e`
             values = np.fromstring(layout.joined, np.float64, sep=" ")
             if len(values) == layout.cols.sum():  # `1-2` would be two
-                return Rows(values, _starts(layout.cols), layout.cols, layout.file, layout.line), np.zeros(len(texts), bool)
+                return Rows(values, starts(layout.cols), layout.cols, layout.file, layout.line), np.zeros(len(texts), bool)
     return _parse_each(texts, names, report)
 
 
-def _starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
+def starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where rows of these lengths begin when they follow one another."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(cols)])[:-1] if len(cols) else cols
 
 
@@ -101,7 +102,7 @@ def _parse_each(texts: Sequence[bytes], names: Sequence[str], report: Report) ->
     except ValueError:
         return _parse_each([_numeric(text, name, report) for text, name in zip(texts, names, strict=True)], names, report)
     counts = np.array(cols, np.int64)
-    return Rows(values, _starts(counts), counts, np.array(file, np.int64), np.array(number, np.int64)), dirty
+    return Rows(values, starts(counts), counts, np.array(file, np.int64), np.array(number, np.int64)), dirty
 
 
 def _numeric(text: bytes, name: str, report: Report) -> bytes:

@@ -38,20 +38,22 @@ def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, 
 
 
 def _looked_at(samples: Sequence[Sample], known: dict[str, Facts], stop: StopSignal) -> list[Facts]:
-    def look(begin: int) -> list[tuple[str | None, Facts]]:
+    keys = [identity(sample.image, is_owned=sample.owned) for sample in samples]
+    found = [known.get(key or "") for key in keys]
+    unknown = [index for index, fact in enumerate(found) if fact is None]
+
+    def look(begin: int) -> list[Facts]:
         stop.raise_if_set()
-        found = []
-        for sample in samples[begin : begin + CHECK_EVERY]:
-            key = identity(sample.image, is_owned=sample.owned)
-            found.append((key, known.get(key or "") or facts(sample.image)))
-        return found
+        return [facts(samples[index].image) for index in unknown[begin : begin + CHECK_EVERY]]
 
     # reading and digesting large images leaves Python's lock free for another thread
     with ThreadPoolExecutor(THREADS) as pool:
-        looked = [pair for part in pool.map(look, range(0, len(samples), CHECK_EVERY)) for pair in part]
+        looked = [fact for part in pool.map(look, range(0, len(unknown), CHECK_EVERY)) for fact in part]
+    news = iter(looked)
+    result = [fact or next(news) for fact in found]
     known.clear()
-    known.update((key, fact) for key, fact in looked if key)
-    return [fact for _, fact in looked]
+    known.update((key, fact) for key, fact in zip(keys, result, strict=True) if key)
+    return result
 
 
 def duplicates(samples: Sequence[Sample], found: Sequence[Facts], report: Report) -> None:

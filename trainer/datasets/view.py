@@ -5,7 +5,7 @@
 
 Ultralytics writes into JPEGs that do not end in their end mark, so those are copied; nothing else is written to through
 the links. Files of our own cache are hard links where the file system allows it, the user's images are symlinks. A folder of our own
-images or labels that can stay as it is, is one symlink.
+labels that can stay as they are is one symlink; never one of images, whose real path Ultralytics would look up to find labels.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import yaml
 
 from trainer.core.errors import DatasetError, MachineFailed
 from trainer.core.stop import StopSignal
-from trainer.datasets.folders import IMAGE_SUFFIXES
 from trainer.datasets.found import SPLITS, shown
 
 LONGEST_STEM = 150  # characters; leaves room for suffixes and for file systems that count bytes
 _UNSAFE = re.compile(r"[^\w.+() -]")
+_ALL_SAFE = re.compile(rf"([A-Za-z0-9_][A-Za-z0-9_.+() -]{{0,{LONGEST_STEM - 1}}}\.[A-Za-z0-9]+(\n|$))+", re.ASCII)  # names, each on a line
 _PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg", "dib": "bmp"}
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES})
 CHECK_EVERY = 512  # files between looks at the stop signal
@@ -49,19 +49,19 @@ class Item:
 
 def new_view(view: Path) -> None:
     """Make the folder. Raises `MachineFailed` when it cannot be made, or is there already."""
-    with _written():
+    with written():
         view.mkdir(parents=True)
 
 
-def write_view(view: Path, items: Sequence[Item], stop: StopSignal, empty: Iterable[str] = ()) -> None:
-    """Make the images and labels of a view, and the folders `empty`, which may stay so.
+def write_view(view: Path, items: Sequence[Item], stop: StopSignal, empty: Iterable[str] = ()) -> list[str]:
+    """Make the images and labels of a view, and the folders `empty`, which may stay so; where each item's image is in it.
 
     Raises `MachineFailed` when the disk is the problem, `DatasetError` when an image vanished meanwhile, `Stopped`.
     """
-    with _written():
+    with written():
         for folder in empty:
             (view / folder).mkdir(parents=True, exist_ok=True)
-        _write(view, items, stop)
+        return _write(view, items, stop)
 
 
 def write_data_yaml(
@@ -77,7 +77,7 @@ def write_data_yaml(
     if flip_idx:
         data["flip_idx"] = list(flip_idx)
     path = view / "data.yaml"
-    with _written():
+    with written():
         path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
 
@@ -87,6 +87,9 @@ def view_names(names: Sequence[str]) -> list[str]:
 
     A name stays as it is where it can, so that a flat dataset is read in the same order as without us.
     """
+    plain = [name.rpartition("/")[2] for name in names]
+    if _ALL_SAFE.fullmatch("\n".join(plain)) and _are_apart(plain):
+        return plain
     taken: set[str] = set()
     result = []
     for name in names:
@@ -103,6 +106,11 @@ def view_names(names: Sequence[str]) -> list[str]:
         taken.add(unique.casefold())
         result.append(f"{unique}.{suffix}")
     return result
+
+
+def _are_apart(names: Sequence[str]) -> bool:
+    stems = {name.rpartition(".")[0].casefold() for name in names}
+    return len(stems) == len(names) and _PLAIN_SUFFIX.keys().isdisjoint(name.rpartition(".")[2].lower() for name in names)
 
 
 def folder_names(names: Sequence[str]) -> list[str]:
@@ -123,35 +131,37 @@ def _safe(stem: str) -> str:
 
 
 @contextmanager
-def _written() -> Iterator[None]:
+def written() -> Iterator[None]:
+    """Turn what the disk has to say into `MachineFailed`."""
     try:
         yield
     except OSError as error:
         raise MachineFailed(f"The dataset view cannot be written: {error.strerror} ({shown(str(error.filename))}).") from error
 
 
-def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> None:
-    by_folder: dict[tuple[str, str], list[Item]] = {}
-    for item in items:
-        by_folder.setdefault((item.split, item.folder), []).append(item)
+def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> list[str]:
+    by_folder: dict[tuple[str, str], list[int]] = {}
+    for index, item in enumerate(items):
+        by_folder.setdefault((item.split, item.folder), []).append(index)
+    placed = [""] * len(items)
     for (split, folder), members in by_folder.items():
-        named = list(zip(members, view_names([item.name for item in members]), strict=True))
+        names = view_names([items[index].name for index in members])
+        named = [(items[index], name) for index, name in zip(members, names, strict=True)]
+        images = f"{split}/{folder}" if folder else f"images/{split}"
+        for index, name in zip(members, names, strict=True):
+            placed[index] = f"{images}/{name}"
         if folder:
-            _link_images(named, view / split / folder, stop)
+            _link_images(named, view / images, stop)
             continue
         # the file system takes its time with each new name, and works on two folders at once
         with ThreadPoolExecutor(1) as beside:
             writing = beside.submit(_write_labels, named, view / "labels" / split, stop)
-            _link_images(named, view / "images" / split, stop)
+            _link_images(named, view / images, stop)
             writing.result()
+    return placed
 
 
 def _link_images(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSignal) -> None:
-    # the folders of classes are there already
-    if not folder.exists() and (whole := _whole_images(named)):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.symlink_to(whole)
-        return
     folder.mkdir(parents=True, exist_ok=True)
     for number, (item, name) in enumerate(named):
         if number % CHECK_EVERY == 0:
@@ -168,18 +178,6 @@ def _link_images(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSign
             raise DatasetError(
                 f"The image {shown(item.name)} vanished while the dataset was prepared; leave it alone and queue again.",
             ) from None
-
-
-def _whole_images(named: Sequence[tuple[Item, str]]) -> str | None:
-    """The folder of our own that holds just these images under just these names, if there is one: linked in one go."""
-    folder = named[0][0].image.rpartition("/")[0]
-    if not all(item.link == "hardlink" and item.image == f"{folder}/{name}" for item, name in named):
-        return None
-    names = {name for _, name in named}
-    with os.scandir(folder) as entries:
-        others = [entry for entry in entries if entry.name not in names]
-    is_whole = not any(entry.is_dir() or entry.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES for entry in others)
-    return folder if is_whole else None
 
 
 def _whole_labels(named: Sequence[tuple[Item, str]]) -> str | None:

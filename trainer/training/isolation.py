@@ -18,7 +18,7 @@ import ultralytics.utils
 import ultralytics.utils.callbacks
 import ultralytics.utils.checks
 
-from trainer.training import fast_loader
+from trainer.training import fast_labels, fast_loader
 from trainer.training.environment import FAST_LOADER
 
 _PLAIN = {
@@ -44,6 +44,7 @@ def isolate() -> None:
     ultralytics.utils.callbacks.add_integration_callbacks = _add_nothing
     ultralytics.data.dataset.load_dataset_cache_file = load_label_cache
     if most_bytes := int(os.environ.get(FAST_LOADER, "0")):
+        fast_labels.install()
         fast_loader.install(most_bytes)
 
 

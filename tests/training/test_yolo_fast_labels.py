@@ -1,0 +1,208 @@
+"""The table of labels that a view has: what Ultralytics comes to by it is, bit for bit, what it comes to by a scan."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from child_run import order_for, run_child
+from drawn import draw
+from PIL import Image
+
+from tests.unit.dataset_painter import prepared
+from trainer.core.dataset import Task
+from trainer.core.events import Finished
+from trainer.training.environment import FAST_LOADER
+
+LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path_factory, monkeypatch):
+    """Ultralytics' module, as it was before and after."""
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ultralytics.data.dataset as module
+
+        monkeypatch.setattr(module.YOLODataset, "_load_or_scan_cache", module.YOLODataset._load_or_scan_cache)
+        yield module
+
+
+@pytest.fixture
+def looked_at(module, monkeypatch):
+    """The images that Ultralytics looked at."""
+    seen = []
+    look = module.verify_image_label
+
+    def noted(arguments):
+        seen.append(Path(arguments[0]).name)
+        return look(arguments)
+
+    monkeypatch.setattr(module, "verify_image_label", noted)
+    return seen
+
+
+def labels(module, view, *, table, single_cls=False):
+    """What a dataset of Ultralytics' holds of both splits, with our tables or by its own scan."""
+    from ultralytics.data.utils import check_det_dataset
+    from ultralytics.utils import DEFAULT_CFG
+
+    from trainer.training.fast_labels import install
+
+    plain = module.YOLODataset._load_or_scan_cache
+    if table:
+        install()
+    try:
+        data = check_det_dataset(str(view.data))
+        found = []
+        for split in ("train", "val"):
+            dataset = module.YOLODataset(
+                img_path=data[split],
+                data=data,
+                task=view.task.value,
+                augment=False,
+                hyp=DEFAULT_CFG,
+                single_cls=single_cls,
+            )
+            found += dataset.labels
+            assert dataset.im_files == [label["im_file"] for label in dataset.labels]
+            (Path(data[split]).parents[1] / "labels" / f"{split}.cache").unlink(missing_ok=True)
+    finally:
+        module.YOLODataset._load_or_scan_cache = plain
+    return found
+
+
+def assert_equal(found, scanned):
+    assert [label["im_file"] for label in found] == [label["im_file"] for label in scanned]
+    for one, other in zip(found, scanned, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            assert same(one[name], value), (one["im_file"], name, one[name], value)
+
+
+def same(one, other):
+    if isinstance(other, np.ndarray):
+        return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    if isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other
+
+
+def more_rows(root, task):
+    """Labels as people have them: many rows, every precision, none, some twice."""
+    dice = random.Random(3)
+
+    def row():
+        points = [
+            (dice.uniform(0.1, 0.9), dice.uniform(0.1, 0.9)) for _ in range({Task.OBB: 4}.get(task, dice.randint(3, 9)))
+        ]
+        box = [*points[0], dice.uniform(0.01, 0.2), dice.uniform(0.01, 0.2)]
+        numbers = {
+            Task.DETECT: box,
+            Task.POSE: box + [value for x, y in points[:1] * 4 for value in (x, y, dice.choice((0, 1, 2)))],
+        }.get(task, [value for point in points for value in point])
+        digits = dice.choice((3, 6, 9, 17))
+        return " ".join([str(dice.randrange(2)), *(f"{number:.{digits}g}" for number in numbers)])
+
+    files = sorted((root / "labels").glob("*/*.txt"))
+    for file in files[::2]:
+        file.write_text("\n".join(row() for _ in range(dice.randint(1, 12))) + "\n")
+    files[1].write_text("")
+    files[3].write_text(files[3].read_text().replace(" ", ","))
+    twice = files[5].read_text().strip()
+    files[5].write_text(f"{twice}\n{twice}\n")
+    nearly = files[7].read_text().split()
+    files[7].write_text(
+        f"{' '.join(nearly)}\n{' '.join([*nearly[:-1], nearly[-1] + '0000000001'])}\n"
+    )  # equal as float32
+
+
+def odd_pictures(folder):
+    """Pictures whose size in pixels is not what their header says first."""
+    pictures = sorted(folder.iterdir())
+    first = Image.open(pictures[0]).resize((90, 70))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    for name, options in {
+        "turned.jpg": {"exif": exif}, "turned.png": {"exif": exif}, "plain.jpg": {}, "grey.jpg": {}, "turned.webp": {"exif": exif},
+        "xmp.jpg": {"xmp": b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="8"/>'}, "plain.bmp": {},
+        "progressive.jpg": {"progressive": True}, "plain.tif": {}, "many.mpo": {},
+    }.items():  # fmt: skip
+        stem, _, suffix = name.partition(".")
+        kind = {"mpo": {"format": "MPO"}}.get(suffix, {})
+        (first.convert("L") if stem == "grey" else first).save(folder / f"{stem}_{suffix}.{suffix}", **options, **kind)
+        label = (folder.parents[1] / "labels" / folder.name / pictures[0].name).with_suffix(".txt").read_text()
+        (folder.parents[1] / "labels" / folder.name / f"{stem}_{suffix}.txt").write_text(label)
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("task", LABELLED)
+def test_the_table_says_what_a_scan_finds(module, looked_at, tmp_path, task, private):
+    source = draw(tmp_path / "set", task, train=30, val=12)
+    more_rows(source.root, task)
+    for split in ("train", "val"):
+        odd_pictures(source.root / "images" / split)
+    view = prepared(source.data, tmp_path / "view", task=task, private=private)
+    scanned = labels(module, view, table=False)
+    looked_at.clear()
+    found = labels(module, view, table=True)
+
+    assert_equal(found, scanned)
+    assert len(found) == 30 + 12 + 20
+    assert 0 < len(looked_at) < 2 * 8 + 20, "more than samples and what the table does not know"
+
+
+def test_one_class_for_all_is_the_same_too(module, tmp_path):
+    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
+    scanned = labels(module, view, table=False, single_cls=True)
+    found = labels(module, view, table=True, single_cls=True)
+
+    assert_equal(found, scanned)
+    assert not any(label["cls"].any() for label in found)
+
+
+def test_a_table_that_is_wrong_is_not_believed(module, looked_at, tmp_path, capsys):
+    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
+    table = view.root / "labels/train.npz"
+    with np.load(table) as arrays:
+        wrong = {**arrays, "values": arrays["values"] + np.float32(0.001)}
+    np.savez(table, **wrong)
+    scanned = labels(module, view, table=False)
+    looked_at.clear()
+
+    assert_equal(labels(module, view, table=True), scanned)
+    assert "all images are scanned" in capsys.readouterr().out
+    assert {f"{number:03}.png" for number in range(16)} <= set(looked_at)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"x" * len(data), lambda data: b""])
+def test_a_damaged_table_is_none(module, tmp_path, damage):
+    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
+    scanned = labels(module, view, table=False)
+    for split in ("train", "val"):
+        table = view.root / f"labels/{split}.npz"
+        table.write_bytes(damage(table.read_bytes()))
+
+    assert_equal(labels(module, view, table=True), scanned)
+
+
+def test_an_image_that_the_table_does_not_list_is_looked_at(module, tmp_path):
+    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
+    for kind, suffix in {"images": "png", "labels": "txt"}.items():
+        first = view.root / kind / "val" / f"000.{suffix}"
+        (first.parent / f"more.{suffix}").write_bytes(first.read_bytes())
+
+    assert_equal(labels(module, view, table=True), labels(module, view, table=False))
+
+
+@pytest.mark.training
+def test_a_training_scans_nothing(tmp_path):
+    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
+    run = run_child(order_for(view, tmp_path / "run", epochs=1), tmp_path, env={FAST_LOADER: str(1 << 30)})
+
+    assert isinstance(run.last, Finished), run.output
+    assert not list((view.root / "labels").glob("*.cache"))
