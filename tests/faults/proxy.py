@@ -5,6 +5,7 @@ with Proxy("127.0.0.1", 5432) as proxy:
 proxy.cut()        every connection is reset, new ones are refused until `mend`
 proxy.freeze()     half-open: connections stay, not a byte passes, in either direction, until `mend`
 proxy.slow(0.5)    every piece that arrives waits so long (seconds) before it goes on
+proxy.lose(30)     so many in a hundred packets get lost, of either side (needs root and nft)
 proxy.mutter(40)   the next answer is cut after so many bytes, its connection reset
 proxy.mend()       as a wire again; what was frozen is delivered now, late
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import selectors
 import socket
 import struct
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -32,6 +34,7 @@ class Proxy:
         self._mode = "wire"
         self._delay = 0.0
         self._answer_bytes: int | None = None
+        self._loses = False
         self._pairs: set[_Pair] = set()
         self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
         self.connections = 0  # accepted so far
@@ -41,6 +44,7 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.mend()
         self._set("closed")
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -62,8 +66,25 @@ class Proxy:
         with self._changed:
             self._answer_bytes = answer_bytes
 
+    def lose(self, percent: int) -> None:
+        lost = f"numgen random mod 100 < {percent} drop"
+        hook = "type filter hook input priority 0"
+        ours = f"tcp dport {self.port} {lost}; tcp sport {self.port} {lost}"
+        self._nft(f"table inet {self._table} {{ chain packets {{ {hook}; {ours}; }}\n}}")
+        self._loses = True
+
     def mend(self) -> None:
         self._set("wire")
+        if self._loses:
+            self._loses = False
+            self._nft(f"delete table inet {self._table}")
+
+    @property
+    def _table(self) -> str:
+        return f"faults_{self.port}"
+
+    def _nft(self, script: str) -> None:
+        subprocess.run(["nft", "-f", "-"], input=script.encode(), check=True, capture_output=True)
 
     def _set(self, mode: str, delay: float = 0.0) -> None:
         with self._changed:

@@ -1,5 +1,7 @@
 """The proxy's ways of misbehaving, so that the matrix can rely on them."""
 
+import os
+import shutil
 import socket
 import threading
 import time
@@ -98,6 +100,18 @@ def test_a_slow_wire_takes_its_time(proxy, wire):
 
     assert wire.recv(100) == b"slow"
     assert time.monotonic() - began >= 0.3  # there and back
+
+
+def test_lost_packets_arrive_late_and_whole(proxy, wire):
+    if not shutil.which("nft") or os.geteuid():
+        pytest.skip("losing packets needs root and nft")
+    proxy.lose(30)
+    began = time.monotonic()
+    for _ in range(10):
+        wire.sendall(b"again")
+        assert wire.recv(100) == b"again"
+
+    assert time.monotonic() - began > 0.2  # TCP's shortest wait before it sends again
 
 
 def test_a_muttered_answer_is_cut_short(proxy, wire):

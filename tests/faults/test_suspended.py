@@ -141,9 +141,10 @@ def test_a_training_that_makes_no_progress_is_killed_and_tried_again(cloud, host
     a.wait_idle()
 
 
-def test_a_training_that_is_always_stuck_fails_and_says_so(cloud, host):
-    """F5 (I6 I7): the reason of the last attempt is in the row."""
-    host("a", QUICK | {"hang": True, "at_epoch": 1}, STALL_SECONDS=0.5)
+@pytest.mark.parametrize("where", [1, "finalising"])
+def test_a_training_that_is_always_stuck_fails_and_says_so(cloud, host, where):
+    """F5 (I6 I7): in an epoch, or in the last validation; the reason of the last attempt is in the row."""
+    host("a", QUICK | {"hang": True, "at_epoch": where}, STALL_SECONDS=0.5)
 
     row = cloud.wait(cloud.enqueue(epochs=4, max_attempts=2), "failed")
 

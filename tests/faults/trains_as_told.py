@@ -1,16 +1,18 @@
 """The quick stand-in (tests/process/programs/trains_quickly.py) with knobs for single runs, and an appetite.
 
-runs   {}   more knobs for the run of that id
-eats   0    MiB of memory that it wants in each epoch
+runs              {}   more knobs for the run of that id
+eats              0    MiB of memory that it wants in each epoch
+seconds_to_stop   0    between a polite request and the last word
 """
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "process" / "programs"))
 
-from trains_quickly import Quick
+from trains_quickly import Asked, Quick
 
 RUN_ID = slice(len("train_"), len("train_") + 36)
 
@@ -23,6 +25,13 @@ class Told(Quick):
     def train_epoch(self, epoch):
         self.meal = b"." * (self.knob("eats", 0) << 20)
         super().train_epoch(epoch)
+
+    def pause(self, seconds):
+        try:
+            super().pause(seconds)
+        except Asked:
+            time.sleep(self.knob("seconds_to_stop", 0))
+            raise
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from tests.unit.worker_room import BUCKET, Room, in_background, save_checkpoint
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, RunFailed, Unavailable
 from trainer.core.job import Completed, Verdict
-from trainer.core.stop import StopReason, StopSignal
+from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote.retry import RetryPolicy
 from trainer.worker import attempt
 from trainer.worker.deliver import deliver_leftovers
+from trainer.worker.resume import CheckpointUploads
 
 
 @pytest.fixture
@@ -405,6 +406,23 @@ def test_checkpoints_are_uploaded_on_the_timer_and_two_are_kept(room):
     keys = [info.ref.key for info in room.store.list(BUCKET, f"training_runs/{run_id}/1/checkpoints")]
     assert len(keys) == 2
     assert room.row(run_id)["checkpoint"]["key"] in keys
+
+
+def test_a_checkpoint_does_not_leave_the_host_while_the_run_may_be_somebody_elses(tmp_path):
+    """F4: asked whose run it is, the heartbeat heard that it is lost."""
+
+    def confirm(stop):
+        raise Stopped(StopReason.LOST)
+
+    sent = []
+    store = type("Store", (), {"upload": lambda *arguments, **more: sent.append(arguments)})()
+    uploads = CheckpointUploads("runs/r/1", store, BUCKET, 60, print, confirm, lambda key: True)
+    uploads.saw(save_checkpoint(tmp_path, 1))
+
+    with pytest.raises(Stopped):
+        uploads.send_newest(StopSignal())
+
+    assert sent == []
 
 
 def test_checkpoints_of_a_run_that_is_over_are_gone(room):
