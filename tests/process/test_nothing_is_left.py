@@ -47,7 +47,9 @@ def gone(pids, seconds=2.0):
 
 
 def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_finished(
-    program, tmp_path, leak_check,
+    program,
+    tmp_path,
+    leak_check,
 ):
     began = time.monotonic()
 
@@ -61,7 +63,10 @@ def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_
 
 @pytest.mark.parametrize("reason", [StopReason.CANCELED, StopReason.LOST])
 def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_is_stopped(
-    program, tmp_path, leak_check, reason,
+    program,
+    tmp_path,
+    leak_check,
+    reason,
 ):
     training = program("leaks_children", str(tmp_path / "pids"), "wait", grace=0.2)
     training.when(lambda t: len(t.of("phase")) == 2, lambda: training.stop.set(reason))
@@ -73,7 +78,8 @@ def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_
 
 
 @pytest.mark.parametrize(
-    "name", ["dies_without_result", "closes_the_pipe", "floods_stdout", "many_events", "cannot_be_imported"],
+    "name",
+    ["dies_without_result", "closes_the_pipe", "floods_stdout", "many_events", "cannot_be_imported"],
 )
 def test_no_descriptor_thread_or_process_is_left_however_it_ends(program, leak_check, name):
     training = program(name)
@@ -131,23 +137,30 @@ SUPERVISOR = """
     from conftest import PROGRAMS, ChildTrainer, Patience, Trained
     trainer = ChildTrainer(
         environment={{"PATH": "/usr/bin:/bin"}}, home=Path({home!r}), weights=Path({tmp!r}), warm_start={spare!r},
-        program=(sys.executable, str(PROGRAMS / {program!r}), *{arguments!r}), patience=Patience(stall=0.5),
+        program=(sys.executable, str(PROGRAMS / {program!r}), *{arguments!r}), patience=Patience(stall={stall!r}),
     )
     # from a thread that ends: the processes belong to the supervisor, not to the thread
     warming = threading.Thread(target=trainer.warm)
     warming.start()
     warming.join()
     training = Trained(Path({tmp!r}), trainer)
-    (training.root / "behaviour.json").write_text('{{"seconds_per_epoch": 0.1}}')
+    (training.root / "behaviour.json").write_text('{{"seconds_per_epoch": {seconds}}}')
     print(training.train(epochs=10).report["epochs_completed"])
 """
 
 
-def supervisor(tmp_path, home, program, *arguments, spare=False):
+def supervisor(tmp_path, home, program, *arguments, spare=False, stall=0.5, seconds=0.1):
     """A process of its own that supervises one of the programs."""
     script = textwrap.dedent(SUPERVISOR).format(
-        here=str(HERE), project=str(HERE.parents[1]), tmp=str(tmp_path), home=str(home), program=f"{program}.py",
-        arguments=arguments, spare=spare,
+        here=str(HERE),
+        project=str(HERE.parents[1]),
+        tmp=str(tmp_path),
+        home=str(home),
+        program=f"{program}.py",
+        arguments=arguments,
+        spare=spare,
+        stall=stall,
+        seconds=seconds,
     )
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
@@ -181,6 +194,25 @@ def test_a_supervisor_that_was_suspended_does_not_take_its_own_silence_for_the_c
         os.kill(process.pid, signal.SIGCONT)
 
         assert process.communicate(timeout=10)[0] == "10\n"
+
+
+def test_a_host_that_was_frozen_as_a_whole_does_not_call_its_training_stuck(tmp_path, home):
+    """A virtual machine or a control group that was paused: nobody said anything, and nobody was there to hear it."""
+    with supervisor(tmp_path, home, "trains_quickly", stall=2.0, seconds=0.6) as process:
+        deadline = time.monotonic() + 10
+        while not list(tmp_path.glob("run/checkpoints/*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.15)  # between two events, so that none is waiting to be heard
+        tree = [below.pid for below in psutil.Process(process.pid).children(recursive=True)]
+        for pid in (process.pid, *tree):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(3)
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(0.3)  # it looks at the training before that is back
+        for pid in tree:
+            os.kill(pid, signal.SIGCONT)
+
+        assert process.communicate(timeout=20)[0] == "10\n"
 
 
 def test_the_training_is_killed_before_its_supervisor_when_memory_runs_out(program):
