@@ -10,6 +10,7 @@ import pytest
 from tests.faults.cloud import BUCKET, wait_for
 from tests.faults.conftest import QUICK, SLOW
 from tests.faults.hosts import LEASE
+from tests.faults.outage import Outage
 
 OUTAGE = LEASE + 1.5  # seconds: longer than the lease, so that the run has to be taken back
 
@@ -91,6 +92,15 @@ def test_a_short_outage_in_any_phase_costs_nothing(cloud, host, phase, seconds):
     assert cloud.wait(run_id, "completed")["attempt"] == 1
     assert_all_epochs_once(cloud, run_id, 4)
     a.wait_idle()
+
+
+def test_a_second_without_the_database_is_not_felt_with_the_settings_that_people_have(cloud, tmp_path):
+    """F6 (I5 I6 I8): as `python -m tests.faults.outage` does for as long as wanted; one run trains on, one ends."""
+    outage = Outage(cloud, tmp_path / "a", 1).happen()
+
+    assert outage.lost == []
+    assert outage.told_while_away > 0
+    assert outage.longest_gap < 5 * 0.25  # an epoch, on a very slow machine
 
 
 def test_a_service_that_is_restarted_in_an_outage_delivers_what_the_last_one_could_not(cloud, host):
