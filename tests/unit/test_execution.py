@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -15,6 +16,9 @@ from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote.retry import RetryPolicy
 from trainer.worker import attempt
 from trainer.worker.deliver import deliver_leftovers
+from trainer.worker.journal import Journal
+from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
+from trainer.worker.pulse import Pulse
 from trainer.worker.resume import CheckpointUploads
 
 
@@ -356,7 +360,7 @@ def test_an_upload_waits_for_a_bucket_to_be_made(room):
 def test_a_taken_over_run_is_left_alone(room):
     """While the worker trained, its lease expired and another took the run: not a byte is published, no row changed."""
     room.lease_seconds = 0.3
-    room.beat_seconds = 30  # this worker is too slow to keep its lease
+    room.beat_seconds = 3  # this worker is too slow to keep its lease
     run_id = room.enqueue()
     taken = threading.Event()
 
@@ -368,14 +372,35 @@ def test_a_taken_over_run_is_left_alone(room):
     worker = room.execution()
     lease = room.claim()
     with in_background(lambda: worker.run(lease, room.slots.take(1), room.shutdown.child())):
-        time.sleep(0.6)
-        other = room.claim("22222222-2222-4222-8222-222222222222", worker="other")
+        deadline = time.monotonic() + 10
+        while not (other := room.claim("22222222-2222-4222-8222-222222222222", worker="other")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         taken.set()
 
     assert other.job.attempt == 2
     row = room.row(run_id)
     assert (row["status"], row["worker_id"]) == ("running", "other")
     assert "trained_model_url" not in row or row["trained_model_url"] is None
+
+
+def test_a_lease_is_trusted_from_before_its_beat_was_sent(room, tmp_path):
+    """F4 F7: the answer took long, and the lease began when the database had the question, not when we had the answer."""
+    room.enqueue()
+    lease, stop, verdicts = room.claim(), StopSignal(), [Verdict.OK, Verdict.LOST]
+
+    class Slow:
+        def beat(self, *_):
+            time.sleep(0.4)
+            return verdicts.pop(0)
+
+    times = LeaseTimes(beat=0.6, progress=60, lease=0.5)
+    journal = Journal.create(tmp_path / "journal", lease)
+    heartbeat = Heartbeat(Slow(), lease, journal, stop, times, dict, Pulse())
+    with closing(journal), kept_alive(heartbeat, "slow"):
+        time.sleep(0.75)  # the answer came 0.35 s ago, the question went out before that
+        with pytest.raises(Stopped):
+            heartbeat.confirm(stop)
 
 
 def test_the_slot_is_free_while_the_run_uploads(room):
