@@ -316,11 +316,4 @@ class Attempt:
 
 def dataset_order(run_id: str, plan: TrainPlan) -> DatasetOrder:
     """What the plan needs of its dataset."""
-    return DatasetOrder(
-        run_id=run_id,
-        sources=plan.sources,
-        task=plan.task,
-        split=plan.split,
-        imgsz=plan.imgsz,
-        writes_beside_images=plan.args.get("cache") == "disk",
-    )
+    return DatasetOrder(run_id=run_id, sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz)
