@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeAlias
 
@@ -75,20 +75,28 @@ def in_parallel(jobs: Sequence[Job], workers: int, stop: StopSignal) -> None:
     """Run all jobs, each with a stop signal that is also set when another job fails. Raises the first failure."""
     stop.raise_if_set()
     inner = stop.child()
+    waiting = iter(jobs)
+    failures: list[BaseException] = []
 
-    def run(job: Job) -> None:
-        inner.raise_if_set()  # those that wait in line when a stop comes do not begin
-        job(inner)
+    def work() -> None:
+        try:
+            for job in waiting:  # shared: each job goes to the thread that is free first
+                inner.raise_if_set()
+                job(inner)
+        except BaseException as error:
+            failures.append(error)
+            inner.set(StopReason.CANCELED)
+            raise
 
     with ThreadPoolExecutor(max_workers=max(1, min(workers, len(jobs)))) as pool:
-        futures = [pool.submit(run, job) for job in jobs]
+        running = [pool.submit(work) for _ in range(min(workers, len(jobs)))]
         try:
-            for future in as_completed(futures):
-                future.result()
+            wait(running)
         except BaseException:
             inner.set(StopReason.CANCELED)
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
+    if failures:
+        raise failures[0]
 
 
 def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:

@@ -39,6 +39,14 @@ def make_stoppable(client: httpx.Client) -> httpx.Client:
     return client
 
 
+def exchange(client: httpx.Client, request: httpx.Request) -> httpx.Response:
+    """The answer's head, like `client.send(request, stream=True)` without its cookies, redirects and logins.
+
+    For a small object, those take a quarter of the processor time of the whole transfer.
+    """
+    return client._transport_for_url(request.url).handle_request(request)  # noqa: SLF001
+
+
 class _Backend(httpcore.SyncBackend):
     def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.NetworkStream:
         return _Stream(super().connect_tcp(*args, **kwargs))

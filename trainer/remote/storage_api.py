@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx
 
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
-from trainer.remote.stoppable import make_stoppable
+from trainer.remote.stoppable import exchange, make_stoppable
 
 Content: TypeAlias = bytes | Iterator[bytes]
 TRANSIENT = {408, 409, 416, 423, 425, 429}  # besides 5xx
@@ -117,18 +117,16 @@ class StorageApi:
         read: float | None = None,
     ) -> Iterator[httpx.Response]:
         """The answer's head, with the body still to be read; errors of the network are translated."""
-        times, url = self._times, self.base + path
-        limits = httpx.Timeout(
-            connect=times.connect,
-            read=read or times.read,
-            write=times.write,
-            pool=times.total,
-        )
-        with (
-            self._translated(),
-            self._client.stream(method, url, headers=headers, content=content, timeout=limits) as response,
-        ):
-            yield response
+        times, all_headers = self._times, self._client.headers
+        if headers:
+            all_headers = httpx.Headers(all_headers)
+            all_headers.update(headers)
+        limits = {"connect": times.connect, "read": read or times.read, "write": times.write, "pool": times.total}
+        with self._translated():
+            url = self.base + path
+            request = httpx.Request(method, url, headers=all_headers, content=content, extensions={"timeout": limits})
+            with closing(exchange(self._client, request)) as response:
+                yield response
 
     def call(
         self,

@@ -26,8 +26,8 @@ class PartialFile:
 
     def __init__(self, path: Path, stop: StopSignal) -> None:
         self._target = path
-        self._part = path.with_name(path.name + ".part")
-        self._note = path.with_name(path.name + ".part.json")
+        self._part = Path(f"{path}.part")
+        self._note = Path(f"{path}.part.json")
         self._noted = False
         self._forget()
         with disk_errors(self._part):
@@ -39,11 +39,9 @@ class PartialFile:
         self.bytes = self.offset = self._safe = 0
 
     def _recall(self, stop: StopSignal) -> None:
-        try:
-            written = self._note.read_bytes()
-        except FileNotFoundError:
+        if not os.access(self._note, os.F_OK):  # as for nearly every object: an exception would be dearer
             return
-        self._noted = True
+        self._noted, written = True, self._note.read_bytes()
         try:
             note = json.loads(written)
             etag, size, safe = str(note["etag"]), int(note["bytes"]), int(note["safe"])
