@@ -104,6 +104,7 @@ class Campaign:
                 site.host.wait_idle(30)
             except AssertionError as left:
                 self.findings.violations.append(f"I10: left on {site.host.home.name}: {str(left)[:300]}")
+            wait_for(site.host.hears_sigterm)
             if (code := site.host.stop(seconds=30)) != 0:
                 self.findings.violations.append(f"I10: {site.host.home.name} exited with {code}")
         for process in psutil.process_iter(["cmdline"]):

@@ -63,6 +63,11 @@ class Host(Service):
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
+    def hears_sigterm(self) -> bool:
+        """Whether the process has come so far that it has a handler for it; before that it has nothing to end."""
+        caught = Path(f"/proc/{self.process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+        return bool(int(caught, 16) >> signal.SIGTERM - 1 & 1)
+
     def journals(self) -> list[Path]:
         return list((self.home / "journal").glob("*"))
 

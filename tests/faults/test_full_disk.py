@@ -1,7 +1,13 @@
-"""F14, F15: the disk is full, or the memory is."""
+"""F3, F14, F15: the disk fails, or the memory is full."""
 
+import hashlib
+import json
 import os
 import re
+import uuid
+import zipfile
+from contextlib import closing
+from pathlib import Path
 
 import psutil
 import pytest
@@ -10,6 +16,9 @@ from tests.faults.cloud import wait_for
 from tests.faults.conftest import QUICK, SLOW
 from tests.faults.disks import GIB_AND_A_HALF, KINDS, MIB, SAYS, Disk, NotHere
 from tests.faults.test_killed import stored_dataset
+from trainer.core.job import Completed, Job, Lease, RunRequest
+from trainer.training.checkpoints import Progress, settle, take
+from trainer.worker.journal import Journal, leftovers
 
 
 @pytest.fixture
@@ -225,3 +234,37 @@ def test_a_training_that_the_kernel_would_kill_for_memory_points_at_it(cloud, ho
     row = lives_on(cloud, a, run_id, "SIGKILL", "memory", "fewer workers or a smaller batch")
 
     assert row["attempt"] == 1
+
+
+def test_a_checkpoint_that_was_announced_survives_a_power_cut(disk, tmp_path):
+    """F3 (I8 I9): a disk that stops at once keeps what was forced to it, and nothing else."""
+    runs = disk("runs", "read-only")
+    state, progress = tmp_path / "last.pt", Progress(epoch=3)
+    with zipfile.ZipFile(state, "w") as archive:
+        archive.writestr("archive/data.pkl", "x" * 100_000)
+    saved = settle(take(state, runs.place, progress, {}), progress)
+
+    runs.strike()
+    runs.mend()
+
+    path = Path(saved.path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == saved.sha256
+    assert json.loads(path.with_suffix(".json").read_text())["sha256"] == saved.sha256
+
+
+def test_an_ending_that_was_written_down_survives_a_power_cut(disk):
+    """F2 F6 (I6 I8): the next process delivers it, whatever became of the machine."""
+    home = disk("home", "read-only")
+    job = Job(id=str(uuid.uuid4()), request=RunRequest(data_yaml=None), attempt=1)
+    ending = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
+    lease = Lease(job=job, claim_id=str(uuid.uuid4()), worker_id="w", seconds=60, trusted_until=0)
+    with closing(Journal.create(home.place, lease)) as journal:
+        journal.record("phase", {"phase": "ending"})
+        journal.end(ending)
+        home.strike()
+
+    home.mend()
+
+    [left] = leftovers(home.place, "w", 60)
+    with closing(left):
+        assert left.ending == ending

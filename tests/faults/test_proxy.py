@@ -105,6 +105,7 @@ def test_a_slow_wire_takes_its_time(proxy, wire):
 def test_lost_packets_arrive_late_and_whole(proxy, wire):
     if not shutil.which("nft") or os.geteuid():
         pytest.skip("losing packets needs root and nft")
+    wire.settimeout(60)  # TCP doubles its waits
     proxy.lose(30)
     began = time.monotonic()
     for _ in range(10):

@@ -61,6 +61,14 @@ def test_nothing_else_is_touched(keeper, tmp_path):
     assert other.exists()
 
 
+def test_a_sweep_that_is_due_is_made(keeper, tmp_path):
+    old = made(tmp_path / "runs" / "train_a", 15)
+
+    keeper.sweep_if_due()
+
+    assert not old.exists()
+
+
 def test_sweeps_are_an_hour_apart(keeper, tmp_path):
     keeper.sweep_if_due()
     old = made(tmp_path / "runs" / "train_a", 15)
