@@ -9,13 +9,14 @@ import threading
 import time
 import traceback
 
+import httpcore
 import httpx
 import pytest
 
 from tests.storage_server import StorageServer
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.stoppable import stoppable
+from trainer.remote.stoppable import _Stream, stoppable
 from trainer.remote.storage_api import Answer, HttpTimes, NoSuchRoute, StorageApi, Target, TooLarge, object_path
 
 KEY = "sb_secret_AbCdEf0123456789"
@@ -170,6 +171,32 @@ def test_a_restricted_role_sends_the_project_key_beside_its_token():
 ])  # fmt: skip
 def test_a_key_is_quoted_into_its_path(key, path):
     assert object_path("object", "data", key) == path
+
+
+class Silent(httpcore.NetworkStream):
+    """A connection that can only be asked whether the server has hung up."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.hung_up = False
+
+    def get_extra_info(self, info):
+        assert info == "is_readable"
+        self.asked += 1
+        return self.hung_up
+
+
+def test_the_fate_of_an_idle_connection_is_asked_for_now_and_then(monkeypatch):
+    inner = Silent()
+    stream = _Stream(inner)
+    for _ in range(50):
+        assert not stream.get_extra_info("is_readable")
+    assert inner.asked == 1
+
+    inner.hung_up, later = True, time.monotonic() + 0.2
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    for _ in range(2):
+        assert stream.get_extra_info("is_readable")
 
 
 def test_a_stop_ends_a_write_that_nobody_reads():

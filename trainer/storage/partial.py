@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import DEFAULT_BUFFER_SIZE
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -109,10 +110,11 @@ class PartialFile:
     def _open(self) -> BinaryIO:
         mode = "ab" if self.offset else "wb"
         try:
-            return cast(BinaryIO, self._part.open(mode))
+            # with the size that is the default: asking for none makes it look for a terminal
+            return cast(BinaryIO, self._part.open(mode, DEFAULT_BUFFER_SIZE))
         except FileNotFoundError:  # made only when missing: most of thousands of files share a folder
             self._part.parent.mkdir(parents=True, exist_ok=True)
-            return cast(BinaryIO, self._part.open(mode))
+            return cast(BinaryIO, self._part.open(mode, DEFAULT_BUFFER_SIZE))
 
     def _drop_note(self) -> None:
         if self._noted:

@@ -1,0 +1,63 @@
+"""Many downloads at once: bounded, each once, and over together."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+
+import pytest
+
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.datasets.transfer import in_parallel
+
+
+def test_every_job_runs_once_and_no_more_than_so_many_at_a_time():
+    done, running, most, lock = [], set(), [], threading.Lock()
+
+    def job(number, stop):
+        with lock:
+            running.add(number)
+            most.append(len(running))
+        stop.wait(0.001)
+        with lock:
+            running.remove(number)
+            done.append(number)
+
+    in_parallel([partial(job, number) for number in range(100)], 4, StopSignal())
+
+    assert sorted(done) == list(range(100))
+    assert max(most) <= 4
+
+
+def test_the_first_failure_is_raised_and_ends_the_others():
+    begun = []
+
+    def waits(stop):
+        begun.append(1)
+        assert stop.wait(20)
+        stop.raise_if_set()
+
+    def fails(_):
+        raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first"):
+        in_parallel([waits, waits, fails, *[waits] * 50], 3, StopSignal())
+
+    assert len(begun) == 2
+
+
+def test_a_stop_that_is_set_meanwhile_ends_all():
+    stop = StopSignal()
+
+    def stops(inner):
+        stop.set(StopReason.SHUTDOWN)
+        inner.raise_if_set()
+
+    with pytest.raises(Stopped) as caught:
+        in_parallel([stops] * 50, 2, stop)
+
+    assert caught.value.reason is StopReason.SHUTDOWN
+
+
+def test_no_jobs_are_done_at_once():
+    in_parallel([], 4, StopSignal())
