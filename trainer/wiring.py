@@ -20,6 +20,7 @@ from trainer.core.stop import StopSignal
 from trainer.datasets.cache import ContentCache
 from trainer.datasets.facts_cache import FactsCache
 from trainer.datasets.fetch import Fetcher
+from trainer.datasets.kept_pixels import KeptPixels
 from trainer.datasets.prepare import CheckUp, FetchedDatasets
 from trainer.datasets.reference import Roots
 from trainer.jobs.sqlite import SqliteQueue
@@ -221,9 +222,10 @@ def build_datasets(
     own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
     web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
     opened.callback(web.close)
+    cache = ContentCache(root / ".cache", max_bytes=int(settings.dataset_cache_gb * GB))
     fetcher = Fetcher(
         roots=roots,
-        cache=ContentCache(root / ".cache", max_bytes=int(settings.dataset_cache_gb * GB)),
+        cache=cache,
         web=web,
         store=backend.store,
         datasets_bucket=settings.supabase_datasets_bucket,
@@ -234,6 +236,7 @@ def build_datasets(
         datasets_bucket=settings.supabase_datasets_bucket,
         storage_base_url=backend.url,
         facts=FactsCache(root / ".cache" / "facts"),
+        pixels=KeptPixels(cache) if settings.fast_loader else None,
     )
 
 

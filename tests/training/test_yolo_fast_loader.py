@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 import warnings
 
 import numpy as np
@@ -13,14 +14,21 @@ from child_run import order_for, run_child
 from drawn import draw
 from PIL import Image
 
-from trainer.core.dataset import Task
+from tests.unit.dataset_painter import OnDisk
+from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.events import Finished
+from trainer.core.stop import StopSignal
+from trainer.datasets.cache import ContentCache
+from trainer.datasets.kept_pixels import KeptPixels
+from trainer.datasets.prepare import FetchedDatasets
+from trainer.datasets.reference import Roots
 from trainer.settings import Settings
 from trainer.training.environment import FAST_LOADER
 from trainer.wiring import build_trainer
 
 LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
 IMGSZ = 32  # the pictures have 64
+SAMPLES = 3  # of what is linked, to be compared
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,10 +43,11 @@ def _quiet(tmp_path_factory):
 
 @pytest.fixture
 def base(monkeypatch):
-    """Ultralytics' module, whose `load_image` is restored afterwards."""
+    """Ultralytics' module, which is restored afterwards."""
     import ultralytics.data.base as module
 
-    monkeypatch.setattr(module.BaseDataset, "load_image", module.BaseDataset.load_image)
+    for method in ("load_image", "__init__"):
+        monkeypatch.setattr(module.BaseDataset, method, getattr(module.BaseDataset, method))
     return module
 
 
@@ -80,6 +89,10 @@ def epoch(data_yaml, task, mode="train", **arguments):
     dataset = build_yolo_dataset(cfg, data[mode], 4, data, mode=mode, rect=mode == "val", stride=32)
     order = [*range(len(dataset)), *reversed(range(len(dataset)))]
     return [dataset.collate_fn([dataset[i] for i in order[n : n + 4]]) for n in range(0, len(order), 4)]
+
+
+def kept_files(view):
+    return [path for path in (view.root / "pixels").rglob("*") if path.is_file()]
 
 
 def assert_equal(some, others):
@@ -124,7 +137,7 @@ def test_batches_are_equal_the_first_time_and_from_kept_pixels(base, monkeypatch
     assert_equal(bare, first)
     assert_equal(bare, again)
     pictures = len(list((view.root / "images" / mode).iterdir()))
-    assert len(list((view.root / "pixels").iterdir())) == pictures - 2
+    assert len(kept_files(view)) == pictures - 2
 
 
 def test_rt_detr_which_stretches_its_images_gets_the_same_ones(base, monkeypatch, tmp_path):
@@ -176,10 +189,12 @@ def test_damaged_pixels_are_decoded_again(base, tmp_path, damage):
     bare = epoch(view.data, Task.DETECT, "val")
     install()
     epoch(view.data, Task.DETECT, "val")
-    for kept in (view.root / "pixels").iterdir():
+    for kept in kept_files(view):
         kept.write_bytes(damage(kept.read_bytes()))
 
-    assert [batch["img"].tolist() for batch in epoch(view.data, Task.DETECT, "val")] == [b["img"].tolist() for b in bare]
+    assert [batch["img"].tolist() for batch in epoch(view.data, Task.DETECT, "val")] == [
+        b["img"].tolist() for b in bare
+    ]
     assert_equal(bare, epoch(view.data, Task.DETECT, "val"))
 
 
@@ -190,7 +205,7 @@ def test_no_more_is_kept_than_there_is_room_for(base, tmp_path):
 
     assert_equal(bare, epoch(view.data, Task.DETECT))
     assert_equal(bare, epoch(view.data, Task.DETECT))
-    assert len(list((view.root / "pixels").iterdir())) == 5
+    assert len(kept_files(view)) == 5
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk"])
@@ -210,6 +225,113 @@ def test_a_disk_that_cannot_be_written_makes_it_slower_and_nothing_else(base, tm
 
     assert_equal(bare, epoch(view.data, Task.DETECT))
     assert_equal(bare, epoch(view.data, Task.DETECT))
+
+
+def prepared_again(datasets, view, kept):
+    """The view of a second run, with what the first one kept."""
+    folder = view.root.parent
+    order = DatasetOrder(run_id=kept, sources=(str(view.data),), task=view.task, imgsz=IMGSZ)
+    return datasets.prepare(order, folder / kept, StopSignal(), lambda _: None)
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """Prepares one dataset for one run after the other."""
+    cache = ContentCache(tmp_path / "cache", max_bytes=1 << 30, reserve=0)
+    return FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=KeptPixels(cache))
+
+
+@pytest.mark.parametrize("task", LABELLED)
+def test_a_second_run_decodes_samples_only_and_gets_equal_batches(base, monkeypatch, tmp_path, two_runs, task):
+    source = draw(tmp_path / "data", task)
+    make_odd(source.root / "images/train")
+    install()
+    first = prepared_again(two_runs, source, "first")
+    bare = epoch(first.data, task)
+    two_runs.discard(first.root)
+    second = prepared_again(two_runs, source, "second")
+    decoded = []
+    real = base.imread
+    monkeypatch.setattr(base, "imread", lambda name, **more: decoded.append(name) or real(name, **more))
+
+    again = epoch(second.data, task)
+
+    assert len({name for name in decoded if not str(name).endswith(("exact.png", "small.png"))}) == SAMPLES
+    for one, other in zip(bare, again, strict=True):
+        for key in one.keys() - {"im_file"}:
+            assert same(one[key], other[key]), key
+
+
+def test_kept_pixels_that_are_wrong_are_all_thrown_away(base, tmp_path, two_runs, capsys):
+    source = draw(tmp_path / "data", Task.DETECT)
+    install()
+    first = prepared_again(two_runs, source, "first")
+    bare = epoch(first.data, Task.DETECT)
+    for kept in kept_files(first):
+        data = bytearray(kept.read_bytes())
+        data[200] ^= 1
+        kept.write_bytes(data)
+    two_runs.discard(first.root)
+    second = prepared_again(two_runs, source, "second")
+    assert len(kept_files(second)) == 16
+
+    again = epoch(second.data, Task.DETECT)
+
+    assert "none are used" in capsys.readouterr().out
+    for one, other in zip(bare, again, strict=True):
+        assert same(one["img"], other["img"])
+    # and what is kept from now on is right
+    two_runs.discard(second.root)
+    third = prepared_again(two_runs, source, "third")
+    epoch(third.data, Task.DETECT)
+    assert "none are used" not in capsys.readouterr().out
+
+
+def test_pixels_are_kept_ahead_of_the_training_by_processes_of_their_own(base, tmp_path):
+    import multiprocessing
+
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.build import build_yolo_dataset
+    from ultralytics.data.utils import check_det_dataset
+
+    from trainer.training.fast_loader import work_ahead
+
+    view = draw(tmp_path / "data", Task.DETECT)
+    make_odd(view.root / "images/train")
+    bare = epoch(view.data, Task.DETECT)
+    install()
+    data = check_det_dataset(str(view.data))
+    cfg = get_cfg(overrides={"imgsz": IMGSZ, "data": str(view.data)})
+    datasets = [
+        build_yolo_dataset(cfg, data[mode], 4, data, mode=mode, rect=mode == "val", stride=32)
+        for mode in ("val", "train")
+    ]
+    work_ahead(datasets, processes=2)
+    for process in multiprocessing.active_children():
+        process.join(60)
+
+    assert len(kept_files(view)) == 8 + 16 + 4  # of the six odd ones two are small
+    assert [dataset.augment for dataset in datasets] == [False, True]
+    assert_equal(bare, epoch(view.data, Task.DETECT))
+
+
+def test_where_no_image_is_large_nobody_works_ahead(base, tmp_path):
+    import multiprocessing
+
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.build import build_yolo_dataset
+    from ultralytics.data.utils import check_det_dataset
+
+    from trainer.training.fast_loader import work_ahead
+
+    view = draw(tmp_path / "data", Task.DETECT)
+    install()
+    data = check_det_dataset(str(view.data))
+    cfg = get_cfg(overrides={"imgsz": 64, "data": str(view.data)})
+    work_ahead([build_yolo_dataset(cfg, data["train"], 4, data, mode="train", stride=32)], processes=1)
+
+    assert multiprocessing.active_children() == []
+    assert kept_files(view) == []
 
 
 def weights(run_dir):
@@ -246,6 +368,9 @@ def test_the_setting_reaches_the_training_process(tmp_path, is_on, most_bytes):
     try:
         trainer.warm()
         started = [process for process in psutil.Process().children(recursive=True) if process not in before]
-        assert {process.environ().get(FAST_LOADER) for process in started} == {str(most_bytes)}
+        deadline = time.monotonic() + 10
+        while (told := {process.environ().get(FAST_LOADER) for process in started}) == {None}:
+            assert time.monotonic() < deadline  # between fork and exec it is still us
+        assert told == {str(most_bytes)}
     finally:
         trainer.close()

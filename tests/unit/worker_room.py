@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ class PretendedDatasets:
 
     def prefetch(self, order, stop):
         pass
+
+    def discard(self, view):
+        shutil.rmtree(view, ignore_errors=True)
 
 
 class PretendedWeights:

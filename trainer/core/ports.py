@@ -153,6 +153,9 @@ class Datasets(Protocol):
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """Bring the bytes that `prepare` would need into the cache; nothing else is changed."""
 
+    def discard(self, view: Path) -> None:
+        """Remove a view that nobody trains on any more. What the training left in it for later ones is kept."""
+
 
 class Weights(Protocol):
     """From a model's name to a file that the child may load."""

@@ -15,9 +15,10 @@ from trainer.core.errors import DatasetError
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets import validate
-from trainer.datasets.facts_cache import FactsCache
+from trainer.datasets.facts_cache import FactsCache, identity
 from trainer.datasets.found import SPLITS, Found, Report, Sample
 from trainer.datasets.images import Facts, read_small
+from trainer.datasets.kept_pixels import KeptPixels
 from trainer.datasets.label_rows import class_numbers, column_counts, guess_task
 from trainer.datasets.label_table import write_label_tables
 from trainer.datasets.labels import LARGEST_LABEL, Labels, check
@@ -34,6 +35,7 @@ CHECK_EVERY = 256  # files between looks at the stop signal
 
 def build(
     order: DatasetOrder, founds: Sequence[Found], view: Path, stop: StopSignal, report: Report, cache: FactsCache | None,
+    pixels: KeptPixels | None = None,
 ) -> PreparedDataset:
     """Check the sources of a dataset and link them into `view`, which exists.
 
@@ -46,6 +48,8 @@ def build(
     if checked.task is not Task.CLASSIFY:
         merged = checked.merged
         write_label_tables(view, checked.samples, placed, checked.facts, checked.labels)
+        if pixels:
+            pixels.link(view, order.imgsz, _worth_keeping(checked, placed, order.imgsz))
         data = write_data_yaml(view, merged.names, checked.images, merged.kpt_shape, merged.flip_idx)
     return PreparedDataset(
         root=view, data=data, task=checked.task, names=checked.merged.names, images=checked.images,
@@ -288,6 +292,16 @@ def _items(checked: Checked) -> list[Item]:
             checked.samples, checked.labels.texts, checked.texts, checked.facts, strict=True,
         )
     ]
+
+
+def _worth_keeping(checked: Checked, placed: Sequence[str], imgsz: int) -> dict[str, str]:
+    """The images that are scaled down before they are trained on: where each is in the view → its file's identity."""
+    found = {}
+    for sample, place, fact in zip(checked.samples, placed, checked.facts, strict=True):
+        if max(fact.width, fact.height) > imgsz and not fact.is_loose:
+            key = identity(sample.image, is_owned=sample.owned)
+            found.update({place: key} if key else {})
+    return found
 
 
 def _class_folders(checked: Checked) -> list[str]:

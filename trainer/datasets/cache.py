@@ -1,6 +1,6 @@
 """Every object once: files and extracted trees by the identity of their content, shared by all runs and processes.
 
-    objects/ab/abcdef…   a file       trees/abcdef…/   an extracted archive
+    objects/ab/abcdef…   a file       trees/abcdef…/   an extracted archive     spares/ab/abcdef…   what can be made again
     tmp/                 not complete yet              pins/  who uses what      lock  held while evicting or pinning
 
 An entry appears by one rename, so it is never torn. A pin belongs to a folder (a run's staging folder) and lasts as
@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from trainer.core.errors import MachineFailed
 
 MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
 TREE_SIZE = ".size"  # the file in a tree that says how many bytes the tree has
+OBJECTS, SPARES = "objects", "spares"
 LARGE = 8 << 20  # bytes from which a download is worth going on with
 STALE_SECONDS = 24 * 3600.0  # a temporary file that nobody touched for this long is a crash's
 
@@ -38,6 +39,7 @@ class _Entry:
     bytes: int
     used_ns: int
     is_linked: bool
+    is_spare: bool = False
 
 
 class ContentCache:
@@ -70,8 +72,10 @@ class ContentCache:
 
     def put(self, identity: str, file: Path) -> Path:
         """Move a complete file (made by `temporary`) in; one that another process put first is replaced by ours."""
-        name = _name(identity)
-        path = self._object(name)
+        return self._put(file, _name(identity), OBJECTS)
+
+    def _put(self, file: Path, name: str, kind: str) -> Path:
+        path = self._object(name, kind)
         with on_this_disk(path):
             file.chmod(0o444)
             os.utime(file, (time.time(), _seal(name)))
@@ -81,6 +85,44 @@ class ContentCache:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(path)
         return path
+
+    def lend_spare(self, identity: str, path: Path) -> bool:
+        """Give the spare file of that identity the second name `path`, whose folder exists; False if there is none."""
+        name = _name(identity)
+        spare = self._object(name, SPARES)
+        try:
+            if spare.stat().st_mtime != _seal(name):
+                spare.unlink(missing_ok=True)
+                return False
+            os.link(spare, path)
+        except OSError:  # not there, or on a file system without links: it can be made again
+            return False
+        self._touch(spare, _seal(name))
+        return True
+
+    def put_spares(self, files: Mapping[str, Path]) -> int:
+        """Move complete files in, by identity, as far as there is room without evicting anything else; how many.
+
+        Spares that were used longest ago make room for them, and all spares for anything else.
+        """
+        self._make_folders()
+        kept = 0
+        with self._locked(), on_this_disk(self.root):
+            entries = [*self._files(), *self._trees()]
+            spares = sorted((entry for entry in entries if entry.is_spare), key=lambda entry: entry.used_ns)
+            room = self._max_bytes - sum(entry.bytes for entry in entries)
+            for identity, file in files.items():
+                size = file.stat().st_size
+                while room < size and spares:
+                    oldest = spares.pop(0)
+                    self._remove(oldest.path)
+                    room += oldest.bytes
+                if room < size or shutil.disk_usage(self.root).free < self._reserve:
+                    break
+                self._put(file, _name(identity), SPARES)
+                room -= size
+                kept += 1
+        return kept
 
     def get_tree(self, identity: str) -> Path | None:
         """The complete folder of that identity, or None. Marks it as just used."""
@@ -186,7 +228,7 @@ class ContentCache:
         entries = [*self._files(), *self._trees()]
         excess = sum(entry.bytes for entry in entries) + needed - self._max_bytes
         excess = max(excess, needed + self._reserve - shutil.disk_usage(self.root).free)
-        for entry in sorted(entries, key=lambda e: e.used_ns):
+        for entry in sorted(entries, key=lambda e: (not e.is_spare, e.used_ns)):
             if excess <= 0:
                 break
             if entry.name in pinned or entry.is_linked:
@@ -204,12 +246,14 @@ class ContentCache:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def _files(self) -> Iterator[_Entry]:
-        for shard in _scan(self.root / "objects"):
-            for file in _scan(Path(shard.path)):
-                found = _stat(file)
-                if found is not None:
-                    # a second name means that a view holds it: removing ours would free nothing
-                    yield _Entry(file.name, Path(file.path), found.st_size, found.st_atime_ns, found.st_nlink > 1)
+        for kind in (OBJECTS, SPARES):
+            for shard in _scan(self.root / kind):
+                for file in _scan(Path(shard.path)):
+                    found = _stat(file)
+                    if found is not None:
+                        # a second name means that a view holds it: removing ours would free nothing
+                        is_linked, is_spare = found.st_nlink > 1, kind == SPARES
+                        yield _Entry(file.name, Path(file.path), found.st_size, found.st_atime_ns, is_linked, is_spare)
 
     def _trees(self) -> Iterator[_Entry]:
         for tree in _scan(self.root / "trees"):
@@ -239,8 +283,8 @@ class ContentCache:
                 else:
                     Path(left.path).unlink(missing_ok=True)
 
-    def _object(self, name: str) -> Path:
-        return self.root / "objects" / name[:2] / name
+    def _object(self, name: str, kind: str = OBJECTS) -> Path:
+        return self.root / kind / name[:2] / name
 
     def _make_folders(self) -> None:
         if not (self._tmp.is_dir() and self._pins.is_dir()):  # also when somebody emptied the cache by hand

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainer.datasets.facts_cache import FactsCache
 from trainer.datasets.fetch import Fetched, Fetcher
 from trainer.datasets.folders import Tree
 from trainer.datasets.found import Admit, Found, Report, shown
+from trainer.datasets.kept_pixels import KeptPixels
 from trainer.datasets.recognise import recognise
 from trainer.datasets.reference import Roots, parse_reference
 from trainer.datasets.view import new_view
@@ -39,7 +41,7 @@ class CheckUp:
 class FetchedDatasets:
     """The `Datasets` port: what `fetcher` brings to disk is recognised, checked and linked into a view.
 
-    With `facts`, images that did not change since an earlier run are not read again.
+    With `facts`, images that did not change since an earlier run are not read again; with `pixels`, not decoded.
     """
 
     fetcher: Fetcher
@@ -47,6 +49,7 @@ class FetchedDatasets:
     datasets_bucket: str
     storage_base_url: str | None = None
     facts: FactsCache | None = None
+    pixels: KeptPixels | None = None
 
     def prepare(self, order: DatasetOrder, view: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:
         """See `core.ports.Datasets`. Each warning is also an event."""
@@ -56,7 +59,7 @@ class FetchedDatasets:
         report = Report()
         founds = self.recognised(order, view, stop, report, on_event)
         on_event(PhaseStarted(phase=Phase.CHECKING))
-        prepared = build(order, founds, view, stop, report, self.facts)
+        prepared = build(order, founds, view, stop, report, self.facts, self.pixels)
         for finding in prepared.findings:
             if finding.level == "warning":
                 on_event(Warned(code=finding.code, message=finding.message))
@@ -66,6 +69,12 @@ class FetchedDatasets:
         """See `core.ports.Datasets`."""
         for source in order.sources:
             self.fetcher.prefetch(self._ref(source), stop)
+
+    def discard(self, view: Path) -> None:
+        """See `core.ports.Datasets`."""
+        if self.pixels:
+            self.pixels.take_over(view)
+        shutil.rmtree(view, ignore_errors=True)
 
     def check(
         self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None,

@@ -7,6 +7,7 @@ and the real trainings of the tests hold on to.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from ultralytics.utils.torch_utils import strip_optimizer
 from trainer.core.dataset import PreparedDataset
 from trainer.core.events import CheckpointSaved, Event, Phase, Warned
 from trainer.core.stop import StopReason, StopSignal
-from trainer.training import checkpoints
+from trainer.training import checkpoints, fast_loader
 from trainer.training.checkpoints import Progress
 from trainer.training.keeper import Keeper
 from trainer.training.progress_meter import ProgressMeter
@@ -97,6 +98,10 @@ class Callbacks:
             if expected and found < expected and trainer.args.fraction == 1.0:
                 lost = f"{expected - found} of {expected} {split} images were left out"
                 self._send(Warned(code="images_left_out", message=f"{lost}: they or their labels cannot be read."))
+        fast_loader.work_ahead(
+            [loader.dataset for loader in (trainer.test_loader, trainer.train_loader)],
+            _idle_processors(trainer),
+        )
 
     def on_train_start(self, trainer: Any) -> None:
         if RANK != -1:
@@ -208,6 +213,11 @@ class Callbacks:
             strip_optimizer(trainer.best, s=str(stripped))
             self._stripped_best = self.best_epoch
         return stripped
+
+
+def _idle_processors(trainer: Any) -> int:
+    """How many processors the training leaves alone: it has itself and its loaders' workers."""
+    return max(1, len(os.sched_getaffinity(0)) - 1 - int(trainer.train_loader.num_workers))
 
 
 def numbers(values: Mapping[str, Any] | None) -> dict[str, float]:

@@ -311,7 +311,7 @@ class Attempt:
 
     def clean_up(self) -> None:
         if not self._do.places.keep_views:
-            shutil.rmtree(self._view, ignore_errors=True)
+            self._do.datasets.discard(self._view)
 
 
 def dataset_order(run_id: str, plan: TrainPlan) -> DatasetOrder:

@@ -1,0 +1,172 @@
+"""Kept pixels between runs: taken over from a view, linked into the next one, never under another image's name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from dataset_painter import OnDisk, paint
+
+from trainer.core.dataset import DatasetOrder, PreparedDataset
+from trainer.core.stop import StopSignal
+from trainer.datasets import kept_pixels
+from trainer.datasets.cache import ContentCache
+from trainer.datasets.kept_pixels import KeptPixels
+from trainer.datasets.prepare import FetchedDatasets
+from trainer.datasets.reference import Roots
+
+RECIPE = "16-3-fit"  # the painted images have 32 pixels
+
+
+class Host:
+    """A host that prepares the same dataset again and again."""
+
+    def __init__(self, folder: Path, *, private: bool = False, max_bytes: int = 10**9) -> None:
+        self._folder = folder
+        self.source = paint(folder / "set")
+        self.cache = ContentCache(folder / "cache", max_bytes=max_bytes, reserve=0)
+        self._datasets = FetchedDatasets(
+            OnDisk(is_private=private), Roots(folder), "datasets", pixels=KeptPixels(self.cache)
+        )
+
+    def prepare(self, name: str, imgsz: int = 16) -> PreparedDataset:
+        order = DatasetOrder(run_id=name, sources=(str(self.source),), imgsz=imgsz)
+        return self._datasets.prepare(order, self._folder / name, StopSignal(), lambda _: None)
+
+    def discard(self, name: str) -> None:
+        self._datasets.discard(self._folder / name)
+        assert not (self._folder / name).exists()
+
+
+def keep(view: PreparedDataset, recipe=RECIPE, only="*") -> None:
+    """What the training leaves."""
+    for image in sorted(view.root.glob(f"images/*/{only}.jpg")):
+        kept = view.root / "pixels" / recipe / f"{image.relative_to(view.root)}.npy"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(b"pixels of " + image.name.encode())
+
+
+def linked(view: PreparedDataset) -> dict[str, bytes]:
+    root = view.root / "pixels"
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.npy"))}
+
+
+@pytest.fixture(params=[True, False], ids=["ours", "the user's"])
+def host(request, tmp_path):
+    return Host(tmp_path, private=request.param)
+
+
+def test_the_next_view_has_what_the_last_training_kept(host):
+    first = host.prepare("v1")
+    assert linked(first) == {}
+    keep(first)
+    host.discard("v1")
+    found = linked(host.prepare("v2"))
+
+    assert len(found) == 8
+    assert found[f"{RECIPE}/images/train/0003.jpg.npy"] == b"pixels of 0003.jpg"
+
+
+def test_another_size_or_another_library_has_others(host, monkeypatch):
+    keep(host.prepare("v1"))
+    host.discard("v1")
+    assert linked(host.prepare("v2", imgsz=24)) == {}
+    monkeypatch.setattr(kept_pixels, "_makers", lambda: "opencv 99")
+    assert linked(host.prepare("v3")) == {}
+
+
+def test_images_that_are_not_scaled_down_have_none(host):
+    keep(host.prepare("v1", imgsz=32), recipe="32-3-fit")
+    host.discard("v1")
+    assert linked(host.prepare("v2", imgsz=32)) == {}
+
+
+def test_an_image_that_was_edited_since_has_none_whatever_its_time_says(tmp_path):
+    host = Host(tmp_path)
+    keep(host.prepare("v1"))
+    host.discard("v1")
+    image = tmp_path / "set/images/train/0001.jpg"
+    found, data = image.stat(), bytearray(image.read_bytes())
+    data[-10] ^= 1
+    image.write_bytes(data)
+    os.utime(image, ns=(found.st_atime_ns, found.st_mtime_ns))
+    names = {name.rpartition("/")[2] for name in linked(host.prepare("v2"))}
+
+    assert len(names) == 7
+    assert "0001.jpg.npy" not in names
+
+
+def test_only_the_names_of_the_datasets_own_images_are_taken_over(host, tmp_path):
+    view = host.prepare("v1")
+    keep(view, only="0000")
+    folder = view.root / "pixels" / RECIPE
+    for stray in ("images/train/9999.jpg.npy", "../up.npy", "images/train/.half.npy"):
+        (folder / stray).parent.mkdir(parents=True, exist_ok=True)
+        (folder / stray).write_bytes(b"stray")
+    (tmp_path / "secret").write_bytes(b"secret")
+    (folder / "images/train/0002.jpg.npy").symlink_to(tmp_path / "secret")
+    host.discard("v1")
+
+    assert set(linked(host.prepare("v2"))) == {f"{RECIPE}/images/train/0000.jpg.npy"}
+    assert (tmp_path / "secret").exists()
+
+
+def test_what_was_linked_is_not_taken_over_again_and_lasts(host):
+    keep(host.prepare("v1"))
+    host.discard("v1")
+    for name in ("v2", "v3"):
+        assert len(linked(host.prepare(name))) == 8
+        host.discard(name)
+
+
+def test_a_spare_that_was_written_to_is_none(host):
+    keep(host.prepare("v1"))
+    host.discard("v1")
+    view = host.prepare("v2")
+    spoilt = view.root / "pixels" / RECIPE / "images/train/0000.jpg.npy"
+    spoilt.chmod(0o644)
+    spoilt.write_bytes(b"other pixels")
+
+    assert f"{RECIPE}/images/train/0000.jpg.npy" not in linked(host.prepare("v3"))
+
+
+def test_spares_make_room_for_each_other_and_for_everything_else_but_push_nothing_out(tmp_path):
+    cache = ContentCache(tmp_path / "cache", max_bytes=100, reserve=0)
+    cache.make_room(40)
+    with cache.temporary() as path:
+        path.write_bytes(b"o" * 40)
+        cache.put("object", path)
+
+    def put(*names: str) -> int:
+        files = {}
+        for name in names:
+            files[name] = tmp_path / name
+            files[name].write_bytes(b"s" * 30)
+        return cache.put_spares(files)
+
+    def lent(name: str) -> bool:
+        (tmp_path / f"lent-{name}").unlink(missing_ok=True)
+        found = cache.lend_spare(name, tmp_path / f"lent-{name}")
+        (tmp_path / f"lent-{name}").unlink(missing_ok=True)
+        return found
+
+    assert put("a", "b", "c") == 2
+    assert [lent(name) for name in "abc"] == [True, True, False]
+    os.utime(
+        cache.root / "spares" / _path_of(cache, "a"),
+        (0, os.stat(cache.root / "spares" / _path_of(cache, "a")).st_mtime),
+    )
+    assert put("d") == 1
+    assert [lent(name) for name in "abd"] == [False, True, True]
+    assert cache.get("object", 40)
+    cache.make_room(60)
+    assert [lent(name) for name in "bd"] == [False, False]
+    assert cache.get("object", 40)
+
+
+def _path_of(cache: ContentCache, identity: str) -> Path:
+    from trainer.datasets.cache import _name
+
+    name = _name(identity)
+    return Path(name[:2], name)
