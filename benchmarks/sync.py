@@ -41,7 +41,7 @@ MEMORY = Path("/dev/shm")
 
 
 WHY = (
-    "aria2 and rclone are compiled and check nothing; of our processor time for an object, in one thread, httpx takes "
+    "aria2 and rclone are compiled and compare no checksum; of our processor time for an object, in one thread, httpx takes "
     "0.29 ms, the md5 0.07, the file 0.04, resume and checks 0.15, the cache's entry 0.07; the rest is threads that "
     "wait for one interpreter, the listing before and after, and the links"
 )
