@@ -87,16 +87,20 @@ class ContentCache:
         return path
 
     def lend_spare(self, identity: str, path: Path) -> bool:
-        """Give the spare file of that identity the second name `path`, whose folder exists; False if there is none."""
+        """Give the spare file of that identity the second name `path`; False if there is none."""
         name = _name(identity)
         spare = self._object(name, SPARES)
         try:
             if spare.stat().st_mtime != _seal(name):
                 spare.unlink(missing_ok=True)
                 return False
-            os.link(spare, path)
-        except OSError:  # not there, or on a file system without links: it can be made again
-            return False
+            try:
+                os.link(spare, path)
+            except FileNotFoundError:  # the first file in its folder
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.link(spare, path)
+        except OSError as error:  # not there, or on a file system without links: it can be made again
+            return error.errno == errno.EEXIST
         self._touch(spare, _seal(name))
         return True
 

@@ -19,6 +19,7 @@ from trainer.core.errors import MachineFailed
 from trainer.datasets.cache import ContentCache
 
 FOLDER = "pixels"  # in a view
+LOOKS = 32  # images
 RECIPES = ("{imgsz}-3-fit", "{imgsz}-3-stretch")
 _MAKERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "pillow", "ultralytics")
 
@@ -33,16 +34,17 @@ class KeptPixels:
     def link(self, view: Path, imgsz: int, images: Mapping[str, str]) -> None:
         """Link what is known of the view's `images`: where each is in the view → the identity of its file."""
         self._images[view] = images
+        places = list(images)
         for recipe in (recipe.format(imgsz=imgsz) for recipe in RECIPES):
-            folders: set[str] = set()
-            for place, identity in images.items():
-                target = f"{view}/{FOLDER}/{recipe}/{place}.npy"
-                folder = target.rpartition("/")[0]
-                if folder not in folders:
-                    folders.add(folder)
-                    with contextlib.suppress(OSError):  # a disk that cannot take it has no room for a training either
-                        Path(folder).mkdir(parents=True, exist_ok=True)
-                self._cache.lend_spare(_identity(identity, recipe), Path(target))
+            # a look at some tells whether it is worth asking for all
+            some = places[:: max(1, len(places) // LOOKS)]
+            if any(self._lend(view, recipe, place) for place in some):
+                for place in places:
+                    self._lend(view, recipe, place)
+
+    def _lend(self, view: Path, recipe: str, place: str) -> bool:
+        target = Path(f"{view}/{FOLDER}/{recipe}/{place}.npy")
+        return self._cache.lend_spare(_identity(self._images[view][place], recipe), target)
 
     def take_over(self, view: Path) -> int:
         """Move what is new in the view into the cache, as far as there is room; how many images' pixels."""
