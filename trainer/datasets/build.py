@@ -73,12 +73,14 @@ class Checked:
     @property
     def fingerprint(self) -> str:
         """A sha-256 over task, class names and, by split and name, each image's content and labels."""
-        digest = hashlib.sha256("\0".join([self.task, *self.merged.names]).encode("utf-8", "surrogateescape"))
+        parts = ["\0".join([self.task, *self.merged.names]).encode("utf-8", "surrogateescape")]
         for split, name, index in sorted((s.split or "", s.name, i) for i, s in enumerate(self.samples)):
-            digest.update(f"\0{split}/{name}\0".encode("utf-8", "surrogateescape"))
-            digest.update(self.facts[index].digest)
-            digest.update(self.labels.texts[index])
-        return digest.hexdigest()
+            parts += (
+                f"\0{split}/{name}\0".encode("utf-8", "surrogateescape"),
+                self.facts[index].digest,
+                self.labels.texts[index],
+            )
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def check_all(

@@ -16,6 +16,7 @@ IMAGE_SUFFIXES = frozenset({
     "avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpeg2000", "jpg", "mpo", "png", "tif", "tiff", "webp",
     "jfif", "jpe", "gif",
 })
+_KINDS = {"txt": "text", **dict.fromkeys(IMAGE_SUFFIXES, "image")}
 DEEPEST = 20  # folders below each other
 MOST_FILES = 5_000_000
 
@@ -86,7 +87,16 @@ class Tree:
         if self._files > MOST_FILES:
             raise DatasetError(f"The dataset has more than {MOST_FILES} files.")
         for entry in ordered:
-            self._sort_in(entry, folder, listing)
+            # nearly all are images and labels, of which there may be a hundred thousand
+            stem, _, suffix = entry.name.rpartition(".")
+            kind = _KINDS.get(suffix)
+            if kind and stem and stem[0] != "." and entry.is_file(follow_symlinks=False):
+                if kind == "image":
+                    listing.images[entry.name] = f"{folder}/{entry.name}"
+                else:
+                    listing.texts[stem] = f"{folder}/{entry.name}"
+            else:
+                self._sort_in(entry, folder, listing)
         return listing
 
     def _sort_in(self, entry: os.DirEntry[str], folder: str, listing: Listing) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.datasets.found import SPLITS, Sample
 from trainer.datasets.images import Facts
-from trainer.datasets.label_rows import Rows, repeated, starts
+from trainer.datasets.label_rows import starts
 from trainer.datasets.labels import Labels
 from trainer.datasets.view import written
 
@@ -55,5 +55,10 @@ def _unsure(labels: Labels, values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Images with rows that are equal, or negative, in the precision that is trained with: Ultralytics has rules for them."""
     if not len(labels.cols):
         return labels.file
-    rows = Rows(values.astype(np.float64), starts(labels.cols), labels.cols, labels.file, labels.file)
-    return labels.file[repeated(rows) | (np.minimum.reduceat(values, rows.start) < 0)]
+    first = starts(labels.cols)
+    negative = labels.file[np.minimum.reduceat(values, first) < 0]
+    # rows that are equal as a whole are so in the two numbers after the class; a few others may be taken for such
+    x, y = ((values[first + place] + np.float32(0)).view(np.uint32).astype(np.uint64) for place in (1, 2))
+    heads = labels.file.astype(np.uint64) << np.uint64(32) | (x * np.uint64(2654435761) ^ y) & np.uint64(0xFFFFFFFF)
+    _, place, count = np.unique(heads, return_index=True, return_counts=True)
+    return np.concatenate([negative, labels.file[place[count > 1]]])
