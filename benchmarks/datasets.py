@@ -15,6 +15,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class OnDisk:
     def fetch(self, ref, staging, stop, on_event):  # noqa: ANN001, ANN201
         return Fetched(root=Path(ref.path), entry=Path("data.yaml"), is_private=self._is_private)
 
-    def prefetch(self, ref, stop) -> None:  # noqa: ANN001
+    def scratch(self) -> AbstractContextManager[Path]:
         raise NotImplementedError
 
 

@@ -84,7 +84,7 @@ class OnDisk:
         root, entry = (path, None) if path.is_dir() else (path.parent, Path(path.name))
         return Fetched(root=root, entry=entry, is_private=self.is_private)
 
-    def prefetch(self, ref, stop):
+    def scratch(self):
         raise NotImplementedError
 
 

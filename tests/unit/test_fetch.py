@@ -484,9 +484,10 @@ def test_a_large_stored_archive_is_gone_on_with_after_an_interruption(cloud, roo
     assert os.listdir(root / ".cache/tmp") == []
 
 
-def test_prefetched_objects_are_not_downloaded_again(store, root, fetcher, fetch):
+def test_what_was_only_looked_at_is_not_downloaded_again(store, root, fetcher, fetch):
     ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
-    fetcher.prefetch(ref, StopSignal())
+    with fetcher.scratch() as place:
+        fetcher.fetch(ref, place / "source", StopSignal(), lambda _: None)
     assert len(store.images) == 6
     assert sorted(os.listdir(root)) == [".cache"]
     store.downloads.clear()

@@ -4,14 +4,18 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from tests.web_server import body, web_server
 from trainer.core.dataset import DatasetOrder, Task
+from trainer.core.events import TransferProgress
 from trainer.core.stop import StopSignal
+from trainer.datasets import validate
 from trainer.datasets.cache import ContentCache
+from trainer.datasets.facts_cache import FactsCache
 from trainer.datasets.fetch import Fetcher
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.reference import Roots
@@ -134,6 +138,22 @@ def datasets(places):
     )
     yield FetchedDatasets(fetcher=fetcher, roots=roots, datasets_bucket="datasets", storage_base_url=SUPABASE)
     web.close()
+
+
+@pytest.mark.parametrize("kind", ["stored YAML", "stored zip", "path of a YAML without an ending"])
+def test_of_a_prefetched_dataset_nothing_is_left_to_do_but_the_view(places, datasets, monkeypatch, kind):
+    order = DatasetOrder(run_id="1", sources=(SOURCES[kind](places),))
+    datasets = replace(datasets, facts=FactsCache(places.root / ".cache/facts"))
+    datasets.prefetch(order, StopSignal())
+    assert not list((places.root / ".cache/tmp").iterdir())
+    monkeypatch.setattr(validate, "facts", lambda image: pytest.fail(f"{image} was read again"))
+    events = []
+
+    prepared = datasets.prepare(order, places.root / "datasets/1", StopSignal(), events.append)
+
+    assert prepared.images == {"train": 2, "val": 1}
+    moved = [event.bytes for event in events if isinstance(event, TransferProgress)]
+    assert not any(moved)
 
 
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)

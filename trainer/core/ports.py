@@ -151,7 +151,7 @@ class Datasets(Protocol):
         """Fetch, recognise, convert, validate and link into the new folder `view`. Raises DatasetError, Unavailable."""
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
-        """Bring the bytes that `prepare` would need into the cache; nothing else is changed."""
+        """Bring what `prepare` would need into the caches; nothing else is changed. Raises what `prepare` raises."""
 
     def discard(self, view: Path) -> None:
         """Remove a view that nobody trains on any more. What the training left in it for later ones is kept."""

@@ -81,10 +81,9 @@ class Fetcher:
             return self._from_store(ref, staging, stop, on_event)
         return self._from_web(ref, staging, stop, on_event)
 
-    def prefetch(self, ref: DatasetRef, stop: StopSignal) -> None:
-        """Bring what `fetch` would download into the cache. Raises what `fetch` raises."""
-        with self._cache.temporary() as staging:
-            self.fetch(ref, staging, stop, lambda _: None)
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A new path for a dataset that is only looked at; what is there at the end is removed, the cache keeps its bytes."""
+        return self._cache.temporary()
 
     # ── this host ──
 

@@ -66,9 +66,13 @@ class FetchedDatasets:
         return prepared
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
-        """See `core.ports.Datasets`."""
-        for source in order.sources:
-            self.fetcher.prefetch(self._ref(source), stop)
+        """See `core.ports.Datasets`. What is found out about the images is kept, too."""
+        from trainer.datasets.build import check_all
+
+        with self.fetcher.scratch() as view:
+            new_view(view)
+            report = Report()
+            check_all(order, self.recognised(order, view, stop, report, lambda _: None), stop, report, self.facts)
 
     def discard(self, view: Path) -> None:
         """See `core.ports.Datasets`."""
