@@ -85,9 +85,9 @@ def environment(home: Path) -> dict[str, str]:
     return child_environment(os.environ, private_folder(home, home), home, devices=(), threads=None)
 
 
-def loaded(dataset: PreparedDataset, home: Path, *, imgsz: int, kept: int) -> list[Epoch]:
+def loaded(dataset: PreparedDataset, home: Path, *, imgsz: int, kept: int, cache: str = "") -> list[Epoch]:
     """Epochs through the loader in a fresh process; all but the first one find what that one kept."""
-    asked = json.dumps({"data": str(dataset.data), "imgsz": imgsz, "kept": kept})
+    asked = json.dumps({"data": str(dataset.data), "imgsz": imgsz, "kept": kept, "cache": cache})
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.loader", "--epochs-of", asked],
         env=environment(home), capture_output=True, text=True, check=False,
@@ -97,7 +97,7 @@ def loaded(dataset: PreparedDataset, home: Path, *, imgsz: int, kept: int) -> li
     return [Epoch(**epoch) for epoch in json.loads(done.stdout.splitlines()[-1])]
 
 
-def epochs_of(data: str, imgsz: int, kept: int) -> list[Epoch]:
+def epochs_of(data: str, imgsz: int, kept: int, cache: str) -> list[Epoch]:
     """What `loaded` starts: the loader alone, without a model, on one core."""
     import random
 
@@ -116,7 +116,7 @@ def epochs_of(data: str, imgsz: int, kept: int) -> list[Epoch]:
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002 - what Ultralytics draws from
         torch.manual_seed(0)
-        cfg = get_cfg(overrides={"imgsz": imgsz, "data": data})
+        cfg = get_cfg(overrides={"imgsz": imgsz, "data": data, "cache": cache or False})
         dataset = build_yolo_dataset(cfg, document["train"], BATCH, document, mode="train", stride=32)
         digest, began, before = hashlib.sha256(), time.perf_counter(), time.process_time()
         samples = [dataset[i] for i in range(len(dataset))]
@@ -198,8 +198,31 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
                 peer=f"{bare.cpu / count * 1000:.0f} ms per image",
                 why="what is left is augmentation, which is the same for both" if bare.digest == kept.digest else "other bits",
             )
+            if title == "1080p":
+                yield _choice_of_cache(dataset, folder / "home", imgsz // smaller, bare, kept)
         yield from _training(folder, count=8 if tiny else 120, epochs=2 if tiny else 10, smaller=smaller)
         yield from _labels(folder, 100 if tiny else 50_000)
+
+
+def _choice_of_cache(dataset: PreparedDataset, home: Path, imgsz: int, bare: Epoch, kept: Epoch) -> Figure:
+    """What a row that says nothing gets, beside what Ultralytics' `cache` would give it."""
+    others = {cache: quickest(loaded(dataset, home, imgsz=imgsz, kept=0, cache=cache)[1:]) for cache in ("ram", "disk")}
+    for cached in dataset.root.rglob("images/*/*.npy"):
+        cached.unlink()
+    best = min(other.cpu for other in others.values())
+    per_image = 1000 / dataset.images["train"]
+    return Figure(
+        what="cache, where the row is silent: kept pixels",
+        target="as quick as Ultralytics' choices, or quicker",
+        measured=f"{kept.cpu * per_image:.1f} ms per image, the bits of no cache",
+        met=kept.cpu <= 1.1 * best and kept.digest == bare.digest,
+        peer=f"off: {bare.cpu * per_image:.1f} ms; "
+        + "; ".join(
+            f"{name}: {other.cpu * per_image:.1f} ms, {'the same' if other.digest == bare.digest else 'other'} bits"
+            for name, other in others.items()
+        ),
+        why="a file is read for each image",
+    )
 
 
 def _training(folder: Path, *, count: int, epochs: int, smaller: int) -> Iterator[Figure]:
