@@ -21,7 +21,7 @@ KINDS = ("full", "no inodes", "quota", "read-only")
 SAYS = {
     "full": f"{os.strerror(errno.ENOSPC)}|disk is full",
     "no inodes": f"{os.strerror(errno.ENOSPC)}|disk is full",
-    "quota": f"{os.strerror(errno.EDQUOT)}|disk is full",
+    "quota": f"{os.strerror(errno.EDQUOT)}|disk quota is used up",
     "read-only": os.strerror(errno.EROFS),
 }
 FIRST_SUBVOLUME = 256  # btrfs counts from here

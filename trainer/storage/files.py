@@ -16,7 +16,7 @@ from trainer.core.stop import StopSignal
 
 BLOCK = 1024 * 1024  # bytes
 _TEMPORARY = ".incoming-"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REASONS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = "the disk is full" if error.errno in _FULL else error.strerror or type(error).__name__
+        reason = _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
         raise MachineFailed(f"cannot read or write {path}: {reason}") from error
 
 
