@@ -34,9 +34,9 @@ class Host:
         order = DatasetOrder(run_id=name, sources=(str(self.source),), imgsz=imgsz)
         return self._datasets.prepare(order, self._folder / name, StopSignal(), lambda _: None)
 
-    def discard(self, name: str) -> None:
-        self._datasets.discard(self._folder / name)
-        assert not (self._folder / name).exists()
+    def discard(self, name: str, *, keep: bool = False) -> None:
+        self._datasets.discard(self._folder / name, keep=keep)
+        assert (self._folder / name).exists() is keep
 
 
 def keep(view: PreparedDataset, recipe=RECIPE, only="*") -> None:
@@ -66,6 +66,13 @@ def test_the_next_view_has_what_the_last_training_kept(host):
 
     assert len(found) == 8
     assert found[f"{RECIPE}/images/train/0003.jpg.npy"] == b"pixels of 0003.jpg"
+
+
+def test_a_view_that_is_to_stay_gives_its_pixels_all_the_same(host, tmp_path):
+    keep(host.prepare("v1"))
+    host.discard("v1", keep=True)
+    assert len(list((tmp_path / "v1").glob("images/*/*.jpg"))) == 8
+    assert len(linked(host.prepare("v2"))) == 8
 
 
 def test_another_size_or_another_library_has_others(host, monkeypatch):

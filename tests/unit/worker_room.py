@@ -45,8 +45,9 @@ class PretendedDatasets:
     def prefetch(self, order, stop):
         pass
 
-    def discard(self, view):
-        shutil.rmtree(view, ignore_errors=True)
+    def discard(self, view, *, keep=False):
+        if not keep:
+            shutil.rmtree(view, ignore_errors=True)
 
 
 class PretendedWeights:

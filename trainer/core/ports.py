@@ -153,8 +153,8 @@ class Datasets(Protocol):
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """Bring what `prepare` would need into the caches; nothing else is changed. Raises what `prepare` raises."""
 
-    def discard(self, view: Path) -> None:
-        """Remove a view that nobody trains on any more. What the training left in it for later ones is kept."""
+    def discard(self, view: Path, *, keep: bool = False) -> None:
+        """Take from a view that nobody trains on any more what is of use to later runs, and remove it unless `keep`."""
 
 
 class Weights(Protocol):

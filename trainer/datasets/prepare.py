@@ -74,11 +74,12 @@ class FetchedDatasets:
             report = Report()
             check_all(order, self.recognised(order, view, stop, report, lambda _: None), stop, report, self.facts)
 
-    def discard(self, view: Path) -> None:
+    def discard(self, view: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""
         if self.pixels:
             self.pixels.take_over(view)
-        shutil.rmtree(view, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(view, ignore_errors=True)
 
     def check(
         self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None,

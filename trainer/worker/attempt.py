@@ -310,8 +310,7 @@ class Attempt:
         self._checkpoints.forget(self._job.checkpoint)
 
     def clean_up(self) -> None:
-        if not self._do.places.keep_views:
-            self._do.datasets.discard(self._view)
+        self._do.datasets.discard(self._view, keep=self._do.places.keep_views)
 
 
 def dataset_order(run_id: str, plan: TrainPlan) -> DatasetOrder:
