@@ -116,6 +116,7 @@ def test_only_the_names_of_the_datasets_own_images_are_taken_over(host, tmp_path
     host.discard("v1")
 
     assert set(linked(host.prepare("v2"))) == {f"{RECIPE}/images/train/0000.jpg.npy"}
+    assert len([path for path in (tmp_path / "cache/spares").rglob("*") if path.is_file()]) == 1
     assert (tmp_path / "secret").exists()
 
 
@@ -135,6 +136,7 @@ def test_a_spare_that_was_written_to_is_none(host):
     spoilt.chmod(0o644)
     spoilt.write_bytes(b"other pixels")
 
+    host.discard("v2")
     assert f"{RECIPE}/images/train/0000.jpg.npy" not in linked(host.prepare("v3"))
 
 

@@ -68,10 +68,10 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
     A row that holds anything but numbers is an error in `report` and left out. `names[i]` is how it calls text i.
     """
     if layout := _layout(texts):
-        with contextlib.suppress(ValueError):  # `1.2.3`, or `e`
+        with contextlib.suppress(ValueError):  # `1.2.3`, `1-2`, or `e`
             values = np.fromstring(layout.joined, np.float64, sep=" ")
-            if len(values) == layout.cols.sum():  # `1-2` would be two
-                return Rows(values, starts(layout.cols), layout.cols, layout.file, layout.line), np.zeros(len(texts), bool)
+            assert len(values) == layout.cols.sum()
+            return Rows(values, starts(layout.cols), layout.cols, layout.file, layout.line), np.zeros(len(texts), bool)
     return _parse_each(texts, names, report)
 
 
