@@ -67,7 +67,7 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
 
     A row that holds anything but numbers is an error in `report` and left out. `names[i]` is how it calls text i.
     """
-    if layout := _layout(texts):
+    if (layout := _layout(texts)) and len(layout.cols):
         with contextlib.suppress(ValueError):  # `1.2.3`, `1-2`, or `e`
             values = np.fromstring(layout.joined, np.float64, sep=" ")
             assert len(values) == layout.cols.sum()
