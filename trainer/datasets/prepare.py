@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +61,8 @@ class FetchedDatasets:
         report = Report()
         founds = self.recognised(order, view, stop, report, on_event)
         on_event(PhaseStarted(phase=Phase.CHECKING))
-        prepared = build(order, founds, view, stop, report, self.facts, self.pixels)
+        with _collector_at_rest():
+            prepared = build(order, founds, view, stop, report, self.facts, self.pixels)
         for finding in prepared.findings:
             if finding.level == "warning":
                 on_event(Warned(code=finding.code, message=finding.message))
@@ -121,6 +124,18 @@ class FetchedDatasets:
         root = fetched.root.resolve()
         admit = inside(root) if fetched.is_private else self.roots.admit
         return Tree(root, admit, report, stop, is_owned=fetched.is_private)
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Python's collector would look through a hundred thousand samples again and again, none of which is garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def inside(root: Path) -> Admit:
