@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os.set_inheritable(fd, False)
     refuse_network()
     stop = StopSignal()
-    commands = Commands(sys.stdin.buffer, stop)
+    commands = Commands(take_stdin(), stop)
     is_spare = "CUDA_VISIBLE_DEVICES" not in os.environ
     prepared = _prepare() if is_spare else None
     order = commands.order()
@@ -62,6 +62,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     train(order, stop, outbox.send)
     outbox.close(FLUSH_SECONDS)
     leave(0)
+
+
+def take_stdin() -> BinaryIO:
+    """Standard input, for us alone.
+
+    A process that is forked from this one, as loaders' workers are, begins by closing its `sys.stdin`: it would wait
+    for ever for the lock that a thread holds while it reads.
+    """
+    own = os.fdopen(os.dup(0), "rb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return own
 
 
 class Commands:

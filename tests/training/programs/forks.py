@@ -1,0 +1,32 @@
+"""The training process where its loaders have workers, as on a GPU: on a CPU Ultralytics takes none.
+
+Says how many there are, and what was kept ahead of the first batch by those that work ahead.
+"""
+
+import multiprocessing
+import sys
+from pathlib import Path
+
+from ultralytics.engine.trainer import BaseTrainer
+
+from trainer.training import child
+
+do_train = BaseTrainer._do_train
+
+
+def train_with_workers(self):
+    self.args.workers = 2
+    self.add_callback("on_train_start", tell)
+    do_train(self)
+
+
+def tell(trainer):
+    for process in multiprocessing.active_children():
+        if process.name.startswith("pixels-"):
+            process.join(60)
+    kept = len(list(Path(trainer.data["path"], "pixels").rglob("*.npy")))
+    print(f"WORKERS {trainer.train_loader.num_workers} AHEAD {kept}", flush=True)
+
+
+BaseTrainer._do_train = train_with_workers
+child.main(sys.argv[1:])

@@ -1,0 +1,21 @@
+"""What the training process forks: workers of its loaders, as on every GPU, and those that keep pixels ahead of it."""
+
+import pytest
+from child_run import order_for, run_child
+from drawn import draw
+
+from trainer.core.dataset import Task
+from trainer.core.events import BatchProgress, Finished
+from trainer.training.environment import FAST_LOADER
+
+pytestmark = pytest.mark.training
+
+
+def test_a_training_whose_loaders_have_workers_trains_and_has_its_pixels_kept_ahead(tmp_path):
+    """The thread that reads our standard input holds a lock that a forked process must not wait for."""
+    order = order_for(draw(tmp_path / "data", Task.DETECT), tmp_path / "run", epochs=2, imgsz=32)
+    run = run_child(order, tmp_path / "home", program="forks.py", env={FAST_LOADER: str(1 << 30)}, timeout=100)
+
+    assert isinstance(run.last, Finished), run.output
+    assert "WORKERS 2 AHEAD 24" in run.output
+    assert run.of(BatchProgress)
