@@ -1,7 +1,7 @@
 """What the service costs while there is nothing to do: `python -m benchmarks.idle`.
 
 Prints the seconds from the start of the command to its first claim, the resident memory, and the share of a core that
-an idle minute takes, on the embedded queue.
+an idle minute takes, on the embedded queue; then memory and requests over Supabase (real PostgreSQL and PostgREST).
 """
 
 import argparse
@@ -12,35 +12,65 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
 
 from benchmarks.figures import Figure
+from tests.supabase_stack import Stack, running_stack
 
 ROOT = Path(__file__).parents[1]
 
 
+POLL = 1.0  # seconds between two claims over Supabase; a tenth of the default
+
+
 def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
-    with tempfile.TemporaryDirectory() as home:
-        environment = os.environ | {"BACKEND": "local", "TRAINER_HOME": home, "WARM_START": "0", "LOG_LEVEL": "ERROR"}
-        began = time.monotonic()
-        service = subprocess.Popen([sys.executable, str(ROOT / "trainer_service.py")], env=environment)
-        try:
-            claiming = first_claim(Path(home) / "queue.db", began)
-            process = psutil.Process(service.pid)
-            share = processor(process, 1.0 if tiny else seconds)
-            memory = process.memory_info().rss / 2**20
-        finally:
-            service.terminate()
-            service.wait()
+    with tempfile.TemporaryDirectory() as home, running(home, BACKEND="local") as (process, began):
+        claiming = first_claim(Path(home) / "queue.db", began)
+        share = processor(process, 1.0 if tiny else seconds)
+        memory = process.memory_info().rss / 2**20
     yield Figure(
         what="idle worker",
         target="≤ 80 MiB, ≤ 0.5 % of a core",
         measured=f"{memory:.0f} MiB, {share:.2%} of a core, claims {claiming:.2f} s after its start",
         met=memory <= 80 and share <= 0.005,
     )
+    polls = 3 if tiny else 30
+    with running_stack() as stack, tempfile.TemporaryDirectory() as home:
+        supabase = {"BACKEND": "supabase", "SUPABASE_URL": stack.gateway.url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_key}
+        with running(home, **supabase, POLL_INTERVAL=str(POLL)) as (process, _):
+            while not claims(stack):
+                time.sleep(0.05)
+            stack.gateway.requests.clear()
+            share = processor(process, polls * POLL)
+            memory, requests, asked = process.memory_info().rss / 2**20, len(stack.gateway.requests), claims(stack)
+    yield Figure(
+        what="idle worker over Supabase",
+        target="≤ 80 MiB, ≤ 1 request per poll interval",
+        measured=f"{memory:.0f} MiB, {requests} requests in {polls} intervals of {POLL:g} s, all of them claims; "
+        f"{share:.2%} of a core",
+        met=memory <= 80 and requests == asked <= polls * 1.1 + 1,
+        why="something other than claims was asked" if requests != asked else "",
+    )
+
+
+@contextmanager
+def running(home: str, **settings: str) -> Iterator[tuple[psutil.Process, float]]:
+    """The service without a spare, and when it was started."""
+    environment = os.environ | {"TRAINER_HOME": home, "WARM_START": "0", "LOG_LEVEL": "ERROR"} | settings
+    began = time.monotonic()
+    service = subprocess.Popen([sys.executable, str(ROOT / "trainer_service.py")], env=environment, cwd=home)
+    try:
+        yield psutil.Process(service.pid), began
+    finally:
+        service.terminate()
+        service.wait()
+
+
+def claims(stack: Stack) -> int:
+    return sum("claim_training_run" in path for _, path, _ in stack.gateway.requests)
 
 
 def main() -> None:
