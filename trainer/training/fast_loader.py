@@ -83,11 +83,15 @@ def work_ahead(datasets: Sequence[Any], processes: int) -> None:
         process = multiprocessing.get_context("fork").Process(
             target=_work_ahead, args=(ahead, number, processes), name=f"pixels-{number}", daemon=True,
         )  # fmt: skip
-        process.start()
+        with contextlib.suppress(OSError):  # a host without room for another process trains all the same
+            process.start()
 
 
 def _work_ahead(datasets: Sequence[Any], number: int, processes: int) -> None:
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:
+        return  # it would take processors from the training
     for dataset in datasets:
         dataset.augment = False  # nothing is buffered here
         order = list(range(number, min(len(dataset.labels), dataset.kept_images), processes))
