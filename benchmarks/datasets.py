@@ -108,7 +108,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
         target="≥ 10,000 images/s once; ≤ 2 s unchanged",
         measured=f"{images / first.seconds:,.0f} images/s ({first.cpu:.1f} s of CPU); unchanged {again.seconds:.2f} s ({again.cpu:.1f} s)",
         met=images / first.seconds >= 10_000 and again.seconds <= 2.0,
-        why="each label file is read, checked and written and each image's header read; files cost a core 0.1 ms each",
+        why="of the unchanged view the kernel takes 0.7 to 0.8 s for its 50,000 new names, listing and reading the labels 1 s",
     )
 
 
