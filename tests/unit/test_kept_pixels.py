@@ -75,6 +75,16 @@ def test_a_view_that_is_to_stay_gives_its_pixels_all_the_same(host, tmp_path):
     assert len(linked(host.prepare("v2"))) == 8
 
 
+def test_a_disk_that_fails_undoes_nothing(host, monkeypatch):
+    keep(host.prepare("v1"))
+
+    def broken(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(kept_pixels, "_files", broken)
+    host.discard("v1")
+
+
 def test_another_size_or_another_library_has_others(host, monkeypatch):
     keep(host.prepare("v1"))
     host.discard("v1")

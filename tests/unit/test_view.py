@@ -121,6 +121,7 @@ def test_writing_stops_when_asked(tmp_path, image):
         (["x/a.jpg", "y/a.jpg", "y/a.png"], ["a.jpg", "y_a.jpg", "y_a_2.png"]),
         (["A.jpg", "a.jpg"], ["A.jpg", "a_2.jpg"]),
         (["-a.jpg", "\n.jpg", "a:b.jpg"], ["_a.jpg", "_.jpg", "a_b.jpg"]),
+        (["a.jpg\nb.jpg"], ["a.jpg_b.jpg"]),
         (["a.jfif", "b.JPE", "c.dib"], ["a.jpg", "b.jpg", "c.bmp"]),
         (["größe 1 (2).jpg"], ["größe 1 (2).jpg"]),
         (["a_2.jpg", "b/a.jpg", "c/a.jpg", "c_a.jpg"], ["a_2.jpg", "a.jpg", "c_a.jpg", "c_a_2.jpg"]),

@@ -49,14 +49,14 @@ class KeptPixels:
     def take_over(self, view: Path) -> int:
         """Move what is new in the view into the cache, as far as there is room; how many images' pixels."""
         images = self._images.pop(view, {})
-        found = {
-            _identity(identity, recipe): path
-            for recipe, place, path in _files(view / FOLDER)
-            if (identity := images.get(place)) and path.stat(follow_symlinks=False).st_nlink == 1
-        }
         try:
+            found = {
+                _identity(identity, recipe): path
+                for recipe, place, path in _files(view / FOLDER)
+                if (identity := images.get(place)) and path.stat(follow_symlinks=False).st_nlink == 1
+            }
             return self._cache.put_spares(found) if found else 0
-        except (MachineFailed, OSError):  # a full disk makes the next run slower, which is no reason to end this one
+        except (MachineFailed, OSError):  # whatever the disk has against it makes the next run slower, and must not undo this one
             return 0
 
 

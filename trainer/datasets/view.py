@@ -88,7 +88,8 @@ def view_names(names: Sequence[str]) -> list[str]:
     A name stays as it is where it can, so that a flat dataset is read in the same order as without us.
     """
     plain = [name.rpartition("/")[2] for name in names]
-    if _ALL_SAFE.fullmatch("\n".join(plain)) and _are_apart(plain):
+    lines = "\n".join(plain)
+    if lines.count("\n") == len(plain) - 1 and _ALL_SAFE.fullmatch(lines) and _are_apart(plain):
         return plain
     taken: set[str] = set()
     result = []
