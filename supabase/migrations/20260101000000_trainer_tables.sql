@@ -67,6 +67,7 @@ alter table public.training_runs
   add column if not exists not_before timestamptz,
   add column if not exists checkpoint jsonb,
   add column if not exists progress_epoch integer not null default 0,
+  add column if not exists told_epoch integer not null default 0,
   add column if not exists finish_requested boolean not null default false;
 
 comment on column public.training_runs.attempt is 'Ordinal of the claim; never repeats, names the bucket prefix and the events.';
@@ -74,6 +75,8 @@ comment on column public.training_runs.failures is 'Attempts lost since the last
 comment on column public.training_runs.claim_id is 'The fence: every write of a worker carries it. Kept after the end, for replays.';
 comment on column public.training_runs.lease_expires_at is 'Until when the claim is held. On a queued run: expired, and may still be revived.';
 comment on column public.training_runs.not_before is 'Back-off: not to be claimed earlier.';
+comment on column public.training_runs.progress_epoch is 'The highest epoch of which a checkpoint was kept: progress since the last crash.';
+comment on column public.training_runs.told_epoch is 'The highest epoch in the history; who resumes after a later one tells those between.';
 comment on column public.training_runs.checkpoint is 'The newest resumable state in the bucket: {epoch, sha256, bytes, key}.';
 
 alter table public.trainer_workers
@@ -103,6 +106,14 @@ create table if not exists public.training_run_events (
   primary key (run_id, attempt, seq)
 );
 comment on table public.training_run_events is 'A run''s history, append-only. From seq 1000000 on the queue itself speaks.';
+
+-- runs whose history began before there was such a column
+update public.training_runs r set told_epoch = h.epoch
+from (
+  select e.run_id, max((e.data ->> 'epoch')::integer) as epoch
+  from public.training_run_events e where e.kind = 'epoch' group by e.run_id
+) h
+where h.run_id = r.id and h.epoch > r.told_epoch and r.status in ('queued', 'running', 'canceling');
 
 -- Partial, so that a million finished runs cost the claim nothing.
 create index if not exists training_runs_next_idx

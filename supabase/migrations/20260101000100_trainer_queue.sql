@@ -74,7 +74,7 @@ language sql set search_path = '' as $$
   where e.run_id = record.run_id and e.attempt = record.attempt
 $$;
 
--- Stores a worker's events once each, and what the new ones among them say about checkpoints.
+-- Stores a worker's events once each, and what the new ones among them say about epochs and checkpoints.
 create or replace function trainer.store_events(run public.training_runs, events jsonb)
 returns public.training_runs language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -93,8 +93,12 @@ begin
       on conflict do nothing
       returning seq, kind, data
     )
-    select (data ->> 'epoch')::integer as epoch, data from stored where kind = 'checkpoint' order by seq
+    select kind, (data ->> 'epoch')::integer as epoch, data from stored where kind in ('epoch', 'checkpoint') order by seq
   loop
+    if saved.kind = 'epoch' then
+      run.told_epoch := greatest(run.told_epoch, saved.epoch);
+      continue;
+    end if;
     if saved.epoch > run.progress_epoch then
       run.progress_epoch := saved.epoch;
       run.failures := 0;
@@ -157,6 +161,7 @@ language sql set search_path = '' as $$
     not_before = run.not_before,
     checkpoint = run.checkpoint,
     progress_epoch = run.progress_epoch,
+    told_epoch = run.told_epoch,
     results = run.results,
     trained_model_url = run.trained_model_url,
     error_message = run.error_message,
@@ -441,7 +446,7 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 create or replace function public.trainer_schema_version() returns integer
-language sql immutable set search_path = '' as $$ select 1 $$;
+language sql immutable set search_path = '' as $$ select 2 $$;
 
 -- What an app's own policies leave open, one sentence each, for the operator to judge.
 create or replace function public.trainer_access_warnings() returns setof text

@@ -14,7 +14,7 @@ COLUMNS = {
     "trained_model_url", "created_by", "is_deployed", "deployment_status", "deployment_date", "deployment_url",
     "started_at", "completed_at", "canceled_at", "cancel_requested", "worker_id", "error_message", "created_at",
     "updated_at", "attempt", "max_attempts", "failures", "claim_id", "lease_expires_at", "heartbeat_at", "priority",
-    "not_before", "checkpoint", "progress_epoch", "finish_requested",
+    "not_before", "checkpoint", "progress_epoch", "told_epoch", "finish_requested",
 }  # fmt: skip
 
 
@@ -28,6 +28,7 @@ def test_a_new_run_is_queued_with_every_column_that_others_read(queue_lab):
     assert (row["id"], row["run_name"], row["status"], row["data_yaml"]) == (run_id, "nuts", "queued", "set/data.yaml")
     assert row["configuration"] == {"epochs": 3, "augmentation": {"hsv_h": 0.1}}
     assert (row["attempt"], row["max_attempts"], row["failures"], row["progress_epoch"]) == (0, 3, 0, 0)
+    assert row["told_epoch"] == 0
     assert (row["cancel_requested"], row["finish_requested"], row["is_deployed"]) == (False, False, False)
     assert all(row[name] is None for name in ("claim_id", "lease_expires_at", "checkpoint", "results", "started_at"))
     assert moment(row["created_at"]).utcoffset().total_seconds() == 0

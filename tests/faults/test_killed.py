@@ -104,6 +104,26 @@ def test_the_run_of_a_killed_service_goes_on_elsewhere(cloud, host, phase):
     assert cloud.row(run_id) == row
 
 
+def test_epochs_of_which_the_killed_service_never_heard_are_told_by_the_next(cloud, host):
+    """F2 F4 (I6 I9): its training finished epochs while it stood still; they stay trained, and come into the history."""
+    a = host("a", {"seconds_per_epoch": 0.3})
+    run_id = cloud.enqueue(epochs=12)
+    cloud.wait_epoch(run_id, 2)
+    a.pause()
+    told = cloud.epochs(run_id)[1][-1]
+    kept = a.run_dir(run_id) / "checkpoints"
+    wait_for((kept / f"epoch-{told + 4:05d}.json").exists)
+    assert gone(a.kill())
+    a.behave(**QUICK)
+    a.start()
+
+    assert cloud.wait(run_id, "completed")["attempt"] == 2
+
+    assert cloud.epochs(run_id) == {1: list(range(1, told + 1)), 2: list(range(told + 1, 13))}
+    resumed = next(e["data"]["message"] for e in cloud.events(run_id, "warning") if e["data"]["code"] == "resumed")
+    assert int(resumed.split()[4].strip(",")) >= told + 4
+
+
 def test_a_training_that_cannot_even_end_itself_does_not_outlive_its_service(cloud, host):
     """F2 F5 (I10): it hangs, as in a driver, and hears nothing; it is gone all the same when its service is killed."""
     a = host("a", SLOW)

@@ -80,7 +80,7 @@ def test_an_empty_project_serves_a_run_and_has_private_buckets(database):
 
 def test_all_migrations_pasted_as_one_script_work(database):
     database.sql("\n".join(path.read_text() for path in MIGRATIONS), database="fresh")
-    assert column(database, "select trainer_schema_version()") == "1"
+    assert column(database, "select trainer_schema_version()") == "2"
 
 
 def test_the_web_app_keeps_its_rows_policies_triggers_grants_and_buckets(database):
@@ -162,7 +162,7 @@ def test_a_later_migration_can_build_on_these(database):
     database.sql(
         "alter table training_runs add column note text;"
         "create or replace function public.trainer_schema_version() returns integer"
-        " language sql immutable set search_path = '' as $$ select 2 $$;",
+        " language sql immutable set search_path = '' as $$ select 3 $$;",
         database="fresh",
     )
     column(database, "insert into training_runs (run_name, note) values ('a', 'kept')")

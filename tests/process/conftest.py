@@ -51,7 +51,7 @@ class Trained:
         (self.root / "behaviour.json").write_text(json.dumps(knobs))
         return self
 
-    def order(self, epochs=3, resume=None, devices=(), names=("disc",), run_dir=None):
+    def order(self, epochs=3, resume=None, told_epoch=0, devices=(), names=("disc",), run_dir=None):
         run_dir = run_dir or self.run_dir
         run_dir.mkdir(exist_ok=True)
         plan = TrainPlan(
@@ -64,7 +64,7 @@ class Trained:
         )
         return TrainingOrder(
             plan=plan, model=Path("yolo11n.yaml"), dataset=dataset, run_dir=run_dir, resume=resume,
-            devices=devices,
+            told_epoch=told_epoch, devices=devices,
         )
 
     def train(self, **order):

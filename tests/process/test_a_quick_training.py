@@ -61,10 +61,10 @@ def test_it_goes_on_from_a_checkpoint(program):
     newest = training.of("checkpoint")[-1]
     training.events.clear()
 
-    training.behave(at_epoch=3, exit=7, only_fresh=True).train(epochs=4, resume=Path(newest.path))
+    training.behave(at_epoch=3, exit=7, only_fresh=True).train(epochs=4, resume=Path(newest.path), told_epoch=1)
 
     assert newest.epoch == 2
-    assert [event.epoch for event in training.of("epoch")] == [3, 4]
+    assert [event.epoch for event in training.of("epoch")] == [2, 3, 4]
     rows = (training.run_dir / "results.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["1", "2", "3", "4"]
 

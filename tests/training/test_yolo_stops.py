@@ -62,13 +62,16 @@ def drained(detect, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resumed(drained, tmp_path_factory):
-    """The drained training, gone on with elsewhere: other folders, and nothing but the checkpoint of the old ones."""
+    """The drained training, gone on with elsewhere: other folders, and nothing but the checkpoint of the old ones.
+
+    Of its second epoch nobody had heard.
+    """
     run, _ = drained
     home = tmp_path_factory.mktemp("resumed")
     checkpoint = home / "checkpoint.pt"
     shutil.copyfile(run.of(CheckpointSaved)[-1].path, checkpoint)
     dataset = draw(home / "data", Task.DETECT)
-    order = order_for(dataset, home / "run", epochs=4, batch=1, resume=checkpoint)
+    order = order_for(dataset, home / "run", epochs=4, batch=1, resume=checkpoint, told_epoch=1)
     return run_child(order, home), home / "run"
 
 
@@ -151,10 +154,19 @@ def test_a_drained_training_goes_on_elsewhere_to_the_same_total_of_epochs(resume
     run, run_dir = resumed
 
     assert isinstance(run.last, Finished), run.output
-    assert [event.epoch for event in run.of(EpochFinished)] == [3, 4]
+    assert [event.epoch for event in run.of(EpochFinished)] == [2, 3, 4]
     assert run.last.report["epochs_completed"] == 4
     assert epochs_in(run_dir / "results.csv") == [1, 2, 3, 4]
     assert (run_dir / "weights" / "best.pt").exists()
+
+
+def test_an_epoch_of_which_nobody_heard_is_told_by_whoever_goes_on_after_it(drained, resumed):
+    then, again = drained[0].of(EpochFinished)[1], resumed[0].of(EpochFinished)[0]
+
+    assert (then.epoch, again.epoch, again.total_epochs) == (2, 2, 4)
+    assert again.metrics == then.metrics
+    assert again.seconds > 0
+    assert resumed[0].events.index(again) < resumed[0].events.index(resumed[0].of(BatchProgress)[0])
 
 
 def test_a_resumed_training_does_not_repeat_the_batches_that_were_trained(drained, resumed):
@@ -176,7 +188,7 @@ def test_the_clock_of_a_resumed_training_goes_on(resumed):
 
 def test_the_optimiser_and_the_schedule_go_on_where_they_were(drained, resumed):
     before = drained[0].of(EpochFinished)[-1].metrics["lr/pg0"]
-    after = [event.metrics["lr/pg0"] for event in resumed[0].of(EpochFinished)]
+    after = [event.metrics["lr/pg0"] for event in resumed[0].of(EpochFinished) if event.epoch > 2]
 
     # the warm-up ended with the second epoch's first batches; from then on the rate only falls
     assert before > after[0] > after[1]
@@ -196,7 +208,7 @@ def test_a_training_that_was_interrupted_after_its_last_epoch_is_only_evaluated(
     run, _ = resumed
     complete = run.of(CheckpointSaved)[-1]
     dataset = draw(tmp_path / "data", Task.DETECT)
-    order = order_for(dataset, tmp_path / "run", epochs=4, batch=2, resume=tmp_path / "c.pt")
+    order = order_for(dataset, tmp_path / "run", epochs=4, batch=2, resume=tmp_path / "c.pt", told_epoch=4)
     shutil.copyfile(complete.path, order.resume)
     again = run_child(order, tmp_path)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import Completed, RunRequest, Verdict
+from trainer.core.job import Completed, RunEvent, RunRequest, Verdict
 from trainer.core.ports import Worker
 from trainer.jobs import sqlite_states
 from trainer.jobs.sqlite import SqliteQueue
@@ -296,11 +296,26 @@ def test_another_programs_database_is_refused_and_left_alone(path):
         assert other.execute("select count(*) from sqlite_master").fetchone() == (1,)
 
 
+def test_a_queue_of_the_version_before_is_brought_up_to_date(path):
+    queue = SqliteQueue(path)
+    lease = (enqueue(queue), claim(queue))[1]
+    queue.beat(lease, None, [RunEvent(seq=n, at="2026-01-01", kind="epoch", data={"epoch": n}) for n in (1, 2, 3)])
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("alter table training_runs drop column told_epoch")
+        other.execute("pragma user_version = 1")
+
+    again = SqliteQueue(path)
+
+    assert again.get(lease.job.id)["told_epoch"] == 3
+    assert again.get(enqueue(again))["told_epoch"] == 0
+    assert again.beat(lease, None, []) is Verdict.OK
+
+
 def test_a_newer_queue_is_refused_with_both_versions(path):
     SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:
         other.execute(f"pragma user_version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(Misconfigured, match="has version 2, this trainer knows 1: update the trainer"):
+    with pytest.raises(Misconfigured, match="has version 3, this trainer knows 2: update the trainer"):
         SqliteQueue(path)
 
 

@@ -87,6 +87,7 @@ class Job:
     request: RunRequest
     attempt: int = 0
     checkpoint: Checkpoint | None = None
+    told_epoch: int = 0  # the highest epoch in the run's history
     gpus: int = 1  # accelerators that the run needs at once
     waited: float | None = None  # seconds between insert and first claim, by the queue's clock
 

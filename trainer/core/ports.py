@@ -46,7 +46,8 @@ class Queue(Protocol):
         """Extend the lease, merge `progress` into the row's results, store each event once. Reports the worker busy.
 
         Revives a lease that expired when nobody else took the run. An event of kind `checkpoint` with a new highest
-        epoch forgives the attempts lost before it; one with a key becomes the row's checkpoint.
+        epoch forgives the attempts lost before it; one with a key becomes the row's checkpoint. Events of kind `epoch`
+        move the row's `told_epoch`.
         """
 
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
@@ -174,6 +175,7 @@ class TrainingOrder:
     run_dir: Path  # absolute; Ultralytics' save_dir
     devices: tuple[int, ...] = ()  # GPU indices of this host; empty: CPU
     resume: Path | None = None  # a verified checkpoint to go on from
+    told_epoch: int = 0  # the highest epoch in the run's history; the child tells those up to `resume`'s
 
 
 class Trainer(Protocol):

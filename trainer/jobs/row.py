@@ -63,6 +63,7 @@ def job_of(row: Mapping[str, Json]) -> Job:
         request=request,
         attempt=_whole(row.get("attempt")) or 0,
         checkpoint=checkpoint_of(row.get("checkpoint")),
+        told_epoch=_whole(row.get("told_epoch")) or 0,
         gpus=max(1, math.ceil(requirements(request.configuration).gpus)),
         waited=_seconds_between(row.get("created_at"), row.get("started_at")),
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Json, JsonObject
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _JSON_COLUMNS = frozenset({"configuration", "results", "checkpoint", "data"})
 _BOOLEAN_COLUMNS = frozenset({"is_deployed", "cancel_requested", "finish_requested"})
 
@@ -58,6 +58,7 @@ create table training_runs (
   not_before text,
   checkpoint text,
   progress_epoch integer not null default 0,
+  told_epoch integer not null default 0,
   finish_requested integer not null default 0
 );
 create table trainer_workers (
@@ -103,6 +104,15 @@ create trigger training_runs_end_has_no_lease after update of status on training
   when new.status in ('completed', 'failed', 'canceled') and new.lease_expires_at is not null
   begin update training_runs set lease_expires_at = null where id = new.id; end;
 """
+
+# from the version before to the one that is named
+_UPGRADES = {
+    2: """
+alter table training_runs add column told_epoch integer not null default 0;
+update training_runs set told_epoch = coalesce(
+  (select max(json_extract(data, '$.epoch')) from training_run_events where run_id = id and kind = 'epoch'), 0);
+""",
+}
 
 _PASSING = {
     sqlite3.SQLITE_BUSY: "it is locked by another program",
@@ -196,7 +206,9 @@ class SqliteFile:
             connection.execute("begin immediate")
             if self._version(connection) != SCHEMA_VERSION:  # nobody was faster
                 self._refuse_foreign(connection)
-                for statement in _statements(_SCHEMA):
+                version = self._version(connection)
+                scripts = [_UPGRADES[to] for to in range(version + 1, SCHEMA_VERSION + 1)] if version else [_SCHEMA]
+                for statement in _statements("".join(scripts)):
                     connection.execute(statement)
                 connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
             connection.execute("commit")
@@ -213,7 +225,7 @@ class SqliteFile:
                 f"The queue file {self._path} has version {version}, this trainer knows {SCHEMA_VERSION}: "
                 "update the trainer or name another file.",
             )
-        if version or connection.execute("select 1 from sqlite_master").fetchone():
+        if not version and connection.execute("select 1 from sqlite_master").fetchone():
             raise Misconfigured(f"The file {self._path} is another program's database: name another file.")
 
     def _set_wal(self, connection: sqlite3.Connection) -> None:

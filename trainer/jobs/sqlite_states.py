@@ -141,18 +141,21 @@ def repeated(tx: Transaction, lease: Lease, outcome: Outcome) -> Verdict:
 
 
 def store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) -> None:
-    """Store each event once, and what the new ones among them say about checkpoints."""
+    """Store each event once, and what the new ones among them say about epochs and checkpoints."""
     for event in events_json(events):
         row = {"run_id": run["id"], "attempt": run["attempt"], **event}
-        if tx.insert("training_run_events", row, or_ignore=True) and event["kind"] == "checkpoint":
-            _note_checkpoint(run, event["data"])
+        if tx.insert("training_run_events", row, or_ignore=True):
+            _note_progress(run, event["kind"], event["data"])
 
 
-def _note_checkpoint(run: JsonObject, data: JsonObject) -> None:
-    epoch = data.get("epoch")
-    if isinstance(epoch, int) and epoch > run["progress_epoch"]:
-        run["progress_epoch"], run["failures"] = epoch, 0
-    run["checkpoint"] = checkpoint_json(checkpoint_of(data)) or run["checkpoint"]
+def _note_progress(run: JsonObject, kind: str, data: JsonObject) -> None:
+    epoch = data["epoch"] if isinstance(data.get("epoch"), int) else 0
+    if kind == "epoch":
+        run["told_epoch"] = max(run["told_epoch"], epoch)
+    if kind == "checkpoint":
+        run["checkpoint"] = checkpoint_json(checkpoint_of(data)) or run["checkpoint"]
+        if epoch > run["progress_epoch"]:
+            run["progress_epoch"], run["failures"] = epoch, 0
 
 
 def end(tx: Transaction, run: JsonObject, ending: Ending) -> None:

@@ -30,7 +30,7 @@ from trainer.jobs import row
 from trainer.remote.retry import RetryPolicy, retrying
 from trainer.remote.supabase import MIGRATE, USE_KEY, Project
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PAGE = 1000  # PostgREST returns no more rows at once, and does not say so
 
 # Whoever claims, beats or ends a run comes back by itself; these only bridge a hiccup.

@@ -97,6 +97,13 @@ def progress_of(checkpoint: Path) -> Progress:
         return Progress(**json.loads(archive.read(facts))) if facts in archive.namelist() else Progress()
 
 
+def results_of(checkpoint: Path) -> str:
+    """The results.csv in it, "" when there is none. Raises OSError or zipfile.BadZipFile when it cannot be read."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        results = _our_folder(archive) + "results.csv"
+        return archive.read(results).decode() if results in archive.namelist() else ""
+
+
 def forget(run_dir: Path) -> None:
     """Remove what an earlier attempt left in `run_dir`, so that a training from the start is nobody's heir."""
     for path in [*(run_dir / FOLDER).glob("epoch-*"), *(run_dir / "weights").glob("*.pt")]:

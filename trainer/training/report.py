@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch
 
 from trainer import __version__
 from trainer.core.dataset import Task
+from trainer.core.events import EpochFinished
 from trainer.core.job import JsonObject
+from trainer.core.plan import TrainPlan
 from trainer.training.callbacks import numbers
 
 LARGEST = 256 * 1024  # bytes of JSON
@@ -58,6 +60,20 @@ def from_results(results: Path, epoch: int | None, task: Task) -> JsonObject:
         rows = list(csv.DictReader(file))
     row = next((row for row in rows if epoch is not None and int(float(row["epoch"])) == epoch), rows[-1])
     return summary(numbers({key: value for key, value in row.items() if key.startswith(("metrics/", "val/"))}), task)
+
+
+def epochs_after(epoch: int, results: str, plan: TrainPlan) -> Iterator[EpochFinished]:
+    """What was to be told of the epochs after `epoch` when they were finished, out of the text of a results.csv."""
+    told = ("train/", "val/", "metrics/", "lr/") if plan.args.get("val", True) else ("train/", "lr/")
+    ended = 0.0
+    for row in csv.DictReader(results.splitlines()):
+        if not all(row.values()):
+            continue  # cut by a full disk
+        number, began, ended = int(float(row["epoch"])), ended, float(row["time"])
+        if number > epoch:
+            metrics = numbers({name: value for name, value in row.items() if name.startswith(told)})
+            seconds = round(ended - began, 3)
+            yield EpochFinished(epoch=number, total_epochs=plan.epochs, metrics=metrics, seconds=seconds)
 
 
 def environment(args: Mapping[str, Any], fingerprint: str) -> JsonObject:

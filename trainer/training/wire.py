@@ -76,6 +76,7 @@ def encode_order(order: TrainingOrder) -> bytes:
             "run_dir": str(order.run_dir),
             "devices": list(order.devices),
             "resume": None if order.resume is None else str(order.resume),
+            "told_epoch": order.told_epoch,
         },
     )
 
@@ -120,6 +121,7 @@ def _order(data: JsonObject) -> TrainingOrder:
         run_dir=Path(data["run_dir"]),
         devices=tuple(int(device) for device in data.get("devices") or ()),
         resume=None if data.get("resume") is None else Path(data["resume"]),
+        told_epoch=int(data.get("told_epoch") or 0),
     )
 
 

@@ -69,6 +69,8 @@ class Training:
 
     def train(self) -> None:
         """Train to the end and validate best.pt. Raises `Stopped`, and whatever goes wrong."""
+        if RANK == -1:
+            self._complete_history()
         for halvings in range(HALVINGS + 1):
             try:
                 return self._train_once()
@@ -119,6 +121,13 @@ class Training:
         """The last word of a rank."""
         report = {"images_per_second": self._meter.images_per_second}
         return Finished(best=str(self._best), last=str(self._last), report=report)
+
+    def _complete_history(self) -> None:
+        """Tell the epochs whose state was kept, but of which the supervisor did not hear before it died."""
+        if state := self._order.resume:
+            results = checkpoints.results_of(state)
+            for event in report.epochs_after(self._order.told_epoch, results, self._order.plan):
+                self._send(event)
 
     # ── one try ──
 

@@ -163,6 +163,7 @@ class Attempt:
             run_dir=self._run_dir,
             devices=self._devices(plan),
             resume=self._fetched(lambda: self._resume(plan)),
+            told_epoch=self._job.told_epoch,
         )
         self._record.event(PhaseStarted(phase=Phase.STARTING))
         with self._checkpoints.on_a_timer(self._stop):

@@ -99,6 +99,8 @@ class Quick:
             self.send(kind="warning", code="test", message=message)
         self.send(kind="phase", phase="scanning", seconds=0.0)
         self.send(kind="phase", phase="training", seconds=0.0)
+        for epoch in range(self.order["told_epoch"] + 1, self.first_epoch):
+            self.tell(epoch)  # whoever was to hear of it died first
         results = self.run_dir / "results.csv"
         if not (self.order["resume"] and results.exists()):
             results.write_text("epoch,time,train/box_loss,metrics/mAP50(B)\n")
@@ -115,7 +117,7 @@ class Quick:
 
     def train_epoch(self, epoch):
         batches, seconds = self.knob("batches", 2), self.knob("seconds_per_epoch", 0.02)
-        loss, quality = 1 / epoch, round(epoch / (epoch + 1), 4)
+        loss, quality = numbers(epoch)
         for batch in range(1, batches + 1):
             self.pause(seconds / batches)
             self.send(
@@ -127,11 +129,15 @@ class Quick:
                 self.trouble(epoch)
         for number in range(self.knob("lines", 1)):
             print(f"epoch {epoch}/{self.epochs} line {number}: box_loss {loss:.3f}", flush=True)
-        metrics = {"train/box_loss": loss, "metrics/precision(B)": quality, "metrics/recall(B)": quality}
-        metrics |= {"metrics/mAP50(B)": quality, "metrics/mAP50-95(B)": quality / 2, "lr/pg0": 0.01}
         with (self.run_dir / "results.csv").open("a") as results:
             results.write(f"{epoch},{seconds},{loss},{quality}\n")
         self.save_checkpoint(epoch)
+        self.tell(epoch)
+
+    def tell(self, epoch):
+        seconds, (loss, quality) = self.knob("seconds_per_epoch", 0.02), numbers(epoch)
+        metrics = {"train/box_loss": loss, "metrics/precision(B)": quality, "metrics/recall(B)": quality}
+        metrics |= {"metrics/mAP50(B)": quality, "metrics/mAP50-95(B)": quality / 2, "lr/pg0": 0.01}
         self.send(
             kind="epoch", epoch=epoch, total_epochs=self.epochs, metrics=metrics, seconds=seconds,
             eta_seconds=(self.epochs - epoch) * seconds,
@@ -186,6 +192,11 @@ class Quick:
 
     def send(self, **event):
         os.write(self.events_fd, json.dumps(event).encode() + b"\n")
+
+
+def numbers(epoch):
+    """The loss and the quality of an epoch."""
+    return 1 / epoch, round(epoch / (epoch + 1), 4)
 
 
 if __name__ == "__main__":
