@@ -72,7 +72,8 @@ def test_a_resumed_time_budget_counts_what_was_used_before(budgeted, classify, t
     """Most of the budget is used, so the resumed training takes the rest of it, and not the whole again."""
     kept = budgeted.of(CheckpointSaved)
     before = shutil.copyfile(kept[-2].path, tmp_path / "before.pt")
-    order = order_for(classify, tmp_path / "run", epochs=100, args={"time": 2.5 / 3600}, resume=Path(before))
+    changes = {"epochs": 100, "args": {"time": 2.5 / 3600}, "resume": Path(before), "told_epoch": kept[-2].epoch}
+    order = order_for(classify, tmp_path / "run", **changes)
     run = run_child(order, tmp_path)
 
     assert isinstance(run.last, Finished), run.output
