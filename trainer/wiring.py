@@ -150,7 +150,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             artifacts_bucket=settings.supabase_artifacts_bucket,
             parse=plan_parser(settings),
             places=places,
-            times=RunTimes(checkpoint=settings.checkpoint_interval, drain=settings.drain_seconds),
+            times=run_times(settings),
         )
         execution = Execution(
             queue=queue,
@@ -194,13 +194,21 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
         )
 
 
+def run_times(settings: Settings) -> RunTimes:
+    return RunTimes(checkpoint=settings.checkpoint_interval, drain=settings.drain_seconds)
+
+
 def build_trainer(settings: Settings) -> ChildTrainer:
     """The supervisor of training processes."""
     return ChildTrainer(
         environment=process_environment(),
         home=settings.trainer_home / "children",
         weights=settings.models_folder,
-        patience=Patience(grace=settings.cancel_grace, stall=settings.stall_seconds),
+        patience=Patience(
+            grace=settings.cancel_grace,
+            shutdown=run_times(settings).keep_state,
+            stall=settings.stall_seconds,
+        ),
         warm_start=settings.warm_start,
         timestamp_output=False,  # the run's log has the times
         fast_loader_bytes=int(settings.dataset_cache_gb * GB) if settings.fast_loader else 0,

@@ -169,8 +169,8 @@ def test_a_stopped_service_leaves_its_run_to_the_next(cloud, host, record_proper
 
 @pytest.mark.parametrize(("grace", "in_time"), [(5, False), (30, True), (120, True)])
 def test_a_training_that_takes_long_to_stop_has_the_drain_time_for_it(cloud, host, record_property, grace, in_time):
-    """F13 (I6 I7 I9 I10): it needs 6 s to write its state. Given less, its host leaves without it: one more takeover."""
-    a = host("a", SLOW | {"seconds_to_stop": 6}, DRAIN_SECONDS=grace, CANCEL_GRACE=60)
+    """F13 (I6 I7 I9 I10): it needs 6 s to stop. Given less, it is killed, and its run goes back all the same."""
+    a = host("a", SLOW | {"seconds_to_stop": 6}, DRAIN_SECONDS=grace)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)
     processes = a.children()
@@ -180,23 +180,21 @@ def test_a_training_that_takes_long_to_stop_has_the_drain_time_for_it(cloud, hos
     record_property("exit_seconds", round(took, 2))
 
     assert code == 0
-    assert took < (6 if in_time else grace) + 4  # and a slow machine
+    assert took < min(grace, 10)  # 10: the six, and a slow machine
     assert gone(processes)
     row = cloud.row(run_id)
-    assert row["status"] == ("queued" if in_time else "running")
-    if in_time:
-        assert row["failures"] == 0
-        assert row["checkpoint"]["epoch"] == cloud.epochs(run_id)[1][-1]
+    assert (row["status"], row["failures"]) == ("queued", 0)
+    assert row["checkpoint"]["epoch"] == cloud.epochs(run_id)[1][-1]
     host("b", QUICK)
     assert cloud.wait(run_id, "completed")["attempt"] == 2
-    cloud.check_epochs(run_id, back=0 if in_time else 1)
+    cloud.check_epochs(run_id, back=0)
 
 
 @pytest.mark.parametrize(("grace", "status"), [(5, "queued"), (30, "completed"), (120, "completed")])
 def test_an_upload_is_finished_if_the_drain_time_allows(cloud, host, record_property, grace, status):
-    """F13 (I6 I7 I8): half of DRAIN_SECONDS is for an upload that takes 4 s; given less, only the upload is repeated."""
+    """F13 (I6 I7 I8): an upload that takes 6 s has four fifths of DRAIN_SECONDS; given less, only it is repeated."""
     a = host("a", QUICK, DRAIN_SECONDS=grace)
-    cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=4)
+    cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
     run_id = cloud.enqueue(epochs=3)
     cloud.wait_phase(run_id, "uploading")
     began = time.monotonic()

@@ -85,8 +85,24 @@ def test_a_lost_lease_after_a_polite_request_kills_at_once(program):
     assert time.monotonic() - began < 10
 
 
+def test_a_cancel_cuts_the_patience_of_a_shutdown_short(program):
+    training = program("trains_quickly", grace=0.3, shutdown=60).behave(deaf=True, seconds_per_epoch=30)
+    asked = []
+
+    def ask():
+        asked.append(time.monotonic())
+        training.stop.set(StopReason.SHUTDOWN)
+        time.sleep(0.6)
+        training.stop.set(StopReason.CANCELED)
+
+    training.when(in_training, ask)
+    with pytest.raises(Stopped):
+        training.train()
+    assert 0.9 <= time.monotonic() - asked[0] < 10
+
+
 def test_a_stronger_request_follows_a_milder_one_without_a_second_grace(program):
-    training = program("trains_quickly", grace=1.2).behave(deaf=True, seconds_per_epoch=30)
+    training = program("trains_quickly", grace=1.2, shutdown=1.2).behave(deaf=True, seconds_per_epoch=30)
     asked = []
 
     def ask():

@@ -88,6 +88,20 @@ def test_borrowed_time_delays_a_cancel_but_not_the_loss_of_the_lease():
         assert later.wait(5)
 
 
+def test_the_time_that_a_shutdown_lends_counts_from_its_request():
+    shutdown = StopSignal()
+    shutdown.set(StopReason.SHUTDOWN)
+    run = shutdown.child()
+    run.set(StopReason.CANCELED)
+    time.sleep(0.4)
+
+    began = time.monotonic()
+    with run.borrowed_time(0.5) as later:
+        assert later.wait(5)
+
+    assert time.monotonic() - began < 0.4
+
+
 def test_borrowed_time_ends_its_thread():
     before = threading.active_count()
 

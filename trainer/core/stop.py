@@ -40,6 +40,7 @@ class StopSignal:
     def __init__(self, parent: StopSignal | None = None) -> None:
         self._parent = parent
         self._own: StopReason | None = None
+        self._shutdown_at: float | None = None  # monotonic
         # one condition for the whole tree: a stop anywhere wakes every waiter
         self._changed: threading.Condition = parent._changed if parent else threading.Condition()  # noqa: SLF001
 
@@ -52,6 +53,8 @@ class StopSignal:
         with self._changed:
             if self._own is None or reason.strength > self._own.strength:
                 self._own = reason
+                if reason is StopReason.SHUTDOWN:
+                    self._shutdown_at = time.monotonic()
                 self._changed.notify_all()
 
     @property
@@ -60,6 +63,11 @@ class StopSignal:
         above = self._parent.reason if self._parent else None
         reasons = [r for r in (self._own, above) if r is not None]
         return max(reasons, key=lambda r: r.strength, default=None)
+
+    @property
+    def shutdown_at(self) -> float | None:
+        """The monotonic time of the request to shut down, here or above; None while there is none."""
+        return self._shutdown_at or (self._parent.shutdown_at if self._parent else None)
 
     @property
     def must_stop(self) -> bool:
@@ -85,7 +93,10 @@ class StopSignal:
 
     @contextmanager
     def borrowed_time(self, seconds: float) -> Iterator[StopSignal]:
-        """A signal that hears LOST at once and any other stop only `seconds` later: time to bring things to an end."""
+        """A signal that hears LOST at once and any other stop only `seconds` later: time to bring things to an end.
+
+        A shutdown has its end whatever was done meanwhile: its seconds count from its request.
+        """
         later = StopSignal()
         over = threading.Event()
 
@@ -96,7 +107,7 @@ class StopSignal:
                 if reason is StopReason.LOST:
                     later.set(reason)
                 elif self.must_stop and reason is not None:
-                    deadline = deadline or time.monotonic() + seconds
+                    deadline = deadline or (self.shutdown_at or time.monotonic()) + seconds
                     if time.monotonic() > deadline:
                         later.set(reason)
 

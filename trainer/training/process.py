@@ -30,11 +30,12 @@ _AT_ONCE = (StopReason.LOST, StopReason.STUCK)
 class Patience:
     """How long a child may take, in seconds.
 
-    `grace`: to follow a polite request. `starting`: to its first event. `stall`: between two events, unless `phases`
+    `grace`: to follow a polite request. `shutdown`: likewise, when there is a state to keep. `starting`: to its first event. `stall`: between two events, unless `phases`
     has another number for the phase. `exit`: to end after its last word (it may still be drawing plots).
     """
 
     grace: float = 10.0
+    shutdown: float = 45.0
     starting: float = 300.0
     stall: float = 1800.0
     exit: float = 30.0
@@ -193,7 +194,8 @@ class _Training:
                 child.kill()
             elif now >= self._terminate_at:
                 child.terminate()
-                self._terminate_at, self._kill_at = float("inf"), now + _TERM_SECONDS
+                self._terminate_at = float("inf")
+                self._kill_at = min(self._kill_at, now + _TERM_SECONDS)
             if not warmed and child.phase is Phase.TRAINING:
                 warmed = True
                 when_busy()
@@ -215,14 +217,14 @@ class _Training:
         reason = self._stop.reason
         if reason is None or reason is self._asked:
             return
-        first_order = self._asked in (None, StopReason.FINISH)
         self._asked = reason
         if reason in _AT_ONCE:
             self._kill_at = now
             return
         self._child.send(encode_stop(reason))
-        if reason is not StopReason.FINISH and first_order:
-            self._terminate_at = now + self._patience.grace
+        if reason is not StopReason.FINISH:
+            patience = self._patience.shutdown if reason is StopReason.SHUTDOWN else self._patience.grace
+            self._terminate_at = min(self._terminate_at, now + patience)
 
     def _judge_silence(self, now: float) -> None:
         child = self._child

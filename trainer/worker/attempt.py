@@ -75,10 +75,21 @@ def _suffix(job: Job) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunTimes:
-    """Seconds: how often checkpoints leave the host, and how long a run may still tidy up after it was stopped."""
+    """Seconds: how often checkpoints leave the host, and what a run may still take once it was stopped.
+
+    Of `drain` the training has the first 40 % to keep its state, uploads end at 80 %, and the rest is the queue's.
+    """
 
     checkpoint: float
     drain: float
+
+    @property
+    def keep_state(self) -> float:
+        return 0.4 * self.drain
+
+    @property
+    def upload(self) -> float:
+        return 0.8 * self.drain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +259,7 @@ class Attempt:
                 self._tell_once(told, "upload_waits", f"The upload waits: {error}")
                 raise Unavailable(str(error)) from error
 
-        with self._stop.borrowed_time(self._do.times.drain / 2) as patience:
+        with self._stop.borrowed_time(self._do.times.upload) as patience:
             artifacts = retrying(publish, policy, patience)
         self._record.event(PhaseStarted(phase=Phase.ENDING))
         return artifacts
@@ -287,7 +298,7 @@ class Attempt:
 
     def _last_checkpoint(self) -> Checkpoint | None:
         try:
-            with self._stop.borrowed_time(self._do.times.drain / 2) as patience:
+            with self._stop.borrowed_time(self._do.times.upload) as patience:
                 return self._checkpoints.send_newest(patience)
         except (Unavailable, Misconfigured, Stopped, OSError) as error:
             log.warning("the last checkpoint stays on this host", run_id=self._job.id, error=str(error))
@@ -297,7 +308,7 @@ class Attempt:
         """Publish what exists of a run that will not complete; what cannot be sent soon stays on this host."""
         self._slot.give_back()
         try:
-            policy = RetryPolicy(total_seconds=self._do.times.drain / 2)
+            policy = RetryPolicy(total_seconds=self._do.times.upload)
             return {**self._listed(self._published(policy)), **self._progress.as_json()}
         except (Unavailable, Stopped, MachineFailed, OSError) as error:
             log.warning("the artifacts of the run stay on this host", run_id=self._job.id, error=str(error))
