@@ -112,7 +112,7 @@ def program(tmp_path, home):
             home=home,
             weights=tmp_path / "models",
             program=(sys.executable, str(PROGRAMS / f"{name}.py"), *arguments),
-            patience=Patience(**({"grace": 0.3, "shutdown": 0.3, "starting": 10, "stall": 10, "exit": 0.5} | patience)),
+            patience=Patience(**({"grace": 0.3, "shutdown": patience.get("grace", 0.3), "starting": 10, "stall": 10, "exit": 0.5} | patience)),
             warm_start=warm_start,
             threads=threads,
             timestamp_output=timestamp_output,

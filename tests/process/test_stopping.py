@@ -102,7 +102,7 @@ def test_a_cancel_cuts_the_patience_of_a_shutdown_short(program):
 
 
 def test_a_stronger_request_follows_a_milder_one_without_a_second_grace(program):
-    training = program("trains_quickly", grace=1.2, shutdown=1.2).behave(deaf=True, seconds_per_epoch=30)
+    training = program("trains_quickly", grace=1.2).behave(deaf=True, seconds_per_epoch=30)
     asked = []
 
     def ask():
