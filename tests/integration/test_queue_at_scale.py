@@ -75,7 +75,7 @@ def test_one_claim_sent_32_times_at_one_moment_takes_one_run(supabase_lab):
     assert supabase_lab.stack.sql("select count(*) from training_runs where status = 'running'") == "1"
 
 
-def test_1000_runs_are_served_once_each_by_8_workers(supabase_lab):
+def test_1000_runs_are_served_once_each_by_64_workers(supabase_lab):
     supabase_lab.stack.sql("insert into training_runs (run_name) select 'run' from generate_series(1, 1000)")
 
     def drain(n: int) -> list[str]:
@@ -86,7 +86,7 @@ def test_1000_runs_are_served_once_each_by_8_workers(supabase_lab):
             served.append(lease.job.id)
         return served
 
-    served = [run_id for runs in in_parallel(8, drain) for run_id in runs]
+    served = [run_id for runs in in_parallel(64, drain) for run_id in runs]
     assert len(served) == len(set(served)) == 1000
     assert supabase_lab.stack.sql("select count(*) from training_runs where status = 'completed' and attempt = 1") == "1000"
 
