@@ -30,8 +30,9 @@ _AT_ONCE = (StopReason.LOST, StopReason.STUCK)
 class Patience:
     """How long a child may take, in seconds.
 
-    `grace`: to follow a polite request. `shutdown`: likewise, when there is a state to keep. `starting`: to its first event. `stall`: between two events, unless `phases`
-    has another number for the phase. `exit`: to end after its last word (it may still be drawing plots).
+    `grace`: to follow a polite request. `shutdown`: likewise, when there is a state to keep. `starting`: to its first
+    event. `stall`: between two events, unless `phases` has another number for the phase. `exit`: to end after its last
+    word (it may still be drawing plots).
     """
 
     grace: float = 10.0
