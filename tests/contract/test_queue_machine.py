@@ -98,6 +98,7 @@ class QueueMachine(RuleBasedStateMachine):
         events = [self.event(lease, "phase")]
         if epoch is not None:
             key = f"{lease.job.attempt}/{epoch}.pt" if uploaded else None
+            events.append(self.event(lease, "epoch", epoch=epoch))
             events.append(self.event(lease, "checkpoint", epoch=epoch, sha256="ab", bytes=1, key=key))
         self.send("beat", lease, {"progress": {"by": lease.claim_id, "seq": self.seq}}, events)
 
@@ -179,6 +180,8 @@ class QueueMachine(RuleBasedStateMachine):
             row = after[lease.job.id]
             assert (row["status"], row["claim_id"], row["worker_id"]) == ("running", claim_id, worker)
             assert lease.job.attempt == row["attempt"] == before[lease.job.id]["attempt"] + 1
+            epochs = [line["data"]["epoch"] for line in self.events_of(lease) if line["kind"] == "epoch"]
+            assert lease.job.told_epoch == max(epochs, default=0), "what was told is told once"
             assert (row["id"], row["attempt"]) not in self.attempts, "an attempt's number never repeats"
             self.attempts[row["id"], row["attempt"]] = claim_id
             self.leases.append(lease)

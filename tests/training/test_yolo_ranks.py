@@ -131,16 +131,17 @@ def test_finish_ends_the_training_on_every_rank_with_a_model(two):
     assert finished.report["epochs_completed"] == 2 == two.epochs()[-1]
 
 
-def test_a_shutdown_keeps_the_batch_and_two_ranks_go_on_from_there(two, tmp_path, dataset):
+def test_a_shutdown_keeps_the_batch_and_two_ranks_go_on_from_there(two, tmp_path):
+    two.dataset = draw(tmp_path / "many", Task.DETECT, train=48)  # epochs that are longer than a stop takes
     two.stop_when = in_epoch(2, StopReason.SHUTDOWN)
     with pytest.raises(Stopped):
-        two.train(epochs=3)
+        two.train(epochs=3, batch=2)
     kept = two.of(CheckpointSaved)[-1]
     assert kept.epoch == 1
 
-    again = TwoDevices(tmp_path / "another-host", dataset)
+    again = TwoDevices(tmp_path / "another-host", two.dataset)
     again.home.mkdir()
-    finished = again.train(epochs=3, resume=kept.path)
+    finished = again.train(epochs=3, batch=2, resume=kept.path)
 
     assert [event.epoch for event in again.of(EpochFinished)] == [1, 2, 3]  # nobody had heard of the first: told, once
     first = next(event for event in again.of(BatchProgress) if event.phase is Phase.TRAINING)
