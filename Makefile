@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= 3
+JOBS ?= 2
 
 .PHONY: demo supabase-demo test check faults bench clean
 
@@ -12,10 +12,9 @@ demo: $(VENV)/.installed
 supabase-demo: $(VENV)/.installed
 	$(BIN)/python -m tests.supabase_demo
 
-# long campaigns are targets of their own; everything else runs here, side by side. Many tests wait, so one more of them
-# than two cores have; what takes long comes first, and the short unit tests fill up the end
+# long campaigns are targets of their own; everything else runs here, side by side
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
