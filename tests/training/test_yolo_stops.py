@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 from child_run import order_for, run_child
@@ -167,6 +168,18 @@ def test_an_epoch_of_which_nobody_heard_is_told_by_whoever_goes_on_after_it(drai
     assert again.metrics == then.metrics
     assert again.seconds > 0
     assert resumed[0].events.index(again) < resumed[0].events.index(resumed[0].of(BatchProgress)[0])
+
+
+def test_a_row_that_a_full_disk_cut_is_no_epoch_and_stops_nothing():
+    from trainer.training.report import epochs_after  # here: it brings Ultralytics into the process
+
+    rows = ["epoch,time,train/box_loss,lr/pg0", "1,2.5,0.5,0.01", "2,4,0.3,0.02,4,9,0.2,0.01", "5,11,0.1,0.01", "6,1"]
+
+    told = list(epochs_after(1, "\n".join(rows), SimpleNamespace(args={}, epochs=9)))
+
+    assert [(event.epoch, event.total_epochs, event.metrics) for event in told] == [
+        (5, 9, {"train/box_loss": 0.1, "lr/pg0": 0.01})
+    ]
 
 
 def test_a_resumed_training_does_not_repeat_the_batches_that_were_trained(drained, resumed):

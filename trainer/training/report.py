@@ -67,8 +67,8 @@ def epochs_after(epoch: int, results: str, plan: TrainPlan) -> Iterator[EpochFin
     told = ("train/", "val/", "metrics/", "lr/") if plan.args.get("val", True) else ("train/", "lr/")
     ended = 0.0
     for row in csv.DictReader(results.splitlines()):
-        if not all(row.values()):
-            continue  # cut by a full disk
+        if None in row or not all(row.values()):
+            continue  # cut by a full disk, with the next one behind it on the same line or not
         number, began, ended = int(float(row["epoch"])), ended, float(row["time"])
         if number > epoch:
             metrics = numbers({name: value for name, value in row.items() if name.startswith(told)})
