@@ -102,6 +102,8 @@ class StorageServer:
         self.requests: list[str] = []  # "METHOD /path", without the prefix and the query
         self.received = self.sent = 0  # bytes of bodies of objects
         self.lock = threading.RLock()
+        self.busy = 0  # requests that are being answered
+        self.idle = threading.Condition(self.lock)
         self.secret = secrets.token_hex(8)
         self._folder = tempfile.TemporaryDirectory(prefix="storage-")
         self._http = Server((host, port), type("Bound", (Handler,), {"server_state": self}))
@@ -124,6 +126,12 @@ class StorageServer:
         """Make the next `times` requests whose `METHOD /path` contains `on` go wrong."""
         with self.lock:
             self.faults.append(Fault(kind, on, times, **details))
+
+    def settled(self) -> int:
+        """`sent`, once the last answer to a client that has hung up is over."""
+        with self.idle:
+            assert self.idle.wait_for(lambda: self.busy == 0, 30)
+            return self.sent
 
     def take_faults(self, request: str) -> dict[str, Fault]:
         with self.lock:
@@ -192,6 +200,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         self.state = self.server_state
+        with self.state.lock:
+            self.state.busy += 1
+        try:
+            self.handle_request()
+        finally:
+            with self.state.idle:
+                self.state.busy -= 1
+                self.state.idle.notify_all()
+
+    def handle_request(self) -> None:
         path, _, query = self.path.partition("?")
         path, self.query = path.removeprefix("/storage/v1"), parse_qs(query)
         self.unread = int(self.headers.get("Content-Length") or 0)
@@ -372,9 +390,10 @@ class Handler(BaseHTTPRequestHandler):
         body = body[: cut.after] if cut else body
         step = max(1, int(slow.rate / 20)) if slow else 1 << 20
         for start in range(0, len(body), step):
+            with self.state.lock:  # before the client has them, who may look at once
+                self.state.sent += min(step, len(body) - start) if count else 0
             self.wfile.write(body[start : start + step])
             self.wfile.flush()
-            self.state.sent += min(step, len(body) - start) if count else 0
             time.sleep(0.05 if slow else 0)
         if cut:
             raise Cut

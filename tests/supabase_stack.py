@@ -280,6 +280,13 @@ class Stack:
         """Serve `/storage/v1` from `url`."""
         self.gateway.routes["/storage/v1"] = url
 
+    def restart(self) -> None:
+        """Both servers anew: PostgREST takes up to half a minute to notice that its database is back."""
+        self.postgrest.stop()
+        self.postgres.stop()
+        self.postgres.start()
+        self.postgrest.start()
+
     def clear(self) -> None:
         """Empty tables, no faults."""
         self.gateway.reset()

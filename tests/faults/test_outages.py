@@ -30,7 +30,7 @@ DOWN = {"Postgres": database_down, "PostgREST": rest_down}
 
 @pytest.fixture(params=DOWN)
 def outage(cloud, request):
-    """`down()` stops a server, `up()` starts it; it is up at the end."""
+    """`down()` stops a server, `up()` starts it; both are fresh at the end."""
     ups = []
 
     class Outage:
@@ -41,8 +41,7 @@ def outage(cloud, request):
             ups.pop()()
 
     yield Outage()
-    for up in ups:
-        up()
+    cloud.stack.restart()
 
 
 def assert_all_epochs_once(cloud, run_id, epochs):

@@ -131,10 +131,8 @@ def test_the_migrations_are_older_than_the_service(supabase, other_project):
 @pytest.fixture(params=["postgres", "postgrest"])
 def server(supabase, request):
     """A server that the test may stop."""
-    server = getattr(supabase, request.param)
-    yield server
-    server.stop()
-    server.start()
+    yield getattr(supabase, request.param)
+    supabase.restart()
 
 
 @contextmanager
@@ -154,7 +152,7 @@ def test_a_server_that_is_down_at_the_start_is_waited_for(supabase_lab, server):
 
 
 def test_a_server_that_goes_down_in_the_middle_costs_nothing(supabase_lab, server):
-    queue = supabase_lab.another(**QUICK )
+    queue = supabase_lab.another(**QUICK)
     lease = claimed(supabase_lab)
     event = RunEvent(seq=1, at="2026-01-02T03:04:05+00:00", kind="epoch", data={"epoch": 1})
     server.stop()
@@ -175,7 +173,8 @@ def test_a_server_that_goes_down_in_the_middle_costs_nothing(supabase_lab, serve
     assert [e["seq"] for e in queue.events(lease.job.id)] == [1]
 
 
-def test_a_database_that_crashed_and_is_back_costs_nothing(supabase_lab):
+def test_a_database_that_crashed_and_is_back_costs_nothing(supabase_lab, request):
+    request.addfinalizer(supabase_lab.stack.restart)
     lease, queue = claimed(supabase_lab), supabase_lab.another(beat=PATIENT, read=PATIENT)
     for n in range(1, 4):
         supabase_lab.stack.postgres.crash()

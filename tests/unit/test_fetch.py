@@ -478,7 +478,7 @@ def test_a_large_stored_archive_is_gone_on_with_after_an_interruption(cloud, roo
 
     with pytest.raises(Stopped):
         fetcher.fetch(ref, root / "run1", stop, give_up)
-    before = storage.sent
+    before = storage.settled()
     assert content(fetcher.fetch(ref, root / "run2", StopSignal(), lambda _: None)) == files
     assert storage.sent - before < len(archive) - (4 << 20)
     assert os.listdir(root / ".cache/tmp") == []
