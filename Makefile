@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo supabase-demo test check faults bench clean
+.PHONY: demo supabase-demo test test-long check faults bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python trainer_service.py demo
@@ -12,9 +12,12 @@ demo: $(VENV)/.installed
 supabase-demo: $(VENV)/.installed
 	$(BIN)/python -m tests.supabase_demo
 
-# long campaigns are targets of their own; everything else runs here, side by side
+# what takes minutes of processor time, and the campaigns, are targets of their own
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not long"
+
+test-long: $(VENV)/.installed
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -182,6 +182,8 @@ def _weights(path: Path) -> str:
 def figures(*, tiny: bool) -> Iterator[Figure]:
     sizes = {"12 MP": (4000, 3000, 8.0, 640), "1080p": (1920, 1080, 2.0, 640), "640-pixel": (640, 480, 0.95, 640)}
     count, smaller = (4, 8) if tiny else (24, 1)
+    if tiny:
+        sizes = {"1080p": sizes["1080p"]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         for title, (width, height, target, imgsz) in sizes.items():

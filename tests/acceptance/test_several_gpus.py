@@ -106,6 +106,7 @@ def test_a_run_that_gets_fewer_gpus_than_it_names_is_told_so(home, data):
 
 
 @pytest.mark.training
+@pytest.mark.long
 def test_a_real_training_on_two_devices_from_its_row_to_its_model_and_through_a_restart(home, data):
     ranks = {"STAND_IN": "../../training/programs/ranks_on_cpu.py", "LEASE_SECONDS": 30, "PRETENDED_GPUS": 2}
     ask = {"device": "0,1", "batch": 4, "imgsz": 64, "workers": 0, "plots": False}

@@ -13,15 +13,16 @@ from benchmarks.__main__ import NAMES
 from benchmarks.figures import HEADER
 from tests.supabase_stack import MissingBinary
 
+pytestmark = [pytest.mark.training, pytest.mark.long]
+
 ROOT = Path(__file__).parents[2]
-FIGURES = {"run": 4, "loader": 7, "sync": 3, "datasets": 1, "storage": 1, "claim": 2, "beats": 1, "idle": 2}
+FIGURES = {"run": 4, "loader": 5, "sync": 3, "datasets": 1, "storage": 1, "claim": 2, "beats": 1, "idle": 2}
 
 
 def test_every_benchmark_of_the_table_is_run_here():
     assert set(FIGURES) == set(NAMES)
 
 
-@pytest.mark.training
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_measures_each_of_its_figures(name):
     try:
@@ -37,7 +38,6 @@ def test_a_benchmark_measures_each_of_its_figures(name):
         assert figure.line().count("|") == HEADER.splitlines()[0].count("|")
 
 
-@pytest.mark.training
 def test_the_benchmark_of_the_training_process_measures_each_of_its_figures():
     # in a process of its own, because it makes an environment for Ultralytics
     command = [sys.executable, "-m", "benchmarks.training", "--tiny"]

@@ -110,6 +110,7 @@ def test_expired_runs_are_settled_once_by_many_claims(supabase_lab):
     assert supabase_lab.stack.sql("select count(*) from training_run_events where kind = 'lease_expired'") == "30"
 
 
+@pytest.mark.long
 def test_claiming_and_looking_among_a_million_finished_runs_reads_only_indexes(million):
     for statistics in ("-- none, as after a bulk load", "analyze training_runs;"):
         million.stack.sql(statistics)

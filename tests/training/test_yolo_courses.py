@@ -20,7 +20,7 @@ from trainer.core.events import (
     Warned,
 )
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.training, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

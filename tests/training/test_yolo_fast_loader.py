@@ -344,6 +344,7 @@ def weights(run_dir):
 
 
 @pytest.mark.training
+@pytest.mark.long
 @pytest.mark.parametrize("task", LABELLED)
 def test_two_epochs_end_in_the_same_weights_and_metrics(tmp_path, task):
     runs = {}

@@ -20,7 +20,7 @@ from trainer.training import ranks
 from trainer.training.process import ChildTrainer, Patience
 from trainer.training.ranks import shared_order
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.training, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
