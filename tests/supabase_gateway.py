@@ -92,7 +92,8 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
             self.pass_on(prefix)
         except (OSError, http.client.HTTPException):
             self.behind.pop(prefix).close()
-            self.refuse(502, "text/html", b"<html><h1>502 Bad Gateway</h1></html>")
+            with suppress(ConnectionError):  # it may have been the client who hung up
+                self.refuse(502, "text/html", b"<html><h1>502 Bad Gateway</h1></html>")
 
     def pass_on(self, prefix: str) -> None:
         to = urlsplit(self.owner.routes[prefix])

@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,8 +124,12 @@ class Campaign:
             self.runs += [run_id] if run_id else []
 
     def _guarded(self, fault, site: Site, dice: random.Random) -> None:
-        if fault(self, site, dice):
-            self.counts[fault.__name__.replace("_", " ")] += 1
+        name = fault.__name__.replace("_", " ")
+        try:
+            if fault(self, site, dice):
+                self.counts[name] += 1
+        except Exception as error:  # in a thread: nobody else would hear of it
+            self.findings.violations.append(f"a fault went wrong itself, {name}: {error!r}")
 
     def _ask(self, question):
         """The answer, or None while the servers are down."""
@@ -144,13 +149,16 @@ class Campaign:
         if not trainings or not runs:
             return False
         self.findings.killed(runs[0])
-        trainings[0].kill()
-        return True
+        with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+            trainings[0].kill()
+            return True
+        return False
 
     def stop_training(self, site: Site, dice: random.Random) -> bool:
         trainings = site.host.trainings()
         for training in trainings:
-            training.suspend()
+            with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                training.suspend()
         return bool(trainings)
 
     def kill_service(self, site: Site, dice: random.Random) -> bool:
@@ -186,7 +194,7 @@ class Campaign:
                 site.host.process.send_signal(signal.SIGTERM)
             try:
                 site.host.process.wait(20)
-            except TimeoutError:
+            except subprocess.TimeoutExpired:
                 self.findings.violations.append("F13: a service did not end within its drain time")
                 site.host.kill()
             site.host.start()
