@@ -200,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         self.state = self.server_state
-        with self.state.lock:
+        with self.state.idle:
             self.state.busy += 1
         try:
             self.handle_request()
