@@ -10,15 +10,16 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import IO
+from typing import IO, Literal
 from urllib.parse import urlsplit
 
 
 class Gateway:
     """Routes requests by the beginning of their path; `secret_key` is replaced by `service_key` on the way.
 
-    `faults` is called for every request with its method and path and may answer (status, headers, body) itself;
-    `lose_answers` counts answers that are thrown away after the server behind gave them.
+    `faults` is called for every request with its method and path and may answer (status, headers, body) itself,
+    or "lose" to have this request's answer thrown away after the server behind gave it; `lose_answers` counts answers
+    of any request to which the same happens.
     """
 
     HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host"})
@@ -26,7 +27,7 @@ class Gateway:
     def __init__(self, routes: dict[str, str], *, secret_key: str = "", service_key: str = "") -> None:
         self.keys = (secret_key, service_key)
         self.routes = routes  # "/rest/v1" → "http://127.0.0.1:3000"
-        self.faults: Callable[[str, str], tuple[int, dict[str, str], bytes] | None] | None = None
+        self.faults: Callable[[str, str], tuple[int, dict[str, str], bytes] | Literal["lose"] | None] | None = None
         self.lose_answers = 0
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self._open: set[socket.socket] = set()
@@ -79,7 +80,7 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
     def forward(self) -> None:
         self.owner.requests.append((self.command, self.path, dict(self.headers.items())))
         fault = self.owner.faults and self.owner.faults(self.command, self.path)
-        if fault:
+        if fault and fault != "lose":
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             status, headers, body = fault
             self.answer(status, {**headers, "Content-Length": str(len(body))}, io.BytesIO(body))
@@ -89,13 +90,13 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
             self.refuse(404, "application/json", b'{"message":"no Route matched with those values"}')
             return
         try:
-            self.pass_on(prefix)
+            self.pass_on(prefix, is_lost=fault == "lose")
         except (OSError, http.client.HTTPException):
             self.behind.pop(prefix).close()
             with suppress(ConnectionError):  # it may have been the client who hung up
                 self.refuse(502, "text/html", b"<html><h1>502 Bad Gateway</h1></html>")
 
-    def pass_on(self, prefix: str) -> None:
+    def pass_on(self, prefix: str, *, is_lost: bool) -> None:
         to = urlsplit(self.owner.routes[prefix])
         if prefix not in self.behind:
             self.behind[prefix] = http.client.HTTPConnection(to.hostname or "", to.port, timeout=60)
@@ -109,9 +110,9 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
         connection.request(self.command, self.path.removeprefix(prefix), body, headers)
         with connection.getresponse() as response:
             kept = {n: v for n, v in response.getheaders() if n.lower() not in Gateway.HOP_BY_HOP - {"content-length"}}
-            if self.owner.lose_answers > 0:
+            if is_lost or self.owner.lose_answers > 0:
                 response.read()
-                self.owner.lose_answers -= 1
+                self.owner.lose_answers -= not is_lost
                 self.close_connection = True
             elif "Content-Length" in kept or self.command == "HEAD":
                 self.answer(response.status, kept, response)

@@ -205,7 +205,8 @@ class Cloud:
         def lose(_, path):
             if what in path and len(lost) < times:
                 lost.append(path)
-                self.gateway.lose_answers += 1
+                return "lose"
+            return None
 
         self.gateway.faults = lose
         return lost
