@@ -15,11 +15,11 @@ from trainer.core.job import Completed, Verdict
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote.retry import RetryPolicy
 from trainer.worker import attempt
+from trainer.worker.checkpoint_uploads import CheckpointUploads
 from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
 from trainer.worker.pulse import Pulse
-from trainer.worker.resume import CheckpointUploads
 
 
 @pytest.fixture

@@ -32,11 +32,12 @@ from trainer.core.results import Artifact
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote.retry import RetryPolicy, retrying
 from trainer.worker import finished as finished_note
+from trainer.worker.checkpoint_uploads import CheckpointUploads
 from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
 from trainer.worker.publish import Publisher, prefix_of
 from trainer.worker.record import Record
-from trainer.worker.resume import CheckpointUploads, checkpoint_to_resume
+from trainer.worker.resume import checkpoint_to_resume
 from trainer.worker.slots import SlotLoan
 
 log = structlog.get_logger()
