@@ -36,8 +36,8 @@ def test_its_files_are_those_of_a_real_training(program):
 
     files = {str(path.relative_to(training.run_dir)) for path in training.run_dir.rglob("*") if path.is_file()}
     assert files >= {"args.yaml", "results.csv", "weights/best.pt", "weights/last.pt"}
-    assert Path(finished.best).is_file()
-    assert Path(finished.last).is_file()
+    assert Path(finished.best.path).is_file()
+    assert Path(finished.last.path).is_file()
     assert len((training.run_dir / "results.csv").read_text().splitlines()) == 3
 
 

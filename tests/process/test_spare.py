@@ -117,6 +117,6 @@ def test_two_trainings_at_once_have_a_child_each(program, tmp_path):
         return training.trainer.train(order, training.stop, training.hear_event, training.hear_line)
 
     with ThreadPoolExecutor(2) as pool:
-        best = [finished.best for finished in pool.map(train, orders)]
+        best = [finished.best.path for finished in pool.map(train, orders)]
 
     assert best == [str(order.run_dir / "weights" / "best.pt") for order in orders]

@@ -119,7 +119,7 @@ def test_other_families_train_with_their_own_losses(detect, tmp_path, stem, loss
 
 def test_the_result_of_one_training_can_be_trained_further(detect, tmp_path):
     first = run_child(order_for(detect, tmp_path / "a" / "run"), tmp_path / "a")
-    order = order_for(detect, tmp_path / "b" / "run", model=Path(first.last.best))
+    order = order_for(detect, tmp_path / "b" / "run", model=Path(first.last.best.path))
     second = run_child(order, tmp_path / "b")
 
     assert isinstance(second.last, Finished), second.output

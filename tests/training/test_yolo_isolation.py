@@ -85,7 +85,7 @@ def test_neither_telemetry_nor_an_integration_is_attached(besieged):
 
 def test_no_file_that_leaves_the_host_tells_where_the_code_came_from(besieged):
     run, home = besieged
-    files = [Path(run.last.best), Path(run.last.last), Path(run.of(CheckpointSaved)[-1].path)]
+    files = [Path(run.last.best.path), Path(run.last.last.path), Path(run.of(CheckpointSaved)[-1].path)]
 
     for file in files:
         with zipfile.ZipFile(file) as archive:

@@ -28,7 +28,7 @@ def test_a_failed_final_validation_costs_a_warning_and_not_the_model(detect, tmp
     assert len(messages) == 2
     assert "data.yaml is gone" in messages[0]
     assert "torchscript" in messages[1]
-    for weights in (run.last.best, run.last.last):
+    for weights in (run.last.best.path, run.last.last.path):
         assert zipfile.is_zipfile(weights)
         assert Path(weights).stat().st_size < 10e6  # stripped
     assert run.last.report["mAP"] is not None

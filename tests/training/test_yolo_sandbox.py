@@ -88,7 +88,7 @@ def test_a_view_of_links_into_folders_anywhere_is_trained_on(tmp_path):
     assert isinstance(run.last, Finished), run.output
     assert not run.of(Warned)
     assert "cannot close" not in run.output
-    assert Path(run.last.best).exists()
+    assert Path(run.last.best.path).exists()
 
 
 def test_an_operator_can_leave_it_open(tmp_path):

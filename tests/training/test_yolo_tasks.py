@@ -1,7 +1,9 @@
 """The five tasks, each trained for real, tiny, on the CPU."""
 
 import csv
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from child_run import order_for, run_child
@@ -54,9 +56,17 @@ def test_it_ends_with_weights_and_exit_code_0(trained):
     _, run, run_dir = trained
 
     assert isinstance(run.last, Finished), run.output
-    assert run.last.best == str(run_dir / "weights" / "best.pt")
+    assert run.last.best.path == str(run_dir / "weights" / "best.pt")
     assert run.process.returncode == 0
     assert not run.of(Warned)
+
+
+def test_the_last_word_names_the_weights_by_size_and_digest(trained):
+    _, run, _ = trained
+
+    for named in (run.last.best, run.last.last):
+        content = Path(named.path).read_bytes()
+        assert (named.bytes, named.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_the_phases_come_in_order(trained):

@@ -19,6 +19,7 @@ from trainer.core.events import (
     PhaseStarted,
     TransferProgress,
     Warned,
+    WeightsFile,
 )
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
@@ -34,6 +35,7 @@ from trainer.training.wire import (
     encode_stop,
 )
 
+BEST = WeightsFile(path="/r/é/best.pt", sha256="ab" * 32, bytes=2**33)
 ONE_OF_EACH = [
     PhaseStarted(phase=Phase.LOADING, seconds=1.5),
     PhaseStarted(phase=Phase.STARTING),
@@ -47,7 +49,7 @@ ONE_OF_EACH = [
     EpochFinished(epoch=2, total_epochs=3, metrics={"metrics/mAP50(B)": 0.5, "lr/pg0": 1e-5}, seconds=4.0),
     CheckpointSaved(epoch=2, sha256="ab" * 32, bytes=2**33, path="/runs/é/last.pt"),
     Warned(code="oom_halved", message="Batch halved to 8 — out of memory"),
-    Finished(best="/r/best.pt", last="/r/last.pt", report={"mAP": 0.5, "curves": {"x": [0.0, 1.0]}, "none": None}),
+    Finished(best=BEST, last=BEST, report={"mAP": 0.5, "curves": {"x": [0.0, 1.0]}, "none": None}),
     ChildStopped(),
     Crashed(error="ValueError", message="no\nlabels", traceback="Traceback …\n", phase=Phase.SCANNING),
 ]
@@ -99,7 +101,7 @@ def test_a_number_that_json_cannot_hold_is_left_out():
 
 
 def test_a_number_that_json_cannot_hold_is_null_in_a_list():
-    event = decode_event(encode_event(Finished(best="b", last="l", report={"curve": [0.0, float("-inf"), 1.0]})))
+    event = decode_event(encode_event(Finished(best=BEST, last=BEST, report={"curve": [0.0, float("-inf"), 1.0]})))
 
     assert event.report == {"curve": [0.0, None, 1.0]}
 

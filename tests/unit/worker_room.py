@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.core.dataset import PreparedDataset, Task
-from trainer.core.events import CheckpointSaved, EpochFinished, Finished
+from trainer.core.events import CheckpointSaved, EpochFinished, Finished, WeightsFile
 from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
@@ -77,13 +77,18 @@ class PretendedTrainer:
         (weights / "best.pt").write_bytes(b"the best")
         (order.run_dir / "results.csv").write_text("epoch\n1\n")
         return Finished(
-            best=str(weights / "best.pt"),
-            last=str(weights / "last.pt"),
+            best=described(weights / "best.pt"),
+            last=described(weights / "last.pt"),
             report={"mAP": 0.5, "metrics": {"metrics/mAP50(B)": 0.7}, "epochs_completed": self.epochs},
         )
 
     def close(self):
         pass
+
+
+def described(path: Path) -> WeightsFile:
+    content = path.read_bytes()
+    return WeightsFile(path=str(path), sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
 def save_checkpoint(run_dir: Path, epoch: int) -> CheckpointSaved:

@@ -110,16 +110,24 @@ class Warned:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """A file of weights as the training left it: absolute path, SHA-256 (hexadecimal) and size in bytes."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """The child's last word after a training that produced a model.
 
     `report` holds what goes into the row's `results` (numbers only, bounded size): `mAP`, `precision`, `recall`,
     `metrics`, `test`, `per_class`, `curves`, `confusion_matrix`, `environment`, `exports`, `epochs_completed`.
-    `best` and `last` are absolute paths of the weights.
     """
 
-    best: str
-    last: str
+    best: WeightsFile
+    last: WeightsFile
     report: JsonObject
     kind: Literal["finished"] = "finished"
 

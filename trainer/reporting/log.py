@@ -51,7 +51,7 @@ class LogReporter:
             case BatchProgress() | TransferProgress():
                 pass
             case Finished():
-                to.info("training finished", best=event.best)
+                to.info("training finished", best=event.best.path)
             case _:
                 to.info(event.kind, **{k: v for k, v in asdict(event).items() if k not in ("kind", "traceback")})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import strip_optimizer
 
 from trainer.core.errors import BadRequest
-from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseStarted, Warned
+from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseStarted, Warned, WeightsFile
 from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
@@ -112,15 +113,15 @@ class Training:
         if not validated:
             validated = report.from_results(order.run_dir / "results.csv", callbacks.best_epoch, order.dataset.task)
         return Finished(
-            best=str(self._best_or_last()),
-            last=str(self._last),
+            best=weights_file(self._best_or_last()),
+            last=weights_file(self._last),
             report=report.bounded({**validated, **self._report, **facts}),
         )
 
     def trained(self) -> Finished:
-        """The last word of a rank."""
-        report = {"images_per_second": self._meter.images_per_second}
-        return Finished(best=str(self._best), last=str(self._last), report=report)
+        """The last word of a rank. Its files have no digest: the child changes them before it names them."""
+        best, last = (WeightsFile(path=str(path), sha256="", bytes=0) for path in (self._best, self._last))
+        return Finished(best=best, last=last, report={"images_per_second": self._meter.images_per_second})
 
     def _complete_history(self) -> None:
         """Tell the epochs whose state was kept, but of which the supervisor did not hear before it died."""
@@ -276,6 +277,13 @@ def _model(path: Path) -> Any:
     # weights say what they are, an architecture does so only by its name
     kind = RTDETR if path.suffix == ".yaml" and path.stem.startswith("rtdetr") else YOLO
     return kind(str(path))
+
+
+def weights_file(path: Path) -> WeightsFile:
+    """The file with its size and digest, by which the supervisor knows it again. Raises OSError."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return WeightsFile(path=str(path), sha256=sha256, bytes=path.stat().st_size)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -235,7 +235,7 @@ class Attempt:
 
     def _completed(self, finished: Finished) -> Outcome:
         artifacts = self._published(PUBLISH_PATIENCE)
-        best = Path(finished.best).name
+        best = Path(finished.best.path).name
         url = next((artifact.url for artifact in artifacts if artifact.name == best), None)
         results = {**finished.report, **self._listed(artifacts), "progress": self._progress.finished()}
         if self._stop.reason is StopReason.CANCELED:

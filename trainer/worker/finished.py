@@ -7,14 +7,14 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from trainer.core.events import Finished
+from trainer.core.events import Finished, WeightsFile
 
 NOTE = ".finished.json"
 
 
 def remember(run_dir: Path, finished: Finished) -> None:
     """Write the note. It appears whole or not at all, and after the weights, also when the power fails. Raises OSError."""
-    for weights in {finished.best, finished.last}:
+    for weights in {finished.best.path, finished.last.path}:
         _sync(Path(weights))
     beside = run_dir / f"{NOTE}.tmp"
     beside.write_text(json.dumps(asdict(finished)))
@@ -26,8 +26,10 @@ def remember(run_dir: Path, finished: Finished) -> None:
 def recall(run_dir: Path) -> Finished | None:
     """What the note says; None without one that can be read."""
     try:
-        return Finished(**json.loads((run_dir / NOTE).read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        note = json.loads((run_dir / NOTE).read_text())
+        best, last = (WeightsFile(**note.pop(name)) for name in ("best", "last"))
+        return Finished(best=best, last=last, **note)
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -29,4 +29,5 @@ def epoch(number, total=3):
 
 
 def finished(**report):
-    send(kind="finished", best="/run/best.pt", last="/run/last.pt", report=report)
+    best, last = ({"path": f"/run/{name}.pt", "sha256": "0" * 64, "bytes": 1} for name in ("best", "last"))
+    send(kind="finished", best=best, last=last, report=report)

@@ -165,7 +165,7 @@ class Quick:
         report = {"mAP": quality / 2, "precision": quality, "recall": quality, "epochs_completed": done}
         report["metrics"] = {"metrics/mAP50(B)": quality, "metrics/mAP50-95(B)": quality / 2}
         report |= self.knob("report", {})
-        self.send(kind="finished", best=str(weights / "best.pt"), last=str(weights / "last.pt"), report=report)
+        self.send(kind="finished", best=described(weights / "best.pt"), last=described(weights / "last.pt"), report=report)
 
     def trouble(self, where):
         if self.knob("at_epoch", None) != where or (self.knob("only_fresh", False) and self.order["resume"]):
@@ -192,6 +192,12 @@ class Quick:
 
     def send(self, **event):
         os.write(self.events_fd, json.dumps(event).encode() + b"\n")
+
+
+def described(path):
+    """The file as the last word names it."""
+    content = path.read_bytes()
+    return {"path": str(path), "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def numbers(epoch):
