@@ -5,6 +5,7 @@ import os
 import pytest
 
 from tests.faults.cloud import running_cloud
+from tests.faults.disks import GIB_AND_A_HALF, Disk, NotHere, PowerCut
 from tests.faults.hosts import Host
 from tests.supabase_stack import MissingBinary
 from trainer.demo import draw_dataset
@@ -57,3 +58,35 @@ def host(cloud, tmp_path):
     yield start
     for each in hosts:
         each.end()
+
+
+@pytest.fixture
+def mounted():
+    """Mounts disks that a test made; hosts that use them must have ended before."""
+    opened = []
+
+    def mount(disk):
+        try:
+            opened.append(disk.__enter__())
+        except NotHere as reason:
+            # a kernel without the file system has no such disk at all; anything else is amiss in CI
+            if os.environ.get("CI") and "kernel" not in str(reason):
+                raise
+            pytest.skip(str(reason))
+        return disk
+
+    yield mount
+    for each in opened:
+        each.__exit__(None, None, None)
+
+
+@pytest.fixture
+def disk(mounted, tmp_path):
+    """Makes small disks."""
+    return lambda name, kind="full", mebibytes=GIB_AND_A_HALF: mounted(Disk(kind, tmp_path / name, mebibytes))
+
+
+@pytest.fixture
+def power_cut(mounted, tmp_path):
+    """Makes disks that lose their power: `power_cut("data").strike()`, then `.mend()`."""
+    return lambda name: mounted(PowerCut(tmp_path / name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -55,6 +56,13 @@ class Host(Service):
         self.process.kill()
         self.process.wait()
         return children
+
+    def kill_all(self) -> None:
+        """SIGKILL to the service and to all that it started, as when the power fails."""
+        for child in self.kill():
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+                child.wait(10)
 
     def pause(self) -> None:
         self.process.send_signal(signal.SIGSTOP)

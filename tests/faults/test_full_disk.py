@@ -1,45 +1,14 @@
-"""F3, F14, F15: the disk fails, or the memory is full."""
+"""F14, F15: the disk fails, or the memory is full."""
 
-import hashlib
-import json
-import os
 import re
-import uuid
-import zipfile
-from contextlib import closing
-from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.faults.cloud import wait_for
 from tests.faults.conftest import QUICK, SLOW
-from tests.faults.disks import GIB_AND_A_HALF, KINDS, MIB, SAYS, Disk, NotHere
+from tests.faults.disks import KINDS, MIB, SAYS
 from tests.faults.test_killed import stored_dataset
-from trainer.core.job import Completed, Job, Lease, RunRequest
-from trainer.training.checkpoints import Progress, settle, take
-from trainer.worker.journal import Journal, leftovers
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """Makes small disks; hosts that use them must have ended before."""
-    opened = []
-
-    def make(name, kind="full", mebibytes=GIB_AND_A_HALF):
-        disk = Disk(kind, tmp_path / name, mebibytes)
-        try:
-            opened.append(disk.__enter__())
-        except NotHere as reason:
-            # a kernel without the file system has no such disk at all; anything else is amiss in CI
-            if os.environ.get("CI") and "kernel" not in str(reason):
-                raise
-            pytest.skip(str(reason))
-        return disk
-
-    yield make
-    for each in opened:
-        each.__exit__(None, None, None)
 
 
 def lives_on(cloud, a, run_id, *said):
@@ -234,37 +203,3 @@ def test_a_training_that_the_kernel_would_kill_for_memory_points_at_it(cloud, ho
     row = lives_on(cloud, a, run_id, "SIGKILL", "memory", "fewer workers or a smaller batch")
 
     assert row["attempt"] == 1
-
-
-def test_a_checkpoint_that_was_announced_survives_a_power_cut(disk, tmp_path):
-    """F3 (I8 I9): a disk that stops at once keeps what was forced to it, and nothing else."""
-    runs = disk("runs", "read-only")
-    state, progress = tmp_path / "last.pt", Progress(epoch=3)
-    with zipfile.ZipFile(state, "w") as archive:
-        archive.writestr("archive/data.pkl", "x" * 100_000)
-    saved = settle(take(state, runs.place, progress, {}), progress)
-
-    runs.strike()
-    runs.mend()
-
-    path = Path(saved.path)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == saved.sha256
-    assert json.loads(path.with_suffix(".json").read_text())["sha256"] == saved.sha256
-
-
-def test_an_ending_that_was_written_down_survives_a_power_cut(disk):
-    """F2 F6 (I6 I8): the next process delivers it, whatever became of the machine."""
-    home = disk("home", "read-only")
-    job = Job(id=str(uuid.uuid4()), request=RunRequest(data_yaml=None), attempt=1)
-    ending = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
-    lease = Lease(job=job, claim_id=str(uuid.uuid4()), worker_id="w", seconds=60, trusted_until=0)
-    with closing(Journal.create(home.place, lease)) as journal:
-        journal.record("phase", {"phase": "ending"})
-        journal.end(ending)
-        home.strike()
-
-    home.mend()
-
-    [left] = leftovers(home.place, "w", 60)
-    with closing(left):
-        assert left.ending == ending

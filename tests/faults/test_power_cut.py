@@ -1,0 +1,57 @@
+"""F3: the power fails. Whatever a file name promises afterwards is true, or is found out and made again."""
+
+import hashlib
+import json
+import uuid
+import zipfile
+from contextlib import closing
+from pathlib import Path
+
+from trainer.core.job import Completed, Job, Lease, RunRequest
+from trainer.training.checkpoints import Progress, settle, take
+from trainer.worker.journal import Journal, leftovers
+
+
+def test_unsynced_file_loses_its_content_and_keeps_its_name(power_cut):
+    """The disk of these tests does what it promises."""
+    disk = power_cut("disk")
+    (disk.place / "file").write_text("content")
+
+    disk.strike()
+    disk.mend()
+
+    assert (disk.place / "file").read_text() == ""
+
+
+def test_announced_checkpoint_survives_a_power_cut(power_cut, tmp_path):
+    """F3 (I8 I9): the checkpoint and its sidecar are whole."""
+    runs = power_cut("runs")
+    state, progress = tmp_path / "last.pt", Progress(epoch=3)
+    with zipfile.ZipFile(state, "w") as archive:
+        archive.writestr("archive/data.pkl", "x" * 100_000)
+    saved = settle(take(state, runs.place, progress, {}), progress)
+
+    runs.strike()
+    runs.mend()
+
+    path = Path(saved.path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == saved.sha256
+    assert json.loads(path.with_suffix(".json").read_text())["sha256"] == saved.sha256
+
+
+def test_recorded_ending_survives_a_power_cut(power_cut):
+    """F2 F6 (I6 I8): the next process delivers it."""
+    home = power_cut("home")
+    job = Job(id=str(uuid.uuid4()), request=RunRequest(data_yaml=None), attempt=1)
+    ending = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
+    lease = Lease(job=job, claim_id=str(uuid.uuid4()), worker_id="w", seconds=60, trusted_until=0)
+    with closing(Journal.create(home.place, lease)) as journal:
+        journal.record("phase", {"phase": "ending"})
+        journal.end(ending)
+
+    home.strike()
+    home.mend()
+
+    [left] = leftovers(home.place, "w", 60)
+    with closing(left):
+        assert left.ending == ending
