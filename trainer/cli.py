@@ -18,6 +18,7 @@ import structlog
 import typer
 
 from trainer import __version__
+from trainer.core.configuration import json_from_text
 from trainer.core.dataset import Task
 from trainer.core.errors import BadRequest, Misconfigured, TrainerError
 from trainer.core.job import JsonObject, RunRequest, Status
@@ -115,9 +116,9 @@ def enqueue(
 
 def _configuration(config: str | None, epochs: int | None) -> object:
     try:
-        configuration = None if config is None else json.loads(config)
+        configuration = None if config is None else json_from_text(config)
     except ValueError as error:
-        _fail(f"--config: not JSON ({error}).")
+        _fail(f"--config: {error}.")
     if epochs is None:
         return configuration
     if configuration is not None and not isinstance(configuration, dict):

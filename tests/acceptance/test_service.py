@@ -268,7 +268,15 @@ def test_a_bad_configuration_fails_the_run_naming_the_field(home, data, configur
         (["logs", "no-such-run"], "no such run"),
         (["enqueue", "--data", "x", "--config", "{not json"], "not JSON"),
         (["enqueue", "--data", "x", "--config", "[1]", "--epochs", "3"], "--epochs"),
+        *(
+            (["enqueue", "--data", "x", "--config", f'{{"lr0": {number}}}'], f"{number[:20]} is not a number that can be stored")
+            for number in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1e5000", "9" * 5000)
+        ),
+        (["enqueue", "--data", "x", "--config", "[" * 33 + "]" * 33], "--config: nested deeper than 32 levels"),
+        (["enqueue", "--data", "x", "--config", '{"a":' * 1500 + "1" + "}" * 1500], "nested deeper than 32 levels"),
+        (["enqueue", "--data", "x", "--config", "[" * 50_000], "nested deeper than 32 levels"),
     ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
 def test_a_wrong_command_says_so_in_one_line(home, arguments, says):
     refused = Service(home, {}).run(*arguments, check=False)
@@ -277,6 +285,17 @@ def test_a_wrong_command_says_so_in_one_line(home, arguments, says):
     assert says in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert refused.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "config", ["{}", "null", '{"lr0": 0, "seed": -1, "lrf": 1e-5}', '{"epochs": 100000000000000000000000}', "[" * 32 + "]" * 32],
+)  # fmt: skip
+def test_a_config_within_the_limits_is_queued(home, config):
+    service = Service(home, {})
+
+    run_id = service.run("enqueue", "--data", "x", "--config", config).stdout.strip()
+
+    assert service.row(run_id)["configuration"] == json.loads(config)
 
 
 def test_wrong_settings_are_all_reported_and_exit_2(home):

@@ -8,16 +8,16 @@ import pytest
 from trainer.jobs.row import requirements
 
 AMOUNTS = [
-    None, 0, 1, 2, 1.5, -1, 1e3, 0.25, 10**30, True, "", "2", " 2 ", "2.5", "-2", "+2", "1e3", "0x2", "2,0", ".5", "5.", "nan",
+    None, 0, 1, 2, 1.5, -1, 1e3, 0.25, 10**30, True, "", "  ", "\n", "2", " 2 ", "2.5", "-2", "+2", "1e3", "0x2", "2,0", ".5", "5.", "nan",
     "Infinity", "two", [], [2], {}, {"a": 1}, "9" * 150,
 ]  # fmt: skip
 DEVICES = [
-    None, 0, 1, "0", "cpu", "0,1", " 0 , 1 ", "0,1,2,3", "cuda:0,1", "cuda:0", "0,", ",0", ",", "0,,1", "-1", "-1,-1", "0,a", "mps",
+    None, 0, 1, "", "  ", "\n", " , ", [""], "0", "cpu", "0,1", " 0 , 1 ", "0,1,2,3", "cuda:0,1", "cuda:0", "0,", ",0", ",", "0,,1", "-1", "-1,-1", "0,a", "mps",
     [], [0], [0, 1], ["0", "1"], [0, "a"], [0, None], [[0], [1]], {"0": 1}, True, "0;1", "0 1",
 ]  # fmt: skip
 OTHERS = [
-    None, 1, "text", True, [], {}, "", "null", "{broken", "[1]", '"a"', {"requires": None}, {"requires": 1}, {"requires": "x"},
-    {"requires": []}, {"requires": {}}, '{"requires": {"gpus": 3}}', '{"device": "0,1"}', '"{\\"requires\\": {\\"gpus\\": 3}}"',
+    None, 1, "text", True, [], {}, "", "  ", "null", "{broken", "[1]", '"a"', {"requires": None}, {"requires": 1}, {"requires": "x"},
+    {"requires": []}, {"requires": {}}, {"requires": ""}, {"requires": " "}, {"requires": {}, "device": []}, '{"requires": {"gpus": 3}}', '{"device": "0,1"}', '"{\\"requires\\": {\\"gpus\\": 3}}"',
 ]  # fmt: skip
 
 

@@ -65,6 +65,22 @@ def test_a_row_from_the_web_app_becomes_a_model_in_the_bucket(supabase, storage,
     assert "//storage" not in row["trained_model_url"].removeprefix("http://")
 
 
+def test_the_dialogs_insert_with_blank_and_stale_values_completes(supabase, storage, app, drawn, tmp_path):
+    data_yaml = put_dataset(storage, drawn)
+    with running(tmp_path / "home", {}, **settings_for(supabase)):
+        run_id = app.insert_from_dialog(data_yaml, epochs=2, imgSize=32, batchSize=None)
+        row = wait(app, run_id, "completed", "failed")
+
+    assert row["status"] == "completed", row["error_message"]
+    plan = row["results"]["plan"]
+    assert plan["sources"] == [data_yaml]
+    assert (plan["epochs"], plan["batch"], plan["imgsz"], plan["device"]) == (2, 16, 32, [])
+    asked = {"lr0": 0.001, "optimizer": "Adam", "hsv_h": 0, "mosaic": 1, "mixup": 0, "fliplr": 0.5}
+    assert {name: value for name, value in plan["args"].items() if name != "workers"} == asked
+    assert {"batch", "lr0", "optimizer"} <= set(plan["chosen"]) <= {"batch", "lr0", "optimizer", "workers"}
+    assert plan["warnings"] == []
+
+
 def test_the_second_run_on_a_dataset_downloads_nothing(supabase, storage, app, drawn, tmp_path):
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, **settings_for(supabase)):
@@ -179,7 +195,7 @@ def test_a_real_training_over_supabase_and_fine_tuning_from_it(supabase, storage
     data_yaml = put_dataset(storage, draw_dataset(tmp_path / "drawn", images=12, size=64).parent)
     common = {"epochs": 1, "batchSize": 4, "imgSize": 64, "workers": 0, "plots": False}
     with running(tmp_path / "home", None, LEASE_SECONDS=30, **settings_for(supabase)):
-        first = app.insert(data_yaml, **common)
+        first = app.insert_from_dialog(data_yaml, **common)
         row = wait(app, first, "completed", "failed", seconds=240)
         assert row["status"] == "completed", row["error_message"]
 

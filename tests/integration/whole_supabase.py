@@ -1,6 +1,7 @@
 """A small Supabase with storage, a dataset in its bucket, and the real service beside it, as the web app meets them."""
 
 import mimetypes
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +63,35 @@ class WebApp:
             "status": "queued",
             "configuration": {"runName": "from the app", "dataYaml": "stale.yaml", "compute": "cpu", "device": "cpu"}
             | configuration,
+        }
+        return self._changed("POST", {}, row)[0]["id"]
+
+    def insert_from_dialog(self, data_yaml: str, base_model: str = "yolo11n.yaml", **edited) -> str:
+        """What the dialog sends after its form: its whole state, whose `dataYaml` is still what it was before the upload."""
+        state = {
+            "runName": "Inspect_v1",
+            "dataYaml": "",
+            "baseModel": base_model,
+            "epochs": 60,
+            "batchSize": 8,
+            "imgSize": 320,
+            "learningRate": None,
+            "optimizer": "",
+            "compute": "cpu",
+            "device": "cpu",
+            "augmentation": {"preset": "custom", "hsv_h": 0, "mosaic": 1, "mixup": 0, "fliplr": 0.5, "degrees": None},
+            "optimizationStrategy": "manual",
+            "bayesianConfig": {"objective": "maximize_mAP", "numTrials": None, "maxDuration": None, "searchSpace": {}},
+        } | edited
+        row = {
+            "created_by": "unknown@local",
+            "project_id": str(uuid.uuid4()),
+            "step_id": str(uuid.uuid4()),
+            "run_name": state["runName"],
+            "base_model": base_model,
+            "data_yaml": data_yaml,
+            "status": "queued",
+            "configuration": state,
         }
         return self._changed("POST", {}, row)[0]["id"]
 

@@ -103,7 +103,7 @@ def test_a_configuration_may_be_json_text_and_text_of_that_text(times):
     assert plan.args["mosaic"] == 0.5
 
 
-@pytest.mark.parametrize("text", ["", "  ", "{}", "null", None, {}])
+@pytest.mark.parametrize("text", ["", "  ", "{}", "null", '""', "[]", None, {}, []])
 def test_an_empty_configuration_is_the_default(text):
     assert parse(text) == parse(None)
 
@@ -247,7 +247,7 @@ def test_every_wrong_value_is_reported_with_field_value_and_rule():
 @pytest.mark.parametrize(
     "configuration",
     [
-        *({"epochs": bad} for bad in (0, -1, 100_001, 1.5, "many", "", True, [3], {}, float("inf"), 10**5000)),
+        *({"epochs": bad} for bad in (0, -1, 100_001, 1.5, "many", True, [3], {"a": 1}, float("inf"), 10**5000)),
         *({"imgsz": bad} for bad in (31, 8193, 0, "big", [640], 640.5)),
         *({"batch": bad} for bad in (0, -2, 5000, 1.5)),
         *({"lr0": bad} for bad in (0, -1, 2, "x")),
@@ -342,7 +342,7 @@ def test_a_list_of_datasets_is_merged():
     assert parse({"data_yaml": ["a.yaml", "b.yaml"]}, data_yaml="c.yaml").sources == ("c.yaml",)
 
 
-@pytest.mark.parametrize("bad", [[], [""], ["a", 3], {"a": 1}, 7, "a\nb", "x" * 5000, ["a"] * 65])
+@pytest.mark.parametrize("bad", [[""], ["a", 3], {"a": 1}, 7, "a\nb", "x" * 5000, ["a"] * 65])
 def test_a_dataset_that_is_no_reference_is_refused(bad):
     (problem,) = problems({"data": bad}, data_yaml=None)
     assert problem.startswith("data = ")
@@ -597,7 +597,7 @@ def test_a_device_is_an_index_a_list_the_cpu_or_left_open(configuration, device)
 
 
 @pytest.mark.parametrize(
-    "device", ["npu:0", "mps", "0;rm -rf", "0,0", [0, 0], [], -2, 64, 1.5, True, {"a": 1}, "cuda:x", "0,cpu"]
+    "device", ["npu:0", "mps", "0;rm -rf", "0,0", [0, 0], [""], -2, 64, 1.5, True, {"a": 1}, "cuda:x", "0,cpu"]
 )
 def test_other_devices_are_refused(device):
     (problem,) = problems({"device": device})
@@ -813,3 +813,65 @@ def test_the_hosts_share_of_loaders_is_chosen_only_where_the_row_is_silent(row, 
 
 def test_without_a_share_the_loaders_are_ultralytics_business():
     assert "workers" not in TrainPlan.parse(RunRequest(data_yaml="/data/x.yaml")).args
+
+
+# ── what is blank is not given ──
+
+BLANKS = [None, "", "  ", "\n\t", "\u00a0", [], {}]
+OTHER_SETTINGS = [
+    *("data", "base_model", "task", "device", "compute", "epochs", "batch", "imgsz", "pretrained", "split", "split_seed"),
+    *("exports", "predictions", "requires", "run_name", "optimization_strategy", "bayesian_config", "preset"),
+]
+
+
+@pytest.mark.parametrize("name", [*OTHER_SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED, "unheard_of"])
+def test_a_blank_setting_is_not_given(name):
+    for blank in BLANKS:
+        assert parse({name: blank}) == parse(None), blank
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+@pytest.mark.parametrize(
+    "section", ["advanced_config", "hyperparameters", "args", "augmentation", "optimizer", "scheduler", "validation"],
+)  # fmt: skip
+def test_a_blank_setting_in_a_section_or_in_json_text_is_not_given(section, blank):
+    nested = {section: {"mosaic": blank, "epochs": blank, "type": blank}}
+
+    assert parse(nested) == parse(None)
+    assert parse(json.dumps(nested)) == parse(None)
+    assert parse({section: json.dumps(nested[section])}) == parse(None)
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_a_blank_setting_does_not_contradict_another_spelling(blank):
+    assert parse({"epochs": blank, "num_epochs": 7}).epochs == 7
+    assert parse({"mosaic": 0.5, "augmentation": {"mosaic": blank}}).args["mosaic"] == 0.5
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_blank_parts_of_a_setting_are_not_given(blank):
+    asked = {"train_ratio": 0.7, "val_ratio": blank, "test_ratio": blank, "seed": blank, "method": blank, "splits": blank}
+
+    assert parse({"split": asked}).split == SplitRequest(train_ratio=0.7)
+    assert parse({"split": dict.fromkeys(asked, blank)}) == parse(None)
+    assert parse({"requires": {"gpus": blank, "gpu_memory_gb": 8}}) == parse({"requires": {"gpu_memory_gb": 8}})
+    assert parse({"requires": dict.fromkeys(("gpus", "gpu_memory_gb"), blank)}) == parse(None)
+
+
+@pytest.mark.parametrize("value", [0, False, 0.0])
+def test_zero_and_false_are_given(value):
+    assert parse({"mosaic": value}).args["mosaic"] == 0
+    assert parse({"exports": False}).exports == ()
+    assert problems({"epochs": value})
+
+
+@pytest.mark.parametrize("name", [*OTHER_SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED, "unheard_of"])
+def test_a_value_nested_1500_levels_deep_never_raises_anything_but_a_bad_request(name):
+    for first in ([], {}):
+        value = first
+        for _ in range(1500):
+            value = [value] if first == [] else {"gpus": value}
+        try:
+            parse({name: value})
+        except BadRequest as refused:
+            assert all(len(problem) < 1000 for problem in refused.problems)  # noqa: PT017

@@ -1,12 +1,14 @@
 """A row's `configuration` as one flat set of settings: unnested, spellings mapped, every disagreement noticed.
 
-Nothing is interpreted here but names; what a value must be is the business of arguments.py and plan.py.
+Only names are interpreted here; arguments.py and plan.py decide what a value must be. A blank value (null, "", "  ", [],
+{}) means "not given" for every setting, and is removed here, so that no other rule has to know about it.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ T = TypeVar("T")
 
 _LONGEST_TEXT = 1_000_000  # characters of a configuration given as text
 _MOST_HINTS = 50
+_DEEPEST = 32  # levels of nesting in a typed configuration; the queues keep more
+_DEEPEST_BLANK = 3  # levels inside a setting that are searched for blank values
 
 # sections that people nest settings into
 _SECTIONS = frozenset(
@@ -73,6 +77,21 @@ _BY_SQUEEZED = {squeezed(name): name for name in _NAMES} | {
 }
 
 
+def is_blank(value: Json) -> bool:
+    """Whether a value means "not given". 0 and false are values."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, list | tuple | Mapping) and not value)
+
+
+def without_blanks(value: Json, depth: int = _DEEPEST_BLANK) -> Json:
+    """A value without the blank entries of the objects in it; lists keep theirs, because position matters there."""
+    if not isinstance(value, Mapping) or depth == 0:
+        return value
+    kept = {key: without_blanks(item, depth - 1) for key, item in value.items()}
+    return {key: item for key, item in kept.items() if not is_blank(item)}
+
+
 def is_left_open(value: object) -> bool:
     """Whether a value is a word that leaves the choice to the service."""
     return isinstance(value, str) and value.strip().lower() in {"", "auto", "none", "null", "default"}
@@ -98,6 +117,40 @@ def _is_small(value: object, depth: int = 4) -> bool:
     if isinstance(value, list | tuple):
         return depth > 0 and len(value) <= 100 and all(_is_small(item, depth - 1) for item in value)
     return not (isinstance(value, int) and value.bit_length() > 200)
+
+
+def json_from_text(text: str) -> Json:
+    """The JSON value in a text that a person typed.
+
+    Raises ValueError with a sentence for what is not JSON, for numbers that JSON or a database cannot hold (NaN, Infinity,
+    1e999), and for nesting deeper than 32 levels.
+    """
+    too_deep = f"nested deeper than {_DEEPEST} levels; send the settings only"
+    try:
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_finite_whole)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inner for item in items]
+    if any(isinstance(item, dict | list) for item in level):
+        raise ValueError(too_deep)
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a number that can be stored; leave the setting out for its default")
+    return number
+
+
+def _finite_whole(text: str) -> int:
+    _finite(text)  # first: Python refuses to read an int of thousands of digits
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -145,7 +198,7 @@ class Configuration:
 
     def _object(self, where: str, raw: Json) -> dict[str, Json] | None:
         for _ in range(3):
-            if not isinstance(raw, str) or not raw.strip():
+            if not isinstance(raw, str) or is_blank(raw):
                 break
             if len(raw) > _LONGEST_TEXT:
                 self.problems.append(f"{where}: longer than {_LONGEST_TEXT} characters; send the settings only")
@@ -155,7 +208,7 @@ class Configuration:
             except (ValueError, RecursionError):
                 self.problems.append(f"{where} = {shown(raw)}: must be a JSON object, and this text is not JSON")
                 return None
-        if raw is None or (isinstance(raw, str) and not raw.strip()):
+        if is_blank(raw):
             return None
         if not isinstance(raw, Mapping):
             self.problems.append(f'{where} = {shown(raw)}: must be a JSON object like {{"epochs": 50}}')
@@ -165,8 +218,9 @@ class Configuration:
     def _walk(
         self, content: Mapping[str, Json], section: str = "", path: str = "", depth: int = 0
     ) -> Iterator[tuple[str, Setting]]:
-        for key, value in content.items():
-            if value is None:
+        for key, given in content.items():
+            value = without_blanks(given)
+            if is_blank(value):
                 continue
             label = shown(key)[1:-1]
             spelling = f"{path}{label}"

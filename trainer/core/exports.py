@@ -34,7 +34,7 @@ _ALIASES = {"tensorrt": "engine", "trt": "engine", "savedmodel": "saved_model", 
 def read_exports(found: Configuration, available: frozenset[str]) -> tuple[str, ...]:
     """The formats asked for, each once; what is not `available` on this worker is a problem."""
     given = found.take("exports")
-    if given is None or given.value is False or given.value == "":
+    if given is None or given.value is False:
         return ()
     names = given.value.split(",") if isinstance(given.value, str) else given.value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names) or len(names) > 20:

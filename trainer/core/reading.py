@@ -83,10 +83,10 @@ class _Reading:
         """The row's data_yaml; the configuration's when the row has none, or when its list holds the row's too."""
         given = self.found.take("data")
         listed = _texts(given.value) if given else []
-        if given and not listed:
-            self.found.wrong(given, _SOURCE_RULE)
-        elif given and own and own not in listed:
+        if given and own and own not in listed:
             self.found.warnings.append(f"{given.spelling} was ignored: the row's data_yaml is another")
+        elif given and not listed:
+            self.found.wrong(given, _SOURCE_RULE)
         elif given:
             return tuple(listed)
         if own and _texts(own):
@@ -198,14 +198,14 @@ def _bounded(lines: list[str]) -> list[str]:
 
 def _is_harmless(name: str, value: Json) -> bool:
     """Settings that would only be refused for what they could say: resume = false, mode = train."""
-    return value is False or value == "" or (name == "mode" and value == "train")
+    return value is False or (name == "mode" and value == "train")
 
 
 def _is_requirement(value: Json) -> bool:
     """Whether the queue, which reads it before any worker does, understood it."""
     try:
         return isinstance(value, Mapping) and all(
-            key in {"gpus", "gpu_memory_gb"} and (item is None or _REQUIRED.read(item) >= 0)
+            key in {"gpus", "gpu_memory_gb"} and _REQUIRED.read(item) >= 0
             for key, item in value.items()
         )
     except ValueError:

@@ -38,7 +38,7 @@ def read_split(found: Configuration) -> SplitRequest | None:
 
 def _note_word(given: Setting, found: Configuration) -> None:
     """Ultralytics' own `split` names the split to evaluate, which here is always val, and test when there is one."""
-    if given.value.strip().lower() not in {"", "val"}:
+    if given.value.strip().lower() != "val":
         found.warnings.append(f"{given.spelling} = {shown(given.value)} was ignored: val and test are both evaluated")
 
 
@@ -50,7 +50,7 @@ def _fields(given: Setting, found: Configuration) -> dict[str, Json]:
             name = _KEYS.get(squeezed(str(key)))
             if name is None:
                 found.warnings.append(f"unknown setting {given.spelling}.{shown(str(key))[1:-1]} was ignored")
-            elif item is not None:
+            else:
                 fields.setdefault(name, item)
         return fields
     return {"ratio": value} if isinstance(value, list | tuple) else {"train": value}

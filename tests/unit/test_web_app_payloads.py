@@ -1,0 +1,280 @@
+"""What the web app's dialog inserts becomes a plan: every preset, every input cleared, and stale values."""
+
+import json
+
+import pytest
+
+from trainer.core.errors import BadRequest
+from trainer.core.job import RunRequest
+from trainer.core.plan import ModelOfRun, OfficialModel, TrainPlan
+from trainer.jobs.row import job_of
+
+RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
+DATA = "storage:datasets/6f1c/77b0/data.yaml"
+PRESETS = {
+    "balanced": {"epochs": 100, "batchSize": 16, "imgSize": 640, "learningRate": 0.001, "optimizer": "Adam", "compute": "gpu"},
+    "fast": {"epochs": 40, "batchSize": 32, "imgSize": 640, "learningRate": 0.001, "optimizer": "Adam", "compute": "gpu"},
+    "high_accuracy": {
+        "epochs": 150, "batchSize": 16, "imgSize": 1280, "learningRate": 0.0008, "optimizer": "AdamW", "compute": "gpu",
+    },
+    "edge_cpu": {"epochs": 60, "batchSize": 8, "imgSize": 320, "learningRate": 0.001, "optimizer": "SGD", "compute": "cpu"},
+}  # fmt: skip
+GAINS = (
+    "hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr", "mosaic", "mixup",
+    "copy_paste",
+)  # fmt: skip
+AUGMENTATIONS = {
+    "none": (0,) * 13,
+    "light": (0.01, 0.4, 0.3, 0, 0.05, 0.3, 0, 0, 0, 0.5, 0.5, 0, 0),
+    "standard": (0.015, 0.7, 0.4, 0, 0.1, 0.5, 0, 0, 0, 0.5, 1, 0, 0),
+    "strong": (0.02, 0.8, 0.5, 10, 0.2, 0.8, 2, 0, 0, 0.5, 1, 0.2, 0.1),
+}
+SEARCH = {
+    "objective": "maximize_mAP",
+    "numTrials": 20,
+    "maxDuration": 6,
+    "searchSpace": {
+        "epochs": {"enabled": False, "min": 50, "max": 200, "type": "integer"},
+        "batchSize": {"enabled": False, "options": [8, 16, 32], "type": "categorical"},
+        "learningRate": {"enabled": False, "min": 0.0001, "max": 0.01, "type": "log_uniform"},
+        "imgSize": {"enabled": False, "options": [320, 640, 1280], "type": "categorical"},
+    },
+}
+CLEARED_SEARCH = {
+    "objective": "",
+    "numTrials": None,
+    "maxDuration": None,
+    "searchSpace": {
+        "epochs": {"enabled": True, "min": None, "max": None, "type": "integer"},
+        "batchSize": {"enabled": True, "options": [], "type": ""},
+        "learningRate": {},
+        "imgSize": None,
+    },
+}
+DEFAULTS = {"epochs": 100, "batch": 16, "imgsz": 640}
+BLANKS = [None, "", "   ", "\t\n", [], {}]
+
+
+def insert(preset="balanced", augmentation="standard", *, data_yaml=DATA, base_model="YOLOv8s", **edited) -> dict:
+    """The row that the dialog sends: columns, and the dialog's whole state as `configuration`."""
+    state = {
+        "runName": "Inspect_v1",
+        "dataYaml": data_yaml,
+        "baseModel": base_model,
+        **PRESETS[preset],
+        "augmentation": {"preset": augmentation, **dict(zip(GAINS, AUGMENTATIONS[augmentation], strict=True))},
+        "optimizationStrategy": "manual",
+        "bayesianConfig": SEARCH,
+    } | edited
+    device = edited.get("device", "cpu" if state["compute"] == "cpu" else 0)
+    return {
+        "id": RUN,
+        "project_id": "6f1c2c5a-0000-4000-8000-000000000001",
+        "step_id": "77b02c5a-0000-4000-8000-000000000002",
+        "created_by": "unknown@local",
+        "run_name": state["runName"],
+        "base_model": base_model,
+        "data_yaml": data_yaml,
+        "status": "queued",
+        "configuration": state | {"device": device},
+    }
+
+
+def plan_of(row: dict) -> TrainPlan:
+    """As a worker reads the row, after a trip through JSON."""
+    return TrainPlan.parse(job_of(json.loads(json.dumps(row))).request)
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_becomes_its_plan_without_a_warning(preset, augmentation):
+    plan = plan_of(insert(preset, augmentation))
+
+    asked = PRESETS[preset]
+    assert plan.sources == (DATA,)
+    assert plan.model == OfficialModel(stem="yolov8s")
+    assert (plan.epochs, plan.batch, plan.imgsz) == (asked["epochs"], asked["batchSize"], asked["imgSize"])
+    assert plan.device == (() if preset == "edge_cpu" else (0,))
+    assert (plan.args["lr0"], plan.args["optimizer"]) == (asked["learningRate"], asked["optimizer"])
+    assert tuple(plan.args[name] for name in GAINS) == AUGMENTATIONS[augmentation]
+    assert (plan.warnings, plan.chosen) == ((), ())
+
+
+@pytest.mark.parametrize("batch", [8, 16, 32, 64])
+@pytest.mark.parametrize("imgsz", [320, 640, 1280])
+@pytest.mark.parametrize(("model", "stem"), [("YOLOv8s", "yolov8s"), ("YOLOv8n", "yolov8n"), ("YOLOv8m", "yolov8m")])
+def test_every_choice_of_the_select_boxes_is_served(model, stem, batch, imgsz):
+    plan = plan_of(insert(base_model=model, batchSize=batch, imgSize=imgsz))
+
+    assert (plan.model, plan.batch, plan.imgsz) == (OfficialModel(stem=stem), batch, imgsz)
+    assert plan.warnings == ()
+
+
+def test_a_completed_run_as_base_model_is_served():
+    assert plan_of(insert(base_model=RUN)).model == ModelOfRun(run_id=RUN)
+
+
+def test_the_one_model_that_is_no_yolo_is_refused_with_a_sentence():
+    with pytest.raises(BadRequest, match="base_model = 'EfficientDet-D0'"):
+        plan_of(insert(base_model="EfficientDet-D0"))
+
+
+@pytest.mark.parametrize("stale", BLANKS)
+def test_a_blank_data_yaml_in_the_configuration_says_nothing_beside_the_columns(stale):
+    plan = plan_of(insert(dataYaml=stale))
+
+    assert plan.sources == (DATA,)
+    assert plan.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [
+        "storage:datasets/other/data.yaml",
+        "https://x.supabase.co/storage/v1/object/public/datasets/6f1c/77b0/data.yaml",
+        "a\nb",
+        "x" * 5000,
+        7,
+        False,
+        {"path": "x"},
+        ["other.yaml", 5],
+    ],
+)
+def test_a_stale_data_yaml_is_only_a_warning(stale):
+    plan = plan_of(insert(dataYaml=stale))
+
+    assert plan.sources == (DATA,)
+    (warning,) = plan.warnings
+    assert warning.startswith("dataYaml was ignored")
+
+
+@pytest.mark.parametrize("stale", BLANKS)
+def test_a_blank_base_model_in_the_configuration_says_nothing_beside_the_columns(stale):
+    plan = plan_of(insert(base_model="YOLOv8n", baseModel=stale))
+
+    assert plan.model == OfficialModel(stem="yolov8n")
+    assert plan.warnings == ()
+
+
+@pytest.mark.parametrize("stale", ["YOLOv8s", "EfficientDet-D0", 7, {"name": "x"}, ["YOLOv8s"], False])
+def test_a_stale_base_model_is_only_a_warning(stale):
+    plan = plan_of(insert(base_model="YOLOv8n", baseModel=stale))
+
+    assert plan.model == OfficialModel(stem="yolov8n")
+    (warning,) = plan.warnings
+    assert warning.startswith("baseModel was ignored")
+
+
+@pytest.mark.parametrize("blank", [None, "", "  ", "\n"])
+def test_a_blank_column_leaves_the_word_to_the_configuration(blank):
+    row = insert(dataYaml="storage:datasets/a/data.yaml", baseModel="YOLOv8n") | {"data_yaml": blank, "base_model": blank}
+
+    plan = plan_of(row)
+
+    assert plan.sources == ("storage:datasets/a/data.yaml",)
+    assert plan.model == OfficialModel(stem="yolov8n")
+    assert plan.warnings == ()
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_a_dataset_that_is_given_nowhere_is_missing(blank):
+    with pytest.raises(BadRequest) as refused:
+        plan_of(insert(dataYaml=blank) | {"data_yaml": ""})
+
+    (problem,) = refused.value.problems
+    assert problem.startswith("data_yaml: missing")
+
+
+# ── cleared inputs: the browser sends "" or, for a number that is not one, null ──
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+@pytest.mark.parametrize(
+    ("field", "setting"), [("epochs", "epochs"), ("batchSize", "batch"), ("imgSize", "imgsz")],
+)  # fmt: skip
+def test_a_cleared_number_is_the_services_choice(field, setting, blank):
+    plan = plan_of(insert("high_accuracy", **{field: blank}))
+
+    assert getattr(plan, setting) == DEFAULTS[setting]
+    assert plan.chosen == (setting,)
+    assert plan.warnings == ()
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+@pytest.mark.parametrize(
+    ("field", "setting", "chosen"), [("learningRate", "lr0", 0.001), ("optimizer", "optimizer", "Adam")],
+)  # fmt: skip
+def test_a_cleared_optimizer_or_learning_rate_is_the_services_choice(field, setting, chosen, blank):
+    plan = plan_of(insert("high_accuracy", **{field: blank}))
+
+    assert plan.args[setting] == chosen
+    assert plan.chosen == (setting,)
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+@pytest.mark.parametrize(
+    "field", ["runName", "compute", "augmentation", "optimizationStrategy", "bayesianConfig", "seed", "patience", "device"],
+)
+def test_a_cleared_field_is_not_given(field, blank):
+    cleared, without = insert(), insert()
+    cleared["configuration"][field] = blank
+    without["configuration"].pop(field, None)
+
+    plan = plan_of(cleared)
+
+    assert plan == plan_of(without)
+    assert plan.warnings == ()
+
+
+@pytest.mark.parametrize("field", GAINS)
+def test_a_cleared_gain_is_not_given_and_the_others_are(field):
+    for blank in BLANKS:
+        row = insert("balanced", "strong")
+        row["configuration"]["augmentation"][field] = blank
+
+        plan = plan_of(row)
+
+        assert field not in plan.args
+        assert len(plan.args) == 2 + 12
+        assert plan.warnings == ()
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_a_dialog_with_everything_cleared_is_the_default_plan(blank):
+    row = insert()
+    row["configuration"] = dict.fromkeys(row["configuration"], blank)
+
+    plan = plan_of(row | {"base_model": ""})
+
+    assert plan == TrainPlan.parse(RunRequest(data_yaml=DATA))
+
+
+@pytest.mark.parametrize("strategy", ["manual", "bayesian"])
+def test_a_cleared_search_changes_nothing(strategy):
+    plan = plan_of(insert(optimizationStrategy=strategy, bayesianConfig=CLEARED_SEARCH))
+
+    assert (plan.epochs, plan.batch) == (100, 16)
+    assert len(plan.warnings) == (strategy == "bayesian")
+
+
+def test_zero_and_false_are_values():
+    row = insert(augmentation="none")
+    row["configuration"] |= {"seed": 0, "patience": 0, "workers": 0, "amp": False}
+
+    plan = plan_of(row)
+
+    assert [plan.args[name] for name in ("seed", "patience", "workers", "amp")] == [0, 0, 0, False]
+    assert [plan.args[name] for name in GAINS] == [0] * 13
+    assert plan.device == (0,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", 0), ("epochs", -5), ("batchSize", 0), ("imgSize", 0), ("learningRate", 0), ("learningRate", -0.1)],
+)
+def test_a_number_that_makes_no_sense_is_named(field, value):
+    with pytest.raises(BadRequest) as refused:
+        plan_of(insert(**{field: value}))
+
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{field} = {value}: must be")
