@@ -36,7 +36,7 @@ HOMES = {
     "pynvml": {"host.py"},
     "prometheus_client": {"reporting"},
 }
-BULKHEADS = {"worker/daemon.py", "reporting/fanout.py", "training/child.py", "training/rank.py"}
+BULKHEADS = {"worker/bulkhead.py", "reporting/fanout.py", "training/child.py", "training/rank.py"}
 
 
 def relative(path: Path) -> str:

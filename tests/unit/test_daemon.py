@@ -12,6 +12,7 @@ from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker import daemon as daemon_module
+from trainer.worker import prefetch as prefetch_module
 from trainer.worker.daemon import Daemon
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.journal import Journal
@@ -164,6 +165,45 @@ def test_a_bug_in_one_run_leaves_the_daemon_working(room, queue):
     assert room.slots.free == 1
 
 
+@pytest.mark.parametrize("error", [AttributeError("row"), RecursionError(), OverflowError(), TypeError(), KeyError("id")])
+def test_unexpected_error_of_a_claim_ends_neither_the_service_nor_the_claims(room, queue, error):
+    run_id = room.enqueue()
+    queue.before = iter([error])
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["status"] == "completed")
+        stopping(room)
+
+
+def test_run_whose_claim_failed_unexpectedly_is_not_claimed_under_the_same_id_again(room, queue):
+    """Its lease then runs out, and the queue counts the attempt; a repeated claim would renew the lease for ever."""
+    room.enqueue()
+    queue.after = iter([AttributeError("row")])
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: len(queue.claims) > 1)
+        stopping(room)
+
+    assert queue.claims[0] != queue.claims[1]
+
+
+def test_error_around_a_claim_waits_longer_each_time(room, queue, monkeypatch):
+    monkeypatch.setattr(daemon_module, "LONGEST_WAIT", 0.01)
+    swept = []
+
+    class Broken(Housekeeping):
+        def sweep_if_due(self):
+            swept.append(1)
+            raise OSError("stale handle")
+
+    housekeeping = Broken(runs=room.home, views=room.home, journals=room.home, keep_days=1)
+    service = daemon(room, queue, housekeeping=housekeeping)
+    service._unanswered = 5000  # a weekend of an outage
+    with in_background(lambda: service.run(room.shutdown)):
+        wait_for(lambda: len(swept) > 3)
+        stopping(room)
+
+
 def test_an_ending_that_is_refused_for_ever_holds_up_no_other_run(room, queue, monkeypatch):
     monkeypatch.setattr(daemon_module, "LEFTOVERS_FIRST", 0.2)
     refused, run_id = room.enqueue(), room.enqueue()
@@ -213,6 +253,28 @@ def test_the_next_runs_dataset_is_prefetched_once_and_its_run_left_alone(room, q
         time.sleep(0.3)
         assert asked == [waiting]
         assert room.row(waiting)["attempt"] == 0
+        holding.set()
+        stopping(room)
+
+
+@pytest.mark.parametrize("error", [AttributeError("row"), RecursionError(), ValueError("date")])
+def test_unexpected_error_of_a_prefetch_stops_no_later_one(room, queue, error, monkeypatch):
+    monkeypatch.setattr(prefetch_module, "AFTER_ERROR", 0.1)
+    holding, errors, asked = threading.Event(), iter([error]), []
+
+    def peek(worker):
+        for raised in errors:
+            raise raised
+        return room.queue.peek(worker)
+
+    queue.peek = peek
+    room.datasets.prefetch = lambda order, stop: asked.append(order.run_id)
+    room.trainer.during = lambda epoch: holding.wait(10)
+    room.enqueue()
+    waiting = room.enqueue()
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: asked == [waiting])
         holding.set()
         stopping(room)
 

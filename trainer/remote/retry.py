@@ -26,7 +26,8 @@ class RetryPolicy:
     def wait_before(self, again: int, retry_after: float | None) -> float:
         """Seconds to wait before try number `again` + 1. A server's Retry-After is a lower bound, up to the cap."""
         # full jitter (random between 0 and the cap of this step) spreads a fleet that lost its server at one moment
-        wait = random.uniform(0, min(self.longest_wait, self.first_wait * 2.0**again))  # noqa: S311
+        step = 2.0 ** min(again, 100)  # a float overflows after a thousand tries, which is a night of outage
+        wait = random.uniform(0, min(self.longest_wait, self.first_wait * step))  # noqa: S311
         return max(wait, min(retry_after or 0.0, self.longest_wait))
 
 

@@ -15,6 +15,7 @@ from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Lease, Retry
 from trainer.core.ports import Queue, Worker
 from trainer.core.stop import StopSignal
+from trainer.worker.bulkhead import bulkhead
 from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.execution import Execution
 from trainer.worker.housekeeping import Housekeeping
@@ -80,7 +81,8 @@ class Daemon:
         with self._prefetcher.running(shutdown), self._pulse.following("claims"):
             while not shutdown.must_stop:
                 self._pulse.mark("claims")
-                self._step(shutdown)
+                with bulkhead("claim loop failed, retrying", lambda: self._back_off(shutdown)):
+                    self._step(shutdown)
         self._on_stopping()
         return self._drain()
 
@@ -134,11 +136,17 @@ class Daemon:
             self._told_at = now
         self._unanswered += 1
 
+    def _back_off(self, shutdown: StopSignal) -> None:
+        """After an error that nobody expected. A new claim id: a run that this claim got is free when its lease ends."""
+        self._claim_id = str(uuid.uuid4())
+        self._unanswered += 1
+        shutdown.wait(self._pause())
+
     def _pause(self) -> float:
         """Seconds until the next claim; the jitter keeps a fleet from asking in step."""
         wait = self._poll_seconds
         if self._unanswered:
-            wait = min(max(wait, 1.0) * 2.0 ** (self._unanswered - 1), LONGEST_WAIT)
+            wait = min(max(wait, 1.0) * 2.0 ** min(self._unanswered - 1, 10), LONGEST_WAIT)
         return wait * random.uniform(0.8, 1.2)  # noqa: S311
 
     def _start(self, lease: Lease, shutdown: StopSignal) -> None:
@@ -153,11 +161,9 @@ class Daemon:
         with structlog.contextvars.bound_contextvars(run=labels):
             log.info("run claimed", name=lease.job.request.name)
             try:
-                self._execution.run(lease, slot, stop)
-            except Exception:
                 # a bug of ours, or a disk too full to begin: this run goes back, the others and the daemon go on
-                log.exception("the run failed in the service itself")
-                self._give_up(lease)
+                with bulkhead("the run failed in the service itself", lambda: self._give_up(lease)):
+                    self._execution.run(lease, slot, stop)
             finally:
                 slot.give_back()
 

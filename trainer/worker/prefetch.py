@@ -14,9 +14,12 @@ from trainer.core.plan import TrainPlan
 from trainer.core.ports import Datasets, Queue, Worker
 from trainer.core.stop import Stopped, StopSignal
 from trainer.worker.attempt import dataset_order
+from trainer.worker.bulkhead import bulkhead
 from trainer.worker.slots import Slots
 
 log = structlog.get_logger()
+
+AFTER_ERROR = 60.0  # seconds until the next look after an error that nobody expected
 
 
 class Prefetcher:
@@ -55,7 +58,8 @@ class Prefetcher:
     def _run(self, stop: StopSignal, ended: threading.Event) -> None:
         while not ended.wait(self._interval) and not stop.must_stop:
             if self._slots.free == 0:
-                self.look(stop)
+                with bulkhead("prefetch failed, retrying", lambda: ended.wait(AFTER_ERROR)):
+                    self.look(stop)
 
     def look(self, stop: StopSignal) -> None:
         """Prefetch for the run that would be claimed next, once. What goes wrong is that run's business, later."""

@@ -1,0 +1,11 @@
+"""How long a call is tried again."""
+
+import pytest
+
+from trainer.remote.retry import RetryPolicy
+
+
+@pytest.mark.parametrize("again", [0, 5, 1023, 1024, 100_000])
+def test_wait_is_bounded_however_often_the_call_failed(again):
+    policy = RetryPolicy(first_wait=0.5, longest_wait=30.0)
+    assert 0 <= policy.wait_before(again, None) <= 30
