@@ -13,7 +13,8 @@ ROOMS = {"worker", "jobs", "storage", "datasets", "training", "reporting", "sett
 ALLOWED = {
     "core": {"core"},
     "remote": {"remote", "core"},
-    **{room: {room, "remote", "core"} for room in ROOMS},
+    "durable": {"durable"},
+    **{room: {room, "remote", "core", "durable"} for room in ROOMS},
     # the leaves that only entry points use
     "logs": {"logs", "core"},
     "host": {"host", "core"},

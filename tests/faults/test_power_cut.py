@@ -7,9 +7,22 @@ import zipfile
 from contextlib import closing
 from pathlib import Path
 
+from tests.faults.cloud import BUCKET
+from tests.faults.conftest import QUICK
+from tests.faults.test_full_disk import completes
 from trainer.core.job import Completed, Job, Lease, RunRequest
 from trainer.training.checkpoints import Progress, settle, take
 from trainer.worker.journal import Journal, leftovers
+
+
+def cut_power(host, *disks):
+    """The machine stops at once, and starts again with its disks mounted."""
+    host.kill_all()
+    for disk in disks:
+        disk.strike()
+    for disk in disks:
+        disk.mend()
+    host.start()
 
 
 def test_unsynced_file_loses_its_content_and_keeps_its_name(power_cut):
@@ -55,3 +68,22 @@ def test_recorded_ending_survives_a_power_cut(power_cut):
     [left] = leftovers(home.place, "w", 60)
     with closing(left):
         assert left.ending == ending
+
+
+def test_finished_run_is_published_whole_after_a_power_cut(cloud, power_cut, host):
+    """I8: the training is not repeated, and no artifact is empty."""
+    runs = power_cut("runs")
+    a = host("a", QUICK, RUNS_DIR=runs.place)
+    cloud.storage.fault("delay", on="/1/", times=1000, seconds=30)
+    run_id = cloud.enqueue(epochs=3)
+    cloud.wait_phase(run_id, "uploading")
+    [folder] = runs.place.glob("train_*")
+    written = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    cut_power(a, runs)
+    completes(cloud, run_id)
+
+    assert [epoch for told in cloud.epochs(run_id).values() for epoch in told] == [1, 2, 3]
+    for path, name in {"results.csv": "results.csv", "args.yaml": "args.yaml", "weights/best.pt": "best.pt"}.items():
+        assert cloud.storage.get(BUCKET, f"training_runs/{run_id}/2/{name}") == written[path]
+    assert "epoch: epoch=3" in (folder / "run.log").read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer import durable
 from trainer.training import checkpoints
 from trainer.training.checkpoints import Progress
 from trainer.training.keeper import Keeper
@@ -23,13 +24,13 @@ def state(tmp_path):
 def slow_disk(monkeypatch):
     """Nothing is synced before the event is set."""
     ready = threading.Event()
-    sync = checkpoints.os.fsync
+    sync = durable.os.fsync
 
     def wait_and_sync(fd):
         assert ready.wait(10)
         sync(fd)
 
-    monkeypatch.setattr(checkpoints.os, "fsync", wait_and_sync)
+    monkeypatch.setattr(durable.os, "fsync", wait_and_sync)
     yield ready
     ready.set()
 
@@ -95,7 +96,7 @@ def test_a_disk_that_is_full_is_told_to_the_training(tmp_path, state, monkeypatc
     def full(_fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(durable.os, "fsync", full)
     keeper = Keeper(tmp_path, pytest.fail)
     keeper.take(state, Progress(epoch=1), {})
     keeper.settle()

@@ -199,6 +199,7 @@ class SqliteFile:
         uri = f"{self._path.as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
         connection.execute("pragma foreign_keys = on")
+        connection.execute("pragma synchronous = full")  # in this mode a commit survives a power cut
         return connection
 
     def _create(self, connection: sqlite3.Connection) -> None:

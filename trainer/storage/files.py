@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import BinaryIO
 from trainer.core.errors import MachineFailed
 from trainer.core.ports import OnBytes
 from trainer.core.stop import StopSignal
+from trainer.durable import replace as replace_and_sync
 
 BLOCK = 1024 * 1024  # bytes
 _TEMPORARY = ".incoming-"
@@ -40,24 +40,13 @@ def replacing(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
     try:
         with temporary.open("wb") as out:
             yield out
-            if durable:
-                out.flush()
-                os.fsync(out.fileno())
-        temporary.replace(path)
+        if durable:
+            replace_and_sync(temporary, path)
+        else:
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if durable:
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_temporary(name: str) -> bool:

@@ -12,6 +12,7 @@ from io import DEFAULT_BUFFER_SIZE
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from trainer import durable
 from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.ports import ObjectInfo
 from trainer.core.stop import StopSignal
@@ -125,6 +126,6 @@ class PartialFile:
     def _sync(self, out: BinaryIO) -> None:
         """Make what is there safe, then say so."""
         out.flush()
-        os.fsync(out.fileno())
+        durable.sync(self._part)
         self._safe, self._noted = self.offset, True
-        self._note.write_text(json.dumps({"etag": self.etag, "bytes": self.bytes, "safe": self._safe}))
+        durable.write_text(self._note, json.dumps({"etag": self.etag, "bytes": self.bytes, "safe": self._safe}))

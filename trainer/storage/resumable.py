@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from trainer import durable
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.stop import StopSignal
@@ -30,7 +31,7 @@ class UploadNotes:
         self._folder = folder
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for note in folder.glob("*.json"):
+            for note in folder.glob("*.json*"):
                 if note.stat().st_mtime < time.time() - _KEPT_SECONDS:
                     note.unlink(missing_ok=True)
 
@@ -90,9 +91,7 @@ class ResumableUpload:
         _, found, name = answer.headers.get("Location", "").partition(f"{_ROUTE}/")
         if not found:
             raise Unavailable(f"storage at {self._api.host} began an upload without saying where")
-        scratch = self._note.with_suffix(".new")
-        scratch.write_text(json.dumps({"upload": name, "file": str(self._path)}))
-        scratch.replace(self._note)
+        durable.write_text(self._note, json.dumps({"upload": name, "file": str(self._path)}))
         self.offset = 0
         return name
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trainer import durable
 from trainer.core.events import CheckpointSaved
 
 FOLDER = "checkpoints"
@@ -132,13 +132,7 @@ def _move(beside: Path, path: Path) -> str:
     """Move a finished file to its name, durably; its sha-256."""
     with beside.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.replace(beside, path)
     return sha256
 
 

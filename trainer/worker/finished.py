@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
+from trainer import durable
 from trainer.core.events import Finished, WeightsFile
 
 NOTE = ".finished.json"
 
 
 def remember(run_dir: Path, finished: Finished) -> None:
-    """Write the note. It appears whole or not at all, and after the weights, also when the power fails. Raises OSError."""
-    for weights in {finished.best.path, finished.last.path}:
-        _sync(Path(weights))
-    beside = run_dir / f"{NOTE}.tmp"
-    beside.write_text(json.dumps(asdict(finished)))
-    _sync(beside)
-    beside.replace(run_dir / NOTE)
-    _sync(run_dir)
+    """Write the note, whole or not at all, once everything else in the folder would survive a power cut. Raises OSError."""
+    durable.sync_below(run_dir)
+    durable.write_text(run_dir / NOTE, json.dumps(asdict(finished)))
 
 
 def recall(run_dir: Path) -> Finished | None:
@@ -36,11 +31,3 @@ def recall(run_dir: Path) -> Finished | None:
 def forget(run_dir: Path) -> None:
     """Remove the note."""
     (run_dir / NOTE).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from pathlib import Path
 import structlog
 from pydantic import TypeAdapter
 
+from trainer import durable
 from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, RunRequest
 
 log = structlog.get_logger()
@@ -105,7 +105,8 @@ class Journal:
             # after a failed write the last line may be torn: begin on a new one
             written = self._file.write(b"\n" + text if self._disk_failed else text)
             if sync:
-                os.fsync(self._file.fileno())
+                durable.sync(self.path)
+                durable.sync(self.path.parent)  # its name
         except OSError as error:
             self._note_disk(str(error))
         else:

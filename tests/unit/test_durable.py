@@ -1,0 +1,64 @@
+"""What is synced, in which order, and what happens where the system cannot sync a whole file system."""
+
+import errno
+import os
+
+import pytest
+
+from trainer import durable
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """The paths that are synced, as they are named at that moment."""
+    paths = []
+    monkeypatch.setattr(durable.os, "fsync", lambda fd: paths.append(os.readlink(f"/proc/self/fd/{fd}")))
+    return paths
+
+
+def test_file_is_synced_before_it_gets_its_name_and_the_name_after_it(tmp_path, synced):
+    (tmp_path / "beside").write_text("new")
+    durable.replace(tmp_path / "beside", tmp_path / "file")
+    assert synced == [str(tmp_path / "beside"), str(tmp_path)]
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_written_text_replaces_the_earlier_one_and_leaves_nothing_beside(tmp_path, synced):
+    for text in ("one", "two"):
+        durable.write_text(tmp_path / "note.json", text)
+    assert (tmp_path / "note.json").read_text() == "two"
+    assert os.listdir(tmp_path) == ["note.json"]
+    assert len(synced) == 4
+
+
+def test_whole_file_system_is_synced_in_one_call(tmp_path, synced):
+    (tmp_path / "file").write_text("content")
+    durable.sync_below(tmp_path)
+    assert synced == []
+
+
+@pytest.mark.parametrize("reason", ["no such function", errno.ENOSYS, errno.EPERM])
+def test_each_file_and_folder_is_synced_where_a_file_system_cannot_be(tmp_path, synced, monkeypatch, reason):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/file").write_text("content")
+    (tmp_path / "a/link").symlink_to(tmp_path.parent)
+    os.mkfifo(tmp_path / "a/pipe")
+    monkeypatch.setattr(durable, "_SYNCFS", None if isinstance(reason, str) else _fails_with(reason))
+
+    durable.sync_below(tmp_path)
+
+    assert sorted(synced) == [str(tmp_path), f"{tmp_path}/a", f"{tmp_path}/a/b", f"{tmp_path}/a/b/file"]
+
+
+def test_failing_disk_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "_SYNCFS", _fails_with(errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        durable.sync_below(tmp_path)
+
+
+def _fails_with(code):
+    def syncfs(_descriptor):
+        durable.ctypes.set_errno(code)
+        return -1
+
+    return syncfs
