@@ -60,6 +60,7 @@ alter table public.training_runs
   add column if not exists attempt integer not null default 0,
   add column if not exists max_attempts integer not null default 3,
   add column if not exists failures integer not null default 0,
+  add column if not exists host_failures jsonb not null default '{}' check (jsonb_typeof(host_failures) = 'object'),
   add column if not exists claim_id uuid,
   add column if not exists lease_expires_at timestamptz,
   add column if not exists heartbeat_at timestamptz,
@@ -72,6 +73,7 @@ alter table public.training_runs
 
 comment on column public.training_runs.attempt is 'Ordinal of the claim; never repeats, names the bucket prefix and the events.';
 comment on column public.training_runs.failures is 'Attempts lost since the last progress; at max_attempts the run fails.';
+comment on column public.training_runs.host_failures is 'How often the host of each worker failed the run since the last progress: {worker_id: times}. Only the first of each is in failures.';
 comment on column public.training_runs.claim_id is 'The fence: every write of a worker carries it. Kept after the end, for replays.';
 comment on column public.training_runs.lease_expires_at is 'Until when the claim is held. On a queued run: expired, and may still be revived.';
 comment on column public.training_runs.not_before is 'Back-off: not to be claimed earlier.';
@@ -80,6 +82,7 @@ comment on column public.training_runs.told_epoch is 'The highest epoch in the h
 comment on column public.training_runs.checkpoint is 'The newest resumable state in the bucket: {epoch, sha256, bytes, key}.';
 
 alter table public.trainer_workers
+  add column if not exists status_message text,
   add column if not exists version text,
   add column if not exists slots integer,
   add column if not exists current_runs integer,
@@ -95,6 +98,8 @@ alter table public.trainer_workers
   add column if not exists cpu_model text,
   add column if not exists cpu text,
   add column if not exists ram_gb numeric;
+
+comment on column public.trainer_workers.status_message is 'Why the worker is unhealthy and claims no run; null otherwise.';
 
 create table if not exists public.training_run_events (
   run_id uuid not null references public.training_runs (id) on delete cascade,
@@ -143,6 +148,7 @@ begin
   end if;
   if new.status in ('completed', 'failed', 'canceled') then
     new.lease_expires_at := null;
+    new.host_failures := '{}';
   end if;
   return new;
 end $$;

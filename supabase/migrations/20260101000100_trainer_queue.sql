@@ -56,6 +56,12 @@ language sql immutable parallel safe set search_path = '' as $$
   select least(10 * 2 ^ least(greatest(failures - 1, 0), 10), 600) * interval '1 second'
 $$;
 
+-- A worker whose host failed a run is offered it later than others, by two polls.
+create or replace function trainer.head_start(host_failures jsonb, worker_id text) returns interval
+language sql immutable parallel safe set search_path = '' as $$
+  select case when host_failures ? worker_id then 2 * trainer.back_off(1) else interval '0' end
+$$;
+
 create or replace function trainer.merged(results jsonb, addition jsonb) returns jsonb
 language sql immutable parallel safe set search_path = '' as $$
   select case
@@ -102,6 +108,7 @@ begin
     if saved.epoch > run.progress_epoch then
       run.progress_epoch := saved.epoch;
       run.failures := 0;
+      run.host_failures := '{}';
     end if;
     if saved.data ->> 'key' is not null then
       run.checkpoint := jsonb_build_object(
@@ -111,8 +118,10 @@ begin
   return run;
 end $$;
 
-create or replace function trainer.see_worker(worker_id text, hardware jsonb default null) returns void
-language plpgsql set search_path = '' as $$
+-- Reports the worker alive. With `tells` the worker says how it is: `problem` replaces what it said before.
+create or replace function trainer.see_worker(
+  worker_id text, hardware jsonb default null, tells boolean default false, problem text default null
+) returns void language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
   busy integer := (
@@ -120,14 +129,16 @@ declare
     where r.status in ('running', 'canceling') and r.worker_id = see_worker.worker_id);
 begin
   insert into public.trainer_workers as w (
-    worker_id, status, last_seen, updated_at, current_runs, version, slots, device_type, compute_type, gpu_name, gpu_model, gpu,
+    worker_id, status, status_message, last_seen, updated_at, current_runs, version, slots, device_type, compute_type, gpu_name, gpu_model, gpu,
     gpu_memory_gb, gpu_vram_gb, gpu_memory_mb, gpu_vram_mb, cpu_model, cpu, ram_gb)
-  select see_worker.worker_id, case when busy > 0 then 'busy' else 'online' end, now(), now(), busy,
+  select see_worker.worker_id, case when problem is not null then 'unhealthy' when busy > 0 then 'busy' else 'online' end,
+    problem, now(), now(), busy,
     f.version, f.slots, f.device_type, f.compute_type, f.gpu_name, f.gpu_model, f.gpu,
     f.gpu_memory_gb, f.gpu_vram_gb, f.gpu_memory_mb, f.gpu_vram_mb, f.cpu_model, f.cpu, f.ram_gb
   from jsonb_populate_record(null::public.trainer_workers, coalesce(see_worker.hardware, '{}')) as f
   on conflict (worker_id) do update set
-    status = excluded.status,
+    status = case when not tells and w.status_message is not null then 'unhealthy' else excluded.status end,
+    status_message = case when tells then excluded.status_message else w.status_message end,
     last_seen = excluded.last_seen,
     updated_at = excluded.updated_at,
     current_runs = excluded.current_runs,
@@ -156,6 +167,7 @@ language sql set search_path = '' as $$
     claim_id = run.claim_id,
     attempt = run.attempt,
     failures = run.failures,
+    host_failures = run.host_failures,
     lease_expires_at = run.lease_expires_at,
     heartbeat_at = run.heartbeat_at,
     not_before = run.not_before,
@@ -171,6 +183,29 @@ language sql set search_path = '' as $$
     cancel_requested = run.cancel_requested,
     updated_at = now()
   where id = run.id
+$$;
+
+-- Counts a lost attempt. Of the failures of a worker's own host only the first counts.
+create or replace function trainer.lost(run public.training_runs, host_failed boolean) returns public.training_runs
+language plpgsql set search_path = '' as $$
+declare
+  worker text := coalesce(run.worker_id, '');
+begin
+  if not host_failed or not run.host_failures ? worker then
+    run.failures := run.failures + 1;
+  end if;
+  if host_failed then
+    run.host_failures := run.host_failures || jsonb_build_object(
+      worker, coalesce(trainer.number(run.host_failures -> worker), 0) + 1);
+  end if;
+  return run;
+end $$;
+
+-- The pause before the next attempt; it grows also with those that do not count.
+create or replace function trainer.pause_after(run public.training_runs) returns interval
+language sql set search_path = '' as $$
+  select trainer.back_off(run.failures + coalesce(sum(trainer.number(value) - 1), 0)::integer)
+  from jsonb_each(run.host_failures)
 $$;
 
 create or replace function trainer.canceled(run public.training_runs) returns public.training_runs
@@ -286,7 +321,7 @@ begin
 
   select r.* into run from public.training_runs r
   where r.status = 'queued' and not r.cancel_requested
-    and (r.not_before is null or r.not_before <= now())
+    and (r.not_before is null or r.not_before <= now() - trainer.head_start(r.host_failures, claim_training_run.worker_id))
     and trainer.can_serve(claim_training_run.capabilities, r.configuration)
   order by r.priority desc, r.created_at, r.id
   limit 1
@@ -304,7 +339,7 @@ begin
     run.completed_at := null;
     perform trainer.save(run);
   end if;
-  perform trainer.see_worker(claim_training_run.worker_id, capabilities -> 'hardware');
+  perform trainer.see_worker(claim_training_run.worker_id, capabilities -> 'hardware', tells => true);
   if run.id is not null then
     return next run;
   end if;
@@ -346,7 +381,7 @@ end $$;
 
 create or replace function public.finish_training_run(
   run_id uuid, claim_id uuid, status text, results jsonb default null, trained_model_url text default null,
-  error_message text default null, events jsonb default '[]'
+  error_message text default null, events jsonb default '[]', host_failed boolean default false
 ) returns text
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -375,7 +410,7 @@ begin
     said := 'canceled';
   end if;
   if said = 'queued' then
-    run.failures := run.failures + 1;
+    run := trainer.lost(run, finish_training_run.host_failed);
     said := case when run.failures >= run.max_attempts then 'failed' else 'queued' end;
   end if;
   case said
@@ -383,7 +418,7 @@ begin
       run := trainer.canceled(run);
     when 'queued' then
       run.status := said;
-      run.not_before := now() + trainer.back_off(run.failures);
+      run.not_before := now() + trainer.pause_after(run);
     else
       run.status := said;
       run.completed_at := now();
@@ -424,6 +459,13 @@ begin
   return 'ok';
 end $$;
 
+-- A worker that claims nothing says that it is alive, and what is wrong with it.
+create or replace function public.report_trainer_worker(
+  worker_id text, problem text default null, hardware jsonb default null
+) returns void language sql security definer set search_path = '' as $$
+  select trainer.see_worker(report_trainer_worker.worker_id, report_trainer_worker.hardware, true, problem)
+$$;
+
 -- ── for those who queue runs ──
 
 -- Runs with the caller's own rights: whoever may see and edit the run may cancel it.
@@ -446,7 +488,7 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 create or replace function public.trainer_schema_version() returns integer
-language sql immutable set search_path = '' as $$ select 2 $$;
+language sql immutable set search_path = '' as $$ select 3 $$;
 
 -- What an app's own policies leave open, one sentence each, for the operator to judge.
 create or replace function public.trainer_access_warnings() returns setof text

@@ -25,7 +25,7 @@ begin
     from pg_proc p
     where p.pronamespace = 'public'::regnamespace and p.proname in (
       'settle_training_runs', 'claim_training_run', 'peek_training_run', 'beat_training_run', 'finish_training_run',
-      'release_training_run', 'read_training_run', 'cancel_training_run', 'trainer_schema_version',
+      'release_training_run', 'report_trainer_worker', 'read_training_run', 'cancel_training_run', 'trainer_schema_version',
       'trainer_access_warnings')
   loop
     execute format('revoke all on function %s from public', callable.name);

@@ -79,7 +79,7 @@ def test_a_healthy_host_on_a_project(project):
 
     assert not [check for check in checks.values() if check.state == "fault"]
     assert "role service_role" in checks["queue"].message
-    assert "schema version 2" in checks["queue"].message
+    assert "schema version 3" in checks["queue"].message
     assert checks["bucket datasets"].state == checks["bucket training-artifacts"].state == checks["clock"].state == "ok"
     assert not project.storage.objects["training-artifacts"], "it leaves nothing behind"
 

@@ -36,6 +36,7 @@ OUTCOMES = {
     "failed": Failed(message="Diverged."),
     "canceled": Canceled(),
     "retry": Retry(message="Killed."),
+    "sick host": Retry(message="The disk is full.", host_failed=True),
     "interrupted": Interrupted(checkpoint=Checkpoint(epoch=1, sha256="ab", bytes=1, key="k")),
 }
 # where an ending leads from a state in which the claim holds the run; None: it depends on the attempts left
@@ -44,6 +45,7 @@ ENDS_IN = {
     "failed": {Status.FAILED},
     "canceled": {Status.CANCELED},
     "retry": {Status.QUEUED, Status.FAILED},
+    "sick host": {Status.QUEUED, Status.FAILED},
     "interrupted": {Status.QUEUED},
 }
 picks = st.integers(min_value=0, max_value=1000)
@@ -64,7 +66,7 @@ def shows(row, lease, ending):
     """Whether the row is what this ending would have left behind, so that its repetition is answered `OK`."""
     if row is None or row["claim_id"] != lease.claim_id:
         return False
-    also = {"retry": {"failed", "canceled"}, "interrupted": {"canceled"}}.get(ending, set())
+    also = {"retry": {"failed", "canceled"}, "sick host": {"failed", "canceled"}, "interrupted": {"canceled"}}.get(ending, set())
     return row["status"] in {status.value for status in ENDS_IN[ending]} | also
 
 
@@ -212,12 +214,13 @@ class QueueMachine(RuleBasedStateMachine):
             self.assert_untouched(before, after, lease, told)
             return
         assert verdict is Verdict.OK
-        canceled = wants_cancel(row) and ending in ("retry", "interrupted")
+        canceled = wants_cancel(row) and ending in ("retry", "sick host", "interrupted")
         assert after[lease.job.id]["status"] in ({Status.CANCELED} if canceled else ENDS_IN[ending])
         assert after[lease.job.id]["lease_expires_at"] is None
         if after[lease.job.id]["status"] == "queued":
             revived = min(row["failures"], row["status"] == "queued")
-            assert after[lease.job.id]["failures"] == row["failures"] - revived + (ending == "retry"), "I7"
+            is_lost = ending == "retry" or (ending == "sick host" and row["worker_id"] not in row["host_failures"])
+            assert after[lease.job.id]["failures"] == row["failures"] - revived + is_lost, "I7"
 
     def assert_untouched(self, before, after, lease, told):
         """I5: a call of somebody who does not hold the run leaves no trace."""

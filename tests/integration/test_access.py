@@ -16,6 +16,7 @@ CALLS = (
     "beat_training_run(gen_random_uuid(), gen_random_uuid(), 60)",
     "finish_training_run(gen_random_uuid(), gen_random_uuid(), 'failed')",
     "release_training_run(gen_random_uuid(), gen_random_uuid())",
+    "report_trainer_worker('w')",
     "read_training_run(gen_random_uuid())",
     "trainer_schema_version()",
     "trainer_access_warnings()",

@@ -80,7 +80,7 @@ def test_an_empty_project_serves_a_run_and_has_private_buckets(database):
 
 def test_all_migrations_pasted_as_one_script_work(database):
     database.sql("\n".join(path.read_text() for path in MIGRATIONS), database="fresh")
-    assert column(database, "select trainer_schema_version()") == "2"
+    assert column(database, "select trainer_schema_version()") == "3"
 
 
 def test_the_web_app_keeps_its_rows_policies_triggers_grants_and_buckets(database):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import Completed, RunEvent, RunRequest, Verdict
+from trainer.core.job import Completed, Retry, RunEvent, RunRequest, Verdict
 from trainer.core.ports import Worker
 from trainer.jobs import sqlite_states
 from trainer.jobs.sqlite import SqliteQueue
@@ -296,12 +296,13 @@ def test_another_programs_database_is_refused_and_left_alone(path):
         assert other.execute("select count(*) from sqlite_master").fetchone() == (1,)
 
 
-def test_a_queue_of_the_version_before_is_brought_up_to_date(path):
+def test_a_queue_of_the_first_version_is_brought_up_to_date(path):
     queue = SqliteQueue(path)
     lease = (enqueue(queue), claim(queue))[1]
     queue.beat(lease, None, [RunEvent(seq=n, at="2026-01-01", kind="epoch", data={"epoch": n}) for n in (1, 2, 3)])
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("alter table training_runs drop column told_epoch")
+        for table, column in (("training_runs", "told_epoch"), ("training_runs", "host_failures"), ("trainer_workers", "status_message")):
+            other.execute(f"alter table {table} drop column {column}")
         other.execute("pragma user_version = 1")
 
     again = SqliteQueue(path)
@@ -309,13 +310,18 @@ def test_a_queue_of_the_version_before_is_brought_up_to_date(path):
     assert again.get(lease.job.id)["told_epoch"] == 3
     assert again.get(enqueue(again))["told_epoch"] == 0
     assert again.beat(lease, None, []) is Verdict.OK
+    assert again.finish(lease, Retry(message="The disk is full.", host_failed=True), []) is Verdict.OK
+    assert again.get(lease.job.id)["host_failures"] == {"w1": 1}
+    assert again.cancel(lease.job.id)["host_failures"] == {}
+    again.report(Worker(id="w1"), "The disk is full.")
+    assert again.workers()[0]["status_message"] == "The disk is full."
 
 
 def test_a_newer_queue_is_refused_with_both_versions(path):
     SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:
         other.execute(f"pragma user_version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(Misconfigured, match="has version 3, this trainer knows 2: update the trainer"):
+    with pytest.raises(Misconfigured, match=f"has version {SCHEMA_VERSION + 1}, this trainer knows {SCHEMA_VERSION}: update the trainer"):
         SqliteQueue(path)
 
 
@@ -359,6 +365,7 @@ def test_a_claim_reads_no_finished_run_and_sorts_nothing(path, sql, index):
     SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:
         other.create_function("can_serve", 1, lambda _: True)
+        other.create_function("can_begin", 2, lambda *_: True)
         plan = str(other.execute(f"explain query plan {sql}", ["2026"] * sql.count("?")).fetchall())
     assert index in plan
     assert "TEMP B-TREE" not in plan

@@ -6,6 +6,7 @@
     │   └── ObjectMissing     … because a stored object is not there
     ├── RunFailed         the training itself failed: failed with a diagnosis, never retried
     ├── MachineFailed     this machine failed it: queued again while attempts remain
+    │   └── HostFailed        … for a reason that the next run would meet as well: counts against the worker
     ├── Unavailable       a remote service does not answer now: the caller retries later
     ├── Misconfigured     a remote service refuses us: the operator has to mend something
     └── LeaseLost         another worker owns the run: write nothing more
@@ -45,7 +46,14 @@ class RunFailed(TrainerError):
 
 
 class MachineFailed(TrainerError):
-    """The machine failed the run (killed, disk full, GPU lost); another attempt may succeed."""
+    """The machine failed the run (killed, out of memory, a file gone); another attempt may succeed."""
+
+
+class HostFailed(MachineFailed):
+    """The host cannot work on any run: disk read-only or broken, driver gone, libraries that cannot be imported.
+
+    Never raised for what a run's own size, dataset or model can cause.
+    """
 
 
 class Unavailable(TrainerError):

@@ -152,10 +152,15 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """The machine is at fault; the queue decides whether an attempt is left."""
+    """The machine is at fault; the queue decides whether an attempt is left.
+
+    `host_failed` says that the worker's host is sick. The first such failure of each worker is a lost attempt, later
+    ones of the same worker are not.
+    """
 
     message: str
     results: JsonObject = field(default_factory=dict)
+    host_failed: bool = False
     kind: Literal["retry"] = "retry"
 
 

@@ -53,9 +53,13 @@ class Queue(Protocol):
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
         """Write the ending, once: `OK` (also when it was there already) or `LOST`.
 
-        `Retry` puts the run back with back-off while attempts remain and fails it otherwise; `Interrupted` puts it
-        back at once and counts nothing.
+        `Retry` puts the run back with back-off while attempts remain and fails it otherwise. With `host_failed` only
+        the first failure of each worker since the last progress is a lost attempt, and this worker is offered the run
+        20 s later than others. `Interrupted` puts the run back at once and counts nothing.
         """
+
+    def report(self, worker: Worker, problem: str | None) -> None:
+        """Report the worker alive. With `problem`, it is shown as unhealthy until it claims again."""
 
 
 class RunTable(Protocol):
@@ -75,6 +79,9 @@ class RunTable(Protocol):
 
     def request_finish(self, run_id: str) -> JsonObject | None:
         """Ask a running run to stop at the next epoch end and complete. The row after it."""
+
+    def workers(self) -> list[JsonObject]:
+        """The rows of `trainer_workers`, seen last first; `status_message` says why a worker is unhealthy."""
 
     def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> list[JsonObject]:
         """The run's events in order, those after the given (attempt, seq)."""

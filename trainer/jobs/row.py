@@ -159,6 +159,7 @@ class Ending:
     results: JsonObject
     trained_model_url: str | None
     error_message: str | None
+    host_failed: bool
 
 
 def ending_of(outcome: Completed | Failed | Retry | Canceled) -> Ending:
@@ -176,6 +177,7 @@ def ending_of(outcome: Completed | Failed | Retry | Canceled) -> Ending:
             assert_never(outcome)
     return Ending(
         status=status, results=clean(outcome.results), trained_model_url=clean(url), error_message=clean(message),
+        host_failed=isinstance(outcome, Retry) and outcome.host_failed,
     )
 
 

@@ -34,7 +34,7 @@ class SqliteQueue:
             else:
                 states.settle(tx)
                 run = states.take_next(tx, worker, claim_id, lease_seconds)
-                states.see_worker(tx, worker.id, offer_json(worker)["hardware"])
+                states.see_worker(tx, worker.id, {**offer_json(worker)["hardware"], "status_message": None})
         return None if run is None else lease_of(run, worker.id, claim_id, lease_seconds, asked_at)
 
     def peek(self, worker: Worker) -> Job | None:
@@ -72,6 +72,10 @@ class SqliteQueue:
             states.see_worker(tx, run["worker_id"])
         return Verdict.OK
 
+    def report(self, worker: Worker, problem: str | None) -> None:
+        with self._file.writing() as tx:
+            states.see_worker(tx, worker.id, {**offer_json(worker)["hardware"], "status_message": clean(problem)})
+
     # ── RunTable ──
 
     def enqueue(self, request: RunRequest) -> str:
@@ -106,6 +110,10 @@ class SqliteQueue:
             if run is not None and run["status"] == Status.RUNNING:
                 states.save(tx, run | {"finish_requested": True})
             return states.get_run(tx, run_id)
+
+    def workers(self) -> list[JsonObject]:
+        with self._file.reading() as tx:
+            return tx.rows("select * from trainer_workers order by last_seen desc, worker_id")
 
     def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> list[JsonObject]:
         sql = "select * from training_run_events where run_id = ? and (attempt, seq) > (?, ?) order by attempt, seq"

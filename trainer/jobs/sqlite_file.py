@@ -17,8 +17,8 @@ from pathlib import Path
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Json, JsonObject
 
-SCHEMA_VERSION = 2
-_JSON_COLUMNS = frozenset({"configuration", "results", "checkpoint", "data"})
+SCHEMA_VERSION = 3
+_JSON_COLUMNS = frozenset({"configuration", "results", "checkpoint", "data", "host_failures"})
 _BOOLEAN_COLUMNS = frozenset({"is_deployed", "cancel_requested", "finish_requested"})
 
 # The same names as in supabase/migrations/; times are ISO 8601 in UTC of one width, so that they sort as text.
@@ -51,6 +51,7 @@ create table training_runs (
   attempt integer not null default 0,
   max_attempts integer not null default 3,
   failures integer not null default 0,
+  host_failures text not null default '{}',
   claim_id text,
   lease_expires_at text,
   heartbeat_at text,
@@ -64,6 +65,7 @@ create table training_runs (
 create table trainer_workers (
   worker_id text primary key,
   status text not null default 'online',
+  status_message text,
   last_seen text not null,
   created_at text not null,
   updated_at text not null,
@@ -111,6 +113,10 @@ _UPGRADES = {
 alter table training_runs add column told_epoch integer not null default 0;
 update training_runs set told_epoch = coalesce(
   (select max(json_extract(data, '$.epoch')) from training_run_events where run_id = id and kind = 'epoch'), 0);
+""",
+    3: """
+alter table training_runs add column host_failures text not null default '{}';
+alter table trainer_workers add column status_message text;
 """,
 }
 

@@ -22,12 +22,12 @@ from trainer.jobs.row import (
 from trainer.jobs.sqlite_file import Transaction, loaded_json
 
 _QUEUE_SPEAKS = 1_000_000  # events from this seq on are the queue's own, the smaller ones the worker's
+HEAD_START = 20.0  # seconds for which a worker whose host failed a run leaves it to others: two polls
 _LEGACY_SILENCE = 60.0  # seconds after which a running row without a lease counts as left behind
 
 NEXT = """
   select * from training_runs
-  where status = 'queued' and not cancel_requested and (not_before is null or not_before <= ?)
-    and can_serve(configuration)
+  where status = 'queued' and not cancel_requested and can_begin(not_before, host_failures) and can_serve(configuration)
   order by priority desc, created_at, id limit 1
 """
 EXPIRED = """
@@ -87,8 +87,14 @@ def next_run(tx: Transaction, worker: Worker) -> JsonObject | None:
     def can_serve(configuration: str | None) -> bool:
         return requirements(loaded_json(configuration)).served_by(worker.capabilities)
 
+    def can_begin(not_before: str | None, host_failures: str) -> bool:
+        # others are offered it earlier
+        head_start = HEAD_START if worker.id in loaded_json(host_failures) else 0.0
+        return not_before is None or not_before <= tx.at(-head_start)
+
     tx.connection.create_function("can_serve", 1, can_serve)
-    return tx.row(NEXT, tx.at())
+    tx.connection.create_function("can_begin", 2, can_begin)
+    return tx.row(NEXT)
 
 
 def take_next(tx: Transaction, worker: Worker, claim_id: str, lease_seconds: float) -> JsonObject | None:
@@ -155,7 +161,7 @@ def _note_progress(run: JsonObject, kind: str, data: JsonObject) -> None:
     if kind == "checkpoint":
         run["checkpoint"] = checkpoint_json(checkpoint_of(data)) or run["checkpoint"]
         if epoch > run["progress_epoch"]:
-            run["progress_epoch"], run["failures"] = epoch, 0
+            run["progress_epoch"], run["failures"], run["host_failures"] = epoch, 0, {}
 
 
 def end(tx: Transaction, run: JsonObject, ending: Ending) -> None:
@@ -168,12 +174,26 @@ def end(tx: Transaction, run: JsonObject, ending: Ending) -> None:
     run["error_message"] = ending.error_message
     run["status"] = ending.status
     if ending.status is Status.QUEUED:
-        run["failures"] += 1
-        run["not_before"] = tx.at(_back_off(run["failures"]))
+        _lose(run, host_failed=ending.host_failed)
+        run["not_before"] = tx.at(_pause_after(run))
         if run["failures"] >= run["max_attempts"]:
             run["status"], run["not_before"] = Status.FAILED, None
     if run["status"] is not Status.QUEUED:
         run["completed_at"] = tx.at()
+
+
+def _lose(run: JsonObject, *, host_failed: bool) -> None:
+    """Count a lost attempt. Of the failures of a worker's own host only the first counts."""
+    by_host, worker = run["host_failures"], run["worker_id"] or ""
+    if not host_failed or worker not in by_host:
+        run["failures"] += 1
+    if host_failed:
+        by_host[worker] = by_host.get(worker, 0) + 1
+
+
+def _pause_after(run: JsonObject) -> float:
+    """Seconds before the next attempt; they grow also with the attempts that do not count."""
+    return _back_off(run["failures"] + sum(times - 1 for times in run["host_failures"].values()))
 
 
 def release(tx: Transaction, run: JsonObject, outcome: Interrupted) -> None:
@@ -192,7 +212,8 @@ def get_run(tx: Transaction, run_id: str) -> JsonObject | None:
 
 
 def save(tx: Transaction, run: JsonObject) -> None:
-    tx.update("training_runs", "id", run | {"updated_at": tx.at()})
+    forgiven: JsonObject = {"host_failures": {}} if Status(run["status"]).is_terminal else {}
+    tx.update("training_runs", "id", run | forgiven | {"updated_at": tx.at()})
 
 
 def cancel(tx: Transaction, run: JsonObject) -> None:
@@ -228,18 +249,21 @@ def _record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
     tx.insert("training_run_events", {**key, "at": tx.at(), "kind": kind, "data": data})
 
 
-def see_worker(tx: Transaction, worker_id: str, hardware: Mapping[str, object] | None = None) -> None:
+def see_worker(tx: Transaction, worker_id: str, said: Mapping[str, object] | None = None) -> None:
+    """Report the worker alive. `said` are columns that it fills itself; what it does not mention stays."""
     counted = tx.row(
         "select count(*) as n from training_runs where status in ('running', 'canceling') and worker_id = ?", worker_id,
     )
     busy = counted["n"] if counted else 0
+    before = tx.row("select status_message from trainer_workers where worker_id = ?", worker_id) or {}
+    columns = {**before, **(said or {})}
     seen = {
         "worker_id": worker_id,
-        "status": "busy" if busy else "online",
+        "status": "unhealthy" if columns.get("status_message") else "busy" if busy else "online",
         "last_seen": tx.at(),
         "updated_at": tx.at(),
         "current_runs": busy,
-        **(hardware or {}),
+        **columns,
     }
     if not tx.insert("trainer_workers", seen | {"created_at": tx.at()}, or_ignore=True):
         tx.update("trainer_workers", "worker_id", seen)

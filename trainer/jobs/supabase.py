@@ -30,7 +30,7 @@ from trainer.jobs import row
 from trainer.remote.retry import RetryPolicy, retrying
 from trainer.remote.supabase import MIGRATE, USE_KEY, Project
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PAGE = 1000  # PostgREST returns no more rows at once, and does not say so
 
 # Whoever claims, beats or ends a run comes back by itself; these only bridge a hiccup.
@@ -123,6 +123,7 @@ class SupabaseQueue:
             trained_model_url=ending.trained_model_url,
             error_message=ending.error_message,
             events=row.events_json(events),
+            host_failed=ending.host_failed,
         )
 
     def _release(self, lease: Lease, checkpoint: Checkpoint | None, events: Sequence[RunEvent]) -> Verdict:
@@ -133,6 +134,10 @@ class SupabaseQueue:
             checkpoint=row.checkpoint_json(checkpoint),
             events=row.events_json(events),
         )
+
+    def report(self, worker: Worker, problem: str | None) -> None:
+        hardware = row.offer_json(worker)["hardware"]
+        self._ask(self._claim, "report_trainer_worker", worker_id=worker.id, problem=row.clean(problem), hardware=hardware)
 
     # ── RunTable: reading one run works with a worker's key, the rest needs the service's ──
 
@@ -160,6 +165,11 @@ class SupabaseQueue:
             lambda: self._runs().update({"finish_requested": True}).eq("id", run_id).eq("status", "running"),
         )
         return self.get(run_id)
+
+    def workers(self) -> list[JsonObject]:
+        return self._pages(
+            lambda: self._project.table("trainer_workers").select("*").order("last_seen", desc=True).order("worker_id"),
+        )
 
     def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> list[JsonObject]:
         if not _is_id(run_id):

@@ -119,6 +119,9 @@ class CountedQueue:
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
         return self._queue.finish(lease, outcome, events)
 
+    def report(self, worker: Worker, problem: str | None) -> None:
+        self._queue.report(worker, problem)
+
 
 class _Gpus(Collector):
     """Read when Prometheus asks, not before."""

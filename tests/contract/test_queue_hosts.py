@@ -1,0 +1,173 @@
+"""What every queue does when a worker's own host is sick: the run loses one attempt per worker, and the worker says so."""
+
+import uuid
+
+import pytest
+from queue_adapters import ago, checkpoint, claim, claimed, enqueue, expire, moment
+
+from trainer.core.job import Failed, Interrupted, Retry, Verdict
+from trainer.core.ports import Worker
+
+SICK = Retry(message="RUNS_DIR cannot be written.", host_failed=True)
+KILLED = Retry(message="The training process was killed.")
+
+
+def fail(lab, run_id, worker, outcome=SICK):
+    """`worker` claims the run, whose pause is over, and fails it."""
+    lab.edit(run_id, not_before=None)
+    lease = claim(lab, worker)
+    assert lease.job.id == run_id
+    assert lab.queue.finish(lease, outcome, []) is Verdict.OK
+    return lab.queue.get(run_id)
+
+
+def delay(row):
+    return (moment(row["not_before"]) - moment(row["updated_at"])).total_seconds()
+
+
+# ── the run ──
+
+
+def test_host_failures_of_one_worker_cost_one_attempt(queue_lab):
+    run_id = enqueue(queue_lab)
+    for times in range(1, 7):
+        row = fail(queue_lab, run_id, "sick")
+        assert (row["status"], row["failures"], row["error_message"]) == ("queued", 1, SICK.message)
+        assert row["host_failures"] == {"sick": times}
+
+
+def test_host_failures_of_each_worker_cost_one_attempt_each(queue_lab):
+    run_id = enqueue(queue_lab)
+    for worker in ("a", "b", "a", "b"):
+        row = fail(queue_lab, run_id, worker)
+    assert (row["status"], row["failures"], row["host_failures"]) == ("queued", 2, {"a": 2, "b": 2})
+    row = fail(queue_lab, run_id, "c")
+    assert (row["status"], row["failures"], row["error_message"]) == ("failed", 3, SICK.message)
+    assert row["not_before"] is None
+
+
+def test_the_pause_grows_also_with_host_failures_that_cost_nothing(queue_lab):
+    run_id = enqueue(queue_lab)
+    assert [delay(fail(queue_lab, run_id, "sick")) for _ in range(8)] == pytest.approx(
+        [10, 20, 40, 80, 160, 320, 600, 600], abs=0.5
+    )
+
+
+def test_failures_that_are_not_the_hosts_count_beside_those_that_are(queue_lab):
+    run_id = enqueue(queue_lab)
+    fail(queue_lab, run_id, "w1")
+    row = fail(queue_lab, run_id, "w1", KILLED)
+    assert (row["status"], row["failures"]) == ("queued", 2)
+    row = fail(queue_lab, run_id, "w1", KILLED)
+    assert (row["status"], row["error_message"]) == ("failed", KILLED.message)
+
+
+def test_a_host_failure_sent_again_is_counted_once(queue_lab):
+    lease = claimed(queue_lab, "sick")
+    for _ in range(3):
+        assert queue_lab.queue.finish(lease, SICK, []) is Verdict.OK
+    assert queue_lab.queue.get(lease.job.id)["host_failures"] == {"sick": 1}
+
+
+def test_progress_forgives_host_failures(queue_lab):
+    run_id = enqueue(queue_lab)
+    fail(queue_lab, run_id, "sick")
+    queue_lab.edit(run_id, not_before=None)
+    lease = claim(queue_lab, "well")
+    queue_lab.queue.beat(lease, None, [checkpoint(3)])
+    row = queue_lab.queue.get(run_id)
+    assert (row["failures"], row["host_failures"]) == (0, {})
+    queue_lab.queue.finish(lease, Interrupted(checkpoint=None), [])
+    assert fail(queue_lab, run_id, "sick")["failures"] == 1
+
+
+def test_a_run_that_ended_remembers_no_host(queue_lab):
+    run_id = enqueue(queue_lab)
+    fail(queue_lab, run_id, "sick")
+    assert fail(queue_lab, run_id, "w1", Failed(message="Diverged."))["host_failures"] == {}
+
+
+def test_a_run_that_was_canceled_in_the_queue_remembers_no_host(queue_lab):
+    run_id = enqueue(queue_lab)
+    fail(queue_lab, run_id, "sick")
+    assert queue_lab.queue.cancel(run_id)["host_failures"] == {}
+
+
+def test_a_cancel_that_meets_a_host_failure_cancels_the_run(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.queue.cancel(lease.job.id)
+    queue_lab.queue.finish(lease, SICK, [])
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["status"], row["failures"], row["host_failures"]) == ("canceled", 0, {})
+
+
+def test_others_are_offered_the_run_before_the_worker_whose_host_failed_it(queue_lab):
+    run_id = enqueue(queue_lab)
+    fail(queue_lab, run_id, "sick")
+    queue_lab.edit(run_id, not_before=ago(1))
+    assert claim(queue_lab, "sick") is None
+    assert claim(queue_lab, "well").job.id == run_id
+
+
+def test_a_lone_worker_whose_host_failed_a_run_gets_it_again_after_a_while(queue_lab):
+    run_id = enqueue(queue_lab)
+    fail(queue_lab, run_id, "sick")
+    queue_lab.edit(run_id, not_before=ago(21))
+    assert claim(queue_lab, "sick").job.id == run_id
+
+
+def test_a_worker_that_vanishes_after_a_host_failure_is_a_lost_attempt(queue_lab):
+    run_id = enqueue(queue_lab)
+    fail(queue_lab, run_id, "w1")
+    queue_lab.edit(run_id, not_before=None)
+    claim(queue_lab, "w1")
+    expire(queue_lab, run_id)
+    assert claim(queue_lab, "w1") is None
+    assert queue_lab.queue.get(run_id)["failures"] == 2
+
+
+# ── the worker ──
+
+
+def test_a_worker_that_reports_a_problem_is_unhealthy_and_alive(queue_lab):
+    worker = Worker(id="w1", hardware={"gpu_name": "H200"})
+    queue_lab.queue.report(worker, "RUNS_DIR is full.")
+    row = queue_lab.worker("w1")
+    assert (row["status"], row["status_message"], row["gpu_name"]) == ("unhealthy", "RUNS_DIR is full.", "H200")
+    assert abs((moment(row["last_seen"]) - moment(ago(0))).total_seconds()) < 60
+
+
+def test_a_problem_is_replaced_by_the_next_report(queue_lab):
+    for problem in ("RUNS_DIR is full.", "The GPU is gone."):
+        queue_lab.queue.report(Worker(id="w1"), problem)
+    assert queue_lab.worker("w1")["status_message"] == "The GPU is gone."
+    queue_lab.queue.report(Worker(id="w1"), None)
+    assert (queue_lab.worker("w1")["status"], queue_lab.worker("w1")["status_message"]) == ("online", None)
+
+
+def test_a_worker_stays_unhealthy_while_its_other_runs_beat_and_end(queue_lab):
+    lease = claimed(queue_lab, "w1")
+    queue_lab.queue.report(Worker(id="w1"), "RUNS_DIR is full.")
+    queue_lab.queue.beat(lease, None, [])
+    row = queue_lab.worker("w1")
+    assert (row["status"], row["status_message"], row["current_runs"]) == ("unhealthy", "RUNS_DIR is full.", 1)
+    queue_lab.queue.finish(lease, Failed(message="Diverged."), [])
+    assert queue_lab.worker("w1")["status"] == "unhealthy"
+
+
+def test_a_worker_that_claims_again_is_healthy(queue_lab):
+    queue_lab.queue.report(Worker(id="w1"), "RUNS_DIR is full.")
+    claim(queue_lab, "w1")
+    assert (queue_lab.worker("w1")["status"], queue_lab.worker("w1")["status_message"]) == ("online", None)
+    queue_lab.queue.report(Worker(id="w1"), "RUNS_DIR is full.")
+    enqueue(queue_lab)
+    queue_lab.queue.claim(Worker(id="w1"), str(uuid.uuid4()), 60)
+    assert (queue_lab.worker("w1")["status"], queue_lab.worker("w1")["status_message"]) == ("busy", None)
+
+
+def test_the_workers_are_listed_seen_last_first(queue_lab):
+    claim(queue_lab, "w1")
+    queue_lab.queue.report(Worker(id="w2"), "RUNS_DIR is full.")
+    assert [(row["worker_id"], row["status_message"]) for row in queue_lab.queue.workers()][:2] == [
+        ("w2", "RUNS_DIR is full."), ("w1", None),
+    ]  # fmt: skip
