@@ -230,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault := self.faults.get("delay"):
             time.sleep(fault.seconds)
         if fault := self.faults.get("status"):
-            body = fault.body or b"<html>%d</html>" % fault.status
+            body = b"<html>%d</html>" % fault.status if fault.body is None else fault.body
             self.send(fault.status, body, {"Content-Type": "text/html"} | fault.headers)
         elif "portal" in self.faults:
             self.send(200, PORTAL, {"Content-Type": "text/html"})

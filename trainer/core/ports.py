@@ -111,8 +111,11 @@ OnBytes: TypeAlias = Callable[[int], None]  # called with the bytes moved since 
 class ObjectStore(Protocol):
     """Where bytes live: datasets in, artifacts out. Raises ObjectMissing, Unavailable, Misconfigured, Stopped."""
 
-    def list(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below the folder `prefix`, recursively and completely; raises rather than listing a part."""
+    def list(self, bucket: str, prefix: str, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
+        """Every object below the folder `prefix`, recursively and completely; raises rather than listing a part.
+
+        `stop` ends the wait for the store, instead of the service's own shutdown.
+        """
 
     def stat(self, ref: ObjectRef) -> ObjectInfo:
         """The object's size and identity."""

@@ -59,7 +59,7 @@ class Answer:
     def json(self) -> Any:
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unavailable("storage answered with something that is not JSON: is a login page in between?") from None
 
 
@@ -213,7 +213,7 @@ def _reading(answer: Answer) -> tuple[int, str, str]:
     """Status, code and message, from JSON in each of its shapes, from the resumable routes' text, or from a page."""
     try:
         body = json.loads(answer.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         text = answer.body[:1000].decode("utf-8", "replace").strip()
         return answer.status, "Page" if text.startswith("<") else "", "a web page" if text.startswith("<") else text
     if not isinstance(body, dict):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from trainer.core.errors import ObjectMissing, Unavailable
+from trainer.remote.answers import flag, mapping, sequence, text
 from trainer.remote.storage_api import NoSuchRoute
 
 PAGE = 1000  # objects; the server cuts longer pages without saying so
-Ask: TypeAlias = Callable[[str, Mapping[str, Any]], Any]  # route and body → the page
 Entry: TypeAlias = tuple[str, Mapping[str, Any]]  # key of an object, and what the server says of it
+Page: TypeAlias = tuple[list[Entry], str | None]  # with the cursor of the next page, None for the last one
+T = TypeVar("T")
+
+
+class Ask(Protocol):
+    """Send `body` to `route`; what `read` makes of the answer. Asks again when `read` raises Unavailable."""
+
+    def __call__(self, route: str, body: Mapping[str, Any], read: Callable[[Any], T], /) -> T: ...
 
 
 def entries(ask: Ask, folder: str) -> Iterator[Entry]:
@@ -24,41 +32,48 @@ def entries(ask: Ask, folder: str) -> Iterator[Entry]:
         yield from _recursive(ask, folder, first)
 
 
-def _recursive(ask: Ask, folder: str, page: Mapping[str, Any]) -> Iterator[Entry]:
+def _recursive(ask: Ask, folder: str, page: Page) -> Iterator[Entry]:
     seen = set()
     while True:
-        for entry in page["objects"]:
-            yield str(entry.get("key") or entry["name"]), entry
-        if not page["hasNext"]:
+        found, cursor = page
+        yield from found
+        if cursor is None:
             return
-        cursor = page.get("nextCursor")
-        if not cursor or cursor in seen:
+        if cursor in seen:
             raise Unavailable("storage does not say how the listing goes on")
         seen.add(cursor)
         page = _page(ask, folder, cursor)
 
 
-def _page(ask: Ask, folder: str, cursor: str | None) -> Mapping[str, Any]:
+def _page(ask: Ask, folder: str, cursor: str | None) -> Page:
     body = {"prefix": folder, "limit": PAGE, "with_delimiter": False} | ({"cursor": cursor} if cursor else {})
-    page = ask("object/list-v2", body)
-    if not isinstance(page, dict) or not isinstance(page.get("objects"), list) or "hasNext" not in page:
-        raise Unavailable("storage answered a listing with something else")
-    return page
+    return ask("object/list-v2", body, _read_page)
+
+
+def _read_page(answer: Any) -> Page:
+    objects = sequence(mapping(answer, "listing").get("objects"), "objects")
+    found = [(text(entry, "key" if mapping(entry, "object").get("key") else "name"), entry) for entry in objects]
+    return found, text(answer, "nextCursor") if flag(answer, "hasNext") else None
 
 
 def _folder_by_folder(ask: Ask, top: str) -> Iterator[Entry]:
     folders = [top]
     while folders:
-        folder, offset, full = folders.pop(), 0, True
-        while full:
+        folder, offset, before = folders.pop(), 0, None
+        while True:
             order = {"column": "name", "order": "asc"}
-            page = ask("object/list", {"prefix": folder, "limit": PAGE, "offset": offset, "sortBy": order})
-            if not isinstance(page, list):
-                raise Unavailable("storage answered a listing with something else")
-            offset, full = offset + len(page), len(page) >= PAGE
-            for entry in page:
-                key = f"{folder}{entry['name']}"
+            page = ask("object/list", {"prefix": folder, "limit": PAGE, "offset": offset, "sortBy": order}, _read_folder)
+            if page and page == before:
+                raise Unavailable("storage answered with the same page of a listing again")
+            for name, entry in page:
                 if entry.get("id") is None:
-                    folders.append(f"{key}/")
+                    folders.append(f"{folder}{name}/")
                 else:
-                    yield key, entry
+                    yield f"{folder}{name}", entry
+            if len(page) < PAGE:
+                break
+            offset, before = offset + len(page), page
+
+
+def _read_folder(answer: Any) -> list[Entry]:
+    return [(text(entry, "name"), entry) for entry in sequence(answer, "listing")]

@@ -22,7 +22,7 @@ class LocalObjectStore:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def list(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, bucket: str, prefix: str, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
         top = self._bucket(bucket)
         if not top.is_dir():
             raise ObjectMissing(f"bucket {bucket!r} does not exist: there is no folder {top}")

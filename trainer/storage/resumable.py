@@ -13,6 +13,7 @@ from trainer import durable
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.stop import StopSignal
+from trainer.remote.answers import number_in
 from trainer.remote.storage_api import Answer, StorageApi, Target
 from trainer.storage.files import disk_errors
 
@@ -74,7 +75,7 @@ class ResumableUpload:
         if answer.status >= 400 or length != str(self._bytes):
             self._note.unlink(missing_ok=True)
             return None
-        self.offset = _offset(answer)
+        self.offset = _offset(answer, self._bytes)
         return name
 
     def _create(self) -> str:
@@ -109,7 +110,7 @@ class ResumableUpload:
         if answer.status in _GONE:
             self._note.unlink(missing_ok=True)
             raise Unavailable(f"storage at {self._api.host} forgot the upload of {self._ref.key!r}: it begins again")
-        return _offset(answer)
+        return _offset(answer, self.offset + len(chunk))
 
 
 def slices(data: bytes, stop: StopSignal, on_sent: Callable[[int], None]) -> Iterator[bytes]:
@@ -121,8 +122,9 @@ def slices(data: bytes, stop: StopSignal, on_sent: Callable[[int], None]) -> Ite
         on_sent(start + len(piece))
 
 
-def _offset(answer: Answer) -> int:
-    value = answer.headers.get("Upload-Offset", "")
-    if not value.isdecimal():
-        raise Unavailable("storage did not say how much of the upload it has")
-    return int(value)
+def _offset(answer: Answer, largest: int) -> int:
+    """How much of the upload the server has: at most what it can have."""
+    offset = number_in(answer.headers.get("Upload-Offset", ""), "Upload-Offset")
+    if offset > largest:
+        raise Unavailable(f"storage says that it has {offset} bytes of an upload, of which it can have {largest}")
+    return offset

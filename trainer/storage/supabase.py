@@ -9,12 +9,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
+from trainer.core.job import JsonObject
 from trainer.core.ports import ObjectInfo, OnBytes, StoredObject
 from trainer.core.stop import StopSignal
+from trainer.remote.answers import amount, flag, mapping, number_in, text
 from trainer.remote.retry import RetryPolicy, retrying
 from trainer.remote.stoppable import stoppable
-from trainer.remote.storage_api import StorageApi, Target, TooLarge, object_path
+from trainer.remote.storage_api import NoSuchRoute, StorageApi, Target, TooLarge, object_path
 from trainer.storage.files import disk_errors
 from trainer.storage.listing import entries
 from trainer.storage.partial import PartialFile
@@ -51,7 +53,7 @@ class SupabaseObjectStore:
         self._stop = stop
         self._policy = policy or RetryPolicy()
         self._url_seconds = url_seconds
-        self._buckets: dict[str, tuple[float, Mapping[str, Any]]] = {}
+        self._buckets: dict[str, tuple[float, JsonObject]] = {}
 
     def __repr__(self) -> str:
         return f"SupabaseObjectStore({self._api.host!r})"
@@ -59,14 +61,14 @@ class SupabaseObjectStore:
     def close(self) -> None:
         self._api.close()
 
-    def list(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
-        folder, found = prefix.strip("/"), False
-        for key, entry in entries(partial(self._page, bucket), f"{folder}/" if folder else ""):
+    def list(self, bucket: str, prefix: str, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
+        folder, found, stop = prefix.strip("/"), False, stop or self._stop
+        for key, entry in entries(partial(self._ask, bucket, stop), f"{folder}/" if folder else ""):
             found = True
             if PurePosixPath(key).name != _PLACEHOLDER:
                 yield self._listed(ObjectRef(bucket=bucket, key=key), entry)
         if not found:
-            self._settings(bucket, self._stop)  # a missing bucket lists like an empty one
+            self._settings(bucket, stop)  # a missing bucket lists like an empty one
 
     def stat(self, ref: ObjectRef) -> ObjectInfo:
         return self._persist(lambda: self._stat(ref), self._stop)
@@ -117,12 +119,12 @@ class SupabaseObjectStore:
                     self._persist(lambda: large.step(stop, position.reached), stop, lambda: large.offset)
         except TooLarge as error:
             raise Misconfigured(f"{error}: {self._limit(ref.bucket, stop)}") from error
-        return StoredObject(ref=ref, bytes=size, url=self._url(ref, stop))
+        return StoredObject(ref=ref, bytes=size, url=self._url(ref, stop, is_stored=True))
 
     def delete(self, ref: ObjectRef) -> None:
         path, target = _object(ref), Target(bucket=ref.bucket, key=ref.key)
         try:
-            self._persist(lambda: self._api.call("DELETE", path, target), self._stop)
+            self._persist(lambda: mapping(self._api.call("DELETE", path, target).json(), "message"), self._stop)
         except ObjectMissing:
             return
 
@@ -130,49 +132,70 @@ class SupabaseObjectStore:
         _object(ref)
         return self._url(ref, self._stop)
 
-    def _url(self, ref: ObjectRef, stop: StopSignal) -> str:
+    def _url(self, ref: ObjectRef, stop: StopSignal, *, is_stored: bool = False) -> str:
         if self._is_public(ref.bucket, stop):
             return self._api.base + object_path("object/public", ref.bucket, ref.key)
         path, target = object_path("object/sign", ref.bucket, ref.key), Target(bucket=ref.bucket, key=ref.key)
         body = {"expiresIn": self._url_seconds}
-        signed = self._persist(lambda: self._api.call("POST", path, target, body=body).json(), stop)
-        # only the token is taken from the answer: its path is not encoded, and a key may hold a `?`
-        return f"{self._api.base}{path}?{str(signed['signedURL']).rpartition('?')[2]}"
+
+        def sign() -> str:
+            try:
+                answer = self._api.call("POST", path, target, body=body)
+            except ObjectMissing as error:
+                if not is_stored:
+                    raise
+                raise Unavailable(f"{error}, although it was just stored") from error
+            # only the token is taken from the answer: its path is not encoded, and a key may hold a `?`
+            _, found, token = text(answer.json(), "signedURL").rpartition("?token=")
+            if not found:
+                raise Unavailable("storage signed a URL without a token: is a login page or a proxy in between?")
+            return f"{self._api.base}{path}?token={token}"
+
+        return self._persist(sign, stop)
 
     # ── listing ──
 
-    def _page(self, bucket: str, route: str, body: Mapping[str, Any]) -> Any:
+    def _ask(
+        self, bucket: str, stop: StopSignal, route: str, body: Mapping[str, Any], read: Callable[[Any], T],
+    ) -> T:
         path, target = object_path(route, bucket, "").rstrip("/"), Target(bucket=bucket)
-        return self._persist(lambda: self._api.call("POST", path, target, body=body).json(), self._stop)
+        return self._persist(lambda: read(self._api.call("POST", path, target, body=body).json()), stop)
 
     def _listed(self, ref: ObjectRef, entry: Mapping[str, Any]) -> ObjectInfo:
-        metadata = entry.get("metadata") or {}
-        size, etag = metadata.get("size"), _plain_etag(str(metadata.get("eTag") or ""))
-        if not isinstance(size, int) or not etag:
+        metadata = entry.get("metadata")
+        if not isinstance(metadata, dict) or metadata.get("size") is None or not metadata.get("eTag"):
             return self.stat(ref)
-        return ObjectInfo(ref=ref, bytes=size, etag=etag)
+        return ObjectInfo(ref=ref, bytes=amount(metadata, "size"), etag=_plain_etag(text(metadata, "eTag")))
 
     # ── buckets ──
 
-    def _settings(self, bucket: str, stop: StopSignal) -> Mapping[str, Any]:
+    def _settings(self, bucket: str, stop: StopSignal) -> JsonObject:
         asked, settings = self._buckets.get(bucket, (float("-inf"), {}))
         if time.monotonic() - asked > _BUCKET_SECONDS:
-            path, target = object_path("bucket", bucket, "").rstrip("/"), Target(bucket=bucket)
-            settings = self._persist(lambda: self._api.call("GET", path, target).json(), stop)
+            settings = self._persist(lambda: self._ask_settings(bucket), stop)
             self._buckets[bucket] = (time.monotonic(), settings)
+        return settings
+
+    def _ask_settings(self, bucket: str) -> JsonObject:
+        path, target = object_path("bucket", bucket, "").rstrip("/"), Target(bucket=bucket)
+        settings = mapping(self._api.call("GET", path, target).json(), "bucket")
+        flag(settings, "public")
         return settings
 
     def _is_public(self, bucket: str, stop: StopSignal) -> bool:
         try:
-            return bool(self._settings(bucket, stop).get("public"))
+            return flag(self._settings(bucket, stop), "public")
+        except NoSuchRoute:
+            raise  # not an answer of the Storage API, so it says nothing about the bucket
         except (ObjectMissing, Misconfigured):
             return False  # a restricted role may not look at buckets; a signed URL opens objects of either kind
 
     def _limit(self, bucket: str, stop: StopSignal) -> str:
-        limit = self._settings(bucket, stop).get("file_size_limit")
-        if limit:
-            return f"the bucket's limit is {limit / 1e6:.1f} MB, raise its file size limit in the Storage settings"
-        return "raise the upload size limit of the project in the Storage settings"
+        try:
+            limit = amount(self._settings(bucket, stop), "file_size_limit")
+        except TrainerError:  # no limit of its own, or a role that may not look at buckets
+            return "raise the upload size limit of the project in the Storage settings"
+        return f"the bucket's limit is {limit / 1e6:.1f} MB, raise its file size limit in the Storage settings"
 
     # ── objects ──
 
@@ -182,7 +205,7 @@ class SupabaseObjectStore:
         # an answer to HEAD has no body that could say why, and some proxies take the length out of it
         if answer.status >= 400 or "Content-Length" not in answer.headers:
             info = self._api.call("GET", object_path("object/info", ref.bucket, ref.key), target).json()
-            return ObjectInfo(ref=ref, bytes=int(info["size"]), etag=_plain_etag(str(info["etag"])))
+            return ObjectInfo(ref=ref, bytes=amount(info, "size"), etag=_plain_etag(text(info, "etag")))
         return _described(ref, answer.headers)
 
     def _fetch(
@@ -225,7 +248,8 @@ class SupabaseObjectStore:
         headers = {"Content-Type": content_type, "Content-Length": str(len(data)), "x-upsert": "true"}
         target = Target(bucket=ref.bucket, key=ref.key, writing=True, bytes=len(data))
         body = slices(data, stop, position.reached)
-        self._api.call("POST", _object(ref), target, headers=headers, content=body)
+        # a login page takes every upload with 200: only the server names the object that it has stored
+        text(self._api.call("POST", _object(ref), target, headers=headers, content=body).json(), "Key")
 
     def _persist(self, call: Callable[[], T], stop: StopSignal, progress: Callable[[], int] | None = None) -> T:
         """Try within the policy, and begin it anew as long as the tries move something."""
@@ -266,12 +290,12 @@ def _plain_etag(etag: str) -> str:
 
 def _described(ref: ObjectRef, headers: Mapping[str, str]) -> ObjectInfo:
     etag = _plain_etag(headers.get("ETag", ""))
-    size = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
-    if not etag or not size.isdecimal():
+    length = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
+    if not etag:
         raise Unavailable(f"the answer for {ref.key!r} is not from storage: is a login page or a proxy in between?")
-    return ObjectInfo(ref=ref, bytes=int(size), etag=etag)
+    return ObjectInfo(ref=ref, bytes=number_in(length, "Content-Length"), etag=etag)
 
 
 def _start(headers: Mapping[str, str]) -> int:
     start = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(start) if start.isdecimal() else -1
+    return number_in(start, "Content-Range") if start else -1

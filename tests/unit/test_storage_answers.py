@@ -1,0 +1,199 @@
+"""Answers with status 200 that the Storage API does not give: each is `Unavailable` with a sentence, and not remembered."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.storage_server import PORTAL, StorageServer
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.stop import StopSignal
+from trainer.remote.retry import RetryPolicy
+from trainer.remote.storage_api import StorageApi
+from trainer.storage.resumable import CHUNK
+from trainer.storage.supabase import SupabaseObjectStore
+
+REF = ObjectRef(bucket="data", key="runs/1/best.pt")
+ODD = {
+    "null": b"null",
+    "an empty list": b"[]",
+    "a list of null": b"[null]",
+    "a string": b'"signedURL"',
+    "a number": b"1e999",
+    "an empty object": b"{}",
+    "a login page": PORTAL,
+    "nothing": b"",
+    "half of an object": b'{"objects": [{"na',
+    "nested without end": b"[" * 100_000,
+    "wrong types": b'{"signedURL": 7, "public": "yes", "size": "1", "etag": 5, "Key": [], "objects": {}, "hasNext": 1}',
+    "null fields": b'{"signedURL": null, "public": null, "size": null, "etag": null, "Key": null, "objects": null}',
+    "entries that are null": b'{"objects": [null], "hasNext": false}',
+    "entries without a name": b'{"objects": [{"id": "1"}], "hasNext": false}',
+    "a cursor that is a list": b'{"objects": [], "hasNext": true, "nextCursor": []}',
+    "negative and untrue": b'{"size": -1, "etag": "x", "public": 0, "signedURL": "?token", "Key": "", "hasNext": null}',
+}
+
+
+@pytest.fixture
+def server():
+    with StorageServer({"data": False}) as server:
+        server.put("data", "runs/1/other.txt", b"other")
+        yield server
+
+
+@pytest.fixture
+def store(server, tmp_path):
+    api = StorageApi(server.url, "service-key")
+    yield SupabaseObjectStore(
+        api, notes=tmp_path / "notes", stop=StopSignal(), policy=RetryPolicy(tries=2, first_wait=0.0),
+    )
+    api.close()
+
+
+@pytest.fixture
+def upload(store, tmp_path):
+    def upload(size=5):
+        path = tmp_path / "best.pt"
+        path.write_bytes(b"x" * size)
+        return store.upload(path, REF, StopSignal())
+
+    return upload
+
+
+CALLS = {
+    "sign": ("POST /object/sign/", lambda store, upload: upload()),
+    "bucket": ("GET /bucket/", lambda store, upload: upload()),
+    "upload": ("POST /object/data", lambda store, upload: upload()),
+    "create a large upload": ("POST /upload/resumable", lambda store, upload: upload(CHUNK + 1)),
+    "send a large upload": ("PATCH /upload/resumable", lambda store, upload: upload(CHUNK + 1)),
+    "list": ("POST /object/list-v2", lambda store, upload: list(store.list("data", "runs"))),
+    "stat": ("HEAD /object/data", lambda store, upload: store.stat(ObjectRef(bucket="data", key="runs/1/other.txt"))),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("call", CALLS)
+def test_an_odd_answer_is_unavailable_and_the_next_one_counts(server, store, upload, call, odd):
+    route, ask = CALLS[call]
+    server.fault("status", on=route, status=200, body=ODD[odd], times=2)
+
+    with pytest.raises(Unavailable) as raised:
+        ask(store, upload)
+
+    assert "storage" in str(raised.value)
+    assert ask(store, upload)
+
+
+@pytest.mark.parametrize("odd", sorted(ODD.keys() - {"an empty list"}))
+def test_an_odd_page_of_an_older_server_is_unavailable(server, store, odd):
+    server.v2 = False
+    server.fault("status", on="POST /object/list/", status=200, body=ODD[odd], times=2)
+
+    with pytest.raises(Unavailable):
+        list(store.list("data", "runs"))
+
+    assert [info.ref.key for info in store.list("data", "runs")] == ["runs/1/other.txt"]
+
+
+def test_a_page_that_comes_again_and_again_is_no_endless_listing(server, store):
+    server.v2 = False
+    page = b"[" + b",".join(b'{"name": "%d", "id": "x", "metadata": {"size": 1, "eTag": "e"}}' % n for n in range(1000)) + b"]"
+    server.fault("status", on="POST /object/list/", status=200, body=page, times=100)
+
+    with pytest.raises(Unavailable, match="same page"):
+        list(store.list("data", "runs"))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_description_of_an_object_is_unavailable(server, store, odd):
+    """Where HEAD is refused, the size comes from a JSON answer."""
+    ref = ObjectRef(bucket="data", key="runs/1/other.txt")
+    server.fault("status", on="HEAD /object/data", status=404, times=2)
+    server.fault("status", on="GET /object/info", status=200, body=ODD[odd], times=2)
+
+    with pytest.raises(Unavailable):
+        store.stat(ref)
+
+    assert store.stat(ref).bytes == 5
+
+
+@pytest.mark.parametrize("odd", [name for name, odd in ODD.items() if not odd.endswith(b"}")])
+def test_an_odd_answer_to_a_removal_is_not_taken_for_one(server, store, odd):
+    server.fault("status", on="DELETE /object", status=200, body=ODD[odd], times=2)
+
+    with pytest.raises(Unavailable):
+        store.delete(ObjectRef(bucket="data", key="runs/1/other.txt"))
+
+    store.delete(ObjectRef(bucket="data", key="runs/1/other.txt"))
+    assert list(server.objects["data"]) == []
+
+
+def test_a_login_page_for_every_route_stores_nothing_and_says_so(server, store, upload):
+    server.fault("portal", on="/", times=1000)
+
+    with pytest.raises(Unavailable, match="login page"):
+        upload()
+    with pytest.raises(Unavailable, match="without saying where"):
+        upload(CHUNK + 1)
+
+    server.faults.clear()
+    assert upload().bytes == 5
+    assert server.get("data", REF.key) == b"xxxxx"
+
+
+def test_a_login_page_is_no_upload_where_the_bucket_is_known_to_be_public(server, store, upload):
+    """Its URL is made without a request: only the answer to the upload itself can show that nothing was stored."""
+    server.buckets["data"].public = True
+    upload()
+    server.objects["data"].clear()
+    server.fault("portal", on="/", times=1000)
+
+    with pytest.raises(Unavailable, match="login page"):
+        upload()
+
+
+def test_a_signing_request_that_answers_404_once_is_repeated(server, store, upload):
+    server.fault("status", on="POST /object/sign", status=404, times=1, body=b'{"statusCode":"404","error":"NoSuchKey"}')
+
+    assert "token=" in upload().url
+    assert sum("POST /object/data" in request for request in server.requests) == 1
+
+
+def test_an_object_that_vanished_after_its_upload_is_unavailable_not_missing(server, store, upload):
+    server.fault("status", on="POST /object/sign", status=404, times=9, body=b'{"statusCode":"404","error":"NoSuchKey"}')
+
+    with pytest.raises(Unavailable, match="just stored"):
+        upload()
+    with pytest.raises(ObjectMissing):
+        store.url(REF)
+
+
+def test_a_web_page_with_404_says_nothing_about_the_bucket(server, store, upload):
+    """A bucket that is public must not get a URL that expires because a gateway was restarting."""
+    server.buckets["data"].public = True
+    server.fault("status", on="GET /bucket/", status=404, times=1)
+
+    with pytest.raises(Misconfigured, match="no Storage API"):
+        upload()
+
+    assert "/object/public/" in upload().url
+
+
+def test_a_large_upload_is_not_over_because_the_server_says_so(server, store, upload):
+    """An offset beyond the end would end the upload with nothing stored."""
+    server.fault("status", on="PATCH /upload", status=204, headers={"Upload-Offset": str(10**12)}, body=b"", times=2)
+
+    with pytest.raises(Unavailable, match="can have"):
+        upload(CHUNK + 1)
+
+    assert upload(CHUNK + 1).bytes == len(server.get("data", REF.key))
+
+
+def test_the_limit_is_told_also_where_the_bucket_may_not_be_looked_at(server, store, upload):
+    server.limit = 2
+    server.fault("status", on="GET /bucket/", status=400, times=9, body=b'{"statusCode":"404","error":"NoSuchBucket"}')
+
+    with pytest.raises(Misconfigured, match="larger than") as raised:
+        upload()
+
+    assert not isinstance(raised.value, BadRequest)
