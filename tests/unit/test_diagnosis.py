@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.core.errors import MachineFailed, RunFailed
+from trainer.core.errors import HostFailed, MachineFailed, RunFailed
 from trainer.core.events import Crashed, Phase
 from trainer.training.causes import CAUSES
 from trainer.training.diagnosis import Evidence, diagnose, stuck
@@ -85,7 +85,7 @@ EXCEPTIONS = {
         "OSError", "[Errno 30] Read-only file system: '/runs/train_1/results.csv'", MachineFailed, "mount and the rights",
     ),
     "permission": said("PermissionError", "[Errno 13] Permission denied: '/runs/x'", MachineFailed, "mount and the rights"),
-    "stale mount": said("OSError", "[Errno 116] Stale file handle: '/data/1.jpg'", MachineFailed, "network mount failed"),
+    "stale mount": said("OSError", "[Errno 116] Stale file handle: '/data/1.jpg'", HostFailed, "network mount failed"),
     "nan": said(
         "RuntimeError", "Training failed: NaN persisted for 4 epochs", RunFailed, "diverged.*learning rate",
     ),
@@ -99,19 +99,28 @@ EXCEPTIONS = {
         MachineFailed, "GPU or its driver failed.*unspecified launch failure",
     ),
     "device lost": said(
-        "RuntimeError", "CUDA error: no CUDA-capable device is detected", MachineFailed, "GPU or its driver",
+        "RuntimeError", "CUDA error: no CUDA-capable device is detected", HostFailed, "GPU or its driver",
     ),
     "no driver": said(
         "RuntimeError",
         "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
         "http://www.nvidia.com/Download/index.aspx",
-        MachineFailed, "GPU or its driver",
+        HostFailed, "GPU or its driver",
+    ),
+    "device taken": said(
+        "AcceleratorError", "CUDA error: CUDA-capable device(s) is/are busy or unavailable", HostFailed, "GPU or its driver",
+    ),
+    "broken memory": said(
+        "AcceleratorError", "CUDA error: uncorrectable ECC error encountered", HostFailed, "GPU or its driver",
+    ),
+    "illegal access": said(
+        "AcceleratorError", "CUDA error: an illegal memory access was encountered", MachineFailed, "GPU or its driver",
     ),
     "device index": said(
         "ValueError",
         "Invalid CUDA 'device=0' requested. Use 'device=cpu' or pass valid CUDA device(s) if available\n\n"
         "torch.cuda.is_available(): False",
-        MachineFailed, "GPU or its driver",
+        HostFailed, "GPU or its driver",
     ),
     "device assert": said(
         "AcceleratorError", "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously",
@@ -119,11 +128,11 @@ EXCEPTIONS = {
     ),
     "old driver": said(
         "RuntimeError", "The NVIDIA driver on your system is too old (found version 11040).",
-        MachineFailed, "torch does not fit",
+        HostFailed, "torch does not fit",
     ),
     "new gpu": said(
         "AcceleratorError", "CUDA error: no kernel image is available for execution on the device",
-        MachineFailed, "torch does not fit",
+        HostFailed, "torch does not fit",
     ),
     "nccl": said(
         "DistBackendError", "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error",
@@ -293,10 +302,46 @@ def test_a_death_is_worth_another_attempt():
     assert isinstance(diagnose(evidence(exit_code=-11)), MachineFailed)
 
 
+def starting(**facts):
+    return evidence(phase=Phase.STARTING, epoch=0, **facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"exit_code": 1, "output": ["ImportError: libcudart.so.13: cannot open shared object file"]}, "libcudart"),
+        ({"exit_code": 127, "output": ["cannot start /venv/bin/python: No such file or directory"]}, "cannot start"),
+        ({"exit_code": 2, "output": ["WireError: an order of another version"]}, "another version"),
+        ({"crashed": Crashed(error="ImportError", message="libcudart.so.13", traceback="", phase=Phase.STARTING,
+                             is_installation=True)}, "ImportError: libcudart"),
+    ],
+)  # fmt: skip
+def test_a_process_that_ends_before_it_looks_at_its_order_is_the_hosts_failure(facts, words):
+    diagnosis = diagnose(starting(**facts))
+
+    assert type(diagnosis) is HostFailed
+    assert re.search(f"while starting.*{words}.*install requirements.txt again", str(diagnosis))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"phase": Phase.STARTING, "exit_code": -9},  # the kernel, or a person
+        {"phase": Phase.STARTING, "crashed": crash("KeyError", "x")},  # at the order already
+        {"phase": Phase.LOADING, "exit_code": 1},
+        {"phase": Phase.LOADING, "crashed": dataclasses.replace(crash("KeyError", "x"), is_installation=True)},
+    ],
+)
+def test_a_process_that_looked_at_its_order_accuses_no_host(facts):
+    assert not isinstance(diagnose(evidence(**facts)), HostFailed)
+
+
 def test_a_stuck_training_is_told_with_its_phase_and_its_setting():
     assert "1800 s while validating (epoch 7)" in str(stuck(Phase.VALIDATING, 7, 1800.0))
     assert "STALL_SECONDS" in str(stuck(Phase.VALIDATING, 7, 1800.0))
     assert "not ready after 300 s" in str(stuck(Phase.STARTING, 0, 300.0))
+    assert isinstance(stuck(Phase.STARTING, 0, 300.0), HostFailed)
+    assert not isinstance(stuck(Phase.TRAINING, 1, 300.0), HostFailed)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,11 @@ A message is one sentence that the person who inserted the row can act on.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+
+# what only a disk or a mount that is broken answers, whatever was asked of it
+BROKEN_DISK = frozenset({errno.EIO, errno.EROFS, errno.ESTALE, errno.EUCLEAN, errno.EREMOTEIO})
 
 
 class TrainerError(Exception):
@@ -54,6 +58,21 @@ class HostFailed(MachineFailed):
 
     Never raised for what a run's own size, dataset or model can cause.
     """
+
+
+def disk_failed(error: OSError, message: str) -> MachineFailed:
+    """Return the error of a failed disk operation: `HostFailed` for a broken disk.
+
+    A full disk can be full because of this run's size, so it is `MachineFailed`; a self-test finds out whether the
+    next run would meet it, too.
+    """
+    return (HostFailed if error.errno in BROKEN_DISK else MachineFailed)(message)
+
+
+def raise_if_disk_is_broken(error: Exception, what: str) -> None:
+    """Raise `HostFailed` when `what` could not be read because of a broken disk, which is no fault of the dataset."""
+    if isinstance(error, OSError) and error.errno in BROKEN_DISK:
+        raise HostFailed(f"{what} cannot be read ({error.strerror}): look at dmesg and the mounts of this host.") from error
 
 
 class Unavailable(TrainerError):

@@ -147,6 +147,7 @@ class Crashed:
     message: str
     traceback: str
     phase: Phase
+    is_installation: bool = False  # the libraries could not be imported; nothing of the run was looked at yet
     kind: Literal["crashed"] = "crashed"
 
 

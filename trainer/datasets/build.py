@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.core.dataset import DatasetOrder, PreparedDataset, Task
-from trainer.core.errors import DatasetError
+from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets import validate
@@ -161,6 +161,7 @@ def _text(sample: Sample, report: Report) -> bytes:
     try:
         text = read_small(sample.label or "", LARGEST_LABEL + 1)
     except OSError as error:
+        raise_if_disk_is_broken(error, sample.name)
         report.error("label-unreadable", "{n} label files cannot be read", f"{sample.name}: {error.strerror}")
         return b""
     if len(text) > LARGEST_LABEL:

@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.core.errors import MachineFailed
+from trainer.core.errors import BROKEN_DISK, MachineFailed, disk_failed
 
-MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
+MACHINE_ERRNOS = BROKEN_DISK | {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 TREE_SIZE = ".size"  # the file in a tree that says how many bytes the tree has
 OBJECTS, SPARES = "objects", "spares"
 LARGE = 8 << 20  # bytes from which a download is worth going on with
@@ -318,7 +318,8 @@ def on_this_disk(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in MACHINE_ERRNOS and not isinstance(error, PermissionError):
             raise
-        raise MachineFailed(f"Cannot write to {path}: {os.strerror(error.errno or 0)}; the operator has to mend it.") from error
+        message = f"Cannot write to {path}: {os.strerror(error.errno or 0)}; the operator has to mend it."
+        raise disk_failed(error, message) from error
 
 
 def _name(identity: str) -> str:

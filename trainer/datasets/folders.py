@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.core.errors import DatasetError
+from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.stop import StopSignal
 from trainer.datasets.found import Admit, Report
 
@@ -82,6 +82,7 @@ class Tree:
         except (FileNotFoundError, NotADirectoryError):
             return listing
         except OSError as error:
+            raise_if_disk_is_broken(error, f"The folder {self.relative(folder)}")
             raise DatasetError(f"The folder {self.relative(folder)} cannot be read: {error.strerror}.") from None
         self._files += len(ordered)
         if self._files > MOST_FILES:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from trainer.core.dataset import Finding, SplitRequest, Task
-from trainer.core.errors import DatasetError
+from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 
 SPLITS = ("train", "val", "test")
 EXAMPLES = 5
@@ -123,6 +123,7 @@ def read_file(path: Path | str, largest: int) -> bytes:
         with Path(path).open("rb") as file:
             data = file.read(largest + 1)
     except OSError as error:
+        raise_if_disk_is_broken(error, name)
         raise DatasetError(f"{name} cannot be read: {error.strerror}.") from None
     if len(data) > largest:
         raise DatasetError(f"{name} is larger than {largest >> 20} MiB, which is more than such a file may have.")

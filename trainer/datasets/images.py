@@ -8,6 +8,8 @@ import struct
 import zlib
 from typing import NamedTuple
 
+from trainer.core.errors import raise_if_disk_is_broken
+
 HEAD = 1 << 16  # bytes read first
 WHOLE = 1 << 20  # files up to this are digested completely, larger ones in three samples
 MOST_PIXELS = 178_956_970  # where Pillow, which Ultralytics opens every image with, refuses
@@ -52,10 +54,11 @@ class Facts(NamedTuple):
 
 
 def facts(path: str) -> Facts:
-    """Look at one image file."""
+    """Look at one image file. Raises `HostFailed` for a broken disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
+        raise_if_disk_is_broken(error, "An image of the dataset")
         return Facts("", 0, 0, 0, b"", f"cannot be opened: {error.strerror}")
     try:
         size = os.fstat(descriptor).st_size
@@ -72,6 +75,7 @@ def facts(path: str) -> Facts:
         if not problem and not is_loose:
             is_plain, is_turned = _orientation(kind, head, descriptor, size, path)
     except OSError as error:
+        raise_if_disk_is_broken(error, "An image of the dataset")
         return Facts("", 0, 0, 0, b"", f"cannot be read: {error.strerror}")
     finally:
         os.close(descriptor)

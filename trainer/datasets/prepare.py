@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.core.dataset import DatasetOrder, DatasetRef, Finding, PreparedDataset
-from trainer.core.errors import DatasetError
+from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.events import Event, Phase, PhaseStarted, Warned
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
@@ -144,7 +144,8 @@ def inside(root: Path) -> Admit:
     def admit(path: Path) -> Path:
         try:
             real = path.resolve(strict=True)
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError) as error:
+            raise_if_disk_is_broken(error, shown(path.name))
             raise DatasetError(f"{shown(path.name)} does not exist in the dataset.") from None
         if not real.is_relative_to(root):
             raise DatasetError(f"{shown(path.name)} leads outside the dataset.")

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef, shown_url
-from trainer.core.errors import DatasetError
+from trainer.core.errors import DatasetError, MachineFailed, raise_if_disk_is_broken
 
 LONGEST = 4096  # characters: what Linux takes as a path
 FORMS = (
@@ -90,8 +90,10 @@ class Roots:
             raise DatasetError(f"data_yaml: {shown(str(path))} contains a NUL character.")
         try:
             real = (self.dataset_root / path).resolve(strict=True)
-        except (OSError, RuntimeError):  # RuntimeError: a loop of symlinks
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks
             self._require_below(Path(self.dataset_root / path).parent, path)
+            self._require_mounted(self.dataset_root / path)
+            raise_if_disk_is_broken(error, f"data_yaml: {shown(str(path))}")
             raise DatasetError(f"data_yaml: {shown(str(path))} does not exist or cannot be read on this host.") from None
         self._require_below(real, path)
         return real
@@ -106,6 +108,12 @@ class Roots:
                 f"data_yaml: {shown(str(path))} is outside the folders that may be read; move it below "
                 "DATASET_ROOT or let the operator add its folder to EXTRA_DATASET_ROOTS.",
             )
+
+    def _require_mounted(self, path: Path) -> None:
+        """Raise `MachineFailed` when the operator's own folder is missing on this host: others may have it."""
+        for root in self.extra:
+            if path.is_relative_to(root) and not root.exists():
+                raise MachineFailed(f"{root}, one of EXTRA_DATASET_ROOTS, is not there: mount it on this host or create it.")
 
     def _real(self) -> Iterable[Path]:
         return [root.resolve() for root in (self.dataset_root, *self.extra)]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from trainer.core.errors import DatasetError, MachineFailed
+from trainer.core.errors import DatasetError, disk_failed
 from trainer.core.stop import StopSignal
 from trainer.datasets.found import SPLITS, shown
 
@@ -137,7 +137,8 @@ def written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MachineFailed(f"The dataset view cannot be written: {error.strerror} ({shown(str(error.filename))}).") from error
+        message = f"The dataset view cannot be written: {error.strerror} ({shown(str(error.filename))})."
+        raise disk_failed(error, message) from error
 
 
 def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> list[str]:

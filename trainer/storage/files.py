@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from trainer.core.errors import MachineFailed
+from trainer.core.errors import disk_failed
 from trainer.core.ports import OnBytes
 from trainer.core.stop import StopSignal
 from trainer.durable import replace as replace_and_sync
@@ -26,7 +26,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
-        raise MachineFailed(f"cannot read or write {path}: {reason}") from error
+        raise disk_failed(error, f"cannot read or write {path}: {reason}") from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from trainer.core.errors import MachineFailed, RunFailed
+from trainer.core.errors import HostFailed, MachineFailed, RunFailed
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ HOST_MEMORY = (
     "The host's memory did not suffice {when}: use fewer workers, a smaller batch, or cache off, "
     "or give the host more memory ({quote})."
 )
+GPU = "The GPU or its driver failed {when}: look at nvidia-smi and dmesg on the host ({quote})."
 SHARED_MEMORY = (
     "The shared-memory mount /dev/shm was full {when}: use fewer workers, or make it larger "
     "(Docker: --shm-size or --ipc=host) ({quote})."
@@ -64,7 +65,7 @@ CAUSES = (
     _cause(
         r"no kernel image is available|driver (?:version )?(?:on your system )?is (?:too old|insufficient)"
         r"|forward compatibility was attempted|not compatible with the current PyTorch",
-        MachineFailed,
+        HostFailed,
         "The installed torch does not fit this host's GPU or driver: update the driver, or install the torch that "
         "fits it ({quote}).",
     ),
@@ -74,12 +75,17 @@ CAUSES = (
         "The GPUs of this run lost contact with each other {when}; if it repeats, train on one GPU, or set "
         "NCCL_P2P_DISABLE=1 for the service ({quote}).",
     ),
-    _cause(
-        r"CUDA error|unspecified launch failure|no CUDA-capable device|No CUDA GPUs are available|\bXid\b|cuDNN error"
-        r"|CUBLAS_STATUS_|CUDNN_STATUS_|\bNVML\b|illegal memory access|Invalid CUDA 'device=|Found no NVIDIA driver"
-        r"|CUDA driver initialization failed|CUDA unknown error",
+    _cause(  # no training can do this to a GPU
+        r"no CUDA-capable device|No CUDA GPUs are available|Invalid CUDA 'device=|Found no NVIDIA driver"
+        r"|CUDA driver initialization failed|CUDA unknown error|busy or unavailable|uncorrectable (?:NVLink|ECC)",
+        HostFailed,
+        GPU,
+    ),
+    _cause(  # a training may be the cause of these
+        r"CUDA error|unspecified launch failure|\bXid\b|cuDNN error|CUBLAS_STATUS_|CUDNN_STATUS_|\bNVML\b"
+        r"|illegal memory access",
         MachineFailed,
-        "The GPU or its driver failed {when}: look at nvidia-smi and dmesg on the host ({quote}).",
+        GPU,
     ),
     _cause(
         r"DataLoader worker.* (?:is killed by signal: (?:Killed|9)|exited unexpectedly)|MemoryError|bad_alloc"
@@ -107,7 +113,7 @@ CAUSES = (
     ),
     _cause(
         r"Input/output error|Errno 5\b|Stale file handle|Errno 116\b|Transport endpoint|Remote I/O error",
-        MachineFailed,
+        HostFailed,
         "A disk or a network mount failed {when}: look at dmesg on the host ({quote}).",
     ),
     _cause(

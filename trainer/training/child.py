@@ -17,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from trainer.core.events import ChildStopped, Crashed, Event, Phase, Warned
@@ -120,7 +121,7 @@ def _prepare() -> Callable[[TrainingOrder, StopSignal, Callable[[Event], None]],
         for name in LATER:
             importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - a broken installation has to be told like any other failure
-        crash = crash_of(error, Phase.STARTING)
+        crash = replace(crash_of(error, Phase.STARTING), is_installation=True)
         return lambda _order, _stop, send: send(crash)
     return lambda order, stop, send: carry_out(Training(order, stop, send), send)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from trainer.core.errors import MachineFailed, RunFailed
+from trainer.core.errors import HostFailed, MachineFailed, RunFailed
 from trainer.core.events import Crashed, Phase
 from trainer.training.causes import CAUSES, HOST_MEMORY, SHARED_MEMORY
 
@@ -49,6 +49,8 @@ class Evidence:
 def diagnose(evidence: Evidence) -> Diagnosis:
     """The error that this ending is: `RunFailed` when another attempt would meet it again."""
     crashed = evidence.crashed
+    if _is_installation(evidence):
+        return _broken_installation(evidence)
     if crashed and (halved := _BATCH_AT_LAST.search(crashed.message)):
         evidence = replace(evidence, batch=int(halved[1]))
     if not crashed and evidence.signal == signal.SIGKILL and evidence.oom_kills:
@@ -64,13 +66,29 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 def stuck(phase: Phase, epoch: int, seconds: float) -> MachineFailed:
     """The error of a process that was killed because it was silent for longer than its phase may take."""
     if phase is Phase.STARTING:
-        return MachineFailed(
+        return HostFailed(
             f"The training process was not ready after {seconds:.0f} s and was killed: look at the run's log for what "
             "it waited for; a slow disk under the Python packages is the usual cause.",
         )
     return MachineFailed(
         f"The training was stuck: nothing happened for {seconds:.0f} s {_when(phase, epoch)}, so its process was "
         "killed; if one step may really take that long, raise STALL_SECONDS.",
+    )
+
+
+def _is_installation(evidence: Evidence) -> bool:
+    """Whether the process ended before it looked at its order, by itself: every run would end so on this host."""
+    if evidence.phase is not Phase.STARTING:
+        return False  # whatever it says: a model or a dataset may have made it say so
+    return evidence.crashed.is_installation if evidence.crashed else not evidence.signal
+
+
+def _broken_installation(evidence: Evidence) -> HostFailed:
+    crashed = evidence.crashed
+    quote = f"{crashed.error}: {crashed.message}" if crashed else f"exit code {evidence.exit_code}: {_last_of(evidence)}"
+    return HostFailed(
+        f"The training process ended while starting ({_short(quote)}), before it looked at the run: install "
+        "requirements.txt again, and run `doctor` on the host.",
     )
 
 
@@ -81,8 +99,7 @@ def _unknown(crashed: Crashed, evidence: Evidence) -> Diagnosis:
 
 
 def _death(evidence: Evidence) -> Diagnosis:
-    lines = [line for line in evidence.output if line.strip()]
-    last = next((line for line in reversed(lines) if _is_complaint(line)), lines[-1] if lines else "it printed nothing")
+    last = _last_of(evidence)
     if evidence.signal == signal.SIGBUS:
         return _say(MachineFailed, SHARED_MEMORY, evidence, last)
     if evidence.signal == signal.SIGKILL:
@@ -98,6 +115,12 @@ def _death(evidence: Evidence) -> Diagnosis:
             "output was: {quote}."
         )
     return _say(MachineFailed, sentence, evidence, last)
+
+
+def _last_of(evidence: Evidence) -> str:
+    """The last line that complains, or the last line."""
+    lines = [line for line in evidence.output if line.strip()]
+    return next((line for line in reversed(lines) if _is_complaint(line)), lines[-1] if lines else "it printed nothing")
 
 
 def _say(error: type[Diagnosis], sentence: str, evidence: Evidence, quote: str, **found: str | None) -> Diagnosis:

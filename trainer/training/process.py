@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainer.core.errors import MachineFailed
+from trainer.core.errors import HostFailed, MachineFailed
 from trainer.core.events import Crashed, Event, Finished, Phase
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
@@ -144,7 +144,7 @@ class ChildTrainer:
         try:
             folder = private_folder(self._home, self._weights)
         except OSError as error:
-            raise MachineFailed(f"The training process's folder below {self._home} cannot be made: {error}.") from error
+            raise HostFailed(f"The training process's folder below {self._home} cannot be made: {error}.") from error
         environment = child_environment(
             self._environment,
             folder,

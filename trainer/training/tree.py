@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from trainer.core.errors import MachineFailed
+from trainer.core.errors import HostFailed
 from trainer.core.events import (
     BatchProgress,
     ChildStopped,
@@ -91,7 +91,7 @@ class ChildTree:
     def kill(self) -> None:
         """SIGKILL for every process of the tree; returns when none is left.
 
-        Raises MachineFailed when the kernel cannot end one (a driver that hangs).
+        Raises HostFailed when the kernel cannot end one (a driver that hangs).
         """
         self._cut_lifeline()
         if self.ended.wait(_KILL_SECONDS):
@@ -100,7 +100,7 @@ class ChildTree:
         pid = self._process.pid
         kill_each([*descendants(pid), pid], signal.SIGKILL)
         if not self.ended.wait(_KILL_SECONDS):
-            raise MachineFailed(
+            raise HostFailed(
                 f"The training process {pid} cannot be killed, so its GPU is not free; "
                 "the driver probably hangs: look at dmesg and restart the host.",
             )
@@ -136,7 +136,7 @@ class ChildTree:
             os.close(events)
             self._cut_lifeline()
             shutil.rmtree(self._folder, ignore_errors=True)
-            raise MachineFailed(f"The training process cannot be started on this host: {error}.") from error
+            raise HostFailed(f"The training process cannot be started on this host: {error}.") from error
         finally:
             os.close(lifeline)
             os.close(child_events)

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from trainer.core import catalogue
 from trainer.core.dataset import ObjectRef, Task
-from trainer.core.errors import BadRequest, MachineFailed, Unavailable
+from trainer.core.errors import BadRequest, Unavailable, disk_failed
 from trainer.core.job import JsonObject, Status
 from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
 from trainer.core.ports import ObjectInfo, ObjectStore
@@ -273,4 +273,4 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MachineFailed(f"cannot use MODELS_DIR ({folder}): {error.strerror or type(error).__name__}") from error
+        raise disk_failed(error, f"cannot use MODELS_DIR ({folder}): {error.strerror or type(error).__name__}") from error

@@ -1,0 +1,81 @@
+"""A disk that answers every request with an error is the host's fault, not that of the dataset or the run."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from trainer.core.errors import DatasetError, HostFailed, MachineFailed, disk_failed
+from trainer.core.stop import StopSignal
+from trainer.datasets.cache import on_this_disk
+from trainer.datasets.folders import Tree
+from trainer.datasets.found import Report, read_file
+from trainer.datasets.images import facts
+from trainer.datasets.prepare import inside
+from trainer.datasets.reference import Roots
+from trainer.datasets.view import written
+from trainer.storage.files import disk_errors
+
+BROKEN = [errno.EIO, errno.EROFS, errno.ESTALE, errno.EUCLEAN]
+MAY_BE_THE_RUN = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.ENAMETOOLONG, errno.ENOENT]
+
+
+@pytest.mark.parametrize("number", BROKEN)
+def test_what_only_a_broken_disk_answers_is_the_hosts_failure(number):
+    assert type(disk_failed(OSError(number, os.strerror(number)), "x")) is HostFailed
+
+
+@pytest.mark.parametrize("number", MAY_BE_THE_RUN)
+def test_what_a_run_can_cause_accuses_no_host(number):
+    assert type(disk_failed(OSError(number, os.strerror(number)), "x")) is MachineFailed
+
+
+@pytest.mark.parametrize("translate", [disk_errors, on_this_disk, lambda _: written()], ids=["storage", "cache", "view"])
+def test_every_place_that_writes_tells_a_broken_disk_from_a_full_one(translate):
+    for number, kind in ((errno.EIO, HostFailed), (errno.ENOSPC, MachineFailed)):
+        with pytest.raises(MachineFailed) as raised, translate(Path("/data")):
+            raise OSError(number, os.strerror(number), "/data/x")
+        assert type(raised.value) is kind
+
+
+READERS = {
+    "a file of the dataset": (Path, "open", lambda path: read_file(path, 100)),
+    "an image": (os, "open", lambda path: facts(str(path))),
+    "a folder": (os, "scandir", lambda path: tree(path.parent).listing(str(path.parent))),
+    "the dataset's path": (Path, "resolve", lambda path: Roots(Path("/")).admit(path)),
+    "a path in the dataset": (Path, "resolve", inside(Path("/"))),
+}
+
+
+def tree(root):
+    return Tree(root, lambda path: path, Report(), StopSignal(), is_owned=False)
+
+
+@pytest.mark.parametrize(("owner", "name", "read"), READERS.values(), ids=READERS)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_dataset_on_a_broken_disk_is_not_called_wrong(tmp_path, monkeypatch, owner, name, read, number):
+    """Another worker may read it: the run must not fail for good."""
+    path = tmp_path / "data.yaml"
+    path.write_text("names: [a]")
+    original = getattr(owner, name)
+
+    def broken(asked, *arguments, **more):
+        if str(asked).startswith(str(tmp_path)):
+            raise OSError(number, os.strerror(number), str(path))
+        return original(asked, *arguments, **more)
+
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(HostFailed, match=os.strerror(number)):
+        read(path)
+
+
+def test_a_dataset_below_a_folder_that_is_not_mounted_here_is_left_to_other_hosts(tmp_path):
+    roots = Roots(tmp_path / "root", (tmp_path / "mnt",))
+
+    with pytest.raises(MachineFailed, match=r"mnt, one of EXTRA_DATASET_ROOTS, is not there: mount it"):
+        roots.admit(tmp_path / "mnt" / "cats" / "data.yaml")
+
+    (tmp_path / "mnt").mkdir()
+    with pytest.raises(DatasetError, match="does not exist"):
+        roots.admit(tmp_path / "mnt" / "cats" / "data.yaml")
