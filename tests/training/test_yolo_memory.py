@@ -1,13 +1,16 @@
 """Running out of memory: half the batch and on from the last checkpoint, wherever it happens."""
 
 import csv
+from pathlib import Path
 
 import pytest
 from child_run import order_for, run_child
 from drawn import draw
 
 from trainer.core.dataset import Task
-from trainer.core.events import Crashed, EpochFinished, Finished, Warned
+from trainer.core.events import BatchProgress, CheckpointSaved, Crashed, EpochFinished, Finished, Warned
+from trainer.core.stop import StopReason
+from trainer.training.wire import encode_stop
 
 pytestmark = pytest.mark.training
 
@@ -73,3 +76,25 @@ def test_a_batch_of_one_cannot_be_halved(detect, tmp_path):
     assert isinstance(run.last, Crashed)
     assert not halvings(run)
     assert "halved 0 times" in run.last.message
+
+
+def test_a_resumed_training_keeps_the_batch_that_fitted(detect, tmp_path):
+    """The attempt that ran out of memory was interrupted later: the next one does not try the large batch again."""
+    stopped = []
+
+    def in_third_epoch(event, process):
+        if isinstance(event, BatchProgress) and event.epoch == 3 and not stopped:
+            stopped.append(event)
+            process.stdin.write(encode_stop(StopReason.SHUTDOWN))
+            process.stdin.flush()
+
+    order = order_for(detect, tmp_path / "run", epochs=4, batch=8)
+    run = run_child(order, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:3"}, on_event=in_third_epoch)
+    assert len(halvings(run)) == 1, run.output
+    checkpoint = Path(run.of(CheckpointSaved)[-1].path)
+    order = order_for(detect, tmp_path / "again", epochs=4, batch=8, resume=checkpoint, told_epoch=2)
+    again = run_child(order, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:99"})
+
+    assert isinstance(again.last, Finished), again.output
+    assert "train 1 batch 4" in again.output
+    assert not halvings(again)

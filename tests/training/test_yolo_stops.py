@@ -182,6 +182,16 @@ def test_a_row_that_a_full_disk_cut_is_no_epoch_and_stops_nothing():
     ]
 
 
+@pytest.mark.parametrize("results", ["", "\n", "epo", "epoch,ti\n1,2\n", "epoch,time\n1\0,x\n", "epoch,time\ninf,1\n", "\0\ufffd"])
+def test_results_that_were_damaged_have_no_epochs_and_stop_nothing(results, tmp_path):
+    from trainer.training.report import epochs_after, from_results  # here: it brings Ultralytics into the process
+
+    assert list(epochs_after(0, results, SimpleNamespace(args={}, epochs=9))) == []
+    (tmp_path / "results.csv").write_text(results)
+    for path in (tmp_path / "results.csv", tmp_path / "none.csv"):
+        assert from_results(path, 3, Task.DETECT)["mAP"] is None
+
+
 def test_a_resumed_training_does_not_repeat_the_batches_that_were_trained(drained, resumed):
     _, run_dir = drained
     facts = json.loads((run_dir / "checkpoints" / "epoch-00002.json").read_text())
@@ -229,5 +239,6 @@ def test_a_training_that_was_interrupted_after_its_last_epoch_is_only_evaluated(
     assert not again.of(EpochFinished)
     assert again.last.report["metrics"] == run.last.report["metrics"]
     assert again.last.report["epochs_completed"] == 4
+    assert (tmp_path / "run" / "args.yaml").read_text() == (resumed[1] / "args.yaml").read_text()
     assert (tmp_path / "run" / "weights" / "best.pt").stat().st_size < 10e6
     assert epochs_in(tmp_path / "run" / "results.csv") == [1, 2, 3, 4]

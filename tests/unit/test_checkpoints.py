@@ -100,6 +100,34 @@ def test_what_a_killed_attempt_left_behind_gives_way_to_the_checkpoint(run_dir):
     assert (run_dir / "results.csv").read_text() == "epoch\n1\n"
 
 
+def test_every_file_of_the_run_comes_along(run_dir, tmp_path):
+    (run_dir / "args.yaml").write_text("epochs: 3\n")
+    members = {name: run_dir / name for name in ("results.csv", "args.yaml")}
+    told = settle(take(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), members), Progress(epoch=1))
+    restore(tmp_path / told.path, tmp_path / "elsewhere")
+
+    assert (tmp_path / "elsewhere" / "args.yaml").read_text() == "epochs: 3\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "restored"), [("epoch\n1\n2", "epoch\n1\n"), ("epoch", None), ("", None), ("epoch\n", "epoch\n")]
+)
+def test_a_row_of_results_that_was_cut_is_not_continued_by_the_next(run_dir, tmp_path, lines, restored):
+    (run_dir / "results.csv").write_text(lines)
+    told = kept(run_dir)
+    restore(tmp_path / told.path, tmp_path / "elsewhere")
+
+    results = tmp_path / "elsewhere" / "results.csv"
+    assert (results.read_text() if results.exists() else None) == restored
+
+
+def test_a_checkpoint_without_results_takes_those_of_another_training_away(run_dir):
+    path = settle(take(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), {}), Progress(epoch=1)).path
+    restore(run_dir / path, run_dir)
+
+    assert not (run_dir / "results.csv").exists()
+
+
 def test_a_checkpoint_of_somebody_elses_is_taken_as_it_is(run_dir, tmp_path):
     assert restore(run_dir / "weights" / "last.pt", tmp_path / "elsewhere") == Progress()
 

@@ -186,6 +186,12 @@ EXCEPTIONS = {
         RunFailed, "weights file cannot be loaded",
     ),
     "package": said("ModuleNotFoundError", "No module named 'onnx'", MachineFailed, "package onnx is missing"),
+    "file refused": said(
+        "OSError", "[Errno 36] File name too long: '/runs/train_1/weights/last.pt'", MachineFailed, "refused.*too long",
+    ),
+    "folder gone": said(
+        "RuntimeError", "Parent directory /runs/train_1/weights does not exist.", MachineFailed, "refused.*Parent directory",
+    ),
     "unknown": said(
         "KeyError", "'something nobody thought of'\nmore", RunFailed, r"KeyError: 'something nobody thought of'; the run's",
     ),

@@ -91,20 +91,62 @@ def test_the_next_state_waits_for_the_one_before_it(tmp_path, state, slow_disk):
     assert len(told) == 2
 
 
-@pytest.mark.parametrize("when", ["wait", "next"])
-def test_a_disk_that_is_full_is_told_to_the_training(tmp_path, state, monkeypatch, when):
-    def full(_fd):
-        raise OSError(28, "No space left on device")
+@pytest.fixture
+def full_disk(monkeypatch):
+    """No sync succeeds before the list is emptied."""
+    full = [True]
+    sync = durable.os.fsync
 
-    monkeypatch.setattr(durable.os, "fsync", full)
-    keeper = Keeper(tmp_path, pytest.fail)
+    def refuse(fd):
+        if full:
+            raise OSError(28, "No space left on device")
+        sync(fd)
+
+    monkeypatch.setattr(durable.os, "fsync", refuse)
+    return full
+
+
+@pytest.mark.parametrize("when", ["wait", "next"])
+def test_a_state_that_cannot_be_kept_is_a_warning_and_leaves_nothing(tmp_path, state, full_disk, when):
+    told = []
+    keeper = Keeper(tmp_path, told.append)
     keeper.take(state, Progress(epoch=1), {})
     keeper.settle()
+    keeper.wait() if when == "wait" else keeper.take(state, Progress(epoch=2), {})
 
-    with pytest.raises(OSError, match="No space"):
-        keeper.wait() if when == "wait" else keeper.take(state, Progress(epoch=2), {})
+    [warning] = told
+    assert warning.code == "checkpoint_not_kept"
+    assert "No space left" in warning.message
     assert keeper.kept is None
-    assert not list((tmp_path / checkpoints.FOLDER).iterdir())
+    assert isinstance(keeper.error, OSError)
+    assert [path.name for path in (tmp_path / checkpoints.FOLDER).iterdir()] == ["epoch-00002.tmp"][: when == "next"]
+
+
+def test_the_state_before_stays_and_later_ones_are_kept_again(tmp_path, state, full_disk):
+    told = []
+    keeper = Keeper(tmp_path, told.append)
+    for epoch in (1, 2, 3, 4, 5):
+        full_disk[:] = [True] if epoch in (2, 3, 5) else []
+        keeper.take(state, Progress(epoch=epoch), {})
+        keeper.settle()
+        keeper.wait()
+
+    assert [event.code if event.kind == "warning" else event.epoch for event in told] == [
+        1, "checkpoint_not_kept", 4, "checkpoint_not_kept",
+    ]  # fmt: skip
+    assert keeper.kept.epoch == 4
+    assert kept_content(keeper.kept) == "first"
+
+
+def test_a_state_that_cannot_even_be_copied_is_a_warning(tmp_path, state):
+    (tmp_path / checkpoints.FOLDER).write_text("a file where the folder should be")
+    told = []
+    keeper = Keeper(tmp_path, told.append)
+    keeper.take(state, Progress(epoch=1), {})
+    keeper.settle()
+    keeper.wait()
+
+    assert [event.code for event in told] == ["checkpoint_not_kept"]
 
 
 def test_no_thread_stays(tmp_path, state):

@@ -79,7 +79,7 @@ class Callbacks:
 
     @property
     def kept(self) -> CheckpointSaved | None:
-        """The newest state, once it is kept. Raises OSError when it cannot be."""
+        """The newest state that is kept."""
         self._keeper.wait()
         return self._keeper.kept
 
@@ -159,6 +159,9 @@ class Callbacks:
 
     def _training_is_over(self) -> None:
         self._keeper.wait()
+        if RANK != -1 and self._keeper.error:
+            # what follows is done from the kept state, by a process that has no other
+            raise OSError(f"the state after the last epoch could not be kept: {self._keeper.error}")
         self.is_trained = True
         self._meter.enter(Phase.FINALISING)
 
@@ -185,9 +188,10 @@ class Callbacks:
         trainer.epoch -= 1
         trainer.fitness = math.nan  # equals nothing, so best.pt is left alone
         try:
-            trainer.save_model()
-            self._take(trainer, trainer.last, done)
-            self._keeper.settle()
+            with self._keeper.may_fail():
+                trainer.save_model()
+                self._take(trainer, trainer.last, done)
+                self._keeper.settle()
         finally:
             trainer.last.unlink(missing_ok=True)
             trainer.epoch += 1
@@ -202,14 +206,19 @@ class Callbacks:
             best_epoch=self.best_epoch,
             train_seconds=self.train_seconds,
         )
-        members = {"results.csv": trainer.csv}
-        if (done or self.best_epoch != progress.epoch) and trainer.best.exists():
-            members["best.pt"] = self._best_stripped(trainer)
-        self._keeper.take(state, progress, members)
+        with self._keeper.may_fail():
+            self._keeper.take(state, progress, self._members(trainer, is_best=not done and self.best_epoch == progress.epoch))
+
+    def _members(self, trainer: Any, *, is_best: bool) -> dict[str, Path]:
+        """The files that belong to the state, as far as they exist. A state that is the best itself needs no other."""
+        files = {name: trainer.save_dir / name for name in ("results.csv", "args.yaml")}
+        if not is_best:
+            files["best.pt"] = self._best_stripped(trainer)
+        return {name: path for name, path in files.items() if path.exists()}
 
     def _best_stripped(self, trainer: Any) -> Path:
-        stripped: Path = self._run_dir / checkpoints.FOLDER / "best.pt"
-        if self._stripped_best != self.best_epoch or not stripped.exists():
+        stripped: Path = checkpoints.folder_of(self._run_dir) / "best.pt"
+        if trainer.best.exists() and (self._stripped_best != self.best_epoch or not stripped.exists()):
             strip_optimizer(trainer.best, s=str(stripped))
             self._stripped_best = self.best_epoch
         return stripped

@@ -160,4 +160,10 @@ CAUSES = (
         MachineFailed,
         "A file that the training needs disappeared {when}: leave the dataset alone while it is trained on ({quote}).",
     ),
+    _cause(
+        r"\[Errno \d+\]|Parent directory .* does not exist",
+        MachineFailed,
+        "This host refused the training a file or a folder {when}: check the disk, the mounts and the rights of the "
+        "service's user ({quote}).",
+    ),
 )

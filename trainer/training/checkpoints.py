@@ -4,6 +4,7 @@ A checkpoint is Ultralytics' `last.pt` with members of ours added to its zip arc
 
     …/run/checkpoint.json    epoch, done, complete, best_epoch, train_seconds (see `Progress`)
     …/run/results.csv        every epoch so far
+    …/run/args.yaml          the arguments of the training
     …/run/best.pt            the best weights so far, stripped; absent when this state is the best itself
 """
 
@@ -23,6 +24,7 @@ from trainer.core.events import CheckpointSaved
 FOLDER = "checkpoints"
 KEPT = 2  # generations
 _FACTS = "checkpoint.json"
+_TEXTS = ("results.csv", "args.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +38,16 @@ class Progress:
     train_seconds: float = 0.0
 
 
-def take(state: Path, run_dir: Path, progress: Progress, members: Mapping[str, Path]) -> Path:
-    """Copy `state` and the files `members` into one file, which is no checkpoint before `settle` made it one."""
+def folder_of(run_dir: Path) -> Path:
+    """The folder of the run's checkpoints, which exists afterwards. Raises OSError."""
     folder = run_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    taken = folder / f"epoch-{progress.epoch:05d}.tmp"
+    return folder
+
+
+def take(state: Path, run_dir: Path, progress: Progress, members: Mapping[str, Path]) -> Path:
+    """Copy `state` and the files `members` into one file, which is no checkpoint before `settle` made it one."""
+    taken = folder_of(run_dir) / f"epoch-{progress.epoch:05d}.tmp"
     try:
         shutil.copyfile(state, taken)
         _add(taken, progress, members)
@@ -69,7 +76,7 @@ def settle(taken: Path, progress: Progress) -> CheckpointSaved:
 
 
 def restore(checkpoint: Path, run_dir: Path) -> Progress:
-    """Lay out `run_dir` as it was when `checkpoint` was kept: weights/last.pt, weights/best.pt and results.csv.
+    """Lay out `run_dir` as it was when `checkpoint` was kept: weights/last.pt, weights/best.pt, results.csv, args.yaml.
 
     Raises OSError or zipfile.BadZipFile when it cannot be read.
     """
@@ -79,10 +86,11 @@ def restore(checkpoint: Path, run_dir: Path) -> Progress:
         ours = _our_folder(archive)
         present = {name.removeprefix(ours) for name in archive.namelist() if name.startswith(ours)}
         shutil.copyfile(checkpoint, weights / "last.pt")
+        for name in _TEXTS:
+            (run_dir / name).unlink(missing_ok=True)
+            if lines := _whole_lines(archive.read(ours + name)) if name in present else b"":
+                (run_dir / name).write_bytes(lines)
         (weights / "best.pt").unlink(missing_ok=True)
-        (run_dir / "results.csv").unlink(missing_ok=True)
-        if "results.csv" in present:
-            (run_dir / "results.csv").write_bytes(archive.read(ours + "results.csv"))
         if "best.pt" in present:
             (weights / "best.pt").write_bytes(archive.read(ours + "best.pt"))
         else:
@@ -101,13 +109,13 @@ def results_of(checkpoint: Path) -> str:
     """The results.csv in it, "" when there is none. Raises OSError or zipfile.BadZipFile when it cannot be read."""
     with zipfile.ZipFile(checkpoint) as archive:
         results = _our_folder(archive) + "results.csv"
-        return archive.read(results).decode() if results in archive.namelist() else ""
+        return archive.read(results).decode(errors="replace") if results in archive.namelist() else ""
 
 
 def forget(run_dir: Path) -> None:
     """Remove what an earlier attempt left in `run_dir`, so that a training from the start is nobody's heir."""
     for path in [*(run_dir / FOLDER).glob("epoch-*"), *(run_dir / "weights").glob("*.pt")]:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def is_whole(weights: Path) -> bool:
@@ -121,6 +129,11 @@ def _add(path: Path, progress: Progress, members: Mapping[str, Path]) -> None:
         archive.writestr(ours + _FACTS, json.dumps(asdict(progress)))
         for name, file in members.items():
             archive.write(file, ours + name)
+
+
+def _whole_lines(text: bytes) -> bytes:
+    """The text without a last line that was cut: the next row of results.csv would continue it."""
+    return text[: text.rfind(b"\n") + 1]
 
 
 def _our_folder(archive: zipfile.ZipFile) -> str:
@@ -140,4 +153,4 @@ def _drop_old(folder: Path) -> None:
     newest_first = sorted(folder.glob("epoch-*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in newest_first[KEPT:]:
         path.with_suffix(".json").unlink(missing_ok=True)
-        path.unlink()
+        path.unlink(missing_ok=True)

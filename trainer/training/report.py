@@ -56,9 +56,9 @@ def summary(metrics: Mapping[str, float], task: Task) -> JsonObject:
 
 def from_results(results: Path, epoch: int | None, task: Task) -> JsonObject:
     """The summary of an epoch (the last one if None) out of results.csv, for when there was no final validation."""
-    with results.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    row = next((row for row in rows if epoch is not None and int(float(row["epoch"])) == epoch), rows[-1])
+    text = results.read_text(errors="replace") if results.exists() else ""
+    rows = {number: row for number, _, row in _rows(text)}
+    row = rows.get(epoch or 0) or next(reversed(rows.values()), {})
     return summary(numbers({key: value for key, value in row.items() if key.startswith(("metrics/", "val/"))}), task)
 
 
@@ -66,14 +66,24 @@ def epochs_after(epoch: int, results: str, plan: TrainPlan) -> Iterator[EpochFin
     """What was to be told of the epochs after `epoch` when they were finished, out of the text of a results.csv."""
     told = ("train/", "val/", "metrics/", "lr/") if plan.args.get("val", True) else ("train/", "lr/")
     ended = 0.0
-    for row in csv.DictReader(results.splitlines()):
-        if None in row or not all(row.values()):
-            continue  # cut by a full disk, with the next one behind it on the same line or not
-        number, began, ended = int(float(row["epoch"])), ended, float(row["time"])
+    for number, time, row in _rows(results):
+        began, ended = ended, time
         if number > epoch:
             metrics = numbers({name: value for name, value in row.items() if name.startswith(told)})
             seconds = round(ended - began, 3)
             yield EpochFinished(epoch=number, total_epochs=plan.epochs, metrics=metrics, seconds=seconds)
+
+
+def _rows(results: str) -> Iterator[tuple[int, float, dict[str, str]]]:
+    """The whole rows of a results.csv, each with its epoch and its time in seconds."""
+    for row in csv.DictReader(results.replace("\0", "").splitlines()):
+        if None in row or not all(row.values()):
+            continue  # cut by a full disk, with the next one behind it on the same line or not
+        try:
+            epoch, time = int(float(row["epoch"])), float(row["time"])
+        except (KeyError, ValueError, OverflowError):
+            continue  # likewise, or the header was cut
+        yield epoch, time, row
 
 
 def environment(args: Mapping[str, Any], fingerprint: str) -> JsonObject:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +37,10 @@ _MEMORY_ERRORS = (
     "cublas_status_alloc_failed",
     "cudnn_status_internal_error",
     "unable to find an engine",
+)
+_UNLOADABLE = (
+    *(TypeError, ValueError, KeyError, AttributeError, ImportError, EOFError, RuntimeError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
 )
 _VALIDATION_ARGS = ("conf", "iou", "max_det", "single_cls", "agnostic_nms", "augment", "plots", "workers", "seed")
 
@@ -70,8 +76,8 @@ class Training:
 
     def train(self) -> None:
         """Train to the end and validate best.pt. Raises `Stopped`, and whatever goes wrong."""
-        if RANK == -1:
-            self._complete_history()
+        if RANK == -1 and self._state:
+            self._check_state(self._state)
         for halvings in range(HALVINGS + 1):
             try:
                 return self._train_once()
@@ -123,12 +129,22 @@ class Training:
         best, last = (WeightsFile(path=str(path), sha256="", bytes=0) for path in (self._best, self._last))
         return Finished(best=best, last=last, report={"images_per_second": self._meter.images_per_second})
 
-    def _complete_history(self) -> None:
-        """Tell the epochs whose state was kept, but of which the supervisor did not hear before it died."""
-        if state := self._order.resume:
-            results = checkpoints.results_of(state)
-            for event in report.epochs_after(self._order.told_epoch, results, self._order.plan):
-                self._send(event)
+    def _check_state(self, state: Path) -> None:
+        """Tell the epochs of the checkpoint that the supervisor had not heard of before it died.
+
+        A checkpoint that cannot be loaded, for example by another version of the library, is told and left aside.
+        """
+        try:
+            load_checkpoint(state)
+        except _UNLOADABLE as error:
+            if is_out_of_memory(error):
+                raise
+            message = f"The checkpoint cannot be loaded; the training starts from epoch 1 ({error!r:.300})."
+            self._send(Warned(code="checkpoint_broken", message=message))
+            self._state = None
+            return
+        for event in report.epochs_after(self._order.told_epoch, checkpoints.results_of(state), self._order.plan):
+            self._send(event)
 
     # ── one try ──
 
@@ -286,7 +302,7 @@ def weights_file(path: Path) -> WeightsFile:
     return WeightsFile(path=str(path), sha256=sha256, bytes=path.stat().st_size)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether an accelerator or the host had no memory left, however the library puts it."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _MEMORY_ERRORS)

@@ -1,0 +1,157 @@
+"""A real training that has learned something, is interrupted, and gets worse afterwards: no epoch is a new best.
+
+It learns to tell red from green. What it is resumed on has the colors exchanged, so that its fitness falls at once.
+"""
+
+import csv
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from child_run import order_for, run_child
+from drawn import draw
+
+from trainer.core.dataset import Task
+from trainer.core.events import CheckpointSaved, ChildStopped, EpochFinished, Finished, Warned
+from trainer.core.stop import StopReason
+from trainer.training.wire import encode_stop
+
+pytestmark = pytest.mark.training
+
+PLAN = {"epochs": 60, "batch": 4, "args": {"optimizer": "AdamW", "lr0": 0.002, "nbs": 4}}
+
+
+def stop_at(reason, when):
+    """Ask the training to stop at the first event for which `when` is true."""
+    asked = []
+
+    def on_event(event, process):
+        if not asked and when(event):
+            asked.append(event)
+            process.stdin.write(encode_stop(reason))
+            process.stdin.flush()
+
+    return on_event
+
+
+def accuracy(event):
+    return event.metrics["metrics/accuracy_top1"]
+
+
+def is_epoch(event):
+    return isinstance(event, EpochFinished)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A training that was shut down as soon as it had learned to tell the colors apart."""
+    home = tmp_path_factory.mktemp("learned")
+    learns = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and accuracy(event) > 0.9)
+    run = run_child(order_for(draw(home / "data", Task.CLASSIFY), home / "run", **PLAN), home, on_event=learns)
+    assert accuracy(run.of(EpochFinished)[-1]) > 0.9, run.output
+    return run
+
+
+@pytest.fixture(scope="module")
+def exchanged(tmp_path_factory):
+    """The same pictures, with red called green."""
+    root = tmp_path_factory.mktemp("exchanged") / "data"
+    dataset = draw(root, Task.CLASSIFY)
+    for split in ("train", "val"):
+        (root / split / "red").rename(root / split / "aside")
+        (root / split / "green").rename(root / split / "red")
+        (root / split / "aside").rename(root / split / "green")
+    return dataset
+
+
+@pytest.fixture(params=["same host", "another host"])
+def checkpoint(request, learned, tmp_path):
+    """The newest checkpoint: in the folder of the attempt before, or brought into that of this attempt."""
+    kept = Path(learned.of(CheckpointSaved)[-1].path)
+    if request.param == "same host":
+        return kept
+    brought = tmp_path / "run" / "checkpoints" / kept.name
+    brought.parent.mkdir(parents=True)
+    return Path(shutil.copyfile(kept, brought))
+
+
+def resume(checkpoint, dataset, home, on_event, **changes):
+    told = int(checkpoint.stem.removeprefix("epoch-"))
+    order = order_for(dataset, home / "run", resume=checkpoint, told_epoch=told, **(PLAN | changes))
+    return run_child(order, home, on_event=on_event)
+
+
+def weights(path):
+    """The model's parameters, as they are published."""
+    state = torch.load(path, weights_only=False)
+    return (state.get("ema") or state["model"]).half().state_dict()
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_resumed_training_survives_epochs_that_are_no_new_best(learned, exchanged, checkpoint, tmp_path):
+    best_epoch = learned.of(EpochFinished)[-1].epoch
+    falls = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == best_epoch + 2)
+    run = resume(checkpoint, exchanged, tmp_path, falls)
+
+    assert isinstance(run.last, Finished), run.output
+    assert max(accuracy(event) for event in run.of(EpochFinished)[:2]) < 0.9
+    epochs = [event.epoch for event in run.of(EpochFinished)]
+    assert [event.epoch for event in run.of(CheckpointSaved)] == epochs
+    assert run.last.report["best_epoch"] == best_epoch
+    assert same(weights(run.last.best.path), weights(Path(learned.of(CheckpointSaved)[-1].path).parents[1] / "weights/best.pt"))
+    with (tmp_path / "run" / "results.csv").open() as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs[-1] + 1))
+
+
+def test_a_shutdown_in_the_first_resumed_epoch_keeps_its_state(learned, exchanged, checkpoint, tmp_path):
+    run = resume(checkpoint, exchanged, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
+
+    assert isinstance(run.last, ChildStopped), run.output
+    assert not run.of(Warned)
+    (kept,) = run.of(CheckpointSaved)
+    assert kept.epoch == learned.of(EpochFinished)[-1].epoch
+    assert Path(kept.path).is_relative_to(tmp_path / "run")
+
+
+@pytest.fixture
+def no_room(tmp_path):
+    """A file stands where this attempt's checkpoints would go."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").touch()
+
+
+@pytest.mark.usefixtures("no_room")
+def test_a_shutdown_whose_state_cannot_be_kept_says_so_and_stops(learned, exchanged, tmp_path):
+    newest = Path(learned.of(CheckpointSaved)[-1].path)
+    run = resume(newest, exchanged, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
+
+    assert isinstance(run.last, ChildStopped), run.output
+    assert [event.code for event in run.of(Warned)] == ["checkpoint_not_kept"]
+    assert not run.of(CheckpointSaved)
+
+
+@pytest.mark.usefixtures("no_room")
+def test_a_training_whose_checkpoints_cannot_be_kept_goes_on_to_its_model(learned, exchanged, tmp_path):
+    newest = Path(learned.of(CheckpointSaved)[-1].path)
+    finish = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == learned.of(EpochFinished)[-1].epoch + 2)
+    run = resume(newest, exchanged, tmp_path, finish)
+
+    assert isinstance(run.last, Finished), run.output
+    assert [event.code for event in run.of(Warned)] == ["checkpoint_not_kept"]
+    assert run.last.report["mAP"] is not None
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_told_and_the_training_begins_again(exchanged, tmp_path):
+    broken = tmp_path / "epoch-00007.pt"
+    with zipfile.ZipFile(broken, "w") as archive:
+        archive.writestr("archive/data.pkl", b"no pickle")
+    run = resume(broken, exchanged, tmp_path, lambda *_: None, epochs=1)
+
+    assert isinstance(run.last, Finished), run.output
+    assert [event.code for event in run.of(Warned)] == ["checkpoint_broken"]
+    assert [event.epoch for event in run.of(EpochFinished)] == [1]
