@@ -14,7 +14,8 @@ ALLOWED = {
     "core": {"core"},
     "remote": {"remote", "core"},
     "durable": {"durable"},
-    **{room: {room, "remote", "core", "durable"} for room in ROOMS},
+    "disk": {"disk"},
+    **{room: {room, "remote", "core", "durable", "disk"} for room in ROOMS},
     # the leaves that only entry points use
     "logs": {"logs", "core"},
     "host": {"host", "core"},

@@ -1,0 +1,179 @@
+"""Old folders go, used ones stay, and one that resists holds up no other."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from trainer.disk import old_folders
+from trainer.disk.folder_locks import FolderLocks, lock_file
+from trainer.disk.old_folders import OldFolders
+
+DAY = 86_400
+
+
+def made(path, days_old):
+    path.mkdir(parents=True)
+    (path / "results.csv").write_text("x")
+    for each in (path / "results.csv", path):
+        os.utime(each, (time.time() - days_old * DAY,) * 2)
+    return path
+
+
+def left_behind(folder):
+    """As by a process that died: locked by nobody, and the lock file is there."""
+    with FolderLocks().held(folder):
+        content = lock_file(folder).read_bytes()
+    lock_file(folder).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "runs"
+
+
+def swept(root, locks=None, **rules):
+    rules = {"keep_seconds": 14 * DAY, "left_seconds": 7 * DAY} | rules
+    folders = OldFolders(root, "train_", locks or FolderLocks(), **rules)
+    folders.sweep()
+    return folders
+
+
+def test_only_what_is_old_goes(root):
+    old, young = made(root / "train_a", 15), made(root / "train_b", 13)
+
+    swept(root)
+
+    assert (old.exists(), young.exists()) == (False, True)
+    assert [path.name for path in root.iterdir()] == ["train_b"]
+
+
+def test_what_a_dead_process_left_goes_sooner(root):
+    old, young = left_behind(made(root / "train_a", 8)), left_behind(made(root / "train_b", 6))
+
+    swept(root)
+
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_used_folder_stays_however_old(root):
+    old, locks = made(root / "train_a", 100), FolderLocks()
+
+    with locks.held(old):
+        swept(root)
+        swept(root, locks)
+        assert old.exists()
+    swept(root)
+    assert not old.exists()
+
+
+def test_needed_folder_stays_however_old(root):
+    old = made(root / "train_a", 100)
+
+    swept(root, is_needed=lambda name: name == "train_a")
+
+    assert old.exists()
+
+
+def test_folder_with_a_fresh_file_is_not_old(root):
+    folder = made(root / "train_a", 100)
+    (folder / "results.csv").write_text("new")
+
+    swept(root)
+
+    assert folder.exists()
+
+
+def test_time_in_the_future_keeps_a_folder_no_longer_than_its_last_change(root):
+    folder = made(root / "train_a", -36_500)
+
+    swept(root, keep_seconds=0)
+
+    assert not folder.exists()
+
+
+def test_nothing_else_is_touched(root, tmp_path):
+    other, target = made(root / "my_notes", 100), made(tmp_path / "target", 100)
+    (root / "train_link").symlink_to(target)
+    (root / "train_file").touch()
+    (root / ".hidden.lock").touch()
+
+    swept(root, keep_seconds=0)
+
+    assert {path.name for path in root.iterdir()} == {"my_notes", "train_link", "train_file", ".hidden.lock"}
+    assert other.exists()
+    assert target.exists()
+
+
+def test_lock_files_without_a_folder_go(root):
+    root.mkdir()
+    left_behind(root / "train_a")
+
+    swept(root)
+
+    assert not list(root.iterdir())
+
+
+def test_half_removed_folder_is_removed_by_the_next_sweep(root, monkeypatch):
+    made(root / "train_a", 100)
+    monkeypatch.setattr(old_folders, "remove_tree", lambda _: None)  # as if the process ended here
+    swept(root)
+    assert [path.name.startswith(".removing-") for path in root.iterdir()] == [True]
+    monkeypatch.undo()
+
+    swept(root)
+
+    assert not list(root.iterdir())
+
+
+def test_folder_that_cannot_be_removed_is_reported_once_and_holds_up_no_other(root, monkeypatch):
+    for name in ("train_a", "train_\xff\n", "train_c"):
+        made(root / name, 100)
+    real = Path.rename
+
+    def rename(path, target):
+        if path.name != "train_c":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with capture_logs() as lines:
+        folders = swept(root)
+        folders.sweep()
+
+    warnings = [line["folder"] for line in lines if line["log_level"] == "warning"]
+    assert len(warnings) == len(set(warnings)) == 2
+    assert all(warning.isascii() and "\n" not in warning for warning in warnings)
+    assert not (root / "train_c").exists()
+
+
+@pytest.mark.parametrize("root_is", ["missing", "dangling link", "file"])
+def test_root_that_is_no_folder_is_no_error(root, root_is):
+    if root_is == "dangling link":
+        root.symlink_to("nowhere")
+    elif root_is == "file":
+        root.touch()
+
+    swept(root)
+
+
+def test_folder_replaced_by_a_link_during_the_removal_is_not_followed(root, tmp_path, monkeypatch):
+    made(root / "train_a", 100)
+    target = made(tmp_path / "target", 100)
+    real = Path.rename
+
+    def replaced(path, new):
+        real(path, tmp_path / "aside")
+        path.symlink_to(target)
+        return real(path, new)
+
+    monkeypatch.setattr(Path, "rename", replaced)
+    swept(root)
+    monkeypatch.undo()
+    swept(root)
+
+    assert (target / "results.csv").exists()
+    assert not list(root.iterdir())

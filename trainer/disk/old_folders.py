@@ -1,0 +1,125 @@
+"""Folders that nobody needs any more are removed, whatever is in them and whoever made them."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from trainer.disk.folder_locks import FolderLocks, Use, locked_folder
+from trainer.disk.removal import remove_tree
+
+log = structlog.get_logger()
+
+_DOOMED = ".removing-"
+
+
+class OldFolders:
+    """The folders `PREFIX…` directly in `root`: who still needs which, and the removal of the others.
+
+    A folder that is locked, or that `is_needed` (called with its name), stays. Of the others, one that a process left
+    behind when it died goes after `left_seconds`, and any other after `keep_seconds`, both since the newest change to
+    it or to something directly in it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        prefix: str,
+        locks: FolderLocks,
+        *,
+        keep_seconds: float,
+        left_seconds: float,
+        is_needed: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._root = root
+        self._prefix = prefix
+        self._locks = locks
+        self._keep_seconds = {Use.UNKNOWN: keep_seconds, Use.LEFT: left_seconds}
+        self._is_needed = is_needed
+        self._reported: set[str] = set()
+
+    def sweep(self) -> None:
+        """Remove what is due. A folder that cannot be removed is reported once and tried again the next time."""
+        self._locks.refresh()
+        try:
+            with os.scandir(self._root) as entries:
+                found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._report(self._root, error)
+            return
+        for name, is_folder in found:
+            path = self._root / name
+            try:
+                self._look_at(path, is_folder=is_folder)
+            except FileNotFoundError:
+                continue  # another process sweeps here, too
+            except OSError as error:
+                self._report(path, error)
+
+    def _look_at(self, path: Path, *, is_folder: bool) -> None:
+        owner = locked_folder(path)
+        if path.name.startswith(_DOOMED):
+            self._remove(path, is_folder=is_folder)
+        elif is_folder and path.name.startswith(self._prefix):
+            self._judge(path)
+        elif owner is not None and owner.name.startswith(self._prefix) and not os.path.lexists(owner):
+            with self._locks.taken(owner):  # which removes the lock file
+                return
+
+    def _judge(self, folder: Path) -> None:
+        if self._is_needed(folder.name) or not _is_older(folder, min(self._keep_seconds.values())):
+            return
+        with self._locks.taken(folder) as use:
+            if use is Use.IN_USE or self._is_needed(folder.name) or not _is_older(folder, self._keep_seconds[use]):
+                return
+            # renamed first: nobody takes what is half removed for a run, and the lock is free at once
+            doomed = folder.with_name(f"{_DOOMED}{uuid.uuid4().hex}")
+            folder.rename(doomed)
+        log.info("removing old folder", folder=_shown(folder))
+        self._remove(doomed, is_folder=True)
+
+    def _remove(self, path: Path, *, is_folder: bool) -> None:
+        if is_folder:
+            remove_tree(path)
+        else:
+            path.unlink()
+
+    def _report(self, path: Path, error: OSError) -> None:
+        if path.name not in self._reported:
+            self._reported.add(path.name)
+            log.warning("old folder cannot be removed, trying again later", folder=_shown(path), error=str(error))
+
+
+def _is_older(folder: Path, seconds: float) -> bool:
+    """Whether neither `folder` nor anything directly in it changed within the last `seconds`."""
+    since = time.time() - seconds
+    if _changed(os.lstat(folder)) > since:
+        return False
+    try:
+        with os.scandir(folder) as entries:
+            return all(_entry_changed(entry) <= since for entry in entries)
+    except PermissionError:
+        return True  # nobody can work in it
+
+
+def _entry_changed(entry: os.DirEntry[str]) -> float:
+    try:
+        return _changed(entry.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return time.time()
+
+
+def _changed(found: os.stat_result) -> float:
+    # a process can set the modification time to any year, but not the time at which it did
+    return min(found.st_mtime, found.st_ctime)
+
+
+def _shown(path: Path) -> str:
+    return ascii(str(path))  # a name may hold line breaks and bytes that are no text

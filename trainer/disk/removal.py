@@ -1,0 +1,120 @@
+"""Removing a folder whose content somebody else chose.
+
+A training process names what is in its folders. So nothing here follows a symbolic link, depends on how deep the
+folders are nested, or builds a path from names: `shutil.rmtree` needs a level of recursion and a descriptor for each
+level, and ends with RecursionError at about 1,000.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+AT_ONCE = 1000  # entries between two looks at the folder that is emptied
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove `folder` and all that is in it; what `folder` links to, if it is a link, is left alone.
+
+    Folders without permissions are opened up first. Raises OSError: FileNotFoundError when there is no such folder,
+    NotADirectoryError when it is something else, else the first error, after everything removable is gone.
+    """
+    parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for is_last in (False, False, True):  # another process may remove it, too, and move folders up meanwhile
+            with _opened(folder.name, parent) as top:
+                problem = _empty(top)
+            try:
+                os.rmdir(folder.name, dir_fd=parent)
+            except OSError as error:
+                if is_last or error.errno != errno.ENOTEMPTY:
+                    raise problem or error from None
+            else:
+                return
+    finally:
+        os.close(parent)
+
+
+def _empty(top: int) -> OSError | None:
+    """Remove what is in the folder, each subfolder after its own subfolders were moved up into `top`; the first error."""
+    waiting, problem = _strip(top, top)
+    while waiting:
+        name = waiting.pop()
+        try:
+            with _opened(name, top) as folder:
+                found, failed = _strip(folder, top)
+            waiting += found
+            problem = problem or failed
+            if not failed:
+                os.rmdir(name, dir_fd=top)
+        except FileNotFoundError:
+            continue  # somebody else removes it, too
+        except OSError as error:
+            problem = problem or error
+    return problem
+
+
+def _strip(folder: int, top: int) -> tuple[list[str], OSError | None]:
+    """Remove the files in `folder` and move its folders into `top`; their new names, and the first error."""
+    moved: list[str] = []
+    problem: OSError | None = None
+    seen: set[str] = set()  # what stays: folders of `top`, and what cannot be removed
+    while entries := _next(folder, seen):
+        for name, is_folder in entries:
+            try:
+                if not is_folder:
+                    os.unlink(name, dir_fd=folder)
+                elif folder == top:
+                    seen.add(name)
+                    moved.append(name)
+                else:
+                    moved.append(_move_up(name, folder, top))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                seen.add(name)
+                problem = problem or error
+    return moved, problem
+
+
+def _next(folder: int, seen: set[str]) -> list[tuple[str, bool]]:
+    with os.scandir(folder) as entries:
+        fresh = (entry for entry in entries if entry.name not in seen)
+        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(fresh, AT_ONCE)]
+
+
+def _move_up(name: str, folder: int, top: int) -> str:
+    moved = uuid.uuid4().hex
+    try:
+        os.rename(name, moved, src_dir_fd=folder, dst_dir_fd=top)
+    except PermissionError:  # a folder that moves to another has to be writable itself
+        with _opened(name, folder):
+            os.rename(name, moved, src_dir_fd=folder, dst_dir_fd=top)
+    return moved
+
+
+@contextmanager
+def _opened(name: str, parent: int) -> Iterator[int]:
+    """A descriptor of the folder, which we may read, enter and change as far as it is ours."""
+    try:
+        folder = os.open(name, _FOLDER, dir_fd=parent)
+    except PermissionError:
+        # a path can be replaced by a link between two calls, a descriptor cannot
+        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            os.chmod(f"/proc/self/fd/{handle}", 0o700)  # noqa: PTH101
+            folder = os.open(name, _FOLDER, dir_fd=parent)
+        finally:
+            os.close(handle)
+    try:
+        if not os.access(name, os.W_OK | os.X_OK, dir_fd=parent):
+            os.fchmod(folder, 0o700)
+        yield folder
+    finally:
+        os.close(folder)
