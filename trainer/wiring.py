@@ -35,11 +35,12 @@ from trainer.systemd import ServiceManager
 from trainer.training.exports import available_exports
 from trainer.training.process import ChildTrainer, Patience
 from trainer.training.weights import ModelFolder
-from trainer.worker.attempt import Places, RunTimes, Workshop
+from trainer.worker.attempt import RunTimes, Workshop
 from trainer.worker.daemon import Daemon
 from trainer.worker.execution import Execution
-from trainer.worker.housekeeping import Housekeeping
+from trainer.worker.housekeeping import Housekeeping, old_folders
 from trainer.worker.lease import LeaseTimes
+from trainer.worker.places import Places
 from trainer.worker.prefetch import Prefetcher
 from trainer.worker.pulse import Pulse
 from trainer.worker.slots import CPU, Slots
@@ -178,12 +179,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
                 describe_worker=partial(describe_worker, settings),
                 interval=settings.poll_interval,
             ),
-            housekeeping=Housekeeping(
-                runs=places.runs,
-                views=places.views,
-                journals=places.journals,
-                keep_days=settings.keep_runs_days,
-            ),
+            housekeeping=Housekeeping([folders.sweep for folders in old_folders(places, settings.keep_runs_days)]),
             pulse=pulse,
             journals=places.journals,
             poll_seconds=settings.poll_interval,

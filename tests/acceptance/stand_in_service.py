@@ -1,7 +1,7 @@
 """trainer_service.py with a fast stand-in (tests/process/programs/trains_quickly.py) in the training process's place.
 
 The stand-in's knobs are in TRAINER_HOME/behaviour.json, read anew for each training. STAND_IN names another program,
-PRETENDED_GPUS is how many GPUs of 24 GiB the driver shows.
+PRETENDED_GPUS is how many GPUs of 24 GiB the driver shows, SWEEP_SECONDS how often the housekeeping is done.
 """
 
 import functools
@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from trainer import cli, host, wiring  # noqa: E402
 from trainer.training.process import ChildTrainer  # noqa: E402
+from trainer.worker import housekeeping  # noqa: E402
 
 STAND_IN = ROOT / "tests" / "process" / "programs" / os.environ.get("STAND_IN", "trains_quickly.py")
 
@@ -25,6 +26,8 @@ wiring.ChildTrainer = functools.partial(ChildTrainer, program=program)
 if pretended := int(os.environ.get("PRETENDED_GPUS", "0")):
     gpus = [host.Gpu(index=i, name="Pretended", memory=24 * 2**30, driver="1") for i in range(pretended)]
     host.gpus = lambda: tuple(gpus)
+
+housekeeping.EVERY = float(os.environ.get("SWEEP_SECONDS", housekeeping.EVERY))
 
 if __name__ == "__main__":
     cli.main()

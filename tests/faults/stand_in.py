@@ -1,7 +1,8 @@
 """trainer_service.py with `trains_as_told.py` in the training process's place.
 
 The knobs are in TRAINER_HOME/behaviour.json, read anew for each training. A number in TRAINER_HOME/clock.txt is by how
-many seconds this process's wall clock is wrong, read anew whenever it asks for the time.
+many seconds this process's wall clock is wrong, read anew whenever it asks for the time. SWEEP_SECONDS is how often the
+housekeeping is done.
 """
 
 import datetime as dt
@@ -38,9 +39,12 @@ sys.path.insert(0, str(ROOT))
 
 from trainer import cli, wiring  # noqa: E402
 from trainer.training.process import ChildTrainer  # noqa: E402
+from trainer.worker import housekeeping  # noqa: E402
 
 program = (sys.executable, str(CHILD), "--behaviour", str(HOME / "behaviour.json"))
 wiring.ChildTrainer = functools.partial(ChildTrainer, program=program)
+
+housekeeping.EVERY = float(os.environ.get("SWEEP_SECONDS", housekeeping.EVERY))
 
 if __name__ == "__main__":
     cli.main()

@@ -67,9 +67,7 @@ def daemon(room, queue, **parts):
         "slots": room.slots,
         "describe_worker": describe,
         "prefetcher": prefetcher,
-        "housekeeping": Housekeeping(
-            runs=room.places.runs, views=room.places.views, journals=room.places.journals, keep_days=1,
-        ),
+        "housekeeping": Housekeeping([]),
         "journals": room.places.journals,
         "poll_seconds": 0.05,
         "lease_seconds": 60,
@@ -189,18 +187,17 @@ def test_run_whose_claim_failed_unexpectedly_is_not_claimed_under_the_same_id_ag
 
 def test_error_around_a_claim_waits_longer_each_time(room, queue, monkeypatch):
     monkeypatch.setattr(daemon_module, "LONGEST_WAIT", 0.01)
-    swept = []
+    asked = []
 
-    class Broken(Housekeeping):
-        def sweep_if_due(self):
-            swept.append(1)
-            raise OSError("stale handle")
+    def broken(_):
+        asked.append(1)
+        raise OSError("stale handle")
 
-    housekeeping = Broken(runs=room.home, views=room.home, journals=room.home, keep_days=1)
-    service = daemon(room, queue, housekeeping=housekeeping)
+    service = daemon(room, queue)
+    monkeypatch.setattr(room.slots, "wait_for_free", broken)
     service._unanswered = 5000  # a weekend of an outage
     with in_background(lambda: service.run(room.shutdown)):
-        wait_for(lambda: len(swept) > 3)
+        wait_for(lambda: len(asked) > 3)
         stopping(room)
 
 
@@ -338,3 +335,25 @@ def test_no_thread_is_left(room, queue):
     daemon(room, queue).run(stop)
 
     assert threading.active_count() <= before
+
+
+def test_claims_do_not_wait_for_housekeeping_that_hangs(room, queue):
+    hangs = threading.Event()
+    run_id = room.enqueue()
+
+    with in_background(lambda: daemon(room, queue, housekeeping=Housekeeping([hangs.wait])).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["status"] == "completed")
+        stopping(room)
+    hangs.set()
+
+
+def test_run_that_was_claimed_is_worked_on_when_the_status_cannot_be_told(room, queue):
+    def gone(_):
+        raise FileNotFoundError("no such socket")
+
+    run_id = room.enqueue()
+
+    with in_background(lambda: daemon(room, queue, on_status=gone).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["status"] == "completed")
+        stopping(room)
+    assert room.row(run_id)["attempt"] == 1

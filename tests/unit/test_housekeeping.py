@@ -1,81 +1,136 @@
-"""Old folders go, used ones stay, and a full disk is noticed before a training."""
+"""Chores are done in time and apart from each other, and a full disk is noticed before a training."""
 
-import os
+import threading
 import time
 
 import pytest
 
 from trainer.core.errors import MachineFailed
+from trainer.core.job import Job, RunRequest
+from trainer.core.stop import StopReason, StopSignal
 from trainer.worker import housekeeping
-from trainer.worker.housekeeping import Housekeeping, require_space
-
-
-def made(path, days_old):
-    path.mkdir(parents=True)
-    (path / "results.csv").write_text("x")
-    for each in (path / "results.csv", path):
-        os.utime(each, (time.time() - days_old * 86_400,) * 2)
-    return path
+from trainer.worker.housekeeping import Housekeeping, old_folders, require_space
+from trainer.worker.places import Places
 
 
 @pytest.fixture
-def keeper(tmp_path):
+def places(tmp_path):
     (tmp_path / "journal").mkdir()
-    return Housekeeping(
-        runs=tmp_path / "runs", views=tmp_path / "views", journals=tmp_path / "journal", keep_days=14,
-    )  # fmt: skip
+    return Places(runs=tmp_path / "runs", views=tmp_path / "views", journals=tmp_path / "journal")
 
 
-def test_only_what_is_old_goes(keeper, tmp_path):
-    old, young = made(tmp_path / "runs" / "train_a", 15), made(tmp_path / "runs" / "train_b", 13)
-    view = made(tmp_path / "views" / "run_c", 15)
-
-    keeper.sweep()
-
-    assert (old.exists(), young.exists(), view.exists()) == (False, True, False)
+def sweep(places, keep_days):
+    for folders in old_folders(places, keep_days):
+        folders.sweep()
 
 
-def test_a_run_with_a_journal_is_in_use(keeper, tmp_path):
-    old = made(tmp_path / "runs" / "train_a-2", 100)
-    (tmp_path / "journal" / "a.2.jsonl").touch()
-
-    keeper.sweep()
-
-    assert old.exists()
+def job(run_id="a", attempt=1):
+    return Job(id=run_id, request=RunRequest(data_yaml=None), attempt=attempt)
 
 
-def test_a_folder_with_a_fresh_file_is_not_old(keeper, tmp_path):
-    folder = made(tmp_path / "runs" / "train_a", 100)
-    (folder / "results.csv").write_text("new")
+def test_old_run_folders_and_views_are_removed(places):
+    run, view = places.run_dir(job()), places.view(job(attempt=2))
+    for folder in (run, view):
+        folder.mkdir(parents=True)
 
-    keeper.sweep()
+    sweep(places, 1)
+    assert run.exists()
+    assert view.exists()
 
-    assert folder.exists()
-
-
-def test_nothing_else_is_touched(keeper, tmp_path):
-    other = made(tmp_path / "runs" / "my_notes", 100)
-
-    keeper.sweep()
-
-    assert other.exists()
+    sweep(places, 0)
+    assert not run.exists()
+    assert not view.exists()
 
 
-def test_a_sweep_that_is_due_is_made(keeper, tmp_path):
-    old = made(tmp_path / "runs" / "train_a", 15)
+@pytest.mark.parametrize("journal", ["a.1.jsonl", "a.2.jsonl"])
+def test_run_with_a_journal_is_in_use(places, journal):
+    run = places.run_dir(job(attempt=2))
+    run.mkdir(parents=True)
+    (places.journals / journal).touch()
 
-    keeper.sweep_if_due()
+    sweep(places, 0)
 
-    assert not old.exists()
+    assert run.exists()
 
 
-def test_sweeps_are_an_hour_apart(keeper, tmp_path):
-    keeper.sweep_if_due()
-    old = made(tmp_path / "runs" / "train_a", 15)
+def test_journal_of_another_run_keeps_nothing(places):
+    run = places.run_dir(job("ab"))
+    run.mkdir(parents=True)
+    (places.journals / "a.1.jsonl").touch()
+    (places.journals / "ab.1.unreadable").touch()
 
-    keeper.sweep_if_due()
+    sweep(places, 0)
 
-    assert old.exists()
+    assert not run.exists()
+
+
+def test_folders_of_all_attempts_are_in_use_while_one_works(places):
+    folders = [places.run_dir(job()), places.run_dir(job(attempt=3)), places.view(job(attempt=3))]
+    dead = places.view(job())
+    for folder in [*folders, dead]:
+        folder.mkdir(parents=True)
+
+    with places.in_use(job(attempt=3)):
+        sweep(Places(runs=places.runs, views=places.views, journals=places.journals), 0)
+        assert all(folder.exists() for folder in folders)
+        assert not dead.exists()
+
+    sweep(places, 0)
+    assert not any(folder.exists() for folder in folders)
+    assert not list(places.runs.iterdir())
+    assert not list(places.views.iterdir())
+
+
+def test_places_without_folders_are_swept(places):
+    sweep(places, 0)
+
+
+class Chores:
+    def __init__(self, monkeypatch, *chores, every=3600.0):
+        monkeypatch.setattr(housekeeping, "EVERY", every)
+        self.shutdown = StopSignal()
+        self.done = threading.Semaphore(0)
+        self.keeper = Housekeeping([*chores, self.done.release])
+
+    def __enter__(self):
+        self.running = self.keeper.running(self.shutdown)
+        self.running.__enter__()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown.set(StopReason.SHUTDOWN)
+        self.running.__exit__(None, None, None)
+
+    def did(self, seconds=5.0):
+        return self.done.acquire(timeout=seconds)
+
+
+def fails():
+    raise ZeroDivisionError
+
+
+def test_a_chore_that_fails_stops_no_other(monkeypatch):
+    with Chores(monkeypatch, fails, every=0.0) as chores:
+        assert chores.did()
+        assert chores.did()
+
+
+def test_chores_are_done_at_the_start_and_when_asked(monkeypatch):
+    with Chores(monkeypatch) as chores:
+        assert chores.did()
+        assert not chores.did(1.5)
+        chores.keeper.soon()
+        assert chores.did()
+
+
+def test_a_chore_that_hangs_does_not_hold_up_a_shutdown(monkeypatch):
+    monkeypatch.setattr(housekeeping, "LEAVES", 0.1)
+    hangs = threading.Event()
+    began = time.monotonic()
+    with Chores(monkeypatch, hangs.wait):
+        pass
+    assert time.monotonic() - began < 2
+    hangs.set()
 
 
 def test_too_little_space_is_named_with_the_need(tmp_path, monkeypatch):

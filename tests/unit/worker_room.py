@@ -17,9 +17,10 @@ from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.storage.local import LocalObjectStore
-from trainer.worker.attempt import Places, RunTimes, Workshop
+from trainer.worker.attempt import RunTimes, Workshop
 from trainer.worker.execution import Execution
 from trainer.worker.lease import LeaseTimes
+from trainer.worker.places import Places
 from trainer.worker.pulse import Pulse
 from trainer.worker.slots import CPU, Slots
 

@@ -35,6 +35,7 @@ from trainer.worker import finished as finished_note
 from trainer.worker.checkpoint_uploads import CheckpointUploads
 from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
+from trainer.worker.places import Places
 from trainer.worker.publish import Publisher, prefix_of
 from trainer.worker.record import Record
 from trainer.worker.resume import checkpoint_to_resume
@@ -48,30 +49,6 @@ T = TypeVar("T")
 PUBLISH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=60.0, total_seconds=86_400)
 # Before the training there is less to lose, and the slot is idle; an outage of minutes still costs no attempt.
 FETCH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where a run's files are on this host. Later attempts have folders of their own: an earlier one may not be dead."""
-
-    runs: Path
-    views: Path
-    journals: Path
-    keep_views: bool = False
-
-    def run_dir(self, job: Job) -> Path:
-        return self.runs / f"train_{job.id}{_suffix(job)}"
-
-    def run_dirs(self, job: Job) -> list[Path]:
-        """Those of all attempts that this host has made."""
-        return [self.runs / f"train_{job.id}", *self.runs.glob(f"train_{job.id}-*")]
-
-    def view(self, job: Job) -> Path:
-        return self.views / f"run_{job.id}{_suffix(job)}"
-
-
-def _suffix(job: Job) -> str:
-    return "" if job.attempt <= 1 else f"-{job.attempt}"
 
 
 @dataclass(frozen=True, kw_only=True)

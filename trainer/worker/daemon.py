@@ -77,14 +77,16 @@ class Daemon:
         On the way out: claim nothing more, let each run stop its training and give itself back while its lease is
         still renewed, and only then leave.
         """
-        self._deliver_leftovers(shutdown)
-        with self._prefetcher.running(shutdown), self._pulse.following("claims"):
-            while not shutdown.must_stop:
-                self._pulse.mark("claims")
-                with bulkhead("claim loop failed, retrying", lambda: self._back_off(shutdown)):
-                    self._step(shutdown)
-        self._on_stopping()
-        return self._drain()
+        with self._housekeeping.running(shutdown):
+            self._deliver_leftovers(shutdown)
+            with self._prefetcher.running(shutdown), self._pulse.following("claims"):
+                while not shutdown.must_stop:
+                    self._pulse.mark("claims")
+                    with bulkhead("claim loop failed, retrying", lambda: self._back_off(shutdown)):
+                        self._step(shutdown)
+            with bulkhead("service manager not told of the shutdown", lambda: None):
+                self._on_stopping()
+            return self._drain()
 
     def _deliver_leftovers(self, shutdown: StopSignal) -> None:
         """What earlier processes left behind goes first, but an ending that is refused again and again holds up nobody."""
@@ -96,7 +98,6 @@ class Daemon:
 
     def _step(self, shutdown: StopSignal) -> None:
         self._runs = [thread for thread in self._runs if thread.is_alive()]
-        self._housekeeping.sweep_if_due()
         # a slot that is given back by a run that shuts down is no invitation to take the next one
         if not self._slots.wait_for_free(1.0) or shutdown.must_stop:
             return
@@ -119,7 +120,8 @@ class Daemon:
         self._unanswered = 0
         self._claim_id = str(uuid.uuid4())
         busy = self._slots.total - self._slots.free + (1 if lease else 0)
-        self._on_status(f"{busy} of {self._slots.total} slots busy")
+        with bulkhead("status not reported", lambda: None):  # a run that was claimed is worked on, whoever knows of it
+            self._on_status(f"{busy} of {self._slots.total} slots busy")
         return lease
 
     def _check_once(self) -> None:

@@ -50,6 +50,10 @@ class Execution:
 
     def run(self, lease: Lease, slot: SlotLoan, shutdown: StopSignal) -> None:
         """Work on the run until it is over, one way or another."""
+        with self._workshop.places.in_use(lease.job):
+            self._run(lease, slot, shutdown)
+
+    def _run(self, lease: Lease, slot: SlotLoan, shutdown: StopSignal) -> None:
         job, places, stop = lease.job, self._workshop.places, shutdown.child()
         journal = Journal.create(places.journals, lease)
         run_log = RunLog(places.run_dir(job) / "run.log", timestamps=self._timestamp_output)

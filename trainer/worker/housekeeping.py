@@ -1,20 +1,24 @@
-"""Disk space: what old runs left behind goes, what a run is going to need is checked first."""
+"""Disk space: what nobody needs any more is removed, what a run is going to need is checked first."""
 
 from __future__ import annotations
 
 import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-
-import structlog
+from typing import TypeAlias
 
 from trainer.core.errors import MachineFailed
-
-log = structlog.get_logger()
+from trainer.core.stop import StopSignal
+from trainer.disk.old_folders import OldFolders
+from trainer.worker.bulkhead import bulkhead
+from trainer.worker.places import Places
 
 DAY = 86_400.0
-EVERY = 3600.0  # seconds between sweeps
+EVERY = 3600.0  # seconds between two times
+LEAVES = 2.0  # seconds
 MIB = 2**20
 
 # beside the weights themselves: last.pt and best.pt with optimiser state, two checkpoint generations with both, one
@@ -22,37 +26,64 @@ MIB = 2**20
 TIMES_THE_WEIGHTS = 24
 LEAST = 200 * MIB  # logs, plots, and weights that are only drawn by lot
 
+Chore: TypeAlias = Callable[[], None]
+
 
 class Housekeeping:
-    """Removes run folders and views that nobody works on, once they are `keep_days` old.
+    """The chores of this host. Each is done at the start, once an hour, and after `soon`."""
 
-    A run is being worked on while its journal exists: `<run_id>.<attempt>.jsonl`.
+    def __init__(self, chores: Sequence[Chore]) -> None:
+        self._chores = chores
+        self._asked = threading.Event()
+
+    def soon(self) -> None:
+        """Something became free: do the chores now, if their thread is not at it, else once more after that."""
+        self._asked.set()
+
+    @contextmanager
+    def running(self, shutdown: StopSignal) -> Iterator[None]:
+        """Do the chores in a thread while the block runs: a slow disk or store holds up no claim.
+
+        At its end a chore that is being done is not waited for long: the next start does it again.
+        """
+        thread = threading.Thread(target=self._run, args=(shutdown,), name="housekeeping", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join(LEAVES)
+
+    def _run(self, shutdown: StopSignal) -> None:
+        while not shutdown.must_stop:
+            self._asked.clear()
+            again = time.monotonic() + EVERY
+            for chore in self._chores:
+                if shutdown.must_stop:
+                    return
+                with bulkhead("housekeeping chore failed", lambda: None):
+                    chore()
+            while time.monotonic() < again and not self._asked.is_set():
+                if shutdown.wait(1.0):
+                    return
+
+
+def old_folders(places: Places, keep_days: float) -> list[OldFolders]:
+    """The run folders and views of this host.
+
+    A run folder stays while it is in use, while a journal names its run, and for `keep_days` after that. A view is of
+    no use to another attempt: one whose process died goes at once, unless views are kept.
     """
-
-    def __init__(self, *, runs: Path, views: Path, journals: Path, keep_days: float) -> None:
-        self._runs = runs
-        self._views = views
-        self._journals = journals
-        self._keep_seconds = keep_days * DAY
-        self._next = 0.0
-
-    def sweep_if_due(self) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + EVERY
-            self.sweep()
-
-    def sweep(self) -> None:
-        in_use = {path.name.split(".")[0] for path in self._journals.glob("*.jsonl")}
-        for folder in [*self._old("train_", self._runs), *self._old("run_", self._views)]:
-            if not any(run_id in folder.name for run_id in in_use):
-                shutil.rmtree(folder, ignore_errors=True)
-                log.info("an old folder was removed", path=str(folder))
-
-    def _old(self, prefix: str, root: Path) -> Iterator[Path]:
-        for folder in root.glob(f"{prefix}*"):
-            newest = max((path.stat().st_mtime for path in [folder, *folder.glob("*")]), default=0.0)
-            if folder.is_dir() and time.time() - newest > self._keep_seconds:
-                yield folder
+    keep = keep_days * DAY
+    runs = OldFolders(
+        places.runs, "train_", places.locks,
+        keep_seconds=keep, left_seconds=keep, is_needed=lambda name: places.is_journaled(name.removeprefix("train_")),
+    )  # fmt: skip
+    views = OldFolders(
+        places.views, "run_", places.locks,
+        keep_seconds=keep, left_seconds=keep if places.keep_views else 0.0,
+        is_needed=lambda name: places.is_journaled(name.removeprefix("run_")),
+    )  # fmt: skip
+    return [runs, views]
 
 
 def require_space(run_dir: Path, model: Path) -> None:

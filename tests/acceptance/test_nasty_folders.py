@@ -1,0 +1,115 @@
+"""Whatever lies in the service's folders: it starts, serves its queue, and removes what is old."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.service import running
+from trainer.demo import draw_dataset
+
+QUICK = {"seconds_per_epoch": 0.01}
+OUTSIDE = "must stay"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_dataset(tmp_path_factory.mktemp("drawn"), images=6, size=32)
+
+
+def aged(folder: Path, days=30.0) -> Path:
+    """With modification times of long ago, as far as they can be set."""
+    then = time.time() - days * 86_400
+    for path in [*folder.iterdir(), folder]:
+        with contextlib.suppress(OSError):
+            os.utime(path, (then, then), follow_symlinks=False)
+    return folder
+
+
+def nested(folder: Path, levels: int) -> None:
+    at = os.open(folder, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+
+
+NASTY = {
+    "dangling link": lambda folder, outside: (folder / "x").symlink_to("nowhere"),
+    "link to itself": lambda folder, outside: (folder / "x").symlink_to("x"),
+    "link to the root": lambda folder, outside: (folder / "x").symlink_to("/"),
+    "link outside": lambda folder, outside: (folder / "x").symlink_to(outside),
+    "pipe": lambda folder, outside: os.mkfifo(folder / "x"),
+    "folder without permissions": lambda folder, outside: (folder / "x").mkdir(mode=0),
+    "name with a line break": lambda folder, outside: (folder / "a\nb").touch(),
+    "name that is no text": lambda folder, outside: Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe")).touch(),
+    "deep": lambda folder, outside: nested(folder, 1200),
+    "modified in the year 2100": lambda folder, outside: os.utime(folder, (4_102_444_800,) * 2),
+}
+
+
+def plant(root: Path, prefix: str, outside: Path, what: list[str]) -> list[Path]:
+    """An old folder with each of the nasty things, and links in the place of folders."""
+    folders = []
+    for number, name in enumerate(what):
+        folder = root / f"{prefix}{number}"
+        folder.mkdir(parents=True)
+        NASTY[name](folder, outside)
+        folders.append(folder if "2100" in name else aged(folder))
+    (root / f"{prefix}link").symlink_to(outside)
+    (root / f"{prefix}dangling").symlink_to("nowhere")
+    (root / f"{prefix}itself").symlink_to(f"{prefix}itself")
+    (root / f"{prefix}file").touch()
+    return folders
+
+
+def everywhere(home: Path, outside: Path, prefix: str) -> list[Path]:
+    old = [name for name in NASTY if "2100" not in name]
+    runs = plant(home / "runs", f"train_{prefix}", outside, old)
+    views = plant(home / "datasets" / "datasets", f"run_{prefix}", outside, old)
+    plant(home / "children", f"child-{prefix}", outside, list(NASTY))
+    for folder in ("journal", "uploads", "uploaded", "datasets/.cache/pins", "datasets/.cache/tmp"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+        for suffix in ("", ".json", ".unreadable"):
+            (home / folder / f"{prefix}dangling{suffix}").symlink_to(f"nowhere{suffix}")
+            (home / folder / f"{prefix}folder{suffix}").mkdir()
+            (home / folder / f"{prefix}outside{suffix}").symlink_to(outside)
+    return [*runs, *views]
+
+
+def gone(folders: list[Path], seconds=20.0) -> list[Path]:
+    """Those that are still there after that time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(os.path.lexists(folder) for folder in folders):
+        time.sleep(0.1)
+    return [folder for folder in folders if os.path.lexists(folder)]
+
+
+def test_nothing_that_lies_in_its_folders_ends_the_service_or_keeps_it_from_work(tmp_path, data):
+    home, outside = tmp_path / "home", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "canary").write_text(OUTSIDE)
+    aged(outside)
+    old = everywhere(home, outside, "before")
+
+    with running(home, QUICK, SWEEP_SECONDS=0.5) as service:
+        first = service.enqueue(data, epochs=1)
+        assert service.wait(first, "completed", "failed")["status"] == "completed"
+        assert gone(old) == []
+
+        old = everywhere(home, outside, "during")
+        second = service.enqueue(data, epochs=1)
+        assert service.wait(second, "completed", "failed")["status"] == "completed"
+        assert gone(old) == []
+
+        assert service.stop() == 0
+    assert (outside / "canary").read_text() == OUTSIDE
+    assert [path.name for path in outside.iterdir()] == ["canary"]
+    assert not [line for line in service.lines() if "exception" in line]
+    assert "Traceback" not in service.log.read_text()
+    said = [line["folder"] for line in service.lines() if line["event"].startswith("old folder cannot be removed")]
+    assert len(said) == len(set(said))
