@@ -179,7 +179,12 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
                 describe_worker=partial(describe_worker, settings),
                 interval=settings.poll_interval,
             ),
-            housekeeping=Housekeeping([folders.sweep for folders in old_folders(places, settings.keep_runs_days)]),
+            housekeeping=Housekeeping(
+                [
+                    trainer.tidy,
+                    *(folders.sweep for folders in old_folders(places, settings.keep_runs_days)),
+                ],
+            ),
             pulse=pulse,
             journals=places.journals,
             poll_seconds=settings.poll_interval,

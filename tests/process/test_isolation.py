@@ -111,6 +111,7 @@ def test_temporary_paths_stay_short_enough_for_sockets(tmp_path):
     folder = child_environment.private_folder(deep, tmp_path)
 
     assert len(str(folder / "tmp")) <= 70
+    assert folder.name.startswith("yolo-trainer-child-")  # nobody else's, if it has to be swept one day
     import shutil
 
     shutil.rmtree(folder)

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.process.conftest import guardians
+from tests.process.conftest import guardians, is_guardian
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
+from trainer.training.process import ChildTrainer
 
 HERE = Path(__file__).parent
 
@@ -97,6 +98,50 @@ def test_the_private_folder_and_what_was_left_in_it_are_gone(program, home):
 
     assert folder.parent == home
     assert not folder.exists()
+
+
+def test_private_folder_nested_too_deep_for_recursion_is_gone(program, home):
+    report = program("nests_deep").train().report
+
+    assert not Path(report["environment"]["HOME"]).exists()
+    assert list(home.glob("*child-*")) == []
+
+
+def test_private_folder_of_a_service_killed_with_its_guardians_is_removed_by_the_next(tmp_path, home):
+    with supervisor(tmp_path, home, "ignores_every_signal", spare=True) as process:
+        wait_until(lambda: len(list(home.glob("child-*"))) == 2 and len(guardians_of(process)) == 2)
+        below = guardians_of(process)
+        for guardian in below:
+            guardian.suspend()  # or it would do it
+        process.kill()
+        process.wait()
+        for guardian in below:
+            guardian.kill()
+    assert len(list(home.glob("child-*"))) == 2
+
+    with supervisor(tmp_path, home, "ignores_every_signal") as alive:  # another service on the same folder
+        wait_until(lambda: len(list(home.glob("child-*"))) == 3)
+        time.sleep(0.3)
+        trainer = ChildTrainer(environment={}, home=home, weights=home)
+        trainer.tidy()
+
+        assert len(list(home.glob("child-*"))) == len(list(home.glob(".child-*"))) == 1
+        alive.kill()
+        alive.wait()
+        wait_until(lambda: not list(home.glob("child-*")))
+        trainer.tidy()
+    assert list(home.glob("*child-*")) == []
+
+
+def guardians_of(process):
+    return [child for child in psutil.Process(process.pid).children() if is_guardian(child)]
+
+
+def wait_until(holds, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_child_that_stops_its_guardian_is_killed_all_the_same(program, monkeypatch):

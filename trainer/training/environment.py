@@ -64,6 +64,8 @@ _SETTINGS = {
     "openvino_msg": False,
 }
 
+PRIVATE = "child-"  # how the name of a private folder begins, in the children's home
+PRIVATE_ELSEWHERE = "yolo-trainer-child-"  # and in the host's folder for temporary files
 _LONGEST_TMPDIR = 70  # characters: a Unix socket below it has 107 at most, and torch makes some with long names
 
 
@@ -102,8 +104,8 @@ def private_folder(home: Path, weights: Path) -> Path:
     """
     for kept in (home / "matplotlib", home / "cuda"):
         kept.mkdir(parents=True, exist_ok=True)
-    roomy = len(str(home)) <= _LONGEST_TMPDIR - len("/child-12345678/tmp")
-    folder = Path(tempfile.mkdtemp(prefix="child-", dir=home if roomy else None))
+    roomy = len(str(home)) <= _LONGEST_TMPDIR - len(f"/{PRIVATE}12345678/tmp")
+    folder = Path(tempfile.mkdtemp(prefix=PRIVATE, dir=home) if roomy else tempfile.mkdtemp(prefix=PRIVATE_ELSEWHERE))
     configuration = folder / "Ultralytics"
     configuration.mkdir()
     (folder / "tmp").mkdir()

@@ -142,7 +142,8 @@ def main() -> None:
     status = _reap_all(child)
     import shutil  # here, because it would make each start slower
 
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(RecursionError):  # nested too deep on purpose: the supervisor removes it
+        shutil.rmtree(folder, ignore_errors=True)
     _end_like(status)
 
 

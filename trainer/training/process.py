@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +17,21 @@ from trainer.core.errors import HostFailed, MachineFailed
 from trainer.core.events import Crashed, Event, Finished, Phase
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.disk.folder_locks import FolderLocks
+from trainer.disk.old_folders import OldFolders
 from trainer.training.diagnosis import Evidence, diagnose, stuck
-from trainer.training.environment import FAST_LOADER, SANDBOX, child_environment, private_folder
+from trainer.training.environment import (
+    FAST_LOADER,
+    PRIVATE,
+    PRIVATE_ELSEWHERE,
+    SANDBOX,
+    child_environment,
+    private_folder,
+)
 from trainer.training.tree import ChildTree
 from trainer.training.wire import encode_order, encode_stop
 
+_UNUSED_SECONDS = 86_400.0  # after which a private folder that nobody ever locked is a crash's
 _TICK = 0.1  # seconds between two looks at the stop signal and the clocks
 _TERM_SECONDS = 2.0  # between SIGTERM and SIGKILL
 _AT_ONCE = (StopReason.LOST, StopReason.STUCK)
@@ -79,6 +90,11 @@ class ChildTrainer:
         self._timestamp_output = timestamp_output
         self._fast_loader_bytes = fast_loader_bytes
         self._sandbox = sandbox
+        self._locks = FolderLocks()
+        self._private_folders = [
+            OldFolders(root, prefix, self._locks, keep_seconds=_UNUSED_SECONDS, left_seconds=0.0)
+            for root, prefix in ((self._home, PRIVATE), (Path(tempfile.gettempdir()), PRIVATE_ELSEWHERE))
+        ]
         self._spare: ChildTree | None = None
         self._lock = threading.Lock()  # guards _spare and _closed
         self._closed = False
@@ -102,6 +118,11 @@ class ChildTrainer:
             spare, self._spare = self._spare, None
         if spare:
             spare.close()
+
+    def tidy(self) -> None:
+        """Remove the private folders of processes whose service was killed together with their guardian."""
+        for folders in self._private_folders:
+            folders.sweep()
 
     def train(
         self,
@@ -152,7 +173,7 @@ class ChildTrainer:
             devices=devices,
             threads=self._threads,
         ) | {FAST_LOADER: str(self._fast_loader_bytes), SANDBOX: str(int(self._sandbox))}
-        child = ChildTree(self._program, environment, folder)
+        child = ChildTree(self._program, environment, folder, self._locks)
         if self._timestamp_output:
             child.on_line = _timestamped
         return child

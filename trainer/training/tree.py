@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from trainer.core.events import (
     PhaseStarted,
     Warned,
 )
+from trainer.disk.folder_locks import FolderLocks
+from trainer.disk.removal import remove_tree
 from trainer.training.delivery import Delivery
 from trainer.training.guardian import descendants, kill_each
 from trainer.training.output import OutputLines
@@ -45,7 +46,9 @@ class ChildTree:
     process of the tree is left, `exit_code` is then the program's (negative: the signal that ended it).
     """
 
-    def __init__(self, program: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self, program: Sequence[str], environment: Mapping[str, str], folder: Path, locks: FolderLocks,
+    ) -> None:
         self.delivery = Delivery()
         self.phase = Phase.STARTING
         self.epoch = 0
@@ -56,6 +59,8 @@ class ChildTree:
         self.exit_code: int | None = None
         self.on_line: Callable[[str], str] = str  # what a line becomes on its way to the log
         self._folder = folder
+        self._in_use = contextlib.ExitStack()
+        self._in_use.enter_context(locks.held(folder))
         self._unsent = bytearray()
         self._speaking = threading.Lock()
         self._output = OutputLines()
@@ -112,7 +117,12 @@ class ChildTree:
         finally:
             with self._speaking:
                 self._stdin.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        with contextlib.suppress(OSError):  # the guardian did it already, or a sweep will
+            remove_tree(self._folder)
+        self._in_use.close()
 
     # ── beginning and listening ──
 
@@ -135,7 +145,7 @@ class ChildTree:
         except OSError as error:
             os.close(events)
             self._cut_lifeline()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove_folder()
             raise HostFailed(f"The training process cannot be started on this host: {error}.") from error
         finally:
             os.close(lifeline)

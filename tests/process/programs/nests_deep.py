@@ -1,0 +1,12 @@
+"""Leaves 1,200 folders in each other in its private folder, and ends well."""
+
+import os
+
+from speaking import finished, order
+
+order()
+os.chdir(os.environ["TMPDIR"])
+for _ in range(1200):
+    os.mkdir("d")
+    os.chdir("d")
+finished(environment=dict(os.environ))
