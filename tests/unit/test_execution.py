@@ -1,6 +1,7 @@
 """One run, from lease to outcome: each way of ending it, and what is left behind."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -710,3 +711,22 @@ def test_beats_after_the_end_are_refused(room):
     room.work(lease)
 
     assert room.queue.beat(lease, None, []) is Verdict.LOST
+
+
+def test_folders_nested_without_end_among_the_checkpoints_do_not_undo_a_finished_training(room):
+    def nest(epoch):
+        at = os.open(room.trainer.orders[-1].run_dir / "checkpoints", os.O_RDONLY) if epoch == 3 else None
+        for _ in range(1200 if at else 0):
+            os.mkdir("d", dir_fd=at)
+            below = os.open("d", os.O_RDONLY, dir_fd=at)
+            os.close(at)
+            at = below
+        if at:
+            os.close(at)
+
+    room.trainer.during = nest
+    run_id = room.enqueue()
+    room.work()
+
+    assert room.row(run_id)["status"] == "completed"
+    assert not (room.places.runs / f"train_{run_id}" / "checkpoints").exists()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
-from dataset_painter import drawn, paint, prepared
+from dataset_painter import OnDisk, drawn, paint, prepared
 
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
+from trainer.datasets.cache import ContentCache
+from trainer.datasets.kept_pixels import KeptPixels
+from trainer.datasets.prepare import FetchedDatasets
+from trainer.datasets.reference import Roots
 
 
 def everything_in(folder: Path) -> dict[str, str]:
@@ -104,3 +109,26 @@ def test_the_summary_is_plain_bounded_json(tmp_path):
     assert (summary["task"], summary["classes"], summary["images"]) == ("detect", 5000, {"train": 6, "val": 2})
     assert summary["labels"]["train"]["c0"] == 3
     assert {"class-empty", "class-rare"} <= {finding["code"] for finding in summary["findings"]}
+
+
+def test_view_in_which_the_training_nested_folders_without_end_is_discarded(tmp_path):
+    cache = ContentCache(tmp_path / "cache", max_bytes=10**9, reserve=0)
+    datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=KeptPixels(cache))
+    for place in ("", "pixels"):
+        view = tmp_path / f"view{place}"
+        (view / place).mkdir(parents=True)
+        nest(view / place)
+
+        datasets.discard(view)
+
+        assert not view.exists()
+
+
+def nest(folder):
+    at = os.open(folder, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)

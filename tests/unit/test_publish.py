@@ -1,6 +1,7 @@
 """What is kept of a run, and under which keys."""
 
 import json
+import os
 
 import pytest
 
@@ -44,6 +45,23 @@ def published(store, run_dir, events=None, stop=None):
 
 
 def test_checkpoints_and_hidden_files_stay_here(run_dir):
+    names = {artifact_name(path, run_dir) for path in kept_files(run_dir)}
+
+    assert names == {"best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml"}
+
+
+def test_links_pipes_and_folders_nested_without_end_are_not_published(run_dir, tmp_path):
+    (tmp_path / "secret").write_text("not of this run")
+    (run_dir / "link").symlink_to(tmp_path / "secret")
+    (run_dir / "folder").symlink_to(tmp_path)
+    (run_dir / "itself").symlink_to(run_dir)
+    os.mkfifo(run_dir / "pipe")
+    below = run_dir / "weights"
+    for _ in range(300):
+        below = below / "d"
+        below.mkdir()
+    (below / "deep.pt").write_text("x")
+
     names = {artifact_name(path, run_dir) for path in kept_files(run_dir)}
 
     assert names == {"best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml"}

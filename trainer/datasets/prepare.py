@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from trainer.datasets.kept_pixels import KeptPixels
 from trainer.datasets.recognise import recognise
 from trainer.datasets.reference import Roots, parse_reference
 from trainer.datasets.view import new_view
+from trainer.disk.removal import remove_tree
 
 OnEvent = Callable[[Event], None]
 
@@ -80,9 +81,11 @@ class FetchedDatasets:
     def discard(self, view: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""
         if self.pixels:
-            self.pixels.take_over(view)
+            with contextlib.suppress(RecursionError):  # the training nested folders in it on purpose
+                self.pixels.take_over(view)
         if not keep:
-            shutil.rmtree(view, ignore_errors=True)
+            with contextlib.suppress(OSError):  # what stays is swept later
+                remove_tree(view)
 
     def check(
         self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from trainer.core.ports import Datasets, ObjectStore, Trainer, TrainingOrder, We
 from trainer.core.progress import Progress
 from trainer.core.results import Artifact
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.disk.removal import remove_tree
 from trainer.remote.retry import RetryPolicy, retrying
 from trainer.worker import finished as finished_note
 from trainer.worker.checkpoint_uploads import CheckpointUploads
@@ -161,7 +162,8 @@ class Attempt:
 
     def _prepared(self, plan: TrainPlan) -> PreparedDataset:
         order = dataset_order(self._job.id, plan)
-        shutil.rmtree(self._view, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what is left is told by `prepare`
+            remove_tree(self._view)
         dataset = self._do.datasets.prepare(order, self._view, self._stop, self._record.event)
         if replaced := plan.model_warning(dataset.task):
             self._record.event(Warned(code="model_replaced", message=replaced))
@@ -295,7 +297,8 @@ class Attempt:
     def forget(self) -> None:
         """The run is over: remove what only another attempt would have used, here and in the bucket."""
         for run_dir in self._do.places.run_dirs(self._job):
-            shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+            with contextlib.suppress(OSError):  # what stays goes with the run folder
+                remove_tree(run_dir / "checkpoints")
             finished_note.forget(run_dir)
         self._checkpoints.forget(self._job.checkpoint)
 

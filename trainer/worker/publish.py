@@ -6,9 +6,11 @@ nothing reads it until the row, changed under the claim, points there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +24,9 @@ from trainer.core.ports import ObjectStore
 from trainer.core.results import Artifact
 from trainer.core.stop import StopSignal
 
-NOT_PUBLISHED = {"checkpoints", "journal"}
+NOT_FOLDERS = {"checkpoints", "journal"}
+NOT_FILES = {"run.log", "manifest.json"}
+DEEPEST = 16  # folders below each other
 PARALLEL = 4  # small files at once; a large one has its own connection anyway
 
 
@@ -97,14 +101,26 @@ class Publisher:
         return self._send(job, run_dir, path, stop, meter)
 
 
-def kept_files(run_dir: Path) -> Iterator[Path]:
-    """The files of a run directory that are published, apart from its log and manifest; hidden ones are not."""
-    for path in sorted(run_dir.rglob("*")):
-        relative = path.relative_to(run_dir)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        ours = relative.parts[0] in NOT_PUBLISHED or relative.name in {"run.log", "manifest.json"}
-        if path.is_file() and not path.is_symlink() and not hidden and not ours:
-            yield path
+def kept_files(run_dir: Path) -> list[Path]:
+    """The files of a run directory that are published, apart from its log and manifest.
+
+    Hidden ones are not, nor what lies deeper than `DEEPEST` folders or cannot be read: the training process made them.
+    """
+    files: list[Path] = []
+    folders = [(run_dir, 0)]
+    while folders:
+        folder, depth = folders.pop()
+        with contextlib.suppress(FileNotFoundError, PermissionError), os.scandir(folder) as entries:
+            for entry in entries:
+                ours = entry.name in NOT_FILES or (depth == 0 and entry.name in NOT_FOLDERS)
+                if entry.name.startswith(".") or ours:
+                    continue
+                path = folder / entry.name
+                if entry.is_dir(follow_symlinks=False) and depth < DEEPEST:
+                    folders.append((path, depth + 1))
+                elif entry.is_file(follow_symlinks=False):
+                    files.append(path)
+    return sorted(files)
 
 
 def artifact_name(path: Path, run_dir: Path) -> str:
