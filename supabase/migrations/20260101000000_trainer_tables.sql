@@ -78,7 +78,7 @@ comment on column public.training_runs.claim_id is 'The fence: every write of a 
 comment on column public.training_runs.lease_expires_at is 'Until when the claim is held. On a queued run: expired, and may still be revived.';
 comment on column public.training_runs.not_before is 'Back-off: not to be claimed earlier.';
 comment on column public.training_runs.progress_epoch is 'The highest epoch of which a checkpoint was kept: progress since the last crash.';
-comment on column public.training_runs.told_epoch is 'The highest epoch in the history; who resumes after a later one tells those between.';
+comment on column public.training_runs.told_epoch is 'The epoch that the history told last; an attempt that resumes after a later one tells those between.';
 comment on column public.training_runs.checkpoint is 'The newest resumable state in the bucket: {epoch, sha256, bytes, key}.';
 
 alter table public.trainer_workers
@@ -149,6 +149,21 @@ begin
   if new.status in ('completed', 'failed', 'canceled') then
     new.lease_expires_at := null;
     new.host_failures := '{}';
+  end if;
+  -- Somebody queues an ended run again: nothing of its end is left. The number of its attempts goes on.
+  if old.status in ('completed', 'failed', 'canceled') and new.status = 'queued' then
+    new.finish_requested := false;
+    new.cancel_requested := false;
+    new.failures := 0;
+    new.progress_epoch := 0;
+    new.not_before := null;
+    new.error_message := null;
+    new.completed_at := null;
+    new.canceled_at := null;
+    if old.status <> 'failed' then  -- only a failed run keeps its checkpoint
+      new.checkpoint := null;
+      new.told_epoch := 0;
+    end if;
   end if;
   return new;
 end $$;

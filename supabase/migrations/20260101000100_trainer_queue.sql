@@ -102,7 +102,7 @@ begin
     select kind, (data ->> 'epoch')::integer as epoch, data from stored where kind in ('epoch', 'checkpoint') order by seq
   loop
     if saved.kind = 'epoch' then
-      run.told_epoch := greatest(run.told_epoch, saved.epoch);
+      run.told_epoch := coalesce(saved.epoch, run.told_epoch);  -- a training that starts over begins at 1 again
       continue;
     end if;
     if saved.epoch > run.progress_epoch then

@@ -3,10 +3,10 @@
 import math
 
 import pytest
-from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, moment
+from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, moment
 
 from trainer.core.errors import BadRequest
-from trainer.core.job import Canceled, Completed, Failed, RunRequest, Verdict
+from trainer.core.job import Canceled, Completed, Failed, Interrupted, Retry, RunRequest, Verdict
 
 DONE = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
 COLUMNS = {
@@ -157,14 +157,96 @@ def test_a_cancel_from_a_stale_page_does_not_undo_an_ending(queue_lab, stale):
     assert queue_lab.queue.get(lease.job.id)["status"] == "completed"
 
 
-def test_a_run_that_the_app_queues_again_starts_over_under_a_new_attempt(queue_lab):
-    lease = claimed(queue_lab)
-    queue_lab.queue.finish(lease, Failed(message="No labels."), [])
+# ── an ended run is queued again ──
+
+ENDINGS = {"completed": DONE, "failed": Failed(message="No labels.", results={"mAP": 0.5}), "canceled": Canceled(results={"mAP": 0.5})}
+
+
+def ended(lab, outcome, configuration=None):
+    """A run that lost an attempt, made progress, was asked to finish early and to be canceled, and ended."""
+    lease = claimed(lab, configuration=configuration)
+    lab.queue.finish(lease, Retry(message="The disk was full."), [event("epoch", epoch=1)])
+    lab.edit(lease.job.id, not_before=None)
+    lease = claim(lab)
+    lab.queue.beat(lease, None, [event("epoch", epoch=40), checkpoint(40, "k40")])
+    lab.edit(lease.job.id, finish_requested=True, cancel_requested=True)
+    assert lab.queue.finish(lease, outcome, []) is Verdict.OK
+    return lease
+
+
+@pytest.mark.parametrize("status", ENDINGS)
+def test_an_ended_run_that_is_queued_again_is_like_new_and_its_attempts_go_on(queue_lab, status):
+    lease = ended(queue_lab, ENDINGS[status])
+    queue_lab.edit(lease.job.id, not_before=ago(-3600), failures=3)
     queue_lab.edit(lease.job.id, status="queued")
-    again = claim(queue_lab)
-    assert (again.job.id, again.job.attempt) == (lease.job.id, 2)
+
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["error_message"], row["completed_at"]) == (None, None)
+    assert (row["finish_requested"], row["cancel_requested"]) == (False, False)
+    assert (row["failures"], row["host_failures"], row["progress_epoch"]) == (0, {}, 0)
+    assert [row[name] for name in ("not_before", "error_message", "completed_at", "canceled_at", "lease_expires_at")] == [None] * 5
+    assert row["results"] == {"mAP": 0.5}, "what it had before is still true of its artifacts"
+    again = claim(queue_lab)
+    assert (again.job.id, again.job.attempt) == (lease.job.id, 3)
+    assert queue_lab.queue.beat(again, None, []) is Verdict.OK
+
+
+def test_a_failed_run_that_is_queued_again_keeps_its_checkpoint_and_its_history(queue_lab):
+    lease = ended(queue_lab, ENDINGS["failed"])
+    queue_lab.edit(lease.job.id, status="queued", configuration={"batch": 4})
+
+    job = claim(queue_lab).job
+    assert (job.checkpoint.epoch, job.checkpoint.key, job.told_epoch) == (40, "k40", 40)
+    assert job.request.configuration == {"batch": 4}
+
+
+@pytest.mark.parametrize("status", ["completed", "canceled"])
+def test_a_run_that_needs_its_checkpoint_no_more_starts_without_it(queue_lab, status):
+    lease = ended(queue_lab, ENDINGS[status])
+    queue_lab.edit(lease.job.id, status="queued")
+
+    job = claim(queue_lab).job
+    assert (job.checkpoint, job.told_epoch) == (None, 0)
+
+
+def test_progress_forgives_lost_attempts_also_when_the_training_began_again(queue_lab):
+    lease = ended(queue_lab, ENDINGS["failed"])
+    queue_lab.edit(lease.job.id, status="queued")
+    queue_lab.queue.finish(claim(queue_lab), Retry(message="The disk was full."), [])
+    queue_lab.edit(lease.job.id, not_before=None)
+    again = claim(queue_lab)
+    assert queue_lab.queue.get(lease.job.id)["failures"] == 1
+    queue_lab.queue.beat(again, None, [event("epoch", epoch=1), checkpoint(1)])
+
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["failures"], row["progress_epoch"], row["told_epoch"]) == (0, 1, 1)
+
+
+def test_a_late_worker_of_the_end_has_no_say_in_what_is_queued_again(queue_lab):
+    lease = ended(queue_lab, ENDINGS["failed"])
+    queue_lab.edit(lease.job.id, status="queued")
+    before = queue_lab.queue.get(lease.job.id)
+
+    assert queue_lab.queue.beat(lease, {"progress": {"epoch": 9}}, [event()]) is Verdict.LOST
+    assert queue_lab.queue.finish(lease, DONE, [event()]) is Verdict.LOST
+    assert queue_lab.queue.get(lease.job.id) == before
+
+
+@pytest.mark.parametrize("how", ["drain", "retry", "lease"])
+def test_a_run_that_the_queue_itself_queues_again_keeps_the_wish_to_finish(queue_lab, how):
+    lease = claimed(queue_lab)
+    queue_lab.queue.beat(lease, None, [event("epoch", epoch=3), checkpoint(3, "k3")])
+    queue_lab.queue.request_finish(lease.job.id)
+    if how == "lease":
+        expire(queue_lab, lease.job.id)
+    else:
+        outcome = Interrupted(checkpoint=None) if how == "drain" else Retry(message="The disk was full.")
+        queue_lab.queue.finish(lease, outcome, [])
+        queue_lab.edit(lease.job.id, not_before=None)
+
+    again = claim(queue_lab)
+    assert (again.job.attempt, again.job.checkpoint.key, again.job.told_epoch) == (2, "k3", 3)
+    assert queue_lab.queue.get(lease.job.id)["progress_epoch"] == 3
+    assert queue_lab.queue.beat(again, None, []) is Verdict.FINISH
 
 
 # ── odd values ──

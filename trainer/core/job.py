@@ -7,6 +7,9 @@
       │ canceled  canceled
       └── running (retry, drain, lease expired)
 
+A user may queue an ended run again. The database then clears what is left of its end (trainer.guard_ending), and the
+run counts as a new one.
+
 A cancel that arrives when the model is already finished loses: `canceling → completed` is legal, because a
 finished model cost GPU-hours and can be deleted in a second, while the reverse cannot be undone.
 """
@@ -87,7 +90,7 @@ class Job:
     request: RunRequest
     attempt: int = 0
     checkpoint: Checkpoint | None = None
-    told_epoch: int = 0  # the highest epoch in the run's history
+    told_epoch: int = 0  # the epoch that the run's history told last
     gpus: int = 1  # accelerators that the run needs at once
     waited: float | None = None  # seconds between insert and first claim, by the queue's clock
 

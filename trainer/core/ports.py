@@ -185,7 +185,7 @@ class TrainingOrder:
     run_dir: Path  # absolute; Ultralytics' save_dir
     devices: tuple[int, ...] = ()  # GPU indices of this host; empty: CPU
     resume: Path | None = None  # a verified checkpoint to go on from
-    told_epoch: int = 0  # the highest epoch in the run's history; the child tells those up to `resume`'s
+    told_epoch: int = 0  # the epoch that the run's history told last; the child tells those up to `resume`'s
 
 
 class Trainer(Protocol):

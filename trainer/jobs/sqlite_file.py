@@ -107,6 +107,19 @@ create trigger training_runs_end_has_no_lease after update of status on training
   begin update training_runs set lease_expires_at = null where id = new.id; end;
 """
 
+# Somebody queues an ended run again: nothing of its end is left. The number of its attempts goes on.
+_QUEUED_AGAIN = """
+create trigger training_runs_queued_again after update of status on training_runs
+  when old.status in ('completed', 'failed', 'canceled') and new.status = 'queued'
+  begin
+    update training_runs set finish_requested = 0, cancel_requested = 0, failures = 0, progress_epoch = 0,
+      not_before = null, error_message = null, completed_at = null, canceled_at = null,
+      checkpoint = case old.status when 'failed' then checkpoint end,
+      told_epoch = case old.status when 'failed' then told_epoch else 0 end
+    where id = new.id;
+  end;
+"""
+
 # from the version before to the one that is named
 _UPGRADES = {
     2: """
@@ -117,7 +130,8 @@ update training_runs set told_epoch = coalesce(
     3: """
 alter table training_runs add column host_failures text not null default '{}';
 alter table trainer_workers add column status_message text;
-""",
+"""
+    + _QUEUED_AGAIN,
 }
 
 _PASSING = {
@@ -214,7 +228,7 @@ class SqliteFile:
             if self._version(connection) != SCHEMA_VERSION:  # nobody was faster
                 self._refuse_foreign(connection)
                 version = self._version(connection)
-                scripts = [_UPGRADES[to] for to in range(version + 1, SCHEMA_VERSION + 1)] if version else [_SCHEMA]
+                scripts = [_UPGRADES[to] for to in range(version + 1, SCHEMA_VERSION + 1)] if version else [_SCHEMA, _QUEUED_AGAIN]
                 for statement in _statements("".join(scripts)):
                     connection.execute(statement)
                 connection.execute(f"pragma user_version = {SCHEMA_VERSION}")

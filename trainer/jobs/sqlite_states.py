@@ -157,7 +157,7 @@ def store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) -
 def _note_progress(run: JsonObject, kind: str, data: JsonObject) -> None:
     epoch = data["epoch"] if isinstance(data.get("epoch"), int) else 0
     if kind == "epoch":
-        run["told_epoch"] = max(run["told_epoch"], epoch)
+        run["told_epoch"] = epoch or run["told_epoch"]  # a training that starts over begins at 1 again
     if kind == "checkpoint":
         run["checkpoint"] = checkpoint_json(checkpoint_of(data)) or run["checkpoint"]
         if epoch > run["progress_epoch"]:
