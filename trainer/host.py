@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
@@ -97,6 +99,36 @@ def gpu_loads() -> list[Load]:
             )
             for index, handle in _handles(nvml)
         ]
+
+
+# run in a process of its own: a driver that hangs must not hang the service
+ASK_DRIVER = """
+import ctypes
+cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+error = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
+print(f"CUDA error {error}" if error else count.value)
+"""
+
+
+def gpu_problem(environment: Mapping[str, str], ask: str = ASK_DRIVER, seconds: float = 60.0) -> str | None:
+    """What is wrong with the GPUs that were visible at the start, in one sentence; None while CUDA shows all of them."""
+    expected = len(visible_gpus(environment.get("CUDA_VISIBLE_DEVICES")))
+    if not expected:
+        return None
+    asked = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", ask], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(environment),
+    )  # fmt: skip
+    try:
+        said = asked.communicate(timeout=seconds)[0].decode(errors="replace").strip().rpartition("\n")[2]
+    except subprocess.TimeoutExpired:
+        asked.kill()
+        with suppress(subprocess.TimeoutExpired):  # in a driver that hangs it cannot end
+            asked.communicate(timeout=1.0)
+        said = f"no answer within {seconds:.0f} s"
+    if said == str(expected):
+        return None
+    shown = f"{said} of {expected} GPUs answer" if said.isdigit() else f"the GPU driver fails ({said[:200]})"
+    return f"GPU: {shown}: look at nvidia-smi and dmesg, then restart the host."
 
 
 @contextmanager

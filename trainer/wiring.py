@@ -38,11 +38,13 @@ from trainer.training.weights import ModelFolder
 from trainer.worker.attempt import RunTimes, Workshop
 from trainer.worker.daemon import Daemon
 from trainer.worker.execution import Execution
-from trainer.worker.housekeeping import Housekeeping, old_folders
+from trainer.worker.health import Health
+from trainer.worker.housekeeping import LEAST, Housekeeping, old_folders
 from trainer.worker.lease import LeaseTimes
 from trainer.worker.places import Places
 from trainer.worker.prefetch import Prefetcher
 from trainer.worker.pulse import Pulse
+from trainer.worker.self_test import Place, SelfTest
 from trainer.worker.slots import CPU, Slots
 
 log = structlog.get_logger()
@@ -106,6 +108,9 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
 @contextmanager
 def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
     """The whole service, ready to run; everything it opened is closed afterwards."""
+    self_test = build_self_test(settings)
+    self_test.require_folders()
+    health = Health(self_test)
     address, watchdog_seconds = service_manager()
     manager, pulse = ServiceManager(address), Pulse()
     with ExitStack() as opened:
@@ -118,12 +123,12 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             backend=backend.url or f"local, below {settings.trainer_home} (SUPABASE_URL is not set)",
         )
         queue: Queue = backend.queue
-        reporters: list[Reporter] = [LogReporter()]
+        reporters: list[Reporter] = [LogReporter(), health]
         if settings.metrics_port:
             # imported here: who wants no metrics does not pay for them
             from trainer.reporting.prometheus import CountedQueue, MetricsReporter
 
-            metrics = MetricsReporter(host.gpu_loads)
+            metrics = MetricsReporter(host.gpu_loads, lambda: health.problem is None)
             opened.callback(metrics.serve(settings.metrics_port))
             queue, reporters = CountedQueue(queue, metrics), [*reporters, metrics]
         trainer = build_trainer(settings)
@@ -152,6 +157,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             parse=plan_parser(settings),
             places=places,
             times=run_times(settings),
+            health=health,
         )
         execution = Execution(
             queue=queue,
@@ -179,6 +185,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
                 describe_worker=partial(describe_worker, settings),
                 interval=settings.poll_interval,
             ),
+            health=health,
             housekeeping=Housekeeping(
                 [
                     trainer.tidy,
@@ -193,6 +200,18 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             on_status=manager.ready_and,
             on_stopping=manager.stopping,
         )
+
+
+def build_self_test(settings: Settings) -> SelfTest:
+    """What a run needs of this host, whatever the run."""
+    home, data = settings.trainer_home, settings.datasets_folder
+    places = [
+        *(Place(setting="TRAINER_HOME", folder=folder) for folder in (home, home / "journal", home / "children")),
+        *(Place(setting="DATASET_ROOT", folder=folder) for folder in (data / ".cache", data / "datasets")),
+        Place(setting="RUNS_DIR", folder=settings.runs_folder, needs=LEAST),
+        Place(setting="MODELS_DIR", folder=settings.models_folder),
+    ]
+    return SelfTest(places, partial(host.gpu_problem, process_environment()))
 
 
 def run_times(settings: Settings) -> RunTimes:

@@ -67,6 +67,7 @@ def daemon(room, queue, **parts):
         "slots": room.slots,
         "describe_worker": describe,
         "prefetcher": prefetcher,
+        "health": room.health,
         "housekeeping": Housekeeping([]),
         "journals": room.places.journals,
         "poll_seconds": 0.05,

@@ -16,9 +16,11 @@ from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
 from trainer.jobs.sqlite import SqliteQueue
+from trainer.reporting.fanout import Fanout
 from trainer.storage.local import LocalObjectStore
 from trainer.worker.attempt import RunTimes, Workshop
 from trainer.worker.execution import Execution
+from trainer.worker.health import Health
 from trainer.worker.lease import LeaseTimes
 from trainer.worker.places import Places
 from trainer.worker.pulse import Pulse
@@ -135,6 +137,8 @@ class Room:
         self.store = LocalObjectStore(self.home / "storage")
         self.slots = Slots([CPU])
         self.shutdown = StopSignal()
+        self.host_problem = None
+        self.health = Health(lambda: self.host_problem)
         self.places = Places(
             runs=self.home / "runs", views=self.home / "views", journals=self.home / "journal",
         )  # fmt: skip
@@ -149,10 +153,11 @@ class Room:
             "parse": TrainPlan.parse,
             "places": self.places,
             "times": RunTimes(checkpoint=self.checkpoint_seconds, drain=self.drain_seconds),
+            "health": self.health,
         }
         return Execution(
             queue=parts.pop("queue", self.queue),
-            reporter=parts.pop("reporter", self.listener),
+            reporter=parts.pop("reporter", Fanout([self.listener, self.health])),
             workshop=Workshop(**(made_with | parts)),
             lease_times=LeaseTimes(beat=self.beat_seconds, progress=0.0, lease=self.lease_seconds),
             pulse=Pulse(),

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from trainer.core.errors import Misconfigured, TrainerError
 from trainer.core.events import EpochFinished, Event, Phase, PhaseStarted, TransferProgress
-from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, Verdict
+from trainer.core.job import Job, JsonObject, Lease, Outcome, Retry, RunEvent, Verdict
 from trainer.core.ports import Queue, Worker
 
 MINUTES = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)  # buckets in seconds: a phase takes seconds or a day
@@ -33,7 +33,7 @@ class GpuLoad(Protocol):
 class MetricsReporter:
     """Counts runs, phases and bytes as they are reported, and beats as they are sent (see `counted`)."""
 
-    def __init__(self, gpu_loads: Callable[[], Sequence[GpuLoad]]) -> None:
+    def __init__(self, gpu_loads: Callable[[], Sequence[GpuLoad]], is_healthy: Callable[[], bool] = lambda: True) -> None:
         self.registry = CollectorRegistry()
         made: dict[str, Any] = {"namespace": "yolo_trainer", "registry": self.registry}
         self._runs = Counter("runs", "Attempts that ended, by outcome.", ["outcome"], **made)
@@ -44,6 +44,8 @@ class MetricsReporter:
         self._epoch = Gauge("epoch", "The newest finished epoch of a run.", ["run_id"], **made)
         self.beats = Counter("beats", "Lease renewals that the queue answered.", **made)
         self.failed_beats = Counter("beat_failures", "Lease renewals that got no answer.", **made)
+        self._host_failures = Counter("host_failures", "Attempts that this worker's own host failed.", **made)
+        Gauge("healthy", "1 while this worker claims runs, 0 while its host is sick.", **made).set_function(is_healthy)
         self.registry.register(_Gpus(gpu_loads))
         self._phase_of: dict[str, Phase] = {}
         self._moved: dict[tuple[str, Phase], int] = {}
@@ -88,6 +90,8 @@ class MetricsReporter:
     def ended(self, job: Job, outcome: Outcome) -> None:
         self._running.dec()
         self._runs.labels(outcome.kind).inc()
+        if isinstance(outcome, Retry) and outcome.host_failed:
+            self._host_failures.inc()
         self._phase_of.pop(job.id, None)
         self._moved = {key: moved for key, moved in self._moved.items() if key[0] != job.id}
         if (job.id,) in self._epoch._metrics:  # noqa: SLF001 - the client has no public way to ask

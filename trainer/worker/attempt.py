@@ -11,7 +11,7 @@ from typing import TypeVar
 import structlog
 
 from trainer.core.dataset import DatasetOrder, PreparedDataset
-from trainer.core.errors import BadRequest, MachineFailed, Misconfigured, RunFailed, Unavailable
+from trainer.core.errors import BadRequest, MachineFailed, Misconfigured, RunFailed, Unavailable, disk_failed
 from trainer.core.events import Event, Finished, Phase, PhaseStarted, Warned
 from trainer.core.job import (
     Canceled,
@@ -34,6 +34,7 @@ from trainer.disk.removal import remove_tree
 from trainer.remote.retry import RetryPolicy, retrying
 from trainer.worker import finished as finished_note
 from trainer.worker.checkpoint_uploads import CheckpointUploads
+from trainer.worker.health import Health
 from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
 from trainer.worker.places import Places
@@ -83,6 +84,7 @@ class Workshop:
     parse: Callable[[RunRequest], TrainPlan]
     places: Places
     times: RunTimes
+    health: Health
 
 
 class Attempt:
@@ -126,12 +128,14 @@ class Attempt:
             return self._completed(finished)
         except Stopped as stopped:
             return self._stopped(stopped.reason)
-        except (BadRequest, RunFailed) as error:
-            return Failed(message=str(error), results=self._leave_behind())
-        except (MachineFailed, Unavailable, Misconfigured) as error:
+        except BadRequest as error:
+            return self._failed(error)
+        except (RunFailed, MachineFailed) as error:
+            return self._judged(error)
+        except (Unavailable, Misconfigured) as error:
             return Retry(message=str(error))
         except OSError as error:
-            return Retry(message=f"This machine failed the run: {error}.")
+            return self._judged(disk_failed(error, f"This machine failed the run: {error}."))
         finally:
             self._slot.give_back()
 
@@ -266,6 +270,16 @@ class Attempt:
         return {"artifacts": [artifact.as_json() for artifact in artifacts], "run_dir": str(self._run_dir)}
 
     # ── leaving early ──
+
+    def _failed(self, error: Exception) -> Failed:
+        return Failed(message=str(error), results=self._leave_behind())
+
+    def _judged(self, error: RunFailed | MachineFailed) -> Outcome:
+        """Whose fault it is. Asked while the slot is held, so that a sick host takes no other run meanwhile."""
+        is_hosts = self._do.health.blames_host(self._job.id, error)
+        if isinstance(error, RunFailed) and not is_hosts:
+            return self._failed(error)
+        return Retry(message=str(error), host_failed=is_hosts)
 
     def _stopped(self, reason: StopReason) -> Outcome | None:
         if reason is StopReason.LOST:

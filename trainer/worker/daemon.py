@@ -18,6 +18,7 @@ from trainer.core.stop import StopSignal
 from trainer.worker.bulkhead import bulkhead
 from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.execution import Execution
+from trainer.worker.health import Health
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.prefetch import Prefetcher
 from trainer.worker.pulse import Pulse
@@ -42,6 +43,7 @@ class Daemon:
         slots: Slots,
         describe_worker: Callable[[int], Worker],
         prefetcher: Prefetcher,
+        health: Health,
         housekeeping: Housekeeping,
         pulse: Pulse,
         journals: Path,
@@ -58,6 +60,7 @@ class Daemon:
         self._slots = slots
         self._describe_worker = describe_worker
         self._prefetcher = prefetcher
+        self._health = health
         self._housekeeping = housekeeping
         self._pulse = pulse
         self._journals = journals
@@ -77,7 +80,7 @@ class Daemon:
         On the way out: claim nothing more, let each run stop its training and give itself back while its lease is
         still renewed, and only then leave.
         """
-        with self._housekeeping.running(shutdown):
+        with self._housekeeping.running(shutdown), self._health.watched():
             self._deliver_leftovers(shutdown)
             with self._prefetcher.running(shutdown), self._pulse.following("claims"):
                 while not shutdown.must_stop:
@@ -101,6 +104,9 @@ class Daemon:
         # a slot that is given back by a run that shuts down is no invitation to take the next one
         if not self._slots.wait_for_free(1.0) or shutdown.must_stop:
             return
+        if self._health.awaits_proof:
+            shutdown.wait(1.0)
+            return
         lease = self._claim()
         if lease is not None:
             self._start(lease, shutdown)
@@ -108,20 +114,30 @@ class Daemon:
             shutdown.wait(self._pause())
 
     def _claim(self) -> Lease | None:
-        """Ask for a run. A claim that got no answer is asked again under the same id: it may have been granted."""
+        """Ask for a run, or say why none is wanted.
+
+        A claim that got no answer is asked again under the same id: it may have been granted.
+        """
+        problem, lease = self._health.problem, None
         try:
             self._check_once()
-            lease = self._queue.claim(self._describe_worker(self._slots.free_gpus), self._claim_id, self._lease_seconds)
+            worker = self._describe_worker(self._slots.free_gpus)
+            if problem:
+                self._queue.report(worker, problem)
+            else:
+                lease = self._queue.claim(worker, self._claim_id, self._lease_seconds)
         except (Unavailable, Misconfigured) as error:
             self._note_outage(error)
             return None
         if self._unanswered:
             log.info("the queue answers again", tries=self._unanswered)
         self._unanswered = 0
-        self._claim_id = str(uuid.uuid4())
+        if not problem:
+            self._claim_id = str(uuid.uuid4())
         busy = self._slots.total - self._slots.free + (1 if lease else 0)
+        status = f"{busy} of {self._slots.total} slots busy"
         with bulkhead("status not reported", lambda: None):  # a run that was claimed is worked on, whoever knows of it
-            self._on_status(f"{busy} of {self._slots.total} slots busy")
+            self._on_status(f"{status}; claims no runs: {problem}" if problem else status)
         return lease
 
     def _check_once(self) -> None:
@@ -152,6 +168,7 @@ class Daemon:
         return wait * random.uniform(0.8, 1.2)  # noqa: S311
 
     def _start(self, lease: Lease, shutdown: StopSignal) -> None:
+        self._health.claimed(lease.job.id)
         slot = self._slots.take(lease.job.gpus)
         name = f"run-{lease.job.id[:8]}"
         thread = threading.Thread(target=self._execute, args=(lease, slot, shutdown.child()), name=name, daemon=True)
@@ -167,6 +184,7 @@ class Daemon:
                 with bulkhead("the run failed in the service itself", lambda: self._give_up(lease)):
                     self._execution.run(lease, slot, stop)
             finally:
+                self._health.released(lease.job.id)
                 slot.give_back()
 
     def _give_up(self, lease: Lease) -> None:

@@ -1,0 +1,285 @@
+"""A sick host takes no runs: when it stops, how it comes back. The clock is moved by hand; nothing sleeps."""
+
+import threading
+
+import pytest
+
+from trainer.core.errors import HostFailed, MachineFailed, RunFailed
+from trainer.core.events import BatchProgress, CheckpointSaved, EpochFinished, Phase
+from trainer.core.job import Canceled, Completed, Failed, Job, RunRequest
+from trainer.worker.health import Health
+
+FULL = "RUNS_DIR is full."
+KILLED = MachineFailed("The training process was killed.")
+DRIVER = HostFailed("The GPU or its driver failed.")
+
+
+class Host:
+    """A host with a clock and a self-test that says `problem`."""
+
+    def __init__(self):
+        self.now = 1000.0
+        self.problem = None
+        self.tests = 0
+        self.health = Health(self.test, clock=lambda: self.now)
+
+    def test(self):
+        self.tests += 1
+        return self.problem
+
+    def fails(self, run_id, error=DRIVER):
+        """A run that is claimed and fails; whether the host is blamed."""
+        self.health.claimed(run_id)
+        blamed = self.health.blames_host(run_id, error)
+        self.health.released(run_id)
+        return blamed
+
+    def trains(self, run_id):
+        """A run that is claimed and keeps the state of its first epoch."""
+        self.health.claimed(run_id)
+        self.health.event(job(run_id), CheckpointSaved(epoch=1, sha256="ab", bytes=1, path="/c.pt"))
+        self.health.released(run_id)
+
+    def pause(self):
+        """Seconds to the next self-test; then it is time for that."""
+        seconds = self.health.seconds_to_test()
+        self.now += seconds
+        return seconds
+
+
+def job(run_id):
+    return Job(id=run_id, request=RunRequest(data_yaml="x"))
+
+
+@pytest.fixture
+def host():
+    return Host()
+
+
+# ── whose fault a failure is ──
+
+
+def test_a_failure_is_the_hosts_when_it_fails_its_self_test(host):
+    host.problem = FULL
+    assert host.fails("a", KILLED)
+    assert host.health.problem == FULL
+
+
+def test_a_failure_is_not_the_hosts_when_it_passes_its_self_test(host):
+    for run_id in "abcdef":
+        assert not host.fails(run_id, KILLED)
+    assert host.health.problem is None
+
+
+def test_a_failed_training_is_the_hosts_when_it_fails_its_self_test(host):
+    """Libraries say odd things on a full disk."""
+    assert not host.fails("a", RunFailed("odd"))
+    host.problem = FULL
+    assert host.fails("b", RunFailed("odd"))
+
+
+def test_what_no_run_can_cause_is_the_hosts_whatever_the_self_test_says(host):
+    assert host.fails("a", DRIVER)
+
+
+# ── when it stops ──
+
+
+def test_one_failure_without_a_failed_self_test_stops_nothing(host):
+    host.fails("a")
+    assert host.health.problem is None
+
+
+def test_failures_of_two_runs_in_a_row_stop_the_claims(host):
+    host.fails("a")
+    host.fails("b")
+    assert host.health.problem == str(DRIVER)
+
+
+def test_one_run_that_fails_again_and_again_stops_nothing(host):
+    """It may be the run, and others shall not wait for it."""
+    for _ in range(5):
+        host.fails("a")
+    assert host.health.problem is None
+
+
+def test_a_training_that_kept_a_state_between_two_failures_keeps_the_claims_going(host):
+    host.fails("a")
+    host.trains("b")
+    host.fails("c")
+    assert host.health.problem is None
+
+
+def test_a_run_that_completed_between_two_failures_keeps_the_claims_going(host):
+    host.fails("a")
+    host.health.ended(job("b"), Completed(results={}, trained_model_url=None))
+    host.fails("c")
+    assert host.health.problem is None
+
+
+@pytest.mark.parametrize("outcome", [Failed(message="No labels."), Canceled()])
+def test_a_run_that_ended_otherwise_proves_nothing(host, outcome):
+    host.fails("a")
+    host.health.ended(job("b"), outcome)
+    host.fails("c")
+    assert host.health.problem
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        BatchProgress(phase=Phase.TRAINING, epoch=1, total_epochs=3, batch=1, total_batches=9),
+        EpochFinished(epoch=1, total_epochs=3, metrics={}, seconds=1.0),  # told anew after a resume
+    ],
+)
+def test_what_a_resumed_training_tells_before_it_trains_proves_nothing(host, event):
+    host.fails("a")
+    host.health.event(job("b"), event)
+    host.fails("c")
+    assert host.health.problem
+
+
+def test_a_host_that_is_sick_at_its_start_claims_nothing(host):
+    host.problem = FULL
+    with host.health.watched():
+        assert host.health.problem == FULL
+
+
+# ── how it comes back ──
+
+
+def test_a_passed_self_test_allows_one_run_on_trial(host):
+    host.problem = FULL
+    host.fails("a", KILLED)
+    host.problem = None
+    host.pause()
+    host.health.test_again()
+    assert (host.health.problem, host.health.awaits_proof) == (None, False)
+    host.health.claimed("b")
+    assert host.health.awaits_proof
+    host.health.event(job("b"), CheckpointSaved(epoch=1, sha256="ab", bytes=1, path="/c.pt"))
+    assert not host.health.awaits_proof
+    host.health.claimed("c")
+    assert not host.health.awaits_proof
+
+
+def test_a_trial_that_proves_nothing_is_followed_by_another(host):
+    host.problem = FULL
+    host.fails("a", KILLED)
+    host.problem = None
+    host.health.test_again()
+    for run_id in "bc":
+        host.health.claimed(run_id)
+        assert host.health.awaits_proof
+        host.health.ended(job(run_id), Failed(message="No labels."))
+        host.health.released(run_id)
+        assert not host.health.awaits_proof
+
+
+def test_a_failed_trial_stops_the_claims_at_once(host):
+    host.fails("a")
+    host.fails("b")
+    host.health.test_again()
+    assert host.health.problem is None
+    host.fails("b")
+    assert host.health.problem == str(DRIVER)
+
+
+def test_a_training_on_another_slot_ends_no_trial(host):
+    """One GPU of two is broken: what still works proves nothing about what does not."""
+    host.health.claimed("old")
+    host.fails("a")
+    host.fails("b")
+    host.trains("old")
+    assert host.health.problem
+    host.health.test_again()
+    host.health.claimed("trial")
+    host.health.event(job("old"), CheckpointSaved(epoch=9, sha256="ab", bytes=1, path="/c.pt"))
+    assert host.health.awaits_proof
+
+
+def test_the_pauses_between_self_tests_grow_up_to_ten_minutes(host):
+    host.problem = FULL
+    host.fails("a", KILLED)
+    pauses = []
+    for _ in range(9):
+        pauses.append(host.pause())
+        host.health.test_again()
+    assert pauses == pytest.approx([10, 20, 40, 80, 160, 320, 600, 600, 600], rel=0.21)
+    assert host.health.problem == FULL
+
+
+def test_a_failed_trial_makes_the_next_pause_longer(host):
+    host.fails("a")
+    host.fails("b")
+    pauses = []
+    for _ in range(3):
+        pauses.append(host.pause())
+        host.health.test_again()
+        host.fails("c")
+    assert pauses == pytest.approx([10, 20, 40], rel=0.21)
+
+
+def test_a_proof_makes_the_next_pause_short_again(host):
+    host.problem = FULL
+    host.fails("a", KILLED)
+    for _ in range(4):
+        host.health.test_again()
+    host.problem = None
+    host.health.test_again()
+    host.trains("b")
+    host.problem = FULL
+    host.fails("c", KILLED)
+    assert host.health.seconds_to_test() == pytest.approx(10, rel=0.21)
+
+
+def test_the_reason_is_the_newest_one(host):
+    host.problem = FULL
+    host.fails("a", KILLED)
+    host.problem = "The GPU is gone."
+    host.health.test_again()
+    assert host.health.problem == "The GPU is gone."
+
+
+# ── the thread ──
+
+
+def test_a_sick_host_is_tested_in_the_background_until_it_is_well(monkeypatch):
+    monkeypatch.setattr("trainer.worker.health.FIRST_PAUSE", 0.001)
+    problems, passed = [FULL, FULL, FULL, None], threading.Event()
+
+    def test():
+        problem = problems.pop(0)
+        if problem is None:
+            passed.set()
+        return problem
+
+    health = Health(test)
+    with health.watched():
+        assert passed.wait(5)
+    assert problems == []
+
+
+def test_a_healthy_host_is_tested_once_and_its_thread_ends(host):
+    before = threading.active_count()
+    with host.health.watched():
+        pass
+    assert (host.tests, threading.active_count()) == (1, before)
+
+
+def test_a_self_test_that_hangs_holds_up_no_shutdown(host, monkeypatch):
+    monkeypatch.setattr("trainer.worker.health.LAST_TEST", 0.05)
+    monkeypatch.setattr("trainer.worker.health.FIRST_PAUSE", 0.001)
+    hanging, begun = threading.Event(), threading.Event()
+    tests = []
+
+    def test():
+        tests.append("one")
+        if len(tests) > 1:
+            begun.set()
+            hanging.wait(20)
+        return FULL
+
+    with Health(test).watched():
+        assert begun.wait(5)
+    hanging.set()

@@ -1,0 +1,140 @@
+"""What a run needs of its host: folders that can be written, room, GPUs that answer."""
+
+import errno
+import os
+import re
+from typing import NamedTuple
+
+import pytest
+
+from trainer import host
+from trainer.core.errors import Misconfigured
+from trainer.worker import self_test as module
+from trainer.worker.self_test import MIB, Place, SelfTest
+
+
+class Statvfs(NamedTuple):
+    f_bavail: int
+    f_frsize: int
+    f_files: int
+    f_favail: int
+
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(setting="RUNS_DIR", folder=tmp_path / "a" / "runs", needs=200 * MIB)
+
+
+def fail_with(monkeypatch, number):
+    def fsync(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module.os, "fsync", fsync)
+
+
+def disk(monkeypatch, *, free=10**12, files=10**6, inodes=10**6):
+    monkeypatch.setattr(module.os, "statvfs", lambda _: Statvfs(free // 4096, 4096, files, inodes))
+
+
+def test_a_healthy_folder_is_made_and_left_empty(place):
+    assert SelfTest([place])() is None
+    assert list(place.folder.iterdir()) == []
+
+
+def test_a_full_disk_is_a_problem_but_no_reason_to_refuse_the_start(place, monkeypatch):
+    fail_with(monkeypatch, errno.ENOSPC)
+    SelfTest([place]).require_folders()
+    problem = SelfTest([place])()
+    assert problem.startswith(f"RUNS_DIR: {place.folder} has no space left (No space left on device): free some there")
+    assert list(place.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"), [(errno.EROFS, "look at dmesg and the mount"), (errno.EIO, "dmesg"), (errno.EACCES, "write access")],
+)
+def test_a_folder_that_cannot_be_written_is_a_problem_and_a_reason_to_refuse_the_start(place, monkeypatch, number, mend):
+    fail_with(monkeypatch, number)
+    told = f"RUNS_DIR: {place.folder} cannot be written ({os.strerror(number)})"
+    with pytest.raises(Misconfigured) as refused:
+        SelfTest([place]).require_folders()
+    for said in (SelfTest([place])(), str(refused.value)):
+        assert said.startswith(told)
+        assert mend in said
+        assert said.endswith("or set RUNS_DIR elsewhere.")
+
+
+def test_a_folder_that_cannot_be_made_is_a_reason_to_refuse_the_start(place):
+    place.folder.parent.write_text("a file")
+    with pytest.raises(Misconfigured, match=r"RUNS_DIR: .*/a/runs cannot be written \(Not a directory\)"):
+        SelfTest([place]).require_folders()
+
+
+def test_too_little_space_is_a_problem_with_its_numbers(place, monkeypatch):
+    disk(monkeypatch, free=199 * MIB)
+    assert "has 199 MiB free, and the smallest run needs 200 MiB" in SelfTest([place])()
+    disk(monkeypatch, free=201 * MIB)
+    assert SelfTest([place])() is None
+
+
+def test_too_few_inodes_are_a_problem(place, monkeypatch):
+    disk(monkeypatch, inodes=3)
+    assert "has 3 inodes left" in SelfTest([place])()
+    disk(monkeypatch, files=0, inodes=0)  # btrfs counts none
+    assert SelfTest([place])() is None
+
+
+def test_a_disk_that_reads_something_else_than_was_written_is_a_problem(place, monkeypatch):
+    monkeypatch.setattr(module.os, "pread", lambda *_: b"zeros")
+    assert "what was written is not what is read" in SelfTest([place])()
+
+
+def test_the_first_problem_is_told_and_gpus_come_last(tmp_path, monkeypatch):
+    places = [Place(setting=name, folder=tmp_path / name) for name in ("TRAINER_HOME", "RUNS_DIR")]
+    assert SelfTest(places, lambda: "The GPU is gone.")() == "The GPU is gone."
+    (tmp_path / "RUNS_DIR").rmdir()
+    (tmp_path / "RUNS_DIR").write_text("")
+    assert SelfTest(places, lambda: "The GPU is gone.")().startswith("RUNS_DIR: ")
+
+
+# ── GPUs ──
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    gpu = host.Gpu(index=0, name="H200", memory=1, driver="580.1")
+    monkeypatch.setattr(host, "gpus", lambda: (gpu, gpu.__class__(index=1, name="H200", memory=1, driver="580.1")))
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        ("print(2)", None),
+        ("print('a warning'); print(2)", None),
+        ("print(1)", "1 of 2 GPUs answer"),
+        ("print('CUDA error 999')", r"the GPU driver fails \(CUDA error 999\)"),
+        ("import ctypes; ctypes.CDLL('libgone.so.1')", "the GPU driver fails .*libgone"),
+        ("import os; os.kill(os.getpid(), 11)", "the GPU driver fails"),
+    ],
+)
+def test_gpus_that_were_there_at_the_start_must_answer(two_gpus, ask, says):
+    problem = host.gpu_problem({"PATH": os.environ["PATH"]}, ask)
+    assert (problem is None) if says is None else re.search(f"GPU: {says}.*nvidia-smi", problem)
+
+
+def test_a_driver_that_hangs_is_a_problem(two_gpus):
+    assert "no answer within 0 s" in host.gpu_problem({}, "import time; time.sleep(20)", seconds=0.2)
+
+
+def test_a_mask_says_how_many_gpus_are_expected(two_gpus):
+    assert host.gpu_problem({"CUDA_VISIBLE_DEVICES": "1"}, "print(1)") is None
+
+
+@pytest.mark.skipif(bool(host.gpus()), reason="this host has a GPU")
+def test_a_host_without_gpus_is_not_asked():
+    assert host.gpu_problem({}, "raise SystemExit('never run')") is None
+
+
+@pytest.mark.skipif(bool(host.gpus()), reason="this host has a GPU")
+def test_the_real_question_is_answered_by_a_host_without_a_driver(two_gpus):
+    assert "the GPU driver fails" in host.gpu_problem({"PATH": os.environ["PATH"]})

@@ -1,0 +1,180 @@
+"""What a worker and its runs do when the host is sick."""
+
+import sqlite3
+import threading
+import time
+from contextlib import closing
+
+import pytest
+
+from tests.unit.test_daemon import Watched, daemon, stopping, wait_for
+from tests.unit.worker_room import Room, in_background
+from trainer.core.errors import DatasetError, HostFailed, MachineFailed, RunFailed
+from trainer.worker import health as health_module
+from trainer.worker.health import Health
+from trainer.worker.slots import CPU, Slots
+
+
+@pytest.fixture
+def room(tmp_path):
+    return Room(tmp_path)
+
+
+@pytest.fixture
+def queue(room):
+    return Watched(room)
+
+
+# ── the run ──
+
+
+def test_a_failure_of_the_host_costs_the_run_one_attempt_however_often_this_worker_meets_it(room):
+    run_id = room.enqueue()
+    room.datasets.error = HostFailed("The disk of DATASET_ROOT is broken.")
+
+    for number in range(1, 5):
+        edit_row(room, run_id, not_before=None)
+        room.work(room.claim(f"{number}1111111-1111-4111-8111-111111111111"))
+        row = room.row(run_id)
+        assert (row["status"], row["failures"], row["host_failures"]) == ("queued", 1, {"w": number})
+        assert row["error_message"] == "The disk of DATASET_ROOT is broken."
+
+
+@pytest.mark.parametrize(
+    "error", [MachineFailed("killed"), RunFailed("odd"), OSError(28, "No space left on device", "/runs/x")],
+)  # fmt: skip
+def test_a_failure_on_a_host_that_fails_its_self_test_is_the_hosts(room, error):
+    run_id = room.enqueue()
+
+    def fail(epoch):
+        room.host_problem = "RUNS_DIR is full."
+        raise error
+
+    room.trainer.during = fail
+    room.work()
+
+    row = room.row(run_id)
+    assert (row["status"], row["host_failures"]) == ("queued", {"w": 1})
+    assert room.health.problem == "RUNS_DIR is full."
+
+
+def test_the_slot_is_held_while_the_host_is_tested(room):
+    """Otherwise the next run would be claimed before it is known that the host is sick."""
+    room.enqueue()
+    free = []
+
+    def test():
+        free.append(room.slots.free)
+
+    room.health = Health(test)
+    room.datasets.error = MachineFailed("killed")
+    room.work()
+
+    assert free == [0]
+
+
+def test_a_wrong_request_is_the_runs_fault_also_on_a_sick_host(room):
+    run_id = room.enqueue()
+    room.datasets.error = DatasetError("No labels.")
+    room.host_problem = "RUNS_DIR is full."
+
+    room.work()
+
+    assert room.row(run_id)["status"] == "failed"
+
+
+def edit_row(room, run_id, **columns):
+    changes = ", ".join(f"{name} = ?" for name in columns)
+    with closing(sqlite3.connect(room.home / "queue.db")) as db, db:
+        db.execute(f"update training_runs set {changes} where id = ?", [*columns.values(), run_id])
+
+
+# ── the worker ──
+
+
+@pytest.fixture
+def brisk(monkeypatch):
+    """Self-tests follow each other quickly."""
+    monkeypatch.setattr(health_module, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(health_module, "LONGEST_PAUSE", 0.1)
+
+
+def worker_row(room):
+    return next((row for row in room.queue.workers() if row["worker_id"] == "w"), {})
+
+
+def test_a_sick_host_claims_one_run_and_says_why_it_claims_no_more(room, queue, brisk):
+    runs = [room.enqueue() for _ in range(5)]
+    told = []
+
+    def fail(epoch):
+        room.host_problem = "RUNS_DIR is full."
+        raise MachineFailed("no room")
+
+    room.trainer.during = fail
+    with in_background(lambda: daemon(room, queue, on_status=told.append).run(room.shutdown)):
+        wait_for(lambda: worker_row(room).get("status") == "unhealthy")
+        seen = worker_row(room)["last_seen"]
+        wait_for(lambda: worker_row(room)["last_seen"] > seen)
+        assert worker_row(room)["status_message"] == "RUNS_DIR is full."
+        assert "0 of 1 slots busy; claims no runs: RUNS_DIR is full." in told
+        assert sum(room.row(run)["attempt"] for run in runs) == 1
+        room.host_problem, room.trainer.during = None, lambda epoch: None
+        wait_for(lambda: sum(room.row(run)["status"] == "completed" for run in runs) == 4)
+        assert worker_row(room)["status_message"] is None
+        stopping(room)
+
+
+def test_a_host_that_is_sick_at_its_start_claims_nothing_until_it_is_well(room, queue, brisk):
+    room.host_problem = "RUNS_DIR is full."
+    run_id = room.enqueue()
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: worker_row(room).get("status") == "unhealthy")
+        assert queue.claims == []
+        room.host_problem = None
+        wait_for(lambda: room.row(run_id)["status"] == "completed")
+        stopping(room)
+
+
+def test_a_run_on_trial_is_alone_until_it_proves_that_the_host_works(room, queue, brisk):
+    room.slots = Slots([CPU, CPU])
+    room.host_problem = "RUNS_DIR is full."
+    proving = threading.Event()
+    room.trainer.during = lambda epoch: proving.wait(10)
+    runs = [room.enqueue() for _ in range(3)]
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: worker_row(room).get("status") == "unhealthy")
+        room.host_problem = None
+        wait_for(lambda: room.trainer.orders)
+        time.sleep(0.3)
+        assert sum(room.row(run)["attempt"] for run in runs) == 1
+        proving.set()
+        wait_for(lambda: all(room.row(run)["status"] == "completed" for run in runs))
+        stopping(room)
+
+
+def test_a_training_on_another_slot_goes_on_while_the_host_is_sick(room, queue, brisk):
+    room.slots = Slots([CPU, CPU])
+    going, failing = threading.Event(), threading.Event()
+
+    def train(epoch):
+        if len(room.trainer.orders) == 1:
+            going.wait(10)
+        elif not failing.is_set():
+            failing.set()
+            room.host_problem = "RUNS_DIR is full."
+            raise MachineFailed("no room")
+
+    room.trainer.during = train
+    first, second = room.enqueue(), room.enqueue()
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(failing.is_set)
+        wait_for(lambda: worker_row(room).get("status") == "unhealthy")
+        assert room.row(first)["status"] == "running"
+        going.set()
+        wait_for(lambda: room.row(first)["status"] == "completed")
+        assert (room.row(second)["status"], room.row(second)["failures"]) == ("queued", 1)
+        stopping(room)
