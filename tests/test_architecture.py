@@ -13,9 +13,8 @@ ROOMS = {"worker", "jobs", "storage", "datasets", "training", "reporting", "sett
 ALLOWED = {
     "core": {"core"},
     "remote": {"remote", "core"},
-    "durable": {"durable"},
     "disk": {"disk"},
-    **{room: {room, "remote", "core", "durable", "disk"} for room in ROOMS},
+    **{room: {room, "remote", "core", "disk"} for room in ROOMS},
     # the leaves that only entry points use
     "logs": {"logs", "core"},
     "host": {"host", "core"},

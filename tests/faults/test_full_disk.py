@@ -80,7 +80,7 @@ def test_a_disk_that_fails_under_the_cache_fails_that_run_only(cloud, disk, host
     data.mend()
     asked = len(cloud.storage.requests)
     completes(cloud, cloud.enqueue(reference, epochs=2))
-    assert not any("GET /object/authenticated/datasets" in request for request in cloud.storage.requests[asked:])
+    assert not any("GET /object/datasets/" in request for request in cloud.storage.requests[asked:])
     assert not unfinished(data.place)
 
 

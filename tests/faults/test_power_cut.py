@@ -1,15 +1,19 @@
 """F3: the power fails. Whatever a file name promises afterwards is true, or is found out and made again."""
 
 import hashlib
+import io
 import json
 import uuid
 import zipfile
 from contextlib import closing
 from pathlib import Path
 
-from tests.faults.cloud import BUCKET
+import pytest
+
+from tests.faults.cloud import BUCKET, wait_for
 from tests.faults.conftest import QUICK
 from tests.faults.test_full_disk import completes
+from tests.faults.test_killed import stored_dataset
 from trainer.core.job import Completed, Job, Lease, RunRequest
 from trainer.training.checkpoints import Progress, settle, take
 from trainer.worker.journal import Journal, leftovers
@@ -23,6 +27,19 @@ def cut_power(host, *disks):
     for disk in disks:
         disk.mend()
     host.start()
+
+
+def stored_archive(cloud, folder="archived"):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(cloud.data.parent.rglob("*")):
+            archive.write(path, str(path.relative_to(cloud.data.parent)))
+    cloud.storage.put("datasets", f"{folder}/set.zip", packed.getvalue())
+    return f"storage:datasets/{folder}/set.zip"
+
+
+def downloads(cloud):
+    return [request for request in cloud.storage.requests if "GET /object/datasets/" in request]
 
 
 def test_unsynced_file_loses_its_content_and_keeps_its_name(power_cut):
@@ -87,3 +104,54 @@ def test_finished_run_is_published_whole_after_a_power_cut(cloud, power_cut, hos
     for path, name in {"results.csv": "results.csv", "args.yaml": "args.yaml", "weights/best.pt": "best.pt"}.items():
         assert cloud.storage.get(BUCKET, f"training_runs/{run_id}/2/{name}") == written[path]
     assert "epoch: epoch=3" in (folder / "run.log").read_text()
+
+
+@pytest.mark.parametrize("stored", [stored_archive, stored_dataset])
+def test_dataset_that_was_just_fetched_is_whole_after_a_power_cut(cloud, power_cut, host, stored):
+    """I11: the next run trains on it without another download, and so does one on another dataset."""
+    data, reference = power_cut("data"), stored(cloud)
+    a = host("a", QUICK, DATASET_ROOT=data.place)
+    completes(cloud, cloud.enqueue(reference, epochs=1))
+    fetched = downloads(cloud)
+
+    cut_power(a, data)
+    row = completes(cloud, cloud.enqueue(reference, epochs=1))
+
+    assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}
+    assert downloads(cloud) == fetched
+    completes(cloud, cloud.enqueue(stored_archive(cloud, "other"), epochs=1))
+
+
+@pytest.mark.parametrize("stored", [stored_archive, stored_dataset])
+def test_dataset_is_fetched_whole_after_a_power_cut_in_its_download(cloud, power_cut, host, stored):
+    """I11: no half-written file counts."""
+    data, reference = power_cut("data"), stored(cloud)
+    a = host("a", QUICK, DATASET_ROOT=data.place)
+    cloud.storage.fault("delay", on="GET /object/", times=1000, seconds=0.3)
+    run_id = cloud.enqueue(reference, epochs=1)
+    wait_for(lambda: len(downloads(cloud)) > (0 if stored is stored_archive else 5))
+    cloud.storage.faults.clear()
+
+    cut_power(a, data)
+    row = completes(cloud, run_id)
+
+    assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}
+
+
+def test_damaged_tree_of_an_earlier_version_is_fetched_again(cloud, power_cut, host):
+    """I11: a tree that was not synced, as the audit left it: an empty size, an empty listing, empty images."""
+    data, reference = power_cut("data"), stored_archive(cloud)
+    a = host("a", QUICK, DATASET_ROOT=data.place)
+    completes(cloud, cloud.enqueue(reference, epochs=1))
+    a.wait_idle()
+    for path in (data.place / ".cache" / "trees").rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes())
+
+    cut_power(a, data)
+    fetched = len(downloads(cloud))
+    row = completes(cloud, cloud.enqueue(reference, epochs=1))
+
+    assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}
+    assert len(downloads(cloud)) == fetched + 1

@@ -9,7 +9,9 @@ import time
 import pytest
 
 from trainer.core.errors import MachineFailed
-from trainer.datasets.cache import ContentCache, on_this_disk
+from trainer.datasets.cache import ContentCache
+from trainer.datasets.cache_disk import on_this_disk
+from trainer.disk import durable
 
 FREE = shutil.disk_usage("/tmp").free
 
@@ -28,11 +30,17 @@ def put(cache, identity, content=b"x" * 100, *, age=0.0):
     return stored
 
 
+def arrive(cache, arrivals, identity, content=b"x" * 100):
+    with cache.temporary() as path:
+        path.write_bytes(content)
+        arrivals.put(identity, path)
+
+
 def put_tree(cache, identity, *, age=0.0, size=100):
     with cache.temporary() as path:
         (path / "files").mkdir(parents=True)
         (path / "files/a.txt").write_bytes(b"x" * size)
-        stored = cache.put_tree(identity, path, size)
+        stored = cache.put_tree(identity, path, size, is_whole=lambda tree: (tree / "files/a.txt").exists())
     if age:
         os.utime(stored, (time.time() - age, stored.stat().st_mtime))
     return stored
@@ -222,6 +230,109 @@ def test_the_first_of_two_trees_of_one_identity_is_kept(cache):
     assert list((cache.root / "tmp").iterdir()) == []
 
 
+def test_damaged_tree_is_replaced_by_one_that_is_put(cache):
+    stored = put_tree(cache, "t")
+    (stored / "files/a.txt").unlink()
+    assert put_tree(cache, "t") == stored
+    assert (stored / "files/a.txt").exists()
+    assert os.listdir(cache.root / "tmp") == []
+
+
+@pytest.mark.parametrize("note", [b"", b"\0\0\0", b"\xff", None])
+def test_tree_with_a_damaged_size_note_is_found_evicted_and_replaced_like_any_other(cache, note):
+    stored = put_tree(cache, "t", age=500, size=800)
+    (stored / ".size").unlink()
+    if note is not None:
+        (stored / ".size").write_bytes(note)
+    put(cache, "a")
+    assert cache.get_tree("t") == stored
+    assert put_tree(cache, "t") == stored
+    os.utime(stored, (1, 1))
+    cache.make_room(100)  # both fit no more, as its files say
+    assert not stored.exists()
+    assert cache.get("a", 100)
+
+
+def test_tree_is_synced_before_it_has_its_name(cache, monkeypatch):
+    synced = []
+    monkeypatch.setattr(durable, "sync_below", lambda folder: synced.append((folder.parent.name, sorted(os.listdir(folder)))))
+    put_tree(cache, "t")
+    assert synced == [("tmp", [".size", "files"])]
+
+
+def test_file_is_synced_before_it_has_its_name(cache, monkeypatch):
+    synced = []
+    monkeypatch.setattr(durable, "sync", lambda file: synced.append(file.parent.name))
+    put(cache, "a")
+    assert synced == ["tmp"]
+
+
+def test_arriving_files_are_synced_together_before_any_is_found(cache, monkeypatch):
+    synced = []
+
+    def sync_below(folder):
+        synced.append((len(os.listdir(folder)), cache.get("0", 100) is not None))
+
+    monkeypatch.setattr(durable, "sync_below", sync_below)
+    with cache.arriving() as arrivals:
+        for number in range(5):
+            arrive(cache, arrivals, str(number))
+        assert cache.get("0", 100) is None
+    assert synced == [(5, False), (1, True)]
+    assert all(cache.get(str(number), 100) for number in range(5))
+    assert os.listdir(cache.root / "tmp") == []
+
+
+@pytest.mark.parametrize(("limit", "value"), [("BATCH_BYTES", 300), ("BATCH_SECONDS", 0.0)])
+def test_arriving_files_are_synced_in_batches(cache, monkeypatch, limit, value):
+    monkeypatch.setattr(f"trainer.datasets.incoming.{limit}", value)
+    with cache.arriving() as arrivals:
+        for number in range(5):
+            arrive(cache, arrivals, str(number))
+        assert cache.get("2", 100)
+        assert cache.get("4", 100) is None or value == 0.0
+    assert all(cache.get(str(number), 100) for number in range(5))
+
+
+def test_what_arrived_before_an_error_is_kept(cache):
+    def fail():
+        with cache.arriving() as arrivals:
+            arrive(cache, arrivals, "a")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert cache.get("a", 100)
+
+
+def test_disk_that_cannot_be_synced_is_the_machines_failure_and_nothing_is_found(cache, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "full")
+
+    def receive():
+        with cache.arriving() as arrivals:
+            arrive(cache, arrivals, "a")
+
+    monkeypatch.setattr(durable, "sync_below", full)
+    monkeypatch.setattr(durable, "sync", full)
+    for action in (receive, lambda: put(cache, "a"), lambda: put_tree(cache, "a")):
+        with pytest.raises(MachineFailed):
+            action()
+    assert cache.get("a", 100) is None
+    assert cache.get_tree("a") is None
+    assert os.listdir(cache.root / "tmp") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100])
+def test_damaged_pin_holds_nothing_and_is_removed(cache, content):
+    cache.make_room(0)
+    (cache.root / "pins/damaged").write_bytes(content)
+    put(cache, "a", age=500)
+    cache.make_room(1000)
+    assert not cache.get("a", 100)
+    assert os.listdir(cache.root / "pins") == []
+
+
 def test_a_dropped_tree_is_gone(cache):
     put_tree(cache, "t")
     cache.drop_tree("t")
@@ -260,7 +371,7 @@ def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path):
 
 
 def test_the_rest_of_a_crash_is_swept_after_a_while(cache, monkeypatch):
-    monkeypatch.setattr("trainer.datasets.cache.STALE_SECONDS", 0.3)
+    monkeypatch.setattr("trainer.datasets.incoming.STALE_SECONDS", 0.3)
     with cache.temporary():
         pass
     (cache.root / "tmp/old").write_bytes(b"half")

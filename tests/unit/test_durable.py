@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from trainer import durable
+from trainer.disk import durable
 
 
 @pytest.fixture

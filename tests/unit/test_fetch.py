@@ -165,6 +165,43 @@ def test_a_tree_in_the_cache_that_was_damaged_is_made_again(root, fetch):
     assert content(fetch("set.zip")) == DATASET
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda listing: b"\0" * len(listing),
+        lambda listing: listing[: listing.rindex(b"\n[") + 1],  # a file less, and no line cut
+        lambda listing: listing[: len(listing) // 2],
+        lambda listing: listing[: len(listing) // 2] + b"\0" * (len(listing) // 2),
+        lambda listing: b"[]\n" + listing.partition(b"\n")[2],
+        lambda _: None,
+    ],
+    ids=["empty", "zeros", "a file less", "cut", "zeros at its end", "another version", "gone"],
+)
+def test_cached_tree_with_a_damaged_listing_is_made_again(root, fetch, damage):
+    zipped(root / "set.zip", DATASET)
+    first = fetch("set.zip")
+    listing = first.root.parent / "listing.jsonl"
+    damaged = damage(listing.read_bytes())
+    listing.unlink()
+    if damaged is not None:
+        listing.write_bytes(damaged)
+    (first.root.parent / ".size").write_bytes(b"")
+
+    assert content(fetch("set.zip")) == DATASET
+    zipped(root / "other.zip", DATASET)
+    assert content(fetch("other.zip")) == DATASET
+
+
+def test_large_archive_is_synced_while_it_is_unpacked(root, fetch, monkeypatch):
+    synced = []
+    monkeypatch.setattr("trainer.datasets.fetch.SYNC_STEP", 10)
+    monkeypatch.setattr("trainer.datasets.fetch.sync_below", lambda tree: synced.append(len(list(tree.rglob("*.*")))))
+    zipped(root / "set.zip", DATASET)
+    assert content(fetch("set.zip")) == DATASET
+    assert len(synced) > 1
+
+
 @pytest.mark.parametrize("text", ["none.yaml", "empty.yaml", "../x.yaml", "/etc/passwd", "pipe"])
 def test_what_cannot_be_read_is_a_sentence(root, fetch, text):
     (root / "empty.yaml").write_text("")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import durable
+from trainer.disk import durable
 from trainer.training import checkpoints
 from trainer.training.checkpoints import Progress
 from trainer.training.keeper import Keeper

@@ -15,7 +15,8 @@ from trainer.core.errors import DatasetError, Misconfigured, ObjectMissing, Unav
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
 from trainer.datasets.archive import extract, is_archive, sniff
-from trainer.datasets.cache import ContentCache, on_this_disk
+from trainer.datasets.cache import ContentCache, Put
+from trainer.datasets.cache_disk import on_this_disk
 from trainer.datasets.manifest import (
     Manifest,
     difference,
@@ -28,14 +29,15 @@ from trainer.datasets.manifest import (
 )
 from trainer.datasets.ndjson import SUFFIXES as NDJSON
 from trainer.datasets.reference import Roots, shown
-from trainer.datasets.transfer import Meter, OnTransfer, in_parallel, link_tree
+from trainer.datasets.transfer import Every, Meter, OnTransfer, in_parallel, link_tree
 from trainer.datasets.tree import FILES, Fetched, read_tree, write_listing
 from trainer.datasets.web_source import LARGEST_TEXT, WebSource, web_identity
+from trainer.disk.durable import sync_below
 from trainer.remote.web import Downloaded, GuardedClient
 
 SYNCS = 3  # a dataset that changed during its download is compared and completed this often
 ROOM_STEP = 64 << 20  # bytes between two looks at the disk while something of unknown size grows
-
+SYNC_STEP = 1 << 30  # bytes that an archive unpacks to between two syncs: a stop waits for no more than these
 
 Archive: TypeAlias = Callable[[], AbstractContextManager[Path]]
 
@@ -131,8 +133,9 @@ class Fetcher:
     ) -> Manifest:
         """Download until the listing after it is the one before it."""
         def bring(info: ObjectInfo) -> Path:
-            known = self._cache.get(identity_of(info), info.bytes)
-            return known or self._download_one(store, info, Meter(lambda _: None, total_files=1), stop)
+            if self._cache.get(identity_of(info), info.bytes) is None:
+                self._download_one(store, info, Meter(lambda _: None, total_files=1), self._cache.put, stop)
+            return self._cached(info)
 
         manifest = take_manifest(store, found, bring)
         for _ in range(SYNCS):
@@ -164,12 +167,12 @@ class Fetcher:
         total = sum(info.bytes for info in missing)
         self._cache.make_room(total)
         meter = Meter(on_event, total_files=len(missing), total_bytes=total)
-        in_parallel(
-            [functools.partial(self._download_one, store, info, meter) for info in missing], self._concurrency, stop,
-        )
+        with self._cache.arriving() as arrivals:
+            jobs = [functools.partial(self._download_one, store, info, meter, arrivals.put) for info in missing]
+            in_parallel(jobs, self._concurrency, stop)
         return True
 
-    def _download_one(self, store: ObjectStore, info: ObjectInfo, meter: Meter, stop: StopSignal) -> Path:
+    def _download_one(self, store: ObjectStore, info: ObjectInfo, meter: Meter, put: Put, stop: StopSignal) -> None:
         with self._cache.receiving(identity_of(info), info.bytes) as path, on_this_disk(self._cache.root):
             store.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
             size = path.stat().st_size
@@ -177,9 +180,8 @@ class Fetcher:
                 raise DatasetError(
                     f"{shown(info.ref.key)} arrived with {size} of {info.bytes} bytes; upload it again.",
                 )
-            stored = self._cache.put(identity_of(info), path)
+            put(identity_of(info), path)
         meter.finish_file()
-        return stored
 
     def _stored_archive(
         self, store: ObjectStore, info: ObjectInfo, staging: Path, stop: StopSignal, on_event: OnTransfer,
@@ -208,15 +210,28 @@ class Fetcher:
             self._cache.make_room(file.stat().st_size)
             extracted = extract(
                 file, tree / FILES, stop, wanted=wanted, name=name,
-                on_total=self._cache.make_room, on_bytes=_RoomCheck(self._cache).count,
+                on_total=self._cache.make_room, on_bytes=self._growing(tree),
             )
             write_listing(tree, extracted.findings)
-            self._cache.put_tree(identity, tree, extracted.bytes)
+            self._cache.put_tree(identity, tree, extracted.bytes, is_whole=lambda path: read_tree(path) is not None)
         self._cache.make_room(0)
         made = self._known_tree(identity)
         if made is None:
             raise Unavailable(f"the files of {shown(name)} were damaged in the cache while they were needed")
         return made
+
+    def _growing(self, tree: Path) -> Callable[[int], None]:
+        """For each piece of a tree that is written."""
+        room, unsynced = self._room_check(), Every(SYNC_STEP, lambda: sync_below(tree))
+
+        def count(more: int) -> None:
+            room.count(more)
+            unsynced.count(more)
+
+        return count
+
+    def _room_check(self) -> Every:
+        return Every(ROOM_STEP, lambda: self._cache.require_free(0))
 
     def _known_tree(self, identity: str) -> Fetched | None:
         tree = self._cache.get_tree(identity)
@@ -228,7 +243,7 @@ class Fetcher:
     # ── the web ──
 
     def _from_web(self, ref: HttpRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
-        meter, room = Meter(on_event, total_files=1), _RoomCheck(self._cache)
+        meter, room = Meter(on_event, total_files=1), self._room_check()
         known: list[Fetched] = []
 
         def is_known(url: str, etag: str, size: int) -> bool:
@@ -280,20 +295,6 @@ class Fetcher:
     ) -> Fetched:
         entry = self._web_source.from_ndjson(file, name, staging, stop, on_event, home)
         return Fetched(root=staging, entry=Path(entry) if entry else None, is_private=True)
-
-
-class _RoomCheck:
-    """Looks at the disk now and then while something of unknown size grows."""
-
-    def __init__(self, cache: ContentCache) -> None:
-        self._cache = cache
-        self._since = 0
-
-    def count(self, grown: int) -> None:
-        self._since += grown
-        if self._since > ROOM_STEP:
-            self._since = 0
-            self._cache.require_free(0)
 
 
 __all__ = ["Fetched", "Fetcher"]

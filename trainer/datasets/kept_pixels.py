@@ -17,6 +17,7 @@ from pathlib import Path
 
 from trainer.core.errors import MachineFailed
 from trainer.datasets.cache import ContentCache
+from trainer.disk.durable import sync_below
 
 FOLDER = "pixels"  # in a view
 LOOKS = 32  # images
@@ -55,7 +56,10 @@ class KeptPixels:
                 for recipe, place, path in _files(view / FOLDER)
                 if (identity := images.get(place)) and path.stat(follow_symlinks=False).st_nlink == 1
             }
-            return self._cache.put_spares(found) if found else 0
+            if not found:
+                return 0
+            sync_below(view / FOLDER)  # another training checks three of them, and only whether they end as they should
+            return self._cache.put_spares(found)
         except (MachineFailed, OSError):  # whatever the disk has against it makes the next run slower, and must not undo this one
             return 0
 

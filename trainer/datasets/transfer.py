@@ -71,6 +71,21 @@ class Meter:
         )
 
 
+class Every:
+    """Does something each time that so many more bytes came."""
+
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
+        self._step = step
+        self._act = act
+        self._since = 0
+
+    def count(self, more: int) -> None:
+        self._since += more
+        if self._since > self._step:
+            self._since = 0
+            self._act()
+
+
 def in_parallel(jobs: Sequence[Job], workers: int, stop: StopSignal) -> None:
     """Run all jobs, each with a stop signal that is also set when another job fails. Raises the first failure."""
     stop.raise_if_set()

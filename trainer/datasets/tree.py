@@ -32,28 +32,38 @@ class Fetched:
 
 def write_listing(tree: Path, findings: tuple[Finding, ...]) -> None:
     """Write down what is below `tree`/FILES, before the tree goes into the cache."""
+    present = sorted(_below(str(tree / FILES), ""))
+    notes = [[f.level, f.code, f.message, f.count, list(f.examples)] for f in findings]
     with (tree / LISTING).open("x", encoding="utf-8") as out:
-        out.write(json.dumps([[f.level, f.code, f.message, f.count, list(f.examples)] for f in findings]) + "\n")
-        for relpath, found in sorted(_below(str(tree / FILES), "")):
+        out.write(json.dumps({"files": len(present), "findings": notes}) + "\n")
+        for relpath, found in present:
             out.write(json.dumps([relpath, found.st_size, found.st_mtime_ns]) + "\n")
 
 
 def read_tree(tree: Path) -> Fetched | None:
-    """The cached tree, or None when a file of it is missing or was written to."""
+    """The cached tree, or None when a file of it is missing or was written to, or when its listing is damaged."""
+    try:
+        return _read(tree)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read(tree: Path) -> Fetched | None:
     root = str(tree / FILES)
     with (tree / LISTING).open(encoding="utf-8") as lines:
-        notes = json.loads(next(lines))
+        head = json.loads(lines.readline())
+        present = 0
         for line in lines:
             relpath, size, modified = json.loads(line)
-            try:
-                found = os.lstat(f"{root}/{relpath}")
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+            found = os.lstat(f"{root}/{relpath}")
             if (found.st_size, found.st_mtime_ns) != (size, modified):
                 return None
+            present += 1
+    if present != head["files"]:
+        return None
     findings = tuple(
         Finding(level=level, code=code, message=message, count=count, examples=tuple(examples))
-        for level, code, message, count, examples in notes
+        for level, code, message, count, examples in head["findings"]
     )
     return Fetched(root=Path(root), entry=None, is_private=True, findings=findings)
 

@@ -15,7 +15,8 @@ from trainer.core.dataset import shown_url
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.stop import StopSignal
 from trainer.datasets.archive import Limits, safe_name
-from trainer.datasets.cache import ContentCache, on_this_disk
+from trainer.datasets.cache import ContentCache, Put
+from trainer.datasets.cache_disk import on_this_disk
 from trainer.datasets.data_yaml import load_yaml, read_data_yaml
 from trainer.datasets.folders import IMAGE_SUFFIXES
 from trainer.datasets.found import Report
@@ -59,8 +60,9 @@ class WebSource:
         if not images:
             raise DatasetError(f"data_yaml: the lists of {shown_url(url)} name no images.")
         meter = Meter(on_event, total_files=len(images))
-        jobs = [functools.partial(self._image_with_label, url, place, staging, meter) for place in images]
-        in_parallel(jobs, self.concurrency, stop)
+        with self.cache.arriving() as arrivals:
+            bring = functools.partial(self._image_with_label, arrivals.put, url)
+            in_parallel([functools.partial(bring, place, staging, meter) for place in images], self.concurrency, stop)
         self.cache.make_room(0)  # nobody knew before how much would come
 
     def from_ndjson(
@@ -72,13 +74,15 @@ class WebSource:
         export = read_ndjson(file, name)
         meter = Meter(on_event, total_files=len(export.records))
         jobs: list[Callable[[StopSignal], None]] = []
-        for record in export.records:
-            if record.url is not None:
-                jobs.append(functools.partial(self._exported, record.url, record.image, staging, meter))
-            else:
-                source = self._local_image(record, export.folder, home)
-                jobs.append(functools.partial(self._copied, source, record.image, staging, meter))
-        in_parallel(jobs, self.concurrency, stop)
+        with self.cache.arriving() as arrivals:
+            for record in export.records:
+                if record.url is not None:
+                    bring = functools.partial(self._exported, arrivals.put, record.url)
+                    jobs.append(functools.partial(bring, record.image, staging, meter))
+                else:
+                    source = self._local_image(record, export.folder, home)
+                    jobs.append(functools.partial(self._copied, source, record.image, staging, meter))
+            in_parallel(jobs, self.concurrency, stop)
         self.cache.make_room(0)  # nobody knew before how much would come
         with on_this_disk(staging):
             _write_labels(export.records, staging)
@@ -95,27 +99,28 @@ class WebSource:
             return [place]
         if suffix(place) != "txt":
             raise DatasetError(f"data_yaml: {shown(place)} in the YAML at {shown_url(url)} is a folder; {NO_LISTING}.")
-        self._bring(urljoin(url, quote(place)), place, staging, stop, None, largest=LARGEST_TEXT)
+        self._bring(self.cache.put, urljoin(url, quote(place)), place, staging, stop, None, largest=LARGEST_TEXT)
         text = (staging / place).read_text(encoding="utf-8-sig", errors="replace")
         folder = place.rpartition("/")[0]
         lines = [line.strip() for line in text.splitlines()]
         return [_inside(f"{folder}/{line}" if folder else line, f"the list {place}") for line in lines if line]
 
-    def _image_with_label(self, url: str, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
+    def _image_with_label(self, put: Put, url: str, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
         if suffix(place) not in IMAGE_SUFFIXES:
             raise DatasetError(f"{shown(place)} in the lists of {shown_url(url)} is not an image.")
-        self._bring(urljoin(url, quote(place)), place, staging, stop, meter, largest=LARGEST_IMAGE)
+        self._bring(put, urljoin(url, quote(place)), place, staging, stop, meter, largest=LARGEST_IMAGE)
         label = label_place(place)
         with contextlib.suppress(ObjectMissing):  # an image without a label file shows none of the classes
-            self._bring(urljoin(url, quote(label)), label, staging, stop, meter, largest=LARGEST_TEXT, may_be_empty=True)
+            address = urljoin(url, quote(label))
+            self._bring(put, address, label, staging, stop, meter, largest=LARGEST_TEXT, may_be_empty=True)
         meter.finish_file()
 
-    def _exported(self, url: str, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
-        self._bring(url, place, staging, stop, meter, largest=LARGEST_IMAGE)
+    def _exported(self, put: Put, url: str, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
+        self._bring(put, url, place, staging, stop, meter, largest=LARGEST_IMAGE)
         meter.finish_file()
 
     def _bring(
-        self, url: str, place: str, staging: Path, stop: StopSignal, meter: Meter | None, *, largest: int,
+        self, put: Put, url: str, place: str, staging: Path, stop: StopSignal, meter: Meter | None, *, largest: int,
         may_be_empty: bool = False,
     ) -> None:
         """One URL as `staging`/`place`; from the cache when the server's ETag says that it did not change."""
@@ -130,7 +135,7 @@ class WebSource:
                 raise DatasetError(f"{shown_url(url)} is empty; upload the file again.")
             link_tree([(place, path)], staging)  # before it is the cache's, so that no eviction comes between
             identity = web_identity(got.url, got.etag, got.bytes) if got.etag else f"sha256\n{got.sha256}"
-            self.cache.put(identity, path)
+            put(identity, path)
         self.cache.require_free(0)
 
     def _linked(self, identity: str, size: int, place: str, staging: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from trainer.core.errors import disk_failed
 from trainer.core.ports import OnBytes
 from trainer.core.stop import StopSignal
-from trainer.durable import replace as replace_and_sync
+from trainer.disk.durable import replace as replace_and_sync
 
 BLOCK = 1024 * 1024  # bytes
 _TEMPORARY = ".incoming-"

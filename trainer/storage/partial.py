@@ -12,10 +12,10 @@ from io import DEFAULT_BUFFER_SIZE
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from trainer import durable
 from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.ports import ObjectInfo
 from trainer.core.stop import StopSignal
+from trainer.disk import durable
 from trainer.storage.files import BLOCK, disk_errors
 
 LARGE = 8 * 1024 * 1024  # bytes; below it, fetching again is cheaper than remembering

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainer import durable
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.stop import StopSignal
+from trainer.disk import durable
 from trainer.remote.answers import number_in
 from trainer.remote.storage_api import Answer, StorageApi, Target
 from trainer.storage.files import disk_errors

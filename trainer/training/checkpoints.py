@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainer import durable
 from trainer.core.events import CheckpointSaved
+from trainer.disk import durable
 
 FOLDER = "checkpoints"
 KEPT = 2  # generations

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from trainer import durable
 from trainer.core.events import Finished, WeightsFile
+from trainer.disk import durable
 
 NOTE = ".finished.json"
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import structlog
 from pydantic import TypeAdapter
 
-from trainer import durable
 from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, RunRequest
+from trainer.disk import durable
 
 log = structlog.get_logger()
 

@@ -1,0 +1,135 @@
+"""What is on its way into the cache: not complete yet, or not synced yet. Nobody believes anything of it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainer.datasets.cache_disk import entries, on_this_disk, status
+from trainer.disk import durable
+
+LARGE = 8 << 20  # bytes from which a download is worth going on with
+STALE_SECONDS = 24 * 3600.0  # a temporary file that nobody touched for this long is a crash's
+# of complete files that wait for a sync; a kill loses as much, and a stop waits for as much to be written
+BATCH_SECONDS = 30.0
+BATCH_BYTES = 1 << 30
+
+
+class Incoming:
+    """A folder on the cache's file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """A new path; what is left there is removed."""
+        path = self.folder / uuid.uuid4().hex
+        try:
+            yield path
+        finally:
+            try:
+                path.unlink(missing_ok=True)
+            except IsADirectoryError:
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def receiving(self, identity: str, size: int) -> Iterator[Path]:
+        """See `ContentCache.receiving`."""
+        if size <= LARGE:
+            with self.temporary() as path:
+                yield path
+            return
+        folder = self.folder / name_of(identity)
+        with on_this_disk(folder):
+            folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with self.temporary() as other:
+                    other.mkdir()
+                    yield other / "object"
+                return
+            is_done = False
+            try:
+                yield folder / "object"
+                is_done = True
+            finally:
+                if is_done or (folder / "object").exists():  # it arrived, and what failed came after
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self, path: Path) -> None:
+        """Remove an entry of the cache; a folder is renamed first: a half-removed one must not look complete."""
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        with self.temporary() as doomed:
+            path.rename(doomed)
+
+    def sweep(self) -> None:
+        """Remove what crashes left."""
+        for left in entries(self.folder):
+            found = status(left)
+            # not the modification time: an entry's is computed from its identity and may be years ago
+            if found is not None and time.time() - found.st_ctime > STALE_SECONDS:
+                if left.is_dir(follow_symlinks=False):
+                    shutil.rmtree(left.path, ignore_errors=True)
+                else:
+                    Path(left.path).unlink(missing_ok=True)
+
+
+class Arrivals:
+    """Complete files that are synced together, and then become entries: `admit(file, name)`.
+
+    One sync for many files costs next to nothing; one for each would cost more than their downloads. Safe to share
+    between threads.
+    """
+
+    def __init__(self, folder: Path, admit: Callable[[Path, str], object]) -> None:
+        self._top = folder
+        self._admit = admit
+        self._lock = threading.Lock()
+        self._batch: Path | None = None
+        self._began = 0.0
+        self._bytes = 0
+
+    def put(self, identity: str, file: Path) -> None:
+        """Take a complete file; `ContentCache.get` finds it once this batch is synced."""
+        size = file.stat().st_size
+        with self._lock, on_this_disk(self._top):
+            if self._batch is None:
+                self._batch, self._began, self._bytes = self._top / uuid.uuid4().hex, time.monotonic(), 0
+                self._batch.mkdir()
+            file.replace(self._batch / name_of(identity))
+            self._bytes += size
+            is_due = self._bytes >= BATCH_BYTES or time.monotonic() - self._began >= BATCH_SECONDS
+        if is_due:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sync what came so far and make it entries."""
+        with self._lock:
+            batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        try:
+            with on_this_disk(self._top):
+                durable.sync_below(batch)
+                for file in entries(batch):
+                    self._admit(Path(file.path), file.name)
+                durable.sync_below(self._top)  # the names, too: what lost its own would lie here unused for a day
+        finally:
+            shutil.rmtree(batch, ignore_errors=True)
+
+
+def name_of(identity: str) -> str:
+    """What an entry with this identity is called."""
+    return hashlib.sha256(identity.encode()).hexdigest()
