@@ -21,6 +21,8 @@ ALLOWED = {
     "demo": {"demo", "core", "settings"},
     "terminal": {"terminal", "core"},
     "systemd": {"systemd"},
+    "signals": {"signals", "core"},
+    "streams": {"streams"},
 }
 ENTRY_POINTS = {"wiring", "cli", "__init__", "doctor"}
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import structlog
@@ -23,9 +20,11 @@ from trainer.core.dataset import Task
 from trainer.core.errors import BadRequest, Misconfigured, TrainerError
 from trainer.core.job import JsonObject, RunRequest, Status
 from trainer.core.ports import RunTable
-from trainer.core.stop import StopReason, StopSignal
+from trainer.core.stop import StopSignal
 from trainer.logs import configure_logging
 from trainer.settings import Settings, journal_reads, read_settings
+from trainer.signals import signals_set
+from trainer.streams import fill_standard_streams
 
 log = structlog.get_logger()
 
@@ -34,7 +33,7 @@ app = typer.Typer(
     help=(
         "Insert a row, get a trained model.\n\n"
         "Without a command, runs the service: it claims queued runs, trains them on this machine and publishes the "
-        "models, until SIGTERM or Ctrl-C. Configuration comes from the environment and .env (see .env.example)."
+        "models, until SIGTERM, SIGHUP or Ctrl-C. Configuration comes from the environment and .env (see .env.example)."
     ),
     no_args_is_help=False,
     add_completion=False,
@@ -69,24 +68,6 @@ def serve(
                 log.warning("the drain time is over; runs that did not end will go on from their last checkpoint")
     except Misconfigured as error:
         _fail(*str(error).splitlines(), code=2)
-
-
-@contextmanager
-def signals_set(shutdown: StopSignal) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a shutdown; the second one means it. The old handlers are back afterwards."""
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if shutdown.must_stop:
-            # the children die with us (parent-death signal), and the journal tells the next process what was going on
-            os._exit(128 + number)
-        shutdown.set(StopReason.SHUTDOWN)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @app.command()
@@ -317,4 +298,5 @@ def _fail(*lines: str, code: int = 1) -> NoReturn:
 
 
 def main() -> None:
+    fill_standard_streams()
     app()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +18,16 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from trainer.core.errors import Misconfigured
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except (RuntimeError, OSError) as error:  # a user without a home, a working directory that was deleted
+        raise ValueError(f"cannot be made absolute ({error}); set it to a path that begins with /") from None
+
+
+Folder = Annotated[Path, AfterValidator(_absolute)]
 # a comma-separated list, as people write it in an environment file
 Names = Annotated[
     tuple[str, ...],
@@ -116,11 +126,33 @@ def read_settings() -> Settings:
 
     Raises Misconfigured that lists every bad variable, without showing any value that may be secret.
     """
+    if named := Settings.model_config.get("env_file"):
+        _check_environment_file(Path(str(named)))
     try:
         return Settings()
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors(include_url=False, include_context=False)]
         raise Misconfigured("\n".join(lines)) from None
+
+
+def _check_environment_file(path: Path) -> None:
+    """Raise Misconfigured for a file whose settings cannot be read; one that is not there is fine."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISCHR(mode):
+            return  # /dev/null in its place means no file
+        if not stat.S_ISREG(mode):
+            raise ValueError("not a file")
+        if "\0" in path.read_text(encoding="utf-8"):
+            raise ValueError("it holds NUL bytes")
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise Misconfigured(f"{path} is a link to a file that does not exist; create the file or remove the link.") from None
+    except (OSError, ValueError) as error:
+        raise Misconfigured(
+            f"{path} in the working directory cannot be read as settings ({error}); "
+            "correct it, or remove it and set the environment instead.",
+        ) from None
 
 
 def _explain(problem: Mapping[str, object]) -> str:
@@ -135,8 +167,9 @@ def _explain(problem: Mapping[str, object]) -> str:
 
 def service_manager() -> tuple[str | None, float | None]:
     """Where systemd listens, and the seconds after which its watchdog bites; None for what it did not ask for."""
-    watchdog = os.environ.get("WATCHDOG_USEC")
-    return os.environ.get("NOTIFY_SOCKET"), int(watchdog) / 1e6 if watchdog else None
+    watchdog = os.environ.get("WATCHDOG_USEC", "")
+    microseconds = int(watchdog) if watchdog.isascii() and watchdog.isdigit() and len(watchdog) < 20 else 0
+    return os.environ.get("NOTIFY_SOCKET") or None, microseconds / 1e6 or None
 
 
 def journal_reads(fd: int) -> bool:

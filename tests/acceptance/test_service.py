@@ -107,7 +107,9 @@ def test_finish_completes_a_run_early(home, data):
         assert row["trained_model_url"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "Ctrl-C", "SIGHUP"],
+)  # fmt: skip
 def test_a_signal_gives_the_run_back_and_exits_0(home, data, number):
     with running(home, {"seconds_per_epoch": 0.5}) as service:
         run_id = service.enqueue(data, epochs=8)
@@ -141,6 +143,39 @@ def test_a_second_signal_exits_at_once_and_the_run_goes_on_later(home, data):
         service.behave()
         service.start()
         assert service.wait(run_id, "completed")["attempt"] == 2
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_another_sighup_does_not_cut_the_drain_short(home, data, first):
+    """A terminal that closes sends several, and systemd can send one right after SIGTERM."""
+    with running(home, {"seconds_per_epoch": 0.5}) as service:
+        run_id = service.enqueue(data, epochs=8)
+        service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
+        service.process.send_signal(first)
+        for _ in range(3):
+            time.sleep(0.02)
+            service.process.send_signal(signal.SIGHUP)
+
+        assert service.process.wait(30) == 0
+        row = service.row(run_id)
+        assert (row["status"], row["failures"]) == ("queued", 0)
+        assert row["checkpoint"]["epoch"] >= 1
+
+
+def test_a_sighup_that_nohup_ignores_stays_ignored(home):
+    service = Service(home, {})
+    service.command = ["nohup", *service.command]
+    service.start()
+    try:
+        deadline = time.monotonic() + 10
+        while not (service.lines() and (home / "queue.db").exists()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        service.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert service.process.poll() is None
+        assert service.stop(signal.SIGTERM) == 0
+    finally:
+        service.process.kill()
 
 
 def gone(processes, seconds=5):
