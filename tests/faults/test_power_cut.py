@@ -14,8 +14,17 @@ from tests.faults.cloud import BUCKET, wait_for
 from tests.faults.conftest import QUICK
 from tests.faults.test_full_disk import completes
 from tests.faults.test_killed import stored_dataset
+from tests.unit.test_weights import YOLO11N, upload, weights
+from tests.unit.test_weights import release as release  # noqa: PLC0414 - a fixture
+from trainer.core.dataset import Task
 from trainer.core.job import Completed, Job, Lease, RunRequest
+from trainer.core.plan import ModelObject
+from trainer.core.ports import Worker
+from trainer.core.stop import StopSignal
+from trainer.jobs.sqlite import SqliteQueue
+from trainer.storage.local import LocalObjectStore
 from trainer.training.checkpoints import Progress, settle, take
+from trainer.training.weights import ModelFolder
 from trainer.worker.journal import Journal, leftovers
 
 
@@ -155,3 +164,55 @@ def test_damaged_tree_of_an_earlier_version_is_fetched_again(cloud, power_cut, h
 
     assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}
     assert len(downloads(cloud)) == fetched + 1
+
+
+@pytest.mark.parametrize("source", ["release", "bucket"])
+def test_weights_that_were_just_fetched_are_whole_after_a_power_cut(power_cut, tmp_path, release, source):
+    """They are not fetched again; a damaged file of an earlier version is."""
+    disk, store = power_cut("models"), LocalObjectStore(tmp_path / "store")
+    ref = upload(store, tmp_path, "best.pt", weights(b"best"))
+    model = ModelObject(ref=ref) if source == "bucket" else YOLO11N
+    folder = ModelFolder(
+        disk.place, store=store, artifacts_bucket=ref.bucket, run_of=lambda _: None, allow_download=True,
+        release_url=release.url,
+    )  # fmt: skip
+    path = folder.resolve(model, Task.DETECT, StopSignal())
+    content = path.read_bytes()
+
+    disk.strike()
+    disk.mend()
+    assert path.read_bytes() == content
+    path.unlink()
+    path.write_bytes(content)  # not synced
+    disk.strike()
+    disk.mend()
+    assert path.read_bytes() == b""
+
+    assert folder.resolve(model, Task.DETECT, StopSignal()).read_bytes() == content
+
+
+def test_ending_in_a_queue_file_survives_a_power_cut(power_cut):
+    """The journal is removed once the queue has the ending, so the queue must not lose it."""
+    disk = power_cut("home")
+    queue = SqliteQueue(disk.place / "queue.db")
+    run_id = queue.enqueue(RunRequest(data_yaml="/data"))
+    lease = queue.claim(Worker(id="w"), str(uuid.uuid4()), 60)
+    queue.finish(lease, Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt"), [])
+
+    disk.strike()
+    disk.mend()
+
+    assert SqliteQueue(disk.place / "queue.db").get(run_id)["status"] == "completed"
+
+
+def test_uploaded_object_survives_a_power_cut(power_cut, tmp_path):
+    disk = power_cut("home")
+    store = LocalObjectStore(disk.place / "storage")
+    content = weights()
+    ref = upload(store, tmp_path, "training_runs/x/1/best.pt", content)
+
+    disk.strike()
+    disk.mend()
+
+    store.download(ref, tmp_path / "back.pt", StopSignal())
+    assert (tmp_path / "back.pt").read_bytes() == content

@@ -21,6 +21,7 @@ from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, MachineFailed, ObjectMissing, Unavailable
 from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.disk import durable
 from trainer.remote.retry import RetryPolicy
 from trainer.storage.local import LocalObjectStore
 from trainer.training.weights import ModelFolder
@@ -150,6 +151,46 @@ def test_what_a_crash_left_of_a_download_is_used_up(folder, models, release):
     put(models, ".yolo11n.pt", b"half of it")
     folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert leftovers(models) == ["yolo11n.pt"]
+
+
+@pytest.mark.parametrize("damaged", [b"", weights()[:2000], b"\0" * 5000], ids=["empty", "cut", "zeros"])
+def test_damaged_published_model_is_downloaded_again(folder, models, release, damaged):
+    put(models, "yolo11n.pt", damaged)
+    path = folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
+    assert path.read_bytes() == release.body
+    put(models, "yolo11n.pt", damaged)
+    with pytest.raises(BadRequest, match=r"yolo11n\.pt.*not a complete PyTorch file"):
+        folder().resolve(YOLO11N, Task.DETECT, StopSignal())
+
+
+@pytest.mark.parametrize("damaged", [b"", weights()[:2000], b"\0" * 5000], ids=["empty", "cut", "zeros"])
+def test_damaged_model_of_a_run_is_fetched_again(folder, store, tmp_path, damaged):
+    there = folder()
+    ref = upload(store, tmp_path, "best.pt", weights(b"one"))
+    path = there.resolve(ModelObject(ref=ref), Task.DETECT, StopSignal())
+    path.write_bytes(damaged)
+    assert there.resolve(ModelObject(ref=ref), Task.DETECT, StopSignal()) == path
+    assert path.read_bytes() == weights(b"one")
+
+
+def test_damaged_weights_of_the_half_precision_check_are_removed_and_whole_ones_stay(folder, models):
+    put(models, "yolo11n.pt")
+    put(models, "yolo26n.pt", b"")
+    folder().resolve(YOLO11N, Task.DETECT, StopSignal())
+    assert leftovers(models) == ["yolo11n.pt"]
+    put(models, "yolo26n.pt")
+    folder().resolve(YOLO11N, Task.DETECT, StopSignal())
+    assert sorted(leftovers(models)) == ["yolo11n.pt", "yolo26n.pt"]
+
+
+def test_weights_are_synced_before_they_have_their_name(folder, store, models, release, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(durable, "sync", lambda path: synced.append(path.name))
+    there = folder(allow_download=True, release_url=release.url)
+    there.resolve(YOLO11N, Task.DETECT, StopSignal())
+    assert synced == [".yolo11n.pt", "models"]
+    path = there.resolve(ModelObject(ref=upload(store, tmp_path, "best.pt", weights())), Task.DETECT, StopSignal())
+    assert synced[-2:] == [f".{path.name}", ".runs"]
 
 
 def test_a_redirect_is_followed_as_release_pages_use_them(folder, release):

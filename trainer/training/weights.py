@@ -16,7 +16,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import assert_never
 
@@ -29,11 +29,13 @@ from trainer.core.job import JsonObject, Status
 from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
+from trainer.disk import durable
 from trainer.remote.download import NoConnection, download
 from trainer.remote.retry import RetryPolicy, retrying
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 _POLICY = RetryPolicy(tries=3, first_wait=0.5, longest_wait=5.0, total_seconds=1800.0)
+_AMP_WEIGHTS = "yolo26n.pt"  # Ultralytics loads them on a GPU to see whether half precision works
 _LARGEST = 2 << 30  # bytes; the largest published model has a tenth of it
 _UNUSED_SECONDS = 30 * 86_400.0  # after which a cached result of a run is removed
 
@@ -66,6 +68,7 @@ class ModelFolder:
         Raises BadRequest (nothing there, not a model, not published for the task), Unavailable, MachineFailed, Stopped.
         """
         with _disk_errors(self._folder):
+            self._drop_damaged_amp_weights()
             match model:
                 case OfficialModel():
                     return self._official(catalogue.resolve_name(model.stem, task), stop)
@@ -112,7 +115,7 @@ class ModelFolder:
 
     def _official(self, name: str, stop: StopSignal) -> Path:
         path = self._folder / f"{name}.pt"
-        if path.is_file():
+        if _is_archive(path) or (path.is_file() and not self._allow_download):
             return self._own(path.name)
         if not self._allow_download:
             raise BadRequest(
@@ -120,9 +123,16 @@ class ModelFolder:
                 "or set ALLOW_WEIGHTS_DOWNLOAD=1",
             )
         with self._locked(path.name, stop):
-            if not path.is_file():
+            if not _is_archive(path):  # damaged counts as missing
                 self._download(path, stop)
         return path
+
+    def _drop_damaged_amp_weights(self) -> None:
+        """Every training on a GPU would fail on them, and none needs them."""
+        path = self._folder / _AMP_WEIGHTS
+        if path.is_file() and not _is_archive(path):
+            with suppress(OSError):
+                path.unlink()
 
     def _download(self, path: Path, stop: StopSignal) -> None:
         url = f"{self._release_url}/{path.name}"
@@ -138,7 +148,7 @@ class ModelFolder:
         try:
             with _incoming(path) as incoming:
                 retrying(lambda: fetch(incoming), self._policy, stop)
-                incoming.replace(path)
+                durable.replace(incoming, path)
         except NoConnection as error:
             raise BadRequest(f"base_model: {path.name} is not on this worker, and there is {error}; {mend}") from error
         except BadRequest as error:
@@ -173,13 +183,13 @@ class ModelFolder:
         info = None if digest else self._store.stat(ref)
         path = self._folder / ".runs" / f"{digest or _identity(info)}.pt"
         with self._locked(path.name, stop):
-            if not path.is_file():
+            if not _is_archive(path):
                 _forget_unused(path.parent)
                 with _incoming(path) as incoming:
                     self._store.download(ref, incoming, stop, expected=info)
                     if digest and _sha256(incoming) != digest:
                         raise BadRequest(f"base_model = storage:{ref.key}: not the file that the run published")
-                    _must_be_model(incoming, f"base_model = storage:{ref.key}").replace(path)
+                    durable.replace(_must_be_model(incoming, f"base_model = storage:{ref.key}"), path)
             path.touch()
         return path
 
@@ -198,6 +208,11 @@ class ModelFolder:
             yield
         finally:
             lock.release()
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether it is there and not cut, as far as its directory says, which is at its end."""
+    return path.is_file() and zipfile.is_zipfile(path)
 
 
 def _is_intact(path: Path) -> bool:
