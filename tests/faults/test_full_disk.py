@@ -120,8 +120,8 @@ def test_a_disk_that_fails_under_the_results_costs_no_training(cloud, disk, host
     assert a.process.poll() is None
 
 
-def completes(cloud, run_id):
-    row = cloud.wait(run_id, "completed", "failed", seconds=60)
+def completes(cloud, run_id, seconds=60):
+    row = cloud.wait(run_id, "completed", "failed", seconds=seconds)
     assert row["status"] == "completed", row["error_message"]
     return row
 

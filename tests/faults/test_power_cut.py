@@ -21,6 +21,8 @@ from trainer.core.job import Completed, Job, Lease, RunRequest
 from trainer.core.plan import ModelObject
 from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
+from trainer.datasets.cache import ContentCache
+from trainer.datasets.kept_pixels import KeptPixels
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.storage.local import LocalObjectStore
 from trainer.training.checkpoints import Progress, settle, take
@@ -216,3 +218,43 @@ def test_uploaded_object_survives_a_power_cut(power_cut, tmp_path):
 
     store.download(ref, tmp_path / "back.pt", StopSignal())
     assert (tmp_path / "back.pt").read_bytes() == content
+
+
+def test_kept_pixels_are_whole_after_a_power_cut(power_cut):
+    """A training looks into three of them only."""
+    disk = power_cut("data")
+    images = {f"images/train/{number}.jpg": f"identity {number}" for number in range(5)}
+    one, two = disk.place / "one", disk.place / "two"
+    before = KeptPixels(ContentCache(disk.place / ".cache", max_bytes=1 << 30, reserve=0))
+    before.link(one, 16, images)
+    for place in images:
+        path = one / "pixels/16-3-fit" / f"{place}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(place.encode() * 1000)
+    assert before.take_over(one) == 5
+
+    disk.strike()
+    disk.mend()
+
+    KeptPixels(ContentCache(disk.place / ".cache", max_bytes=1 << 30, reserve=0)).link(two, 16, images)
+    for place in images:
+        assert (two / "pixels/16-3-fit" / f"{place}.npy").read_bytes() == place.encode() * 1000
+
+
+@pytest.mark.training
+@pytest.mark.timeout(280)
+def test_real_training_on_an_archive_survives_a_power_cut(cloud, power_cut, host):
+    """F3 (I6 I8 I11): cut right after the first run, with everything of the service on that disk."""
+    home, reference = power_cut("home"), stored_archive(cloud)
+    a = host(
+        "a", None, TRAINER_HOME=home.place, DATASET_ROOT=home.place / "datasets", RUNS_DIR=home.place / "runs",
+        MODELS_DIR=home.place / "models", FAST_LOADER=1,
+    )  # fmt: skip
+    settings = {"epochs": 2, "imgsz": 32, "batch": 4, "workers": 0, "compute": "cpu", "plots": False}
+    completes(cloud, cloud.enqueue(reference, **settings), seconds=120)
+
+    cut_power(a, home)
+
+    row = completes(cloud, cloud.enqueue(reference, **settings), seconds=120)
+    assert row["attempt"] == 1
+    assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -115,3 +116,18 @@ def test_temporary_paths_stay_short_enough_for_sockets(tmp_path):
     import shutil
 
     shutil.rmtree(folder)
+
+
+def test_lock_that_a_kill_or_a_power_cut_left_in_the_font_cache_is_removed(tmp_path):
+    fonts = tmp_path / "matplotlib"
+    fonts.mkdir()
+    left, fresh, odd = (fonts / f"{name}.json.matplotlib-lock" for name in ("left", "fresh", "odd"))
+    left.touch()
+    fresh.touch()
+    odd.mkdir()
+    for old in (left, odd):
+        os.utime(old, (1, 1))
+
+    child_environment.private_folder(tmp_path, tmp_path)
+
+    assert sorted(fonts.iterdir()) == [fresh, odd]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,6 +68,7 @@ _SETTINGS = {
 
 PRIVATE = "child-"  # how the name of a private folder begins, in the children's home
 PRIVATE_ELSEWHERE = "yolo-trainer-child-"  # and in the host's folder for temporary files
+_LONGEST_LOCK = 60.0  # seconds that writing a font list can take
 _LONGEST_TMPDIR = 70  # characters: a Unix socket below it has 107 at most, and torch makes some with long names
 
 
@@ -104,6 +107,7 @@ def private_folder(home: Path, weights: Path) -> Path:
     """
     for kept in (home / "matplotlib", home / "cuda"):
         kept.mkdir(parents=True, exist_ok=True)
+    _drop_left_locks(home / "matplotlib")
     roomy = len(str(home)) <= _LONGEST_TMPDIR - len(f"/{PRIVATE}12345678/tmp")
     folder = Path(tempfile.mkdtemp(prefix=PRIVATE, dir=home) if roomy else tempfile.mkdtemp(prefix=PRIVATE_ELSEWHERE))
     configuration = folder / "Ultralytics"
@@ -119,6 +123,14 @@ def private_folder(home: Path, weights: Path) -> Path:
     for name in ("Arial.ttf", "Arial.Unicode.ttf"):
         (configuration / name).symlink_to(font)
     return folder
+
+
+def _drop_left_locks(folder: Path) -> None:
+    """Matplotlib waits five seconds for a lock file, in every process, if a kill or a power cut left one."""
+    for lock in folder.glob("*.matplotlib-lock"):
+        with contextlib.suppress(OSError):  # training processes write here, so it may be anything
+            if time.time() - lock.stat().st_mtime > _LONGEST_LOCK:
+                lock.unlink()
 
 
 def _font() -> Path:
