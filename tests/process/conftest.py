@@ -83,12 +83,15 @@ class Trained:
     def of(self, kind):
         return [event for event in self.events if event.kind == kind]
 
+    def wait_for(self, heard):
+        with self.heard:
+            assert self.heard.wait_for(lambda: heard(self), timeout=10)
+
     def when(self, heard, act):
         """Call `act` from another thread once `heard(self)` is true."""
 
         def wait():
-            with self.heard:
-                assert self.heard.wait_for(lambda: heard(self), timeout=10)
+            self.wait_for(heard)
             act()
 
         thread = threading.Thread(target=wait, daemon=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.process.conftest import guardians, is_guardian
+from tests.process.conftest import Trained, guardians, is_guardian
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
 from trainer.training.process import ChildTrainer
@@ -173,6 +173,42 @@ def test_a_killed_guardian_takes_the_child_with_it(program):
         training.train()
     assert pids
     assert gone(pids)
+
+
+@pytest.mark.parametrize("name", ["leaks_children", "daemonizes"])
+def test_a_killed_guardian_leaves_no_grandchildren(program, tmp_path, leak_check, name):
+    """Also none in a session of its own, and none whose parent ended long before."""
+    training = program(name, str(tmp_path / "pids"), "wait")
+    training.when(lambda t: len(t.of("phase")) == 2, lambda: [guardian.kill() for guardian in guardians()])
+
+    with pytest.raises(MachineFailed):
+        training.train()
+
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert pids
+    assert not any(map(alive, pids))
+
+
+def test_a_killed_guardian_takes_nothing_of_another_training_with_it(program, tmp_path):
+    for name in ("killed", "other"):
+        (tmp_path / name).mkdir()
+    killed = Trained(tmp_path / "killed", program("leaks_children", str(tmp_path / "pids"), "wait").trainer)
+    other = Trained(tmp_path / "other", program("trains_quickly").trainer).behave(seconds_per_epoch=0.2)
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(other.train(epochs=10)))
+    thread.start()
+    other.wait_for(lambda t: t.of("epoch"))
+    (spared,) = guardians()
+    killed.when(
+        lambda t: len(t.of("phase")) == 2, lambda: [g.kill() for g in guardians() if g.pid != spared.pid],
+    )  # fmt: skip
+
+    with pytest.raises(MachineFailed):
+        killed.train()
+
+    assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+    thread.join(20)
+    assert ended[0].report["epochs_completed"] == 10
 
 
 SUPERVISOR = """

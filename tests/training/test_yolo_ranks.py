@@ -197,3 +197,21 @@ def test_rect_is_told_to_have_no_effect(tmp_path, dataset):
 
     assert shared_order(order, 8, told.append).plan.args["rect"] is False
     assert [event.code for event in told] == ["no_rect"]
+
+
+def test_a_killed_guardian_leaves_no_rank(two):
+    ranks_and_launcher = []
+
+    def kill_the_guardian(event):
+        if isinstance(event, BatchProgress) and event.epoch == 2 and not ranks_and_launcher:
+            (guardian,) = (child for child in psutil.Process().children() if "guardian.py" in " ".join(child.cmdline()))
+            ranks_and_launcher.extend(guardian.children(recursive=True))
+            guardian.kill()
+
+    two.stop_when = kill_the_guardian
+    with pytest.raises(MachineFailed):
+        two.train(epochs=50)
+
+    assert len(ranks_and_launcher) >= 3
+    running = [process for process in ranks_and_launcher if process.is_running()]
+    assert {process.status() for process in running} <= {psutil.STATUS_ZOMBIE}  # whoever adopted them has to reap them

@@ -8,8 +8,9 @@ It starts PROGRAM in a session of its own and then only waits.
 - When PROGRAM ends, so does everything that it started: as their subreaper the guardian inherits whatever was
   orphaned below it, also what made itself a session of its own, and it does not leave before all of it is reaped.
 - It deletes FOLDER (the program's private folder) and ends the way PROGRAM ended: same exit code, same signal.
-- If the guardian itself is killed, PROGRAM gets SIGKILL from the kernel. A parent-death signal straight from the
-  supervisor would not do: it comes at the death of the thread that started the process.
+- If the guardian itself is killed, PROGRAM gets SIGKILL from the kernel, and the supervisor ends what PROGRAM had
+  started (orphans.py). A parent-death signal straight from the supervisor would not do: it comes at the death of the
+  thread that started the process.
 """
 
 from __future__ import annotations

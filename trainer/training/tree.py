@@ -29,6 +29,7 @@ from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.removal import remove_tree
 from trainer.training.delivery import Delivery
 from trainer.training.guardian import descendants, kill_each
+from trainer.training.orphans import TREE, end_marked, new_mark
 from trainer.training.output import OutputLines
 from trainer.training.wire import LONGEST_LINE, WireError, decode_event
 
@@ -58,6 +59,7 @@ class ChildTree:
         self.ended = threading.Event()
         self.exit_code: int | None = None
         self.on_line: Callable[[str], str] = str  # what a line becomes on its way to the log
+        self._mark = new_mark()
         self._folder = folder
         self._in_use = contextlib.ExitStack()
         self._in_use.enter_context(locks.held(folder))
@@ -137,7 +139,7 @@ class ChildTree:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
-                env=dict(environment),
+                env={**environment, TREE: self._mark},
                 cwd=environment["TMPDIR"],
                 pass_fds=(lifeline, child_events),
                 start_new_session=True,
@@ -196,6 +198,7 @@ class ChildTree:
             self._hear_event(bytes(self._half_event))
         for line in self._output.close():
             self._hear_line(line)
+        end_marked(self._mark)  # a guardian that was killed left them; before its pid can be another's
         self.exit_code = self._process.wait()
         assert self._process.stdout
         self._process.stdout.close()
