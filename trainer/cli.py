@@ -66,8 +66,8 @@ def serve(
         with signals_set(shutdown), build_service(settings, shutdown) as daemon:
             if not daemon.run(shutdown):
                 log.warning("the drain time is over; runs that did not end will go on from their last checkpoint")
-    except Misconfigured as error:
-        _fail(*str(error).splitlines(), code=2)
+    except TrainerError as error:  # wrong settings, a folder that cannot be written, a queue file on a full disk
+        _fail(*str(error).splitlines(), code=2 if isinstance(error, Misconfigured) else 1)
 
 
 @app.command()
@@ -118,13 +118,17 @@ def status(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest runs to list.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Show a run's row, or list the newest runs."""
+    """Show a run's row, or list the newest runs and the workers that claim none."""
     from trainer import terminal
 
     with _table() as table:
         if run_id is None:
-            rows = table.recent(limit)
-            typer.echo(json.dumps({"runs": rows})) if as_json else terminal.show_list(rows)
+            rows, workers = table.recent(limit), table.workers()
+            if as_json:
+                typer.echo(json.dumps({"runs": rows, "workers": workers}))
+            else:
+                terminal.show_list(rows)
+                terminal.show_unhealthy(workers)
         else:
             row = _found(table.get(run_id), run_id)
             typer.echo(json.dumps(row)) if as_json else terminal.show_row(row)

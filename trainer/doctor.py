@@ -19,12 +19,13 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Misconfigured, ObjectMissing, TrainerError, Unavailable
 from trainer.core.job import JsonObject
 from trainer.core.names import storage_key
-from trainer.core.ports import ObjectStore
+from trainer.core.ports import ObjectStore, RunTable
 from trainer.core.stop import StopSignal
 from trainer.remote.clock import clock_skew
 from trainer.remote.supabase import role_of
 from trainer.settings import Settings, read_settings
 from trainer.wiring import Backend, open_backend
+from trainer.worker.self_test import write_and_read
 
 GIB = 2**30
 LEAST_FREE = 5 * GIB
@@ -64,6 +65,7 @@ def examine() -> Iterator[Check]:
     yield from _gpus()
     with _told("queue") as trouble, open_backend(settings, StopSignal()) as backend:
         yield from _queue(settings, backend)
+        yield from _worker(settings, backend.runs)
         if backend.url:
             yield from _clock(backend.url)
         yield from _buckets(settings, backend.store)
@@ -99,9 +101,7 @@ def _folders(settings: Settings) -> Iterator[Check]:
 
 def _writable(name: str, folder: Path) -> Check:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        write_and_read(folder)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         message = (
@@ -173,6 +173,18 @@ def _queue(settings: Settings, backend: Backend) -> Iterator[Check]:
     role = role_of(key.get_secret_value()) if backend.url and key else None
     access = f"{backend.url}, role {role or 'unknown'}" if backend.url else str(settings.trainer_home / "queue.db")
     yield Check(name="queue", state="ok", message=f"{access}, {schema}")
+
+
+def _worker(settings: Settings, runs: RunTable) -> Iterator[Check]:
+    """What the service of this host said last."""
+    try:
+        rows = [row for row in runs.workers() if row["worker_id"] == settings.worker_id]
+    except Misconfigured:  # a key of the restricted role may not read the table
+        return
+    for row in rows:
+        problem = row.get("status_message")
+        message = f"{settings.worker_id} claims no runs: {problem}" if problem else f"{settings.worker_id}, {row['status']}"
+        yield Check(name="worker", state="fault" if problem else "ok", message=f"{message} (last seen {row['last_seen']})")
 
 
 def _buckets(settings: Settings, store: ObjectStore) -> Iterator[Check]:

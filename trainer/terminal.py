@@ -53,6 +53,15 @@ def show_list(rows: list[JsonObject]) -> None:
     Console().print(table if rows else "No runs yet; `enqueue --data …` inserts one.")
 
 
+def show_unhealthy(workers: list[JsonObject]) -> None:
+    """The workers that claim no runs, a line each, with the reason."""
+    for worker in workers:
+        if worker.get("status_message"):
+            seen = str(worker["last_seen"])[:19]
+            told = f"worker {worker['worker_id']} claims no runs (last seen {seen}): {worker['status_message']}"
+            Console().print(Text(told, style="red"), soft_wrap=True)
+
+
 def show_row(row: JsonObject) -> None:
     """One run: its state, its metrics and where its files are."""
     results = row.get("results") or {}

@@ -12,6 +12,8 @@ from tests.acceptance.service import Service
 from tests.integration.whole_supabase import settings_for, storage_for
 from tests.supabase_stack import PostgREST
 from trainer import doctor, host
+from trainer.core.ports import Worker
+from trainer.jobs.sqlite import SqliteQueue
 
 TORCH = """
 class version:
@@ -307,6 +309,20 @@ def test_little_shared_memory_is_a_warning_with_the_switch_for_it(a_host):
 
     (warning,) = [check for check in a_host.findings("warning") if check.name == "shared memory"]
     assert "--shm-size" in warning.message
+
+
+def test_a_worker_that_claims_no_runs_is_told_with_its_reason(a_host):
+    a_host.set(WORKER_ID="gpu-7")
+    queue = SqliteQueue(a_host.home / "queue.db")
+    queue.report(Worker(id="gpu-7"), "RUNS_DIR: /runs has no space left.")
+    queue.report(Worker(id="gpu-8"), "another host's trouble")
+
+    fault = a_host.fault()
+
+    assert fault.name == "worker"
+    assert fault.message.startswith("gpu-7 claims no runs: RUNS_DIR: /runs has no space left. (last seen 20")
+    queue.claim(Worker(id="gpu-7"), "8d1a3a52-5f3a-4f1c-9a3d-000000000001", 60)
+    assert a_host.findings() == []
 
 
 def test_several_faults_are_all_found(a_host):

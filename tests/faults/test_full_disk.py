@@ -1,6 +1,7 @@
 """F14, F15: the disk fails, or the memory is full."""
 
 import re
+import zipfile
 
 import psutil
 import pytest
@@ -21,13 +22,19 @@ def lives_on(cloud, a, run_id, *said):
     return row
 
 
-def test_a_disk_that_is_too_full_to_train_is_said_before_the_training(cloud, disk, host):
-    """F14 (I6): RUNS_DIR has less than a training needs; said with numbers, and no training was started."""
-    a = host("a", QUICK, RUNS_DIR=disk("runs", mebibytes=20).place)
+def test_a_disk_that_is_too_full_to_train_is_said_before_the_training(cloud, disk, host, tmp_path):
+    """F14 (I6): RUNS_DIR has room for most runs, but not for this model; said with numbers, and no training was started."""
+    models = tmp_path / "models"
+    models.mkdir()
+    with zipfile.ZipFile(models / "large.pt", "w") as weights:
+        weights.writestr("data.pkl", bytes(20 * MIB))
+    a = host("a", QUICK, RUNS_DIR=disk("runs", mebibytes=400).place, MODELS_DIR=models)
 
-    row = lives_on(cloud, a, cloud.enqueue(epochs=2, max_attempts=1), "MiB free", "needs about", "RUNS_DIR")
+    run_id = cloud.insert(base_model="large.pt", configuration={"epochs": 2}, max_attempts=1)
+    row = lives_on(cloud, a, run_id, "MiB free", "needs about", "RUNS_DIR")
 
     assert cloud.epochs(row["id"]) == {}
+    completes(cloud, cloud.enqueue(epochs=2))
 
 
 def test_a_disk_that_is_full_before_the_first_batch_fails_that_run_only(cloud, disk, host):
@@ -149,7 +156,7 @@ def test_a_run_goes_on_from_its_checkpoint_once_there_is_space_again(cloud, disk
 
 def test_a_dataset_that_does_not_fit_is_not_trained_on_in_part(cloud, disk, host):
     """F14 (I6 I11): the cache's disk is full in the middle of a download; the cause is named, no part is left."""
-    data = disk("data", mebibytes=1).place
+    data = disk("data", mebibytes=40).place
     reference = stored_dataset(cloud)
     for number in range(3):
         picture = (cloud.data.parent / "images" / "train").glob("*").__next__().read_bytes()
