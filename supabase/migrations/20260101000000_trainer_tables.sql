@@ -150,6 +150,10 @@ begin
     new.lease_expires_at := null;
     new.host_failures := '{}';
   end if;
+  -- nothing resumes from it any more, and the worker removes its object
+  if new.status in ('completed', 'canceled') then
+    new.checkpoint := null;
+  end if;
   -- Somebody queues an ended run again: nothing of its end is left. The number of its attempts goes on.
   if old.status in ('completed', 'failed', 'canceled') and new.status = 'queued' then
     new.finish_requested := false;

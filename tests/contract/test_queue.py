@@ -445,6 +445,25 @@ def test_a_canceled_run_keeps_what_exists_and_has_no_model(queue_lab):
     assert (row["results"], row["trained_model_url"]) == ({"artifacts": [{"name": "last.pt"}]}, None)
 
 
+@pytest.mark.parametrize("name", ["completed", "canceled", "failed", "retry", "interrupted"])
+def test_only_a_run_that_may_resume_names_a_checkpoint(queue_lab, name):
+    lease = claimed(queue_lab)
+    assert queue_lab.queue.finish(lease, ENDINGS[name], [checkpoint(3, "k3")]) is Verdict.OK
+
+    named = queue_lab.queue.get(lease.job.id)["checkpoint"]
+
+    assert named is None if name in ("completed", "canceled") else named["key"] == "k3"
+
+
+def test_run_that_is_canceled_in_the_queue_names_no_checkpoint(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.queue.finish(lease, ENDINGS["interrupted"], [checkpoint(3, "k3")])
+
+    queue_lab.queue.cancel(lease.job.id)
+
+    assert queue_lab.queue.get(lease.job.id)["checkpoint"] is None
+
+
 def test_a_repeated_ending_is_accepted_and_changes_nothing(queue_lab):
     for name, outcome in ENDINGS.items():
         lease = claimed(queue_lab)

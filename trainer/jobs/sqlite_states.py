@@ -212,8 +212,10 @@ def get_run(tx: Transaction, run_id: str) -> JsonObject | None:
 
 
 def save(tx: Transaction, run: JsonObject) -> None:
-    forgiven: JsonObject = {"host_failures": {}} if Status(run["status"]).is_terminal else {}
-    tx.update("training_runs", "id", run | forgiven | {"updated_at": tx.at()})
+    ended: JsonObject = {"host_failures": {}} if Status(run["status"]).is_terminal else {}
+    if run["status"] in (Status.COMPLETED, Status.CANCELED):
+        ended["checkpoint"] = None  # nothing resumes from it any more, and the worker removes its object
+    tx.update("training_runs", "id", run | ended | {"updated_at": tx.at()})
 
 
 def cancel(tx: Transaction, run: JsonObject) -> None:
