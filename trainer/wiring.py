@@ -39,13 +39,14 @@ from trainer.worker.attempt import RunTimes, Workshop
 from trainer.worker.daemon import Daemon
 from trainer.worker.execution import Execution
 from trainer.worker.health import Health
-from trainer.worker.housekeeping import LEAST, Housekeeping, old_folders
+from trainer.worker.housekeeping import DAY, LEAST, Housekeeping, old_folders
 from trainer.worker.lease import LeaseTimes
 from trainer.worker.places import Places
 from trainer.worker.prefetch import Prefetcher
 from trainer.worker.pulse import Pulse
 from trainer.worker.self_test import Place, SelfTest
 from trainer.worker.slots import CPU, Slots
+from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 log = structlog.get_logger()
 
@@ -142,6 +143,14 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             journals=settings.trainer_home / "journal",
             keep_views=settings.keep_run_datasets,
         )
+        uploaded = UploadedCheckpoints(
+            settings.trainer_home / "uploaded",
+            store=backend.store,
+            bucket=settings.supabase_artifacts_bucket,
+            row_of=backend.runs.get,
+            places=places,
+            keep_seconds=settings.keep_runs_days * DAY,
+        )
         workshop = Workshop(
             datasets=datasets,
             weights=ModelFolder(
@@ -156,6 +165,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             artifacts_bucket=settings.supabase_artifacts_bucket,
             parse=plan_parser(settings),
             places=places,
+            uploaded=uploaded,
             times=run_times(settings),
             health=health,
         )
@@ -190,6 +200,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
                 [
                     trainer.tidy,
                     *(folders.sweep for folders in old_folders(places, settings.keep_runs_days)),
+                    uploaded.tidy,
                 ],
             ),
             pulse=pulse,

@@ -6,13 +6,14 @@ import shutil
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
 from tests.unit.worker_room import BUCKET, Room, in_background, save_checkpoint
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, RunFailed, Unavailable
-from trainer.core.job import Completed, Verdict
+from trainer.core.job import Completed, Job, RunRequest, Verdict
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote.retry import RetryPolicy
 from trainer.worker import attempt
@@ -434,7 +435,64 @@ def test_checkpoints_are_uploaded_on_the_timer_and_two_are_kept(room):
     assert room.row(run_id)["checkpoint"]["key"] in keys
 
 
-def test_a_checkpoint_does_not_leave_the_host_while_the_run_may_be_somebody_elses(tmp_path):
+def uploads_of(run_dir, room, store, confirm=lambda stop: None, told=print):
+    job = Job(id="r", request=RunRequest(data_yaml=None), attempt=1)
+    return CheckpointUploads(job, run_dir, store, BUCKET, room.uploaded(), 60, told, confirm, lambda key: True)
+
+
+@pytest.mark.parametrize("digest", ["../../../other/1", "", "A" * 64, "a" * 64 + "\n", "a" * 63])
+def test_checkpoint_with_an_odd_digest_is_not_uploaded(tmp_path, room, digest):
+    uploads = uploads_of(tmp_path, room, room.store)
+
+    uploads.saw(replace(save_checkpoint(tmp_path, 1), sha256=digest))
+
+    assert uploads.send_newest(StopSignal()) is None
+
+
+def test_only_files_among_the_runs_checkpoints_are_uploaded(tmp_path, room):
+    """The training process announces the path: a file of the host, or a link to one, stays here."""
+    (tmp_path / "secret.pt").write_text("a key of the service")
+    uploads = uploads_of(tmp_path / "run", room, room.store)
+    saved = save_checkpoint(tmp_path / "run", 1)
+    (tmp_path / "run" / "checkpoints" / "link.pt").symlink_to(tmp_path / "secret.pt")
+    (tmp_path / "run" / "checkpoints" / "folder").mkdir()
+    os.mkfifo(tmp_path / "run" / "checkpoints" / "pipe")
+
+    for name in ("../../secret.pt", str(tmp_path / "secret.pt"), "link.pt", "folder", "pipe", "..", ""):
+        uploads.saw(replace(saved, path=f"{tmp_path}/run/checkpoints/{name}"))
+        with pytest.raises(OSError):
+            uploads.send_newest(StopSignal())
+
+    uploads.saw(saved)
+    assert uploads.send_newest(StopSignal()).epoch == 1
+    assert [info.ref.key for info in room.store.list(BUCKET, "")] == [
+        f"training_runs/r/1/checkpoints/epoch-00001-{saved.sha256[:8]}.pt"
+    ]
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.uploading"))
+
+
+def test_training_cannot_name_the_rows_checkpoint(room):
+    """Only what the service itself uploaded becomes the state that another host resumes from."""
+    real = room.trainer.train
+
+    def train(order, stop, on_event, on_line):
+        def told(event):
+            on_event(replace(event, key="training_runs/other/1/best.pt") if event.kind == "checkpoint" else event)
+
+        return real(order, stop, told, on_line)
+
+    room.trainer.train = train
+    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
+    run_id = room.enqueue()
+    room.work()
+
+    assert room.row(run_id)["checkpoint"]["key"].startswith(f"training_runs/{run_id}/1/checkpoints/")
+    assert {event["data"].get("key") for event in room.queue.events(run_id) if event["kind"] == "checkpoint"} == {
+        None, room.row(run_id)["checkpoint"]["key"],
+    }  # fmt: skip
+
+
+def test_a_checkpoint_does_not_leave_the_host_while_the_run_may_be_somebody_elses(tmp_path, room):
     """F4: asked whose run it is, the heartbeat heard that it is lost."""
 
     def confirm(stop):
@@ -442,7 +500,7 @@ def test_a_checkpoint_does_not_leave_the_host_while_the_run_may_be_somebody_else
 
     sent = []
     store = type("Store", (), {"upload": lambda *arguments, **more: sent.append(arguments)})()
-    uploads = CheckpointUploads("runs/r/1", store, BUCKET, 60, print, confirm, lambda key: True)
+    uploads = uploads_of(tmp_path, room, store, confirm)
     uploads.saw(save_checkpoint(tmp_path, 1))
 
     with pytest.raises(Stopped):
@@ -469,8 +527,6 @@ def test_checkpoints_of_a_run_that_is_over_are_gone(room):
 
 
 def room_job(room, run_id):
-    from trainer.core.job import Job, RunRequest
-
     return Job(id=run_id, request=RunRequest(data_yaml=None))
 
 

@@ -25,6 +25,7 @@ from trainer.worker.lease import LeaseTimes
 from trainer.worker.places import Places
 from trainer.worker.pulse import Pulse
 from trainer.worker.slots import CPU, Slots
+from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 BUCKET = "training-artifacts"
 
@@ -152,6 +153,7 @@ class Room:
             "artifacts_bucket": BUCKET,
             "parse": TrainPlan.parse,
             "places": self.places,
+            "uploaded": self.uploaded(),
             "times": RunTimes(checkpoint=self.checkpoint_seconds, drain=self.drain_seconds),
             "health": self.health,
         }
@@ -163,6 +165,12 @@ class Room:
             pulse=Pulse(),
             timestamp_output=True,
         )
+
+    def uploaded(self, **parts) -> UploadedCheckpoints:
+        made_with = {
+            "store": self.store, "bucket": BUCKET, "row_of": self.queue.get, "places": self.places, "keep_seconds": 60,
+        }  # fmt: skip
+        return UploadedCheckpoints(self.home / "uploaded", **(made_with | parts))
 
     def enqueue(self, configuration=None, **more) -> str:
         configuration = {"epochs": 3, "compute": "cpu"} | (configuration or {})

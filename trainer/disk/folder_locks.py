@@ -41,7 +41,7 @@ class FolderLocks:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._held: set[int] = set()  # descriptors
+        self._held: list[tuple[Path, int]] = []  # with the lock's descriptor
 
     @contextmanager
     def held(self, folder: Path) -> Iterator[None]:
@@ -57,12 +57,12 @@ class FolderLocks:
             yield
             return
         with self._mutex:
-            self._held.add(lock)
+            self._held.append((folder, lock))
         try:
             yield
         finally:
             with self._mutex:
-                self._held.discard(lock)
+                self._held.remove((folder, lock))
             _release(path, lock)
 
     @contextmanager
@@ -86,10 +86,15 @@ class FolderLocks:
         finally:
             os.close(lock)
 
+    def is_held(self, folder: Path) -> bool:
+        """Whether this process uses `folder`."""
+        with self._mutex:
+            return any(held == folder for held, _ in self._held)
+
     def refresh(self) -> None:
         """Give a sign of life for every folder in use. To be called several times a day."""
         with self._mutex:
-            for lock in self._held:
+            for _, lock in self._held:
                 with contextlib.suppress(OSError):  # a full or unreachable disk: the next sign will do
                     os.utime(lock)
 

@@ -12,7 +12,7 @@ import structlog
 
 from trainer.core.dataset import DatasetOrder, PreparedDataset
 from trainer.core.errors import BadRequest, MachineFailed, Misconfigured, RunFailed, Unavailable, disk_failed
-from trainer.core.events import Event, Finished, Phase, PhaseStarted, Warned
+from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseStarted, Warned
 from trainer.core.job import (
     Canceled,
     Checkpoint,
@@ -38,10 +38,11 @@ from trainer.worker.health import Health
 from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
 from trainer.worker.places import Places
-from trainer.worker.publish import Publisher, prefix_of
+from trainer.worker.publish import Publisher
 from trainer.worker.record import Record
 from trainer.worker.resume import checkpoint_to_resume
 from trainer.worker.slots import SlotLoan
+from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 log = structlog.get_logger()
 
@@ -83,6 +84,7 @@ class Workshop:
     artifacts_bucket: str
     parse: Callable[[RunRequest], TrainPlan]
     places: Places
+    uploaded: UploadedCheckpoints
     times: RunTimes
     health: Health
 
@@ -111,9 +113,11 @@ class Attempt:
         self._view = workshop.places.view(job)
         self._publisher = Publisher(workshop.store, workshop.artifacts_bucket)
         self._checkpoints = CheckpointUploads(
-            prefix_of(job),
+            job,
+            self._run_dir,
             workshop.store,
             workshop.artifacts_bucket,
+            workshop.uploaded,
             workshop.times.checkpoint,
             record.event,
             heartbeat.confirm,
@@ -199,6 +203,8 @@ class Attempt:
         return path
 
     def _child_event(self, event: Event) -> None:
+        if isinstance(event, CheckpointSaved):
+            event = replace(event, key=None)  # what is in the bucket is for us to say
         self._checkpoints.saw(event)
         self._record.event(event)
 
@@ -307,14 +313,6 @@ class Attempt:
         except (Unavailable, Stopped, MachineFailed, OSError) as error:
             log.warning("the artifacts of the run stay on this host", run_id=self._job.id, error=str(error))
             return {"run_dir": str(self._run_dir), **self._progress.as_json()}
-
-    def forget(self) -> None:
-        """The run is over: remove what only another attempt would have used, here and in the bucket."""
-        for run_dir in self._do.places.run_dirs(self._job):
-            with contextlib.suppress(OSError):  # what stays goes with the run folder
-                remove_tree(run_dir / "checkpoints")
-            finished_note.forget(run_dir)
-        self._checkpoints.forget(self._job.checkpoint)
 
     def clean_up(self) -> None:
         self._do.datasets.discard(self._view, keep=self._do.places.keep_views)

@@ -1,9 +1,11 @@
-"""Checkpoints on their way to the bucket: sent on a timer while a run trains, and removed once it has ended."""
+"""Checkpoints on their way to the bucket: sent on a timer while a run trains."""
 
 from __future__ import annotations
 
 import contextvars
 import os
+import re
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +16,16 @@ import structlog
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import TrainerError
 from trainer.core.events import CheckpointSaved, Event
-from trainer.core.job import Checkpoint
+from trainer.core.job import Checkpoint, Job
 from trainer.core.ports import ObjectStore
 from trainer.core.stop import Stopped, StopSignal
+from trainer.worker.publish import prefix_of
+from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 log = structlog.get_logger()
 
 KEPT_IN_BUCKET = 2
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class CheckpointUploads:
@@ -28,17 +33,22 @@ class CheckpointUploads:
 
     def __init__(
         self,
-        prefix: str,
+        job: Job,
+        run_dir: Path,
         store: ObjectStore,
         bucket: str,
+        uploaded: UploadedCheckpoints,
         interval: float,
         on_event: Callable[[Event], None],
         confirm: Callable[[StopSignal], None],
         is_delivered: Callable[[str], bool],
     ) -> None:
-        self._prefix = prefix
+        self._run_id = job.id
+        self._prefix = prefix_of(job)
+        self._folder = run_dir / "checkpoints"
         self._store = store
         self._bucket = bucket
+        self._noted = uploaded
         self._interval = interval
         self._on_event = on_event
         self._confirm = confirm
@@ -49,14 +59,14 @@ class CheckpointUploads:
         self._sending = threading.Lock()
 
     def saw(self, event: Event) -> None:
-        """Remember a checkpoint that the training announced."""
-        if isinstance(event, CheckpointSaved) and event.key is None:
+        """Remember a checkpoint that the training announced. What it announces becomes names, so it has to look like one."""
+        if isinstance(event, CheckpointSaved) and _SHA256.fullmatch(event.sha256) and event.epoch >= 0:
             self._newest = event
 
     def send_newest(self, stop: StopSignal) -> Checkpoint | None:
         """Upload the newest checkpoint if it is not there yet; what the bucket has then, or None.
 
-        Raises Unavailable, Misconfigured or Stopped.
+        Raises Unavailable, Misconfigured, OSError or Stopped.
         """
         with self._sending:
             newest = self._newest
@@ -65,14 +75,9 @@ class CheckpointUploads:
                 return last
             self._confirm(stop)
             key = f"{self._prefix}/checkpoints/epoch-{newest.epoch:05d}-{newest.sha256[:8]}.pt"
-            kept = Path(newest.path).with_suffix(".uploading")
-            kept.unlink(missing_ok=True)
-            # the training replaces old generations while we send: a second name keeps this one, whole
-            os.link(newest.path, kept)
-            try:
+            with self._held(Path(newest.path).name) as kept:
+                self._noted.note(self._run_id, key)
                 self._store.upload(kept, ObjectRef(bucket=self._bucket, key=key), stop)
-            finally:
-                kept.unlink(missing_ok=True)
             sent = Checkpoint(epoch=newest.epoch, sha256=newest.sha256, bytes=newest.bytes, key=key)
             self._on_event(
                 CheckpointSaved(epoch=sent.epoch, sha256=sent.sha256, bytes=sent.bytes, path=newest.path, key=key),
@@ -81,22 +86,23 @@ class CheckpointUploads:
             self._drop_old()
             return sent
 
+    @contextmanager
+    def _held(self, name: str) -> Iterator[Path]:
+        """A second name of a checkpoint of this run, whole while the block runs: the training replaces old generations."""
+        kept = self._folder / "newest.uploading"
+        kept.unlink(missing_ok=True)
+        try:
+            os.link(self._folder / name, kept, follow_symlinks=False)
+            if not stat.S_ISREG(kept.lstat().st_mode):
+                raise OSError(f"the checkpoint {kept.name} is not a regular file")
+            yield kept
+        finally:
+            kept.unlink(missing_ok=True)
+
     def _drop_old(self) -> None:
         # the row points to the newest one that the queue has heard of: while it is out of reach, nothing may go
         while len(self._uploaded) > KEPT_IN_BUCKET and self._is_delivered(self._uploaded[1].key or ""):
-            self._delete(self._uploaded.pop(0))
-
-    def forget(self, inherited: Checkpoint | None) -> None:
-        """Remove this attempt's checkpoints from the bucket, and the one that it went on from."""
-        try:
-            for checkpoint in [*self._uploaded, *([inherited] if inherited else [])]:
-                self._delete(checkpoint)
-        except TrainerError as error:
-            log.warning("checkpoints of an ended run stay in the bucket", error=str(error))
-
-    def _delete(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.key is not None:
-            self._store.delete(ObjectRef(bucket=self._bucket, key=checkpoint.key))
+            self._noted.delete(self._run_id, self._uploaded.pop(0).key or "")
 
     @contextmanager
     def on_a_timer(self, stop: StopSignal) -> Iterator[None]:

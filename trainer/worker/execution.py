@@ -13,7 +13,7 @@ from contextlib import closing
 
 import structlog
 
-from trainer.core.job import Canceled, Completed, Failed, Lease, Verdict
+from trainer.core.job import Canceled, Completed, Lease, Verdict
 from trainer.core.ports import Queue, Reporter
 from trainer.core.progress import Progress
 from trainer.core.stop import StopSignal
@@ -50,8 +50,13 @@ class Execution:
 
     def run(self, lease: Lease, slot: SlotLoan, shutdown: StopSignal) -> None:
         """Work on the run until it is over, one way or another."""
+        uploaded, inherited = self._workshop.uploaded, lease.job.checkpoint
+        if inherited and inherited.key:
+            uploaded.note(lease.job.id, inherited.key)  # its worker may be gone for good
         with self._workshop.places.in_use(lease.job):
             self._run(lease, slot, shutdown)
+        if not shutdown.must_stop:
+            uploaded.settle(lease.job.id)
 
     def _run(self, lease: Lease, slot: SlotLoan, shutdown: StopSignal) -> None:
         job, places, stop = lease.job, self._workshop.places, shutdown.child()
@@ -78,5 +83,5 @@ class Execution:
                 # the lease is held until the ending is delivered; only a shutdown leaves that to the next process
                 with shutdown.borrowed_time(self._workshop.times.drain) as patience:
                     verdict = deliver(self._queue, journal, outcome, patience)
-            if verdict is Verdict.OK and isinstance(outcome, Completed | Failed | Canceled):
-                attempt.forget()
+            if verdict is Verdict.OK and isinstance(outcome, Completed | Canceled):
+                places.forget_training(job.id)

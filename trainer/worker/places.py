@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from trainer.core.job import Job
 from trainer.disk.folder_locks import FolderLocks
+from trainer.disk.removal import remove_tree
+from trainer.worker import finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,18 @@ class Places:
 
     def run_dirs(self, job: Job) -> list[Path]:
         """Those of all attempts that this host has made."""
-        return [self.runs / f"train_{job.id}", *self.runs.glob(f"train_{job.id}-*")]
+        return self._run_dirs(job.id)
+
+    def _run_dirs(self, run_id: str) -> list[Path]:
+        return [self.runs / f"train_{run_id}", *self.runs.glob(f"train_{run_id}-*")]
+
+    def forget_training(self, run_id: str) -> None:
+        """The run is over: remove what only another attempt would have used."""
+        for run_dir in self._run_dirs(run_id):
+            with contextlib.suppress(OSError):  # what stays goes with the run folder
+                remove_tree(run_dir / "checkpoints")
+            with contextlib.suppress(OSError):
+                finished.forget(run_dir)
 
     def view(self, job: Job) -> Path:
         return self.views / f"run_{job.id}{_suffix(job)}"
@@ -39,6 +53,10 @@ class Places:
             for folder in sorted({self.run_dir(job), *self.run_dirs(job), self.view(job)}):
                 locks.enter_context(self.locks.held(folder))
             yield
+
+    def is_worked_on(self, run_id: str) -> bool:
+        """Whether this host works on the run, or has something about it that the queue does not have yet. Raises OSError."""
+        return self.is_journaled(run_id) or any(self.locks.is_held(folder) for folder in self._run_dirs(run_id))
 
     def is_journaled(self, name: str) -> bool:
         """Whether a journal of this host is about the run `name`, which may have an attempt's suffix. Raises OSError."""

@@ -1,0 +1,200 @@
+"""Which checkpoints this service put into the bucket, on disk, so that each is removed once nobody needs it.
+
+One file per run, in a folder that no training can write to. Its lines:
+
+    {"bucket": …, "key": …, "at": …}   before an upload begins
+    {"deleted": key}                    after the object is gone
+
+A key is deleted because it is in here, and never because a row or an event names it: what they name is only kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import structlog
+
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import TrainerError
+from trainer.core.job import JsonObject, Status
+from trainer.core.ports import ObjectStore
+from trainer.core.stop import Stopped
+from trainer.disk import durable
+from trainer.worker.places import Places
+
+log = structlog.get_logger()
+
+RUNS_AT_ONCE = 100  # that one sweep asks the queue about
+FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0  # seconds without a try after the queue or the store did not answer
+OVER = (Status.COMPLETED, Status.CANCELED)
+
+
+class UploadedCheckpoints:
+    """The checkpoints of all runs of this host. Safe between threads and processes.
+
+    A failed run keeps the one that its row names for `keep_seconds`: the user may queue it again, and it resumes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        store: ObjectStore,
+        bucket: str,
+        row_of: Callable[[str], JsonObject | None],
+        places: Places,
+        keep_seconds: float,
+    ) -> None:
+        self._folder = folder
+        self._store = store
+        self._bucket = bucket
+        self._row_of = row_of
+        self._places = places
+        self._keep_seconds = keep_seconds
+        self._pause = 0.0
+        self._not_before = 0.0  # monotonic
+
+    def note(self, run_id: str, key: str) -> None:
+        """Take charge of an object, before it is written: it is removed one day, if it is a checkpoint of this run.
+
+        Without a disk the upload is worth more than the tidiness.
+        """
+        if not _is_checkpoint(run_id, key):
+            return
+        try:
+            self._append(run_id, {"bucket": self._bucket, "key": key, "at": time.time()})
+        except OSError as error:
+            log.warning("uploaded checkpoint not noted, it may stay in the bucket", key=key, error=str(error))
+
+    def delete(self, run_id: str, key: str) -> None:
+        """Remove one object, if it is of this run. Raises what the store raises."""
+        if not _is_checkpoint(run_id, key):
+            return
+        self._store.delete(ObjectRef(bucket=self._bucket, key=key))
+        try:
+            self._append(run_id, {"deleted": key})
+        except OSError as error:
+            log.debug("deleted checkpoint not noted, it will be deleted again", key=key, error=str(error))
+
+    def settle(self, run_id: str) -> None:
+        """Remove the checkpoints that the run's row leaves no use for; what fails is tried again by `tidy`."""
+        if time.monotonic() < self._not_before:
+            return
+        try:
+            self._settle(run_id)
+        except (TrainerError, Stopped, OSError) as error:
+            self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+            self._not_before = time.monotonic() + self._pause
+            log.warning("checkpoints stay in the bucket for now", run_id=run_id, error=str(error))
+        else:
+            self._pause = 0.0
+
+    def tidy(self) -> None:
+        """Settle what is due: the runs that were not looked at for the longest time, a limited number of them."""
+        for run_id in self._runs()[:RUNS_AT_ONCE]:
+            if time.monotonic() < self._not_before:
+                return
+            self.settle(run_id)
+
+    def _settle(self, run_id: str) -> None:
+        path = self._path(run_id)
+        try:
+            os.utime(path, follow_symlinks=False)  # looked at
+            noted = _read(path)
+        except FileNotFoundError:
+            return
+        if self._places.is_worked_on(run_id):
+            return
+        row = self._row_of(run_id)
+        if row is None or row["status"] in OVER:
+            self._places.forget_training(run_id)
+        needed = self._needed(row, max((entry["at"] for entry in noted.values()), default=0.0))
+        for key, entry in noted.items():
+            if key != needed and _is_checkpoint(run_id, key):
+                self._store.delete(ObjectRef(bucket=entry["bucket"], key=key))
+                self._append(run_id, {"deleted": key})
+        self._drop(run_id)
+
+    def _needed(self, row: JsonObject | None, last_upload: float) -> object:
+        """The key of the checkpoint that the run may still resume from."""
+        if row is None or row["status"] in OVER:
+            return None
+        if row["status"] == Status.FAILED and time.time() - last_upload > self._keep_seconds:
+            return None
+        checkpoint = row.get("checkpoint")
+        return checkpoint.get("key") if isinstance(checkpoint, dict) else None
+
+    def _runs(self) -> list[str]:
+        try:
+            with os.scandir(self._folder) as entries:
+                found = [
+                    (entry.stat(follow_symlinks=False).st_mtime, unquote(entry.name.removesuffix(".jsonl")))
+                    for entry in entries
+                    if entry.name.endswith(".jsonl") and entry.is_file(follow_symlinks=False)
+                ]
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning("notes of uploaded checkpoints cannot be read", folder=str(self._folder), error=str(error))
+            return []
+        return [run_id for _, run_id in sorted(found)]
+
+    def _path(self, run_id: str) -> Path:
+        return self._folder / f"{quote(run_id, safe='')}.jsonl"
+
+    def _append(self, run_id: str, line: JsonObject) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(run_id)
+        with _locked(path) as file:
+            is_new = os.fstat(file.fileno()).st_size == 0
+            file.write(b"\n" + json.dumps(line).encode() + b"\n")  # on a line of its own, also after a torn one
+            durable.sync(path)
+            if is_new:
+                durable.sync(self._folder)
+
+    def _drop(self, run_id: str) -> None:
+        path = self._path(run_id)
+        with _locked(path):
+            if not _read(path):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[FileIO]:
+    """The file, for this process alone."""
+    while True:
+        with path.open("ab", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # whoever held it before may have removed it
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield file
+                return
+
+
+def _read(path: Path) -> dict[str, JsonObject]:
+    """What is in the bucket: key → its entry. Raises OSError."""
+    noted: dict[str, JsonObject] = {}
+    for text in path.read_bytes().splitlines():
+        try:
+            line = json.loads(text)
+            if "deleted" in line:
+                noted.pop(line["deleted"], None)
+            else:
+                noted[str(line["key"])] = {"bucket": str(line["bucket"]), "at": float(line["at"])}
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a power cut
+    return noted
+
+
+def _is_checkpoint(run_id: str, key: str) -> bool:
+    """Whether it is the key of a checkpoint of this run, as `CheckpointUploads` makes them."""
+    form = rf"training_runs/{re.escape(run_id)}/\d+/checkpoints/epoch-\d+-[0-9a-f]{{8}}\.pt"
+    return re.fullmatch(form, key) is not None
