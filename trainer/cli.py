@@ -15,10 +15,10 @@ import structlog
 import typer
 
 from trainer import __version__
-from trainer.core.configuration import json_from_text
 from trainer.core.dataset import Task
 from trainer.core.errors import BadRequest, Misconfigured, TrainerError
 from trainer.core.job import JsonObject, RunRequest, Status
+from trainer.core.json_text import json_from_text
 from trainer.core.ports import RunTable
 from trainer.core.stop import StopSignal
 from trainer.logs import configure_logging

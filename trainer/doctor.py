@@ -22,7 +22,7 @@ from trainer.core.names import storage_key
 from trainer.core.ports import ObjectStore, RunTable
 from trainer.core.stop import StopSignal
 from trainer.remote.clock import clock_skew
-from trainer.remote.supabase import role_of
+from trainer.remote.supabase_access import role_of
 from trainer.settings import Settings, read_settings
 from trainer.wiring import Backend, open_backend
 from trainer.worker.self_test import write_and_read

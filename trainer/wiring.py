@@ -24,7 +24,7 @@ from trainer.datasets.kept_pixels import KeptPixels
 from trainer.datasets.prepare import CheckUp, FetchedDatasets
 from trainer.datasets.reference import Roots
 from trainer.jobs.sqlite import SqliteQueue
-from trainer.jobs.sqlite_file import SCHEMA_VERSION
+from trainer.jobs.sqlite_schema import SCHEMA_VERSION
 from trainer.remote.retry import RetryPolicy
 from trainer.remote.web import GuardedClient
 from trainer.reporting.fanout import Fanout

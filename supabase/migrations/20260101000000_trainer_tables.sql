@@ -175,6 +175,35 @@ end $$;
 create or replace trigger trainer_guard_ending before update of status on public.training_runs
   for each row when (old.status is distinct from new.status) execute function trainer.guard_ending();
 
+-- Refuses what no worker would read, with a sentence that an app can show.
+-- A trigger, because a CHECK would be evaluated again at every heartbeat, and a row that broke it before there was one could
+-- never be ended: every UPDATE of it would be refused.
+create or replace function trainer.guard_request() returns trigger
+language plpgsql set search_path = '' as $$
+declare
+  content text := new.configuration::text;
+  problem text := case
+    when length(new.run_name) > 1000 then 'run_name: longer than 1000 characters'
+    when length(new.base_model) > 1000 then 'base_model: longer than 1000 characters'
+    when length(new.data_yaml) > 10000 then 'data_yaml: longer than 10000 characters'
+    when length(content) > 1000000 then 'configuration: longer than 1000000 characters; send the settings only'
+    when jsonb_path_exists(new.configuration, '$.**{32} ? (@.type() == "object" || @.type() == "array")')
+      then 'configuration: nested deeper than 32 levels; send the settings only'
+    -- twice 200: a repetition in a regular expression ends at 255
+    when content ~ '([0-9]{200}){2}[0-9]' then 'configuration: a number in it has more than 400 digits'
+  end;
+begin
+  if problem is not null then
+    raise exception using errcode = 'check_violation', message = problem, schema = tg_table_schema, table = tg_table_name,
+      constraint = 'trainer_request_' || split_part(problem, ':', 1);
+  end if;
+  return new;
+end $$;
+
+create or replace trigger trainer_guard_request
+  before insert or update of run_name, base_model, data_yaml, configuration on public.training_runs
+  for each row execute function trainer.guard_request();
+
 do $$
 declare
   touched text;

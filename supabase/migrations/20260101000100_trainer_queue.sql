@@ -21,9 +21,12 @@ declare
   device jsonb;
   devices integer := 0;
 begin
-  if jsonb_typeof(configuration) = 'string' then  -- JSON text inside the JSON column is legal
+  -- every claim reads this of every run in its way: what is large is not read, asks for nothing, and fails as a request
+  if pg_catalog.pg_column_size(configuration) > 1000000 then
+    configuration := null;
+  elsif jsonb_typeof(configuration) = 'string' then  -- JSON text inside the JSON column is legal
     begin
-      configuration := (configuration #>> '{}')::jsonb;
+      configuration := case when length(configuration #>> '{}') <= 1000000 then (configuration #>> '{}')::jsonb end;
     exception when others then
       configuration := null;
     end;
@@ -36,11 +39,11 @@ begin
     device := configuration -> 'device';
     if jsonb_typeof(device) = 'array' then
       devices := jsonb_array_length(device);
-    elsif jsonb_typeof(device) = 'string' then
+    elsif jsonb_typeof(device) = 'string' and length(device #>> '{}') <= 1000 then
       devices := (select count(*) from regexp_split_to_table(device #>> '{}', ',') as part where part ~ '\S');
     end if;
   end if;
-  gpus := greatest(coalesce(gpus, 0), case when devices > 1 then devices else 0 end);
+  gpus := greatest(coalesce(gpus, 0), case when devices between 2 and 64 then devices else 0 end);
   gpu_memory_gb := coalesce(gpu_memory_gb, 0);
 end $$;
 
@@ -49,6 +52,11 @@ language sql immutable parallel safe set search_path = '' as $$
   select needs.gpus <= coalesce(trainer.number(capabilities -> 'gpus'), 0)
      and needs.gpu_memory_gb <= coalesce(trainer.number(capabilities -> 'gpu_memory_gb'), 0)
   from trainer.requirements(configuration) as needs
+$$;
+
+create or replace function trainer.next(count integer) returns integer
+language sql immutable parallel safe set search_path = '' as $$
+  select least(count, 2147483646) + 1  -- a count at the end of its range must not stop the queue
 $$;
 
 create or replace function trainer.back_off(failures integer) returns interval
@@ -192,7 +200,7 @@ declare
   worker text := coalesce(run.worker_id, '');
 begin
   if not host_failed or not run.host_failures ? worker then
-    run.failures := run.failures + 1;
+    run.failures := trainer.next(run.failures);
   end if;
   if host_failed then
     run.host_failures := run.host_failures || jsonb_build_object(
@@ -204,7 +212,7 @@ end $$;
 -- The pause before the next attempt; it grows also with those that do not count.
 create or replace function trainer.pause_after(run public.training_runs) returns interval
 language sql set search_path = '' as $$
-  select trainer.back_off(run.failures + coalesce(sum(trainer.number(value) - 1), 0)::integer)
+  select trainer.back_off(least(run.failures + coalesce(sum(trainer.number(value) - 1), 0), 100)::integer)
   from jsonb_each(run.host_failures)
 $$;
 
@@ -232,7 +240,7 @@ begin
   for update;
   if run.status = 'queued' then
     run.status := 'running';
-    run.failures := greatest(run.failures - 1, 0);
+    run.failures := greatest(run.failures, 1) - 1;
     run.not_before := null;
     run.error_message := null;
   end if;
@@ -263,7 +271,7 @@ begin
       perform trainer.record(run.id, run.attempt, 'canceled',
         jsonb_build_object('reason', 'The run was to be canceled, and its worker is gone.', 'worker_id', run.worker_id));
     else
-      run.failures := run.failures + 1;
+      run.failures := trainer.next(run.failures);
       perform trainer.record(run.id, run.attempt, 'lease_expired',
         jsonb_build_object('reason', 'The worker stopped renewing its lease.', 'worker_id', run.worker_id));
       if run.failures >= run.max_attempts then
@@ -330,7 +338,7 @@ begin
     run.status := 'running';
     run.worker_id := claim_training_run.worker_id;
     run.claim_id := claim_training_run.claim_id;
-    run.attempt := run.attempt + 1;
+    run.attempt := trainer.next(run.attempt);
     run.started_at := coalesce(run.started_at, now());
     run.heartbeat_at := now();
     run.lease_expires_at := now() + make_interval(secs => lease_seconds);

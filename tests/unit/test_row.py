@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from trainer.core.errors import BadRequest, Misconfigured
+from trainer.core.errors import BadRequest, Unavailable
 from trainer.core.job import Canceled, Checkpoint, Completed, Failed, Retry, RunEvent, RunRequest, Status
 from trainer.core.ports import Worker
 from trainer.jobs import row as rows
+from trainer.jobs.requirements import requirements
 
+KEY = "training_runs/0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa/3/checkpoints/epoch-00007-ab.pt"
 ROW = {
     "id": "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa",
     "run_name": "nuts",
@@ -19,7 +21,7 @@ ROW = {
     "configuration": {"epochs": 3},
     "priority": 2,
     "attempt": 4,
-    "checkpoint": {"epoch": 7, "sha256": "ab", "bytes": 12, "key": "k"},
+    "checkpoint": {"epoch": 7, "sha256": "ab", "bytes": 12, "key": KEY},
     "status": "running",
 }
 
@@ -31,7 +33,7 @@ def test_a_row_becomes_a_job():
         data_yaml="storage:datasets/p/s/data.yaml", base_model="YOLOv8n", configuration={"epochs": 3}, name="nuts", priority=2,
     )
     assert (job.attempt, job.gpus) == (4, 1)
-    assert job.checkpoint == Checkpoint(epoch=7, sha256="ab", bytes=12, key="k")
+    assert job.checkpoint == Checkpoint(epoch=7, sha256="ab", bytes=12, key=KEY)
 
 
 def test_a_row_of_nothing_but_an_id_becomes_a_job():
@@ -48,13 +50,95 @@ def test_a_row_of_nonsense_becomes_a_job(nonsense):
     assert job.request.data_yaml is None or isinstance(job.request.data_yaml, str)
 
 
-def test_a_row_without_an_id_is_a_matter_for_the_operator():
-    with pytest.raises(Misconfigured, match="without an id: apply the migrations"):
-        rows.job_of({"status": "queued"})
+@pytest.mark.parametrize("run_id", [None, "", 7, ["x"], "../x", "a/b", "a b", "x" * 65, "x\x00", "é", math.nan])
+def test_row_without_a_valid_id_is_no_answer_of_the_queue(run_id):
+    with pytest.raises(Unavailable, match="no valid id"):
+        rows.job_of({"id": run_id, "status": "queued"})
+
+
+@pytest.mark.parametrize("attempt", [-1, 1_000_001, 2**31 - 1])
+def test_run_with_an_impossible_attempt_is_unreadable(attempt):
+    assert f"attempt = {attempt}: must be from 0 to 1000000" in rows.job_of({"id": "x", "attempt": attempt}).request.unreadable
+
+
+def test_unreadable_row_is_a_job_that_says_why():
+    job = rows.job_of({"id": "x", "attempt": 2}, "The row is larger than 4 MiB.")
+    assert (job.id, job.attempt, job.request.unreadable) == ("x", 2, "The row is larger than 4 MiB.")
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        {"epoch": 1e300, "sha256": "ab", "bytes": 12, "key": KEY},
+        {"epoch": 10**400, "sha256": "ab", "bytes": 12, "key": KEY},
+        {"epoch": -1, "sha256": "ab", "bytes": 12, "key": KEY},
+        {"epoch": 7, "sha256": "ab", "bytes": -12, "key": KEY},
+        {"epoch": 7, "sha256": ["ab"], "bytes": 12, "key": KEY},
+        {"epoch": 7, "sha256": "ab", "bytes": 12, "key": {"a": 1}},
+        {"epoch": 7, "sha256": "ab", "bytes": 12, "key": "training_runs/of-another-run/1/weights/best.pt"},
+        {"epoch": 7, "sha256": "ab", "bytes": 12, "key": f"training_runs/{ROW['id']}/../x/1/weights/best.pt"},
+        {"epoch": 7, "sha256": "ab", "bytes": 12, "key": f"training_runs/{ROW['id']}/1/checkpoints/.."},
+        {"epoch": 7, "sha256": "ab", "bytes": 12, "key": f"training_runs/{ROW['id']}/1/best.pt"},
+        {"epoch": 7, "sha256": "ab", "bytes": 12, "key": ""},
+    ],
+)  # fmt: skip
+def test_checkpoint_that_is_not_the_runs_own_is_none(checkpoint):
+    assert rows.job_of({"id": ROW["id"], "checkpoint": checkpoint}).checkpoint is None
+
+
+@pytest.mark.parametrize(
+    ("created_at", "started_at", "waited"),
+    [
+        ("2026-01-01T00:00:00+00:00", "2026-01-01T00:00:02.5+00:00", 2.5),
+        ("2026-01-02T00:00:00+00:00", "2026-01-01T00:00:00+00:00", 0.0),
+        ("infinity", "2026-01-01T00:00:00+00:00", None),
+        ("-infinity", "infinity", None),
+        ("0044-03-15T00:00:00 BC", "2026-01-01T00:00:00+00:00", None),
+        ("294276-12-31T23:59:59+00:00", "294276-12-31T23:59:59+00:00", None),
+        ("2026-01-01", "2026-01-01T00:00:00+00:00", None),
+    ],
+)
+def test_time_in_the_queue_is_known_where_both_times_are(created_at, started_at, waited):
+    assert rows.job_of({"id": "x", "created_at": created_at, "started_at": started_at}).waited == waited
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [('{"a": 1}', {"a": 1}), ("null", None), ('"text"', "text"), (None, None), ({"a": 1}, {"a": 1})],
+)
+def test_json_column_is_read_from_its_text(text, value):
+    assert rows.json_column("configuration", text) == value
+
+
+@pytest.mark.parametrize("text", ["", "{", "NaN", "9" * 5000, "[" * 1500, "x" * 1_000_001])
+def test_json_column_that_cannot_be_read_stays_its_text(text):
+    assert rows.json_column("configuration", text) == text
+    assert isinstance(rows.json_column("configuration", text), rows.UnreadJson)
+
+
+def test_only_the_configuration_is_bounded_in_length():
+    text = json.dumps(["x" * 2_000_000])
+    assert rows.json_column("results", text) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        ({"name": "x" * 1001}, "run_name: longer than 1000 characters"),
+        ({"base_model": "x" * 1001}, "base_model: longer than 1000 characters"),
+        ({"data_yaml": "x" * 10_001}, "data_yaml: longer than 10000 characters"),
+        ({"configuration": json.loads("[" * 33 + "]" * 33)}, "configuration: nested deeper than 32 levels"),
+        ({"configuration": {"text": "x" * 1_000_000}}, "configuration: longer than 1000000 characters"),
+        ({"configuration": {"epochs": 10**401}}, "configuration: a number in it, 10000000000000000000…, has more than 400"),
+    ],
+)
+def test_request_that_no_worker_would_read_is_refused(request_, reason):
+    with pytest.raises(BadRequest, match=reason):
+        rows.insert_of(RunRequest(**{"data_yaml": "d", **request_}))
 
 
 def test_a_lease_is_trusted_from_before_the_question():
-    lease = rows.lease_of(ROW, "w1", "c1", 60, asked_at=1000.0)
+    lease = rows.lease_of(rows.job_of(ROW), "w1", "c1", 60, asked_at=1000.0)
     assert (lease.worker_id, lease.claim_id, lease.seconds, lease.trusted_until) == ("w1", "c1", 60, 1060.0)
     assert lease.job == rows.job_of(ROW)
 
@@ -136,7 +220,7 @@ def test_a_worker_offers_its_capabilities_and_the_hardware_that_has_a_column():
     ],
 )
 def test_what_a_configuration_requires(configuration, gpus, memory):
-    needed = rows.requirements(configuration)
+    needed = requirements(configuration)
     assert (needed.gpus, needed.gpu_memory_gb) == (gpus, memory)
 
 
@@ -177,4 +261,4 @@ def test_whatever_comes_is_made_storable(value, stored):
 def test_what_is_nested_without_end_is_cut():
     endless = []
     endless.append(endless)
-    assert json.dumps(rows.clean(endless)).count("[") == 100
+    assert json.dumps(rows.clean(endless)).count("[") == 32

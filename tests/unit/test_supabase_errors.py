@@ -11,7 +11,8 @@ from postgrest.exceptions import APIError
 
 from trainer.core.errors import Misconfigured, TrainerError, Unavailable
 from trainer.remote import supabase as remote
-from trainer.remote.supabase import CallLimits, Project, checked_key, checked_url, role_of, translated
+from trainer.remote.supabase import CallLimits, Project, translated
+from trainer.remote.supabase_access import checked_key, checked_url, role_of
 
 KEY = jwt.encode({"role": "service_role"}, "a-key-that-is-long-enough-for-the-library", "HS256")
 

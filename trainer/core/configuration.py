@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +16,11 @@ from typing import TypeVar
 
 from trainer.core import arguments
 from trainer.core.job import Json
+from trainer.core.json_text import TOO_DEEP, is_too_deep, json_from_text
 
 T = TypeVar("T")
 
-_LONGEST_TEXT = 1_000_000  # characters of a configuration given as text
 _MOST_HINTS = 50
-_DEEPEST = 32  # levels of nesting in a typed configuration; the queues keep more
 _DEEPEST_BLANK = 3  # levels inside a setting that are searched for blank values
 
 # sections that people nest settings into
@@ -119,40 +117,6 @@ def _is_small(value: object, depth: int = 4) -> bool:
     return not (isinstance(value, int) and value.bit_length() > 200)
 
 
-def json_from_text(text: str) -> Json:
-    """The JSON value in a text that a person typed.
-
-    Raises ValueError with a sentence for what is not JSON, for numbers that JSON or a database cannot hold (NaN, Infinity,
-    1e999), and for nesting deeper than 32 levels.
-    """
-    too_deep = f"nested deeper than {_DEEPEST} levels; send the settings only"
-    try:
-        value = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_finite_whole)
-    except RecursionError:
-        raise ValueError(too_deep) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error})") from None
-    level = [value]
-    for _ in range(_DEEPEST):
-        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
-        level = [item for items in inner for item in items]
-    if any(isinstance(item, dict | list) for item in level):
-        raise ValueError(too_deep)
-    return value
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is not a number that can be stored; leave the setting out for its default")
-    return number
-
-
-def _finite_whole(text: str) -> int:
-    _finite(text)  # first: Python refuses to read an int of thousands of digits
-    return int(text)
-
-
 @dataclass(frozen=True)
 class Setting:
     """A value and the spelling under which it was given; the deeper its section, the more it was meant."""
@@ -200,18 +164,18 @@ class Configuration:
         for _ in range(3):
             if not isinstance(raw, str) or is_blank(raw):
                 break
-            if len(raw) > _LONGEST_TEXT:
-                self.problems.append(f"{where}: longer than {_LONGEST_TEXT} characters; send the settings only")
-                return None
             try:
-                raw = json.loads(raw)
-            except (ValueError, RecursionError):
-                self.problems.append(f"{where} = {shown(raw)}: must be a JSON object, and this text is not JSON")
+                raw = json_from_text(raw)
+            except ValueError as error:
+                self.problems.append(f"{where} = {shown(raw)}: cannot be read: {error}")
                 return None
         if is_blank(raw):
             return None
         if not isinstance(raw, Mapping):
             self.problems.append(f'{where} = {shown(raw)}: must be a JSON object like {{"epochs": 50}}')
+            return None
+        if is_too_deep(raw):
+            self.problems.append(f"{where}: {TOO_DEEP}")
             return None
         return {str(key): value for key, value in raw.items()}
 

@@ -69,13 +69,17 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What somebody asked for, unparsed: see `TrainPlan.parse` for what it means."""
+    """What somebody asked for, unparsed: see `TrainPlan.parse` for what it means.
+
+    `unreadable` says why its row cannot be served at all; the plan is then refused with that sentence.
+    """
 
     data_yaml: str | None
     base_model: str | None = None
     configuration: Json = None
     name: str = "run"
     priority: int = 0
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +103,8 @@ class Job:
 class Lease:
     """The right to work on a run, for as long as the database says so.
 
-    `claim_id` is the fence: every later write carries it. `trusted_until` is a local monotonic time, taken before
-    the claim was sent; after it, only the database knows who owns the run.
+    `claim_id` is the fence: every later write carries it. `trusted_until` is a local time (core/boottime.py), taken
+    before the claim was sent; after it, only the database knows who owns the run.
     """
 
     job: Job

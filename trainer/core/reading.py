@@ -41,6 +41,8 @@ def read_plan(
     request: RunRequest, exports_available: frozenset[str], artifacts_bucket: str, workers: int | None
 ) -> TrainPlan:
     """The plan of a request. Raises `BadRequest` with every problem."""
+    if request.unreadable:
+        raise BadRequest([request.unreadable])
     reading = _Reading(Configuration.read(request.configuration), workers)
     plan = reading.plan(request, exports_available, artifacts_bucket)
     if reading.found.problems:

@@ -1,7 +1,8 @@
 """A `training_runs` row and our types: the only file that knows which column holds what.
 
-A row is a JSON object as PostgREST returns it and as the SQLite adapter builds it. Reading never fails because of
-what somebody wrote into a JSON column: `configuration` stays unparsed and `TrainPlan.parse` says what is wrong with it.
+A row is a JSON object as the SQLite adapter builds it and as PostgREST returns it, with its JSON columns as text. Whatever
+somebody wrote into a row, reading it raises nothing: what cannot be read stays text or is said in `RunRequest.unreadable`,
+and `TrainPlan.parse` refuses it with a sentence.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import assert_never
 
-from trainer.core.errors import BadRequest, Misconfigured
+from trainer.core.configuration import shown
+from trainer.core.errors import BadRequest, Unavailable
 from trainer.core.job import (
     Canceled,
     Checkpoint,
@@ -29,123 +31,121 @@ from trainer.core.job import (
     RunRequest,
     Status,
 )
+from trainer.core.json_text import DEEPEST, TOO_DEEP, is_too_deep, json_from_text
 from trainer.core.ports import Worker
+from trainer.jobs.requirements import requirements
 
 CANCELED_BY_USER = "Canceled by user."
+JOB_COLUMNS = (  # what `job_of` reads
+    "id", "run_name", "data_yaml", "base_model", "configuration", "priority", "attempt", "checkpoint", "told_epoch",
+    "created_at", "started_at",
+)  # fmt: skip
+COLUMNS = (  # what the table's users read
+    *JOB_COLUMNS, "project_id", "step_id", "status", "results", "trained_model_url", "created_by", "is_deployed",
+    "deployment_status", "deployment_date", "deployment_url", "completed_at", "canceled_at", "cancel_requested", "worker_id",
+    "error_message", "updated_at", "max_attempts", "failures", "host_failures", "claim_id", "lease_expires_at", "heartbeat_at", "not_before",
+    "progress_epoch", "finish_requested",
+)  # fmt: skip
+JSON_COLUMNS = frozenset({"configuration", "results", "checkpoint", "data", "host_failures"})
 HARDWARE = (  # the columns of trainer_workers that a worker fills itself
     "version", "slots", "device_type", "compute_type", "gpu_name", "gpu_model", "gpu", "gpu_memory_gb", "gpu_vram_gb",
     "gpu_memory_mb", "gpu_vram_mb", "cpu_model", "cpu", "ram_gb",
 )  # fmt: skip
+LONGEST = {"run_name": 1000, "base_model": 1000, "data_yaml": 10_000}  # characters; as in trainer.guard_request
 
 _INT4 = 2**31 - 1
-_DEEPEST = 100  # levels of nesting; no results and no configuration of ours come near
-_NUMBER = re.compile(r"\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*", re.ASCII)
+_MOST_ATTEMPTS = 1_000_000
+_RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}", re.ASCII)  # it names folders and objects
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 # ── from the row ──
 
 
-def job_of(row: Mapping[str, Json]) -> Job:
-    """The run in a row, whatever its JSON columns hold."""
+class UnreadJson(str):
+    """The text of a JSON column that is not JSON, or out of bounds. It is written back as it is."""
+
+    __slots__ = ()
+
+
+def json_column(name: str, value: Json) -> Json:
+    """The value in a JSON column given as text; `UnreadJson` when it cannot be read. Any other value is itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        # only what strangers write is bounded in length: a worker's results are bounded where they are made
+        return json_from_text(value) if name == "configuration" else json_from_text(value, longest=len(value))
+    except ValueError:
+        return UnreadJson(value)
+
+
+def is_run_id(value: Json) -> bool:
+    """Whether a value may be a run's id. It names folders and objects, and nothing else may name them."""
+    return isinstance(value, str) and _RUN_ID.fullmatch(value) is not None
+
+
+def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
+    """The run in a row, whatever its other columns hold. Raises Unavailable for a row without an id."""
     run_id = row.get("id")
-    if not run_id:
-        raise Misconfigured("training_runs returned a row without an id: apply the migrations in supabase/migrations/.")
+    if not is_run_id(run_id):
+        raise Unavailable("training_runs answered with a row that has no valid id: is a proxy or another program in between?")
     request = RunRequest(
         data_yaml=_text(row.get("data_yaml")),
         base_model=_text(row.get("base_model")),
         configuration=row.get("configuration"),
-        name=_text(row.get("run_name")) or "run",
-        priority=_whole(row.get("priority")) or 0,
+        name=(_text(row.get("run_name")) or "run")[: LONGEST["run_name"]],
+        priority=whole(row.get("priority")) or 0,
+        unreadable=unreadable or _problem(row),
     )
     return Job(
         id=str(run_id),
         request=request,
-        attempt=_whole(row.get("attempt")) or 0,
-        checkpoint=checkpoint_of(row.get("checkpoint")),
-        told_epoch=_whole(row.get("told_epoch")) or 0,
+        attempt=whole(row.get("attempt")) or 0,
+        checkpoint=_own_checkpoint(row.get("checkpoint"), str(run_id)),
+        told_epoch=max(0, whole(row.get("told_epoch")) or 0),
         gpus=max(1, math.ceil(requirements(request.configuration).gpus)),
         waited=_seconds_between(row.get("created_at"), row.get("started_at")),
     )
 
 
+def _problem(row: Mapping[str, Json]) -> str | None:
+    """What makes a run impossible that is not part of its request."""
+    attempt = whole(row.get("attempt")) or 0
+    if not 0 <= attempt <= _MOST_ATTEMPTS:
+        return f"attempt = {attempt}: must be from 0 to {_MOST_ATTEMPTS}; queue a new run instead"
+    return None
+
+
 def _seconds_between(earlier: Json, later: Json) -> float | None:
     try:
-        return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
-    except (TypeError, ValueError):
-        return None  # not both are times yet
+        return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())
+    except (TypeError, ValueError, OverflowError):
+        return None  # not both are times, or times that Python knows
 
 
-def lease_of(row: Mapping[str, Json], worker_id: str, claim_id: str, seconds: float, asked_at: float) -> Lease:
-    """The right that a claim gave; `asked_at` is the monotonic time just before the claim was sent."""
-    return Lease(
-        job=job_of(row), claim_id=claim_id, worker_id=worker_id, seconds=seconds, trusted_until=asked_at + seconds,
-    )
+def lease_of(job: Job, worker_id: str, claim_id: str, seconds: float, asked_at: float) -> Lease:
+    """The right that a claim gave; `asked_at` is the local time just before the claim was sent."""
+    return Lease(job=job, claim_id=claim_id, worker_id=worker_id, seconds=seconds, trusted_until=asked_at + seconds)
 
 
 def checkpoint_of(value: Json) -> Checkpoint | None:
     """The checkpoint in the `checkpoint` column; None when it is empty or not one."""
     if not isinstance(value, Mapping):
         return None
-    epoch, size = _whole(value.get("epoch")), _whole(value.get("bytes"))
+    epoch, size = whole(value.get("epoch"), low=0), whole(value.get("bytes"), low=0, high=2**63 - 1)
     sha256, key = value.get("sha256"), value.get("key")
     if epoch is None or size is None or not isinstance(sha256, str) or not isinstance(key, str | None):
         return None
     return Checkpoint(epoch=epoch, sha256=sha256, bytes=size, key=key)
 
 
-# ── what a run needs ──
-
-
-@dataclass(frozen=True, kw_only=True)
-class Requirements:
-    """What a worker must offer to be given the run; 0 asks for nothing. `gpu_memory_gb` is per accelerator."""
-
-    gpus: float = 0.0
-    gpu_memory_gb: float = 0.0
-
-    def served_by(self, capabilities: Mapping[str, float]) -> bool:
-        return (
-            self.gpus <= capabilities.get("gpus", 0.0)
-            and self.gpu_memory_gb <= capabilities.get("gpu_memory_gb", 0.0)
-        )  # fmt: skip
-
-
-def requirements(configuration: Json) -> Requirements:
-    """`requires.gpus`, `requires.gpu_memory_gb` and a `device` that lists several GPUs. Nonsense asks for nothing."""
-    settings = _parsed(configuration)
-    if not isinstance(settings, Mapping):
-        return Requirements()
-    asked = settings.get("requires")
-    asked = asked if isinstance(asked, Mapping) else {}
-    devices = _device_count(settings.get("device"))
-    return Requirements(
-        gpus=max(_amount(asked.get("gpus")), devices if devices > 1 else 0.0),
-        gpu_memory_gb=_amount(asked.get("gpu_memory_gb")),
-    )
-
-
-def _parsed(configuration: Json) -> Json:
-    """The configuration itself, or what the JSON text in it says."""
-    if not isinstance(configuration, str):
-        return configuration
-    try:
-        return json.loads(configuration)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _amount(value: Json) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or not _NUMBER.fullmatch(str(value)):
-        return 0.0
-    return float(value)
-
-
-def _device_count(device: Json) -> int:
-    """How many devices "0,1" or [0, 1] names; 0 for what is no list."""
-    if isinstance(device, str):
-        return sum(1 for part in device.split(",") if part.strip())
-    return len(device) if isinstance(device, list) else 0
+def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
+    """The checkpoint, if it is one of the run's own: this service reads it, and removes it from the bucket at the end."""
+    found = checkpoint_of(value)
+    if found is None or found.key is None:
+        return found
+    is_own = re.fullmatch(rf"training_runs/{re.escape(run_id)}/-?[0-9]+/checkpoints/[^/]+", found.key)
+    return found if is_own and not found.key.endswith("/..") else None
 
 
 # ── to the row ──
@@ -182,9 +182,11 @@ def ending_of(outcome: Completed | Failed | Retry | Canceled) -> Ending:
 
 
 def insert_of(request: RunRequest) -> JsonObject:
-    """The columns of a new queued run."""
+    """The columns of a new queued run. Raises BadRequest for what no worker would read."""
     if isinstance(request.priority, bool) or not -_INT4 <= request.priority <= _INT4:
-        raise BadRequest(f"priority {request.priority}: must be a whole number from {-_INT4} to {_INT4}.")
+        raise BadRequest(f"priority {shown(request.priority)}: must be a whole number from {-_INT4} to {_INT4}.")
+    if is_too_deep(request.configuration):
+        raise BadRequest(f"configuration: {TOO_DEEP}")
     columns: JsonObject = clean({
         "run_name": request.name or "run",
         "data_yaml": request.data_yaml,
@@ -193,6 +195,13 @@ def insert_of(request: RunRequest) -> JsonObject:
         "priority": request.priority,
         "status": Status.QUEUED.value,
     })
+    for name, longest in LONGEST.items():
+        if columns[name] is not None and len(columns[name]) > longest:
+            raise BadRequest(f"{name}: longer than {longest} characters")
+    try:
+        json_from_text(json.dumps(columns["configuration"], ensure_ascii=False))
+    except ValueError as error:
+        raise BadRequest(f"configuration: {error}") from None
     return columns
 
 
@@ -227,7 +236,7 @@ def clean(value: Json, depth: int = 0) -> Json:
     """The same value as PostgreSQL can store it.
 
     Not a number and infinite become null (a missing metric), NUL and lone surrogates U+FFFD, keys strings, what is
-    no JSON its text, and whatever is nested deeper than 100 levels null.
+    no JSON its text, and whatever is nested deeper than 32 levels null.
     """
     if isinstance(value, str):
         return _UNSTORABLE.sub("\ufffd", value)
@@ -235,7 +244,7 @@ def clean(value: Json, depth: int = 0) -> Json:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if depth == _DEEPEST:
+    if depth == DEEPEST:
         return None
     if isinstance(value, Mapping):
         return {clean(str(key)): clean(item, depth + 1) for key, item in value.items()}
@@ -245,10 +254,17 @@ def clean(value: Json, depth: int = 0) -> Json:
 
 
 def _text(value: Json) -> str | None:
-    return value if value is None or isinstance(value, str) else str(value)
+    return value if value is None or isinstance(value, str) else shown(value)
 
 
-def _whole(value: Json) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return int(value) if value == int(value) else None
+def whole(value: Json, *, low: int = -_INT4 - 1, high: int = _INT4) -> int | None:
+    """A whole number from `low` to `high`; None for everything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high else None
+
+
+def clamped(value: Json, default: int) -> int:
+    """The nearest number that an `integer` column holds; `default` for what is not a whole number."""
+    number = whole(value, low=-(2**63), high=2**63 - 1)
+    return default if number is None else max(-_INT4 - 1, min(number, _INT4))

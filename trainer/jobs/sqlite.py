@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.core.boottime import boottime
 from trainer.core.job import Interrupted, Job, JsonObject, Lease, Outcome, RunEvent, RunRequest, Status, Verdict
 from trainer.core.ports import Worker
 from trainer.jobs import sqlite_states as states
 from trainer.jobs.row import CANCELED_BY_USER, clean, ending_of, insert_of, job_of, lease_of, offer_json
+from trainer.jobs.sqlite_clock import HOST_CLOCK, HostClock
 from trainer.jobs.sqlite_file import SqliteFile
 
 
 class SqliteQueue:
     """`Queue` and `RunTable` over one file, for any number of threads and processes of one host.
 
-    `clock` gives seconds since 1970 and is the only clock that decides about leases and back-off.
+    The queue's own time (sqlite_clock.py) is the only one that decides about leases and back-off.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, busy_seconds: float = 30.0) -> None:
+    def __init__(self, path: Path, *, clock: HostClock = HOST_CLOCK, busy_seconds: float = 30.0) -> None:
         self._file = SqliteFile(path, clock, busy_seconds)
 
     # ── Queue ──
 
     def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
-        asked_at = time.monotonic()
+        asked_at = boottime()
         with self._file.writing() as tx:
             known = tx.row("select * from training_runs where claim_id = ?", claim_id)
             if known is not None:
@@ -35,7 +36,7 @@ class SqliteQueue:
                 states.settle(tx)
                 run = states.take_next(tx, worker, claim_id, lease_seconds)
                 states.see_worker(tx, worker.id, {**offer_json(worker)["hardware"], "status_message": None})
-        return None if run is None else lease_of(run, worker.id, claim_id, lease_seconds, asked_at)
+        return None if run is None else lease_of(job_of(run), worker.id, claim_id, lease_seconds, asked_at)
 
     def peek(self, worker: Worker) -> Job | None:
         with self._file.reading() as tx:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,123 +16,12 @@ from pathlib import Path
 
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Json, JsonObject
+from trainer.jobs.row import JSON_COLUMNS, UnreadJson, clamped, json_column
+from trainer.jobs.sqlite_clock import HostClock, queue_time
+from trainer.jobs.sqlite_schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
-SCHEMA_VERSION = 3
-_JSON_COLUMNS = frozenset({"configuration", "results", "checkpoint", "data", "host_failures"})
 _BOOLEAN_COLUMNS = frozenset({"is_deployed", "cancel_requested", "finish_requested"})
-
-# The same names as in supabase/migrations/; times are ISO 8601 in UTC of one width, so that they sort as text.
-_SCHEMA = """
-create table training_runs (
-  id text primary key,
-  run_name text not null,
-  project_id text,
-  step_id text,
-  status text not null default 'queued'
-    check (status in ('queued', 'running', 'canceling', 'completed', 'failed', 'canceled')),
-  base_model text,
-  configuration text,
-  data_yaml text,
-  results text,
-  trained_model_url text,
-  created_by text,
-  is_deployed integer not null default 0,
-  deployment_status text,
-  deployment_date text,
-  deployment_url text,
-  started_at text,
-  completed_at text,
-  canceled_at text,
-  cancel_requested integer not null default 0,
-  worker_id text,
-  error_message text,
-  created_at text not null,
-  updated_at text not null,
-  attempt integer not null default 0,
-  max_attempts integer not null default 3,
-  failures integer not null default 0,
-  host_failures text not null default '{}',
-  claim_id text,
-  lease_expires_at text,
-  heartbeat_at text,
-  priority integer not null default 0,
-  not_before text,
-  checkpoint text,
-  progress_epoch integer not null default 0,
-  told_epoch integer not null default 0,
-  finish_requested integer not null default 0
-);
-create table trainer_workers (
-  worker_id text primary key,
-  status text not null default 'online',
-  status_message text,
-  last_seen text not null,
-  created_at text not null,
-  updated_at text not null,
-  current_runs integer,
-  version text,
-  slots integer,
-  device_type text,
-  compute_type text,
-  gpu_name text,
-  gpu_model text,
-  gpu text,
-  gpu_memory_gb real,
-  gpu_vram_gb real,
-  gpu_memory_mb real,
-  gpu_vram_mb real,
-  cpu_model text,
-  cpu text,
-  ram_gb real
-);
-create table training_run_events (
-  run_id text not null references training_runs (id) on delete cascade,
-  attempt integer not null,
-  seq integer not null,
-  at text not null,
-  kind text not null,
-  data text not null default '{}',
-  primary key (run_id, attempt, seq)
-) without rowid;
-create index training_runs_next on training_runs (priority desc, created_at, id) where status = 'queued';
-create index training_runs_lease on training_runs (lease_expires_at) where status in ('running', 'canceling');
-create index training_runs_cancel on training_runs (id) where status = 'queued' and cancel_requested;
-create unique index training_runs_claim on training_runs (claim_id) where claim_id is not null;
-create index training_runs_recent on training_runs (created_at desc, id);
-create trigger training_runs_end_stands before update of status on training_runs
-  when old.status in ('completed', 'failed', 'canceled') and new.status in ('canceling', 'canceled')
-  begin select raise(ignore); end;
-create trigger training_runs_end_has_no_lease after update of status on training_runs
-  when new.status in ('completed', 'failed', 'canceled') and new.lease_expires_at is not null
-  begin update training_runs set lease_expires_at = null where id = new.id; end;
-"""
-
-# Somebody queues an ended run again: nothing of its end is left. The number of its attempts goes on.
-_QUEUED_AGAIN = """
-create trigger training_runs_queued_again after update of status on training_runs
-  when old.status in ('completed', 'failed', 'canceled') and new.status = 'queued'
-  begin
-    update training_runs set finish_requested = 0, cancel_requested = 0, failures = 0, progress_epoch = 0,
-      not_before = null, error_message = null, completed_at = null, canceled_at = null,
-      checkpoint = case old.status when 'failed' then checkpoint end,
-      told_epoch = case old.status when 'failed' then told_epoch else 0 end
-    where id = new.id;
-  end;
-"""
-
-# from the version before to the one that is named
-_UPGRADES = {
-    2: """
-alter table training_runs add column told_epoch integer not null default 0;
-update training_runs set told_epoch = coalesce(
-  (select max(json_extract(data, '$.epoch')) from training_run_events where run_id = id and kind = 'epoch'), 0);
-""",
-    3: """
-alter table training_runs add column host_failures text not null default '{}';
-alter table trainer_workers add column status_message text;
-"""
-    + _QUEUED_AGAIN,
-}
+_WHOLE_COLUMNS = {"attempt": 0, "max_attempts": 3, "failures": 0, "priority": 0, "progress_epoch": 0, "told_epoch": 0}
 
 _PASSING = {
     sqlite3.SQLITE_BUSY: "it is locked by another program",
@@ -152,7 +41,7 @@ _LASTING = {
 
 @dataclass(frozen=True)
 class Transaction:
-    """An open transaction. `now` is the file's clock, read when the lock was held, in seconds since 1970."""
+    """An open transaction. `now` is the queue's time, read when the lock was held, in seconds since 1970."""
 
     connection: sqlite3.Connection
     now: float
@@ -164,7 +53,7 @@ class Transaction:
     def rows(self, sql: str, *values: Json) -> list[JsonObject]:
         cursor = self.connection.execute(sql, values)
         names = [column[0] for column in cursor.description]
-        return [{name: _loaded(name, value) for name, value in zip(names, row, strict=True)} for row in cursor]
+        return [{name: loaded(name, value) for name, value in zip(names, row, strict=True)} for row in cursor]
 
     def row(self, sql: str, *values: Json) -> JsonObject | None:
         found = self.rows(sql, *values)
@@ -190,7 +79,7 @@ class SqliteFile:
     Raises `Misconfigured` when the file cannot be used and `Unavailable` when it cannot be used now.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float], busy_seconds: float) -> None:
+    def __init__(self, path: Path, clock: HostClock, busy_seconds: float) -> None:
         self._path = path.absolute()
         self._clock = clock
         self._busy_seconds = busy_seconds
@@ -204,7 +93,7 @@ class SqliteFile:
         """One transaction, alone on the file; committed at the end, gone after an exception."""
         with self._translated(), closing(self._connect("rw")) as connection:
             connection.execute("begin immediate")
-            yield Transaction(connection, self._clock())
+            yield Transaction(connection, queue_time(connection, self._clock, keep=True))
             connection.execute("commit")
 
     @contextmanager
@@ -212,7 +101,7 @@ class SqliteFile:
         """One consistent view that waits for nobody."""
         with self._translated(), closing(self._connect("rw")) as connection:
             connection.execute("begin")
-            yield Transaction(connection, self._clock())
+            yield Transaction(connection, queue_time(connection, self._clock, keep=False))
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         # mode=rw: a file that was deleted must not come back empty in the middle of a run
@@ -220,6 +109,7 @@ class SqliteFile:
         connection = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
         connection.execute("pragma foreign_keys = on")
         connection.execute("pragma synchronous = full")  # in this mode a commit survives a power cut
+        connection.text_factory = lambda content: content.decode(errors="replace")  # text of another program may be no UTF-8
         return connection
 
     def _create(self, connection: sqlite3.Connection) -> None:
@@ -228,7 +118,7 @@ class SqliteFile:
             if self._version(connection) != SCHEMA_VERSION:  # nobody was faster
                 self._refuse_foreign(connection)
                 version = self._version(connection)
-                scripts = [_UPGRADES[to] for to in range(version + 1, SCHEMA_VERSION + 1)] if version else [_SCHEMA, _QUEUED_AGAIN]
+                scripts = [UPGRADES[to] for to in range(version + 1, SCHEMA_VERSION + 1)] if version else [SCHEMA]
                 for statement in _statements("".join(scripts)):
                     connection.execute(statement)
                 connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
@@ -283,22 +173,23 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
 
 
-def loaded_json(text: Json) -> Json:
-    """The value in a JSON column; text that is no JSON stays text, for whoever parses it to complain about."""
-    try:
-        return json.loads(text, parse_constant=lambda _: None) if isinstance(text, str) else text
-    except (ValueError, RecursionError):
-        return text
-
-
-def _loaded(name: str, value: Json) -> Json:
-    if name in _JSON_COLUMNS:
-        return loaded_json(value)
+def loaded(name: str, value: Json) -> Json:
+    """The value in a column. SQLite keeps whatever was written into it, so each kind of column is read as what it must be."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if name == "host_failures":
+        counts = json_column(name, value)
+        return {worker: clamped(times, 1) for worker, times in counts.items()} if isinstance(counts, dict) else {}
+    if name in JSON_COLUMNS:
+        return json_column(name, value)
+    if name in _WHOLE_COLUMNS:
+        return clamped(value, _WHOLE_COLUMNS[name])
     return bool(value) if name in _BOOLEAN_COLUMNS else value
 
 
 def _dumped(name: str, value: Json) -> Json:
-    return json.dumps(value) if name in _JSON_COLUMNS and value is not None else value
+    is_json = name in JSON_COLUMNS and value is not None and not isinstance(value, UnreadJson)
+    return json.dumps(value) if is_json else value
 
 
 def _statements(script: str) -> list[str]:

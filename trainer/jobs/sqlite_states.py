@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from trainer.core.job import Interrupted, JsonObject, Lease, Outcome, RunEvent, Status, Verdict
 from trainer.core.ports import Worker
+from trainer.jobs.requirements import requirements
 from trainer.jobs.row import (
     CANCELED_BY_USER,
     Ending,
@@ -17,12 +18,13 @@ from trainer.jobs.row import (
     checkpoint_of,
     clean,
     events_json,
-    requirements,
+    is_run_id,
 )
-from trainer.jobs.sqlite_file import Transaction, loaded_json
+from trainer.jobs.sqlite_file import Transaction, loaded
 
 _QUEUE_SPEAKS = 1_000_000  # events from this seq on are the queue's own, the smaller ones the worker's
 HEAD_START = 20.0  # seconds for which a worker whose host failed a run leaves it to others: two polls
+_LAST_ATTEMPT = 2**31 - 2  # its successor is the last that the column of the other queue can hold
 _LEGACY_SILENCE = 60.0  # seconds after which a running row without a lease counts as left behind
 
 NEXT = """
@@ -39,6 +41,13 @@ EXPIRED = """
   end
 """
 CANCELED_IN_QUEUE = "select * from training_runs where status = 'queued' and cancel_requested"
+# ends every run whose id no folder and no object could be named after; the same rule as `is_run_id`
+REFUSE_IDS = """
+  update training_runs set status = 'failed', completed_at = ?, updated_at = ?,
+    error_message = 'The id of the run is not valid: insert the run with a UUID as its id.'
+  where status = 'queued' and (id is null or typeof(id) <> 'text' or id glob '*[^0-9A-Za-z_-]*'
+    or length(id) not between 1 and 64 or length(cast(id as blob)) <> length(id))
+"""
 
 
 # ── what a claim does ──
@@ -85,11 +94,11 @@ def _give_up_on_worker(tx: Transaction, run: JsonObject) -> None:
 
 def next_run(tx: Transaction, worker: Worker) -> JsonObject | None:
     def can_serve(configuration: str | None) -> bool:
-        return requirements(loaded_json(configuration)).served_by(worker.capabilities)
+        return requirements(loaded("configuration", configuration)).served_by(worker.capabilities)
 
     def can_begin(not_before: str | None, host_failures: str) -> bool:
         # others are offered it earlier
-        head_start = HEAD_START if worker.id in loaded_json(host_failures) else 0.0
+        head_start = HEAD_START if worker.id in loaded("host_failures", host_failures) else 0.0
         return not_before is None or not_before <= tx.at(-head_start)
 
     tx.connection.create_function("can_serve", 1, can_serve)
@@ -99,13 +108,16 @@ def next_run(tx: Transaction, worker: Worker) -> JsonObject | None:
 
 def take_next(tx: Transaction, worker: Worker, claim_id: str, lease_seconds: float) -> JsonObject | None:
     run = next_run(tx, worker)
+    if run is not None and not is_run_id(run["id"]):
+        tx.connection.execute(REFUSE_IDS, (tx.at(), tx.at()))
+        run = next_run(tx, worker)
     if run is None:
         return None
     run |= {
         "status": Status.RUNNING,
         "worker_id": worker.id,
         "claim_id": claim_id,
-        "attempt": run["attempt"] + 1,
+        "attempt": min(run["attempt"], _LAST_ATTEMPT) + 1,
         "started_at": run["started_at"] or tx.at(),
         "heartbeat_at": tx.at(),
         "lease_expires_at": tx.at(lease_seconds),

@@ -6,11 +6,11 @@ the next one is due, while an ending may take its time.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trainer.core.boottime import boottime
 from trainer.core.errors import Misconfigured
 from trainer.core.job import (
     Checkpoint,
@@ -28,16 +28,28 @@ from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
 from trainer.jobs import row
 from trainer.remote.retry import RetryPolicy, retrying
-from trainer.remote.supabase import MIGRATE, USE_KEY, Project
+from trainer.remote.supabase import MIGRATE, Project, Unreadable
+from trainer.remote.supabase_access import USE_KEY
 
 SCHEMA_VERSION = 3
 PAGE = 1000  # PostgREST returns no more rows at once, and does not say so
+LARGEST_PAGE = 256 * 2**20  # bytes
 
 # Whoever claims, beats or ends a run comes back by itself; these only bridge a hiccup.
 CLAIM = RetryPolicy(tries=2, first_wait=0.5, total_seconds=5.0)
 BEAT = RetryPolicy(tries=3, first_wait=0.5, longest_wait=2.0, total_seconds=8.0)
 FINISH = RetryPolicy(tries=4, first_wait=0.5, longest_wait=4.0, total_seconds=20.0)
 READ = RetryPolicy(tries=4, first_wait=0.5, longest_wait=4.0, total_seconds=20.0)
+
+
+def selection(columns: Sequence[str]) -> str:
+    """PostgREST's `select` for these columns. JSON comes as text: what a stranger wrote is not for the client to parse."""
+    return ",".join(f"{name}::text" if name in row.JSON_COLUMNS else name for name in columns)
+
+
+JOB = selection(row.JOB_COLUMNS)
+ROW = selection(row.COLUMNS)
+EVENT = selection(("run_id", "attempt", "seq", "at", "kind", "data"))
 
 
 class SupabaseQueue:
@@ -85,20 +97,18 @@ class SupabaseQueue:
         return version
 
     def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
-        asked_at = time.monotonic()  # before the first try: an answer that was lost may have begun the lease
-        rows = self._list(
-            self._claim,
-            "claim_training_run",
-            worker_id=worker.id,
-            claim_id=claim_id,
-            lease_seconds=lease_seconds,
-            capabilities=row.offer_json(worker),
-        )
-        return row.lease_of(rows[0], worker.id, claim_id, lease_seconds, asked_at) if rows else None
+        asked_at = boottime()  # before the first try: an answer that was lost may have begun the lease
+        offer: JsonObject = {"worker_id": worker.id, "claim_id": claim_id, "lease_seconds": lease_seconds}
+        offer["capabilities"] = row.offer_json(worker)
+        try:
+            job = self._job(self._claim, "claim_training_run", JOB, **offer)
+        except Unreadable as error:
+            # repeated, the claim gives the same run, and its id is enough to end it
+            job = self._job(self._claim, "claim_training_run", "id,attempt", str(error), **offer)
+        return None if job is None else row.lease_of(job, worker.id, claim_id, lease_seconds, asked_at)
 
     def peek(self, worker: Worker) -> Job | None:
-        rows = self._list(self._claim, "peek_training_run", capabilities=row.offer_json(worker))
-        return row.job_of(rows[0]) if rows else None
+        return self._job(self._claim, "peek_training_run", JOB, capabilities=row.offer_json(worker))
 
     def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
         return self._verdict(
@@ -144,7 +154,7 @@ class SupabaseQueue:
     def enqueue(self, request: RunRequest) -> str:
         run_id = str(uuid.uuid4())  # ours, so that inserting again after a lost answer inserts nothing
         columns = {"id": run_id, **row.insert_of(request)}
-        self._rows(lambda: self._runs().upsert(columns, on_conflict="id", ignore_duplicates=True))
+        self._rows(lambda: self._runs().upsert(columns, on_conflict="id", ignore_duplicates=True).select("id"))
         return run_id
 
     def get(self, run_id: str) -> JsonObject | None:
@@ -152,7 +162,7 @@ class SupabaseQueue:
 
     def recent(self, limit: int) -> list[JsonObject]:
         return self._pages(
-            lambda: self._runs().select("*").order("created_at", desc=True).order("id"), limit,
+            lambda: self._runs().select(ROW).order("created_at", desc=True).order("id"), limit,
         )
 
     def cancel(self, run_id: str) -> JsonObject | None:
@@ -162,7 +172,7 @@ class SupabaseQueue:
         if not _is_id(run_id):
             return None
         self._rows(
-            lambda: self._runs().update({"finish_requested": True}).eq("id", run_id).eq("status", "running"),
+            lambda: self._runs().update({"finish_requested": True}).eq("id", run_id).eq("status", "running").select("id"),
         )
         return self.get(run_id)
 
@@ -177,32 +187,45 @@ class SupabaseQueue:
         attempt, seq = after
         later = f"attempt.gt.{int(attempt)},and(attempt.eq.{int(attempt)},seq.gt.{int(seq)})"
         return self._pages(
-            lambda: self._project.table("training_run_events").select("*").eq("run_id", run_id).or_(later)
+            lambda: self._project.table("training_run_events").select(EVENT).eq("run_id", run_id).or_(later)
             .order("attempt").order("seq"),
         )  # fmt: skip
 
     # ── calls and queries, repeated while there is no answer ──
 
     def _verdict(self, policy: RetryPolicy, function: str, lease: Lease, **arguments: Json) -> Verdict:
-        answer = self._ask(policy, function, run_id=lease.job.id, claim_id=lease.claim_id, **arguments)
+        answer = self._ask(policy, function, None, run_id=lease.job.id, claim_id=lease.claim_id, **arguments)
         if answer not in [verdict.value for verdict in Verdict]:
             raise self._project.not_json()
         return Verdict(answer)
 
-    def _list(self, policy: RetryPolicy, function: str, **arguments: Json) -> list[Any]:
-        answer = self._ask(policy, function, **arguments)
+    def _job(
+        self, policy: RetryPolicy, function: str, select: str, unreadable: str | None = None, **arguments: Json,
+    ) -> Job | None:
+        """The run that a function returns, or None. Raises Unreadable for an answer that is no row with a run's id."""
+        rows = self._list(policy, function, select, **arguments)
+        if not rows:
+            return None
+        if not isinstance(rows[0], dict) or not row.is_run_id(rows[0].get("id")):
+            raise self._project.not_json()
+        return row.job_of(_parsed(rows[0]), unreadable)
+
+    def _list(self, policy: RetryPolicy, function: str, select: str | None = None, **arguments: Json) -> list[Any]:
+        answer = self._ask(policy, function, select, **arguments)
         if not isinstance(answer, list):
             raise self._project.not_json()
         return answer
 
-    def _ask(self, policy: RetryPolicy, function: str, **arguments: Json) -> Json:
-        return retrying(lambda: self._project.call(function, **arguments), policy, StopSignal())
+    def _ask(self, policy: RetryPolicy, function: str, select: str | None = None, **arguments: Json) -> Json:
+        return retrying(lambda: self._project.call(function, arguments, select=select), policy, StopSignal())
 
     def _runs(self) -> Any:
         return self._project.table("training_runs")
 
     def _one(self, function: str, run_id: str) -> JsonObject | None:
-        rows = self._list(self._read, function, run_id=run_id) if _is_id(run_id) else []
+        if not _is_id(run_id):
+            return None
+        rows = self._rows(lambda: self._project.function(function, {"run_id": run_id}, select=ROW))
         return rows[0] if rows else None
 
     def _pages(self, query: Callable[[], Any], limit: int | None = None) -> list[JsonObject]:
@@ -218,7 +241,12 @@ class SupabaseQueue:
         return found
 
     def _rows(self, query: Callable[[], Any]) -> list[JsonObject]:
-        return retrying(lambda: self._project.rows(query()), self._read, StopSignal())
+        rows = retrying(lambda: self._project.rows(query(), LARGEST_PAGE), self._read, StopSignal())
+        return [_parsed(found) for found in rows]
+
+
+def _parsed(columns: JsonObject) -> JsonObject:
+    return {name: row.json_column(name, value) if name in row.JSON_COLUMNS else value for name, value in columns.items()}
 
 
 def _is_id(run_id: str) -> bool:

@@ -6,9 +6,6 @@ The client gets an HTTP/1.1 connection pool of its own, because the library's de
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -20,14 +17,12 @@ import httpx
 
 from trainer.core.errors import Misconfigured, TrainerError, Unavailable
 from trainer.core.job import Json, JsonObject
+from trainer.remote.supabase_access import USE_KEY, checked_key, checked_url, role_of
 
 if TYPE_CHECKING:
     from supabase import Client
 
 MIGRATE = "apply the migrations in supabase/migrations/ to this project"
-USE_KEY = (
-    "set SUPABASE_SERVICE_ROLE_KEY to the project's secret or service_role key, or to a JWT of the role trainer_worker"
-)
 
 # codes of PostgREST and SQLSTATEs; the classes in front are the first two characters of a SQLSTATE
 _SCHEMA_CODES = frozenset({"PGRST202", "PGRST204", "PGRST205", "42883", "42P01", "42703"})
@@ -44,6 +39,13 @@ class CallLimits:
     connect: float = 5.0
     read: float = 15.0
     total: float = 30.0
+
+
+LARGEST_ANSWER = 4 * 2**20  # bytes; a configuration has at most 1 MB, and twice that when it is quoted
+
+
+class Unreadable(Unavailable):
+    """The server did what it was asked to, and its answer cannot be read: too large, or not the API's JSON."""
 
 
 class Query(Protocol):
@@ -75,6 +77,7 @@ class Project:
         self._call = threading.local()  # .deadline and .response of the call that this thread makes
         self._http = httpx.Client(
             http2=False,
+            headers={"Accept-Encoding": "identity"},  # so that the size of an answer is known before it is unpacked
             follow_redirects=True,
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60.0),
             event_hooks={"request": [self._bound_request], "response": [self._bound_response]},
@@ -93,35 +96,51 @@ class Project:
     def close(self) -> None:
         self._http.close()
 
-    def call(self, function: str, **arguments: Json) -> Json:
+    def call(self, function: str, arguments: JsonObject | None = None, *, select: str | None = None) -> Json:
         """The answer of a database function. Raises `Unavailable` or `Misconfigured`."""
-        return self.execute(self._client.rpc(function, arguments))
+        return self.execute(self.function(function, arguments or {}, select=select))
+
+    def function(self, name: str, arguments: JsonObject, *, select: str | None = None) -> Any:
+        """A call of a database function, to be given to `execute` or `rows`. `select` names the columns of its rows."""
+        query = self._client.rpc(name, arguments)
+        return query if select is None else query.select(select)
 
     def table(self, name: str) -> Any:
         """A query on a table, to be given to `execute` or `rows`."""
         return self._client.table(name)
 
-    def rows(self, query: Query) -> list[JsonObject]:
+    def rows(self, query: Query, largest: int = LARGEST_ANSWER) -> list[JsonObject]:
         """The rows that a query returns."""
-        data = self.execute(query)
-        if not isinstance(data, list):
+        data = self.execute(query, largest)
+        if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
             raise self.not_json()
         return data
 
-    def execute(self, query: Query) -> Json:
-        """Send a query once; every failure comes as one of our errors."""
+    def execute(self, query: Query, largest: int = LARGEST_ANSWER) -> Json:
+        """Send a query once; every failure comes as one of our errors. An answer has at most `largest` bytes."""
         from postgrest.exceptions import APIError
 
-        self._call.deadline = time.monotonic() + self._limits.total
+        self._call.deadline, self._call.largest = time.monotonic() + self._limits.total, largest
         self._call.response = None
         try:
-            return query.execute().data
-        except (APIError, *HTTP_ERRORS, ValueError) as error:
+            data = query.execute().data
+        except _TooLarge:
+            raise Unreadable(f"{self.host} answered with more than {largest >> 20} MiB.") from None
+        except (APIError, *HTTP_ERRORS, ValueError, RecursionError) as error:
+            if self._is_success() and not isinstance(error, httpx.HTTPError):
+                raise self.not_json() from None
             raise self._translated(error) from None  # the cause may quote a header, and with it the key
+        if self._is_success() and not self._call.response.content and self._call.response.status_code != 204:
+            raise self.not_json()  # the library takes an empty answer for an empty list
+        return data
 
-    def not_json(self) -> Unavailable:
+    def _is_success(self) -> bool:
+        response: httpx.Response | None = self._call.response
+        return response is not None and response.is_success
+
+    def not_json(self) -> Unreadable:
         """For an answer that no Supabase project gives."""
-        return Unavailable(
+        return Unreadable(
             f"{self.host} answered with something that is not the API's JSON: check SUPABASE_URL, "
             "and for a proxy or a login page in between.",
         )
@@ -153,7 +172,7 @@ class Project:
     def _bound_response(self, response: httpx.Response) -> None:
         self._call.response = response
         assert isinstance(response.stream, httpx.SyncByteStream)
-        response.stream = _Bounded(response.stream, self._call.deadline)
+        response.stream = _Bounded(response.stream, self._call.deadline, self._call.largest)
 
     def _translated(self, error: Exception) -> TrainerError:
         response: httpx.Response | None = self._call.response
@@ -169,60 +188,30 @@ class Project:
         return found
 
 
-class _Bounded(httpx.SyncByteStream):
-    """A response body that has to be there by a deadline, however steadily it drips."""
+class _TooLarge(ValueError):
+    pass
 
-    def __init__(self, stream: httpx.SyncByteStream, deadline: float) -> None:
+
+class _Bounded(httpx.SyncByteStream):
+    """A response body that has to be there by a deadline, however steadily it drips, and has at most `largest` bytes."""
+
+    def __init__(self, stream: httpx.SyncByteStream, deadline: float, largest: int) -> None:
         self._stream = stream
         self._deadline = deadline
+        self._largest = largest
 
     def __iter__(self) -> Iterator[bytes]:
+        size = 0
         for chunk in self._stream:
             if time.monotonic() > self._deadline:
                 raise httpx.ReadTimeout("the answer did not end in time")
+            size += len(chunk)
+            if size > self._largest:
+                raise _TooLarge
             yield chunk
 
     def close(self) -> None:
         self._stream.close()
-
-
-# ── URL and key ──
-
-
-def checked_url(url: str) -> str:
-    """The project's base URL without a trailing slash. Raises `Misconfigured`."""
-    text = url.strip().rstrip("/").removesuffix("/rest/v1")
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable or any(character.isspace() for character in text):
-        raise Misconfigured("SUPABASE_URL must be the project's URL, such as https://abcdefgh.supabase.co.")
-    return text
-
-
-def checked_key(key: str) -> str:
-    """The key, if it can be sent in a header. Raises `Misconfigured`, without quoting it."""
-    text = key.strip()
-    if not text or not all("!" <= character <= "~" for character in text):
-        raise Misconfigured(f"The Supabase key is empty or has characters that no key has: {USE_KEY}.")
-    return text
-
-
-def role_of(key: str) -> str | None:
-    """The database role that a key stands for, read without verifying it; None when it cannot be told."""
-    if key.startswith("sb_secret_"):
-        return "service_role"
-    if key.startswith("sb_publishable_"):
-        return "anon"
-    try:
-        payload = key.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except (IndexError, ValueError, binascii.Error):
-        return None
-    role = claims.get("role") if isinstance(claims, dict) else None
-    return role if isinstance(role, str) else None
 
 
 # ── errors ──

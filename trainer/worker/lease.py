@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import structlog
 
+from trainer.core.boottime import boottime
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import JsonObject, Lease, Verdict
 from trainer.core.ports import Queue
@@ -72,7 +72,7 @@ class Heartbeat:
         With a queue that does not answer there is nothing to wait for, and the attempt's own prefix in the bucket is
         nobody else's.
         """
-        while time.monotonic() > self._trusted_until and self._unreachable_since is None and not stop.must_stop:
+        while boottime() > self._trusted_until and self._unreachable_since is None and not stop.must_stop:
             stop.wait(0.05)
         stop.raise_if_set()
 
@@ -102,7 +102,7 @@ class Heartbeat:
         return self._unreachable_since is None and bool(self._journal.pending(limit=1))
 
     def _beat(self) -> None:
-        asked = time.monotonic()  # before the request: the database's lease runs at least as long from here
+        asked = boottime()  # before the request: the database's lease runs at least as long from here
         events = self._journal.pending()
         progress = self._progress() if events or asked >= self._next_progress else None
         try:

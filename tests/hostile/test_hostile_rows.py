@@ -1,0 +1,129 @@
+"""Rows that somebody wrote to do harm: whatever their columns hold, reading them is quick and raises nothing unexpected."""
+
+import contextlib
+import json
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainer.core import arguments
+from trainer.core.errors import BadRequest
+from trainer.core.job import RunRequest
+from trainer.core.plan import TrainPlan
+from trainer.jobs import row as rows
+from trainer.jobs.requirements import requirements
+
+RUN = "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa"
+
+
+def deep_list(levels):
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def deep_object(levels, key="a"):
+    value = 1
+    for _ in range(levels):
+        value = {key: value}
+    return value
+
+
+HARMFUL = {
+    "1,500 lists": deep_list(1500),
+    "1,500 objects": deep_object(1500),
+    "1,500 splits": deep_object(1500, "split"),
+    "1,500 sections": deep_object(1500, "augmentation"),
+    "text of 1,500 lists": "[" * 1500 + "]" * 1500,
+    "text of 100,000 brackets": "[" * 100_000,
+    "100,000 keys": {f"key {n}": n for n in range(100_000)},
+    "100,000 items": list(range(100_000)),
+    "a number of 5,000 digits": 10**4999,
+    "a number of 300 digits": 10**299,
+    "text of 5,000 digits": "9" * 5000,
+    "an infinite number": float("inf"),
+    "no number": float("nan"),
+    "text of a huge exponent": '{"epochs": 1e5000}',
+    "lone surrogates": "\ud800\udfff" * 100,
+    "zeros": "\x00" * 1000,
+    "10 million characters": "x" * 10_000_000,
+    "4 million commas": "," * 4_000_000,
+    "4 million numbers": "1," * 2_000_000,
+    "4 million spaces": " " * 4_000_000,
+    "4 million slashes": "//" * 2_000_000,
+    "4 million quotes": '"' * 4_000_000,
+    "true": True,
+    "an object": {"a": {}},
+}
+SETTINGS = [
+    *("data", "model", "task", "device", "compute", "epochs", "batch", "imgsz", "pretrained", "split", "exports"),
+    *("predictions", "requires", "optimizer", "augmentation", "freeze", "splits", "unheard_of", "run_name", "split_seed"),
+]
+
+
+def read(columns):
+    """A row as the worker reads it; the problems that its run fails with, none for a plan."""
+    job = rows.job_of({"id": RUN, "attempt": 1, **columns})
+    try:
+        TrainPlan.parse(job.request)
+    except BadRequest as refused:
+        return refused.problems
+    return ()
+
+
+def read_quickly(columns, seconds):
+    began = time.process_time()
+    problems = read(columns)
+    assert time.process_time() - began < seconds
+    assert all(len(problem) < 2000 for problem in problems)
+
+
+@pytest.mark.parametrize("harm", HARMFUL)
+@pytest.mark.parametrize("column", ["configuration", "data_yaml", "base_model", "run_name", "priority", "checkpoint", "told_epoch"])
+def test_column_of_anything_is_read_quickly_and_without_an_error(column, harm):
+    read_quickly({"data_yaml": "d", column: HARMFUL[harm]}, 3)
+
+
+@pytest.mark.parametrize("harm", HARMFUL)
+def test_setting_of_anything_is_a_plan_or_a_bad_request(harm):
+    for name in SETTINGS:
+        read_quickly({"data_yaml": "d", "configuration": {name: HARMFUL[harm]}}, 3)
+        read_quickly({"data_yaml": "d", "configuration": {"augmentation": {name: HARMFUL[harm]}}}, 3)
+    read_quickly({"data_yaml": "d", "configuration": {"split": {"splits": HARMFUL[harm]}}}, 3)
+
+
+@pytest.mark.parametrize("harm", HARMFUL)
+def test_requirements_of_anything_are_cheap(harm):
+    began = time.process_time()
+    for configuration in (HARMFUL[harm], {"device": HARMFUL[harm]}, {"requires": {"gpus": HARMFUL[harm]}}):
+        requirements(configuration)
+    assert time.process_time() - began < 0.5
+
+
+_harmful = st.sampled_from(sorted(HARMFUL)[::2]).map(HARMFUL.get)  # by name: nobody can print the values
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters() | _harmful
+_values = st.recursive(_scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5))
+_names = st.sampled_from(sorted([*SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED])) | st.text()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.dictionaries(_names, _values | st.dictionaries(_names, _values, max_size=3), max_size=5) | _values,
+    st.fixed_dictionaries({}, optional=dict.fromkeys(
+        ["data_yaml", "base_model", "run_name", "priority", "attempt", "checkpoint", "told_epoch", "created_at", "started_at"], _values,
+    )),
+)  # fmt: skip
+def test_row_of_anything_is_a_job_and_then_a_plan_or_a_bad_request(configuration, columns):
+    read({"configuration": configuration, **columns})
+
+
+@pytest.mark.parametrize("harm", HARMFUL)
+def test_run_that_cannot_be_served_is_refused_at_the_door(harm):
+    """`enqueue` refuses what no worker would read, before it writes anything; what it writes is JSON of some size."""
+    request = RunRequest(data_yaml="d", configuration={"notes": HARMFUL[harm]})
+    with contextlib.suppress(BadRequest):
+        written = json.dumps(rows.insert_of(request), allow_nan=False)
+        assert len(written) < 1_100_000 * 6

@@ -1,0 +1,50 @@
+"""A Supabase project's URL and keys, as an operator typed them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from urllib.parse import urlsplit
+
+from trainer.core.errors import Misconfigured
+
+USE_KEY = (
+    "set SUPABASE_SERVICE_ROLE_KEY to the project's secret or service_role key, or to a JWT of the role trainer_worker"
+)
+
+
+def checked_url(url: str) -> str:
+    """The project's base URL without a trailing slash. Raises `Misconfigured`."""
+    text = url.strip().rstrip("/").removesuffix("/rest/v1")
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or any(character.isspace() for character in text):
+        raise Misconfigured("SUPABASE_URL must be the project's URL, such as https://abcdefgh.supabase.co.")
+    return text
+
+
+def checked_key(key: str) -> str:
+    """The key, if it can be sent in a header. Raises `Misconfigured`, without quoting it."""
+    text = key.strip()
+    if not text or not all("!" <= character <= "~" for character in text):
+        raise Misconfigured(f"The Supabase key is empty or has characters that no key has: {USE_KEY}.")
+    return text
+
+
+def role_of(key: str) -> str | None:
+    """The database role that a key stands for, read without verifying it; None when it cannot be told."""
+    if key.startswith("sb_secret_"):
+        return "service_role"
+    if key.startswith("sb_publishable_"):
+        return "anon"
+    try:
+        payload = key.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (IndexError, ValueError, binascii.Error):
+        return None
+    role = claims.get("role") if isinstance(claims, dict) else None
+    return role if isinstance(role, str) else None
