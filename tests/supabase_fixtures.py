@@ -73,6 +73,12 @@ class SupabaseLab:
     def edit(self, run_id: str, **columns: Any) -> None:
         assert self._changed("PATCH", {"id": f"eq.{run_id}"}, columns)
 
+    def force(self, run_id: str, **sql: str) -> None:
+        changes = ", ".join(f"{name} = {value}" for name, value in sql.items())
+        self.stack.sql(
+            f"set session_replication_role = replica; update training_runs set {changes} where id = '{run_id}'",
+        )
+
     def delete(self, run_id: str) -> None:
         assert self._changed("DELETE", {"id": f"eq.{run_id}"}, None)
 

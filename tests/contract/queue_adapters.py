@@ -41,6 +41,9 @@ class QueueLab(Protocol):
     def edit(self, run_id: str, **columns: Any) -> None:
         """Update columns of the row as the web app does, past the adapter."""
 
+    def force(self, run_id: str, **sql: str) -> None:
+        """Set columns to SQL expressions, past whatever refuses bad rows: a row that was there before it."""
+
     def delete(self, run_id: str) -> None:
         """Delete the row as the web app does."""
 
@@ -78,6 +81,10 @@ class SqliteLab:
     def edit(self, run_id: str, **columns: Any) -> None:
         changes = ", ".join(f"{name} = ?" for name in columns)
         self._execute(f"update training_runs set {changes} where id = ?", [*_stored(columns), run_id])
+
+    def force(self, run_id: str, **sql: str) -> None:
+        changes = ", ".join(f"{name} = {value}" for name, value in sql.items())
+        self._execute(f"update training_runs set {changes} where id = ?", [run_id])
 
     def delete(self, run_id: str) -> None:
         self._execute("delete from training_runs where id = ?", [run_id])

@@ -41,10 +41,11 @@ def test_a_run_whose_lease_is_alive_is_nobody_elses(queue_lab):
 
 def test_a_run_whose_worker_vanished_is_taken_at_once_by_the_next_claim(queue_lab):
     lease = claimed(queue_lab, "w1")
-    queue_lab.queue.beat(lease, {"progress": {"epoch": 3}}, [checkpoint(3, "k3")])
+    key = f"training_runs/{lease.job.id}/1/checkpoints/3.pt"
+    queue_lab.queue.beat(lease, {"progress": {"epoch": 3}}, [checkpoint(3, key)])
     expire(queue_lab, lease.job.id)
     taken = claim(queue_lab, "w2")
-    assert (taken.job.id, taken.job.attempt, taken.job.checkpoint.key) == (lease.job.id, 2, "k3")
+    assert (taken.job.id, taken.job.attempt, taken.job.checkpoint.key) == (lease.job.id, 2, key)
     row = queue_lab.queue.get(lease.job.id)
     assert (row["worker_id"], row["failures"], row["results"]) == ("w2", 1, {"progress": {"epoch": 3}})
 

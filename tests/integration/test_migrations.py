@@ -103,7 +103,7 @@ def test_the_web_app_keeps_the_only_updated_at_trigger(database):
     database.migrate("fresh")
     triggers = column(database, "select string_agg(tgname, ' ' order by tgname) from pg_trigger where not tgisinternal"
                                 " and tgrelid = 'training_runs'::regclass")  # fmt: skip
-    assert triggers == "set_training_runs_updated_at trainer_guard_ending"
+    assert triggers == "set_training_runs_updated_at trainer_guard_ending trainer_guard_request"
 
 
 def test_updated_at_moves_on_an_empty_project_too(database):
@@ -130,6 +130,17 @@ def test_deleting_a_project_ends_its_runs_as_the_web_app_wants(database):
     assert left == [
         {"run_name": "running", "status": "canceled", "error_message": "Project deleted.", "lease_expires_at": None},
     ]
+
+
+def test_rows_that_no_worker_would_read_do_not_stop_the_migration_and_can_be_ended(database):
+    database.sql(APP, database="fresh")
+    column(database, "insert into training_runs (run_name, configuration) values"
+                     " (repeat('n', 5000), (repeat('[', 1500) || repeat(']', 1500))::jsonb)")  # fmt: skip
+    database.migrate("fresh")
+    (run,) = claim(database, claim_id="'22222222-2222-2222-2222-222222222222'")
+    held = f"run_id => '{run['id']}', claim_id => '22222222-2222-2222-2222-222222222222'"
+    assert column(database, f"select beat_training_run({held}, lease_seconds => 60)") == "ok"
+    assert column(database, f"select finish_training_run({held}, status => 'failed', error_message => 'Too deep.')") == "ok"
 
 
 def test_runs_that_the_predecessor_left_behind_are_taken_up(database):

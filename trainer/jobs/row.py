@@ -109,7 +109,10 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
 
 
 def _problem(row: Mapping[str, Json]) -> str | None:
-    """What makes a run impossible that is not part of its request."""
+    """What is wrong with a run besides its configuration; the same as in trainer.guard_request."""
+    for name, longest in LONGEST.items():
+        if len(_text(row.get(name)) or "") > longest:
+            return f"{name}: longer than {longest} characters"
     attempt = whole(row.get("attempt")) or 0
     if not 0 <= attempt <= _MOST_ATTEMPTS:
         return f"attempt = {attempt}: must be from 0 to {_MOST_ATTEMPTS}; queue a new run instead"
@@ -187,17 +190,16 @@ def insert_of(request: RunRequest) -> JsonObject:
         raise BadRequest(f"priority {shown(request.priority)}: must be a whole number from {-_INT4} to {_INT4}.")
     if is_too_deep(request.configuration):
         raise BadRequest(f"configuration: {TOO_DEEP}")
-    columns: JsonObject = clean({
-        "run_name": request.name or "run",
-        "data_yaml": request.data_yaml,
-        "base_model": request.base_model,
-        "configuration": request.configuration,
+    columns: JsonObject = {
+        "run_name": clean(request.name or "run"),
+        "data_yaml": clean(request.data_yaml),
+        "base_model": clean(request.base_model),
+        "configuration": clean(request.configuration),
         "priority": request.priority,
         "status": Status.QUEUED.value,
-    })
-    for name, longest in LONGEST.items():
-        if columns[name] is not None and len(columns[name]) > longest:
-            raise BadRequest(f"{name}: longer than {longest} characters")
+    }
+    if problem := _problem(columns):
+        raise BadRequest(problem)
     try:
         json_from_text(json.dumps(columns["configuration"], ensure_ascii=False))
     except ValueError as error:

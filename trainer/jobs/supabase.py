@@ -104,7 +104,8 @@ class SupabaseQueue:
             job = self._job(self._claim, "claim_training_run", JOB, **offer)
         except Unreadable as error:
             # repeated, the claim gives the same run, and its id is enough to end it
-            job = self._job(self._claim, "claim_training_run", "id,attempt", str(error), **offer)
+            reason = f"The row cannot be read ({error}): shorten run_name, data_yaml, base_model and configuration."
+            job = self._job(self._claim, "claim_training_run", "id,attempt", reason, **offer)
         return None if job is None else row.lease_of(job, worker.id, claim_id, lease_seconds, asked_at)
 
     def peek(self, worker: Worker) -> Job | None:

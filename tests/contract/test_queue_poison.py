@@ -1,0 +1,173 @@
+"""What every queue does with a row that cannot be served: it is claimed and ended like any other, and stops nothing.
+
+`POISON` is SQL, so that a row holds what no client of ours would send.
+"""
+
+import json
+import time
+import uuid
+
+import pytest
+from queue_adapters import claim, claimed, enqueue
+
+from trainer.core.errors import BadRequest
+from trainer.core.job import Failed, RunRequest, Verdict
+from trainer.core.plan import TrainPlan
+from trainer.core.ports import Worker
+
+DEEP = "{" + '"a":{' * 1500 + "}" * 1501
+POISON = {
+    "1,500 objects": ({"configuration": f"'{DEEP}'"}, "nested deeper than 32 levels"),
+    "1,500 lists": ({"configuration": f"'{'[' * 1500}{']' * 1500}'"}, "nested deeper than 32 levels"),
+    "33 levels": ({"configuration": f"'{'[' * 33}{']' * 33}'"}, "nested deeper than 32 levels"),
+    "a number of 5,001 digits": ({"configuration": "'{\"epochs\": 1" + "0" * 5000 + "}'"}, "more than 400 digits"),
+    "a number that no float holds": ({"configuration": "'{\"epochs\": 1" + "0" * 350 + "}'"}, "not a number that can be stored"),
+    "not an object": ({"configuration": "'[1, 2]'"}, "must be a JSON object"),
+    "text that is not JSON": ({"configuration": "'\"{broken\"'"}, "cannot be read: not JSON"),
+    "2 MB of settings": ({"configuration": f"'{json.dumps({'a': 'x' * 2_000_000})}'"}, "longer than 1000000 characters"),
+    "4 MB of commas": ({"configuration": f"'{json.dumps({'device': ',' * 4_000_000})}'"}, "configuration"),
+    "a name of 1,001 characters": ({"run_name": f"'{'n' * 1001}'"}, "run_name: longer than 1000 characters"),
+    "10 MB of a name": ({"run_name": f"'{'n' * 10_000_000}'"}, "run_name"),
+    "10 MB of a dataset": ({"data_yaml": f"'{'d' * 10_000_000}'"}, "data_yaml"),
+    "10 MB of a model": ({"base_model": f"'{'m' * 10_000_000}'"}, "base_model"),
+    "an attempt at the end of its range": ({"attempt": "2147483647"}, "attempt = 2147483647: must be from 0 to 1000000"),
+    "a negative attempt": ({"attempt": "-2147483648"}, "must be from 0 to 1000000"),
+}
+# what is odd, and does not make the run impossible
+ODD = {
+    "a checkpoint that is none": {"checkpoint": "'[1]'"},
+    "a checkpoint of nonsense": {"checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""},
+    "a checkpoint of 1,500 levels": {"checkpoint": f"'{DEEP}'"},
+    "another run's checkpoint": {"checkpoint": """'{"epoch": 1, "sha256": "a", "bytes": 1, "key": "training_runs/x/1/best.pt"}'"""},
+    "results of 1,500 levels": {"results": f"'{DEEP}'"},
+    "results of 5,001 digits": {"results": "'1" + "0" * 5000 + "'"},
+    "no attempts at all": {"max_attempts": "0"},
+    "fewer attempts than none": {"max_attempts": "-2147483648"},
+    "failures at the end of their range": {"failures": "2147483647"},
+    "failures at the other end": {"failures": "-2147483648"},
+    "a priority at the end of its range": {"priority": "2147483647"},
+    "an epoch at the end of its range": {"told_epoch": "2147483647", "progress_epoch": "2147483647"},
+    "a negative epoch": {"told_epoch": "-1", "progress_epoch": "-1"},
+    "times without end": {"created_at": "'-infinity'", "started_at": "'infinity'", "heartbeat_at": "'infinity'"},
+    "times that Python does not know": {"created_at": "'0044-03-15 00:00:00+00 BC'", "started_at": "'294276-01-01 00:00:00+00'"},
+    "host failures of nonsense": {"host_failures": """'{"w1": "x", "w2": [1], "w3": 999999999}'"""},
+}
+
+
+def poisoned(lab, **sql):
+    run_id = lab.insert(data_yaml="set/data.yaml", priority=9)
+    lab.force(run_id, **sql)
+    return run_id
+
+
+def sentence_of(lease):
+    with pytest.raises(BadRequest) as refused:
+        TrainPlan.parse(lease.job.request)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("poison", POISON)
+def test_poisoned_row_is_claimed_fails_with_a_sentence_and_stops_nobody(queue_lab, poison):
+    columns, reason = POISON[poison]
+    run_id, good = poisoned(queue_lab, **columns), enqueue(queue_lab)
+    lease = claim(queue_lab)
+    assert lease.job.id == run_id
+    sentence = sentence_of(lease)
+    assert reason in sentence
+    assert len(sentence) < 1000
+    assert queue_lab.queue.beat(lease, {"progress": {"epoch": 0}}, []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Failed(message=sentence), []) is Verdict.OK
+    assert claim(queue_lab).job.id == good
+    row = queue_lab.queue.get(run_id)
+    assert (row["status"], row["error_message"]) == ("failed", sentence)
+    assert {row["id"] for row in queue_lab.queue.recent(5)} == {run_id, good}
+
+
+@pytest.mark.parametrize("poison", [*POISON, *ODD])
+def test_poisoned_row_can_be_peeked_at_and_is_left_where_it_is(queue_lab, poison):
+    run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
+    try:
+        assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
+    except Exception as error:
+        assert type(error).__name__ == "Unreadable"  # noqa: PT017 - an answer that is too large: nothing to prefetch
+    assert queue_lab.queue.get(run_id)["status"] == "queued"
+
+
+@pytest.mark.parametrize("oddity", ODD)
+def test_odd_row_is_a_run_like_any_other(queue_lab, oddity):
+    run_id, good = poisoned(queue_lab, **ODD[oddity]), enqueue(queue_lab)
+    lease = claim(queue_lab)
+    assert lease.job.id == run_id
+    assert TrainPlan.parse(lease.job.request).sources == ("set/data.yaml",)
+    assert lease.job.checkpoint is None
+    assert lease.job.told_epoch >= 0
+    assert queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is Verdict.OK
+    assert claim(queue_lab).job.id == good
+    assert queue_lab.queue.get(run_id)["status"] == "failed"
+
+
+@pytest.mark.parametrize("poison", [*POISON, *ODD])
+def test_poisoned_row_whose_worker_vanished_is_settled(queue_lab, poison):
+    """Whatever the columns hold, the claim that settles an expired lease works."""
+    run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
+    claim(queue_lab)
+    queue_lab.force(run_id, lease_expires_at="'2020-01-01T00:00:00.000000+00:00'")
+    good = enqueue(queue_lab)
+    assert claim(queue_lab, "w2").job.id in (run_id, good)
+    assert "lease_expired" in [row["kind"] for row in queue_lab.queue.events(run_id, after=(-(2**31), 0))]
+
+
+def test_poisoned_row_costs_a_claim_no_time(queue_lab):
+    """A signed-in user's row that no worker here can serve is read by every claim."""
+    run_id = poisoned(queue_lab, configuration=f"'{json.dumps({'requires': {'gpus': 9}, 'device': ',' * 900_000})}'")
+    enqueue(queue_lab)
+    began = time.monotonic()
+    assert claim(queue_lab).job.id != run_id
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        ({"name": "n" * 1001}, "run_name: longer than 1000 characters"),
+        ({"base_model": "m" * 1001}, "base_model: longer than 1000 characters"),
+        ({"data_yaml": "d" * 10_001}, "data_yaml: longer than 10000 characters"),
+        ({"configuration": json.loads("[" * 33 + "]" * 33)}, "configuration: nested deeper than 32 levels"),
+        ({"configuration": {"a": 10**401}}, "has more than 400 digits"),
+        ({"configuration": {"a": "x" * 1_000_000}}, "configuration: longer than 1000000 characters"),
+    ],
+)
+def test_request_that_no_worker_would_read_is_not_enqueued(queue_lab, request_, reason):
+    with pytest.raises(BadRequest, match=reason):
+        queue_lab.queue.enqueue(RunRequest(**{"data_yaml": "d", **request_}))
+    assert queue_lab.queue.recent(1) == []
+
+
+def test_largest_request_is_enqueued_and_claimed(queue_lab):
+    nested = json.loads("[" * 31 + "]" * 31)
+    request = RunRequest(
+        name='"' * 1000, base_model="m" * 1000, data_yaml="\\" * 10_000,
+        configuration={"nested": nested, "text": '"' * 490_000, "number": 10**308},
+    )  # fmt: skip
+    run_id = queue_lab.queue.enqueue(request)
+    lease = claim(queue_lab)
+    assert (lease.job.id, lease.job.request) == (run_id, request)
+
+
+def test_claim_of_an_unreadable_row_is_repeated_with_the_same_run(queue_lab):
+    poisoned(queue_lab, run_name=f"'{'n' * 10_000_000}'")
+    claim_id = str(uuid.uuid4())
+    first, again = claim(queue_lab, claim_id=claim_id), claim(queue_lab, claim_id=claim_id)
+    assert first.job == again.job
+    assert first.job.attempt == 1
+
+
+def test_a_row_is_not_changed_by_those_who_cannot_read_it(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.force(lease.job.id, configuration=f"'{DEEP}'")
+    before = queue_lab.queue.get(lease.job.id)["configuration"]
+    for _ in range(3):
+        queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, [])
+    assert queue_lab.queue.get(lease.job.id)["configuration"] == before
+    assert len(before) < 2 * len(DEEP)

@@ -1,0 +1,81 @@
+"""Rows that no worker would read are refused when an app inserts them, with a sentence that it can show."""
+
+import json
+import uuid
+
+import httpx
+import pytest
+
+from tests.supabase_stack import token
+
+OWNER = str(uuid.uuid4())
+REFUSED = {
+    "deep": ({"configuration": json.loads('{"a":' * 33 + "1" + "}" * 33)}, "configuration: nested deeper than 32 levels; send the settings only"),
+    "long": ({"configuration": {"a": "x" * 1_000_000}}, "configuration: longer than 1000000 characters; send the settings only"),
+    "digits": ({"configuration": '{"epochs": 1e5000}'}, "configuration: a number in it has more than 400 digits"),
+    "run_name": ({"run_name": "n" * 1001}, "run_name: longer than 1000 characters"),
+    "base_model": ({"base_model": "m" * 1001}, "base_model: longer than 1000 characters"),
+    "data_yaml": ({"data_yaml": "d" * 10_001}, "data_yaml: longer than 10000 characters"),
+}  # fmt: skip
+
+
+@pytest.fixture(params=["service", "user"])
+def app(supabase, request):
+    """Sends a row as the web app does, with the service's key or as a signed-in user."""
+    key = supabase.service_key if request.param == "service" else token("authenticated", sub=OWNER)
+    headers = {"apikey": key, "Authorization": f"Bearer {key}", "Prefer": "return=representation"}
+    with httpx.Client(base_url=f"{supabase.url}/rest/v1", headers=headers, timeout=60) as client:
+        yield client
+
+
+def body(columns):
+    """A row as JSON; a configuration that is text is JSON already, with numbers that Python would not write."""
+    row = {"run_name": "run", "created_by": OWNER, **columns}
+    configuration = row.pop("configuration", None)
+    text = configuration if isinstance(configuration, str) else json.dumps(configuration)
+    return f'{json.dumps(row)[:-1]}, "configuration": {text}}}'
+
+
+def insert(app, **columns):
+    return app.post("/training_runs", content=body(columns), headers={"Content-Type": "application/json"})
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_row_is_refused_with_a_sentence(app, case):
+    columns, sentence = REFUSED[case]
+    answer = insert(app, **columns)
+    assert (answer.status_code, answer.json()["code"], answer.json()["message"]) == (400, "23514", sentence)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"configuration": json.loads('{"a":' * 32 + "1" + "}" * 32)},
+        {"configuration": {"splits": {f"images/{n:06}.jpg": "train" for n in range(30_000)}}},
+        {"configuration": '{"lr0": 1e-300, "a": 1e300}'},
+        {"run_name": "n" * 1000, "base_model": "m" * 1000, "data_yaml": "d" * 10_000},
+        {"configuration": None, "data_yaml": None},
+    ],
+    ids=["32 levels", "a split of 30,000 images", "small and large numbers", "long names", "nothing"],
+)
+def test_row_within_the_bounds_is_inserted(app, columns):
+    assert insert(app, **columns).status_code == 201
+
+
+def test_edit_beyond_the_bounds_is_refused_and_any_other_is_not(supabase_lab):
+    run_id = supabase_lab.insert()
+    answer = supabase_lab._app.patch("/training_runs", params={"id": f"eq.{run_id}"}, json={"run_name": "n" * 1001})
+    assert answer.json()["message"] == "run_name: longer than 1000 characters"
+    supabase_lab.force(run_id, run_name="repeat('n', 5000)")
+    supabase_lab.edit(run_id, status="canceled", cancel_requested=True)
+    assert supabase_lab.queue.get(run_id)["status"] == "canceled"
+
+
+def test_heartbeat_of_a_large_configuration_is_not_checked_again(supabase):
+    """Each beat writes the row: what does not change in it costs nothing."""
+    plan = supabase.postgres.plans("""
+        insert into training_runs (id, run_name, configuration) values
+          ('11111111-1111-1111-1111-111111111111', 'a', jsonb_build_object('a', repeat('x', 900000)));
+        select claim_training_run('w', '22222222-2222-2222-2222-222222222222', 60);
+        select beat_training_run('11111111-1111-1111-1111-111111111111', '22222222-2222-2222-2222-222222222222', 60);""")
+    assert plan.count("guard_request") <= 1
