@@ -189,8 +189,8 @@ declare
     when length(content) > 1000000 then 'configuration: longer than 1000000 characters; send the settings only'
     when jsonb_path_exists(new.configuration, '$.**{32} ? (@.type() == "object" || @.type() == "array")')
       then 'configuration: nested deeper than 32 levels; send the settings only'
-    -- twice 200: a repetition in a regular expression ends at 255
-    when content ~ '([0-9]{200}){2}[0-9]' then 'configuration: a number in it has more than 400 digits'
+    when jsonb_path_exists(new.configuration, '$.** ? (@.type() == "number" && (@ > 1.7e308 || @ < -1.7e308))')
+      then 'configuration: a number in it is beyond 1.7e308, the largest that a worker reads'
   end;
 begin
   if problem is not null then

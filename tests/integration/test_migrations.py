@@ -137,8 +137,8 @@ def test_rows_that_no_worker_would_read_do_not_stop_the_migration_and_can_be_end
     column(database, "insert into training_runs (run_name, configuration) values"
                      " (repeat('n', 5000), (repeat('[', 1500) || repeat(']', 1500))::jsonb)")  # fmt: skip
     database.migrate("fresh")
-    (run,) = claim(database, claim_id="'22222222-2222-2222-2222-222222222222'")
-    held = f"run_id => '{run['id']}', claim_id => '22222222-2222-2222-2222-222222222222'"
+    run_id = column(database, "select id from claim_training_run('w', '22222222-2222-2222-2222-222222222222', 60)")
+    held = f"run_id => '{run_id}', claim_id => '22222222-2222-2222-2222-222222222222'"
     assert column(database, f"select beat_training_run({held}, lease_seconds => 60)") == "ok"
     assert column(database, f"select finish_training_run({held}, status => 'failed', error_message => 'Too deep.')") == "ok"
 

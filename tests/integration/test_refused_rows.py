@@ -12,7 +12,7 @@ OWNER = str(uuid.uuid4())
 REFUSED = {
     "deep": ({"configuration": json.loads('{"a":' * 33 + "1" + "}" * 33)}, "configuration: nested deeper than 32 levels; send the settings only"),
     "long": ({"configuration": {"a": "x" * 1_000_000}}, "configuration: longer than 1000000 characters; send the settings only"),
-    "digits": ({"configuration": '{"epochs": 1e5000}'}, "configuration: a number in it has more than 400 digits"),
+    "digits": ({"configuration": '{"a": [{"epochs": -1e5000}]}'}, "configuration: a number in it is beyond 1.7e308, the largest that a worker reads"),
     "run_name": ({"run_name": "n" * 1001}, "run_name: longer than 1000 characters"),
     "base_model": ({"base_model": "m" * 1001}, "base_model: longer than 1000 characters"),
     "data_yaml": ({"data_yaml": "d" * 10_001}, "data_yaml: longer than 10000 characters"),
@@ -54,9 +54,10 @@ def test_row_is_refused_with_a_sentence(app, case):
         {"configuration": {"splits": {f"images/{n:06}.jpg": "train" for n in range(30_000)}}},
         {"configuration": '{"lr0": 1e-300, "a": 1e300}'},
         {"run_name": "n" * 1000, "base_model": "m" * 1000, "data_yaml": "d" * 10_000},
+        {"configuration": {"a": "9" * 5000}},
         {"configuration": None, "data_yaml": None},
     ],
-    ids=["32 levels", "a split of 30,000 images", "small and large numbers", "long names", "nothing"],
+    ids=["32 levels", "a split of 30,000 images", "small and large numbers", "long names", "digits in a text", "nothing"],
 )
 def test_row_within_the_bounds_is_inserted(app, columns):
     assert insert(app, **columns).status_code == 201

@@ -1,0 +1,124 @@
+"""Answers that no PostgREST gives, from a proxy, a login page or a broken connection: always `Unavailable`, never a surprise."""
+
+import json
+from urllib.parse import parse_qs
+
+import httpx
+import pytest
+
+from trainer.core.errors import BadRequest, Unavailable
+from trainer.core.job import Failed, Interrupted, Job, Lease, RunRequest
+from trainer.core.plan import TrainPlan
+from trainer.core.ports import Worker
+from trainer.jobs.supabase import SupabaseQueue
+from trainer.remote.retry import RetryPolicy
+from trainer.remote.supabase import LARGEST_ANSWER, Project, Unreadable
+
+RUN = "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa"
+CLAIM = "5f1e1a52-2b1e-4a57-9a3e-6a1c6bb8f0bb"
+ONCE = RetryPolicy(tries=1)
+LEASE = Lease(
+    job=Job(id=RUN, request=RunRequest(data_yaml="d")), claim_id=CLAIM, worker_id="w", seconds=60, trusted_until=0,
+)  # fmt: skip
+NO_ROW = {
+    "null": b"null",
+    "an object": b"{}",
+    "text": b'"x"',
+    "a number": b"7",
+    "a page": b"<html>Please log in</html>",
+    "half an answer": b'[{"id": "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa", "configuration": "{',
+    "nothing": b"",
+    "no text": b"\xff\xfe\x00",
+    "a list of null": b"[null]",
+    "a list of numbers": b"[1]",
+    "a list of lists": b"[[]]",
+    "5,000 levels": b"[" * 5000 + b"]" * 5000,
+    "300 levels": b"[" * 300 + b"]" * 300,
+    "5,000 digits": b'[{"id": "x", "attempt": ' + b"9" * 5000 + b"}]",
+    "5 MB": b'[{"id": "x", "run_name": "' + b"x" * 5_000_000 + b'"}]',
+}
+NO_ID = {
+    "no id": b'[{"attempt": 1}]',
+    "an id of null": b'[{"id": null}]',
+    "an id that is a path": b'[{"id": "../../etc"}]',
+    "an id that is a number": b'[{"id": NaN}]',
+}
+CALLS = {
+    "claim": lambda queue: queue.claim(Worker(id="w"), CLAIM, 60),
+    "peek": lambda queue: queue.peek(Worker(id="w")),
+    "beat": lambda queue: queue.beat(LEASE, None, []),
+    "finish": lambda queue: queue.finish(LEASE, Failed(message="m"), []),
+    "release": lambda queue: queue.finish(LEASE, Interrupted(checkpoint=None), []),
+}
+READS = {
+    "get": lambda queue: queue.get(RUN),
+    "recent": lambda queue: queue.recent(3),
+    "events": lambda queue: queue.events(RUN),
+    "cancel": lambda queue: queue.cancel(RUN),
+}
+
+
+def queue_whose_answer_is(answer, status=200):
+    project = Project("http://db.example", "sb_secret_x")
+    respond = answer if callable(answer) else lambda _: httpx.Response(status, stream=httpx.ByteStream(answer))
+    project._http._transport.close()
+    project._http._transport = httpx.MockTransport(respond)
+    return SupabaseQueue(project, claim=ONCE, beat=ONCE, finish=ONCE, read=ONCE)
+
+
+@pytest.mark.parametrize("answer", [*NO_ROW, *NO_ID])
+@pytest.mark.parametrize("call", CALLS)
+def test_answer_that_is_none_is_unavailable(call, answer):
+    with pytest.raises(Unavailable) as unavailable:
+        CALLS[call](queue_whose_answer_is((NO_ROW | NO_ID)[answer]))
+    assert len(str(unavailable.value)) < 300
+
+
+@pytest.mark.parametrize("answer", [answer for answer in NO_ROW if answer != "5 MB"])
+@pytest.mark.parametrize("call", READS)
+def test_rows_that_are_none_are_unavailable(call, answer):
+    with pytest.raises(Unavailable):
+        READS[call](queue_whose_answer_is(NO_ROW[answer]))
+
+
+def server(row, seen):
+    """PostgREST with one claimed row: `row` when all its columns are asked for, else the columns that are."""
+
+    def respond(request):
+        select = parse_qs(request.url.query.decode())["select"][0]
+        seen.append((json.loads(request.content)["claim_id"], select))
+        if "configuration" in select:
+            return httpx.Response(200, stream=httpx.ByteStream(row))
+        return httpx.Response(200, json=[{"id": RUN, "attempt": 4}])
+
+    return respond
+
+
+@pytest.mark.parametrize("answer", NO_ROW)
+def test_claimed_row_that_cannot_be_read_is_a_run_that_fails_with_the_reason(answer):
+    seen = []
+    lease = queue_whose_answer_is(server(NO_ROW[answer], seen)).claim(Worker(id="w"), CLAIM, 60)
+    assert (lease.job.id, lease.job.attempt, lease.claim_id) == (RUN, 4, CLAIM)
+    assert [claim_id for claim_id, _ in seen] == [CLAIM, CLAIM]
+    assert seen[1][1] == "id,attempt"
+    with pytest.raises(BadRequest, match=r"cannot be read .*: shorten run_name, data_yaml, base_model and configuration"):
+        TrainPlan.parse(lease.job.request)
+
+
+def test_json_columns_are_asked_for_as_text():
+    seen = []
+    queue_whose_answer_is(server(b"[]", seen)).claim(Worker(id="w"), CLAIM, 60)
+    assert "configuration::text" in seen[0][1].split(",")
+    assert "checkpoint::text" in seen[0][1].split(",")
+    assert "results" not in seen[0][1]
+
+
+@pytest.mark.parametrize("size", [LARGEST_ANSWER, LARGEST_ANSWER + 1])
+def test_answer_is_read_up_to_its_largest_size(size):
+    body = b'"' + b"x" * (size - 2) + b'"'
+    with queue_whose_answer_is(body)._project as project:
+        if size == LARGEST_ANSWER:
+            assert project.call("f") == "x" * (size - 2)
+            return
+        with pytest.raises(Unreadable, match="more than 4 MiB"):
+            project.call("f")
