@@ -162,13 +162,17 @@ def test_a_cancel_from_a_stale_page_does_not_undo_an_ending(queue_lab, stale):
 ENDINGS = {"completed": DONE, "failed": Failed(message="No labels.", results={"mAP": 0.5}), "canceled": Canceled(results={"mAP": 0.5})}
 
 
+def key_40(lease):
+    return f"training_runs/{lease.job.id}/2/checkpoints/40.pt"
+
+
 def ended(lab, outcome, configuration=None):
     """A run that lost an attempt, made progress, was asked to finish early and to be canceled, and ended."""
     lease = claimed(lab, configuration=configuration)
     lab.queue.finish(lease, Retry(message="The disk was full."), [event("epoch", epoch=1)])
     lab.edit(lease.job.id, not_before=None)
     lease = claim(lab)
-    lab.queue.beat(lease, None, [event("epoch", epoch=40), checkpoint(40, "k40")])
+    lab.queue.beat(lease, None, [event("epoch", epoch=40), checkpoint(40, key_40(lease))])
     lab.edit(lease.job.id, finish_requested=True, cancel_requested=True)
     assert lab.queue.finish(lease, outcome, []) is Verdict.OK
     return lease
@@ -195,7 +199,7 @@ def test_a_failed_run_that_is_queued_again_keeps_its_checkpoint_and_its_history(
     queue_lab.edit(lease.job.id, status="queued", configuration={"batch": 4})
 
     job = claim(queue_lab).job
-    assert (job.checkpoint.epoch, job.checkpoint.key, job.told_epoch) == (40, "k40", 40)
+    assert (job.checkpoint.epoch, job.checkpoint.key, job.told_epoch) == (40, key_40(lease), 40)
     assert job.request.configuration == {"batch": 4}
 
 
