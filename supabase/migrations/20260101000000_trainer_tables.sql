@@ -115,7 +115,7 @@ comment on table public.training_run_events is 'A run''s history, append-only. F
 -- runs whose history began before there was such a column
 update public.training_runs r set told_epoch = h.epoch
 from (
-  select e.run_id, max((e.data ->> 'epoch')::integer) as epoch
+  select e.run_id, max(case when e.data ->> 'epoch' ~ '^[0-9]{1,9}$' then (e.data ->> 'epoch')::integer end) as epoch
   from public.training_run_events e where e.kind = 'epoch' group by e.run_id
 ) h
 where h.run_id = r.id and h.epoch > r.told_epoch and r.status in ('queued', 'running', 'canceling');

@@ -88,6 +88,12 @@ language sql set search_path = '' as $$
   where e.run_id = record.run_id and e.attempt = record.attempt
 $$;
 
+-- The epoch of an event, or null: the training process, which writes it, may write anything.
+create or replace function trainer.epoch(data jsonb) returns integer
+language sql immutable parallel safe set search_path = '' as $$
+  select case when data ->> 'epoch' ~ '^[0-9]{1,9}$' then (data ->> 'epoch')::integer end
+$$;
+
 -- Stores a worker's events once each, and what the new ones among them say about epochs and checkpoints.
 create or replace function trainer.store_events(run public.training_runs, events jsonb)
 returns public.training_runs language plpgsql set search_path = '' as $$
@@ -107,7 +113,7 @@ begin
       on conflict do nothing
       returning seq, kind, data
     )
-    select kind, (data ->> 'epoch')::integer as epoch, data from stored where kind in ('epoch', 'checkpoint') order by seq
+    select kind, trainer.epoch(data) as epoch, data from stored where kind in ('epoch', 'checkpoint') order by seq
   loop
     if saved.kind = 'epoch' then
       run.told_epoch := coalesce(saved.epoch, run.told_epoch);  -- a training that starts over begins at 1 again

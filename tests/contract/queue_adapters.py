@@ -150,3 +150,8 @@ def event(kind: str = "phase", **data: Any) -> RunEvent:
 
 def checkpoint(epoch: int, key: str | None = None) -> RunEvent:
     return event("checkpoint", epoch=epoch, sha256="ab" * 32, bytes=1000 + epoch, path="/runs/ck.pt", key=key)
+
+
+def key_of(lease: Lease, epoch: int) -> str:
+    """Where a checkpoint of the run is: a key elsewhere would not be believed."""
+    return f"training_runs/{lease.job.id}/{lease.job.attempt}/checkpoints/epoch-{epoch:05d}.pt"

@@ -4,7 +4,7 @@ import threading
 import uuid
 
 import pytest
-from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, moment
+from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, key_of, moment
 
 from trainer.core.boottime import boottime
 from trainer.core.job import Canceled, Checkpoint, Completed, Failed, Interrupted, Retry, Verdict
@@ -19,10 +19,6 @@ ENDINGS = {
     "interrupted": Interrupted(checkpoint=None),
 }
 TERMINAL = ("completed", "failed", "canceled")
-
-
-def key_of(lease, epoch):
-    return f"training_runs/{lease.job.id}/1/checkpoints/{epoch}.pt"
 
 
 def stored_for(lease):

@@ -1,7 +1,7 @@
 """What every queue does when a worker vanishes, comes back late, or fails a run again and again."""
 
 import pytest
-from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, moment
+from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, key_of, moment
 
 from trainer.core.job import Completed, Failed, Interrupted, Retry, Verdict
 
@@ -41,7 +41,7 @@ def test_a_run_whose_lease_is_alive_is_nobody_elses(queue_lab):
 
 def test_a_run_whose_worker_vanished_is_taken_at_once_by_the_next_claim(queue_lab):
     lease = claimed(queue_lab, "w1")
-    key = f"training_runs/{lease.job.id}/1/checkpoints/3.pt"
+    key = key_of(lease, 3)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 3}}, [checkpoint(3, key)])
     expire(queue_lab, lease.job.id)
     taken = claim(queue_lab, "w2")

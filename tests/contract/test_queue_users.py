@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, moment
+from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, key_of, moment
 
 from trainer.core.errors import BadRequest
 from trainer.core.job import Canceled, Completed, Failed, Interrupted, Retry, RunRequest, Verdict
@@ -162,17 +162,13 @@ def test_a_cancel_from_a_stale_page_does_not_undo_an_ending(queue_lab, stale):
 ENDINGS = {"completed": DONE, "failed": Failed(message="No labels.", results={"mAP": 0.5}), "canceled": Canceled(results={"mAP": 0.5})}
 
 
-def key_40(lease):
-    return f"training_runs/{lease.job.id}/2/checkpoints/40.pt"
-
-
 def ended(lab, outcome, configuration=None):
     """A run that lost an attempt, made progress, was asked to finish early and to be canceled, and ended."""
     lease = claimed(lab, configuration=configuration)
     lab.queue.finish(lease, Retry(message="The disk was full."), [event("epoch", epoch=1)])
     lab.edit(lease.job.id, not_before=None)
     lease = claim(lab)
-    lab.queue.beat(lease, None, [event("epoch", epoch=40), checkpoint(40, key_40(lease))])
+    lab.queue.beat(lease, None, [event("epoch", epoch=40), checkpoint(40, key_of(lease, 40))])
     lab.edit(lease.job.id, finish_requested=True, cancel_requested=True)
     assert lab.queue.finish(lease, outcome, []) is Verdict.OK
     return lease
@@ -199,7 +195,7 @@ def test_a_failed_run_that_is_queued_again_keeps_its_checkpoint_and_its_history(
     queue_lab.edit(lease.job.id, status="queued", configuration={"batch": 4})
 
     job = claim(queue_lab).job
-    assert (job.checkpoint.epoch, job.checkpoint.key, job.told_epoch) == (40, key_40(lease), 40)
+    assert (job.checkpoint.epoch, job.checkpoint.key, job.told_epoch) == (40, key_of(lease, 40), 40)
     assert job.request.configuration == {"batch": 4}
 
 
@@ -238,7 +234,7 @@ def test_a_late_worker_of_the_end_has_no_say_in_what_is_queued_again(queue_lab):
 @pytest.mark.parametrize("how", ["drain", "retry", "lease"])
 def test_a_run_that_the_queue_itself_queues_again_keeps_the_wish_to_finish(queue_lab, how):
     lease = claimed(queue_lab)
-    queue_lab.queue.beat(lease, None, [event("epoch", epoch=3), checkpoint(3, "k3")])
+    queue_lab.queue.beat(lease, None, [event("epoch", epoch=3), checkpoint(3, key_of(lease, 3))])
     queue_lab.queue.request_finish(lease.job.id)
     if how == "lease":
         expire(queue_lab, lease.job.id)
@@ -248,7 +244,7 @@ def test_a_run_that_the_queue_itself_queues_again_keeps_the_wish_to_finish(queue
         queue_lab.edit(lease.job.id, not_before=None)
 
     again = claim(queue_lab)
-    assert (again.job.attempt, again.job.checkpoint.key, again.job.told_epoch) == (2, "k3", 3)
+    assert (again.job.attempt, again.job.checkpoint.key, again.job.told_epoch) == (2, key_of(lease, 3), 3)
     assert queue_lab.queue.get(lease.job.id)["progress_epoch"] == 3
     assert queue_lab.queue.beat(again, None, []) is Verdict.FINISH
 
@@ -347,8 +343,9 @@ def test_a_request_without_dataset_is_queued_for_the_worker_to_refuse(queue_lab)
 
 def test_checkpoint_events_with_odd_data_do_not_stop_the_beat(queue_lab):
     lease = claimed(queue_lab)
-    queue_lab.queue.beat(lease, None, [checkpoint(3, "k3")])
+    queue_lab.queue.beat(lease, None, [checkpoint(3, key_of(lease, 3))])
     odd = [event("checkpoint"), event("checkpoint", epoch=None, key=None)]
+    odd += [event(kind, epoch=epoch, key=None) for kind in ("epoch", "checkpoint") for epoch in (10**15, 10**30, 1e300, -1, "x", [1])]
     assert queue_lab.queue.beat(lease, None, odd) is Verdict.OK
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["checkpoint"]["key"], row["progress_epoch"]) == ("k3", 3)
+    assert (row["checkpoint"]["key"], row["progress_epoch"]) == (key_of(lease, 3), 3)

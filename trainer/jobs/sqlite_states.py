@@ -19,6 +19,7 @@ from trainer.jobs.row import (
     clean,
     events_json,
     is_run_id,
+    whole,
 )
 from trainer.jobs.sqlite_file import Transaction, loaded
 
@@ -167,7 +168,7 @@ def store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) -
 
 
 def _note_progress(run: JsonObject, kind: str, data: JsonObject) -> None:
-    epoch = data["epoch"] if isinstance(data.get("epoch"), int) else 0
+    epoch = whole(data.get("epoch"), low=0, high=999_999_999) or 0
     if kind == "epoch":
         run["told_epoch"] = epoch or run["told_epoch"]  # a training that starts over begins at 1 again
     if kind == "checkpoint":
