@@ -27,7 +27,8 @@ from trainer.jobs.sqlite import SqliteQueue
 from trainer.storage.local import LocalObjectStore
 from trainer.training.checkpoints import Progress, settle, take
 from trainer.training.weights import ModelFolder
-from trainer.worker.journal import Journal, leftovers
+from trainer.worker.journal import Journal
+from trainer.worker.leftovers import leftovers
 
 
 def cut_power(host, *disks):

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from trainer.core.job import Checkpoint, Completed, Failed, Interrupted, Job, Lease, Retry, RunRequest
-from trainer.worker.journal import Journal, leftovers
+from trainer.worker.journal import Journal
+from trainer.worker.leftovers import leftovers
 
 
 def lease(run_id="run-1", attempt=1):

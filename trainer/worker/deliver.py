@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import structlog
@@ -11,7 +13,9 @@ from trainer.core.job import Outcome, Retry, Verdict
 from trainer.core.ports import Queue
 from trainer.core.stop import Stopped, StopSignal
 from trainer.remote.retry import RetryPolicy, retrying
-from trainer.worker.journal import Journal, leftovers
+from trainer.worker.bulkhead import bulkhead
+from trainer.worker.journal import Journal
+from trainer.worker.leftovers import leftovers, set_aside
 
 log = structlog.get_logger()
 
@@ -30,24 +34,51 @@ def deliver(queue: Queue, journal: Journal, outcome: Outcome, stop: StopSignal) 
         except (Unavailable, Misconfigured) as error:
             if str(error) not in told:
                 told.add(str(error))
-                log.warning("the ending waits for the queue", run_id=journal.lease.job.id, error=str(error))
+                log.warning("outcome not delivered yet, retrying", run_id=journal.lease.job.id, error=str(error))
             raise Unavailable(str(error)) from error
 
     try:
         verdict = retrying(finish, FOR_EVER, stop)
     except Stopped:
         return None
-    if verdict is Verdict.LOST:
-        log.warning("the ending came too late: the run belongs to somebody else", run_id=journal.lease.job.id)
-    journal.discard()
+    _end(journal, verdict)
     return verdict
 
 
 def deliver_leftovers(queue: Queue, folder: Path, worker_id: str, lease_seconds: float, stop: StopSignal) -> None:
-    """Deliver what processes before us could not: their endings, and for runs without one that they are orphans."""
-    for journal in leftovers(folder, worker_id, lease_seconds):
-        outcome = journal.ending or Retry(message=ORPHANED)
-        log.info("an earlier process left a run behind", run_id=journal.lease.job.id, outcome=outcome.kind)
-        if deliver(queue, journal, outcome, stop) is None:
+    """Deliver what processes before us could not: their endings, and for runs without one that they are orphans.
+
+    Returns when all are delivered or `stop` is set. One that the queue refuses holds up none of the others.
+    """
+    told: set[str] = set()
+    for again in count():
+        left = False
+        for journal in leftovers(folder, worker_id, lease_seconds):
+            with bulkhead("leftover journal cannot be delivered", partial(set_aside, journal.path, "see above")):
+                left |= not _delivered(queue, journal, told)
             journal.close()
+            if stop.must_stop:
+                return
+        if not left or stop.wait(FOR_EVER.wait_before(again, None)):
             return
+
+
+def _delivered(queue: Queue, journal: Journal, told: set[str]) -> bool:
+    outcome, run_id = journal.ending or Retry(message=ORPHANED), journal.lease.job.id
+    if journal.path.name not in told:
+        log.info("recovering run of a crashed process", run_id=run_id, outcome=outcome.kind)
+    try:
+        verdict = queue.finish(journal.lease, outcome, journal.pending(limit=100_000))
+    except (Unavailable, Misconfigured) as error:
+        if journal.path.name not in told:
+            log.warning("outcome not delivered yet, retrying", run_id=run_id, error=str(error))
+        told.add(journal.path.name)
+        return False
+    _end(journal, verdict)
+    return True
+
+
+def _end(journal: Journal, verdict: Verdict) -> None:
+    if verdict is Verdict.LOST:
+        log.warning("outcome rejected: lease lost", run_id=journal.lease.job.id)
+    journal.discard()

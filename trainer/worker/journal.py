@@ -1,7 +1,7 @@
 """What has to survive an outage or a crash of this process: the run's events and its ending, on local disk.
 
 One append-only file per attempt, locked by the process that works on it. A file that nobody holds is what a
-process left behind when it died; the next one delivers it (`leftovers`). Its lines:
+process left behind when it died; the next one delivers it (leftovers.py). Its lines:
 
     {"lease": …}      first: whose run, under which claim
     {"event": …}      something happened
@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from io import FileIO
@@ -23,12 +22,13 @@ from pathlib import Path
 import structlog
 from pydantic import TypeAdapter
 
-from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, RunRequest
+from trainer.core.job import JsonObject, Lease, Outcome, RunEvent
 from trainer.disk import durable
 
 log = structlog.get_logger()
 
 OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+NEW = ".new"  # the suffix of a journal that is being created
 
 
 class Journal:
@@ -53,10 +53,24 @@ class Journal:
         """A new journal for a lease that was just claimed. Raises OSError when the disk is full or read-only."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{lease.job.id}.{lease.job.attempt}.jsonl"
-        file = path.open("ab", buffering=0)
+        # another service may look for leftovers now: a journal has its name only once it is locked and says whose it is
+        unnamed = path.with_suffix(NEW)
+        file = unnamed.open("ab", buffering=0)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         journal = cls(file, path, lease)
         journal._append({"lease": {"run_id": lease.job.id, "attempt": lease.job.attempt, "claim_id": lease.claim_id}})
+        unnamed.rename(path)
+        return journal
+
+    @classmethod
+    def reopened(
+        cls, file: FileIO, path: Path, lease: Lease, *, pending: list[RunEvent], last_seq: int, ending: Outcome | None,
+    ) -> Journal:
+        """The journal of a process that is gone. New events are numbered after `last_seq`."""
+        journal = cls(file, path, lease)
+        journal._pending = pending
+        journal._next = last_seq + 1
+        journal.ending = ending
         return journal
 
     def record(self, kind: str, data: JsonObject) -> None:
@@ -117,47 +131,3 @@ class Journal:
         if not self._disk_failed:
             log.error("the journal cannot be written; a crash now would lose events", path=str(self.path), error=error)
         self._disk_failed = True
-
-
-def leftovers(folder: Path, worker_id: str, lease_seconds: float) -> Iterator[Journal]:
-    """The journals of processes that are gone, locked for us. Unreadable ones are set aside, never deleted."""
-    for path in sorted(folder.glob("*.jsonl")):
-        file = path.open("ab+", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            continue
-        journal = _read(file, path, worker_id, lease_seconds)
-        if journal is None:
-            file.close()
-            path.rename(path.with_suffix(".unreadable"))
-            log.error("a journal is unreadable and was set aside", path=str(path))
-        else:
-            yield journal
-
-
-def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Journal | None:
-    file.seek(0)
-    lines: list[JsonObject] = []
-    for text in file:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue  # cut by a crash or by a full disk; what was written after it is whole again
-    if not lines or "lease" not in lines[0]:
-        return None
-    held = lines[0]["lease"]
-    job = Job(id=held["run_id"], request=RunRequest(data_yaml=None), attempt=held["attempt"])
-    lease = Lease(job=job, claim_id=held["claim_id"], worker_id=worker_id, seconds=lease_seconds, trusted_until=0.0)
-    journal = Journal(file, path, lease)
-    for line in lines[1:]:
-        if "event" in line:
-            event = RunEvent(**line["event"])
-            journal._pending.append(event)  # noqa: SLF001 - built here
-            journal._next = event.seq + 1  # noqa: SLF001
-        elif "delivered" in line:
-            journal._pending = [e for e in journal._pending if e.seq > line["delivered"]]  # noqa: SLF001
-        elif "ending" in line:
-            journal.ending = OUTCOME.validate_python(line["ending"])
-    return journal

@@ -1,0 +1,309 @@
+"""Journals of other processes and other versions: damaged ones are set aside, live ones are left alone, the rest is delivered."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_journal import lease
+from trainer.core.errors import Misconfigured, Unavailable
+from trainer.core.job import Completed, Failed, Retry, Verdict
+from trainer.core.stop import StopReason, StopSignal
+from trainer.worker.deliver import deliver_leftovers
+from trainer.worker.journal import Journal
+from trainer.worker.leftovers import LARGEST, leftovers
+
+ROOT = Path(__file__).parents[2]
+LEASE = {"lease": {"run_id": "run-5", "attempt": 1, "claim_id": "c"}}
+EVENT = {"event": {"seq": 1, "at": "2026-01-01T00:00:00+00:00", "kind": "epoch", "data": {"epoch": 1}}}
+ENDING = {"ending": {"kind": "failed", "message": "no labels", "results": {}}}
+
+
+class Answers:
+    """A queue that answers `finish` as told and notes what it was told."""
+
+    def __init__(self, *refusals):
+        self.refusals = list(refusals)
+        self.told = []
+
+    def finish(self, lease, outcome, events):
+        for run_id, error in self.refusals:
+            if run_id == lease.job.id:
+                raise error
+        self.told.append((lease.job.id, outcome, [event.seq for event in events]))
+        return Verdict.OK
+
+
+def write(folder, name, *lines):
+    text = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+    (folder / f"{name}.jsonl").write_bytes(text + b"\n")
+
+
+def left(folder, run_id, outcome=None):
+    journal = Journal.create(folder, lease(run_id))
+    journal.record("epoch", {"epoch": 1})
+    if outcome:
+        journal.end(outcome)
+    journal.close()
+
+
+def deliver(queue, folder, stop=None):
+    deliver_leftovers(queue, folder, "w", 60, stop or StopSignal())
+
+
+DAMAGED = {
+    "an unknown outcome": [LEASE, EVENT, {"ending": {"kind": "abandoned", "message": "x"}}],
+    "an outcome without its fields": [LEASE, {"ending": {"kind": "completed"}}],
+    "an outcome that is no object": [LEASE, {"ending": "completed"}],
+    "an outcome with a wrong type": [LEASE, {"ending": {"kind": "failed", "message": ["x"], "results": {}}}],
+    "a lease without its fields": [{"lease": {"run_id": "run-5"}}, ENDING],
+    "a lease that is no object": [{"lease": ["run-5", 1, "c"]}, ENDING],
+    "a lease with a wrong type": [{"lease": {"run_id": 5, "attempt": "one", "claim_id": None}}, ENDING],
+    "no lease": [EVENT, ENDING],
+    "a list": [[1, 2, 3]],
+    "a number": [7],
+    "nothing": [],
+    "not UTF-8": [b"\xff\xfe\x00l\x00e\x00a\x00s\x00e"],
+    "binary": [os.urandom(5000).replace(b"\n", b"")],
+    "nested without end": [b'{"lease":' + b"[" * 100_000],
+    "a number of 10,000 digits": [b'{"lease": ' + b"9" * 10_000 + b"}"],
+}
+READABLE = {
+    "extra fields": (
+        [
+            {"lease": LEASE["lease"] | {"worker": "w", "version": 9}, "more": 1},
+            {"event": EVENT["event"] | {"trace": "x"}},
+            {"ending": ENDING["ending"] | {"code": 7}},
+        ],
+        [1],
+    ),
+    "lines of unknown kinds": ([LEASE, {"heartbeat": 3}, EVENT, [1], 7, "x", None, ENDING], [1]),
+    "an event without its fields": ([LEASE, {"event": {"seq": 1}}, ENDING], []),
+    "events with wrong types": (
+        [
+            LEASE,
+            {"event": EVENT["event"] | {"seq": "one"}},
+            {"event": EVENT["event"] | {"seq": 10**30}},
+            {"event": EVENT["event"] | {"seq": -1}},
+            {"event": EVENT["event"] | {"data": []}},
+            {"event": None},
+            EVENT,
+            ENDING,
+        ],
+        [1],
+    ),
+    "a garbled line": ([LEASE, EVENT, b"\xff\xff\xff", b"{" * 100_000, ENDING], [1]),
+    "a confirmation of nothing": ([LEASE, EVENT, {"delivered": "all"}, ENDING], [1]),
+    "all events confirmed": ([LEASE, EVENT, {"delivered": 1}, ENDING], []),
+}
+
+
+@pytest.mark.parametrize("lines", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_journal_is_set_aside_and_the_others_are_delivered(tmp_path, lines):
+    left(tmp_path, "run-1", Failed(message="first"))
+    write(tmp_path, "run-5.1", *lines)
+    left(tmp_path, "run-9", Completed(results={}, trained_model_url=None))
+    content = (tmp_path / "run-5.1.jsonl").read_bytes()
+    queue = Answers()
+
+    deliver(queue, tmp_path)
+
+    assert [run_id for run_id, _, _ in queue.told] == ["run-1", "run-9"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run-5.1.unreadable"]
+    assert (tmp_path / "run-5.1.unreadable").read_bytes() == content
+
+
+@pytest.mark.parametrize(("lines", "events"), READABLE.values(), ids=READABLE)
+def test_a_journal_of_another_version_is_delivered_as_far_as_it_is_understood(tmp_path, lines, events):
+    write(tmp_path, "run-5.1", *lines)
+    queue = Answers()
+
+    deliver(queue, tmp_path)
+
+    assert queue.told == [("run-5", Failed(message="no labels"), events)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_huge_journal_is_set_aside_unread(tmp_path):
+    with (tmp_path / "run-5.1.jsonl").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    left(tmp_path, "run-9")
+    queue = Answers()
+    began = time.monotonic()
+
+    deliver(queue, tmp_path)
+
+    assert [run_id for run_id, _, _ in queue.told] == ["run-9"]
+    assert time.monotonic() - began < 5
+    assert (tmp_path / "run-5.1.unreadable").exists()
+
+
+def test_a_long_journal_is_read_quickly(tmp_path):
+    events = [{"event": EVENT["event"] | {"seq": number}} for number in range(1, 20_001)]
+    write(tmp_path, "run-5.1", LEASE, *events, ENDING)
+    began = time.monotonic()
+
+    (journal,) = leftovers(tmp_path, "w", 60)
+
+    assert len(journal.pending(10**6)) == 20_000
+    assert time.monotonic() - began < 5
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.mkdir(), os.mkfifo, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to("/dev/zero")],
+    ids=["folder", "pipe", "dangling link", "endless device"],
+)
+def test_what_is_no_file_is_passed_over(tmp_path, make):
+    make(tmp_path / "run-5.1.jsonl")
+    left(tmp_path, "run-9")
+    queue = Answers()
+
+    deliver(queue, tmp_path)
+
+    assert [run_id for run_id, _, _ in queue.told] == ["run-9"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give up root's rights")
+def test_a_journal_of_another_user_is_passed_over(tmp_path):
+    left(tmp_path, "run-5")
+    (tmp_path / "run-5.1.jsonl").chmod(0)
+    left(tmp_path, "run-9")
+    code = f"""
+        from tests.unit.test_leftovers import *
+        print([journal.lease.job.id for journal in leftovers(Path({str(tmp_path)!r}), "w", 60)])
+    """
+    command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-c", textwrap.dedent(code)]
+
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert told.stdout.splitlines()[-1] == "['run-9']"
+    assert (tmp_path / "run-5.1.jsonl").exists()
+
+
+def test_events_after_reading_back_never_reuse_a_number(tmp_path):
+    write(tmp_path, "run-5.1", LEASE, EVENT, {"event": EVENT["event"] | {"seq": 2}}, {"delivered": 2})
+
+    (journal,) = leftovers(tmp_path, "w", 60)
+    journal.record("warning", {})
+
+    assert [event.seq for event in journal.pending()] == [3]
+    journal.discard()
+
+
+# ── delivery ──
+
+
+@pytest.mark.parametrize("error", [Misconfigured("refuses the call"), Unavailable("not now")])
+def test_an_outcome_that_is_refused_holds_up_no_other(tmp_path, error):
+    for run_id in ("run-1", "run-5", "run-9"):
+        left(tmp_path, run_id)
+    queue, stop = Answers(("run-1", error)), StopSignal()
+    queue.told = Told(stop, 2)
+
+    deliver(queue, tmp_path, stop)
+
+    assert [run_id for run_id, _, _ in queue.told] == ["run-5", "run-9"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run-1.1.jsonl"]
+
+
+class Told(list):
+    """Sets a stop once it has so many items."""
+
+    def __init__(self, stop, most):
+        self.stop, self.most = stop, most
+
+    def append(self, item):
+        super().append(item)
+        if len(self) == self.most:
+            self.stop.set(StopReason.SHUTDOWN)
+
+
+def test_a_refused_outcome_is_delivered_once_the_queue_takes_it(tmp_path, monkeypatch):
+    left(tmp_path, "run-1")
+    queue = Answers(("run-1", Unavailable("not now")))
+    finish = queue.finish
+
+    def finish_later(*told):
+        try:
+            return finish(*told)
+        finally:
+            queue.refusals.clear()
+
+    monkeypatch.setattr(queue, "finish", finish_later)
+
+    deliver(queue, tmp_path)
+
+    assert [(run_id, outcome.kind, events) for run_id, outcome, events in queue.told] == [("run-1", "retry", [1])]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_on_which_the_service_itself_fails_is_set_aside(tmp_path):
+    for run_id in ("run-1", "run-9"):
+        left(tmp_path, run_id)
+    queue = Answers(("run-1", TypeError("a bug")))
+
+    deliver(queue, tmp_path)
+
+    assert [run_id for run_id, outcome, _ in queue.told if isinstance(outcome, Retry)] == ["run-9"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run-1.1.unreadable"]
+
+
+# ── a second service on the same TRAINER_HOME ──
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from tests.unit.test_journal import lease
+from trainer.worker.journal import Journal
+folder, deadline, number = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0
+while time.monotonic() < deadline:
+    number += 1
+    journal = Journal.create(folder, lease(f"run-{sys.argv[3]}-{number}"))
+    journal.record("epoch", {"epoch": 1})
+    assert journal.path.exists(), "moved while it was live"
+    journal.discard()
+print(number)
+"""
+SCANNER = """
+import sys, time
+from pathlib import Path
+from trainer.worker.leftovers import leftovers
+folder, deadline, scans, taken = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0, 0
+while time.monotonic() < deadline:
+    scans += 1
+    for journal in leftovers(folder, "w", 60):
+        taken += 1
+        journal.close()
+print(scans, taken)
+"""
+
+
+def test_live_journals_are_never_moved_or_taken_by_a_second_service(tmp_path):
+    def started(code, *arguments):
+        command = [sys.executable, "-c", code, str(tmp_path), "4", *arguments]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    writers = [started(WRITER, "a"), started(WRITER, "b")]
+    scanners = [started(SCANNER), started(SCANNER)]
+    told = [process.communicate(timeout=60)[0].splitlines()[-1] for process in (*writers, *scanners)]
+
+    assert [process.returncode for process in (*writers, *scanners)] == [0, 0, 0, 0]
+    assert [line.split()[-1] for line in told[2:]] == ["0", "0"]
+    assert min(int(line.split()[0]) for line in told) > 100
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_that_never_got_its_name_is_removed_after_a_day(tmp_path):
+    for name, age in (("old.new", 90_000), ("young.new", 3600)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+
+    assert list(leftovers(tmp_path, "w", 60)) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["young.new"]

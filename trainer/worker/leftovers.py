@@ -1,0 +1,147 @@
+"""Journals that processes left behind when they died, read back for delivery.
+
+A journal may be damaged or of another version. One whose lease or ending cannot be understood is set aside as
+`.unreadable`, never deleted; an event that cannot be understood is left out, because the ending matters more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+
+from trainer.core.job import Job, Json, JsonObject, Lease, RunEvent, RunRequest
+from trainer.worker.journal import NEW, OUTCOME, Journal
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+LARGEST = 64 * 2**20  # bytes; a million epochs have less
+_LAST_SEQ = 2**31 - 1
+_ABANDONED = 86_400.0  # seconds after which a journal that never got its name is a crash's
+
+
+@dataclass(frozen=True)
+class Held:
+    """The first line of a journal."""
+
+    run_id: str
+    attempt: int
+    claim_id: str
+
+
+HELD: TypeAdapter[Held] = TypeAdapter(Held)
+EVENT: TypeAdapter[RunEvent] = TypeAdapter(RunEvent)
+
+
+def leftovers(folder: Path, worker_id: str, lease_seconds: float) -> Iterator[Journal]:
+    """Yield the journals that no process holds, locked for this one. A journal that fails does not stop the others."""
+    _remove_abandoned(folder)
+    for path in sorted(folder.glob("*.jsonl")):
+        try:
+            file = _locked(path)
+        except OSError as error:
+            log.error("journal cannot be opened, skipping", path=str(path), error=str(error))
+            continue
+        if file is None:
+            continue
+        try:
+            journal = _read(file, path, worker_id, lease_seconds)
+        except (OSError, ValueError) as error:
+            set_aside(path, str(error))
+            file.close()
+        else:
+            yield journal
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename a journal so that it is not read again, and say so in the log."""
+    log.error("journal set aside: unreadable", path=str(path), error=reason[:500])
+    try:
+        path.rename(path.with_suffix(".unreadable"))
+    except OSError as error:
+        log.error("journal cannot be renamed", path=str(path), error=str(error))
+
+
+def _locked(path: Path) -> FileIO | None:
+    """The journal's file, locked; None when a process works on it, or has delivered or renamed it meanwhile."""
+    if not path.is_file():
+        return None
+    with ExitStack() as opened, suppress(FileNotFoundError, BlockingIOError):
+        file = opened.enter_context(path.open("rb+", buffering=0))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            opened.pop_all()
+            return file
+    return None
+
+
+def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Journal:
+    """The journal in a file. Raises ValueError for one that is not a journal of this version, or OSError."""
+    size = os.fstat(file.fileno()).st_size
+    if size > LARGEST:
+        raise ValueError(f"{size} bytes are more than a journal has")
+    lines = _lines(file.readall())
+    held = _understood(HELD, next(lines, {}).get("lease"), "lease")
+    job = Job(id=held.run_id, request=RunRequest(data_yaml=None), attempt=held.attempt)
+    lease = Lease(job=job, claim_id=held.claim_id, worker_id=worker_id, seconds=lease_seconds, trusted_until=0.0)
+    events: list[RunEvent] = []
+    delivered, ending = 0, None
+    for line in lines:
+        if "ending" in line:
+            ending = _understood(OUTCOME, line["ending"], "ending")
+        elif "delivered" in line:
+            delivered = max(delivered, _number(line["delivered"]))
+        elif event := _event(line.get("event")):
+            events.append(event)
+    pending = [event for event in events if event.seq > delivered]
+    last_seq = max((event.seq for event in events), default=0)
+    return Journal.reopened(
+        file, path, lease, pending=pending, last_seq=max(last_seq, delivered), ending=ending,
+    )  # fmt: skip
+
+
+def _lines(content: bytes) -> Iterator[JsonObject]:
+    for text in content.split(b"\n"):
+        # cut by a crash or by a full disk; what was written after it is whole again
+        with suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict):
+                yield line
+
+
+def _understood(adapter: TypeAdapter[T], value: Json, what: str) -> T:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        raise ValueError(f"its {what} is not of this version") from None
+
+
+def _event(value: Json) -> RunEvent | None:
+    with suppress(ValueError):
+        event = EVENT.validate_python(value)
+        if 0 < event.seq <= _LAST_SEQ:
+            return event
+    return None
+
+
+def _number(value: Json) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.glob(f"*{NEW}"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
