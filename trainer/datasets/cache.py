@@ -80,7 +80,7 @@ class ContentCache:
 
     @contextmanager
     def arriving(self) -> Iterator[Arrivals]:
-        """For many files: a `put` of which there is nothing to be seen before the end of the block, or half a minute."""
+        """Take many files, in batches: they become entries once their batch is synced, the last ones when the block ends."""
         self._make_folders()
         arrivals = Arrivals(self._incoming.folder, self._put)
         try:
@@ -143,7 +143,7 @@ class ContentCache:
         return kept
 
     def get_tree(self, identity: str) -> Path | None:
-        """The folder of that identity, or None. Marks it as just used. The caller checks that it is whole (tree.py)."""
+        """The folder of that identity, or None. Marks it as just used. Whether it is whole is for the caller to check."""
         path = self._tree(identity)
         if not path.is_dir():
             return None

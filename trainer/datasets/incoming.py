@@ -1,4 +1,4 @@
-"""What is on its way into the cache: not complete yet, or not synced yet. Nobody believes anything of it."""
+"""What is on its way into the cache: not complete yet, or not synced yet. No run uses it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.disk import durable
 
 LARGE = 8 << 20  # bytes from which a download is worth going on with
 STALE_SECONDS = 24 * 3600.0  # a temporary file that nobody touched for this long is a crash's
-# of complete files that wait for a sync; a kill loses as much, and a stop waits for as much to be written
+# a batch of complete files is synced when it has one of these: a kill loses no more, and a stop waits for no more
 BATCH_SECONDS = 30.0
 BATCH_BYTES = 1 << 30
 
@@ -125,7 +125,7 @@ class Arrivals:
                 durable.sync_below(batch)
                 for file in entries(batch):
                     self._admit(Path(file.path), file.name)
-                durable.sync_below(self._top)  # the names, too: what lost its own would lie here unused for a day
+                durable.sync_below(self._top)  # the new names, too: files that lost theirs would stay here until a sweep
         finally:
             shutil.rmtree(batch, ignore_errors=True)
 

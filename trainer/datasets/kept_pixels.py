@@ -58,7 +58,7 @@ class KeptPixels:
             }
             if not found:
                 return 0
-            sync_below(view / FOLDER)  # another training checks three of them, and only whether they end as they should
+            sync_below(view / FOLDER)  # a later training compares only a few of them with their images
             return self._cache.put_spares(found)
         except (MachineFailed, OSError):  # whatever the disk has against it makes the next run slower, and must not undo this one
             return 0

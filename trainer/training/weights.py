@@ -128,7 +128,7 @@ class ModelFolder:
         return path
 
     def _drop_damaged_amp_weights(self) -> None:
-        """Every training on a GPU would fail on them, and none needs them."""
+        """Remove the weights of the half-precision check if they are cut: with them every training on a GPU would fail."""
         path = self._folder / _AMP_WEIGHTS
         if path.is_file() and not _is_archive(path):
             with suppress(OSError):
@@ -211,7 +211,7 @@ class ModelFolder:
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether it is there and not cut, as far as its directory says, which is at its end."""
+    """Whether the file is there and has a zip archive's directory, which is at the end."""
     return path.is_file() and zipfile.is_zipfile(path)
 
 
