@@ -443,7 +443,7 @@ begin
 end $$;
 
 create or replace function public.release_training_run(
-  run_id uuid, claim_id uuid, checkpoint jsonb default null, events jsonb default '[]'
+  run_id uuid, claim_id uuid, checkpoint jsonb default null, events jsonb default '[]', results jsonb default null
 ) returns text
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -461,6 +461,7 @@ begin
   if release_training_run.checkpoint ->> 'key' is not null then
     run.checkpoint := release_training_run.checkpoint;
   end if;
+  run.results := trainer.merged(run.results, release_training_run.results);
   if run.status = 'canceling' or run.cancel_requested then
     run := trainer.canceled(run);
   else

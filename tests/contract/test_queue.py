@@ -529,6 +529,35 @@ def test_a_release_without_a_reachable_checkpoint_keeps_the_rows(queue_lab):
     assert claim(queue_lab, "w2").job.checkpoint.key == key_of(lease, 2)
 
 
+def test_the_results_of_a_released_run_are_merged_and_outlive_a_cancel(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
+    listed = {"artifacts": [{"name": "last.pt"}]}
+    assert queue_lab.queue.finish(lease, Interrupted(checkpoint=STORED, results=listed), []) is Verdict.OK
+    assert queue_lab.queue.get(lease.job.id)["results"] == {"progress": {"epoch": 7}, **listed}
+    row = queue_lab.queue.cancel(lease.job.id)
+    assert (row["status"], row["results"]) == ("canceled", {"progress": {"epoch": 7}, **listed})
+
+
+def test_the_results_of_a_run_that_is_retried_are_merged_and_outlive_a_cancel(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
+    listed = {"artifacts": [{"name": "last.pt"}]}
+    assert queue_lab.queue.finish(lease, Retry(message="killed", results=listed), []) is Verdict.OK
+    assert queue_lab.queue.get(lease.job.id)["results"] == {"progress": {"epoch": 7}, **listed}
+    row = queue_lab.queue.cancel(lease.job.id)
+    assert (row["status"], row["results"]) == ("canceled", {"progress": {"epoch": 7}, **listed})
+
+
+def test_a_retry_of_a_run_that_is_being_canceled_keeps_its_results(queue_lab):
+    lease = claimed(queue_lab)
+    queue_lab.queue.cancel(lease.job.id)
+    listed = {"artifacts": [{"name": "last.pt"}]}
+    assert queue_lab.queue.finish(lease, Retry(message="killed", results=listed), []) is Verdict.OK
+    row = queue_lab.queue.get(lease.job.id)
+    assert (row["status"], row["results"]) == ("canceled", listed)
+
+
 def test_a_worker_that_released_its_run_holds_it_no_more(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease)), [])

@@ -5,12 +5,14 @@ import os
 
 import pytest
 
+from tests.unit.worker_room import described
 from trainer.core.dataset import ObjectRef
-from trainer.core.events import TransferProgress
+from trainer.core.errors import BadRequest, MachineFailed, Unavailable
+from trainer.core.events import Finished, TransferProgress
 from trainer.core.job import Job, RunRequest
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.storage.local import LocalObjectStore
-from trainer.worker.publish import Publisher, artifact_name, kept_files
+from trainer.worker.publish import Publisher, WeightsChanged, artifact_name, kept_files
 
 JOB = Job(id="r", request=RunRequest(data_yaml="x"), attempt=2)
 
@@ -39,9 +41,32 @@ def store(tmp_path):
     return LocalObjectStore(tmp_path / "storage")
 
 
-def published(store, run_dir, events=None, stop=None):
+def published(store, run_dir, events=None, stop=None, publisher=None, finished=None):
     events = [] if events is None else events
-    return Publisher(store, "b").publish(JOB, run_dir, run_dir / "run.log", stop or StopSignal(), events.append)
+    publisher = publisher or Publisher(store, "b", JOB)
+    return publisher.publish(run_dir, run_dir / "run.log", stop or StopSignal(), events.append, finished)
+
+
+class Watched:
+    """The store, with the names of what is uploaded to it; `refuse` may raise for one."""
+
+    def __init__(self, store):
+        self.store = store
+        self.uploaded = []
+        self.refuse = lambda name: None
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def upload(self, path, ref, stop, **more):
+        self.refuse(path.name)
+        self.uploaded.append(path.name)
+        return self.store.upload(path, ref, stop, **more)
+
+
+def finished_with(run_dir):
+    best, last = (described(run_dir / "weights" / name) for name in ("best.pt", "last.pt"))
+    return Finished(best=best, last=last, report={})
 
 
 def test_checkpoints_and_hidden_files_stay_here(run_dir):
@@ -114,3 +139,93 @@ def test_a_stop_ends_it_before_the_next_file(store, run_dir):
         published(store, run_dir, stop=stop)
 
     assert not (run_dir.parent / "storage").exists()
+
+
+def test_a_file_that_arrived_is_not_sent_again_when_another_one_fails(store, run_dir):
+    watched = Watched(store)
+    publisher = Publisher(watched, "b", JOB)
+
+    def refuse(name):
+        if name == "results.csv":
+            raise BadRequest("no such type")
+
+    watched.refuse = refuse
+    for _ in range(2):
+        with pytest.raises(BadRequest):
+            published(watched, run_dir, publisher=publisher)
+    watched.refuse = lambda name: None
+
+    artifacts = published(watched, run_dir, publisher=publisher)
+
+    assert watched.uploaded.count("best.pt") == watched.uploaded.count("labels.jpg") == 1
+    assert {"best.pt", "results.csv", "run.log", "manifest.json"} <= {artifact.name for artifact in artifacts}
+
+
+def test_a_file_that_was_written_since_is_sent_again(store, run_dir):
+    watched = Watched(store)
+    publisher = Publisher(watched, "b", JOB)
+    published(watched, run_dir, publisher=publisher)
+    (run_dir / "results.csv").write_text("epoch\n1\n")
+
+    published(watched, run_dir, publisher=publisher)
+
+    assert watched.uploaded.count("results.csv") == 2
+    assert watched.uploaded.count("best.pt") == 1
+
+
+def test_what_the_bucket_lost_is_noticed_and_sent_again(store, run_dir):
+    """The bucket was deleted and made again between the first file and the last."""
+    watched = Watched(store)
+    publisher = Publisher(watched, "b", JOB)
+
+    def lose(name):
+        if name == "manifest.json" and watched.uploaded.count("best.pt") == 1:
+            store.delete(ObjectRef(bucket="b", key="training_runs/r/2/best.pt"))
+
+    watched.refuse = lose
+    with pytest.raises(Unavailable, match=r"does not have best\.pt"):
+        published(watched, run_dir, publisher=publisher)
+
+    published(watched, run_dir, publisher=publisher)
+
+    assert watched.uploaded.count("best.pt") == 2
+    assert watched.uploaded.count("last.pt") == 1
+    assert store.stat(ObjectRef(bucket="b", key="training_runs/r/2/best.pt")).bytes == 4
+
+
+DAMAGES = {
+    "gone": lambda path: path.unlink(),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "a link": lambda path: (path.rename(path.with_name("other.pt")), path.symlink_to(path.with_name("other.pt"))),
+}
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_weights_that_are_not_the_trained_ones_are_not_published(store, run_dir, name, damage):
+    finished, watched = finished_with(run_dir), Watched(store)
+    DAMAGES[damage](run_dir / "weights" / name)
+
+    with pytest.raises(WeightsChanged, match=name):
+        published(watched, run_dir, finished=finished)
+
+    assert name not in watched.uploaded
+
+
+def test_weights_that_change_during_their_upload_are_noticed(store, run_dir):
+    finished, watched = finished_with(run_dir), Watched(store)
+    watched.refuse = lambda name: (run_dir / "weights" / "best.pt").write_text("worse") if name == "best.pt" else None
+
+    with pytest.raises(MachineFailed, match="changed"):
+        published(watched, run_dir, finished=finished)
+
+
+def test_a_file_beside_the_weights_does_not_take_their_name(store, run_dir):
+    finished = finished_with(run_dir)
+    (run_dir / "best.pt").write_text("another")
+
+    published(store, run_dir, finished=finished)
+
+    assert store.stat(ObjectRef(bucket="b", key="training_runs/r/2/best.pt")).bytes == 4

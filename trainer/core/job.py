@@ -185,6 +185,7 @@ class Interrupted:
     """This worker is going away; any worker may go on from the checkpoint. Not counted as an attempt lost."""
 
     checkpoint: Checkpoint | None
+    results: JsonObject = field(default_factory=dict)
     kind: Literal["interrupted"] = "interrupted"
 
 

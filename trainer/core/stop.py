@@ -92,24 +92,28 @@ class StopSignal:
             raise Stopped(reason)
 
     @contextmanager
-    def borrowed_time(self, seconds: float) -> Iterator[StopSignal]:
+    def borrowed_time(self, seconds: float, *, at_most: bool = False) -> Iterator[StopSignal]:
         """A signal that hears LOST at once and any other stop only `seconds` later: time to bring things to an end.
 
-        A shutdown has its end whatever was done meanwhile: its seconds count from its request.
+        A shutdown has its end whatever was done meanwhile: its seconds count from its request. With `at_most` the
+        time is over `seconds` from now, also when nothing stops the work.
         """
         later = StopSignal()
         over = threading.Event()
+        latest = time.monotonic() + seconds if at_most else None
 
         def watch() -> None:
-            deadline: float | None = None
+            deadline = latest
             while not over.wait(0.05):
                 reason = self.reason
                 if reason is StopReason.LOST:
                     later.set(reason)
-                elif self.must_stop and reason is not None:
-                    deadline = deadline or (self.shutdown_at or time.monotonic()) + seconds
-                    if time.monotonic() > deadline:
-                        later.set(reason)
+                    continue
+                if self.must_stop:
+                    stop_at = (self.shutdown_at or time.monotonic()) + seconds
+                    deadline = min(deadline or stop_at, stop_at)
+                if deadline and time.monotonic() > deadline:
+                    later.set(reason if self.must_stop and reason else StopReason.STUCK)
 
         watcher = threading.Thread(target=watch, name="borrowed-time", daemon=True)
         watcher.start()

@@ -166,7 +166,7 @@ class Ending:
 
 
 def ending_of(outcome: Completed | Failed | Retry | Canceled) -> Ending:
-    """The columns that an outcome writes; `Interrupted` writes none of them and is a release."""
+    """The columns that an outcome writes; `Interrupted` is a release and writes only the results."""
     match outcome:
         case Completed():
             status, url, message = Status.COMPLETED, outcome.trained_model_url, None

@@ -211,6 +211,7 @@ def _pause_after(run: JsonObject) -> float:
 
 def release(tx: Transaction, run: JsonObject, outcome: Interrupted) -> None:
     run["checkpoint"] = checkpoint_json(outcome.checkpoint) or run["checkpoint"]
+    run["results"] = merged(run["results"], clean(outcome.results) or None)
     if is_canceling(run):
         cancel(tx, run)
     else:

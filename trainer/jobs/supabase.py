@@ -13,7 +13,6 @@ from typing import Any
 from trainer.core.boottime import boottime
 from trainer.core.errors import Misconfigured
 from trainer.core.job import (
-    Checkpoint,
     Interrupted,
     Job,
     Json,
@@ -123,7 +122,7 @@ class SupabaseQueue:
 
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
         if isinstance(outcome, Interrupted):
-            return self._release(lease, outcome.checkpoint, events)
+            return self._release(lease, outcome, events)
         ending = row.ending_of(outcome)
         return self._verdict(
             self._finish,
@@ -137,13 +136,14 @@ class SupabaseQueue:
             host_failed=ending.host_failed,
         )
 
-    def _release(self, lease: Lease, checkpoint: Checkpoint | None, events: Sequence[RunEvent]) -> Verdict:
+    def _release(self, lease: Lease, outcome: Interrupted, events: Sequence[RunEvent]) -> Verdict:
         return self._verdict(
             self._finish,
             "release_training_run",
             lease,
-            checkpoint=row.checkpoint_json(checkpoint),
+            checkpoint=row.checkpoint_json(outcome.checkpoint),
             events=row.events_json(events),
+            results=row.clean(outcome.results) or None,
         )
 
     def report(self, worker: Worker, problem: str | None) -> None:

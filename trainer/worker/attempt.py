@@ -11,7 +11,16 @@ from typing import TypeVar
 import structlog
 
 from trainer.core.dataset import DatasetOrder, PreparedDataset
-from trainer.core.errors import BadRequest, MachineFailed, Misconfigured, RunFailed, Unavailable, disk_failed
+from trainer.core.errors import (
+    BadRequest,
+    MachineFailed,
+    Misconfigured,
+    ObjectMissing,
+    RunFailed,
+    TrainerError,
+    Unavailable,
+    disk_failed,
+)
 from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseStarted, Warned
 from trainer.core.job import (
     Canceled,
@@ -32,13 +41,14 @@ from trainer.core.results import Artifact
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.disk.removal import remove_tree
 from trainer.remote.retry import RetryPolicy, retrying
-from trainer.worker import finished as finished_note
+from trainer.worker import finished as finished_marker
+from trainer.worker.artifacts import Artifacts
 from trainer.worker.checkpoint_uploads import CheckpointUploads
 from trainer.worker.health import Health
 from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
 from trainer.worker.places import Places
-from trainer.worker.publish import Publisher
+from trainer.worker.publish import Publisher, artifact_name
 from trainer.worker.record import Record
 from trainer.worker.resume import checkpoint_to_resume
 from trainer.worker.slots import SlotLoan
@@ -48,8 +58,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-# A finished model is worth waiting for: a day of a dead or misconfigured store, before the run goes back to the queue.
-PUBLISH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=60.0, total_seconds=86_400)
 # Before the training there is less to lose, and the slot is idle; an outage of minutes still costs no attempt.
 FETCH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
 
@@ -111,7 +119,8 @@ class Attempt:
         self._heartbeat = heartbeat
         self._run_dir = workshop.places.run_dir(job)
         self._view = workshop.places.view(job)
-        self._publisher = Publisher(workshop.store, workshop.artifacts_bucket)
+        publisher = Publisher(workshop.store, workshop.artifacts_bucket, job)
+        self._artifacts = Artifacts(publisher, record, heartbeat, stop, workshop.times.upload)
         self._checkpoints = CheckpointUploads(
             job,
             self._run_dir,
@@ -136,8 +145,8 @@ class Attempt:
             return self._failed(error)
         except (RunFailed, MachineFailed) as error:
             return self._judged(error)
-        except (Unavailable, Misconfigured) as error:
-            return Retry(message=str(error))
+        except TrainerError as error:
+            return Retry(message=str(error), results=self.salvage())
         except OSError as error:
             return self._judged(disk_failed(error, f"This machine failed the run: {error}."))
         finally:
@@ -147,6 +156,7 @@ class Attempt:
 
     def _trained(self) -> Finished:
         self._record.event(PhaseStarted(phase=Phase.PREPARING))
+        self._record.require_disk()
         plan = self._do.parse(self._job.request)
         self._progress.expect(plan.epochs)
         for warning in plan.warnings:
@@ -209,68 +219,63 @@ class Attempt:
         self._record.event(event)
 
     def _remember(self, finished: Finished, plan: TrainPlan, dataset: PreparedDataset) -> Finished:
+        for weights in (finished.best, finished.last):
+            if not finished_marker.is_inside(Path(weights.path), self._run_dir):
+                raise RunFailed(f"The training names a model outside of the run's folder: {weights.path}.")
         report: JsonObject = {**finished.report, "plan": plan.recorded(), "dataset": dataset.summary}
         report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", plan.epochs)}
         done = replace(finished, report=report)
-        finished_note.remember(self._run_dir, done)
+        try:
+            finished_marker.remember(self._run_dir, done)
+        except OSError as error:  # the model is published all the same
+            log.warning("a finished training could not be marked; a crash now would repeat its end", error=str(error))
         return done
 
     def _already_trained(self) -> Finished | None:
+        """Return what an attempt on this host finished before, if its weights are still the ones that it trained."""
         for run_dir in self._do.places.run_dirs(self._job):
-            if finished := finished_note.recall(run_dir):
+            finished = finished_marker.recall(run_dir)
+            damage = finished and finished_marker.damage(run_dir, finished)
+            if damage:
+                finished_marker.forget(run_dir)
+                message = f"The finished model cannot be published ({damage}): the training resumes from its checkpoint."
+                self._record.event(Warned(code="model_damaged", message=message))
+            elif finished:
                 self._run_dir = run_dir
                 return finished
         return None
 
     def _completed(self, finished: Finished) -> Outcome:
-        artifacts = self._published(PUBLISH_PATIENCE)
-        best = Path(finished.best.path).name
-        url = next((artifact.url for artifact in artifacts if artifact.name == best), None)
+        try:
+            artifacts = self._artifacts.of_finished(self._run_dir, finished)
+        except TrainerError as error:
+            # marker and checkpoints stay: the next attempt only uploads, or resumes if the model is damaged
+            return Retry(message=str(error))
+        best = artifact_name(Path(finished.best.path), self._run_dir)
+        url = next(artifact.url for artifact in artifacts if artifact.name == best)
         results = {**finished.report, **self._listed(artifacts), "progress": self._progress.finished()}
         if self._stop.reason is StopReason.CANCELED:
             return Canceled(results=results)
         return Completed(results=results, trained_model_url=url)
 
-    def _published(self, policy: RetryPolicy) -> list[Artifact]:
-        self._record.event(PhaseStarted(phase=Phase.UPLOADING))
-        told: set[str] = set()
-
-        def publish() -> list[Artifact]:
-            self._heartbeat.confirm(patience)
-            try:
-                return self._publisher.publish(
-                    self._job,
-                    self._run_dir,
-                    self._record.log_path,
-                    patience,
-                    self._record.event,
-                )
-            except (Unavailable, Misconfigured) as error:
-                self._tell_once(told, "upload_waits", f"The upload waits: {error}")
-                raise Unavailable(str(error)) from error
-
-        with self._stop.borrowed_time(self._do.times.upload) as patience:
-            artifacts = retrying(publish, policy, patience)
-        self._record.event(PhaseStarted(phase=Phase.ENDING))
-        return artifacts
-
     def _fetched(self, fetch: Callable[[], T]) -> T:
-        """What `fetch` returns, once whom it asks is there to answer."""
-        told: set[str] = set()
+        """Call `fetch`, retrying while a service does not answer or refuses us. A 404 is believed when it comes twice."""
+        was_missing = False
 
         def ask() -> T:
+            nonlocal was_missing
             try:
                 return fetch()
-            except Unavailable as error:
-                self._tell_once(told, "fetch_waits", f"The run waits: {error}")
-                raise
+            except ObjectMissing as error:
+                if was_missing:
+                    raise
+                was_missing = True
+                raise Unavailable(str(error)) from error
+            except (Unavailable, Misconfigured) as error:
+                self._record.warn_once("fetch_waits", f"The run waits: {error}")
+                raise Unavailable(str(error), retry_after=getattr(error, "retry_after", None)) from error
 
         return retrying(ask, FETCH_PATIENCE, self._stop)
-
-    def _tell_once(self, told: set[str], code: str, message: str) -> None:
-        if message not in told:
-            told.add(message)
-            self._record.event(Warned(code=code, message=message))
 
     def _listed(self, artifacts: list[Artifact]) -> JsonObject:
         return {"artifacts": [artifact.as_json() for artifact in artifacts], "run_dir": str(self._run_dir)}
@@ -285,34 +290,43 @@ class Attempt:
         is_hosts = self._do.health.blames_host(self._job.id, error)
         if isinstance(error, RunFailed) and not is_hosts:
             return self._failed(error)
-        return Retry(message=str(error), host_failed=is_hosts)
+        return Retry(message=str(error), results=self.salvage(), host_failed=is_hosts)
 
     def _stopped(self, reason: StopReason) -> Outcome | None:
         if reason is StopReason.LOST:
             return None
         if reason is StopReason.SHUTDOWN:
-            return Interrupted(checkpoint=self._last_checkpoint())
+            return Interrupted(checkpoint=self._last_checkpoint(), results=self.salvage())
         if reason is StopReason.CANCELED:
             return Canceled(results=self._leave_behind())
-        return Retry(message="The run made no progress and was stopped.")
+        return Retry(message="The run made no progress and was stopped.", results=self.salvage())
 
     def _last_checkpoint(self) -> Checkpoint | None:
         try:
             with self._stop.borrowed_time(self._do.times.upload) as patience:
                 return self._checkpoints.send_newest(patience)
-        except (Unavailable, Misconfigured, Stopped, OSError) as error:
+        except (TrainerError, Stopped, OSError) as error:
             log.warning("the last checkpoint stays on this host", run_id=self._job.id, error=str(error))
             return None
 
     def _leave_behind(self) -> JsonObject:
-        """Publish what exists of a run that will not complete; what cannot be sent soon stays on this host."""
+        """Publish what exists of a run that ends without a model: its results."""
+        results = {"run_dir": str(self._run_dir), **self._progress.as_json()}
+        if self._job.attempt > 1 and not self._has_weights():
+            return results  # the row lists what an earlier attempt published, and that is more
+        return results | self._left_behind(is_last=True)
+
+    def salvage(self) -> JsonObject:
+        """Publish what exists of an attempt that another one follows: the results that the row keeps until then."""
+        return self._left_behind(is_last=False) if self._has_weights() else {}
+
+    def _left_behind(self, *, is_last: bool) -> JsonObject:
         self._slot.give_back()
-        try:
-            policy = RetryPolicy(total_seconds=self._do.times.upload)
-            return {**self._listed(self._published(policy)), **self._progress.as_json()}
-        except (Unavailable, Stopped, MachineFailed, OSError) as error:
-            log.warning("the artifacts of the run stay on this host", run_id=self._job.id, error=str(error))
-            return {"run_dir": str(self._run_dir), **self._progress.as_json()}
+        artifacts = self._artifacts.left_behind(self._run_dir, is_last=is_last)
+        return self._listed(artifacts) if artifacts else {}
+
+    def _has_weights(self) -> bool:
+        return (self._run_dir / "weights" / "last.pt").is_file()
 
     def clean_up(self) -> None:
         self._do.datasets.discard(self._view, keep=self._do.places.keep_views)

@@ -10,8 +10,12 @@ import structlog
 log = structlog.get_logger()
 
 
+def _nothing() -> None:
+    """What there is to do after most errors."""
+
+
 @contextmanager
-def bulkhead(event: str, on_error: Callable[[], object]) -> Iterator[None]:
+def bulkhead(event: str, on_error: Callable[[], object] = _nothing) -> Iterator[None]:
     """Log any exception of the block as `event` with its traceback, then call `on_error` and continue after the block."""
     try:
         yield

@@ -13,11 +13,12 @@ from contextlib import closing
 
 import structlog
 
-from trainer.core.job import Canceled, Completed, Lease, Verdict
+from trainer.core.job import Canceled, Completed, JsonObject, Lease, Outcome, Retry, Verdict
 from trainer.core.ports import Queue, Reporter
 from trainer.core.progress import Progress
 from trainer.core.stop import StopSignal
 from trainer.worker.attempt import Attempt, Workshop
+from trainer.worker.bulkhead import bulkhead
 from trainer.worker.deliver import deliver
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
@@ -26,6 +27,8 @@ from trainer.worker.record import Record, RunLog
 from trainer.worker.slots import SlotLoan
 
 log = structlog.get_logger()
+
+SERVICE_FAILED = "The service failed on this run; see the worker's log."
 
 
 class Execution:
@@ -69,11 +72,12 @@ class Execution:
             attempt = Attempt(self._workshop, job, slot, stop, record, progress, heartbeat)
             self._reporter.started(job)
             with kept_alive(heartbeat, job.id):
-                outcome = attempt.outcome()
+                outcome = _outcome(attempt)
                 # decided now: a cancel that is heard of after this line came too late to undo a finished model
                 if outcome is not None:
                     journal.end(outcome)
-                attempt.clean_up()
+                with bulkhead("the run's view could not be removed"):
+                    attempt.clean_up()
                 if outcome is None:
                     log.warning("the run belongs to somebody else now; nothing is written for it", run_id=job.id)
                     journal.discard()
@@ -84,4 +88,18 @@ class Execution:
                 with shutdown.borrowed_time(self._workshop.times.drain) as patience:
                     verdict = deliver(self._queue, journal, outcome, patience)
             if verdict is Verdict.OK and isinstance(outcome, Completed | Canceled):
-                places.forget_training(job.id)
+                with bulkhead("what is left of an ended run could not be removed"):
+                    places.forget_training(job.id)
+
+
+def _outcome(attempt: Attempt) -> Outcome | None:
+    """The attempt's outcome; an error of our own in it costs this attempt, and nothing of what it has trained."""
+    ended: list[Outcome | None] = []
+    with bulkhead("the run failed in the service itself"):
+        ended.append(attempt.outcome())
+    if ended:
+        return ended[0]
+    results: JsonObject = {}
+    with bulkhead("artifacts were not published, they stay on this host"):
+        results = attempt.salvage()
+    return Retry(message=SERVICE_FAILED, results=results)

@@ -1,33 +1,71 @@
-"""That a training is done, noted in its run folder: if only the upload is interrupted, only the upload is repeated."""
+"""The marker of a finished training, in its run folder: if only the upload was interrupted, only the upload is repeated.
+
+The marker alone is not believed: the weights must still be the ones that the training named in its last word.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from trainer.core.events import Finished, WeightsFile
 from trainer.disk import durable
 
-NOTE = ".finished.json"
+MARKER = ".finished.json"
+
+_LARGEST = 16 * 2**20  # bytes of a marker; a report has some hundred KiB
+_FINISHED: TypeAdapter[Finished] = TypeAdapter(Finished)
 
 
 def remember(run_dir: Path, finished: Finished) -> None:
-    """Write the note, whole or not at all, once everything else in the folder would survive a power cut. Raises OSError."""
+    """Write the marker, whole or not at all, once everything else in the folder would survive a power cut. Raises OSError."""
     durable.sync_below(run_dir)
-    durable.write_text(run_dir / NOTE, json.dumps(asdict(finished)))
+    durable.write_text(run_dir / MARKER, json.dumps(asdict(finished)))
 
 
 def recall(run_dir: Path) -> Finished | None:
-    """What the note says; None without one that can be read."""
+    """Return what the marker says, or None without one that can be read."""
+    marker = run_dir / MARKER
     try:
-        note = json.loads((run_dir / NOTE).read_text())
-        best, last = (WeightsFile(**note.pop(name)) for name in ("best", "last"))
-        return Finished(best=best, last=last, **note)
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        if marker.is_symlink() or not marker.is_file() or marker.stat().st_size > _LARGEST:
+            return None
+        return _FINISHED.validate_json(marker.read_bytes())
+    except (OSError, ValueError):
         return None
 
 
+def damage(run_dir: Path, finished: Finished) -> str | None:
+    """Return what is wrong with the weights that `finished` names, or None if they are as the training left them."""
+    return next(filter(None, (_damage(run_dir, weights) for weights in (finished.best, finished.last))), None)
+
+
+def is_inside(path: Path, run_dir: Path) -> bool:
+    """Whether `path` is below `run_dir` and no link leads elsewhere: the training process may have named any path."""
+    return path.is_relative_to(run_dir) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(run_dir))
+
+
 def forget(run_dir: Path) -> None:
-    """Remove the note."""
-    (run_dir / NOTE).unlink(missing_ok=True)
+    """Remove the marker; one that cannot be removed is only looked at again."""
+    with contextlib.suppress(OSError):
+        (run_dir / MARKER).unlink(missing_ok=True)
+
+
+def _damage(run_dir: Path, weights: WeightsFile) -> str | None:
+    path = Path(weights.path)
+    if not is_inside(path, run_dir):
+        return f"{path} is not in the run's folder"
+    try:
+        found = path.stat().st_size
+        if found != weights.bytes:
+            return f"{path.name} has {found} of {weights.bytes} bytes"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    return None if digest == weights.sha256 else f"{path.name} has changed"

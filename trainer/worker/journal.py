@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import threading
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from pathlib import Path
 import structlog
 from pydantic import TypeAdapter
 
+from trainer.core.errors import HostFailed
 from trainer.core.job import JsonObject, Lease, Outcome, RunEvent
 from trainer.disk import durable
 
@@ -46,20 +48,27 @@ class Journal:
         self._lock = threading.Lock()
         self._pending: list[RunEvent] = []
         self._next = 1
-        self._disk_failed = False
+        self._disk_error: str | None = None
+        self._is_on_disk = True
 
     @classmethod
     def create(cls, folder: Path, lease: Lease) -> Journal:
-        """A new journal for a lease that was just claimed. Raises OSError when the disk is full or read-only."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """A new journal for a lease that was just claimed. Without a disk that can be written it is in memory only."""
         path = folder / f"{lease.job.id}.{lease.job.attempt}.jsonl"
         # another service may look for leftovers now: a journal has its name only once it is locked and says whose it is
         unnamed = path.with_suffix(NEW)
-        file = unnamed.open("ab", buffering=0)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        journal = cls(file, path, lease)
-        journal._append({"lease": {"run_id": lease.job.id, "attempt": lease.job.attempt, "claim_id": lease.claim_id}})
-        unnamed.rename(path)
+        held = {"run_id": lease.job.id, "attempt": lease.job.attempt, "claim_id": lease.claim_id}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = unnamed.open("ab", buffering=0)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            journal = cls(file, path, lease)
+            journal._append({"lease": held})
+            unnamed.rename(path)
+        except OSError as error:
+            journal = cls(FileIO(os.devnull, "a"), path, lease)
+            journal._is_on_disk = False
+            journal._note_disk(str(error))
         return journal
 
     @classmethod
@@ -72,6 +81,11 @@ class Journal:
         journal._next = last_seq + 1
         journal.ending = ending
         return journal
+
+    def require_disk(self) -> None:
+        """Raise HostFailed when nothing can be written down: the next crash would lose the history and the ending."""
+        if self._disk_error:
+            raise HostFailed(f"The journal of the run cannot be written below {self.path.parent}: {self._disk_error}.")
 
     def record(self, kind: str, data: JsonObject) -> None:
         """Add an event to the history."""
@@ -108,7 +122,11 @@ class Journal:
 
     def discard(self) -> None:
         """Everything was delivered, or is nobody's business any more."""
-        self.path.unlink(missing_ok=True)
+        try:
+            if self._is_on_disk:
+                self.path.unlink(missing_ok=True)
+        except OSError as error:  # the next process delivers it once more, which changes nothing
+            log.warning("the journal of an ended run cannot be removed", path=str(self.path), error=str(error))
         self.close()
 
     def _append(self, line: JsonObject, *, sync: bool = False) -> None:
@@ -117,7 +135,7 @@ class Journal:
         text = json.dumps(line).encode() + b"\n"
         try:
             # after a failed write the last line may be torn: begin on a new one
-            written = self._file.write(b"\n" + text if self._disk_failed else text)
+            written = self._file.write(b"\n" + text if self._disk_error else text)
             if sync:
                 durable.sync(self.path)
                 durable.sync(self.path.parent)  # its name
@@ -128,6 +146,6 @@ class Journal:
                 self._note_disk("no space left")
 
     def _note_disk(self, error: str) -> None:
-        if not self._disk_failed:
+        if not self._disk_error:
             log.error("the journal cannot be written; a crash now would lose events", path=str(self.path), error=error)
-        self._disk_failed = True
+        self._disk_error = error

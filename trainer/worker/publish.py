@@ -10,14 +10,16 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import MachineFailed
-from trainer.core.events import Event, Phase, TransferProgress
+from trainer.core.errors import MachineFailed, Unavailable
+from trainer.core.events import Event, Finished, Phase, TransferProgress, WeightsFile
 from trainer.core.job import Job, JsonObject
 from trainer.core.names import storage_key
 from trainer.core.ports import ObjectStore
@@ -28,6 +30,11 @@ NOT_FOLDERS = {"checkpoints", "journal"}
 NOT_FILES = {"run.log", "manifest.json"}
 DEEPEST = 16  # folders below each other
 PARALLEL = 4  # small files at once; a large one has its own connection anyway
+Content: TypeAlias = tuple[int, int, int]  # size, time of the last change and inode: equal while nobody wrote the file
+
+
+class WeightsChanged(MachineFailed):
+    """The weights in the run folder are not the ones that the training finished with."""
 
 
 def prefix_of(job: Job) -> str:
@@ -35,70 +42,89 @@ def prefix_of(job: Job) -> str:
 
 
 class Publisher:
-    """Uploads a run directory."""
+    """Uploads the run folder of one attempt. A file that has arrived is not sent again when another one fails."""
 
-    def __init__(self, store: ObjectStore, bucket: str) -> None:
+    def __init__(self, store: ObjectStore, bucket: str, job: Job) -> None:
         self._store = store
         self._bucket = bucket
+        self._job = job
+        self._sent: dict[str, tuple[Content, Artifact]] = {}
+
+    @property
+    def sent(self) -> list[Artifact]:
+        """What has arrived so far."""
+        return sorted((artifact for _, artifact in self._sent.values()), key=lambda artifact: artifact.name)
 
     def publish(
         self,
-        job: Job,
         run_dir: Path,
         log: Path,
         stop: StopSignal,
         on_event: Callable[[Event], None],
+        finished: Finished | None = None,
     ) -> list[Artifact]:
-        """Upload everything worth keeping, then the manifest. Raises Unavailable, Misconfigured, Stopped.
+        """Upload everything worth keeping, then the manifest, and check that all of it is in the bucket.
 
-        May be repeated: files are replaced by equal ones. `log` is still being written and goes last.
+        May be repeated, and then sends what is missing. `log` is still being written and goes last. Raises
+        `WeightsChanged` unless the weights are those that `finished` names, any other TrainerError, OSError, Stopped.
         """
-        files = list(kept_files(run_dir))
-        total = sum(path.stat().st_size for path in files)
-        meter = _Meter(len(files), total, on_event)
+        files = {artifact_name(path, run_dir): path for path in kept_files(run_dir)}
+        named = _named(finished, run_dir)
+        if gone := named.keys() - files.keys():
+            raise WeightsChanged(f"{', '.join(sorted(gone))} is gone from {run_dir}.")
+        meter = _Meter(len(files), sum(path.stat().st_size for path in files.values()), on_event)
+        send = partial(self._send, named, stop, meter)
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="upload") as pool:
-            sent = pool.map(lambda path: self._send(job, run_dir, path, stop, meter), files)
-            artifacts = sorted(sent, key=lambda artifact: artifact.name)
+            artifacts = sorted(pool.map(send, files, files.values()), key=lambda artifact: artifact.name)
         if log.exists():
-            artifacts.append(self._send(job, run_dir, _snapshot(log), stop, meter, name=log.name))
-        return [*artifacts, self._send_manifest(job, run_dir, artifacts, stop, meter)]
+            artifacts.append(send(log.name, _snapshot(log)))
+        artifacts.append(send("manifest.json", self._manifest(run_dir, artifacts)))
+        self._require_stored(artifacts, stop)
+        return artifacts
 
     def _send(
-        self,
-        job: Job,
-        run_dir: Path,
-        path: Path,
-        stop: StopSignal,
-        meter: _Meter,
-        *,
-        name: str | None = None,
+        self, named: Mapping[str, WeightsFile], stop: StopSignal, meter: _Meter, name: str, path: Path,
     ) -> Artifact:
         stop.raise_if_set()
-        name = name or artifact_name(path, run_dir)
-        size, digest = path.stat().st_size, _sha256(path)
-        ref = ObjectRef(bucket=self._bucket, key=f"{prefix_of(job)}/{storage_key(name)}")
-        stored = self._store.upload(path, ref, stop, on_bytes=meter.moved)
-        if stored.bytes != size:
-            raise MachineFailed(f"{path} changed while it was uploaded ({size} bytes, then {stored.bytes}).")
+        content = _content(path)
+        before, artifact = self._sent.get(name, (None, None))
+        if artifact is None or before != content:
+            artifact = self._upload(path, name, content, named.get(name), stop, meter)
+            if _content(path) != content:
+                raise MachineFailed(f"{path} changed while it was uploaded.")
+            self._sent[name] = content, artifact
         meter.finished_file()
+        return artifact
+
+    def _upload(
+        self, path: Path, name: str, content: Content, named: WeightsFile | None, stop: StopSignal, meter: _Meter,
+    ) -> Artifact:
+        size, digest = content[0], _sha256(path)
+        if named is not None and (size, digest) != (named.bytes, named.sha256):
+            raise WeightsChanged(f"{path} is not the file that the training finished with.")
+        ref = ObjectRef(bucket=self._bucket, key=f"{prefix_of(self._job)}/{storage_key(name)}")
+        stored = self._store.upload(path, ref, stop, on_bytes=meter.moved)
         return Artifact(name=name, path=stored.ref.key, url=stored.url, bytes=size, sha256=digest)
 
-    def _send_manifest(
-        self,
-        job: Job,
-        run_dir: Path,
-        artifacts: list[Artifact],
-        stop: StopSignal,
-        meter: _Meter,
-    ) -> Artifact:
+    def _manifest(self, run_dir: Path, artifacts: Sequence[Artifact]) -> Path:
         manifest: JsonObject = {
-            "run_id": job.id,
-            "attempt": job.attempt,
+            "run_id": self._job.id,
+            "attempt": self._job.attempt,
             "artifacts": [{k: v for k, v in asdict(a).items() if k != "url"} for a in artifacts],
         }
         path = run_dir / "manifest.json"
         path.write_text(json.dumps(manifest, indent=2) + "\n")
-        return self._send(job, run_dir, path, stop, meter)
+        return path
+
+    def _require_stored(self, artifacts: Sequence[Artifact], stop: StopSignal) -> None:
+        """Raise Unavailable when the bucket lost what it took, because it was made anew, for example."""
+        listing = self._store.list(self._bucket, prefix_of(self._job), stop)
+        there = {info.ref.key: info.bytes for info in listing}
+        lost = [artifact.name for artifact in artifacts if there.get(artifact.path) != artifact.bytes]
+        for name in lost:
+            del self._sent[name]
+        if lost:
+            raise Unavailable(f"bucket {self._bucket!r} does not have {', '.join(lost[:5])}, although it took them")
 
 
 def kept_files(run_dir: Path) -> list[Path]:
@@ -130,11 +156,22 @@ def artifact_name(path: Path, run_dir: Path) -> str:
     return "/".join(parts)
 
 
+def _named(finished: Finished | None, run_dir: Path) -> dict[str, WeightsFile]:
+    """The weights of a finished training by the names under which they are published."""
+    weights = (finished.best, finished.last) if finished else ()
+    return {artifact_name(Path(file.path), run_dir): file for file in weights}
+
+
 def _snapshot(log: Path) -> Path:
     """The log as it is now; the original grows while it is uploaded."""
     copy = log.with_name(f".{log.name}.uploading")
     copy.write_bytes(log.read_bytes())
     return copy
+
+
+def _content(path: Path) -> Content:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _sha256(path: Path) -> str:

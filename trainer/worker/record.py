@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 import structlog
 
-from trainer.core.events import BatchProgress, Event, Phase, PhaseStarted, TransferProgress, is_durable
+from trainer.core.events import BatchProgress, Event, Phase, PhaseStarted, TransferProgress, Warned, is_durable
 from trainer.core.job import Job
 from trainer.core.ports import Reporter
 from trainer.core.progress import Progress
@@ -30,12 +31,14 @@ class RunLog:
     """
 
     def __init__(self, path: Path, *, timestamps: bool) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._timestamps = timestamps
-        self._file = path.open("a", encoding="utf-8", errors="replace", buffering=1)
         self._lock = threading.Lock()
         self._disk_failed = False
+        self._file: TextIO | None = None
+        with self._disk_may_fail():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8", errors="replace", buffering=1)
 
     def note(self, text: str) -> None:
         """A line of ours; always with its time."""
@@ -47,11 +50,12 @@ class RunLog:
 
     def close(self) -> None:
         with self._lock, self._disk_may_fail():
-            self._file.close()
+            if self._file:
+                self._file.close()
 
     def _write(self, text: str) -> None:
         with self._lock, self._disk_may_fail():
-            if not self._file.closed:
+            if self._file and not self._file.closed:
                 self._file.write(text)
 
     @contextmanager
@@ -77,6 +81,7 @@ class Record:
         self._phase_began: float | None = None
         self._moved: TransferProgress | None = None  # in the present phase
         self._alternating: set[Phase] = set()
+        self._warned: set[tuple[str, str]] = set()
         self.labels: dict[str, str | int] = {"run_id": job.id, "attempt": job.attempt}  # of every log line of the run
 
     @property
@@ -104,6 +109,16 @@ class Record:
         if not isinstance(event, BatchProgress | TransferProgress):
             self._log.note(describe(event))
         self._reporter.event(self._job, event)
+
+    def warn_once(self, code: str, message: str) -> None:
+        """Record a warning, unless the attempt has this one already: what is retried for hours fails many times."""
+        if (code, message) not in self._warned:
+            self._warned.add((code, message))
+            self.event(Warned(code=code, message=message))
+
+    def require_disk(self) -> None:
+        """Raise HostFailed when the journal could not be written from the start."""
+        self._journal.require_disk()
 
     def output(self, line: str) -> None:
         self._log.output(line)

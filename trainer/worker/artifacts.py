@@ -1,0 +1,77 @@
+"""Publishing what an attempt made: a finished model for as long as it takes, anything else while there is time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from trainer.core.errors import TrainerError, Unavailable
+from trainer.core.events import Finished, Phase, PhaseStarted
+from trainer.core.results import Artifact
+from trainer.core.stop import Stopped, StopSignal
+from trainer.remote.retry import RetryPolicy, retrying
+from trainer.worker.lease import Heartbeat
+from trainer.worker.publish import Publisher, WeightsChanged
+from trainer.worker.record import Record
+
+log = structlog.get_logger()
+
+# A finished model is worth waiting for: a day of a dead or misconfigured store, before the run goes back to the queue.
+PUBLISH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=60.0, total_seconds=86_400)
+ONE_TRY = RetryPolicy(tries=1)
+
+
+class Artifacts:
+    """The artifacts of one attempt. `seconds` is what an upload may still take once the run was stopped."""
+
+    def __init__(
+        self, publisher: Publisher, record: Record, heartbeat: Heartbeat, stop: StopSignal, seconds: float,
+    ) -> None:
+        self._publisher = publisher
+        self._record = record
+        self._heartbeat = heartbeat
+        self._stop = stop
+        self._seconds = seconds
+
+    def of_finished(self, run_dir: Path, finished: Finished) -> list[Artifact]:
+        """Publish a finished training. Whatever the store or the disk says is retried for `PUBLISH_PATIENCE`.
+
+        Raises `WeightsChanged` when the model is not the one that was trained, Unavailable after that time, Stopped.
+        """
+        with self._stop.borrowed_time(self._seconds) as patience:
+            return self._published(run_dir, PUBLISH_PATIENCE, patience, finished)
+
+    def left_behind(self, run_dir: Path, *, is_last: bool) -> list[Artifact]:
+        """Publish what exists of a training that did not finish; what arrived in time, never raises.
+
+        Another attempt waits unless this is the last one, so then a store gets one try, and `seconds` in all.
+        """
+        policy = RetryPolicy(total_seconds=self._seconds) if is_last else ONE_TRY
+        try:
+            with self._stop.borrowed_time(self._seconds, at_most=not is_last) as patience:
+                return self._published(run_dir, policy, patience)
+        except (TrainerError, Stopped, OSError) as error:
+            log.warning("artifacts were not published, they stay on this host", path=str(run_dir), error=str(error))
+            return self._publisher.sent
+
+    def _published(
+        self, run_dir: Path, policy: RetryPolicy, patience: StopSignal, finished: Finished | None = None,
+    ) -> list[Artifact]:
+        self._record.event(PhaseStarted(phase=Phase.UPLOADING))
+
+        def publish() -> list[Artifact]:
+            self._heartbeat.confirm(patience)
+            try:
+                return self._publisher.publish(
+                    run_dir, self._record.log_path, patience, self._record.event, finished,
+                )
+            except WeightsChanged:
+                raise
+            except (TrainerError, OSError) as error:
+                self._record.warn_once("upload_waits", f"Upload failed, retrying: {error}")
+                raise Unavailable(str(error), retry_after=getattr(error, "retry_after", None)) from error
+
+        artifacts = retrying(publish, policy, patience)
+        self._record.event(PhaseStarted(phase=Phase.ENDING))
+        return artifacts
