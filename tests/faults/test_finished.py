@@ -1,0 +1,135 @@
+"""F2, F3, F14, F20: a training is finished, and its model waits to be published."""
+
+import hashlib
+import os
+
+import pytest
+
+from tests.acceptance.service import running
+from tests.faults.cloud import BUCKET, wait_for
+from tests.faults.conftest import QUICK
+from tests.faults.disks import Disk, NotHere
+
+MODEL = b"not really weights: best.pt 4"  # what the stand-in leaves after four epochs
+NO_KEY = b'{"statusCode":"404","error":"NoSuchKey","message":"Object not found"}'
+DAMAGES = {
+    "gone": lambda path: path.unlink(),
+    "truncated": lambda path: os.truncate(path, 5),
+    "empty": lambda path: os.truncate(path, 0),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+}
+
+
+def is_published(cloud, run_id):
+    """The row is completed and points to the model that was trained."""
+    row = cloud.wait(run_id, "completed", "failed", seconds=60)
+    assert row["status"] == "completed", row["error_message"]
+    cloud.check_published(row)
+    best = next(artifact for artifact in row["results"]["artifacts"] if artifact["name"] == "best.pt")
+    assert best["sha256"] == hashlib.sha256(MODEL).hexdigest()
+    return row
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_model_that_a_crash_damaged_is_never_completed(cloud, host, damage):
+    """F2 F3 (I8): SIGKILL during the upload, and best.pt is not what it was; the run resumes from its checkpoint."""
+    a = host("a", QUICK)
+    cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
+    run_id = cloud.enqueue(epochs=4)
+    cloud.wait_phase(run_id, "uploading")
+    a.kill()
+    DAMAGES[damage](a.run_dir(run_id) / "weights" / "best.pt")
+    cloud.storage.faults.clear()
+
+    a.start()
+
+    assert is_published(cloud, run_id)["attempt"] == 2
+    assert {"model_damaged", "resumed"} <= set(cloud.warnings(run_id))
+    assert cloud.epochs(run_id) == {1: [1, 2, 3, 4]}
+    a.wait_idle()
+
+
+def test_a_whole_model_is_only_uploaded_again(cloud, host):
+    """F2 (I8): SIGKILL during the upload, and the model is what it was: nothing is trained or measured again."""
+    a = host("a", QUICK)
+    cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
+    run_id = cloud.enqueue(epochs=4)
+    cloud.wait_phase(run_id, "uploading")
+    a.kill()
+    cloud.storage.faults.clear()
+
+    a.start()
+
+    assert is_published(cloud, run_id)["attempt"] == 2
+    assert cloud.phases(run_id, 2) == ["uploading", "ending"]
+
+
+TROUBLES = {
+    "signing answers 404 once": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 1},
+    "signing answers 404 for a while": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 8},
+    "a login page for every route": {"on": "/", "status": 200, "body": b"<html>Log in</html>", "times": 40},
+    "null for every route": {"on": "/", "status": 200, "body": b"null", "times": 40},
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_store_that_talks_nonsense_costs_no_attempt(cloud, host, trouble):
+    """F20 (I8): from the moment the training is finished, and with every setting at its default."""
+    a = host("a", QUICK | {"seconds_to_finish": 1.5})
+    run_id = cloud.enqueue(epochs=4)
+    cloud.wait_phase(run_id, "finalising")
+    cloud.storage.fault("status", **TROUBLES[trouble])
+
+    row = is_published(cloud, run_id)
+
+    assert (row["attempt"], row["failures"]) == (1, 0)
+    a.wait_idle()
+
+
+def test_a_bucket_that_is_deleted_and_made_again_has_the_whole_model(cloud, host):
+    """F20 (I8): half of the artifacts were there; nothing is completed before all of them are."""
+    a = host("a", QUICK)
+    cloud.storage.fault("delay", on="/1/run.log", times=1, seconds=2)
+    run_id = cloud.enqueue(epochs=4)
+    wait_for(lambda: any(key.endswith("/1/best.pt") for key in cloud.storage.objects[BUCKET]))
+    bucket = cloud.storage.buckets.pop(BUCKET)
+    cloud.storage.objects[BUCKET].clear()
+    wait_for(lambda: "upload_waits" in cloud.warnings(run_id))
+    cloud.storage.buckets[BUCKET] = bucket
+
+    row = is_published(cloud, run_id)
+
+    assert (row["attempt"], row["failures"]) == (1, 0)
+    a.wait_idle()
+
+
+def test_a_full_disk_under_a_local_store_is_waited_for(drawn, tmp_path):
+    """F14 (I8): BACKEND=local, nothing fits into the folder that stands for the bucket until somebody makes room."""
+    (tmp_path / "home").mkdir()
+    disk = Disk("full", tmp_path / "home" / "storage", mebibytes=32)
+    try:
+        disk.__enter__()
+    except NotHere as reason:
+        pytest.skip(str(reason))
+    try:
+        disk.strike()
+        with running(tmp_path / "home", QUICK, EXTRA_DATASET_ROOTS=drawn.parent) as service:
+            run_id = service.enqueue(drawn, epochs=4)
+            service.wait_until(run_id, lambda row: "upload_waits" in codes(service, run_id))
+            assert service.row(run_id)["status"] == "running"
+            disk.mend()
+            row = service.wait(run_id, "completed", "failed")
+
+            assert (row["status"], row["attempt"], row["failures"]) == ("completed", 1, 0), row["error_message"]
+            best = next(artifact for artifact in row["results"]["artifacts"] if artifact["name"] == "best.pt")
+            assert best["sha256"] == hashlib.sha256(MODEL).hexdigest()
+            assert row["trained_model_url"] == best["url"]
+    finally:
+        disk.__exit__()
+
+
+def codes(service, run_id):
+    from trainer.jobs.sqlite import SqliteQueue
+
+    events = SqliteQueue(service.home / "queue.db").events(run_id)
+    return [event["data"]["code"] for event in events if event["kind"] == "warning"]
