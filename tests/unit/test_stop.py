@@ -109,3 +109,34 @@ def test_borrowed_time_ends_its_thread():
         pass
 
     assert threading.active_count() == before
+
+
+def test_time_that_is_over_is_not_borrowed():
+    shutdown = StopSignal()
+    shutdown.set(StopReason.SHUTDOWN)
+    time.sleep(0.05)
+
+    with shutdown.borrowed_time(0.01) as later:
+        assert later.reason is StopReason.SHUTDOWN
+
+
+def test_borrowed_time_may_end_without_a_stop():
+    began = time.monotonic()
+
+    with StopSignal().borrowed_time(0.2, at_most=True) as later:
+        assert later.wait(5)
+
+    assert 0.2 <= time.monotonic() - began < 2
+    assert later.reason is StopReason.STUCK
+
+
+def test_a_shutdown_shortens_time_that_ends_anyway():
+    shutdown = StopSignal()
+    shutdown.set(StopReason.SHUTDOWN)
+    time.sleep(0.3)
+    began = time.monotonic()
+
+    with shutdown.child().borrowed_time(0.5, at_most=True) as later:
+        assert later.wait(5)
+
+    assert time.monotonic() - began < 0.4

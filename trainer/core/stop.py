@@ -100,21 +100,25 @@ class StopSignal:
         """
         later = StopSignal()
         over = threading.Event()
-        latest = time.monotonic() + seconds if at_most else None
+        deadline = time.monotonic() + seconds if at_most else None
+
+        def look() -> None:
+            nonlocal deadline
+            reason = self.reason
+            if reason is StopReason.LOST:
+                later.set(reason)
+                return
+            if self.must_stop:
+                stop_at = (self.shutdown_at or time.monotonic()) + seconds
+                deadline = min(deadline or stop_at, stop_at)
+            if deadline and time.monotonic() > deadline:
+                later.set(reason if self.must_stop and reason else StopReason.STUCK)
 
         def watch() -> None:
-            deadline = latest
             while not over.wait(0.05):
-                reason = self.reason
-                if reason is StopReason.LOST:
-                    later.set(reason)
-                    continue
-                if self.must_stop:
-                    stop_at = (self.shutdown_at or time.monotonic()) + seconds
-                    deadline = min(deadline or stop_at, stop_at)
-                if deadline and time.monotonic() > deadline:
-                    later.set(reason if self.must_stop and reason else StopReason.STUCK)
+                look()
 
+        look()  # time that is over already is not borrowed
         watcher = threading.Thread(target=watch, name="borrowed-time", daemon=True)
         watcher.start()
         try:
