@@ -533,7 +533,7 @@ def test_the_results_of_a_released_run_are_merged_and_outlive_a_cancel(queue_lab
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     listed = {"artifacts": [{"name": "last.pt"}]}
-    assert queue_lab.queue.finish(lease, Interrupted(checkpoint=STORED, results=listed), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease), results=listed), []) is Verdict.OK
     assert queue_lab.queue.get(lease.job.id)["results"] == {"progress": {"epoch": 7}, **listed}
     row = queue_lab.queue.cancel(lease.job.id)
     assert (row["status"], row["results"]) == ("canceled", {"progress": {"epoch": 7}, **listed})
