@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from trainer.core.errors import BadRequest, Unavailable
+from trainer.core.errors import BadRequest, ObjectMissing, Unavailable
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.download import NoConnection, download
+from trainer.remote.download import download
 
 
 @contextmanager
@@ -55,8 +55,8 @@ def test_a_file_arrives_as_it_was_sent(tmp_path):
         (b"SSH-2.0-OpenSSH\r\n", Unavailable, "broke off"),
         (b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", Unavailable, "answers 500"),
         (b"HTTP/1.1 429 Slow\r\nContent-Length: 0\r\n\r\n", Unavailable, "answers 429"),
-        (b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", BadRequest, "answers 404"),
-        (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", BadRequest, "answers 403"),
+        (b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", ObjectMissing, "answers 404"),
+        (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", Unavailable, "answers 403"),
         (b"HTTP/1.1 302 Found\r\nLocation: ftp://elsewhere/\r\nContent-Length: 0\r\n\r\n", Unavailable, "broke off"),
         (ok(b"x" * 2000), BadRequest, "larger than 1000 bytes"),
         (ok(b"x" * 2000, 2000), BadRequest, "larger than 1000 bytes"),
@@ -67,10 +67,10 @@ def test_everything_else_is_a_named_error(tmp_path, reply, error, message):
         download(url, tmp_path / "a", StopSignal(), largest=1000)
 
 
-def test_no_connection_is_told_apart(tmp_path):
+def test_no_connection_names_the_host(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(NoConnection, match=r"no connection to 127\.0\.0\.1"):
+    with pytest.raises(Unavailable, match=r"no connection to 127\.0\.0\.1"):
         download(f"http://127.0.0.1:{port}/weights.pt", tmp_path / "a", StopSignal(), largest=1000)
 
 

@@ -232,7 +232,7 @@ def test_a_file_with_a_wrong_checksum_inside_is_never_kept(folder, models, relea
 
 def test_a_file_that_is_not_published_any_more_is_a_clear_refusal(folder, models, release):
     release.answers = [(404, b"not found")]
-    with pytest.raises(BadRequest, match=r"yolo11n\.pt cannot be downloaded: the server answers 404; put .*MODELS_DIR"):
+    with pytest.raises(ObjectMissing, match=r"yolo11n\.pt cannot be downloaded: the server answers 404; put .*MODELS_DIR"):
         folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert len(release.paths) == 1
     assert leftovers(models) == []
@@ -240,7 +240,7 @@ def test_a_file_that_is_not_published_any_more_is_a_clear_refusal(folder, models
 
 def test_without_a_connection_the_error_says_where_to_put_the_file(folder, models, release):
     closed = f"http://127.0.0.1:{free_port()}/x"
-    with pytest.raises(BadRequest) as refused:
+    with pytest.raises(Unavailable) as refused:
         folder(allow_download=True, release_url=closed).resolve(YOLO11N, Task.POSE, StopSignal())
     assert str(refused.value) == (
         "base_model: yolo11n-pose.pt is not on this worker, and there is no connection to 127.0.0.1; "

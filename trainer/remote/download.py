@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-from trainer.core.errors import BadRequest, Unavailable
+from trainer.core.errors import BadRequest, ObjectMissing, Unavailable
 from trainer.core.stop import StopSignal
 from trainer.remote.stoppable import make_stoppable, stoppable
 
@@ -15,14 +15,10 @@ _PLAIN = {"Accept-Encoding": "identity"}  # so that the length is that of the fi
 _BLOCK = 1 << 20
 
 
-class NoConnection(Unavailable):
-    """No connection at all: the host may have no way out, and then trying longer will not open one."""
-
-
 def download(url: str, path: Path, stop: StopSignal, *, largest: int) -> None:
     """Stream the file to `path`, as long as the server said and at most `largest` bytes.
 
-    Raises BadRequest (refused, too large), Unavailable (broke off, overloaded), NoConnection, Stopped.
+    Raises ObjectMissing, BadRequest (too large), Unavailable (no connection, broke off, refused), Stopped.
     """
     name = url.rpartition("/")[2]
     try:
@@ -36,7 +32,7 @@ def download(url: str, path: Path, stop: StopSignal, *, largest: int) -> None:
                         raise BadRequest(f"{name} cannot be downloaded: it is larger than {largest} bytes")
             length = response.headers.get("content-length")
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-        raise NoConnection(f"no connection to {httpx.URL(url).host}") from error
+        raise Unavailable(f"there is no connection to {httpx.URL(url).host}") from error
     except httpx.HTTPError as error:
         raise Unavailable(f"the download of {name} broke off ({type(error).__name__})") from error
     if length and path.stat().st_size != int(length):
@@ -50,6 +46,7 @@ def _client() -> httpx.Client:
 def _require_ok(response: httpx.Response, name: str) -> None:
     if response.is_success:
         return
-    if response.status_code in {408, 429} or response.status_code >= 500:
-        raise Unavailable(f"the server of {name} answers {response.status_code}")
-    raise BadRequest(f"{name} cannot be downloaded: the server answers {response.status_code}")
+    if response.status_code in {404, 410}:
+        raise ObjectMissing(f"{name} cannot be downloaded: the server answers {response.status_code}")
+    # the address is ours: whatever else is refused is a limit, a proxy or a fault of the server, and will pass
+    raise Unavailable(f"the server of {name} answers {response.status_code}")

@@ -30,7 +30,7 @@ from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, 
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
 from trainer.disk import durable
-from trainer.remote.download import NoConnection, download
+from trainer.remote.download import download
 from trainer.remote.retry import RetryPolicy, retrying
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
@@ -149,10 +149,12 @@ class ModelFolder:
             with _incoming(path) as incoming:
                 retrying(lambda: fetch(incoming), self._policy, stop)
                 durable.replace(incoming, path)
-        except NoConnection as error:
-            raise BadRequest(f"base_model: {path.name} is not on this worker, and there is {error}; {mend}") from error
+        except Unavailable as error:
+            # a host without a way out fails in the end, and a file that is put there meanwhile is taken at once
+            reason = f"base_model: {path.name} is not on this worker, and {error}; {mend}"
+            raise Unavailable(reason, retry_after=error.retry_after) from error
         except BadRequest as error:
-            raise BadRequest(f"base_model: {error}; {mend}") from error
+            raise type(error)(f"base_model: {error}; {mend}") from error
 
     # ── results of earlier runs ──
 
