@@ -7,6 +7,7 @@ import pytest
 
 from tests.faults.cloud import BUCKET
 from tests.faults.hosts import gone
+from tests.faults.test_finished import DAMAGES
 
 EPOCHS = 12
 CONFIGURATION = {
@@ -59,3 +60,30 @@ def _wait_for_another_epoch(cloud, run_id, attempt):
     """An epoch of this attempt that no earlier one told."""
     before = max(epoch for number, told in cloud.epochs(run_id).items() if number < attempt for epoch in told)
     cloud.wait_epoch(run_id, before + 1, attempt, seconds=100)
+
+
+@pytest.mark.training
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("damage", ["gone", "truncated", "zeroed"])
+def test_a_damaged_model_of_a_real_training_is_evaluated_again_from_its_checkpoint(cloud, host, damage):
+    """F2 F3 (I8): SIGKILL during the upload, best.pt is not what it was; no epoch is trained again."""
+    a = host("a", None, CHECKPOINT_INTERVAL=0.2)
+    cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=10)
+    run_id = cloud.enqueue(**CONFIGURATION | {"epochs": 3})
+    cloud.wait_phase(run_id, "uploading", seconds=100)
+    a.kill()
+    best = a.run_dir(run_id) / "weights" / "best.pt"
+    DAMAGES[damage](best)
+    cloud.storage.faults.clear()
+
+    a.start()
+    row = cloud.wait(run_id, "completed", "failed", seconds=100)
+
+    assert row["status"] == "completed", row["error_message"]
+    assert row["attempt"] == 2
+    cloud.check_published(row)
+    assert {"model_damaged", "resumed"} <= set(cloud.warnings(run_id))
+    assert cloud.epochs(run_id) == {1: [1, 2, 3]}
+    published = next(artifact for artifact in row["results"]["artifacts"] if artifact["name"] == "best.pt")
+    assert published["bytes"] > 5_000_000
+    assert row["results"]["mAP"] is not None

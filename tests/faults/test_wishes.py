@@ -246,3 +246,34 @@ def test_deploy_after_deploy_counts_no_attempt(cloud, host):
 
     assert (row["attempt"], row["failures"]) == (6, 0)
     assert [e for told in cloud.epochs(run_id).values() for e in told] == list(range(1, 31))
+
+
+def test_a_cancel_between_two_attempts_keeps_what_the_first_one_trained(cloud, host):
+    """F12 F13 (I8): the service is stopped, nobody has the run yet, the user cancels; its weights and log are there."""
+    a = host("a", SLOW)
+    run_id = cloud.enqueue(epochs=20)
+    cloud.wait_epoch(run_id, 3)
+    assert a.stop() == 0
+    assert cloud.row(run_id)["status"] == "queued"
+
+    cloud.cancel(run_id)
+
+    row = cloud.wait(run_id, "canceled")
+    assert {"last.pt", "results.csv", "run.log"} <= {artifact["name"] for artifact in row["results"]["artifacts"]}
+    assert all(f"/{run_id}/1/" in artifact["path"] for artifact in row["results"]["artifacts"])
+    cloud.check_published(row)
+
+
+def test_a_cancel_after_a_killed_training_keeps_what_it_trained(cloud, host):
+    """F1 F12 (I8): no worker has what the next attempt asks for; what the killed one trained is listed."""
+    a = host("a", SLOW)
+    run_id = cloud.enqueue(epochs=20)
+    cloud.wait_epoch(run_id, 3)
+    cloud.edit(run_id, configuration={"epochs": 20, "requires": {"gpus": 4}})
+    a.training().kill()
+
+    row = cloud.wait_until(run_id, lambda row: row["status"] == "queued" and row["failures"] == 1)
+    assert {"last.pt", "results.csv", "run.log"} <= {artifact["name"] for artifact in row["results"]["artifacts"]}
+    cloud.check_published(row)
+    cloud.cancel(run_id)
+    assert cloud.wait(run_id, "canceled")["results"]["artifacts"] == row["results"]["artifacts"]

@@ -373,3 +373,35 @@ def test_a_marker_that_points_elsewhere_is_not_believed(room):
 
     has_its_model(room, run_id)
     assert len(room.trainer.orders) == 2
+
+
+# ── and the one that is asked for ──
+
+
+def edit(room, run_id, configuration):
+    import json
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(room.home / "queue.db")) as db, db:
+        db.execute("update training_runs set configuration = ? where id = ?", [json.dumps(configuration), run_id])
+
+
+@pytest.mark.parametrize(
+    ("configuration", "trainings"),
+    [
+        ({"epochs": 3, "compute": "cpu"}, 1),
+        ({"epochs": 3, "compute": "cpu", "device": "0", "workers": 3}, 1),  # belong to the host
+        ({"epochs": 5, "compute": "cpu"}, 2),
+        ({"epochs": 3, "compute": "cpu", "lr0": 0.5}, 2),
+        ({"epochs": "many"}, 1),  # nobody can train that, and the model is there
+    ],
+)
+def test_a_finished_model_is_published_while_the_row_asks_for_it(room, configuration, trainings):
+    run_id, _ = interrupted_upload(room)
+    edit(room, run_id, configuration)
+
+    room.work(room.claim(AGAIN), StopSignal())
+
+    assert room.row(run_id)["status"] == "completed"
+    assert len(room.trainer.orders) == trainings
+    assert len(warnings(room, run_id, "settings_changed")) == trainings - 1

@@ -235,15 +235,28 @@ class Attempt:
         """Return what an attempt on this host finished before, if its weights are still the ones that it trained."""
         for run_dir in self._do.places.run_dirs(self._job):
             finished = finished_marker.recall(run_dir)
-            damage = finished and finished_marker.damage(run_dir, finished)
-            if damage:
-                finished_marker.forget(run_dir)
-                message = f"The finished model cannot be published ({damage}): the training resumes from its checkpoint."
-                self._record.event(Warned(code="model_damaged", message=message))
-            elif finished:
+            if finished is None or not self._is_asked_for(finished):
+                continue
+            damage = finished_marker.damage(run_dir, finished)
+            if damage is None:
                 self._run_dir = run_dir
                 return finished
+            finished_marker.forget(run_dir)
+            message = f"The finished model cannot be published ({damage}): the training resumes from its checkpoint."
+            self._record.event(Warned(code="model_damaged", message=message))
         return None
+
+    def _is_asked_for(self, finished: Finished) -> bool:
+        """Whether the row still asks for this training; one that nobody can read any more takes no model away."""
+        try:
+            plan = self._do.parse(self._job.request)
+        except BadRequest:
+            return True
+        is_asked_for = finished_marker.is_asked_for(finished, plan)
+        if not is_asked_for:
+            message = "A training of this run is finished, but the row asks for another one now."
+            self._record.event(Warned(code="settings_changed", message=message))
+        return is_asked_for
 
     def _completed(self, finished: Finished) -> Outcome:
         try:

@@ -15,6 +15,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from trainer.core.events import Finished, WeightsFile
+from trainer.core.job import Json
+from trainer.core.plan import TrainPlan
 from trainer.disk import durable
 
 MARKER = ".finished.json"
@@ -45,6 +47,11 @@ def damage(run_dir: Path, finished: Finished) -> str | None:
     return next(filter(None, (_damage(run_dir, weights) for weights in (finished.best, finished.last))), None)
 
 
+def is_asked_for(finished: Finished, plan: TrainPlan) -> bool:
+    """Whether `plan` is the one that was trained, apart from what belongs to the host."""
+    return _settings(finished.report.get("plan")) == _settings(plan.recorded())
+
+
 def is_inside(path: Path, run_dir: Path) -> bool:
     """Whether `path` is below `run_dir` and no link leads elsewhere: the training process may have named any path."""
     return path.is_relative_to(run_dir) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(run_dir))
@@ -54,6 +61,14 @@ def forget(run_dir: Path) -> None:
     """Remove the marker; one that cannot be removed is only looked at again."""
     with contextlib.suppress(OSError):
         (run_dir / MARKER).unlink(missing_ok=True)
+
+
+def _settings(plan: Json) -> str:
+    """What a recorded plan asks for; empty for anything else."""
+    if not isinstance(plan, dict) or not isinstance(plan.get("args"), dict):
+        return ""
+    args = {name: value for name, value in plan["args"].items() if name != "workers"}
+    return json.dumps({**plan, "args": args, "device": None}, sort_keys=True)
 
 
 def _damage(run_dir: Path, weights: WeightsFile) -> str | None:
