@@ -161,7 +161,8 @@ def _explain(problem: Mapping[str, object]) -> str:
     if not isinstance(location, tuple) or not location:
         return message
     name = str(location[0]).upper()
-    value = "" if "KEY" in name else f"={problem.get('input')!r:.80}"
+    given = problem.get("input")
+    value = "" if "KEY" in name else f"={str(given) if isinstance(given, Path) else given!r:.80}"
     return f"{name}{value}: {message[0].lower()}{message[1:]}"
 
 

@@ -44,6 +44,24 @@ def test_a_killed_training_goes_on_from_its_last_epoch(cloud, host, phase):
     a.wait_idle()
 
 
+def test_a_run_whose_guardian_is_killed_goes_on_and_leaves_no_process(cloud, host):
+    """F1 (I1 I5 I6 I9 I10): SIGKILL to the process between the service and the training, alone."""
+    a = host("a", {"seconds_per_epoch": 0.4})
+    run_id = cloud.enqueue(epochs=6)
+    cloud.wait_epoch(run_id, 3)
+    training = a.training()
+    a.behave(**QUICK)
+    training.parent().kill()
+
+    row = cloud.wait(run_id, "completed")
+
+    assert gone([training])
+    assert row["attempt"] == 2
+    assert row["results"]["metrics"]["epoch"] == 6
+    cloud.check_epochs(run_id, back=0)
+    a.wait_idle()
+
+
 def stay_in(cloud, phase):
     """Faults and knobs that keep attempt 1 in a phase, and how to tell that it is there."""
     if phase == "downloading":
