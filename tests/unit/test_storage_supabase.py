@@ -416,7 +416,7 @@ def test_an_answer_that_drips_is_given_up_after_the_total_limit(server, make_sto
     store = make_store(times=HttpTimes(total=0.3), policy=RetryPolicy(tries=1))
     fill(server, 20)
     server.fault("slow", rate=100.0, on="list-v2")
-    with pytest.raises(Unavailable, match=r"longer than 0\.3 s"):
+    with pytest.raises(Unavailable, match="ReadTimeout"):
         listed(store)
 
 

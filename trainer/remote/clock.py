@@ -8,6 +8,9 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from trainer.core.errors import Unavailable
+from trainer.remote.stoppable import make_stoppable, within
+
+SECONDS = 10.0  # for the question and its answer
 
 
 def clock_skew(url: str) -> float:
@@ -17,7 +20,8 @@ def clock_skew(url: str) -> float:
     """
     host = httpx.URL(url).host
     try:
-        answer = httpx.head(url, timeout=10)
+        with within(SECONDS), make_stoppable(httpx.Client(timeout=SECONDS)) as client:
+            answer = client.head(url)
     except httpx.HTTPError as error:
         raise Unavailable(f"{host} does not answer ({type(error).__name__})") from error
     try:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 
 from trainer.core.errors import BadRequest, ObjectMissing, Unavailable
 from trainer.core.stop import StopSignal
-from trainer.remote.stoppable import make_stoppable, stoppable
+from trainer.remote.stoppable import make_stoppable, stoppable, within
 
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _PLAIN = {"Accept-Encoding": "identity"}  # so that the length is that of the file
 _BLOCK = 1 << 20
+HEAD_SECONDS = 60.0  # until the file begins, redirects included
+BODY_SECONDS = 6 * 3600.0
 
 
 def download(url: str, path: Path, stop: StopSignal, *, largest: int) -> None:
@@ -22,14 +25,17 @@ def download(url: str, path: Path, stop: StopSignal, *, largest: int) -> None:
     """
     name = url.rpartition("/")[2]
     try:
-        with stoppable(stop), _client() as client, client.stream("GET", url) as response:
-            _require_ok(response, name)
-            with path.open("wb") as out:
-                for block in response.iter_bytes(_BLOCK):
-                    stop.raise_if_set()
-                    out.write(block)
-                    if out.tell() > largest:
-                        raise BadRequest(f"{name} cannot be downloaded: it is larger than {largest} bytes")
+        with stoppable(stop), _client() as client:
+            with within(HEAD_SECONDS):
+                response = client.send(client.build_request("GET", url), stream=True)
+            with closing(response), within(BODY_SECONDS):
+                _require_ok(response, name)
+                with path.open("wb") as out:
+                    for block in response.iter_bytes(_BLOCK):
+                        stop.raise_if_set()
+                        out.write(block)
+                        if out.tell() > largest:
+                            raise BadRequest(f"{name} cannot be downloaded: it is larger than {largest} bytes")
             length = response.headers.get("content-length")
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
         raise Unavailable(f"there is no connection to {httpx.URL(url).host}") from error

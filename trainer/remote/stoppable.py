@@ -1,4 +1,4 @@
-"""HTTP whose waits for the network end when a stop is set."""
+"""HTTP whose waits for the network end when a stop is set, and when the time for a whole call is over."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import httpcore
@@ -31,8 +32,23 @@ def stoppable(stop: StopSignal) -> Iterator[None]:
         _current.stop = before
 
 
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """While this block runs, this thread's waits in a client that was made stoppable end after `seconds` all together.
+
+    httpx's own limits are for one silence: a server that drips a byte now and then is never too late for them. Looking up
+    a name is bounded by the system's resolver alone.
+    """
+    before = getattr(_current, "deadline", inf)
+    _current.deadline = min(before, time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _current.deadline = before
+
+
 def make_stoppable(client: httpx.Client) -> httpx.Client:
-    """The same client, whose connections look at the stop of the thread that uses them."""
+    """The same client, whose connections look at the stop and the deadline of the thread that uses them."""
     # httpx has no argument for it, and giving it a transport of our own would turn the system's proxies off
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001
         if isinstance(transport, httpx.HTTPTransport):
@@ -49,8 +65,37 @@ def exchange(client: httpx.Client, request: httpx.Request) -> httpx.Response:
 
 
 class _Backend(httpcore.SyncBackend):
-    def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.NetworkStream:
-        return _Stream(super().connect_tcp(*args, **kwargs))
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        failure: Exception = httpcore.ConnectError(f"{host} has no address")
+        for address in _addresses(host, port):
+            try:
+                stream = super().connect_tcp(address, port, _at_most(timeout), local_address, socket_options)
+                return _Stream(stream)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise httpcore.ConnectError(str(error)) from error
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _at_most(timeout: float | None) -> float:
+    """Seconds that this thread may wait now, up to `timeout`. Raises `Stopped`, or ConnectTimeout when none are left."""
+    for seconds in _waits(timeout):
+        return seconds
+    raise httpcore.ConnectTimeout("timed out")
 
 
 class _Stream(httpcore.NetworkStream):
@@ -97,7 +142,7 @@ class _Stream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, timeout))
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _at_most(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
@@ -117,10 +162,15 @@ class _Stream(httpcore.NetworkStream):
 
 
 def _slices(timeout: float | None) -> Iterator[float]:
-    """Waits that add up to `timeout`, with a look at the stop before each."""
-    deadline = time.monotonic() + (timeout if timeout is not None else float("inf"))
+    """Waits of half a second at most; see `_waits`."""
+    return (min(_SLICE, seconds) for seconds in _waits(timeout))
+
+
+def _waits(timeout: float | None) -> Iterator[float]:
+    """What is left of `timeout` and of this thread's time, again and again until nothing is; each with a look at the stop."""
+    deadline = min(time.monotonic() + (inf if timeout is None else timeout), getattr(_current, "deadline", inf))
     while (left := deadline - time.monotonic()) > 0:
         stop: StopSignal | None = getattr(_current, "stop", None)
         if stop:
             stop.raise_if_set()
-        yield min(_SLICE, left)
+        yield left

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -18,9 +17,10 @@ from urllib.parse import quote
 import httpx
 
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
-from trainer.remote.stoppable import exchange, make_stoppable
+from trainer.remote.stoppable import exchange, make_stoppable, within
 
 Content: TypeAlias = bytes | Iterator[bytes]
+SLOWEST = 10_000  # bytes per second: what moves more slowly is given up and begun again
 TRANSIENT = {408, 409, 416, 423, 425, 429}  # besides 5xx
 _TOKEN = re.compile(r"(token=|Bearer )[^\s&\"']+")
 
@@ -29,8 +29,8 @@ _TOKEN = re.compile(r"(token=|Bearer )[^\s&\"']+")
 class HttpTimes:
     """Time limits in seconds.
 
-    `read` and `write` bound one silence, `total` a whole call that moves no object. `stored` is the silence after an
-    upload's bytes: the server puts a large object together before it answers.
+    `read` and `write` bound one silence, `total` a whole call; one that moves an object has a second more for every 10 KB
+    of it. `stored` is the silence after an upload's bytes: the server puts a large object together before it answers.
     """
 
     connect: float = 10.0
@@ -125,7 +125,9 @@ class StorageApi:
         with self._translated():
             url = self.base + path
             request = httpx.Request(method, url, headers=all_headers, content=content, extensions={"timeout": limits})
-            with closing(exchange(self._client, request)) as response:
+            with within(times.total + (read or 0.0) + _length(request.headers) / SLOWEST):
+                response = exchange(self._client, request)
+            with closing(response), within(times.total + _length(response.headers) / SLOWEST):
                 yield response
 
     def call(
@@ -143,20 +145,17 @@ class StorageApi:
         if body is not None:
             headers, content = {**(headers or {}), "Content-Type": "application/json"}, json.dumps(body).encode()
         moves = content is not None and body is None
-        deadline, read = time.monotonic() + self._times.total, self._times.stored if moves else None
-        with self.stream(method, path, headers=headers, content=content, read=read) as response:
-            answer = self.read(response, None if moves else deadline)
+        with (
+            nullcontext() if moves else within(self._times.total),
+            self.stream(method, path, headers=headers, content=content, read=self._times.stored if moves else None) as response,
+        ):
+            answer = self.read(response)
         if answer.status in accept or response.is_success:
             return answer
         raise self.refused(answer, target)
 
-    def read(self, response: httpx.Response, deadline: float | None = None) -> Answer:
-        blocks = []
-        for block in response.iter_raw():
-            blocks.append(block)
-            if deadline and time.monotonic() > deadline:
-                raise Unavailable(f"storage at {self.host} took longer than {self._times.total:g} s to answer")
-        return Answer(status=response.status_code, headers=response.headers, body=b"".join(blocks))
+    def read(self, response: httpx.Response) -> Answer:
+        return Answer(status=response.status_code, headers=response.headers, body=b"".join(response.iter_raw()))
 
     def refused(self, answer: Answer, target: Target) -> TrainerError:
         """What a refusal means. Most come as HTTP 400, with the real status in the body."""
@@ -236,6 +235,12 @@ def _not_found(code: str, message: str, target: Target, said: str) -> TrainerErr
     return ObjectMissing(
         f"object {target.key!r} does not exist in bucket {target.bucket!r}, or this key may not see it",
     )
+
+
+def _length(headers: Mapping[str, str]) -> int:
+    """The bytes of a body, as its headers say; 0 when they do not."""
+    length = headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() and len(length) < 20 else 0
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

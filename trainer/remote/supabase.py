@@ -17,6 +17,7 @@ import httpx
 
 from trainer.core.errors import Misconfigured, TrainerError, Unavailable
 from trainer.core.job import Json, JsonObject
+from trainer.remote.stoppable import make_stoppable, within
 from trainer.remote.supabase_access import USE_KEY, checked_key, checked_url, role_of
 
 if TYPE_CHECKING:
@@ -75,13 +76,13 @@ class Project:
         self._apikey = checked_key(apikey or key)
         self._limits = limits
         self._call = threading.local()  # .deadline and .response of the call that this thread makes
-        self._http = httpx.Client(
+        self._http = make_stoppable(httpx.Client(
             http2=False,
             headers={"Accept-Encoding": "identity"},  # so that the size of an answer is known before it is unpacked
             follow_redirects=True,
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60.0),
             event_hooks={"request": [self._bound_request], "response": [self._bound_response]},
-        )
+        ))  # fmt: skip
         self._client = self._open()
 
     def __repr__(self) -> str:
@@ -123,7 +124,8 @@ class Project:
         self._call.deadline, self._call.largest = time.monotonic() + self._limits.total, largest
         self._call.response = None
         try:
-            data = query.execute().data
+            with within(self._limits.total):
+                data = query.execute().data
         except _TooLarge:
             raise Unreadable(f"{self.host} answered with more than {largest >> 20} MiB.") from None
         except (APIError, *HTTP_ERRORS, ValueError, RecursionError) as error:

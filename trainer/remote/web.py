@@ -27,6 +27,7 @@ from trainer.remote.retry import RetryPolicy, retrying
 CHUNK = 1 << 16
 REDIRECTS = 5
 CONNECT_SECONDS = 5.0
+HEAD_SECONDS = 60.0  # to connect, to ask and to hear the head of the answer, however steadily it drips
 _REDIRECT_CODES = {301, 302, 303, 307, 308}
 _MEND = {
     401: "it needs a login; use a signed URL, or upload the dataset to the storage bucket",
@@ -124,11 +125,12 @@ class GuardedClient:
         self._pool.close()
 
     def _once(self, url: str, path: Path, call: _Call) -> Downloaded:
-        self._network.use(call.stop, call.deadline)
         for _ in range(REDIRECTS + 1):
             url = self._gate.check_url(url)
             call.stop.raise_if_set()
+            self._network.use(call.stop, min(call.deadline, time.monotonic() + HEAD_SECONDS))
             with self._answer(url) as answer:
+                self._network.use(call.stop, call.deadline)
                 if answer.status in _REDIRECT_CODES:
                     url = urljoin(url, _header(answer, "location") or _no_target(url))
                     continue
