@@ -69,6 +69,11 @@ class Bucket(StorageServer):
         self.writes.append((time.time(), bucket, key))
         return stored
 
+    def stored(self, bucket) -> set[str]:
+        """The keys of all objects."""
+        with self.lock:
+            return set(self.objects[bucket])
+
     def reset(self, key):
         with self.lock:
             self.faults.clear()

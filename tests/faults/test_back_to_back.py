@@ -7,23 +7,30 @@ from statistics import linear_regression
 import psutil
 import pytest
 
-from tests.faults.conftest import QUICK
+from tests.faults.cloud import BUCKET
 
 RUNS = 50
 SETTLED = 10  # runs until caches and pools have the size that they keep
 
 
+def uploaded(cloud):
+    """The keys of all objects that were ever written."""
+    return {key for _, _, key in cloud.storage.writes}
+
+
 @pytest.mark.timeout(240)
 def test_fifty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     """F22 (I10): descriptors, threads, memory and temporary files after each run; their slope is nothing."""
-    a = host("a", QUICK, POLL_INTERVAL=0.05)
+    a = host("a", {"seconds_per_epoch": 0.1}, POLL_INTERVAL=0.05, CHECKPOINT_INTERVAL=0.02)
     service = psutil.Process(a.process.pid)
     seen = []
-    runs = [cloud.enqueue(epochs=1) for _ in range(RUNS)]
+    runs = [cloud.enqueue(epochs=2) for _ in range(RUNS)]
     for run_id in runs:
         assert cloud.wait(run_id, "completed")["attempt"] == 1
         left = sum(
-            len(files) for folder in ("children", "journal", "uploads") for *_, files in os.walk(a.home / folder)
+            len([*folders, *files])
+            for folder in ("children", "journal", "uploads", "uploaded", "datasets/datasets", "datasets/.cache/pins")
+            for _, folders, files in os.walk(a.home / folder)
         )
         seen.append((service.num_fds(), service.num_threads(), service.memory_info().rss / 2**20, left))
     a.wait_idle()
@@ -35,5 +42,11 @@ def test_fifty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     assert linear_regression(after, rss).slope < 0.05, rss  # MiB per run
     assert abs(linear_regression(after, files).slope) < 0.1, files
     assert service.num_fds() <= max(descriptors)
-    assert not list((a.home / "datasets" / "datasets").glob("*"))
+    for folder in ("datasets/datasets", "datasets/.cache/pins", "datasets/.cache/tmp", "journal", "uploads", "uploaded"):
+        assert not list((a.home / folder).glob("*")), folder
+    assert not [path for path in (a.home / "runs").glob("*") if path.name.startswith(".")]
+    assert not list((a.home / "runs").glob("*/checkpoints"))
+    stored = cloud.storage.stored(BUCKET)
+    assert len([key for key in uploaded(cloud) if "/checkpoints/" in key]) >= RUNS
+    assert not [key for key in stored if "/checkpoints/" in key]
     assert len([path for path in Path("/tmp").glob("*") if str(a.process.pid) in path.name]) == 0

@@ -92,6 +92,11 @@ def test_checkpoints_of_a_run_that_another_worker_took_over_are_removed_but_for_
     room.uploaded(row_of=rows(named(theirs))).settle("r")
 
     assert bucket.keys == {theirs}
+    run_dir = room.places.runs / "train_r"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "checkpoints" / "newest.uploading").touch()
+    room.uploaded(row_of=rows(("status", "completed"))).tidy()
+    assert not (run_dir / "checkpoints").exists(), "what this host keeps of it goes when it is over"
 
 
 @pytest.mark.parametrize("checkpoint", [None, [], "training_runs", {"key": None}, {"key": ["x"]}, {}])

@@ -95,7 +95,12 @@ class Daemon:
         """What earlier processes left behind goes first, but an ending that is refused again and again holds up nobody."""
         worker = self._describe_worker(self._slots.free_gpus)
         leftovers = (self._queue, self._journals, worker.id, self._lease_seconds, shutdown)
-        thread = threading.Thread(target=deliver_leftovers, args=leftovers, name="leftovers", daemon=True)
+
+        def deliver_all() -> None:
+            deliver_leftovers(*leftovers)
+            self._housekeeping.soon()  # of a run that is over now, nothing is needed any more
+
+        thread = threading.Thread(target=deliver_all, name="leftovers", daemon=True)
         thread.start()
         thread.join(LEFTOVERS_FIRST)
 

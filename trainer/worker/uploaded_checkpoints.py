@@ -122,7 +122,8 @@ class UploadedCheckpoints:
             if key != needed and _is_checkpoint(run_id, key):
                 self._store.delete(ObjectRef(bucket=entry["bucket"], key=key))
                 self._append(run_id, {"deleted": key})
-        self._drop(run_id)
+        if row is None or row["status"] in (*OVER, Status.FAILED):
+            self._drop(run_id)  # not before: what it left on this host goes when the run is over
 
     def _needed(self, row: JsonObject | None, last_upload: float) -> object:
         """The key of the checkpoint that the run may still resume from."""
