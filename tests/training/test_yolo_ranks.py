@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import yaml
 from child_run import PROGRAMS, order_for
 from drawn import draw
 
@@ -168,6 +169,36 @@ def test_a_rank_without_memory_makes_all_of_them_go_on_with_half_the_batch(two):
     (told,) = [event for event in two.of(Warned) if event.code == "out_of_memory"]
     assert "batch 8: the training goes on after epoch 1 with batch 4" in told.message
     assert finished.report["epochs_completed"] == 2 == two.epochs()[-1]
+
+
+def test_ranks_that_are_resumed_keep_the_batch_that_fitted(two, tmp_path):
+    two.dataset = draw(tmp_path / "many", Task.DETECT, train=48)
+    two.stop_when = in_epoch(3, StopReason.SHUTDOWN)
+    with pytest.raises(Stopped):
+        two.train("1 memory", batch=8, epochs=4)
+    assert [event.code for event in two.of(Warned)] == ["out_of_memory"]
+
+    again = TwoDevices(tmp_path / "another-host", two.dataset)
+    again.home.mkdir()
+    finished = again.train(epochs=4, batch=8, resume=two.of(CheckpointSaved)[-1].path)
+
+    assert not again.of(Warned)
+    assert finished.report["batch"] == 4
+    assert yaml.safe_load((again.run_dir / "args.yaml").read_text())["batch"] == 4
+    assert again.epochs() == [1, 2, 3, 4]
+
+
+def test_ranks_that_were_done_are_not_started_again(two, tmp_path):
+    """Only the final evaluation was missing: it is one process' work."""
+    two.train()
+    again = TwoDevices(tmp_path / "another-host", two.dataset)
+    again.home.mkdir()
+    finished = again.train(resume=two.of(CheckpointSaved)[-1].path, told_epoch=2)
+
+    assert not any("trains" in line for line in again.lines)
+    assert again.of(EpochFinished) == []
+    assert again.epochs() == [1, 2]
+    assert finished.report["mAP"] is not None
 
 
 def test_ranks_that_end_without_a_word_are_told_by_their_exit_code(tmp_path, dataset, monkeypatch):

@@ -185,6 +185,8 @@ class TrainingOrder:
     run_dir: Path  # absolute; Ultralytics' save_dir
     devices: tuple[int, ...] = ()  # GPU indices of this host; empty: CPU
     resume: Path | None = None  # a verified checkpoint to go on from
+    best_of: Path | None = None  # a verified checkpoint whose best weights are trained instead of `model`
+    setup: JsonObject | None = None  # what each checkpoint records of its training (core/resumption.py)
     told_epoch: int = 0  # the epoch that the run's history told last; the child tells those up to `resume`'s
 
 

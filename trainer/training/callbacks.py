@@ -18,6 +18,7 @@ from ultralytics.utils.torch_utils import strip_optimizer
 
 from trainer.core.dataset import PreparedDataset
 from trainer.core.events import CheckpointSaved, Event, Phase, Warned
+from trainer.core.job import JsonObject
 from trainer.core.stop import StopReason, StopSignal
 from trainer.training import checkpoints, fast_loader
 from trainer.training.checkpoints import Progress
@@ -36,6 +37,7 @@ class Callbacks:
         stop: StopSignal,
         send: Callable[[Event], None],
         resumed: Progress | None,
+        setup: JsonObject | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._dataset = dataset
@@ -43,6 +45,7 @@ class Callbacks:
         self._stop = stop
         self._send = send
         self._resumed = resumed
+        self._setup = setup
         self._keeper = Keeper(run_dir, send)
         self._skip = 0
         self._in_first_epoch = True
@@ -53,6 +56,7 @@ class Callbacks:
         self.best_epoch = resumed.best_epoch if resumed else None
         self.epochs_completed = resumed.epoch if resumed else 0
         self.train_seconds = resumed.train_seconds if resumed else 0.0  # over all attempts
+        self.batch = resumed.batch if resumed else None  # with which it was trained last
         self.is_trained = False  # the last epoch is done and saved
 
     def attach(self, model: Any) -> None:
@@ -199,12 +203,15 @@ class Callbacks:
 
     def _take(self, trainer: Any, state: Path, done: float) -> None:
         self.train_seconds = round(time.time() - trainer.train_time_start, 3)
+        self.batch = trainer.batch_size
         progress = Progress(
             epoch=trainer.epoch + 1,
             done=done,
             complete=bool(trainer.stop),
             best_epoch=self.best_epoch,
             train_seconds=self.train_seconds,
+            batch=self.batch,
+            setup=self._setup,
         )
         with self._keeper.may_fail():
             self._keeper.take(state, progress, self._members(trainer, is_best=not done and self.best_epoch == progress.epoch))

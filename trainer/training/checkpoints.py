@@ -2,7 +2,7 @@
 
 A checkpoint is Ultralytics' `last.pt` with members of ours added to its zip archive, which torch.load leaves alone:
 
-    …/run/checkpoint.json    epoch, done, complete, best_epoch, train_seconds (see `Progress`)
+    …/run/checkpoint.json    the fields of `Progress`
     …/run/results.csv        every epoch so far
     …/run/args.yaml          the arguments of the training
     …/run/best.pt            the best weights so far, stripped; absent when this state is the best itself
@@ -15,10 +15,11 @@ import json
 import shutil
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from trainer.core.events import CheckpointSaved
+from trainer.core.job import JsonObject
 from trainer.disk import durable
 
 FOLDER = "checkpoints"
@@ -36,6 +37,8 @@ class Progress:
     complete: bool = False  # the last epoch is done, only the final evaluation is missing
     best_epoch: int | None = None
     train_seconds: float = 0.0
+    batch: float | None = None  # with which it was trained last; the one that is asked for may not fit into the memory
+    setup: JsonObject | None = None  # what the training is made of (core/resumption.py)
 
 
 def folder_of(run_dir: Path) -> Path:
@@ -102,7 +105,20 @@ def progress_of(checkpoint: Path) -> Progress:
     """How far the training had come. Raises OSError or zipfile.BadZipFile when it cannot be read."""
     with zipfile.ZipFile(checkpoint) as archive:
         facts = _our_folder(archive) + _FACTS
-        return Progress(**json.loads(archive.read(facts))) if facts in archive.namelist() else Progress()
+        known = json.loads(archive.read(facts)) if facts in archive.namelist() else {}
+    return Progress(**{field.name: known[field.name] for field in fields(Progress) if field.name in known})
+
+
+def best_of(checkpoint: Path, run_dir: Path) -> Path:
+    """A copy of the best weights in it, as long as the run folder's checkpoints. Raises OSError or zipfile.BadZipFile."""
+    best = folder_of(run_dir) / "start.pt"
+    with zipfile.ZipFile(checkpoint) as archive:
+        member = _our_folder(archive) + "best.pt"
+        if member in archive.namelist():
+            best.write_bytes(archive.read(member))
+        else:
+            shutil.copyfile(checkpoint, best)
+    return best
 
 
 def results_of(checkpoint: Path) -> str:

@@ -89,7 +89,8 @@ def wake_driver(devices: Path) -> None:
 def reach_of(order: TrainingOrder, environment: Mapping[str, str]) -> Reach:
     """What `order` needs, in a process with this environment (environment.py)."""
     linked = linked_files(order.dataset.root)
-    own = [order.dataset.root, order.dataset.data, order.model, *([order.resume] if order.resume else [])]
+    checkpoint = order.resume or order.best_of
+    own = [order.dataset.root, order.dataset.data, order.model, *([checkpoint] if checkpoint else [])]
     matplotlib = [Path(folder) for folder in _values(environment, "MPLCONFIGDIR")]
     # kept for every run after this one, so it is written once
     unfinished = [folder for folder in matplotlib if not any(folder.glob("fontlist-*.json"))]

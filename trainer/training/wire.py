@@ -76,6 +76,8 @@ def encode_order(order: TrainingOrder) -> bytes:
             "run_dir": str(order.run_dir),
             "devices": list(order.devices),
             "resume": None if order.resume is None else str(order.resume),
+            "best_of": None if order.best_of is None else str(order.best_of),
+            "setup": order.setup,
             "told_epoch": order.told_epoch,
         },
     )
@@ -121,6 +123,8 @@ def _order(data: JsonObject) -> TrainingOrder:
         run_dir=Path(data["run_dir"]),
         devices=tuple(int(device) for device in data.get("devices") or ()),
         resume=None if data.get("resume") is None else Path(data["resume"]),
+        best_of=None if data.get("best_of") is None else Path(data["best_of"]),
+        setup=data.get("setup"),
         told_epoch=int(data.get("told_epoch") or 0),
     )
 

@@ -22,7 +22,7 @@ from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseSt
 from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
-from trainer.training import checkpoints, report
+from trainer.training import checkpoints, report, train_arguments
 from trainer.training.callbacks import Callbacks
 from trainer.training.checkpoints import Progress
 from trainer.training.finishing import Finishing, Step
@@ -53,10 +53,11 @@ class Training:
         self._stop = stop
         self._send = send
         self._meter = ProgressMeter(send)
-        self._batch: int | None = None  # set once memory ran out
+        self._batch: float | None = None  # of a resumed training, or once memory ran out
         self._images_per_second: float | None = None  # of the ranks
         self._kept_by_ranks: CheckpointSaved | None = None
-        self._state = order.resume
+        self._state = order.resume if RANK != -1 else None
+        self._model = order.model
         if RANK != -1:
             self._batch = int(order.plan.batch)  # also when it goes on from another batch
         self._callbacks = self._new_callbacks(None)
@@ -76,8 +77,8 @@ class Training:
 
     def train(self) -> None:
         """Train to the end and validate best.pt. Raises `Stopped`, and whatever goes wrong."""
-        if RANK == -1 and self._state:
-            self._check_state(self._state)
+        if RANK == -1:
+            self._begin_from_checkpoint()
         for halvings in range(HALVINGS + 1):
             try:
                 return self._train_once()
@@ -112,6 +113,7 @@ class Training:
             "epochs_completed": callbacks.epochs_completed,
             "best_epoch": callbacks.best_epoch,
             "train_seconds": callbacks.train_seconds,
+            "batch": callbacks.batch,
             "images_per_second": self._images_per_second or self._meter.images_per_second,
             "environment": report.environment(order.plan.args, order.dataset.fingerprint),
         }
@@ -129,36 +131,42 @@ class Training:
         best, last = (WeightsFile(path=str(path), sha256="", bytes=0) for path in (self._best, self._last))
         return Finished(best=best, last=last, report={"images_per_second": self._meter.images_per_second})
 
-    def _check_state(self, state: Path) -> None:
-        """Tell the epochs of the checkpoint that the supervisor had not heard of before it died.
+    def _begin_from_checkpoint(self) -> None:
+        """Take from the checkpoint, if it can be loaded, what the order wants of it: its state or its best weights."""
+        order = self._order
+        if order.best_of and self._is_loadable(best := checkpoints.best_of(order.best_of, order.run_dir)):
+            self._model = best
+        if order.resume and self._is_loadable(order.resume):
+            self._state = order.resume
+            # the epochs that the supervisor had not heard of before it died
+            for event in report.epochs_after(order.told_epoch, checkpoints.results_of(order.resume), order.plan):
+                self._send(event)
 
-        A checkpoint that cannot be loaded, for example by another version of the library, is told and left aside.
-        """
+    def _is_loadable(self, checkpoint: Path) -> bool:
+        """Whether it can be loaded; if not, for example because another version of the library made it, that is told."""
         try:
-            load_checkpoint(state)
+            load_checkpoint(checkpoint)
         except _UNLOADABLE as error:
             if is_out_of_memory(error):
                 raise
-            message = f"The checkpoint cannot be loaded; the training starts from epoch 1 ({error!r:.300})."
+            message = f"The checkpoint cannot be loaded; the training starts without it ({error!r:.300})."
             self._send(Warned(code="checkpoint_broken", message=message))
-            self._state = None
-            return
-        for event in report.epochs_after(self._order.told_epoch, checkpoints.results_of(state), self._order.plan):
-            self._send(event)
+            return False
+        return True
 
     # ── one try ──
 
     def _train_once(self) -> None:
         order = self._order
-        if len(order.devices) > 1 and RANK == -1:
+        progress = checkpoints.progress_of(self._state) if self._state else None
+        self._batch = self._batch or train_arguments.batch_to_resume(order, progress)
+        if len(order.devices) > 1 and RANK == -1 and not (progress and progress.complete):
             self._train_in_ranks()
+            progress = checkpoints.progress_of(self._state) if self._state else None
         else:
             self._meter.enter(Phase.LOADING)
-        progress = None
-        if self._state and RANK > 0:
-            progress = checkpoints.progress_of(self._state)  # what is in the run folder is rank 0's business
-        elif self._state:
-            progress = checkpoints.restore(self._state, order.run_dir)
+        if self._state and RANK < 1:  # what is in the run folder is rank 0's business
+            checkpoints.restore(self._state, order.run_dir)
             for weights in (self._best, self._last):
                 load_checkpoint(weights)  # restricted, unlike the loading that strip_optimizer does later
         elif RANK < 1:
@@ -167,53 +175,22 @@ class Training:
         if progress and progress.complete:
             self._callbacks.is_trained = True
             return self._evaluate()
-        model = _model(self._state or order.model)
+        model = _model(self._state or self._model)
         self._check_task(model)
         self._callbacks.attach(model)
-        model.train(**(self._arguments_to_go_on() if self._state else self._arguments()))
+        if self._state and progress:
+            trainer = train_arguments.taking_changes(model._smart_load("trainer"), order, progress)  # noqa: SLF001
+            model.train(trainer, **train_arguments.to_resume(order, self._state, self._batch))
+        else:
+            model.train(**train_arguments.to_begin(order, self._batch or order.plan.batch))
         self._metrics = model.trainer.validator.metrics
         return None
-
-    def _arguments(self) -> dict[str, Any]:
-        plan = self._order.plan
-        # a .pt file's own imgsz, data, task and single_cls would count if we were silent about them
-        return {
-            "single_cls": False,
-            **plan.args,
-            "task": self._order.dataset.task.value,
-            "epochs": plan.epochs,
-            "imgsz": plan.imgsz,
-            "batch": self._batch or plan.batch,
-            "resume": False,
-            "save": True,
-            "exist_ok": True,
-            **self._surroundings(),
-        }
-
-    def _arguments_to_go_on(self) -> dict[str, Any]:
-        """What a resumed training may do differently; the rest is in the checkpoint."""
-        workers = {"workers": self._order.plan.args["workers"]} if "workers" in self._order.plan.args else {}
-        batch = {"batch": self._batch} if self._batch else {}
-        return {"resume": str(self._state), **workers, **batch, **self._surroundings()}
-
-    def _surroundings(self) -> dict[str, Any]:
-        return {
-            "data": str(self._order.dataset.data),
-            "save_dir": str(self._order.run_dir),
-            "device": self._device(),
-        }
-
-    def _device(self) -> str:
-        """Counted within CUDA_VISIBLE_DEVICES; a rank names all, and takes its own."""
-        if RANK != -1:
-            return ",".join(str(index) for index in range(len(self._order.devices)))
-        return "0" if self._order.devices else "cpu"
 
     def _train_in_ranks(self) -> None:
         """Train on several GPUs up to the last epoch; the state after it becomes ours."""
         order = shared_order(self._order, self._batch or self._order.plan.batch, self._send)
         self._batch = int(order.plan.batch)
-        ranks = Ranks(replace(order, resume=self._state), self._stop, self._heard)
+        ranks = Ranks(replace(order, resume=self._state, model=self._model), self._stop, self._heard)
         ranks.train()
         self._state = self._newest_state()
         if ranks.finished:
@@ -241,7 +218,7 @@ class Training:
 
     def _new_callbacks(self, progress: Progress | None) -> Callbacks:
         order = self._order
-        return Callbacks(order.run_dir, order.dataset, self._meter, self._stop, self._send, progress)
+        return Callbacks(order.run_dir, order.dataset, self._meter, self._stop, self._send, progress, order.setup)
 
     def _halve_batch(self, error: RuntimeError, halvings: int) -> None:
         """Arrange for another try with half the batch. Raises when there is none left, with the facts."""
@@ -270,10 +247,10 @@ class Training:
         model = YOLO(str(self._best_or_last()))
         model.add_callback("on_val_start", self._callbacks.on_val_start)
         model.add_callback("on_val_batch_end", self._callbacks.on_val_batch_end)
-        batch = self._batch or (plan.batch if plan.batch >= 1 else 16)
+        batch = self._callbacks.batch or (plan.batch if plan.batch >= 1 else 16)
         arguments = {name: plan.args[name] for name in _VALIDATION_ARGS if name in plan.args}
         return model.val(
-            **arguments | self._surroundings() | {"save_dir": str(save_dir)},
+            **arguments | train_arguments.surroundings(self._order) | {"save_dir": str(save_dir)},
             split=split,
             imgsz=plan.imgsz,
             batch=batch,

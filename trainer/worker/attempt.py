@@ -38,6 +38,7 @@ from trainer.core.plan import TrainPlan
 from trainer.core.ports import Datasets, ObjectStore, Trainer, TrainingOrder, Weights
 from trainer.core.progress import Progress
 from trainer.core.results import Artifact
+from trainer.core.resumption import Setup
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.disk.removal import remove_tree
 from trainer.remote.retry import RetryPolicy, retrying
@@ -50,7 +51,7 @@ from trainer.worker.lease import Heartbeat
 from trainer.worker.places import Places
 from trainer.worker.publish import Publisher, artifact_name
 from trainer.worker.record import Record
-from trainer.worker.resume import checkpoint_to_resume
+from trainer.worker.resume import Checkpoints, continued
 from trainer.worker.slots import SlotLoan
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
@@ -164,19 +165,21 @@ class Attempt:
         dataset = self._fetched(lambda: self._prepared(plan))
         model = self._fetched(lambda: self._do.weights.resolve(plan.model, dataset.task, self._stop))
         require_space(self._run_dir, model)
+        setup = Setup.of(plan, dataset)
         order = TrainingOrder(
             plan=plan,
             model=model,
             dataset=dataset,
             run_dir=self._run_dir,
             devices=self._devices(plan),
-            resume=self._fetched(lambda: self._resume(plan)),
+            setup=setup.as_json(),
             told_epoch=self._job.told_epoch,
         )
+        order = self._fetched(lambda: self._from_checkpoint(order, setup))
         self._record.event(PhaseStarted(phase=Phase.STARTING))
         with self._checkpoints.on_a_timer(self._stop):
             finished = self._do.trainer.train(order, self._stop, self._child_event, self._record.output)
-        return self._remember(finished, plan, dataset)
+        return self._remember(finished, order)
 
     def _prepared(self, plan: TrainPlan) -> PreparedDataset:
         order = dataset_order(self._job.id, plan)
@@ -195,22 +198,19 @@ class Attempt:
             self._record.event(Warned(code="fewer_gpus" if given else "no_gpu", message=message))
         return () if plan.device == () else self._slot.gpus
 
-    def _resume(self, plan: TrainPlan) -> Path | None:
-        found = checkpoint_to_resume(
-            self._job,
-            self._do.places.run_dirs(self._job),
-            self._run_dir,
-            self._do.store,
-            self._do.artifacts_bucket,
-            self._stop,
-            self._record.event,
-        )
+    def _from_checkpoint(self, order: TrainingOrder, setup: Setup) -> TrainingOrder:
+        """The order as it begins from the newest checkpoint that is of use to it, if there is one."""
+        places, store, bucket = self._do.places, self._do.store, self._do.artifacts_bucket
+        checkpoints = Checkpoints(self._job, places.run_dirs(self._job), self._run_dir, store, bucket, self._record.event)
+        found = checkpoints.best_for(setup, self._stop)
         if found is None:
-            return None
-        path, epoch = found
-        self._progress.expect(plan.epochs, epoch)
-        self._record.event(Warned(code="resumed", message=f"Goes on after epoch {epoch}, from its checkpoint."))
-        return path
+            return order
+        order, events = continued(order, setup, found)
+        for event in events:
+            self._record.event(event)
+        if order.resume:
+            self._progress.expect(order.plan.epochs, found.epoch)
+        return order
 
     def _child_event(self, event: Event) -> None:
         if isinstance(event, CheckpointSaved):
@@ -218,11 +218,15 @@ class Attempt:
         self._checkpoints.saw(event)
         self._record.event(event)
 
-    def _remember(self, finished: Finished, plan: TrainPlan, dataset: PreparedDataset) -> Finished:
+    def _remember(self, finished: Finished, order: TrainingOrder) -> Finished:
         for weights in (finished.best, finished.last):
             if not finished_marker.is_inside(Path(weights.path), self._run_dir):
                 raise RunFailed(f"The training names a model outside of the run's folder: {weights.path}.")
-        report: JsonObject = {**finished.report, "plan": plan.recorded(), "dataset": dataset.summary}
+        plan, trained = order.plan, {"batch": finished.report.get("batch") or order.plan.batch}
+        if order.setup and order.setup["started_from"]:
+            trained["started_from"] = order.setup["started_from"]
+        report: JsonObject = {**finished.report, "plan": plan.recorded() | trained, "dataset": order.dataset.summary}
+        report.pop("batch", None)
         report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", plan.epochs)}
         done = replace(finished, report=report)
         try:

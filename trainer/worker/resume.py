@@ -1,68 +1,179 @@
-"""Checkpoints between attempts: found again on this host or brought from the bucket.
+"""Checkpoints between attempts: found again on this host or brought from the bucket, and what becomes of them.
 
 A training keeps its newest generations in `<run_dir>/checkpoints/` as `epoch-00007.pt` with a sidecar
 `epoch-00007.json` (`epoch`, `sha256`, `bytes`), each written beside and renamed, so a name that exists is whole
-unless the disk lied, which the sha-256 finds out.
+unless the disk lied, which the sha-256 finds out. What is in a checkpoint was written by the training process; the
+part that is read here is bounded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest
 from trainer.core.events import Event, Warned
-from trainer.core.job import Checkpoint, Job
-from trainer.core.ports import ObjectStore
+from trainer.core.job import Checkpoint, Job, JsonObject
+from trainer.core.ports import ObjectStore, TrainingOrder
+from trainer.core.resumption import Decision, Resume, Setup, decide
 from trainer.core.stop import StopSignal
 
+_MOST_FACTS = 2**20  # bytes
+_MOST_SHOWN = 10  # changes in a message
+_LARGEST_DIRECTORY = 8 * 2**20  # bytes; that of yolo11x has some hundred KiB
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError),
+    *(LookupError, ValueError, RecursionError, NotImplementedError),
+)
 
-def checkpoint_to_resume(
-    job: Job,
-    run_dirs: list[Path],
-    target: Path,
-    store: ObjectStore,
-    bucket: str,
-    stop: StopSignal,
-    on_event: Callable[[Event], None],
-) -> tuple[Path, int] | None:
-    """The newest usable checkpoint as (file, finished epochs), or None to start from the beginning.
 
-    Tries this host's generations and the bucket's, newest epoch first; what is broken is skipped with a warning.
-    Raises Unavailable or Misconfigured when the bucket has the newest one and does not hand it out now: what it
-    holds took hours to train.
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A checkpoint that is whole, with what it records, and what to do with it."""
+
+    path: Path
+    epoch: int  # finished epochs
+    best_epoch: int
+    setup: Setup | None
+    decision: Decision
+
+
+class Checkpoints:
+    """The checkpoints of one run: this host's, in the folders of its attempts, and the bucket's newest one.
+
+    One from the bucket is brought to the run folder `target`. What is wrong with them is told as warnings.
     """
-    local = sorted((c for folder in run_dirs for c in _local(folder)), key=lambda c: c[1].epoch, reverse=True)
-    remote = job.checkpoint if job.checkpoint and job.checkpoint.key else None
-    for path, checkpoint in local:
-        if remote and remote.epoch > checkpoint.epoch:
-            break
-        if _is_whole(path, checkpoint):
-            return path, checkpoint.epoch
-        on_event(Warned(code="checkpoint_broken", message=f"The checkpoint of epoch {checkpoint.epoch} is damaged."))
-    downloaded = _download(remote, target, store, bucket, stop, on_event) if remote else None
-    if remote and downloaded:
-        return downloaded, remote.epoch
-    for path, checkpoint in local:
-        if remote and checkpoint.epoch < remote.epoch and _is_whole(path, checkpoint):
-            return path, checkpoint.epoch
-    if local or remote:
-        on_event(Warned(code="no_checkpoint", message="No checkpoint is usable; the training starts from epoch 1."))
-    return None
+
+    def __init__(
+        self,
+        job: Job,
+        run_dirs: list[Path],
+        target: Path,
+        store: ObjectStore,
+        bucket: str,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._run_dirs = run_dirs
+        self._target = target
+        self._store = store
+        self._bucket = bucket
+        self._on_event = on_event
+        self._remote = job.checkpoint if job.checkpoint and job.checkpoint.key else None
+
+    def best_for(self, setup: Setup, stop: StopSignal) -> Found | None:
+        """The newest checkpoint whose training can be resumed as `setup`, else the newest one, else None.
+
+        So a newer checkpoint of other settings does not stand before one that this training kept.
+
+        Raises Unavailable or Misconfigured when the bucket has the newest one and does not hand it out now: what it
+        holds took hours to train.
+        """
+        newest, has_any = None, False
+        for path, checkpoint in self._newest_first(stop):
+            has_any = True
+            if path is None:
+                continue
+            found = _found(path, checkpoint, setup)
+            if isinstance(found.decision, Resume):
+                return found
+            newest = newest or found
+        if has_any and newest is None:
+            self._warn("no_checkpoint", "No checkpoint is usable; the training starts from epoch 1.")
+        return newest
+
+    def _newest_first(self, stop: StopSignal) -> Iterator[tuple[Path | None, Checkpoint]]:
+        """Every checkpoint; without its path when it is not usable. The bucket's is fetched when its turn comes."""
+        remote = self._remote
+        local = sorted((c for folder in self._run_dirs for c in _local(folder)), key=lambda c: c[1].epoch, reverse=True)
+        for path, checkpoint in local:
+            if remote and remote.epoch > checkpoint.epoch:
+                yield self._download(remote, stop), remote
+                remote = None
+            is_whole = _is_whole(path, checkpoint)
+            if not is_whole:
+                self._warn("checkpoint_broken", f"The checkpoint of epoch {checkpoint.epoch} is damaged.")
+            yield path if is_whole else None, checkpoint
+        if remote:
+            yield self._download(remote, stop), remote
+
+    def _download(self, remote: Checkpoint, stop: StopSignal) -> Path | None:
+        folder = self._target / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"epoch-{remote.epoch:05d}.pt"
+        assert remote.key is not None
+        try:
+            self._store.download(ObjectRef(bucket=self._bucket, key=remote.key), path, stop)
+        except BadRequest as error:
+            self._warn("checkpoint_missing", f"The checkpoint in the bucket cannot be had: {error}")
+            return None
+        if not _is_whole(path, remote):
+            path.unlink()
+            self._warn("checkpoint_broken", f"The bucket's checkpoint of epoch {remote.epoch} is damaged.")
+            return None
+        facts = {"epoch": remote.epoch, "sha256": remote.sha256, "bytes": remote.bytes}
+        path.with_suffix(".json").write_text(json.dumps(facts))
+        return path
+
+    def _warn(self, code: str, message: str) -> None:
+        self._on_event(Warned(code=code, message=message))
+
+
+def continued(order: TrainingOrder, setup: Setup, found: Found) -> tuple[TrainingOrder, list[Warned]]:
+    """The order as it begins from the checkpoint, and what the run's history says about that."""
+    decision, changes = found.decision, _listed(found.decision.changes)
+    if isinstance(decision, Resume):
+        events = [Warned(code="resumed", message=f"Goes on after epoch {found.epoch}, from its checkpoint.")]
+        if changes:
+            message = f"The row asks for something else since this checkpoint, and the training continues with that: {changes}."
+            events.append(Warned(code="resumed_with_changes", message=message))
+        setup = replace(setup, started_from=found.setup.started_from if found.setup else None)
+        return replace(order, resume=found.path, setup=setup.as_json()), events
+    if decision.from_best:
+        weights = f"the best weights of an earlier training of this run (epoch {found.best_epoch})"
+        message = f"The training starts over from {weights}; a resumed one cannot change: {changes}."
+        setup = replace(setup, started_from=weights)
+        order = replace(order, best_of=found.path, setup=setup.as_json())
+    else:
+        message = f"The training starts over from {setup.model}, because it is another one: {changes}."
+    return order, [Warned(code="started_over", message=message)]
+
+
+def _listed(changes: tuple[str, ...]) -> str:
+    more = f" and {len(changes) - _MOST_SHOWN} more" if len(changes) > _MOST_SHOWN else ""
+    return ", ".join(changes[:_MOST_SHOWN]) + more
 
 
 def _local(run_dir: Path) -> Iterator[tuple[Path, Checkpoint]]:
     for sidecar in run_dir.glob("checkpoints/epoch-*.json"):
-        try:
-            facts = json.loads(sidecar.read_text())
-            checkpoint = Checkpoint(epoch=facts["epoch"], sha256=facts["sha256"], bytes=facts["bytes"])
-        except (ValueError, KeyError, TypeError):
-            continue  # torn by a crash: the generation before it has its own
-        if (path := sidecar.with_suffix(".pt")).exists():
+        path = sidecar.with_suffix(".pt")
+        if _is_plain(sidecar) and _is_plain(path) and (checkpoint := _noted(sidecar)):
             yield path, checkpoint
+
+
+def _noted(sidecar: Path) -> Checkpoint | None:
+    try:
+        with sidecar.open("rb") as file:
+            facts = json.loads(file.read(_MOST_FACTS))
+        epoch, sha256, size = facts["epoch"], facts["sha256"], facts["bytes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None  # torn by a crash: the generation before it has its own
+    if not isinstance(epoch, int) or not isinstance(size, int) or not isinstance(sha256, str):
+        return None
+    return Checkpoint(epoch=epoch, sha256=sha256, bytes=size)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether it is a file, and no link or pipe: a training process may have made it."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _is_whole(path: Path, checkpoint: Checkpoint) -> bool:
@@ -72,29 +183,37 @@ def _is_whole(path: Path, checkpoint: Checkpoint) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == checkpoint.sha256
 
 
-def _download(
-    remote: Checkpoint,
-    target: Path,
-    store: ObjectStore,
-    bucket: str,
-    stop: StopSignal,
-    on_event: Callable[[Event], None],
-) -> Path | None:
-    folder = target / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"epoch-{remote.epoch:05d}.pt"
-    assert remote.key is not None
+def _found(path: Path, checkpoint: Checkpoint, now: Setup) -> Found:
+    facts = _facts(path)
+    before = Setup.from_json(facts.get("setup"))
+    best_epoch = facts.get("best_epoch")
+    return Found(
+        path=path,
+        epoch=checkpoint.epoch,
+        best_epoch=best_epoch if isinstance(best_epoch, int) else checkpoint.epoch,
+        setup=before,
+        decision=decide(before, now, epoch=checkpoint.epoch, complete=facts.get("complete") is True),
+    )
+
+
+def _facts(checkpoint: Path) -> JsonObject:
+    """What the training noted in the checkpoint, {} when it cannot be read: then it is taken as it is."""
     try:
-        store.download(ObjectRef(bucket=bucket, key=remote.key), path, stop)
-    except BadRequest as error:
-        on_event(Warned(code="checkpoint_missing", message=f"The checkpoint in the bucket cannot be had: {error}"))
-        return None
-    if not _is_whole(path, remote):
-        path.unlink()
-        on_event(
-            Warned(code="checkpoint_broken", message=f"The bucket's checkpoint of epoch {remote.epoch} is damaged.")
-        )
-        return None
-    facts = {"epoch": remote.epoch, "sha256": remote.sha256, "bytes": remote.bytes}
-    path.with_suffix(".json").write_text(json.dumps(facts))
-    return path
+        with checkpoint.open("rb") as file:
+            if not _has_modest_directory(file):
+                return {}
+            with zipfile.ZipFile(file) as archive:
+                name = archive.namelist()[0].partition("/")[0] + "/run/checkpoint.json"
+                with archive.open(name) as member:
+                    facts = json.loads(member.read(_MOST_FACTS))
+    except _UNREADABLE:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _has_modest_directory(file: BinaryIO) -> bool:
+    """Whether the archive's directory, which `zipfile` reads into memory, is small. An archive of ours has no comment."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 42))
+    end = file.read()
+    is_plain = end[-22:-18] == b"PK\5\6" and end[-2:] == b"\0\0" and end[:4] != b"PK\6\7"  # PK\6\7: a larger one elsewhere
+    return is_plain and int.from_bytes(end[-10:-6], "little") <= _LARGEST_DIRECTORY

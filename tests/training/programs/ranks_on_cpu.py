@@ -15,10 +15,10 @@ import torch
 from torch import distributed as dist
 from ultralytics.engine.trainer import BaseTrainer
 
-from trainer.training import child, rank, ranks, yolo
+from trainer.training import child, rank, ranks, train_arguments
 
 ranks.PROGRAM = (sys.executable, __file__)
-yolo.Training._device = lambda self: "cpu"
+train_arguments._device = lambda order: "cpu"
 do_train, wrap, reduce = BaseTrainer._do_train, torch.nn.parallel.DistributedDataParallel, dist.reduce
 
 

@@ -1,0 +1,159 @@
+"""A run that was interrupted or failed, whose row is edited and queued again: what is asked for now is trained.
+
+Real trainings by the real service; what was trained is read from what Ultralytics wrote.
+"""
+
+import csv
+import io
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.acceptance.service import running
+from trainer.demo import draw_dataset
+from trainer.jobs.sqlite import SqliteQueue
+
+pytestmark = pytest.mark.training
+
+FIRST = {
+    "epochs": 200, "batch": 4, "imgsz": 32, "optimizer": "SGD", "lr0": 0.01, "lrf": 0.01, "warmup_epochs": 0, "plots": False,
+    "compute": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_dataset(tmp_path_factory.mktemp("drawn"), images=8, size=32)
+
+
+@pytest.fixture
+def queue(tmp_path):
+    """The service, and its queue as its users have it."""
+    with running(tmp_path, DRAIN_SECONDS=60) as service:
+        yield Table(service)
+
+
+class Table:
+    def __init__(self, service):
+        self.service = service
+        self.queue = SqliteQueue(service.home / "queue.db")
+
+    def edit(self, run_id, configuration, **columns):
+        """Edit the row in the database and queue it again, as the web app does."""
+        import json
+
+        columns |= {"configuration": json.dumps(configuration), "status": "queued"}
+        with closing(sqlite3.connect(self.service.home / "queue.db", timeout=30)) as db, db:
+            db.execute(f"update training_runs set {', '.join(f'{name} = ?' for name in columns)} where id = ?", [*columns.values(), run_id])
+
+    def train_until(self, run_id, epoch, attempt=1):
+        self.service.wait_until(run_id, lambda _: epoch in self.epochs(run_id, attempt), seconds=90)
+
+    def fail(self, run_id):
+        """End the run as the queue ends one whose worker vanished too often; the service stops working on it."""
+        with closing(sqlite3.connect(self.service.home / "queue.db", timeout=30)) as db, db:
+            db.execute("update training_runs set status = 'failed', error_message = 'Use a smaller batch.' where id = ?", [run_id])
+        attempt = self.queue.get(run_id)["attempt"]
+        folder = self.folder(run_id, attempt)
+        self.service.wait_until(run_id, lambda _: not self.service.children(), seconds=30)
+        return folder
+
+    def epochs(self, run_id, attempt):
+        return [e["data"]["epoch"] for e in self.queue.events(run_id) if e["kind"] == "epoch" and e["attempt"] == attempt]
+
+    def told(self, run_id, code):
+        return [e["data"]["message"] for e in self.queue.events(run_id) if e["kind"] == "warning" and e["data"]["code"] == code]
+
+    def folder(self, run_id, attempt):
+        return self.service.home / "runs" / (f"train_{run_id}" + (f"-{attempt}" if attempt > 1 else ""))
+
+    def completed(self, run_id):
+        row = self.service.wait(run_id, "completed", "failed", "canceled", seconds=120)
+        assert row["status"] == "completed", row["error_message"]
+        return row
+
+    def trained_with(self, row):
+        return yaml.safe_load((Path(row["results"]["run_dir"]) / "args.yaml").read_text())
+
+    def table(self, row):
+        text = (Path(row["results"]["run_dir"]) / "results.csv").read_text()
+        return [{name.strip(): float(value) for name, value in line.items()} for line in csv.DictReader(io.StringIO(text))]
+
+
+def test_an_interrupted_run_takes_a_smaller_batch_and_image_size_and_then_fewer_epochs(queue, data):
+    """Settings that a resumed training can change: the epochs that were trained stay, the others are as asked."""
+    run_id = queue.service.enqueue(data, **FIRST)
+    queue.train_until(run_id, 3)
+    queue.fail(run_id)
+    queue.edit(run_id, FIRST | {"batch": 2, "imgsz": 64})
+    done = max(queue.epochs(run_id, 1))
+    queue.train_until(run_id, done + 2, attempt=2)
+    assert yaml.safe_load((queue.folder(run_id, 2) / "args.yaml").read_text())["batch"] == 2
+
+    queue.fail(run_id)
+    epochs = max(queue.epochs(run_id, 2)) + 3
+    queue.edit(run_id, FIRST | {"batch": 2, "imgsz": 64, "epochs": epochs})
+    row = queue.completed(run_id)
+
+    trained = queue.trained_with(row)
+    plan = row["results"]["plan"]
+    assert (trained["batch"], trained["imgsz"], trained["epochs"]) == (2, 64, epochs)
+    assert (plan["batch"], plan["imgsz"], plan["epochs"]) == (2, 64, epochs)
+    assert "started_from" not in plan
+    assert row["attempt"] == 3
+    rows = queue.table(row)
+    assert [line["epoch"] for line in rows] == list(range(1, epochs + 1))
+    assert rows[-1]["lr/pg0"] < 0.5 * rows[0]["lr/pg0"], "the schedule is that of the epochs that are asked for now"
+    first, second = queue.told(run_id, "resumed_with_changes")
+    assert "batch 4 → 2, imgsz 32 → 64" in first
+    assert f"epochs 200 → {epochs}" in second
+    assert queue.told(run_id, "started_over") == []
+
+
+def test_an_edited_optimizer_starts_over_from_the_best_weights_and_then_resumes_as_what_it_is(queue, data):
+    run_id = queue.service.enqueue(data, **FIRST)
+    queue.train_until(run_id, 3)
+    queue.fail(run_id)
+    edited = FIRST | {"optimizer": "AdamW", "lr0": 0.001, "epochs": 150, "batch": 8}
+    queue.edit(run_id, edited)
+    queue.train_until(run_id, 2, attempt=2)
+    assert queue.epochs(run_id, 2)[0] == 1
+
+    # it is interrupted: the newer checkpoint of the old training does not shadow that of the new one
+    queue.service.stop(seconds=60)
+    queue.service.start()
+    queue.train_until(run_id, max(queue.epochs(run_id, 2)) + 1, attempt=3)
+    assert min(queue.epochs(run_id, 3)) == max(queue.epochs(run_id, 2)) + 1
+    queue.queue.request_finish(run_id)
+    row = queue.completed(run_id)
+
+    trained, plan = queue.trained_with(row), row["results"]["plan"]
+    assert (trained["optimizer"], trained["lr0"], trained["epochs"], trained["batch"]) == ("AdamW", 0.001, 150, 8)
+    assert (plan["args"]["optimizer"], plan["args"]["lr0"], plan["epochs"], plan["batch"]) == ("AdamW", 0.001, 150, 8)
+    assert "the best weights of an earlier training of this run" in plan["started_from"]
+    [over] = queue.told(run_id, "started_over")
+    assert "optimizer SGD → AdamW" in over
+    assert "lr0 0.01 → 0.001" in over
+    assert [line["epoch"] for line in queue.table(row)] == [float(n) for n in range(1, len(queue.table(row)) + 1)]
+    log = (queue.folder(run_id, 2) / "run.log").read_text()
+    assert "checkpoints/start.pt" in log
+    assert "Transferred 499/499 items" in log
+
+
+def test_another_model_is_trained_from_scratch(queue, data):
+    run_id = queue.service.enqueue(data, **FIRST)
+    queue.train_until(run_id, 2)
+    queue.fail(run_id)
+    queue.edit(run_id, FIRST | {"epochs": 2}, base_model="yolov8n.yaml")
+    row = queue.completed(run_id)
+
+    assert queue.trained_with(row)["model"].endswith("yolov8n.yaml")
+    assert row["results"]["plan"]["model"]["stem"] == "yolov8n"
+    assert "started_from" not in row["results"]["plan"]
+    [over] = queue.told(run_id, "started_over")
+    assert "base_model yolo11n.yaml → yolov8n.yaml" in over
+    assert [line["epoch"] for line in queue.table(row)] == [1, 2]
+    assert queue.epochs(run_id, 2) == [1, 2]

@@ -1,0 +1,164 @@
+"""A training whose row was edited between two attempts: what the resumed training takes from it, and what it starts from."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from child_run import order_for, run_child
+from drawn import draw
+
+from trainer.core.dataset import Task
+from trainer.core.events import BatchProgress, CheckpointSaved, EpochFinished, Finished, Warned
+from trainer.core.resumption import Setup
+from trainer.core.stop import StopReason
+from trainer.training.wire import encode_stop
+
+pytestmark = pytest.mark.training
+
+ARGS = {"optimizer": "SGD", "lr0": 0.01, "lrf": 0.01, "nbs": 4, "warmup_epochs": 0, "patience": 50}
+EPOCHS = 8
+
+
+def order(dataset, run_dir, *, resume=None, best_of=None, told_epoch=0, **changes):
+    """The order as the supervisor makes it: with what the training is made of."""
+    plain = order_for(dataset, run_dir, **{"epochs": EPOCHS, "batch": 4, **changes, "args": {**ARGS, **changes.get("args", {})}})
+    ours = {"resume": resume, "best_of": best_of, "told_epoch": told_epoch, "setup": Setup.of(plain.plan, dataset).as_json()}
+    return replace(plain, **ours)
+
+
+@pytest.fixture(scope="module")
+def classify(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("classify"), Task.CLASSIFY)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(classify, tmp_path_factory):
+    """The state after four of eight epochs, on what could be another host."""
+    home = tmp_path_factory.mktemp("first")
+
+    def stop_after_four(event, process):
+        if isinstance(event, EpochFinished) and event.epoch == 4:
+            process.stdin.write(encode_stop(StopReason.SHUTDOWN))
+            process.stdin.flush()
+
+    run = run_child(order(classify, home / "run"), home, on_event=stop_after_four)
+    return Path(shutil.copyfile(run.of(CheckpointSaved)[-1].path, home / "epoch-00004.pt"))
+
+
+def args_of(run_dir):
+    return yaml.safe_load((run_dir / "args.yaml").read_text())
+
+
+def epochs_in(run_dir):
+    with (run_dir / "results.csv").open() as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+def rates(run):
+    return [event.metrics["lr/pg0"] for event in run.of(EpochFinished)]
+
+
+def test_an_unchanged_order_resumes_as_it_was(checkpoint, classify, tmp_path):
+    run = run_child(order(classify, tmp_path / "run", resume=checkpoint, told_epoch=4), tmp_path)
+
+    assert isinstance(run.last, Finished), run.output
+    trained = args_of(tmp_path / "run")
+    assert (trained["batch"], trained["imgsz"], trained["epochs"], trained["patience"]) == (4, 64, EPOCHS, 50)
+    assert run.last.report["batch"] == 4
+    assert epochs_in(tmp_path / "run") == list(range(1, EPOCHS + 1))
+
+
+def test_what_a_resumed_training_can_change_is_as_the_row_says_now(checkpoint, classify, tmp_path):
+    changed = {"batch": 2, "imgsz": 32, "epochs": 6, "args": {"patience": 7, "freeze": 2, "conf": 0.3}}
+    run = run_child(order(classify, tmp_path / "run", resume=checkpoint, told_epoch=4, **changed), tmp_path)
+
+    assert isinstance(run.last, Finished), run.output
+    trained = args_of(tmp_path / "run")
+    names = ("batch", "imgsz", "epochs", "patience", "freeze", "conf")
+    assert [trained[name] for name in names] == [2, 32, 6, 7, 2, 0.3]
+    assert [event.total_epochs for event in run.of(EpochFinished)] == [6, 6]
+    assert {tick.total_batches for tick in run.of(BatchProgress) if tick.phase == "training"} == {8}
+    assert epochs_in(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+    assert run.last.report["batch"] == 2
+
+
+def test_a_setting_that_is_taken_back_is_ultralytics_own_again(checkpoint, classify, tmp_path):
+    plain = order(classify, tmp_path / "run", resume=checkpoint, told_epoch=4, epochs=5)
+    plan = replace(plain.plan, args={name: value for name, value in plain.plan.args.items() if name != "patience"})
+    run = run_child(replace(plain, plan=plan, setup=Setup.of(plan, classify).as_json()), tmp_path)
+
+    assert isinstance(run.last, Finished), run.output
+    assert args_of(tmp_path / "run")["patience"] == 100
+
+
+@pytest.mark.parametrize("epochs", [6, 12])
+def test_the_learning_rate_of_other_epochs_is_that_of_a_training_that_was_asked_for_them(checkpoint, classify, tmp_path, epochs):
+    run = run_child(order(classify, tmp_path / "a" / "run", resume=checkpoint, told_epoch=4, epochs=epochs), tmp_path / "a")
+    straight = run_child(order(classify, tmp_path / "b" / "run", epochs=epochs), tmp_path / "b")
+
+    assert isinstance(run.last, Finished), run.output
+    assert rates(run) == rates(straight)[4:]
+    assert epochs_in(tmp_path / "a" / "run") == list(range(1, epochs + 1))
+
+
+def test_a_checkpoint_records_what_it_was_trained_with(checkpoint, classify):
+    from trainer.training.checkpoints import progress_of
+
+    progress = progress_of(checkpoint)
+    assert progress.batch == 4
+    assert Setup.from_json(progress.setup) == Setup.of(order(classify, Path("/run")).plan, classify)
+
+
+def test_a_training_starts_over_from_the_best_weights_of_a_checkpoint(checkpoint, classify, tmp_path):
+    run = run_child(order(classify, tmp_path / "run", best_of=checkpoint, epochs=2, args={"optimizer": "AdamW"}), tmp_path)
+
+    assert isinstance(run.last, Finished), run.output
+    assert [event.epoch for event in run.of(EpochFinished)] == [1, 2] == epochs_in(tmp_path / "run")
+    trained = args_of(tmp_path / "run")
+    assert (trained["optimizer"], trained["epochs"]) == ("AdamW", 2)
+    assert trained["model"].endswith("checkpoints/start.pt")
+    assert "Transferred" in run.output
+    assert not run.of(Warned)
+
+
+def test_best_weights_that_cannot_be_loaded_are_told_and_the_model_of_the_order_is_trained(classify, tmp_path):
+    broken = tmp_path / "epoch-00004.pt"
+    with zipfile.ZipFile(broken, "w") as archive:
+        archive.writestr("archive/data.pkl", b"no pickle")
+    run = run_child(order(classify, tmp_path / "run", best_of=broken, epochs=1), tmp_path)
+
+    assert isinstance(run.last, Finished), run.output
+    assert [event.code for event in run.of(Warned)] == ["checkpoint_broken"]
+    assert args_of(tmp_path / "run")["model"].endswith("yolo11n-cls.yaml")
+
+
+def test_what_started_over_and_ran_out_of_memory_begins_again_from_the_same_weights(checkpoint, classify, tmp_path):
+    over = order(classify, tmp_path / "run", best_of=checkpoint, epochs=1)
+    run = run_child(over, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:1"})
+
+    assert isinstance(run.last, Finished), run.output
+    assert [event.code for event in run.of(Warned)] == ["out_of_memory"]
+    assert args_of(tmp_path / "run")["model"].endswith("checkpoints/start.pt")
+    assert run.last.report["batch"] == 2
+
+
+def test_an_older_checkpoint_that_records_nothing_is_resumed_with_its_own_settings(checkpoint, classify, tmp_path):
+    from trainer.training.checkpoints import progress_of
+
+    older = tmp_path / "epoch-00004.pt"
+    facts = {**dataclasses.asdict(progress_of(checkpoint))}
+    facts.pop("setup"), facts.pop("batch")
+    with zipfile.ZipFile(checkpoint) as before, zipfile.ZipFile(older, "w") as after:
+        for info in before.infolist():
+            content = json.dumps(facts).encode() if info.filename.endswith("checkpoint.json") else before.read(info)
+            after.writestr(info, content)
+    run = run_child(order(classify, tmp_path / "run", resume=older, told_epoch=4, batch=8, epochs=20), tmp_path)
+
+    assert isinstance(run.last, Finished), run.output
+    assert (args_of(tmp_path / "run")["batch"], args_of(tmp_path / "run")["epochs"]) == (4, EPOCHS)

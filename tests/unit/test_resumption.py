@@ -1,0 +1,191 @@
+"""What a later attempt does with a checkpoint, as a table: from what was trained and what is asked for now."""
+
+import importlib.util
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer.core.arguments import ALLOWED
+from trainer.core.dataset import PreparedDataset, Task
+from trainer.core.job import RunRequest
+from trainer.core.plan import TrainPlan
+from trainer.core.resumption import CHANGEABLE, DEFAULTS, Resume, Setup, StartOver, decide
+
+CONFIGURATION = {"epochs": 100, "batch": 16, "imgsz": 640, "lr0": 0.01, "optimizer": "SGD"}
+DATA = PreparedDataset(
+    root=Path("/view"), data=Path("/view/data.yaml"), task=Task.DETECT, names=("cat", "dog"), images={"train": 9},
+    fingerprint="a" * 64,
+)  # fmt: skip
+
+
+def setup(configuration=None, *, base_model="yolo11n", data_yaml="sets/pets", **dataset):
+    request = RunRequest(data_yaml=data_yaml, base_model=base_model, configuration=CONFIGURATION | (configuration or {}))
+    return Setup.of(TrainPlan.parse(request, workers=3), replace(DATA, **dataset))
+
+
+NOW = setup()
+EDITED = {"fingerprint": "b" * 64}
+
+SAME = {
+    "nothing": {},
+    "the same in other words": {"configuration": {"batch": "16", "lr0": "1e-2", "optimizer": "sgd"}},
+    "Ultralytics' own values": {"configuration": {"patience": 100, "mosaic": 1, "fliplr": "0.5", "seed": 0, "amp": True}},
+    "what is done after the training": {"configuration": {"export": ["torchscript"], "predictions": True}},
+    "loaders": {"configuration": {"workers": 7}},
+    "where it trains": {"configuration": {"device": "0,1", "requires": {"gpus": 2}}},
+    "a setting nobody knows": {"configuration": {"nonsense": 1}},
+    "the model with its task": {"base_model": "YOLO11n.pt"},
+    "the task that the dataset has": {"configuration": {"task": "detection"}},
+    "the same dataset elsewhere": {"data_yaml": "storage:datasets/pets"},
+    "a split that this dataset has": {"configuration": {"split": 0.8}},
+}
+
+
+@pytest.mark.parametrize("changed", SAME.values(), ids=SAME)
+def test_what_does_not_matter_resumes_as_if_nothing_was_changed(changed):
+    assert decide(NOW, setup(**changed), epoch=40, complete=False) == Resume()
+    assert decide(NOW, setup(**changed), epoch=100, complete=True) == Resume()
+
+
+APPLIED = {
+    "batch": ({"configuration": {"batch": 8}}, "batch 16 → 8"),
+    "imgsz": ({"configuration": {"imgsz": 320}}, "imgsz 640 → 320"),
+    "more epochs": ({"configuration": {"epochs": 200}}, "epochs 100 → 200"),
+    "fewer epochs": ({"configuration": {"epochs": 41}}, "epochs 100 → 41"),
+    "patience": ({"configuration": {"patience": 5}}, "patience 100 → 5"),
+    "time": ({"configuration": {"time": 1.5}}, "time default → 1.5"),
+    "a budget instead of epochs": ({"configuration": {"time": 1.5, "epochs": 3}}, "time default → 1.5"),
+    "freeze": ({"configuration": {"freeze": [0, 1]}}, "freeze default → [0, 1]"),
+    "validation": ({"configuration": {"conf": 0.1}}, "conf default → 0.1"),
+    "content": (EDITED, "the content of the dataset"),
+    "a link with another token": ({**EDITED, "data_yaml": "https://host/x.zip?token=2"}, "the content of the dataset"),
+}
+
+
+@pytest.mark.parametrize(("changed", "change"), APPLIED.values(), ids=APPLIED)
+def test_settings_that_a_resumed_training_can_change_are_applied(changed, change):
+    before = setup(data_yaml="https://host/x.zip?token=1") if "data_yaml" in changed else NOW
+    assert decide(before, setup(**changed), epoch=40, complete=False) == Resume(changes=(change,))
+
+
+@pytest.mark.parametrize(("changed", "change"), APPLIED.values(), ids=APPLIED)
+def test_a_training_that_is_complete_can_take_no_change(changed, change):
+    before = setup(data_yaml="https://host/x.zip?token=1") if "data_yaml" in changed else NOW
+    decision = decide(before, setup(**changed), epoch=100, complete=True)
+    assert decision == StartOver(from_best=True, changes=(change,))
+
+
+FROM_BEST = {
+    "optimizer": ({"optimizer": "Adam"}, ("optimizer SGD → Adam",)),
+    "lr0": ({"lr0": 0.001}, ("lr0 0.01 → 0.001",)),
+    "augmentation": ({"augmentation": {"mosaic": 0}}, ("mosaic 1.0 → 0.0",)),
+    "a setting that is taken back": ({}, ("hsv_h 0.1 → 0.015",)),
+    "several, of which one cannot": ({"batch": 8, "seed": 3, "mixup": 0.1}, ("mixup 0.0 → 0.1", "seed 0 → 3")),
+    "epochs that are trained already": ({"epochs": 40}, ("epochs 100 → 40",)),
+}
+
+
+@pytest.mark.parametrize(("configuration", "changes"), FROM_BEST.values(), ids=FROM_BEST)
+def test_other_settings_start_over_from_the_best_weights(configuration, changes):
+    before = setup({"hsv_h": 0.1}) if "hsv_h" in changes[0] else NOW
+    assert decide(before, setup(configuration), epoch=40, complete=False) == StartOver(from_best=True, changes=changes)
+
+
+FROM_SCRATCH = {
+    "model": ({"base_model": "yolo11s"}, "base_model yolo11n → yolo11s"),
+    "the network without its weights": ({"base_model": "yolo11n.yaml"}, "base_model yolo11n → yolo11n.yaml"),
+    "task": ({"task": Task.SEGMENT, **EDITED}, "task detect → segment"),
+    "class names": ({"names": ("cat", "cow"), **EDITED}, "the class names"),
+    "order of the class names": ({"names": ("dog", "cat"), **EDITED}, "the class names"),
+    "dataset": ({"data_yaml": "sets/zoo", **EDITED}, "data_yaml sets/pets → sets/zoo"),
+    "split": ({"configuration": {"split": 0.9}, **EDITED}, "split"),
+}
+
+
+@pytest.mark.parametrize(("changed", "change"), FROM_SCRATCH.values(), ids=FROM_SCRATCH)
+def test_another_model_or_dataset_starts_over_from_scratch(changed, change):
+    assert decide(NOW, setup(**changed), epoch=40, complete=False) == StartOver(from_best=False, changes=(change,))
+    both = {**changed, "configuration": {**changed.get("configuration", {}), "lr0": 0.5, "batch": 2}}
+    assert decide(NOW, setup(**both), epoch=40, complete=True) == StartOver(from_best=False, changes=(change,))
+
+
+def test_a_checkpoint_that_records_nothing_is_resumed():
+    assert decide(None, NOW, epoch=40, complete=False) == Resume()
+
+
+def test_a_budget_of_time_decides_about_the_epochs_also_when_more_were_trained():
+    before = setup({"time": 2})
+    assert decide(before, setup({"time": 3}), epoch=700, complete=False) == Resume(changes=("time 2.0 → 3.0",))
+
+
+def test_a_budget_that_is_taken_back_leaves_the_epochs_that_are_asked_for():
+    before = setup({"time": 2, "epochs": 3})
+    decision = decide(before, setup({"epochs": 3}), epoch=40, complete=False)
+    assert decision == StartOver(from_best=True, changes=("time 2.0 → default",))
+    assert decide(before, setup({"epochs": 60}), epoch=40, complete=False) == Resume(
+        changes=("epochs 3 → 60", "time 2.0 → default"),
+    )
+
+
+# ── the record ──
+
+
+def test_a_record_survives_json_and_is_equal_to_itself():
+    there = setup({"split": {"splits": {"a.jpg": "val"}}, "freeze": [1, 2], "scale": [0.5, 2]})
+    back = Setup.from_json(json.loads(json.dumps(there.as_json())))
+    assert back == there
+    assert decide(back, there, epoch=1, complete=True) == Resume()
+
+
+def test_a_record_holds_no_secret_and_stays_small():
+    many = {f"image {n}.jpg": "train" for n in range(100_000)}
+    record = setup({"split": {"splits": many}}, data_yaml="https://me:pass@host/x.zip?token=secret").as_json()
+    text = json.dumps(record)
+    assert "secret" not in text
+    assert "pass" not in text
+    assert len(text) < 4000
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        *(None, 3, "x", [], {}, {"model": "x"}),
+        *(NOW.as_json() | {name: 3} for name in NOW.as_json()),
+        *(NOW.as_json() | {"settings": {"epochs": value}} for value in ({}, [[1]])),
+        NOW.as_json() | {"another": 1},
+        NOW.as_json() | {"names": [["cat"]]},
+    ],
+    ids=repr,
+)
+def test_a_record_that_makes_no_sense_is_none(nonsense):
+    assert Setup.from_json(nonsense) is None
+
+
+def test_any_settings_can_be_compared_and_shown():
+    odd = replace(NOW, settings={"epochs": "many", "x" * 200: "y" * 5000, "lr0": float("nan"), "freeze": [None, True]})
+    decision = decide(odd, NOW, epoch=40, complete=False)
+    assert isinstance(decision, StartOver)
+    assert all(len(change) < 400 for change in decision.changes)
+
+
+# ── the tables ──
+
+
+def test_the_defaults_are_those_of_the_installed_version():
+    package = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
+    installed = yaml.safe_load((package / "cfg" / "default.yaml").read_text())
+    assert {name: installed[name] for name in ALLOWED} == {**DEFAULTS, "workers": 8}
+
+
+def test_what_the_installed_version_changes_in_a_resume_is_changed_and_nothing_is_made_up():
+    package = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
+    source = (package / "engine" / "trainer.py").read_text()
+    allowed = set(re.findall(r'"(\w+)"', source.partition("allowed = ")[2].partition("}")[0]))
+    ours = {"device", "workers", "save_dir"}  # the service's own
+    refused = {"augmentations", "distill_model"}
+    assert allowed - ours - refused <= CHANGEABLE
+    assert {*ALLOWED, "epochs", "batch", "imgsz"} >= CHANGEABLE

@@ -1,0 +1,192 @@
+"""What a later attempt does with a checkpoint: resume its training, or start another one because the row changed.
+
+Each checkpoint records the `Setup` of its training. `decide` compares it with what the row asks for now:
+
+    nothing that matters changed                   resume
+    settings that a resumed training can change    resume with them
+    other settings                                 start over from the best weights
+    another model, task, dataset or class names    start over from scratch, as the row asks
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import TypeAlias, assert_never
+
+from trainer.core.arguments import Value
+from trainer.core.dataset import PreparedDataset
+from trainer.core.job import Json, JsonObject
+from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel, TrainPlan
+
+# Ultralytics' values of the arguments that a row may set, where the row is silent
+DEFAULTS: Mapping[str, Value | None] = MappingProxyType(
+    {
+        **dict.fromkeys(("cls_remap", "verbose", "deterministic", "overlap_mask", "val", "plots", "save", "amp"), True),
+        **dict.fromkeys(("single_cls", "rect", "cos_lr", "augment", "agnostic_nms", "visualize", "cache"), False),
+        **dict.fromkeys(("save_txt", "save_conf"), False),
+        **dict.fromkeys(("channels_last", "nms", "conf", "time", "freeze", "classes"), None),
+        **dict.fromkeys(("multi_scale", "dropout", "cls_pw", "perspective", "flipud", "bgr", "mixup", "cutmix"), 0.0),
+        **dict.fromkeys(("copy_paste", "degrees", "shear"), 0.0),
+        "box": 7.5, "cls": 0.5, "dfl": 1.5, "pose": 12.0, "kobj": 1.0, "rle": 1.0, "angle": 1.0, "iou": 0.7,
+        "optimizer": "auto", "lr0": 0.01, "lrf": 0.01, "momentum": 0.937, "weight_decay": 0.0005, "nbs": 64,
+        "warmup_epochs": 3.0, "warmup_momentum": 0.8, "warmup_bias_lr": 0.1, "close_mosaic": 10, "patience": 100,
+        "hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "translate": 0.1, "scale": 0.5, "fliplr": 0.5, "mosaic": 1.0,
+        "erasing": 0.4, "copy_paste_mode": "flip", "auto_augment": "randaugment", "fraction": 1.0, "seed": 0,
+        "save_period": -1, "mask_ratio": 4, "max_det": 300,
+    },
+)  # fmt: skip
+
+# What a resumed training can change. Ultralytics takes the first from the row; the second would be the checkpoint's, but
+# the schedule of the learning rate is computed from it anew; the others only concern the validation.
+CHANGEABLE = frozenset(
+    {
+        *("imgsz", "batch", "close_mosaic", "save_period", "cache", "patience", "time", "freeze", "val", "plots"),
+        *("channels_last", "epochs"),
+        *("conf", "iou", "max_det", "agnostic_nms", "augment", "nms", "save_txt", "save_conf", "visualize", "verbose"),
+    },
+)
+_LONGEST = 60  # characters of a value in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a training is made of, as far as it decides whether another one is the same training."""
+
+    model: str
+    task: str
+    names: tuple[str, ...]  # of the classes
+    sources: tuple[str, ...]  # of the dataset, without secrets
+    split: str
+    fingerprint: str  # of the dataset's content
+    settings: Mapping[str, Json]  # every training argument that a row may set
+    started_from: str | None = None  # the weights, when they are those of an earlier training of the run
+
+    @classmethod
+    def of(cls, plan: TrainPlan, dataset: PreparedDataset) -> Setup:
+        """What `plan` asks for on `dataset`."""
+        chosen = {"epochs": plan.epochs, "batch": plan.batch, "imgsz": plan.imgsz}
+        settings = {**DEFAULTS, **plan.args, **chosen}
+        settings.pop("workers", None)  # belongs to the host
+        split = json.dumps(asdict(plan.split), sort_keys=True) if plan.split else ""
+        return cls(
+            model=_model_name(plan.model),
+            task=dataset.task.value,
+            names=dataset.names,
+            sources=plan.without_secrets().sources,
+            split=hashlib.sha256(split.encode("utf-8", "surrogatepass")).hexdigest() if split else "",
+            fingerprint=dataset.fingerprint,
+            settings=settings,
+        )
+
+    def as_json(self) -> JsonObject:
+        return {**asdict(self), "names": list(self.names), "sources": list(self.sources)}
+
+    @classmethod
+    def from_json(cls, data: Json) -> Setup | None:
+        """The inverse of `as_json`; None for anything else, for example the record of another version."""
+        try:
+            setup = cls(**{**data, "names": tuple(data["names"]), "sources": tuple(data["sources"])})
+        except (TypeError, KeyError):
+            return None
+        texts = (setup.model, setup.task, setup.split, setup.fingerprint, *setup.names, *setup.sources)
+        is_text = all(isinstance(text, str) for text in texts) and isinstance(setup.started_from, str | None)
+        return setup if is_text and _are_settings(setup.settings) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Continue the training; `changes` are the settings that it takes from the row, each as "name old → new"."""
+
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOver:
+    """Begin at epoch 1 because of `changes`, from the best weights of the checkpoint or as the row asks."""
+
+    from_best: bool
+    changes: tuple[str, ...]
+
+
+Decision: TypeAlias = Resume | StartOver
+
+
+def decide(before: Setup | None, now: Setup, *, epoch: int, complete: bool) -> Decision:
+    """What to do with a checkpoint of the training `before` when `now` is asked for.
+
+    The checkpoint has `epoch` finished epochs; `complete` when only the final evaluation is missing. One that records
+    nothing is resumed.
+    """
+    if before is None:
+        return Resume()
+    if others := tuple(_other_training(before, now)):
+        return StartOver(from_best=False, changes=others)
+    settings = dict(_settings(before, now))
+    content = () if before.fingerprint == now.fingerprint else ("the content of the dataset",)
+    if fixed := tuple(change for name, change in settings.items() if name not in CHANGEABLE):
+        return StartOver(from_best=True, changes=fixed)
+    changes = (*settings.values(), *content)
+    has_none_left = now.settings.get("time") is None and _number(now.settings.get("epochs")) <= epoch
+    if changes and (complete or has_none_left):
+        return StartOver(from_best=True, changes=changes)
+    return Resume(changes=changes)
+
+
+def _other_training(before: Setup, now: Setup) -> Iterator[str]:
+    if before.model != now.model:
+        yield f"base_model {_shown(before.model)} → {_shown(now.model)}"
+    if before.task != now.task:
+        yield f"task {_shown(before.task)} → {_shown(now.task)}"
+    if before.names != now.names:
+        yield "the class names"
+    if before.fingerprint == now.fingerprint:
+        return  # the same images and labels in the same splits, whatever they are called
+    if before.sources != now.sources:
+        yield f"data_yaml {_shown(', '.join(before.sources))} → {_shown(', '.join(now.sources))}"
+    if before.split != now.split:
+        yield "split"
+
+
+def _settings(before: Setup, now: Setup) -> Iterator[tuple[str, str]]:
+    for name in sorted({*before.settings, *now.settings}):
+        old, new = (settings.get(name, DEFAULTS.get(name)) for settings in (before.settings, now.settings))
+        has_budget = name == "epochs" and now.settings.get("time") is not None
+        if old != new and not has_budget:  # a budget of time decides about the epochs
+            yield name, f"{name} {_shown(old)} → {_shown(new)}"
+
+
+def _are_settings(value: Json) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    items = [item for each in value.values() for item in (each if isinstance(each, list) else [each])]
+    return all(isinstance(item, str | int | float | None) for item in items)
+
+
+def _number(value: Json) -> float:
+    return value if isinstance(value, int | float) else 0.0
+
+
+def _shown(value: Json) -> str:
+    text = value if isinstance(value, str) else "default" if value is None else json.dumps(value)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+def _model_name(model: ModelRef) -> str:
+    # without the task that a name spells: the dataset's counts
+    match model:
+        case OfficialModel():
+            return model.stem
+        case Architecture():
+            return f"{model.stem}.yaml"
+        case ModelFile():
+            return model.name
+        case ModelObject():
+            return f"{model.ref.bucket}/{model.ref.key}"
+        case ModelOfRun():
+            return f"run {model.run_id}"
+        case _:
+            assert_never(model)
