@@ -405,3 +405,15 @@ def test_a_finished_model_is_published_while_the_row_asks_for_it(room, configura
     assert room.row(run_id)["status"] == "completed"
     assert len(room.trainer.orders) == trainings
     assert len(warnings(room, run_id, "settings_changed")) == trainings - 1
+
+
+def test_a_batch_that_had_to_be_halved_is_told_and_makes_it_no_other_training(room):
+    room.trainer.batch = 4
+    run_id, _ = interrupted_upload(room)
+
+    room.work(room.claim(AGAIN), StopSignal())
+
+    assert len(room.trainer.orders) == 1
+    results = room.row(run_id)["results"]
+    assert (results["plan"]["batch"], results["plan"]["asked_batch"]) == (4, 16)
+    assert "batch" not in results

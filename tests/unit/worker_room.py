@@ -64,6 +64,7 @@ class PretendedTrainer:
 
     def __init__(self, epochs: int = 3):
         self.epochs = epochs
+        self.batch = None  # with which it trained in the end
         self.during: Callable[[int], None] = lambda epoch: None
         self.orders = []
 
@@ -83,7 +84,9 @@ class PretendedTrainer:
         return Finished(
             best=described(weights / "best.pt"),
             last=described(weights / "last.pt"),
-            report={"mAP": 0.5, "metrics": {"metrics/mAP50(B)": 0.7}, "epochs_completed": self.epochs},
+            report={
+                "mAP": 0.5, "metrics": {"metrics/mAP50(B)": 0.7}, "epochs_completed": self.epochs, "batch": self.batch,
+            },
         )
 
     def close(self):

@@ -222,12 +222,9 @@ class Attempt:
         for weights in (finished.best, finished.last):
             if not finished_marker.is_inside(Path(weights.path), self._run_dir):
                 raise RunFailed(f"The training names a model outside of the run's folder: {weights.path}.")
-        plan, trained = order.plan, {"batch": finished.report.get("batch") or order.plan.batch}
-        if order.setup and order.setup["started_from"]:
-            trained["started_from"] = order.setup["started_from"]
-        report: JsonObject = {**finished.report, "plan": plan.recorded() | trained, "dataset": order.dataset.summary}
+        report: JsonObject = {**finished.report, "plan": finished_marker.trained_plan(order, finished), "dataset": order.dataset.summary}
         report.pop("batch", None)
-        report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", plan.epochs)}
+        report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", order.plan.epochs)}
         done = replace(finished, report=report)
         try:
             finished_marker.remember(self._run_dir, done)

@@ -15,8 +15,9 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from trainer.core.events import Finished, WeightsFile
-from trainer.core.job import Json
+from trainer.core.job import Json, JsonObject
 from trainer.core.plan import TrainPlan
+from trainer.core.ports import TrainingOrder
 from trainer.disk import durable
 
 MARKER = ".finished.json"
@@ -47,6 +48,15 @@ def damage(run_dir: Path, finished: Finished) -> str | None:
     return next(filter(None, (_damage(run_dir, weights) for weights in (finished.best, finished.last))), None)
 
 
+def trained_plan(order: TrainingOrder, finished: Finished) -> JsonObject:
+    """The plan as it was really trained: another batch may have fitted, and the weights may be an earlier training's."""
+    plan, batch = order.plan.recorded(), finished.report.get("batch")
+    if batch and batch != order.plan.batch:
+        plan |= {"batch": batch, "asked_batch": order.plan.batch}
+    started_from = order.setup and order.setup["started_from"]
+    return plan | {"started_from": started_from} if started_from else plan
+
+
 def is_asked_for(finished: Finished, plan: TrainPlan) -> bool:
     """Whether `plan` is the one that was trained, apart from what belongs to the host."""
     return _settings(finished.report.get("plan")) == _settings(plan.recorded())
@@ -68,7 +78,9 @@ def _settings(plan: Json) -> str:
     if not isinstance(plan, dict) or not isinstance(plan.get("args"), dict):
         return ""
     args = {name: value for name, value in plan["args"].items() if name != "workers"}
-    return json.dumps({**plan, "args": args, "device": None}, sort_keys=True)
+    asked = {name: value for name, value in plan.items() if name not in ("asked_batch", "started_from")}
+    batch = plan.get("asked_batch", plan.get("batch"))
+    return json.dumps({**asked, "args": args, "batch": batch, "device": None}, sort_keys=True)
 
 
 def _damage(run_dir: Path, weights: WeightsFile) -> str | None:
