@@ -39,7 +39,7 @@ from trainer.worker.attempt import RunTimes, Workshop
 from trainer.worker.daemon import Daemon
 from trainer.worker.execution import Execution
 from trainer.worker.health import Health
-from trainer.worker.housekeeping import DAY, LEAST, Housekeeping, old_folders
+from trainer.worker.housekeeping import DAY, LEAST, Housekeeping, forget_unreadable, old_folders
 from trainer.worker.lease import LeaseTimes
 from trainer.worker.places import Places
 from trainer.worker.prefetch import Prefetcher
@@ -63,6 +63,7 @@ class Backend:
     store: ObjectStore
     check: Callable[[], Sequence[str]]  # raises what is wrong with the access, returns what is doubtful about it
     schema_version: Callable[[], int]
+    tidy: Callable[[], None]  # removes what uploads that were given up left on this host
     url: str | None  # of Supabase; None: local
 
 
@@ -78,6 +79,7 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
             store=store,
             check=lambda: (),
             schema_version=lambda: SCHEMA_VERSION,
+            tidy=store.tidy,
             url=None,
         )
         return
@@ -102,6 +104,7 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
             store=objects,
             check=supabase.check,
             schema_version=supabase.schema_version,
+            tidy=objects.tidy,
             url=settings.supabase_url,
         )
 
@@ -201,6 +204,9 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
                     trainer.tidy,
                     *(folders.sweep for folders in old_folders(places, settings.keep_runs_days)),
                     uploaded.tidy,
+                    partial(forget_unreadable, places.journals, settings.keep_runs_days),
+                    datasets.tidy,
+                    backend.tidy,
                 ],
             ),
             pulse=pulse,

@@ -11,6 +11,7 @@ import pytest
 from trainer.core.errors import MachineFailed
 from trainer.datasets.cache import ContentCache
 from trainer.datasets.cache_disk import on_this_disk
+from trainer.datasets.incoming import LARGE
 from trainer.disk import durable
 
 FREE = shutil.disk_usage("/tmp").free
@@ -381,6 +382,35 @@ def test_the_rest_of_a_crash_is_swept_after_a_while(cache, monkeypatch):
     os.utime(cache.root / "tmp/young", (1, 1))  # as `put` does, which sets the time that belongs to the content
     cache.make_room(0)
     assert os.listdir(cache.root / "tmp") == ["young"]
+
+
+def test_tidying_removes_the_rest_of_a_crash_and_the_pins_of_folders_that_are_gone(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.datasets.incoming.STALE_SECONDS", 0.0)
+    cache.tidy()
+    for name in ("alive", "dead"):
+        (tmp_path / name).mkdir()
+        cache.pin(tmp_path / name, [name])
+    (tmp_path / "dead").rmdir()
+    (cache.root / "tmp/half").mkdir()
+    (cache.root / "pins/dangling").symlink_to("nowhere")
+    (cache.root / "pins/folder").mkdir()
+    (cache.root / "pins/garbage").write_bytes(b"\xff\xfe\0")
+
+    cache.tidy()
+
+    assert os.listdir(cache.root / "tmp") == []
+    kept = set(os.listdir(cache.root / "pins")) - {"dangling", "folder"}
+    assert ["alive" in (cache.root / "pins" / name).read_text() for name in kept] == [True]
+
+
+def test_a_large_object_that_arrives_for_days_is_not_swept(cache, monkeypatch):
+    monkeypatch.setattr("trainer.datasets.incoming.STALE_SECONDS", 0.0)
+    with cache.receiving("slow", LARGE + 1) as path:
+        path.with_name("object.part").write_bytes(b"half")
+        cache.tidy()
+        assert path.with_name("object.part").exists()
+    cache.tidy()
+    assert os.listdir(cache.root / "tmp") == []
 
 
 def test_many_threads_that_store_and_evict_the_same_entries_never_see_a_torn_file(cache):

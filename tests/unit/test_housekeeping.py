@@ -9,7 +9,7 @@ from trainer.core.errors import MachineFailed
 from trainer.core.job import Job, RunRequest
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker import housekeeping
-from trainer.worker.housekeeping import Housekeeping, old_folders, require_space
+from trainer.worker.housekeeping import Housekeeping, forget_unreadable, old_folders, require_space
 from trainer.worker.places import Places
 
 
@@ -83,6 +83,22 @@ def test_folders_of_all_attempts_are_in_use_while_one_works(places):
 
 def test_places_without_folders_are_swept(places):
     sweep(places, 0)
+
+
+def test_unreadable_journals_go_after_a_while_and_no_others(places):
+    names = {"a.1.unreadable", "b.1.jsonl", "c.unreadable.jsonl"}
+    for name in names:
+        (places.journals / name).touch()
+    (places.journals / "dangling.unreadable").symlink_to("nowhere")
+    (places.journals / "folder.unreadable").mkdir()
+    others = {"dangling.unreadable", "folder.unreadable"}
+
+    forget_unreadable(places.journals, 1)
+    assert {path.name for path in places.journals.iterdir()} == names | others
+
+    forget_unreadable(places.journals, 0)
+    assert {path.name for path in places.journals.iterdir()} == {"b.1.jsonl", "c.unreadable.jsonl"} | others
+    forget_unreadable(places.journals / "missing", 0)
 
 
 class Chores:

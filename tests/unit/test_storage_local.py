@@ -144,3 +144,19 @@ def test_a_replacement_that_raises_leaves_the_old_file_alone(tmp_path):
     with pytest.raises(TypeError), replacing(tmp_path / "a", durable=True) as out:
         out.writelines([b"half", "no bytes"])
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_what_a_killed_upload_left_is_removed_after_a_day(tmp_path):
+    store = LocalObjectStore(tmp_path / "storage")
+    store.tidy()
+    folder = tmp_path / "storage" / "b" / "runs"
+    folder.mkdir(parents=True)
+    for name in (".incoming-old", ".incoming-young", "model.pt"):
+        (folder / name).write_text("x")
+    for name in (".incoming-old", "model.pt"):
+        os.utime(folder / name, (0, 0))
+    (folder / ".incoming-link").symlink_to("model.pt")
+
+    store.tidy()
+
+    assert {path.name for path in folder.iterdir()} == {".incoming-young", ".incoming-link", "model.pt"}

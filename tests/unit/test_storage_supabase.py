@@ -554,8 +554,11 @@ def test_old_notes_are_swept(make_store, tmp_path):
     for name, age in (("old.json", 72), ("new.json", 1)):
         (notes / name).write_text("{}")
         os.utime(notes / name, (time.time() - age * 3600,) * 2)
-    make_store()
-    assert [path.name for path in notes.iterdir()] == ["new.json"]
+    (notes / "folder.json").mkdir()
+    (notes / "dangling.json").symlink_to("nowhere")
+    store = make_store()
+    store.tidy()
+    assert {path.name for path in notes.iterdir()} == {"new.json", "folder.json", "dangling.json"}
 
 
 @pytest.mark.parametrize("size", [3 * MIB, 8 * MIB])

@@ -202,6 +202,14 @@ class ContentCache:
             self._evict(needed)
         self.require_free(needed)
 
+    def tidy(self) -> None:
+        """Remove what crashes left: pins of folders that are gone, and what was on its way in."""
+        if not self.root.is_dir():
+            return
+        with self._locked():
+            self._pins.held()
+            self._incoming.sweep()
+
     def require_free(self, needed: int) -> None:
         """Raise `MachineFailed`, naming path, need and free space, when the disk has no room for `needed` bytes."""
         self._make_folders()

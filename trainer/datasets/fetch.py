@@ -87,6 +87,11 @@ class Fetcher:
         """A new path for a dataset that is only looked at; what is there at the end is removed, the cache keeps its bytes."""
         return self._cache.temporary()
 
+    def tidy(self) -> None:
+        """Remove what crashed processes left in the cache."""
+        with on_this_disk(self._cache.root):
+            self._cache.tidy()
+
     # ── this host ──
 
     def _from_disk(self, ref: DiskRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:

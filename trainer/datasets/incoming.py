@@ -79,11 +79,12 @@ class Incoming:
         for left in entries(self.folder):
             found = status(left)
             # not the modification time: an entry's is computed from its identity and may be years ago
-            if found is not None and time.time() - found.st_ctime > STALE_SECONDS:
-                if left.is_dir(follow_symlinks=False):
-                    shutil.rmtree(left.path, ignore_errors=True)
-                else:
-                    Path(left.path).unlink(missing_ok=True)
+            if found is None or time.time() - found.st_ctime <= STALE_SECONDS or _is_received(Path(left.path)):
+                continue
+            if left.is_dir(follow_symlinks=False):
+                shutil.rmtree(left.path, ignore_errors=True)
+            else:
+                Path(left.path).unlink(missing_ok=True)
 
 
 class Arrivals:
@@ -128,6 +129,18 @@ class Arrivals:
                 durable.sync_below(self._top)  # the new names, too: files that lost theirs would stay here until a sweep
         finally:
             shutil.rmtree(batch, ignore_errors=True)
+
+
+def _is_received(folder: Path) -> bool:
+    """Whether a process downloads a large object into the folder, which may take days."""
+    try:
+        with (folder / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such lock
+        return False
+    return False
 
 
 def name_of(identity: str) -> str:

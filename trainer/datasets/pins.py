@@ -27,8 +27,10 @@ class Pins:
         names: set[str] = set()
         root = self._root.resolve()  # holders are relative, so that they hold under another mount point too
         for pin in entries(self.folder):
+            if not pin.is_file(follow_symlinks=False):
+                continue  # not ours
             # a power cut empties a pin or fills it with zeros: its run is over, too
-            holder, *pinned = Path(pin.path).read_text().split("\n")
+            holder, *pinned = Path(pin.path).read_text(errors="replace").split("\n")
             if holder and (root / holder).is_dir():
                 names.update(pinned)
             else:

@@ -87,6 +87,10 @@ class FetchedDatasets:
             with contextlib.suppress(OSError):  # what stays is swept later
                 remove_tree(view)
 
+    def tidy(self) -> None:
+        """Remove what crashed processes left. Raises MachineFailed or OSError."""
+        self.fetcher.tidy()
+
     def check(
         self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None,
     ) -> CheckUp:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +16,7 @@ from trainer.core.stop import StopSignal
 from trainer.storage.files import copy, disk_errors, is_temporary, replacing
 
 _PLACEHOLDER = ".emptyFolderPlaceholder"
+_ABANDONED = 86_400.0  # seconds without a byte after which nobody writes a file any more
 
 
 class LocalObjectStore:
@@ -21,6 +24,14 @@ class LocalObjectStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+
+    def tidy(self) -> None:
+        """Remove what uploads of processes that are gone left here."""
+        for folder, _, names in os.walk(self._root):
+            for path in (Path(folder, name) for name in names if is_temporary(name)):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.lstat().st_mtime < time.time() - _ABANDONED:
+                        path.unlink()
 
     def list(self, bucket: str, prefix: str, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
         top = self._bucket(bucket)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,9 +34,15 @@ class UploadNotes:
         self._folder = folder
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for note in folder.glob("*.json*"):
-                if note.stat().st_mtime < time.time() - _KEPT_SECONDS:
-                    note.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove the notes of uploads that the server has forgotten. Raises OSError."""
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):  # the upload ended
+                        if entry.stat(follow_symlinks=False).st_mtime < time.time() - _KEPT_SECONDS:
+                            Path(entry.path).unlink()
 
     def place(self, server: str, ref: ObjectRef, path: Path) -> Path:
         """The note of this very content of `path` on its way to `ref`: another file at that path has another."""

@@ -61,6 +61,10 @@ class SupabaseObjectStore:
     def close(self) -> None:
         self._api.close()
 
+    def tidy(self) -> None:
+        """Remove what uploads that were given up left on this host. Raises OSError."""
+        self._notes.tidy()
+
     def list(self, bucket: str, prefix: str, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
         folder, found, stop = prefix.strip("/"), False, stop or self._stop
         for key, entry in entries(partial(self._ask, bucket, stop), f"{folder}/" if folder else ""):

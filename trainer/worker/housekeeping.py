@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import threading
 import time
@@ -10,11 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from trainer.core.errors import MachineFailed
-from trainer.core.stop import StopSignal
+import structlog
+
+from trainer.core.errors import MachineFailed, TrainerError
+from trainer.core.stop import Stopped, StopSignal
 from trainer.disk.old_folders import OldFolders
 from trainer.worker.bulkhead import bulkhead
 from trainer.worker.places import Places
+
+log = structlog.get_logger()
 
 DAY = 86_400.0
 EVERY = 3600.0  # seconds between two times
@@ -61,10 +67,29 @@ class Housekeeping:
                 if shutdown.must_stop:
                     return
                 with bulkhead("housekeeping chore failed", lambda: None):
-                    chore()
+                    _do(chore)
             while time.monotonic() < again and not self._asked.is_set():
                 if shutdown.wait(1.0):
                     return
+
+
+def _do(chore: Chore) -> None:
+    try:
+        chore()
+    except (TrainerError, Stopped, OSError) as error:
+        log.warning("housekeeping chore failed, trying again later", error=str(error))
+
+
+def forget_unreadable(journals: Path, keep_days: float) -> None:
+    """Remove journals that were set aside as unreadable, after `keep_days`. Raises OSError."""
+    if not journals.is_dir():
+        return
+    with os.scandir(journals) as entries:
+        for entry in entries:
+            if entry.name.endswith(".unreadable") and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_ctime < time.time() - keep_days * DAY:
+                        Path(entry.path).unlink()
 
 
 def old_folders(places: Places, keep_days: float) -> list[OldFolders]:
