@@ -157,6 +157,43 @@ def test_a_failed_training_leaves_its_log_behind(room):
     assert row["results"]["metrics"]["epoch"] == 1
 
 
+@pytest.mark.parametrize("where", ["this host", "another host"])
+def test_a_failed_run_that_is_queued_again_goes_on_from_its_checkpoint(room, tmp_path, where):
+    room.checkpoint_seconds = 0.05
+    run_id = room.enqueue({"batch": 16})
+
+    def run_out_of_memory(epoch):
+        if epoch == 3:
+            deadline = time.monotonic() + 10
+            while (room.row(run_id)["checkpoint"] or {}).get("epoch") != 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            raise RunFailed("use a smaller batch")
+
+    room.trainer.during = run_out_of_memory
+    room.work()
+    assert room.row(run_id)["status"] == "failed"
+    if where == "another host":
+        (tmp_path / "runs").rename(tmp_path / "runs of the first host")
+    queue_again(room, run_id, {"epochs": 3, "compute": "cpu", "batch": 4})
+    room.trainer.during = lambda epoch: None
+    room.work(room.claim("22222222-2222-4222-8222-222222222222"))
+
+    assert room.row(run_id)["status"] == "completed"
+    assert room.trainer.orders[1].resume.name == "epoch-00002.pt"
+    assert room.trainer.orders[1].plan.batch == 4
+    assert room.row(run_id)["results"]["plan"]["batch"] == 4
+
+
+def queue_again(room, run_id, configuration):
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(room.home / "queue.db")) as db, db:
+        values = [json.dumps(configuration), run_id]
+        db.execute("update training_runs set status = 'queued', configuration = ? where id = ?", values)
+
+
 def test_a_cancel_keeps_what_exists_and_points_nowhere(room):
     run_id = room.enqueue()
 

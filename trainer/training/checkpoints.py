@@ -110,7 +110,7 @@ def progress_of(checkpoint: Path) -> Progress:
 
 
 def best_of(checkpoint: Path, run_dir: Path) -> Path:
-    """A copy of the best weights in it, as long as the run folder's checkpoints. Raises OSError or zipfile.BadZipFile."""
+    """Copy the best weights in it to the run folder's checkpoints; the copy. Raises OSError or zipfile.BadZipFile."""
     best = folder_of(run_dir) / "start.pt"
     with zipfile.ZipFile(checkpoint) as archive:
         member = _our_folder(archive) + "best.pt"

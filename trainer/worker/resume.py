@@ -131,7 +131,7 @@ def continued(order: TrainingOrder, setup: Setup, found: Found) -> tuple[Trainin
     """The order as it begins from the checkpoint, and what the run's history says about that."""
     decision, changes = found.decision, _listed(found.decision.changes)
     if isinstance(decision, Resume):
-        events = [Warned(code="resumed", message=f"Goes on after epoch {found.epoch}, from its checkpoint.")]
+        events = [Warned(code="resumed", message=f"Resumed from the checkpoint of epoch {found.epoch}.")]
         if changes:
             message = f"The row asks for something else since this checkpoint, and the training continues with that: {changes}."
             events.append(Warned(code="resumed_with_changes", message=message))
