@@ -74,7 +74,7 @@ def everywhere(home: Path, outside: Path, prefix: str) -> list[Path]:
     plant(home / "children", f"child-{prefix}", outside, list(NASTY))
     for folder in ("journal", "uploads", "uploaded", "datasets/.cache/pins", "datasets/.cache/tmp"):
         (home / folder).mkdir(parents=True, exist_ok=True)
-        for suffix in ("", ".json", ".unreadable"):
+        for suffix in ("", ".jsonl", ".json", ".unreadable", ".1.jsonl", ".new"):
             (home / folder / f"{prefix}dangling{suffix}").symlink_to(f"nowhere{suffix}")
             (home / folder / f"{prefix}folder{suffix}").mkdir()
             (home / folder / f"{prefix}outside{suffix}").symlink_to(outside)

@@ -358,3 +358,19 @@ def test_run_that_was_claimed_is_worked_on_when_the_status_cannot_be_told(room, 
         wait_for(lambda: room.row(run_id)["status"] == "completed")
         stopping(room)
     assert room.row(run_id)["attempt"] == 1
+
+
+def test_leftovers_that_cannot_be_delivered_end_nothing_and_hold_up_no_claim(room, queue):
+    def describe(_):
+        if not described:
+            described.append(1)
+            raise RuntimeError("the driver is gone")
+        return Worker(id="w", capabilities={"gpus": 0})
+
+    described = []
+    run_id = room.enqueue()
+
+    with in_background(lambda: daemon(room, queue, describe_worker=describe).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["status"] == "completed")
+        stopping(room)
+    assert described

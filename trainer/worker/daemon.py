@@ -87,17 +87,17 @@ class Daemon:
                     self._pulse.mark("claims")
                     with bulkhead("claim loop failed, retrying", lambda: self._back_off(shutdown)):
                         self._step(shutdown)
-            with bulkhead("service manager not told of the shutdown", lambda: None):
+            with bulkhead("service manager not told of the shutdown"):
                 self._on_stopping()
             return self._drain()
 
     def _deliver_leftovers(self, shutdown: StopSignal) -> None:
         """What earlier processes left behind goes first, but an ending that is refused again and again holds up nobody."""
-        worker = self._describe_worker(self._slots.free_gpus)
-        leftovers = (self._queue, self._journals, worker.id, self._lease_seconds, shutdown)
 
         def deliver_all() -> None:
-            deliver_leftovers(*leftovers)
+            with bulkhead("leftovers not delivered"):
+                worker = self._describe_worker(self._slots.free_gpus)
+                deliver_leftovers(self._queue, self._journals, worker.id, self._lease_seconds, shutdown)
             self._housekeeping.soon()  # of a run that is over now, nothing is needed any more
 
         thread = threading.Thread(target=deliver_all, name="leftovers", daemon=True)
@@ -141,7 +141,7 @@ class Daemon:
             self._claim_id = str(uuid.uuid4())
         busy = self._slots.total - self._slots.free + (1 if lease else 0)
         status = f"{busy} of {self._slots.total} slots busy"
-        with bulkhead("status not reported", lambda: None):  # a run that was claimed is worked on, whoever knows of it
+        with bulkhead("status not reported"):  # a run that was claimed is worked on, whoever knows of it
             self._on_status(f"{status}; claims no runs: {problem}" if problem else status)
         return lease
 

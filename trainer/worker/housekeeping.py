@@ -66,7 +66,7 @@ class Housekeeping:
             for chore in self._chores:
                 if shutdown.must_stop:
                     return
-                with bulkhead("housekeeping chore failed", lambda: None):
+                with bulkhead("housekeeping chore failed"):
                     _do(chore)
             while time.monotonic() < again and not self._asked.is_set():
                 if shutdown.wait(1.0):
