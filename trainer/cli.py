@@ -17,7 +17,7 @@ import typer
 from trainer import __version__
 from trainer.core.dataset import Task
 from trainer.core.errors import BadRequest, Misconfigured, TrainerError
-from trainer.core.job import JsonObject, RunRequest, Status
+from trainer.core.job import ENDED, JsonObject, RunRequest, Status
 from trainer.core.json_text import json_from_text
 from trainer.core.ports import RunTable
 from trainer.core.stop import StopSignal
@@ -179,7 +179,7 @@ def logs(
             return
         read: dict[Path, int] = {}
         while True:
-            ended = Status(_found(table.get(run_id), run_id)["status"]).is_terminal
+            ended = _found(table.get(run_id), run_id)["status"] in ENDED
             for path in run_logs(settings, run_id):
                 read[path] = _print_from(path, read.get(path, 0))
             if ended or not follow:

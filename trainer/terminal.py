@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,10 +13,10 @@ from rich.text import Text
 
 from trainer.core.catalogue import Entry
 from trainer.core.dataset import Finding
-from trainer.core.job import JsonObject, Status
+from trainer.core.job import ENDED, Json, JsonObject, Status
 from trainer.core.ports import RunTable
 
-COLOURS = {
+COLOURS: Mapping[str, str] = {
     Status.QUEUED: "cyan",
     Status.RUNNING: "blue",
     Status.CANCELING: "yellow",
@@ -43,12 +43,12 @@ def show_list(rows: list[JsonObject]) -> None:
         pad_edge=False,
     )
     for row in rows:
-        results = row.get("results") or {}
-        progress = results.get("progress") or {}
+        results = _object(row.get("results"))
+        progress = _object(results.get("progress"))
         epoch = f"{progress.get('epoch', 0)}/{progress.get('total_epochs', 0)}" if progress else ""
         table.add_row(
-            row["id"], row["run_name"], _status(row), epoch, _number(results.get("mAP")),
-            row.get("worker_id") or "", str(row["created_at"])[:19],
+            _text(row["id"]), _text(row["run_name"]), _status(row), _text(epoch), _number(results.get("mAP")),
+            _text(row.get("worker_id") or ""), _text(str(row["created_at"])[:19]),
         )  # fmt: skip
     Console().print(table if rows else "No runs yet; `enqueue --data …` inserts one.")
 
@@ -64,28 +64,29 @@ def show_unhealthy(workers: list[JsonObject]) -> None:
 
 def show_row(row: JsonObject) -> None:
     """One run: its state, its metrics and where its files are."""
-    results = row.get("results") or {}
+    results = _object(row.get("results"))
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("run", f"{row['run_name']} ({row['id']})")
+    table.add_row("run", _text(f"{_short(row['run_name'])} ({row['id']})"))
     table.add_row("status", _status(row))
     for name in ("error_message", "worker_id", "attempt", "started_at", "completed_at", "trained_model_url"):
         if row.get(name):
-            table.add_row(name, str(row[name]))
+            table.add_row(name, _text(row[name], 5000))
     for name in ("mAP", "mAP50", "precision", "recall"):
         if results.get(name) is not None:
             table.add_row(name, _number(results[name]))
     console = Console()
     console.print(table)
-    artifacts = results.get("artifacts") or []
+    listed = results.get("artifacts")
+    artifacts = [_object(artifact) for artifact in listed] if isinstance(listed, list) else []
     if artifacts:
         console.print("artifacts", style="bold")
     for artifact in artifacts:
         url = str(artifact.get("url"))
         # a signed URL is long and soon worthless; the key stays
-        place = url.removeprefix("file://") if url.startswith("file://") else artifact["path"]
-        console.print(f"  {artifact['name']:<32} {place}", soft_wrap=True, highlight=False)
+        place = url.removeprefix("file://") if url.startswith("file://") else artifact.get("path")
+        console.print(_text(f"  {artifact.get('name')!s:<32} {place}", 5000), soft_wrap=True)
 
 
 def show_models(known: Sequence[Entry], files: Sequence[str]) -> None:
@@ -125,35 +126,51 @@ def watch(runs: RunTable, run_id: str) -> JsonObject | None:
             if row is None:
                 return None
             live.update(_picture(row))
-            if Status(row["status"]).is_terminal:
+            if str(row["status"]) in ENDED:
                 return row
             time.sleep(REFRESH_SECONDS)
 
 
 def _picture(row: JsonObject) -> Group:
-    results = row.get("results") or {}
-    done, metrics = results.get("progress") or {}, results.get("metrics") or {}
-    bar = Progress(TextColumn("{task.description}"), BarColumn(40), TextColumn("{task.percentage:>5.1f} %"))
-    bar.add_task(
-        f"{row['run_name']}: {done.get('phase') or row['status']}", completed=done.get("percent", 0), total=100
-    )
+    results = _object(row.get("results"))
+    done, metrics = _object(results.get("progress")), _object(results.get("metrics"))
+    percent = done.get("percent")
+    bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(40), TextColumn("{task.percentage:>5.1f} %"))
+    task = bar.add_task(f"{_short(row['run_name'])}: {_short(done.get('phase') or row['status'])}", total=100)
+    bar.update(task, completed=percent if isinstance(percent, int | float) else 0)
     epoch = f"epoch {done.get('epoch', 0)}/{done.get('total_epochs', 0)}" if done else "waiting for a worker"
-    batch = f"  batch {done['batch']}/{done['total_batches']}" if done.get("batch") else ""
+    batch = f"  batch {done['batch']}/{done['total_batches']}" if done.get("batch") and done.get("total_batches") else ""
     left = f"  {done['eta']} left" if done.get("eta") else ""
-    losses = "  ".join(f"{name} {value:.3f}" for name, value in (done.get("losses") or {}).items())
+    losses = "  ".join(f"{name} {_number(value)}" for name, value in _object(done.get("losses")).items())
     scores = "  ".join(
-        f"{name.removeprefix('metrics/')} {value:.3f}"
+        f"{name.removeprefix('metrics/')} {_number(value)}"
         for name, value in metrics.items()
         if name.startswith("metrics/") and value is not None
     )
-    return Group(
-        bar, Text(f"  {epoch}{batch}{left}"), Text(f"  {losses}", style="dim"), Text(f"  {scores}", style="green")
-    )
+    lines = (f"  {epoch}{batch}{left}", ""), (f"  {losses}", "dim"), (f"  {scores}", "green")
+    return Group(bar, *(_text(line, 1000, style) for line, style in lines))
 
 
 def _status(row: JsonObject) -> Text:
-    return Text(row["status"], style=COLOURS[Status(row["status"])])
+    return _text(row["status"], style=COLOURS.get(str(row["status"]), ""))
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+# a row may hold anything: whoever wrote it decides neither how it is drawn nor whether the others are
+
+
+def _object(value: Json) -> JsonObject:
+    return value if isinstance(value, dict) else {}
+
+
+def _short(value: Json, longest: int = 200) -> str:
+    text = str(value)[: longest + 1]
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def _text(value: Json, longest: int = 200, style: str = "") -> Text:
+    """A value as it is, without the markup that it may hold and without control characters."""
+    return Text("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in _short(value, longest)), style)
+
+
+def _number(value: Json) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else ""

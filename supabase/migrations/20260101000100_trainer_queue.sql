@@ -234,6 +234,17 @@ begin
   return run;
 end $$;
 
+-- Whether a run could be written. A rule of the app's (a constraint, a trigger) may refuse one; the others go on.
+create or replace function trainer.try_save(run public.training_runs) returns boolean
+language plpgsql set search_path = '' as $$
+begin
+  perform trainer.save(run);
+  return true;
+exception when integrity_constraint_violation or data_exception or raise_exception then
+  raise warning 'run % cannot become %: %', run.id, run.status, sqlerrm;
+  return false;
+end $$;
+
 -- The row if this claim still holds it, locked; a run that expired and that nobody took is held again.
 create or replace function trainer.held(run_id uuid, claim_id uuid) returns public.training_runs
 language plpgsql set search_path = '' as $$
@@ -259,6 +270,8 @@ create or replace function public.settle_training_runs() returns integer
 language plpgsql security definer set search_path = '' as $$
 declare
   run public.training_runs;
+  kind text;
+  reason text;
   settled integer := 0;
 begin
   for run in
@@ -274,12 +287,12 @@ begin
   loop
     if run.status = 'canceling' or run.cancel_requested then
       run := trainer.canceled(run);
-      perform trainer.record(run.id, run.attempt, 'canceled',
-        jsonb_build_object('reason', 'The run was to be canceled, and its worker is gone.', 'worker_id', run.worker_id));
+      kind := 'canceled';
+      reason := 'The run was to be canceled, and its worker is gone.';
     else
       run.failures := trainer.next(run.failures);
-      perform trainer.record(run.id, run.attempt, 'lease_expired',
-        jsonb_build_object('reason', 'The worker stopped renewing its lease.', 'worker_id', run.worker_id));
+      kind := 'lease_expired';
+      reason := 'The worker stopped renewing its lease.';
       if run.failures >= run.max_attempts then
         run.status := 'failed';
         run.completed_at := now();
@@ -292,8 +305,10 @@ begin
         run.not_before := case when run.failures = 1 then now() else now() + trainer.back_off(run.failures) end;
       end if;
     end if;
-    perform trainer.save(run);
-    settled := settled + 1;
+    if trainer.try_save(run) then
+      perform trainer.record(run.id, run.attempt, kind, jsonb_build_object('reason', reason, 'worker_id', run.worker_id));
+      settled := settled + 1;
+    end if;
   end loop;
 
   for run in
@@ -303,10 +318,11 @@ begin
     for update skip locked
   loop
     run := trainer.canceled(run);
-    perform trainer.record(run.id, run.attempt, 'canceled',
-      jsonb_build_object('reason', 'The run was canceled before a worker took it.', 'worker_id', run.worker_id));
-    perform trainer.save(run);
-    settled := settled + 1;
+    if trainer.try_save(run) then
+      perform trainer.record(run.id, run.attempt, 'canceled',
+        jsonb_build_object('reason', 'The run was canceled before a worker took it.', 'worker_id', run.worker_id));
+      settled := settled + 1;
+    end if;
   end loop;
   return settled;
 end $$;
@@ -318,6 +334,7 @@ language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
+  refused uuid[] := '{}';
 begin
   -- a repeated call waits for the first one to end instead of taking a second run
   perform pg_advisory_xact_lock(hashtextextended(claim_training_run.claim_id::text, 0));
@@ -333,14 +350,15 @@ begin
 
   perform public.settle_training_runs();
 
-  select r.* into run from public.training_runs r
-  where r.status = 'queued' and not r.cancel_requested
-    and (r.not_before is null or r.not_before <= now() - trainer.head_start(r.host_failures, claim_training_run.worker_id))
-    and trainer.can_serve(claim_training_run.capabilities, r.configuration)
-  order by r.priority desc, r.created_at, r.id
-  limit 1
-  for update skip locked;
-  if found then
+  loop
+    select r.* into run from public.training_runs r
+    where r.status = 'queued' and not r.cancel_requested and r.id <> all (refused)
+      and (r.not_before is null or r.not_before <= now() - trainer.head_start(r.host_failures, claim_training_run.worker_id))
+      and trainer.can_serve(claim_training_run.capabilities, r.configuration)
+    order by r.priority desc, r.created_at, r.id
+    limit 1
+    for update skip locked;
+    exit when not found;
     run.status := 'running';
     run.worker_id := claim_training_run.worker_id;
     run.claim_id := claim_training_run.claim_id;
@@ -351,8 +369,9 @@ begin
     run.not_before := null;
     run.error_message := null;
     run.completed_at := null;
-    perform trainer.save(run);
-  end if;
+    exit when trainer.try_save(run);
+    refused := refused || run.id;
+  end loop;
   perform trainer.see_worker(claim_training_run.worker_id, capabilities -> 'hardware', tells => true);
   if run.id is not null then
     return next run;

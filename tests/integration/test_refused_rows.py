@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.supabase_stack import token
+from trainer.core.ports import Worker
 
 OWNER = str(uuid.uuid4())
 REFUSED = {
@@ -80,3 +81,56 @@ def test_heartbeat_of_a_large_configuration_is_not_checked_again(supabase):
         select claim_training_run('w', '22222222-2222-2222-2222-222222222222', 60);
         select beat_training_run('11111111-1111-1111-1111-111111111111', '22222222-2222-2222-2222-222222222222', 60);""")
     assert plan.count("guard_request") <= 1
+
+
+# ── an app's own rules ──
+
+RULES = {
+    "a constraint": "alter table training_runs add constraint app_rule check (run_name <> 'refused' or status = 'queued');",
+    "a constraint that came later": "alter table training_runs add constraint app_rule check (run_name <> 'refused') not valid;",
+    "a trigger": """
+        create function app_rule() returns trigger language plpgsql as $$
+        begin if new.run_name = 'refused' then raise exception 'not this one'; end if; return new; end $$;
+        create trigger app_rule before update on training_runs for each row execute function app_rule();""",
+}
+
+
+@pytest.fixture
+def queue_with_a_rule(supabase_lab):
+    def make(rule, **columns):
+        run_id = supabase_lab.insert(run_name="refused", priority=9)
+        if columns:
+            supabase_lab.force(run_id, **columns)
+        supabase_lab.stack.sql(RULES[rule])
+        return supabase_lab, run_id
+
+    yield make
+    supabase_lab.stack.sql("""
+        alter table training_runs drop constraint if exists app_rule;
+        drop function if exists app_rule cascade;""")
+
+
+def claim(lab):
+    return lab.queue.claim(Worker(id="w1"), str(uuid.uuid4()), 60)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_row_that_a_rule_of_the_app_refuses_stops_no_other_run(queue_with_a_rule, rule):
+    lab, _ = queue_with_a_rule(rule)
+    good = [lab.insert() for _ in range(2)]
+    assert {claim(lab).job.id for _ in good} == {*good}
+    assert claim(lab) is None
+    assert lab.worker("w1")["status"] == "busy"
+
+
+@pytest.mark.parametrize("rule", ["a constraint that came later", "a trigger"])
+@pytest.mark.parametrize("status", ["running", "canceling", "queued"])
+def test_row_that_a_rule_of_the_app_refuses_does_not_stop_what_expired(queue_with_a_rule, rule, status):
+    expired_long_ago = {"status": f"'{status}'", "lease_expires_at": "'2020-01-01'", "cancel_requested": str(status == "queued")}
+    lab, refused = queue_with_a_rule(rule, **expired_long_ago)
+    expired = lab.insert()
+    claim(lab)
+    lab.force(expired, lease_expires_at="'2020-01-01'")
+    assert claim(lab).job.id == expired
+    assert [row["kind"] for row in lab.queue.events(expired)] == ["lease_expired"]
+    assert lab.queue.events(refused) == []

@@ -202,6 +202,26 @@ def test_error_around_a_claim_waits_longer_each_time(room, queue, monkeypatch):
         stopping(room)
 
 
+def test_run_whose_thread_cannot_start_goes_back_and_its_slot_is_free(room, queue, monkeypatch):
+    run_id = room.enqueue()
+    start = threading.Thread.start
+    failures = iter([RuntimeError("can't start new thread")])
+
+    def fail_once(thread):
+        if thread.name.startswith("run-"):
+            for error in failures:
+                raise error
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_once)
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["failures"] == 1)
+        wait_for(lambda: room.slots.free == 1)
+        stopping(room)
+
+    assert room.row(run_id)["status"] == "queued"
+
+
 def test_an_ending_that_is_refused_for_ever_holds_up_no_other_run(room, queue, monkeypatch):
     monkeypatch.setattr(daemon_module, "LEFTOVERS_FIRST", 0.2)
     refused, run_id = room.enqueue(), room.enqueue()

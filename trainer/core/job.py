@@ -53,6 +53,9 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
 }
 
 
+ENDED = frozenset(str(status) for status in Status if status.is_terminal)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A resumable training state.

@@ -177,7 +177,13 @@ class Daemon:
         slot = self._slots.take(lease.job.gpus)
         name = f"run-{lease.job.id[:8]}"
         thread = threading.Thread(target=self._execute, args=(lease, slot, shutdown.child()), name=name, daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # this process may have no more threads
+            self._health.released(lease.job.id)
+            slot.give_back()
+            self._give_up(lease)
+            raise
         self._runs.append(thread)
 
     def _execute(self, lease: Lease, slot: SlotLoan, stop: StopSignal) -> None:

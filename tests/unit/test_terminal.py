@@ -1,0 +1,42 @@
+"""Rows for people: whatever a row holds, it is drawn, and so are the others."""
+
+import json
+
+import pytest
+
+from trainer import terminal
+
+ROW = {
+    "id": "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa", "run_name": "nuts", "status": "completed", "worker_id": "w1",
+    "created_at": "2026-01-02T03:04:05+00:00", "error_message": None, "attempt": 1, "trained_model_url": "https://x/best.pt",
+    "results": {
+        "mAP": 0.51234, "progress": {"epoch": 3, "total_epochs": 9, "percent": 33.3, "losses": {"box": 1.5}, "eta": "0:10"},
+        "metrics": {"metrics/mAP50": 0.7}, "artifacts": [{"name": "best.pt", "path": "a/best.pt", "url": "https://x"}],
+    },
+}  # fmt: skip
+ODD = [None, 7, True, "text", "[/red] [link=x]", "\x1b[31m\x07", "n" * 10_000_000, [], [1], {"a": 1}, {"progress": 5, "mAP": "x"},
+       {"progress": {"epoch": [], "percent": "x", "losses": [1], "batch": 1}, "metrics": [], "artifacts": 5},
+       {"artifacts": [1, {"url": 5}, {}], "metrics": {"metrics/a": "x"}, "progress": {"losses": {"a": None}}}, "configuring"]  # fmt: skip
+
+
+def test_rows_are_shown_with_their_numbers(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal.show_list([ROW])
+    terminal.show_row(ROW)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in (ROW["id"], "nuts", "completed", "3/9", "0.512", "w1", "2026-01-02T03:04:05", "a/best.pt"))
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda value: json.dumps(value)[:30])
+@pytest.mark.parametrize("column", [name for name in ROW if name != "id"])
+def test_odd_row_is_shown_and_hides_no_other(capsys, monkeypatch, column, odd):
+    monkeypatch.setenv("COLUMNS", "200")
+    row = ROW | {column: odd, "id": "odd"}
+    terminal.show_list([row, ROW])
+    terminal.show_row(row)
+    terminal._picture(row)
+    shown = capsys.readouterr().out
+    assert "odd" in shown
+    assert ROW["id"] in shown
+    assert "\x1b" not in shown
+    assert len(shown) < 100_000
