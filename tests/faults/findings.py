@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from datetime import datetime
@@ -18,18 +19,20 @@ class Findings:
         self.takeovers: list[float] = []  # seconds from the kill of a service to the next attempt's claim
         self.lost: list[float] = []  # seconds of training that a kill cost
         self.ended: Counter[str] = Counter()
-        self._cloud = cloud
+        self.cloud = cloud
+        self.stories: dict[str, str] = {}  # by run, of those that a violation names
+        self.curves = None  # of real trainings
         self._kills: list[tuple[float, str, int, bool]] = []
 
     def killed(self, row, *, service: bool = False) -> None:
         """Now, while it holds this row's attempt."""
         self._kills.append((time.time(), row["id"], row["attempt"], service))
 
-    def check(self, runs: list[str]) -> None:
+    def check(self, runs: list[str], recipe) -> None:
         """Read everything that was written down, once all is over."""
-        for stale in self._cloud.stack.rows("select * from faults.stale_events"):
+        for stale in self.cloud.stack.rows("select * from faults.stale_events"):
             self.violations.append(f"I5: a stale event was stored: {stale}")
-        changes = self._cloud.stack.rows("select at, run_id, was, became from faults.changes order by n")
+        changes = self.cloud.stack.rows("select at, run_id, was, became from faults.changes order by n")
         for change in changes:
             try:
                 check_change(change["was"], change["became"])
@@ -38,12 +41,18 @@ class Findings:
         claims = {
             (c["run_id"], c["became"]["attempt"]): c for c in changes if c["became"]["attempt"] != c["was"]["attempt"]
         }
-        rows = {row["id"]: row for row in self._cloud.rows()}
+        rows = {row["id"]: row for row in self.cloud.rows()}
         self.ended["deleted"] = sum(run_id not in rows for run_id in runs)
         for row in rows.values():
             self._check_row(row, claims)
         for kill in self._kills:
             self._measure(*kill, rows, claims)
+        self.curves = recipe.check(self, rows)
+
+    def tell_stories(self) -> None:
+        """Keep the row and the events of each run that a violation names."""
+        for run_id in set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", " ".join(self.violations))):
+            self.stories[run_id] = self.cloud.story(run_id)
 
     def _check_row(self, row, claims) -> None:
         status = Status(row["status"])
@@ -52,7 +61,7 @@ class Findings:
             self.violations.append(f"I6: {row['id']} is {status} after all")
         if status is Status.FAILED and row["failures"] < row["max_attempts"]:
             self.violations.append(f"I7: {row['id']} failed without need: {row['error_message']}")
-        attempts = sorted(self._cloud.epochs(row["id"]).items())
+        attempts = sorted(self.cloud.epochs(row["id"]).items())
         if status is Status.COMPLETED:
             self._check_completed(row, attempts)
         for attempt, told in attempts:
@@ -62,7 +71,7 @@ class Findings:
             if told[0] <= known["epoch"]:
                 self.violations.append(
                     f"I9: attempt {attempt} of {row['id']} began at {told[0]}, with {known} known"
-                    f" ({self._cloud.warnings(row['id'])})",
+                    f" ({self.cloud.warnings(row['id'])})",
                 )
         for (_, before), (later, after) in pairwise(attempts):
             if after[0] > before[-1] + 1 and self._has_all(row["id"], later):
@@ -70,7 +79,7 @@ class Findings:
 
     def _check_completed(self, row, attempts) -> None:
         try:
-            self._cloud.check_published(row)
+            self.cloud.check_published(row)
         except (AssertionError, KeyError, StopIteration) as broken:
             self.violations.append(f"I8: {row['id']}: {broken!r}")
         done, wanted = row["results"]["metrics"]["epoch"], row["configuration"]["epochs"]
@@ -88,19 +97,19 @@ class Findings:
         if service:
             self.takeovers.append(_seconds(following["at"]) - at)
         began, finished = None, {}
-        for event in self._cloud.events(run_id):
+        for event in self.cloud.events(run_id):
             if event["attempt"] == attempt and event["kind"] == "phase" and event["data"]["phase"] == "training":
                 began = _seconds(event["at"])
             if event["kind"] == "epoch":
                 finished.setdefault((event["attempt"], event["data"]["epoch"]), _seconds(event["at"]))
-        resumed = self._cloud.epochs(run_id).get(attempt + 1)
+        resumed = self.cloud.epochs(run_id).get(attempt + 1)
         if began is None or not resumed:
             return
         kept = finished.get((attempt, resumed[0] - 1), began)
         if at - kept >= 0:
             self.lost.append(at - kept)
 
-    def table(self, minutes: float, workers: int, seed: int, counts: Counter[str]) -> str:
+    def table(self, heading: str, counts: Counter[str]) -> str:
         """In Markdown."""
         kills = counts["kill training"] + counts["kill service"]
         outages = sum(counts[name] for name in ("outage", "bad gateway", "lost answers", "bad storage", "bad line"))
@@ -109,7 +118,7 @@ class Findings:
             for name in ("suspend service", "stop training", "deploy", "cancel", "finish", "delete row")
         }
         lines = [
-            ("campaign", f"{minutes:g} min, {workers} workers, seed {seed}"),
+            ("campaign", heading),
             ("runs", f"{sum(self.ended.values())} ({_listed(self.ended)})"),
             (
                 "processes killed (SIGKILL)",
@@ -117,6 +126,7 @@ class Findings:
             ),
             ("outages of database, network or storage", str(outages)),
             ("other faults and wishes", _listed(rest)),
+            *(self.curves.lines() if self.curves else []),
             ("**violations of an invariant**", f"**{len(self.violations)}**"),
             ("training seconds lost per kill, p50 / p99", _quantiles(self.lost)),
             ("takeover after a killed service, seconds, p50 / p99", _quantiles(self.takeovers)),

@@ -42,7 +42,8 @@ class Host(Service):
         return found[0]
 
     def trainings(self) -> list[psutil.Process]:
-        return [child for child in self.children() if _is_training(child)]
+        """The oldest first: with WARM_START, a process that waits for the next run is younger than one that trains."""
+        return sorted((child for child in self.children() if _is_training(child)), key=psutil.Process.create_time)
 
     def children(self) -> list[psutil.Process]:
         try:
@@ -82,9 +83,13 @@ class Host(Service):
     def run_dir(self, run_id: str, attempt=1) -> Path:
         return self.home / "runs" / (f"train_{run_id}" + ("" if attempt == 1 else f"-{attempt}"))
 
-    def wait_idle(self, seconds=20.0) -> None:
-        """I10: no process of a training, no journal."""
-        wait_for(lambda: not self.children() and not self.journals(), seconds, lambda: (self.journals(), self.tail()))
+    def wait_idle(self, seconds=20.0, spares=0) -> None:
+        """I10: no journal, and no process of a training but `spares` that wait for the next run."""
+
+        def is_idle() -> bool:
+            return not self.journals() and len(self.children()) <= 2 * spares and len(self.trainings()) <= spares
+
+        wait_for(is_idle, seconds, lambda: (self.journals(), self.children(), self.tail()))
 
     def tail(self) -> str:
         return self.log.read_text()[-3000:]

@@ -1,0 +1,160 @@
+"""What a campaign trains, with the times and the faults that suit it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from tests.faults import random_faults as faults
+from tests.faults.cloud import BUCKET
+from tests.faults.curves import check_curves
+from tests.faults.hosts import LEASE, Host
+from trainer.demo import draw_dataset
+
+ATTEMPTS = 5
+
+
+class StandIn:
+    """The quick stand-in: an epoch takes 0.2 s, and each is a new best."""
+
+    title = "a quick stand-in for the training"
+    lease = LEASE
+    exit_seconds = 20  # after SIGTERM
+    pause = 0.9  # mean seconds between two faults
+    patience = 180  # seconds until the last run has ended
+    keeps_spare = False
+    faults = {
+        faults.kill_training: 6,
+        faults.kill_service: 5,
+        faults.suspend_service: 3,
+        faults.stop_training: 2,
+        faults.deploy: 3,
+        faults.outage: 3,
+        faults.bad_gateway: 2,
+        faults.lost_answers: 3,
+        faults.bad_storage: 3,
+        faults.bad_line: 4,
+        faults.cancel: 2,
+        faults.finish: 1,
+        faults.delete_row: 1,
+    }
+
+    def draw(self, folder: Path) -> Path:
+        return draw_dataset(folder, images=6, size=32)
+
+    def prepare(self, cloud, folder: Path) -> None:
+        pass
+
+    def host(self, cloud, home: Path, url: str) -> Host:
+        settings = {"STALL_SECONDS": 3, "CHECKPOINT_INTERVAL": 1, "DRAIN_SECONDS": 6}
+        return Host(cloud, home, {"seconds_per_epoch": 0.2}, url=url, **settings)
+
+    def row(self, dice: random.Random) -> dict:
+        return {"max_attempts": ATTEMPTS, "configuration": {"epochs": dice.randint(8, 40)}}
+
+    def busy(self, dice: random.Random, workers: int) -> int:
+        """How many runs to have at once: one worker is left over, to take over what another loses."""
+        return max(1, workers - 1)
+
+    def check(self, findings, rows) -> None:
+        pass
+
+
+class RealTraining:
+    """Ultralytics on drawn squares. Each run starts from weights that have learned them and makes them worse.
+
+    So the first epochs are the best ones, and most of the others are no new best, as in the long tail of any training.
+    """
+
+    title = "real trainings with Ultralytics"
+    lease = 8.0
+    exit_seconds = 40
+    pause = 4.0
+    patience = 300
+    keeps_spare = True
+    faults = {
+        faults.kill_training: 5,
+        faults.kill_spare: 1,
+        faults.kill_service: 4,
+        faults.suspend_service: 2,
+        faults.stop_training: 1,
+        faults.deploy: 5,
+        faults.outage: 2,
+        faults.bad_gateway: 2,
+        faults.lost_answers: 3,
+        faults.bad_storage: 3,
+        faults.bad_line: 2,
+        faults.cancel: 1,
+        faults.finish: 1,
+        faults.delete_row: 1,
+    }
+    _settings = {
+        "LEASE_SECONDS": lease,
+        "STALL_SECONDS": 20,
+        "CHECKPOINT_INTERVAL": 2,
+        "DRAIN_SECONDS": 25,
+        "CANCEL_GRACE": 10,
+        "WARM_START": 1,
+    }
+    # `nbs`: an update of the weights after each batch, not after 64 images
+    _recipe = {
+        "imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "compute": "cpu", "plots": False, "warmup_epochs": 0,
+        "mosaic": 0, "scale": 0.1, "translate": 0.05, "erasing": 0,
+    }  # fmt: skip
+
+    def draw(self, folder: Path) -> Path:
+        return draw_squares(folder, images=12, size=64)
+
+    def prepare(self, cloud, folder: Path) -> None:
+        """Train the weights that all runs start from, in peace."""
+        host = Host(cloud, folder / "teacher", None, **self._settings).start()
+        data = draw_squares(cloud.data.parent / "teaching", images=24, size=64)
+        lesson = {"epochs": 30, "optimizer": "AdamW", "lr0": 0.002, "patience": 0}
+        run_id = cloud.insert(data_yaml=str(data), configuration=self._recipe | lesson)
+        row = cloud.wait(run_id, "completed", "failed", seconds=300)
+        assert row["status"] == "completed", row["error_message"]
+        assert row["results"]["mAP"] > 0.2, "the weights to start from have not learned enough"
+        self._weights = cloud.storage.get(BUCKET, f"training_runs/{run_id}/1/best.pt")
+        host.stop()
+        cloud.clear()
+
+    def host(self, cloud, home: Path, url: str) -> Host:
+        (home / "models").mkdir(parents=True)
+        (home / "models" / "learned_squares.pt").write_bytes(self._weights)
+        return Host(cloud, home, None, url=url, **self._settings)
+
+    def row(self, dice: random.Random) -> dict:
+        course = {
+            "epochs": dice.randint(8, 20), "seed": dice.randrange(1000), "optimizer": "SGD",
+            "lr0": dice.choice([0.002, 0.004, 0.008]), "lrf": 0.1,
+        }  # fmt: skip
+        configuration = self._recipe | course
+        return {"max_attempts": ATTEMPTS, "base_model": "learned_squares.pt", "configuration": configuration}
+
+    def busy(self, dice: random.Random, workers: int) -> int:
+        """How many runs to have at once: sometimes a worker is left over, so that runs move between hosts."""
+        return dice.randint(1, workers)
+
+    def check(self, findings, rows) -> None:
+        return check_curves(findings, rows)
+
+
+def draw_squares(folder: Path, images: int, size: int, seed: int = 7) -> Path:
+    """Draw one large square on noise per image, a third of the images for val; return the path of data.yaml."""
+    dice = random.Random(seed)
+    for index in range(images):
+        split = "train" if index % 3 else "val"
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        image = Image.frombytes("RGB", (size, size), bytes(dice.choices(range(40, 110), k=3 * size * size)))
+        side = dice.uniform(0.4, 0.7)
+        x, y = (dice.uniform(side / 2, 1 - side / 2) for _ in "xy")
+        corners = [size * edge for edge in (x - side / 2, y - side / 2, x + side / 2, y + side / 2)]
+        ImageDraw.Draw(image).rectangle(corners, fill=tuple(dice.randrange(180, 256) for _ in "rgb"))
+        image.save(folder / "images" / split / f"{index:03d}.png")
+        (folder / "labels" / split / f"{index:03d}.txt").write_text(f"0 {x:.6f} {y:.6f} {side:.6f} {side:.6f}\n")
+    data = folder / "data.yaml"
+    data.write_text("path: .\ntrain: images/train\nval: images/val\nnames:\n  0: square\n")
+    return data
