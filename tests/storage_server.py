@@ -122,10 +122,11 @@ class StorageServer:
         self._http.server_close()
         self._folder.cleanup()
 
-    def fault(self, kind: str, *, on: str = "", times: int = 1, **details: Any) -> None:
+    def fault(self, kind: str, *, on: str = "", times: int = 1, **details: Any) -> Fault:
         """Make the next `times` requests whose `METHOD /path` contains `on` go wrong."""
         with self.lock:
             self.faults.append(Fault(kind, on, times, **details))
+            return self.faults[-1]
 
     def settled(self) -> int:
         """`sent`, once the last answer to a client that has hung up is over."""

@@ -26,19 +26,25 @@ import httpx
 import psutil
 
 from tests.faults.cloud import Cloud, running_cloud, wait_for
+from tests.faults.disks import HostDisk, NotHere
 from tests.faults.findings import Findings
 from tests.faults.hosts import Host, gone
+from tests.faults.random_faults import released
 from tests.faults.recipes import RealTraining, StandIn
 from trainer.core.job import Status
+
+_LARGE = shutil.ignore_patterns("*.img", "*.pt")
 
 
 @dataclass
 class Site:
-    """A host, the wire between it and the cloud, and whether a fault has it in its hands."""
+    """A host, its disk, the wire between it and the cloud. A fault holds a lock for as long as it needs the host or disk."""
 
     host: Host
     wire: object
+    disk: HostDisk | None  # None where nobody may make one
     lock: threading.Lock = field(default_factory=threading.Lock)
+    disk_lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Campaign:
@@ -56,16 +62,26 @@ class Campaign:
         self._folder = folder
         self._workers = workers
         self.servers = threading.Lock()  # held by an outage
+        self.sick = threading.Lock()  # held while the disk of one host is full or read-only
         self._threads: list[threading.Thread] = []
         self._open = ExitStack()
 
     def __enter__(self):
         for number in range(self._workers):
             wire = self._open.enter_context(self.cloud.proxy())
-            host = self.recipe.host(self.cloud, self._folder / f"w{number}", wire.url)
+            disk = self._disk(self._folder / f"disk{number}")
+            home = (disk.place if disk else self._folder) / f"w{number}"
+            host = self.recipe.host(self.cloud, home, wire.url)
+            host.log = self._folder / f"w{number}.log"  # not on the disk that fails
             self._open.callback(host.end)
-            self.sites.append(Site(host.start(), wire))
+            self.sites.append(Site(host.start(), wire, disk))
         return self
+
+    def _disk(self, place: Path) -> HostDisk | None:
+        try:
+            return self._open.enter_context(HostDisk(place))
+        except NotHere:
+            return None
 
     def __exit__(self, *_):
         self._open.close()
@@ -75,6 +91,7 @@ class Campaign:
     def rage(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
+            self._restart_dead_services()
             self._enqueue()
             fault, weight = zip(*self.recipe.faults.items(), strict=True)
             chosen = self.random.choices(fault, weight)[0]
@@ -84,6 +101,18 @@ class Campaign:
             thread.start()
             self._threads.append(thread)
             time.sleep(self.random.expovariate(1 / self.recipe.pause))
+
+    def _restart_dead_services(self) -> None:
+        """Do what systemd does. No service may end by itself, but where its disk lets it write nothing."""
+        for site in self.sites:
+            if site.lock.acquire(blocking=False):
+                with released(site.lock):
+                    if (code := site.host.process.poll()) is None:
+                        continue
+                    if not site.disk_lock.locked():
+                        name = site.host.home.name
+                        self.findings.violations.append(f"{name} ended by itself ({code}): {site.host.tail()[-500:]}")
+                    site.host.start()
 
     def calm(self, seconds: float) -> None:
         """Every fault is over, every server and worker is up; wait until every row has ended."""
@@ -95,7 +124,11 @@ class Campaign:
             site.wire.mend()
             if site.host.process.poll() is not None:
                 site.host.start()
-        wait_for(self.cloud.quiet, seconds, lambda: [r["id"] for r in self.cloud.rows() if not Status(r["status"]).is_terminal])
+        wait_for(
+            self.cloud.quiet,
+            seconds,
+            lambda: [r["id"] for r in self.cloud.rows() if not Status(r["status"]).is_terminal],
+        )
 
     def stop(self) -> None:
         """I10: nothing is left on a host, and each service ends in peace."""
@@ -144,7 +177,13 @@ class Campaign:
 
 
 def run_campaign(
-    recipe, seconds: float, *, workers: int, runs: int | None = None, seed: int, keep: Path | None = None,
+    recipe,
+    seconds: float,
+    *,
+    workers: int,
+    runs: int | None = None,
+    seed: int,
+    keep: Path | None = None,
 ) -> Campaign:
     """Return the campaign after its end, with all that was found out; `keep` gets a copy of the hosts' files."""
     with tempfile.TemporaryDirectory(prefix="campaign-") as name:
@@ -161,7 +200,7 @@ def run_campaign(
                 campaign.findings.check(campaign.runs, recipe)
                 campaign.findings.tell_stories()
                 if keep:
-                    shutil.copytree(folder, keep, symlinks=True, dirs_exist_ok=True)
+                    shutil.copytree(folder, keep, symlinks=True, dirs_exist_ok=True, ignore=_LARGE)
         return campaign
 
 

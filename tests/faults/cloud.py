@@ -7,10 +7,11 @@ I1, I2, I3, I4, I5, I7 and I8 for nothing and asserts what is its own.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,12 +26,15 @@ BUCKET = "training-artifacts"
 LASTING = ("status", "claim_id", "attempt", "results", "trained_model_url", "error_message", "completed_at")
 RECORD = """
 create schema faults;
+-- `path` is that of the request: a worker calls functions, the web app writes into the table
 create table faults.changes (
-  n bigserial, at timestamptz default clock_timestamp(), run_id uuid, was jsonb, became jsonb);
+  n bigserial, at timestamptz default clock_timestamp(), path text default current_setting('request.path', true),
+  run_id uuid, was jsonb, became jsonb);
 create table faults.stale_events (run_id uuid, attempt integer, event jsonb, row jsonb);
 create function faults.note_change() returns trigger language plpgsql security definer as $$
 begin
-  insert into faults.changes (run_id, was, became) values (new.id, to_jsonb(old), to_jsonb(new));
+  insert into faults.changes (run_id, was, became)
+  values (new.id, to_jsonb(old) - 'configuration', to_jsonb(new) - 'configuration');
   return null;
 end $$;
 -- every change but those that a beat makes of itself; of an ended run every one
@@ -100,6 +104,12 @@ class Cloud:
             timeout=30,
         )
         self.stack.sql(RECORD)
+        columns = self.stack.rows(
+            "select attname as name from pg_attribute"
+            " where attrelid = 'training_runs'::regclass and attnum > 0 and not attisdropped"
+        )
+        # as text, because a row that is poison may hold what Python cannot read
+        self._columns = ",".join({"configuration": "configuration::text"}.get(c["name"], c["name"]) for c in columns)
 
     def close(self) -> None:
         self._app.close()
@@ -131,11 +141,11 @@ class Cloud:
         self._changed("DELETE", {"id": f"eq.{run_id}"}, None)
 
     def row(self, run_id: str):
-        rows = self._read("/training_runs", id=f"eq.{run_id}")
+        rows = self._rows(id=f"eq.{run_id}")
         return rows[0] if rows else None
 
     def rows(self):
-        return self._read("/training_runs", order="created_at")
+        return self._rows(order="created_at")
 
     def events(self, run_id: str, kind=None):
         where = {"run_id": f"eq.{run_id}", "order": "attempt,seq"} | ({"kind": f"eq.{kind}"} if kind else {})
@@ -154,11 +164,18 @@ class Cloud:
     def warnings(self, run_id: str) -> list[str]:
         return [event["data"]["code"] for event in self.events(run_id, "warning")]
 
+    def _rows(self, **where):
+        rows = self._read("/training_runs", select=self._columns, **where)
+        for row in rows:
+            with suppress(ValueError, TypeError, RecursionError):
+                row["configuration"] = json.loads(row["configuration"])
+        return rows
+
     def _read(self, path: str, **where):
         return self._app.get(path, params=where).raise_for_status().json()
 
     def _changed(self, method: str, where, columns):
-        answer = self._app.request(method, "/training_runs", params=where, json=columns)
+        answer = self._app.request(method, "/training_runs", params=where | {"select": "id"}, json=columns)
         assert answer.is_success, answer.text
         return answer.json()
 
@@ -199,9 +216,8 @@ class Cloud:
 
     def refuse(self, what: str, status: int = 503, body: bytes = b"{}") -> None:
         """Every request whose path holds `what` is answered so, until `gateway.reset()`."""
-        self.gateway.faults = lambda _, path: (
-            (status, {"Content-Type": "application/json"}, body) if what in path else None
-        )
+        kind = "text/html" if body.startswith(b"<") else "application/json"
+        self.gateway.faults = lambda _, path: (status, {"Content-Type": kind}, body) if what in path else None
 
     def lose_answers(self, what: str, times: int) -> list[str]:
         """The next answers to requests whose path holds `what` are thrown away; the list grows with each."""
@@ -241,8 +257,8 @@ class Cloud:
     def check_invariants(self) -> None:
         """I1 to I5, I7 and I8, for every run and everything that was ever written."""
         assert self.stack.rows("select * from faults.stale_events") == []
-        for change in self.stack.rows("select was, became from faults.changes order by n"):
-            check_change(change["was"], change["became"])
+        for change in self.stack.rows("select path, was, became from faults.changes order by n"):
+            check_change(**change)
         for row in self.rows():
             assert row["failures"] <= row["max_attempts"]
             if row["status"] == "completed":
@@ -253,8 +269,10 @@ class Cloud:
         return all(Status(row["status"]).is_terminal for row in self.rows())
 
 
-def check_change(was, became) -> None:
+def check_change(path, was, became) -> None:
     before, after = Status(was["status"]), Status(became["status"])
+    if path == "/training_runs" and before.is_terminal and after is Status.QUEUED:
+        return  # somebody queued an ended run again
     assert after is before or after in TRANSITIONS[before], f"I4: {before} → {after}"
     if before.is_terminal:
         assert {n: was[n] for n in LASTING} == {n: became[n] for n in LASTING}, "I3"

@@ -44,6 +44,8 @@ def check_curves(findings, rows) -> Curves:
     curves = Curves()
     with TemporaryDirectory() as folder:
         for row in rows.values():
+            if row["id"] in findings.poison:
+                continue
             _count(curves, findings.cloud.events(row["id"]))
             if row["status"] == "completed":
                 try:
@@ -85,25 +87,26 @@ def _check_completed(cloud, row, file: Path) -> None:
     assert epochs == list(range(1, row["results"]["metrics"]["epoch"] + 1)), f"results.csv has the epochs {epochs}"
     rates = [line["lr/pg0"] for line in lines]
     assert rates == sorted(rates, reverse=True), f"the learning rates are not one schedule: {rates}"
-    told = {
-        event["data"]["epoch"]: event["data"]["metrics"][FITNESS] for event in cloud.events(row["id"], "epoch")
-    }
+    told = {event["data"]["epoch"]: event["data"]["metrics"][FITNESS] for event in cloud.events(row["id"], "epoch")}
     written = {int(line["epoch"]): line[FITNESS] for line in lines}
     differing = [epoch for epoch in written if abs(told.get(epoch, -1) - written[epoch]) > 1e-4]
     assert not differing, f"the history and results.csv differ in the epochs {differing}: {told}, {written}"
     file.write_bytes(cloud.storage.get(BUCKET, f"{prefix}/best.pt"))
-    reached = _load(file)
+    reached, arguments = _load(file)
+    plan = row["results"]["plan"]
+    trained = {name: arguments[name] for name in ("epochs", "batch", "imgsz")}
+    assert trained == {name: plan[name] for name in trained}, f"best.pt was trained with {trained}, the plan is {plan}"
     assert abs(reached - max(written.values())) < 1e-4, f"best.pt has the fitness {reached}, the curve {written}"
 
 
-def _load(file: Path) -> float:
-    """Return the fitness that the weights had in training, once they have predicted something."""
+def _load(file: Path) -> tuple[float, dict]:
+    """Return the fitness and the arguments that the weights were trained with, once they have predicted something."""
     import numpy as np
     from ultralytics import YOLO
 
     model = YOLO(file)
     model.predict(np.zeros((64, 64, 3), dtype=np.uint8), imgsz=64, verbose=False)
-    return model.ckpt["train_metrics"]["fitness"]
+    return model.ckpt["train_metrics"]["fitness"], model.ckpt["train_args"]
 
 
 def _share(part: int, whole: int) -> str:

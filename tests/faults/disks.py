@@ -147,6 +147,29 @@ class PowerCut(Disk):
         (self.place / ".commit").unlink()
 
 
+class HostDisk(PowerCut):
+    """The one disk of a host: it can also be full for a while, or read-only until the host is started again."""
+
+    def __init__(self, place: Path, mebibytes: int = 8 * 1024) -> None:
+        super().__init__(place, mebibytes)
+
+    def fill(self) -> None:
+        self._fill()
+
+    def free(self) -> None:
+        self._fillers.pop().unlink()
+
+    def turn_read_only(self) -> None:
+        """Do what the kernel does after an error of the device."""
+        _run("mount", "-o", "remount,abort", self.place)
+
+    def repair(self) -> None:
+        """Check the file system and mount it again. Kill the processes that use it first."""
+        _patiently("umount", self.place)
+        _run("e2fsck", "-fy", self._image, accept=(0, 1))
+        self._mount()
+
+
 def _patiently(*command: object, seconds: float = 10.0) -> None:
     """Repeat a command that the last breath of a killed process can make fail."""
     deadline = time.monotonic() + seconds

@@ -11,6 +11,10 @@ from itertools import pairwise
 from tests.faults.cloud import check_change
 from trainer.core.job import Status
 
+OUTAGES = ("outage", "bad gateway", "lost answers", "bad storage", "storage denies", "bad line")
+DISKS = ("power cut", "full disk", "read only disk")
+REST = ("suspend service", "stop training", "deploy", "cancel", "finish", "delete row", "edit and queue again")
+
 
 class Findings:
     def __init__(self, cloud) -> None:
@@ -20,6 +24,8 @@ class Findings:
         self.lost: list[float] = []  # seconds of training that a kill cost
         self.ended: Counter[str] = Counter()
         self.cloud = cloud
+        self.poison: dict[str, str] = {}  # by run, which of poison.ROWS
+        self.queued_again: Counter[str] = Counter()  # by run
         self.stories: dict[str, str] = {}  # by run, of those that a violation names
         self.curves = None  # of real trainings
         self._kills: list[tuple[float, str, int, bool]] = []
@@ -32,10 +38,10 @@ class Findings:
         """Read everything that was written down, once all is over."""
         for stale in self.cloud.stack.rows("select * from faults.stale_events"):
             self.violations.append(f"I5: a stale event was stored: {stale}")
-        changes = self.cloud.stack.rows("select at, run_id, was, became from faults.changes order by n")
+        changes = self.cloud.stack.rows("select at, run_id, path, was, became from faults.changes order by n")
         for change in changes:
             try:
-                check_change(change["was"], change["became"])
+                check_change(change["path"], change["was"], change["became"])
             except AssertionError as broken:
                 self.violations.append(f"{change['run_id']}: {broken}")
         claims = {
@@ -44,7 +50,10 @@ class Findings:
         rows = {row["id"]: row for row in self.cloud.rows()}
         self.ended["deleted"] = sum(run_id not in rows for run_id in runs)
         for row in rows.values():
-            self._check_row(row, claims)
+            if row["id"] in self.poison:
+                self._check_poison(row)
+            else:
+                self._check_row(row, claims, may_fail=recipe.may_fail)
         for kill in self._kills:
             self._measure(*kill, rows, claims)
         self.curves = recipe.check(self, rows)
@@ -54,12 +63,18 @@ class Findings:
         for run_id in set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", " ".join(self.violations))):
             self.stories[run_id] = self.cloud.story(run_id)
 
-    def _check_row(self, row, claims) -> None:
+    def _check_poison(self, row) -> None:
+        # somebody may cancel it before a worker has seen it
+        if row["status"] not in ("failed", "canceled") or not row["error_message"]:
+            name = self.poison[row["id"]]
+            self.violations.append(f"{row['id']} ({name}) is {row['status']}: {row['error_message']}")
+
+    def _check_row(self, row, claims, *, may_fail: bool) -> None:
         status = Status(row["status"])
         self.ended[status.value] += 1
         if not status.is_terminal:
             self.violations.append(f"I6: {row['id']} is {status} after all")
-        if status is Status.FAILED and row["failures"] < row["max_attempts"]:
+        if status is Status.FAILED and (row["failures"] < row["max_attempts"] or not may_fail):
             self.violations.append(f"I7: {row['id']} failed without need: {row['error_message']}")
         attempts = sorted(self.cloud.epochs(row["id"]).items())
         if status is Status.COMPLETED:
@@ -67,6 +82,8 @@ class Findings:
         for attempt, told in attempts:
             if told != list(range(told[0], told[0] + len(told))):
                 self.violations.append(f"I9: attempt {attempt} of {row['id']} told {told}")
+            if row["id"] in self.queued_again:
+                continue
             known = claims.get((row["id"], attempt), {"became": {}})["became"].get("checkpoint") or {"epoch": 0}
             if told[0] <= known["epoch"]:
                 self.violations.append(
@@ -74,7 +91,8 @@ class Findings:
                     f" ({self.cloud.warnings(row['id'])})",
                 )
         for (_, before), (later, after) in pairwise(attempts):
-            if after[0] > before[-1] + 1 and self._has_all(row["id"], later):
+            is_one_curve = self._has_all(row["id"], later) and row["id"] not in self.queued_again
+            if after[0] > before[-1] + 1 and is_one_curve:
                 self.violations.append(f"I9: epochs are missing before attempt {later} of {row['id']}: {attempts}")
 
     def _check_completed(self, row, attempts) -> None:
@@ -82,9 +100,13 @@ class Findings:
             self.cloud.check_published(row)
         except (AssertionError, KeyError, StopIteration) as broken:
             self.violations.append(f"I8: {row['id']}: {broken!r}")
-        done, wanted = row["results"]["metrics"]["epoch"], row["configuration"]["epochs"]
+        asked, plan = row["configuration"], row["results"]["plan"]
+        done, wanted = row["results"]["metrics"]["epoch"], asked["epochs"]
         if done != wanted and not row["finish_requested"]:
             self.violations.append(f"I8: {row['id']} completed with {done} of {wanted} epochs")
+        for name in ("epochs", "batch", "imgsz"):
+            if asked.get(name, plan[name]) != plan[name]:
+                self.violations.append(f"{row['id']} asks for {name} {asked[name]}, its plan says {plan[name]}")
 
     def _has_all(self, run_id: str, attempt: int) -> bool:
         # events that a killed service had not delivered when another took over are rightly refused later
@@ -111,21 +133,18 @@ class Findings:
 
     def table(self, heading: str, counts: Counter[str]) -> str:
         """In Markdown."""
-        kills = counts["kill training"] + counts["kill service"]
-        outages = sum(counts[name] for name in ("outage", "bad gateway", "lost answers", "bad storage", "bad line"))
-        rest = {
-            name: counts[name]
-            for name in ("suspend service", "stop training", "deploy", "cancel", "finish", "delete row")
-        }
+        kills = {name: counts[f"kill {name}"] for name in ("training", "service", "guardian", "spare")}
+        outages = sum(counts[name] for name in OUTAGES)
+        disks = {name: counts[name] for name in DISKS}
+        rest = {name: counts[name] for name in REST}
         lines = [
             ("campaign", heading),
             ("runs", f"{sum(self.ended.values())} ({_listed(self.ended)})"),
-            (
-                "processes killed (SIGKILL)",
-                f"{kills} ({counts['kill training']} trainings, {counts['kill service']} services)",
-            ),
+            ("processes killed (SIGKILL)", f"{sum(kills.values())} ({_listed(kills)})"),
+            ("hosts", _listed(disks) or "no disk could be made on this machine"),
             ("outages of database, network or storage", str(outages)),
             ("other faults and wishes", _listed(rest)),
+            ("rows that no worker can train", f"{len(self.poison)} taken by the database, each ended with its reason"),
             *(self.curves.lines() if self.curves else []),
             ("**violations of an invariant**", f"**{len(self.violations)}**"),
             ("training seconds lost per kill, p50 / p99", _quantiles(self.lost)),

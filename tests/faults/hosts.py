@@ -45,6 +45,10 @@ class Host(Service):
         """The oldest first: with WARM_START, a process that waits for the next run is younger than one that trains."""
         return sorted((child for child in self.children() if _is_training(child)), key=psutil.Process.create_time)
 
+    def guardians(self) -> list[psutil.Process]:
+        """The processes between the service and its trainings, the oldest first."""
+        return sorted((child for child in self.children() if _is_guardian(child)), key=psutil.Process.create_time)
+
     def children(self) -> list[psutil.Process]:
         try:
             return super().children()
@@ -107,10 +111,18 @@ class Host(Service):
 
 
 def _is_training(process: psutil.Process) -> bool:
+    return any(part.endswith(("trains_as_told.py", "trainer.training.child")) for part in _command(process)[1:3])
+
+
+def _is_guardian(process: psutil.Process) -> bool:
+    return any(part.endswith("guardian.py") for part in _command(process)[1:5])
+
+
+def _command(process: psutil.Process) -> list[str]:
     try:
-        return any(part.endswith(("trains_as_told.py", "trainer.training.child")) for part in process.cmdline()[1:3])
-    except psutil.Error:
-        return False
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []
 
 
 def gone(processes, seconds=5.0) -> bool:

@@ -13,8 +13,12 @@ from contextlib import suppress
 
 import psutil
 
+from tests.faults import poison
 from tests.faults.cloud import BUCKET
 from tests.faults.hosts import gone
+from tests.storage_server import PORTAL
+from tests.supabase_stack import SqlError
+from trainer.core.job import Status
 
 TRAINING = ("training", "validating")  # the phases in which a process of the run's own is at work
 
@@ -66,6 +70,20 @@ def kill_service(campaign, site, dice) -> bool:
     return True
 
 
+def kill_guardian(campaign, site, dice) -> bool:
+    """SIGKILL to the process between the service and the training alone."""
+    guardians = site.host.guardians()
+    if not guardians:
+        return False
+    with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+        below = guardians[0].children(recursive=True)
+        guardians[0].kill()
+        if not gone(below):
+            campaign.findings.violations.append(f"I10: {below} outlived their guardian")
+        return True
+    return False
+
+
 def suspend_service(campaign, site, dice) -> bool:
     if not site.lock.acquire(blocking=False):
         return False
@@ -93,6 +111,48 @@ def deploy(campaign, site, dice) -> bool:
     return True
 
 
+def power_cut(campaign, site, dice) -> bool:
+    """All processes of the host are gone at once, and what was not synced is lost."""
+    if not site.disk or not site.disk_lock.acquire(blocking=False):
+        return False
+    with released(site.disk_lock), site.lock:
+        for row in campaign.runs_of(site):
+            campaign.findings.killed(row, service=True)
+        site.host.kill_all()
+        site.disk.strike()
+        time.sleep(dice.choice([0, 1, 2 * campaign.recipe.lease]))
+        site.disk.mend()
+        site.host.start()
+    return True
+
+
+def full_disk(campaign, site, dice) -> bool:
+    """The host has no space left for a while; one host at a time."""
+    if not site.disk or not campaign.sick.acquire(blocking=False):
+        return False
+    with released(campaign.sick), site.disk_lock:
+        site.disk.fill()
+        time.sleep(dice.uniform(1, 4) * campaign.recipe.lease)
+        site.disk.free()
+    return True
+
+
+def read_only_disk(campaign, site, dice) -> bool:
+    """The host's disk turns read-only, until somebody stops the service, repairs the disk and starts it again."""
+    if not site.disk or not campaign.sick.acquire(blocking=False):
+        return False
+    with released(campaign.sick), site.disk_lock:
+        site.disk.turn_read_only()
+        time.sleep(dice.uniform(1, 4) * campaign.recipe.lease)
+        with site.lock:
+            for row in campaign.runs_of(site):
+                campaign.findings.killed(row, service=True)
+            site.host.kill_all()
+            site.disk.repair()
+            site.host.start()
+    return True
+
+
 # ── servers and the lines to them ──
 
 
@@ -108,7 +168,11 @@ def outage(campaign, site, dice) -> bool:
 
 
 def bad_gateway(campaign, site, dice) -> bool:
-    campaign.cloud.refuse(dice.choice(["beat_", "claim_", "finish_", "/rpc/"]), dice.choice([429, 500, 502, 503]))
+    what = dice.choice(["beat_", "claim_", "finish_", "/rpc/"])
+    status, body = dice.choice(
+        [(429, b"{}"), (500, b"{}"), (502, b"<html>"), (503, b"{}"), (200, PORTAL), (404, b"{}")]
+    )
+    campaign.cloud.refuse(what, status, body)
     time.sleep(dice.uniform(0.2, 2))
     campaign.cloud.gateway.faults = None
     return True
@@ -122,6 +186,25 @@ def lost_answers(campaign, site, dice) -> bool:
 def bad_storage(campaign, site, dice) -> bool:
     kind = dice.choice(["status", "lost", "cut_request", "delay"])
     campaign.cloud.storage.fault(kind, on=f"/object/{BUCKET}", times=dice.randint(1, 12), seconds=0.3)
+    return True
+
+
+def storage_denies(campaign, site, dice) -> bool:
+    """For a while, Storage answers what is not true: that nothing is there, a login page, `null`."""
+    on = dice.choice(
+        ["/object/sign/", "/object/list", f"/object/{BUCKET}", "/upload/resumable", f"GET /bucket/{BUCKET}"]
+    )
+    missing = {"body": b'{"statusCode":"404","error":"not_found","message":"Object not found"}'}
+    answers = {
+        "404": ("status", {"status": 404} | missing),
+        "400 that means 404": ("status", {"status": 400} | missing),
+        "a login page": ("portal", {}),
+        "null": ("status", {"status": 200, "body": b"null", "headers": {"Content-Type": "application/json"}}),
+    }
+    kind, details = answers[dice.choice(list(answers))]
+    fault = campaign.cloud.storage.fault(kind, on=on, times=1_000_000, **details)
+    time.sleep(dice.uniform(0.3, 1.5) * campaign.recipe.lease)
+    fault.times = 0
     return True
 
 
@@ -157,6 +240,31 @@ def finish(campaign, site, dice) -> bool:
 def delete_row(campaign, site, dice) -> bool:
     runs = campaign.runs_of(site)
     return bool(runs) and bool(campaign.ask(lambda: campaign.cloud.delete(runs[0]["id"]) or True))
+
+
+def poison_row(campaign, site, dice) -> bool:
+    """Beside the good rows: one that no worker can read or train."""
+    name = dice.choice(list(poison.ROWS))
+    model = campaign.recipe.row(dice).get("base_model", "yolo11n.yaml")
+    try:
+        run_id = poison.insert(campaign.cloud, name, model)
+    except SqlError:  # the database is down
+        return False
+    if run_id:
+        campaign.findings.poison[run_id] = name
+    return True
+
+
+def edit_and_queue_again(campaign, site, dice) -> bool:
+    """Ask an ended run for something else, as somebody does who follows the service's own advice."""
+    rows = [row for row in campaign.ask(campaign.cloud.rows) or [] if row["id"] in campaign.runs]
+    ended = [row for row in rows if Status(row["status"]).is_terminal]
+    if not ended:
+        return False
+    row = dice.choice(ended)
+    columns = campaign.recipe.edited(row, dice) | {"status": "queued", "cancel_requested": False}
+    campaign.findings.queued_again[row["id"]] += 1  # also when the answer is lost
+    return bool(campaign.ask(lambda: campaign.cloud.edit(row["id"], **columns) or True))
 
 
 class released:  # noqa: N801 - reads as a word

@@ -14,32 +14,79 @@ from tests.faults.hosts import LEASE, Host
 from trainer.demo import draw_dataset
 
 ATTEMPTS = 5
+# how often each fault comes, relative to the others
+STAND_IN_FAULTS = {
+    faults.kill_training: 6,
+    faults.kill_guardian: 2,
+    faults.kill_service: 5,
+    faults.suspend_service: 3,
+    faults.stop_training: 2,
+    faults.deploy: 3,
+    faults.outage: 3,
+    faults.bad_gateway: 2,
+    faults.lost_answers: 3,
+    faults.bad_storage: 3,
+    faults.storage_denies: 3,
+    faults.bad_line: 4,
+    faults.cancel: 2,
+    faults.finish: 1,
+    faults.delete_row: 1,
+    faults.poison_row: 2,
+    faults.edit_and_queue_again: 2,
+    faults.power_cut: 2,
+    faults.full_disk: 1,
+    faults.read_only_disk: 1,
+}
+REAL_FAULTS = {
+    faults.kill_training: 5,
+    faults.kill_guardian: 1,
+    faults.kill_spare: 1,
+    faults.kill_service: 4,
+    faults.suspend_service: 2,
+    faults.stop_training: 1,
+    faults.deploy: 5,
+    faults.outage: 2,
+    faults.bad_gateway: 2,
+    faults.lost_answers: 3,
+    faults.bad_storage: 3,
+    faults.storage_denies: 3,
+    faults.bad_line: 2,
+    faults.cancel: 1,
+    faults.finish: 1,
+    faults.delete_row: 1,
+    faults.poison_row: 2,
+    faults.edit_and_queue_again: 2,
+    faults.power_cut: 2,
+    faults.full_disk: 1,
+    faults.read_only_disk: 1,
+}
+REAL_LEASE = 8.0  # seconds
+REAL_SETTINGS = {
+    "LEASE_SECONDS": REAL_LEASE,
+    "STALL_SECONDS": 20,
+    "CHECKPOINT_INTERVAL": 2,
+    "DRAIN_SECONDS": 25,
+    "CANCEL_GRACE": 10,
+    "WARM_START": 1,
+}
+# `nbs`: an update of the weights after each batch, not after 64 images
+REAL_CONFIGURATION = {
+    "imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "compute": "cpu", "plots": False, "warmup_epochs": 0,
+    "mosaic": 0, "scale": 0.1, "translate": 0.05, "erasing": 0,
+}  # fmt: skip
 
 
 class StandIn:
     """The quick stand-in: an epoch takes 0.2 s, and each is a new best."""
 
+    may_fail = True  # after so many attempts without progress as the row allows
     title = "a quick stand-in for the training"
     lease = LEASE
     exit_seconds = 20  # after SIGTERM
     pause = 0.9  # mean seconds between two faults
     patience = 180  # seconds until the last run has ended
     keeps_spare = False
-    faults = {
-        faults.kill_training: 6,
-        faults.kill_service: 5,
-        faults.suspend_service: 3,
-        faults.stop_training: 2,
-        faults.deploy: 3,
-        faults.outage: 3,
-        faults.bad_gateway: 2,
-        faults.lost_answers: 3,
-        faults.bad_storage: 3,
-        faults.bad_line: 4,
-        faults.cancel: 2,
-        faults.finish: 1,
-        faults.delete_row: 1,
-    }
+    faults = STAND_IN_FAULTS
 
     def draw(self, folder: Path) -> Path:
         return draw_dataset(folder, images=6, size=32)
@@ -53,6 +100,11 @@ class StandIn:
 
     def row(self, dice: random.Random) -> dict:
         return {"max_attempts": ATTEMPTS, "configuration": {"epochs": dice.randint(8, 40)}}
+
+    def edited(self, row, dice: random.Random) -> dict:
+        """Columns of the row that ask for something else."""
+        other = {"epochs": dice.randint(8, 40), "batch": dice.choice([2, 4, 8]), "imgsz": dice.choice([32, 64])}
+        return {"configuration": row["configuration"] | other}
 
     def busy(self, dice: random.Random, workers: int) -> int:
         """How many runs to have at once: one worker is left over, to take over what another loses."""
@@ -68,51 +120,24 @@ class RealTraining:
     So the first epochs are the best ones, and most of the others are no new best, as in the long tail of any training.
     """
 
+    may_fail = False
     title = "real trainings with Ultralytics"
-    lease = 8.0
+    lease = REAL_LEASE
     exit_seconds = 40
     pause = 4.0
     patience = 300
     keeps_spare = True
-    faults = {
-        faults.kill_training: 5,
-        faults.kill_spare: 1,
-        faults.kill_service: 4,
-        faults.suspend_service: 2,
-        faults.stop_training: 1,
-        faults.deploy: 5,
-        faults.outage: 2,
-        faults.bad_gateway: 2,
-        faults.lost_answers: 3,
-        faults.bad_storage: 3,
-        faults.bad_line: 2,
-        faults.cancel: 1,
-        faults.finish: 1,
-        faults.delete_row: 1,
-    }
-    _settings = {
-        "LEASE_SECONDS": lease,
-        "STALL_SECONDS": 20,
-        "CHECKPOINT_INTERVAL": 2,
-        "DRAIN_SECONDS": 25,
-        "CANCEL_GRACE": 10,
-        "WARM_START": 1,
-    }
-    # `nbs`: an update of the weights after each batch, not after 64 images
-    _recipe = {
-        "imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "compute": "cpu", "plots": False, "warmup_epochs": 0,
-        "mosaic": 0, "scale": 0.1, "translate": 0.05, "erasing": 0,
-    }  # fmt: skip
+    faults = REAL_FAULTS
 
     def draw(self, folder: Path) -> Path:
         return draw_squares(folder, images=12, size=64)
 
     def prepare(self, cloud, folder: Path) -> None:
         """Train the weights that all runs start from, in peace."""
-        host = Host(cloud, folder / "teacher", None, **self._settings).start()
+        host = Host(cloud, folder / "teacher", None, **REAL_SETTINGS).start()
         data = draw_squares(cloud.data.parent / "teaching", images=24, size=64)
         lesson = {"epochs": 30, "optimizer": "AdamW", "lr0": 0.002, "patience": 0}
-        run_id = cloud.insert(data_yaml=str(data), configuration=self._recipe | lesson)
+        run_id = cloud.insert(data_yaml=str(data), configuration=REAL_CONFIGURATION | lesson)
         row = cloud.wait(run_id, "completed", "failed", seconds=300)
         assert row["status"] == "completed", row["error_message"]
         assert row["results"]["mAP"] > 0.2, "the weights to start from have not learned enough"
@@ -122,16 +147,27 @@ class RealTraining:
 
     def host(self, cloud, home: Path, url: str) -> Host:
         (home / "models").mkdir(parents=True)
-        (home / "models" / "learned_squares.pt").write_bytes(self._weights)
-        return Host(cloud, home, None, url=url, **self._settings)
+        for name in ("learned_squares.pt", "other_squares.pt"):
+            (home / "models" / name).write_bytes(self._weights)
+        return Host(cloud, home, None, url=url, **REAL_SETTINGS)
 
     def row(self, dice: random.Random) -> dict:
         course = {
             "epochs": dice.randint(8, 20), "seed": dice.randrange(1000), "optimizer": "SGD",
             "lr0": dice.choice([0.002, 0.004, 0.008]), "lrf": 0.1,
         }  # fmt: skip
-        configuration = self._recipe | course
+        configuration = REAL_CONFIGURATION | course
         return {"max_attempts": ATTEMPTS, "base_model": "learned_squares.pt", "configuration": configuration}
+
+    def edited(self, row, dice: random.Random) -> dict:
+        """Columns of the row that ask for something else: one thing, or several."""
+        other = {
+            "epochs": dice.randint(8, 20), "batch": dice.choice([2, 3, 8]), "imgsz": 32, "lr0": 0.003, "seed": 5,
+            "patience": 50,
+        }  # fmt: skip
+        chosen = dice.sample(sorted(other), dice.randint(1, 3))
+        columns = {"configuration": row["configuration"] | {name: other[name] for name in chosen}}
+        return columns | ({"base_model": "other_squares.pt"} if dice.random() < 0.2 else {})
 
     def busy(self, dice: random.Random, workers: int) -> int:
         """How many runs to have at once: sometimes a worker is left over, so that runs move between hosts."""

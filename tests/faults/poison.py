@@ -1,0 +1,51 @@
+"""Rows that a signed-in user could insert and that no worker can train. Each must end as a failed run with a reason."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+from tests.supabase_stack import SqlError
+
+_NESTED = 1500
+
+# name → the row's columns as SQL; `configuration` is jsonb, the others text
+ROWS = {
+    "nested configuration": {"configuration": '{"epochs": ' + "[" * _NESTED + "]" * _NESTED + "}"},
+    "nested objects": {"configuration": '{"a": ' * _NESTED + "1" + "}" * _NESTED},
+    "5,001 digits": {"configuration": '{"epochs": 1e5000}'},
+    "-1e999": {"configuration": '{"lr0": -1e999}'},
+    "a list with null": {"configuration": "[null]"},
+    "a list with a number": {"configuration": "[1]"},
+    "a number": {"configuration": "7"},
+    "a text": {"configuration": '"epochs"'},
+    "wrong types": {"configuration": '{"epochs": {"a": 1}, "batch": [true], "imgsz": "many", "dataYaml": {"b": 2}}'},
+    "not a number": {"configuration": '{"epochs": "NaN", "lr0": "Infinity"}'},
+    "zero epochs": {"configuration": '{"epochs": 0}'},
+    "a path that leads out": {"data_yaml": "../../../../etc/passwd"},
+    "a long path": {"data_yaml": "x/" * 20_000},
+    "a long model": {"base_model": "y" * 20_000 + ".pt"},
+    "an odd model": {"base_model": "\u202e\u0007../learned.pt"},
+    "requires": {"configuration": '{"epochs": 1, "requires": {"gpus": "many"}, "device": [[0]]}'},
+}
+
+
+def insert(cloud, name: str, base_model: str) -> str | None:
+    """Insert the row of that name; return its id, or None when the database refuses it."""
+    run_id = str(uuid.uuid4())
+    columns = {"run_name": f"poison: {name}", "base_model": base_model, "data_yaml": str(cloud.data)}
+    # over SQL, because Python cannot write some of these documents
+    columns |= {"id": run_id, "configuration": json.dumps({"epochs": 3})} | ROWS[name]
+    values = ", ".join(_quoted(value) for value in columns.values())
+    try:
+        cloud.sql(f"insert into training_runs ({', '.join(columns)}) values ({values});")
+    except SqlError as refused:
+        # a server that is down is no refusal
+        if "violates" not in str(refused) and "invalid input" not in str(refused):
+            raise
+        return None
+    return run_id
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
