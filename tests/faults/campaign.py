@@ -72,6 +72,8 @@ class Campaign:
             disk = self._disk(self._folder / f"disk{number}")
             home = (disk.place if disk else self._folder) / f"w{number}"
             host = self.recipe.host(self.cloud, home, wire.url)
+            if disk:
+                disk.sync()
             host.log = self._folder / f"w{number}.log"  # not on the disk that fails
             self._open.callback(host.end)
             self.sites.append(Site(host.start(), wire, disk))
@@ -134,7 +136,7 @@ class Campaign:
         """I10: nothing is left on a host, and each service ends in peace."""
         for site in self.sites:
             try:
-                site.host.wait_idle(30, spares=int(self.recipe.keeps_spare))
+                site.host.wait_idle(30, spares=int(self.recipe.keeps_spare), torn=site.disk is not None)
             except AssertionError as left:
                 self.findings.violations.append(f"I10: left on {site.host.home.name}: {str(left)[:300]}")
             wait_for(site.host.hears_sigterm)

@@ -153,6 +153,10 @@ class HostDisk(PowerCut):
     def __init__(self, place: Path, mebibytes: int = 8 * 1024) -> None:
         super().__init__(place, mebibytes)
 
+    def sync(self) -> None:
+        """Make lasting what is there now."""
+        _run("sync", "-f", self.place)
+
     def fill(self) -> None:
         self._fill()
 

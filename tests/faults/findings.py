@@ -53,7 +53,7 @@ class Findings:
             if row["id"] in self.poison:
                 self._check_poison(row)
             else:
-                self._check_row(row, claims, may_fail=recipe.may_fail)
+                self._check_row(row, claims)
         for kill in self._kills:
             self._measure(*kill, rows, claims)
         self.curves = recipe.check(self, rows)
@@ -69,12 +69,13 @@ class Findings:
             name = self.poison[row["id"]]
             self.violations.append(f"{row['id']} ({name}) is {row['status']}: {row['error_message']}")
 
-    def _check_row(self, row, claims, *, may_fail: bool) -> None:
+    def _check_row(self, row, claims) -> None:
         status = Status(row["status"])
         self.ended[status.value] += 1
         if not status.is_terminal:
             self.violations.append(f"I6: {row['id']} is {status} after all")
-        if status is Status.FAILED and (row["failures"] < row["max_attempts"] or not may_fail):
+        kills = sum(run_id == row["id"] for _, run_id, _, _ in self._kills)
+        if status is Status.FAILED and kills < row["max_attempts"]:
             self.violations.append(f"I7: {row['id']} failed without need: {row['error_message']}")
         attempts = sorted(self.cloud.epochs(row["id"]).items())
         if status is Status.COMPLETED:

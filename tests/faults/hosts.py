@@ -87,11 +87,15 @@ class Host(Service):
     def run_dir(self, run_id: str, attempt=1) -> Path:
         return self.home / "runs" / (f"train_{run_id}" + ("" if attempt == 1 else f"-{attempt}"))
 
-    def wait_idle(self, seconds=20.0, spares=0) -> None:
-        """I10: no journal, and no process of a training but `spares` that wait for the next run."""
+    def wait_idle(self, seconds=20.0, spares=0, torn=False) -> None:
+        """I10: no journal, and no process of a training but `spares` that wait for the next run.
+
+        With `torn`, journals that a crash of the host made unreadable may lie aside.
+        """
 
         def is_idle() -> bool:
-            return not self.journals() and len(self.children()) <= 2 * spares and len(self.trainings()) <= spares
+            journals = [path for path in self.journals() if not (torn and path.suffix == ".unreadable")]
+            return not journals and len(self.children()) <= 2 * spares and len(self.trainings()) <= spares
 
         wait_for(is_idle, seconds, lambda: (self.journals(), self.children(), self.tail()))
 

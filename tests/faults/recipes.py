@@ -38,13 +38,13 @@ STAND_IN_FAULTS = {
     faults.read_only_disk: 1,
 }
 REAL_FAULTS = {
-    faults.kill_training: 5,
-    faults.kill_guardian: 1,
+    faults.kill_training: 8,
+    faults.kill_guardian: 2,
     faults.kill_spare: 1,
-    faults.kill_service: 4,
+    faults.kill_service: 6,
     faults.suspend_service: 2,
     faults.stop_training: 1,
-    faults.deploy: 5,
+    faults.deploy: 8,
     faults.outage: 2,
     faults.bad_gateway: 2,
     faults.lost_answers: 3,
@@ -79,7 +79,6 @@ REAL_CONFIGURATION = {
 class StandIn:
     """The quick stand-in: an epoch takes 0.2 s, and each is a new best."""
 
-    may_fail = True  # after so many attempts without progress as the row allows
     title = "a quick stand-in for the training"
     lease = LEASE
     exit_seconds = 20  # after SIGTERM
@@ -120,11 +119,10 @@ class RealTraining:
     So the first epochs are the best ones, and most of the others are no new best, as in the long tail of any training.
     """
 
-    may_fail = False
     title = "real trainings with Ultralytics"
     lease = REAL_LEASE
     exit_seconds = 40
-    pause = 4.0
+    pause = 3.0
     patience = 300
     keeps_spare = True
     faults = REAL_FAULTS
@@ -153,7 +151,7 @@ class RealTraining:
 
     def row(self, dice: random.Random) -> dict:
         course = {
-            "epochs": dice.randint(8, 20), "seed": dice.randrange(1000), "optimizer": "SGD",
+            "epochs": dice.randint(10, 24), "seed": dice.randrange(1000), "optimizer": "SGD",
             "lr0": dice.choice([0.002, 0.004, 0.008]), "lrf": 0.1,
         }  # fmt: skip
         configuration = REAL_CONFIGURATION | course
