@@ -23,8 +23,9 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# REAL=1 trains with Ultralytics instead of a quick stand-in
 faults: $(VENV)/.installed
-	$(BIN)/python -m tests.faults.campaign --minutes $(or $(MINUTES),30)
+	$(BIN)/python -m tests.faults.campaign $(if $(REAL),--real --minutes $(or $(MINUTES),20),--minutes $(or $(MINUTES),30))
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

@@ -90,7 +90,7 @@ class Campaign:
 
     # ── the course of events ──
 
-    def rage(self, seconds: float) -> None:
+    def inject_faults(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._restart_dead_services()
@@ -116,8 +116,8 @@ class Campaign:
                         self.findings.violations.append(f"{name} ended by itself ({code}): {site.host.tail()[-500:]}")
                     site.host.start()
 
-    def calm(self, seconds: float) -> None:
-        """Every fault is over, every server and worker is up; wait until every row has ended."""
+    def settle(self, seconds: float) -> None:
+        """End all faults, start what is down, and wait until every row has ended."""
         for thread in self._threads:
             thread.join(60)
         self.cloud.gateway.reset()
@@ -133,7 +133,7 @@ class Campaign:
         )
 
     def stop(self) -> None:
-        """I10: nothing is left on a host, and each service ends in peace."""
+        """Stop each service. I10: it exits with 0, and nothing is left on its host."""
         for site in self.sites:
             try:
                 site.host.wait_idle(30, spares=int(self.recipe.keeps_spare), torn=site.disk is not None)
@@ -163,11 +163,11 @@ class Campaign:
         try:
             if fault(self, site, dice):
                 self.counts[name] += 1
-        except Exception as error:  # in a thread: nobody else would hear of it
+        except Exception as error:  # in a thread: nothing else would report it
             self.findings.violations.append(f"a fault went wrong itself, {name}: {error!r}")
 
     def ask(self, question):
-        """The answer, or None while the servers are down."""
+        """Return the answer, or None while the servers are down."""
         try:
             return question()
         except (httpx.HTTPError, AssertionError):
@@ -193,9 +193,9 @@ def run_campaign(
         with running_cloud(recipe.draw(folder / "drawn")) as cloud:
             recipe.prepare(cloud, folder)
             with Campaign(cloud, folder, recipe, workers=workers, runs=runs, seed=seed) as campaign:
-                campaign.rage(seconds)
+                campaign.inject_faults(seconds)
                 try:
-                    campaign.calm(recipe.patience)
+                    campaign.settle(recipe.patience)
                 except AssertionError as unended:
                     campaign.findings.violations.append(f"I6: a row did not end: {unended}")
                 campaign.stop()

@@ -28,13 +28,19 @@ class Curves:
     new_bests: int = 0
     resumes: int = 0
     resumes_below_best: int = 0  # followed by an epoch that was no new best
+    resumes_at_best: int = 0
     models: int = 0  # best.pt of completed runs that were loaded
 
     def lines(self) -> list[tuple[str, str]]:
         below = self.epochs - self.new_bests
+        unfinished = self.resumes - self.resumes_below_best - self.resumes_at_best
         return [
             ("epochs in the history", f"{self.epochs}; {below} were no new best ({_share(below, self.epochs)})"),
-            ("resumes", f"{self.resumes}; after {self.resumes_below_best} the next epoch was no new best"),
+            (
+                "resumes",
+                f"{self.resumes}; the next epoch was no new best after {self.resumes_below_best} of them, a new best after "
+                f"{self.resumes_at_best}, and not reached after {unfinished}",
+            ),
             ("models of completed runs, loaded and compared with their curve", str(self.models)),
         ]
 
@@ -70,6 +76,7 @@ def _count(curves: Curves, events) -> None:
             best_before = max((value for number, value in fitness.items() if number < epoch), default=0.0)
             if epoch == resumed_at:
                 curves.resumes_below_best += reached < best_before
+                curves.resumes_at_best += reached >= best_before
                 resumed_at = None
             fitness[epoch] = reached
     best = 0.0

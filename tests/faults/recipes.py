@@ -38,7 +38,7 @@ STAND_IN_FAULTS = {
     faults.read_only_disk: 1,
 }
 REAL_FAULTS = {
-    faults.kill_training: 8,
+    faults.kill_training: 12,
     faults.kill_guardian: 2,
     faults.kill_spare: 1,
     faults.kill_service: 6,

@@ -5,20 +5,37 @@ import os
 import pytest
 
 from tests.faults.campaign import run_campaign
-from tests.faults.recipes import StandIn
+from tests.faults.recipes import RealTraining, StandIn
 from tests.supabase_stack import MissingBinary
 
 
-@pytest.mark.timeout(280)
-def test_at_random_for_a_while_nothing_is_violated():
-    """F27 (I1 to I10): the seed is fixed; `make faults` goes on for longer, with others."""
+def campaign(recipe, seconds, **options):
     try:
-        campaign = run_campaign(StandIn(), 35, workers=3, runs=12, seed=11)
+        return run_campaign(recipe, seconds, **options)
     except MissingBinary as missing:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(missing))
 
-    assert campaign.findings.violations == []
-    assert campaign.findings.ended["completed"] >= 1
-    assert sum(campaign.counts.values()) > 10
+
+@pytest.mark.timeout(280)
+def test_random_faults_violate_nothing():
+    """F27 (I1 to I10): the seed is fixed; `make faults` takes longer, with others."""
+    done = campaign(StandIn(), 35, workers=3, runs=12, seed=11)
+
+    assert done.findings.violations == []
+    assert done.findings.ended["completed"] >= 1
+    assert sum(done.counts.values()) > 10
+
+
+@pytest.mark.long
+@pytest.mark.training
+@pytest.mark.timeout(900)
+def test_random_faults_cost_no_real_training():
+    """F27 (I1 to I10), with trainings that get worse: most resumes are followed by an epoch that is no new best."""
+    done = campaign(RealTraining(), 120, workers=2, seed=11)
+
+    assert done.findings.violations == [], done.findings.stories
+    assert done.findings.ended["completed"] >= 1
+    assert done.findings.curves.resumes >= 1
+    assert done.findings.curves.new_bests < done.findings.curves.epochs
