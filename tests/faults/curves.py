@@ -34,13 +34,13 @@ class Curves:
     def lines(self) -> list[tuple[str, str]]:
         below = self.epochs - self.new_bests
         unfinished = self.resumes - self.resumes_below_best - self.resumes_at_best
+        resumes = (
+            f"{self.resumes}; the next epoch was no new best after {self.resumes_below_best} of them, a new best after "
+            f"{self.resumes_at_best}, and not reached after {unfinished}"
+        )
         return [
             ("epochs in the history", f"{self.epochs}; {below} were no new best ({_share(below, self.epochs)})"),
-            (
-                "resumes",
-                f"{self.resumes}; the next epoch was no new best after {self.resumes_below_best} of them, a new best after "
-                f"{self.resumes_at_best}, and not reached after {unfinished}",
-            ),
+            ("resumes", resumes),
             ("models of completed runs, loaded and compared with their curve", str(self.models)),
         ]
 

@@ -11,9 +11,17 @@ from itertools import pairwise
 from tests.faults.cloud import check_change
 from trainer.core.job import Status
 
+# how the table calls the faults
+KILLS = {
+    "kill training": "trainings", "kill service": "services", "kill guardian": "guardians of a training",
+    "kill spare": "processes that waited for the next run",
+}  # fmt: skip
+HOSTS = {"power cut": "power cuts", "full disk": "full disks", "read only disk": "read-only disks"}
 OUTAGES = ("outage", "bad gateway", "lost answers", "bad storage", "storage denies", "bad line")
-DISKS = ("power cut", "full disk", "read only disk")
-REST = ("suspend service", "stop training", "deploy", "cancel", "finish", "delete row", "edit and queue again")
+REST = {
+    "suspend service": "suspended services", "stop training": "stuck trainings", "deploy": "deploys", "cancel": "cancels",
+    "finish": "early ends", "delete row": "deleted rows", "edit and queue again": "ended runs edited and queued again",
+}  # fmt: skip
 
 
 class Findings:
@@ -134,18 +142,18 @@ class Findings:
 
     def table(self, heading: str, counts: Counter[str]) -> str:
         """In Markdown."""
-        kills = {name: counts[f"kill {name}"] for name in ("training", "service", "guardian", "spare")}
-        outages = sum(counts[name] for name in OUTAGES)
-        disks = {name: counts[name] for name in DISKS}
-        rest = {name: counts[name] for name in REST}
+        kills, hosts, rest = (
+            {label: counts[fault] for fault, label in labels.items()} for labels in (KILLS, HOSTS, REST)
+        )
+        outages = sum(counts[fault] for fault in OUTAGES)
         lines = [
             ("campaign", heading),
             ("runs", f"{sum(self.ended.values())} ({_listed(self.ended)})"),
             ("processes killed (SIGKILL)", f"{sum(kills.values())} ({_listed(kills)})"),
-            ("hosts", _listed(disks) or "no disk could be made on this machine"),
-            ("outages of database, network or storage", str(outages)),
+            ("faults of a host", _listed(hosts) or "none: this machine lets nobody make a disk"),
+            ("outages and odd answers of database, network or storage", str(outages)),
             ("other faults and wishes", _listed(rest)),
-            ("rows that no worker can train", f"{len(self.poison)} taken by the database, each ended with its reason"),
+            ("rows that no worker can train", str(len(self.poison))),
             *(self.curves.lines() if self.curves else []),
             ("**violations of an invariant**", f"**{len(self.violations)}**"),
             ("training seconds lost per kill, p50 / p99", _quantiles(self.lost)),

@@ -33,7 +33,7 @@ def test_random_faults_violate_nothing():
 @pytest.mark.timeout(900)
 def test_random_faults_cost_no_real_training():
     """F27 (I1 to I10), with trainings that get worse: most resumes are followed by an epoch that is no new best."""
-    done = campaign(RealTraining(), 120, workers=2, seed=11)
+    done = campaign(RealTraining(), 100, workers=2, seed=11)
 
     assert done.findings.violations == [], done.findings.stories
     assert done.findings.ended["completed"] >= 1
