@@ -8,6 +8,7 @@ import pytest
 from tests.faults.cloud import BUCKET
 from tests.faults.hosts import gone
 from tests.faults.test_finished import DAMAGES
+from tests.faults.test_left_in_bucket import nothing_is_left
 
 EPOCHS = 12
 CONFIGURATION = {
@@ -41,7 +42,7 @@ def test_a_real_training_survives_every_kind_of_interruption_as_one_training(clo
     _wait_for_another_epoch(cloud, run_id, attempt=3)
     assert gone(b.kill())
 
-    host("c", None, **times)
+    c = host("c", None, **times)
     row = cloud.wait(run_id, "completed", "failed", seconds=100)
 
     assert row["status"] == "completed", row["error_message"]
@@ -54,6 +55,9 @@ def test_a_real_training_survives_every_kind_of_interruption_as_one_training(clo
     rates = [float(line["lr/pg0"]) for line in rows]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.2 * rates[0]
+    for each in (a, b):
+        each.start()
+    nothing_is_left(cloud, run_id, a, b, c)
 
 
 def _wait_for_another_epoch(cloud, run_id, attempt):
