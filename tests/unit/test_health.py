@@ -28,9 +28,9 @@ class Host:
         return self.problem
 
     def fails(self, run_id, error=DRIVER):
-        """A run that is claimed and fails; whether the host is blamed."""
+        """A run that is claimed and fails; what the host is blamed for."""
         self.health.claimed(run_id)
-        blamed = self.health.blames_host(run_id, error)
+        blamed = self.health.blame(run_id, error)
         self.health.released(run_id)
         return blamed
 
@@ -61,8 +61,7 @@ def host():
 
 def test_a_failure_is_the_hosts_when_it_fails_its_self_test(host):
     host.problem = FULL
-    assert host.fails("a", KILLED)
-    assert host.health.problem == FULL
+    assert host.fails("a", KILLED) == FULL == host.health.problem
 
 
 def test_a_failure_is_not_the_hosts_when_it_passes_its_self_test(host):
@@ -75,11 +74,11 @@ def test_a_failed_training_is_the_hosts_when_it_fails_its_self_test(host):
     """Libraries say odd things on a full disk."""
     assert not host.fails("a", RunFailed("odd"))
     host.problem = FULL
-    assert host.fails("b", RunFailed("odd"))
+    assert host.fails("b", RunFailed("odd")) == FULL
 
 
 def test_what_no_run_can_cause_is_the_hosts_whatever_the_self_test_says(host):
-    assert host.fails("a", DRIVER)
+    assert host.fails("a", DRIVER) == str(DRIVER)
 
 
 # ── when it stops ──

@@ -55,6 +55,7 @@ def test_a_failure_on_a_host_that_fails_its_self_test_is_the_hosts(room, error):
 
     row = room.row(run_id)
     assert (row["status"], row["host_failures"]) == ("queued", {"w": 1})
+    assert row["error_message"].endswith(". RUNS_DIR is full.")
     assert room.health.problem == "RUNS_DIR is full."
 
 

@@ -301,10 +301,11 @@ class Attempt:
 
     def _judged(self, error: RunFailed | MachineFailed) -> Outcome:
         """Whose fault it is. Asked while the slot is held, so that a sick host takes no other run meanwhile."""
-        is_hosts = self._do.health.blames_host(self._job.id, error)
-        if isinstance(error, RunFailed) and not is_hosts:
+        problem = self._do.health.blame(self._job.id, error)
+        if problem is None and isinstance(error, RunFailed):
             return self._failed(error)
-        return Retry(message=str(error), results=self.salvage(), host_failed=is_hosts)
+        message = str(error) if problem in (None, str(error)) else f"{str(error).rstrip('.')}. {problem}"
+        return Retry(message=message, results=self.salvage(), host_failed=problem is not None)
 
     def _stopped(self, reason: StopReason) -> Outcome | None:
         if reason is StopReason.LOST:

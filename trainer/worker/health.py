@@ -70,16 +70,20 @@ class Health:
         with self._lock:
             self._tried.discard(run_id)
 
-    def blames_host(self, run_id: str, error: Exception) -> bool:
-        """Whether the host failed the run; counted. Tests the host, so the run's slot should be held meanwhile."""
+    def blame(self, run_id: str, error: Exception) -> str | None:
+        """What is wrong with the host that failed the run, or None if the host did not; it is counted.
+
+        Tests the host, so the run's slot should be held meanwhile.
+        """
         found = self._self_test()
         if found is None and not isinstance(error, HostFailed):
-            return False
+            return None
+        problem = found or str(error)
         with self._lock:
             self._failed_runs.add(run_id)
             if self._problem is None and (found or self._on_trial or len(self._failed_runs) > 1):
-                self._fall_sick(found or str(error))
-        return True
+                self._fall_sick(problem)
+        return problem
 
     def started(self, job: Job) -> None:
         """Nothing is proved yet."""
