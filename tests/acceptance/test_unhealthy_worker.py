@@ -1,0 +1,67 @@
+"""What an operator sees of a worker that claims no runs, or that does not start."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from tests.acceptance.service import Service, running
+from tests.acceptance.test_systemd import UNITS
+from trainer.core.ports import Worker
+from trainer.demo import draw_dataset
+from trainer.jobs.sqlite import SqliteQueue
+
+
+@pytest.fixture
+def lost(tmp_path):
+    """A service whose RUNS_DIR turns into a file while it idles."""
+    with running(tmp_path / "home", {}, RUNS_DIR=tmp_path / "runs", WORKER_ID="gpu-7") as service:
+        queue, deadline = SqliteQueue(service.home / "queue.db"), time.monotonic() + 20
+        while not queue.workers() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        shutil.rmtree(tmp_path / "runs")
+        (tmp_path / "runs").write_text("")
+        yield service
+
+
+def test_a_worker_whose_folder_is_lost_says_so_and_its_run_waits(lost, tmp_path):
+    run_id = lost.enqueue(draw_dataset(tmp_path / "drawn", images=4, size=32), epochs=1)
+
+    row = lost.wait_until(run_id, lambda row: row["failures"] > 0)
+
+    assert (row["status"], row["host_failures"]) == ("queued", {"gpu-7": 1})
+    told = lost.json("status")
+    assert told["runs"][0]["id"] == run_id
+    (worker,) = told["workers"]
+    assert worker["status"] == "unhealthy"
+    assert "RUNS_DIR" in worker["status_message"]
+    text = lost.run("status").stdout
+    assert "worker gpu-7 claims no runs (last seen 20" in text
+    assert worker["status_message"] in text
+    doctor = lost.run("doctor", check=False)
+    assert doctor.returncode == 1
+    assert f"gpu-7 claims no runs: {worker['status_message']}" in doctor.stdout
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(tmp_path):
+    (tmp_path / "a-file").write_text("")
+    service = Service(tmp_path / "home", {}, RUNS_DIR=tmp_path / "a-file" / "runs")
+    service.start()
+
+    assert service.process.wait(30) == 2
+    (line,) = service.log.read_text().splitlines()
+    assert line.startswith(f"error: RUNS_DIR: {tmp_path}/a-file/runs cannot be written (Not a directory): give this user")
+
+
+@pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
+def test_systemd_does_not_restart_what_a_person_has_to_mend(unit):
+    assert "RestartPreventExitStatus=2" in (UNITS / unit).read_text().splitlines()
+
+
+def test_no_unhealthy_worker_is_no_line(tmp_path):
+    service = Service(tmp_path / "home")
+    SqliteQueue(service.home / "queue.db").report(Worker(id="w"), None)
+
+    assert "claims no runs" not in service.run("status").stdout
+    assert json.loads(service.run("status", "--json").stdout)["workers"][0]["status"] == "online"
