@@ -33,8 +33,10 @@ create table faults.changes (
 create table faults.stale_events (run_id uuid, attempt integer, event jsonb, row jsonb);
 create function faults.note_change() returns trigger language plpgsql security definer as $$
 begin
-  insert into faults.changes (run_id, was, became)
-  values (new.id, to_jsonb(old) - 'configuration', to_jsonb(new) - 'configuration');
+  -- without what no honest app would have written, and no client could read
+  insert into faults.changes (run_id, was, became) values (new.id,
+    to_jsonb(old) - array['run_name', 'base_model', 'data_yaml', 'configuration'],
+    to_jsonb(new) - array['run_name', 'base_model', 'data_yaml', 'configuration']);
   return null;
 end $$;
 -- every change but those that a beat makes of itself; of an ended run every one

@@ -81,7 +81,7 @@ HOSTILE = {
     "a folder of its own": ({"project": "/etc"}, {}, "project"),
     "a task that the model is not for": ({"task": "pose"}, {"base_model": "yolo11n-seg.yaml"}, "pose"),
     "no object at all": ({}, {"configuration": [1, 2]}, "configuration"),
-    "a megabyte of text": ({"epochs": "9" * 10**6}, {}, "epochs"),
+    "a megabyte of text": ({"epochs": "9" * 900_000}, {}, "epochs"),
 }
 
 

@@ -1,0 +1,109 @@
+"""F23: rows that were written to stop a worker, from before anything refused them, beside a run that trains."""
+
+import json
+import uuid
+
+import pytest
+
+from tests.faults.cloud import wait_for
+from tests.faults.conftest import QUICK, SLOW
+
+DEEP = '{"a":' * 1500 + "1" + "}" * 1500
+# column → SQL, and what the sentence names; {data} is a dataset that is there
+POISON = {
+    "1,500 levels": ({"configuration": f"'{DEEP}'"}, "nested deeper than 32 levels"),
+    "1,500 levels inside a text": ({"configuration": "to_jsonb(repeat('[', 1500) || repeat(']', 1500))"}, "nested deeper than 32"),
+    "5,001 digits": ({"configuration": """'{"epochs": 1e5000}'"""}, "more than 400 digits"),
+    "no number": ({"configuration": """to_jsonb('{"epochs": NaN}'::text)"""}, "NaN is not a number"),
+    "no JSON": ({"configuration": """to_jsonb('{"epochs": '::text)"""}, "not JSON"),
+    "a list": ({"configuration": "'[1]'"}, "must be a JSON object"),
+    "5 MB of configuration": ({"configuration": "jsonb_build_object('a', repeat('x', 5000000))"}, "configuration"),
+    "4 MB of commas": ({"configuration": "jsonb_build_object('device', repeat(',', 4000000))"}, "configuration"),
+    "100,000 keys": ({"configuration": "(select jsonb_object_agg(n, n) from generate_series(1, 200000) n)"}, "configuration"),
+    "10 MB of a name": ({"run_name": "repeat('n', 10000000)"}, "run_name"),
+    "10 MB of a dataset": ({"data_yaml": "repeat('d', 10000000)"}, "data_yaml"),
+    "10 MB of a model": ({"base_model": "repeat('m', 10000000)"}, "base_model"),
+    "the last attempt": ({"attempt": "2147483647"}, "attempt = 2147483647"),
+}
+ODD = {
+    "a checkpoint of nonsense": {"checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""},
+    "a checkpoint of 1,500 levels": {"checkpoint": f"'{DEEP}'"},
+    "results of 1,500 levels": {"results": f"'{DEEP}'"},
+    "dates without end": {"created_at": "'-infinity'", "started_at": "'infinity'"},
+    "numbers at their ends": {"priority": "2147483647", "told_epoch": "2147483647", "failures": "-2147483648", "max_attempts": "0"},
+}
+
+
+def insert_as_of_old(cloud, **sql):
+    """A row that was there before anything refused it."""
+    run_id = str(uuid.uuid4())
+    columns = {
+        "id": f"'{run_id}'", "run_name": "'old'", "base_model": "'yolo11n.yaml'", "data_yaml": f"'{cloud.data}'",
+        "configuration": """'{"epochs": 1}'""", **sql,
+    }  # fmt: skip
+    cloud.sql(
+        f"set session_replication_role = replica; insert into training_runs ({', '.join(columns)}) values ({', '.join(columns.values())})"
+    )
+    return run_id
+
+
+def ending(cloud, run_id):
+    return json.loads(cloud.sql(f"select json_build_array(status, left(error_message, 2000)) from training_runs where id = '{run_id}'"))
+
+
+@pytest.fixture
+def cloud_with_poison(cloud):
+    yield cloud
+    # the invariants are checked by a client that reads everything
+    cloud.sql("""
+        set session_replication_role = replica;
+        update training_runs set configuration = null, run_name = 'r', data_yaml = null, base_model = null, checkpoint = null,
+          attempt = least(attempt, 1000), failures = greatest(failures, 0), max_attempts = 3, created_at = now(), started_at = now();
+        update training_runs set results = results - 'a'; delete from faults.changes; delete from faults.stale_events;""")
+
+
+def test_poisoned_rows_fail_with_a_sentence_and_the_others_train(cloud_with_poison, host):
+    cloud = cloud_with_poison
+    a = host("a", SLOW, SLOTS=2)
+    good = cloud.enqueue(epochs=40)
+    cloud.wait_epoch(good, 1)
+    runs = {name: insert_as_of_old(cloud, **columns) for name, (columns, _) in POISON.items()}
+
+    for name, run_id in runs.items():
+        wait_for(lambda run_id=run_id: ending(cloud, run_id)[0] not in ("queued", "running"), 60, a.tail)
+        status, sentence = ending(cloud, run_id)
+        assert (name, status) == (name, "failed")
+        assert POISON[name][1] in sentence, (name, sentence)
+        assert "Traceback" not in sentence
+    row = cloud.wait(good, "completed", seconds=60)
+
+    assert (row["attempt"], cloud.epochs(good)) == (1, {1: list(range(1, 41))})
+    assert a.process.poll() is None
+    assert "claim loop failed" not in a.log.read_text()
+    assert "failed in the service itself" not in a.log.read_text()
+
+
+def test_odd_rows_are_trained(cloud_with_poison, host):
+    cloud = cloud_with_poison
+    a = host("a", QUICK)
+    runs = {name: insert_as_of_old(cloud, **columns) for name, columns in ODD.items()}
+
+    for name, run_id in runs.items():
+        wait_for(lambda run_id=run_id: ending(cloud, run_id)[0] not in ("queued", "running"), 60, a.tail)
+        assert (name, *ending(cloud, run_id)) == (name, "completed", None)
+    assert "claim loop failed" not in a.log.read_text()
+
+
+def test_poisoned_row_that_is_peeked_at_stops_no_later_prefetch(cloud_with_poison, host):
+    """A worker that is busy looks at the next run now and then; what it cannot read there is not its end either."""
+    cloud = cloud_with_poison
+    a = host("a", SLOW)
+    good = cloud.enqueue(epochs=12)
+    cloud.wait_epoch(good, 1)
+    poison = [insert_as_of_old(cloud, priority="9", **POISON[name][0]) for name in ("1,500 levels", "10 MB of a name")]
+    later = cloud.enqueue(epochs=1)
+
+    cloud.wait(good, "completed")
+    assert cloud.wait(later, "completed")["attempt"] == 1
+    assert {ending(cloud, run_id)[0] for run_id in poison} == {"failed"}
+    assert "prefetch failed" not in a.log.read_text()
