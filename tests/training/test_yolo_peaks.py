@@ -125,9 +125,11 @@ def no_room(tmp_path):
     (tmp_path / "run" / "checkpoints").touch()
 
 
-@pytest.mark.usefixtures("no_room")
-def test_a_shutdown_whose_state_cannot_be_kept_says_so_and_stops(learned, exchanged, tmp_path):
+@pytest.mark.parametrize("where", ["checkpoints/epoch-{:05d}.tmp", "weights/unfinished.pt"])
+def test_a_shutdown_whose_state_cannot_be_kept_says_so_and_stops(learned, exchanged, tmp_path, where):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
+    taken = where.format(learned.of(EpochFinished)[-1].epoch)
+    (tmp_path / "run" / taken).mkdir(parents=True)  # a folder where a file would be written
     run = resume(newest, exchanged, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
 
     assert isinstance(run.last, ChildStopped), run.output

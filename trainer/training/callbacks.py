@@ -6,6 +6,7 @@ and the real trainings of the tests hold on to.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -197,7 +198,8 @@ class Callbacks:
                 self._take(trainer, trainer.last, done)
                 self._keeper.settle()
         finally:
-            trainer.last.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                trainer.last.unlink(missing_ok=True)
             trainer.epoch += 1
             trainer.last, trainer.fitness = last, fitness
 
