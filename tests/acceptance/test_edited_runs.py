@@ -5,6 +5,7 @@ Real trainings by the real service; what was trained is read from what Ultralyti
 
 import csv
 import io
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -43,8 +44,6 @@ class Table:
 
     def edit(self, run_id, configuration, **columns):
         """Edit the row in the database and queue it again, as the web app does."""
-        import json
-
         columns |= {"configuration": json.dumps(configuration), "status": "queued"}
         with closing(sqlite3.connect(self.service.home / "queue.db", timeout=30)) as db, db:
             db.execute(f"update training_runs set {', '.join(f'{name} = ?' for name in columns)} where id = ?", [*columns.values(), run_id])
@@ -56,10 +55,7 @@ class Table:
         """End the run as the queue ends one whose worker vanished too often; the service stops working on it."""
         with closing(sqlite3.connect(self.service.home / "queue.db", timeout=30)) as db, db:
             db.execute("update training_runs set status = 'failed', error_message = 'Use a smaller batch.' where id = ?", [run_id])
-        attempt = self.queue.get(run_id)["attempt"]
-        folder = self.folder(run_id, attempt)
         self.service.wait_until(run_id, lambda _: not self.service.children(), seconds=30)
-        return folder
 
     def epochs(self, run_id, attempt):
         return [e["data"]["epoch"] for e in self.queue.events(run_id) if e["kind"] == "epoch" and e["attempt"] == attempt]
@@ -113,6 +109,7 @@ def test_an_interrupted_run_takes_a_smaller_batch_and_image_size_and_then_fewer_
     assert queue.told(run_id, "started_over") == []
 
 
+@pytest.mark.long
 def test_an_edited_optimizer_starts_over_from_the_best_weights_and_then_resumes_as_what_it_is(queue, data):
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 3)
@@ -143,6 +140,7 @@ def test_an_edited_optimizer_starts_over_from_the_best_weights_and_then_resumes_
     assert "Transferred 499/499 items" in log
 
 
+@pytest.mark.long
 def test_another_model_is_trained_from_scratch(queue, data):
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 2)

@@ -88,6 +88,7 @@ def test_what_a_resumed_training_can_change_is_as_the_row_says_now(checkpoint, c
     assert run.last.report["batch"] == 2
 
 
+@pytest.mark.long
 def test_a_setting_that_is_taken_back_is_ultralytics_own_again(checkpoint, classify, tmp_path):
     plain = order(classify, tmp_path / "run", resume=checkpoint, told_epoch=4, epochs=5)
     plan = replace(plain.plan, args={name: value for name, value in plain.plan.args.items() if name != "patience"})
@@ -97,6 +98,7 @@ def test_a_setting_that_is_taken_back_is_ultralytics_own_again(checkpoint, class
     assert args_of(tmp_path / "run")["patience"] == 100
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("epochs", [6, 12])
 def test_the_learning_rate_of_other_epochs_is_that_of_a_training_that_was_asked_for_them(checkpoint, classify, tmp_path, epochs):
     run = run_child(order(classify, tmp_path / "a" / "run", resume=checkpoint, told_epoch=4, epochs=epochs), tmp_path / "a")
@@ -127,6 +129,7 @@ def test_a_training_starts_over_from_the_best_weights_of_a_checkpoint(checkpoint
     assert not run.of(Warned)
 
 
+@pytest.mark.long
 def test_best_weights_that_cannot_be_loaded_are_told_and_the_model_of_the_order_is_trained(classify, tmp_path):
     broken = tmp_path / "epoch-00004.pt"
     with zipfile.ZipFile(broken, "w") as archive:
@@ -138,6 +141,7 @@ def test_best_weights_that_cannot_be_loaded_are_told_and_the_model_of_the_order_
     assert args_of(tmp_path / "run")["model"].endswith("yolo11n-cls.yaml")
 
 
+@pytest.mark.long
 def test_what_started_over_and_ran_out_of_memory_begins_again_from_the_same_weights(checkpoint, classify, tmp_path):
     over = order(classify, tmp_path / "run", best_of=checkpoint, epochs=1)
     run = run_child(over, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:1"})
@@ -148,6 +152,7 @@ def test_what_started_over_and_ran_out_of_memory_begins_again_from_the_same_weig
     assert run.last.report["batch"] == 2
 
 
+@pytest.mark.long
 def test_an_older_checkpoint_that_records_nothing_is_resumed_with_its_own_settings(checkpoint, classify, tmp_path):
     from trainer.training.checkpoints import progress_of
 

@@ -137,6 +137,7 @@ def test_a_shutdown_whose_state_cannot_be_kept_says_so_and_stops(learned, exchan
     assert not run.of(CheckpointSaved)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_room")
 def test_a_training_whose_checkpoints_cannot_be_kept_goes_on_to_its_model(learned, exchanged, tmp_path):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
