@@ -1,11 +1,12 @@
-"""Rows that a signed-in user could insert and that no worker can train. Each must end as a failed run with a reason."""
+"""Rows that no worker can train, as they were inserted before the database refused some of them.
+
+Each must end as a failed run with a reason.
+"""
 
 from __future__ import annotations
 
 import json
 import uuid
-
-from tests.supabase_stack import SqlError
 
 _NESTED = 1500
 
@@ -30,20 +31,15 @@ ROWS = {
 }
 
 
-def insert(cloud, name: str, base_model: str) -> str | None:
-    """Insert the row of that name; return its id, or None when the database refuses it."""
+def insert(cloud, name: str, base_model: str) -> str:
+    """Insert the row of that name past the trigger that refuses it; return its id. Raises SqlError while the server is down."""
     run_id = str(uuid.uuid4())
     columns = {"run_name": f"poison: {name}", "base_model": base_model, "data_yaml": str(cloud.data)}
     # over SQL, because Python cannot write some of these documents
     columns |= {"id": run_id, "configuration": json.dumps({"epochs": 3})} | ROWS[name]
     values = ", ".join(_quoted(value) for value in columns.values())
-    try:
-        cloud.sql(f"insert into training_runs ({', '.join(columns)}) values ({values});")
-    except SqlError as refused:
-        # a server that is down is no refusal
-        if "violates" not in str(refused) and "invalid input" not in str(refused):
-            raise
-        return None
+    past_triggers = "set session_replication_role = replica;"
+    cloud.sql(f"{past_triggers} insert into training_runs ({', '.join(columns)}) values ({values});")
     return run_id
 
 

@@ -250,8 +250,7 @@ def poison_row(campaign, site, dice) -> bool:
         run_id = poison.insert(campaign.cloud, name, model)
     except SqlError:  # the database is down
         return False
-    if run_id:
-        campaign.findings.poison[run_id] = name
+    campaign.findings.poison[run_id] = name
     return True
 
 
