@@ -24,6 +24,7 @@ from trainer.core.stop import StopSignal
 from trainer.remote.clock import clock_skew
 from trainer.remote.supabase_access import role_of
 from trainer.settings import Settings, read_settings
+from trainer.terminal import is_long_ago
 from trainer.wiring import Backend, open_backend
 from trainer.worker.self_test import write_and_read
 
@@ -182,6 +183,8 @@ def _worker(settings: Settings, runs: RunTable) -> Iterator[Check]:
     except Misconfigured:  # a key of the restricted role may not read the table
         return
     for row in rows:
+        if is_long_ago(row["last_seen"]):
+            continue  # the service does not run; what it said last is history
         problem = row.get("status_message")
         message = f"{settings.worker_id} claims no runs: {problem}" if problem else f"{settings.worker_id}, {row['status']}"
         yield Check(name="worker", state="fault" if problem else "ok", message=f"{message} (last seen {row['last_seen']})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -27,6 +28,7 @@ COLOURS: Mapping[str, str] = {
 LEVELS = {"error": "red", "warning": "yellow", "note": "dim"}
 STATES = {"ok": "green", "warning": "yellow", "fault": "red"}
 REFRESH_SECONDS = 0.5
+GONE_AFTER = timedelta(minutes=10)  # a worker reports every POLL_INTERVAL
 
 
 def show_list(rows: list[JsonObject]) -> None:
@@ -53,10 +55,15 @@ def show_list(rows: list[JsonObject]) -> None:
     Console().print(table if rows else "No runs yet; `enqueue --data …` inserts one.")
 
 
+def is_long_ago(seen: str) -> bool:
+    """Whether a worker that was last seen then is gone."""
+    return datetime.now(UTC) - datetime.fromisoformat(seen) > GONE_AFTER
+
+
 def show_unhealthy(workers: list[JsonObject]) -> None:
     """The workers that claim no runs, a line each, with the reason."""
     for worker in workers:
-        if worker.get("status_message"):
+        if worker.get("status_message") and not is_long_ago(worker["last_seen"]):
             seen = str(worker["last_seen"])[:19]
             told = f"worker {worker['worker_id']} claims no runs (last seen {seen}): {worker['status_message']}"
             Console().print(Text(told, style="red"), soft_wrap=True)

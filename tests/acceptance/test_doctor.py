@@ -3,7 +3,9 @@
 import email.utils
 import json
 import os
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
@@ -322,6 +324,15 @@ def test_a_worker_that_claims_no_runs_is_told_with_its_reason(a_host):
     assert fault.name == "worker"
     assert fault.message.startswith("gpu-7 claims no runs: RUNS_DIR: /runs has no space left. (last seen 20")
     queue.claim(Worker(id="gpu-7"), "8d1a3a52-5f3a-4f1c-9a3d-000000000001", 60)
+    assert a_host.findings() == []
+
+
+def test_what_a_worker_said_before_it_was_stopped_is_no_fault(a_host):
+    a_host.set(WORKER_ID="gpu-7")
+    SqliteQueue(a_host.home / "queue.db").report(Worker(id="gpu-7"), "RUNS_DIR is full.")
+    with closing(sqlite3.connect(a_host.home / "queue.db")) as file, file:
+        file.execute("update trainer_workers set last_seen = '2020-01-01T00:00:00+00:00'")
+
     assert a_host.findings() == []
 
 

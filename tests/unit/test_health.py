@@ -81,6 +81,15 @@ def test_what_no_run_can_cause_is_the_hosts_whatever_the_self_test_says(host):
     assert host.fails("a", DRIVER) == str(DRIVER)
 
 
+def test_two_runs_on_which_the_service_itself_failed_stop_the_claims(host):
+    """A host without threads or memory, say; the runs lose an attempt each, because it may be them."""
+    host.health.suspect("a", "The service failed.")
+    host.health.suspect("a", "The service failed.")
+    assert host.health.problem is None
+    host.health.suspect("b", "The service failed.")
+    assert host.health.problem == "The service failed."
+
+
 # ── when it stops ──
 
 

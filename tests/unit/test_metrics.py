@@ -8,7 +8,7 @@ import pytest
 from tests.unit.worker_room import Room
 from trainer.core.errors import Unavailable
 from trainer.core.events import Phase, PhaseStarted, TransferProgress
-from trainer.core.job import Completed, Job, RunRequest
+from trainer.core.job import Completed, Job, Retry, RunRequest
 from trainer.host import Load
 from trainer.reporting.prometheus import CountedQueue, MetricsReporter
 
@@ -32,6 +32,25 @@ def test_runs_are_counted_by_outcome(metrics):
 
     assert value(metrics, "runs_active") == 0
     assert value(metrics, "runs_total", outcome="completed") == 1
+
+
+def test_failures_of_the_host_are_counted(metrics):
+    for host_failed in (True, False):
+        metrics.started(JOB)
+        metrics.ended(JOB, Retry(message="x", host_failed=host_failed))
+
+    assert value(metrics, "host_failures_total") == 1
+    assert value(metrics, "runs_total", outcome="retry") == 2
+
+
+def test_a_sick_host_is_seen():
+    problems = []
+    metrics = MetricsReporter(list, lambda: not problems)
+    assert value(metrics, "healthy") == 1
+
+    problems.append("RUNS_DIR is full.")
+
+    assert value(metrics, "healthy") == 0
 
 
 def test_a_phase_is_measured_when_the_next_begins(metrics):

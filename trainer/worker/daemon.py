@@ -17,7 +17,7 @@ from trainer.core.ports import Queue, Worker
 from trainer.core.stop import StopSignal
 from trainer.worker.bulkhead import bulkhead
 from trainer.worker.deliver import deliver_leftovers
-from trainer.worker.execution import Execution
+from trainer.worker.execution import SERVICE_FAILED, Execution
 from trainer.worker.health import Health
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.prefetch import Prefetcher
@@ -199,8 +199,9 @@ class Daemon:
                 slot.give_back()
 
     def _give_up(self, lease: Lease) -> None:
+        self._health.suspect(lease.job.id, SERVICE_FAILED)
         try:
-            self._queue.finish(lease, Retry(message="The service failed on this run; see the worker's log."), [])
+            self._queue.finish(lease, Retry(message=SERVICE_FAILED), [])
         except (Unavailable, Misconfigured) as error:
             log.warning("the run could not be given back; its lease will expire", error=str(error))
 

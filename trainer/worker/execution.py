@@ -10,6 +10,7 @@ answers. The one exception is a lost lease: then nothing is written at all.
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 
 import structlog
 
@@ -72,7 +73,7 @@ class Execution:
             attempt = Attempt(self._workshop, job, slot, stop, record, progress, heartbeat)
             self._reporter.started(job)
             with kept_alive(heartbeat, job.id):
-                outcome = _outcome(attempt)
+                outcome = self._outcome(attempt, job.id)
                 # decided now: a cancel that is heard of after this line came too late to undo a finished model
                 if outcome is not None:
                     journal.end(outcome)
@@ -91,15 +92,15 @@ class Execution:
                 with bulkhead("what is left of an ended run could not be removed"):
                     places.forget_training(job.id)
 
-
-def _outcome(attempt: Attempt) -> Outcome | None:
-    """The attempt's outcome; an error of our own in it costs this attempt, and nothing of what it has trained."""
-    ended: list[Outcome | None] = []
-    with bulkhead("the run failed in the service itself"):
-        ended.append(attempt.outcome())
-    if ended:
-        return ended[0]
-    results: JsonObject = {}
-    with bulkhead("artifacts were not published, they stay on this host"):
-        results = attempt.salvage()
-    return Retry(message=SERVICE_FAILED, results=results)
+    def _outcome(self, attempt: Attempt, run_id: str) -> Outcome | None:
+        """The attempt's outcome; an error of our own in it costs this attempt, and nothing of what it has trained."""
+        ended: list[Outcome | None] = []
+        suspect = partial(self._workshop.health.suspect, run_id, SERVICE_FAILED)
+        with bulkhead("the run failed in the service itself", suspect):
+            ended.append(attempt.outcome())
+        if ended:
+            return ended[0]
+        results: JsonObject = {}
+        with bulkhead("artifacts were not published, they stay on this host"):
+            results = attempt.salvage()
+        return Retry(message=SERVICE_FAILED, results=results)

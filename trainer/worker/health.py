@@ -79,11 +79,18 @@ class Health:
         if found is None and not isinstance(error, HostFailed):
             return None
         problem = found or str(error)
+        self._count(run_id, problem, at_once=found is not None)
+        return problem
+
+    def suspect(self, run_id: str, problem: str) -> None:
+        """The service itself failed on the run: by a bug that the run met, or because this host has no more threads."""
+        self._count(run_id, problem, at_once=False)
+
+    def _count(self, run_id: str, problem: str, *, at_once: bool) -> None:
         with self._lock:
             self._failed_runs.add(run_id)
-            if self._problem is None and (found or self._on_trial or len(self._failed_runs) > 1):
+            if self._problem is None and (at_once or self._on_trial or len(self._failed_runs) > 1):
                 self._fall_sick(problem)
-        return problem
 
     def started(self, job: Job) -> None:
         """Nothing is proved yet."""
