@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import Completed, Retry, RunEvent, RunRequest, Verdict
+from trainer.core.job import Completed, Failed, Retry, RunEvent, RunRequest, Verdict
 from trainer.core.ports import Worker
 from trainer.jobs import sqlite_states
 from trainer.jobs.sqlite import SqliteQueue
@@ -297,6 +297,30 @@ def test_json_that_was_damaged_by_hand_reaches_the_worker_as_text(path):
         assert lease.job.request.configuration == text
         assert queue.beat(lease, {"progress": 1}, []) is Verdict.OK
         assert queue.get(run_id)["results"] == {"progress": 1}
+
+
+BY_HAND = [  # what SQLite keeps though the column is text
+    "not_before = x'ff'", "not_before = cast(x'ff' as text)", "host_failures = cast(x'7bff' as text)",
+    "configuration = cast(x'7bff7d' as text)", "configuration = x'7b7d'", "id = null", "id = x'61'", "id = cast(x'ff' as text)",
+    "id = null, cancel_requested = 1", "id = x'61', status = 'running', lease_expires_at = '2000'",
+    "id = '../x', status = 'canceling', lease_expires_at = '2000'", "worker_id = x'ff', status = 'running', lease_expires_at = '2000'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BY_HAND)
+def test_row_that_was_damaged_by_hand_holds_up_no_other(path, change):
+    queue = SqliteQueue(path)
+    enqueue(queue, priority=9)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute(f"update training_runs set {change}")
+    good = enqueue(queue)
+    claimed = []
+    while lease := claim(queue):
+        assert lease.job.id not in claimed
+        claimed.append(lease.job.id)
+        assert queue.finish(lease, Failed(message="odd"), []) is Verdict.OK
+    assert good in claimed
+    assert len(queue.recent(10)) == 2
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def timestamp(seconds: float) -> str:
 def loaded(name: str, value: Json) -> Json:
     """The value in a column. SQLite keeps whatever was written into it, so each kind of column is read as what it must be."""
     if isinstance(value, bytes):
-        value = value.decode(errors="replace")
+        value = None if name == "id" else value.decode(errors="replace")  # no id in text finds that row again
     if name == "host_failures":
         counts = json_column(name, value)
         return {worker: clamped(times, 1) for worker, times in counts.items()} if isinstance(counts, dict) else {}

@@ -28,9 +28,11 @@ HEAD_START = 20.0  # seconds for which a worker whose host failed a run leaves i
 _LAST_ATTEMPT = 2**31 - 2  # its successor is the last that the column of the other queue can hold
 _LEGACY_SILENCE = 60.0  # seconds after which a running row without a lease counts as left behind
 
+# as bytes, because text that is no UTF-8 reaches no Python function
 NEXT = """
   select * from training_runs
-  where status = 'queued' and not cancel_requested and can_begin(not_before, host_failures) and can_serve(configuration)
+  where status = 'queued' and not cancel_requested
+    and can_begin(cast(not_before as blob), cast(host_failures as blob)) and can_serve(cast(configuration as blob))
   order by priority desc, created_at, id limit 1
 """
 EXPIRED = """
@@ -44,9 +46,9 @@ EXPIRED = """
 CANCELED_IN_QUEUE = "select * from training_runs where status = 'queued' and cancel_requested"
 # ends every run whose id no folder and no object could be named after; the same rule as `is_run_id`
 REFUSE_IDS = """
-  update training_runs set status = 'failed', completed_at = ?, updated_at = ?,
+  update training_runs set status = 'failed', completed_at = ?, updated_at = ?, lease_expires_at = null,
     error_message = 'The id of the run is not valid: insert the run with a UUID as its id.'
-  where status = 'queued' and (id is null or typeof(id) <> 'text' or id glob '*[^0-9A-Za-z_-]*'
+  where status in ('queued', 'running', 'canceling') and (id is null or typeof(id) <> 'text' or id glob '*[^0-9A-Za-z_-]*'
     or length(id) not between 1 and 64 or length(cast(id as blob)) <> length(id))
 """
 
@@ -65,18 +67,29 @@ def claim_again(tx: Transaction, run: JsonObject, lease_seconds: float) -> JsonO
 
 def settle(tx: Transaction) -> None:
     """End or queue again what nobody works on any more."""
-    for run in tx.rows(EXPIRED, tx.at(), tx.at(-_LEGACY_SILENCE)):
-        if is_canceling(run):
+    expired, canceled = tx.rows(EXPIRED, tx.at(), tx.at(-_LEGACY_SILENCE)), tx.rows(CANCELED_IN_QUEUE)
+    for run in expired:
+        if not is_run_id(run["id"]):
+            _refuse_ids(tx)
+        elif is_canceling(run):
             _record(tx, run, "canceled", "The run was to be canceled, and its worker is gone.")
             cancel(tx, run)
+            save(tx, run)
         else:
             _record(tx, run, "lease_expired", "The worker stopped renewing its lease.")
             _give_up_on_worker(tx, run)
-        save(tx, run)
-    for run in tx.rows(CANCELED_IN_QUEUE):
+            save(tx, run)
+    for run in canceled:
+        if not is_run_id(run["id"]):
+            _refuse_ids(tx)
+            continue
         _record(tx, run, "canceled", "The run was canceled before a worker took it.")
         cancel(tx, run)
         save(tx, run)
+
+
+def _refuse_ids(tx: Transaction) -> None:
+    tx.connection.execute(REFUSE_IDS, (tx.at(), tx.at()))
 
 
 def _give_up_on_worker(tx: Transaction, run: JsonObject) -> None:
@@ -94,13 +107,13 @@ def _give_up_on_worker(tx: Transaction, run: JsonObject) -> None:
 
 
 def next_run(tx: Transaction, worker: Worker) -> JsonObject | None:
-    def can_serve(configuration: str | None) -> bool:
+    def can_serve(configuration: bytes | None) -> bool:
         return requirements(loaded("configuration", configuration)).served_by(worker.capabilities)
 
-    def can_begin(not_before: str | None, host_failures: str) -> bool:
+    def can_begin(not_before: bytes | None, host_failures: bytes) -> bool:
         # others are offered it earlier
         head_start = HEAD_START if worker.id in loaded("host_failures", host_failures) else 0.0
-        return not_before is None or not_before <= tx.at(-head_start)
+        return not_before is None or not_before <= tx.at(-head_start).encode()
 
     tx.connection.create_function("can_serve", 1, can_serve)
     tx.connection.create_function("can_begin", 2, can_begin)
@@ -110,7 +123,7 @@ def next_run(tx: Transaction, worker: Worker) -> JsonObject | None:
 def take_next(tx: Transaction, worker: Worker, claim_id: str, lease_seconds: float) -> JsonObject | None:
     run = next_run(tx, worker)
     if run is not None and not is_run_id(run["id"]):
-        tx.connection.execute(REFUSE_IDS, (tx.at(), tx.at()))
+        _refuse_ids(tx)
         run = next_run(tx, worker)
     if run is None:
         return None
