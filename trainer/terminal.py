@@ -55,9 +55,12 @@ def show_list(rows: list[JsonObject]) -> None:
     Console().print(table if rows else "No runs yet; `enqueue --data …` inserts one.")
 
 
-def is_long_ago(seen: str) -> bool:
-    """Whether a worker that was last seen then is gone."""
-    return datetime.now(UTC) - datetime.fromisoformat(seen) > GONE_AFTER
+def is_long_ago(seen: Json) -> bool:
+    """Whether a worker that was last seen then is gone; so is one of which nobody knows when."""
+    try:
+        return datetime.now(UTC) - datetime.fromisoformat(str(seen)) > GONE_AFTER
+    except (ValueError, TypeError, OverflowError):  # "infinity", or a time without a zone
+        return True
 
 
 def show_unhealthy(workers: list[JsonObject]) -> None:
@@ -66,7 +69,7 @@ def show_unhealthy(workers: list[JsonObject]) -> None:
         if worker.get("status_message") and not is_long_ago(worker["last_seen"]):
             seen = str(worker["last_seen"])[:19]
             told = f"worker {worker['worker_id']} claims no runs (last seen {seen}): {worker['status_message']}"
-            Console().print(Text(told, style="red"), soft_wrap=True)
+            Console().print(_text(told, 5000, "red"), soft_wrap=True)
 
 
 def show_row(row: JsonObject) -> None:

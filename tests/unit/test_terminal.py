@@ -1,6 +1,7 @@
 """Rows for people: whatever a row holds, it is drawn, and so are the others."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
@@ -40,3 +41,14 @@ def test_odd_row_is_shown_and_hides_no_other(capsys, monkeypatch, column, odd):
     assert ROW["id"] in shown
     assert "\x1b" not in shown
     assert len(shown) < 100_000
+
+
+@pytest.mark.parametrize("seen", ["infinity", "-infinity", "2026-01-02T03:04:05", "", None, 7])
+def test_worker_that_was_seen_at_no_time_is_gone_and_hides_no_other(capsys, seen):
+    now = datetime.now(UTC).isoformat()
+    odd = {"worker_id": "odd", "status_message": "full", "last_seen": seen}
+    terminal.show_unhealthy([odd, {"worker_id": "w1", "status_message": "\x1b[31mfull", "last_seen": now}])
+    shown = capsys.readouterr().out
+    assert "odd" not in shown
+    assert "worker w1 claims no runs" in shown
+    assert "\x1b" not in shown
