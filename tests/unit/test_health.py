@@ -104,11 +104,24 @@ def test_failures_of_two_runs_in_a_row_stop_the_claims(host):
     assert host.health.problem == str(DRIVER)
 
 
-def test_one_run_that_fails_again_and_again_stops_nothing(host):
-    """It may be the run, and others shall not wait for it."""
-    for _ in range(5):
+def test_two_failures_of_one_run_in_a_row_stop_the_claims(host):
+    """What no run can cause is the host's, though only one run is there to show it."""
+    host.fails("a")
+    host.fails("a")
+    assert host.health.problem == str(DRIVER)
+
+
+def test_one_run_that_the_host_fails_again_and_again_starves_no_other(host):
+    """Its dataset is on a mount that is broken, say: others train between its attempts."""
+    pauses = []
+    for other in "bcdef":
         host.fails("a")
-    assert host.health.problem is None
+        host.fails("a")
+        pauses.append(host.pause())
+        host.health.test_again()
+        host.trains(other)
+        assert (host.health.problem, host.health.awaits_proof) == (None, False)
+    assert pauses == pytest.approx([10] * 5, rel=0.21)
 
 
 def test_a_training_that_kept_a_state_between_two_failures_keeps_the_claims_going(host):

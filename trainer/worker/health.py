@@ -1,6 +1,6 @@
 """Whether this worker claims runs: a sick host must not take runs from the queue only to lose them.
 
-    healthy ── a host failure, and the self-test fails; or host failures of two runs in a row ──▶ sick
+    healthy ── a host failure, and the self-test fails; or two host failures in a row ──▶ sick
     sick ── the self-test passes, after a pause ──▶ on trial: one run at a time
     on trial ── a training keeps its first state, or a run completes ──▶ healthy
              ── a host failure ──▶ sick, for a longer pause
@@ -42,7 +42,7 @@ class Health:
         self._problem: str | None = None
         self._on_trial = False
         self._tried: set[str] = set()  # runs that were claimed on trial and have not ended
-        self._failed_runs: set[str] = set()  # by the host, since a training proved that it works
+        self._failed_runs: set[str] = set()  # by the host or the service, since a training proved that both work
         self._setbacks = 0  # failed self-tests and trials since then
         self._next_test = 0.0
         self._wake = threading.Event()  # while the host is sick, and at the end
@@ -79,18 +79,22 @@ class Health:
         if found is None and not isinstance(error, HostFailed):
             return None
         problem = found or str(error)
-        self._count(run_id, problem, at_once=found is not None)
+        with self._lock:
+            self._count(run_id, problem, at_once=found is not None or bool(self._failed_runs))
         return problem
 
     def suspect(self, run_id: str, problem: str) -> None:
-        """The service itself failed on the run: by a bug that the run met, or because this host has no more threads."""
-        self._count(run_id, problem, at_once=False)
+        """The service itself failed on the run: by a bug that the run met, or because this host has no more threads.
+
+        That may be the run, so one run that does it again and again stops nothing.
+        """
+        with self._lock:
+            self._count(run_id, problem, at_once=False)
 
     def _count(self, run_id: str, problem: str, *, at_once: bool) -> None:
-        with self._lock:
-            self._failed_runs.add(run_id)
-            if self._problem is None and (at_once or self._on_trial or len(self._failed_runs) > 1):
-                self._fall_sick(problem)
+        self._failed_runs.add(run_id)
+        if self._problem is None and (at_once or self._on_trial or len(self._failed_runs) > 1):
+            self._fall_sick(problem)
 
     def started(self, job: Job) -> None:
         """Nothing is proved yet."""
