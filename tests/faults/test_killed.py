@@ -9,6 +9,7 @@ import pytest
 from tests.faults.cloud import BUCKET, wait_for
 from tests.faults.conftest import QUICK, SLOW
 from tests.faults.hosts import LEASE, gone
+from tests.faults.test_finished import NO_KEY
 
 # what to do so that a run stays in a phase for long, and when it is there
 TRAINING_PHASES = {
@@ -219,7 +220,7 @@ def test_a_checkpoint_that_the_bucket_garbled_is_not_used(cloud, host):
     cloud.storage.put(BUCKET, key, b"garbage".ljust(2000))
     host("b", QUICK)
 
-    row = cloud.wait(run_id, "completed")
+    row = cloud.wait(run_id, "completed", seconds=110)
 
     assert row["worker_id"] == "b"
     assert {"checkpoint_broken", "no_checkpoint"} <= set(cloud.warnings(run_id))
@@ -236,6 +237,23 @@ def test_a_checkpoint_is_waited_for_while_storage_is_down(cloud, host):
     host("b", QUICK)
 
     cloud.wait(run_id, "completed", seconds=60)
+
+    assert cloud.epochs(run_id)[2][0] > 3
+    cloud.check_epochs(run_id, back=3)
+
+
+@pytest.mark.parametrize("body", [NO_KEY, b"<html>Log in</html>"])
+def test_a_checkpoint_is_waited_for_while_storage_talks_nonsense(cloud, host, body):
+    """F2 F20 (I9): another host takes over, and storage denies the checkpoint or hands out a page in its place for a while."""
+    a = host("a", SLOW)
+    run_id = cloud.enqueue(epochs=20)
+    cloud.wait_until(run_id, lambda row: (row["checkpoint"] or {}).get("epoch", 0) >= 3)
+    a.kill()
+    status, headers = (400, {}) if body is NO_KEY else (200, {"ETag": '"page"'})
+    cloud.storage.fault("status", on=f"GET /object/{BUCKET}/", times=3, status=status, body=body, headers=headers)
+    host("b", QUICK)
+
+    cloud.wait(run_id, "completed", seconds=90)
 
     assert cloud.epochs(run_id)[2][0] > 3
     cloud.check_epochs(run_id, back=3)

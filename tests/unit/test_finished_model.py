@@ -407,6 +407,23 @@ def test_a_finished_model_is_published_while_the_row_asks_for_it(room, configura
     assert len(warnings(room, run_id, "settings_changed")) == trainings - 1
 
 
+def test_a_finished_model_is_published_by_another_version_of_the_service(room):
+    """Another version words a warning differently, lists its choices in another order, and records a default or does not."""
+    import json
+
+    run_id, run_dir = interrupted_upload(room)
+    marker = json.loads((run_dir / ".finished.json").read_text())
+    plan = marker["report"]["plan"]
+    plan |= {"warnings": ["other words"], "chosen": plan["chosen"][::-1], "later": 1, "args": plan["args"] | {"patience": 100}}
+    (run_dir / ".finished.json").write_text(json.dumps(marker))
+
+    room.work(room.claim(AGAIN), StopSignal())
+
+    assert room.row(run_id)["status"] == "completed"
+    assert len(room.trainer.orders) == 1
+    assert warnings(room, run_id, "settings_changed") == []
+
+
 def test_a_batch_that_had_to_be_halved_is_told_and_makes_it_no_other_training(room):
     room.trainer.batch = 4
     run_id, _ = interrupted_upload(room)

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from trainer.core.dataset import ObjectRef, PreparedDataset, Task
-from trainer.core.errors import Unavailable
+from trainer.core.errors import ObjectMissing, Unavailable
 from trainer.core.job import Checkpoint, Job, RunRequest
 from trainer.core.plan import Architecture, TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import Resume, Setup, StartOver
 from trainer.core.stop import StopSignal
+from trainer.remote.retry import RetryPolicy
 from trainer.storage.local import LocalObjectStore
+from trainer.worker import resume
 from trainer.worker.resume import Checkpoints, continued
 
 BUCKET, KEY = "artifacts", "training_runs/x/1/checkpoints/epoch.pt"
@@ -31,7 +33,8 @@ OTHER = Setup.of(replace(PLAN, args={"lr0": 0.5}), DATA)
 
 
 @pytest.fixture
-def host(tmp_path):
+def host(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "BELIEVED_AFTER", RetryPolicy(tries=3, first_wait=0.01))
     return Host(tmp_path)
 
 
@@ -152,6 +155,26 @@ def test_a_bucket_that_does_not_answer_is_waited_for_only_when_it_has_the_newest
         host.found()
     host.keep(host.second, 7)
     assert host.found().epoch == 7
+
+
+@pytest.mark.parametrize("answer", ["404", "a login page"])
+def test_what_the_bucket_says_once_throws_no_checkpoint_away(host, answer):
+    host.upload(6)
+    download, asked = host.store.download, []
+
+    def first_says_something_else(ref, path, stop):
+        asked.append(ref)
+        if len(asked) > 1:
+            return download(ref, path, stop)
+        if answer == "404":
+            raise ObjectMissing("no such object")
+        path.write_bytes(b"<html>Log in</html>")
+        return None
+
+    host.store.download = first_says_something_else
+
+    assert host.found().epoch == 6
+    assert host.codes == []
 
 
 # ── what the attempt begins with ──

@@ -18,11 +18,14 @@ from trainer.core.events import Finished, WeightsFile
 from trainer.core.job import Json, JsonObject
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
+from trainer.core.resumption import DEFAULTS
 from trainer.disk import durable
 
 MARKER = ".finished.json"
 
 _LARGEST = 16 * 2**20  # bytes of a marker; a report has some hundred KiB
+# and the batch and the arguments; the rest says how the service read the row, which another version may word differently
+_DECIDES = ("sources", "model", "task", "epochs", "imgsz", "split", "exports", "predictions")
 _FINISHED: TypeAdapter[Finished] = TypeAdapter(Finished)
 
 
@@ -77,10 +80,10 @@ def _settings(plan: Json) -> str:
     """What a recorded plan asks for; empty for anything else."""
     if not isinstance(plan, dict) or not isinstance(plan.get("args"), dict):
         return ""
-    args = {name: value for name, value in plan["args"].items() if name != "workers"}
-    asked = {name: value for name, value in plan.items() if name not in ("asked_batch", "started_from")}
+    args = {name: value for name, value in {**DEFAULTS, **plan["args"]}.items() if name != "workers"}
+    asked = {name: plan[name] for name in _DECIDES if name in plan}
     batch = plan.get("asked_batch", plan.get("batch"))
-    return json.dumps({**asked, "args": args, "batch": batch, "device": None}, sort_keys=True)
+    return json.dumps({**asked, "args": args, "batch": batch}, sort_keys=True)
 
 
 def _damage(run_dir: Path, weights: WeightsFile) -> str | None:

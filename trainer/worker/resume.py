@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import BadRequest
+from trainer.core.errors import BadRequest, Unavailable
 from trainer.core.events import Event, Warned
 from trainer.core.job import Checkpoint, Job, JsonObject
 from trainer.core.ports import ObjectStore, TrainingOrder
 from trainer.core.resumption import Decision, Resume, Setup, decide
 from trainer.core.stop import StopSignal
+from trainer.remote.retry import RetryPolicy, retrying
 
 _MOST_FACTS = 2**20  # bytes
 _MOST_SHOWN = 10  # changes in a message
@@ -34,6 +35,18 @@ _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError),
     *(LookupError, ValueError, RecursionError, NotImplementedError),
 )
+
+
+# A 404, or a login page in place of the object, can pass within a minute; without the checkpoint, hours of training are lost.
+BELIEVED_AFTER = RetryPolicy(tries=1000, first_wait=1.0, longest_wait=10.0, total_seconds=60)
+
+
+class _NotThere(Unavailable):
+    """The bucket does not have the checkpoint that was uploaded; `code` is that of the warning."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +119,14 @@ class Checkpoints:
             yield self._download(remote, stop), remote
 
     def _download(self, remote: Checkpoint, stop: StopSignal) -> Path | None:
+        try:
+            return retrying(lambda: self._downloaded(remote, stop), BELIEVED_AFTER, stop)
+        except _NotThere as error:
+            self._warn(error.code, str(error))
+            return None
+
+    def _downloaded(self, remote: Checkpoint, stop: StopSignal) -> Path:
+        """The file. Raises `_NotThere` while the bucket does not hand out what was uploaded."""
         folder = self._target / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"epoch-{remote.epoch:05d}.pt"
@@ -113,12 +134,10 @@ class Checkpoints:
         try:
             self._store.download(ObjectRef(bucket=self._bucket, key=remote.key), path, stop)
         except BadRequest as error:
-            self._warn("checkpoint_missing", f"The checkpoint in the bucket cannot be had: {error}")
-            return None
+            raise _NotThere("checkpoint_missing", f"The checkpoint in the bucket cannot be had: {error}") from error
         if not _is_whole(path, remote):
             path.unlink()
-            self._warn("checkpoint_broken", f"The bucket's checkpoint of epoch {remote.epoch} is damaged.")
-            return None
+            raise _NotThere("checkpoint_broken", f"The bucket's checkpoint of epoch {remote.epoch} is damaged.")
         facts = {"epoch": remote.epoch, "sha256": remote.sha256, "bytes": remote.bytes}
         path.with_suffix(".json").write_text(json.dumps(facts))
         return path
