@@ -548,6 +548,20 @@ def test_an_upload_outlives_more_cuts_than_it_has_tries_as_long_as_it_advances(s
     assert server.received == len(content)
 
 
+def test_disk_that_cannot_hold_the_note_costs_no_upload(server, make_store, tmp_path):
+    """And no start: the folder is made when it is needed."""
+    (tmp_path / "file").touch()
+    store = make_store(notes=tmp_path / "file" / "notes")
+    store.tidy()
+    path, content = source_file(tmp_path, 13 * MIB)
+    server.fault("cut_request", on="PATCH", after=MIB, times=2)
+
+    store.upload(path, REF, StopSignal())
+
+    assert server.get("data", REF.key) == content
+    assert server.received == len(content), "it went on where it was cut"
+
+
 def test_old_notes_are_swept(make_store, tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()

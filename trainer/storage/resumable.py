@@ -17,7 +17,6 @@ from trainer.core.stop import StopSignal
 from trainer.disk import durable
 from trainer.remote.answers import number_in
 from trainer.remote.storage_api import Answer, StorageApi, Target
-from trainer.storage.files import disk_errors
 
 CHUNK = 6 * 1024 * 1024  # bytes; what the hosted service asks for
 _SLICE = 256 * 1024
@@ -32,11 +31,11 @@ class UploadNotes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
 
     def tidy(self) -> None:
         """Remove the notes of uploads that the server has forgotten. Raises OSError."""
+        if not self._folder.is_dir():
+            return
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 if entry.is_file(follow_symlinks=False):
@@ -60,6 +59,7 @@ class ResumableUpload:
         self._note = notes.place(api.base, ref, path)
         self._target = Target(bucket=ref.bucket, key=ref.key, writing=True, bytes=self._bytes)
         self.offset = 0
+        self._begun: str | None = None  # the upload, where its note could not be written
 
     def step(self, stop: StopSignal, on_position: Callable[[int], None]) -> None:
         name = self._recall() or self._create()
@@ -70,18 +70,17 @@ class ResumableUpload:
                 if len(chunk) < min(CHUNK, self._bytes - self.offset):
                     raise Misconfigured(f"{self._path} became shorter while it was uploaded")
                 self.offset = self._send(name, chunk, stop, on_position)
-        self._note.unlink(missing_ok=True)
+        self._forget()
 
     def _recall(self) -> str | None:
         """The upload that was begun, if the server still knows it; sets the offset that it has reached."""
-        try:
-            name = str(json.loads(self._note.read_bytes())["upload"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        name = self._begun or self._noted()
+        if name is None:
             return None
         answer = self._api.call("HEAD", f"{_ROUTE}/{name}", self._target, headers=_TUS, accept=_GONE | {400, 403})
         length = answer.headers.get("Upload-Length", str(self._bytes))
         if answer.status >= 400 or length != str(self._bytes):
-            self._note.unlink(missing_ok=True)
+            self._forget()
             return None
         self.offset = _offset(answer, self._bytes)
         return name
@@ -100,9 +99,24 @@ class ResumableUpload:
         _, found, name = answer.headers.get("Location", "").partition(f"{_ROUTE}/")
         if not found:
             raise Unavailable(f"storage at {self._api.host} began an upload without saying where")
-        durable.write_text(self._note, json.dumps({"upload": name, "file": str(self._path)}))
+        try:
+            self._note.parent.mkdir(parents=True, exist_ok=True)
+            durable.write_text(self._note, json.dumps({"upload": name, "file": str(self._path)}))
+        except OSError:  # a full disk: only after a restart the upload begins again
+            self._begun = name
         self.offset = 0
         return name
+
+    def _noted(self) -> str | None:
+        try:
+            return str(json.loads(self._note.read_bytes())["upload"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _forget(self) -> None:
+        self._begun = None
+        with contextlib.suppress(OSError):  # the server says again that it does not know it
+            self._note.unlink(missing_ok=True)
 
     def _send(self, name: str, chunk: bytes, stop: StopSignal, on_position: Callable[[int], None]) -> int:
         headers = {
@@ -116,7 +130,7 @@ class ResumableUpload:
         path = f"{_ROUTE}/{name}"
         answer = self._api.call("PATCH", path, self._target, headers=headers, content=body, accept=_GONE)
         if answer.status in _GONE:
-            self._note.unlink(missing_ok=True)
+            self._forget()
             raise Unavailable(f"storage at {self._api.host} forgot the upload of {self._ref.key!r}: it begins again")
         return _offset(answer, self.offset + len(chunk))
 
