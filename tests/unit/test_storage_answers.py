@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from tests.storage_server import PORTAL, StorageServer
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
 from trainer.core.stop import StopSignal
 from trainer.remote.retry import RetryPolicy
 from trainer.remote.storage_api import StorageApi
@@ -32,6 +34,14 @@ ODD = {
     "a cursor that is a list": b'{"objects": [], "hasNext": true, "nextCursor": []}',
     "negative and untrue": b'{"size": -1, "etag": "x", "public": 0, "signedURL": "?token", "Key": "", "hasNext": null}',
 }
+
+REFUSALS = [
+    b'{"statusCode": "%s"}' % (b"4" * 5000),
+    b'{"statusCode": %s}' % (b"4" * 5000),
+    '{"statusCode": "²²²", "error": "٤٠٤"}'.encode(),
+    b'{"statusCode": "404", "error": ["NoSuchKey"], "message": {"bucket": null}}',
+    b'{"code": [1], "message": [[]]}',
+]
 
 
 @pytest.fixture
@@ -81,6 +91,19 @@ def test_an_odd_answer_is_unavailable_and_the_next_one_counts(server, store, upl
         ask(store, upload)
 
     assert "storage" in str(raised.value)
+    assert ask(store, upload)
+
+
+@pytest.mark.parametrize("refusal", [*ODD.values(), *REFUSALS])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_refusal_that_makes_no_sense_is_an_error_of_ours(server, store, upload, call, refusal):
+    route, ask = CALLS[call]
+    server.fault("status", on=route, status=400, body=refusal, times=2)
+
+    with contextlib.suppress(TrainerError):
+        ask(store, upload)
+
+    server.faults.clear()
     assert ask(store, upload)
 
 

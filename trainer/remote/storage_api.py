@@ -22,6 +22,7 @@ from trainer.remote.stoppable import exchange, make_stoppable, within
 Content: TypeAlias = bytes | Iterator[bytes]
 SLOWEST = 10_000  # bytes per second: what moves more slowly is given up and begun again
 TRANSIENT = {408, 409, 416, 423, 425, 429}  # besides 5xx
+_STATUS = re.compile("[45][0-9]{2}")  # of a refusal, in its body
 _TOKEN = re.compile(r"(token=|Bearer )[^\s&\"']+")
 
 
@@ -218,7 +219,7 @@ def _reading(answer: Answer) -> tuple[int, str, str]:
     if not isinstance(body, dict):
         return answer.status, "", ""
     inner = str(body.get("statusCode", ""))
-    status = int(inner) if inner.isdecimal() and 400 <= int(inner) <= 599 else answer.status
+    status = int(inner) if _STATUS.fullmatch(inner) else answer.status
     code = str(body.get("code") or body.get("error") or "")
     if "statusCode" not in body and "error" not in body and "code" not in body:
         code = "Gateway"

@@ -248,7 +248,7 @@ def _refusal(
     retry_after: float | None,
 ) -> TrainerError:
     """What an error answer means; for an answer that is no JSON the library puts the HTTP status into `code`."""
-    if code is not None and code.isdigit() and len(code) == 3:
+    if code is not None and code.isdecimal() and len(code) == 3:
         status, code = status or int(code), None
     status = status or 0
     sqlstate_class = code[:2] if code is not None and len(code) == 5 else None
