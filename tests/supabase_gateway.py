@@ -7,6 +7,7 @@ import http.server
 import io
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -36,7 +37,7 @@ class Gateway:
         class Handler(_GatewayHandler):
             owner = gateway
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _GatewayServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = False  # joined on close, so that no socket outlives the gateway
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -56,6 +57,12 @@ class Gateway:
         self.faults = None
         self.lose_answers = 0
         self.requests.clear()
+
+
+class _GatewayServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that hung up
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _GatewayHandler(http.server.BaseHTTPRequestHandler):

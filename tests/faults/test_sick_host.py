@@ -1,5 +1,6 @@
 """F28: a host that cannot work beside one that can. Every setting that could hide something is at its default."""
 
+import json
 import re
 
 import pytest
@@ -101,18 +102,20 @@ def test_runs_wait_for_a_lone_sick_host_and_none_fails(cloud, disk, host):
     all_completed(cloud, runs)
 
 
-def test_a_host_that_starts_with_a_full_disk_claims_nothing_until_there_is_space(cloud, disk, host):
-    runs_dir = disk("runs")
-    runs_dir.strike()
+@pytest.mark.parametrize("setting", ["RUNS_DIR", "TRAINER_HOME"])
+def test_a_host_that_starts_with_a_full_disk_claims_nothing_until_there_is_space(cloud, disk, host, setting):
+    place = disk("place")
+    (place.place / "behaviour.json").write_text(json.dumps(QUICK))  # the stand-in reads it in TRAINER_HOME
+    place.strike()
     run_id = cloud.enqueue(epochs=2)
-    sick = host("sick", RUNS_DIR=runs_dir.place)
+    sick = host("sick", **{setting: place.place})
 
-    unhealthy(cloud, "sick", "RUNS_DIR.*no space left", sick)
+    unhealthy(cloud, "sick", f"{setting}.*no space left", sick)
 
     assert cloud.row(run_id)["attempt"] == 0
     (line,) = [line for line in sick.lines() if line["event"] == "host is sick, claiming no runs"]
-    assert "RUNS_DIR" in line["reason"]
-    runs_dir.mend()
+    assert setting in line["reason"]
+    place.mend()
     all_completed(cloud, [run_id])
 
 
