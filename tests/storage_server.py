@@ -407,9 +407,11 @@ class Handler(BaseHTTPRequestHandler):
         return block
 
     def json(self) -> dict[str, Any]:
-        content = b""
+        content, length = b"", self.unread
         while self.unread:
             content += self.read()
+        if len(content) < length:
+            raise Cut  # by the client
         return json.loads(content or b"{}")
 
     def receive(self, file: Path) -> None:
