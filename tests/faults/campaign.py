@@ -105,7 +105,7 @@ class Campaign:
             thread = threading.Thread(target=self._guarded, args=(chosen, site, random.Random(seed)), daemon=True)
             thread.start()
             self._threads.append(thread)
-            time.sleep(self.random.expovariate(1 / self.recipe.pause))
+            self.recipe.pause(self)
 
     def _restart_dead_services(self) -> None:
         """Do what systemd does. No service may end by itself, but one that starts on a read-only disk."""

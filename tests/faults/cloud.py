@@ -153,6 +153,12 @@ class Cloud:
         where = {"run_id": f"eq.{run_id}", "order": "attempt,seq"} | ({"kind": f"eq.{kind}"} if kind else {})
         return self._read("/training_run_events", **where)
 
+    def count_epochs(self) -> int:
+        """How many epochs all runs have told."""
+        where = {"kind": "eq.epoch", "select": "seq", "limit": "1"}
+        answer = self._app.get("/training_run_events", params=where, headers={"Prefer": "count=exact"})
+        return int(answer.raise_for_status().headers["Content-Range"].rpartition("/")[2])
+
     def epochs(self, run_id: str) -> dict[int, list[int]]:
         """The epochs that each attempt finished, in the order in which it told them."""
         found: dict[int, list[int]] = {}

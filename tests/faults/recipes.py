@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -60,6 +61,7 @@ REAL_FAULTS = {
     faults.full_disk: 1,
     faults.read_only_disk: 1,
 }
+MEAN_EPOCHS, LONGEST_PAUSE = 2.0, 15.0  # between two faults: epochs of all runs; seconds
 REAL_LEASE = 8.0  # seconds
 REAL_SETTINGS = {
     "LEASE_SECONDS": REAL_LEASE,
@@ -82,7 +84,6 @@ class StandIn:
     title = "a quick stand-in for the training"
     lease = LEASE
     exit_seconds = 20  # after SIGTERM
-    pause = 0.9  # mean seconds between two faults
     patience = 180  # seconds until the last run has ended
     keeps_spare = False
     faults = STAND_IN_FAULTS
@@ -105,6 +106,10 @@ class StandIn:
         other = {"epochs": dice.randint(8, 40), "batch": dice.choice([2, 4, 8]), "imgsz": dice.choice([32, 64])}
         return {"configuration": row["configuration"] | other}
 
+    def pause(self, campaign) -> None:
+        """Wait before the next fault."""
+        time.sleep(campaign.random.expovariate(1 / 0.9))
+
     def busy(self, dice: random.Random, workers: int) -> int:
         """How many runs to have at once: one worker is left over, to take over what another loses."""
         return max(1, workers - 1)
@@ -122,7 +127,6 @@ class RealTraining:
     title = "real trainings with Ultralytics"
     lease = REAL_LEASE
     exit_seconds = 40
-    pause = 3.0
     patience = 300
     keeps_spare = True
     faults = REAL_FAULTS
@@ -166,6 +170,15 @@ class RealTraining:
         chosen = dice.sample(sorted(other), dice.randint(1, 3))
         columns = {"configuration": row["configuration"] | {name: other[name] for name in chosen}}
         return columns | ({"base_model": "other_squares.pt"} if dice.random() < 0.2 else {})
+
+    def pause(self, campaign) -> None:
+        """Wait before the next fault: for some epochs, so that trainings also get somewhere on a busy machine."""
+        wanted, deadline = campaign.random.expovariate(1 / MEAN_EPOCHS), time.monotonic() + LONGEST_PAUSE
+        before = campaign.ask(campaign.cloud.count_epochs) or 0
+        while time.monotonic() < deadline:
+            time.sleep(0.3)
+            if (campaign.ask(campaign.cloud.count_epochs) or 0) - before >= wanted:
+                return
 
     def busy(self, dice: random.Random, workers: int) -> int:
         """How many runs to have at once: sometimes a worker is left over, so that runs move between hosts."""
