@@ -150,7 +150,7 @@ class Findings:
             ("campaign", heading),
             ("runs", f"{sum(self.ended.values())} ({_listed(self.ended)})"),
             ("processes killed (SIGKILL)", f"{sum(kills.values())} ({_listed(kills)})"),
-            ("faults of a host", _listed(hosts) or "none: this machine lets nobody make a disk"),
+            ("faults of a host", _listed(hosts) or "none"),
             ("outages and odd answers of database, network or storage", str(outages)),
             ("other faults and wishes", _listed(rest)),
             ("rows that no worker can train", str(len(self.poison))),
