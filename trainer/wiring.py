@@ -35,7 +35,6 @@ from trainer.systemd import ServiceManager
 from trainer.training.exports import available_exports
 from trainer.training.process import ChildTrainer, Patience
 from trainer.training.weights import ModelFolder
-from trainer.worker.attempt import RunTimes, Workshop
 from trainer.worker.daemon import Daemon
 from trainer.worker.execution import Execution
 from trainer.worker.health import Health
@@ -47,6 +46,7 @@ from trainer.worker.pulse import Pulse
 from trainer.worker.self_test import Place, SelfTest
 from trainer.worker.slots import CPU, Slots
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
+from trainer.worker.workshop import RunTimes, Workshop
 
 log = structlog.get_logger()
 

@@ -16,7 +16,7 @@ from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, RunF
 from trainer.core.job import Completed, Job, RunRequest, Verdict
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote.retry import RetryPolicy
-from trainer.worker import attempt
+from trainer.worker import fetching
 from trainer.worker.checkpoint_uploads import CheckpointUploads
 from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.journal import Journal
@@ -111,7 +111,7 @@ def test_a_bad_request_fails_with_every_problem(room):
     ],
 )
 def test_what_is_at_fault_decides_whether_it_is_tried_again(room, monkeypatch, error, status):
-    monkeypatch.setattr(attempt, "FETCH_PATIENCE", RetryPolicy(tries=1))
+    monkeypatch.setattr(fetching, "FETCH_PATIENCE", RetryPolicy(tries=1))
     run_id = room.enqueue()
     room.datasets.error = error
 
@@ -123,7 +123,7 @@ def test_what_is_at_fault_decides_whether_it_is_tried_again(room, monkeypatch, e
 
 
 def test_a_dataset_is_waited_for_while_nobody_answers(room, monkeypatch):
-    monkeypatch.setattr(attempt, "FETCH_PATIENCE", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
+    monkeypatch.setattr(fetching, "FETCH_PATIENCE", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
     run_id = room.enqueue()
     prepare, outage = room.datasets.prepare, [Unavailable("storage is down")] * 3
 
@@ -318,7 +318,7 @@ def test_another_host_goes_on_from_the_buckets_checkpoint(room, tmp_path):
 
 
 def test_the_buckets_checkpoint_is_waited_for_rather_than_trained_again(room, tmp_path, monkeypatch):
-    monkeypatch.setattr(attempt, "FETCH_PATIENCE", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
+    monkeypatch.setattr(fetching, "FETCH_PATIENCE", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
     room.work()

@@ -18,7 +18,6 @@ from trainer.core.stop import StopSignal
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.reporting.fanout import Fanout
 from trainer.storage.local import LocalObjectStore
-from trainer.worker.attempt import RunTimes, Workshop
 from trainer.worker.execution import Execution
 from trainer.worker.health import Health
 from trainer.worker.lease import LeaseTimes
@@ -26,6 +25,7 @@ from trainer.worker.places import Places
 from trainer.worker.pulse import Pulse
 from trainer.worker.slots import CPU, Slots
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
+from trainer.worker.workshop import RunTimes, Workshop
 
 BUCKET = "training-artifacts"
 

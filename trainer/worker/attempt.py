@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
-from trainer.core.dataset import DatasetOrder, PreparedDataset
+from trainer.core.dataset import PreparedDataset
 from trainer.core.errors import (
     BadRequest,
     MachineFailed,
-    Misconfigured,
-    ObjectMissing,
     RunFailed,
     TrainerError,
-    Unavailable,
     disk_failed,
 )
 from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseStarted, Warned
@@ -32,70 +27,27 @@ from trainer.core.job import (
     JsonObject,
     Outcome,
     Retry,
-    RunRequest,
 )
 from trainer.core.plan import TrainPlan
-from trainer.core.ports import Datasets, ObjectStore, Trainer, TrainingOrder, Weights
+from trainer.core.ports import TrainingOrder
 from trainer.core.progress import Progress
 from trainer.core.results import Artifact
 from trainer.core.resumption import Setup
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.disk.removal import remove_tree
-from trainer.remote.retry import RetryPolicy, retrying
 from trainer.worker import finished as finished_marker
 from trainer.worker.artifacts import Artifacts
 from trainer.worker.checkpoint_uploads import CheckpointUploads
-from trainer.worker.health import Health
+from trainer.worker.fetching import dataset_order, fetched
 from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
-from trainer.worker.places import Places
 from trainer.worker.publish import Publisher, artifact_name
 from trainer.worker.record import Record
 from trainer.worker.resume import Checkpoints, continued
 from trainer.worker.slots import SlotLoan
-from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
+from trainer.worker.workshop import Workshop
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
-
-# Before the training there is less to lose, and the slot is idle; an outage of minutes still costs no attempt.
-FETCH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunTimes:
-    """Seconds: how often checkpoints leave the host, and what a run may still take once it was stopped.
-
-    Of `drain` the training has the first 40 % to keep its state, uploads end at 80 %, and the rest is the queue's.
-    """
-
-    checkpoint: float
-    drain: float
-
-    @property
-    def keep_state(self) -> float:
-        return 0.4 * self.drain
-
-    @property
-    def upload(self) -> float:
-        return 0.8 * self.drain
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """What every run of this service is made with."""
-
-    datasets: Datasets
-    weights: Weights
-    trainer: Trainer
-    store: ObjectStore
-    artifacts_bucket: str
-    parse: Callable[[RunRequest], TrainPlan]
-    places: Places
-    uploaded: UploadedCheckpoints
-    times: RunTimes
-    health: Health
 
 
 class Attempt:
@@ -162,8 +114,8 @@ class Attempt:
         self._progress.expect(plan.epochs)
         for warning in plan.warnings:
             self._record.event(Warned(code="configuration", message=warning))
-        dataset = self._fetched(lambda: self._prepared(plan))
-        model = self._fetched(lambda: self._do.weights.resolve(plan.model, dataset.task, self._stop))
+        dataset = fetched(lambda: self._prepared(plan), self._record, self._stop)
+        model = fetched(lambda: self._do.weights.resolve(plan.model, dataset.task, self._stop), self._record, self._stop)
         require_space(self._run_dir, model)
         setup = Setup.of(plan, dataset)
         order = TrainingOrder(
@@ -175,7 +127,7 @@ class Attempt:
             setup=setup.as_json(),
             told_epoch=self._job.told_epoch,
         )
-        order = self._fetched(lambda: self._from_checkpoint(order, setup))
+        order = fetched(lambda: self._from_checkpoint(order, setup), self._record, self._stop)
         self._record.event(PhaseStarted(phase=Phase.STARTING))
         with self._checkpoints.on_a_timer(self._stop):
             finished = self._do.trainer.train(order, self._stop, self._child_event, self._record.output)
@@ -272,25 +224,6 @@ class Attempt:
             return Canceled(results=results)
         return Completed(results=results, trained_model_url=url)
 
-    def _fetched(self, fetch: Callable[[], T]) -> T:
-        """Call `fetch`, retrying while a service does not answer or refuses us. A 404 is believed when it comes twice."""
-        was_missing = False
-
-        def ask() -> T:
-            nonlocal was_missing
-            try:
-                return fetch()
-            except ObjectMissing as error:
-                if was_missing:
-                    raise
-                was_missing = True
-                raise Unavailable(str(error)) from error
-            except (Unavailable, Misconfigured) as error:
-                self._record.warn_once("fetch_waits", f"The run waits: {error}")
-                raise Unavailable(str(error), retry_after=getattr(error, "retry_after", None)) from error
-
-        return retrying(ask, FETCH_PATIENCE, self._stop)
-
     def _listed(self, artifacts: list[Artifact]) -> JsonObject:
         return {"artifacts": [artifact.as_json() for artifact in artifacts], "run_dir": str(self._run_dir)}
 
@@ -345,8 +278,3 @@ class Attempt:
 
     def clean_up(self) -> None:
         self._do.datasets.discard(self._view, keep=self._do.places.keep_views)
-
-
-def dataset_order(run_id: str, plan: TrainPlan) -> DatasetOrder:
-    """What the plan needs of its dataset."""
-    return DatasetOrder(run_id=run_id, sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz)

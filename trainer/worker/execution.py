@@ -18,7 +18,7 @@ from trainer.core.job import Canceled, Completed, JsonObject, Lease, Outcome, Re
 from trainer.core.ports import Queue, Reporter
 from trainer.core.progress import Progress
 from trainer.core.stop import StopSignal
-from trainer.worker.attempt import Attempt, Workshop
+from trainer.worker.attempt import Attempt
 from trainer.worker.bulkhead import bulkhead
 from trainer.worker.deliver import deliver
 from trainer.worker.journal import Journal
@@ -26,6 +26,7 @@ from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
 from trainer.worker.pulse import Pulse
 from trainer.worker.record import Record, RunLog
 from trainer.worker.slots import SlotLoan
+from trainer.worker.workshop import Workshop
 
 log = structlog.get_logger()
 

@@ -13,8 +13,8 @@ from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Datasets, Queue, Worker
 from trainer.core.stop import Stopped, StopSignal
-from trainer.worker.attempt import dataset_order
 from trainer.worker.bulkhead import bulkhead
+from trainer.worker.fetching import dataset_order
 from trainer.worker.slots import Slots
 
 log = structlog.get_logger()
