@@ -1,0 +1,44 @@
+"""The local clock of leases counts the time in which the host was suspended."""
+
+import threading
+import time
+import uuid
+
+import pytest
+
+from tests.unit.worker_room import Room
+from trainer.core import boottime as module
+from trainer.core.boottime import boottime
+from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.worker import lease as lease_module
+from trainer.worker.journal import Journal
+from trainer.worker.lease import Heartbeat, LeaseTimes
+from trainer.worker.pulse import Pulse
+
+
+def test_boottime_is_the_clock_that_runs_while_the_host_sleeps(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module.time, "clock_gettime", lambda clock: asked.append(clock) or 7.0)
+    assert (boottime(), asked) == (7.0, [time.CLOCK_BOOTTIME])
+
+
+def test_lease_that_ran_out_in_a_suspend_is_not_trusted_until_the_queue_has_spoken(tmp_path, monkeypatch):
+    """The monotonic clock stood still meanwhile: only the time since boot shows that the lease may be another's."""
+    room = Room(tmp_path)
+    room.enqueue()
+    lease, stop = room.claim(), StopSignal()
+    journal = Journal.create(tmp_path / uuid.uuid4().hex, lease)
+    times = LeaseTimes(beat=60, progress=60, lease=60)
+    heartbeat = Heartbeat(room.queue, lease, journal, stop, times, dict, Pulse())
+    heartbeat.confirm(stop)
+
+    asleep = boottime() + 3600
+    monkeypatch.setattr(lease_module, "boottime", lambda: asleep)
+    timer = threading.Timer(0.3, stop.set, [StopReason.LOST])
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        heartbeat.confirm(stop)
+    assert time.monotonic() - began > 0.2
+    timer.join()
+    journal.discard()
