@@ -66,6 +66,8 @@ alter table public.training_runs
   add column if not exists heartbeat_at timestamptz,
   add column if not exists priority integer not null default 0,
   add column if not exists not_before timestamptz,
+  add column if not exists needs_gpus numeric,
+  add column if not exists needs_gpu_memory_gb numeric,
   add column if not exists checkpoint jsonb,
   add column if not exists progress_epoch integer not null default 0,
   add column if not exists told_epoch integer not null default 0,
@@ -77,6 +79,7 @@ comment on column public.training_runs.host_failures is 'How often the host of e
 comment on column public.training_runs.claim_id is 'The fence: every write of a worker carries it. Kept after the end, for replays.';
 comment on column public.training_runs.lease_expires_at is 'Until when the claim is held. On a queued run: expired, and may still be revived.';
 comment on column public.training_runs.not_before is 'Back-off: not to be claimed earlier.';
+comment on column public.training_runs.needs_gpus is 'What the configuration requires, kept by a trigger: a claim reads no JSON. Null: from before there was one.';
 comment on column public.training_runs.progress_epoch is 'The highest epoch of which a checkpoint was kept: progress since the last crash.';
 comment on column public.training_runs.told_epoch is 'The epoch that the history told last; an attempt that resumes after a later one tells those between.';
 comment on column public.training_runs.checkpoint is 'The newest resumable state in the bucket: {epoch, sha256, bytes, key}.';
@@ -174,35 +177,6 @@ end $$;
 
 create or replace trigger trainer_guard_ending before update of status on public.training_runs
   for each row when (old.status is distinct from new.status) execute function trainer.guard_ending();
-
--- Refuses what no worker would read, with a sentence that an app can show.
--- A trigger, because a CHECK would be evaluated again at every heartbeat, and a row that broke it before there was one could
--- never be ended: every UPDATE of it would be refused.
-create or replace function trainer.guard_request() returns trigger
-language plpgsql set search_path = '' as $$
-declare
-  content text := new.configuration::text;
-  problem text := case
-    when length(new.run_name) > 1000 then 'run_name: longer than 1000 characters'
-    when length(new.base_model) > 1000 then 'base_model: longer than 1000 characters'
-    when length(new.data_yaml) > 10000 then 'data_yaml: longer than 10000 characters'
-    when length(content) > 1000000 then 'configuration: longer than 1000000 characters; send the settings only'
-    when jsonb_path_exists(new.configuration, '$.**{32} ? (@.type() == "object" || @.type() == "array")')
-      then 'configuration: nested deeper than 32 levels; send the settings only'
-    when jsonb_path_exists(new.configuration, '$.** ? (@.type() == "number" && (@ > 1.7e308 || @ < -1.7e308))')
-      then 'configuration: a number in it is beyond 1.7e308, the largest that a worker reads'
-  end;
-begin
-  if problem is not null then
-    raise exception using errcode = 'check_violation', message = problem, schema = tg_table_schema, table = tg_table_name,
-      constraint = 'trainer_request_' || split_part(problem, ':', 1);
-  end if;
-  return new;
-end $$;
-
-create or replace trigger trainer_guard_request
-  before insert or update of run_name, base_model, data_yaml, configuration on public.training_runs
-  for each row execute function trainer.guard_request();
 
 do $$
 declare

@@ -54,6 +54,50 @@ language sql immutable parallel safe set search_path = '' as $$
   from trainer.requirements(configuration) as needs
 $$;
 
+-- Refuses what no worker would read, with a sentence that an app can show, and notes what the run requires.
+-- A trigger, because a CHECK would be evaluated again at every heartbeat, and a row that broke it before there was one could
+-- never be ended: every UPDATE of it would be refused.
+create or replace function trainer.guard_request() returns trigger
+language plpgsql security definer set search_path = '' as $$
+declare
+  content text := new.configuration::text;
+  problem text := case
+    when length(new.run_name) > 1000 then 'run_name: longer than 1000 characters'
+    when length(new.base_model) > 1000 then 'base_model: longer than 1000 characters'
+    when length(new.data_yaml) > 10000 then 'data_yaml: longer than 10000 characters'
+    when length(content) > 1000000 then 'configuration: longer than 1000000 characters; send the settings only'
+    when jsonb_path_exists(new.configuration, '$.**{32} ? (@.type() == "object" || @.type() == "array")')
+      then 'configuration: nested deeper than 32 levels; send the settings only'
+    when jsonb_path_exists(new.configuration, '$.** ? (@.type() == "number" && (@ > 1.7e308 || @ < -1.7e308))')
+      then 'configuration: a number in it is beyond 1.7e308, the largest that a worker reads'
+  end;
+begin
+  if problem is not null then
+    raise exception using errcode = 'check_violation', message = problem, schema = tg_table_schema, table = tg_table_name,
+      constraint = 'trainer_request_' || split_part(problem, ':', 1);
+  end if;
+  select needs.gpus, needs.gpu_memory_gb into new.needs_gpus, new.needs_gpu_memory_gb
+  from trainer.requirements(new.configuration) as needs;
+  return new;
+end $$;
+
+create or replace trigger trainer_guard_request
+  before insert or update of run_name, base_model, data_yaml, configuration, needs_gpus, needs_gpu_memory_gb
+  on public.training_runs
+  for each row execute function trainer.guard_request();
+
+-- Whether a worker has what a run requires. The configuration is read only where a run's needs were not noted.
+create or replace function trainer.can_serve(
+  capabilities jsonb, needs_gpus numeric, needs_gpu_memory_gb numeric, configuration jsonb
+) returns boolean
+language sql immutable parallel safe set search_path = '' as $$
+  select case
+    when needs_gpus is null or needs_gpu_memory_gb is null then trainer.can_serve(capabilities, configuration)
+    else needs_gpus <= coalesce(trainer.number(capabilities -> 'gpus'), 0)
+     and needs_gpu_memory_gb <= coalesce(trainer.number(capabilities -> 'gpu_memory_gb'), 0)
+  end
+$$;
+
 create or replace function trainer.next(count integer) returns integer
 language sql immutable parallel safe set search_path = '' as $$
   select least(count, 2147483646) + 1  -- a count at the end of its range must not stop the queue
@@ -354,7 +398,7 @@ begin
     select r.* into run from public.training_runs r
     where r.status = 'queued' and not r.cancel_requested and r.id <> all (refused)
       and (r.not_before is null or r.not_before <= now() - trainer.head_start(r.host_failures, claim_training_run.worker_id))
-      and trainer.can_serve(claim_training_run.capabilities, r.configuration)
+      and trainer.can_serve(claim_training_run.capabilities, r.needs_gpus, r.needs_gpu_memory_gb, r.configuration)
     order by r.priority desc, r.created_at, r.id
     limit 1
     for update skip locked;
@@ -384,7 +428,7 @@ language sql stable security definer set search_path = '' as $$
   select r.* from public.training_runs r
   where r.status = 'queued' and not r.cancel_requested
     and (r.not_before is null or r.not_before <= now())
-    and trainer.can_serve(peek_training_run.capabilities, r.configuration)
+    and trainer.can_serve(peek_training_run.capabilities, r.needs_gpus, r.needs_gpu_memory_gb, r.configuration)
   order by r.priority desc, r.created_at, r.id
   limit 1
 $$;

@@ -1,6 +1,7 @@
 """Rows that no worker would read are refused when an app inserts them, with a sentence that it can show."""
 
 import json
+import time
 import uuid
 
 import httpx
@@ -81,6 +82,27 @@ def test_heartbeat_of_a_large_configuration_is_not_checked_again(supabase):
         select claim_training_run('w', '22222222-2222-2222-2222-222222222222', 60);
         select beat_training_run('11111111-1111-1111-1111-111111111111', '22222222-2222-2222-2222-222222222222', 60);""")
     assert plan.count("guard_request") <= 1
+
+
+def test_what_a_run_requires_is_noted_when_it_is_inserted_and_edited(supabase_lab):
+    run_id = supabase_lab.insert(configuration={"requires": {"gpus": 2, "gpu_memory_gb": "24"}})
+    needs = f"select needs_gpus || ' ' || needs_gpu_memory_gb from training_runs where id = '{run_id}'"
+    assert supabase_lab.stack.sql(needs) == "2 24"
+    supabase_lab.edit(run_id, configuration={"device": "0,1,2"})
+    assert supabase_lab.stack.sql(needs) == "3 0"
+    supabase_lab.edit(run_id, needs_gpus=0)
+    assert supabase_lab.stack.sql(needs) == "3 0"
+
+
+def test_rows_that_nobody_can_serve_cost_a_claim_no_reading_of_their_configuration(supabase_lab):
+    supabase_lab.stack.sql("""
+        insert into training_runs (run_name, priority, configuration)
+        select 'r', 9, jsonb_build_object('requires', jsonb_build_object('gpus', 9), 'device', repeat(',', 999000))
+        from generate_series(1, 200)""")
+    good = supabase_lab.insert()
+    began = time.monotonic()
+    assert claim(supabase_lab).job.id == good
+    assert time.monotonic() - began < 1
 
 
 # ── an app's own rules ──
