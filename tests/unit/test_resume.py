@@ -177,6 +177,14 @@ def test_what_the_bucket_says_once_throws_no_checkpoint_away(host, answer):
     assert host.codes == []
 
 
+def test_of_two_with_as_many_epochs_the_later_is_resumed(host):
+    """It may be in the middle of the next epoch."""
+    earlier, later = host.keep(host.second, 5), host.keep(host.first, 5)
+    for path, at in ((earlier, 100), (later, 200)):
+        os.utime(path, (at, at))
+    assert host.found().path == later
+
+
 # ── what the attempt begins with ──
 
 ORDER = TrainingOrder(plan=PLAN, model=Path("m.pt"), dataset=DATA, run_dir=Path("/runs/x"), setup=NOW.as_json())

@@ -13,6 +13,7 @@ from trainer.core.arguments import ALLOWED
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
+from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import CHANGEABLE, DEFAULTS, Resume, Setup, StartOver, decide
 
 CONFIGURATION = {"epochs": 100, "batch": 16, "imgsz": 640, "lr0": 0.01, "optimizer": "SGD"}
@@ -138,6 +139,17 @@ def test_a_record_survives_json_and_is_equal_to_itself():
     there = setup({"split": {"splits": {"a.jpg": "val"}}, "freeze": [1, 2], "scale": [0.5, 2]})
     back = Setup.from_json(json.loads(json.dumps(there.as_json())))
     assert back == there
+    assert decide(back, there, epoch=1, complete=True) == Resume()
+
+
+def test_names_that_json_cannot_hold_are_the_same_names_when_they_come_back():
+    from trainer.training.wire import decode_order, encode_order
+
+    there = setup(names=("ca\udce9t", "d\0g"))
+    order = TrainingOrder(
+        plan=TrainPlan.parse(RunRequest(data_yaml="x")), model=Path("m"), dataset=DATA, run_dir=Path("r"), setup=there.as_json(),
+    )  # fmt: skip
+    back = Setup.from_json(json.loads(json.dumps(decode_order(encode_order(order)).setup)))
     assert decide(back, there, epoch=1, complete=True) == Resume()
 
 

@@ -75,8 +75,8 @@ class Setup:
         return cls(
             model=_model_name(plan.model),
             task=dataset.task.value,
-            names=dataset.names,
-            sources=plan.without_secrets().sources,
+            names=tuple(map(_storable, dataset.names)),
+            sources=tuple(map(_storable, plan.without_secrets().sources)),
             split=hashlib.sha256(split.encode("utf-8", "surrogatepass")).hexdigest() if split else "",
             fingerprint=dataset.fingerprint,
             settings=settings,
@@ -157,6 +157,11 @@ def _settings(before: Setup, now: Setup) -> Iterator[tuple[str, str]]:
         has_budget = name == "epochs" and now.settings.get("time") is not None
         if old != new and not has_budget:  # a budget of time decides about the epochs
             yield name, f"{name} {_shown(old)} → {_shown(new)}"
+
+
+def _storable(text: str) -> str:
+    """The text as it comes back from a checkpoint (training/wire.py)."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _are_settings(value: Json) -> bool:

@@ -106,7 +106,7 @@ class Checkpoints:
     def _newest_first(self, stop: StopSignal) -> Iterator[tuple[Path | None, Checkpoint]]:
         """Every checkpoint; without its path when it is not usable. The bucket's is fetched when its turn comes."""
         remote = self._remote
-        local = sorted((c for folder in self._run_dirs for c in _local(folder)), key=lambda c: c[1].epoch, reverse=True)
+        local = sorted((c for folder in self._run_dirs for c in _local(folder)), key=_progress, reverse=True)
         for path, checkpoint in local:
             if remote and remote.epoch > checkpoint.epoch:
                 yield self._download(remote, stop), remote
@@ -169,6 +169,12 @@ def continued(order: TrainingOrder, setup: Setup, found: Found) -> tuple[Trainin
 def _listed(changes: tuple[str, ...]) -> str:
     more = f" and {len(changes) - _MOST_SHOWN} more" if len(changes) > _MOST_SHOWN else ""
     return ", ".join(changes[:_MOST_SHOWN]) + more
+
+
+def _progress(local: tuple[Path, Checkpoint]) -> tuple[int, int]:
+    """By what checkpoints are ordered; of two with as many epochs, the later one may be in the middle of the next."""
+    path, checkpoint = local
+    return checkpoint.epoch, path.stat().st_mtime_ns
 
 
 def _local(run_dir: Path) -> Iterator[tuple[Path, Checkpoint]]:
