@@ -120,7 +120,7 @@ def test_poisoned_row_whose_worker_vanished_is_settled(queue_lab, poison):
 
 def test_poisoned_row_costs_a_claim_no_time(queue_lab):
     """A signed-in user's row that no worker here can serve is read by every claim."""
-    run_id = poisoned(queue_lab, configuration=f"'{json.dumps({'requires': {'gpus': 9}, 'device': ',' * 900_000})}'")
+    run_id = queue_lab.insert(priority=9, configuration={"requires": {"gpus": 9}, "device": "," * 900_000})
     enqueue(queue_lab)
     began = time.monotonic()
     assert claim(queue_lab).job.id != run_id
