@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -150,6 +152,24 @@ def test_a_real_training_on_a_disk_that_fails_goes_on_at_a_healthy_host(cloud, d
 
     all_completed(cloud, [run_id])
     assert cloud.row(run_id)["worker_id"] == "well"
+
+
+def test_a_run_that_one_host_has_no_room_for_waits_for_another_host(cloud, disk, host, drawn, tmp_path):
+    """The self-test passes, and runs that need less are worked on."""
+    archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", drawn.parent))
+    cloud.storage.put("datasets", "set.zip", archive.read_bytes())
+    data = disk("data", mebibytes=500)  # of which a dataset leaves 1 GiB free
+    small = host("small", DATASET_ROOT=data.place)
+
+    large = [cloud.enqueue("storage:datasets/set.zip", epochs=2) for _ in range(2)]
+    all_completed(cloud, [cloud.enqueue(epochs=2)])
+    cloud.wait_until(large[0], lambda row: row["host_failures"].get("small", 0) > 3, seconds=60)
+
+    cloud.wait_until(large[0], lambda row: "is too full: the dataset needs" in (row["error_message"] or ""))
+    assert [cloud.row(run)["failures"] for run in large] == [1, 1]
+    assert worker(cloud, "small")["status_message"] is None, small.tail()
+    host("well")
+    all_completed(cloud, large)
 
 
 def test_a_home_that_was_lost_while_the_service_idled_is_the_hosts_failure(cloud, disk, host):

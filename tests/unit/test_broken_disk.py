@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.core.errors import DatasetError, HostFailed, MachineFailed, disk_failed
+from trainer.core.errors import DatasetError, HostFailed, HostUnfit, MachineFailed, disk_failed
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache import on_this_disk
 from trainer.datasets.folders import Tree
@@ -73,7 +73,7 @@ def test_a_dataset_on_a_broken_disk_is_not_called_wrong(tmp_path, monkeypatch, o
 def test_a_dataset_below_a_folder_that_is_not_mounted_here_is_left_to_other_hosts(tmp_path):
     roots = Roots(tmp_path / "root", (tmp_path / "mnt",))
 
-    with pytest.raises(MachineFailed, match=r"mnt, one of EXTRA_DATASET_ROOTS, is not there: mount it"):
+    with pytest.raises(HostUnfit, match=r"mnt, one of EXTRA_DATASET_ROOTS, is not there: mount it"):
         roots.admit(tmp_path / "mnt" / "cats" / "data.yaml")
 
     (tmp_path / "mnt").mkdir()

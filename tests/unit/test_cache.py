@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from trainer.core.errors import MachineFailed
+from trainer.core.errors import HostUnfit, MachineFailed
 from trainer.datasets.cache import ContentCache
 from trainer.datasets.cache_disk import on_this_disk
 from trainer.datasets.incoming import LARGE
@@ -342,13 +342,13 @@ def test_a_dropped_tree_is_gone(cache):
 
 def test_a_full_disk_is_the_machines_failure_and_names_path_need_and_free(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=0)
-    with pytest.raises(MachineFailed, match=f"{tmp_path}/cache is too full: the dataset needs .* MiB, .* MiB are free"):
+    with pytest.raises(HostUnfit, match=f"{tmp_path}/cache is too full: the dataset needs .* MiB, .* MiB are free"):
         cache.make_room(FREE * 2)
 
 
 def test_the_reserve_stays_free(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=FREE * 2)
-    with pytest.raises(MachineFailed, match="kept in reserve"):
+    with pytest.raises(HostUnfit, match="kept in reserve"):
         cache.require_free(0)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.test_daemon import Watched, daemon, stopping, wait_for
 from tests.unit.worker_room import Room, in_background
-from trainer.core.errors import DatasetError, HostFailed, MachineFailed, RunFailed
+from trainer.core.errors import DatasetError, HostFailed, HostUnfit, MachineFailed, RunFailed
 from trainer.worker import health as health_module
 from trainer.worker.health import Health
 from trainer.worker.slots import CPU, Slots
@@ -38,6 +38,19 @@ def test_a_failure_of_the_host_costs_the_run_one_attempt_however_often_this_work
         row = room.row(run_id)
         assert (row["status"], row["failures"], row["host_failures"]) == ("queued", 1, {"w": number})
         assert row["error_message"] == "The disk of DATASET_ROOT is broken."
+
+
+def test_a_run_that_this_host_has_no_room_for_waits_and_the_worker_claims_others(room):
+    run_id = room.enqueue()
+    room.datasets.error = HostUnfit("The disk of DATASET_ROOT is too full.")
+
+    for number in range(1, 5):
+        edit_row(room, run_id, not_before=None)
+        room.work(room.claim(f"{number}1111111-1111-4111-8111-111111111111"))
+        row = room.row(run_id)
+        assert (row["status"], row["failures"], row["host_failures"]) == ("queued", 1, {"w": number})
+        assert row["error_message"] == "The disk of DATASET_ROOT is too full."
+    assert room.health.problem is None
 
 
 @pytest.mark.parametrize(

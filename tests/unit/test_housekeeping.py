@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from trainer.core.errors import MachineFailed
+from trainer.core.errors import HostUnfit
 from trainer.core.job import Job, RunRequest
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker import housekeeping
@@ -152,7 +152,7 @@ def test_a_chore_that_hangs_does_not_hold_up_a_shutdown(monkeypatch):
 def test_too_little_space_is_named_with_the_need(tmp_path, monkeypatch):
     monkeypatch.setattr(housekeeping, "LEAST", 2**60)
 
-    with pytest.raises(MachineFailed, match=r"MiB free and this training needs about \d+ MiB"):
+    with pytest.raises(HostUnfit, match=r"MiB free and this training needs about \d+ MiB"):
         require_space(tmp_path / "runs" / "train_a", tmp_path / "yolo11n.pt")
 
 

@@ -6,7 +6,8 @@
     │   └── ObjectMissing     … because a stored object is not there
     ├── RunFailed         the training itself failed: failed with a diagnosis, never retried
     ├── MachineFailed     this machine failed it: queued again while attempts remain
-    │   └── HostFailed        … for a reason that the next run would meet as well: counts against the worker
+    │   ├── HostFailed        … for a reason that the next run would meet as well: counts against the worker
+    │   └── HostUnfit         … because it lacks what this run needs: costs the run one attempt per worker
     ├── Unavailable       a remote service does not answer now: the caller retries later
     ├── Misconfigured     a remote service refuses us: the operator has to mend something
     └── LeaseLost         another worker owns the run: write nothing more
@@ -57,6 +58,13 @@ class HostFailed(MachineFailed):
     """The host cannot work on any run: disk read-only or broken, driver gone, libraries that cannot be imported.
 
     Never raised for what a run's own size, dataset or model can cause.
+    """
+
+
+class HostUnfit(MachineFailed):
+    """This host lacks what the run needs: room on a disk, a folder that is not mounted here.
+
+    Another host may have it, and so may this one later; a run that needs less can be worked on.
     """
 
 

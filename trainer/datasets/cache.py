@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from trainer.core.errors import MachineFailed
+from trainer.core.errors import HostUnfit
 from trainer.datasets.cache_disk import entries, on_this_disk, status
 from trainer.datasets.incoming import Arrivals, Incoming, name_of
 from trainer.datasets.pins import Pins
@@ -48,7 +48,7 @@ class ContentCache:
     """A folder of content by identity, kept within `max_bytes` by evicting what was used longest ago.
 
     Identities are any text that changes when the content does, for example bucket, key, etag and size. `reserve` are
-    the bytes of the disk that stay free. Raises `MachineFailed` when the disk is the problem.
+    the bytes of the disk that stay free. Raises `HostUnfit` when the disk is the problem.
     """
 
     def __init__(self, root: Path, *, max_bytes: int, reserve: int = 1 << 30) -> None:
@@ -195,7 +195,7 @@ class ContentCache:
     def make_room(self, needed: int) -> None:
         """Evict until `needed` more bytes fit into the limit and onto the disk.
 
-        Entries in use are kept even over the limit; raises `MachineFailed` when the disk has too little room.
+        Entries in use are kept even over the limit; raises `HostUnfit` when the disk has too little room.
         """
         self._make_folders()
         with self._locked():
@@ -211,11 +211,11 @@ class ContentCache:
             self._incoming.sweep()
 
     def require_free(self, needed: int) -> None:
-        """Raise `MachineFailed`, naming path, need and free space, when the disk has no room for `needed` bytes."""
+        """Raise `HostUnfit`, naming path, need and free space, when the disk has no room for `needed` bytes."""
         self._make_folders()
         free = shutil.disk_usage(self.root).free
         if free - self._reserve < needed:
-            raise MachineFailed(
+            raise HostUnfit(
                 f"The disk of {self.root} is too full: the dataset needs {_mib(needed)}, {_mib(free)} are free and "
                 f"{_mib(self._reserve)} of them are kept in reserve; free space there or move DATASET_ROOT.",
             )

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef, shown_url
-from trainer.core.errors import DatasetError, MachineFailed, raise_if_disk_is_broken
+from trainer.core.errors import DatasetError, HostUnfit, raise_if_disk_is_broken
 
 LONGEST = 4096  # characters: what Linux takes as a path
 FORMS = (
@@ -110,10 +110,10 @@ class Roots:
             )
 
     def _require_mounted(self, path: Path) -> None:
-        """Raise `MachineFailed` when the operator's own folder is missing on this host: others may have it."""
+        """Raise `HostUnfit` when the operator's own folder is missing on this host: others may have it."""
         for root in self.extra:
             if path.is_relative_to(root) and not root.exists():
-                raise MachineFailed(f"{root}, one of EXTRA_DATASET_ROOTS, is not there: mount it on this host or create it.")
+                raise HostUnfit(f"{root}, one of EXTRA_DATASET_ROOTS, is not there: mount it on this host or create it.")
 
     def _real(self) -> Iterable[Path]:
         return [root.resolve() for root in (self.dataset_root, *self.extra)]

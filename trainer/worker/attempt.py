@@ -11,6 +11,7 @@ import structlog
 from trainer.core.dataset import PreparedDataset
 from trainer.core.errors import (
     BadRequest,
+    HostUnfit,
     MachineFailed,
     RunFailed,
     TrainerError,
@@ -238,7 +239,8 @@ class Attempt:
         if problem is None and isinstance(error, RunFailed):
             return self._failed(error)
         message = str(error) if problem in (None, str(error)) else f"{str(error).rstrip('.')}. {problem}"
-        return Retry(message=message, results=self.salvage(), host_failed=problem is not None)
+        is_hosts = problem is not None or isinstance(error, HostUnfit)
+        return Retry(message=message, results=self.salvage(), host_failed=is_hosts)
 
     def _stopped(self, reason: StopReason) -> Outcome | None:
         if reason is StopReason.LOST:

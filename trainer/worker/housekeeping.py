@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import structlog
 
-from trainer.core.errors import MachineFailed, TrainerError
+from trainer.core.errors import HostUnfit, TrainerError
 from trainer.core.stop import Stopped, StopSignal
 from trainer.disk.old_folders import OldFolders
 from trainer.worker.bulkhead import bulkhead
@@ -112,13 +112,13 @@ def old_folders(places: Places, keep_days: float) -> list[OldFolders]:
 
 
 def require_space(run_dir: Path, model: Path) -> None:
-    """Raise `MachineFailed` when the disk cannot hold what a training of `model` writes into `run_dir`."""
+    """Raise `HostUnfit` when the disk cannot hold what a training of `model` writes into `run_dir`."""
     weights = model.stat().st_size if model.exists() else 0
     needed = LEAST + TIMES_THE_WEIGHTS * weights
     run_dir.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(run_dir).free
     if free < needed:
-        raise MachineFailed(
+        raise HostUnfit(
             f"The disk of {run_dir.parent} has {free // MIB} MiB free and this training needs about "
             f"{needed // MIB} MiB: free some space, lower KEEP_RUNS_DAYS, or move RUNS_DIR.",
         )
