@@ -99,9 +99,8 @@ class Findings:
                     f"I9: attempt {attempt} of {row['id']} began at {told[0]}, with {known} known"
                     f" ({self.cloud.warnings(row['id'])})",
                 )
-        for (_, before), (later, after) in pairwise(attempts):
-            is_one_curve = self._has_all(row["id"], later) and row["id"] not in self.queued_again
-            if after[0] > before[-1] + 1 and is_one_curve:
+        for (_, before), (later, after) in pairwise(attempts):  # what a killed service did not tell, the next attempt does
+            if after[0] > before[-1] + 1 and row["id"] not in self.queued_again:
                 self.violations.append(f"I9: epochs are missing before attempt {later} of {row['id']}: {attempts}")
 
     def _check_completed(self, row, attempts) -> None:
@@ -113,13 +112,12 @@ class Findings:
         done, wanted = row["results"]["metrics"]["epoch"], asked["epochs"]
         if done != wanted and not row["finish_requested"]:
             self.violations.append(f"I8: {row['id']} completed with {done} of {wanted} epochs")
+        missing = set(range(1, done + 1)) - {epoch for _, told in attempts for epoch in told}
+        if missing:
+            self.violations.append(f"I9: the history of {row['id']} has no epochs {sorted(missing)}: {attempts}")
         for name in ("epochs", "batch", "imgsz"):
             if asked.get(name, plan[name]) != plan[name]:
                 self.violations.append(f"{row['id']} asks for {name} {asked[name]}, its plan says {plan[name]}")
-
-    def _has_all(self, run_id: str, attempt: int) -> bool:
-        # events that a killed service had not delivered when another took over are rightly refused later
-        return not any(killed == run_id and which < attempt for _, killed, which, _ in self._kills)
 
     def _measure(self, at: float, run_id: str, attempt: int, service: bool, rows, claims) -> None:
         following = claims.get((run_id, attempt + 1))

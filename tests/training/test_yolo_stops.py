@@ -20,6 +20,7 @@ from trainer.core.events import (
     Phase,
     PhaseStarted,
 )
+from trainer.core.results_table import epochs_after
 from trainer.core.stop import StopReason
 from trainer.training.wire import encode_stop
 
@@ -171,8 +172,6 @@ def test_an_epoch_of_which_nobody_heard_is_told_by_whoever_goes_on_after_it(drai
 
 
 def test_a_row_that_a_full_disk_cut_is_no_epoch_and_stops_nothing():
-    from trainer.training.report import epochs_after  # here: it brings Ultralytics into the process
-
     rows = ["epoch,time,train/box_loss,lr/pg0", "1,2.5,0.5,0.01", "2,4,0.3,0.02,4,9,0.2,0.01", "5,11,0.1,0.01", "6,1"]
 
     told = list(epochs_after(1, "\n".join(rows), SimpleNamespace(args={}, epochs=9)))
@@ -184,7 +183,7 @@ def test_a_row_that_a_full_disk_cut_is_no_epoch_and_stops_nothing():
 
 @pytest.mark.parametrize("results", ["", "\n", "epo", "epoch,ti\n1,2\n", "epoch,time\n1\0,x\n", "epoch,time\ninf,1\n", "\0\ufffd"])
 def test_results_that_were_damaged_have_no_epochs_and_stop_nothing(results, tmp_path):
-    from trainer.training.report import epochs_after, from_results  # here: it brings Ultralytics into the process
+    from trainer.training.report import from_results  # here: it brings Ultralytics into the process
 
     assert list(epochs_after(0, results, SimpleNamespace(args={}, epochs=9))) == []
     (tmp_path / "results.csv").write_text(results)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import shutil
+import sqlite3
 import time
 
 import pytest
@@ -93,6 +94,51 @@ def interrupted_upload(room):
     room.drain_seconds = 2.0
     assert room.row(run_id)["status"] == "queued"
     return run_id, room.home / "runs" / f"train_{run_id}"
+
+
+# ── history ──
+
+
+def forget_epochs(room, run_id, told):
+    """As if the service had been killed before it told the epochs after `told`."""
+    with contextlib.closing(sqlite3.connect(room.home / "queue.db")) as db, db:
+        db.execute("delete from training_run_events where kind = 'epoch' and json_extract(data, '$.epoch') > ?", [told])
+        db.execute("update training_runs set told_epoch = ? where id = ?", [told, run_id])
+
+
+def epochs(room, run_id):
+    return [e["data"] | {"attempt": e["attempt"]} for e in room.queue.events(run_id) if e["kind"] == "epoch"]
+
+
+def test_epochs_that_a_killed_service_did_not_tell_are_told_with_the_finished_model(room):
+    run_id, run_dir = interrupted_upload(room)
+    forget_epochs(room, run_id, told=1)
+    (run_dir / "results.csv").write_text("epoch,time,metrics/mAP50(B),lr/pg0\n1,2,0.1,0.3\n2,4.5,0.4,0.2\n3,6,0.2,0.1\n")
+
+    room.work(room.claim(AGAIN), StopSignal())
+
+    has_its_model(room, run_id)
+    assert [(e["attempt"], e["epoch"]) for e in epochs(room, run_id)] == [(1, 1), (2, 2), (2, 3)]
+    second = epochs(room, run_id)[1]
+    assert (second["metrics"], second["seconds"]) == ({"metrics/mAP50(B)": 0.4, "lr/pg0": 0.2}, 2.5)
+
+
+@pytest.mark.parametrize(
+    "table", ["", "epoch,time\n", "epoch,time,lr/pg0\n2,3,many\n", "epoch,time,lr/pg0\n" + "9999,1,1\n" * 9, None],
+)
+def test_damaged_results_cost_no_finished_model(room, table):
+    run_id, run_dir = interrupted_upload(room)
+    forget_epochs(room, run_id, told=1)
+    (run_dir / "results.csv").unlink()
+    if table is None:
+        (run_dir / "results.csv").symlink_to("/dev/zero")
+    else:
+        (run_dir / "results.csv").write_text(table)
+
+    room.work(room.claim(AGAIN), StopSignal())
+
+    has_its_model(room, run_id)
+    assert [e["epoch"] for e in epochs(room, run_id)] == [1]
 
 
 # ── patience ──

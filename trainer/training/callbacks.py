@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ultralytics.utils.torch_utils import strip_optimizer
 from trainer.core.dataset import PreparedDataset
 from trainer.core.events import CheckpointSaved, Event, Phase, Warned
 from trainer.core.job import JsonObject
+from trainer.core.results_table import numbers
 from trainer.core.stop import StopReason, StopSignal
 from trainer.training import checkpoints, fast_loader
 from trainer.training.checkpoints import Progress
@@ -236,12 +237,6 @@ class Callbacks:
 def _idle_processors(trainer: Any) -> int:
     """How many processors the training leaves alone: it has itself and its loaders' workers."""
     return max(1, len(os.sched_getaffinity(0)) - 1 - int(trainer.train_loader.num_workers))
-
-
-def numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
-    """The values as finite floats of six digits, as in results.csv; the others are left out."""
-    floats = {key: float(f"{float(value):.6g}") for key, value in (values or {}).items()}
-    return {key: value for key, value in floats.items() if math.isfinite(value)}
 
 
 def _gpu_memory(trainer: Any) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ import torch
 
 from trainer import __version__
 from trainer.core.dataset import Task
-from trainer.core.events import EpochFinished
 from trainer.core.job import JsonObject
-from trainer.core.plan import TrainPlan
-from trainer.training.callbacks import numbers
+from trainer.core.results_table import numbers, rows
 
 LARGEST = 256 * 1024  # bytes of JSON
 MOST_CLASSES = 100
@@ -57,33 +54,9 @@ def summary(metrics: Mapping[str, float], task: Task) -> JsonObject:
 def from_results(results: Path, epoch: int | None, task: Task) -> JsonObject:
     """The summary of an epoch (the last one if None) out of results.csv, for when there was no final validation."""
     text = results.read_text(errors="replace") if results.exists() else ""
-    rows = {number: row for number, _, row in _rows(text)}
-    row = rows.get(epoch or 0) or next(reversed(rows.values()), {})
+    by_epoch = {number: row for number, _, row in rows(text)}
+    row = by_epoch.get(epoch or 0) or next(reversed(by_epoch.values()), {})
     return summary(numbers({key: value for key, value in row.items() if key.startswith(("metrics/", "val/"))}), task)
-
-
-def epochs_after(epoch: int, results: str, plan: TrainPlan) -> Iterator[EpochFinished]:
-    """What was to be told of the epochs after `epoch` when they were finished, out of the text of a results.csv."""
-    told = ("train/", "val/", "metrics/", "lr/") if plan.args.get("val", True) else ("train/", "lr/")
-    ended = 0.0
-    for number, time, row in _rows(results):
-        began, ended = ended, time
-        if number > epoch:
-            metrics = numbers({name: value for name, value in row.items() if name.startswith(told)})
-            seconds = round(ended - began, 3)
-            yield EpochFinished(epoch=number, total_epochs=plan.epochs, metrics=metrics, seconds=seconds)
-
-
-def _rows(results: str) -> Iterator[tuple[int, float, dict[str, str]]]:
-    """The whole rows of a results.csv, each with its epoch and its time in seconds."""
-    for row in csv.DictReader(results.replace("\0", "").splitlines()):
-        if None in row or not all(row.values()):
-            continue  # cut by a full disk, with the next one behind it on the same line or not
-        try:
-            epoch, time = int(float(row["epoch"])), float(row["time"])
-        except (KeyError, ValueError, OverflowError):
-            continue  # likewise, or the header was cut
-        yield epoch, time, row
 
 
 def environment(args: Mapping[str, Any], fingerprint: str) -> JsonObject:

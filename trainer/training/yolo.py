@@ -21,6 +21,7 @@ from trainer.core.errors import BadRequest
 from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseStarted, Warned, WeightsFile
 from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
+from trainer.core.results_table import epochs_after
 from trainer.core.stop import StopSignal
 from trainer.training import checkpoints, report, train_arguments
 from trainer.training.callbacks import Callbacks
@@ -139,7 +140,7 @@ class Training:
         if order.resume and self._is_loadable(order.resume):
             self._state = order.resume
             # the epochs that the supervisor had not heard of before it died
-            for event in report.epochs_after(order.told_epoch, checkpoints.results_of(order.resume), order.plan):
+            for event in epochs_after(order.told_epoch, checkpoints.results_of(order.resume), order.plan):
                 self._send(event)
 
     def _is_loadable(self, checkpoint: Path) -> bool:

@@ -194,6 +194,8 @@ class Attempt:
             damage = finished_marker.damage(run_dir, finished)
             if damage is None:
                 self._run_dir = run_dir
+                for event in finished_marker.epochs_after(self._job.told_epoch, run_dir, finished):
+                    self._record.event(event)
                 return finished
             finished_marker.forget(run_dir)
             message = f"The finished model cannot be published ({damage}): the training resumes from its checkpoint."

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from trainer.core.events import Finished, WeightsFile
+from trainer.core import results_table
+from trainer.core.events import EpochFinished, Finished, WeightsFile
 from trainer.core.job import Json, JsonObject
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
@@ -22,8 +23,9 @@ from trainer.core.resumption import DEFAULTS
 from trainer.disk import durable
 
 MARKER = ".finished.json"
+RESULTS = "results.csv"
 
-_LARGEST = 16 * 2**20  # bytes of a marker; a report has some hundred KiB
+_LARGEST = 16 * 2**20  # bytes of a marker or of results.csv; a report has some hundred KiB
 # and the batch and the arguments; the rest says how the service read the row, which another version may word differently
 _DECIDES = ("sources", "model", "task", "epochs", "imgsz", "split", "exports", "predictions")
 _FINISHED: TypeAdapter[Finished] = TypeAdapter(Finished)
@@ -44,6 +46,23 @@ def recall(run_dir: Path) -> Finished | None:
         return _FINISHED.validate_json(marker.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def epochs_after(epoch: int, run_dir: Path, finished: Finished) -> list[EpochFinished]:
+    """Return the epochs after `epoch`, which an earlier attempt finished and could not tell any more.
+
+    None for a table that was damaged: the history has a gap then, which costs no model.
+    """
+    table = run_dir / RESULTS
+    try:
+        if table.is_symlink() or not table.is_file() or table.stat().st_size > _LARGEST:
+            return []
+        plan = TrainPlan.from_json(finished.report["plan"])
+        found = list(results_table.epochs_after(epoch, table.read_text(errors="replace"), plan))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    is_plausible = [event.epoch for event in found] == list(range(epoch + 1, epoch + 1 + len(found)))
+    return found if is_plausible and epoch + len(found) <= plan.epochs else []
 
 
 def damage(run_dir: Path, finished: Finished) -> str | None:

@@ -101,9 +101,9 @@ class Quick:
         self.send(kind="phase", phase="training", seconds=0.0)
         for epoch in range(self.order["told_epoch"] + 1, self.first_epoch):
             self.tell(epoch)  # whoever was to hear of it died first
-        results = self.run_dir / "results.csv"
-        if not (self.order["resume"] and results.exists()):
-            results.write_text("epoch,time,train/box_loss,metrics/mAP50(B)\n")
+        (self.run_dir / "results.csv").write_text("epoch,time,train/box_loss,metrics/mAP50(B)\n")
+        for epoch in range(1, self.first_epoch):
+            self.write_row(epoch)  # as a real training, which has them from its checkpoint
         done = self.first_epoch - 1
         for epoch in range(self.first_epoch, self.epochs + 1):
             self.train_epoch(epoch)
@@ -117,7 +117,7 @@ class Quick:
 
     def train_epoch(self, epoch):
         batches, seconds = self.knob("batches", 2), self.knob("seconds_per_epoch", 0.02)
-        loss, quality = numbers(epoch)
+        loss, _ = numbers(epoch)
         for batch in range(1, batches + 1):
             self.pause(seconds / batches)
             self.send(
@@ -129,10 +129,14 @@ class Quick:
                 self.trouble(epoch)
         for number in range(self.knob("lines", 1)):
             print(f"epoch {epoch}/{self.epochs} line {number}: box_loss {loss:.3f}", flush=True)
-        with (self.run_dir / "results.csv").open("a") as results:
-            results.write(f"{epoch},{seconds},{loss},{quality}\n")
+        self.write_row(epoch)
         self.save_checkpoint(epoch)
         self.tell(epoch)
+
+    def write_row(self, epoch):
+        loss, quality = numbers(epoch)
+        with (self.run_dir / "results.csv").open("a") as results:
+            results.write(f"{epoch},{epoch * self.knob('seconds_per_epoch', 0.02)},{loss},{quality}\n")
 
     def tell(self, epoch):
         seconds, (loss, quality) = self.knob("seconds_per_epoch", 0.02), numbers(epoch)
