@@ -793,11 +793,19 @@ def test_a_plan_for_other_eyes_has_no_credentials_in_its_urls(source, shown):
     assert plan.without_secrets().sources == (shown,)
 
 
-def test_a_split_by_name_is_recorded_by_its_size():
-    split = SplitRequest(train_ratio=0.8, assigned={"a.jpg": "train", "b.jpg": "val"})
-    plan = replace(TrainPlan.parse(RunRequest(data_yaml="d/data.yaml")), split=split)
+def test_split_by_name_is_recorded_by_its_size_and_digest():
+    """So that an edited split is another training, also with as many images."""
 
-    assert plan.recorded()["split"]["assigned"] == "2 images"
+    def plan_of(**assigned):
+        split = SplitRequest(train_ratio=0.8, assigned={f"{name}.jpg": place for name, place in assigned.items()})
+        return replace(TrainPlan.parse(RunRequest(data_yaml="d/data.yaml")), split=split)
+
+    plan = plan_of(a="train", b="val")
+    recorded = plan.recorded()["split"]["assigned"]
+
+    assert recorded.startswith("2 images (sha256 ")
+    assert recorded == plan_of(b="val", a="train").recorded()["split"]["assigned"]
+    assert recorded != plan_of(a="val", b="train").recorded()["split"]["assigned"]
     assert TrainPlan.from_json(plan.as_json()) == plan
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypeAlias
@@ -123,10 +125,12 @@ class TrainPlan:
         return replace(self, sources=tuple(map(shown_url, self.sources)))
 
     def recorded(self) -> JsonObject:
-        """The plan as `results.plan` keeps it: a split that names each image is only said to be there."""
+        """The plan as `results.plan` keeps it: of a split that names each image, their number and a digest."""
         plan = self.without_secrets().as_json()
         if self.split and self.split.assigned:
-            plan["split"]["assigned"] = f"{len(self.split.assigned)} images"
+            names = json.dumps(dict(self.split.assigned), sort_keys=True).encode()
+            digest = hashlib.sha256(names).hexdigest()
+            plan["split"]["assigned"] = f"{len(self.split.assigned)} images (sha256 {digest[:16]})"
         return plan
 
     @classmethod
