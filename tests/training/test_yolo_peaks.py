@@ -158,3 +158,26 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_and_the_training_begins_agai
     assert isinstance(run.last, Finished), run.output
     assert [event.code for event in run.of(Warned)] == ["checkpoint_broken"]
     assert [event.epoch for event in run.of(EpochFinished)] == [1]
+
+
+@pytest.mark.long
+def test_weights_that_somebody_removed_are_missed_and_stop_nothing(learned, exchanged, tmp_path):
+    """What is left is the newest state; of the best one nothing is claimed any more."""
+    newest, epoch = Path(learned.of(CheckpointSaved)[-1].path), learned.of(EpochFinished)[-1].epoch
+    shut_down = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and event.epoch == epoch + 2)
+
+    def remove(event, process):
+        if is_epoch(event) and event.epoch == epoch + 1:
+            for name in ("weights/best.pt", "checkpoints/best.pt", "results.csv"):
+                (tmp_path / "a" / "run" / name).unlink()
+        shut_down(event, process)
+
+    run = resume(newest, exchanged, tmp_path / "a", remove)
+    assert isinstance(run.last, ChildStopped), run.output
+    left = Path(run.of(CheckpointSaved)[-1].path)
+    finish = stop_at(StopReason.FINISH, is_epoch)
+    again = resume(left, exchanged, tmp_path / "b", finish)
+
+    assert isinstance(again.last, Finished), again.output
+    assert not [*run.of(Warned), *again.of(Warned)]
+    assert again.last.report["best_epoch"] is None or again.last.report["best_epoch"] > epoch + 2

@@ -68,7 +68,7 @@ def order(monkeypatch):
     plan = TrainPlan(sources=("/d",), model=None, task=None, epochs=3, batch=-1, imgsz=64, device=None)
     return TrainingOrder(
         plan=plan, model=Path("/models/yolo11n.pt"), dataset=dataset, run_dir=Path("/runs/train_1"), devices=(0, 3),
-        resume=Path("/runs/last.pt"), told_epoch=7,
+        resume=Path("/runs/last.pt"), best_of=Path("/runs/best.pt"), setup={"model": "yolo11n"}, told_epoch=7,
     )
 
 

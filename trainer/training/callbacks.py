@@ -207,17 +207,19 @@ class Callbacks:
     def _take(self, trainer: Any, state: Path, done: float) -> None:
         self.train_seconds = round(time.time() - trainer.train_time_start, 3)
         self.batch = trainer.batch_size
-        progress = Progress(
-            epoch=trainer.epoch + 1,
-            done=done,
-            complete=bool(trainer.stop),
-            best_epoch=self.best_epoch,
-            train_seconds=self.train_seconds,
-            batch=self.batch,
-            setup=self._setup,
-        )
         with self._keeper.may_fail():
-            self._keeper.take(state, progress, self._members(trainer, is_best=not done and self.best_epoch == progress.epoch))
+            is_best = not done and self.best_epoch == trainer.epoch + 1
+            members = self._members(trainer, is_best=is_best)
+            progress = Progress(
+                epoch=trainer.epoch + 1,
+                done=done,
+                complete=bool(trainer.stop),
+                best_epoch=self.best_epoch if is_best or "best.pt" in members else None,
+                train_seconds=self.train_seconds,
+                batch=self.batch,
+                setup=self._setup,
+            )
+            self._keeper.take(state, progress, members)
 
     def _members(self, trainer: Any, *, is_best: bool) -> dict[str, Path]:
         """The files that belong to the state, as far as they exist. A state that is the best itself needs no other."""
