@@ -110,25 +110,42 @@ print(f"CUDA error {error}" if error else count.value)
 """
 
 
-def gpu_problem(environment: Mapping[str, str], ask: str = ASK_DRIVER, seconds: float = 60.0) -> str | None:
-    """What is wrong with the GPUs that were visible at the start, in one sentence; None while CUDA shows all of them."""
-    expected = len(visible_gpus(environment.get("CUDA_VISIBLE_DEVICES")))
-    if not expected:
-        return None
-    asked = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", ask], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(environment),
-    )  # fmt: skip
-    try:
-        said = asked.communicate(timeout=seconds)[0].decode(errors="replace").strip().rpartition("\n")[2]
-    except subprocess.TimeoutExpired:
-        asked.kill()
-        with suppress(subprocess.TimeoutExpired):  # in a driver that hangs it cannot end
-            asked.communicate(timeout=1.0)
-        said = f"no answer within {seconds:.0f} s"
-    if said == str(expected):
-        return None
-    shown = f"{said} of {expected} GPUs answer" if said.isdigit() else f"the GPU driver fails ({said[:200]})"
-    return f"GPU: {shown}: look at nvidia-smi and dmesg, then restart the host."
+class GpuCheck:
+    """Whether the GPUs that CUDA showed to this service at first are still there. Safe between threads.
+
+    NVML may show more of them than a process can use (MIG), so CUDA's own first count is what later ones are held to.
+    """
+
+    def __init__(self, environment: Mapping[str, str], *, ask: str | None = None, seconds: float = 60.0) -> None:
+        self._environment = dict(environment)
+        self._ask = ask or ASK_DRIVER
+        self._seconds = seconds
+        self._expected = 1
+
+    def __call__(self) -> str | None:
+        """What is wrong, in one sentence; None when nothing is, and on a host without a GPU."""
+        if not visible_gpus(self._environment.get("CUDA_VISIBLE_DEVICES")):
+            return None
+        said = self._answer()
+        if said.isdigit() and int(said) >= self._expected:
+            self._expected = int(said)
+            return None
+        shown = f"{said} of {self._expected} GPUs answer" if said.isdigit() else f"the GPU driver fails ({said[:200]})"
+        return f"GPU: {shown}: look at nvidia-smi and dmesg, then restart the host."
+
+    def _answer(self) -> str:
+        """The last line that was printed."""
+        asked = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", self._ask],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self._environment,
+        )  # fmt: skip
+        try:
+            return asked.communicate(timeout=self._seconds)[0].decode(errors="replace").strip().rpartition("\n")[2]
+        except subprocess.TimeoutExpired:
+            asked.kill()
+            with suppress(subprocess.TimeoutExpired):  # in a driver that hangs it cannot end
+                asked.communicate(timeout=1.0)
+            return f"no answer within {self._seconds:.0f} s"
 
 
 @contextmanager

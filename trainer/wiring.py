@@ -228,7 +228,7 @@ def build_self_test(settings: Settings) -> SelfTest:
         Place(setting="RUNS_DIR", folder=settings.runs_folder, needs=LEAST),
         Place(setting="MODELS_DIR", folder=settings.models_folder),
     ]
-    return SelfTest(places, partial(host.gpu_problem, process_environment()))
+    return SelfTest(places, host.GpuCheck(process_environment()))
 
 
 def run_times(settings: Settings) -> RunTimes:

@@ -110,31 +110,37 @@ def two_gpus(monkeypatch):
     ("ask", "says"),
     [
         ("print(2)", None),
-        ("print('a warning'); print(2)", None),
-        ("print(1)", "1 of 2 GPUs answer"),
+        ("print('a warning'); print(1)", None),
+        ("print(0)", "0 of 1 GPUs answer"),
         ("print('CUDA error 999')", r"the GPU driver fails \(CUDA error 999\)"),
         ("import ctypes; ctypes.CDLL('libgone.so.1')", "the GPU driver fails .*libgone"),
         ("import os; os.kill(os.getpid(), 11)", "the GPU driver fails"),
     ],
 )
-def test_gpus_that_were_there_at_the_start_must_answer(two_gpus, ask, says):
-    problem = host.gpu_problem({"PATH": os.environ["PATH"]}, ask)
+def test_a_driver_that_does_not_work_is_a_problem(two_gpus, ask, says):
+    problem = host.GpuCheck({"PATH": os.environ["PATH"]}, ask=ask)()
     assert (problem is None) if says is None else re.search(f"GPU: {says}.*nvidia-smi", problem)
 
 
 def test_a_driver_that_hangs_is_a_problem(two_gpus):
-    assert "no answer within 0 s" in host.gpu_problem({}, "import time; time.sleep(20)", seconds=0.2)
+    assert "no answer within 0 s" in host.GpuCheck({}, ask="import time; time.sleep(20)", seconds=0.2)()
 
 
-def test_a_mask_says_how_many_gpus_are_expected(two_gpus):
-    assert host.gpu_problem({"CUDA_VISIBLE_DEVICES": "1"}, "print(1)") is None
+def test_a_gpu_that_was_there_at_the_start_must_answer(two_gpus, tmp_path):
+    (tmp_path / "gpus").write_text("2")
+    check = host.GpuCheck({}, ask=f"print(open({str(tmp_path / 'gpus')!r}).read())")
+    assert check() is None
+    (tmp_path / "gpus").write_text("1")
+    assert "1 of 2 GPUs answer" in check()
+    (tmp_path / "gpus").write_text("2")
+    assert check() is None
 
 
 @pytest.mark.skipif(bool(host.gpus()), reason="this host has a GPU")
 def test_a_host_without_gpus_is_not_asked():
-    assert host.gpu_problem({}, "raise SystemExit('never run')") is None
+    assert host.GpuCheck({}, ask="raise SystemExit('never run')")() is None
 
 
 @pytest.mark.skipif(bool(host.gpus()), reason="this host has a GPU")
 def test_the_real_question_is_answered_by_a_host_without_a_driver(two_gpus):
-    assert "the GPU driver fails" in host.gpu_problem({"PATH": os.environ["PATH"]})
+    assert "the GPU driver fails" in host.GpuCheck({"PATH": os.environ["PATH"]})()
