@@ -20,14 +20,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import psutil
 
-from tests.faults.cloud import Cloud, running_cloud, wait_for
+from tests.faults.cloud import BUCKET, Cloud, running_cloud, wait_for
 from tests.faults.disks import HostDisk, NotHere
 from tests.faults.findings import Findings
 from tests.faults.hosts import Host, gone
@@ -136,21 +136,45 @@ class Campaign:
         )
 
     def stop(self) -> None:
-        """Stop each service. I10: it exits with 0, and nothing is left on its host."""
+        """Stop each service. I10: it exits with 0, nothing is left on its host, and no checkpoint in the bucket."""
         for site in self.sites:
             try:
                 site.host.wait_idle(30, spares=int(self.recipe.keeps_spare), torn=site.disk is not None)
             except AssertionError as left:
                 self.findings.violations.append(f"I10: left on {site.host.home.name}: {str(left)[:300]}")
-            wait_for(site.host.hears_sigterm)
-            children = site.host.children()
-            if (code := site.host.stop(seconds=30)) != 0:
-                self.findings.violations.append(f"I10: {site.host.home.name} exited with {code}")
-            if not gone(children):
-                self.findings.violations.append(f"I10: processes of {site.host.home.name} are left")
+            self._stop(site)
+        self._check_bucket()
         for process in psutil.process_iter(["cmdline"]):
             if any(str(self._folder) in part for part in process.info["cmdline"] or ()):
                 self.findings.violations.append(f"I10: process {process.pid} is left: {process.info['cmdline']}")
+
+    def _stop(self, site: Site) -> None:
+        wait_for(site.host.hears_sigterm)
+        children = site.host.children()
+        if (code := site.host.stop(seconds=30)) != 0:
+            self.findings.violations.append(f"I10: {site.host.home.name} exited with {code}")
+        if not gone(children):
+            self.findings.violations.append(f"I10: processes of {site.host.home.name} are left")
+
+    def _check_bucket(self) -> None:
+        """I10: a service that starts removes the checkpoints that nothing resumes from. A failed run keeps one."""
+
+        def left() -> list[str]:
+            failed = {row["id"] for row in self.cloud.rows() if row["status"] == "failed"}
+            keys = [key for key in self.cloud.storage.stored(BUCKET) if "/checkpoints/" in key]
+            return [key for key in keys if key.split("/")[1] not in failed]
+
+        if not left():
+            return
+        for site in self.sites:
+            site.host.start()
+        with suppress(AssertionError):
+            wait_for(lambda: not left(), 30)
+        for site in self.sites:
+            self._stop(site)
+        # a disk that takes no note of an upload costs the tidiness, not the upload
+        if left() and not self.counts["full disk"] + self.counts["read only disk"]:
+            self.findings.violations.append(f"I10: left in the bucket: {left()}")
 
     def _enqueue(self) -> None:
         if self.most is not None and len(self.runs) >= self.most:
