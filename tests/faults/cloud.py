@@ -51,6 +51,9 @@ declare
   run public.training_runs;
 begin
   select * into run from public.training_runs where id = new.run_id;
+  if new.seq >= 1000000 then  -- the queue's own word, with which it may end a run
+    return null;
+  end if;
   if run.attempt <> new.attempt or run.status in ('completed', 'failed', 'canceled') then
     insert into faults.stale_events values (new.run_id, new.attempt, to_jsonb(new), to_jsonb(run));
   end if;
