@@ -6,7 +6,7 @@ from urllib.parse import parse_qs
 import httpx
 import pytest
 
-from trainer.core.errors import BadRequest, Unavailable
+from trainer.core.errors import BadRequest, Misconfigured, Unavailable
 from trainer.core.job import Failed, Interrupted, Job, Lease, RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
@@ -122,3 +122,19 @@ def test_answer_is_read_up_to_its_largest_size(size):
             return
         with pytest.raises(Unreadable, match="more than 4 MiB"):
             project.call("f")
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 500])
+@pytest.mark.parametrize("answer", [*NO_ROW, *NO_ID])
+def test_odd_refusal_is_one_of_our_errors(answer, status):
+    for call in (*CALLS.values(), *READS.values()):
+        with pytest.raises((Unavailable, Misconfigured)) as refused:
+            call(queue_whose_answer_is((NO_ROW | NO_ID)[answer], status))
+        assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("body", [{"code": 5}, {"code": {"a": 1}, "message": [1]}, {"code": "23514", "message": "\u0000" * 10_000}])
+def test_odd_words_of_a_refusal_are_bounded(body):
+    with pytest.raises((Unavailable, Misconfigured)) as refused:
+        CALLS["claim"](queue_whose_answer_is(json.dumps(body).encode(), 400))
+    assert len(str(refused.value)) < 1000

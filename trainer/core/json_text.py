@@ -49,7 +49,7 @@ def _is_container(value: Json) -> bool:
 
 def _finite(text: str) -> float:
     if len(text) > LONGEST_NUMBER:
-        raise ValueError(f"a number in it, {text[:20]}…, has more than {LONGEST_NUMBER} digits")
+        raise ValueError(f"{text[:20]} is not a number that can be stored; it has more than {LONGEST_NUMBER} digits")
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text[:20]} is not a number that can be stored; leave the setting out for its default")
