@@ -1,15 +1,15 @@
-"""F22: fifty runs one after the other leave nothing behind in the service that worked on them."""
+"""F22: sixty runs one after the other leave nothing behind in the service that worked on them."""
 
 import os
 from pathlib import Path
-from statistics import linear_regression
+from statistics import linear_regression, mean
 
 import psutil
 import pytest
 
 from tests.faults.cloud import BUCKET, wait_for
 
-RUNS = 50
+RUNS = 60
 SETTLED = 10  # runs until caches and pools have the size that they keep
 
 
@@ -19,7 +19,7 @@ def uploaded(cloud):
 
 
 @pytest.mark.timeout(240)
-def test_fifty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
+def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     """F22 (I10): descriptors, threads, memory and temporary files after each run; their slope is nothing."""
     a = host("a", {"seconds_per_epoch": 0.1}, POLL_INTERVAL=0.05, CHECKPOINT_INTERVAL=0.02)
     service = psutil.Process(a.process.pid)
@@ -40,7 +40,8 @@ def test_fifty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     after = range(len(rss))
     assert abs(linear_regression(after, descriptors).slope) < 0.1, descriptors
     assert abs(linear_regression(after, threads).slope) < 0.1, threads
-    assert linear_regression(after, rss).slope < 0.05, rss  # MiB per run
+    # MiB per run, from the first ten to the last ten: the allocator takes a MiB at once, which bends a fitted line
+    assert (mean(rss[-10:]) - mean(rss[:10])) / (len(rss) - 10) < 0.05, rss
     assert abs(linear_regression(after, files).slope) < 0.1, files
     assert service.num_fds() <= max(descriptors)
     for folder in ("datasets/datasets", "datasets/.cache/pins", "datasets/.cache/tmp", "journal", "uploads", "uploaded"):

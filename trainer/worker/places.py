@@ -33,7 +33,13 @@ class Places:
         return self._run_dirs(job.id)
 
     def _run_dirs(self, run_id: str) -> list[Path]:
-        return [self.runs / f"train_{run_id}", *self.runs.glob(f"train_{run_id}-*")]
+        first = f"train_{run_id}"
+        try:
+            # no glob, whose patterns Python remembers for the runs of a whole day
+            later = sorted(name for name in os.listdir(self.runs) if name.startswith(f"{first}-"))  # noqa: PTH208
+        except OSError:
+            later = []
+        return [self.runs / name for name in (first, *later)]
 
     def forget_training(self, run_id: str) -> None:
         """The run is over: remove what only another attempt would have used."""

@@ -35,6 +35,7 @@ log = structlog.get_logger()
 
 RUNS_AT_ONCE = 100  # that one sweep asks the queue about
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0  # seconds without a try after the queue or the store did not answer
+_BELOW = re.compile(r"\d+/checkpoints/epoch-\d+-[0-9a-f]{8}\.pt")
 OVER = (Status.COMPLETED, Status.CANCELED)
 
 
@@ -197,5 +198,5 @@ def _read(path: Path) -> dict[str, JsonObject]:
 
 def _is_checkpoint(run_id: str, key: str) -> bool:
     """Whether it is the key of a checkpoint of this run, as `CheckpointUploads` makes them."""
-    form = rf"training_runs/{re.escape(run_id)}/\d+/checkpoints/epoch-\d+-[0-9a-f]{{8}}\.pt"
-    return re.fullmatch(form, key) is not None
+    top = f"training_runs/{run_id}/"
+    return key.startswith(top) and _BELOW.fullmatch(key, len(top)) is not None
