@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -23,6 +23,16 @@ def room(tmp_path):
 @pytest.fixture
 def queue(room):
     return Watched(room)
+
+
+@contextmanager
+def serving(room, queue, **parts):
+    """A daemon that is stopped at the end of the block, also when a test fails there."""
+    with in_background(lambda: daemon(room, queue, **parts).run(room.shutdown)):
+        try:
+            yield
+        finally:
+            stopping(room)
 
 
 # ── the run ──
@@ -126,7 +136,7 @@ def test_a_sick_host_claims_one_run_and_says_why_it_claims_no_more(room, queue, 
         raise MachineFailed("no room")
 
     room.trainer.during = fail
-    with in_background(lambda: daemon(room, queue, on_status=told.append).run(room.shutdown)):
+    with serving(room, queue, on_status=told.append):
         wait_for(lambda: worker_row(room).get("status") == "unhealthy")
         seen = worker_row(room)["last_seen"]
         wait_for(lambda: worker_row(room)["last_seen"] > seen)
@@ -136,19 +146,17 @@ def test_a_sick_host_claims_one_run_and_says_why_it_claims_no_more(room, queue, 
         room.host_problem, room.trainer.during = None, lambda epoch: None
         wait_for(lambda: sum(room.row(run)["status"] == "completed" for run in runs) == 4)
         assert worker_row(room)["status_message"] is None
-        stopping(room)
 
 
 def test_a_host_that_is_sick_at_its_start_claims_nothing_until_it_is_well(room, queue, brisk):
     room.host_problem = "RUNS_DIR is full."
     run_id = room.enqueue()
 
-    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+    with serving(room, queue):
         wait_for(lambda: worker_row(room).get("status") == "unhealthy")
         assert queue.claims == []
         room.host_problem = None
         wait_for(lambda: room.row(run_id)["status"] == "completed")
-        stopping(room)
 
 
 def test_a_run_on_trial_is_alone_until_it_proves_that_the_host_works(room, queue, brisk):
@@ -158,7 +166,7 @@ def test_a_run_on_trial_is_alone_until_it_proves_that_the_host_works(room, queue
     room.trainer.during = lambda epoch: proving.wait(10)
     runs = [room.enqueue() for _ in range(3)]
 
-    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+    with serving(room, queue):
         wait_for(lambda: worker_row(room).get("status") == "unhealthy")
         room.host_problem = None
         wait_for(lambda: room.trainer.orders)
@@ -166,7 +174,6 @@ def test_a_run_on_trial_is_alone_until_it_proves_that_the_host_works(room, queue
         assert sum(room.row(run)["attempt"] for run in runs) == 1
         proving.set()
         wait_for(lambda: all(room.row(run)["status"] == "completed" for run in runs))
-        stopping(room)
 
 
 def test_a_training_on_another_slot_goes_on_while_the_host_is_sick(room, queue, brisk):
@@ -184,11 +191,10 @@ def test_a_training_on_another_slot_goes_on_while_the_host_is_sick(room, queue, 
     room.trainer.during = train
     first, second = room.enqueue(), room.enqueue()
 
-    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+    with serving(room, queue):
         wait_for(failing.is_set)
         wait_for(lambda: worker_row(room).get("status") == "unhealthy")
         assert room.row(first)["status"] == "running"
         going.set()
         wait_for(lambda: room.row(first)["status"] == "completed")
         assert (room.row(second)["status"], room.row(second)["failures"]) == ("queued", 1)
-        stopping(room)
