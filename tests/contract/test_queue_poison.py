@@ -3,6 +3,7 @@
 `POISON` is SQL, so that a row holds what no client of ours would send.
 """
 
+import contextlib
 import json
 import time
 import uuid
@@ -10,7 +11,7 @@ import uuid
 import pytest
 from queue_adapters import claim, claimed, enqueue
 
-from trainer.core.errors import BadRequest
+from trainer.core.errors import BadRequest, Unavailable
 from trainer.core.job import Failed, RunRequest, Verdict
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
@@ -86,10 +87,8 @@ def test_poisoned_row_is_claimed_fails_with_a_sentence_and_stops_nobody(queue_la
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
 def test_poisoned_row_can_be_peeked_at_and_is_left_where_it_is(queue_lab, poison):
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
-    try:
+    with contextlib.suppress(Unavailable):  # an answer that is too large: nothing to prefetch
         assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
-    except Exception as error:
-        assert type(error).__name__ == "Unreadable"  # noqa: PT017 - an answer that is too large: nothing to prefetch
     assert queue_lab.queue.get(run_id)["status"] == "queued"
 
 

@@ -27,7 +27,7 @@ from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
 from trainer.jobs import row
 from trainer.remote.retry import RetryPolicy, retrying
-from trainer.remote.supabase import MIGRATE, Project, Unreadable
+from trainer.remote.supabase import MIGRATE, Project, TooLarge, Unreadable
 from trainer.remote.supabase_access import USE_KEY
 
 SCHEMA_VERSION = 3
@@ -102,10 +102,20 @@ class SupabaseQueue:
         try:
             job = self._job(self._claim, "claim_training_run", JOB, **offer)
         except Unreadable as error:
-            # repeated, the claim gives the same run, and its id is enough to end it
-            reason = f"The row cannot be read ({error}): shorten run_name, data_yaml, base_model and configuration."
-            job = self._job(self._claim, "claim_training_run", "id,attempt", reason, **offer)
+            job = self._unreadable_claim(error, offer)
         return None if job is None else row.lease_of(job, worker.id, claim_id, lease_seconds, asked_at)
+
+    def _unreadable_claim(self, error: Unreadable, offer: JsonObject) -> Job | None:
+        """The run of a claim whose answer could not be read. Repeated, it gives the same run, and an id is enough to end it."""
+        why = str(error).rstrip(".")
+        reason = f"The row cannot be read ({why}): shorten run_name, data_yaml, base_model and configuration."
+        job = self._job(self._claim, "claim_training_run", "id,attempt", reason, **offer)
+        if job is None or isinstance(error, TooLarge):
+            return job
+        try:  # a proxy may have had a bad moment, and the run nothing to do with it
+            return self._job(self._read, "claim_training_run", JOB, **offer)
+        except Unreadable:
+            return job
 
     def peek(self, worker: Worker) -> Job | None:
         return self._job(self._claim, "peek_training_run", JOB, capabilities=row.offer_json(worker))

@@ -49,6 +49,10 @@ class Unreadable(Unavailable):
     """The server did what it was asked to, and its answer cannot be read: too large, or not the API's JSON."""
 
 
+class TooLarge(Unreadable):
+    """The answer has more bytes than it may."""
+
+
 class Query(Protocol):
     """What supabase-py's query builders have in common."""
 
@@ -126,8 +130,8 @@ class Project:
         try:
             with within(self._limits.total):
                 data = query.execute().data
-        except _TooLarge:
-            raise Unreadable(f"{self.host} answered with more than {largest >> 20} MiB.") from None
+        except _Overflow:
+            raise TooLarge(f"{self.host} answered with more than {largest >> 20} MiB") from None
         except (APIError, *HTTP_ERRORS, ValueError, RecursionError) as error:
             if self._is_success() and not isinstance(error, httpx.HTTPError):
                 raise self.not_json() from None
@@ -190,7 +194,7 @@ class Project:
         return found
 
 
-class _TooLarge(ValueError):
+class _Overflow(ValueError):
     pass
 
 
@@ -209,7 +213,7 @@ class _Bounded(httpx.SyncByteStream):
                 raise httpx.ReadTimeout("the answer did not end in time")
             size += len(chunk)
             if size > self._largest:
-                raise _TooLarge
+                raise _Overflow
             yield chunk
 
     def close(self) -> None:
