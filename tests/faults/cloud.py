@@ -139,8 +139,10 @@ class Cloud:
     def cancel(self, run_id: str) -> None:
         self._app.post("/rpc/cancel_training_run", json={"run_id": run_id}).raise_for_status()
 
-    def edit(self, run_id: str, **columns) -> None:
-        self._changed("PATCH", {"id": f"eq.{run_id}"}, columns)
+    def edit(self, run_id: str, *, if_status: str | None = None, **columns) -> None:
+        """Change columns of the row; with `if_status` only if it has that status still."""
+        where = {"id": f"eq.{run_id}"} | ({"status": f"eq.{if_status}"} if if_status else {})
+        self._changed("PATCH", where, columns)
 
     def delete(self, run_id: str) -> None:
         self._changed("DELETE", {"id": f"eq.{run_id}"}, None)
@@ -283,7 +285,10 @@ class Cloud:
 def check_change(path, was, became) -> None:
     before, after = Status(was["status"]), Status(became["status"])
     if path == "/training_runs" and before.is_terminal and after is Status.QUEUED:
-        return  # somebody queued an ended run again
+        # somebody queued an ended run again
+        left = {name: became[name] for name in ("finish_requested", "cancel_requested", "failures") if became[name]}
+        assert not left, f"queued again with what belonged to its end: {left}"
+        return
     assert after is before or after in TRANSITIONS[before], f"I4: {before} → {after}"
     if before.is_terminal:
         assert {n: was[n] for n in LASTING} == {n: became[n] for n in LASTING}, "I3"

@@ -191,9 +191,9 @@ def bad_storage(campaign, site, dice) -> bool:
 
 def storage_denies(campaign, site, dice) -> bool:
     """For a while, Storage answers what is not true: that nothing is there, a login page, `null`."""
-    on = dice.choice(
-        ["/object/sign/", "/object/list", f"/object/{BUCKET}", "/upload/resumable", f"GET /bucket/{BUCKET}"]
-    )
+    # not to DELETE: who hears that an object is gone does not remove it
+    asked = ["POST /object/sign/", "POST /object/list", f"POST /object/{BUCKET}", "GET /object/", "HEAD /object/"]
+    on = dice.choice([*asked, "/upload/resumable", f"GET /bucket/{BUCKET}"])
     missing = {"body": b'{"statusCode":"404","error":"not_found","message":"Object not found"}'}
     answers = {
         "404": ("status", {"status": 404} | missing),
@@ -255,15 +255,15 @@ def poison_row(campaign, site, dice) -> bool:
 
 
 def edit_and_queue_again(campaign, site, dice) -> bool:
-    """Ask an ended run for something else, as somebody does who follows the service's own advice."""
+    """Ask an ended run for something else, as somebody does who follows the service's own advice; or a waiting one."""
     rows = [row for row in campaign.ask(campaign.cloud.rows) or [] if row["id"] in campaign.runs]
-    ended = [row for row in rows if Status(row["status"]).is_terminal]
-    if not ended:
+    waits = [row for row in rows if Status(row["status"]).is_terminal or (row["status"] == "queued" and row["attempt"])]
+    if not waits:
         return False
-    row = dice.choice(ended)
+    row = dice.choice(waits)
     columns = campaign.recipe.edited(row, dice) | {"status": "queued", "cancel_requested": False}
     campaign.findings.queued_again[row["id"]] += 1  # also when the answer is lost
-    return bool(campaign.ask(lambda: campaign.cloud.edit(row["id"], **columns) or True))
+    return bool(campaign.ask(lambda: campaign.cloud.edit(row["id"], if_status=row["status"], **columns) or True))
 
 
 class released:  # noqa: N801 - reads as a word
