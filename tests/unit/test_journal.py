@@ -59,6 +59,7 @@ def test_a_dead_processes_journal_is_read_back_whole(tmp_path):
         Retry(message="disk full", results={"run_dir": "/r"}),
         Interrupted(checkpoint=Checkpoint(epoch=3, sha256="ab", bytes=5, key="k")),
         Interrupted(checkpoint=None),
+        Interrupted(checkpoint=None, results={"artifacts": [{"name": "last.pt"}]}),
     ],
 )
 def test_every_outcome_survives(tmp_path, outcome):
