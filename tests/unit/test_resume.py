@@ -101,6 +101,18 @@ def test_the_buckets_is_fetched_when_it_is_newer(host):
     assert found.setup == NOW
 
 
+@pytest.mark.parametrize(("told", "attempt", "epoch"), [(14, 3, 13), (14, 1, 14), (12, 3, 14)])
+def test_epochs_that_a_later_attempt_trained_again_elsewhere_are_not_resumed_from(host, monkeypatch, told, attempt, epoch):
+    """Unless they are more than that attempt told, or the bucket's checkpoint is of this host's own attempt."""
+    key = f"training_runs/x/{attempt}/checkpoints/epoch.pt"
+    monkeypatch.setattr("test_resume.KEY", key)
+    host.keep(host.second, 14)
+    host.upload(13)
+    host.job = replace(host.job, told_epoch=told, attempt=4)
+
+    assert host.found().epoch == epoch
+
+
 def test_a_newer_checkpoint_of_other_settings_does_not_shadow_the_one_to_resume(host):
     """The run started over after 40 epochs and was interrupted in its fourth: that training is resumed."""
     host.keep(host.first, 40, OTHER)

@@ -30,6 +30,7 @@ from trainer.remote.retry import RetryPolicy, retrying
 
 _MOST_FACTS = 2**20  # bytes
 _MOST_SHOWN = 10  # changes in a message
+_UUID_PART = 12  # characters after the last hyphen of a run's id; no attempt has so many digits
 _LARGEST_DIRECTORY = 8 * 2**20  # bytes; that of yolo11x has some hundred KiB
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError),
@@ -81,6 +82,7 @@ class Checkpoints:
         self._bucket = bucket
         self._on_event = on_event
         self._remote = job.checkpoint if job.checkpoint and job.checkpoint.key else None
+        self._told_epoch = job.told_epoch
 
     def best_for(self, setup: Setup, stop: StopSignal) -> Found | None:
         """The newest checkpoint whose training can be resumed as `setup`, else the newest one, else None.
@@ -106,9 +108,9 @@ class Checkpoints:
     def _newest_first(self, stop: StopSignal) -> Iterator[tuple[Path | None, Checkpoint]]:
         """Every checkpoint; without its path when it is not usable. The bucket's is fetched when its turn comes."""
         remote = self._remote
-        local = sorted((c for folder in self._run_dirs for c in _local(folder)), key=_progress, reverse=True)
-        for path, checkpoint in local:
-            if remote and remote.epoch > checkpoint.epoch:
+        local = [found for folder in self._run_dirs for found in _local(folder)]
+        for path, checkpoint in sorted(local, key=self._rank, reverse=True):
+            if remote and (remote.epoch > checkpoint.epoch or self._is_superseded(path, checkpoint)):
                 yield self._download(remote, stop), remote
                 remote = None
             is_whole = _is_whole(path, checkpoint)
@@ -117,6 +119,16 @@ class Checkpoints:
             yield path if is_whole else None, checkpoint
         if remote:
             yield self._download(remote, stop), remote
+
+    def _rank(self, local: tuple[Path, Checkpoint]) -> tuple[bool, int, int]:
+        """By what checkpoints are ordered; of two with as many epochs, the later one may be in the middle of the next."""
+        path, checkpoint = local
+        return not self._is_superseded(path, checkpoint), checkpoint.epoch, path.stat().st_mtime_ns
+
+    def _is_superseded(self, path: Path, checkpoint: Checkpoint) -> bool:
+        """Whether a later attempt elsewhere trained the same epochs again, with other numbers: its history counts."""
+        later = _attempt_of_key(self._remote.key) if self._remote and self._remote.key else 0
+        return checkpoint.epoch <= self._told_epoch and _attempt_of(path) < later
 
     def _download(self, remote: Checkpoint, stop: StopSignal) -> Path | None:
         try:
@@ -171,10 +183,16 @@ def _listed(changes: tuple[str, ...]) -> str:
     return ", ".join(changes[:_MOST_SHOWN]) + more
 
 
-def _progress(local: tuple[Path, Checkpoint]) -> tuple[int, int]:
-    """By what checkpoints are ordered; of two with as many epochs, the later one may be in the middle of the next."""
-    path, checkpoint = local
-    return checkpoint.epoch, path.stat().st_mtime_ns
+def _attempt_of(path: Path) -> int:
+    """The attempt in whose run folder, `train_<id>` or `train_<id>-<attempt>`, a checkpoint lies."""
+    number = path.parent.parent.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() and len(number) < _UUID_PART else 1
+
+
+def _attempt_of_key(key: str) -> int:
+    """The attempt that uploaded a checkpoint; 0 for a key of another form."""
+    parts = key.split("/")
+    return int(parts[2]) if len(parts) > 2 and parts[2].isdecimal() else 0
 
 
 def _local(run_dir: Path) -> Iterator[tuple[Path, Checkpoint]]:
