@@ -1,6 +1,7 @@
 """What every test gets: a clean environment."""
 
 import os
+import signal
 
 import pytest
 
@@ -9,6 +10,8 @@ from trainer.settings import Settings
 # a developer's own settings, or the test runner's, must not decide what a test sees
 for name in Settings.model_fields:
     os.environ.pop(name.upper(), None)
+# nor must a runner that was started with nohup, whose ignored signal the services under test would inherit
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -193,7 +193,7 @@ def test_an_environment_file_with_a_byte_order_mark_is_read(service):
 def test_no_environment_file_and_dev_null_in_its_place_are_the_same(service):
     (service.home / ".env").symlink_to(os.devnull)
 
-    assert service.json("status") == {"runs": []}
+    assert service.json("status") == {"runs": [], "workers": []}
 
 
 # ── systemd's socket ──

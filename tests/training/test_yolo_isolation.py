@@ -125,7 +125,7 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused(detect, tmp_path):
     checkpoint = pt_file(tmp_path / "hostile.pt", {"ema": Hostile(tmp_path / "touched"), "epoch": 1, "train_args": {}})
     run = run_child(order_for(detect, tmp_path / "run", resume=checkpoint), tmp_path)
 
-    assert isinstance(run.last, Crashed)
+    assert "checkpoint_broken" in [warning.code for warning in run.of(Warned)]  # it is left aside
     assert not (tmp_path / "touched").exists()
 
 
