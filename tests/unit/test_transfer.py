@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from functools import partial
 
 import pytest
 
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.datasets.transfer import in_parallel
+from trainer.datasets.transfer import in_parallel, link_tree
 
 
 def test_every_job_runs_once_and_no_more_than_so_many_at_a_time():
@@ -61,3 +63,30 @@ def test_a_stop_that_is_set_meanwhile_ends_all():
 
 def test_no_jobs_are_done_at_once():
     in_parallel([], 4, StopSignal())
+
+
+REPLACES = """
+import os, sys
+target = sys.argv[1]
+print("ready", flush=True)
+while True:
+    os.close(os.open(target + ".other", os.O_CREAT | os.O_WRONLY))
+    os.rename(target + ".other", target)
+"""
+
+
+def test_a_file_that_is_replaced_meanwhile_is_linked_all_the_same(tmp_path):
+    target = tmp_path / "object"
+    target.touch()
+    with subprocess.Popen([sys.executable, "-c", REPLACES, str(target)], stdout=subprocess.PIPE) as replacing:
+        replacing.stdout.readline()
+        try:
+            link_tree(((f"x{number}", target) for number in range(20_000)), tmp_path / "view")
+        finally:
+            replacing.kill()
+    assert len(list((tmp_path / "view").iterdir())) == 20_000
+
+
+def test_a_file_that_is_gone_is_not_linked(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        link_tree([("x", tmp_path / "object")], tmp_path / "view")

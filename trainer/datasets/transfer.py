@@ -17,6 +17,7 @@ from trainer.core.stop import StopReason, StopSignal
 Job: TypeAlias = Callable[[StopSignal], object]
 OnTransfer: TypeAlias = Callable[[TransferProgress], None]
 EVERY_SECONDS = 0.5
+LINK_TRIES = 10
 
 
 class Meter:
@@ -124,8 +125,23 @@ def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             made.add(folder)
         try:
-            os.link(target, path)
+            _link(target, path)
         except FileNotFoundError:
             raise
         except OSError:  # another file system, one without hard links, or too many of them
             shutil.copyfile(target, path)
+
+
+def _link(target: Path, path: str) -> None:
+    """Make a hard link, also when another run puts the same content in the place of `target` at this moment.
+
+    link(2) finds the file first and links it afterwards: when a rename removed its last name in between, the answer is
+    ENOENT, although there is a file of that name before and after.
+    """
+    for _ in range(LINK_TRIES - 1):
+        try:
+            os.link(target, path)
+        except FileNotFoundError:
+            continue
+        return
+    os.link(target, path)
