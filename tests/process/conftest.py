@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -19,8 +20,17 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 
 def guardians():
-    """This process's children that guard a training; others may be the servers of other tests."""
+    """The first guardians of trainings among this process's children; others may be the servers of other tests."""
     return [child for child in psutil.Process().children() if is_guardian(child)]
+
+
+def second(guardian):
+    """The guardian below the first one; the program is its only child unless something was orphaned."""
+    deadline = time.monotonic() + 10
+    while not guardian.children() or not guardian.children()[0].children():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return guardian.children()[0]
 
 
 def is_guardian(process):

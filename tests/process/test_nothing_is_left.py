@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -12,12 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.process.conftest import Trained, guardians, is_guardian
+from tests.process.conftest import Trained, guardians, is_guardian, second
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
 from trainer.training.process import ChildTrainer
 
 HERE = Path(__file__).parent
+PR_SET_CHILD_SUBREAPER = 36
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def test_private_folder_nested_too_deep_for_recursion_is_gone(program, home):
 def test_private_folder_of_a_service_killed_with_its_guardians_is_removed_by_the_next(tmp_path, home):
     with supervisor(tmp_path, home, "ignores_every_signal", spare=True) as process:
         wait_until(lambda: len(list(home.glob("child-*"))) == 2 and len(guardians_of(process)) == 2)
-        below = guardians_of(process)
+        below = [guardian for first in guardians_of(process) for guardian in (first, second(first))]
         for guardian in below:
             guardian.suspend()  # or it would do it
         process.kill()
@@ -134,6 +136,7 @@ def test_private_folder_of_a_service_killed_with_its_guardians_is_removed_by_the
 
 
 def guardians_of(process):
+    """The first guardians."""
     return [child for child in psutil.Process(process.pid).children() if is_guardian(child)]
 
 
@@ -144,42 +147,51 @@ def wait_until(holds, seconds=10):
         time.sleep(0.02)
 
 
-def test_a_child_that_stops_its_guardian_is_killed_all_the_same(program, monkeypatch):
+@pytest.mark.parametrize("stopped", [(True, False), (False, True), (True, True)], ids=["first", "second", "both"])
+def test_a_child_that_stops_its_guardians_is_killed_all_the_same(program, tmp_path, monkeypatch, stopped):
     monkeypatch.setattr("trainer.training.tree._KILL_SECONDS", 0.3)
-    training = program("ignores_every_signal")
+    training = program("daemonizes", str(tmp_path / "pids"))
 
-    def stop_the_guardian():
-        (guardian,) = guardians()
-        guardian.suspend()
+    def stop_the_guardians():
+        (first,) = guardians()
+        for guardian, is_stopped in zip((first, second(first)), stopped, strict=True):
+            if is_stopped:
+                guardian.suspend()
         training.stop.set(StopReason.LOST)
 
-    training.when(lambda t: t.events, stop_the_guardian)
+    training.when(lambda t: len(t.of("phase")) == 2, stop_the_guardians)
     with pytest.raises(Stopped):
         training.train()
     assert guardians() == []
+    assert not alive(int((tmp_path / "pids").read_text()))
 
 
-def test_a_killed_guardian_takes_the_child_with_it(program):
+@pytest.fixture(params=["first", "second"])
+def kill_a_guardian(request):
+    return lambda: [(guardian if request.param == "first" else second(guardian)).kill() for guardian in guardians()]
+
+
+def test_a_killed_guardian_takes_the_child_with_it(program, kill_a_guardian):
     training = program("ignores_every_signal")
     pids = []
 
-    def kill_the_guardian():
+    def kill():
         (guardian,) = guardians()
-        pids.extend(process.pid for process in guardian.children())
-        guardian.kill()
+        pids.extend(process.pid for process in guardian.children(recursive=True))
+        kill_a_guardian()
 
-    training.when(lambda t: t.events, kill_the_guardian)
+    training.when(lambda t: t.events, kill)
     with pytest.raises(MachineFailed, match="SIGKILL"):
         training.train()
-    assert pids
+    assert len(pids) == 2
     assert gone(pids)
 
 
 @pytest.mark.parametrize("name", ["leaks_children", "daemonizes"])
-def test_a_killed_guardian_leaves_no_grandchildren(program, tmp_path, leak_check, name):
-    """Also none in a session of its own, and none whose parent ended long before."""
+def test_a_killed_guardian_leaves_no_grandchildren(program, tmp_path, home, leak_check, kill_a_guardian, name):
+    """Also none in a session of its own, none whose parent ended long before, and none that hides."""
     training = program(name, str(tmp_path / "pids"), "wait")
-    training.when(lambda t: len(t.of("phase")) == 2, lambda: [guardian.kill() for guardian in guardians()])
+    training.when(lambda t: len(t.of("phase")) == 2, kill_a_guardian)
 
     with pytest.raises(MachineFailed):
         training.train()
@@ -187,6 +199,29 @@ def test_a_killed_guardian_leaves_no_grandchildren(program, tmp_path, leak_check
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert pids
     assert not any(map(alive, pids))
+    assert list(home.glob("*child-*")) == []
+
+
+@pytest.fixture
+def adopts_orphans():
+    """This process adopts orphans, as the first process of a container does."""
+    prctl = ctypes.CDLL(None).prctl
+    assert prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    yield
+    assert prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
+
+
+def test_a_killed_guardian_leaves_no_zombie_to_a_service_that_adopts_orphans(
+    program, tmp_path, adopts_orphans, kill_a_guardian,
+):
+    before = psutil.Process().children()
+    training = program("daemonizes", str(tmp_path / "pids"))
+    training.when(lambda t: len(t.of("phase")) == 2, kill_a_guardian)
+
+    with pytest.raises(MachineFailed):
+        training.train()
+
+    assert psutil.Process().children(recursive=True) == before
 
 
 def test_a_killed_guardian_takes_nothing_of_another_training_with_it(program, tmp_path):
@@ -301,7 +336,7 @@ def test_the_training_is_killed_before_its_supervisor_when_memory_runs_out(progr
     scores = []
 
     def look():
-        (child,) = guardians()[0].children()
+        (child,) = second(guardians()[0]).children()
         scores.append(int(Path(f"/proc/{child.pid}/oom_score_adj").read_text()))
         training.stop.set(StopReason.LOST)
 

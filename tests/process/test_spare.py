@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.process.conftest import guardians
+from tests.process.conftest import guardians, second
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
 
@@ -15,9 +14,7 @@ def test_a_spare_gets_the_next_order(program, tmp_path):
     training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
     (spare,) = guardians()
-    while not spare.children():
-        time.sleep(0.01)
-    (waiting,) = spare.children()
+    (waiting,) = second(spare).children()
 
     report = training.train(devices=(1,)).report
 

@@ -1,16 +1,17 @@
 """Stands between the supervisor and a training process, so that nothing of a training outlives either of them.
 
 Run as a script of its own, without site-packages: `python -I -S guardian.py LIFELINE_FD FOLDER PROGRAM ARGUMENT…`.
-It starts PROGRAM in a session of its own and then only waits.
+It forks a second guardian, which starts PROGRAM in a session of its own. Then both only wait.
 
-- The lifeline is a pipe whose other end only the supervisor holds. A byte on it means SIGTERM for the whole tree; its
-  end, which also comes when the supervisor is killed, means SIGKILL for the whole tree.
-- When PROGRAM ends, so does everything that it started: as their subreaper the guardian inherits whatever was
-  orphaned below it, also what made itself a session of its own, and it does not leave before all of it is reaped.
-- It deletes FOLDER (the program's private folder) and ends the way PROGRAM ended: same exit code, same signal.
-- If the guardian itself is killed, PROGRAM gets SIGKILL from the kernel, and the supervisor ends what PROGRAM had
-  started (orphans.py). A parent-death signal straight from the supervisor would not do: it comes at the death of the
-  thread that started the process.
+- The lifeline is a socket whose other end only the supervisor holds. A byte on it means SIGTERM for the whole tree; its
+  end, which also comes when the supervisor is killed, means SIGKILL for the whole tree. Only the two guardians hold
+  this end, so the supervisor reads its end when nothing of the tree is left.
+- When PROGRAM ends, so does everything that it started. Both guardians are subreapers: each inherits what is orphaned
+  below it, whatever session, environment or name that has, and does not end before all of it is reaped.
+- When one guardian is killed, the other one ends the tree. Processes can survive only if both are killed at once, and
+  PROGRAM not even then: the kernel kills it with the second guardian. A parent-death signal straight from the
+  supervisor would not do: it comes at the death of the thread that started the process.
+- A guardian deletes FOLDER (the program's private folder) and ends the way PROGRAM ended: same exit code, same signal.
 """
 
 from __future__ import annotations
@@ -82,29 +83,29 @@ def _start(program: list[str]) -> int:
     os._exit(127)
 
 
-def _keep_only(lifeline: int) -> None:
-    # a pipe of the child's must end with the child, so the guardian holds none of them
+def _keep_only(*kept: int) -> None:
+    # a pipe of the child's must end with the child, so no guardian holds one
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        if int(name) not in (0, 1, 2, lifeline):
+        if int(name) not in (0, 1, 2, *kept):
             with contextlib.suppress(OSError):  # the listing's own
                 os.close(int(name))
 
 
-def _watch(child: int, lifeline: int) -> None:
-    """Return when the program has ended or has to."""
-    ended = os.pidfd_open(child)
+def _obey(lifeline: int, second: int) -> None:
+    """Return when the second guardian has ended or has to."""
+    ended = os.pidfd_open(second)
     while True:
         readable, _, _ = select.select([lifeline, ended], [], [])
         if ended in readable or not os.read(lifeline, 1):
             return
-        kill_each([child, *descendants(child)], signal.SIGTERM)
+        kill_each(descendants(os.getpid()), signal.SIGTERM)  # the second guardian ignores it
 
 
 def _reap_all(child: int) -> int:
-    """Kill and reap everything that is left; the program's wait status."""
+    """Kill and reap everything that is left; return the wait status of `child`."""
     status = 0
     pause = 0.002
     while True:
@@ -130,21 +131,33 @@ def _end_like(status: int) -> None:
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
+def _remove(folder: str) -> None:
+    if os.path.lexists(folder):
+        import shutil  # here, because it would make each start slower
+
+        with contextlib.suppress(RecursionError):  # nested too deep on purpose: the supervisor removes it
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> None:
     lifeline, folder, program = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
     os.set_inheritable(lifeline, False)
     for number in _OUR_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of a training would fill the disk
+    first = os.pidfd_open(os.getpid())
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    child = _start(program)
-    _keep_only(lifeline)
-    _watch(child, lifeline)
-    status = _reap_all(child)
-    import shutil  # here, because it would make each start slower
-
-    with contextlib.suppress(RecursionError):  # nested too deep on purpose: the supervisor removes it
-        shutil.rmtree(folder, ignore_errors=True)
+    below = os.fork()
+    if below:
+        _keep_only(lifeline)
+        _obey(lifeline, below)
+    else:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # a fork does not inherit it
+        below = _start(program)
+        _keep_only(lifeline, first)
+        select.select([first, os.pidfd_open(below)], [], [])
+    status = _reap_all(below)
+    _remove(folder)
     _end_like(status)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,8 +29,6 @@ from trainer.core.events import (
 from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.removal import remove_tree
 from trainer.training.delivery import Delivery
-from trainer.training.guardian import descendants, kill_each
-from trainer.training.orphans import TREE, end_marked, new_mark
 from trainer.training.output import OutputLines
 from trainer.training.wire import LONGEST_LINE, WireError, decode_event
 
@@ -59,7 +58,6 @@ class ChildTree:
         self.ended = threading.Event()
         self.exit_code: int | None = None
         self.on_line: Callable[[str], str] = str  # what a line becomes on its way to the log
-        self._mark = new_mark()
         self._folder = folder
         self._in_use = contextlib.ExitStack()
         self._in_use.enter_context(locks.held(folder))
@@ -68,7 +66,6 @@ class ChildTree:
         self._output = OutputLines()
         self._half_event = bytearray()
         self._garbled = False  # one warning is enough
-        self._lifeline: int | None = None
         self._start(program, environment)
 
     # ── speaking ──
@@ -91,21 +88,22 @@ class ChildTree:
 
     def terminate(self) -> None:
         """SIGTERM for every process of the tree."""
-        with self._speaking, contextlib.suppress(BrokenPipeError):
-            if self._lifeline is not None:
-                os.write(self._lifeline, b"t")
+        with self._speaking, contextlib.suppress(OSError):  # it has ended, or is being killed
+            self._lifeline.send(b"t")
 
     def kill(self) -> None:
         """SIGKILL for every process of the tree; returns when none is left.
 
         Raises HostFailed when the kernel cannot end one (a driver that hangs).
         """
-        self._cut_lifeline()
+        with self._speaking, contextlib.suppress(OSError):  # it has ended
+            self._lifeline.shutdown(socket.SHUT_WR)
         if self.ended.wait(_KILL_SECONDS):
             return
-        # somebody stopped the guardian itself
         pid = self._process.pid
-        kill_each([*descendants(pid), pid], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGCONT)  # the guardians, should they have been stopped
+            os.kill(pid, signal.SIGKILL)  # in a way that SIGCONT does not end; the other one kills the tree
         if not self.ended.wait(_KILL_SECONDS):
             raise HostFailed(
                 f"The training process {pid} cannot be killed, so its GPU is not free; "
@@ -129,9 +127,9 @@ class ChildTree:
     # ── beginning and listening ──
 
     def _start(self, program: Sequence[str], environment: Mapping[str, str]) -> None:
-        lifeline, self._lifeline = os.pipe()
+        self._lifeline, lifeline = socket.socketpair()
         events, child_events = os.pipe()
-        guardian = [sys.executable, "-I", "-S", _GUARDIAN, str(lifeline), str(self._folder)]
+        guardian = [sys.executable, "-I", "-S", _GUARDIAN, str(lifeline.fileno()), str(self._folder)]
         try:
             self._process = subprocess.Popen(
                 [*guardian, *program, "--events-fd", str(child_events)],
@@ -139,18 +137,18 @@ class ChildTree:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
-                env={**environment, TREE: self._mark},
+                env=dict(environment),
                 cwd=environment["TMPDIR"],
-                pass_fds=(lifeline, child_events),
+                pass_fds=(lifeline.fileno(), child_events),
                 start_new_session=True,
             )
         except OSError as error:
             os.close(events)
-            self._cut_lifeline()
+            self._lifeline.close()
             self._remove_folder()
             raise HostFailed(f"The training process cannot be started on this host: {error}.") from error
         finally:
-            os.close(lifeline)
+            lifeline.close()
             os.close(child_events)
         assert self._process.stdin
         assert self._process.stdout
@@ -162,17 +160,16 @@ class ChildTree:
         reader.start()
 
     def _read(self, output: int, events: int) -> None:
-        end = os.pidfd_open(self._process.pid)
         hear = {output: self._hear_output, events: self._hear_events}
         with selectors.DefaultSelector() as ready:
             for fd in hear:
                 os.set_blocking(fd, False)
                 ready.register(fd, selectors.EVENT_READ)
-            ready.register(end, selectors.EVENT_READ)
+            ready.register(self._lifeline, selectors.EVENT_READ)
             alive = True
             while alive:
                 for fd in [key.fd for key, _ in ready.select()]:
-                    if fd == end:
+                    if fd == self._lifeline.fileno():  # it ends with the last guardian
                         alive = False
                     elif not self._read_some(fd, hear[fd]):
                         ready.unregister(fd)
@@ -181,7 +178,6 @@ class ChildTree:
             for _ in range(32):
                 if not self._read_some(fd, heard):
                     break
-        os.close(end)
         os.close(events)
         self._finish_reading()
 
@@ -198,11 +194,14 @@ class ChildTree:
             self._hear_event(bytes(self._half_event))
         for line in self._output.close():
             self._hear_line(line)
-        end_marked(self._mark)  # a guardian that was killed left them; before its pid can be another's
         self.exit_code = self._process.wait()
+        with contextlib.suppress(ChildProcessError):
+            # in a container the service can be the process that adopts the second guardian, when the first was killed
+            os.waitpid(-self._process.pid, 0)
         assert self._process.stdout
         self._process.stdout.close()
-        self._cut_lifeline()
+        with self._speaking:
+            self._lifeline.close()
         self.ended.set()
 
     def _hear_output(self, data: bytes) -> None:
@@ -242,9 +241,3 @@ class ChildTree:
             self.epoch = event.epoch
         if isinstance(event, Finished | ChildStopped | Crashed):
             self.last_word = event
-
-    def _cut_lifeline(self) -> None:
-        with self._speaking:
-            lifeline, self._lifeline = self._lifeline, None
-        if lifeline is not None:
-            os.close(lifeline)
