@@ -46,7 +46,7 @@ class Host(Service):
         return sorted((child for child in self.children() if _is_training(child)), key=psutil.Process.create_time)
 
     def guardians(self) -> list[psutil.Process]:
-        """The processes between the service and its trainings, the oldest first."""
+        """The processes between the service and its trainings, the oldest first; each training has two."""
         return sorted((child for child in self.children() if _is_guardian(child)), key=psutil.Process.create_time)
 
     def children(self) -> list[psutil.Process]:
@@ -95,7 +95,7 @@ class Host(Service):
 
         def is_idle() -> bool:
             journals = [path for path in self.journals() if not (torn and path.suffix == ".unreadable")]
-            return not journals and len(self.children()) <= 2 * spares and len(self.trainings()) <= spares
+            return not journals and len(self.children()) <= 3 * spares and len(self.trainings()) <= spares
 
         wait_for(is_idle, seconds, lambda: (self.journals(), self.children(), self.tail()))
 

@@ -71,13 +71,14 @@ def kill_service(campaign, site, dice) -> bool:
 
 
 def kill_guardian(campaign, site, dice) -> bool:
-    """SIGKILL to the process between the service and the training alone."""
+    """SIGKILL to one of the two processes between the service and the training, alone."""
     guardians = site.host.guardians()
     if not guardians:
         return False
     with suppress(psutil.NoSuchProcess):  # it has just ended by itself
-        below = guardians[0].children(recursive=True)
-        guardians[0].kill()
+        killed = dice.choice(guardians[:2])
+        below = killed.children(recursive=True)
+        killed.kill()
         if not gone(below):
             campaign.findings.violations.append(f"I10: {below} outlived their guardian")
         return True

@@ -46,14 +46,16 @@ def test_a_killed_training_goes_on_from_its_last_epoch(cloud, host, phase):
     a.wait_idle()
 
 
-def test_a_run_whose_guardian_is_killed_goes_on_and_leaves_no_process(cloud, host):
-    """F1 (I1 I5 I6 I9 I10): SIGKILL to the process between the service and the training, alone."""
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_run_whose_guardian_is_killed_goes_on_and_leaves_no_process(cloud, host, which):
+    """F1 (I1 I5 I6 I9 I10): SIGKILL to one of the two processes between the service and the training, alone."""
     a = host("a", {"seconds_per_epoch": 0.4})
     run_id = cloud.enqueue(epochs=6)
     cloud.wait_epoch(run_id, 3)
     training = a.training()
     a.behave(**QUICK)
-    training.parent().kill()
+    second = training.parent()
+    (second if which == "second" else second.parent()).kill()
 
     row = cloud.wait(run_id, "completed")
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,6 +19,7 @@ import pytest
 from tests.process.conftest import Trained, guardians, is_guardian, second
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
+from trainer.training import guardian as guardian_module
 from trainer.training.process import ChildTrainer
 
 HERE = Path(__file__).parent
@@ -78,6 +82,49 @@ def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_
         training.train()
 
     assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_processes_that_change_their_pid_all_the_time_end_with_a_training_that_finished(program, tmp_path, leak_check):
+    began = time.monotonic()
+
+    program("changes_its_pid", str(tmp_path / "lock")).train()
+
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert time.monotonic() - began < 5
+
+
+HIDE = """
+import ctypes, os, sys, time
+if os.fork():
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
+else:
+    os.setsid()
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+    open(sys.argv[1] + ".new", "w").write(str(os.getpid()))
+    os.replace(sys.argv[1] + ".new", sys.argv[1])
+    time.sleep(20)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv, to mount another /proc")
+def test_process_that_proc_does_not_show_ends_with_its_training(tmp_path):
+    """On a host that mounts /proc with hidepid=2."""
+    mount = 'mount -t proc -o hidepid=2,gid=65534 proc /proc && exec setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace "$@"'
+    guardian = [sys.executable, "-I", "-S", guardian_module.__file__]
+    ours, lifeline = socket.socketpair()
+    with ours, subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", *guardian, str(lifeline.fileno()), str(tmp_path / "folder"),
+         sys.executable, "-c", HIDE, str(tmp_path / "pid")],
+        pass_fds=[lifeline.fileno()], start_new_session=True,
+    ) as process:  # fmt: skip
+        lifeline.close()
+        ours.settimeout(10)
+        assert ours.recv(1) == b""
+        assert process.wait() == 0
+
+    assert not alive(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize(

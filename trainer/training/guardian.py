@@ -58,6 +58,17 @@ def _all_processes() -> Iterator[tuple[int, int]]:
                 yield int(name), int(stat.read().rpartition(b")")[2].split()[1])
 
 
+def _children() -> list[int]:
+    """The processes directly below.
+
+    The list also has those that /proc hides from us (`hidepid`), and it is read so fast that a process that forks and
+    ends all the time is still there when it is signaled.
+    """
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children", "rb") as children:  # noqa: PTH123
+        return [int(pid) for pid in children.read().split()]
+    return []  # not every kernel has it
+
+
 def _prctl(option: int, value: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl {option}")
@@ -112,6 +123,7 @@ def _reap_all(child: int) -> int:
         with contextlib.suppress(ChildProcessError):
             reaped, how = os.waitpid(child, os.WNOHANG)
             status = how if reaped else status
+        kill_each(_children(), signal.SIGKILL)
         kill_each(descendants(os.getpid()), signal.SIGKILL)
         try:
             while (reaped_and_how := os.waitpid(-1, os.WNOHANG))[0]:

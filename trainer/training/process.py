@@ -120,7 +120,7 @@ class ChildTrainer:
             spare.close()
 
     def tidy(self) -> None:
-        """Remove the private folders of processes whose service was killed together with their guardian."""
+        """Remove the private folders of processes whose service was killed together with their guardians."""
         for folders in self._private_folders:
             folders.sweep()
 
