@@ -236,13 +236,13 @@ def test_a_killed_guardian_leaves_no_rank(two):
     def kill_the_guardian(event):
         if isinstance(event, BatchProgress) and event.epoch == 2 and not ranks_and_launcher:
             (guardian,) = (child for child in psutil.Process().children() if "guardian.py" in " ".join(child.cmdline()))
-            ranks_and_launcher.extend(guardian.children(recursive=True))
+            (second,) = guardian.children()
+            ranks_and_launcher.extend(second.children(recursive=True))
             guardian.kill()
 
     two.stop_when = kill_the_guardian
     with pytest.raises(MachineFailed):
         two.train(epochs=50)
 
-    assert len(ranks_and_launcher) >= 4  # and the second guardian
-    running = [process for process in ranks_and_launcher if process.is_running()]
-    assert {process.status() for process in running} <= {psutil.STATUS_ZOMBIE}  # whoever adopted them has to reap them
+    assert len(ranks_and_launcher) >= 3
+    assert [process for process in ranks_and_launcher if process.is_running()] == []
