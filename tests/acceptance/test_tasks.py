@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.acceptance.service import running
+from tests.long import long_except
 from tests.unit.dataset_layouts import dice
 from tests.unit.dataset_painter import drawn, paint
 from trainer.core.dataset import Task
@@ -31,7 +32,7 @@ def classes(root):
     return root
 
 
-@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("task", long_except(Task, Task.DETECT, Task.CLASSIFY))
 def test_a_task_trains_fine_tunes_and_exports(tmp_path, task):
     root = tmp_path / "data"
     data = classes(root) if task is Task.CLASSIFY else paint(root, train=8, val=4, task=task)

@@ -129,13 +129,14 @@ def test_no_key_leads_out_of_its_bucket(store, put, tmp_path, key):
 
 
 def test_a_listing_is_complete_and_recursive(store, put):
-    keys = {f"set/images/{'train' if n % 2 else 'val/deep'}/{n:04}.jpg" for n in range(2300)}
+    many = 2300 if isinstance(store, SupabaseObjectStore) else 300  # more than two pages; a folder has none
+    keys = {f"set/images/{'train' if n % 2 else 'val/deep'}/{n:04}.jpg" for n in range(many)}
     for key in keys:
         put(key, b"12345")
     put("set-other/a.jpg", b"1")
     put("set/.emptyFolderPlaceholder", b"")
     found = list(store.list("data", "set"))
-    assert len(found) == 2300
+    assert len(found) == many
     assert {info.ref.key for info in found} == keys
     assert {info.bytes for info in found} == {5}
     assert found[7] == store.stat(found[7].ref)

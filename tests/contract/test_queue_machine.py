@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from queue_adapters import ago
 
+from tests.long import long_except
 from trainer.core.job import (
     TRANSITIONS,
     Canceled,
@@ -28,7 +29,7 @@ from trainer.core.job import (
 )
 from trainer.core.ports import Worker
 
-EXAMPLES = {"sqlite": 60, "supabase": 8}
+EXAMPLES = {"sqlite": 20, "supabase": 8}
 STEPS = 30
 LIVE = (Status.RUNNING, Status.CANCELING)
 OUTCOMES = {
@@ -320,12 +321,13 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(600)
-def test_no_sequence_of_calls_and_accidents_breaks_an_invariant(queue_lab, request):
+@pytest.mark.parametrize("times", long_except([1, 4], 1))
+def test_no_sequence_of_calls_and_accidents_breaks_an_invariant(queue_lab, request, times):
     machine = type("Machine", (QueueMachine,), {"lab": queue_lab})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=EXAMPLES[request.node.callspec.params["queue_lab"]],
+            max_examples=EXAMPLES[request.node.callspec.params["queue_lab"]] * times,
             stateful_step_count=STEPS,
             deadline=None,
             database=None,

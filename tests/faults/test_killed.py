@@ -10,6 +10,7 @@ from tests.faults.cloud import BUCKET, wait_for
 from tests.faults.conftest import QUICK, SLOW
 from tests.faults.hosts import LEASE, gone
 from tests.faults.test_finished import NO_KEY
+from tests.long import long_except
 
 # what to do so that a run stays in a phase for long, and when it is there
 TRAINING_PHASES = {
@@ -21,7 +22,7 @@ TRAINING_PHASES = {
 }
 
 
-@pytest.mark.parametrize("phase", TRAINING_PHASES)
+@pytest.mark.parametrize("phase", long_except(TRAINING_PHASES, "first batch", "middle", "finalising"))
 def test_a_killed_training_goes_on_from_its_last_epoch(cloud, host, phase):
     """F1 (I1 I5 I6 I9 I10): SIGKILL to the training process; nothing but the epoch in progress is trained again."""
     knobs, told = TRAINING_PHASES[phase]
@@ -97,7 +98,7 @@ def stored_dataset(cloud):
     return "storage:datasets/set/data.yaml"
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", long_except(PHASES, "downloading", "training", "uploading"))
 def test_the_run_of_a_killed_service_goes_on_elsewhere(cloud, host, phase):
     """F2 (I1 I6 I8 I9 I10): SIGKILL to the service; no process is left, another host has the run within a lease."""
     data = stored_dataset(cloud) if phase == "downloading" else None
@@ -212,6 +213,7 @@ def test_a_torn_checkpoint_is_never_used(cloud, host):
     assert "checkpoint_broken" in cloud.warnings(run_id)
 
 
+@pytest.mark.long  # the bucket is given a minute to have another answer
 def test_a_checkpoint_that_the_bucket_garbled_is_not_used(cloud, host):
     """F3 (I8): another host gets other bytes than were stored; the training starts over rather than on garbage."""
     a = host("a", SLOW)

@@ -14,8 +14,7 @@ from tests.faults.disks import KINDS, SAYS
 from tests.faults.hosts import Host
 from tests.faults.outage import SHORTENED
 from tests.faults.test_real_training import CONFIGURATION
-
-IN_ANY_CASE = (("RUNS_DIR", "full"), ("RUNS_DIR", "read-only"))
+from tests.long import long_except
 
 
 @pytest.fixture
@@ -60,14 +59,10 @@ def all_completed(cloud, runs, seconds=150):
     wait_for(lambda: all(cloud.row(run)["status"] == "completed" for run in runs), seconds, lambda: cloud.story(runs[0]))
 
 
-DISKS = [
-    pytest.param(setting, kind, marks=[] if (setting, kind) in IN_ANY_CASE else [pytest.mark.long])
-    for setting in ("RUNS_DIR", "DATASET_ROOT", "MODELS_DIR")
-    for kind in KINDS
-]
+DISKS = [(setting, kind) for setting in ("RUNS_DIR", "DATASET_ROOT", "MODELS_DIR") for kind in KINDS]
 
 
-@pytest.mark.parametrize(("setting", "kind"), DISKS)
+@pytest.mark.parametrize(("setting", "kind"), long_except(DISKS, ("RUNS_DIR", "read-only")))
 def test_a_sick_host_leaves_the_queue_to_the_healthy_one_and_comes_back(cloud, disk, host, kind, setting):
     place = disk("place", kind)
     sick = host("sick", **{setting: place.place})
@@ -104,7 +99,7 @@ def test_runs_wait_for_a_lone_sick_host_and_none_fails(cloud, disk, host):
     all_completed(cloud, runs)
 
 
-@pytest.mark.parametrize("setting", ["RUNS_DIR", "TRAINER_HOME"])
+@pytest.mark.parametrize("setting", long_except(["RUNS_DIR", "TRAINER_HOME"], "TRAINER_HOME"))
 def test_a_host_that_starts_with_a_full_disk_claims_nothing_until_there_is_space(cloud, disk, host, setting):
     place = disk("place")
     (place.place / "behaviour.json").write_text(json.dumps(QUICK))  # the stand-in reads it in TRAINER_HOME

@@ -1,0 +1,18 @@
+"""Which variants of a test run in `make test`, and which ones only in `make test-long`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def long_except(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """The parameters `values`, all of them marked `long` but the `quick` ones; a tuple is one set of parameters."""
+    marked = [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=[] if value in quick else [pytest.mark.long])
+        for value in values
+    ]
+    assert sum(not parameter.marks for parameter in marked) == len(quick), f"not all of {quick} are among the values"
+    return marked
