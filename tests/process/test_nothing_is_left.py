@@ -328,15 +328,16 @@ def supervisor(tmp_path, home, program, *arguments, spare=False, stall=0.5, seco
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.parametrize(("name", "processes"), [("leaks_children", 4), ("daemonizes", 1)])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_of_a_training_outlives_a_killed_supervisor(tmp_path, home, how):
-    with supervisor(tmp_path, home, "leaks_children", str(tmp_path / "pids"), "wait", spare=True) as process:
+def test_nothing_of_a_training_outlives_a_killed_supervisor(tmp_path, home, how, name, processes):
+    with supervisor(tmp_path, home, name, str(tmp_path / "pids"), "wait", spare=True) as process:
         deadline = time.monotonic() + 10
         while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         tree = [below.pid for below in psutil.Process(process.pid).children(recursive=True)]
         pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-        assert len(pids) == 4
+        assert len(pids) == processes
         os.kill(process.pid, how)
         process.wait()
 
