@@ -76,7 +76,7 @@ class Publisher:
         send = partial(self._send, named, stop, meter)
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="upload") as pool:
             artifacts = sorted(pool.map(send, files, files.values()), key=lambda artifact: artifact.name)
-        if log.exists():
+        if log.is_file() and not log.is_symlink():
             artifacts.append(send(log.name, _snapshot(log)))
         artifacts.append(send("manifest.json", self._manifest(run_dir, artifacts)))
         self._require_stored(artifacts, stop)
@@ -113,6 +113,7 @@ class Publisher:
             "artifacts": [{k: v for k, v in asdict(a).items() if k != "url"} for a in artifacts],
         }
         path = run_dir / "manifest.json"
+        path.unlink(missing_ok=True)  # the training process may have put a link or a pipe there
         path.write_text(json.dumps(manifest, indent=2) + "\n")
         return path
 
@@ -165,6 +166,7 @@ def _named(finished: Finished | None, run_dir: Path) -> dict[str, WeightsFile]:
 def _snapshot(log: Path) -> Path:
     """The log as it is now; the original grows while it is uploaded."""
     copy = log.with_name(f".{log.name}.uploading")
+    copy.unlink(missing_ok=True)  # see `_manifest`
     copy.write_bytes(log.read_bytes())
     return copy
 

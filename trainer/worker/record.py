@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from trainer.worker.journal import Journal
 
 log = structlog.get_logger()
 
+# a training process that is dead now may have put a link or a pipe in place of the log
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 LOCAL_ONLY = {"kind", "path"}  # the kind has a column of its own, a path of this host means nothing elsewhere
 
 
@@ -38,7 +41,7 @@ class RunLog:
         self._file: TextIO | None = None
         with self._disk_may_fail():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", errors="replace", buffering=1)
+            self._file = os.fdopen(os.open(path, _APPEND, 0o666), "a", encoding="utf-8", errors="replace", buffering=1)
 
     def note(self, text: str) -> None:
         """A line of ours; always with its time."""
