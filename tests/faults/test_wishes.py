@@ -277,3 +277,46 @@ def test_a_cancel_after_a_killed_training_keeps_what_it_trained(cloud, host):
     cloud.check_published(row)
     cloud.cancel(run_id)
     assert cloud.wait(run_id, "canceled")["results"]["artifacts"] == row["results"]["artifacts"]
+
+
+@pytest.mark.parametrize("asked", ["before the restart", "after the restart"])
+def test_a_cancel_after_a_killed_service_keeps_what_it_trained(cloud, host, asked):
+    """F2 F12 (I8): service and training are killed, and the run is canceled before or after the next start."""
+    a = host("a", SLOW, LEASE_SECONDS=60)
+    run_id = cloud.enqueue(epochs=20)
+    cloud.wait_epoch(run_id, 3)
+    cloud.edit(run_id, configuration={"epochs": 20, "requires": {"gpus": 4}})  # no worker takes it a second time
+    a.kill_all()
+    if asked == "before the restart":
+        cloud.cancel(run_id)
+    a.start()
+    if asked == "after the restart":
+        cloud.wait_until(run_id, lambda row: row["status"] == "queued" and row["failures"] == 1)
+        cloud.cancel(run_id)
+
+    row = cloud.wait(run_id, "canceled")
+
+    assert (row["attempt"], row["error_message"], row["trained_model_url"]) == (1, "Canceled by user.", None)
+    assert {"last.pt", "results.csv", "run.log"} <= {artifact["name"] for artifact in row["results"]["artifacts"]}
+    assert row["results"]["metrics"]["epoch"] >= 3
+    cloud.check_published(row)
+    a.wait_idle()
+
+
+def test_a_run_that_was_canceled_while_its_host_was_dead_is_left_alone(cloud, host):
+    """F2 F12 (I3 I8): another worker ended it; the host comes back with its files, and writes nothing anywhere."""
+    a = host("a", SLOW)
+    run_id = cloud.enqueue(epochs=20)
+    cloud.wait_epoch(run_id, 3)
+    a.kill_all()
+    cloud.cancel(run_id)
+    b = host("b", QUICK)
+    row = cloud.wait(run_id, "canceled")
+    written = len(cloud.storage.writes)
+
+    a.start()
+    a.wait_idle()
+
+    assert cloud.row(run_id) == row
+    assert len(cloud.storage.writes) == written
+    b.wait_idle()

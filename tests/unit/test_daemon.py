@@ -142,26 +142,83 @@ def test_nothing_is_claimed_until_the_access_is_right(room, queue):
 
 
 def test_a_bug_in_one_run_leaves_the_daemon_working(room, queue):
-    class Buggy:
-        def __init__(self, execution):
-            self.execution = execution
-            self.calls = 0
-
-        def run(self, lease, slot, stop):
-            self.calls += 1
-            if self.calls == 1:
-                raise KeyError("bug")
-            self.execution.run(lease, slot, stop)
-
     first = room.enqueue()
     second = room.enqueue()
+    execution = room.execution(reporter=Buggy("started", first))
 
-    with in_background(lambda: daemon(room, queue, execution=Buggy(room.execution())).run(room.shutdown)):
+    with in_background(lambda: daemon(room, queue, execution=execution).run(room.shutdown)):
         wait_for(lambda: room.row(second)["status"] == "completed")
         stopping(room)
 
-    assert room.row(first)["failures"] == 1
+    assert (room.row(first)["status"], room.row(first)["failures"]) == ("queued", 1)
+    assert "worker's log" in room.row(first)["error_message"]
     assert room.slots.free == 1
+    assert not list(room.places.journals.iterdir())
+
+
+class Buggy:
+    """A reporter that raises when it hears `what` of one run, or of any."""
+
+    def __init__(self, what, run_id=None):
+        self.what, self.run_id = what, run_id
+
+    def __getattr__(self, name):
+        def hear(job, *_):
+            if name == self.what and job.id == (self.run_id or job.id):
+                raise KeyError("bug")
+
+        return hear
+
+
+def test_a_model_whose_delivery_meets_a_bug_is_delivered_all_the_same(room, queue):
+    """The ending is decided and in the journal: the run is not given back, and no event of it is lost."""
+    run_id = room.enqueue()
+    errors = iter([KeyError("bug"), Unavailable("down")])
+
+    def finish(*told):
+        for error in errors:
+            raise error
+        return room.queue.finish(*told)
+
+    queue.finish = finish
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["status"] == "completed")
+        stopping(room)
+
+    row = room.row(run_id)
+    assert (row["attempt"], row["failures"]) == (1, 0)
+    assert row["trained_model_url"]
+    assert room.kinds(run_id).count("epoch") == 3
+    assert not list(room.places.journals.iterdir())
+
+
+def test_a_bug_after_the_ending_was_decided_costs_no_model(room, queue):
+    run_id = room.enqueue()
+    execution = room.execution(queue=queue, reporter=Buggy("ended"))
+
+    with in_background(lambda: daemon(room, queue, execution=execution).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["status"] in ("completed", "queued") and room.row(run_id)["attempt"])
+        stopping(room)
+
+    assert (room.row(run_id)["status"], room.row(run_id)["attempt"]) == ("completed", 1)
+    assert room.slots.free == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), RecursionError(), OSError(5, "I/O error")])
+def test_leftovers_of_ended_runs_that_cannot_be_removed_count_against_nobody(room, queue, error, monkeypatch):
+    """Two such runs would otherwise make this host look sick, and it would claim no third one."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(type(room.places), "forget_training", fail)
+    runs = [room.enqueue() for _ in range(3)]
+
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: all(room.row(run)["status"] == "completed" for run in runs))
+        stopping(room)
+
+    assert room.health.problem is None
 
 
 @pytest.mark.parametrize("error", [AttributeError("row"), RecursionError(), OverflowError(), TypeError(), KeyError("id")])
@@ -220,6 +277,36 @@ def test_run_whose_thread_cannot_start_goes_back_and_its_slot_is_free(room, queu
         stopping(room)
 
     assert room.row(run_id)["status"] == "queued"
+    assert not list(room.places.journals.iterdir())
+
+
+def test_run_without_a_thread_is_given_back_by_the_next_start_if_the_queue_is_down(room, queue, monkeypatch):
+    run_id = room.enqueue()
+    start = threading.Thread.start
+
+    def fail(thread):
+        if thread.name.startswith("run-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def down(*_):
+        raise Unavailable("down")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    queue.finish = down
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: len(queue.claims) > 1)  # it is told once, and the claims go on
+        stopping(room)
+    monkeypatch.undo()
+    del queue.finish
+    assert room.row(run_id)["status"] == "running"
+
+    room.shutdown = StopSignal()
+    with in_background(lambda: daemon(room, queue).run(room.shutdown)):
+        wait_for(lambda: room.row(run_id)["failures"] == 1)
+        stopping(room)
+
+    assert "worker's log" in room.row(run_id)["error_message"]
 
 
 def test_an_ending_that_is_refused_for_ever_holds_up_no_other_run(room, queue, monkeypatch):

@@ -691,7 +691,7 @@ def test_an_ending_that_could_not_be_told_is_told_by_the_next_process(room):
     room.work(queue=Dead())
     assert room.row(run_id)["status"] == "running"
 
-    deliver_leftovers(room.queue, room.places.journals, "w", 60, StopSignal())
+    deliver_leftovers(room.queue, room.places.journals, "w", 60, room.execution().recover, StopSignal())
 
     assert room.row(run_id)["status"] == "completed"
     assert room.row(run_id)["results"]["mAP"] == 0.5
@@ -706,7 +706,7 @@ def test_a_crashed_process_leaves_an_orphan_that_goes_back_to_the_queue(room):
     journal.record("epoch", {"epoch": 1})
     journal.close()
 
-    deliver_leftovers(room.queue, room.places.journals, "w", 60, StopSignal())
+    deliver_leftovers(room.queue, room.places.journals, "w", 60, room.execution().recover, StopSignal())
 
     row = room.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 1)

@@ -53,7 +53,11 @@ def left(folder, run_id, outcome=None):
 
 
 def deliver(queue, folder, stop=None):
-    deliver_leftovers(queue, folder, "w", 60, stop or StopSignal())
+    deliver_leftovers(queue, folder, "w", 60, orphaned, stop or StopSignal())
+
+
+def orphaned(journal, stop):
+    return Retry(message="The worker is gone.")
 
 
 DAMAGED = {

@@ -8,6 +8,7 @@ import structlog
 
 from trainer.core.errors import TrainerError, Unavailable
 from trainer.core.events import Finished, Phase, PhaseStarted
+from trainer.core.job import JsonObject
 from trainer.core.results import Artifact
 from trainer.core.stop import Stopped, StopSignal
 from trainer.remote.retry import RetryPolicy, retrying
@@ -42,11 +43,18 @@ class Artifacts:
         with self._stop.borrowed_time(self._seconds) as patience:
             return self._published(run_dir, PUBLISH_PATIENCE, patience, finished)
 
-    def left_behind(self, run_dir: Path, *, is_last: bool) -> list[Artifact]:
-        """Publish what exists of a training that did not finish; what arrived in time, never raises.
+    def left_behind(self, run_dir: Path, attempt: int, *, is_last: bool) -> JsonObject:
+        """Publish what exists of a training that did not finish: results that list what arrived in time. Never raises.
 
-        Another attempt waits unless this is the last one, so then a store gets one try, and `seconds` in all.
+        Without weights there is nothing to list, because an earlier attempt may have published more; the log of a run
+        that ends in its first attempt is published all the same.
         """
+        has_weights = (run_dir / "weights" / "last.pt").is_file()
+        artifacts = self._arrived(run_dir, is_last=is_last) if has_weights or (is_last and attempt <= 1) else []
+        return listed(artifacts, run_dir) if artifacts else {}
+
+    def _arrived(self, run_dir: Path, *, is_last: bool) -> list[Artifact]:
+        """Another attempt waits unless this is the last one, so then a store gets one try, and `seconds` in all."""
         policy = RetryPolicy(total_seconds=self._seconds) if is_last else ONE_TRY
         try:
             with self._stop.borrowed_time(self._seconds, at_most=not is_last) as patience:
@@ -75,3 +83,8 @@ class Artifacts:
         artifacts = retrying(publish, policy, patience)
         self._record.event(PhaseStarted(phase=Phase.ENDING))
         return artifacts
+
+
+def listed(artifacts: list[Artifact], run_dir: Path) -> JsonObject:
+    """The part of a row's results that says what was published, and where it is on this host."""
+    return {"artifacts": [artifact.as_json() for artifact in artifacts], "run_dir": str(run_dir)}

@@ -32,12 +32,11 @@ from trainer.core.job import (
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.progress import Progress
-from trainer.core.results import Artifact
 from trainer.core.resumption import Setup
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.disk.removal import remove_tree
 from trainer.worker import finished as finished_marker
-from trainer.worker.artifacts import Artifacts
+from trainer.worker.artifacts import Artifacts, listed
 from trainer.worker.checkpoint_uploads import CheckpointUploads
 from trainer.worker.fetching import dataset_order, fetched
 from trainer.worker.housekeeping import require_space
@@ -222,13 +221,10 @@ class Attempt:
             return Retry(message=str(error))
         best = artifact_name(Path(finished.best.path), self._run_dir)
         url = next(artifact.url for artifact in artifacts if artifact.name == best)
-        results = {**finished.report, **self._listed(artifacts), "progress": self._progress.finished()}
+        results = {**finished.report, **listed(artifacts, self._run_dir), "progress": self._progress.finished()}
         if self._stop.reason is StopReason.CANCELED:
             return Canceled(results=results)
         return Completed(results=results, trained_model_url=url)
-
-    def _listed(self, artifacts: list[Artifact]) -> JsonObject:
-        return {"artifacts": [artifact.as_json() for artifact in artifacts], "run_dir": str(self._run_dir)}
 
     # ── leaving early ──
 
@@ -263,22 +259,15 @@ class Attempt:
 
     def _leave_behind(self) -> JsonObject:
         """Publish what exists of a run that ends without a model: its results."""
-        results = {"run_dir": str(self._run_dir), **self._progress.as_json()}
-        if self._job.attempt > 1 and not self._has_weights():
-            return results  # the row lists what an earlier attempt published, and that is more
-        return results | self._left_behind(is_last=True)
+        return {"run_dir": str(self._run_dir), **self._progress.as_json(), **self._left_behind(is_last=True)}
 
     def salvage(self) -> JsonObject:
         """Publish what exists of an attempt that another one follows: the results that the row keeps until then."""
-        return self._left_behind(is_last=False) if self._has_weights() else {}
+        return self._left_behind(is_last=False)
 
     def _left_behind(self, *, is_last: bool) -> JsonObject:
         self._slot.give_back()
-        artifacts = self._artifacts.left_behind(self._run_dir, is_last=is_last)
-        return self._listed(artifacts) if artifacts else {}
-
-    def _has_weights(self) -> bool:
-        return (self._run_dir / "weights" / "last.pt").is_file()
+        return self._artifacts.left_behind(self._run_dir, self._job.attempt, is_last=is_last)
 
     def clean_up(self) -> None:
         self._do.datasets.discard(self._view, keep=self._do.places.keep_views)

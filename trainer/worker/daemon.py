@@ -12,12 +12,12 @@ from pathlib import Path
 import structlog
 
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import Lease, Retry
+from trainer.core.job import Lease
 from trainer.core.ports import Queue, Worker
 from trainer.core.stop import StopSignal
 from trainer.worker.bulkhead import bulkhead
 from trainer.worker.deliver import deliver_leftovers
-from trainer.worker.execution import SERVICE_FAILED, Execution
+from trainer.worker.execution import Execution
 from trainer.worker.health import Health
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.prefetch import Prefetcher
@@ -97,7 +97,9 @@ class Daemon:
         def deliver_all() -> None:
             with bulkhead("leftovers not delivered"):
                 worker = self._describe_worker(self._slots.free_gpus)
-                deliver_leftovers(self._queue, self._journals, worker.id, self._lease_seconds, shutdown)
+                deliver_leftovers(
+                    self._queue, self._journals, worker.id, self._lease_seconds, self._execution.recover, shutdown,
+                )
             self._housekeeping.soon()  # of a run that is over now, nothing is needed any more
 
         thread = threading.Thread(target=deliver_all, name="leftovers", daemon=True)
@@ -182,7 +184,7 @@ class Daemon:
         except RuntimeError:  # this process may have no more threads
             self._health.released(lease.job.id)
             slot.give_back()
-            self._give_up(lease)
+            self._execution.give_back(lease, shutdown)
             raise
         self._runs.append(thread)
 
@@ -191,19 +193,12 @@ class Daemon:
         with structlog.contextvars.bound_contextvars(run=labels):
             log.info("run claimed", name=lease.job.request.name)
             try:
-                # a bug of ours, or a disk too full to begin: this run goes back, the others and the daemon go on
-                with bulkhead("the run failed in the service itself", lambda: self._give_up(lease)):
+                # a bug in giving the run back; the others and the daemon go on
+                with bulkhead("the run could not be ended; the next start ends it"):
                     self._execution.run(lease, slot, stop)
             finally:
                 self._health.released(lease.job.id)
                 slot.give_back()
-
-    def _give_up(self, lease: Lease) -> None:
-        self._health.suspect(lease.job.id, SERVICE_FAILED)
-        try:
-            self._queue.finish(lease, Retry(message=SERVICE_FAILED), [])
-        except (Unavailable, Misconfigured) as error:
-            log.warning("the run could not be given back; its lease will expire", error=str(error))
 
     def _drain(self) -> bool:
         deadline = time.monotonic() + self._drain_seconds

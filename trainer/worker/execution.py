@@ -4,7 +4,8 @@
                  ╰── a heartbeat holds the lease all the while ──╯
 
 Whatever happens, the outcome is written to the journal before the queue hears of it, and told to the queue until it
-answers. The one exception is a lost lease: then nothing is written at all.
+answers. The one exception is a lost lease: then nothing is written at all. A process that dies leaves its journal, and
+the next one continues after "train" (`recover`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import structlog
 from trainer.core.job import Canceled, Completed, JsonObject, Lease, Outcome, Retry, Verdict
 from trainer.core.ports import Queue, Reporter
 from trainer.core.progress import Progress
-from trainer.core.stop import StopSignal
+from trainer.core.stop import StopReason, StopSignal
+from trainer.remote.retry import RetryPolicy
+from trainer.worker.artifacts import ONE_TRY, Artifacts
 from trainer.worker.attempt import Attempt
 from trainer.worker.bulkhead import bulkhead
-from trainer.worker.deliver import deliver
+from trainer.worker.deliver import FOR_EVER, deliver
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
+from trainer.worker.publish import Publisher
 from trainer.worker.pulse import Pulse
 from trainer.worker.record import Record, RunLog
 from trainer.worker.slots import SlotLoan
@@ -31,6 +35,7 @@ from trainer.worker.workshop import Workshop
 log = structlog.get_logger()
 
 SERVICE_FAILED = "The service failed on this run; see the worker's log."
+ORPHANED = "The worker stopped without warning while it worked on this run (a crash, a kill or a reboot)."
 
 
 class Execution:
@@ -55,21 +60,65 @@ class Execution:
 
     def run(self, lease: Lease, slot: SlotLoan, shutdown: StopSignal) -> None:
         """Work on the run until it is over, one way or another."""
-        uploaded, inherited = self._workshop.uploaded, lease.job.checkpoint
-        if inherited and inherited.key:
-            uploaded.note(lease.job.id, inherited.key)  # its worker may be gone for good
-        with self._workshop.places.in_use(lease.job):
-            self._run(lease, slot, shutdown)
+        with (
+            closing(Journal.create(self._workshop.places.journals, lease)) as journal,
+            bulkhead("the run failed in the service itself", lambda: self._give_up(journal, slot, shutdown)),
+        ):
+            self._run(journal, slot, shutdown)
         if not shutdown.must_stop:
-            uploaded.settle(lease.job.id)
+            self._workshop.uploaded.settle(lease.job.id)
 
-    def _run(self, lease: Lease, slot: SlotLoan, shutdown: StopSignal) -> None:
-        job, places, stop = lease.job, self._workshop.places, shutdown.child()
-        journal = Journal.create(places.journals, lease)
+    def give_back(self, lease: Lease, stop: StopSignal) -> None:
+        """Give back a run that this process cannot begin. The queue is told once, and again by the next process."""
+        with closing(Journal.create(self._workshop.places.journals, lease)) as journal:
+            self._end(journal, stop, ONE_TRY)
+
+    def recover(self, journal: Journal, shutdown: StopSignal) -> Outcome:
+        """End the attempt of a process that died: publish what it made, and write its outcome to its journal.
+
+        Raises Unavailable or Misconfigured while the queue does not say who has the run now.
+        """
+        stop, results = shutdown.child(), JsonObject()
+        verdict = self._queue.beat(journal.lease, None, [])
+        if verdict is Verdict.CANCEL:
+            stop.set(StopReason.CANCELED)
+        if verdict is not Verdict.LOST:
+            with bulkhead("artifacts were not published, they stay on this host"):
+                results = self._left_behind(journal, stop)
+        is_canceled = stop.reason is StopReason.CANCELED
+        outcome = Canceled(results=results) if is_canceled else Retry(message=ORPHANED, results=results)
+        journal.end(outcome)
+        return outcome
+
+    def _left_behind(self, journal: Journal, stop: StopSignal) -> JsonObject:
+        """Publish what is in the run folder under the lease of the dead process, as the process itself would have."""
+        lease, shop = journal.lease, self._workshop
+        job, run_dir = lease.job, shop.places.run_dir(lease.job)
+        if not run_dir.is_dir():
+            return {}
+        run_log = RunLog(run_dir / "run.log", timestamps=self._timestamp_output)
+        record = Record(job, journal, Progress(), run_log, self._reporter)
+        # the row keeps what it says of the training's progress
+        heartbeat = Heartbeat(self._queue, lease, journal, stop, self._lease_times, dict, self._pulse)
+        publisher = Publisher(shop.store, shop.artifacts_bucket, job)
+        artifacts = Artifacts(publisher, record, heartbeat, stop, shop.times.upload)
+        with shop.places.in_use(job), closing(run_log), kept_alive(heartbeat, job.id):
+            run_log.note(ORPHANED)
+            return artifacts.left_behind(run_dir, job.attempt, is_last=stop.reason is StopReason.CANCELED)
+
+    def _run(self, journal: Journal, slot: SlotLoan, shutdown: StopSignal) -> None:
+        lease, shop = journal.lease, self._workshop
+        if lease.job.checkpoint and lease.job.checkpoint.key:
+            shop.uploaded.note(lease.job.id, lease.job.checkpoint.key)  # its worker may be gone for good
+        with shop.places.in_use(lease.job):
+            self._attempted(journal, slot, shutdown)
+
+    def _attempted(self, journal: Journal, slot: SlotLoan, shutdown: StopSignal) -> None:
+        lease, places, stop = journal.lease, self._workshop.places, shutdown.child()
+        job, progress = lease.job, Progress()
         run_log = RunLog(places.run_dir(job) / "run.log", timestamps=self._timestamp_output)
-        progress = Progress()
         record = Record(job, journal, progress, run_log, self._reporter)
-        with closing(journal), closing(run_log), structlog.contextvars.bound_contextvars(run=record.labels):
+        with closing(run_log), structlog.contextvars.bound_contextvars(run=record.labels):
             heartbeat = Heartbeat(self._queue, lease, journal, stop, self._lease_times, progress.as_json, self._pulse)
             attempt = Attempt(self._workshop, job, slot, stop, record, progress, heartbeat)
             self._reporter.started(job)
@@ -105,3 +154,15 @@ class Execution:
         with bulkhead("artifacts were not published, they stay on this host"):
             results = attempt.salvage()
         return Retry(message=SERVICE_FAILED, results=results)
+
+    def _give_up(self, journal: Journal, slot: SlotLoan, shutdown: StopSignal) -> None:
+        """After an error of our own around the attempt: the run goes back, unless its ending is decided already."""
+        slot.give_back()
+        self._end(journal, shutdown, FOR_EVER)
+
+    def _end(self, journal: Journal, stop: StopSignal, policy: RetryPolicy) -> None:
+        self._workshop.health.suspect(journal.lease.job.id, SERVICE_FAILED)
+        if journal.ending is None:
+            journal.end(Retry(message=SERVICE_FAILED))
+        assert journal.ending is not None
+        deliver(self._queue, journal, journal.ending, stop, policy)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import threading
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -40,7 +39,7 @@ class Journal:
     are delivered from there.
     """
 
-    def __init__(self, file: FileIO, path: Path, lease: Lease) -> None:
+    def __init__(self, file: FileIO | None, path: Path, lease: Lease) -> None:
         self.path = path
         self.lease = lease
         self.ending: Outcome | None = None
@@ -49,7 +48,6 @@ class Journal:
         self._pending: list[RunEvent] = []
         self._next = 1
         self._disk_error: str | None = None
-        self._is_on_disk = True
 
     @classmethod
     def create(cls, folder: Path, lease: Lease) -> Journal:
@@ -66,8 +64,7 @@ class Journal:
             journal._append({"lease": held})
             unnamed.rename(path)
         except OSError as error:
-            journal = cls(FileIO(os.devnull, "a"), path, lease)
-            journal._is_on_disk = False
+            journal = cls(None, path, lease)
             journal._note_disk(str(error))
         return journal
 
@@ -118,19 +115,20 @@ class Journal:
     def close(self) -> None:
         """What comes after it, such as the answer to a last beat, is not written any more."""
         with self._lock:
-            self._file.close()
+            if self._file:
+                self._file.close()
 
     def discard(self) -> None:
         """Everything was delivered, or is nobody's business any more."""
         try:
-            if self._is_on_disk:
+            if self._file:
                 self.path.unlink(missing_ok=True)
         except OSError as error:  # the next process delivers it once more, which changes nothing
             log.warning("the journal of an ended run cannot be removed", path=str(self.path), error=str(error))
         self.close()
 
     def _append(self, line: JsonObject, *, sync: bool = False) -> None:
-        if self._file.closed:
+        if self._file is None or self._file.closed:
             return
         text = json.dumps(line).encode() + b"\n"
         try:

@@ -1,0 +1,255 @@
+"""The attempt of a process that died: the next process publishes what it made, under the same lease."""
+
+import os
+import time
+
+import pytest
+
+from tests.unit.worker_room import BUCKET, Room
+from trainer.core.errors import MachineFailed, Unavailable
+from trainer.core.job import Failed
+from trainer.core.stop import StopReason, StopSignal
+from trainer.worker.deliver import deliver_leftovers
+from trainer.worker.journal import Journal
+
+AGAIN = "22222222-2222-4222-8222-222222222222"
+TRAINED = {"last.pt", "results.csv", "run.log", "manifest.json"}
+
+
+@pytest.fixture
+def room(tmp_path):
+    return Room(tmp_path)
+
+
+def killed(room):
+    """A run whose process was killed in its second epoch, and its run folder."""
+    run_id = room.enqueue()
+    lease = room.claim(AGAIN)
+    journal = Journal.create(room.places.journals, lease)
+    journal.record("epoch", {"epoch": 1})
+    journal.close()
+    run_dir = room.places.run_dir(lease.job)
+    (run_dir / "weights").mkdir(parents=True)
+    (run_dir / "weights" / "last.pt").write_bytes(b"last of 1")
+    (run_dir / "results.csv").write_text("epoch\n1\n")
+    (run_dir / "run.log").write_text("training begins\n")
+    return run_id, run_dir
+
+
+def recover(room, queue=None, stop=None, **parts):
+    queue = queue or room.queue
+    execution = room.execution(queue=queue, **parts)
+    deliver_leftovers(queue, room.places.journals, "w", room.lease_seconds, execution.recover, stop or StopSignal())
+
+
+def artifacts(room, run_id):
+    return {artifact["name"]: artifact for artifact in (room.row(run_id)["results"] or {}).get("artifacts", [])}
+
+
+def published(room):
+    return {path.name for path in (room.home / "storage" / BUCKET).rglob("*") if path.is_file()}
+
+
+class Watched:
+    """The room's store or queue; `before` is called with the name of each call that is watched."""
+
+    def __init__(self, watched, before, *names):
+        self.watched, self.before, self.names = watched, before, names
+
+    def __getattr__(self, name):
+        found = getattr(self.watched, name)
+        if name not in self.names:
+            return found
+
+        def call(*arguments, **more):
+            self.before(*arguments)
+            return found(*arguments, **more)
+
+        return call
+
+
+def test_what_a_killed_process_trained_is_published_and_the_run_goes_back(room):
+    run_id, run_dir = killed(room)
+
+    recover(room)
+
+    row = room.row(run_id)
+    assert (row["status"], row["failures"]) == ("queued", 1)
+    assert "crash" in row["error_message"]
+    assert artifacts(room, run_id).keys() == TRAINED
+    assert row["results"]["run_dir"] == str(run_dir)
+    assert room.kinds(run_id) == ["epoch", "phase", "phase"]
+    assert (run_dir / "run.log").read_text().startswith("training begins\n[")
+    assert not list(room.places.journals.iterdir())
+
+
+def test_a_canceled_run_of_a_killed_process_keeps_what_it_trained_and_its_progress(room):
+    run_id, _ = killed(room)
+    lease = room.claim(AGAIN)
+    room.queue.beat(lease, {"progress": {"epoch": 2, "percent": 40.0}}, [])
+    room.queue.cancel(run_id)
+
+    recover(room)
+
+    row = room.row(run_id)
+    assert (row["status"], row["error_message"]) == ("canceled", "Canceled by user.")
+    assert artifacts(room, run_id).keys() == TRAINED
+    assert row["results"]["progress"] == {"epoch": 2, "percent": 40.0}
+
+
+def test_a_cancel_during_the_recovery_is_obeyed(room):
+    run_id, _ = killed(room)
+
+    def cancel(*_):
+        room.queue.cancel(run_id)
+        time.sleep(0.3)
+
+    recover(room, store=Watched(room.store, cancel, "upload"))
+
+    assert room.row(run_id)["status"] == "canceled"
+    assert artifacts(room, run_id).keys() == TRAINED
+
+
+def test_the_lease_is_held_while_a_recovery_uploads(room):
+    room.lease_seconds, room.drain_seconds = 0.4, 10.0
+    run_id, _ = killed(room)
+    others = []
+
+    def slow(path, *_):
+        if path.name == "last.pt":
+            for _ in range(12):
+                time.sleep(0.1)
+                others.append(room.claim("33333333-3333-4333-8333-333333333333", worker="other"))
+
+    recover(room, store=Watched(room.store, slow, "upload"))
+
+    assert not any(others)
+    assert room.row(run_id)["status"] == "queued"
+
+
+def test_nothing_is_published_for_a_run_that_ended_meanwhile(room):
+    run_id, _ = killed(room)
+    room.queue.finish(room.claim(AGAIN), Failed(message="the web app ended it"), [])
+
+    recover(room)
+
+    assert room.row(run_id)["error_message"] == "the web app ended it"
+    assert not (room.home / "storage").exists()
+    assert not list(room.places.journals.iterdir())
+
+
+def test_a_recovery_waits_for_the_queue_and_uploads_once(room):
+    run_id, _ = killed(room)
+    errors, uploads = iter([Unavailable("down"), Unavailable("down")]), []
+
+    def fail(*_):
+        for error in errors:
+            assert not uploads
+            raise error
+
+    queue = Watched(room.queue, fail, "beat")
+    recover(room, queue, store=Watched(room.store, lambda path, *_: uploads.append(path.name), "upload"))
+
+    assert room.row(run_id)["status"] == "queued"
+    assert len(uploads) == len(set(uploads)) == len(TRAINED)
+
+
+def test_an_outcome_that_waits_for_the_queue_repeats_no_upload(room):
+    run_id, _ = killed(room)
+    errors, uploads = iter([Unavailable("down"), Unavailable("down")]), []
+
+    def fail(*_):
+        for error in errors:
+            raise error
+
+    queue = Watched(room.queue, fail, "finish")
+    recover(room, queue, store=Watched(room.store, lambda path, *_: uploads.append(path.name), "upload"))
+
+    assert artifacts(room, run_id).keys() == TRAINED
+    assert len(uploads) == len(TRAINED)
+
+
+@pytest.mark.parametrize("error", [Unavailable("down"), MachineFailed("disk"), KeyError("bug"), OSError(5, "I/O error")])
+@pytest.mark.parametrize("canceled", [False, True])
+def test_a_store_that_takes_nothing_keeps_no_run_of_a_killed_process(room, error, canceled):
+    room.drain_seconds = 1.0
+    run_id, _ = killed(room)
+    if canceled:
+        room.queue.cancel(run_id)
+
+    def fail(*_):
+        raise error
+
+    recover(room, store=Watched(room.store, fail, "upload"))
+
+    assert room.row(run_id)["status"] == ("canceled" if canceled else "queued")
+    assert not list(room.places.journals.iterdir())
+
+
+def test_outcomes_that_are_decided_do_not_wait_for_recoveries(room):
+    first, _ = killed(room)
+    second = room.enqueue()
+    journal = Journal.create(room.places.journals, room.claim("33333333-3333-4333-8333-333333333333"))
+    journal.end(Failed(message="no labels"))
+    journal.close()
+    seen = []
+
+    recover(room, store=Watched(room.store, lambda *_: seen.append(room.row(second)["status"]), "upload"))
+
+    assert set(seen) == {"failed"}
+    assert room.row(first)["status"] == "queued"
+
+
+def test_a_run_folder_that_is_gone_is_not_made_again(room):
+    run_id, run_dir = killed(room)
+    run_dir.rename(room.home / "elsewhere")
+
+    recover(room)
+
+    assert (room.row(run_id)["status"], artifacts(room, run_id)) == ("queued", {})
+    assert not run_dir.exists()
+
+
+def test_a_shutdown_ends_a_recovery(room):
+    room.drain_seconds = 0.5
+    killed(room)
+    stop = StopSignal()
+
+    def hang(*_):
+        stop.set(StopReason.SHUTDOWN)
+        time.sleep(0.2)
+
+    began = time.monotonic()
+    recover(room, stop=stop, store=Watched(room.store, hang, "upload"))
+
+    assert time.monotonic() - began < 5
+
+
+# ── what a training process may have put there ──
+
+
+@pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv", "weights/last.pt"])
+def test_a_link_out_of_the_run_folder_is_neither_read_nor_written(room, tmp_path, name):
+    run_id, run_dir = killed(room)
+    secret = tmp_path / "secret"
+    secret.write_text("a key")
+    (run_dir / name).unlink(missing_ok=True)
+    (run_dir / name).symlink_to(secret)
+
+    recover(room)
+
+    assert room.row(run_id)["status"] == "queued"
+    assert secret.read_text() == "a key"
+    for artifact in artifacts(room, run_id).values():
+        assert b"a key" not in (room.home / "storage" / BUCKET / artifact["path"]).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv"])
+def test_a_pipe_in_the_run_folder_holds_nothing_up(room, name):
+    run_id, run_dir = killed(room)
+    (run_dir / name).unlink(missing_ok=True)
+    os.mkfifo(run_dir / name)
+
+    recover(room)
+
+    assert "last.pt" in artifacts(room, run_id)
