@@ -21,10 +21,10 @@ def room(tmp_path):
     return Room(tmp_path)
 
 
-def killed(room):
+def killed(room, lease=None):
     """A run whose process was killed in its second epoch, and its run folder."""
-    run_id = room.enqueue()
-    lease = room.claim(AGAIN)
+    run_id = lease.job.id if lease else room.enqueue()
+    lease = lease or room.claim(AGAIN)
     journal = Journal.create(room.places.journals, lease)
     journal.record("epoch", {"epoch": 1})
     journal.close()
@@ -187,9 +187,13 @@ def test_a_store_that_takes_nothing_keeps_no_run_of_a_killed_process(room, error
 
 
 def test_outcomes_that_are_decided_do_not_wait_for_recoveries(room):
-    first, _ = killed(room)
-    second = room.enqueue()
-    journal = Journal.create(room.places.journals, room.claim("33333333-3333-4333-8333-333333333333"))
+    room.enqueue(), room.enqueue()
+    leases = [room.claim(AGAIN), room.claim("33333333-3333-4333-8333-333333333333")]
+    # whose journal would be read first
+    orphan, decided = sorted(leases, key=lambda lease: lease.job.id)
+    first, second = orphan.job.id, decided.job.id
+    killed(room, orphan)
+    journal = Journal.create(room.places.journals, decided)
     journal.end(Failed(message="no labels"))
     journal.close()
     seen = []
