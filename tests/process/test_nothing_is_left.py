@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -112,17 +113,33 @@ else:
 def test_process_that_proc_does_not_show_ends_with_its_training(tmp_path):
     """On a host that mounts /proc with hidepid=2."""
     mount = 'mount -t proc -o hidepid=2,gid=65534 proc /proc && exec setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace "$@"'
-    guardian = [sys.executable, "-I", "-S", guardian_module.__file__]
-    ours, lifeline = socket.socketpair()
-    with ours, subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", mount, "sh", *guardian, str(lifeline.fileno()), str(tmp_path / "folder"),
-         sys.executable, "-c", HIDE, str(tmp_path / "pid")],
-        pass_fds=[lifeline.fileno()], start_new_session=True,
-    ) as process:  # fmt: skip
-        lifeline.close()
-        ours.settimeout(10)
-        assert ours.recv(1) == b""
+    with guarded(tmp_path, HIDE, prefix=["unshare", "--mount", "sh", "-c", mount, "sh"]) as (process, lifeline):
+        assert lifeline.recv(1) == b""
         assert process.wait() == 0
+
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+@contextmanager
+def guarded(tmp_path, program, prefix=()):
+    """The first guardian of a program, and the supervisor's end of its lifeline."""
+    ours, lifeline = socket.socketpair()
+    ours.settimeout(10)
+    guardian = [sys.executable, "-I", "-S", guardian_module.__file__, str(lifeline.fileno()), str(tmp_path / "folder")]
+    command = [*prefix, *guardian, sys.executable, "-S", "-c", program, str(tmp_path / "pid")]
+    with ours, subprocess.Popen(command, pass_fds=[lifeline.fileno()], start_new_session=True) as process:
+        lifeline.close()
+        yield process, ours
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 8])
+def test_guardian_killed_while_the_tree_ends_leaves_no_process(tmp_path, milliseconds):
+    with guarded(tmp_path, HIDE + "time.sleep(20)") as (process, lifeline):
+        wait_until((tmp_path / "pid").exists)
+        lifeline.shutdown(socket.SHUT_WR)
+        time.sleep(milliseconds / 1000)
+        process.kill()
+        assert lifeline.recv(1) == b""
 
     assert not alive(int((tmp_path / "pid").read_text()))
 

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_SECOND_SECONDS = 1.0  # that the second guardian may take to end the tree, before the first one does it
 _OUR_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 
@@ -105,14 +106,27 @@ def _keep_only(*kept: int) -> None:
                 os.close(int(name))
 
 
-def _obey(lifeline: int, second: int) -> None:
+def _watch_second(lifeline: int, second: int) -> None:
     """Return when the second guardian has ended or has to."""
     ended = os.pidfd_open(second)
     while True:
         readable, _, _ = select.select([lifeline, ended], [], [])
-        if ended in readable or not os.read(lifeline, 1):
+        if ended in readable:
+            return
+        if not os.read(lifeline, 1):
+            # it ends the tree and then itself, so that one of us is there until the tree has ended; unless it is stopped
+            select.select([ended], [], [], _SECOND_SECONDS)
             return
         kill_each(descendants(os.getpid()), signal.SIGTERM)  # the second guardian ignores it
+
+
+def _watch_program(lifeline: int, first: int, program: int) -> None:
+    """Return when the program has ended or has to."""
+    events = select.poll()
+    events.register(lifeline, select.POLLRDHUP)  # the bytes on it are for the first guardian
+    for end in (first, os.pidfd_open(program)):
+        events.register(end, select.POLLIN)
+    events.poll()
 
 
 def _reap_all(child: int) -> int:
@@ -162,12 +176,12 @@ def main() -> None:
     below = os.fork()
     if below:
         _keep_only(lifeline)
-        _obey(lifeline, below)
+        _watch_second(lifeline, below)
     else:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # a fork does not inherit it
         below = _start(program)
         _keep_only(lifeline, first)
-        select.select([first, os.pidfd_open(below)], [], [])
+        _watch_program(lifeline, first, below)
     status = _reap_all(below)
     _remove(folder)
     _end_like(status)

@@ -102,8 +102,9 @@ class ChildTree:
             return
         pid = self._process.pid
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGCONT)  # the guardians, should they have been stopped
-            os.kill(pid, signal.SIGKILL)  # in a way that SIGCONT does not end; the other one kills the tree
+            # the guardians are stopped: the first one ends, and the second one, which then continues, ends the tree
+            os.kill(pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGCONT)
         if not self.ended.wait(_KILL_SECONDS):
             raise HostFailed(
                 f"The training process {pid} cannot be killed, so its GPU is not free; "
