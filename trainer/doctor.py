@@ -26,7 +26,7 @@ from trainer.remote.supabase_access import role_of
 from trainer.settings import Settings, read_settings
 from trainer.terminal import is_long_ago
 from trainer.wiring import Backend, open_backend
-from trainer.worker.self_test import write_and_read
+from trainer.worker.self_test import disk_problem, write_and_read
 
 GIB = 2**30
 LEAST_FREE = 5 * GIB
@@ -105,11 +105,7 @@ def _writable(name: str, folder: Path) -> Check:
         write_and_read(folder)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        message = (
-            f"{folder} cannot be written ({error.strerror}): give this user (uid {os.getuid()}) write access, "
-            f"or set {name} elsewhere"
-        )
-        return Check(name=name, state="fault", message=message)
+        return Check(name=name, state="fault", message=disk_problem(name, folder, error))
     if free < LEAST_FREE:
         message = f"{folder}: only {free / GIB:.1f} GiB free; free some space or set {name} elsewhere"
         return Check(name=name, state="fault", message=message)

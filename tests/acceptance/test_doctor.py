@@ -1,6 +1,7 @@
 """`doctor` on hosts with planted faults: it finds each, and says the mend in the same line."""
 
 import email.utils
+import errno
 import json
 import os
 import sqlite3
@@ -251,6 +252,29 @@ def test_a_folder_that_cannot_be_written(a_host, name):
 
     assert fault.name == name
     assert f"cannot be written (Not a directory): give this user (uid {os.getuid()}) write access" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "has no space left (No space left on device): free some there, or set RUNS_DIR elsewhere"),
+        (errno.EDQUOT, "has no space left (Disk quota exceeded): free some there, or set RUNS_DIR elsewhere"),
+        (errno.EROFS, "cannot be written (Read-only file system): look at dmesg and the mount, or set RUNS_DIR elsewhere"),
+    ],
+)
+def test_full_or_read_only_disk_is_not_called_a_lack_of_rights(a_host, number, says):
+    runs, works = a_host.home / "runs", doctor.write_and_read
+
+    def fails_there(folder):
+        works(folder)
+        if folder == runs:
+            raise OSError(number, os.strerror(number))
+
+    a_host.monkeypatch.setattr(doctor, "write_and_read", fails_there)
+
+    fault = a_host.fault()
+
+    assert (fault.name, fault.message) == ("RUNS_DIR", f"{runs} {says}")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

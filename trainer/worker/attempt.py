@@ -236,8 +236,10 @@ class Attempt:
         problem = self._do.health.blame(self._job.id, error)
         if problem is None and isinstance(error, RunFailed):
             return self._failed(error)
-        message = str(error) if problem in (None, str(error)) else f"{str(error).rstrip('.')}. {problem}"
-        is_hosts = problem is not None or isinstance(error, HostUnfit)
+        # what this host lacks for a run is a whole sentence already; the self-test would say it again in other words
+        is_unfit = isinstance(error, HostUnfit)
+        message = str(error) if is_unfit or problem in (None, str(error)) else f"{str(error).rstrip('.')}. {problem}"
+        is_hosts = problem is not None or is_unfit
         return Retry(message=message, results=self.salvage(), host_failed=is_hosts)
 
     def _stopped(self, reason: StopReason) -> Outcome | None:

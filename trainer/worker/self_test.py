@@ -44,7 +44,7 @@ class SelfTest:
                 write_and_read(place.folder)
             except OSError as error:
                 if error.errno not in FULL:
-                    raise Misconfigured(_cannot_be_written(place, error)) from error
+                    raise Misconfigured(_said(place, error)) from error
 
     def __call__(self) -> str | None:
         """What is wrong with this host, in one sentence, or None."""
@@ -61,15 +61,21 @@ def write_and_read(folder: Path) -> None:
             raise OSError(errno.EIO, "what was written is not what is read")
 
 
+def disk_problem(setting: str, folder: Path, error: OSError) -> str:
+    """What kept `folder`, which `setting` names, from being written, and what to do about it: a sentence without its period."""
+    if error.errno in FULL:
+        return f"{folder} has no space left ({error.strerror}): free some there, or set {setting} elsewhere"
+    mend = "look at dmesg and the mount" if error.errno in BROKEN_DISK else f"give this user (uid {os.getuid()}) write access"
+    return f"{folder} cannot be written ({error.strerror}): {mend}, or set {setting} elsewhere"
+
+
 def _problem(place: Place) -> str | None:
     elsewhere = f"free some there, or set {place.setting} elsewhere"
     try:
         write_and_read(place.folder)
         disk = os.statvfs(place.folder)
     except OSError as error:
-        if error.errno in FULL:
-            return f"{place.setting}: {place.folder} has no space left ({error.strerror}): {elsewhere}."
-        return _cannot_be_written(place, error)
+        return _said(place, error)
     free = disk.f_bavail * disk.f_frsize
     if free < place.needs:
         return (
@@ -81,6 +87,5 @@ def _problem(place: Place) -> str | None:
     return None
 
 
-def _cannot_be_written(place: Place, error: OSError) -> str:
-    mend = "look at dmesg and the mount" if error.errno in BROKEN_DISK else f"give this user (uid {os.getuid()}) write access"
-    return f"{place.setting}: {place.folder} cannot be written ({error.strerror}): {mend}, or set {place.setting} elsewhere."
+def _said(place: Place, error: OSError) -> str:
+    return f"{place.setting}: {disk_problem(place.setting, place.folder, error)}."
