@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -28,7 +29,13 @@ COLOURS: Mapping[str, str] = {
 LEVELS = {"error": "red", "warning": "yellow", "note": "dim"}
 STATES = {"ok": "green", "warning": "yellow", "fault": "red"}
 REFRESH_SECONDS = 0.5
+UNBOUNDED = 10_000  # characters of a line; no row shows so many
 GONE_AFTER = timedelta(minutes=10)  # a worker reports every POLL_INTERVAL
+
+
+def _console() -> Console:
+    """Standard output. Only a terminal has a width; in a pipe or a file nothing is cut or wrapped."""
+    return Console() if sys.stdout.isatty() else Console(width=UNBOUNDED)
 
 
 def show_list(rows: list[JsonObject]) -> None:
@@ -52,7 +59,7 @@ def show_list(rows: list[JsonObject]) -> None:
             _text(row["id"]), _text(row["run_name"]), _status(row), _text(epoch), _number(results.get("mAP")),
             _text(row.get("worker_id") or ""), _text(str(row["created_at"])[:19]),
         )  # fmt: skip
-    Console().print(table if rows else "No runs yet; `enqueue --data …` inserts one.")
+    _console().print(table if rows else "No runs yet; `enqueue --data …` inserts one.")
 
 
 def is_long_ago(seen: Json) -> bool:
@@ -69,7 +76,7 @@ def show_unhealthy(workers: list[JsonObject]) -> None:
         if worker.get("status_message") and not is_long_ago(worker["last_seen"]):
             seen = str(worker["last_seen"])[:19]
             told = f"worker {worker['worker_id']} claims no runs (last seen {seen}): {worker['status_message']}"
-            Console().print(_text(told, 5000, "red"), soft_wrap=True)
+            _console().print(_text(told, 5000, "red"), soft_wrap=True)
 
 
 def show_row(row: JsonObject) -> None:
@@ -86,7 +93,7 @@ def show_row(row: JsonObject) -> None:
     for name in ("mAP", "mAP50", "precision", "recall"):
         if results.get(name) is not None:
             table.add_row(name, _number(results[name]))
-    console = Console()
+    console = _console()
     console.print(table)
     listed = results.get("artifacts")
     artifacts = [_object(artifact) for artifact in listed] if isinstance(listed, list) else []
@@ -104,14 +111,14 @@ def show_models(known: Sequence[Entry], files: Sequence[str]) -> None:
     table = Table("name", "pretrained for", "from scratch (NAME.yaml) for", box=None, pad_edge=False)
     for entry in known:
         table.add_row(entry.stem, " ".join(entry.weights), " ".join(entry.architectures))
-    console = Console()
+    console = _console()
     console.print(table)
     console.print("below MODELS_DIR:", *(files or ["nothing yet"]))
 
 
 def show_findings(findings: Sequence[Finding], summary: JsonObject) -> None:
     """What was found in a dataset, the worst first, and what it consists of."""
-    console = Console()
+    console = _console()
     order = ("error", "warning", "note")
     for finding in sorted(findings, key=lambda finding: order.index(finding.level)):
         console.print(Text(f"{finding.level}: ", style=LEVELS[finding.level]) + Text(finding.message))
@@ -125,20 +132,28 @@ def show_findings(findings: Sequence[Finding], summary: JsonObject) -> None:
 
 def show_check(name: str, state: str, message: str) -> None:
     """A line of the doctor's report."""
-    Console().print(Text(f"{state:<8}", style=STATES[state]), Text(f"{name:<26}"), Text(message), soft_wrap=True)
+    _console().print(Text(f"{state:<8}", style=STATES[state]), Text(f"{name:<26}"), Text(message), soft_wrap=True)
 
 
 def watch(runs: RunTable, run_id: str) -> JsonObject | None:
     """Draw the run until it ends; its last row, or None when it does not exist."""
-    with Live(console=Console(), refresh_per_second=4) as live:
-        while True:
-            row = runs.get(run_id)
-            if row is None:
-                return None
-            live.update(_picture(row))
-            if str(row["status"]) in ENDED:
-                return row
-            time.sleep(REFRESH_SECONDS)
+    console = _console()
+    with Live(console=console, refresh_per_second=4) as live:
+        row = _followed(runs, run_id, live)
+    if row is not None and not console.is_terminal:
+        console.line()  # rich ends its last frame with a line break on a terminal only
+    return row
+
+
+def _followed(runs: RunTable, run_id: str, live: Live) -> JsonObject | None:
+    while True:
+        row = runs.get(run_id)
+        if row is None:
+            return None
+        live.update(_picture(row))
+        if str(row["status"]) in ENDED:
+            return row
+        time.sleep(REFRESH_SECONDS)
 
 
 def _picture(row: JsonObject) -> Group:

@@ -52,3 +52,41 @@ def test_worker_that_was_seen_at_no_time_is_gone_and_hides_no_other(capsys, seen
     assert "odd" not in shown
     assert "worker w1 claims no runs" in shown
     assert "\x1b" not in shown
+
+
+class OneRun:
+    """A table with one run, or none."""
+
+    def __init__(self, row):
+        self.row = row
+
+    def get(self, run_id):
+        return self.row
+
+
+@pytest.fixture
+def no_terminal(monkeypatch):
+    """A pipe in an environment that says that there is a narrow terminal."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+
+def test_list_in_a_pipe_is_complete_with_a_line_for_each_run(capsys, no_terminal):
+    long = ROW | {"run_name": "n" * 150, "worker_id": "w" * 100, "status": "completed"}
+    terminal.show_list([ROW, long])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(text in lines[2] for text in (ROW["id"], "n" * 150, "completed", "w" * 100, "2026-01-02T03:04:05"))
+
+
+def test_row_in_a_pipe_is_complete_with_a_line_for_each_column(capsys, no_terminal):
+    message = "data.yaml: " + "the path does not exist. " * 20
+    terminal.show_row(ROW | {"error_message": message})
+    assert message.rstrip() in capsys.readouterr().out
+
+
+def test_watch_in_a_pipe_ends_with_a_line_break(capsys, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert terminal.watch(OneRun(ROW), ROW["id"]) == ROW
+    assert capsys.readouterr().out.endswith("\n")
+    assert terminal.watch(OneRun(None), "gone") is None
