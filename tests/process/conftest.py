@@ -136,3 +136,37 @@ def program(tmp_path, home):
     yield make
     for trainer in made:
         trainer.close()
+
+
+@pytest.fixture
+def leak_check():
+    """Threads, descriptors and child processes are as many after the test as before it."""
+    me = psutil.Process()
+    before = (threading.active_count(), me.num_fds())
+    yield
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline and (threading.active_count(), me.num_fds()) != before:
+        time.sleep(0.02)
+    assert (threading.active_count(), me.num_fds()) == before
+    assert guardians() == []
+
+
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone(pids, seconds=2.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(map(alive, pids)):
+        time.sleep(0.01)
+    return not any(map(alive, pids))
+
+
+def wait_until(holds, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,57 +1,23 @@
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.process.conftest import Trained, guardians, is_guardian, second
+from tests.process.conftest import alive, gone, guardians, is_guardian, second, wait_until
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
-from trainer.training import guardian as guardian_module
 from trainer.training.process import ChildTrainer
 
 HERE = Path(__file__).parent
-PR_SET_CHILD_SUBREAPER = 36
-
-
-@pytest.fixture
-def leak_check():
-    """Threads, descriptors and child processes are as many after the test as before it."""
-    me = psutil.Process()
-    before = (threading.active_count(), me.num_fds())
-    yield
-    deadline = time.monotonic() + 2
-    while time.monotonic() < deadline and (threading.active_count(), me.num_fds()) != before:
-        time.sleep(0.02)
-    assert (threading.active_count(), me.num_fds()) == before
-    assert guardians() == []
-
-
-def alive(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def gone(pids, seconds=2.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(map(alive, pids)):
-        time.sleep(0.01)
-    return not any(map(alive, pids))
 
 
 def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_finished(
@@ -93,55 +59,6 @@ def test_processes_that_change_their_pid_all_the_time_end_with_a_training_that_f
     with (tmp_path / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert time.monotonic() - began < 5
-
-
-HIDE = """
-import ctypes, os, sys, time
-if os.fork():
-    while not os.path.exists(sys.argv[1]):
-        time.sleep(0.01)
-else:
-    os.setsid()
-    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
-    open(sys.argv[1] + ".new", "w").write(str(os.getpid()))
-    os.replace(sys.argv[1] + ".new", sys.argv[1])
-    time.sleep(20)
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv, to mount another /proc")
-def test_process_that_proc_does_not_show_ends_with_its_training(tmp_path):
-    """On a host that mounts /proc with hidepid=2."""
-    mount = 'mount -t proc -o hidepid=2,gid=65534 proc /proc && exec setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace "$@"'
-    with guarded(tmp_path, HIDE, prefix=["unshare", "--mount", "sh", "-c", mount, "sh"]) as (process, lifeline):
-        assert lifeline.recv(1) == b""
-        assert process.wait() == 0
-
-    assert not alive(int((tmp_path / "pid").read_text()))
-
-
-@contextmanager
-def guarded(tmp_path, program, prefix=()):
-    """The first guardian of a program, and the supervisor's end of its lifeline."""
-    ours, lifeline = socket.socketpair()
-    ours.settimeout(10)
-    guardian = [sys.executable, "-I", "-S", guardian_module.__file__, str(lifeline.fileno()), str(tmp_path / "folder")]
-    command = [*prefix, *guardian, sys.executable, "-S", "-c", program, str(tmp_path / "pid")]
-    with ours, subprocess.Popen(command, pass_fds=[lifeline.fileno()], start_new_session=True) as process:
-        lifeline.close()
-        yield process, ours
-
-
-@pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 8])
-def test_guardian_killed_while_the_tree_ends_leaves_no_process(tmp_path, milliseconds):
-    with guarded(tmp_path, HIDE + "time.sleep(20)") as (process, lifeline):
-        wait_until((tmp_path / "pid").exists)
-        lifeline.shutdown(socket.SHUT_WR)
-        time.sleep(milliseconds / 1000)
-        process.kill()
-        assert lifeline.recv(1) == b""
-
-    assert not alive(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize(
@@ -202,112 +119,6 @@ def test_private_folder_of_a_service_killed_with_its_guardians_is_removed_by_the
 def guardians_of(process):
     """The first guardians."""
     return [child for child in psutil.Process(process.pid).children() if is_guardian(child)]
-
-
-def wait_until(holds, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("stopped", [(True, False), (False, True), (True, True)], ids=["first", "second", "both"])
-def test_a_child_that_stops_its_guardians_is_killed_all_the_same(program, tmp_path, monkeypatch, stopped):
-    monkeypatch.setattr("trainer.training.tree._KILL_SECONDS", 0.3)
-    training = program("daemonizes", str(tmp_path / "pids"))
-
-    def stop_the_guardians():
-        (first,) = guardians()
-        for guardian, is_stopped in zip((first, second(first)), stopped, strict=True):
-            if is_stopped:
-                guardian.suspend()
-        training.stop.set(StopReason.LOST)
-
-    training.when(lambda t: len(t.of("phase")) == 2, stop_the_guardians)
-    with pytest.raises(Stopped):
-        training.train()
-    assert guardians() == []
-    assert not alive(int((tmp_path / "pids").read_text()))
-
-
-@pytest.fixture(params=["first", "second"])
-def kill_a_guardian(request):
-    return lambda: [(guardian if request.param == "first" else second(guardian)).kill() for guardian in guardians()]
-
-
-def test_a_killed_guardian_takes_the_child_with_it(program, kill_a_guardian):
-    training = program("ignores_every_signal")
-    pids = []
-
-    def kill():
-        (guardian,) = guardians()
-        pids.extend(process.pid for process in guardian.children(recursive=True))
-        kill_a_guardian()
-
-    training.when(lambda t: t.events, kill)
-    with pytest.raises(MachineFailed, match="SIGKILL"):
-        training.train()
-    assert len(pids) == 2
-    assert gone(pids)
-
-
-@pytest.mark.parametrize("name", ["leaks_children", "daemonizes"])
-def test_a_killed_guardian_leaves_no_grandchildren(program, tmp_path, home, leak_check, kill_a_guardian, name):
-    """Also none in a session of its own, none whose parent ended long before, and none that hides."""
-    training = program(name, str(tmp_path / "pids"), "wait")
-    training.when(lambda t: len(t.of("phase")) == 2, kill_a_guardian)
-
-    with pytest.raises(MachineFailed):
-        training.train()
-
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    assert pids
-    assert not any(map(alive, pids))
-    assert list(home.glob("*child-*")) == []
-
-
-@pytest.fixture
-def adopts_orphans():
-    """This process adopts orphans, as the first process of a container does."""
-    prctl = ctypes.CDLL(None).prctl
-    assert prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-    yield
-    assert prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
-
-
-def test_a_killed_guardian_leaves_no_zombie_to_a_service_that_adopts_orphans(
-    program, tmp_path, adopts_orphans, kill_a_guardian,
-):
-    before = psutil.Process().children()
-    training = program("daemonizes", str(tmp_path / "pids"))
-    training.when(lambda t: len(t.of("phase")) == 2, kill_a_guardian)
-
-    with pytest.raises(MachineFailed):
-        training.train()
-
-    assert psutil.Process().children(recursive=True) == before
-
-
-def test_a_killed_guardian_takes_nothing_of_another_training_with_it(program, tmp_path):
-    for name in ("killed", "other"):
-        (tmp_path / name).mkdir()
-    killed = Trained(tmp_path / "killed", program("leaks_children", str(tmp_path / "pids"), "wait").trainer)
-    other = Trained(tmp_path / "other", program("trains_quickly").trainer).behave(seconds_per_epoch=0.2)
-    ended = []
-    thread = threading.Thread(target=lambda: ended.append(other.train(epochs=10)))
-    thread.start()
-    other.wait_for(lambda t: t.of("epoch"))
-    (spared,) = guardians()
-    killed.when(
-        lambda t: len(t.of("phase")) == 2, lambda: [g.kill() for g in guardians() if g.pid != spared.pid],
-    )  # fmt: skip
-
-    with pytest.raises(MachineFailed):
-        killed.train()
-
-    assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
-    thread.join(20)
-    assert ended[0].report["epochs_completed"] == 10
 
 
 SUPERVISOR = """
