@@ -40,8 +40,8 @@ class Run:
 
 
 def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = None, **changes) -> TrainingOrder:
-    """A tiny training of the dataset's task; `changes` are fields of the plan, and `resume` and `told_epoch`."""
-    ours = {name: changes.pop(name) for name in ("resume", "told_epoch") if name in changes}
+    """A tiny training of the dataset's task; `changes` are fields of the plan or the order."""
+    ours = {name: changes.pop(name) for name in ("resume", "told_epoch", "setup") if name in changes}
     args = {"plots": False, "workers": 0, **changes.pop("args", {})}
     plan = TrainPlan(
         sources=("x",), model=Architecture(stem="yolo11n"), task=dataset.task, epochs=1, batch=8, imgsz=64, device=(), args=args,

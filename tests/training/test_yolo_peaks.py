@@ -6,6 +6,7 @@ It learns to tell red from green. What it is resumed on has the colors exchanged
 import csv
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from drawn import draw
 
 from trainer.core.dataset import Task
 from trainer.core.events import CheckpointSaved, ChildStopped, EpochFinished, Finished, Warned
+from trainer.core.resumption import Setup
 from trainer.core.stop import StopReason
 from trainer.training.wire import encode_stop
 
@@ -44,12 +46,18 @@ def is_epoch(event):
     return isinstance(event, EpochFinished)
 
 
+def recorded(dataset, run_dir, **changes):
+    """An order whose checkpoints record what they were trained with."""
+    order = order_for(dataset, run_dir, **(PLAN | changes))
+    return replace(order, setup=Setup.of(order.plan, dataset).as_json())
+
+
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     """A training that was shut down as soon as it had learned to tell the colors apart."""
     home = tmp_path_factory.mktemp("learned")
     learns = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and accuracy(event) > 0.9)
-    run = run_child(order_for(draw(home / "data", Task.CLASSIFY), home / "run", **PLAN), home, on_event=learns)
+    run = run_child(recorded(draw(home / "data", Task.CLASSIFY), home / "run"), home, on_event=learns)
     assert accuracy(run.of(EpochFinished)[-1]) > 0.9, run.output
     return run
 
@@ -106,6 +114,22 @@ def test_a_resumed_training_survives_epochs_that_are_no_new_best(learned, exchan
     assert same(weights(run.last.best.path), weights(Path(learned.of(CheckpointSaved)[-1].path).parents[1] / "weights/best.pt"))
     with (tmp_path / "run" / "results.csv").open() as file:
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs[-1] + 1))
+
+
+def test_the_best_epoch_is_one_of_those_that_were_measured_on_the_corrected_labels(learned, exchanged, tmp_path):
+    kept = Path(learned.of(CheckpointSaved)[-1].path)
+    told = learned.of(EpochFinished)[-1].epoch
+    two_more = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == told + 2)
+    order = recorded(replace(exchanged, fingerprint="1" * 64), tmp_path / "run", resume=kept, told_epoch=told)
+    run = run_child(order, tmp_path, on_event=two_more)
+
+    assert isinstance(run.last, Finished), run.output
+    epochs = run.of(EpochFinished)
+    assert max(map(accuracy, epochs)) < 0.9  # lower than before, so that an earlier epoch would stay the best
+    best = max(epochs, key=lambda event: (accuracy(event), event.epoch))
+    assert accuracy(epochs[run.last.report["best_epoch"] - told - 1]) == accuracy(best)
+    assert not same(weights(run.last.best.path), weights(kept.parents[1] / "weights/best.pt"))
+    assert run.last.report["mAP"] == pytest.approx(accuracy(best), abs=0.01)
 
 
 def test_a_shutdown_in_the_first_resumed_epoch_keeps_its_state(learned, exchanged, checkpoint, tmp_path):

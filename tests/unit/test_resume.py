@@ -218,6 +218,7 @@ def test_changes_are_told_with_old_and_new(host):
     assert order.resume
     assert [event.code for event in events] == ["resumed", "resumed_with_changes"]
     assert "batch 32 → 16, imgsz 320 → 640" in events[1].message
+    assert "the best model is one of the epochs that follow" in events[1].message
 
 
 def test_starting_over_takes_the_best_weights_and_says_why(host):

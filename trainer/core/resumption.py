@@ -49,6 +49,8 @@ CHANGEABLE = frozenset(
         *("conf", "iou", "max_det", "agnostic_nms", "augment", "nms", "save_txt", "save_conf", "visualize", "verbose"),
     },
 )
+# Of these, what decides how the fitness of an epoch is measured
+_MEASURES = frozenset({"imgsz", "val", "conf", "iou", "max_det", "agnostic_nms", "augment", "nms"})
 _LONGEST = 60  # characters of a value in a message
 
 
@@ -113,6 +115,17 @@ class StartOver:
 
 
 Decision: TypeAlias = Resume | StartOver
+
+
+def are_comparable(before: Setup | None, now: Setup | None) -> bool:
+    """Whether the fitness of an epoch of the one training says anything about an epoch of the other.
+
+    If not, the best epoch of a resumed training is one of those that follow: 0.7 on labels that were wrong is not better
+    than 0.6 on the corrected ones. Trainings that record nothing count as comparable.
+    """
+    if before is None or now is None:
+        return True
+    return before.fingerprint == now.fingerprint and _MEASURES.isdisjoint(dict(_settings(before, now)))
 
 
 def decide(before: Setup | None, now: Setup, *, epoch: int, complete: bool) -> Decision:

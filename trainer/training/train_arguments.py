@@ -8,7 +8,7 @@ from typing import Any
 from ultralytics.utils import RANK
 
 from trainer.core.ports import TrainingOrder
-from trainer.core.resumption import CHANGEABLE, DEFAULTS, Setup
+from trainer.core.resumption import CHANGEABLE, DEFAULTS, Setup, are_comparable
 from trainer.training.checkpoints import Progress
 
 
@@ -55,9 +55,10 @@ def taking_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any
 
     Ultralytics would take some of them as arguments, and would ignore the epochs.
     """
-    if Setup.from_json(trained.setup) is None or order.setup is None:
+    before, now = Setup.from_json(trained.setup), Setup.from_json(order.setup)
+    if before is None or now is None:
         return trainer
-    plan = order.plan
+    plan, keeps_best = order.plan, are_comparable(before, now)
     values = {name: plan.args.get(name, DEFAULTS[name]) for name in CHANGEABLE - {"epochs", "batch", "imgsz"}}
     values["imgsz"] = plan.imgsz
     if values["time"] is None:  # else the training computes its epochs
@@ -68,6 +69,12 @@ def taking_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any
             super().check_resume(overrides)
             for name, value in values.items():
                 setattr(self.args, name, value)
+
+        def _load_checkpoint_state(self, state: dict[str, Any]) -> None:
+            super()._load_checkpoint_state(state)
+            # called once more, with an epoch of this training, where one diverges
+            if not keeps_best and state["epoch"] < trained.epoch:
+                self.best_fitness, self.stopper.best_fitness, self.stopper.best_epoch = None, 0.0, trained.epoch
 
     return Resumed
 

@@ -24,7 +24,7 @@ from trainer.core.errors import BadRequest, Unavailable
 from trainer.core.events import Event, Warned
 from trainer.core.job import Checkpoint, Job, JsonObject
 from trainer.core.ports import ObjectStore, TrainingOrder
-from trainer.core.resumption import Decision, Resume, Setup, decide
+from trainer.core.resumption import Decision, Resume, Setup, are_comparable, decide
 from trainer.core.stop import StopSignal
 from trainer.remote.retry import RetryPolicy, retrying
 
@@ -165,6 +165,8 @@ def continued(order: TrainingOrder, setup: Setup, found: Found) -> tuple[Trainin
         events = [Warned(code="resumed", message=f"Resumed from the checkpoint of epoch {found.epoch}.")]
         if changes:
             message = f"The row asks for something else since this checkpoint, and the training continues with that: {changes}."
+            if not are_comparable(found.setup, setup):
+                message += " This changes how epochs are measured, so the best model is one of the epochs that follow."
             events.append(Warned(code="resumed_with_changes", message=message))
         setup = replace(setup, started_from=found.setup.started_from if found.setup else None)
         return replace(order, resume=found.path, setup=setup.as_json()), events
