@@ -341,6 +341,7 @@ def weights_on_disk(settings: Settings) -> list[str]:
 
 
 def run_logs(settings: Settings, run_id: str) -> list[Path]:
-    """The logs of a run's attempts on this host, oldest first."""
+    """The logs of a run's attempts on this host, oldest first. Links are not followed."""
     folders = [settings.runs_folder / f"train_{run_id}", *sorted(settings.runs_folder.glob(f"train_{run_id}-*"))]
-    return [folder / "run.log" for folder in folders if (folder / "run.log").exists()]
+    paths = [folder / "run.log" for folder in folders if not folder.is_symlink()]
+    return [path for path in paths if path.is_file() and not path.is_symlink()]

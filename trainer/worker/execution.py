@@ -94,7 +94,7 @@ class Execution:
         """Publish what is in the run folder under the lease of the dead process, as the process itself would have."""
         lease, shop = journal.lease, self._workshop
         job, run_dir = lease.job, shop.places.run_dir(lease.job)
-        if not run_dir.is_dir():
+        if run_dir.is_symlink() or not run_dir.is_dir():
             return {}
         run_log = RunLog(run_dir / "run.log", timestamps=self._timestamp_output)
         record = Record(job, journal, Progress(), run_log, self._reporter)
@@ -111,6 +111,7 @@ class Execution:
         if lease.job.checkpoint and lease.job.checkpoint.key:
             shop.uploaded.note(lease.job.id, lease.job.checkpoint.key)  # its worker may be gone for good
         with shop.places.in_use(lease.job):
+            shop.places.clear_way(lease.job)
             self._attempted(journal, slot, shutdown)
 
     def _attempted(self, journal: Journal, slot: SlotLoan, shutdown: StopSignal) -> None:

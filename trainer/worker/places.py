@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
+
 from trainer.core.job import Job
 from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.removal import remove_tree
 from trainer.worker import finished
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +34,7 @@ class Places:
         return self.runs / f"train_{job.id}{_suffix(job)}"
 
     def run_dirs(self, job: Job) -> list[Path]:
-        """Those of all attempts that this host has made."""
+        """Those of all attempts that this host has made. A link in place of one is none of them."""
         return self._run_dirs(job.id)
 
     def _run_dirs(self, run_id: str) -> list[Path]:
@@ -39,7 +44,8 @@ class Places:
             later = sorted(name for name in os.listdir(self.runs) if name.startswith(f"{first}-"))  # noqa: PTH208
         except OSError:
             later = []
-        return [self.runs / name for name in (first, *later)]
+        folders = [self.runs / name for name in (first, *later)]
+        return [folder for folder in folders if not os.path.islink(folder)]  # noqa: PTH114 - raises nothing
 
     def forget_training(self, run_id: str) -> None:
         """The run is over: remove what only another attempt would have used."""
@@ -51,6 +57,14 @@ class Places:
 
     def view(self, job: Job) -> Path:
         return self.views / f"run_{job.id}{_suffix(job)}"
+
+    def clear_way(self, job: Job) -> None:
+        """Remove what lies where this attempt's folders belong and is no folder: a link there must not be followed."""
+        for folder in (self.run_dir(job), self.view(job)):
+            with contextlib.suppress(OSError):  # nothing is there, or the attempt fails with what is wrong with the disk
+                if not stat.S_ISDIR(os.lstat(folder).st_mode):
+                    folder.unlink()
+                    log.warning("removed what was in place of a run's folder", path=str(folder))
 
     @contextmanager
     def in_use(self, job: Job) -> Iterator[None]:

@@ -1,0 +1,100 @@
+"""Whatever lies where an attempt's folders belong: it costs no attempt, and no link is followed."""
+
+import os
+from contextlib import closing
+
+import pytest
+from worker_room import Room, save_checkpoint
+
+from trainer.settings import Settings
+from trainer.wiring import run_logs
+from trainer.worker.journal import Journal
+
+
+@pytest.fixture
+def room(tmp_path):
+    return Room(tmp_path / "home")
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder of somebody else that looks like a run folder with a checkpoint of epoch 2."""
+    folder = tmp_path / "outside"
+    save_checkpoint(folder, 2)
+    (folder / "run.log").write_text("not a log of the run\n")
+    return folder
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+IN_THE_WAY = {
+    "dangling link": lambda path, outside: path.symlink_to("nowhere"),
+    "link to itself": lambda path, outside: path.symlink_to(path.name),
+    "link to a folder": lambda path, outside: path.symlink_to(outside),
+    "file": lambda path, outside: path.write_text("a file"),
+    "pipe": lambda path, outside: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+@pytest.mark.parametrize("place", ["run_dir", "view"])
+def test_what_lies_in_place_of_a_folder_of_the_attempt_costs_nothing(room, outside, what, place):
+    run_id, before = room.enqueue(), content(outside)
+    lease = room.claim()
+    path = getattr(room.places, place)(lease.job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    IN_THE_WAY[what](path, outside)
+
+    room.work(lease)
+
+    row = room.row(run_id)
+    assert (row["status"], row["failures"], row["error_message"]) == ("completed", 0, None)
+    assert not path.is_symlink()
+    assert content(outside) == before
+    assert "training begins" in (room.places.run_dir(lease.job) / "run.log").read_text()
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+def test_what_lies_in_place_of_an_earlier_attempts_folder_costs_nothing(room, outside, what):
+    run_id, before = room.enqueue(), content(outside)
+    room.places.runs.mkdir(parents=True)
+    IN_THE_WAY[what](room.places.runs / f"train_{run_id}-9", outside)
+
+    room.work()
+
+    assert room.row(run_id)["status"] == "completed"
+    assert "resumed" not in room.kinds(run_id)
+    assert not room.trainer.orders[0].resume
+    assert content(outside) == before
+
+
+def test_recovery_publishes_nothing_through_a_link(room, outside):
+    room.enqueue()
+    lease = room.claim()
+    (outside / "weights").mkdir()
+    (outside / "weights" / "last.pt").write_bytes(b"somebody else's")
+    path = room.places.run_dir(lease.job)
+    path.parent.mkdir(parents=True)
+    path.symlink_to(outside)
+    before = content(outside)
+
+    with closing(Journal.create(room.places.journals, lease)) as journal:
+        outcome = room.execution().recover(journal, room.shutdown)
+
+    assert outcome.results == {}
+    assert content(outside) == before
+    assert not [file for file in (room.home / "storage").rglob("*") if file.is_file()]
+
+
+def test_logs_are_not_read_through_links(tmp_path, outside):
+    settings = Settings(trainer_home=tmp_path)
+    runs = settings.runs_folder
+    (runs / "train_a").mkdir(parents=True)
+    (runs / "train_a" / "run.log").write_text("a log\n")
+    (runs / "train_a-2").symlink_to(outside)
+    (runs / "train_a-3").mkdir()
+    (runs / "train_a-3" / "run.log").symlink_to(outside / "run.log")
+
+    assert run_logs(settings, "a") == [runs / "train_a" / "run.log"]
