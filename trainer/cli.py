@@ -80,7 +80,9 @@ def enqueue(
     priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Insert a run into the queue and print its id."""
+    """Insert a run into the queue and print its id; exit code 2 for one that no worker could train."""
+    from trainer.wiring import check_request
+
     configuration = _configuration(config, epochs)
     reference = _absolute(data)
     request = RunRequest(
@@ -90,7 +92,12 @@ def enqueue(
         name=name,
         priority=priority,
     )
-    with _table() as table:
+    settings = _settings()
+    try:
+        check_request(settings, request)
+    except BadRequest as error:
+        _fail(*error.problems, code=2)
+    with _table(settings) as table:
         run_id = table.enqueue(request)
     typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,10 @@ from urllib.parse import urlsplit
 import structlog
 
 from trainer import __version__, host
-from trainer.core.dataset import DatasetOrder, Task
+from trainer.core.dataset import DatasetOrder, DiskRef, Task
+from trainer.core.errors import MachineFailed
+from trainer.core.exports import PACKAGES
+from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import ObjectStore, Queue, Reporter, RunTable, Worker
 from trainer.core.stop import StopSignal
@@ -22,7 +25,7 @@ from trainer.datasets.facts_cache import FactsCache
 from trainer.datasets.fetch import Fetcher
 from trainer.datasets.kept_pixels import KeptPixels
 from trainer.datasets.prepare import CheckUp, FetchedDatasets
-from trainer.datasets.reference import Roots
+from trainer.datasets.reference import Roots, parse_reference
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.jobs.sqlite_schema import SCHEMA_VERSION
 from trainer.remote.retry import RetryPolicy
@@ -260,10 +263,7 @@ def build_datasets(
     extra: tuple[Path, ...] = (),
 ) -> FetchedDatasets:
     """Where datasets come from, and which of this host's folders a row may name: the settings' and `extra`."""
-    root = settings.datasets_folder
-    folders = (*(Path(folder) for folder in settings.extra_dataset_roots), *extra)
-    # whoever can write into the local queue can read the files of this host anyway
-    roots = Roots(dataset_root=root, extra=folders if backend.url else (*folders, ANYWHERE))
+    root, roots = settings.datasets_folder, dataset_roots(settings, extra)
     own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
     web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
     opened.callback(web.close)
@@ -283,6 +283,32 @@ def build_datasets(
         facts=FactsCache(root / ".cache" / "facts"),
         pixels=KeptPixels(cache) if settings.fast_loader else None,
     )
+
+
+def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
+    """The folders below which a row may name files."""
+    folders = (*(Path(folder) for folder in settings.extra_dataset_roots), *extra)
+    # whoever can write into the local queue can read the files of this host anyway
+    return Roots(dataset_root=settings.datasets_folder, extra=folders if settings.uses_supabase else (*folders, ANYWHERE))
+
+
+def check_request(settings: Settings, request: RunRequest) -> None:
+    """Raise BadRequest, as a worker would, for a run that no worker can train.
+
+    The workers of the local queue are on this host, so its exports count, and a dataset's path must exist here.
+    """
+    is_local = not settings.uses_supabase
+    served = available_exports() if is_local else frozenset(PACKAGES)
+    for source in plan_parser(settings)(request, exports_available=served).sources:
+        ref = parse_reference(
+            source,
+            dataset_root=settings.datasets_folder,
+            datasets_bucket=settings.supabase_datasets_bucket,
+            storage_base_url=None if is_local else settings.supabase_url,
+        )
+        if is_local and isinstance(ref, DiskRef):
+            with suppress(MachineFailed):  # a mount that is missing now: the run waits for it
+                dataset_roots(settings).admit(ref.path)
 
 
 def plan_parser(settings: Settings) -> partial[TrainPlan]:

@@ -68,6 +68,14 @@ class Service:
             "enqueue", "--data", str(data), "--model", "yolo11n.yaml", "--config", json.dumps(configuration)
         )["id"]
 
+    def insert(self, data, **configuration):
+        """Insert a run that `enqueue` may refuse, as any other program may."""
+        from trainer.core.job import RunRequest
+        from trainer.jobs.sqlite import SqliteQueue
+
+        request = RunRequest(data_yaml=str(data), configuration=configuration)
+        return SqliteQueue(self.home / "queue.db").enqueue(request)
+
     def row(self, run_id):
         return self.json("status", run_id)
 

@@ -133,7 +133,7 @@ def test_a_journal_line_has_a_priority_and_the_labels(home, drawn):
     service = Service(home, {}, LOG_FORMAT="journal")
     service.start()
     try:
-        run_id = service.enqueue(drawn / "nothing", epochs=1)
+        run_id = service.insert(drawn / "nothing", epochs=1)
         service.wait(run_id, "failed")
     finally:
         service.stop()

@@ -1,0 +1,85 @@
+"""`enqueue` refuses a run that no worker could train, and `requeue` queues an ended run again."""
+
+import pytest
+
+from tests.acceptance.service import Service
+from trainer.core.errors import BadRequest
+from trainer.core.job import RunRequest
+from trainer.settings import Settings
+from trainer.wiring import check_request
+
+
+@pytest.fixture
+def service(tmp_path):
+    return Service(tmp_path / "home", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--epochs", "0"], ["epochs = 0: must be"]),
+        (["--config", '{"epochs": 0, "lr0": "fast"}'], ["epochs = 0: must be", "lr0 = "]),
+        (["--data", "/nowhere/data.yaml"], ["'/nowhere/data.yaml' does not exist or cannot be read on this host"]),
+        (["--data", "nowhere"], ["/nowhere' does not exist or cannot be read on this host"]),
+        (["--data", "s3://cats/data.yaml"], ["s3:// datasets are not supported"]),
+    ],
+    ids=" ".join,
+)
+def test_run_that_no_worker_could_train_is_refused_before_it_is_inserted(service, arguments, says):
+    data = [] if "--data" in arguments else ["--data", str(service.home)]
+
+    refused = service.run("enqueue", *data, *arguments, check=False)
+
+    assert (refused.returncode, refused.stdout) == (2, "")
+    lines = refused.stderr.splitlines()
+    assert len(lines) == len(says)
+    assert all(line.startswith("error: ") and part in line for line, part in zip(lines, says, strict=True))
+    assert service.json("status")["runs"] == []
+
+
+@pytest.fixture
+def local(tmp_path):
+    return Settings(backend="local", trainer_home=tmp_path)
+
+
+@pytest.fixture
+def remote(tmp_path):
+    key = "sb_secret_of_the_test"
+    return Settings(supabase_url="https://abc.supabase.co", supabase_service_role_key=key, trainer_home=tmp_path)
+
+
+def test_dataset_that_is_not_on_this_host_is_the_business_of_remote_workers(local, remote):
+    request = RunRequest(data_yaml="cats/data.yaml")
+    check_request(remote, request)
+    with pytest.raises(BadRequest, match="does not exist or cannot be read on this host"):
+        check_request(local, request)
+
+    (local.datasets_folder / "cats").mkdir(parents=True)
+    (local.datasets_folder / "cats" / "data.yaml").touch()
+    check_request(local, request)
+
+
+@pytest.mark.parametrize("data", ["storage:datasets/cats", "https://example.org/cats.zip"])
+def test_dataset_elsewhere_is_not_looked_for(local, data):
+    check_request(local, RunRequest(data_yaml=data))
+
+
+def test_folder_that_is_not_mounted_yet_is_no_reason_to_refuse(local, tmp_path):
+    mount = tmp_path / "mnt"
+    check_request(local.model_copy(update={"extra_dataset_roots": (str(mount),)}), RunRequest(data_yaml=f"{mount}/cats"))
+
+
+def test_exports_are_judged_by_those_who_export(local, remote, monkeypatch):
+    """A remote worker may have other packages than this host."""
+    monkeypatch.setattr("trainer.wiring.available_exports", lambda: frozenset({"torchscript"}))
+    request = RunRequest(data_yaml="storage:cats", configuration={"export": ["onnx"]})
+    check_request(remote, request)
+    with pytest.raises(BadRequest, match="formats of this worker: torchscript"):
+        check_request(local, request)
+    with pytest.raises(BadRequest, match="no such export format"):
+        check_request(remote, RunRequest(data_yaml="storage:cats", configuration={"export": ["gif"]}))
+
+
+def test_wrong_request_is_refused_for_remote_workers_too(remote):
+    with pytest.raises(BadRequest, match="epochs = 0"):
+        check_request(remote, RunRequest(data_yaml="storage:cats", configuration={"epochs": 0}))
