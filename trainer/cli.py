@@ -169,6 +169,16 @@ def finish(run_id: RunId, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def requeue(run_id: RunId, as_json: AsJson = False) -> None:
+    """Queue an ended run again, with the settings that it has."""
+    with _table() as table:
+        row = _found(table.requeue(run_id), run_id)
+        if row["status"] != Status.QUEUED:
+            raise BadRequest(f"{run_id} is {row['status']}: cancel it or wait until it has ended, then queue it again.")
+    _tell_status(row, as_json=as_json)
+
+
+@app.command()
 def logs(
     run_id: RunId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows, until the run ends.")] = False,

@@ -149,6 +149,12 @@ begin
   if old.status in ('completed', 'failed', 'canceled') and new.status in ('canceling', 'canceled') then
     return old;
   end if;
+  -- A worker that gives a run back gives its lease back, too; the queue takes it only after the lease has expired.
+  if old.status in ('running', 'canceling') and new.status = 'queued' and new.lease_expires_at > now() then
+    raise exception using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name,
+      constraint = 'trainer_run_is_held',
+      message = 'The run is running: cancel it or wait until it has ended, then queue it again.';
+  end if;
   if new.status in ('completed', 'failed', 'canceled') then
     new.lease_expires_at := null;
     new.host_failures := '{}';

@@ -5,6 +5,8 @@ import pytest
 from tests.acceptance.service import Service
 from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
+from trainer.core.ports import Worker
+from trainer.jobs.sqlite import SqliteQueue
 from trainer.settings import Settings
 from trainer.wiring import check_request
 
@@ -35,6 +37,21 @@ def test_run_that_no_worker_could_train_is_refused_before_it_is_inserted(service
     assert len(lines) == len(says)
     assert all(line.startswith("error: ") and part in line for line, part in zip(lines, says, strict=True))
     assert service.json("status")["runs"] == []
+
+
+def test_ended_run_is_queued_again_and_a_running_one_is_left_alone(service):
+    run_id = service.run("enqueue", "--data", str(service.home)).stdout.strip()
+    assert service.json("cancel", run_id)["status"] == "canceled"
+
+    assert service.run("requeue", run_id).stdout == f"{run_id} is queued\n"
+
+    row = service.json("requeue", run_id)
+    assert (row["status"], row["cancel_requested"], row["error_message"], row["canceled_at"]) == ("queued", False, None, None)
+    assert SqliteQueue(service.home / "queue.db").claim(Worker(id="w"), "11111111-1111-4111-8111-111111111111", 60)
+    refused = service.run("requeue", run_id, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == f"error: {run_id} is running: cancel it or wait until it has ended, then queue it again.\n"
+    assert service.row(run_id)["status"] == "running"
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def test_the_commands_work_as_written_in_their_order(tmp_path, drawn):
             if "enqueue" in command:
                 run_id = done.stdout.strip()
 
-        assert service.row(run_id)["status"] == "completed"
+        assert service.wait(run_id, "completed")["attempt"] == 2, "it was queued again"
         assert (tmp_path / "home" / "cats.png").read_bytes().startswith(b"\x89PNG")
 
 

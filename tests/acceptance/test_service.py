@@ -353,7 +353,7 @@ def test_the_idle_service_is_small_and_has_no_torch(home):
 def test_help_names_every_command():
     text = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
 
-    for command in ("enqueue", "status", "watch", "cancel", "finish", "logs"):
+    for command in ("enqueue", "status", "watch", "cancel", "finish", "requeue", "logs"):
         assert command in text
 
 

@@ -231,6 +231,47 @@ def test_a_late_worker_of_the_end_has_no_say_in_what_is_queued_again(queue_lab):
     assert queue_lab.queue.get(lease.job.id) == before
 
 
+@pytest.mark.parametrize("status", ENDINGS)
+def test_requeue_queues_an_ended_run_again(queue_lab, status):
+    lease = ended(queue_lab, ENDINGS[status])
+
+    row = queue_lab.queue.requeue(lease.job.id)
+
+    assert (row["status"], row["attempt"], row["failures"], row["cancel_requested"]) == ("queued", 2, 0, False)
+    assert (row["error_message"], row["completed_at"]) == (None, None)
+    assert row["results"] == {"mAP": 0.5}
+    assert queue_lab.queue.get(lease.job.id) == row
+    assert claim(queue_lab).job.attempt == 3
+
+
+def test_requeue_changes_no_run_that_has_not_ended(queue_lab):
+    assert queue_lab.queue.requeue("00000000-0000-4000-8000-000000000000") is None
+    assert queue_lab.queue.requeue("no-uuid") is None
+    run_id = enqueue(queue_lab)
+    before = queue_lab.queue.get(run_id)
+    assert queue_lab.queue.requeue(run_id) == before
+    lease = claim(queue_lab)
+    assert queue_lab.queue.requeue(run_id)["status"] == "running"
+    queue_lab.queue.cancel(run_id)
+    assert queue_lab.queue.requeue(run_id)["status"] == "canceling"
+    assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
+
+
+@pytest.mark.parametrize("status", ["running", "canceling"])
+def test_a_run_that_a_worker_holds_cannot_be_queued(queue_lab, status):
+    lease = claimed(queue_lab)
+    if status == "canceling":
+        queue_lab.queue.cancel(lease.job.id)
+    before = queue_lab.queue.get(lease.job.id)
+
+    with pytest.raises(Exception, match="The run is running: cancel it or wait until it has ended, then queue it again"):
+        queue_lab.edit(lease.job.id, status="queued", configuration={"epochs": 2})
+
+    assert queue_lab.queue.get(lease.job.id) == before
+    assert claim(queue_lab, "w2") is None
+    assert queue_lab.queue.beat(lease, None, []) is not Verdict.LOST
+
+
 @pytest.mark.parametrize("how", ["drain", "retry", "lease"])
 def test_a_run_that_the_queue_itself_queues_again_keeps_the_wish_to_finish(queue_lab, how):
     lease = claimed(queue_lab)

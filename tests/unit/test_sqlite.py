@@ -245,7 +245,8 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(path):
     lease = (enqueue(queue), claim(queue))[1]
     queue.beat(lease, None, [RunEvent(seq=n, at="2026-01-01", kind="epoch", data={"epoch": n}) for n in (1, 2, 3)])
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("drop trigger training_runs_queued_again")
+        for trigger in ("training_runs_queued_again", "training_runs_held"):
+            other.execute(f"drop trigger {trigger}")
         for table, column in (("training_runs", "told_epoch"), ("training_runs", "host_failures"), ("trainer_workers", "status_message")):
             other.execute(f"alter table {table} drop column {column}")
         other.execute("drop table queue_clock")
@@ -261,6 +262,10 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(path):
     assert again.cancel(lease.job.id)["host_failures"] == {}
     again.report(Worker(id="w1"), "The disk is full.")
     assert again.workers()[0]["status_message"] == "The disk is full."
+    assert again.requeue(lease.job.id)["status"] == "queued"
+    claim(again)
+    with closing(sqlite3.connect(path)) as other, pytest.raises(sqlite3.IntegrityError, match="The run is running"):
+        other.execute("update training_runs set status = 'queued' where status = 'running'")
 
 
 def test_a_newer_queue_is_refused_with_both_versions(path):
@@ -289,7 +294,8 @@ def test_json_that_was_damaged_by_hand_reaches_the_worker_as_text(path):
     for text in ("{", "NaN", "[" * 100_000, "", "9" * 5000):
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute(
-                "update training_runs set configuration = ?, results = ?, checkpoint = ?, status = 'queued', claim_id = null",
+                "update training_runs set configuration = ?, results = ?, checkpoint = ?, status = 'queued', claim_id = null, "
+                "lease_expires_at = null",
                 [text] * 3,
             )
         lease = claim(queue)

@@ -80,6 +80,9 @@ class RunTable(Protocol):
     def request_finish(self, run_id: str) -> JsonObject | None:
         """Ask a running run to stop at the next epoch end and complete. The row after it."""
 
+    def requeue(self, run_id: str) -> JsonObject | None:
+        """Queue an ended run again; any other stays as it is. The row after it."""
+
     def workers(self) -> list[JsonObject]:
         """The rows of `trainer_workers`, seen last first; `status_message` says why a worker is unhealthy."""
 

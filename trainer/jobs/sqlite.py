@@ -112,6 +112,13 @@ class SqliteQueue:
                 states.save(tx, run | {"finish_requested": True})
             return states.get_run(tx, run_id)
 
+    def requeue(self, run_id: str) -> JsonObject | None:
+        with self._file.writing() as tx:
+            run = states.get_run(tx, run_id)
+            if run is not None and Status(run["status"]).is_terminal:
+                states.save(tx, run | {"status": Status.QUEUED})
+            return states.get_run(tx, run_id)
+
     def workers(self) -> list[JsonObject]:
         with self._file.reading() as tx:
             return tx.rows("select * from trainer_workers order by last_seen desc, worker_id")

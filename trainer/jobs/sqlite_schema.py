@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # Times are ISO 8601 in UTC of one width, so that they sort as text.
 _TABLES = """
@@ -109,7 +109,15 @@ create trigger training_runs_queued_again after update of status on training_run
   end;
 """
 
-SCHEMA = _TABLES + _QUEUED_AGAIN
+# A worker that gives a run back gives its lease back, too; the queue takes it with another failure counted.
+_HELD = """
+create trigger training_runs_held before update of status on training_runs
+  when old.status in ('running', 'canceling') and new.status = 'queued'
+    and new.lease_expires_at is not null and new.failures = old.failures
+  begin select raise(abort, 'The run is running: cancel it or wait until it has ended, then queue it again.'); end;
+"""
+
+SCHEMA = _TABLES + _QUEUED_AGAIN + _HELD
 
 # from the version before to the one that is named
 UPGRADES = {
@@ -131,4 +139,5 @@ create table queue_clock (
   now real not null
 );
 """,
+    5: _HELD,
 }

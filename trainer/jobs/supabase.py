@@ -13,6 +13,7 @@ from typing import Any
 from trainer.core.boottime import boottime
 from trainer.core.errors import Misconfigured
 from trainer.core.job import (
+    ENDED,
     Interrupted,
     Job,
     Json,
@@ -21,6 +22,7 @@ from trainer.core.job import (
     Outcome,
     RunEvent,
     RunRequest,
+    Status,
     Verdict,
 )
 from trainer.core.ports import Worker
@@ -186,6 +188,13 @@ class SupabaseQueue:
             lambda: self._runs().update({"finish_requested": True}).eq("id", run_id).eq("status", "running").select("id"),
         )
         return self.get(run_id)
+
+    def requeue(self, run_id: str) -> JsonObject | None:
+        if not _is_id(run_id):
+            return None
+        queued = {"status": Status.QUEUED.value}
+        rows = self._rows(lambda: self._runs().update(queued).eq("id", run_id).in_("status", sorted(ENDED)).select(ROW))
+        return rows[0] if rows else self.get(run_id)
 
     def workers(self) -> list[JsonObject]:
         return self._pages(
