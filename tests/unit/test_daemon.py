@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.worker_room import Room, in_background
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import Completed
+from trainer.core.job import Completed, Retry
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
 from trainer.core.stop import StopReason, StopSignal
@@ -481,3 +481,22 @@ def test_leftovers_that_cannot_be_delivered_end_nothing_and_hold_up_no_claim(roo
         wait_for(lambda: room.row(run_id)["status"] == "completed")
         stopping(room)
     assert described
+
+
+def test_service_that_shuts_down_waits_for_the_recovery_of_a_killed_run(room, queue, monkeypatch):
+    """What it still needs (the queue, the store, threads) is closed when the daemon returns."""
+    monkeypatch.setattr(daemon_module, "LEFTOVERS_FIRST", 0.1)
+    run_id = room.enqueue()
+    Journal.create(room.places.journals, room.claim()).close()
+
+    def slow(journal, stop):
+        stopping(room)
+        time.sleep(1)
+        return Retry(message="The worker is gone.")
+
+    execution = room.execution(queue=queue)
+    execution.recover = slow
+    daemon(room, queue, execution=execution).run(room.shutdown)
+
+    assert room.row(run_id)["failures"] == 1
+    assert not list(room.places.journals.iterdir())

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import closing
 
 import pytest
 
@@ -11,6 +12,7 @@ from trainer.core.job import Failed
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.journal import Journal
+from trainer.worker.leftovers import leftovers
 
 AGAIN = "22222222-2222-4222-8222-222222222222"
 TRAINED = {"last.pt", "results.csv", "run.log", "manifest.json"}
@@ -257,3 +259,74 @@ def test_a_pipe_in_the_run_folder_holds_nothing_up(room, name):
     recover(room)
 
     assert "last.pt" in artifacts(room, run_id)
+
+
+# ── several of them ──
+
+
+def claimed_and_killed(room, count):
+    """Runs that a killed process worked on, each under a claim of its own."""
+    runs = [room.enqueue() for _ in range(count)]
+    for number in range(count):
+        killed(room, room.claim(f"{number}2222222-2222-4222-8222-222222222222"))
+    return runs
+
+
+def test_leases_of_all_runs_are_held_while_one_of_them_uploads(room):
+    room.lease_seconds, room.drain_seconds = 0.5, 10.0
+    runs = claimed_and_killed(room, 3)
+    others = []
+
+    def slow(path, *_):
+        if path.name == "last.pt":
+            for _ in range(10):
+                time.sleep(0.1)
+                others.append(room.claim("93333333-3333-4333-8333-333333333333", worker="other"))
+
+    recover(room, store=Watched(room.store, slow, "upload"))
+
+    assert not any(others)
+    assert [artifacts(room, run_id).keys() for run_id in runs] == [TRAINED] * 3
+
+
+def test_decided_outcome_is_told_again_while_another_run_uploads(room):
+    runs = claimed_and_killed(room, 2)
+    journal = next(leftovers(room.places.journals, "w", 60))
+    decided = journal.lease.job.id
+    journal.end(Failed(message="no labels"))
+    journal.close()
+    errors, seen = iter([Unavailable("down")]), []
+
+    def fail(lease, *_):
+        if lease.job.id == decided:
+            for error in errors:
+                raise error
+
+    def slow(path, *_):
+        if path.name == "last.pt":
+            time.sleep(1.5)
+            seen.append(room.row(decided)["status"])
+
+    recover(room, Watched(room.queue, fail, "finish"), store=Watched(room.store, slow, "upload"))
+
+    assert seen == ["failed"]
+    assert {room.row(run_id)["status"] for run_id in runs} == {"failed", "queued"}
+
+
+# ── recoveries that do not end ──
+
+
+def test_recovery_that_kills_the_service_is_tried_three_times(room):
+    """Each one renews the lease, so the queue alone would never count the run as lost."""
+    run_id, _ = killed(room)
+
+    def die(*_):
+        raise SystemExit
+
+    execution = room.execution(store=Watched(room.store, die, "upload"))
+    for _ in range(3):
+        with closing(next(leftovers(room.places.journals, "w", 60))) as journal, pytest.raises(SystemExit):
+            execution.recover(journal, StopSignal())
+    deliver_leftovers(room.queue, room.places.journals, "w", 60, execution.recover, StopSignal())
+
+    assert (room.row(run_id)["status"], artifacts(room, run_id)) == ("queued", {})

@@ -72,7 +72,7 @@ class Daemon:
         self._claim_id = str(uuid.uuid4())
         self._unanswered = 0  # claims in a row that the queue did not answer
         self._told_at = 0.0
-        self._runs: list[threading.Thread] = []
+        self._runs: list[threading.Thread] = []  # and the one that ends those of earlier processes
 
     def run(self, shutdown: StopSignal) -> bool:
         """Serve the queue until `shutdown`. True if every run came to its end within the drain time.
@@ -104,6 +104,7 @@ class Daemon:
 
         thread = threading.Thread(target=deliver_all, name="leftovers", daemon=True)
         thread.start()
+        self._runs.append(thread)  # a shutdown waits for it, too
         thread.join(LEFTOVERS_FIRST)
 
     def _step(self, shutdown: StopSignal) -> None:

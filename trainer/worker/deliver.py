@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -59,20 +60,41 @@ def deliver_leftovers(
 ) -> None:
     """Deliver what processes before us could not: their endings, and those that `recover` decides for the others.
 
-    Returns when all are delivered or `stop` is set. One that the queue refuses holds up none of the others.
+    Returns when all are delivered, or soon after `stop` is set. One that the queue refuses holds up none of the others,
+    and neither does a recovery: it takes a while, and the leases of all of them end soon.
     """
     told: set[str] = set()
+    undelivered: list[str] = []
+    recoveries: list[threading.Thread] = []
+
+    def attend(journal: Journal) -> None:
+        is_over = True
+        with closing(journal), bulkhead("leftover journal cannot be delivered", partial(set_aside, journal.path, "see above")):
+            is_over = _delivered(queue, journal, recover, stop, told)
+        if not is_over:  # noted when it is closed, so that the next round finds it
+            undelivered.append(journal.path.name)
+
     for again in count():
-        with ExitStack() as opened:
-            journals = [opened.enter_context(closing(journal)) for journal in leftovers(folder, worker_id, lease_seconds)]
-            left = False
-            for journal in sorted(journals, key=_needs_recovery):  # which takes a while
-                with bulkhead("leftover journal cannot be delivered", partial(set_aside, journal.path, "see above")):
-                    left |= not _delivered(queue, journal, recover, stop, told)
-                if stop.must_stop:
-                    return
-        if not left or stop.wait(FOR_EVER.wait_before(again, None)):
-            return
+        undelivered.clear()
+        # without those that a recovery has locked
+        for journal in sorted(leftovers(folder, worker_id, lease_seconds), key=_needs_recovery):
+            if stop.must_stop:
+                journal.close()
+            elif _needs_recovery(journal):
+                recoveries.append(threading.Thread(target=attend, args=(journal,), name="recovery", daemon=True))
+                recoveries[-1].start()
+            else:
+                attend(journal)
+        if not undelivered:
+            _join(recoveries)
+        if not undelivered or stop.wait(FOR_EVER.wait_before(again, None)):
+            break
+    _join(recoveries)
+
+
+def _join(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()
 
 
 def _needs_recovery(journal: Journal) -> bool:

@@ -36,6 +36,7 @@ log = structlog.get_logger()
 
 SERVICE_FAILED = "The service failed on this run; see the worker's log."
 ORPHANED = "The worker stopped without warning while it worked on this run (a crash, a kill or a reboot)."
+MOST_RECOVERIES = 3  # of one attempt; each one renews the lease, so the queue alone would never count it as lost
 
 
 class Execution:
@@ -82,7 +83,8 @@ class Execution:
         verdict = self._queue.beat(journal.lease, None, [])
         if verdict is Verdict.CANCEL:
             stop.set(StopReason.CANCELED)
-        if verdict is not Verdict.LOST:
+        if verdict is not Verdict.LOST and journal.recoveries < MOST_RECOVERIES:
+            journal.begin_recovery()
             with bulkhead("artifacts were not published, they stay on this host"):
                 results = self._left_behind(journal, stop)
         is_canceled = stop.reason is StopReason.CANCELED

@@ -6,6 +6,7 @@ process left behind when it died; the next one delivers it (leftovers.py). Its l
     {"lease": …}      first: whose run, under which claim
     {"event": …}      something happened
     {"delivered": n}  the queue has every event up to n
+    {"recovery": n}   a later process begins to end the attempt for the nth time
     {"ending": …}     how it ended; the file is removed once that is delivered
 """
 
@@ -43,6 +44,7 @@ class Journal:
         self.path = path
         self.lease = lease
         self.ending: Outcome | None = None
+        self.recoveries = 0  # begun by processes before this one, and by this one
         self._file = file
         self._lock = threading.Lock()
         self._pending: list[RunEvent] = []
@@ -70,13 +72,15 @@ class Journal:
 
     @classmethod
     def reopened(
-        cls, file: FileIO, path: Path, lease: Lease, *, pending: list[RunEvent], last_seq: int, ending: Outcome | None,
+        cls, file: FileIO, path: Path, lease: Lease, *, pending: list[RunEvent], last_seq: int,
+        ending: Outcome | None, recoveries: int,
     ) -> Journal:
         """The journal of a process that is gone. New events are numbered after `last_seq`."""
         journal = cls(file, path, lease)
         journal._pending = pending
         journal._next = last_seq + 1
         journal.ending = ending
+        journal.recoveries = recoveries
         return journal
 
     def require_disk(self) -> None:
@@ -105,6 +109,12 @@ class Journal:
             last = events[-1].seq
             self._pending = [event for event in self._pending if event.seq > last]
             self._append({"delivered": last})
+
+    def begin_recovery(self) -> None:
+        """Count an attempt to recover the run, also for the next process if this one dies of it."""
+        with self._lock:
+            self.recoveries += 1
+            self._append({"recovery": self.recoveries})
 
     def end(self, outcome: Outcome) -> None:
         """The attempt is over; from here on only the delivery is left. Forced to disk before it returns."""

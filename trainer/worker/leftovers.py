@@ -97,18 +97,20 @@ def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Jou
     job = Job(id=held.run_id, request=RunRequest(data_yaml=None), attempt=held.attempt)
     lease = Lease(job=job, claim_id=held.claim_id, worker_id=worker_id, seconds=lease_seconds, trusted_until=0.0)
     events: list[RunEvent] = []
-    delivered, ending = 0, None
+    delivered, recoveries, ending = 0, 0, None
     for line in lines:
         if "ending" in line:
             ending = _understood(OUTCOME, line["ending"], "ending")
         elif "delivered" in line:
             delivered = max(delivered, _number(line["delivered"]))
+        elif "recovery" in line:
+            recoveries = max(recoveries, _number(line["recovery"]))
         elif event := _event(line.get("event")):
             events.append(event)
     pending = [event for event in events if event.seq > delivered]
     last_seq = max((event.seq for event in events), default=0)
     return Journal.reopened(
-        file, path, lease, pending=pending, last_seq=max(last_seq, delivered), ending=ending,
+        file, path, lease, pending=pending, last_seq=max(last_seq, delivered), ending=ending, recoveries=recoveries,
     )  # fmt: skip
 
 
