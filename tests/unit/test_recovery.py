@@ -10,6 +10,7 @@ from tests.unit.worker_room import BUCKET, Room
 from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.job import Failed
 from trainer.core.stop import StopReason, StopSignal
+from trainer.worker import publish
 from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.journal import Journal
 from trainer.worker.leftovers import leftovers
@@ -259,6 +260,33 @@ def test_a_pipe_in_the_run_folder_holds_nothing_up(room, name):
     recover(room)
 
     assert "last.pt" in artifacts(room, run_id)
+
+
+@pytest.mark.parametrize("name", ["results.csv", "run.log"])
+def test_huge_file_takes_neither_the_time_nor_the_memory_of_the_service(room, name):
+    """A hole costs a training process nothing; to read it takes a core for hours, and the lease is held meanwhile."""
+    room.drain_seconds = 0.5
+    run_id, run_dir = killed(room)
+    os.truncate(run_dir / name, 2**42)
+
+    began = time.monotonic()
+    recover(room)
+
+    assert time.monotonic() - began < 5
+    assert room.row(run_id)["status"] == "queued"
+
+
+def test_log_that_is_too_large_is_published_with_its_end(room, monkeypatch):
+    monkeypatch.setattr(publish, "LARGEST_LOG", 1000)
+    run_id, run_dir = killed(room)
+    (run_dir / "run.log").write_text("epoch\n" * 10_000)
+
+    recover(room)
+
+    log = artifacts(room, run_id)["run.log"]
+    content = (room.home / "storage" / BUCKET / log["path"]).read_text()
+    assert len(content) == log["bytes"] == 1000
+    assert "uploading" in content.splitlines()[-1]
 
 
 # ── several of them ──

@@ -30,6 +30,8 @@ NOT_FOLDERS = {"checkpoints", "journal"}
 NOT_FILES = {"run.log", "manifest.json"}
 DEEPEST = 16  # folders below each other
 PARALLEL = 4  # small files at once; a large one has its own connection anyway
+LARGEST_LOG = 256 * 2**20  # bytes of a log that are published; of a larger one its end
+_CHUNK = 2**20  # bytes
 Content: TypeAlias = tuple[int, int, int]  # size, time of the last change and inode: equal while nobody wrote the file
 
 
@@ -99,7 +101,7 @@ class Publisher:
     def _upload(
         self, path: Path, name: str, content: Content, named: WeightsFile | None, stop: StopSignal, meter: _Meter,
     ) -> Artifact:
-        size, digest = content[0], _sha256(path)
+        size, digest = content[0], _sha256(path, stop)
         if named is not None and (size, digest) != (named.bytes, named.sha256):
             raise WeightsChanged(f"{path} is not the file that the training finished with.")
         ref = ObjectRef(bucket=self._bucket, key=f"{prefix_of(self._job)}/{storage_key(name)}")
@@ -167,7 +169,11 @@ def _snapshot(log: Path) -> Path:
     """The log as it is now; the original grows while it is uploaded."""
     copy = log.with_name(f".{log.name}.uploading")
     copy.unlink(missing_ok=True)  # see `_manifest`
-    copy.write_bytes(log.read_bytes())
+    with log.open("rb") as source, copy.open("xb") as target:
+        source.seek(max(0, source.seek(0, os.SEEK_END) - LARGEST_LOG))
+        left = LARGEST_LOG
+        while left and (chunk := source.read(min(left, _CHUNK))):
+            left -= target.write(chunk)
     return copy
 
 
@@ -176,9 +182,14 @@ def _content(path: Path) -> Content:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(path: Path, stop: StopSignal) -> str:
+    """The checksum of a file that a training process made: a hole of some terabytes would take hours. Raises Stopped."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            stop.raise_if_set()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 class _Meter:
