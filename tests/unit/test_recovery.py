@@ -289,6 +289,19 @@ def test_log_that_is_too_large_is_published_with_its_end(room, monkeypatch):
     assert "uploading" in content.splitlines()[-1]
 
 
+def test_weights_are_published_when_there_is_no_time_for_everything(room):
+    room.drain_seconds = 0.5
+    run_id, run_dir = killed(room)
+    (run_dir / "labels").mkdir()
+    for number in range(50):
+        (run_dir / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+
+    recover(room, store=Watched(room.store, lambda *_: time.sleep(0.1), "upload"))
+
+    assert "last.pt" in artifacts(room, run_id)
+    assert len(artifacts(room, run_id)) < 50
+
+
 # ── several of them ──
 
 

@@ -70,7 +70,9 @@ class Publisher:
         May be repeated, and then sends what is missing. `log` is still being written and goes last. Raises
         `WeightsChanged` unless the weights are those that `finished` names, any other TrainerError, OSError, Stopped.
         """
-        files = {artifact_name(path, run_dir): path for path in kept_files(run_dir)}
+        # weights first: the time may end before everything has arrived
+        kept = sorted(kept_files(run_dir), key=lambda path: path.parent != run_dir / "weights")
+        files = {artifact_name(path, run_dir): path for path in kept}
         named = _named(finished, run_dir)
         if gone := named.keys() - files.keys():
             raise WeightsChanged(f"{', '.join(sorted(gone))} is gone from {run_dir}.")
