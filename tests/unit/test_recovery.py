@@ -262,6 +262,16 @@ def test_a_pipe_in_the_run_folder_holds_nothing_up(room, name):
     assert "last.pt" in artifacts(room, run_id)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", ".run.log.uploading"])
+def test_folder_in_place_of_a_file_of_ours_keeps_nothing_from_being_published(room, name):
+    run_id, run_dir = killed(room)
+    (run_dir / name / "deep").mkdir(parents=True)
+
+    recover(room)
+
+    assert artifacts(room, run_id).keys() == TRAINED
+
+
 @pytest.mark.parametrize("name", ["results.csv", "run.log"])
 def test_huge_file_takes_neither_the_time_nor_the_memory_of_the_service(room, name):
     """A hole costs a training process nothing; to read it takes a core for hours, and the lease is held meanwhile."""

@@ -25,6 +25,7 @@ from trainer.core.names import storage_key
 from trainer.core.ports import ObjectStore
 from trainer.core.results import Artifact
 from trainer.core.stop import StopSignal
+from trainer.disk.removal import remove_tree
 
 NOT_FOLDERS = {"checkpoints", "journal"}
 NOT_FILES = {"run.log", "manifest.json"}
@@ -117,7 +118,7 @@ class Publisher:
             "artifacts": [{k: v for k, v in asdict(a).items() if k != "url"} for a in artifacts],
         }
         path = run_dir / "manifest.json"
-        path.unlink(missing_ok=True)  # the training process may have put a link or a pipe there
+        _clear(path)
         path.write_text(json.dumps(manifest, indent=2) + "\n")
         return path
 
@@ -170,13 +171,21 @@ def _named(finished: Finished | None, run_dir: Path) -> dict[str, WeightsFile]:
 def _snapshot(log: Path) -> Path:
     """The log as it is now; the original grows while it is uploaded."""
     copy = log.with_name(f".{log.name}.uploading")
-    copy.unlink(missing_ok=True)  # see `_manifest`
+    _clear(copy)
     with log.open("rb") as source, copy.open("xb") as target:
         source.seek(max(0, source.seek(0, os.SEEK_END) - LARGEST_LOG))
         left = LARGEST_LOG
         while left and (chunk := source.read(min(left, _CHUNK))):
             left -= target.write(chunk)
     return copy
+
+
+def _clear(path: Path) -> None:
+    """Remove what the training process may have put in place of a file of ours: a link, a pipe, a folder."""
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _content(path: Path) -> Content:
