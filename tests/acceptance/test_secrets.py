@@ -11,6 +11,7 @@ import pytest
 
 from tests.acceptance.service import Service
 from tests.integration.whole_supabase import WebApp, put_dataset, settings_for, storage_for
+from tests.long import long_except
 from tests.web_server import body, redirect, web_server
 from trainer.demo import draw_dataset
 
@@ -45,7 +46,7 @@ def web(drawn):
         yield server
 
 
-@pytest.fixture(params=["legacy JWT", "sb_secret_"])
+@pytest.fixture(params=long_except(["legacy JWT", "sb_secret_"], "sb_secret_"))
 def key(request, supabase):
     return supabase.service_key if request.param == "legacy JWT" else supabase.secret_key
 

@@ -53,7 +53,7 @@ def test_a_disk_that_is_full_before_the_first_batch_fails_that_run_only(cloud, d
     completes(cloud, cloud.enqueue(epochs=2))
 
 
-@pytest.mark.parametrize("kind", long_except(KINDS, "full", "read-only"))
+@pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_a_disk_that_fails_during_a_download_fails_that_run_only(cloud, disk, host, kind):
     """F14 (I6 I11): the cause is named, no part is taken for the whole, and the next run gets all of the dataset."""
     data, reference = disk("data", kind), stored_dataset(cloud)
@@ -74,7 +74,7 @@ def test_a_disk_that_fails_during_a_download_fails_that_run_only(cloud, disk, ho
     assert kind == "read-only" or not unfinished(data.place)
 
 
-@pytest.mark.parametrize("kind", long_except(KINDS, "full", "read-only"))
+@pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_a_disk_that_fails_under_the_cache_fails_that_run_only(cloud, disk, host, kind):
     """F14 (I6 I11): the dataset is there, but nobody can write down who uses it, or lay it out for the training."""
     data, reference = disk("data", kind), stored_dataset(cloud)
@@ -92,7 +92,7 @@ def test_a_disk_that_fails_under_the_cache_fails_that_run_only(cloud, disk, host
     assert not unfinished(data.place)
 
 
-@pytest.mark.parametrize("kind", long_except(KINDS, "full", "read-only"))
+@pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_a_disk_that_fails_under_a_checkpoint_fails_that_run_only(cloud, disk, host, kind):
     """F14 (I6 I8): no room for checkpoints, results and the log; the cause is in the row, the service goes on."""
     runs = disk("runs", kind)
@@ -108,7 +108,7 @@ def test_a_disk_that_fails_under_a_checkpoint_fails_that_run_only(cloud, disk, h
     completes(cloud, cloud.enqueue(epochs=2))
 
 
-@pytest.mark.parametrize("kind", long_except(KINDS, "full", "read-only"))
+@pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_a_disk_that_fails_under_the_results_costs_no_training(cloud, disk, host, kind):
     """F14 (I6 I8): the model is trained and half published; the attempt waits, and publishes once the disk is well."""
     runs = disk("runs", kind)
@@ -178,7 +178,7 @@ def test_a_dataset_that_does_not_fit_is_not_trained_on_in_part(cloud, disk, host
     assert not list((data / "datasets").glob("*"))
 
 
-@pytest.mark.parametrize("kind", long_except(KINDS, "full", "read-only"))
+@pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_a_failing_home_costs_the_protection_not_the_run(cloud, disk, host, kind):
     """F14 (I6 I8): neither journal nor service log can be written; the run is trained, published and delivered from memory."""
     home = disk("a", kind)

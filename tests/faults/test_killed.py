@@ -246,7 +246,7 @@ def test_a_checkpoint_is_waited_for_while_storage_is_down(cloud, host):
     cloud.check_epochs(run_id, back=3)
 
 
-@pytest.mark.parametrize("body", [NO_KEY, b"<html>Log in</html>"])
+@pytest.mark.parametrize("body", long_except([NO_KEY, b"<html>Log in</html>"], NO_KEY))
 def test_a_checkpoint_is_waited_for_while_storage_talks_nonsense(cloud, host, body):
     """F2 F20 (I9): another host takes over, and storage denies the checkpoint or hands out a page in its place for a while."""
     a = host("a", SLOW)

@@ -14,6 +14,7 @@ from tests.faults.cloud import BUCKET, wait_for
 from tests.faults.conftest import QUICK
 from tests.faults.test_full_disk import completes
 from tests.faults.test_killed import stored_dataset
+from tests.long import long_except
 from tests.unit.test_weights import YOLO11N, upload, weights
 from tests.unit.test_weights import release as release  # noqa: PLC0414 - a fixture
 from trainer.core.dataset import Task
@@ -118,7 +119,7 @@ def test_finished_run_is_published_whole_after_a_power_cut(cloud, power_cut, hos
     assert "epoch: epoch=3" in (folder / "run.log").read_text()
 
 
-@pytest.mark.parametrize("stored", [stored_archive, stored_dataset])
+@pytest.mark.parametrize("stored", long_except([stored_archive, stored_dataset], stored_archive))
 def test_dataset_that_was_just_fetched_is_whole_after_a_power_cut(cloud, power_cut, host, stored):
     """I11: the next run trains on it without another download, and so does one on another dataset."""
     data, reference = power_cut("data"), stored(cloud)
@@ -134,7 +135,7 @@ def test_dataset_that_was_just_fetched_is_whole_after_a_power_cut(cloud, power_c
     completes(cloud, cloud.enqueue(stored_archive(cloud, "other"), epochs=1))
 
 
-@pytest.mark.parametrize("stored", [stored_archive, stored_dataset])
+@pytest.mark.parametrize("stored", long_except([stored_archive, stored_dataset], stored_archive))
 def test_dataset_is_fetched_whole_after_a_power_cut_in_its_download(cloud, power_cut, host, stored):
     """I11: no half-written file counts."""
     data, reference = power_cut("data"), stored(cloud)

@@ -62,7 +62,7 @@ def all_completed(cloud, runs, seconds=150):
 DISKS = [(setting, kind) for setting in ("RUNS_DIR", "DATASET_ROOT", "MODELS_DIR") for kind in KINDS]
 
 
-@pytest.mark.parametrize(("setting", "kind"), long_except(DISKS, ("RUNS_DIR", "read-only")))
+@pytest.mark.parametrize(("setting", "kind"), long_except(DISKS))
 def test_a_sick_host_leaves_the_queue_to_the_healthy_one_and_comes_back(cloud, disk, host, kind, setting):
     place = disk("place", kind)
     sick = host("sick", **{setting: place.place})
@@ -131,7 +131,7 @@ def test_a_host_whose_trainings_cannot_start_stops_claiming(cloud, host):
 
 
 @pytest.mark.training
-@pytest.mark.parametrize("kind", ["full", "read-only"])
+@pytest.mark.parametrize("kind", long_except(["full", "read-only"], "read-only"))
 def test_a_real_training_on_a_disk_that_fails_goes_on_at_a_healthy_host(cloud, disk, host, kind):
     place = disk("place", kind)
     sick = host("sick", None, RUNS_DIR=place.place)

@@ -8,6 +8,7 @@ import pytest
 from tests.faults.cloud import BUCKET, wait_for
 from tests.faults.conftest import QUICK, SLOW
 from tests.faults.hosts import gone
+from tests.long import long_except
 
 
 def published(cloud, run_id, attempt):
@@ -59,7 +60,7 @@ def test_a_service_that_slept_longer_than_its_lease_changes_nothing(cloud, host,
     cloud.wait(next_run, "completed")
 
 
-@pytest.mark.parametrize("phase", ["train", "upload", "finish"])
+@pytest.mark.parametrize("phase", long_except(["train", "upload", "finish"], "upload"))
 def test_a_service_that_wakes_while_another_works_on_its_run_changes_nothing(cloud, host, phase):
     """F4 (I1 I3 I5): as above, but the other host is in the middle of its attempt when the sleeper speaks again."""
     a = host("a", SLOW if phase == "train" else QUICK)
@@ -143,7 +144,7 @@ def test_a_training_that_makes_no_progress_is_killed_and_tried_again(cloud, host
     a.wait_idle()
 
 
-@pytest.mark.parametrize("where", [1, "finalising"])
+@pytest.mark.parametrize("where", long_except([1, "finalising"], 1))
 def test_a_training_that_is_always_stuck_fails_and_says_so(cloud, host, where):
     """F5 (I6 I7): in an epoch, or in the last validation; the reason of the last attempt is in the row."""
     host("a", QUICK | {"hang": True, "at_epoch": where}, STALL_SECONDS=0.5)
@@ -183,7 +184,7 @@ def test_a_restarted_twin_does_not_hide_the_orphan(cloud, host):
     assert cloud.wait(busy, "completed")["attempt"] == 1
 
 
-@pytest.mark.parametrize("hours", [1, -1])
+@pytest.mark.parametrize("hours", long_except([1, -1], 1))
 def test_a_wrong_clock_neither_loses_nor_steals_a_run(cloud, host, tmp_path, hours):
     """F11 (I1): a host whose clock is an hour off, then steps to the other side, keeps its lease and takes nobody's."""
     for name in ("a", "b"):

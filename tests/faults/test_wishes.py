@@ -10,6 +10,7 @@ from tests.faults.cloud import wait_for
 from tests.faults.conftest import QUICK, SLOW
 from tests.faults.hosts import gone
 from tests.faults.test_killed import PHASES, stay_in, stored_dataset
+from tests.long import long_except
 
 
 def started(cloud, host, phase, **settings):
@@ -167,7 +168,7 @@ def test_a_stopped_service_leaves_its_run_to_the_next(cloud, host, record_proper
         cloud.check_epochs(run_id, back=0 if grace >= 5 else 2)
 
 
-@pytest.mark.parametrize(("grace", "in_time"), [(5, False), (30, True), (120, True)])
+@pytest.mark.parametrize(("grace", "in_time"), long_except([(5, False), (30, True), (120, True)], (5, False), (30, True)))
 def test_a_training_that_takes_long_to_stop_has_the_drain_time_for_it(cloud, host, record_property, grace, in_time):
     """F13 (I6 I7 I9 I10): it needs 6 s to stop. Given less, it is killed, and its run goes back all the same."""
     a = host("a", SLOW | {"seconds_to_stop": 6}, DRAIN_SECONDS=grace)
@@ -190,7 +191,7 @@ def test_a_training_that_takes_long_to_stop_has_the_drain_time_for_it(cloud, hos
     cloud.check_epochs(run_id, back=0)
 
 
-@pytest.mark.parametrize(("grace", "status"), [(5, "queued"), (30, "completed"), (120, "completed")])
+@pytest.mark.parametrize(("grace", "status"), long_except([(5, "queued"), (30, "completed"), (120, "completed")], (5, "queued"), (30, "completed")))
 def test_an_upload_is_finished_if_the_drain_time_allows(cloud, host, record_property, grace, status):
     """F13 (I6 I7 I8): an upload that takes 6 s has four fifths of DRAIN_SECONDS; given less, only it is repeated."""
     a = host("a", QUICK, DRAIN_SECONDS=grace)
@@ -279,7 +280,7 @@ def test_a_cancel_after_a_killed_training_keeps_what_it_trained(cloud, host):
     assert cloud.wait(run_id, "canceled")["results"]["artifacts"] == row["results"]["artifacts"]
 
 
-@pytest.mark.parametrize("asked", ["before the restart", "after the restart"])
+@pytest.mark.parametrize("asked", long_except(["before the restart", "after the restart"], "before the restart"))
 def test_a_cancel_after_a_killed_service_keeps_what_it_trained(cloud, host, asked):
     """F2 F12 (I8): service and training are killed, and the run is canceled before or after the next start."""
     a = host("a", SLOW, LEASE_SECONDS=60)

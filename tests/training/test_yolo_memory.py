@@ -43,6 +43,7 @@ def test_out_of_memory_in_the_third_epoch_goes_on_from_the_second_with_half_the_
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
 
 
+@pytest.mark.long
 def test_out_of_memory_in_the_first_epoch_begins_again_with_half_the_batch(detect, tmp_path):
     run = train(detect, tmp_path, "train:1,2", epochs=1)
 
@@ -52,6 +53,7 @@ def test_out_of_memory_in_the_first_epoch_begins_again_with_half_the_batch(detec
     assert "held" not in run.output  # of the models before, nothing is left that could hold memory
 
 
+@pytest.mark.long
 def test_out_of_memory_in_validation_is_survived_too(detect, tmp_path):
     run = train(detect, tmp_path, "val:2", epochs=2)
 
@@ -70,6 +72,7 @@ def test_after_three_halvings_the_failure_carries_the_facts(detect, tmp_path):
         assert fact in run.last.message
 
 
+@pytest.mark.long
 def test_a_batch_of_one_cannot_be_halved(detect, tmp_path):
     run = train(detect, tmp_path, "train:1", epochs=1, batch=1)
 
