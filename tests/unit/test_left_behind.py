@@ -319,6 +319,31 @@ def test_what_an_earlier_attempt_published_stays_listed(room, error):
     assert room.store.stat(ObjectRef(bucket=BUCKET, key=first["last.pt"]["path"])).bytes == first["last.pt"]["bytes"]
 
 
+def test_what_an_earlier_attempt_published_stays_listed_when_the_weights_of_the_next_do_not_arrive(room):
+    room.drain_seconds = 1.0
+    run_id = room.enqueue()
+    room.trainer.during = fail_in(3, MachineFailed("killed"))
+    room.work()
+    first = artifacts(room, run_id)
+    make_due(room, run_id)
+
+    def with_a_picture(epoch):
+        (room.trainer.orders[-1].run_dir / "labels.jpg").write_text("picture")
+        fail_in(3, MachineFailed("killed"))(epoch)
+
+    class Slow(Down):
+        def upload(self, path, ref, stop, **more):
+            if path.name == "last.pt":
+                return super().upload(path, ref, stop, **more)
+            return room.store.upload(path, ref, stop, **more)
+
+    room.trainer.during = with_a_picture
+    room.work(room.claim(AGAIN), store=Slow(room, seconds=60))
+
+    assert "last.pt" in first
+    assert artifacts(room, run_id) == first
+
+
 def test_the_next_attempt_writes_below_a_prefix_of_its_own(room):
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, MachineFailed("killed"))

@@ -51,7 +51,8 @@ class Artifacts:
         """
         has_weights = (run_dir / "weights" / "last.pt").is_file()
         artifacts = self._arrived(run_dir, is_last=is_last) if has_weights or (is_last and attempt <= 1) else []
-        return listed(artifacts, run_dir) if artifacts else {}
+        has_arrived = attempt <= 1 or any(artifact.name == "last.pt" for artifact in artifacts)
+        return listed(artifacts, run_dir) if artifacts and has_arrived else {}
 
     def _arrived(self, run_dir: Path, *, is_last: bool) -> list[Artifact]:
         """Another attempt waits unless this is the last one, so then a store gets one try, and `seconds` in all."""
