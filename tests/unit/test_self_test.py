@@ -42,6 +42,14 @@ def test_a_healthy_folder_is_made_and_left_empty(place):
     assert list(place.folder.iterdir()) == []
 
 
+def test_a_self_test_that_is_killed_leaves_no_file(place, monkeypatch):
+    found = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (sync(descriptor), found.append(list(place.folder.iterdir()))))
+    assert SelfTest([place])() is None
+    assert found == [[]]
+
+
 def test_a_full_disk_is_a_problem_but_no_reason_to_refuse_the_start(place, monkeypatch):
     fail_with(monkeypatch, errno.ENOSPC)
     SelfTest([place]).require_folders()

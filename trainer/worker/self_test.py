@@ -52,9 +52,9 @@ class SelfTest:
 
 
 def write_and_read(folder: Path) -> None:
-    """Make `folder`; write, sync, read and remove a file in it. Raises OSError."""
+    """Make `folder`; write, sync and read a file in it, without a name, so that a kill leaves nothing. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX, buffering=0) as file:
+    with tempfile.TemporaryFile(dir=folder, prefix=PREFIX, buffering=0) as file:
         file.write(CONTENT)
         os.fsync(file.fileno())
         if os.pread(file.fileno(), len(CONTENT) + 1, 0) != CONTENT:
