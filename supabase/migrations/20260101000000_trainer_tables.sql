@@ -71,6 +71,7 @@ alter table public.training_runs
   add column if not exists checkpoint jsonb,
   add column if not exists progress_epoch integer not null default 0,
   add column if not exists told_epoch integer not null default 0,
+  add column if not exists told_attempt integer not null default 0,
   add column if not exists finish_requested boolean not null default false;
 
 comment on column public.training_runs.attempt is 'Ordinal of the claim; never repeats, names the bucket prefix and the events.';
@@ -82,6 +83,7 @@ comment on column public.training_runs.not_before is 'Back-off: not to be claime
 comment on column public.training_runs.needs_gpus is 'What the configuration requires, kept by a trigger: a claim reads no JSON. Null: from before there was one.';
 comment on column public.training_runs.progress_epoch is 'The highest epoch of which a checkpoint was kept: progress since the last crash.';
 comment on column public.training_runs.told_epoch is 'The epoch that the history told last; an attempt that resumes after a later one tells those between.';
+comment on column public.training_runs.told_attempt is 'The attempt that told it; one that resumes from before that attempt tells all its epochs.';
 comment on column public.training_runs.checkpoint is 'The newest resumable state in the bucket: {epoch, sha256, bytes, key}.';
 
 alter table public.trainer_workers
@@ -176,6 +178,7 @@ begin
     if old.status <> 'failed' then  -- only a failed run keeps its checkpoint
       new.checkpoint := null;
       new.told_epoch := 0;
+      new.told_attempt := 0;
     end if;
   end if;
   return new;

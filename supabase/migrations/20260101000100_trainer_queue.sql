@@ -161,6 +161,7 @@ begin
   loop
     if saved.kind = 'epoch' then
       run.told_epoch := coalesce(saved.epoch, run.told_epoch);  -- a training that starts over begins at 1 again
+      run.told_attempt := run.attempt;
       continue;
     end if;
     if saved.epoch > run.progress_epoch then
@@ -232,6 +233,7 @@ language sql set search_path = '' as $$
     checkpoint = run.checkpoint,
     progress_epoch = run.progress_epoch,
     told_epoch = run.told_epoch,
+    told_attempt = run.told_attempt,
     results = run.results,
     trained_model_url = run.trained_model_url,
     error_message = run.error_message,

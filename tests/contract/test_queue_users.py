@@ -14,7 +14,7 @@ COLUMNS = {
     "trained_model_url", "created_by", "is_deployed", "deployment_status", "deployment_date", "deployment_url",
     "started_at", "completed_at", "canceled_at", "cancel_requested", "worker_id", "error_message", "created_at",
     "updated_at", "attempt", "max_attempts", "failures", "claim_id", "lease_expires_at", "heartbeat_at", "priority",
-    "not_before", "checkpoint", "progress_epoch", "told_epoch", "finish_requested", "host_failures",
+    "not_before", "checkpoint", "progress_epoch", "told_epoch", "told_attempt", "finish_requested", "host_failures",
 }  # fmt: skip
 
 

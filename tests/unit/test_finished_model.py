@@ -99,15 +99,25 @@ def interrupted_upload(room):
 # ── history ──
 
 
-def forget_epochs(room, run_id, told):
-    """As if the service had been killed before it told the epochs after `told`."""
+def forget_epochs(room, run_id, told, by=1):
+    """As if the service had been killed before it told the epochs after `told`; the attempt `by` told that one."""
     with contextlib.closing(sqlite3.connect(room.home / "queue.db")) as db, db:
         db.execute("delete from training_run_events where kind = 'epoch' and json_extract(data, '$.epoch') > ?", [told])
-        db.execute("update training_runs set told_epoch = ? where id = ?", [told, run_id])
+        db.execute("update training_runs set told_epoch = ?, told_attempt = ? where id = ?", [told, by, run_id])
 
 
 def epochs(room, run_id):
     return [e["data"] | {"attempt": e["attempt"]} for e in room.queue.events(run_id) if e["kind"] == "epoch"]
+
+
+def test_a_finished_model_tells_all_its_epochs_when_another_attempt_told_others_meanwhile(room):
+    run_id, run_dir = interrupted_upload(room)
+    forget_epochs(room, run_id, told=2, by=2)
+    (run_dir / "results.csv").write_text("epoch,time,metrics/mAP50(B),lr/pg0\n1,2,0.1,0.3\n2,4.5,0.4,0.2\n3,6,0.2,0.1\n")
+
+    room.work(room.claim(AGAIN), StopSignal())
+
+    assert [e["epoch"] for e in epochs(room, run_id) if e["attempt"] == 2] == [1, 2, 3]
 
 
 def test_epochs_that_a_killed_service_did_not_tell_are_told_with_the_finished_model(room):

@@ -88,7 +88,7 @@ def test_the_newest_of_all_attempts_is_resumed(host):
     host.upload(6)
 
     found = host.found()
-    assert (found.path, found.epoch, found.decision) == (newest, 7, Resume())
+    assert (found.path, found.attempt, found.epoch, found.decision) == (newest, 2, 7, Resume())
     assert host.codes == []
 
 
@@ -98,6 +98,7 @@ def test_the_buckets_is_fetched_when_it_is_newer(host):
 
     found = host.found()
     assert (found.epoch, found.path.parent) == (6, host.first.parent / "train_x-3" / "checkpoints")
+    assert found.attempt == int(KEY.split("/")[2])
     assert found.setup == NOW
 
 

@@ -247,7 +247,7 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(path):
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         for trigger in ("training_runs_queued_again", "training_runs_held"):
             other.execute(f"drop trigger {trigger}")
-        for table, column in (("training_runs", "told_epoch"), ("training_runs", "host_failures"), ("trainer_workers", "status_message")):
+        for table, column in (("training_runs", "told_epoch"), ("training_runs", "told_attempt"), ("training_runs", "host_failures"), ("trainer_workers", "status_message")):
             other.execute(f"alter table {table} drop column {column}")
         other.execute("drop table queue_clock")
         other.execute("pragma user_version = 1")

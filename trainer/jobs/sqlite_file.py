@@ -21,7 +21,10 @@ from trainer.jobs.sqlite_clock import HostClock, queue_time
 from trainer.jobs.sqlite_schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
 _BOOLEAN_COLUMNS = frozenset({"is_deployed", "cancel_requested", "finish_requested"})
-_WHOLE_COLUMNS = {"attempt": 0, "max_attempts": 3, "failures": 0, "priority": 0, "progress_epoch": 0, "told_epoch": 0}
+_WHOLE_COLUMNS = {
+    **dict.fromkeys(("attempt", "failures", "priority", "progress_epoch", "told_epoch", "told_attempt"), 0),
+    "max_attempts": 3,
+}
 
 _PASSING = {
     sqlite3.SQLITE_BUSY: "it is locked by another program",

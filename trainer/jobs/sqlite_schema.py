@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 # Times are ISO 8601 in UTC of one width, so that they sort as text.
 _TABLES = """
@@ -43,6 +43,7 @@ create table training_runs (
   checkpoint text,
   progress_epoch integer not null default 0,
   told_epoch integer not null default 0,
+  told_attempt integer not null default 0,
   finish_requested integer not null default 0
 );
 create table trainer_workers (
@@ -104,7 +105,8 @@ create trigger training_runs_queued_again after update of status on training_run
     update training_runs set finish_requested = 0, cancel_requested = 0, failures = 0, progress_epoch = 0,
       not_before = null, error_message = null, completed_at = null, canceled_at = null,
       checkpoint = case old.status when 'failed' then checkpoint end,
-      told_epoch = case old.status when 'failed' then told_epoch else 0 end
+      told_epoch = case old.status when 'failed' then told_epoch else 0 end,
+      told_attempt = case old.status when 'failed' then told_attempt else 0 end
     where id = new.id;
   end;
 """
@@ -140,4 +142,9 @@ create table queue_clock (
 );
 """,
     5: _HELD,
+    6: """
+alter table training_runs add column told_attempt integer not null default 0;
+drop trigger training_runs_queued_again;
+"""
+    + _QUEUED_AGAIN,
 }

@@ -43,7 +43,7 @@ from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
 from trainer.worker.publish import Publisher, artifact_name
 from trainer.worker.record import Record
-from trainer.worker.resume import Checkpoints, continued
+from trainer.worker.resume import Checkpoints, attempt_of, continued
 from trainer.worker.slots import SlotLoan
 from trainer.worker.workshop import Workshop
 
@@ -158,11 +158,16 @@ class Attempt:
         if found is None:
             return order
         order, events = continued(order, setup, found)
+        order = replace(order, told_epoch=self._told_epoch(found.attempt))
         for event in events:
             self._record.event(event)
         if order.resume:
             self._progress.expect(order.plan.epochs, found.epoch)
         return order
+
+    def _told_epoch(self, attempt: int) -> int:
+        """The last epoch of `attempt` that the history has: none, once a later attempt told another course."""
+        return self._job.told_epoch if attempt >= self._job.told_attempt else 0
 
     def _child_event(self, event: Event) -> None:
         if isinstance(event, CheckpointSaved):
@@ -193,7 +198,7 @@ class Attempt:
             damage = finished_marker.damage(run_dir, finished)
             if damage is None:
                 self._run_dir = run_dir
-                for event in finished_marker.epochs_after(self._job.told_epoch, run_dir, finished):
+                for event in finished_marker.epochs_after(self._told_epoch(attempt_of(run_dir)), run_dir, finished):
                     self._record.event(event)
                 return finished
             finished_marker.forget(run_dir)

@@ -55,6 +55,7 @@ class Found:
     """A checkpoint that is whole, with what it records, and what to do with it."""
 
     path: Path
+    attempt: int  # that trained it
     epoch: int  # finished epochs
     best_epoch: int
     setup: Setup | None
@@ -128,7 +129,7 @@ class Checkpoints:
     def _is_superseded(self, path: Path, checkpoint: Checkpoint) -> bool:
         """Whether a later attempt elsewhere trained the same epochs again, with other numbers: its history counts."""
         later = _attempt_of_key(self._remote.key) if self._remote and self._remote.key else 0
-        return checkpoint.epoch <= self._told_epoch and _attempt_of(path) < later
+        return checkpoint.epoch <= self._told_epoch and attempt_of(path.parent.parent) < later
 
     def _download(self, remote: Checkpoint, stop: StopSignal) -> Path | None:
         try:
@@ -185,9 +186,9 @@ def _listed(changes: tuple[str, ...]) -> str:
     return ", ".join(changes[:_MOST_SHOWN]) + more
 
 
-def _attempt_of(path: Path) -> int:
-    """The attempt in whose run folder, `train_<id>` or `train_<id>-<attempt>`, a checkpoint lies."""
-    number = path.parent.parent.name.rpartition("-")[2]
+def attempt_of(run_dir: Path) -> int:
+    """The attempt that a run folder, `train_<id>` or `train_<id>-<attempt>`, belongs to."""
+    number = run_dir.name.rpartition("-")[2]
     return int(number) if number.isdecimal() and len(number) < _UUID_PART else 1
 
 
@@ -234,6 +235,7 @@ def _found(path: Path, checkpoint: Checkpoint, now: Setup) -> Found:
     best_epoch = facts.get("best_epoch")
     return Found(
         path=path,
+        attempt=_attempt_of_key(checkpoint.key) if checkpoint.key else attempt_of(path.parent.parent),
         epoch=checkpoint.epoch,
         best_epoch=best_epoch if isinstance(best_epoch, int) else checkpoint.epoch,
         setup=before,
