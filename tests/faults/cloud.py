@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 import uuid
@@ -170,6 +171,11 @@ class Cloud:
         for event in self.events(run_id, "epoch"):
             found.setdefault(event["attempt"], []).append(event["data"]["epoch"])
         return found
+
+    def resumed(self, run_id: str) -> dict[int, int]:
+        """The epoch after which each attempt resumed; what it tells of this one and those before it, others trained."""
+        said = [event for event in self.events(run_id, "warning") if event["data"]["code"] == "resumed"]
+        return {event["attempt"]: int(re.search(r"\d+", event["data"]["message"])[0]) for event in said}
 
     def phases(self, run_id: str, attempt: int) -> list[str]:
         return [e["data"]["phase"] for e in self.events(run_id, "phase") if e["attempt"] == attempt]

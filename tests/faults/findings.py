@@ -86,6 +86,7 @@ class Findings:
         if status is Status.FAILED and kills < row["max_attempts"]:
             self.violations.append(f"I7: {row['id']} failed without need: {row['error_message']}")
         attempts = sorted(self.cloud.epochs(row["id"]).items())
+        resumed = self.cloud.resumed(row["id"])
         if status is Status.COMPLETED:
             self._check_completed(row, attempts)
         for attempt, told in attempts:
@@ -94,9 +95,10 @@ class Findings:
             if row["id"] in self.queued_again:
                 continue
             known = claims.get((row["id"], attempt), {"became": {}})["became"].get("checkpoint") or {"epoch": 0}
-            if told[0] <= known["epoch"]:
+            began = next((epoch for epoch in told if epoch > resumed.get(attempt, 0)), told[-1] + 1)
+            if began <= known["epoch"]:
                 self.violations.append(
-                    f"I9: attempt {attempt} of {row['id']} began at {told[0]}, with {known} known"
+                    f"I9: attempt {attempt} of {row['id']} began at {began}, with {known} known"
                     f" ({self.cloud.warnings(row['id'])})",
                 )
         for (_, before), (later, after) in pairwise(attempts):  # what a killed service did not tell, the next attempt does
