@@ -25,7 +25,7 @@ check: $(VENV)/.installed
 
 # REAL=1 trains with Ultralytics instead of a quick stand-in
 faults: $(VENV)/.installed
-	$(BIN)/python -m tests.faults.campaign $(if $(REAL),--real --minutes $(or $(MINUTES),20),--minutes $(or $(MINUTES),30))
+	$(BIN)/python -m tests.faults.campaign --seed $(or $(SEED),1) $(if $(REAL),--real --minutes $(or $(MINUTES),20),--minutes $(or $(MINUTES),30))
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
