@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -19,11 +19,12 @@ def answering(reply: bytes, *, hold: float = 0.0):
     released = threading.Event()
 
     def serve() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(65536)
-            connection.sendall(reply)
-            released.wait(hold)
+        with suppress(OSError):  # nobody came, or hung up early
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(reply)
+                released.wait(hold)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -31,6 +32,8 @@ def answering(reply: bytes, *, hold: float = 0.0):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/weights.pt"
     finally:
         released.set()
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # ends the wait for a connection that never came
         thread.join()
         listener.close()
 

@@ -73,7 +73,9 @@ class Publisher:
         """
         # weights first: the time may end before everything has arrived
         kept = sorted(kept_files(run_dir), key=lambda path: path.parent != run_dir / "weights")
-        files = {artifact_name(path, run_dir): path for path in kept}
+        files: dict[str, Path] = {}
+        for path in kept:
+            files.setdefault(artifact_name(path, run_dir), path)  # a file beside the weights does not take their name
         named = _named(finished, run_dir)
         if gone := named.keys() - files.keys():
             raise WeightsChanged(f"{', '.join(sorted(gone))} is gone from {run_dir}.")
