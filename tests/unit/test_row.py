@@ -78,6 +78,7 @@ def test_unreadable_row_is_a_job_that_says_why():
         {"epoch": 7, "sha256": "ab", "bytes": 12, "key": "training_runs/of-another-run/1/weights/best.pt"},
         {"epoch": 7, "sha256": "ab", "bytes": 12, "key": f"training_runs/{ROW['id']}/../x/1/weights/best.pt"},
         {"epoch": 7, "sha256": "ab", "bytes": 12, "key": f"training_runs/{ROW['id']}/1/checkpoints/.."},
+        {"epoch": 7, "sha256": "ab", "bytes": 12, "key": f"training_runs/{ROW['id']}/{'9' * 5000}/checkpoints/e.pt"},
         {"epoch": 7, "sha256": "ab", "bytes": 12, "key": f"training_runs/{ROW['id']}/1/best.pt"},
         {"epoch": 7, "sha256": "ab", "bytes": 12, "key": ""},
     ],

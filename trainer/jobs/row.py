@@ -148,7 +148,7 @@ def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
     found = checkpoint_of(value)
     if found is None or found.key is None:
         return found
-    is_own = re.fullmatch(rf"training_runs/{re.escape(run_id)}/-?[0-9]+/checkpoints/[^/]+", found.key)
+    is_own = re.fullmatch(rf"training_runs/{re.escape(run_id)}/-?[0-9]{{1,10}}/checkpoints/[^/]+", found.key)
     return found if is_own and not found.key.endswith("/..") else None
 
 
