@@ -41,9 +41,10 @@ from trainer.worker.checkpoint_uploads import CheckpointUploads
 from trainer.worker.fetching import dataset_order, fetched
 from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
+from trainer.worker.places import attempt_of
 from trainer.worker.publish import Publisher, artifact_name
 from trainer.worker.record import Record
-from trainer.worker.resume import Checkpoints, attempt_of, continued
+from trainer.worker.resume import Checkpoints, continued
 from trainer.worker.slots import SlotLoan
 from trainer.worker.workshop import Workshop
 

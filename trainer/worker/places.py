@@ -19,6 +19,8 @@ from trainer.worker import finished
 
 log = structlog.get_logger()
 
+_UUID_PART = 12  # characters after the last hyphen of a run's id; no attempt has so many digits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
@@ -86,6 +88,12 @@ class Places:
             return False
         runs = {journal.split(".")[0] for journal in journals if journal.endswith(".jsonl")}
         return any(name == run_id or name.startswith(f"{run_id}-") for run_id in runs)
+
+
+def attempt_of(run_dir: Path) -> int:
+    """The attempt that a run folder, `train_<id>` or `train_<id>-<attempt>`, belongs to."""
+    number = run_dir.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() and len(number) < _UUID_PART else 1
 
 
 def _suffix(job: Job) -> str:

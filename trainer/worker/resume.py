@@ -27,10 +27,10 @@ from trainer.core.ports import ObjectStore, TrainingOrder
 from trainer.core.resumption import Decision, Resume, Setup, are_comparable, decide
 from trainer.core.stop import StopSignal
 from trainer.remote.retry import RetryPolicy, retrying
+from trainer.worker.places import attempt_of
 
 _MOST_FACTS = 2**20  # bytes
 _MOST_SHOWN = 10  # changes in a message
-_UUID_PART = 12  # characters after the last hyphen of a run's id; no attempt has so many digits
 _LARGEST_DIRECTORY = 8 * 2**20  # bytes; that of yolo11x has some hundred KiB
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError),
@@ -184,12 +184,6 @@ def continued(order: TrainingOrder, setup: Setup, found: Found) -> tuple[Trainin
 def _listed(changes: tuple[str, ...]) -> str:
     more = f" and {len(changes) - _MOST_SHOWN} more" if len(changes) > _MOST_SHOWN else ""
     return ", ".join(changes[:_MOST_SHOWN]) + more
-
-
-def attempt_of(run_dir: Path) -> int:
-    """The attempt that a run folder, `train_<id>` or `train_<id>-<attempt>`, belongs to."""
-    number = run_dir.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() and len(number) < _UUID_PART else 1
 
 
 def _attempt_of_key(key: str) -> int:

@@ -94,13 +94,13 @@ class Quick:
     def train(self):
         (self.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         (self.run_dir / "args.yaml").write_text(f"epochs: {self.epochs}\n")
+        for epoch in range(self.order["told_epoch"] + 1, self.first_epoch):
+            self.tell(epoch)  # whoever was to hear of it died first; told before anything else, as by a real training
         self.send(kind="phase", phase="loading", seconds=None)
         for message in self.knob("warnings", []):
             self.send(kind="warning", code="test", message=message)
         self.send(kind="phase", phase="scanning", seconds=0.0)
         self.send(kind="phase", phase="training", seconds=0.0)
-        for epoch in range(self.order["told_epoch"] + 1, self.first_epoch):
-            self.tell(epoch)  # whoever was to hear of it died first
         (self.run_dir / "results.csv").write_text("epoch,time,train/box_loss,metrics/mAP50(B)\n")
         for epoch in range(1, self.first_epoch):
             self.write_row(epoch)  # as a real training, which has them from its checkpoint
