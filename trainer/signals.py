@@ -13,7 +13,7 @@ from trainer.core.stop import StopReason, StopSignal
 
 @contextmanager
 def signals_set(shutdown: StopSignal) -> Iterator[None]:
-    """Set `shutdown` at SIGTERM, SIGINT or SIGHUP; the old handlers are back afterwards.
+    """Set `shutdown` at SIGTERM, SIGINT or SIGHUP. Afterwards SIGHUP is ignored, and the others have their old handlers.
 
     A second SIGTERM or SIGINT exits at once. A second SIGHUP does not: when a terminal closes, the kernel and the shell
     both send one, and systemd can send one right after SIGTERM. A SIGHUP that is ignored at the start (nohup) stays so.
@@ -33,4 +33,5 @@ def signals_set(shutdown: StopSignal) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # the interpreter takes a while to end, and a SIGHUP that came then would be the exit code of a clean drain
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else handler)
