@@ -113,20 +113,25 @@ def test_a_cancel_during_the_recovery_is_obeyed(room):
     assert artifacts(room, run_id).keys() == TRAINED
 
 
-def test_the_lease_is_held_while_a_recovery_uploads(room):
-    room.lease_seconds, room.drain_seconds = 0.4, 10.0
-    run_id, _ = killed(room)
-    others = []
+def claims_of_another_worker_while_it_recovers(room):
+    """What another worker gets that claims all the time during an upload of 1.2 s."""
+    claimed = []
 
     def slow(path, *_):
         if path.name == "last.pt":
             for _ in range(12):
                 time.sleep(0.1)
-                others.append(room.claim("33333333-3333-4333-8333-333333333333", worker="other"))
+                claimed.append(room.claim("93333333-3333-4333-8333-333333333333", worker="other"))
 
     recover(room, store=Watched(room.store, slow, "upload"))
+    assert claimed
+    return claimed
 
-    assert not any(others)
+
+def test_the_lease_is_held_while_a_recovery_uploads(room):
+    room.lease_seconds, room.drain_seconds = 0.4, 10.0
+    run_id, _ = killed(room)
+    assert not any(claims_of_another_worker_while_it_recovers(room))
     assert room.row(run_id)["status"] == "queued"
 
 
@@ -326,17 +331,7 @@ def claimed_and_killed(room, count):
 def test_leases_of_all_runs_are_held_while_one_of_them_uploads(room):
     room.lease_seconds, room.drain_seconds = 0.5, 10.0
     runs = claimed_and_killed(room, 3)
-    others = []
-
-    def slow(path, *_):
-        if path.name == "last.pt":
-            for _ in range(10):
-                time.sleep(0.1)
-                others.append(room.claim("93333333-3333-4333-8333-333333333333", worker="other"))
-
-    recover(room, store=Watched(room.store, slow, "upload"))
-
-    assert not any(others)
+    assert not any(claims_of_another_worker_while_it_recovers(room))
     assert [artifacts(room, run_id).keys() for run_id in runs] == [TRAINED] * 3
 
 
