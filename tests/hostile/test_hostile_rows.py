@@ -100,7 +100,7 @@ def test_requirements_of_anything_are_cheap(harm):
     began = time.process_time()
     for configuration in (HARMFUL[harm], {"device": HARMFUL[harm]}, {"requires": {"gpus": HARMFUL[harm]}}):
         requirements(configuration)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 3
 
 
 _harmful = st.sampled_from(sorted(HARMFUL)[::2]).map(lambda name: HARMFUL[name])  # by name: nobody can print the values

@@ -581,6 +581,7 @@ def test_a_plan_warns_when_the_dataset_turns_out_to_be_of_another_task():
         ({"device": "cuda"}, (0,)),
         ({"device": "cuda:0,1"}, (0, 1)),
         ({"device": " 1 "}, (1,)),
+        ({"device": ",".join(map(str, range(64)))}, tuple(range(64))),
         ({"device": -1}, (0,)),
         ({"device": [-1, -1]}, (0, 1)),
         ({"device": "0,1"}, (0, 1)),
@@ -597,7 +598,7 @@ def test_a_device_is_an_index_a_list_the_cpu_or_left_open(configuration, device)
 
 
 @pytest.mark.parametrize(
-    "device", ["npu:0", "mps", "0;rm -rf", "0,0", [0, 0], [""], -2, 64, 1.5, True, {"a": 1}, "cuda:x", "0,cpu"]
+    "device", ["npu:0", "mps", "0;rm -rf", "0,0", [0, 0], [""], -2, 64, 1.5, True, {"a": 1}, "cuda:x", "0,cpu", [-1] * 65]
 )
 def test_other_devices_are_refused(device):
     (problem,) = problems({"device": device})

@@ -7,7 +7,8 @@ from trainer.core.configuration import Configuration, is_left_open, shown
 from trainer.core.job import Json
 
 _RULE = "'cpu', a GPU index like 0, or a list of different ones like [0, 1]"
-_INDEX = arguments.whole(-1, 63)
+_MOST = 64  # GPUs that a row can name; a text of millions of commas is not read to its end
+_INDEX = arguments.whole(-1, _MOST - 1)
 
 
 def read_device(found: Configuration) -> tuple[int, ...] | None:
@@ -43,9 +44,10 @@ def _devices(value: Json) -> tuple[int, ...] | None:
     if _compute(value) is not None:
         return _compute(value)
     if isinstance(value, str):
-        value = value.strip().lower().removeprefix("cuda:").split(",")
-    indices = [_INDEX.read(item) for item in (value if isinstance(value, list | tuple) else [value])]
-    if not indices or (len(set(indices)) != len(indices) and set(indices) != {-1}):
+        value = value.strip().lower().removeprefix("cuda:").split(",", _MOST)
+    items = value if isinstance(value, list | tuple) else [value]
+    indices = [_INDEX.read(item) for item in items[: _MOST + 1]]
+    if not 0 < len(indices) <= _MOST or (len(set(indices)) != len(indices) and set(indices) != {-1}):
         raise ValueError(value)
     # -1 is "any free GPU", and which GPU a slot holds is not the row's business anyway
     return tuple(range(len(indices))) if -1 in indices else tuple(indices)
