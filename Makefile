@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= 2
+# the tests wait as much as they compute: three at a time keep two cores busy
+JOBS ?= 3
 
 .PHONY: demo supabase-demo test test-long check faults bench clean
 

@@ -79,6 +79,7 @@ class Table:
         return [{name.strip(): float(value) for name, value in line.items()} for line in csv.DictReader(io.StringIO(text))]
 
 
+@pytest.mark.long
 def test_an_interrupted_run_takes_a_smaller_batch_and_image_size_and_then_fewer_epochs(queue, data):
     """Settings that a resumed training can change: the epochs that were trained stay, the others are as asked."""
     run_id = queue.service.enqueue(data, **FIRST)

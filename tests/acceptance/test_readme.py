@@ -108,6 +108,7 @@ def test_the_columns_that_cancel_and_finish_are_the_ones_in_the_readme(supabase)
 
 
 @pytest.mark.training
+@pytest.mark.long
 def test_the_demo_trains_a_run_before_your_eyes(tmp_path):
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(

@@ -111,6 +111,7 @@ def echo(key):
     return f'{{"message": "cannot pass on: apikey {key}, Authorization: Bearer {key}", "code": "X"}}'.encode()
 
 
+@pytest.mark.long
 def test_no_secret_leaves_the_service_on_any_path(supabase, storage, web, drawn, key, tmp_path):
     with WebApp(supabase) as app, service_on(tmp_path / "home", supabase, key, ALLOWED_DATASET_HOSTS=web.host) as service:
         leaks = Leaks(service, app, [key, supabase.service_key, AWS, PASSWORD, URL_PASSWORD, URL_TOKEN, REDIRECT_TOKEN])

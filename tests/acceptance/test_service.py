@@ -130,6 +130,7 @@ def test_a_signal_gives_the_run_back_and_exits_0(home, data, number):
         assert events
 
 
+@pytest.mark.long
 def test_a_second_signal_exits_at_once_and_the_run_goes_on_later(home, data):
     with running(home, {"seconds_per_epoch": 0.5, "deaf": True, "immortal": True}, CANCEL_GRACE=20) as service:
         run_id = service.enqueue(data, epochs=8)
@@ -184,6 +185,7 @@ def gone(processes, seconds=5):
     return not alive
 
 
+@pytest.mark.long
 def test_a_killed_training_is_tried_again_and_the_service_lives(home, data):
     with running(home, {"seconds_per_epoch": 0.5}) as service:
         run_id = service.enqueue(data, epochs=6)
@@ -228,6 +230,7 @@ def test_logs_follows_a_run_to_its_end(home, data):
         assert followed == service.json("logs", run_id)["log"]
 
 
+@pytest.mark.long
 def test_two_slots_train_two_runs_and_a_third_waits(home, data):
     with running(home, {"seconds_per_epoch": 1.5}, SLOTS=2) as service:
         runs = [service.enqueue(data, epochs=4) for _ in range(3)]

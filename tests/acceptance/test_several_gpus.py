@@ -43,6 +43,7 @@ def test_each_run_has_a_gpu_of_its_own(home, data):
         assert sorted(gpus_of(service, run) for run in runs[:2]) == ["0", "1"]
 
 
+@pytest.mark.long
 def test_a_run_on_two_gpus_waits_for_both_and_takes_both(home, data):
     with running(home, {"seconds_per_epoch": 0.4}, PRETENDED_GPUS=2, **TELLING) as service:
         small = service.enqueue(data, epochs=500)

@@ -30,6 +30,7 @@ def looks_old(folder: Path) -> None:
         os.utime(path, (0, 0), follow_symlinks=False)
 
 
+@pytest.mark.long
 def test_service_removes_nothing_that_another_one_uses_and_all_that_it_left(tmp_path, data):
     shared = {"DATASET_ROOT": tmp_path / "shared" / "datasets", "RUNS_DIR": tmp_path / "shared" / "runs"}
     sweeping = {"KEEP_RUNS_DAYS": 1e-6, "SWEEP_SECONDS": 0.2}

@@ -32,7 +32,7 @@ def classes(root):
     return root
 
 
-@pytest.mark.parametrize("task", long_except(Task, Task.DETECT, Task.CLASSIFY))
+@pytest.mark.parametrize("task", long_except(Task))
 def test_a_task_trains_fine_tunes_and_exports(tmp_path, task):
     root = tmp_path / "data"
     data = classes(root) if task is Task.CLASSIFY else paint(root, train=8, val=4, task=task)

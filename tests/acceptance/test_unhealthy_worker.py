@@ -25,6 +25,7 @@ def lost(tmp_path):
         yield service
 
 
+@pytest.mark.long
 def test_a_worker_whose_folder_is_lost_says_so_and_its_run_waits(lost, tmp_path):
     run_id = lost.enqueue(draw_dataset(tmp_path / "drawn", images=4, size=32), epochs=1)
 

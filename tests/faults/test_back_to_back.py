@@ -19,6 +19,7 @@ def uploaded(cloud):
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.long
 def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     """F22 (I10): descriptors, threads, memory and temporary files after each run; none of them grows."""
     # one arena: else each new thread may begin another, whose size says nothing of what is kept

@@ -19,6 +19,7 @@ def campaign(recipe, seconds, **options):
 
 
 @pytest.mark.timeout(280)
+@pytest.mark.long
 def test_random_faults_violate_nothing():
     """F27 (I1 to I10): the seed is fixed; `make faults` takes longer, with others."""
     done = campaign(StandIn(), 35, workers=3, runs=12, seed=11)

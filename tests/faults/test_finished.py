@@ -73,7 +73,7 @@ TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("trouble", long_except(TROUBLES, "signing answers 404 for a while", "a login page for every route"))
+@pytest.mark.parametrize("trouble", long_except(TROUBLES, "signing answers 404 for a while"))
 def test_a_store_that_talks_nonsense_costs_no_attempt(cloud, host, trouble):
     """F20 (I8): from the moment the training is finished, and with every setting at its default."""
     a = host("a", QUICK | {"seconds_to_finish": 1.5})

@@ -38,6 +38,7 @@ def test_a_disk_that_is_too_full_to_train_is_said_before_the_training(cloud, dis
     completes(cloud, cloud.enqueue(epochs=2))
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_before_the_first_batch_fails_that_run_only(cloud, disk, host):
     """F14 (I6 I8): it had room when it was asked, and none when the training began."""
     runs = disk("runs")
@@ -93,6 +94,7 @@ def test_a_disk_that_fails_under_the_cache_fails_that_run_only(cloud, disk, host
 
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
+@pytest.mark.long
 def test_a_disk_that_fails_under_a_checkpoint_fails_that_run_only(cloud, disk, host, kind):
     """F14 (I6 I8): no room for checkpoints, results and the log; the cause is in the row, the service goes on."""
     runs = disk("runs", kind)

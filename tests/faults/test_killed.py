@@ -231,6 +231,7 @@ def test_a_checkpoint_that_the_bucket_garbled_is_not_used(cloud, host):
     assert cloud.epochs(run_id)[2] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_waited_for_while_storage_is_down(cloud, host):
     """F2 F6 (I9): another host takes over during an outage of storage; it does not start over from the first epoch."""
     a = host("a", SLOW)

@@ -56,7 +56,7 @@ def test_checkpoints_that_the_store_does_not_take_cost_the_run_nothing(cloud, ho
     a.wait_idle()
 
 
-@pytest.mark.parametrize("odd", long_except(["404 once", "a login page", "null", "the key is refused"], "404 once", "a login page"))
+@pytest.mark.parametrize("odd", long_except(["404 once", "a login page", "null", "the key is refused"], "404 once"))
 def test_a_checkpoint_in_the_bucket_is_not_given_up_for_an_odd_answer(cloud, host, odd):
     """F20 (I9): the first host is gone, and the only checkpoint is in the bucket."""
     a = host("a", SLOW)

@@ -29,7 +29,7 @@ def rest_down(cloud):
 DOWN = {"Postgres": database_down, "PostgREST": rest_down}
 
 
-@pytest.fixture(params=DOWN)
+@pytest.fixture(params=long_except(DOWN, "PostgREST"))
 def outage(cloud, request):
     """`down()` stops a server, `up()` starts it; both are fresh at the end."""
     ups = []
@@ -121,6 +121,7 @@ def test_a_service_that_is_restarted_in_an_outage_delivers_what_the_last_one_cou
     a.wait_idle()
 
 
+@pytest.mark.long
 def test_an_outage_of_storage_in_every_phase_costs_no_attempt(cloud, host):
     """F6 F7 (I6 I8 I11): 503 for the dataset, the checkpoints and the artifacts, each longer than one call's patience."""
     for path in cloud.data.parent.rglob("*"):
@@ -288,6 +289,7 @@ def test_an_ending_that_the_database_refuses_for_long_keeps_its_run(cloud, host)
     a.wait_idle()
 
 
+@pytest.mark.long
 def test_a_revoked_key_stops_no_training_and_a_new_one_is_used_where_it_was_left(cloud, host):
     """F26 (I6): the key is refused by the queue and by storage mid-run; the training goes on, says so, and recovers."""
     a = host("a", SLOW)
@@ -328,6 +330,7 @@ def test_a_host_whose_key_was_revoked_stands_down_for_another(cloud, host, wire)
     assert cloud.row(run_id) == row
 
 
+@pytest.mark.long
 def test_a_partitioned_host_takes_no_checkpoint_away_that_the_row_points_to(cloud, host):
     """F6 (I5 I9): the queue is out of reach of one host, storage is not; it trains and uploads on. The host that takes
     over still finds the checkpoint that the row names.

@@ -62,6 +62,7 @@ def cloud_with_poison(cloud):
         update training_runs set results = results - 'a'; delete from faults.changes; delete from faults.stale_events;""")
 
 
+@pytest.mark.long
 def test_poisoned_rows_fail_with_a_sentence_and_the_others_train(cloud_with_poison, host):
     cloud = cloud_with_poison
     a = host("a", SLOW, SLOTS=2)

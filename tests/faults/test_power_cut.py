@@ -245,6 +245,7 @@ def test_kept_pixels_are_whole_after_a_power_cut(power_cut):
 
 @pytest.mark.training
 @pytest.mark.timeout(280)
+@pytest.mark.long
 def test_real_training_on_an_archive_survives_a_power_cut(cloud, power_cut, host):
     """F3 (I6 I8 I11): cut right after the first run, with everything of the service on that disk."""
     home, reference = power_cut("home"), stored_archive(cloud)

@@ -102,6 +102,7 @@ def test_a_slow_wire_takes_its_time(proxy, wire):
     assert time.monotonic() - began >= 0.3  # there and back
 
 
+@pytest.mark.long
 def test_lost_packets_arrive_late_and_whole(proxy, wire):
     if not shutil.which("nft") or os.geteuid():
         pytest.skip("losing packets needs root and nft")

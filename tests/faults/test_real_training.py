@@ -20,6 +20,7 @@ CONFIGURATION = {
 
 @pytest.mark.training
 @pytest.mark.timeout(280)
+@pytest.mark.long
 def test_a_real_training_survives_every_kind_of_interruption_as_one_training(cloud, host):
     """F1 F2 F13 (I1 I5 I6 I8 I9 I10): SIGKILL to the training, SIGTERM to the service, SIGKILL to the next service;
     three hosts, four attempts, each epoch told once per attempt, one curve and one schedule of the learning rate.
@@ -70,6 +71,7 @@ def _wait_for_another_epoch(cloud, run_id, attempt):
 @pytest.mark.training
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("damage", long_except(["gone", "truncated", "zeroed"], "truncated"))
+@pytest.mark.long
 def test_a_damaged_model_of_a_real_training_is_evaluated_again_from_its_checkpoint(cloud, host, damage):
     """F2 F3 (I8): SIGKILL during the upload, best.pt is not what it was; no epoch is trained again."""
     a = host("a", None, CHECKPOINT_INTERVAL=0.2)

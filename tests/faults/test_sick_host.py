@@ -82,6 +82,7 @@ def test_a_sick_host_leaves_the_queue_to_the_healthy_one_and_comes_back(cloud, d
     assert worker(cloud, "sick")["status_message"] is None
 
 
+@pytest.mark.long
 def test_runs_wait_for_a_lone_sick_host_and_none_fails(cloud, disk, host):
     runs_dir = disk("runs")
     sick = host("sick", RUNS_DIR=runs_dir.place)
@@ -100,6 +101,7 @@ def test_runs_wait_for_a_lone_sick_host_and_none_fails(cloud, disk, host):
 
 
 @pytest.mark.parametrize("setting", long_except(["RUNS_DIR", "TRAINER_HOME"], "TRAINER_HOME"))
+@pytest.mark.long
 def test_a_host_that_starts_with_a_full_disk_claims_nothing_until_there_is_space(cloud, disk, host, setting):
     place = disk("place")
     (place.place / "behaviour.json").write_text(json.dumps(QUICK))  # the stand-in reads it in TRAINER_HOME
@@ -116,6 +118,7 @@ def test_a_host_that_starts_with_a_full_disk_claims_nothing_until_there_is_space
     all_completed(cloud, [run_id])
 
 
+@pytest.mark.long
 def test_a_host_whose_trainings_cannot_start_stops_claiming(cloud, host):
     """The libraries of one host are broken: nothing that a self-test of disks could find."""
     broken = host("broken", QUICK | {"at_epoch": 0, "exit": 1, "print": "ImportError: libcudart.so.13"}, WARM_START="0")
@@ -132,6 +135,7 @@ def test_a_host_whose_trainings_cannot_start_stops_claiming(cloud, host):
 
 @pytest.mark.training
 @pytest.mark.parametrize("kind", long_except(["full", "read-only"], "read-only"))
+@pytest.mark.long
 def test_a_real_training_on_a_disk_that_fails_goes_on_at_a_healthy_host(cloud, disk, host, kind):
     place = disk("place", kind)
     sick = host("sick", None, RUNS_DIR=place.place)
@@ -149,6 +153,7 @@ def test_a_real_training_on_a_disk_that_fails_goes_on_at_a_healthy_host(cloud, d
     assert cloud.row(run_id)["worker_id"] == "well"
 
 
+@pytest.mark.long
 def test_a_run_that_one_host_has_no_room_for_waits_for_another_host(cloud, disk, host, drawn, tmp_path):
     """The self-test passes, and runs that need less are worked on."""
     archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", drawn.parent))
@@ -167,6 +172,7 @@ def test_a_run_that_one_host_has_no_room_for_waits_for_another_host(cloud, disk,
     all_completed(cloud, large)
 
 
+@pytest.mark.long
 def test_a_home_that_was_lost_while_the_service_idled_is_the_hosts_failure(cloud, disk, host):
     home = disk("sick", "read-only")
     sick = host("sick", RUNS_DIR=home.place.parent / "runs", DATASET_ROOT=home.place.parent / "sets")

@@ -60,7 +60,7 @@ def test_a_service_that_slept_longer_than_its_lease_changes_nothing(cloud, host,
     cloud.wait(next_run, "completed")
 
 
-@pytest.mark.parametrize("phase", long_except(["train", "upload", "finish"], "upload"))
+@pytest.mark.parametrize("phase", long_except(["train", "upload", "finish"]))
 def test_a_service_that_wakes_while_another_works_on_its_run_changes_nothing(cloud, host, phase):
     """F4 (I1 I3 I5): as above, but the other host is in the middle of its attempt when the sleeper speaks again."""
     a = host("a", SLOW if phase == "train" else QUICK)
@@ -185,6 +185,7 @@ def test_a_restarted_twin_does_not_hide_the_orphan(cloud, host):
 
 
 @pytest.mark.parametrize("hours", long_except([1, -1], 1))
+@pytest.mark.long
 def test_a_wrong_clock_neither_loses_nor_steals_a_run(cloud, host, tmp_path, hours):
     """F11 (I1): a host whose clock is an hour off, then steps to the other side, keeps its lease and takes nobody's."""
     for name in ("a", "b"):

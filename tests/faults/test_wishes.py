@@ -232,6 +232,7 @@ def test_a_second_sigterm_exits_at_once_and_loses_nothing(cloud, host, record_pr
     a.wait_idle()
 
 
+@pytest.mark.long
 def test_deploy_after_deploy_counts_no_attempt(cloud, host):
     """F13 (I7 I9): five deploys in the life of one run; each epoch is trained once, and any host could go on."""
     a = host("a", {"seconds_per_epoch": 0.25}, CHECKPOINT_INTERVAL=3600)

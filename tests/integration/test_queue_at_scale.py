@@ -83,6 +83,7 @@ def test_one_claim_sent_32_times_at_one_moment_takes_one_run(supabase_lab):
     assert supabase_lab.stack.sql("select count(*) from training_runs where status = 'running'") == "1"
 
 
+@pytest.mark.long
 def test_1000_runs_are_served_once_each_by_64_workers(supabase_lab):
     supabase_lab.stack.sql("insert into training_runs (run_name) select 'run' from generate_series(1, 1000)")
 

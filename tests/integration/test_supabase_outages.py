@@ -50,12 +50,12 @@ def test_nobody_listens_at_the_url(supabase):
 
 def test_a_server_that_accepts_and_never_answers_is_given_up(supabase):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        limits = CallLimits(connect=1, read=0.3, total=5)
+        limits = CallLimits(connect=1, read=0.3, total=60)
         project = Project(f"http://127.0.0.1:{silent.getsockname()[1]}", supabase.service_key, limits)
         began = time.monotonic()
         with project, pytest.raises(Unavailable, match="no answer in time"):
             SupabaseQueue(project, **QUICK).claim(WORKER, str(uuid.uuid4()), 60)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20
 
 
 def test_the_urls_name_does_not_exist(supabase):
@@ -187,11 +187,11 @@ def test_a_database_that_crashed_and_is_back_costs_nothing(supabase_lab, request
 def test_a_beat_gives_up_before_the_next_one_is_due(supabase_lab):
     lease = claimed(supabase_lab)
     supabase_lab.stack.gateway.faults = lambda *_: (503, {}, b"")
-    queue = supabase_lab.another(beat=RetryPolicy(tries=50, first_wait=0.2, longest_wait=0.2, total_seconds=1.0))
+    queue = supabase_lab.another(beat=RetryPolicy(tries=500, first_wait=0.2, longest_wait=0.2, total_seconds=1.0))
     began = time.monotonic()
     with pytest.raises(Unavailable):
         queue.beat(lease, None, [])
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 20
 
 
 # ── answers that are lost, late or refused ──

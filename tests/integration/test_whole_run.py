@@ -191,6 +191,7 @@ def test_a_server_that_is_down_at_the_start_is_waited_for(supabase, storage, app
 
 
 @pytest.mark.training
+@pytest.mark.long
 def test_a_real_training_over_supabase_and_fine_tuning_from_it(supabase, storage, app, tmp_path):
     data_yaml = put_dataset(storage, draw_dataset(tmp_path / "drawn", images=12, size=64).parent)
     common = {"epochs": 1, "batchSize": 4, "imgSize": 64, "workers": 0, "plots": False}

@@ -60,7 +60,7 @@ def test_a_process_that_never_starts_is_killed_at_the_end_of_its_budget(program)
     with pytest.raises(MachineFailed, match="not ready after"):
         training.train()
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_a_process_that_cannot_import_is_told_with_the_package(program):
@@ -83,7 +83,7 @@ def test_a_silent_process_is_stuck_and_killed(program):
     with pytest.raises(MachineFailed, match=r"stuck.*training \(epoch 1\)"):
         training.train()
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_a_stopped_process_is_stuck_and_killed(program):
@@ -99,7 +99,7 @@ def test_a_result_counts_although_the_process_does_not_end(program):
     began = time.monotonic()
 
     assert training.train().report == {"fine": True}
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_half_a_final_event_is_not_a_result(program):
@@ -135,7 +135,7 @@ def test_an_exception_of_the_listener_ends_the_training_and_is_raised(program):
     began = time.monotonic()
     with pytest.raises(OSError, match="No space left"):
         training.trainer.train(training.order(), training.stop, journal_is_full, training.hear_line)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_a_training_whose_stop_is_set_before_it_begins_never_starts(program, home):

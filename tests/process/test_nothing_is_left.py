@@ -32,7 +32,7 @@ def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 4
     assert not any(map(alive, pids))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("reason", [StopReason.CANCELED, StopReason.LOST])
@@ -58,7 +58,7 @@ def test_processes_that_change_their_pid_all_the_time_end_with_a_training_that_f
 
     with (tmp_path / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,7 @@ def test_a_supervisor_that_was_suspended_does_not_take_its_own_silence_for_the_c
         assert process.communicate(timeout=10)[0] == "10\n"
 
 
+@pytest.mark.long
 def test_a_host_that_was_frozen_as_a_whole_does_not_call_its_training_stuck(tmp_path, home):
     """A virtual machine or a control group that was paused: nobody said anything, and nobody was there to hear it."""
     with supervisor(tmp_path, home, "trains_quickly", stall=2.0, seconds=0.6) as process:

@@ -82,7 +82,7 @@ def test_a_lost_lease_after_a_polite_request_kills_at_once(program):
     with pytest.raises(Stopped) as stopped:
         training.train()
     assert stopped.value.reason is StopReason.LOST
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
 
 
 def test_a_cancel_cuts_the_patience_of_a_shutdown_short(program):
@@ -98,24 +98,24 @@ def test_a_cancel_cuts_the_patience_of_a_shutdown_short(program):
     training.when(in_training, ask)
     with pytest.raises(Stopped):
         training.train()
-    assert 0.9 <= time.monotonic() - asked[0] < 10
+    assert 0.9 <= time.monotonic() - asked[0] < 20
 
 
 def test_a_stronger_request_follows_a_milder_one_without_a_second_grace(program):
-    training = program("trains_quickly", grace=1.2).behave(deaf=True, seconds_per_epoch=30)
+    training = program("trains_quickly", grace=4).behave(deaf=True, seconds_per_epoch=60)
     asked = []
 
     def ask():
         asked.append(time.monotonic())
         training.stop.set(StopReason.SHUTDOWN)
-        time.sleep(1.0)
+        time.sleep(3)
         training.stop.set(StopReason.CANCELED)
 
     training.when(in_training, ask)
     with pytest.raises(Stopped) as stopped:
         training.train()
     assert stopped.value.reason is StopReason.CANCELED
-    assert 1.1 < time.monotonic() - asked[0] < 2.1
+    assert 3.9 < time.monotonic() - asked[0] < 6.9
 
 
 def test_a_wish_to_finish_completes_the_training_early(program):
@@ -136,7 +136,7 @@ def test_a_wish_to_finish_never_kills(program):
 
 
 def test_a_cancel_after_a_wish_to_finish_is_heard(program):
-    training = program("trains_quickly", grace=5).behave(seconds_per_epoch=5)
+    training = program("trains_quickly", grace=60).behave(seconds_per_epoch=60)
 
     def ask():
         training.stop.set(StopReason.FINISH)
@@ -147,7 +147,7 @@ def test_a_cancel_after_a_wish_to_finish_is_heard(program):
     began = time.monotonic()
     with pytest.raises(Stopped):
         training.train()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
 
 
 def test_a_cancel_that_comes_when_the_model_is_finished_loses(program):
@@ -179,4 +179,4 @@ def test_a_training_that_starts_while_it_is_stopped_is_ended_before_it_is_ready(
     with pytest.raises(Stopped):
         training.train()
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20

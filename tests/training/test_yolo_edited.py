@@ -64,6 +64,7 @@ def rates(run):
     return [event.metrics["lr/pg0"] for event in run.of(EpochFinished)]
 
 
+@pytest.mark.long
 def test_an_unchanged_order_resumes_as_it_was(checkpoint, classify, tmp_path):
     run = run_child(order(classify, tmp_path / "run", resume=checkpoint, told_epoch=4), tmp_path)
 
@@ -74,6 +75,7 @@ def test_an_unchanged_order_resumes_as_it_was(checkpoint, classify, tmp_path):
     assert epochs_in(tmp_path / "run") == list(range(1, EPOCHS + 1))
 
 
+@pytest.mark.long
 def test_what_a_resumed_training_can_change_is_as_the_row_says_now(checkpoint, classify, tmp_path):
     changed = {"batch": 2, "imgsz": 32, "epochs": 6, "args": {"patience": 7, "freeze": 2, "conf": 0.3}}
     run = run_child(order(classify, tmp_path / "run", resume=checkpoint, told_epoch=4, **changed), tmp_path)
@@ -117,6 +119,7 @@ def test_a_checkpoint_records_what_it_was_trained_with(checkpoint, classify):
     assert Setup.from_json(progress.setup) == Setup.of(order(classify, Path("/run")).plan, classify)
 
 
+@pytest.mark.long
 def test_a_training_starts_over_from_the_best_weights_of_a_checkpoint(checkpoint, classify, tmp_path):
     run = run_child(order(classify, tmp_path / "run", best_of=checkpoint, epochs=2, args={"optimizer": "AdamW"}), tmp_path)
 

@@ -11,6 +11,7 @@ from trainer.training.environment import FAST_LOADER
 pytestmark = pytest.mark.training
 
 
+@pytest.mark.long
 def test_a_training_whose_loaders_have_workers_trains_and_has_its_pixels_kept_ahead(tmp_path):
     """The thread that reads our standard input holds a lock that a forked process must not wait for."""
     order = order_for(draw(tmp_path / "data", Task.DETECT), tmp_path / "run", epochs=2, imgsz=32)

@@ -29,6 +29,7 @@ def halvings(run):
     return [event for event in run.of(Warned) if event.code == "out_of_memory"]
 
 
+@pytest.mark.long
 def test_out_of_memory_in_the_third_epoch_goes_on_from_the_second_with_half_the_batch(detect, tmp_path):
     run = train(detect, tmp_path, "train:5")  # two batches an epoch
 
@@ -62,6 +63,7 @@ def test_out_of_memory_in_validation_is_survived_too(detect, tmp_path):
     assert [event.epoch for event in run.of(EpochFinished)] == [1, 2]
 
 
+@pytest.mark.long
 def test_after_three_halvings_the_failure_carries_the_facts(detect, tmp_path):
     run = train(detect, tmp_path, "train:1,2,3,4", epochs=1)
 
@@ -81,6 +83,7 @@ def test_a_batch_of_one_cannot_be_halved(detect, tmp_path):
     assert "halved 0 times" in run.last.message
 
 
+@pytest.mark.long
 def test_a_resumed_training_keeps_the_batch_that_fitted(detect, tmp_path):
     """The attempt that ran out of memory was interrupted later: the next one does not try the large batch again."""
     stopped = []

@@ -116,6 +116,7 @@ def test_a_resumed_training_survives_epochs_that_are_no_new_best(learned, exchan
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs[-1] + 1))
 
 
+@pytest.mark.long
 def test_the_best_epoch_is_one_of_those_that_were_measured_on_the_corrected_labels(learned, exchanged, tmp_path):
     kept = Path(learned.of(CheckpointSaved)[-1].path)
     told = learned.of(EpochFinished)[-1].epoch

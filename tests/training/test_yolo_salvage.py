@@ -19,6 +19,7 @@ def detect(tmp_path_factory):
 
 
 @pytest.mark.parametrize("tear", ["", "1"], ids=["weights whole", "weights torn"])
+@pytest.mark.long
 def test_a_failed_final_validation_costs_a_warning_and_not_the_model(detect, tmp_path, tear):
     order = order_for(detect, tmp_path / "run", epochs=2, exports=("torchscript",))
     run = run_child(order, tmp_path, program="final_validation_fails.py", env={"TEAR": tear})
@@ -51,6 +52,7 @@ def metrics_of(run):
     return [event.metrics for event in run.of(EpochFinished)]
 
 
+@pytest.mark.long
 def test_the_same_plan_and_seed_give_the_same_metrics(seeded):
     first, second, _ = seeded
 

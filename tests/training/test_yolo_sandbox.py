@@ -72,6 +72,7 @@ def test_and_the_training_misses_nothing(taken_over):
     assert list((home / "run").glob("train_batch*.jpg"))
 
 
+@pytest.mark.long
 def test_a_view_of_links_into_folders_anywhere_is_trained_on(tmp_path):
     """As for a dataset on the user's disk, some of whose images are links themselves."""
     dataset = draw(tmp_path / "view", Task.DETECT)
@@ -91,6 +92,7 @@ def test_a_view_of_links_into_folders_anywhere_is_trained_on(tmp_path):
     assert Path(run.last.best.path).exists()
 
 
+@pytest.mark.long
 def test_an_operator_can_leave_it_open(tmp_path):
     """For a driver that does not bear to be confined."""
     order = order_for(draw(tmp_path / "data", Task.CLASSIFY), tmp_path / "run", epochs=1)

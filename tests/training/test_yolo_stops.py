@@ -118,6 +118,7 @@ def test_a_shutdown_keeps_the_state_of_the_unfinished_epoch(drained):
     assert 1e6 < best.file_size < 10e6
 
 
+@pytest.mark.long
 def test_a_shutdown_during_validation_keeps_the_epoch_that_was_just_trained(detect, tmp_path):
     validations = []
 

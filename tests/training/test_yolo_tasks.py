@@ -9,6 +9,7 @@ import pytest
 from child_run import order_for, run_child
 from drawn import NAMES, draw
 
+from tests.long import long_except
 from trainer.core.dataset import Task
 from trainer.core.events import CheckpointSaved, EpochFinished, Finished, Phase, PhaseStarted, Warned
 
@@ -30,7 +31,7 @@ METRICS = {
 WITH_EVERYTHING = Task.DETECT  # pictures, a test split and an export cost time: once is enough
 
 
-@pytest.fixture(scope="module", params=list(Task), ids=lambda task: task.value)
+@pytest.fixture(scope="module", params=long_except(Task, WITH_EVERYTHING, Task.CLASSIFY), ids=lambda task: task.value)
 def trained(request, tmp_path_factory):
     task = request.param
     home = tmp_path_factory.mktemp(task.value)

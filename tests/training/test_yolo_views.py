@@ -18,6 +18,7 @@ def contents(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_a_folder_of_labels_that_is_one_link_is_trained_on(tmp_path):
     cached = draw(tmp_path / "cache", Task.DETECT).root
     items = []

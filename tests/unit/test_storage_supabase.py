@@ -375,7 +375,7 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_behind(server, store, tmp
     assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("fault", [{"kind": "delay", "seconds": 3}, {"kind": "slow", "rate": 10.0}])
+@pytest.mark.parametrize("fault", [{"kind": "delay", "seconds": 30}, {"kind": "slow", "rate": 10.0}])
 def test_a_stop_ends_the_wait_for_a_silent_server(server, store, tmp_path, fault):
     server.put(REF.bucket, REF.key, b"x" * 1000)
     server.fault(**fault, on=DOWNLOAD)
@@ -385,7 +385,7 @@ def test_a_stop_ends_the_wait_for_a_silent_server(server, store, tmp_path, fault
     began = time.monotonic()
     with pytest.raises(Stopped):
         store.download(REF, tmp_path / "out" / "best.pt", stop)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 15
     timer.join()
 
 
@@ -398,18 +398,18 @@ def test_a_stop_ends_the_wait_between_two_tries(server, make_store, tmp_path):
     began = time.monotonic()
     with pytest.raises(Stopped):
         store.download(REF, tmp_path / "out" / "best.pt", stop)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 15
     timer.join()
 
 
 def test_a_server_that_falls_silent_is_given_up_after_the_read_limit(server, make_store, tmp_path):
     store = make_store(times=HttpTimes(read=0.3), policy=RetryPolicy(tries=2, first_wait=0.01))
     server.put(REF.bucket, REF.key, b"x")
-    server.fault("delay", seconds=2, times=9, on=DOWNLOAD)
+    server.fault("delay", seconds=30, times=9, on=DOWNLOAD)
     began = time.monotonic()
     with pytest.raises(Unavailable, match="ReadTimeout"):
         fetched(store, tmp_path)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 15
 
 
 def test_an_answer_that_drips_is_given_up_after_the_total_limit(server, make_store):

@@ -154,7 +154,7 @@ def test_a_body_that_drips_past_the_time_allowed_ends(server, make_client, tmp_p
     began = time.monotonic()
     with pytest.raises((DatasetError, Unavailable)):
         client.download(server.url("/a"), tmp_path / "a", StopSignal())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
 
 
 def test_one_call_may_be_given_less_time_than_the_client_has(server, make_client, tmp_path):
@@ -163,7 +163,7 @@ def test_one_call_may_be_given_less_time_than_the_client_has(server, make_client
     began = time.monotonic()
     with pytest.raises(Unavailable, match="the time allowed is over"):
         client.download(server.url("/a"), tmp_path / "a", StopSignal(), max_seconds=0.3)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
 
 
 def test_headers_that_drip_for_ever_end_too(server, make_client, tmp_path):
@@ -178,7 +178,7 @@ def test_headers_that_drip_for_ever_end_too(server, make_client, tmp_path):
     began = time.monotonic()
     with pytest.raises(Unavailable):
         client.download(server.url("/a"), tmp_path / "a", StopSignal())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize("page", [silent, endless])

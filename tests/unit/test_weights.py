@@ -73,7 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.slow:
             self.wfile.write(declared[:100])
             self.wfile.flush()
-            self.server.trickle.wait(10)
+            self.server.trickle.wait(60)
         elif body is None:
             self.wfile.write(declared[: len(declared) // 2])  # and hang up
         else:
@@ -266,7 +266,7 @@ def test_a_stop_ends_a_download_from_a_server_that_went_silent(folder, models, r
     with pytest.raises(Stopped):
         folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, stop)
     timer.join()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 15
     assert leftovers(models) == []
 
 
