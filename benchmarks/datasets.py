@@ -24,10 +24,10 @@ from PIL import Image
 from benchmarks.figures import Figure
 from trainer.core.dataset import DatasetOrder
 from trainer.core.stop import StopSignal
-from trainer.datasets.facts_cache import FactsCache
+from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.reference import Roots
-from trainer.datasets.tree import Fetched
+from trainer.datasets.source.fetched_tree import Fetched
+from trainer.datasets.source.reference import Roots
 
 
 class OnDisk:

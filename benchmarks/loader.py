@@ -1,7 +1,7 @@
 """How fast images reach the model: `python -m benchmarks.loader [--tiny]`.
 
 Synthetic photos (gradients under noise, so that they decode like photos) go through Ultralytics' own training loader in a
-process of its own, as it is and with kept pixels (trainer/training/fast_loader.py); then a whole training does, as a
+process of its own, as it is and with kept pixels (trainer/training/speedups/pixels.py); then a whole training does, as a
 plain script and as our training process, with nothing kept and with what the first one kept. Then the labels of a large
 dataset are read, by a scan and from the table that its check left. Of the loader CPU seconds are told, because they mean
 something on a busy machine.
@@ -34,12 +34,12 @@ from trainer.core.dataset import DatasetOrder, PreparedDataset, Task
 from trainer.core.plan import Architecture, TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.kept_pixels import KeptPixels
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.cache.pixels import KeptPixels
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.reference import Roots
-from trainer.training.environment import child_environment, private_folder
-from trainer.training.process import ChildTrainer
+from trainer.datasets.source.reference import Roots
+from trainer.training.supervisor.environment import child_environment, private_folder
+from trainer.training.supervisor.process import ChildTrainer
 
 MODEL = "yolo11n.yaml"
 KEPT = 20 << 30  # bytes of pixels
@@ -106,7 +106,7 @@ def epochs_of(data: str, imgsz: int, kept: int, cache: str) -> list[Epoch]:
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset
 
-    from trainer.training.fast_loader import install
+    from trainer.training.speedups.pixels import install
 
     if kept:
         install(kept)
@@ -291,7 +291,7 @@ def labels_of(data: str, table: bool) -> float:
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset
 
-    from trainer.training.fast_labels import install
+    from trainer.training.speedups.labels import install
 
     if table:
         install()

@@ -27,7 +27,7 @@ from tests.acceptance.service import Service
 from trainer.core.job import RunRequest
 from trainer.demo import draw_dataset
 from trainer.jobs.sqlite import SqliteQueue
-from trainer.training.environment import child_environment, private_folder
+from trainer.training.supervisor.environment import child_environment, private_folder
 
 PROBE = Path(__file__).parent / "probe"
 MODEL = "yolo11n.yaml"

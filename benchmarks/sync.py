@@ -29,9 +29,9 @@ from benchmarks.storage import KEY, SIZE, server
 from trainer.core.dataset import ObjectRef
 from trainer.core.ports import ObjectInfo
 from trainer.core.stop import StopSignal
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.fetch import Fetcher
-from trainer.datasets.reference import Roots
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.source.fetch import Fetcher
+from trainer.datasets.source.reference import Roots
 from trainer.remote.storage_api import StorageApi
 from trainer.remote.web import GuardedClient
 from trainer.storage.supabase import SupabaseObjectStore

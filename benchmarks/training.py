@@ -28,10 +28,10 @@ from benchmarks.figures import Figure, middle
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.events import BatchProgress
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.training import checkpoints
-from trainer.training.checkpoints import Progress
-from trainer.training.environment import child_environment, private_folder
-from trainer.training.process import ChildTrainer
+from trainer.training.supervisor.environment import child_environment, private_folder
+from trainer.training.supervisor.process import ChildTrainer
+from trainer.training.yolo import checkpoint_file
+from trainer.training.yolo.checkpoint_file import Progress
 
 REPEATS = 3
 
@@ -84,9 +84,9 @@ def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> floa
     os.environ |= child_environment(before, private_folder(folder, folder), folder, devices=(), threads=None)
     import torch
 
-    from trainer.training.callbacks import Callbacks
-    from trainer.training.outbox import Outbox
-    from trainer.training.progress_meter import ProgressMeter
+    from trainer.training.child.event_pipe import Outbox
+    from trainer.training.yolo.callbacks import Callbacks
+    from trainer.training.yolo.progress_meter import ProgressMeter
 
     os.environ.clear()
     os.environ |= before
@@ -113,9 +113,9 @@ def checkpoint(folder: Path, mebibytes: int) -> list[float]:
     times = []
     for epoch in range(5):
         began = time.perf_counter()
-        taken = checkpoints.take(state, folder, Progress(epoch=epoch), {"results.csv": folder / "results.csv"})
+        taken = checkpoint_file.take(state, folder, Progress(epoch=epoch), {"results.csv": folder / "results.csv"})
         times.append((time.perf_counter() - began) * 1000)
-        checkpoints.settle(taken, Progress(epoch=epoch))
+        checkpoint_file.settle(taken, Progress(epoch=epoch))
     return times
 
 

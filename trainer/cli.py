@@ -218,7 +218,7 @@ def _print_from(path: Path, offset: int) -> int:
 def models(as_json: AsJson = False) -> None:
     """List the models that a run may start from, and the weights that are on this host."""
     from trainer import terminal
-    from trainer.core.catalogue import entries
+    from trainer.core.model_catalog import entries
     from trainer.wiring import weights_on_disk
 
     known, files = entries(), weights_on_disk(_settings())

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from trainer.core.catalogue import Entry
 from trainer.core.dataset import Finding
 from trainer.core.job import ENDED, Json, JsonObject, Status
+from trainer.core.model_catalog import Entry
 from trainer.core.ports import RunTable
 
 COLOURS: Mapping[str, str] = {

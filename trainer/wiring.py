@@ -15,37 +15,37 @@ import structlog
 from trainer import __version__, host
 from trainer.core.dataset import DatasetOrder, DiskRef, Task
 from trainer.core.errors import MachineFailed
-from trainer.core.exports import PACKAGES
 from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import ObjectStore, Queue, Reporter, RunTable, Worker
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.facts_cache import FactsCache
-from trainer.datasets.fetch import Fetcher
-from trainer.datasets.kept_pixels import KeptPixels
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import CheckUp, FetchedDatasets
-from trainer.datasets.reference import Roots, parse_reference
+from trainer.datasets.source.fetch import Fetcher
+from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.jobs.sqlite_schema import SCHEMA_VERSION
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.web import GuardedClient
 from trainer.reporting.fanout import Fanout
 from trainer.reporting.log import LogReporter
+from trainer.request.exports import PACKAGES
 from trainer.settings import Settings, process_environment, service_manager
 from trainer.storage.local import LocalObjectStore
 from trainer.systemd import ServiceManager
 from trainer.training.exports import available_exports
-from trainer.training.process import ChildTrainer, Patience
-from trainer.training.weights import ModelFolder
+from trainer.training.supervisor.process import ChildTrainer, Patience
+from trainer.weights.model_folder import ModelFolder
 from trainer.worker.daemon import Daemon
 from trainer.worker.execution import Execution
 from trainer.worker.health import Health
 from trainer.worker.housekeeping import DAY, LEAST, Housekeeping, forget_unreadable, old_folders
 from trainer.worker.lease import LeaseTimes
+from trainer.worker.liveness import Pulse
 from trainer.worker.places import Places
 from trainer.worker.prefetch import Prefetcher
-from trainer.worker.pulse import Pulse
 from trainer.worker.self_test import Place, SelfTest
 from trainer.worker.slots import CPU, Slots
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from trainer import cli, host, wiring  # noqa: E402
-from trainer.training.process import ChildTrainer  # noqa: E402
+from trainer.training.supervisor.process import ChildTrainer  # noqa: E402
 from trainer.worker import housekeeping  # noqa: E402
 
 STAND_IN = ROOT / "tests" / "process" / "programs" / os.environ.get("STAND_IN", "trains_quickly.py")

@@ -13,7 +13,7 @@ import pytest
 from tests.acceptance.service import Service
 from trainer.demo import draw_dataset
 from trainer.systemd import ServiceManager
-from trainer.worker.pulse import Pulse
+from trainer.worker.liveness import Pulse
 
 UNITS = Path(__file__).parents[2] / "systemd"
 

@@ -15,8 +15,8 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, MachineFailed, ObjectMissing, Unavailable
 from trainer.core.names import local_name, storage_key
 from trainer.core.ports import ObjectStore
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.storage_api import StorageApi
 from trainer.storage.local import LocalObjectStore
 from trainer.storage.supabase import SupabaseObjectStore

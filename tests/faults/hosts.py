@@ -115,7 +115,7 @@ class Host(Service):
 
 
 def _is_training(process: psutil.Process) -> bool:
-    return any(part.endswith(("trains_as_told.py", "trainer.training.child")) for part in _command(process)[1:3])
+    return any(part.endswith(("trains_as_told.py", "trainer.training.child.main")) for part in _command(process)[1:3])
 
 
 def _is_guardian(process: psutil.Process) -> bool:

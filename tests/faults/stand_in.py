@@ -38,7 +38,7 @@ if CLOCK.exists():
 sys.path.insert(0, str(ROOT))
 
 from trainer import cli, wiring  # noqa: E402
-from trainer.training.process import ChildTrainer  # noqa: E402
+from trainer.training.supervisor.process import ChildTrainer  # noqa: E402
 from trainer.worker import housekeeping  # noqa: E402
 
 program = (sys.executable, str(CHILD), "--behaviour", str(HOME / "behaviour.json"))

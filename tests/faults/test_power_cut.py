@@ -22,12 +22,12 @@ from trainer.core.job import Completed, Job, Lease, RunRequest
 from trainer.core.plan import ModelObject
 from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.kept_pixels import KeptPixels
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.cache.pixels import KeptPixels
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.storage.local import LocalObjectStore
-from trainer.training.checkpoints import Progress, settle, take
-from trainer.training.weights import ModelFolder
+from trainer.training.yolo.checkpoint_file import Progress, settle, take
+from trainer.weights.model_folder import ModelFolder
 from trainer.worker.journal import Journal
 from trainer.worker.leftovers import leftovers
 

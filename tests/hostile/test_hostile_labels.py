@@ -24,9 +24,9 @@ from PIL import Image
 from trainer.core.dataset import DatasetOrder, SplitRequest, Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
-from trainer.datasets.fetch import Fetched
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.reference import Roots
+from trainer.datasets.source.fetch import Fetched
+from trainer.datasets.source.reference import Roots
 
 SECONDS = 20.0  # for one case, on a slow machine; most take milliseconds
 MEBIBYTES = 600  # of growth

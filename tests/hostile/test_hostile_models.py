@@ -13,14 +13,14 @@ import zipfile
 
 import pytest
 
-from trainer.core.base_model import read_model
 from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, ObjectMissing
 from trainer.core.job import RunRequest
 from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel, TrainPlan
 from trainer.core.stop import StopSignal
+from trainer.request.model_reference import read_model
 from trainer.storage.local import LocalObjectStore
-from trainer.training.weights import ModelFolder
+from trainer.weights.model_folder import ModelFolder
 
 BUCKET = "training-artifacts"
 RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.core import arguments
 from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.jobs import row as rows
 from trainer.jobs.requirements import requirements
+from trainer.request import arguments
 
 RUN = "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa"
 

@@ -17,13 +17,13 @@ import pytest
 from tests.web_server import body, endless, raw, redirect, web_server
 from trainer.core.dataset import HttpRef
 from trainer.core.errors import BadRequest, DatasetError, ObjectMissing, Unavailable
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
-from trainer.datasets.archive import Limits, extract
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.fetch import Fetcher
-from trainer.datasets.manifest import wanted
-from trainer.datasets.reference import Roots, parse_reference
-from trainer.remote.retry import RetryPolicy
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.source.archive import Limits, extract
+from trainer.datasets.source.fetch import Fetcher
+from trainer.datasets.source.manifest import wanted
+from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 

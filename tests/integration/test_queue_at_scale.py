@@ -9,8 +9,8 @@ import pytest
 
 from trainer.core.job import Completed, Verdict
 from trainer.core.ports import Worker
+from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal
-from trainer.remote.retry import RetryPolicy, retrying
 
 FINISHED = 1_000_000
 

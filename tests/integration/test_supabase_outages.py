@@ -13,8 +13,8 @@ from tests.supabase_stack import PostgREST, token
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Completed, Interrupted, Retry, RunEvent, RunRequest, Verdict
 from trainer.core.ports import Worker
+from trainer.core.retry import RetryPolicy
 from trainer.jobs.supabase import SCHEMA_VERSION, SupabaseQueue
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.supabase import CallLimits, Project
 
 ONCE = RetryPolicy(tries=1)

@@ -14,7 +14,7 @@ from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.plan import Architecture, TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
-from trainer.training.process import ChildTrainer, Patience
+from trainer.training.supervisor.process import ChildTrainer, Patience
 
 PROGRAMS = Path(__file__).parent / "programs"
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from trainer.training.environment import child_environment, private_folder
+from trainer.training.supervisor.environment import child_environment, private_folder
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def start(tmp_path):
         folder = private_folder(tmp_path, tmp_path / "weights")
         reading, writing = os.pipe()
         process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.training.child", "--events-fd", str(writing)],
+            [sys.executable, "-m", "trainer.training.child.main", "--events-fd", str(writing)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[writing],
             env=child_environment(dict(os.environ), folder, tmp_path, devices=None, threads=1),
         )

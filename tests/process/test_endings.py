@@ -152,14 +152,14 @@ def test_a_training_whose_stop_is_set_before_it_begins_never_starts(program, hom
 
 def test_the_kernels_count_of_memory_kills_is_asked(program, monkeypatch):
     counts = iter([4, 5])
-    monkeypatch.setattr("trainer.training.process.oom_kills", lambda: next(counts))
+    monkeypatch.setattr("trainer.training.supervisor.process.oom_kills", lambda: next(counts))
 
     with pytest.raises(MachineFailed, match="out-of-memory killer ended it"):
         program("dies_by_signal", str(int(signal.SIGKILL))).train()
 
 
 def test_the_kernels_count_can_be_read():
-    from trainer.training.process import oom_kills
+    from trainer.training.supervisor.process import oom_kills
 
     assert oom_kills() >= 0
 

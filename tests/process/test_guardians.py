@@ -16,7 +16,7 @@ import pytest
 from tests.process.conftest import Trained, alive, gone, guardians, second, wait_until
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
-from trainer.training import guardian as guardian_module
+from trainer.training.supervisor import subreaper as guardian_module
 
 PR_SET_CHILD_SUBREAPER = 36
 HIDE = """
@@ -70,7 +70,7 @@ def test_guardian_killed_while_the_tree_ends_leaves_no_process(tmp_path, millise
 
 @pytest.mark.parametrize("stopped", [(True, False), (False, True), (True, True)], ids=["first", "second", "both"])
 def test_a_child_that_stops_its_guardians_is_killed_all_the_same(program, tmp_path, monkeypatch, stopped):
-    monkeypatch.setattr("trainer.training.tree._KILL_SECONDS", 0.3)
+    monkeypatch.setattr("trainer.training.supervisor.process_tree._KILL_SECONDS", 0.3)
     training = program("daemonizes", str(tmp_path / "pids"))
 
     def stop_the_guardians():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.training import environment as child_environment
+from trainer.training.supervisor import environment as child_environment
 
 SECRETS = {
     "SUPABASE_URL": "https://project.example",

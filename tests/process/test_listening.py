@@ -8,7 +8,7 @@ import pytest
 
 from tests.process.conftest import guardians
 from trainer.core.stop import Stopped, StopReason
-from trainer.training import delivery
+from trainer.training.supervisor import event_dispatch
 
 
 def is_reading():
@@ -31,13 +31,13 @@ def test_a_flood_of_output_neither_blocks_the_child_nor_fills_the_memory(program
 
     assert waited[0]  # the child went to its end although nobody took its lines
     assert training.of("finished")
-    assert len(training.lines) <= delivery.MOST_LINES + 20  # and a few that say how many were left out
+    assert len(training.lines) <= event_dispatch.MOST_LINES + 20  # and a few that say how many were left out
     assert training.lines[0] == "first line"
     assert re.fullmatch(r"… \d{5} lines came too fast and are not in this log …", training.lines[-1])
 
 
 def test_output_of_a_listener_that_keeps_up_is_readable_to_the_end(program, monkeypatch):
-    monkeypatch.setattr(delivery, "MOST_LINES", 10**6)
+    monkeypatch.setattr(event_dispatch, "MOST_LINES", 10**6)
     training = program("floods_stdout")
 
     training.train()

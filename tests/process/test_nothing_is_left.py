@@ -15,7 +15,7 @@ import pytest
 from tests.process.conftest import alive, gone, guardians, is_guardian, second, wait_until
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
-from trainer.training.process import ChildTrainer
+from trainer.training.supervisor.process import ChildTrainer
 
 HERE = Path(__file__).parent
 

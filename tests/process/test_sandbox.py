@@ -16,8 +16,8 @@ import pytest
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.plan import Architecture, TrainPlan
 from trainer.core.ports import TrainingOrder
-from trainer.training import reach, sandbox
-from trainer.training.environment import child_environment, private_folder
+from trainer.training.sandbox import landlock, policy
+from trainer.training.supervisor.environment import child_environment, private_folder
 from trainer.training.wire import encode_order
 
 PROGRAM = Path(__file__).parent / "programs" / "tries_what_it_may.py"
@@ -211,7 +211,7 @@ def test_there_is_no_network_not_even_to_this_host(place, listener):
 def test_every_thread_lost_the_network_also_those_that_were_there_before(tmp_path, listener):
     code = f"""
 import threading, socket
-from trainer.training.sandbox import close_network
+from trainer.training.sandbox.landlock import close_network
 go, done = threading.Event(), []
 def connect():
     go.wait()
@@ -257,12 +257,12 @@ def test_it_is_done_in_no_time(place):
 
 def test_a_missing_protection_is_told_and_the_training_goes_on(place, monkeypatch, tmp_path):
     def refuse(*_, **__):
-        raise sandbox.Refused(38, "Function not implemented")
+        raise landlock.Refused(38, "Function not implemented")
 
-    monkeypatch.setattr(reach, "confine_files", refuse)
-    monkeypatch.setattr(reach, "close_network", refuse)
+    monkeypatch.setattr(policy, "confine_files", refuse)
+    monkeypatch.setattr(policy, "close_network", refuse)
 
-    files, network = reach.confine(place.order, place.environment)
+    files, network = policy.confine(place.order, place.environment)
 
     assert files == "files (Landlock: Function not implemented)"
     assert network == "the network (seccomp: Function not implemented)"
@@ -273,7 +273,7 @@ def test_without_what_it_needs_nothing_is_closed(tmp_path):
     (tmp_path / "needed").write_text("x")
     code = f"""
 from pathlib import Path
-from trainer.training.sandbox import Refused, confine_files
+from trainer.training.sandbox.landlock import Refused, confine_files
 try:
     confine_files(write=[], read=[Path("/usr")], run=[], tcp=False, samples=[Path({str(tmp_path / "needed")!r})])
 except Refused as error:
@@ -286,10 +286,10 @@ print(open({str(tmp_path / "needed")!r}).read())
 
 
 def test_an_unknown_processor_is_told(monkeypatch):
-    monkeypatch.setattr(sandbox.platform, "machine", lambda: "vax")
+    monkeypatch.setattr(landlock.platform, "machine", lambda: "vax")
 
-    with pytest.raises(sandbox.Refused, match="vax"):
-        sandbox.close_network()
+    with pytest.raises(landlock.Refused, match="vax"):
+        landlock.close_network()
 
 
 # ── what is within reach ──
@@ -297,7 +297,7 @@ def test_an_unknown_processor_is_told(monkeypatch):
 
 def test_the_packages_that_will_be_imported_are_among_what_is_tried_first(place):
     """An installation in some other way would otherwise end in an ImportError."""
-    tried = reach.reach_of(place.order, place.environment).samples
+    tried = policy.reach_of(place.order, place.environment).samples
 
     assert [path.parent.name for path in tried[-4:]] == ["torch", "ultralytics", "numpy", "trainer"]
     assert all(path.is_file() for path in tried[-4:])
@@ -306,10 +306,10 @@ def test_the_packages_that_will_be_imported_are_among_what_is_tried_first(place)
 def test_a_list_of_fonts_that_is_there_is_not_written_again(place):
     fonts = Path(place.environment["MPLCONFIGDIR"])
 
-    assert fonts in reach.reach_of(place.order, place.environment).write
+    assert fonts in policy.reach_of(place.order, place.environment).write
     (fonts / "fontlist-v390.json").write_text("{}")
-    assert fonts not in reach.reach_of(place.order, place.environment).write
-    assert fonts in reach.reach_of(place.order, place.environment).read
+    assert fonts not in policy.reach_of(place.order, place.environment).write
+    assert fonts in policy.reach_of(place.order, place.environment).read
 
 
 def test_around_a_hole_everything_else_stays(tmp_path):
@@ -317,15 +317,15 @@ def test_around_a_hole_everything_else_stays(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    parts = set(reach.around(tmp_path, tmp_path / "app" / ".env"))
+    parts = set(policy.around(tmp_path, tmp_path / "app" / ".env"))
 
     assert parts == {tmp_path / "lib", tmp_path / "bin", tmp_path / "app" / "code.py"}
-    assert list(reach.around(tmp_path / "app", tmp_path / "app")) == []
-    assert list(reach.around(tmp_path / "app", tmp_path / "lib")) == [tmp_path / "app"]
+    assert list(policy.around(tmp_path / "app", tmp_path / "app")) == []
+    assert list(policy.around(tmp_path / "app", tmp_path / "lib")) == [tmp_path / "app"]
 
 
 def test_links_of_a_view_are_followed_to_their_last_folder(place):
-    found = reach.linked_files(place.order.dataset.root)
+    found = policy.linked_files(place.order.dataset.root)
 
     assert set(found) == {place.root / "pictures", place.root / "elsewhere"}
     assert found[place.root / "elsewhere"] == place.root / "elsewhere" / "2.png"
@@ -335,8 +335,8 @@ def test_links_to_nothing_and_a_view_that_is_gone_are_the_trainings_business(pla
     (place.order.dataset.root / "images" / "train" / "3.png").symlink_to("/nowhere/3.png")
     (place.order.dataset.root / "images" / "train" / "4.png").symlink_to("4.png")
 
-    assert Path("/nowhere") in reach.linked_files(place.order.dataset.root)
-    assert reach.linked_files(place.root / "gone") == {}
+    assert Path("/nowhere") in policy.linked_files(place.order.dataset.root)
+    assert policy.linked_files(place.root / "gone") == {}
     assert place.how_it_went([reading(place.root / "queue.db")]) == {"PermissionError"}
 
 
@@ -349,7 +349,7 @@ def test_a_driver_that_sleeps_since_the_boot_is_woken_while_that_is_allowed(tmp_
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    reach.wake_driver(tmp_path)
+    policy.wake_driver(tmp_path)
 
     assert (tmp_path / "asked").exists() == woken
     if woken:

@@ -14,7 +14,7 @@ from trainer.core.dataset import PreparedDataset
 from trainer.core.events import Event
 from trainer.core.plan import Architecture, TrainPlan
 from trainer.core.ports import TrainingOrder
-from trainer.training.environment import child_environment, private_folder
+from trainer.training.supervisor.environment import child_environment, private_folder
 from trainer.training.wire import decode_event, encode_order
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -67,7 +67,7 @@ def run_child(order, home, *, program=None, on_event=lambda _event, _process: No
     environment = {name: value for name, value in environment.items() if name not in without}
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
-    command = [str(PROGRAMS / program)] if program else ["-m", "trainer.training.child"]
+    command = [str(PROGRAMS / program)] if program else ["-m", "trainer.training.child.main"]
     process = subprocess.Popen(
         [sys.executable, *command, "--events-fd", str(writing)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, pass_fds=[writing],

@@ -112,7 +112,7 @@ def test_the_learning_rate_of_other_epochs_is_that_of_a_training_that_was_asked_
 
 
 def test_a_checkpoint_records_what_it_was_trained_with(checkpoint, classify):
-    from trainer.training.checkpoints import progress_of
+    from trainer.training.yolo.checkpoint_file import progress_of
 
     progress = progress_of(checkpoint)
     assert progress.batch == 4
@@ -157,7 +157,7 @@ def test_what_started_over_and_ran_out_of_memory_begins_again_from_the_same_weig
 
 @pytest.mark.long
 def test_an_older_checkpoint_that_records_nothing_is_resumed_with_its_own_settings(checkpoint, classify, tmp_path):
-    from trainer.training.checkpoints import progress_of
+    from trainer.training.yolo.checkpoint_file import progress_of
 
     older = tmp_path / "epoch-00004.pt"
     facts = {**dataclasses.asdict(progress_of(checkpoint))}

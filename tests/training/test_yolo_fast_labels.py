@@ -15,7 +15,7 @@ from PIL import Image
 from tests.unit.dataset_painter import prepared
 from trainer.core.dataset import Task
 from trainer.core.events import Finished
-from trainer.training.environment import FAST_LOADER
+from trainer.training.supervisor.environment import FAST_LOADER
 
 LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
 
@@ -51,7 +51,7 @@ def labels(module, view, *, table, single_cls=False):
     from ultralytics.data.utils import check_det_dataset
     from ultralytics.utils import DEFAULT_CFG
 
-    from trainer.training.fast_labels import install
+    from trainer.training.speedups.labels import install
 
     plain = module.YOLODataset._load_or_scan_cache
     if table:

@@ -18,12 +18,12 @@ from tests.unit.dataset_painter import OnDisk
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.events import Finished
 from trainer.core.stop import StopSignal
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.kept_pixels import KeptPixels
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.cache.pixels import KeptPixels
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.reference import Roots
+from trainer.datasets.source.reference import Roots
 from trainer.settings import Settings
-from trainer.training.environment import FAST_LOADER
+from trainer.training.supervisor.environment import FAST_LOADER
 from trainer.wiring import build_trainer
 
 LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
@@ -52,7 +52,7 @@ def base(monkeypatch):
 
 
 def install(most_bytes=1 << 30):
-    from trainer.training.fast_loader import install as really
+    from trainer.training.speedups.pixels import install as really
 
     really(most_bytes)
 
@@ -294,7 +294,7 @@ def test_pixels_are_kept_ahead_of_the_training_by_processes_of_their_own(base, t
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset
 
-    from trainer.training.fast_loader import work_ahead
+    from trainer.training.speedups.pixels import work_ahead
 
     view = draw(tmp_path / "data", Task.DETECT)
     make_odd(view.root / "images/train")
@@ -322,7 +322,7 @@ def test_where_no_image_is_large_nobody_works_ahead(base, tmp_path):
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset
 
-    from trainer.training.fast_loader import work_ahead
+    from trainer.training.speedups.pixels import work_ahead
 
     view = draw(tmp_path / "data", Task.DETECT)
     install()

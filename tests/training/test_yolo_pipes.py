@@ -12,7 +12,7 @@ from drawn import draw
 
 from trainer.core.dataset import Task
 from trainer.core.events import EpochFinished, Finished
-from trainer.training.environment import child_environment, private_folder
+from trainer.training.supervisor.environment import child_environment, private_folder
 from trainer.training.wire import decode_event, encode_order
 
 pytestmark = pytest.mark.training
@@ -29,7 +29,7 @@ def training(tmp_path):
     dataset = draw(tmp_path / "data", Task.CLASSIFY)
     with (tmp_path / "log").open("wb") as log, os.fdopen(reading, "rb") as events:
         process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.training.child", "--events-fd", str(writing)],
+            [sys.executable, "-m", "trainer.training.child.main", "--events-fd", str(writing)],
             stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[writing],
             env=child_environment(dict(os.environ), folder, tmp_path, devices=None, threads=1),
         )

@@ -17,9 +17,9 @@ from trainer.core.dataset import Task
 from trainer.core.errors import MachineFailed, RunFailed
 from trainer.core.events import BatchProgress, CheckpointSaved, EpochFinished, Phase, PhaseStarted, Warned
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.training import ranks
-from trainer.training.process import ChildTrainer, Patience
-from trainer.training.ranks import shared_order
+from trainer.training.supervisor.process import ChildTrainer, Patience
+from trainer.training.yolo import ddp
+from trainer.training.yolo.ddp import shared_order
 
 pytestmark = [pytest.mark.training, pytest.mark.long]
 
@@ -202,11 +202,11 @@ def test_ranks_that_were_done_are_not_started_again(two, tmp_path):
 
 
 def test_ranks_that_end_without_a_word_are_told_by_their_exit_code(tmp_path, dataset, monkeypatch):
-    monkeypatch.setattr(ranks, "PROGRAM", (sys.executable, "-c", "import sys; sys.exit(3)"))
+    monkeypatch.setattr(ddp, "PROGRAM", (sys.executable, "-c", "import sys; sys.exit(3)"))
     order = replace(order_for(dataset, tmp_path), devices=(0, 1))
 
-    with pytest.raises(ranks.RankCrashed, match=r"rank \d ended with exit code 3 and without a word") as crashed:
-        ranks.Ranks(order, StopSignal(), lambda event: None).train()
+    with pytest.raises(ddp.RankCrashed, match=r"rank \d ended with exit code 3 and without a word") as crashed:
+        ddp.Ranks(order, StopSignal(), lambda event: None).train()
 
     assert crashed.value.event.phase is Phase.STARTING
 

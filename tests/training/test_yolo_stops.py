@@ -184,7 +184,7 @@ def test_a_row_that_a_full_disk_cut_is_no_epoch_and_stops_nothing():
 
 @pytest.mark.parametrize("results", ["", "\n", "epo", "epoch,ti\n1,2\n", "epoch,time\n1\0,x\n", "epoch,time\ninf,1\n", "\0\ufffd"])
 def test_results_that_were_damaged_have_no_epochs_and_stop_nothing(results, tmp_path):
-    from trainer.training.report import from_results  # here: it brings Ultralytics into the process
+    from trainer.training.yolo.report import from_results  # here: it brings Ultralytics into the process
 
     assert list(epochs_after(0, results, SimpleNamespace(args={}, epochs=9))) == []
     (tmp_path / "results.csv").write_text(results)

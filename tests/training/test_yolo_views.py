@@ -9,7 +9,7 @@ from drawn import NAMES, draw
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.events import Finished
 from trainer.core.stop import StopSignal
-from trainer.datasets.view import Item, new_view, write_data_yaml, write_view
+from trainer.datasets.view.links import Item, new_view, write_data_yaml, write_view
 
 pytestmark = pytest.mark.training
 

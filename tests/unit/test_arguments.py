@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer.core import arguments, exports
-from trainer.core.arguments import ALLOWED, IGNORED, PLANNED, REFUSED
+from trainer.request import arguments, exports
+from trainer.request.arguments import ALLOWED, IGNORED, PLANNED, REFUSED
 
 PACKAGE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
 DEFAULTS = yaml.safe_load((PACKAGE / "cfg" / "default.yaml").read_text())

@@ -13,7 +13,7 @@ from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.worker import lease as lease_module
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes
-from trainer.worker.pulse import Pulse
+from trainer.worker.liveness import Pulse
 
 
 def test_boottime_is_the_clock_that_runs_while_the_host_sleeps(monkeypatch):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from trainer.core.errors import HostUnfit, MachineFailed
-from trainer.datasets.cache import ContentCache
+from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache_disk import on_this_disk
 from trainer.datasets.incoming import LARGE
 from trainer.disk import durable

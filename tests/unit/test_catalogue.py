@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.core import catalogue
-from trainer.core.catalogue import Match
+from trainer.core import model_catalog
 from trainer.core.dataset import Task
 from trainer.core.errors import BadRequest
+from trainer.core.model_catalog import Match
 
 PACKAGE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
 PACKAGED = {path.stem for path in (PACKAGE / "cfg" / "models").rglob("*.yaml")}
@@ -32,37 +32,37 @@ def names(table) -> set[str]:
 
 
 def test_every_weights_file_in_the_catalogue_is_published():
-    assert {f"{name}.pt" for name in names(catalogue.WEIGHTS)} <= published()
+    assert {f"{name}.pt" for name in names(model_catalog.WEIGHTS)} <= published()
 
 
 def test_every_published_weights_file_is_in_the_catalogue_or_refused_with_a_reason():
     weights = {name.removesuffix(".pt") for name in published() if name.endswith(".pt")}
-    missing = {name for name in weights - names(catalogue.WEIGHTS) if not catalogue.untrainable(name)}
+    missing = {name for name in weights - names(model_catalog.WEIGHTS) if not model_catalog.untrainable(name)}
     assert missing == set()
 
 
 def test_published_files_that_cannot_be_trained_are_known_by_their_file_names():
     weights = {name.removesuffix(".pt") for name in published() if name.endswith(".pt")}
-    assert {name for name in weights if catalogue.is_untrainable_file(name)} == weights - names(catalogue.WEIGHTS)
+    assert {name for name in weights if model_catalog.is_untrainable_file(name)} == weights - names(model_catalog.WEIGHTS)
 
 
 @pytest.mark.parametrize("own", ["nas_v2", "my-world", "samples", "sam2_b-finetuned", "yolo26n-semi", "hero-sam_b"])
 def test_the_users_own_files_may_be_named_like_them(own):
-    assert not catalogue.is_untrainable_file(own)
+    assert not model_catalog.is_untrainable_file(own)
 
 
 def test_nothing_that_can_be_trained_is_called_untrainable():
-    everything = names(catalogue.WEIGHTS) | names(catalogue.ARCHITECTURES)
-    assert {name for name in everything if catalogue.untrainable(name)} == set()
+    everything = names(model_catalog.WEIGHTS) | names(model_catalog.ARCHITECTURES)
+    assert {name for name in everything if model_catalog.untrainable(name)} == set()
 
 
 def test_every_architecture_in_the_catalogue_is_packaged():
-    assert {n for n in names(catalogue.ARCHITECTURES) if not {n, unsized(n)} & PACKAGED} == set()
+    assert {n for n in names(model_catalog.ARCHITECTURES) if not {n, unsized(n)} & PACKAGED} == set()
 
 
 def test_every_packaged_architecture_is_in_the_catalogue_or_refused_with_a_reason():
-    served = {unsized(name) for name in names(catalogue.ARCHITECTURES)} | names(catalogue.ARCHITECTURES)
-    assert {name for name in PACKAGED - served if not catalogue.untrainable(name)} == set()
+    served = {unsized(name) for name in names(model_catalog.ARCHITECTURES)} | names(model_catalog.ARCHITECTURES)
+    assert {name for name in PACKAGED - served if not model_catalog.untrainable(name)} == set()
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_every_packaged_architecture_is_in_the_catalogue_or_refused_with_a_reaso
     ],
 )
 def test_people_spell_published_models_in_many_ways(spelling, stem, task):
-    assert catalogue.find_weights(spelling) == Match(stem, task)
+    assert model_catalog.find_weights(spelling) == Match(stem, task)
 
 
-@pytest.mark.parametrize("table", [catalogue.WEIGHTS, catalogue.ARCHITECTURES], ids=["weights", "architectures"])
+@pytest.mark.parametrize("table", [model_catalog.WEIGHTS, model_catalog.ARCHITECTURES], ids=["weights", "architectures"])
 def test_each_name_is_understood_as_itself(table):
-    find = catalogue.find_weights if table is catalogue.WEIGHTS else catalogue.find_architecture
+    find = model_catalog.find_weights if table is model_catalog.WEIGHTS else model_catalog.find_architecture
     for stem, by_task in table.items():
         assert find(stem).stem == stem
         for task, name in by_task.items():
@@ -121,15 +121,15 @@ def test_each_name_is_understood_as_itself(table):
     "name", ["EfficientDet-D0", "sam2_b", "FastSAM-s", "yolo_nas_s", "yolov8", "yolo99n", "", "🦆"]
 )
 def test_unknown_models_are_not_found_and_something_valid_is_offered_instead(name):
-    assert catalogue.find_weights(name) is None
-    offered = catalogue.nearest(name)
+    assert model_catalog.find_weights(name) is None
+    offered = model_catalog.nearest(name)
     assert offered
-    assert all(catalogue.find_weights(other) or catalogue.find_architecture(other[:-5]) for other in offered)
+    assert all(model_catalog.find_weights(other) or model_catalog.find_architecture(other[:-5]) for other in offered)
 
 
 def test_the_nearest_names_look_like_what_was_written():
-    assert "yolo11n" in catalogue.nearest("yol11n")
-    assert set(catalogue.nearest("yolov9")) <= {"yolov9t", "yolov9s", "yolov9m", "yolov9c", "yolov9e"}
+    assert "yolo11n" in model_catalog.nearest("yol11n")
+    assert set(model_catalog.nearest("yolov9")) <= {"yolov9t", "yolov9s", "yolov9m", "yolov9c", "yolov9e"}
 
 
 @pytest.mark.parametrize(
@@ -145,26 +145,26 @@ def test_the_nearest_names_look_like_what_was_written():
     ],
 )
 def test_a_stem_and_a_task_make_a_published_name(stem, task, name):
-    assert catalogue.resolve_name(stem, task) == name
+    assert model_catalog.resolve_name(stem, task) == name
 
 
 def test_a_stem_without_weights_for_the_task_is_refused_naming_what_there_is():
     with pytest.raises(
         BadRequest, match=r"yolov10n has no published weights for segment \(only for detect\).*yolo11n-seg"
     ):
-        catalogue.resolve_name("yolov10n", Task.SEGMENT)
+        model_catalog.resolve_name("yolov10n", Task.SEGMENT)
     with pytest.raises(BadRequest, match=r"yolo12n-pose\.yaml \(from scratch\)"):
-        catalogue.resolve_name("yolo12n", Task.POSE)
+        model_catalog.resolve_name("yolo12n", Task.POSE)
 
 
 def test_architectures_exist_for_tasks_that_have_no_weights():
-    assert catalogue.resolve_name("yolo12n", Task.POSE, scratch=True) == "yolo12n-pose"
-    assert catalogue.resolve_name("yolov8n-p6", Task.SEGMENT, scratch=True) == "yolov8n-seg-p6"
+    assert model_catalog.resolve_name("yolo12n", Task.POSE, scratch=True) == "yolo12n-pose"
+    assert model_catalog.resolve_name("yolov8n-p6", Task.SEGMENT, scratch=True) == "yolov8n-seg-p6"
 
 
 def test_the_list_of_models_has_every_stem_once():
-    stems = [entry.stem for entry in catalogue.entries()]
+    stems = [entry.stem for entry in model_catalog.entries()]
     assert len(stems) == len(set(stems))
-    assert set(stems) == set(catalogue.WEIGHTS) | set(catalogue.ARCHITECTURES)
-    yolo11n = next(entry for entry in catalogue.entries() if entry.stem == "yolo11n")
+    assert set(stems) == set(model_catalog.WEIGHTS) | set(model_catalog.ARCHITECTURES)
+    yolo11n = next(entry for entry in model_catalog.entries() if entry.stem == "yolo11n")
     assert set(yolo11n.weights) == set(yolo11n.architectures) == set(Task)

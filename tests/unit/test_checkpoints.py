@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 
-from trainer.training import checkpoints
-from trainer.training.checkpoints import Progress, forget, is_whole, restore, settle, take
+from trainer.training.yolo import checkpoint_file
+from trainer.training.yolo.checkpoint_file import Progress, forget, is_whole, restore, settle, take
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_copy_that_fails_leaves_nothing_and_the_generation_before_it(run_dir, 
     def full(_archive, *_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.zipfile.ZipFile, "writestr", full)
+    monkeypatch.setattr(checkpoint_file.zipfile.ZipFile, "writestr", full)
     with pytest.raises(OSError, match="No space"):
         kept(run_dir, 2)
 

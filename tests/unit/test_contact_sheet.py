@@ -9,9 +9,9 @@ from PIL import Image
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
-from trainer.datasets.contact_sheet import CAPTION, CELL, COLUMNS
 from trainer.datasets.prepare import CheckUp, FetchedDatasets
-from trainer.datasets.reference import Roots
+from trainer.datasets.source.reference import Roots
+from trainer.datasets.view.contact_sheet import CAPTION, CELL, COLUMNS
 
 
 def checked(source, tmp_path, task=None, sheet="sheet.png") -> CheckUp:

@@ -16,8 +16,8 @@ from trainer.worker import prefetch as prefetch_module
 from trainer.worker.daemon import Daemon
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.journal import Journal
+from trainer.worker.liveness import Pulse
 from trainer.worker.prefetch import Prefetcher
-from trainer.worker.pulse import Pulse
 
 
 class Watched:

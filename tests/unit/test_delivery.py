@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from trainer.core.events import BatchProgress, EpochFinished, Phase, Warned
-from trainer.training.delivery import MOST_LINES, Delivery
+from trainer.training.supervisor.event_dispatch import MOST_LINES, Delivery
 
 
 def tick(number):

@@ -11,8 +11,8 @@ import pytest
 
 from trainer.core.errors import HostFailed, MachineFailed, RunFailed
 from trainer.core.events import Crashed, Phase
-from trainer.training.causes import CAUSES
-from trainer.training.diagnosis import Evidence, diagnose, stuck
+from trainer.training.supervisor.diagnosis import Evidence, diagnose, stuck
+from trainer.training.supervisor.failure_patterns import CAUSES
 
 PACKAGES = Path(sys.prefix) / "lib" / "python3.11" / "site-packages"
 

@@ -14,14 +14,14 @@ from tests.unit.worker_room import BUCKET, Room, in_background, save_checkpoint
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, RunFailed, Unavailable
 from trainer.core.job import Completed, Job, RunRequest, Verdict
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.retry import RetryPolicy
 from trainer.worker import fetching
 from trainer.worker.checkpoint_uploads import CheckpointUploads
-from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
-from trainer.worker.pulse import Pulse
+from trainer.worker.liveness import Pulse
+from trainer.worker.outcome_delivery import deliver_leftovers
 
 
 @pytest.fixture

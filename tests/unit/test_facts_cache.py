@@ -11,11 +11,12 @@ from dataset_painter import OnDisk, drawn, paint
 from trainer.core.dataset import DatasetOrder
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
-from trainer.datasets import facts_cache, validate
-from trainer.datasets.facts_cache import FactsCache, identity
-from trainer.datasets.images import Facts
+from trainer.datasets.checks import statistics
+from trainer.datasets.images import facts_cache
+from trainer.datasets.images.facts_cache import FactsCache, identity
+from trainer.datasets.images.header import Facts
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.reference import Roots
+from trainer.datasets.source.reference import Roots
 
 FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", is_loose=True)
 
@@ -29,8 +30,8 @@ def looked_at(monkeypatch) -> list[str]:
         seen.append(Path(path).name)
         return facts(path)
 
-    facts = validate.facts
-    monkeypatch.setattr(validate, "facts", look)
+    facts = statistics.facts
+    monkeypatch.setattr(statistics, "facts", look)
     return seen
 
 

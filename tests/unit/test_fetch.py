@@ -13,11 +13,11 @@ from tests.web_server import body, silent, web_server
 from trainer.core.dataset import HttpRef
 from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, ObjectMissing, Unavailable
 from trainer.core.ports import ObjectInfo
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.fetch import Fetcher
-from trainer.datasets.reference import Roots, parse_reference
-from trainer.remote.retry import RetryPolicy
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.source.fetch import Fetcher
+from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.remote.storage_api import StorageApi
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
@@ -195,8 +195,8 @@ def test_cached_tree_with_a_damaged_listing_is_made_again(root, fetch, damage):
 
 def test_large_archive_is_synced_while_it_is_unpacked(root, fetch, monkeypatch):
     synced = []
-    monkeypatch.setattr("trainer.datasets.fetch.SYNC_STEP", 10)
-    monkeypatch.setattr("trainer.datasets.fetch.sync_below", lambda tree: synced.append(len(list(tree.rglob("*.*")))))
+    monkeypatch.setattr("trainer.datasets.source.fetch.SYNC_STEP", 10)
+    monkeypatch.setattr("trainer.datasets.source.fetch.sync_below", lambda tree: synced.append(len(list(tree.rglob("*.*")))))
     zipped(root / "set.zip", DATASET)
     assert content(fetch("set.zip")) == DATASET
     assert len(synced) > 1

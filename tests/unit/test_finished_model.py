@@ -12,8 +12,8 @@ from tests.storage_server import StorageServer
 from tests.unit.worker_room import BUCKET, Room, in_background
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, HostFailed, MachineFailed, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopReason, StopSignal
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.storage_api import StorageApi
 from trainer.storage.supabase import SupabaseObjectStore
 from trainer.worker import artifacts
@@ -249,7 +249,7 @@ def test_a_marker_that_cannot_be_written_costs_the_protection_and_not_the_model(
     def fail(run_dir, finished):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.worker.finished.remember", fail)
+    monkeypatch.setattr("trainer.worker.finished_marker.remember", fail)
     run_id = room.enqueue()
 
     room.work()

@@ -6,10 +6,10 @@ import pytest
 
 from trainer.core.errors import DatasetError
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.datasets import folders
-from trainer.datasets.folders import Tree, label_files
-from trainer.datasets.found import Report
+from trainer.datasets.formats import source_tree
+from trainer.datasets.formats.source_tree import Tree, label_files
 from trainer.datasets.prepare import inside
+from trainer.datasets.samples import Report
 
 
 class Looked:
@@ -45,7 +45,7 @@ def test_hidden_files_are_left_out_and_hidden_images_told(tmp_path):
     looked = Looked(tmp_path)
     listing = looked.tree.listing(looked.root)
 
-    assert listing == folders.Listing()
+    assert listing == source_tree.Listing()
     assert [(f.code, f.count) for f in looked.report.findings] == [("image-hidden", 1)]
 
 
@@ -53,7 +53,7 @@ def test_a_folder_that_is_not_there_is_empty_and_one_that_is_a_file_as_well(tmp_
     touch(tmp_path, "file")
     tree = Looked(tmp_path).tree
 
-    assert tree.listing(f"{tmp_path}/none") == tree.listing(f"{tmp_path}/file") == folders.Listing()
+    assert tree.listing(f"{tmp_path}/none") == tree.listing(f"{tmp_path}/file") == source_tree.Listing()
 
 
 def test_symlinks_are_followed_to_where_it_is_allowed(tmp_path):
@@ -80,14 +80,14 @@ def test_a_symlink_to_a_folder_above_is_not_walked_for_ever(tmp_path):
 
 
 def test_folders_below_each_other_without_end_are_refused(tmp_path):
-    touch(tmp_path, "/".join(["d"] * (folders.DEEPEST + 2)) + "/x.jpg")
+    touch(tmp_path, "/".join(["d"] * (source_tree.DEEPEST + 2)) + "/x.jpg")
 
     with pytest.raises(DatasetError, match="nested more than 20 deep"):
         list(Looked(tmp_path).tree.below(str(tmp_path)))
 
 
 def test_more_files_than_any_dataset_has_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "MOST_FILES", 2)
+    monkeypatch.setattr(source_tree, "MOST_FILES", 2)
     touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
 
     with pytest.raises(DatasetError, match="more than 2 files"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.datasets.images import HEAD, WHOLE, facts, wrong_suffix
+from trainer.datasets.images.header import HEAD, WHOLE, facts, wrong_suffix
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from trainer.disk import durable
-from trainer.training import checkpoints
-from trainer.training.checkpoints import Progress
-from trainer.training.keeper import Keeper
+from trainer.training.yolo import checkpoint_file
+from trainer.training.yolo.checkpoint_file import Progress
+from trainer.training.yolo.checkpoint_writer import Keeper
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_state_that_cannot_be_kept_is_a_warning_and_leaves_nothing(tmp_path, s
     assert "No space left" in warning.message
     assert keeper.kept is None
     assert isinstance(keeper.error, OSError)
-    assert [path.name for path in (tmp_path / checkpoints.FOLDER).iterdir()] == ["epoch-00002.tmp"][: when == "next"]
+    assert [path.name for path in (tmp_path / checkpoint_file.FOLDER).iterdir()] == ["epoch-00002.tmp"][: when == "next"]
 
 
 def test_the_state_before_stays_and_later_ones_are_kept_again(tmp_path, state, full_disk):
@@ -139,7 +139,7 @@ def test_the_state_before_stays_and_later_ones_are_kept_again(tmp_path, state, f
 
 
 def test_a_state_that_cannot_even_be_copied_is_a_warning(tmp_path, state):
-    (tmp_path / checkpoints.FOLDER).write_text("a file where the folder should be")
+    (tmp_path / checkpoint_file.FOLDER).write_text("a file where the folder should be")
     told = []
     keeper = Keeper(tmp_path, told.append)
     keeper.take(state, Progress(epoch=1), {})

@@ -10,11 +10,11 @@ from dataset_painter import OnDisk, paint
 
 from trainer.core.dataset import DatasetOrder, PreparedDataset
 from trainer.core.stop import StopSignal
-from trainer.datasets import kept_pixels
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.kept_pixels import KeptPixels
+from trainer.datasets.cache import pixels
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.cache.pixels import KeptPixels
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.reference import Roots
+from trainer.datasets.source.reference import Roots
 
 RECIPE = "16-3-fit"  # the painted images have 32 pixels
 
@@ -81,7 +81,7 @@ def test_a_disk_that_fails_undoes_nothing(host, monkeypatch):
     def broken(*_, **__):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(kept_pixels, "_files", broken)
+    monkeypatch.setattr(pixels, "_files", broken)
     host.discard("v1")
 
 
@@ -89,7 +89,7 @@ def test_another_size_or_another_library_has_others(host, monkeypatch):
     keep(host.prepare("v1"))
     host.discard("v1")
     assert linked(host.prepare("v2", imgsz=24)) == {}
-    monkeypatch.setattr(kept_pixels, "_makers", lambda: "opencv 99")
+    monkeypatch.setattr(pixels, "_makers", lambda: "opencv 99")
     assert linked(host.prepare("v3")) == {}
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from trainer.core.dataset import Finding, Task
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.datasets.found import Report
-from trainer.datasets.label_rows import CHUNK, column_counts, guess_task
-from trainer.datasets.labels import Labels, check
-from trainer.datasets.rewrite import Shape
+from trainer.datasets.labels.check import Labels, check
+from trainer.datasets.labels.convert import Shape
+from trainer.datasets.labels.parse import CHUNK, column_counts, guess_task
+from trainer.datasets.samples import Report
 
 BOX = "0 0.5 0.5 0.2 0.2"
 TRIANGLE = "1 0.1 0.1 0.5 0.1 0.5 0.5"
@@ -189,7 +189,7 @@ def test_files_beyond_one_chunk_keep_their_numbers():
 
 
 def test_many_bytes_are_parsed_in_parts(monkeypatch):
-    monkeypatch.setattr("trainer.datasets.label_rows.CHUNK_BYTES", 20)
+    monkeypatch.setattr("trainer.datasets.labels.parse.CHUNK_BYTES", 20)
     labels, found = checked(BOX, "", f"1 {BOX[2:]}", BOX, "", "7 .5 .5 .1 .1")
     assert (labels.file.tolist(), labels.cls.tolist()) == ([0, 2, 3], [0, 1, 0])
     assert "5.txt line 1" in found["class-outside"].message

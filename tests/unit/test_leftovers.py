@@ -14,9 +14,9 @@ from tests.unit.test_journal import lease
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Completed, Failed, Retry, Verdict
 from trainer.core.stop import StopReason, StopSignal
-from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.journal import Journal
 from trainer.worker.leftovers import LARGEST, leftovers
+from trainer.worker.outcome_delivery import deliver_leftovers
 
 ROOT = Path(__file__).parents[2]
 LEASE = {"lease": {"run_id": "run-5", "attempt": 1, "claim_id": "c"}}

@@ -7,8 +7,8 @@ from dataset_painter import paint, prepared
 
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
-from trainer.datasets.found import Found, Report
-from trainer.datasets.merge import merge
+from trainer.datasets.checks.merge import merge
+from trainer.datasets.samples import Found, Report
 
 
 def found(names, ids=None, **more) -> Found:

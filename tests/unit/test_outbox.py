@@ -7,7 +7,7 @@ import time
 import pytest
 
 from trainer.core.events import BatchProgress, ChildStopped, EpochFinished, Phase
-from trainer.training.outbox import Outbox
+from trainer.training.child.event_pipe import Outbox
 from trainer.training.wire import decode_event
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.training import output
-from trainer.training.output import LONGEST, OutputLines
+from trainer.training.supervisor import log_lines
+from trainer.training.supervisor.log_lines import LONGEST, OutputLines
 
 
 def lines_of(*pieces):
@@ -17,7 +17,7 @@ def lines_of(*pieces):
 def clock(monkeypatch):
     """A clock that stands still until it is set."""
     now = [100.0]
-    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(log_lines.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.core import arguments
 from trainer.core.dataset import ObjectRef, SplitRequest, Task
 from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
 from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel, TrainPlan
+from trainer.request import arguments
 
 RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
 

@@ -13,10 +13,10 @@ from dataset_painter import OnDisk, drawn, paint, prepared
 
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.kept_pixels import KeptPixels
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.cache.pixels import KeptPixels
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.reference import Roots
+from trainer.datasets.source.reference import Roots
 
 
 def everything_in(folder: Path) -> dict[str, str]:

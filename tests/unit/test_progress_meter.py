@@ -3,7 +3,7 @@
 import pytest
 
 from trainer.core.events import BatchProgress, EpochFinished, Phase, PhaseStarted
-from trainer.training.progress_meter import ProgressMeter
+from trainer.training.yolo.progress_meter import ProgressMeter
 
 
 class Course:

@@ -11,9 +11,9 @@ from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.job import Failed
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker import publish
-from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.journal import Journal
 from trainer.worker.leftovers import leftovers
+from trainer.worker.outcome_delivery import deliver_leftovers
 
 AGAIN = "22222222-2222-4222-8222-222222222222"
 TRAINED = {"last.pt", "results.csv", "run.log", "manifest.json"}

@@ -4,7 +4,7 @@ import pytest
 
 from trainer.core.dataset import DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError
-from trainer.datasets.reference import Roots, either_bucket, parse_reference, shown, shown_url
+from trainer.datasets.source.reference import Roots, either_bucket, parse_reference, shown, shown_url
 
 ROOT = Path("/data")
 OURS = "https://abc.supabase.co/"

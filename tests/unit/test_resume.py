@@ -15,8 +15,8 @@ from trainer.core.job import Checkpoint, Job, RunRequest
 from trainer.core.plan import Architecture, TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import Resume, Setup, StartOver
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
-from trainer.remote.retry import RetryPolicy
 from trainer.storage.local import LocalObjectStore
 from trainer.worker import resume
 from trainer.worker.resume import Checkpoints, continued

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer.core.arguments import ALLOWED
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import CHANGEABLE, DEFAULTS, Resume, Setup, StartOver, decide
+from trainer.request.arguments import ALLOWED
 
 CONFIGURATION = {"epochs": 100, "batch": 16, "imgsz": 640, "lr0": 0.01, "optimizer": "SGD"}
 DATA = PreparedDataset(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.remote.retry import RetryPolicy
+from trainer.core.retry import RetryPolicy
 
 
 @pytest.mark.parametrize("again", [0, 5, 1023, 1024, 100_000])

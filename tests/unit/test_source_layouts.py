@@ -14,10 +14,10 @@ from tests.web_server import body, web_server
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.fetch import Fetcher
+from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.reference import Roots
+from trainer.datasets.source.fetch import Fetcher
+from trainer.datasets.source.reference import Roots
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 

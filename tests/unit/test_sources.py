@@ -13,12 +13,12 @@ from tests.web_server import body, web_server
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.events import TransferProgress
 from trainer.core.stop import StopSignal
-from trainer.datasets import validate
-from trainer.datasets.cache import ContentCache
-from trainer.datasets.facts_cache import FactsCache
-from trainer.datasets.fetch import Fetcher
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.checks import statistics
+from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.reference import Roots
+from trainer.datasets.source.fetch import Fetcher
+from trainer.datasets.source.reference import Roots
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 
@@ -146,7 +146,7 @@ def test_of_a_prefetched_dataset_nothing_is_left_to_do_but_the_view(places, data
     datasets = replace(datasets, facts=FactsCache(places.root / ".cache/facts"))
     datasets.prefetch(order, StopSignal())
     assert not list((places.root / ".cache/tmp").iterdir())
-    monkeypatch.setattr(validate, "facts", lambda image: pytest.fail(f"{image} was read again"))
+    monkeypatch.setattr(statistics, "facts", lambda image: pytest.fail(f"{image} was read again"))
     events = []
 
     prepared = datasets.prepare(order, places.root / "datasets/1", StopSignal(), events.append)

@@ -9,8 +9,8 @@ import pytest
 
 from trainer.core.dataset import SplitRequest
 from trainer.core.errors import DatasetError
-from trainer.datasets.found import Report, Sample
-from trainer.datasets.split import assigned, stratified
+from trainer.datasets.checks.split import assigned, stratified
+from trainer.datasets.samples import Report, Sample
 
 
 def strata(counts: dict[int, int]) -> dict[str, int]:

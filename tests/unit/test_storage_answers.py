@@ -9,8 +9,8 @@ import pytest
 from tests.storage_server import PORTAL, StorageServer
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.storage_api import StorageApi
 from trainer.storage.resumable import CHUNK
 from trainer.storage.supabase import SupabaseObjectStore

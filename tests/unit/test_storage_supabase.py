@@ -19,8 +19,8 @@ import pytest
 from tests.storage_server import StorageServer
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, MachineFailed, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.storage_api import HttpTimes, StorageApi
 from trainer.storage.supabase import SupabaseObjectStore
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.storage_server import StorageServer
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Unavailable
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.storage_api import StorageApi
 from trainer.storage.supabase import SupabaseObjectStore
 

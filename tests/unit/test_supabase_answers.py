@@ -10,8 +10,8 @@ from trainer.core.errors import BadRequest, Misconfigured, Unavailable
 from trainer.core.job import Failed, Interrupted, Job, Lease, RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
+from trainer.core.retry import RetryPolicy
 from trainer.jobs.supabase import SupabaseQueue
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.supabase import LARGEST_ANSWER, Project, Unreadable
 
 RUN = "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa"

@@ -11,11 +11,11 @@ import time
 import pytest
 
 from trainer.core.errors import Unavailable
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote import web
 from trainer.remote.clock import clock_skew
 from trainer.remote.download import download
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.stoppable import stoppable, within
 from trainer.remote.storage_api import HttpTimes, StorageApi, Target
 from trainer.remote.supabase import CallLimits, Project

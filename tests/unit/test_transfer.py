@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.datasets.transfer import in_parallel, link_tree
+from trainer.datasets.source.transfer import in_parallel, link_tree
 
 
 def test_every_job_runs_once_and_no_more_than_so_many_at_a_time():

@@ -169,7 +169,7 @@ def test_label_caches_are_read_through_a_name_that_we_replace(ultralytics):
 def test_our_reader_accepts_the_caches_that_it_writes_itself(ultralytics, tmp_path):
     from ultralytics.data.utils import save_dataset_cache_file
 
-    from trainer.training.isolation import load_label_cache
+    from trainer.training.yolo.patches import load_label_cache
 
     labels = [
         {
@@ -191,7 +191,7 @@ def test_our_reader_accepts_the_caches_that_it_writes_itself(ultralytics, tmp_pa
 
 
 def test_our_reader_runs_nothing_that_a_cache_contains(ultralytics, tmp_path):
-    from trainer.training.isolation import load_label_cache
+    from trainer.training.yolo.patches import load_label_cache
 
     class Hostile:
         def __reduce__(self):
@@ -209,7 +209,7 @@ def test_our_reader_runs_nothing_that_a_cache_contains(ultralytics, tmp_path):
 def test_a_state_with_members_of_ours_is_still_one_that_torch_loads(ultralytics, tmp_path):
     import torch
 
-    from trainer.training.checkpoints import Progress, settle, take
+    from trainer.training.yolo.checkpoint_file import Progress, settle, take
 
     (tmp_path / "results.csv").write_text("epoch\n")
     buffer = io.BytesIO()
@@ -226,7 +226,7 @@ def test_a_loaders_epoch_can_be_shortened_once(ultralytics):
     import torch
     from ultralytics.data.build import InfiniteDataLoader
 
-    from trainer.training.callbacks import _skip_once
+    from trainer.training.yolo.callbacks import _skip_once
 
     loader = InfiniteDataLoader(torch.arange(10), batch_size=2)
     _skip_once(loader, 3)
@@ -247,7 +247,7 @@ def test_the_measures_of_each_task_are_where_the_report_looks(ultralytics):
 
 
 def test_a_report_that_would_be_too_large_loses_its_curves_first(ultralytics):
-    from trainer.training.report import LARGEST, bounded
+    from trainer.training.yolo.report import LARGEST, bounded
 
     report = bounded({"mAP": 0.5, "curves": {"f1": [0.123456] * LARGEST}, "confusion_matrix": [[1]]})
 
@@ -258,14 +258,14 @@ def test_a_report_that_would_be_too_large_loses_its_curves_first(ultralytics):
 
 
 def test_a_report_that_fits_is_left_as_it_is(ultralytics):
-    from trainer.training.report import bounded
+    from trainer.training.yolo.report import bounded
 
     assert bounded({"mAP": 0.5}) == {"mAP": 0.5}
 
 
 def test_the_numbers_of_the_best_epoch_stand_in_for_a_final_validation(ultralytics, tmp_path):
     from trainer.core.dataset import Task
-    from trainer.training.report import from_results
+    from trainer.training.yolo.report import from_results
 
     csv = tmp_path / "results.csv"
     csv.write_text("epoch,time,train/box_loss,metrics/mAP50-95(B),val/box_loss\n1,1.0,3,0.25,nan\n2,2.0,2,0.5,1\n3,3,1,0.4,1\n")
@@ -287,7 +287,7 @@ def test_the_numbers_of_the_best_epoch_stand_in_for_a_final_validation(ultralyti
     ],
 )
 def test_memory_errors_are_known_by_what_the_library_says(ultralytics, message, expected):
-    from trainer.training.yolo import is_out_of_memory
+    from trainer.training.yolo.train import is_out_of_memory
 
     assert is_out_of_memory(RuntimeError(message)) is expected
 

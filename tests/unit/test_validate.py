@@ -8,9 +8,9 @@ from dataset_painter import paint, prepared
 from trainer.core.errors import DatasetError
 from trainer.core.events import Warned
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.datasets import validate
-from trainer.datasets.found import Report, Sample
-from trainer.datasets.images import Facts
+from trainer.datasets.checks import statistics
+from trainer.datasets.images.header import Facts
+from trainer.datasets.samples import Report, Sample
 
 
 def found(result) -> dict[str, int]:
@@ -79,7 +79,7 @@ def test_classes_without_labels_and_rare_ones_are_told(tmp_path):
 
 def test_balance_tells_extremes_and_classes_that_are_only_in_one_split():
     report = Report()
-    validate.balance(["a", "b", "c"], {"train": [5000, 20, 0], "val": [50, 0, 20]}, report)
+    statistics.balance(["a", "b", "c"], {"train": [5000, 20, 0], "val": [50, 0, 20]}, report)
     assert {f.code for f in report.findings} == {"class-balance", "class-not-in-train", "class-not-in-val"}
 
 
@@ -93,18 +93,18 @@ def test_labels_that_count_from_one_are_recognised(tmp_path):
 
 def test_sizes_are_summed_up():
     facts = [Facts("png", w, h, 10, b"") for w, h in ((10, 10), (20, 20), (20, 20), (99, 50))]
-    summary = validate.sizes([*facts, Facts("", 0, 0, 0, b"", "broken")])
+    summary = statistics.sizes([*facts, Facts("", 0, 0, 0, b"", "broken")])
     assert (summary["smallest"], summary["median"], summary["largest"]) == ([10, 10], [20, 20], [99, 50])
     assert summary["common"][0] == {"size": [20, 20], "images": 2}
     assert (summary["kinds"], summary["bytes"]) == ({"png": 4}, 40)
-    assert validate.sizes([]) == {}
+    assert statistics.sizes([]) == {}
 
 
 def test_the_look_at_images_stops_when_asked(tmp_path):
     stop = StopSignal()
     stop.set(StopReason.CANCELED)
     with pytest.raises(Stopped):
-        validate.inspect([Sample(str(tmp_path), "a.jpg", "train")], {}, Report(), stop)
+        statistics.inspect([Sample(str(tmp_path), "a.jpg", "train")], {}, Report(), stop)
 
 
 def test_a_wrong_suffix_is_a_warning_and_the_image_is_kept(tmp_path):

@@ -11,7 +11,7 @@ from dataset_painter import paint, prepared
 
 from trainer.core.errors import DatasetError, MachineFailed
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.datasets.view import Item, folder_names, view_names, write_data_yaml, write_view
+from trainer.datasets.view.links import Item, folder_names, view_names, write_data_yaml, write_view
 
 
 def item(image: Path | str, name: str = "a.jpg", **more) -> Item:

@@ -7,8 +7,8 @@ import pytest
 
 from tests.web_server import body, endless, in_turn, raw, redirect, silent, web_server
 from trainer.core.errors import DatasetError, ObjectMissing, Unavailable
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.web import GuardedClient
 
 QUICK = RetryPolicy(tries=2, first_wait=0.01, longest_wait=0.02, total_seconds=5)

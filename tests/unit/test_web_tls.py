@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.web_server import body, endless, web_server
 from trainer.core.errors import DatasetError
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.retry import RetryPolicy
 from trainer.remote.web import GuardedClient
 
 

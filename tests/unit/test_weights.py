@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from trainer.core import catalogue
+from trainer.core import model_catalog
 from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, MachineFailed, ObjectMissing, Unavailable
 from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.disk import durable
-from trainer.remote.retry import RetryPolicy
 from trainer.storage.local import LocalObjectStore
-from trainer.training.weights import ModelFolder
+from trainer.weights.model_folder import ModelFolder
 
 RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
 BUCKET = "training-artifacts"
@@ -314,7 +314,7 @@ def test_a_copy_that_somebody_changed_is_made_again(folder):
 
 def test_every_architecture_of_the_catalogue_is_found_in_the_package(folder):
     there = folder()
-    for stem, by_task in catalogue.ARCHITECTURES.items():
+    for stem, by_task in model_catalog.ARCHITECTURES.items():
         for task in by_task:
             assert there.resolve(Architecture(stem=stem), task, StopSignal()).stat().st_size > 100
 
@@ -328,7 +328,7 @@ print(json.dumps({path: yaml_model_load(path)["scale"] for path in json.load(sys
 
 def test_ultralytics_reads_the_size_of_every_architecture_from_our_copys_name(folder, models, tmp_path):
     there, wanted = folder(), {}
-    for stem, by_task in catalogue.ARCHITECTURES.items():
+    for stem, by_task in model_catalog.ARCHITECTURES.items():
         size = re.match(r"yolov?(?:3|5|6|8|11|12|26)([nsmlx])(-|$)", stem)
         for task in by_task:
             path = there.resolve(Architecture(stem=stem), task, StopSignal())

@@ -21,8 +21,8 @@ from trainer.storage.local import LocalObjectStore
 from trainer.worker.execution import Execution
 from trainer.worker.health import Health
 from trainer.worker.lease import LeaseTimes
+from trainer.worker.liveness import Pulse
 from trainer.worker.places import Places
-from trainer.worker.pulse import Pulse
 from trainer.worker.slots import CPU, Slots
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 from trainer.worker.workshop import RunTimes, Workshop

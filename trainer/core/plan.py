@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypeAlias
 
-from trainer.core import catalogue
-from trainer.core.arguments import Value
+from trainer.core import model_catalog
 from trainer.core.dataset import ObjectRef, SplitRequest, Task, shown_url
 from trainer.core.job import JsonObject, RunRequest
+from trainer.request.arguments import Value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class TrainPlan:
 
         `workers` is the number of loader processes where the row is silent; None leaves it to Ultralytics.
         """
-        from trainer.core.reading import read_plan  # the reader needs the types above
+        from trainer.request.parse import read_plan  # the reader needs the types above
 
         return read_plan(request, exports_available, artifacts_bucket, workers)
 
@@ -99,7 +99,7 @@ class TrainPlan:
         model = self.model
         if self.task or not isinstance(model, OfficialModel | Architecture) or model.task in (None, task):
             return None
-        used = catalogue.resolve_name(model.stem, task, scratch=isinstance(model, Architecture))
+        used = model_catalog.resolve_name(model.stem, task, scratch=isinstance(model, Architecture))
         return f"base_model names a {model.task} model, and the task is {task}: {used} is used instead"
 
     def as_json(self) -> JsonObject:

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TypeAlias, assert_never
 
-from trainer.core.arguments import Value
 from trainer.core.dataset import PreparedDataset
 from trainer.core.job import Json, JsonObject
 from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel, TrainPlan
+from trainer.request.arguments import Value
 
 # Ultralytics' values of the arguments that a row may set, where the row is silent
 DEFAULTS: Mapping[str, Value | None] = MappingProxyType(

@@ -12,7 +12,7 @@ import yaml
 
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
-from trainer.datasets.found import Report, read_file, shown
+from trainer.datasets.samples import Report, read_file, shown
 
 LARGEST_YAML = 4 << 20  # bytes; a thousand names take 30 KB
 DEEPEST = 12  # levels of nesting

@@ -14,14 +14,14 @@ from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.events import Event, Phase, PhaseStarted, Warned
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
-from trainer.datasets.facts_cache import FactsCache
-from trainer.datasets.fetch import Fetched, Fetcher
-from trainer.datasets.folders import Tree
-from trainer.datasets.found import Admit, Found, Report, shown
-from trainer.datasets.kept_pixels import KeptPixels
-from trainer.datasets.recognise import recognise
-from trainer.datasets.reference import Roots, parse_reference
-from trainer.datasets.view import new_view
+from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.formats.detect import recognise
+from trainer.datasets.formats.source_tree import Tree
+from trainer.datasets.images.facts_cache import FactsCache
+from trainer.datasets.samples import Admit, Found, Report, shown
+from trainer.datasets.source.fetch import Fetched, Fetcher
+from trainer.datasets.source.reference import Roots, parse_reference
+from trainer.datasets.view.links import new_view
 from trainer.disk.removal import remove_tree
 
 OnEvent = Callable[[Event], None]
@@ -56,7 +56,7 @@ class FetchedDatasets:
 
     def prepare(self, order: DatasetOrder, view: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:
         """See `core.ports.Datasets`. Each warning is also an event."""
-        from trainer.datasets.build import build  # numpy, which an idle daemon does without
+        from trainer.datasets.checks.check import build  # numpy, which an idle daemon does without
 
         new_view(view)
         report = Report()
@@ -71,7 +71,7 @@ class FetchedDatasets:
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """See `core.ports.Datasets`. What is found out about the images is kept, too."""
-        from trainer.datasets.build import check_all
+        from trainer.datasets.checks.check import check_all
 
         with self.fetcher.scratch() as view:
             new_view(view)
@@ -99,8 +99,8 @@ class FetchedDatasets:
         `staging` is a folder that does not exist yet, for what has to be fetched; the caller removes it.
         Raises what `prepare` raises, but `DatasetError` only when there is no dataset to look at.
         """
-        from trainer.datasets.build import check_all, summary
-        from trainer.datasets.contact_sheet import draw_sheet
+        from trainer.datasets.checks.check import check_all, summary
+        from trainer.datasets.view.contact_sheet import draw_sheet
 
         new_view(staging)
         report = Report()

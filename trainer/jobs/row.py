@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import assert_never
 
-from trainer.core.configuration import shown
 from trainer.core.errors import BadRequest, Unavailable
 from trainer.core.job import (
     Canceled,
@@ -34,6 +33,7 @@ from trainer.core.job import (
 from trainer.core.json_text import DEEPEST, TOO_DEEP, is_too_deep, json_from_text
 from trainer.core.ports import Worker
 from trainer.jobs.requirements import requirements
+from trainer.request.configuration import shown
 
 CANCELED_BY_USER = "Canceled by user."
 JOB_COLUMNS = (  # what `job_of` reads

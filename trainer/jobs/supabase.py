@@ -26,9 +26,9 @@ from trainer.core.job import (
     Verdict,
 )
 from trainer.core.ports import Worker
+from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal
 from trainer.jobs import row
-from trainer.remote.retry import RetryPolicy, retrying
 from trainer.remote.supabase import MIGRATE, Project, TooLarge, Unreadable
 from trainer.remote.supabase_access import USE_KEY
 

@@ -19,10 +19,10 @@ from urllib.parse import urljoin, urlsplit
 import httpcore
 
 from trainer.core.errors import DatasetError, ObjectMissing, Unavailable
+from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal
 from trainer.remote.gate import Gate, Resolve, resolve_by_system, shown
 from trainer.remote.pinned import READ_SECONDS, PinnedNetwork
-from trainer.remote.retry import RetryPolicy, retrying
 
 CHUNK = 1 << 16
 REDIRECTS = 5

@@ -12,9 +12,9 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
 from trainer.core.job import JsonObject
 from trainer.core.ports import ObjectInfo, OnBytes, StoredObject
+from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal
 from trainer.remote.answers import amount, flag, mapping, number_in, text
-from trainer.remote.retry import RetryPolicy, retrying
 from trainer.remote.stoppable import stoppable
 from trainer.remote.storage_api import NoSuchRoute, StorageApi, Target, TooLarge, object_path
 from trainer.storage.files import disk_errors

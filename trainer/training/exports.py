@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from trainer.core.exports import PACKAGES
+from trainer.request.exports import PACKAGES
 
 
 def available_exports() -> frozenset[str]:

@@ -9,7 +9,7 @@ from ultralytics.utils import RANK
 
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import CHANGEABLE, DEFAULTS, Setup, are_comparable
-from trainer.training.checkpoints import Progress
+from trainer.training.yolo.checkpoint_file import Progress
 
 
 def to_begin(order: TrainingOrder, batch: float) -> dict[str, Any]:

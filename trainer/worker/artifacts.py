@@ -10,11 +10,11 @@ from trainer.core.errors import TrainerError, Unavailable
 from trainer.core.events import Finished, Phase, PhaseStarted
 from trainer.core.job import JsonObject
 from trainer.core.results import Artifact
+from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import Stopped, StopSignal
-from trainer.remote.retry import RetryPolicy, retrying
+from trainer.worker.event_sink import Record
 from trainer.worker.lease import Heartbeat
 from trainer.worker.publish import Publisher, WeightsChanged
-from trainer.worker.record import Record
 
 log = structlog.get_logger()
 

@@ -35,15 +35,15 @@ from trainer.core.progress import Progress
 from trainer.core.resumption import Setup
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.disk.removal import remove_tree
-from trainer.worker import finished as finished_marker
+from trainer.worker import finished_marker
 from trainer.worker.artifacts import Artifacts, listed
 from trainer.worker.checkpoint_uploads import CheckpointUploads
+from trainer.worker.event_sink import Record
 from trainer.worker.fetching import dataset_order, fetched
 from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
 from trainer.worker.places import attempt_of
 from trainer.worker.publish import Publisher, artifact_name
-from trainer.worker.record import Record
 from trainer.worker.resume import Checkpoints, continued
 from trainer.worker.slots import SlotLoan
 from trainer.worker.workshop import Workshop

@@ -16,12 +16,12 @@ from trainer.core.job import Lease
 from trainer.core.ports import Queue, Worker
 from trainer.core.stop import StopSignal
 from trainer.worker.bulkhead import bulkhead
-from trainer.worker.deliver import deliver_leftovers
 from trainer.worker.execution import Execution
 from trainer.worker.health import Health
 from trainer.worker.housekeeping import Housekeeping
+from trainer.worker.liveness import Pulse
+from trainer.worker.outcome_delivery import deliver_leftovers
 from trainer.worker.prefetch import Prefetcher
-from trainer.worker.pulse import Pulse
 from trainer.worker.slots import SlotLoan, Slots
 
 log = structlog.get_logger()

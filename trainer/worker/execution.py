@@ -18,17 +18,17 @@ import structlog
 from trainer.core.job import Canceled, Completed, JsonObject, Lease, Outcome, Retry, Verdict
 from trainer.core.ports import Queue, Reporter
 from trainer.core.progress import Progress
+from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopReason, StopSignal
-from trainer.remote.retry import RetryPolicy
 from trainer.worker.artifacts import ONE_TRY, Artifacts
 from trainer.worker.attempt import Attempt
 from trainer.worker.bulkhead import bulkhead
-from trainer.worker.deliver import FOR_EVER, deliver
+from trainer.worker.event_sink import Record, RunLog
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
+from trainer.worker.liveness import Pulse
+from trainer.worker.outcome_delivery import FOR_EVER, deliver
 from trainer.worker.publish import Publisher
-from trainer.worker.pulse import Pulse
-from trainer.worker.record import Record, RunLog
 from trainer.worker.slots import SlotLoan
 from trainer.worker.workshop import Workshop
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 from trainer.core.dataset import DatasetOrder
 from trainer.core.errors import Misconfigured, ObjectMissing, Unavailable
 from trainer.core.plan import TrainPlan
+from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal
-from trainer.remote.retry import RetryPolicy, retrying
-from trainer.worker.record import Record
+from trainer.worker.event_sink import Record
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from trainer.core.job import JsonObject, Lease, Verdict
 from trainer.core.ports import Queue
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.journal import Journal
-from trainer.worker.pulse import Pulse
+from trainer.worker.liveness import Pulse
 
 log = structlog.get_logger()
 

@@ -15,7 +15,7 @@ import structlog
 from trainer.core.job import Job
 from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.removal import remove_tree
-from trainer.worker import finished
+from trainer.worker import finished_marker
 
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ class Places:
             with contextlib.suppress(OSError):  # what stays goes with the run folder
                 remove_tree(run_dir / "checkpoints")
             with contextlib.suppress(OSError):
-                finished.forget(run_dir)
+                finished_marker.forget(run_dir)
 
     def view(self, job: Job) -> Path:
         return self.views / f"run_{job.id}{_suffix(job)}"

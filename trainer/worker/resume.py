@@ -25,8 +25,8 @@ from trainer.core.events import Event, Warned
 from trainer.core.job import Checkpoint, Job, JsonObject
 from trainer.core.ports import ObjectStore, TrainingOrder
 from trainer.core.resumption import Decision, Resume, Setup, are_comparable, decide
+from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal
-from trainer.remote.retry import RetryPolicy, retrying
 from trainer.worker.places import attempt_of
 
 _MOST_FACTS = 2**20  # bytes

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from trainer.training.reach import confine
+from trainer.training.sandbox.policy import confine
 from trainer.training.wire import decode_order
 
 order = decode_order(sys.stdin.buffer.readline())

@@ -11,11 +11,11 @@ import ultralytics.utils
 import ultralytics.utils.events
 from ultralytics.utils.git import GitRepo
 
-from trainer.training import child
+from trainer.training.child import main
 
 found = GitRepo(Path(os.environ["GIT_ROOT"]))
 assert found.origin, "the repository is not there"
 ultralytics.utils.GIT.__dict__.update(found.__dict__)
 ultralytics.utils.events.callbacks["on_train_start"] = lambda _trainer: print("TELEMETRY", flush=True)
 sys.addaudithook(lambda event, args: print(f"WITNESSED {args}", flush=True) if event == "subprocess.Popen" else None)
-child.main(sys.argv[1:])
+main.main(sys.argv[1:])

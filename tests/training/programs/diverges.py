@@ -6,7 +6,7 @@ import sys
 
 from ultralytics.nn.tasks import BaseModel
 
-from trainer.training import child
+from trainer.training.child import main
 
 failing = {int(number) for number in os.environ["NAN_IN"].split(",")}
 calls = itertools.count(1)
@@ -21,4 +21,4 @@ def diverging(self, batch, preds=None):
 
 
 BaseModel.loss = diverging
-child.main(sys.argv[1:])
+main.main(sys.argv[1:])

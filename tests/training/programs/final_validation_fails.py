@@ -6,7 +6,7 @@ import sys
 from ultralytics.engine.exporter import Exporter
 from ultralytics.engine.trainer import BaseTrainer
 
-from trainer.training import child
+from trainer.training.child import main
 
 
 def final_eval(self):
@@ -21,4 +21,4 @@ def export(self, model=None):
 
 BaseTrainer.final_eval = final_eval
 Exporter.__call__ = export
-child.main(sys.argv[1:])
+main.main(sys.argv[1:])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ultralytics.engine.trainer import BaseTrainer
 
-from trainer.training import child
+from trainer.training.child import main
 
 do_train = BaseTrainer._do_train
 
@@ -29,4 +29,4 @@ def tell(trainer):
 
 
 BaseTrainer._do_train = train_with_workers
-child.main(sys.argv[1:])
+main.main(sys.argv[1:])

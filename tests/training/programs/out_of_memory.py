@@ -10,7 +10,7 @@ import weakref
 import torch
 from ultralytics.nn.tasks import BaseModel
 
-from trainer.training import child
+from trainer.training.child import main
 
 kind, _, numbers = os.environ["OOM_WHEN"].partition(":")
 failing = {int(number) for number in numbers.split(",")}
@@ -31,4 +31,4 @@ def scarce(self, batch, preds=None):
 
 
 BaseModel.loss = scarce
-child.main(sys.argv[1:])
+main.main(sys.argv[1:])

@@ -15,9 +15,11 @@ import torch
 from torch import distributed as dist
 from ultralytics.engine.trainer import BaseTrainer
 
-from trainer.training import child, rank, ranks, train_arguments
+from trainer.training import train_arguments
+from trainer.training.child import ddp_rank, main
+from trainer.training.yolo import ddp
 
-ranks.PROGRAM = (sys.executable, __file__)
+ddp.PROGRAM = (sys.executable, __file__)
 train_arguments._device = lambda order: "cpu"
 do_train, wrap, reduce = BaseTrainer._do_train, torch.nn.parallel.DistributedDataParallel, dist.reduce
 
@@ -65,4 +67,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     as_child = "--events-fd" in sys.argv
     print("the child starts" if as_child else f"rank {os.environ['RANK']} starts", flush=True)
-    child.main(sys.argv[sys.argv.index("--events-fd") :]) if as_child else rank.main(sys.argv[1:])
+    main.main(sys.argv[sys.argv.index("--events-fd") :]) if as_child else ddp_rank.main(sys.argv[1:])

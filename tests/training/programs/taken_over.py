@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ultralytics.data.dataset import ClassificationDataset
 
-from trainer.training import child
-from trainer.training.callbacks import Callbacks
+from trainer.training.child import main
+from trainer.training.yolo.callbacks import Callbacks
 
 OUTSIDE, PORT = Path(os.environ["OUTSIDE"]), int(os.environ["PORT"])
 WAYS = {
@@ -60,13 +60,13 @@ def taken_over(function):
     return begun
 
 
-def decoding(line, decode=child.decode_command):
+def decoding(line, decode=main.decode_command):
     if loot:
         attack("commands")
     return decode(line)
 
 
-child.decode_command = decoding
+main.decode_command = decoding
 Callbacks.on_pretrain_routine_start = taken_over(Callbacks.on_pretrain_routine_start)
 ClassificationDataset.__getitem__ = attacking(ClassificationDataset.__getitem__, "loader")
-child.main(sys.argv[1:])
+main.main(sys.argv[1:])

@@ -12,6 +12,6 @@ def witness(event, args):
 
 sys.addaudithook(witness)
 
-from trainer.training import child  # noqa: E402
+from trainer.training.child import main  # noqa: E402
 
-child.main(sys.argv[1:])
+main.main(sys.argv[1:])

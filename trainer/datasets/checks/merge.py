@@ -1,0 +1,73 @@
+"""Several sources become one dataset: classes that have the same name are the same class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from trainer.core.dataset import SplitRequest, Task
+from trainer.datasets.samples import Found, Report, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One source of a dataset: its samples, and the class index for each number that its labels use."""
+
+    samples: list[Sample]
+    classes: Mapping[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """All sources together. `names` are in order of first appearance."""
+
+    parts: tuple[Part, ...]
+    names: tuple[str, ...]
+    kpt_shape: tuple[int, int] | None
+    flip_idx: tuple[int, ...] | None
+    split: SplitRequest | None
+
+
+def merge(founds: Sequence[Found], task: Task, report: Report) -> Merged:
+    """Merge sources, all of which name their classes. Contradictions between them go into `report`."""
+    names: list[str] = []
+    parts = []
+    for number, found in enumerate(founds):
+        own = found.names or ()
+        places = _places(names, own)
+        samples = found.samples
+        if len(founds) > 1:
+            samples = [_moved(sample, number, places) for sample in samples]
+        parts.append(Part(samples=samples, classes=dict(zip(found.ids or range(len(own)), places, strict=True))))
+    if task is Task.POSE and len({found.kpt_shape for found in founds}) > 1:
+        report.error("merge-keypoints", "The sources have different kpt_shape, so they cannot be trained together.")
+    flips = {found.flip_idx for found in founds}
+    return Merged(
+        parts=tuple(parts),
+        names=tuple(names),
+        kpt_shape=founds[0].kpt_shape,
+        flip_idx=flips.pop() if len(flips) == 1 else None,
+        split=next((found.split for found in founds if found.split), None),
+    )
+
+
+def _moved(sample: Sample, source: int, places: Sequence[int]) -> Sample:
+    class_id = None if sample.class_id is None else places[sample.class_id]
+    return replace(sample, name=f"{source}/{sample.name}", class_id=class_id)
+
+
+def _places(names: list[str], own: Sequence[str]) -> list[int]:
+    """The index in `names` of each of a source's classes; new ones are appended.
+
+    Two classes of one name in one source stay two, as its owner numbered them.
+    """
+    known: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        known.setdefault(name, []).append(index)
+    places: list[int] = []
+    for name in own:
+        if not known.get(name):
+            known[name] = [len(names)]
+            names.append(name)
+        places.append(known[name].pop(0))
+    return places

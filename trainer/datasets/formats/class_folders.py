@@ -1,0 +1,68 @@
+"""Classification: a folder per class, below train, val and test or without splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.core.dataset import Task
+from trainer.core.errors import DatasetError
+from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES
+from trainer.datasets.formats.source_tree import Tree
+from trainer.datasets.formats.yolo import ALIASES
+from trainer.datasets.samples import SPLITS, Found, Sample, shown
+
+FEWEST_CLASSES = 2
+
+
+def split_homes(tree: Tree, home: Path) -> dict[str | None, Path]:
+    """The folders that hold class folders, by split; empty when this is no classification dataset."""
+    names = {name.lower(): name for name in tree.listing(str(home)).folders}
+    homes: dict[str | None, Path] = {}
+    for split in SPLITS:
+        for alias in ALIASES[split]:
+            fewest = FEWEST_CLASSES if split == "train" else 1
+            if alias in names and _has_classes(tree, home / names[alias], fewest):
+                homes[split] = home / names[alias]
+    if "train" in homes:
+        return homes
+    return {None: home} if _has_classes(tree, home, FEWEST_CLASSES) else {}
+
+
+def read_classes(tree: Tree, home: Path) -> Found:
+    """The images below class tree. Raises `DatasetError` when there are none."""
+    homes = split_homes(tree, home)
+    if not homes:
+        raise DatasetError(
+            f"{shown(home.name)} has no class folders; classify needs train/CLASS/image.jpg and val/CLASS/image.jpg.",
+        )
+    names = sorted({name for place in homes.values() for name in _classes(tree, place)})
+    if len(names) > MOST_CLASSES:
+        raise DatasetError(f"{shown(home.name)} has {len(names)} class folders; {MOST_CLASSES} are the limit.")
+    number = {name: index for index, name in enumerate(names)}
+    samples = [
+        Sample(path, f"{tree.relative(folder)}/{file}", split, class_id=number[name], owned=tree.is_owned)
+        for split, place in homes.items()
+        for name in _classes(tree, place)
+        for folder, listing in tree.below(f"{place}/{name}")
+        for file, path in listing.images.items()
+    ]
+    return Found(samples=samples, names=tuple(" ".join(n.split())[:LONGEST_NAME] for n in names), task=Task.CLASSIFY)
+
+
+def looks_like_classes(tree: Tree, home: Path) -> bool:
+    """Class folders with images and not one label file among them."""
+    homes = split_homes(tree, home)
+    return bool(homes) and not any(
+        listing.texts for place in homes.values() for _, listing in tree.below(str(place))
+    )
+
+
+def _classes(tree: Tree, place: Path) -> list[str]:
+    return [name for name in tree.listing(str(place)).folders if tree.has_images(f"{place}/{name}")]
+
+
+def _has_classes(tree: Tree, place: Path, fewest: int) -> bool:
+    listing = tree.listing(str(place))
+    if listing.images or {"images", "labels"} & set(listing.folders):
+        return False
+    return len(_classes(tree, place)) >= fewest

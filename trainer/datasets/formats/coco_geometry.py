@@ -1,0 +1,173 @@
+"""The geometry of COCO annotations: boxes in pixels, polygons, run-length masks and keypoints, made shares of the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.core.dataset import Task
+from trainer.datasets.images.header import MOST_PIXELS
+from trainer.datasets.samples import Report
+
+Points = list[tuple[float, float]]
+MOST_PARTS = 50  # of one outline; what a mask has beyond them, smallest last, is crumbs
+SLACK = 2.0  # pixels that a box may stick out without a word
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The image that annotations refer to: its size in the annotations' pixels."""
+
+    name: str
+    width: int
+    height: int
+
+
+def row_of(
+    annotation: Mapping[str, Any], picture: Picture, task: Task, kpt_shape: tuple[int, int] | None, report: Report,
+) -> list[float] | None:
+    """The numbers of a YOLO row after the class; None when the annotation has no shape, which is reported."""
+    polygon = _polygon(annotation.get("segmentation"), picture, report)
+    if task in (Task.SEGMENT, Task.OBB) and polygon:
+        return _shares(_inside(polygon, picture), picture)
+    box = _box(annotation.get("bbox"), polygon)
+    if box is None:
+        report.error("coco-shape", "{n} annotations have neither a box nor an outline that can be read", picture.name)
+        return None
+    row = _box_row(box, picture, report)
+    if task is Task.POSE and kpt_shape and row is not None:
+        row += _keypoint_row(annotation.get("keypoints"), kpt_shape[0], picture, report)
+    return row
+
+
+def _numbers(value: Any) -> list[float] | None:
+    if not isinstance(value, list) or not all(
+        isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e9 and math.isfinite(n) for n in value
+    ):
+        return None
+    return [float(n) for n in value]
+
+
+def _box(value: Any, polygon: Points | None) -> tuple[float, float, float, float] | None:
+    """Left, top, right, bottom in pixels."""
+    numbers = _numbers(value)
+    if numbers is not None and len(numbers) == 4:
+        x, y, width, height = numbers
+        return x, y, x + width, y + height
+    if polygon:
+        xs, ys = zip(*polygon, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+    return None
+
+
+def _box_row(box: tuple[float, float, float, float], picture: Picture, report: Report) -> list[float] | None:
+    left, top, right, bottom = box
+    if min(left, top, picture.width - right, picture.height - bottom) < -SLACK:
+        report.warning("coco-outside", "{n} boxes stick out of their image and were cut at its edge", picture.name)
+    left, right = (min(max(x, 0.0), picture.width) for x in (left, right))
+    top, bottom = (min(max(y, 0.0), picture.height) for y in (top, bottom))
+    return [
+        (left + right) / 2 / picture.width, (top + bottom) / 2 / picture.height,
+        (right - left) / picture.width, (bottom - top) / picture.height,
+    ]
+
+
+def _polygon(value: Any, picture: Picture, report: Report) -> Points | None:
+    """One outline in pixels; several parts are joined by bridges without width."""
+    if isinstance(value, dict):
+        parts = _mask_outlines(value, picture, report)
+    elif isinstance(value, list):
+        flat = [value] if value and not isinstance(value[0], list) else value
+        parts = [_pairs(numbers) for part in flat if (numbers := _numbers(part)) and len(numbers) >= 6]
+    else:
+        return None
+    return _joined(parts) if parts else None
+
+
+def _pairs(numbers: Sequence[float]) -> Points:
+    return list(zip(numbers[0::2], numbers[1::2], strict=False))
+
+
+def _joined(parts: list[Points]) -> Points:
+    """One ring through all parts: at the two nearest points, over to the next part, around it, and back."""
+    ring, *others = sorted(parts, key=len, reverse=True)
+    for other in others[:MOST_PARTS]:
+        # every point of a short outline is tried, of a long one a few hundred
+        mine, theirs = range(0, len(ring), 1 + len(ring) // 300), range(0, len(other), 1 + len(other) // 300)
+        i, j = min(((i, j) for i in mine for j in theirs), key=lambda pair: math.dist(ring[pair[0]], other[pair[1]]))
+        ring = [*ring[: i + 1], *other[j:], *other[: j + 1], *ring[i:]]
+    return ring
+
+
+def _mask_outlines(rle: Mapping[str, Any], picture: Picture, report: Report) -> list[Points]:
+    mask = _mask(rle, picture)
+    if mask is None:
+        report.error("coco-rle", "{n} masks cannot be decoded, or are not as large as their image", picture.name)
+        return []
+    import cv2
+    import numpy as np
+
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    rings = [np.asarray(outline, float).reshape(-1, 2) for outline in outlines]
+    return [[(float(x), float(y)) for x, y in ring] for ring in rings if len(ring) >= 3]
+
+
+def _mask(rle: Mapping[str, Any], picture: Picture) -> Any:
+    """The mask (height, width) of 0 and 1, or None. Its size is checked before anything is allocated."""
+    import numpy as np
+
+    pixels = picture.height * picture.width
+    if rle.get("size") != [picture.height, picture.width] or pixels > MOST_PIXELS:
+        return None
+    runs = _runs(rle.get("counts"))
+    if runs is None or sum(runs) != pixels:
+        return None
+    # runs of 0 and 1 alternate, down the columns
+    flat = np.repeat(np.arange(len(runs), dtype=np.uint32) % 2, runs).astype(np.uint8)
+    return np.ascontiguousarray(flat.reshape((picture.height, picture.width), order="F"))
+
+
+def _runs(counts: Any) -> list[int] | None:
+    """The lengths of the runs. Decoded here, because pycocotools' C code trusts a compressed string."""
+    if isinstance(counts, list):
+        return counts if all(isinstance(n, int) and 0 <= n <= MOST_PIXELS for n in counts) else None
+    if not isinstance(counts, str) or not counts.isascii():
+        return None
+    runs: list[int] = []
+    value = shift = 0
+    for code in (ord(character) - 48 for character in counts):
+        if not 0 <= code < 64 or shift > 30:
+            return None
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & 0x20:
+            continue
+        if code & 0x10:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+        if runs[-1] < 0:
+            return None
+    return runs if not shift else None
+
+
+def _keypoint_row(value: Any, count: int, picture: Picture, report: Report) -> list[float]:
+    numbers = _numbers(value) if value is not None else [0.0] * (3 * count)
+    if numbers is None or len(numbers) != 3 * count:
+        report.error("coco-keypoints", f"{{n}} annotations do not have {count} keypoints of x, y, visibility", picture.name)
+        return [0.0] * (3 * count)
+    row: list[float] = []
+    for x, y, visible in zip(numbers[0::3], numbers[1::3], numbers[2::3], strict=True):
+        (share_x, share_y), = _inside([(x, y)], picture)
+        row += [share_x / picture.width, share_y / picture.height, visible]
+    return row
+
+
+def _inside(points: Iterable[tuple[float, float]], picture: Picture) -> Points:
+    return [(min(max(x, 0.0), float(picture.width)), min(max(y, 0.0), float(picture.height))) for x, y in points]
+
+
+def _shares(points: Points, picture: Picture) -> list[float]:
+    return [share for x, y in points for share in (x / picture.width, y / picture.height)]

@@ -1,0 +1,57 @@
+"""Image files by the names that annotation files call them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from trainer.core.errors import DatasetError
+from trainer.datasets.formats.source_tree import Tree
+from trainer.datasets.formats.yolo import ALIASES
+from trainer.datasets.samples import shown
+
+
+class Pictures:
+    """All images of a tree, wherever in it they lie."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._path: dict[str, str] = {}
+        for folder, listing in tree.below(str(tree.root)):
+            for name, path in listing.images.items():
+                relative = tree.relative(f"{folder}/{name}")
+                self._by_name[name].append(relative)
+                self._path[relative] = path
+
+    def find(self, file_name: str, near: str, split: str | None) -> tuple[str, str] | None:
+        """Path and relative name of the image; of several with one name, the one whose folders agree best.
+
+        Between equals the one below the folder `near` is meant, or below a folder named after the split. Raises `DatasetError` when none can be told.
+        """
+        parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        candidates = self._by_name.get(parts[-1] if parts else "", [])
+        if not candidates:
+            return None
+        agreement = max(_agreement(candidate, parts) for candidate in candidates)
+        best = [candidate for candidate in candidates if _agreement(candidate, parts) == agreement]
+        words = ALIASES[split] if split else ()
+        best = (
+            [candidate for candidate in best if candidate.startswith(near)]
+            or [candidate for candidate in best if any(p.startswith(words) for p in candidate.lower().split("/")[:-1])]
+            or best
+        )
+        exact = "/".join(parts)
+        if len(best) > 1 and exact not in best:
+            raise DatasetError(f"{shown(file_name)} is {shown(best[0])} or {shown(best[1])}; write the folder in file_name")
+        relative = exact if exact in best else best[0]
+        return self._path[relative], relative
+
+
+def _agreement(path: str, parts: Sequence[str]) -> int:
+    count = 0
+    for mine, theirs in zip(reversed(path.split("/")), reversed(parts), strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count

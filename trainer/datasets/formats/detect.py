@@ -1,0 +1,153 @@
+"""Which format a source tree is in, and where its description lies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trainer.core.dataset import Task
+from trainer.core.errors import DatasetError
+from trainer.datasets.data_yaml import load_yaml
+from trainer.datasets.formats.class_folders import looks_like_classes, read_classes
+from trainer.datasets.formats.coco import AnnotationFile, read_coco
+from trainer.datasets.formats.source_tree import Tree
+from trainer.datasets.formats.yolo import ALIASES, read_yolo
+from trainer.datasets.samples import SPLITS, Found, Report, shown
+
+YAML_SUFFIXES = (".yaml", ".yml")
+USUAL_NAMES = ("data", "dataset")
+DEEPEST = 3  # folders below the root in which a description is looked for
+MOST_FOLDERS = 200  # more beside each other are classes, not places for descriptions
+
+# DICE names its files after what they are for, COCO after what is in them
+MADE_FOR = {
+    Task.DETECT: ("detection", "instances"),
+    Task.SEGMENT: ("segmentation", "instances"),
+    Task.POSE: ("pose", "person_keypoints", "keypoints"),
+    Task.CLASSIFY: ("classification",),
+    Task.OBB: ("obb",),
+}
+OTHER_PURPOSES = ("captions", "panoptic", "stuff")
+
+
+def recognise(tree: Tree, entry: Path | None, task: Task | None, report: Report) -> Found:
+    """The dataset in a tree. `entry` is the file that the reference named, if it named one.
+
+    Raises `DatasetError` when nothing there is a dataset, or several things are.
+    """
+    if entry is not None and entry.is_file():
+        return _from_file(tree, entry, task, report)
+    home = entry or tree.root
+    if task is Task.CLASSIFY and looks_like_classes(tree, home):
+        return read_classes(tree, home)
+    below = list(_files_below(tree, str(home), 0))
+    yaml, annotations = _the_yaml(tree, below), _annotations(tree, below, task)
+    if yaml:
+        found = read_yolo(tree, yaml, report)
+        return read_coco(tree, annotations, task, report) if annotations and _has_no_labels(found) else found
+    if annotations:
+        return read_coco(tree, annotations, task, report)
+    if looks_like_classes(tree, home):
+        return read_classes(tree, home)
+    found = read_yolo(tree, None, report, home)
+    if not found.samples:
+        raise DatasetError(
+            f"No images were found in {shown(home.name)}; a dataset needs a data.yaml or a folder of images.",
+        )
+    return found
+
+
+def _from_file(tree: Tree, entry: Path, task: Task | None, report: Report) -> Found:
+    suffix = entry.suffix.lower()
+    if suffix == ".json":
+        return read_coco(tree, [AnnotationFile(entry, None)], task, report)
+    if suffix == ".txt":
+        raise DatasetError(
+            f"data_yaml names {shown(entry.name)}, a text file; name the dataset's folder or its data.yaml.",
+        )
+    if task is Task.CLASSIFY and looks_like_classes(tree, entry.parent):
+        return read_classes(tree, entry.parent)
+    return read_yolo(tree, entry, report)
+
+
+def _has_no_labels(found: Found) -> bool:
+    return not any(sample.label for sample in found.samples)
+
+
+def _files_below(tree: Tree, folder: str, depth: int) -> Iterator[tuple[int, Path]]:
+    listing = tree.listing(folder)
+    for name in listing.others:
+        yield depth, Path(folder) / name
+    for name in listing.folders if depth < DEEPEST and len(listing.folders) < MOST_FOLDERS else ():
+        yield from _files_below(tree, f"{folder}/{name}", depth + 1)
+
+
+# ── YAML ──
+
+
+def _the_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
+    """The one dataset YAML: of several, a data.yaml or dataset.yaml nearest to the top."""
+    found = [(depth, path) for depth, path in below if _is_dataset_yaml(path)]
+    if not found:
+        return None
+    depth = min(depth for depth, _ in found)
+    nearest = [path for level, path in found if level == depth]
+    for name in USUAL_NAMES:
+        usual = [path for path in nearest if path.stem.lower() == name]
+        if len(usual) == 1:
+            return usual[0]
+    if len(nearest) > 1:
+        names = ", ".join(shown(tree.relative(str(path))) for path in nearest[:10])
+        raise DatasetError(f"The dataset has several YAML files ({names}); name the one that is meant in data_yaml.")
+    return nearest[0]
+
+
+def _is_dataset_yaml(path: Path) -> bool:
+    if not path.name.lower().endswith(YAML_SUFFIXES):
+        return False
+    try:
+        values = load_yaml(path, Report())
+    except DatasetError:
+        return path.stem.lower() in USUAL_NAMES  # to be refused with its reason
+    return bool(values.keys() & {"names", "train", "nc"})
+
+
+# ── annotations ──
+
+
+def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | None) -> list[AnnotationFile]:
+    """The annotation files that together are one dataset: one, or one for each split."""
+    found = [path for _, path in below if path.suffix.lower() == ".json" and _is_annotations(path)]
+    if not found:
+        found = [path for depth, path in below if not depth and path.suffix.lower() == ".json"]
+    for purpose in MADE_FOR.get(task or Task.DETECT, ()):
+        made_for_it = [path for path in found if purpose in path.name.lower()]
+        if made_for_it:
+            found = made_for_it
+            break
+    else:
+        plain = [path for path in found if not _has_purpose(path)]
+        found = plain or found
+    files = [AnnotationFile(path, _split_of(path) if len(found) > 1 else None) for path in found]
+    splits = [file.split for file in files]
+    if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
+        names = ", ".join(shown(tree.relative(str(file.path))) for file in files[:10])
+        raise DatasetError(f"The dataset has several annotation files ({names}); name the one that is meant in data_yaml.")
+    return files
+
+
+def _is_annotations(path: Path) -> bool:
+    return bool(re.search(r"annotation|instances|keypoints|coco", path.name, re.IGNORECASE)) or (
+        path.parent.name.lower() == "annotations"
+    )
+
+
+def _has_purpose(path: Path) -> bool:
+    purposes = (*OTHER_PURPOSES, *(word for words in MADE_FOR.values() for word in words))
+    return any(word in path.name.lower() for word in purposes)
+
+
+def _split_of(path: Path) -> str | None:
+    words = set(re.split(r"[^a-z]+", path.stem.lower())) | {path.parent.name.lower()}
+    return next((split for split in SPLITS if words & set(ALIASES[split])), None)

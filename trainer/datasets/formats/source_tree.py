@@ -1,0 +1,170 @@
+"""Looking into folders of unknown origin: images and their label files, never past what may be read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer.core.errors import DatasetError, raise_if_disk_is_broken
+from trainer.core.stop import StopSignal
+from trainer.datasets.samples import Admit, Report
+
+# what Ultralytics reads, and the spellings that mean JPEG
+IMAGE_SUFFIXES = frozenset({
+    "avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpeg2000", "jpg", "mpo", "png", "tif", "tiff", "webp",
+    "jfif", "jpe", "gif",
+})
+_KINDS = {"txt": "text", **dict.fromkeys(IMAGE_SUFFIXES, "image")}
+DEEPEST = 20  # folders below each other
+MOST_FILES = 5_000_000
+
+
+@dataclass
+class Listing:
+    """The plain files of one folder. `images` and `texts` map a file's name, or its stem, to its path."""
+
+    images: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+class Tree:
+    """A source on disk: listings of its folders, each read once. Symlinks are followed only to where `admit` allows.
+
+    `is_owned`: it lies in our own cache, not in the user's folder.
+    """
+
+    def __init__(self, root: Path, admit: Admit, report: Report, stop: StopSignal, *, is_owned: bool) -> None:
+        self.root = root
+        self.is_owned = is_owned
+        self.stop = stop
+        self._admit = admit
+        self._report = report
+        self._listings: dict[str, Listing] = {}
+        self._files = 0
+
+    def listing(self, folder: str) -> Listing:
+        """What is in a folder; empty for one that does not exist."""
+        if folder not in self._listings:
+            self._listings[folder] = self._read(folder)
+        return self._listings[folder]
+
+    def admitted(self, path: str) -> str | None:
+        """The real path, None when nothing is there; raises `DatasetError` for a path that may not be read."""
+        return str(self._admit(Path(path))) if os.path.lexists(path) else None
+
+    def below(self, folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Listing]]:
+        """A folder and all below it, in order of name. A symlink to a folder above is not followed."""
+        listing = self.listing(folder)
+        yield folder, listing
+        above = (*above, os.path.realpath(folder))
+        if len(above) > DEEPEST:
+            raise DatasetError(f"{self.relative(folder)}: folders are nested more than {DEEPEST} deep.")
+        for name in listing.folders:
+            if os.path.realpath(f"{folder}/{name}") not in above:
+                yield from self.below(f"{folder}/{name}", above)
+
+    def has_images(self, folder: str) -> bool:
+        """Whether an image lies in the folder or below it."""
+        return any(listing.images for _, listing in self.below(folder))
+
+    def _read(self, folder: str) -> Listing:
+        self.stop.raise_if_set()
+        listing = Listing()
+        if os.path.realpath(folder) != folder and os.path.lexists(folder) and self._followed(folder) is None:
+            return listing
+        try:
+            with os.scandir(folder) as entries:
+                ordered = sorted(entries, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return listing
+        except OSError as error:
+            raise_if_disk_is_broken(error, f"The folder {self.relative(folder)}")
+            raise DatasetError(f"The folder {self.relative(folder)} cannot be read: {error.strerror}.") from None
+        self._files += len(ordered)
+        if self._files > MOST_FILES:
+            raise DatasetError(f"The dataset has more than {MOST_FILES} files.")
+        for entry in ordered:
+            # nearly all are images and labels, of which there may be a hundred thousand
+            stem, _, suffix = entry.name.rpartition(".")
+            kind = _KINDS.get(suffix)
+            if kind and stem and stem[0] != "." and entry.is_file(follow_symlinks=False):
+                if kind == "image":
+                    listing.images[entry.name] = f"{folder}/{entry.name}"
+                else:
+                    listing.texts[stem] = f"{folder}/{entry.name}"
+            else:
+                self._sort_in(entry, folder, listing)
+        return listing
+
+    def _sort_in(self, entry: os.DirEntry[str], folder: str, listing: Listing) -> None:
+        name = entry.name
+        if name.startswith(".") or name == "__MACOSX":
+            # macOS leaves a ._ file beside each file; anything else that looks like an image may be missed by somebody
+            if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and not name.startswith("._"):
+                self._report.warning(
+                    "image-hidden", "{n} images are hidden, their names begin with a dot, and were left out",
+                    self.relative(f"{folder}/{name}"),
+                )
+            return
+        path = f"{folder}/{name}"
+        if entry.is_symlink():
+            target = self._followed(path)
+            if target is None:
+                return
+            path = target
+        stem, _, suffix = name.rpartition(".")
+        suffix = suffix.lower()
+        if entry.is_dir():
+            listing.folders.append(name)
+        elif not entry.is_file():
+            listing.others.append(name)
+        elif stem and suffix in IMAGE_SUFFIXES:
+            listing.images[name] = path
+        elif stem and suffix == "txt":
+            listing.texts[stem] = path
+        else:
+            listing.others.append(name)
+
+    def _followed(self, path: str) -> str | None:
+        try:
+            return str(self._admit(Path(path)))
+        except DatasetError:
+            self._report.error(
+                "symlink-outside",
+                "{n} symlinks lead to nothing or to outside the folders that may be read; replace them by the files",
+                self.relative(path),
+            )
+            return None
+
+    def relative(self, path: str) -> str:
+        """The path as the dataset's owner knows it."""
+        return path.removeprefix(f"{self.root}/")
+
+
+def label_files(tree: Tree, folder: str, images: Sequence[str]) -> dict[str, str]:
+    """Label files for the images of a folder, by stem: beside them, or where `labels` stands for `images`."""
+    stems = {name.rpartition(".")[0] for name in images}
+    for candidate in _label_folders(folder):
+        texts = tree.listing(candidate).texts
+        if not stems.isdisjoint(texts):
+            return texts
+    return {}
+
+
+def _label_folders(folder: str) -> Iterator[str]:
+    head, found, tail = f"{folder}/".rpartition("/images/")
+    if found:
+        yield f"{head}/labels/{tail}".rstrip("/")
+    yield folder
+    parent, _, name = folder.rpartition("/")
+    if found:
+        yield f"{head}/labels"
+        above, _, split = head.rpartition("/")
+        yield f"{above}/labels/{split}"
+    yield f"{folder}/labels"
+    yield f"{parent}/labels/{name}"
+    yield f"{parent}/labels"

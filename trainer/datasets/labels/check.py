@@ -1,0 +1,210 @@
+"""YOLO label files: read many at once, checked all at once, rewritten only where they have to be.
+
+A row is a class number and then, by shape: box 4 numbers (centre x, centre y, width, height), polygon 2 per corner,
+oriented box 4 corners, pose a box and its keypoints. All are shares of the image's width or height, 0…1.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.core.dataset import Task
+from trainer.core.stop import StopSignal
+from trainer.datasets.labels.convert import Change, Shape, rewritten
+from trainer.datasets.labels.parse import Rows, chunks, flat, parse, repeated
+from trainer.datasets.samples import Report
+
+LARGEST_LABEL = 16 << 20  # bytes; 3,000 polygons of 500 corners
+ROUNDING = 0.01  # outside 0…1 by no more than this is somebody's rounding
+PIXELS = 2.0  # above this a coordinate is not a share
+Tells: TypeAlias = Callable[[int], str]  # what a message adds about a row
+
+
+def _nothing(kind: type[np.generic]) -> NDArray[Any]:
+    return np.zeros(0, kind)
+
+
+@dataclass
+class Labels:
+    """The labels as the view gets them: `texts[i]` of file i.
+
+    Row r is of file `file[r]` and class `cls[r]` and has `cols[r]` numbers, which follow one another in `values`.
+    """
+
+    texts: list[bytes] = field(default_factory=list)
+    file: NDArray[np.int64] = field(default_factory=lambda: _nothing(np.int64))
+    cls: NDArray[np.int64] = field(default_factory=lambda: _nothing(np.int64))
+    cols: NDArray[np.int64] = field(default_factory=lambda: _nothing(np.int64))
+    values: NDArray[np.float64] = field(default_factory=lambda: _nothing(np.float64))
+    changes: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def joined(parts: Sequence[Labels]) -> Labels:
+        """The labels of all parts, one after the other."""
+        if not parts:
+            return Labels()
+        first = np.cumsum([0, *(len(part.texts) for part in parts)])
+        changes: Counter[str] = Counter()
+        for part in parts:
+            changes.update(part.changes)
+        return Labels(
+            [text for part in parts for text in part.texts],
+            np.concatenate([part.file + begin for part, begin in zip(parts, first, strict=False)]),
+            np.concatenate([part.cls for part in parts]),
+            np.concatenate([part.cols for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            dict(changes),
+        )
+
+
+def check(
+    texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report, stop: StopSignal,
+) -> Labels:
+    """Check the label texts and make them fit `shape`. `names[i]` is how a message calls file i.
+
+    Errors and what was changed go into `report`; after an error the result is incomplete.
+    """
+    parts = []
+    for part in chunks(texts):
+        stop.raise_if_set()
+        parts.append(_Checker(texts[part], names[part], shape, report).labels())
+    return Labels.joined(parts)
+
+
+class _Checker:
+    def __init__(self, texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report) -> None:
+        self._texts = texts
+        self._names = names
+        self._shape = shape
+        self._report = report
+        self._changes: dict[str, int] = {}
+
+    def labels(self) -> Labels:
+        texts = list(self._texts)
+        rows, dirty = parse(texts, self._names, self._report)
+        for file in np.flatnonzero(dirty).tolist():
+            Change(self._changes, self._names[file], self._report)("separators")
+        if not len(rows.cols):
+            return Labels(texts, changes=self._changes)
+        cls, good = self._classes(rows)
+        good &= self._shapes(rows)
+        good &= self._ranges(rows)
+        dirty[rows.file[self._must_change(rows, cls)]] = True
+        is_rewritten = False
+        for file in np.flatnonzero(dirty).tolist():
+            first, last = np.searchsorted(rows.file, [file, file + 1])
+            if good[first:last].all():
+                is_rewritten = True
+                texts[file] = rewritten(
+                    [rows.values[rows.start[r] : rows.start[r] + rows.cols[r]] for r in range(first, last)],
+                    cls[first:last].tolist(), self._shape, self._changes, self._names[file], self._report,
+                )
+        if is_rewritten and good.all():
+            rows, _ = parse(texts, self._names, self._report)
+            cls, good = rows.values[rows.start].astype(np.int64), np.ones(len(rows.cols), bool)
+        return Labels(
+            texts, rows.file[good], cls[good], rows.cols[good], rows.values[np.repeat(good, rows.cols)], self._changes,
+        )
+
+    def _classes(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        shape = self._shape
+        raw = rows.values[rows.start]
+        with np.errstate(invalid="ignore"):
+            whole = np.isfinite(raw) & (raw == np.floor(raw)) & (np.abs(raw) < 1e9)
+        numbers = np.where(whole, raw, -1).astype(np.int64)
+        kinds, inverse = np.unique(numbers, return_inverse=True)
+        cls = np.array([shape.classes.get(int(kind), -1) for kind in kinds], np.int64)[inverse]
+        good: NDArray[np.bool_] = whole & (cls >= 0)
+        self._complain(
+            rows, ~whole, "class-not-whole", "{n} label rows begin with something that is no class number",
+        )
+        low, high = min(shape.classes, default=0), max(shape.classes, default=0)
+        self._complain(
+            rows, whole & ~good, "class-outside",
+            f"{{n}} label rows have a class number that names: does not have; it has {len(shape.classes)} classes, "
+            f"numbers {low} to {high}",
+            tells=lambda row: f": class {numbers[row]}",
+        )
+        return cls, good
+
+    def _shapes(self, rows: Rows) -> NDArray[np.bool_]:
+        task, cols = self._shape.task, rows.cols
+        box, polygon = cols == 5, (cols >= 7) & (cols % 2 == 1)
+        if task is Task.POSE:
+            keypoints = self._shape.keypoints or (0, 0)
+            good: NDArray[np.bool_] = cols == self._shape.pose_columns
+            rule = (
+                f"a pose row has {self._shape.pose_columns} numbers: class, box and {keypoints[0]} keypoints "
+                f"of {keypoints[1]}, as kpt_shape says"
+            )
+        else:
+            good = box | polygon
+            rule = "a row is a class and 4 numbers for a box, or 2 for each of 3 or more corners"
+        self._complain(
+            rows, ~good, "label-columns", f"{{n}} label rows have the wrong number of columns; {rule}",
+            tells=lambda row: f": {cols[row]} columns"
+            + (" (is the last one a confidence?)" if cols[row] == 6 else ""),
+        )
+        if task in (Task.DETECT, Task.SEGMENT) and box.any() and polygon.any():
+            self._report.warning(
+                "label-mixed", "{n} label rows are polygons among boxes; all were made the same",
+                count=int(np.count_nonzero(polygon)),
+            )
+        return good
+
+    def _ranges(self, rows: Rows) -> NDArray[np.bool_]:
+        coords = self._coordinates(rows)
+        finite = np.logical_and.reduceat(np.isfinite(coords), rows.start)
+        low, high = np.minimum.reduceat(coords, rows.start), np.maximum.reduceat(coords, rows.start)
+        with np.errstate(invalid="ignore"):
+            pixels = finite & (high > PIXELS)
+            outside = finite & ~pixels & ((low < -ROUNDING) | (high > 1 + ROUNDING))
+        self._complain(rows, ~finite, "label-nan", "{n} label rows hold NaN or infinity")
+        self._complain(
+            rows, pixels, "label-pixels",
+            "{n} label rows look like pixels; coordinates must be divided by the image's width and height",
+        )
+        self._complain(rows, outside, "label-outside", "{n} label rows have coordinates outside 0…1")
+        good: NDArray[np.bool_] = finite & ~pixels & ~outside
+        return good
+
+    def _coordinates(self, rows: Rows) -> NDArray[np.float64]:
+        """The values with everything that is not a coordinate (class, visibility) put to ½."""
+        coords = rows.values.copy()
+        coords[rows.start] = 0.5
+        if self._shape.task is Task.POSE and self._shape.keypoints and self._shape.keypoints[1] == 3:
+            place = np.arange(len(coords)) - np.repeat(rows.start, rows.cols)
+            coords[(place >= 5) & ((place - 5) % 3 == 2)] = 0.5
+        return coords
+
+    def _must_change(self, rows: Rows, cls: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Rows that cannot stay as they are: clipped, degenerate, duplicate, renumbered or of another shape."""
+        coords = self._coordinates(rows)
+        change = (np.minimum.reduceat(coords, rows.start) < 0) | (np.maximum.reduceat(coords, rows.start) > 1)
+        change |= rows.values[rows.start] != cls
+        box = rows.cols == 5
+        task = self._shape.task
+        if task in (Task.DETECT, Task.POSE):
+            wide = np.minimum(rows.start + 3, len(rows.values) - 1)
+            high = np.minimum(rows.start + 4, len(rows.values) - 1)
+            change |= (rows.values[wide] <= 0) | (rows.values[high] <= 0)
+        change |= {Task.DETECT: ~box, Task.SEGMENT: box, Task.OBB: rows.cols != 9}.get(task, np.zeros(len(box), bool))
+        if task in (Task.SEGMENT, Task.OBB):
+            change |= ~box & flat(rows)
+        return change | repeated(rows)
+
+    def _complain(
+        self, rows: Rows, wrong: NDArray[np.bool_], code: str, message: str, tells: Tells | None = None,
+    ) -> None:
+        where = np.flatnonzero(wrong)
+        for row in where[:5]:
+            more = tells(int(row)) if tells else ""
+            self._report.error(code, message, f"{self._names[rows.file[row]]} line {rows.line[row]}{more}")
+        if len(where) > 5:
+            self._report.error(code, message, count=len(where) - 5)

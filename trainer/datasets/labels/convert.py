@@ -1,0 +1,134 @@
+"""Label rows made to fit a task: boxes and polygons into each other, clipped, without what is there twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.core.dataset import Task
+from trainer.datasets.samples import Report
+
+Row: TypeAlias = NDArray[np.float64]
+
+WHAT = {
+    "separators": "label files with commas or a byte order mark were read as if written plainly",
+    "clipped": "label rows outside the image by rounding were clipped",
+    "duplicate": "label rows were in their file twice and were taken once",
+    "degenerate": "label rows without width or height were left out",
+    "renumbered": "label rows were renumbered, because names: does not count from 0 without gaps",
+    "box-to-polygon": "boxes were made polygons of four corners",
+    "polygon-to-box": "polygons were made boxes",
+    "polygon-to-obb": "polygons were made oriented boxes",
+    "box-to-obb": "boxes were made oriented boxes without rotation",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What rows must look like. `classes` maps the number in a label file to the class index."""
+
+    task: Task
+    classes: Mapping[int, int]
+    keypoints: tuple[int, int] | None = None
+
+    @property
+    def pose_columns(self) -> int:
+        return 5 + self.keypoints[0] * self.keypoints[1] if self.keypoints else 0
+
+
+def rewritten(
+    rows: list[Row], classes: list[int], shape: Shape, changes: dict[str, int], name: str, report: Report,
+) -> bytes:
+    """The text of one label file from its rows (class number first)."""
+    lines: dict[str, None] = {}
+    for row, cls in zip(rows, classes, strict=True):
+        done = Change(changes, name, report)
+        if row[0] != cls:
+            done("renumbered")
+        coords = _fitted(_clipped(row[1:], shape, done), shape, done)
+        line = "" if coords is None else " ".join([str(cls), *map(repr, coords.tolist())])
+        if line in lines:
+            done("duplicate")
+        elif line:
+            lines[line] = None
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+class Change:
+    """Counts one kind of change, once per row."""
+
+    def __init__(self, changes: dict[str, int], name: str, report: Report) -> None:
+        self._changes, self._name, self._report = changes, name, report
+
+    def __call__(self, what: str) -> None:
+        self._changes[what] = self._changes.get(what, 0) + 1
+        level = self._report.warning if what in ("degenerate", "duplicate") else self._report.note
+        level(f"label-{what}", f"{{n}} {WHAT[what]}", self._name)
+
+
+def _clipped(coords: Row, shape: Shape, done: Change) -> Row:
+    places = np.ones(len(coords), bool)
+    if shape.task is Task.POSE and shape.keypoints and shape.keypoints[1] == 3:
+        places[6::3] = False  # visibility
+    clipped: Row = np.where(places, np.clip(coords, 0.0, 1.0), coords)
+    if not np.array_equal(clipped, coords):
+        done("clipped")
+    return clipped
+
+
+def _fitted(coords: Row, shape: Shape, done: Change) -> Row | None:
+    """The coordinates in the task's shape; None for a row without width or height."""
+    box = len(coords) == 4 or shape.task is Task.POSE
+    if _extent(coords, box=box) <= 0:
+        done("degenerate")
+        return None
+    if shape.task is Task.POSE or box is (shape.task is Task.DETECT):
+        return _four_corners(coords, done) if shape.task is Task.OBB else coords
+    if shape.task is Task.DETECT:
+        done("polygon-to-box")
+        return _to_box(coords)
+    done("box-to-polygon" if shape.task is Task.SEGMENT else "box-to-obb")
+    return _to_corners(coords)
+
+
+def _extent(coords: Row, *, box: bool) -> float:
+    """The smaller of width and height."""
+    if box:
+        return float(min(coords[2], coords[3]))
+    return float(min(coords[0::2].max() - coords[0::2].min(), coords[1::2].max() - coords[1::2].min()))
+
+
+def _to_box(corners: Row) -> Row:
+    left, top, right, bottom = (
+        corners[0::2].min(), corners[1::2].min(), corners[0::2].max(), corners[1::2].max(),
+    )
+    return np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top])
+
+
+def _to_corners(box: Row) -> Row:
+    x, y, width, height = box
+    left, top = max(x - width / 2, 0.0), max(y - height / 2, 0.0)
+    right, bottom = min(x + width / 2, 1.0), min(y + height / 2, 1.0)
+    return np.array([left, top, right, top, right, bottom, left, bottom])
+
+
+def _four_corners(corners: Row, done: Change) -> Row:
+    """The smallest rectangle around a polygon that has not four corners already, along one of its edges."""
+    if len(corners) == 8:
+        return corners
+    done("polygon-to-obb")
+    points = corners.reshape(-1, 2)
+    edges = np.diff(np.vstack([points, points[:1]]), axis=0)
+    best, best_area = corners, np.inf
+    for angle in np.unique(np.arctan2(edges[:, 1], edges[:, 0]) % (np.pi / 2)):
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        turned = points @ turn
+        (left, top), (right, bottom) = turned.min(axis=0), turned.max(axis=0)
+        if (right - left) * (bottom - top) < best_area:
+            best_area = (right - left) * (bottom - top)
+            best = np.array([[left, top], [right, top], [right, bottom], [left, bottom]]) @ turn.T
+    return np.clip(best.ravel(), 0.0, 1.0)

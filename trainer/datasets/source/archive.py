@@ -1,0 +1,276 @@
+"""Unpacking what strangers packed: only plain files and folders, only below the target, only so much of it.
+
+The whole archive is checked before its first byte is written where the format allows (zip), and while streaming where
+it does not (tar). Sizes that an archive declares are never believed: what comes out is counted.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import re
+import stat
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NoReturn
+
+from trainer.core.dataset import Finding
+from trainer.core.errors import DatasetError
+from trainer.core.stop import StopSignal
+from trainer.datasets.source.reference import shown
+from trainer.datasets.source.tar_stream import CHUNK, Counted, StrictTarInfo, Xz
+
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+RATIO_FROM = 64 << 20  # bytes unpacked before the ratio is looked at: small texts shrink a lot
+ZIP_INDEX = 64 << 20  # bytes of a zip's central directory, likewise
+_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}  # LZMA: memory without a limit
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What an archive may be at most. `ratio`: bytes unpacked per byte packed, once 64 MiB came out."""
+
+    members: int = 500_000
+    bytes: int = 1 << 40
+    ratio: float = 200.0
+    name: int = 1024  # characters of a member's path
+    depth: int = 32  # folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    files: int
+    bytes: int
+    findings: tuple[Finding, ...] = ()
+
+
+def is_archive(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
+
+
+def sniff(file: Path) -> str | None:
+    """What the first bytes say it is, "zip" or "tar", whatever the file is called; None for anything else."""
+    with file.open("rb") as opened:
+        head = opened.read(262 + 3)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    if head[257:262] == b"ustar" or head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")):
+        return "tar"
+    return None
+
+
+def extract(
+    archive: Path,
+    into: Path,
+    stop: StopSignal,
+    *,
+    wanted: Callable[[str], bool] = lambda _: True,
+    limits: Limits | None = None,
+    name: str | None = None,
+    on_total: Callable[[int], object] | None = None,
+    on_bytes: Callable[[int], object] | None = None,
+) -> Extracted:
+    """Unpack the `wanted` members into the new folder `into`. On an error the caller removes the folder.
+
+    `name` is what messages call the archive; every member's name is checked, wanted or not.
+    `on_total` hears before anything is written what a zip says it will unpack to, `on_bytes` what is written. Raises `DatasetError` for anything but plain files and folders with safe
+    names within the limits, for damage and for encryption; `Stopped`.
+    """
+    work = _Extraction(archive, into, name or archive.name, limits or Limits(), wanted, stop, on_total, on_bytes)
+    kind = sniff(archive)
+    into.mkdir(parents=True)
+    with work.damage_is_the_datasets():
+        if kind == "zip":
+            work.unzip()
+        elif kind == "tar":
+            work.untar()
+        else:
+            work.fail("is neither a zip nor a tar file; pack it again")
+    if not work.files:
+        work.fail("contains no file that a dataset can use (images, .txt, YAML, JSON)")
+    return Extracted(files=work.files, bytes=work.bytes, findings=work.findings())
+
+
+def safe_name(name: str, limits: Limits, where: str) -> str | None:
+    """A member's name as a relative path that stays inside, in NFC; None when it names the top itself.
+
+    Raises `DatasetError`, with `where` as its subject.
+    """
+    def refuse(why: str) -> NoReturn:
+        raise DatasetError(f"{where}: the name {shown(name)} {why}; rename it.")
+
+    if len(name) > limits.name:
+        refuse(f"is longer than {limits.name} characters")
+    if any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in name):
+        refuse("has control characters or is not UTF-8")
+    name = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    if _ABSOLUTE.match(name):
+        refuse("is absolute")
+    segments = [segment for segment in name.split("/") if segment not in {"", "."}]
+    if ".." in segments:
+        refuse("leads out of the dataset")
+    if len(segments) > limits.depth:
+        refuse(f"is more than {limits.depth} folders deep")
+    if any(len(segment.encode()) > 255 for segment in segments):
+        refuse("has a part of more than 255 bytes")
+    return "/".join(segments) or None
+
+
+class _Extraction:
+    def __init__(
+        self, archive: Path, into: Path, name: str, limits: Limits, wanted: Callable[[str], bool], stop: StopSignal,
+        on_total: Callable[[int], object] | None, on_bytes: Callable[[int], object] | None,
+    ) -> None:
+        self.files = 0
+        self.bytes = 0
+        self._archive = archive
+        self._into = into
+        self._name = name
+        self._limits = limits
+        self._wanted = wanted
+        self._stop = stop
+        self._on_total = on_total or (lambda _: None)
+        self._on_bytes = on_bytes or (lambda _: None)
+        self._packed = max(1, archive.stat().st_size)
+        self._members = 0
+        self._spellings: dict[str, str] = {}
+        self._collisions: list[str] = []
+
+    def fail(self, why: str) -> NoReturn:
+        raise DatasetError(f"Archive {shown(self._name)} {why}.")
+
+    @contextmanager
+    def damage_is_the_datasets(self) -> Iterator[None]:
+        """Turn what the readers raise about a damaged archive into our error."""
+        try:
+            yield
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
+            raise DatasetError(f"Archive {shown(self._name)} is damaged ({error}); pack and upload it again.") from error
+        except (ValueError, OverflowError, NotImplementedError) as error:
+            raise DatasetError(f"Archive {shown(self._name)} cannot be read ({error}); pack it anew.") from error
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise DatasetError(
+                f"Archive {shown(self._name)} has two members of one name ({shown(Path(str(error.filename)).name)}); "
+                "pack it anew.",
+            ) from error
+        except OSError as error:
+            if error.errno is not None:  # the disk's
+                raise
+            raise DatasetError(f"Archive {shown(self._name)} is damaged ({error}); pack and upload it again.") from error
+
+    def unzip(self) -> None:
+        if _zip_index_size(self._archive) > ZIP_INDEX:
+            self.fail(f"has more than {self._limits.members:,} members")
+        with zipfile.ZipFile(self._archive) as opened:
+            found = [(info, self._check_zip(info)) for info in opened.infolist()]
+            members = [(info, path) for info, path in found if path is not None]
+            total = sum(info.file_size for info, _ in members)
+            self._within(total)
+            self._on_total(total)
+            for info, path in members:
+                with opened.open(info) as source:
+                    self._write(source, path)
+
+    def untar(self) -> None:
+        opener = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": Xz}
+        with self._archive.open("rb") as raw:
+            magic = raw.read(2)
+            raw.seek(0)
+            stream = Counted(opener[magic](raw) if magic in opener else raw, self._count)  # type: ignore[operator]
+            # a stream: a bomb is stopped where it begins to grow, and nothing is read twice
+            with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as opened:  # type: ignore[call-overload]
+                for member in opened:
+                    path = self._check_tar(member)
+                    source = opened.extractfile(member) if path is not None else None
+                    if source is not None and path is not None:
+                        self._write(source, path)
+            while stream.read(CHUNK):  # to the end: only there checksums are compared
+                self._stop.raise_if_set()
+
+    def findings(self) -> tuple[Finding, ...]:
+        if not self._collisions:
+            return ()
+        return (
+            Finding(
+                level="warning",
+                code="names_differ_only_in_case",
+                message="File names differ only in upper and lower case or in accents; other systems would merge them.",
+                count=len(self._collisions),
+                examples=tuple(self._collisions[:5]),
+            ),
+        )
+
+    def _check_zip(self, info: zipfile.ZipInfo) -> str | None:
+        if stat.S_IFMT(info.external_attr >> 16) not in {0, stat.S_IFREG, stat.S_IFDIR}:
+            self.fail(f"has a link or a device, {shown(info.orig_filename)}; pack plain files only")
+        path = self._admit(info.orig_filename, is_folder=info.is_dir())
+        if path is not None and info.flag_bits & 0x1:
+            self.fail(f"is encrypted ({shown(path)}); pack it without a password")
+        if path is not None and info.compress_type not in _ZIP_METHODS:
+            self.fail(f"is compressed in an unusual way ({shown(path)}); pack it with the usual Deflate")
+        return path
+
+    def _check_tar(self, member: tarfile.TarInfo) -> str | None:
+        if member.issparse() or not (member.isreg() or member.isdir()):
+            self.fail(f"has a link, a device or a sparse file, {shown(member.name)}; pack plain files only")
+        return self._admit(member.name, is_folder=member.isdir())
+
+    def _admit(self, name: str, *, is_folder: bool) -> str | None:
+        """The member's safe relative path, or None when it is not to be written."""
+        self._stop.raise_if_set()
+        self._members += 1
+        if self._members > self._limits.members:
+            self.fail(f"has more than {self._limits.members:,} members")
+        path = safe_name(name, self._limits, f"Archive {shown(self._name)}")
+        if path is None or is_folder or not self._wanted(path):
+            return None
+        other = self._spellings.setdefault(path.casefold(), path)
+        if other != path:
+            self._collisions.append(f"{other} and {path}")
+        return path
+
+    def _write(self, source: IO[bytes], path: str) -> None:
+        target = self._into / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as out:
+            while chunk := source.read(CHUNK):
+                self._stop.raise_if_set()
+                self.bytes += len(chunk)
+                self._within(self.bytes)
+                out.write(chunk)
+                self._on_bytes(len(chunk))
+        target.chmod(0o444)
+        self.files += 1
+
+    def _count(self, unpacked: int) -> None:
+        self._stop.raise_if_set()
+        self._within(unpacked)
+
+    def _within(self, unpacked: int) -> None:
+        if unpacked > self._limits.bytes:
+            self.fail(f"unpacks to more than {self._limits.bytes / 2**20:,.0f} MiB, the limit here")
+        if unpacked > RATIO_FROM and unpacked > self._packed * self._limits.ratio:
+            self.fail(f"unpacks to more than {self._limits.ratio:g} times its size, as no dataset does")
+
+
+def _zip_index_size(archive: Path) -> int:
+    """Bytes of the central directory as the end record states them, which is what zipfile will read."""
+    with archive.open("rb") as opened:
+        opened.seek(max(0, archive.stat().st_size - 65557))
+        tail = opened.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) < at + 16:
+        return 0  # zipfile will say what is wrong
+    size = int.from_bytes(tail[at + 12 : at + 16], "little")
+    zip64 = tail.rfind(b"PK\x06\x06", 0, at)
+    if size == 0xFFFFFFFF and zip64 >= 0:
+        size = int.from_bytes(tail[zip64 + 40 : zip64 + 48], "little")
+    return size

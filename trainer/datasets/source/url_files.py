@@ -1,0 +1,189 @@
+"""Datasets whose files are single URLs: a YAML with lists of images, or an NDJSON export."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, urljoin
+
+import yaml
+
+from trainer.core.dataset import shown_url
+from trainer.core.errors import DatasetError, ObjectMissing
+from trainer.core.stop import StopSignal
+from trainer.datasets.cache.content import ContentCache, Put
+from trainer.datasets.cache_disk import on_this_disk
+from trainer.datasets.data_yaml import load_yaml, read_data_yaml
+from trainer.datasets.formats.source_tree import IMAGE_SUFFIXES
+from trainer.datasets.samples import Report
+from trainer.datasets.source.archive import Limits, safe_name
+from trainer.datasets.source.manifest import suffix
+from trainer.datasets.source.ndjson import Record, read_ndjson
+from trainer.datasets.source.reference import Roots, shown
+from trainer.datasets.source.transfer import Meter, OnTransfer, in_parallel, link_tree
+from trainer.remote.web import GuardedClient
+
+LARGEST_TEXT = 256 << 20  # bytes of a list, a YAML or an NDJSON file
+LARGEST_IMAGE = 1 << 30
+LONGEST_SECONDS = 900.0  # for one image, label file or list
+NO_LISTING = (
+    "over http(s) a folder cannot be listed: give a .txt list of images in train: and val:, an archive of the dataset, "
+    "or an NDJSON export"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebSource:
+    """Fetches URLs that a dataset names into a staging tree, through the cache."""
+
+    cache: ContentCache
+    web: GuardedClient
+    roots: Roots
+    concurrency: int
+
+    def from_yaml(self, url: str, file: Path, staging: Path, stop: StopSignal, on_event: OnTransfer) -> None:
+        """The YAML `file`, which came from `url`, as data.yaml in `staging`, with the images its lists name."""
+        data = read_data_yaml(load_yaml(file, Report()), Report())
+        if not data.splits:
+            raise DatasetError(f"data_yaml: the YAML at {shown_url(url)} has no train: and val:.")
+        with on_this_disk(staging):
+            link_tree([("data.yaml", file)], staging)
+        base = _inside(data.path or "", "path")
+        images: dict[str, None] = {}
+        for entries in data.splits.values():
+            for entry in entries:
+                place = _inside(f"{base}/{entry}" if base else entry, "the YAML")
+                images |= dict.fromkeys(self._listed(url, place, staging, stop))
+        if not images:
+            raise DatasetError(f"data_yaml: the lists of {shown_url(url)} name no images.")
+        meter = Meter(on_event, total_files=len(images))
+        with self.cache.arriving() as arrivals:
+            bring = functools.partial(self._image_with_label, arrivals.put, url)
+            in_parallel([functools.partial(bring, place, staging, meter) for place in images], self.concurrency, stop)
+        self.cache.make_room(0)  # nobody knew before how much would come
+
+    def from_ndjson(
+        self, file: Path, name: str, staging: Path, stop: StopSignal, on_event: OnTransfer, home: Path | None = None,
+    ) -> str | None:
+        """A YOLO tree of the export in `staging`; the name of its YAML. `home`: where its local images may be."""
+        if file.stat().st_size > LARGEST_TEXT:
+            raise DatasetError(f"NDJSON {shown(name)} is larger than {LARGEST_TEXT >> 20} MiB; split the dataset.")
+        export = read_ndjson(file, name)
+        meter = Meter(on_event, total_files=len(export.records))
+        jobs: list[Callable[[StopSignal], None]] = []
+        with self.cache.arriving() as arrivals:
+            for record in export.records:
+                if record.url is not None:
+                    bring = functools.partial(self._exported, arrivals.put, record.url)
+                    jobs.append(functools.partial(bring, record.image, staging, meter))
+                else:
+                    source = self._local_image(record, export.folder, home)
+                    jobs.append(functools.partial(self._copied, source, record.image, staging, meter))
+            in_parallel(jobs, self.concurrency, stop)
+        self.cache.make_room(0)  # nobody knew before how much would come
+        with on_this_disk(staging):
+            _write_labels(export.records, staging)
+            if export.yaml is not None:
+                text = yaml.safe_dump(export.yaml, allow_unicode=True, sort_keys=False)
+                (staging / "data.yaml").write_text(text, encoding="utf-8")
+        return None if export.yaml is None else "data.yaml"
+
+    # ── one file ──
+
+    def _listed(self, url: str, place: str, staging: Path, stop: StopSignal) -> list[str]:
+        """The images of an entry: those of a .txt list, or the one that it is."""
+        if suffix(place) in IMAGE_SUFFIXES:
+            return [place]
+        if suffix(place) != "txt":
+            raise DatasetError(f"data_yaml: {shown(place)} in the YAML at {shown_url(url)} is a folder; {NO_LISTING}.")
+        self._bring(self.cache.put, urljoin(url, quote(place)), place, staging, stop, None, largest=LARGEST_TEXT)
+        text = (staging / place).read_text(encoding="utf-8-sig", errors="replace")
+        folder = place.rpartition("/")[0]
+        lines = [line.strip() for line in text.splitlines()]
+        return [_inside(f"{folder}/{line}" if folder else line, f"the list {place}") for line in lines if line]
+
+    def _image_with_label(self, put: Put, url: str, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
+        if suffix(place) not in IMAGE_SUFFIXES:
+            raise DatasetError(f"{shown(place)} in the lists of {shown_url(url)} is not an image.")
+        self._bring(put, urljoin(url, quote(place)), place, staging, stop, meter, largest=LARGEST_IMAGE)
+        label = label_place(place)
+        with contextlib.suppress(ObjectMissing):  # an image without a label file shows none of the classes
+            address = urljoin(url, quote(label))
+            self._bring(put, address, label, staging, stop, meter, largest=LARGEST_TEXT, may_be_empty=True)
+        meter.finish_file()
+
+    def _exported(self, put: Put, url: str, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
+        self._bring(put, url, place, staging, stop, meter, largest=LARGEST_IMAGE)
+        meter.finish_file()
+
+    def _bring(
+        self, put: Put, url: str, place: str, staging: Path, stop: StopSignal, meter: Meter | None, *, largest: int,
+        may_be_empty: bool = False,
+    ) -> None:
+        """One URL as `staging`/`place`; from the cache when the server's ETag says that it did not change."""
+        with self.cache.temporary() as path, on_this_disk(staging):
+            got = self.web.download(
+                url, path, stop, max_bytes=largest, max_seconds=LONGEST_SECONDS, on_bytes=meter.count if meter else None,
+                is_known=lambda final, etag, size: self._linked(web_identity(final, etag, size), size, place, staging),
+            )
+            if not got.sha256:
+                return
+            if not got.bytes and not may_be_empty:
+                raise DatasetError(f"{shown_url(url)} is empty; upload the file again.")
+            link_tree([(place, path)], staging)  # before it is the cache's, so that no eviction comes between
+            identity = web_identity(got.url, got.etag, got.bytes) if got.etag else f"sha256\n{got.sha256}"
+            put(identity, path)
+        self.cache.require_free(0)
+
+    def _linked(self, identity: str, size: int, place: str, staging: Path) -> bool:
+        known = self.cache.get(identity, size)
+        if known is None:
+            return False
+        try:
+            link_tree([(place, known)], staging)
+        except FileNotFoundError:  # evicted at this very moment
+            return False
+        return True
+
+    def _local_image(self, record: Record, folder: str | None, home: Path | None) -> Path:
+        if folder is None or home is None or "/" in record.file:
+            raise DatasetError(f"The NDJSON record of {shown(record.file)} has no url; export the dataset with URLs.")
+        return self.roots.admit(home / folder / "images" / record.split / record.file)
+
+    @staticmethod
+    def _copied(source: Path, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
+        stop.raise_if_set()
+        target = staging / place
+        with on_this_disk(staging):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+        meter.finish_file()
+
+
+def web_identity(url: str, etag: str, size: int) -> str:
+    """An identity for what a server calls by a strong ETag; the query is left out: signatures change."""
+    return f"web\n{shown_url(url)}\n{etag}\n{size}"
+
+
+def label_place(image: str) -> str:
+    """Where an image's labels are: in `labels` for the last `images` of its path, else beside it."""
+    folder, found, rest = f"/{image}".rpartition("/images/")
+    place = f"{folder}/labels/{rest}" if found else image
+    return str(PurePosixPath(place.lstrip("/")).with_suffix(".txt"))
+
+
+def _write_labels(records: list[Record], staging: Path) -> None:
+    for record in records:
+        if record.label is not None:
+            path = staging / record.label
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(record.rows, encoding="utf-8")
+
+
+def _inside(place: str, where: str) -> str:
+    if "://" in place or place.startswith("/"):
+        raise DatasetError(f"{shown(place)} in {shown(where)} is not relative to the YAML, as it must be over http(s).")
+    return safe_name(place, Limits(), f"In {shown(where)}") or ""

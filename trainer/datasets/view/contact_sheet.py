@@ -1,0 +1,129 @@
+"""A picture of labelled samples, so that a person can see whether the labels are what they should be."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from trainer.core.dataset import Task
+from trainer.core.errors import DatasetError
+from trainer.datasets.checks.check import Checked
+from trainer.datasets.samples import SPLITS, shown
+
+CELL = 320  # pixels, width and height
+CAPTION = 20
+COLUMNS = 5
+MOST_CELLS = 30
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow says of broken images
+
+
+def draw_sheet(checked: Checked, path: Path) -> int:
+    """Write a PNG of up to 30 samples, all classes and splits among them, to `path`. Gives how many it shows.
+
+    Raises `DatasetError` when the picture cannot be written.
+    """
+    chosen = _chosen(checked)
+    rows = -(-len(chosen) // COLUMNS) or 1
+    sheet = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + CAPTION)), "white")
+    for place, index in enumerate(chosen):
+        left, top = place % COLUMNS * CELL, place // COLUMNS * (CELL + CAPTION)
+        sheet.paste(_cell(checked, index), (left, top))
+        sample = checked.samples[index]
+        caption = f"{sample.split}  {shown(sample.name.rpartition('/')[2], 36)}"
+        ImageDraw.Draw(sheet).text((left + 4, top + CELL + 3), caption, fill="black", font=_font())
+    try:
+        sheet.save(path, "PNG")
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"The contact sheet cannot be written to {path}: {error}.") from error
+    return len(chosen)
+
+
+def _chosen(checked: Checked) -> list[int]:
+    """Samples in turn from each class of each split, the first by name first."""
+    by_group: dict[tuple[int, int], list[int]] = {}
+    first_class = dict(zip(reversed(checked.labels.file.tolist()), reversed(checked.labels.cls.tolist()), strict=True))
+    for index, sample in enumerate(checked.samples):
+        group = (SPLITS.index(sample.split or "train"), first_class.get(index, -1))
+        by_group.setdefault(group, []).append(index)
+    queues = [by_group[group] for group in sorted(by_group, key=lambda g: (g[1] < 0, *g))]
+    chosen: list[int] = []
+    for turn in range(MOST_CELLS):
+        chosen += [queue[turn] for queue in queues if turn < len(queue)]
+        if len(chosen) >= MOST_CELLS:
+            break
+    return sorted(chosen[:MOST_CELLS], key=lambda i: (SPLITS.index(checked.samples[i].split or "train"), i))
+
+
+def _cell(checked: Checked, index: int) -> Image.Image:
+    cell = Image.new("RGB", (CELL, CELL), "#dddddd")
+    fact = checked.facts[index]
+    if fact.problem:
+        ImageDraw.Draw(cell).text((8, 8), shown(fact.problem, 40), fill="red", font=_font())
+        return cell
+    try:
+        with Image.open(checked.samples[index].image) as file:
+            file.draft("RGB", (CELL * 2, CELL * 2))
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+    except UNREADABLE:
+        ImageDraw.Draw(cell).text((8, 8), "cannot be decoded", fill="red", font=_font())
+        return cell
+    picture = ImageOps.contain(picture, (CELL, CELL))
+    _draw_labels(picture, checked, index)
+    cell.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
+    return cell
+
+
+def _draw_labels(picture: Image.Image, checked: Checked, index: int) -> None:
+    draw = ImageDraw.Draw(picture)
+    names = checked.merged.names
+    for line in checked.labels.texts[index].splitlines()[:200]:
+        try:
+            number, *values = (float(token) for token in line.split())
+        except ValueError:
+            continue  # reported by the checks, and nothing that could be drawn
+        cls = int(number)
+        if not 0 <= cls < len(names):
+            continue
+        colour = _colour(cls)
+        corner = _draw_shape(draw, values, checked.task, picture.size, colour)
+        text = shown(names[cls], 24)
+        draw.rectangle(draw.textbbox(corner, text, font=_font()), fill=colour)
+        draw.text(corner, text, fill="white", font=_font())
+
+
+def _draw_shape(
+    draw: ImageDraw.ImageDraw, values: Sequence[float], task: Task, size: tuple[int, int], colour: str,
+) -> tuple[float, float]:
+    """Draw a row's box or outline and keypoints; the place for its class name."""
+    width, height = size
+    if not values:  # classification
+        return 4, 4
+    is_box = task is Task.POSE or len(values) == 4
+    if is_box:
+        x, y, w, h = values[:4]
+        left, top = (x - w / 2) * width, (y - h / 2) * height
+        draw.rectangle((left, top, left + w * width, top + h * height), outline=colour, width=2)
+    else:
+        points = [(x * width, y * height) for x, y in zip(values[0::2], values[1::2], strict=False)]
+        draw.polygon(points, outline=colour, width=2)
+        left, top = min(points)
+    if task is Task.POSE:
+        step = 3 if (len(values) - 4) % 3 == 0 else 2
+        for place in range(4, len(values) - 1, step):
+            if step == 2 or values[place + 2] > 0:
+                kx, ky = values[place] * width, values[place + 1] * height
+                draw.ellipse((kx - 3, ky - 3, kx + 3, ky + 3), fill=colour, outline="white")
+    return max(left, 0), max(top, 0)
+
+
+def _colour(cls: int) -> str:
+    # the golden ratio spreads any number of classes over the circle of hues
+    red, green, blue = colorsys.hsv_to_rgb(cls * 0.618034 % 1.0, 0.9, 0.8)
+    return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(13)

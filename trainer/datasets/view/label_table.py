@@ -1,0 +1,64 @@
+"""The labels of a view once more, as numbers: a training that finds them reads neither label files nor image headers.
+
+labels/{train,val,test}.npz, beside the folders of label files, with these arrays for the split's n images:
+
+names   the images' file names, separated by newlines       shapes  (n, 2) height and width; 0 0: look for yourself
+counts  (n,) rows of each image                             cols    (rows,) numbers of each row
+values  (sum of cols,) float32, the rows' numbers one after the other, as Ultralytics would read them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.datasets.images.header import Facts
+from trainer.datasets.labels.check import Labels
+from trainer.datasets.labels.parse import starts
+from trainer.datasets.samples import SPLITS, Sample
+from trainer.datasets.view.links import written
+
+
+def write_label_tables(
+    view: Path, samples: Sequence[Sample], placed: Sequence[str], facts: Sequence[Facts], labels: Labels,
+) -> None:
+    """Write the table of each split. `placed[i]` is where the image of sample i is in the view.
+
+    Raises `MachineFailed` when the disk is the problem.
+    """
+    split_of = np.array([SPLITS.index(sample.split or "train") for sample in samples])
+    counts = np.bincount(labels.file, minlength=len(samples))
+    values = labels.values.astype(np.float32)
+    shapes = np.array([fact.shape or (0, 0) for fact in facts], np.int32).reshape(-1, 2)
+    shapes[_unsure(labels, values)] = 0
+    for number, split in enumerate(SPLITS):
+        images = np.flatnonzero(split_of == number)
+        rows = split_of[labels.file] == number
+        if not len(images):
+            continue
+        names = "\n".join(placed[image].rpartition("/")[2] for image in images.tolist())
+        with written():
+            np.savez(
+                view / "labels" / f"{split}.npz",
+                names=np.frombuffer(names.encode("utf-8", "surrogateescape"), np.uint8),
+                shapes=shapes[images],
+                counts=counts[images].astype(np.int32),
+                cols=labels.cols[rows].astype(np.int32),
+                values=values[np.repeat(rows, labels.cols)],
+            )
+
+
+def _unsure(labels: Labels, values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Images with rows that are equal, or negative, in the precision that is trained with: Ultralytics has rules for them."""
+    if not len(labels.cols):
+        return labels.file
+    first = starts(labels.cols)
+    negative = labels.file[np.minimum.reduceat(values, first) < 0]
+    # rows that are equal as a whole are so in the two numbers after the class; a few others may be taken for such
+    x, y = ((values[first + place] + np.float32(0)).view(np.uint32).astype(np.uint64) for place in (1, 2))
+    heads = labels.file.astype(np.uint64) << np.uint64(32) | (x * np.uint64(2654435761) ^ y) & np.uint64(0xFFFFFFFF)
+    _, place, count = np.unique(heads, return_index=True, return_counts=True)
+    return np.concatenate([negative, labels.file[place[count > 1]]])

@@ -1,0 +1,216 @@
+# ruff: noqa: PTH123, PTH211  (plain strings: there are a hundred thousand paths)
+"""The private folder that a run trains on: images by links, labels and data.yaml written by us.
+
+    view/data.yaml   images/{train,val,test}/…   labels/{train,val,test}/….txt      classification: {train,val,test}/CLASS/…
+
+Ultralytics writes into JPEGs that do not end in their end mark, so those are copied; nothing else is written to through
+the links. Files of our own cache are hard links where the file system allows it, the user's images are symlinks. A folder of our own
+labels that can stay as they are is one symlink; never one of images, whose real path Ultralytics would look up to find labels.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from trainer.core.errors import DatasetError, disk_failed
+from trainer.core.stop import StopSignal
+from trainer.datasets.samples import SPLITS, shown
+
+LONGEST_STEM = 150  # characters; leaves room for suffixes and for file systems that count bytes
+_UNSAFE = re.compile(r"[^\w.+() -]")
+_ALL_SAFE = re.compile(rf"([A-Za-z0-9_][A-Za-z0-9_.+() -]{{0,{LONGEST_STEM - 1}}}\.[A-Za-z0-9]+(\n|$))+", re.ASCII)  # names, each on a line
+_PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg", "dib": "bmp"}
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES})
+CHECK_EVERY = 512  # files between looks at the stop signal
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of the view. `text` is its label file's content; for classification `folder` is its class instead."""
+
+    split: str
+    image: str
+    name: str
+    text: bytes
+    folder: str = ""
+    link: str = "symlink"  # or "hardlink", "copy"
+    label: str | None = None  # a file of our own that holds `text`, to be linked
+
+
+def new_view(view: Path) -> None:
+    """Make the folder. Raises `MachineFailed` when it cannot be made, or is there already."""
+    with written():
+        view.mkdir(parents=True)
+
+
+def write_view(view: Path, items: Sequence[Item], stop: StopSignal, empty: Iterable[str] = ()) -> list[str]:
+    """Make the images and labels of a view, and the folders `empty`, which may stay so; where each item's image is in it.
+
+    Raises `MachineFailed` when the disk is the problem, `DatasetError` when an image vanished meanwhile, `Stopped`.
+    """
+    with written():
+        for folder in empty:
+            (view / folder).mkdir(parents=True, exist_ok=True)
+        return _write(view, items, stop)
+
+
+def write_data_yaml(
+    view: Path, names: Sequence[str], splits: Iterable[str], kpt_shape: Sequence[int] | None, flip_idx: Sequence[int] | None,
+) -> Path:
+    """The only YAML that the training process sees: these keys and no others."""
+    present = set(splits)
+    data: dict[str, object] = {"path": str(view.absolute())}
+    data |= {split: f"images/{split}" for split in SPLITS if split in present}
+    data |= {"nc": len(names), "names": dict(enumerate(names))}
+    if kpt_shape:
+        data["kpt_shape"] = list(kpt_shape)
+    if flip_idx:
+        data["flip_idx"] = list(flip_idx)
+    path = view / "data.yaml"
+    with written():
+        path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def view_names(names: Sequence[str]) -> list[str]:
+    """File names for one folder of a view, from names that may hold folders: safe to write, none like another.
+
+    A name stays as it is where it can, so that a flat dataset is read in the same order as without us.
+    """
+    plain = [name.rpartition("/")[2] for name in names]
+    lines = "\n".join(plain)
+    if lines.count("\n") == len(plain) - 1 and _ALL_SAFE.fullmatch(lines) and _are_apart(plain):
+        return plain
+    taken: set[str] = set()
+    result = []
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        stem, _, suffix = last.rpartition(".")
+        suffix = _PLAIN_SUFFIX.get(suffix.lower(), suffix)
+        stem = _safe(stem)
+        if stem.casefold() in taken:
+            stem = _safe(f"{folder.replace('/', '_')}_{stem}" if folder else stem)
+        unique, number = stem, 1
+        while unique.casefold() in taken:
+            number += 1
+            unique = f"{stem}_{number}"
+        taken.add(unique.casefold())
+        result.append(f"{unique}.{suffix}")
+    return result
+
+
+def _are_apart(names: Sequence[str]) -> bool:
+    stems = {name.rpartition(".")[0].casefold() for name in names}
+    return len(stems) == len(names) and _PLAIN_SUFFIX.keys().isdisjoint(name.rpartition(".")[2].lower() for name in names)
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """A folder for each class, safe to write, in an order that sorting keeps."""
+    folders = [stem for stem, _, _ in (name.rpartition(".") for name in view_names([f"{name}.d" for name in names]))]
+    if folders == sorted(folders):
+        return folders
+    width = len(str(len(folders)))
+    return [f"{number:0{width}}_{folder}" for number, folder in enumerate(folders)]
+
+
+def _safe(stem: str) -> str:
+    """A stem without control characters, separators or broken Unicode, which is neither hidden nor an option."""
+    stem = _UNSAFE.sub("_", stem)
+    if len(stem) > LONGEST_STEM or len(stem.encode("utf-8", "replace")) > LONGEST_STEM:
+        stem = stem.encode("utf-8", "replace")[: LONGEST_STEM - 8].decode("utf-8", "ignore")
+    return f"_{stem.lstrip('.-')}" if stem[:1] in (".", "-", "") else stem
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Turn what the disk has to say into `MachineFailed`."""
+    try:
+        yield
+    except OSError as error:
+        message = f"The dataset view cannot be written: {error.strerror} ({shown(str(error.filename))})."
+        raise disk_failed(error, message) from error
+
+
+def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> list[str]:
+    by_folder: dict[tuple[str, str], list[int]] = {}
+    for index, item in enumerate(items):
+        by_folder.setdefault((item.split, item.folder), []).append(index)
+    placed = [""] * len(items)
+    for (split, folder), members in by_folder.items():
+        names = view_names([items[index].name for index in members])
+        named = [(items[index], name) for index, name in zip(members, names, strict=True)]
+        images = f"{split}/{folder}" if folder else f"images/{split}"
+        for index, name in zip(members, names, strict=True):
+            placed[index] = f"{images}/{name}"
+        if folder:
+            _link_images(named, view / images, stop)
+            continue
+        # the file system takes its time with each new name, and works on two folders at once
+        with ThreadPoolExecutor(1) as beside:
+            writing = beside.submit(_write_labels, named, view / "labels" / split, stop)
+            _link_images(named, view / images, stop)
+            writing.result()
+    return placed
+
+
+def _link_images(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSignal) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (item, name) in enumerate(named):
+        if number % CHECK_EVERY == 0:
+            stop.raise_if_set()
+        target = f"{folder}/{name}"
+        try:
+            if item.link == "symlink":
+                os.symlink(item.image, target)
+            elif item.link == "hardlink":
+                _hard_link(item.image, target)
+            else:
+                shutil.copyfile(item.image, target)
+        except FileNotFoundError:
+            raise DatasetError(
+                f"The image {shown(item.name)} vanished while the dataset was prepared; leave it alone and queue again.",
+            ) from None
+
+
+def _whole_labels(named: Sequence[tuple[Item, str]]) -> str | None:
+    """The folder of our own that holds every label file as it has to be, if there is one: linked in one go."""
+    folder = (named[0][0].label or "").rpartition("/")[0]
+    is_whole = all(item.label == f"{folder}/{name.rpartition('.')[0]}.txt" for item, name in named)
+    return folder if folder and is_whole else None
+
+
+def _write_labels(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSignal) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if whole := _whole_labels(named):
+        folder.symlink_to(whole)
+        return
+    folder.mkdir()
+    for number, (item, name) in enumerate(named):
+        if number % CHECK_EVERY == 0:
+            stop.raise_if_set()
+        target = f"{folder}/{name.rpartition('.')[0]}.txt"
+        if item.label:
+            _hard_link(item.label, target)
+            continue
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with open(descriptor, "wb", buffering=0) as file:
+            file.write(item.text)
+
+
+def _hard_link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.symlink(source, target)

@@ -1,0 +1,174 @@
+"""From what a dead training process left behind to one sentence that says what happened and what to change."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from trainer.core.errors import HostFailed, MachineFailed, RunFailed
+from trainer.core.events import Crashed, Phase
+from trainer.training.supervisor.failure_patterns import CAUSES, HOST_MEMORY, SHARED_MEMORY
+
+Diagnosis: TypeAlias = RunFailed | MachineFailed
+
+_LONGEST_QUOTE = 300  # characters
+_TRACEBACK = re.compile(r"(?:Original )?Traceback \(most recent call last\)")
+_RELAYED = re.compile(r"Caught \w+ in DataLoader worker")
+_BATCH_AT_LAST = re.compile(r"\(batch (\d+), image size")  # the child's words after it halved the batch
+_EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception)\b")
+_COMPLAINT = re.compile(
+    r"error|exception|fatal|killed|cannot|failed|out of memory|no space|terminate called|what\(\)|\bxid\b", re.IGNORECASE,
+)
+_SURVIVED = re.compile(r"\bwarn", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known about a training process that ended without a result."""
+
+    exit_code: int | None  # negative: the signal that ended it
+    phase: Phase
+    crashed: Crashed | None = None  # its last word, when it had one
+    output: Sequence[str] = ()  # its last lines
+    epoch: int = 0  # the last one heard of
+    batch: int | float | None = None
+    imgsz: int | None = None
+    oom_kills: int = 0  # processes that the kernel killed for memory meanwhile, in our control group or on the host
+    free_disk: int | None = None  # bytes where the run is written
+
+    @property
+    def signal(self) -> int:
+        """The signal that ended it, also when a shell or a launcher reports it as 128 + n; otherwise 0."""
+        code = self.exit_code or 0
+        return -code if code < 0 else code - 128 if 128 < code <= 128 + signal.SIGRTMAX else 0
+
+
+def diagnose(evidence: Evidence) -> Diagnosis:
+    """The error that this ending is: `RunFailed` when another attempt would meet it again."""
+    crashed = evidence.crashed
+    if _is_installation(evidence):
+        return _broken_installation(evidence)
+    if crashed and (halved := _BATCH_AT_LAST.search(crashed.message)):
+        evidence = replace(evidence, batch=int(halved[1]))
+    if not crashed and evidence.signal == signal.SIGKILL and evidence.oom_kills:
+        return _say(MachineFailed, HOST_MEMORY, evidence, "the kernel's out-of-memory killer ended it")
+    said = _words_of(crashed) if crashed else [line for line in evidence.output if _is_complaint(line)]
+    for cause in CAUSES:
+        for line in said:
+            if found := cause.said.search(line):
+                return _say(cause.error, cause.sentence, evidence, line, **found.groupdict())
+    return _unknown(crashed, evidence) if crashed else _death(evidence)
+
+
+def stuck(phase: Phase, epoch: int, seconds: float) -> MachineFailed:
+    """The error of a process that was killed because it was silent for longer than its phase may take."""
+    if phase is Phase.STARTING:
+        return HostFailed(
+            f"The training process was not ready after {seconds:.0f} s and was killed: look at the run's log for what "
+            "it waited for; a slow disk under the Python packages is the usual cause.",
+        )
+    return MachineFailed(
+        f"The training was stuck: nothing happened for {seconds:.0f} s {_when(phase, epoch)}, so its process was "
+        "killed; if one step may really take that long, raise STALL_SECONDS.",
+    )
+
+
+def _is_installation(evidence: Evidence) -> bool:
+    """Whether the process ended before it looked at its order, by itself: every run would end so on this host."""
+    if evidence.phase is not Phase.STARTING:
+        return False  # whatever it says: a model or a dataset may have made it say so
+    return evidence.crashed.is_installation if evidence.crashed else not evidence.signal
+
+
+def _broken_installation(evidence: Evidence) -> HostFailed:
+    crashed = evidence.crashed
+    quote = f"{crashed.error}: {crashed.message}" if crashed else f"exit code {evidence.exit_code}: {_last_of(evidence)}"
+    return HostFailed(
+        f"The training process ended while starting ({_short(quote)}), before it looked at the run: install "
+        "requirements.txt again, and run `doctor` on the host.",
+    )
+
+
+def _unknown(crashed: Crashed, evidence: Evidence) -> Diagnosis:
+    first = _short(crashed.message.strip().split("\n", 1)[0])
+    what = f"{crashed.error}: {first}" if first else crashed.error
+    return _say(RunFailed, "The training failed {when} with {quote}; the run's log has the details.", evidence, what)
+
+
+def _death(evidence: Evidence) -> Diagnosis:
+    last = _last_of(evidence)
+    if evidence.signal == signal.SIGBUS:
+        return _say(MachineFailed, SHARED_MEMORY, evidence, last)
+    if evidence.signal == signal.SIGKILL:
+        sentence = (
+            "The training process was killed {when} (SIGKILL), most likely because the host's memory ran out: use "
+            "fewer workers or a smaller batch, or give the host more memory; its last output was: {quote}."
+        )
+    elif evidence.signal:
+        sentence = f"The training process was ended {{when}} by {_name(evidence.signal)}; its last output was: {{quote}}."
+    else:
+        sentence = (
+            f"The training process ended {{when}} with exit code {evidence.exit_code} and without a result; its last "
+            "output was: {quote}."
+        )
+    return _say(MachineFailed, sentence, evidence, last)
+
+
+def _last_of(evidence: Evidence) -> str:
+    """The last line that complains, or the last line."""
+    lines = [line for line in evidence.output if line.strip()]
+    return next((line for line in reversed(lines) if _is_complaint(line)), lines[-1] if lines else "it printed nothing")
+
+
+def _say(error: type[Diagnosis], sentence: str, evidence: Evidence, quote: str, **found: str | None) -> Diagnosis:
+    phase = evidence.crashed.phase if evidence.crashed else evidence.phase
+    batch, imgsz, free = evidence.batch, evidence.imgsz, evidence.free_disk
+    return error(
+        sentence.format(
+            when=_when(phase, evidence.epoch),
+            quote=_short(quote),
+            batch_mend=_batch_mend(batch, imgsz),
+            size=f" at batch {batch:g}, image size {imgsz}" if batch and batch > 0 and imgsz else "",
+            free="" if free is None else f", {free / 2**30:.1f} GiB are free where the run is written",
+            package=found.get("package"),
+        ),
+    )
+
+
+def _when(phase: Phase, epoch: int) -> str:
+    return f"while {phase.value}" + (f" (epoch {epoch})" if epoch else "")
+
+
+def _batch_mend(batch: float | None, imgsz: int | None) -> str:
+    if batch == 1:
+        return f"use a smaller image size than {imgsz}, or a smaller model"
+    if batch is not None and 0 < batch < 1:
+        return "give the batch as a number of images, or use a smaller image size or model"
+    return "use a smaller batch, image size or model"
+
+
+def _words_of(crashed: Crashed) -> list[str]:
+    """The lines that say what happened. A traceback's code lines would match causes that they merely mention."""
+    before, *behind = _TRACEBACK.split(f"{crashed.error}: {crashed.message}")
+    told = "\n".join([*behind, crashed.traceback]).splitlines()
+    own = [line for line in before.splitlines() if not _RELAYED.search(line)]
+    return [*own, *(line for line in told if _EXCEPTION.match(line))]
+
+
+def _is_complaint(line: str) -> bool:
+    return bool(_COMPLAINT.search(line)) and not _SURVIVED.search(line)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _short(line: str) -> str:
+    line = " ".join(line.split()).rstrip(".")
+    return line if len(line) <= _LONGEST_QUOTE else line[:_LONGEST_QUOTE] + "…"
