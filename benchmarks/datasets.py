@@ -69,8 +69,8 @@ def make(root: Path, images: int, size: int) -> None:
         segment = b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
         (root / f"images/{split}/{number:07}.jpg").write_bytes(picture[:2] + segment + picture[2:])
         rows = [
-            f"{rng.randrange(10)} {rng.uniform(.3, .7):.6f} {rng.uniform(.3, .7):.6f} "
-            f"{rng.uniform(.05, .3):.6f} {rng.uniform(.05, .3):.6f}\n"
+            f"{rng.randrange(10)} {rng.uniform(0.3, 0.7):.6f} {rng.uniform(0.3, 0.7):.6f} "
+            f"{rng.uniform(0.05, 0.3):.6f} {rng.uniform(0.05, 0.3):.6f}\n"
             for _ in range(5)
         ]
         (root / f"labels/{split}/{number:07}.txt").write_text("".join(rows))
@@ -123,7 +123,9 @@ def main() -> None:
         for done in prepare_twice(Path(folder).resolve(), options.images, options.size, users=options.users):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             rate = options.images / done.seconds
-            print(f"{done.label:10} {done.seconds:6.2f} s, {rate:8.0f} images/s, {done.cpu:.2f} s of CPU, peak {peak} MiB")
+            print(
+                f"{done.label:10} {done.seconds:6.2f} s, {rate:8.0f} images/s, {done.cpu:.2f} s of CPU, peak {peak} MiB"
+            )
 
 
 if __name__ == "__main__":

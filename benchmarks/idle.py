@@ -39,7 +39,11 @@ def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
     )
     polls = 3 if tiny else 30
     with running_stack() as stack, tempfile.TemporaryDirectory() as home:
-        supabase = {"BACKEND": "supabase", "SUPABASE_URL": stack.gateway.url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_key}
+        supabase = {
+            "BACKEND": "supabase",
+            "SUPABASE_URL": stack.gateway.url,
+            "SUPABASE_SERVICE_ROLE_KEY": stack.service_key,
+        }
         with running(home, **supabase, POLL_INTERVAL=str(POLL)) as (process, _):
             while not claims(stack):
                 time.sleep(0.05)

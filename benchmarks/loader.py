@@ -72,7 +72,9 @@ def photos(root: Path, width: int, height: int, *, train: int, val: int = 2) -> 
     data = root / "data.yaml"
     data.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: [a, b]\n")
     images = {"train": train, "val": val}
-    return PreparedDataset(root=root, data=data, task=Task.DETECT, names=("a", "b"), images=images, fingerprint="0" * 64)
+    return PreparedDataset(
+        root=root, data=data, task=Task.DETECT, names=("a", "b"), images=images, fingerprint="0" * 64
+    )
 
 
 def quickest(epochs: list[Epoch]) -> Epoch:
@@ -138,7 +140,13 @@ class Trained:
 def trained_bare(dataset: PreparedDataset, home: Path, imgsz: int, epochs: int) -> Trained:
     """A plain script that gives Ultralytics the same arguments."""
     run = home / "bare"
-    order = {"model": MODEL, "data": str(dataset.data), "save_dir": str(run), "device": "cpu", **arguments(imgsz, epochs)}
+    order = {
+        "model": MODEL,
+        "data": str(dataset.data),
+        "save_dir": str(run),
+        "device": "cpu",
+        **arguments(imgsz, epochs),
+    }
 
     def train() -> None:
         command = [sys.executable, "-m", "benchmarks.bare", json.dumps([order])]
@@ -157,7 +165,9 @@ def trained_ours(dataset: PreparedDataset, home: Path, imgsz: int, epochs: int) 
     )  # fmt: skip
     order = TrainingOrder(plan=plan, model=Path(MODEL), dataset=dataset, run_dir=home / "ours")
     try:
-        return _timed(lambda: trainer.train(order, StopSignal(), lambda _event: None, lambda _line: None), order.run_dir)
+        return _timed(
+            lambda: trainer.train(order, StopSignal(), lambda _event: None, lambda _line: None), order.run_dir
+        )
     finally:
         trainer.close()
 
@@ -198,7 +208,9 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
                 measured=f"{ratio:.1f} x ({kept.cpu / count * 1000:.0f} ms per image; first epoch {first.cpu / count * 1000:.0f} ms)",
                 met=ratio >= target and bare.digest == first.digest == kept.digest,
                 peer=f"{bare.cpu / count * 1000:.0f} ms per image",
-                why="what is left is augmentation, which is the same for both" if bare.digest == kept.digest else "other bits",
+                why="what is left is augmentation, which is the same for both"
+                if bare.digest == kept.digest
+                else "other bits",
             )
             if title == "1080p":
                 yield _choice_of_cache(dataset, folder / "home", imgsz // smaller, bare, kept)
@@ -251,7 +263,9 @@ def _training(folder: Path, *, count: int, epochs: int, smaller: int) -> Iterato
             measured=f"{ratio:.2f} x ({middle([one.seconds for one in found], digits=0)}; weights {'the same' if is_same else 'differ'})",
             met=ratio <= 0.45 and is_same,
             peer=middle([one.seconds for one in bare], digits=0),
-            why="the model's own work shares the cores with the decoding of the first epoch" if is_same else "other weights",
+            why="the model's own work shares the cores with the decoding of the first epoch"
+            if is_same
+            else "other weights",
         )
 
 

@@ -109,7 +109,18 @@ class Dataset:
         keys.write_text(
             "".join(f"{url}/storage/v1/object/data/{key}\n  out={key.replace('/', '-')}\n" for key in self.keys)
         )
-        command = ["aria2c", "-q", "-i", keys, "-d", target, "-j", str(connections), "--no-conf", "--file-allocation=none"]
+        command = [
+            "aria2c",
+            "-q",
+            "-i",
+            keys,
+            "-d",
+            target,
+            "-j",
+            str(connections),
+            "--no-conf",
+            "--file-allocation=none",
+        ]
         began = time.perf_counter()
         subprocess.run([*command, f"--header=Authorization: Bearer {KEY}"], check=True)
         return self._arrived(target, time.perf_counter() - began)
@@ -127,7 +138,9 @@ class Dataset:
     def httpx(self, url: str, threads: int) -> float:
         target = self._folder / "bare"
         target.mkdir()
-        with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, limits=httpx.Limits(max_connections=64)) as client:
+        with httpx.Client(
+            headers={"Authorization": f"Bearer {KEY}"}, limits=httpx.Limits(max_connections=64)
+        ) as client:
 
             def get(key: str) -> None:
                 with (

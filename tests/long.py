@@ -11,7 +11,9 @@ import pytest
 def long_except(values: Iterable[Any], *quick: Any) -> list[Any]:
     """The parameters `values`, all of them marked `long` but the `quick` ones; a tuple is one set of parameters."""
     marked = [
-        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=[] if value in quick else [pytest.mark.long])
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=[] if value in quick else [pytest.mark.long]
+        )
         for value in values
     ]
     assert sum(not parameter.marks for parameter in marked) == len(quick), f"not all of {quick} are among the values"

@@ -38,7 +38,9 @@ def main() -> int:
         run_id = app.insert(data_yaml, MODEL, **CONFIGURATION)
         code = subprocess.run([*SERVICE, "watch", run_id], env=environment, check=False).returncode
         row = app.row(run_id)
-        print(json.dumps({name: row[name] for name in ("status", "attempt", "worker_id", "trained_model_url")}, indent=2))
+        print(
+            json.dumps({name: row[name] for name in ("status", "attempt", "worker_id", "trained_model_url")}, indent=2)
+        )
         print(f"events: {len(app.events(run_id))}; artifacts: {len(storage.objects['training-artifacts'])}")
     return code
 

@@ -113,8 +113,14 @@ def test_every_command_of_the_documentation_is_run_by_a_test_or_needs_a_host():
 
 def test_the_shell_commands_of_the_service_are_all_in_one_test():
     """tests/acceptance/test_readme.py runs the whole block in its order; other blocks only repeat some of it."""
-    told = {tuple(c.split()[2:3]) for c in commands(README) if c.startswith("python trainer_service.py") and not c.endswith("&")}
-    run = {tuple(c.split()[2:3]) for c in commands(section("Your own runs, without any server")) if c.startswith("python")}
+    told = {
+        tuple(c.split()[2:3])
+        for c in commands(README)
+        if c.startswith("python trainer_service.py") and not c.endswith("&")
+    }
+    run = {
+        tuple(c.split()[2:3]) for c in commands(section("Your own runs, without any server")) if c.startswith("python")
+    }
 
     assert told <= run
 

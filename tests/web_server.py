@@ -94,7 +94,9 @@ class WebServer:
     def _serve(self, plain: socket.socket) -> None:
         with plain, contextlib.ExitStack() as opened:
             try:
-                connection = opened.enter_context(self._tls.wrap_socket(plain, server_side=True)) if self._tls else plain
+                connection = (
+                    opened.enter_context(self._tls.wrap_socket(plain, server_side=True)) if self._tls else plain
+                )
                 head = b""
                 while b"\r\n\r\n" not in head:
                     part = connection.recv(65536)

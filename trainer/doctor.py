@@ -182,8 +182,12 @@ def _worker(settings: Settings, runs: RunTable) -> Iterator[Check]:
         if is_long_ago(row["last_seen"]):
             continue  # the service does not run; what it said last is history
         problem = row.get("status_message")
-        message = f"{settings.worker_id} claims no runs: {problem}" if problem else f"{settings.worker_id}, {row['status']}"
-        yield Check(name="worker", state="fault" if problem else "ok", message=f"{message} (last seen {row['last_seen']})")
+        message = (
+            f"{settings.worker_id} claims no runs: {problem}" if problem else f"{settings.worker_id}, {row['status']}"
+        )
+        yield Check(
+            name="worker", state="fault" if problem else "ok", message=f"{message} (last seen {row['last_seen']})"
+        )
 
 
 def _buckets(settings: Settings, store: ObjectStore) -> Iterator[Check]:

@@ -147,7 +147,9 @@ def _check_environment_file(path: Path) -> None:
             raise ValueError("it holds NUL bytes")
     except FileNotFoundError:
         if path.is_symlink():
-            raise Misconfigured(f"{path} is a link to a file that does not exist; create the file or remove the link.") from None
+            raise Misconfigured(
+                f"{path} is a link to a file that does not exist; create the file or remove the link."
+            ) from None
     except (OSError, ValueError) as error:
         raise Misconfigured(
             f"{path} in the working directory cannot be read as settings ({error}); "

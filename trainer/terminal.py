@@ -160,11 +160,15 @@ def _picture(row: JsonObject) -> Group:
     results = _object(row.get("results"))
     done, metrics = _object(results.get("progress")), _object(results.get("metrics"))
     percent = done.get("percent")
-    bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(40), TextColumn("{task.percentage:>5.1f} %"))
+    bar = Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(40), TextColumn("{task.percentage:>5.1f} %")
+    )
     task = bar.add_task(f"{_short(row['run_name'])}: {_short(done.get('phase') or row['status'])}", total=100)
     bar.update(task, completed=percent if isinstance(percent, int | float) else 0)
     epoch = f"epoch {done.get('epoch', 0)}/{done.get('total_epochs', 0)}" if done else "waiting for a worker"
-    batch = f"  batch {done['batch']}/{done['total_batches']}" if done.get("batch") and done.get("total_batches") else ""
+    batch = (
+        f"  batch {done['batch']}/{done['total_batches']}" if done.get("batch") and done.get("total_batches") else ""
+    )
     left = f"  {done['eta']} left" if done.get("eta") else ""
     losses = "  ".join(f"{name} {_number(value)}" for name, value in _object(done.get("losses")).items())
     scores = "  ".join(
@@ -194,7 +198,10 @@ def _short(value: Json, longest: int = 200) -> str:
 
 def _text(value: Json, longest: int = 200, style: str = "") -> Text:
     """A value as it is, without the markup that it may hold and without control characters."""
-    return Text("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in _short(value, longest)), style)
+    return Text(
+        "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in _short(value, longest)),
+        style,
+    )
 
 
 def _number(value: Json) -> str:

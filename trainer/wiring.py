@@ -289,7 +289,9 @@ def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
     """The folders below which a row may name files."""
     folders = (*(Path(folder) for folder in settings.extra_dataset_roots), *extra)
     # whoever can write into the local queue can read the files of this host anyway
-    return Roots(dataset_root=settings.datasets_folder, extra=folders if settings.uses_supabase else (*folders, ANYWHERE))
+    return Roots(
+        dataset_root=settings.datasets_folder, extra=folders if settings.uses_supabase else (*folders, ANYWHERE)
+    )
 
 
 def check_request(settings: Settings, request: RunRequest) -> None:

@@ -259,7 +259,10 @@ def test_a_folder_that_cannot_be_written(a_host, name):
     [
         (errno.ENOSPC, "has no space left (No space left on device): free some there, or set RUNS_DIR elsewhere"),
         (errno.EDQUOT, "has no space left (Disk quota exceeded): free some there, or set RUNS_DIR elsewhere"),
-        (errno.EROFS, "cannot be written (Read-only file system): look at dmesg and the mount, or set RUNS_DIR elsewhere"),
+        (
+            errno.EROFS,
+            "cannot be written (Read-only file system): look at dmesg and the mount, or set RUNS_DIR elsewhere",
+        ),
     ],
 )
 def test_full_or_read_only_disk_is_not_called_a_lack_of_rights(a_host, number, says):
@@ -327,7 +330,10 @@ def test_a_driver_that_torch_cannot_use(a_host):
     fault = a_host.fault()
 
     assert fault.name == "gpu"
-    assert "the driver (580.1) shows NVIDIA H200, but torch for CUDA 13.0 cannot use it: update the driver" in fault.message
+    assert (
+        "the driver (580.1) shows NVIDIA H200, but torch for CUDA 13.0 cannot use it: update the driver"
+        in fault.message
+    )
 
 
 def test_little_shared_memory_is_a_warning_with_the_switch_for_it(a_host):

@@ -46,7 +46,10 @@ class Table:
         """Edit the row in the database and queue it again, as the web app does."""
         columns |= {"configuration": json.dumps(configuration), "status": "queued"}
         with closing(sqlite3.connect(self.service.home / "queue.db", timeout=30)) as db, db:
-            db.execute(f"update training_runs set {', '.join(f'{name} = ?' for name in columns)} where id = ?", [*columns.values(), run_id])
+            db.execute(
+                f"update training_runs set {', '.join(f'{name} = ?' for name in columns)} where id = ?",
+                [*columns.values(), run_id],
+            )
 
     def train_until(self, run_id, epoch, attempt=1):
         self.service.wait_until(run_id, lambda _: epoch in self.epochs(run_id, attempt), seconds=90)
@@ -54,14 +57,23 @@ class Table:
     def fail(self, run_id):
         """End the run as the queue ends one whose worker vanished too often; the service stops working on it."""
         with closing(sqlite3.connect(self.service.home / "queue.db", timeout=30)) as db, db:
-            db.execute("update training_runs set status = 'failed', error_message = 'Use a smaller batch.' where id = ?", [run_id])
+            db.execute(
+                "update training_runs set status = 'failed', error_message = 'Use a smaller batch.' where id = ?",
+                [run_id],
+            )
         self.service.wait_until(run_id, lambda _: not self.service.children(), seconds=30)
 
     def epochs(self, run_id, attempt):
-        return [e["data"]["epoch"] for e in self.queue.events(run_id) if e["kind"] == "epoch" and e["attempt"] == attempt]
+        return [
+            e["data"]["epoch"] for e in self.queue.events(run_id) if e["kind"] == "epoch" and e["attempt"] == attempt
+        ]
 
     def told(self, run_id, code):
-        return [e["data"]["message"] for e in self.queue.events(run_id) if e["kind"] == "warning" and e["data"]["code"] == code]
+        return [
+            e["data"]["message"]
+            for e in self.queue.events(run_id)
+            if e["kind"] == "warning" and e["data"]["code"] == code
+        ]
 
     def folder(self, run_id, attempt):
         return self.service.home / "runs" / (f"train_{run_id}" + (f"-{attempt}" if attempt > 1 else ""))
@@ -76,7 +88,9 @@ class Table:
 
     def table(self, row):
         text = (Path(row["results"]["run_dir"]) / "results.csv").read_text()
-        return [{name.strip(): float(value) for name, value in line.items()} for line in csv.DictReader(io.StringIO(text))]
+        return [
+            {name.strip(): float(value) for name, value in line.items()} for line in csv.DictReader(io.StringIO(text))
+        ]
 
 
 @pytest.mark.long

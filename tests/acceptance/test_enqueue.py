@@ -46,7 +46,12 @@ def test_ended_run_is_queued_again_and_a_running_one_is_left_alone(service):
     assert service.run("requeue", run_id).stdout == f"{run_id} is queued\n"
 
     row = service.json("requeue", run_id)
-    assert (row["status"], row["cancel_requested"], row["error_message"], row["canceled_at"]) == ("queued", False, None, None)
+    assert (row["status"], row["cancel_requested"], row["error_message"], row["canceled_at"]) == (
+        "queued",
+        False,
+        None,
+        None,
+    )
     assert SqliteQueue(service.home / "queue.db").claim(Worker(id="w"), "11111111-1111-4111-8111-111111111111", 60)
     refused = service.run("requeue", run_id, check=False)
     assert (refused.returncode, refused.stdout) == (1, "")
@@ -83,7 +88,9 @@ def test_dataset_elsewhere_is_not_looked_for(local, data):
 
 def test_folder_that_is_not_mounted_yet_is_no_reason_to_refuse(local, tmp_path):
     mount = tmp_path / "mnt"
-    check_request(local.model_copy(update={"extra_dataset_roots": (str(mount),)}), RunRequest(data_yaml=f"{mount}/cats"))
+    check_request(
+        local.model_copy(update={"extra_dataset_roots": (str(mount),)}), RunRequest(data_yaml=f"{mount}/cats")
+    )
 
 
 def test_exports_are_judged_by_those_who_export(local, remote, monkeypatch):

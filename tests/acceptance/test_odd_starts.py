@@ -71,7 +71,9 @@ def test_the_service_trains_without_standard_streams(service, tmp_path, closed):
 def test_a_command_works_without_standard_streams(service, closed, arguments, code):
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *arguments.split()]
 
-    told = subprocess.run(command, env=service.environment, cwd=service.home, capture_output=True, text=True, check=False)
+    told = subprocess.run(
+        command, env=service.environment, cwd=service.home, capture_output=True, text=True, check=False
+    )
 
     assert told.returncode == code
     assert "Traceback" not in told.stderr

@@ -23,7 +23,9 @@ def drawn(tmp_path_factory):
 
 
 def test_the_commands_work_as_written_in_their_order(tmp_path, drawn):
-    typed = [command for command in commands(section("Your own runs, without any server")) if command.startswith("python")]
+    typed = [
+        command for command in commands(section("Your own runs, without any server")) if command.startswith("python")
+    ]
     assert typed[0] == "python trainer_service.py &"
     with running(tmp_path / "home", {"seconds_per_epoch": 0.01}) as service:
         run_id = "ID"
@@ -98,7 +100,9 @@ def test_an_inserted_run_becomes_a_model(project, tmp_path, insert):
 
 
 def test_the_columns_that_cancel_and_finish_are_the_ones_in_the_readme(supabase):
-    run_id = supabase.rows("insert into training_runs (run_name, status) values ('cats', 'running') returning id")[0]["id"]
+    run_id = supabase.rows("insert into training_runs (run_name, status) values ('cats', 'running') returning id")[0][
+        "id"
+    ]
     assert "`status = 'canceling', cancel_requested = true`" in README
     assert "set `finish_requested = true`" in README.replace("\n", " ")
     supabase.sql(f"update training_runs set finish_requested = true where id = '{run_id}'")

@@ -34,7 +34,11 @@ def lines_of(service, run_id):
 
 
 def test_each_phase_of_a_run_is_an_event_with_its_time_and_what_it_moved(supabase, drawn, home):
-    with storage_for(supabase) as storage, WebApp(supabase) as app, running(home, {}, **settings_for(supabase)) as service:
+    with (
+        storage_for(supabase) as storage,
+        WebApp(supabase) as app,
+        running(home, {}, **settings_for(supabase)) as service,
+    ):
         run_id = app.insert(put_dataset(storage, drawn.parent), epochs=2)
         deadline = time.monotonic() + 60
         while app.row(run_id)["status"] != "completed" and time.monotonic() < deadline:
@@ -76,7 +80,13 @@ def test_every_line_of_a_run_carries_its_id_attempt_and_phase_from_whichever_thr
 
     about = [line for line in service.lines() if line["event"] not in {"service starts", "the queue answers again"}]
     texts = {line["event"] for line in about}
-    assert {"run claimed", "run started", "epoch finished", "run ended", "the queue does not answer; the run goes on"} <= texts
+    assert {
+        "run claimed",
+        "run started",
+        "epoch finished",
+        "run ended",
+        "the queue does not answer; the run goes on",
+    } <= texts
     assert "a checkpoint could not be uploaded; the next one will be" in texts
     assert {(line.get("run_id"), line.get("attempt")) for line in about} == {(run_id, 1)}
     without_phase = [line["event"] for line in about if not line.get("phase")]

@@ -78,7 +78,9 @@ class Leaks:
                 self.out[f"{bucket}/{name}"] = storage.get(bucket, name).decode("latin-1")
 
     def found(self):
-        return sorted({(place, secret) for place, text in self.out.items() for secret in self.secrets if secret in text})
+        return sorted(
+            {(place, secret) for place, text in self.out.items() for secret in self.secrets if secret in text}
+        )
 
     def links(self):
         """Where signed URLs came out that open the user's objects; rows have them, for the app."""
@@ -113,7 +115,10 @@ def echo(key):
 
 @pytest.mark.long
 def test_no_secret_leaves_the_service_on_any_path(supabase, storage, web, drawn, key, tmp_path):
-    with WebApp(supabase) as app, service_on(tmp_path / "home", supabase, key, ALLOWED_DATASET_HOSTS=web.host) as service:
+    with (
+        WebApp(supabase) as app,
+        service_on(tmp_path / "home", supabase, key, ALLOWED_DATASET_HOSTS=web.host) as service,
+    ):
         leaks = Leaks(service, app, [key, supabase.service_key, AWS, PASSWORD, URL_PASSWORD, URL_TOKEN, REDIRECT_TOKEN])
         secret_url = f"http://user:{URL_PASSWORD}@{web.host}/%s?token={URL_TOKEN}"
         data = put_dataset(storage, drawn)

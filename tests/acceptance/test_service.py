@@ -306,7 +306,10 @@ def test_a_bad_configuration_fails_the_run_naming_the_field(home, data, configur
         (["enqueue", "--data", "x", "--config", "{not json"], "not JSON"),
         (["enqueue", "--data", "x", "--config", "[1]", "--epochs", "3"], "--epochs"),
         *(
-            (["enqueue", "--data", "x", "--config", f'{{"lr0": {number}}}'], f"{number[:20]} is not a number that can be stored")
+            (
+                ["enqueue", "--data", "x", "--config", f'{{"lr0": {number}}}'],
+                f"{number[:20]} is not a number that can be stored",
+            )
             for number in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1e5000", "9" * 5000)
         ),
         (["enqueue", "--data", "x", "--config", "[" * 33 + "]" * 33], "--config: nested deeper than 32 levels"),

@@ -164,7 +164,9 @@ def test_the_units_are_valid(tmp_path, unit):
     text = (UNITS / unit).read_text()
     (tmp_path / name).write_text(text.replace("/opt/yolo-trainer/.venv/bin/python", "/usr/bin/env"))
 
-    told = subprocess.run(["systemd-analyze", "verify", str(tmp_path / name)], capture_output=True, text=True, check=False)
+    told = subprocess.run(
+        ["systemd-analyze", "verify", str(tmp_path / name)], capture_output=True, text=True, check=False
+    )
 
     assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
 

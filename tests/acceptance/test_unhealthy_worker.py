@@ -52,7 +52,9 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(tmp_path):
 
     assert service.process.wait(30) == 2
     (line,) = service.log.read_text().splitlines()
-    assert line.startswith(f"error: RUNS_DIR: {tmp_path}/a-file/runs cannot be written (Not a directory): give this user")
+    assert line.startswith(
+        f"error: RUNS_DIR: {tmp_path}/a-file/runs cannot be written (Not a directory): give this user"
+    )
 
 
 @pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])

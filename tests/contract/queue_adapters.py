@@ -74,7 +74,8 @@ class SqliteLab:
         now = ago(0)
         row = {"id": run_id, "run_name": "run", "created_at": now, "updated_at": now, **columns}
         self._execute(
-            f"insert into training_runs ({', '.join(row)}) values ({', '.join('?' * len(row))})", _stored(row),
+            f"insert into training_runs ({', '.join(row)}) values ({', '.join('?' * len(row))})",
+            _stored(row),
         )
         return run_id
 
@@ -128,7 +129,9 @@ def enqueue(lab: QueueLab, **request: Any) -> str:
     return lab.queue.enqueue(RunRequest(**{"data_yaml": "set/data.yaml", **request}))
 
 
-def claim(lab: QueueLab, worker: str = "w1", *, claim_id: str | None = None, seconds: float = 60, **capabilities: float):
+def claim(
+    lab: QueueLab, worker: str = "w1", *, claim_id: str | None = None, seconds: float = 60, **capabilities: float
+):
     return lab.queue.claim(Worker(id=worker, capabilities=capabilities), claim_id or str(uuid.uuid4()), seconds)
 
 

@@ -42,7 +42,11 @@ def test_a_claim_gives_the_run_as_it_was_asked_for_and_marks_the_row(queue_lab):
     lease = claim(queue_lab, "w1", claim_id=(claim_id := str(uuid.uuid4())), seconds=60)
     assert (lease.job.id, lease.claim_id, lease.worker_id, lease.seconds) == (run_id, claim_id, "w1", 60)
     assert lease.job.request.configuration == {"epochs": 3}
-    assert (lease.job.request.base_model, lease.job.request.name, lease.job.request.priority) == ("yolo11n.pt", "nuts", 4)
+    assert (lease.job.request.base_model, lease.job.request.name, lease.job.request.priority) == (
+        "yolo11n.pt",
+        "nuts",
+        4,
+    )
     assert (lease.job.attempt, lease.job.checkpoint) == (1, None)
     row = queue_lab.queue.get(run_id)
     assert (row["status"], row["worker_id"], row["claim_id"], row["attempt"]) == ("running", "w1", claim_id, 1)
@@ -142,9 +146,9 @@ def test_one_claim_sent_many_times_at_once_takes_one_run(queue_lab):
 def test_64_workers_after_one_run_have_one_winner(queue_lab):
     run_id = enqueue(queue_lab)
     queues = [queue_lab.another() for _ in range(64)]
-    leases = side_by_side([
-        lambda q=queue, n=n: q.claim(Worker(id=f"w{n}"), str(uuid.uuid4()), 60) for n, queue in enumerate(queues)
-    ])
+    leases = side_by_side(
+        [lambda q=queue, n=n: q.claim(Worker(id=f"w{n}"), str(uuid.uuid4()), 60) for n, queue in enumerate(queues)]
+    )
     assert [lease.job.id for lease in leases if lease] == [run_id]
     assert queue_lab.queue.get(run_id)["attempt"] == 1
 
@@ -291,7 +295,8 @@ def test_events_are_stored_once_in_order_under_the_attempt(queue_lab):
     queue_lab.queue.beat(lease, None, [first, second])
     rows = queue_lab.queue.events(lease.job.id)
     assert [(row["attempt"], row["seq"], row["kind"]) for row in rows] == [
-        (1, first.seq, "phase"), (1, second.seq, "warning"),
+        (1, first.seq, "phase"),
+        (1, second.seq, "warning"),
     ]
     assert rows[1]["data"] == {"code": "x", "message": "ü"}
     assert rows[1]["run_id"] == lease.job.id

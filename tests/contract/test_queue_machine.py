@@ -67,7 +67,9 @@ def shows(row, lease, ending):
     """Whether the row is what this ending would have left behind, so that its repetition is answered `OK`."""
     if row is None or row["claim_id"] != lease.claim_id:
         return False
-    also = {"retry": {"failed", "canceled"}, "sick host": {"failed", "canceled"}, "interrupted": {"canceled"}}.get(ending, set())
+    also = {"retry": {"failed", "canceled"}, "sick host": {"failed", "canceled"}, "interrupted": {"canceled"}}.get(
+        ending, set()
+    )
     return row["status"] in {status.value for status in ENDS_IN[ending]} | also
 
 

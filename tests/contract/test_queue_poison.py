@@ -21,17 +21,26 @@ POISON = {
     "1,500 objects": ({"configuration": f"'{DEEP}'"}, "nested deeper than 32 levels"),
     "1,500 lists": ({"configuration": f"'{'[' * 1500}{']' * 1500}'"}, "nested deeper than 32 levels"),
     "33 levels": ({"configuration": f"'{'[' * 33}{']' * 33}'"}, "nested deeper than 32 levels"),
-    "a number of 5,001 digits": ({"configuration": "'{\"epochs\": 1" + "0" * 5000 + "}'"}, "more than 400 digits"),
-    "a number that no float holds": ({"configuration": "'{\"epochs\": 1" + "0" * 350 + "}'"}, "not a number that can be stored"),
+    "a number of 5,001 digits": ({"configuration": '\'{"epochs": 1' + "0" * 5000 + "}'"}, "more than 400 digits"),
+    "a number that no float holds": (
+        {"configuration": '\'{"epochs": 1' + "0" * 350 + "}'"},
+        "not a number that can be stored",
+    ),
     "not an object": ({"configuration": "'[1, 2]'"}, "must be a JSON object"),
     "text that is not JSON": ({"configuration": "'\"{broken\"'"}, "cannot be read: not JSON"),
-    "2 MB of settings": ({"configuration": f"'{json.dumps({'a': 'x' * 2_000_000})}'"}, "longer than 1000000 characters"),
+    "2 MB of settings": (
+        {"configuration": f"'{json.dumps({'a': 'x' * 2_000_000})}'"},
+        "longer than 1000000 characters",
+    ),
     "4 MB of commas": ({"configuration": f"'{json.dumps({'device': ',' * 4_000_000})}'"}, "configuration"),
     "a name of 1,001 characters": ({"run_name": f"'{'n' * 1001}'"}, "run_name: longer than 1000 characters"),
     "10 MB of a name": ({"run_name": f"'{'n' * 10_000_000}'"}, "run_name"),
     "10 MB of a dataset": ({"data_yaml": f"'{'d' * 10_000_000}'"}, "data_yaml"),
     "10 MB of a model": ({"base_model": f"'{'m' * 10_000_000}'"}, "base_model"),
-    "an attempt at the end of its range": ({"attempt": "2147483647"}, "attempt = 2147483647: must be from 0 to 1000000"),
+    "an attempt at the end of its range": (
+        {"attempt": "2147483647"},
+        "attempt = 2147483647: must be from 0 to 1000000",
+    ),
     "a negative attempt": ({"attempt": "-2147483648"}, "must be from 0 to 1000000"),
 }
 # what is odd, and does not make the run impossible
@@ -39,7 +48,9 @@ ODD = {
     "a checkpoint that is none": {"checkpoint": "'[1]'"},
     "a checkpoint of nonsense": {"checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""},
     "a checkpoint of 1,500 levels": {"checkpoint": f"'{DEEP}'"},
-    "another run's checkpoint": {"checkpoint": """'{"epoch": 1, "sha256": "a", "bytes": 1, "key": "training_runs/x/1/best.pt"}'"""},
+    "another run's checkpoint": {
+        "checkpoint": """'{"epoch": 1, "sha256": "a", "bytes": 1, "key": "training_runs/x/1/best.pt"}'"""
+    },
     "results of 1,500 levels": {"results": f"'{DEEP}'"},
     "results of 5,001 digits": {"results": "'1" + "0" * 5000 + "'"},
     "no attempts at all": {"max_attempts": "0"},
@@ -50,7 +61,10 @@ ODD = {
     "an epoch at the end of its range": {"told_epoch": "2147483647", "progress_epoch": "2147483647"},
     "a negative epoch": {"told_epoch": "-1", "progress_epoch": "-1"},
     "times without end": {"created_at": "'-infinity'", "started_at": "'infinity'", "heartbeat_at": "'infinity'"},
-    "times that Python does not know": {"created_at": "'0044-03-15 00:00:00+00 BC'", "started_at": "'294276-01-01 00:00:00+00'"},
+    "times that Python does not know": {
+        "created_at": "'0044-03-15 00:00:00+00 BC'",
+        "started_at": "'294276-01-01 00:00:00+00'",
+    },
     "host failures of nonsense": {"host_failures": """'{"w1": "x", "w2": [1], "w3": 999999999}'"""},
 }
 

@@ -219,7 +219,9 @@ def test_a_retry_queues_the_run_again_after_a_pause_with_its_reason(queue_lab):
     assert queue_lab.queue.get(lease.job.id)["error_message"] is None
 
 
-@pytest.mark.parametrize(("failures", "seconds"), [(0, 10), (1, 20), (2, 40), (5, 320), (6, 600), (40, 600), (3000, 600)])
+@pytest.mark.parametrize(
+    ("failures", "seconds"), [(0, 10), (1, 20), (2, 40), (5, 320), (6, 600), (40, 600), (3000, 600)]
+)
 def test_the_pause_doubles_up_to_ten_minutes(queue_lab, failures, seconds):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=failures, max_attempts=9999)

@@ -159,7 +159,11 @@ def test_a_cancel_from_a_stale_page_does_not_undo_an_ending(queue_lab, stale):
 
 # ── an ended run is queued again ──
 
-ENDINGS = {"completed": DONE, "failed": Failed(message="No labels.", results={"mAP": 0.5}), "canceled": Canceled(results={"mAP": 0.5})}
+ENDINGS = {
+    "completed": DONE,
+    "failed": Failed(message="No labels.", results={"mAP": 0.5}),
+    "canceled": Canceled(results={"mAP": 0.5}),
+}
 
 
 def ended(lab, outcome, configuration=None):
@@ -183,7 +187,9 @@ def test_an_ended_run_that_is_queued_again_is_like_new_and_its_attempts_go_on(qu
     row = queue_lab.queue.get(lease.job.id)
     assert (row["finish_requested"], row["cancel_requested"]) == (False, False)
     assert (row["failures"], row["host_failures"], row["progress_epoch"]) == (0, {}, 0)
-    assert [row[name] for name in ("not_before", "error_message", "completed_at", "canceled_at", "lease_expires_at")] == [None] * 5
+    assert [
+        row[name] for name in ("not_before", "error_message", "completed_at", "canceled_at", "lease_expires_at")
+    ] == [None] * 5
     assert row["results"] == {"mAP": 0.5}, "what it had before is still true of its artifacts"
     again = claim(queue_lab)
     assert (again.job.id, again.job.attempt) == (lease.job.id, 3)
@@ -264,7 +270,9 @@ def test_a_run_that_a_worker_holds_cannot_be_queued(queue_lab, status):
         queue_lab.queue.cancel(lease.job.id)
     before = queue_lab.queue.get(lease.job.id)
 
-    with pytest.raises(Exception, match="The run is running: cancel it or wait until it has ended, then queue it again"):
+    with pytest.raises(
+        Exception, match="The run is running: cancel it or wait until it has ended, then queue it again"
+    ):
         queue_lab.edit(lease.job.id, status="queued", configuration={"epochs": 2})
 
     assert queue_lab.queue.get(lease.job.id) == before
@@ -386,7 +394,11 @@ def test_checkpoint_events_with_odd_data_do_not_stop_the_beat(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [checkpoint(3, key_of(lease, 3))])
     odd = [event("checkpoint"), event("checkpoint", epoch=None, key=None)]
-    odd += [event(kind, epoch=epoch, key=None) for kind in ("epoch", "checkpoint") for epoch in (10**15, 10**30, 1e300, -1, "x", [1])]
+    odd += [
+        event(kind, epoch=epoch, key=None)
+        for kind in ("epoch", "checkpoint")
+        for epoch in (10**15, 10**30, 1e300, -1, "x", [1])
+    ]
     assert queue_lab.queue.beat(lease, None, odd) is Verdict.OK
     row = queue_lab.queue.get(lease.job.id)
     assert (row["checkpoint"]["key"], row["progress_epoch"]) == (key_of(lease, 3), 3)

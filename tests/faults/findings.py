@@ -100,7 +100,9 @@ class Findings:
                     f"I9: attempt {attempt} of {row['id']} began at {trained[attempt][0]}, with {known} known"
                     f" ({self.cloud.warnings(row['id'])})",
                 )
-        for (_, before), (later, after) in pairwise(attempts):  # what a killed service did not tell, the next attempt does
+        for (_, before), (later, after) in pairwise(
+            attempts
+        ):  # what a killed service did not tell, the next attempt does
             if after[0] > before[-1] + 1 and row["id"] not in self.queued_again:
                 self.violations.append(f"I9: epochs are missing before attempt {later} of {row['id']}: {attempts}")
 

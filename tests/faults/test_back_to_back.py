@@ -47,7 +47,14 @@ def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     assert (mean(rss[-10:]) - mean(rss[:10])) / (len(rss) - 10) < 0.05, rss
     assert linear_regression(after, files).slope < 0.1, files
     assert service.num_fds() <= max(descriptors)
-    for folder in ("datasets/datasets", "datasets/.cache/pins", "datasets/.cache/tmp", "journal", "uploads", "uploaded"):
+    for folder in (
+        "datasets/datasets",
+        "datasets/.cache/pins",
+        "datasets/.cache/tmp",
+        "journal",
+        "uploads",
+        "uploaded",
+    ):
         assert not list((a.home / folder).glob("*")), folder
     assert not [path for path in (a.home / "runs").glob("*") if path.name.startswith(".")]
     assert not list((a.home / "runs").glob("*/checkpoints"))

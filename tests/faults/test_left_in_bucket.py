@@ -11,7 +11,11 @@ OFTEN = {"CHECKPOINT_INTERVAL": 0.05}
 
 
 def checkpoints(cloud, run_id):
-    return {key for key in cloud.storage.stored(BUCKET) if key.startswith(f"training_runs/{run_id}/") and "/checkpoints/" in key}
+    return {
+        key
+        for key in cloud.storage.stored(BUCKET)
+        if key.startswith(f"training_runs/{run_id}/") and "/checkpoints/" in key
+    }
 
 
 def two_checkpoints(cloud, run_id):
@@ -118,7 +122,9 @@ def test_failed_run_keeps_the_checkpoint_that_its_row_names_until_it_has_ended_w
     nothing_is_left(cloud, run_id, a, b)
 
 
-@pytest.mark.parametrize("named", long_except(["training_runs/{other}/1/best.pt", "somebody/else.pt"], "somebody/else.pt"))
+@pytest.mark.parametrize(
+    "named", long_except(["training_runs/{other}/1/best.pt", "somebody/else.pt"], "somebody/else.pt")
+)
 def test_object_that_only_the_row_names_is_not_deleted(cloud, host, named):
     """A row may be written by others: its checkpoint is resumed from, and never a reason to delete."""
     other = "00000000-0000-4000-8000-000000000000"

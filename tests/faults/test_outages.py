@@ -166,7 +166,9 @@ def lose(wire):
         pytest.skip(f"losing packets needs root and nft: {reason}")
 
 
-@pytest.mark.parametrize("trouble", long_except([cut, freeze, slow, garble, lose], cut, garble), ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "trouble", long_except([cut, freeze, slow, garble, lose], cut, garble), ids=lambda f: f.__name__
+)
 def test_a_bad_line_costs_no_attempt(cloud, host, wire, trouble):
     """F7 (I6 I8): connections reset, half-open, 2 s late, answers that stop in the middle, lost packets; at the claim,
     the beats, the uploads and the ending.

@@ -12,14 +12,20 @@ DEEP = '{"a":' * 1500 + "1" + "}" * 1500
 # column → SQL, and what the sentence names; {data} is a dataset that is there
 POISON = {
     "1,500 levels": ({"configuration": f"'{DEEP}'"}, "nested deeper than 32 levels"),
-    "1,500 levels inside a text": ({"configuration": "to_jsonb(repeat('[', 1500) || repeat(']', 1500))"}, "nested deeper than 32"),
+    "1,500 levels inside a text": (
+        {"configuration": "to_jsonb(repeat('[', 1500) || repeat(']', 1500))"},
+        "nested deeper than 32",
+    ),
     "5,001 digits": ({"configuration": """'{"epochs": 1e5000}'"""}, "more than 400 digits"),
     "no number": ({"configuration": """to_jsonb('{"epochs": NaN}'::text)"""}, "NaN is not a number"),
     "no JSON": ({"configuration": """to_jsonb('{"epochs": '::text)"""}, "not JSON"),
     "a list": ({"configuration": "'[1]'"}, "must be a JSON object"),
     "5 MB of configuration": ({"configuration": "jsonb_build_object('a', repeat('x', 5000000))"}, "configuration"),
     "4 MB of commas": ({"configuration": "jsonb_build_object('device', repeat(',', 4000000))"}, "configuration"),
-    "100,000 keys": ({"configuration": "(select jsonb_object_agg(n, n) from generate_series(1, 200000) n)"}, "configuration"),
+    "100,000 keys": (
+        {"configuration": "(select jsonb_object_agg(n, n) from generate_series(1, 200000) n)"},
+        "configuration",
+    ),
     "10 MB of a name": ({"run_name": "repeat('n', 10000000)"}, "run_name"),
     "10 MB of a dataset": ({"data_yaml": "repeat('d', 10000000)"}, "data_yaml"),
     "10 MB of a model": ({"base_model": "repeat('m', 10000000)"}, "base_model"),
@@ -30,7 +36,12 @@ ODD = {
     "a checkpoint of 1,500 levels": {"checkpoint": f"'{DEEP}'"},
     "results of 1,500 levels": {"results": f"'{DEEP}'"},
     "dates without end": {"created_at": "'-infinity'", "started_at": "'infinity'"},
-    "numbers at their ends": {"priority": "2147483647", "told_epoch": "2147483647", "failures": "-2147483648", "max_attempts": "0"},
+    "numbers at their ends": {
+        "priority": "2147483647",
+        "told_epoch": "2147483647",
+        "failures": "-2147483648",
+        "max_attempts": "0",
+    },
 }
 
 
@@ -48,7 +59,11 @@ def insert_as_of_old(cloud, **sql):
 
 
 def ending(cloud, run_id):
-    return json.loads(cloud.sql(f"select json_build_array(status, left(error_message, 2000)) from training_runs where id = '{run_id}'"))
+    return json.loads(
+        cloud.sql(
+            f"select json_build_array(status, left(error_message, 2000)) from training_runs where id = '{run_id}'"
+        )
+    )
 
 
 @pytest.fixture

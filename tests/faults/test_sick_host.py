@@ -56,7 +56,9 @@ def claims(cloud, name):
 
 
 def all_completed(cloud, runs, seconds=150):
-    wait_for(lambda: all(cloud.row(run)["status"] == "completed" for run in runs), seconds, lambda: cloud.story(runs[0]))
+    wait_for(
+        lambda: all(cloud.row(run)["status"] == "completed" for run in runs), seconds, lambda: cloud.story(runs[0])
+    )
 
 
 DISKS = [(setting, kind) for setting in ("RUNS_DIR", "DATASET_ROOT", "MODELS_DIR") for kind in KINDS]

@@ -168,7 +168,9 @@ def test_a_stopped_service_leaves_its_run_to_the_next(cloud, host, record_proper
         cloud.check_epochs(run_id, back=0 if grace >= 5 else 2)
 
 
-@pytest.mark.parametrize(("grace", "in_time"), long_except([(5, False), (30, True), (120, True)], (5, False), (30, True)))
+@pytest.mark.parametrize(
+    ("grace", "in_time"), long_except([(5, False), (30, True), (120, True)], (5, False), (30, True))
+)
 def test_a_training_that_takes_long_to_stop_has_the_drain_time_for_it(cloud, host, record_property, grace, in_time):
     """F13 (I6 I7 I9 I10): it needs 6 s to stop. Given less, it is killed, and its run goes back all the same."""
     a = host("a", SLOW | {"seconds_to_stop": 6}, DRAIN_SECONDS=grace)
@@ -191,7 +193,10 @@ def test_a_training_that_takes_long_to_stop_has_the_drain_time_for_it(cloud, hos
     cloud.check_epochs(run_id, back=0)
 
 
-@pytest.mark.parametrize(("grace", "status"), long_except([(5, "queued"), (30, "completed"), (120, "completed")], (5, "queued"), (30, "completed")))
+@pytest.mark.parametrize(
+    ("grace", "status"),
+    long_except([(5, "queued"), (30, "completed"), (120, "completed")], (5, "queued"), (30, "completed")),
+)
 def test_an_upload_is_finished_if_the_drain_time_allows(cloud, host, record_property, grace, status):
     """F13 (I6 I7 I8): an upload that takes 6 s has four fifths of DRAIN_SECONDS; given less, only it is repeated."""
     a = host("a", QUICK, DRAIN_SECONDS=grace)

@@ -168,7 +168,8 @@ YAMLS = {
     "download script in bash": (USUAL + "names: [a]\ndownload: bash -c 'touch /tmp/hostile-was-here'\n", "ok"),
     "download from a url": (USUAL + "names: [a]\ndownload: http://169.254.169.254/latest/meta-data\n", "ok"),
     "download script and a val that is missing": (
-        f"train: images/train\nval: images/none\nnames: [a]\ndownload: {TOUCH}\n", "no val split",
+        f"train: images/train\nval: images/none\nnames: [a]\ndownload: {TOUCH}\n",
+        "no val split",
     ),
     "python object tag": (USUAL + "names: !!python/object/apply:os.system ['touch /tmp/hostile-was-here']\n", "ok"),
     "python name tag on a key": (USUAL + "!!python/name:os.system names: [a]\n", "ok"),
@@ -225,7 +226,10 @@ YAMLS = {
     "kpt_shape huge": (USUAL + "names: [a]\nkpt_shape: [100000000, 3]\n", "kpt_shape is"),
     "kpt_shape of words": (USUAL + "names: [a]\nkpt_shape: [a, b]\n", "list of whole numbers"),
     "flip_idx out of range": (USUAL + "names: [a]\nkpt_shape: [2, 3]\nflip_idx: [0, 7]\n", "flip_idx must name"),
-    "other keys that Ultralytics knows": (USUAL + "names: [a]\nchannels: 99\nyaml_file: /etc/passwd\nminival: x\n", "ok"),
+    "other keys that Ultralytics knows": (
+        USUAL + "names: [a]\nchannels: 99\nyaml_file: /etc/passwd\nminival: x\n",
+        "ok",
+    ),
 }
 
 
@@ -289,20 +293,26 @@ IMAGES = {
     "a PNG of no pixels": (png(0, 0), "smaller than"),
     "a PNG with a text bomb": (png(16, 16, b"zTXt" + zlib.compress(bytes(10 << 20)) + b"IEND"), "ok"),
     "a JPEG of 65,535 pixels squared": (
-        b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + bytes(9) + b"\xff\xd9", "more than"
+        b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + bytes(9) + b"\xff\xd9",
+        "more than",
     ),
     "a JPEG of segments without end": (b"\xff\xd8" + b"\xff\xe0\x00\x02" * 100_000 + b"\xff\xd9", "damaged"),
     "a JPEG of fill bytes": (b"\xff\xd8" + b"\xff" * 500_000 + b"\xff\xd9", "damaged"),
     "a TIFF that points at itself": (b"II*\0\x08\0\0\0" + b"\x01\0" + b"\0" * 12 + b"\x08\0\0\0", "damaged"),
     "a TIFF of a billion pixels": (
-        b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 256, 4, 1, 50_000) + struct.pack("<HHII", 257, 4, 1, 50_000)
-        + bytes(4), "",
+        b"II*\0\x08\0\0\0\x02\0"
+        + struct.pack("<HHII", 256, 4, 1, 50_000)
+        + struct.pack("<HHII", 257, 4, 1, 50_000)
+        + bytes(4),
+        "",
     ),
     "a BMP of negative height": (
-        b"BM" + struct.pack("<IHHI", 1000, 0, 0, 54) + struct.pack("<Iii", 40, 16, -16) + bytes(1000), "ok"
+        b"BM" + struct.pack("<IHHI", 1000, 0, 0, 54) + struct.pack("<Iii", 40, 16, -16) + bytes(1000),
+        "ok",
     ),
     "a BMP of two billion pixels": (
-        b"BM" + struct.pack("<IHHI", 99, 0, 0, 54) + struct.pack("<Iii", 40, 2**31 - 1, -(2**31)) + bytes(99), "more than"
+        b"BM" + struct.pack("<IHHI", 99, 0, 0, 54) + struct.pack("<Iii", 40, 2**31 - 1, -(2**31)) + bytes(99),
+        "more than",
     ),
     "an AVIF whose picture is nowhere": (avif().replace(b"iloc", b"xloc"), "damaged"),
     "an AVIF that is cut off": (avif()[:200], ""),
@@ -311,7 +321,10 @@ IMAGES = {
     "a shell script": (b"#!/bin/sh\ntouch /tmp/hostile-was-here\n", "not an image"),
     "an archive": (b"PK\x03\x04" + bytes(100), "not an image"),
     "a PostScript file": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not an image"),
-    "an SVG with an entity": (b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><svg/>", "SVG"),
+    "an SVG with an entity": (
+        b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><svg/>",
+        "SVG",
+    ),
     "half a JPEG": (jpeg()[:300], "cut off"),
     "a JPEG with a payload behind its end": (jpeg() + b"<?php system('x') ?>" * 10, "ok"),
 }
@@ -333,9 +346,46 @@ def rename(name: str) -> Spoil:
 
 
 NAMES = [
-    "-rf", "--help", "-", "a\nb", "a\tb", "\x1b[31mred", "a\x7fb", "*", "?", "[a-z]", "%s%n", "$(touch x)", "`id`", "a;b",
-    "a|b", "a'b", 'a"b', "a b", " ", "a ", "a..", "~", "CON", "\u202egpj.exe", "\ufeff", "ä", "a\u0308", "\ud7ff",
-    "\udcff\udcfe", "😀" * 50, "x" * 240, "é" * 120, "data", "a.jpg", "\\..\\..\\x", "&", "<b>", "#", "null", "a\u2028b",
+    "-rf",
+    "--help",
+    "-",
+    "a\nb",
+    "a\tb",
+    "\x1b[31mred",
+    "a\x7fb",
+    "*",
+    "?",
+    "[a-z]",
+    "%s%n",
+    "$(touch x)",
+    "`id`",
+    "a;b",
+    "a|b",
+    "a'b",
+    'a"b',
+    "a b",
+    " ",
+    "a ",
+    "a..",
+    "~",
+    "CON",
+    "\u202egpj.exe",
+    "\ufeff",
+    "ä",
+    "a\u0308",
+    "\ud7ff",
+    "\udcff\udcfe",
+    "😀" * 50,
+    "x" * 240,
+    "é" * 120,
+    "data",
+    "a.jpg",
+    "\\..\\..\\x",
+    "&",
+    "<b>",
+    "#",
+    "null",
+    "a\u2028b",
 ]
 
 
@@ -484,7 +534,10 @@ JSONS = {
     "a list": (with_json("[]"), "no COCO file"),
     "no images": (with_json('{"images": [], "categories": [{"id": 1, "name": "a"}]}'), "no images"),
     "images that are words": (with_json('{"images": ["a"], "categories": [{"id": 1, "name": "a"}]}'), "no images"),
-    "a file name upwards": (coco(lambda d: d["images"][0].update(file_name="../../secrets/secret.jpg")), "do not exist"),
+    "a file name upwards": (
+        coco(lambda d: d["images"][0].update(file_name="../../secrets/secret.jpg")),
+        "do not exist",
+    ),
     "a file name in etc": (coco(lambda d: d["images"][0].update(file_name="/etc/passwd")), "do not exist"),
     "a file name of dots": (coco(lambda d: d["images"][0].update(file_name="../..")), "do not exist"),
     "a file name that is a list": (coco(lambda d: d["images"][0].update(file_name=["a"])), "no file_name"),

@@ -116,7 +116,9 @@ def test_a_name_that_is_none_is_refused_before_anything_is_looked_for(name):
     assert message.isprintable()
 
 
-@pytest.mark.parametrize("value", [[], {}, ["yolo11n"], {"model": "/etc/passwd"}, 0, 1.5, True, "x" * 2_000_000], ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(
+    "value", [[], {}, ["yolo11n"], {"model": "/etc/passwd"}, 0, 1.5, True, "x" * 2_000_000], ids=lambda v: str(v)[:20]
+)
 def test_a_configuration_names_no_other_model_by_another_way(value):
     """Whatever Ultralytics would load: the base model is the row's, and everything else is refused or left out."""
     for key in ("model", "pretrained", "resume", "distill_model", "cfg", "weights", "base_model"):
@@ -127,11 +129,30 @@ def test_a_configuration_names_no_other_model_by_another_way(value):
             assert plan.args.get(key) in (None, True, False)
 
 
-LEADING_OUT = ["link.pt", "up/secret.pt", "system/passwd.pt", "null.pt", "../secret.pt", "team/../../secret.pt", "/etc/passwd.pt"]
-NO_FILE = ["loop.pt", "gone.pt", "folder.pt", "pipe.pt", "nothing.pt", "team/good.pt/x.pt", "x" * 250 + ".pt", "x" * 400 + ".pt"]
+LEADING_OUT = [
+    "link.pt",
+    "up/secret.pt",
+    "system/passwd.pt",
+    "null.pt",
+    "../secret.pt",
+    "team/../../secret.pt",
+    "/etc/passwd.pt",
+]
+NO_FILE = [
+    "loop.pt",
+    "gone.pt",
+    "folder.pt",
+    "pipe.pt",
+    "nothing.pt",
+    "team/good.pt/x.pt",
+    "x" * 250 + ".pt",
+    "x" * 400 + ".pt",
+]
 
 
-@pytest.mark.parametrize(("name", "why"), [*((n, "leads out") for n in LEADING_OUT), *((n, "no such file|leads out") for n in NO_FILE)])
+@pytest.mark.parametrize(
+    ("name", "why"), [*((n, "leads out") for n in LEADING_OUT), *((n, "no such file|leads out") for n in NO_FILE)]
+)
 def test_what_is_no_file_of_the_folder_is_refused(folder, name, why):
     """Also what a name that was written down long ago leads to now."""
     with pytest.raises(BadRequest, match=why):
@@ -230,4 +251,7 @@ def test_a_runs_row_leads_nowhere_else(place, row):
 
 
 def test_the_operators_own_model_is_found(folder, place):
-    assert folder.resolve(read_model("team/good.pt", BUCKET), Task.DETECT, StopSignal()) == place / "models" / "team" / "good.pt"
+    assert (
+        folder.resolve(read_model("team/good.pt", BUCKET), Task.DETECT, StopSignal())
+        == place / "models" / "team" / "good.pt"
+    )

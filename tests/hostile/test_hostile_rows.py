@@ -60,7 +60,17 @@ HARMFUL = {
 }
 SETTINGS = [
     *("data", "model", "task", "device", "compute", "epochs", "batch", "imgsz", "pretrained", "split", "exports"),
-    *("predictions", "requires", "optimizer", "augmentation", "freeze", "splits", "unheard_of", "run_name", "split_seed"),
+    *(
+        "predictions",
+        "requires",
+        "optimizer",
+        "augmentation",
+        "freeze",
+        "splits",
+        "unheard_of",
+        "run_name",
+        "split_seed",
+    ),
 ]
 
 
@@ -82,7 +92,9 @@ def read_quickly(columns, seconds):
 
 
 @pytest.mark.parametrize("harm", HARMFUL)
-@pytest.mark.parametrize("column", ["configuration", "data_yaml", "base_model", "run_name", "priority", "checkpoint", "told_epoch"])
+@pytest.mark.parametrize(
+    "column", ["configuration", "data_yaml", "base_model", "run_name", "priority", "checkpoint", "told_epoch"]
+)
 def test_column_of_anything_is_read_quickly_and_without_an_error(column, harm):
     read_quickly({"data_yaml": "d", column: HARMFUL[harm]}, 3)
 
@@ -105,7 +117,9 @@ def test_requirements_of_anything_are_cheap(harm):
 
 _harmful = st.sampled_from(sorted(HARMFUL)[::2]).map(lambda name: HARMFUL[name])  # by name: nobody can print the values
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters() | _harmful
-_values = st.recursive(_scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5))
+_values = st.recursive(
+    _scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5)
+)
 _names = st.sampled_from(sorted([*SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED])) | st.text()
 
 

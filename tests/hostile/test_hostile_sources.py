@@ -58,11 +58,17 @@ def place(tmp_path):
 @pytest.fixture
 def fetcher(place, server):
     web = GuardedClient(
-        allowed_hosts=[server.host], max_bytes=4 << 20, policy=RetryPolicy(tries=1), max_seconds=10,
+        allowed_hosts=[server.host],
+        max_bytes=4 << 20,
+        policy=RetryPolicy(tries=1),
+        max_seconds=10,
     )
     cache = ContentCache(place / "root/.cache", max_bytes=1 << 30, reserve=0)
     yield Fetcher(
-        roots=Roots(place / "root"), cache=cache, web=web, store=LocalObjectStore(place / "store"),
+        roots=Roots(place / "root"),
+        cache=cache,
+        web=web,
+        store=LocalObjectStore(place / "store"),
         datasets_bucket="datasets",
     )
     web.close()
@@ -70,7 +76,10 @@ def fetcher(place, server):
 
 def parse(text, root):
     return parse_reference(
-        text, dataset_root=root, datasets_bucket="datasets", storage_base_url="https://abc.supabase.co",
+        text,
+        dataset_root=root,
+        datasets_bucket="datasets",
+        storage_base_url="https://abc.supabase.co",
     )
 
 
@@ -160,12 +169,44 @@ def test_hostile_links_below_the_root(place, fetcher, make):
 # ── hosts and addresses ──
 
 ADDRESSES = [
-    "127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254",
-    "100.64.0.1", "100.100.100.200", "192.0.0.192", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
-    "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1", "fec0::1", "::ffff:127.0.0.1",
-    "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::7f00:1",
-    "2002:7f00:1::", "2002:a9fe:a9fe::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:db8::1", "192.88.99.1", "3fff::1",
-    "5f00::1", "100::1", "not an address",
+    "127.0.0.1",
+    "127.9.9.9",
+    "0.0.0.0",
+    "10.0.0.1",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "100.100.100.200",
+    "192.0.0.192",
+    "198.18.0.1",
+    "224.0.0.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::1",
+    "::",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fc00::1",
+    "fd00:ec2::254",
+    "ff02::1",
+    "fec0::1",
+    "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::7f00:1",
+    "2002:7f00:1::",
+    "2002:a9fe:a9fe::1",
+    "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    "2001:db8::1",
+    "192.88.99.1",
+    "3fff::1",
+    "5f00::1",
+    "100::1",
+    "not an address",
 ]
 
 
@@ -203,7 +244,9 @@ def test_public_addresses_are_not_forbidden(tmp_path, address):
 @pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1"])
 def test_metadata_is_forbidden_even_where_private_hosts_are_allowed(tmp_path, address):
     client = GuardedClient(
-        allowed_hosts=["data.example:80"], resolve=lambda *_: [address], policy=RetryPolicy(tries=1),
+        allowed_hosts=["data.example:80"],
+        resolve=lambda *_: [address],
+        policy=RetryPolicy(tries=1),
     )
     with pytest.raises(DatasetError, match="private network"):
         client.download("http://data.example/x.zip", tmp_path / "x", StopSignal())
@@ -211,13 +254,26 @@ def test_metadata_is_forbidden_even_where_private_hosts_are_allowed(tmp_path, ad
 
 
 URLS = [
-    "http://127.0.0.1:{port}/x", "http://localhost:{port}/x", "http://LOCALHOST.:{port}/x", "http://2130706433:{port}/x",
-    "http://0x7f000001:{port}/x", "http://0177.0.0.1:{port}/x", "http://127.1:{port}/x", "http://0:{port}/x",
-    "http://[::1]:{port}/x", "http://[::ffff:127.0.0.1]:{port}/x", "http://[::]:{port}/x",
-    "http://\uff11\uff12\uff17.0.0.1:{port}/x", "http://127\u30020\u30020\u30021:{port}/x",
-    "http://example.org@127.0.0.1:{port}/x", "http://127.0.0.1:{port}#@example.org/x",
-    "http://127.0.0.1:{port}\\@example.org/x", "http://a%2eexample:{port}/x", "http://" + "a" * 300 + ".org/x",
-    "http://..:{port}/x", "http://a b:{port}/x",
+    "http://127.0.0.1:{port}/x",
+    "http://localhost:{port}/x",
+    "http://LOCALHOST.:{port}/x",
+    "http://2130706433:{port}/x",
+    "http://0x7f000001:{port}/x",
+    "http://0177.0.0.1:{port}/x",
+    "http://127.1:{port}/x",
+    "http://0:{port}/x",
+    "http://[::1]:{port}/x",
+    "http://[::ffff:127.0.0.1]:{port}/x",
+    "http://[::]:{port}/x",
+    "http://\uff11\uff12\uff17.0.0.1:{port}/x",
+    "http://127\u30020\u30020\u30021:{port}/x",
+    "http://example.org@127.0.0.1:{port}/x",
+    "http://127.0.0.1:{port}#@example.org/x",
+    "http://127.0.0.1:{port}\\@example.org/x",
+    "http://a%2eexample:{port}/x",
+    "http://" + "a" * 300 + ".org/x",
+    "http://..:{port}/x",
+    "http://a b:{port}/x",
 ]
 
 
@@ -354,7 +410,9 @@ def test_hostile_exports(server, fetcher, place, records):
     assert set(server.asked) == {"/x.ndjson"}
 
 
-@pytest.mark.parametrize("line", [b"{", b"[" * 100_000, b"\xff\xfe", b'{"a": 1e999999}', b"NaN", b"{}{}", b"9" * 10_000])
+@pytest.mark.parametrize(
+    "line", [b"{", b"[" * 100_000, b"\xff\xfe", b'{"a": 1e999999}', b"NaN", b"{}{}", b"9" * 10_000]
+)
 def test_lines_of_an_export_that_are_no_record(server, fetcher, place, line):
     server.pages["/x.ndjson"] = body(json.dumps(HEAD).encode() + b"\n" + line)
     with pytest.raises(DatasetError) as error:
@@ -362,7 +420,10 @@ def test_lines_of_an_export_that_are_no_record(server, fetcher, place, line):
     assert "x.ndjson" in sentence(error)
 
 
-@pytest.mark.parametrize("file", ["../../../x.jpg", "/etc/x.jpg", "-rf.jpg", "..jpg", ".jpg", "a\\..\\b.jpg", "a" * 200 + ".jpg", "", "x.php"])
+@pytest.mark.parametrize(
+    "file",
+    ["../../../x.jpg", "/etc/x.jpg", "-rf.jpg", "..jpg", ".jpg", "a\\..\\b.jpg", "a" * 200 + ".jpg", "", "x.php"],
+)
 def test_file_names_of_an_export_stay_in_the_tree(server, fetcher, place, file):
     server.pages["/a"] = body(b"image")
     record = {"file": file, "split": "train", "url": server.url("/a")}
@@ -458,9 +519,13 @@ ARCHIVES = {
     "zip: symlink": lambda: zip_of("x.txt", b"/etc/passwd", mode=0o120777),
     "zip: device": lambda: zip_of("x.txt", mode=0o020666),
     "zip: pipe": lambda: zip_of("x.txt", mode=0o010666),
-    "zip: encrypted": lambda: lying(zip_of("x.txt"), b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"),
+    "zip: encrypted": lambda: lying(
+        zip_of("x.txt"), b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
+    ),
     "zip: unusual method": lambda: lying(
-        zip_of("x.txt"), b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x08", b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x63",
+        zip_of("x.txt"),
+        b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x08",
+        b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x63",
     ),
     "zip: LZMA": lambda: zip_of("x.txt", compress_type=zipfile.ZIP_LZMA),
     "zip: one name twice": lambda: two("a.txt", "./a.txt"),
@@ -478,7 +543,8 @@ ARCHIVES = {
     "tar: absolute": lambda: tar_of(file("/tmp/x.txt")),
     "tar: symlink": lambda: tar_of(("a.txt", tarfile.SYMTYPE, "/etc/passwd", b"")),
     "tar: folder link and a file through it": lambda: tar_of(
-        ("a", tarfile.SYMTYPE, "../../secret", b""), file("a/data.yaml", b"owned"),
+        ("a", tarfile.SYMTYPE, "../../secret", b""),
+        file("a/data.yaml", b"owned"),
     ),
     "tar: hard link": lambda: tar_of(("a.txt", tarfile.LNKTYPE, "/etc/passwd", b"")),
     "tar: character device": lambda: tar_of(("a.txt", tarfile.CHRTYPE, "", b"")),
@@ -492,7 +558,9 @@ ARCHIVES = {
     "tar: huge global header": lambda: huge_header(tarfile.XGLTYPE, 1 << 32),
     "tar: huge long name": lambda: huge_header(tarfile.GNUTYPE_LONGNAME, 1 << 32),
     "tar: negative size": lambda: lying(
-        tar_of(file("a.txt", b"x" * 512)), b"00000001000\0", b"\xff" * 12,
+        tar_of(file("a.txt", b"x" * 512)),
+        b"00000001000\0",
+        b"\xff" * 12,
     ),
     "tar: no end": lambda: tar_of(file("a.txt"), end=False),
     "tar: cut": lambda: tar_of(file("a.txt", b"x" * 5000))[:1000],
@@ -536,10 +604,17 @@ def test_archives_over_a_limit(tmp_path, limits, make):
 
 
 def test_members_that_would_run_code_are_not_even_written(place, fetcher):
-    (place / "root/set.tar").write_bytes(tar_of(
-        file("labels/train.cache"), file("images/a.npy"), file("hubconf.py"), file(".git/config"), file("model.pt"),
-        file("images/-rf.jpg"), file("data.yaml"),
-    ))
+    (place / "root/set.tar").write_bytes(
+        tar_of(
+            file("labels/train.cache"),
+            file("images/a.npy"),
+            file("hubconf.py"),
+            file(".git/config"),
+            file("model.pt"),
+            file("images/-rf.jpg"),
+            file("data.yaml"),
+        )
+    )
     fetched = fetcher.fetch(parse("set.tar", place / "root"), place / "root/run", StopSignal(), lambda _: None)
     assert sorted(p.name for p in fetched.root.rglob("*") if p.is_file()) == ["-rf.jpg", "data.yaml"]
 
@@ -574,8 +649,20 @@ def test_hostile_stores(place, fetcher, make):
 
 @pytest.mark.parametrize(
     "name",
-    ["a.py", "a.npy", "labels/train.cache", "a.pt", "thumbnails/a.jpg", "x/thumbnails/a.jpg", ".a.jpg", ".git/a.txt",
-     "__MACOSX/a.jpg", "a", "a.zip", "a.yaml.exe"],
+    [
+        "a.py",
+        "a.npy",
+        "labels/train.cache",
+        "a.pt",
+        "thumbnails/a.jpg",
+        "x/thumbnails/a.jpg",
+        ".a.jpg",
+        ".git/a.txt",
+        "__MACOSX/a.jpg",
+        "a",
+        "a.zip",
+        "a.yaml.exe",
+    ],
 )
 def test_files_that_are_never_part_of_a_dataset(name):
     assert not wanted(name)

@@ -30,7 +30,9 @@ def as_user(stack, claims, script):
 
 
 def insert_for(stack, claims, owner):
-    return as_user(stack, claims, f"insert into training_runs (run_name, created_by) values ('mine', '{owner}') returning id")
+    return as_user(
+        stack, claims, f"insert into training_runs (run_name, created_by) values ('mine', '{owner}') returning id"
+    )
 
 
 @pytest.mark.parametrize("call", [*CALLS, *HELPERS])
@@ -93,8 +95,12 @@ def test_signed_in_users_cannot_delete_runs_or_touch_history(supabase):
 
 def test_signed_in_users_cancel_their_own_runs_as_the_web_app_does(supabase):
     run_id = insert_for(supabase, ADA, ADA["email"])
-    as_user(supabase, ADA, f"""update training_runs set status = 'canceled', cancel_requested = true, canceled_at = now(),
-        completed_at = now(), error_message = 'Canceled by user.' where id = '{run_id}'""")
+    as_user(
+        supabase,
+        ADA,
+        f"""update training_runs set status = 'canceled', cancel_requested = true, canceled_at = now(),
+        completed_at = now(), error_message = 'Canceled by user.' where id = '{run_id}'""",
+    )
     assert supabase.sql("select status from training_runs") == "canceled"
 
 
@@ -164,11 +170,18 @@ def test_the_restricted_role_reads_datasets_and_writes_artifacts_and_sees_no_oth
         insert into storage.buckets (id, name) values ('private', 'private');
         insert into storage.objects (bucket_id, name) values ('datasets', 'a'), ('training-artifacts', 'b'), ('private', 'c');""")
     try:
-        assert supabase.sql("select string_agg(name, ' ' order by name) from storage.objects", role="trainer_worker") == "a b"
-        supabase.sql("insert into storage.objects (bucket_id, name) values ('training-artifacts', 'd')", role="trainer_worker")
+        assert (
+            supabase.sql("select string_agg(name, ' ' order by name) from storage.objects", role="trainer_worker")
+            == "a b"
+        )
+        supabase.sql(
+            "insert into storage.objects (bucket_id, name) values ('training-artifacts', 'd')", role="trainer_worker"
+        )
         for bucket in ("datasets", "private"):
             with pytest.raises(SqlError, match="row-level security"):
-                supabase.sql(f"insert into storage.objects (bucket_id, name) values ('{bucket}', 'e')", role="trainer_worker")
+                supabase.sql(
+                    f"insert into storage.objects (bucket_id, name) values ('{bucket}', 'e')", role="trainer_worker"
+                )
         supabase.sql("delete from storage.objects where bucket_id = 'datasets'", role="trainer_worker")
         assert supabase.sql("select count(*) from storage.objects where bucket_id = 'datasets'") == "1"
     finally:

@@ -86,8 +86,11 @@ def test_all_migrations_pasted_as_one_script_work(database):
 def test_the_web_app_keeps_its_rows_policies_triggers_grants_and_buckets(database):
     database.sql(APP, database="fresh")
     before = set(catalogue(database))
-    column(database, """insert into training_runs (run_name, status, results) values
-        ('done', 'completed', '{"mAP": 0.5}'), ('waiting', 'queued', null), ('odd', 'configuring', null)""")
+    column(
+        database,
+        """insert into training_runs (run_name, status, results) values
+        ('done', 'completed', '{"mAP": 0.5}'), ('waiting', 'queued', null), ('odd', 'configuring', null)""",
+    )
     database.migrate("fresh")
     assert before - set(catalogue(database)) == set()
     assert column(database, "select string_agg(run_name || status, ' ' order by run_name) from training_runs") == (
@@ -116,17 +119,22 @@ def test_updated_at_moves_on_an_empty_project_too(database):
 def test_deleting_a_project_ends_its_runs_as_the_web_app_wants(database):
     database.sql(APP, database="fresh")
     database.migrate("fresh")
-    column(database, """
+    column(
+        database,
+        """
         insert into projects (id, name) values ('11111111-1111-1111-1111-111111111111', 'p');
         insert into training_runs (run_name, project_id, created_at) values
           ('running', '11111111-1111-1111-1111-111111111111', '2020-01-01'),
-          ('queued', '11111111-1111-1111-1111-111111111111', now());""")
+          ('queued', '11111111-1111-1111-1111-111111111111', now());""",
+    )
     run = claim(database, claim_id="'22222222-2222-2222-2222-222222222222'")[0]
     column(database, "delete from projects")
     held = f"run_id => '{run['id']}', claim_id => '22222222-2222-2222-2222-222222222222'"
     assert column(database, f"select beat_training_run({held}, lease_seconds => 60)") == "lost"
     assert column(database, f"select finish_training_run({held}, status => 'completed')") == "lost"
-    left = database.rows("select run_name, status, error_message, lease_expires_at from training_runs", database="fresh")
+    left = database.rows(
+        "select run_name, status, error_message, lease_expires_at from training_runs", database="fresh"
+    )
     assert left == [
         {"run_name": "running", "status": "canceled", "error_message": "Project deleted.", "lease_expires_at": None},
     ]
@@ -140,14 +148,20 @@ def test_rows_that_no_worker_would_read_do_not_stop_the_migration_and_can_be_end
     run_id = column(database, "select id from claim_training_run('w', '22222222-2222-2222-2222-222222222222', 60)")
     held = f"run_id => '{run_id}', claim_id => '22222222-2222-2222-2222-222222222222'"
     assert column(database, f"select beat_training_run({held}, lease_seconds => 60)") == "ok"
-    assert column(database, f"select finish_training_run({held}, status => 'failed', error_message => 'Too deep.')") == "ok"
+    assert (
+        column(database, f"select finish_training_run({held}, status => 'failed', error_message => 'Too deep.')")
+        == "ok"
+    )
 
 
 def test_runs_that_the_predecessor_left_behind_are_taken_up(database):
     database.sql(APP, database="fresh")
-    column(database, """insert into training_runs (run_name, status, started_at, worker_id) values
+    column(
+        database,
+        """insert into training_runs (run_name, status, started_at, worker_id) values
         ('orphan', 'running', now() - interval '2 hours', 'old'), ('alive', 'running', now() - interval '5 s', 'old'),
-        ('stopping', 'canceling', now() - interval '2 hours', 'old')""")
+        ('stopping', 'canceling', now() - interval '2 hours', 'old')""",
+    )
     database.migrate("fresh")
     assert claim(database)[0]["run_name"] == "orphan"
     assert claim(database) == []

@@ -97,7 +97,10 @@ def test_1000_runs_are_served_once_each_by_64_workers(supabase_lab):
 
     served = [run_id for runs in in_parallel(64, drain) for run_id in runs]
     assert len(served) == len(set(served)) == 1000
-    assert supabase_lab.stack.sql("select count(*) from training_runs where status = 'completed' and attempt = 1") == "1000"
+    assert (
+        supabase_lab.stack.sql("select count(*) from training_runs where status = 'completed' and attempt = 1")
+        == "1000"
+    )
 
 
 def test_expired_runs_are_settled_once_by_many_claims(supabase_lab):

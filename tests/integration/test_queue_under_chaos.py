@@ -139,7 +139,9 @@ def test_whatever_happens_at_once_the_rules_hold(recorded):
     check_accepted(recorded, accepted)
 
     # once everybody is gone, settling leaves nothing running
-    recorded.stack.sql("update training_runs set lease_expires_at = now() - interval '1 s' where lease_expires_at is not null")
+    recorded.stack.sql(
+        "update training_runs set lease_expires_at = now() - interval '1 s' where lease_expires_at is not null"
+    )
     recorded.stack.sql("select settle_training_runs()")
     assert recorded.stack.sql("select count(*) from training_runs where status in ('running', 'canceling')") == "0"
 

@@ -59,7 +59,14 @@ def test_row_is_refused_with_a_sentence(app, case):
         {"configuration": {"a": "9" * 5000}},
         {"configuration": None, "data_yaml": None},
     ],
-    ids=["32 levels", "a split of 30,000 images", "small and large numbers", "long names", "digits in a text", "nothing"],
+    ids=[
+        "32 levels",
+        "a split of 30,000 images",
+        "small and large numbers",
+        "long names",
+        "digits in a text",
+        "nothing",
+    ],
 )
 def test_row_within_the_bounds_is_inserted(app, columns):
     assert insert(app, **columns).status_code == 201
@@ -148,7 +155,11 @@ def test_row_that_a_rule_of_the_app_refuses_stops_no_other_run(queue_with_a_rule
 @pytest.mark.parametrize("rule", ["a constraint that came later", "a trigger"])
 @pytest.mark.parametrize("status", ["running", "canceling", "queued"])
 def test_row_that_a_rule_of_the_app_refuses_does_not_stop_what_expired(queue_with_a_rule, rule, status):
-    expired_long_ago = {"status": f"'{status}'", "lease_expires_at": "'2020-01-01'", "cancel_requested": str(status == "queued")}
+    expired_long_ago = {
+        "status": f"'{status}'",
+        "lease_expires_at": "'2020-01-01'",
+        "cancel_requested": str(status == "queued"),
+    }
     lab, refused = queue_with_a_rule(rule, **expired_long_ago)
     expired = lab.insert()
     claim(lab)

@@ -27,7 +27,10 @@ def all_configurations() -> list:
         *({"requires": {"gpus": amount}} for amount in AMOUNTS),
         *({"requires": {"gpu_memory_gb": amount}} for amount in AMOUNTS),
         *({"device": device} for device in DEVICES),
-        *({"requires": {"gpus": n}, "device": d} for n, d in itertools.product([1, 3, "x"], ["0,1", [0, 1, 2, 3], "cpu"])),
+        *(
+            {"requires": {"gpus": n}, "device": d}
+            for n, d in itertools.product([1, 3, "x"], ["0,1", [0, 1, 2, 3], "cpu"])
+        ),
     ]
     return [*OTHERS, *plain, *(json.dumps(configuration) for configuration in plain)]
 
@@ -65,5 +68,7 @@ def test_the_database_and_python_read_the_same_requirements(by_the_database):
 def test_both_judge_a_worker_alike(supabase_servers, capabilities, served):
     configuration = {"requires": {"gpus": "2", "gpu_memory_gb": 24}}
     assert requirements(configuration).served_by(capabilities) is served
-    answer = supabase_servers.sql(f"select trainer.can_serve('{json.dumps(capabilities)}', '{json.dumps(configuration)}')")
+    answer = supabase_servers.sql(
+        f"select trainer.can_serve('{json.dumps(capabilities)}', '{json.dumps(configuration)}')"
+    )
     assert answer == ("t" if served else "f")

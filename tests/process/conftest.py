@@ -65,16 +65,30 @@ class Trained:
         run_dir = run_dir or self.run_dir
         run_dir.mkdir(exist_ok=True)
         plan = TrainPlan(
-            sources=("/data",), model=Architecture(stem="yolo11n"), task=None, epochs=epochs, batch=4, imgsz=64,
+            sources=("/data",),
+            model=Architecture(stem="yolo11n"),
+            task=None,
+            epochs=epochs,
+            batch=4,
+            imgsz=64,
             device=None,
         )
         dataset = PreparedDataset(
-            root=self.root, data=self.root / "data.yaml", task=Task.DETECT, names=names, images={"train": 4},
+            root=self.root,
+            data=self.root / "data.yaml",
+            task=Task.DETECT,
+            names=names,
+            images={"train": 4},
             fingerprint="f",
         )
         return TrainingOrder(
-            plan=plan, model=Path("yolo11n.yaml"), dataset=dataset, run_dir=run_dir, resume=resume,
-            told_epoch=told_epoch, devices=devices,
+            plan=plan,
+            model=Path("yolo11n.yaml"),
+            dataset=dataset,
+            run_dir=run_dir,
+            resume=resume,
+            told_epoch=told_epoch,
+            devices=devices,
         )
 
     def train(self, **order):
@@ -125,7 +139,12 @@ def program(tmp_path, home):
             home=home,
             weights=tmp_path / "models",
             program=(sys.executable, str(PROGRAMS / f"{name}.py"), *arguments),
-            patience=Patience(**({"grace": 0.3, "shutdown": patience.get("grace", 0.3), "starting": 10, "stall": 10, "exit": 0.5} | patience)),
+            patience=Patience(
+                **(
+                    {"grace": 0.3, "shutdown": patience.get("grace", 0.3), "starting": 10, "stall": 10, "exit": 0.5}
+                    | patience
+                )
+            ),
             warm_start=warm_start,
             threads=threads,
             timestamp_output=timestamp_output,

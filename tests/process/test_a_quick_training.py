@@ -22,7 +22,10 @@ def test_a_training_is_told_from_its_first_phase_to_its_model(program):
 
     assert finished == training.events[-1]
     assert [event.phase for event in training.of("phase")] == [
-        Phase.LOADING, Phase.SCANNING, Phase.TRAINING, Phase.FINALISING,
+        Phase.LOADING,
+        Phase.SCANNING,
+        Phase.TRAINING,
+        Phase.FINALISING,
     ]
     assert [event.epoch for event in training.of("epoch")] == [1, 2, 3]
     assert training.lines[0] == "epoch 1/3 line 0: box_loss 1.000"
@@ -76,8 +79,12 @@ def test_it_goes_on_from_a_checkpoint(program):
         ({"at_epoch": 2, "signal": int(signal.SIGKILL)}, MachineFailed, "SIGKILL"),
         ({"at_epoch": "finalising", "exit": 1, "print": "no room for plots"}, MachineFailed, "no room for plots"),
         (
-            {"at_epoch": 1, "crash": {"error": "RuntimeError", "message": "Training failed: NaN persisted for 4 epochs"}},
-            RunFailed, "diverged",
+            {
+                "at_epoch": 1,
+                "crash": {"error": "RuntimeError", "message": "Training failed: NaN persisted for 4 epochs"},
+            },
+            RunFailed,
+            "diverged",
         ),
     ],
 )

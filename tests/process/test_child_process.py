@@ -19,7 +19,10 @@ def start(tmp_path):
         reading, writing = os.pipe()
         process = subprocess.Popen(
             [sys.executable, "-m", "trainer.training.child.main", "--events-fd", str(writing)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[writing],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[writing],
             env=child_environment(dict(os.environ), folder, tmp_path, devices=None, threads=1),
         )
         os.close(writing)

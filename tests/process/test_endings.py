@@ -46,7 +46,8 @@ def test_a_process_that_eats_all_memory_is_told_so_and_we_live_on(program):
 
 def test_a_crash_becomes_its_diagnosis(program):
     training = program("trains_quickly").behave(
-        at_epoch=2, crash={"error": "OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 2.00 GiB."},
+        at_epoch=2,
+        crash={"error": "OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 2.00 GiB."},
     )
 
     with pytest.raises(RunFailed, match=r"GPU's memory.*batch 4, image size 64"):

@@ -33,7 +33,9 @@ else:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv, to mount another /proc")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv, to mount another /proc"
+)
 def test_process_that_proc_does_not_show_ends_with_its_training(tmp_path):
     """On a host that mounts /proc with hidepid=2."""
     mount = 'mount -t proc -o hidepid=2,gid=65534 proc /proc && exec setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace "$@"'
@@ -133,7 +135,10 @@ def adopts_orphans():
 
 
 def test_a_killed_guardian_leaves_no_zombie_to_a_service_that_adopts_orphans(
-    program, tmp_path, adopts_orphans, kill_a_guardian,
+    program,
+    tmp_path,
+    adopts_orphans,
+    kill_a_guardian,
 ):
     before = psutil.Process().children()
     training = program("daemonizes", str(tmp_path / "pids"))

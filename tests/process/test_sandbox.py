@@ -51,13 +51,28 @@ class Place:
 
 def order_for(root, **changes):
     dataset = PreparedDataset(
-        root=root / "view", data=root / "view" / "data.yaml", task=Task.DETECT, names=("disc",), images={"train": 4},
+        root=root / "view",
+        data=root / "view" / "data.yaml",
+        task=Task.DETECT,
+        names=("disc",),
+        images={"train": 4},
         fingerprint="f",
     )
     plan = TrainPlan(
-        sources=("/data",), model=Architecture(stem="yolo11n"), task=None, epochs=1, batch=4, imgsz=64, device=None,
+        sources=("/data",),
+        model=Architecture(stem="yolo11n"),
+        task=None,
+        epochs=1,
+        batch=4,
+        imgsz=64,
+        device=None,
     )
-    order = {"plan": plan, "model": root / "models" / "mine.pt", "dataset": dataset, "run_dir": root / "runs" / "train_1"}
+    order = {
+        "plan": plan,
+        "model": root / "models" / "mine.pt",
+        "dataset": dataset,
+        "run_dir": root / "runs" / "train_1",
+    }
     return TrainingOrder(**order | changes)
 
 
@@ -102,7 +117,16 @@ def test_what_is_none_of_its_business_cannot_be_read(place):
 
 
 def test_nor_what_the_operator_has_on_the_host(place):
-    paths = ["/etc/shadow", "/root/.profile", "/var/log", "/var/lib", "/dev/vda", "/dev/sda", "/dev/mem", PROJECT / "README.md"]
+    paths = [
+        "/etc/shadow",
+        "/root/.profile",
+        "/var/log",
+        "/var/lib",
+        "/dev/vda",
+        "/dev/sda",
+        "/dev/mem",
+        PROJECT / "README.md",
+    ]
     there = [path for path in paths if os.path.exists(path)]
 
     assert len(there) >= 3
@@ -137,7 +161,15 @@ def test_its_own_folders_can_be_written_to(place):
 
 
 def test_nothing_else_can_be_written_to_neither_through_a_link(place):
-    names = ["new", "queue.db", "models/mine.pt", "runs/train_2/best.pt", "runs/new", "pictures/1.png", "view/images/train/1.png"]
+    names = [
+        "new",
+        "queue.db",
+        "models/mine.pt",
+        "runs/train_2/best.pt",
+        "runs/new",
+        "pictures/1.png",
+        "view/images/train/1.png",
+    ]
     before = {path: path.read_text() for path in place.root.rglob("*") if path.is_file()}
 
     assert place.how_it_went(writing(place.root / name) for name in names) == {"PermissionError"}
@@ -166,7 +198,9 @@ def test_no_device_can_be_made(place):
 
 def test_what_was_written_cannot_be_executed(place):
     program = place.order.run_dir / "program"
-    code = f"import os, subprocess; open({str(program)!r}, 'w').write('#!/bin/sh\\n'); os.chmod({str(program)!r}, 0o755); "
+    code = (
+        f"import os, subprocess; open({str(program)!r}, 'w').write('#!/bin/sh\\n'); os.chmod({str(program)!r}, 0o755); "
+    )
     code += f"subprocess.run([{str(program)!r}], check=True)"
 
     assert place.how_it_went([code]) == {"PermissionError"}

@@ -44,7 +44,14 @@ def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = N
     ours = {name: changes.pop(name) for name in ("resume", "told_epoch", "setup") if name in changes}
     args = {"plots": False, "workers": 0, **changes.pop("args", {})}
     plan = TrainPlan(
-        sources=("x",), model=Architecture(stem="yolo11n"), task=dataset.task, epochs=1, batch=8, imgsz=64, device=(), args=args,
+        sources=("x",),
+        model=Architecture(stem="yolo11n"),
+        task=dataset.task,
+        epochs=1,
+        batch=8,
+        imgsz=64,
+        device=(),
+        args=args,
     )
     stem = STEMS.get(dataset.task.value, "yolo11n")
     return TrainingOrder(
@@ -56,7 +63,9 @@ def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = N
     )
 
 
-def run_child(order, home, *, program=None, on_event=lambda _event, _process: None, env=None, without=(), timeout=120.0) -> Run:
+def run_child(
+    order, home, *, program=None, on_event=lambda _event, _process: None, env=None, without=(), timeout=120.0
+) -> Run:
     """Train in a fresh process to its end. `on_event` may write commands to the process' stdin.
 
     `env` is added to its environment, the variables `without` are left out of it.
@@ -70,7 +79,11 @@ def run_child(order, home, *, program=None, on_event=lambda _event, _process: No
     command = [str(PROGRAMS / program)] if program else ["-m", "trainer.training.child.main"]
     process = subprocess.Popen(
         [sys.executable, *command, "--events-fd", str(writing)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, pass_fds=[writing],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        pass_fds=[writing],
     )
     os.close(writing)
     run = Run(process)

@@ -27,8 +27,15 @@ EPOCHS = 8
 
 def order(dataset, run_dir, *, resume=None, best_of=None, told_epoch=0, **changes):
     """The order as the supervisor makes it: with what the training is made of."""
-    plain = order_for(dataset, run_dir, **{"epochs": EPOCHS, "batch": 4, **changes, "args": {**ARGS, **changes.get("args", {})}})
-    ours = {"resume": resume, "best_of": best_of, "told_epoch": told_epoch, "setup": Setup.of(plain.plan, dataset).as_json()}
+    plain = order_for(
+        dataset, run_dir, **{"epochs": EPOCHS, "batch": 4, **changes, "args": {**ARGS, **changes.get("args", {})}}
+    )
+    ours = {
+        "resume": resume,
+        "best_of": best_of,
+        "told_epoch": told_epoch,
+        "setup": Setup.of(plain.plan, dataset).as_json(),
+    }
     return replace(plain, **ours)
 
 
@@ -102,8 +109,12 @@ def test_a_setting_that_is_taken_back_is_ultralytics_own_again(checkpoint, class
 
 @pytest.mark.long
 @pytest.mark.parametrize("epochs", [6, 12])
-def test_the_learning_rate_of_other_epochs_is_that_of_a_training_that_was_asked_for_them(checkpoint, classify, tmp_path, epochs):
-    run = run_child(order(classify, tmp_path / "a" / "run", resume=checkpoint, told_epoch=4, epochs=epochs), tmp_path / "a")
+def test_the_learning_rate_of_other_epochs_is_that_of_a_training_that_was_asked_for_them(
+    checkpoint, classify, tmp_path, epochs
+):
+    run = run_child(
+        order(classify, tmp_path / "a" / "run", resume=checkpoint, told_epoch=4, epochs=epochs), tmp_path / "a"
+    )
     straight = run_child(order(classify, tmp_path / "b" / "run", epochs=epochs), tmp_path / "b")
 
     assert isinstance(run.last, Finished), run.output
@@ -121,7 +132,9 @@ def test_a_checkpoint_records_what_it_was_trained_with(checkpoint, classify):
 
 @pytest.mark.long
 def test_a_training_starts_over_from_the_best_weights_of_a_checkpoint(checkpoint, classify, tmp_path):
-    run = run_child(order(classify, tmp_path / "run", best_of=checkpoint, epochs=2, args={"optimizer": "AdamW"}), tmp_path)
+    run = run_child(
+        order(classify, tmp_path / "run", best_of=checkpoint, epochs=2, args={"optimizer": "AdamW"}), tmp_path
+    )
 
     assert isinstance(run.last, Finished), run.output
     assert [event.epoch for event in run.of(EpochFinished)] == [1, 2] == epochs_in(tmp_path / "run")

@@ -111,7 +111,9 @@ def test_a_resumed_training_survives_epochs_that_are_no_new_best(learned, exchan
     epochs = [event.epoch for event in run.of(EpochFinished)]
     assert [event.epoch for event in run.of(CheckpointSaved)] == epochs
     assert run.last.report["best_epoch"] == best_epoch
-    assert same(weights(run.last.best.path), weights(Path(learned.of(CheckpointSaved)[-1].path).parents[1] / "weights/best.pt"))
+    assert same(
+        weights(run.last.best.path), weights(Path(learned.of(CheckpointSaved)[-1].path).parents[1] / "weights/best.pt")
+    )
     with (tmp_path / "run" / "results.csv").open() as file:
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs[-1] + 1))
 
@@ -166,7 +168,9 @@ def test_a_shutdown_whose_state_cannot_be_kept_says_so_and_stops(learned, exchan
 @pytest.mark.usefixtures("no_room")
 def test_a_training_whose_checkpoints_cannot_be_kept_goes_on_to_its_model(learned, exchanged, tmp_path):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
-    finish = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == learned.of(EpochFinished)[-1].epoch + 2)
+    finish = stop_at(
+        StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == learned.of(EpochFinished)[-1].epoch + 2
+    )
     run = resume(newest, exchanged, tmp_path, finish)
 
     assert isinstance(run.last, Finished), run.output

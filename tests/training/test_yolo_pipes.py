@@ -30,7 +30,10 @@ def training(tmp_path):
     with (tmp_path / "log").open("wb") as log, os.fdopen(reading, "rb") as events:
         process = subprocess.Popen(
             [sys.executable, "-m", "trainer.training.child.main", "--events-fd", str(writing)],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[writing],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=[writing],
             env=child_environment(dict(os.environ), folder, tmp_path, devices=None, threads=1),
         )
         os.close(writing)

@@ -135,7 +135,9 @@ def test_a_shutdown_during_validation_keeps_the_epoch_that_was_just_trained(dete
     facts = json.loads((tmp_path / "run" / "checkpoints" / "epoch-00001.json").read_text())
     assert facts["done"] == 1.0
     again = run_child(
-        order_for(many, tmp_path / "run", epochs=3, batch=1, resume=tmp_path / "run" / "checkpoints" / "epoch-00001.pt"),
+        order_for(
+            many, tmp_path / "run", epochs=3, batch=1, resume=tmp_path / "run" / "checkpoints" / "epoch-00001.pt"
+        ),
         tmp_path,
     )
     assert isinstance(again.last, Finished), again.output
@@ -182,7 +184,9 @@ def test_a_row_that_a_full_disk_cut_is_no_epoch_and_stops_nothing():
     ]
 
 
-@pytest.mark.parametrize("results", ["", "\n", "epo", "epoch,ti\n1,2\n", "epoch,time\n1\0,x\n", "epoch,time\ninf,1\n", "\0\ufffd"])
+@pytest.mark.parametrize(
+    "results", ["", "\n", "epo", "epoch,ti\n1,2\n", "epoch,time\n1\0,x\n", "epoch,time\ninf,1\n", "\0\ufffd"]
+)
 def test_results_that_were_damaged_have_no_epochs_and_stop_nothing(results, tmp_path):
     from trainer.training.yolo.report import from_results  # here: it brings Ultralytics into the process
 

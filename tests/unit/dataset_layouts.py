@@ -57,12 +57,15 @@ def yaml(task: Task, text: str) -> dict[str, bytes]:
 def split_folders(task: Task = Task.DETECT) -> Layout:
     places = [(f"images/{n}.jpg", f"labels/{n}.txt") for n in ("train/a", "train/b", "val/c", "test/d")]
     return Layout(
-        files=labelled(task, *places) | yaml(task, YAML + "test: images/test\n"), images={"train": 2, "val": 1, "test": 1},
+        files=labelled(task, *places) | yaml(task, YAML + "test: images/test\n"),
+        images={"train": 2, "val": 1, "test": 1},
     )
 
 
 def roboflow(task: Task = Task.DETECT) -> Layout:
-    places = [(f"{s}/images/{n}.jpg", f"{s}/labels/{n}.txt") for s, n in (("train", "a"), ("train", "b"), ("valid", "c"))]
+    places = [
+        (f"{s}/images/{n}.jpg", f"{s}/labels/{n}.txt") for s, n in (("train", "a"), ("train", "b"), ("valid", "c"))
+    ]
     text = "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['cat']\n"
     return Layout(files=labelled(task, *places) | yaml(task, text), images={"train": 2, "val": 1})
 
@@ -70,7 +73,9 @@ def roboflow(task: Task = Task.DETECT) -> Layout:
 def lists(task: Task = Task.DETECT) -> Layout:
     files = labelled(task, *((f"images/{n}.jpg", f"labels/{n}.txt") for n in ("a", "b", "c")))
     files |= {"train.txt": b"./images/a.jpg\nimages/b.jpg\n", "val.txt": b"./images/c.jpg\n"}
-    return Layout(files=files | yaml(task, "train: train.txt\nval: [val.txt]\nnames: [cat]\n"), images={"train": 2, "val": 1})
+    return Layout(
+        files=files | yaml(task, "train: train.txt\nval: [val.txt]\nnames: [cat]\n"), images={"train": 2, "val": 1}
+    )
 
 
 def flat(task: Task = Task.DETECT) -> Layout:
@@ -81,13 +86,17 @@ def flat(task: Task = Task.DETECT) -> Layout:
 
 def on_demand(task: Task = Task.DETECT) -> Layout:
     files = labelled(task, *((f"images/train/{n}.jpg", f"labels/train/{n}.txt") for n in ("a", "b", "c", "d")))
-    return Layout(files=files | yaml(task, "train: images/train\nnames: [cat]\n"), images={"train": 2, "val": 2}, split=HALF)
+    return Layout(
+        files=files | yaml(task, "train: images/train\nnames: [cat]\n"), images={"train": 2, "val": 2}, split=HALF
+    )
 
 
 def listed_on_demand() -> Layout:
     files = labelled(Task.DETECT, *((f"images/{n}.jpg", f"labels/{n}.txt") for n in ("a", "b", "c", "d")))
     files |= {"all.txt": b"".join(b"images/%c.jpg\n" % n for n in b"abcd")}
-    return Layout(files=files | yaml(Task.DETECT, "train: all.txt\nnames: [cat]\n"), images={"train": 2, "val": 2}, split=HALF)
+    return Layout(
+        files=files | yaml(Task.DETECT, "train: all.txt\nnames: [cat]\n"), images={"train": 2, "val": 2}, split=HALF
+    )
 
 
 def class_folders(_: Task = Task.CLASSIFY) -> Layout:
@@ -103,7 +112,8 @@ def coco(task: Task = Task.DETECT) -> Layout:
 def dice(task: Task = Task.DETECT) -> Layout:
     """Annotations inside of their images, a background class, a split by ids as text."""
     head = {
-        "classes": [{"id": 0, "name": "__background__"}, _category(task, 7)], "storage_info": {"image_root": "images/"},
+        "classes": [{"id": 0, "name": "__background__"}, _category(task, 7)],
+        "storage_info": {"image_root": "images/"},
         "split_config": {"method": "manual", "splits": {"0": "train", "1": "train", "2": "val", "3": "val"}},
     }
     return _annotated(task, head, _nested)
@@ -118,9 +128,13 @@ def _annotated(task: Task, head: dict, annotate: Callable[[Task, dict], None]) -
         "images": [{"id": n, "file_name": f"{n}.jpg", "width": WIDTH, "height": HEIGHT} for n in range(4)],
     }
     annotate(task, document)
-    files = {f"images/{n}.jpg": jpeg(10 + 40 * n) for n in range(4)} | {"annotations.json": json.dumps(document).encode()}
+    files = {f"images/{n}.jpg": jpeg(10 + 40 * n) for n in range(4)} | {
+        "annotations.json": json.dumps(document).encode()
+    }
     is_drawn = "split_config" not in document
-    return Layout(files=files, images={"train": 2, "val": 2}, entry="annotations.json", split=HALF if is_drawn else None)
+    return Layout(
+        files=files, images={"train": 2, "val": 2}, entry="annotations.json", split=HALF if is_drawn else None
+    )
 
 
 def _shape(task: Task) -> dict:
@@ -138,7 +152,8 @@ def _objects(task: Task, document: dict) -> None:
     if task is Task.CLASSIFY:
         document["categories"].append({"id": 3, "name": "dog"})
     document["annotations"] = [
-        {"id": n, "image_id": n, "category_id": (7, 3)[n % 2] if task is Task.CLASSIFY else 7, **_shape(task)} for n in range(4)
+        {"id": n, "image_id": n, "category_id": (7, 3)[n % 2] if task is Task.CLASSIFY else 7, **_shape(task)}
+        for n in range(4)
     ]
 
 
@@ -164,7 +179,9 @@ def export(layout: str, url: Callable[[str], str], task: Task = Task.DETECT) -> 
     for number, split in enumerate(splits):
         picture = f"/pictures/{number}"
         pictures[picture] = jpeg(10 + 40 * number)
-        annotations: dict = {"classification": [number % 2]} if task is Task.CLASSIFY else {keys[task]: [_numbers(task)]}
+        annotations: dict = (
+            {"classification": [number % 2]} if task is Task.CLASSIFY else {keys[task]: [_numbers(task)]}
+        )
         records.append({"file": f"{number}.jpg", "url": url(picture), "split": split, "annotations": annotations})
     made = "\n".join(map(json.dumps, records)).encode()
     split = HALF if layout == "split on demand" else None
@@ -186,6 +203,8 @@ def renamed(layout: Layout) -> Layout:
     files = {name: data.replace(b"cat", b"dog") if name == "data.yaml" else data for name, data in layout.files.items()}
     swap = {jpeg(10 + 40 * n): jpeg(25 + 40 * n) for n in range(4)}
     return Layout(
-        files={name: swap.get(data, data) for name, data in files.items()}, images=layout.images, entry=layout.entry,
+        files={name: swap.get(data, data) for name, data in files.items()},
+        images=layout.images,
+        entry=layout.entry,
         split=layout.split,
     )

@@ -53,8 +53,15 @@ def drawn(number: int, size: int = 32) -> Drawn:
 
 
 def paint(
-    root: Path, *, train: int = 6, val: int = 2, task: Task = Task.DETECT,
-    images: str = "images/{split}", labels: str = "labels/{split}", suffix: str = "jpg", yaml: str | None = "",
+    root: Path,
+    *,
+    train: int = 6,
+    val: int = 2,
+    task: Task = Task.DETECT,
+    images: str = "images/{split}",
+    labels: str = "labels/{split}",
+    suffix: str = "jpg",
+    yaml: str | None = "",
 ) -> Path:
     """A dataset below `root`; gives the path of its data.yaml. `yaml` None: none is written; "" the usual one."""
     number = 0
@@ -89,8 +96,15 @@ class OnDisk:
 
 
 def prepared(
-    source: Path, view: Path, *, task: Task | None = None, split: SplitRequest | None = None, private: bool = False,
-    root: Path | None = None, events: list | None = None, more: tuple[Path, ...] = (),
+    source: Path,
+    view: Path,
+    *,
+    task: Task | None = None,
+    split: SplitRequest | None = None,
+    private: bool = False,
+    root: Path | None = None,
+    events: list | None = None,
+    more: tuple[Path, ...] = (),
 ) -> PreparedDataset:
     """The dataset at `source`, prepared in `view`."""
     datasets = FetchedDatasets(OnDisk(is_private=private), Roots(root or source.parent), "datasets")

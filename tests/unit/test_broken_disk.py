@@ -31,7 +31,9 @@ def test_what_a_run_can_cause_accuses_no_host(number):
     assert type(disk_failed(OSError(number, os.strerror(number)), "x")) is MachineFailed
 
 
-@pytest.mark.parametrize("translate", [disk_errors, on_this_disk, lambda _: written()], ids=["storage", "cache", "view"])
+@pytest.mark.parametrize(
+    "translate", [disk_errors, on_this_disk, lambda _: written()], ids=["storage", "cache", "view"]
+)
 def test_every_place_that_writes_tells_a_broken_disk_from_a_full_one(translate):
     for number, kind in ((errno.EIO, HostFailed), (errno.ENOSPC, MachineFailed)):
         with pytest.raises(MachineFailed) as raised, translate(Path("/data")):

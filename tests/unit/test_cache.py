@@ -256,7 +256,9 @@ def test_tree_with_a_damaged_size_note_is_found_evicted_and_replaced_like_any_ot
 
 def test_tree_is_synced_before_it_has_its_name(cache, monkeypatch):
     synced = []
-    monkeypatch.setattr(durable, "sync_below", lambda folder: synced.append((folder.parent.name, sorted(os.listdir(folder)))))
+    monkeypatch.setattr(
+        durable, "sync_below", lambda folder: synced.append((folder.parent.name, sorted(os.listdir(folder))))
+    )
     put_tree(cache, "t")
     assert synced == [("tmp", [".size", "files"])]
 

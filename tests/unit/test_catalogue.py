@@ -43,7 +43,9 @@ def test_every_published_weights_file_is_in_the_catalogue_or_refused_with_a_reas
 
 def test_published_files_that_cannot_be_trained_are_known_by_their_file_names():
     weights = {name.removesuffix(".pt") for name in published() if name.endswith(".pt")}
-    assert {name for name in weights if model_catalog.is_untrainable_file(name)} == weights - names(model_catalog.WEIGHTS)
+    assert {name for name in weights if model_catalog.is_untrainable_file(name)} == weights - names(
+        model_catalog.WEIGHTS
+    )
 
 
 @pytest.mark.parametrize("own", ["nas_v2", "my-world", "samples", "sam2_b-finetuned", "yolo26n-semi", "hero-sam_b"])
@@ -106,7 +108,9 @@ def test_people_spell_published_models_in_many_ways(spelling, stem, task):
     assert model_catalog.find_weights(spelling) == Match(stem, task)
 
 
-@pytest.mark.parametrize("table", [model_catalog.WEIGHTS, model_catalog.ARCHITECTURES], ids=["weights", "architectures"])
+@pytest.mark.parametrize(
+    "table", [model_catalog.WEIGHTS, model_catalog.ARCHITECTURES], ids=["weights", "architectures"]
+)
 def test_each_name_is_understood_as_itself(table):
     find = model_catalog.find_weights if table is model_catalog.WEIGHTS else model_catalog.find_architecture
     for stem, by_task in table.items():

@@ -58,7 +58,11 @@ def test_class_names_that_are_no_safe_folder_names_keep_their_order(tmp_path):
     made = sorted(p.name for p in (tmp_path / "view/train").iterdir())
     assert len(made) == 3
     assert not any(name.startswith("-") or ";" in name for name in made)
-    assert [next((tmp_path / "view/train" / name).iterdir()).name for name in made] == ["0000.jpg", "0001.jpg", "0002.jpg"]
+    assert [next((tmp_path / "view/train" / name).iterdir()).name for name in made] == [
+        "0000.jpg",
+        "0001.jpg",
+        "0002.jpg",
+    ]
 
 
 def test_a_labelled_dataset_cannot_be_classified_and_class_folders_cannot_be_detected(tmp_path):

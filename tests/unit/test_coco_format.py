@@ -84,7 +84,8 @@ def test_the_split_of_the_row_wins_over_the_embedded_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [{"default_ratio": [0.5, 0.5]}, {"ratio": [0.5, 0.5], "seed": 3}, {"train_ratio": 0.5, "val_ratio": 0.5}],
+    "config",
+    [{"default_ratio": [0.5, 0.5]}, {"ratio": [0.5, 0.5], "seed": 3}, {"train_ratio": 0.5, "val_ratio": 0.5}],
 )
 def test_embedded_shares(tmp_path, config):
     result = prepared(write(tmp_path / "set", document(split_config=config)), tmp_path / "view")
@@ -97,7 +98,10 @@ def test_nested_annotations_and_background_as_dice_writes_them(tmp_path):
         "storage_info": {"image_root": "images/"},
         "images": [
             {
-                "id": n, "file_name": f"{n:04}.jpg", "width": SIZE, "height": SIZE,
+                "id": n,
+                "file_name": f"{n:04}.jpg",
+                "width": SIZE,
+                "height": SIZE,
                 "annotations": [
                     {"class_id": 0 if n == 9 else n % 2 + 1, "bbox": pixel_box(n), "class_name": "x"},
                 ],
@@ -145,9 +149,12 @@ def test_outlines_that_are_only_their_boxes_are_detected_as_boxes(tmp_path):
 
 
 def test_keypoints_with_their_mirror_order(tmp_path):
-    content = document(categories=[
-        {"id": 9, "name": "square", "keypoints": ["nose", "left_eye", "right_eye"]}, {"id": 4, "name": "disc"},
-    ])
+    content = document(
+        categories=[
+            {"id": 9, "name": "square", "keypoints": ["nose", "left_eye", "right_eye"]},
+            {"id": 4, "name": "disc"},
+        ]
+    )
     for annotation in content["annotations"]:
         annotation["keypoints"] = [16, 8, 2, 4, 4, 1, 0, 0, 0]
     result = prepared(write(tmp_path / "set", content), tmp_path / "view")

@@ -33,11 +33,17 @@ def test_the_sheet_shows_samples_of_every_split_with_their_labels(tmp_path, task
 def test_a_broken_dataset_is_drawn_too_and_says_what_is_wrong(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/images/train/0000.jpg").write_bytes(b"junk")
-    (tmp_path / "set/images/train/0002.jpg").write_bytes((tmp_path / "set/images/train/0001.jpg").read_bytes()[:-40] + b"\xff\xd9")
+    (tmp_path / "set/images/train/0002.jpg").write_bytes(
+        (tmp_path / "set/images/train/0001.jpg").read_bytes()[:-40] + b"\xff\xd9"
+    )
     (tmp_path / "set/labels/train/0001.txt").write_text("cat 1 2 3 4\n9 .5 .5 .1 .1\n")
     result = checked(data, tmp_path)
     assert not result.is_trainable
-    assert {f.code for f in result.findings if f.level == "error"} == {"image-unreadable", "label-text", "class-outside"}
+    assert {f.code for f in result.findings if f.level == "error"} == {
+        "image-unreadable",
+        "label-text",
+        "class-outside",
+    }
     assert result.drawn == 8
 
 

@@ -221,7 +221,9 @@ def test_leftovers_of_ended_runs_that_cannot_be_removed_count_against_nobody(roo
     assert room.health.problem is None
 
 
-@pytest.mark.parametrize("error", [AttributeError("row"), RecursionError(), OverflowError(), TypeError(), KeyError("id")])
+@pytest.mark.parametrize(
+    "error", [AttributeError("row"), RecursionError(), OverflowError(), TypeError(), KeyError("id")]
+)
 def test_unexpected_error_of_a_claim_ends_neither_the_service_nor_the_claims(room, queue, error):
     run_id = room.enqueue()
     queue.before = iter([error])

@@ -26,174 +26,259 @@ EXCEPTIONS = {
         "OutOfMemoryError",
         "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.68 GiB of which 1.94 GiB is "
         "free. Including non-PyTorch memory, this process has 21.72 GiB memory in use.",
-        RunFailed, "GPU's memory.*batch 16, image size 640.*smaller batch",
+        RunFailed,
+        "GPU's memory.*batch 16, image size 640.*smaller batch",
     ),
     "cublas out of memory": said(
-        "RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        RunFailed, "GPU's memory",
+        "RuntimeError",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        RunFailed,
+        "GPU's memory",
     ),
     "cpu out of memory": said(
         "RuntimeError",
         "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
         "allocate 400000000000000 bytes. Error code 12 (Cannot allocate memory)",
-        MachineFailed, "host's memory.*fewer workers",
+        MachineFailed,
+        "host's memory.*fewer workers",
     ),
     "python out of memory": said("MemoryError", "", MachineFailed, "host's memory"),
     "numpy out of memory": said(
-        "_ArrayMemoryError", "Unable to allocate 36.4 TiB for an array with shape (9999999999999,)",
-        MachineFailed, "host's memory",
+        "_ArrayMemoryError",
+        "Unable to allocate 36.4 TiB for an array with shape (9999999999999,)",
+        MachineFailed,
+        "host's memory",
     ),
     "loader killed": said(
-        "RuntimeError", "DataLoader worker (pid 4711) is killed by signal: Killed. ", MachineFailed, "host's memory",
+        "RuntimeError",
+        "DataLoader worker (pid 4711) is killed by signal: Killed. ",
+        MachineFailed,
+        "host's memory",
     ),
     "loader gone": said(
-        "RuntimeError", "DataLoader worker (pid(s) 28712) exited unexpectedly", MachineFailed, "host's memory",
+        "RuntimeError",
+        "DataLoader worker (pid(s) 28712) exited unexpectedly",
+        MachineFailed,
+        "host's memory",
     ),
     "loader bus error": said(
         "RuntimeError",
         "DataLoader worker (pid 22) is killed by signal: Bus error. It is possible that dataloader's workers are out "
         "of shared memory. Please try to raise your shared memory limit.",
-        MachineFailed, "/dev/shm was full.*--shm-size",
+        MachineFailed,
+        "/dev/shm was full.*--shm-size",
     ),
     "shm": said(
-        "RuntimeError", "unable to mmap 78643200 bytes from file </torch_4242_17>: Cannot allocate memory (12)",
-        MachineFailed, "host's memory",
+        "RuntimeError",
+        "unable to mmap 78643200 bytes from file </torch_4242_17>: Cannot allocate memory (12)",
+        MachineFailed,
+        "host's memory",
     ),
     "shm allocate": said(
         "RuntimeError",
         "unable to allocate shared memory(shm) for file </torch_42_1_0>: Resource temporarily unavailable (11)",
-        MachineFailed, "/dev/shm",
+        MachineFailed,
+        "/dev/shm",
     ),
     "shm open": said(
-        "RuntimeError", "unable to open shared memory object </torch_31_9> in read-write mode: Too many open files (24)",
-        MachineFailed, "/dev/shm|too many files",
+        "RuntimeError",
+        "unable to open shared memory object </torch_31_9> in read-write mode: Too many open files (24)",
+        MachineFailed,
+        "/dev/shm|too many files",
     ),
     "descriptors": said(
-        "RuntimeError", "received 0 items of ancdata", MachineFailed, "too many files open.*LimitNOFILE",
+        "RuntimeError",
+        "received 0 items of ancdata",
+        MachineFailed,
+        "too many files open.*LimitNOFILE",
     ),
     "threads": said("RuntimeError", "can't start new thread", MachineFailed, "another thread.*TasksMax"),
     "disk full": said(
-        "OSError", "[Errno 28] No space left on device: '/runs/train_1/weights/last.pt'",
-        MachineFailed, r"disk was full.*3\.0 GiB are free",
+        "OSError",
+        "[Errno 28] No space left on device: '/runs/train_1/weights/last.pt'",
+        MachineFailed,
+        r"disk was full.*3\.0 GiB are free",
     ),
     "quota": said("OSError", "[Errno 122] Disk quota exceeded", MachineFailed, "disk was full"),
     "torch.save on a full disk": said(
-        "RuntimeError", "[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598",
-        MachineFailed, "disk was full",
+        "RuntimeError",
+        "[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598",
+        MachineFailed,
+        "disk was full",
     ),
     "read-only": said(
-        "OSError", "[Errno 30] Read-only file system: '/runs/train_1/results.csv'", MachineFailed, "mount and the rights",
+        "OSError",
+        "[Errno 30] Read-only file system: '/runs/train_1/results.csv'",
+        MachineFailed,
+        "mount and the rights",
     ),
-    "permission": said("PermissionError", "[Errno 13] Permission denied: '/runs/x'", MachineFailed, "mount and the rights"),
+    "permission": said(
+        "PermissionError", "[Errno 13] Permission denied: '/runs/x'", MachineFailed, "mount and the rights"
+    ),
     "stale mount": said("OSError", "[Errno 116] Stale file handle: '/data/1.jpg'", HostFailed, "network mount failed"),
     "nan": said(
-        "RuntimeError", "Training failed: NaN persisted for 4 epochs", RunFailed, "diverged.*learning rate",
+        "RuntimeError",
+        "Training failed: NaN persisted for 4 epochs",
+        RunFailed,
+        "diverged.*learning rate",
     ),
     "nan without checkpoint": said(
-        "RuntimeError", "Loss NaN/Inf detected but no valid last.pt is available for recovery", RunFailed, "diverged",
+        "RuntimeError",
+        "Loss NaN/Inf detected but no valid last.pt is available for recovery",
+        RunFailed,
+        "diverged",
     ),
     "launch failure": said(
         "AcceleratorError",
         "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported at some other API "
         "call, so the stacktrace below might be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1",
-        MachineFailed, "GPU or its driver failed.*unspecified launch failure",
+        MachineFailed,
+        "GPU or its driver failed.*unspecified launch failure",
     ),
     "device lost": said(
-        "RuntimeError", "CUDA error: no CUDA-capable device is detected", HostFailed, "GPU or its driver",
+        "RuntimeError",
+        "CUDA error: no CUDA-capable device is detected",
+        HostFailed,
+        "GPU or its driver",
     ),
     "no driver": said(
         "RuntimeError",
         "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
         "http://www.nvidia.com/Download/index.aspx",
-        HostFailed, "GPU or its driver",
+        HostFailed,
+        "GPU or its driver",
     ),
     "device taken": said(
-        "AcceleratorError", "CUDA error: CUDA-capable device(s) is/are busy or unavailable", HostFailed, "GPU or its driver",
+        "AcceleratorError",
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+        HostFailed,
+        "GPU or its driver",
     ),
     "broken memory": said(
-        "AcceleratorError", "CUDA error: uncorrectable ECC error encountered", HostFailed, "GPU or its driver",
+        "AcceleratorError",
+        "CUDA error: uncorrectable ECC error encountered",
+        HostFailed,
+        "GPU or its driver",
     ),
     "illegal access": said(
-        "AcceleratorError", "CUDA error: an illegal memory access was encountered", MachineFailed, "GPU or its driver",
+        "AcceleratorError",
+        "CUDA error: an illegal memory access was encountered",
+        MachineFailed,
+        "GPU or its driver",
     ),
     "device index": said(
         "ValueError",
         "Invalid CUDA 'device=0' requested. Use 'device=cpu' or pass valid CUDA device(s) if available\n\n"
         "torch.cuda.is_available(): False",
-        HostFailed, "GPU or its driver",
+        HostFailed,
+        "GPU or its driver",
     ),
     "device assert": said(
-        "AcceleratorError", "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously",
-        RunFailed, "class index",
+        "AcceleratorError",
+        "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously",
+        RunFailed,
+        "class index",
     ),
     "old driver": said(
-        "RuntimeError", "The NVIDIA driver on your system is too old (found version 11040).",
-        HostFailed, "torch does not fit",
+        "RuntimeError",
+        "The NVIDIA driver on your system is too old (found version 11040).",
+        HostFailed,
+        "torch does not fit",
     ),
     "new gpu": said(
-        "AcceleratorError", "CUDA error: no kernel image is available for execution on the device",
-        HostFailed, "torch does not fit",
+        "AcceleratorError",
+        "CUDA error: no kernel image is available for execution on the device",
+        HostFailed,
+        "torch does not fit",
     ),
     "nccl": said(
-        "DistBackendError", "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error",
-        MachineFailed, "lost contact.*one GPU",
+        "DistBackendError",
+        "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error",
+        MachineFailed,
+        "lost contact.*one GPU",
     ),
     "image gone": said(
         "FileNotFoundError",
         "Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
         '  File "torch/utils/data/_utils/worker.py", line 349, in _worker_loop\n    raise MemoryError  # never mind\n'
         "FileNotFoundError: Image Not Found /data/images/7.jpg\n",
-        MachineFailed, r"disappeared.*Image Not Found /data/images/7\.jpg",
+        MachineFailed,
+        r"disappeared.*Image Not Found /data/images/7\.jpg",
     ),
     "dataset gone": said(
-        "RuntimeError", "Dataset '/runs/view/data.yaml' error ❌ '/runs/view/data.yaml' does not exist",
-        MachineFailed, "disappeared",
+        "RuntimeError",
+        "Dataset '/runs/view/data.yaml' error ❌ '/runs/view/data.yaml' does not exist",
+        MachineFailed,
+        "disappeared",
     ),
     "class range": said(
         "RuntimeError",
         "No valid images found in /runs/view/labels/train.cache.\n  /runs/view/images/1.jpg: ignoring corrupt "
         "image/label: Label class 7 exceeds dataset class count 2. Possible class labels are 0-1\nSee https://docs",
-        RunFailed, "class that the dataset does not have.*Label class 7",
+        RunFailed,
+        "class that the dataset does not have.*Label class 7",
     ),
     "names": said(
-        "RuntimeError", "2-class dataset requires class indices 0-1, but you have invalid class indices 1-2",
-        RunFailed, "0-based",
+        "RuntimeError",
+        "2-class dataset requires class indices 0-1, but you have invalid class indices 1-2",
+        RunFailed,
+        "0-based",
     ),
     "no labels": said(
-        "ValueError", "train: No labels found in /runs/view/labels/train.cache. See https://docs.ultralytics.com",
-        RunFailed, "No usable labels",
+        "ValueError",
+        "train: No labels found in /runs/view/labels/train.cache. See https://docs.ultralytics.com",
+        RunFailed,
+        "No usable labels",
     ),
     "no images": said(
-        "FileNotFoundError", "train: Error loading data from /runs/view/images/train\nSee https://docs.ultralytics.com",
-        RunFailed, "No usable images",
+        "FileNotFoundError",
+        "train: Error loading data from /runs/view/images/train\nSee https://docs.ultralytics.com",
+        RunFailed,
+        "No usable images",
     ),
     "wrong task": said(
-        "ValueError", "Segment dataset requires equal numbers of boxes and segments, but got len(segments) = 0",
-        RunFailed, "segment needs polygons",
+        "ValueError",
+        "Segment dataset requires equal numbers of boxes and segments, but got len(segments) = 0",
+        RunFailed,
+        "segment needs polygons",
     ),
     "damaged weights": said(
         "TypeError",
         "ERROR ❌️ /models/w.pt is not a loadable checkpoint — the file is empty, truncated or corrupted (RuntimeError: "
         "PytorchStreamReader failed reading zip archive: failed finding central directory.",
-        RunFailed, "weights file cannot be loaded",
+        RunFailed,
+        "weights file cannot be loaded",
     ),
     "foreign weights": said(
-        "TypeError", "ERROR ❌️ /models/w.pt references types outside the supported Ultralytics checkpoint format.",
-        RunFailed, "weights file cannot be loaded",
+        "TypeError",
+        "ERROR ❌️ /models/w.pt references types outside the supported Ultralytics checkpoint format.",
+        RunFailed,
+        "weights file cannot be loaded",
     ),
     "unpickled weights": said(
-        "UnpicklingError", "Weights only load failed. In PyTorch 2.6, we changed the default value of `weights_only`",
-        RunFailed, "weights file cannot be loaded",
+        "UnpicklingError",
+        "Weights only load failed. In PyTorch 2.6, we changed the default value of `weights_only`",
+        RunFailed,
+        "weights file cannot be loaded",
     ),
     "package": said("ModuleNotFoundError", "No module named 'onnx'", MachineFailed, "package onnx is missing"),
     "file refused": said(
-        "OSError", "[Errno 36] File name too long: '/runs/train_1/weights/last.pt'", MachineFailed, "refused.*too long",
+        "OSError",
+        "[Errno 36] File name too long: '/runs/train_1/weights/last.pt'",
+        MachineFailed,
+        "refused.*too long",
     ),
     "folder gone": said(
-        "RuntimeError", "Parent directory /runs/train_1/weights does not exist.", MachineFailed, "refused.*Parent directory",
+        "RuntimeError",
+        "Parent directory /runs/train_1/weights does not exist.",
+        MachineFailed,
+        "refused.*Parent directory",
     ),
     "unknown": said(
-        "KeyError", "'something nobody thought of'\nmore", RunFailed, r"KeyError: 'something nobody thought of'; the run's",
+        "KeyError",
+        "'something nobody thought of'\nmore",
+        RunFailed,
+        r"KeyError: 'something nobody thought of'; the run's",
     ),
     "wordless": said("AssertionError", "", RunFailed, "with AssertionError; the run's log"),
 }
@@ -201,7 +286,8 @@ EXCEPTIONS = {
 
 def evidence(**facts):
     return Evidence(
-        **{"exit_code": 1, "phase": Phase.TRAINING, "epoch": 3, "batch": 16, "imgsz": 640, "free_disk": 3 * 2**30} | facts
+        **{"exit_code": 1, "phase": Phase.TRAINING, "epoch": 3, "batch": 16, "imgsz": 640, "free_disk": 3 * 2**30}
+        | facts
     )
 
 
@@ -232,7 +318,12 @@ def test_the_phase_and_epoch_are_named():
 
 @pytest.mark.parametrize(
     ("batch", "mend"),
-    [(1, "smaller image size than 640"), (0.7, "as a number of images"), (-1, "a smaller batch"), (8, "a smaller batch")],
+    [
+        (1, "smaller image size than 640"),
+        (0.7, "as a number of images"),
+        (-1, "a smaller batch"),
+        (8, "a smaller batch"),
+    ],
 )
 def test_what_to_change_when_the_gpu_is_full_depends_on_the_batch(batch, mend):
     diagnosis = diagnose(evidence(batch=batch, crashed=crash("OutOfMemoryError", "CUDA out of memory.")))
@@ -266,15 +357,23 @@ def test_code_in_a_traceback_is_no_evidence():
 OUTPUTS = {
     "a death after an error that was printed": (
         -6,
-        ["  1/3 ━━━", "terminate called after throwing an instance of 'c10::AcceleratorError'",
-         "  what():  CUDA error: an illegal memory access was encountered"],
+        [
+            "  1/3 ━━━",
+            "terminate called after throwing an instance of 'c10::AcceleratorError'",
+            "  what():  CUDA error: an illegal memory access was encountered",
+        ],
         "GPU or its driver.*illegal memory access",
     ),
     "a loader that was killed": (1, ["RuntimeError: DataLoader worker (pid 1) is killed by signal: Killed."], "memory"),
     "bad_alloc": (-6, ["terminate called after throwing an instance of 'std::bad_alloc'"], "host's memory"),
-    "torchrun's child": (1, ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."], "GPU's memory"),
+    "torchrun's child": (
+        1,
+        ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."],
+        "GPU's memory",
+    ),
     "a segmentation fault": (
-        -11, ["Fatal Python error: Segmentation fault", "", "Thread 0x1 (most recent call first):", '  File "x.py", line 1'],
+        -11,
+        ["Fatal Python error: Segmentation fault", "", "Thread 0x1 (most recent call first):", '  File "x.py", line 1'],
         "SIGSEGV.*Fatal Python error",
     ),
     "a bus error": (-7, ["  2/3 ━━━"], "/dev/shm"),
@@ -283,7 +382,9 @@ OUTPUTS = {
     "an exit code": (3, ["done, I think", " "], "exit code 3.*done, I think"),
     "silence": (0, [], "exit code 0.*it printed nothing"),
     "a warning that was survived": (
-        -15, ["WARNING ⚠️ 1.jpg: ignoring corrupt image/label: [Errno 30] Read-only file system", "  2/3 ━━━"], "SIGTERM",
+        -15,
+        ["WARNING ⚠️ 1.jpg: ignoring corrupt image/label: [Errno 30] Read-only file system", "  2/3 ━━━"],
+        "SIGTERM",
     ),
     "an unknown signal": (-50, [], "signal 50|SIGRT"),
 }

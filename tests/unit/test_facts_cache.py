@@ -92,7 +92,9 @@ def test_facts_come_back_as_they_were_saved(tmp_path):
     assert [path.suffix for path in (tmp_path / "facts").iterdir()] == [".json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", b"[]", b"{}", b'{"version": 1, "facts": {"a": [1]}}', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize(
+    "content", [b"", b"junk", b"[]", b"{}", b'{"version": 1, "facts": {"a": [1]}}', b"\xff\xfe", b"null"]
+)
 def test_a_damaged_file_is_nothing_known(tmp_path, content):
     cache = FactsCache(tmp_path)
     cache.save(["a"], {"id": FACT})

@@ -97,8 +97,14 @@ def fetch(fetcher, root):
     numbers = iter(range(100))
 
     def do(text, stop=None, on_event=lambda _: None, staging=None):
-        ref = HttpRef(url=text) if text.startswith("http") else parse_reference(
-            text, dataset_root=root, datasets_bucket="datasets",
+        ref = (
+            HttpRef(url=text)
+            if text.startswith("http")
+            else parse_reference(
+                text,
+                dataset_root=root,
+                datasets_bucket="datasets",
+            )
         )
         return fetcher.fetch(ref, staging or root / f"run{next(numbers)}/source", stop or StopSignal(), on_event)
 
@@ -108,7 +114,8 @@ def fetch(fetcher, root):
 def content(fetched):
     return {
         path.relative_to(fetched.root).as_posix(): path.read_bytes()
-        for path in fetched.root.rglob("*") if path.is_file()
+        for path in fetched.root.rglob("*")
+        if path.is_file()
     }
 
 
@@ -196,7 +203,9 @@ def test_cached_tree_with_a_damaged_listing_is_made_again(root, fetch, damage):
 def test_large_archive_is_synced_while_it_is_unpacked(root, fetch, monkeypatch):
     synced = []
     monkeypatch.setattr("trainer.datasets.source.fetch.SYNC_STEP", 10)
-    monkeypatch.setattr("trainer.datasets.source.fetch.sync_below", lambda tree: synced.append(len(list(tree.rglob("*.*")))))
+    monkeypatch.setattr(
+        "trainer.datasets.source.fetch.sync_below", lambda tree: synced.append(len(list(tree.rglob("*.*"))))
+    )
     zipped(root / "set.zip", DATASET)
     assert content(fetch("set.zip")) == DATASET
     assert len(synced) > 1
@@ -241,11 +250,18 @@ def test_an_object_that_was_deleted_is_not_in_the_next_tree(store, fetch):
 
 
 def test_unrelated_objects_are_left_alone(store, fetch):
-    store.put({
-        "thumbnails/1.jpg": b"t", "images/train/thumbnails/1.jpg": b"t", "labels/train.cache": b"evil",
-        "images/train/1.npy": b"evil", "other/images/x.jpg": b"o", "video.mp4": b"v", ".hidden.jpg": b"h",
-        "classes.txt": b"a",
-    })
+    store.put(
+        {
+            "thumbnails/1.jpg": b"t",
+            "images/train/thumbnails/1.jpg": b"t",
+            "labels/train.cache": b"evil",
+            "images/train/1.npy": b"evil",
+            "other/images/x.jpg": b"o",
+            "video.mp4": b"v",
+            ".hidden.jpg": b"h",
+            "classes.txt": b"a",
+        }
+    )
     assert content(fetch("storage:p/s/data.yaml")) == {**DATASET, "classes.txt": b"a"}
 
 
@@ -370,7 +386,10 @@ def test_a_listing_with_a_name_that_leads_outside_is_refused(store, fetch, monke
 def test_a_stop_during_the_download_ends_it(store, fetch, root):
     stop = StopSignal()
     store.put({f"images/train/x{n}.jpg": b"x" * 100 for n in range(200)})
-    store.during = lambda ref: (stop.set(StopReason.CANCELED) if ref.key.endswith("x10.jpg") else None, time.sleep(0.005))
+    store.during = lambda ref: (
+        stop.set(StopReason.CANCELED) if ref.key.endswith("x10.jpg") else None,
+        time.sleep(0.005),
+    )
     with pytest.raises(Stopped) as caught:
         fetch("storage:p/s/data.yaml", stop)
     assert caught.value.reason is StopReason.CANCELED
@@ -446,7 +465,9 @@ def test_what_a_run_uses_is_not_evicted_by_another(store, root, fetcher, fetch):
 def test_two_runs_that_fetch_the_same_dataset_at_once_both_get_it_whole(store, fetch):
     store.put({f"images/train/x{n}.jpg": os.urandom(500) for n in range(200)})
     results = []
-    threads = [threading.Thread(target=lambda: results.append(content(fetch("storage:p/s/data.yaml")))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: results.append(content(fetch("storage:p/s/data.yaml")))) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -571,8 +592,15 @@ def test_a_yaml_behind_a_url_brings_the_images_that_its_lists_name(server, fetch
     fetched = fetch(server.url("/sets/a/data.yaml"))
     assert str(fetched.entry) == "data.yaml"
     assert sorted(content(fetched)) == [
-        "data.yaml", "images/t 1.jpg", "images/t2.jpg", "images/v2.jpg", "labels/t 1.txt", "lists/images/v1.jpg",
-        "lists/labels/v1.txt", "lists/val.txt", "train.txt",
+        "data.yaml",
+        "images/t 1.jpg",
+        "images/t2.jpg",
+        "images/v2.jpg",
+        "labels/t 1.txt",
+        "lists/images/v1.jpg",
+        "lists/labels/v1.txt",
+        "lists/val.txt",
+        "train.txt",
     ]
 
 
@@ -623,9 +651,12 @@ def test_an_ndjson_export_becomes_a_yolo_tree(server, fetch):
         "train: images/train\nval: images/val\ntask: detect\nnames:\n  0: cat\n  1: class1\n  2: dog\n"
     )
     assert files == {
-        "images/train/a.jpg": b"image 1", "labels/train/a.txt": b"0 0.5 0.5 0.1 0.2\n",
-        "images/train/a_2.jpg": b"image 2", "labels/train/a_2.txt": b"",
-        "images/val/b.png": b"image 3", "labels/val/b.txt": b"",
+        "images/train/a.jpg": b"image 1",
+        "labels/train/a.txt": b"0 0.5 0.5 0.1 0.2\n",
+        "images/train/a_2.jpg": b"image 2",
+        "labels/train/a_2.txt": b"",
+        "images/val/b.png": b"image 3",
+        "labels/val/b.txt": b"",
     }
 
 
@@ -659,11 +690,16 @@ def test_what_came_with_unknown_size_pushes_older_things_out_of_the_cache(server
 
 
 def test_a_classification_export_becomes_a_folder_per_class(server, fetch):
-    fetched = fetch(export(server, [
-        {"task": "classify", "class_names": {"0": "cat", "1": "../dog"}},
-        {"file": "a.jpg", "split": "train", "annotations": {"classification": [0]}},
-        {"file": "b.jpg", "split": "val", "annotations": {"classification": [1]}},
-    ]))
+    fetched = fetch(
+        export(
+            server,
+            [
+                {"task": "classify", "class_names": {"0": "cat", "1": "../dog"}},
+                {"file": "a.jpg", "split": "train", "annotations": {"classification": [0]}},
+                {"file": "b.jpg", "split": "val", "annotations": {"classification": [1]}},
+            ],
+        )
+    )
     assert fetched.entry is None
     assert content(fetched) == {"train/cat/a.jpg": b"image 1", "val/class1/b.jpg": b"image 2"}
 

@@ -113,7 +113,9 @@ def epochs(room, run_id):
 def test_a_finished_model_tells_all_its_epochs_when_another_attempt_told_others_meanwhile(room):
     run_id, run_dir = interrupted_upload(room)
     forget_epochs(room, run_id, told=2, by=2)
-    (run_dir / "results.csv").write_text("epoch,time,metrics/mAP50(B),lr/pg0\n1,2,0.1,0.3\n2,4.5,0.4,0.2\n3,6,0.2,0.1\n")
+    (run_dir / "results.csv").write_text(
+        "epoch,time,metrics/mAP50(B),lr/pg0\n1,2,0.1,0.3\n2,4.5,0.4,0.2\n3,6,0.2,0.1\n"
+    )
 
     room.work(room.claim(AGAIN), StopSignal())
 
@@ -123,7 +125,9 @@ def test_a_finished_model_tells_all_its_epochs_when_another_attempt_told_others_
 def test_epochs_that_a_killed_service_did_not_tell_are_told_with_the_finished_model(room):
     run_id, run_dir = interrupted_upload(room)
     forget_epochs(room, run_id, told=1)
-    (run_dir / "results.csv").write_text("epoch,time,metrics/mAP50(B),lr/pg0\n1,2,0.1,0.3\n2,4.5,0.4,0.2\n3,6,0.2,0.1\n")
+    (run_dir / "results.csv").write_text(
+        "epoch,time,metrics/mAP50(B),lr/pg0\n1,2,0.1,0.3\n2,4.5,0.4,0.2\n3,6,0.2,0.1\n"
+    )
 
     room.work(room.claim(AGAIN), StopSignal())
 
@@ -134,7 +138,8 @@ def test_epochs_that_a_killed_service_did_not_tell_are_told_with_the_finished_mo
 
 
 @pytest.mark.parametrize(
-    "table", ["", "epoch,time\n", "epoch,time,lr/pg0\n2,3,many\n", "epoch,time,lr/pg0\n" + "9999,1,1\n" * 9, None],
+    "table",
+    ["", "epoch,time\n", "epoch,time,lr/pg0\n2,3,many\n", "epoch,time,lr/pg0\n" + "9999,1,1\n" * 9, None],
 )
 def test_damaged_results_cost_no_finished_model(room, table):
     run_id, run_dir = interrupted_upload(room)
@@ -337,7 +342,10 @@ DAMAGES = {
     "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "another": lambda path: path.write_bytes(b"the rest"),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "a link to elsewhere": lambda path: (path.rename(path.parents[2] / "x.pt"), path.symlink_to(path.parents[2] / "x.pt")),
+    "a link to elsewhere": lambda path: (
+        path.rename(path.parents[2] / "x.pt"),
+        path.symlink_to(path.parents[2] / "x.pt"),
+    ),
 }
 
 
@@ -393,7 +401,9 @@ def test_a_model_that_is_damaged_while_it_waits_is_not_completed(room, at_once):
     assert room.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
 
 
-@pytest.mark.parametrize("place", ["/etc/passwd", "{runs}/other/weights/best.pt", "{run_dir}/../other.pt", "best.pt", ""])
+@pytest.mark.parametrize(
+    "place", ["/etc/passwd", "{runs}/other/weights/best.pt", "{run_dir}/../other.pt", "best.pt", ""]
+)
 def test_a_model_outside_of_the_run_folder_is_refused(room, place):
     """The training process may name any path; nothing is read there, marked or published."""
     run_id = room.enqueue()
@@ -470,7 +480,12 @@ def test_a_finished_model_is_published_by_another_version_of_the_service(room):
     run_id, run_dir = interrupted_upload(room)
     marker = json.loads((run_dir / ".finished.json").read_text())
     plan = marker["report"]["plan"]
-    plan |= {"warnings": ["other words"], "chosen": plan["chosen"][::-1], "later": 1, "args": plan["args"] | {"patience": 100}}
+    plan |= {
+        "warnings": ["other words"],
+        "chosen": plan["chosen"][::-1],
+        "later": 1,
+        "args": plan["args"] | {"patience": 100},
+    }
     (run_dir / ".finished.json").write_text(json.dumps(marker))
 
     room.work(room.claim(AGAIN), StopSignal())

@@ -76,7 +76,9 @@ def test_a_symlink_to_a_folder_above_is_not_walked_for_ever(tmp_path):
     touch(tmp_path, "a/b/x.jpg")
     (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
 
-    assert [place for place, _ in Looked(tmp_path).tree.below(str(tmp_path))] == [f"{tmp_path}{p}" for p in ("", "/a", "/a/b")]
+    assert [place for place, _ in Looked(tmp_path).tree.below(str(tmp_path))] == [
+        f"{tmp_path}{p}" for p in ("", "/a", "/a/b")
+    ]
 
 
 def test_folders_below_each_other_without_end_are_refused(tmp_path):
@@ -130,5 +132,7 @@ def test_labels_are_found_beside_images_or_in_the_labels_folder_that_belongs_to_
 def test_a_folder_with_labels_of_other_images_is_not_taken(tmp_path):
     touch(tmp_path, "images/one.jpg", "labels/two.txt", "images/labels/one.txt")
 
-    assert label_files(Looked(tmp_path).tree, f"{tmp_path}/images", ["one.jpg"]) == {"one": f"{tmp_path}/images/labels/one.txt"}
+    assert label_files(Looked(tmp_path).tree, f"{tmp_path}/images", ["one.jpg"]) == {
+        "one": f"{tmp_path}/images/labels/one.txt"
+    }
     assert label_files(Looked(tmp_path).tree, f"{tmp_path}/images", ["three.jpg"]) == {}

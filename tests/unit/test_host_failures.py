@@ -66,7 +66,9 @@ def test_a_run_that_this_host_has_no_room_for_waits_and_the_worker_claims_others
 def test_lack_of_room_is_said_once_also_when_the_host_fails_its_self_test(room):
     run_id = room.enqueue()
     room.host_problem = "RUNS_DIR: /runs has 39 MiB free, and the smallest run needs 200 MiB."
-    lacks = "The disk of /runs has 39 MiB free and this training needs about 200 MiB: free some space, or move RUNS_DIR."
+    lacks = (
+        "The disk of /runs has 39 MiB free and this training needs about 200 MiB: free some space, or move RUNS_DIR."
+    )
     room.datasets.error = HostUnfit(lacks)
 
     room.work()

@@ -47,9 +47,18 @@ def loose(fact):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"exif": b"Exif\0\0" + bytes(60000)}),
-        ("JPEG", {"comment": b"\xff\xd9\xff\xc0"}), ("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {}),
-        ("WEBP", {"lossless": True}), ("JPEG2000", {}), ("AVIF", {}), ("MPO", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"exif": b"Exif\0\0" + bytes(60000)}),
+        ("JPEG", {"comment": b"\xff\xd9\xff\xc0"}),
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("JPEG2000", {}),
+        ("AVIF", {}),
+        ("MPO", {}),
     ],
 )
 def test_size_and_kind(tmp_path, kind, options, size):
@@ -78,7 +87,10 @@ def test_a_file_that_is_cut_off(tmp_path, kind, share):
 
 @pytest.mark.parametrize("tail", [b"\0" * 16, b"\0" * 5000, b"camera maker's notes"])
 def test_a_jpeg_with_something_behind_its_end_is_loose(tmp_path, tail):
-    assert [loose(look(tmp_path, data)) for data in (encoded("JPEG") + tail, encoded("JPEG"))] == [("", True), ("", False)]
+    assert [loose(look(tmp_path, data)) for data in (encoded("JPEG") + tail, encoded("JPEG"))] == [
+        ("", True),
+        ("", False),
+    ]
     assert loose(look(tmp_path, encoded("PNG") + tail)) == ("", False)
 
 

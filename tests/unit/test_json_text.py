@@ -21,7 +21,10 @@ def nested(levels, inner="1"):
         (nested(1500), "nested deeper than 32 levels"),
         ('{"a":' * 1500 + "1" + "}" * 1500, "nested deeper than 32 levels"),
         ("[" * 100_000, "nested deeper than 32 levels"),
-        ('{"epochs": ' + "1" + "0" * 5000 + "}", "10000000000000000000 is not a number that can be stored; it has more than 400 digits"),
+        (
+            '{"epochs": ' + "1" + "0" * 5000 + "}",
+            "10000000000000000000 is not a number that can be stored; it has more than 400 digits",
+        ),
         ("9" * 401, "has more than 400 digits"),
         ("0." + "0" * 420 + "1", "has more than 400 digits"),
         ('{"epochs": 1e5000}', "1e5000 is not a number that can be stored"),

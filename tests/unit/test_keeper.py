@@ -119,7 +119,9 @@ def test_a_state_that_cannot_be_kept_is_a_warning_and_leaves_nothing(tmp_path, s
     assert "No space left" in warning.message
     assert keeper.kept is None
     assert isinstance(keeper.error, OSError)
-    assert [path.name for path in (tmp_path / checkpoint_file.FOLDER).iterdir()] == ["epoch-00002.tmp"][: when == "next"]
+    assert [path.name for path in (tmp_path / checkpoint_file.FOLDER).iterdir()] == ["epoch-00002.tmp"][
+        : when == "next"
+    ]
 
 
 def test_the_state_before_stays_and_later_ones_are_kept_again(tmp_path, state, full_disk):

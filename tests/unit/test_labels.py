@@ -33,9 +33,17 @@ def numbers(text: bytes) -> list[list[float]]:
 @pytest.mark.parametrize(
     ("task", "text"),
     [
-        (Task.DETECT, BOX), (Task.DETECT, f"{BOX}\n1 0.1 0.1 0.1 0.1\n"), (Task.SEGMENT, TRIANGLE), (Task.OBB, SQUARE),
-        (Task.POSE, POSE), (Task.DETECT, ""), (Task.DETECT, "\n \n"), (Task.DETECT, "1.0 0.5 0.5 1 1"),
-        (Task.DETECT, f"{BOX}\r\n"), (Task.DETECT, "0\t.5\t.5  1e-1 1E-1"), (Task.DETECT, "0 1 1 1 1"),
+        (Task.DETECT, BOX),
+        (Task.DETECT, f"{BOX}\n1 0.1 0.1 0.1 0.1\n"),
+        (Task.SEGMENT, TRIANGLE),
+        (Task.OBB, SQUARE),
+        (Task.POSE, POSE),
+        (Task.DETECT, ""),
+        (Task.DETECT, "\n \n"),
+        (Task.DETECT, "1.0 0.5 0.5 1 1"),
+        (Task.DETECT, f"{BOX}\r\n"),
+        (Task.DETECT, "0\t.5\t.5  1e-1 1E-1"),
+        (Task.DETECT, "0 1 1 1 1"),
     ],
 )
 def test_a_file_that_fits_is_kept_byte_for_byte(task, text):
@@ -119,8 +127,10 @@ def test_coordinates_off_by_rounding_are_clipped(row, fixed):
 @pytest.mark.parametrize(
     ("task", "row"),
     [
-        (Task.DETECT, "0 0.5 0.5 0 0.2"), (Task.DETECT, "0 0.5 0.5 0.2 0.0"),
-        (Task.SEGMENT, "0 0.1 0.1 0.5 0.1 0.9 0.1"), (Task.DETECT, "0 0.1 0.1 0.1 0.5 0.1 0.9"),
+        (Task.DETECT, "0 0.5 0.5 0 0.2"),
+        (Task.DETECT, "0 0.5 0.5 0.2 0.0"),
+        (Task.SEGMENT, "0 0.1 0.1 0.5 0.1 0.9 0.1"),
+        (Task.DETECT, "0 0.1 0.1 0.1 0.5 0.1 0.9"),
         (Task.POSE, "0 0.5 0.5 0 0 0.4 0.4 2 0.6 0.6 0"),
     ],
 )
@@ -161,7 +171,9 @@ def test_what_cannot_be_trained_on_is_an_error_with_its_line(row, code, sign):
 @pytest.mark.parametrize(
     ("row", "code"),
     [
-        (BOX, "label-columns"), (POSE + " 1", "label-columns"), ("0 .5 .5 .2 .2 3 40 2 .6 .6 0", "label-pixels"),
+        (BOX, "label-columns"),
+        (POSE + " 1", "label-columns"),
+        ("0 .5 .5 .2 .2 3 40 2 .6 .6 0", "label-pixels"),
         ("0 .5 .5 .2 .2 1.5 .4 2 .6 .6 0", "label-outside"),
     ],
 )
@@ -221,8 +233,12 @@ def test_rewriting_changes_no_number_that_is_right():
 @pytest.mark.parametrize(
     ("texts", "task"),
     [
-        ([TRIANGLE, SQUARE], Task.SEGMENT), ([TRIANGLE, BOX], Task.DETECT), ([BOX], Task.DETECT), ([""], Task.DETECT),
-        ([SQUARE], Task.SEGMENT), (["", TRIANGLE], Task.SEGMENT),
+        ([TRIANGLE, SQUARE], Task.SEGMENT),
+        ([TRIANGLE, BOX], Task.DETECT),
+        ([BOX], Task.DETECT),
+        ([""], Task.DETECT),
+        ([SQUARE], Task.SEGMENT),
+        (["", TRIANGLE], Task.SEGMENT),
     ],
 )
 def test_the_task_follows_from_the_labels(texts, task):

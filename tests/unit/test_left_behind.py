@@ -364,13 +364,17 @@ def test_the_next_attempt_writes_below_a_prefix_of_its_own(room):
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, MachineFailed("killed"))
     room.work()
-    before = {i.ref.key: i.etag for i in room.store.list(BUCKET, f"training_runs/{run_id}/1") if "checkpoint" not in i.ref.key}
+    before = {
+        i.ref.key: i.etag for i in room.store.list(BUCKET, f"training_runs/{run_id}/1") if "checkpoint" not in i.ref.key
+    }
     make_due(room, run_id)
     room.trainer.during = lambda epoch: None
 
     room.work(room.claim(AGAIN))
 
-    after = {i.ref.key: i.etag for i in room.store.list(BUCKET, f"training_runs/{run_id}/1") if "checkpoint" not in i.ref.key}
+    after = {
+        i.ref.key: i.etag for i in room.store.list(BUCKET, f"training_runs/{run_id}/1") if "checkpoint" not in i.ref.key
+    }
     assert room.row(run_id)["status"] == "completed"
     assert before == after
     assert all(f"/{run_id}/2/" in artifact["path"] for artifact in artifacts(room, run_id).values())

@@ -161,7 +161,12 @@ def test_a_long_journal_is_read_quickly(tmp_path):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda path: path.mkdir(), os.mkfifo, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to("/dev/zero")],
+    [
+        lambda path: path.mkdir(),
+        os.mkfifo,
+        lambda path: path.symlink_to("nowhere"),
+        lambda path: path.symlink_to("/dev/zero"),
+    ],
     ids=["folder", "pipe", "dangling link", "endless device"],
 )
 def test_what_is_no_file_is_passed_over(tmp_path, make):

@@ -60,7 +60,9 @@ def test_every_line_of_a_traceback_has_the_priority(lines):
 def test_no_secret_gets_through(lines, form):
     log, stream = lines(form, secrets=["plain-secret"])
 
-    log.info("key plain-secret", url=f"https://x/o?token={TOKEN}", deep={"a": ["sb_secret_abc123", {"b": "plain-secret"}]})
+    log.info(
+        "key plain-secret", url=f"https://x/o?token={TOKEN}", deep={"a": ["sb_secret_abc123", {"b": "plain-secret"}]}
+    )
     try:
         raise ValueError(f"refused {TOKEN}")
     except ValueError:

@@ -598,7 +598,8 @@ def test_a_device_is_an_index_a_list_the_cpu_or_left_open(configuration, device)
 
 
 @pytest.mark.parametrize(
-    "device", ["npu:0", "mps", "0;rm -rf", "0,0", [0, 0], [""], -2, 64, 1.5, True, {"a": 1}, "cuda:x", "0,cpu", [-1] * 65]
+    "device",
+    ["npu:0", "mps", "0;rm -rf", "0,0", [0, 0], [""], -2, 64, 1.5, True, {"a": 1}, "cuda:x", "0,cpu", [-1] * 65],
 )
 def test_other_devices_are_refused(device):
     (problem,) = problems({"device": device})
@@ -828,12 +829,26 @@ def test_without_a_share_the_loaders_are_ultralytics_business():
 
 BLANKS = [None, "", "  ", "\n\t", "\u00a0", [], {}]
 OTHER_SETTINGS = [
-    *("data", "base_model", "task", "device", "compute", "epochs", "batch", "imgsz", "pretrained", "split", "split_seed"),
+    *(
+        "data",
+        "base_model",
+        "task",
+        "device",
+        "compute",
+        "epochs",
+        "batch",
+        "imgsz",
+        "pretrained",
+        "split",
+        "split_seed",
+    ),
     *("exports", "predictions", "requires", "run_name", "optimization_strategy", "bayesian_config", "preset"),
 ]
 
 
-@pytest.mark.parametrize("name", [*OTHER_SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED, "unheard_of"])
+@pytest.mark.parametrize(
+    "name", [*OTHER_SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED, "unheard_of"]
+)
 def test_a_blank_setting_is_not_given(name):
     for blank in BLANKS:
         assert parse({name: blank}) == parse(None), blank
@@ -859,7 +874,14 @@ def test_a_blank_setting_does_not_contradict_another_spelling(blank):
 
 @pytest.mark.parametrize("blank", BLANKS)
 def test_blank_parts_of_a_setting_are_not_given(blank):
-    asked = {"train_ratio": 0.7, "val_ratio": blank, "test_ratio": blank, "seed": blank, "method": blank, "splits": blank}
+    asked = {
+        "train_ratio": 0.7,
+        "val_ratio": blank,
+        "test_ratio": blank,
+        "seed": blank,
+        "method": blank,
+        "splits": blank,
+    }
 
     assert parse({"split": asked}).split == SplitRequest(train_ratio=0.7)
     assert parse({"split": dict.fromkeys(asked, blank)}) == parse(None)
@@ -874,7 +896,9 @@ def test_zero_and_false_are_given(value):
     assert problems({"epochs": value})
 
 
-@pytest.mark.parametrize("name", [*OTHER_SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED, "unheard_of"])
+@pytest.mark.parametrize(
+    "name", [*OTHER_SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED, "unheard_of"]
+)
 def test_a_value_nested_1500_levels_deep_never_raises_anything_but_a_bad_request(name):
     for first in ([], {}):
         value = first

@@ -22,7 +22,8 @@ from trainer.datasets.source.reference import Roots
 def everything_in(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): f"{path.stat().st_mtime_ns} {hashlib.sha256(path.read_bytes()).hexdigest()}"
-        for path in sorted(folder.rglob("*")) if path.is_file()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -34,7 +35,11 @@ def test_a_plain_detect_dataset_becomes_a_view_of_links_with_a_yaml_of_our_own(t
     assert dict(result.images) == {"train": 6, "val": 2}
     view = tmp_path / "view"
     assert yaml.safe_load(result.data.read_text()) == {
-        "path": str(view), "train": "images/train", "val": "images/val", "nc": 2, "names": {0: "square", 1: "disc"},
+        "path": str(view),
+        "train": "images/train",
+        "val": "images/val",
+        "nc": 2,
+        "names": {0: "square", 1: "disc"},
     }
     assert (view / "images/train/0000.jpg").is_symlink()
     assert (view / "labels/train/0000.txt").read_text() == (tmp_path / "set/labels/train/0000.txt").read_text()

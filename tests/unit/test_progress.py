@@ -117,7 +117,8 @@ def test_a_completed_run_is_at_its_end(progress):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, None), (0, "00:00:00"), (59.6, "00:01:00"), (3661, "01:01:01"), (400_000, "111:06:40")],
+    ("seconds", "text"),
+    [(None, None), (0, "00:00:00"), (59.6, "00:01:00"), (3661, "01:01:01"), (400_000, "111:06:40")],
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text

@@ -168,5 +168,9 @@ def test_an_epoch_is_told_with_its_numbers_its_seconds_and_the_new_total(course)
     course.meter.epoch_finished(4, {"metrics/mAP50(B)": 0.5})
 
     assert course.last == EpochFinished(
-        epoch=1, total_epochs=4, metrics={"metrics/mAP50(B)": 0.5}, seconds=5.0, eta_seconds=pytest.approx(3 * (2 + 3)),
+        epoch=1,
+        total_epochs=4,
+        metrics={"metrics/mAP50(B)": 0.5},
+        seconds=5.0,
+        eta_seconds=pytest.approx(3 * (2 + 3)),
     )

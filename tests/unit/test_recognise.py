@@ -65,7 +65,13 @@ def test_what_describes_the_dataset_is_found(tmp_path, files, names):
 
 @pytest.mark.parametrize(
     ("task", "names"),
-    [(None, ("box",)), (Task.DETECT, ("box",)), (Task.SEGMENT, ("outline",)), (Task.POSE, ("pose",)), (Task.OBB, ("turned",))],
+    [
+        (None, ("box",)),
+        (Task.DETECT, ("box",)),
+        (Task.SEGMENT, ("outline",)),
+        (Task.POSE, ("pose",)),
+        (Task.OBB, ("turned",)),
+    ],
 )
 def test_of_the_annotation_files_that_of_the_task_is_taken(tmp_path, task, names):
     files = {
@@ -80,7 +86,10 @@ def test_an_annotation_file_for_each_split_makes_one_dataset(tmp_path):
         "train/_annotations.coco.json": coco("j", image="a.jpg"), "train/a.jpg": "",
         "valid/_annotations.coco.json": coco("j", image="b.jpg"), "valid/b.jpg": "",
     }  # fmt: skip
-    assert {(s.name, s.split) for s in recognised(tmp_path, files).samples} == {("train/a.jpg", "train"), ("valid/b.jpg", "val")}
+    assert {(s.name, s.split) for s in recognised(tmp_path, files).samples} == {
+        ("train/a.jpg", "train"),
+        ("valid/b.jpg", "val"),
+    }
 
 
 def test_class_folders_beside_a_yaml_are_classified_only_when_asked(tmp_path):
@@ -94,8 +103,16 @@ def test_class_folders_beside_a_yaml_are_classified_only_when_asked(tmp_path):
 @pytest.mark.parametrize(
     ("files", "entry", "sign"),
     [
-        (IMAGES | {"a.yaml": YAML.format("a"), "b.yaml": YAML.format("b")}, None, r"several YAML files \(a.yaml, b.yaml\)"),
-        ({"a.jpg": "", "one.json": coco("j"), "two.json": coco("k")}, None, r"several annotation files \(one.json, two.json\)"),
+        (
+            IMAGES | {"a.yaml": YAML.format("a"), "b.yaml": YAML.format("b")},
+            None,
+            r"several YAML files \(a.yaml, b.yaml\)",
+        ),
+        (
+            {"a.jpg": "", "one.json": coco("j"), "two.json": coco("k")},
+            None,
+            r"several annotation files \(one.json, two.json\)",
+        ),
         ({"train.txt": "a.jpg\n"}, "train.txt", "a text file; name the dataset's folder"),
         ({"readme.md": ""}, None, "No images were found"),
         (IMAGES | {"data.yaml": "- broken\n"}, None, "no dataset YAML"),

@@ -177,7 +177,9 @@ def test_an_outcome_that_waits_for_the_queue_repeats_no_upload(room):
     assert len(uploads) == len(TRAINED)
 
 
-@pytest.mark.parametrize("error", [Unavailable("down"), MachineFailed("disk"), KeyError("bug"), OSError(5, "I/O error")])
+@pytest.mark.parametrize(
+    "error", [Unavailable("down"), MachineFailed("disk"), KeyError("bug"), OSError(5, "I/O error")]
+)
 @pytest.mark.parametrize("canceled", [False, True])
 def test_a_store_that_takes_nothing_keeps_no_run_of_a_killed_process(room, error, canceled):
     room.drain_seconds = 1.0

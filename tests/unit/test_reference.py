@@ -58,7 +58,9 @@ def test_a_url_of_our_own_storage_is_an_object(kind):
     assert parse(url) == ObjectRef(bucket="sets", key="p q/data.yaml")
 
 
-@pytest.mark.parametrize("base", ["https://ABC.supabase.co", "https://abc.supabase.co:443/", "https://abc.supabase.co/storage/v1"])
+@pytest.mark.parametrize(
+    "base", ["https://ABC.supabase.co", "https://abc.supabase.co:443/", "https://abc.supabase.co/storage/v1"]
+)
 def test_our_own_host_is_recognised_however_it_is_written(base):
     url = "https://abc.supabase.co/storage/v1/object/public/sets/d.yaml"
     assert parse(url, base) == ObjectRef(bucket="sets", key="d.yaml")
@@ -118,7 +120,9 @@ def test_a_root_that_is_a_symlink_admits_what_is_in_it(tree):
     assert Roots(tree / "link").admit("d.yaml") == tree / "root/d.yaml"
 
 
-@pytest.mark.parametrize("path", ["out/d.yaml", "../outside/d.yaml", "/etc/passwd", "/", "..", "in/d.yaml", "../outside/none"])
+@pytest.mark.parametrize(
+    "path", ["out/d.yaml", "../outside/d.yaml", "/etc/passwd", "/", "..", "in/d.yaml", "../outside/none"]
+)
 def test_paths_that_lead_outside_are_refused_whether_they_exist_or_not(tree, path):
     with pytest.raises(DatasetError, match=r"outside the folders that may be read.*EXTRA_DATASET_ROOTS"):
         Roots(tree / "root").admit(path)

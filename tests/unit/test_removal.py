@@ -143,7 +143,9 @@ def test_folders_without_permissions_are_removed_by_their_owner():
         folder.mkdir()
         Path(place).chmod(0o755)
         os.chown(folder, 65534, 65534)
-        done = subprocess.run([sys.executable, "-c", AS_NOBODY, str(folder)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, str(folder)], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert not (folder / "top").exists()
 

@@ -103,7 +103,9 @@ def test_the_buckets_is_fetched_when_it_is_newer(host):
 
 
 @pytest.mark.parametrize(("told", "attempt", "epoch"), [(14, 3, 13), (14, 1, 14), (12, 3, 14)])
-def test_epochs_that_a_later_attempt_trained_again_elsewhere_are_not_resumed_from(host, monkeypatch, told, attempt, epoch):
+def test_epochs_that_a_later_attempt_trained_again_elsewhere_are_not_resumed_from(
+    host, monkeypatch, told, attempt, epoch
+):
     """Unless they are more than that attempt told, or the bucket's checkpoint is of this host's own attempt."""
     key = f"training_runs/x/{attempt}/checkpoints/epoch.pt"
     monkeypatch.setattr("test_resume.KEY", key)
@@ -255,7 +257,14 @@ def test_a_message_names_a_few_of_many_changes(host):
 
 @pytest.mark.parametrize(
     "facts",
-    [b"", b"{", b"[]", b'{"epoch": "x", "sha256": "x", "bytes": 1}', b'{"epoch": 1, "sha256": 5, "bytes": 1}', b"[" * 100_000]
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"epoch": "x", "sha256": "x", "bytes": 1}',
+        b'{"epoch": 1, "sha256": 5, "bytes": 1}',
+        b"[" * 100_000,
+    ],
 )
 def test_a_sidecar_that_makes_no_sense_is_left_aside(host, facts):
     usable = host.keep(host.first, 3)
@@ -264,7 +273,9 @@ def test_a_sidecar_that_makes_no_sense_is_left_aside(host, facts):
 
 
 @pytest.mark.parametrize("which", [".pt", ".json"])
-@pytest.mark.parametrize("how", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)], ids=["pipe", "folder", "link"])
+@pytest.mark.parametrize(
+    "how", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)], ids=["pipe", "folder", "link"]
+)
 def test_what_is_no_plain_file_is_left_aside(host, which, how):
     usable = host.keep(host.first, 3)
     path = host.keep(host.first, 9).with_suffix(which)
@@ -299,7 +310,9 @@ def truncated(path):
     path.write_bytes(content[:60] + b"\xff" * 40 + content[100:])
 
 
-@pytest.mark.parametrize("make", [bomb, crowd, directory_elsewhere, truncated, lambda path: path.write_bytes(b"no archive")])
+@pytest.mark.parametrize(
+    "make", [bomb, crowd, directory_elsewhere, truncated, lambda path: path.write_bytes(b"no archive")]
+)
 def test_an_archive_that_cannot_be_read_within_bounds_records_nothing(host, make):
     path = host.keep(host.first, 9)
     make(path)

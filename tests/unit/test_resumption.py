@@ -24,7 +24,9 @@ DATA = PreparedDataset(
 
 
 def setup(configuration=None, *, base_model="yolo11n", data_yaml="sets/pets", **dataset):
-    request = RunRequest(data_yaml=data_yaml, base_model=base_model, configuration=CONFIGURATION | (configuration or {}))
+    request = RunRequest(
+        data_yaml=data_yaml, base_model=base_model, configuration=CONFIGURATION | (configuration or {})
+    )
     return Setup.of(TrainPlan.parse(request, workers=3), replace(DATA, **dataset))
 
 
@@ -34,7 +36,9 @@ EDITED = {"fingerprint": "b" * 64}
 SAME = {
     "nothing": {},
     "the same in other words": {"configuration": {"batch": "16", "lr0": "1e-2", "optimizer": "sgd"}},
-    "Ultralytics' own values": {"configuration": {"patience": 100, "mosaic": 1, "fliplr": "0.5", "seed": 0, "amp": True}},
+    "Ultralytics' own values": {
+        "configuration": {"patience": 100, "mosaic": 1, "fliplr": "0.5", "seed": 0, "amp": True}
+    },
     "what is done after the training": {"configuration": {"export": ["torchscript"], "predictions": True}},
     "loaders": {"configuration": {"workers": 7}},
     "where it trains": {"configuration": {"device": "0,1", "requires": {"gpus": 2}}},

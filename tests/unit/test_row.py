@@ -30,7 +30,11 @@ def test_a_row_becomes_a_job():
     job = rows.job_of(ROW)
     assert job.id == ROW["id"]
     assert job.request == RunRequest(
-        data_yaml="storage:datasets/p/s/data.yaml", base_model="YOLOv8n", configuration={"epochs": 3}, name="nuts", priority=2,
+        data_yaml="storage:datasets/p/s/data.yaml",
+        base_model="YOLOv8n",
+        configuration={"epochs": 3},
+        name="nuts",
+        priority=2,
     )
     assert (job.attempt, job.gpus) == (4, 1)
     assert job.checkpoint == Checkpoint(epoch=7, sha256="ab", bytes=12, key=KEY)
@@ -58,7 +62,10 @@ def test_row_without_a_valid_id_is_no_answer_of_the_queue(run_id):
 
 @pytest.mark.parametrize("attempt", [-1, 1_000_001, 2**31 - 1])
 def test_run_with_an_impossible_attempt_is_unreadable(attempt):
-    assert f"attempt = {attempt}: must be from 0 to 1000000" in rows.job_of({"id": "x", "attempt": attempt}).request.unreadable
+    assert (
+        f"attempt = {attempt}: must be from 0 to 1000000"
+        in rows.job_of({"id": "x", "attempt": attempt}).request.unreadable
+    )
 
 
 def test_unreadable_row_is_a_job_that_says_why():
@@ -130,7 +137,10 @@ def test_only_the_configuration_is_bounded_in_length():
         ({"data_yaml": "x" * 10_001}, "data_yaml: longer than 10000 characters"),
         ({"configuration": json.loads("[" * 33 + "]" * 33)}, "configuration: nested deeper than 32 levels"),
         ({"configuration": {"text": "x" * 1_000_000}}, "configuration: longer than 1000000 characters"),
-        ({"configuration": {"epochs": 10**401}}, "configuration: 10000000000000000000 is not a number that can be stored; it has more than 400"),
+        (
+            {"configuration": {"epochs": 10**401}},
+            "configuration: 10000000000000000000 is not a number that can be stored; it has more than 400",
+        ),
     ],
 )
 def test_request_that_no_worker_would_read_is_refused(request_, reason):
@@ -192,7 +202,9 @@ def test_an_event_becomes_the_columns_of_its_row():
 
 def test_a_worker_offers_its_capabilities_and_the_hardware_that_has_a_column():
     worker = Worker(
-        id="w", capabilities={"gpus": 2, "gpu_memory_gb": 24.0}, hardware={"gpu_name": "A", "status": "x", "ram_gb": 3},
+        id="w",
+        capabilities={"gpus": 2, "gpu_memory_gb": 24.0},
+        hardware={"gpu_name": "A", "status": "x", "ram_gb": 3},
     )
     assert rows.offer_json(worker) == {"gpus": 2, "gpu_memory_gb": 24.0, "hardware": {"gpu_name": "A", "ram_gb": 3}}
 

@@ -20,7 +20,6 @@ class Statvfs(NamedTuple):
     f_favail: int
 
 
-
 @pytest.fixture
 def place(tmp_path):
     return Place(setting="RUNS_DIR", folder=tmp_path / "a" / "runs", needs=200 * MIB)
@@ -59,9 +58,12 @@ def test_a_full_disk_is_a_problem_but_no_reason_to_refuse_the_start(place, monke
 
 
 @pytest.mark.parametrize(
-    ("number", "mend"), [(errno.EROFS, "look at dmesg and the mount"), (errno.EIO, "dmesg"), (errno.EACCES, "write access")],
+    ("number", "mend"),
+    [(errno.EROFS, "look at dmesg and the mount"), (errno.EIO, "dmesg"), (errno.EACCES, "write access")],
 )
-def test_a_folder_that_cannot_be_written_is_a_problem_and_a_reason_to_refuse_the_start(place, monkeypatch, number, mend):
+def test_a_folder_that_cannot_be_written_is_a_problem_and_a_reason_to_refuse_the_start(
+    place, monkeypatch, number, mend
+):
     fail_with(monkeypatch, number)
     told = f"RUNS_DIR: {place.folder} cannot be written ({os.strerror(number)})"
     with pytest.raises(Misconfigured) as refused:

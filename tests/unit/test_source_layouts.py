@@ -24,22 +24,40 @@ from trainer.storage.local import LocalObjectStore
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SUPABASE = "https://abc.supabase.co"
 LAYOUTS = {
-    "`images/{train,val,test}`": made.split_folders, "Roboflow": made.roboflow, "`.txt` lists": made.lists,
-    "flat": made.flat, "class folders": made.class_folders, "COCO": made.coco, "DICE": made.dice,
-    "merged": made.split_folders, "split on demand": made.on_demand,
+    "`images/{train,val,test}`": made.split_folders,
+    "Roboflow": made.roboflow,
+    "`.txt` lists": made.lists,
+    "flat": made.flat,
+    "class folders": made.class_folders,
+    "COCO": made.coco,
+    "DICE": made.dice,
+    "merged": made.split_folders,
+    "split on demand": made.on_demand,
 }
 EVERY = tuple(LAYOUTS)
 EXPORTED = ("`images/{train,val,test}`", "class folders", "merged", "split on demand")
 SOURCES = {
-    "absolute path": EVERY, "path below `DATASET_ROOT`": EVERY, "`storage:`": EVERY, "public URL of our storage": EVERY,
-    "signed URL of our storage": EVERY, "http(s) URL of an archive": EVERY, "http(s) URL of an NDJSON export": EXPORTED,
-    "http(s) URL of a YAML": ("`.txt` lists", "merged", "split on demand"), "folder instead of a YAML": EVERY,
+    "absolute path": EVERY,
+    "path below `DATASET_ROOT`": EVERY,
+    "`storage:`": EVERY,
+    "public URL of our storage": EVERY,
+    "signed URL of our storage": EVERY,
+    "http(s) URL of an archive": EVERY,
+    "http(s) URL of an NDJSON export": EXPORTED,
+    "http(s) URL of a YAML": ("`.txt` lists", "merged", "split on demand"),
+    "folder instead of a YAML": EVERY,
     "annotations file instead of a YAML": ("COCO", "DICE"),
 }
 LABELLED = (Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB)
 TASKS = {
-    "`images/{train,val,test}`": LABELLED, "Roboflow": LABELLED, "`.txt` lists": LABELLED, "flat": LABELLED,
-    "class folders": (Task.CLASSIFY,), "COCO": tuple(Task), "DICE": tuple(Task), "NDJSON export": tuple(Task),
+    "`images/{train,val,test}`": LABELLED,
+    "Roboflow": LABELLED,
+    "`.txt` lists": LABELLED,
+    "flat": LABELLED,
+    "class folders": (Task.CLASSIFY,),
+    "COCO": tuple(Task),
+    "DICE": tuple(Task),
+    "NDJSON export": tuple(Task),
 }
 
 

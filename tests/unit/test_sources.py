@@ -103,18 +103,24 @@ SOURCES = {
     "path of an export": lambda p: str(write(p.root, {"set.ndjson": p.export()}) / "set.ndjson"),
     "stored YAML": lambda p: write(p.bucket / "p/s", files()) and "storage:p/s/data.yaml",
     "stored YAML by bucket": lambda p: write(p.bucket / "p/s", files()) and "storage:datasets/p/s/data.yaml",
-    "stored YAML of another name": lambda p: write(p.bucket / "p/s", files() | {"1700-my.yaml": files()["data.yaml"]})
-    and "storage:p/s/1700-my.yaml",
-    "stored YAML without an ending": lambda p: write(p.bucket / "p/s", files() | {"1700-my set": files()["data.yaml"]})
-    and "storage:p/s/1700-my set",
-    "path of a YAML without an ending": lambda p: str(write(p.root / "set", files() | {"mine": files()["data.yaml"]}) / "mine"),
+    "stored YAML of another name": lambda p: (
+        write(p.bucket / "p/s", files() | {"1700-my.yaml": files()["data.yaml"]}) and "storage:p/s/1700-my.yaml"
+    ),
+    "stored YAML without an ending": lambda p: (
+        write(p.bucket / "p/s", files() | {"1700-my set": files()["data.yaml"]}) and "storage:p/s/1700-my set"
+    ),
+    "path of a YAML without an ending": lambda p: str(
+        write(p.root / "set", files() | {"mine": files()["data.yaml"]}) / "mine"
+    ),
     "stored folder": lambda p: write(p.bucket / "p/s", files()) and "storage:p/s",
     "stored zip": lambda p: p.zip(p.bucket) and "storage:set.zip",
     "stored export": lambda p: write(p.bucket, {"set.ndjson": p.export()}) and "storage:set.ndjson",
-    "public URL of our storage": lambda p: write(p.bucket / "p", files())
-    and f"{SUPABASE}/storage/v1/object/public/datasets/p/data.yaml",
-    "signed URL of our storage": lambda p: write(p.bucket / "p", files())
-    and f"{SUPABASE}/storage/v1/object/sign/datasets/p/data.yaml?token=x",
+    "public URL of our storage": lambda p: (
+        write(p.bucket / "p", files()) and f"{SUPABASE}/storage/v1/object/public/datasets/p/data.yaml"
+    ),
+    "signed URL of our storage": lambda p: (
+        write(p.bucket / "p", files()) and f"{SUPABASE}/storage/v1/object/sign/datasets/p/data.yaml?token=x"
+    ),
     "URL of a zip": lambda p: p.page("/set.zip", p.zip(p.root).read_bytes()),
     "URL of a tar that is not called one": lambda p: p.page("/download", p.tar(p.root).read_bytes()),
     "URL of an export": lambda p: p.page("/set.ndjson", p.export()),
@@ -133,8 +139,11 @@ def datasets(places):
     roots = Roots(places.root)
     web = GuardedClient(allowed_hosts=[places.server.host])
     fetcher = Fetcher(
-        roots=roots, cache=ContentCache(places.root / ".cache", max_bytes=1 << 30, reserve=0), web=web,
-        store=LocalObjectStore(places.bucket.parent), datasets_bucket="datasets",
+        roots=roots,
+        cache=ContentCache(places.root / ".cache", max_bytes=1 << 30, reserve=0),
+        web=web,
+        store=LocalObjectStore(places.bucket.parent),
+        datasets_bucket="datasets",
     )
     yield FetchedDatasets(fetcher=fetcher, roots=roots, datasets_bucket="datasets", storage_base_url=SUPABASE)
     web.close()

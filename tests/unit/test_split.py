@@ -54,7 +54,12 @@ def test_another_seed_is_another_split_and_the_draw_is_pinned():
     assert sorted(n for n, split in one.items() if split == "val") == PINNED
 
 
-PINNED = ["0/0002.jpg", "0/0011.jpg", "0/0012.jpg", "0/0015.jpg"]  # must never change: runs are compared across versions
+PINNED = [
+    "0/0002.jpg",
+    "0/0011.jpg",
+    "0/0012.jpg",
+    "0/0015.jpg",
+]  # must never change: runs are compared across versions
 
 
 @pytest.mark.parametrize("count", [0, 1])

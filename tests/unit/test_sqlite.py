@@ -247,7 +247,12 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(path):
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         for trigger in ("training_runs_queued_again", "training_runs_held"):
             other.execute(f"drop trigger {trigger}")
-        for table, column in (("training_runs", "told_epoch"), ("training_runs", "told_attempt"), ("training_runs", "host_failures"), ("trainer_workers", "status_message")):
+        for table, column in (
+            ("training_runs", "told_epoch"),
+            ("training_runs", "told_attempt"),
+            ("training_runs", "host_failures"),
+            ("trainer_workers", "status_message"),
+        ):
             other.execute(f"alter table {table} drop column {column}")
         other.execute("drop table queue_clock")
         other.execute("pragma user_version = 1")
@@ -272,7 +277,10 @@ def test_a_newer_queue_is_refused_with_both_versions(path):
     SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:
         other.execute(f"pragma user_version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(Misconfigured, match=f"has version {SCHEMA_VERSION + 1}, this trainer knows {SCHEMA_VERSION}: update the trainer"):
+    with pytest.raises(
+        Misconfigured,
+        match=f"has version {SCHEMA_VERSION + 1}, this trainer knows {SCHEMA_VERSION}: update the trainer",
+    ):
         SqliteQueue(path)
 
 

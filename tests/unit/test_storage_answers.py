@@ -55,7 +55,10 @@ def server():
 def store(server, tmp_path):
     api = StorageApi(server.url, "service-key")
     yield SupabaseObjectStore(
-        api, notes=tmp_path / "notes", stop=StopSignal(), policy=RetryPolicy(tries=2, first_wait=0.0),
+        api,
+        notes=tmp_path / "notes",
+        stop=StopSignal(),
+        policy=RetryPolicy(tries=2, first_wait=0.0),
     )
     api.close()
 
@@ -120,7 +123,11 @@ def test_an_odd_page_of_an_older_server_is_unavailable(server, store, odd):
 
 def test_a_page_that_comes_again_and_again_is_no_endless_listing(server, store):
     server.v2 = False
-    page = b"[" + b",".join(b'{"name": "%d", "id": "x", "metadata": {"size": 1, "eTag": "e"}}' % n for n in range(1000)) + b"]"
+    page = (
+        b"["
+        + b",".join(b'{"name": "%d", "id": "x", "metadata": {"size": 1, "eTag": "e"}}' % n for n in range(1000))
+        + b"]"
+    )
     server.fault("status", on="POST /object/list/", status=200, body=page, times=100)
 
     with pytest.raises(Unavailable, match="same page"):
@@ -176,14 +183,18 @@ def test_a_login_page_is_no_upload_where_the_bucket_is_known_to_be_public(server
 
 
 def test_a_signing_request_that_answers_404_once_is_repeated(server, store, upload):
-    server.fault("status", on="POST /object/sign", status=404, times=1, body=b'{"statusCode":"404","error":"NoSuchKey"}')
+    server.fault(
+        "status", on="POST /object/sign", status=404, times=1, body=b'{"statusCode":"404","error":"NoSuchKey"}'
+    )
 
     assert "token=" in upload().url
     assert sum("POST /object/data" in request for request in server.requests) == 1
 
 
 def test_an_object_that_vanished_after_its_upload_is_unavailable_not_missing(server, store, upload):
-    server.fault("status", on="POST /object/sign", status=404, times=9, body=b'{"statusCode":"404","error":"NoSuchKey"}')
+    server.fault(
+        "status", on="POST /object/sign", status=404, times=9, body=b'{"statusCode":"404","error":"NoSuchKey"}'
+    )
 
     with pytest.raises(Unavailable, match="just stored"):
         upload()

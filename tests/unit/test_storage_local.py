@@ -126,7 +126,9 @@ def test_a_disk_that_fills_up_names_the_file_and_leaves_no_half_of_it(store, roo
     assert list((root / "data").iterdir()) == []
 
 
-@pytest.mark.parametrize(("code", "name"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk quota is used up")])
+@pytest.mark.parametrize(
+    ("code", "name"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk quota is used up")]
+)
 def test_a_full_disk_is_called_by_its_name(code, name):
     with pytest.raises(MachineFailed, match=rf"/data/x: {name}"), disk_errors(Path("/data/x")):
         raise OSError(code, "whatever")

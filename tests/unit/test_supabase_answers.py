@@ -102,12 +102,17 @@ def test_claimed_row_that_cannot_be_read_is_a_run_that_fails_with_the_reason(ans
     assert {claim_id for claim_id, _ in seen} == {CLAIM}
     assert seen[1][1] == "id,attempt"
     assert len(seen) == (2 if answer == "5 MB" else 3)
-    with pytest.raises(BadRequest, match=r"cannot be read .*: shorten run_name, data_yaml, base_model and configuration"):
+    with pytest.raises(
+        BadRequest, match=r"cannot be read .*: shorten run_name, data_yaml, base_model and configuration"
+    ):
         TrainPlan.parse(lease.job.request)
 
 
 def test_claim_that_a_proxy_garbled_once_is_the_run_that_it_was():
-    seen, answers = [], iter([NO_ROW["half an answer"], json.dumps([{"id": RUN, "attempt": 4, "run_name": "nuts"}]).encode()])
+    seen, answers = (
+        [],
+        iter([NO_ROW["half an answer"], json.dumps([{"id": RUN, "attempt": 4, "run_name": "nuts"}]).encode()]),
+    )
 
     def respond(request):
         return server(next(answers) if b"configuration" in request.url.query else b"", seen)(request)
@@ -144,7 +149,9 @@ def test_odd_refusal_is_one_of_our_errors(answer, status):
         assert len(str(refused.value)) < 600
 
 
-@pytest.mark.parametrize("body", [{"code": 5}, {"code": {"a": 1}, "message": [1]}, {"code": "23514", "message": "\u0000" * 10_000}])
+@pytest.mark.parametrize(
+    "body", [{"code": 5}, {"code": {"a": 1}, "message": [1]}, {"code": "23514", "message": "\u0000" * 10_000}]
+)
 def test_odd_words_of_a_refusal_are_bounded(body):
     with pytest.raises((Unavailable, Misconfigured)) as refused:
         CALLS["claim"](queue_whose_answer_is(json.dumps(body).encode(), 400))

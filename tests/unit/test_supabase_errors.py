@@ -127,7 +127,10 @@ def test_a_gateway_page_is_unavailable():
     assert "502" in str(error)
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), (None, None), ("Wed, 21 Oct 2026 07:28:00 GMT", None)])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), (None, None), ("Wed, 21 Oct 2026 07:28:00 GMT", None)],
+)
 def test_retry_after_is_handed_on(header, seconds):
     error = refused(None, status=429, headers={"Retry-After": header} if header else None)
     assert isinstance(error, Unavailable)
@@ -193,7 +196,9 @@ def test_a_key_may_have_been_pasted_with_a_line_end():
     assert checked_key(f" {KEY}\n") == KEY
 
 
-@pytest.mark.parametrize("url", ["", "abc", "ftp://a.b", "https://", "abcd.supabase.co", "http://a:99999", "http://a b", "http://[::"])
+@pytest.mark.parametrize(
+    "url", ["", "abc", "ftp://a.b", "https://", "abcd.supabase.co", "http://a:99999", "http://a b", "http://[::"]
+)
 def test_a_url_that_is_none_is_refused(url):
     with pytest.raises(Misconfigured, match="SUPABASE_URL must be"):
         checked_url(url)

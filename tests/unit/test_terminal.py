@@ -25,7 +25,10 @@ def test_rows_are_shown_with_their_numbers(capsys, monkeypatch):
     terminal.show_list([ROW])
     terminal.show_row(ROW)
     shown = capsys.readouterr().out
-    assert all(text in shown for text in (ROW["id"], "nuts", "completed", "3/9", "0.512", "w1", "2026-01-02T03:04:05", "a/best.pt"))
+    assert all(
+        text in shown
+        for text in (ROW["id"], "nuts", "completed", "3/9", "0.512", "w1", "2026-01-02T03:04:05", "a/best.pt")
+    )
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda value: json.dumps(value)[:30])

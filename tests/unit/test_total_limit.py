@@ -125,7 +125,9 @@ def test_download_of_an_object_that_does_not_begin_ends_in_time(dripping, case):
 
 def test_object_that_drips_has_time_for_its_size_and_no_more(dripping, monkeypatch):
     monkeypatch.setattr("trainer.remote.storage_api.SLOWEST", 10_000)  # the object has as many bytes: a second more
-    api = StorageApi(f"http://127.0.0.1:{dripping(BODY, b'x' * 10_000).port}", "key", times=HttpTimes(read=0.9, total=TOTAL))
+    api = StorageApi(
+        f"http://127.0.0.1:{dripping(BODY, b'x' * 10_000).port}", "key", times=HttpTimes(read=0.9, total=TOTAL)
+    )
     with contextlib.closing(api), ends_in_time(TOTAL + 1), pytest.raises(Unavailable):  # noqa: SIM117
         with api.stream("GET", "/object/b/k") as response:
             api.read(response)
@@ -137,7 +139,9 @@ def test_upload_that_is_taken_byte_by_byte_ends_in_time(dripping, monkeypatch):
     api = StorageApi(f"http://127.0.0.1:{server.port}", "key", times=HttpTimes(write=0.9, total=TOTAL, stored=0.0))
     content = (b"x" * 65536 for _ in range(800))
     with contextlib.closing(api), ends_in_time(TOTAL + 0.6), pytest.raises(Unavailable):
-        api.call("POST", "/object/b/k", Target(bucket="b"), headers={"Content-Length": str(65536 * 800)}, content=content)
+        api.call(
+            "POST", "/object/b/k", Target(bucket="b"), headers={"Content-Length": str(65536 * 800)}, content=content
+        )
 
 
 def test_head_from_a_strangers_host_ends_in_time(dripping, tmp_path, monkeypatch):
@@ -194,7 +198,9 @@ def test_name_with_many_dead_addresses_ends_in_time(monkeypatch):
             filler.connect(("127.0.0.1", port))
     addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in range(1, 11)]
     resolve = socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **o: addresses if host == "dead.example" else resolve(host, *a, **o))
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *a, **o: addresses if host == "dead.example" else resolve(host, *a, **o)
+    )
     project = Project(f"http://dead.example:{port}", "sb_secret_x", CallLimits(connect=0.9, total=TOTAL))
     with project, ends_in_time(), pytest.raises(Unavailable, match="no connection in time"):
         project.call("a")

@@ -22,7 +22,9 @@ def test_a_format_is_offered_when_all_of_its_packages_are_there(monkeypatch):
 
 
 def test_looking_imports_none_of_them():
-    looking = "import sys; from trainer.training.exports import available_exports as a; a(); print('torch' in sys.modules)"
+    looking = (
+        "import sys; from trainer.training.exports import available_exports as a; a(); print('torch' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", looking], capture_output=True, text=True, check=True)
 
     assert result.stdout == "False\n"

@@ -11,7 +11,11 @@ def refused(attempt):
     """Run `attempt` after the refusal, in a process of its own, because it cannot be taken back."""
     program = "import socket, urllib.request\nfrom trainer.training.sandbox.audit_hook import refuse_network\nrefuse_network()\n"
     return subprocess.run(
-        [sys.executable, "-c", program + textwrap.dedent(attempt)], capture_output=True, text=True, timeout=30, check=False,
+        [sys.executable, "-c", program + textwrap.dedent(attempt)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
 
 

@@ -145,7 +145,13 @@ def test_git_facts_come_from_one_object_whose_roots_can_be_taken_away(ultralytic
     git.root = git.gitdir = git.refdir = None
     assert (git.branch, git.commit, git.message, git.origin) == (None, None, None, None)
     assert ultralytics.utils.GIT is ultralytics.engine.trainer.GIT
-    assert set(re.findall(r"GIT\.(\w+)", source(trainer.save_model))) == {"root", "branch", "commit", "message", "origin"}
+    assert set(re.findall(r"GIT\.(\w+)", source(trainer.save_model))) == {
+        "root",
+        "branch",
+        "commit",
+        "message",
+        "origin",
+    }
 
 
 def test_integrations_are_added_by_one_function_that_is_looked_up_when_it_is_called(ultralytics):
@@ -239,7 +245,12 @@ def test_a_loaders_epoch_can_be_shortened_once(ultralytics):
 def test_the_measures_of_each_task_are_where_the_report_looks(ultralytics):
     from ultralytics.utils import metrics
 
-    for kind, name in {"DetMetrics": "box", "OBBMetrics": "box", "SegmentMetrics": "seg", "PoseMetrics": "pose"}.items():
+    for kind, name in {
+        "DetMetrics": "box",
+        "OBBMetrics": "box",
+        "SegmentMetrics": "seg",
+        "PoseMetrics": "pose",
+    }.items():
         assert isinstance(getattr(getattr(metrics, kind)({0: "a"}), name), metrics.Metric)
     curves = re.findall(r'self\.px, self\.(\w+), "(\w+)", "(\w+)"', source(metrics.Metric.curves_results.fget))
     assert [y for _, _, y in curves] == ["Precision", "F1", "Precision", "Recall"]
@@ -268,7 +279,9 @@ def test_the_numbers_of_the_best_epoch_stand_in_for_a_final_validation(ultralyti
     from trainer.training.yolo.report import from_results
 
     csv = tmp_path / "results.csv"
-    csv.write_text("epoch,time,train/box_loss,metrics/mAP50-95(B),val/box_loss\n1,1.0,3,0.25,nan\n2,2.0,2,0.5,1\n3,3,1,0.4,1\n")
+    csv.write_text(
+        "epoch,time,train/box_loss,metrics/mAP50-95(B),val/box_loss\n1,1.0,3,0.25,nan\n2,2.0,2,0.5,1\n3,3,1,0.4,1\n"
+    )
 
     assert from_results(csv, 2, Task.DETECT)["mAP"] == 0.5
     last = from_results(csv, None, Task.DETECT)
@@ -298,4 +311,14 @@ def test_the_trainer_has_what_the_callbacks_read(ultralytics, trainer):
     has = SimpleNamespace(device=torch.device("cpu"))
     assert trainer._get_memory(has) == 0
     loaded = set(re.findall(r"self\.(\w+)", source(trainer)))
-    assert {"nan_recovery_attempts", "tloss", "lr", "fitness", "best_fitness", "epochs", "batch_size", "csv", "wdir"} <= loaded
+    assert {
+        "nan_recovery_attempts",
+        "tloss",
+        "lr",
+        "fitness",
+        "best_fitness",
+        "epochs",
+        "batch_size",
+        "csv",
+        "wdir",
+    } <= loaded

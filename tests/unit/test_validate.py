@@ -38,7 +38,10 @@ def test_warnings_are_events(tmp_path):
     (tmp_path / "set/labels/train/orphan.txt").write_text("0 .5 .5 .1 .1\n")
     events = []
     result = prepared(data, tmp_path / "view", events=events)
-    assert {event.code for event in events if isinstance(event, Warned)} >= {"image-without-label", "label-without-image"}
+    assert {event.code for event in events if isinstance(event, Warned)} >= {
+        "image-without-label",
+        "label-without-image",
+    }
     assert "0000.jpg" in next(f.message for f in result.findings if f.code == "image-without-label")
 
 
@@ -49,7 +52,9 @@ def test_empty_label_files_are_background_and_only_noted(tmp_path):
     assert (finding.level, finding.count) == ("note", 1)
 
 
-@pytest.mark.parametrize(("split", "sign"), [("train", "images of train has a label"), ("val", "images of val has a label")])
+@pytest.mark.parametrize(
+    ("split", "sign"), [("train", "images of train has a label"), ("val", "images of val has a label")]
+)
 def test_a_split_without_any_label_is_refused(tmp_path, split, sign):
     data = paint(tmp_path / "set")
     for label in (tmp_path / f"set/labels/{split}").iterdir():

@@ -148,8 +148,13 @@ def test_the_yaml_has_our_keys_only_and_survives_odd_names(tmp_path):
     names = ["no", "1.0", "a: b", "'x'", "- y", "größe", "😀", "#", "!!python/name:os.system"]
     path = write_data_yaml(tmp_path, names, ["train", "val"], (2, 3), (1, 0))
     assert yaml.safe_load(path.read_text()) == {
-        "path": str(tmp_path), "train": "images/train", "val": "images/val", "nc": 9,
-        "names": dict(enumerate(names)), "kpt_shape": [2, 3], "flip_idx": [1, 0],
+        "path": str(tmp_path),
+        "train": "images/train",
+        "val": "images/val",
+        "nc": 9,
+        "names": dict(enumerate(names)),
+        "kpt_shape": [2, 3],
+        "flip_idx": [1, 0],
     }
 
 

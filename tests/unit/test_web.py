@@ -60,7 +60,10 @@ def test_content_that_is_known_by_its_etag_is_not_read(server, client, tmp_path)
     server.pages["/a"] = body(b"x" * 50, 'ETag: "v1"')
     seen = []
     got = client.download(
-        server.url("/a?token=1"), tmp_path / "a", StopSignal(), is_known=lambda *known: seen.append(known) or True,
+        server.url("/a?token=1"),
+        tmp_path / "a",
+        StopSignal(),
+        is_known=lambda *known: seen.append(known) or True,
     )
     assert seen == [(server.url("/a?token=1"), '"v1"', 50)]
     assert got.sha256 == ""

@@ -167,7 +167,10 @@ def test_a_stale_base_model_is_only_a_warning(stale):
 
 @pytest.mark.parametrize("blank", [None, "", "  ", "\n"])
 def test_a_blank_column_leaves_the_word_to_the_configuration(blank):
-    row = insert(dataYaml="storage:datasets/a/data.yaml", baseModel="YOLOv8n") | {"data_yaml": blank, "base_model": blank}
+    row = insert(dataYaml="storage:datasets/a/data.yaml", baseModel="YOLOv8n") | {
+        "data_yaml": blank,
+        "base_model": blank,
+    }
 
     plan = plan_of(row)
 
@@ -213,7 +216,8 @@ def test_a_cleared_optimizer_or_learning_rate_is_the_services_choice(field, sett
 
 @pytest.mark.parametrize("blank", BLANKS)
 @pytest.mark.parametrize(
-    "field", ["runName", "compute", "augmentation", "optimizationStrategy", "bayesianConfig", "seed", "patience", "device"],
+    "field",
+    ["runName", "compute", "augmentation", "optimizationStrategy", "bayesianConfig", "seed", "patience", "device"],
 )
 def test_a_cleared_field_is_not_given(field, blank):
     cleared, without = insert(), insert()

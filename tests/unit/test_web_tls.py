@@ -56,7 +56,9 @@ def make_client(server, certificate):
     def make(host, *, trusted=True):
         clients.append(
             GuardedClient(
-                allowed_hosts=[f"{host}:{server.port}"], resolve=lambda *_: ["127.0.0.1"], policy=RetryPolicy(tries=1),
+                allowed_hosts=[f"{host}:{server.port}"],
+                resolve=lambda *_: ["127.0.0.1"],
+                policy=RetryPolicy(tries=1),
                 ssl_context=ssl.create_default_context(cafile=certificate) if trusted else None,
             ),
         )

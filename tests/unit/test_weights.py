@@ -232,7 +232,9 @@ def test_a_file_with_a_wrong_checksum_inside_is_never_kept(folder, models, relea
 
 def test_a_file_that_is_not_published_any_more_is_a_clear_refusal(folder, models, release):
     release.answers = [(404, b"not found")]
-    with pytest.raises(ObjectMissing, match=r"yolo11n\.pt cannot be downloaded: the server answers 404; put .*MODELS_DIR"):
+    with pytest.raises(
+        ObjectMissing, match=r"yolo11n\.pt cannot be downloaded: the server answers 404; put .*MODELS_DIR"
+    ):
         folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert len(release.paths) == 1
     assert leftovers(models) == []

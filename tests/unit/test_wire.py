@@ -40,11 +40,24 @@ ONE_OF_EACH = [
     PhaseStarted(phase=Phase.LOADING, seconds=1.5),
     PhaseStarted(phase=Phase.STARTING),
     TransferProgress(
-        phase=Phase.DOWNLOADING, files=1, total_files=2, bytes=3, total_bytes=4, rate=0.5, eta_seconds=None,
+        phase=Phase.DOWNLOADING,
+        files=1,
+        total_files=2,
+        bytes=3,
+        total_bytes=4,
+        rate=0.5,
+        eta_seconds=None,
     ),
     BatchProgress(
-        phase=Phase.TRAINING, epoch=1, total_epochs=3, batch=2, total_batches=8, losses={"box_loss": 1.25},
-        images_per_second=90.0, gpu_memory=2**30, eta_seconds=12.0,
+        phase=Phase.TRAINING,
+        epoch=1,
+        total_epochs=3,
+        batch=2,
+        total_batches=8,
+        losses={"box_loss": 1.25},
+        images_per_second=90.0,
+        gpu_memory=2**30,
+        eta_seconds=12.0,
     ),
     EpochFinished(epoch=2, total_epochs=3, metrics={"metrics/mAP50(B)": 0.5, "lr/pg0": 1e-5}, seconds=4.0),
     CheckpointSaved(epoch=2, sha256="ab" * 32, bytes=2**33, path="/runs/é/last.pt"),
@@ -55,20 +68,31 @@ ONE_OF_EACH = [
 ]
 
 
-
 @pytest.fixture
 def order(monkeypatch):
     monkeypatch.setattr(TrainPlan, "as_json", dataclasses.asdict)
     monkeypatch.setattr(TrainPlan, "from_json", classmethod(lambda cls, data: ("plan", data["epochs"])))
     dataset = PreparedDataset(
-        root=Path("/data/vue é"), data=Path("/data/vue é/data.yaml"), task=Task.SEGMENT, names=("cat", "chien\n"),
-        images={"train": 3, "val": 1}, fingerprint="f" * 64,
-        findings=(Finding(level="note", code="n", message="m"),), summary={"big": list(range(1000))},
+        root=Path("/data/vue é"),
+        data=Path("/data/vue é/data.yaml"),
+        task=Task.SEGMENT,
+        names=("cat", "chien\n"),
+        images={"train": 3, "val": 1},
+        fingerprint="f" * 64,
+        findings=(Finding(level="note", code="n", message="m"),),
+        summary={"big": list(range(1000))},
     )
     plan = TrainPlan(sources=("/d",), model=None, task=None, epochs=3, batch=-1, imgsz=64, device=None)
     return TrainingOrder(
-        plan=plan, model=Path("/models/yolo11n.pt"), dataset=dataset, run_dir=Path("/runs/train_1"), devices=(0, 3),
-        resume=Path("/runs/last.pt"), best_of=Path("/runs/best.pt"), setup={"model": "yolo11n"}, told_epoch=7,
+        plan=plan,
+        model=Path("/models/yolo11n.pt"),
+        dataset=dataset,
+        run_dir=Path("/runs/train_1"),
+        devices=(0, 3),
+        resume=Path("/runs/last.pt"),
+        best_of=Path("/runs/best.pt"),
+        setup={"model": "yolo11n"},
+        told_epoch=7,
     )
 
 
@@ -88,8 +112,13 @@ def test_the_list_above_has_every_kind_of_event():
 def test_a_number_that_json_cannot_hold_is_left_out():
     line = encode_event(
         BatchProgress(
-            phase=Phase.TRAINING, epoch=1, total_epochs=1, batch=1, total_batches=1,
-            losses={"box_loss": float("nan"), "cls_loss": 1.0}, eta_seconds=float("inf"),
+            phase=Phase.TRAINING,
+            epoch=1,
+            total_epochs=1,
+            batch=1,
+            total_batches=1,
+            losses={"box_loss": float("nan"), "cls_loss": 1.0},
+            eta_seconds=float("inf"),
         ),
     )
 

@@ -42,12 +42,14 @@ LAYOUTS = {
     "valid instead of val": (ROBOFLOW, "train: train/images\nvalid: val/images\n"),
     "labels beside images": ({"labels": "images/{split}"}, "train: images/train\nval: images/val\n"),
     "split folders without images level": (
-        {"images": "{split}", "labels": "labels/{split}"}, "train: train\nval: val\n"
+        {"images": "{split}", "labels": "labels/{split}"},
+        "train: train\nval: val\n",
     ),
     "split folders with labels inside": ({"images": "{split}", "labels": "{split}"}, "train: train\nval: val\n"),
     "labels in one flat folder": ({"labels": "labels"}, "train: images/train\nval: images/val\n"),
     "nested folders": (
-        {"images": "images/{split}/a/b", "labels": "labels/{split}/a/b"}, "train: images/train\nval: images/val\n"
+        {"images": "images/{split}/a/b", "labels": "labels/{split}/a/b"},
+        "train: images/train\nval: images/val\n",
     ),
     "no splits in the YAML": ({}, ""),
     "no val in the YAML though the folder is there": ({}, "train: images/train\n"),
@@ -157,7 +159,8 @@ def test_flat_folders_are_split_when_asked(tmp_path, where):
 
 
 @pytest.mark.parametrize(
-    "line", ["./images/train/{}", "images/train/{}", "{root}/images/train/{}", "images\\train\\{}", "/far/images/train/{}"],
+    "line",
+    ["./images/train/{}", "images/train/{}", "{root}/images/train/{}", "images\\train\\{}", "/far/images/train/{}"],
 )
 def test_image_lists(tmp_path, line):
     data = paint(tmp_path / "set", yaml="train: train.txt\nval: val.txt\n" + USUAL)
@@ -180,8 +183,16 @@ def test_images_that_a_list_names_and_that_do_not_exist_are_an_error(tmp_path):
 def test_equal_stems_in_subfolders_do_not_collide(tmp_path):
     data = paint(tmp_path / "set", train=2)
     for folder in ("a", "b"):
-        shutil.copytree(tmp_path / "set/images/train", tmp_path / f"set/images/train/{folder}", ignore=shutil.ignore_patterns("a", "b"))
-        shutil.copytree(tmp_path / "set/labels/train", tmp_path / f"set/labels/train/{folder}", ignore=shutil.ignore_patterns("a", "b"))
+        shutil.copytree(
+            tmp_path / "set/images/train",
+            tmp_path / f"set/images/train/{folder}",
+            ignore=shutil.ignore_patterns("a", "b"),
+        )
+        shutil.copytree(
+            tmp_path / "set/labels/train",
+            tmp_path / f"set/labels/train/{folder}",
+            ignore=shutil.ignore_patterns("a", "b"),
+        )
     assert counted(prepared(data, tmp_path / "view")) == {"train": 6, "val": 2}
     stems = {path.stem for path in (tmp_path / "view/images/train").iterdir()}
     assert stems == {path.stem for path in (tmp_path / "view/labels/train").iterdir()}

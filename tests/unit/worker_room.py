@@ -85,7 +85,10 @@ class PretendedTrainer:
             best=described(weights / "best.pt"),
             last=described(weights / "last.pt"),
             report={
-                "mAP": 0.5, "metrics": {"metrics/mAP50(B)": 0.7}, "epochs_completed": self.epochs, "batch": self.batch,
+                "mAP": 0.5,
+                "metrics": {"metrics/mAP50(B)": 0.7},
+                "epochs_completed": self.epochs,
+                "batch": self.batch,
             },
         )
 

@@ -80,7 +80,9 @@ def disk_failed(error: OSError, message: str) -> MachineFailed:
 def raise_if_disk_is_broken(error: Exception, what: str) -> None:
     """Raise `HostFailed` when `what` could not be read because of a broken disk, which is no fault of the dataset."""
     if isinstance(error, OSError) and error.errno in BROKEN_DISK:
-        raise HostFailed(f"{what} cannot be read ({error.strerror}): look at dmesg and the mounts of this host.") from error
+        raise HostFailed(
+            f"{what} cannot be read ({error.strerror}): look at dmesg and the mounts of this host."
+        ) from error
 
 
 class Unavailable(TrainerError):

@@ -84,7 +84,8 @@ def _decoded(data: bytes, path: Path, report: Report) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError:
         report.warning(
-            "yaml-encoding", f"{shown(path.name)} is not UTF-8 and was read as Windows-1252: look at the class names.",
+            "yaml-encoding",
+            f"{shown(path.name)} is not UTF-8 and was read as Windows-1252: look at the class names.",
         )
         return data.decode("cp1252", errors="replace")
 
@@ -155,7 +156,8 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
         number = _integer(key)
         if number is None or number < 0 or not isinstance(name, str) or len(name) > LONGEST_NAME:
             report.error(
-                "names", "names: must be a list of class names or a mapping from class number to class name.",
+                "names",
+                "names: must be a list of class names or a mapping from class number to class name.",
                 str(name) if number is not None else str(key),
             )
             continue

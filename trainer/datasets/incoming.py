@@ -126,7 +126,9 @@ class Arrivals:
                 durable.sync_below(batch)
                 for file in entries(batch):
                     self._admit(Path(file.path), file.name)
-                durable.sync_below(self._top)  # the new names, too: files that lost theirs would stay here until a sweep
+                durable.sync_below(
+                    self._top
+                )  # the new names, too: files that lost theirs would stay here until a sweep
         finally:
             shutil.rmtree(batch, ignore_errors=True)
 

@@ -92,7 +92,12 @@ class FetchedDatasets:
         self.fetcher.tidy()
 
     def check(
-        self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None,
+        self,
+        order: DatasetOrder,
+        staging: Path,
+        stop: StopSignal,
+        on_event: OnEvent,
+        sheet: Path | None = None,
     ) -> CheckUp:
         """Look at a dataset as `prepare` would, for a person: everything found, and a picture of samples at `sheet`.
 
@@ -109,7 +114,12 @@ class FetchedDatasets:
         return CheckUp(findings=report.findings, summary=summary(checked, report), drawn=drawn)
 
     def recognised(
-        self, order: DatasetOrder, view: Path, stop: StopSignal, report: Report, on_event: OnEvent,
+        self,
+        order: DatasetOrder,
+        view: Path,
+        stop: StopSignal,
+        report: Report,
+        on_event: OnEvent,
     ) -> list[Found]:
         """Each source on disk and understood. What had to be fetched is kept while `view` exists."""
         founds = []
@@ -123,7 +133,9 @@ class FetchedDatasets:
 
     def _ref(self, source: str) -> DatasetRef:
         return parse_reference(
-            source, dataset_root=self.roots.dataset_root, datasets_bucket=self.datasets_bucket,
+            source,
+            dataset_root=self.roots.dataset_root,
+            datasets_bucket=self.datasets_bucket,
             storage_base_url=self.storage_base_url,
         )
 

@@ -69,7 +69,12 @@ class Report:
         self._others: list[Finding] = []
 
     def add(
-        self, level: Literal["error", "warning", "note"], code: str, message: str, example: str = "", count: int = 1,
+        self,
+        level: Literal["error", "warning", "note"],
+        code: str,
+        message: str,
+        example: str = "",
+        count: int = 1,
     ) -> None:
         """Note something. `{n}` in the message is replaced by the count; further calls with the code only count."""
         tally = self._tallies.setdefault(code, _Tally(level, message))
@@ -112,7 +117,11 @@ def _finding(code: str, tally: _Tally) -> Finding:
         more = ", …" if tally.count > len(tally.examples) else ""
         message = f"{message} ({', '.join(tally.examples)}{more})"
     return Finding(
-        level=tally.level, code=code, message=message, count=tally.count, examples=tuple(tally.examples),
+        level=tally.level,
+        code=code,
+        message=message,
+        count=tally.count,
+        examples=tuple(tally.examples),
     )
 
 

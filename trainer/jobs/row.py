@@ -88,7 +88,9 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
     """The run in a row, whatever its other columns hold. Raises Unavailable for a row without an id."""
     run_id = row.get("id")
     if not is_run_id(run_id):
-        raise Unavailable("training_runs answered with a row that has no valid id: is a proxy or another program in between?")
+        raise Unavailable(
+            "training_runs answered with a row that has no valid id: is a proxy or another program in between?"
+        )
     request = RunRequest(
         data_yaml=_text(row.get("data_yaml")),
         base_model=_text(row.get("base_model")),
@@ -180,7 +182,10 @@ def ending_of(outcome: Completed | Failed | Retry | Canceled) -> Ending:
         case _:
             assert_never(outcome)
     return Ending(
-        status=status, results=clean(outcome.results), trained_model_url=clean(url), error_message=clean(message),
+        status=status,
+        results=clean(outcome.results),
+        trained_model_url=clean(url),
+        error_message=clean(message),
         host_failed=isinstance(outcome, Retry) and outcome.host_failed,
     )
 

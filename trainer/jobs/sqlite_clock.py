@@ -59,8 +59,11 @@ def queue_time(connection: sqlite3.Connection, clock: HostClock, *, keep: bool) 
 
 def _followed(connection: sqlite3.Connection, before: float, elapsed: float, wall: float) -> float:
     drift = wall - before - elapsed
-    if drift > _AHEAD and not connection.execute(
-        "select 1 from training_runs where status in ('running', 'canceling') limit 1",
-    ).fetchone():
+    if (
+        drift > _AHEAD
+        and not connection.execute(
+            "select 1 from training_runs where status in ('running', 'canceling') limit 1",
+        ).fetchone()
+    ):
         return wall
     return before + elapsed + min(max(drift, -_SLEW * elapsed), _SLEW * elapsed)

@@ -112,7 +112,9 @@ class SqliteFile:
         connection = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
         connection.execute("pragma foreign_keys = on")
         connection.execute("pragma synchronous = full")  # in this mode a commit survives a power cut
-        connection.text_factory = lambda content: content.decode(errors="replace")  # text of another program may be no UTF-8
+        connection.text_factory = lambda content: content.decode(
+            errors="replace"
+        )  # text of another program may be no UTF-8
         return connection
 
     def _create(self, connection: sqlite3.Connection) -> None:

@@ -271,7 +271,9 @@ def _back_off(failures: int) -> float:
 def _record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
     """Write into the history what the queue itself did to a run."""
     last = tx.row(
-        "select max(seq) as seq from training_run_events where run_id = ? and attempt = ?", run["id"], run["attempt"],
+        "select max(seq) as seq from training_run_events where run_id = ? and attempt = ?",
+        run["id"],
+        run["attempt"],
     )
     seq = max(_QUEUE_SPEAKS, ((last and last["seq"]) or 0) + 1)
     data = {"reason": reason, "worker_id": run["worker_id"]}
@@ -282,7 +284,8 @@ def _record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
 def see_worker(tx: Transaction, worker_id: str, said: Mapping[str, object] | None = None) -> None:
     """Report the worker alive. `said` are columns that it fills itself; what it does not mention stays."""
     counted = tx.row(
-        "select count(*) as n from training_runs where status in ('running', 'canceling') and worker_id = ?", worker_id,
+        "select count(*) as n from training_runs where status in ('running', 'canceling') and worker_id = ?",
+        worker_id,
     )
     busy = counted["n"] if counted else 0
     before = tx.row("select status_message from trainer_workers where worker_id = ?", worker_id) or {}

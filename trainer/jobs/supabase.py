@@ -160,7 +160,9 @@ class SupabaseQueue:
 
     def report(self, worker: Worker, problem: str | None) -> None:
         hardware = row.offer_json(worker)["hardware"]
-        self._ask(self._claim, "report_trainer_worker", worker_id=worker.id, problem=row.clean(problem), hardware=hardware)
+        self._ask(
+            self._claim, "report_trainer_worker", worker_id=worker.id, problem=row.clean(problem), hardware=hardware
+        )
 
     # ── RunTable: reading one run works with a worker's key, the rest needs the service's ──
 
@@ -175,7 +177,8 @@ class SupabaseQueue:
 
     def recent(self, limit: int) -> list[JsonObject]:
         return self._pages(
-            lambda: self._runs().select(ROW).order("created_at", desc=True).order("id"), limit,
+            lambda: self._runs().select(ROW).order("created_at", desc=True).order("id"),
+            limit,
         )
 
     def cancel(self, run_id: str) -> JsonObject | None:
@@ -185,7 +188,9 @@ class SupabaseQueue:
         if not _is_id(run_id):
             return None
         self._rows(
-            lambda: self._runs().update({"finish_requested": True}).eq("id", run_id).eq("status", "running").select("id"),
+            lambda: (
+                self._runs().update({"finish_requested": True}).eq("id", run_id).eq("status", "running").select("id")
+            ),
         )
         return self.get(run_id)
 
@@ -220,7 +225,12 @@ class SupabaseQueue:
         return Verdict(answer)
 
     def _job(
-        self, policy: RetryPolicy, function: str, select: str, unreadable: str | None = None, **arguments: Json,
+        self,
+        policy: RetryPolicy,
+        function: str,
+        select: str,
+        unreadable: str | None = None,
+        **arguments: Json,
     ) -> Job | None:
         """The run that a function returns, or None. Raises Unreadable for an answer that is no row with a run's id."""
         rows = self._list(policy, function, select, **arguments)
@@ -266,7 +276,9 @@ class SupabaseQueue:
 
 
 def _parsed(columns: JsonObject) -> JsonObject:
-    return {name: row.json_column(name, value) if name in row.JSON_COLUMNS else value for name, value in columns.items()}
+    return {
+        name: row.json_column(name, value) if name in row.JSON_COLUMNS else value for name, value in columns.items()
+    }
 
 
 def _is_id(run_id: str) -> bool:

@@ -23,8 +23,16 @@ _SPECIAL = tuple(  # not public, and not in every Python's list of such ranges
     ipaddress.ip_network(text)
     for text in (
         "192.0.0.0/24",  # a cloud's metadata is at 192.0.0.192
-        "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24",
-        "64:ff9b:1::/48", "100::/64", "2001::/23", "3fff::/20", "5f00::/16", "fec0::/10",
+        "192.31.196.0/24",
+        "192.52.193.0/24",
+        "192.88.99.0/24",
+        "192.175.48.0/24",
+        "64:ff9b:1::/48",
+        "100::/64",
+        "2001::/23",
+        "3fff::/20",
+        "5f00::/16",
+        "fec0::/10",
     )
 )
 
@@ -137,5 +145,3 @@ def shown(url: str) -> str:
     authority, slash, path = rest.split("?", 1)[0].split("#", 1)[0].partition("/")
     text = f"{head}://{authority.rpartition('@')[2]}{slash}{path}"
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:200]
-
-

@@ -148,7 +148,9 @@ class StorageApi:
         moves = content is not None and body is None
         with (
             nullcontext() if moves else within(self._times.total),
-            self.stream(method, path, headers=headers, content=content, read=self._times.stored if moves else None) as response,
+            self.stream(
+                method, path, headers=headers, content=content, read=self._times.stored if moves else None
+            ) as response,
         ):
             answer = self.read(response)
         if answer.status in accept or response.is_success:

@@ -35,6 +35,8 @@ _MEND = {
     404: "nothing is there; check the URL",
     410: "it was removed; check the URL",
 }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Downloaded:
     """A complete body on disk. `url` is where the redirects ended, `etag` a strong ETag or empty."""
@@ -77,7 +79,10 @@ class GuardedClient:
         self._policy = policy or RetryPolicy(total_seconds=120.0)
         self._network = PinnedNetwork(self._gate)
         self._pool = httpcore.ConnectionPool(
-            ssl_context=ssl_context, max_connections=connections, keepalive_expiry=10.0, network_backend=self._network,
+            ssl_context=ssl_context,
+            max_connections=connections,
+            keepalive_expiry=10.0,
+            network_backend=self._network,
         )
 
     def download(
@@ -192,7 +197,9 @@ class _Call:
                 if size > self.max_bytes:
                     self._too_big(url)
                 if time.monotonic() > self.deadline:
-                    raise DatasetError(f"{shown(url)} is too slow: it did not end in the time allowed; use a nearer copy.")
+                    raise DatasetError(
+                        f"{shown(url)} is too slow: it did not end in the time allowed; use a nearer copy."
+                    )
                 digest.update(chunk)
                 out.write(chunk)
                 self.on_bytes(len(chunk))

@@ -31,7 +31,9 @@ class LogReporter:
         to = log.bind(run_id=job.id, attempt=job.attempt)
         match event:
             case PhaseStarted():
-                moved = {name: value for name in ("files", "bytes", "rate") if (value := getattr(event, name)) is not None}
+                moved = {
+                    name: value for name in ("files", "bytes", "rate") if (value := getattr(event, name)) is not None
+                }
                 to.info("phase", phase=event.phase.value, after_seconds=event.seconds, **moved)
             case EpochFinished():
                 metrics = {

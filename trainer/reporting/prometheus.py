@@ -33,7 +33,9 @@ class GpuLoad(Protocol):
 class MetricsReporter:
     """Counts runs, phases and bytes as they are reported, and beats as they are sent (see `counted`)."""
 
-    def __init__(self, gpu_loads: Callable[[], Sequence[GpuLoad]], is_healthy: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, gpu_loads: Callable[[], Sequence[GpuLoad]], is_healthy: Callable[[], bool] = lambda: True
+    ) -> None:
         self.registry = CollectorRegistry()
         made: dict[str, Any] = {"namespace": "yolo_trainer", "registry": self.registry}
         self._runs = Counter("runs", "Attempts that ended, by outcome.", ["outcome"], **made)
@@ -55,7 +57,9 @@ class MetricsReporter:
         try:
             server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
         except OSError as error:
-            message = f"METRICS_PORT={port} cannot be served ({error.strerror}): choose a free one above 1023, or 0 for none."
+            message = (
+                f"METRICS_PORT={port} cannot be served ({error.strerror}): choose a free one above 1023, or 0 for none."
+            )
             raise Misconfigured(message) from error
 
         def stop() -> None:

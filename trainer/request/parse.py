@@ -208,8 +208,7 @@ def _is_requirement(value: Json) -> bool:
     """Whether the queue, which reads it before any worker does, understood it."""
     try:
         return isinstance(value, Mapping) and all(
-            key in {"gpus", "gpu_memory_gb"} and _REQUIRED.read(item) >= 0
-            for key, item in value.items()
+            key in {"gpus", "gpu_memory_gb"} and _REQUIRED.read(item) >= 0 for key, item in value.items()
         )
     except ValueError:
         return False

@@ -62,7 +62,9 @@ def _folder_by_folder(ask: Ask, top: str) -> Iterator[Entry]:
         folder, offset, before = folders.pop(), 0, None
         while True:
             order = {"column": "name", "order": "asc"}
-            page = ask("object/list", {"prefix": folder, "limit": PAGE, "offset": offset, "sortBy": order}, _read_folder)
+            page = ask(
+                "object/list", {"prefix": folder, "limit": PAGE, "offset": offset, "sortBy": order}, _read_folder
+            )
             if page and page == before:
                 raise Unavailable("storage answered with the same page of a listing again")
             for name, entry in page:

@@ -160,7 +160,12 @@ class SupabaseObjectStore:
     # ── listing ──
 
     def _ask(
-        self, bucket: str, stop: StopSignal, route: str, body: Mapping[str, Any], read: Callable[[Any], T],
+        self,
+        bucket: str,
+        stop: StopSignal,
+        route: str,
+        body: Mapping[str, Any],
+        read: Callable[[Any], T],
     ) -> T:
         path, target = object_path(route, bucket, "").rstrip("/"), Target(bucket=bucket)
         return self._persist(lambda: read(self._api.call("POST", path, target, body=body).json()), stop)

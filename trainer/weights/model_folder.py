@@ -290,4 +290,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise disk_failed(error, f"cannot use MODELS_DIR ({folder}): {error.strerror or type(error).__name__}") from error
+        raise disk_failed(
+            error, f"cannot use MODELS_DIR ({folder}): {error.strerror or type(error).__name__}"
+        ) from error

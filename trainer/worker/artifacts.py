@@ -27,7 +27,12 @@ class Artifacts:
     """The artifacts of one attempt. `seconds` is what an upload may still take once the run was stopped."""
 
     def __init__(
-        self, publisher: Publisher, record: Record, heartbeat: Heartbeat, stop: StopSignal, seconds: float,
+        self,
+        publisher: Publisher,
+        record: Record,
+        heartbeat: Heartbeat,
+        stop: StopSignal,
+        seconds: float,
     ) -> None:
         self._publisher = publisher
         self._record = record
@@ -65,7 +70,11 @@ class Artifacts:
             return self._publisher.sent
 
     def _published(
-        self, run_dir: Path, policy: RetryPolicy, patience: StopSignal, finished: Finished | None = None,
+        self,
+        run_dir: Path,
+        policy: RetryPolicy,
+        patience: StopSignal,
+        finished: Finished | None = None,
     ) -> list[Artifact]:
         self._record.event(PhaseStarted(phase=Phase.UPLOADING))
 
@@ -73,7 +82,11 @@ class Artifacts:
             self._heartbeat.confirm(patience)
             try:
                 return self._publisher.publish(
-                    run_dir, self._record.log_path, patience, self._record.event, finished,
+                    run_dir,
+                    self._record.log_path,
+                    patience,
+                    self._record.event,
+                    finished,
                 )
             except WeightsChanged:
                 raise

@@ -116,7 +116,9 @@ class Attempt:
         for warning in plan.warnings:
             self._record.event(Warned(code="configuration", message=warning))
         dataset = fetched(lambda: self._prepared(plan), self._record, self._stop)
-        model = fetched(lambda: self._do.weights.resolve(plan.model, dataset.task, self._stop), self._record, self._stop)
+        model = fetched(
+            lambda: self._do.weights.resolve(plan.model, dataset.task, self._stop), self._record, self._stop
+        )
         require_space(self._run_dir, model)
         setup = Setup.of(plan, dataset)
         order = TrainingOrder(
@@ -154,7 +156,9 @@ class Attempt:
     def _from_checkpoint(self, order: TrainingOrder, setup: Setup) -> TrainingOrder:
         """The order as it begins from the newest checkpoint that is of use to it, if there is one."""
         places, store, bucket = self._do.places, self._do.store, self._do.artifacts_bucket
-        checkpoints = Checkpoints(self._job, places.run_dirs(self._job), self._run_dir, store, bucket, self._record.event)
+        checkpoints = Checkpoints(
+            self._job, places.run_dirs(self._job), self._run_dir, store, bucket, self._record.event
+        )
         found = checkpoints.best_for(setup, self._stop)
         if found is None:
             return order
@@ -180,7 +184,11 @@ class Attempt:
         for weights in (finished.best, finished.last):
             if not finished_marker.is_inside(Path(weights.path), self._run_dir):
                 raise RunFailed(f"The training names a model outside of the run's folder: {weights.path}.")
-        report: JsonObject = {**finished.report, "plan": finished_marker.trained_plan(order, finished), "dataset": order.dataset.summary}
+        report: JsonObject = {
+            **finished.report,
+            "plan": finished_marker.trained_plan(order, finished),
+            "dataset": order.dataset.summary,
+        }
         report.pop("batch", None)
         report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", order.plan.epochs)}
         done = replace(finished, report=report)

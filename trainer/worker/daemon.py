@@ -98,7 +98,12 @@ class Daemon:
             with bulkhead("leftovers not delivered"):
                 worker = self._describe_worker(self._slots.free_gpus)
                 deliver_leftovers(
-                    self._queue, self._journals, worker.id, self._lease_seconds, self._execution.recover, shutdown,
+                    self._queue,
+                    self._journals,
+                    worker.id,
+                    self._lease_seconds,
+                    self._execution.recover,
+                    shutdown,
                 )
             self._housekeeping.soon()  # of a run that is over now, nothing is needed any more
 

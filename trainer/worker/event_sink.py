@@ -67,7 +67,9 @@ class RunLog:
             yield
         except OSError as error:
             if not self._disk_failed:
-                log.error("the run's log cannot be written; lines of it are lost", path=str(self.path), error=str(error))
+                log.error(
+                    "the run's log cannot be written; lines of it are lost", path=str(self.path), error=str(error)
+                )
             self._disk_failed = True
 
 

@@ -72,8 +72,15 @@ class Journal:
 
     @classmethod
     def reopened(
-        cls, file: FileIO, path: Path, lease: Lease, *, pending: list[RunEvent], last_seq: int,
-        ending: Outcome | None, recoveries: int,
+        cls,
+        file: FileIO,
+        path: Path,
+        lease: Lease,
+        *,
+        pending: list[RunEvent],
+        last_seq: int,
+        ending: Outcome | None,
+        recoveries: int,
     ) -> Journal:
         """The journal of a process that is gone. New events are numbered after `last_seq`."""
         journal = cls(file, path, lease)

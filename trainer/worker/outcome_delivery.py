@@ -30,7 +30,11 @@ Recover: TypeAlias = Callable[[Journal, StopSignal], Outcome]
 
 
 def deliver(
-    queue: Queue, journal: Journal, outcome: Outcome, stop: StopSignal, policy: RetryPolicy = FOR_EVER,
+    queue: Queue,
+    journal: Journal,
+    outcome: Outcome,
+    stop: StopSignal,
+    policy: RetryPolicy = FOR_EVER,
 ) -> Verdict | None:
     """Tell the queue until it answers; then the journal is gone.
 
@@ -56,7 +60,12 @@ def deliver(
 
 
 def deliver_leftovers(
-    queue: Queue, folder: Path, worker_id: str, lease_seconds: float, recover: Recover, stop: StopSignal,
+    queue: Queue,
+    folder: Path,
+    worker_id: str,
+    lease_seconds: float,
+    recover: Recover,
+    stop: StopSignal,
 ) -> None:
     """Deliver what processes before us could not: their endings, and those that `recover` decides for the others.
 
@@ -69,7 +78,10 @@ def deliver_leftovers(
 
     def attend(journal: Journal) -> None:
         is_over = True
-        with closing(journal), bulkhead("leftover journal cannot be delivered", partial(set_aside, journal.path, "see above")):
+        with (
+            closing(journal),
+            bulkhead("leftover journal cannot be delivered", partial(set_aside, journal.path, "see above")),
+        ):
             is_over = _delivered(queue, journal, recover, stop, told)
         if not is_over:  # noted when it is closed, so that the next round finds it
             undelivered.append(journal.path.name)

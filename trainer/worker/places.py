@@ -63,7 +63,9 @@ class Places:
     def clear_way(self, job: Job) -> None:
         """Remove what lies where this attempt's folders belong and is no folder: a link there must not be followed."""
         for folder in (self.run_dir(job), self.view(job)):
-            with contextlib.suppress(OSError):  # nothing is there, or the attempt fails with what is wrong with the disk
+            with contextlib.suppress(
+                OSError
+            ):  # nothing is there, or the attempt fails with what is wrong with the disk
                 if not stat.S_ISDIR(os.lstat(folder).st_mode):
                     folder.unlink()
                     log.warning("removed what was in place of a run's folder", path=str(folder))

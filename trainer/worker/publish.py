@@ -90,7 +90,12 @@ class Publisher:
         return artifacts
 
     def _send(
-        self, named: Mapping[str, WeightsFile], stop: StopSignal, meter: _Meter, name: str, path: Path,
+        self,
+        named: Mapping[str, WeightsFile],
+        stop: StopSignal,
+        meter: _Meter,
+        name: str,
+        path: Path,
     ) -> Artifact:
         stop.raise_if_set()
         content = _content(path)
@@ -104,7 +109,13 @@ class Publisher:
         return artifact
 
     def _upload(
-        self, path: Path, name: str, content: Content, named: WeightsFile | None, stop: StopSignal, meter: _Meter,
+        self,
+        path: Path,
+        name: str,
+        content: Content,
+        named: WeightsFile | None,
+        stop: StopSignal,
+        meter: _Meter,
     ) -> Artifact:
         size, digest = content[0], _sha256(path, stop)
         if named is not None and (size, digest) != (named.bytes, named.sha256):

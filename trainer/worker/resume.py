@@ -256,5 +256,7 @@ def _has_modest_directory(file: BinaryIO) -> bool:
     """Whether the archive's directory, which `zipfile` reads into memory, is small. An archive of ours has no comment."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - 42))
     end = file.read()
-    is_plain = end[-22:-18] == b"PK\5\6" and end[-2:] == b"\0\0" and end[:4] != b"PK\6\7"  # PK\6\7: a larger one elsewhere
+    is_plain = (
+        end[-22:-18] == b"PK\5\6" and end[-2:] == b"\0\0" and end[:4] != b"PK\6\7"
+    )  # PK\6\7: a larger one elsewhere
     return is_plain and int.from_bytes(end[-10:-6], "little") <= _LARGEST_DIRECTORY

@@ -65,7 +65,11 @@ def disk_problem(setting: str, folder: Path, error: OSError) -> str:
     """What kept `folder`, which `setting` names, from being written, and what to do about it: a sentence without its period."""
     if error.errno in FULL:
         return f"{folder} has no space left ({error.strerror}): free some there, or set {setting} elsewhere"
-    mend = "look at dmesg and the mount" if error.errno in BROKEN_DISK else f"give this user (uid {os.getuid()}) write access"
+    mend = (
+        "look at dmesg and the mount"
+        if error.errno in BROKEN_DISK
+        else f"give this user (uid {os.getuid()}) write access"
+    )
     return f"{folder} cannot be written ({error.strerror}): {mend}, or set {setting} elsewhere"
 
 

@@ -15,6 +15,9 @@ try:
 except MemoryError as error:
     eaten.clear()
     send(
-        kind="crashed", error=type(error).__name__, message=str(error), traceback=traceback.format_exc(),
+        kind="crashed",
+        error=type(error).__name__,
+        message=str(error),
+        traceback=traceback.format_exc(),
         phase="training",
     )

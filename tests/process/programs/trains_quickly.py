@@ -121,8 +121,15 @@ class Quick:
         for batch in range(1, batches + 1):
             self.pause(seconds / batches)
             self.send(
-                kind="batch", phase="training", epoch=epoch, total_epochs=self.epochs, batch=batch,
-                total_batches=batches, losses={"box_loss": loss}, images_per_second=100.0, gpu_memory=None,
+                kind="batch",
+                phase="training",
+                epoch=epoch,
+                total_epochs=self.epochs,
+                batch=batch,
+                total_batches=batches,
+                losses={"box_loss": loss},
+                images_per_second=100.0,
+                gpu_memory=None,
                 eta_seconds=(self.epochs - epoch + 1) * seconds,
             )
             if batch == 1:
@@ -143,7 +150,11 @@ class Quick:
         metrics = {"train/box_loss": loss, "metrics/precision(B)": quality, "metrics/recall(B)": quality}
         metrics |= {"metrics/mAP50(B)": quality, "metrics/mAP50-95(B)": quality / 2, "lr/pg0": 0.01}
         self.send(
-            kind="epoch", epoch=epoch, total_epochs=self.epochs, metrics=metrics, seconds=seconds,
+            kind="epoch",
+            epoch=epoch,
+            total_epochs=self.epochs,
+            metrics=metrics,
+            seconds=seconds,
             eta_seconds=(self.epochs - epoch) * seconds,
         )
 
@@ -169,7 +180,9 @@ class Quick:
         report = {"mAP": quality / 2, "precision": quality, "recall": quality, "epochs_completed": done}
         report["metrics"] = {"metrics/mAP50(B)": quality, "metrics/mAP50-95(B)": quality / 2}
         report |= self.knob("report", {})
-        self.send(kind="finished", best=described(weights / "best.pt"), last=described(weights / "last.pt"), report=report)
+        self.send(
+            kind="finished", best=described(weights / "best.pt"), last=described(weights / "last.pt"), report=report
+        )
 
     def trouble(self, where):
         if self.knob("at_epoch", None) != where or (self.knob("only_fresh", False) and self.order["resume"]):

@@ -248,7 +248,9 @@ class ContentCache:
         for tree in entries(self.root / "trees"):
             found = status(tree)
             if found is not None:
-                yield _Entry(tree.name, Path(tree.path), _tree_size(Path(tree.path)), found.st_atime_ns, is_linked=False)
+                yield _Entry(
+                    tree.name, Path(tree.path), _tree_size(Path(tree.path)), found.st_atime_ns, is_linked=False
+                )
 
     def _tree(self, identity: str) -> Path:
         return self.root / "trees" / name_of(identity)

@@ -60,7 +60,10 @@ class KeptPixels:
                 return 0
             sync_below(view / FOLDER)  # a later training compares only a few of them with their images
             return self._cache.put_spares(found)
-        except (MachineFailed, OSError):  # whatever the disk has against it makes the next run slower, and must not undo this one
+        except (
+            MachineFailed,
+            OSError,
+        ):  # whatever the disk has against it makes the next run slower, and must not undo this one
             return 0
 
 

@@ -34,7 +34,12 @@ CHECK_EVERY = 256  # files between looks at the stop signal
 
 
 def build(
-    order: DatasetOrder, founds: Sequence[Found], view: Path, stop: StopSignal, report: Report, cache: FactsCache | None,
+    order: DatasetOrder,
+    founds: Sequence[Found],
+    view: Path,
+    stop: StopSignal,
+    report: Report,
+    cache: FactsCache | None,
     pixels: KeptPixels | None = None,
 ) -> PreparedDataset:
     """Check the sources of a dataset and link them into `view`, which exists.
@@ -52,8 +57,14 @@ def build(
             pixels.link(view, order.imgsz, _worth_keeping(checked, placed, order.imgsz))
         data = write_data_yaml(view, merged.names, checked.images, merged.kpt_shape, merged.flip_idx)
     return PreparedDataset(
-        root=view, data=data, task=checked.task, names=checked.merged.names, images=checked.images,
-        fingerprint=checked.fingerprint, findings=report.findings, summary=summary(checked, report),
+        root=view,
+        data=data,
+        task=checked.task,
+        names=checked.merged.names,
+        images=checked.images,
+        fingerprint=checked.fingerprint,
+        findings=report.findings,
+        summary=summary(checked, report),
     )
 
 
@@ -84,7 +95,11 @@ class Checked:
 
 
 def check_all(
-    order: DatasetOrder, founds: Sequence[Found], stop: StopSignal, report: Report, cache: FactsCache | None,
+    order: DatasetOrder,
+    founds: Sequence[Found],
+    stop: StopSignal,
+    report: Report,
+    cache: FactsCache | None,
 ) -> Checked:
     """Look at every image and every label. What is wrong is in `report`; raises only where nothing can be looked at."""
     for found in founds:
@@ -104,13 +119,23 @@ def check_all(
     images, per_class = _count(samples, labels, len(merged.names), report)
     statistics.balance(merged.names, per_class, report)
     return Checked(
-        task=task, merged=merged, samples=samples, facts=facts, labels=labels,
-        texts=[text for of_it in texts for text in of_it], images=images, per_class=per_class,
+        task=task,
+        merged=merged,
+        samples=samples,
+        facts=facts,
+        labels=labels,
+        texts=[text for of_it in texts for text in of_it],
+        images=images,
+        per_class=per_class,
     )
 
 
 def _facts(
-    order: DatasetOrder, samples: Sequence[Sample], stop: StopSignal, report: Report, cache: FactsCache | None,
+    order: DatasetOrder,
+    samples: Sequence[Sample],
+    stop: StopSignal,
+    report: Report,
+    cache: FactsCache | None,
 ) -> list[Facts]:
     known = cache.load(order.sources) if cache else {}
     before = set(known)
@@ -183,7 +208,8 @@ def _task(order: DatasetOrder, founds: Sequence[Found], texts: Sequence[Sequence
         )
     if task is Task.POSE and not all(found.kpt_shape for found in founds):
         report.error(
-            "kpt-shape", "The YAML has no kpt_shape, which pose needs: kpt_shape: [number of keypoints, 2 or 3].",
+            "kpt-shape",
+            "The YAML has no kpt_shape, which pose needs: kpt_shape: [number of keypoints, 2 or 3].",
         )
     elif task is Task.POSE and not all(found.flip_idx for found in founds):
         report.warning("flip-idx-missing", "Without flip_idx, which tells left from right, images are not mirrored")
@@ -191,7 +217,10 @@ def _task(order: DatasetOrder, founds: Sequence[Found], texts: Sequence[Sequence
 
 
 def _labelled_task(
-    order: DatasetOrder, founds: Sequence[Found], texts: Sequence[Sequence[bytes]], report: Report,
+    order: DatasetOrder,
+    founds: Sequence[Found],
+    texts: Sequence[Sequence[bytes]],
+    report: Report,
 ) -> Task:
     if order.task:
         return order.task
@@ -217,7 +246,11 @@ def _named(found: Found, texts: Sequence[bytes], report: Report) -> Found:
 
 
 def _labels(
-    merged: Merged, texts: Sequence[Sequence[bytes]], task: Task, report: Report, stop: StopSignal,
+    merged: Merged,
+    texts: Sequence[Sequence[bytes]],
+    task: Task,
+    report: Report,
+    stop: StopSignal,
 ) -> Labels:
     checked = []
     for part, of_it in zip(merged.parts, texts, strict=True):
@@ -251,7 +284,10 @@ def _classes(merged: Merged) -> Labels:
 
 
 def _count(
-    samples: Sequence[Sample], labels: Labels, classes: int, report: Report,
+    samples: Sequence[Sample],
+    labels: Labels,
+    classes: int,
+    report: Report,
 ) -> tuple[dict[str, int], dict[str, list[int]]]:
     split_of = np.array([SPLITS.index(sample.split or "train") for sample in samples])
     has_rows = np.zeros(len(samples), bool)
@@ -260,7 +296,8 @@ def _count(
     labelled = {split: int(np.count_nonzero((split_of == i) & has_rows)) for i, split in enumerate(SPLITS)}
     per_class = {
         split: np.bincount(labels.cls[split_of[labels.file] == i], minlength=classes).tolist()
-        for i, split in enumerate(SPLITS) if images[split]
+        for i, split in enumerate(SPLITS)
+        if images[split]
     }
     statistics.check_splits(images, labelled, report)
     _background(samples, has_rows, report)
@@ -272,7 +309,9 @@ def _background(samples: Sequence[Sample], has_rows: NDArray[np.bool_], report: 
         sample = samples[index]
         if sample.label is None and sample.text is None:
             report.warning(
-                "image-without-label", "{n} images have no label file and count as background", sample.name,
+                "image-without-label",
+                "{n} images have no label file and count as background",
+                sample.name,
             )
         else:
             report.note("image-background", "{n} images have no labels and count as background", sample.name)
@@ -285,14 +324,21 @@ def _items(checked: Checked) -> list[Item]:
     folders = folder_names(checked.merged.names) if checked.task is Task.CLASSIFY else ()
     return [
         Item(
-            split=sample.split or "train", image=sample.image, name=sample.name, text=text,
+            split=sample.split or "train",
+            image=sample.image,
+            name=sample.name,
+            text=text,
             folder="" if sample.class_id is None else folders[sample.class_id],
             link="copy" if fact.is_loose else "hardlink" if sample.owned else "symlink",
             # a label file of our own that stays as it is need not be written again
             label=sample.label if sample.owned and text is read else None,
         )
         for sample, text, read, fact in zip(
-            checked.samples, checked.labels.texts, checked.texts, checked.facts, strict=True,
+            checked.samples,
+            checked.labels.texts,
+            checked.texts,
+            checked.facts,
+            strict=True,
         )
     ]
 
@@ -312,4 +358,3 @@ def _class_folders(checked: Checked) -> list[str]:
     if checked.task is not Task.CLASSIFY:
         return []
     return [f"{split}/{folder}" for split in checked.images for folder in folder_names(checked.merged.names)]
-

@@ -27,12 +27,15 @@ def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, 
     for sample, fact in zip(samples, result, strict=True):
         if fact.problem:
             report.error(
-                "image-unreadable", "{n} images cannot be trained on; replace or remove them",
+                "image-unreadable",
+                "{n} images cannot be trained on; replace or remove them",
                 f"{sample.name}: {fact.problem}",
             )
         elif wrong_suffix(sample.name, fact.kind):
             report.warning(
-                "image-suffix", "{n} images are of another kind than their name says", f"{sample.name}: {fact.kind}",
+                "image-suffix",
+                "{n} images are of another kind than their name says",
+                f"{sample.name}: {fact.kind}",
             )
     return result
 
@@ -70,7 +73,8 @@ def duplicates(samples: Sequence[Sample], found: Sequence[Facts], report: Report
             other = samples[index]
             if other.split == first.split:
                 report.warning(
-                    "image-duplicate", "{n} images are exact copies of another one in their split",
+                    "image-duplicate",
+                    "{n} images are exact copies of another one in their split",
                     f"{other.name} = {first.name}",
                 )
             else:
@@ -89,13 +93,13 @@ def check_splits(images: Mapping[str, int], labelled: Mapping[str, int], report:
                 report.error(f"{split}-empty", f"The dataset has no images for {split}.")
         elif not labelled.get(split) and any(labelled.values()):
             report.error(
-                f"{split}-unlabelled", f"None of the {images[split]} images of {split} has a label; label some.",
+                f"{split}-unlabelled",
+                f"None of the {images[split]} images of {split} has a label; label some.",
             )
     if any(images.values()) and not any(labelled.values()):
         report.error(
             "no-labels",
-            "No labeled annotations found in the dataset. "
-            "Add labels (and ensure class names are assigned) then retry.",
+            "No labeled annotations found in the dataset. Add labels (and ensure class names are assigned) then retry.",
         )
 
 
@@ -114,7 +118,8 @@ def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report
     present = [count for count in total if count]
     if present and max(present) > UNBALANCED * min(present):
         report.warning(
-            "class-balance", f"The most frequent class has {max(present)} labels, the rarest {min(present)}",
+            "class-balance",
+            f"The most frequent class has {max(present)} labels, the rarest {min(present)}",
         )
 
 
@@ -133,4 +138,3 @@ def sizes(found: Sequence[Facts]) -> dict[str, object]:
         "kinds": dict(Counter(fact.kind for fact in found if not fact.problem)),
         "bytes": sum(fact.size for fact in found),
     }
-

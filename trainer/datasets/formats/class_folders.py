@@ -52,9 +52,7 @@ def read_classes(tree: Tree, home: Path) -> Found:
 def looks_like_classes(tree: Tree, home: Path) -> bool:
     """Class folders with images and not one label file among them."""
     homes = split_homes(tree, home)
-    return bool(homes) and not any(
-        listing.texts for place in homes.values() for _, listing in tree.below(str(place))
-    )
+    return bool(homes) and not any(listing.texts for place in homes.values() for _, listing in tree.below(str(place)))
 
 
 def _classes(tree: Tree, place: Path) -> list[str]:

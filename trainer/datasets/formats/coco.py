@@ -45,7 +45,9 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
     names = _all_names([document for _, document in documents])
     task = task or _guess(documents)
     pictures = Pictures(tree)
-    kpt_shape, flip_idx = _keypoints([document for _, document in documents], report) if task is Task.POSE else (None, None)
+    kpt_shape, flip_idx = (
+        _keypoints([document for _, document in documents], report) if task is Task.POSE else (None, None)
+    )
     samples: list[Sample] = []
     for file, document in documents:
         converter = _Converter(file, document, names, task, kpt_shape, pictures, report)
@@ -54,7 +56,11 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
                 tree.stop.raise_if_set()
             samples.append(sample)
     return Found(
-        samples=samples, names=tuple(names), task=task, kpt_shape=kpt_shape, flip_idx=flip_idx,
+        samples=samples,
+        names=tuple(names),
+        task=task,
+        kpt_shape=kpt_shape,
+        flip_idx=flip_idx,
         split=_split_request(documents[0][1]) if len(documents) == 1 else None,
     )
 
@@ -83,7 +89,11 @@ def _categories(document: Object) -> list[Object]:
     above = {str(category.get("supercategory")) for category in found}
     used = {str(_category_id(one)) for one in _annotations(document)}
     # Roboflow puts the project itself first, as a category that nothing uses and everything else is below
-    return [c for c in found if str(c.get("id")) in used or str(c.get("name")) not in above or c.get("supercategory") != "none"]
+    return [
+        c
+        for c in found
+        if str(c.get("id")) in used or str(c.get("name")) not in above or c.get("supercategory") != "none"
+    ]
 
 
 def _annotations(document: Object) -> Iterator[Object]:
@@ -128,18 +138,27 @@ def _guess(documents: Sequence[tuple[AnnotationFile, Object]]) -> Task:
 
 def _is_own_box(annotation: Object) -> bool:
     parts = annotation["segmentation"]
-    return isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], list) and len(parts[0]) in (8, 10) and (
-        len({round(x, 2) for x in parts[0][0::2]}) == 2 == len({round(y, 2) for y in parts[0][1::2]})
-        if all(isinstance(number, int | float) for number in parts[0]) else False
+    return (
+        isinstance(parts, list)
+        and len(parts) == 1
+        and isinstance(parts[0], list)
+        and len(parts[0]) in (8, 10)
+        and (
+            len({round(x, 2) for x in parts[0][0::2]}) == 2 == len({round(y, 2) for y in parts[0][1::2]})
+            if all(isinstance(number, int | float) for number in parts[0])
+            else False
+        )
     )
 
 
 def _keypoints(
-    documents: Sequence[Object], report: Report,
+    documents: Sequence[Object],
+    report: Report,
 ) -> tuple[tuple[int, int] | None, tuple[int, ...] | None]:
     lists = {
         tuple(map(str, category["keypoints"]))
-        for document in documents for category in _categories(document)
+        for document in documents
+        for category in _categories(document)
         if isinstance(category.get("keypoints"), list) and category["keypoints"]
     }
     if len({len(names) for names in lists}) != 1:
@@ -182,8 +201,14 @@ class _Converter:
     """One annotation file → samples."""
 
     def __init__(
-        self, file: AnnotationFile, document: Object, names: Sequence[str], task: Task, kpt_shape: tuple[int, int] | None,
-        pictures: Pictures, report: Report,
+        self,
+        file: AnnotationFile,
+        document: Object,
+        names: Sequence[str],
+        task: Task,
+        kpt_shape: tuple[int, int] | None,
+        pictures: Pictures,
+        report: Report,
     ) -> None:
         self._file, self._document, self._task, self._kpt_shape = file, document, task, kpt_shape
         self._pictures, self._report = pictures, report
@@ -208,7 +233,10 @@ class _Converter:
                 yield sample
         for key, orphans in by_image.items():
             self._report.warning(
-                "coco-orphan", "{n} annotations belong to no image of the file", f"image_id {key}", len(orphans),
+                "coco-orphan",
+                "{n} annotations belong to no image of the file",
+                f"image_id {key}",
+                len(orphans),
             )
 
     def _sample(self, image: Object, key: str, annotations: Sequence[Object]) -> Sample | None:
@@ -223,7 +251,8 @@ class _Converter:
             return None
         if found is None:
             self._report.error(
-                "image-missing", "{n} images of the annotations file do not exist; upload them or remove their entries",
+                "image-missing",
+                "{n} images of the annotations file do not exist; upload them or remove their entries",
                 name,
             )
             return None
@@ -238,7 +267,9 @@ class _Converter:
         classes = {self._class(annotation, sample.name) for annotation in annotations} - {None}
         if len(classes) != 1:
             self._report.error(
-                "coco-classes", "{n} images do not have exactly one class, which classify needs", sample.name,
+                "coco-classes",
+                "{n} images do not have exactly one class, which classify needs",
+                sample.name,
             )
             return None
         return replace(sample, class_id=classes.pop())
@@ -273,7 +304,9 @@ class _Converter:
         cls = self._class_of.get(key, self._class_named.get(str(annotation.get("class_name"))))
         if cls is None:
             self._report.error(
-                "coco-category", "{n} annotations have a category that the file does not list", f"{name}: {key}",
+                "coco-category",
+                "{n} annotations have a category that the file does not list",
+                f"{name}: {key}",
             )
         return cls
 

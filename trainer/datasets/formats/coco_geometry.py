@@ -26,7 +26,11 @@ class Picture:
 
 
 def row_of(
-    annotation: Mapping[str, Any], picture: Picture, task: Task, kpt_shape: tuple[int, int] | None, report: Report,
+    annotation: Mapping[str, Any],
+    picture: Picture,
+    task: Task,
+    kpt_shape: tuple[int, int] | None,
+    report: Report,
 ) -> list[float] | None:
     """The numbers of a YOLO row after the class; None when the annotation has no shape, which is reported."""
     polygon = _polygon(annotation.get("segmentation"), picture, report)
@@ -69,8 +73,10 @@ def _box_row(box: tuple[float, float, float, float], picture: Picture, report: R
     left, right = (min(max(x, 0.0), picture.width) for x in (left, right))
     top, bottom = (min(max(y, 0.0), picture.height) for y in (top, bottom))
     return [
-        (left + right) / 2 / picture.width, (top + bottom) / 2 / picture.height,
-        (right - left) / picture.width, (bottom - top) / picture.height,
+        (left + right) / 2 / picture.width,
+        (top + bottom) / 2 / picture.height,
+        (right - left) / picture.width,
+        (bottom - top) / picture.height,
     ]
 
 
@@ -156,11 +162,13 @@ def _runs(counts: Any) -> list[int] | None:
 def _keypoint_row(value: Any, count: int, picture: Picture, report: Report) -> list[float]:
     numbers = _numbers(value) if value is not None else [0.0] * (3 * count)
     if numbers is None or len(numbers) != 3 * count:
-        report.error("coco-keypoints", f"{{n}} annotations do not have {count} keypoints of x, y, visibility", picture.name)
+        report.error(
+            "coco-keypoints", f"{{n}} annotations do not have {count} keypoints of x, y, visibility", picture.name
+        )
         return [0.0] * (3 * count)
     row: list[float] = []
     for x, y, visible in zip(numbers[0::3], numbers[1::3], numbers[2::3], strict=True):
-        (share_x, share_y), = _inside([(x, y)], picture)
+        ((share_x, share_y),) = _inside([(x, y)], picture)
         row += [share_x / picture.width, share_y / picture.height, visible]
     return row
 

@@ -43,7 +43,9 @@ class Pictures:
         )
         exact = "/".join(parts)
         if len(best) > 1 and exact not in best:
-            raise DatasetError(f"{shown(file_name)} is {shown(best[0])} or {shown(best[1])}; write the folder in file_name")
+            raise DatasetError(
+                f"{shown(file_name)} is {shown(best[0])} or {shown(best[1])}; write the folder in file_name"
+            )
         relative = exact if exact in best else best[0]
         return self._path[relative], relative
 

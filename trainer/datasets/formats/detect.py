@@ -133,7 +133,9 @@ def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | Non
     splits = [file.split for file in files]
     if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
         names = ", ".join(shown(tree.relative(str(file.path))) for file in files[:10])
-        raise DatasetError(f"The dataset has several annotation files ({names}); name the one that is meant in data_yaml.")
+        raise DatasetError(
+            f"The dataset has several annotation files ({names}); name the one that is meant in data_yaml."
+        )
     return files
 
 

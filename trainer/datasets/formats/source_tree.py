@@ -12,10 +12,27 @@ from trainer.core.stop import StopSignal
 from trainer.datasets.samples import Admit, Report
 
 # what Ultralytics reads, and the spellings that mean JPEG
-IMAGE_SUFFIXES = frozenset({
-    "avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpeg2000", "jpg", "mpo", "png", "tif", "tiff", "webp",
-    "jfif", "jpe", "gif",
-})
+IMAGE_SUFFIXES = frozenset(
+    {
+        "avif",
+        "bmp",
+        "dng",
+        "heic",
+        "heif",
+        "jp2",
+        "jpeg",
+        "jpeg2000",
+        "jpg",
+        "mpo",
+        "png",
+        "tif",
+        "tiff",
+        "webp",
+        "jfif",
+        "jpe",
+        "gif",
+    }
+)
 _KINDS = {"txt": "text", **dict.fromkeys(IMAGE_SUFFIXES, "image")}
 DEEPEST = 20  # folders below each other
 MOST_FILES = 5_000_000
@@ -106,7 +123,8 @@ class Tree:
             # macOS leaves a ._ file beside each file; anything else that looks like an image may be missed by somebody
             if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and not name.startswith("._"):
                 self._report.warning(
-                    "image-hidden", "{n} images are hidden, their names begin with a dot, and were left out",
+                    "image-hidden",
+                    "{n} images are hidden, their names begin with a dot, and were left out",
                     self.relative(f"{folder}/{name}"),
                 )
             return

@@ -31,7 +31,12 @@ def read_yolo(tree: Tree, yaml: Path | None, report: Report, home: Path | None =
     reader.report_orphans()
     names, ids = (data.names, data.ids) if data.names else (reader.class_file(), None)
     return Found(
-        samples=samples, names=names, ids=ids, count=data.nc or 0, task=data.task, kpt_shape=data.kpt_shape,
+        samples=samples,
+        names=names,
+        ids=ids,
+        count=data.nc or 0,
+        task=data.task,
+        kpt_shape=data.kpt_shape,
         flip_idx=data.flip_idx,
     )
 
@@ -50,7 +55,8 @@ class _Reader:
         samples = list(self._from_yaml() if self._data.splits.get("train") else self._from_folders())
         if self._seen_twice:
             self._report.warning(
-                "listed-twice", "{n} images are listed more than once in their split and were taken once",
+                "listed-twice",
+                "{n} images are listed more than once in their split and were taken once",
                 count=self._seen_twice,
             )
         return samples
@@ -75,7 +81,8 @@ class _Reader:
                 if not self._tree.is_owned:
                     raise  # the user means that folder, so another one must not be trained on instead
                 self._report.warning(
-                    "yaml-path", "path: leads outside the folders that may be read; the YAML's own folder was used",
+                    "yaml-path",
+                    "path: leads outside the folders that may be read; the YAML's own folder was used",
                     self._data.path or "",
                 )
 
@@ -119,7 +126,8 @@ class _Reader:
             if not entries and split != "train":
                 for folder in self._split_folders(split):
                     self._report.warning(
-                        f"yaml-no-{split}", f"{split}: is not in the YAML; the folder of that name was used",
+                        f"yaml-no-{split}",
+                        f"{split}: is not in the YAML; the folder of that name was used",
                         self._tree.relative(folder),
                     )
                     yield from self._folder(split, folder)
@@ -128,7 +136,9 @@ class _Reader:
 
     def _nothing(self, split: str, entries: Sequence[str]) -> None:
         self._report.add(
-            "error" if split == "train" else "warning", f"{split}-empty", f"{split}: leads to no images; correct the path or upload the images",
+            "error" if split == "train" else "warning",
+            f"{split}-empty",
+            f"{split}: leads to no images; correct the path or upload the images",
             ", ".join(entries),
         )
 
@@ -142,7 +152,9 @@ class _Reader:
             yield from self._list(split, path)
         else:
             self._report.error(
-                f"yaml-{split}", f"{split}: must lead to a folder of images or a .txt list of them", entry,
+                f"yaml-{split}",
+                f"{split}: must lead to a folder of images or a .txt list of them",
+                entry,
             )
 
     def _folder(self, split: str | None, folder: str) -> Iterator[Sample]:
@@ -178,7 +190,8 @@ class _Reader:
             for name in names:
                 if name not in listing:
                     self._report.error(
-                        "list-missing", f"{{n}} images that {shown(Path(path).name)} lists do not exist",
+                        "list-missing",
+                        f"{{n}} images that {shown(Path(path).name)} lists do not exist",
                         f"{folder}/{name}" if folder else name,
                     )
             if place:
@@ -241,7 +254,8 @@ class _Reader:
             for stem in self._tree.listing(folder).texts.keys() - used:
                 if stem.lower() not in NOT_LABELS:
                     self._report.warning(
-                        "label-without-image", "{n} label files belong to no image and were left out",
+                        "label-without-image",
+                        "{n} label files belong to no image and were left out",
                         self._tree.relative(f"{folder}/{stem}.txt"),
                     )
 
@@ -260,5 +274,3 @@ def _lines(path: str, largest: int = LARGEST_LIST) -> list[str]:
 
 def _is_label(names: Sequence[str]) -> bool:
     return all(re.fullmatch(r"[\d.\s+e-]+", name) and " " in name for name in names)
-
-

@@ -266,7 +266,9 @@ def _webp_size(head: bytes, size: int) -> tuple[int, int, str]:
     chunk = head[12:16]
     if chunk == b"VP8X":
         return (
-            1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little"), cut,
+            1 + int.from_bytes(head[24:27], "little"),
+            1 + int.from_bytes(head[27:30], "little"),
+            cut,
         )
     if chunk == b"VP8L":
         bits = struct.unpack_from("<I", head, 21)[0]
@@ -279,8 +281,19 @@ def _webp_size(head: bytes, size: int) -> tuple[int, int, str]:
 
 # what Pillow's plugins raise on hostile headers
 _PILLOW_SAYS = (
-    OSError, ValueError, SyntaxError, struct.error, OverflowError, KeyError, TypeError, IndexError, RuntimeError,
-    AttributeError, EOFError, AssertionError, ZeroDivisionError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    struct.error,
+    OverflowError,
+    KeyError,
+    TypeError,
+    IndexError,
+    RuntimeError,
+    AttributeError,
+    EOFError,
+    AssertionError,
+    ZeroDivisionError,
 )
 
 

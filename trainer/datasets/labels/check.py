@@ -64,7 +64,11 @@ class Labels:
 
 
 def check(
-    texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report, stop: StopSignal,
+    texts: Sequence[bytes],
+    names: Sequence[str],
+    shape: Shape,
+    report: Report,
+    stop: StopSignal,
 ) -> Labels:
     """Check the label texts and make them fit `shape`. `names[i]` is how a message calls file i.
 
@@ -103,13 +107,22 @@ class _Checker:
                 is_rewritten = True
                 texts[file] = rewritten(
                     [rows.values[rows.start[r] : rows.start[r] + rows.cols[r]] for r in range(first, last)],
-                    cls[first:last].tolist(), self._shape, self._changes, self._names[file], self._report,
+                    cls[first:last].tolist(),
+                    self._shape,
+                    self._changes,
+                    self._names[file],
+                    self._report,
                 )
         if is_rewritten and good.all():
             rows, _ = parse(texts, self._names, self._report)
             cls, good = rows.values[rows.start].astype(np.int64), np.ones(len(rows.cols), bool)
         return Labels(
-            texts, rows.file[good], cls[good], rows.cols[good], rows.values[np.repeat(good, rows.cols)], self._changes,
+            texts,
+            rows.file[good],
+            cls[good],
+            rows.cols[good],
+            rows.values[np.repeat(good, rows.cols)],
+            self._changes,
         )
 
     def _classes(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -122,11 +135,16 @@ class _Checker:
         cls = np.array([shape.classes.get(int(kind), -1) for kind in kinds], np.int64)[inverse]
         good: NDArray[np.bool_] = whole & (cls >= 0)
         self._complain(
-            rows, ~whole, "class-not-whole", "{n} label rows begin with something that is no class number",
+            rows,
+            ~whole,
+            "class-not-whole",
+            "{n} label rows begin with something that is no class number",
         )
         low, high = min(shape.classes, default=0), max(shape.classes, default=0)
         self._complain(
-            rows, whole & ~good, "class-outside",
+            rows,
+            whole & ~good,
+            "class-outside",
             f"{{n}} label rows have a class number that names: does not have; it has {len(shape.classes)} classes, "
             f"numbers {low} to {high}",
             tells=lambda row: f": class {numbers[row]}",
@@ -147,13 +165,16 @@ class _Checker:
             good = box | polygon
             rule = "a row is a class and 4 numbers for a box, or 2 for each of 3 or more corners"
         self._complain(
-            rows, ~good, "label-columns", f"{{n}} label rows have the wrong number of columns; {rule}",
-            tells=lambda row: f": {cols[row]} columns"
-            + (" (is the last one a confidence?)" if cols[row] == 6 else ""),
+            rows,
+            ~good,
+            "label-columns",
+            f"{{n}} label rows have the wrong number of columns; {rule}",
+            tells=lambda row: f": {cols[row]} columns" + (" (is the last one a confidence?)" if cols[row] == 6 else ""),
         )
         if task in (Task.DETECT, Task.SEGMENT) and box.any() and polygon.any():
             self._report.warning(
-                "label-mixed", "{n} label rows are polygons among boxes; all were made the same",
+                "label-mixed",
+                "{n} label rows are polygons among boxes; all were made the same",
                 count=int(np.count_nonzero(polygon)),
             )
         return good
@@ -167,7 +188,9 @@ class _Checker:
             outside = finite & ~pixels & ((low < -ROUNDING) | (high > 1 + ROUNDING))
         self._complain(rows, ~finite, "label-nan", "{n} label rows hold NaN or infinity")
         self._complain(
-            rows, pixels, "label-pixels",
+            rows,
+            pixels,
+            "label-pixels",
             "{n} label rows look like pixels; coordinates must be divided by the image's width and height",
         )
         self._complain(rows, outside, "label-outside", "{n} label rows have coordinates outside 0…1")
@@ -200,7 +223,12 @@ class _Checker:
         return change | repeated(rows)
 
     def _complain(
-        self, rows: Rows, wrong: NDArray[np.bool_], code: str, message: str, tells: Tells | None = None,
+        self,
+        rows: Rows,
+        wrong: NDArray[np.bool_],
+        code: str,
+        message: str,
+        tells: Tells | None = None,
     ) -> None:
         where = np.flatnonzero(wrong)
         for row in where[:5]:

@@ -41,7 +41,12 @@ class Shape:
 
 
 def rewritten(
-    rows: list[Row], classes: list[int], shape: Shape, changes: dict[str, int], name: str, report: Report,
+    rows: list[Row],
+    classes: list[int],
+    shape: Shape,
+    changes: dict[str, int],
+    name: str,
+    report: Report,
 ) -> bytes:
     """The text of one label file from its rows (class number first)."""
     lines: dict[str, None] = {}
@@ -104,7 +109,10 @@ def _extent(coords: Row, *, box: bool) -> float:
 
 def _to_box(corners: Row) -> Row:
     left, top, right, bottom = (
-        corners[0::2].min(), corners[1::2].min(), corners[0::2].max(), corners[1::2].max(),
+        corners[0::2].min(),
+        corners[1::2].min(),
+        corners[0::2].max(),
+        corners[1::2].max(),
     )
     return np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top])
 

@@ -100,7 +100,9 @@ def _parse_each(texts: Sequence[bytes], names: Sequence[str], report: Report) ->
     try:
         values = np.array(list(map(float, tokens)), np.float64)
     except ValueError:
-        return _parse_each([_numeric(text, name, report) for text, name in zip(texts, names, strict=True)], names, report)
+        return _parse_each(
+            [_numeric(text, name, report) for text, name in zip(texts, names, strict=True)], names, report
+        )
     counts = np.array(cols, np.int64)
     return Rows(values, starts(counts), counts, np.array(file, np.int64), np.array(number, np.int64)), dirty
 
@@ -125,7 +127,9 @@ def column_counts(texts: Sequence[bytes]) -> dict[int, int]:
     counts: Counter[int] = Counter()
     for part in chunks(texts):
         if layout := _layout(texts[part]):
-            counts.update(dict(zip(*(found.tolist() for found in np.unique(layout.cols, return_counts=True)), strict=True)))
+            counts.update(
+                dict(zip(*(found.tolist() for found in np.unique(layout.cols, return_counts=True)), strict=True))
+            )
         else:
             counts.update(len(line.split()) for text in texts[part] for line in plain(text).splitlines())
     counts.pop(0, None)

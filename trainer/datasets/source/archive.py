@@ -104,6 +104,7 @@ def safe_name(name: str, limits: Limits, where: str) -> str | None:
 
     Raises `DatasetError`, with `where` as its subject.
     """
+
     def refuse(why: str) -> NoReturn:
         raise DatasetError(f"{where}: the name {shown(name)} {why}; rename it.")
 
@@ -126,8 +127,15 @@ def safe_name(name: str, limits: Limits, where: str) -> str | None:
 
 class _Extraction:
     def __init__(
-        self, archive: Path, into: Path, name: str, limits: Limits, wanted: Callable[[str], bool], stop: StopSignal,
-        on_total: Callable[[int], object] | None, on_bytes: Callable[[int], object] | None,
+        self,
+        archive: Path,
+        into: Path,
+        name: str,
+        limits: Limits,
+        wanted: Callable[[str], bool],
+        stop: StopSignal,
+        on_total: Callable[[int], object] | None,
+        on_bytes: Callable[[int], object] | None,
     ) -> None:
         self.files = 0
         self.bytes = 0
@@ -153,7 +161,9 @@ class _Extraction:
         try:
             yield
         except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
-            raise DatasetError(f"Archive {shown(self._name)} is damaged ({error}); pack and upload it again.") from error
+            raise DatasetError(
+                f"Archive {shown(self._name)} is damaged ({error}); pack and upload it again."
+            ) from error
         except (ValueError, OverflowError, NotImplementedError) as error:
             raise DatasetError(f"Archive {shown(self._name)} cannot be read ({error}); pack it anew.") from error
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
@@ -164,7 +174,9 @@ class _Extraction:
         except OSError as error:
             if error.errno is not None:  # the disk's
                 raise
-            raise DatasetError(f"Archive {shown(self._name)} is damaged ({error}); pack and upload it again.") from error
+            raise DatasetError(
+                f"Archive {shown(self._name)} is damaged ({error}); pack and upload it again."
+            ) from error
 
     def unzip(self) -> None:
         if _zip_index_size(self._archive) > ZIP_INDEX:

@@ -134,9 +134,15 @@ class Fetcher:
         return path
 
     def _synced(
-        self, store: ObjectStore, found: ObjectInfo | ObjectRef, staging: Path, stop: StopSignal, on_event: OnTransfer,
+        self,
+        store: ObjectStore,
+        found: ObjectInfo | ObjectRef,
+        staging: Path,
+        stop: StopSignal,
+        on_event: OnTransfer,
     ) -> Manifest:
         """Download until the listing after it is the one before it."""
+
         def bring(info: ObjectInfo) -> Path:
             if self._cache.get(identity_of(info), info.bytes) is None:
                 self._download_one(store, info, Meter(lambda _: None, total_files=1), self._cache.put, stop)
@@ -161,7 +167,12 @@ class Fetcher:
         )
 
     def _download(
-        self, store: ObjectStore, manifest: Manifest, staging: Path, stop: StopSignal, on_event: OnTransfer,
+        self,
+        store: ObjectStore,
+        manifest: Manifest,
+        staging: Path,
+        stop: StopSignal,
+        on_event: OnTransfer,
     ) -> bool:
         """Bring into the cache what is not there; False when all was."""
         identities = {relpath: identity_of(info) for relpath, info in manifest.objects.items()}
@@ -189,7 +200,12 @@ class Fetcher:
         meter.finish_file()
 
     def _stored_archive(
-        self, store: ObjectStore, info: ObjectInfo, staging: Path, stop: StopSignal, on_event: OnTransfer,
+        self,
+        store: ObjectStore,
+        info: ObjectInfo,
+        staging: Path,
+        stop: StopSignal,
+        on_event: OnTransfer,
     ) -> Fetched:
         @contextmanager
         def downloaded() -> Iterator[Path]:
@@ -214,8 +230,13 @@ class Fetcher:
         with self._cache.temporary() as tree, on_this_disk(self._cache.root), archive() as file:
             self._cache.make_room(file.stat().st_size)
             extracted = extract(
-                file, tree / FILES, stop, wanted=wanted, name=name,
-                on_total=self._cache.make_room, on_bytes=self._growing(tree),
+                file,
+                tree / FILES,
+                stop,
+                wanted=wanted,
+                name=name,
+                on_total=self._cache.make_room,
+                on_bytes=self._growing(tree),
             )
             write_listing(tree, extracted.findings)
             self._cache.put_tree(identity, tree, extracted.bytes, is_whole=lambda path: read_tree(path) is not None)
@@ -269,7 +290,12 @@ class Fetcher:
         with self._cache.temporary() as path:
             with on_this_disk(self._cache.root):
                 got = self._web.download(
-                    ref.url, path, stop, on_bytes=count, on_length=announce, is_known=is_known,
+                    ref.url,
+                    path,
+                    stop,
+                    on_bytes=count,
+                    on_length=announce,
+                    is_known=is_known,
                 )
             if known:
                 return known[0]
@@ -277,14 +303,21 @@ class Fetcher:
             return self._web_file(got, path, staging, stop, on_event)
 
     def _web_file(
-        self, got: Downloaded, path: Path, staging: Path, stop: StopSignal, on_event: OnTransfer,
+        self,
+        got: Downloaded,
+        path: Path,
+        staging: Path,
+        stop: StopSignal,
+        on_event: OnTransfer,
     ) -> Fetched:
         name = unquote(urlsplit(got.url).path.rpartition("/")[2])
         if is_archive(name) or sniff(path):
             identity = web_identity(got.url, got.etag, got.bytes) if got.etag else f"sha256\n{got.sha256}"
             return self._unpacked(identity, staging, stop, lambda: nullcontext(path), name)
         if not got.bytes or got.bytes > LARGEST_TEXT:
-            raise DatasetError(f"data_yaml: {shown(got.url)} has {got.bytes:,} bytes: no YAML, archive or NDJSON export.")
+            raise DatasetError(
+                f"data_yaml: {shown(got.url)} has {got.bytes:,} bytes: no YAML, archive or NDJSON export."
+            )
         if suffix(name) in NDJSON or "ndjson" in got.content_type:
             return self._exported(path, name, staging, stop, on_event)
         if suffix(name) == "json":
@@ -296,7 +329,13 @@ class Fetcher:
         return Fetched(root=staging, entry=Path("data.yaml"), is_private=True)
 
     def _exported(
-        self, file: Path, name: str, staging: Path, stop: StopSignal, on_event: OnTransfer, home: Path | None = None,
+        self,
+        file: Path,
+        name: str,
+        staging: Path,
+        stop: StopSignal,
+        on_event: OnTransfer,
+        home: Path | None = None,
     ) -> Fetched:
         entry = self._web_source.from_ndjson(file, name, staging, stop, on_event, home)
         return Fetched(root=staging, entry=Path(entry) if entry else None, is_private=True)

@@ -89,7 +89,9 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Call
 
 
 def listed_again(
-    store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Callable[[ObjectInfo], Path],
+    store: ObjectStore,
+    found: ObjectInfo | ObjectRef,
+    bring: Callable[[ObjectInfo], Path],
 ) -> Manifest:
     """The manifest as it is now."""
     if isinstance(found, ObjectInfo):
@@ -128,7 +130,11 @@ def _named_folders(yaml: Path) -> set[str] | None:
 
 
 def _manifest(
-    store: ObjectStore, bucket: str, folder: str, entry: str | None, needed: set[str] | None,
+    store: ObjectStore,
+    bucket: str,
+    folder: str,
+    entry: str | None,
+    needed: set[str] | None,
 ) -> Manifest:
     objects: dict[str, ObjectInfo] = {}
     prefixes = [folder] if folder or needed is None else sorted(needed)
@@ -147,7 +153,9 @@ def _manifest(
     if entry is not None and entry not in objects:
         objects[_safe(entry)] = store.stat(ObjectRef(bucket=bucket, key=f"{folder}/{entry}" if folder else entry))
     if not objects:
-        raise DatasetError(f"The folder {shown(f'{bucket}/{folder}')} holds no images, labels or YAML; upload the dataset.")
+        raise DatasetError(
+            f"The folder {shown(f'{bucket}/{folder}')} holds no images, labels or YAML; upload the dataset."
+        )
     _refuse_empty(objects)
     return Manifest(bucket=bucket, folder=folder, entry=entry, objects=dict(sorted(objects.items())))
 

@@ -20,8 +20,11 @@ LONGEST_LINE = 16 << 20  # bytes
 MOST_RECORDS = 5_000_000
 SPLITS = ("train", "val", "test")
 _ROWS = {  # where a task's labels are; any other is a fallback
-    Task.DETECT: ("boxes", "bboxes"), Task.SEGMENT: ("segments", "polygons"), Task.POSE: ("pose", "keypoints"),
-    Task.OBB: ("obb",), Task.CLASSIFY: ("classification",),
+    Task.DETECT: ("boxes", "bboxes"),
+    Task.SEGMENT: ("segments", "polygons"),
+    Task.POSE: ("pose", "keypoints"),
+    Task.OBB: ("obb",),
+    Task.CLASSIFY: ("classification",),
 }
 
 

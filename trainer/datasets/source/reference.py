@@ -31,7 +31,11 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def parse_reference(
-    text: str, *, dataset_root: Path, datasets_bucket: str, storage_base_url: str | None = None,
+    text: str,
+    *,
+    dataset_root: Path,
+    datasets_bucket: str,
+    storage_base_url: str | None = None,
 ) -> DatasetRef:
     """Read one dataset reference. Looks at nothing: whether it is there, and may be read, is fetch's business.
 
@@ -94,7 +98,9 @@ class Roots:
             self._require_below(Path(self.dataset_root / path).parent, path)
             self._require_mounted(self.dataset_root / path)
             raise_if_disk_is_broken(error, f"data_yaml: {shown(str(path))}")
-            raise DatasetError(f"data_yaml: {shown(str(path))} does not exist or cannot be read on this host.") from None
+            raise DatasetError(
+                f"data_yaml: {shown(str(path))} does not exist or cannot be read on this host."
+            ) from None
         self._require_below(real, path)
         return real
 
@@ -113,7 +119,9 @@ class Roots:
         """Raise `HostUnfit` when the operator's own folder is missing on this host: others may have it."""
         for root in self.extra:
             if path.is_relative_to(root) and not root.exists():
-                raise HostUnfit(f"{root}, one of EXTRA_DATASET_ROOTS, is not there: mount it on this host or create it.")
+                raise HostUnfit(
+                    f"{root}, one of EXTRA_DATASET_ROOTS, is not there: mount it on this host or create it."
+                )
 
     def _real(self) -> Iterable[Path]:
         return [root.resolve() for root in (self.dataset_root, *self.extra)]

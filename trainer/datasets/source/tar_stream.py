@@ -11,7 +11,11 @@ CHUNK = 1 << 20
 XZ_MEMORY = 256 << 20  # bytes that a decompressor may ask for; xz -9 needs 65 MiB
 TAR_HEADER = 1 << 16  # bytes of a long name or a PAX header; tarfile reads them into memory whole
 _TAR_EXTENSIONS = (
-    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
 )
 
 

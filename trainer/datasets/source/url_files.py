@@ -66,7 +66,13 @@ class WebSource:
         self.cache.make_room(0)  # nobody knew before how much would come
 
     def from_ndjson(
-        self, file: Path, name: str, staging: Path, stop: StopSignal, on_event: OnTransfer, home: Path | None = None,
+        self,
+        file: Path,
+        name: str,
+        staging: Path,
+        stop: StopSignal,
+        on_event: OnTransfer,
+        home: Path | None = None,
     ) -> str | None:
         """A YOLO tree of the export in `staging`; the name of its YAML. `home`: where its local images may be."""
         if file.stat().st_size > LARGEST_TEXT:
@@ -120,13 +126,26 @@ class WebSource:
         meter.finish_file()
 
     def _bring(
-        self, put: Put, url: str, place: str, staging: Path, stop: StopSignal, meter: Meter | None, *, largest: int,
+        self,
+        put: Put,
+        url: str,
+        place: str,
+        staging: Path,
+        stop: StopSignal,
+        meter: Meter | None,
+        *,
+        largest: int,
         may_be_empty: bool = False,
     ) -> None:
         """One URL as `staging`/`place`; from the cache when the server's ETag says that it did not change."""
         with self.cache.temporary() as path, on_this_disk(staging):
             got = self.web.download(
-                url, path, stop, max_bytes=largest, max_seconds=LONGEST_SECONDS, on_bytes=meter.count if meter else None,
+                url,
+                path,
+                stop,
+                max_bytes=largest,
+                max_seconds=LONGEST_SECONDS,
+                on_bytes=meter.count if meter else None,
                 is_known=lambda final, etag, size: self._linked(web_identity(final, etag, size), size, place, staging),
             )
             if not got.sha256:

@@ -95,7 +95,11 @@ def _draw_labels(picture: Image.Image, checked: Checked, index: int) -> None:
 
 
 def _draw_shape(
-    draw: ImageDraw.ImageDraw, values: Sequence[float], task: Task, size: tuple[int, int], colour: str,
+    draw: ImageDraw.ImageDraw,
+    values: Sequence[float],
+    task: Task,
+    size: tuple[int, int],
+    colour: str,
 ) -> tuple[float, float]:
     """Draw a row's box or outline and keypoints; the place for its class name."""
     width, height = size

@@ -23,7 +23,11 @@ from trainer.datasets.view.links import written
 
 
 def write_label_tables(
-    view: Path, samples: Sequence[Sample], placed: Sequence[str], facts: Sequence[Facts], labels: Labels,
+    view: Path,
+    samples: Sequence[Sample],
+    placed: Sequence[str],
+    facts: Sequence[Facts],
+    labels: Labels,
 ) -> None:
     """Write the table of each split. `placed[i]` is where the image of sample i is in the view.
 

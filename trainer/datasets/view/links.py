@@ -28,7 +28,9 @@ from trainer.datasets.samples import SPLITS, shown
 
 LONGEST_STEM = 150  # characters; leaves room for suffixes and for file systems that count bytes
 _UNSAFE = re.compile(r"[^\w.+() -]")
-_ALL_SAFE = re.compile(rf"([A-Za-z0-9_][A-Za-z0-9_.+() -]{{0,{LONGEST_STEM - 1}}}\.[A-Za-z0-9]+(\n|$))+", re.ASCII)  # names, each on a line
+_ALL_SAFE = re.compile(
+    rf"([A-Za-z0-9_][A-Za-z0-9_.+() -]{{0,{LONGEST_STEM - 1}}}\.[A-Za-z0-9]+(\n|$))+", re.ASCII
+)  # names, each on a line
 _PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg", "dib": "bmp"}
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES})
 CHECK_EVERY = 512  # files between looks at the stop signal
@@ -65,7 +67,11 @@ def write_view(view: Path, items: Sequence[Item], stop: StopSignal, empty: Itera
 
 
 def write_data_yaml(
-    view: Path, names: Sequence[str], splits: Iterable[str], kpt_shape: Sequence[int] | None, flip_idx: Sequence[int] | None,
+    view: Path,
+    names: Sequence[str],
+    splits: Iterable[str],
+    kpt_shape: Sequence[int] | None,
+    flip_idx: Sequence[int] | None,
 ) -> Path:
     """The only YAML that the training process sees: these keys and no others."""
     present = set(splits)
@@ -111,7 +117,9 @@ def view_names(names: Sequence[str]) -> list[str]:
 
 def _are_apart(names: Sequence[str]) -> bool:
     stems = {name.rpartition(".")[0].casefold() for name in names}
-    return len(stems) == len(names) and _PLAIN_SUFFIX.keys().isdisjoint(name.rpartition(".")[2].lower() for name in names)
+    return len(stems) == len(names) and _PLAIN_SUFFIX.keys().isdisjoint(
+        name.rpartition(".")[2].lower() for name in names
+    )
 
 
 def folder_names(names: Sequence[str]) -> list[str]:

@@ -38,7 +38,15 @@ FLUSH_SECONDS = 10.0  # for the last events to be taken
 PLOT_SECONDS = 60.0  # for pictures that are still being drawn
 _TRACEBACK = 8000  # characters
 # what Ultralytics imports only once it trains; a spare has the time, and nobody else loses any
-LATER = ("torch._dynamo", "torch._inductor", "torch.onnx", "torchvision.transforms", "matplotlib.pyplot", "polars", "thop")
+LATER = (
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.onnx",
+    "torchvision.transforms",
+    "matplotlib.pyplot",
+    "polars",
+    "thop",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -49,7 +49,12 @@ class Refused(OSError):
 
 
 def confine_files(
-    *, write: Iterable[Path], read: Iterable[Path], run: Iterable[Path], names: Iterable[Path] = (), tcp: bool,
+    *,
+    write: Iterable[Path],
+    read: Iterable[Path],
+    run: Iterable[Path],
+    names: Iterable[Path] = (),
+    tcp: bool,
     samples: Sequence[Path] = (),
 ) -> None:
     """Leave the calling thread these trees and files, and no others; paths that are not there are passed over.
@@ -66,7 +71,12 @@ def confine_files(
     rules = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         writable = tuple(write)
-        for paths, rights in ((writable, everything & ~_NO_WRITING), (read, _READ), (run, _READ | _EXECUTE), (names, _READ_DIR)):
+        for paths, rights in (
+            (writable, everything & ~_NO_WRITING),
+            (read, _READ),
+            (run, _READ | _EXECUTE),
+            (names, _READ_DIR),
+        ):
             for path in paths:
                 _allow(rules, path, rights & everything)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)

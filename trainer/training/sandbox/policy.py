@@ -42,7 +42,20 @@ _FACTS = (
         )
     ),
 )  # fmt: skip
-_DEVICES = ("null", "zero", "full", "shm", "nvidia", "nvhost", "nvmap", "nvgpu", "dxg", "dri", "kfd", "infiniband")  # begin so
+_DEVICES = (
+    "null",
+    "zero",
+    "full",
+    "shm",
+    "nvidia",
+    "nvhost",
+    "nvmap",
+    "nvgpu",
+    "dxg",
+    "dri",
+    "kfd",
+    "infiniband",
+)  # begin so
 _MPS = Path("/tmp/nvidia-mps")  # noqa: S108 - where NVIDIA's multi-process service has its pipes
 
 
@@ -67,7 +80,12 @@ def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
     missing = []
     try:
         confine_files(
-            write=reach.write, read=reach.read, run=reach.run, names=reach.names, tcp=several, samples=reach.samples,
+            write=reach.write,
+            read=reach.read,
+            run=reach.run,
+            names=reach.names,
+            tcp=several,
+            samples=reach.samples,
         )
     except Refused as error:
         missing.append(f"files (Landlock: {error.strerror})")
@@ -97,7 +115,15 @@ def reach_of(order: TrainingOrder, environment: Mapping[str, str]) -> Reach:
     private = [Path(folder) for folder in _values(environment, "HOME", "TMPDIR", "YOLO_CONFIG_DIR", "CUDA_CACHE_PATH")]
     devices = [Path("/dev", name) for name in os.listdir("/dev") if name.startswith(_DEVICES)]  # noqa: PTH208
     return Reach(
-        write=(order.run_dir, order.dataset.root, *private, *unfinished, *devices, Path(f"/proc/{os.getpid()}/task"), _MPS),
+        write=(
+            order.run_dir,
+            order.dataset.root,
+            *private,
+            *unfinished,
+            *devices,
+            Path(f"/proc/{os.getpid()}/task"),
+            _MPS,
+        ),
         read=(*own, *linked, *matplotlib, *map(Path, _FACTS), *_amp_check(environment)),
         run=(_PROJECT / "trainer", *(part for root in _programs(environment) for part in around(root, _PROJECT))),
         names=(_PROJECT,),  # to be imported from, by a process that starts anew
@@ -154,7 +180,9 @@ def _programs(environment: Mapping[str, str]) -> Iterator[Path]:
     yield from map(Path, (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix))
     yield from map(Path, sysconfig.get_paths().values())
     yield from (Path(entry).absolute() for entry in sys.path if entry)
-    yield from (Path(entry) for entry in _values(environment, "LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_HOME", "CUDA_PATH"))
+    yield from (
+        Path(entry) for entry in _values(environment, "LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_HOME", "CUDA_PATH")
+    )
 
 
 def _packages() -> list[Path]:

@@ -20,7 +20,8 @@ _RELAYED = re.compile(r"Caught \w+ in DataLoader worker")
 _BATCH_AT_LAST = re.compile(r"\(batch (\d+), image size")  # the child's words after it halved the batch
 _EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception)\b")
 _COMPLAINT = re.compile(
-    r"error|exception|fatal|killed|cannot|failed|out of memory|no space|terminate called|what\(\)|\bxid\b", re.IGNORECASE,
+    r"error|exception|fatal|killed|cannot|failed|out of memory|no space|terminate called|what\(\)|\bxid\b",
+    re.IGNORECASE,
 )
 _SURVIVED = re.compile(r"\bwarn", re.IGNORECASE)
 
@@ -85,7 +86,9 @@ def _is_installation(evidence: Evidence) -> bool:
 
 def _broken_installation(evidence: Evidence) -> HostFailed:
     crashed = evidence.crashed
-    quote = f"{crashed.error}: {crashed.message}" if crashed else f"exit code {evidence.exit_code}: {_last_of(evidence)}"
+    quote = (
+        f"{crashed.error}: {crashed.message}" if crashed else f"exit code {evidence.exit_code}: {_last_of(evidence)}"
+    )
     return HostFailed(
         f"The training process ended while starting ({_short(quote)}), before it looked at the run: install "
         "requirements.txt again, and run `doctor` on the host.",
@@ -108,7 +111,9 @@ def _death(evidence: Evidence) -> Diagnosis:
             "fewer workers or a smaller batch, or give the host more memory; its last output was: {quote}."
         )
     elif evidence.signal:
-        sentence = f"The training process was ended {{when}} by {_name(evidence.signal)}; its last output was: {{quote}}."
+        sentence = (
+            f"The training process was ended {{when}} by {_name(evidence.signal)}; its last output was: {{quote}}."
+        )
     else:
         sentence = (
             f"The training process ended {{when}} with exit code {evidence.exit_code} and without a result; its last "

@@ -73,7 +73,12 @@ _LONGEST_TMPDIR = 70  # characters: a Unix socket below it has 107 at most, and 
 
 
 def child_environment(
-    parent: Mapping[str, str], folder: Path, caches: Path, *, devices: tuple[int, ...] | None, threads: int | None,
+    parent: Mapping[str, str],
+    folder: Path,
+    caches: Path,
+    *,
+    devices: tuple[int, ...] | None,
+    threads: int | None,
 ) -> dict[str, str]:
     """The environment of a training process: `parent` through an allow-list, plus what keeps Ultralytics to itself.
 
@@ -82,16 +87,20 @@ def child_environment(
     """
     kept = {name: value for name, value in parent.items() if name in _ALLOWED}
     paths = [str(_PROJECT), *filter(None, parent.get("PYTHONPATH", "").split(os.pathsep))]
-    environment = kept | _FIXED | {
-        "HOME": str(folder),
-        "TMPDIR": str(folder / "tmp"),
-        "YOLO_CONFIG_DIR": str(folder),
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "XDG_CONFIG_HOME": str(folder / "config"),
-        "MPLCONFIGDIR": str(caches / "matplotlib"),  # its font list takes seconds to make
-        "CUDA_CACHE_PATH": str(caches / "cuda"),  # kernels compiled for a GPU newer than the torch build
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
+    environment = (
+        kept
+        | _FIXED
+        | {
+            "HOME": str(folder),
+            "TMPDIR": str(folder / "tmp"),
+            "YOLO_CONFIG_DIR": str(folder),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "XDG_CONFIG_HOME": str(folder / "config"),
+            "MPLCONFIGDIR": str(caches / "matplotlib"),  # its font list takes seconds to make
+            "CUDA_CACHE_PATH": str(caches / "cuda"),  # kernels compiled for a GPU newer than the torch build
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
+    )
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     if threads is not None:

@@ -47,7 +47,11 @@ class ChildTree:
     """
 
     def __init__(
-        self, program: Sequence[str], environment: Mapping[str, str], folder: Path, locks: FolderLocks,
+        self,
+        program: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        locks: FolderLocks,
     ) -> None:
         self.delivery = Delivery()
         self.phase = Phase.STARTING
@@ -156,7 +160,10 @@ class ChildTree:
         self._stdin = self._process.stdin
         os.set_blocking(self._stdin.fileno(), False)
         reader = threading.Thread(
-            target=self._read, args=(self._process.stdout.fileno(), events), name="child-reader", daemon=True,
+            target=self._read,
+            args=(self._process.stdout.fileno(), events),
+            name="child-reader",
+            daemon=True,
         )
         reader.start()
 

@@ -59,7 +59,9 @@ class Keeper:
             yield
         except _CANNOT_KEEP as error:
             if self.error is None:
-                message = f"A checkpoint could not be kept; the training continues, and the one before it stays: {error}"
+                message = (
+                    f"A checkpoint could not be kept; the training continues, and the one before it stays: {error}"
+                )
                 self._send(Warned(code="checkpoint_not_kept", message=message))
             self.error = error
 

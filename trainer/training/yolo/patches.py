@@ -24,7 +24,11 @@ from trainer.training.supervisor.environment import FAST_LOADER
 _PLAIN = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
-    *((core, name) for core in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("_reconstruct", "scalar")),
+    *(
+        (core, name)
+        for core in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name in ("_reconstruct", "scalar")
+    ),
     *(("pathlib", name) for name in ("Path", "PosixPath")),
     ("numpy._core.numeric", "_frombuffer"),
 }

@@ -33,7 +33,11 @@ class Finishing:
     """The steps that an order asks for. `validate(split, folder)` measures best.pt on a split."""
 
     def __init__(
-        self, order: TrainingOrder, weights: Path, validate: Callable[[str, Path], Any], stop: StopSignal,
+        self,
+        order: TrainingOrder,
+        weights: Path,
+        validate: Callable[[str, Path], Any],
+        stop: StopSignal,
     ) -> None:
         self._order = order
         self._weights = weights

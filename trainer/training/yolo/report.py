@@ -23,7 +23,12 @@ MOST_CLASSES = 100
 CURVE_POINTS = 101
 
 # where a task's own metric is: Ultralytics also measures the boxes of masks and poses
-_METRIC = {Task.DETECT: ("box", "(B)"), Task.OBB: ("box", "(B)"), Task.SEGMENT: ("seg", "(M)"), Task.POSE: ("pose", "(P)")}
+_METRIC = {
+    Task.DETECT: ("box", "(B)"),
+    Task.OBB: ("box", "(B)"),
+    Task.SEGMENT: ("seg", "(M)"),
+    Task.POSE: ("pose", "(P)"),
+}
 _CURVES = ("precision_recall", "f1", "precision", "recall")
 
 
@@ -48,7 +53,9 @@ def summary(metrics: Mapping[str, float], task: Task) -> JsonObject:
         return {"mAP": top1, "top1": top1, "top5": top5, "metrics": dict(metrics)}
     suffix = _METRIC[task][1]
     names = {"mAP": "mAP50-95", "mAP50": "mAP50", "precision": "precision", "recall": "recall"}
-    return {ours: metrics.get(f"metrics/{theirs}{suffix}") for ours, theirs in names.items()} | {"metrics": dict(metrics)}
+    return {ours: metrics.get(f"metrics/{theirs}{suffix}") for ours, theirs in names.items()} | {
+        "metrics": dict(metrics)
+    }
 
 
 def from_results(results: Path, epoch: int | None, task: Task) -> JsonObject:
@@ -110,7 +117,12 @@ def _accuracy_per_class(metrics: Any) -> list[JsonObject]:
     matrix = metrics.confusion_matrix
     total = matrix.matrix.sum(0)  # columns are the true classes
     return [
-        {"class": c, "name": matrix.names[c], "images": int(n), "accuracy": _rounded(matrix.matrix[c, c] / n) if n else None}
+        {
+            "class": c,
+            "name": matrix.names[c],
+            "images": int(n),
+            "accuracy": _rounded(matrix.matrix[c, c] / n) if n else None,
+        }
         for c, n in enumerate(total[:MOST_CLASSES])
         if c < len(matrix.names)
     ]
