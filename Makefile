@@ -21,6 +21,7 @@ test-long: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long
 
 check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
