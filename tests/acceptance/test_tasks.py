@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tests.acceptance.service import running
+from tests.dataset_layouts import dice
+from tests.dataset_painter import drawn, paint
 from tests.long import long_except
-from tests.unit.dataset_layouts import dice
-from tests.unit.dataset_painter import drawn, paint
 from trainer.core.dataset import Task
 
 pytestmark = pytest.mark.training

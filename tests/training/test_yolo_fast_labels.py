@@ -12,7 +12,7 @@ from child_run import order_for, run_child
 from drawn import draw
 from PIL import Image
 
-from tests.unit.dataset_painter import prepared
+from tests.dataset_painter import prepared
 from trainer.core.dataset import Task
 from trainer.core.events import Finished
 from trainer.training.supervisor.environment import FAST_LOADER

@@ -14,7 +14,7 @@ from child_run import order_for, run_child
 from drawn import draw
 from PIL import Image
 
-from tests.unit.dataset_painter import OnDisk
+from tests.dataset_painter import OnDisk
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.events import Finished
 from trainer.core.stop import StopSignal

@@ -1,7 +1,7 @@
 """Which models exist: every family and size that the pinned Ultralytics can train, and how people spell them.
 
 Pure data and string matching. A *stem* is a model without its task ("yolo11n"); a *name* is a published file without
-its extension ("yolo11n-seg"). `tests/unit/test_catalogue.py` compares the tables with the installed package.
+its extension ("yolo11n-seg"). `tests/unit/core/test_model_catalog.py` compares the tables with the installed package.
 """
 
 from __future__ import annotations

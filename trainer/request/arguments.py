@@ -1,7 +1,7 @@
 """Ultralytics' train arguments: which a row may set, with type and range, and which it may not, with the reason.
 
 Every argument of the installed `default.yaml` is in exactly one of `ALLOWED`, `REFUSED`, `IGNORED` and `PLANNED`
-(tests/unit/test_arguments.py), so an argument that a new version adds is noticed before it is served.
+(tests/unit/request/test_arguments.py), so an argument that a new version adds is noticed before it is served.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Ultralytics' callbacks: where a running training is watched, asked to stop, and its state kept.
 
-The trainer object is Ultralytics' own and untyped; what is read from it here is what tests/unit/test_ultralytics_facts.py
+The trainer object is Ultralytics' own and untyped; what is read from it here is what tests/unit/training/test_ultralytics_facts.py
 and the real trainings of the tests hold on to.
 """
 

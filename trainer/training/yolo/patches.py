@@ -1,7 +1,7 @@
 """What Ultralytics would do beside training, and must not: install packages, run a dataset's code, leak git, report.
 
 The environment of the process (environment.py) switches most of it off; `isolate` checks that it did and closes the
-rest. It patches the exact version that requirements.txt names; tests/unit/test_ultralytics_facts.py notices another.
+rest. It patches the exact version that requirements.txt names; tests/unit/training/test_ultralytics_facts.py notices another.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dataset_painter import paint, prepared
 
+from tests.dataset_painter import paint, prepared
 from trainer.core.errors import DatasetError, MachineFailed
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.view.links import Item, folder_names, view_names, write_data_yaml, write_view

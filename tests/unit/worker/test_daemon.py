@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.unit.worker_room import Room, in_background
+from tests.unit.worker.worker_room import Room, in_background
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Completed, Retry
 from trainer.core.plan import TrainPlan

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_journal import lease
+from tests.unit.worker.test_journal import lease
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Completed, Failed, Retry, Verdict
 from trainer.core.stop import StopReason, StopSignal
@@ -18,7 +18,7 @@ from trainer.worker.journal import Journal
 from trainer.worker.leftovers import LARGEST, leftovers
 from trainer.worker.outcome_delivery import deliver_leftovers
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LEASE = {"lease": {"run_id": "run-5", "attempt": 1, "claim_id": "c"}}
 EVENT = {"event": {"seq": 1, "at": "2026-01-01T00:00:00+00:00", "kind": "epoch", "data": {"epoch": 1}}}
 ENDING = {"ending": {"kind": "failed", "message": "no labels", "results": {}}}
@@ -185,7 +185,7 @@ def test_a_journal_of_another_user_is_passed_over(tmp_path):
     (tmp_path / "run-5.1.jsonl").chmod(0)
     left(tmp_path, "run-9")
     code = f"""
-        from tests.unit.test_leftovers import *
+        from tests.unit.worker.test_leftovers import *
         print([journal.lease.job.id for journal in leftovers(Path({str(tmp_path)!r}), "w", 60)])
     """
     command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-c", textwrap.dedent(code)]
@@ -269,7 +269,7 @@ def test_a_journal_on_which_the_service_itself_fails_is_set_aside(tmp_path):
 WRITER = """
 import sys, time
 from pathlib import Path
-from tests.unit.test_journal import lease
+from tests.unit.worker.test_journal import lease
 from trainer.worker.journal import Journal
 folder, deadline, number = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0
 while time.monotonic() < deadline:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.storage_server import StorageServer
-from tests.unit.worker_room import BUCKET, Room, in_background
+from tests.unit.worker.worker_room import BUCKET, Room, in_background
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, HostFailed, MachineFailed, Misconfigured, ObjectMissing, Unavailable
 from trainer.core.retry import RetryPolicy

@@ -118,7 +118,7 @@ def test_the_ending_is_on_disk_before_end_returns(tmp_path):
     code = f"""
 import os, pathlib, sys
 sys.path[:0] = {sys.path!r}
-from tests.unit.test_journal import lease
+from tests.unit.worker.test_journal import lease
 from trainer.core.job import Failed
 from trainer.worker.journal import Journal
 journal = Journal.create(pathlib.Path({str(tmp_path)!r}), lease())

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.unit.worker_room import BUCKET, Room
+from tests.unit.worker.worker_room import BUCKET, Room
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import MachineFailed, ObjectMissing, RunFailed, Unavailable
 from trainer.core.job import Retry

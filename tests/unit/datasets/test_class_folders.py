@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dataset_painter import drawn, paint, prepared
 
+from tests.dataset_painter import drawn, paint, prepared
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tests.unit.worker_room import described
+from tests.unit.worker.worker_room import described
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, MachineFailed, Unavailable
 from trainer.core.events import Finished, TransferProgress

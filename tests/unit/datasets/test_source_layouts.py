@@ -8,8 +8,8 @@ from pathlib import Path
 
 import dataset_layouts as made
 import pytest
-from dataset_layouts import Layout
 
+from tests.dataset_layouts import Layout
 from tests.web_server import body, web_server
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.errors import DatasetError
@@ -21,7 +21,7 @@ from trainer.datasets.source.reference import Roots
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[3] / "README.md").read_text()
 SUPABASE = "https://abc.supabase.co"
 LAYOUTS = {
     "`images/{train,val,test}`": made.split_folders,

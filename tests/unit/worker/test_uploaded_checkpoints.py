@@ -6,7 +6,7 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from tests.unit.worker_room import BUCKET, Room
+from tests.unit.worker.worker_room import BUCKET, Room
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Unavailable
 from trainer.core.stop import StopSignal

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from dataset_painter import OnDisk, drawn, paint
 
+from tests.dataset_painter import OnDisk, drawn, paint
 from trainer.core.dataset import DatasetOrder
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal

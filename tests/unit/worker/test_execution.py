@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.worker_room import BUCKET, Room, in_background, save_checkpoint
+from tests.unit.worker.worker_room import BUCKET, Room, in_background, save_checkpoint
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, RunFailed, Unavailable
 from trainer.core.job import Completed, Job, RunRequest, Verdict

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from dataset_painter import paint, prepared
 
+from tests.dataset_painter import paint, prepared
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.datasets.checks.merge import merge

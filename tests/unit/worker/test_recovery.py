@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.unit.worker_room import BUCKET, Room
+from tests.unit.worker.worker_room import BUCKET, Room
 from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.job import Failed
 from trainer.core.stop import StopReason, StopSignal

@@ -5,7 +5,7 @@ import socket
 import httpx
 import pytest
 
-from tests.unit.worker_room import Room
+from tests.unit.worker.worker_room import Room
 from trainer.core.errors import Unavailable
 from trainer.core.events import Phase, PhaseStarted, TransferProgress
 from trainer.core.job import Completed, Job, Retry, RunRequest

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dataset_painter import OnDisk, drawn, paint, prepared
 
+from tests.dataset_painter import OnDisk, drawn, paint, prepared
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
 from trainer.datasets.cache.content import ContentCache

@@ -22,7 +22,7 @@ from trainer.jobs.sqlite_clock import HOST_CLOCK
 from trainer.jobs.sqlite_file import SqliteFile
 from trainer.jobs.sqlite_schema import SCHEMA_VERSION
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

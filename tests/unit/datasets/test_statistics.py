@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from dataset_painter import paint, prepared
 
+from tests.dataset_painter import paint, prepared
 from trainer.core.errors import DatasetError
 from trainer.core.events import Warned
 from trainer.core.stop import Stopped, StopReason, StopSignal

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dataset_painter import drawn, paint, prepared
 
+from tests.dataset_painter import drawn, paint, prepared
 from trainer.core.dataset import SplitRequest
 from trainer.core.errors import DatasetError
 

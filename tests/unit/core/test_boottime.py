@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from tests.unit.worker_room import Room
+from tests.unit.worker.worker_room import Room
 from trainer.core import boottime as module
 from trainer.core.boottime import boottime
 from trainer.core.stop import Stopped, StopReason, StopSignal

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from dataset_painter import OnDisk, paint
 from PIL import Image
 
+from tests.dataset_painter import OnDisk, paint
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal

@@ -48,7 +48,7 @@ def in_order(text, *parts):
 
 
 def test_the_version_is_the_one_that_requirements_name(ultralytics):
-    pinned = (Path(__file__).parents[2] / "requirements.txt").read_text()
+    pinned = (Path(__file__).parents[3] / "requirements.txt").read_text()
 
     assert f"ultralytics=={ultralytics.__version__}" in pinned.splitlines()
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from dataset_painter import drawn, prepared
 from pycocotools import mask as coco_mask
 
+from tests.dataset_painter import drawn, prepared
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
 

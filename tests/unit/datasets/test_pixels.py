@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from dataset_painter import OnDisk, paint
 
+from tests.dataset_painter import OnDisk, paint
 from trainer.core.dataset import DatasetOrder, PreparedDataset
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache import pixels

@@ -7,8 +7,8 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from tests.unit.test_daemon import Watched, daemon, stopping, wait_for
-from tests.unit.worker_room import Room, in_background
+from tests.unit.worker.test_daemon import Watched, daemon, stopping, wait_for
+from tests.unit.worker.worker_room import Room, in_background
 from trainer.core.errors import DatasetError, HostFailed, HostUnfit, MachineFailed, RunFailed
 from trainer.worker import health as health_module
 from trainer.worker.health import Health
