@@ -1,4 +1,4 @@
-"""How long it takes to validate, normalise and link N images that are on disk: `python -m benchmarks.datasets [N]`.
+"""How long it takes to validate, normalize and link N images that are on disk: `python -m benchmarks.datasets [N]`.
 
 The images are a few distinct JPEGs of 64 pixels, each with a comment of its own so that no two files are equal, each
 with a label file of five boxes. Prints seconds and images per second, first and then unchanged.
@@ -104,7 +104,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         first, again = prepare_twice(Path(folder).resolve(), images, 64, users=False)
     yield Figure(
-        what=f"view of {images:,} images on disk: validated, normalised, linked",
+        what=f"view of {images:,} images on disk: validated, normalized, linked",
         target="≥ 10,000 images/s once; ≤ 2 s unchanged",
         measured=f"{images / first.seconds:,.0f} images/s ({first.cpu:.1f} s of CPU); unchanged {again.seconds:.2f} s ({again.cpu:.1f} s)",
         met=images / first.seconds >= 10_000 and again.seconds <= 2.0,

@@ -42,7 +42,7 @@ def jpeg(shade: int) -> bytes:
     return out.getvalue()
 
 
-def labelled(task: Task, *places: tuple[str, str]) -> dict[str, bytes]:
+def labeled(task: Task, *places: tuple[str, str]) -> dict[str, bytes]:
     """An image and its label file for each pair of their places."""
     files = {}
     for number, (image, label) in enumerate(places):
@@ -57,7 +57,7 @@ def yaml(task: Task, text: str) -> dict[str, bytes]:
 def split_folders(task: Task = Task.DETECT) -> Layout:
     places = [(f"images/{n}.jpg", f"labels/{n}.txt") for n in ("train/a", "train/b", "val/c", "test/d")]
     return Layout(
-        files=labelled(task, *places) | yaml(task, YAML + "test: images/test\n"),
+        files=labeled(task, *places) | yaml(task, YAML + "test: images/test\n"),
         images={"train": 2, "val": 1, "test": 1},
     )
 
@@ -67,11 +67,11 @@ def roboflow(task: Task = Task.DETECT) -> Layout:
         (f"{s}/images/{n}.jpg", f"{s}/labels/{n}.txt") for s, n in (("train", "a"), ("train", "b"), ("valid", "c"))
     ]
     text = "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['cat']\n"
-    return Layout(files=labelled(task, *places) | yaml(task, text), images={"train": 2, "val": 1})
+    return Layout(files=labeled(task, *places) | yaml(task, text), images={"train": 2, "val": 1})
 
 
 def lists(task: Task = Task.DETECT) -> Layout:
-    files = labelled(task, *((f"images/{n}.jpg", f"labels/{n}.txt") for n in ("a", "b", "c")))
+    files = labeled(task, *((f"images/{n}.jpg", f"labels/{n}.txt") for n in ("a", "b", "c")))
     files |= {"train.txt": b"./images/a.jpg\nimages/b.jpg\n", "val.txt": b"./images/c.jpg\n"}
     return Layout(
         files=files | yaml(task, "train: train.txt\nval: [val.txt]\nnames: [cat]\n"), images={"train": 2, "val": 1}
@@ -79,20 +79,20 @@ def lists(task: Task = Task.DETECT) -> Layout:
 
 
 def flat(task: Task = Task.DETECT) -> Layout:
-    files = labelled(task, *((f"{n}.jpg", f"{n}.txt") for n in ("a", "b", "c", "d")))
+    files = labeled(task, *((f"{n}.jpg", f"{n}.txt") for n in ("a", "b", "c", "d")))
     described = yaml(task, "names: [cat]\n") if task is Task.POSE else {"classes.txt": b"cat\n"}
     return Layout(files=files | described, images={"train": 2, "val": 2}, entry="", split=HALF)
 
 
 def on_demand(task: Task = Task.DETECT) -> Layout:
-    files = labelled(task, *((f"images/train/{n}.jpg", f"labels/train/{n}.txt") for n in ("a", "b", "c", "d")))
+    files = labeled(task, *((f"images/train/{n}.jpg", f"labels/train/{n}.txt") for n in ("a", "b", "c", "d")))
     return Layout(
         files=files | yaml(task, "train: images/train\nnames: [cat]\n"), images={"train": 2, "val": 2}, split=HALF
     )
 
 
 def listed_on_demand() -> Layout:
-    files = labelled(Task.DETECT, *((f"images/{n}.jpg", f"labels/{n}.txt") for n in ("a", "b", "c", "d")))
+    files = labeled(Task.DETECT, *((f"images/{n}.jpg", f"labels/{n}.txt") for n in ("a", "b", "c", "d")))
     files |= {"all.txt": b"".join(b"images/%c.jpg\n" % n for n in b"abcd")}
     return Layout(
         files=files | yaml(Task.DETECT, "train: all.txt\nnames: [cat]\n"), images={"train": 2, "val": 2}, split=HALF

@@ -1,4 +1,4 @@
-"""Small labelled datasets, the same on every machine: one bright square or disc per image on grey noise."""
+"""Small labeled datasets, the same on every machine: one bright square or disc per image on gray noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ("square", "disc")
 
 @dataclass(frozen=True)
 class Drawn:
-    """One painted image: `box` is centre x, centre y, width, height, as shares."""
+    """One painted image: `box` is center x, center y, width, height, as shares."""
 
     image: Image.Image
     cls: int

@@ -164,7 +164,7 @@ def test_the_readme_has_its_sections_in_the_order_in_which_they_are_needed():
     wanted = [
         *("Two commands", "Connect it to Supabase", "Install as a service", "Insert a run", "Configuration"),
         *("What a run's row looks like over time", "Datasets", "Troubleshooting", "Reliability", "Speed"),
-        *("How the code is laid out", "Licence"),
+        *("How the code is laid out", "License"),
     ]
 
     assert [title for title in titles if title in wanted] == wanted

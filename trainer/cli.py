@@ -232,7 +232,7 @@ def models(as_json: AsJson = False) -> None:
 def check(
     data: Annotated[str, typer.Argument(metavar="PATH_OR_URI", help="As in enqueue --data.")],
     task: Annotated[Task | None, typer.Option(help="Check for this task instead of what the dataset says.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Draw labelled samples into this PNG file.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw labeled samples into this PNG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Look at a dataset as a run would, and say everything that is wrong or odd; exit code 1 for errors."""

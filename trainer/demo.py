@@ -1,4 +1,4 @@
-"""The demonstration: a small labelled dataset, drawn (shapes on noise, the same bytes each time), and a run that learns it."""
+"""The demonstration: a small labeled dataset, drawn (shapes on noise, the same bytes each time), and a run that learns it."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def _draw_image(folder: Path, split: str, name: str, size: int, rng: random.Rand
     labels = []
     for left, top, side in _places(size, rng):
         kind = rng.randrange(len(CLASSES))
-        colour = tuple(rng.randrange(150, 256) for _ in range(3))
-        _draw_shape(draw, CLASSES[kind], left, top, side, colour)
-        centre_x, centre_y, share = (left + side / 2) / size, (top + side / 2) / size, side / size
-        labels.append(f"{kind} {centre_x:.6f} {centre_y:.6f} {share:.6f} {share:.6f}\n")
+        color = tuple(rng.randrange(150, 256) for _ in range(3))
+        _draw_shape(draw, CLASSES[kind], left, top, side, color)
+        center_x, center_y, share = (left + side / 2) / size, (top + side / 2) / size, side / size
+        labels.append(f"{kind} {center_x:.6f} {center_y:.6f} {share:.6f} {share:.6f}\n")
     noise.save(folder / "images" / split / f"{name}.png")
     (folder / "labels" / split / f"{name}.txt").write_text("".join(labels))
 
@@ -79,17 +79,17 @@ def _places(size: int, rng: random.Random) -> Iterator[tuple[int, int, int]]:
         yield x + rng.randrange(2, half - side), y + rng.randrange(2, half - side), side
 
 
-def _draw_shape(draw: ImageDraw.ImageDraw, kind: str, left: int, top: int, side: int, colour: tuple[int, ...]) -> None:
+def _draw_shape(draw: ImageDraw.ImageDraw, kind: str, left: int, top: int, side: int, color: tuple[int, ...]) -> None:
 
     box = (left, top, left + side, top + side)
     match kind:
         case "circle":
-            draw.ellipse(box, fill=colour)
+            draw.ellipse(box, fill=color)
         case "square":
-            draw.rectangle(box, fill=colour)
+            draw.rectangle(box, fill=color)
         case _:
             # the three corners touch the box's sides, so that the label is exact
-            draw.polygon([(left + side // 2, top), (left + side, top + side), (left, top + side)], fill=colour)
+            draw.polygon([(left + side // 2, top), (left + side, top + side), (left, top + side)], fill=color)
 
 
 def run_demo(folder: Path, epochs: int | None) -> int:

@@ -1,4 +1,4 @@
-"""How the service's own log lines look: coloured for a terminal, prioritised for journald, or one JSON object each.
+"""How the service's own log lines look: colored for a terminal, prioritized for journald, or one JSON object each.
 
 A censor walks over every line as the last resort against a secret in a message that somebody else composed.
 """
@@ -35,7 +35,7 @@ def configure_logging(form: str, level: str, secrets: Iterable[str] = (), stream
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             Censor(secrets),
-            *_renderers(form, colours=stream.isatty()),
+            *_renderers(form, colors=stream.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
         logger_factory=structlog.PrintLoggerFactory(cast("TextIO", Unfailing(stream))),
@@ -48,12 +48,12 @@ def _run_labels(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return {**event.pop("run", {}), **event}
 
 
-def _renderers(form: str, *, colours: bool) -> list[Processor]:
+def _renderers(form: str, *, colors: bool) -> list[Processor]:
     if form == "json":
         return [structlog.processors.JSONRenderer(default=str)]
     if form == "journal":
         return [_plain_line]
-    return [structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0)]
+    return [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0)]
 
 
 def _plain_line(_: WrappedLogger, method: str, event: EventDict) -> str:

@@ -70,8 +70,8 @@ alter table public.training_runs
   add column if not exists needs_gpu_memory_gb numeric,
   add column if not exists checkpoint jsonb,
   add column if not exists progress_epoch integer not null default 0,
-  add column if not exists told_epoch integer not null default 0,
-  add column if not exists told_attempt integer not null default 0,
+  add column if not exists last_reported_epoch integer not null default 0,
+  add column if not exists last_reported_attempt integer not null default 0,
   add column if not exists finish_requested boolean not null default false;
 
 comment on column public.training_runs.attempt is 'Ordinal of the claim; never repeats, names the bucket prefix and the events.';
@@ -82,8 +82,8 @@ comment on column public.training_runs.lease_expires_at is 'Until when the claim
 comment on column public.training_runs.not_before is 'Back-off: not to be claimed earlier.';
 comment on column public.training_runs.needs_gpus is 'What the configuration requires, kept by a trigger: a claim reads no JSON. Null: from before there was one.';
 comment on column public.training_runs.progress_epoch is 'The highest epoch of which a checkpoint was kept: progress since the last crash.';
-comment on column public.training_runs.told_epoch is 'The epoch that the history told last; an attempt that resumes after a later one tells those between.';
-comment on column public.training_runs.told_attempt is 'The attempt that told it; one that resumes from before that attempt tells all its epochs.';
+comment on column public.training_runs.last_reported_epoch is 'The epoch that the history told last; an attempt that resumes after a later one tells those between.';
+comment on column public.training_runs.last_reported_attempt is 'The attempt that told it; one that resumes from before that attempt tells all its epochs.';
 comment on column public.training_runs.checkpoint is 'The newest resumable state in the bucket: {epoch, sha256, bytes, key}.';
 
 alter table public.trainer_workers
@@ -118,12 +118,12 @@ create table if not exists public.training_run_events (
 comment on table public.training_run_events is 'A run''s history, append-only. From seq 1000000 on the queue itself speaks.';
 
 -- runs whose history began before there was such a column
-update public.training_runs r set told_epoch = h.epoch
+update public.training_runs r set last_reported_epoch = h.epoch
 from (
   select e.run_id, max(case when e.data ->> 'epoch' ~ '^[0-9]{1,9}$' then (e.data ->> 'epoch')::integer end) as epoch
   from public.training_run_events e where e.kind = 'epoch' group by e.run_id
 ) h
-where h.run_id = r.id and h.epoch > r.told_epoch and r.status in ('queued', 'running', 'canceling');
+where h.run_id = r.id and h.epoch > r.last_reported_epoch and r.status in ('queued', 'running', 'canceling');
 
 -- Partial, so that a million finished runs cost the claim nothing.
 create index if not exists training_runs_next_idx
@@ -177,8 +177,8 @@ begin
     new.canceled_at := null;
     if old.status <> 'failed' then  -- only a failed run keeps its checkpoint
       new.checkpoint := null;
-      new.told_epoch := 0;
-      new.told_attempt := 0;
+      new.last_reported_epoch := 0;
+      new.last_reported_attempt := 0;
     end if;
   end if;
   return new;

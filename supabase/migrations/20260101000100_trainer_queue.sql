@@ -160,8 +160,8 @@ begin
     select kind, trainer.epoch(data) as epoch, data from stored where kind in ('epoch', 'checkpoint') order by seq
   loop
     if saved.kind = 'epoch' then
-      run.told_epoch := coalesce(saved.epoch, run.told_epoch);  -- a training that starts over begins at 1 again
-      run.told_attempt := run.attempt;
+      run.last_reported_epoch := coalesce(saved.epoch, run.last_reported_epoch);  -- a training that starts over begins at 1 again
+      run.last_reported_attempt := run.attempt;
       continue;
     end if;
     if saved.epoch > run.progress_epoch then
@@ -232,8 +232,8 @@ language sql set search_path = '' as $$
     not_before = run.not_before,
     checkpoint = run.checkpoint,
     progress_epoch = run.progress_epoch,
-    told_epoch = run.told_epoch,
-    told_attempt = run.told_attempt,
+    last_reported_epoch = run.last_reported_epoch,
+    last_reported_attempt = run.last_reported_attempt,
     results = run.results,
     trained_model_url = run.trained_model_url,
     error_message = run.error_message,

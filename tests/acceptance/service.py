@@ -17,15 +17,15 @@ STAND_IN = [sys.executable, str(ROOT / "tests" / "acceptance" / "stand_in_servic
 class Service:
     """`home` holds everything. The environment is what an operator would write into an environment file.
 
-    `behaviour` are the stand-in's knobs; None trains for real.
+    `behavior` are the stand-in's knobs; None trains for real.
     """
 
-    def __init__(self, home: Path, behaviour=None, **settings):
+    def __init__(self, home: Path, behavior=None, **settings):
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
-        self.command = COMMAND if behaviour is None else STAND_IN
-        if behaviour is not None:
-            self.behave(**behaviour)
+        self.command = COMMAND if behavior is None else STAND_IN
+        if behavior is not None:
+            self.behave(**behavior)
         self.log = home / "service.log"
         inherited = {
             name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ
@@ -47,7 +47,7 @@ class Service:
         self.process = None
 
     def behave(self, **knobs):
-        (self.home / "behaviour.json").write_text(json.dumps(knobs))
+        (self.home / "behavior.json").write_text(json.dumps(knobs))
 
     def start(self):
         with self.log.open("ab") as log:
@@ -110,8 +110,8 @@ class Service:
 
 
 @contextmanager
-def running(home: Path, behaviour=None, **settings):
-    service = Service(home, behaviour, **settings).start()
+def running(home: Path, behavior=None, **settings):
+    service = Service(home, behavior, **settings).start()
     try:
         yield service
     finally:

@@ -1,6 +1,6 @@
 """trainer_service.py with a fast stand-in (tests/process/programs/trains_quickly.py) in the training process's place.
 
-The stand-in's knobs are in TRAINER_HOME/behaviour.json, read anew for each training. STAND_IN names another program,
+The stand-in's knobs are in TRAINER_HOME/behavior.json, read anew for each training. STAND_IN names another program,
 PRETENDED_GPUS is how many GPUs of 24 GiB the driver shows, SWEEP_SECONDS how often the housekeeping is done.
 """
 
@@ -18,9 +18,9 @@ from trainer.worker import housekeeping  # noqa: E402
 
 STAND_IN = ROOT / "tests" / "process" / "programs" / os.environ.get("STAND_IN", "trains_quickly.py")
 
-BEHAVIOUR = Path(os.environ["TRAINER_HOME"]) / "behaviour.json"
+BEHAVIOUR = Path(os.environ["TRAINER_HOME"]) / "behavior.json"
 
-program = (sys.executable, str(STAND_IN), "--behaviour", str(BEHAVIOUR))
+program = (sys.executable, str(STAND_IN), "--behavior", str(BEHAVIOUR))
 wiring.ChildTrainer = functools.partial(ChildTrainer, program=program)
 
 if pretended := int(os.environ.get("PRETENDED_GPUS", "0")):

@@ -37,7 +37,7 @@ def test_a_run_is_counted_and_its_phases_are_timed(tmp_path, data):
     assert value(after, "yolo_trainer_runs_active") == 0
     assert value(after, "yolo_trainer_beats_total") >= 1
     assert value(after, "yolo_trainer_queue_wait_seconds_count") == 1
-    for phase in ("preparing", "checking", "starting", "loading", "training", "finalising", "uploading"):
+    for phase in ("preparing", "checking", "starting", "loading", "training", "finalizing", "uploading"):
         assert value(after, f'yolo_trainer_phase_seconds_count{{phase="{phase}"}}') == 1, phase
     assert value(after, 'yolo_trainer_transferred_bytes_total{direction="upload"}') > 0
 

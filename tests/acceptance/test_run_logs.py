@@ -13,7 +13,7 @@ from tests.integration.whole_supabase import WebApp, put_dataset, settings_for, 
 from trainer.demo import draw_dataset
 
 PHASES = [
-    *("preparing", "downloading", "checking", "starting", "loading", "scanning", "training", "finalising", "uploading"),
+    *("preparing", "downloading", "checking", "starting", "loading", "scanning", "training", "finalizing", "uploading"),
     "ending",
 ]
 STAMP = re.compile(r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\] ")

@@ -66,7 +66,7 @@ class Leaks:
     def collect(self, storage, runs):
         self.out["service.log"] = self.service.log.read_text()
         for path in self.service.home.rglob("*"):
-            if path.is_file() and not path.is_symlink() and path.name not in {"behaviour.json", "service.log"}:
+            if path.is_file() and not path.is_symlink() and path.name not in {"behavior.json", "service.log"}:
                 self.out[str(path)] = path.read_bytes().decode("latin-1")
         for run in runs:
             row = self.app.row(run)

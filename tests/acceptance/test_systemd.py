@@ -51,8 +51,8 @@ def manager(tmp_path):
 def start(tmp_path, manager):
     started = []
 
-    def start(behaviour, **settings):
-        service = Service(tmp_path / "home", behaviour, **settings)
+    def start(behavior, **settings):
+        service = Service(tmp_path / "home", behavior, **settings)
         service.environment |= {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "4000000"}
         started.append(service.start())
         return service

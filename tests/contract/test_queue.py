@@ -338,18 +338,18 @@ def test_only_a_checkpoint_that_others_can_reach_becomes_the_rows_checkpoint(que
 
 def test_whoever_takes_a_run_over_knows_the_last_epoch_of_its_history(queue_lab):
     lease = claimed(queue_lab)
-    assert lease.job.told_epoch == 0
+    assert lease.job.last_reported_epoch == 0
     queue_lab.queue.beat(lease, None, [event("epoch", epoch=1), second := event("epoch", epoch=2), checkpoint(5)])
     queue_lab.queue.beat(lease, None, [second])  # sent again
     queue_lab.edit(lease.job.id, lease_expires_at=ago(1))
     taken = claim(queue_lab)
-    assert (taken.job.told_epoch, taken.job.told_attempt) == (2, 1)
+    assert (taken.job.last_reported_epoch, taken.job.last_reported_attempt) == (2, 1)
     queue_lab.queue.beat(lease, None, [event("epoch", epoch=3)])  # too late: that is not in the history
     queue_lab.queue.finish(taken, Interrupted(checkpoint=None), [event("epoch", epoch=4)])
     again = claim(queue_lab)
-    assert (again.job.told_epoch, again.job.told_attempt) == (4, 2)
+    assert (again.job.last_reported_epoch, again.job.last_reported_attempt) == (4, 2)
     queue_lab.queue.finish(again, Interrupted(checkpoint=None), [event("epoch", epoch=1)])  # this training started over
-    assert claim(queue_lab).job.told_epoch == 1
+    assert claim(queue_lab).job.last_reported_epoch == 1
 
 
 def test_a_wish_to_finish_early_is_passed_on_until_the_run_ends(queue_lab):

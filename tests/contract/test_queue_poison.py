@@ -58,8 +58,8 @@ ODD = {
     "failures at the end of their range": {"failures": "2147483647"},
     "failures at the other end": {"failures": "-2147483648"},
     "a priority at the end of its range": {"priority": "2147483647"},
-    "an epoch at the end of its range": {"told_epoch": "2147483647", "progress_epoch": "2147483647"},
-    "a negative epoch": {"told_epoch": "-1", "progress_epoch": "-1"},
+    "an epoch at the end of its range": {"last_reported_epoch": "2147483647", "progress_epoch": "2147483647"},
+    "a negative epoch": {"last_reported_epoch": "-1", "progress_epoch": "-1"},
     "times without end": {"created_at": "'-infinity'", "started_at": "'infinity'", "heartbeat_at": "'infinity'"},
     "times that Python does not know": {
         "created_at": "'0044-03-15 00:00:00+00 BC'",
@@ -113,7 +113,7 @@ def test_odd_row_is_a_run_like_any_other(queue_lab, oddity):
     assert lease.job.id == run_id
     assert TrainPlan.parse(lease.job.request).sources == ("set/data.yaml",)
     assert lease.job.checkpoint is None
-    assert lease.job.told_epoch >= 0
+    assert lease.job.last_reported_epoch >= 0
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, []) is Verdict.OK
     assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is Verdict.OK
     assert claim(queue_lab).job.id == good

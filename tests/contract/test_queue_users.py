@@ -14,7 +14,7 @@ COLUMNS = {
     "trained_model_url", "created_by", "is_deployed", "deployment_status", "deployment_date", "deployment_url",
     "started_at", "completed_at", "canceled_at", "cancel_requested", "worker_id", "error_message", "created_at",
     "updated_at", "attempt", "max_attempts", "failures", "claim_id", "lease_expires_at", "heartbeat_at", "priority",
-    "not_before", "checkpoint", "progress_epoch", "told_epoch", "told_attempt", "finish_requested", "host_failures",
+    "not_before", "checkpoint", "progress_epoch", "last_reported_epoch", "last_reported_attempt", "finish_requested", "host_failures",
 }  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def test_a_new_run_is_queued_with_every_column_that_others_read(queue_lab):
     assert (row["id"], row["run_name"], row["status"], row["data_yaml"]) == (run_id, "nuts", "queued", "set/data.yaml")
     assert row["configuration"] == {"epochs": 3, "augmentation": {"hsv_h": 0.1}}
     assert (row["attempt"], row["max_attempts"], row["failures"], row["progress_epoch"]) == (0, 3, 0, 0)
-    assert row["told_epoch"] == 0
+    assert row["last_reported_epoch"] == 0
     assert (row["cancel_requested"], row["finish_requested"], row["is_deployed"]) == (False, False, False)
     assert all(row[name] is None for name in ("claim_id", "lease_expires_at", "checkpoint", "results", "started_at"))
     assert moment(row["created_at"]).utcoffset().total_seconds() == 0
@@ -201,7 +201,7 @@ def test_a_failed_run_that_is_queued_again_keeps_its_checkpoint_and_its_history(
     queue_lab.edit(lease.job.id, status="queued", configuration={"batch": 4})
 
     job = claim(queue_lab).job
-    assert (job.checkpoint.epoch, job.checkpoint.key, job.told_epoch) == (40, key_of(lease, 40), 40)
+    assert (job.checkpoint.epoch, job.checkpoint.key, job.last_reported_epoch) == (40, key_of(lease, 40), 40)
     assert job.request.configuration == {"batch": 4}
 
 
@@ -211,7 +211,7 @@ def test_a_run_that_needs_its_checkpoint_no_more_starts_without_it(queue_lab, st
     queue_lab.edit(lease.job.id, status="queued")
 
     job = claim(queue_lab).job
-    assert (job.checkpoint, job.told_epoch) == (None, 0)
+    assert (job.checkpoint, job.last_reported_epoch) == (None, 0)
 
 
 def test_progress_forgives_lost_attempts_also_when_the_training_began_again(queue_lab):
@@ -224,7 +224,7 @@ def test_progress_forgives_lost_attempts_also_when_the_training_began_again(queu
     queue_lab.queue.beat(again, None, [event("epoch", epoch=1), checkpoint(1)])
 
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["failures"], row["progress_epoch"], row["told_epoch"]) == (0, 1, 1)
+    assert (row["failures"], row["progress_epoch"], row["last_reported_epoch"]) == (0, 1, 1)
 
 
 def test_a_late_worker_of_the_end_has_no_say_in_what_is_queued_again(queue_lab):
@@ -293,7 +293,7 @@ def test_a_run_that_the_queue_itself_queues_again_keeps_the_wish_to_finish(queue
         queue_lab.edit(lease.job.id, not_before=None)
 
     again = claim(queue_lab)
-    assert (again.job.attempt, again.job.checkpoint.key, again.job.told_epoch) == (2, key_of(lease, 3), 3)
+    assert (again.job.attempt, again.job.checkpoint.key, again.job.last_reported_epoch) == (2, key_of(lease, 3), 3)
     assert queue_lab.queue.get(lease.job.id)["progress_epoch"] == 3
     assert queue_lab.queue.beat(again, None, []) is Verdict.FINISH
 

@@ -51,8 +51,8 @@ def host(cloud, tmp_path):
     """Starts hosts by name: `host("a", SLOW, STALL_SECONDS=2)`."""
     hosts = []
 
-    def start(name, behaviour, **settings):
-        hosts.append(Host(cloud, tmp_path / name, behaviour, **settings).start())
+    def start(name, behavior, **settings):
+        hosts.append(Host(cloud, tmp_path / name, behavior, **settings).start())
         return hosts[-1]
 
     yield start

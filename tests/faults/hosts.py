@@ -18,9 +18,9 @@ LEASE = 3.0
 
 
 class Host(Service):
-    """`url` is where it reaches the cloud; through a proxy, say. `behaviour=None` trains for real."""
+    """`url` is where it reaches the cloud; through a proxy, say. `behavior=None` trains for real."""
 
-    def __init__(self, cloud, home: Path, behaviour=None, url=None, **settings) -> None:
+    def __init__(self, cloud, home: Path, behavior=None, url=None, **settings) -> None:
         settings = {
             "BACKEND": "supabase",
             "SUPABASE_URL": url or cloud.stack.url,
@@ -31,8 +31,8 @@ class Host(Service):
             "CHECKPOINT_INTERVAL": 0.3,
             "ALLOW_WEIGHTS_DOWNLOAD": "0",
         } | settings
-        super().__init__(home, behaviour, **settings)
-        self.command = COMMAND if behaviour is None else STAND_IN
+        super().__init__(home, behavior, **settings)
+        self.command = COMMAND if behavior is None else STAND_IN
         self.cloud = cloud
 
     def training(self, seconds=20.0) -> psutil.Process:

@@ -1,6 +1,6 @@
 """trainer_service.py with `trains_as_told.py` in the training process's place.
 
-The knobs are in TRAINER_HOME/behaviour.json, read anew for each training. A number in TRAINER_HOME/clock.txt is by how
+The knobs are in TRAINER_HOME/behavior.json, read anew for each training. A number in TRAINER_HOME/clock.txt is by how
 many seconds this process's wall clock is wrong, read anew whenever it asks for the time. SWEEP_SECONDS is how often the
 housekeeping is done.
 """
@@ -41,7 +41,7 @@ from trainer import cli, wiring  # noqa: E402
 from trainer.training.supervisor.process import ChildTrainer  # noqa: E402
 from trainer.worker import housekeeping  # noqa: E402
 
-program = (sys.executable, str(CHILD), "--behaviour", str(HOME / "behaviour.json"))
+program = (sys.executable, str(CHILD), "--behavior", str(HOME / "behavior.json"))
 wiring.ChildTrainer = functools.partial(ChildTrainer, program=program)
 
 housekeeping.EVERY = float(os.environ.get("SWEEP_SECONDS", housekeeping.EVERY))

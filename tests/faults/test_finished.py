@@ -78,7 +78,7 @@ def test_a_store_that_talks_nonsense_costs_no_attempt(cloud, host, trouble):
     """F20 (I8): from the moment the training is finished, and with every setting at its default."""
     a = host("a", QUICK | {"seconds_to_finish": 1.5})
     run_id = cloud.enqueue(epochs=4)
-    cloud.wait_phase(run_id, "finalising")
+    cloud.wait_phase(run_id, "finalizing")
     cloud.storage.fault("status", **TROUBLES[trouble])
 
     row = is_published(cloud, run_id)

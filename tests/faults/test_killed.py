@@ -18,11 +18,11 @@ TRAINING_PHASES = {
     "first batch": ({"seconds_per_epoch": 4}, 0),
     "middle": ({"seconds_per_epoch": 0.4}, 3),
     "last epoch": ({"seconds_per_epoch": 0.4}, 5),
-    "finalising": ({"seconds_to_finish": 8}, 6),
+    "finalizing": ({"seconds_to_finish": 8}, 6),
 }
 
 
-@pytest.mark.parametrize("phase", long_except(TRAINING_PHASES, "first batch", "middle", "finalising"))
+@pytest.mark.parametrize("phase", long_except(TRAINING_PHASES, "first batch", "middle", "finalizing"))
 def test_a_killed_training_goes_on_from_its_last_epoch(cloud, host, phase):
     """F1 (I1 I5 I6 I9 I10): SIGKILL to the training process; nothing but the epoch in progress is trained again."""
     knobs, told = TRAINING_PHASES[phase]
@@ -31,8 +31,8 @@ def test_a_killed_training_goes_on_from_its_last_epoch(cloud, host, phase):
     training = a.training()
     if told:
         cloud.wait_epoch(run_id, told)
-    if phase == "finalising":
-        cloud.wait_phase(run_id, "finalising")
+    if phase == "finalizing":
+        cloud.wait_phase(run_id, "finalizing")
     elif phase == "first batch":
         cloud.wait_phase(run_id, "training")
     a.behave(**QUICK)
@@ -76,9 +76,9 @@ def stay_in(cloud, phase):
         return {"seconds_to_start": 60}, lambda run_id, a: a.training()
     if phase == "training":
         return {"seconds_per_epoch": 0.4}, lambda run_id, a: cloud.wait_epoch(run_id, 3)
-    if phase == "finalising":
+    if phase == "finalizing":
         return {"seconds_per_epoch": 0.3, "seconds_to_finish": 60}, lambda run_id, a: cloud.wait_phase(
-            run_id, "finalising"
+            run_id, "finalizing"
         )
     if phase == "uploading":
         cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
@@ -88,7 +88,7 @@ def stay_in(cloud, phase):
     return {}, lambda run_id, a: wait_for(lambda: any("finish_training_run" in r[1] for r in cloud.gateway.requests))
 
 
-PHASES = ["downloading", "starting", "training", "finalising", "uploading", "ending"]
+PHASES = ["downloading", "starting", "training", "finalizing", "uploading", "ending"]
 
 
 def stored_dataset(cloud):

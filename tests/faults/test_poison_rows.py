@@ -38,7 +38,7 @@ ODD = {
     "dates without end": {"created_at": "'-infinity'", "started_at": "'infinity'"},
     "numbers at their ends": {
         "priority": "2147483647",
-        "told_epoch": "2147483647",
+        "last_reported_epoch": "2147483647",
         "failures": "-2147483648",
         "max_attempts": "0",
     },

@@ -22,8 +22,8 @@ def host(cloud, tmp_path):
     """Starts hosts by name, with every setting at its default."""
     hosts = []
 
-    def start(name, behaviour=QUICK, **settings):
-        host = Host(cloud, tmp_path / name, behaviour, **settings)
+    def start(name, behavior=QUICK, **settings):
+        host = Host(cloud, tmp_path / name, behavior, **settings)
         for changed in (*SHORTENED, "WARM_START"):
             host.environment.pop(changed)
         hosts.append(host.start())
@@ -106,7 +106,7 @@ def test_runs_wait_for_a_lone_sick_host_and_none_fails(cloud, disk, host):
 @pytest.mark.long
 def test_a_host_that_starts_with_a_full_disk_claims_nothing_until_there_is_space(cloud, disk, host, setting):
     place = disk("place")
-    (place.place / "behaviour.json").write_text(json.dumps(QUICK))  # the stand-in reads it in TRAINER_HOME
+    (place.place / "behavior.json").write_text(json.dumps(QUICK))  # the stand-in reads it in TRAINER_HOME
     place.strike()
     run_id = cloud.enqueue(epochs=2)
     sick = host("sick", **{setting: place.place})

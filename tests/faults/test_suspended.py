@@ -144,7 +144,7 @@ def test_a_training_that_makes_no_progress_is_killed_and_tried_again(cloud, host
     a.wait_idle()
 
 
-@pytest.mark.parametrize("where", long_except([1, "finalising"], 1))
+@pytest.mark.parametrize("where", long_except([1, "finalizing"], 1))
 def test_a_training_that_is_always_stuck_fails_and_says_so(cloud, host, where):
     """F5 (I6 I7): in an epoch, or in the last validation; the reason of the last attempt is in the row."""
     host("a", QUICK | {"hang": True, "at_epoch": where}, STALL_SECONDS=0.5)

@@ -43,7 +43,7 @@ def test_a_cancel_frees_the_host_in_any_phase(cloud, host, phase):
     assert row["status"] == ("completed" if phase == "ending" else "canceled")
     if phase != "ending":
         assert (row["error_message"], row["trained_model_url"]) == ("Canceled by user.", None)
-    if phase in ("training", "finalising"):
+    if phase in ("training", "finalizing"):
         assert {"last.pt", "results.csv", "run.log"} <= {each["name"] for each in row["results"]["artifacts"]}
         cloud.check_published(row)
     cloud.storage.faults.clear()

@@ -18,8 +18,8 @@ RUN_ID = slice(len("train_"), len("train_") + 36)
 
 
 class Told(Quick):
-    def read_behaviour(self, order):
-        told = super().read_behaviour(order)
+    def read_behavior(self, order):
+        told = super().read_behavior(order)
         return told | told.get("runs", {}).get(Path(order["run_dir"]).name[RUN_ID], {})
 
     def train_epoch(self, epoch):
@@ -36,7 +36,7 @@ class Told(Quick):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--behaviour")
+    parser.add_argument("--behavior")
     parser.add_argument("--events-fd", type=int, required=True)
     arguments = parser.parse_args()
-    Told(arguments.events_fd, arguments.behaviour).main()
+    Told(arguments.events_fd, arguments.behavior).main()

@@ -93,7 +93,7 @@ def read_quickly(columns, seconds):
 
 @pytest.mark.parametrize("harm", HARMFUL)
 @pytest.mark.parametrize(
-    "column", ["configuration", "data_yaml", "base_model", "run_name", "priority", "checkpoint", "told_epoch"]
+    "column", ["configuration", "data_yaml", "base_model", "run_name", "priority", "checkpoint", "last_reported_epoch"]
 )
 def test_column_of_anything_is_read_quickly_and_without_an_error(column, harm):
     read_quickly({"data_yaml": "d", column: HARMFUL[harm]}, 3)
@@ -127,7 +127,7 @@ _names = st.sampled_from(sorted([*SETTINGS, *arguments.ALLOWED, *arguments.REFUS
 @given(
     st.dictionaries(_names, _values | st.dictionaries(_names, _values, max_size=3), max_size=5) | _values,
     st.fixed_dictionaries({}, optional=dict.fromkeys(
-        ["data_yaml", "base_model", "run_name", "priority", "attempt", "checkpoint", "told_epoch", "created_at", "started_at"], _values,
+        ["data_yaml", "base_model", "run_name", "priority", "attempt", "checkpoint", "last_reported_epoch", "created_at", "started_at"], _values,
     )),
 )  # fmt: skip
 def test_row_of_anything_is_a_job_and_then_a_plan_or_a_bad_request(configuration, columns):

@@ -152,7 +152,7 @@ def test_a_secret_key_of_the_new_format_works(supabase_lab):
 
 
 @pytest.mark.parametrize("key", [token("anon"), token("authenticated", sub="x"), "sb_publishable_abc"])
-def test_a_public_key_is_recognised_before_anything_is_tried(supabase_lab, key):
+def test_a_public_key_is_recognized_before_anything_is_tried(supabase_lab, key):
     with pytest.raises(Misconfigured, match=r"public one .*SUPABASE_SERVICE_ROLE_KEY"):
         supabase_lab.another(key).check()
 

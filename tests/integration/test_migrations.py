@@ -36,7 +36,7 @@ def database(supabase_servers):
     postgres.sql("drop database fresh with (force);", database="postgres")
 
 
-def catalogue(postgres) -> list[str]:
+def catalog(postgres) -> list[str]:
     return [row["line"] for row in postgres.rows(CATALOGUE, database="fresh")]
 
 
@@ -63,9 +63,9 @@ def test_file_names_are_versions_in_order():
 def test_applying_twice_changes_nothing(database, before):
     database.sql(before, database="fresh")
     database.migrate("fresh")
-    once = catalogue(database)
+    once = catalog(database)
     database.migrate("fresh")
-    assert catalogue(database) == once
+    assert catalog(database) == once
     assert any(line.startswith("function claim_training_run") for line in once)
 
 
@@ -85,14 +85,14 @@ def test_all_migrations_pasted_as_one_script_work(database):
 
 def test_the_web_app_keeps_its_rows_policies_triggers_grants_and_buckets(database):
     database.sql(APP, database="fresh")
-    before = set(catalogue(database))
+    before = set(catalog(database))
     column(
         database,
         """insert into training_runs (run_name, status, results) values
         ('done', 'completed', '{"mAP": 0.5}'), ('waiting', 'queued', null), ('odd', 'configuring', null)""",
     )
     database.migrate("fresh")
-    assert before - set(catalogue(database)) == set()
+    assert before - set(catalog(database)) == set()
     assert column(database, "select string_agg(run_name || status, ' ' order by run_name) from training_runs") == (
         "donecompleted oddconfiguring waitingqueued"
     )

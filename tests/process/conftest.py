@@ -58,10 +58,10 @@ class Trained:
         self.heard = threading.Condition()
 
     def behave(self, **knobs):
-        (self.root / "behaviour.json").write_text(json.dumps(knobs))
+        (self.root / "behavior.json").write_text(json.dumps(knobs))
         return self
 
-    def order(self, epochs=3, resume=None, told_epoch=0, devices=(), names=("disc",), run_dir=None):
+    def order(self, epochs=3, resume=None, last_reported_epoch=0, devices=(), names=("disc",), run_dir=None):
         run_dir = run_dir or self.run_dir
         run_dir.mkdir(exist_ok=True)
         plan = TrainPlan(
@@ -87,7 +87,7 @@ class Trained:
             dataset=dataset,
             run_dir=run_dir,
             resume=resume,
-            told_epoch=told_epoch,
+            last_reported_epoch=last_reported_epoch,
             devices=devices,
         )
 

@@ -64,7 +64,9 @@ def test_it_goes_on_from_a_checkpoint(program):
     newest = training.of("checkpoint")[-1]
     training.events.clear()
 
-    training.behave(at_epoch=3, exit=7, only_fresh=True).train(epochs=4, resume=Path(newest.path), told_epoch=1)
+    training.behave(at_epoch=3, exit=7, only_fresh=True).train(
+        epochs=4, resume=Path(newest.path), last_reported_epoch=1
+    )
 
     assert newest.epoch == 2
     assert [event.epoch for event in training.of("epoch")] == [2, 3, 4]
@@ -77,7 +79,7 @@ def test_it_goes_on_from_a_checkpoint(program):
     [
         ({"at_epoch": 0, "exit": 5}, MachineFailed, "starting.*exit code 5"),
         ({"at_epoch": 2, "signal": int(signal.SIGKILL)}, MachineFailed, "SIGKILL"),
-        ({"at_epoch": "finalising", "exit": 1, "print": "no room for plots"}, MachineFailed, "no room for plots"),
+        ({"at_epoch": "finalizing", "exit": 1, "print": "no room for plots"}, MachineFailed, "no room for plots"),
         (
             {
                 "at_epoch": 1,
@@ -112,9 +114,9 @@ def test_immortal_it_ends_by_force_only(program, monkeypatch):
     assert time.monotonic() - began < 20
 
 
-def test_its_behaviour_can_come_from_a_file_of_its_own(program, tmp_path):
+def test_its_behavior_can_come_from_a_file_of_its_own(program, tmp_path):
     (tmp_path / "knobs.json").write_text('{"warnings": ["from the file"], "report": {"mAP": 0.9}}')
-    training = program("trains_quickly", "--behaviour", str(tmp_path / "knobs.json")).behave(warnings=["not this"])
+    training = program("trains_quickly", "--behavior", str(tmp_path / "knobs.json")).behave(warnings=["not this"])
 
     assert training.train().report["mAP"] == 0.9
     assert [event.message for event in training.of("warning")] == ["from the file"]

@@ -135,7 +135,7 @@ SUPERVISOR = """
     warming.start()
     warming.join()
     training = Trained(Path({tmp!r}), trainer)
-    (training.root / "behaviour.json").write_text('{{"seconds_per_epoch": {seconds}}}')
+    (training.root / "behavior.json").write_text('{{"seconds_per_epoch": {seconds}}}')
     print(training.train(epochs=10).report["epochs_completed"])
 """
 

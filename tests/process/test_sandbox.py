@@ -277,7 +277,7 @@ def test_several_gpus_keep_the_network_by_which_they_speak(place, listener):
 
 
 @pytest.mark.skipif(LANDLOCK < 6, reason="signals are closed from Landlock 6 on")
-def test_nobody_else_can_be_signalled(place):
+def test_nobody_else_can_be_signaled(place):
     own = "import subprocess; p = subprocess.Popen(['sleep', '60']); p.kill(); p.wait()"
     told = place.try_each("import os; os.kill(os.getppid(), 0)", own)["told"]
 

@@ -41,7 +41,7 @@ class Run:
 
 def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = None, **changes) -> TrainingOrder:
     """A tiny training of the dataset's task; `changes` are fields of the plan or the order."""
-    ours = {name: changes.pop(name) for name in ("resume", "told_epoch", "setup") if name in changes}
+    ours = {name: changes.pop(name) for name in ("resume", "last_reported_epoch", "setup") if name in changes}
     args = {"plots": False, "workers": 0, **changes.pop("args", {})}
     plan = TrainPlan(
         sources=("x",),

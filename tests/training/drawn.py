@@ -1,4 +1,4 @@
-"""Tiny datasets, drawn by code: coloured rectangles on grey, the same each time, for every task."""
+"""Tiny datasets, drawn by code: colored rectangles on gray, the same each time, for every task."""
 
 from __future__ import annotations
 

@@ -72,7 +72,12 @@ def test_a_resumed_time_budget_counts_what_was_used_before(budgeted, classify, t
     """Most of the budget is used, so the resumed training takes the rest of it, and not the whole again."""
     kept = budgeted.of(CheckpointSaved)
     before = shutil.copyfile(kept[-2].path, tmp_path / "before.pt")
-    changes = {"epochs": 100, "args": {"time": 2.5 / 3600}, "resume": Path(before), "told_epoch": kept[-2].epoch}
+    changes = {
+        "epochs": 100,
+        "args": {"time": 2.5 / 3600},
+        "resume": Path(before),
+        "last_reported_epoch": kept[-2].epoch,
+    }
     order = order_for(classify, tmp_path / "run", **changes)
     run = run_child(order, tmp_path)
 

@@ -25,7 +25,7 @@ ARGS = {"optimizer": "SGD", "lr0": 0.01, "lrf": 0.01, "nbs": 4, "warmup_epochs":
 EPOCHS = 8
 
 
-def order(dataset, run_dir, *, resume=None, best_of=None, told_epoch=0, **changes):
+def order(dataset, run_dir, *, resume=None, best_of=None, last_reported_epoch=0, **changes):
     """The order as the supervisor makes it: with what the training is made of."""
     plain = order_for(
         dataset, run_dir, **{"epochs": EPOCHS, "batch": 4, **changes, "args": {**ARGS, **changes.get("args", {})}}
@@ -33,7 +33,7 @@ def order(dataset, run_dir, *, resume=None, best_of=None, told_epoch=0, **change
     ours = {
         "resume": resume,
         "best_of": best_of,
-        "told_epoch": told_epoch,
+        "last_reported_epoch": last_reported_epoch,
         "setup": Setup.of(plain.plan, dataset).as_json(),
     }
     return replace(plain, **ours)
@@ -73,7 +73,7 @@ def rates(run):
 
 @pytest.mark.long
 def test_an_unchanged_order_resumes_as_it_was(checkpoint, classify, tmp_path):
-    run = run_child(order(classify, tmp_path / "run", resume=checkpoint, told_epoch=4), tmp_path)
+    run = run_child(order(classify, tmp_path / "run", resume=checkpoint, last_reported_epoch=4), tmp_path)
 
     assert isinstance(run.last, Finished), run.output
     trained = args_of(tmp_path / "run")
@@ -85,7 +85,7 @@ def test_an_unchanged_order_resumes_as_it_was(checkpoint, classify, tmp_path):
 @pytest.mark.long
 def test_what_a_resumed_training_can_change_is_as_the_row_says_now(checkpoint, classify, tmp_path):
     changed = {"batch": 2, "imgsz": 32, "epochs": 6, "args": {"patience": 7, "freeze": 2, "conf": 0.3}}
-    run = run_child(order(classify, tmp_path / "run", resume=checkpoint, told_epoch=4, **changed), tmp_path)
+    run = run_child(order(classify, tmp_path / "run", resume=checkpoint, last_reported_epoch=4, **changed), tmp_path)
 
     assert isinstance(run.last, Finished), run.output
     trained = args_of(tmp_path / "run")
@@ -99,7 +99,7 @@ def test_what_a_resumed_training_can_change_is_as_the_row_says_now(checkpoint, c
 
 @pytest.mark.long
 def test_a_setting_that_is_taken_back_is_ultralytics_own_again(checkpoint, classify, tmp_path):
-    plain = order(classify, tmp_path / "run", resume=checkpoint, told_epoch=4, epochs=5)
+    plain = order(classify, tmp_path / "run", resume=checkpoint, last_reported_epoch=4, epochs=5)
     plan = replace(plain.plan, args={name: value for name, value in plain.plan.args.items() if name != "patience"})
     run = run_child(replace(plain, plan=plan, setup=Setup.of(plan, classify).as_json()), tmp_path)
 
@@ -113,7 +113,7 @@ def test_the_learning_rate_of_other_epochs_is_that_of_a_training_that_was_asked_
     checkpoint, classify, tmp_path, epochs
 ):
     run = run_child(
-        order(classify, tmp_path / "a" / "run", resume=checkpoint, told_epoch=4, epochs=epochs), tmp_path / "a"
+        order(classify, tmp_path / "a" / "run", resume=checkpoint, last_reported_epoch=4, epochs=epochs), tmp_path / "a"
     )
     straight = run_child(order(classify, tmp_path / "b" / "run", epochs=epochs), tmp_path / "b")
 
@@ -179,7 +179,9 @@ def test_an_older_checkpoint_that_records_nothing_is_resumed_with_its_own_settin
         for info in before.infolist():
             content = json.dumps(facts).encode() if info.filename.endswith("checkpoint.json") else before.read(info)
             after.writestr(info, content)
-    run = run_child(order(classify, tmp_path / "run", resume=older, told_epoch=4, batch=8, epochs=20), tmp_path)
+    run = run_child(
+        order(classify, tmp_path / "run", resume=older, last_reported_epoch=4, batch=8, epochs=20), tmp_path
+    )
 
     assert isinstance(run.last, Finished), run.output
     assert (args_of(tmp_path / "run")["batch"], args_of(tmp_path / "run")["epochs"]) == (4, EPOCHS)

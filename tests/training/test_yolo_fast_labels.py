@@ -128,13 +128,13 @@ def odd_pictures(folder):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     for name, options in {
-        "turned.jpg": {"exif": exif}, "turned.png": {"exif": exif}, "plain.jpg": {}, "grey.jpg": {}, "turned.webp": {"exif": exif},
+        "turned.jpg": {"exif": exif}, "turned.png": {"exif": exif}, "plain.jpg": {}, "gray.jpg": {}, "turned.webp": {"exif": exif},
         "xmp.jpg": {"xmp": b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="8"/>'}, "plain.bmp": {},
         "progressive.jpg": {"progressive": True}, "plain.tif": {}, "many.mpo": {},
     }.items():  # fmt: skip
         stem, _, suffix = name.partition(".")
         kind = {"mpo": {"format": "MPO"}}.get(suffix, {})
-        (first.convert("L") if stem == "grey" else first).save(folder / f"{stem}_{suffix}.{suffix}", **options, **kind)
+        (first.convert("L") if stem == "gray" else first).save(folder / f"{stem}_{suffix}.{suffix}", **options, **kind)
         label = (folder.parents[1] / "labels" / folder.name / pictures[0].name).with_suffix(".txt").read_text()
         (folder.parents[1] / "labels" / folder.name / f"{stem}_{suffix}.txt").write_text(label)
 

@@ -64,13 +64,13 @@ def make_odd(folder):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     first.save(folder / "turned.jpg", exif=exif)
-    first.convert("L").save(folder / "grey.png")
+    first.convert("L").save(folder / "gray.png")
     first.convert("RGBA").save(folder / "clear.png")
     Image.fromarray(np.arange(70 * 90, dtype=np.uint16).reshape(70, 90) * 10).save(folder / "deep.png")
     first.resize((IMGSZ, 20)).save(folder / "exact.png")
     first.resize((16, 20)).save(folder / "small.png")
     label = (folder.parents[1] / "labels" / folder.name / pictures[0].name).with_suffix(".txt").read_text()
-    for name in ("turned", "grey", "clear", "deep", "exact", "small"):
+    for name in ("turned", "gray", "clear", "deep", "exact", "small"):
         (folder.parents[1] / "labels" / folder.name / f"{name}.txt").write_text(label)
 
 

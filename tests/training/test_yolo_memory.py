@@ -98,7 +98,7 @@ def test_a_resumed_training_keeps_the_batch_that_fitted(detect, tmp_path):
     run = run_child(order, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:3"}, on_event=in_third_epoch)
     assert len(halvings(run)) == 1, run.output
     checkpoint = Path(run.of(CheckpointSaved)[-1].path)
-    order = order_for(detect, tmp_path / "again", epochs=4, batch=8, resume=checkpoint, told_epoch=2)
+    order = order_for(detect, tmp_path / "again", epochs=4, batch=8, resume=checkpoint, last_reported_epoch=2)
     again = run_child(order, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:99"})
 
     assert isinstance(again.last, Finished), again.output

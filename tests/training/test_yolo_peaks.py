@@ -87,7 +87,7 @@ def checkpoint(request, learned, tmp_path):
 
 def resume(checkpoint, dataset, home, on_event, **changes):
     told = int(checkpoint.stem.removeprefix("epoch-"))
-    order = order_for(dataset, home / "run", resume=checkpoint, told_epoch=told, **(PLAN | changes))
+    order = order_for(dataset, home / "run", resume=checkpoint, last_reported_epoch=told, **(PLAN | changes))
     return run_child(order, home, on_event=on_event)
 
 
@@ -123,7 +123,7 @@ def test_the_best_epoch_is_one_of_those_that_were_measured_on_the_corrected_labe
     kept = Path(learned.of(CheckpointSaved)[-1].path)
     told = learned.of(EpochFinished)[-1].epoch
     two_more = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == told + 2)
-    order = recorded(replace(exchanged, fingerprint="1" * 64), tmp_path / "run", resume=kept, told_epoch=told)
+    order = recorded(replace(exchanged, fingerprint="1" * 64), tmp_path / "run", resume=kept, last_reported_epoch=told)
     run = run_child(order, tmp_path, on_event=two_more)
 
     assert isinstance(run.last, Finished), run.output

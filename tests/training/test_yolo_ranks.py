@@ -193,7 +193,7 @@ def test_ranks_that_were_done_are_not_started_again(two, tmp_path):
     two.train()
     again = TwoDevices(tmp_path / "another-host", two.dataset)
     again.home.mkdir()
-    finished = again.train(resume=two.of(CheckpointSaved)[-1].path, told_epoch=2)
+    finished = again.train(resume=two.of(CheckpointSaved)[-1].path, last_reported_epoch=2)
 
     assert [line.partition("Z ")[2] for line in again.lines if "starts" in line] == ["the child starts"]
     assert again.of(EpochFinished) == []

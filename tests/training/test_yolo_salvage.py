@@ -25,7 +25,7 @@ def test_a_failed_final_validation_costs_a_warning_and_not_the_model(detect, tmp
     run = run_child(order, tmp_path, program="final_validation_fails.py", env={"TEAR": tear})
 
     assert isinstance(run.last, Finished), run.output
-    messages = [event.message for event in run.of(Warned) if event.code == "finalisation_failed"]
+    messages = [event.message for event in run.of(Warned) if event.code == "finalization_failed"]
     assert len(messages) == 2
     assert "data.yaml is gone" in messages[0]
     assert "torchscript" in messages[1]

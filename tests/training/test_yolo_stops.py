@@ -73,7 +73,7 @@ def resumed(drained, tmp_path_factory):
     checkpoint = home / "checkpoint.pt"
     shutil.copyfile(run.of(CheckpointSaved)[-1].path, checkpoint)
     dataset = draw(home / "data", Task.DETECT)
-    order = order_for(dataset, home / "run", epochs=4, batch=1, resume=checkpoint, told_epoch=1)
+    order = order_for(dataset, home / "run", epochs=4, batch=1, resume=checkpoint, last_reported_epoch=1)
     return run_child(order, home), home / "run"
 
 
@@ -213,7 +213,7 @@ def test_the_clock_of_a_resumed_training_goes_on(resumed):
     assert resumed[0].last.report["train_seconds"] >= times[-1]
 
 
-def test_the_optimiser_and_the_schedule_go_on_where_they_were(drained, resumed):
+def test_the_optimizer_and_the_schedule_go_on_where_they_were(drained, resumed):
     before = drained[0].of(EpochFinished)[-1].metrics["lr/pg0"]
     after = [event.metrics["lr/pg0"] for event in resumed[0].of(EpochFinished) if event.epoch > 2]
 
@@ -235,7 +235,7 @@ def test_a_training_that_was_interrupted_after_its_last_epoch_is_only_evaluated(
     run, _ = resumed
     complete = run.of(CheckpointSaved)[-1]
     dataset = draw(tmp_path / "data", Task.DETECT)
-    order = order_for(dataset, tmp_path / "run", epochs=4, batch=2, resume=tmp_path / "c.pt", told_epoch=4)
+    order = order_for(dataset, tmp_path / "run", epochs=4, batch=2, resume=tmp_path / "c.pt", last_reported_epoch=4)
     shutil.copyfile(complete.path, order.resume)
     again = run_child(order, tmp_path)
 

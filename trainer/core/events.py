@@ -26,7 +26,7 @@ class Phase(StrEnum):
     SCANNING = "scanning"  # Ultralytics reads the labels
     TRAINING = "training"
     VALIDATING = "validating"
-    FINALISING = "finalising"  # best.pt on val and test, plots, exports
+    FINALISING = "finalizing"  # best.pt on val and test, plots, exports
     UPLOADING = "uploading"
     ENDING = "ending"  # everything is uploaded, the outcome is told
 

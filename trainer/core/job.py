@@ -97,8 +97,8 @@ class Job:
     request: RunRequest
     attempt: int = 0
     checkpoint: Checkpoint | None = None
-    told_epoch: int = 0  # the epoch that the run's history told last
-    told_attempt: int = 0  # the attempt that told it
+    last_reported_epoch: int = 0  # the epoch that the run's history told last
+    last_reported_attempt: int = 0  # the attempt that told it
     gpus: int = 1  # accelerators that the run needs at once
     waited: float | None = None  # seconds between insert and first claim, by the queue's clock
 

@@ -89,7 +89,7 @@ _UNTRAINABLE = (
     (r"nas", "YOLO-NAS can be run by Ultralytics, but not trained"),
     (r"-sem\b|semantic|-depth\b", "semantic segmentation and depth estimation are not served"),
     (r"reid|mobileclip|calibration", "it is not a model that can be trained"),
-    (r"grayscale", "it takes images with one channel; train its colour variant"),
+    (r"grayscale", "it takes images with one channel; train its color variant"),
     (r"efficientdet|faster.?rcnn|detectron|ssd|retinanet|centernet", "it is not a YOLO model"),
     (r"-cls-resnet|v8.?-rtdetr", "its mixed architecture is not served"),
 )
@@ -102,7 +102,7 @@ _UNTRAINABLE_FILE = re.compile(
 
 @dataclass(frozen=True)
 class Match:
-    """A model that was recognised; `task` is the one that the spelling names, None when it names none."""
+    """A model that was recognized; `task` is the one that the spelling names, None when it names none."""
 
     stem: str
     task: Task | None

@@ -47,7 +47,7 @@ class Queue(Protocol):
 
         Revives a lease that expired when nobody else took the run. An event of kind `checkpoint` with a new highest
         epoch forgives the attempts lost before it; one with a key becomes the row's checkpoint. Events of kind `epoch`
-        move the row's `told_epoch`.
+        move the row's `last_reported_epoch`.
         """
 
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
@@ -162,7 +162,7 @@ class Datasets(Protocol):
         stop: StopSignal,
         on_event: Callable[[Event], None],
     ) -> PreparedDataset:
-        """Fetch, recognise, convert, validate and link into the new folder `view`. Raises DatasetError, Unavailable."""
+        """Fetch, recognize, convert, validate and link into the new folder `view`. Raises DatasetError, Unavailable."""
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """Bring what `prepare` would need into the caches; nothing else is changed. Raises what `prepare` raises."""
@@ -190,7 +190,7 @@ class TrainingOrder:
     resume: Path | None = None  # a verified checkpoint to go on from
     best_of: Path | None = None  # a verified checkpoint whose best weights are trained instead of `model`
     setup: JsonObject | None = None  # what each checkpoint records of its training (core/resumption.py)
-    told_epoch: int = 0  # the epoch that the run's history told last; the child tells those up to `resume`'s
+    last_reported_epoch: int = 0  # the epoch that the run's history told last; the child tells those up to `resume`'s
 
 
 class Trainer(Protocol):

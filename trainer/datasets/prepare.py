@@ -1,4 +1,4 @@
-"""From the strings in a row to a private view that YOLO can train on: fetch, recognise, then build."""
+"""From the strings in a row to a private view that YOLO can train on: fetch, recognize, then build."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.core.events import Event, Phase, PhaseStarted, Warned
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.pixels import KeptPixels
-from trainer.datasets.formats.detect import recognise
+from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.samples import Admit, Found, Report, shown
@@ -42,7 +42,7 @@ class CheckUp:
 
 @dataclass(frozen=True)
 class FetchedDatasets:
-    """The `Datasets` port: what `fetcher` brings to disk is recognised, checked and linked into a view.
+    """The `Datasets` port: what `fetcher` brings to disk is recognized, checked and linked into a view.
 
     With `facts`, images that did not change since an earlier run are not read again; with `pixels`, not decoded.
     """
@@ -60,7 +60,7 @@ class FetchedDatasets:
 
         new_view(view)
         report = Report()
-        founds = self.recognised(order, view, stop, report, on_event)
+        founds = self.recognized(order, view, stop, report, on_event)
         on_event(PhaseStarted(phase=Phase.CHECKING))
         with _collector_at_rest():
             prepared = build(order, founds, view, stop, report, self.facts, self.pixels)
@@ -76,7 +76,7 @@ class FetchedDatasets:
         with self.fetcher.scratch() as view:
             new_view(view)
             report = Report()
-            check_all(order, self.recognised(order, view, stop, report, lambda _: None), stop, report, self.facts)
+            check_all(order, self.recognized(order, view, stop, report, lambda _: None), stop, report, self.facts)
 
     def discard(self, view: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""
@@ -109,11 +109,11 @@ class FetchedDatasets:
 
         new_view(staging)
         report = Report()
-        checked = check_all(order, self.recognised(order, staging, stop, report, on_event), stop, report, self.facts)
+        checked = check_all(order, self.recognized(order, staging, stop, report, on_event), stop, report, self.facts)
         drawn = draw_sheet(checked, sheet) if sheet else 0
         return CheckUp(findings=report.findings, summary=summary(checked, report), drawn=drawn)
 
-    def recognised(
+    def recognized(
         self,
         order: DatasetOrder,
         view: Path,
@@ -128,7 +128,7 @@ class FetchedDatasets:
             report.extend(fetched.findings)
             tree = self._tree(fetched, report, stop)
             entry = tree.root / fetched.entry if fetched.entry else None
-            founds.append(recognise(tree, entry, order.task, report))
+            founds.append(recognize(tree, entry, order.task, report))
         return founds
 
     def _ref(self, source: str) -> DatasetRef:

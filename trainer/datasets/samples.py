@@ -1,4 +1,4 @@
-"""What the recognisers of all formats agree on: the samples, names and findings of a dataset, before anything is made."""
+"""What the recognizers of all formats agree on: the samples, names and findings of a dataset, before anything is made."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A recognised dataset. `ids[i]` is the number by which label files call `names[i]`; None: count from 0.
+    """A recognized dataset. `ids[i]` is the number by which label files call `names[i]`; None: count from 0.
 
     `names` None: nothing names the classes, of which there are at least `count`. `split` is what the dataset itself says about splitting.
     """

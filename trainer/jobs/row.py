@@ -37,8 +37,8 @@ from trainer.request.configuration import shown
 
 CANCELED_BY_USER = "Canceled by user."
 JOB_COLUMNS = (  # what `job_of` reads
-    "id", "run_name", "data_yaml", "base_model", "configuration", "priority", "attempt", "checkpoint", "told_epoch",
-    "told_attempt", "created_at", "started_at",
+    "id", "run_name", "data_yaml", "base_model", "configuration", "priority", "attempt", "checkpoint", "last_reported_epoch",
+    "last_reported_attempt", "created_at", "started_at",
 )  # fmt: skip
 COLUMNS = (  # what the table's users read
     *JOB_COLUMNS, "project_id", "step_id", "status", "results", "trained_model_url", "created_by", "is_deployed",
@@ -104,8 +104,8 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
         request=request,
         attempt=whole(row.get("attempt")) or 0,
         checkpoint=_own_checkpoint(row.get("checkpoint"), str(run_id)),
-        told_epoch=max(0, whole(row.get("told_epoch")) or 0),
-        told_attempt=max(0, whole(row.get("told_attempt")) or 0),
+        last_reported_epoch=max(0, whole(row.get("last_reported_epoch")) or 0),
+        last_reported_attempt=max(0, whole(row.get("last_reported_attempt")) or 0),
         gpus=max(1, math.ceil(requirements(request.configuration).gpus)),
         waited=_seconds_between(row.get("created_at"), row.get("started_at")),
     )

@@ -22,7 +22,9 @@ from trainer.jobs.sqlite_schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
 _BOOLEAN_COLUMNS = frozenset({"is_deployed", "cancel_requested", "finish_requested"})
 _WHOLE_COLUMNS = {
-    **dict.fromkeys(("attempt", "failures", "priority", "progress_epoch", "told_epoch", "told_attempt"), 0),
+    **dict.fromkeys(
+        ("attempt", "failures", "priority", "progress_epoch", "last_reported_epoch", "last_reported_attempt"), 0
+    ),
     "max_attempts": 3,
 }
 
@@ -151,7 +153,7 @@ class SqliteFile:
             try:
                 connection.execute("pragma journal_mode = wal")
             except sqlite3.OperationalError as error:
-                # this pragma does not honour the busy timeout
+                # this pragma does not honor the busy timeout
                 if _primary(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)

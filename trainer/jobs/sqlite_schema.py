@@ -42,8 +42,8 @@ create table training_runs (
   not_before text,
   checkpoint text,
   progress_epoch integer not null default 0,
-  told_epoch integer not null default 0,
-  told_attempt integer not null default 0,
+  last_reported_epoch integer not null default 0,
+  last_reported_attempt integer not null default 0,
   finish_requested integer not null default 0
 );
 create table trainer_workers (
@@ -105,8 +105,8 @@ create trigger training_runs_queued_again after update of status on training_run
     update training_runs set finish_requested = 0, cancel_requested = 0, failures = 0, progress_epoch = 0,
       not_before = null, error_message = null, completed_at = null, canceled_at = null,
       checkpoint = case old.status when 'failed' then checkpoint end,
-      told_epoch = case old.status when 'failed' then told_epoch else 0 end,
-      told_attempt = case old.status when 'failed' then told_attempt else 0 end
+      last_reported_epoch = case old.status when 'failed' then last_reported_epoch else 0 end,
+      last_reported_attempt = case old.status when 'failed' then last_reported_attempt else 0 end
     where id = new.id;
   end;
 """
@@ -124,8 +124,8 @@ SCHEMA = _TABLES + _QUEUED_AGAIN + _HELD
 # from the version before to the one that is named
 UPGRADES = {
     2: """
-alter table training_runs add column told_epoch integer not null default 0;
-update training_runs set told_epoch = coalesce(
+alter table training_runs add column last_reported_epoch integer not null default 0;
+update training_runs set last_reported_epoch = coalesce(
   (select max(json_extract(data, '$.epoch')) from training_run_events where run_id = id and kind = 'epoch'), 0);
 """,
     3: """
@@ -143,7 +143,7 @@ create table queue_clock (
 """,
     5: _HELD,
     6: """
-alter table training_runs add column told_attempt integer not null default 0;
+alter table training_runs add column last_reported_attempt integer not null default 0;
 drop trigger training_runs_queued_again;
 """
     + _QUEUED_AGAIN,

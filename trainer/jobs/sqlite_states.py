@@ -183,8 +183,10 @@ def store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) -
 def _note_progress(run: JsonObject, kind: str, data: JsonObject) -> None:
     epoch = whole(data.get("epoch"), low=0, high=999_999_999) or 0
     if kind == "epoch":
-        run["told_epoch"] = epoch or run["told_epoch"]  # a training that starts over begins at 1 again
-        run["told_attempt"] = run["attempt"]
+        run["last_reported_epoch"] = (
+            epoch or run["last_reported_epoch"]
+        )  # a training that starts over begins at 1 again
+        run["last_reported_attempt"] = run["attempt"]
     if kind == "checkpoint":
         run["checkpoint"] = checkpoint_json(checkpoint_of(data)) or run["checkpoint"]
         if epoch > run["progress_epoch"]:

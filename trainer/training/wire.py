@@ -78,7 +78,7 @@ def encode_order(order: TrainingOrder) -> bytes:
             "resume": None if order.resume is None else str(order.resume),
             "best_of": None if order.best_of is None else str(order.best_of),
             "setup": order.setup,
-            "told_epoch": order.told_epoch,
+            "last_reported_epoch": order.last_reported_epoch,
         },
     )
 
@@ -125,7 +125,7 @@ def _order(data: JsonObject) -> TrainingOrder:
         resume=None if data.get("resume") is None else Path(data["resume"]),
         best_of=None if data.get("best_of") is None else Path(data["best_of"]),
         setup=data.get("setup"),
-        told_epoch=int(data.get("told_epoch") or 0),
+        last_reported_epoch=int(data.get("last_reported_epoch") or 0),
     )
 
 

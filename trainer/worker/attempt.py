@@ -128,7 +128,7 @@ class Attempt:
             run_dir=self._run_dir,
             devices=self._devices(plan),
             setup=setup.as_json(),
-            told_epoch=self._job.told_epoch,
+            last_reported_epoch=self._job.last_reported_epoch,
         )
         order = fetched(lambda: self._from_checkpoint(order, setup), self._record, self._stop)
         self._record.event(PhaseStarted(phase=Phase.STARTING))
@@ -163,16 +163,16 @@ class Attempt:
         if found is None:
             return order
         order, events = continued(order, setup, found)
-        order = replace(order, told_epoch=self._told_epoch(found.attempt))
+        order = replace(order, last_reported_epoch=self._last_reported_epoch(found.attempt))
         for event in events:
             self._record.event(event)
         if order.resume:
             self._progress.expect(order.plan.epochs, found.epoch)
         return order
 
-    def _told_epoch(self, attempt: int) -> int:
+    def _last_reported_epoch(self, attempt: int) -> int:
         """The last epoch of `attempt` that the history has: none, once a later attempt told another course."""
-        return self._job.told_epoch if attempt >= self._job.told_attempt else 0
+        return self._job.last_reported_epoch if attempt >= self._job.last_reported_attempt else 0
 
     def _child_event(self, event: Event) -> None:
         if isinstance(event, CheckpointSaved):
@@ -207,7 +207,9 @@ class Attempt:
             damage = finished_marker.damage(run_dir, finished)
             if damage is None:
                 self._run_dir = run_dir
-                for event in finished_marker.epochs_after(self._told_epoch(attempt_of(run_dir)), run_dir, finished):
+                for event in finished_marker.epochs_after(
+                    self._last_reported_epoch(attempt_of(run_dir)), run_dir, finished
+                ):
                     self._record.event(event)
                 return finished
             finished_marker.forget(run_dir)

@@ -27,8 +27,8 @@ EVERY = 3600.0  # seconds between two times
 LEAVES = 2.0  # seconds
 MIB = 2**20
 
-# beside the weights themselves: last.pt and best.pt with optimiser state, two checkpoint generations with both, one
-# more of each while it is being written; measured for yolo11n: 5.4 MB of weights, 26 MB with the optimiser
+# beside the weights themselves: last.pt and best.pt with optimizer state, two checkpoint generations with both, one
+# more of each while it is being written; measured for yolo11n: 5.4 MB of weights, 26 MB with the optimizer
 TIMES_THE_WEIGHTS = 24
 LEAST = 200 * MIB  # logs, plots, and weights that are only drawn by lot
 

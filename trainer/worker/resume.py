@@ -83,7 +83,7 @@ class Checkpoints:
         self._bucket = bucket
         self._on_event = on_event
         self._remote = job.checkpoint if job.checkpoint and job.checkpoint.key else None
-        self._told_epoch = job.told_epoch
+        self._last_reported_epoch = job.last_reported_epoch
 
     def best_for(self, setup: Setup, stop: StopSignal) -> Found | None:
         """The newest checkpoint whose training can be resumed as `setup`, else the newest one, else None.
@@ -129,7 +129,7 @@ class Checkpoints:
     def _is_superseded(self, path: Path, checkpoint: Checkpoint) -> bool:
         """Whether a later attempt elsewhere trained the same epochs again, with other numbers: its history counts."""
         later = _attempt_of_key(self._remote.key) if self._remote and self._remote.key else 0
-        return checkpoint.epoch <= self._told_epoch and attempt_of(path.parent.parent) < later
+        return checkpoint.epoch <= self._last_reported_epoch and attempt_of(path.parent.parent) < later
 
     def _download(self, remote: Checkpoint, stop: StopSignal) -> Path | None:
         try:

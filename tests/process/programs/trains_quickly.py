@@ -6,18 +6,18 @@ It reports phases, batches, epochs with metrics that improve, and checkpoints; i
 the next epoch's end when asked to finish ("finish": `finished`).
 
 Give it to `ChildTrainer(program=(sys.executable, ".../trains_quickly.py"))`. The number of epochs is the plan's. Its
-other knobs come from a JSON object in `behaviour.json` in the dataset's root, or in the file that the argument
-`--behaviour FILE` names (which wins), read when the order comes:
+other knobs come from a JSON object in `behavior.json` in the dataset's root, or in the file that the argument
+`--behavior FILE` names (which wins), read when the order comes:
 
     seconds_per_epoch   0.02    spread over the batches
     batches             2       per epoch
     seconds_to_start    0       between the order and the first event
-    seconds_to_finish   0       in the phase "finalising"
+    seconds_to_finish   0       in the phase "finalizing"
     checkpoint_bytes    2000    size of each checkpoint
     lines               1       printed on stdout per epoch
     warnings            []      sent as warning events at the start
     at_epoch            none    the epoch (1-based) in which the trouble below happens, after its first batch; 0: before
-                                the first event, "finalising": after the last epoch
+                                the first event, "finalizing": after the last epoch
     crash               none    {"error": "RuntimeError", "message": "CUDA out of memory"}: sent as `crashed`
     exit                none    exit code, without a last word
     signal              none    number of the signal that it sends to itself
@@ -49,9 +49,9 @@ class Asked(Exception):
 
 
 class Quick:
-    def __init__(self, events_fd, behaviour_file):
+    def __init__(self, events_fd, behavior_file):
         self.events_fd = events_fd
-        self.behaviour_file = behaviour_file
+        self.behavior_file = behavior_file
         self.reason = None
         self.ordered = threading.Event()
 
@@ -77,24 +77,24 @@ class Quick:
         for line in sys.stdin:
             command = json.loads(line)
             if command["kind"] == "train":
-                self.behaviour = self.read_behaviour(command)
+                self.behavior = self.read_behavior(command)
                 self.order = command
                 self.ordered.set()
             elif not self.knob("deaf", False):
                 self.reason = command["reason"]
         os._exit(0)  # nobody is left who could want the result
 
-    def read_behaviour(self, order):
-        path = Path(self.behaviour_file or Path(order["dataset"]["root"]) / "behaviour.json")
+    def read_behavior(self, order):
+        path = Path(self.behavior_file or Path(order["dataset"]["root"]) / "behavior.json")
         return json.loads(path.read_text()) if path.exists() else {}
 
     def knob(self, name, default):
-        return self.behaviour.get(name, default)
+        return self.behavior.get(name, default)
 
     def train(self):
         (self.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         (self.run_dir / "args.yaml").write_text(f"epochs: {self.epochs}\n")
-        for epoch in range(self.order["told_epoch"] + 1, self.first_epoch):
+        for epoch in range(self.order["last_reported_epoch"] + 1, self.first_epoch):
             self.tell(epoch)  # whoever was to hear of it died first; told before anything else, as by a real training
         self.send(kind="phase", phase="loading", seconds=None)
         for message in self.knob("warnings", []):
@@ -110,8 +110,8 @@ class Quick:
             done = epoch
             if self.reason == "finish":
                 break
-        self.send(kind="phase", phase="finalising", seconds=0.0)
-        self.trouble("finalising")
+        self.send(kind="phase", phase="finalizing", seconds=0.0)
+        self.trouble("finalizing")
         self.pause(self.knob("seconds_to_finish", 0))
         self.finish(done)
 
@@ -224,7 +224,7 @@ def numbers(epoch):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--behaviour")
+    parser.add_argument("--behavior")
     parser.add_argument("--events-fd", type=int, required=True)
     arguments = parser.parse_args()
-    Quick(arguments.events_fd, arguments.behaviour).main()
+    Quick(arguments.events_fd, arguments.behavior).main()

@@ -1,4 +1,4 @@
-"""The catalogue of models, compared with the installed Ultralytics, and the spellings that people use."""
+"""The catalog of models, compared with the installed Ultralytics, and the spellings that people use."""
 
 import ast
 import importlib.util
@@ -31,11 +31,11 @@ def names(table) -> set[str]:
     return {name for by_task in table.values() for name in by_task.values()}
 
 
-def test_every_weights_file_in_the_catalogue_is_published():
+def test_every_weights_file_in_the_catalog_is_published():
     assert {f"{name}.pt" for name in names(model_catalog.WEIGHTS)} <= published()
 
 
-def test_every_published_weights_file_is_in_the_catalogue_or_refused_with_a_reason():
+def test_every_published_weights_file_is_in_the_catalog_or_refused_with_a_reason():
     weights = {name.removesuffix(".pt") for name in published() if name.endswith(".pt")}
     missing = {name for name in weights - names(model_catalog.WEIGHTS) if not model_catalog.untrainable(name)}
     assert missing == set()
@@ -58,11 +58,11 @@ def test_nothing_that_can_be_trained_is_called_untrainable():
     assert {name for name in everything if model_catalog.untrainable(name)} == set()
 
 
-def test_every_architecture_in_the_catalogue_is_packaged():
+def test_every_architecture_in_the_catalog_is_packaged():
     assert {n for n in names(model_catalog.ARCHITECTURES) if not {n, unsized(n)} & PACKAGED} == set()
 
 
-def test_every_packaged_architecture_is_in_the_catalogue_or_refused_with_a_reason():
+def test_every_packaged_architecture_is_in_the_catalog_or_refused_with_a_reason():
     served = {unsized(name) for name in names(model_catalog.ARCHITECTURES)} | names(model_catalog.ARCHITECTURES)
     assert {name for name in PACKAGED - served if not model_catalog.untrainable(name)} == set()
 

@@ -65,7 +65,7 @@ def test_class_names_that_are_no_safe_folder_names_keep_their_order(tmp_path):
     ]
 
 
-def test_a_labelled_dataset_cannot_be_classified_and_class_folders_cannot_be_detected(tmp_path):
+def test_a_labeled_dataset_cannot_be_classified_and_class_folders_cannot_be_detected(tmp_path):
     data = paint(tmp_path / "boxes")
     with pytest.raises(DatasetError, match="needs a folder for each class"):
         prepared(data, tmp_path / "v1", task=Task.CLASSIFY)

@@ -26,8 +26,8 @@ def test_the_sheet_shows_samples_of_every_split_with_their_labels(tmp_path, task
     assert (result.is_trainable, result.drawn, result.summary["images"]) == (True, 8, {"train": 6, "val": 2})
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (COLUMNS * CELL, 2 * (CELL + CAPTION))
-        colours = {colour for _, colour in sheet.getcolors(1 << 24)}
-    assert (204, 20, 20) in colours  # the colour of class 0 is drawn
+        colors = {color for _, color in sheet.getcolors(1 << 24)}
+    assert (204, 20, 20) in colors  # the color of class 0 is drawn
 
 
 def test_a_broken_dataset_is_drawn_too_and_says_what_is_wrong(tmp_path):

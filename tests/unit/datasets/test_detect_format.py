@@ -9,7 +9,7 @@ import pytest
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
-from trainer.datasets.formats.detect import recognise
+from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.prepare import inside
 from trainer.datasets.samples import Report
@@ -25,13 +25,13 @@ def coco(name, *, image="a.jpg"):
     return json.dumps(document)
 
 
-def recognised(root, files, entry=None, task=None):
+def recognized(root, files, entry=None, task=None):
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     report = Report()
     tree = Tree(root, inside(root), report, StopSignal(), is_owned=False)
-    return recognise(tree, root / entry if entry else None, task, report)
+    return recognize(tree, root / entry if entry else None, task, report)
 
 
 IMAGES = {"train/a.jpg": "", "train/a.txt": "0 .5 .5 .2 .2\n", "train/b.jpg": ""}
@@ -60,7 +60,7 @@ IMAGES = {"train/a.jpg": "", "train/a.txt": "0 .5 .5 .2 .2\n", "train/b.jpg": ""
     ],
 )
 def test_what_describes_the_dataset_is_found(tmp_path, files, names):
-    assert recognised(tmp_path, files).names == names
+    assert recognized(tmp_path, files).names == names
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_of_the_annotation_files_that_of_the_task_is_taken(tmp_path, task, names
         f"annotations_{word}.json": coco(name)
         for word, name in {"detection": "box", "segmentation": "outline", "pose": "pose", "obb": "turned"}.items()
     }
-    assert recognised(tmp_path, files | {"a.jpg": ""}, task=task).names == names
+    assert recognized(tmp_path, files | {"a.jpg": ""}, task=task).names == names
 
 
 def test_an_annotation_file_for_each_split_makes_one_dataset(tmp_path):
@@ -86,7 +86,7 @@ def test_an_annotation_file_for_each_split_makes_one_dataset(tmp_path):
         "train/_annotations.coco.json": coco("j", image="a.jpg"), "train/a.jpg": "",
         "valid/_annotations.coco.json": coco("j", image="b.jpg"), "valid/b.jpg": "",
     }  # fmt: skip
-    assert {(s.name, s.split) for s in recognised(tmp_path, files).samples} == {
+    assert {(s.name, s.split) for s in recognized(tmp_path, files).samples} == {
         ("train/a.jpg", "train"),
         ("valid/b.jpg", "val"),
     }
@@ -95,9 +95,9 @@ def test_an_annotation_file_for_each_split_makes_one_dataset(tmp_path):
 def test_class_folders_beside_a_yaml_are_classified_only_when_asked(tmp_path):
     files = {"train/cat/a.jpg": "", "train/dog/b.jpg": "", "data.yaml": "train: train\nval: val\nnames: [x]\n"}
 
-    assert recognised(tmp_path, files, "data.yaml").names == ("x",)
-    assert recognised(tmp_path, files, "data.yaml", Task.CLASSIFY).task is Task.CLASSIFY
-    assert recognised(tmp_path, files, None, Task.CLASSIFY).names == ("cat", "dog")
+    assert recognized(tmp_path, files, "data.yaml").names == ("x",)
+    assert recognized(tmp_path, files, "data.yaml", Task.CLASSIFY).task is Task.CLASSIFY
+    assert recognized(tmp_path, files, None, Task.CLASSIFY).names == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -121,4 +121,4 @@ def test_class_folders_beside_a_yaml_are_classified_only_when_asked(tmp_path):
 )
 def test_what_cannot_be_told_apart_or_is_no_dataset_is_refused(tmp_path, files, entry, sign):
     with pytest.raises(DatasetError, match=sign):
-        recognised(tmp_path, files, entry)
+        recognized(tmp_path, files, entry)

@@ -153,7 +153,7 @@ def test_a_users_archive_is_unpacked_into_the_cache_once(root, fetch):
     assert (again.root / "data.yaml").stat().st_ino == inode
 
 
-def test_an_archive_without_the_name_of_one_is_recognised(root, fetch):
+def test_an_archive_without_the_name_of_one_is_recognized(root, fetch):
     zipped(root / "download", DATASET)
     assert content(fetch("download")) == DATASET
 

@@ -55,7 +55,7 @@ def test_the_users_files_are_not_touched(tmp_path):
 
 
 @pytest.mark.parametrize("task", [Task.SEGMENT, Task.POSE, Task.OBB, Task.DETECT])
-def test_every_labelled_task_keeps_its_rows(tmp_path, task):
+def test_every_labeled_task_keeps_its_rows(tmp_path, task):
     data = paint(tmp_path / "set", task=task)
     result = prepared(data, tmp_path / "view", task=task)
     assert result.task is task

@@ -61,12 +61,12 @@ def test_a_url_of_our_own_storage_is_an_object(kind):
 @pytest.mark.parametrize(
     "base", ["https://ABC.supabase.co", "https://abc.supabase.co:443/", "https://abc.supabase.co/storage/v1"]
 )
-def test_our_own_host_is_recognised_however_it_is_written(base):
+def test_our_own_host_is_recognized_however_it_is_written(base):
     url = "https://abc.supabase.co/storage/v1/object/public/sets/d.yaml"
     assert parse(url, base) == ObjectRef(bucket="sets", key="d.yaml")
 
 
-def test_a_supabase_behind_a_path_is_recognised():
+def test_a_supabase_behind_a_path_is_recognized():
     url = "http://gate:8000/base/storage/v1/object/public/sets/d.yaml"
     assert parse(url, "http://gate:8000/base") == ObjectRef(bucket="sets", key="d.yaml")
 

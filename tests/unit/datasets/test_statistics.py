@@ -88,7 +88,7 @@ def test_balance_tells_extremes_and_classes_that_are_only_in_one_split():
     assert {f.code for f in report.findings} == {"class-balance", "class-not-in-train", "class-not-in-val"}
 
 
-def test_labels_that_count_from_one_are_recognised(tmp_path):
+def test_labels_that_count_from_one_are_recognized(tmp_path):
     data = paint(tmp_path / "set")
     for number, label in enumerate(sorted((tmp_path / "set/labels").rglob("*.txt"))):
         label.write_text(f"{number % 2 + 1} .5 .5 .1 .1\n")

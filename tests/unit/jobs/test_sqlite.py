@@ -248,8 +248,8 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(path):
         for trigger in ("training_runs_queued_again", "training_runs_held"):
             other.execute(f"drop trigger {trigger}")
         for table, column in (
-            ("training_runs", "told_epoch"),
-            ("training_runs", "told_attempt"),
+            ("training_runs", "last_reported_epoch"),
+            ("training_runs", "last_reported_attempt"),
             ("training_runs", "host_failures"),
             ("trainer_workers", "status_message"),
         ):
@@ -259,8 +259,8 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(path):
 
     again = SqliteQueue(path)
 
-    assert again.get(lease.job.id)["told_epoch"] == 3
-    assert again.get(enqueue(again))["told_epoch"] == 0
+    assert again.get(lease.job.id)["last_reported_epoch"] == 3
+    assert again.get(enqueue(again))["last_reported_epoch"] == 0
     assert again.beat(lease, None, []) is Verdict.OK
     assert again.finish(lease, Retry(message="The disk is full.", host_failed=True), []) is Verdict.OK
     assert again.get(lease.job.id)["host_failures"] == {"w1": 1}

@@ -654,7 +654,7 @@ def test_what_a_run_requires_of_its_worker_is_the_queues_business():
     assert parse({"requires": {"gpus": 1, "gpu_memory_gb": "16"}}) == parse({"requires": {}}) == parse(None)
 
 
-def test_automatic_optimisation_is_left_its_own_learning_rate():
+def test_automatic_optimization_is_left_its_own_learning_rate():
     assert parse({"optimizer": "auto"}).args == parse({"optimizer": " AUTO"}).args == {"optimizer": "auto"}
     assert parse({"optimizer": "auto", "lr0": 0.1}).warnings == (
         "lr0 has no effect: optimizer = auto chooses the learning rate",

@@ -52,10 +52,10 @@ def test_a_bar_that_was_never_ended_shows_its_last_state():
     assert lines_of(b"\r 1%\r 2%")[-1] == " 2%"
 
 
-def test_colours_links_and_control_characters_are_removed():
-    coloured = b"\x1b[34m\x1b[1mtrain:\x1b[0m ok\x07 \x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\ \x00\x08end\tof it"
+def test_colors_links_and_control_characters_are_removed():
+    colored = b"\x1b[34m\x1b[1mtrain:\x1b[0m ok\x07 \x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\ \x00\x08end\tof it"
 
-    assert lines_of(coloured) == ["train: ok link end\tof it"]
+    assert lines_of(colored) == ["train: ok link end\tof it"]
 
 
 def test_wrong_utf8_is_replaced_and_right_utf8_survives_being_cut_apart():

@@ -151,7 +151,7 @@ def test_a_phase_is_told_once_with_the_seconds_of_the_one_before(course):
     ]
 
 
-def test_validation_after_the_training_stays_finalising(course):
+def test_validation_after_the_training_stays_finalizing(course):
     course.epoch(1, 1, batches=2)
     course.meter.enter(Phase.FINALISING)
     course.validate(2, 4.0)

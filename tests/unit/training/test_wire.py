@@ -92,7 +92,7 @@ def order(monkeypatch):
         resume=Path("/runs/last.pt"),
         best_of=Path("/runs/best.pt"),
         setup={"model": "yolo11n"},
-        told_epoch=7,
+        last_reported_epoch=7,
     )
 
 

@@ -314,7 +314,7 @@ def test_a_copy_that_somebody_changed_is_made_again(folder):
     assert path.read_bytes() == original
 
 
-def test_every_architecture_of_the_catalogue_is_found_in_the_package(folder):
+def test_every_architecture_of_the_catalog_is_found_in_the_package(folder):
     there = folder()
     for stem, by_task in model_catalog.ARCHITECTURES.items():
         for task in by_task:

@@ -103,7 +103,10 @@ def forget_epochs(room, run_id, told, by=1):
     """As if the service had been killed before it told the epochs after `told`; the attempt `by` told that one."""
     with contextlib.closing(sqlite3.connect(room.home / "queue.db")) as db, db:
         db.execute("delete from training_run_events where kind = 'epoch' and json_extract(data, '$.epoch') > ?", [told])
-        db.execute("update training_runs set told_epoch = ?, told_attempt = ? where id = ?", [told, by, run_id])
+        db.execute(
+            "update training_runs set last_reported_epoch = ?, last_reported_attempt = ? where id = ?",
+            [told, by, run_id],
+        )
 
 
 def epochs(room, run_id):

@@ -326,13 +326,19 @@ def test_epochs_are_told_again_when_another_attempt_told_others_meanwhile(room, 
     room.trainer.during = fail_in(3, MachineFailed("killed"))
     room.work()
     with contextlib.closing(sqlite3.connect(room.home / "queue.db")) as db, db:
-        db.execute("update training_runs set told_epoch = 2, told_attempt = ? where id = ?", [told_by, run_id])
+        db.execute(
+            "update training_runs set last_reported_epoch = 2, last_reported_attempt = ? where id = ?",
+            [told_by, run_id],
+        )
     make_due(room, run_id)
 
     room.trainer.during = fail_in(9, MachineFailed("never"))
     room.work(room.claim(AGAIN))
 
-    assert (room.trainer.orders[-1].resume.name, room.trainer.orders[-1].told_epoch) == ("epoch-00002.pt", told)
+    assert (room.trainer.orders[-1].resume.name, room.trainer.orders[-1].last_reported_epoch) == (
+        "epoch-00002.pt",
+        told,
+    )
 
 
 def test_what_an_earlier_attempt_published_stays_listed_when_the_weights_of_the_next_do_not_arrive(room):

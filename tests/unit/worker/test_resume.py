@@ -111,7 +111,7 @@ def test_epochs_that_a_later_attempt_trained_again_elsewhere_are_not_resumed_fro
     monkeypatch.setattr("test_resume.KEY", key)
     host.keep(host.second, 14)
     host.upload(13)
-    host.job = replace(host.job, told_epoch=told, attempt=4)
+    host.job = replace(host.job, last_reported_epoch=told, attempt=4)
 
     assert host.found().epoch == epoch
 

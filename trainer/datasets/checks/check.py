@@ -1,4 +1,4 @@
-"""A recognised dataset is checked as a whole, split if need be, and linked into the view."""
+"""A recognized dataset is checked as a whole, split if need be, and linked into the view."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def _task(order: DatasetOrder, founds: Sequence[Found], texts: Sequence[Sequence
     if any(sample.class_id is not None for found in founds for sample in found.samples):
         task = Task.CLASSIFY
     else:
-        task = _labelled_task(order, founds, texts, report)
+        task = _labeled_task(order, founds, texts, report)
     is_classified = [any(sample.class_id is not None for sample in found.samples) for found in founds]
     if (order.task or task) is not task or (task is Task.CLASSIFY and not all(is_classified)):
         raise DatasetError(
@@ -216,7 +216,7 @@ def _task(order: DatasetOrder, founds: Sequence[Found], texts: Sequence[Sequence
     return task
 
 
-def _labelled_task(
+def _labeled_task(
     order: DatasetOrder,
     founds: Sequence[Found],
     texts: Sequence[Sequence[bytes]],
@@ -293,13 +293,13 @@ def _count(
     has_rows = np.zeros(len(samples), bool)
     has_rows[labels.file] = True
     images = {split: int(np.count_nonzero(split_of == i)) for i, split in enumerate(SPLITS)}
-    labelled = {split: int(np.count_nonzero((split_of == i) & has_rows)) for i, split in enumerate(SPLITS)}
+    labeled = {split: int(np.count_nonzero((split_of == i) & has_rows)) for i, split in enumerate(SPLITS)}
     per_class = {
         split: np.bincount(labels.cls[split_of[labels.file] == i], minlength=classes).tolist()
         for i, split in enumerate(SPLITS)
         if images[split]
     }
-    statistics.check_splits(images, labelled, report)
+    statistics.check_splits(images, labeled, report)
     _background(samples, has_rows, report)
     return {split: count for split, count in images.items() if count}, per_class
 

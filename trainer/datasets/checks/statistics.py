@@ -85,18 +85,18 @@ def duplicates(samples: Sequence[Sample], found: Sequence[Facts], report: Report
                 )
 
 
-def check_splits(images: Mapping[str, int], labelled: Mapping[str, int], report: Report) -> None:
+def check_splits(images: Mapping[str, int], labeled: Mapping[str, int], report: Report) -> None:
     """Both train and val need images, and of those at least one with a label."""
     for split in ("train", "val"):
         if not images.get(split):
             if not report.has("val-missing", "train-empty"):
                 report.error(f"{split}-empty", f"The dataset has no images for {split}.")
-        elif not labelled.get(split) and any(labelled.values()):
+        elif not labeled.get(split) and any(labeled.values()):
             report.error(
-                f"{split}-unlabelled",
+                f"{split}-unlabeled",
                 f"None of the {images[split]} images of {split} has a label; label some.",
             )
-    if any(images.values()) and not any(labelled.values()):
+    if any(images.values()) and not any(labeled.values()):
         report.error(
             "no-labels",
             "No labeled annotations found in the dataset. Add labels (and ensure class names are assigned) then retry.",

@@ -31,7 +31,7 @@ MADE_FOR = {
 OTHER_PURPOSES = ("captions", "panoptic", "stuff")
 
 
-def recognise(tree: Tree, entry: Path | None, task: Task | None, report: Report) -> Found:
+def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report) -> Found:
     """The dataset in a tree. `entry` is the file that the reference named, if it named one.
 
     Raises `DatasetError` when nothing there is a dataset, or several things are.

@@ -1,6 +1,6 @@
 """YOLO label files: read many at once, checked all at once, rewritten only where they have to be.
 
-A row is a class number and then, by shape: box 4 numbers (centre x, centre y, width, height), polygon 2 per corner,
+A row is a class number and then, by shape: box 4 numbers (center x, center y, width, height), polygon 2 per corner,
 oriented box 4 corners, pose a box and its keypoints. All are shares of the image's width or height, 0…1.
 """
 

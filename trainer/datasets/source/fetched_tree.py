@@ -19,7 +19,7 @@ class Fetched:
     """A source tree that is complete on local disk. Nobody may write into it.
 
     `entry` is what the reference named (a YAML, an annotations file), relative to `root`; None for a folder or an
-    archive: the recognisers look for it then. When `is_private`, the tree is ours (cache or staging), holds only what
+    archive: the recognizers look for it then. When `is_private`, the tree is ours (cache or staging), holds only what
     a dataset can consist of (images, .txt, YAML, JSON), without symlinks, and may be hard-linked. Otherwise it is the
     user's own folder, and a YAML there may name folders outside `root`: `Roots.admit` decides about those.
     """

@@ -1,4 +1,4 @@
-"""A picture of labelled samples, so that a person can see whether the labels are what they should be."""
+"""A picture of labeled samples, so that a person can see whether the labels are what they should be."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def _draw_labels(picture: Image.Image, checked: Checked, index: int) -> None:
         cls = int(number)
         if not 0 <= cls < len(names):
             continue
-        colour = _colour(cls)
-        corner = _draw_shape(draw, values, checked.task, picture.size, colour)
+        color = _color(cls)
+        corner = _draw_shape(draw, values, checked.task, picture.size, color)
         text = shown(names[cls], 24)
-        draw.rectangle(draw.textbbox(corner, text, font=_font()), fill=colour)
+        draw.rectangle(draw.textbbox(corner, text, font=_font()), fill=color)
         draw.text(corner, text, fill="white", font=_font())
 
 
@@ -99,7 +99,7 @@ def _draw_shape(
     values: Sequence[float],
     task: Task,
     size: tuple[int, int],
-    colour: str,
+    color: str,
 ) -> tuple[float, float]:
     """Draw a row's box or outline and keypoints; the place for its class name."""
     width, height = size
@@ -109,21 +109,21 @@ def _draw_shape(
     if is_box:
         x, y, w, h = values[:4]
         left, top = (x - w / 2) * width, (y - h / 2) * height
-        draw.rectangle((left, top, left + w * width, top + h * height), outline=colour, width=2)
+        draw.rectangle((left, top, left + w * width, top + h * height), outline=color, width=2)
     else:
         points = [(x * width, y * height) for x, y in zip(values[0::2], values[1::2], strict=False)]
-        draw.polygon(points, outline=colour, width=2)
+        draw.polygon(points, outline=color, width=2)
         left, top = min(points)
     if task is Task.POSE:
         step = 3 if (len(values) - 4) % 3 == 0 else 2
         for place in range(4, len(values) - 1, step):
             if step == 2 or values[place + 2] > 0:
                 kx, ky = values[place] * width, values[place + 1] * height
-                draw.ellipse((kx - 3, ky - 3, kx + 3, ky + 3), fill=colour, outline="white")
+                draw.ellipse((kx - 3, ky - 3, kx + 3, ky + 3), fill=color, outline="white")
     return max(left, 0), max(top, 0)
 
 
-def _colour(cls: int) -> str:
+def _color(cls: int) -> str:
     # the golden ratio spreads any number of classes over the circle of hues
     red, green, blue = colorsys.hsv_to_rgb(cls * 0.618034 % 1.0, 0.9, 0.8)
     return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"

@@ -55,7 +55,7 @@ def carry_out(training: Training, send: Callable[[Event], None], *, reports: boo
             send(crash)
             return 1
         if reports:
-            send(Warned(code="finalisation_failed", message=f"After the last epoch: {crash.error}: {crash.message}"))
+            send(Warned(code="finalization_failed", message=f"After the last epoch: {crash.error}: {crash.message}"))
     if reports:
         send(training.trained())
     return 0

@@ -173,7 +173,7 @@ def _try(step: Step, training: Training, send: Callable[[Event], None]) -> None:
 def _warn(what: str, error: Exception, send: Callable[[Event], None]) -> None:
     traceback.print_exception(error)  # into the run's log
     message = f"{what} failed, the model is kept: {type(error).__name__}: {error}"
-    send(Warned(code="finalisation_failed", message=message))
+    send(Warned(code="finalization_failed", message=message))
 
 
 def crash_of(error: Exception, phase: Phase) -> Crashed:

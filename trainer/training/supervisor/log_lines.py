@@ -17,7 +17,7 @@ class OutputLines:
     """Cuts a stream of bytes into readable lines.
 
     A line that a carriage return redraws counts as one, at most one a second; the last drawing of a bar, which ends
-    with a newline, always does. Colours and control characters are removed, wrong UTF-8 is replaced, a line longer
+    with a newline, always does. Colors and control characters are removed, wrong UTF-8 is replaced, a line longer
     than `LONGEST` is cut.
     """
 

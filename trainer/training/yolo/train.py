@@ -141,7 +141,7 @@ class Training:
         if order.resume and self._is_loadable(order.resume):
             self._state = order.resume
             # the epochs that the supervisor had not heard of before it died
-            for event in epochs_after(order.told_epoch, checkpoint_file.results_of(order.resume), order.plan):
+            for event in epochs_after(order.last_reported_epoch, checkpoint_file.results_of(order.resume), order.plan):
                 self._send(event)
 
     def _is_loadable(self, checkpoint: Path) -> bool:
