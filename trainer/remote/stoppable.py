@@ -1,4 +1,4 @@
-"""HTTP whose waits for the network end when a stop is set, and when the time for a whole call is over."""
+"""HTTP connections whose waits end when a stop is set or the time for the whole call is over."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Any
@@ -16,14 +16,14 @@ import httpx
 
 from trainer.core.stop import StopSignal
 
-_SLICE = 0.5  # seconds between two looks at the stop
-_FRESH = 0.1  # seconds for which a server that answered is believed to be there still
+_SLICE = 0.5  # seconds between two checks of the stop
+_FRESH = 0.1  # seconds after an answer during which a connection is taken for open
 _current = threading.local()
 
 
 @contextmanager
 def stoppable(stop: StopSignal) -> Iterator[None]:
-    """While this block runs, this thread's waits in a client that was made stoppable raise `Stopped`."""
+    """Make this thread's waits in a stoppable client raise `Stopped` once `stop` is set, inside this block."""
     before = getattr(_current, "stop", None)
     _current.stop = stop
     try:
@@ -34,10 +34,10 @@ def stoppable(stop: StopSignal) -> Iterator[None]:
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """While this block runs, this thread's waits in a client that was made stoppable end after `seconds` all together.
+    """Limit this thread's waits in a stoppable client to `seconds` in total, inside this block.
 
-    httpx's own limits are for one silence: a server that drips a byte now and then is never too late for them. Looking up
-    a name is bounded by the system's resolver alone.
+    httpx's own limits apply to one wait each, so a server that sends one byte now and then never exceeds them. Name
+    resolution is limited only by the system's resolver.
     """
     before = getattr(_current, "deadline", inf)
     _current.deadline = min(before, time.monotonic() + seconds)
@@ -48,23 +48,32 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def make_stoppable(client: httpx.Client) -> httpx.Client:
-    """The same client, whose connections look at the stop and the deadline of the thread that uses them."""
-    # httpx has no argument for it, and giving it a transport of our own would turn the system's proxies off
+    """Return the same client, with connections that check the stop and the deadline of the thread that uses them."""
+    # httpx has no argument for it, and a transport of our own would turn off the system's proxies
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001
         if isinstance(transport, httpx.HTTPTransport):
-            transport._pool._network_backend = _Backend()  # noqa: SLF001
+            transport._pool._network_backend = StoppableNetwork(_all_addresses)  # noqa: SLF001
     return client
 
 
 def exchange(client: httpx.Client, request: httpx.Request) -> httpx.Response:
-    """The answer's head, like `client.send(request, stream=True)` without its cookies, redirects and logins.
+    """Return the head of the response, like `client.send(request, stream=True)` without cookies, redirects and logins.
 
-    For a small object, those take a quarter of the processor time of the whole transfer.
+    For a small object these take a quarter of the processor time of the transfer.
     """
     return client._transport_for_url(request.url).handle_request(request)  # noqa: SLF001
 
 
-class _Backend(httpcore.SyncBackend):
+class StoppableNetwork(httpcore.SyncBackend):
+    """Connections that check the stop and the deadline of the thread that uses them.
+
+    `addresses` returns the IP addresses of a host that may be contacted; they are tried in this order. TLS still checks
+    the host's name: httpcore takes it from the URL.
+    """
+
+    def __init__(self, addresses: Callable[[str, int], Sequence[str]]) -> None:
+        self._addresses = addresses
+
     def connect_tcp(
         self,
         host: str,
@@ -74,16 +83,16 @@ class _Backend(httpcore.SyncBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
-        for address in _addresses(host, port):
+        for address in self._addresses(host, port):
             try:
                 stream = super().connect_tcp(address, port, _at_most(timeout), local_address, socket_options)
-                return _Stream(stream)
+                return StoppableStream(stream)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
 
 
-def _addresses(host: str, port: int) -> list[str]:
+def _all_addresses(host: str, port: int) -> list[str]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -92,18 +101,18 @@ def _addresses(host: str, port: int) -> list[str]:
 
 
 def _at_most(timeout: float | None) -> float:
-    """Seconds that this thread may wait now, up to `timeout`. Raises `Stopped`, or ConnectTimeout when none are left."""
+    """Return the seconds that this thread may wait now, up to `timeout`. Raises `Stopped`, or ConnectTimeout for none."""
     for seconds in _waits(timeout):
         return seconds
-    raise httpcore.ConnectTimeout("timed out")
+    raise httpcore.ConnectTimeout(_why_over())
 
 
-class _Stream(httpcore.NetworkStream):
-    """A connection that waits in slices, for as long as its thread need not stop."""
+class StoppableStream(httpcore.NetworkStream):
+    """A connection that waits in slices, and checks the thread's stop and deadline between them."""
 
     def __init__(self, inner: httpcore.NetworkStream) -> None:
         self._inner = inner
-        self._there = 0.0
+        self._known_open = 0.0  # monotonic time at which the connection was open
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         for seconds in _slices(timeout):
@@ -111,12 +120,12 @@ class _Stream(httpcore.NetworkStream):
                 data = self._inner.read(max_bytes, seconds)
             except httpcore.ReadTimeout:
                 continue
-            self._there = time.monotonic()
+            self._known_open = time.monotonic()
             return data
-        raise httpcore.ReadTimeout("timed out")
+        raise httpcore.ReadTimeout(_why_over())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        # not the inner write: it forgets how much it sent when it times out
+        # the inner write does not say how much it sent before a timeout
         connection: socket.socket = self._inner.get_extra_info("socket")
         rest = memoryview(buffer)
         while rest:
@@ -131,7 +140,7 @@ class _Stream(httpcore.NetworkStream):
                 continue
             except OSError as error:
                 raise httpcore.WriteError(str(error)) from error
-        raise httpcore.WriteTimeout("timed out")
+        raise httpcore.WriteTimeout(_why_over())
 
     def close(self) -> None:
         self._inner.close()
@@ -142,7 +151,7 @@ class _Stream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _at_most(timeout)))
+        return StoppableStream(self._inner.start_tls(ssl_context, server_hostname, _at_most(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
@@ -150,27 +159,32 @@ class _Stream(httpcore.NetworkStream):
         return self._inner.get_extra_info(info)
 
     def _is_readable(self) -> bool:
-        # the pool asks each of its idle connections, before and after every request, whether the server has hung up: a
-        # system call each time, which is most of what a small object costs when sixteen threads share the pool
+        # The pool asks each idle connection before and after every request whether the server closed it. Each question is
+        # a system call: most of the cost of a small object when sixteen threads share the pool.
         now = time.monotonic()
-        if now - self._there < _FRESH:
+        if now - self._known_open < _FRESH:
             return False
         readable = bool(self._inner.get_extra_info("is_readable"))
         if not readable:
-            self._there = now
+            self._known_open = now
         return readable
 
 
 def _slices(timeout: float | None) -> Iterator[float]:
-    """Waits of half a second at most; see `_waits`."""
+    """Yield waits of at most half a second; see `_waits`."""
     return (min(_SLICE, seconds) for seconds in _waits(timeout))
 
 
 def _waits(timeout: float | None) -> Iterator[float]:
-    """What is left of `timeout` and of this thread's time, again and again until nothing is; each with a look at the stop."""
+    """Yield the seconds left of `timeout` and of the thread's deadline until none are left; check the stop before each."""
     deadline = min(time.monotonic() + (inf if timeout is None else timeout), getattr(_current, "deadline", inf))
     while (left := deadline - time.monotonic()) > 0:
         stop: StopSignal | None = getattr(_current, "stop", None)
         if stop:
             stop.raise_if_set()
         yield left
+
+
+def _why_over() -> str:
+    is_late = time.monotonic() >= getattr(_current, "deadline", inf)
+    return "the time allowed is over" if is_late else "timed out"

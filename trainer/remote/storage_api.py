@@ -17,6 +17,7 @@ from urllib.parse import quote
 import httpx
 
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
+from trainer.remote.retry_after import retry_after_seconds
 from trainer.remote.stoppable import exchange, make_stoppable, within
 
 Content: TypeAlias = bytes | Iterator[bytes]
@@ -165,7 +166,7 @@ class StorageApi:
         status, code, message = _reading(answer)
         said = f"storage at {self.host} answered {status}: {self._clean(message) or 'no reason given'}"
         if status >= 500 or status < 400 or status in TRANSIENT:
-            return Unavailable(said, retry_after=_retry_after(answer.headers))
+            return Unavailable(said, retry_after=retry_after_seconds(answer.headers.get("Retry-After")))
         if status in (401, 403) or code in ("InvalidJWT", "AccessDenied", "Unauthorized", "InvalidSignature"):
             return Misconfigured(f"{said}; the Supabase key is wrong, or its role may not do this: check the key")
         where = f"bucket {target.bucket!r}"
@@ -244,8 +245,3 @@ def _length(headers: Mapping[str, str]) -> int:
     """The bytes of a body, as its headers say; 0 when they do not."""
     length = headers.get("Content-Length", "")
     return int(length) if length.isdecimal() and len(length) < 20 else 0
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    value = headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else None

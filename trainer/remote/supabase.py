@@ -17,6 +17,7 @@ import httpx
 
 from trainer.core.errors import Misconfigured, TrainerError, Unavailable
 from trainer.core.job import Json, JsonObject
+from trainer.remote.retry_after import retry_after_seconds
 from trainer.remote.stoppable import make_stoppable, within
 from trainer.remote.supabase_access import USE_KEY, checked_key, checked_url, role_of
 
@@ -187,7 +188,7 @@ class Project:
             host=self.host,
             role=self.role,
             status=response.status_code if response else None,
-            retry_after=seconds_of(response.headers.get("Retry-After")) if response else None,
+            retry_after=retry_after_seconds(response.headers.get("Retry-After")) if response else None,
         )
         if self._key in str(found):  # a proxy may echo what it was sent
             return type(found)(f"{self.host} refused a call and quoted the key in its answer.")
@@ -289,11 +290,3 @@ def _words(error: Exception) -> str:
     if "getaddrinfo" in text or "not known" in text or "name resolution" in text:
         return f"its name cannot be resolved ({text}); check SUPABASE_URL and the DNS"
     return text
-
-
-def seconds_of(retry_after: str | None) -> float | None:
-    """A Retry-After header in seconds; None for a missing one and for a date, which no Supabase server sends."""
-    try:
-        return max(0.0, float(retry_after)) if retry_after else None
-    except ValueError:
-        return None

@@ -11,7 +11,7 @@ import hashlib
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -22,11 +22,14 @@ from trainer.core.errors import DatasetError, ObjectMissing, Unavailable
 from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal
 from trainer.remote.gate import Gate, Resolve, resolve_by_system, shown
-from trainer.remote.pinned import READ_SECONDS, PinnedNetwork
+from trainer.remote.retry_after import retry_after_seconds
+from trainer.remote.stoppable import StoppableNetwork, stoppable, within
 
 CHUNK = 1 << 16
 REDIRECTS = 5
+MOST_ADDRESSES = 4  # of a host, tried one after the other
 CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0
 HEAD_SECONDS = 60.0  # to connect, to ask and to hear the head of the answer, however steadily it drips
 _REDIRECT_CODES = {301, 302, 303, 307, 308}
 _MEND = {
@@ -77,12 +80,11 @@ class GuardedClient:
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
         self._policy = policy or RetryPolicy(total_seconds=120.0)
-        self._network = PinnedNetwork(self._gate)
         self._pool = httpcore.ConnectionPool(
             ssl_context=ssl_context,
             max_connections=connections,
             keepalive_expiry=10.0,
-            network_backend=self._network,
+            network_backend=StoppableNetwork(lambda host, port: self._gate.addresses(host, port)[:MOST_ADDRESSES]),
         )
 
     def download(
@@ -105,7 +107,8 @@ class GuardedClient:
         be had, `Unavailable` when the host does not answer now, `Stopped`.
         """
         limit = min(max_bytes or self._max_bytes, self._max_bytes)
-        deadline = time.monotonic() + min(max_seconds or self._max_seconds, self._max_seconds)
+        seconds = min(max_seconds or self._max_seconds, self._max_seconds)
+        deadline = time.monotonic() + seconds
 
         def once() -> Downloaded:
             moved = 0
@@ -124,7 +127,8 @@ class GuardedClient:
                     on_bytes(-moved)
                 raise
 
-        return retrying(once, self._policy, stop)
+        with stoppable(stop), within(seconds):
+            return retrying(once, self._policy, stop)
 
     def close(self) -> None:
         self._pool.close()
@@ -133,9 +137,7 @@ class GuardedClient:
         for _ in range(REDIRECTS + 1):
             url = self._gate.check_url(url)
             call.stop.raise_if_set()
-            self._network.use(call.stop, min(call.deadline, time.monotonic() + HEAD_SECONDS))
             with self._answer(url) as answer:
-                self._network.use(call.stop, call.deadline)
                 if answer.status in _REDIRECT_CODES:
                     url = urljoin(url, _header(answer, "location") or _no_target(url))
                     continue
@@ -152,8 +154,18 @@ class GuardedClient:
         }
         timeout = {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": 60.0}
         try:
-            with self._pool.stream("GET", url, headers=headers, extensions={"timeout": timeout}) as answer:
+            with within(HEAD_SECONDS):
+                answer = self._pool.handle_request(
+                    httpcore.Request("GET", url, headers=headers, extensions={"timeout": timeout})
+                )
+            with closing(answer):
                 yield answer
+        except httpcore.ConnectError as error:
+            if isinstance(error.__context__, ssl.SSLCertVerificationError):  # another try would fail as well
+                raise DatasetError(
+                    f"{shown(url)}: the host has no valid certificate. Use a host that has one."
+                ) from None
+            raise Unavailable(f"{shown(url)} does not answer: {error}") from None
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
             reason = str(error) or type(error).__name__
             raise Unavailable(f"{shown(url)} does not answer properly: {reason}") from None
@@ -214,8 +226,8 @@ def _require_ok(url: str, answer: httpcore.Response) -> None:
     if status == 200:
         return
     if status == 429 or status >= 500:
-        wait = _header(answer, "retry-after")
-        raise Unavailable(f"{shown(url)} answers {status}", retry_after=float(wait) if wait.isdecimal() else None)
+        wait = retry_after_seconds(_header(answer, "retry-after"))
+        raise Unavailable(f"{shown(url)} answers {status}", retry_after=wait)
     mend = _MEND.get(status, "it is not there to be fetched; check the URL")
     kind = ObjectMissing if status in {404, 410} else DatasetError
     raise kind(f"{shown(url)} answers {status}: {mend}.")

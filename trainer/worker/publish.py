@@ -19,12 +19,13 @@ from typing import TypeAlias
 
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import MachineFailed, Unavailable
-from trainer.core.events import Event, Finished, Phase, TransferProgress, WeightsFile
+from trainer.core.events import Event, Finished, Phase, WeightsFile
 from trainer.core.job import Job, JsonObject
 from trainer.core.names import storage_key
 from trainer.core.ports import ObjectStore
 from trainer.core.results import Artifact
 from trainer.core.stop import StopSignal
+from trainer.core.transfer import Meter
 from trainer.disk.removal import remove_tree
 
 NOT_FOLDERS = {"checkpoints", "journal"}
@@ -79,13 +80,18 @@ class Publisher:
         named = _named(finished, run_dir)
         if gone := named.keys() - files.keys():
             raise WeightsChanged(f"{', '.join(sorted(gone))} is gone from {run_dir}.")
-        meter = _Meter(len(files), sum(path.stat().st_size for path in files.values()), on_event)
+        total = sum(path.stat().st_size for path in files.values())
+        meter = Meter(on_event, total_files=len(files), total_bytes=total, phase=Phase.UPLOADING)
         send = partial(self._send, named, stop, meter)
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="upload") as pool:
             artifacts = sorted(pool.map(send, files, files.values()), key=lambda artifact: artifact.name)
         if log.is_file() and not log.is_symlink():
-            artifacts.append(send(log.name, _snapshot(log)))
-        artifacts.append(send("manifest.json", self._manifest(run_dir, artifacts)))
+            snapshot = _snapshot(log)
+            meter.expect(snapshot.stat().st_size, files=1)
+            artifacts.append(send(log.name, snapshot))
+        manifest = self._manifest(run_dir, artifacts)
+        meter.expect(manifest.stat().st_size, files=1)
+        artifacts.append(send(manifest.name, manifest))
         self._require_stored(artifacts, stop)
         return artifacts
 
@@ -93,7 +99,7 @@ class Publisher:
         self,
         named: Mapping[str, WeightsFile],
         stop: StopSignal,
-        meter: _Meter,
+        meter: Meter,
         name: str,
         path: Path,
     ) -> Artifact:
@@ -105,7 +111,7 @@ class Publisher:
             if _content(path) != content:
                 raise MachineFailed(f"{path} changed while it was uploaded.")
             self._sent[name] = content, artifact
-        meter.finished_file()
+        meter.finish_file()
         return artifact
 
     def _upload(
@@ -115,13 +121,13 @@ class Publisher:
         content: Content,
         named: WeightsFile | None,
         stop: StopSignal,
-        meter: _Meter,
+        meter: Meter,
     ) -> Artifact:
         size, digest = content[0], _sha256(path, stop)
         if named is not None and (size, digest) != (named.bytes, named.sha256):
             raise WeightsChanged(f"{path} is not the file that the training finished with.")
         ref = ObjectRef(bucket=self._bucket, key=f"{prefix_of(self._job)}/{storage_key(name)}")
-        stored = self._store.upload(path, ref, stop, on_bytes=meter.moved)
+        stored = self._store.upload(path, ref, stop, on_bytes=meter.count)
         return Artifact(name=name, path=stored.ref.key, url=stored.url, bytes=size, sha256=digest)
 
     def _manifest(self, run_dir: Path, artifacts: Sequence[Artifact]) -> Path:
@@ -214,29 +220,3 @@ def _sha256(path: Path, stop: StopSignal) -> str:
             stop.raise_if_set()
             digest.update(chunk)
     return digest.hexdigest()
-
-
-class _Meter:
-    """Counts what was uploaded, and tells at most twice a second."""
-
-    def __init__(self, files: int, total: int, on_event: Callable[[Event], None]) -> None:
-        self._files, self._total, self._on_event = files, total, on_event
-        self._done_files = 0
-        self._bytes = 0
-
-    def moved(self, count: int) -> None:
-        self._bytes += count
-
-    def finished_file(self) -> None:
-        self._done_files += 1
-        self._on_event(
-            TransferProgress(
-                phase=Phase.UPLOADING,
-                files=self._done_files,
-                total_files=max(self._files, self._done_files),
-                bytes=self._bytes,
-                total_bytes=max(self._total, self._bytes),
-                rate=0.0,
-                eta_seconds=None,
-            ),
-        )

@@ -16,7 +16,7 @@ import pytest
 from tests.storage_server import StorageServer
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.stoppable import _Stream, stoppable
+from trainer.remote.stoppable import StoppableStream, stoppable
 from trainer.remote.storage_api import Answer, HttpTimes, NoSuchRoute, StorageApi, Target, TooLarge, object_path
 
 KEY = "sb_secret_AbCdEf0123456789"
@@ -186,9 +186,9 @@ class Silent(httpcore.NetworkStream):
         return self.hung_up
 
 
-def test_the_fate_of_an_idle_connection_is_asked_for_now_and_then(monkeypatch):
+def test_idle_connections_are_checked_at_most_every_100_ms(monkeypatch):
     inner = Silent()
-    stream = _Stream(inner)
+    stream = StoppableStream(inner)
     for _ in range(50):
         assert not stream.get_extra_info("is_readable")
     assert inner.asked == 1

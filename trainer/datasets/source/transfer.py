@@ -4,72 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeAlias
 
-from trainer.core.events import Phase, TransferProgress
 from trainer.core.stop import StopReason, StopSignal
 
 Job: TypeAlias = Callable[[StopSignal], object]
-OnTransfer: TypeAlias = Callable[[TransferProgress], None]
-EVERY_SECONDS = 0.5
 LINK_TRIES = 10
-
-
-class Meter:
-    """Counts files and bytes from all threads, and tells how far the download is: at its beginning and end, and at
-    most twice a second between.
-    """
-
-    def __init__(self, on_event: OnTransfer, *, total_files: int, total_bytes: int = 0) -> None:
-        self._on_event = on_event
-        self._total_files = total_files
-        self._total_bytes = total_bytes
-        self._files = 0
-        self._bytes = 0
-        self._began = time.monotonic()
-        self._told = self._began
-        self._lock = threading.Lock()
-        self._tell(always=total_files > 0)
-
-    def count(self, moved: int) -> None:
-        """Bytes moved, or minus those of a try that has to begin anew."""
-        with self._lock:
-            self._bytes += moved
-            self._tell(always=False)
-
-    def expect(self, more: int) -> None:
-        """More bytes are going to come than was known before."""
-        with self._lock:
-            self._total_bytes += more
-
-    def finish_file(self) -> None:
-        with self._lock:
-            self._files += 1
-            self._tell(always=self._files == self._total_files)
-
-    def _tell(self, *, always: bool) -> None:
-        now = time.monotonic()
-        if not always and now - self._told < EVERY_SECONDS:
-            return
-        self._told = now
-        rate = self._bytes / max(now - self._began, 1e-3)
-        left = self._total_bytes - self._bytes
-        self._on_event(
-            TransferProgress(
-                phase=Phase.DOWNLOADING,
-                files=self._files,
-                total_files=self._total_files,
-                bytes=self._bytes,
-                total_bytes=self._total_bytes,
-                rate=rate,
-                eta_seconds=max(0.0, left / rate) if self._total_bytes and rate else None,
-            ),
-        )
 
 
 class Every:

@@ -14,6 +14,7 @@ import yaml
 from trainer.core.dataset import shown_url
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.stop import StopSignal
+from trainer.core.transfer import Meter, OnTransfer
 from trainer.datasets.cache.content import ContentCache, Put
 from trainer.datasets.cache_disk import on_this_disk
 from trainer.datasets.data_yaml import load_yaml, read_data_yaml
@@ -23,7 +24,7 @@ from trainer.datasets.source.archive import Limits, safe_name
 from trainer.datasets.source.manifest import suffix
 from trainer.datasets.source.ndjson import Record, read_ndjson
 from trainer.datasets.source.reference import Roots, shown
-from trainer.datasets.source.transfer import Meter, OnTransfer, in_parallel, link_tree
+from trainer.datasets.source.transfer import in_parallel, link_tree
 from trainer.remote.web import GuardedClient
 
 LARGEST_TEXT = 256 << 20  # bytes of a list, a YAML or an NDJSON file

@@ -1,0 +1,72 @@
+"""How far a transfer of many files is, counted from many threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+from trainer.core.events import Phase, TransferProgress
+
+OnTransfer: TypeAlias = Callable[[TransferProgress], None]
+EVERY_SECONDS = 0.5
+
+
+class Meter:
+    """Count files and bytes and report them: at the start, when all files are done, and at most twice a second between."""
+
+    def __init__(
+        self,
+        on_event: OnTransfer,
+        *,
+        total_files: int,
+        total_bytes: int = 0,
+        phase: Phase = Phase.DOWNLOADING,
+    ) -> None:
+        self._phase = phase
+        self._on_event = on_event
+        self._total_files = total_files
+        self._total_bytes = total_bytes
+        self._files = 0
+        self._bytes = 0
+        self._started = time.monotonic()
+        self._reported = self._started
+        self._lock = threading.Lock()
+        self._report(always=total_files > 0)
+
+    def count(self, moved: int) -> None:
+        """Add the bytes moved; a negative number takes back the bytes of a try that starts again."""
+        with self._lock:
+            self._bytes += moved
+            self._report(always=False)
+
+    def expect(self, more_bytes: int = 0, *, files: int = 0) -> None:
+        """Raise the totals: more bytes or files will come than was known before."""
+        with self._lock:
+            self._total_bytes += more_bytes
+            self._total_files += files
+
+    def finish_file(self) -> None:
+        with self._lock:
+            self._files += 1
+            self._report(always=self._files == self._total_files)
+
+    def _report(self, *, always: bool) -> None:
+        now = time.monotonic()
+        if not always and now - self._reported < EVERY_SECONDS:
+            return
+        self._reported = now
+        rate = self._bytes / max(now - self._started, 1e-3)
+        left = self._total_bytes - self._bytes
+        self._on_event(
+            TransferProgress(
+                phase=self._phase,
+                files=self._files,
+                total_files=self._total_files,
+                bytes=self._bytes,
+                total_bytes=self._total_bytes,
+                rate=rate,
+                eta_seconds=max(0.0, left / rate) if self._total_bytes and rate else None,
+            ),
+        )
