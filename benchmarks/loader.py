@@ -31,7 +31,8 @@ from PIL import Image
 from benchmarks.datasets import OnDisk, make
 from benchmarks.figures import Figure, middle
 from trainer.core.dataset import DatasetOrder, PreparedDataset, Task
-from trainer.core.plan import Architecture, TrainPlan
+from trainer.core.model import Architecture
+from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache

@@ -15,6 +15,7 @@ import structlog
 from trainer import __version__, host
 from trainer.core.dataset import DatasetOrder, DiskRef, Task
 from trainer.core.errors import MachineFailed
+from trainer.core.export_formats import PACKAGES
 from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import ObjectStore, Queue, Reporter, RunTable, Worker
@@ -31,7 +32,7 @@ from trainer.jobs.sqlite_schema import SCHEMA_VERSION
 from trainer.remote.web import GuardedClient
 from trainer.reporting.fanout import Fanout
 from trainer.reporting.log import LogReporter
-from trainer.request.exports import PACKAGES
+from trainer.request.parse import plan_of
 from trainer.settings import Settings, process_environment, service_manager
 from trainer.storage.local import LocalObjectStore
 from trainer.systemd import ServiceManager
@@ -316,7 +317,7 @@ def check_request(settings: Settings, request: RunRequest) -> None:
 def plan_parser(settings: Settings) -> partial[TrainPlan]:
     """How a row's request is read on this host."""
     return partial(
-        TrainPlan.parse,
+        plan_of,
         exports_available=available_exports(),
         artifacts_bucket=settings.supabase_artifacts_bucket,
         workers=host.loaders_per_slot(len(slot_devices(settings))),

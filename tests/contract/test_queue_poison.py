@@ -13,8 +13,8 @@ from queue_adapters import claim, claimed, enqueue
 
 from trainer.core.errors import BadRequest, Unavailable
 from trainer.core.job import Failed, RunRequest, Verdict
-from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
+from trainer.request.parse import plan_of
 
 DEEP = "{" + '"a":{' * 1500 + "}" * 1501
 POISON = {
@@ -77,7 +77,7 @@ def poisoned(lab, **sql):
 
 def sentence_of(lease):
     with pytest.raises(BadRequest) as refused:
-        TrainPlan.parse(lease.job.request)
+        plan_of(lease.job.request)
     return str(refused.value)
 
 
@@ -111,7 +111,7 @@ def test_odd_row_is_a_run_like_any_other(queue_lab, oddity):
     run_id, good = poisoned(queue_lab, **ODD[oddity]), enqueue(queue_lab)
     lease = claim(queue_lab)
     assert lease.job.id == run_id
-    assert TrainPlan.parse(lease.job.request).sources == ("set/data.yaml",)
+    assert plan_of(lease.job.request).sources == ("set/data.yaml",)
     assert lease.job.checkpoint is None
     assert lease.job.last_reported_epoch >= 0
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, []) is Verdict.OK

@@ -19,7 +19,7 @@ from tests.unit.weights.test_model_folder import YOLO11N, upload, weights
 from tests.unit.weights.test_model_folder import release as release  # noqa: PLC0414 - a fixture
 from trainer.core.dataset import Task
 from trainer.core.job import Completed, Job, Lease, RunRequest
-from trainer.core.plan import ModelObject
+from trainer.core.model import ModelObject
 from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache

@@ -16,9 +16,10 @@ import pytest
 from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, ObjectMissing
 from trainer.core.job import RunRequest
-from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel, TrainPlan
+from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel
 from trainer.core.stop import StopSignal
 from trainer.request.model_reference import read_model
+from trainer.request.parse import plan_of
 from trainer.storage.local import LocalObjectStore
 from trainer.weights.model_folder import ModelFolder
 
@@ -124,7 +125,7 @@ def test_a_configuration_names_no_other_model_by_another_way(value):
     for key in ("model", "pretrained", "resume", "distill_model", "cfg", "weights", "base_model"):
         request = RunRequest(data_yaml="/data/data.yaml", base_model="yolo11n", configuration={key: value})
         with contextlib.suppress(BadRequest):
-            plan = TrainPlan.parse(request)
+            plan = plan_of(request)
             assert plan.model in (OfficialModel(stem="yolo11n"), Architecture(stem="yolo11n"))  # without its weights
             assert plan.args.get(key) in (None, True, False)
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
-from trainer.core.plan import TrainPlan
 from trainer.jobs import row as rows
 from trainer.jobs.requirements import requirements
 from trainer.request import arguments
+from trainer.request.parse import plan_of
 
 RUN = "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa"
 
@@ -78,7 +78,7 @@ def read(columns):
     """A row as the worker reads it; the problems that its run fails with, none for a plan."""
     job = rows.job_of({"id": RUN, "attempt": 1, **columns})
     try:
-        TrainPlan.parse(job.request)
+        plan_of(job.request)
     except BadRequest as refused:
         return refused.problems
     return ()

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from trainer.core.dataset import PreparedDataset, Task
-from trainer.core.plan import Architecture, TrainPlan
+from trainer.core.model import Architecture
+from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
 from trainer.training.supervisor.process import ChildTrainer, Patience

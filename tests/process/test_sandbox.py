@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from trainer.core.dataset import PreparedDataset, Task
-from trainer.core.plan import Architecture, TrainPlan
+from trainer.core.model import Architecture
+from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.training.sandbox import landlock, policy
 from trainer.training.supervisor.environment import child_environment, private_folder

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from trainer.core.dataset import PreparedDataset
 from trainer.core.events import Event
-from trainer.core.plan import Architecture, TrainPlan
+from trainer.core.model import Architecture
+from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.training.supervisor.environment import child_environment, private_folder
 from trainer.training.wire import decode_event, encode_order

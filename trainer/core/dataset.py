@@ -90,12 +90,3 @@ class PreparedDataset:
     fingerprint: str  # sha-256 over the content of what is trained on
     findings: tuple[Finding, ...] = ()
     summary: JsonObject = field(default_factory=dict)  # goes into results.dataset
-
-
-def shown_url(text: str) -> str:
-    """An http(s) URL without user, password, query and fragment, which may be secrets; any other text as it is."""
-    head, separator, rest = text.partition("://")
-    if not separator or head.lower() not in ("http", "https"):
-        return text
-    authority, slash, path = rest.split("?", 1)[0].split("#", 1)[0].partition("/")
-    return f"{head}://{authority.rpartition('@')[2]}{slash}{path}"

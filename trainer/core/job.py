@@ -72,7 +72,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What somebody asked for, unparsed: see `TrainPlan.parse` for what it means.
+    """What somebody asked for, unparsed: see `request.plan_of` for what it means.
 
     `unreadable` says why its row cannot be served at all; the plan is then refused with that sentence.
     """

@@ -1,4 +1,4 @@
-"""A queued request, typed and complete: `TrainPlan.parse` is the only reader of a row's `configuration`."""
+"""What a run trains and how: a queued request, typed and complete. `trainer/request/` makes it from a row."""
 
 from __future__ import annotations
 
@@ -6,52 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TypeAlias
 
 from trainer.core import model_catalog
-from trainer.core.dataset import ObjectRef, SplitRequest, Task, shown_url
-from trainer.core.job import JsonObject, RunRequest
-from trainer.request.arguments import Value
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfficialModel:
-    """A model that Ultralytics publishes; `stem` without task suffix ("yolo11n"), the suffix follows the task."""
-
-    stem: str
-    task: Task | None = None  # the one that the row's spelling named ("yolo11n-seg"), None when it named none
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """A network trained from scratch, for example "yolo11n" for yolo11n.yaml; the suffix follows the task."""
-
-    stem: str
-    task: Task | None = None  # as for OfficialModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFile:
-    """A `.pt` file below MODELS_DIR."""
-
-    name: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelObject:
-    """A `.pt` object in the artifacts bucket."""
-
-    ref: ObjectRef
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOfRun:
-    """best.pt of a completed run."""
-
-    run_id: str
-
-
-ModelRef: TypeAlias = OfficialModel | Architecture | ModelFile | ModelObject | ModelOfRun
+from trainer.core.dataset import SplitRequest, Task
+from trainer.core.job import JsonObject
+from trainer.core.model import Architecture, ModelRef, OfficialModel, Value, model_as_json, model_from_json
+from trainer.core.text import shown_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,23 +33,6 @@ class TrainPlan:
     predictions: bool = False
     warnings: tuple[str, ...] = ()  # what was not understood or was replaced, one sentence each
 
-    @classmethod
-    def parse(
-        cls,
-        request: RunRequest,
-        *,
-        exports_available: frozenset[str] = frozenset({"torchscript"}),
-        artifacts_bucket: str = "training-artifacts",
-        workers: int | None = None,
-    ) -> TrainPlan:
-        """Read a request. Raises `BadRequest` that lists every wrong value with field, value and rule.
-
-        `workers` is the number of loader processes where the row is silent; None leaves it to Ultralytics.
-        """
-        from trainer.request.parse import read_plan  # the reader needs the types above
-
-        return read_plan(request, exports_available, artifacts_bucket, workers)
-
     def model_warning(self, task: Task) -> str | None:
         """What to tell the user when the dataset's task is not the one that the model's name spelled, or None.
 
@@ -106,7 +49,7 @@ class TrainPlan:
         """The plan as it is sent to the child."""
         return {
             "sources": list(self.sources),
-            "model": {"kind": _KINDS[type(self.model)], **asdict(self.model)},
+            "model": model_as_json(self.model),
             "task": self.task,
             "epochs": self.epochs,
             "batch": self.batch,
@@ -138,7 +81,7 @@ class TrainPlan:
         """The inverse of `as_json`. Raises KeyError, TypeError or ValueError for anything else."""
         return cls(
             sources=tuple(data["sources"]),
-            model=_model_from_json(data["model"]),
+            model=model_from_json(data["model"]),
             task=None if data["task"] is None else Task(data["task"]),
             epochs=data["epochs"],
             batch=data["batch"],
@@ -151,33 +94,3 @@ class TrainPlan:
             predictions=data["predictions"],
             warnings=tuple(data["warnings"]),
         )
-
-
-_KINDS: Mapping[type[ModelRef], str] = {
-    OfficialModel: "official",
-    Architecture: "architecture",
-    ModelFile: "file",
-    ModelObject: "object",
-    ModelOfRun: "run",
-}
-
-
-def _model_from_json(data: JsonObject) -> ModelRef:
-    fields = {key: value for key, value in data.items() if key != "kind"}
-    match data["kind"]:
-        case "official":
-            return OfficialModel(stem=fields["stem"], task=_task_or_none(fields["task"]))
-        case "architecture":
-            return Architecture(stem=fields["stem"], task=_task_or_none(fields["task"]))
-        case "file":
-            return ModelFile(**fields)
-        case "object":
-            return ModelObject(ref=ObjectRef(**fields["ref"]))
-        case "run":
-            return ModelOfRun(**fields)
-        case kind:
-            raise ValueError(f"unknown kind of model: {kind}")
-
-
-def _task_or_none(word: str | None) -> Task | None:
-    return None if word is None else Task(word)

@@ -13,7 +13,8 @@ from typing import Protocol, TypeAlias
 from trainer.core.dataset import DatasetOrder, ObjectRef, PreparedDataset, Task
 from trainer.core.events import Event, Finished
 from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, RunRequest, Verdict
-from trainer.core.plan import ModelRef, TrainPlan
+from trainer.core.model import ModelRef
+from trainer.core.plan import TrainPlan
 from trainer.core.stop import StopSignal
 
 

@@ -19,8 +19,8 @@ from typing import TypeAlias, assert_never
 
 from trainer.core.dataset import PreparedDataset
 from trainer.core.job import Json, JsonObject
-from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel, TrainPlan
-from trainer.request.arguments import Value
+from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel, Value
+from trainer.core.plan import TrainPlan
 
 # Ultralytics' values of the arguments that a row may set, where the row is silent
 DEFAULTS: Mapping[str, Value | None] = MappingProxyType(

@@ -12,7 +12,8 @@ import yaml
 
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
-from trainer.datasets.samples import Report, read_file, shown
+from trainer.core.text import printable
+from trainer.datasets.samples import Report, read_file
 
 LARGEST_YAML = 4 << 20  # bytes; a thousand names take 30 KB
 DEEPEST = 12  # levels of nesting
@@ -44,7 +45,7 @@ def load_yaml(path: Path, report: Report) -> dict[str, Any]:
     value = _parsed(text, path.name, report)
     if not isinstance(value, dict):
         raise DatasetError(
-            f"{shown(path.name)} is no dataset YAML: it must be a mapping with train:, val: and names:.",
+            f"{printable(path.name)} is no dataset YAML: it must be a mapping with train:, val: and names:.",
         )
     return {key: item for key, item in value.items() if isinstance(key, str)}
 
@@ -85,7 +86,7 @@ def _decoded(data: bytes, path: Path, report: Report) -> str:
     except UnicodeDecodeError:
         report.warning(
             "yaml-encoding",
-            f"{shown(path.name)} is not UTF-8 and was read as Windows-1252: look at the class names.",
+            f"{printable(path.name)} is not UTF-8 and was read as Windows-1252: look at the class names.",
         )
         return data.decode("cp1252", errors="replace")
 
@@ -97,12 +98,12 @@ def _parsed(text: str, name: str, report: Report) -> Any:
         # a tab is never indentation in YAML, and always meant as such by the one who typed it
         mended = re.sub(r"^[ \t]+", lambda match: match[0].expandtabs(2), text, flags=re.MULTILINE)
         if mended == text:
-            raise DatasetError(f"{shown(name)} is no valid YAML: {_reason(error)}.") from None
+            raise DatasetError(f"{printable(name)} is no valid YAML: {_reason(error)}.") from None
     try:
         value = _plain(mended, name)
     except yaml.YAMLError as error:
-        raise DatasetError(f"{shown(name)} is no valid YAML: {_reason(error)}.") from None
-    report.warning("yaml-tabs", f"{shown(name)} is indented with tabs, which were read as spaces.")
+        raise DatasetError(f"{printable(name)} is no valid YAML: {_reason(error)}.") from None
+    report.warning("yaml-tabs", f"{printable(name)} is indented with tabs, which were read as spaces.")
     return value
 
 
@@ -111,18 +112,18 @@ def _plain(text: str, name: str) -> Any:
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=yaml.CBaseLoader)):
         if isinstance(event, yaml.AliasEvent):
-            raise DatasetError(f"{shown(name)} uses YAML aliases (*name); write the values out.")
+            raise DatasetError(f"{printable(name)} uses YAML aliases (*name); write the values out.")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST or number > MOST_EVENTS:
-            raise DatasetError(f"{shown(name)} is nested too deeply or has too many values for a dataset YAML.")
+            raise DatasetError(f"{printable(name)} is nested too deeply or has too many values for a dataset YAML.")
     return yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506 - the base loader makes only str, list, dict
 
 
 def _reason(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"line {error.problem_mark.line + 1}: {shown(error.problem or 'unreadable')}"
-    return shown(str(error).splitlines()[0])
+        return f"line {error.problem_mark.line + 1}: {printable(error.problem or 'unreadable')}"
+    return printable(str(error).splitlines()[0])
 
 
 def _text(value: Any) -> str | None:
@@ -173,7 +174,7 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
 def _nc(value: Any, names: tuple[str, ...] | None, report: Report) -> int | None:
     count = _integer(value)
     if value not in (None, "") and (count is None or not 1 <= count <= MOST_CLASSES):
-        report.warning("yaml-nc", f"nc: {shown(str(value))} is no number of classes and was ignored.")
+        report.warning("yaml-nc", f"nc: {printable(str(value))} is no number of classes and was ignored.")
         return None
     if count is not None and names is not None and count != len(names):
         report.warning("yaml-nc", f"nc: says {count} classes but names: has {len(names)}; the names count.")
@@ -201,5 +202,5 @@ def _task(value: Any, report: Report) -> Task | None:
         return None
     if isinstance(value, str) and value.lower() in set(Task):
         return Task(value.lower())
-    report.warning("yaml-task", f"task: {shown(str(value))} is not one of {', '.join(Task)} and was ignored.")
+    report.warning("yaml-task", f"task: {printable(str(value))} is not one of {', '.join(Task)} and was ignored.")
     return None

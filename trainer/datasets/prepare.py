@@ -14,11 +14,12 @@ from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.events import Event, Phase, PhaseStarted, Warned
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
+from trainer.core.text import printable
 from trainer.datasets.cache.pixels import KeptPixels
 from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.facts_cache import FactsCache
-from trainer.datasets.samples import Admit, Found, Report, shown
+from trainer.datasets.samples import Admit, Found, Report
 from trainer.datasets.source.fetch import Fetched, Fetcher
 from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.datasets.view.links import new_view
@@ -164,10 +165,10 @@ def inside(root: Path) -> Admit:
         try:
             real = path.resolve(strict=True)
         except (OSError, RuntimeError) as error:
-            raise_if_disk_is_broken(error, shown(path.name))
-            raise DatasetError(f"{shown(path.name)} does not exist in the dataset.") from None
+            raise_if_disk_is_broken(error, printable(path.name))
+            raise DatasetError(f"{printable(path.name)} does not exist in the dataset.") from None
         if not real.is_relative_to(root):
-            raise DatasetError(f"{shown(path.name)} leads outside the dataset.")
+            raise DatasetError(f"{printable(path.name)} leads outside the dataset.")
         return real
 
     return admit

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from trainer.core.dataset import Finding, SplitRequest, Task
 from trainer.core.errors import DatasetError, raise_if_disk_is_broken
+from trainer.core.text import printable
 
 SPLITS = ("train", "val", "test")
 EXAMPLES = 5
@@ -80,7 +81,7 @@ class Report:
         tally = self._tallies.setdefault(code, _Tally(level, message))
         tally.count += count
         if example and len(tally.examples) < EXAMPLES:
-            tally.examples.append(shown(example))
+            tally.examples.append(printable(example))
 
     def error(self, code: str, message: str, example: str = "", count: int = 1) -> None:
         self.add("error", code, message, example, count)
@@ -127,7 +128,7 @@ def _finding(code: str, tally: _Tally) -> Finding:
 
 def read_file(path: Path | str, largest: int) -> bytes:
     """All of a file of the dataset's. Raises `DatasetError` when it cannot be read or has more than `largest` bytes."""
-    name = shown(Path(path).name)
+    name = printable(Path(path).name)
     try:
         with Path(path).open("rb") as file:
             data = file.read(largest + 1)
@@ -137,9 +138,3 @@ def read_file(path: Path | str, largest: int) -> bytes:
     if len(data) > largest:
         raise DatasetError(f"{name} is larger than {largest >> 20} MiB, which is more than such a file may have.")
     return data
-
-
-def shown(text: str, longest: int = 120) -> str:
-    """Text of unknown origin as it may stand in a message: printable, valid UTF-8, short."""
-    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: longest * 2])
-    return clean if len(clean) <= longest else f"{clean[: longest - 24]}…{clean[-20:]}"

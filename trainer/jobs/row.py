@@ -2,7 +2,7 @@
 
 A row is a JSON object as the SQLite adapter builds it and as PostgREST returns it, with its JSON columns as text. Whatever
 somebody wrote into a row, reading it raises nothing: what cannot be read stays text or is said in `RunRequest.unreadable`,
-and `TrainPlan.parse` refuses it with a sentence.
+and `request.plan_of` refuses it with a sentence.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from trainer.core.job import (
 )
 from trainer.core.json_text import DEEPEST, TOO_DEEP, is_too_deep, json_from_text
 from trainer.core.ports import Worker
+from trainer.core.text import shown
 from trainer.jobs.requirements import requirements
-from trainer.request.configuration import shown
 
 CANCELED_BY_USER = "Canceled by user."
 JOB_COLUMNS = (  # what `job_of` reads

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from urllib.parse import quote, urlsplit
 
 from trainer.core.errors import DatasetError, Unavailable
+from trainer.core.text import printable
 
 Resolve: TypeAlias = Callable[[str, int], Sequence[str]]
 LONGEST_URL = 8192
@@ -48,16 +49,16 @@ class Gate:
     def check_url(self, url: str) -> str:
         """The URL as it can be sent, without user, password and fragment. `DatasetError` when it may not be fetched."""
         if len(url) > LONGEST_URL:
-            raise DatasetError(f"{shown(url)[:100]}… is longer than {LONGEST_URL} characters.")
+            raise DatasetError(f"{printable(url, 200)} is longer than {LONGEST_URL} characters.")
         try:
             parts = urlsplit(url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError:
-            raise DatasetError(f"{shown(url)} is not a valid URL.") from None
+            raise DatasetError(f"{printable(url, 200)} is not a valid URL.") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise DatasetError(f"{shown(url)} is not an http or https URL, and no other kind is fetched.")
+            raise DatasetError(f"{printable(url, 200)} is not an http or https URL, and no other kind is fetched.")
         if parts.username is not None or parts.password is not None:
-            raise DatasetError(f"{shown(url)} contains a user or a password; use a signed URL instead.")
+            raise DatasetError(f"{printable(url, 200)} contains a user or a password; use a signed URL instead.")
         self.check_host(parts.hostname, port)
         host = _ascii(parts.hostname, url)
         netloc = f"[{host}]" if ":" in host else host
@@ -132,16 +133,8 @@ def _ascii(host: str, url: str) -> str:
     try:
         return host.encode("idna").decode()
     except UnicodeError:
-        raise DatasetError(f"{shown(url)} names a host that cannot exist.") from None
+        raise DatasetError(f"{printable(url, 200)} names a host that cannot exist.") from None
 
 
 def _short(host: str) -> str:
     return repr(host[:100])
-
-
-def shown(url: str) -> str:
-    """For messages: no user, password, query or fragment, which may be secrets, and nothing unprintable."""
-    head, _, rest = url.partition("://")
-    authority, slash, path = rest.split("?", 1)[0].split("#", 1)[0].partition("/")
-    text = f"{head}://{authority.rpartition('@')[2]}{slash}{path}"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:200]

@@ -21,7 +21,8 @@ import httpcore
 from trainer.core.errors import DatasetError, ObjectMissing, Unavailable
 from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal
-from trainer.remote.gate import Gate, Resolve, resolve_by_system, shown
+from trainer.core.text import printable
+from trainer.remote.gate import Gate, Resolve, resolve_by_system
 from trainer.remote.retry_after import retry_after_seconds
 from trainer.remote.stoppable import StoppableNetwork, stoppable, within
 
@@ -143,7 +144,7 @@ class GuardedClient:
                     continue
                 _require_ok(url, answer)
                 return call.receive(url, answer, path)
-        raise DatasetError(f"{shown(url)} redirects more than {REDIRECTS} times; give the final URL.")
+        raise DatasetError(f"{printable(url, 200)} redirects more than {REDIRECTS} times; give the final URL.")
 
     @contextmanager
     def _answer(self, url: str) -> Iterator[httpcore.Response]:
@@ -163,14 +164,16 @@ class GuardedClient:
         except httpcore.ConnectError as error:
             if isinstance(error.__context__, ssl.SSLCertVerificationError):  # another try would fail as well
                 raise DatasetError(
-                    f"{shown(url)}: the host has no valid certificate. Use a host that has one."
+                    f"{printable(url, 200)}: the host has no valid certificate. Use a host that has one."
                 ) from None
-            raise Unavailable(f"{shown(url)} does not answer: {error}") from None
+            raise Unavailable(f"{printable(url, 200)} does not answer: {error}") from None
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
             reason = str(error) or type(error).__name__
-            raise Unavailable(f"{shown(url)} does not answer properly: {reason}") from None
+            raise Unavailable(f"{printable(url, 200)} does not answer properly: {reason}") from None
         except (httpcore.UnsupportedProtocol, UnicodeError, ValueError) as error:
-            raise DatasetError(f"{shown(url)} is not a URL that can be fetched ({type(error).__name__}).") from None
+            raise DatasetError(
+                f"{printable(url, 200)} is not a URL that can be fetched ({type(error).__name__})."
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,9 @@ class _Call:
 
     def receive(self, url: str, answer: httpcore.Response, path: Path) -> Downloaded:
         if _header(answer, "content-encoding").lower() not in {"", "identity"}:
-            raise DatasetError(f"{shown(url)} is sent compressed although that was not asked for; serve it plainly.")
+            raise DatasetError(
+                f"{printable(url, 200)} is sent compressed although that was not asked for; serve it plainly."
+            )
         length = _length(url, answer)
         if length is not None and length > self.max_bytes:
             self._too_big(url)
@@ -197,7 +202,7 @@ class _Call:
             self.on_length(length)
         size, sha256 = self._stream(url, answer, path)
         if length is not None and size != length:
-            raise Unavailable(f"{shown(url)} ended after {size} of {length} bytes")
+            raise Unavailable(f"{printable(url, 200)} ended after {size} of {length} bytes")
         return Downloaded(url=url, bytes=size, sha256=sha256, etag=etag, content_type=kind)
 
     def _stream(self, url: str, answer: httpcore.Response, path: Path) -> tuple[int, str]:
@@ -210,7 +215,7 @@ class _Call:
                     self._too_big(url)
                 if time.monotonic() > self.deadline:
                     raise DatasetError(
-                        f"{shown(url)} is too slow: it did not end in the time allowed; use a nearer copy."
+                        f"{printable(url, 200)} is too slow: it did not end in the time allowed; use a nearer copy."
                     )
                 digest.update(chunk)
                 out.write(chunk)
@@ -218,7 +223,7 @@ class _Call:
         return size, digest.hexdigest()
 
     def _too_big(self, url: str) -> None:
-        raise DatasetError(f"{shown(url)} is larger than {self.max_bytes:,} bytes, the limit for it here.")
+        raise DatasetError(f"{printable(url, 200)} is larger than {self.max_bytes:,} bytes, the limit for it here.")
 
 
 def _require_ok(url: str, answer: httpcore.Response) -> None:
@@ -227,10 +232,10 @@ def _require_ok(url: str, answer: httpcore.Response) -> None:
         return
     if status == 429 or status >= 500:
         wait = retry_after_seconds(_header(answer, "retry-after"))
-        raise Unavailable(f"{shown(url)} answers {status}", retry_after=wait)
+        raise Unavailable(f"{printable(url, 200)} answers {status}", retry_after=wait)
     mend = _MEND.get(status, "it is not there to be fetched; check the URL")
     kind = ObjectMissing if status in {404, 410} else DatasetError
-    raise kind(f"{shown(url)} answers {status}: {mend}.")
+    raise kind(f"{printable(url, 200)} answers {status}: {mend}.")
 
 
 def _length(url: str, answer: httpcore.Response) -> int | None:
@@ -238,12 +243,12 @@ def _length(url: str, answer: httpcore.Response) -> int | None:
     if not text:
         return None
     if not text.isdecimal() or len(text) > 18:
-        raise DatasetError(f"{shown(url)} states a length that is no number.")
+        raise DatasetError(f"{printable(url, 200)} states a length that is no number.")
     return int(text)
 
 
 def _no_target(url: str) -> str:
-    raise DatasetError(f"{shown(url)} redirects to nowhere; give the final URL.")
+    raise DatasetError(f"{printable(url, 200)} redirects to nowhere; give the final URL.")
 
 
 def _header(answer: httpcore.Response, name: str) -> str:

@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
-Value: TypeAlias = bool | int | float | str | list[int | float | str]
+from trainer.core.model import Value
+
 T_co = TypeVar("T_co", covariant=True)
 
 _TRUE = frozenset({"true", "1", "yes", "y", "on"})

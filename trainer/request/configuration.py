@@ -7,7 +7,6 @@ Only names are interpreted here; arguments.py and plan.py decide what a value mu
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import TypeVar
 
 from trainer.core.job import Json
 from trainer.core.json_text import TOO_DEEP, is_too_deep, json_from_text
+from trainer.core.text import shown
 from trainer.request import arguments
 
 T = TypeVar("T")
@@ -95,28 +95,6 @@ def is_left_open(value: object) -> bool:
     return isinstance(value, str) and value.strip().lower() in {"", "auto", "none", "null", "default"}
 
 
-def shown(value: object) -> str:
-    """A value for a message: one line, at most 80 characters, without credentials in URLs."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
-        return "a number of more than 60 digits"
-    if isinstance(value, list | tuple | dict):
-        text = json.dumps(value, default=str)[:1000] if _is_small(value) else f"a {type(value).__name__}"
-    else:
-        text = repr(value[:1000] if isinstance(value, str) else value)
-    text = re.sub(r"//[^/@\s]{1,1000}@", "//…@", text)
-    text = re.sub(r"(\w{1,12}://[^\s?]{0,1000})\?[^'\"\s]{0,1000}", r"\1?…", text)
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def _is_small(value: object, depth: int = 4) -> bool:
-    """Whether writing the value out is cheap and safe."""
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list | tuple):
-        return depth > 0 and len(value) <= 100 and all(_is_small(item, depth - 1) for item in value)
-    return not (isinstance(value, int) and value.bit_length() > 200)
-
-
 @dataclass(frozen=True)
 class Setting:
     """A value and the spelling under which it was given; the deeper its section, the more it was meant."""
@@ -167,7 +145,7 @@ class Configuration:
             try:
                 raw = json_from_text(raw)
             except ValueError as error:
-                self.problems.append(f"{where} = {shown(raw)}: cannot be read: {error}")
+                self.problems.append(f"{where} = {shown(raw, 60)}: cannot be read: {error}")
                 return None
         if is_blank(raw):
             return None

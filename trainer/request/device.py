@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from trainer.core.job import Json
+from trainer.core.text import shown
 from trainer.request import arguments
-from trainer.request.configuration import Configuration, is_left_open, shown
+from trainer.request.configuration import Configuration, is_left_open
 
 _RULE = "'cpu', a GPU index like 0, or a list of different ones like [0, 1]"
 _MOST = 64  # GPUs that a row can name; a text of millions of commas is not read to its end

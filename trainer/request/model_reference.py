@@ -7,8 +7,8 @@ import re
 from trainer.core import model_catalog
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest
-from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
-from trainer.request.configuration import shown
+from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
+from trainer.core.text import shown
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _MAY_BE = (

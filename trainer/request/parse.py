@@ -11,10 +11,12 @@ from trainer.core import model_catalog
 from trainer.core.dataset import Task
 from trainer.core.errors import BadRequest
 from trainer.core.job import Json, RunRequest
-from trainer.core.plan import Architecture, ModelRef, OfficialModel, TrainPlan
+from trainer.core.model import Architecture, ModelRef, OfficialModel, Value
+from trainer.core.plan import TrainPlan
+from trainer.core.text import shown
 from trainer.request import arguments
-from trainer.request.arguments import Rule, Value
-from trainer.request.configuration import Configuration, is_left_open, shown, squeezed
+from trainer.request.arguments import Rule
+from trainer.request.configuration import Configuration, is_left_open, squeezed
 from trainer.request.device import read_device
 from trainer.request.exports import read_exports
 from trainer.request.model_reference import read_model
@@ -38,10 +40,17 @@ _REQUIRED = arguments.number(0, 100_000)
 _MOST_LINES = 50  # of problems or warnings; a person reads no more
 
 
-def read_plan(
-    request: RunRequest, exports_available: frozenset[str], artifacts_bucket: str, workers: int | None
+def plan_of(
+    request: RunRequest,
+    *,
+    exports_available: frozenset[str] = frozenset({"torchscript"}),
+    artifacts_bucket: str = "training-artifacts",
+    workers: int | None = None,
 ) -> TrainPlan:
-    """The plan of a request. Raises `BadRequest` with every problem."""
+    """Return the plan of a request. Raise `BadRequest` with every problem as field, value and rule.
+
+    `workers` is the number of loader processes where the row names none; None leaves it to Ultralytics.
+    """
     if request.unreadable:
         raise BadRequest([request.unreadable])
     reading = _Reading(Configuration.read(request.configuration), workers)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from trainer.core.dataset import SplitRequest
 from trainer.core.job import Json
+from trainer.core.text import shown
 from trainer.request import arguments
-from trainer.request.configuration import Configuration, Setting, shown, squeezed
+from trainer.request.configuration import Configuration, Setting, squeezed
 
 _RULE = 'an object like {"train_ratio": 0.8, "val_ratio": 0.2, "seed": 0}, whose shares are above 0 and sum up to 1'
 _SHARE = arguments.number(0, 1)

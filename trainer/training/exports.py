@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from trainer.request.exports import PACKAGES
+from trainer.core.export_formats import PACKAGES
 
 
 def available_exports() -> frozenset[str]:

@@ -26,7 +26,7 @@ from trainer.core import model_catalog
 from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, Unavailable, disk_failed
 from trainer.core.job import JsonObject, Status
-from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
+from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal

@@ -11,10 +11,10 @@ import yaml
 
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.job import RunRequest
-from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import CHANGEABLE, DEFAULTS, Resume, Setup, StartOver, decide
 from trainer.request.arguments import ALLOWED
+from trainer.request.parse import plan_of
 
 CONFIGURATION = {"epochs": 100, "batch": 16, "imgsz": 640, "lr0": 0.01, "optimizer": "SGD"}
 DATA = PreparedDataset(
@@ -27,7 +27,7 @@ def setup(configuration=None, *, base_model="yolo11n", data_yaml="sets/pets", **
     request = RunRequest(
         data_yaml=data_yaml, base_model=base_model, configuration=CONFIGURATION | (configuration or {})
     )
-    return Setup.of(TrainPlan.parse(request, workers=3), replace(DATA, **dataset))
+    return Setup.of(plan_of(request, workers=3), replace(DATA, **dataset))
 
 
 NOW = setup()
@@ -151,7 +151,7 @@ def test_names_that_json_cannot_hold_are_the_same_names_when_they_come_back():
 
     there = setup(names=("ca\udce9t", "d\0g"))
     order = TrainingOrder(
-        plan=TrainPlan.parse(RunRequest(data_yaml="x")), model=Path("m"), dataset=DATA, run_dir=Path("r"), setup=there.as_json(),
+        plan=plan_of(RunRequest(data_yaml="x")), model=Path("m"), dataset=DATA, run_dir=Path("r"), setup=there.as_json(),
     )  # fmt: skip
     back = Setup.from_json(json.loads(json.dumps(decode_order(encode_order(order)).setup)))
     assert decide(back, there, epoch=1, complete=True) == Resume()

@@ -8,11 +8,11 @@ import pytest
 
 from trainer.core.errors import BadRequest, Misconfigured, Unavailable
 from trainer.core.job import Failed, Interrupted, Job, Lease, RunRequest
-from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
 from trainer.core.retry import RetryPolicy
 from trainer.jobs.supabase import SupabaseQueue
 from trainer.remote.supabase import LARGEST_ANSWER, Project, Unreadable
+from trainer.request.parse import plan_of
 
 RUN = "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa"
 CLAIM = "5f1e1a52-2b1e-4a57-9a3e-6a1c6bb8f0bb"
@@ -105,7 +105,7 @@ def test_claimed_row_that_cannot_be_read_is_a_run_that_fails_with_the_reason(ans
     with pytest.raises(
         BadRequest, match=r"cannot be read .*: shorten run_name, data_yaml, base_model and configuration"
     ):
-        TrainPlan.parse(lease.job.request)
+        plan_of(lease.job.request)
 
 
 def test_claim_that_a_proxy_garbled_once_is_the_run_that_it_was():

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer.request import arguments, exports
+from trainer.core import export_formats
+from trainer.request import arguments
 from trainer.request.arguments import ALLOWED, IGNORED, PLANNED, REFUSED
 
 PACKAGE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
@@ -234,5 +235,5 @@ def test_every_export_format_of_the_installed_version_is_decided_about():
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "export_formats")
     rows = next(n.value for n in function.body if isinstance(n, ast.Assign))
     formats = {ast.literal_eval(row)[1] for row in rows.elts} - {"-"}
-    assert set(exports.PACKAGES) | exports.UNSERVED == formats
-    assert set(exports.PACKAGES) & exports.UNSERVED == set()
+    assert set(export_formats.PACKAGES) | export_formats.UNSERVED == formats
+    assert set(export_formats.PACKAGES) & export_formats.UNSERVED == set()

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from trainer.core.dataset import ObjectRef, SplitRequest, Task
 from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
-from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel, TrainPlan
+from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel
+from trainer.core.plan import TrainPlan
 from trainer.request import arguments
+from trainer.request.parse import plan_of
 
 RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
 
@@ -50,7 +52,7 @@ WEB = {
 
 def parse(configuration=None, *, data_yaml="data.yaml", base_model=None, **options) -> TrainPlan:
     request = RunRequest(data_yaml=data_yaml, base_model=base_model, configuration=configuration)
-    return TrainPlan.parse(request, **options)
+    return plan_of(request, **options)
 
 
 def problems(configuration=None, **options) -> tuple[str, ...]:
@@ -788,7 +790,7 @@ def test_an_unknown_kind_of_model_is_not_read():
     ],
 )
 def test_a_plan_for_other_eyes_has_no_credentials_in_its_urls(source, shown):
-    plan = TrainPlan.parse(RunRequest(data_yaml=source))
+    plan = plan_of(RunRequest(data_yaml=source))
 
     assert plan.sources == (source,)
     assert plan.recorded()["sources"] == [shown]
@@ -798,16 +800,16 @@ def test_a_plan_for_other_eyes_has_no_credentials_in_its_urls(source, shown):
 def test_split_by_name_is_recorded_by_its_size_and_digest():
     """So that an edited split is another training, also with as many images."""
 
-    def plan_of(**assigned):
+    def split_plan(**assigned):
         split = SplitRequest(train_ratio=0.8, assigned={f"{name}.jpg": place for name, place in assigned.items()})
-        return replace(TrainPlan.parse(RunRequest(data_yaml="d/data.yaml")), split=split)
+        return replace(plan_of(RunRequest(data_yaml="d/data.yaml")), split=split)
 
-    plan = plan_of(a="train", b="val")
+    plan = split_plan(a="train", b="val")
     recorded = plan.recorded()["split"]["assigned"]
 
     assert recorded.startswith("2 images (sha256 ")
-    assert recorded == plan_of(b="val", a="train").recorded()["split"]["assigned"]
-    assert recorded != plan_of(a="val", b="train").recorded()["split"]["assigned"]
+    assert recorded == split_plan(b="val", a="train").recorded()["split"]["assigned"]
+    assert recorded != split_plan(a="val", b="train").recorded()["split"]["assigned"]
     assert TrainPlan.from_json(plan.as_json()) == plan
 
 
@@ -815,14 +817,14 @@ def test_split_by_name_is_recorded_by_its_size_and_digest():
     ("row", "workers", "chosen"), [({}, 3, True), ({"workers": 0}, 0, False), ({"workers": 16}, 16, False)]
 )
 def test_the_hosts_share_of_loaders_is_chosen_only_where_the_row_is_silent(row, workers, chosen):
-    plan = TrainPlan.parse(RunRequest(data_yaml="/data/x.yaml", configuration=row), workers=3)
+    plan = plan_of(RunRequest(data_yaml="/data/x.yaml", configuration=row), workers=3)
 
     assert plan.args["workers"] == workers
     assert ("workers" in plan.chosen) is chosen
 
 
 def test_without_a_share_the_loaders_are_ultralytics_business():
-    assert "workers" not in TrainPlan.parse(RunRequest(data_yaml="/data/x.yaml")).args
+    assert "workers" not in plan_of(RunRequest(data_yaml="/data/x.yaml")).args
 
 
 # ── what is blank is not given ──

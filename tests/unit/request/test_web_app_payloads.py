@@ -6,8 +6,10 @@ import pytest
 
 from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
-from trainer.core.plan import ModelOfRun, OfficialModel, TrainPlan
+from trainer.core.model import ModelOfRun, OfficialModel
+from trainer.core.plan import TrainPlan
 from trainer.jobs.row import job_of
+from trainer.request.parse import plan_of
 
 RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
 DATA = "storage:datasets/6f1c/77b0/data.yaml"
@@ -80,15 +82,15 @@ def insert(preset="balanced", augmentation="standard", *, data_yaml=DATA, base_m
     }
 
 
-def plan_of(row: dict) -> TrainPlan:
+def plan_of_row(row: dict) -> TrainPlan:
     """As a worker reads the row, after a trip through JSON."""
-    return TrainPlan.parse(job_of(json.loads(json.dumps(row))).request)
+    return plan_of(job_of(json.loads(json.dumps(row))).request)
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_becomes_its_plan_without_a_warning(preset, augmentation):
-    plan = plan_of(insert(preset, augmentation))
+    plan = plan_of_row(insert(preset, augmentation))
 
     asked = PRESETS[preset]
     assert plan.sources == (DATA,)
@@ -104,24 +106,24 @@ def test_every_preset_becomes_its_plan_without_a_warning(preset, augmentation):
 @pytest.mark.parametrize("imgsz", [320, 640, 1280])
 @pytest.mark.parametrize(("model", "stem"), [("YOLOv8s", "yolov8s"), ("YOLOv8n", "yolov8n"), ("YOLOv8m", "yolov8m")])
 def test_every_choice_of_the_select_boxes_is_served(model, stem, batch, imgsz):
-    plan = plan_of(insert(base_model=model, batchSize=batch, imgSize=imgsz))
+    plan = plan_of_row(insert(base_model=model, batchSize=batch, imgSize=imgsz))
 
     assert (plan.model, plan.batch, plan.imgsz) == (OfficialModel(stem=stem), batch, imgsz)
     assert plan.warnings == ()
 
 
 def test_a_completed_run_as_base_model_is_served():
-    assert plan_of(insert(base_model=RUN)).model == ModelOfRun(run_id=RUN)
+    assert plan_of_row(insert(base_model=RUN)).model == ModelOfRun(run_id=RUN)
 
 
 def test_the_one_model_that_is_no_yolo_is_refused_with_a_sentence():
     with pytest.raises(BadRequest, match="base_model = 'EfficientDet-D0'"):
-        plan_of(insert(base_model="EfficientDet-D0"))
+        plan_of_row(insert(base_model="EfficientDet-D0"))
 
 
 @pytest.mark.parametrize("stale", BLANKS)
 def test_a_blank_data_yaml_in_the_configuration_says_nothing_beside_the_columns(stale):
-    plan = plan_of(insert(dataYaml=stale))
+    plan = plan_of_row(insert(dataYaml=stale))
 
     assert plan.sources == (DATA,)
     assert plan.warnings == ()
@@ -141,7 +143,7 @@ def test_a_blank_data_yaml_in_the_configuration_says_nothing_beside_the_columns(
     ],
 )
 def test_a_stale_data_yaml_is_only_a_warning(stale):
-    plan = plan_of(insert(dataYaml=stale))
+    plan = plan_of_row(insert(dataYaml=stale))
 
     assert plan.sources == (DATA,)
     (warning,) = plan.warnings
@@ -150,7 +152,7 @@ def test_a_stale_data_yaml_is_only_a_warning(stale):
 
 @pytest.mark.parametrize("stale", BLANKS)
 def test_a_blank_base_model_in_the_configuration_says_nothing_beside_the_columns(stale):
-    plan = plan_of(insert(base_model="YOLOv8n", baseModel=stale))
+    plan = plan_of_row(insert(base_model="YOLOv8n", baseModel=stale))
 
     assert plan.model == OfficialModel(stem="yolov8n")
     assert plan.warnings == ()
@@ -158,7 +160,7 @@ def test_a_blank_base_model_in_the_configuration_says_nothing_beside_the_columns
 
 @pytest.mark.parametrize("stale", ["YOLOv8s", "EfficientDet-D0", 7, {"name": "x"}, ["YOLOv8s"], False])
 def test_a_stale_base_model_is_only_a_warning(stale):
-    plan = plan_of(insert(base_model="YOLOv8n", baseModel=stale))
+    plan = plan_of_row(insert(base_model="YOLOv8n", baseModel=stale))
 
     assert plan.model == OfficialModel(stem="yolov8n")
     (warning,) = plan.warnings
@@ -172,7 +174,7 @@ def test_a_blank_column_leaves_the_word_to_the_configuration(blank):
         "base_model": blank,
     }
 
-    plan = plan_of(row)
+    plan = plan_of_row(row)
 
     assert plan.sources == ("storage:datasets/a/data.yaml",)
     assert plan.model == OfficialModel(stem="yolov8n")
@@ -182,7 +184,7 @@ def test_a_blank_column_leaves_the_word_to_the_configuration(blank):
 @pytest.mark.parametrize("blank", BLANKS)
 def test_a_dataset_that_is_given_nowhere_is_missing(blank):
     with pytest.raises(BadRequest) as refused:
-        plan_of(insert(dataYaml=blank) | {"data_yaml": ""})
+        plan_of_row(insert(dataYaml=blank) | {"data_yaml": ""})
 
     (problem,) = refused.value.problems
     assert problem.startswith("data_yaml: missing")
@@ -196,7 +198,7 @@ def test_a_dataset_that_is_given_nowhere_is_missing(blank):
     ("field", "setting"), [("epochs", "epochs"), ("batchSize", "batch"), ("imgSize", "imgsz")],
 )  # fmt: skip
 def test_a_cleared_number_is_the_services_choice(field, setting, blank):
-    plan = plan_of(insert("high_accuracy", **{field: blank}))
+    plan = plan_of_row(insert("high_accuracy", **{field: blank}))
 
     assert getattr(plan, setting) == DEFAULTS[setting]
     assert plan.chosen == (setting,)
@@ -208,7 +210,7 @@ def test_a_cleared_number_is_the_services_choice(field, setting, blank):
     ("field", "setting", "chosen"), [("learningRate", "lr0", 0.001), ("optimizer", "optimizer", "Adam")],
 )  # fmt: skip
 def test_a_cleared_optimizer_or_learning_rate_is_the_services_choice(field, setting, chosen, blank):
-    plan = plan_of(insert("high_accuracy", **{field: blank}))
+    plan = plan_of_row(insert("high_accuracy", **{field: blank}))
 
     assert plan.args[setting] == chosen
     assert plan.chosen == (setting,)
@@ -224,9 +226,9 @@ def test_a_cleared_field_is_not_given(field, blank):
     cleared["configuration"][field] = blank
     without["configuration"].pop(field, None)
 
-    plan = plan_of(cleared)
+    plan = plan_of_row(cleared)
 
-    assert plan == plan_of(without)
+    assert plan == plan_of_row(without)
     assert plan.warnings == ()
 
 
@@ -236,7 +238,7 @@ def test_a_cleared_gain_is_not_given_and_the_others_are(field):
         row = insert("balanced", "strong")
         row["configuration"]["augmentation"][field] = blank
 
-        plan = plan_of(row)
+        plan = plan_of_row(row)
 
         assert field not in plan.args
         assert len(plan.args) == 2 + 12
@@ -248,14 +250,14 @@ def test_a_dialog_with_everything_cleared_is_the_default_plan(blank):
     row = insert()
     row["configuration"] = dict.fromkeys(row["configuration"], blank)
 
-    plan = plan_of(row | {"base_model": ""})
+    plan = plan_of_row(row | {"base_model": ""})
 
-    assert plan == TrainPlan.parse(RunRequest(data_yaml=DATA))
+    assert plan == plan_of(RunRequest(data_yaml=DATA))
 
 
 @pytest.mark.parametrize("strategy", ["manual", "bayesian"])
 def test_a_cleared_search_changes_nothing(strategy):
-    plan = plan_of(insert(optimizationStrategy=strategy, bayesianConfig=CLEARED_SEARCH))
+    plan = plan_of_row(insert(optimizationStrategy=strategy, bayesianConfig=CLEARED_SEARCH))
 
     assert (plan.epochs, plan.batch) == (100, 16)
     assert len(plan.warnings) == (strategy == "bayesian")
@@ -265,7 +267,7 @@ def test_zero_and_false_are_values():
     row = insert(augmentation="none")
     row["configuration"] |= {"seed": 0, "patience": 0, "workers": 0, "amp": False}
 
-    plan = plan_of(row)
+    plan = plan_of_row(row)
 
     assert [plan.args[name] for name in ("seed", "patience", "workers", "amp")] == [0, 0, 0, False]
     assert [plan.args[name] for name in GAINS] == [0] * 13
@@ -278,7 +280,7 @@ def test_zero_and_false_are_values():
 )
 def test_a_number_that_makes_no_sense_is_named(field, value):
     with pytest.raises(BadRequest) as refused:
-        plan_of(insert(**{field: value}))
+        plan_of_row(insert(**{field: value}))
 
     (problem,) = refused.value.problems
     assert problem.startswith(f"{field} = {value}: must be")

@@ -19,7 +19,7 @@ import pytest
 from trainer.core import model_catalog
 from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, MachineFailed, ObjectMissing, Unavailable
-from trainer.core.plan import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel
+from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel
 from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.disk import durable

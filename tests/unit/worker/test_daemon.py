@@ -8,9 +8,9 @@ import pytest
 from tests.unit.worker.worker_room import Room, in_background
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Completed, Retry
-from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
 from trainer.core.stop import StopReason, StopSignal
+from trainer.request.parse import plan_of
 from trainer.worker import daemon as daemon_module
 from trainer.worker import prefetch as prefetch_module
 from trainer.worker.daemon import Daemon
@@ -57,7 +57,7 @@ def daemon(room, queue, **parts):
         return Worker(id="w", capabilities={"gpus": free})
 
     prefetcher = Prefetcher(
-        queue=queue, datasets=room.datasets, parse=TrainPlan.parse, slots=room.slots, describe_worker=describe,
+        queue=queue, datasets=room.datasets, parse=plan_of, slots=room.slots, describe_worker=describe,
         interval=0.05,
     )  # fmt: skip
     defaults = {

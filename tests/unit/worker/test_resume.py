@@ -12,7 +12,8 @@ import pytest
 from trainer.core.dataset import ObjectRef, PreparedDataset, Task
 from trainer.core.errors import ObjectMissing, Unavailable
 from trainer.core.job import Checkpoint, Job, RunRequest
-from trainer.core.plan import Architecture, TrainPlan
+from trainer.core.model import Architecture
+from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import Resume, Setup, StartOver
 from trainer.core.retry import RetryPolicy

@@ -12,11 +12,11 @@ from pathlib import Path
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.events import CheckpointSaved, EpochFinished, Finished, WeightsFile
 from trainer.core.job import RunRequest
-from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.reporting.fanout import Fanout
+from trainer.request.parse import plan_of
 from trainer.storage.local import LocalObjectStore
 from trainer.worker.execution import Execution
 from trainer.worker.health import Health
@@ -157,7 +157,7 @@ class Room:
             "trainer": self.trainer,
             "store": self.store,
             "artifacts_bucket": BUCKET,
-            "parse": TrainPlan.parse,
+            "parse": plan_of,
             "places": self.places,
             "uploaded": self.uploaded(),
             "times": RunTimes(checkpoint=self.checkpoint_seconds, drain=self.drain_seconds),

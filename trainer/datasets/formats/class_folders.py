@@ -6,10 +6,11 @@ from pathlib import Path
 
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
+from trainer.core.text import printable
 from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.formats.yolo import ALIASES
-from trainer.datasets.samples import SPLITS, Found, Sample, shown
+from trainer.datasets.samples import SPLITS, Found, Sample
 
 FEWEST_CLASSES = 2
 
@@ -33,11 +34,11 @@ def read_classes(tree: Tree, home: Path) -> Found:
     homes = split_homes(tree, home)
     if not homes:
         raise DatasetError(
-            f"{shown(home.name)} has no class folders; classify needs train/CLASS/image.jpg and val/CLASS/image.jpg.",
+            f"{printable(home.name)} has no class folders; classify needs train/CLASS/image.jpg and val/CLASS/image.jpg.",
         )
     names = sorted({name for place in homes.values() for name in _classes(tree, place)})
     if len(names) > MOST_CLASSES:
-        raise DatasetError(f"{shown(home.name)} has {len(names)} class folders; {MOST_CLASSES} are the limit.")
+        raise DatasetError(f"{printable(home.name)} has {len(names)} class folders; {MOST_CLASSES} are the limit.")
     number = {name: index for index, name in enumerate(names)}
     samples = [
         Sample(path, f"{tree.relative(folder)}/{file}", split, class_id=number[name], owned=tree.is_owned)

@@ -15,12 +15,13 @@ from typing import Any
 
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
+from trainer.core.text import printable
 from trainer.datasets.formats.coco_geometry import Picture, row_of
 from trainer.datasets.formats.coco_images import Pictures
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.formats.yolo import ALIASES
 from trainer.datasets.images.header import facts
-from trainer.datasets.samples import SPLITS, Found, Report, Sample, read_file, shown
+from trainer.datasets.samples import SPLITS, Found, Report, Sample, read_file
 
 LARGEST_JSON = 1 << 30  # bytes; COCO's own training annotations are 0.45 GB
 BACKGROUND = "__background__"
@@ -66,13 +67,13 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
 
 
 def _load(path: Path) -> dict[str, Any]:
-    name = shown(path.name)
+    name = printable(path.name)
     try:
         document = json.loads(read_file(path, LARGEST_JSON).removeprefix(b"\xef\xbb\xbf"))
     except UnicodeDecodeError:
         raise DatasetError(f"{name} is not UTF-8 text.") from None
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{name} is no valid JSON: {shown(str(error))}.") from None
+        raise DatasetError(f"{name} is no valid JSON: {printable(str(error))}.") from None
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
         raise DatasetError(f"{name} is no COCO file: it must be an object with images, annotations and categories.")
     return document

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from trainer.core.errors import DatasetError
+from trainer.core.text import printable
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.formats.yolo import ALIASES
-from trainer.datasets.samples import shown
 
 
 class Pictures:
@@ -44,7 +44,7 @@ class Pictures:
         exact = "/".join(parts)
         if len(best) > 1 and exact not in best:
             raise DatasetError(
-                f"{shown(file_name)} is {shown(best[0])} or {shown(best[1])}; write the folder in file_name"
+                f"{printable(file_name)} is {printable(best[0])} or {printable(best[1])}; write the folder in file_name"
             )
         relative = exact if exact in best else best[0]
         return self._path[relative], relative

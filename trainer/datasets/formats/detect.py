@@ -8,12 +8,13 @@ from pathlib import Path
 
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
+from trainer.core.text import printable
 from trainer.datasets.data_yaml import load_yaml
 from trainer.datasets.formats.class_folders import looks_like_classes, read_classes
 from trainer.datasets.formats.coco import AnnotationFile, read_coco
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.formats.yolo import ALIASES, read_yolo
-from trainer.datasets.samples import SPLITS, Found, Report, shown
+from trainer.datasets.samples import SPLITS, Found, Report
 
 YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_NAMES = ("data", "dataset")
@@ -53,7 +54,7 @@ def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report)
     found = read_yolo(tree, None, report, home)
     if not found.samples:
         raise DatasetError(
-            f"No images were found in {shown(home.name)}; a dataset needs a data.yaml or a folder of images.",
+            f"No images were found in {printable(home.name)}; a dataset needs a data.yaml or a folder of images.",
         )
     return found
 
@@ -64,7 +65,7 @@ def _from_file(tree: Tree, entry: Path, task: Task | None, report: Report) -> Fo
         return read_coco(tree, [AnnotationFile(entry, None)], task, report)
     if suffix == ".txt":
         raise DatasetError(
-            f"data_yaml names {shown(entry.name)}, a text file; name the dataset's folder or its data.yaml.",
+            f"data_yaml names {printable(entry.name)}, a text file; name the dataset's folder or its data.yaml.",
         )
     if task is Task.CLASSIFY and looks_like_classes(tree, entry.parent):
         return read_classes(tree, entry.parent)
@@ -98,7 +99,7 @@ def _the_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
         if len(usual) == 1:
             return usual[0]
     if len(nearest) > 1:
-        names = ", ".join(shown(tree.relative(str(path))) for path in nearest[:10])
+        names = ", ".join(printable(tree.relative(str(path))) for path in nearest[:10])
         raise DatasetError(f"The dataset has several YAML files ({names}); name the one that is meant in data_yaml.")
     return nearest[0]
 
@@ -132,7 +133,7 @@ def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | Non
     files = [AnnotationFile(path, _split_of(path) if len(found) > 1 else None) for path in found]
     splits = [file.split for file in files]
     if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
-        names = ", ".join(shown(tree.relative(str(file.path))) for file in files[:10])
+        names = ", ".join(printable(tree.relative(str(file.path))) for file in files[:10])
         raise DatasetError(
             f"The dataset has several annotation files ({names}); name the one that is meant in data_yaml."
         )

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainer.core.errors import DatasetError
+from trainer.core.text import printable
 from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES, DataYaml, load_yaml, read_data_yaml
 from trainer.datasets.formats.source_tree import Tree, label_files
-from trainer.datasets.samples import SPLITS, Found, Report, Sample, read_file, shown
+from trainer.datasets.samples import SPLITS, Found, Report, Sample, read_file
 
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 CLASS_FILES = ("classes", "labels", "names", "obj", "predefined_classes", "_darknet")
@@ -191,7 +192,7 @@ class _Reader:
                 if name not in listing:
                     self._report.error(
                         "list-missing",
-                        f"{{n}} images that {shown(Path(path).name)} lists do not exist",
+                        f"{{n}} images that {printable(Path(path).name)} lists do not exist",
                         f"{folder}/{name}" if folder else name,
                     )
             if place:

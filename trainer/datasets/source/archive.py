@@ -24,7 +24,7 @@ from typing import IO, NoReturn
 from trainer.core.dataset import Finding
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
-from trainer.datasets.source.reference import shown
+from trainer.core.text import shown
 from trainer.datasets.source.tar_stream import CHUNK, Counted, StrictTarInfo, Xz
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")

@@ -14,6 +14,7 @@ from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError, Misconfigured, ObjectMissing, Unavailable
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
+from trainer.core.text import shown
 from trainer.core.transfer import Meter, OnTransfer
 from trainer.datasets.cache.content import ContentCache, Put
 from trainer.datasets.cache_disk import on_this_disk
@@ -30,7 +31,7 @@ from trainer.datasets.source.manifest import (
     wanted,
 )
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
-from trainer.datasets.source.reference import Roots, shown
+from trainer.datasets.source.reference import Roots
 from trainer.datasets.source.transfer import Every, in_parallel, link_tree
 from trainer.datasets.source.url_files import LARGEST_TEXT, WebSource, web_identity
 from trainer.disk.durable import sync_below

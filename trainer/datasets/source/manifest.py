@@ -9,12 +9,13 @@ from pathlib import Path, PurePosixPath
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.ports import ObjectInfo, ObjectStore
+from trainer.core.text import shown
 from trainer.datasets.data_yaml import LARGEST_YAML, load_yaml, read_data_yaml
 from trainer.datasets.formats.source_tree import IMAGE_SUFFIXES
 from trainer.datasets.samples import Report
 from trainer.datasets.source.archive import ENDINGS, Limits, safe_name
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
-from trainer.datasets.source.reference import either_bucket, shown
+from trainer.datasets.source.reference import either_bucket
 
 YAML = ("yaml", "yml")
 SUFFIXES = frozenset({*IMAGE_SUFFIXES, *YAML, "txt", "json"})

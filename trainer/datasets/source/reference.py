@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef, shown_url
+from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError, HostUnfit, raise_if_disk_is_broken
+from trainer.core.text import shown
 
 LONGEST = 4096  # characters: what Linux takes as a path
 FORMS = (
@@ -73,12 +74,6 @@ def either_bucket(ref: ObjectRef, datasets_bucket: str) -> tuple[ObjectRef, ...]
     if ref.bucket != datasets_bucket or not rest:
         return (ref,)
     return ref, ObjectRef(bucket=first, key=rest)
-
-
-def shown(text: str) -> str:
-    """Text of unknown origin, short and printable, for a message. URLs lose credentials and query."""
-    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown_url(text))
-    return repr(clean if len(clean) <= 120 else f"{clean[:100]}…{clean[-15:]}")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from urllib.parse import quote, urljoin
 
 import yaml
 
-from trainer.core.dataset import shown_url
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.stop import StopSignal
+from trainer.core.text import shown, shown_url
 from trainer.core.transfer import Meter, OnTransfer
 from trainer.datasets.cache.content import ContentCache, Put
 from trainer.datasets.cache_disk import on_this_disk
@@ -23,7 +23,7 @@ from trainer.datasets.samples import Report
 from trainer.datasets.source.archive import Limits, safe_name
 from trainer.datasets.source.manifest import suffix
 from trainer.datasets.source.ndjson import Record, read_ndjson
-from trainer.datasets.source.reference import Roots, shown
+from trainer.datasets.source.reference import Roots
 from trainer.datasets.source.transfer import in_parallel, link_tree
 from trainer.remote.web import GuardedClient
 

@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
+from trainer.core.text import printable
 from trainer.datasets.checks.check import Checked
-from trainer.datasets.samples import SPLITS, shown
+from trainer.datasets.samples import SPLITS
 
 CELL = 320  # pixels, width and height
 CAPTION = 20
@@ -32,7 +33,7 @@ def draw_sheet(checked: Checked, path: Path) -> int:
         left, top = place % COLUMNS * CELL, place // COLUMNS * (CELL + CAPTION)
         sheet.paste(_cell(checked, index), (left, top))
         sample = checked.samples[index]
-        caption = f"{sample.split}  {shown(sample.name.rpartition('/')[2], 36)}"
+        caption = f"{sample.split}  {printable(sample.name.rpartition('/')[2], 36)}"
         ImageDraw.Draw(sheet).text((left + 4, top + CELL + 3), caption, fill="black", font=_font())
     try:
         sheet.save(path, "PNG")
@@ -61,7 +62,7 @@ def _cell(checked: Checked, index: int) -> Image.Image:
     cell = Image.new("RGB", (CELL, CELL), "#dddddd")
     fact = checked.facts[index]
     if fact.problem:
-        ImageDraw.Draw(cell).text((8, 8), shown(fact.problem, 40), fill="red", font=_font())
+        ImageDraw.Draw(cell).text((8, 8), printable(fact.problem, 40), fill="red", font=_font())
         return cell
     try:
         with Image.open(checked.samples[index].image) as file:
@@ -89,7 +90,7 @@ def _draw_labels(picture: Image.Image, checked: Checked, index: int) -> None:
             continue
         color = _color(cls)
         corner = _draw_shape(draw, values, checked.task, picture.size, color)
-        text = shown(names[cls], 24)
+        text = printable(names[cls], 24)
         draw.rectangle(draw.textbbox(corner, text, font=_font()), fill=color)
         draw.text(corner, text, fill="white", font=_font())
 

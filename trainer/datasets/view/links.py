@@ -24,7 +24,8 @@ import yaml
 
 from trainer.core.errors import DatasetError, disk_failed
 from trainer.core.stop import StopSignal
-from trainer.datasets.samples import SPLITS, shown
+from trainer.core.text import printable
+from trainer.datasets.samples import SPLITS
 
 LONGEST_STEM = 150  # characters; leaves room for suffixes and for file systems that count bytes
 _UNSAFE = re.compile(r"[^\w.+() -]")
@@ -145,7 +146,7 @@ def written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"The dataset view cannot be written: {error.strerror} ({shown(str(error.filename))})."
+        message = f"The dataset view cannot be written: {error.strerror} ({printable(str(error.filename))})."
         raise disk_failed(error, message) from error
 
 
@@ -186,7 +187,7 @@ def _link_images(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSign
                 shutil.copyfile(item.image, target)
         except FileNotFoundError:
             raise DatasetError(
-                f"The image {shown(item.name)} vanished while the dataset was prepared; leave it alone and queue again.",
+                f"The image {printable(item.name)} vanished while the dataset was prepared; leave it alone and queue again.",
             ) from None
 
 

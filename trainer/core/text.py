@@ -1,0 +1,50 @@
+"""Text of unknown origin in messages: one line, printable, short, without secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+
+_MOST_READ = 1000  # characters of a value that are looked at
+_URL = re.compile(r"[^/\s?#@]{1,40}://")
+
+
+def shown(value: object, longest: int = 100) -> str:
+    """Return a value for a message, quoted when it is text, and without the secrets of URLs."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
+        return "a number of more than 60 digits"
+    if isinstance(value, list | tuple | dict):
+        text = json.dumps(value, default=str)[:_MOST_READ] if _is_small(value) else f"a {type(value).__name__}"
+    else:
+        text = repr(shown_url(value)[:_MOST_READ] if isinstance(value, str) else value)
+    text = re.sub(r"//[^/@\s]{1,1000}@", "//…@", text)
+    text = re.sub(r"(\w{1,12}://[^\s?]{0,1000})\?[^'\"\s]{0,1000}", r"\1?…", text)
+    return _shortened(text, longest)
+
+
+def printable(text: str, longest: int = 120) -> str:
+    """Return text for a message, unquoted, without the secrets of a URL."""
+    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown_url(text)[:_MOST_READ])
+    return _shortened(clean, longest)
+
+
+def shown_url(text: str) -> str:
+    """Return a URL without user, password, query and fragment, which may be secrets; any other text as it is."""
+    if not _URL.match(text):
+        return text
+    scheme, _, rest = text.partition("://")
+    authority, slash, path = rest.split("?", 1)[0].split("#", 1)[0].partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 21]}…{text[-20:]}"
+
+
+def _is_small(value: object, depth: int = 4) -> bool:
+    """Return whether writing the value out is cheap and safe."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return depth > 0 and len(value) <= 100 and all(_is_small(item, depth - 1) for item in value)
+    return not (isinstance(value, int) and value.bit_length() > 200)
