@@ -45,8 +45,8 @@ from trainer.worker.health import Health
 from trainer.worker.housekeeping import DAY, LEAST, Housekeeping, forget_unreadable, old_folders
 from trainer.worker.lease import LeaseTimes
 from trainer.worker.liveness import Pulse
-from trainer.worker.places import Places
 from trainer.worker.prefetch import Prefetcher
+from trainer.worker.run_folders import RunFolders, attempts_in
 from trainer.worker.self_test import Place, SelfTest
 from trainer.worker.slots import CPU, Slots
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
@@ -144,7 +144,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
         trainer.warm()
         slots = Slots(slot_devices(settings))
         datasets = build_datasets(settings, backend, opened)
-        places = Places(
+        folders = RunFolders(
             runs=settings.runs_folder,
             views=settings.datasets_folder / "datasets",
             journals=settings.trainer_home / "journal",
@@ -155,7 +155,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             store=backend.store,
             bucket=settings.supabase_artifacts_bucket,
             row_of=backend.runs.get,
-            places=places,
+            folders=folders,
             keep_seconds=settings.keep_runs_days * DAY,
         )
         workshop = Workshop(
@@ -171,7 +171,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             store=backend.store,
             artifacts_bucket=settings.supabase_artifacts_bucket,
             parse=plan_parser(settings),
-            places=places,
+            folders=folders,
             uploaded=uploaded,
             times=run_times(settings),
             health=health,
@@ -206,15 +206,15 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
             housekeeping=Housekeeping(
                 [
                     trainer.tidy,
-                    *(folders.sweep for folders in old_folders(places, settings.keep_runs_days)),
+                    *(folders.sweep for folders in old_folders(folders, settings.keep_runs_days)),
                     uploaded.tidy,
-                    partial(forget_unreadable, places.journals, settings.keep_runs_days),
+                    partial(forget_unreadable, folders.journals, settings.keep_runs_days),
                     datasets.tidy,
                     backend.tidy,
                 ],
             ),
             pulse=pulse,
-            journals=places.journals,
+            journals=folders.journals,
             poll_seconds=settings.poll_interval,
             lease_seconds=settings.lease_seconds,
             drain_seconds=settings.drain_seconds,
@@ -371,6 +371,5 @@ def weights_on_disk(settings: Settings) -> list[str]:
 
 def run_logs(settings: Settings, run_id: str) -> list[Path]:
     """The logs of a run's attempts on this host, oldest first. Links are not followed."""
-    folders = [settings.runs_folder / f"train_{run_id}", *sorted(settings.runs_folder.glob(f"train_{run_id}-*"))]
-    paths = [folder / "run.log" for folder in folders if not folder.is_symlink()]
-    return [path for path in paths if path.is_file() and not path.is_symlink()]
+    logs = [folder.log for folder in attempts_in(settings.runs_folder, run_id)]
+    return [path for path in logs if path.is_file() and not path.is_symlink()]

@@ -11,6 +11,7 @@ from trainer.core.events import Finished, Phase, PhaseStarted
 from trainer.core.job import JsonObject
 from trainer.core.results import Artifact
 from trainer.core.retry import RetryPolicy, retrying
+from trainer.core.run_folder import LAST, RunFolder
 from trainer.core.stop import Stopped, StopSignal
 from trainer.worker.event_sink import Record
 from trainer.worker.lease import Heartbeat
@@ -54,9 +55,9 @@ class Artifacts:
         Without weights there is nothing to list, because an earlier attempt may have published more; the log of a run
         that ends in its first attempt is published all the same.
         """
-        has_weights = (run_dir / "weights" / "last.pt").is_file()
+        has_weights = RunFolder(run_dir).last.is_file()
         artifacts = self._arrived(run_dir, is_last=is_last) if has_weights or (is_last and attempt <= 1) else []
-        has_arrived = attempt <= 1 or any(artifact.name == "last.pt" for artifact in artifacts)
+        has_arrived = attempt <= 1 or any(artifact.name == LAST for artifact in artifacts)
         return listed(artifacts, run_dir) if artifacts and has_arrived else {}
 
     def _arrived(self, run_dir: Path, *, is_last: bool) -> list[Artifact]:

@@ -33,6 +33,7 @@ from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.progress import Progress
 from trainer.core.resumption import Setup
+from trainer.core.run_folder import RunFolder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.disk.removal import remove_tree
 from trainer.worker import finished_marker
@@ -42,7 +43,6 @@ from trainer.worker.event_sink import Record
 from trainer.worker.fetching import dataset_order, fetched
 from trainer.worker.housekeeping import require_space
 from trainer.worker.lease import Heartbeat
-from trainer.worker.places import attempt_of
 from trainer.worker.publish import Publisher, artifact_name
 from trainer.worker.resume import Checkpoints, continued
 from trainer.worker.slots import SlotLoan
@@ -71,8 +71,8 @@ class Attempt:
         self._record = record
         self._progress = progress
         self._heartbeat = heartbeat
-        self._run_dir = workshop.places.run_dir(job)
-        self._view = workshop.places.view(job)
+        self._run_dir = workshop.folders.folder(job).path
+        self._view = workshop.folders.view(job)
         publisher = Publisher(workshop.store, workshop.artifacts_bucket, job)
         self._artifacts = Artifacts(publisher, record, heartbeat, stop, workshop.times.upload)
         self._checkpoints = CheckpointUploads(
@@ -155,9 +155,9 @@ class Attempt:
 
     def _from_checkpoint(self, order: TrainingOrder, setup: Setup) -> TrainingOrder:
         """The order as it begins from the newest checkpoint that is of use to it, if there is one."""
-        places, store, bucket = self._do.places, self._do.store, self._do.artifacts_bucket
+        folders, store, bucket = self._do.folders, self._do.store, self._do.artifacts_bucket
         checkpoints = Checkpoints(
-            self._job, places.run_dirs(self._job), self._run_dir, store, bucket, self._record.event
+            self._job, folders.attempts(self._job.id), RunFolder(self._run_dir), store, bucket, self._record.event
         )
         found = checkpoints.best_for(setup, self._stop)
         if found is None:
@@ -200,16 +200,15 @@ class Attempt:
 
     def _already_trained(self) -> Finished | None:
         """Return what an attempt on this host finished before, if its weights are still the ones that it trained."""
-        for run_dir in self._do.places.run_dirs(self._job):
+        for folder in self._do.folders.attempts(self._job.id):
+            run_dir = folder.path
             finished = finished_marker.recall(run_dir)
             if finished is None or not self._is_asked_for(finished):
                 continue
             damage = finished_marker.damage(run_dir, finished)
             if damage is None:
                 self._run_dir = run_dir
-                for event in finished_marker.epochs_after(
-                    self._last_reported_epoch(attempt_of(run_dir)), run_dir, finished
-                ):
+                for event in finished_marker.epochs_after(self._last_reported_epoch(folder.attempt), run_dir, finished):
                     self._record.event(event)
                 return finished
             finished_marker.forget(run_dir)
@@ -288,4 +287,4 @@ class Attempt:
         return self._artifacts.left_behind(self._run_dir, self._job.attempt, is_last=is_last)
 
     def clean_up(self) -> None:
-        self._do.datasets.discard(self._view, keep=self._do.places.keep_views)
+        self._do.datasets.discard(self._view, keep=self._do.folders.keep_views)

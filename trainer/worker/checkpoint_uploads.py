@@ -13,13 +13,14 @@ from pathlib import Path
 
 import structlog
 
+from trainer.core.artifact_keys import checkpoint_key
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import TrainerError
 from trainer.core.events import CheckpointSaved, Event
 from trainer.core.job import Checkpoint, Job
 from trainer.core.ports import ObjectStore
+from trainer.core.run_folder import RunFolder
 from trainer.core.stop import Stopped, StopSignal
-from trainer.worker.publish import prefix_of
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 log = structlog.get_logger()
@@ -44,8 +45,8 @@ class CheckpointUploads:
         is_delivered: Callable[[str], bool],
     ) -> None:
         self._run_id = job.id
-        self._prefix = prefix_of(job)
-        self._folder = run_dir / "checkpoints"
+        self._attempt = job.attempt
+        self._folder = RunFolder(run_dir).checkpoints
         self._store = store
         self._bucket = bucket
         self._noted = uploaded
@@ -74,7 +75,7 @@ class CheckpointUploads:
             if newest is None or (last and last.epoch == newest.epoch and last.sha256 == newest.sha256):
                 return last
             self._confirm(stop)
-            key = f"{self._prefix}/checkpoints/epoch-{newest.epoch:05d}-{newest.sha256[:8]}.pt"
+            key = checkpoint_key(self._run_id, self._attempt, newest.epoch, newest.sha256)
             with self._held(Path(newest.path).name) as kept:
                 self._noted.note(self._run_id, key)
                 self._store.upload(kept, ObjectRef(bucket=self._bucket, key=key), stop)

@@ -62,7 +62,7 @@ class Execution:
     def run(self, lease: Lease, slot: SlotLoan, shutdown: StopSignal) -> None:
         """Work on the run until it is over, one way or another."""
         with (
-            closing(Journal.create(self._workshop.places.journals, lease)) as journal,
+            closing(Journal.create(self._workshop.folders.journals, lease)) as journal,
             bulkhead("the run failed in the service itself", lambda: self._give_up(journal, slot, shutdown)),
         ):
             self._run(journal, slot, shutdown)
@@ -71,7 +71,7 @@ class Execution:
 
     def give_back(self, lease: Lease, stop: StopSignal) -> None:
         """Give back a run that this process cannot begin. The queue is told once, and again by the next process."""
-        with closing(Journal.create(self._workshop.places.journals, lease)) as journal:
+        with closing(Journal.create(self._workshop.folders.journals, lease)) as journal:
             self._end(journal, stop, ONE_TRY)
 
     def recover(self, journal: Journal, shutdown: StopSignal) -> Outcome:
@@ -95,31 +95,31 @@ class Execution:
     def _left_behind(self, journal: Journal, stop: StopSignal) -> JsonObject:
         """Publish what is in the run folder under the lease of the dead process, as the process itself would have."""
         lease, shop = journal.lease, self._workshop
-        job, run_dir = lease.job, shop.places.run_dir(lease.job)
-        if run_dir.is_symlink() or not run_dir.is_dir():
+        job, folder = lease.job, shop.folders.folder(lease.job)
+        if folder.path.is_symlink() or not folder.path.is_dir():
             return {}
-        run_log = RunLog(run_dir / "run.log", timestamps=self._timestamp_output)
+        run_log = RunLog(folder.log, timestamps=self._timestamp_output)
         record = Record(job, journal, Progress(), run_log, self._reporter)
         # the row keeps what it says of the training's progress
         heartbeat = Heartbeat(self._queue, lease, journal, stop, self._lease_times, dict, self._pulse)
         publisher = Publisher(shop.store, shop.artifacts_bucket, job)
         artifacts = Artifacts(publisher, record, heartbeat, stop, shop.times.upload)
-        with shop.places.in_use(job), closing(run_log), kept_alive(heartbeat, job.id):
+        with shop.folders.in_use(job), closing(run_log), kept_alive(heartbeat, job.id):
             run_log.note(ORPHANED)
-            return artifacts.left_behind(run_dir, job.attempt, is_last=stop.reason is StopReason.CANCELED)
+            return artifacts.left_behind(folder.path, job.attempt, is_last=stop.reason is StopReason.CANCELED)
 
     def _run(self, journal: Journal, slot: SlotLoan, shutdown: StopSignal) -> None:
         lease, shop = journal.lease, self._workshop
         if lease.job.checkpoint and lease.job.checkpoint.key:
             shop.uploaded.note(lease.job.id, lease.job.checkpoint.key)  # its worker may be gone for good
-        with shop.places.in_use(lease.job):
-            shop.places.clear_way(lease.job)
+        with shop.folders.in_use(lease.job):
+            shop.folders.remove_obstacles(lease.job)
             self._attempted(journal, slot, shutdown)
 
     def _attempted(self, journal: Journal, slot: SlotLoan, shutdown: StopSignal) -> None:
-        lease, places, stop = journal.lease, self._workshop.places, shutdown.child()
+        lease, folders, stop = journal.lease, self._workshop.folders, shutdown.child()
         job, progress = lease.job, Progress()
-        run_log = RunLog(places.run_dir(job) / "run.log", timestamps=self._timestamp_output)
+        run_log = RunLog(folders.folder(job).log, timestamps=self._timestamp_output)
         record = Record(job, journal, progress, run_log, self._reporter)
         with closing(run_log), structlog.contextvars.bound_contextvars(run=record.labels):
             heartbeat = Heartbeat(self._queue, lease, journal, stop, self._lease_times, progress.as_json, self._pulse)
@@ -143,7 +143,7 @@ class Execution:
                     verdict = deliver(self._queue, journal, outcome, patience)
             if verdict is Verdict.OK and isinstance(outcome, Completed | Canceled):
                 with bulkhead("what is left of an ended run could not be removed"):
-                    places.forget_training(job.id)
+                    folders.remove_checkpoints(job.id)
 
     def _outcome(self, attempt: Attempt, run_id: str) -> Outcome | None:
         """The attempt's outcome; an error of our own in it costs this attempt, and nothing of what it has trained."""

@@ -20,10 +20,8 @@ from trainer.core.job import Json, JsonObject
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import DEFAULTS
+from trainer.core.run_folder import RunFolder
 from trainer.disk import durable
-
-MARKER = ".finished.json"
-RESULTS = "results.csv"
 
 _LARGEST = 16 * 2**20  # bytes of a marker or of results.csv; a report has some hundred KiB
 # and the batch and the arguments; the rest says how the service read the row, which another version may word differently
@@ -34,12 +32,12 @@ _FINISHED: TypeAdapter[Finished] = TypeAdapter(Finished)
 def remember(run_dir: Path, finished: Finished) -> None:
     """Write the marker, whole or not at all, once everything else in the folder would survive a power cut. Raises OSError."""
     durable.sync_below(run_dir)
-    durable.write_text(run_dir / MARKER, json.dumps(asdict(finished)))
+    durable.write_text(RunFolder(run_dir).finished_marker, json.dumps(asdict(finished)))
 
 
 def recall(run_dir: Path) -> Finished | None:
     """Return what the marker says, or None without one that can be read."""
-    marker = run_dir / MARKER
+    marker = RunFolder(run_dir).finished_marker
     try:
         if marker.is_symlink() or not marker.is_file() or marker.stat().st_size > _LARGEST:
             return None
@@ -53,7 +51,7 @@ def epochs_after(epoch: int, run_dir: Path, finished: Finished) -> list[EpochFin
 
     None for a table that was damaged: the history has a gap then, which costs no model.
     """
-    table = run_dir / RESULTS
+    table = RunFolder(run_dir).results
     try:
         if table.is_symlink() or not table.is_file() or table.stat().st_size > _LARGEST:
             return []
@@ -92,7 +90,7 @@ def is_inside(path: Path, run_dir: Path) -> bool:
 def forget(run_dir: Path) -> None:
     """Remove the marker; one that cannot be removed is only looked at again."""
     with contextlib.suppress(OSError):
-        (run_dir / MARKER).unlink(missing_ok=True)
+        (RunFolder(run_dir).finished_marker).unlink(missing_ok=True)
 
 
 def _settings(plan: Json) -> str:

@@ -15,10 +15,11 @@ from typing import TypeAlias
 import structlog
 
 from trainer.core.errors import HostUnfit, TrainerError
+from trainer.core.run_folder import PREFIX
 from trainer.core.stop import Stopped, StopSignal
 from trainer.disk.old_folders import OldFolders
 from trainer.worker.bulkhead import bulkhead
-from trainer.worker.places import Places
+from trainer.worker.run_folders import VIEW_PREFIX, RunFolders
 
 log = structlog.get_logger()
 
@@ -92,7 +93,7 @@ def forget_unreadable(journals: Path, keep_days: float) -> None:
                         Path(entry.path).unlink()
 
 
-def old_folders(places: Places, keep_days: float) -> list[OldFolders]:
+def old_folders(folders: RunFolders, keep_days: float) -> list[OldFolders]:
     """The run folders and views of this host.
 
     A run folder stays while it is in use, while a journal names its run, and for `keep_days` after that. A view is of
@@ -100,13 +101,13 @@ def old_folders(places: Places, keep_days: float) -> list[OldFolders]:
     """
     keep = keep_days * DAY
     runs = OldFolders(
-        places.runs, "train_", places.locks,
-        keep_seconds=keep, left_seconds=keep, is_needed=lambda name: places.is_journaled(name.removeprefix("train_")),
+        folders.runs, PREFIX, folders.locks,
+        keep_seconds=keep, left_seconds=keep, is_needed=lambda name: folders.has_journal(name.removeprefix(PREFIX)),
     )  # fmt: skip
     views = OldFolders(
-        places.views, "run_", places.locks,
-        keep_seconds=keep, left_seconds=keep if places.keep_views else 0.0,
-        is_needed=lambda name: places.is_journaled(name.removeprefix("run_")),
+        folders.views, VIEW_PREFIX, folders.locks,
+        keep_seconds=keep, left_seconds=keep if folders.keep_views else 0.0,
+        is_needed=lambda name: folders.has_journal(name.removeprefix(VIEW_PREFIX)),
     )  # fmt: skip
     return [runs, views]
 

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
+from trainer.core.artifact_keys import attempt_prefix
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.events import Event, Finished, Phase, WeightsFile
@@ -24,12 +25,13 @@ from trainer.core.job import Job, JsonObject
 from trainer.core.names import storage_key
 from trainer.core.ports import ObjectStore
 from trainer.core.results import Artifact
+from trainer.core.run_folder import CHECKPOINTS, MANIFEST, RUN_LOG, WEIGHTS, RunFolder
 from trainer.core.stop import StopSignal
 from trainer.core.transfer import Meter
 from trainer.disk.removal import remove_tree
 
-NOT_FOLDERS = {"checkpoints", "journal"}
-NOT_FILES = {"run.log", "manifest.json"}
+NOT_FOLDERS = {CHECKPOINTS, "journal"}
+NOT_FILES = {RUN_LOG, MANIFEST}
 DEEPEST = 16  # folders below each other
 PARALLEL = 4  # small files at once; a large one has its own connection anyway
 LARGEST_LOG = 256 * 2**20  # bytes of a log that are published; of a larger one its end
@@ -39,10 +41,6 @@ Content: TypeAlias = tuple[int, int, int]  # size, time of the last change and i
 
 class WeightsChanged(MachineFailed):
     """The weights in the run folder are not the ones that the training finished with."""
-
-
-def prefix_of(job: Job) -> str:
-    return f"training_runs/{job.id}/{job.attempt}"
 
 
 class Publisher:
@@ -73,7 +71,7 @@ class Publisher:
         `WeightsChanged` unless the weights are those that `finished` names, any other TrainerError, OSError, Stopped.
         """
         # weights first: the time may end before everything has arrived
-        kept = sorted(kept_files(run_dir), key=lambda path: path.parent != run_dir / "weights")
+        kept = sorted(kept_files(run_dir), key=lambda path: path.parent != RunFolder(run_dir).weights)
         files: dict[str, Path] = {}
         for path in kept:
             files.setdefault(artifact_name(path, run_dir), path)  # a file beside the weights does not take their name
@@ -126,7 +124,8 @@ class Publisher:
         size, digest = content[0], _sha256(path, stop)
         if named is not None and (size, digest) != (named.bytes, named.sha256):
             raise WeightsChanged(f"{path} is not the file that the training finished with.")
-        ref = ObjectRef(bucket=self._bucket, key=f"{prefix_of(self._job)}/{storage_key(name)}")
+        prefix = attempt_prefix(self._job.id, self._job.attempt)
+        ref = ObjectRef(bucket=self._bucket, key=f"{prefix}/{storage_key(name)}")
         stored = self._store.upload(path, ref, stop, on_bytes=meter.count)
         return Artifact(name=name, path=stored.ref.key, url=stored.url, bytes=size, sha256=digest)
 
@@ -136,14 +135,14 @@ class Publisher:
             "attempt": self._job.attempt,
             "artifacts": [{k: v for k, v in asdict(a).items() if k != "url"} for a in artifacts],
         }
-        path = run_dir / "manifest.json"
+        path = RunFolder(run_dir).manifest
         _clear(path)
         path.write_text(json.dumps(manifest, indent=2) + "\n")
         return path
 
     def _require_stored(self, artifacts: Sequence[Artifact], stop: StopSignal) -> None:
         """Raise Unavailable when the bucket lost what it took, because it was made anew, for example."""
-        listing = self._store.list(self._bucket, prefix_of(self._job), stop)
+        listing = self._store.list(self._bucket, attempt_prefix(self._job.id, self._job.attempt), stop)
         there = {info.ref.key: info.bytes for info in listing}
         lost = [artifact.name for artifact in artifacts if there.get(artifact.path) != artifact.bytes]
         for name in lost:
@@ -177,7 +176,7 @@ def kept_files(run_dir: Path) -> list[Path]:
 def artifact_name(path: Path, run_dir: Path) -> str:
     """`weights/best.pt` is published as `best.pt`, as it always was; other files keep their place."""
     relative = path.relative_to(run_dir)
-    parts = relative.parts[1:] if relative.parts[0] == "weights" else relative.parts
+    parts = relative.parts[1:] if relative.parts[0] == WEIGHTS else relative.parts
     return "/".join(parts)
 
 

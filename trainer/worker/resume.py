@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from trainer.core.artifact_keys import attempt_of
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, Unavailable
 from trainer.core.events import Event, Warned
@@ -26,8 +27,8 @@ from trainer.core.job import Checkpoint, Job, JsonObject
 from trainer.core.ports import ObjectStore, TrainingOrder
 from trainer.core.resumption import Decision, Resume, Setup, are_comparable, decide
 from trainer.core.retry import RetryPolicy, retrying
+from trainer.core.run_folder import RunFolder
 from trainer.core.stop import StopSignal
-from trainer.worker.places import attempt_of
 
 _MOST_FACTS = 2**20  # bytes
 _MOST_SHOWN = 10  # changes in a message
@@ -71,13 +72,13 @@ class Checkpoints:
     def __init__(
         self,
         job: Job,
-        run_dirs: list[Path],
-        target: Path,
+        attempts: list[RunFolder],
+        target: RunFolder,
         store: ObjectStore,
         bucket: str,
         on_event: Callable[[Event], None],
     ) -> None:
-        self._run_dirs = run_dirs
+        self._attempts = attempts
         self._target = target
         self._store = store
         self._bucket = bucket
@@ -109,7 +110,7 @@ class Checkpoints:
     def _newest_first(self, stop: StopSignal) -> Iterator[tuple[Path | None, Checkpoint]]:
         """Every checkpoint; without its path when it is not usable. The bucket's is fetched when its turn comes."""
         remote = self._remote
-        local = [found for folder in self._run_dirs for found in _local(folder)]
+        local = [found for folder in self._attempts for found in _local(folder)]
         for path, checkpoint in sorted(local, key=self._rank, reverse=True):
             if remote and (remote.epoch > checkpoint.epoch or self._is_superseded(path, checkpoint)):
                 yield self._download(remote, stop), remote
@@ -128,8 +129,8 @@ class Checkpoints:
 
     def _is_superseded(self, path: Path, checkpoint: Checkpoint) -> bool:
         """Whether a later attempt elsewhere trained the same epochs again, with other numbers: its history counts."""
-        later = _attempt_of_key(self._remote.key) if self._remote and self._remote.key else 0
-        return checkpoint.epoch <= self._last_reported_epoch and attempt_of(path.parent.parent) < later
+        later = attempt_of(self._remote.key) if self._remote and self._remote.key else 0
+        return checkpoint.epoch <= self._last_reported_epoch and RunFolder(path.parent.parent).attempt < later
 
     def _download(self, remote: Checkpoint, stop: StopSignal) -> Path | None:
         try:
@@ -140,9 +141,8 @@ class Checkpoints:
 
     def _downloaded(self, remote: Checkpoint, stop: StopSignal) -> Path:
         """The file. Raises `_NotThere` while the bucket does not hand out what was uploaded."""
-        folder = self._target / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"epoch-{remote.epoch:05d}.pt"
+        path = self._target.checkpoint(remote.epoch)
+        path.parent.mkdir(parents=True, exist_ok=True)
         assert remote.key is not None
         try:
             self._store.download(ObjectRef(bucket=self._bucket, key=remote.key), path, stop)
@@ -186,14 +186,8 @@ def _listed(changes: tuple[str, ...]) -> str:
     return ", ".join(changes[:_MOST_SHOWN]) + more
 
 
-def _attempt_of_key(key: str) -> int:
-    """The attempt that uploaded a checkpoint; 0 for a key of another form."""
-    parts = key.split("/")
-    return int(parts[2]) if len(parts) > 2 and parts[2].isdecimal() else 0
-
-
-def _local(run_dir: Path) -> Iterator[tuple[Path, Checkpoint]]:
-    for sidecar in run_dir.glob("checkpoints/epoch-*.json"):
+def _local(folder: RunFolder) -> Iterator[tuple[Path, Checkpoint]]:
+    for sidecar in folder.checkpoints.glob("epoch-*.json"):
         path = sidecar.with_suffix(".pt")
         if _is_plain(sidecar) and _is_plain(path) and (checkpoint := _noted(sidecar)):
             yield path, checkpoint
@@ -229,7 +223,7 @@ def _found(path: Path, checkpoint: Checkpoint, now: Setup) -> Found:
     best_epoch = facts.get("best_epoch")
     return Found(
         path=path,
-        attempt=_attempt_of_key(checkpoint.key) if checkpoint.key else attempt_of(path.parent.parent),
+        attempt=attempt_of(checkpoint.key) if checkpoint.key else RunFolder(path.parent.parent).attempt,
         epoch=checkpoint.epoch,
         best_epoch=best_epoch if isinstance(best_epoch, int) else checkpoint.epoch,
         setup=before,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,19 +22,19 @@ from urllib.parse import quote, unquote
 
 import structlog
 
+from trainer.core.artifact_keys import is_checkpoint_of
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import TrainerError
 from trainer.core.job import JsonObject, Status
 from trainer.core.ports import ObjectStore
 from trainer.core.stop import Stopped
 from trainer.disk import durable
-from trainer.worker.places import Places
+from trainer.worker.run_folders import RunFolders
 
 log = structlog.get_logger()
 
 RUNS_AT_ONCE = 100  # that one sweep asks the queue about
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0  # seconds without a try after the queue or the store did not answer
-_BELOW = re.compile(r"\d+/checkpoints/epoch-\d+-[0-9a-f]{8}\.pt")
 OVER = (Status.COMPLETED, Status.CANCELED)
 
 
@@ -52,14 +51,14 @@ class UploadedCheckpoints:
         store: ObjectStore,
         bucket: str,
         row_of: Callable[[str], JsonObject | None],
-        places: Places,
+        folders: RunFolders,
         keep_seconds: float,
     ) -> None:
         self._folder = folder
         self._store = store
         self._bucket = bucket
         self._row_of = row_of
-        self._places = places
+        self._folders = folders
         self._keep_seconds = keep_seconds
         self._pause = 0.0
         self._not_before = 0.0  # monotonic
@@ -69,7 +68,7 @@ class UploadedCheckpoints:
 
         Without a disk the upload is worth more than the tidiness.
         """
-        if not _is_checkpoint(run_id, key):
+        if not is_checkpoint_of(run_id, key):
             return
         try:
             self._append(run_id, {"bucket": self._bucket, "key": key, "at": time.time()})
@@ -78,7 +77,7 @@ class UploadedCheckpoints:
 
     def delete(self, run_id: str, key: str) -> None:
         """Remove one object, if it is of this run. Raises what the store raises."""
-        if not _is_checkpoint(run_id, key):
+        if not is_checkpoint_of(run_id, key):
             return
         self._store.delete(ObjectRef(bucket=self._bucket, key=key))
         try:
@@ -113,14 +112,14 @@ class UploadedCheckpoints:
             noted = _read(path)
         except FileNotFoundError:
             return
-        if self._places.is_worked_on(run_id):
+        if self._folders.is_active(run_id):
             return
         row = self._row_of(run_id)
         if row is None or row["status"] in OVER:
-            self._places.forget_training(run_id)
+            self._folders.remove_checkpoints(run_id)
         needed = self._needed(row, max((entry["at"] for entry in noted.values()), default=0.0))
         for key, entry in noted.items():
-            if key != needed and _is_checkpoint(run_id, key):
+            if key != needed and is_checkpoint_of(run_id, key):
                 self._store.delete(ObjectRef(bucket=entry["bucket"], key=key))
                 self._append(run_id, {"deleted": key})
         if row is None or row["status"] in (*OVER, Status.FAILED):
@@ -194,9 +193,3 @@ def _read(path: Path) -> dict[str, JsonObject]:
         except (ValueError, KeyError, TypeError):
             continue  # torn by a power cut
     return noted
-
-
-def _is_checkpoint(run_id: str, key: str) -> bool:
-    """Whether it is the key of a checkpoint of this run, as `CheckpointUploads` makes them."""
-    top = f"training_runs/{run_id}/"
-    return key.startswith(top) and _BELOW.fullmatch(key, len(top)) is not None

@@ -1,4 +1,4 @@
-"""What all runs of a service have in common: the ports that they use, their places and their times."""
+"""What all runs of a service have in common: the ports that they use, their folders and their times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Datasets, ObjectStore, Trainer, Weights
 from trainer.worker.health import Health
-from trainer.worker.places import Places
+from trainer.worker.run_folders import RunFolders
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 
@@ -42,7 +42,7 @@ class Workshop:
     store: ObjectStore
     artifacts_bucket: str
     parse: Callable[[RunRequest], TrainPlan]
-    places: Places
+    folders: RunFolders
     uploaded: UploadedCheckpoints
     times: RunTimes
     health: Health

@@ -69,7 +69,7 @@ def daemon(room, queue, **parts):
         "prefetcher": prefetcher,
         "health": room.health,
         "housekeeping": Housekeeping([]),
-        "journals": room.places.journals,
+        "journals": room.folders.journals,
         "poll_seconds": 0.05,
         "lease_seconds": 60,
         "drain_seconds": 5,
@@ -153,7 +153,7 @@ def test_a_bug_in_one_run_leaves_the_daemon_working(room, queue):
     assert (room.row(first)["status"], room.row(first)["failures"]) == ("queued", 1)
     assert "worker's log" in room.row(first)["error_message"]
     assert room.slots.free == 1
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 class Buggy:
@@ -189,7 +189,7 @@ def test_a_model_whose_delivery_meets_a_bug_is_delivered_all_the_same(room, queu
     assert (row["attempt"], row["failures"]) == (1, 0)
     assert row["trained_model_url"]
     assert room.kinds(run_id).count("epoch") == 3
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_a_bug_after_the_ending_was_decided_costs_no_model(room, queue):
@@ -211,7 +211,7 @@ def test_leftovers_of_ended_runs_that_cannot_be_removed_count_against_nobody(roo
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(type(room.places), "forget_training", fail)
+    monkeypatch.setattr(type(room.folders), "remove_checkpoints", fail)
     runs = [room.enqueue() for _ in range(3)]
 
     with in_background(lambda: daemon(room, queue).run(room.shutdown)):
@@ -279,7 +279,7 @@ def test_run_whose_thread_cannot_start_goes_back_and_its_slot_is_free(room, queu
         stopping(room)
 
     assert room.row(run_id)["status"] == "queued"
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_run_without_a_thread_is_given_back_by_the_next_start_if_the_queue_is_down(room, queue, monkeypatch):
@@ -314,7 +314,7 @@ def test_run_without_a_thread_is_given_back_by_the_next_start_if_the_queue_is_do
 def test_an_ending_that_is_refused_for_ever_holds_up_no_other_run(room, queue, monkeypatch):
     monkeypatch.setattr(daemon_module, "LEFTOVERS_FIRST", 0.2)
     refused, run_id = room.enqueue(), room.enqueue()
-    journal = Journal.create(room.places.journals, room.claim())
+    journal = Journal.create(room.folders.journals, room.claim())
     journal.end(Completed(results={}, trained_model_url=None))
     journal.close()
     finish = room.queue.finish
@@ -329,7 +329,7 @@ def test_an_ending_that_is_refused_for_ever_holds_up_no_other_run(room, queue, m
         wait_for(lambda: room.row(run_id)["status"] == "completed")
         stopping(room)
 
-    assert list(room.places.journals.iterdir()) == [journal.path]
+    assert list(room.folders.journals.iterdir()) == [journal.path]
 
 
 def test_nothing_is_claimed_while_no_slot_is_free(room, queue):
@@ -489,7 +489,7 @@ def test_service_that_shuts_down_waits_for_the_recovery_of_a_killed_run(room, qu
     """What it still needs (the queue, the store, threads) is closed when the daemon returns."""
     monkeypatch.setattr(daemon_module, "LEFTOVERS_FIRST", 0.1)
     run_id = room.enqueue()
-    Journal.create(room.places.journals, room.claim()).close()
+    Journal.create(room.folders.journals, room.claim()).close()
 
     def slow(journal, stop):
         stopping(room)
@@ -501,4 +501,4 @@ def test_service_that_shuts_down_waits_for_the_recovery_of_a_killed_run(room, qu
     daemon(room, queue, execution=execution).run(room.shutdown)
 
     assert room.row(run_id)["failures"] == 1
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())

@@ -264,7 +264,7 @@ def test_a_deleted_row_stops_the_run_and_publishes_nothing(room):
 
     assert room.row(run_id) is None
     assert not (room.home / "storage").exists()
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def delete_row(room, run_id):
@@ -323,7 +323,7 @@ def test_the_buckets_checkpoint_is_waited_for_rather_than_trained_again(room, tm
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
     room.work()
     other = Room(tmp_path)
-    shutil.rmtree(other.places.runs)
+    shutil.rmtree(other.folders.runs)
     download, outage = other.store.download, [Unavailable("storage is down")] * 2
 
     def download_later(*arguments, **more):
@@ -366,7 +366,7 @@ def test_a_note_of_a_finished_training_that_cannot_be_read_is_none(room, torn):
     """F3 F14: the power or the disk failed when it was written; the run is trained rather than failed for ever."""
     run_id = room.enqueue()
     lease = room.claim()
-    run_dir = room.places.run_dir(lease.job)
+    run_dir = room.folders.folder(lease.job).path
     run_dir.mkdir(parents=True)
     (run_dir / ".finished.json").write_text(torn)
 
@@ -558,13 +558,9 @@ def test_checkpoints_of_a_run_that_is_over_are_gone(room):
 
     assert room.row(run_id)["status"] == "completed"
     assert not [info for info in room.store.list(BUCKET, f"training_runs/{run_id}") if "checkpoints" in info.ref.key]
-    for run_dir in room.places.run_dirs(room_job(room, run_id)):
-        assert not (run_dir / "checkpoints").exists()
-        assert not (run_dir / ".finished.json").exists()
-
-
-def room_job(room, run_id):
-    return Job(id=run_id, request=RunRequest(data_yaml=None))
+    for folder in room.folders.attempts(run_id):
+        assert not folder.checkpoints.exists()
+        assert not folder.finished_marker.exists()
 
 
 def test_no_checkpoint_goes_that_the_row_may_point_to(room):
@@ -604,7 +600,7 @@ def test_the_view_is_removed_when_the_run_is_over(room):
 
     room.work()
 
-    assert list(room.places.views.iterdir()) == []
+    assert list(room.folders.views.iterdir()) == []
 
 
 def test_an_ending_waits_through_an_outage(room):
@@ -623,7 +619,7 @@ def test_an_ending_waits_through_an_outage(room):
     room.work(queue=Down())
 
     assert room.row(run_id)["status"] == "completed"
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_the_lease_is_held_until_the_ending_is_delivered(room):
@@ -649,7 +645,7 @@ def test_the_lease_is_held_until_the_ending_is_delivered(room):
     assert len(others) > 1
     assert not any(others)
     assert (room.row(run_id)["status"], room.row(run_id)["attempt"]) == ("completed", 1)
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_the_ending_of_a_canceled_run_waits_as_long_as_any_other(room):
@@ -673,7 +669,7 @@ def test_the_ending_of_a_canceled_run_waits_as_long_as_any_other(room):
     row = room.row(run_id)
     assert row["status"] == "canceled"
     assert row["results"]["artifacts"]
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_an_ending_that_could_not_be_told_is_told_by_the_next_process(room):
@@ -691,22 +687,22 @@ def test_an_ending_that_could_not_be_told_is_told_by_the_next_process(room):
     room.work(queue=Dead())
     assert room.row(run_id)["status"] == "running"
 
-    deliver_leftovers(room.queue, room.places.journals, "w", 60, room.execution().recover, StopSignal())
+    deliver_leftovers(room.queue, room.folders.journals, "w", 60, room.execution().recover, StopSignal())
 
     assert room.row(run_id)["status"] == "completed"
     assert room.row(run_id)["results"]["mAP"] == 0.5
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_a_crashed_process_leaves_an_orphan_that_goes_back_to_the_queue(room):
     from trainer.worker.journal import Journal
 
     run_id = room.enqueue()
-    journal = Journal.create(room.places.journals, room.claim())
+    journal = Journal.create(room.folders.journals, room.claim())
     journal.record("epoch", {"epoch": 1})
     journal.close()
 
-    deliver_leftovers(room.queue, room.places.journals, "w", 60, room.execution().recover, StopSignal())
+    deliver_leftovers(room.queue, room.folders.journals, "w", 60, room.execution().recover, StopSignal())
 
     row = room.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 1)
@@ -759,7 +755,7 @@ def test_finish_requested_reaches_the_training_as_a_wish(room):
 
 def test_a_broken_checkpoint_is_skipped_for_the_one_before(room):
     run_id = room.enqueue()
-    first = room.places.run_dir(room.claim().job)
+    first = room.folders.folder(room.claim().job).path
     save_checkpoint(first, 1)
     broken = save_checkpoint(first, 2)
     (first / "checkpoints" / "epoch-00002.pt").write_bytes(b"x" * broken.bytes)
@@ -822,4 +818,4 @@ def test_folders_nested_without_end_among_the_checkpoints_do_not_undo_a_finished
     room.work()
 
     assert room.row(run_id)["status"] == "completed"
-    assert not (room.places.runs / f"train_{run_id}" / "checkpoints").exists()
+    assert not (room.folders.runs / f"train_{run_id}" / "checkpoints").exists()

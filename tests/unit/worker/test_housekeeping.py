@@ -10,95 +10,95 @@ from trainer.core.job import Job, RunRequest
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker import housekeeping
 from trainer.worker.housekeeping import Housekeeping, forget_unreadable, old_folders, require_space
-from trainer.worker.places import Places
+from trainer.worker.run_folders import RunFolders
 
 
 @pytest.fixture
-def places(tmp_path):
+def folders(tmp_path):
     (tmp_path / "journal").mkdir()
-    return Places(runs=tmp_path / "runs", views=tmp_path / "views", journals=tmp_path / "journal")
+    return RunFolders(runs=tmp_path / "runs", views=tmp_path / "views", journals=tmp_path / "journal")
 
 
-def sweep(places, keep_days):
-    for folders in old_folders(places, keep_days):
-        folders.sweep()
+def sweep(folders, keep_days):
+    for old in old_folders(folders, keep_days):
+        old.sweep()
 
 
 def job(run_id="a", attempt=1):
     return Job(id=run_id, request=RunRequest(data_yaml=None), attempt=attempt)
 
 
-def test_old_run_folders_and_views_are_removed(places):
-    run, view = places.run_dir(job()), places.view(job(attempt=2))
+def test_old_run_folders_and_views_are_removed(folders):
+    run, view = folders.folder(job()).path, folders.view(job(attempt=2))
     for folder in (run, view):
         folder.mkdir(parents=True)
 
-    sweep(places, 1)
+    sweep(folders, 1)
     assert run.exists()
     assert view.exists()
 
-    sweep(places, 0)
+    sweep(folders, 0)
     assert not run.exists()
     assert not view.exists()
 
 
 @pytest.mark.parametrize("journal", ["a.1.jsonl", "a.2.jsonl"])
-def test_run_with_a_journal_is_in_use(places, journal):
-    run = places.run_dir(job(attempt=2))
+def test_run_with_a_journal_is_in_use(folders, journal):
+    run = folders.folder(job(attempt=2)).path
     run.mkdir(parents=True)
-    (places.journals / journal).touch()
+    (folders.journals / journal).touch()
 
-    sweep(places, 0)
+    sweep(folders, 0)
 
     assert run.exists()
 
 
-def test_journal_of_another_run_keeps_nothing(places):
-    run = places.run_dir(job("ab"))
+def test_journal_of_another_run_keeps_nothing(folders):
+    run = folders.folder(job("ab")).path
     run.mkdir(parents=True)
-    (places.journals / "a.1.jsonl").touch()
-    (places.journals / "ab.1.unreadable").touch()
+    (folders.journals / "a.1.jsonl").touch()
+    (folders.journals / "ab.1.unreadable").touch()
 
-    sweep(places, 0)
+    sweep(folders, 0)
 
     assert not run.exists()
 
 
-def test_folders_of_all_attempts_are_in_use_while_one_works(places):
-    folders = [places.run_dir(job()), places.run_dir(job(attempt=3)), places.view(job(attempt=3))]
-    dead = places.view(job())
-    for folder in [*folders, dead]:
+def test_folders_of_all_attempts_are_in_use_while_one_works(folders):
+    used = [folders.folder(job()).path, folders.folder(job(attempt=3)).path, folders.view(job(attempt=3))]
+    dead = folders.view(job())
+    for folder in [*used, dead]:
         folder.mkdir(parents=True)
 
-    with places.in_use(job(attempt=3)):
-        sweep(Places(runs=places.runs, views=places.views, journals=places.journals), 0)
-        assert all(folder.exists() for folder in folders)
+    with folders.in_use(job(attempt=3)):
+        sweep(RunFolders(runs=folders.runs, views=folders.views, journals=folders.journals), 0)
+        assert all(folder.exists() for folder in used)
         assert not dead.exists()
 
-    sweep(places, 0)
-    assert not any(folder.exists() for folder in folders)
-    assert not list(places.runs.iterdir())
-    assert not list(places.views.iterdir())
+    sweep(folders, 0)
+    assert not any(folder.exists() for folder in used)
+    assert not list(folders.runs.iterdir())
+    assert not list(folders.views.iterdir())
 
 
-def test_places_without_folders_are_swept(places):
-    sweep(places, 0)
+def test_missing_folders_are_swept(folders):
+    sweep(folders, 0)
 
 
-def test_unreadable_journals_go_after_a_while_and_no_others(places):
+def test_unreadable_journals_go_after_a_while_and_no_others(folders):
     names = {"a.1.unreadable", "b.1.jsonl", "c.unreadable.jsonl"}
     for name in names:
-        (places.journals / name).touch()
-    (places.journals / "dangling.unreadable").symlink_to("nowhere")
-    (places.journals / "folder.unreadable").mkdir()
+        (folders.journals / name).touch()
+    (folders.journals / "dangling.unreadable").symlink_to("nowhere")
+    (folders.journals / "folder.unreadable").mkdir()
     others = {"dangling.unreadable", "folder.unreadable"}
 
-    forget_unreadable(places.journals, 1)
-    assert {path.name for path in places.journals.iterdir()} == names | others
+    forget_unreadable(folders.journals, 1)
+    assert {path.name for path in folders.journals.iterdir()} == names | others
 
-    forget_unreadable(places.journals, 0)
-    assert {path.name for path in places.journals.iterdir()} == {"b.1.jsonl", "c.unreadable.jsonl"} | others
-    forget_unreadable(places.journals / "missing", 0)
+    forget_unreadable(folders.journals, 0)
+    assert {path.name for path in folders.journals.iterdir()} == {"b.1.jsonl", "c.unreadable.jsonl"} | others
+    forget_unreadable(folders.journals / "missing", 0)
 
 
 class Chores:

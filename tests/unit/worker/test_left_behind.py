@@ -68,7 +68,7 @@ def test_a_bug_in_an_attempt_ends_it_through_its_journal(room):
     assert "worker's log" in row["error_message"]
     assert room.kinds(run_id).count("epoch") == 2
     assert isinstance(room.listener.heard[-1], Retry)
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
     assert room.slots.free == 1
     assert artifacts(room, run_id).keys() >= TRAINED
     checkpoints = room.home / "runs" / f"train_{run_id}" / "checkpoints"
@@ -83,7 +83,7 @@ def test_a_bug_while_artifacts_are_left_behind_is_survived_too(room):
 
     assert (room.row(run_id)["status"], room.row(run_id)["failures"]) == ("queued", 1)
     assert room.kinds(run_id).count("epoch") == 2
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 @pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), KeyError("bug"), MachineFailed("disk full")])
@@ -97,7 +97,7 @@ def test_a_view_that_cannot_be_removed_costs_no_model(room, error):
     room.work()
 
     assert room.row(run_id)["status"] == "completed"
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_an_ended_run_stays_ended_when_its_checkpoints_cannot_be_removed(room):
@@ -116,7 +116,7 @@ def test_an_ended_run_stays_ended_when_its_checkpoints_cannot_be_removed(room):
     room.work(store=Stuck())
 
     assert room.row(run_id)["status"] == "completed"
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 @pytest.mark.parametrize("error", [ObjectMissing("bucket gone"), MachineFailed("disk full"), OSError(5, "I/O error")])
@@ -128,7 +128,7 @@ def test_a_drain_whose_checkpoint_cannot_be_stored_gives_the_run_back(room, erro
 
     row = room.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 0)
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 # ── no journal ──
@@ -136,14 +136,14 @@ def test_a_drain_whose_checkpoint_cannot_be_stored_gives_the_run_back(room, erro
 
 def test_a_run_without_a_journal_goes_back_with_a_sentence_and_is_not_trained(room):
     run_id = room.enqueue()
-    room.places.journals.write_text("in the way")
+    room.folders.journals.write_text("in the way")
 
     room.work()
 
     row = room.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 1)
     assert "journal" in row["error_message"]
-    assert str(room.places.journals) in row["error_message"]
+    assert str(room.folders.journals) in row["error_message"]
     assert room.trainer.orders == []
     outcome = room.listener.heard[-1]
     assert isinstance(outcome, Retry)
@@ -153,14 +153,14 @@ def test_a_run_without_a_journal_goes_back_with_a_sentence_and_is_not_trained(ro
 
 def test_a_run_whose_folder_cannot_be_made_goes_back_with_a_sentence(room):
     run_id = room.enqueue()
-    room.places.runs.write_text("in the way")
+    room.folders.runs.write_text("in the way")
 
     room.work()
 
     row = room.row(run_id)
     assert row["status"] == "queued"
-    assert str(room.places.runs) in row["error_message"]
-    assert not list(room.places.journals.iterdir())
+    assert str(room.folders.runs) in row["error_message"]
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_a_finished_model_is_published_also_without_a_journal(room):
@@ -173,8 +173,8 @@ def test_a_finished_model_is_published_also_without_a_journal(room):
             return super().upload(path, ref, stop, **more)
 
     room.work(store=Closing(room))
-    room.places.journals.rename(room.home / "elsewhere")
-    room.places.journals.write_text("in the way")
+    room.folders.journals.rename(room.home / "elsewhere")
+    room.folders.journals.write_text("in the way")
 
     room.work(room.claim(AGAIN), StopSignal())
 

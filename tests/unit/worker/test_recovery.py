@@ -28,10 +28,10 @@ def killed(room, lease=None):
     """A run whose process was killed in its second epoch, and its run folder."""
     run_id = lease.job.id if lease else room.enqueue()
     lease = lease or room.claim(AGAIN)
-    journal = Journal.create(room.places.journals, lease)
+    journal = Journal.create(room.folders.journals, lease)
     journal.record("epoch", {"epoch": 1})
     journal.close()
-    run_dir = room.places.run_dir(lease.job)
+    run_dir = room.folders.folder(lease.job).path
     (run_dir / "weights").mkdir(parents=True)
     (run_dir / "weights" / "last.pt").write_bytes(b"last of 1")
     (run_dir / "results.csv").write_text("epoch\n1\n")
@@ -42,7 +42,7 @@ def killed(room, lease=None):
 def recover(room, queue=None, stop=None, **parts):
     queue = queue or room.queue
     execution = room.execution(queue=queue, **parts)
-    deliver_leftovers(queue, room.places.journals, "w", room.lease_seconds, execution.recover, stop or StopSignal())
+    deliver_leftovers(queue, room.folders.journals, "w", room.lease_seconds, execution.recover, stop or StopSignal())
 
 
 def artifacts(room, run_id):
@@ -83,7 +83,7 @@ def test_what_a_killed_process_trained_is_published_and_the_run_goes_back(room):
     assert row["results"]["run_dir"] == str(run_dir)
     assert room.kinds(run_id) == ["epoch", "phase", "phase"]
     assert (run_dir / "run.log").read_text().startswith("training begins\n[")
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_a_canceled_run_of_a_killed_process_keeps_what_it_trained_and_its_progress(room):
@@ -143,7 +143,7 @@ def test_nothing_is_published_for_a_run_that_ended_meanwhile(room):
 
     assert room.row(run_id)["error_message"] == "the web app ended it"
     assert not (room.home / "storage").exists()
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_a_recovery_waits_for_the_queue_and_uploads_once(room):
@@ -193,7 +193,7 @@ def test_a_store_that_takes_nothing_keeps_no_run_of_a_killed_process(room, error
     recover(room, store=Watched(room.store, fail, "upload"))
 
     assert room.row(run_id)["status"] == ("canceled" if canceled else "queued")
-    assert not list(room.places.journals.iterdir())
+    assert not list(room.folders.journals.iterdir())
 
 
 def test_outcomes_that_are_decided_do_not_wait_for_recoveries(room):
@@ -203,7 +203,7 @@ def test_outcomes_that_are_decided_do_not_wait_for_recoveries(room):
     orphan, decided = sorted(leases, key=lambda lease: lease.job.id)
     first, second = orphan.job.id, decided.job.id
     killed(room, orphan)
-    journal = Journal.create(room.places.journals, decided)
+    journal = Journal.create(room.folders.journals, decided)
     journal.end(Failed(message="no labels"))
     journal.close()
     seen = []
@@ -339,7 +339,7 @@ def test_leases_of_all_runs_are_held_while_one_of_them_uploads(room):
 
 def test_decided_outcome_is_told_again_while_another_run_uploads(room):
     runs = claimed_and_killed(room, 2)
-    journal = next(leftovers(room.places.journals, "w", 60))
+    journal = next(leftovers(room.folders.journals, "w", 60))
     decided = journal.lease.job.id
     journal.end(Failed(message="no labels"))
     journal.close()
@@ -373,8 +373,8 @@ def test_recovery_that_kills_the_service_is_tried_three_times(room):
 
     execution = room.execution(store=Watched(room.store, die, "upload"))
     for _ in range(3):
-        with closing(next(leftovers(room.places.journals, "w", 60))) as journal, pytest.raises(SystemExit):
+        with closing(next(leftovers(room.folders.journals, "w", 60))) as journal, pytest.raises(SystemExit):
             execution.recover(journal, StopSignal())
-    deliver_leftovers(room.queue, room.places.journals, "w", 60, execution.recover, StopSignal())
+    deliver_leftovers(room.queue, room.folders.journals, "w", 60, execution.recover, StopSignal())
 
     assert (room.row(run_id)["status"], artifacts(room, run_id)) == ("queued", {})

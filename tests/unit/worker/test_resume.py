@@ -17,6 +17,7 @@ from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import Resume, Setup, StartOver
 from trainer.core.retry import RetryPolicy
+from trainer.core.run_folder import RunFolder
 from trainer.core.stop import StopSignal
 from trainer.storage.local import LocalObjectStore
 from trainer.worker import resume
@@ -75,7 +76,14 @@ class Host:
 
     def found(self, setup=NOW):
         target = self.first.parent / "train_x-3"
-        checkpoints = Checkpoints(self.job, [self.first, self.second], target, self.store, BUCKET, self.told.append)
+        checkpoints = Checkpoints(
+            self.job,
+            [RunFolder(self.first), RunFolder(self.second)],
+            RunFolder(target),
+            self.store,
+            BUCKET,
+            self.told.append,
+        )
         return checkpoints.best_for(setup, StopSignal())
 
     @property

@@ -39,11 +39,11 @@ IN_THE_WAY = {
 
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
-@pytest.mark.parametrize("place", ["run_dir", "view"])
+@pytest.mark.parametrize("place", ["run", "view"])
 def test_what_lies_in_place_of_a_folder_of_the_attempt_costs_nothing(room, outside, what, place):
     run_id, before = room.enqueue(), content(outside)
     lease = room.claim()
-    path = getattr(room.places, place)(lease.job)
+    path = room.folders.view(lease.job) if place == "view" else room.folders.folder(lease.job).path
     path.parent.mkdir(parents=True, exist_ok=True)
     IN_THE_WAY[what](path, outside)
 
@@ -53,14 +53,14 @@ def test_what_lies_in_place_of_a_folder_of_the_attempt_costs_nothing(room, outsi
     assert (row["status"], row["failures"], row["error_message"]) == ("completed", 0, None)
     assert not path.is_symlink()
     assert content(outside) == before
-    assert "training begins" in (room.places.run_dir(lease.job) / "run.log").read_text()
+    assert "training begins" in (room.folders.folder(lease.job).path / "run.log").read_text()
 
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
 def test_what_lies_in_place_of_an_earlier_attempts_folder_costs_nothing(room, outside, what):
     run_id, before = room.enqueue(), content(outside)
-    room.places.runs.mkdir(parents=True)
-    IN_THE_WAY[what](room.places.runs / f"train_{run_id}-9", outside)
+    room.folders.runs.mkdir(parents=True)
+    IN_THE_WAY[what](room.folders.runs / f"train_{run_id}-9", outside)
 
     room.work()
 
@@ -75,12 +75,12 @@ def test_recovery_publishes_nothing_through_a_link(room, outside):
     lease = room.claim()
     (outside / "weights").mkdir()
     (outside / "weights" / "last.pt").write_bytes(b"somebody else's")
-    path = room.places.run_dir(lease.job)
+    path = room.folders.folder(lease.job).path
     path.parent.mkdir(parents=True)
     path.symlink_to(outside)
     before = content(outside)
 
-    with closing(Journal.create(room.places.journals, lease)) as journal:
+    with closing(Journal.create(room.folders.journals, lease)) as journal:
         outcome = room.execution().recover(journal, room.shutdown)
 
     assert outcome.results == {}

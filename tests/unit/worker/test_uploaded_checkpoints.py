@@ -92,7 +92,7 @@ def test_checkpoints_of_a_run_that_another_worker_took_over_are_removed_but_for_
     room.uploaded(row_of=rows(named(theirs))).settle("r")
 
     assert bucket.keys == {theirs}
-    run_dir = room.places.runs / "train_r"
+    run_dir = room.folders.runs / "train_r"
     (run_dir / "checkpoints").mkdir(parents=True)
     (run_dir / "checkpoints" / "newest.uploading").touch()
     room.uploaded(row_of=rows(("status", "completed"))).tidy()
@@ -122,8 +122,8 @@ def test_checkpoint_of_a_failed_run_goes_when_its_run_folder_does(room, bucket):
 def test_run_with_a_journal_is_left_alone(room, bucket):
     """Its newest checkpoint may be an event that the queue does not have yet."""
     key = bucket.checkpoint("r", 1)
-    room.places.journals.mkdir()
-    (room.places.journals / "r.2.jsonl").touch()
+    room.folders.journals.mkdir()
+    (room.folders.journals / "r.2.jsonl").touch()
 
     room.uploaded(row_of=rows(("status", "completed"))).settle("r")
 
@@ -135,7 +135,7 @@ def test_run_that_is_worked_on_without_a_journal_is_left_alone(room, bucket):
     lease = room.claim()
     key = bucket.checkpoint(run_id, 1)
 
-    with room.places.in_use(lease.job):
+    with room.folders.in_use(lease.job):
         room.uploaded(row_of=lambda _: None).settle(run_id)
         assert bucket.keys == {key}
     room.uploaded(row_of=lambda _: None).settle(run_id)

@@ -22,7 +22,7 @@ from trainer.worker.execution import Execution
 from trainer.worker.health import Health
 from trainer.worker.lease import LeaseTimes
 from trainer.worker.liveness import Pulse
-from trainer.worker.places import Places
+from trainer.worker.run_folders import RunFolders
 from trainer.worker.slots import CPU, Slots
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 from trainer.worker.workshop import RunTimes, Workshop
@@ -146,7 +146,7 @@ class Room:
         self.shutdown = StopSignal()
         self.host_problem = None
         self.health = Health(lambda: self.host_problem)
-        self.places = Places(
+        self.folders = RunFolders(
             runs=self.home / "runs", views=self.home / "views", journals=self.home / "journal",
         )  # fmt: skip
 
@@ -158,7 +158,7 @@ class Room:
             "store": self.store,
             "artifacts_bucket": BUCKET,
             "parse": plan_of,
-            "places": self.places,
+            "folders": self.folders,
             "uploaded": self.uploaded(),
             "times": RunTimes(checkpoint=self.checkpoint_seconds, drain=self.drain_seconds),
             "health": self.health,
@@ -174,7 +174,7 @@ class Room:
 
     def uploaded(self, **parts) -> UploadedCheckpoints:
         made_with = {
-            "store": self.store, "bucket": BUCKET, "row_of": self.queue.get, "places": self.places, "keep_seconds": 60,
+            "store": self.store, "bucket": BUCKET, "row_of": self.queue.get, "folders": self.folders, "keep_seconds": 60,
         }  # fmt: skip
         return UploadedCheckpoints(self.home / "uploaded", **(made_with | parts))
 

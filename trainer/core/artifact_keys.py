@@ -1,0 +1,38 @@
+"""The keys of a run's objects in the artifacts bucket.
+
+    training_runs/<run id>/<attempt>/…                                      the artifacts of an attempt
+    training_runs/<run id>/<attempt>/checkpoints/epoch-00007-<sha256>.pt    its uploaded checkpoints
+
+No other attempt writes below this prefix, so a worker that lost its lease cannot change published files.
+"""
+
+from __future__ import annotations
+
+import re
+
+from trainer.core.run_folder import CHECKPOINTS
+
+ROOT = "training_runs"
+_CHECKPOINT = re.compile(rf"\d+/{CHECKPOINTS}/epoch-\d+-[0-9a-f]{{8}}\.pt")
+
+
+def attempt_prefix(run_id: str, attempt: int) -> str:
+    """Return the key prefix of an attempt, without a slash at the end."""
+    return f"{ROOT}/{run_id}/{attempt}"
+
+
+def checkpoint_key(run_id: str, attempt: int, epoch: int, sha256: str) -> str:
+    """Return the key of a checkpoint. It contains the start of its SHA-256, so different states have different keys."""
+    return f"{attempt_prefix(run_id, attempt)}/{CHECKPOINTS}/epoch-{epoch:05d}-{sha256[:8]}.pt"
+
+
+def is_checkpoint_of(run_id: str, key: str) -> bool:
+    """Return whether `checkpoint_key` makes `key` for some attempt of this run."""
+    top = f"{ROOT}/{run_id}/"
+    return key.startswith(top) and _CHECKPOINT.fullmatch(key, len(top)) is not None
+
+
+def attempt_of(key: str) -> int:
+    """Return the attempt that uploaded `key`, or 0 for a key of another form."""
+    parts = key.split("/")
+    return int(parts[2]) if len(parts) > 2 and parts[2].isdecimal() else 0

@@ -1,0 +1,90 @@
+"""The names of a run's files on this host. Paths only: nothing here reads or writes the disk.
+
+Each attempt has a folder of its own below RUNS_DIR, because the process of an earlier attempt may still be alive:
+
+    train_<run id>              the first attempt
+    train_<run id>-<attempt>    every later attempt
+        run.log                 what happened, and what the training printed
+        manifest.json           every published artifact with its checksum
+        results.csv             one row per epoch, written by Ultralytics
+        weights/best.pt         the model of the best epoch
+        weights/last.pt         the model of the last epoch
+        checkpoints/            the newest checkpoints: epoch-00007.pt, and epoch-00007.json with its checksum
+        .finished.json          written when the training has finished
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFIX = "train_"
+RUN_LOG = "run.log"
+MANIFEST = "manifest.json"
+RESULTS = "results.csv"
+CHECKPOINTS = "checkpoints"
+WEIGHTS = "weights"
+BEST = "best.pt"
+LAST = "last.pt"
+FINISHED_MARKER = ".finished.json"
+
+_SHORTEST_UUID_PART = 12  # digits; an attempt has fewer, so the end of a run id is not read as an attempt
+
+
+@dataclass(frozen=True, order=True)
+class RunFolder:
+    """The folder of one attempt."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, runs: Path, run_id: str, attempt: int) -> RunFolder:
+        """Return the folder of an attempt inside `runs`."""
+        return cls(runs / f"{PREFIX}{name_of(run_id, attempt)}")
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that this folder belongs to, by its name."""
+        number = self.path.name.rpartition("-")[2]
+        return int(number) if number.isdecimal() and len(number) < _SHORTEST_UUID_PART else 1
+
+    @property
+    def log(self) -> Path:
+        return self.path / RUN_LOG
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / MANIFEST
+
+    @property
+    def results(self) -> Path:
+        return self.path / RESULTS
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS
+
+    @property
+    def best(self) -> Path:
+        return self.weights / BEST
+
+    @property
+    def last(self) -> Path:
+        return self.weights / LAST
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
+    def finished_marker(self) -> Path:
+        return self.path / FINISHED_MARKER
+
+    def checkpoint(self, epoch: int) -> Path:
+        """Return the path of the checkpoint that was saved after `epoch`."""
+        return self.checkpoints / f"epoch-{epoch:05d}.pt"
+
+
+def name_of(run_id: str, attempt: int) -> str:
+    """Return `<run id>` for the first attempt and `<run id>-<attempt>` for a later one."""
+    return run_id if attempt <= 1 else f"{run_id}-{attempt}"

@@ -1,0 +1,95 @@
+"""The folders of all runs on this host: which exist, which are in use, and what may be removed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from trainer.core.job import Job
+from trainer.core.run_folder import PREFIX, RunFolder, name_of
+from trainer.disk.folder_locks import FolderLocks
+from trainer.disk.removal import remove_tree
+
+log = structlog.get_logger()
+
+VIEW_PREFIX = "run_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolders:
+    """Run folders (`runs`), dataset views (`views`) and journals. Each attempt has its own of each."""
+
+    runs: Path
+    views: Path
+    journals: Path
+    keep_views: bool = False
+    locks: FolderLocks = field(default_factory=FolderLocks)
+
+    def folder(self, job: Job) -> RunFolder:
+        """Return the run folder of this attempt."""
+        return RunFolder.of(self.runs, job.id, job.attempt)
+
+    def view(self, job: Job) -> Path:
+        """Return the folder of this attempt's dataset view."""
+        return self.views / f"{VIEW_PREFIX}{name_of(job.id, job.attempt)}"
+
+    def attempts(self, run_id: str) -> list[RunFolder]:
+        """Return the run folders of all attempts that ran on this host, without symbolic links."""
+        return attempts_in(self.runs, run_id)
+
+    def remove_checkpoints(self, run_id: str) -> None:
+        """Remove what only another attempt of the run would use: its checkpoints and finished markers."""
+        for folder in self.attempts(run_id):
+            with contextlib.suppress(OSError):  # what cannot be removed now is removed with the run folder
+                remove_tree(folder.checkpoints)
+            with contextlib.suppress(OSError):
+                folder.finished_marker.unlink(missing_ok=True)
+
+    def remove_obstacles(self, job: Job) -> None:
+        """Remove a file or link that is in place of one of this attempt's folders. A link there must not be followed."""
+        for folder in (self.folder(job).path, self.view(job)):
+            with contextlib.suppress(OSError):  # nothing is there, or the attempt reports what is wrong with the disk
+                if not stat.S_ISDIR(os.lstat(folder).st_mode):
+                    folder.unlink()
+                    log.warning("removed a file in place of a run folder", path=str(folder))
+
+    @contextmanager
+    def in_use(self, job: Job) -> Iterator[None]:
+        """Lock the folders of this attempt and of earlier ones, so that no service removes them during the block."""
+        earlier = [folder.path for folder in self.attempts(job.id)]
+        with ExitStack() as locks:
+            for folder in sorted({self.folder(job).path, *earlier, self.view(job)}):
+                locks.enter_context(self.locks.held(folder))
+            yield
+
+    def is_active(self, run_id: str) -> bool:
+        """Return whether this process works on the run, or a journal of it is not delivered yet. Raises OSError."""
+        return self.has_journal(run_id) or any(self.locks.is_held(folder.path) for folder in self.attempts(run_id))
+
+    def has_journal(self, name: str) -> bool:
+        """Return whether there is a journal of the run `name`, which may end with an attempt. Raises OSError."""
+        try:
+            journals = os.listdir(self.journals)  # noqa: PTH208
+        except FileNotFoundError:
+            return False
+        runs = {journal.split(".")[0] for journal in journals if journal.endswith(".jsonl")}
+        return any(name == run_id or name.startswith(f"{run_id}-") for run_id in runs)
+
+
+def attempts_in(runs: Path, run_id: str) -> list[RunFolder]:
+    """Return the folders of a run in `runs`, the first attempt first, without symbolic links."""
+    first = f"{PREFIX}{run_id}"
+    try:
+        # glob() is not used here: Python caches its patterns, one for every run of a long-lived service
+        names = [name for name in os.listdir(runs) if name.startswith(f"{first}-")]  # noqa: PTH208
+    except OSError:
+        names = []
+    paths = [runs / name for name in (first, *sorted(names))]
+    return [RunFolder(path) for path in paths if not os.path.islink(path)]  # noqa: PTH114 - never raises
