@@ -34,7 +34,7 @@ HOMES = {
     "postgrest": {"remote/supabase.py"},
     "httpx": {"remote"},
     "pydantic_settings": {"settings.py"},
-    "typer": {"cli.py"},
+    "typer": {"cli"},
     "rich": {"terminal.py"},
     "pynvml": {"host.py"},
     "prometheus_client": {"reporting"},

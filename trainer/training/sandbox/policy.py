@@ -21,7 +21,7 @@ from pathlib import Path
 from trainer.core.ports import TrainingOrder
 from trainer.training.sandbox.landlock import Refused, close_network, confine_files
 
-_PROJECT = Path(__file__).parents[2]
+_PROJECT = Path(__file__).parents[3]
 _AMP_CHECK = "yolo26n.pt"  # what Ultralytics tries mixed precision with, found in its folder for weights
 _SAMPLES = 32  # paths that are tried before the door closes
 

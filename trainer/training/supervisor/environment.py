@@ -17,7 +17,7 @@ from trainer.core.errors import Misconfigured
 SANDBOX = "TRAINER_SANDBOX"  # "0": a training process does not confine itself; see reach.py
 FAST_LOADER = "TRAINER_FAST_LOADER"  # bytes of decoded images that a training process may keep; see fast_loader.py
 
-_PROJECT = Path(__file__).parents[2]  # the folder that holds the package `trainer`
+_PROJECT = Path(__file__).parents[3]  # the folder that holds the package `trainer`
 
 # everything else of the supervisor's environment stays behind: keys, tokens, proxies with passwords, pytest's and
 # torchrun's variables, and whatever switches on an integration

@@ -1,0 +1,77 @@
+"""The Typer application, and what its commands share: options, the queue's table, and how an error is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from trainer.core.errors import BadRequest, Misconfigured, TrainerError
+from trainer.core.job import JsonObject
+from trainer.core.ports import RunTable
+from trainer.core.stop import StopSignal
+from trainer.logs import configure_logging
+from trainer.settings import Settings, read_settings
+
+app = typer.Typer(
+    name="yolo-trainer",
+    help=(
+        "Insert a row, get a trained model.\n\n"
+        "Without a command, runs the service: it claims queued runs, trains them on this machine and publishes the "
+        "models, until SIGTERM, SIGHUP or Ctrl-C. Configuration comes from the environment and .env (see .env.example)."
+    ),
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+RunId = Annotated[str, typer.Argument(metavar="ID", help="The ID of the run, as enqueue printed it.")]
+
+
+def fail(*lines: str, code: int = 1) -> NoReturn:
+    """Print each line as an error on stderr and exit."""
+    for line in lines:
+        typer.echo(f"error: {line}", err=True)
+    raise typer.Exit(code)
+
+
+def settings_or_exit() -> Settings:
+    """Return the settings; exit with code 2 if they are wrong."""
+    try:
+        return read_settings()
+    except Misconfigured as error:
+        fail(*str(error).splitlines(), code=2)
+
+
+@contextmanager
+def run_table(settings: Settings | None = None) -> Iterator[RunTable]:
+    """Yield the table of runs. An expected error becomes lines on stderr and exit code 1."""
+    configure_logging("auto", "WARNING")
+    from trainer.wiring import open_backend
+
+    try:
+        with open_backend(settings or settings_or_exit(), StopSignal()) as backend:
+            yield backend.runs
+    except TrainerError as error:
+        fail(*str(error).splitlines())
+
+
+def existing(row: JsonObject | None, run_id: str) -> JsonObject:
+    """Return `row`, or raise BadRequest if there is none."""
+    if row is None:
+        raise BadRequest(f"{run_id}: there is no such run; `status` lists the newest ones.")
+    return row
+
+
+def print_status(row: JsonObject, *, as_json: bool) -> None:
+    typer.echo(json.dumps(row) if as_json else f"{row['id']} is {row['status']}")
+
+
+def absolute_if_local(data: str) -> str:
+    """Return `data` as an absolute path if it exists on this host, because the service has another working directory."""
+    return str(Path(data).absolute()) if data and Path(data).exists() else data

@@ -1,0 +1,23 @@
+"""The demonstration as a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.cli.app import app
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="The folder for all files of the demo.")] = Path("demo"),
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs to train, instead of the demo's own number.")
+    ] = None,
+) -> None:
+    """Draw a dataset, start a service, train one run and show the result."""
+    from trainer.demo import run_demo
+
+    raise typer.Exit(run_demo(folder.absolute(), epochs))

@@ -1,0 +1,60 @@
+"""Print the log of a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.cli.app import AsJson, RunId, app, existing, fail, run_table, settings_or_exit
+from trainer.core.job import ENDED
+from trainer.core.ports import RunTable
+from trainer.settings import Settings
+
+FOLLOW_SECONDS = 0.5
+
+
+@app.command()
+def logs(
+    run_id: RunId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the log of a run that this host has worked on: all its attempts, oldest first."""
+    from trainer.wiring import run_logs
+
+    settings = settings_or_exit()
+    with run_table(settings) as table:
+        existing(table.get(run_id), run_id)
+        if as_json:
+            text = "".join(path.read_text(errors="replace") for path in run_logs(settings, run_id))
+            typer.echo(json.dumps({"id": run_id, "log": text}))
+        elif not _print_logs(settings, table, run_id, follow=follow):
+            fail(f"{run_id}: no log on this host; the log of a finished run is among its artifacts (run.log).")
+
+
+def _print_logs(settings: Settings, table: RunTable, run_id: str, *, follow: bool) -> bool:
+    """Print the run's logs, with `follow` until the run ends. Return whether this host has any."""
+    from trainer.wiring import run_logs
+
+    offsets: dict[Path, int] = {}
+    while True:
+        ended = existing(table.get(run_id), run_id)["status"] in ENDED
+        for path in run_logs(settings, run_id):
+            offsets[path] = _print_from(path, offsets.get(path, 0))
+        if ended or not follow:
+            return bool(offsets)
+        time.sleep(FOLLOW_SECONDS)
+
+
+def _print_from(path: Path, offset: int) -> int:
+    """Print a file from `offset` in bytes. Return the offset of its end."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        sys.stdout.buffer.write(file.read())
+        sys.stdout.buffer.flush()
+        return file.tell()

@@ -1,0 +1,71 @@
+"""Show, follow and change runs that are in the queue."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from trainer.cli.app import AsJson, RunId, app, existing, print_status, run_table
+from trainer.core.errors import BadRequest
+from trainer.core.job import Status
+
+
+@app.command()
+def status(
+    run_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One run; without it, the newest runs.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest runs to list.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show one run, or list the newest runs and the unhealthy workers."""
+    from trainer import terminal
+
+    with run_table() as table:
+        if run_id is None:
+            rows, workers = table.recent(limit), table.workers()
+            if as_json:
+                typer.echo(json.dumps({"runs": rows, "workers": workers}))
+            else:
+                terminal.show_list(rows)
+                terminal.show_unhealthy(workers)
+        else:
+            row = existing(table.get(run_id), run_id)
+            typer.echo(json.dumps(row)) if as_json else terminal.show_row(row)
+
+
+@app.command()
+def watch(run_id: RunId) -> None:
+    """Follow a run in the terminal until it ends. Exit with code 0 only if it completed."""
+    from trainer import terminal
+
+    with run_table() as table:
+        row = terminal.watch(table, run_id)
+        terminal.show_row(existing(row, run_id))
+    raise typer.Exit(0 if row and row["status"] == Status.COMPLETED else 1)
+
+
+@app.command()
+def cancel(run_id: RunId, as_json: AsJson = False) -> None:
+    """Cancel a run: a queued one at once, a running one at its next batch."""
+    with run_table() as table:
+        row = existing(table.cancel(run_id), run_id)
+    print_status(row, as_json=as_json)
+
+
+@app.command()
+def finish(run_id: RunId, as_json: AsJson = False) -> None:
+    """End a training early: stop after the current epoch, keep the best model and complete the run."""
+    with run_table() as table:
+        row = existing(table.request_finish(run_id), run_id)
+    print_status(row, as_json=as_json)
+
+
+@app.command()
+def requeue(run_id: RunId, as_json: AsJson = False) -> None:
+    """Queue a run again after it has ended, with its present settings."""
+    with run_table() as table:
+        row = existing(table.requeue(run_id), run_id)
+        if row["status"] != Status.QUEUED:
+            raise BadRequest(f"{run_id} is {row['status']}: cancel it or wait until it has ended, then queue it again.")
+    print_status(row, as_json=as_json)

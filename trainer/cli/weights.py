@@ -1,0 +1,24 @@
+"""List the models that a run may start from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import typer
+
+from trainer.cli.app import AsJson, app, settings_or_exit
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models that a run may start from, and the weights on this host."""
+    from trainer import terminal
+    from trainer.core.model_catalog import entries
+    from trainer.wiring import weights_on_disk
+
+    known, files = entries(), weights_on_disk(settings_or_exit())
+    if as_json:
+        typer.echo(json.dumps({"accepted": [asdict(entry) for entry in known], "on_disk": files}, default=dict))
+    else:
+        terminal.show_models(known, files)
