@@ -472,11 +472,11 @@ begin
   end if;
   run := trainer.held(finish_training_run.run_id, finish_training_run.claim_id);
   if run.id is null then
-    return case when exists (
-      select from public.training_runs r
+    return coalesce((
+      select r.status from public.training_runs r
       where r.id = finish_training_run.run_id and r.claim_id = finish_training_run.claim_id
         and (r.status = said or (said = 'queued' and r.status in ('failed', 'canceled')))
-    ) then 'ok' else 'lost' end;
+    ), 'lost');
   end if;
 
   run := trainer.store_events(run, finish_training_run.events);
@@ -504,7 +504,7 @@ begin
   end case;
   perform trainer.save(run);
   perform trainer.see_worker(run.worker_id);
-  return 'ok';
+  return run.status;
 end $$;
 
 create or replace function public.release_training_run(
@@ -515,11 +515,11 @@ declare
   run public.training_runs := trainer.held(release_training_run.run_id, release_training_run.claim_id);
 begin
   if run.id is null then
-    return case when exists (
-      select from public.training_runs r
+    return coalesce((
+      select r.status from public.training_runs r
       where r.id = release_training_run.run_id and r.claim_id = release_training_run.claim_id
         and r.status in ('queued', 'canceled')
-    ) then 'ok' else 'lost' end;
+    ), 'lost');
   end if;
 
   run := trainer.store_events(run, events);
@@ -536,7 +536,7 @@ begin
   end if;
   perform trainer.save(run);
   perform trainer.see_worker(run.worker_id);
-  return 'ok';
+  return run.status;
 end $$;
 
 -- A worker that claims nothing says that it is alive, and what is wrong with it.

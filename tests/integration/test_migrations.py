@@ -150,7 +150,7 @@ def test_rows_that_no_worker_would_read_do_not_stop_the_migration_and_can_be_end
     assert column(database, f"select beat_training_run({held}, lease_seconds => 60)") == "ok"
     assert (
         column(database, f"select finish_training_run({held}, status => 'failed', error_message => 'Too deep.')")
-        == "ok"
+        == "failed"
     )
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from trainer.core.job import TRANSITIONS, Canceled, Completed, Failed, Interrupted, Retry, RunEvent, Status, Verdict
+from trainer.core.job import TRANSITIONS, Canceled, Completed, Failed, Interrupted, Retry, RunEvent, Status
 from trainer.core.ports import Worker
 
 SECONDS = 6.0
@@ -76,7 +76,7 @@ class ChaoticWorker:
     def finish(self) -> None:
         if self.leases:
             lease, outcome = self.random.choice(self.leases), self.random.choice(OUTCOMES)
-            if self.queue.finish(lease, outcome, []) is Verdict.OK and isinstance(outcome, Completed):
+            if self.queue.finish(lease, outcome, []) is not None and isinstance(outcome, Completed):
                 self.accepted.append((lease.claim_id, lease.job.id))
 
     def dawdle(self) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from trainer.core.dataset import DatasetOrder, ObjectRef, PreparedDataset, Task
 from trainer.core.events import Event, Finished
-from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, RunRequest, Verdict
+from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, RunRequest, Status, Verdict
 from trainer.core.model import ModelRef
 from trainer.core.plan import TrainPlan
 from trainer.core.stop import StopSignal
@@ -51,8 +52,10 @@ class Queue(Protocol):
         move the row's `last_reported_epoch`.
         """
 
-    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
-        """Write the ending, once: `OK` (also when it was there already) or `LOST`.
+    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
+        """Write the outcome, once. Return the status that the row has now, also when it was written before.
+
+        Return None when the lease was lost: then nothing was written.
 
         `Retry` puts the run back with back-off while attempts remain and fails it otherwise. With `host_failed` only
         the first failure of each worker since the last progress is a lost attempt, and this worker is offered the run
@@ -212,6 +215,27 @@ class Trainer(Protocol):
 
     def close(self) -> None:
         """End spare processes."""
+
+
+class Delivery(StrEnum):
+    """What the queue answered to an outcome."""
+
+    ACCEPTED = "accepted"
+    LOST = "lost"  # another worker holds the run, or it was ended or deleted meanwhile: nothing was written
+    PENDING = "pending"  # no answer before this process shut down; the next process delivers the outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptEnd:
+    """How an attempt ended, once the queue has answered.
+
+    `outcome` is None when the lease was lost before there was an outcome. `status` is the row's status after it was
+    written, None unless it was accepted: a `Retry` may be `queued` or `failed`.
+    """
+
+    outcome: Outcome | None
+    delivery: Delivery
+    status: Status | None = None
 
 
 class Reporter(Protocol):

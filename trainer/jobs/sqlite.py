@@ -58,7 +58,7 @@ class SqliteQueue:
             return Verdict.CANCEL
         return Verdict.FINISH if run["finish_requested"] else Verdict.OK
 
-    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
+    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
         with self._file.writing() as tx:
             run = states.held(tx, lease)
             if run is None:
@@ -71,7 +71,7 @@ class SqliteQueue:
             run["lease_expires_at"] = None
             states.save(tx, run)
             states.see_worker(tx, run["worker_id"])
-        return Verdict.OK
+        return Status(run["status"])
 
     def report(self, worker: Worker, problem: str | None) -> None:
         with self._file.writing() as tx:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from trainer.core.job import Interrupted, JsonObject, Lease, Outcome, RunEvent, Status, Verdict
+from trainer.core.job import Interrupted, JsonObject, Lease, Outcome, RunEvent, Status
 from trainer.core.ports import Worker
 from trainer.jobs.requirements import requirements
 from trainer.jobs.row import (
@@ -157,11 +157,11 @@ def held(tx: Transaction, lease: Lease) -> JsonObject | None:
     return run if run["status"] in (Status.RUNNING, Status.CANCELING) else None
 
 
-def repeated(tx: Transaction, lease: Lease, outcome: Outcome) -> Verdict:
-    """The answer to an ending that may have been written before: `OK` if the row shows that it was."""
+def repeated(tx: Transaction, lease: Lease, outcome: Outcome) -> Status | None:
+    """Return the status of a run whose outcome was written before, or None if the row shows another one."""
     run = get_run(tx, lease.job.id)
     if run is None or run["claim_id"] != lease.claim_id:
-        return Verdict.LOST
+        return None
     match outcome.kind:
         case "interrupted":
             shown_by = {Status.QUEUED, Status.CANCELED}
@@ -169,7 +169,7 @@ def repeated(tx: Transaction, lease: Lease, outcome: Outcome) -> Verdict:
             shown_by = {Status.QUEUED, Status.FAILED, Status.CANCELED}
         case ended:
             shown_by = {Status(ended)}
-    return Verdict.OK if run["status"] in shown_by else Verdict.LOST
+    return Status(run["status"]) if run["status"] in shown_by else None
 
 
 def store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) -> None:

@@ -132,11 +132,11 @@ class SupabaseQueue:
             events=row.events_json(events),
         )
 
-    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
+    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
         if isinstance(outcome, Interrupted):
             return self._release(lease, outcome, events)
         ending = row.ending_of(outcome)
-        return self._verdict(
+        return self._status(
             self._finish,
             "finish_training_run",
             lease,
@@ -148,8 +148,8 @@ class SupabaseQueue:
             host_failed=ending.host_failed,
         )
 
-    def _release(self, lease: Lease, outcome: Interrupted, events: Sequence[RunEvent]) -> Verdict:
-        return self._verdict(
+    def _release(self, lease: Lease, outcome: Interrupted, events: Sequence[RunEvent]) -> Status | None:
+        return self._status(
             self._finish,
             "release_training_run",
             lease,
@@ -223,6 +223,14 @@ class SupabaseQueue:
         if answer not in [verdict.value for verdict in Verdict]:
             raise self._project.not_json()
         return Verdict(answer)
+
+    def _status(self, policy: RetryPolicy, function: str, lease: Lease, **arguments: Json) -> Status | None:
+        answer = self._ask(policy, function, None, run_id=lease.job.id, claim_id=lease.claim_id, **arguments)
+        if answer == Verdict.LOST:
+            return None
+        if answer not in [status.value for status in Status]:
+            raise self._project.not_json()
+        return Status(answer)
 
     def _job(
         self,

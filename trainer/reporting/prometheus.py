@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from trainer.core.errors import Misconfigured, TrainerError
 from trainer.core.events import EpochFinished, Event, Phase, PhaseStarted, TransferProgress
-from trainer.core.job import Job, JsonObject, Lease, Outcome, Retry, RunEvent, Verdict
+from trainer.core.job import Job, JsonObject, Lease, Outcome, Retry, RunEvent, Status, Verdict
 from trainer.core.ports import Queue, Worker
 
 MINUTES = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)  # buckets in seconds: a phase takes seconds or a day
@@ -124,7 +124,7 @@ class CountedQueue:
         self._metrics.beats.inc()
         return verdict
 
-    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Verdict:
+    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
         return self._queue.finish(lease, outcome, events)
 
     def report(self, worker: Worker, problem: str | None) -> None:

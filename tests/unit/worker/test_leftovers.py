@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.worker.test_journal import lease
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import Completed, Failed, Retry, Verdict
+from trainer.core.job import Completed, Failed, Retry, Status
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.journal import Journal
 from trainer.worker.leftovers import LARGEST, leftovers
@@ -36,7 +36,7 @@ class Answers:
             if run_id == lease.job.id:
                 raise error
         self.told.append((lease.job.id, outcome, [event.seq for event in events]))
-        return Verdict.OK
+        return Status.COMPLETED
 
 
 def write(folder, name, *lines):
