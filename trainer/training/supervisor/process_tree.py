@@ -32,14 +32,14 @@ from trainer.training.supervisor.event_dispatch import Delivery
 from trainer.training.supervisor.log_lines import OutputLines
 from trainer.training.wire import LONGEST_LINE, WireError, decode_event
 
-_GUARDIAN = str(Path(__file__).with_name("guardian.py"))
+_GUARDIAN = str(Path(__file__).with_name("subreaper.py"))
 _CHUNK = 65536  # bytes; as much as a pipe holds
 _KILL_SECONDS = 5.0  # that SIGKILL may take, before harder means and before giving up
 _TAIL = 200  # lines kept for the diagnosis
 
 
 class ChildTree:
-    """One run of a program below a guardian (guardian.py), in the private folder that is deleted at its end.
+    """One run of a program below a guardian (subreaper.py), in the private folder that is deleted at its end.
 
     A thread reads its output and its events from the start, so that it can never block on a full pipe. What was heard
     last is in `phase`, `epoch`, `events_heard` (their number), `tail` and `last_word`; `ended` is set when no

@@ -1,6 +1,6 @@
 """Stands between the supervisor and a training process, so that nothing of a training outlives either of them.
 
-Run as a script of its own, without site-packages: `python -I -S guardian.py LIFELINE_FD FOLDER PROGRAM ARGUMENT…`.
+Run as a script of its own, without site-packages: `python -I -S subreaper.py LIFELINE_FD FOLDER PROGRAM ARGUMENT…`.
 It forks a second guardian, which starts PROGRAM in a session of its own. Then both only wait.
 
 - The lifeline is a socket whose other end only the supervisor holds. A byte on it means SIGTERM for the whole tree; its
