@@ -119,7 +119,7 @@ def _is_training(process: psutil.Process) -> bool:
 
 
 def _is_guardian(process: psutil.Process) -> bool:
-    return any(part.endswith("guardian.py") for part in _command(process)[1:5])
+    return any(part.endswith("subreaper.py") for part in _command(process)[1:5])
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -40,7 +40,7 @@ def is_guardian(process):
         if not command:  # in the middle of exec, or a zombie
             return process.status() != psutil.STATUS_ZOMBIE
         # between fork and exec it still bears our own name
-        return command == psutil.Process().cmdline() or any(part.endswith("guardian.py") for part in command)
+        return command == psutil.Process().cmdline() or any(part.endswith("subreaper.py") for part in command)
     except psutil.Error:
         return False  # it ended while we looked
 

@@ -235,7 +235,9 @@ def test_a_killed_guardian_leaves_no_rank(two):
 
     def kill_the_guardian(event):
         if isinstance(event, BatchProgress) and event.epoch == 2 and not ranks_and_launcher:
-            (guardian,) = (child for child in psutil.Process().children() if "guardian.py" in " ".join(child.cmdline()))
+            (guardian,) = (
+                child for child in psutil.Process().children() if "subreaper.py" in " ".join(child.cmdline())
+            )
             (second,) = guardian.children()
             ranks_and_launcher.extend(second.children(recursive=True))
             guardian.kill()
