@@ -12,8 +12,9 @@ from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
 from trainer.jobs import row as rows
 from trainer.jobs.requirements import requirements
-from trainer.request import arguments
+from trainer.request.configuration import ARGUMENTS
 from trainer.request.parse import plan_of
+from trainer.request.train_arguments import IGNORED, REFUSED
 
 RUN = "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa"
 
@@ -120,7 +121,7 @@ _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() |
 _values = st.recursive(
     _scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5)
 )
-_names = st.sampled_from(sorted([*SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED])) | st.text()
+_names = st.sampled_from(sorted([*SETTINGS, *ARGUMENTS, *REFUSED, *IGNORED])) | st.text()
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))

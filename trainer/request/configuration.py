@@ -1,203 +1,148 @@
-"""A row's `configuration` as one flat set of settings: unnested, spellings mapped, every disagreement noticed.
-
-Only names are interpreted here; arguments.py and plan.py decide what a value must be. A blank value (null, "", "  ", [],
-{}) means "not given" for every setting, and is removed here, so that no other rule has to know about it.
-"""
+"""The configuration of a run: every setting with its names, type, range, default and meaning."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from trainer.core.job import Json
-from trainer.core.json_text import TOO_DEEP, is_too_deep, json_from_text
-from trainer.core.text import shown
-from trainer.request import arguments
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-T = TypeVar("T")
+from trainer.core.dataset import Task
+from trainer.core.export_formats import PACKAGES
+from trainer.request.fields import Batch, Flag, Number, Rule, Seed, Whole, flag, number, setting, word
+from trainer.request.split import SPLIT_RULE, Split, split_fields
+from trainer.request.train_arguments import TrainArguments
 
-_MOST_HINTS = 50
-_DEEPEST_BLANK = 3  # levels inside a setting that are searched for blank values
-
-# sections that people nest settings into
-_SECTIONS = frozenset(
-    {
-        *("advancedconfig", "hyperparameters", "hyperparams", "params", "fitparams", "trainparams", "args"),
-        *("overrides", "augmentation", "augmentations", "optimizer", "scheduler", "validation"),
-    },
-)
-_IN_SECTION: Mapping[tuple[str, str], str] = MappingProxyType({("optimizer", "type"): "optimizer"})
-
-# the name used here → its other spellings, without case, "_" and "-"
-_SPELLINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "batch": ("batchsize", "trainbatchsize", "bs"),
-        "imgsz": ("imgsize", "imagesize", "inputsize", "imagesz"),
-        "lr0": ("lr", "learningrate", "initiallr", "initiallearningrate"),
-        "epochs": ("numepochs", "nepochs", "totalepochs", "epoch"),
-        "base_model": ("model", "modelname", "modelspec", "weights"),
-        "data": ("datayaml", "datasetyaml", "datasets3uri", "dataseturi", "datasetpath"),
-        "task": ("modeltask", "trainingtask", "tasktype"),
-        "optimizer": ("optimizertype", "optim"),
-        "split": ("splitconfig", "splitstrategy", "splitratio"),
-        "exports": ("export", "exportformats", "exportformat"),
-        "predictions": ("savepredictions",),
-        "amp": ("mixedprecision",),
-        "workers": ("numworkers",),
-        "seed": ("randomseed",),
-        "patience": ("earlystoppingpatience",),
-        "save_period": ("checkpointinterval",),
-        "cos_lr": ("cosinelr",),
-        "preset": ("augmentation",),  # given as a word instead of an object
-    },
-)
-# settings that are not train arguments
-_OWN = frozenset(
-    {
-        *("base_model", "data", "task", "device", "compute", "epochs", "batch", "imgsz", "pretrained", "split"),
-        *("split_seed", "exports", "predictions", "requires", "run_name", "optimization_strategy", "bayesian_config"),
-        "preset",
-    },
-)
-_NAMES = _OWN | set(arguments.ALLOWED) | set(arguments.REFUSED) | set(arguments.IGNORED)
+_MOST_SOURCES = 64
+_MOST_GPUS = 64  # that a row can name; a text of millions of commas is not read to its end
+_TASK_PREFIXES = {
+    "det": Task.DETECT, "seg": Task.SEGMENT, "cls": Task.CLASSIFY, "class": Task.CLASSIFY, "pose": Task.POSE,
+    "keypoint": Task.POSE, "obb": Task.OBB, "orient": Task.OBB,
+}  # fmt: skip
+_EXPORT_ALIASES = {"tensorrt": "engine", "trt": "engine", "savedmodel": "saved_model", "tflite": "litert"}
 
 
-def squeezed(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name.lower())
+def references(value: object) -> list[str]:
+    """Return the dataset references in a text or a list. Raise ValueError when one of them is not usable."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not 0 < len(texts) <= _MOST_SOURCES:
+        raise ValueError("no list of references")
+    usable = [text.strip() for text in texts if isinstance(text, str)]
+    if len(usable) != len(texts) or not all(text.isprintable() and 0 < len(text) <= 4096 for text in usable):
+        raise ValueError("not a reference")
+    return usable
 
 
-_BY_SQUEEZED = {squeezed(name): name for name in _NAMES} | {
-    spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings
-}
+def _task(value: object) -> Task | None:
+    letters = re.sub(r"[^a-z]", "", word(value))
+    letters = re.sub(r"^(object|instance|image|pose(?=keypoint))", "", letters)
+    return next((task for prefix, task in _TASK_PREFIXES.items() if letters.startswith(prefix)), None)
 
 
-def is_blank(value: Json) -> bool:
-    """Whether a value means "not given". 0 and false are values."""
+def _compute(value: object) -> str:
+    return "gpu" if word(value) == "cuda" else word(value)
+
+
+def _devices(value: object) -> Sequence[float]:
+    """Return the GPUs that a value names; none for the CPU."""
+    if isinstance(value, str) and word(value) in {"cpu", "gpu", "cuda"}:
+        return [] if word(value) == "cpu" else [0]
     if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, list | tuple | Mapping) and not value)
+        value = word(value).removeprefix("cuda:").split(",", _MOST_GPUS)
+    indices = [number(item) for item in (value if isinstance(value, list | tuple) else [value])[: _MOST_GPUS + 1]]
+    if not 0 < len(indices) <= _MOST_GPUS or (len(set(indices)) != len(indices) and set(indices) != {-1}):
+        raise ValueError("no different GPUs")
+    # -1 is any free GPU; the service decides which GPUs a slot holds
+    return list(range(len(indices))) if -1 in indices else indices
 
 
-def without_blanks(value: Json, depth: int = _DEEPEST_BLANK) -> Json:
-    """A value without the blank entries of the objects in it; lists keep theirs, because position matters there."""
-    if not isinstance(value, Mapping) or depth == 0:
-        return value
-    kept = {key: without_blanks(item, depth - 1) for key, item in value.items()}
-    return {key: item for key, item in kept.items() if not is_blank(item)}
+def _formats(value: object) -> list[str]:
+    names = [] if value is False else value.split(",", 20) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or len(names) > 20:
+        raise ValueError("no list of formats")
+    return list(dict.fromkeys(_EXPORT_ALIASES.get(re.sub(r"[\s_-]+", "", word(name)), word(name)) for name in names))
 
 
-def is_left_open(value: object) -> bool:
-    """Whether a value is a word that leaves the choice to the service."""
-    return isinstance(value, str) and value.strip().lower() in {"", "auto", "none", "null", "default"}
+class Requirements(BaseModel):
+    """What a run requires of its worker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpus: Annotated[float, Number(0, 100_000)] = setting(None, "Free GPUs.")
+    gpu_memory_gb: Annotated[float, Number(0, 100_000)] = setting(None, "Memory of each GPU in GiB.")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A value and the spelling under which it was given; the deeper its section, the more it was meant."""
+class RunConfiguration(TrainArguments):
+    """Settings of a training run."""
 
-    spelling: str
-    value: Json
-    depth: int
+    # what to train on which dataset
+    data: Annotated[
+        list[str],
+        Rule(f"a path, a storage: reference or a URL, or a list of up to {_MOST_SOURCES} of these", references),
+        WithJsonSchema(
+            {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": _MOST_SOURCES}]}
+        ),
+    ] = setting(
+        None, "Dataset, or several to merge. The row's `data_yaml` wins.",
+        "dataYaml", "datasetYaml", "datasetS3Uri", "datasetUri", "datasetPath",
+    )  # fmt: skip
+    base_model: Annotated[str, Rule("a model's name", lambda value: value)] = setting(
+        "yolov8s",
+        "Model to start from: a published model, an architecture (.yaml), a .pt file in MODELS_DIR, `storage:KEY.pt`, or "
+        "the id of a completed run. The row's `base_model` wins.",
+        "model", "modelName", "modelSpec", "weights",
+    )  # fmt: skip
+    task: Annotated[Task, Rule(f"one of {', '.join(Task)}", _task)] = setting(
+        None, "What to learn. By default the dataset decides.", "modelTask", "trainingTask", "taskType"
+    )
+    pretrained: Annotated[bool, Rule("true or false; name the weights to start from in base_model", flag)] = setting(
+        True, "False trains the same network from scratch."
+    )
+    split: Annotated[Split, Rule(SPLIT_RULE, split_fields)] = setting(
+        None, "How to split a dataset that has no validation images; also a share, or [train, val, test].",
+        "splitConfig", "splitStrategy", "splitRatio",
+    )  # fmt: skip
+    split_seed: Seed = setting(0, "Seed of the split, where `split` has none.")
+
+    # size of the training
+    epochs: Annotated[int, Whole(1, 100_000)] = setting(
+        100, "How many epochs to train.", "numEpochs", "nEpochs", "totalEpochs", "epoch"
+    )
+    batch: Batch = setting(
+        16, "Images per step; `auto` or -1 fits the GPU memory.", "batchSize", "trainBatchSize", "bs"
+    )
+    imgsz: Annotated[int, Whole(32, 8192)] = setting(
+        640, "Size of the images in pixels, rounded up to a multiple of 32.",
+        "imgSize", "imageSize", "inputSize", "imageSz",
+    )  # fmt: skip
+    device: Annotated[
+        list[Annotated[int, Field(ge=0, lt=_MOST_GPUS)]],
+        Rule("'cpu', a GPU index like 0, or a list of different ones like [0, 1]", _devices),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "array"}]}),
+    ] = setting(None, "GPUs of the run's slot, or `cpu`; by default whatever the slot has.")
+    compute: Annotated[Literal["gpu", "cpu"], Rule("'gpu' or 'cpu'", _compute)] = setting(
+        None, "The web app's choice of `device`."
+    )
+    requires: Annotated[
+        Requirements,
+        Rule('an object with numbers for gpus and gpu_memory_gb, like {"gpu_memory_gb": 16}', lambda value: value),
+    ] = setting(None, "Only a worker that has this much claims the run.")
+
+    # what comes out
+    exports: Annotated[
+        list[str],
+        Rule(f"a list of {', '.join(PACKAGES)}", _formats),
+        WithJsonSchema({"type": "array", "items": {"enum": list(PACKAGES)}, "maxItems": 20}),
+    ] = setting((), "Formats to export the best model to.", "export", "exportFormats", "exportFormat")
+    predictions: Flag = setting(False, "Keep the predictions of the validation images.", "savePredictions")
+
+    # fields of the web app that change nothing
+    run_name: Any = setting(None, "Name in the web app; the row's `run_name` counts.")
+    preset: Any = setting(None, "Name of an augmentation in the web app; send its values.", "augmentation")
+    optimization_strategy: Any = setting(None, "A Bayesian search is not run: the given values are trained once.")
+    bayesian_config: Any = setting(None, "Settings of the search that is not run.")
 
 
-@dataclass
-class Configuration:
-    """The settings by name, and what was found wrong or odd while reading them."""
-
-    settings: dict[str, Setting] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, raw: Json) -> Configuration:
-        """Flatten a configuration that is an object, JSON text of one, JSON text of such text, or null."""
-        found = cls()
-        content = found._object("configuration", raw)
-        for setting in found._walk(content or {}):
-            found._settle(*setting)
-        return found
-
-    def take(self, name: str) -> Setting | None:
-        return self.settings.pop(name, None)
-
-    def value(self, name: str, rule: arguments.Rule[T], default: T) -> T:
-        """The value of a setting by its rule; `default` when it is not given, or wrong (which becomes a problem)."""
-        given = self.take(name)
-        if given is None:
-            return default
-        try:
-            return rule.read(given.value)
-        except ValueError:
-            self.wrong(given, rule.text)
-            return default
-
-    def wrong(self, given: Setting, rule: str) -> None:
-        self.problems.append(f"{given.spelling} = {shown(given.value)}: must be {rule}")
-
-    def _object(self, where: str, raw: Json) -> dict[str, Json] | None:
-        for _ in range(3):
-            if not isinstance(raw, str) or is_blank(raw):
-                break
-            try:
-                raw = json_from_text(raw)
-            except ValueError as error:
-                self.problems.append(f"{where} = {shown(raw, 60)}: cannot be read: {error}")
-                return None
-        if is_blank(raw):
-            return None
-        if not isinstance(raw, Mapping):
-            self.problems.append(f'{where} = {shown(raw)}: must be a JSON object like {{"epochs": 50}}')
-            return None
-        if is_too_deep(raw):
-            self.problems.append(f"{where}: {TOO_DEEP}")
-            return None
-        return {str(key): value for key, value in raw.items()}
-
-    def _walk(
-        self, content: Mapping[str, Json], section: str = "", path: str = "", depth: int = 0
-    ) -> Iterator[tuple[str, Setting]]:
-        for key, given in content.items():
-            value = without_blanks(given)
-            if is_blank(value):
-                continue
-            label = shown(key)[1:-1]
-            spelling = f"{path}{label}"
-            word = squeezed(key)
-            nested = isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip().startswith("{"))
-            if word in _SECTIONS and nested and depth < 3:
-                inner = self._object(spelling, value)
-                yield from self._walk(inner or {}, word, f"{spelling}.", depth + 1)
-                continue
-            name = _IN_SECTION.get((section, word)) or _BY_SQUEEZED.get(word)
-            if name is None:
-                self._unknown(spelling, word)
-            else:
-                yield name, Setting(spelling, value, depth)
-
-    def _unknown(self, spelling: str, word: str) -> None:
-        few = len(self.warnings) < _MOST_HINTS  # looking for a similar name takes a millisecond
-        close = difflib.get_close_matches(word[:40], _BY_SQUEEZED, n=1, cutoff=0.75) if few else []
-        hint = f"; did you mean {_BY_SQUEEZED[close[0]]}?" if close else ""
-        self.warnings.append(f"unknown setting {spelling} was ignored{hint}")
-
-    def _settle(self, name: str, new: Setting) -> None:
-        """Keep one of two spellings: equal values agree, a nested one is more specific, otherwise it is a problem."""
-        old = self.settings.get(name)
-        if old is None or shown(old.value) == shown(new.value):
-            self.settings.setdefault(name, new)
-        elif old.depth != new.depth:
-            winner, loser = (new, old) if new.depth > old.depth else (old, new)
-            self.settings[name] = winner
-            self.warnings.append(
-                f"{loser.spelling} = {shown(loser.value)} was ignored: "
-                f"{winner.spelling} = {shown(winner.value)} is more specific",
-            )
-        else:
-            self.problems.append(
-                f"{old.spelling} = {shown(old.value)} and {new.spelling} = {shown(new.value)}: "
-                "two spellings of the same setting must agree; keep one",
-            )
+# the train arguments of a plan; the other settings have fields of their own there
+ARGUMENTS: Mapping[str, object] = TrainArguments.model_fields

@@ -3,93 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trainer.core.dataset import SplitRequest
-from trainer.core.job import Json
-from trainer.core.text import shown
-from trainer.request import arguments
-from trainer.request.configuration import Configuration, Setting, squeezed
+from trainer.request.fields import Seed, Share, setting
 
-_RULE = 'an object like {"train_ratio": 0.8, "val_ratio": 0.2, "seed": 0}, whose shares are above 0 and sum up to 1'
-_SHARE = arguments.number(0, 1)
-_SEED = arguments.whole(0, 2**31 - 1)
-_KEYS = {
-    "trainratio": "train", "train": "train", "valratio": "val", "val": "val", "validationratio": "val",
-    "testratio": "test", "test": "test", "seed": "seed", "randomseed": "seed", "splitseed": "seed",
-    "ratio": "ratio", "ratios": "ratio", "defaultratio": "ratio", "splits": "assigned", "customsplits": "assigned",
-    "method": "method", "source": "source",
-}  # fmt: skip
+SPLIT_RULE = (
+    'an object like {"train_ratio": 0.8, "val_ratio": 0.2, "seed": 0}, whose shares are above 0 and sum up to 1'
+)
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SHARES = ("train_ratio", "val_ratio", "test_ratio")
+_AS_IT_IS = ("none", "use_dataset")
 
 
-def read_split(found: Configuration) -> SplitRequest | None:
-    """The split that the configuration asks for; None leaves the dataset's own."""
-    given, seed = found.take("split"), found.value("split_seed", _SEED, 0)
-    if given is None:
-        return None
-    if isinstance(given.value, str):
-        _note_word(given, found)
-        return None
-    try:
-        return _request(_fields(given, found), seed)
-    except ValueError:
-        found.wrong(given, _RULE)
-        return None
-
-
-def _note_word(given: Setting, found: Configuration) -> None:
-    """Ultralytics' own `split` names the split to evaluate, which here is always val, and test when there is one."""
-    if given.value.strip().lower() != "val":
-        found.warnings.append(f"{given.spelling} = {shown(given.value)} was ignored: val and test are both evaluated")
-
-
-def _fields(given: Setting, found: Configuration) -> dict[str, Json]:
-    value = given.value
-    if isinstance(value, Mapping):
-        fields: dict[str, Json] = {}
-        for key, item in value.items():
-            name = _KEYS.get(squeezed(str(key)))
-            if name is None:
-                found.warnings.append(f"unknown setting {given.spelling}.{shown(str(key))[1:-1]} was ignored")
-            else:
-                fields.setdefault(name, item)
-        return fields
-    return {"ratio": value} if isinstance(value, list | tuple) else {"train": value}
-
-
-def _request(fields: dict[str, Json], seed: int) -> SplitRequest | None:
-    """The request of these fields. Raises ValueError when they make no sense."""
-    if fields.get("method") in ("none", "use_dataset"):  # a tuple: the value may be unhashable
-        return None
-    assigned = _assigned(fields.get("assigned"))
-    shares: dict[str, float] = {name: _SHARE.read(fields[name]) for name in ("train", "val", "test") if name in fields}
-    if "ratio" in fields:
-        shares = _listed(fields["ratio"]) | shares
-    test = shares.get("test", 0.0)
-    val = shares.get("val", 1.0 - shares["train"] - test if "train" in shares else 0.2)
-    train = shares.get("train", 1.0 - val - test)
-    if train <= 0 or val < 1e-9 or abs(train + val + test - 1.0) > 0.011:
-        raise ValueError(fields)
-    return SplitRequest(
-        train_ratio=train,
-        test_ratio=test,
-        seed=_SEED.read(fields.get("seed", seed)),
-        assigned=assigned,
-    )
-
-
-def _listed(ratio: Json) -> dict[str, float]:
-    if not isinstance(ratio, list | tuple) or len(ratio) not in {2, 3}:
-        raise ValueError(ratio)
-    return dict(zip(("train", "val", "test"), map(_SHARE.read, ratio), strict=False))
-
-
-def _assigned(splits: Json) -> dict[str, str]:
-    if splits is None:
-        return {}
+def _assigned(splits: object) -> dict[str, str]:
     if not isinstance(splits, Mapping) or len(splits) > 1_000_000:
-        raise ValueError(splits)
-    found = {str(image): _SPLITS.get(str(split).strip().lower()) for image, split in splits.items()}
-    if None in found.values():
-        raise ValueError(splits)
-    return {image: split for image, split in found.items() if split}
+        raise ValueError("no object, or too large")
+    found = {str(image): _SPLITS.get(str(split).strip().lower(), "") for image, split in splits.items()}
+    if "" in found.values():
+        raise ValueError("no such split")
+    return found
+
+
+def split_fields(value: object) -> object:
+    """Return the fields of a split that may be given as one share or as a list of shares."""
+    if isinstance(value, list | tuple):
+        return {"ratio": value}
+    if not isinstance(value, Mapping):
+        return {"train_ratio": value}
+    # a tuple: the method may be unhashable
+    return {"method": "none"} if value.get("method") in _AS_IT_IS else value
+
+
+class Split(BaseModel):
+    """Shares of the images for train, val and test, or the split of each image."""
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
+
+    train_ratio: Share = setting(0.8, "Share to train on.", "train")
+    val_ratio: Share = setting(0.2, "Share to validate on.", "val", "validationRatio")
+    test_ratio: Share = setting(0.0, "Share to test on.", "test")
+    ratio: Annotated[list[Share], Field(min_length=2, max_length=3)] = setting(
+        None, "The shares as a list.", "ratios", "defaultRatio"
+    )
+    seed: Seed = setting(0, "Seed of the split.", "randomSeed", "splitSeed")
+    splits: Annotated[dict[str, str], BeforeValidator(_assigned)] = setting(
+        {}, "Split of each image, by name or id: train, val or test.", "customSplits"
+    )
+    method: Any = setting(None, "`none` or `use_dataset` keep the dataset's own split.")
+    source: Any = setting(None, "Without effect.")
+
+    @model_validator(mode="after")
+    def _sums_up_to_one(self) -> Self:
+        train, val, test = self.shares()
+        if train <= 0 or val < 1e-9 or abs(train + val + test - 1.0) > 0.011:
+            raise ValueError("shares do not sum up to 1")
+        return self
+
+    def shares(self) -> tuple[float, float, float]:
+        """Return the shares of train, val and test; those that are not given follow from the others."""
+        given = dict(zip(_SHARES, self.ratio or (), strict=False))
+        given |= {name: getattr(self, name) for name in _SHARES if name in self.model_fields_set}
+        train, test = given.get("train_ratio"), given.get("test_ratio", 0.0)
+        val = given.get("val_ratio", 0.2 if train is None else 1.0 - train - test)
+        return 1.0 - val - test if train is None else train, val, test
+
+    def request(self, default_seed: int) -> SplitRequest | None:
+        """Return the split as the plan holds it; None for the dataset's own."""
+        if self.method in _AS_IT_IS:
+            return None
+        train, _, test = self.shares()
+        seed = self.seed if "seed" in self.model_fields_set else default_seed
+        return SplitRequest(train_ratio=train, test_ratio=test, seed=seed, assigned=self.splits)

@@ -13,7 +13,7 @@ from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.job import RunRequest
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import CHANGEABLE, DEFAULTS, Resume, Setup, StartOver, decide
-from trainer.request.arguments import ALLOWED
+from trainer.request.configuration import ARGUMENTS
 from trainer.request.parse import plan_of
 
 CONFIGURATION = {"epochs": 100, "batch": 16, "imgsz": 640, "lr0": 0.01, "optimizer": "SGD"}
@@ -194,7 +194,7 @@ def test_any_settings_can_be_compared_and_shown():
 def test_the_defaults_are_those_of_the_installed_version():
     package = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
     installed = yaml.safe_load((package / "cfg" / "default.yaml").read_text())
-    assert {name: installed[name] for name in ALLOWED} == {**DEFAULTS, "workers": 8}
+    assert {name: installed[name] for name in ARGUMENTS} == {**DEFAULTS, "workers": 8}
 
 
 def test_what_the_installed_version_changes_in_a_resume_is_changed_and_nothing_is_made_up():
@@ -204,4 +204,4 @@ def test_what_the_installed_version_changes_in_a_resume_is_changed_and_nothing_i
     ours = {"device", "workers", "save_dir"}  # the service's own
     refused = {"augmentations", "distill_model"}
     assert allowed - ours - refused <= CHANGEABLE
-    assert {*ALLOWED, "epochs", "batch", "imgsz"} >= CHANGEABLE
+    assert {*ARGUMENTS, "epochs", "batch", "imgsz"} >= CHANGEABLE

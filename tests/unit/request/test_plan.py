@@ -12,8 +12,9 @@ from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel
 from trainer.core.plan import TrainPlan
-from trainer.request import arguments
+from trainer.request.configuration import ARGUMENTS
 from trainer.request.parse import plan_of
+from trainer.request.train_arguments import IGNORED, PLANNED, REFUSED
 
 RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
 
@@ -283,7 +284,7 @@ def test_values_out_of_range_are_one_problem_of_bounded_length(configuration):
 )
 def test_settings_that_could_do_harm_are_refused_with_the_reason(name, value):
     (problem,) = problems({name: value})
-    assert problem == f"{name}: may not be set; {arguments.REFUSED[name]}"
+    assert problem == f"{name}: may not be set; {REFUSED[name]}"
     (nested,) = problems({"hyperparameters": {name: value}})
     assert nested.startswith(f"hyperparameters.{name}: ")
 
@@ -671,7 +672,7 @@ def test_an_optimizer_may_be_left_open_in_words(unset):
 
 
 def test_an_image_size_that_will_be_rounded_is_announced():
-    assert parse({"imgsz": 100}).warnings == ("imgsz = 100 is no multiple of 32; Ultralytics trains at 128",)
+    assert parse({"imgsz": 100}).warnings == ("imgsz = 100 is not a multiple of 32; Ultralytics trains at 128",)
 
 
 # ── as JSON ──
@@ -702,7 +703,7 @@ _json = st.recursive(
 )
 _keys = st.sampled_from(
     sorted(
-        {*arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED, *arguments.PLANNED, *WEB}
+        {*ARGUMENTS, *REFUSED, *IGNORED, *PLANNED, *WEB}
         | {
             "export",
             "exports",
@@ -848,9 +849,7 @@ OTHER_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "name", [*OTHER_SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED, "unheard_of"]
-)
+@pytest.mark.parametrize("name", [*OTHER_SETTINGS, *ARGUMENTS, *REFUSED, *IGNORED, "unheard_of"])
 def test_a_blank_setting_is_not_given(name):
     for blank in BLANKS:
         assert parse({name: blank}) == parse(None), blank
@@ -898,9 +897,7 @@ def test_zero_and_false_are_given(value):
     assert problems({"epochs": value})
 
 
-@pytest.mark.parametrize(
-    "name", [*OTHER_SETTINGS, *arguments.ALLOWED, *arguments.REFUSED, *arguments.IGNORED, "unheard_of"]
-)
+@pytest.mark.parametrize("name", [*OTHER_SETTINGS, *ARGUMENTS, *REFUSED, *IGNORED, "unheard_of"])
 def test_a_value_nested_1500_levels_deep_never_raises_anything_but_a_bad_request(name):
     for first in ([], {}):
         value = first

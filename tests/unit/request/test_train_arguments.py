@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from trainer.core import export_formats
-from trainer.request import arguments
-from trainer.request.arguments import ALLOWED, IGNORED, PLANNED, REFUSED
+from trainer.core.resumption import DEFAULTS as RESUMPTION_DEFAULTS
+from trainer.request.configuration import ARGUMENTS, RunConfiguration
+from trainer.request.fields import rule_of
+from trainer.request.train_arguments import IGNORED, PLANNED, REFUSED
 
 PACKAGE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
 DEFAULTS = yaml.safe_load((PACKAGE / "cfg" / "default.yaml").read_text())
@@ -27,13 +29,13 @@ def key_set(name: str) -> set[str]:
 
 
 def test_every_argument_of_the_installed_version_is_decided_about_exactly_once():
-    tables = [set(ALLOWED), set(REFUSED), set(IGNORED), set(PLANNED)]
+    tables = [set(ARGUMENTS), set(REFUSED), set(IGNORED), set(PLANNED)]
     assert set(DEFAULTS) - set().union(*tables) == set()
     assert sum(map(len, tables)) == len(set().union(*tables))
 
 
 def test_every_allowed_argument_exists_in_the_installed_version():
-    assert set(ALLOWED) <= set(DEFAULTS)
+    assert set(ARGUMENTS) <= set(DEFAULTS)
 
 
 def test_what_runs_code_reaches_the_network_or_leaves_the_run_is_not_allowed():
@@ -52,35 +54,40 @@ def test_what_runs_code_reaches_the_network_or_leaves_the_run_is_not_allowed():
             "callbacks",
         ),
     }
-    assert dangerous & set(ALLOWED) == set()
+    assert dangerous & set(ARGUMENTS) == set()
 
 
 def test_every_refusal_has_a_reason():
     assert all(len(reason.split()) >= 4 for reason in [*REFUSED.values(), *IGNORED.values()])
 
 
-@pytest.mark.parametrize("name", sorted(set(ALLOWED) - {"save"}))
+@pytest.mark.parametrize("name", sorted(set(ARGUMENTS) - {"save"}))
 def test_the_installed_default_is_a_valid_value(name):
     default = DEFAULTS[name]
     if default is not None:
-        assert ALLOWED[name].read(default) == default
+        assert read(name, default) == default
 
 
 def test_types_are_those_of_the_installed_version():
-    for name in key_set("CFG_INT_KEYS") & set(ALLOWED):
-        assert type(ALLOWED[name].read(1)) is int, name
-    for name in key_set("CFG_BOOL_KEYS") & set(ALLOWED):
-        assert ALLOWED[name].read(True) is True, name
-    for name in (key_set("CFG_FRACTION_KEYS") | key_set("CFG_FLOAT_KEYS")) & set(ALLOWED):
-        assert type(ALLOWED[name].read(0.5)) is float, name
+    for name in key_set("CFG_INT_KEYS") & set(ARGUMENTS):
+        assert type(read(name, 1)) is int, name
+    for name in key_set("CFG_BOOL_KEYS") & set(ARGUMENTS):
+        assert read(name, True) is True, name
+    for name in (key_set("CFG_FRACTION_KEYS") | key_set("CFG_FLOAT_KEYS")) & set(ARGUMENTS):
+        assert type(read(name, 0.5)) is float, name
 
 
 def test_shares_stay_within_what_the_installed_version_takes():
-    for name in key_set("CFG_FRACTION_KEYS") & set(ALLOWED) - {"fraction"}:
+    for name in key_set("CFG_FRACTION_KEYS") & set(ARGUMENTS) - {"fraction"}:
         with pytest.raises(ValueError):
-            ALLOWED[name].read(1.01)
+            read(name, 1.01)
         with pytest.raises(ValueError):
-            ALLOWED[name].read(-0.01)
+            read(name, -0.01)
+
+
+def read(name: str, value: object) -> object:
+    """Return a value as the configuration of a run reads it."""
+    return getattr(RunConfiguration.model_validate({name: value}), name)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -97,9 +104,9 @@ FLAGS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "read"),
+    ("name", "value", "expected"),
     [
-        *[("cos_lr", given, read) for given, read in FLAGS],
+        *[("cos_lr", given, flag) for given, flag in FLAGS],
         ("patience", 16, 16),
         ("patience", 16.0, 16),
         ("patience", "16", 16),
@@ -140,10 +147,10 @@ FLAGS = [
         ("seed", 2**31 - 1, 2**31 - 1),
     ],
 )
-def test_values_are_read_as_they_were_meant(name, value, read):
-    found = ALLOWED[name].read(value)
-    assert found == read
-    assert type(found) is type(read)
+def test_values_are_read_as_they_were_meant(name, value, expected):
+    found = read(name, value)
+    assert found == expected
+    assert type(found) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -175,23 +182,23 @@ def test_values_are_read_as_they_were_meant(name, value, read):
 )
 def test_wrong_values_are_refused(name, value):
     with pytest.raises(ValueError):
-        ALLOWED[name].read(value)
+        read(name, value)
 
 
 @pytest.mark.parametrize(
-    ("value", "read"),
+    ("value", "expected"),
     [(-1, -1), ("-1", -1), ("auto", -1), (0.6, 0.6), ("0.6", 0.6), (1, 1), (1.0, 1), ("16", 16), (4096, 4096)],
 )
-def test_a_batch_is_a_number_of_images_automatic_or_a_share_of_the_memory(value, read):
-    found = arguments.BATCH.read(value)
-    assert found == read
-    assert type(found) is type(read)
+def test_a_batch_is_a_number_of_images_automatic_or_a_share_of_the_memory(value, expected):
+    found = read("batch", value)
+    assert found == expected
+    assert type(found) is type(expected)
 
 
 @pytest.mark.parametrize("value", [0, -2, 16.5, 4097, True, "many", NAN, [16]])
 def test_other_batches_are_refused(value):
     with pytest.raises(ValueError):
-        arguments.BATCH.read(value)
+        read("batch", value)
 
 
 BOUNDS = """
@@ -214,7 +221,7 @@ def test_the_installed_version_takes_everything_that_the_rules_let_through(tmp_p
     values = []
     for line in BOUNDS.replace("\n", " | ").split("|"):
         name, *given = line.split() or [None]
-        values += [(name, ALLOWED[name].read(json.loads(v) if v[0] == "[" else v)) for v in given]
+        values += [(name, read(name, json.loads(v) if v[0] == "[" else v)) for v in given]
     environment = {"PATH": os.environ["PATH"], "YOLO_OFFLINE": "1", "YOLO_CONFIG_DIR": str(tmp_path)}
     command = [sys.executable, "-c", ASK_ULTRALYTICS]
     done = subprocess.run(
@@ -224,10 +231,27 @@ def test_the_installed_version_takes_everything_that_the_rules_let_through(tmp_p
     assert done.returncode == 0, done.stderr
 
 
-def test_a_rule_says_what_it_wants():
-    assert arguments.EPOCHS.text == "a whole number from 1 to 100000"
-    assert ALLOWED["lr0"].text == "a number above 0 and up to 1"
-    assert "AdamW" in ALLOWED["optimizer"].text
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("epochs", "a whole number from 1 to 100000"),
+        ("lr0", "a number above 0 and up to 1"),
+        ("optimizer", "one of SGD, MuSGD, Adam, Adamax, AdamW, NAdam, RAdam, RMSProp, auto"),
+        ("cos_lr", "true or false"),
+    ],
+)
+def test_rule_says_what_value_must_be(name, rule):
+    assert rule_of(RunConfiguration.model_fields[name]) == rule
+
+
+def test_defaults_are_those_of_installed_version_except_optimizer_and_workers():
+    different = {name for name, field in ARGUMENTS.items() if field.default != DEFAULTS[name]}
+    assert different == {"optimizer", "lr0", "workers"}
+
+
+def test_resumption_compares_with_same_defaults():
+    own = {name: field.default for name, field in ARGUMENTS.items()}
+    assert {**own, "optimizer": "auto", "lr0": 0.01} == {**RESUMPTION_DEFAULTS, "workers": None}
 
 
 def test_every_export_format_of_the_installed_version_is_decided_about():

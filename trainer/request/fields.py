@@ -1,0 +1,212 @@
+"""The kinds of values that a setting can have: a pydantic type, what it tolerates, and its rule in words.
+
+A marker in `Annotated` first makes a value uniform ("16" and 16.0 become 16), then the annotated type checks it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AliasChoices, Field, GetCoreSchemaHandler, StringConstraints
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+_TRUE = frozenset({"true", "1", "yes", "y", "on"})
+_FALSE = frozenset({"false", "0", "no", "n", "off"})
+_NUMBER = re.compile(r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})(e[+-]?\d{1,3})?", re.IGNORECASE | re.ASCII)
+_MOST_ITEMS = 1000
+LARGEST_SEED = 2**31 - 1
+
+
+def setting(default: object, description: str, *aliases: str) -> Any:
+    """Return the field of a setting; `aliases` are its other names, in any style (`batchSize` is also `batch_size`)."""
+    return Field(default=default, description=description, validation_alias=AliasChoices(*aliases) if aliases else None)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be, in words, and how it is made uniform; `uniform` raises ValueError for what it cannot read."""
+
+    text: str
+    uniform: Callable[[Any], object]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.uniform, handler(source))
+
+
+def rule_of(field: FieldInfo) -> str:
+    """Return what a value of the field must be, as a person reads it."""
+    return next(mark.text for mark in field.metadata if isinstance(mark, Rule | Whole | Number | OneOf))
+
+
+# ── making values uniform ──
+
+
+def number(value: object) -> int | float:
+    """Return a finite number, also when it is written as text; a whole one is an int."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return int(value) if value == int(value) else value
+
+
+def flag(value: object) -> bool:
+    word = str(value).strip().lower() if isinstance(value, str | int) else ""
+    if word not in _TRUE | _FALSE:
+        raise ValueError("neither true nor false")
+    return word in _TRUE
+
+
+def chance(value: object) -> float:
+    """Return a number; true and false stand for 1 and 0."""
+    is_word = isinstance(value, str) and not _NUMBER.fullmatch(value.strip())
+    return float(flag(value)) if is_word or isinstance(value, bool) else number(value)
+
+
+def word(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not text")  # noqa: TRY004 - pydantic expects ValueError
+    return value.strip().lower()
+
+
+def numbers(value: object) -> object:
+    """Return a number, or a list of numbers and whatever else it holds."""
+    if not isinstance(value, list | tuple):
+        return number(value)
+    if len(value) > _MOST_ITEMS:
+        raise ValueError("too many items")
+    return [number(item) if _is_number(item) else item for item in value]
+
+
+def _is_number(item: object) -> bool:
+    if isinstance(item, str):
+        return _NUMBER.fullmatch(item.strip()) is not None
+    return isinstance(item, int | float)
+
+
+def _flag_or(*words: str) -> Callable[[object], bool | str]:
+    def uniform(value: object) -> bool | str:
+        return word(value) if isinstance(value, str) and word(value) in words else flag(value)
+
+    return uniform
+
+
+def _batch(value: object) -> int | float:
+    return -1 if isinstance(value, str) and word(value) == "auto" else number(value)
+
+
+def _fraction(value: object) -> object:
+    found = numbers(value)
+    if isinstance(found, list) and not all(found[:2]):
+        raise ValueError("no images to train or to validate on")
+    return found
+
+
+def _gains(value: object) -> object:
+    found = numbers(value)
+    if isinstance(found, list) and not (len(found) == 2 and all(map(_is_number, found)) and 0 < found[0] <= found[1]):
+        raise ValueError("not [least, most]")
+    return found
+
+
+def _classes(value: object) -> object:
+    found = numbers(value)
+    return found if isinstance(found, list) else [found]
+
+
+# ── kinds ──
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number in [low, high]."""
+
+    low: int
+    high: int
+
+    @property
+    def text(self) -> str:
+        return f"a whole number from {self.low} to {self.high}"
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        kind = core_schema.int_schema(strict=True, ge=self.low, le=self.high)
+        return core_schema.no_info_before_validator_function(number, kind)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number in [low, high], or in (low, high] when it has to be `above` low."""
+
+    low: float
+    high: float
+    above: bool = False
+    uniform: Callable[[object], float] = number
+
+    @property
+    def text(self) -> str:
+        start = f"a number above {self.low:g} and up to" if self.above else f"a number from {self.low:g} to"
+        return f"{start} {self.high:g}"
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        above, least = (self.low, None) if self.above else (None, self.low)
+        kind = core_schema.float_schema(gt=above, ge=least, le=self.high)
+        return core_schema.no_info_before_validator_function(self.uniform, kind)
+
+
+class OneOf:
+    """One of some names, in any case."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = {name.lower(): name for name in names}
+        self.text = f"one of {', '.join(names)}"
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: self._names.get(word(value), ""), core_schema.literal_schema(list(self._names.values()))
+        )
+
+
+Flag: TypeAlias = Annotated[bool, Rule("true or false", flag)]
+Share: TypeAlias = Annotated[float, Number(0, 1)]
+Chance: TypeAlias = Annotated[float, Number(0, 1, uniform=chance)]
+Gain: TypeAlias = Annotated[float, Number(0, 1000)]
+Seed: TypeAlias = Annotated[int, Whole(0, LARGEST_SEED)]
+Batch: TypeAlias = Annotated[
+    Literal[-1] | Annotated[int, Field(ge=1, le=4096)] | Annotated[float, Field(gt=0, lt=1)],
+    Rule("a whole number from 1 to 4096, -1 (automatic), or a share of the GPU memory between 0 and 1", _batch),
+]
+Cache: TypeAlias = Annotated[
+    bool | Literal["ram", "disk"], Rule("true, false, 'ram' or 'disk'", _flag_or("ram", "disk"))
+]
+Amp: TypeAlias = Annotated[
+    bool | Literal["fp16", "bf16", "fp32"],
+    Rule("true, false, 'fp16', 'bf16' or 'fp32'", _flag_or("fp16", "bf16", "fp32")),
+]
+Kept: TypeAlias = Annotated[Literal[True], Rule("true: a run needs its checkpoints to resume", flag)]
+_Images = Annotated[int, Field(gt=1, le=10**9)]
+Fraction: TypeAlias = Annotated[
+    Annotated[float, Field(gt=0, le=1)]
+    | _Images
+    | Annotated[list[Annotated[float, Field(ge=0, le=1)] | _Images], Field(min_length=2, max_length=3)],
+    Rule("a share above 0 and up to 1, a number of images, or [train, val] of these", _fraction),
+]
+_Layer = Annotated[int, Field(ge=0, le=1000)]
+_LayerName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}(\.[0-9A-Za-z_]{1,40}){1,8}$")]
+Freeze: TypeAlias = Annotated[
+    _Layer | list[_Layer | _LayerName],
+    Rule("a number of layers, or a list of layer indices (0 to 1000) or names like '23.cv2'", numbers),
+]
+Scale: TypeAlias = Annotated[
+    Annotated[float, Field(ge=0, le=1)]
+    | Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=2, max_length=2)],
+    Rule("a number from 0 to 1, or [least, most] as gains up to 10", _gains),
+]
+Classes: TypeAlias = Annotated[
+    Annotated[list[Annotated[int, Field(ge=0, lt=100_000)]], Field(min_length=1, max_length=_MOST_ITEMS)],
+    Rule("a class index or a list of them", _classes),
+]

@@ -1,0 +1,174 @@
+"""Ultralytics' train arguments: which a row may set, and which it may not, with the reason.
+
+Every argument of the installed `default.yaml` is in exactly one of `TrainArguments`, `PLANNED`, `REFUSED` and `IGNORED`
+(tests/unit/request/test_train_arguments.py), so that an argument of a new version is noticed before it is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.request.fields import (
+    Amp,
+    Cache,
+    Chance,
+    Classes,
+    Flag,
+    Fraction,
+    Freeze,
+    Gain,
+    Kept,
+    Number,
+    OneOf,
+    Scale,
+    Seed,
+    Share,
+    Whole,
+    setting,
+)
+
+
+class TrainArguments(BaseModel):
+    """The arguments that are passed on to Ultralytics, with its defaults except for `optimizer` and `lr0`."""
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
+
+    # length of the training
+    time: Annotated[float, Number(0, 8760, above=True)] = setting(None, "Most hours to train; replaces `epochs`.")
+    patience: Annotated[int, Whole(0, 100_000)] = setting(
+        100, "Stop after this many epochs without improvement.", "earlyStoppingPatience"
+    )
+    save: Kept = setting(True, "Checkpoints are always saved.")
+    save_period: Annotated[int, Whole(-1, 100_000)] = setting(
+        -1, "Save a checkpoint every this many epochs; -1 for none besides best and last.", "checkpointInterval"
+    )
+    val: Flag = setting(True, "Validate after each epoch.")
+    seed: Seed = setting(0, "Seed of the random numbers.", "randomSeed")
+    deterministic: Flag = setting(True, "Use reproducible operations; may be slower.")
+    verbose: Flag = setting(True, "Print the progress into the run's log.")
+    plots: Flag = setting(True, "Draw the plots of the training and of the validation.")
+
+    # data
+    cache: Cache = setting(False, "Keep the images in memory ('ram') or decoded on disk ('disk').")
+    workers: Annotated[int, Whole(0, 64)] = setting(
+        None, "Processes that load images, per GPU. By default the host's CPUs are shared by its slots.", "numWorkers"
+    )
+    fraction: Fraction = setting(1.0, "Part of the images to use, or their number.")
+    classes: Classes = setting(None, "Train on these classes only.")
+    single_cls: Flag = setting(False, "Treat all classes as one.")
+    cls_remap: Flag = setting(True, "Keep the rows of the pretrained head whose class names match.")
+    rect: Flag = setting(False, "Batches of images with similar shapes instead of squares.")
+    multi_scale: Share = setting(0.0, "Vary the image size by up to this share.")
+
+    # optimizer
+    optimizer: Annotated[str, OneOf("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp", "auto")] = (
+        setting("Adam", "Optimizer; `auto` also chooses the learning rate.", "optimizerType", "optim")
+    )
+    lr0: Annotated[float, Number(0, 1, above=True)] = setting(
+        0.001, "Learning rate at the start.", "lr", "learningRate", "initialLr", "initialLearningRate"
+    )
+    lrf: Share = setting(0.01, "Learning rate at the end, as a share of `lr0`.")
+    cos_lr: Flag = setting(False, "Lower the learning rate along a cosine.", "cosineLr")
+    momentum: Share = setting(0.937, "Momentum of SGD, beta1 of Adam.")
+    weight_decay: Share = setting(0.0005, "Weight decay (L2).")
+    warmup_epochs: Annotated[float, Number(0, 100_000)] = setting(3.0, "Epochs of warm-up.")
+    warmup_momentum: Share = setting(0.8, "Momentum at the start of the warm-up.")
+    warmup_bias_lr: Share = setting(0.1, "Learning rate of the biases during the warm-up.")
+    nbs: Annotated[int, Whole(1, 65_536)] = setting(64, "Batch size that the loss is normalized to.")
+    amp: Amp = setting(True, "Mixed precision; a word chooses the number format.", "mixedPrecision")
+    channels_last: Flag = setting(None, "Memory format with the channels last.")
+    freeze: Freeze = setting(None, "Layers that are not trained: the first ones, or those listed.")
+    dropout: Share = setting(0.0, "Dropout of the head (classify).")
+
+    # loss
+    box: Gain = setting(7.5, "Weight of the box loss.")
+    cls: Gain = setting(0.5, "Weight of the class loss.")
+    cls_pw: Share = setting(0.0, "Power of the class weights; 1 weighs classes by inverse frequency.")
+    dfl: Gain = setting(1.5, "Weight of the distribution focal loss.")
+    pose: Gain = setting(12.0, "Weight of the keypoint loss (pose).")
+    kobj: Gain = setting(1.0, "Weight of the keypoint visibility loss (pose).")
+    rle: Gain = setting(1.0, "Weight of the log-likelihood loss (pose).")
+    angle: Gain = setting(1.0, "Weight of the angle loss (obb).")
+    overlap_mask: Flag = setting(True, "Merge the masks of an image (segment).")
+    mask_ratio: Annotated[int, Whole(1, 32)] = setting(4, "Downsampling of the masks (segment).")
+
+    # augmentation
+    hsv_h: Share = setting(0.015, "Change of the hue.")
+    hsv_s: Share = setting(0.7, "Change of the saturation.")
+    hsv_v: Share = setting(0.4, "Change of the brightness.")
+    degrees: Annotated[float, Number(0, 180)] = setting(0.0, "Rotation by up to this many degrees.")
+    translate: Share = setting(0.1, "Shift by up to this share of the image.")
+    scale: Scale = setting(0.5, "Zoom by up to this share.")
+    shear: Annotated[float, Number(0, 180)] = setting(0.0, "Shear by up to this many degrees.")
+    perspective: Share = setting(0.0, "Perspective distortion; 0.001 is strong.")
+    flipud: Chance = setting(0.0, "Chance of a vertical flip.")
+    fliplr: Chance = setting(0.5, "Chance of a horizontal flip.")
+    bgr: Chance = setting(0.0, "Chance of exchanged color channels.")
+    mosaic: Chance = setting(1.0, "Chance of a mosaic of several images.")
+    close_mosaic: Annotated[int, Whole(0, 100_000)] = setting(10, "Last epochs without mosaic.")
+    mixup: Chance = setting(0.0, "Chance of a blend of two images.")
+    cutmix: Chance = setting(0.0, "Chance of a pasted part of another image.")
+    copy_paste: Chance = setting(0.0, "Chance of copied objects (segment, obb).")
+    copy_paste_mode: Annotated[str, OneOf("flip", "mixup")] = setting("flip", "Where copied objects come from.")
+    auto_augment: Annotated[str, OneOf("randaugment", "autoaugment", "augmix")] = setting(
+        "randaugment", "Automatic augmentation (classify)."
+    )
+    erasing: Chance = setting(0.4, "Chance of an erased part (classify).")
+
+    # validation
+    conf: Share = setting(None, "Least confidence of a detection.")
+    iou: Share = setting(0.7, "Overlap above which detections are merged.")
+    max_det: Annotated[int, Whole(1, 100_000)] = setting(300, "Most detections per image.")
+    nms: Flag = setting(None, "False validates the head that needs no suppression of overlaps.")
+    agnostic_nms: Flag = setting(False, "Suppress overlaps between classes, too.")
+    augment: Flag = setting(False, "Validate on augmented copies as well.")
+    visualize: Flag = setting(False, "Draw right and wrong detections.")
+    save_txt: Flag = setting(False, "Save the detections of the validation as text.")
+    save_conf: Flag = setting(False, "Save their confidence, too.")
+
+
+# arguments that the plan holds in fields of its own
+PLANNED = frozenset({"task", "model", "data", "epochs", "batch", "imgsz", "device", "split", "pretrained"})
+
+_FOLDER = "the service chooses the folder of a run"
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "project": _FOLDER,
+        "name": f"{_FOLDER}; the run's name is the row's run_name",
+        "exist_ok": _FOLDER,
+        "save_dir": _FOLDER,
+        "resume": "an interrupted run resumes by itself; to continue a finished one, put its id into base_model",
+        "resume_from_model": "to continue a finished run, put its id into base_model",
+        "distill_model": "a second model is not loaded in a run",
+        "cfg": "settings are read from the row only, not from a file",
+        "compile": "it would run the host's compiler",
+        "profile": "it would install packages",
+        "quantize": "quantization-aware training would install packages",
+        "save_json": "it would install packages; use predictions: true",
+        "source": "a training reads its dataset only",
+        "mode": "a run is a training",
+        "augmentations": "Python objects cannot come from a row",
+        "callbacks": "code cannot come from a row",
+        "trainer": "code cannot come from a row",
+    },
+)
+
+_PREDICT = "it belongs to predict mode and has no effect on a training"
+_EXPORT = 'it belongs to export mode; use export: ["onnx", …]'
+_DEPTH = "it belongs to a task that is not served"
+IGNORED: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(
+        (
+            *("dnn", "vid_stride", "stream_buffer", "retina_masks", "embed", "show", "save_frames", "save_crop"),
+            *("show_labels", "show_conf", "show_boxes", "line_width", "tracker"),
+        ),
+        _PREDICT,
+    )
+    | dict.fromkeys(("format", "optimize", "dynamic", "simplify", "opset", "workspace"), _EXPORT)
+    | dict.fromkeys(("dlog", "dgrad", "dlam"), _DEPTH)
+    | {"dis": "it belongs to distillation, which is not served"},
+)

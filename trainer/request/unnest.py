@@ -1,0 +1,166 @@
+"""A row's `configuration` as one flat set of settings: unnested, by the names of `RunConfiguration`.
+
+Only names are interpreted here. A blank value (null, "", "  ", [], {}) means "not given" for every setting, and is
+removed here, so that no other rule has to know about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from pydantic import AliasChoices, BaseModel
+
+from trainer.core.job import Json
+from trainer.core.json_text import TOO_DEEP, is_too_deep, json_from_text
+from trainer.core.text import printable, shown
+from trainer.request.configuration import RunConfiguration
+from trainer.request.split import Split
+from trainer.request.train_arguments import IGNORED, REFUSED
+
+_MOST_HINTS = 50
+_DEEPEST_BLANK = 3  # levels inside a setting that are searched for blank values
+_DEEPEST_SECTION = 3
+
+# sections that people nest settings into
+SECTIONS = frozenset(
+    {
+        *("training", "trainingconfig", "train", "trainparams", "config", "configuration", "advancedconfig"),
+        *("hyperparameters", "hyperparams", "params", "fitparams", "args", "overrides"),
+        *("augmentation", "augmentations", "optimizer", "scheduler", "validation"),
+    },
+)
+_IN_SECTION: Mapping[tuple[str, str], str] = MappingProxyType({("optimizer", "type"): "optimizer"})
+
+
+def squeezed(name: str) -> str:
+    """Return a name in the form in which names are compared: `batchSize`, `batch_size` and `BATCH-SIZE` are the same."""
+    return re.sub(r"[\s_-]+", "", name.lower())
+
+
+def aliases_of(model: type[BaseModel], name: str) -> list[str]:
+    """Return the other names of a field."""
+    alias = model.model_fields[name].validation_alias
+    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []
+
+
+def _by_spelling(model: type[BaseModel], others: Iterable[str] = ()) -> dict[str, str]:
+    names = [*model.model_fields, *others]
+    aliases = {squeezed(alias): name for name in model.model_fields for alias in aliases_of(model, name)}
+    return aliases | {squeezed(name): name for name in names}
+
+
+_NAMES = _by_spelling(RunConfiguration, [*REFUSED, *IGNORED])
+_SPLIT_NAMES = _by_spelling(Split)
+
+
+def is_blank(value: Json) -> bool:
+    """Return whether a value means "not given". 0 and false are values."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, list | tuple | Mapping) and not value)
+
+
+def _without_blanks(value: Json, depth: int = _DEEPEST_BLANK) -> Json:
+    """Return a value without the blank entries of its objects; lists keep theirs, because position matters there."""
+    if not isinstance(value, Mapping) or depth == 0:
+        return value
+    kept = {key: _without_blanks(item, depth - 1) for key, item in value.items()}
+    return {key: item for key, item in kept.items() if not is_blank(item)}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value and the name under which it was given; a value in a deeper section is more specific."""
+
+    spelling: str
+    value: Json
+    depth: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.spelling} = {shown(self.value)}"
+
+
+@dataclass
+class Unnested:
+    """The settings of a configuration by name, and what was wrong or odd about their names."""
+
+    settings: dict[str, Given] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, raw: Json) -> Unnested:
+        """Flatten a configuration that is an object, JSON text of one, JSON text of such text, or null."""
+        found = cls()
+        for name, given in found._walk(found._object("configuration", raw)):
+            found._settle(name, given)
+        return found
+
+    def _object(self, where: str, raw: Json) -> Mapping[str, Json]:
+        for _ in range(3):
+            if not isinstance(raw, str) or is_blank(raw):
+                break
+            try:
+                raw = json_from_text(raw)
+            except ValueError as error:
+                self.problems.append(f"{where} = {shown(raw, 60)}: cannot be read: {error}")
+                return {}
+        if is_blank(raw):
+            return {}
+        if not isinstance(raw, Mapping):
+            self.problems.append(f'{where} = {shown(raw)}: must be a JSON object like {{"epochs": 50}}')
+            return {}
+        if is_too_deep(raw):
+            self.problems.append(f"{where}: {TOO_DEEP}")
+            return {}
+        return {str(key): value for key, value in raw.items()}
+
+    def _walk(
+        self, content: Mapping[str, Json], section: str = "", path: str = "", depth: int = 0
+    ) -> Iterator[tuple[str, Given]]:
+        for key, given in content.items():
+            value = _without_blanks(given)
+            if is_blank(value):
+                continue
+            spelling, word = f"{path}{printable(key, 80)}", squeezed(key)
+            nested = isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip().startswith("{"))
+            if word in SECTIONS and nested and depth < _DEEPEST_SECTION:
+                yield from self._walk(self._object(spelling, value), word, f"{spelling}.", depth + 1)
+                continue
+            name = _IN_SECTION.get((section, word)) or self._name(spelling, word, _NAMES)
+            if name == "split" and isinstance(value, Mapping):
+                value = self._split(spelling, value)
+            if name:
+                yield name, Given(spelling, value, depth)
+
+    def _split(self, path: str, value: Mapping[str, Json]) -> dict[str, Json]:
+        named = {
+            self._name(f"{path}.{printable(str(key), 80)}", squeezed(str(key)), _SPLIT_NAMES): item
+            for key, item in reversed(list(value.items()))
+        }
+        return {name: item for name, item in named.items() if name}
+
+    def _name(self, spelling: str, word: str, names: Mapping[str, str]) -> str | None:
+        if word in names:
+            return names[word]
+        few = len(self.warnings) < _MOST_HINTS  # looking for a similar name takes a millisecond
+        close = difflib.get_close_matches(word[:40], names, n=1, cutoff=0.75) if few else []
+        hint = f"; did you mean {names[close[0]]}?" if close else ""
+        self.warnings.append(f"unknown setting {spelling} was ignored{hint}")
+        return None
+
+    def _settle(self, name: str, new: Given) -> None:
+        """Keep one of two spellings: equal values agree, a nested one is more specific, otherwise it is a problem."""
+        old = self.settings.setdefault(name, new)
+        if old is new or old.value == new.value:
+            return
+        if old.depth == new.depth:
+            self.problems.append(f"{old} and {new}: two spellings of the same setting must agree; keep one")
+            return
+        winner, loser = (new, old) if new.depth > old.depth else (old, new)
+        self.settings[name] = winner
+        self.warnings.append(f"{loser} was ignored: {winner} is more specific")
