@@ -1,41 +1,49 @@
-# Everything that is run by hand. `make demo` and `make test` need nothing but Python 3.11+ and this folder.
+# Every command that people run. `make demo` and `make test` need only Python 3.11 or newer and this folder.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # the tests wait as much as they compute: three at a time keep two cores busy
 JOBS ?= 3
 
-.PHONY: demo supabase-demo test test-long check faults bench clean
+.PHONY: demo supabase-demo test test-long check format faults bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python trainer_service.py demo
 
-supabase-demo: $(VENV)/.installed
+supabase-demo: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.supabase_demo
 
-# what takes minutes of processor time, and the campaigns, are targets of their own
-test: $(VENV)/.installed
+# tests of several seconds and the fault campaigns have targets of their own
+test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not long"
 
-test-long: $(VENV)/.installed
+test-long: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long
 
-check: $(VENV)/.installed
+check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
 # REAL=1 trains with Ultralytics instead of a quick stand-in
-faults: $(VENV)/.installed
+faults: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.faults.campaign --seed $(or $(SEED),1) $(if $(REAL),--real --minutes $(or $(MINUTES),20),--minutes $(or $(MINUTES),30))
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks
 
 $(VENV)/.installed: requirements.txt
-	$(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
 clean:

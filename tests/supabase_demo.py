@@ -1,7 +1,6 @@
 """`make supabase-demo`: the demo's run through a whole Supabase that is started for it, on this machine alone."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tests.integration.whole_supabase import WebApp, put_dataset, settings_for, storage_for
 from tests.supabase_stack import running_stack
-from trainer.demo import CONFIGURATION, MODEL, SERVICE, draw_dataset, running_service
+from trainer.demo import CONFIGURATION, MODEL, SERVICE, draw_dataset, running_service, service_environment
 
 IMAGES = 250  # three pages of a listing at the server's default of 100
 
@@ -27,7 +26,7 @@ def main() -> int:
         draw_dataset(folder / "drawn", images=IMAGES)
         data_yaml = put_dataset(storage, folder / "drawn")
         print(f"{stack.url}: {len(storage.objects['datasets'])} objects in the bucket `datasets`")
-        environment = os.environ | settings_for(stack) | {
+        environment = service_environment() | settings_for(stack) | {
             "TRAINER_HOME": str(folder / "home"),
             "POLL_INTERVAL": "1",
             "PROGRESS_INTERVAL": "1",

@@ -1,8 +1,12 @@
-"""The demonstration: a small labeled dataset, drawn (shapes on noise, the same bytes each time), and a run that learns it."""
+"""The demonstration: draw a small labeled dataset (the same bytes each time), and train a run on it.
+
+All files are in the folder that the caller names: the dataset, the queue, the run folder and the published model.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -15,13 +19,14 @@ from PIL import Image, ImageDraw
 
 from trainer.settings import process_environment
 
-SERVICE = [sys.executable, str(Path(__file__).parents[1] / "trainer_service.py")]
+# -P: a folder named `trainer` in the working directory is not imported; see service_environment
+SERVICE = (sys.executable, "-P", "-m", "trainer.cli")
 
 CLASSES = ("circle", "square", "triangle")
-SPLITS = {"train": 0.8, "val": 0.2}
+EVERY_VAL = 5  # every fifth image belongs to the val split
 
-# What makes the drawn set learnable in a minute on two cores: mosaic and strong scaling only hurt when objects are
-# this small and the training this short.
+# These settings let the model learn the dataset within a minute on two cores. Mosaic and strong scaling only hurt when
+# the objects are this small and the training is this short.
 CONFIGURATION = {
     "epochs": 14,
     "batchSize": 8,
@@ -38,16 +43,16 @@ MODEL = "yolo11n.yaml"
 
 
 def draw_dataset(folder: Path, images: int = 240, size: int = 96, seed: int = 7) -> Path:
-    """Draw `images` pictures of `size`² pixels with YOLO labels into `folder`; the path of its data.yaml.
+    """Draw `images` images of `size`² pixels with YOLO labels into `folder`. Return the path of its data.yaml.
 
-    Every fifth image belongs to the val split. An image holds one to three shapes that do not overlap.
+    An image shows one to three shapes on noise; the shapes do not overlap.
     """
-    for split in SPLITS:
+    for split in ("train", "val"):
         (folder / "images" / split).mkdir(parents=True, exist_ok=True)
         (folder / "labels" / split).mkdir(parents=True, exist_ok=True)
-    rng = random.Random(seed)  # noqa: S311 - pictures, not keys
+    rng = random.Random(seed)  # noqa: S311 - images, not keys
     for index in range(images):
-        split = "val" if index % round(1 / SPLITS["val"]) == 0 else "train"
+        split = "val" if index % EVERY_VAL == 0 else "train"
         _draw_image(folder, split, f"shapes_{index:04d}", size, rng)
     data = folder / "data.yaml"
     names = "".join(f"  {number}: {name}\n" for number, name in enumerate(CLASSES))
@@ -56,11 +61,10 @@ def draw_dataset(folder: Path, images: int = 240, size: int = 96, seed: int = 7)
 
 
 def _draw_image(folder: Path, split: str, name: str, size: int, rng: random.Random) -> None:
-
     noise = Image.frombytes("RGB", (size, size), bytes(rng.choices(range(40, 110), k=3 * size * size)))
     draw = ImageDraw.Draw(noise)
     labels = []
-    for left, top, side in _places(size, rng):
+    for left, top, side in _squares(size, rng):
         kind = rng.randrange(len(CLASSES))
         color = tuple(rng.randrange(150, 256) for _ in range(3))
         _draw_shape(draw, CLASSES[kind], left, top, side, color)
@@ -70,8 +74,8 @@ def _draw_image(folder: Path, split: str, name: str, size: int, rng: random.Rand
     (folder / "labels" / split / f"{name}.txt").write_text("".join(labels))
 
 
-def _places(size: int, rng: random.Random) -> Iterator[tuple[int, int, int]]:
-    """Squares (left, top, side) in pixels, one to a quarter of the image, so that none covers another."""
+def _squares(size: int, rng: random.Random) -> Iterator[tuple[int, int, int]]:
+    """Yield one to three squares (left, top, side) in pixels, at most one per quarter of the image."""
     half = size // 2
     quarters = [(x, y) for x in (0, half) for y in (0, half)]
     for x, y in rng.sample(quarters, rng.randint(1, 3)):
@@ -80,7 +84,6 @@ def _places(size: int, rng: random.Random) -> Iterator[tuple[int, int, int]]:
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, kind: str, left: int, top: int, side: int, color: tuple[int, ...]) -> None:
-
     box = (left, top, left + side, top + side)
     match kind:
         case "circle":
@@ -88,14 +91,13 @@ def _draw_shape(draw: ImageDraw.ImageDraw, kind: str, left: int, top: int, side:
         case "square":
             draw.rectangle(box, fill=color)
         case _:
-            # the three corners touch the box's sides, so that the label is exact
+            # the corners touch the sides of the box, so that the label is exact
             draw.polygon([(left + side // 2, top), (left + side, top + side), (left, top + side)], fill=color)
 
 
 def run_demo(folder: Path, epochs: int | None) -> int:
-    """Start a service below `folder`, train one drawn dataset with it and show the result; the exit code."""
-    environment = {
-        **process_environment(),
+    """Start a service in `folder`, train one run on a drawn dataset and show the result. Return the exit code."""
+    environment = service_environment() | {
         "BACKEND": "local",
         "TRAINER_HOME": str(folder),
         "POLL_INTERVAL": "0.5",
@@ -104,31 +106,28 @@ def run_demo(folder: Path, epochs: int | None) -> int:
         "LOG_FORMAT": "console",
     }
     data = draw_dataset(folder / "datasets" / "shapes")
-    print(f"drew {data.parent}")
+    print(f"Dataset: {data.parent}")
     with (folder / "service.log").open("ab") as log, running_service(environment, log):
-        configuration = {**CONFIGURATION, **({"epochs": epochs} if epochs else {})}
-        command = [
-            "enqueue",
-            "--data",
-            str(data),
-            "--model",
-            MODEL,
-            "--name",
-            "demo",
-            "--config",
-            json.dumps(configuration),
-        ]
-        run_id = subprocess.run(
-            [*SERVICE, *command], env=environment, check=True, capture_output=True, text=True
-        ).stdout
-        code = subprocess.run([*SERVICE, "watch", run_id.strip()], env=environment, check=False).returncode
-    print(f"the service's own log: {folder / 'service.log'}")
-    return code
+        configuration = CONFIGURATION | ({"epochs": epochs} if epochs else {})
+        run = ("--data", str(data), "--model", MODEL, "--name", "demo", "--config", json.dumps(configuration))
+        enqueued = subprocess.run(
+            [*SERVICE, "enqueue", *run], env=environment, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        watched = subprocess.run([*SERVICE, "watch", enqueued.stdout.strip()], env=environment, check=False)
+    print(f"Log of the service: {folder / 'service.log'}")
+    return watched.returncode
+
+
+def service_environment() -> dict[str, str]:
+    """Return this process's environment, in which SERVICE imports the same package, installed or not."""
+    environment = dict(process_environment())
+    paths = (str(Path(__file__).parents[1]), environment.get("PYTHONPATH"))
+    return environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 @contextmanager
 def running_service(environment: Mapping[str, str], log: IO[bytes]) -> Iterator[None]:
-    """The service as a process of its own, stopped the way systemd stops it."""
+    """Run the service as a process of its own; stop it with SIGTERM, as systemd does."""
     service = subprocess.Popen(SERVICE, env=environment, stdout=log, stderr=log)
     try:
         yield

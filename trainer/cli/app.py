@@ -25,7 +25,6 @@ app = typer.Typer(
         "models, until SIGTERM, SIGHUP or Ctrl-C. Configuration comes from the environment and .env (see .env.example)."
     ),
     no_args_is_help=False,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
