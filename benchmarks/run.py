@@ -139,10 +139,10 @@ class Ours:
             quiet = quiet + 1 if _cpu(self.process, living=True) - before < 0.1 else 0
 
     def _completed(self, run_id: str) -> float:
-        while (row := self.queue.get(run_id)) and row["status"] in ("queued", "running"):
+        while (row := self.queue.get(run_id)) and row.status in ("queued", "running"):
             time.sleep(0.1)
-        if row["status"] != "completed":
-            raise RuntimeError(f"{row['status']}: {row['error_message']}")
+        if row.status != "completed":
+            raise RuntimeError(f"{row.status}: {row.error_message}")
         return time.time()
 
 
@@ -241,7 +241,7 @@ def cancels(ours: Ours, count: int) -> Iterator[Figure]:
         ours.queue.cancel(run_id)
         child.wait()
         seconds.append(time.monotonic() - asked)
-        while ours.queue.get(run_id)["status"] != "canceled":
+        while ours.queue.get(run_id).status != "canceled":
             time.sleep(0.05)
     yield Figure(
         what="cancel → process gone",

@@ -82,6 +82,10 @@ class SupabaseLab:
     def delete(self, run_id: str) -> None:
         assert self._changed("DELETE", {"id": f"eq.{run_id}"}, None)
 
+    def rows(self) -> dict[str, dict[str, Any]]:
+        answer = self._app.get("/training_runs")
+        return {row["id"]: row for row in answer.raise_for_status().json()}
+
     def worker(self, worker_id: str) -> dict[str, Any] | None:
         answer = self._app.get("/trainer_workers", params={"worker_id": f"eq.{worker_id}"})
         rows = answer.raise_for_status().json()

@@ -175,19 +175,17 @@ def _queue(settings: Settings, backend: Backend) -> Iterator[Check]:
 def _worker(settings: Settings, runs: RunTable) -> Iterator[Check]:
     """What the service of this host said last."""
     try:
-        rows = [row for row in runs.workers() if row["worker_id"] == settings.worker_id]
+        rows = [row for row in runs.workers() if row.worker_id == settings.worker_id]
     except Misconfigured:  # a key of the restricted role may not read the table
         return
     for row in rows:
-        if is_long_ago(row["last_seen"]):
+        if is_long_ago(row.last_seen):
             continue  # the service does not run; what it said last is history
-        problem = row.get("status_message")
+        problem = row.status_message
         message = (
-            f"{settings.worker_id} claims no runs: {problem}" if problem else f"{settings.worker_id}, {row['status']}"
+            f"{settings.worker_id} claims no runs: {problem}" if problem else f"{settings.worker_id}, {row.status}"
         )
-        yield Check(
-            name="worker", state="fault" if problem else "ok", message=f"{message} (last seen {row['last_seen']})"
-        )
+        yield Check(name="worker", state="fault" if problem else "ok", message=f"{message} (last seen {row.last_seen})")
 
 
 def _buckets(settings: Settings, store: ObjectStore) -> Iterator[Check]:

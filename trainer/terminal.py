@@ -14,9 +14,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from trainer.core.dataset import Finding
-from trainer.core.job import ENDED, Json, JsonObject, Status
+from trainer.core.job import Json, JsonObject, Status
 from trainer.core.model_catalog import Entry
 from trainer.core.ports import RunTable
+from trainer.core.results import artifacts_in
+from trainer.core.run_row import RunRow, WorkerRow
 
 COLOURS: Mapping[str, str] = {
     Status.QUEUED: "cyan",
@@ -38,7 +40,7 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=UNBOUNDED)
 
 
-def show_list(rows: list[JsonObject]) -> None:
+def show_list(rows: Sequence[RunRow]) -> None:
     """The newest runs, a line each."""
     table = Table(
         Column("id", no_wrap=True, min_width=36),
@@ -52,12 +54,12 @@ def show_list(rows: list[JsonObject]) -> None:
         pad_edge=False,
     )
     for row in rows:
-        results = _object(row.get("results"))
+        results = _object(row.results)
         progress = _object(results.get("progress"))
         epoch = f"{progress.get('epoch', 0)}/{progress.get('total_epochs', 0)}" if progress else ""
         table.add_row(
-            _text(row["id"]), _text(row["run_name"]), _status(row), _text(epoch), _number(results.get("mAP")),
-            _text(row.get("worker_id") or ""), _text(str(row["created_at"])[:19]),
+            _text(row.id), _text(row.run_name), _status(row), _text(epoch), _number(results.get("mAP")),
+            _text(row.worker_id or ""), _text(str(row.created_at)[:19]),
         )  # fmt: skip
     _console().print(table if rows else "No runs yet; `enqueue --data …` inserts one.")
 
@@ -70,40 +72,39 @@ def is_long_ago(seen: Json) -> bool:
         return True
 
 
-def show_unhealthy(workers: list[JsonObject]) -> None:
+def show_unhealthy(workers: Sequence[WorkerRow]) -> None:
     """The workers that claim no runs, a line each, with the reason."""
     for worker in workers:
-        if worker.get("status_message") and not is_long_ago(worker["last_seen"]):
-            seen = str(worker["last_seen"])[:19]
-            told = f"worker {worker['worker_id']} claims no runs (last seen {seen}): {worker['status_message']}"
+        if worker.status_message and not is_long_ago(worker.last_seen):
+            seen = str(worker.last_seen)[:19]
+            told = f"worker {worker.worker_id} claims no runs (last seen {seen}): {worker.status_message}"
             _console().print(_text(told, 5000, "red"), soft_wrap=True)
 
 
-def show_row(row: JsonObject) -> None:
+def show_row(row: RunRow) -> None:
     """One run: its state, its metrics and where its files are."""
-    results = _object(row.get("results"))
+    results = _object(row.results)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("run", _text(f"{_short(row['run_name'])} ({row['id']})"))
+    table.add_row("run", _text(f"{_short(row.run_name)} ({row.id})"))
     table.add_row("status", _status(row))
     for name in ("error_message", "worker_id", "attempt", "started_at", "completed_at", "trained_model_url"):
-        if row.get(name):
-            table.add_row(name, _text(row[name], 5000))
+        if value := getattr(row, name):
+            table.add_row(name, _text(value, 5000))
     for name in ("mAP", "mAP50", "precision", "recall"):
         if results.get(name) is not None:
             table.add_row(name, _number(results[name]))
     console = _console()
     console.print(table)
-    listed = results.get("artifacts")
-    artifacts = [_object(artifact) for artifact in listed] if isinstance(listed, list) else []
+    artifacts = artifacts_in(row.results)
     if artifacts:
         console.print("artifacts", style="bold")
     for artifact in artifacts:
-        url = str(artifact.get("url"))
         # a signed URL is long and soon worthless; the key stays
-        place = url.removeprefix("file://") if url.startswith("file://") else artifact.get("path")
-        console.print(_text(f"  {artifact.get('name')!s:<32} {place}", 5000), soft_wrap=True)
+        is_local = artifact.url.startswith("file://")
+        place = artifact.url.removeprefix("file://") if is_local else artifact.path
+        console.print(_text(f"  {artifact.name:<32} {place}", 5000), soft_wrap=True)
 
 
 def show_models(known: Sequence[Entry], files: Sequence[str]) -> None:
@@ -135,7 +136,7 @@ def show_check(name: str, state: str, message: str) -> None:
     _console().print(Text(f"{state:<8}", style=STATES[state]), Text(f"{name:<26}"), Text(message), soft_wrap=True)
 
 
-def watch(runs: RunTable, run_id: str) -> JsonObject | None:
+def watch(runs: RunTable, run_id: str) -> RunRow | None:
     """Draw the run until it ends; its last row, or None when it does not exist."""
     console = _console()
     with Live(console=console, refresh_per_second=4) as live:
@@ -145,25 +146,25 @@ def watch(runs: RunTable, run_id: str) -> JsonObject | None:
     return row
 
 
-def _followed(runs: RunTable, run_id: str, live: Live) -> JsonObject | None:
+def _followed(runs: RunTable, run_id: str, live: Live) -> RunRow | None:
     while True:
         row = runs.get(run_id)
         if row is None:
             return None
         live.update(_picture(row))
-        if str(row["status"]) in ENDED:
+        if row.has_ended:
             return row
         time.sleep(REFRESH_SECONDS)
 
 
-def _picture(row: JsonObject) -> Group:
-    results = _object(row.get("results"))
+def _picture(row: RunRow) -> Group:
+    results = _object(row.results)
     done, metrics = _object(results.get("progress")), _object(results.get("metrics"))
     percent = done.get("percent")
     bar = Progress(
         TextColumn("{task.description}", markup=False), BarColumn(40), TextColumn("{task.percentage:>5.1f} %")
     )
-    task = bar.add_task(f"{_short(row['run_name'])}: {_short(done.get('phase') or row['status'])}", total=100)
+    task = bar.add_task(f"{_short(row.run_name)}: {_short(done.get('phase') or row.status)}", total=100)
     bar.update(task, completed=percent if isinstance(percent, int | float) else 0)
     epoch = f"epoch {done.get('epoch', 0)}/{done.get('total_epochs', 0)}" if done else "waiting for a worker"
     batch = (
@@ -180,8 +181,8 @@ def _picture(row: JsonObject) -> Group:
     return Group(bar, *(_text(line, 1000, style) for line, style in lines))
 
 
-def _status(row: JsonObject) -> Text:
-    return _text(row["status"], style=COLOURS.get(str(row["status"]), ""))
+def _status(row: RunRow) -> Text:
+    return _text(row.status, style=COLOURS.get(str(row.status), ""))
 
 
 # a row may hold anything: whoever wrote it decides neither how it is drawn nor whether the others are

@@ -1,10 +1,10 @@
--- The trainer's tables: additive, and harmless when applied again. PostgreSQL 15 or newer.
+-- The trainer's tables. Additive, and safe to apply twice. Needs PostgreSQL 15 or newer.
 --
--- On an empty project this creates them. Where a web app brought `training_runs` and `trainer_workers` along, their
--- columns, rows, triggers, policies and grants stay, and only what is missing is added.
+-- On an empty project this creates the tables. If a web app already created `training_runs` and `trainer_workers`, their
+-- columns, rows, triggers, policies and grants stay, and only the missing parts are added.
 
-create schema if not exists trainer;  -- helpers that no API may call
-comment on schema trainer is 'Internals of the training queue; never expose it through the API.';
+create schema if not exists trainer;  -- helpers that the API must not expose
+comment on schema trainer is 'Internals of the training queue. Never expose this schema through the API.';
 
 do $$
 declare
@@ -36,7 +36,7 @@ begin
       created_at timestamptz not null default now(),
       updated_at timestamptz not null default now()
     );
-    -- Supabase grants new tables to everybody; what an app made keeps the grants that it has
+    -- Supabase grants new tables to every role; a table that the app created keeps its grants
     for outsider in select rolname from pg_roles where rolname in ('anon', 'authenticated') loop
       execute format('revoke all on public.training_runs from %I', outsider);
     end loop;
@@ -72,19 +72,23 @@ alter table public.training_runs
   add column if not exists progress_epoch integer not null default 0,
   add column if not exists last_reported_epoch integer not null default 0,
   add column if not exists last_reported_attempt integer not null default 0,
-  add column if not exists finish_requested boolean not null default false;
+  add column if not exists finish_requested boolean not null default false,
+  add column if not exists run_group text,
+  add column if not exists run_tags text[] not null default '{}';
 
-comment on column public.training_runs.attempt is 'Ordinal of the claim; never repeats, names the bucket prefix and the events.';
-comment on column public.training_runs.failures is 'Attempts lost since the last progress; at max_attempts the run fails.';
-comment on column public.training_runs.host_failures is 'How often the host of each worker failed the run since the last progress: {worker_id: times}. Only the first of each is in failures.';
-comment on column public.training_runs.claim_id is 'The fence: every write of a worker carries it. Kept after the end, for replays.';
-comment on column public.training_runs.lease_expires_at is 'Until when the claim is held. On a queued run: expired, and may still be revived.';
-comment on column public.training_runs.not_before is 'Back-off: not to be claimed earlier.';
-comment on column public.training_runs.needs_gpus is 'What the configuration requires, kept by a trigger: a claim reads no JSON. Null: from before there was one.';
-comment on column public.training_runs.progress_epoch is 'The highest epoch of which a checkpoint was kept: progress since the last crash.';
-comment on column public.training_runs.last_reported_epoch is 'The epoch that the history told last; an attempt that resumes after a later one tells those between.';
-comment on column public.training_runs.last_reported_attempt is 'The attempt that told it; one that resumes from before that attempt tells all its epochs.';
-comment on column public.training_runs.checkpoint is 'The newest resumable state in the bucket: {epoch, sha256, bytes, key}.';
+comment on column public.training_runs.attempt is 'Number of the claim, from 1. Never repeats; part of the key of every artifact and event.';
+comment on column public.training_runs.failures is 'Attempts lost since the last progress. At max_attempts the run fails.';
+comment on column public.training_runs.host_failures is 'How often the host of each worker failed since the last progress: {worker_id: count}. Only the first of each worker counts in failures.';
+comment on column public.training_runs.claim_id is 'The fencing token: every write of a worker carries it. Kept after the end for repeated calls. Never show it to users.';
+comment on column public.training_runs.lease_expires_at is 'Until when the claim holds the run. On a queued run: expired; the worker may still return and extend it.';
+comment on column public.training_runs.not_before is 'Backoff: the run is not claimed before this time.';
+comment on column public.training_runs.needs_gpus is 'What the configuration requires, set by a trigger so that a claim reads no JSON. Null: the row is older than the trigger.';
+comment on column public.training_runs.progress_epoch is 'The highest epoch with a checkpoint: progress since the last crash.';
+comment on column public.training_runs.last_reported_epoch is 'The last epoch in the history. An attempt that resumes from a later checkpoint reports the epochs between.';
+comment on column public.training_runs.last_reported_attempt is 'The attempt that reported last_reported_epoch. An attempt that resumes from an older checkpoint reports all its epochs.';
+comment on column public.training_runs.checkpoint is 'The newest checkpoint in the artifacts bucket: {epoch, sha256, bytes, key}.';
+comment on column public.training_runs.run_group is 'Runs that belong together, such as the trials of one search. (`group` is a reserved word.)';
+comment on column public.training_runs.run_tags is 'Labels for lists and searches.';
 
 alter table public.trainer_workers
   add column if not exists status_message text,
@@ -104,7 +108,7 @@ alter table public.trainer_workers
   add column if not exists cpu text,
   add column if not exists ram_gb numeric;
 
-comment on column public.trainer_workers.status_message is 'Why the worker is unhealthy and claims no run; null otherwise.';
+comment on column public.trainer_workers.status_message is 'Why the worker is unhealthy and claims no runs; null otherwise.';
 
 create table if not exists public.training_run_events (
   run_id uuid not null references public.training_runs (id) on delete cascade,
@@ -115,9 +119,9 @@ create table if not exists public.training_run_events (
   data jsonb not null default '{}',
   primary key (run_id, attempt, seq)
 );
-comment on table public.training_run_events is 'A run''s history, append-only. From seq 1000000 on the queue itself speaks.';
+comment on table public.training_run_events is 'The history of each run, append-only. Events with seq >= 1000000 were written by the queue itself.';
 
--- runs whose history began before there was such a column
+-- for runs whose history started before the column existed
 update public.training_runs r set last_reported_epoch = h.epoch
 from (
   select e.run_id, max(case when e.data ->> 'epoch' ~ '^[0-9]{1,9}$' then (e.data ->> 'epoch')::integer end) as epoch
@@ -125,7 +129,7 @@ from (
 ) h
 where h.run_id = r.id and h.epoch > r.last_reported_epoch and r.status in ('queued', 'running', 'canceling');
 
--- Partial, so that a million finished runs cost the claim nothing.
+-- Partial indexes: a million finished runs do not slow down a claim.
 create index if not exists training_runs_next_idx
   on public.training_runs (priority desc, created_at, id) where status = 'queued';
 create index if not exists training_runs_lease_idx
@@ -136,6 +140,10 @@ create unique index if not exists training_runs_claim_idx
   on public.training_runs (claim_id) where claim_id is not null;
 create index if not exists training_runs_recent_idx
   on public.training_runs (created_at desc, id);
+create index if not exists training_runs_group_idx
+  on public.training_runs (run_group, created_at desc, id) where run_group is not null;
+create index if not exists training_runs_tags_idx
+  on public.training_runs using gin (run_tags);
 
 create or replace function trainer.touch_updated_at() returns trigger
 language plpgsql set search_path = '' as $$
@@ -147,11 +155,11 @@ end $$;
 create or replace function trainer.guard_ending() returns trigger
 language plpgsql set search_path = '' as $$
 begin
-  -- A cancel that was clicked on a stale page arrives after the end: the end stands.
+  -- A cancel from a stale page arrives after the run has ended: the outcome stays.
   if old.status in ('completed', 'failed', 'canceled') and new.status in ('canceling', 'canceled') then
     return old;
   end if;
-  -- A worker that gives a run back gives its lease back, too; the queue takes it only after the lease has expired.
+  -- A worker that releases a run clears its lease; the queue requeues a run only after the lease has expired.
   if old.status in ('running', 'canceling') and new.status = 'queued' and new.lease_expires_at > now() then
     raise exception using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name,
       constraint = 'trainer_run_is_held',
@@ -161,11 +169,11 @@ begin
     new.lease_expires_at := null;
     new.host_failures := '{}';
   end if;
-  -- nothing resumes from it any more, and the worker removes its object
+  -- no attempt will resume from it, and the worker deletes its object
   if new.status in ('completed', 'canceled') then
     new.checkpoint := null;
   end if;
-  -- Somebody queues an ended run again: nothing of its end is left. The number of its attempts goes on.
+  -- A user queues an ended run again: its outcome is cleared. The attempt number continues.
   if old.status in ('completed', 'failed', 'canceled') and new.status = 'queued' then
     new.finish_requested := false;
     new.cancel_requested := false;
@@ -191,7 +199,7 @@ do $$
 declare
   touched text;
 begin
-  -- an app that keeps updated_at itself goes on doing so
+  -- skipped where the app's own trigger already sets updated_at
   foreach touched in array array['training_runs', 'trainer_workers'] loop
     if not exists (
       select from pg_catalog.pg_trigger t

@@ -1,13 +1,13 @@
 -- The state machine of the training queue: every change that a worker makes to a run is one of these calls.
 --
--- Each is atomic, answers the same when it is repeated after a lost response, and knows no clock but now().
--- A call of a worker that no longer holds the run is answered 'lost' and changes nothing.
+-- Each call is atomic and idempotent, and uses no clock but now(). A worker that no longer holds the run gets the
+-- answer 'lost', and the call changes nothing.
 
--- ── helpers, out of the API's reach ──
+-- ── helpers that the API does not expose ──
 
 create or replace function trainer.number(value jsonb) returns numeric
 language sql immutable parallel safe set search_path = '' as $$
-  -- a JSON number, or a string that holds one; anything else is no number
+  -- a JSON number, or a string that contains one; null for anything else
   select case
     when jsonb_typeof(value) in ('number', 'string') and value #>> '{}' ~ '^\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*$'
       then (value #>> '{}')::numeric
@@ -21,10 +21,10 @@ declare
   device jsonb;
   devices integer := 0;
 begin
-  -- every claim reads this of every run in its way: what is large is not read, asks for nothing, and fails as a request
+  -- every claim reads this for many runs: a large configuration is not read, requires nothing, and the worker rejects it
   if pg_catalog.pg_column_size(configuration) > 1000000 then
     configuration := null;
-  elsif jsonb_typeof(configuration) = 'string' then  -- JSON text inside the JSON column is legal
+  elsif jsonb_typeof(configuration) = 'string' then  -- the column may hold JSON text inside a JSON string
     begin
       configuration := case when length(configuration #>> '{}') <= 1000000 then (configuration #>> '{}')::jsonb end;
     exception when others then
@@ -54,9 +54,9 @@ language sql immutable parallel safe set search_path = '' as $$
   from trainer.requirements(configuration) as needs
 $$;
 
--- Refuses what no worker would read, with a sentence that an app can show, and notes what the run requires.
--- A trigger, because a CHECK would be evaluated again at every heartbeat, and a row that broke it before there was one could
--- never be ended: every UPDATE of it would be refused.
+-- Rejects values that no worker reads, with a message that an app can show, and stores what the run requires.
+-- A trigger, because a CHECK is evaluated at every heartbeat, and a row that violated it before the CHECK existed could never
+-- end: every UPDATE of it would fail.
 create or replace function trainer.guard_request() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -65,6 +65,9 @@ declare
     when length(new.run_name) > 1000 then 'run_name: longer than 1000 characters'
     when length(new.base_model) > 1000 then 'base_model: longer than 1000 characters'
     when length(new.data_yaml) > 10000 then 'data_yaml: longer than 10000 characters'
+    when length(new.run_group) > 200 then 'run_group: longer than 200 characters'
+    when cardinality(new.run_tags) > 50 or exists (select from unnest(new.run_tags) as tag where length(tag) > 100)
+      then 'run_tags: more than 50 tags, or one is longer than 100 characters'
     when length(content) > 1000000 then 'configuration: longer than 1000000 characters; send the settings only'
     when jsonb_path_exists(new.configuration, '$.**{32} ? (@.type() == "object" || @.type() == "array")')
       then 'configuration: nested deeper than 32 levels; send the settings only'
@@ -82,11 +85,11 @@ begin
 end $$;
 
 create or replace trigger trainer_guard_request
-  before insert or update of run_name, base_model, data_yaml, configuration, needs_gpus, needs_gpu_memory_gb
+  before insert or update of run_name, base_model, data_yaml, configuration, needs_gpus, needs_gpu_memory_gb, run_group, run_tags
   on public.training_runs
   for each row execute function trainer.guard_request();
 
--- Whether a worker has what a run requires. The configuration is read only where a run's needs were not noted.
+-- Returns whether a worker has what a run requires. Reads the configuration only if the requirements are not stored.
 create or replace function trainer.can_serve(
   capabilities jsonb, needs_gpus numeric, needs_gpu_memory_gb numeric, configuration jsonb
 ) returns boolean
@@ -100,7 +103,7 @@ $$;
 
 create or replace function trainer.next(count integer) returns integer
 language sql immutable parallel safe set search_path = '' as $$
-  select least(count, 2147483646) + 1  -- a count at the end of its range must not stop the queue
+  select least(count, 2147483646) + 1  -- a count at its maximum must not stop the queue
 $$;
 
 create or replace function trainer.back_off(failures integer) returns interval
@@ -108,7 +111,7 @@ language sql immutable parallel safe set search_path = '' as $$
   select least(10 * 2 ^ least(greatest(failures - 1, 0), 10), 600) * interval '1 second'
 $$;
 
--- A worker whose host failed a run is offered it later than others, by two polls.
+-- A worker whose host failed a run gets it later than other workers, by two polls.
 create or replace function trainer.head_start(host_failures jsonb, worker_id text) returns interval
 language sql immutable parallel safe set search_path = '' as $$
   select case when host_failures ? worker_id then 2 * trainer.back_off(1) else interval '0' end
@@ -123,7 +126,7 @@ language sql immutable parallel safe set search_path = '' as $$
   end
 $$;
 
--- Writes into the history what the queue itself did to a run.
+-- Adds an event about what the queue itself did to a run.
 create or replace function trainer.record(run_id uuid, attempt integer, kind text, data jsonb) returns void
 language sql set search_path = '' as $$
   insert into public.training_run_events (run_id, attempt, seq, at, kind, data)
@@ -132,13 +135,13 @@ language sql set search_path = '' as $$
   where e.run_id = record.run_id and e.attempt = record.attempt
 $$;
 
--- The epoch of an event, or null: the training process, which writes it, may write anything.
+-- Returns the epoch of an event, or null. The training process writes events, so they may hold anything.
 create or replace function trainer.epoch(data jsonb) returns integer
 language sql immutable parallel safe set search_path = '' as $$
   select case when data ->> 'epoch' ~ '^[0-9]{1,9}$' then (data ->> 'epoch')::integer end
 $$;
 
--- Stores a worker's events once each, and what the new ones among them say about epochs and checkpoints.
+-- Stores each event of a worker once, and updates epochs and checkpoint of the run from the new ones.
 create or replace function trainer.store_events(run public.training_runs, events jsonb)
 returns public.training_runs language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -160,7 +163,7 @@ begin
     select kind, trainer.epoch(data) as epoch, data from stored where kind in ('epoch', 'checkpoint') order by seq
   loop
     if saved.kind = 'epoch' then
-      run.last_reported_epoch := coalesce(saved.epoch, run.last_reported_epoch);  -- a training that starts over begins at 1 again
+      run.last_reported_epoch := coalesce(saved.epoch, run.last_reported_epoch);  -- may decrease: a training that starts over reports epoch 1 again
       run.last_reported_attempt := run.attempt;
       continue;
     end if;
@@ -177,9 +180,9 @@ begin
   return run;
 end $$;
 
--- Reports the worker alive. With `tells` the worker says how it is: `problem` replaces what it said before.
+-- Reports the worker alive. With `sets_problem`, `problem` (or null) replaces its status message.
 create or replace function trainer.see_worker(
-  worker_id text, hardware jsonb default null, tells boolean default false, problem text default null
+  worker_id text, hardware jsonb default null, sets_problem boolean default false, problem text default null
 ) returns void language plpgsql set search_path = '' as $$
 #variable_conflict use_column
 declare
@@ -196,8 +199,8 @@ begin
     f.gpu_memory_gb, f.gpu_vram_gb, f.gpu_memory_mb, f.gpu_vram_mb, f.cpu_model, f.cpu, f.ram_gb
   from jsonb_populate_record(null::public.trainer_workers, coalesce(see_worker.hardware, '{}')) as f
   on conflict (worker_id) do update set
-    status = case when not tells and w.status_message is not null then 'unhealthy' else excluded.status end,
-    status_message = case when tells then excluded.status_message else w.status_message end,
+    status = case when not sets_problem and w.status_message is not null then 'unhealthy' else excluded.status end,
+    status_message = case when sets_problem then excluded.status_message else w.status_message end,
     last_seen = excluded.last_seen,
     updated_at = excluded.updated_at,
     current_runs = excluded.current_runs,
@@ -217,7 +220,7 @@ begin
     ram_gb = coalesce(excluded.ram_gb, w.ram_gb);
 end $$;
 
--- Writes the columns that a worker may change; `run` is the row as it shall be.
+-- Writes the columns that a worker may change.
 create or replace function trainer.save(run public.training_runs) returns void
 language sql set search_path = '' as $$
   update public.training_runs set
@@ -245,7 +248,7 @@ language sql set search_path = '' as $$
   where id = run.id
 $$;
 
--- Counts a lost attempt. Of the failures of a worker's own host only the first counts.
+-- Counts a lost attempt. Of the failures of one worker's host only the first counts.
 create or replace function trainer.lost(run public.training_runs, host_failed boolean) returns public.training_runs
 language plpgsql set search_path = '' as $$
 declare
@@ -261,7 +264,7 @@ begin
   return run;
 end $$;
 
--- The pause before the next attempt; it grows also with those that do not count.
+-- Returns the wait before the next attempt; attempts that do not count increase it, too.
 create or replace function trainer.pause_after(run public.training_runs) returns interval
 language sql set search_path = '' as $$
   select trainer.back_off(least(run.failures + coalesce(sum(trainer.number(value) - 1), 0), 100)::integer)
@@ -280,7 +283,7 @@ begin
   return run;
 end $$;
 
--- Whether a run could be written. A rule of the app's (a constraint, a trigger) may refuse one; the others go on.
+-- Writes a run and returns whether that succeeded. A constraint or trigger of the app may reject one run; others continue.
 create or replace function trainer.try_save(run public.training_runs) returns boolean
 language plpgsql set search_path = '' as $$
 begin
@@ -291,7 +294,7 @@ exception when integrity_constraint_violation or data_exception or raise_excepti
   return false;
 end $$;
 
--- The row if this claim still holds it, locked; a run that expired and that nobody took is held again.
+-- Returns the row, locked, if this claim holds it. An expired run that no other worker claimed is held again.
 create or replace function trainer.held(run_id uuid, claim_id uuid) returns public.training_runs
 language plpgsql set search_path = '' as $$
 declare
@@ -325,16 +328,16 @@ begin
     where r.status in ('running', 'canceling') and case
       when r.lease_expires_at is not null then r.lease_expires_at < now()
       when r.status = 'canceling' then true
-      -- left by a service that knew no leases
+      -- left by a service without leases
       else coalesce(r.heartbeat_at, r.started_at, r.updated_at) < now() - interval '60 seconds'
     end
-    limit 500  -- a claim has to end within the API's statement timeout; the next one goes on
+    limit 500  -- a claim must end within the API's statement timeout; the next claim settles the rest
     for update skip locked
   loop
     if run.status = 'canceling' or run.cancel_requested then
       run := trainer.canceled(run);
       kind := 'canceled';
-      reason := 'The run was to be canceled, and its worker is gone.';
+      reason := 'The run was being canceled when its worker stopped renewing the lease.';
     else
       run.failures := trainer.next(run.failures);
       kind := 'lease_expired';
@@ -344,10 +347,10 @@ begin
         run.completed_at := now();
         run.lease_expires_at := null;
         run.error_message := format(
-          'The worker vanished %s times without progress (last: %s); see its log and that of its host (killed, out of memory, power), then queue the run again.',
+          'The worker stopped %s times without progress (last: %s). Check its log and its host (process killed, out of memory, power), then queue the run again.',
           run.failures, coalesce(run.worker_id, 'unknown'));
       else
-        run.status := 'queued';  -- claim and lease stay, so that the worker may come back before another takes over
+        run.status := 'queued';  -- claim and lease stay, so that the worker can continue if it returns before another worker claims the run
         run.not_before := case when run.failures = 1 then now() else now() + trainer.back_off(run.failures) end;
       end if;
     end if;
@@ -366,7 +369,7 @@ begin
     run := trainer.canceled(run);
     if trainer.try_save(run) then
       perform trainer.record(run.id, run.attempt, 'canceled',
-        jsonb_build_object('reason', 'The run was canceled before a worker took it.', 'worker_id', run.worker_id));
+        jsonb_build_object('reason', 'The run was canceled before a worker claimed it.', 'worker_id', run.worker_id));
       settled := settled + 1;
     end if;
   end loop;
@@ -382,7 +385,7 @@ declare
   run public.training_runs;
   refused uuid[] := '{}';
 begin
-  -- a repeated call waits for the first one to end instead of taking a second run
+  -- a repeated call waits for the first one instead of claiming a second run
   perform pg_advisory_xact_lock(hashtextextended(claim_training_run.claim_id::text, 0));
   select r.* into run from public.training_runs r where r.claim_id = claim_training_run.claim_id for update;
   if found then
@@ -418,7 +421,7 @@ begin
     exit when trainer.try_save(run);
     refused := refused || run.id;
   end loop;
-  perform trainer.see_worker(claim_training_run.worker_id, capabilities -> 'hardware', tells => true);
+  perform trainer.see_worker(claim_training_run.worker_id, capabilities -> 'hardware', sets_problem => true);
   if run.id is not null then
     return next run;
   end if;
@@ -464,18 +467,18 @@ create or replace function public.finish_training_run(
 ) returns text
 language plpgsql security definer set search_path = '' as $$
 declare
-  said text := finish_training_run.status;
+  outcome text := finish_training_run.status;
   run public.training_runs;
 begin
-  if said is null or said not in ('completed', 'failed', 'canceled', 'queued') then
-    raise exception 'a run ends as completed, failed, canceled or queued, not as %', said using errcode = '22023';
+  if outcome is null or outcome not in ('completed', 'failed', 'canceled', 'queued') then
+    raise exception 'a run ends as completed, failed, canceled or queued, not as %', outcome using errcode = '22023';
   end if;
   run := trainer.held(finish_training_run.run_id, finish_training_run.claim_id);
   if run.id is null then
     return coalesce((
       select r.status from public.training_runs r
       where r.id = finish_training_run.run_id and r.claim_id = finish_training_run.claim_id
-        and (r.status = said or (said = 'queued' and r.status in ('failed', 'canceled')))
+        and (r.status = outcome or (outcome = 'queued' and r.status in ('failed', 'canceled')))
     ), 'lost');
   end if;
 
@@ -484,22 +487,22 @@ begin
   run.trained_model_url := coalesce(finish_training_run.trained_model_url, run.trained_model_url);
   run.error_message := finish_training_run.error_message;
   run.lease_expires_at := null;
-  if said = 'queued' and (run.status = 'canceling' or run.cancel_requested) then
+  if outcome = 'queued' and (run.status = 'canceling' or run.cancel_requested) then
     run.error_message := null;
-    said := 'canceled';
+    outcome := 'canceled';
   end if;
-  if said = 'queued' then
+  if outcome = 'queued' then
     run := trainer.lost(run, finish_training_run.host_failed);
-    said := case when run.failures >= run.max_attempts then 'failed' else 'queued' end;
+    outcome := case when run.failures >= run.max_attempts then 'failed' else 'queued' end;
   end if;
-  case said
+  case outcome
     when 'canceled' then
       run := trainer.canceled(run);
     when 'queued' then
-      run.status := said;
+      run.status := outcome;
       run.not_before := now() + trainer.pause_after(run);
     else
-      run.status := said;
+      run.status := outcome;
       run.completed_at := now();
   end case;
   perform trainer.save(run);
@@ -539,16 +542,16 @@ begin
   return run.status;
 end $$;
 
--- A worker that claims nothing says that it is alive, and what is wrong with it.
+-- Reports that a worker is alive although it claims nothing, and its problem.
 create or replace function public.report_trainer_worker(
   worker_id text, problem text default null, hardware jsonb default null
 ) returns void language sql security definer set search_path = '' as $$
   select trainer.see_worker(report_trainer_worker.worker_id, report_trainer_worker.hardware, true, problem)
 $$;
 
--- ── for those who queue runs ──
+-- ── for users who queue runs ──
 
--- Runs with the caller's own rights: whoever may see and edit the run may cancel it.
+-- Cancels a run with the caller's own rights: anyone who can see and edit the run can cancel it.
 create or replace function public.cancel_training_run(run_id uuid) returns setof public.training_runs
 language sql set search_path = '' as $$
   update public.training_runs as r set
@@ -561,16 +564,33 @@ language sql set search_path = '' as $$
   returning r.*
 $$;
 
--- One run, for a worker that may not read the table.
+-- Deletes a run and its events with the caller's own rights, unless a worker holds a lease on it.
+create or replace function public.delete_training_run(run_id uuid) returns text
+language plpgsql set search_path = '' as $$
+declare
+  run public.training_runs;
+begin
+  select r.* into run from public.training_runs r where r.id = delete_training_run.run_id for update;
+  if run.id is null then
+    return 'missing';
+  end if;
+  if run.status in ('running', 'canceling') and run.lease_expires_at > now() then
+    return 'held';
+  end if;
+  delete from public.training_runs r where r.id = run.id;
+  return 'deleted';
+end $$;
+
+-- Returns one run, for a worker that may not read the table.
 create or replace function public.read_training_run(run_id uuid) returns setof public.training_runs
 language sql stable security definer set search_path = '' as $$
   select r.* from public.training_runs r where r.id = read_training_run.run_id
 $$;
 
 create or replace function public.trainer_schema_version() returns integer
-language sql immutable set search_path = '' as $$ select 3 $$;
+language sql immutable set search_path = '' as $$ select 4 $$;
 
--- What an app's own policies leave open, one sentence each, for the operator to judge.
+-- Returns a warning for each way in that the app's own policies leave open. The operator decides about them.
 create or replace function public.trainer_access_warnings() returns setof text
 language sql stable security definer set search_path = '' as $$
   select format('policy "%s" on %s lets anonymous users %s', p.policyname, p.tablename,

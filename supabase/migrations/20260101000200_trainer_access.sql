@@ -1,6 +1,5 @@
--- Who may do what. Signed-in users queue, read and cancel their own runs; a worker calls the queue's functions; nobody
--- else does anything. What an app granted, and what its own policies allow, stays: trainer_access_warnings() tells
--- what that leaves open.
+-- Access rights. Signed-in users queue, read and cancel their own runs; a worker calls the queue's functions; all other
+-- roles get nothing. The app's own grants and policies stay; trainer_access_warnings() lists the ways in that they open.
 
 do $$
 begin
@@ -8,7 +7,7 @@ begin
     create role trainer_worker nologin;
   end if;
   if exists (select from pg_roles where rolname = 'authenticator') then
-    grant trainer_worker to authenticator;  -- so that a JWT with "role": "trainer_worker" is served
+    grant trainer_worker to authenticator;  -- accepts a JWT with "role": "trainer_worker"
   end if;
   grant usage on schema public to trainer_worker;
 end $$;
@@ -21,17 +20,21 @@ declare
   api_role record;
 begin
   for callable in
-    select p.oid::regprocedure as name, p.proname = 'cancel_training_run' as for_users
+    select p.oid::regprocedure as name, p.proname = 'cancel_training_run' as for_users,
+      p.proname = 'delete_training_run' as for_service_only
     from pg_proc p
     where p.pronamespace = 'public'::regnamespace and p.proname in (
       'settle_training_runs', 'claim_training_run', 'peek_training_run', 'beat_training_run', 'finish_training_run',
-      'release_training_run', 'report_trainer_worker', 'read_training_run', 'cancel_training_run', 'trainer_schema_version',
+      'release_training_run', 'report_trainer_worker', 'read_training_run', 'cancel_training_run', 'delete_training_run',
+      'trainer_schema_version',
       'trainer_access_warnings')
   loop
     execute format('revoke all on function %s from public', callable.name);
     for api_role in
-      select rolname as name, case when callable.for_users
-          then rolname in ('authenticated', 'service_role') else rolname in ('trainer_worker', 'service_role')
+      select rolname as name, case
+          when callable.for_users then rolname in ('authenticated', 'service_role')
+          when callable.for_service_only then rolname = 'service_role'
+          else rolname in ('trainer_worker', 'service_role')
         end as may_call
       from pg_roles where rolname in ('anon', 'authenticated', 'service_role', 'trainer_worker')
     loop
@@ -50,7 +53,7 @@ alter table public.training_run_events enable row level security;
 
 do $$
 declare
-  -- as auth.uid() and auth.jwt() read them; an app may write either into created_by
+  -- the same claims as auth.uid() and auth.jwt(); an app may write the id or the email into created_by
   mine constant text := $mine$created_by = any (array[
     (select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub'),
     (select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'email')])$mine$;
@@ -66,7 +69,7 @@ begin
   end if;
 
   grant select on public.training_runs, public.trainer_workers to authenticated;
-  grant insert (id, run_name, project_id, step_id, status, base_model, configuration, data_yaml, created_by)
+  grant insert (id, run_name, project_id, step_id, status, base_model, configuration, data_yaml, created_by, run_group, run_tags)
     on public.training_runs to authenticated;
   grant update (status, cancel_requested, canceled_at, completed_at, error_message)
     on public.training_runs to authenticated;
@@ -87,7 +90,7 @@ begin
     ' using (status in (''queued'', ''running'', ''canceling'') and %1$s)'
     ' with check (status in (''canceling'', ''canceled'') and cancel_requested and %1$s)', mine);
   create policy trainer_users_read on public.trainer_workers for select to authenticated using (true);
-  -- whoever sees the run sees its history
+  -- users who can read the run can read its history
   create policy trainer_users_read on public.training_run_events for select to authenticated
     using (exists (select from public.training_runs r where r.id = run_id));
 end $$;
@@ -120,7 +123,7 @@ begin
     create policy trainer_worker_artifacts on storage.objects for all to trainer_worker
       using (bucket_id = 'training-artifacts') with check (bucket_id = 'training-artifacts');
   exception when insufficient_privilege then
-    raise warning 'trainer_worker gets no access to storage (%): let its owner grant it, or run the trainer with a service key',
+    raise warning 'trainer_worker gets no access to storage (%). Let the owner of the storage schema grant it, or run the trainer with a service key.',
       sqlerrm;
   end;
 end $$;

@@ -89,7 +89,8 @@ class Service:
         queue = SqliteQueue(self.home / "queue.db")
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            row = queue.get(run_id)
+            found = queue.get(run_id)
+            row = found and found.as_json()
             if row and holds(row):
                 return row
             time.sleep(0.1)

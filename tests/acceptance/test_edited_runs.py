@@ -64,16 +64,10 @@ class Table:
         self.service.wait_until(run_id, lambda _: not self.service.children(), seconds=30)
 
     def epochs(self, run_id, attempt):
-        return [
-            e["data"]["epoch"] for e in self.queue.events(run_id) if e["kind"] == "epoch" and e["attempt"] == attempt
-        ]
+        return [e.data["epoch"] for e in self.queue.events(run_id) if e.kind == "epoch" and e.attempt == attempt]
 
     def told(self, run_id, code):
-        return [
-            e["data"]["message"]
-            for e in self.queue.events(run_id)
-            if e["kind"] == "warning" and e["data"]["code"] == code
-        ]
+        return [e.data["message"] for e in self.queue.events(run_id) if e.kind == "warning" and e.data["code"] == code]
 
     def folder(self, run_id, attempt):
         return self.service.home / "runs" / (f"train_{run_id}" + (f"-{attempt}" if attempt > 1 else ""))

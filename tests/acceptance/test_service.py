@@ -237,7 +237,7 @@ def test_two_slots_train_two_runs_and_a_third_waits(home, data):
         service.wait_until(runs[1], lambda row: row["progress_epoch"] >= 1)
         queue = SqliteQueue(home / "queue.db")
 
-        assert [queue.get(run)["status"] for run in runs] == ["running", "running", "queued"]
+        assert [queue.get(run).status for run in runs] == ["running", "running", "queued"]
         for run in runs:
             service.wait(run, "completed")
 

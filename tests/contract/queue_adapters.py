@@ -19,6 +19,7 @@ import pytest
 from trainer.core.job import Lease, RunEvent, RunRequest
 from trainer.core.ports import Queue, RunTable, Worker
 from trainer.jobs.sqlite import SqliteQueue
+from trainer.jobs.sqlite_file import loaded
 
 ADAPTERS = ("sqlite", "supabase")
 
@@ -46,6 +47,9 @@ class QueueLab(Protocol):
 
     def delete(self, run_id: str) -> None:
         """Delete the row as the web app does."""
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """All runs by id with every column that the database has, the fencing token included."""
 
     def worker(self, worker_id: str) -> dict[str, Any] | None:
         """The row of trainer_workers."""
@@ -90,6 +94,12 @@ class SqliteLab:
     def delete(self, run_id: str) -> None:
         self._execute("delete from training_runs where id = ?", [run_id])
 
+    def rows(self) -> dict[str, dict[str, Any]]:
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.row_factory = sqlite3.Row
+            found = [dict(row) for row in connection.execute("select * from training_runs")]
+        return {row["id"]: {name: loaded(name, value) for name, value in row.items()} for row in found}
+
     def worker(self, worker_id: str) -> dict[str, Any] | None:
         with closing(sqlite3.connect(self.path)) as connection:
             connection.row_factory = sqlite3.Row
@@ -104,7 +114,9 @@ class SqliteLab:
 
 def _stored(columns: dict[str, Any]) -> list[Any]:
     return [
-        json.dumps(value) if name in ("configuration", "results", "checkpoint") and value is not None else value
+        json.dumps(value)
+        if name in ("configuration", "results", "checkpoint", "run_tags") and value is not None
+        else value
         for name, value in columns.items()
     ]
 

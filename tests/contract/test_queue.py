@@ -7,8 +7,9 @@ import pytest
 from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, key_of, moment
 
 from trainer.core.boottime import boottime
-from trainer.core.job import Canceled, Checkpoint, Completed, Failed, Interrupted, Retry, Verdict
+from trainer.core.job import Canceled, Checkpoint, Completed, Failed, Interrupted, Retry, Status, Verdict
 from trainer.core.ports import Worker
+from trainer.core.run_row import RunFilter
 
 DONE = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
 ENDINGS = {
@@ -26,7 +27,7 @@ def stored_for(lease):
 
 
 def kinds(lab, run_id):
-    return [row["kind"] for row in lab.queue.events(run_id)]
+    return [row.kind for row in lab.queue.events(run_id)]
 
 
 # ── claim ──
@@ -49,9 +50,10 @@ def test_a_claim_gives_the_run_as_it_was_asked_for_and_marks_the_row(queue_lab):
     )
     assert (lease.job.attempt, lease.job.checkpoint) == (1, None)
     row = queue_lab.queue.get(run_id)
-    assert (row["status"], row["worker_id"], row["claim_id"], row["attempt"]) == ("running", "w1", claim_id, 1)
-    assert moment(row["started_at"]) == moment(row["heartbeat_at"])
-    assert (moment(row["lease_expires_at"]) - moment(row["heartbeat_at"])).total_seconds() == pytest.approx(60)
+    assert (row.status, row.worker_id, row.attempt) == ("running", "w1", 1)
+    assert queue_lab.rows()[run_id]["claim_id"] == claim_id
+    assert moment(row.started_at) == moment(row.heartbeat_at)
+    assert (moment(row.lease_expires_at) - moment(row.heartbeat_at)).total_seconds() == pytest.approx(60)
     assert queue_lab.worker("w1")["status"] == "busy"
 
 
@@ -76,7 +78,7 @@ def test_a_peek_shows_the_next_run_and_leaves_it_where_it_is(queue_lab):
     run_id = enqueue(queue_lab)
     assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
     row = queue_lab.queue.get(run_id)
-    assert (row["status"], row["attempt"], row["claim_id"]) == ("queued", 0, None)
+    assert (row.status, row.attempt, row.lease_expires_at) == ("queued", 0, None)
     assert claim(queue_lab).job.id == run_id
     assert queue_lab.queue.peek(Worker(id="w1")) is None
 
@@ -114,15 +116,15 @@ def test_a_repeated_claim_gives_the_same_run_and_not_a_second_one(queue_lab):
     claim_id = str(uuid.uuid4())
     first, again = claim(queue_lab, claim_id=claim_id), claim(queue_lab, claim_id=claim_id)
     assert first.job == again.job
-    assert queue_lab.queue.get(first.job.id)["attempt"] == 1
+    assert queue_lab.queue.get(first.job.id).attempt == 1
 
 
 def test_a_repeated_claim_extends_the_lease_as_long_as_its_worker_will_trust_it(queue_lab):
     run_id, claim_id = enqueue(queue_lab), str(uuid.uuid4())
     claim(queue_lab, claim_id=claim_id, seconds=10)
-    first = moment(queue_lab.queue.get(run_id)["lease_expires_at"])
+    first = moment(queue_lab.queue.get(run_id).lease_expires_at)
     assert claim(queue_lab, claim_id=claim_id, seconds=100)
-    assert (moment(queue_lab.queue.get(run_id)["lease_expires_at"]) - first).total_seconds() >= 90
+    assert (moment(queue_lab.queue.get(run_id).lease_expires_at) - first).total_seconds() >= 90
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -131,7 +133,7 @@ def test_a_claim_repeated_after_its_run_ended_gives_nothing(queue_lab, ending):
     enqueue(queue_lab)
     queue_lab.queue.finish(lease, ENDINGS[ending], [])
     assert claim(queue_lab, claim_id=lease.claim_id) is None
-    assert len([row for row in queue_lab.queue.recent(9) if row["status"] == "running"]) == 0
+    assert queue_lab.queue.list(RunFilter(status=(Status.RUNNING,))).runs == ()
 
 
 def test_one_claim_sent_many_times_at_once_takes_one_run(queue_lab):
@@ -140,7 +142,7 @@ def test_one_claim_sent_many_times_at_once_takes_one_run(queue_lab):
     claim_id = str(uuid.uuid4())
     leases = side_by_side([lambda: claim(queue_lab, claim_id=claim_id)] * 8)
     assert len({lease.job.id for lease in leases}) == 1
-    assert len([row for row in queue_lab.queue.recent(9) if row["status"] == "running"]) == 1
+    assert len(queue_lab.queue.list(RunFilter(status=(Status.RUNNING,))).runs) == 1
 
 
 def test_64_workers_after_one_run_have_one_winner(queue_lab):
@@ -150,7 +152,7 @@ def test_64_workers_after_one_run_have_one_winner(queue_lab):
         [lambda q=queue, n=n: q.claim(Worker(id=f"w{n}"), str(uuid.uuid4()), 60) for n, queue in enumerate(queues)]
     )
     assert [lease.job.id for lease in leases if lease] == [run_id]
-    assert queue_lab.queue.get(run_id)["attempt"] == 1
+    assert queue_lab.queue.get(run_id).attempt == 1
 
 
 def test_64_workers_take_each_of_200_runs_exactly_once(queue_lab):
@@ -238,7 +240,7 @@ def test_a_run_is_given_to_a_worker_that_has_what_it_requires(queue_lab, configu
     run_id = queue_lab.insert(configuration=configuration)
     lease = claim(queue_lab, **capabilities)
     assert (lease is not None) == served
-    assert queue_lab.queue.get(run_id)["status"] == ("running" if served else "queued")
+    assert queue_lab.queue.get(run_id).status == ("running" if served else "queued")
 
 
 def test_a_run_that_nobody_can_serve_does_not_block_the_others(queue_lab):
@@ -260,8 +262,8 @@ def test_a_beat_extends_the_lease_and_says_go_on(queue_lab):
     expire(queue_lab, lease.job.id)
     assert queue_lab.queue.beat(lease, None, []) is Verdict.OK
     row = queue_lab.queue.get(lease.job.id)
-    assert (moment(row["lease_expires_at"]) - moment(row["heartbeat_at"])).total_seconds() == pytest.approx(60)
-    assert row["results"] is None
+    assert (moment(row.lease_expires_at) - moment(row.heartbeat_at)).total_seconds() == pytest.approx(60)
+    assert row.results is None
 
 
 def test_a_beat_reports_its_worker_busy(queue_lab):
@@ -277,7 +279,7 @@ def test_progress_replaces_its_own_keys_of_the_results_and_keeps_the_others(queu
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 1, "eta": "0:10"}, "metrics": {"epoch": 1}}, [])
     queue_lab.queue.beat(lease, {"progress": {"epoch": 2}}, [])
-    assert queue_lab.queue.get(lease.job.id)["results"] == {"progress": {"epoch": 2}, "metrics": {"epoch": 1}}
+    assert queue_lab.queue.get(lease.job.id).results == {"progress": {"epoch": 2}, "metrics": {"epoch": 1}}
 
 
 @pytest.mark.parametrize("nonsense", [[1, 2], "text", 7, None])
@@ -285,7 +287,7 @@ def test_progress_replaces_results_that_are_no_object(queue_lab, nonsense):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, results=nonsense)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 2}}, []) is Verdict.OK
-    assert queue_lab.queue.get(lease.job.id)["results"] == {"progress": {"epoch": 2}}
+    assert queue_lab.queue.get(lease.job.id).results == {"progress": {"epoch": 2}}
 
 
 def test_events_are_stored_once_in_order_under_the_attempt(queue_lab):
@@ -294,13 +296,13 @@ def test_events_are_stored_once_in_order_under_the_attempt(queue_lab):
     queue_lab.queue.beat(lease, None, [first])
     queue_lab.queue.beat(lease, None, [first, second])
     rows = queue_lab.queue.events(lease.job.id)
-    assert [(row["attempt"], row["seq"], row["kind"]) for row in rows] == [
+    assert [(row.attempt, row.seq, row.kind) for row in rows] == [
         (1, first.seq, "phase"),
         (1, second.seq, "warning"),
     ]
-    assert rows[1]["data"] == {"code": "x", "message": "ü"}
-    assert rows[1]["run_id"] == lease.job.id
-    assert moment(rows[1]["at"]) == moment(second.at)
+    assert rows[1].data == {"code": "x", "message": "ü"}
+    assert rows[1].run_id == lease.job.id
+    assert moment(rows[1].at) == moment(second.at)
 
 
 def test_a_repeated_beat_changes_nothing_but_the_lease(queue_lab):
@@ -315,7 +317,7 @@ def test_a_repeated_beat_changes_nothing_but_the_lease(queue_lab):
 
 def settled(row):
     """The row without the times that every call moves."""
-    return {k: v for k, v in row.items() if k not in ("updated_at", "heartbeat_at", "lease_expires_at")}
+    return {k: v for k, v in row.as_json().items() if k not in ("updated_at", "heartbeat_at", "lease_expires_at")}
 
 
 def test_a_beat_after_an_old_one_does_not_bring_an_older_checkpoint_back(queue_lab):
@@ -325,15 +327,15 @@ def test_a_beat_after_an_old_one_does_not_bring_an_older_checkpoint_back(queue_l
     queue_lab.queue.beat(lease, None, [checkpoint(5, "k5")])
     queue_lab.queue.beat(lease, None, [old])
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["checkpoint"]["epoch"], row["progress_epoch"]) == (5, 5)
+    assert (row.checkpoint["epoch"], row.progress_epoch) == (5, 5)
 
 
 def test_only_a_checkpoint_that_others_can_reach_becomes_the_rows_checkpoint(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [checkpoint(2, "k2"), checkpoint(3)])
     row = queue_lab.queue.get(lease.job.id)
-    assert row["checkpoint"] == {"epoch": 2, "sha256": "ab" * 32, "bytes": 1002, "key": "k2"}
-    assert row["progress_epoch"] == 3
+    assert row.checkpoint == {"epoch": 2, "sha256": "ab" * 32, "bytes": 1002, "key": "k2"}
+    assert row.progress_epoch == 3
 
 
 def test_whoever_takes_a_run_over_knows_the_last_epoch_of_its_history(queue_lab):
@@ -393,7 +395,7 @@ def test_an_ended_run_is_final(queue_lab, ending, late):
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 99}}, [event()]) is Verdict.LOST
     queue_lab.queue.finish(lease, ENDINGS[late], [event()])
     assert queue_lab.queue.get(lease.job.id) == before
-    assert (before["status"], before["lease_expires_at"]) == (ending, None)
+    assert (before.status, before.lease_expires_at) == (ending, None)
     assert kinds(queue_lab, lease.job.id) == []
 
 
@@ -424,10 +426,10 @@ def test_a_completed_run_has_its_results_over_the_progress_and_its_model(queue_l
     queue_lab.queue.beat(lease, {"progress": {"epoch": 3}, "mAP": None}, [])
     assert queue_lab.queue.finish(lease, DONE, [event("finished")]) is not None
     row = queue_lab.queue.get(lease.job.id)
-    assert row["results"] == {"progress": {"epoch": 3}, "mAP": 0.5}
-    assert (row["status"], row["trained_model_url"], row["error_message"]) == ("completed", "https://x/best.pt", None)
-    assert row["completed_at"] is not None
-    assert (row["canceled_at"], row["lease_expires_at"], row["claim_id"]) == (None, None, lease.claim_id)
+    assert row.results == {"progress": {"epoch": 3}, "mAP": 0.5}
+    assert (row.status, row.trained_model_url, row.error_message) == ("completed", "https://x/best.pt", None)
+    assert row.completed_at is not None
+    assert (row.canceled_at, row.lease_expires_at) == (None, None)
     assert kinds(queue_lab, lease.job.id) == ["finished"]
     assert queue_lab.worker("w1")["status"] == "online"
 
@@ -437,9 +439,9 @@ def test_a_failed_run_says_why_and_keeps_its_results(queue_lab):
     queue_lab.queue.beat(lease, {"progress": {"epoch": 3}}, [])
     assert queue_lab.queue.finish(lease, Failed(message="No labels.", results={"artifacts": []}), []) is not None
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["error_message"]) == ("failed", "No labels.")
-    assert row["completed_at"] is not None
-    assert (row["trained_model_url"], row["results"]) == (None, {"progress": {"epoch": 3}, "artifacts": []})
+    assert (row.status, row.error_message) == ("failed", "No labels.")
+    assert row.completed_at is not None
+    assert (row.trained_model_url, row.results) == (None, {"progress": {"epoch": 3}, "artifacts": []})
 
 
 def test_a_canceled_run_keeps_what_exists_and_has_no_model(queue_lab):
@@ -447,10 +449,10 @@ def test_a_canceled_run_keeps_what_exists_and_has_no_model(queue_lab):
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, Canceled(results={"artifacts": [{"name": "last.pt"}]}), []) is not None
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["error_message"]) == ("canceled", "Canceled by user.")
-    assert row["canceled_at"] is not None
-    assert row["completed_at"] is not None
-    assert (row["results"], row["trained_model_url"]) == ({"artifacts": [{"name": "last.pt"}]}, None)
+    assert (row.status, row.error_message) == ("canceled", "Canceled by user.")
+    assert row.canceled_at is not None
+    assert row.completed_at is not None
+    assert (row.results, row.trained_model_url) == ({"artifacts": [{"name": "last.pt"}]}, None)
 
 
 @pytest.mark.parametrize("name", ["completed", "canceled", "failed", "retry", "interrupted"])
@@ -458,7 +460,7 @@ def test_only_a_run_that_may_resume_names_a_checkpoint(queue_lab, name):
     lease = claimed(queue_lab)
     assert queue_lab.queue.finish(lease, ENDINGS[name], [checkpoint(3, "k3")]) is not None
 
-    named = queue_lab.queue.get(lease.job.id)["checkpoint"]
+    named = queue_lab.queue.get(lease.job.id).checkpoint
 
     assert named is None if name in ("completed", "canceled") else named["key"] == "k3"
 
@@ -469,7 +471,7 @@ def test_run_that_is_canceled_in_the_queue_names_no_checkpoint(queue_lab):
 
     queue_lab.queue.cancel(lease.job.id)
 
-    assert queue_lab.queue.get(lease.job.id)["checkpoint"] is None
+    assert queue_lab.queue.get(lease.job.id).checkpoint is None
 
 
 def test_a_repeated_ending_is_accepted_and_changes_nothing(queue_lab):
@@ -487,17 +489,17 @@ def test_a_repeated_ending_is_accepted_and_changes_nothing(queue_lab):
 def test_a_finished_model_wins_over_a_late_cancel(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
-    assert queue_lab.queue.get(lease.job.id)["status"] == "canceling"
+    assert queue_lab.queue.get(lease.job.id).status == "canceling"
     assert queue_lab.queue.finish(lease, DONE, []) is not None
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["trained_model_url"], row["error_message"]) == ("completed", "https://x/best.pt", None)
+    assert (row.status, row.trained_model_url, row.error_message) == ("completed", "https://x/best.pt", None)
 
 
 def test_a_training_that_failed_while_it_was_being_canceled_is_failed(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is not None
-    assert queue_lab.queue.get(lease.job.id)["status"] == "failed"
+    assert queue_lab.queue.get(lease.job.id).status == "failed"
 
 
 @pytest.mark.parametrize("ending", ["retry", "interrupted"])
@@ -506,7 +508,7 @@ def test_a_run_that_is_being_canceled_is_not_queued_again(queue_lab, ending):
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is not None
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["error_message"], row["lease_expires_at"]) == ("canceled", "Canceled by user.", None)
+    assert (row.status, row.error_message, row.lease_expires_at) == ("canceled", "Canceled by user.", None)
     assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is not None
     assert claim(queue_lab) is None
 
@@ -526,7 +528,7 @@ def test_finish_returns_status_of_row(queue_lab, outcome, max_attempts, status):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, max_attempts=max_attempts)
     assert queue_lab.queue.finish(lease, ENDINGS[outcome], []) == status
-    assert queue_lab.queue.get(lease.job.id)["status"] == status
+    assert queue_lab.queue.get(lease.job.id).status == status
     assert queue_lab.queue.finish(lease, ENDINGS[outcome], []) == status, "a repeated call gets the same answer"
 
 
@@ -545,12 +547,12 @@ def test_a_released_run_is_taken_at_once_from_its_checkpoint_and_nothing_is_coun
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     assert queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease)), [event()]) is not None
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["failures"], row["not_before"], row["lease_expires_at"]) == ("queued", 0, None, None)
-    assert (row["claim_id"], row["results"]) == (lease.claim_id, {"progress": {"epoch": 7}})
-    assert row["started_at"] is not None
+    assert (row.status, row.failures, row.not_before, row.lease_expires_at) == ("queued", 0, None, None)
+    assert row.results == {"progress": {"epoch": 7}}
+    assert row.started_at is not None
     taken = claim(queue_lab, "w2")
     assert (taken.job.id, taken.job.attempt, taken.job.checkpoint) == (lease.job.id, 2, stored_for(lease))
-    assert queue_lab.queue.get(lease.job.id)["started_at"] == row["started_at"]
+    assert queue_lab.queue.get(lease.job.id).started_at == row.started_at
 
 
 def test_a_release_without_a_reachable_checkpoint_keeps_the_rows(queue_lab):
@@ -565,9 +567,9 @@ def test_the_results_of_a_released_run_are_merged_and_outlive_a_cancel(queue_lab
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     listed = {"artifacts": [{"name": "last.pt"}]}
     assert queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease), results=listed), []) is not None
-    assert queue_lab.queue.get(lease.job.id)["results"] == {"progress": {"epoch": 7}, **listed}
+    assert queue_lab.queue.get(lease.job.id).results == {"progress": {"epoch": 7}, **listed}
     row = queue_lab.queue.cancel(lease.job.id)
-    assert (row["status"], row["results"]) == ("canceled", {"progress": {"epoch": 7}, **listed})
+    assert (row.status, row.results) == ("canceled", {"progress": {"epoch": 7}, **listed})
 
 
 def test_the_results_of_a_run_that_is_retried_are_merged_and_outlive_a_cancel(queue_lab):
@@ -575,9 +577,9 @@ def test_the_results_of_a_run_that_is_retried_are_merged_and_outlive_a_cancel(qu
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     listed = {"artifacts": [{"name": "last.pt"}]}
     assert queue_lab.queue.finish(lease, Retry(message="killed", results=listed), []) is not None
-    assert queue_lab.queue.get(lease.job.id)["results"] == {"progress": {"epoch": 7}, **listed}
+    assert queue_lab.queue.get(lease.job.id).results == {"progress": {"epoch": 7}, **listed}
     row = queue_lab.queue.cancel(lease.job.id)
-    assert (row["status"], row["results"]) == ("canceled", {"progress": {"epoch": 7}, **listed})
+    assert (row.status, row.results) == ("canceled", {"progress": {"epoch": 7}, **listed})
 
 
 def test_a_retry_of_a_run_that_is_being_canceled_keeps_its_results(queue_lab):
@@ -586,7 +588,7 @@ def test_a_retry_of_a_run_that_is_being_canceled_keeps_its_results(queue_lab):
     listed = {"artifacts": [{"name": "last.pt"}]}
     assert queue_lab.queue.finish(lease, Retry(message="killed", results=listed), []) is not None
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["results"]) == ("canceled", listed)
+    assert (row.status, row.results) == ("canceled", listed)
 
 
 def test_a_worker_that_released_its_run_holds_it_no_more(queue_lab):
@@ -604,4 +606,4 @@ def test_a_run_may_be_released_as_often_as_workers_go_away(queue_lab):
         lease = claim(queue_lab)
         assert (lease.job.id, lease.job.attempt) == (run_id, attempt)
         assert queue_lab.queue.finish(lease, Interrupted(checkpoint=None), []) is not None
-    assert queue_lab.queue.get(run_id)["failures"] == 0
+    assert queue_lab.queue.get(run_id).failures == 0

@@ -22,7 +22,7 @@ def fail(lab, run_id, worker, outcome=SICK):
 
 
 def delay(row):
-    return (moment(row["not_before"]) - moment(row["updated_at"])).total_seconds()
+    return (moment(row.not_before) - moment(row.updated_at)).total_seconds()
 
 
 # ── the run ──
@@ -32,18 +32,18 @@ def test_host_failures_of_one_worker_cost_one_attempt(queue_lab):
     run_id = enqueue(queue_lab)
     for times in range(1, 7):
         row = fail(queue_lab, run_id, "sick")
-        assert (row["status"], row["failures"], row["error_message"]) == ("queued", 1, SICK.message)
-        assert row["host_failures"] == {"sick": times}
+        assert (row.status, row.failures, row.error_message) == ("queued", 1, SICK.message)
+        assert row.host_failures == {"sick": times}
 
 
 def test_host_failures_of_each_worker_cost_one_attempt_each(queue_lab):
     run_id = enqueue(queue_lab)
     for worker in ("a", "b", "a", "b"):
         row = fail(queue_lab, run_id, worker)
-    assert (row["status"], row["failures"], row["host_failures"]) == ("queued", 2, {"a": 2, "b": 2})
+    assert (row.status, row.failures, row.host_failures) == ("queued", 2, {"a": 2, "b": 2})
     row = fail(queue_lab, run_id, "c")
-    assert (row["status"], row["failures"], row["error_message"]) == ("failed", 3, SICK.message)
-    assert row["not_before"] is None
+    assert (row.status, row.failures, row.error_message) == ("failed", 3, SICK.message)
+    assert row.not_before is None
 
 
 def test_the_pause_grows_also_with_host_failures_that_cost_nothing(queue_lab):
@@ -57,16 +57,16 @@ def test_failures_that_are_not_the_hosts_count_beside_those_that_are(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "w1")
     row = fail(queue_lab, run_id, "w1", KILLED)
-    assert (row["status"], row["failures"]) == ("queued", 2)
+    assert (row.status, row.failures) == ("queued", 2)
     row = fail(queue_lab, run_id, "w1", KILLED)
-    assert (row["status"], row["error_message"]) == ("failed", KILLED.message)
+    assert (row.status, row.error_message) == ("failed", KILLED.message)
 
 
 def test_a_host_failure_sent_again_is_counted_once(queue_lab):
     lease = claimed(queue_lab, "sick")
     for _ in range(3):
         assert queue_lab.queue.finish(lease, SICK, []) is not None
-    assert queue_lab.queue.get(lease.job.id)["host_failures"] == {"sick": 1}
+    assert queue_lab.queue.get(lease.job.id).host_failures == {"sick": 1}
 
 
 def test_progress_forgives_host_failures(queue_lab):
@@ -76,21 +76,21 @@ def test_progress_forgives_host_failures(queue_lab):
     lease = claim(queue_lab, "well")
     queue_lab.queue.beat(lease, None, [checkpoint(3)])
     row = queue_lab.queue.get(run_id)
-    assert (row["failures"], row["host_failures"]) == (0, {})
+    assert (row.failures, row.host_failures) == (0, {})
     queue_lab.queue.finish(lease, Interrupted(checkpoint=None), [])
-    assert fail(queue_lab, run_id, "sick")["failures"] == 1
+    assert fail(queue_lab, run_id, "sick").failures == 1
 
 
 def test_a_run_that_ended_remembers_no_host(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "sick")
-    assert fail(queue_lab, run_id, "w1", Failed(message="Diverged."))["host_failures"] == {}
+    assert fail(queue_lab, run_id, "w1", Failed(message="Diverged.")).host_failures == {}
 
 
 def test_a_run_that_was_canceled_in_the_queue_remembers_no_host(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "sick")
-    assert queue_lab.queue.cancel(run_id)["host_failures"] == {}
+    assert queue_lab.queue.cancel(run_id).host_failures == {}
 
 
 def test_a_cancel_that_meets_a_host_failure_cancels_the_run(queue_lab):
@@ -98,7 +98,7 @@ def test_a_cancel_that_meets_a_host_failure_cancels_the_run(queue_lab):
     queue_lab.queue.cancel(lease.job.id)
     queue_lab.queue.finish(lease, SICK, [])
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["failures"], row["host_failures"]) == ("canceled", 0, {})
+    assert (row.status, row.failures, row.host_failures) == ("canceled", 0, {})
 
 
 def test_others_are_offered_the_run_before_the_worker_whose_host_failed_it(queue_lab):
@@ -123,7 +123,7 @@ def test_a_worker_that_vanishes_after_a_host_failure_is_a_lost_attempt(queue_lab
     claim(queue_lab, "w1")
     expire(queue_lab, run_id)
     assert claim(queue_lab, "w1") is None
-    assert queue_lab.queue.get(run_id)["failures"] == 2
+    assert queue_lab.queue.get(run_id).failures == 2
 
 
 # ── the worker ──
@@ -168,6 +168,6 @@ def test_a_worker_that_claims_again_is_healthy(queue_lab):
 def test_the_workers_are_listed_seen_last_first(queue_lab):
     claim(queue_lab, "w1")
     queue_lab.queue.report(Worker(id="w2"), "RUNS_DIR is full.")
-    assert [(row["worker_id"], row["status_message"]) for row in queue_lab.queue.workers()][:2] == [
+    assert [(row.worker_id, row.status_message) for row in queue_lab.queue.workers()][:2] == [
         ("w2", "RUNS_DIR is full."), ("w1", None),
     ]  # fmt: skip

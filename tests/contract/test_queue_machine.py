@@ -185,7 +185,7 @@ class QueueMachine(RuleBasedStateMachine):
             row = after[lease.job.id]
             assert (row["status"], row["claim_id"], row["worker_id"]) == ("running", claim_id, worker)
             assert lease.job.attempt == row["attempt"] == before[lease.job.id]["attempt"] + 1
-            epochs = [line["data"]["epoch"] for line in self.events_of(lease) if line["kind"] == "epoch"]
+            epochs = [line.data["epoch"] for line in self.events_of(lease) if line.kind == "epoch"]
             assert lease.job.last_reported_epoch == (epochs or [0])[-1], "what was told is told once"
             assert (row["id"], row["attempt"]) not in self.attempts, "an attempt's number never repeats"
             self.attempts[row["id"], row["attempt"]] = claim_id
@@ -203,7 +203,7 @@ class QueueMachine(RuleBasedStateMachine):
         expected = Verdict.CANCEL if wants_cancel(row) else Verdict.FINISH if row["finish_requested"] else Verdict.OK
         assert verdict is expected
         assert after[lease.job.id]["results"]["progress"] == progress["progress"]
-        assert {(line["attempt"], line["seq"]) for line in self.events_of(lease)} >= {
+        assert {(line.attempt, line.seq) for line in self.events_of(lease)} >= {
             (row["attempt"], event.seq) for event in events
         }
 
@@ -278,7 +278,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert old["failures"] - revived <= new["failures"] <= old["failures"] + 1
 
     def rows(self):
-        return {row["id"]: row for row in self.queue.recent(100) if row["id"] in self.runs}
+        return {run_id: row for run_id, row in self.lab.rows().items() if run_id in self.runs}
 
     def events_of(self, lease: Lease):
         return self.queue.events(lease.job.id)
@@ -308,8 +308,8 @@ class QueueMachine(RuleBasedStateMachine):
     def every_event_belongs_to_the_claim_of_its_attempt(self):
         for run_id in self.runs:
             for line in self.queue.events(run_id):
-                if "claim" in line["data"]:
-                    assert self.attempts[run_id, line["attempt"]] == line["data"]["claim"], "I5"
+                if "claim" in line.data:
+                    assert self.attempts[run_id, line.attempt] == line.data["claim"], "I5"
 
     def every_run_ends_when_its_workers_are_gone(self):
         """I6 and I7: however often it is claimed from now on, no run is tried more often than its attempts allow."""

@@ -94,8 +94,8 @@ def test_poisoned_row_is_claimed_fails_with_a_sentence_and_stops_nobody(queue_la
     assert queue_lab.queue.finish(lease, Failed(message=sentence), []) is not None
     assert claim(queue_lab).job.id == good
     row = queue_lab.queue.get(run_id)
-    assert (row["status"], row["error_message"]) == ("failed", sentence)
-    assert {row["id"] for row in queue_lab.queue.recent(5)} == {run_id, good}
+    assert (row.status, row.error_message) == ("failed", sentence)
+    assert {row.id for row in queue_lab.queue.list(limit=5).runs} == {run_id, good}
 
 
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
@@ -103,7 +103,7 @@ def test_poisoned_row_can_be_peeked_at_and_is_left_where_it_is(queue_lab, poison
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
     with contextlib.suppress(Unavailable):  # an answer that is too large: nothing to prefetch
         assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
-    assert queue_lab.queue.get(run_id)["status"] == "queued"
+    assert queue_lab.queue.get(run_id).status == "queued"
 
 
 @pytest.mark.parametrize("oddity", ODD)
@@ -117,7 +117,7 @@ def test_odd_row_is_a_run_like_any_other(queue_lab, oddity):
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, []) is Verdict.OK
     assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is not None
     assert claim(queue_lab).job.id == good
-    assert queue_lab.queue.get(run_id)["status"] == "failed"
+    assert queue_lab.queue.get(run_id).status == "failed"
 
 
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
@@ -128,7 +128,7 @@ def test_poisoned_row_whose_worker_vanished_is_settled(queue_lab, poison):
     queue_lab.force(run_id, lease_expires_at="'2020-01-01T00:00:00.000000+00:00'")
     good = enqueue(queue_lab)
     assert claim(queue_lab, "w2").job.id in (run_id, good)
-    assert "lease_expired" in [row["kind"] for row in queue_lab.queue.events(run_id, after=(-(2**31), 0))]
+    assert "lease_expired" in [row.kind for row in queue_lab.queue.events(run_id, after=(-(2**31), 0))]
 
 
 def test_poisoned_row_costs_a_claim_no_time(queue_lab):
@@ -154,7 +154,7 @@ def test_poisoned_row_costs_a_claim_no_time(queue_lab):
 def test_request_that_no_worker_would_read_is_not_enqueued(queue_lab, request_, reason):
     with pytest.raises(BadRequest, match=reason):
         queue_lab.queue.enqueue(RunRequest(**{"data_yaml": "d", **request_}))
-    assert queue_lab.queue.recent(1) == []
+    assert queue_lab.queue.list(limit=1).runs == ()
 
 
 def test_largest_request_is_enqueued_and_claimed(queue_lab):
@@ -179,8 +179,8 @@ def test_claim_of_an_unreadable_row_is_repeated_with_the_same_run(queue_lab):
 def test_a_row_is_not_changed_by_those_who_cannot_read_it(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.force(lease.job.id, configuration=f"'{DEEP}'")
-    before = queue_lab.queue.get(lease.job.id)["configuration"]
+    before = queue_lab.queue.get(lease.job.id).configuration
     for _ in range(3):
         queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, [])
-    assert queue_lab.queue.get(lease.job.id)["configuration"] == before
+    assert queue_lab.queue.get(lease.job.id).configuration == before
     assert len(before) < 2 * len(DEEP)

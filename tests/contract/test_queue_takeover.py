@@ -15,7 +15,7 @@ def wake(lab, run_id):
 
 def delay(row):
     """Seconds from the call that wrote the row until the run may be claimed."""
-    return (moment(row["not_before"]) - moment(row["updated_at"])).total_seconds()
+    return (moment(row.not_before) - moment(row.updated_at)).total_seconds()
 
 
 def vanish(lab, run_id):
@@ -28,7 +28,7 @@ def vanish(lab, run_id):
 
 
 def queue_says(lab, run_id):
-    return [(row["attempt"], row["kind"]) for row in lab.queue.events(run_id) if row["seq"] >= 1_000_000]
+    return [(row.attempt, row.kind) for row in lab.queue.events(run_id) if row.seq >= 1_000_000]
 
 
 # ── a worker vanishes ──
@@ -47,7 +47,7 @@ def test_a_run_whose_worker_vanished_is_taken_at_once_by_the_next_claim(queue_la
     taken = claim(queue_lab, "w2")
     assert (taken.job.id, taken.job.attempt, taken.job.checkpoint.key) == (lease.job.id, 2, key)
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["worker_id"], row["failures"], row["results"]) == ("w2", 1, {"progress": {"epoch": 3}})
+    assert (row.worker_id, row.failures, row.results) == ("w2", 1, {"progress": {"epoch": 3}})
 
 
 def test_the_queue_writes_down_whom_it_gave_up_on(queue_lab):
@@ -55,9 +55,9 @@ def test_the_queue_writes_down_whom_it_gave_up_on(queue_lab):
     queue_lab.queue.beat(lease, None, [event()])
     vanish(queue_lab, lease.job.id)
     last = queue_lab.queue.events(lease.job.id)[-1]
-    assert (last["attempt"], last["kind"], last["data"]["worker_id"]) == (1, "lease_expired", "gpu-7")
-    assert last["seq"] >= 1_000_000
-    assert last["data"]["reason"]
+    assert (last.attempt, last.kind, last.data["worker_id"]) == (1, "lease_expired", "gpu-7")
+    assert last.seq >= 1_000_000
+    assert last.data["reason"]
 
 
 def test_the_queues_own_events_of_one_attempt_do_not_collide(queue_lab):
@@ -72,8 +72,9 @@ def test_a_settled_run_keeps_its_claim_until_another_worker_takes_it(queue_lab):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["claim_id"], row["failures"]) == ("queued", lease.claim_id, 1)
-    assert row["lease_expires_at"] is not None
+    assert (row.status, row.failures) == ("queued", 1)
+    assert queue_lab.rows()[lease.job.id]["claim_id"] == lease.claim_id
+    assert row.lease_expires_at is not None
 
 
 def test_a_run_whose_worker_vanishes_for_ever_fails_and_says_so(queue_lab):
@@ -85,10 +86,10 @@ def test_a_run_whose_worker_vanishes_for_ever_fails_and_says_so(queue_lab):
         vanish(queue_lab, run_id)
     assert claim(queue_lab) is None
     row = queue_lab.queue.get(run_id)
-    assert (row["status"], row["failures"], row["lease_expires_at"]) == ("failed", 3, None)
-    assert row["completed_at"] is not None
-    assert "vanished 3 times" in row["error_message"]
-    assert "gpu-3" in row["error_message"]
+    assert (row.status, row.failures, row.lease_expires_at) == ("failed", 3, None)
+    assert row.completed_at is not None
+    assert "stopped 3 times" in row.error_message
+    assert "gpu-3" in row.error_message
     assert queue_says(queue_lab, run_id) == [(1, "lease_expired"), (2, "lease_expired"), (3, "lease_expired")]
     assert queue_lab.queue.finish(lease, DONE, []) is None
 
@@ -98,7 +99,7 @@ def test_max_attempts_of_the_row_bounds_its_attempts(queue_lab):
     claim(queue_lab)
     expire(queue_lab, run_id)
     assert claim(queue_lab) is None
-    assert queue_lab.queue.get(run_id)["status"] == "failed"
+    assert queue_lab.queue.get(run_id).status == "failed"
 
 
 @pytest.mark.parametrize("by", ["cancel", "flag"])
@@ -111,9 +112,9 @@ def test_a_run_that_was_to_be_canceled_when_its_worker_vanished_is_canceled(queu
     expire(queue_lab, lease.job.id)
     assert claim(queue_lab) is None
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["error_message"], row["lease_expires_at"]) == ("canceled", "Canceled by user.", None)
-    assert row["canceled_at"] is not None
-    assert row["completed_at"] is not None
+    assert (row.status, row.error_message, row.lease_expires_at) == ("canceled", "Canceled by user.", None)
+    assert row.canceled_at is not None
+    assert row.completed_at is not None
     assert queue_says(queue_lab, lease.job.id) == [(1, "canceled")]
     assert queue_lab.queue.beat(lease, None, []) is Verdict.LOST
 
@@ -122,14 +123,14 @@ def test_a_run_that_is_being_canceled_is_left_to_its_living_worker(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     claim(queue_lab, "w2")
-    assert queue_lab.queue.get(lease.job.id)["status"] == "canceling"
+    assert queue_lab.queue.get(lease.job.id).status == "canceling"
     assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
 
 
 def test_a_canceling_run_that_never_had_a_lease_is_canceled(queue_lab):
     run_id = queue_lab.insert(status="canceling", cancel_requested=True, worker_id="old-service", started_at=ago(5))
     claim(queue_lab)
-    assert queue_lab.queue.get(run_id)["status"] == "canceled"
+    assert queue_lab.queue.get(run_id).status == "canceled"
 
 
 def test_a_running_row_of_a_service_without_leases_is_taken_over_after_a_minute_of_silence(queue_lab):
@@ -139,7 +140,7 @@ def test_a_running_row_of_a_service_without_leases_is_taken_over_after_a_minute_
     taken = claim(queue_lab)
     assert (taken.job.id, taken.job.attempt) == (silent, 1)
     assert claim(queue_lab) is None
-    assert queue_lab.queue.get(fresh)["status"] == queue_lab.queue.get(beaten)["status"] == "running"
+    assert queue_lab.queue.get(fresh).status == queue_lab.queue.get(beaten).status == "running"
 
 
 # ── a worker comes back late ──
@@ -150,9 +151,9 @@ def test_a_late_beat_takes_the_run_back_if_nobody_else_has_it(queue_lab):
     vanish(queue_lab, lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 4}}, [event()]) is Verdict.OK
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["failures"], row["not_before"], row["attempt"]) == ("running", 0, None, 1)
-    assert row["results"] == {"progress": {"epoch": 4}}
-    assert moment(row["lease_expires_at"]) > moment(row["heartbeat_at"])
+    assert (row.status, row.failures, row.not_before, row.attempt) == ("running", 0, None, 1)
+    assert row.results == {"progress": {"epoch": 4}}
+    assert moment(row.lease_expires_at) > moment(row.heartbeat_at)
     assert claim(queue_lab, "w2") is None
 
 
@@ -162,7 +163,7 @@ def test_a_late_worker_takes_its_run_back_even_in_the_back_off(queue_lab):
     vanish(queue_lab, lease.job.id)
     assert claim(queue_lab, "w2") is None
     assert queue_lab.queue.beat(lease, None, []) is Verdict.OK
-    assert queue_lab.queue.get(lease.job.id)["failures"] == 1
+    assert queue_lab.queue.get(lease.job.id).failures == 1
 
 
 @pytest.mark.parametrize(
@@ -174,15 +175,15 @@ def test_a_late_ending_is_accepted_if_nobody_else_has_the_run(queue_lab, outcome
     vanish(queue_lab, lease.job.id)
     assert queue_lab.queue.finish(lease, outcome, [event("finished")]) is not None
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["lease_expires_at"], row["failures"]) == (status, None, 0)
-    assert "finished" in [line["kind"] for line in queue_lab.queue.events(lease.job.id)]
+    assert (row.status, row.lease_expires_at, row.failures) == (status, None, 0)
+    assert "finished" in [line.kind for line in queue_lab.queue.events(lease.job.id)]
 
 
 def test_a_late_retry_counts_its_attempt_once(queue_lab):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
     assert queue_lab.queue.finish(lease, RETRY, []) is not None
-    assert queue_lab.queue.get(lease.job.id)["failures"] == 1
+    assert queue_lab.queue.get(lease.job.id).failures == 1
 
 
 def test_a_late_beat_for_a_run_that_was_canceled_in_the_queue_is_lost(queue_lab):
@@ -191,7 +192,7 @@ def test_a_late_beat_for_a_run_that_was_canceled_in_the_queue_is_lost(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {}}, []) is Verdict.LOST
     assert queue_lab.queue.finish(lease, DONE, []) is None
-    assert queue_lab.queue.get(lease.job.id)["status"] == "canceled"
+    assert queue_lab.queue.get(lease.job.id).status == "canceled"
 
 
 @pytest.mark.parametrize("outcome", [DONE, RETRY, Interrupted(checkpoint=None)])
@@ -209,14 +210,14 @@ def test_a_retry_queues_the_run_again_after_a_pause_with_its_reason(queue_lab):
     lease = claimed(queue_lab)
     assert queue_lab.queue.finish(lease, RETRY, [event()]) is not None
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["failures"], row["error_message"]) == ("queued", 1, RETRY.message)
-    assert (row["lease_expires_at"], row["completed_at"]) == (None, None)
-    assert (row["claim_id"], row["results"]) == (lease.claim_id, {"log": "tail"})
+    assert (row.status, row.failures, row.error_message) == ("queued", 1, RETRY.message)
+    assert (row.lease_expires_at, row.completed_at) == (None, None)
+    assert row.results == {"log": "tail"}
     assert delay(row) == pytest.approx(10, abs=0.5)
     assert claim(queue_lab) is None
     wake(queue_lab, lease.job.id)
     assert claim(queue_lab).job.attempt == 2
-    assert queue_lab.queue.get(lease.job.id)["error_message"] is None
+    assert queue_lab.queue.get(lease.job.id).error_message is None
 
 
 @pytest.mark.parametrize(
@@ -244,9 +245,9 @@ def test_a_run_that_fails_its_machines_without_progress_is_failed_with_the_last_
         lease = claim(queue_lab)
         assert queue_lab.queue.finish(lease, RETRY, []) is not None
     row = queue_lab.queue.get(run_id)
-    assert (row["status"], row["failures"], row["error_message"]) == ("failed", 3, RETRY.message)
-    assert row["completed_at"] is not None
-    assert row["lease_expires_at"] is None
+    assert (row.status, row.failures, row.error_message) == ("failed", 3, RETRY.message)
+    assert row.completed_at is not None
+    assert row.lease_expires_at is None
     assert queue_lab.queue.finish(lease, RETRY, []) is not None, "the same call again"
     assert claim(queue_lab) is None
 
@@ -258,7 +259,7 @@ def test_progress_forgives_the_attempts_lost_before_it(queue_lab):
         lease = claim(queue_lab)
         assert lease.job.attempt == epoch
         assert queue_lab.queue.beat(lease, None, [checkpoint(epoch)]) is Verdict.OK
-        assert queue_lab.queue.get(run_id)["failures"] == 0
+        assert queue_lab.queue.get(run_id).failures == 0
         expire(queue_lab, run_id)
 
 
@@ -268,9 +269,9 @@ def test_an_epoch_that_was_reached_before_is_no_progress(queue_lab):
         wake(queue_lab, run_id)
         lease = claim(queue_lab)
         queue_lab.queue.beat(lease, None, [checkpoint(5)])
-        assert queue_lab.queue.get(run_id)["failures"] == lost
+        assert queue_lab.queue.get(run_id).failures == lost
         vanish(queue_lab, run_id)
-    assert queue_lab.queue.get(run_id)["status"] == "failed"
+    assert queue_lab.queue.get(run_id).status == "failed"
 
 
 def test_progress_in_the_last_call_before_a_retry_counts(queue_lab):
@@ -278,18 +279,18 @@ def test_progress_in_the_last_call_before_a_retry_counts(queue_lab):
     queue_lab.edit(lease.job.id, failures=2)
     assert queue_lab.queue.finish(lease, RETRY, [checkpoint(4, "k4")]) is not None
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["status"], row["failures"], row["checkpoint"]["key"]) == ("queued", 1, "k4")
+    assert (row.status, row.failures, row.checkpoint["key"]) == ("queued", 1, "k4")
 
 
 def test_a_released_run_still_remembers_the_attempts_lost_before(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=2)
     queue_lab.queue.finish(lease, Interrupted(checkpoint=None), [])
-    assert queue_lab.queue.get(lease.job.id)["failures"] == 2
+    assert queue_lab.queue.get(lease.job.id).failures == 2
 
 
 def test_a_repeated_retry_is_counted_once(queue_lab):
     lease = claimed(queue_lab)
     for _ in range(3):
         assert queue_lab.queue.finish(lease, RETRY, []) is not None
-    assert queue_lab.queue.get(lease.job.id)["failures"] == 1
+    assert queue_lab.queue.get(lease.job.id).failures == 1

@@ -14,7 +14,7 @@ COLUMNS = {
     "trained_model_url", "created_by", "is_deployed", "deployment_status", "deployment_date", "deployment_url",
     "started_at", "completed_at", "canceled_at", "cancel_requested", "worker_id", "error_message", "created_at",
     "updated_at", "attempt", "max_attempts", "failures", "claim_id", "lease_expires_at", "heartbeat_at", "priority",
-    "not_before", "checkpoint", "progress_epoch", "last_reported_epoch", "last_reported_attempt", "finish_requested", "host_failures",
+    "not_before", "run_group", "run_tags", "checkpoint", "progress_epoch", "last_reported_epoch", "last_reported_attempt", "finish_requested", "host_failures",
 }  # fmt: skip
 
 
@@ -23,15 +23,15 @@ COLUMNS = {
 
 def test_a_new_run_is_queued_with_every_column_that_others_read(queue_lab):
     run_id = enqueue(queue_lab, configuration={"epochs": 3, "augmentation": {"hsv_h": 0.1}}, name="nuts")
+    assert set(queue_lab.rows()[run_id]) >= COLUMNS
     row = queue_lab.queue.get(run_id)
-    assert set(row) >= COLUMNS
-    assert (row["id"], row["run_name"], row["status"], row["data_yaml"]) == (run_id, "nuts", "queued", "set/data.yaml")
-    assert row["configuration"] == {"epochs": 3, "augmentation": {"hsv_h": 0.1}}
-    assert (row["attempt"], row["max_attempts"], row["failures"], row["progress_epoch"]) == (0, 3, 0, 0)
-    assert row["last_reported_epoch"] == 0
-    assert (row["cancel_requested"], row["finish_requested"], row["is_deployed"]) == (False, False, False)
-    assert all(row[name] is None for name in ("claim_id", "lease_expires_at", "checkpoint", "results", "started_at"))
-    assert moment(row["created_at"]).utcoffset().total_seconds() == 0
+    assert (row.id, row.run_name, row.status, row.data_yaml) == (run_id, "nuts", "queued", "set/data.yaml")
+    assert row.configuration == {"epochs": 3, "augmentation": {"hsv_h": 0.1}}
+    assert (row.attempt, row.max_attempts, row.failures, row.progress_epoch) == (0, 3, 0, 0)
+    assert row.last_reported_epoch == 0
+    assert (row.cancel_requested, row.finish_requested, row.is_deployed) == (False, False, False)
+    assert all(getattr(row, name) is None for name in ("lease_expires_at", "checkpoint", "results", "started_at"))
+    assert moment(row.created_at).utcoffset().total_seconds() == 0
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,6 @@ def test_a_run_that_is_not_there_is_none(queue_lab, run_id):
     assert queue_lab.queue.events(run_id) == []
 
 
-def test_recent_runs_come_newest_first(queue_lab):
-    runs = [queue_lab.insert(created_at=ago(seconds)) for seconds in (300, 100, 200)]
-    assert [row["id"] for row in queue_lab.queue.recent(2)] == [runs[1], runs[2]]
-    assert len(queue_lab.queue.recent(10)) == 3
-
-
 def test_events_can_be_read_on_from_the_last_one_seen(queue_lab):
     lease = claimed(queue_lab)
     events = [event(n=n) for n in range(3)]
@@ -59,7 +53,7 @@ def test_events_can_be_read_on_from_the_last_one_seen(queue_lab):
     second = claim(queue_lab)
     queue_lab.queue.beat(second, None, [newest := event()])
     seen = queue_lab.queue.events(lease.job.id, after=(1, events[1].seq))
-    assert [(row["attempt"], row["kind"]) for row in seen] == [(1, "phase"), (1, "lease_expired"), (2, "phase")]
+    assert [(row.attempt, row.kind) for row in seen] == [(1, "phase"), (1, "lease_expired"), (2, "phase")]
     assert queue_lab.queue.events(lease.job.id, after=(2, newest.seq)) == []
 
 
@@ -76,9 +70,9 @@ def test_events_of_other_runs_are_not_mixed_in(queue_lab):
 def test_a_queued_run_is_canceled_at_once_and_never_claimed(queue_lab):
     run_id = enqueue(queue_lab)
     row = queue_lab.queue.cancel(run_id)
-    assert (row["status"], row["cancel_requested"], row["error_message"]) == ("canceled", True, "Canceled by user.")
-    assert row["canceled_at"] is not None
-    assert row["completed_at"] is not None
+    assert (row.status, row.cancel_requested, row.error_message) == ("canceled", True, "Canceled by user.")
+    assert row.canceled_at is not None
+    assert row.completed_at is not None
     assert queue_lab.queue.get(run_id) == row
     assert claim(queue_lab) is None
 
@@ -86,9 +80,9 @@ def test_a_queued_run_is_canceled_at_once_and_never_claimed(queue_lab):
 def test_a_running_run_is_asked_to_stop(queue_lab):
     lease = claimed(queue_lab)
     row = queue_lab.queue.cancel(lease.job.id)
-    assert (row["status"], row["cancel_requested"], row["canceled_at"]) == ("canceling", True, None)
+    assert (row.status, row.cancel_requested, row.canceled_at) == ("canceling", True, None)
     assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
-    assert queue_lab.queue.cancel(lease.job.id)["status"] == "canceling"
+    assert queue_lab.queue.cancel(lease.job.id).status == "canceling"
 
 
 @pytest.mark.parametrize("outcome", [DONE, Failed(message="No labels."), Canceled(message="Stopped.")])
@@ -102,9 +96,9 @@ def test_canceling_or_finishing_an_ended_run_changes_nothing(queue_lab, outcome)
 
 def test_a_wish_to_finish_early_is_kept_for_a_running_run_only(queue_lab):
     run_id = enqueue(queue_lab)
-    assert queue_lab.queue.request_finish(run_id)["finish_requested"] is False
+    assert queue_lab.queue.request_finish(run_id).finish_requested is False
     lease = claim(queue_lab)
-    assert queue_lab.queue.request_finish(run_id)["finish_requested"] is True
+    assert queue_lab.queue.request_finish(run_id).finish_requested is True
     assert queue_lab.queue.beat(lease, None, []) is Verdict.FINISH
 
 
@@ -116,17 +110,17 @@ def test_the_flag_alone_cancels_a_queued_run_at_the_next_look(queue_lab):
     queue_lab.edit(run_id, cancel_requested=True)
     assert claim(queue_lab) is None
     row = queue_lab.queue.get(run_id)
-    assert (row["status"], row["error_message"]) == ("canceled", "Canceled by user.")
-    assert [line["kind"] for line in queue_lab.queue.events(run_id)] == ["canceled"]
+    assert (row.status, row.error_message) == ("canceled", "Canceled by user.")
+    assert [line.kind for line in queue_lab.queue.events(run_id)] == ["canceled"]
 
 
 def test_the_flag_alone_cancels_a_running_run(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, cancel_requested=True)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, []) is Verdict.CANCEL
-    assert queue_lab.queue.get(lease.job.id)["status"] == "running"
+    assert queue_lab.queue.get(lease.job.id).status == "running"
     assert queue_lab.queue.finish(lease, Canceled(), []) is not None
-    assert queue_lab.queue.get(lease.job.id)["status"] == "canceled"
+    assert queue_lab.queue.get(lease.job.id).status == "canceled"
 
 
 def test_the_status_canceling_alone_cancels_a_running_run(queue_lab):
@@ -142,7 +136,7 @@ def test_a_run_that_the_app_ended_itself_is_lost_and_its_message_stays(queue_lab
         error_message="Project deleted.",
     )  # fmt: skip
     before = queue_lab.queue.get(lease.job.id)
-    assert before["lease_expires_at"] is None
+    assert before.lease_expires_at is None
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 9}}, [event()]) is Verdict.LOST
     assert queue_lab.queue.finish(lease, DONE, [event()]) is None
     assert queue_lab.queue.finish(lease, Canceled(results={"a": 1}), [event()]) is not None, "that is what it is"
@@ -154,7 +148,7 @@ def test_a_cancel_from_a_stale_page_does_not_undo_an_ending(queue_lab, stale):
     lease = claimed(queue_lab)
     queue_lab.queue.finish(lease, DONE, [])
     queue_lab.edit(lease.job.id, status=stale, cancel_requested=True)
-    assert queue_lab.queue.get(lease.job.id)["status"] == "completed"
+    assert queue_lab.queue.get(lease.job.id).status == "completed"
 
 
 # ── an ended run is queued again ──
@@ -185,12 +179,13 @@ def test_an_ended_run_that_is_queued_again_is_like_new_and_its_attempts_go_on(qu
     queue_lab.edit(lease.job.id, status="queued")
 
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["finish_requested"], row["cancel_requested"]) == (False, False)
-    assert (row["failures"], row["host_failures"], row["progress_epoch"]) == (0, {}, 0)
+    assert (row.finish_requested, row.cancel_requested) == (False, False)
+    assert (row.failures, row.host_failures, row.progress_epoch) == (0, {}, 0)
     assert [
-        row[name] for name in ("not_before", "error_message", "completed_at", "canceled_at", "lease_expires_at")
+        getattr(row, name)
+        for name in ("not_before", "error_message", "completed_at", "canceled_at", "lease_expires_at")
     ] == [None] * 5
-    assert row["results"] == {"mAP": 0.5}, "what it had before is still true of its artifacts"
+    assert row.results == {"mAP": 0.5}, "what it had before is still true of its artifacts"
     again = claim(queue_lab)
     assert (again.job.id, again.job.attempt) == (lease.job.id, 3)
     assert queue_lab.queue.beat(again, None, []) is Verdict.OK
@@ -220,11 +215,11 @@ def test_progress_forgives_lost_attempts_also_when_the_training_began_again(queu
     queue_lab.queue.finish(claim(queue_lab), Retry(message="The disk was full."), [])
     queue_lab.edit(lease.job.id, not_before=None)
     again = claim(queue_lab)
-    assert queue_lab.queue.get(lease.job.id)["failures"] == 1
+    assert queue_lab.queue.get(lease.job.id).failures == 1
     queue_lab.queue.beat(again, None, [event("epoch", epoch=1), checkpoint(1)])
 
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["failures"], row["progress_epoch"], row["last_reported_epoch"]) == (0, 1, 1)
+    assert (row.failures, row.progress_epoch, row.last_reported_epoch) == (0, 1, 1)
 
 
 def test_a_late_worker_of_the_end_has_no_say_in_what_is_queued_again(queue_lab):
@@ -243,9 +238,9 @@ def test_requeue_queues_an_ended_run_again(queue_lab, status):
 
     row = queue_lab.queue.requeue(lease.job.id)
 
-    assert (row["status"], row["attempt"], row["failures"], row["cancel_requested"]) == ("queued", 2, 0, False)
-    assert (row["error_message"], row["completed_at"]) == (None, None)
-    assert row["results"] == {"mAP": 0.5}
+    assert (row.status, row.attempt, row.failures, row.cancel_requested) == ("queued", 2, 0, False)
+    assert (row.error_message, row.completed_at) == (None, None)
+    assert row.results == {"mAP": 0.5}
     assert queue_lab.queue.get(lease.job.id) == row
     assert claim(queue_lab).job.attempt == 3
 
@@ -257,9 +252,9 @@ def test_requeue_changes_no_run_that_has_not_ended(queue_lab):
     before = queue_lab.queue.get(run_id)
     assert queue_lab.queue.requeue(run_id) == before
     lease = claim(queue_lab)
-    assert queue_lab.queue.requeue(run_id)["status"] == "running"
+    assert queue_lab.queue.requeue(run_id).status == "running"
     queue_lab.queue.cancel(run_id)
-    assert queue_lab.queue.requeue(run_id)["status"] == "canceling"
+    assert queue_lab.queue.requeue(run_id).status == "canceling"
     assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
 
 
@@ -294,7 +289,7 @@ def test_a_run_that_the_queue_itself_queues_again_keeps_the_wish_to_finish(queue
 
     again = claim(queue_lab)
     assert (again.job.attempt, again.job.checkpoint.key, again.job.last_reported_epoch) == (2, key_of(lease, 3), 3)
-    assert queue_lab.queue.get(lease.job.id)["progress_epoch"] == 3
+    assert queue_lab.queue.get(lease.job.id).progress_epoch == 3
     assert queue_lab.queue.beat(again, None, []) is Verdict.FINISH
 
 
@@ -341,8 +336,8 @@ def test_text_of_every_kind_survives_the_way(queue_lab):
     queue_lab.queue.beat(lease, {text: text}, [event("warning", message=text)])
     queue_lab.queue.finish(lease, Failed(message=text), [])
     row = queue_lab.queue.get(run_id)
-    assert (row["results"], row["error_message"]) == ({text: text}, text)
-    assert queue_lab.queue.events(run_id)[0]["data"] == {"message": text}
+    assert (row.results, row.error_message) == ({text: text}, text)
+    assert queue_lab.queue.events(run_id)[0].data == {"message": text}
 
 
 def test_nul_characters_and_lone_surrogates_are_replaced_everywhere(queue_lab):
@@ -353,9 +348,9 @@ def test_nul_characters_and_lone_surrogates_are_replaced_everywhere(queue_lab):
     queue_lab.queue.beat(lease, {bad: {"deep": [bad]}}, [event("warning", message=bad)])
     queue_lab.queue.finish(lease, Failed(message=bad, results={"log": bad}), [])
     row = queue_lab.queue.get(run_id)
-    assert row["results"] == {good: {"deep": [good]}, "log": good}
-    assert row["error_message"] == good
-    assert queue_lab.queue.events(run_id)[0]["data"] == {"message": good}
+    assert row.results == {good: {"deep": [good]}, "log": good}
+    assert row.error_message == good
+    assert queue_lab.queue.events(run_id)[0].data == {"message": good}
 
 
 def test_numbers_that_are_none_become_null_everywhere(queue_lab):
@@ -364,8 +359,8 @@ def test_numbers_that_are_none_become_null_everywhere(queue_lab):
     queue_lab.queue.beat(lease, {"metrics": {"loss": math.nan, "mAP": 0.5}}, [event("epoch", loss=-math.inf)])
     queue_lab.queue.finish(lease, Completed(results={"mAP": math.nan}, trained_model_url=None), [])
     row = queue_lab.queue.get(lease.job.id)
-    assert row["results"] == {"metrics": {"loss": None, "mAP": 0.5}, "mAP": None}
-    assert queue_lab.queue.events(lease.job.id)[0]["data"] == {"loss": None}
+    assert row.results == {"metrics": {"loss": None, "mAP": 0.5}, "mAP": None}
+    assert queue_lab.queue.events(lease.job.id)[0].data == {"loss": None}
 
 
 def test_results_of_some_size_and_many_events_fit(queue_lab):
@@ -374,7 +369,7 @@ def test_results_of_some_size_and_many_events_fit(queue_lab):
     events = [event("epoch", n=n) for n in range(1000)]
     assert queue_lab.queue.beat(lease, None, events) is Verdict.OK
     assert queue_lab.queue.finish(lease, Completed(results=results, trained_model_url=None), []) is not None
-    assert queue_lab.queue.get(lease.job.id)["results"] == results
+    assert queue_lab.queue.get(lease.job.id).results == results
     assert len(queue_lab.queue.events(lease.job.id)) == 1000
 
 
@@ -387,7 +382,7 @@ def test_a_priority_that_no_queue_can_hold_is_refused(queue_lab, priority):
 def test_a_request_without_dataset_is_queued_for_the_worker_to_refuse(queue_lab):
     run_id = queue_lab.queue.enqueue(RunRequest(data_yaml=None, name=""))
     assert claim(queue_lab).job.request.data_yaml is None
-    assert queue_lab.queue.get(run_id)["run_name"] == "run"
+    assert queue_lab.queue.get(run_id).run_name == "run"
 
 
 def test_checkpoint_events_with_odd_data_do_not_stop_the_beat(queue_lab):
@@ -401,4 +396,4 @@ def test_checkpoint_events_with_odd_data_do_not_stop_the_beat(queue_lab):
     ]
     assert queue_lab.queue.beat(lease, None, odd) is Verdict.OK
     row = queue_lab.queue.get(lease.job.id)
-    assert (row["checkpoint"]["key"], row["progress_epoch"]) == (key_of(lease, 3), 3)
+    assert (row.checkpoint["key"], row.progress_epoch) == (key_of(lease, 3), 3)

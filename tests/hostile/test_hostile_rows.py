@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
 from trainer.jobs import row as rows
+from trainer.jobs import write_row as write
 from trainer.jobs.requirements import requirements
 from trainer.request.configuration import ARGUMENTS
 from trainer.request.parse import plan_of
@@ -140,5 +141,5 @@ def test_run_that_cannot_be_served_is_refused_at_the_door(harm):
     """`enqueue` refuses what no worker would read, before it writes anything; what it writes is JSON of some size."""
     request = RunRequest(data_yaml="d", configuration={"notes": HARMFUL[harm]})
     with contextlib.suppress(BadRequest):
-        written = json.dumps(rows.insert_of(request), allow_nan=False)
+        written = json.dumps(write.insert_of(request), allow_nan=False)
         assert len(written) < 1_100_000 * 6

@@ -134,12 +134,12 @@ def test_the_restricted_key_serves_a_whole_run(supabase_lab):
     lease = worker.claim(Worker(id="w"), "8d1a3a52-5f3a-4f1c-9a3d-000000000001", 60)
     assert worker.beat(lease, {"progress": {}}, []) is Verdict.OK
     assert worker.finish(lease, Completed(results={"mAP": 0.5}, trained_model_url=None), []) is not None
-    assert worker.get(run_id)["status"] == "completed"
+    assert worker.get(run_id).status == "completed"
 
 
 def test_the_restricted_key_can_do_nothing_else(supabase_lab):
     worker = supabase_lab.another(supabase_lab.stack.worker_key)
-    for action in (lambda: worker.enqueue(RunRequest(data_yaml="a")), lambda: worker.recent(1)):
+    for action in (lambda: worker.enqueue(RunRequest(data_yaml="a")), lambda: worker.list(limit=1)):
         with pytest.raises(Misconfigured, match="permission denied"):
             action()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.supabase_stack import MIGRATIONS
+from trainer.jobs.supabase import SCHEMA_VERSION
 
 APP = (Path(__file__).parent / "web_app_schema.sql").read_text()
 
@@ -80,7 +81,7 @@ def test_an_empty_project_serves_a_run_and_has_private_buckets(database):
 
 def test_all_migrations_pasted_as_one_script_work(database):
     database.sql("\n".join(path.read_text() for path in MIGRATIONS), database="fresh")
-    assert column(database, "select trainer_schema_version()") == "3"
+    assert column(database, "select trainer_schema_version()") == str(SCHEMA_VERSION)
 
 
 def test_the_web_app_keeps_its_rows_policies_triggers_grants_and_buckets(database):

@@ -20,10 +20,11 @@ def test_what_is_longer_than_the_servers_page_comes_complete(supabase_lab):
         insert into training_runs (run_name, created_at) select n, now() - n * interval '1 s' from generate_series(1, 2100) n;
         insert into training_run_events
         select id, 1 + n / 1000, n, now(), 'phase', '{}' from training_runs, generate_series(1, 2100) n where run_name = '1'""")
-    recent = supabase_lab.queue.recent(2050)
-    assert [row["run_name"] for row in recent] == [str(n) for n in range(1, 2051)]
-    events = supabase_lab.queue.events(recent[0]["id"], after=(1, 50))
-    assert [event["seq"] for event in events] == list(range(51, 2101))
+    first = supabase_lab.queue.list(limit=1000)
+    second = supabase_lab.queue.list(limit=1000, after=first.next)
+    assert [row.run_name for row in (*first.runs, *second.runs)] == [str(n) for n in range(1, 2001)]
+    events = supabase_lab.queue.events(first.runs[0].id, after=(1, 50))
+    assert [event.seq for event in events] == list(range(51, 2101))
 
 
 def test_a_claim_after_a_long_outage_settles_a_bounded_number_of_runs(supabase_lab):
@@ -70,7 +71,7 @@ def test_64_claims_at_one_moment_take_one_run_once(supabase_lab):
     leases = in_parallel(64, lambda n: supabase_lab.queue.claim(Worker(id=f"w{n}"), str(uuid.uuid4()), 60))
     won = [lease for lease in leases if lease]
     assert [lease.job.id for lease in won] == [run_id]
-    row = supabase_lab.queue.get(run_id)
+    row = supabase_lab.rows()[run_id]
     assert (row["claim_id"], row["attempt"]) == (won[0].claim_id, 1)
 
 

@@ -64,7 +64,7 @@ class ChaoticWorker:
         for lease in held[:-1]:
             if lease.job.id != held[-1].job.id:  # only when the first run was taken away or deleted meanwhile
                 row = self.queue.get(lease.job.id)
-                assert row is None or row["claim_id"] != claim_id
+                assert row is None or row.attempt != lease.job.attempt
         self.leases += held[-1:]
 
     def beat(self) -> None:

@@ -78,7 +78,7 @@ def test_edit_beyond_the_bounds_is_refused_and_any_other_is_not(supabase_lab):
     assert answer.json()["message"] == "run_name: longer than 1000 characters"
     supabase_lab.force(run_id, run_name="repeat('n', 5000)")
     supabase_lab.edit(run_id, status="canceled", cancel_requested=True)
-    assert supabase_lab.queue.get(run_id)["status"] == "canceled"
+    assert supabase_lab.queue.get(run_id).status == "canceled"
 
 
 def test_heartbeat_of_a_large_configuration_is_not_checked_again(supabase):
@@ -165,5 +165,5 @@ def test_row_that_a_rule_of_the_app_refuses_does_not_stop_what_expired(queue_wit
     claim(lab)
     lab.force(expired, lease_expires_at="'2020-01-01'")
     assert claim(lab).job.id == expired
-    assert [row["kind"] for row in lab.queue.events(expired)] == ["lease_expired"]
+    assert [row.kind for row in lab.queue.events(expired)] == ["lease_expired"]
     assert lab.queue.events(refused) == []

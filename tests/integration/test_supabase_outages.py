@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -169,8 +170,8 @@ def test_a_server_that_goes_down_in_the_middle_costs_nothing(supabase_lab, serve
         assert patient.beat(lease, {"progress": {"epoch": 1}}, [event]) is Verdict.OK
     assert patient.finish(lease, Completed(results={"mAP": 0.5}, trained_model_url="u"), []) is not None
     row = queue.get(lease.job.id)
-    assert (row["status"], row["results"]) == ("completed", {"mAP": 0.5, "progress": {"epoch": 1}})
-    assert [e["seq"] for e in queue.events(lease.job.id)] == [1]
+    assert (row.status, row.results) == ("completed", {"mAP": 0.5, "progress": {"epoch": 1}})
+    assert [e.seq for e in queue.events(lease.job.id)] == [1]
 
 
 def test_a_database_that_crashed_and_is_back_costs_nothing(supabase_lab, request):
@@ -181,7 +182,7 @@ def test_a_database_that_crashed_and_is_back_costs_nothing(supabase_lab, request
         supabase_lab.stack.postgres.start()
         # the server's pool still holds connections to the database of before
         assert queue.beat(lease, {"n": n}, []) is Verdict.OK
-    assert queue.get(lease.job.id)["results"] == {"n": 3}
+    assert queue.get(lease.job.id).results == {"n": 3}
 
 
 def test_a_beat_gives_up_before_the_next_one_is_due(supabase_lab):
@@ -207,7 +208,7 @@ def test_a_claim_whose_answer_was_lost_is_granted_once(supabase_lab):
     lose_next_answer(supabase_lab)
     lease = supabase_lab.queue.claim(WORKER, str(uuid.uuid4()), 60)
     assert (lease.job.id, lease.job.attempt) == (run_id, 1)
-    assert sorted(row["status"] for row in supabase_lab.queue.recent(9)) == ["queued", "running"]
+    assert sorted(row.status for row in supabase_lab.queue.list(limit=9).runs) == ["queued", "running"]
 
 
 def test_a_beat_whose_answer_was_lost_stores_its_events_once(supabase_lab):
@@ -215,7 +216,7 @@ def test_a_beat_whose_answer_was_lost_stores_its_events_once(supabase_lab):
     event = RunEvent(seq=7, at="2026-01-02T03:04:05+00:00", kind="phase", data={})
     lose_next_answer(supabase_lab)
     assert supabase_lab.queue.beat(lease, None, [event]) is Verdict.OK
-    assert [(e["attempt"], e["seq"]) for e in supabase_lab.queue.events(lease.job.id)] == [(1, 7)]
+    assert [(e.attempt, e.seq) for e in supabase_lab.queue.events(lease.job.id)] == [(1, 7)]
 
 
 @pytest.mark.parametrize(
@@ -232,13 +233,13 @@ def test_an_ending_whose_answer_was_lost_is_written_once(supabase_lab, outcome, 
     lose_next_answer(supabase_lab)
     assert supabase_lab.queue.finish(lease, outcome, []) is not None
     row = supabase_lab.queue.get(lease.job.id)
-    assert (row["status"], row["failures"], row["attempt"]) == (status, failures, 1)
+    assert (row.status, row.failures, row.attempt) == (status, failures, 1)
 
 
 def test_an_insert_whose_answer_was_lost_inserts_one_row(supabase_lab):
     lose_next_answer(supabase_lab)
     run_id = supabase_lab.queue.enqueue(RunRequest(data_yaml="a"))
-    assert [row["id"] for row in supabase_lab.queue.recent(9)] == [run_id]
+    assert [row.id for row in supabase_lab.queue.list(limit=9).runs] == [run_id]
 
 
 def test_the_server_says_how_long_to_wait(supabase_lab):
@@ -267,7 +268,7 @@ def test_a_login_page_instead_of_an_answer_is_not_taken_for_one(supabase_lab):
         lambda: queue.peek(WORKER),
         queue.check,
         lambda: queue.get(lease.job.id),
-        lambda: queue.recent(1),
+        lambda: queue.list(limit=1).runs,
     ):
         with pytest.raises(Unavailable, match="login page"):
             call()
@@ -297,11 +298,11 @@ def test_a_cancel_from_a_stale_page_does_not_undo_a_finished_run(supabase_lab):
     supabase_lab.edit(lease.job.id, status="canceling", cancel_requested=True)
     supabase_lab.edit(lease.job.id, status="canceled", cancel_requested=True, error_message="Canceled by user.")
     after = supabase_lab.queue.get(lease.job.id)
-    assert {**after, "updated_at": None} == {**before, "updated_at": None}
+    assert replace(after, updated_at=None) == replace(before, updated_at=None)
 
 
 def test_a_run_that_the_app_ends_holds_no_lease(supabase_lab):
     lease = claimed(supabase_lab)
     supabase_lab.edit(lease.job.id, status="canceled")
-    assert supabase_lab.queue.get(lease.job.id)["lease_expires_at"] is None
+    assert supabase_lab.queue.get(lease.job.id).lease_expires_at is None
     assert supabase_lab.queue.beat(lease, None, []) is Verdict.LOST

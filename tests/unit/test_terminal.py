@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from trainer import terminal
+from trainer.jobs.row import run_row, worker_row
 
 ROW = {
     "id": "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa", "run_name": "nuts", "status": "completed", "worker_id": "w1",
@@ -22,8 +23,8 @@ ODD = [None, 7, True, "text", "[/red] [link=x]", "\x1b[31m\x07", "n" * 10_000_00
 
 def test_rows_are_shown_with_their_numbers(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    terminal.show_list([ROW])
-    terminal.show_row(ROW)
+    terminal.show_list([run_row(ROW)])
+    terminal.show_row(run_row(ROW))
     shown = capsys.readouterr().out
     assert all(
         text in shown
@@ -35,8 +36,8 @@ def test_rows_are_shown_with_their_numbers(capsys, monkeypatch):
 @pytest.mark.parametrize("column", [name for name in ROW if name != "id"])
 def test_odd_row_is_shown_and_hides_no_other(capsys, monkeypatch, column, odd):
     monkeypatch.setenv("COLUMNS", "200")
-    row = ROW | {column: odd, "id": "odd"}
-    terminal.show_list([row, ROW])
+    row = run_row(ROW | {column: odd, "id": "odd"})
+    terminal.show_list([row, run_row(ROW)])
     terminal.show_row(row)
     terminal._picture(row)
     shown = capsys.readouterr().out
@@ -50,7 +51,8 @@ def test_odd_row_is_shown_and_hides_no_other(capsys, monkeypatch, column, odd):
 def test_worker_that_was_seen_at_no_time_is_gone_and_hides_no_other(capsys, seen):
     now = datetime.now(UTC).isoformat()
     odd = {"worker_id": "odd", "status_message": "full", "last_seen": seen}
-    terminal.show_unhealthy([odd, {"worker_id": "w1", "status_message": "\x1b[31mfull", "last_seen": now}])
+    full = {"worker_id": "w1", "status_message": "\x1b[31mfull", "last_seen": now}
+    terminal.show_unhealthy([worker_row(odd), worker_row(full)])
     shown = capsys.readouterr().out
     assert "odd" not in shown
     assert "worker w1 claims no runs" in shown
@@ -76,7 +78,7 @@ def no_terminal(monkeypatch):
 
 def test_list_in_a_pipe_is_complete_with_a_line_for_each_run(capsys, no_terminal):
     long = ROW | {"run_name": "n" * 150, "worker_id": "w" * 100, "status": "completed"}
-    terminal.show_list([ROW, long])
+    terminal.show_list([run_row(ROW), run_row(long)])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all(text in lines[2] for text in (ROW["id"], "n" * 150, "completed", "w" * 100, "2026-01-02T03:04:05"))
@@ -84,12 +86,12 @@ def test_list_in_a_pipe_is_complete_with_a_line_for_each_run(capsys, no_terminal
 
 def test_row_in_a_pipe_is_complete_with_a_line_for_each_column(capsys, no_terminal):
     message = "data.yaml: " + "the path does not exist. " * 20
-    terminal.show_row(ROW | {"error_message": message})
+    terminal.show_row(run_row(ROW | {"error_message": message}))
     assert message.rstrip() in capsys.readouterr().out
 
 
 def test_watch_in_a_pipe_ends_with_a_line_break(capsys, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    assert terminal.watch(OneRun(ROW), ROW["id"]) == ROW
+    assert terminal.watch(OneRun(run_row(ROW)), ROW["id"]) == run_row(ROW)
     assert capsys.readouterr().out.endswith("\n")
     assert terminal.watch(OneRun(None), "gone") is None

@@ -11,8 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from trainer.core.errors import BadRequest, Misconfigured, TrainerError
-from trainer.core.job import JsonObject
 from trainer.core.ports import RunTable
+from trainer.core.run_row import RunRow
 from trainer.core.stop import StopSignal
 from trainer.logs import configure_logging
 from trainer.settings import Settings, read_settings
@@ -60,15 +60,15 @@ def run_table(settings: Settings | None = None) -> Iterator[RunTable]:
         fail(*str(error).splitlines())
 
 
-def existing(row: JsonObject | None, run_id: str) -> JsonObject:
+def existing(row: RunRow | None, run_id: str) -> RunRow:
     """Return `row`, or raise BadRequest if there is none."""
     if row is None:
         raise BadRequest(f"{run_id}: there is no such run; `status` lists the newest ones.")
     return row
 
 
-def print_status(row: JsonObject, *, as_json: bool) -> None:
-    typer.echo(json.dumps(row) if as_json else f"{row['id']} is {row['status']}")
+def print_status(row: RunRow, *, as_json: bool) -> None:
+    typer.echo(json.dumps(row.as_json()) if as_json else f"{row.id} is {row.status}")
 
 
 def absolute_if_local(data: str) -> str:

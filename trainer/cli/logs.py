@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from trainer.cli.app import AsJson, RunId, app, existing, fail, run_table, settings_or_exit
-from trainer.core.job import ENDED
 from trainer.core.ports import RunTable
 from trainer.settings import Settings
 
@@ -43,7 +42,7 @@ def _print_logs(settings: Settings, table: RunTable, run_id: str, *, follow: boo
 
     offsets: dict[Path, int] = {}
     while True:
-        ended = existing(table.get(run_id), run_id)["status"] in ENDED
+        ended = existing(table.get(run_id), run_id).has_ended
         for path in run_logs(settings, run_id):
             offsets[path] = _print_from(path, offsets.get(path, 0))
         if ended or not follow:

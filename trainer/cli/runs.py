@@ -23,15 +23,16 @@ def status(
 
     with run_table() as table:
         if run_id is None:
-            rows, workers = table.recent(limit), table.workers()
+            rows, workers = table.list(limit=limit).runs, table.workers()
             if as_json:
-                typer.echo(json.dumps({"runs": rows, "workers": workers}))
+                listed = {"runs": [row.as_json() for row in rows], "workers": [worker.as_json() for worker in workers]}
+                typer.echo(json.dumps(listed))
             else:
                 terminal.show_list(rows)
                 terminal.show_unhealthy(workers)
         else:
             row = existing(table.get(run_id), run_id)
-            typer.echo(json.dumps(row)) if as_json else terminal.show_row(row)
+            typer.echo(json.dumps(row.as_json())) if as_json else terminal.show_row(row)
 
 
 @app.command()
@@ -42,7 +43,7 @@ def watch(run_id: RunId) -> None:
     with run_table() as table:
         row = terminal.watch(table, run_id)
         terminal.show_row(existing(row, run_id))
-    raise typer.Exit(0 if row and row["status"] == Status.COMPLETED else 1)
+    raise typer.Exit(0 if row and row.status == Status.COMPLETED else 1)
 
 
 @app.command()
@@ -66,6 +67,6 @@ def requeue(run_id: RunId, as_json: AsJson = False) -> None:
     """Queue a run again after it has ended, with its present settings."""
     with run_table() as table:
         row = existing(table.requeue(run_id), run_id)
-        if row["status"] != Status.QUEUED:
-            raise BadRequest(f"{run_id} is {row['status']}: cancel it or wait until it has ended, then queue it again.")
+        if row.status != Status.QUEUED:
+            raise BadRequest(f"{run_id} is {row.status}: cancel it or wait until it has ended, then queue it again.")
     print_status(row, as_json=as_json)

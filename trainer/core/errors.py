@@ -2,6 +2,7 @@
 
     TrainerError
     ├── BadRequest        the row asks for the impossible: failed at once, never retried
+    │   ├── Conflict          … now: it contradicts the present state of a run
     │   ├── DatasetError      … because of its dataset
     │   └── ObjectMissing     … because a stored object is not there
     ├── RunFailed         the training itself failed: failed with a diagnosis, never retried
@@ -36,6 +37,10 @@ class BadRequest(TrainerError):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+class Conflict(BadRequest):
+    """The call contradicts the state of a run: the id is taken by another request, or a worker holds the run."""
 
 
 class DatasetError(BadRequest):

@@ -1,4 +1,4 @@
-"""What a run is to its queue: its states, who holds it, and how an attempt at it can end.
+"""What a run is to its queue: its states, its lease, and the possible outcomes of an attempt.
 
     queued ──▶ running ──▶ completed | failed
       ▲  │        │  ╲
@@ -7,11 +7,11 @@
       │ canceled  canceled
       └── running (retry, drain, lease expired)
 
-A user may queue an ended run again. The database then clears what is left of its end (trainer.guard_ending), and the
-run counts as a new one.
+A user may queue an ended run again. The database then clears the outcome (trainer.guard_ending), and the run counts as
+a new one.
 
-A cancel that arrives when the model is already finished loses: `canceling → completed` is legal, because a
-finished model cost GPU-hours and can be deleted in a second, while the reverse cannot be undone.
+A cancel that arrives after the training has finished has no effect: `canceling → completed` is allowed. A finished model
+took GPU-hours and can be deleted in a second; a lost one cannot be restored.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
-Json: TypeAlias = Any  # any JSON value, not looked at yet
+Json: TypeAlias = Any  # any JSON value, not validated yet
 JsonObject: TypeAlias = dict[str, Any]
 
 
 class Status(StrEnum):
-    """The words that the row's `status` column may hold."""
+    """The values of the `status` column."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -40,7 +40,7 @@ class Status(StrEnum):
         return not TRANSITIONS[self]
 
 
-# queued → completed|failed is the late ending of a worker whose lease expired and whom nobody replaced.
+# queued → completed|failed: a late outcome from a worker whose lease expired, before another worker claimed the run.
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELED, Status.COMPLETED, Status.FAILED}),
     Status.RUNNING: frozenset(
@@ -60,8 +60,8 @@ ENDED = frozenset(str(status) for status in Status if status.is_terminal)
 class Checkpoint:
     """A resumable training state.
 
-    `epoch` counts finished epochs (1-based); `key` is its place in the artifacts bucket, None while it is only on
-    the disk of the worker that wrote it. `sha256` and `bytes` are those of the `.pt` file.
+    `epoch` counts finished epochs (1-based). `key` is the object's key in the artifacts bucket, or None while the
+    checkpoint is only on the worker's disk. `sha256` and `bytes` describe the `.pt` file.
     """
 
     epoch: int
@@ -72,9 +72,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What somebody asked for, unparsed: see `request.plan_of` for what it means.
+    """An unparsed request for a run; `request.plan_of` interprets it.
 
-    `unreadable` says why its row cannot be served at all; the plan is then refused with that sentence.
+    `group` names runs that belong together and `tags` label a run; both are only for lists and searches. `unreadable` says
+    why the row cannot be read; `request.plan_of` then rejects the run with that sentence.
     """
 
     data_yaml: str | None
@@ -82,6 +83,8 @@ class RunRequest:
     configuration: Json = None
     name: str = "run"
     priority: int = 0
+    group: str | None = None
+    tags: tuple[str, ...] = ()
     unreadable: str | None = None
 
 
@@ -89,26 +92,26 @@ class RunRequest:
 class Job:
     """A claimed or peeked run.
 
-    `attempt` numbers the claims of this run from 1 and never repeats: it names the run's folder in the bucket and
-    its events, so no two claims can write over each other. How many attempts may be *lost* is the queue's business.
+    `attempt` numbers the claims of this run from 1 and never repeats. It is part of the key of every artifact and event,
+    so no claim can overwrite the data of another. The queue decides how many attempts may be lost.
     """
 
     id: str
     request: RunRequest
     attempt: int = 0
     checkpoint: Checkpoint | None = None
-    last_reported_epoch: int = 0  # the epoch that the run's history told last
-    last_reported_attempt: int = 0  # the attempt that told it
-    gpus: int = 1  # accelerators that the run needs at once
+    last_reported_epoch: int = 0  # the last epoch in the run's history
+    last_reported_attempt: int = 0  # the attempt that reported it
+    gpus: int = 1  # accelerators that the run needs at the same time
     waited: float | None = None  # seconds between insert and first claim, by the queue's clock
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to work on a run, for as long as the database says so.
+    """The right to work on a run until the database says otherwise.
 
-    `claim_id` is the fence: every later write carries it. `trusted_until` is a local time (core/boottime.py), taken
-    before the claim was sent; after it, only the database knows who owns the run.
+    `claim_id` is the fencing token: every later write carries it. `trusted_until` is a local time (core/boottime.py)
+    computed from the moment before the claim was sent; after it, only the database knows who holds the run.
     """
 
     job: Job
@@ -119,17 +122,17 @@ class Lease:
 
 
 class Verdict(StrEnum):
-    """The queue's answer to a beat, an ending or a release."""
+    """The queue's answer to a heartbeat, an outcome or a release."""
 
     OK = "ok"
     CANCEL = "cancel"  # stop and end the run as canceled
     FINISH = "finish"  # end the training at the next epoch and complete the run
-    LOST = "lost"  # the run is not ours any more (taken over, ended or deleted by somebody else)
+    LOST = "lost"  # this worker does not hold the run any more: it was taken over, ended or deleted
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvent:
-    """One line of a run's history, stored once: `(run_id, attempt, seq)` is its identity.
+    """One event of a run's history, identified by `(run_id, attempt, seq)` and stored once.
 
     `at` is ISO 8601 in UTC; `kind` is an event's kind (core/events.py), `data` its fields.
     """
@@ -140,7 +143,7 @@ class RunEvent:
     data: JsonObject
 
 
-# ── how an attempt ends ──
+# ── outcomes of an attempt ──
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +168,8 @@ class Failed:
 class Retry:
     """The machine is at fault; the queue decides whether an attempt is left.
 
-    `host_failed` says that the worker's host is sick. The first such failure of each worker is a lost attempt, later
-    ones of the same worker are not.
+    `host_failed` says that the worker's host cannot run any training. Only the first such failure of each worker counts as
+    a lost attempt.
     """
 
     message: str
@@ -177,7 +180,7 @@ class Retry:
 
 @dataclass(frozen=True, kw_only=True)
 class Canceled:
-    """Stopped on request; what exists was kept."""
+    """Stopped on request; the files written so far were kept."""
 
     message: str = "Canceled by user."
     results: JsonObject = field(default_factory=dict)
@@ -186,7 +189,7 @@ class Canceled:
 
 @dataclass(frozen=True, kw_only=True)
 class Interrupted:
-    """This worker is going away; any worker may go on from the checkpoint. Not counted as an attempt lost."""
+    """The worker shuts down; any worker may resume from the checkpoint. Not counted as a lost attempt."""
 
     checkpoint: Checkpoint | None
     results: JsonObject = field(default_factory=dict)

@@ -1,6 +1,6 @@
-"""Every seam of the service, on one page. `wiring.py` alone knows who stands behind each.
+"""The interfaces between the rooms of the service. Only `wiring.py` knows their implementations.
 
-All of them block; all raise the errors of core/errors.py and nothing else that is expected.
+All methods block. They raise the errors of core/errors.py; any other exception is a programming error.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from trainer.core.events import Event, Finished
 from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, RunRequest, Status, Verdict
 from trainer.core.model import ModelRef
 from trainer.core.plan import TrainPlan
+from trainer.core.run_row import ALL_RUNS, EventRow, RunFilter, RunOrder, RunPage, RunRow, WorkerRow
 from trainer.core.stop import StopSignal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """Who asks for work, and with what.
+    """A worker that asks for runs.
 
-    `capabilities` is what a run may require and can be had now (`gpus`: free accelerators, `gpu_memory_gb`: of the
-    smallest); `hardware` fills the columns of `trainer_workers` (gpu_name, gpu_memory_gb, cpu_model, ram_gb, …).
+    `capabilities` is what a run may require and is free now (`gpus`: number of accelerators, `gpu_memory_gb`: memory of the
+    smallest). `hardware` fills the columns of `trainer_workers` (gpu_name, gpu_memory_gb, cpu_model, ram_gb, …).
     """
 
     id: str
@@ -33,23 +34,23 @@ class Worker:
 
 
 class Queue(Protocol):
-    """Where runs come from, as the worker sees it. Each call is atomic and may be repeated after a lost answer.
+    """The queue as the worker sees it. Each call is atomic and idempotent: it may be repeated after a lost response.
 
-    Raises `Unavailable` (retry later) or `Misconfigured` (nothing will work until somebody mends it).
+    Raises `Unavailable` (retry later) or `Misconfigured` (an operator has to fix the configuration).
     """
 
     def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
-        """Settle what expired, then take the next run that `worker` can serve, or None. Reports the worker online."""
+        """Settle expired runs, then claim the next run that `worker` can serve, or None. Reports the worker online."""
 
     def peek(self, worker: Worker) -> Job | None:
-        """The run that `claim` would take now, left where it is."""
+        """Return the run that `claim` would return now, without claiming it."""
 
     def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
         """Extend the lease, merge `progress` into the row's results, store each event once. Reports the worker busy.
 
-        Revives a lease that expired when nobody else took the run. An event of kind `checkpoint` with a new highest
-        epoch forgives the attempts lost before it; one with a key becomes the row's checkpoint. Events of kind `epoch`
-        move the row's `last_reported_epoch`.
+        Also extends an expired lease if no other worker claimed the run. A `checkpoint` event with a new highest epoch
+        resets the count of lost attempts; one with a key becomes the row's checkpoint. An `epoch` event sets the row's
+        `last_reported_epoch`.
         """
 
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
@@ -57,41 +58,68 @@ class Queue(Protocol):
 
         Return None when the lease was lost: then nothing was written.
 
-        `Retry` puts the run back with back-off while attempts remain and fails it otherwise. With `host_failed` only
-        the first failure of each worker since the last progress is a lost attempt, and this worker is offered the run
-        20 s later than others. `Interrupted` puts the run back at once and counts nothing.
+        `Retry` requeues the run with backoff while attempts remain, and fails it otherwise. With `host_failed` only the
+        first failure of each worker since the last progress counts as a lost attempt, and this worker gets the run 20 s
+        later than others. `Interrupted` requeues the run at once and counts no attempt.
         """
 
     def report(self, worker: Worker, problem: str | None) -> None:
-        """Report the worker alive. With `problem`, it is shown as unhealthy until it claims again."""
+        """Report the worker alive. With `problem` it is shown as unhealthy until its next claim."""
 
 
 class RunTable(Protocol):
-    """The same table as its users see it: the command line, and later an API. Rows are JSON objects as stored."""
+    """The same table as its users see it: the command line, an API, a search.
 
-    def enqueue(self, request: RunRequest) -> str:
-        """Insert a queued run; its id."""
+    A method that changes a run returns the row after the change, or None for an unknown id. Raises `Unavailable`,
+    `Misconfigured`, and `BadRequest` for values that the table cannot hold.
+    """
 
-    def get(self, run_id: str) -> JsonObject | None:
-        """The whole row, or None."""
+    def enqueue(self, request: RunRequest, id: str | None = None) -> str:  # noqa: A002 the column's name
+        """Insert a queued run and return its id.
 
-    def recent(self, limit: int) -> list[JsonObject]:
-        """The newest runs, newest first."""
+        With `id` (a UUID) the call is idempotent: the same request under the same id inserts nothing. Raises `Conflict`
+        when the id belongs to another request.
+        """
 
-    def cancel(self, run_id: str) -> JsonObject | None:
-        """Cancel as the web app does: a queued run is canceled, a running one is asked to stop. The row after it."""
+    def get(self, run_id: str) -> RunRow | None:
+        """Return the run, or None."""
 
-    def request_finish(self, run_id: str) -> JsonObject | None:
-        """Ask a running run to stop at the next epoch end and complete. The row after it."""
+    def list(
+        self,
+        wanted: RunFilter = ALL_RUNS,
+        *,
+        order: RunOrder = RunOrder.NEWEST,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> RunPage:
+        """Return up to `limit` (1 to 1000) of the wanted runs, and the cursor of the next page.
 
-    def requeue(self, run_id: str) -> JsonObject | None:
-        """Queue an ended run again; any other stays as it is. The row after it."""
+        `after` is the cursor of the page before. Runs inserted since do not shift the pages.
+        """
 
-    def workers(self) -> list[JsonObject]:
-        """The rows of `trainer_workers`, seen last first; `status_message` says why a worker is unhealthy."""
+    def cancel(self, run_id: str) -> RunRow | None:
+        """Cancel a queued run at once, and ask a running one to stop, as the web app does."""
 
-    def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> list[JsonObject]:
-        """The run's events in order, those after the given (attempt, seq)."""
+    def request_finish(self, run_id: str) -> RunRow | None:
+        """Ask a running run to stop after the current epoch and complete."""
+
+    def requeue(self, run_id: str) -> RunRow | None:
+        """Queue an ended run again; any other run stays as it is."""
+
+    def set_priority(self, run_id: str, priority: int) -> RunRow | None:
+        """Change the priority; it decides when the run is claimed the next time."""
+
+    def delete(self, run_id: str) -> bool:
+        """Delete a run and its events, and return whether it existed. Its artifacts stay in the bucket.
+
+        Raises `Conflict` while a worker holds a lease on the run.
+        """
+
+    def workers(self) -> Sequence[WorkerRow]:
+        """Return all workers, the last seen first."""
+
+    def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> Sequence[EventRow]:
+        """Return the run's events in order, starting after the given (attempt, seq)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""What a run requires of a worker: read by every claim, so it is cheap and raises nothing, whatever a row holds.
+"""What a run requires of a worker. Every claim reads it, so reading is cheap and never raises.
 
-`trainer.requirements` in supabase/migrations/ reads the same.
+`trainer.requirements` in supabase/migrations/ follows the same rules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LONGEST_LIST = 1000  # characters of a list of devices
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """What a worker must offer to be given the run; 0 asks for nothing. `gpu_memory_gb` is per accelerator."""
+    """What a worker must offer to get the run; 0 requires nothing. `gpu_memory_gb` is per accelerator."""
 
     gpus: float = 0.0
     gpu_memory_gb: float = 0.0
@@ -32,7 +32,7 @@ class Requirements:
 
 
 def requirements(configuration: Json) -> Requirements:
-    """`requires.gpus`, `requires.gpu_memory_gb` and a `device` that lists several GPUs. Nonsense asks for nothing."""
+    """Return the requirements in `requires.gpus`, `requires.gpu_memory_gb` and `device`. Invalid values require nothing."""
     settings = _parsed(configuration)
     if not isinstance(settings, Mapping):
         return Requirements()
@@ -46,7 +46,7 @@ def requirements(configuration: Json) -> Requirements:
 
 
 def _parsed(configuration: Json) -> Json:
-    """The configuration itself, or what the JSON text in it says."""
+    """Return the configuration, parsed if it is JSON text."""
     if not isinstance(configuration, str):
         return configuration
     try:
@@ -62,7 +62,7 @@ def _amount(value: Json) -> float:
 
 
 def _device_count(device: Json) -> int:
-    """How many devices "0,1" or [0, 1] names; 0 for what is not a list of devices, which the plan then refuses."""
+    """Return how many devices "0,1" or [0, 1] names; 0 for anything else, which `request.plan_of` then rejects."""
     if isinstance(device, str):
         device = [part for part in device.split(",") if part.strip()] if len(device) <= _LONGEST_LIST else []
     return len(device) if isinstance(device, list) and len(device) <= _MOST_DEVICES else 0

@@ -1,49 +1,32 @@
-"""A `training_runs` row and our types: the only file that knows which column holds what.
+"""Read a `training_runs` row: this file and write_row.py are the only ones that know which column holds what.
 
-A row is a JSON object as the SQLite adapter builds it and as PostgREST returns it, with its JSON columns as text. Whatever
-somebody wrote into a row, reading it raises nothing: what cannot be read stays text or is said in `RunRequest.unreadable`,
-and `request.plan_of` refuses it with a sentence.
+A row is a JSON object as the SQLite adapter builds it and as PostgREST returns it, with its JSON columns as text. Reading
+a row never raises because of its content. A value that cannot be read stays text or is reported in
+`RunRequest.unreadable`, and `request.plan_of` then rejects the run with that sentence.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
-from typing import assert_never
 
-from trainer.core.errors import BadRequest, Unavailable
-from trainer.core.job import (
-    Canceled,
-    Checkpoint,
-    Completed,
-    Failed,
-    Job,
-    Json,
-    JsonObject,
-    Lease,
-    Retry,
-    RunEvent,
-    RunRequest,
-    Status,
-)
-from trainer.core.json_text import DEEPEST, TOO_DEEP, is_too_deep, json_from_text
-from trainer.core.ports import Worker
+from trainer.core.errors import Unavailable
+from trainer.core.job import Checkpoint, Job, Json, JsonObject, Lease, RunRequest
+from trainer.core.json_text import json_from_text
+from trainer.core.run_row import EventRow, RunRow, WorkerRow
 from trainer.core.text import shown
 from trainer.jobs.requirements import requirements
 
-CANCELED_BY_USER = "Canceled by user."
 JOB_COLUMNS = (  # what `job_of` reads
     "id", "run_name", "data_yaml", "base_model", "configuration", "priority", "attempt", "checkpoint", "last_reported_epoch",
-    "last_reported_attempt", "created_at", "started_at",
+    "last_reported_attempt", "created_at", "started_at", "run_group", "run_tags",
 )  # fmt: skip
-COLUMNS = (  # what the table's users read
+RUN_COLUMNS = (  # what `run_row` reads: every column except the fencing token `claim_id`
     *JOB_COLUMNS, "project_id", "step_id", "status", "results", "trained_model_url", "created_by", "is_deployed",
     "deployment_status", "deployment_date", "deployment_url", "completed_at", "canceled_at", "cancel_requested", "worker_id",
-    "error_message", "updated_at", "max_attempts", "failures", "host_failures", "claim_id", "lease_expires_at", "heartbeat_at", "not_before",
+    "error_message", "updated_at", "max_attempts", "failures", "host_failures", "lease_expires_at", "heartbeat_at", "not_before",
     "progress_epoch", "finish_requested",
 )  # fmt: skip
 JSON_COLUMNS = frozenset({"configuration", "results", "checkpoint", "data", "host_failures"})
@@ -52,40 +35,39 @@ HARDWARE = (  # the columns of trainer_workers that a worker fills itself
     "gpu_memory_mb", "gpu_vram_mb", "cpu_model", "cpu", "ram_gb",
 )  # fmt: skip
 LONGEST = {"run_name": 1000, "base_model": 1000, "data_yaml": 10_000}  # characters; as in trainer.guard_request
+INT4 = 2**31 - 1  # the largest number in an `integer` column
 
-_INT4 = 2**31 - 1
 _MOST_ATTEMPTS = 1_000_000
 _RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}", re.ASCII)  # it names folders and objects
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-# ── from the row ──
 
 
 class UnreadJson(str):
-    """The text of a JSON column that is not JSON, or out of bounds. It is written back as it is."""
+    """The text of a JSON column that is not JSON or exceeds the limits. It is written back unchanged."""
 
     __slots__ = ()
 
 
 def json_column(name: str, value: Json) -> Json:
-    """The value in a JSON column given as text; `UnreadJson` when it cannot be read. Any other value is itself."""
+    """Return the value of a JSON column given as text, or `UnreadJson`. A value that is not text is returned as it is."""
     if not isinstance(value, str):
         return value
     try:
-        # only what strangers write is bounded in length: a worker's results are bounded where they are made
+        # only the configuration comes from strangers: a worker limits its results when it makes them
         return json_from_text(value) if name == "configuration" else json_from_text(value, longest=len(value))
     except ValueError:
         return UnreadJson(value)
 
 
 def is_run_id(value: Json) -> bool:
-    """Whether a value may be a run's id. It names folders and objects, and nothing else may name them."""
+    """Whether a value can be the id of a run. Folders and objects are named after it, so it must be plain."""
     return isinstance(value, str) and _RUN_ID.fullmatch(value) is not None
 
 
+# ── for the worker ──
+
+
 def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
-    """The run in a row, whatever its other columns hold. Raises Unavailable for a row without an id."""
+    """Return the run in a row, whatever its other columns hold. Raises Unavailable for a row without an id."""
     run_id = row.get("id")
     if not is_run_id(run_id):
         raise Unavailable(
@@ -97,7 +79,9 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
         configuration=row.get("configuration"),
         name=(_text(row.get("run_name")) or "run")[: LONGEST["run_name"]],
         priority=whole(row.get("priority")) or 0,
-        unreadable=unreadable or _problem(row),
+        group=_text(row.get("run_group")),
+        tags=_tags(row.get("run_tags")),
+        unreadable=unreadable or problem_of(row),
     )
     return Job(
         id=str(run_id),
@@ -111,8 +95,8 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
     )
 
 
-def _problem(row: Mapping[str, Json]) -> str | None:
-    """What is wrong with a run besides its configuration; the same as in trainer.guard_request."""
+def problem_of(row: Mapping[str, Json]) -> str | None:
+    """Return what is wrong with a run besides its configuration, or None; the same rules as trainer.guard_request."""
     for name, longest in LONGEST.items():
         if len(_text(row.get(name)) or "") > longest:
             return f"{name}: longer than {longest} characters"
@@ -130,12 +114,12 @@ def _seconds_between(earlier: Json, later: Json) -> float | None:
 
 
 def lease_of(job: Job, worker_id: str, claim_id: str, seconds: float, asked_at: float) -> Lease:
-    """The right that a claim gave; `asked_at` is the local time just before the claim was sent."""
+    """Return the lease of a claim; `asked_at` is the local time just before the claim was sent."""
     return Lease(job=job, claim_id=claim_id, worker_id=worker_id, seconds=seconds, trusted_until=asked_at + seconds)
 
 
 def checkpoint_of(value: Json) -> Checkpoint | None:
-    """The checkpoint in the `checkpoint` column; None when it is empty or not one."""
+    """Return the checkpoint in the `checkpoint` column; None when the column holds none."""
     if not isinstance(value, Mapping):
         return None
     epoch, size = whole(value.get("epoch"), low=0), whole(value.get("bytes"), low=0, high=2**63 - 1)
@@ -146,7 +130,7 @@ def checkpoint_of(value: Json) -> Checkpoint | None:
 
 
 def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
-    """The checkpoint, if it is one of the run's own: this service reads it, and removes it from the bucket at the end."""
+    """Return the checkpoint if it is one of the run's own: the service reads it and finally removes it from the bucket."""
     found = checkpoint_of(value)
     if found is None or found.key is None:
         return found
@@ -154,125 +138,93 @@ def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
     return found if is_own and not found.key.endswith("/..") else None
 
 
-# ── to the row ──
+# ── for the users of the table ──
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """What `finish_training_run` is told. `status` is QUEUED when another attempt is asked for."""
-
-    status: Status
-    results: JsonObject
-    trained_model_url: str | None
-    error_message: str | None
-    host_failed: bool
-
-
-def ending_of(outcome: Completed | Failed | Retry | Canceled) -> Ending:
-    """The columns that an outcome writes; `Interrupted` is a release and writes only the results."""
-    match outcome:
-        case Completed():
-            status, url, message = Status.COMPLETED, outcome.trained_model_url, None
-        case Failed():
-            status, url, message = Status.FAILED, None, outcome.message
-        case Retry():
-            status, url, message = Status.QUEUED, None, outcome.message
-        case Canceled():
-            status, url, message = Status.CANCELED, None, outcome.message
-        case _:
-            assert_never(outcome)
-    return Ending(
-        status=status,
-        results=clean(outcome.results),
-        trained_model_url=clean(url),
-        error_message=clean(message),
-        host_failed=isinstance(outcome, Retry) and outcome.host_failed,
+def run_row(row: Mapping[str, Json]) -> RunRow:
+    """Return the typed row. The fencing token is left out even if `row` has it."""
+    same: JsonObject = {name: _text(row.get(name)) for name in _TEXT_FIELDS}
+    same |= {name: clamped(row.get(name), default) for name, default in _NUMBER_FIELDS.items()}
+    same |= {name: row.get(name) is True for name in _FLAG_FIELDS}
+    failures = row.get("host_failures")
+    return RunRow(
+        id=_text(row.get("id")) or "",
+        run_name=_text(row.get("run_name")) or "run",
+        status=_text(row.get("status")) or "",
+        group=_text(row.get("run_group")),
+        tags=_tags(row.get("run_tags")),
+        configuration=row.get("configuration"),
+        results=row.get("results"),
+        checkpoint=row.get("checkpoint"),
+        host_failures=failures if isinstance(failures, dict) else {},
+        **same,
     )
 
 
-def insert_of(request: RunRequest) -> JsonObject:
-    """The columns of a new queued run. Raises BadRequest for what no worker would read."""
-    if isinstance(request.priority, bool) or not -_INT4 <= request.priority <= _INT4:
-        raise BadRequest(f"priority {shown(request.priority)}: must be a whole number from {-_INT4} to {_INT4}.")
-    if is_too_deep(request.configuration):
-        raise BadRequest(f"configuration: {TOO_DEEP}")
-    columns: JsonObject = {
-        "run_name": clean(request.name or "run"),
-        "data_yaml": clean(request.data_yaml),
-        "base_model": clean(request.base_model),
-        "configuration": clean(request.configuration),
-        "priority": request.priority,
-        "status": Status.QUEUED.value,
-    }
-    if problem := _problem(columns):
-        raise BadRequest(problem)
-    try:
-        json_from_text(json.dumps(columns["configuration"], ensure_ascii=False))
-    except ValueError as error:
-        raise BadRequest(f"configuration: {error}") from None
-    return columns
+def worker_row(row: Mapping[str, Json]) -> WorkerRow:
+    """Return the typed row of a worker."""
+    described = {name: row[name] for name in HARDWARE[2:] if row.get(name) is not None}
+    return WorkerRow(
+        worker_id=_text(row.get("worker_id")) or "",
+        status=_text(row.get("status")) or "",
+        current_runs=clamped(row.get("current_runs"), 0),
+        slots=whole(row.get("slots")),
+        hardware=described,
+        **{
+            name: _text(row.get(name))
+            for name in ("status_message", "last_seen", "created_at", "updated_at", "version")
+        },
+    )
 
 
-def checkpoint_json(checkpoint: Checkpoint | None) -> JsonObject | None:
-    """What the `checkpoint` column holds; None (leave it as it is) for a checkpoint that no other host can reach."""
-    if checkpoint is None or checkpoint.key is None:
-        return None
-    return {
-        "epoch": checkpoint.epoch,
-        "sha256": checkpoint.sha256,
-        "bytes": checkpoint.bytes,
-        "key": clean(checkpoint.key),
-    }
+def event_row(row: Mapping[str, Json]) -> EventRow:
+    """Return the typed row of an event."""
+    return EventRow(
+        run_id=_text(row.get("run_id")) or "",
+        attempt=clamped(row.get("attempt"), 0),
+        seq=clamped(row.get("seq"), 0),
+        at=_text(row.get("at")) or "",
+        kind=_text(row.get("kind")) or "",
+        data=row.get("data"),
+    )
 
 
-def event_json(event: RunEvent) -> JsonObject:
-    return {"seq": event.seq, "at": event.at, "kind": clean(event.kind), "data": clean(event.data)}
+_NUMBER_FIELDS = {
+    "priority": 0,
+    "attempt": 0,
+    "max_attempts": 3,
+    "failures": 0,
+    "progress_epoch": 0,
+    "last_reported_epoch": 0,
+    "last_reported_attempt": 0,
+}
+_FLAG_FIELDS = ("cancel_requested", "finish_requested", "is_deployed")
+_TEXT_FIELDS = (
+    "project_id", "step_id", "data_yaml", "base_model", "trained_model_url", "error_message", "created_by", "created_at",
+    "updated_at", "started_at", "completed_at", "canceled_at", "worker_id", "heartbeat_at", "lease_expires_at", "not_before",
+    "deployment_status", "deployment_date", "deployment_url",
+)  # fmt: skip
 
 
-def events_json(events: Sequence[RunEvent]) -> list[JsonObject]:
-    return [event_json(event) for event in events]
+# ── values ──
 
 
-def offer_json(worker: Worker) -> JsonObject:
-    """What a claim says about its worker: capabilities at the top, the known hardware columns below `hardware`."""
-    hardware = {name: worker.hardware[name] for name in HARDWARE if name in worker.hardware}
-    offer: JsonObject = clean({**worker.capabilities, "hardware": hardware})
-    return offer
-
-
-def clean(value: Json, depth: int = 0) -> Json:
-    """The same value as PostgreSQL can store it.
-
-    Not a number and infinite become null (a missing metric), NUL and lone surrogates U+FFFD, keys strings, what is
-    no JSON its text, and whatever is nested deeper than 32 levels null.
-    """
-    if isinstance(value, str):
-        return _UNSTORABLE.sub("\ufffd", value)
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if depth == DEEPEST:
-        return None
-    if isinstance(value, Mapping):
-        return {clean(str(key)): clean(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | bytearray):
-        return [clean(item, depth + 1) for item in value]
-    return clean(str(value))
+def _tags(value: Json) -> tuple[str, ...]:
+    return tuple(tag for tag in value if isinstance(tag, str)) if isinstance(value, list) else ()
 
 
 def _text(value: Json) -> str | None:
     return value if value is None or isinstance(value, str) else shown(value)
 
 
-def whole(value: Json, *, low: int = -_INT4 - 1, high: int = _INT4) -> int | None:
-    """A whole number from `low` to `high`; None for everything else."""
+def whole(value: Json, *, low: int = -INT4 - 1, high: int = INT4) -> int | None:
+    """Return a whole number from `low` to `high`; None for anything else."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high else None
 
 
 def clamped(value: Json, default: int) -> int:
-    """The nearest number that an `integer` column holds; `default` for what is not a whole number."""
+    """Return the nearest number that an `integer` column holds; `default` for what is not a whole number."""
     number = whole(value, low=-(2**63), high=2**63 - 1)
-    return default if number is None else max(-_INT4 - 1, min(number, _INT4))
+    return default if number is None else max(-INT4 - 1, min(number, INT4))

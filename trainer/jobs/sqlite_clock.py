@@ -1,11 +1,11 @@
-"""The time of a queue in a file: it never goes back, and no setting of the wall clock expires or freezes a lease.
+"""The clock of a queue in a file. It never goes back, and setting the wall clock neither expires nor freezes a lease.
 
-It runs with the time since boot, which nobody can set, and is anchored in the file: which boot, how long after it, and what
-time the queue had then. The wall clock is followed in three ways:
+It runs with the time since boot, which cannot be set, and stores an anchor in the file: the boot, the time since that boot
+and the queue's time at that moment. It follows the wall clock in three ways:
 
-- after a reboot the queue has the wall clock's time, unless that is earlier: no worker lived through the reboot;
-- while no run is leased, a wall clock that is ahead is followed at once: a host that booted with a wrong clock was corrected;
-- otherwise the queue runs up to 10 % faster or slower until both agree, so a lease of a minute lasts at least 54 s.
+- After a reboot the queue takes the wall clock's time unless that is earlier. No worker survived the reboot.
+- While no run is leased, the queue follows a wall clock that is ahead at once: a wrong clock at boot was corrected.
+- Otherwise the queue runs up to 10 % faster or slower until both agree, so a lease of 60 s lasts at least 54 s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from trainer.core.boottime import boottime
 
-_SLEW = 0.1  # of the elapsed time; a clock that was set by an hour is followed within ten
+_SLEW = 0.1  # share of the elapsed time; a change of one hour is followed within ten hours
 _AHEAD = 60.0  # seconds
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -27,12 +27,12 @@ def _boot_id() -> str:
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
-        return ""  # a reboot is then known by a time since boot that went back
+        return ""  # then a smaller time since boot reveals a reboot
 
 
 @dataclass(frozen=True)
 class HostClock:
-    """The clocks of this host: the wall clock, in seconds since 1970, the time since boot, in seconds, and which boot."""
+    """The clocks of this host: wall clock (seconds since 1970), time since boot (seconds) and the id of the boot."""
 
     wall: Callable[[], float] = time.time
     since_boot: Callable[[], float] = boottime
@@ -43,7 +43,7 @@ HOST_CLOCK = HostClock()
 
 
 def queue_time(connection: sqlite3.Connection, clock: HostClock, *, keep: bool) -> float:
-    """The queue's time, in seconds since 1970; with `keep` it is the anchor of later calls, inside a write transaction."""
+    """Return the queue's time in seconds since 1970. `keep` stores it as the anchor of later calls (write transactions)."""
     boot, since_boot, wall = clock.boot_id(), clock.since_boot(), clock.wall()
     anchor = connection.execute("select boot_id, since_boot, now from queue_clock").fetchone()
     if anchor is None:

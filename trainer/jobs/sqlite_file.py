@@ -1,6 +1,6 @@
-"""The SQLite file behind the queue: its tables, its transactions, and what its errors mean.
+"""The SQLite file of the queue: its tables, its transactions and its errors.
 
-Each call opens a connection of its own, so nothing is shared between threads or inherited by a child process.
+Each call opens its own connection, so threads share nothing and child processes inherit nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Json, JsonObject
 from trainer.jobs.row import JSON_COLUMNS, UnreadJson, clamped, json_column
 from trainer.jobs.sqlite_clock import HostClock, queue_time
-from trainer.jobs.sqlite_schema import SCHEMA, SCHEMA_VERSION, UPGRADES
+from trainer.jobs.sqlite_schema import OLDEST_VERSION, SCHEMA, SCHEMA_VERSION, UPGRADES
 
+_JSON_COLUMNS = JSON_COLUMNS | {"run_tags"}
 _BOOLEAN_COLUMNS = frozenset({"is_deployed", "cancel_requested", "finish_requested"})
 _WHOLE_COLUMNS = {
     **dict.fromkeys(
@@ -33,26 +34,26 @@ _PASSING = {
     sqlite3.SQLITE_LOCKED: "it is locked by another program",
     sqlite3.SQLITE_FULL: "its disk is full; free some space",
     sqlite3.SQLITE_IOERR: "its disk fails to read or write; check the disk and its free space",
-    sqlite3.SQLITE_NOMEM: "memory is short",
+    sqlite3.SQLITE_NOMEM: "the host is short of memory",
 }
 _LASTING = {
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that the folder exists and that this user may write to it",
     sqlite3.SQLITE_READONLY: "it is read-only; give this user the right to write to the file and its folder",
-    sqlite3.SQLITE_PERM: "it may not be accessed; give this user the right to write to the file and its folder",
+    sqlite3.SQLITE_PERM: "this user may not access it; give this user the right to write to the file and its folder",
     sqlite3.SQLITE_NOTADB: "it is not an SQLite database; name another file",
-    sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a backup or move it away to begin a new one",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a backup, or move it away to start with an empty queue",
 }
 
 
 @dataclass(frozen=True)
 class Transaction:
-    """An open transaction. `now` is the queue's time, read when the lock was held, in seconds since 1970."""
+    """An open transaction. `now` is the queue's time in seconds since 1970, read while the lock was held."""
 
     connection: sqlite3.Connection
     now: float
 
     def at(self, seconds: float = 0.0) -> str:
-        """The time `seconds` from now as the tables hold it."""
+        """Return the time `seconds` from now as the tables store it."""
         return timestamp(self.now + seconds)
 
     def rows(self, sql: str, *values: Json) -> list[JsonObject]:
@@ -65,23 +66,23 @@ class Transaction:
         return found[0] if found else None
 
     def insert(self, table: str, columns: JsonObject, *, or_ignore: bool = False) -> bool:
-        """Whether a row was inserted; with `or_ignore` False for one whose key is there already."""
+        """Insert a row and return True; with `or_ignore`, return False if its key exists already."""
         names, places = ", ".join(columns), ", ".join("?" * len(columns))
         verb = "insert or ignore" if or_ignore else "insert"
         sql = f"{verb} into {table} ({names}) values ({places})"
         return self.connection.execute(sql, [_dumped(*item) for item in columns.items()]).rowcount == 1
 
     def update(self, table: str, key: str, columns: JsonObject) -> None:
-        """Write all of `columns` into the row that their `key` names."""
+        """Write `columns` into the row with the same `key`."""
         changes = ", ".join(f"{name} = ?" for name in columns)
         sql = f"update {table} set {changes} where {key} = ?"  # noqa: S608 (names are ours)
         self.connection.execute(sql, [*(_dumped(*item) for item in columns.items()), columns[key]])
 
 
 class SqliteFile:
-    """A queue's file; created with its tables if it is not there.
+    """The file of a queue; created with its tables if it does not exist.
 
-    Raises `Misconfigured` when the file cannot be used and `Unavailable` when it cannot be used now.
+    Raises `Misconfigured` when the file cannot be used, `Unavailable` when it cannot be used at the moment.
     """
 
     def __init__(self, path: Path, clock: HostClock, busy_seconds: float) -> None:
@@ -95,7 +96,7 @@ class SqliteFile:
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
-        """One transaction, alone on the file; committed at the end, gone after an exception."""
+        """Open a write transaction; committed at the end of the block, rolled back after an exception."""
         with self._translated(), closing(self._connect("rw")) as connection:
             connection.execute("begin immediate")
             yield Transaction(connection, queue_time(connection, self._clock, keep=True))
@@ -103,27 +104,25 @@ class SqliteFile:
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
-        """One consistent view that waits for nobody."""
+        """Open a read transaction: a consistent view that waits for no writer."""
         with self._translated(), closing(self._connect("rw")) as connection:
             connection.execute("begin")
             yield Transaction(connection, queue_time(connection, self._clock, keep=False))
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        # mode=rw: a file that was deleted must not come back empty in the middle of a run
+        # mode=rw: a file that was deleted must not reappear empty in the middle of a run
         uri = f"{self._path.as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
         connection.execute("pragma foreign_keys = on")
         connection.execute("pragma synchronous = full")  # in this mode a commit survives a power cut
-        connection.text_factory = lambda content: content.decode(
-            errors="replace"
-        )  # text of another program may be no UTF-8
+        connection.text_factory = lambda content: content.decode(errors="replace")  # other programs may not write UTF-8
         return connection
 
     def _create(self, connection: sqlite3.Connection) -> None:
         if self._version(connection) != SCHEMA_VERSION:
             connection.execute("begin immediate")
-            if self._version(connection) != SCHEMA_VERSION:  # nobody was faster
-                self._refuse_foreign(connection)
+            if self._version(connection) != SCHEMA_VERSION:  # no other process was faster
+                self._require_usable(connection)
                 version = self._version(connection)
                 scripts = [UPGRADES[to] for to in range(version + 1, SCHEMA_VERSION + 1)] if version else [SCHEMA]
                 for statement in _statements("".join(scripts)):
@@ -136,18 +135,23 @@ class SqliteFile:
     def _version(connection: sqlite3.Connection) -> int:
         return int(connection.execute("pragma user_version").fetchone()[0])
 
-    def _refuse_foreign(self, connection: sqlite3.Connection) -> None:
+    def _require_usable(self, connection: sqlite3.Connection) -> None:
         version = self._version(connection)
         if version > SCHEMA_VERSION:
             raise Misconfigured(
                 f"The queue file {self._path} has version {version}, this trainer knows {SCHEMA_VERSION}: "
                 "update the trainer or name another file.",
             )
+        if 0 < version < OLDEST_VERSION:
+            raise Misconfigured(
+                f"The queue file {self._path} has version {version}, which this trainer cannot upgrade: move the file "
+                "away to start with an empty queue.",
+            )
         if not version and connection.execute("select 1 from sqlite_master").fetchone():
             raise Misconfigured(f"The file {self._path} is another program's database: name another file.")
 
     def _set_wal(self, connection: sqlite3.Connection) -> None:
-        """Switch to the write-ahead log, in which readers and the writer do not wait for each other."""
+        """Switch to the write-ahead log, so that readers and the writer do not wait for each other."""
         deadline = time.monotonic() + self._busy_seconds
         while connection.execute("pragma journal_mode").fetchone()[0] != "wal":
             try:
@@ -166,7 +170,7 @@ class SqliteFile:
             code = _primary(error)
             if code in _PASSING:
                 raise Unavailable(f"The queue file {self._path} is not available: {_PASSING[code]}.") from error
-            if code is None:  # a wrong call of ours, not a wrong file
+            if code is None:  # a programming error, not a problem of the file
                 raise
             why = _LASTING.get(code, f"SQLite says {error}; it may belong to another version or program")
             raise Misconfigured(f"The queue file {self._path} cannot be used: {why}.") from error
@@ -181,13 +185,13 @@ def timestamp(seconds: float) -> str:
 
 
 def loaded(name: str, value: Json) -> Json:
-    """The value in a column. SQLite keeps whatever was written into it, so each kind of column is read as what it must be."""
+    """Return the value of a column as its type. SQLite stores a value of any type in any column."""
     if isinstance(value, bytes):
-        value = None if name == "id" else value.decode(errors="replace")  # no id in text finds that row again
+        value = None if name == "id" else value.decode(errors="replace")  # no text id would find that row again
     if name == "host_failures":
         counts = json_column(name, value)
         return {worker: clamped(times, 1) for worker, times in counts.items()} if isinstance(counts, dict) else {}
-    if name in JSON_COLUMNS:
+    if name in _JSON_COLUMNS:
         return json_column(name, value)
     if name in _WHOLE_COLUMNS:
         return clamped(value, _WHOLE_COLUMNS[name])
@@ -195,12 +199,12 @@ def loaded(name: str, value: Json) -> Json:
 
 
 def _dumped(name: str, value: Json) -> Json:
-    is_json = name in JSON_COLUMNS and value is not None and not isinstance(value, UnreadJson)
+    is_json = name in _JSON_COLUMNS and value is not None and not isinstance(value, UnreadJson)
     return json.dumps(value) if is_json else value
 
 
 def _statements(script: str) -> list[str]:
-    """The script's statements one by one: executescript would commit the transaction that they belong to."""
+    """Split a script into statements; `executescript` would commit the open transaction."""
     statements, pending = [], ""
     for line in script.splitlines(keepends=True):
         pending += line
@@ -211,6 +215,6 @@ def _statements(script: str) -> list[str]:
 
 
 def _primary(error: sqlite3.Error) -> int | None:
-    """SQLite's primary result code; the low byte of the extended one."""
+    """Return SQLite's primary result code: the low byte of the extended one."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF

@@ -1,10 +1,15 @@
-"""The tables of the SQLite queue, with the same names as in supabase/migrations/, and how older files are upgraded."""
+"""The tables of the SQLite queue, with the same names as in supabase/migrations/, and the upgrades of older files."""
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
+OLDEST_VERSION = 6  # that can be upgraded
 
-# Times are ISO 8601 in UTC of one width, so that they sort as text.
+_LABEL_INDEX = """
+create index training_runs_group on training_runs (run_group, created_at desc, id) where run_group is not null;
+"""
+
+# Times are ISO 8601 in UTC, all of the same length, so that they sort as text.
 _TABLES = """
 create table training_runs (
   id text primary key,
@@ -44,7 +49,9 @@ create table training_runs (
   progress_epoch integer not null default 0,
   last_reported_epoch integer not null default 0,
   last_reported_attempt integer not null default 0,
-  finish_requested integer not null default 0
+  finish_requested integer not null default 0,
+  run_group text,
+  run_tags text not null default '[]'
 );
 create table trainer_workers (
   worker_id text primary key,
@@ -97,7 +104,7 @@ create trigger training_runs_end_has_no_lease after update of status on training
   begin update training_runs set lease_expires_at = null where id = new.id; end;
 """
 
-# Somebody queues an ended run again: nothing of its end is left. The number of its attempts goes on.
+# When a user queues an ended run again, its outcome is cleared. The attempt number continues.
 _QUEUED_AGAIN = """
 create trigger training_runs_queued_again after update of status on training_runs
   when old.status in ('completed', 'failed', 'canceled') and new.status = 'queued'
@@ -111,7 +118,7 @@ create trigger training_runs_queued_again after update of status on training_run
   end;
 """
 
-# A worker that gives a run back gives its lease back, too; the queue takes it with another failure counted.
+# A worker that releases a run clears its lease; the queue requeues a run only after the lease expired, counting a failure.
 _HELD = """
 create trigger training_runs_held before update of status on training_runs
   when old.status in ('running', 'canceling') and new.status = 'queued'
@@ -119,32 +126,15 @@ create trigger training_runs_held before update of status on training_runs
   begin select raise(abort, 'The run is running: cancel it or wait until it has ended, then queue it again.'); end;
 """
 
-SCHEMA = _TABLES + _QUEUED_AGAIN + _HELD
+SCHEMA = _TABLES + _QUEUED_AGAIN + _HELD + _LABEL_INDEX
 
-# from the version before to the one that is named
+# version → the statements that upgrade a file from the version before it
 UPGRADES = {
-    2: """
-alter table training_runs add column last_reported_epoch integer not null default 0;
-update training_runs set last_reported_epoch = coalesce(
-  (select max(json_extract(data, '$.epoch')) from training_run_events where run_id = id and kind = 'epoch'), 0);
-""",
-    3: """
-alter table training_runs add column host_failures text not null default '{}';
-alter table trainer_workers add column status_message text;
+    7: """
+alter table training_runs rename column told_epoch to last_reported_epoch;
+alter table training_runs rename column told_attempt to last_reported_attempt;
+alter table training_runs add column run_group text;
+alter table training_runs add column run_tags text not null default '[]';
 """
-    + _QUEUED_AGAIN,
-    4: """
-create table queue_clock (
-  id integer primary key check (id = 1),
-  boot_id text not null,
-  since_boot real not null,
-  now real not null
-);
-""",
-    5: _HELD,
-    6: """
-alter table training_runs add column last_reported_attempt integer not null default 0;
-drop trigger training_runs_queued_again;
-"""
-    + _QUEUED_AGAIN,
+    + _LABEL_INDEX,
 }

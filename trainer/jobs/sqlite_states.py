@@ -1,4 +1,4 @@
-"""What each call does to a run's row in SQLite, inside the call's transaction: the state machine in small steps.
+"""What each call of a worker does to a run's row in SQLite, inside the call's transaction.
 
 The same states and answers as the functions in supabase/migrations/. A run is its row as a dict; a step changes the
 dict, and `save` writes it.
@@ -9,145 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trainer.core.job import Interrupted, JsonObject, Lease, Outcome, RunEvent, Status
-from trainer.core.ports import Worker
-from trainer.jobs.requirements import requirements
-from trainer.jobs.row import (
-    CANCELED_BY_USER,
-    Ending,
-    checkpoint_json,
-    checkpoint_of,
-    clean,
-    events_json,
-    is_run_id,
-    whole,
-)
-from trainer.jobs.sqlite_file import Transaction, loaded
+from trainer.jobs.row import checkpoint_of, whole
+from trainer.jobs.sqlite_file import Transaction
+from trainer.jobs.write_row import CANCELED_BY_USER, Ending, checkpoint_json, clean, events_json
 
-_QUEUE_SPEAKS = 1_000_000  # events from this seq on are the queue's own, the smaller ones the worker's
-HEAD_START = 20.0  # seconds for which a worker whose host failed a run leaves it to others: two polls
-_LAST_ATTEMPT = 2**31 - 2  # its successor is the last that the column of the other queue can hold
-_LEGACY_SILENCE = 60.0  # seconds after which a running row without a lease counts as left behind
-
-# as bytes, because text that is no UTF-8 reaches no Python function
-NEXT = """
-  select * from training_runs
-  where status = 'queued' and not cancel_requested
-    and can_begin(cast(not_before as blob), cast(host_failures as blob)) and can_serve(cast(configuration as blob))
-  order by priority desc, created_at, id limit 1
-"""
-EXPIRED = """
-  select * from training_runs
-  where status in ('running', 'canceling') and case
-    when lease_expires_at is not null then lease_expires_at < ?
-    when status = 'canceling' then 1
-    else coalesce(heartbeat_at, started_at, updated_at) < ?
-  end
-"""
-CANCELED_IN_QUEUE = "select * from training_runs where status = 'queued' and cancel_requested"
-# ends every run whose id no folder and no object could be named after; the same rule as `is_run_id`
-REFUSE_IDS = """
-  update training_runs set status = 'failed', completed_at = ?, updated_at = ?, lease_expires_at = null,
-    error_message = 'The id of the run is not valid: insert the run with a UUID as its id.'
-  where status in ('queued', 'running', 'canceling') and (id is null or typeof(id) <> 'text' or id glob '*[^0-9A-Za-z_-]*'
-    or length(id) not between 1 and 64 or length(cast(id as blob)) <> length(id))
-"""
+_FIRST_QUEUE_SEQ = 1_000_000  # events from this seq on are written by the queue, the smaller ones by the worker
 
 
-# ── what a claim does ──
-
-
-def claim_again(tx: Transaction, run: JsonObject, lease_seconds: float) -> JsonObject | None:
-    """The answer to a repeated claim. The worker trusts it from this request on, so the lease starts again too."""
-    if run["status"] not in (Status.RUNNING, Status.CANCELING):
-        return None
-    run["lease_expires_at"] = tx.at(lease_seconds)
-    save(tx, run)
-    return run
-
-
-def settle(tx: Transaction) -> None:
-    """End or queue again what nobody works on any more."""
-    expired, canceled = tx.rows(EXPIRED, tx.at(), tx.at(-_LEGACY_SILENCE)), tx.rows(CANCELED_IN_QUEUE)
-    for run in expired:
-        if not is_run_id(run["id"]):
-            _refuse_ids(tx)
-        elif is_canceling(run):
-            _record(tx, run, "canceled", "The run was to be canceled, and its worker is gone.")
-            cancel(tx, run)
-            save(tx, run)
-        else:
-            _record(tx, run, "lease_expired", "The worker stopped renewing its lease.")
-            _give_up_on_worker(tx, run)
-            save(tx, run)
-    for run in canceled:
-        if not is_run_id(run["id"]):
-            _refuse_ids(tx)
-            continue
-        _record(tx, run, "canceled", "The run was canceled before a worker took it.")
-        cancel(tx, run)
-        save(tx, run)
-
-
-def _refuse_ids(tx: Transaction) -> None:
-    tx.connection.execute(REFUSE_IDS, (tx.at(), tx.at()))
-
-
-def _give_up_on_worker(tx: Transaction, run: JsonObject) -> None:
-    run["failures"] += 1
-    if run["failures"] >= run["max_attempts"]:
-        run["status"], run["completed_at"], run["lease_expires_at"] = Status.FAILED, tx.at(), None
-        run["error_message"] = (
-            f"The worker vanished {run['failures']} times without progress (last: {run['worker_id'] or 'unknown'}); see "
-            "its log and that of its host (killed, out of memory, power), then queue the run again."
-        )
-        return
-    # claim and lease stay, so that the worker may come back before another takes over
-    run["status"] = Status.QUEUED
-    run["not_before"] = tx.at(0.0 if run["failures"] == 1 else _back_off(run["failures"]))
-
-
-def next_run(tx: Transaction, worker: Worker) -> JsonObject | None:
-    def can_serve(configuration: bytes | None) -> bool:
-        return requirements(loaded("configuration", configuration)).served_by(worker.capabilities)
-
-    def can_begin(not_before: bytes | None, host_failures: bytes) -> bool:
-        # others are offered it earlier
-        head_start = HEAD_START if worker.id in loaded("host_failures", host_failures) else 0.0
-        return not_before is None or not_before <= tx.at(-head_start).encode()
-
-    tx.connection.create_function("can_serve", 1, can_serve)
-    tx.connection.create_function("can_begin", 2, can_begin)
-    return tx.row(NEXT)
-
-
-def take_next(tx: Transaction, worker: Worker, claim_id: str, lease_seconds: float) -> JsonObject | None:
-    run = next_run(tx, worker)
-    if run is not None and not is_run_id(run["id"]):
-        _refuse_ids(tx)
-        run = next_run(tx, worker)
-    if run is None:
-        return None
-    run |= {
-        "status": Status.RUNNING,
-        "worker_id": worker.id,
-        "claim_id": claim_id,
-        "attempt": min(run["attempt"], _LAST_ATTEMPT) + 1,
-        "started_at": run["started_at"] or tx.at(),
-        "heartbeat_at": tx.at(),
-        "lease_expires_at": tx.at(lease_seconds),
-        "not_before": None,
-        "error_message": None,
-        "completed_at": None,
-    }
-    save(tx, run)
-    return run
-
-
-# ── what a worker does with a run that it holds ──
+# ── a run that the worker holds ──
 
 
 def held(tx: Transaction, lease: Lease) -> JsonObject | None:
-    """The row if this claim still holds it; a run that expired and that nobody took is held again."""
+    """Return the row if this claim holds it, or None. An expired run that no other worker claimed is held again."""
     run = get_run(tx, lease.job.id)
     if run is None or run["claim_id"] != lease.claim_id:
         return None
@@ -173,7 +46,7 @@ def repeated(tx: Transaction, lease: Lease, outcome: Outcome) -> Status | None:
 
 
 def store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) -> None:
-    """Store each event once, and what the new ones among them say about epochs and checkpoints."""
+    """Store each event once, and update epochs and checkpoint of the run from the new ones."""
     for event in events_json(events):
         row = {"run_id": run["id"], "attempt": run["attempt"], **event}
         if tx.insert("training_run_events", row, or_ignore=True):
@@ -183,9 +56,8 @@ def store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) -
 def _note_progress(run: JsonObject, kind: str, data: JsonObject) -> None:
     epoch = whole(data.get("epoch"), low=0, high=999_999_999) or 0
     if kind == "epoch":
-        run["last_reported_epoch"] = (
-            epoch or run["last_reported_epoch"]
-        )  # a training that starts over begins at 1 again
+        # may decrease: a training that starts over reports epoch 1 again
+        run["last_reported_epoch"] = epoch or run["last_reported_epoch"]
         run["last_reported_attempt"] = run["attempt"]
     if kind == "checkpoint":
         run["checkpoint"] = checkpoint_json(checkpoint_of(data)) or run["checkpoint"]
@@ -212,7 +84,7 @@ def end(tx: Transaction, run: JsonObject, ending: Ending) -> None:
 
 
 def _lose(run: JsonObject, *, host_failed: bool) -> None:
-    """Count a lost attempt. Of the failures of a worker's own host only the first counts."""
+    """Count a lost attempt. Of the failures of one worker's host only the first counts."""
     by_host, worker = run["host_failures"], run["worker_id"] or ""
     if not host_failed or worker not in by_host:
         run["failures"] += 1
@@ -221,8 +93,8 @@ def _lose(run: JsonObject, *, host_failed: bool) -> None:
 
 
 def _pause_after(run: JsonObject) -> float:
-    """Seconds before the next attempt; they grow also with the attempts that do not count."""
-    return _back_off(run["failures"] + sum(times - 1 for times in run["host_failures"].values()))
+    """Return the seconds before the next attempt; attempts that do not count increase them, too."""
+    return back_off(run["failures"] + sum(times - 1 for times in run["host_failures"].values()))
 
 
 def release(tx: Transaction, run: JsonObject, outcome: Interrupted) -> None:
@@ -244,7 +116,7 @@ def get_run(tx: Transaction, run_id: str) -> JsonObject | None:
 def save(tx: Transaction, run: JsonObject) -> None:
     ended: JsonObject = {"host_failures": {}} if Status(run["status"]).is_terminal else {}
     if run["status"] in (Status.COMPLETED, Status.CANCELED):
-        ended["checkpoint"] = None  # nothing resumes from it any more, and the worker removes its object
+        ended["checkpoint"] = None  # no attempt will resume from it, and the worker deletes its object
     tx.update("training_runs", "id", run | ended | {"updated_at": tx.at()})
 
 
@@ -265,33 +137,33 @@ def merged(results: object, addition: JsonObject | None) -> object:
     return results | addition if isinstance(results, dict) else addition
 
 
-def _back_off(failures: int) -> float:
-    """Seconds before the next attempt: 10, 20, 40 … 600."""
+def back_off(failures: int) -> float:
+    """Return the seconds before the next attempt: 10, 20, 40 … 600."""
     return float(min(10 * 2 ** min(max(failures - 1, 0), 10), 600))
 
 
-def _record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
-    """Write into the history what the queue itself did to a run."""
+def record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
+    """Add an event about what the queue itself did to a run."""
     last = tx.row(
         "select max(seq) as seq from training_run_events where run_id = ? and attempt = ?",
         run["id"],
         run["attempt"],
     )
-    seq = max(_QUEUE_SPEAKS, ((last and last["seq"]) or 0) + 1)
+    seq = max(_FIRST_QUEUE_SEQ, ((last and last["seq"]) or 0) + 1)
     data = {"reason": reason, "worker_id": run["worker_id"]}
     key = {"run_id": run["id"], "attempt": run["attempt"], "seq": seq}
     tx.insert("training_run_events", {**key, "at": tx.at(), "kind": kind, "data": data})
 
 
-def see_worker(tx: Transaction, worker_id: str, said: Mapping[str, object] | None = None) -> None:
-    """Report the worker alive. `said` are columns that it fills itself; what it does not mention stays."""
+def see_worker(tx: Transaction, worker_id: str, reported: Mapping[str, object] | None = None) -> None:
+    """Report the worker alive. `reported` are the columns that the worker sets; all others stay."""
     counted = tx.row(
         "select count(*) as n from training_runs where status in ('running', 'canceling') and worker_id = ?",
         worker_id,
     )
     busy = counted["n"] if counted else 0
     before = tx.row("select status_message from trainer_workers where worker_id = ?", worker_id) or {}
-    columns = {**before, **(said or {})}
+    columns = {**before, **(reported or {})}
     seen = {
         "worker_id": worker_id,
         "status": "unhealthy" if columns.get("status_message") else "busy" if busy else "online",

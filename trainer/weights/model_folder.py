@@ -25,10 +25,12 @@ from filelock import FileLock, Timeout
 from trainer.core import model_catalog
 from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, Unavailable, disk_failed
-from trainer.core.job import JsonObject, Status
+from trainer.core.job import Status
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
 from trainer.core.ports import ObjectInfo, ObjectStore
+from trainer.core.results import artifacts_in
 from trainer.core.retry import RetryPolicy, retrying
+from trainer.core.run_row import RunRow
 from trainer.core.stop import StopSignal
 from trainer.disk import durable
 from trainer.remote.download import download
@@ -49,7 +51,7 @@ class ModelFolder:
         *,
         store: ObjectStore | None,
         artifacts_bucket: str,
-        run_of: Callable[[str], JsonObject | None],
+        run_of: Callable[[str], RunRow | None],
         allow_download: bool,
         release_url: str = RELEASE_URL,
         policy: RetryPolicy = _POLICY,
@@ -163,20 +165,12 @@ class ModelFolder:
         row = self._run_of(run_id)
         if row is None:
             raise BadRequest(f"base_model = {run_id}: there is no run with this id; take the id of a completed run")
-        if row.get("status") != Status.COMPLETED:
-            raise BadRequest(
-                f"base_model = {run_id}: that run is {row.get('status')}; only a completed run has a model"
-            )
-        results = row.get("results")
-        artifacts = results.get("artifacts") if isinstance(results, dict) else None
-        for artifact in artifacts if isinstance(artifacts, list) else []:
-            if (
-                isinstance(artifact, dict)
-                and artifact.get("name") == "best.pt"
-                and isinstance(artifact.get("path"), str)
-            ):
-                digest = artifact.get("sha256")
-                return ObjectRef(bucket=self._bucket, key=artifact["path"]), digest if _is_digest(digest) else None
+        if row.status != Status.COMPLETED:
+            raise BadRequest(f"base_model = {run_id}: that run is {row.status}; only a completed run has a model")
+        for artifact in artifacts_in(row.results):
+            if artifact.name == "best.pt":
+                digest = artifact.sha256 if _is_digest(artifact.sha256) else None
+                return ObjectRef(bucket=self._bucket, key=artifact.path), digest
         raise BadRequest(f"base_model = {run_id}: that run published no best.pt; take another run")
 
     def _object(self, ref: ObjectRef, digest: str | None, stop: StopSignal) -> Path:

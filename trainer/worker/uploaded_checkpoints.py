@@ -27,6 +27,7 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import TrainerError
 from trainer.core.job import JsonObject, Status
 from trainer.core.ports import ObjectStore
+from trainer.core.run_row import RunRow
 from trainer.core.stop import Stopped
 from trainer.disk import durable
 from trainer.worker.run_folders import RunFolders
@@ -50,7 +51,7 @@ class UploadedCheckpoints:
         *,
         store: ObjectStore,
         bucket: str,
-        row_of: Callable[[str], JsonObject | None],
+        row_of: Callable[[str], RunRow | None],
         folders: RunFolders,
         keep_seconds: float,
     ) -> None:
@@ -115,23 +116,23 @@ class UploadedCheckpoints:
         if self._folders.is_active(run_id):
             return
         row = self._row_of(run_id)
-        if row is None or row["status"] in OVER:
+        if row is None or row.status in OVER:
             self._folders.remove_checkpoints(run_id)
         needed = self._needed(row, max((entry["at"] for entry in noted.values()), default=0.0))
         for key, entry in noted.items():
             if key != needed and is_checkpoint_of(run_id, key):
                 self._store.delete(ObjectRef(bucket=entry["bucket"], key=key))
                 self._append(run_id, {"deleted": key})
-        if row is None or row["status"] in (*OVER, Status.FAILED):
+        if row is None or row.status in (*OVER, Status.FAILED):
             self._drop(run_id)  # not before: what it left on this host goes when the run is over
 
-    def _needed(self, row: JsonObject | None, last_upload: float) -> object:
+    def _needed(self, row: RunRow | None, last_upload: float) -> object:
         """The key of the checkpoint that the run may still resume from."""
-        if row is None or row["status"] in OVER:
+        if row is None or row.status in OVER:
             return None
-        if row["status"] == Status.FAILED and time.time() - last_upload > self._keep_seconds:
+        if row.status == Status.FAILED and time.time() - last_upload > self._keep_seconds:
             return None
-        checkpoint = row.get("checkpoint")
+        checkpoint = row.checkpoint
         return checkpoint.get("key") if isinstance(checkpoint, dict) else None
 
     def _runs(self) -> list[str]:

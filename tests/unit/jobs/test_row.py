@@ -10,6 +10,7 @@ from trainer.core.errors import BadRequest, Unavailable
 from trainer.core.job import Canceled, Checkpoint, Completed, Failed, Retry, RunEvent, RunRequest, Status
 from trainer.core.ports import Worker
 from trainer.jobs import row as rows
+from trainer.jobs import write_row as write
 from trainer.jobs.requirements import requirements
 
 KEY = "training_runs/0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa/3/checkpoints/epoch-00007-ab.pt"
@@ -145,7 +146,7 @@ def test_only_the_configuration_is_bounded_in_length():
 )
 def test_request_that_no_worker_would_read_is_refused(request_, reason):
     with pytest.raises(BadRequest, match=reason):
-        rows.insert_of(RunRequest(**{"data_yaml": "d", **request_}))
+        write.insert_of(RunRequest(**{"data_yaml": "d", **request_}))
 
 
 def test_a_lease_is_trusted_from_before_the_question():
@@ -156,12 +157,12 @@ def test_a_lease_is_trusted_from_before_the_question():
 
 def test_a_stored_checkpoint_reads_as_it_was_written():
     checkpoint = Checkpoint(epoch=7, sha256="ab", bytes=12, key="k")
-    assert rows.checkpoint_of(json.loads(json.dumps(rows.checkpoint_json(checkpoint)))) == checkpoint
+    assert rows.checkpoint_of(json.loads(json.dumps(write.checkpoint_json(checkpoint)))) == checkpoint
 
 
 def test_a_checkpoint_on_one_hosts_disk_is_not_written_into_the_row():
-    assert rows.checkpoint_json(Checkpoint(epoch=7, sha256="ab", bytes=12)) is None
-    assert rows.checkpoint_json(None) is None
+    assert write.checkpoint_json(Checkpoint(epoch=7, sha256="ab", bytes=12)) is None
+    assert write.checkpoint_json(None) is None
 
 
 @pytest.mark.parametrize(
@@ -175,27 +176,27 @@ def test_a_checkpoint_on_one_hosts_disk_is_not_written_into_the_row():
     ],
 )
 def test_an_outcome_becomes_the_columns_of_its_ending(outcome, ending):
-    written = rows.ending_of(outcome)
+    written = write.ending_of(outcome)
     assert (written.status, written.results, written.trained_model_url, written.error_message) == ending
 
 
 def test_a_request_becomes_a_queued_row():
     request = RunRequest(data_yaml="d", base_model="m", configuration={"epochs": 1}, name="n", priority=3)
-    assert rows.insert_of(request) == {
+    assert write.insert_of(request) == {
         "run_name": "n", "data_yaml": "d", "base_model": "m", "configuration": {"epochs": 1}, "priority": 3,
-        "status": "queued",
+        "run_group": None, "run_tags": [], "status": "queued",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("priority", [2**31, -(2**31), True])
 def test_a_priority_that_the_column_cannot_hold_is_refused(priority):
     with pytest.raises(BadRequest, match="priority"):
-        rows.insert_of(RunRequest(data_yaml="d", priority=priority))
+        write.insert_of(RunRequest(data_yaml="d", priority=priority))
 
 
 def test_an_event_becomes_the_columns_of_its_row():
     event = RunEvent(seq=3, at="2026-01-01T00:00:00+00:00", kind="warning", data={"message": "a\x00"})
-    assert rows.events_json([event]) == [
+    assert write.events_json([event]) == [
         {"seq": 3, "at": "2026-01-01T00:00:00+00:00", "kind": "warning", "data": {"message": "a\ufffd"}},
     ]
 
@@ -206,7 +207,7 @@ def test_a_worker_offers_its_capabilities_and_the_hardware_that_has_a_column():
         capabilities={"gpus": 2, "gpu_memory_gb": 24.0},
         hardware={"gpu_name": "A", "status": "x", "ram_gb": 3},
     )
-    assert rows.offer_json(worker) == {"gpus": 2, "gpu_memory_gb": 24.0, "hardware": {"gpu_name": "A", "ram_gb": 3}}
+    assert write.offer_json(worker) == {"gpus": 2, "gpu_memory_gb": 24.0, "hardware": {"gpu_name": "A", "ram_gb": 3}}
 
 
 @pytest.mark.parametrize(
@@ -267,11 +268,11 @@ class Named:
     ],
 )
 def test_whatever_comes_is_made_storable(value, stored):
-    assert rows.clean(value) == stored
-    json.dumps(rows.clean(value), allow_nan=False).encode()
+    assert write.clean(value) == stored
+    json.dumps(write.clean(value), allow_nan=False).encode()
 
 
 def test_what_is_nested_without_end_is_cut():
     endless = []
     endless.append(endless)
-    assert json.dumps(rows.clean(endless)).count("[") == 32
+    assert json.dumps(write.clean(endless)).count("[") == 32

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import Completed, Failed, Retry, RunEvent, RunRequest, Verdict
+from trainer.core.job import Completed, Failed, RunEvent, RunRequest, Verdict
 from trainer.core.ports import Worker
-from trainer.jobs import sqlite_states
+from trainer.jobs import sqlite_claim
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.jobs.sqlite_clock import HOST_CLOCK
 from trainer.jobs.sqlite_file import SqliteFile
@@ -88,7 +88,7 @@ def test_many_that_open_a_new_file_at_once_all_get_the_same_queue(path):
     for thread in threads:
         thread.join()
     assert errors == []
-    assert len(SqliteQueue(path).recent(100)) == 32
+    assert len(SqliteQueue(path).list(limit=100).runs) == 32
 
 
 DIES_IN_A_CALL = """
@@ -118,8 +118,8 @@ def test_readers_do_not_wait_for_a_writer(path):
     run_id = enqueue(queue)
     with SqliteFile(path, HOST_CLOCK, 0.05).writing() as tx:
         tx.connection.execute("update training_runs set status = 'failed'")
-        assert queue.get(run_id)["status"] == "queued"
-    assert queue.get(run_id)["status"] == "failed"
+        assert queue.get(run_id).status == "queued"
+    assert queue.get(run_id).status == "failed"
 
 
 def test_what_was_queued_is_there_after_the_queue_is_opened_again(path):
@@ -180,7 +180,7 @@ def test_a_full_disk_is_unavailable_and_named_and_loses_nothing(path, monkeypatc
         patch.setattr(SqliteFile, "_connect", on_a_small_disk)
         with pytest.raises(Unavailable, match=r"queue\.db is not available: its disk is full; free some space"):
             enqueue(queue, configuration={"text": "x" * 900_000})
-    assert [row["id"] for row in queue.recent(5)] == [run_id]
+    assert [row.id for row in queue.list(limit=5).runs] == [run_id]
     enqueue(queue, configuration={"text": "x" * 900_000})
 
 
@@ -201,7 +201,7 @@ except Unavailable as error:
 """
     said = python(code, path).communicate(timeout=30)[0]
     assert f"The queue file {path} is not available: its disk fails to read or write" in said
-    assert SqliteQueue(path).recent(5) == []
+    assert SqliteQueue(path).list(limit=5).runs == ()
 
 
 def test_a_file_that_vanished_is_reported_and_not_made_anew(path):
@@ -240,37 +240,36 @@ def test_another_programs_database_is_refused_and_left_alone(path):
         assert other.execute("select count(*) from sqlite_master").fetchone() == (1,)
 
 
-def test_a_queue_of_the_first_version_is_brought_up_to_date(path):
+def test_file_of_the_version_before_is_upgraded_with_its_runs(path):
     queue = SqliteQueue(path)
     lease = (enqueue(queue), claim(queue))[1]
     queue.beat(lease, None, [RunEvent(seq=n, at="2026-01-01", kind="epoch", data={"epoch": n}) for n in (1, 2, 3)])
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        for trigger in ("training_runs_queued_again", "training_runs_held"):
-            other.execute(f"drop trigger {trigger}")
-        for table, column in (
-            ("training_runs", "last_reported_epoch"),
-            ("training_runs", "last_reported_attempt"),
-            ("training_runs", "host_failures"),
-            ("trainer_workers", "status_message"),
-        ):
-            other.execute(f"alter table {table} drop column {column}")
-        other.execute("drop table queue_clock")
-        other.execute("pragma user_version = 1")
+        other.execute("drop index training_runs_group")
+        for column in ("run_group", "run_tags"):
+            other.execute(f"alter table training_runs drop column {column}")
+        other.execute("alter table training_runs rename column last_reported_epoch to told_epoch")
+        other.execute("alter table training_runs rename column last_reported_attempt to told_attempt")
+        other.execute("pragma user_version = 6")
 
     again = SqliteQueue(path)
 
-    assert again.get(lease.job.id)["last_reported_epoch"] == 3
-    assert again.get(enqueue(again))["last_reported_epoch"] == 0
+    assert (again.get(lease.job.id).last_reported_epoch, again.get(lease.job.id).tags) == (3, ())
+    labeled = again.enqueue(RunRequest(data_yaml="x", group="g", tags=("a",)))
+    assert (again.get(labeled).group, again.get(labeled).tags) == ("g", ("a",))
     assert again.beat(lease, None, []) is Verdict.OK
-    assert again.finish(lease, Retry(message="The disk is full.", host_failed=True), []) is not None
-    assert again.get(lease.job.id)["host_failures"] == {"w1": 1}
-    assert again.cancel(lease.job.id)["host_failures"] == {}
-    again.report(Worker(id="w1"), "The disk is full.")
-    assert again.workers()[0]["status_message"] == "The disk is full."
-    assert again.requeue(lease.job.id)["status"] == "queued"
-    claim(again)
-    with closing(sqlite3.connect(path)) as other, pytest.raises(sqlite3.IntegrityError, match="The run is running"):
-        other.execute("update training_runs set status = 'queued' where status = 'running'")
+    assert again.cancel(labeled).status == "canceled"
+    assert again.requeue(labeled).status == "queued"
+
+
+def test_file_that_is_too_old_to_upgrade_is_refused_and_left_alone(path):
+    SqliteQueue(path)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("pragma user_version = 5")
+    with pytest.raises(Misconfigured, match="has version 5, which this trainer cannot upgrade: move the file away"):
+        SqliteQueue(path)
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("pragma user_version").fetchone() == (5,)
 
 
 def test_a_newer_queue_is_refused_with_both_versions(path):
@@ -310,7 +309,7 @@ def test_json_that_was_damaged_by_hand_reaches_the_worker_as_text(path):
         assert (lease.job.id, lease.job.checkpoint) == (run_id, None)
         assert lease.job.request.configuration == text
         assert queue.beat(lease, {"progress": 1}, []) is Verdict.OK
-        assert queue.get(run_id)["results"] == {"progress": 1}
+        assert queue.get(run_id).results == {"progress": 1}
 
 
 BY_HAND = [  # what SQLite keeps though the column is text
@@ -334,15 +333,15 @@ def test_row_that_was_damaged_by_hand_holds_up_no_other(path, change):
         claimed.append(lease.job.id)
         assert queue.finish(lease, Failed(message="odd"), []) is not None
     assert good in claimed
-    assert len(queue.recent(10)) == 2
+    assert len(queue.list(limit=10).runs) == 2
 
 
 @pytest.mark.parametrize(
     ("sql", "index"),
     [
-        (sqlite_states.NEXT, "training_runs_next"),
-        (sqlite_states.EXPIRED, "training_runs_lease"),
-        (sqlite_states.CANCELED_IN_QUEUE, "training_runs_cancel"),
+        (sqlite_claim.NEXT, "training_runs_next"),
+        (sqlite_claim.EXPIRED, "training_runs_lease"),
+        (sqlite_claim.CANCELED_IN_QUEUE, "training_runs_cancel"),
     ],
 )
 def test_a_claim_reads_no_finished_run_and_sorts_nothing(path, sql, index):

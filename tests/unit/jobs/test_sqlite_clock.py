@@ -63,7 +63,7 @@ def enqueue(queue, **request):
 
 
 def wall_of(row, column="created_at"):
-    return time.mktime(time.strptime(row[column][:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
+    return time.mktime(time.strptime(getattr(row, column)[:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
 
 
 def test_a_lease_ends_by_the_queues_clock_and_not_before(host, queue):
@@ -92,7 +92,7 @@ def test_times_are_utc_and_sort_as_text_at_every_moment(host, queue):
     for step in (0, 0.5, 0.5, 58.999999, 3600 * 24 * 365):
         host.wait(step)
         enqueue(queue)
-    stamps = [row["created_at"] for row in queue.recent(10)]
+    stamps = [row.created_at for row in queue.list().runs]
     assert stamps == sorted(stamps, reverse=True)
     assert {len(stamp) for stamp in stamps} == {len("2027-01-15T08:00:00.000000+00:00")}
 
@@ -151,20 +151,20 @@ def test_queue_whose_clock_was_set_back_shows_the_right_time_again_after_some_ho
     for _ in range(11):
         host.wait(HOUR)
         enqueue(queue)
-    assert abs(wall_of(queue.recent(1)[0]) - host.wall) < 1
+    assert abs(wall_of(queue.list(limit=1).runs[0]) - host.wall) < 1
 
 
 def test_reboot_with_an_earlier_clock_neither_goes_back_nor_stands_still(host, queue):
     enqueue(queue)
     claim(queue, seconds=60)
-    before = queue.recent(1)[0]["heartbeat_at"]
+    before = queue.list(limit=1).runs[0].heartbeat_at
     host.reboot()
     host.set_clock(-HOUR)
     assert claim(queue, "w2") is None
     host.wait(67)
     again = claim(queue, "w2")
     assert again.job.attempt == 2
-    assert queue.get(again.job.id)["heartbeat_at"] > before
+    assert queue.get(again.job.id).heartbeat_at > before
 
 
 def test_reboot_takes_the_wall_clocks_time(host, queue):
@@ -173,7 +173,7 @@ def test_reboot_takes_the_wall_clocks_time(host, queue):
     host.reboot()
     host.wait(500)
     assert claim(queue, "w2").job.attempt == 2
-    assert wall_of(queue.recent(1)[0], "heartbeat_at") == int(host.wall)
+    assert wall_of(queue.list(limit=1).runs[0], "heartbeat_at") == int(host.wall)
 
 
 def test_reading_changes_nothing(host, queue, tmp_path):
@@ -249,7 +249,7 @@ def test_processes_with_other_wall_clocks_agree_about_a_lease(tmp_path, wrong):
     run_id = enqueue(queue)
     command = [sys.executable, "-c", BEATS_THEN_DIES, str(path), str(wrong)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        while queue.get(run_id)["status"] != "running":
+        while queue.get(run_id).status != "running":
             time.sleep(0.02)
         taken = None
         while taken is None:

@@ -52,7 +52,7 @@ CALLS = {
 }
 READS = {
     "get": lambda queue: queue.get(RUN),
-    "recent": lambda queue: queue.recent(3),
+    "list": lambda queue: queue.list(limit=3),
     "events": lambda queue: queue.events(RUN),
     "cancel": lambda queue: queue.cancel(RUN),
 }

@@ -21,6 +21,7 @@ from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, MachineFailed, ObjectMissing, Unavailable
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel
 from trainer.core.retry import RetryPolicy
+from trainer.core.run_row import RunRow
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.disk import durable
 from trainer.storage.local import LocalObjectStore
@@ -423,7 +424,7 @@ def upload(store: LocalObjectStore, tmp_path: Path, key: str, content: bytes) ->
 
 
 def completed(artifacts: object, status: str = "completed") -> dict:
-    return {RUN: {"id": RUN, "status": status, "results": {"mAP": 0.5, "artifacts": artifacts}}}
+    return {RUN: RunRow(id=RUN, status=status, results={"mAP": 0.5, "artifacts": artifacts})}
 
 
 def test_an_object_of_the_artifacts_bucket_is_fetched_and_fetched_again_when_it_changed(
@@ -490,8 +491,8 @@ def test_a_file_that_is_not_what_the_run_published_is_refused(folder, store, mod
         (completed(None), "published no best.pt"),
         (completed("best.pt"), "published no best.pt"),
         (completed(["best.pt", None, {"name": "best.pt"}, {"name": "best.pt", "path": 3}]), "published no best.pt"),
-        ({RUN: {"status": "completed", "results": None}}, "published no best.pt"),
-        ({RUN: {"status": "completed"}}, "published no best.pt"),
+        ({RUN: RunRow(id=RUN, status="completed", results="text")}, "published no best.pt"),
+        ({RUN: RunRow(id=RUN, status="completed")}, "published no best.pt"),
     ],
 )
 def test_a_run_without_a_model_is_refused_with_the_reason(folder, rows, reason):

@@ -85,7 +85,7 @@ def test_the_history_is_in_the_events_once_and_in_order(room):
     assert kinds.count("epoch") == 3
     assert kinds.count("checkpoint") == 3
     assert kinds.index("phase") < kinds.index("epoch")
-    assert [event["seq"] for event in room.queue.events(run_id)] == list(range(1, len(kinds) + 1))
+    assert [event.seq for event in room.queue.events(run_id)] == list(range(1, len(kinds) + 1))
 
 
 def test_a_bad_request_fails_with_every_problem(room):
@@ -136,7 +136,7 @@ def test_a_dataset_is_waited_for_while_nobody_answers(room, monkeypatch):
     room.work()
 
     assert room.row(run_id)["status"] == "completed"
-    warnings = [e["data"] for e in room.queue.events(run_id) if e["kind"] == "warning"]
+    warnings = [e.data for e in room.queue.events(run_id) if e.kind == "warning"]
     assert [(w["code"], w["message"]) for w in warnings] == [("fetch_waits", "The run waits: storage is down")]
 
 
@@ -392,7 +392,7 @@ def test_an_upload_waits_for_a_bucket_to_be_made(room):
     room.work(store=Flaky())
 
     assert room.row(run_id)["status"] == "completed"
-    warnings = [e["data"]["message"] for e in room.queue.events(run_id) if e["kind"] == "warning"]
+    warnings = [e.data["message"] for e in room.queue.events(run_id) if e.kind == "warning"]
     assert any("bucket missing" in warning for warning in warnings)
 
 
@@ -524,7 +524,7 @@ def test_training_cannot_name_the_rows_checkpoint(room):
     room.work()
 
     assert room.row(run_id)["checkpoint"]["key"].startswith(f"training_runs/{run_id}/1/checkpoints/")
-    assert {event["data"].get("key") for event in room.queue.events(run_id) if event["kind"] == "checkpoint"} == {
+    assert {event.data.get("key") for event in room.queue.events(run_id) if event.kind == "checkpoint"} == {
         None, room.row(run_id)["checkpoint"]["key"],
     }  # fmt: skip
 
@@ -765,7 +765,7 @@ def test_a_broken_checkpoint_is_skipped_for_the_one_before(room):
     room.work(room.claim("22222222-2222-4222-8222-222222222222"))
 
     assert room.trainer.orders[0].resume == first / "checkpoints" / "epoch-00001.pt"
-    codes = [e["data"]["code"] for e in room.queue.events(run_id) if e["kind"] == "warning"]
+    codes = [e.data["code"] for e in room.queue.events(run_id) if e.kind == "warning"]
     assert "checkpoint_broken" in codes
     assert "resumed" in codes
 

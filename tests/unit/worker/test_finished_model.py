@@ -63,7 +63,7 @@ class Refusing:
 
 def warnings(room, run_id, code):
     events = room.queue.events(run_id)
-    return [e["data"]["message"] for e in events if e["kind"] == "warning" and e["data"]["code"] == code]
+    return [e.data["message"] for e in events if e.kind == "warning" and e.data["code"] == code]
 
 
 def has_its_model(room, run_id, content=b"the best"):
@@ -110,7 +110,7 @@ def forget_epochs(room, run_id, told, by=1):
 
 
 def epochs(room, run_id):
-    return [e["data"] | {"attempt": e["attempt"]} for e in room.queue.events(run_id) if e["kind"] == "epoch"]
+    return [e.data | {"attempt": e.attempt} for e in room.queue.events(run_id) if e.kind == "epoch"]
 
 
 def test_a_finished_model_tells_all_its_epochs_when_another_attempt_told_others_meanwhile(room):

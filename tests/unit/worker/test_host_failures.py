@@ -139,7 +139,7 @@ def brisk(monkeypatch):
 
 
 def worker_row(room):
-    return next((row for row in room.queue.workers() if row["worker_id"] == "w"), {})
+    return next((row.as_json() for row in room.queue.workers() if row.worker_id == "w"), {})
 
 
 def test_a_sick_host_claims_one_run_and_says_why_it_claims_no_more(room, queue, brisk):

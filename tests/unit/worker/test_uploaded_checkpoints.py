@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from tests.unit.worker.worker_room import BUCKET, Room
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Unavailable
+from trainer.core.run_row import RunRow
 from trainer.core.stop import StopSignal
 from trainer.worker import uploaded_checkpoints
 
@@ -54,18 +55,18 @@ class Bucket:
 
 def rows(*changes):
     """A run's row as the queue answers, with changes."""
-    return lambda run_id: {"id": run_id, "status": "running", "checkpoint": None} | dict(changes)
+    return lambda run_id: RunRow(id=run_id, **({"status": "running"} | dict(changes)))
 
 
 def named(key):
     return "checkpoint", {"epoch": 2, "sha256": "0" * 64, "bytes": 5, "key": key}
 
 
-@pytest.mark.parametrize("row", [None, {"status": "completed"}, {"status": "canceled"}])
-def test_all_checkpoints_of_a_run_that_is_over_or_deleted_are_removed(room, bucket, row):
+@pytest.mark.parametrize("status", [None, "completed", "canceled"])
+def test_all_checkpoints_of_a_run_that_is_over_or_deleted_are_removed(room, bucket, status):
     first, second = bucket.checkpoint("r", 1), bucket.checkpoint("r", 2)
     kept = {bucket.put("training_runs/r/1/best.pt"), bucket.checkpoint("other", 1)}
-    row = row and row | {"checkpoint": {"key": second}}
+    row = status and RunRow(id="r", status=status, checkpoint={"key": second})
 
     room.uploaded(row_of=lambda _: row).settle("r")
 

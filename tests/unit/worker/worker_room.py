@@ -190,10 +190,11 @@ class Room:
         self.execution(**parts).run(lease or self.claim(), self.slots.take(1), stop or self.shutdown.child())
 
     def row(self, run_id):
-        return self.queue.get(run_id)
+        found = self.queue.get(run_id)
+        return found and found.as_json()
 
     def kinds(self, run_id):
-        return [event["kind"] for event in self.queue.events(run_id)]
+        return [event.kind for event in self.queue.events(run_id)]
 
 
 @contextlib.contextmanager

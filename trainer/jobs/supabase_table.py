@@ -1,0 +1,157 @@
+"""The runs of a Supabase project as users see them: the command line, an API, a search.
+
+Reading and canceling one run works with a worker's key; everything else needs the service's key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.core.errors import BadRequest, Conflict
+from trainer.core.job import ENDED, Json, JsonObject, RunRequest, Status
+from trainer.core.retry import RetryPolicy
+from trainer.core.run_row import ALL_RUNS, EventRow, RunFilter, RunOrder, RunPage, RunRow, WorkerRow
+from trainer.jobs.row import RUN_COLUMNS, event_row, run_row, worker_row
+from trainer.jobs.run_list import SORT_KEYS, checked_limit, equalities, page_of, position_of
+from trainer.jobs.supabase_calls import Calls, is_uuid, selection
+from trainer.jobs.write_row import checked_priority, checked_run_id, clean, insert_of, require_same_request
+from trainer.remote.supabase import Project
+
+READ = RetryPolicy(tries=4, first_wait=0.5, longest_wait=4.0, total_seconds=20.0)
+_RUN = selection(RUN_COLUMNS)
+_EVENT = selection(("run_id", "attempt", "seq", "at", "kind", "data"))
+
+
+class SupabaseRunTable:
+    """`RunTable` over one project, for any number of threads. `read` says how long each call is repeated."""
+
+    def __init__(self, project: Project, *, read: RetryPolicy = READ) -> None:
+        self._project = project
+        self._calls = Calls(project, read)
+
+    def enqueue(self, request: RunRequest, id: str | None = None) -> str:  # noqa: A002 the column's name
+        # the id is chosen here, so that a repeated insert after a lost response inserts nothing
+        run_id, columns = checked_run_id(id), insert_of(request)
+        row = {"id": run_id, **columns}
+        inserted = self._calls.rows(
+            lambda: self._runs().upsert(row, on_conflict="id", ignore_duplicates=True).select("id")
+        )
+        if not inserted:
+            require_same_request(run_id, columns, self._row("read_training_run", run_id))
+        return run_id
+
+    def get(self, run_id: str) -> RunRow | None:
+        return _typed(self._row("read_training_run", run_id))
+
+    def list(
+        self,
+        wanted: RunFilter = ALL_RUNS,
+        *,
+        order: RunOrder = RunOrder.NEWEST,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> RunPage:
+        position, most = position_of(after, order), checked_limit(limit) + 1
+        if position and not is_uuid(position[-1][2]):
+            raise BadRequest("cursor: no list of this table returned it; start without one")
+        if wanted.project_id is not None and not is_uuid(wanted.project_id):
+            return RunPage(runs=())  # the column is a UUID, so no run can match
+
+        def query() -> Any:
+            found = _filtered(self._runs().select(_RUN), wanted)
+            if position:
+                found = found.or_(_later(position))
+            for name, down in SORT_KEYS[order]:
+                found = found.order(name, desc=down)
+            return found.order("id")
+
+        return page_of(self._calls.pages(query, most), order, limit)
+
+    def cancel(self, run_id: str) -> RunRow | None:
+        return _typed(self._row("cancel_training_run", run_id)) or self.get(run_id)
+
+    def request_finish(self, run_id: str) -> RunRow | None:
+        return self._changed(run_id, {"finish_requested": True}, [Status.RUNNING.value])
+
+    def requeue(self, run_id: str) -> RunRow | None:
+        return self._changed(run_id, {"status": Status.QUEUED.value}, sorted(ENDED))
+
+    def set_priority(self, run_id: str, priority: int) -> RunRow | None:
+        return self._changed(run_id, {"priority": checked_priority(priority)}, [status.value for status in Status])
+
+    def delete(self, run_id: str) -> bool:
+        if not is_uuid(run_id):
+            return False
+        answer = self._calls.ask(self._calls.read, "delete_training_run", run_id=run_id)
+        if answer == "held":
+            raise Conflict(f"{run_id} is held by a worker: cancel it and wait until it has ended, then delete it")
+        if answer not in ("deleted", "missing"):
+            raise self._project.not_json()
+        return bool(answer == "deleted")
+
+    def workers(self) -> Sequence[WorkerRow]:
+        rows = self._calls.pages(
+            lambda: self._project.table("trainer_workers").select("*").order("last_seen", desc=True).order("worker_id"),
+        )
+        return [worker_row(row) for row in rows]
+
+    def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> Sequence[EventRow]:
+        if not is_uuid(run_id):
+            return []
+        attempt, seq = after
+        later = f"attempt.gt.{int(attempt)},and(attempt.eq.{int(attempt)},seq.gt.{int(seq)})"
+        rows = self._calls.pages(
+            lambda: self._project.table("training_run_events").select(_EVENT).eq("run_id", run_id).or_(later)
+            .order("attempt").order("seq"),
+        )  # fmt: skip
+        return [event_row(row) for row in rows]
+
+    def _runs(self) -> Any:
+        return self._project.table("training_runs")
+
+    def _row(self, function: str, run_id: str) -> JsonObject | None:
+        """Call a function that returns one run, and return its row."""
+        if not is_uuid(run_id):
+            return None
+        rows = self._calls.rows(lambda: self._project.function(function, {"run_id": run_id}, select=_RUN))
+        return rows[0] if rows else None
+
+    def _changed(self, run_id: str, columns: JsonObject, statuses: Sequence[str]) -> RunRow | None:
+        """Update a run that has one of these statuses, and return its row, changed or not."""
+        if not is_uuid(run_id):
+            return None
+        rows = self._calls.rows(
+            lambda: self._runs().update(columns).eq("id", run_id).in_("status", statuses).select(_RUN)
+        )
+        return run_row(rows[0]) if rows else self.get(run_id)
+
+
+def _typed(row: JsonObject | None) -> RunRow | None:
+    return None if row is None else run_row(row)
+
+
+def _filtered(query: Any, wanted: RunFilter) -> Any:
+    for name, value in equalities(wanted).items():
+        query = query.eq(name, clean(value))
+    if wanted.tags:
+        query = query.filter("run_tags", "cs", "{" + ",".join(_quoted(tag) for tag in wanted.tags) + "}")
+    if wanted.status:
+        query = query.in_("status", [status.value for status in wanted.status])
+    return query
+
+
+def _later(position: Sequence[tuple[str, bool, Json]]) -> str:
+    """Return PostgREST's condition for the rows after a position."""
+    later, same = [], list[str]()
+    for name, down, value in position:
+        step = f"{name}.{'lt' if down else 'gt'}.{_quoted(str(value))}"
+        later.append(f"and({','.join([*same, step])})")
+        same.append(f"{name}.eq.{_quoted(str(value))}")
+    return ",".join(later)
+
+
+def _quoted(text: str) -> str:
+    """Return a value for a PostgREST filter or an array literal, with its special characters escaped."""
+    escaped = str(clean(text)).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

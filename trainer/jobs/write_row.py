@@ -1,0 +1,178 @@
+"""Write a `training_runs` row: our types as columns that PostgreSQL and SQLite can store."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from trainer.core.errors import BadRequest, Conflict
+from trainer.core.job import (
+    Canceled,
+    Checkpoint,
+    Completed,
+    Failed,
+    Json,
+    JsonObject,
+    Retry,
+    RunEvent,
+    RunRequest,
+    Status,
+)
+from trainer.core.json_text import DEEPEST, TOO_DEEP, is_too_deep, json_from_text
+from trainer.core.ports import Worker
+from trainer.core.text import shown
+from trainer.jobs.row import HARDWARE, INT4, problem_of
+
+CANCELED_BY_USER = "Canceled by user."
+MOST_TAGS = 50
+LONGEST_TAG = 100  # characters
+LONGEST_GROUP = 200  # characters
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+# ── a new run ──
+
+
+def insert_of(request: RunRequest) -> JsonObject:
+    """Return the columns of a new queued run. Raises BadRequest for values that no worker would read."""
+    _check_labels(request)
+    if is_too_deep(request.configuration):
+        raise BadRequest(f"configuration: {TOO_DEEP}")
+    columns: JsonObject = {
+        "run_name": clean(request.name or "run"),
+        "data_yaml": clean(request.data_yaml),
+        "base_model": clean(request.base_model),
+        "configuration": clean(request.configuration),
+        "priority": checked_priority(request.priority),
+        "run_group": clean(request.group),
+        "run_tags": clean(list(dict.fromkeys(request.tags))),
+        "status": Status.QUEUED.value,
+    }
+    if problem := problem_of(columns):
+        raise BadRequest(problem)
+    try:
+        json_from_text(json.dumps(columns["configuration"], ensure_ascii=False))
+    except ValueError as error:
+        raise BadRequest(f"configuration: {error}") from None
+    return columns
+
+
+def _check_labels(request: RunRequest) -> None:
+    if len(request.group or "") > LONGEST_GROUP:
+        raise BadRequest(f"group: longer than {LONGEST_GROUP} characters")
+    if len(request.tags) > MOST_TAGS or any(len(tag) > LONGEST_TAG for tag in request.tags):
+        raise BadRequest(f"tags: more than {MOST_TAGS} tags, or one is longer than {LONGEST_TAG} characters")
+
+
+def checked_priority(priority: int) -> int:
+    """Return the priority if its column can hold it. Raises BadRequest."""
+    if isinstance(priority, bool) or not -INT4 <= priority <= INT4:
+        raise BadRequest(f"priority {shown(priority)}: must be a whole number from {-INT4} to {INT4}.")
+    return priority
+
+
+def checked_run_id(run_id: str | None) -> str:
+    """Return the id of a new run: the given UUID in its usual form, or a new one. Raises BadRequest."""
+    try:
+        return str(uuid.UUID(run_id) if run_id is not None else uuid.uuid4())
+    except (ValueError, AttributeError):
+        raise BadRequest(f"id = {str(run_id)[:80]!r}: must be a UUID; leave it out to get a new one") from None
+
+
+def require_same_request(run_id: str, wanted: Mapping[str, Json], stored: Mapping[str, Json] | None) -> None:
+    """Raise Conflict unless the stored run was queued with the same request.
+
+    The status and the priority are not compared: both may have changed since.
+    """
+    for name in ("run_name", "data_yaml", "base_model", "configuration", "run_group", "run_tags"):
+        if stored is None or stored.get(name) != wanted[name]:
+            raise Conflict(f"id = {run_id}: there is another run with this id ({name} differs); use a new id")
+
+
+# ── what a worker reports ──
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """The arguments of `finish_training_run`. `status` is QUEUED when another attempt is asked for."""
+
+    status: Status
+    results: JsonObject
+    trained_model_url: str | None
+    error_message: str | None
+    host_failed: bool
+
+
+def ending_of(outcome: Completed | Failed | Retry | Canceled) -> Ending:
+    """Return the columns that an outcome writes; `Interrupted` is a release and writes only the results."""
+    match outcome:
+        case Completed():
+            status, url, message = Status.COMPLETED, outcome.trained_model_url, None
+        case Failed():
+            status, url, message = Status.FAILED, None, outcome.message
+        case Retry():
+            status, url, message = Status.QUEUED, None, outcome.message
+        case Canceled():
+            status, url, message = Status.CANCELED, None, outcome.message
+        case _:
+            assert_never(outcome)
+    return Ending(
+        status=status,
+        results=clean(outcome.results),
+        trained_model_url=clean(url),
+        error_message=clean(message),
+        host_failed=isinstance(outcome, Retry) and outcome.host_failed,
+    )
+
+
+def checkpoint_json(checkpoint: Checkpoint | None) -> JsonObject | None:
+    """Return the value of the `checkpoint` column; None (no change) for a checkpoint that no other host can reach."""
+    if checkpoint is None or checkpoint.key is None:
+        return None
+    return {
+        "epoch": checkpoint.epoch,
+        "sha256": checkpoint.sha256,
+        "bytes": checkpoint.bytes,
+        "key": clean(checkpoint.key),
+    }
+
+
+def events_json(events: Sequence[RunEvent]) -> list[JsonObject]:
+    """Return the events as `beat_training_run` takes them."""
+    return [
+        {"seq": event.seq, "at": event.at, "kind": clean(event.kind), "data": clean(event.data)} for event in events
+    ]
+
+
+def offer_json(worker: Worker) -> JsonObject:
+    """Return what a claim says about its worker: capabilities at the top, the known hardware columns in `hardware`."""
+    hardware = {name: worker.hardware[name] for name in HARDWARE if name in worker.hardware}
+    offer: JsonObject = clean({**worker.capabilities, "hardware": hardware})
+    return offer
+
+
+def clean(value: Json, depth: int = 0) -> Json:
+    """Return the value as PostgreSQL can store it.
+
+    NaN and infinity become null (a missing metric), NUL and lone surrogates U+FFFD, keys strings, values of other types
+    their text, and containers nested deeper than 32 levels null.
+    """
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if depth == DEEPEST:
+        return None
+    if isinstance(value, Mapping):
+        return {clean(str(key)): clean(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | bytearray):
+        return [clean(item, depth + 1) for item in value]
+    return clean(str(value))
