@@ -40,7 +40,7 @@ class Rule:
 
 def rule_of(field: FieldInfo) -> str:
     """Return what a value of the field must be, as a person reads it."""
-    return next(mark.text for mark in field.metadata if isinstance(mark, Rule | Whole | Number | OneOf))
+    return next((mark.text for mark in field.metadata if isinstance(mark, Rule | Whole | Number | OneOf)), "anything")
 
 
 # ── making values uniform ──

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.core.dataset import SplitRequest
-from trainer.request.fields import Seed, Share, setting
+from trainer.request.fields import Rule, Seed, Share, setting
 
 SPLIT_RULE = (
     'an object like {"train_ratio": 0.8, "val_ratio": 0.2, "seed": 0}, whose shares are above 0 and sum up to 1'
@@ -25,6 +25,12 @@ def _assigned(splits: object) -> dict[str, str]:
     if "" in found.values():
         raise ValueError("no such split")
     return found
+
+
+def _listed(ratio: object) -> list[object]:
+    if not isinstance(ratio, list | tuple):
+        raise ValueError("no list")  # noqa: TRY004 - pydantic expects ValueError
+    return list(ratio)
 
 
 def split_fields(value: object) -> object:
@@ -45,12 +51,12 @@ class Split(BaseModel):
     train_ratio: Share = setting(0.8, "Share to train on.", "train")
     val_ratio: Share = setting(0.2, "Share to validate on.", "val", "validationRatio")
     test_ratio: Share = setting(0.0, "Share to test on.", "test")
-    ratio: Annotated[list[Share], Field(min_length=2, max_length=3)] = setting(
-        None, "The shares as a list.", "ratios", "defaultRatio"
-    )
+    ratio: Annotated[
+        Annotated[list[Share], Field(min_length=2, max_length=3)], Rule("a list of two or three shares", _listed)
+    ] = setting(None, "The shares as a list: train, val, test.", "ratios", "defaultRatio")
     seed: Seed = setting(0, "Seed of the split.", "randomSeed", "splitSeed")
-    splits: Annotated[dict[str, str], BeforeValidator(_assigned)] = setting(
-        {}, "Split of each image, by name or id: train, val or test.", "customSplits"
+    splits: Annotated[dict[str, str], Rule('an object like {"7.jpg": "val"}', _assigned)] = setting(
+        {}, "Split of each image, by name or ID: train, val or test.", "customSplits"
     )
     method: Any = setting(None, "`none` or `use_dataset` keep the dataset's own split.")
     source: Any = setting(None, "Without effect.")

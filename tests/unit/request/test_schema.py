@@ -1,0 +1,56 @@
+"""The JSON Schema of a configuration, and the page of the documentation that is written from it."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.core.job import RunRequest
+from trainer.request.configuration import RunConfiguration
+from trainer.request.parse import plan_of
+from trainer.request.schema import json_schema, markdown
+from trainer.request.unnest import Unnested
+
+PAGE = Path(__file__).parents[3] / "docs" / "run-configuration.md"
+SCHEMA = json_schema()
+PROPERTIES = SCHEMA["properties"]
+
+
+def test_page_is_up_to_date():
+    assert PAGE.read_text() == markdown(), f"run: python trainer_service.py schema --markdown > docs/{PAGE.name}"
+
+
+def test_every_setting_has_a_description():
+    assert set(PROPERTIES) == set(RunConfiguration.model_fields)
+    assert all(part["description"].endswith(".") for part in PROPERTIES.values())
+
+
+def test_ranges_names_and_defaults_are_in_schema():
+    assert PROPERTIES["epochs"] | {"title": "", "description": ""} == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 100_000,
+        "default": 100,
+        "x-aliases": ["numEpochs", "nEpochs", "totalEpochs", "epoch"],
+        "title": "",
+        "description": "",
+    }
+    assert PROPERTIES["lr0"]["exclusiveMinimum"] == 0
+    assert PROPERTIES["optimizer"]["enum"][:2] == ["SGD", "MuSGD"]
+    assert SCHEMA["$defs"]["Task"]["enum"] == ["detect", "segment", "classify", "pose", "obb"]
+    assert "default" not in PROPERTIES["time"]
+
+
+@pytest.mark.parametrize("name", sorted(PROPERTIES))
+def test_default_in_schema_is_valid(name):
+    if "default" in PROPERTIES[name]:
+        plan = plan_of(RunRequest(data_yaml="d", configuration={name: PROPERTIES[name]["default"]}))
+        assert plan.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"), [(name, alias) for name in PROPERTIES for alias in PROPERTIES[name]["x-aliases"]]
+)
+def test_alias_in_schema_is_read(name, alias):
+    found = Unnested.of({alias: [7]})
+    assert list(found.settings) == [name]
+    assert found.warnings == []

@@ -1,0 +1,94 @@
+"""The configuration of a run for other programs (JSON Schema) and for people (a table)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.alias_generators import to_camel
+
+from trainer.core.job import JsonObject
+from trainer.request.configuration import ARGUMENTS, Requirements, RunConfiguration
+from trainer.request.fields import rule_of
+from trainer.request.split import Split
+from trainer.request.train_arguments import IGNORED, REFUSED
+from trainer.request.unnest import SECTIONS, aliases_of
+
+_NAMES = "Names match without case, `_` and `-`: `imgSize` and `img_size` are the same."
+
+
+def json_schema() -> JsonObject:
+    """Return the JSON Schema of a configuration; `x-aliases` lists the other names of a setting."""
+    schema = RunConfiguration.model_json_schema(by_alias=False)
+    schema["description"] += f" {_NAMES} A blank value means the default, and so does a setting that is left out."
+    parts = {"RunConfiguration": schema, **schema["$defs"]}
+    for model in (RunConfiguration, Split, Requirements):
+        for name, part in parts[model.__name__]["properties"].items():
+            part["x-aliases"] = _other_names(model, name)
+            if part.get("default", ...) is None:  # the default is not one value
+                del part["default"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def markdown() -> str:
+    """Return `docs/run-configuration.md`."""
+    return "\n".join(_lines()) + "\n"
+
+
+def _lines() -> Iterator[str]:
+    own = [name for name in RunConfiguration.model_fields if name not in ARGUMENTS]
+    yield from (
+        "# Configuration of a run",
+        "",
+        "Every setting that a row's `configuration` may hold. `python trainer_service.py schema --markdown` writes this page,",
+        "and `schema` prints the same as JSON Schema.",
+        "",
+        f"- {_NAMES}",
+        '- Numbers and flags may be text: `16`, `16.0` and `"16"` are the same; `true`, `yes`, `on` and `1` are the same.',
+        '- A blank value (`null`, `""`, `[]`, `{}`) means the default.',
+        "- A setting may be inside a section: " + ", ".join(f"`{name}`" for name in sorted(SECTIONS)) + ".",
+        "  The value in a section wins over the one outside.",
+        "- An unknown setting is ignored with a warning. A wrong value fails the run; every wrong value is reported.",
+        "",
+        "## Settings of the service",
+        "",
+    )
+    yield from _table(RunConfiguration, own)
+    yield from ("", "### `split`", "", "Also a share to train on, or `[train, val, test]`.", "")
+    yield from _table(Split, list(Split.model_fields))
+    yield from ("", "### `requires`", "")
+    yield from _table(Requirements, list(Requirements.model_fields))
+    yield from ("", "## Train arguments", "", "They have the meaning that Ultralytics gives them.", "")
+    yield from _table(RunConfiguration, list(ARGUMENTS))
+    yield from ("", "## Refused", "", "A run that sets one of these fails, unless the value is `false`.", "")
+    yield from _reasons(REFUSED)
+    yield from ("", "## Ignored", "", "These have no effect, and a warning says so.", "")
+    yield from _reasons(IGNORED)
+
+
+def _table(model: type[BaseModel], names: list[str]) -> Iterator[str]:
+    yield "| setting | other names | value | default | meaning |"
+    yield "|---|---|---|---|---|"
+    for name in names:
+        field = model.model_fields[name]
+        others = ", ".join(f"`{other}`" for other in _other_names(model, name))
+        yield f"| `{name}` | {others} | {rule_of(field)} | {_default(field.default)} | {field.description} |"
+
+
+def _other_names(model: type[BaseModel], name: str) -> list[str]:
+    """Return the aliases of a field, and its name in camelCase."""
+    own = [to_camel(name)] if "_" in name else []
+    return list(dict.fromkeys([*own, *aliases_of(model, name)]))
+
+
+def _default(value: Any) -> str:
+    return "" if value is None or value in ((), {}) else f"`{json.dumps(value)}`"
+
+
+def _reasons(table: Mapping[str, str]) -> Iterator[str]:
+    yield "| setting | reason |"
+    yield "|---|---|"
+    for name, reason in table.items():
+        yield f"| `{name}` | {reason} |"
