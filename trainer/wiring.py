@@ -295,14 +295,15 @@ def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
     )
 
 
-def check_request(settings: Settings, request: RunRequest) -> None:
-    """Raise BadRequest, as a worker would, for a run that no worker can train.
+def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
+    """Return the warnings about a run. Raise BadRequest, as a worker would, if no worker can train it.
 
     The workers of the local queue are on this host, so its exports count, and a dataset's path must exist here.
     """
     is_local = not settings.uses_supabase
     served = available_exports() if is_local else frozenset(PACKAGES)
-    for source in plan_parser(settings)(request, exports_available=served).sources:
+    plan = plan_parser(settings)(request, exports_available=served)
+    for source in plan.sources:
         ref = parse_reference(
             source,
             dataset_root=settings.datasets_folder,
@@ -312,6 +313,7 @@ def check_request(settings: Settings, request: RunRequest) -> None:
         if is_local and isinstance(ref, DiskRef):
             with suppress(MachineFailed):  # a mount that is missing now: the run waits for it
                 dataset_roots(settings).admit(ref.path)
+    return plan.warnings
 
 
 def plan_parser(settings: Settings) -> partial[TrainPlan]:

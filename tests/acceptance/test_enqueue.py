@@ -1,5 +1,8 @@
 """`enqueue` refuses a run that no worker could train, and `requeue` queues an ended run again."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.acceptance.service import Service
@@ -22,6 +25,10 @@ def service(tmp_path):
         (["--epochs", "0"], ["epochs = 0: must be"]),
         (["--config", '{"epochs": 0, "lr0": "fast"}'], ["epochs = 0: must be", "lr0 = "]),
         (["--data", "/nowhere/data.yaml"], ["'/nowhere/data.yaml' does not exist or cannot be read on this host"]),
+        (["epochs=0", "batch=many"], ["epochs = 0: must be", "batch = 'many': must be"]),
+        (["epochs=3", "--epochs", "4"], ["epochs is given twice: 3 and 4"]),
+        (["fast"], ["fast: write NAME=VALUE, for example epochs=50"]),
+        (["model=yolo99"], ["base_model = 'yolo99': no such model is known; nearest:"]),
         (["--data", "nowhere"], ["/nowhere' does not exist or cannot be read on this host"]),
         (["--data", "s3://cats/data.yaml"], ["s3:// datasets are not supported"]),
     ],
@@ -37,6 +44,44 @@ def test_run_that_no_worker_could_train_is_refused_before_it_is_inserted(service
     assert len(lines) == len(says)
     assert all(line.startswith("error: ") and part in line for line, part in zip(lines, says, strict=True))
     assert service.json("status")["runs"] == []
+
+
+def test_settings_are_taken_as_ultralytics_spells_them(service):
+    settings = ["epochs=50", "imgsz=640", "batch=8", "task=segment", "cos_lr=True", "freeze=[1, 2]", "time=None"]
+    run_id = service.run("enqueue", "data=.", "model=yolo11n.pt", "name=first", *settings).stdout.strip()
+
+    row = service.row(run_id)
+    assert (row["data_yaml"], row["base_model"], row["run_name"]) == (str(service.home), "yolo11n.pt", "first")
+    assert row["configuration"] == {
+        "epochs": 50,
+        "imgsz": 640,
+        "batch": 8,
+        "task": "segment",
+        "cos_lr": "True",
+        "freeze": [1, 2],
+        "time": None,
+    }
+
+
+def test_unknown_setting_and_missing_worker_are_warnings(service):
+    done = service.run("enqueue", "--data", str(service.home), "lerning_rate=0.1")
+
+    assert done.stderr.splitlines() == [
+        "warning: unknown setting lerning_rate was ignored; did you mean lr0?",
+        "warning: no worker is running: the run waits in the queue. Start the service on a host.",
+    ]
+    queue = SqliteQueue(service.home / "queue.db")
+    queue.report(Worker(id="w"), None)
+    assert service.run("enqueue", "--data", str(service.home)).stderr == ""
+    queue.report(Worker(id="w"), "the disk is full")
+    warning = service.run("enqueue", "--data", str(service.home)).stderr
+    assert warning == "warning: no worker claims runs now: w says: the disk is full\n"
+
+
+def test_schema_and_its_page_are_printed(service):
+    assert json.loads(service.run("schema").stdout)["properties"]["epochs"]["minimum"] == 1
+    page = Path(__file__).parents[2] / "docs" / "run-configuration.md"
+    assert service.run("schema", "--markdown").stdout == page.read_text()
 
 
 def test_ended_run_is_queued_again_and_a_running_one_is_left_alone(service):

@@ -39,6 +39,12 @@ def fail(*lines: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
+def warn(*lines: str) -> None:
+    """Print each line as a warning on stderr."""
+    for line in lines:
+        typer.echo(f"warning: {line}", err=True)
+
+
 def settings_or_exit() -> Settings:
     """Return the settings; exit with code 2 if they are wrong."""
     try:

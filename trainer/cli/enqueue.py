@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
-from trainer.cli.app import AsJson, absolute_if_local, app, fail, run_table, settings_or_exit
+from trainer.cli.app import AsJson, absolute_if_local, app, fail, run_table, settings_or_exit, warn
 from trainer.core.errors import BadRequest
-from trainer.core.job import RunRequest
+from trainer.core.job import Json, JsonObject, RunRequest
 from trainer.core.json_text import json_from_text
 
 
 @app.command()
 def enqueue(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME=VALUE",
+            help="Settings as in `yolo train`: data=… model=yolo11n.pt epochs=50 imgsz=640. `schema` lists all of them.",
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="The dataset: a path, storage:BUCKET/PATH or a URL.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Weights, an architecture (yolo11n.yaml) or the ID of a run.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="How many epochs to train.")] = None,
-    name: Annotated[str, typer.Option(help="The name of the run.")] = "run",
+    name: Annotated[str | None, typer.Option(help="The name of the run.")] = None,
     config: Annotated[str | None, typer.Option(metavar="JSON", help="The configuration of the row, any JSON.")] = None,
     priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
     as_json: AsJson = False,
@@ -28,30 +36,65 @@ def enqueue(
     """Insert a run into the queue and print its ID. Exit with code 2 if no worker could train it."""
     from trainer.wiring import check_request
 
+    options = {"data": data, "model": model, "epochs": epochs, "name": name}
+    given = _by_name([*(settings or ()), *(f"{key}={value}" for key, value in options.items() if value is not None)])
+    source = given.pop("data", None)
     request = RunRequest(
-        data_yaml=absolute_if_local(data) if data else data,
-        base_model=model,
-        configuration=_configuration(config, epochs),
-        name=name,
+        data_yaml=absolute_if_local(source) if source else None,
+        base_model=given.pop("model", None),
+        name=given.pop("name", "run"),
+        configuration=_configuration(config, {key: _value(text) for key, text in given.items()}),
         priority=priority,
     )
-    settings = settings_or_exit()
+    service = settings_or_exit()
     try:
-        check_request(settings, request)
+        warn(*check_request(service, request))
     except BadRequest as error:
         fail(*error.problems, code=2)
-    with run_table(settings) as table:
+    with run_table(service) as table:
+        workers = table.workers()
         run_id = table.enqueue(request)
     typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
+    _warn_if_none_claims(workers)
 
 
-def _configuration(config: str | None, epochs: int | None) -> object:
+def _by_name(pairs: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            fail(f"{pair}: write NAME=VALUE, for example epochs=50.", code=2)
+        if name in found:
+            fail(f"{name} is given twice: {found[name]} and {text}. Keep one.", code=2)
+        found[name] = text
+    return found
+
+
+def _value(text: str) -> Json:
+    """Return the JSON value of `text`, or else the text itself."""
+    try:
+        return None if text == "None" else json_from_text(text)
+    except ValueError:
+        return text
+
+
+def _configuration(config: str | None, given: JsonObject) -> Json:
     try:
         configuration = None if config is None else json_from_text(config)
     except ValueError as error:
         fail(f"--config: {error}.")
-    if epochs is None:
+    if not given:
         return configuration
     if configuration is not None and not isinstance(configuration, dict):
-        fail("--epochs needs a --config that is a JSON object, or none; give the epochs inside --config.")
-    return {**(configuration or {}), "epochs": epochs}
+        fail(f"--config must be a JSON object when --epochs or NAME=VALUE is given ({', '.join(given)}).")
+    return {**(configuration or {}), **given}
+
+
+def _warn_if_none_claims(workers: list[JsonObject]) -> None:
+    from trainer.terminal import is_long_ago
+
+    alive = [worker for worker in workers if not is_long_ago(worker["last_seen"])]
+    if not alive:
+        warn("no worker is running: the run waits in the queue. Start the service on a host.")
+    elif all(worker.get("status_message") for worker in alive):
+        warn(f"no worker claims runs now: {alive[0]['worker_id']} says: {alive[0]['status_message']}")

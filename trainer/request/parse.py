@@ -105,8 +105,8 @@ def _validated(found: Unnested) -> RunConfiguration:
     try:
         return RunConfiguration.model_validate(values)
     except ValidationError as invalid:
-        wrong = dict.fromkeys(str(error["loc"][0]) for error in invalid.errors(include_url=False, include_input=False))
-    for name in wrong:
+        wrong = {error["loc"][0] for error in invalid.errors(include_url=False, include_input=False)}
+    for name in [name for name in values if name in wrong]:
         found.problems.append(f"{found.settings[name]}: must be {rule_of(RunConfiguration.model_fields[name])}")
     return RunConfiguration.model_validate({name: value for name, value in values.items() if name not in wrong})
 

@@ -907,3 +907,47 @@ def test_a_value_nested_1500_levels_deep_never_raises_anything_but_a_bad_request
             parse({name: value})
         except BadRequest as refused:
             assert all(len(problem) < 1000 for problem in refused.problems)  # noqa: PT017
+
+
+# ── sections and hints ──
+
+
+@pytest.mark.parametrize(
+    "section", ["training", "config", "train", "Training", "trainingConfig", "training_config", "configuration"]
+)
+def test_settings_in_a_section_are_read(section):
+    plan = parse({section: {"epochs": 7, "batchSize": 4, "optimizer": {"type": "sgd", "lr": 0.1}}})
+
+    assert (plan.epochs, plan.batch, plan.args) == (7, 4, {"optimizer": "SGD", "lr0": 0.1})
+    assert plan.warnings == ()
+
+
+def test_sections_may_be_nested_up_to_three_deep():
+    assert parse({"config": {"training": {"augmentation": {"mosaic": 0.5}}}}).args["mosaic"] == 0.5
+    assert parse({"config": {"training": {"params": {"args": {"epochs": 3}}}}}).epochs == 100
+
+
+def test_wrong_value_in_a_section_is_reported_with_its_path():
+    assert problems({"training": {"batchSize": 0}})[0].startswith(
+        "training.batchSize = 0: must be a whole number from 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("lerning_rate", "lr0"), ("batchsiz", "batch"), ("mosaik", "mosaic")],
+)
+def test_unknown_setting_comes_with_the_nearest_known_one(given, meant):
+    (warning,) = parse({given: 1}).warnings
+    assert warning.startswith(f"unknown setting {given} was ignored")
+    assert warning.endswith(f"did you mean {meant}?")
+
+
+def test_problems_are_in_the_order_of_the_row():
+    wrong = {"epochs": 0, "lr0": "fast", "batch": 0, "mosaic": 7}
+    assert [problem.partition(" ")[0] for problem in problems(wrong)] == list(wrong)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0, False])
+def test_value_that_differs_from_itself_does_not_disagree(value):
+    assert all("two spellings" not in problem for problem in problems({"epochs": value}))
