@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import typer
@@ -12,6 +12,7 @@ from trainer.cli.app import AsJson, absolute_if_local, app, fail, run_table, set
 from trainer.core.errors import BadRequest
 from trainer.core.job import Json, JsonObject, RunRequest
 from trainer.core.json_text import json_from_text
+from trainer.core.run_row import WorkerRow
 
 
 @app.command()
@@ -90,11 +91,11 @@ def _configuration(config: str | None, given: JsonObject) -> Json:
     return {**(configuration or {}), **given}
 
 
-def _warn_if_none_claims(workers: list[JsonObject]) -> None:
+def _warn_if_none_claims(workers: Sequence[WorkerRow]) -> None:
     from trainer.terminal import is_long_ago
 
-    alive = [worker for worker in workers if not is_long_ago(worker["last_seen"])]
+    alive = [worker for worker in workers if not is_long_ago(worker.last_seen)]
     if not alive:
         warn("no worker is running: the run waits in the queue. Start the service on a host.")
-    elif all(worker.get("status_message") for worker in alive):
-        warn(f"no worker claims runs now: {alive[0]['worker_id']} says: {alive[0]['status_message']}")
+    elif all(worker.status_message for worker in alive):
+        warn(f"no worker claims runs now: {alive[0].worker_id} says: {alive[0].status_message}")
