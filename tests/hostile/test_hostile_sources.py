@@ -20,10 +20,11 @@ from trainer.core.errors import BadRequest, DatasetError, ObjectMissing, Unavail
 from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
-from trainer.datasets.source.archive import Limits, extract
+from trainer.datasets.source.archive import extract
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.manifest import wanted
 from trainer.datasets.source.reference import Roots, parse_reference
+from trainer.datasets.untrusted import Limits
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 

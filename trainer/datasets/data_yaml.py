@@ -13,7 +13,8 @@ import yaml
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
-from trainer.datasets.samples import Report, read_file
+from trainer.datasets.findings import Report
+from trainer.datasets.untrusted import read_file
 
 LARGEST_YAML = 4 << 20  # bytes; a thousand names take 30 KB
 DEEPEST = 12  # levels of nesting

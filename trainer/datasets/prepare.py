@@ -16,10 +16,11 @@ from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.core.text import printable
 from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.findings import Report
 from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.facts_cache import FactsCache
-from trainer.datasets.samples import Admit, Found, Report
+from trainer.datasets.samples import Admit, Found
 from trainer.datasets.source.fetch import Fetched, Fetcher
 from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.datasets.view.links import new_view

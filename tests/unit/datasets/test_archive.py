@@ -8,7 +8,8 @@ import pytest
 
 from trainer.core.errors import DatasetError
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.datasets.source.archive import Limits, extract, is_archive, safe_name, sniff
+from trainer.datasets.source.archive import extract, is_archive, sniff
+from trainer.datasets.untrusted import Limits, safe_name
 
 FILES = {"data.yaml": b"names: [a]\n", "images/train/a.jpg": b"\xff\xd8" + b"x" * 3000, "labels/train/a.txt": b""}
 

@@ -10,8 +10,8 @@ import pytest
 
 from trainer.core.errors import HostUnfit, MachineFailed
 from trainer.datasets.cache.content import ContentCache
-from trainer.datasets.cache_disk import on_this_disk
-from trainer.datasets.incoming import LARGE
+from trainer.datasets.cache.disk import on_this_disk
+from trainer.datasets.cache.incoming import LARGE
 from trainer.disk import durable
 
 FREE = shutil.disk_usage("/tmp").free
@@ -288,7 +288,7 @@ def test_arriving_files_are_synced_together_before_any_is_found(cache, monkeypat
 
 @pytest.mark.parametrize(("limit", "value"), [("BATCH_BYTES", 300), ("BATCH_SECONDS", 0.0)])
 def test_arriving_files_are_synced_in_batches(cache, monkeypatch, limit, value):
-    monkeypatch.setattr(f"trainer.datasets.incoming.{limit}", value)
+    monkeypatch.setattr(f"trainer.datasets.cache.incoming.{limit}", value)
     with cache.arriving() as arrivals:
         for number in range(5):
             arrive(cache, arrivals, str(number))
@@ -374,7 +374,7 @@ def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path):
 
 
 def test_the_rest_of_a_crash_is_swept_after_a_while(cache, monkeypatch):
-    monkeypatch.setattr("trainer.datasets.incoming.STALE_SECONDS", 0.3)
+    monkeypatch.setattr("trainer.datasets.cache.incoming.STALE_SECONDS", 0.3)
     with cache.temporary():
         pass
     (cache.root / "tmp/old").write_bytes(b"half")
@@ -387,7 +387,7 @@ def test_the_rest_of_a_crash_is_swept_after_a_while(cache, monkeypatch):
 
 
 def test_tidying_removes_the_rest_of_a_crash_and_the_pins_of_folders_that_are_gone(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.datasets.incoming.STALE_SECONDS", 0.0)
+    monkeypatch.setattr("trainer.datasets.cache.incoming.STALE_SECONDS", 0.0)
     cache.tidy()
     for name in ("alive", "dead"):
         (tmp_path / name).mkdir()
@@ -406,7 +406,7 @@ def test_tidying_removes_the_rest_of_a_crash_and_the_pins_of_folders_that_are_go
 
 
 def test_a_large_object_that_arrives_for_days_is_not_swept(cache, monkeypatch):
-    monkeypatch.setattr("trainer.datasets.incoming.STALE_SECONDS", 0.0)
+    monkeypatch.setattr("trainer.datasets.cache.incoming.STALE_SECONDS", 0.0)
     with cache.receiving("slow", LARGE + 1) as path:
         path.with_name("object.part").write_bytes(b"half")
         cache.tidy()

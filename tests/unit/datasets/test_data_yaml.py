@@ -7,7 +7,7 @@ import pytest
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.datasets.data_yaml import load_yaml, read_data_yaml
-from trainer.datasets.samples import Report
+from trainer.datasets.findings import Report
 
 
 def read(values):

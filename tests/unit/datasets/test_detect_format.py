@@ -9,10 +9,10 @@ import pytest
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
+from trainer.datasets.findings import Report
 from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.prepare import inside
-from trainer.datasets.samples import Report
 
 YAML = "train: train\nnames: [{}]\n"
 

@@ -7,10 +7,10 @@ import pytest
 
 from trainer.core.dataset import Finding, Task
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.datasets.findings import Report
 from trainer.datasets.labels.check import Labels, check
 from trainer.datasets.labels.convert import Shape
 from trainer.datasets.labels.parse import CHUNK, column_counts, guess_task
-from trainer.datasets.samples import Report
 
 BOX = "0 0.5 0.5 0.2 0.2"
 TRIANGLE = "1 0.1 0.1 0.5 0.1 0.5 0.5"

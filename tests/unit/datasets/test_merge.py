@@ -8,7 +8,8 @@ from tests.dataset_painter import paint, prepared
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.datasets.checks.merge import merge
-from trainer.datasets.samples import Found, Report
+from trainer.datasets.findings import Report
+from trainer.datasets.samples import Found
 
 
 def found(names, ids=None, **more) -> Found:

@@ -185,7 +185,7 @@ def test_spares_make_room_for_each_other_and_for_everything_else_but_push_nothin
 
 
 def _path_of(cache: ContentCache, identity: str) -> Path:
-    from trainer.datasets.incoming import name_of
+    from trainer.datasets.cache.incoming import name_of
 
     name = name_of(identity)
     return Path(name[:2], name)

@@ -6,10 +6,10 @@ import pytest
 
 from trainer.core.errors import DatasetError
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.datasets.findings import Report
 from trainer.datasets.formats import source_tree
 from trainer.datasets.formats.source_tree import Tree, label_files
 from trainer.datasets.prepare import inside
-from trainer.datasets.samples import Report
 
 
 class Looked:

@@ -10,7 +10,8 @@ import pytest
 from trainer.core.dataset import SplitRequest
 from trainer.core.errors import DatasetError
 from trainer.datasets.checks.split import assigned, stratified
-from trainer.datasets.samples import Report, Sample
+from trainer.datasets.findings import Report
+from trainer.datasets.samples import Sample
 
 
 def strata(counts: dict[int, int]) -> dict[str, int]:

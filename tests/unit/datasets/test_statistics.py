@@ -9,8 +9,9 @@ from trainer.core.errors import DatasetError
 from trainer.core.events import Warned
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.checks import statistics
+from trainer.datasets.findings import Report
 from trainer.datasets.images.header import Facts
-from trainer.datasets.samples import Report, Sample
+from trainer.datasets.samples import Sample
 
 
 def found(result) -> dict[str, int]:

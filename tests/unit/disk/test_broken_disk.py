@@ -8,12 +8,13 @@ import pytest
 
 from trainer.core.errors import DatasetError, HostFailed, HostUnfit, MachineFailed, disk_failed
 from trainer.core.stop import StopSignal
-from trainer.datasets.cache.content import on_this_disk
+from trainer.datasets.cache.disk import on_this_disk
+from trainer.datasets.findings import Report
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.header import facts
 from trainer.datasets.prepare import inside
-from trainer.datasets.samples import Report, read_file
 from trainer.datasets.source.reference import Roots
+from trainer.datasets.untrusted import read_file
 from trainer.datasets.view.links import written
 from trainer.storage.files import disk_errors
 

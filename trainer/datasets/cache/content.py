@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from trainer.core.errors import HostUnfit
-from trainer.datasets.cache_disk import entries, on_this_disk, status
-from trainer.datasets.incoming import Arrivals, Incoming, name_of
-from trainer.datasets.pins import Pins
+from trainer.datasets.cache.disk import entries, on_this_disk, status
+from trainer.datasets.cache.incoming import Arrivals, Incoming, name_of
+from trainer.datasets.cache.pins import Pins
 from trainer.disk import durable
 
 TREE_SIZE = ".size"  # the file in a tree that says how many bytes the tree has

@@ -18,12 +18,13 @@ from trainer.datasets.cache.pixels import KeptPixels
 from trainer.datasets.checks import statistics
 from trainer.datasets.checks.merge import Merged, merge
 from trainer.datasets.checks.split import split_samples
+from trainer.datasets.findings import Report
 from trainer.datasets.images.facts_cache import FactsCache, identity
 from trainer.datasets.images.header import Facts, read_small
 from trainer.datasets.labels.check import LARGEST_LABEL, Labels, check
 from trainer.datasets.labels.convert import Shape
 from trainer.datasets.labels.parse import class_numbers, column_counts, guess_task
-from trainer.datasets.samples import SPLITS, Found, Report, Sample
+from trainer.datasets.samples import SPLITS, Found, Sample
 from trainer.datasets.view.label_table import write_label_tables
 from trainer.datasets.view.links import Item, folder_names, write_data_yaml, write_view
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trainer.core.dataset import SplitRequest, Task
-from trainer.datasets.samples import Found, Report, Sample
+from trainer.datasets.findings import Report
+from trainer.datasets.samples import Found, Sample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ import numpy as np
 
 from trainer.core.dataset import SplitRequest
 from trainer.core.errors import DatasetError
+from trainer.datasets.findings import Report
 from trainer.datasets.labels.check import Labels
-from trainer.datasets.samples import Report, Sample
+from trainer.datasets.samples import Sample
 
 HOW_TO_ASK = 'add one, or ask for a split in the configuration: "split": {"train_ratio": 0.8, "seed": 0}'
 

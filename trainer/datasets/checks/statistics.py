@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from trainer.core.stop import StopSignal
+from trainer.datasets.findings import Report
 from trainer.datasets.images.facts_cache import identity
 from trainer.datasets.images.header import Facts, facts, wrong_suffix
-from trainer.datasets.samples import Report, Sample
+from trainer.datasets.samples import Sample
 
 CHECK_EVERY = 256  # files between looks at the stop signal
 THREADS = min(4, os.cpu_count() or 1)

@@ -9,8 +9,7 @@ from trainer.core.errors import DatasetError
 from trainer.core.text import printable
 from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES
 from trainer.datasets.formats.source_tree import Tree
-from trainer.datasets.formats.yolo import ALIASES
-from trainer.datasets.samples import SPLITS, Found, Sample
+from trainer.datasets.samples import SPLIT_WORDS, SPLITS, Found, Sample
 
 FEWEST_CLASSES = 2
 
@@ -20,7 +19,7 @@ def split_homes(tree: Tree, home: Path) -> dict[str | None, Path]:
     names = {name.lower(): name for name in tree.listing(str(home)).folders}
     homes: dict[str | None, Path] = {}
     for split in SPLITS:
-        for alias in ALIASES[split]:
+        for alias in SPLIT_WORDS[split]:
             fewest = FEWEST_CLASSES if split == "train" else 1
             if alias in names and _has_classes(tree, home / names[alias], fewest):
                 homes[split] = home / names[alias]

@@ -16,12 +16,13 @@ from typing import Any
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
+from trainer.datasets.findings import Report
 from trainer.datasets.formats.coco_geometry import Picture, row_of
 from trainer.datasets.formats.coco_images import Pictures
 from trainer.datasets.formats.source_tree import Tree
-from trainer.datasets.formats.yolo import ALIASES
 from trainer.datasets.images.header import facts
-from trainer.datasets.samples import SPLITS, Found, Report, Sample, read_file
+from trainer.datasets.samples import SPLIT_WORDS, SPLITS, Found, Sample
+from trainer.datasets.untrusted import read_file
 
 LARGEST_JSON = 1 << 30  # bytes; COCO's own training annotations are 0.45 GB
 BACKGROUND = "__background__"
@@ -315,4 +316,4 @@ class _Converter:
 def _split_name(value: Any) -> str:
     """The split that a word means; anything unknown is trained on, as ever."""
     text = str(value).lower()
-    return next((split for split in SPLITS if text in ALIASES[split]), "train")
+    return next((split for split in SPLITS if text in SPLIT_WORDS[split]), "train")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.core.dataset import Task
+from trainer.datasets.findings import Report
 from trainer.datasets.images.header import MOST_PIXELS
-from trainer.datasets.samples import Report
 
 Points = list[tuple[float, float]]
 MOST_PARTS = 50  # of one outline; what a mask has beyond them, smallest last, is crumbs

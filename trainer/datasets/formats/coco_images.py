@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
 from trainer.datasets.formats.source_tree import Tree
-from trainer.datasets.formats.yolo import ALIASES
+from trainer.datasets.samples import SPLIT_WORDS
 
 
 class Pictures:
@@ -35,7 +35,7 @@ class Pictures:
             return None
         agreement = max(_agreement(candidate, parts) for candidate in candidates)
         best = [candidate for candidate in candidates if _agreement(candidate, parts) == agreement]
-        words = ALIASES[split] if split else ()
+        words = SPLIT_WORDS[split] if split else ()
         best = (
             [candidate for candidate in best if candidate.startswith(near)]
             or [candidate for candidate in best if any(p.startswith(words) for p in candidate.lower().split("/")[:-1])]

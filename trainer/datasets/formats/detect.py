@@ -10,11 +10,12 @@ from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
 from trainer.datasets.data_yaml import load_yaml
+from trainer.datasets.findings import Report
 from trainer.datasets.formats.class_folders import looks_like_classes, read_classes
 from trainer.datasets.formats.coco import AnnotationFile, read_coco
 from trainer.datasets.formats.source_tree import Tree
-from trainer.datasets.formats.yolo import ALIASES, read_yolo
-from trainer.datasets.samples import SPLITS, Found, Report
+from trainer.datasets.formats.yolo import read_yolo
+from trainer.datasets.samples import SPLIT_WORDS, SPLITS, Found
 
 YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_NAMES = ("data", "dataset")
@@ -153,4 +154,4 @@ def _has_purpose(path: Path) -> bool:
 
 def _split_of(path: Path) -> str | None:
     words = set(re.split(r"[^a-z]+", path.stem.lower())) | {path.parent.name.lower()}
-    return next((split for split in SPLITS if words & set(ALIASES[split])), None)
+    return next((split for split in SPLITS if words & set(SPLIT_WORDS[split])), None)

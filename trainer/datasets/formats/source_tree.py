@@ -9,30 +9,10 @@ from pathlib import Path
 
 from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.stop import StopSignal
-from trainer.datasets.samples import Admit, Report
+from trainer.datasets.findings import Report
+from trainer.datasets.image_kinds import IMAGE_SUFFIXES
+from trainer.datasets.samples import Admit
 
-# what Ultralytics reads, and the spellings that mean JPEG
-IMAGE_SUFFIXES = frozenset(
-    {
-        "avif",
-        "bmp",
-        "dng",
-        "heic",
-        "heif",
-        "jp2",
-        "jpeg",
-        "jpeg2000",
-        "jpg",
-        "mpo",
-        "png",
-        "tif",
-        "tiff",
-        "webp",
-        "jfif",
-        "jpe",
-        "gif",
-    }
-)
 _KINDS = {"txt": "text", **dict.fromkeys(IMAGE_SUFFIXES, "image")}
 DEEPEST = 20  # folders below each other
 MOST_FILES = 5_000_000

@@ -11,10 +11,11 @@ from pathlib import Path
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
 from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES, DataYaml, load_yaml, read_data_yaml
+from trainer.datasets.findings import Report
 from trainer.datasets.formats.source_tree import Tree, label_files
-from trainer.datasets.samples import SPLITS, Found, Report, Sample, read_file
+from trainer.datasets.samples import SPLIT_WORDS, SPLITS, Found, Sample
+from trainer.datasets.untrusted import read_file
 
-ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 CLASS_FILES = ("classes", "labels", "names", "obj", "predefined_classes", "_darknet")
 LARGEST_LIST = 256 << 20  # bytes of a list of images
 NOT_LABELS = frozenset({*CLASS_FILES, "train", "val", "valid", "test", "readme", "license"})
@@ -230,7 +231,7 @@ class _Reader:
 
     def _split_folders(self, split: str) -> list[str]:
         for base in self._bases:
-            for alias in ALIASES[split]:
+            for alias in SPLIT_WORDS[split]:
                 for place in (f"{base}/images/{alias}", f"{base}/{alias}/images", f"{base}/{alias}"):
                     if os.path.isdir(place) and self._tree.has_images(place):
                         return [place]

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from trainer.core.dataset import Task
 from trainer.core.stop import StopSignal
+from trainer.datasets.findings import Report
 from trainer.datasets.labels.convert import Change, Shape, rewritten
 from trainer.datasets.labels.parse import Rows, chunks, flat, parse, repeated
-from trainer.datasets.samples import Report
 
 LARGEST_LABEL = 16 << 20  # bytes; 3,000 polygons of 500 corners
 ROUNDING = 0.01  # outside 0…1 by no more than this is somebody's rounding

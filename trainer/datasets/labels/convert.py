@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.core.dataset import Task
-from trainer.datasets.samples import Report
+from trainer.datasets.findings import Report
 
 Row: TypeAlias = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.core.dataset import Task
-from trainer.datasets.samples import Report
+from trainer.datasets.findings import Report
 
 CHUNK = 4096  # texts looked at in one go, at most
 CHUNK_BYTES = 16 << 20  # of text looked at in one go, or one text

@@ -9,10 +9,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import re
 import stat
 import tarfile
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,23 +24,12 @@ from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.core.text import shown
 from trainer.datasets.source.tar_stream import CHUNK, Counted, StrictTarInfo, Xz
+from trainer.datasets.untrusted import Limits, safe_name
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 RATIO_FROM = 64 << 20  # bytes unpacked before the ratio is looked at: small texts shrink a lot
 ZIP_INDEX = 64 << 20  # bytes of a zip's central directory, likewise
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}  # LZMA: memory without a limit
-_ABSOLUTE = re.compile(r"/|[A-Za-z]:")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What an archive may be at most. `ratio`: bytes unpacked per byte packed, once 64 MiB came out."""
-
-    members: int = 500_000
-    bytes: int = 1 << 40
-    ratio: float = 200.0
-    name: int = 1024  # characters of a member's path
-    depth: int = 32  # folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,32 +84,6 @@ def extract(
     if not work.files:
         work.fail("contains no file that a dataset can use (images, .txt, YAML, JSON)")
     return Extracted(files=work.files, bytes=work.bytes, findings=work.findings())
-
-
-def safe_name(name: str, limits: Limits, where: str) -> str | None:
-    """A member's name as a relative path that stays inside, in NFC; None when it names the top itself.
-
-    Raises `DatasetError`, with `where` as its subject.
-    """
-
-    def refuse(why: str) -> NoReturn:
-        raise DatasetError(f"{where}: the name {shown(name)} {why}; rename it.")
-
-    if len(name) > limits.name:
-        refuse(f"is longer than {limits.name} characters")
-    if any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in name):
-        refuse("has control characters or is not UTF-8")
-    name = unicodedata.normalize("NFC", name.replace("\\", "/"))
-    if _ABSOLUTE.match(name):
-        refuse("is absolute")
-    segments = [segment for segment in name.split("/") if segment not in {"", "."}]
-    if ".." in segments:
-        refuse("leads out of the dataset")
-    if len(segments) > limits.depth:
-        refuse(f"is more than {limits.depth} folders deep")
-    if any(len(segment.encode()) > 255 for segment in segments):
-        refuse("has a part of more than 255 bytes")
-    return "/".join(segments) or None
 
 
 class _Extraction:

@@ -17,7 +17,7 @@ from trainer.core.stop import StopSignal
 from trainer.core.text import shown
 from trainer.core.transfer import Meter, OnTransfer
 from trainer.datasets.cache.content import ContentCache, Put
-from trainer.datasets.cache_disk import on_this_disk
+from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.source.archive import extract, is_archive, sniff
 from trainer.datasets.source.fetched_tree import FILES, Fetched, read_tree, write_listing
 from trainer.datasets.source.manifest import (

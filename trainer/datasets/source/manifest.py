@@ -11,11 +11,12 @@ from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.text import shown
 from trainer.datasets.data_yaml import LARGEST_YAML, load_yaml, read_data_yaml
-from trainer.datasets.formats.source_tree import IMAGE_SUFFIXES
-from trainer.datasets.samples import Report
-from trainer.datasets.source.archive import ENDINGS, Limits, safe_name
+from trainer.datasets.findings import Report
+from trainer.datasets.image_kinds import IMAGE_SUFFIXES
+from trainer.datasets.source.archive import ENDINGS
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
 from trainer.datasets.source.reference import either_bucket
+from trainer.datasets.untrusted import Limits, safe_name
 
 YAML = ("yaml", "yml")
 SUFFIXES = frozenset({*IMAGE_SUFFIXES, *YAML, "txt", "json"})

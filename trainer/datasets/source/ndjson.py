@@ -12,8 +12,8 @@ from typing import Any
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.core.text import shown
-from trainer.datasets.formats.source_tree import IMAGE_SUFFIXES
-from trainer.datasets.source.archive import Limits, safe_name
+from trainer.datasets.image_kinds import IMAGE_SUFFIXES
+from trainer.datasets.untrusted import Limits, safe_name
 
 SUFFIXES = frozenset({"ndjson", "jsonl"})
 LONGEST_LINE = 16 << 20  # bytes

@@ -16,15 +16,15 @@ from trainer.core.stop import StopSignal
 from trainer.core.text import shown, shown_url
 from trainer.core.transfer import Meter, OnTransfer
 from trainer.datasets.cache.content import ContentCache, Put
-from trainer.datasets.cache_disk import on_this_disk
+from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.data_yaml import load_yaml, read_data_yaml
-from trainer.datasets.formats.source_tree import IMAGE_SUFFIXES
-from trainer.datasets.samples import Report
-from trainer.datasets.source.archive import Limits, safe_name
+from trainer.datasets.findings import Report
+from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.source.manifest import suffix
 from trainer.datasets.source.ndjson import Record, read_ndjson
 from trainer.datasets.source.reference import Roots
 from trainer.datasets.source.transfer import in_parallel, link_tree
+from trainer.datasets.untrusted import Limits, safe_name
 from trainer.remote.web import GuardedClient
 
 LARGEST_TEXT = 256 << 20  # bytes of a list, a YAML or an NDJSON file

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.datasets.cache_disk import entries
+from trainer.datasets.cache.disk import entries
 
 
 class Pins:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.datasets.cache_disk import entries, on_this_disk, status
+from trainer.datasets.cache.disk import entries, on_this_disk, status
 from trainer.disk import durable
 
 LARGE = 8 << 20  # bytes from which a download is worth going on with

@@ -1,0 +1,65 @@
+"""Files and names that come with a dataset: read and accepted only within limits."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from trainer.core.errors import DatasetError, raise_if_disk_is_broken
+from trainer.core.text import printable, shown
+
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What an archive may be at most. `ratio`: bytes unpacked per byte packed, once 64 MiB came out."""
+
+    members: int = 500_000
+    bytes: int = 1 << 40
+    ratio: float = 200.0
+    name: int = 1024  # characters of a member's path
+    depth: int = 32  # folders
+
+
+def read_file(path: Path | str, largest: int) -> bytes:
+    """All of a file of the dataset's. Raises `DatasetError` when it cannot be read or has more than `largest` bytes."""
+    name = printable(Path(path).name)
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(largest + 1)
+    except OSError as error:
+        raise_if_disk_is_broken(error, name)
+        raise DatasetError(f"{name} cannot be read: {error.strerror}.") from None
+    if len(data) > largest:
+        raise DatasetError(f"{name} is larger than {largest >> 20} MiB, which is more than such a file may have.")
+    return data
+
+
+def safe_name(name: str, limits: Limits, where: str) -> str | None:
+    """A member's name as a relative path that stays inside, in NFC; None when it names the top itself.
+
+    Raises `DatasetError`, with `where` as its subject.
+    """
+
+    def refuse(why: str) -> NoReturn:
+        raise DatasetError(f"{where}: the name {shown(name)} {why}; rename it.")
+
+    if len(name) > limits.name:
+        refuse(f"is longer than {limits.name} characters")
+    if any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in name):
+        refuse("has control characters or is not UTF-8")
+    name = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    if _ABSOLUTE.match(name):
+        refuse("is absolute")
+    segments = [segment for segment in name.split("/") if segment not in {"", "."}]
+    if ".." in segments:
+        refuse("leads out of the dataset")
+    if len(segments) > limits.depth:
+        refuse(f"is more than {limits.depth} folders deep")
+    if any(len(segment.encode()) > 255 for segment in segments):
+        refuse("has a part of more than 255 bytes")
+    return "/".join(segments) or None
