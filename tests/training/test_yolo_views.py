@@ -9,7 +9,8 @@ from drawn import NAMES, draw
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.events import Finished
 from trainer.core.stop import StopSignal
-from trainer.datasets.view.links import Item, new_view, write_data_yaml, write_view
+from trainer.datasets.samples import Sample
+from trainer.datasets.view.links import new_view, placed, write_data_yaml, write_view
 
 pytestmark = pytest.mark.training
 
@@ -21,15 +22,14 @@ def contents(folder):
 @pytest.mark.long
 def test_a_folder_of_labels_that_is_one_link_is_trained_on(tmp_path):
     cached = draw(tmp_path / "cache", Task.DETECT).root
-    items = []
+    samples = []
     for image in sorted(cached.glob("images/*/*.png")):
         label = cached / "labels" / image.parent.name / f"{image.stem}.txt"
-        items.append(
-            Item(image.parent.name, str(image), image.name, label.read_bytes(), link="hardlink", label=str(label)),
-        )  # fmt: skip
+        text = label.read_bytes()
+        samples.append(Sample(str(image), image.name, image.parent.name, str(label), text, owned=True))
     before, view = contents(cached), tmp_path / "view"
     new_view(view)
-    write_view(view, items, StopSignal())
+    write_view(view, placed(samples), StopSignal())
     assert (view / "labels/train").is_symlink()
     data = write_data_yaml(view, NAMES, ("train", "val"), None, None)
     images = {"train": 16, "val": 8}

@@ -58,7 +58,7 @@ class FetchedDatasets:
 
     def prepare(self, order: DatasetOrder, view: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:
         """See `core.ports.Datasets`. Each warning is also an event."""
-        from trainer.datasets.checks.check import build  # numpy, which an idle daemon does without
+        from trainer.datasets.view.build import build  # numpy, which an idle daemon does without
 
         new_view(view)
         report = Report()

@@ -104,8 +104,8 @@ def test_rows_that_are_there_twice_are_taken_once():
     labels, found = checked(f"{BOX}\n1 .1 .1 .1 .1\n{BOX}\n0 0.50 0.5 0.2 0.2\n", BOX)
     assert len(numbers(labels.texts[0])) == 2
     assert found["label-duplicate"].count == 2
-    assert labels.file.tolist() == [0, 0, 1]
-    assert labels.cls.tolist() == [0, 1, 0]
+    assert labels.rows.image.tolist() == [0, 0, 1]
+    assert labels.rows.cls.tolist() == [0, 1, 0]
 
 
 def test_the_same_row_in_two_files_is_no_duplicate():
@@ -137,7 +137,7 @@ def test_coordinates_off_by_rounding_are_clipped(row, fixed):
 def test_shapes_without_area_are_left_out_and_told(task, row):
     labels, found = checked(row, task=task, keypoints=(2, 3))
     assert labels.texts == [b""]
-    assert labels.cls.tolist() == []
+    assert labels.rows.cls.tolist() == []
     assert found["label-degenerate"].level == "warning"
 
 
@@ -196,14 +196,14 @@ def test_many_errors_are_counted_and_five_are_shown():
 
 def test_files_beyond_one_chunk_keep_their_numbers():
     labels, found = checked(*[BOX] * CHUNK, "1 .5 .5 .2 .2", "7 .5 .5 .1 .1")
-    assert (labels.file[-1], labels.cls[-1], len(labels.texts)) == (CHUNK, 1, CHUNK + 2)
+    assert (labels.rows.image[-1], labels.rows.cls[-1], len(labels.texts)) == (CHUNK, 1, CHUNK + 2)
     assert f"{CHUNK + 1}.txt line 1" in found["class-outside"].message
 
 
 def test_many_bytes_are_parsed_in_parts(monkeypatch):
     monkeypatch.setattr("trainer.datasets.labels.parse.CHUNK_BYTES", 20)
     labels, found = checked(BOX, "", f"1 {BOX[2:]}", BOX, "", "7 .5 .5 .1 .1")
-    assert (labels.file.tolist(), labels.cls.tolist()) == ([0, 2, 3], [0, 1, 0])
+    assert (labels.rows.image.tolist(), labels.rows.cls.tolist()) == ([0, 2, 3], [0, 1, 0])
     assert "5.txt line 1" in found["class-outside"].message
 
 
@@ -219,7 +219,7 @@ def test_renumbering_writes_the_class_index():
     shape = Shape(task=Task.DETECT, classes={1: 0, 5: 1})
     labels = check([b"5 .5 .5 .1 .1\n1 .2 .2 .1 .1"], ["a"], shape, report, StopSignal())
     assert [row[0] for row in numbers(labels.texts[0])] == [1, 0]
-    assert labels.cls.tolist() == [1, 0]
+    assert labels.rows.cls.tolist() == [1, 0]
 
 
 def test_rewriting_changes_no_number_that_is_right():

@@ -11,11 +11,12 @@ import yaml
 from tests.dataset_painter import paint, prepared
 from trainer.core.errors import DatasetError, MachineFailed
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.datasets.view.links import Item, folder_names, view_names, write_data_yaml, write_view
+from trainer.datasets.samples import Sample
+from trainer.datasets.view.links import folder_names, placed, view_names, write_data_yaml, write_view
 
 
-def item(image: Path | str, name: str = "a.jpg", **more) -> Item:
-    return Item("train", str(image), name, b"0 1 1 1 1\n", **more)
+def one(image: Path | str, **more) -> list[Sample]:
+    return placed([Sample(str(image), "a.jpg", "train", text=b"0 1 1 1 1\n", **more)])
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_another_file_system_gets_symlinks_instead_of_hard_links(tmp_path, image
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", no_link)
-    write_view(tmp_path / "view", [item(image, link="hardlink")], StopSignal())
+    write_view(tmp_path / "view", one(image, owned=True), StopSignal())
     assert (tmp_path / "view/images/train/a.jpg").is_symlink()
 
 
@@ -91,7 +92,7 @@ def test_a_full_disk_is_the_machines_fault(tmp_path, image, monkeypatch):
 
     monkeypatch.setattr(os, "symlink", full)
     with pytest.raises(MachineFailed, match="No space left on device"):
-        write_view(tmp_path / "view", [item(image)], StopSignal())
+        write_view(tmp_path / "view", one(image), StopSignal())
 
 
 def test_a_view_that_is_there_already_is_not_mixed_into(tmp_path):
@@ -103,14 +104,14 @@ def test_a_view_that_is_there_already_is_not_mixed_into(tmp_path):
 
 def test_an_image_that_vanished_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"a\.jpg vanished"):
-        write_view(tmp_path / "view", [item(tmp_path / "gone.jpg", link="hardlink")], StopSignal())
+        write_view(tmp_path / "view", one(tmp_path / "gone.jpg", owned=True), StopSignal())
 
 
 def test_writing_stops_when_asked(tmp_path, image):
     stop = StopSignal()
     stop.set(StopReason.SHUTDOWN)
     with pytest.raises(Stopped):
-        write_view(tmp_path / "view", [item(image)], stop)
+        write_view(tmp_path / "view", one(image), stop)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ def test_labels_that_count_from_one_are_recognized(tmp_path):
 
 def test_sizes_are_summed_up():
     facts = [Facts("png", w, h, 10, b"") for w, h in ((10, 10), (20, 20), (20, 20), (99, 50))]
-    summary = statistics.sizes([*facts, Facts("", 0, 0, 0, b"", "broken")])
+    facts.append(Facts("", 0, 0, 0, b"", "broken"))
+    summary = statistics.sizes([Sample("", "", None, facts=fact) for fact in facts])
     assert (summary["smallest"], summary["median"], summary["largest"]) == ([10, 10], [20, 20], [99, 50])
     assert summary["common"][0] == {"size": [20, 20], "images": 2}
     assert (summary["kinds"], summary["bytes"]) == ({"png": 4}, 40)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from trainer.core.dataset import SplitRequest, Task
 from trainer.datasets.findings import Report
@@ -27,6 +27,10 @@ class Merged:
     kpt_shape: tuple[int, int] | None
     flip_idx: tuple[int, ...] | None
     split: SplitRequest | None
+
+    @property
+    def samples(self) -> Iterator[Sample]:
+        return (sample for part in self.parts for sample in part.samples)
 
 
 def merge(founds: Sequence[Found], task: Task, report: Report) -> Merged:
@@ -54,7 +58,7 @@ def merge(founds: Sequence[Found], task: Task, report: Report) -> Merged:
 
 def _moved(sample: Sample, source: int, places: Sequence[int]) -> Sample:
     class_id = None if sample.class_id is None else places[sample.class_id]
-    return replace(sample, name=f"{source}/{sample.name}", class_id=class_id)
+    return sample._replace(name=f"{source}/{sample.name}", class_id=class_id)
 
 
 def _places(names: list[str], own: Sequence[str]) -> list[int]:

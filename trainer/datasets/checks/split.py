@@ -11,13 +11,13 @@ import numpy as np
 from trainer.core.dataset import SplitRequest
 from trainer.core.errors import DatasetError
 from trainer.datasets.findings import Report
-from trainer.datasets.labels.check import Labels
+from trainer.datasets.labels.check import LabelRows
 from trainer.datasets.samples import Sample
 
 HOW_TO_ASK = 'add one, or ask for a split in the configuration: "split": {"train_ratio": 0.8, "seed": 0}'
 
 
-def split_samples(samples: list[Sample], labels: Labels, request: SplitRequest | None, report: Report) -> list[Sample]:
+def split_samples(samples: list[Sample], rows: LabelRows, request: SplitRequest | None, report: Report) -> list[Sample]:
     """Every sample in a split: as the request assigns it, as it is, or drawn where train or val is missing.
 
     What cannot be done is an error in `report`, and the samples without a split are then put to train.
@@ -28,12 +28,12 @@ def split_samples(samples: list[Sample], labels: Labels, request: SplitRequest |
         return samples
     if request is None:
         report.error("val-missing", f"The dataset has no val split; {HOW_TO_ASK}.")
-        return [replace(sample, split=sample.split or "train") for sample in samples]
-    return _drawn(samples, labels, request, report)
+        return [sample._replace(split=sample.split or "train") for sample in samples]
+    return _drawn(samples, rows, request, report)
 
 
-def _drawn(samples: list[Sample], labels: Labels, request: SplitRequest, report: Report) -> list[Sample]:
-    strata = _rarest_class(len(samples), labels)
+def _drawn(samples: list[Sample], rows: LabelRows, request: SplitRequest, report: Report) -> list[Sample]:
+    strata = _rarest_class(len(samples), rows)
     is_open = [sample.split in (None, "train") for sample in samples]
     if any(sample.split == "test" for sample in samples):
         request = replace(request, test_ratio=0.0)
@@ -41,21 +41,21 @@ def _drawn(samples: list[Sample], labels: Labels, request: SplitRequest, report:
         drawn = stratified({s.name: strata[i] for i, s in enumerate(samples) if is_open[i]}, request)
     except DatasetError as error:
         report.error("split-impossible", str(error))
-        return [replace(sample, split=sample.split or "train") for sample in samples]
+        return [sample._replace(split=sample.split or "train") for sample in samples]
     report.note("split-drawn", f"The images were split: {request.train_ratio:g} for train, seed {request.seed}")
     return [
-        replace(sample, split=drawn[sample.name]) if its_open else sample
+        sample._replace(split=drawn[sample.name]) if its_open else sample
         for sample, its_open in zip(samples, is_open, strict=True)
     ]
 
 
-def _rarest_class(count: int, labels: Labels) -> list[int]:
+def _rarest_class(count: int, rows: LabelRows) -> list[int]:
     """For each file the class in it that is rarest in the whole dataset; -1 for a file without rows."""
     result = np.full(count, -1, np.int64)
-    if len(labels.cls):
-        often = np.bincount(labels.cls)
-        order = np.argsort(-often[labels.cls], kind="stable")  # the rarest is written last and stays
-        result[labels.file[order]] = labels.cls[order]
+    if len(rows.cls):
+        often = np.bincount(rows.cls)
+        order = np.argsort(-often[rows.cls], kind="stable")  # the rarest is written last and stays
+        result[rows.image[order]] = rows.cls[order]
     return [int(value) for value in result]
 
 
@@ -94,7 +94,7 @@ def assigned(samples: Sequence[Sample], request: SplitRequest, report: Report) -
         hits += split is not None
         if split is None and sample.split is None:
             report.note("split-unassigned", "{n} images are in no list of the split and were put to train", sample.name)
-        result.append(replace(sample, split=split or sample.split or "train"))
+        result.append(sample._replace(split=split or sample.split or "train"))
     if not hits:
         report.error("split-unknown", "None of the images that the split names exists in the dataset.")
     return result

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trainer.core.stop import StopSignal
 from trainer.datasets.findings import Report
 from trainer.datasets.images.facts_cache import identity
 from trainer.datasets.images.header import Facts, facts, wrong_suffix
-from trainer.datasets.samples import Sample
+from trainer.datasets.labels.check import LabelRows
+from trainer.datasets.samples import SPLITS, Sample
 
 CHECK_EVERY = 256  # files between looks at the stop signal
 THREADS = min(4, os.cpu_count() or 1)
@@ -19,13 +23,14 @@ RARE = 10  # instances; fewer teach a model little
 UNBALANCED = 50  # times as many of one class as of another
 
 
-def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, stop: StopSignal) -> list[Facts]:
-    """Look at every image; what cannot be trained on is an error.
+def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, stop: StopSignal) -> list[Sample]:
+    """Return the samples with their facts. An image that cannot be trained on is an error.
 
-    `known` are the facts by file identity from an earlier time; afterwards it holds those of these samples.
+    `known` holds facts by file identity from earlier runs; on return it holds those of these samples.
     """
-    result = _looked_at(samples, known, stop)
-    for sample, fact in zip(samples, result, strict=True):
+    result = _with_facts(samples, known, stop)
+    for sample in result:
+        fact = sample.facts
         if fact.problem:
             report.error(
                 "image-unreadable",
@@ -41,49 +46,52 @@ def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, 
     return result
 
 
-def _looked_at(samples: Sequence[Sample], known: dict[str, Facts], stop: StopSignal) -> list[Facts]:
+def _with_facts(samples: Sequence[Sample], known: dict[str, Facts], stop: StopSignal) -> list[Sample]:
     keys = [identity(sample.image, is_owned=sample.owned) for sample in samples]
-    found = [known.get(key or "") for key in keys]
-    unknown = [index for index, fact in enumerate(found) if fact is None]
+    unknown = [sample.image for sample, key in zip(samples, keys, strict=True) if key not in known]
 
-    def look(begin: int) -> list[Facts]:
+    def read(begin: int) -> list[Facts]:
         stop.raise_if_set()
-        return [facts(samples[index].image) for index in unknown[begin : begin + CHECK_EVERY]]
+        return [facts(path) for path in unknown[begin : begin + CHECK_EVERY]]
 
-    # reading and digesting large images leaves Python's lock free for another thread
+    # reading and hashing large images releases the interpreter lock, so threads help
     with ThreadPoolExecutor(THREADS) as pool:
-        looked = [fact for part in pool.map(look, range(0, len(unknown), CHECK_EVERY)) for fact in part]
-    news = iter(looked)
-    result = [fact or next(news) for fact in found]
+        new = (fact for part in pool.map(read, range(0, len(unknown), CHECK_EVERY)) for fact in part)
+        result = [
+            sample._replace(facts=known[key] if key in known else next(new))
+            for sample, key in zip(samples, keys, strict=True)
+        ]
     known.clear()
-    known.update((key, fact) for key, fact in zip(keys, result, strict=True) if key)
+    known.update((key, sample.facts) for key, sample in zip(keys, result, strict=True) if key)
     return result
 
 
-def duplicates(samples: Sequence[Sample], found: Sequence[Facts], report: Report) -> None:
-    """The same picture twice in a split wastes time; in two splits it makes the metrics too good."""
-    by_digest: dict[bytes, list[int]] = defaultdict(list)
-    for index, fact in enumerate(found):
-        if fact.digest:
-            by_digest[fact.digest].append(index)
-    for indices in by_digest.values():
-        if len(indices) < 2:
-            continue
-        first = samples[indices[0]]
-        for index in indices[1:]:
-            other = samples[index]
-            if other.split == first.split:
-                report.warning(
-                    "image-duplicate",
-                    "{n} images are exact copies of another one in their split",
-                    f"{other.name} = {first.name}",
-                )
-            else:
-                report.warning(
-                    "split-leak",
-                    "{n} images are also in another split, so the metrics will look better than the model is",
-                    f"{other.split}/{other.name} = {first.split}/{first.name}",
-                )
+def duplicates(samples: Sequence[Sample], report: Report) -> None:
+    """Report equal images: two in one split waste time, two in different splits make the metrics too good."""
+    first: dict[bytes, int] = {}
+    copies: dict[int, list[Sample]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        digest = sample.facts.digest
+        if digest and (original := first.setdefault(digest, index)) != index:
+            copies[original].append(sample)
+    for original in sorted(copies):
+        _report_copies(samples[original], copies[original], report)
+
+
+def _report_copies(original: Sample, copies: Sequence[Sample], report: Report) -> None:
+    for copy in copies:
+        if copy.split == original.split:
+            report.warning(
+                "image-duplicate",
+                "{n} images are exact copies of another one in their split",
+                f"{copy.name} = {original.name}",
+            )
+        else:
+            report.warning(
+                "split-leak",
+                "{n} images are also in another split, so the metrics will look better than the model is",
+                f"{copy.split}/{copy.name} = {original.split}/{original.name}",
+            )
 
 
 def check_splits(images: Mapping[str, int], labeled: Mapping[str, int], report: Report) -> None:
@@ -124,18 +132,54 @@ def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report
         )
 
 
-def sizes(found: Sequence[Facts]) -> dict[str, object]:
-    """The distribution of image sizes: extremes, median, and the most common ones."""
-    known = [(fact.width, fact.height) for fact in found if not fact.problem]
+def sizes(samples: Sequence[Sample]) -> dict[str, object]:
+    """Return the distribution of image sizes: extremes, median, and the most common ones."""
+    known = [sample.facts for sample in samples if not sample.facts.problem]
     if not known:
         return {}
-    ordered = sorted(known, key=lambda size: size[0] * size[1])
-    common = Counter(known).most_common(5)
+    ordered = sorted(((fact.width, fact.height) for fact in known), key=lambda size: size[0] * size[1])
+    common = Counter((fact.width, fact.height) for fact in known).most_common(5)
     return {
         "smallest": list(ordered[0]),
         "median": list(ordered[len(ordered) // 2]),
         "largest": list(ordered[-1]),
         "common": [{"size": list(size), "images": count} for size, count in common],
-        "kinds": dict(Counter(fact.kind for fact in found if not fact.problem)),
-        "bytes": sum(fact.size for fact in found),
+        "kinds": dict(Counter(fact.kind for fact in known)),
+        "bytes": sum(sample.facts.size for sample in samples),
     }
+
+
+def count(
+    samples: Sequence[Sample], rows: LabelRows, classes: int, report: Report
+) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Return images per split, and labels per split and class. Report splits and images without labels."""
+    split_of = split_numbers(samples)
+    has_rows = np.zeros(len(samples), bool)
+    has_rows[rows.image] = True
+    images = {split: int(np.count_nonzero(split_of == i)) for i, split in enumerate(SPLITS)}
+    labeled = {split: int(np.count_nonzero((split_of == i) & has_rows)) for i, split in enumerate(SPLITS)}
+    per_class = {
+        split: np.bincount(rows.cls[split_of[rows.image] == i], minlength=classes).tolist()
+        for i, split in enumerate(SPLITS)
+        if images[split]
+    }
+    check_splits(images, labeled, report)
+    _background((samples[index] for index in np.flatnonzero(~has_rows).tolist()), report)
+    return {split: count for split, count in images.items() if count}, per_class
+
+
+def split_numbers(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """Return the index in SPLITS of each sample's split."""
+    return np.array([SPLITS.index(sample.split or "train") for sample in samples], np.int64)
+
+
+def _background(unlabeled: Iterable[Sample], report: Report) -> None:
+    for sample in unlabeled:
+        if sample.text is None:
+            report.warning(
+                "image-without-label",
+                "{n} images have no label file and count as background",
+                sample.name,
+            )
+        else:
+            report.note("image-background", "{n} images have no labels and count as background", sample.name)

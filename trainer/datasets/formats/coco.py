@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +263,7 @@ class _Converter:
         if self._task is Task.CLASSIFY:
             return self._classified(sample, annotations)
         rows = self._rows(self._picture(image, path, relative), annotations)
-        return replace(sample, text="".join(rows).encode())
+        return sample._replace(text="".join(rows).encode())
 
     def _classified(self, sample: Sample, annotations: Sequence[Object]) -> Sample | None:
         classes = {self._class(annotation, sample.name) for annotation in annotations} - {None}
@@ -274,7 +274,7 @@ class _Converter:
                 sample.name,
             )
             return None
-        return replace(sample, class_id=classes.pop())
+        return sample._replace(class_id=classes.pop())
 
     def _near(self) -> str:
         root, folder = self._pictures.tree.root, self._file.path.parent

@@ -53,6 +53,9 @@ class Facts(NamedTuple):
         return size if self.is_plain else None
 
 
+NOT_READ = Facts("", 0, 0, 0, b"", "not read")
+
+
 def facts(path: str) -> Facts:
     """Look at one image file. Raises `HostFailed` for a broken disk."""
     try:

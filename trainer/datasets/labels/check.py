@@ -26,41 +26,47 @@ PIXELS = 2.0  # above this a coordinate is not a share
 Tells: TypeAlias = Callable[[int], str]  # what a message adds about a row
 
 
-def _nothing(kind: type[np.generic]) -> NDArray[Any]:
+def _empty(kind: type[np.generic]) -> NDArray[Any]:
     return np.zeros(0, kind)
 
 
 @dataclass
-class Labels:
-    """The labels as the view gets them: `texts[i]` of file i.
+class LabelRows:
+    """The rows of all label texts as numbers, in order.
 
-    Row r is of file `file[r]` and class `cls[r]` and has `cols[r]` numbers, which follow one another in `values`.
+    Row r belongs to text `image[r]`, has class `cls[r]` and `cols[r]` numbers; `values` holds the numbers of all rows.
     """
 
+    image: NDArray[np.int64] = field(default_factory=lambda: _empty(np.int64))
+    cls: NDArray[np.int64] = field(default_factory=lambda: _empty(np.int64))
+    cols: NDArray[np.int64] = field(default_factory=lambda: _empty(np.int64))
+    values: NDArray[np.float64] = field(default_factory=lambda: _empty(np.float64))
+
+
+@dataclass
+class Labels:
+    """Checked labels: the texts as the view gets them, their rows, and how many rows were changed in which way."""
+
     texts: list[bytes] = field(default_factory=list)
-    file: NDArray[np.int64] = field(default_factory=lambda: _nothing(np.int64))
-    cls: NDArray[np.int64] = field(default_factory=lambda: _nothing(np.int64))
-    cols: NDArray[np.int64] = field(default_factory=lambda: _nothing(np.int64))
-    values: NDArray[np.float64] = field(default_factory=lambda: _nothing(np.float64))
+    rows: LabelRows = field(default_factory=LabelRows)
     changes: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
     def joined(parts: Sequence[Labels]) -> Labels:
-        """The labels of all parts, one after the other."""
+        """Return the labels of all parts, one after the other."""
         if not parts:
             return Labels()
         first = np.cumsum([0, *(len(part.texts) for part in parts)])
         changes: Counter[str] = Counter()
         for part in parts:
             changes.update(part.changes)
-        return Labels(
-            [text for part in parts for text in part.texts],
-            np.concatenate([part.file + begin for part, begin in zip(parts, first, strict=False)]),
-            np.concatenate([part.cls for part in parts]),
-            np.concatenate([part.cols for part in parts]),
-            np.concatenate([part.values for part in parts]),
-            dict(changes),
+        rows = LabelRows(
+            np.concatenate([part.rows.image + begin for part, begin in zip(parts, first, strict=False)]),
+            np.concatenate([part.rows.cls for part in parts]),
+            np.concatenate([part.rows.cols for part in parts]),
+            np.concatenate([part.rows.values for part in parts]),
         )
+        return Labels([text for part in parts for text in part.texts], rows, dict(changes))
 
 
 def check(
@@ -116,14 +122,8 @@ class _Checker:
         if is_rewritten and good.all():
             rows, _ = parse(texts, self._names, self._report)
             cls, good = rows.values[rows.start].astype(np.int64), np.ones(len(rows.cols), bool)
-        return Labels(
-            texts,
-            rows.file[good],
-            cls[good],
-            rows.cols[good],
-            rows.values[np.repeat(good, rows.cols)],
-            self._changes,
-        )
+        numbers = rows.values[np.repeat(good, rows.cols)]
+        return Labels(texts, LabelRows(rows.file[good], cls[good], rows.cols[good], numbers), self._changes)
 
     def _classes(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         shape = self._shape

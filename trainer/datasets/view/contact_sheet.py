@@ -12,7 +12,7 @@ from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
 from trainer.datasets.checks.check import Checked
-from trainer.datasets.samples import SPLITS
+from trainer.datasets.samples import SPLITS, Sample
 
 CELL = 320  # pixels, width and height
 CAPTION = 20
@@ -29,10 +29,9 @@ def draw_sheet(checked: Checked, path: Path) -> int:
     chosen = _chosen(checked)
     rows = -(-len(chosen) // COLUMNS) or 1
     sheet = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + CAPTION)), "white")
-    for place, index in enumerate(chosen):
+    for place, sample in enumerate(chosen):
         left, top = place % COLUMNS * CELL, place // COLUMNS * (CELL + CAPTION)
-        sheet.paste(_cell(checked, index), (left, top))
-        sample = checked.samples[index]
+        sheet.paste(_cell(checked, sample), (left, top))
         caption = f"{sample.split}  {printable(sample.name.rpartition('/')[2], 36)}"
         ImageDraw.Draw(sheet).text((left + 4, top + CELL + 3), caption, fill="black", font=_font())
     try:
@@ -42,10 +41,10 @@ def draw_sheet(checked: Checked, path: Path) -> int:
     return len(chosen)
 
 
-def _chosen(checked: Checked) -> list[int]:
+def _chosen(checked: Checked) -> list[Sample]:
     """Samples in turn from each class of each split, the first by name first."""
     by_group: dict[tuple[int, int], list[int]] = {}
-    first_class = dict(zip(reversed(checked.labels.file.tolist()), reversed(checked.labels.cls.tolist()), strict=True))
+    first_class = dict(zip(reversed(checked.rows.image.tolist()), reversed(checked.rows.cls.tolist()), strict=True))
     for index, sample in enumerate(checked.samples):
         group = (SPLITS.index(sample.split or "train"), first_class.get(index, -1))
         by_group.setdefault(group, []).append(index)
@@ -55,32 +54,32 @@ def _chosen(checked: Checked) -> list[int]:
         chosen += [queue[turn] for queue in queues if turn < len(queue)]
         if len(chosen) >= MOST_CELLS:
             break
-    return sorted(chosen[:MOST_CELLS], key=lambda i: (SPLITS.index(checked.samples[i].split or "train"), i))
+    samples = [checked.samples[index] for index in sorted(chosen[:MOST_CELLS])]
+    return sorted(samples, key=lambda sample: SPLITS.index(sample.split or "train"))
 
 
-def _cell(checked: Checked, index: int) -> Image.Image:
+def _cell(checked: Checked, sample: Sample) -> Image.Image:
     cell = Image.new("RGB", (CELL, CELL), "#dddddd")
-    fact = checked.facts[index]
-    if fact.problem:
-        ImageDraw.Draw(cell).text((8, 8), printable(fact.problem, 40), fill="red", font=_font())
+    if sample.facts.problem:
+        ImageDraw.Draw(cell).text((8, 8), printable(sample.facts.problem, 40), fill="red", font=_font())
         return cell
     try:
-        with Image.open(checked.samples[index].image) as file:
+        with Image.open(sample.image) as file:
             file.draft("RGB", (CELL * 2, CELL * 2))
             picture = ImageOps.exif_transpose(file).convert("RGB")
     except UNREADABLE:
         ImageDraw.Draw(cell).text((8, 8), "cannot be decoded", fill="red", font=_font())
         return cell
     picture = ImageOps.contain(picture, (CELL, CELL))
-    _draw_labels(picture, checked, index)
+    _draw_labels(picture, checked, sample)
     cell.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
     return cell
 
 
-def _draw_labels(picture: Image.Image, checked: Checked, index: int) -> None:
+def _draw_labels(picture: Image.Image, checked: Checked, sample: Sample) -> None:
     draw = ImageDraw.Draw(picture)
     names = checked.merged.names
-    for line in checked.labels.texts[index].splitlines()[:200]:
+    for line in (sample.text or b"").splitlines()[:200]:
         try:
             number, *values = (float(token) for token in line.split())
         except ValueError:

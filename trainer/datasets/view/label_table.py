@@ -15,54 +15,45 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.datasets.images.header import Facts
-from trainer.datasets.labels.check import Labels
+from trainer.datasets.checks.statistics import split_numbers
+from trainer.datasets.labels.check import LabelRows
 from trainer.datasets.labels.parse import starts
 from trainer.datasets.samples import SPLITS, Sample
 from trainer.datasets.view.links import written
 
 
-def write_label_tables(
-    view: Path,
-    samples: Sequence[Sample],
-    placed: Sequence[str],
-    facts: Sequence[Facts],
-    labels: Labels,
-) -> None:
-    """Write the table of each split. `placed[i]` is where the image of sample i is in the view.
-
-    Raises `MachineFailed` when the disk is the problem.
-    """
-    split_of = np.array([SPLITS.index(sample.split or "train") for sample in samples])
-    counts = np.bincount(labels.file, minlength=len(samples))
-    values = labels.values.astype(np.float32)
-    shapes = np.array([fact.shape or (0, 0) for fact in facts], np.int32).reshape(-1, 2)
-    shapes[_unsure(labels, values)] = 0
+def write_label_tables(view: Path, samples: Sequence[Sample], rows: LabelRows) -> None:
+    """Write the table of each split. Raises `MachineFailed` when the disk is the problem."""
+    split_of = split_numbers(samples)
+    counts = np.bincount(rows.image, minlength=len(samples))
+    values = rows.values.astype(np.float32)
+    shapes = np.array([sample.facts.shape or (0, 0) for sample in samples], np.int32).reshape(-1, 2)
+    shapes[_unsure(rows, values)] = 0
     for number, split in enumerate(SPLITS):
         images = np.flatnonzero(split_of == number)
-        rows = split_of[labels.file] == number
+        is_mine = split_of[rows.image] == number
         if not len(images):
             continue
-        names = "\n".join(placed[image].rpartition("/")[2] for image in images.tolist())
+        names = "\n".join(samples[image].place.rpartition("/")[2] for image in images.tolist())
         with written():
             np.savez(
                 view / "labels" / f"{split}.npz",
                 names=np.frombuffer(names.encode("utf-8", "surrogateescape"), np.uint8),
                 shapes=shapes[images],
                 counts=counts[images].astype(np.int32),
-                cols=labels.cols[rows].astype(np.int32),
-                values=values[np.repeat(rows, labels.cols)],
+                cols=rows.cols[is_mine].astype(np.int32),
+                values=values[np.repeat(is_mine, rows.cols)],
             )
 
 
-def _unsure(labels: Labels, values: NDArray[np.float32]) -> NDArray[np.int64]:
+def _unsure(rows: LabelRows, values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Images with rows that are equal, or negative, in the precision that is trained with: Ultralytics has rules for them."""
-    if not len(labels.cols):
-        return labels.file
-    first = starts(labels.cols)
-    negative = labels.file[np.minimum.reduceat(values, first) < 0]
+    if not len(rows.cols):
+        return rows.image
+    first = starts(rows.cols)
+    negative = rows.image[np.minimum.reduceat(values, first) < 0]
     # rows that are equal as a whole are so in the two numbers after the class; a few others may be taken for such
     x, y = ((values[first + place] + np.float32(0)).view(np.uint32).astype(np.uint64) for place in (1, 2))
-    heads = labels.file.astype(np.uint64) << np.uint64(32) | (x * np.uint64(2654435761) ^ y) & np.uint64(0xFFFFFFFF)
+    heads = rows.image.astype(np.uint64) << np.uint64(32) | (x * np.uint64(2654435761) ^ y) & np.uint64(0xFFFFFFFF)
     _, place, count = np.unique(heads, return_index=True, return_counts=True)
-    return np.concatenate([negative, labels.file[place[count > 1]]])
+    return np.concatenate([negative, rows.image[place[count > 1]]])

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -25,7 +24,7 @@ import yaml
 from trainer.core.errors import DatasetError, disk_failed
 from trainer.core.stop import StopSignal
 from trainer.core.text import printable
-from trainer.datasets.samples import SPLITS
+from trainer.datasets.samples import SPLITS, Sample
 
 LONGEST_STEM = 150  # characters; leaves room for suffixes and for file systems that count bytes
 _UNSAFE = re.compile(r"[^\w.+() -]")
@@ -37,34 +36,35 @@ _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP,
 CHECK_EVERY = 512  # files between looks at the stop signal
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image of the view. `text` is its label file's content; for classification `folder` is its class instead."""
-
-    split: str
-    image: str
-    name: str
-    text: bytes
-    folder: str = ""
-    link: str = "symlink"  # or "hardlink", "copy"
-    label: str | None = None  # a file of our own that holds `text`, to be linked
-
-
 def new_view(view: Path) -> None:
     """Make the folder. Raises `MachineFailed` when it cannot be made, or is there already."""
     with written():
         view.mkdir(parents=True)
 
 
-def write_view(view: Path, items: Sequence[Item], stop: StopSignal, empty: Iterable[str] = ()) -> list[str]:
-    """Make the images and labels of a view, and the folders `empty`, which may stay so; where each item's image is in it.
+def placed(samples: Sequence[Sample], class_folders: Sequence[str] = ()) -> list[Sample]:
+    """Return the samples with their place in a view: images/SPLIT/NAME, or SPLIT/CLASS/NAME for classification."""
+    by_folder: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        split = sample.split or "train"
+        folder = f"images/{split}" if sample.class_id is None else f"{split}/{class_folders[sample.class_id]}"
+        by_folder.setdefault(folder, []).append(index)
+    result = list(samples)
+    for folder, members in by_folder.items():
+        for index, name in zip(members, view_names([samples[index].name for index in members]), strict=True):
+            result[index] = samples[index]._replace(place=f"{folder}/{name}")
+    return result
+
+
+def write_view(view: Path, samples: Sequence[Sample], stop: StopSignal, empty: Iterable[str] = ()) -> None:
+    """Make the images and labels of a view, and the folders `empty`, even if nothing is put into them.
 
     Raises `MachineFailed` when the disk is the problem, `DatasetError` when an image vanished meanwhile, `Stopped`.
     """
     with written():
         for folder in empty:
             (view / folder).mkdir(parents=True, exist_ok=True)
-        return _write(view, items, stop)
+        _write(view, samples, stop)
 
 
 def write_data_yaml(
@@ -150,70 +150,71 @@ def written() -> Iterator[None]:
         raise disk_failed(error, message) from error
 
 
-def _write(view: Path, items: Sequence[Item], stop: StopSignal) -> list[str]:
-    by_folder: dict[tuple[str, str], list[int]] = {}
-    for index, item in enumerate(items):
-        by_folder.setdefault((item.split, item.folder), []).append(index)
-    placed = [""] * len(items)
-    for (split, folder), members in by_folder.items():
-        names = view_names([items[index].name for index in members])
-        named = [(items[index], name) for index, name in zip(members, names, strict=True)]
-        images = f"{split}/{folder}" if folder else f"images/{split}"
-        for index, name in zip(members, names, strict=True):
-            placed[index] = f"{images}/{name}"
-        if folder:
-            _link_images(named, view / images, stop)
+def _write(view: Path, samples: Sequence[Sample], stop: StopSignal) -> None:
+    by_folder: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_folder.setdefault(sample.place.rpartition("/")[0], []).append(sample)
+    for folder, members in by_folder.items():
+        top, _, split = folder.partition("/")
+        if top != "images":  # a folder of one class
+            _link_images(members, view, folder, stop)
             continue
-        # the file system takes its time with each new name, and works on two folders at once
+        # a file system takes its time with each new name, and works on two folders at once
         with ThreadPoolExecutor(1) as beside:
-            writing = beside.submit(_write_labels, named, view / "labels" / split, stop)
-            _link_images(named, view / images, stop)
+            writing = beside.submit(_write_labels, members, view / "labels" / split, stop)
+            _link_images(members, view, folder, stop)
             writing.result()
-    return placed
 
 
-def _link_images(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSignal) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, (item, name) in enumerate(named):
+def _link_images(samples: Sequence[Sample], view: Path, folder: str, stop: StopSignal) -> None:
+    (view / folder).mkdir(parents=True, exist_ok=True)
+    for number, sample in enumerate(samples):
         if number % CHECK_EVERY == 0:
             stop.raise_if_set()
-        target = f"{folder}/{name}"
+        target = f"{view}/{sample.place}"
         try:
-            if item.link == "symlink":
-                os.symlink(item.image, target)
-            elif item.link == "hardlink":
-                _hard_link(item.image, target)
+            if sample.facts.is_loose:
+                shutil.copyfile(sample.image, target)
+            elif sample.owned:
+                _hard_link(sample.image, target)
             else:
-                shutil.copyfile(item.image, target)
+                os.symlink(sample.image, target)
         except FileNotFoundError:
             raise DatasetError(
-                f"The image {printable(item.name)} vanished while the dataset was prepared; leave it alone and queue again.",
+                f"The image {printable(sample.name)} vanished while the dataset was prepared. Leave the dataset unchanged "
+                "and queue the run again.",
             ) from None
 
 
-def _whole_labels(named: Sequence[tuple[Item, str]]) -> str | None:
-    """The folder of our own that holds every label file as it has to be, if there is one: linked in one go."""
-    folder = (named[0][0].label or "").rpartition("/")[0]
-    is_whole = all(item.label == f"{folder}/{name.rpartition('.')[0]}.txt" for item, name in named)
+def _label_name(sample: Sample) -> str:
+    return f"{sample.place.rpartition('/')[2].rpartition('.')[0]}.txt"
+
+
+def _whole_labels(samples: Sequence[Sample]) -> str | None:
+    """Return the cached folder that holds every label file under its name in the view, or None: it is linked at once."""
+    if not samples[0].owned:
+        return None
+    folder = (samples[0].label or "").rpartition("/")[0]
+    is_whole = all(sample.label == f"{folder}/{_label_name(sample)}" for sample in samples)
     return folder if folder and is_whole else None
 
 
-def _write_labels(named: Sequence[tuple[Item, str]], folder: Path, stop: StopSignal) -> None:
+def _write_labels(samples: Sequence[Sample], folder: Path, stop: StopSignal) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if whole := _whole_labels(named):
+    if whole := _whole_labels(samples):
         folder.symlink_to(whole)
         return
     folder.mkdir()
-    for number, (item, name) in enumerate(named):
+    for number, sample in enumerate(samples):
         if number % CHECK_EVERY == 0:
             stop.raise_if_set()
-        target = f"{folder}/{name.rpartition('.')[0]}.txt"
-        if item.label:
-            _hard_link(item.label, target)
+        target = f"{folder}/{_label_name(sample)}"
+        if sample.owned and sample.label:
+            _hard_link(sample.label, target)
             continue
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         with open(descriptor, "wb", buffering=0) as file:
-            file.write(item.text)
+            file.write(sample.text or b"")
 
 
 def _hard_link(source: str, target: str) -> None:

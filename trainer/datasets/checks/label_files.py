@@ -1,0 +1,48 @@
+"""Label files as text: each is read once, and no more than fits into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer.core.errors import DatasetError, raise_if_disk_is_broken
+from trainer.core.stop import StopSignal
+from trainer.datasets.findings import Report
+from trainer.datasets.images.header import read_small
+from trainer.datasets.labels.check import LARGEST_LABEL
+from trainer.datasets.samples import Sample
+
+MOST_BYTES = 4 << 30  # of all label files of a source, held in memory; those of Objects365 have 1.2 GB
+CHECK_EVERY = 256  # files between looks at the stop signal
+
+
+def read_labels(samples: Sequence[Sample], report: Report, stop: StopSignal) -> list[Sample]:
+    """Return the samples with the text of their label files. Files that cannot be read go into `report`.
+
+    Raises `DatasetError` when the label files are too large together.
+    """
+    result = []
+    size = 0
+    for number, sample in enumerate(samples):
+        if number % CHECK_EVERY == 0:
+            stop.raise_if_set()
+        read = sample._replace(text=_text(sample, sample.label, report)) if sample.label else sample
+        result.append(read)
+        size += len(read.text or b"")
+        if size > MOST_BYTES:
+            raise DatasetError(
+                f"The label files have more than {MOST_BYTES >> 30} GiB together. Split the dataset, or simplify polygons."
+            )
+    return result
+
+
+def _text(sample: Sample, path: str, report: Report) -> bytes:
+    try:
+        text = read_small(path, LARGEST_LABEL + 1)
+    except OSError as error:
+        raise_if_disk_is_broken(error, sample.name)
+        report.error("label-unreadable", "{n} label files cannot be read", f"{sample.name}: {error.strerror}")
+        return b""
+    if len(text) > LARGEST_LABEL:
+        report.error("label-size", f"{{n}} label files are larger than {LARGEST_LABEL >> 20} MiB", sample.name)
+        return b""
+    return text

@@ -1,0 +1,59 @@
+"""What a dataset is made for, and the names of its classes where the dataset gives none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from trainer.core.dataset import Task
+from trainer.core.errors import DatasetError
+from trainer.datasets.findings import Report
+from trainer.datasets.labels.parse import class_numbers, column_counts, guess_task
+from trainer.datasets.samples import Found
+
+MOST_GUESSED = 10_000  # classes that labels may imply where nothing names them
+
+
+def decide_task(requested: Task | None, founds: Sequence[Found], report: Report) -> Task:
+    """Return the task to train for. Raises `DatasetError` if the dataset cannot be trained for the requested one."""
+    is_classified = [any(sample.class_id is not None for sample in found.samples) for found in founds]
+    task = Task.CLASSIFY if any(is_classified) else _labeled_task(requested, founds, report)
+    if (requested or task) is not task or (task is Task.CLASSIFY and not all(is_classified)):
+        raise DatasetError(
+            f"The dataset is made for {task}, which cannot be trained as {requested or Task.DETECT}; "
+            "classify needs a folder for each class, everything else label files.",
+        )
+    if task is Task.POSE and not all(found.kpt_shape for found in founds):
+        report.error(
+            "kpt-shape",
+            "The YAML has no kpt_shape, which pose needs: kpt_shape: [number of keypoints, 2 or 3].",
+        )
+    elif task is Task.POSE and not all(found.flip_idx for found in founds):
+        report.warning("flip-idx-missing", "Without flip_idx, which tells left from right, images are not mirrored")
+    return task
+
+
+def _labeled_task(requested: Task | None, founds: Sequence[Found], report: Report) -> Task:
+    if requested:
+        return requested
+    for found in founds:
+        if found.task or found.kpt_shape:
+            return found.task or Task.POSE
+    counts = column_counts([sample.text or b"" for found in founds for sample in found.samples])
+    if set(counts) == {9}:
+        report.warning(
+            "task-ambiguous",
+            "All labels have four corners, which is segment or obb; segment was taken: "
+            'for oriented boxes set "task": "obb" in the configuration',
+        )
+    return guess_task(counts)
+
+
+def with_names(found: Found, report: Report) -> Found:
+    """Return the dataset with class names: its own, or class0, class1, …"""
+    if found.names is not None:
+        return found
+    numbers = class_numbers([sample.text or b"" for sample in found.samples])
+    highest = min(max(*numbers, found.count - 1, 0), MOST_GUESSED)
+    report.warning("names-missing", "The dataset does not name its classes; class0, class1, … were used")
+    return replace(found, names=tuple(f"class{number}" for number in range(highest + 1)))

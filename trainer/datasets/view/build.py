@@ -1,0 +1,65 @@
+"""From recognized sources to the view that a run trains on: checked, named, linked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.core.dataset import DatasetOrder, PreparedDataset, Task
+from trainer.core.stop import StopSignal
+from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.checks.check import check_all, summary
+from trainer.datasets.findings import Report
+from trainer.datasets.images.facts_cache import FactsCache, identity
+from trainer.datasets.samples import Found, Sample
+from trainer.datasets.view.label_table import write_label_tables
+from trainer.datasets.view.links import folder_names, placed, write_data_yaml, write_view
+
+
+def build(
+    order: DatasetOrder,
+    founds: Sequence[Found],
+    view: Path,
+    stop: StopSignal,
+    report: Report,
+    cache: FactsCache | None,
+    pixels: KeptPixels | None = None,
+) -> PreparedDataset:
+    """Check the sources of a dataset and link them into `view`, which exists.
+
+    Raises `DatasetError` with everything that is wrong, `MachineFailed` or `Stopped`.
+    """
+    checked = check_all(order, founds, stop, report, cache)
+    report.raise_errors()
+    merged = checked.merged
+    folders = folder_names(merged.names) if checked.task is Task.CLASSIFY else []
+    samples = placed(checked.samples, folders)
+    # every split has a folder for every class: Ultralytics numbers the classes by the folders that it finds
+    write_view(view, samples, stop, empty=[f"{split}/{folder}" for split in checked.images for folder in folders])
+    data = view
+    if checked.task is not Task.CLASSIFY:
+        write_label_tables(view, samples, checked.rows)
+        if pixels:
+            pixels.link(view, order.imgsz, _scaled_down(samples, order.imgsz))
+        data = write_data_yaml(view, merged.names, checked.images, merged.kpt_shape, merged.flip_idx)
+    return PreparedDataset(
+        root=view,
+        data=data,
+        task=checked.task,
+        names=merged.names,
+        images=checked.images,
+        fingerprint=checked.fingerprint,
+        findings=report.findings,
+        summary=summary(checked, report),
+    )
+
+
+def _scaled_down(samples: Sequence[Sample], imgsz: int) -> dict[str, str]:
+    """Return the images that training scales down, whose pixels are worth keeping: place → identity of the file."""
+    found = {}
+    for sample in samples:
+        fact = sample.facts
+        if max(fact.width, fact.height) > imgsz and not fact.is_loose:
+            key = identity(sample.image, is_owned=sample.owned)
+            found.update({sample.place: key} if key else {})
+    return found
