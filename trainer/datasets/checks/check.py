@@ -32,7 +32,9 @@ class Checked:
     """A completely checked dataset. `rows.image` holds indices in `samples`."""
 
     task: Task
-    merged: Merged
+    names: tuple[str, ...]
+    kpt_shape: tuple[int, int] | None
+    flip_idx: tuple[int, ...] | None
     samples: list[Sample]
     rows: LabelRows
     changes: Mapping[str, int]  # label rows, by what was changed
@@ -42,7 +44,7 @@ class Checked:
     @cached_property
     def fingerprint(self) -> str:
         """A SHA-256 over task, class names and, by split and name, each image's content and labels."""
-        digest = hashlib.sha256("\0".join([self.task, *self.merged.names]).encode("utf-8", "surrogateescape"))
+        digest = hashlib.sha256("\0".join([self.task, *self.names]).encode("utf-8", "surrogateescape"))
         for sample in sorted(self.samples, key=lambda sample: (sample.split or "", sample.name)):
             head = f"\0{sample.split or ''}/{sample.name}\0".encode("utf-8", "surrogateescape")
             digest.update(head + sample.facts.digest + (sample.text or b""))
@@ -75,13 +77,21 @@ def check_all(
     images, per_class = statistics.count(samples, rows, len(merged.names), report)
     statistics.balance(merged.names, per_class, report)
     return Checked(
-        task=task, merged=merged, samples=samples, rows=rows, changes=changes, images=images, per_class=per_class
+        task=task,
+        names=merged.names,
+        kpt_shape=merged.kpt_shape,
+        flip_idx=merged.flip_idx,
+        samples=samples,
+        rows=rows,
+        changes=changes,
+        images=images,
+        per_class=per_class,
     )
 
 
 def summary(checked: Checked, report: Report) -> JsonObject:
     """Return what is kept in `results.dataset`; its size is bounded."""
-    names = checked.merged.names
+    names = checked.names
     return {
         "task": checked.task.value,
         "images": dict(checked.images),

@@ -31,8 +31,7 @@ def build(
     """
     checked = check_all(order, founds, stop, report, cache)
     report.raise_errors()
-    merged = checked.merged
-    folders = folder_names(merged.names) if checked.task is Task.CLASSIFY else []
+    folders = folder_names(checked.names) if checked.task is Task.CLASSIFY else []
     samples = placed(checked.samples, folders)
     # every split has a folder for every class: Ultralytics numbers the classes by the folders that it finds
     write_view(view, samples, stop, empty=[f"{split}/{folder}" for split in checked.images for folder in folders])
@@ -41,12 +40,12 @@ def build(
         write_label_tables(view, samples, checked.rows)
         if pixels:
             pixels.link(view, order.imgsz, _scaled_down(samples, order.imgsz))
-        data = write_data_yaml(view, merged.names, checked.images, merged.kpt_shape, merged.flip_idx)
+        data = write_data_yaml(view, checked.names, checked.images, checked.kpt_shape, checked.flip_idx)
     return PreparedDataset(
         root=view,
         data=data,
         task=checked.task,
-        names=merged.names,
+        names=checked.names,
         images=checked.images,
         fingerprint=checked.fingerprint,
         findings=report.findings,

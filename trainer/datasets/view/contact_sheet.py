@@ -78,7 +78,7 @@ def _cell(checked: Checked, sample: Sample) -> Image.Image:
 
 def _draw_labels(picture: Image.Image, checked: Checked, sample: Sample) -> None:
     draw = ImageDraw.Draw(picture)
-    names = checked.merged.names
+    names = checked.names
     for line in (sample.text or b"").splitlines()[:200]:
         try:
             number, *values = (float(token) for token in line.split())
