@@ -1,6 +1,7 @@
 """What must hold of the code as a whole."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,25 @@ ALLOWED = {
 }
 ENTRY_POINTS = {"wiring", "cli", "__init__", "doctor"}
 
+# room → its parts (sub-rooms and modules) → the parts of the same room that each may import
+INSIDE = {
+    "datasets": {
+        "findings": set(),
+        "untrusted": set(),
+        "image_kinds": set(),
+        "images": set(),
+        "cache": set(),
+        "samples": {"images"},
+        "data_yaml": {"findings", "untrusted"},
+        "labels": {"findings"},
+        "source": {"cache", "data_yaml", "findings", "image_kinds", "untrusted"},
+        "formats": {"data_yaml", "findings", "image_kinds", "images", "samples", "untrusted"},
+        "checks": {"findings", "images", "labels", "samples"},
+        "view": {"cache", "checks", "findings", "images", "labels", "samples"},
+        "prepare": {"cache", "checks", "findings", "formats", "images", "samples", "source", "view"},
+    },
+}
+
 # third-party package → the only places that may import it
 HOMES = {
     "torch": {"training", "weights"},
@@ -50,6 +70,12 @@ def room(path: Path) -> str:
     return relative(path).split("/")[0].removesuffix(".py")
 
 
+def part(path: Path) -> str:
+    """Return the sub-room or module of a room that a file belongs to; "" for the room's own `__init__`."""
+    name = relative(path).split("/")[1].removesuffix(".py")
+    return "" if name == "__init__" else name
+
+
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -66,6 +92,30 @@ def test_imports_point_one_way(path):
         return
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("trainer.")}
     assert ours <= ALLOWED[room(path)]
+
+
+@pytest.mark.parametrize("room", INSIDE)
+def test_parts_of_a_room_have_no_import_circle(room):
+    graphlib.TopologicalSorter(INSIDE[room]).prepare()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(path) in INSIDE and part(path)], ids=relative)
+def test_imports_between_the_parts_of_a_room_point_one_way(path):
+    mine, prefix = part(path), f"trainer.{room(path)}."
+
+    used = {name.removeprefix(prefix).split(".")[0] for name in imports(path) if name.startswith(prefix)}
+
+    assert used - {mine} <= INSIDE[room(path)][mine]
+
+
+@pytest.mark.parametrize("room", INSIDE)
+def test_table_of_parts_allows_no_more_than_the_code_uses(room):
+    prefix = f"trainer.{room}."
+    for name, allowed in INSIDE[room].items():
+        files = [path for path in FILES if relative(path).startswith((f"{room}/{name}/", f"{room}/{name}.py"))]
+        used = {i.removeprefix(prefix).split(".")[0] for path in files for i in imports(path) if i.startswith(prefix)}
+        assert files, name
+        assert allowed <= used, name
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
