@@ -63,8 +63,8 @@ def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) ->
     refs = [ObjectRef(bucket="data", key=f"set/{n % 10}/{n:06}.jpg") for n in range(count)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda ref: store.upload(source, ref, StopSignal()), refs))
-    took = seconds(lambda: list(store.list("data", "set")))
-    objects = list(store.list("data", "set"))
+    took = seconds(lambda: list(store.list(ObjectRef(bucket="data", key="set"))))
+    objects = list(store.list(ObjectRef(bucket="data", key="set")))
     print(f"listing: {count} objects in {took:.2f} s = {count / took:,.0f} objects/s")
 
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)

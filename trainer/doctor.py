@@ -18,7 +18,6 @@ from trainer import host
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Misconfigured, ObjectMissing, TrainerError, Unavailable
 from trainer.core.job import JsonObject
-from trainer.core.names import storage_key
 from trainer.core.ports import ObjectStore, RunTable
 from trainer.core.stop import StopSignal
 from trainer.remote.clock import clock_skew
@@ -194,7 +193,7 @@ def _buckets(settings: Settings, store: ObjectStore) -> Iterator[Check]:
     with tempfile.NamedTemporaryFile() as file, _told(f"bucket {bucket}") as trouble:
         file.write(b"written by trainer_service.py doctor\n")
         file.flush()
-        ref = ObjectRef(bucket=bucket, key=f"doctor/{storage_key(settings.worker_id)}.txt")
+        ref = ObjectRef(bucket=bucket, key=f"doctor/{store.key(settings.worker_id)}.txt")
         store.upload(Path(file.name), ref, StopSignal())
         store.delete(ref)
         yield Check(name=f"bucket {bucket}", state="ok", message="can be written")
@@ -204,7 +203,7 @@ def _buckets(settings: Settings, store: ObjectStore) -> Iterator[Check]:
 def _readable_bucket(bucket: str, store: ObjectStore, *, local: bool) -> Check:
     name = f"bucket {bucket}"
     try:
-        next(iter(store.list(bucket, "")), None)
+        next(iter(store.list(ObjectRef(bucket=bucket, key=""))), None)
     except ObjectMissing as error:
         # a folder that nobody filled yet is no fault of an embedded store
         return Check(name=name, state="ok" if local else "fault", message="empty" if local else str(error))

@@ -35,6 +35,7 @@ from trainer.reporting.log import LogReporter
 from trainer.request.parse import plan_of
 from trainer.settings import Settings, process_environment, service_manager
 from trainer.storage.local import LocalObjectStore
+from trainer.storage.router import StoreRouter
 from trainer.systemd import ServiceManager
 from trainer.training.exports import available_exports
 from trainer.training.supervisor.process import ChildTrainer, Patience
@@ -80,7 +81,7 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
         yield Backend(
             queue=queue,
             runs=queue,
-            store=store,
+            store=StoreRouter({store.name: store}, default=store.name),
             check=lambda: (),
             schema_version=lambda: SCHEMA_VERSION,
             tidy=store.tidy,
@@ -105,7 +106,7 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
         yield Backend(
             queue=supabase,
             runs=supabase,
-            store=objects,
+            store=StoreRouter({objects.name: objects}, default=objects.name),
             check=supabase.check,
             schema_version=supabase.schema_version,
             tidy=objects.tidy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,13 @@ import pytest
 from tests.storage_server import StorageServer
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, MachineFailed, ObjectMissing, Unavailable
-from trainer.core.names import local_name, storage_key
 from trainer.core.ports import ObjectStore
+from trainer.core.results import Artifact, artifacts_in, with_fresh_urls
 from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.remote.storage_api import StorageApi
 from trainer.storage.local import LocalObjectStore
+from trainer.storage.router import StoreRouter
 from trainer.storage.supabase import SupabaseObjectStore
 
 MIB = 1024 * 1024
@@ -26,14 +28,15 @@ ODD_NAMES = (
     "with space.jpg", "a&b+c.jpg", "semi;colon,comma.txt", "it's (1) @home!.png", "a:b=c?d.jpg", "star*.txt",
     "lr=0.01.png", "UPPER.jpg", "upper.jpg", "trailing ", "..hidden", "x" * 240 + ".jpg", "a.b/c.d/e",
 )  # fmt: skip
-REFUSED_NAMES = ("naïve.jpg", "画像.png", "100%.txt", 'a#b[c]~\\"<d>|$^{e}`\t.jpg', "a=41.jpg", "../up", "a/./b")
+ODD_FILE_NAMES = ("naïve.jpg", "画像.png", "100%.txt", 'a#b[c]~\\"<d>|$^{e}`\t.jpg', "a=41.jpg", "plain.jpg", "\udcff")
 
 
-@pytest.fixture(params=["local", "supabase"])
+@pytest.fixture(params=["local", "supabase", "router"])
 def store(request, tmp_path):
-    if request.param == "local":
+    if request.param != "supabase":
         (tmp_path / "buckets" / "data").mkdir(parents=True)
-        yield LocalObjectStore(tmp_path / "buckets")
+        local = LocalObjectStore(tmp_path / "buckets")
+        yield local if request.param == "local" else StoreRouter({"local": local}, default="local")
         return
     with StorageServer({"data": False}, tus_host="http://storage.internal:5000") as server:
         api = StorageApi(server.url, "service-key")
@@ -55,6 +58,10 @@ def put(store, tmp_path):
         return ref
 
     return put
+
+
+def ref_to(key: str) -> ObjectRef:
+    return ObjectRef(bucket="data", key=key)
 
 
 def fetch(store: ObjectStore, ref: ObjectRef, path: Path) -> bytes:
@@ -90,7 +97,7 @@ def test_uploading_the_same_file_again_changes_nothing_that_is_read(store, put, 
     put("a.txt", b"same")
     ref = put("a.txt", b"same")
     assert fetch(store, ref, tmp_path / "a") == b"same"
-    assert [info.ref.key for info in store.list("data", "")] == ["a.txt"]
+    assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key=""))] == ["a.txt"]
 
 
 def test_a_download_replaces_the_file_that_was_there(store, put, tmp_path):
@@ -101,16 +108,59 @@ def test_a_download_replaces_the_file_that_was_there(store, put, tmp_path):
 def test_every_name_that_storage_takes_is_stored_under_that_name(store, put, tmp_path):
     for index, name in enumerate(ODD_NAMES):
         assert fetch(store, put(f"odd/{name}", name.encode()), tmp_path / str(index)) == name.encode()
-    assert {info.ref.key for info in store.list("data", "odd")} == {f"odd/{name}" for name in ODD_NAMES}
+    assert {info.ref.key for info in store.list(ObjectRef(bucket="data", key="odd"))} == {
+        f"odd/{name}" for name in ODD_NAMES
+    }
 
 
-@pytest.mark.parametrize("name", REFUSED_NAMES)
-def test_every_other_name_is_stored_under_an_escaped_one(store, put, tmp_path, name):
-    key = storage_key(name)
-    assert key != name
-    assert local_name(key) == name
+@pytest.mark.parametrize("name", ODD_FILE_NAMES)
+def test_key_of_every_file_name_can_be_stored(store, put, tmp_path, name):
+    key = store.key(f"runs/{name}")
     assert fetch(store, put(key, b"x"), tmp_path / "x") == b"x"
-    assert [local_name(info.ref.key) for info in store.list("data", "")] == [name]
+    assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key="runs"))] == [key]
+
+
+def test_keys_of_different_names_differ(store):
+    names = [*ODD_NAMES, *ODD_FILE_NAMES]
+    assert len({store.key(name) for name in names}) == len(names)
+
+
+def test_references_that_a_store_returns_name_it(store, put, tmp_path):
+    ref = put("a", b"a")
+    assert ref.store == ""
+    stored = store.upload(tmp_path / "source", ref, StopSignal())
+    assert stored.ref == store.stat(ref).ref == next(store.list(ref_to(""))).ref
+    assert stored.ref == replace(ref, store=store.name)
+    assert store.stat(stored.ref) == store.stat(ref)
+
+
+def test_reference_into_another_store_is_rejected(store, put, tmp_path):
+    elsewhere = replace(put("a", b"a"), store="elsewhere")
+    for call in (
+        lambda: list(store.list(elsewhere)),
+        lambda: store.stat(elsewhere),
+        lambda: store.download(elsewhere, tmp_path / "out", StopSignal()),
+        lambda: store.upload(tmp_path / "source", elsewhere, StopSignal()),
+        lambda: store.delete(elsewhere),
+        lambda: store.url(elsewhere),
+    ):
+        with pytest.raises(BadRequest, match="'elsewhere'"):
+            call()
+    assert store.stat(ref_to("a")).bytes == 1
+
+
+def test_artifacts_get_urls_that_work_now(store, put, tmp_path):
+    ref = put("runs/1/best.pt", b"best")
+    stored = store.upload(tmp_path / "source", ref, StopSignal())
+    old = replace(Artifact.of("best.pt", stored, "ab"), url="https://signed.and/expired")
+    row = {"artifacts": [old.as_json(), {"name": "gone", "path": "runs/1/gone"}, {"name": "best.pt", "path": ref.key}]}
+
+    fresh = with_fresh_urls(artifacts_in(json.loads(json.dumps(row))), store, "data")
+
+    assert fresh[0].name == "best.pt"
+    assert fresh[0] == replace(old, url=fresh[0].url)
+    assert fresh[0].url.startswith(("file://", "http://"))
+    assert fresh[-1].url.split("?")[0] == fresh[0].url.split("?")[0]
 
 
 @pytest.mark.parametrize("key", ["", "..", "../data/a.txt", "a/../../other/x", "/etc/passwd", "a//b", "./a", "a/"])
@@ -125,7 +175,7 @@ def test_no_key_leads_out_of_its_bucket(store, put, tmp_path, key):
         with pytest.raises(BadRequest):
             call()
     assert not (tmp_path / "out").exists()
-    assert [info.ref.key for info in store.list("data", "")] == ["a.txt"]
+    assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key=""))] == ["a.txt"]
 
 
 def test_a_listing_is_complete_and_recursive(store, put):
@@ -135,7 +185,7 @@ def test_a_listing_is_complete_and_recursive(store, put):
         put(key, b"12345")
     put("set-other/a.jpg", b"1")
     put("set/.emptyFolderPlaceholder", b"")
-    found = list(store.list("data", "set"))
+    found = list(store.list(ObjectRef(bucket="data", key="set")))
     assert len(found) == many
     assert {info.ref.key for info in found} == keys
     assert {info.bytes for info in found} == {5}
@@ -146,16 +196,16 @@ def test_a_listing_is_complete_and_recursive(store, put):
 def test_a_prefix_is_a_folder_however_its_slashes_are_written(store, put, prefix):
     for key in ("set/a", "set/b/c", "settings/a", "other"):
         put(key, b"1")
-    assert sorted(info.ref.key for info in store.list("data", prefix)) == ["set/a", "set/b/c"]
+    assert sorted(info.ref.key for info in store.list(ObjectRef(bucket="data", key=prefix))) == ["set/a", "set/b/c"]
 
 
 def test_a_prefix_without_objects_is_empty_and_a_missing_bucket_is_an_error(store, put):
     put("set/a", b"1")
-    assert list(store.list("data", "no/such/folder")) == []
-    assert list(store.list("data", "se")) == []
-    assert list(store.list("data", "set/a")) == []
+    assert list(store.list(ObjectRef(bucket="data", key="no/such/folder"))) == []
+    assert list(store.list(ObjectRef(bucket="data", key="se"))) == []
+    assert list(store.list(ObjectRef(bucket="data", key="set/a"))) == []
     with pytest.raises(ObjectMissing, match=r"bucket 'nowhere'.*does not exist"):
-        list(store.list("nowhere", ""))
+        list(store.list(ObjectRef(bucket="nowhere", key="")))
 
 
 @pytest.mark.parametrize("ref", [ObjectRef(bucket="data", key="a/none.jpg"), ObjectRef(bucket="data", key="set")])
@@ -202,7 +252,7 @@ def test_a_stopped_upload_publishes_nothing_and_can_be_done_again(store, tmp_pat
     ref, stop = ObjectRef(bucket="data", key="best.pt"), StopSignal()
     with pytest.raises(Stopped):
         store.upload(tmp_path / "best.pt", ref, stop, on_bytes=lambda _: stop.set(StopReason.SHUTDOWN))
-    assert list(store.list("data", "")) == []
+    assert list(store.list(ObjectRef(bucket="data", key=""))) == []
     store.upload(tmp_path / "best.pt", ref, StopSignal())
     assert fetch(store, ref, tmp_path / "back") == content
 
@@ -214,7 +264,7 @@ def test_a_stop_that_is_set_already_moves_nothing(store, put, tmp_path):
         store.download(ref, tmp_path / "out", stop)
     with pytest.raises(Stopped):
         store.upload(tmp_path / "source", ObjectRef(bucket="data", key="b"), stop)
-    assert [info.ref.key for info in store.list("data", "")] == ["a"]
+    assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key=""))] == ["a"]
 
 
 def test_a_wish_to_finish_the_training_stops_no_transfer(store, put, tmp_path):
@@ -234,7 +284,7 @@ def test_sixteen_threads_share_one_store(store, tmp_path):
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(round_trip, range(160)))
-    assert len(list(store.list("data", "many"))) == 160
+    assert len(list(store.list(ObjectRef(bucket="data", key="many")))) == 160
 
 
 def test_a_reader_sees_the_old_or_the_new_object_and_never_a_mixture(store, put, tmp_path):
@@ -264,7 +314,7 @@ def test_a_deleted_object_is_gone_and_deleting_it_again_does_nothing(store, put)
     store.delete(ref)
     store.delete(ref)
     store.delete(ObjectRef(bucket="data", key="set"))
-    assert [info.ref.key for info in store.list("data", "")] == ["set/b"]
+    assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key=""))] == ["set/b"]
     with pytest.raises(ObjectMissing):
         store.stat(ref)
 

@@ -1,18 +1,19 @@
-"""What a dataset is: the reference that a row gives, and the folder that a training gets."""
+"""A dataset: the reference in a row, and the folder that a training gets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from trainer.core.errors import BadRequest
 from trainer.core.job import JsonObject
 
 
 class Task(StrEnum):
-    """What a model learns to do, in Ultralytics' words."""
+    """The task of a model, as Ultralytics names it."""
 
     DETECT = "detect"
     SEGMENT = "segment"
@@ -23,22 +24,33 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DiskRef:
-    """A path on this host, absolute or below the dataset root."""
+    """A path on this host, absolute or relative to the dataset root."""
 
     path: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectRef:
-    """An object, or a folder of objects, in a bucket. `key` has no leading slash."""
+    """An object, or a folder of objects, in a bucket.
+
+    `key` has no leading slash; an empty key is the whole bucket. `store` names the store (`supabase`, `local`); empty means
+    the store that the service is configured with.
+    """
 
     bucket: str
     key: str
+    store: str = ""
+
+    def in_store(self, name: str) -> ObjectRef:
+        """Return this reference with the store's name. Raises BadRequest for a reference into another store."""
+        if self.store not in ("", name):
+            raise BadRequest(f"object {self.key!r} is in the store {self.store!r}, not in {name!r}")
+        return replace(self, store=name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpRef:
-    """Something behind an http(s) URL that is not our own storage."""
+    """A file at an http(s) URL outside of our own storage."""
 
     url: str
 
@@ -48,7 +60,7 @@ DatasetRef: TypeAlias = DiskRef | ObjectRef | HttpRef
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRequest:
-    """How to split a dataset that has no val split: shares of the images, reproducible by seed."""
+    """How to split a dataset without a val split: shares of the images, reproducible by seed."""
 
     train_ratio: float
     seed: int = 0
@@ -58,10 +70,10 @@ class SplitRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something noticed about a dataset. An error stops the run, a warning becomes an event, a note is only shown."""
+    """A finding about a dataset. An error fails the run, a warning becomes an event, a note is only shown."""
 
     level: Literal["error", "warning", "note"]
-    code: str  # stable, for programs
+    code: str  # stable, for programs; listed in the docs
     message: str  # one sentence, with what to do
     count: int = 1
     examples: tuple[str, ...] = ()  # up to five
@@ -69,24 +81,24 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOrder:
-    """What a run needs of its dataset. `sources` holds more than one reference when datasets are merged."""
+    """What a run needs of its dataset. `sources` has several references when datasets are merged."""
 
     run_id: str
     sources: tuple[str, ...]
-    task: Task | None = None  # None: found out from the dataset
+    task: Task | None = None  # None: detected from the dataset
     split: SplitRequest | None = None
     imgsz: int = 640
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedDataset:
-    """A private view that can be trained on. For classification `data` is the folder, otherwise the YAML."""
+    """A private view of a dataset, ready for training. `data` is the folder for classification, otherwise the YAML."""
 
     root: Path
     data: Path
     task: Task
     names: tuple[str, ...]
     images: Mapping[str, int]  # split → number of images
-    fingerprint: str  # sha-256 over the content of what is trained on
+    fingerprint: str  # SHA-256 of the training data
     findings: tuple[Finding, ...] = ()
     summary: JsonObject = field(default_factory=dict)  # goes into results.dataset

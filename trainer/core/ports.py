@@ -124,7 +124,7 @@ class RunTable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """An object as its store describes it. `etag` identifies the content; `bytes` is its size."""
+    """An object as its store describes it: `ref` names the store, `etag` identifies the content, `bytes` is its size."""
 
     ref: ObjectRef
     bytes: int
@@ -133,27 +133,40 @@ class ObjectInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredObject:
-    """An uploaded object: where it is and how to open it (public or signed, as its bucket is)."""
+    """An uploaded object: its reference, with the store's name, and a URL (public or signed, depending on the bucket)."""
 
     ref: ObjectRef
     bytes: int
     url: str
 
 
-OnBytes: TypeAlias = Callable[[int], None]  # called with the bytes moved since the last call
+OnBytes: TypeAlias = Callable[[int], None]  # called with the number of bytes moved since the last call
 
 
 class ObjectStore(Protocol):
-    """Where bytes live: datasets in, artifacts out. Raises ObjectMissing, Unavailable, Misconfigured, Stopped."""
+    """Objects in buckets: datasets are downloaded, artifacts uploaded.
 
-    def list(self, bucket: str, prefix: str, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
-        """Every object below the folder `prefix`, recursively and completely; raises rather than listing a part.
+    A reference must name this store or none. Raises ObjectMissing, BadRequest, Unavailable, Misconfigured, Stopped.
+    """
 
-        `stop` ends the wait for the store, instead of the service's own shutdown.
+    @property
+    def name(self) -> str:
+        """The name of this store in references."""
+
+    def key(self, name: str) -> str:
+        """Return the key for a file called `name` (a relative path with `/`), escaped as this store needs it.
+
+        Different names have different keys. Keys in references are never escaped again.
+        """
+
+    def list(self, folder: ObjectRef, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
+        """Yield every object inside `folder`, recursively. Raises rather than leaving out a part.
+
+        `stop` ends the wait for the store; without it, the shutdown of the service does.
         """
 
     def stat(self, ref: ObjectRef) -> ObjectInfo:
-        """The object's size and identity."""
+        """Return the size and the identity of an object."""
 
     def download(
         self,
@@ -164,7 +177,7 @@ class ObjectStore(Protocol):
         expected: ObjectInfo | None = None,
         on_bytes: OnBytes | None = None,
     ) -> ObjectInfo:
-        """Stream the object to `path`, which appears only when complete and as `expected`. Resumes what it began."""
+        """Stream the object to `path`, which appears only when complete and as `expected`. Resumes an interrupted download."""
 
     def upload(
         self,
@@ -175,13 +188,13 @@ class ObjectStore(Protocol):
         content_type: str | None = None,
         on_bytes: OnBytes | None = None,
     ) -> StoredObject:
-        """Stream a file into the object, replacing what was there; an interrupted upload is resumed, not restarted."""
+        """Stream a file into the object and replace what was there. Resumes an interrupted upload."""
 
     def delete(self, ref: ObjectRef) -> None:
-        """Remove the object; nothing happens when it is not there."""
+        """Delete the object; a missing object is not an error."""
 
     def url(self, ref: ObjectRef) -> str:
-        """A URL that a browser can open: public if the bucket is, otherwise signed for a limited time."""
+        """Return a URL that a browser can open: public if the bucket is, otherwise signed for a limited time."""
 
 
 class Datasets(Protocol):

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import ObjectMissing
 from trainer.core.job import Json, JsonObject
+from trainer.core.ports import ObjectStore, StoredObject
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A published file. `path` is its key in the artifacts bucket, `sha256` the checksum of the uploaded bytes."""
+    """A published file. `path` is its key in `bucket` of `store`, `sha256` the checksum of the uploaded bytes.
+
+    `url` was valid when the file was uploaded: `with_fresh_urls` signs a new one. Rows of other programs may lack the bucket
+    and the store; the artifacts bucket and the service's own store are meant then.
+    """
 
     name: str
     path: str
     url: str
     bytes: int
     sha256: str
+    bucket: str = ""
+    store: str = ""
+
+    @classmethod
+    def of(cls, name: str, stored: StoredObject, sha256: str) -> Artifact:
+        """Return the artifact for an uploaded object."""
+        ref = stored.ref
+        return cls(
+            name=name,
+            path=ref.key,
+            url=stored.url,
+            bytes=stored.bytes,
+            sha256=sha256,
+            bucket=ref.bucket,
+            store=ref.store,
+        )
+
+    def ref(self, artifacts_bucket: str) -> ObjectRef:
+        """Return the object, in `artifacts_bucket` if the artifact names no bucket."""
+        return ObjectRef(store=self.store, bucket=self.bucket or artifacts_bucket, key=self.path)
 
     def as_json(self) -> JsonObject:
         return asdict(self)
@@ -32,6 +60,18 @@ def artifacts_in(results: Json) -> list[Artifact]:
     ]
 
 
+def with_fresh_urls(artifacts: Sequence[Artifact], store: ObjectStore, artifacts_bucket: str) -> list[Artifact]:
+    """Return the artifacts with URLs that work now: public, or signed anew for a private bucket.
+
+    An artifact whose object was deleted is left out. Raises Unavailable, Misconfigured.
+    """
+    fresh = []
+    for artifact in artifacts:
+        with suppress(ObjectMissing):
+            fresh.append(replace(artifact, url=store.url(artifact.ref(artifacts_bucket))))
+    return fresh
+
+
 def _artifact(entry: Mapping[str, Json]) -> Artifact:
     size = entry.get("bytes")
     return Artifact(
@@ -40,6 +80,8 @@ def _artifact(entry: Mapping[str, Json]) -> Artifact:
         url=_text(entry, "url"),
         bytes=size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else 0,
         sha256=_text(entry, "sha256"),
+        bucket=_text(entry, "bucket"),
+        store=_text(entry, "store"),
     )
 
 

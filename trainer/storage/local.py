@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from trainer.core.dataset import ObjectRef
@@ -16,34 +17,40 @@ from trainer.core.stop import StopSignal
 from trainer.storage.files import copy, disk_errors, is_temporary, replacing
 
 _PLACEHOLDER = ".emptyFolderPlaceholder"
-_ABANDONED = 86_400.0  # seconds without a byte after which nobody writes a file any more
+_ABANDONED = 86_400.0  # seconds without a write after which a temporary file is abandoned
 
 
 class LocalObjectStore:
-    """`ObjectStore` over `root`. An upload makes the bucket it needs; no key leads out of its bucket."""
+    """`ObjectStore` over `root`. An upload creates its bucket; no key leads out of its bucket."""
+
+    name = "local"
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def tidy(self) -> None:
-        """Remove what uploads of processes that are gone left here."""
+        """Remove the temporary files of processes that have ended."""
         for folder, _, names in os.walk(self._root):
             for path in (Path(folder, name) for name in names if is_temporary(name)):
                 with contextlib.suppress(FileNotFoundError):
                     if path.lstat().st_mtime < time.time() - _ABANDONED:
                         path.unlink()
 
-    def list(self, bucket: str, prefix: str, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
-        top = self._bucket(bucket)
-        if not top.is_dir():
-            raise ObjectMissing(f"bucket {bucket!r} does not exist: there is no folder {top}")
-        key = prefix.strip("/")
-        folder = self._path(ObjectRef(bucket=bucket, key=key)) if key else top
-        if folder.is_dir():
-            yield from self._below(bucket, folder)
+    def key(self, name: str) -> str:
+        return name  # a file system takes every file name
+
+    def list(self, folder: ObjectRef, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
+        folder = folder.in_store(self.name)
+        bucket = self._bucket(folder.bucket)
+        if not bucket.is_dir():
+            raise ObjectMissing(f"bucket {folder.bucket!r} does not exist: there is no folder {bucket}")
+        key = folder.key.strip("/")
+        top = self._path(replace(folder, key=key)) if key else bucket
+        if top.is_dir():
+            yield from self._inside(folder.bucket, top)
 
     def stat(self, ref: ObjectRef) -> ObjectInfo:
-        path = self._path(ref)
+        ref, path = ref.in_store(self.name), self._path(ref)
         with disk_errors(path):
             try:
                 return _info(ref, path.stat())
@@ -63,7 +70,7 @@ class LocalObjectStore:
         _must_equal(expected or before, before)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # not durable: what can be fetched again need not survive a power cut
+            # not durable: it can be downloaded again after a power cut
             with self._path(ref).open("rb") as source, replacing(path, durable=False) as out:
                 copy(source, out, before.bytes, stop, on_bytes)
                 _must_equal(before, _info(ref, os.fstat(source.fileno())))
@@ -80,7 +87,7 @@ class LocalObjectStore:
         content_type: str | None = None,
         on_bytes: OnBytes | None = None,
     ) -> StoredObject:
-        target = self._path(ref)
+        ref, target = ref.in_store(self.name), self._path(ref)
         with disk_errors(path), path.open("rb") as source, disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target, durable=True) as out:
@@ -105,8 +112,8 @@ class LocalObjectStore:
         return self._root / bucket
 
     def _path(self, ref: ObjectRef) -> Path:
-        """The file of `ref`; `ObjectMissing` for a key that is not plain or that leads out of its bucket."""
-        bucket = self._bucket(ref.bucket)
+        """Return the file of `ref`. Raises ObjectMissing for a key that is not plain or that leads out of its bucket."""
+        bucket = self._bucket(ref.in_store(self.name).bucket)
         key = PurePosixPath(ref.key)
         plain = str(key) == ref.key and not key.is_absolute() and ".." not in key.parts and "\0" not in ref.key
         if not plain or ref.key == ".":
@@ -120,16 +127,16 @@ class LocalObjectStore:
             )
         return path
 
-    def _below(self, bucket: str, folder: Path) -> Iterator[ObjectInfo]:
+    def _inside(self, bucket: str, folder: Path) -> Iterator[ObjectInfo]:
         with disk_errors(folder), os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
         for entry in entries:
             path = folder / entry.name
-            ref = ObjectRef(bucket=bucket, key=path.relative_to(self._root / bucket).as_posix())
+            ref = ObjectRef(store=self.name, bucket=bucket, key=path.relative_to(self._root / bucket).as_posix())
             if entry.is_dir(follow_symlinks=False):
-                yield from self._below(bucket, path)
+                yield from self._inside(bucket, path)
             elif entry.is_dir():
-                # following it could go round in circles, leaving it out would be a shorter list
+                # following it could loop forever, and leaving it out would make the list incomplete
                 raise ObjectMissing(f"{ref.key!r} in bucket {bucket!r} is a symbolic link to a folder: copy the folder")
             elif entry.name != _PLACEHOLDER and not is_temporary(entry.name):
                 yield self.stat(ref)
@@ -138,7 +145,7 @@ class LocalObjectStore:
 def _info(ref: ObjectRef, status: os.stat_result) -> ObjectInfo:
     if not stat.S_ISREG(status.st_mode):
         raise _missing(ref)
-    # an upload always makes a new file, so the content cannot change without one of the three
+    # an upload always creates a new file, so one of the three changes with the content
     etag = f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"
     return ObjectInfo(ref=ref, bytes=status.st_size, etag=etag)
 
@@ -153,4 +160,4 @@ def _must_equal(expected: ObjectInfo, found: ObjectInfo) -> None:
 
 
 def _changed(ref: ObjectRef) -> Unavailable:
-    return Unavailable(f"object {ref.key!r} of bucket {ref.bucket!r} changed since it was looked at")
+    return Unavailable(f"object {ref.key!r} of bucket {ref.bucket!r} changed since it was listed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from trainer.remote.answers import amount, flag, mapping, number_in, text
 from trainer.remote.stoppable import stoppable
 from trainer.remote.storage_api import NoSuchRoute, StorageApi, Target, TooLarge, object_path
 from trainer.storage.files import disk_errors
+from trainer.storage.keys import escaped_key
 from trainer.storage.listing import entries
 from trainer.storage.partial import PartialFile
 from trainer.storage.resumable import CHUNK, ResumableUpload, UploadNotes, slices
@@ -38,6 +40,8 @@ class SupabaseObjectStore:
     `notes` is a folder that survives a restart: uploads that were cut go on from there. `stop` ends the waits of the
     calls that take no stop of their own. Signed URLs are good for `url_seconds`.
     """
+
+    name = "supabase"
 
     def __init__(
         self,
@@ -65,17 +69,22 @@ class SupabaseObjectStore:
         """Remove what uploads that were given up left on this host. Raises OSError."""
         self._notes.tidy()
 
-    def list(self, bucket: str, prefix: str, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
-        folder, found, stop = prefix.strip("/"), False, stop or self._stop
-        for key, entry in entries(partial(self._ask, bucket, stop), f"{folder}/" if folder else ""):
+    def key(self, name: str) -> str:
+        return escaped_key(name)
+
+    def list(self, folder: ObjectRef, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
+        folder, found, stop = folder.in_store(self.name), False, stop or self._stop
+        prefix = folder.key.strip("/")
+        for key, entry in entries(partial(self._ask, folder.bucket, stop), f"{prefix}/" if prefix else ""):
             found = True
             if PurePosixPath(key).name != _PLACEHOLDER:
-                yield self._listed(ObjectRef(bucket=bucket, key=key), entry)
+                yield self._listed(replace(folder, key=key), entry)
         if not found:
-            self._settings(bucket, stop)  # a missing bucket lists like an empty one
+            self._settings(folder.bucket, stop)  # a missing bucket lists like an empty one
 
     def stat(self, ref: ObjectRef) -> ObjectInfo:
-        return self._persist(lambda: self._stat(ref), self._stop)
+        own = ref.in_store(self.name)
+        return self._persist(lambda: self._stat(own), self._stop)
 
     def download(
         self,
@@ -87,6 +96,7 @@ class SupabaseObjectStore:
         on_bytes: OnBytes | None = None,
     ) -> ObjectInfo:
         stop.raise_if_set()
+        ref = ref.in_store(self.name)
         target, position = _object(ref), _Position(on_bytes)
         part = PartialFile(path, stop)
         try:
@@ -109,6 +119,7 @@ class SupabaseObjectStore:
         on_bytes: OnBytes | None = None,
     ) -> StoredObject:
         stop.raise_if_set()
+        ref = ref.in_store(self.name)
         _object(ref)
         content_type = content_type or _TYPES.get(path.suffix.lower(), "application/octet-stream")
         position = _Position(on_bytes)
@@ -126,14 +137,14 @@ class SupabaseObjectStore:
         return StoredObject(ref=ref, bytes=size, url=self._url(ref, stop, is_stored=True))
 
     def delete(self, ref: ObjectRef) -> None:
-        path, target = _object(ref), Target(bucket=ref.bucket, key=ref.key)
+        path, target = _object(ref.in_store(self.name)), Target(bucket=ref.bucket, key=ref.key)
         try:
             self._persist(lambda: mapping(self._api.call("DELETE", path, target).json(), "message"), self._stop)
         except ObjectMissing:
             return
 
     def url(self, ref: ObjectRef) -> str:
-        _object(ref)
+        _object(ref.in_store(self.name))
         return self._url(ref, self._stop)
 
     def _url(self, ref: ObjectRef, stop: StopSignal, *, is_stored: bool = False) -> str:

@@ -170,7 +170,7 @@ class ModelFolder:
         for artifact in artifacts_in(row.results):
             if artifact.name == "best.pt":
                 digest = artifact.sha256 if _is_digest(artifact.sha256) else None
-                return ObjectRef(bucket=self._bucket, key=artifact.path), digest
+                return artifact.ref(self._bucket), digest
         raise BadRequest(f"base_model = {run_id}: that run published no best.pt; take another run")
 
     def _object(self, ref: ObjectRef, digest: str | None, stop: StopSignal) -> Path:

@@ -22,7 +22,6 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.events import Event, Finished, Phase, WeightsFile
 from trainer.core.job import Job, JsonObject
-from trainer.core.names import storage_key
 from trainer.core.ports import ObjectStore
 from trainer.core.results import Artifact
 from trainer.core.run_folder import CHECKPOINTS, MANIFEST, RUN_LOG, WEIGHTS, RunFolder
@@ -125,9 +124,9 @@ class Publisher:
         if named is not None and (size, digest) != (named.bytes, named.sha256):
             raise WeightsChanged(f"{path} is not the file that the training finished with.")
         prefix = attempt_prefix(self._job.id, self._job.attempt)
-        ref = ObjectRef(bucket=self._bucket, key=f"{prefix}/{storage_key(name)}")
+        ref = ObjectRef(bucket=self._bucket, key=f"{prefix}/{self._store.key(name)}")
         stored = self._store.upload(path, ref, stop, on_bytes=meter.count)
-        return Artifact(name=name, path=stored.ref.key, url=stored.url, bytes=size, sha256=digest)
+        return Artifact.of(name, stored, digest)
 
     def _manifest(self, run_dir: Path, artifacts: Sequence[Artifact]) -> Path:
         manifest: JsonObject = {
@@ -142,7 +141,9 @@ class Publisher:
 
     def _require_stored(self, artifacts: Sequence[Artifact], stop: StopSignal) -> None:
         """Raise Unavailable when the bucket lost what it took, because it was made anew, for example."""
-        listing = self._store.list(self._bucket, attempt_prefix(self._job.id, self._job.attempt), stop)
+        listing = self._store.list(
+            ObjectRef(bucket=self._bucket, key=attempt_prefix(self._job.id, self._job.attempt)), stop
+        )
         there = {info.ref.key: info.bytes for info in listing}
         lost = [artifact.name for artifact in artifacts if there.get(artifact.path) != artifact.bytes]
         for name in lost:

@@ -51,9 +51,9 @@ class WatchedStore(LocalObjectStore):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
-    def list(self, bucket, prefix):
+    def list(self, folder):
         self.listings += 1
-        return super().list(bucket, prefix)
+        return super().list(folder)
 
     def download(self, ref, path, stop, **options):
         self.downloads.append(ref.key)
@@ -353,8 +353,8 @@ def test_an_object_that_is_listed_and_not_there_is_named(store, fetch):
 
 
 def test_a_listing_that_fails_half_way_is_no_smaller_dataset(store, fetch, monkeypatch):
-    def half(bucket, prefix):
-        yield from list(LocalObjectStore.list(store, bucket, prefix))[:3]
+    def half(folder):
+        yield from list(LocalObjectStore.list(store, folder))[:3]
         raise Unavailable("page 2 failed")
 
     monkeypatch.setattr(store, "list", half)
@@ -373,10 +373,10 @@ def test_an_object_that_arrives_short_is_named_and_not_kept(store, fetch, root, 
 
 
 def test_a_listing_with_a_name_that_leads_outside_is_refused(store, fetch, monkeypatch):
-    def evil(bucket, prefix):
-        for info in LocalObjectStore.list(store, bucket, prefix):
+    def evil(folder):
+        for info in LocalObjectStore.list(store, folder):
             key = info.ref.key.replace("train/1.jpg", "../../../../x.jpg")
-            yield ObjectInfo(ref=type(info.ref)(bucket=bucket, key=key), bytes=info.bytes, etag=info.etag)
+            yield ObjectInfo(ref=type(info.ref)(bucket=folder.bucket, key=key), bytes=info.bytes, etag=info.etag)
 
     monkeypatch.setattr(store, "list", evil)
     with pytest.raises(DatasetError, match=r"leads out of the dataset"):

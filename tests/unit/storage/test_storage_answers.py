@@ -79,7 +79,7 @@ CALLS = {
     "upload": ("POST /object/data", lambda store, upload: upload()),
     "create a large upload": ("POST /upload/resumable", lambda store, upload: upload(CHUNK + 1)),
     "send a large upload": ("PATCH /upload/resumable", lambda store, upload: upload(CHUNK + 1)),
-    "list": ("POST /object/list-v2", lambda store, upload: list(store.list("data", "runs"))),
+    "list": ("POST /object/list-v2", lambda store, upload: list(store.list(ObjectRef(bucket="data", key="runs")))),
     "stat": ("HEAD /object/data", lambda store, upload: store.stat(ObjectRef(bucket="data", key="runs/1/other.txt"))),
 }
 
@@ -116,9 +116,9 @@ def test_an_odd_page_of_an_older_server_is_unavailable(server, store, odd):
     server.fault("status", on="POST /object/list/", status=200, body=ODD[odd], times=2)
 
     with pytest.raises(Unavailable):
-        list(store.list("data", "runs"))
+        list(store.list(ObjectRef(bucket="data", key="runs")))
 
-    assert [info.ref.key for info in store.list("data", "runs")] == ["runs/1/other.txt"]
+    assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key="runs"))] == ["runs/1/other.txt"]
 
 
 def test_a_page_that_comes_again_and_again_is_no_endless_listing(server, store):
@@ -131,7 +131,7 @@ def test_a_page_that_comes_again_and_again_is_no_endless_listing(server, store):
     server.fault("status", on="POST /object/list/", status=200, body=page, times=100)
 
     with pytest.raises(Unavailable, match="same page"):
-        list(store.list("data", "runs"))
+        list(store.list(ObjectRef(bucket="data", key="runs")))
 
 
 @pytest.mark.parametrize("odd", ODD)

@@ -45,12 +45,12 @@ def test_an_upload_makes_the_bucket_that_it_needs(store, root, tmp_path):
 @pytest.mark.parametrize("bucket", ["", ".", "..", "a/b", "/etc", "a\0b"])
 def test_a_bucket_is_one_folder_below_the_root(store, bucket):
     with pytest.raises(ObjectMissing, match="name of a bucket"):
-        list(store.list(bucket, ""))
+        list(store.list(ObjectRef(bucket=bucket, key="")))
 
 
 def test_a_prefix_cannot_leave_its_bucket(store):
     with pytest.raises(ObjectMissing, match="plain"):
-        list(store.list("data", "../.."))
+        list(store.list(ObjectRef(bucket="data", key="../..")))
 
 
 def test_a_link_out_of_the_bucket_is_refused_wherever_it_is_met(store, root, tmp_path):
@@ -60,7 +60,7 @@ def test_a_link_out_of_the_bucket_is_refused_wherever_it_is_met(store, root, tmp
         lambda: store.stat(ref("link")),
         lambda: store.download(ref("link"), tmp_path / "out", StopSignal()),
         lambda: store.upload(tmp_path / "secret", ref("link"), StopSignal()),
-        lambda: list(store.list("data", "")),
+        lambda: list(store.list(ObjectRef(bucket="data", key=""))),
     ):
         with pytest.raises(ObjectMissing, match="symbolic link"):
             call()
@@ -72,9 +72,9 @@ def test_a_folder_behind_a_link_is_an_error_and_not_left_out(store, root, tmp_pa
     (tmp_path / "elsewhere/a.jpg").write_bytes(b"1")
     (root / "data/images").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ObjectMissing, match="symbolic link"):
-        list(store.list("data", ""))
+        list(store.list(ObjectRef(bucket="data", key="")))
     with pytest.raises(ObjectMissing, match="symbolic link"):
-        list(store.list("data", "images"))
+        list(store.list(ObjectRef(bucket="data", key="images")))
     with pytest.raises(ObjectMissing, match="symbolic link"):
         store.upload(tmp_path / "elsewhere/a.jpg", ref("images/b.jpg"), StopSignal())
 
@@ -84,7 +84,7 @@ def test_a_link_inside_the_bucket_and_a_bucket_that_is_a_link_are_fine(store, ro
     (tmp_path / "disk2/a").write_bytes(b"1")
     (tmp_path / "disk2/b").symlink_to("a")
     (root / "big").symlink_to(tmp_path / "disk2")
-    assert [(info.ref.key, info.bytes) for info in store.list("big", "")] == [("a", 1), ("b", 1)]
+    assert [(info.ref.key, info.bytes) for info in store.list(ObjectRef(bucket="big", key=""))] == [("a", 1), ("b", 1)]
 
 
 def test_an_edit_in_place_changes_the_identity(store, root):
@@ -111,7 +111,7 @@ def test_an_object_that_is_edited_while_it_is_read_is_not_published(store, root,
 
 def test_what_a_dead_worker_left_behind_is_no_object(store, root):
     (root / "data/.incoming-0123").write_bytes(b"half")
-    assert list(store.list("data", "")) == []
+    assert list(store.list(ObjectRef(bucket="data", key=""))) == []
 
 
 def test_a_disk_that_fills_up_names_the_file_and_leaves_no_half_of_it(store, root, tmp_path):

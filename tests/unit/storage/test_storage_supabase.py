@@ -110,7 +110,7 @@ def fill(server: StorageServer, count: int) -> set[str]:
 
 
 def listed(store: SupabaseObjectStore, prefix: str = "set", bucket: str = "data") -> list[str]:
-    return [info.ref.key for info in store.list(bucket, prefix)]
+    return [info.ref.key for info in store.list(ObjectRef(bucket=bucket, key=prefix))]
 
 
 @pytest.mark.parametrize("v2", [True, False])
@@ -118,7 +118,7 @@ def test_both_kinds_of_listing_are_complete(server, store, v2):
     server.v2 = v2
     keys = fill(server, 2100)
     server.put("data", "set/.emptyFolderPlaceholder", b"")
-    found = list(store.list("data", "set"))
+    found = list(store.list(ObjectRef(bucket="data", key="set")))
     assert (len(found), {info.ref.key for info in found}) == (2100, keys)
     assert found[7] == store.stat(found[7].ref)
     assert ("POST /object/list/data" in server.requests) is not v2
@@ -146,7 +146,7 @@ def test_a_page_that_fails_once_is_asked_for_again(server, store, kind, details)
 def test_a_page_that_keeps_failing_is_an_error_and_never_a_shorter_list(server, store, v2):
     server.v2 = v2
     fill(server, 2200)
-    listing = store.list("data", "set")
+    listing = store.list(ObjectRef(bucket="data", key="set"))
     next(listing)
     server.fault("status", on="POST /object/list", status=502, times=99)
     with pytest.raises(Unavailable, match="502"):
@@ -172,7 +172,7 @@ def test_an_object_listed_without_its_size_is_looked_at(server, store):
     entry = {"name": "set/a", "id": "1", "metadata": None}
     body = json.dumps({"hasNext": False, "objects": [entry]}).encode()
     server.fault("status", on="list-v2", status=200, body=body)
-    assert [info.bytes for info in store.list("data", "set")] == [5]
+    assert [info.bytes for info in store.list(ObjectRef(bucket="data", key="set"))] == [5]
 
 
 def test_an_anonymous_key_sees_no_bucket_rather_than_an_empty_one(server, make_store):

@@ -467,7 +467,9 @@ def test_checkpoints_are_uploaded_on_the_timer_and_two_are_kept(room):
 
     room.work()
 
-    keys = [info.ref.key for info in room.store.list(BUCKET, f"training_runs/{run_id}/1/checkpoints")]
+    keys = [
+        info.ref.key for info in room.store.list(ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}/1/checkpoints"))
+    ]
     assert len(keys) == 2
     assert room.row(run_id)["checkpoint"]["key"] in keys
 
@@ -502,7 +504,7 @@ def test_only_files_among_the_runs_checkpoints_are_uploaded(tmp_path, room):
 
     uploads.saw(saved)
     assert uploads.send_newest(StopSignal()).epoch == 1
-    assert [info.ref.key for info in room.store.list(BUCKET, "")] == [
+    assert [info.ref.key for info in room.store.list(ObjectRef(bucket=BUCKET, key=""))] == [
         f"training_runs/r/1/checkpoints/epoch-00001-{saved.sha256[:8]}.pt"
     ]
     assert not list((tmp_path / "run" / "checkpoints").glob("*.uploading"))
@@ -551,13 +553,17 @@ def test_checkpoints_of_a_run_that_is_over_are_gone(room):
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
     room.work()
-    assert list(room.store.list(BUCKET, f"training_runs/{run_id}/1/checkpoints"))
+    assert list(room.store.list(ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}/1/checkpoints")))
     room.trainer.during = lambda epoch: None
 
     room.work(room.claim("22222222-2222-4222-8222-222222222222"), StopSignal())
 
     assert room.row(run_id)["status"] == "completed"
-    assert not [info for info in room.store.list(BUCKET, f"training_runs/{run_id}") if "checkpoints" in info.ref.key]
+    assert not [
+        info
+        for info in room.store.list(ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}"))
+        if "checkpoints" in info.ref.key
+    ]
     for folder in room.folders.attempts(run_id):
         assert not folder.checkpoints.exists()
         assert not folder.finished_marker.exists()
@@ -584,7 +590,10 @@ def test_no_checkpoint_goes_that_the_row_may_point_to(room):
     def look(epoch):
         time.sleep(0.2)
         if epoch == 9:
-            keys = [info.ref.key for info in room.store.list(BUCKET, f"training_runs/{run_id}/1/checkpoints")]
+            keys = [
+                info.ref.key
+                for info in room.store.list(ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}/1/checkpoints"))
+            ]
             assert known[0]["key"] in keys
             assert len(keys) > 3
 

@@ -371,7 +371,9 @@ def test_the_next_attempt_writes_below_a_prefix_of_its_own(room):
     room.trainer.during = fail_in(3, MachineFailed("killed"))
     room.work()
     before = {
-        i.ref.key: i.etag for i in room.store.list(BUCKET, f"training_runs/{run_id}/1") if "checkpoint" not in i.ref.key
+        i.ref.key: i.etag
+        for i in room.store.list(ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}/1"))
+        if "checkpoint" not in i.ref.key
     }
     make_due(room, run_id)
     room.trainer.during = lambda epoch: None
@@ -379,7 +381,9 @@ def test_the_next_attempt_writes_below_a_prefix_of_its_own(room):
     room.work(room.claim(AGAIN))
 
     after = {
-        i.ref.key: i.etag for i in room.store.list(BUCKET, f"training_runs/{run_id}/1") if "checkpoint" not in i.ref.key
+        i.ref.key: i.etag
+        for i in room.store.list(ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}/1"))
+        if "checkpoint" not in i.ref.key
     }
     assert room.row(run_id)["status"] == "completed"
     assert before == after

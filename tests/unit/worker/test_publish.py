@@ -11,6 +11,7 @@ from trainer.core.errors import BadRequest, MachineFailed, Unavailable
 from trainer.core.events import Finished, TransferProgress
 from trainer.core.job import Job, RunRequest
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.storage.keys import escaped_key
 from trainer.storage.local import LocalObjectStore
 from trainer.worker.publish import Publisher, WeightsChanged, artifact_name, kept_files
 
@@ -99,7 +100,8 @@ def test_everything_lies_below_the_attempts_own_prefix(store, run_dir):
     assert [artifact.name for artifact in artifacts[-2:]] == ["run.log", "manifest.json"]
 
 
-def test_a_name_that_storage_refuses_is_kept_beside_the_key_that_it_got(store, run_dir):
+def test_artifact_keeps_its_name_beside_the_escaped_key(store, run_dir, monkeypatch):
+    monkeypatch.setattr(store, "key", escaped_key)
     (run_dir / "Straße 100%.png").write_text("x")
 
     [odd] = [artifact for artifact in published(store, run_dir) if artifact.name.startswith("Str")]

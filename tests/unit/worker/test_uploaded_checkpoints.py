@@ -50,7 +50,7 @@ class Bucket:
 
     @property
     def keys(self):
-        return {info.ref.key for info in self.room.store.list(BUCKET, "")}
+        return {info.ref.key for info in self.room.store.list(ObjectRef(bucket=BUCKET, key=""))}
 
 
 def rows(*changes):

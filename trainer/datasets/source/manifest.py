@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from trainer.core.dataset import ObjectRef
@@ -69,7 +69,7 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Call
     Raises `DatasetError` for an empty object that may not be empty, or for a name that is not safe.
     """
     if isinstance(found, ObjectRef):
-        return _manifest(store, found.bucket, found.key, None, None)
+        return _manifest(store, found, None, None)
     folder, _, name = found.ref.key.rpartition("/")
     if suffix(name) in IMAGE_SUFFIXES:
         raise DatasetError(f"data_yaml: {shown(found.ref.key)} is an image; name the dataset's YAML or its folder.")
@@ -87,7 +87,7 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Call
             f"data_yaml: {shown(name)} lies at the top of the bucket {found.ref.bucket!r}, where everything else lies too; "
             "put the dataset into a folder of its own.",
         )
-    return _manifest(store, found.ref.bucket, folder, name, needed)
+    return _manifest(store, replace(found.ref, key=folder), name, needed)
 
 
 def listed_again(
@@ -103,7 +103,7 @@ def listed_again(
 
 def identity_of(info: ObjectInfo) -> str:
     """What the cache calls the object's content."""
-    return f"{info.ref.bucket}\n{info.ref.key}\n{info.etag}\n{info.bytes}"
+    return f"{info.ref.store}\n{info.ref.bucket}\n{info.ref.key}\n{info.etag}\n{info.bytes}"
 
 
 def difference(before: Mapping[str, ObjectInfo], after: Mapping[str, ObjectInfo]) -> str:
@@ -133,16 +133,16 @@ def _named_folders(yaml: Path) -> set[str] | None:
 
 def _manifest(
     store: ObjectStore,
-    bucket: str,
-    folder: str,
+    root: ObjectRef,
     entry: str | None,
     needed: set[str] | None,
 ) -> Manifest:
+    bucket, folder = root.bucket, root.key
     objects: dict[str, ObjectInfo] = {}
     prefixes = [folder] if folder or needed is None else sorted(needed)
     start = len(folder) + 1 if folder else 0
     for prefix in prefixes:
-        for info in store.list(bucket, prefix):
+        for info in store.list(replace(root, key=prefix)):
             if start and not info.ref.key.startswith(f"{folder}/"):
                 raise DatasetError(f"The storage lists {shown(info.ref.key)} below {shown(folder)}, where it is not.")
             relpath = info.ref.key[start:]
@@ -153,7 +153,7 @@ def _manifest(
             if len(objects) > MOST_OBJECTS:
                 raise DatasetError(f"The dataset {shown(f'{bucket}/{folder}')} has more than {MOST_OBJECTS:,} objects.")
     if entry is not None and entry not in objects:
-        objects[_safe(entry)] = store.stat(ObjectRef(bucket=bucket, key=f"{folder}/{entry}" if folder else entry))
+        objects[_safe(entry)] = store.stat(replace(root, key=f"{folder}/{entry}" if folder else entry))
     if not objects:
         raise DatasetError(
             f"The folder {shown(f'{bucket}/{folder}')} holds no images, labels or YAML; upload the dataset."
@@ -179,6 +179,6 @@ def _safe(relpath: str) -> str:
 
 def _is_folder(store: ObjectStore, ref: ObjectRef) -> bool:
     try:
-        return next(iter(store.list(ref.bucket, ref.key)), None) is not None
+        return next(iter(store.list(ref)), None) is not None
     except ObjectMissing:
         return False

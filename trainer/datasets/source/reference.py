@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -73,7 +73,7 @@ def either_bucket(ref: ObjectRef, datasets_bucket: str) -> tuple[ObjectRef, ...]
     first, _, rest = ref.key.partition("/")
     if ref.bucket != datasets_bucket or not rest:
         return (ref,)
-    return ref, ObjectRef(bucket=first, key=rest)
+    return ref, replace(ref, bucket=first, key=rest)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,32 @@
+"""File names as object keys of Supabase Storage, which accepts a subset of ASCII."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote_from_bytes
+
+# what Supabase Storage accepts besides letters, digits, `_` and `/`; `=` is left out because it starts an escape
+_ACCEPTED = "!-.*'() &@;:+,?/_"
+
+
+def escaped_key(name: str) -> str:
+    """Return the key for a file called `name` (a relative path with `/`). Ordinary names stay as they are.
+
+    Every byte (UTF-8) that Storage rejects becomes `=XX`; so do `.` and `..` segments. Different names have different keys.
+    """
+    return "/".join(_segment(segment) for segment in name.split("/"))
+
+
+def _segment(segment: str) -> str:
+    if segment in (".", ".."):
+        return "=2E" * len(segment)
+    # a `=` that does not look like an escape stays, so that names like `lr=0.01.png` are stored as they are
+    return "=".join(
+        ("3D" if index and re.match("[0-9A-F]{2}", part) else "") + _bytes(part)
+        for index, part in enumerate(segment.split("="))
+    )
+
+
+def _bytes(part: str) -> str:
+    accepted = quote_from_bytes(part.encode("utf-8", "surrogateescape"), safe=_ACCEPTED)
+    return accepted.replace("~", "%7E").replace("%", "=")
