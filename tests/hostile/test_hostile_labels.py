@@ -1,7 +1,7 @@
-"""Hostile datasets on disk: every case ends in a clear error or a harmless success, soon, and inside its folders.
+"""Hostile datasets on disk: every case ends soon, in a clear error or in a harmless success.
 
-Whatever a case is, these must hold: no code of the dataset's runs, nothing outside the view is written, the source stays
-as it was, no file outside the source gets into the view, memory and time are bounded.
+Each case checks that no code of the dataset runs, that nothing outside the view is written, that the source is unchanged,
+that no file from outside the source is in the view, and that memory and time are bounded.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def jpeg(number: int = 0) -> bytes:
 
 
 def base(root: Path) -> None:
-    """Four sound images, two in val."""
+    """Write a valid dataset of four images, two of them in val."""
     for number in range(4):
         split = ("train", "val")[number % 2]
         for kind in ("images", "labels"):
@@ -72,7 +72,7 @@ def prepare(tmp_path: Path, entry: str = "data.yaml", task=None, split=None, is_
 
 
 def state(folder: Path) -> dict[str, str]:
-    """Everything below a folder: kind, size, time and the content of small files."""
+    """Return the kind, size and time of everything inside a folder, and the content of small files."""
     found = {}
     for place, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -85,7 +85,7 @@ def state(folder: Path) -> dict[str, str]:
 
 
 def run(tmp_path: Path, spoil: Spoil, entry: str = "data.yaml", **how) -> str:
-    """Prepare a spoilt dataset and check what must always hold. "ok" or the error's text."""
+    """Prepare a damaged dataset and run the checks of this module. Return "ok" or the text of the error."""
     source, secrets = tmp_path / "roots/set", tmp_path / "secrets"
     base(source)
     secrets.mkdir()
@@ -114,7 +114,7 @@ def run(tmp_path: Path, spoil: Spoil, entry: str = "data.yaml", **how) -> str:
 
 
 def check_view(tmp_path: Path, result) -> None:
-    """Plain names, links only into the source, a YAML with our keys only, and nothing that a loader would obey."""
+    """Check that the view has plain names, links into the source only, known YAML keys, and no file that runs code."""
     view = tmp_path / "views/run"
     json.dumps(result.summary, allow_nan=False).encode("utf-8")
     assert len(json.dumps(result.summary)) < 1 << 20
@@ -395,7 +395,7 @@ def test_hostile_file_names(tmp_path, name):
     assert len(list((tmp_path / "views/run/images/train").iterdir())) == 2
 
 
-def test_names_that_differ_only_in_case_do_not_meet(tmp_path):
+def test_names_that_differ_only_in_case_stay_apart(tmp_path):
     def spoil(root: Path) -> None:
         for name in ("IMG", "img", "Img"):
             (root / f"images/train/{name}.jpg").write_bytes(jpeg(len(name)))
@@ -437,7 +437,7 @@ def test_hostile_symlinks(tmp_path, case):
 
 @pytest.mark.parametrize("is_private", [True, False])
 @pytest.mark.parametrize("folder", ["images/train", "labels/train", "labels", "images"])
-def test_whole_folders_that_are_links_outwards(tmp_path, folder, is_private):
+def test_folder_linked_to_outside_is_refused(tmp_path, folder, is_private):
     def spoil(root: Path) -> None:
         (root / folder).rename(root / "moved")
         (root / folder).symlink_to(root.parent.parent / "secrets")
@@ -446,7 +446,7 @@ def test_whole_folders_that_are_links_outwards(tmp_path, folder, is_private):
     assert "outside" in outcome or "leads to no images" in outcome
 
 
-def test_hidden_images_are_told(tmp_path):
+def test_hidden_images_are_reported(tmp_path):
     assert run(tmp_path, with_image(jpeg(5), "..a.jpg")) == "ok"
     (tmp_path / "roots/set/images/train/._0.jpg").write_bytes(b"resource fork")
     datasets = FetchedDatasets(OnDisk(False), Roots(tmp_path / "roots"), "datasets")
@@ -455,7 +455,7 @@ def test_hidden_images_are_told(tmp_path):
     assert (found["image-hidden"].count, found["image-hidden"].examples) == (1, ("images/train/..a.jpg",))
 
 
-def test_folders_linked_to_each_other_end(tmp_path):
+def test_linked_folder_loop_ends(tmp_path):
     def spoil(root: Path) -> None:
         for name in ("a", "b", "c", "d"):
             (root / "images/train" / name).mkdir()
@@ -466,12 +466,12 @@ def test_folders_linked_to_each_other_end(tmp_path):
     assert run(tmp_path, spoil) == "ok"
 
 
-def test_folders_without_end(tmp_path):
+def test_too_deep_folders_are_refused(tmp_path):
     deep = "/".join(["d"] * 60)
     assert "nested more than" in run(tmp_path, lambda root: (root / "images/train" / deep).mkdir(parents=True))
 
 
-def test_a_pipe_or_socket_among_the_images_is_not_opened(tmp_path):
+def test_pipe_or_socket_among_images_is_not_opened(tmp_path):
     def spoil(root: Path) -> None:
         os.mkfifo(root / "images/train/p.jpg")
         os.mkfifo(root / "labels/train/0b.txt")
@@ -591,7 +591,7 @@ def test_hostile_class_folders(tmp_path, name):
     assert outcome == "ok"
 
 
-def test_caches_and_arrays_beside_the_images_are_left_behind(tmp_path):
+def test_caches_and_arrays_beside_images_are_not_copied(tmp_path):
     def spoil(root: Path) -> None:
         payload = b"\x80\x04cos\nsystem\n(S'touch /tmp/hostile-was-here'\ntR."
         for place in ("labels/train.cache", "labels/val.cache", "images/train/0.npy", "train.cache"):

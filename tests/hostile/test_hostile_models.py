@@ -1,4 +1,4 @@
-"""A model chosen by an enemy: a clear refusal, in bounded time and memory, nothing opened, asked for or written outside."""
+"""Hostile models: each is rejected clearly, in bounded time and memory, and nothing outside is opened or written."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, ObjectMissing
 from trainer.core.job import RunRequest
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, OfficialModel
+from trainer.core.run_row import RunRow
 from trainer.core.stop import StopSignal
 from trainer.request.model_reference import read_model
 from trainer.request.parse import plan_of
@@ -49,7 +50,7 @@ def _bounded():
 
 @pytest.fixture
 def place(tmp_path):
-    """MODELS_DIR with an operator's model, links out of it, and a secret beside it that must stay what it is."""
+    """Return MODELS_DIR with a model of the operator and links to the outside, next to a secret that must not change."""
     models = tmp_path / "models"
     (models / "team").mkdir(parents=True)
     (models / "team" / "good.pt").write_bytes(stored())
@@ -107,7 +108,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES, ids=[f"{number}" for number in range(len(NAMES))])
-def test_a_name_that_is_none_is_refused_before_anything_is_looked_for(name):
+def test_invalid_name_is_rejected_before_any_lookup(name):
     with pytest.raises(BadRequest) as refused:
         read_model(name, BUCKET)
 
@@ -120,8 +121,8 @@ def test_a_name_that_is_none_is_refused_before_anything_is_looked_for(name):
 @pytest.mark.parametrize(
     "value", [[], {}, ["yolo11n"], {"model": "/etc/passwd"}, 0, 1.5, True, "x" * 2_000_000], ids=lambda v: str(v)[:20]
 )
-def test_a_configuration_names_no_other_model_by_another_way(value):
-    """Whatever Ultralytics would load: the base model is the row's, and everything else is refused or left out."""
+def test_no_other_setting_can_name_a_model(value):
+    """Only base_model names a model; every other setting that Ultralytics would load is refused or removed."""
     for key in ("model", "pretrained", "resume", "distill_model", "cfg", "weights", "base_model"):
         request = RunRequest(data_yaml="/data/data.yaml", base_model="yolo11n", configuration={key: value})
         with contextlib.suppress(BadRequest):
@@ -154,8 +155,8 @@ NO_FILE = [
 @pytest.mark.parametrize(
     ("name", "why"), [*((n, "leads out") for n in LEADING_OUT), *((n, "no such file|leads out") for n in NO_FILE)]
 )
-def test_what_is_no_file_of_the_folder_is_refused(folder, name, why):
-    """Also what a name that was written down long ago leads to now."""
+def test_path_outside_models_folder_is_rejected(folder, name, why):
+    """The check is repeated on use, because the file of a stored name may have changed since."""
     with pytest.raises(BadRequest, match=why):
         folder.resolve(ModelFile(name=name), Task.DETECT, StopSignal())
 
@@ -165,7 +166,7 @@ def deflated(members, **how):
 
 
 def overlapping():
-    """One stored megabyte that a thousand entries of the directory all name."""
+    """Return a ZIP file in which a thousand entries share one stored megabyte."""
     plain = stored([("best/data.pkl", b"\0" * 2**20)])
     end = plain.rindex(b"PK\x05\x06")
     begin = struct.unpack("<I", plain[end + 16 : end + 20])[0]
@@ -174,7 +175,7 @@ def overlapping():
 
 
 def boasting():
-    """Its directory claims an exabyte."""
+    """Return a ZIP file whose directory claims one exabyte."""
     plain = bytearray(stored())
     entry = plain.rindex(b"PK\x01\x02")
     plain[entry + 20 : entry + 28] = b"\xfe\xff\xff\xff" * 2
@@ -207,7 +208,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("content", FILES.values(), ids=FILES)
-def test_a_file_that_is_no_model_or_more_than_it_seems_is_refused_unopened(folder, place, content, monkeypatch):
+def test_unsafe_weights_file_is_rejected_before_loading(folder, place, content, monkeypatch):
     monkeypatch.chdir(place)
     for name in ("team/good.pt", "link.pt"):
         (place / "models" / "team" / "good.pt").write_bytes(content)
@@ -241,17 +242,17 @@ def upload(folder, place, content):
     ],
     ids=range(10),
 )  # fmt: skip
-def test_a_runs_row_leads_nowhere_else(place, row):
-    """Whoever can write a row could write its results, too."""
+def test_row_of_run_cannot_point_outside_its_prefix(place, row):
+    """Anyone who can write a row can write its results, too."""
     folder = ModelFolder(
-        place / "models", store=LocalObjectStore(place / "store"), artifacts_bucket=BUCKET, run_of=lambda _: row, allow_download=False,
+        place / "models", store=LocalObjectStore(place / "store"), artifacts_bucket=BUCKET, run_of=lambda _: row and RunRow(id=RUN, **row), allow_download=False,
     )  # fmt: skip
 
     with pytest.raises((BadRequest, ObjectMissing)):
         folder.resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal())
 
 
-def test_the_operators_own_model_is_found(folder, place):
+def test_model_of_operator_is_found(folder, place):
     assert (
         folder.resolve(read_model("team/good.pt", BUCKET), Task.DETECT, StopSignal())
         == place / "models" / "team" / "good.pt"

@@ -1,4 +1,4 @@
-"""Rows that somebody wrote to do harm: whatever their columns hold, reading them is quick and raises nothing unexpected."""
+"""Hostile rows: reading any content of any column is fast and raises only expected errors."""
 
 import contextlib
 import json
@@ -69,7 +69,7 @@ SETTINGS = [
         "augmentation",
         "freeze",
         "splits",
-        "unheard_of",
+        "unknown_setting",
         "run_name",
         "split_seed",
     ),
@@ -77,7 +77,7 @@ SETTINGS = [
 
 
 def read(columns):
-    """A row as the worker reads it; the problems that its run fails with, none for a plan."""
+    """Read a row as the worker does. Return the problems that fail its run, or nothing for a valid plan."""
     job = rows.job_of({"id": RUN, "attempt": 1, **columns})
     try:
         plan_of(job.request)
@@ -97,12 +97,12 @@ def read_quickly(columns, seconds):
 @pytest.mark.parametrize(
     "column", ["configuration", "data_yaml", "base_model", "run_name", "priority", "checkpoint", "last_reported_epoch"]
 )
-def test_column_of_anything_is_read_quickly_and_without_an_error(column, harm):
+def test_any_column_value_is_read_fast_without_error(column, harm):
     read_quickly({"data_yaml": "d", column: HARMFUL[harm]}, 3)
 
 
 @pytest.mark.parametrize("harm", HARMFUL)
-def test_setting_of_anything_is_a_plan_or_a_bad_request(harm):
+def test_any_setting_value_gives_plan_or_bad_request(harm):
     for name in SETTINGS:
         read_quickly({"data_yaml": "d", "configuration": {name: HARMFUL[harm]}}, 3)
         read_quickly({"data_yaml": "d", "configuration": {"augmentation": {name: HARMFUL[harm]}}}, 3)
@@ -110,14 +110,16 @@ def test_setting_of_anything_is_a_plan_or_a_bad_request(harm):
 
 
 @pytest.mark.parametrize("harm", HARMFUL)
-def test_requirements_of_anything_are_cheap(harm):
+def test_any_requirements_are_read_fast(harm):
     began = time.process_time()
     for configuration in (HARMFUL[harm], {"device": HARMFUL[harm]}, {"requires": {"gpus": HARMFUL[harm]}}):
         requirements(configuration)
     assert time.process_time() - began < 3
 
 
-_harmful = st.sampled_from(sorted(HARMFUL)[::2]).map(lambda name: HARMFUL[name])  # by name: nobody can print the values
+_harmful = st.sampled_from(sorted(HARMFUL)[::2]).map(
+    lambda name: HARMFUL[name]
+)  # by name, because the values are too large to print
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters() | _harmful
 _values = st.recursive(
     _scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5)
@@ -132,13 +134,13 @@ _names = st.sampled_from(sorted([*SETTINGS, *ARGUMENTS, *REFUSED, *IGNORED])) | 
         ["data_yaml", "base_model", "run_name", "priority", "attempt", "checkpoint", "last_reported_epoch", "created_at", "started_at"], _values,
     )),
 )  # fmt: skip
-def test_row_of_anything_is_a_job_and_then_a_plan_or_a_bad_request(configuration, columns):
+def test_any_row_gives_job_then_plan_or_bad_request(configuration, columns):
     read({"configuration": configuration, **columns})
 
 
 @pytest.mark.parametrize("harm", HARMFUL)
-def test_run_that_cannot_be_served_is_refused_at_the_door(harm):
-    """`enqueue` refuses what no worker would read, before it writes anything; what it writes is JSON of some size."""
+def test_enqueue_rejects_unreadable_run(harm):
+    """`enqueue` rejects an unreadable run before it writes anything. What it writes is JSON of limited size."""
     request = RunRequest(data_yaml="d", configuration={"notes": HARMFUL[harm]})
     with contextlib.suppress(BadRequest):
         written = json.dumps(write.insert_of(request), allow_nan=False)

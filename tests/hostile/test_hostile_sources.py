@@ -1,4 +1,4 @@
-"""Where a dataset comes from, chosen by an enemy: a clear error or a harmless success, in bounded time, nothing outside."""
+"""Hostile dataset references: each ends in bounded time, in a clear error or a harmless success inside the root."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def server():
 
 @pytest.fixture
 def place(tmp_path):
-    """A dataset root with a secret beside it. Afterwards nothing may have changed outside of the root."""
+    """Yield a folder with a dataset root and a secret next to it; check afterwards that nothing outside the root changed."""
     (tmp_path / "root").mkdir()
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret/data.yaml").write_text(SECRET)
@@ -160,7 +160,7 @@ LINKS = {
 
 
 @pytest.mark.parametrize("make", LINKS.values(), ids=LINKS)
-def test_hostile_links_below_the_root(place, fetcher, make):
+def test_hostile_links_inside_root(place, fetcher, make):
     make(place)
     with pytest.raises(DatasetError) as error:
         fetcher.fetch(parse("d.yaml", place / "root"), place / "root/run", StopSignal(), lambda _: None)
@@ -213,7 +213,7 @@ ADDRESSES = [
 
 @pytest.fixture
 def _no_contact(monkeypatch):
-    """The addresses of these tests must never be contacted, whatever goes wrong."""
+    """Fail the test if it contacts an address."""
 
     def contacted(self, host, *_, **__):
         raise AssertionError(f"{host} was contacted")
@@ -223,7 +223,7 @@ def _no_contact(monkeypatch):
 
 @pytest.mark.usefixtures("_no_contact")
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_names_that_lead_to_forbidden_addresses(tmp_path, address):
+def test_host_name_of_forbidden_address_is_rejected(tmp_path, address):
     client = GuardedClient(resolve=lambda *_: ["93.184.216.34", address], policy=RetryPolicy(tries=1))
     with pytest.raises(DatasetError) as error:
         client.download("http://data.example/x.zip", tmp_path / "x", StopSignal())
@@ -234,7 +234,7 @@ def test_names_that_lead_to_forbidden_addresses(tmp_path, address):
 
 @pytest.mark.usefixtures("_no_contact")
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822", "2002:5db8:d822::1"])
-def test_public_addresses_are_not_forbidden(tmp_path, address):
+def test_public_address_is_allowed(tmp_path, address):
     client = GuardedClient(resolve=lambda *_: [address], policy=RetryPolicy(tries=1))
     with pytest.raises(AssertionError, match=f"{address} was contacted"):
         client.download("http://data.example/x.zip", tmp_path / "x", StopSignal())
@@ -243,7 +243,7 @@ def test_public_addresses_are_not_forbidden(tmp_path, address):
 
 @pytest.mark.usefixtures("_no_contact")
 @pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1"])
-def test_metadata_is_forbidden_even_where_private_hosts_are_allowed(tmp_path, address):
+def test_metadata_address_is_forbidden_even_if_private_hosts_are_allowed(tmp_path, address):
     client = GuardedClient(
         allowed_hosts=["data.example:80"],
         resolve=lambda *_: [address],
@@ -279,7 +279,7 @@ URLS = [
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_spellings_of_this_machine(server, tmp_path, url):
+def test_every_spelling_of_localhost_is_rejected(server, tmp_path, url):
     server.pages["/x"] = body(SECRET.encode())
     client = GuardedClient(policy=RetryPolicy(tries=1))
     with pytest.raises((DatasetError, Unavailable)) as error:
@@ -414,7 +414,7 @@ def test_hostile_exports(server, fetcher, place, records):
 @pytest.mark.parametrize(
     "line", [b"{", b"[" * 100_000, b"\xff\xfe", b'{"a": 1e999999}', b"NaN", b"{}{}", b"9" * 10_000]
 )
-def test_lines_of_an_export_that_are_no_record(server, fetcher, place, line):
+def test_invalid_record_in_export_is_rejected(server, fetcher, place, line):
     server.pages["/x.ndjson"] = body(json.dumps(HEAD).encode() + b"\n" + line)
     with pytest.raises(DatasetError) as error:
         fetcher.fetch(HttpRef(url=server.url("/x.ndjson")), place / "root/run", StopSignal(), lambda _: None)
@@ -425,7 +425,7 @@ def test_lines_of_an_export_that_are_no_record(server, fetcher, place, line):
     "file",
     ["../../../x.jpg", "/etc/x.jpg", "-rf.jpg", "..jpg", ".jpg", "a\\..\\b.jpg", "a" * 200 + ".jpg", "", "x.php"],
 )
-def test_file_names_of_an_export_stay_in_the_tree(server, fetcher, place, file):
+def test_file_names_of_export_stay_inside_tree(server, fetcher, place, file):
     server.pages["/a"] = body(b"image")
     record = {"file": file, "split": "train", "url": server.url("/a")}
     server.pages["/x.ndjson"] = body("\n".join(json.dumps(r) for r in (HEAD, record)).encode())
@@ -492,14 +492,14 @@ def two(name, other):
 
 
 def xz_bomb():
-    """An xz header that asks for a dictionary of 1.5 GiB."""
+    """Return an xz file whose header asks for a dictionary of 1.5 GiB."""
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
     data = bytearray(lzma.compress(tar_of(file("a.txt")), filters=filters))
     import zlib
 
     header = bytes(data[12 : 12 + (data[12] + 1) * 4])
     changed = bytearray(header[:-4])
-    changed[4] = 39  # the size of the dictionary, in xz's own scale
+    changed[4] = 39  # the size of the dictionary, encoded as xz does
     data[12 : 12 + len(header)] = changed + struct.pack("<I", zlib.crc32(changed))
     return bytes(data)
 
@@ -598,13 +598,13 @@ LIMITED = {
 
 
 @pytest.mark.parametrize(("limits", "make"), LIMITED.values(), ids=LIMITED)
-def test_archives_over_a_limit(tmp_path, limits, make):
+def test_archive_over_limit_is_rejected(tmp_path, limits, make):
     (tmp_path / "a").write_bytes(make())
     with pytest.raises(DatasetError, match="more than"):
         extract(tmp_path / "a", tmp_path / "out", StopSignal(), limits=limits)
 
 
-def test_members_that_would_run_code_are_not_even_written(place, fetcher):
+def test_archive_members_that_could_run_code_are_not_extracted(place, fetcher):
     (place / "root/set.tar").write_bytes(
         tar_of(
             file("labels/train.cache"),
@@ -620,7 +620,7 @@ def test_members_that_would_run_code_are_not_even_written(place, fetcher):
     assert sorted(p.name for p in fetched.root.rglob("*") if p.is_file()) == ["-rf.jpg", "data.yaml"]
 
 
-# ── what a store lists ──
+# ── listings of a store ──
 
 STORED = {
     "symlink out of the bucket": lambda b: (b / "p/images/x.jpg").symlink_to(b.parents[1] / "secret/data.yaml"),
@@ -665,5 +665,5 @@ def test_hostile_stores(place, fetcher, make):
         "a.yaml.exe",
     ],
 )
-def test_files_that_are_never_part_of_a_dataset(name):
+def test_file_is_not_part_of_dataset(name):
     assert not wanted(name)

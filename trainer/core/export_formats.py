@@ -1,11 +1,11 @@
-"""Which export formats are served, and what each one needs."""
+"""The export formats that a run may ask for, and the packages that each one needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-# what each served format needs besides Ultralytics and torch, as import names
+# import names of what each format needs besides Ultralytics and torch
 PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "torchscript": (),
@@ -18,7 +18,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "paddle": ("paddle", "x2paddle"),
     },
 )
-# formats whose exporters install a tool chain of their own into the running environment
+# formats whose exporters install their own tool chain into the running environment
 UNSERVED = frozenset(
     {
         *("saved_model", "pb", "edgetpu", "litert", "coreai", "imx", "rknn", "executorch", "axelera", "deepx", "qnn"),

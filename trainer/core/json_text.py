@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote, read within bounds. `trainer.guard_request` in supabase/migrations/ has the same bounds."""
+"""Parse untrusted JSON within bounds. `trainer.guard_request` in supabase/migrations/ has the same bounds."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Mapping
 
 from trainer.core.job import Json
 
-LONGEST = 1_000_000  # characters; a split that names each of 20,000 images fits
-DEEPEST = 32  # levels of nesting; the deepest setting that is understood has 5
-LONGEST_NUMBER = 400  # characters; every double that a database prints without an exponent fits
+LONGEST = 1_000_000  # characters; enough for a split that names 20,000 images
+DEEPEST = 32  # levels of nesting; the deepest setting has 5
+LONGEST_NUMBER = 400  # characters; enough for every double that a database prints without an exponent
 
 TOO_DEEP = f"nested deeper than {DEEPEST} levels; send the settings only"
 
 
 def json_from_text(text: str, *, longest: int = LONGEST) -> Json:
-    """The JSON value in a text.
+    """Return the JSON value in a text.
 
-    Raises ValueError with a sentence for what is not JSON, for numbers that JSON or a database cannot hold (NaN, Infinity,
-    1e999, thousands of digits), and for text that is too long or nested too deep.
+    Raise ValueError with a sentence for text that is not JSON, too long or nested too deep, and for numbers that JSON or a
+    database cannot store (NaN, Infinity, 1e999, thousands of digits).
     """
     if len(text) > longest:
         raise ValueError(f"longer than {longest} characters; send the settings only")
@@ -35,7 +35,7 @@ def json_from_text(text: str, *, longest: int = LONGEST) -> Json:
 
 
 def is_too_deep(value: Json) -> bool:
-    """Whether a value is nested deeper than 32 levels; looks no deeper than that."""
+    """Return whether a value is nested deeper than 32 levels. Look no deeper."""
     level = [value]
     for _ in range(DEEPEST):
         inner = [item.values() if isinstance(item, Mapping) else item for item in level if _is_container(item)]
@@ -57,5 +57,5 @@ def _finite(text: str) -> float:
 
 
 def _finite_whole(text: str) -> int:
-    _finite(text)  # first: Python refuses to read an int of thousands of digits
+    _finite(text)  # first, because Python cannot parse an int of thousands of digits
     return int(text)

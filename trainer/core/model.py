@@ -1,4 +1,4 @@
-"""Which model a run starts from."""
+"""The model that a run starts from."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from trainer.core.job import JsonObject
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialModel:
-    """A model that Ultralytics publishes; `stem` without task suffix ("yolo11n"), the suffix follows the task."""
+    """A model that Ultralytics publishes; `stem` has no task suffix ("yolo11n"), because the task decides about it."""
 
     stem: str
-    task: Task | None = None  # the one that the row's spelling named ("yolo11n-seg"), None when it named none
+    task: Task | None = None  # the one in the name that the row gave ("yolo11n-seg"), or None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A network trained from scratch, for example "yolo11n" for yolo11n.yaml; the suffix follows the task."""
+    """A network that is trained from scratch, for example "yolo11n" for yolo11n.yaml."""
 
     stem: str
     task: Task | None = None  # as for OfficialModel
@@ -28,7 +28,7 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """A `.pt` file below MODELS_DIR."""
+    """A `.pt` file in MODELS_DIR."""
 
     name: str
 
@@ -42,7 +42,7 @@ class ModelObject:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOfRun:
-    """best.pt of a completed run."""
+    """The file best.pt of a completed run."""
 
     run_id: str
 
@@ -67,7 +67,7 @@ _KINDS: Mapping[type[ModelRef], str] = {
 
 
 def model_from_json(data: JsonObject) -> ModelRef:
-    """Return the inverse of `model_as_json`. Raise KeyError, TypeError or ValueError for anything else."""
+    """Return the model that `model_as_json` wrote. Raise KeyError, TypeError or ValueError for anything else."""
     fields = {key: value for key, value in data.items() if key != "kind"}
     match data["kind"]:
         case "official":

@@ -1,6 +1,6 @@
-"""Which models exist: every family and size that the pinned Ultralytics can train, and how people spell them.
+"""The catalog of models: every family and size that the pinned Ultralytics can train, and their usual spellings.
 
-Pure data and string matching. A *stem* is a model without its task ("yolo11n"); a *name* is a published file without
+ A *stem* is a model without its task ("yolo11n"); a *name* is a published file without
 its extension ("yolo11n-seg"). `tests/unit/core/test_model_catalog.py` compares the tables with the installed package.
 """
 
@@ -80,20 +80,20 @@ ARCHITECTURES: Mapping[str, Mapping[Task, str]] = MappingProxyType(
     | _variants(["rtdetr-l", "rtdetr-x", "rtdetr-resnet50", "rtdetr-resnet101"], _DETECT),
 )
 
-_TEXT = "it needs a CLIP text encoder, which Ultralytics would install and download during the training"
-# names that exist and cannot be trained here: pattern over the lower-case name → the reason
+_TEXT = "it needs a CLIP text encoder, which Ultralytics installs and downloads during the training"
+# models that exist and cannot be trained here: pattern of the lower-case name → reason
 _UNTRAINABLE = (
     (r"world", _TEXT),
     (r"yoloe", _TEXT),
-    (r"^(sam|mobile_?sam|fast_?sam)", "SAM models segment what they are prompted with and are not trained"),
-    (r"nas", "YOLO-NAS can be run by Ultralytics, but not trained"),
-    (r"-sem\b|semantic|-depth\b", "semantic segmentation and depth estimation are not served"),
+    (r"^(sam|mobile_?sam|fast_?sam)", "SAM models are used with prompts and are not trained"),
+    (r"nas", "Ultralytics can run YOLO-NAS, but not train it"),
+    (r"-sem\b|semantic|-depth\b", "semantic segmentation and depth estimation are not supported"),
     (r"reid|mobileclip|calibration", "it is not a model that can be trained"),
     (r"grayscale", "it takes images with one channel; train its color variant"),
     (r"efficientdet|faster.?rcnn|detectron|ssd|retinanet|centernet", "it is not a YOLO model"),
-    (r"-cls-resnet|v8.?-rtdetr", "its mixed architecture is not served"),
+    (r"-cls-resnet|v8.?-rtdetr", "its mixed architecture is not supported"),
 )
-# published files that a row may not name even when they lie in MODELS_DIR
+# published files that a row may not name even if they are in MODELS_DIR
 _UNTRAINABLE_FILE = re.compile(
     r"sam2?(\.1)?_[blst]|mobile_sam|fastsam-[sx]|yolo_nas_[sml]|yoloe-(v8|11|26)[nsmlx]-seg(-pf)?"
     r"|yolov8[smlx]-world(v2)?|yolo26[nsmlx]-(sem|depth|sem-ade20k)|yolo11n-grayscale",
@@ -102,7 +102,7 @@ _UNTRAINABLE_FILE = re.compile(
 
 @dataclass(frozen=True)
 class Match:
-    """A model that was recognized; `task` is the one that the spelling names, None when it names none."""
+    """A known model; `task` is the one in its name ("yolo11n-seg"), or None."""
 
     stem: str
     task: Task | None
@@ -110,7 +110,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the `models` command: what a stem can be trained for, from weights and from scratch."""
+    """One line of the `models` command: the tasks of a stem, from weights and from scratch."""
 
     stem: str
     weights: Mapping[Task, str]
@@ -118,19 +118,19 @@ class Entry:
 
 
 def find_weights(name: str) -> Match | None:
-    """The published model that `name` spells ("YOLOv8s", "yolo8s", "YOLO 11 n", "yolo11n-seg"), or None."""
+    """Return the published model that `name` spells ("YOLOv8s", "yolo8s", "YOLO 11 n", "yolo11n-seg"), or None."""
     return _WEIGHT_SPELLINGS.get(_squeezed(name))
 
 
 def find_architecture(name: str) -> Match | None:
-    """The packaged architecture that `name` (without extension) spells, or None."""
+    """Return the packaged architecture that `name` (without extension) spells, or None."""
     return _ARCHITECTURE_SPELLINGS.get(_squeezed(name))
 
 
 def resolve_name(stem: str, task: Task, *, scratch: bool = False) -> str:
-    """The published name of a stem for a task: ("yolo11n", SEGMENT) → "yolo11n-seg".
+    """Return the published name of a stem for a task: ("yolo11n", SEGMENT) → "yolo11n-seg".
 
-    `scratch` asks for the architecture instead of the weights. Raises BadRequest, naming what there is instead.
+    `scratch` asks for the architecture instead of the weights. Raise BadRequest with the alternatives if there is none.
     """
     table = ARCHITECTURES if scratch else WEIGHTS
     name = table.get(stem, {}).get(task)
@@ -145,17 +145,17 @@ def resolve_name(stem: str, task: Task, *, scratch: bool = False) -> str:
 
 
 def untrainable(name: str) -> str | None:
-    """Why a model that people know cannot be trained here, or None."""
+    """Return why a well-known model cannot be trained here, or None."""
     return next((reason for pattern, reason in _UNTRAINABLE if re.search(pattern, name.lower())), None)
 
 
 def is_untrainable_file(stem: str) -> bool:
-    """Whether it is the name of a published file that cannot be trained, and not just like one."""
+    """Return whether this is exactly the name of a published file that cannot be trained."""
     return _UNTRAINABLE_FILE.fullmatch(stem.lower()) is not None
 
 
 def nearest(name: str) -> tuple[str, ...]:
-    """Up to three valid names that look most like `name`, never none."""
+    """Return one to three valid names that are most similar to `name`."""
     spellings = {**_ARCHITECTURE_SPELLINGS, **_WEIGHT_SPELLINGS}
     close = difflib.get_close_matches(_squeezed(name)[:40], spellings, n=12, cutoff=0.6)
     found = dict.fromkeys(_published(spellings[key]) for key in close)
@@ -163,7 +163,7 @@ def nearest(name: str) -> tuple[str, ...]:
 
 
 def entries() -> list[Entry]:
-    """Everything that is accepted, in the order of the tables."""
+    """Return every model that is accepted, in the order of the tables."""
     stems = dict.fromkeys([*WEIGHTS, *ARCHITECTURES])
     return [Entry(stem, WEIGHTS.get(stem, {}), ARCHITECTURES.get(stem, {})) for stem in stems]
 
@@ -181,7 +181,7 @@ def _squeezed(name: str) -> str:
 
 
 def _spelled(stem: str) -> Iterator[str]:
-    """The stem and its usual misspellings: with or without "v", size as a word, v3 and v5 without their "u"."""
+    """Yield the stem and its usual misspellings: with or without "v", size as a word, v3 and v5 without their "u"."""
     plain = [stem]
     if re.match(r"yolov[35]", stem) and stem.endswith("u"):
         plain.append(stem.removesuffix("u"))

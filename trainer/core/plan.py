@@ -1,4 +1,4 @@
-"""What a run trains and how: a queued request, typed and complete. `trainer/request/` makes it from a row."""
+"""The plan of a run: a queued request, typed and complete. `trainer/request/` makes it from a row."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from trainer.core.text import shown_url
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """What will be trained and how. Every value is valid by itself; only the dataset can still disagree."""
+    """What to train and how. Every value is valid by itself; only the dataset can still contradict it."""
 
-    sources: tuple[str, ...]  # dataset references as given, at least one
+    sources: tuple[str, ...]  # dataset references as given; at least one
     model: ModelRef
-    task: Task | None  # None: follows from the dataset
+    task: Task | None  # None: the dataset decides
     epochs: int
-    batch: int | float  # images; -1: AutoBatch; 0…1: share of the GPU memory
+    batch: int | float  # images; -1 is AutoBatch, a number below 1 is a share of the GPU memory
     imgsz: int
-    # GPUs asked for, counted within the run's slot, so (0,) is "the GPU of the slot"; () for CPU; None: not said
+    # GPU indices within the slot of the run, so (0,) is "the GPU of the slot"; () for the CPU; None if not given
     device: tuple[int, ...] | None
-    args: Mapping[str, Value] = field(default_factory=dict)  # further train arguments, by Ultralytics' names
-    chosen: tuple[str, ...] = ()  # settings that the row left open and the service chose
+    args: Mapping[str, Value] = field(default_factory=dict)  # further train arguments, by the names of Ultralytics
+    chosen: tuple[str, ...] = ()  # settings that the row does not set and the service chose
     split: SplitRequest | None = None
     exports: tuple[str, ...] = ()
     predictions: bool = False
-    warnings: tuple[str, ...] = ()  # what was not understood or was replaced, one sentence each
+    warnings: tuple[str, ...] = ()  # what was ignored or replaced, one sentence each
 
     def model_warning(self, task: Task) -> str | None:
-        """What to tell the user when the dataset's task is not the one that the model's name spelled, or None.
+        """Return a warning if the task of the dataset is not the one in the name of the model, or None.
 
-        None as well when the row named the task: then `warnings` says it already. Raises BadRequest when the model
-        is not published for the task.
+        Return None, too, if the row names the task, because `warnings` has it then. Raise BadRequest if the model is not
+        published for the task.
         """
         model = self.model
         if self.task or not isinstance(model, OfficialModel | Architecture) or model.task in (None, task):
@@ -46,7 +46,7 @@ class TrainPlan:
         return f"base_model names a {model.task} model, and the task is {task}: {used} is used instead"
 
     def as_json(self) -> JsonObject:
-        """The plan as it is sent to the child."""
+        """Return the plan as it is sent to the training process."""
         return {
             "sources": list(self.sources),
             "model": model_as_json(self.model),
@@ -64,11 +64,11 @@ class TrainPlan:
         }
 
     def without_secrets(self) -> TrainPlan:
-        """The plan for other eyes: the URLs of its dataset lose what may be a credential."""
+        """Return the plan without the parts of dataset URLs that may be credentials."""
         return replace(self, sources=tuple(map(shown_url, self.sources)))
 
     def recorded(self) -> JsonObject:
-        """The plan as `results.plan` keeps it: of a split that names each image, their number and a digest."""
+        """Return the plan as `results.plan` stores it: of a split by image name, only the number of images and a digest."""
         plan = self.without_secrets().as_json()
         if self.split and self.split.assigned:
             names = json.dumps(dict(self.split.assigned), sort_keys=True).encode()
@@ -78,7 +78,7 @@ class TrainPlan:
 
     @classmethod
     def from_json(cls, data: JsonObject) -> TrainPlan:
-        """The inverse of `as_json`. Raises KeyError, TypeError or ValueError for anything else."""
+        """Return the plan that `as_json` wrote. Raise KeyError, TypeError or ValueError for anything else."""
         return cls(
             sources=tuple(data["sources"]),
             model=model_from_json(data["model"]),

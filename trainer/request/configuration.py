@@ -90,7 +90,7 @@ class RunConfiguration(TrainArguments):
     base_model: Annotated[str, Rule("a model's name", lambda value: value)] = setting(
         "yolov8s",
         "Model to start from: a published model, an architecture (.yaml), a .pt file in MODELS_DIR, `storage:KEY.pt`, or "
-        "the id of a completed run. The row's `base_model` wins.",
+        "the ID of a completed run. The row's `base_model` wins.",
         "model", "modelName", "modelSpec", "weights",
     )  # fmt: skip
     task: Annotated[Task, Rule(f"one of {', '.join(Task)}", _task)] = setting(
@@ -140,8 +140,8 @@ class RunConfiguration(TrainArguments):
     # fields of the web app that change nothing
     run_name: Any = setting(None, "Name in the web app; the row's `run_name` counts.")
     preset: Any = setting(None, "Name of an augmentation in the web app; send its values.", "augmentation")
-    optimization_strategy: Any = setting(None, "A Bayesian search is not run: the given values are trained once.")
-    bayesian_config: Any = setting(None, "Settings of the search that is not run.")
+    optimization_strategy: Any = setting(None, "`bayesian` is not supported: the given values are trained once.")
+    bayesian_config: Any = setting(None, "Settings of the Bayesian search, which is not supported.")
 
 
 # the train arguments of a plan; the other settings have fields of their own there

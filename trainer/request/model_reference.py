@@ -1,4 +1,4 @@
-"""What a row's `base_model` may name: a published model, an architecture, a file of ours, an object of ours, a run."""
+"""The `base_model` of a row: a published model, an architecture, a file in MODELS_DIR, an object, or a run."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from trainer.core.text import shown
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _MAY_BE = (
-    "base_model may name a published model (yolo11n, YOLOv8s-seg), an architecture (yolo11n.yaml), a .pt file below "
-    "MODELS_DIR, storage:KEY.pt in the artifacts bucket, or the id of a completed run"
+    "base_model may be a published model (yolo11n, YOLOv8s-seg), an architecture (yolo11n.yaml), a .pt file in "
+    "MODELS_DIR, storage:KEY.pt in the artifacts bucket, or the ID of a completed run"
 )
 
 
 def read_model(text: str, artifacts_bucket: str) -> ModelRef:
-    """The model that `text` names. Raises BadRequest with the reason and the nearest valid names."""
+    """Return the model that `text` names. Raise BadRequest with the reason and the nearest valid names."""
     name = text.strip()
     if _RUN_ID.fullmatch(name):
         return ModelOfRun(run_id=name.lower())
     if len(name) > 500 or not name.isprintable():
-        raise _refused(name, "too long or not printable")
+        raise _refused(name, "it is too long or not printable")
     if name.lower().startswith("storage:"):
         return ModelObject(ref=ObjectRef(bucket=artifacts_bucket, key=_object_key(name, artifacts_bucket)))
     if re.match(r"[a-z][a-z0-9+.-]*:", name, re.IGNORECASE):
@@ -40,14 +40,14 @@ def _official(name: str) -> ModelRef:
     if match:
         return OfficialModel(stem=match.stem, task=match.task)
     if model_catalog.find_architecture(name):
-        raise _refused(name, f"it has no published weights; {name}.yaml trains it from scratch")
+        raise _refused(name, f"it has no published weights; use {name}.yaml to train it from scratch")
     raise _unknown(name)
 
 
 def _architecture(name: str) -> ModelRef:
     match = model_catalog.find_architecture(name.rpartition(".")[0]) if _is_plain(name) else None
     if match is None:
-        raise _unknown(name, "only architectures of the installed Ultralytics are built")
+        raise _unknown(name, "only architectures of the installed Ultralytics can be trained")
     return Architecture(stem=match.stem, task=match.task)
 
 
@@ -73,7 +73,7 @@ def _object_key(name: str, artifacts_bucket: str) -> str:
 
 
 def _is_plain(name: str) -> bool:
-    """A file name that may be an official one; a name with "_" or spaces is the user's own file."""
+    """Return whether a file name may be an official one; a name with "_" or spaces is a file of the user."""
     return re.fullmatch(r"[A-Za-z0-9.-]+", name, re.ASCII) is not None and ".." not in name
 
 
@@ -82,7 +82,7 @@ def _path_problem(path: str) -> str | None:
     if path.startswith(("/", "~", "-")) or "\\" in path:
         return "a path must be relative to MODELS_DIR and use /"
     if any(part in {"", ".", ".."} or part.startswith(".") for part in parts):
-        return "a path may not hold .., empty or hidden parts"
+        return "a path may not have .., empty or hidden parts"
     if any(len(part.encode(errors="replace")) > 255 for part in parts):
         return "a part of the path is too long"
     return None

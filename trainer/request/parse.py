@@ -27,7 +27,7 @@ _AUGMENTATIONS = frozenset(
     },
 )
 _MOST_LINES = 50  # of problems or warnings; a person reads no more
-_LEFT_OPEN = frozenset({"auto", "none", "null", "default"})  # words that leave the choice to the service
+_LEFT_OPEN = frozenset({"auto", "none", "null", "default"})  # words that mean the default
 
 
 def plan_of(
@@ -54,18 +54,20 @@ def plan_of(
 
 
 def _add_columns(found: Unnested, request: RunRequest) -> None:
-    """Let the row's own columns win over the configuration, except for a list of datasets that holds the row's."""
+    """Add the columns of the row. They win over the configuration, except over a list that includes the same dataset."""
     data, model = (request.data_yaml or "").strip(), (request.base_model or "").strip()
     listed, named = found.settings.get("data"), found.settings.get("base_model")
     if data and not (listed and data in _references(listed.value)):
         if listed:
-            found.warnings.append(f"{listed.spelling} was ignored: the row's data_yaml is another")
+            found.warnings.append(f"{listed.spelling} was ignored: the data_yaml of the row is different")
         found.settings["data"] = Given("data_yaml", data)
     elif not listed:
-        found.problems.append("data_yaml: missing; name the dataset's YAML, folder, archive or storage: path")
+        found.problems.append(
+            "data_yaml: missing. Give the YAML file, folder or archive of the dataset, or storage:BUCKET/PATH"
+        )
     if model:
         if named and (not isinstance(named.value, str) or squeezed(named.value) != squeezed(model)):
-            found.warnings.append(f"{named.spelling} was ignored: the row's base_model is another")
+            found.warnings.append(f"{named.spelling} was ignored: the base_model of the row is different")
         found.settings["base_model"] = Given("base_model", model)
 
 
@@ -77,7 +79,7 @@ def _references(value: object) -> list[str]:
 
 
 def _drop_unused(found: Unnested) -> None:
-    """Remove the settings that leave the choice to the service, have no effect, or may not be set."""
+    """Remove settings that mean the default, have no effect, or may not be set."""
     for name in ("base_model", "task", "device", "optimizer"):
         given = found.settings.get(name)
         if given and _is_left_open(given.value) and not (name == "optimizer" and squeezed(given.value) == "auto"):
@@ -113,7 +115,7 @@ def _validated(found: Unnested) -> RunConfiguration:
 
 @dataclass
 class _Reading:
-    """What has to be decided across settings. Problems and warnings go to `found`."""
+    """The checks that need more than one setting. Problems and warnings go to `found`."""
 
     found: Unnested
     configuration: RunConfiguration
@@ -142,7 +144,7 @@ class _Reading:
         )
 
     def _arguments(self, workers: int | None) -> dict[str, Value]:
-        """Return the train arguments that the row sets, and the service's choice where it sets none."""
+        """Return the train arguments of the row, and the defaults of the service."""
         asked = self.configuration
         args: dict[str, Value] = {name: getattr(asked, name) for name in self.found.settings if self._has(name)}
         args.setdefault("optimizer", asked.optimizer)
@@ -156,7 +158,7 @@ class _Reading:
         return name in ARGUMENTS and name in self.configuration.model_fields_set
 
     def _chosen(self, args: Mapping[str, Value]) -> Iterator[str]:
-        """Yield the settings that the row left open and the service chose."""
+        """Yield the settings that the row does not set and the service chose."""
         for name in ("base_model", "epochs", "batch", "imgsz", "optimizer", "lr0", "workers"):
             if name not in self.found.settings and (name not in ARGUMENTS or name in args):
                 yield name
@@ -171,7 +173,7 @@ class _Reading:
         if untrained is None:
             self.found.problems.append(
                 f"{self.found.settings['pretrained']}: must be true for this base_model: "
-                "there is no network of it without weights"
+                "it has no architecture to train from scratch"
             )
         return untrained or model
 
@@ -194,7 +196,9 @@ class _Reading:
             return None if compute is None else () if compute == "cpu" else (0,)
         if compute and (compute == "cpu") != (device == []):
             given = self.found.settings
-            self.found.problems.append(f"{given['compute']} and {given['device']}: these contradict; keep one")
+            self.found.problems.append(
+                f"{given['compute']} and {given['device']}: they contradict each other; keep one"
+            )
         return tuple(device)
 
     def _check_exports(self, available: frozenset[str]) -> None:
@@ -211,11 +215,11 @@ class _Reading:
             used = -(-asked.imgsz // 32) * 32
             yield f"imgsz = {asked.imgsz} is not a multiple of 32; Ultralytics trains at {used}"
         if args["optimizer"] == "auto" and "lr0" in args:
-            yield "lr0 has no effect: optimizer = auto chooses the learning rate"
+            yield "lr0 has no effect, because optimizer = auto chooses the learning rate"
         if asked.preset and _AUGMENTATIONS.isdisjoint(args) and asked.preset not in ("none", "custom"):
             yield f"{given['preset'].spelling} had no effect: send the augmentation's values, not its name"
         if asked.optimization_strategy == "bayesian":
-            yield "the Bayesian search was not run: one training with the given values was"
+            yield "the Bayesian search is not supported: the given values are trained once"
 
 
 def _bounded(lines: list[str]) -> list[str]:
@@ -232,7 +236,7 @@ def _from_scratch(model: ModelRef) -> ModelRef | None:
 
 def _unserved(name: str) -> str:
     if name in UNSERVED:
-        return "needs a tool chain that is not served"
+        return "needs a tool chain that is not supported"
     if name not in PACKAGES:
         return "no such export format"
     return f"needs the packages {', '.join(PACKAGES[name])} on the worker"

@@ -131,7 +131,7 @@ class TrainArguments(BaseModel):
     save_conf: Flag = setting(False, "Save their confidence, too.")
 
 
-# arguments that the plan holds in fields of its own
+# arguments that are own fields of the plan
 PLANNED = frozenset({"task", "model", "data", "epochs", "batch", "imgsz", "device", "split", "pretrained"})
 
 _FOLDER = "the service chooses the folder of a run"
@@ -141,25 +141,25 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "name": f"{_FOLDER}; the run's name is the row's run_name",
         "exist_ok": _FOLDER,
         "save_dir": _FOLDER,
-        "resume": "an interrupted run resumes by itself; to continue a finished one, put its id into base_model",
-        "resume_from_model": "to continue a finished run, put its id into base_model",
-        "distill_model": "a second model is not loaded in a run",
-        "cfg": "settings are read from the row only, not from a file",
+        "resume": "an interrupted run resumes by itself; to continue a finished one, put its ID into base_model",
+        "resume_from_model": "to continue a finished run, put its ID into base_model",
+        "distill_model": "a run loads only one model",
+        "cfg": "settings come from the row, not from a file",
         "compile": "it would run the host's compiler",
         "profile": "it would install packages",
         "quantize": "quantization-aware training would install packages",
         "save_json": "it would install packages; use predictions: true",
-        "source": "a training reads its dataset only",
-        "mode": "a run is a training",
+        "source": "a training only reads its dataset",
+        "mode": "a run always trains",
         "augmentations": "Python objects cannot come from a row",
         "callbacks": "code cannot come from a row",
         "trainer": "code cannot come from a row",
     },
 )
 
-_PREDICT = "it belongs to predict mode and has no effect on a training"
-_EXPORT = 'it belongs to export mode; use export: ["onnx", …]'
-_DEPTH = "it belongs to a task that is not served"
+_PREDICT = "it belongs to the predict mode and has no effect on a training"
+_EXPORT = 'it belongs to the export mode; use export: ["onnx", …]'
+_DEPTH = "it belongs to a task that is not supported"
 IGNORED: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(
         (
@@ -170,5 +170,5 @@ IGNORED: Mapping[str, str] = MappingProxyType(
     )
     | dict.fromkeys(("format", "optimize", "dynamic", "simplify", "opset", "workspace"), _EXPORT)
     | dict.fromkeys(("dlog", "dgrad", "dlam"), _DEPTH)
-    | {"dis": "it belongs to distillation, which is not served"},
+    | {"dis": "it belongs to distillation, which is not supported"},
 )

@@ -38,7 +38,7 @@ def nested(levels, inner="1"):
     ],
     ids=lambda value: value[:20],
 )
-def test_text_that_is_out_of_bounds_is_refused_with_a_reason(text, reason):
+def test_text_out_of_bounds_is_rejected_with_reason(text, reason):
     with pytest.raises(ValueError, match=reason) as refused:
         json_from_text(text)
     assert len(str(refused.value)) < 200
@@ -53,7 +53,7 @@ def test_32_levels_and_every_double_are_read():
 
 
 @given(st.text() | st.binary().map(lambda content: content.decode("latin-1")))
-def test_any_text_is_a_value_or_a_value_error(text):
+def test_any_text_gives_value_or_value_error(text):
     with contextlib.suppress(ValueError):
         json_from_text(text)
 

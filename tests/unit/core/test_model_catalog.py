@@ -1,4 +1,4 @@
-"""The catalog of models, compared with the installed Ultralytics, and the spellings that people use."""
+"""The catalog of models, compared with the installed Ultralytics, and the usual spellings."""
 
 import ast
 import importlib.util
@@ -17,7 +17,7 @@ PACKAGED = {path.stem for path in (PACKAGE / "cfg" / "models").rglob("*.yaml")}
 
 
 def published() -> set[str]:
-    """The file names in Ultralytics' own list, read without importing it (which would import torch)."""
+    """Return the file names in the list of Ultralytics, without importing it, because that imports torch."""
     tree = ast.parse((PACKAGE / "utils" / "downloads.py").read_text())
     node = next(n for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "GITHUB_ASSETS_NAMES")
     return set(eval(compile(ast.Expression(node.value), "assets", "eval"), {"frozenset": frozenset}))
@@ -31,17 +31,17 @@ def names(table) -> set[str]:
     return {name for by_task in table.values() for name in by_task.values()}
 
 
-def test_every_weights_file_in_the_catalog_is_published():
+def test_every_weights_file_in_catalog_is_published():
     assert {f"{name}.pt" for name in names(model_catalog.WEIGHTS)} <= published()
 
 
-def test_every_published_weights_file_is_in_the_catalog_or_refused_with_a_reason():
+def test_every_published_weights_file_is_in_catalog_or_refused_with_reason():
     weights = {name.removesuffix(".pt") for name in published() if name.endswith(".pt")}
     missing = {name for name in weights - names(model_catalog.WEIGHTS) if not model_catalog.untrainable(name)}
     assert missing == set()
 
 
-def test_published_files_that_cannot_be_trained_are_known_by_their_file_names():
+def test_untrainable_published_files_are_known_by_name():
     weights = {name.removesuffix(".pt") for name in published() if name.endswith(".pt")}
     assert {name for name in weights if model_catalog.is_untrainable_file(name)} == weights - names(
         model_catalog.WEIGHTS
@@ -49,20 +49,20 @@ def test_published_files_that_cannot_be_trained_are_known_by_their_file_names():
 
 
 @pytest.mark.parametrize("own", ["nas_v2", "my-world", "samples", "sam2_b-finetuned", "yolo26n-semi", "hero-sam_b"])
-def test_the_users_own_files_may_be_named_like_them(own):
+def test_files_of_user_may_have_similar_names(own):
     assert not model_catalog.is_untrainable_file(own)
 
 
-def test_nothing_that_can_be_trained_is_called_untrainable():
+def test_trainable_model_is_not_called_untrainable():
     everything = names(model_catalog.WEIGHTS) | names(model_catalog.ARCHITECTURES)
     assert {name for name in everything if model_catalog.untrainable(name)} == set()
 
 
-def test_every_architecture_in_the_catalog_is_packaged():
+def test_every_architecture_in_catalog_is_packaged():
     assert {n for n in names(model_catalog.ARCHITECTURES) if not {n, unsized(n)} & PACKAGED} == set()
 
 
-def test_every_packaged_architecture_is_in_the_catalog_or_refused_with_a_reason():
+def test_every_packaged_architecture_is_in_catalog_or_refused_with_reason():
     served = {unsized(name) for name in names(model_catalog.ARCHITECTURES)} | names(model_catalog.ARCHITECTURES)
     assert {name for name in PACKAGED - served if not model_catalog.untrainable(name)} == set()
 
@@ -104,14 +104,14 @@ def test_every_packaged_architecture_is_in_the_catalog_or_refused_with_a_reason(
         ("yolov8x-pose-p6", "yolov8x-p6", Task.POSE),
     ],
 )
-def test_people_spell_published_models_in_many_ways(spelling, stem, task):
+def test_usual_spellings_of_published_model_are_found(spelling, stem, task):
     assert model_catalog.find_weights(spelling) == Match(stem, task)
 
 
 @pytest.mark.parametrize(
     "table", [model_catalog.WEIGHTS, model_catalog.ARCHITECTURES], ids=["weights", "architectures"]
 )
-def test_each_name_is_understood_as_itself(table):
+def test_published_name_is_found_as_itself(table):
     find = model_catalog.find_weights if table is model_catalog.WEIGHTS else model_catalog.find_architecture
     for stem, by_task in table.items():
         assert find(stem).stem == stem
@@ -124,14 +124,14 @@ def test_each_name_is_understood_as_itself(table):
 @pytest.mark.parametrize(
     "name", ["EfficientDet-D0", "sam2_b", "FastSAM-s", "yolo_nas_s", "yolov8", "yolo99n", "", "🦆"]
 )
-def test_unknown_models_are_not_found_and_something_valid_is_offered_instead(name):
+def test_unknown_model_is_not_found_and_valid_names_are_suggested(name):
     assert model_catalog.find_weights(name) is None
     offered = model_catalog.nearest(name)
     assert offered
     assert all(model_catalog.find_weights(other) or model_catalog.find_architecture(other[:-5]) for other in offered)
 
 
-def test_the_nearest_names_look_like_what_was_written():
+def test_nearest_names_are_similar():
     assert "yolo11n" in model_catalog.nearest("yol11n")
     assert set(model_catalog.nearest("yolov9")) <= {"yolov9t", "yolov9s", "yolov9m", "yolov9c", "yolov9e"}
 
@@ -148,11 +148,11 @@ def test_the_nearest_names_look_like_what_was_written():
         ("yolo26n-objv1", Task.DETECT, "yolo26n-objv1-150"),
     ],
 )
-def test_a_stem_and_a_task_make_a_published_name(stem, task, name):
+def test_stem_and_task_give_published_name(stem, task, name):
     assert model_catalog.resolve_name(stem, task) == name
 
 
-def test_a_stem_without_weights_for_the_task_is_refused_naming_what_there_is():
+def test_stem_without_weights_for_task_is_rejected_with_alternatives():
     with pytest.raises(
         BadRequest, match=r"yolov10n has no published weights for segment \(only for detect\).*yolo11n-seg"
     ):
@@ -161,12 +161,12 @@ def test_a_stem_without_weights_for_the_task_is_refused_naming_what_there_is():
         model_catalog.resolve_name("yolo12n", Task.POSE)
 
 
-def test_architectures_exist_for_tasks_that_have_no_weights():
+def test_architecture_exists_for_task_without_weights():
     assert model_catalog.resolve_name("yolo12n", Task.POSE, scratch=True) == "yolo12n-pose"
     assert model_catalog.resolve_name("yolov8n-p6", Task.SEGMENT, scratch=True) == "yolov8n-seg-p6"
 
 
-def test_the_list_of_models_has_every_stem_once():
+def test_list_of_models_has_every_stem_once():
     stems = [entry.stem for entry in model_catalog.entries()]
     assert len(stems) == len(set(stems))
     assert set(stems) == set(model_catalog.WEIGHTS) | set(model_catalog.ARCHITECTURES)

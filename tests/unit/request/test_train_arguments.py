@@ -1,4 +1,4 @@
-"""The allow-list of train arguments, compared with the installed Ultralytics."""
+"""The train arguments that a row may set, compared with the installed Ultralytics."""
 
 import ast
 import importlib.util
@@ -22,23 +22,23 @@ DEFAULTS = yaml.safe_load((PACKAGE / "cfg" / "default.yaml").read_text())
 
 
 def key_set(name: str) -> set[str]:
-    """One of the CFG_…_KEYS of the installed package, read without importing it."""
+    """Return one of the CFG_…_KEYS of the installed package, without importing it."""
     tree = ast.parse((PACKAGE / "cfg" / "__init__.py").read_text())
     node = next(n for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == name)
     return set(eval(compile(ast.Expression(node.value), name, "eval"), {"frozenset": frozenset}))
 
 
-def test_every_argument_of_the_installed_version_is_decided_about_exactly_once():
+def test_every_installed_argument_is_in_exactly_one_table():
     tables = [set(ARGUMENTS), set(REFUSED), set(IGNORED), set(PLANNED)]
     assert set(DEFAULTS) - set().union(*tables) == set()
     assert sum(map(len, tables)) == len(set().union(*tables))
 
 
-def test_every_allowed_argument_exists_in_the_installed_version():
+def test_every_allowed_argument_is_installed():
     assert set(ARGUMENTS) <= set(DEFAULTS)
 
 
-def test_what_runs_code_reaches_the_network_or_leaves_the_run_is_not_allowed():
+def test_dangerous_arguments_are_not_allowed():
     dangerous = {
         *("model", "pretrained", "distill_model", "resume", "cfg", "data", "project", "name", "save_dir", "exist_ok"),
         *(
@@ -57,18 +57,18 @@ def test_what_runs_code_reaches_the_network_or_leaves_the_run_is_not_allowed():
     assert dangerous & set(ARGUMENTS) == set()
 
 
-def test_every_refusal_has_a_reason():
+def test_every_refusal_has_reason():
     assert all(len(reason.split()) >= 4 for reason in [*REFUSED.values(), *IGNORED.values()])
 
 
 @pytest.mark.parametrize("name", sorted(set(ARGUMENTS) - {"save"}))
-def test_the_installed_default_is_a_valid_value(name):
+def test_installed_default_is_valid(name):
     default = DEFAULTS[name]
     if default is not None:
         assert read(name, default) == default
 
 
-def test_types_are_those_of_the_installed_version():
+def test_types_match_installed_version():
     for name in key_set("CFG_INT_KEYS") & set(ARGUMENTS):
         assert type(read(name, 1)) is int, name
     for name in key_set("CFG_BOOL_KEYS") & set(ARGUMENTS):
@@ -77,7 +77,7 @@ def test_types_are_those_of_the_installed_version():
         assert type(read(name, 0.5)) is float, name
 
 
-def test_shares_stay_within_what_the_installed_version_takes():
+def test_shares_are_within_range_of_installed_version():
     for name in key_set("CFG_FRACTION_KEYS") & set(ARGUMENTS) - {"fraction"}:
         with pytest.raises(ValueError):
             read(name, 1.01)
@@ -147,7 +147,7 @@ FLAGS = [
         ("seed", 2**31 - 1, 2**31 - 1),
     ],
 )
-def test_values_are_read_as_they_were_meant(name, value, expected):
+def test_value_is_read_leniently(name, value, expected):
     found = read(name, value)
     assert found == expected
     assert type(found) is type(expected)
@@ -180,7 +180,7 @@ def test_values_are_read_as_they_were_meant(name, value, expected):
         ("degrees", 181),
     ],
 )
-def test_wrong_values_are_refused(name, value):
+def test_invalid_value_is_rejected(name, value):
     with pytest.raises(ValueError):
         read(name, value)
 
@@ -189,14 +189,14 @@ def test_wrong_values_are_refused(name, value):
     ("value", "expected"),
     [(-1, -1), ("-1", -1), ("auto", -1), (0.6, 0.6), ("0.6", 0.6), (1, 1), (1.0, 1), ("16", 16), (4096, 4096)],
 )
-def test_a_batch_is_a_number_of_images_automatic_or_a_share_of_the_memory(value, expected):
+def test_batch_is_read_in_every_form(value, expected):
     found = read("batch", value)
     assert found == expected
     assert type(found) is type(expected)
 
 
 @pytest.mark.parametrize("value", [0, -2, 16.5, 4097, True, "many", NAN, [16]])
-def test_other_batches_are_refused(value):
+def test_invalid_batch_is_rejected(value):
     with pytest.raises(ValueError):
         read("batch", value)
 
@@ -216,8 +216,8 @@ for name, value in json.load(sys.stdin):
 """
 
 
-def test_the_installed_version_takes_everything_that_the_rules_let_through(tmp_path):
-    """Read by our rule first, as a row's value would be; each of them at its bounds."""
+def test_installed_version_accepts_every_allowed_value(tmp_path):
+    """Each argument is read as from a row, with the values at its bounds."""
     values = []
     for line in BOUNDS.replace("\n", " | ").split("|"):
         name, *given = line.split() or [None]
@@ -254,7 +254,7 @@ def test_resumption_compares_with_same_defaults():
     assert {**own, "optimizer": "auto", "lr0": 0.01} == {**RESUMPTION_DEFAULTS, "workers": None}
 
 
-def test_every_export_format_of_the_installed_version_is_decided_about():
+def test_every_installed_export_format_is_in_one_table():
     tree = ast.parse((PACKAGE / "engine" / "exporter.py").read_text())
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "export_formats")
     rows = next(n.value for n in function.body if isinstance(n, ast.Assign))

@@ -1,4 +1,4 @@
-"""What the web app's dialog inserts becomes a plan: every preset, every input cleared, and stale values."""
+"""Rows of the web app's dialog: every preset, cleared inputs, and stale values."""
 
 import json
 
@@ -58,7 +58,7 @@ BLANKS = [None, "", "   ", "\t\n", [], {}]
 
 
 def insert(preset="balanced", augmentation="standard", *, data_yaml=DATA, base_model="YOLOv8s", **edited) -> dict:
-    """The row that the dialog sends: columns, and the dialog's whole state as `configuration`."""
+    """Return the row that the dialog sends: columns, and the whole state of the dialog as `configuration`."""
     state = {
         "runName": "Inspect_v1",
         "dataYaml": data_yaml,
@@ -83,13 +83,13 @@ def insert(preset="balanced", augmentation="standard", *, data_yaml=DATA, base_m
 
 
 def plan_of_row(row: dict) -> TrainPlan:
-    """As a worker reads the row, after a trip through JSON."""
+    """Return the plan of a row that went through JSON, as for a worker."""
     return plan_of(job_of(json.loads(json.dumps(row))).request)
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_becomes_its_plan_without_a_warning(preset, augmentation):
+def test_every_preset_gives_plan_without_warnings(preset, augmentation):
     plan = plan_of_row(insert(preset, augmentation))
 
     asked = PRESETS[preset]
@@ -105,24 +105,24 @@ def test_every_preset_becomes_its_plan_without_a_warning(preset, augmentation):
 @pytest.mark.parametrize("batch", [8, 16, 32, 64])
 @pytest.mark.parametrize("imgsz", [320, 640, 1280])
 @pytest.mark.parametrize(("model", "stem"), [("YOLOv8s", "yolov8s"), ("YOLOv8n", "yolov8n"), ("YOLOv8m", "yolov8m")])
-def test_every_choice_of_the_select_boxes_is_served(model, stem, batch, imgsz):
+def test_every_choice_of_select_boxes_is_accepted(model, stem, batch, imgsz):
     plan = plan_of_row(insert(base_model=model, batchSize=batch, imgSize=imgsz))
 
     assert (plan.model, plan.batch, plan.imgsz) == (OfficialModel(stem=stem), batch, imgsz)
     assert plan.warnings == ()
 
 
-def test_a_completed_run_as_base_model_is_served():
+def test_completed_run_as_base_model_is_accepted():
     assert plan_of_row(insert(base_model=RUN)).model == ModelOfRun(run_id=RUN)
 
 
-def test_the_one_model_that_is_no_yolo_is_refused_with_a_sentence():
+def test_model_that_is_not_yolo_is_rejected():
     with pytest.raises(BadRequest, match="base_model = 'EfficientDet-D0'"):
         plan_of_row(insert(base_model="EfficientDet-D0"))
 
 
 @pytest.mark.parametrize("stale", BLANKS)
-def test_a_blank_data_yaml_in_the_configuration_says_nothing_beside_the_columns(stale):
+def test_blank_data_yaml_in_configuration_is_ignored_silently(stale):
     plan = plan_of_row(insert(dataYaml=stale))
 
     assert plan.sources == (DATA,)
@@ -142,7 +142,7 @@ def test_a_blank_data_yaml_in_the_configuration_says_nothing_beside_the_columns(
         ["other.yaml", 5],
     ],
 )
-def test_a_stale_data_yaml_is_only_a_warning(stale):
+def test_stale_data_yaml_is_only_a_warning(stale):
     plan = plan_of_row(insert(dataYaml=stale))
 
     assert plan.sources == (DATA,)
@@ -151,7 +151,7 @@ def test_a_stale_data_yaml_is_only_a_warning(stale):
 
 
 @pytest.mark.parametrize("stale", BLANKS)
-def test_a_blank_base_model_in_the_configuration_says_nothing_beside_the_columns(stale):
+def test_blank_base_model_in_configuration_is_ignored_silently(stale):
     plan = plan_of_row(insert(base_model="YOLOv8n", baseModel=stale))
 
     assert plan.model == OfficialModel(stem="yolov8n")
@@ -159,7 +159,7 @@ def test_a_blank_base_model_in_the_configuration_says_nothing_beside_the_columns
 
 
 @pytest.mark.parametrize("stale", ["YOLOv8s", "EfficientDet-D0", 7, {"name": "x"}, ["YOLOv8s"], False])
-def test_a_stale_base_model_is_only_a_warning(stale):
+def test_stale_base_model_is_only_a_warning(stale):
     plan = plan_of_row(insert(base_model="YOLOv8n", baseModel=stale))
 
     assert plan.model == OfficialModel(stem="yolov8n")
@@ -168,7 +168,7 @@ def test_a_stale_base_model_is_only_a_warning(stale):
 
 
 @pytest.mark.parametrize("blank", [None, "", "  ", "\n"])
-def test_a_blank_column_leaves_the_word_to_the_configuration(blank):
+def test_configuration_is_used_if_column_is_blank(blank):
     row = insert(dataYaml="storage:datasets/a/data.yaml", baseModel="YOLOv8n") | {
         "data_yaml": blank,
         "base_model": blank,
@@ -182,7 +182,7 @@ def test_a_blank_column_leaves_the_word_to_the_configuration(blank):
 
 
 @pytest.mark.parametrize("blank", BLANKS)
-def test_a_dataset_that_is_given_nowhere_is_missing(blank):
+def test_dataset_missing_everywhere_is_a_problem(blank):
     with pytest.raises(BadRequest) as refused:
         plan_of_row(insert(dataYaml=blank) | {"data_yaml": ""})
 
@@ -190,14 +190,14 @@ def test_a_dataset_that_is_given_nowhere_is_missing(blank):
     assert problem.startswith("data_yaml: missing")
 
 
-# ── cleared inputs: the browser sends "" or, for a number that is not one, null ──
+# ── cleared inputs: the browser sends "", or null for an invalid number ──
 
 
 @pytest.mark.parametrize("blank", BLANKS)
 @pytest.mark.parametrize(
     ("field", "setting"), [("epochs", "epochs"), ("batchSize", "batch"), ("imgSize", "imgsz")],
 )  # fmt: skip
-def test_a_cleared_number_is_the_services_choice(field, setting, blank):
+def test_cleared_number_means_default(field, setting, blank):
     plan = plan_of_row(insert("high_accuracy", **{field: blank}))
 
     assert getattr(plan, setting) == DEFAULTS[setting]
@@ -209,7 +209,7 @@ def test_a_cleared_number_is_the_services_choice(field, setting, blank):
 @pytest.mark.parametrize(
     ("field", "setting", "chosen"), [("learningRate", "lr0", 0.001), ("optimizer", "optimizer", "Adam")],
 )  # fmt: skip
-def test_a_cleared_optimizer_or_learning_rate_is_the_services_choice(field, setting, chosen, blank):
+def test_cleared_optimizer_or_learning_rate_means_default(field, setting, chosen, blank):
     plan = plan_of_row(insert("high_accuracy", **{field: blank}))
 
     assert plan.args[setting] == chosen
@@ -221,7 +221,7 @@ def test_a_cleared_optimizer_or_learning_rate_is_the_services_choice(field, sett
     "field",
     ["runName", "compute", "augmentation", "optimizationStrategy", "bayesianConfig", "seed", "patience", "device"],
 )
-def test_a_cleared_field_is_not_given(field, blank):
+def test_cleared_field_is_like_missing_field(field, blank):
     cleared, without = insert(), insert()
     cleared["configuration"][field] = blank
     without["configuration"].pop(field, None)
@@ -233,7 +233,7 @@ def test_a_cleared_field_is_not_given(field, blank):
 
 
 @pytest.mark.parametrize("field", GAINS)
-def test_a_cleared_gain_is_not_given_and_the_others_are(field):
+def test_cleared_augmentation_leaves_the_others(field):
     for blank in BLANKS:
         row = insert("balanced", "strong")
         row["configuration"]["augmentation"][field] = blank
@@ -246,7 +246,7 @@ def test_a_cleared_gain_is_not_given_and_the_others_are(field):
 
 
 @pytest.mark.parametrize("blank", BLANKS)
-def test_a_dialog_with_everything_cleared_is_the_default_plan(blank):
+def test_cleared_dialog_gives_default_plan(blank):
     row = insert()
     row["configuration"] = dict.fromkeys(row["configuration"], blank)
 
@@ -256,7 +256,7 @@ def test_a_dialog_with_everything_cleared_is_the_default_plan(blank):
 
 
 @pytest.mark.parametrize("strategy", ["manual", "bayesian"])
-def test_a_cleared_search_changes_nothing(strategy):
+def test_cleared_search_changes_nothing(strategy):
     plan = plan_of_row(insert(optimizationStrategy=strategy, bayesianConfig=CLEARED_SEARCH))
 
     assert (plan.epochs, plan.batch) == (100, 16)
@@ -278,7 +278,7 @@ def test_zero_and_false_are_values():
     ("field", "value"),
     [("epochs", 0), ("epochs", -5), ("batchSize", 0), ("imgSize", 0), ("learningRate", 0), ("learningRate", -0.1)],
 )
-def test_a_number_that_makes_no_sense_is_named(field, value):
+def test_number_out_of_range_is_reported_by_field(field, value):
     with pytest.raises(BadRequest) as refused:
         plan_of_row(insert(**{field: value}))
 
