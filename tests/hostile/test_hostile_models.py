@@ -245,7 +245,7 @@ def upload(folder, place, content):
 def test_row_of_run_cannot_point_outside_its_prefix(place, row):
     """Anyone who can write a row can write its results, too."""
     folder = ModelFolder(
-        place / "models", store=LocalObjectStore(place / "store"), artifacts_bucket=BUCKET, run_of=lambda _: row and RunRow(id=RUN, **row), allow_download=False,
+        place / "models", store=LocalObjectStore(place / "store"), artifacts_bucket=BUCKET, run_of=lambda _: None if row is None else RunRow(id=RUN, **row), allow_download=False,
     )  # fmt: skip
 
     with pytest.raises((BadRequest, ObjectMissing)):
