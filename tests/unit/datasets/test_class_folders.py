@@ -67,7 +67,7 @@ def test_class_names_that_are_no_safe_folder_names_keep_their_order(tmp_path):
 
 def test_a_labeled_dataset_cannot_be_classified_and_class_folders_cannot_be_detected(tmp_path):
     data = paint(tmp_path / "boxes")
-    with pytest.raises(DatasetError, match="needs a folder for each class"):
+    with pytest.raises(DatasetError, match="needs one folder per class"):
         prepared(data, tmp_path / "v1", task=Task.CLASSIFY)
     root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
     with pytest.raises(DatasetError, match="made for classify"):

@@ -172,7 +172,7 @@ def test_files_for_each_split_as_coco_and_roboflow_have_them(tmp_path):
     write(tmp_path / "robo", document(4), "valid/_annotations.coco.json", "valid", 4)
     result = prepared(tmp_path / "robo", tmp_path / "v2")
     assert dict(result.images) == {"train": 10, "val": 4}
-    assert "split-leak" in {finding.code for finding in result.findings}
+    assert "split_leak" in {finding.code for finding in result.findings}
 
 
 def test_the_file_for_the_task_is_taken_among_dices_several(tmp_path):
@@ -200,7 +200,7 @@ def test_crowds_are_left_out_and_orphans_are_told(tmp_path):
     content["annotations"][0]["iscrowd"] = 1
     content["annotations"][1]["image_id"] = 7777
     result = prepared(write(tmp_path / "set", content), tmp_path / "view")
-    assert {"coco-crowd", "coco-orphan"} <= {finding.code for finding in result.findings}
+    assert {"coco_crowd", "coco_orphan"} <= {finding.code for finding in result.findings}
     assert rows(tmp_path / "view")["0000"] == []
 
 
@@ -209,14 +209,14 @@ def test_crowds_are_left_out_and_orphans_are_told(tmp_path):
     [
         (lambda c: c["images"].append({"id": 1, "file_name": "gone.jpg"}), "1 images .* do not exist.*gone.jpg"),
         (lambda c: c["annotations"][0].update(category_id=77), "category that the file does not list.*77"),
-        (lambda c: c["annotations"][0].pop("bbox"), "neither a box nor an outline"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, "x", 4]), "neither a box nor an outline"),
-        (lambda c: c["annotations"][0].update(bbox=[float("inf"), 2, 3, 4]), "neither a box nor an outline"),
+        (lambda c: c["annotations"][0].pop("bbox"), "neither a readable box nor a readable outline"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, "x", 4]), "neither a readable box nor a readable outline"),
+        (lambda c: c["annotations"][0].update(bbox=[float("inf"), 2, 3, 4]), "neither a readable box nor a readable outline"),
         (lambda c: c["annotations"][0].update(segmentation={"size": [9, 9], "counts": [81]}, bbox=None), "masks"),
         (lambda c: c["images"].append(dict(c["images"][0])), "listed twice"),
         (lambda c: c["images"][0].pop("file_name"), "no file_name"),
         (lambda c: c.update(categories=[]), "no categories"),
-        (lambda c: c.update(images="all"), "no COCO file"),
+        (lambda c: c.update(images="all"), "not a COCO file"),
         (lambda c: c.update(split_config={"train_ratio": 3}), "shares between 0 and 1"),
     ],
 )
@@ -239,7 +239,7 @@ def test_images_are_found_by_name_wherever_they_lie(tmp_path):
 def test_images_of_one_name_are_told_apart_by_folder_or_refused(tmp_path):
     write(tmp_path / "set", document(), images="a")
     entry = write(tmp_path / "set", document(), images="b")
-    with pytest.raises(DatasetError, match=r"0000.jpg is a/0000.jpg or b/0000.jpg; write the folder"):
+    with pytest.raises(DatasetError, match=r"0000.jpg may be a/0000.jpg or b/0000.jpg; add the folder"):
         prepared(entry, tmp_path / "view")
     write(tmp_path / "set", document(), images="images")
     assert sum(prepared(entry, tmp_path / "view2").images.values()) == 10

@@ -40,9 +40,9 @@ def test_a_broken_dataset_is_drawn_too_and_says_what_is_wrong(tmp_path):
     result = checked(data, tmp_path)
     assert not result.is_trainable
     assert {f.code for f in result.findings if f.level == "error"} == {
-        "image-unreadable",
-        "label-text",
-        "class-outside",
+        "image_unreadable",
+        "label_text",
+        "class_outside",
     }
     assert result.drawn == 8
 

@@ -35,11 +35,11 @@ def test_every_unicode_encoding_is_read(tmp_path, encoding):
 
 
 def test_another_encoding_is_read_as_that_of_windows_and_told(tmp_path):
-    assert loaded(tmp_path, "names: [café]\n".encode("cp1252")) == ({"names": ["café"]}, {"yaml-encoding"})
+    assert loaded(tmp_path, "names: [café]\n".encode("cp1252")) == ({"names": ["café"]}, {"yaml_encoding"})
 
 
 def test_tabs_are_read_as_spaces_and_told(tmp_path):
-    assert loaded(tmp_path, "names:\n\t0: cat\n\t1: dog\n") == ({"names": {"0": "cat", "1": "dog"}}, {"yaml-tabs"})
+    assert loaded(tmp_path, "names:\n\t0: cat\n\t1: dog\n") == ({"names": {"0": "cat", "1": "dog"}}, {"yaml_tabs"})
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_names_are_a_list_a_mapping_or_a_line(value, names, ids):
     [{"a": "cat"}, {"-1": "cat"}, [["cat"]], {"0": "cat", "00": "dog"}, ["x" * 201], [str(n) for n in range(20_001)]],
 )
 def test_names_that_are_none_are_an_error(value):
-    assert read({"names": value})[1] == {"names": "error"}
+    assert read({"names": value})[1] == {"yaml_names": "error"}
 
 
 @pytest.mark.parametrize(
     ("nc", "count", "codes"),
-    [("2", 2, {}), (None, None, {}), ("3", 3, {"yaml-nc": "warning"}), ("two", None, {"yaml-nc": "warning"}),
-     ("0", None, {"yaml-nc": "warning"})],
+    [("2", 2, {}), (None, None, {}), ("3", 3, {"yaml_nc": "warning"}), ("two", None, {"yaml_nc": "warning"}),
+     ("0", None, {"yaml_nc": "warning"})],
 )  # fmt: skip
 def test_nc_is_only_compared(nc, count, codes):
     data, found = read({"names": ["a", "b"], "nc": nc})
@@ -104,8 +104,8 @@ def test_splits_are_a_folder_a_list_or_several_under_any_of_their_names():
 
     assert data.splits == {"train": ("a", "b"), "val": ("c",)}
     assert not codes
-    assert read({"train": {"a": "b"}})[1] == {"yaml-train": "error"}
-    assert read({"train": ["a", ["b"]]})[1] == {"yaml-train": "error"}
+    assert read({"train": {"a": "b"}})[1] == {"yaml_train": "error"}
+    assert read({"train": ["a", ["b"]]})[1] == {"yaml_train": "error"}
 
 
 def test_pose_needs_a_sound_kpt_shape_and_flip_idx():
@@ -113,11 +113,11 @@ def test_pose_needs_a_sound_kpt_shape_and_flip_idx():
 
     assert (data.kpt_shape, data.flip_idx, codes) == ((3, 2), (0, 2, 1), {})
     for shape in (["3"], ["0", "3"], ["3", "4"], ["2000", "3"]):
-        assert read({"kpt_shape": shape})[1] == {"kpt-shape": "error"}
-    assert read({"kpt_shape": "17"})[1] == {"kpt-shape": "error"}
+        assert read({"kpt_shape": shape})[1] == {"kpt_shape": "error"}
+    assert read({"kpt_shape": "17"})[1] == {"kpt_shape": "error"}
     for flip in (["0", "1"], ["0", "1", "1"]):
-        assert read({"kpt_shape": ["3", "2"], "flip_idx": flip})[1] == {"flip-idx": "error"}
-    assert read({"flip_idx": ["0"]})[1] == {"flip-idx": "error"}
+        assert read({"kpt_shape": ["3", "2"], "flip_idx": flip})[1] == {"flip_idx": "error"}
+    assert read({"flip_idx": ["0"]})[1] == {"flip_idx": "error"}
 
 
 def test_the_task_is_one_that_there_is():

@@ -113,7 +113,7 @@ def test_class_folders_beside_a_yaml_are_classified_only_when_asked(tmp_path):
             None,
             r"several annotation files \(one.json, two.json\)",
         ),
-        ({"train.txt": "a.jpg\n"}, "train.txt", "a text file; name the dataset's folder"),
+        ({"train.txt": "a.jpg\n"}, "train.txt", "names the text file"),
         ({"readme.md": ""}, None, "No images were found"),
         (IMAGES | {"data.yaml": "- broken\n"}, None, "no dataset YAML"),
         (IMAGES | {"x.json": "[]"}, "x.json", "x.json"),

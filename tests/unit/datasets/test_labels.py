@@ -64,17 +64,17 @@ def test_a_file_that_fits_is_kept_byte_for_byte(task, text):
 def test_other_ways_of_writing_are_read(text, rows):
     labels, found = checked(text)
     assert numbers(labels.texts[0]) == rows
-    assert (labels.changes["separators"], found["label-separators"].count) == (1, 1)
+    assert (labels.changes["separators"], found["label_separators"].count) == (1, 1)
     assert not [finding for finding in found.values() if finding.level == "error"]
 
 
 def test_polygons_become_boxes_for_detect_and_boxes_polygons_for_segment():
     labels, found = checked(TRIANGLE)
     assert numbers(labels.texts[0]) == [pytest.approx([1, 0.3, 0.3, 0.4, 0.4])]
-    assert found["label-polygon-to-box"].examples == ("0.txt",)
+    assert found["label_polygon_to_box"].examples == ("0.txt",)
     labels, found = checked(BOX, task=Task.SEGMENT)
     assert numbers(labels.texts[0]) == [pytest.approx([0, 0.4, 0.4, 0.6, 0.4, 0.6, 0.6, 0.4, 0.6])]
-    assert found["label-box-to-polygon"].count == 1
+    assert found["label_box_to_polygon"].count == 1
 
 
 def test_a_box_that_sticks_out_is_cut_when_it_becomes_a_polygon():
@@ -91,19 +91,19 @@ def test_boxes_and_polygons_become_oriented_boxes():
         pytest.approx(point) for point in ((0.1, 0.5), (0.5, 0.1), (0.5, 0.9), (0.9, 0.5))
     ]
     assert square == numbers(SQUARE.encode())[0]
-    assert {"label-box-to-obb", "label-polygon-to-obb"} <= found.keys()
+    assert {"label_box_to_obb", "label_polygon_to_obb"} <= found.keys()
 
 
 def test_mixed_files_are_made_the_same_and_told():
     labels, found = checked(f"{BOX}\n{TRIANGLE}", task=Task.SEGMENT)
     assert [len(row) for row in numbers(labels.texts[0])] == [9, 7]
-    assert found["label-mixed"].level == "warning"
+    assert found["label_mixed"].level == "warning"
 
 
 def test_rows_that_are_there_twice_are_taken_once():
     labels, found = checked(f"{BOX}\n1 .1 .1 .1 .1\n{BOX}\n0 0.50 0.5 0.2 0.2\n", BOX)
     assert len(numbers(labels.texts[0])) == 2
-    assert found["label-duplicate"].count == 2
+    assert found["label_duplicate"].count == 2
     assert labels.rows.image.tolist() == [0, 0, 1]
     assert labels.rows.cls.tolist() == [0, 1, 0]
 
@@ -121,7 +121,7 @@ def test_the_same_row_in_two_files_is_no_duplicate():
 def test_coordinates_off_by_rounding_are_clipped(row, fixed):
     labels, found = checked(row)
     assert numbers(labels.texts[0]) == [fixed]
-    assert found["label-clipped"].count == 1
+    assert found["label_clipped"].count == 1
 
 
 @pytest.mark.parametrize(
@@ -138,28 +138,28 @@ def test_shapes_without_area_are_left_out_and_told(task, row):
     labels, found = checked(row, task=task, keypoints=(2, 3))
     assert labels.texts == [b""]
     assert labels.rows.cls.tolist() == []
-    assert found["label-degenerate"].level == "warning"
+    assert found["label_degenerate"].level == "warning"
 
 
 @pytest.mark.parametrize(
     ("row", "code", "sign"),
     [
-        ("2 0.5 0.5 0.2 0.2", "class-outside", "it has 2 classes, numbers 0 to 1 (0.txt line 1: class 2)"),
-        ("-1 0.5 0.5 0.2 0.2", "class-outside", "class -1"),
-        ("0.5 0.5 0.5 0.2 0.2", "class-not-whole", "no class number"),
-        ("nan 0.5 0.5 0.2 0.2", "class-not-whole", "no class number"),
-        ("1e300 0.5 0.5 0.2 0.2", "class-not-whole", "no class number"),
-        ("cat 0.5 0.5 0.2 0.2", "label-text", "0.txt line 1: cat"),
-        ("0 0.5 0.5 0.2 0.2 # note", "label-text", "#"),
-        ("0 0.5 0.5 0.2", "label-columns", "4 columns"),
-        ("0", "label-columns", "1 columns"),
-        ("0 0.5 0.5 0.2 0.2 0.9", "label-columns", "is the last one a confidence?"),
-        ("0 0.5 0.5 0.2 0.2 0.9 0.9 0.9", "label-columns", "8 columns"),
-        ("0 nan 0.5 0.2 0.2", "label-nan", "0.txt line 1"),
-        ("0 0.5 inf 0.2 0.2", "label-nan", "0.txt line 1"),
-        ("0 320 240 100 80", "label-pixels", "divided by the image's width and height"),
-        ("0 0.5 1.3 0.2 0.2", "label-outside", "outside 0…1"),
-        ("0 0.5 -0.3 0.2 0.2", "label-outside", "outside 0…1"),
+        ("2 0.5 0.5 0.2 0.2", "class_outside", "which has 2 classes, numbers 0 to 1 (0.txt line 1: class 2)"),
+        ("-1 0.5 0.5 0.2 0.2", "class_outside", "class -1"),
+        ("0.5 0.5 0.5 0.2 0.2", "class_not_whole", "do not start with a class number"),
+        ("nan 0.5 0.5 0.2 0.2", "class_not_whole", "do not start with a class number"),
+        ("1e300 0.5 0.5 0.2 0.2", "class_not_whole", "do not start with a class number"),
+        ("cat 0.5 0.5 0.2 0.2", "label_text", "0.txt line 1: cat"),
+        ("0 0.5 0.5 0.2 0.2 # note", "label_text", "#"),
+        ("0 0.5 0.5 0.2", "label_columns", "4 columns"),
+        ("0", "label_columns", "1 columns"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "label_columns", "is the last one a confidence?"),
+        ("0 0.5 0.5 0.2 0.2 0.9 0.9 0.9", "label_columns", "8 columns"),
+        ("0 nan 0.5 0.2 0.2", "label_nan", "0.txt line 1"),
+        ("0 0.5 inf 0.2 0.2", "label_nan", "0.txt line 1"),
+        ("0 320 240 100 80", "label_pixels", "seem to be in pixels"),
+        ("0 0.5 1.3 0.2 0.2", "label_outside", "outside 0…1"),
+        ("0 0.5 -0.3 0.2 0.2", "label_outside", "outside 0…1"),
     ],
 )
 def test_what_cannot_be_trained_on_is_an_error_with_its_line(row, code, sign):
@@ -171,10 +171,10 @@ def test_what_cannot_be_trained_on_is_an_error_with_its_line(row, code, sign):
 @pytest.mark.parametrize(
     ("row", "code"),
     [
-        (BOX, "label-columns"),
-        (POSE + " 1", "label-columns"),
-        ("0 .5 .5 .2 .2 3 40 2 .6 .6 0", "label-pixels"),
-        ("0 .5 .5 .2 .2 1.5 .4 2 .6 .6 0", "label-outside"),
+        (BOX, "label_columns"),
+        (POSE + " 1", "label_columns"),
+        ("0 .5 .5 .2 .2 3 40 2 .6 .6 0", "label_pixels"),
+        ("0 .5 .5 .2 .2 1.5 .4 2 .6 .6 0", "label_outside"),
     ],
 )
 def test_pose_rows_follow_kpt_shape(row, code):
@@ -185,26 +185,26 @@ def test_pose_rows_follow_kpt_shape(row, code):
 def test_visibility_is_no_coordinate():
     labels, found = checked("0 .5 .5 .2 .2 1.001 .4 2 .6 .6 0", task=Task.POSE, keypoints=(2, 3))
     assert numbers(labels.texts[0]) == [[0, 0.5, 0.5, 0.2, 0.2, 1, 0.4, 2, 0.6, 0.6, 0]]
-    assert set(found) == {"label-clipped"}
+    assert set(found) == {"label_clipped"}
 
 
 def test_many_errors_are_counted_and_five_are_shown():
     _, found = checked(*["9 0.5 0.5 0.1 0.1"] * 40)
-    assert (found["class-outside"].count, len(found["class-outside"].examples)) == (40, 5)
-    assert found["class-outside"].message.startswith("40 label rows")
+    assert (found["class_outside"].count, len(found["class_outside"].examples)) == (40, 5)
+    assert found["class_outside"].message.startswith("40 label rows")
 
 
 def test_files_beyond_one_chunk_keep_their_numbers():
     labels, found = checked(*[BOX] * CHUNK, "1 .5 .5 .2 .2", "7 .5 .5 .1 .1")
     assert (labels.rows.image[-1], labels.rows.cls[-1], len(labels.texts)) == (CHUNK, 1, CHUNK + 2)
-    assert f"{CHUNK + 1}.txt line 1" in found["class-outside"].message
+    assert f"{CHUNK + 1}.txt line 1" in found["class_outside"].message
 
 
 def test_many_bytes_are_parsed_in_parts(monkeypatch):
     monkeypatch.setattr("trainer.datasets.labels.parse.CHUNK_BYTES", 20)
     labels, found = checked(BOX, "", f"1 {BOX[2:]}", BOX, "", "7 .5 .5 .1 .1")
     assert (labels.rows.image.tolist(), labels.rows.cls.tolist()) == ([0, 2, 3], [0, 1, 0])
-    assert "5.txt line 1" in found["class-outside"].message
+    assert "5.txt line 1" in found["class_outside"].message
 
 
 def test_the_check_stops_when_asked():

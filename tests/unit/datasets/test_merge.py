@@ -44,4 +44,4 @@ def test_images_of_one_name_do_not_collide_and_labels_are_renumbered(tmp_path):
     labels = [p.read_text() for p in sorted((tmp_path / "view/labels/train").iterdir())]
     assert sorted(text.split()[0] for text in labels) == ["0"] * 6 + ["1"] * 6
     assert len(set(labels)) == 12  # the same boxes, once with each class number
-    assert "image-duplicate" in {finding.code for finding in result.findings}
+    assert "image_duplicate" in {finding.code for finding in result.findings}

@@ -88,13 +88,13 @@ def test_no_val_is_refused_with_how_to_ask_and_split_when_asked(tmp_path):
 def test_pose_needs_kpt_shape_and_should_have_flip_idx(tmp_path):
     data = paint(tmp_path / "set", task=Task.POSE)
     codes = {finding.code for finding in prepared(data, tmp_path / "v1").findings}
-    assert "flip-idx-missing" in codes
+    assert "flip_idx_missing" in codes
     data.write_text(data.read_text() + "flip_idx: [0, 1]\n")
     result = prepared(data, tmp_path / "v2")
-    assert "flip-idx-missing" not in {finding.code for finding in result.findings}
+    assert "flip_idx_missing" not in {finding.code for finding in result.findings}
     assert yaml.safe_load(result.data.read_text())["flip_idx"] == [0, 1]
     data.write_text("train: images/train\nval: images/val\nnames: [a, b]\n")
-    with pytest.raises(DatasetError, match="no kpt_shape"):
+    with pytest.raises(DatasetError, match="needs kpt_shape"):
         prepared(data, tmp_path / "v3", task=Task.POSE)
 
 
@@ -102,7 +102,7 @@ def test_four_corners_everywhere_are_segment_unless_obb_is_asked_for(tmp_path):
     data = paint(tmp_path / "set", task=Task.OBB)
     result = prepared(data, tmp_path / "v1")
     assert result.task is Task.SEGMENT
-    assert "task-ambiguous" in {finding.code for finding in result.findings}
+    assert "task_ambiguous" in {finding.code for finding in result.findings}
     assert prepared(data, tmp_path / "v2", task=Task.OBB).task is Task.OBB
 
 
@@ -113,7 +113,7 @@ def test_the_summary_is_plain_bounded_json(tmp_path):
     assert len(json.dumps(summary)) < 64 << 10
     assert (summary["task"], summary["classes"], summary["images"]) == ("detect", 5000, {"train": 6, "val": 2})
     assert summary["labels"]["train"]["c0"] == 3
-    assert {"class-empty", "class-rare"} <= {finding["code"] for finding in summary["findings"]}
+    assert {"class_empty", "class_rare"} <= {finding["code"] for finding in summary["findings"]}
 
 
 def test_view_in_which_the_training_nested_folders_without_end_is_discarded(tmp_path):

@@ -46,7 +46,7 @@ def test_hidden_files_are_left_out_and_hidden_images_told(tmp_path):
     listing = looked.tree.listing(looked.root)
 
     assert listing == source_tree.Listing()
-    assert [(f.code, f.count) for f in looked.report.findings] == [("image-hidden", 1)]
+    assert [(f.code, f.count) for f in looked.report.findings] == [("image_hidden", 1)]
 
 
 def test_a_folder_that_is_not_there_is_empty_and_one_that_is_a_file_as_well(tmp_path):
@@ -69,7 +69,7 @@ def test_symlinks_are_followed_to_where_it_is_allowed(tmp_path):
 
     assert listing.images == {"inner.jpg": f"{root}/real/a.jpg"}
     assert listing.folders == ["real"]
-    assert [(f.code, f.count) for f in looked.report.findings] == [("symlink-outside", 3)]
+    assert [(f.code, f.count) for f in looked.report.findings] == [("symlink_outside", 3)]
 
 
 def test_a_symlink_to_a_folder_above_is_not_walked_for_ever(tmp_path):
@@ -84,7 +84,7 @@ def test_a_symlink_to_a_folder_above_is_not_walked_for_ever(tmp_path):
 def test_folders_below_each_other_without_end_are_refused(tmp_path):
     touch(tmp_path, "/".join(["d"] * (source_tree.DEEPEST + 2)) + "/x.jpg")
 
-    with pytest.raises(DatasetError, match="nested more than 20 deep"):
+    with pytest.raises(DatasetError, match="nested more than 20 levels deep"):
         list(Looked(tmp_path).tree.below(str(tmp_path)))
 
 

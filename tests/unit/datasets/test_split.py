@@ -78,11 +78,11 @@ def test_images_are_assigned_by_id_name_file_name_or_stem():
     request = SplitRequest(train_ratio=0.8, assigned={"17": "val", "a/b.jpg": "test", "c.jpg": "val", "d": "val"})
     samples = [sample("x.jpg", key="17"), sample("a/b.jpg"), sample("q/c.jpg"), sample("d.png"), sample("e.jpg")]
     assert [s.split for s in assigned(samples, request, report)] == ["val", "test", "val", "val", "train"]
-    assert [f.code for f in report.findings] == ["split-unassigned"]
+    assert [f.code for f in report.findings] == ["split_unassigned"]
 
 
 def test_an_assignment_of_nothing_that_exists_is_an_error():
     report = Report()
     assigned([sample("a.jpg")], SplitRequest(train_ratio=0.8, assigned={"b": "val"}), report)
-    with pytest.raises(DatasetError, match="None of the images that the split names"):
+    with pytest.raises(DatasetError, match="requested split names no image"):
         report.raise_errors()

@@ -24,13 +24,13 @@ def test_copies_within_a_split_and_across_splits_are_told(tmp_path):
     (images / "train/0001.jpg").write_bytes((images / "train/0000.jpg").read_bytes())
     (images / "val/0006.jpg").write_bytes((images / "train/0002.jpg").read_bytes())
     codes = found(prepared(data, tmp_path / "view"))
-    assert (codes["image-duplicate"], codes["split-leak"]) == (1, 1)
+    assert (codes["image_duplicate"], codes["split_leak"]) == (1, 1)
 
 
 def test_val_that_is_train_is_told(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/train\nnames: [a, b]\n")
     result = prepared(data, tmp_path / "view")
-    assert found(result)["split-leak"] == 6
+    assert found(result)["split_leak"] == 6
 
 
 def test_warnings_are_events(tmp_path):
@@ -40,16 +40,16 @@ def test_warnings_are_events(tmp_path):
     events = []
     result = prepared(data, tmp_path / "view", events=events)
     assert {event.code for event in events if isinstance(event, Warned)} >= {
-        "image-without-label",
-        "label-without-image",
+        "image_without_label",
+        "label_without_image",
     }
-    assert "0000.jpg" in next(f.message for f in result.findings if f.code == "image-without-label")
+    assert "0000.jpg" in next(f.message for f in result.findings if f.code == "image_without_label")
 
 
 def test_empty_label_files_are_background_and_only_noted(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/labels/train/0000.txt").write_text("")
-    finding = next(f for f in prepared(data, tmp_path / "view").findings if f.code == "image-background")
+    finding = next(f for f in prepared(data, tmp_path / "view").findings if f.code == "image_background")
     assert (finding.level, finding.count) == ("note", 1)
 
 
@@ -80,13 +80,13 @@ def test_a_dataset_without_any_label_says_so_in_the_words_that_the_app_knows(tmp
 def test_classes_without_labels_and_rare_ones_are_told(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\nnames: [a, b, c]\n")
     codes = found(prepared(data, tmp_path / "view"))
-    assert (codes["class-empty"], codes["class-rare"]) == (1, 2)
+    assert (codes["class_empty"], codes["class_rare"]) == (1, 2)
 
 
 def test_balance_tells_extremes_and_classes_that_are_only_in_one_split():
     report = Report()
     statistics.balance(["a", "b", "c"], {"train": [5000, 20, 0], "val": [50, 0, 20]}, report)
-    assert {f.code for f in report.findings} == {"class-balance", "class-not-in-train", "class-not-in-val"}
+    assert {f.code for f in report.findings} == {"class_balance", "class_not_in_train", "class_not_in_val"}
 
 
 def test_labels_that_count_from_one_are_recognized(tmp_path):
@@ -118,5 +118,5 @@ def test_a_wrong_suffix_is_a_warning_and_the_image_is_kept(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/images/train/0000.jpg").rename(tmp_path / "set/images/train/0000.png")
     result = prepared(data, tmp_path / "view")
-    assert found(result)["image-suffix"] == 1
+    assert found(result)["image_suffix"] == 1
     assert result.images["train"] == 6

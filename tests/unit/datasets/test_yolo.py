@@ -91,7 +91,7 @@ def test_names(tmp_path, text, names):
 
 def test_a_contradicting_nc_is_a_warning(tmp_path):
     data = paint(tmp_path / "set", yaml="nc: 5\ntrain: images/train\nval: images/val\n" + USUAL)
-    assert "yaml-nc" in codes(prepared(data, tmp_path / "view"))
+    assert "yaml_nc" in codes(prepared(data, tmp_path / "view"))
 
 
 def test_names_that_count_from_one_renumber_the_labels(tmp_path):
@@ -108,12 +108,12 @@ def test_yaml_in_other_encodings(tmp_path, encoding):
     data.write_bytes("train: images/train\nval: images/val\nnames: [café, disc]\n".encode(encoding))
     result = prepared(data, tmp_path / "view")
     assert result.names == ("café", "disc")
-    assert ("yaml-encoding" in codes(result)) is (encoding == "cp1252")
+    assert ("yaml_encoding" in codes(result)) is (encoding == "cp1252")
 
 
 def test_yaml_indented_with_tabs_is_read_with_a_warning(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\nnames:\n\t0: a\n\t1: b\n")
-    assert "yaml-tabs" in codes(prepared(data, tmp_path / "view"))
+    assert "yaml_tabs" in codes(prepared(data, tmp_path / "view"))
 
 
 def test_a_yaml_of_any_name_and_a_folder_instead_of_a_yaml(tmp_path):
@@ -155,7 +155,7 @@ def test_flat_folders_are_split_when_asked(tmp_path, where):
     (tmp_path / "set/classes.txt").write_text("square\ndisc\n")
     result = prepared(tmp_path / "set", tmp_path / "view", split=SplitRequest(train_ratio=0.75))
     assert counted(result) == {"train": 6, "val": 2}
-    assert "label-without-image" not in codes(result)
+    assert "label_without_image" not in codes(result)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_image_lists(tmp_path, line):
 def test_images_that_a_list_names_and_that_do_not_exist_are_an_error(tmp_path):
     data = paint(tmp_path / "set", yaml="train: train.txt\nval: images/val\n" + USUAL)
     (tmp_path / "set/train.txt").write_text("images/train/0000.jpg\nimages/train/gone.jpg\nelsewhere/x.jpg\n")
-    with pytest.raises(DatasetError, match=r"2 images that train.txt lists do not exist.*gone\.jpg"):
+    with pytest.raises(DatasetError, match=r"2 images that are listed in train.txt do not exist.*gone\.jpg"):
         prepared(data, tmp_path / "view")
 
 
@@ -219,9 +219,9 @@ def test_hidden_files_caches_and_resource_forks_are_left_behind(tmp_path):
 
 def test_a_missing_train_folder_is_an_error_and_a_missing_test_folder_a_warning(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\ntest: images/test\n" + USUAL)
-    assert "test-empty" in codes(prepared(data, tmp_path / "view"))
+    assert "test_empty" in codes(prepared(data, tmp_path / "view"))
     data.write_text("train: images/nothing\nval: images/val\n" + USUAL)
-    with pytest.raises(DatasetError, match="train: leads to no images"):
+    with pytest.raises(DatasetError, match="train: names no images"):
         prepared(data, tmp_path / "view2")
 
 

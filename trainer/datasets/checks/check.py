@@ -65,7 +65,7 @@ def check_all(
     for found in founds:
         report.extend(found.findings)
     if not any(found.samples for found in founds):
-        report.error("no-images", "The dataset has no images.")
+        report.error("no_images", "The dataset has no images.")
         report.raise_errors()
     founds = [replace(found, samples=read_labels(found.samples, report, stop)) for found in founds]
     task = decide_task(order.task, founds, report)
@@ -142,11 +142,11 @@ def _labeled(
 
 def _report_off_by_one(texts: Sequence[bytes], classes: Mapping[int, int], report: Report) -> None:
     count = len(classes)
-    if report.has("class-outside") and set(classes) == set(range(count)):
+    if report.has("class_outside") and set(classes) == set(range(count)):
         used = class_numbers(texts)
         if count in used and used <= set(range(1, count + 1)):
             report.error(
-                "class-off-by-one",
+                "class_off_by_one",
                 f"The labels count classes from 1 to {count}, but names: counts from 0 to {count - 1}; number the names "
                 "from 1 (names: {1: …}), or the labels from 0.",
             )

@@ -40,9 +40,9 @@ def _text(sample: Sample, path: str, report: Report) -> bytes:
         text = read_small(path, LARGEST_LABEL + 1)
     except OSError as error:
         raise_if_disk_is_broken(error, sample.name)
-        report.error("label-unreadable", "{n} label files cannot be read", f"{sample.name}: {error.strerror}")
+        report.error("label_unreadable", "{n} label files cannot be read", f"{sample.name}: {error.strerror}")
         return b""
     if len(text) > LARGEST_LABEL:
-        report.error("label-size", f"{{n}} label files are larger than {LARGEST_LABEL >> 20} MiB", sample.name)
+        report.error("label_size", f"{{n}} label files are larger than {LARGEST_LABEL >> 20} MiB", sample.name)
         return b""
     return text

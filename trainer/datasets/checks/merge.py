@@ -1,4 +1,4 @@
-"""Several sources become one dataset: classes that have the same name are the same class."""
+"""Merge several sources into one dataset: classes with the same name are one class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """All sources together. `names` are in order of first appearance."""
+    """All sources together. `names` is in order of first appearance."""
 
     parts: tuple[Part, ...]
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Merged:
 
 
 def merge(founds: Sequence[Found], task: Task, report: Report) -> Merged:
-    """Merge sources, all of which name their classes. Contradictions between them go into `report`."""
+    """Return the sources as one dataset; all of them must name their classes. Contradictions go into `report`."""
     names: list[str] = []
     parts = []
     for number, found in enumerate(founds):
@@ -45,7 +45,7 @@ def merge(founds: Sequence[Found], task: Task, report: Report) -> Merged:
             samples = [_moved(sample, number, places) for sample in samples]
         parts.append(Part(samples=samples, classes=dict(zip(found.ids or range(len(own)), places, strict=True))))
     if task is Task.POSE and len({found.kpt_shape for found in founds}) > 1:
-        report.error("merge-keypoints", "The sources have different kpt_shape, so they cannot be trained together.")
+        report.error("merge_keypoints", "The sources have different kpt_shape and cannot be trained together.")
     flips = {found.flip_idx for found in founds}
     return Merged(
         parts=tuple(parts),
@@ -62,9 +62,9 @@ def _moved(sample: Sample, source: int, places: Sequence[int]) -> Sample:
 
 
 def _places(names: list[str], own: Sequence[str]) -> list[int]:
-    """The index in `names` of each of a source's classes; new ones are appended.
+    """Return the index in `names` of each class of a source; new names are appended.
 
-    Two classes of one name in one source stay two, as its owner numbered them.
+    Two classes with the same name in one source stay separate.
     """
     known: dict[str, list[int]] = {}
     for index, name in enumerate(names):

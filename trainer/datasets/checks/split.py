@@ -1,4 +1,4 @@
-"""Splitting a dataset that has no val split: the same images on every machine, each class in its share."""
+"""Split a dataset that has no val split: equally on every machine, and with the same shares for every class."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ HOW_TO_ASK = 'add one, or ask for a split in the configuration: "split": {"train
 
 
 def split_samples(samples: list[Sample], rows: LabelRows, request: SplitRequest | None, report: Report) -> list[Sample]:
-    """Every sample in a split: as the request assigns it, as it is, or drawn where train or val is missing.
+    """Return the samples, each in a split: the requested one, its own, or a drawn one if train or val is missing.
 
-    What cannot be done is an error in `report`, and the samples without a split are then put to train.
+    If that is impossible, an error goes into `report` and samples without a split are put into train.
     """
     if request and request.assigned:
         return assigned(samples, request, report)
     if {"train", "val"} <= {sample.split for sample in samples}:
         return samples
     if request is None:
-        report.error("val-missing", f"The dataset has no val split; {HOW_TO_ASK}.")
+        report.error("val_missing", f"The dataset has no val split; {HOW_TO_ASK}.")
         return [sample._replace(split=sample.split or "train") for sample in samples]
     return _drawn(samples, rows, request, report)
 
@@ -40,9 +40,9 @@ def _drawn(samples: list[Sample], rows: LabelRows, request: SplitRequest, report
     try:
         drawn = stratified({s.name: strata[i] for i, s in enumerate(samples) if is_open[i]}, request)
     except DatasetError as error:
-        report.error("split-impossible", str(error))
+        report.error("split_impossible", str(error))
         return [sample._replace(split=sample.split or "train") for sample in samples]
-    report.note("split-drawn", f"The images were split: {request.train_ratio:g} for train, seed {request.seed}")
+    report.note("split_drawn", f"The images were split: share of train {request.train_ratio:g}, seed {request.seed}")
     return [
         sample._replace(split=drawn[sample.name]) if its_open else sample
         for sample, its_open in zip(samples, is_open, strict=True)
@@ -50,24 +50,26 @@ def _drawn(samples: list[Sample], rows: LabelRows, request: SplitRequest, report
 
 
 def _rarest_class(count: int, rows: LabelRows) -> list[int]:
-    """For each file the class in it that is rarest in the whole dataset; -1 for a file without rows."""
+    """Return for each image its class that is rarest in the whole dataset; -1 for an image without labels."""
     result = np.full(count, -1, np.int64)
     if len(rows.cls):
         often = np.bincount(rows.cls)
-        order = np.argsort(-often[rows.cls], kind="stable")  # the rarest is written last and stays
+        order = np.argsort(-often[rows.cls], kind="stable")  # the rarest is written last, so it stays
         result[rows.image[order]] = rows.cls[order]
     return [int(value) for value in result]
 
 
 def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, str]:
-    """The split of each name. `strata` maps the name of a sample to its class (its rarest; -1: none).
+    """Return the split of each name. `strata` maps the name of a sample to its rarest class, or -1.
 
-    Within each class the samples are ordered by a hash of seed and name, so neither the file system's order nor
-    another sample decides where one goes; shares are met to one sample overall and per class as far as it has
-    enough. train and val get at least one sample each. Raises `DatasetError` for fewer than two samples.
+    Within each class the samples are ordered by a hash of seed and name. So the result depends neither on the order
+    of the file system nor on other samples. Shares are exact to one sample overall, and per class if it has enough
+    samples. train and val get at least one sample each. Raises `DatasetError` for fewer than two samples.
     """
     if len(strata) < 2:
-        raise DatasetError(f"A dataset of {len(strata)} images cannot be split; train and val need one each at least.")
+        raise DatasetError(
+            f"A dataset of {len(strata)} images cannot be split; train and val need at least one image each."
+        )
     ordered = sorted(strata, key=lambda name: (strata[name], _draw(name, request.seed)))
     held = 1.0 - request.train_ratio
     test = min(request.test_ratio, held)
@@ -75,7 +77,7 @@ def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, st
     result: dict[str, str] = {}
     given = dict.fromkeys(quotas, 0)
     for count, name in enumerate(ordered, 1):
-        # the split that is furthest behind its share takes the next one: even along classes and overall
+        # the split that is furthest behind its share takes the next sample, which is fair per class and overall
         split = max(quotas, key=lambda s: quotas[s] * count - given[s])
         given[split] += 1
         result[name] = split
@@ -84,7 +86,7 @@ def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, st
 
 
 def assigned(samples: Sequence[Sample], request: SplitRequest, report: Report) -> list[Sample]:
-    """The samples in the splits that the request gives them by image id, name, file name or stem; others to train."""
+    """Return the samples in the splits that the request assigns by image id, name, file name or stem; others in train."""
     result = []
     hits = 0
     for sample in samples:
@@ -93,10 +95,15 @@ def assigned(samples: Sequence[Sample], request: SplitRequest, report: Report) -
         split = next((request.assigned[key] for key in keys if key in request.assigned), None)
         hits += split is not None
         if split is None and sample.split is None:
-            report.note("split-unassigned", "{n} images are in no list of the split and were put to train", sample.name)
+            report.note(
+                "split_unassigned", "{n} images are not in the requested split and were put into train", sample.name
+            )
         result.append(sample._replace(split=split or sample.split or "train"))
     if not hits:
-        report.error("split-unknown", "None of the images that the split names exists in the dataset.")
+        report.error(
+            "split_unknown",
+            "The requested split names no image of the dataset. Compare its file names with the dataset.",
+        )
     return result
 
 

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a dataset before a GPU is touched, found in one go."""
+"""Checks of a dataset as a whole: images, copies, splits and the balance of classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.datasets.samples import SPLITS, Sample
 
 CHECK_EVERY = 256  # files between looks at the stop signal
 THREADS = min(4, os.cpu_count() or 1)
-RARE = 10  # instances; fewer teach a model little
+RARE = 10  # instances; too few to learn a class well
 UNBALANCED = 50  # times as many of one class as of another
 
 
@@ -33,14 +33,14 @@ def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, 
         fact = sample.facts
         if fact.problem:
             report.error(
-                "image-unreadable",
+                "image_unreadable",
                 "{n} images cannot be trained on; replace or remove them",
                 f"{sample.name}: {fact.problem}",
             )
         elif wrong_suffix(sample.name, fact.kind):
             report.warning(
-                "image-suffix",
-                "{n} images are of another kind than their name says",
+                "image_suffix",
+                "{n} images have another format than their file name says",
                 f"{sample.name}: {fact.kind}",
             )
     return result
@@ -82,52 +82,54 @@ def _report_copies(original: Sample, copies: Sequence[Sample], report: Report) -
     for copy in copies:
         if copy.split == original.split:
             report.warning(
-                "image-duplicate",
-                "{n} images are exact copies of another one in their split",
+                "image_duplicate",
+                "{n} images are exact copies of another image in the same split",
                 f"{copy.name} = {original.name}",
             )
         else:
             report.warning(
-                "split-leak",
-                "{n} images are also in another split, so the metrics will look better than the model is",
+                "split_leak",
+                "{n} images are also in another split, so the metrics will be too good; keep each image in one split",
                 f"{copy.split}/{copy.name} = {original.split}/{original.name}",
             )
 
 
 def check_splits(images: Mapping[str, int], labeled: Mapping[str, int], report: Report) -> None:
-    """Both train and val need images, and of those at least one with a label."""
+    """Report an error if train or val has no images or no labels."""
     for split in ("train", "val"):
         if not images.get(split):
-            if not report.has("val-missing", "train-empty"):
-                report.error(f"{split}-empty", f"The dataset has no images for {split}.")
+            if not report.has("val_missing", "train_empty"):
+                report.error(f"{split}_empty", f"The dataset has no images for {split}.")
         elif not labeled.get(split) and any(labeled.values()):
             report.error(
-                f"{split}-unlabeled",
-                f"None of the {images[split]} images of {split} has a label; label some.",
+                f"{split}_unlabeled",
+                f"None of the {images[split]} images of {split} has a label; label some of them.",
             )
     if any(images.values()) and not any(labeled.values()):
         report.error(
-            "no-labels",
+            "no_labels",
             "No labeled annotations found in the dataset. Add labels (and ensure class names are assigned) then retry.",
         )
 
 
 def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report: Report) -> None:
-    """Classes that cannot be learnt or measured. `per_class` holds, per split, how often each class occurs."""
+    """Report classes that cannot be learned or measured. `per_class` holds the labels per split and class."""
     total = [sum(counts) for counts in zip(*per_class.values(), strict=True)] if per_class else []
     for index, count in enumerate(total):
         if not count:
-            report.warning("class-empty", "{n} classes have no label at all", names[index])
+            report.warning("class_empty", "{n} classes have no labels", names[index])
         elif count < RARE:
-            report.warning("class-rare", f"{{n}} classes have fewer than {RARE} labels", f"{names[index]}: {count}")
+            report.warning("class_rare", f"{{n}} classes have fewer than {RARE} labels", f"{names[index]}: {count}")
         if count and not per_class.get("train", total)[index]:
-            report.warning("class-not-in-train", "{n} classes do not occur in train and cannot be learnt", names[index])
+            report.warning(
+                "class_not_in_train", "{n} classes do not occur in train and cannot be learned", names[index]
+            )
         if count and not per_class.get("val", total)[index]:
-            report.note("class-not-in-val", "{n} classes do not occur in val", names[index])
+            report.note("class_not_in_val", "{n} classes do not occur in val", names[index])
     present = [count for count in total if count]
     if present and max(present) > UNBALANCED * min(present):
         report.warning(
-            "class-balance",
+            "class_balance",
             f"The most frequent class has {max(present)} labels, the rarest {min(present)}",
         )
 
@@ -177,9 +179,9 @@ def _background(unlabeled: Iterable[Sample], report: Report) -> None:
     for sample in unlabeled:
         if sample.text is None:
             report.warning(
-                "image-without-label",
+                "image_without_label",
                 "{n} images have no label file and count as background",
                 sample.name,
             )
         else:
-            report.note("image-background", "{n} images have no labels and count as background", sample.name)
+            report.note("image_background", "{n} images have no labels and count as background", sample.name)

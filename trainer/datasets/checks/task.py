@@ -20,16 +20,19 @@ def decide_task(requested: Task | None, founds: Sequence[Found], report: Report)
     task = Task.CLASSIFY if any(is_classified) else _labeled_task(requested, founds, report)
     if (requested or task) is not task or (task is Task.CLASSIFY and not all(is_classified)):
         raise DatasetError(
-            f"The dataset is made for {task}, which cannot be trained as {requested or Task.DETECT}; "
-            "classify needs a folder for each class, everything else label files.",
+            f"The dataset is made for {task} and cannot be trained for {requested or Task.DETECT}. "
+            "classify needs one folder per class; all other tasks need label files.",
         )
     if task is Task.POSE and not all(found.kpt_shape for found in founds):
         report.error(
-            "kpt-shape",
-            "The YAML has no kpt_shape, which pose needs: kpt_shape: [number of keypoints, 2 or 3].",
+            "kpt_shape",
+            "Pose needs kpt_shape in the YAML: kpt_shape: [number of keypoints, 2 or 3].",
         )
     elif task is Task.POSE and not all(found.flip_idx for found in founds):
-        report.warning("flip-idx-missing", "Without flip_idx, which tells left from right, images are not mirrored")
+        report.warning(
+            "flip_idx_missing",
+            "The YAML has no flip_idx (which keypoints swap when mirrored), so images are not mirrored",
+        )
     return task
 
 
@@ -42,9 +45,9 @@ def _labeled_task(requested: Task | None, founds: Sequence[Found], report: Repor
     counts = column_counts([sample.text or b"" for found in founds for sample in found.samples])
     if set(counts) == {9}:
         report.warning(
-            "task-ambiguous",
-            "All labels have four corners, which is segment or obb; segment was taken: "
-            'for oriented boxes set "task": "obb" in the configuration',
+            "task_ambiguous",
+            "All labels have four corners, which fits segment and obb; segment was chosen. "
+            'For oriented boxes set "task": "obb" in the configuration',
         )
     return guess_task(counts)
 
@@ -55,5 +58,5 @@ def with_names(found: Found, report: Report) -> Found:
         return found
     numbers = class_numbers([sample.text or b"" for sample in found.samples])
     highest = min(max(*numbers, found.count - 1, 0), MOST_GUESSED)
-    report.warning("names-missing", "The dataset does not name its classes; class0, class1, … were used")
+    report.warning("names_missing", "The dataset has no class names; class0, class1, … were used")
     return replace(found, names=tuple(f"class{number}" for number in range(highest + 1)))

@@ -1,4 +1,4 @@
-"""Classification: a folder per class, below train, val and test or without splits."""
+"""Read classification datasets: one folder per class, inside train, val and test or without splits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEWEST_CLASSES = 2
 
 
 def split_homes(tree: Tree, home: Path) -> dict[str | None, Path]:
-    """The folders that hold class folders, by split; empty when this is no classification dataset."""
+    """Return the folders that contain class folders, by split; empty if it is not a classification dataset."""
     names = {name.lower(): name for name in tree.listing(str(home)).folders}
     homes: dict[str | None, Path] = {}
     for split in SPLITS:
@@ -29,7 +29,7 @@ def split_homes(tree: Tree, home: Path) -> dict[str | None, Path]:
 
 
 def read_classes(tree: Tree, home: Path) -> Found:
-    """The images below class tree. Raises `DatasetError` when there are none."""
+    """Return the dataset in class folders. Raises `DatasetError` when there are no class folders."""
     homes = split_homes(tree, home)
     if not homes:
         raise DatasetError(
@@ -50,7 +50,7 @@ def read_classes(tree: Tree, home: Path) -> Found:
 
 
 def looks_like_classes(tree: Tree, home: Path) -> bool:
-    """Class folders with images and not one label file among them."""
+    """Return whether there are class folders with images and without any label file."""
     homes = split_homes(tree, home)
     return bool(homes) and not any(listing.texts for place in homes.values() for _, listing in tree.below(str(place)))
 

@@ -1,7 +1,7 @@
-"""COCO and DICE: one or several JSON files of images, categories and annotations, made into YOLO rows.
+"""Read COCO and DICE datasets: JSON files with images, categories and annotations, converted to YOLO rows.
 
-Classes are counted by their place in the list of categories, whatever their ids; `__background__` is none. DICE adds
-annotations nested in images, `classes` for `categories`, and `split_config`.
+A class number is the position in the list of categories, not the category id; `__background__` is skipped. DICE adds
+annotations nested in images, `classes` instead of `categories`, and `split_config`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from trainer.datasets.untrusted import read_file
 
 LARGEST_JSON = 1 << 30  # bytes; COCO's own training annotations are 0.45 GB
 BACKGROUND = "__background__"
-DEFAULT_SPLIT = SplitRequest(train_ratio=0.8, seed=42)  # what DICE has always done without a split_config
+DEFAULT_SPLIT = SplitRequest(train_ratio=0.8, seed=42)  # the default of DICE for a file without split_config
 Object = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A JSON file, and the split that its place or name says."""
+    """A JSON file, and the split that its path implies, if any."""
 
     path: Path
     split: str | None
 
 
 def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, report: Report) -> Found:
-    """The dataset that the annotation files describe, for `task` or for the task that they look made for.
+    """Return the dataset in annotation files, for `task` or, if None, for the task that fits the annotations.
 
-    Problems with single images and annotations go into `report`; raises `DatasetError` when there is nothing to read.
+    Problems of single images and annotations go into `report`. Raises `DatasetError` when a file cannot be read.
     """
     documents = [(file, _load(file.path)) for file in files]
     names = _all_names([document for _, document in documents])
@@ -74,9 +74,9 @@ def _load(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise DatasetError(f"{name} is not UTF-8 text.") from None
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{name} is no valid JSON: {printable(str(error))}.") from None
+        raise DatasetError(f"{name} is not valid JSON: {printable(str(error))}.") from None
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
-        raise DatasetError(f"{name} is no COCO file: it must be an object with images, annotations and categories.")
+        raise DatasetError(f"{name} is not a COCO file: it must be an object with images, annotations and categories.")
     return document
 
 
@@ -85,12 +85,12 @@ def _objects(value: Any) -> list[Object]:
 
 
 def _categories(document: Object) -> list[Object]:
-    """The categories that count, in their order."""
+    """Return the categories that are classes, in order."""
     found = _objects(document.get("categories")) or _objects(document.get("classes"))
     found = [category for category in found if category.get("name") != BACKGROUND]
     above = {str(category.get("supercategory")) for category in found}
     used = {str(_category_id(one)) for one in _annotations(document)}
-    # Roboflow puts the project itself first, as a category that nothing uses and everything else is below
+    # Roboflow puts the project first: an unused category that is the supercategory of all others
     return [
         c
         for c in found
@@ -119,7 +119,7 @@ def _all_names(documents: Sequence[Object]) -> list[str]:
         for category in _categories(document):
             names.setdefault(_name(category))
     if not names:
-        raise DatasetError("The annotations file has no categories; it must list id and name of each class.")
+        raise DatasetError("The annotation file has no categories. It must list the id and name of each class.")
     return list(names)
 
 
@@ -128,7 +128,7 @@ def _name(category: Object) -> str:
 
 
 def _guess(documents: Sequence[tuple[AnnotationFile, Object]]) -> Task:
-    """Pose if the categories have keypoints; segment if every annotation has an outline that is not just its box."""
+    """Return pose for categories with keypoints, segment if all annotations have outlines that are not just their boxes."""
     annotations = [one for _, document in documents for one in _annotations(document) if not one.get("iscrowd")]
     if any(category.get("keypoints") for _, document in documents for category in _categories(document)):
         return Task.POSE
@@ -164,7 +164,7 @@ def _keypoints(
         if isinstance(category.get("keypoints"), list) and category["keypoints"]
     }
     if len({len(names) for names in lists}) != 1:
-        report.error("kpt-shape", "The categories must all name the same number of keypoints for pose.")
+        report.error("kpt_shape", "For pose all categories must have the same number of keypoints.")
         return None, None
     names = lists.pop()
     other = [_mirrored(name) for name in names]
@@ -195,12 +195,12 @@ def _split_request(document: Object) -> SplitRequest:
     seed = config.get("seed", DEFAULT_SPLIT.seed)
     numbers = isinstance(train, int | float) and isinstance(test, int | float) and isinstance(seed, int)
     if not numbers or not 0 < train < 1 or not 0 <= test < 1 - train + 1e-9:
-        raise DatasetError("split_config must give shares between 0 and 1, for example default_ratio [0.8, 0.2].")
+        raise DatasetError("split_config must have shares between 0 and 1, for example default_ratio [0.8, 0.2].")
     return SplitRequest(train_ratio=float(train), test_ratio=float(test), seed=seed, assigned=assigned)
 
 
 class _Converter:
-    """One annotation file → samples."""
+    """Converts one annotation file to samples."""
 
     def __init__(
         self,
@@ -229,14 +229,16 @@ class _Converter:
             key = str(image.get("id"))
             sample = self._sample(image, key, by_image.pop(key, []) + _nested(image))
             if sample and sample.name in seen:
-                self._report.error("coco-twice", "{n} images are listed twice in the annotations file", sample.name)
+                self._report.error(
+                    "coco_duplicate_image", "{n} images are listed twice in the annotation file", sample.name
+                )
             elif sample:
                 seen.add(sample.name)
                 yield sample
         for key, orphans in by_image.items():
             self._report.warning(
-                "coco-orphan",
-                "{n} annotations belong to no image of the file",
+                "coco_orphan",
+                "{n} annotations refer to no image of the file",
                 f"image_id {key}",
                 len(orphans),
             )
@@ -244,17 +246,17 @@ class _Converter:
     def _sample(self, image: Object, key: str, annotations: Sequence[Object]) -> Sample | None:
         name = image.get("file_name") or image.get("path") or ""
         if not isinstance(name, str) or not name:
-            self._report.error("coco-file-name", "{n} images have no file_name", f"image id {key}")
+            self._report.error("coco_file_name", "{n} images have no file_name", f"image id {key}")
             return None
         try:
             found = self._pictures.find(name, self._near(), self._file.split)
         except DatasetError as error:
-            self._report.error("coco-ambiguous", "{n} images cannot be told apart by their names", str(error))
+            self._report.error("coco_ambiguous", "{n} file names match several images", str(error))
             return None
         if found is None:
             self._report.error(
-                "image-missing",
-                "{n} images of the annotations file do not exist; upload them or remove their entries",
+                "image_missing",
+                "{n} images of the annotation file do not exist; upload them or remove their entries",
                 name,
             )
             return None
@@ -269,8 +271,8 @@ class _Converter:
         classes = {self._class(annotation, sample.name) for annotation in annotations} - {None}
         if len(classes) != 1:
             self._report.error(
-                "coco-classes",
-                "{n} images do not have exactly one class, which classify needs",
+                "coco_classes",
+                "{n} images do not have exactly one class; classify needs one per image",
                 sample.name,
             )
             return None
@@ -290,7 +292,7 @@ class _Converter:
     def _rows(self, picture: Picture, annotations: Sequence[Object]) -> Iterator[str]:
         for annotation in annotations:
             if annotation.get("iscrowd"):
-                self._report.note("coco-crowd", "{n} crowd annotations were left out", picture.name)
+                self._report.note("coco_crowd", "{n} crowd annotations were skipped", picture.name)
                 continue
             cls = self._class(annotation, picture.name)
             if cls is None:
@@ -306,7 +308,7 @@ class _Converter:
         cls = self._class_of.get(key, self._class_named.get(str(annotation.get("class_name"))))
         if cls is None:
             self._report.error(
-                "coco-category",
+                "coco_category",
                 "{n} annotations have a category that the file does not list",
                 f"{name}: {key}",
             )
@@ -314,6 +316,6 @@ class _Converter:
 
 
 def _split_name(value: Any) -> str:
-    """The split that a word means; anything unknown is trained on, as ever."""
+    """Return the split for a word in `split_config`; train for an unknown word."""
     text = str(value).lower()
     return next((split for split in SPLITS if text in SPLIT_WORDS[split]), "train")

@@ -1,4 +1,4 @@
-"""The geometry of COCO annotations: boxes in pixels, polygons, run-length masks and keypoints, made shares of the image."""
+"""Convert the shapes of COCO annotations (boxes, polygons, run-length masks, keypoints) from pixels to shares."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trainer.datasets.findings import Report
 from trainer.datasets.images.header import MOST_PIXELS
 
 Points = list[tuple[float, float]]
-MOST_PARTS = 50  # of one outline; what a mask has beyond them, smallest last, is crumbs
-SLACK = 2.0  # pixels that a box may stick out without a word
+MOST_PARTS = 50  # of one outline; further parts of a mask, the smallest ones, are dropped
+SLACK = 2.0  # pixels that a box may reach outside without a warning
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The image that annotations refer to: its size in the annotations' pixels."""
+    """The image of annotations. Its size is in the pixels that the annotations use."""
 
     name: str
     width: int
@@ -32,13 +32,13 @@ def row_of(
     kpt_shape: tuple[int, int] | None,
     report: Report,
 ) -> list[float] | None:
-    """The numbers of a YOLO row after the class; None when the annotation has no shape, which is reported."""
+    """Return the numbers of a YOLO row after the class, or None (and report it) when the annotation has no shape."""
     polygon = _polygon(annotation.get("segmentation"), picture, report)
     if task in (Task.SEGMENT, Task.OBB) and polygon:
         return _shares(_inside(polygon, picture), picture)
     box = _box(annotation.get("bbox"), polygon)
     if box is None:
-        report.error("coco-shape", "{n} annotations have neither a box nor an outline that can be read", picture.name)
+        report.error("coco_shape", "{n} annotations have neither a readable box nor a readable outline", picture.name)
         return None
     row = _box_row(box, picture, report)
     if task is Task.POSE and kpt_shape and row is not None:
@@ -55,7 +55,7 @@ def _numbers(value: Any) -> list[float] | None:
 
 
 def _box(value: Any, polygon: Points | None) -> tuple[float, float, float, float] | None:
-    """Left, top, right, bottom in pixels."""
+    """Return left, top, right, bottom in pixels."""
     numbers = _numbers(value)
     if numbers is not None and len(numbers) == 4:
         x, y, width, height = numbers
@@ -69,7 +69,7 @@ def _box(value: Any, polygon: Points | None) -> tuple[float, float, float, float
 def _box_row(box: tuple[float, float, float, float], picture: Picture, report: Report) -> list[float] | None:
     left, top, right, bottom = box
     if min(left, top, picture.width - right, picture.height - bottom) < -SLACK:
-        report.warning("coco-outside", "{n} boxes stick out of their image and were cut at its edge", picture.name)
+        report.warning("coco_outside", "{n} boxes reach outside their image and were clipped", picture.name)
     left, right = (min(max(x, 0.0), picture.width) for x in (left, right))
     top, bottom = (min(max(y, 0.0), picture.height) for y in (top, bottom))
     return [
@@ -81,7 +81,7 @@ def _box_row(box: tuple[float, float, float, float], picture: Picture, report: R
 
 
 def _polygon(value: Any, picture: Picture, report: Report) -> Points | None:
-    """One outline in pixels; several parts are joined by bridges without width."""
+    """Return one outline in pixels; several parts are joined by bridges without width."""
     if isinstance(value, dict):
         parts = _mask_outlines(value, picture, report)
     elif isinstance(value, list):
@@ -97,10 +97,10 @@ def _pairs(numbers: Sequence[float]) -> Points:
 
 
 def _joined(parts: list[Points]) -> Points:
-    """One ring through all parts: at the two nearest points, over to the next part, around it, and back."""
+    """Return one ring through all parts. Bridges connect the nearest points of two parts."""
     ring, *others = sorted(parts, key=len, reverse=True)
     for other in others[:MOST_PARTS]:
-        # every point of a short outline is tried, of a long one a few hundred
+        # all points of a short outline are compared, about 300 of a long one
         mine, theirs = range(0, len(ring), 1 + len(ring) // 300), range(0, len(other), 1 + len(other) // 300)
         i, j = min(((i, j) for i in mine for j in theirs), key=lambda pair: math.dist(ring[pair[0]], other[pair[1]]))
         ring = [*ring[: i + 1], *other[j:], *other[: j + 1], *ring[i:]]
@@ -110,7 +110,7 @@ def _joined(parts: list[Points]) -> Points:
 def _mask_outlines(rle: Mapping[str, Any], picture: Picture, report: Report) -> list[Points]:
     mask = _mask(rle, picture)
     if mask is None:
-        report.error("coco-rle", "{n} masks cannot be decoded, or are not as large as their image", picture.name)
+        report.error("coco_mask", "{n} masks cannot be decoded, or do not have the size of their image", picture.name)
         return []
     import cv2
     import numpy as np
@@ -121,7 +121,7 @@ def _mask_outlines(rle: Mapping[str, Any], picture: Picture, report: Report) -> 
 
 
 def _mask(rle: Mapping[str, Any], picture: Picture) -> Any:
-    """The mask (height, width) of 0 and 1, or None. Its size is checked before anything is allocated."""
+    """Return the mask (height, width) of 0 and 1, or None. Its size is checked before memory is allocated."""
     import numpy as np
 
     pixels = picture.height * picture.width
@@ -136,7 +136,7 @@ def _mask(rle: Mapping[str, Any], picture: Picture) -> Any:
 
 
 def _runs(counts: Any) -> list[int] | None:
-    """The lengths of the runs. Decoded here, because pycocotools' C code trusts a compressed string."""
+    """Return the lengths of the runs. pycocotools is not used: its C code does not check a compressed string."""
     if isinstance(counts, list):
         return counts if all(isinstance(n, int) and 0 <= n <= MOST_PIXELS for n in counts) else None
     if not isinstance(counts, str) or not counts.isascii():
@@ -163,7 +163,7 @@ def _keypoint_row(value: Any, count: int, picture: Picture, report: Report) -> l
     numbers = _numbers(value) if value is not None else [0.0] * (3 * count)
     if numbers is None or len(numbers) != 3 * count:
         report.error(
-            "coco-keypoints", f"{{n}} annotations do not have {count} keypoints of x, y, visibility", picture.name
+            "coco_keypoints", f"{{n}} annotations do not have {count} keypoints of x, y, visibility", picture.name
         )
         return [0.0] * (3 * count)
     row: list[float] = []

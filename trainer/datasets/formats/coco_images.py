@@ -1,4 +1,4 @@
-"""Image files by the names that annotation files call them."""
+"""Find image files by the names in annotation files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.datasets.samples import SPLIT_WORDS
 
 
 class Pictures:
-    """All images of a tree, wherever in it they lie."""
+    """All images of a tree, in any folder."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
@@ -25,9 +25,10 @@ class Pictures:
                 self._path[relative] = path
 
     def find(self, file_name: str, near: str, split: str | None) -> tuple[str, str] | None:
-        """Path and relative name of the image; of several with one name, the one whose folders agree best.
+        """Return path and relative name of an image, or None. Of several with one name, the best matching folders win.
 
-        Between equals the one below the folder `near` is meant, or below a folder named after the split. Raises `DatasetError` when none can be told.
+        Between equals, one inside `near` or inside a folder named after the split wins. Raises `DatasetError` when
+        several are left.
         """
         parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         candidates = self._by_name.get(parts[-1] if parts else "", [])
@@ -44,7 +45,7 @@ class Pictures:
         exact = "/".join(parts)
         if len(best) > 1 and exact not in best:
             raise DatasetError(
-                f"{printable(file_name)} is {printable(best[0])} or {printable(best[1])}; write the folder in file_name"
+                f"{printable(file_name)} may be {printable(best[0])} or {printable(best[1])}; add the folder to file_name"
             )
         relative = exact if exact in best else best[0]
         return self._path[relative], relative

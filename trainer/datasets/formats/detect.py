@@ -1,4 +1,4 @@
-"""Which format a source tree is in, and where its description lies."""
+"""Find out the format of a source tree, and the file that describes the dataset."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from trainer.datasets.samples import SPLIT_WORDS, SPLITS, Found
 
 YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_NAMES = ("data", "dataset")
-DEEPEST = 3  # folders below the root in which a description is looked for
-MOST_FOLDERS = 200  # more beside each other are classes, not places for descriptions
+DEEPEST = 3  # levels of folders in which a YAML or an annotation file is searched
+MOST_FOLDERS = 200  # a folder with more folders holds classes, not YAML or annotation files
 
-# DICE names its files after what they are for, COCO after what is in them
+# words in the names of annotation files: DICE uses the task, COCO the content
 MADE_FOR = {
     Task.DETECT: ("detection", "instances"),
     Task.SEGMENT: ("segmentation", "instances"),
@@ -34,9 +34,9 @@ OTHER_PURPOSES = ("captions", "panoptic", "stuff")
 
 
 def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report) -> Found:
-    """The dataset in a tree. `entry` is the file that the reference named, if it named one.
+    """Return the dataset in a tree. `entry` is the file that the reference names, if any.
 
-    Raises `DatasetError` when nothing there is a dataset, or several things are.
+    Raises `DatasetError` when there is no dataset, or more than one.
     """
     if entry is not None and entry.is_file():
         return _from_file(tree, entry, task, report)
@@ -66,7 +66,7 @@ def _from_file(tree: Tree, entry: Path, task: Task | None, report: Report) -> Fo
         return read_coco(tree, [AnnotationFile(entry, None)], task, report)
     if suffix == ".txt":
         raise DatasetError(
-            f"data_yaml names {printable(entry.name)}, a text file; name the dataset's folder or its data.yaml.",
+            f"data_yaml names the text file {printable(entry.name)}. Name the folder or the data.yaml of the dataset.",
         )
     if task is Task.CLASSIFY and looks_like_classes(tree, entry.parent):
         return read_classes(tree, entry.parent)
@@ -89,7 +89,7 @@ def _files_below(tree: Tree, folder: str, depth: int) -> Iterator[tuple[int, Pat
 
 
 def _the_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
-    """The one dataset YAML: of several, a data.yaml or dataset.yaml nearest to the top."""
+    """Return the dataset YAML; of several, the data.yaml or dataset.yaml that is least nested."""
     found = [(depth, path) for depth, path in below if _is_dataset_yaml(path)]
     if not found:
         return None
@@ -101,7 +101,7 @@ def _the_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
             return usual[0]
     if len(nearest) > 1:
         names = ", ".join(printable(tree.relative(str(path))) for path in nearest[:10])
-        raise DatasetError(f"The dataset has several YAML files ({names}); name the one that is meant in data_yaml.")
+        raise DatasetError(f"The dataset has several YAML files ({names}); name the right one in data_yaml.")
     return nearest[0]
 
 
@@ -111,7 +111,7 @@ def _is_dataset_yaml(path: Path) -> bool:
     try:
         values = load_yaml(path, Report())
     except DatasetError:
-        return path.stem.lower() in USUAL_NAMES  # to be refused with its reason
+        return path.stem.lower() in USUAL_NAMES  # the reader will report what is wrong with it
     return bool(values.keys() & {"names", "train", "nc"})
 
 
@@ -119,7 +119,7 @@ def _is_dataset_yaml(path: Path) -> bool:
 
 
 def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | None) -> list[AnnotationFile]:
-    """The annotation files that together are one dataset: one, or one for each split."""
+    """Return the annotation files of the dataset: one, or one per split."""
     found = [path for _, path in below if path.suffix.lower() == ".json" and _is_annotations(path)]
     if not found:
         found = [path for depth, path in below if not depth and path.suffix.lower() == ".json"]
@@ -135,9 +135,7 @@ def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | Non
     splits = [file.split for file in files]
     if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
         names = ", ".join(printable(tree.relative(str(file.path))) for file in files[:10])
-        raise DatasetError(
-            f"The dataset has several annotation files ({names}); name the one that is meant in data_yaml."
-        )
+        raise DatasetError(f"The dataset has several annotation files ({names}); name the right one in data_yaml.")
     return files
 
 

@@ -1,4 +1,4 @@
-"""Looking into folders of unknown origin: images and their label files, never past what may be read."""
+"""List images and label files of untrusted folders, and nothing outside the allowed folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.samples import Admit
 
 _KINDS = {"txt": "text", **dict.fromkeys(IMAGE_SUFFIXES, "image")}
-DEEPEST = 20  # folders below each other
+DEEPEST = 20  # levels of folders
 MOST_FILES = 5_000_000
 
 
@@ -29,9 +29,9 @@ class Listing:
 
 
 class Tree:
-    """A source on disk: listings of its folders, each read once. Symlinks are followed only to where `admit` allows.
+    """A source on disk: listings of its folders, each read once. Symlinks are followed only where `admit` allows it.
 
-    `is_owned`: it lies in our own cache, not in the user's folder.
+    `is_owned`: the files are in our cache, not in the user's folder.
     """
 
     def __init__(self, root: Path, admit: Admit, report: Report, stop: StopSignal, *, is_owned: bool) -> None:
@@ -44,28 +44,28 @@ class Tree:
         self._files = 0
 
     def listing(self, folder: str) -> Listing:
-        """What is in a folder; empty for one that does not exist."""
+        """Return the files and folders in a folder; nothing for a folder that does not exist."""
         if folder not in self._listings:
             self._listings[folder] = self._read(folder)
         return self._listings[folder]
 
     def admitted(self, path: str) -> str | None:
-        """The real path, None when nothing is there; raises `DatasetError` for a path that may not be read."""
+        """Return the real path, or None if it does not exist. Raises `DatasetError` for a path that is not allowed."""
         return str(self._admit(Path(path))) if os.path.lexists(path) else None
 
     def below(self, folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Listing]]:
-        """A folder and all below it, in order of name. A symlink to a folder above is not followed."""
+        """Yield a folder and all folders inside, ordered by name. A symlink to a parent folder is not followed."""
         listing = self.listing(folder)
         yield folder, listing
         above = (*above, os.path.realpath(folder))
         if len(above) > DEEPEST:
-            raise DatasetError(f"{self.relative(folder)}: folders are nested more than {DEEPEST} deep.")
+            raise DatasetError(f"{self.relative(folder)}: folders are nested more than {DEEPEST} levels deep.")
         for name in listing.folders:
             if os.path.realpath(f"{folder}/{name}") not in above:
                 yield from self.below(f"{folder}/{name}", above)
 
     def has_images(self, folder: str) -> bool:
-        """Whether an image lies in the folder or below it."""
+        """Return whether there is an image in the folder or in a folder inside."""
         return any(listing.images for _, listing in self.below(folder))
 
     def _read(self, folder: str) -> Listing:
@@ -85,7 +85,7 @@ class Tree:
         if self._files > MOST_FILES:
             raise DatasetError(f"The dataset has more than {MOST_FILES} files.")
         for entry in ordered:
-            # nearly all are images and labels, of which there may be a hundred thousand
+            # fast path for images and labels: there may be 100,000 of them
             stem, _, suffix = entry.name.rpartition(".")
             kind = _KINDS.get(suffix)
             if kind and stem and stem[0] != "." and entry.is_file(follow_symlinks=False):
@@ -100,11 +100,11 @@ class Tree:
     def _sort_in(self, entry: os.DirEntry[str], folder: str, listing: Listing) -> None:
         name = entry.name
         if name.startswith(".") or name == "__MACOSX":
-            # macOS leaves a ._ file beside each file; anything else that looks like an image may be missed by somebody
+            # macOS adds a ._ file to each file; any other hidden image may be one that the user misses
             if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and not name.startswith("._"):
                 self._report.warning(
-                    "image-hidden",
-                    "{n} images are hidden, their names begin with a dot, and were left out",
+                    "image_hidden",
+                    "{n} images are hidden (their names start with a dot) and were skipped",
                     self.relative(f"{folder}/{name}"),
                 )
             return
@@ -132,19 +132,19 @@ class Tree:
             return str(self._admit(Path(path)))
         except DatasetError:
             self._report.error(
-                "symlink-outside",
-                "{n} symlinks lead to nothing or to outside the folders that may be read; replace them by the files",
+                "symlink_outside",
+                "{n} symlinks are broken or lead outside the allowed folders; replace them with the files",
                 self.relative(path),
             )
             return None
 
     def relative(self, path: str) -> str:
-        """The path as the dataset's owner knows it."""
+        """Return the path relative to the source, for messages."""
         return path.removeprefix(f"{self.root}/")
 
 
 def label_files(tree: Tree, folder: str, images: Sequence[str]) -> dict[str, str]:
-    """Label files for the images of a folder, by stem: beside them, or where `labels` stands for `images`."""
+    """Return the label files for the images of a folder, by stem: from the folder itself or from a `labels` folder."""
     stems = {name.rpartition(".")[0] for name in images}
     for candidate in _label_folders(folder):
         texts = tree.listing(candidate).texts

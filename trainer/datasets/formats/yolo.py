@@ -1,5 +1,5 @@
-# ruff: noqa: PTH112, PTH118  (plain strings: there are a hundred thousand paths)
-"""YOLO datasets in every layout that people have, from a data.yaml or from the folders alone."""
+# ruff: noqa: PTH112, PTH118  (plain strings are faster: there are 100,000 paths)
+"""Read YOLO datasets in all common layouts, with a data.yaml or from the folders alone."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NOT_LABELS = frozenset({*CLASS_FILES, "train", "val", "valid", "test", "readme",
 
 
 def read_yolo(tree: Tree, yaml: Path | None, report: Report, home: Path | None = None) -> Found:
-    """The dataset that `yaml` describes, or that the folders in `home` make up by themselves.
+    """Return the dataset that `yaml` describes or, without a YAML, the dataset in the folder `home`.
 
-    Problems that leave a dataset to look at go into `report`; raises `DatasetError` when there is none.
+    Problems go into `report`. Raises `DatasetError` when the YAML cannot be read.
     """
     values = load_yaml(yaml, report) if yaml else {}
     data = read_data_yaml(values, report)
@@ -57,15 +57,15 @@ class _Reader:
         samples = list(self._from_yaml() if self._data.splits.get("train") else self._from_folders())
         if self._seen_twice:
             self._report.warning(
-                "listed-twice",
-                "{n} images are listed more than once in their split and were taken once",
+                "image_listed_twice",
+                "{n} images are listed more than once in their split; each was used once",
                 count=self._seen_twice,
             )
         return samples
 
     _seen_twice = 0
 
-    # ── where things are ──
+    # ── paths ──
 
     def _base_folders(self) -> Iterator[str]:
         path = (self._data.path or "").replace("\\", "/").rstrip("/")
@@ -81,28 +81,28 @@ class _Reader:
                 yield self._tree.admitted(path) or path
             except DatasetError:
                 if not self._tree.is_owned:
-                    raise  # the user means that folder, so another one must not be trained on instead
+                    raise  # the user named that folder: training on another one would be wrong
                 self._report.warning(
-                    "yaml-path",
-                    "path: leads outside the folders that may be read; the YAML's own folder was used",
+                    "yaml_path",
+                    "path: leads outside the allowed folders; the folder of the YAML was used",
                     self._data.path or "",
                 )
 
     def _located(self, entry: str) -> str | None:
-        """The folder or file that an entry of the YAML means, or None."""
+        """Return the folder or file that an entry of the YAML names, or None."""
         entry = entry.replace("\\", "/").rstrip("/") or "/"
         for base in self._bases:
             path = os.path.join(base, entry)
             if os.path.lexists(path) and not (self._tree.is_owned and self._is_foreign(path)):
                 return self._tree.admitted(path)
-        # written on another machine, or Roboflow's ../train/images: the end of the path is what counts
+        # a path of another machine, or Roboflow's ../train/images: only its last parts are used
         for tail in _tails(entry):
             for base in self._bases:
                 if os.path.lexists(f"{base}/{tail}"):
                     if not entry.startswith("../"):
                         self._report.warning(
-                            "yaml-foreign-path",
-                            "{n} paths of the YAML do not exist here; the folders of the same name beside it were used",
+                            "yaml_foreign_path",
+                            "{n} paths of the YAML do not exist on this host; folders of the same name beside the YAML were used",
                             entry,
                         )
                     return self._tree.admitted(f"{base}/{tail}")
@@ -128,7 +128,7 @@ class _Reader:
             if not entries and split != "train":
                 for folder in self._split_folders(split):
                     self._report.warning(
-                        f"yaml-no-{split}",
+                        f"yaml_no_{split}",
                         f"{split}: is not in the YAML; the folder of that name was used",
                         self._tree.relative(folder),
                     )
@@ -139,8 +139,8 @@ class _Reader:
     def _nothing(self, split: str, entries: Sequence[str]) -> None:
         self._report.add(
             "error" if split == "train" else "warning",
-            f"{split}-empty",
-            f"{split}: leads to no images; correct the path or upload the images",
+            f"{split}_empty",
+            f"{split}: names no images; correct the path or upload the images",
             ", ".join(entries),
         )
 
@@ -154,8 +154,8 @@ class _Reader:
             yield from self._list(split, path)
         else:
             self._report.error(
-                f"yaml-{split}",
-                f"{split}: must lead to a folder of images or a .txt list of them",
+                f"yaml_{split}",
+                f"{split}: must name a folder of images or a .txt list of images",
                 entry,
             )
 
@@ -192,8 +192,8 @@ class _Reader:
             for name in names:
                 if name not in listing:
                     self._report.error(
-                        "list-missing",
-                        f"{{n}} images that {printable(Path(path).name)} lists do not exist",
+                        "listed_image_missing",
+                        f"{{n}} images that are listed in {printable(Path(path).name)} do not exist",
                         f"{folder}/{name}" if folder else name,
                     )
             if place:
@@ -238,7 +238,7 @@ class _Reader:
         return []
 
     def class_file(self) -> tuple[str, ...] | None:
-        """Names from classes.txt, obj.names and the like: one a line."""
+        """Return the class names from classes.txt, obj.names or similar files, which have one name per line."""
         for base in dict.fromkeys([*self._bases, str(self._tree.root)]):
             for folder in (base, f"{base}/labels", f"{base}/train", f"{base}/labels/train", f"{base}/train/labels"):
                 listing = self._tree.listing(folder)
@@ -251,13 +251,13 @@ class _Reader:
         return None
 
     def report_orphans(self) -> None:
-        """Label files beside used ones that belong to no image."""
+        """Report label files without an image in folders whose other label files are used."""
         for folder, used in self._used.items():
             for stem in self._tree.listing(folder).texts.keys() - used:
                 if stem.lower() not in NOT_LABELS:
                     self._report.warning(
-                        "label-without-image",
-                        "{n} label files belong to no image and were left out",
+                        "label_without_image",
+                        "{n} label files belong to no image and were ignored",
                         self._tree.relative(f"{folder}/{stem}.txt"),
                     )
 

@@ -1,7 +1,8 @@
-"""YOLO label files: read many at once, checked all at once, rewritten only where they have to be.
+"""Check the labels of many images at once. Only labels that have to change are rewritten.
 
-A row is a class number and then, by shape: box 4 numbers (center x, center y, width, height), polygon 2 per corner,
-oriented box 4 corners, pose a box and its keypoints. All are shares of the image's width or height, 0…1.
+A row is a class number and the coordinates of a shape: a box is 4 numbers (center x, center y, width, height),
+a polygon 2 per corner, an oriented box 4 corners, a pose a box and its keypoints. Coordinates are shares of the image's
+width or height, 0 to 1.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from trainer.datasets.labels.convert import Change, Shape, rewritten
 from trainer.datasets.labels.parse import Rows, chunks, flat, parse, repeated
 
 LARGEST_LABEL = 16 << 20  # bytes; 3,000 polygons of 500 corners
-ROUNDING = 0.01  # outside 0…1 by no more than this is somebody's rounding
-PIXELS = 2.0  # above this a coordinate is not a share
-Tells: TypeAlias = Callable[[int], str]  # what a message adds about a row
+ROUNDING = 0.01  # coordinates outside 0…1 by no more than this are rounding errors
+PIXELS = 2.0  # a coordinate above this is in pixels, not a share
+Detail: TypeAlias = Callable[[int], str]  # what a message adds about a row
 
 
 def _empty(kind: type[np.generic]) -> NDArray[Any]:
@@ -76,9 +77,9 @@ def check(
     report: Report,
     stop: StopSignal,
 ) -> Labels:
-    """Check the label texts and make them fit `shape`. `names[i]` is how a message calls file i.
+    """Check label texts and convert them to `shape`. `names[i]` is the name of text i in messages.
 
-    Errors and what was changed go into `report`; after an error the result is incomplete.
+    Errors and changes go into `report`; after an error the result is incomplete.
     """
     parts = []
     for part in chunks(texts):
@@ -134,20 +135,20 @@ class _Checker:
         kinds, inverse = np.unique(numbers, return_inverse=True)
         cls = np.array([shape.classes.get(int(kind), -1) for kind in kinds], np.int64)[inverse]
         good: NDArray[np.bool_] = whole & (cls >= 0)
-        self._complain(
+        self._report_rows(
             rows,
             ~whole,
-            "class-not-whole",
-            "{n} label rows begin with something that is no class number",
+            "class_not_whole",
+            "{n} label rows do not start with a class number",
         )
         low, high = min(shape.classes, default=0), max(shape.classes, default=0)
-        self._complain(
+        self._report_rows(
             rows,
             whole & ~good,
-            "class-outside",
-            f"{{n}} label rows have a class number that names: does not have; it has {len(shape.classes)} classes, "
+            "class_outside",
+            f"{{n}} label rows have a class number that is not in names:, which has {len(shape.classes)} classes, "
             f"numbers {low} to {high}",
-            tells=lambda row: f": class {numbers[row]}",
+            detail=lambda row: f": class {numbers[row]}",
         )
         return cls, good
 
@@ -164,17 +165,19 @@ class _Checker:
         else:
             good = box | polygon
             rule = "a row is a class and 4 numbers for a box, or 2 for each of 3 or more corners"
-        self._complain(
+        self._report_rows(
             rows,
             ~good,
-            "label-columns",
+            "label_columns",
             f"{{n}} label rows have the wrong number of columns; {rule}",
-            tells=lambda row: f": {cols[row]} columns" + (" (is the last one a confidence?)" if cols[row] == 6 else ""),
+            detail=lambda row: (
+                f": {cols[row]} columns" + (" (is the last one a confidence?)" if cols[row] == 6 else "")
+            ),
         )
         if task in (Task.DETECT, Task.SEGMENT) and box.any() and polygon.any():
             self._report.warning(
-                "label-mixed",
-                "{n} label rows are polygons among boxes; all were made the same",
+                "label_mixed",
+                "{n} label rows are polygons among boxes; all were converted to one kind",
                 count=int(np.count_nonzero(polygon)),
             )
         return good
@@ -186,19 +189,19 @@ class _Checker:
         with np.errstate(invalid="ignore"):
             pixels = finite & (high > PIXELS)
             outside = finite & ~pixels & ((low < -ROUNDING) | (high > 1 + ROUNDING))
-        self._complain(rows, ~finite, "label-nan", "{n} label rows hold NaN or infinity")
-        self._complain(
+        self._report_rows(rows, ~finite, "label_nan", "{n} label rows contain NaN or infinity")
+        self._report_rows(
             rows,
             pixels,
-            "label-pixels",
-            "{n} label rows look like pixels; coordinates must be divided by the image's width and height",
+            "label_pixels",
+            "{n} label rows seem to be in pixels; divide the coordinates by the width and height of the image",
         )
-        self._complain(rows, outside, "label-outside", "{n} label rows have coordinates outside 0…1")
+        self._report_rows(rows, outside, "label_outside", "{n} label rows have coordinates outside 0…1")
         good: NDArray[np.bool_] = finite & ~pixels & ~outside
         return good
 
     def _coordinates(self, rows: Rows) -> NDArray[np.float64]:
-        """The values with everything that is not a coordinate (class, visibility) put to ½."""
+        """Return the values with ½ in place of everything that is not a coordinate (class, visibility)."""
         coords = rows.values.copy()
         coords[rows.start] = 0.5
         if self._shape.task is Task.POSE and self._shape.keypoints and self._shape.keypoints[1] == 3:
@@ -207,7 +210,7 @@ class _Checker:
         return coords
 
     def _must_change(self, rows: Rows, cls: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Rows that cannot stay as they are: clipped, degenerate, duplicate, renumbered or of another shape."""
+        """Return which rows have to change: outside the image, degenerate, duplicate, renumbered or of another shape."""
         coords = self._coordinates(rows)
         change = (np.minimum.reduceat(coords, rows.start) < 0) | (np.maximum.reduceat(coords, rows.start) > 1)
         change |= rows.values[rows.start] != cls
@@ -222,17 +225,17 @@ class _Checker:
             change |= ~box & flat(rows)
         return change | repeated(rows)
 
-    def _complain(
+    def _report_rows(
         self,
         rows: Rows,
         wrong: NDArray[np.bool_],
         code: str,
         message: str,
-        tells: Tells | None = None,
+        detail: Detail | None = None,
     ) -> None:
         where = np.flatnonzero(wrong)
         for row in where[:5]:
-            more = tells(int(row)) if tells else ""
+            more = detail(int(row)) if detail else ""
             self._report.error(code, message, f"{self._names[rows.file[row]]} line {rows.line[row]}{more}")
         if len(where) > 5:
             self._report.error(code, message, count=len(where) - 5)

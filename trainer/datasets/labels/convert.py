@@ -1,4 +1,4 @@
-"""Label rows made to fit a task: boxes and polygons into each other, clipped, without what is there twice."""
+"""Convert label rows to the shape of a task: boxes and polygons into each other, clipped, without duplicates."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from trainer.datasets.findings import Report
 Row: TypeAlias = NDArray[np.float64]
 
 WHAT = {
-    "separators": "label files with commas or a byte order mark were read as if written plainly",
-    "clipped": "label rows outside the image by rounding were clipped",
-    "duplicate": "label rows were in their file twice and were taken once",
-    "degenerate": "label rows without width or height were left out",
+    "separators": "label files with commas, semicolons or a byte order mark were read as if they had spaces",
+    "clipped": "label rows reached outside the image by a rounding error and were clipped",
+    "duplicate": "label rows were repeated in their file; one of each was kept",
+    "degenerate": "label rows without width or height were removed",
     "renumbered": "label rows were renumbered, because names: does not count from 0 without gaps",
-    "box-to-polygon": "boxes were made polygons of four corners",
-    "polygon-to-box": "polygons were made boxes",
-    "polygon-to-obb": "polygons were made oriented boxes",
-    "box-to-obb": "boxes were made oriented boxes without rotation",
+    "box_to_polygon": "boxes were converted to polygons with four corners",
+    "polygon_to_box": "polygons were converted to boxes",
+    "polygon_to_obb": "polygons were converted to oriented boxes",
+    "box_to_obb": "boxes were converted to oriented boxes without rotation",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What rows must look like. `classes` maps the number in a label file to the class index."""
+    """The required shape of rows. `classes` maps the number in a label file to the class index."""
 
     task: Task
     classes: Mapping[int, int]
@@ -48,7 +48,7 @@ def rewritten(
     name: str,
     report: Report,
 ) -> bytes:
-    """The text of one label file from its rows (class number first)."""
+    """Return the converted text of one label file. A row starts with its class number."""
     lines: dict[str, None] = {}
     for row, cls in zip(rows, classes, strict=True):
         done = Change(changes, name, report)
@@ -72,7 +72,7 @@ class Change:
     def __call__(self, what: str) -> None:
         self._changes[what] = self._changes.get(what, 0) + 1
         level = self._report.warning if what in ("degenerate", "duplicate") else self._report.note
-        level(f"label-{what}", f"{{n}} {WHAT[what]}", self._name)
+        level(f"label_{what}", f"{{n}} {WHAT[what]}", self._name)
 
 
 def _clipped(coords: Row, shape: Shape, done: Change) -> Row:
@@ -86,7 +86,7 @@ def _clipped(coords: Row, shape: Shape, done: Change) -> Row:
 
 
 def _fitted(coords: Row, shape: Shape, done: Change) -> Row | None:
-    """The coordinates in the task's shape; None for a row without width or height."""
+    """Return the coordinates in the shape of the task, or None for a row without width or height."""
     box = len(coords) == 4 or shape.task is Task.POSE
     if _extent(coords, box=box) <= 0:
         done("degenerate")
@@ -94,14 +94,14 @@ def _fitted(coords: Row, shape: Shape, done: Change) -> Row | None:
     if shape.task is Task.POSE or box is (shape.task is Task.DETECT):
         return _four_corners(coords, done) if shape.task is Task.OBB else coords
     if shape.task is Task.DETECT:
-        done("polygon-to-box")
+        done("polygon_to_box")
         return _to_box(coords)
-    done("box-to-polygon" if shape.task is Task.SEGMENT else "box-to-obb")
+    done("box_to_polygon" if shape.task is Task.SEGMENT else "box_to_obb")
     return _to_corners(coords)
 
 
 def _extent(coords: Row, *, box: bool) -> float:
-    """The smaller of width and height."""
+    """Return the smaller of width and height."""
     if box:
         return float(min(coords[2], coords[3]))
     return float(min(coords[0::2].max() - coords[0::2].min(), coords[1::2].max() - coords[1::2].min()))
@@ -125,10 +125,10 @@ def _to_corners(box: Row) -> Row:
 
 
 def _four_corners(corners: Row, done: Change) -> Row:
-    """The smallest rectangle around a polygon that has not four corners already, along one of its edges."""
+    """Return a polygon with four corners as it is, otherwise the smallest rectangle around it along one of its edges."""
     if len(corners) == 8:
         return corners
-    done("polygon-to-obb")
+    done("polygon_to_obb")
     points = corners.reshape(-1, 2)
     edges = np.diff(np.vstack([points, points[:1]]), axis=0)
     best, best_area = corners, np.inf

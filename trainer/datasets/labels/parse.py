@@ -1,4 +1,4 @@
-"""The rows of label files, whatever they look like: text into numbers, and what all rows have in common."""
+"""Parse label text of any style into rows of numbers, many files at once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from trainer.core.dataset import Task
 from trainer.datasets.findings import Report
 
-CHUNK = 4096  # texts looked at in one go, at most
-CHUNK_BYTES = 16 << 20  # of text looked at in one go, or one text
+CHUNK = 4096  # texts parsed at once, at most
+CHUNK_BYTES = 16 << 20  # of text parsed at once, except for a single larger text
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Row r has `cols[r]` numbers from `values[start[r]]` on and is line `line[r]` (1-based) of file `file[r]`."""
+    """Row r is line `line[r]` (from 1) of text `file[r]` and has `cols[r]` numbers, from `values[start[r]]` on."""
 
     values: NDArray[np.float64]
     start: NDArray[np.int64]
@@ -28,13 +28,13 @@ class Rows:
     line: NDArray[np.int64]
 
 
-# what plainly written labels consist of; anything else is looked at text by text
+# the characters of plain labels; with any other, texts are parsed one by one
 _PLAIN = b"0123456789.eE+- \t\r\n"
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the rows of plainly written texts are: row r has `cols[r]` numbers and is line `line[r]` of text `file[r]`."""
+    """The rows of plain texts: row r is line `line[r]` of text `file[r]` and has `cols[r]` numbers."""
 
     joined: bytes
     cols: NDArray[np.int64]
@@ -43,7 +43,7 @@ class _Layout:
 
 
 def _layout(texts: Sequence[bytes]) -> _Layout | None:
-    """All texts looked at in one go; None when one of them is not written plainly."""
+    """Return the rows of all texts, or None when one of the texts is not plain."""
     joined = b"\n".join([*texts, b""])
     if joined.translate(None, _PLAIN):
         return None
@@ -63,9 +63,9 @@ def _layout(texts: Sequence[bytes]) -> _Layout | None:
 
 
 def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple[Rows, NDArray[np.bool_]]:
-    """The rows of label texts, and which texts are not written plainly.
+    """Return the rows of label texts, and which texts are not plain.
 
-    A row that holds anything but numbers is an error in `report` and left out. `names[i]` is how it calls text i.
+    A row with anything but numbers is skipped and an error in `report`. `names[i]` is the name of text i there.
     """
     if (layout := _layout(texts)) and len(layout.cols):
         with contextlib.suppress(ValueError):  # `1.2.3`, `1-2`, or `e`
@@ -76,7 +76,7 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
 
 
 def starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where rows of these lengths begin when they follow one another."""
+    """Return the start of each row when rows of these lengths follow one another."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(cols)])[:-1] if len(cols) else cols
 
 
@@ -88,7 +88,7 @@ def _parse_each(texts: Sequence[bytes], names: Sequence[str], report: Report) ->
     dirty = np.zeros(len(texts), bool)
     for index, text in enumerate(texts):
         clean = plain(text)
-        # what Ultralytics' own reader would take differently from us is written anew
+        # what Ultralytics would parse differently is rewritten
         dirty[index] = clean is not text or b"_" in text or b"\x0b" in text or b"\x0c" in text
         for line_number, line in enumerate(clean.splitlines(), 1):
             parts = line.split()
@@ -108,22 +108,22 @@ def _parse_each(texts: Sequence[bytes], names: Sequence[str], report: Report) ->
 
 
 def _numeric(text: bytes, name: str, report: Report) -> bytes:
-    """The text without the lines that hold anything but numbers; each of those is an error."""
+    """Return the text without lines that contain anything but numbers; each of these is an error."""
     lines = plain(text).splitlines()
     for place, line in enumerate(lines):
         wrong = [token for token in line.split() if _number(token) is None]
         if wrong:
             lines[place] = b""
             report.error(
-                "label-text",
-                "{n} label rows hold something that is not a number; a row is a class number and coordinates",
+                "label_text",
+                "{n} label rows contain something that is not a number; a row is a class number and coordinates",
                 f"{name} line {place + 1}: {wrong[0][:30].decode('utf-8', 'replace')}",
             )
     return b"\n".join(lines)
 
 
 def column_counts(texts: Sequence[bytes]) -> dict[int, int]:
-    """How many rows have how many numbers."""
+    """Return the number of rows by their number of columns."""
     counts: Counter[int] = Counter()
     for part in chunks(texts):
         if layout := _layout(texts[part]):
@@ -137,7 +137,7 @@ def column_counts(texts: Sequence[bytes]) -> dict[int, int]:
 
 
 def chunks(texts: Sequence[bytes]) -> Iterator[slice]:
-    """Parts of bounded size: so many texts, or so many bytes, or one text."""
+    """Return slices with at most CHUNK texts and CHUNK_BYTES bytes, or one larger text."""
     begin = size = 0
     for index, text in enumerate(texts):
         if index > begin and (index - begin >= CHUNK or size + len(text) > CHUNK_BYTES):
@@ -149,17 +149,17 @@ def chunks(texts: Sequence[bytes]) -> Iterator[slice]:
 
 
 def guess_task(counts: Mapping[int, int]) -> Task:
-    """Only polygons (of any number of corners) → segment; anything else → detect."""
+    """Return segment if there are only polygons, otherwise detect."""
     return Task.SEGMENT if counts and all(is_polygon(columns) for columns in counts) else Task.DETECT
 
 
 def is_polygon(columns: int) -> bool:
-    """A class and at least three corners."""
+    """Return whether a row with so many columns is a class and at least three corners."""
     return columns >= 7 and columns % 2 == 1
 
 
 def plain(text: bytes) -> bytes:
-    """Label text as whitespace-separated ASCII lines: without byte order mark, commas and semicolons."""
+    """Return label text without byte order mark, and with spaces in place of commas and semicolons."""
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = text.decode("utf-16", errors="replace").encode("ascii", errors="replace")
     elif text.startswith(b"\xef\xbb\xbf"):
@@ -170,7 +170,7 @@ def plain(text: bytes) -> bytes:
 
 
 def class_numbers(texts: Sequence[bytes]) -> set[int]:
-    """Every class number that the rows begin with; what is not a number is left to `check`."""
+    """Return every class number at the start of a row. Other text is ignored here and reported by `check`."""
     found: set[bytes] = set()
     for text in texts:
         found.update(line.split(None, 1)[0] for line in plain(text).splitlines() if line.strip())
@@ -178,7 +178,7 @@ def class_numbers(texts: Sequence[bytes]) -> set[int]:
 
 
 def flat(rows: Rows) -> NDArray[np.bool_]:
-    """Polygons without width or height."""
+    """Return which polygons have no width or no height."""
     place = np.arange(len(rows.values)) - np.repeat(rows.start, rows.cols)
     result = np.zeros(len(rows.cols), bool)
     for axis in (1, 0):  # x is at odd places
@@ -190,7 +190,7 @@ def flat(rows: Rows) -> NDArray[np.bool_]:
 
 
 def repeated(rows: Rows) -> NDArray[np.bool_]:
-    """Rows that may be in their file twice: equal in file, length and a weighted sum."""
+    """Return rows that may be duplicates in their file: equal in length and in a weighted sum."""
     place = np.arange(len(rows.values)) - np.repeat(rows.start, rows.cols)
     with np.errstate(all="ignore"):
         sums = np.add.reduceat(rows.values * np.sin(place + 1.0), rows.start)
