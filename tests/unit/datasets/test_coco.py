@@ -211,7 +211,10 @@ def test_crowds_are_left_out_and_orphans_are_told(tmp_path):
         (lambda c: c["annotations"][0].update(category_id=77), "category that the file does not list.*77"),
         (lambda c: c["annotations"][0].pop("bbox"), "neither a readable box nor a readable outline"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, "x", 4]), "neither a readable box nor a readable outline"),
-        (lambda c: c["annotations"][0].update(bbox=[float("inf"), 2, 3, 4]), "neither a readable box nor a readable outline"),
+        (
+            lambda c: c["annotations"][0].update(bbox=[float("inf"), 2, 3, 4]),
+            "neither a readable box nor a readable outline",
+        ),
         (lambda c: c["annotations"][0].update(segmentation={"size": [9, 9], "counts": [81]}, bbox=None), "masks"),
         (lambda c: c["images"].append(dict(c["images"][0])), "listed twice"),
         (lambda c: c["images"][0].pop("file_name"), "no file_name"),
