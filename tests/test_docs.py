@@ -1,20 +1,29 @@
 """What the documentation says is what the code does."""
 
+import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
-from trainer.core.job import TRANSITIONS, Status
+from trainer.core.events import Event, Phase
+from trainer.core.job import TRANSITIONS, Outcome, Status
+from trainer.datasets.labels.convert import WHAT
 from trainer.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+DOCUMENTS = {
+    name: (ROOT / name).read_text()
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "systemd/README.md", "tests/faults/README.md")
+} | {f"docs/{name}.md": text for name, text in PAGES.items()}
 EXAMPLE = (ROOT / ".env.example").read_text()
 
 
-def section(title):
-    return README.split(f"## {title}\n")[1].split("\n## ")[0]
+def section(title, text=README):
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
 
 
 def table_rows(text):
@@ -23,16 +32,16 @@ def table_rows(text):
     return {row[0].strip().strip("`"): [cell.strip() for cell in row[1:]] for row in rows}
 
 
-def test_every_setting_is_in_the_example_and_in_the_readme():
+def test_every_setting_is_in_the_example_and_documented():
     settings = {name.upper() for name in Settings.model_fields}
     example = set(re.findall(r"^([A-Z_]+)=", EXAMPLE, re.MULTILINE))
 
     assert example == settings
-    assert set(table_rows(section("Configuration"))) == settings
+    assert set(table_rows(PAGES["settings"])) == settings
 
 
-def test_the_defaults_in_the_readme_are_the_defaults():
-    for name, (default, *_) in table_rows(section("Configuration")).items():
+def test_documented_defaults_are_the_defaults():
+    for name, (default, *_) in table_rows(PAGES["settings"]).items():
         field = Settings.model_fields[name.lower()]
         value = default.strip("`")
         if default.startswith("`") and name != "TRAINER_HOME":
@@ -53,33 +62,51 @@ def test_the_example_sets_the_defaults(monkeypatch):
             assert getattr(Settings(), name) == field.default, name
 
 
-def test_the_readmes_states_are_the_states():
-    rows = table_rows(README.split("## What a run's row looks like over time")[1].split("\n## ")[0])
+def test_documented_states_are_the_states():
+    rows = table_rows(section("What the row contains over time", PAGES["runs"]))
 
     assert set(rows) == {status.value for status in Status}
     for status, cells in rows.items():
-        told = set(re.findall(r"`(\w+)`", cells[-1]))
-        # queued → completed|failed is the late ending of a worker whom nobody replaced: for the code, not for readers
+        documented = set(re.findall(r"`(\w+)`", cells[-1]))
+        # queued → completed|failed is the late outcome of a worker that was not replaced: too rare for the table
         late = {"completed", "failed"} if status == "queued" else set()
-        assert told == {after.value for after in TRANSITIONS[Status(status)]} - late
+        assert documented == {after.value for after in TRANSITIONS[Status(status)]} - late
 
 
-def test_every_command_in_the_readme_exists():
+def test_every_documented_command_exists():
     text = subprocess.run(
         [sys.executable, "trainer_service.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     known = set(re.findall(r"^  (\w+) ", text.split("Commands:")[1], re.MULTILINE))
-    used = set(re.findall(r"trainer_service\.py (\w+)", README))
+    used = set(re.findall(r"(?:trainer_service\.py|yolo-trainer) ([a-z]+)\b", "\n".join(blocks("sh"))))
 
     assert used <= known
-    assert known <= used | {"demo"}
+    assert {name.split()[0] for name in table_rows(PAGES["commands"])} == known
 
 
-def test_every_make_target_in_the_readme_exists():
+def test_every_documented_make_target_exists():
     makefile = (ROOT / "Makefile").read_text()
 
-    for target in re.findall(r"make ([a-z-]+)", README):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for text in DOCUMENTS.values():
+        for target in re.findall(r"`make ([a-z-]+)", text):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_link_leads_to_a_file_and_a_heading():
+    for name, text in DOCUMENTS.items():
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            file, _, anchor = link.partition("#")
+            if link.startswith("https://"):
+                continue
+            target = (ROOT / name).parent / file if file else ROOT / name
+            assert target.exists(), f"{name}: {link}"
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert not anchor or anchor in anchors, f"{name}: {link}"
+
+
+def test_every_page_is_linked_from_the_readme():
+    assert {f"docs/{name}.md" for name in PAGES} <= set(re.findall(r"\]\(([^)]+)\)", README))
 
 
 # ── commands: each is run by a test, or needs what a test host has not ──
@@ -88,10 +115,13 @@ NEEDS_A_HOST = {
     "sudo": "a host with systemd; tests/acceptance/test_systemd.py checks the units and plays systemd's side",
     "sudoedit": "root",
     "journalctl": "a host with systemd",
+    "pip": "a virtual environment to install into",
+    "yolo-trainer": "an installed package; it is the same as trainer_service.py (tests/test_packaging.py)",
 }
 
 
 def blocks(language, text=README):
+    """The fenced code blocks of a page."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
@@ -132,14 +162,14 @@ def test_every_make_target_does_what_it_says():
         assert plan.returncode == 0, plan.stderr
 
 
-# ── troubleshooting and metrics ──
+# ── troubleshooting, metrics, faults ──
 
 
 def test_every_message_in_the_troubleshooting_table_is_one_of_ours():
     files = [*(ROOT / "trainer").rglob("*.py"), *(ROOT / "supabase").rglob("*.sql")]
     # as the person sees it: adjacent literals are one text
     source = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in files))
-    rows = [line.split("|")[1] for line in section("Troubleshooting").splitlines() if line.startswith("| ")][1:]
+    rows = [line.split("|")[1] for line in PAGES["troubleshooting"].splitlines() if line.startswith("| ")][1:]
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
 
     assert len(rows) >= 15
@@ -147,7 +177,7 @@ def test_every_message_in_the_troubleshooting_table_is_one_of_ours():
     assert [text for text in quoted if text not in source and text != "run.log"] == []
 
 
-def test_every_metric_is_in_the_readme():
+def test_every_metric_is_documented():
     from trainer.reporting.prometheus import MetricsReporter
 
     class Load:
@@ -156,15 +186,91 @@ def test_every_metric_is_in_the_readme():
     registry = MetricsReporter(lambda: [Load()]).registry
     made = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
 
-    assert set(table_rows(section("Metrics"))) == made
+    assert set(table_rows(section("Metrics", PAGES["operating"]))) == made
+
+
+def test_every_fault_and_invariant_that_a_test_names_is_defined():
+    defined = set(re.findall(r"^\| ([FI]\d+) \|", PAGES["reliability"], re.MULTILINE))
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "tests" / "faults").iterdir()) if path.is_file())
+
+    assert set(re.findall(r"\b([FI][1-9]\d?)\b", text)) <= defined
 
 
 def test_the_readme_has_its_sections_in_the_order_in_which_they_are_needed():
-    titles = re.findall(r"^## (.+)$", README, re.MULTILINE)
-    wanted = [
-        *("Two commands", "Connect it to Supabase", "Install as a service", "Insert a run", "Configuration"),
-        *("What a run's row looks like over time", "Datasets", "Troubleshooting", "Reliability", "Speed"),
-        *("How the code is laid out", "License"),
+    assert re.findall(r"^## (.+)$", README, re.MULTILINE) == [
+        *("Two commands", "Install", "Your own runs, without any server", "Connect it to Supabase", "Operate it"),
+        *("Documentation", "License"),
     ]
 
-    assert [title for title in titles if title in wanted] == wanted
+
+# ── codes: listed with their meaning, in snake_case ──
+
+
+def called(tree):
+    """Each call, with the name of the function and of what it is called on."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute):
+                yield node, node.func.attr, ast.unparse(node.func.value)
+            else:
+                yield node, ast.unparse(node.func), ""
+
+
+def texts(node):
+    """The literal texts that an expression can be; each `{…}` of an f-string becomes `*`."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return [text]
+        case ast.IfExp():
+            return texts(node.body) + texts(node.orelse)
+        case ast.JoinedStr():
+            return ["".join(v.value if isinstance(v, ast.Constant) else "*" for v in node.values)]
+    return []
+
+
+def codes_in_source():
+    """Warning codes and finding codes: the `code` of Warned and Finding, and the first text of the calls that take one."""
+    first = {"warn_once", "_warn", "_NotThere", "_complain"}
+    for path in sorted((ROOT / "trainer").rglob("*.py")):
+        for call, function, owner in called(ast.parse(path.read_text())):
+            given = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
+            if function in {"error", "warning", "note", "add"} and owner.rpartition(".")[2] in {"report", "_report"}:
+                given += call.args[1:2] if function == "add" else call.args[:1]
+            elif function in first:
+                given += [argument for argument in call.args if isinstance(argument, ast.Constant)][:1]
+            for code in (text for argument in given for text in texts(argument)):
+                if " " not in code:
+                    yield code
+
+
+def documented_codes():
+    """The codes of the page's tables, those named in a meaning ("likewise") too."""
+    for title in ("Warning codes", "Finding codes"):
+        for line in section(title, PAGES["events"]).splitlines():
+            if line.startswith("| `"):
+                yield line.split("`")[1]
+                yield from re.findall(r"`(\w+)`", line.rpartition("(")[2]) if "likewise" in line else ()
+
+
+def test_every_code_is_documented_and_every_documented_code_exists():
+    documented = set(documented_codes())
+    patterns = {re.compile(code.replace("-", "_").replace("*", r"\w+")) for code in codes_in_source()}
+    built = {"label_" + name.replace("-", "_") for name in WHAT} | {"kpt_shape", "flip_idx"}
+
+    assert [p.pattern for p in patterns if not any(p.fullmatch(code) for code in documented)] == []
+    assert [code for code in documented - built if not any(p.fullmatch(code) for p in patterns)] == []
+    assert built <= documented
+
+
+def test_every_event_kind_phase_and_outcome_is_documented():
+    kinds = {kind.__dataclass_fields__["kind"].default for kind in get_args(Event)}
+    outcomes = {kind.__dataclass_fields__["kind"].default for kind in get_args(Outcome)}
+
+    # the queue's own events are written in SQL and in jobs/sqlite_claim.py
+    assert set(table_rows(section("Event kinds", PAGES["events"]))) == kinds | {"lease_expired", "canceled"}
+    assert set(table_rows(section("Phases", PAGES["events"]))) == {phase.value for phase in Phase}
+    assert set(table_rows(section("Outcomes", PAGES["events"]))) == outcomes
+
+
+def test_codes_are_snake_case():
+    assert [code for code in documented_codes() if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", code)] == []

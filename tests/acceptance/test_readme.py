@@ -1,4 +1,4 @@
-"""What the README tells people to type, typed."""
+"""The commands and programs of the documentation work as written."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from tests.acceptance.service import COMMAND, running
 from tests.integration.whole_supabase import WebApp, put_dataset, settings_for, storage_for
-from tests.test_docs import README, blocks, commands, section
+from tests.test_docs import PAGES, blocks, commands, section
 from trainer.demo import draw_dataset
 
 
@@ -54,7 +54,7 @@ def inserted(stack):
 
 
 def by_sql(stack):
-    (statement,) = blocks("sql", section("Insert a run"))
+    (statement,) = blocks("sql", section("Insert a run", PAGES["runs"]))
     stack.sql(statement)
 
 
@@ -62,7 +62,7 @@ def by_javascript(stack):
     """supabase-js sends the object as it is; what is run here is the README's own text."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
-    (program,) = blocks("js", section("Insert a run"))
+    (program,) = blocks("js", section("Insert a run", PAGES["runs"]))
     client = "const supabase = {from: table => ({insert: async row => console.log(JSON.stringify([table, row]))})}\n"
     done = subprocess.run(
         ["node", "--input-type=module", "-e", client + program], capture_output=True, text=True, check=True,
@@ -74,7 +74,7 @@ def by_javascript(stack):
 
 
 def by_python(stack):
-    (program,) = blocks("python", section("Insert a run"))
+    (program,) = blocks("python", section("Insert a run", PAGES["runs"]))
     settings = {**settings_for(stack), "PATH": os.environ["PATH"]}
     subprocess.run([sys.executable, "-c", program], env=settings, check=True)
 
@@ -103,8 +103,8 @@ def test_the_columns_that_cancel_and_finish_are_the_ones_in_the_readme(supabase)
     run_id = supabase.rows("insert into training_runs (run_name, status) values ('cats', 'running') returning id")[0][
         "id"
     ]
-    assert "`status = 'canceling', cancel_requested = true`" in README
-    assert "set `finish_requested = true`" in README.replace("\n", " ")
+    assert "`status = 'canceling', cancel_requested = true`" in PAGES["runs"]
+    assert "set `finish_requested = true`" in PAGES["runs"].replace("\n", " ")
     supabase.sql(f"update training_runs set finish_requested = true where id = '{run_id}'")
     supabase.sql(f"update training_runs set status = 'canceling', cancel_requested = true where id = '{run_id}'")
 

@@ -1,4 +1,4 @@
-"""Every kind of source in every layout that the README says yes to, brought all the way to a view that can be trained on."""
+"""Every kind of source in every layout that docs/datasets.md says yes to, brought all the way to a view that can be trained on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.datasets.source.reference import Roots
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
 SUPABASE = "https://abc.supabase.co"
 LAYOUTS = {
     "`images/{train,val,test}`": made.split_folders,
@@ -215,8 +215,8 @@ def test_what_the_table_does_not_say_yes_to_is_refused_with_what_to_do(places, d
 
 
 def readme_table(corner: str) -> dict[str, set[str]]:
-    """Row → the columns that say yes, of the table in the README whose first cell is `corner`."""
-    lines = README[README.index(f"| {corner} |") :].split("\n\n")[0].splitlines()
+    """Row → the columns that say yes, of the table in docs/datasets.md whose first cell is `corner`."""
+    lines = PAGE[PAGE.index(f"| {corner} |") :].split("\n\n")[0].splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return {row[0]: {name for name, cell in zip(head[1:], row[1:], strict=True) if cell == "yes"} for row in rows}
 
