@@ -105,6 +105,12 @@ def test_every_link_leads_to_a_file_and_a_heading():
             assert not anchor or anchor in anchors, f"{name}: {link}"
 
 
+def test_every_named_path_exists():
+    for name in ("CONTRIBUTING.md", "docs/architecture.md"):
+        for path in re.findall(r"`((?:trainer|tests|supabase|docs)/[\w./]*)`", DOCUMENTS[name]):
+            assert (ROOT / path).exists(), f"{name}: {path}"
+
+
 def test_every_page_is_linked_from_the_readme():
     assert {f"docs/{name}.md" for name in PAGES} <= set(re.findall(r"\]\(([^)]+)\)", README))
 
