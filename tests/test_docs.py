@@ -9,7 +9,6 @@ from typing import get_args
 
 from trainer.core.events import Event, Phase
 from trainer.core.job import TRANSITIONS, Outcome, Status
-from trainer.datasets.labels.convert import WHAT
 from trainer.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -213,59 +212,37 @@ def test_the_readme_has_its_sections_in_the_order_in_which_they_are_needed():
 
 
 def called(tree):
-    """Each call, with the name of the function and of what it is called on."""
+    """Each call, with the name of the function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            if isinstance(node.func, ast.Attribute):
-                yield node, node.func.attr, ast.unparse(node.func.value)
-            else:
-                yield node, ast.unparse(node.func), ""
+            yield node, node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
 
 
 def texts(node):
-    """The literal texts that an expression can be; each `{…}` of an f-string becomes `*`."""
+    """The literal texts that an expression can be."""
     match node:
         case ast.Constant(value=str(text)):
             return [text]
         case ast.IfExp():
             return texts(node.body) + texts(node.orelse)
-        case ast.JoinedStr():
-            return ["".join(v.value if isinstance(v, ast.Constant) else "*" for v in node.values)]
     return []
 
 
 def codes_in_source():
-    """Warning codes and finding codes: the `code` of Warned and Finding, and the first text of the calls that take one."""
-    first = {"warn_once", "_warn", "_NotThere", "_complain"}
+    """The `code` of each Warned, and the first text of the calls that take one."""
     for path in sorted((ROOT / "trainer").rglob("*.py")):
-        for call, function, owner in called(ast.parse(path.read_text())):
+        for call, function in called(ast.parse(path.read_text())):
             given = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
-            if function in {"error", "warning", "note", "add"} and owner.rpartition(".")[2] in {"report", "_report"}:
-                given += call.args[1:2] if function == "add" else call.args[:1]
-            elif function in first:
-                given += [argument for argument in call.args if isinstance(argument, ast.Constant)][:1]
-            for code in (text for argument in given for text in texts(argument)):
-                if " " not in code:
-                    yield code
+            if function in {"warn_once", "_warn", "_NotThere"}:
+                given += call.args[:1]
+            elif function != "Warned":
+                continue
+            yield from (text for argument in given for text in texts(argument) if " " not in text)
 
 
-def documented_codes():
-    """The codes of the page's tables, those named in a meaning ("likewise") too."""
-    for title in ("Warning codes", "Finding codes"):
-        for line in section(title, PAGES["events"]).splitlines():
-            if line.startswith("| `"):
-                yield line.split("`")[1]
-                yield from re.findall(r"`(\w+)`", line.rpartition("(")[2]) if "likewise" in line else ()
-
-
-def test_every_code_is_documented_and_every_documented_code_exists():
-    documented = set(documented_codes())
-    patterns = {re.compile(code.replace("-", "_").replace("*", r"\w+")) for code in codes_in_source()}
-    built = {"label_" + name.replace("-", "_") for name in WHAT} | {"kpt_shape", "flip_idx"}
-
-    assert [p.pattern for p in patterns if not any(p.fullmatch(code) for code in documented)] == []
-    assert [code for code in documented - built if not any(p.fullmatch(code) for p in patterns)] == []
-    assert built <= documented
+def test_every_warning_code_is_documented_and_every_documented_code_exists():
+    """The codes of dataset findings: tests/unit/datasets/test_findings.py."""
+    assert set(table_rows(section("Warning codes", PAGES["events"]))) == set(codes_in_source())
 
 
 def test_every_event_kind_phase_and_outcome_is_documented():
@@ -279,4 +256,6 @@ def test_every_event_kind_phase_and_outcome_is_documented():
 
 
 def test_codes_are_snake_case():
-    assert [code for code in documented_codes() if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", code)] == []
+    codes = [code for page in ("events", "dataset-findings") for code in table_rows(PAGES[page])]
+
+    assert [code for code in codes if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", code)] == []
