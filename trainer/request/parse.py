@@ -216,7 +216,7 @@ class _Reading:
             yield f"imgsz = {asked.imgsz} is not a multiple of 32; Ultralytics trains at {used}"
         if args["optimizer"] == "auto" and "lr0" in args:
             yield "lr0 has no effect, because optimizer = auto chooses the learning rate"
-        if asked.preset and _AUGMENTATIONS.isdisjoint(args) and asked.preset not in ("none", "custom"):
+        if "preset" in given and _AUGMENTATIONS.isdisjoint(args) and asked.preset not in ("none", "custom"):
             yield f"{given['preset'].spelling} had no effect: send the augmentation's values, not its name"
         if asked.optimization_strategy == "bayesian":
             yield "the Bayesian search is not supported: the given values are trained once"
