@@ -16,6 +16,7 @@ ALLOWED = {
     "remote": {"remote", "core"},
     "disk": {"disk"},
     **{room: {room, "remote", "core", "disk"} for room in ROOMS},
+    "request": {"request", "core"},
     # the leaves that only entry points use
     "logs": {"logs", "core"},
     "host": {"host", "core"},
@@ -43,6 +44,16 @@ INSIDE = {
         "checks": {"findings", "images", "labels", "samples"},
         "view": {"cache", "checks", "findings", "images", "labels", "samples"},
         "prepare": {"cache", "checks", "findings", "formats", "images", "samples", "source", "view"},
+    },
+    "request": {
+        "fields": set(),
+        "model_reference": set(),
+        "split": {"fields"},
+        "train_arguments": {"fields"},
+        "configuration": {"fields", "split", "train_arguments"},
+        "unnest": {"configuration", "split", "train_arguments"},
+        "parse": {"configuration", "fields", "model_reference", "train_arguments", "unnest"},
+        "schema": {"configuration", "fields", "split", "train_arguments", "unnest"},
     },
 }
 

@@ -4,7 +4,6 @@ import pytest
 
 from trainer.core.dataset import DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError
-from trainer.core.text import shown, shown_url
 from trainer.datasets.source.reference import Roots, either_bucket, parse_reference
 
 ROOT = Path("/data")
@@ -86,16 +85,6 @@ def test_a_supabase_behind_a_path_is_recognized():
 )
 def test_any_other_url_is_a_url(url):
     assert parse(url) == HttpRef(url=url)
-
-
-def test_what_may_be_secret_in_a_url_is_not_shown():
-    assert shown_url("https://u:p@host/a.zip?token=x#y") == "https://host/a.zip"
-    assert shown("https://u:p@host/a.zip?token=x") == "'https://host/a.zip'"
-
-
-def test_text_of_strangers_is_shown_short_and_printable():
-    assert shown("a\x1b[31m\n") == r"'a\x1b[31m\n'"
-    assert len(shown("x" * 5000)) < 130
 
 
 @pytest.fixture
