@@ -137,7 +137,7 @@ def test_each_third_party_package_has_one_home(path):
             assert any(relative(path).startswith(home) for home in HOMES[package]), f"{package} in {relative(path)}"
 
 
-def test_the_supervisors_side_never_imports_torch():
+def test_daemon_never_imports_torch():
     """Only what the child process imports may need torch, and the daemon imports none of it."""
     import subprocess
     import sys
@@ -147,7 +147,7 @@ def test_the_supervisors_side_never_imports_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_only_the_bulkheads_swallow_everything():
+def test_only_bulkheads_catch_every_exception():
     broad = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -176,7 +176,7 @@ def test_only_settings_reads_the_environment():
     assert {name for name in readers if not name.startswith("training/")} <= {"settings.py"}
 
 
-def test_no_room_is_named_after_nothing():
+def test_no_module_has_a_vague_name():
     vague = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base", "types", "models"}
 
     assert not [relative(path) for path in FILES if path.stem in vague]

@@ -136,17 +136,17 @@ def commands(text):
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_every_command_of_the_documentation_is_run_by_a_test_or_needs_a_host():
+def test_every_documented_command_is_tested_or_needs_a_host():
     for command in commands(README + (ROOT / "systemd" / "README.md").read_text()):
         program, *arguments = command.rstrip(" &").split()
         if program == "make":
-            continue  # test_every_make_target_does_what_it_says
+            continue  # test_every_documented_make_target_can_be_planned
         if command == ". .venv/bin/activate":
             continue
         assert program in NEEDS_A_HOST or (program, arguments[0]) == ("python", "trainer_service.py"), command
 
 
-def test_the_shell_commands_of_the_service_are_all_in_one_test():
+def test_documented_commands_are_all_in_one_tested_block():
     """tests/acceptance/test_readme.py runs the whole block in its order; other blocks only repeat some of it."""
     told = {
         tuple(c.split()[2:3])
@@ -160,7 +160,7 @@ def test_the_shell_commands_of_the_service_are_all_in_one_test():
     assert told <= run
 
 
-def test_every_make_target_does_what_it_says():
+def test_every_documented_make_target_can_be_planned():
     """A dry run: what `make demo` and `make test` start is itself tested, or is this."""
     for target in re.findall(r"make ([a-z-]+)", "\n".join(commands(README)) + README):
         plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -186,7 +186,7 @@ def test_every_metric_is_documented():
     from trainer.reporting.prometheus import MetricsReporter
 
     class Load:
-        index, name, memory_used, utilisation = 0, "H200", 1, 0.5
+        index, name, memory_used, utilization = 0, "H200", 1, 0.5
 
     registry = MetricsReporter(lambda: [Load()]).registry
     made = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}

@@ -1,4 +1,4 @@
-"""`trainer_service.py doctor`: everything that usually goes wrong, looked at once, with the mend beside it."""
+"""`yolo-trainer doctor`: check the installation, and suggest a fix for each problem."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from trainer.worker.self_test import disk_problem, write_and_read
 GIB = 2**30
 LEAST_FREE = 5 * GIB
 LEAST_SHARED_MEMORY = GIB  # dataloader workers pass batches through /dev/shm
-MOST_SKEW = 60.0  # seconds; signed URLs and tokens start to fail long before leases do
-TORCH_SECONDS = 120.0  # a driver that hangs would keep us for ever
+MOST_SKEW = 60.0  # seconds; with more, signed URLs and tokens fail
+TORCH_SECONDS = 120.0  # a driver may hang
 
-# run in a process of its own: the service never imports torch
+# runs in a separate process: the service never imports torch
 LOOK_AT_TORCH = """
 import json, torch
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": [
@@ -44,7 +44,7 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus"
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line of the doctor's report. A warning leaves the exit code at 0."""
+    """One line of the report. A warning does not change the exit code."""
 
     name: str
     state: Literal["ok", "warning", "fault"]
@@ -52,7 +52,7 @@ class Check:
 
 
 def examine() -> Iterator[Check]:
-    """Look at everything, as far as the settings allow; yields as it goes."""
+    """Yield one check after another, as far as the settings allow."""
     try:
         settings = read_settings()
     except Misconfigured as error:
@@ -63,7 +63,7 @@ def examine() -> Iterator[Check]:
     yield from _folders(settings)
     yield from _shared_memory(Path("/dev/shm"))  # noqa: S108
     yield from _gpus()
-    with _told("queue") as trouble, open_backend(settings, StopSignal()) as backend:
+    with _faults_of("queue") as trouble, open_backend(settings, StopSignal()) as backend:
         yield from _queue(settings, backend)
         yield from _worker(settings, backend.runs)
         if backend.url:
@@ -73,8 +73,8 @@ def examine() -> Iterator[Check]:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[list[Check]]:
-    """What the block raises becomes a check."""
+def _faults_of(name: str) -> Iterator[list[Check]]:
+    """Turn an expected error of the block into a check with a fault."""
     found: list[Check] = []
     try:
         yield found
@@ -93,10 +93,10 @@ def _folders(settings: Settings) -> Iterator[Check]:
         yield _writable(name, folder)
     for extra in settings.extra_dataset_roots:
         if not os.access(extra, os.R_OK | os.X_OK):
-            message = f"{extra} is not there or this user may not read it; create it or chmod it"
+            message = f"{extra} does not exist, or this user may not read it; create it or change its permissions"
             yield Check(name="EXTRA_DATASET_ROOTS", state="fault", message=message)
     weights = sorted(path.name for path in settings.models_folder.glob("*.pt"))
-    yield Check(name="weights", state="ok", message=", ".join(weights) or "none yet; missing ones are downloaded")
+    yield Check(name="weights", state="ok", message=", ".join(weights) or "none yet; missing weights are downloaded")
 
 
 def _writable(name: str, folder: Path) -> Check:
@@ -106,7 +106,9 @@ def _writable(name: str, folder: Path) -> Check:
     except OSError as error:
         return Check(name=name, state="fault", message=disk_problem(name, folder, error))
     if free < LEAST_FREE:
-        message = f"{folder}: only {free / GIB:.1f} GiB free; free some space or set {name} elsewhere"
+        message = (
+            f"{folder}: only {free / GIB:.1f} GiB free; free some space, or set {name} to a folder on another disk"
+        )
         return Check(name=name, state="fault", message=message)
     return Check(name=name, state="ok", message=f"{folder}, {free / GIB:.0f} GiB free")
 
@@ -114,9 +116,7 @@ def _writable(name: str, folder: Path) -> Check:
 def _shared_memory(folder: Path) -> Iterator[Check]:
     size = shutil.disk_usage(folder).total if folder.exists() else 0
     if size < LEAST_SHARED_MEMORY:
-        message = (
-            f"{folder} holds {size / GIB:.2f} GiB: give the container --shm-size=8g, or set workers: 0 in the runs"
-        )
+        message = f"{folder} has {size / GIB:.2f} GiB: give the container --shm-size=8g, or set workers: 0 in the runs"
         yield Check(name="shared memory", state="warning", message=message)
     else:
         yield Check(name="shared memory", state="ok", message=f"{size / GIB:.1f} GiB")
@@ -124,7 +124,7 @@ def _shared_memory(folder: Path) -> Iterator[Check]:
 
 def _gpus() -> Iterator[Check]:
     facts: JsonObject = {}
-    with _told("torch") as trouble:
+    with _faults_of("torch") as trouble:
         facts = torch_facts()
         yield Check(name="torch", state="ok", message=f"{facts['torch']}, CUDA {facts['cuda'] or 'none'}")
     yield from trouble
@@ -142,12 +142,17 @@ def _gpus() -> Iterator[Check]:
 
 
 def torch_facts() -> JsonObject:
-    """Versions of torch and its CUDA, and the GPUs that it can use. Raises Misconfigured, or Unavailable if it hangs."""
+    """Return the versions of torch and its CUDA, and the GPUs that it can use.
+
+    Raise Misconfigured if torch cannot be imported, Unavailable if it hangs.
+    """
     look = [sys.executable, "-c", LOOK_AT_TORCH]
     try:
         looked = subprocess.run(look, capture_output=True, text=True, check=True, timeout=TORCH_SECONDS)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"torch did not start within {TORCH_SECONDS:.0f} s: look at dmesg for the driver") from None
+        raise Unavailable(
+            f"torch did not start within {TORCH_SECONDS:.0f} s: look for messages of the driver in dmesg"
+        ) from None
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
         raise Misconfigured(f"torch cannot be imported ({last}): install requirements.txt again") from None
@@ -156,15 +161,15 @@ def torch_facts() -> JsonObject:
 
 
 def _queue(settings: Settings, backend: Backend) -> Iterator[Check]:
-    """Raises Unavailable: a server that does not answer is not asked for the rest."""
+    """Check the access and the schema. Raise Unavailable if the server does not answer; the remaining checks are skipped."""
     try:
-        doubts = backend.check()
+        warnings = backend.check()
         schema = f"schema version {backend.schema_version()}"
     except Misconfigured as error:
         yield Check(name="queue", state="fault", message=str(error))
         return
-    for doubt in doubts:
-        yield Check(name="queue", state="warning", message=doubt)
+    for warning in warnings:
+        yield Check(name="queue", state="warning", message=warning)
     key = settings.supabase_service_role_key
     role = role_of(key.get_secret_value()) if backend.url and key else None
     access = f"{backend.url}, role {role or 'unknown'}" if backend.url else str(settings.trainer_home / "queue.db")
@@ -172,14 +177,14 @@ def _queue(settings: Settings, backend: Backend) -> Iterator[Check]:
 
 
 def _worker(settings: Settings, runs: RunTable) -> Iterator[Check]:
-    """What the service of this host said last."""
+    """Check what the service of this host reported last."""
     try:
         rows = [row for row in runs.workers() if row.worker_id == settings.worker_id]
     except Misconfigured:  # a key of the restricted role may not read the table
         return
     for row in rows:
         if is_long_ago(row.last_seen):
-            continue  # the service does not run; what it said last is history
+            continue  # the service is not running; its last report is out of date
         problem = row.status_message
         message = (
             f"{settings.worker_id} claims no runs: {problem}" if problem else f"{settings.worker_id}, {row.status}"
@@ -190,7 +195,7 @@ def _worker(settings: Settings, runs: RunTable) -> Iterator[Check]:
 def _buckets(settings: Settings, store: ObjectStore) -> Iterator[Check]:
     yield _readable_bucket(settings.supabase_datasets_bucket, store, local=not settings.uses_supabase)
     bucket = settings.supabase_artifacts_bucket
-    with tempfile.NamedTemporaryFile() as file, _told(f"bucket {bucket}") as trouble:
+    with tempfile.NamedTemporaryFile() as file, _faults_of(f"bucket {bucket}") as trouble:
         file.write(b"written by trainer_service.py doctor\n")
         file.flush()
         ref = ObjectRef(bucket=bucket, key=f"doctor/{store.key(settings.worker_id)}.txt")
@@ -205,7 +210,7 @@ def _readable_bucket(bucket: str, store: ObjectStore, *, local: bool) -> Check:
     try:
         next(iter(store.list(ObjectRef(bucket=bucket, key=""))), None)
     except ObjectMissing as error:
-        # a folder that nobody filled yet is no fault of an embedded store
+        # the local store has no folder before its first object
         return Check(name=name, state="ok" if local else "fault", message="empty" if local else str(error))
     except (Unavailable, Misconfigured) as error:
         return Check(name=name, state="fault", message=str(error))
@@ -213,11 +218,11 @@ def _readable_bucket(bucket: str, store: ObjectStore, *, local: bool) -> Check:
 
 
 def _clock(url: str) -> Iterator[Check]:
-    with _told("clock") as trouble:
+    with _faults_of("clock") as trouble:
         skew = clock_skew(url)
         if abs(skew) > MOST_SKEW:
             side = "ahead of" if skew > 0 else "behind"
-            message = f"this host is {abs(skew):.0f} s {side} the server: switch NTP on (timedatectl set-ntp true)"
+            message = f"this host is {abs(skew):.0f} s {side} the server: enable NTP (timedatectl set-ntp true)"
             yield Check(name="clock", state="fault", message=message)
         else:
             yield Check(name="clock", state="ok", message=f"within {max(abs(skew), 1):.0f} s of the server's")

@@ -1,4 +1,4 @@
-"""What this machine is: its processors, memory and GPUs, found out without torch."""
+"""Detect the processors, memory and GPUs of this host, without torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GIB = 1024**3
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU that the driver shows; memory in bytes."""
+    """A GPU as reported by the driver. `memory` is in bytes."""
 
     index: int
     name: str
@@ -35,10 +35,10 @@ MOST_LOADERS = 8  # Ultralytics' default
 
 
 def loaders_per_slot(slots: int) -> int | None:
-    """How many loader processes a training should have that shares this machine with others.
+    """Return the number of loader processes for one of `slots` trainings, or None if Ultralytics chooses the same.
 
-    None when Ultralytics would choose the same: it divides the processors by the GPUs that one training sees, which
-    is one, and it counts processors that a container may not use.
+    Ultralytics divides the processors by the GPUs that the training sees, which is one. It also counts processors
+    that a container may not use.
     """
     usable = len(os.sched_getaffinity(0))
     share = max(1, min(MOST_LOADERS, usable // slots))
@@ -47,17 +47,17 @@ def loaders_per_slot(slots: int) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a GPU is doing now: memory in bytes, utilisation 0…1."""
+    """The load of a GPU: memory in bytes, utilization 0…1."""
 
     index: int
     name: str
     memory_used: int
-    utilisation: float
+    utilization: float
 
 
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs of this host by NVML; none when there is no driver."""
+    """Return the GPUs of this host from NVML; empty without a driver."""
     with _nvml() as nvml:
         if nvml is None:
             return ()
@@ -74,9 +74,9 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def visible_gpus(mask: str | None) -> tuple[Gpu, ...]:
-    """The GPUs that `mask`, a CUDA_VISIBLE_DEVICES of indices, leaves visible; all of them without a mask.
+    """Return the GPUs that `mask`, a value of CUDA_VISIBLE_DEVICES, leaves visible; all GPUs without a mask.
 
-    As CUDA does, reading stops at the first entry that is not an index of this host. Names (GPU-…) are not read.
+    As in CUDA, entries after the first one that is not an index of this host are ignored. Names (GPU-…) are not supported.
     """
     if mask is None:
         return gpus()
@@ -86,7 +86,7 @@ def visible_gpus(mask: str | None) -> tuple[Gpu, ...]:
 
 
 def gpu_loads() -> list[Load]:
-    """What the GPUs are doing now."""
+    """Return the current load of each GPU."""
     with _nvml() as nvml:
         if nvml is None:
             return []
@@ -95,13 +95,13 @@ def gpu_loads() -> list[Load]:
                 index=index,
                 name=nvml.nvmlDeviceGetName(handle),
                 memory_used=nvml.nvmlDeviceGetMemoryInfo(handle).used,
-                utilisation=nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+                utilization=nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
             )
             for index, handle in _handles(nvml)
         ]
 
 
-# run in a process of its own: a driver that hangs must not hang the service
+# runs in a separate process: a driver that hangs must not hang the service
 ASK_DRIVER = """
 import ctypes
 cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
@@ -111,9 +111,9 @@ print(f"CUDA error {error}" if error else count.value)
 
 
 class GpuCheck:
-    """Whether the GPUs that CUDA showed to this service at first are still there. Safe between threads.
+    """Checks that the GPUs that CUDA reported first are still there. Thread-safe.
 
-    NVML may show more of them than a process can use (MIG), so CUDA's own first count is what later ones are held to.
+    NVML may report more GPUs than a process can use (MIG), so later counts are compared with CUDA's own first count.
     """
 
     def __init__(self, environment: Mapping[str, str], *, ask: str | None = None, seconds: float = 60.0) -> None:
@@ -123,34 +123,37 @@ class GpuCheck:
         self._expected = 1
 
     def __call__(self) -> str | None:
-        """What is wrong, in one sentence; None when nothing is, and on a host without a GPU."""
+        """Return the problem as one sentence, or None. A host without a GPU has no problem."""
         if not visible_gpus(self._environment.get("CUDA_VISIBLE_DEVICES")):
             return None
-        said = self._answer()
-        if said.isdigit() and int(said) >= self._expected:
-            self._expected = int(said)
+        answer = self._answer()
+        if answer.isdigit() and int(answer) >= self._expected:
+            self._expected = int(answer)
             return None
-        shown = f"{said} of {self._expected} GPUs answer" if said.isdigit() else f"the GPU driver fails ({said[:200]})"
-        return f"GPU: {shown}: look at nvidia-smi and dmesg, then restart the host."
+        if answer.isdigit():
+            problem = f"{answer} of {self._expected} GPUs answer"
+        else:
+            problem = f"the GPU driver fails ({answer[:200]})"
+        return f"GPU: {problem}: look at nvidia-smi and dmesg, then restart the host."
 
     def _answer(self) -> str:
-        """The last line that was printed."""
-        asked = subprocess.Popen(
+        """Return the last line that the process printed."""
+        process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", self._ask],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self._environment,
         )  # fmt: skip
         try:
-            return asked.communicate(timeout=self._seconds)[0].decode(errors="replace").strip().rpartition("\n")[2]
+            return process.communicate(timeout=self._seconds)[0].decode(errors="replace").strip().rpartition("\n")[2]
         except subprocess.TimeoutExpired:
-            asked.kill()
-            with suppress(subprocess.TimeoutExpired):  # in a driver that hangs it cannot end
-                asked.communicate(timeout=1.0)
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):  # a process inside a driver that hangs cannot be killed
+                process.communicate(timeout=1.0)
             return f"no answer within {self._seconds:.0f} s"
 
 
 @contextmanager
 def _nvml() -> Iterator[Any]:
-    """The driver's management library, or None on a host without."""
+    """Yield the management library of the driver, or None without a driver."""
     import pynvml
 
     try:
@@ -170,7 +173,7 @@ def _handles(nvml: Any) -> list[tuple[int, Any]]:
 
 @lru_cache(maxsize=1)
 def hardware() -> JsonObject:
-    """The hardware columns of `trainer_workers`, in the words that the web app reads."""
+    """Return the hardware columns of `trainer_workers`, as the web app reads them."""
     found = gpus()
     facts: JsonObject = {
         "device_type": "gpu" if found else "cpu",

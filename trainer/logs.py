@@ -1,6 +1,6 @@
-"""How the service's own log lines look: colored for a terminal, prioritized for journald, or one JSON object each.
+"""Format the log lines of the service: colored for a terminal, with priorities for journald, or one JSON object each.
 
-A censor walks over every line as the last resort against a secret in a message that somebody else composed.
+Secrets are removed from every line, because the message of a library or a server may contain one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECRET = re.compile(r"eyJ[\w-]{6,}\.[\w-]+\.[\w-]*|sb_secret_[\w-]+")
 
 
 def configure_logging(form: str, level: str, secrets: Iterable[str] = (), stream: Any = None) -> None:
-    """Set structlog up for this process. `form`: auto, console, json or journal; `secrets` never appear in a line."""
+    """Configure structlog for this process. `form` is auto, console, json or journal; no line contains one of `secrets`."""
     stream = stream or sys.stderr
     if form == "auto":
         form = "console"
@@ -44,7 +44,7 @@ def configure_logging(form: str, level: str, secrets: Iterable[str] = (), stream
 
 
 def _run_labels(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """What is bound as `run` holds, at the time of the line, the run's id, its attempt and its phase."""
+    """Add the labels in `run` (ID, attempt and phase), which change while a logger is bound."""
     return {**event.pop("run", {}), **event}
 
 
@@ -57,7 +57,7 @@ def _renderers(form: str, *, colors: bool) -> list[Processor]:
 
 
 def _plain_line(_: WrappedLogger, method: str, event: EventDict) -> str:
-    """Journald adds the time itself; what it needs from us is the priority."""
+    """Return the line with its priority and without the time, which journald adds."""
     event.pop("timestamp", None)
     level = event.pop("level", method)
     text = event.pop("event", "")
@@ -68,7 +68,7 @@ def _plain_line(_: WrappedLogger, method: str, event: EventDict) -> str:
 
 
 class Unfailing:
-    """A stream that loses what cannot be written: a full disk or a broken pipe must not end a run or the service."""
+    """A stream that ignores errors: a full disk or a broken pipe must not end a run or the service."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -83,7 +83,7 @@ class Unfailing:
 
 
 class Censor:
-    """Replaces secrets in every string of a log line, however deep."""
+    """Replaces secrets in every string of a log line, also in nested values."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         self._known = [secret for secret in secrets if secret]

@@ -1,6 +1,6 @@
-"""Every environment variable that the service reads, in one place and read once.
+"""Every environment variable that the service reads; all are read once, at the start.
 
-Names, defaults and meanings are repeated in `.env.example` and in README's table; a test compares the three.
+`.env.example` and `docs/settings.md` repeat the names, defaults and meanings; tests/test_docs.py compares the three.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def _absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except (RuntimeError, OSError) as error:  # a user without a home, a working directory that was deleted
-        raise ValueError(f"cannot be made absolute ({error}); set it to a path that begins with /") from None
+        raise ValueError(f"cannot be made absolute ({error}); set it to a path that starts with /") from None
 
 
 Folder = Annotated[Path, AfterValidator(_absolute)]
-# a comma-separated list, as people write it in an environment file
+# a comma-separated list
 Names = Annotated[
     tuple[str, ...],
     NoDecode,
@@ -39,7 +39,7 @@ Names = Annotated[
 
 
 class Settings(BaseSettings):
-    """The service's configuration. Units are in the comments; paths are absolute once read."""
+    """The configuration of the service. Paths are absolute."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
 
@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     backend: Literal["auto", "supabase", "local"] = "auto"
     supabase_url: str | None = None
     supabase_service_role_key: SecretStr | None = None
-    supabase_anon_key: SecretStr | None = None  # only beside a key of the restricted role
+    supabase_anon_key: SecretStr | None = None  # only needed with a key of the restricted role
     supabase_datasets_bucket: str = "datasets"
     supabase_artifacts_bucket: str = "training-artifacts"
     worker_id: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)
@@ -96,7 +96,7 @@ class Settings(BaseSettings):
             if missing:
                 names = " and ".join(name.upper() for name in missing)
                 raise ValueError(f"BACKEND={self.backend} needs {names}; set it, or BACKEND=local")
-        # a beat that comes rarer than this would lose the lease to one slow answer
+        # otherwise one slow answer would lose the lease
         if self.lease_seconds < 3 * self.cancel_check_interval:
             raise ValueError(
                 f"LEASE_SECONDS={self.lease_seconds:g} must be at least three times "
@@ -122,9 +122,9 @@ class Settings(BaseSettings):
 
 
 def read_settings() -> Settings:
-    """The settings of this process, from its environment and `.env`.
+    """Return the settings of this process, from its environment and `.env`.
 
-    Raises Misconfigured that lists every bad variable, without showing any value that may be secret.
+    Raise Misconfigured with a line for each wrong variable. No line contains a value that may be secret.
     """
     if named := Settings.model_config.get("env_file"):
         _check_environment_file(Path(str(named)))
@@ -136,15 +136,15 @@ def read_settings() -> Settings:
 
 
 def _check_environment_file(path: Path) -> None:
-    """Raise Misconfigured for a file whose settings cannot be read; one that is not there is fine."""
+    """Raise Misconfigured if the file exists and its settings cannot be read."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISCHR(mode):
-            return  # /dev/null in its place means no file
+            return  # /dev/null stands for no file
         if not stat.S_ISREG(mode):
-            raise ValueError("not a file")
+            raise ValueError("it is not a regular file")
         if "\0" in path.read_text(encoding="utf-8"):
-            raise ValueError("it holds NUL bytes")
+            raise ValueError("it contains NUL bytes")
     except FileNotFoundError:
         if path.is_symlink():
             raise Misconfigured(
@@ -153,7 +153,7 @@ def _check_environment_file(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise Misconfigured(
             f"{path} in the working directory cannot be read as settings ({error}); "
-            "correct it, or remove it and set the environment instead.",
+            "fix it, or remove it and set environment variables instead.",
         ) from None
 
 
@@ -169,18 +169,18 @@ def _explain(problem: Mapping[str, object]) -> str:
 
 
 def service_manager() -> tuple[str | None, float | None]:
-    """Where systemd listens, and the seconds after which its watchdog bites; None for what it did not ask for."""
+    """Return the address of systemd's notify socket and the watchdog's timeout in seconds; None if systemd set none."""
     watchdog = os.environ.get("WATCHDOG_USEC", "")
     microseconds = int(watchdog) if watchdog.isascii() and watchdog.isdigit() and len(watchdog) < 20 else 0
     return os.environ.get("NOTIFY_SOCKET") or None, microseconds / 1e6 or None
 
 
 def journal_reads(fd: int) -> bool:
-    """Whether what is written to this descriptor goes to systemd's journal."""
+    """Return whether journald reads what is written to this file descriptor."""
     about = os.fstat(fd)
     return os.environ.get("JOURNAL_STREAM") == f"{about.st_dev}:{about.st_ino}"
 
 
 def process_environment() -> Mapping[str, str]:
-    """This process's environment, for the one who scrubs it before it reaches a training process."""
+    """Return the environment of this process. Training processes get a part of it (training/supervisor/environment.py)."""
     return dict(os.environ)

@@ -1,4 +1,4 @@
-"""The signals that end the service: SIGTERM, SIGINT and SIGHUP ask for a drain."""
+"""Signals that stop the service: SIGTERM, SIGINT and SIGHUP request a drain."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from trainer.core.stop import StopReason, StopSignal
 
 @contextmanager
 def signals_set(shutdown: StopSignal) -> Iterator[None]:
-    """Set `shutdown` at SIGTERM, SIGINT or SIGHUP. Afterwards SIGHUP is ignored, and the others have their old handlers.
+    """Set `shutdown` at SIGTERM, SIGINT or SIGHUP. Afterwards, ignore SIGHUP and restore the other handlers.
 
-    A second SIGTERM or SIGINT exits at once. A second SIGHUP does not: when a terminal closes, the kernel and the shell
-    both send one, and systemd can send one right after SIGTERM. A SIGHUP that is ignored at the start (nohup) stays so.
+    A second SIGTERM or SIGINT exits at once. A second SIGHUP has no effect: when a terminal closes, the kernel and the
+    shell both send one, and systemd can send one right after SIGTERM. If SIGHUP is ignored at the start (nohup), it
+    stays ignored.
     """
 
     def handle(number: int, _: FrameType | None) -> None:
         if shutdown.must_stop and number != signal.SIGHUP:
-            # the children die with us (parent-death signal), and the journal tells the next process what was going on
+            # the children die with this process (parent-death signal), and the journal tells the next process about its runs
             os._exit(128 + number)
         shutdown.set(StopReason.SHUTDOWN)
 
@@ -33,5 +34,5 @@ def signals_set(shutdown: StopSignal) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            # the interpreter takes a while to end, and a SIGHUP that came then would be the exit code of a clean drain
+            # a SIGHUP while the interpreter exits would change the exit code of a clean drain
             signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else handler)

@@ -1,6 +1,7 @@
-"""Talking to systemd: READY, STATUS, STOPPING and the watchdog, by sd_notify(3)'s protocol; silent without systemd.
+"""Notify systemd (READY, STATUS, STOPPING and the watchdog) with the protocol of sd_notify(3).
 
-A socket that cannot be reached is a warning in the log and never an error: the service works without systemd, too.
+Without systemd, nothing is sent. A socket that cannot be reached is a warning in the log, because the service works
+without systemd, too.
 """
 
 from __future__ import annotations
@@ -14,36 +15,36 @@ import structlog
 
 log = structlog.get_logger()
 
-SEND_SECONDS = 1.0  # a manager that reads nothing may not hold up the caller
+SEND_SECONDS = 1.0  # a manager that does not read must not block the caller
 
 
 class ServiceManager:
-    """Tells systemd how the service is doing. `address` is $NOTIFY_SOCKET; None without systemd."""
+    """Sends the state of the service to systemd. `address` is $NOTIFY_SOCKET, or None without systemd."""
 
     def __init__(self, address: str | None) -> None:
         # a leading @ means the abstract namespace
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
-        self._is_ready = False  # whether systemd knows
+        self._is_ready = False  # whether systemd received READY
         self._is_warned = False
 
     def ready_and(self, status: str) -> None:
-        """What the service is doing; until systemd has heard it once, that it is ready as well."""
-        told = self._send(f"STATUS={status}" if self._is_ready else f"READY=1\nSTATUS={status}")
-        self._is_ready = self._is_ready or told
+        """Send the status, together with READY until systemd has received it once."""
+        sent = self._send(f"STATUS={status}" if self._is_ready else f"READY=1\nSTATUS={status}")
+        self._is_ready = self._is_ready or sent
 
     def stopping(self) -> None:
         self._send("STOPPING=1\nSTATUS=stopping")
 
     @contextmanager
     def watchdog(self, seconds: float | None, is_alive: Callable[[float], bool]) -> Iterator[None]:
-        """Feed the watchdog, which bites after `seconds`, for as long as `is_alive(seconds)`."""
+        """Notify the watchdog, whose timeout is `seconds`, as long as `is_alive(seconds)` is true."""
         if seconds is None:
             yield
             return
-        over = threading.Event()
+        stopped = threading.Event()
 
         def feed() -> None:
-            while not over.wait(seconds / 4):
+            while not stopped.wait(seconds / 4):
                 if is_alive(seconds):
                     self._send("WATCHDOG=1")
 
@@ -52,11 +53,11 @@ class ServiceManager:
         try:
             yield
         finally:
-            over.set()
+            stopped.set()
             thread.join()
 
     def _send(self, message: str) -> bool:
-        """Whether systemd took the message."""
+        """Return whether systemd received the message."""
         if self._address is None:
             return False
         try:
@@ -65,7 +66,7 @@ class ServiceManager:
                 sender.sendto(message.encode(), self._address)
         except OSError as error:
             if not self._is_warned:
-                log.warning("systemd cannot be told, going on without", socket=self._address, error=str(error))
+                log.warning("systemd cannot be notified, continuing without", socket=self._address, error=str(error))
             self._is_warned = True
             return False
         return True

@@ -1,4 +1,4 @@
-"""Rows for people: tables, and a live view of a run that is under way."""
+"""Print rows as tables, and follow a run in a live view."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.core.ports import RunTable
 from trainer.core.results import artifacts_in
 from trainer.core.run_row import RunRow, WorkerRow
 
-COLOURS: Mapping[str, str] = {
+COLORS: Mapping[str, str] = {
     Status.QUEUED: "cyan",
     Status.RUNNING: "blue",
     Status.CANCELING: "yellow",
@@ -31,17 +31,17 @@ COLOURS: Mapping[str, str] = {
 LEVELS = {"error": "red", "warning": "yellow", "note": "dim"}
 STATES = {"ok": "green", "warning": "yellow", "fault": "red"}
 REFRESH_SECONDS = 0.5
-UNBOUNDED = 10_000  # characters of a line; no row shows so many
+UNBOUNDED = 10_000  # characters of a line, more than any row has
 GONE_AFTER = timedelta(minutes=10)  # a worker reports every POLL_INTERVAL
 
 
 def _console() -> Console:
-    """Standard output. Only a terminal has a width; in a pipe or a file nothing is cut or wrapped."""
+    """Return a console on stdout. Only a terminal has a width: in a pipe or a file, no line is cut or wrapped."""
     return Console() if sys.stdout.isatty() else Console(width=UNBOUNDED)
 
 
 def show_list(rows: Sequence[RunRow]) -> None:
-    """The newest runs, a line each."""
+    """Print the newest runs, one per line."""
     table = Table(
         Column("id", no_wrap=True, min_width=36),
         "name",
@@ -65,7 +65,7 @@ def show_list(rows: Sequence[RunRow]) -> None:
 
 
 def is_long_ago(seen: Json) -> bool:
-    """Whether a worker that was last seen then is gone; so is one of which nobody knows when."""
+    """Return whether a worker is gone that was last seen at `seen`, a time in ISO 8601; true for an invalid time."""
     try:
         return datetime.now(UTC) - datetime.fromisoformat(str(seen)) > GONE_AFTER
     except (ValueError, TypeError, OverflowError):  # "infinity", or a time without a zone
@@ -73,16 +73,16 @@ def is_long_ago(seen: Json) -> bool:
 
 
 def show_unhealthy(workers: Sequence[WorkerRow]) -> None:
-    """The workers that claim no runs, a line each, with the reason."""
+    """Print the workers that claim no runs, one per line, with the reason."""
     for worker in workers:
         if worker.status_message and not is_long_ago(worker.last_seen):
             seen = str(worker.last_seen)[:19]
-            told = f"worker {worker.worker_id} claims no runs (last seen {seen}): {worker.status_message}"
-            _console().print(_text(told, 5000, "red"), soft_wrap=True)
+            line = f"worker {worker.worker_id} claims no runs (last seen {seen}): {worker.status_message}"
+            _console().print(_text(line, 5000, "red"), soft_wrap=True)
 
 
 def show_row(row: RunRow) -> None:
-    """One run: its state, its metrics and where its files are."""
+    """Print one run: its status, its metrics and the places of its files."""
     results = _object(row.results)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -101,24 +101,24 @@ def show_row(row: RunRow) -> None:
     if artifacts:
         console.print("artifacts", style="bold")
     for artifact in artifacts:
-        # a signed URL is long and soon worthless; the key stays
+        # a signed URL is long and expires soon; the key does not
         is_local = artifact.url.startswith("file://")
         place = artifact.url.removeprefix("file://") if is_local else artifact.path
         console.print(_text(f"  {artifact.name:<32} {place}", 5000), soft_wrap=True)
 
 
 def show_models(known: Sequence[Entry], files: Sequence[str]) -> None:
-    """What a run may start from: names by task, and what is on disk."""
+    """Print what a run may start from: the known names by task, and the files on disk."""
     table = Table("name", "pretrained for", "from scratch (NAME.yaml) for", box=None, pad_edge=False)
     for entry in known:
         table.add_row(entry.stem, " ".join(entry.weights), " ".join(entry.architectures))
     console = _console()
     console.print(table)
-    console.print("below MODELS_DIR:", *(files or ["nothing yet"]))
+    console.print("in MODELS_DIR:", *(files or ["no weights yet"]))
 
 
 def show_findings(findings: Sequence[Finding], summary: JsonObject) -> None:
-    """What was found in a dataset, the worst first, and what it consists of."""
+    """Print the findings about a dataset, errors first, and its summary."""
     console = _console()
     order = ("error", "warning", "note")
     for finding in sorted(findings, key=lambda finding: order.index(finding.level)):
@@ -132,17 +132,17 @@ def show_findings(findings: Sequence[Finding], summary: JsonObject) -> None:
 
 
 def show_check(name: str, state: str, message: str) -> None:
-    """A line of the doctor's report."""
+    """Print one line of the report of `doctor`."""
     _console().print(Text(f"{state:<8}", style=STATES[state]), Text(f"{name:<26}"), Text(message), soft_wrap=True)
 
 
 def watch(runs: RunTable, run_id: str) -> RunRow | None:
-    """Draw the run until it ends; its last row, or None when it does not exist."""
+    """Show the run until it ends. Return its last row, or None if it does not exist."""
     console = _console()
     with Live(console=console, refresh_per_second=4) as live:
         row = _followed(runs, run_id, live)
     if row is not None and not console.is_terminal:
-        console.line()  # rich ends its last frame with a line break on a terminal only
+        console.line()  # rich writes a line break after its last frame only on a terminal
     return row
 
 
@@ -182,10 +182,10 @@ def _picture(row: RunRow) -> Group:
 
 
 def _status(row: RunRow) -> Text:
-    return _text(row.status, style=COLOURS.get(str(row.status), ""))
+    return _text(row.status, style=COLORS.get(str(row.status), ""))
 
 
-# a row may hold anything: whoever wrote it decides neither how it is drawn nor whether the others are
+# a row may contain anything: a strange value must not change how it is printed, or hide other rows
 
 
 def _object(value: Json) -> JsonObject:
@@ -198,7 +198,7 @@ def _short(value: Json, longest: int = 200) -> str:
 
 
 def _text(value: Json, longest: int = 200, style: str = "") -> Text:
-    """A value as it is, without the markup that it may hold and without control characters."""
+    """Return the value without interpreting its markup, and without control characters."""
     return Text(
         "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in _short(value, longest)),
         style,

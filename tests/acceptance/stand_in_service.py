@@ -18,9 +18,9 @@ from trainer.worker import housekeeping  # noqa: E402
 
 STAND_IN = ROOT / "tests" / "process" / "programs" / os.environ.get("STAND_IN", "trains_quickly.py")
 
-BEHAVIOUR = Path(os.environ["TRAINER_HOME"]) / "behavior.json"
+BEHAVIOR = Path(os.environ["TRAINER_HOME"]) / "behavior.json"
 
-program = (sys.executable, str(STAND_IN), "--behavior", str(BEHAVIOUR))
+program = (sys.executable, str(STAND_IN), "--behavior", str(BEHAVIOR))
 wiring.ChildTrainer = functools.partial(ChildTrainer, program=program)
 
 if pretended := int(os.environ.get("PRETENDED_GPUS", "0")):

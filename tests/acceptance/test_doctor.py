@@ -1,4 +1,4 @@
-"""`doctor` on hosts with planted faults: it finds each, and says the mend in the same line."""
+"""`doctor` on hosts with planted faults: it finds each, and suggests a fix in the same line."""
 
 import email.utils
 import errno
@@ -17,6 +17,7 @@ from tests.supabase_stack import PostgREST
 from trainer import doctor, host
 from trainer.core.ports import Worker
 from trainer.jobs.sqlite import SqliteQueue
+from trainer.jobs.supabase import SCHEMA_VERSION
 
 TORCH = """
 class version:
@@ -74,22 +75,22 @@ def project(supabase, a_host):
 # ── all is well ──
 
 
-def test_a_healthy_host_without_a_server(a_host):
+def test_healthy_host_without_server_has_no_fault(a_host):
     assert a_host.findings() == []
     assert [check.name for check in a_host.findings("warning") if check.name != "shared memory"] == ["gpu"]
 
 
-def test_a_healthy_host_on_a_project(project):
+def test_healthy_host_with_project_has_no_fault(project):
     checks = {check.name: check for check in doctor.examine()}
 
     assert not [check for check in checks.values() if check.state == "fault"]
     assert "role service_role" in checks["queue"].message
-    assert "schema version 3" in checks["queue"].message
+    assert f"schema version {SCHEMA_VERSION}" in checks["queue"].message
     assert checks["bucket datasets"].state == checks["bucket training-artifacts"].state == checks["clock"].state == "ok"
     assert not project.storage.objects["training-artifacts"], "it leaves nothing behind"
 
 
-def test_the_gpus_are_named_with_their_memory(a_host):
+def test_gpus_are_listed_with_their_memory(a_host):
     a_host.torch(TORCH.format(gpus=2))
     a_host.monkeypatch.setattr(host, "gpus", lambda: (GPU, GPU))
 
@@ -99,7 +100,7 @@ def test_the_gpus_are_named_with_their_memory(a_host):
 # ── settings ──
 
 
-def test_every_wrong_setting_is_told_at_once(a_host):
+def test_every_wrong_setting_is_reported_at_once(a_host):
     a_host.set(POLL_INTERVAL="soon", SLOTS="-1", LOG_LEVEL="LOUD")
 
     told = [check.message for check in a_host.findings()]
@@ -108,7 +109,7 @@ def test_every_wrong_setting_is_told_at_once(a_host):
     assert all(check.name == "settings" for check in a_host.findings())
 
 
-def test_a_project_without_a_key(a_host):
+def test_missing_key_is_a_fault(a_host):
     a_host.set(BACKEND="supabase", SUPABASE_URL="https://abc.supabase.co")
 
     assert "SUPABASE_SERVICE_ROLE_KEY; set it, or BACKEND=local" in a_host.fault().message
@@ -117,13 +118,13 @@ def test_a_project_without_a_key(a_host):
 # ── the project ──
 
 
-def test_a_url_that_is_none(project):
+def test_invalid_url_is_a_fault(project):
     project.set(SUPABASE_URL="abc.supabase.co")
 
     assert "must be the project's URL, such as https://" in project.fault().message
 
 
-def test_a_project_that_does_not_answer_is_one_fault(project):
+def test_unreachable_project_is_one_fault(project):
     project.set(SUPABASE_URL="http://127.0.0.1:9")
 
     fault = project.fault()
@@ -132,7 +133,7 @@ def test_a_project_that_does_not_answer_is_one_fault(project):
     assert "127.0.0.1:9 does not answer" in fault.message
 
 
-def test_a_wrong_key(project):
+def test_wrong_key_is_a_fault(project):
     key = project.stack.service_key[:-8] + "AAAAAAAA"
     project.set(SUPABASE_SERVICE_ROLE_KEY=key)
 
@@ -143,7 +144,7 @@ def test_a_wrong_key(project):
     assert key not in str(faults)
 
 
-def test_the_anonymous_key(project):
+def test_anonymous_key_is_a_fault(project):
     project.set(SUPABASE_SERVICE_ROLE_KEY=project.stack.anon_key)
 
     assert "is a public one (anon): set SUPABASE_SERVICE_ROLE_KEY" in project.findings()[0].message
@@ -169,13 +170,13 @@ def another_database(project, tmp_path):
     project.stack.sql("drop database if exists another with (force);", database="postgres")
 
 
-def test_missing_migrations(project, another_database):
+def test_missing_migrations_are_a_fault(project, another_database):
     another_database(migrated=False)
 
     assert "apply the migrations in supabase/migrations/" in project.fault().message
 
 
-def test_older_migrations(project, another_database):
+def test_outdated_migrations_are_a_fault(project, another_database):
     older = "create or replace function trainer_schema_version() returns integer language sql as 'select 0';"
     another_database(migrated=True, then=older)
 
@@ -183,19 +184,19 @@ def test_older_migrations(project, another_database):
     assert "apply the migrations" in project.fault().message
 
 
-def test_a_missing_datasets_bucket(project):
+def test_missing_datasets_bucket_is_a_fault(project):
     project.set(SUPABASE_DATASETS_BUCKET="pictures")
 
     assert "bucket 'pictures' does not exist" in project.fault().message
 
 
-def test_a_missing_artifacts_bucket(project):
+def test_missing_artifacts_bucket_is_a_fault(project):
     project.set(SUPABASE_ARTIFACTS_BUCKET="models")
 
     assert "bucket 'models' does not exist: create it, or apply the migrations" in project.fault().message
 
 
-def test_an_artifacts_bucket_that_may_not_be_written(project):
+def test_read_only_artifacts_bucket_is_a_fault(project):
     refusal = b'{"statusCode":"403","error":"Unauthorized","message":"new row violates row-level security policy"}'
     project.storage.fault("status", on="POST /object/training-artifacts", status=400, body=refusal, times=9)
 
@@ -205,14 +206,14 @@ def test_an_artifacts_bucket_that_may_not_be_written(project):
     assert "its role may not do this: check the key" in fault.message
 
 
-def test_a_bucket_that_takes_no_such_file(project):
+def test_bucket_that_refuses_the_file_type_is_a_fault(project):
     project.storage.buckets["training-artifacts"].mime_types = ["image/png"]
 
     assert "extend its allowed MIME types" in project.fault().message
 
 
 @pytest.mark.parametrize(("seconds", "says"), [(300, "behind the server"), (-300, "ahead of the server")])
-def test_a_clock_that_is_wrong(project, seconds, says):
+def test_wrong_clock_is_a_fault(project, seconds, says):
     project.monkeypatch.setattr(
         supabase_gateway._GatewayHandler,
         "date_time_string",
@@ -224,7 +225,7 @@ def test_a_clock_that_is_wrong(project, seconds, says):
     assert (fault.name, says in fault.message, "timedatectl set-ntp true" in fault.message) == ("clock", True, True)
 
 
-def test_a_server_that_does_not_say_the_time(project):
+def test_server_without_date_header_is_a_fault(project):
     project.monkeypatch.setattr(supabase_gateway._GatewayHandler, "date_time_string", lambda *_: "noon")
 
     assert project.fault().message == "127.0.0.1 does not say what time it is"
@@ -233,17 +234,17 @@ def test_a_server_that_does_not_say_the_time(project):
 # ── the host ──
 
 
-def test_too_little_disk(a_host):
+def test_too_little_disk_is_a_fault(a_host):
     a_host.monkeypatch.setattr(doctor, "LEAST_FREE", 10**18)
 
     faults = a_host.findings()
 
     assert [check.name for check in faults] == ["TRAINER_HOME", "DATASET_ROOT", "RUNS_DIR", "MODELS_DIR"]
-    assert "GiB free; free some space or set MODELS_DIR elsewhere" in faults[-1].message
+    assert "GiB free; free some space, or set MODELS_DIR to a folder on another disk" in faults[-1].message
 
 
 @pytest.mark.parametrize("name", ["DATASET_ROOT", "RUNS_DIR", "MODELS_DIR"])
-def test_a_folder_that_cannot_be_written(a_host, name):
+def test_read_only_folder_is_a_fault(a_host, name):
     place = a_host.home.parent / "a-file"
     place.write_text("")
     a_host.set(**{name: place / "below"})
@@ -265,7 +266,7 @@ def test_a_folder_that_cannot_be_written(a_host, name):
         ),
     ],
 )
-def test_full_or_read_only_disk_is_not_called_a_lack_of_rights(a_host, number, says):
+def test_full_or_read_only_disk_is_not_reported_as_missing_permission(a_host, number, says):
     runs, works = a_host.home / "runs", doctor.write_and_read
 
     def fails_there(folder):
@@ -281,7 +282,7 @@ def test_full_or_read_only_disk_is_not_called_a_lack_of_rights(a_host, number, s
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission(a_host):
+def test_folder_without_permission_is_a_fault(a_host):
     place = a_host.home.parent / "closed"
     place.mkdir(mode=0o500)
     a_host.set(RUNS_DIR=place)
@@ -289,7 +290,7 @@ def test_a_folder_without_permission(a_host):
     assert "Permission denied" in a_host.fault().message
 
 
-def test_a_home_that_cannot_be_written_is_told_for_everything_in_it(a_host):
+def test_read_only_home_is_reported_for_each_folder_in_it(a_host):
     place = a_host.home.parent / "a-file"
     place.write_text("")
     a_host.set(TRAINER_HOME=place)
@@ -297,34 +298,34 @@ def test_a_home_that_cannot_be_written_is_told_for_everything_in_it(a_host):
     assert {"TRAINER_HOME", "RUNS_DIR", "queue"} <= {check.name for check in a_host.findings()}
 
 
-def test_an_extra_dataset_root_that_is_missing(a_host):
+def test_missing_extra_dataset_root_is_a_fault(a_host):
     a_host.set(EXTRA_DATASET_ROOTS=f"{a_host.home.parent},{a_host.home.parent}/gone")
 
     assert a_host.fault().name == "EXTRA_DATASET_ROOTS"
-    assert "/gone is not there or this user may not read it" in a_host.fault().message
+    assert "/gone does not exist, or this user may not read it" in a_host.fault().message
 
 
-def test_a_torch_that_cannot_be_imported(a_host):
+def test_torch_import_error_is_a_fault(a_host):
     a_host.torch("raise ImportError('libcudart.so.13: cannot open shared object file')")
 
     assert "libcudart.so.13" in a_host.fault().message
     assert "install requirements.txt again" in a_host.fault().message
 
 
-def test_a_torch_that_crashes(a_host):
+def test_torch_crash_is_a_fault(a_host):
     a_host.torch("import os; os.kill(os.getpid(), 11)")
 
     assert "exit code -11" in a_host.fault().message
 
 
-def test_a_torch_that_hangs(a_host):
+def test_torch_hang_is_a_fault(a_host):
     a_host.torch("import time; time.sleep(60)")
     a_host.monkeypatch.setattr(doctor, "TORCH_SECONDS", 0.3)
 
-    assert "look at dmesg for the driver" in a_host.fault().message
+    assert "look for messages of the driver in dmesg" in a_host.fault().message
 
 
-def test_a_driver_that_torch_cannot_use(a_host):
+def test_driver_that_torch_cannot_use_is_a_fault(a_host):
     a_host.monkeypatch.setattr(host, "gpus", lambda: (GPU,))
 
     fault = a_host.fault()
@@ -336,14 +337,14 @@ def test_a_driver_that_torch_cannot_use(a_host):
     )
 
 
-def test_little_shared_memory_is_a_warning_with_the_switch_for_it(a_host):
+def test_little_shared_memory_is_a_warning_with_the_docker_option(a_host):
     a_host.monkeypatch.setattr(doctor, "LEAST_SHARED_MEMORY", 2**60)
 
     (warning,) = [check for check in a_host.findings("warning") if check.name == "shared memory"]
     assert "--shm-size" in warning.message
 
 
-def test_a_worker_that_claims_no_runs_is_told_with_its_reason(a_host):
+def test_unhealthy_worker_is_reported_with_its_reason(a_host):
     a_host.set(WORKER_ID="gpu-7")
     queue = SqliteQueue(a_host.home / "queue.db")
     queue.report(Worker(id="gpu-7"), "RUNS_DIR: /runs has no space left.")
@@ -357,7 +358,7 @@ def test_a_worker_that_claims_no_runs_is_told_with_its_reason(a_host):
     assert a_host.findings() == []
 
 
-def test_what_a_worker_said_before_it_was_stopped_is_no_fault(a_host):
+def test_old_report_of_a_stopped_worker_is_no_fault(a_host):
     a_host.set(WORKER_ID="gpu-7")
     SqliteQueue(a_host.home / "queue.db").report(Worker(id="gpu-7"), "RUNS_DIR is full.")
     with closing(sqlite3.connect(a_host.home / "queue.db")) as file, file:
@@ -376,7 +377,7 @@ def test_several_faults_are_all_found(a_host):
 # ── the command ──
 
 
-def test_the_command_exits_0_when_all_is_well(tmp_path):
+def test_command_exits_0_without_fault(tmp_path):
     service = Service(tmp_path / "home")
 
     found = service.run("doctor")  # with the torch that is installed
@@ -385,7 +386,7 @@ def test_the_command_exits_0_when_all_is_well(tmp_path):
     assert found.stdout.splitlines()[0].split() == ["ok", "settings", "backend", "local"]
 
 
-def test_the_command_exits_1_for_a_fault_and_can_say_it_in_json(tmp_path, a_host):
+def test_command_exits_1_for_fault_and_prints_json(tmp_path, a_host):
     service = Service(tmp_path / "service", EXTRA_DATASET_ROOTS="/nowhere", PYTHONPATH=tmp_path / "packages")
 
     text, as_json = service.run("doctor", check=False), service.run("doctor", "--json", check=False)
@@ -397,7 +398,7 @@ def test_the_command_exits_1_for_a_fault_and_can_say_it_in_json(tmp_path, a_host
     assert fault["message"] in line
 
 
-def test_the_command_exits_1_for_wrong_settings(tmp_path):
+def test_command_exits_1_for_wrong_settings(tmp_path):
     found = Service(tmp_path / "home", SLOTS="many", METRICS_PORT="-1").run("doctor", check=False)
 
     assert found.returncode == 1

@@ -88,7 +88,7 @@ class Table:
 
 
 @pytest.mark.long
-def test_an_interrupted_run_takes_a_smaller_batch_and_image_size_and_then_fewer_epochs(queue, data):
+def test_interrupted_run_resumes_with_smaller_batch_and_image_size_and_then_fewer_epochs(queue, data):
     """Settings that a resumed training can change: the epochs that were trained stay, the others are as asked."""
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 3)
@@ -119,7 +119,7 @@ def test_an_interrupted_run_takes_a_smaller_batch_and_image_size_and_then_fewer_
 
 
 @pytest.mark.long
-def test_an_edited_optimizer_starts_over_from_the_best_weights_and_then_resumes_as_what_it_is(queue, data):
+def test_edited_optimizer_starts_over_from_best_weights_and_then_resumes(queue, data):
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 3)
     queue.fail(run_id)
@@ -150,7 +150,7 @@ def test_an_edited_optimizer_starts_over_from_the_best_weights_and_then_resumes_
 
 
 @pytest.mark.long
-def test_another_model_is_trained_from_scratch(queue, data):
+def test_other_model_is_trained_from_scratch(queue, data):
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 2)
     queue.fail(run_id)

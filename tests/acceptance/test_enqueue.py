@@ -34,7 +34,7 @@ def service(tmp_path):
     ],
     ids=" ".join,
 )
-def test_run_that_no_worker_could_train_is_refused_before_it_is_inserted(service, arguments, says):
+def test_run_that_no_worker_could_train_is_not_inserted(service, arguments, says):
     data = [] if "--data" in arguments else ["--data", str(service.home)]
 
     refused = service.run("enqueue", *data, *arguments, check=False)
@@ -84,7 +84,7 @@ def test_schema_and_its_page_are_printed(service):
     assert service.run("schema", "--markdown").stdout == page.read_text()
 
 
-def test_ended_run_is_queued_again_and_a_running_one_is_left_alone(service):
+def test_requeue_queues_ended_run_and_refuses_running_run(service):
     run_id = service.run("enqueue", "--data", str(service.home)).stdout.strip()
     assert service.json("cancel", run_id)["status"] == "canceled"
 
@@ -115,7 +115,7 @@ def remote(tmp_path):
     return Settings(supabase_url="https://abc.supabase.co", supabase_service_role_key=key, trainer_home=tmp_path)
 
 
-def test_dataset_that_is_not_on_this_host_is_the_business_of_remote_workers(local, remote):
+def test_missing_dataset_path_is_refused_only_for_local_queue(local, remote):
     request = RunRequest(data_yaml="cats/data.yaml")
     check_request(remote, request)
     with pytest.raises(BadRequest, match="does not exist or cannot be read on this host"):
@@ -127,18 +127,18 @@ def test_dataset_that_is_not_on_this_host_is_the_business_of_remote_workers(loca
 
 
 @pytest.mark.parametrize("data", ["storage:datasets/cats", "https://example.org/cats.zip"])
-def test_dataset_elsewhere_is_not_looked_for(local, data):
+def test_remote_dataset_is_not_looked_up(local, data):
     check_request(local, RunRequest(data_yaml=data))
 
 
-def test_folder_that_is_not_mounted_yet_is_no_reason_to_refuse(local, tmp_path):
+def test_unmounted_dataset_root_is_accepted(local, tmp_path):
     mount = tmp_path / "mnt"
     check_request(
         local.model_copy(update={"extra_dataset_roots": (str(mount),)}), RunRequest(data_yaml=f"{mount}/cats")
     )
 
 
-def test_exports_are_judged_by_those_who_export(local, remote, monkeypatch):
+def test_exports_are_checked_against_packages_of_local_host_only(local, remote, monkeypatch):
     """A remote worker may have other packages than this host."""
     monkeypatch.setattr("trainer.wiring.available_exports", lambda: frozenset({"torchscript"}))
     request = RunRequest(data_yaml="storage:cats", configuration={"export": ["onnx"]})
@@ -149,6 +149,6 @@ def test_exports_are_judged_by_those_who_export(local, remote, monkeypatch):
         check_request(remote, RunRequest(data_yaml="storage:cats", configuration={"export": ["gif"]}))
 
 
-def test_wrong_request_is_refused_for_remote_workers_too(remote):
+def test_wrong_request_is_refused_for_remote_queue(remote):
     with pytest.raises(BadRequest, match="epochs = 0"):
         check_request(remote, RunRequest(data_yaml="storage:cats", configuration={"epochs": 0}))

@@ -22,7 +22,7 @@ def value(text, metric):
     return float(re.search(rf"^{re.escape(metric)} (\S+)$", text, re.MULTILINE)[1])
 
 
-def test_a_run_is_counted_and_its_phases_are_timed(tmp_path, data):
+def test_run_is_counted_and_its_phases_are_timed(tmp_path, data):
     port = free_port()
     with running(tmp_path / "home", {"seconds_per_epoch": 0.3}, METRICS_PORT=port) as service:
         run_id = service.enqueue(data, epochs=3)
@@ -42,7 +42,7 @@ def test_a_run_is_counted_and_its_phases_are_timed(tmp_path, data):
     assert value(after, 'yolo_trainer_transferred_bytes_total{direction="upload"}') > 0
 
 
-def test_metrics_are_only_for_this_host(tmp_path):
+def test_metrics_port_listens_on_localhost_only(tmp_path):
     port = free_port()
     with running(tmp_path / "home", {}, METRICS_PORT=port) as service:
         process, deadline = psutil.Process(service.process.pid), time.monotonic() + 15
@@ -53,7 +53,7 @@ def test_metrics_are_only_for_this_host(tmp_path):
     assert [(c.laddr.ip, c.laddr.port) for c in listening] == [("127.0.0.1", port)]
 
 
-def test_without_a_port_nothing_listens(tmp_path):
+def test_no_port_is_opened_by_default(tmp_path):
     with running(tmp_path / "home", {}) as service:
         deadline = time.monotonic() + 15
         while not service.lines() and time.monotonic() < deadline:
@@ -62,7 +62,7 @@ def test_without_a_port_nothing_listens(tmp_path):
         assert not [c for c in psutil.Process(service.process.pid).net_connections() if c.status == "LISTEN"]
 
 
-def test_a_project_url_that_is_none_is_one_clear_line_too(tmp_path):
+def test_invalid_project_url_is_one_line_and_exit_code(tmp_path):
     url = {"SUPABASE_URL": "abc.supabase.co", "SUPABASE_SERVICE_ROLE_KEY": "sb_secret_x", "BACKEND": "supabase"}
     service = Service(tmp_path / "home", {}, **url)
     service.start()
@@ -72,7 +72,7 @@ def test_a_project_url_that_is_none_is_one_clear_line_too(tmp_path):
     assert "Traceback" not in service.log.read_text()
 
 
-def test_a_port_that_is_taken_is_one_clear_line(tmp_path):
+def test_port_in_use_is_one_line_and_exit_code(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         service = Service(tmp_path / "home", {}, METRICS_PORT=taken.getsockname()[1])
         service.start()

@@ -52,7 +52,7 @@ def refused(service, *arguments, **environment):
 
 
 @pytest.mark.parametrize("closed", WITHOUT_STREAMS.values(), ids=WITHOUT_STREAMS)
-def test_the_service_trains_without_standard_streams(service, tmp_path, closed):
+def test_service_trains_with_closed_standard_streams(service, tmp_path, closed):
     data = draw_dataset(tmp_path / "data", images=5, size=64)
     run_id = service.enqueue(data, epochs=2)
     service.command = ["sh", "-c", f'exec "$@" {closed}', "sh", *service.command]
@@ -68,7 +68,7 @@ def test_the_service_trains_without_standard_streams(service, tmp_path, closed):
 
 @pytest.mark.parametrize("closed", WITHOUT_STREAMS.values(), ids=WITHOUT_STREAMS)
 @pytest.mark.parametrize(("arguments", "code"), [("status", 0), ("status no-such-run", 1)])
-def test_a_command_works_without_standard_streams(service, closed, arguments, code):
+def test_command_works_with_closed_standard_streams(service, closed, arguments, code):
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *arguments.split()]
 
     told = subprocess.run(
@@ -84,7 +84,7 @@ def test_a_command_works_without_standard_streams(service, closed, arguments, co
 
 @needs_root
 @pytest.mark.parametrize("arguments", [[], ["status"]], ids=["the service", "a command"])
-def test_an_unknown_user_without_home_is_told_to_set_one(service, arguments):
+def test_user_without_home_gets_error_about_trainer_home(service, arguments):
     del service.environment["HOME"], service.environment["TRAINER_HOME"]
     told = subprocess.run(
         [*UNKNOWN_USER, *COMMAND, *arguments], env=service.environment, cwd="/", capture_output=True, text=True, check=False,
@@ -97,7 +97,7 @@ def test_an_unknown_user_without_home_is_told_to_set_one(service, arguments):
 
 
 @needs_root
-def test_an_unknown_user_with_a_trainer_home_trains():
+def test_user_without_passwd_entry_trains_with_trainer_home():
     # pytest's own folders are closed to other users
     with tempfile.TemporaryDirectory() as folder:
         service = Service(Path(folder, "home"), {})
@@ -115,7 +115,7 @@ def test_an_unknown_user_with_a_trainer_home_trains():
             service.process.kill()
 
 
-def test_a_relative_folder_in_a_deleted_working_directory_is_one_line(service, tmp_path):
+def test_relative_folder_in_deleted_working_directory_is_one_line_error(service, tmp_path):
     command = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *COMMAND, "status"]
     environment = service.environment | {"RUNS_DIR": "runs"}
 
@@ -141,7 +141,7 @@ def test_a_relative_folder_in_a_deleted_working_directory_is_one_line(service, t
     ],
     ids=["UTF-16", "Latin-1", "a program", "a NUL byte", "noise"],
 )
-def test_a_binary_environment_file_is_one_line(service, arguments, content, says):
+def test_binary_environment_file_is_one_line_error(service, arguments, content, says):
     (service.home / ".env").write_bytes(content)
 
     line, code = refused(service, *arguments)
@@ -160,7 +160,7 @@ def test_a_binary_environment_file_is_one_line(service, arguments, content, says
     ],
     ids=["folder", "pipe", "dangling link"],
 )
-def test_an_environment_file_that_is_no_file_is_one_line(service, make, says):
+def test_environment_file_of_wrong_type_is_one_line_error(service, make, says):
     make(service.home / ".env")
 
     line, code = refused(service, "status")
@@ -170,7 +170,7 @@ def test_an_environment_file_that_is_no_file_is_one_line(service, make, says):
 
 
 @needs_root
-def test_an_unreadable_environment_file_is_one_line(service):
+def test_unreadable_environment_file_is_one_line_error(service):
     (service.home / ".env").touch(0o000)
     reader = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *COMMAND]
 
@@ -183,7 +183,7 @@ def test_an_unreadable_environment_file_is_one_line(service):
     assert "Permission denied" in line
 
 
-def test_an_environment_file_with_a_byte_order_mark_is_read(service):
+def test_environment_file_with_byte_order_mark_is_read(service):
     (service.home / ".env").write_bytes(b"\xef\xbb\xbfSLOTS=many\n")
 
     line, code = refused(service, "status")
@@ -192,7 +192,7 @@ def test_an_environment_file_with_a_byte_order_mark_is_read(service):
     assert line.startswith("error: SLOTS='many'")
 
 
-def test_no_environment_file_and_dev_null_in_its_place_are_the_same(service):
+def test_dev_null_as_environment_file_is_accepted(service):
     (service.home / ".env").symlink_to(os.devnull)
 
     assert service.json("status") == {"runs": [], "workers": []}
@@ -216,20 +216,20 @@ def bad_sockets(folder):
 
 
 @pytest.mark.parametrize("kind", ["missing", "relative", "file", "too long", "closed"])
-def test_a_bad_notify_socket_does_not_end_the_service(service, tmp_path, kind):
+def test_bad_notify_socket_does_not_stop_service(service, tmp_path, kind):
     service.environment |= {"NOTIFY_SOCKET": bad_sockets(tmp_path)[kind], "WATCHDOG_USEC": "400000"}
     service.start()
-    wait_until(lambda: any("systemd cannot be told" in line["event"] for line in service.lines()))
+    wait_until(lambda: any("systemd cannot be notified" in line["event"] for line in service.lines()))
     run_id = service.enqueue(draw_dataset(tmp_path / "data", images=5, size=64), epochs=1)
 
     service.wait(run_id, "completed")
 
-    assert [line["event"] for line in service.lines()].count("systemd cannot be told, going on without") == 1
+    assert [line["event"] for line in service.lines()].count("systemd cannot be notified, continuing without") == 1
     assert service.stop() == 0
     assert "Traceback" not in service.log.read_text()
 
 
-def test_a_manager_that_reads_nothing_does_not_hold_up_the_service(service, tmp_path):
+def test_manager_that_does_not_read_does_not_block_service(service, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
         deaf.bind(str(tmp_path / "notify"))
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
@@ -247,11 +247,11 @@ def test_a_manager_that_reads_nothing_does_not_hold_up_the_service(service, tmp_
         assert service.stop() == 0
 
 
-def test_ready_is_told_again_until_systemd_has_heard_it(service, tmp_path):
+def test_ready_is_sent_until_systemd_received_it(service, tmp_path):
     address = tmp_path / "notify"
     service.environment["NOTIFY_SOCKET"] = str(address)
     service.start()
-    wait_until(lambda: any("systemd cannot be told" in line["event"] for line in service.lines()))
+    wait_until(lambda: any("systemd cannot be notified" in line["event"] for line in service.lines()))
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
@@ -262,7 +262,7 @@ def test_ready_is_told_again_until_systemd_has_heard_it(service, tmp_path):
 
 
 @pytest.mark.parametrize("watchdog", ["soon", "0"])
-def test_a_watchdog_time_that_is_no_number_is_no_watchdog(service, watchdog):
+def test_invalid_watchdog_time_is_ignored(service, watchdog):
     service.environment["WATCHDOG_USEC"] = watchdog
     service.start()
     wait_until((service.home / "queue.db").exists)

@@ -22,7 +22,7 @@ def drawn(tmp_path_factory):
     return draw_dataset(tmp_path_factory.mktemp("cats"), images=8, size=32).parent
 
 
-def test_the_commands_work_as_written_in_their_order(tmp_path, drawn):
+def test_documented_commands_work_in_their_order(tmp_path, drawn):
     typed = [
         command for command in commands(section("Your own runs, without any server")) if command.startswith("python")
     ]
@@ -80,7 +80,7 @@ def by_python(stack):
 
 
 @pytest.mark.parametrize("insert", [by_sql, by_javascript, by_python])
-def test_an_inserted_run_becomes_a_model(project, tmp_path, insert):
+def test_documented_insert_becomes_a_model(project, tmp_path, insert):
     stack, app = project
     insert(stack)
     row = inserted(stack)
@@ -99,7 +99,7 @@ def test_an_inserted_run_becomes_a_model(project, tmp_path, insert):
     assert app.row(row["id"])["status"] == "completed", app.row(row["id"])["error_message"]
 
 
-def test_the_columns_that_cancel_and_finish_are_the_ones_in_the_readme(supabase):
+def test_documented_columns_cancel_and_finish_a_run(supabase):
     run_id = supabase.rows("insert into training_runs (run_name, status) values ('cats', 'running') returning id")[0][
         "id"
     ]
@@ -113,7 +113,7 @@ def test_the_columns_that_cancel_and_finish_are_the_ones_in_the_readme(supabase)
 
 @pytest.mark.training
 @pytest.mark.long
-def test_the_demo_trains_a_run_before_your_eyes(tmp_path):
+def test_demo_trains_a_run(tmp_path):
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
         [*COMMAND, "demo", "--folder", tmp_path / "demo", "--epochs", "1"], cwd=tmp_path, env=environment,

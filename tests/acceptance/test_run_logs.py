@@ -33,7 +33,7 @@ def lines_of(service, run_id):
     return [line for line in service.lines() if line.get("run_id") == run_id]
 
 
-def test_each_phase_of_a_run_is_an_event_with_its_time_and_what_it_moved(supabase, drawn, home):
+def test_each_phase_is_an_event_with_time_and_transferred_bytes(supabase, drawn, home):
     with (
         storage_for(supabase) as storage,
         WebApp(supabase) as app,
@@ -61,7 +61,7 @@ def test_each_phase_of_a_run_is_an_event_with_its_time_and_what_it_moved(supabas
     assert logged[2]["bytes"] == events[2]["bytes"]
 
 
-def test_every_line_of_a_run_carries_its_id_attempt_and_phase_from_whichever_thread(supabase, drawn, home):
+def test_every_log_line_of_a_run_has_id_attempt_and_phase(supabase, drawn, home):
     with storage_for(supabase) as storage, WebApp(supabase) as app:
         settings = settings_for(supabase) | {"CHECKPOINT_INTERVAL": "0.2"}
         with running(home, {"seconds_per_epoch": 0.5}, **settings) as service:
@@ -93,7 +93,7 @@ def test_every_line_of_a_run_carries_its_id_attempt_and_phase_from_whichever_thr
     assert set(without_phase) <= {"run claimed", "run started"}, "before the first phase there is none"
 
 
-def test_the_training_process_output_is_timestamped(home, drawn):
+def test_training_output_is_timestamped(home, drawn):
     with running(home, {"lines": 3}) as service:
         run_id = service.enqueue(drawn, epochs=1)
         service.wait(run_id, "completed")
@@ -103,7 +103,7 @@ def test_the_training_process_output_is_timestamped(home, drawn):
     assert all(STAMP.match(line) for line in log)
 
 
-def test_without_timestamps_the_output_is_as_it_was_printed(home, drawn):
+def test_training_output_is_unchanged_without_timestamps(home, drawn):
     with running(home, {"lines": 1}, TIMESTAMP_STREAMS=0) as service:
         run_id = service.enqueue(drawn, epochs=1)
         service.wait(run_id, "completed")
@@ -113,7 +113,7 @@ def test_without_timestamps_the_output_is_as_it_was_printed(home, drawn):
     assert [line for line in log if "phase: " in line and STAMP.match(line)], "our own lines keep their time"
 
 
-def test_a_progress_bar_becomes_lines_at_most_one_a_second(home, drawn):
+def test_progress_bar_becomes_at_most_one_line_per_second(home, drawn):
     bar = "".join(f"\r\033[K {percent:3d}% \033[34m{'━' * 5}\033[0m" for percent in range(0, 100, 2)) + "\r 100% done\n"
     with running(home, {"at_epoch": 1, "print": bar}, TIMESTAMP_STREAMS=0) as service:
         run_id = service.enqueue(drawn, epochs=1)
@@ -127,7 +127,7 @@ def test_a_progress_bar_becomes_lines_at_most_one_a_second(home, drawn):
     assert "\033" not in log
 
 
-def test_the_log_is_among_the_artifacts(home, drawn):
+def test_run_log_is_an_artifact(home, drawn):
     with running(home, {}) as service:
         run_id = service.enqueue(drawn, epochs=1)
         row = service.wait(run_id, "completed")
@@ -139,7 +139,7 @@ def test_the_log_is_among_the_artifacts(home, drawn):
     assert local.startswith(published)
 
 
-def test_a_journal_line_has_a_priority_and_the_labels(home, drawn):
+def test_journal_line_has_priority_and_labels(home, drawn):
     service = Service(home, {}, LOG_FORMAT="journal")
     service.start()
     try:
@@ -153,7 +153,7 @@ def test_a_journal_line_has_a_priority_and_the_labels(home, drawn):
     assert f"run_id={run_id} attempt=1 phase=" in ended
 
 
-def test_where_journald_reads_the_lines_are_the_journals(home):
+def test_log_format_is_journal_if_journald_reads_stderr(home):
     home.mkdir()
     (home / "service.log").touch()
     about = (home / "service.log").stat()
@@ -187,7 +187,7 @@ def wait_for_a_line(service):
         time.sleep(0.05)
 
 
-def test_a_line_as_json_is_one_object_a_line(home):
+def test_json_log_has_one_object_per_line(home):
     with running(home, {}) as service:
         deadline = time.monotonic() + 10
         while not service.lines() and time.monotonic() < deadline:

@@ -114,7 +114,7 @@ def echo(key):
 
 
 @pytest.mark.long
-def test_no_secret_leaves_the_service_on_any_path(supabase, storage, web, drawn, key, tmp_path):
+def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_path):
     with (
         WebApp(supabase) as app,
         service_on(tmp_path / "home", supabase, key, ALLOWED_DATASET_HOSTS=web.host) as service,
@@ -159,7 +159,7 @@ def _printed_by_the_training_itself(place, run_id):
     return run_id in place and ("run.log" in place or place.startswith("logs "))
 
 
-def test_a_wrong_key_is_not_quoted_by_anything(supabase, storage, key, tmp_path):
+def test_wrong_key_is_not_quoted(supabase, storage, key, tmp_path):
     wrong = key[:-6] + "WRONG1"
     with WebApp(supabase) as app, service_on(tmp_path / "home", supabase, wrong) as service:
         leaks = Leaks(service, app, [wrong, AWS, PASSWORD])
@@ -174,7 +174,7 @@ def test_a_wrong_key_is_not_quoted_by_anything(supabase, storage, key, tmp_path)
     assert leaks.found() == []
 
 
-def test_settings_show_no_secret_however_they_are_printed(monkeypatch):
+def test_printed_settings_contain_no_secret(monkeypatch):
     from trainer.settings import read_settings
 
     monkeypatch.setenv("SUPABASE_URL", "https://abc.supabase.co")
@@ -184,7 +184,7 @@ def test_settings_show_no_secret_however_they_are_printed(monkeypatch):
     assert "sb_secret" not in f"{settings!r} {settings} {settings.model_dump_json()} {settings.model_dump()}"
 
 
-def test_a_wrong_setting_beside_a_key_does_not_quote_the_key(tmp_path):
+def test_error_about_a_setting_does_not_quote_the_key(tmp_path):
     service = Service(tmp_path / "home", SUPABASE_SERVICE_ROLE_KEY="sb_secret_" + "x" * 20, SLOTS="many")
     service.environment["SUPABASE_URL"] = ""
 
@@ -194,7 +194,7 @@ def test_a_wrong_setting_beside_a_key_does_not_quote_the_key(tmp_path):
     assert "sb_secret" not in told.stdout + told.stderr
 
 
-def test_the_clients_do_not_show_their_key(tmp_path):
+def test_repr_of_clients_does_not_contain_the_key(tmp_path):
     from trainer.remote.storage_api import StorageApi
     from trainer.remote.supabase import Project
     from trainer.storage.supabase import SupabaseObjectStore

@@ -26,7 +26,7 @@ def home(tmp_path):
     return tmp_path / "home"
 
 
-def test_an_inserted_run_completes(home, data):
+def test_inserted_run_completes(home, data):
     with running(home, {}) as service:
         run_id = service.enqueue(data, epochs=3)
         row = service.wait(run_id, "completed")
@@ -39,7 +39,7 @@ def test_an_inserted_run_completes(home, data):
     assert os.path.exists(row["trained_model_url"].removeprefix("file://"))
 
 
-def test_the_first_log_line_says_where_runs_come_from(home):
+def test_first_log_line_names_the_queue(home):
     with running(home, {}) as service:
         deadline = time.monotonic() + 10
         while not service.lines() and time.monotonic() < deadline:
@@ -50,7 +50,7 @@ def test_the_first_log_line_says_where_runs_come_from(home):
         assert service.stop() == 0
 
 
-def test_the_epochs_and_metrics_of_a_running_run_can_be_watched(home, data):
+def test_progress_and_metrics_of_running_run_are_in_its_row(home, data):
     with running(home, {"seconds_per_epoch": 0.5}) as service:
         run_id = service.enqueue(data, epochs=6)
         row = service.wait_until(run_id, lambda row: ((row["results"] or {}).get("metrics") or {}).get("epoch", 0) >= 2)
@@ -61,7 +61,7 @@ def test_the_epochs_and_metrics_of_a_running_run_can_be_watched(home, data):
         assert row["results"]["progress"]["total_epochs"] == 6
 
 
-def test_cancel_stops_a_training_and_the_service_lives(home, data):
+def test_cancel_stops_training_and_service_continues(home, data):
     with running(home, {"seconds_per_epoch": 0.5}) as service:
         run_id = service.enqueue(data, epochs=100)
         service.wait_until(run_id, lambda row: ((row["results"] or {}).get("metrics") or {}).get("epoch", 0) >= 1)
@@ -78,7 +78,7 @@ def test_cancel_stops_a_training_and_the_service_lives(home, data):
         service.wait(service.enqueue(data, epochs=1), "completed")
 
 
-def test_a_training_that_ignores_the_cancel_is_killed(home, data):
+def test_training_that_ignores_cancel_is_killed(home, data):
     with running(home, {"seconds_per_epoch": 0.5, "deaf": True, "immortal": True}, CANCEL_GRACE=1) as service:
         run_id = service.enqueue(data, epochs=100)
         service.wait_until(run_id, lambda row: ((row["results"] or {}).get("metrics") or {}).get("epoch", 0) >= 1)
@@ -89,14 +89,14 @@ def test_a_training_that_ignores_the_cancel_is_killed(home, data):
         assert service.children() == []
 
 
-def test_a_queued_run_is_canceled_at_once(home, data):
+def test_queued_run_is_canceled_at_once(home, data):
     service = Service(home, {})
     run_id = service.enqueue(data)
 
     assert service.json("cancel", run_id)["status"] == "canceled"
 
 
-def test_finish_completes_a_run_early(home, data):
+def test_finish_completes_run_early(home, data):
     with running(home, {"seconds_per_epoch": 0.4}) as service:
         run_id = service.enqueue(data, epochs=200)
         service.wait_until(run_id, lambda row: ((row["results"] or {}).get("metrics") or {}).get("epoch", 0) >= 1)
@@ -111,7 +111,7 @@ def test_finish_completes_a_run_early(home, data):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "Ctrl-C", "SIGHUP"],
 )  # fmt: skip
-def test_a_signal_gives_the_run_back_and_exits_0(home, data, number):
+def test_signal_requeues_run_and_exits_0(home, data, number):
     with running(home, {"seconds_per_epoch": 0.5}) as service:
         run_id = service.enqueue(data, epochs=8)
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
@@ -131,7 +131,7 @@ def test_a_signal_gives_the_run_back_and_exits_0(home, data, number):
 
 
 @pytest.mark.long
-def test_a_second_signal_exits_at_once_and_the_run_goes_on_later(home, data):
+def test_second_signal_exits_at_once_and_run_resumes_later(home, data):
     with running(home, {"seconds_per_epoch": 0.5, "deaf": True, "immortal": True}, CANCEL_GRACE=20) as service:
         run_id = service.enqueue(data, epochs=8)
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
@@ -148,7 +148,7 @@ def test_a_second_signal_exits_at_once_and_the_run_goes_on_later(home, data):
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
-def test_another_sighup_does_not_cut_the_drain_short(home, data, first):
+def test_second_sighup_does_not_end_the_drain(home, data, first):
     """A terminal that closes sends several, and systemd can send one right after SIGTERM."""
     with running(home, {"seconds_per_epoch": 0.5}) as service:
         run_id = service.enqueue(data, epochs=8)
@@ -164,7 +164,7 @@ def test_another_sighup_does_not_cut_the_drain_short(home, data, first):
         assert row["checkpoint"]["epoch"] >= 1
 
 
-def test_a_sighup_that_nohup_ignores_stays_ignored(home):
+def test_sighup_stays_ignored_under_nohup(home):
     service = Service(home, {})
     service.command = ["nohup", *service.command]
     service.start()
@@ -186,7 +186,7 @@ def gone(processes, seconds=5):
 
 
 @pytest.mark.long
-def test_a_killed_training_is_tried_again_and_the_service_lives(home, data):
+def test_killed_training_is_retried_and_service_continues(home, data):
     with running(home, {"seconds_per_epoch": 0.5}) as service:
         run_id = service.enqueue(data, epochs=6)
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 2)
@@ -201,7 +201,7 @@ def test_a_killed_training_is_tried_again_and_the_service_lives(home, data):
         assert service.wait(run_id, "completed")["attempt"] == 2
 
 
-def test_a_killed_service_leaves_no_process_and_its_run_goes_on(home, data):
+def test_killed_service_leaves_no_process_and_its_run_resumes(home, data):
     with running(home, {"seconds_per_epoch": 0.5}) as service:
         run_id = service.enqueue(data, epochs=6)
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 2)
@@ -217,7 +217,7 @@ def test_a_killed_service_leaves_no_process_and_its_run_goes_on(home, data):
         assert row["results"]["metrics"]["epoch"] == 6
 
 
-def test_logs_follows_a_run_to_its_end(home, data):
+def test_logs_follow_prints_until_run_ends(home, data):
     with running(home, {"seconds_per_epoch": 0.3}) as service:
         run_id = service.enqueue(data, epochs=4)
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
@@ -231,7 +231,7 @@ def test_logs_follows_a_run_to_its_end(home, data):
 
 
 @pytest.mark.long
-def test_two_slots_train_two_runs_and_a_third_waits(home, data):
+def test_two_slots_train_two_runs_and_third_run_waits(home, data):
     with running(home, {"seconds_per_epoch": 1.5}, SLOTS=2) as service:
         runs = [service.enqueue(data, epochs=4) for _ in range(3)]
         service.wait_until(runs[1], lambda row: row["progress_epoch"] >= 1)
@@ -273,7 +273,7 @@ def without_val(folder):
     ],
     ids=["no dataset", "an empty directory", "unreadable YAML", "no labels", "no val split"],
 )
-def test_a_bad_dataset_fails_the_run_with_a_sentence(home, tmp_path, make, says):
+def test_bad_dataset_fails_run_with_a_sentence(home, tmp_path, make, says):
     folder = tmp_path / "bad"
     folder.mkdir()
     with running(home, {}) as service:
@@ -292,7 +292,7 @@ def test_a_bad_dataset_fails_the_run_with_a_sentence(home, tmp_path, make, says)
         ({"imgSize": "huge"}, "imgSize"),
     ],
 )
-def test_a_bad_configuration_fails_the_run_naming_the_field(home, data, configuration, says):
+def test_bad_configuration_fails_run_and_names_the_field(home, data, configuration, says):
     with running(home, {}) as service:
         assert says in service.wait(service.insert(data, **configuration), "failed")["error_message"]
 
@@ -318,7 +318,7 @@ def test_a_bad_configuration_fails_the_run_naming_the_field(home, data, configur
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_a_wrong_command_says_so_in_one_line(home, arguments, says):
+def test_wrong_command_is_one_line_error(home, arguments, says):
     refused = Service(home, {}).run(*arguments, check=False)
 
     assert refused.returncode == 1
@@ -331,7 +331,7 @@ def test_a_wrong_command_says_so_in_one_line(home, arguments, says):
     "config",
     ["{}", "null", '{"seed": 1, "lrf": 1e-5}', '{"note": 100000000000000000000000}', '{"note": %s}' % ("[" * 31 + "]" * 31)],
 )  # fmt: skip
-def test_a_config_within_the_limits_is_queued(home, data, config):
+def test_config_within_limits_is_queued(home, data, config):
     service = Service(home, {})
 
     run_id = service.run("enqueue", "--data", str(data), "--config", config).stdout.strip()
@@ -339,7 +339,7 @@ def test_a_config_within_the_limits_is_queued(home, data, config):
     assert service.row(run_id)["configuration"] == json.loads(config)
 
 
-def test_wrong_settings_are_all_reported_and_exit_2(home):
+def test_wrong_settings_are_all_reported_with_exit_code_2(home):
     service = Service(home, {}, POLL_INTERVAL="soon", SLOTS="-1")
 
     refused = service.run(check=False)
@@ -349,7 +349,7 @@ def test_wrong_settings_are_all_reported_and_exit_2(home):
     assert "SLOTS" in refused.stderr
 
 
-def test_the_idle_service_is_small_and_has_no_torch(home):
+def test_idle_service_needs_little_memory_and_has_no_torch(home):
     with running(home, {}) as service:
         time.sleep(2)
         process = psutil.Process(service.process.pid)
@@ -358,7 +358,7 @@ def test_the_idle_service_is_small_and_has_no_torch(home):
         assert not [part for part in process.memory_maps() if "torch" in part.path]
 
 
-def test_help_names_every_command():
+def test_help_lists_every_command():
     text = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
 
     for command in ("enqueue", "status", "watch", "cancel", "finish", "requeue", "logs"):
@@ -366,7 +366,7 @@ def test_help_names_every_command():
 
 
 @pytest.mark.training
-def test_a_real_training_from_queue_to_artifacts(home, data):
+def test_real_training_from_queue_to_artifacts(home, data):
     with running(home) as service:
         run_id = service.enqueue(data, epochs=1, imgsz=64, batch=4, workers=0, compute="cpu")
         row = service.wait(run_id, "completed", "failed", seconds=240)

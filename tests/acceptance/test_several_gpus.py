@@ -32,7 +32,7 @@ def gpus_of(service, run_id):
     return re.search(r"environment CUDA_VISIBLE_DEVICES=(\S*)", service.run("logs", run_id).stdout)[1]
 
 
-def test_each_run_has_a_gpu_of_its_own(home, data):
+def test_each_run_has_its_own_gpu(home, data):
     with running(home, {"seconds_per_epoch": 0.3}, PRETENDED_GPUS=2, **TELLING) as service:
         runs = [service.enqueue(data, epochs=500) for _ in range(3)]
         service.wait_until(runs[1], lambda row: row["progress_epoch"] >= 1)
@@ -44,7 +44,7 @@ def test_each_run_has_a_gpu_of_its_own(home, data):
 
 
 @pytest.mark.long
-def test_a_run_on_two_gpus_waits_for_both_and_takes_both(home, data):
+def test_run_on_two_gpus_waits_for_both(home, data):
     with running(home, {"seconds_per_epoch": 0.4}, PRETENDED_GPUS=2, **TELLING) as service:
         small = service.enqueue(data, epochs=500)
         service.wait_until(small, lambda row: row["progress_epoch"] >= 1)
@@ -63,7 +63,7 @@ def test_a_run_on_two_gpus_waits_for_both_and_takes_both(home, data):
         assert service.row(large)["status"] == "completed"
 
 
-def test_a_run_that_asks_for_more_than_the_host_has_is_left_for_another_host(home, data):
+def test_run_that_needs_more_gpus_than_the_host_has_stays_queued(home, data):
     with running(home, {}, PRETENDED_GPUS=2, **TELLING) as service:
         left = [
             service.enqueue(data, epochs=1, device="0,1,2"),
@@ -75,7 +75,7 @@ def test_a_run_that_asks_for_more_than_the_host_has_is_left_for_another_host(hom
         assert [service.row(run)["status"] for run in left] == ["queued"] * 3
 
 
-def test_the_operators_mask_decides_which_gpus_are_ours(home, data):
+def test_cuda_visible_devices_limits_the_gpus(home, data):
     with running(home, {}, PRETENDED_GPUS=4, CUDA_VISIBLE_DEVICES="2,3", **TELLING) as service:
         run = service.enqueue(data, epochs=1, device="0,1")
         service.wait(run, "completed")
@@ -96,7 +96,7 @@ def test_two_slots_on_one_gpu_are_not_two_gpus(home, data):
         assert service.row(left)["status"] == "queued"
 
 
-def test_a_run_that_gets_fewer_gpus_than_it_names_is_told_so(home, data):
+def test_run_with_fewer_gpus_than_it_names_gets_a_warning(home, data):
     with running(home, {}, PRETENDED_GPUS=2, **TELLING) as service:
         # the queue reads only the key `device`
         run = service.enqueue(data, epochs=1, Device="0,1")
@@ -108,7 +108,7 @@ def test_a_run_that_gets_fewer_gpus_than_it_names_is_told_so(home, data):
 
 @pytest.mark.training
 @pytest.mark.long
-def test_a_real_training_on_two_devices_from_its_row_to_its_model_and_through_a_restart(home, data):
+def test_real_training_on_two_devices_survives_restart(home, data):
     ranks = {"STAND_IN": "../../training/programs/ranks_on_cpu.py", "LEASE_SECONDS": 30, "PRETENDED_GPUS": 2}
     ask = {"device": "0,1", "batch": 4, "imgsz": 64, "workers": 0, "plots": False}
     with running(home, {}, **ranks) as service:
@@ -128,7 +128,7 @@ def test_a_real_training_on_two_devices_from_its_row_to_its_model_and_through_a_
         assert log.count("rank 1 of 2 trains") == 2, "in both attempts"
 
 
-def test_a_host_without_gpus_leaves_a_run_for_two(home, data):
+def test_run_on_two_gpus_stays_queued_without_gpus(home, data):
     with running(home, {}) as service:
         left = service.enqueue(data, epochs=1, device="0,1")
         service.wait(service.enqueue(data, epochs=1, device="0"), "completed")

@@ -31,7 +31,7 @@ def looks_old(folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_service_removes_nothing_that_another_one_uses_and_all_that_it_left(tmp_path, data):
+def test_service_keeps_files_in_use_by_another_and_removes_its_leftovers(tmp_path, data):
     shared = {"DATASET_ROOT": tmp_path / "shared" / "datasets", "RUNS_DIR": tmp_path / "shared" / "runs"}
     sweeping = {"KEEP_RUNS_DAYS": 1e-6, "SWEEP_SECONDS": 0.2}
     with ExitStack() as services:

@@ -64,7 +64,7 @@ def start(tmp_path, manager):
             service.process.wait()
 
 
-def test_ready_comes_with_the_first_answer_of_the_queue_and_status_follows(start, manager):
+def test_ready_is_sent_after_first_answer_of_queue(start, manager):
     service = start({})
 
     assert manager.hear("READY=1")
@@ -76,7 +76,7 @@ def test_ready_comes_with_the_first_answer_of_the_queue_and_status_follows(start
     assert sum("READY=1" in message for message in manager.heard) == 1
 
 
-def test_the_watchdog_is_fed_while_a_run_trains_and_a_stop_drains_it(start, manager, tmp_path):
+def test_watchdog_is_notified_while_training_and_stop_drains(start, manager, tmp_path):
     service = start({"seconds_per_epoch": 0.5})
     run_id = service.enqueue(draw_dataset(tmp_path / "data", images=5, size=64), epochs=100)
     service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
@@ -88,7 +88,7 @@ def test_the_watchdog_is_fed_while_a_run_trains_and_a_stop_drains_it(start, mana
     assert service.row(run_id)["status"] == "queued"
 
 
-def test_a_frozen_service_feeds_no_watchdog(start, manager):
+def test_suspended_service_does_not_notify_watchdog(start, manager):
     service = start({})
     assert manager.hear("WATCHDOG=1")
 
@@ -103,7 +103,7 @@ def test_a_frozen_service_feeds_no_watchdog(start, manager):
     assert manager.hear("WATCHDOG=1")
 
 
-def test_one_loop_that_stopped_turning_is_enough_to_starve_the_watchdog():
+def test_one_stuck_loop_stops_watchdog_notifications():
     pulse = Pulse()
     with pulse.following("claims"), pulse.following("a run"):
         time.sleep(0.05)
@@ -113,7 +113,7 @@ def test_one_loop_that_stopped_turning_is_enough_to_starve_the_watchdog():
         assert pulse.is_alive(within=5)
 
 
-def test_a_loop_that_ended_is_not_missed():
+def test_ended_loop_does_not_stop_watchdog_notifications():
     pulse = Pulse()
     with pulse.following("a run"):
         pass
@@ -122,7 +122,7 @@ def test_a_loop_that_ended_is_not_missed():
     assert pulse.is_alive(within=0.01)
 
 
-def test_without_systemd_nothing_is_said():
+def test_nothing_is_sent_without_systemd():
     manager = ServiceManager(None)
 
     manager.ready_and("x")
@@ -136,7 +136,7 @@ needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 
 @needs_systemd
 @pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
-def test_the_units_exposure_is_ok(unit):
+def test_unit_exposure_is_ok(unit):
     told = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", str(UNITS / unit)], capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -147,7 +147,7 @@ def test_the_units_exposure_is_ok(unit):
 
 
 @pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
-def test_a_training_process_may_confine_itself(unit):
+def test_unit_allows_the_sandbox_of_training_processes(unit):
     """They are in no set of systemd 252, and the last filter that names a call decides."""
     filters = re.findall(r"^SystemCallFilter=(.*)$", (UNITS / unit).read_text(), re.MULTILINE)
 
@@ -158,7 +158,7 @@ def test_a_training_process_may_confine_itself(unit):
 
 @needs_systemd
 @pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
-def test_the_units_are_valid(tmp_path, unit):
+def test_units_are_valid(tmp_path, unit):
     """As written, but for the installed interpreter, which is not here."""
     name = unit.replace("@.", "@a.")
     text = (UNITS / unit).read_text()
@@ -171,7 +171,7 @@ def test_the_units_are_valid(tmp_path, unit):
     assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
 
 
-def test_the_stop_timeout_is_above_the_drain_time():
+def test_stop_timeout_is_longer_than_drain():
     from trainer.settings import Settings
 
     for unit in UNITS.glob("*.service"):

@@ -33,7 +33,7 @@ def classes(root):
 
 
 @pytest.mark.parametrize("task", long_except(Task))
-def test_a_task_trains_fine_tunes_and_exports(tmp_path, task):
+def test_task_trains_fine_tunes_and_exports(tmp_path, task):
     root = tmp_path / "data"
     data = classes(root) if task is Task.CLASSIFY else paint(root, train=8, val=4, task=task)
     configuration = CONFIGURATION | {"task": task.value}
@@ -56,7 +56,7 @@ def test_a_task_trains_fine_tunes_and_exports(tmp_path, task):
         assert "predictions.jsonl" in published
 
 
-def test_an_annotations_json_in_its_dice_form_trains(tmp_path):
+def test_dice_annotations_file_trains(tmp_path):
     """Annotations inside their images, a background class, other category ids than YOLO's, a split by ids as text."""
     for name, content in dice().files.items():
         path = tmp_path / "data" / name

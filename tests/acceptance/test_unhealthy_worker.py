@@ -26,7 +26,7 @@ def lost(tmp_path):
 
 
 @pytest.mark.long
-def test_a_worker_whose_folder_is_lost_says_so_and_its_run_waits(lost, tmp_path):
+def test_worker_with_lost_folder_is_unhealthy_and_its_run_waits(lost, tmp_path):
     run_id = lost.enqueue(draw_dataset(tmp_path / "drawn", images=4, size=32), epochs=1)
 
     row = lost.wait_until(run_id, lambda row: row["failures"] > 0)
@@ -45,7 +45,7 @@ def test_a_worker_whose_folder_is_lost_says_so_and_its_run_waits(lost, tmp_path)
     assert f"gpu-7 claims no runs: {worker['status_message']}" in doctor.stdout
 
 
-def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(tmp_path):
+def test_folder_that_cannot_be_created_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "a-file").write_text("")
     service = Service(tmp_path / "home", {}, RUNS_DIR=tmp_path / "a-file" / "runs")
     service.start()
@@ -58,11 +58,11 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(tmp_path):
 
 
 @pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
-def test_systemd_does_not_restart_what_a_person_has_to_mend(unit):
+def test_systemd_does_not_restart_after_exit_code_2(unit):
     assert "RestartPreventExitStatus=2" in (UNITS / unit).read_text().splitlines()
 
 
-def test_no_unhealthy_worker_is_no_line(tmp_path):
+def test_status_prints_no_line_for_healthy_workers(tmp_path):
     service = Service(tmp_path / "home")
     SqliteQueue(service.home / "queue.db").report(Worker(id="w"), None)
 

@@ -25,7 +25,7 @@ def test_a_training_is_told_from_its_first_phase_to_its_model(program):
         Phase.LOADING,
         Phase.SCANNING,
         Phase.TRAINING,
-        Phase.FINALISING,
+        Phase.FINALIZING,
     ]
     assert [event.epoch for event in training.of("epoch")] == [1, 2, 3]
     assert training.lines[0] == "epoch 1/3 line 0: box_loss 1.000"

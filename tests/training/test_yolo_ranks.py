@@ -87,7 +87,7 @@ def test_two_ranks_train_one_model_and_report_as_one(two):
     assert [event.epoch for event in two.of(EpochFinished)] == [1, 2] == two.epochs()
     assert [event.epoch for event in two.of(CheckpointSaved)] == [1, 2]
     phases = list(dict.fromkeys(event.phase for event in two.of(PhaseStarted)))
-    order = [Phase.LOADING, Phase.SCANNING, Phase.TRAINING, Phase.VALIDATING, Phase.FINALISING]
+    order = [Phase.LOADING, Phase.SCANNING, Phase.TRAINING, Phase.VALIDATING, Phase.FINALIZING]
     assert phases == order
     assert finished.report["epochs_completed"] == 2
     assert finished.report["images_per_second"] > 0

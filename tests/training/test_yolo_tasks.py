@@ -74,7 +74,7 @@ def test_the_phases_come_in_order(trained):
     phases = [event.phase for event in trained[1].of(PhaseStarted)]
 
     loop = [Phase.TRAINING, Phase.VALIDATING]
-    assert phases == [Phase.LOADING, Phase.SCANNING, *loop, *loop, Phase.FINALISING]
+    assert phases == [Phase.LOADING, Phase.SCANNING, *loop, *loop, Phase.FINALIZING]
 
 
 def test_each_epoch_is_told_once_with_all_its_numbers(trained):

@@ -16,7 +16,7 @@ def two_gpus(monkeypatch):
     ("mask", "left"),
     [(None, [0, 1]), ("1", [1]), ("1, 0", [1, 0]), ("", []), ("-1", []), ("0,7,1", [0]), ("GPU-8932f937", [])],
 )
-def test_an_operators_mask_is_respected(two_gpus, mask, left):
+def test_cuda_visible_devices_is_respected(two_gpus, mask, left):
     assert [gpu.index for gpu in host.visible_gpus(mask)] == left
 
 
@@ -24,14 +24,14 @@ def test_an_operators_mask_is_respected(two_gpus, mask, left):
     ("cores", "usable", "slots", "loaders"),
     [(64, 64, 1, None), (64, 64, 8, None), (16, 16, 4, 4), (8, 8, 8, 1), (4, 4, 8, 1), (2, 2, 1, None), (64, 4, 1, 4)],
 )
-def test_trainings_side_by_side_share_the_processors_for_their_loaders(monkeypatch, cores, usable, slots, loaders):
+def test_slots_share_processors_for_loaders(monkeypatch, cores, usable, slots, loaders):
     monkeypatch.setattr(host.os, "cpu_count", lambda: cores)
     monkeypatch.setattr(host.os, "sched_getaffinity", lambda _: set(range(usable)))
 
     assert host.loaders_per_slot(slots) == loaders
 
 
-def test_the_hardware_is_told_in_the_web_apps_words():
+def test_hardware_has_the_columns_of_the_web_app():
     facts = host.hardware()
 
     assert facts["device_type"] in ("cpu", "gpu")

@@ -25,7 +25,7 @@ def lines():
     structlog.reset_defaults()
 
 
-def test_json_lines_hold_their_fields(lines):
+def test_json_lines_contain_their_fields(lines):
     log, stream = lines("json")
 
     log.info("phase", phase="training", run_id="r1")
@@ -36,7 +36,7 @@ def test_json_lines_hold_their_fields(lines):
 
 
 @pytest.mark.parametrize(("level", "priority"), [("info", 6), ("warning", 4), ("error", 3)])
-def test_journald_gets_a_priority_and_no_time(lines, level, priority):
+def test_journal_lines_have_priority_and_no_time(lines, level, priority):
     log, stream = lines("journal")
 
     getattr(log, level)("hello", a=1)
@@ -44,7 +44,7 @@ def test_journald_gets_a_priority_and_no_time(lines, level, priority):
     assert stream.getvalue() == f"<{priority}>hello a=1\n"
 
 
-def test_every_line_of_a_traceback_has_the_priority(lines):
+def test_every_traceback_line_has_the_priority(lines):
     log, stream = lines("journal")
 
     try:
@@ -57,7 +57,7 @@ def test_every_line_of_a_traceback_has_the_priority(lines):
 
 
 @pytest.mark.parametrize("form", ["console", "json", "journal"])
-def test_no_secret_gets_through(lines, form):
+def test_secrets_are_replaced(lines, form):
     log, stream = lines(form, secrets=["plain-secret"])
 
     log.info(
@@ -75,7 +75,7 @@ def test_no_secret_gets_through(lines, form):
     assert text.count("***") >= 5
 
 
-def test_levels_below_the_chosen_one_are_not_written(lines):
+def test_lower_levels_are_not_written(lines):
     log, stream = lines("json", level="WARNING")
 
     log.info("quiet")
@@ -85,7 +85,7 @@ def test_levels_below_the_chosen_one_are_not_written(lines):
     assert "loud" in stream.getvalue()
 
 
-def test_a_log_that_cannot_be_written_stops_nobody():
+def test_log_write_error_is_ignored():
     """/dev/full is a disk without space."""
     with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:
         configure_logging("json", "INFO", stream=full)

@@ -36,20 +36,20 @@ def test_every_bad_variable_is_reported_at_once(environment):
     assert len(text.splitlines()) == 4
 
 
-def test_supabase_without_its_key_is_an_error_that_names_both_ways_out(environment):
+def test_supabase_without_key_is_an_error_with_both_fixes(environment):
     environment(BACKEND="supabase", SUPABASE_URL="https://x.supabase.co")
 
     assert "SUPABASE_SERVICE_ROLE_KEY" in complaint()
     assert "BACKEND=local" in complaint()
 
 
-def test_a_lease_shorter_than_three_beats_is_refused(environment):
+def test_lease_shorter_than_three_heartbeats_is_rejected(environment):
     environment(LEASE_SECONDS="10", CANCEL_CHECK_INTERVAL="5")
 
     assert "LEASE_SECONDS" in complaint()
 
 
-def test_auto_is_local_until_there_is_a_url(environment):
+def test_auto_is_local_without_url(environment):
     assert not read_settings().uses_supabase
 
     environment(SUPABASE_URL="https://x.supabase.co", SUPABASE_SERVICE_ROLE_KEY=KEY)
@@ -57,7 +57,7 @@ def test_auto_is_local_until_there_is_a_url(environment):
     assert read_settings().uses_supabase
 
 
-def test_the_key_never_shows(environment):
+def test_key_is_never_shown(environment):
     environment(SUPABASE_URL="https://x.supabase.co", SUPABASE_SERVICE_ROLE_KEY=KEY, SLOTS="-1")
     assert KEY not in complaint()
 
@@ -68,7 +68,7 @@ def test_the_key_never_shows(environment):
     assert KEY not in str(settings.model_dump())
 
 
-def test_folders_default_below_the_home(environment, tmp_path):
+def test_folders_are_below_home_by_default(environment, tmp_path):
     environment(TRAINER_HOME=str(tmp_path), RUNS_DIR="/elsewhere/runs")
 
     settings = read_settings()
@@ -78,14 +78,14 @@ def test_folders_default_below_the_home(environment, tmp_path):
     assert settings.runs_folder == Path("/elsewhere/runs")
 
 
-def test_lists_are_written_with_commas(environment):
+def test_lists_are_separated_by_commas(environment):
     environment(EXTRA_DATASET_ROOTS="/a, /b,,", ALLOWED_DATASET_HOSTS="")
 
     assert read_settings().extra_dataset_roots == ("/a", "/b")
     assert read_settings().allowed_dataset_hosts == ()
 
 
-def test_an_empty_variable_means_its_default(environment):
+def test_empty_variable_means_default(environment):
     environment(WORKER_ID="", POLL_INTERVAL="")
 
     assert read_settings().poll_interval == 10

@@ -34,7 +34,7 @@ def test_rows_are_shown_with_their_numbers(capsys, monkeypatch):
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda value: json.dumps(value)[:30])
 @pytest.mark.parametrize("column", [name for name in ROW if name != "id"])
-def test_odd_row_is_shown_and_hides_no_other(capsys, monkeypatch, column, odd):
+def test_odd_row_is_shown_and_hides_no_other_row(capsys, monkeypatch, column, odd):
     monkeypatch.setenv("COLUMNS", "200")
     row = run_row(ROW | {column: odd, "id": "odd"})
     terminal.show_list([row, run_row(ROW)])
@@ -48,7 +48,7 @@ def test_odd_row_is_shown_and_hides_no_other(capsys, monkeypatch, column, odd):
 
 
 @pytest.mark.parametrize("seen", ["infinity", "-infinity", "2026-01-02T03:04:05", "", None, 7])
-def test_worker_that_was_seen_at_no_time_is_gone_and_hides_no_other(capsys, seen):
+def test_worker_with_invalid_time_is_gone_and_hides_no_other_worker(capsys, seen):
     now = datetime.now(UTC).isoformat()
     odd = {"worker_id": "odd", "status_message": "full", "last_seen": seen}
     full = {"worker_id": "w1", "status_message": "\x1b[31mfull", "last_seen": now}
@@ -76,7 +76,7 @@ def no_terminal(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
 
 
-def test_list_in_a_pipe_is_complete_with_a_line_for_each_run(capsys, no_terminal):
+def test_list_in_pipe_has_one_complete_line_per_run(capsys, no_terminal):
     long = ROW | {"run_name": "n" * 150, "worker_id": "w" * 100, "status": "completed"}
     terminal.show_list([run_row(ROW), run_row(long)])
     lines = capsys.readouterr().out.splitlines()
@@ -84,13 +84,13 @@ def test_list_in_a_pipe_is_complete_with_a_line_for_each_run(capsys, no_terminal
     assert all(text in lines[2] for text in (ROW["id"], "n" * 150, "completed", "w" * 100, "2026-01-02T03:04:05"))
 
 
-def test_row_in_a_pipe_is_complete_with_a_line_for_each_column(capsys, no_terminal):
+def test_row_in_pipe_has_one_complete_line_per_column(capsys, no_terminal):
     message = "data.yaml: " + "the path does not exist. " * 20
     terminal.show_row(run_row(ROW | {"error_message": message}))
     assert message.rstrip() in capsys.readouterr().out
 
 
-def test_watch_in_a_pipe_ends_with_a_line_break(capsys, monkeypatch):
+def test_watch_in_pipe_ends_with_line_break(capsys, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     assert terminal.watch(OneRun(run_row(ROW)), ROW["id"]) == run_row(ROW)
     assert capsys.readouterr().out.endswith("\n")

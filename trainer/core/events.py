@@ -16,7 +16,7 @@ from trainer.core.job import JsonObject
 
 
 class Phase(StrEnum):
-    """Where a run is. LOADING to FINALISING belong to the child, the others to the supervisor."""
+    """Where a run is. LOADING to FINALIZING belong to the child, the others to the supervisor."""
 
     PREPARING = "preparing"  # the request is read, the dataset looked for
     DOWNLOADING = "downloading"
@@ -26,7 +26,7 @@ class Phase(StrEnum):
     SCANNING = "scanning"  # Ultralytics reads the labels
     TRAINING = "training"
     VALIDATING = "validating"
-    FINALISING = "finalizing"  # best.pt on val and test, plots, exports
+    FINALIZING = "finalizing"  # best.pt on val and test, plots, exports
     UPLOADING = "uploading"
     ENDING = "ending"  # everything is uploaded, the outcome is told
 

@@ -18,7 +18,7 @@ MINUTES = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)  # buckets in seco
 
 
 class GpuLoad(Protocol):
-    """What a GPU is doing now: memory in bytes, utilisation 0…1."""
+    """What a GPU is doing now: memory in bytes, utilization 0…1."""
 
     @property
     def index(self) -> int: ...
@@ -27,7 +27,7 @@ class GpuLoad(Protocol):
     @property
     def memory_used(self) -> int: ...
     @property
-    def utilisation(self) -> float: ...
+    def utilization(self) -> float: ...
 
 
 class MetricsReporter:
@@ -140,9 +140,9 @@ class _Gpus(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         labels = ["gpu", "name"]
         memory = GaugeMetricFamily("yolo_trainer_gpu_memory_bytes", "GPU memory in use.", labels=labels)
-        load = GaugeMetricFamily("yolo_trainer_gpu_utilisation", "Share of time that the GPU worked.", labels=labels)
+        load = GaugeMetricFamily("yolo_trainer_gpu_utilization", "Share of time that the GPU worked.", labels=labels)
         for gpu in self._loads():
             memory.add_metric([str(gpu.index), gpu.name], gpu.memory_used)
-            load.add_metric([str(gpu.index), gpu.name], gpu.utilisation)
+            load.add_metric([str(gpu.index), gpu.name], gpu.utilization)
         yield memory
         yield load

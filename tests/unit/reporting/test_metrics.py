@@ -17,7 +17,7 @@ JOB = Job(id="r", request=RunRequest(data_yaml="x"), attempt=1, waited=12.0)
 
 @pytest.fixture
 def metrics():
-    return MetricsReporter(lambda: [Load(index=0, name="Big GPU", memory_used=7, utilisation=0.5)])
+    return MetricsReporter(lambda: [Load(index=0, name="Big GPU", memory_used=7, utilization=0.5)])
 
 
 def value(metrics, metric, /, **labels):
@@ -81,7 +81,7 @@ def transfer(phase, done):
 
 def test_the_gpus_are_read_when_asked(metrics):
     assert value(metrics, "gpu_memory_bytes", gpu="0", name="Big GPU") == 7
-    assert value(metrics, "gpu_utilisation", gpu="0", name="Big GPU") == 0.5
+    assert value(metrics, "gpu_utilization", gpu="0", name="Big GPU") == 0.5
 
 
 def test_beats_and_their_failures_are_counted(metrics, tmp_path):

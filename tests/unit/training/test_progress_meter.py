@@ -153,10 +153,10 @@ def test_a_phase_is_told_once_with_the_seconds_of_the_one_before(course):
 
 def test_validation_after_the_training_stays_finalizing(course):
     course.epoch(1, 1, batches=2)
-    course.meter.enter(Phase.FINALISING)
+    course.meter.enter(Phase.FINALIZING)
     course.validate(2, 4.0)
 
-    assert course.last.phase is Phase.FINALISING
+    assert course.last.phase is Phase.FINALIZING
     assert course.last.eta_seconds is None
 
 

@@ -150,7 +150,7 @@ class Callbacks:
         self._stop_in_epoch()
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
-        if self._meter.phase is Phase.FINALISING:
+        if self._meter.phase is Phase.FINALIZING:
             return  # called once more for the final validation, which is not an epoch
         trainer.stop |= self._stop.reason is StopReason.FINISH
         self.epochs_completed = trainer.epoch + 1
@@ -170,7 +170,7 @@ class Callbacks:
             # what follows is done from the kept state, by a process that has no other
             raise OSError(f"the state after the last epoch could not be kept: {self._keeper.error}")
         self.is_trained = True
-        self._meter.enter(Phase.FINALISING)
+        self._meter.enter(Phase.FINALIZING)
 
     # ── keeping the state ──
 

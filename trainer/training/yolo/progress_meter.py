@@ -90,9 +90,9 @@ class ProgressMeter:
             self._tick(now, self._batch, self._batches, losses(), memory)
 
     def validation_started(self, batches: int) -> None:
-        """Validation begins: that of an epoch, or the final one when the phase is FINALISING."""
+        """Validation begins: that of an epoch, or the final one when the phase is FINALIZING."""
         self._val_batches, self._val_batch = batches, 0
-        if self.phase is not Phase.FINALISING:
+        if self.phase is not Phase.FINALIZING:
             self.enter(Phase.VALIDATING)
 
     def validation_batch_done(self, memory: Callable[[], int]) -> None:
@@ -157,7 +157,7 @@ class ProgressMeter:
         )
 
     def _time_left(self, now: float) -> float | None:
-        if self.phase is Phase.FINALISING:
+        if self.phase is Phase.FINALIZING:
             return None
         whole = max(0, self._total_epochs - self.epoch)
         left = 1.0 - self._val_batch / self._val_batches if self._val_batches and self._val_batch else 1.0

@@ -240,7 +240,7 @@ class Training:
 
     def _evaluate(self) -> None:
         """What is missing of a training that was interrupted after its last epoch."""
-        self._meter.enter(Phase.FINALISING)
+        self._meter.enter(Phase.FINALIZING)
         self._strip()
         self._metrics = self._validate("val", self._order.run_dir)
 
