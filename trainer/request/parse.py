@@ -218,6 +218,8 @@ class _Reading:
             yield "lr0 has no effect, because optimizer = auto chooses the learning rate"
         if "preset" in given and _AUGMENTATIONS.isdisjoint(args) and asked.preset not in ("none", "custom"):
             yield f"{given['preset'].spelling} had no effect: send the augmentation's values, not its name"
+        if "requires" in given and given["requires"].depth:  # the queue reads it, and only at the top level
+            yield f"{given['requires'].spelling} had no effect: move it out of the section"
         if asked.optimization_strategy == "bayesian":
             yield "the Bayesian search is not supported: the given values are trained once"
 

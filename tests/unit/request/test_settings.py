@@ -234,6 +234,12 @@ def test_requirements_do_not_change_the_plan():
     assert parse({"requires": {"gpus": 1, "gpu_memory_gb": "16"}}) == parse({"requires": {}}) == parse(None)
 
 
+def test_requirements_in_a_section_are_a_warning():
+    assert parse({"training": {"requires": {"gpus": 1}}}).warnings == (
+        "training.requires had no effect: move it out of the section",
+    )
+
+
 def test_automatic_optimizer_keeps_its_own_learning_rate():
     assert parse({"optimizer": "auto"}).args == parse({"optimizer": " AUTO"}).args == {"optimizer": "auto"}
     assert parse({"optimizer": "auto", "lr0": 0.1}).warnings == (
