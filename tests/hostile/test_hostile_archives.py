@@ -1,0 +1,204 @@
+"""Hostile archives: each is rejected in bounded time and memory, and writes nothing outside the root."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import struct
+import tarfile
+import zipfile
+
+import pytest
+
+from tests.hostile.references import parse, sentence
+from trainer.core.errors import DatasetError
+from trainer.core.stop import StopSignal
+from trainer.datasets.source.archive import extract
+from trainer.datasets.untrusted import Limits
+
+pytestmark = pytest.mark.usefixtures("_time_limit")
+
+
+def zip_of(name, content=b"x", mode=0, **changes):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        info = zipfile.ZipInfo("placeholder")
+        info.filename = name
+        info.compress_type = zipfile.ZIP_DEFLATED
+        info.external_attr = mode << 16
+        for key, value in changes.items():
+            setattr(info, key, value)
+        archive.writestr(info, content)
+    return out.getvalue()
+
+
+def tar_of(*members, end=True):
+    out = io.BytesIO()
+    for name, kind, target, content in members:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname, info.size = kind, target, len(content)
+        out.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+        out.write(content + b"\0" * (-len(content) % 512))
+    return out.getvalue() + (b"\0" * 1024 if end else b"")
+
+
+def file(name, content=b"x"):
+    return name, tarfile.REGTYPE, "", content
+
+
+def huge_header(kind, size):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 4096
+
+
+def bomb(size):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.txt", "w") as member:
+        for _ in range(size >> 20):
+            member.write(b"\0" * (1 << 20))
+    return out.getvalue()
+
+
+def lying(data, old, new):
+    assert old in data
+    return data.replace(old, new)
+
+
+def two(name, other):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(name, b"1")
+        archive.writestr(other, b"2")
+    return out.getvalue()
+
+
+def xz_bomb():
+    """Return an xz file whose header asks for a dictionary of 1.5 GiB."""
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
+    data = bytearray(lzma.compress(tar_of(file("a.txt")), filters=filters))
+    import zlib
+
+    header = bytes(data[12 : 12 + (data[12] + 1) * 4])
+    changed = bytearray(header[:-4])
+    changed[4] = 39  # the size of the dictionary, encoded as xz does
+    data[12 : 12 + len(header)] = changed + struct.pack("<I", zlib.crc32(changed))
+    return bytes(data)
+
+
+ARCHIVES = {
+    "zip: up": lambda: zip_of("../../secret/x.txt"),
+    "zip: up in the middle": lambda: zip_of("a/../../x.txt"),
+    "zip: up with backslashes": lambda: zip_of("..\\..\\x.txt"),
+    "zip: absolute": lambda: zip_of("/tmp/x.txt"),
+    "zip: Windows drive": lambda: zip_of("C:\\x.txt"),
+    "zip: network path": lambda: zip_of("\\\\server\\share\\x.txt"),
+    "zip: NUL in a name": lambda: zip_of("a\0b.txt"),
+    "zip: newline in a name": lambda: zip_of("a\nb.txt"),
+    "zip: escape in a name": lambda: zip_of("\x1b[2Ja.txt"),
+    "zip: long name": lambda: zip_of("a" * 10_000 + ".txt"),
+    "zip: long segment": lambda: zip_of("é" * 200 + ".txt"),
+    "zip: deep": lambda: zip_of("a/" * 200 + "x.txt"),
+    "zip: symlink": lambda: zip_of("x.txt", b"/etc/passwd", mode=0o120777),
+    "zip: device": lambda: zip_of("x.txt", mode=0o020666),
+    "zip: pipe": lambda: zip_of("x.txt", mode=0o010666),
+    "zip: encrypted": lambda: lying(
+        zip_of("x.txt"), b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
+    ),
+    "zip: unusual method": lambda: lying(
+        zip_of("x.txt"),
+        b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x08",
+        b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x63",
+    ),
+    "zip: LZMA": lambda: zip_of("x.txt", compress_type=zipfile.ZIP_LZMA),
+    "zip: one name twice": lambda: two("a.txt", "./a.txt"),
+    "zip: a file that is also a folder": lambda: two("a.txt", "a.txt/b.txt"),
+    "zip: a folder that is also a file": lambda: two("a.txt/b.txt", "a.txt"),
+    "zip: bomb": lambda: bomb(128 << 20),
+    "zip: cut": lambda: zip_of("x.txt", b"x" * 1000)[:60],
+    "zip: wrong checksum": lambda: lying(zip_of("x.txt", b"hello"), struct.pack("<I", 0x3610A686), b"\1\2\3\4"),
+    "zip: only the end": lambda: b"PK\x05\x06" + b"\0" * 18,
+    "zip: index beyond the file": lambda: b"PK\x05\x06" + b"\0" * 8 + b"\xff" * 8 + b"\0\0",
+    "zip: empty": lambda: zip_of("folder/"),
+    "zip: nothing usable": lambda: zip_of("setup.py"),
+    "zip: garbage": lambda: b"PK\x03\x04" + b"garbage" * 100,
+    "tar: up": lambda: tar_of(file("../../secret/x.txt")),
+    "tar: absolute": lambda: tar_of(file("/tmp/x.txt")),
+    "tar: symlink": lambda: tar_of(("a.txt", tarfile.SYMTYPE, "/etc/passwd", b"")),
+    "tar: folder link and a file through it": lambda: tar_of(
+        ("a", tarfile.SYMTYPE, "../../secret", b""),
+        file("a/data.yaml", b"owned"),
+    ),
+    "tar: hard link": lambda: tar_of(("a.txt", tarfile.LNKTYPE, "/etc/passwd", b"")),
+    "tar: character device": lambda: tar_of(("a.txt", tarfile.CHRTYPE, "", b"")),
+    "tar: block device": lambda: tar_of(("a.txt", tarfile.BLKTYPE, "", b"")),
+    "tar: pipe": lambda: tar_of(("a.txt", tarfile.FIFOTYPE, "", b"")),
+    "tar: sparse": lambda: tar_of(("a.txt", tarfile.GNUTYPE_SPARSE, "", b"")),
+    "tar: unknown kind": lambda: tar_of(("a.txt", b"Z", "", b"")) + b"",
+    "tar: name that is not UTF-8": lambda: tar_of(file("\udcff.txt")),
+    "tar: one name twice": lambda: tar_of(file("a.txt"), file("a.txt")),
+    "tar: huge PAX header": lambda: huge_header(tarfile.XHDTYPE, 1 << 32),
+    "tar: huge global header": lambda: huge_header(tarfile.XGLTYPE, 1 << 32),
+    "tar: huge long name": lambda: huge_header(tarfile.GNUTYPE_LONGNAME, 1 << 32),
+    "tar: negative size": lambda: lying(
+        tar_of(file("a.txt", b"x" * 512)),
+        b"00000001000\0",
+        b"\xff" * 12,
+    ),
+    "tar: no end": lambda: tar_of(file("a.txt"), end=False),
+    "tar: cut": lambda: tar_of(file("a.txt", b"x" * 5000))[:1000],
+    "tar: gzip bomb": lambda: gzip.compress(tar_of(file("a.txt", b"\0" * (100 << 20))), 9),
+    "tar: gzip bomb in what is not wanted": lambda: gzip.compress(tar_of(file("a.bin", b"\0" * (100 << 20))), 9),
+    "tar: gzip bomb after the end": lambda: gzip.compress(tar_of(file("a.txt")) + b"\0" * (100 << 20), 9),
+    "tar: xz that wants memory": xz_bomb,
+    "tar: gzip of nothing": lambda: gzip.compress(b""),
+    "tar: gzip of garbage": lambda: gzip.compress(os.urandom(5000)),
+    "tar: gzip cut": lambda: gzip.compress(tar_of(file("a.txt", os.urandom(5000))))[:3000],
+    "tar: bzip2 garbage": lambda: b"BZh9" + os.urandom(1000),
+    "tar: xz garbage": lambda: b"\xfd7zXZ\x00" + os.urandom(1000),
+    "7z": lambda: b"7z\xbc\xaf\x27\x1c" + b"\0" * 100,
+    "rar": lambda: b"Rar!\x1a\x07\x00" + b"\0" * 100,
+}
+
+
+@pytest.mark.parametrize("make", ARCHIVES.values(), ids=ARCHIVES)
+def test_hostile_archives(place, fetcher, make):
+    (place / "root/set.zip").write_bytes(make())
+    with pytest.raises(DatasetError) as error:
+        fetcher.fetch(parse("set.zip", place / "root"), place / "root/run", StopSignal(), lambda _: None)
+    assert "set.zip" in sentence(error)
+    assert list((place / "root/.cache/tmp").iterdir()) == []
+    assert list((place / "root/.cache").glob("trees/*")) == []
+
+
+LIMITED = {
+    "members": (Limits(members=3), lambda: tar_of(*(file(f"{n}.txt") for n in range(4)))),
+    "empty folders": (Limits(members=3), lambda: tar_of(*((f"{n}", tarfile.DIRTYPE, "", b"") for n in range(4)))),
+    "bytes": (Limits(bytes=3000), lambda: tar_of(file("a.txt", b"x" * 4000))),
+    "bytes of a zip": (Limits(bytes=3000), lambda: zip_of("a.txt", b"x" * 4000)),
+}
+
+
+@pytest.mark.parametrize(("limits", "make"), LIMITED.values(), ids=LIMITED)
+def test_archive_over_limit_is_rejected(tmp_path, limits, make):
+    (tmp_path / "a").write_bytes(make())
+    with pytest.raises(DatasetError, match="more than"):
+        extract(tmp_path / "a", tmp_path / "out", StopSignal(), limits=limits)
+
+
+def test_archive_members_that_could_run_code_are_not_extracted(place, fetcher):
+    (place / "root/set.tar").write_bytes(
+        tar_of(
+            file("labels/train.cache"),
+            file("images/a.npy"),
+            file("hubconf.py"),
+            file(".git/config"),
+            file("model.pt"),
+            file("images/-rf.jpg"),
+            file("data.yaml"),
+        )
+    )
+    fetched = fetcher.fetch(parse("set.tar", place / "root"), place / "root/run", StopSignal(), lambda _: None)
+    assert sorted(p.name for p in fetched.root.rglob("*") if p.is_file()) == ["-rf.jpg", "data.yaml"]

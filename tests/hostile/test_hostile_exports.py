@@ -1,0 +1,155 @@
+"""Hostile YAML files and exports at URLs, and hostile listings of a store."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from tests.hostile.references import parse, sentence
+from tests.web_server import body
+from trainer.core.dataset import HttpRef
+from trainer.core.errors import BadRequest, DatasetError, ObjectMissing
+from trainer.core.stop import StopSignal
+from trainer.datasets.source.manifest import wanted
+
+pytestmark = pytest.mark.usefixtures("_time_limit")
+
+# ── what a YAML, a list or an export behind a URL names ──
+
+YAMLS = {
+    "path outside": "path: ../..\ntrain: a.jpg\nval: a.jpg",
+    "absolute path": "path: /etc\ntrain: passwd\nval: passwd",
+    "absolute list": "train: /etc/passwd.txt\nval: a.jpg",
+    "up": "train: ../../../secret/a.jpg\nval: a.jpg",
+    "another host": "train: http://169.254.169.254/a.jpg\nval: a.jpg",
+    "file URL": "train: file:///etc/passwd.txt\nval: a.jpg",
+    "tag": "train: !!python/object/apply:os.system ['touch owned']\nval: a.jpg",
+    "no splits": "names: [a]\ndownload: touch owned",
+    "only a download script": "train: images\nval: images\ndownload: |\n  import os; os.system('touch owned')",
+    "alias bomb": "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\ntrain: *c\nval: *c",
+    "deep": "train: " + "[" * 50_000,
+    "a list": "- train",
+    "a number": "7",
+    "image that is none": "train: setup.py\nval: a.jpg",
+    "control characters": 'train: "a\\x01.jpg"\nval: a.jpg',
+    "long name": "train: " + "a" * 5000 + ".jpg\nval: a.jpg",
+}
+
+
+@pytest.mark.parametrize("text", YAMLS.values(), ids=YAMLS)
+def test_hostile_yaml_behind_a_url(server, fetcher, place, text):
+    server.pages["/sets/data.yaml"] = body(text.encode())
+    server.pages["/sets/a.jpg"] = body(b"image")
+    with pytest.raises(BadRequest) as error:
+        fetcher.fetch(HttpRef(url=server.url("/sets/data.yaml")), place / "root/run", StopSignal(), lambda _: None)
+    sentence(error)
+    assert not set(server.asked) - {"/sets/data.yaml", "/sets/a.jpg", "/sets/labels/a.txt", "/sets/a.txt"}
+
+
+HEAD = {"task": "detect", "class_names": {"0": "a"}}
+EXPORTS = {
+    "loopback": [HEAD, {"file": "a.jpg", "split": "train", "url": "http://127.0.0.1:1/a.jpg"}],
+    "metadata": [HEAD, {"file": "a.jpg", "split": "train", "url": "http://169.254.169.254/a.jpg"}],
+    "file URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "file:///etc/passwd"}],
+    "a path for a URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "/etc/passwd"}],
+    "storage for a URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "storage:p/s/a.jpg"}],
+    "no URL": [HEAD, {"file": "a.jpg", "split": "train"}],
+    "no URL and a path": [{**HEAD, "path": "/etc"}, {"file": "passwd", "split": "train"}],
+    "a split that leads up": [HEAD, {"file": "a.jpg", "split": "../..", "url": "x"}],
+    "a split that is a list": [HEAD, {"file": "a.jpg", "split": ["train"], "url": "x"}],
+    "a file that is a number": [HEAD, {"file": 7, "split": "train"}],
+    "rows that are text": [HEAD, {"file": "a.jpg", "split": "train", "annotations": {"boxes": [["0 0"]]}}],
+    "rows that are no list": [HEAD, {"file": "a.jpg", "split": "train", "annotations": {"boxes": 7}}],
+    "annotations that are text": [HEAD, {"file": "a.jpg", "split": "train", "annotations": "x"}],
+    "an unknown task": [{"task": "rm -rf"}, {"file": "a.jpg", "split": "train"}],
+    "a task that is a list": [{"task": []}, {"file": "a.jpg", "split": "train"}],
+    "names that are text": [{"class_names": "abc"}, {"file": "a.jpg", "split": "train"}],
+    "a name that is an object": [{"class_names": {"0": {}}}, {"file": "a.jpg", "split": "train"}],
+    "a huge class number": [{"class_names": {"9" * 30: "x"}}, {"file": "a.jpg", "split": "train"}],
+    "only images": [{"file": "a.jpg", "split": "train"}],
+    "no images": [HEAD],
+    "a list for a line": [HEAD, []],
+}
+
+
+@pytest.mark.parametrize("records", EXPORTS.values(), ids=EXPORTS)
+def test_hostile_exports(server, fetcher, place, records):
+    server.pages["/x.ndjson"] = body("\n".join(json.dumps(r) for r in records).encode())
+    with pytest.raises(BadRequest) as error:
+        fetcher.fetch(HttpRef(url=server.url("/x.ndjson")), place / "root/run", StopSignal(), lambda _: None)
+    sentence(error)
+    assert set(server.asked) == {"/x.ndjson"}
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[" * 100_000, b"\xff\xfe", b'{"a": 1e999999}', b"NaN", b"{}{}", b"9" * 10_000]
+)
+def test_invalid_record_in_export_is_rejected(server, fetcher, place, line):
+    server.pages["/x.ndjson"] = body(json.dumps(HEAD).encode() + b"\n" + line)
+    with pytest.raises(DatasetError) as error:
+        fetcher.fetch(HttpRef(url=server.url("/x.ndjson")), place / "root/run", StopSignal(), lambda _: None)
+    assert "x.ndjson" in sentence(error)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../../../x.jpg", "/etc/x.jpg", "-rf.jpg", "..jpg", ".jpg", "a\\..\\b.jpg", "a" * 200 + ".jpg", "", "x.php"],
+)
+def test_file_names_of_export_stay_inside_tree(server, fetcher, place, file):
+    server.pages["/a"] = body(b"image")
+    record = {"file": file, "split": "train", "url": server.url("/a")}
+    server.pages["/x.ndjson"] = body("\n".join(json.dumps(r) for r in (HEAD, record)).encode())
+    fetched = fetcher.fetch(HttpRef(url=server.url("/x.ndjson")), place / "root/run", StopSignal(), lambda _: None)
+    found = sorted(p.relative_to(fetched.root).parts[:2] for p in fetched.root.rglob("*") if p.is_file())
+    assert found == [("data.yaml",), ("images", "train"), ("labels", "train")]
+
+
+# ── listings of a store ──
+
+STORED = {
+    "symlink out of the bucket": lambda b: (b / "p/images/x.jpg").symlink_to(b.parents[1] / "secret/data.yaml"),
+    "linked folder": lambda b: (b / "p/images/more").symlink_to(b.parents[1] / "secret"),
+    "newline in a name": lambda b: (b / "p/images/a\nb.jpg").write_bytes(b"x"),
+    "escape in a name": lambda b: (b / "p/images/\x1b[2J.jpg").write_bytes(b"x"),
+    "backslashes in a name": lambda b: (b / "p/images/x\\..\\..\\..\\y.jpg").write_bytes(b"x"),
+    "empty image": lambda b: (b / "p/images/a.jpg").write_bytes(b""),
+    "empty YAML": lambda b: (b / "p/data.yaml").write_bytes(b""),
+    "YAML with a tag": lambda b: (b / "p/data.yaml").write_bytes(b"!!python/object/apply:os.system ['touch owned']"),
+    "YAML that is a bomb": lambda b: (b / "p/data.yaml").write_bytes(b"train: " + b"[" * 100_000),
+    "a gigabyte of YAML": lambda b: os.truncate(b / "p/data.yaml", 1 << 30),
+    "YAML that is binary": lambda b: (b / "p/data.yaml").write_bytes(os.urandom(5000)),
+}
+
+
+@pytest.mark.parametrize("make", STORED.values(), ids=STORED)
+def test_hostile_stores(place, fetcher, make):
+    bucket = place / "store/datasets"
+    (bucket / "p/images").mkdir(parents=True)
+    (bucket / "p/data.yaml").write_text("train: images\nval: images\nnames: [a]\n")
+    make(bucket)
+    with pytest.raises((DatasetError, ObjectMissing)) as error:
+        fetcher.fetch(parse("storage:p/data.yaml", place / "root"), place / "root/run", StopSignal(), lambda _: None)
+    sentence(error)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.py",
+        "a.npy",
+        "labels/train.cache",
+        "a.pt",
+        "thumbnails/a.jpg",
+        "x/thumbnails/a.jpg",
+        ".a.jpg",
+        ".git/a.txt",
+        "__MACOSX/a.jpg",
+        "a",
+        "a.zip",
+        "a.yaml.exe",
+    ],
+)
+def test_file_is_not_part_of_dataset(name):
+    assert not wanted(name)
