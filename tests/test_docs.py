@@ -233,7 +233,7 @@ def codes_in_source():
     for path in sorted((ROOT / "trainer").rglob("*.py")):
         for call, function in called(ast.parse(path.read_text())):
             given = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
-            if function in {"warn_once", "_warn", "_NotThere"}:
+            if function in {"warn_once", "warn", "_warn", "_NotInBucket"}:
                 given += call.args[:1]
             elif function != "Warned":
                 continue

@@ -18,7 +18,7 @@ from trainer.core.errors import MachineFailed
 from trainer.core.export_formats import PACKAGES
 from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
-from trainer.core.ports import ObjectStore, Queue, Reporter, RunTable, Worker
+from trainer.core.ports import ObjectStore, Queue, RunTable, Worker
 from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
@@ -30,8 +30,8 @@ from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.jobs.sqlite_schema import SCHEMA_VERSION
 from trainer.remote.web import GuardedClient
-from trainer.reporting.fanout import Fanout
 from trainer.reporting.log import LogReporter
+from trainer.reporting.reporters import Reporters
 from trainer.request.parse import plan_of
 from trainer.settings import Settings, process_environment, service_manager
 from trainer.storage.local import LocalObjectStore
@@ -40,22 +40,27 @@ from trainer.systemd import ServiceManager
 from trainer.training.exports import available_exports
 from trainer.training.supervisor.process import ChildTrainer, Patience
 from trainer.weights.model_folder import ModelFolder
+from trainer.worker.claiming import Claimer
 from trainer.worker.daemon import Daemon
-from trainer.worker.execution import Execution
+from trainer.worker.execution import Execution, RunHost
 from trainer.worker.health import Health
-from trainer.worker.housekeeping import DAY, LEAST, Housekeeping, forget_unreadable, old_folders
+from trainer.worker.housekeeping import DAY, LEAST, Housekeeping, old_folders, remove_unreadable
 from trainer.worker.lease import LeaseTimes
-from trainer.worker.liveness import Pulse
+from trainer.worker.liveness import Liveness
+from trainer.worker.orphaned_journals import orphaned_journals
+from trainer.worker.outcome_delivery import OrphanDelivery
 from trainer.worker.prefetch import Prefetcher
+from trainer.worker.recovery import Recovery
 from trainer.worker.run_folders import RunFolders, attempts_in
+from trainer.worker.run_services import RunServices, RunTimes
 from trainer.worker.self_test import Place, SelfTest
 from trainer.worker.slots import CPU, Slots
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
-from trainer.worker.workshop import RunTimes, Workshop
 
 log = structlog.get_logger()
 
 GB = 10**9
+REPORTERS_CLOSE = 5.0  # seconds that a shutdown waits for the reporters
 ANYWHERE = Path("/")
 
 
@@ -114,114 +119,178 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunParts:
+    """What executes runs: the same for the daemon and for a single run."""
+
+    backend: Backend
+    queue: Queue  # of the backend, with its heartbeats counted
+    host: RunHost
+    trainer: ChildTrainer
+    datasets: FetchedDatasets
+    reporters: Reporters
+    health: Health
+    liveness: Liveness
+
+    @property
+    def execution(self) -> Execution:
+        return Execution(self.host)
+
+
 @contextmanager
 def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
-    """The whole service, ready to run; everything it opened is closed afterwards."""
+    """Build the whole service; everything it opened is closed afterwards."""
     self_test = build_self_test(settings)
     self_test.require_folders()
-    health = Health(self_test)
+    health, liveness = Health(self_test), Liveness()
     address, watchdog_seconds = service_manager()
-    manager, pulse = ServiceManager(address), Pulse()
-    with ExitStack() as opened:
-        opened.enter_context(manager.watchdog(watchdog_seconds, pulse.is_alive))
-        backend = opened.enter_context(open_backend(settings, stop))
+    manager = ServiceManager(address)
+    with manager.watchdog(watchdog_seconds, liveness.is_alive), open_backend(settings, stop) as backend:
         log.info(
             "service starts",
             version=__version__,
             worker_id=settings.worker_id,
-            backend=backend.url or f"local, below {settings.trainer_home} (SUPABASE_URL is not set)",
+            backend=backend.url or f"local, in {settings.trainer_home} (SUPABASE_URL is not set)",
         )
-        queue: Queue = backend.queue
-        reporters: list[Reporter] = [LogReporter(), health]
-        if settings.metrics_port:
-            # imported here: who wants no metrics does not pay for them
-            from trainer.reporting.prometheus import CountedQueue, MetricsReporter
+        with open_run_parts(settings, backend, health, liveness) as parts:
+            yield build_daemon(settings, parts, manager)
 
-            metrics = MetricsReporter(host.gpu_loads, lambda: health.problem is None)
-            opened.callback(metrics.serve(settings.metrics_port))
-            queue, reporters = CountedQueue(queue, metrics), [*reporters, metrics]
+
+@contextmanager
+def open_run_parts(settings: Settings, backend: Backend, health: Health, liveness: Liveness) -> Iterator[RunParts]:
+    """Open what executes runs, and close it afterwards."""
+    with ExitStack() as opened:
+        queue, reporters = open_reporters(settings, backend.queue, health, opened)
         trainer = build_trainer(settings)
         opened.callback(trainer.close)
         trainer.warm()
-        slots = Slots(slot_devices(settings))
         datasets = build_datasets(settings, backend, opened)
-        folders = RunFolders(
-            runs=settings.runs_folder,
-            views=settings.datasets_folder / "datasets",
-            journals=settings.trainer_home / "journal",
-            keep_views=settings.keep_run_datasets,
-        )
-        uploaded = UploadedCheckpoints(
-            settings.trainer_home / "uploaded",
-            store=backend.store,
-            bucket=settings.supabase_artifacts_bucket,
-            row_of=backend.runs.get,
-            folders=folders,
-            keep_seconds=settings.keep_runs_days * DAY,
-        )
-        workshop = Workshop(
-            datasets=datasets,
-            weights=ModelFolder(
-                settings.models_folder,
-                store=backend.store,
-                artifacts_bucket=settings.supabase_artifacts_bucket,
-                run_of=backend.runs.get,
-                allow_download=settings.allow_weights_download,
-            ),
-            trainer=trainer,
-            store=backend.store,
-            artifacts_bucket=settings.supabase_artifacts_bucket,
-            parse=plan_parser(settings),
-            folders=folders,
-            uploaded=uploaded,
-            times=run_times(settings),
-            health=health,
-        )
-        execution = Execution(
+        run_host = RunHost(
             queue=queue,
-            workshop=workshop,
-            reporter=Fanout(reporters),
+            services=build_run_services(settings, backend, health, trainer, datasets),
+            reporter_for=reporters.for_run,
             lease_times=LeaseTimes(
                 beat=beat_seconds(settings),
                 progress=settings.progress_interval,
                 lease=settings.lease_seconds,
             ),
-            pulse=pulse,
+            liveness=liveness,
             timestamp_output=settings.timestamp_streams,
         )
-        yield Daemon(
-            queue=backend.queue,
-            check=backend.check,
-            execution=execution,
-            slots=slots,
-            describe_worker=partial(describe_worker, settings),
-            prefetcher=Prefetcher(
-                queue=backend.queue,
-                datasets=datasets,
-                parse=plan_parser(settings),
-                slots=slots,
-                describe_worker=partial(describe_worker, settings),
-                interval=settings.poll_interval,
-            ),
+        yield RunParts(
+            backend=backend,
+            queue=queue,
+            host=run_host,
+            trainer=trainer,
+            datasets=datasets,
+            reporters=reporters,
             health=health,
-            housekeeping=Housekeeping(
-                [
-                    trainer.tidy,
-                    *(folders.sweep for folders in old_folders(folders, settings.keep_runs_days)),
-                    uploaded.tidy,
-                    partial(forget_unreadable, folders.journals, settings.keep_runs_days),
-                    datasets.tidy,
-                    backend.tidy,
-                ],
-            ),
-            pulse=pulse,
-            journals=folders.journals,
+            liveness=liveness,
+        )
+
+
+def open_reporters(settings: Settings, queue: Queue, health: Health, opened: ExitStack) -> tuple[Queue, Reporters]:
+    """Start the reporters. Return them and the queue, whose heartbeats are counted if there are metrics."""
+    if not settings.metrics_port:
+        reporters = Reporters([LogReporter()])
+    else:
+        # imported here because a service without metrics does not need the library
+        from trainer.reporting.prometheus import CountedQueue, MetricsReporter
+
+        metrics = MetricsReporter(host.gpu_loads, lambda: health.problem is None)
+        opened.callback(metrics.serve(settings.metrics_port))
+        queue, reporters = (
+            CountedQueue(queue, metrics),
+            Reporters([LogReporter(), metrics], on_dropped=metrics.count_dropped),
+        )
+    opened.callback(reporters.close, REPORTERS_CLOSE)
+    return queue, reporters
+
+
+def build_run_services(
+    settings: Settings, backend: Backend, health: Health, trainer: ChildTrainer, datasets: FetchedDatasets
+) -> RunServices:
+    """Build what all runs share."""
+    folders = RunFolders(
+        runs=settings.runs_folder,
+        views=settings.datasets_folder / "datasets",
+        journals=settings.trainer_home / "journal",
+        keep_views=settings.keep_run_datasets,
+    )
+    bucket = settings.supabase_artifacts_bucket
+    return RunServices(
+        datasets=datasets,
+        weights=ModelFolder(
+            settings.models_folder,
+            store=backend.store,
+            artifacts_bucket=bucket,
+            run_of=backend.runs.get,
+            allow_download=settings.allow_weights_download,
+        ),
+        trainer=trainer,
+        store=backend.store,
+        artifacts_bucket=bucket,
+        parse=plan_parser(settings),
+        folders=folders,
+        uploaded=UploadedCheckpoints(
+            settings.trainer_home / "uploaded",
+            store=backend.store,
+            bucket=bucket,
+            row_of=backend.runs.get,
+            folders=folders,
+            keep_seconds=settings.keep_runs_days * DAY,
+        ),
+        times=run_times(settings),
+        health=health,
+    )
+
+
+def build_daemon(settings: Settings, parts: RunParts, manager: ServiceManager) -> Daemon:
+    """Build the loop that claims runs."""
+    queue, folders = parts.backend.queue, parts.host.services.folders
+    slots, describe = Slots(slot_devices(settings)), partial(describe_worker, settings)
+    orphans = partial(orphaned_journals, folders.journals, settings.worker_id, settings.lease_seconds)
+    return Daemon(
+        claimer=Claimer(
+            queue,
+            parts.health,
+            describe_worker=describe,
+            check=parts.backend.check,
             poll_seconds=settings.poll_interval,
             lease_seconds=settings.lease_seconds,
-            drain_seconds=settings.drain_seconds,
-            on_status=manager.ready_and,
-            on_stopping=manager.stopping,
-        )
+        ),
+        execution=parts.execution,
+        orphans=OrphanDelivery(queue, orphans, Recovery(parts.host)),
+        slots=slots,
+        health=parts.health,
+        prefetcher=Prefetcher(
+            queue=queue,
+            datasets=parts.datasets,
+            parse=plan_parser(settings),
+            slots=slots,
+            describe_worker=describe,
+            interval=settings.poll_interval,
+        ),
+        housekeeping=build_housekeeping(settings, parts),
+        liveness=parts.liveness,
+        manager=manager,
+        drain_seconds=settings.drain_seconds,
+    )
+
+
+def build_housekeeping(settings: Settings, parts: RunParts) -> Housekeeping:
+    """Build the chores that free disk space and delete uploaded checkpoints."""
+    services = parts.host.services
+    return Housekeeping(
+        [
+            parts.trainer.tidy,
+            *(old.sweep for old in old_folders(services.folders, settings.keep_runs_days)),
+            services.uploaded.tidy,
+            partial(remove_unreadable, services.folders.journals, settings.keep_runs_days),
+            parts.datasets.tidy,
+            parts.backend.tidy,
+        ],
+    )
 
 
 def build_self_test(settings: Settings) -> SelfTest:
@@ -248,7 +317,7 @@ def build_trainer(settings: Settings) -> ChildTrainer:
         weights=settings.models_folder,
         patience=Patience(
             grace=settings.cancel_grace,
-            shutdown=run_times(settings).keep_state,
+            shutdown=run_times(settings).save_checkpoint,
             stall=settings.stall_seconds,
         ),
         warm_start=settings.warm_start,

@@ -72,22 +72,22 @@ def test_every_log_line_of_a_run_has_id_attempt_and_phase(supabase, drawn, home)
             # now the beats get no answer, and neither do the uploads of checkpoints
             supabase.gateway.faults = lambda _, path: (503, {}, b"") if "beat_training_run" in path else None
             storage.fault("status", on="POST /object/training-artifacts", status=403, times=3, body=b"{}")
-            while "the queue does not answer" not in service.log.read_text() and time.monotonic() < deadline:
+            while "queue unavailable" not in service.log.read_text() and time.monotonic() < deadline:
                 time.sleep(0.05)
             supabase.gateway.faults = None
             while app.row(run_id)["status"] != "completed" and time.monotonic() < deadline:
                 time.sleep(0.1)
 
-    about = [line for line in service.lines() if line["event"] not in {"service starts", "the queue answers again"}]
+    about = [line for line in service.lines() if line["event"] not in {"service starts", "queue available again"}]
     texts = {line["event"] for line in about}
     assert {
         "run claimed",
         "run started",
         "epoch finished",
         "run ended",
-        "the queue does not answer; the run goes on",
+        "queue unavailable, training continues",
     } <= texts
-    assert "a checkpoint could not be uploaded; the next one will be" in texts
+    assert "checkpoint upload failed, retrying" in texts
     assert {(line.get("run_id"), line.get("attempt")) for line in about} == {(run_id, 1)}
     without_phase = [line["event"] for line in about if not line.get("phase")]
     assert set(without_phase) <= {"run claimed", "run started"}, "before the first phase there is none"

@@ -13,7 +13,7 @@ import pytest
 from tests.acceptance.service import Service
 from trainer.demo import draw_dataset
 from trainer.systemd import ServiceManager
-from trainer.worker.liveness import Pulse
+from trainer.worker.liveness import Liveness
 
 UNITS = Path(__file__).parents[2] / "systemd"
 
@@ -104,22 +104,22 @@ def test_suspended_service_does_not_notify_watchdog(start, manager):
 
 
 def test_one_stuck_loop_stops_watchdog_notifications():
-    pulse = Pulse()
-    with pulse.following("claims"), pulse.following("a run"):
+    liveness = Liveness()
+    with liveness.watching("claims"), liveness.watching("a run"):
         time.sleep(0.05)
-        pulse.mark("claims")
-        assert not pulse.is_alive(within=0.04)
-        pulse.mark("a run")
-        assert pulse.is_alive(within=5)
+        liveness.mark("claims")
+        assert not liveness.is_alive(within=0.04)
+        liveness.mark("a run")
+        assert liveness.is_alive(within=5)
 
 
 def test_ended_loop_does_not_stop_watchdog_notifications():
-    pulse = Pulse()
-    with pulse.following("a run"):
+    liveness = Liveness()
+    with liveness.watching("a run"):
         pass
     time.sleep(0.02)
 
-    assert pulse.is_alive(within=0.01)
+    assert liveness.is_alive(within=0.01)
 
 
 def test_nothing_is_sent_without_systemd():

@@ -110,7 +110,7 @@ def test_a_service_that_is_restarted_in_an_outage_delivers_what_the_last_one_cou
     run_id = cloud.enqueue(epochs=4)
     cloud.wait_phase(run_id, "uploading")
     up = rest_down(cloud)
-    wait_for(lambda: any('"ending"' in path.read_text() for path in a.journals()))
+    wait_for(lambda: any('"outcome"' in path.read_text() for path in a.journals()))
     assert a.stop() == 0
     a.start()
     time.sleep(1)
@@ -302,7 +302,7 @@ def test_a_revoked_key_stops_no_training_and_a_new_one_is_used_where_it_was_left
     cloud.storage.keys = {}
     time.sleep(OUTAGE)
     assert training.is_running()
-    assert any("refuse" in line["event"] or "does not answer" in line["event"] for line in a.lines())
+    assert any("refuse" in line["event"] or "queue unavailable" in line["event"] for line in a.lines())
     cloud.gateway.faults = None
     cloud.storage.keys = {cloud.key: "service"}
 

@@ -29,7 +29,7 @@ from trainer.storage.local import LocalObjectStore
 from trainer.training.yolo.checkpoint_file import Progress, settle, take
 from trainer.weights.model_folder import ModelFolder
 from trainer.worker.journal import Journal
-from trainer.worker.leftovers import leftovers
+from trainer.worker.orphaned_journals import orphaned_journals
 
 
 def cut_power(host, *disks):
@@ -95,7 +95,7 @@ def test_recorded_ending_survives_a_power_cut(power_cut):
     home.strike()
     home.mend()
 
-    [left] = leftovers(home.place, "w", 60)
+    [left] = orphaned_journals(home.place, "w", 60)
     with closing(left):
         assert left.ending == ending
 

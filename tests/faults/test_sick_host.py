@@ -114,7 +114,7 @@ def test_a_host_that_starts_with_a_full_disk_claims_nothing_until_there_is_space
     unhealthy(cloud, "sick", f"{setting}.*no space left", sick)
 
     assert cloud.row(run_id)["attempt"] == 0
-    (line,) = [line for line in sick.lines() if line["event"] == "host is sick, claiming no runs"]
+    (line,) = [line for line in sick.lines() if line["event"] == "host is unhealthy, claiming no runs"]
     assert setting in line["reason"]
     place.mend()
     all_completed(cloud, [run_id])
@@ -198,7 +198,7 @@ SETTINGS = ["RUNS_DIR", "DATASET_ROOT", "MODELS_DIR", "TRAINER_HOME"]
 def test_a_service_with_a_read_only_folder_refuses_to_start(disk, tmp_path, setting):
     place = disk("place", "read-only")
     place.strike()
-    says = rf"{place.place}\S* cannot be written \(Read-only file system\): look at dmesg and the mount"
+    says = rf"{place.place}\S* cannot be written \(Read-only file system\): check dmesg and the mount"
 
     refused(tmp_path / "home", says, **{setting: place.place})
 
@@ -216,4 +216,4 @@ def refused(home, says, **settings):
     ended = Service(home, **settings).run(check=False)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert re.fullmatch(rf"error: {setting}: {says}.*, or set {setting} elsewhere\.", line), line
+    assert re.fullmatch(rf"error: {setting}: {says}.*, or set {setting} to another (folder|disk)\.", line), line

@@ -280,10 +280,19 @@ class AttemptEnd:
 
 
 class Reporter(Protocol):
-    """Somebody who wants to hear about a run. May raise; it cannot end the run."""
+    """Receives what happens in runs, for example to send it to another system.
 
-    def started(self, job: Job) -> None: ...
+    Each reporter is called from a thread of its own, so it may block. It may raise; the run is not affected.
+    """
 
-    def event(self, job: Job, event: Event) -> None: ...
+    def started(self, job: Job) -> None:
+        """An attempt started."""
 
-    def ended(self, job: Job, outcome: Outcome) -> None: ...
+    def event(self, job: Job, event: Event) -> None:
+        """An event of the attempt. Progress events may be left out when the reporter is slow."""
+
+    def ended(self, job: Job, end: AttemptEnd) -> None:
+        """The attempt ended, and the queue has answered. It is called once, also for a lost lease.
+
+        With `PENDING` it is called again by the process that delivers the outcome; `job.request` is empty there.
+        """

@@ -1,8 +1,9 @@
-"""The operator's view: one log line for what matters in a run."""
+"""The reporter for the operator: one log line for each important event of a run."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import structlog
 
@@ -16,38 +17,38 @@ from trainer.core.events import (
     TransferProgress,
     Warned,
 )
-from trainer.core.job import Failed, Job, Outcome, Retry
+from trainer.core.job import Failed, Job, Retry
+from trainer.core.ports import AttemptEnd, Delivery
 
 log = structlog.get_logger()
 
 
 class LogReporter:
-    """Phases, epochs, checkpoints and warnings; ticks are left to the row."""
+    """Logs phases, epochs, checkpoints, warnings and the end of a run. The row has the progress between them."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, str] = {}  # of active runs
 
     def started(self, job: Job) -> None:
-        log.info("run started", run_id=job.id, attempt=job.attempt, name=job.request.name)
+        """Log the start of an attempt."""
+        self._log(job).info("run started", name=job.request.name)
 
     def event(self, job: Job, event: Event) -> None:
-        to = log.bind(run_id=job.id, attempt=job.attempt)
+        """Log an event, unless it is progress within a phase or an epoch."""
+        if isinstance(event, PhaseStarted):
+            self._phases[job.id] = event.phase.value
+        to = self._log(job)
         match event:
             case PhaseStarted():
-                moved = {
-                    name: value for name in ("files", "bytes", "rate") if (value := getattr(event, name)) is not None
-                }
-                to.info("phase", phase=event.phase.value, after_seconds=event.seconds, **moved)
+                moved = {name: getattr(event, name) for name in ("files", "bytes", "rate")}
+                to.info("phase", after_seconds=event.seconds, **{k: v for k, v in moved.items() if v is not None})
             case EpochFinished():
-                metrics = {
-                    name: round(value, 4) for name, value in event.metrics.items() if name.startswith("metrics/")
-                }
-                to.info(
-                    "epoch finished",
-                    epoch=event.epoch,
-                    of=event.total_epochs,
-                    seconds=round(event.seconds, 2),
-                    **metrics,
-                )
+                named = ((name, value) for name, value in event.metrics.items() if name.startswith("metrics/"))
+                metrics = {name: round(value, 4) for name, value in named}
+                seconds = round(event.seconds, 2)
+                to.info("epoch finished", epoch=event.epoch, of=event.total_epochs, seconds=seconds, **metrics)
             case Warned():
-                to.warning(event.message, code=event.code)
+                to.warning("run warning", code=event.code, message=event.message)
             case CheckpointSaved():
                 to.debug("checkpoint saved", epoch=event.epoch, bytes=event.bytes, key=event.key)
             case BatchProgress() | TransferProgress():
@@ -57,9 +58,23 @@ class LogReporter:
             case _:
                 to.info(event.kind, **{k: v for k, v in asdict(event).items() if k not in ("kind", "traceback")})
 
-    def ended(self, job: Job, outcome: Outcome) -> None:
-        to = log.bind(run_id=job.id, attempt=job.attempt, outcome=outcome.kind)
+    def ended(self, job: Job, end: AttemptEnd) -> None:
+        """Log the outcome, what the queue answered, and the status of the row now."""
+        outcome = end.outcome
+        to = self._log(job).bind(
+            outcome=outcome.kind if outcome else None,
+            delivery=end.delivery.value,
+            status=end.status.value if end.status else None,
+        )
+        self._phases.pop(job.id, None)
         if isinstance(outcome, Failed | Retry):
             to.error("run ended", error=outcome.message)
+        elif end.delivery is Delivery.LOST:
+            to.warning("run ended")
         else:
             to.info("run ended")
+
+    def _log(self, job: Job) -> Any:
+        phase = self._phases.get(job.id)
+        labels = {"run_id": job.id, "attempt": job.attempt}
+        return log.bind(**labels, phase=phase) if phase else log.bind(**labels)

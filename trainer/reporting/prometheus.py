@@ -12,13 +12,24 @@ from prometheus_client.registry import Collector
 from trainer.core.errors import Misconfigured, TrainerError
 from trainer.core.events import EpochFinished, Event, Phase, PhaseStarted, TransferProgress
 from trainer.core.job import Job, JsonObject, Lease, Outcome, Retry, RunEvent, Status, Verdict
-from trainer.core.ports import Queue, Worker
+from trainer.core.ports import AttemptEnd, Delivery, Queue, Worker
+from trainer.reporting.background import Dropped
 
-MINUTES = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)  # buckets in seconds: a phase takes seconds or a day
+MINUTES = (
+    1,
+    5,
+    15,
+    60,
+    300,
+    900,
+    3600,
+    4 * 3600,
+    24 * 3600,
+)  # buckets in seconds, because a phase takes seconds or a day
 
 
 class GpuLoad(Protocol):
-    """What a GPU is doing now: memory in bytes, utilization 0…1."""
+    """The load of a GPU now: memory in bytes, utilization from 0 to 1."""
 
     @property
     def index(self) -> int: ...
@@ -31,7 +42,7 @@ class GpuLoad(Protocol):
 
 
 class MetricsReporter:
-    """Counts runs, phases and bytes as they are reported, and beats as they are sent (see `counted`)."""
+    """Counts runs, phases and bytes as they are reported, and heartbeats as they are sent (see `CountedQueue`)."""
 
     def __init__(
         self, gpu_loads: Callable[[], Sequence[GpuLoad]], is_healthy: Callable[[], bool] = lambda: True
@@ -46,20 +57,24 @@ class MetricsReporter:
         self._epoch = Gauge("epoch", "The newest finished epoch of a run.", ["run_id"], **made)
         self.beats = Counter("beats", "Lease renewals that the queue answered.", **made)
         self.failed_beats = Counter("beat_failures", "Lease renewals that got no answer.", **made)
-        self._host_failures = Counter("host_failures", "Attempts that this worker's own host failed.", **made)
-        Gauge("healthy", "1 while this worker claims runs, 0 while its host is sick.", **made).set_function(is_healthy)
+        self._host_failures = Counter("host_failures", "Attempts that failed because of this worker's host.", **made)
+        Gauge("healthy", "1 while this worker claims runs, 0 while its host is unhealthy.", **made).set_function(
+            is_healthy
+        )
         self.registry.register(_Gpus(gpu_loads))
+        self._dropped = Counter(
+            "reporter_dropped", "Events that a slow reporter did not receive.", ["reporter", "kind"], **made
+        )
+        self._active: set[tuple[str, int]] = set()  # run ids and attempts
         self._phase_of: dict[str, Phase] = {}
         self._moved: dict[tuple[str, Phase], int] = {}
 
     def serve(self, port: int) -> Callable[[], None]:
-        """Answer on http://localhost:`port`/metrics; call the result to stop. Raises Misconfigured if that cannot be."""
+        """Serve http://localhost:`port`/metrics and return a function that stops it. Raises Misconfigured."""
         try:
             server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
         except OSError as error:
-            message = (
-                f"METRICS_PORT={port} cannot be served ({error.strerror}): choose a free one above 1023, or 0 for none."
-            )
+            message = f"METRICS_PORT={port} cannot be opened ({error.strerror}): choose a free port above 1023, or 0 for no metrics."
             raise Misconfigured(message) from error
 
         def stop() -> None:
@@ -70,7 +85,8 @@ class MetricsReporter:
         return stop
 
     def started(self, job: Job) -> None:
-        self._running.inc()
+        self._active.add((job.id, job.attempt))
+        self._running.set(len(self._active))
         if job.waited is not None and job.attempt == 1:
             self._waits.observe(job.waited)
 
@@ -91,19 +107,30 @@ class MetricsReporter:
             case _:
                 pass
 
-    def ended(self, job: Job, outcome: Outcome) -> None:
-        self._running.dec()
-        self._runs.labels(outcome.kind).inc()
-        if isinstance(outcome, Retry) and outcome.host_failed:
-            self._host_failures.inc()
+    def count_dropped(self, dropped: Dropped) -> None:
+        """Count an event that a reporter did not receive."""
+        self._dropped.labels(dropped.reporter, dropped.kind).inc()
+
+    def ended(self, job: Job, end: AttemptEnd) -> None:
+        """Count the attempt by its outcome: `lost` when the lease was lost."""
+        self._active.discard((job.id, job.attempt))
+        self._running.set(len(self._active))
+        if end.delivery is not Delivery.PENDING:  # then the next process counts it
+            self._count_outcome(end)
         self._phase_of.pop(job.id, None)
         self._moved = {key: moved for key, moved in self._moved.items() if key[0] != job.id}
         if (job.id,) in self._epoch._metrics:  # noqa: SLF001 - the client has no public way to ask
             self._epoch.remove(job.id)
 
+    def _count_outcome(self, end: AttemptEnd) -> None:
+        outcome = end.outcome
+        self._runs.labels(outcome.kind if outcome and end.delivery is Delivery.ACCEPTED else "lost").inc()
+        if isinstance(outcome, Retry) and outcome.host_failed:
+            self._host_failures.inc()
+
 
 class CountedQueue:
-    """A queue whose beats are counted."""
+    """A queue that counts its heartbeats."""
 
     def __init__(self, queue: Queue, metrics: MetricsReporter) -> None:
         self._queue = queue
@@ -132,7 +159,7 @@ class CountedQueue:
 
 
 class _Gpus(Collector):
-    """Read when Prometheus asks, not before."""
+    """Reads the GPUs when Prometheus asks."""
 
     def __init__(self, loads: Callable[[], Sequence[GpuLoad]]) -> None:
         self._loads = loads

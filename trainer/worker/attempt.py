@@ -1,4 +1,4 @@
-"""One attempt at one run: its steps, and how each way of leaving them becomes an outcome."""
+"""One attempt at one run: its steps, and the outcome of each way in which they can end."""
 
 from __future__ import annotations
 
@@ -9,181 +9,150 @@ from pathlib import Path
 import structlog
 
 from trainer.core.dataset import PreparedDataset
-from trainer.core.errors import (
-    BadRequest,
-    HostUnfit,
-    MachineFailed,
-    RunFailed,
-    TrainerError,
-    disk_failed,
-)
-from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseStarted, Warned
-from trainer.core.job import (
-    Canceled,
-    Checkpoint,
-    Completed,
-    Failed,
-    Interrupted,
-    Job,
-    JsonObject,
-    Outcome,
-    Retry,
-)
+from trainer.core.errors import BadRequest, HostUnfit, MachineFailed, RunFailed, TrainerError, disk_failed
+from trainer.core.events import CheckpointSaved, Event, Finished, Phase
+from trainer.core.job import Canceled, Checkpoint, Completed, Failed, Interrupted, JsonObject, Outcome, Retry
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
-from trainer.core.progress import Progress
 from trainer.core.resumption import Setup
-from trainer.core.run_folder import RunFolder
-from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.core.stop import Stopped, StopReason
 from trainer.disk.removal import remove_tree
 from trainer.worker import finished_marker
-from trainer.worker.artifacts import Artifacts, listed
+from trainer.worker.artifact_upload import artifact_name
 from trainer.worker.checkpoint_uploads import CheckpointUploads
-from trainer.worker.event_sink import Record
-from trainer.worker.fetching import dataset_order, fetched
+from trainer.worker.fetching import dataset_order, fetch_with_retries
 from trainer.worker.housekeeping import require_space
-from trainer.worker.lease import Heartbeat
-from trainer.worker.publish import Publisher, artifact_name
-from trainer.worker.resume import Checkpoints, continued
-from trainer.worker.slots import SlotLoan
-from trainer.worker.workshop import Workshop
+from trainer.worker.publish import Publisher, listed
+from trainer.worker.resume import CheckpointFinder, resumed_order
+from trainer.worker.run_context import RunContext
+from trainer.worker.run_services import RunServices
+from trainer.worker.slots import AcquiredSlots
 
 log = structlog.get_logger()
 
 
 class Attempt:
-    """The steps of one attempt, in the order in which they are taken."""
+    """The steps of one attempt, in order: prepare, train, publish."""
 
-    def __init__(
-        self,
-        workshop: Workshop,
-        job: Job,
-        slot: SlotLoan,
-        stop: StopSignal,
-        record: Record,
-        progress: Progress,
-        heartbeat: Heartbeat,
-    ) -> None:
-        self._do = workshop
-        self._job = job
-        self._slot = slot
-        self._stop = stop
-        self._record = record
-        self._progress = progress
-        self._heartbeat = heartbeat
-        self._run_dir = workshop.folders.folder(job).path
-        self._view = workshop.folders.view(job)
-        publisher = Publisher(workshop.store, workshop.artifacts_bucket, job)
-        self._artifacts = Artifacts(publisher, record, heartbeat, stop, workshop.times.upload)
-        self._checkpoints = CheckpointUploads(
-            job,
-            self._run_dir,
-            workshop.store,
-            workshop.artifacts_bucket,
-            workshop.uploaded,
-            workshop.times.checkpoint,
-            record.event,
-            heartbeat.confirm,
-            record.is_delivered,
-        )
+    def __init__(self, services: RunServices, run: RunContext, slots: AcquiredSlots) -> None:
+        self._services = services
+        self._run = run
+        self._job = run.job
+        self._slots = slots
+        self._folder = run.folder  # or that of an earlier attempt, whose finished model is published
+        self._view = services.folders.view(run.job)
+        self._publisher = Publisher(services, run)
+        self._checkpoints = CheckpointUploads(services, run)
 
     def outcome(self) -> Outcome | None:
-        """Do the work; None when the lease was lost."""
+        """Run the steps and return their outcome, or None when the lease was lost."""
         try:
-            finished = self._already_trained() or self._trained()
-            self._slot.give_back()  # the next run trains while this one uploads
-            return self._completed(finished)
+            finished = self._find_finished() or self._train()
+            self._release_slots()
+            return self._complete(finished)
         except Stopped as stopped:
             return self._stopped(stopped.reason)
         except BadRequest as error:
-            return self._failed(error)
+            return self._fail(error)
         except (RunFailed, MachineFailed) as error:
-            return self._judged(error)
+            return self._retry_or_fail(error)
         except TrainerError as error:
-            return Retry(message=str(error), results=self.salvage())
+            return Retry(message=str(error), results=self.publish_for_retry())
         except OSError as error:
-            return self._judged(disk_failed(error, f"This machine failed the run: {error}."))
+            return self._retry_or_fail(disk_failed(error, f"This machine failed the run: {error}."))
         finally:
-            self._slot.give_back()
+            self._release_slots()
+
+    def publish_for_retry(self) -> JsonObject:
+        """Publish what exists of an attempt that another one follows. Return the results for the row."""
+        return self._publish_unfinished(is_last=False)
+
+    def clean_up(self) -> None:
+        """Remove the dataset view."""
+        self._services.datasets.discard(self._view, keep=self._services.folders.keep_views)
 
     # ── the steps ──
 
-    def _trained(self) -> Finished:
-        self._record.event(PhaseStarted(phase=Phase.PREPARING))
-        self._record.require_disk()
-        plan = self._do.parse(self._job.request)
-        self._progress.expect(plan.epochs)
+    def _train(self) -> Finished:
+        self._run.enter(Phase.PREPARING)
+        self._run.events.require_disk()
+        plan = self._services.parse(self._job.request)
+        self._run.events.progress.expect(plan.epochs)
         for warning in plan.warnings:
-            self._record.event(Warned(code="configuration", message=warning))
-        dataset = fetched(lambda: self._prepared(plan), self._record, self._stop)
-        model = fetched(
-            lambda: self._do.weights.resolve(plan.model, dataset.task, self._stop), self._record, self._stop
-        )
-        require_space(self._run_dir, model)
+            self._run.warn("configuration", warning)
+        order = self._order(plan)
+        self._run.enter(Phase.STARTING)
+        with self._checkpoints.during_training(self._run.stop):
+            finished = self._services.trainer.train(order, self._run.stop, self._on_event, self._run.events.output)
+        self._release_slots()  # the next run trains while this one is published
+        return self._write_marker(finished, order)
+
+    def _order(self, plan: TrainPlan) -> TrainingOrder:
+        """Fetch what the training needs and return its order."""
+        run, services = self._run, self._services
+        dataset = fetch_with_retries(lambda: self._prepare(plan), run)
+        model = fetch_with_retries(lambda: services.weights.resolve(plan.model, dataset.task, run.stop), run)
+        require_space(self._folder.path, model)
         setup = Setup.of(plan, dataset)
         order = TrainingOrder(
             plan=plan,
             model=model,
             dataset=dataset,
-            run_dir=self._run_dir,
+            run_dir=self._folder.path,
             devices=self._devices(plan),
             setup=setup.as_json(),
             last_reported_epoch=self._job.last_reported_epoch,
         )
-        order = fetched(lambda: self._from_checkpoint(order, setup), self._record, self._stop)
-        self._record.event(PhaseStarted(phase=Phase.STARTING))
-        with self._checkpoints.on_a_timer(self._stop):
-            finished = self._do.trainer.train(order, self._stop, self._child_event, self._record.output)
-        return self._remember(finished, order)
+        return fetch_with_retries(lambda: self._from_checkpoint(order, setup), run)
 
-    def _prepared(self, plan: TrainPlan) -> PreparedDataset:
+    def _prepare(self, plan: TrainPlan) -> PreparedDataset:
         order = dataset_order(self._job.id, plan)
-        with contextlib.suppress(OSError):  # what is left is told by `prepare`
+        with contextlib.suppress(OSError):  # `prepare` reports a view that cannot be removed
             remove_tree(self._view)
-        dataset = self._do.datasets.prepare(order, self._view, self._stop, self._record.event)
-        if replaced := plan.model_warning(dataset.task):
-            self._record.event(Warned(code="model_replaced", message=replaced))
+        dataset = self._services.datasets.prepare(order, self._view, self._run.stop, self._run.record)
+        if warning := plan.model_warning(dataset.task):
+            self._run.warn("model_replaced", warning)
         return dataset
 
     def _devices(self, plan: TrainPlan) -> tuple[int, ...]:
-        asked, given = len(plan.device or ()), len(self._slot.gpus)
-        if given < asked:
-            where = f"on {given} that this worker had free" if given else "on the CPU: this host has none"
+        requested, acquired = len(plan.device or ()), len(self._slots.gpus)
+        if acquired < requested:
+            where = f"on {acquired} free GPU(s) of this worker" if acquired else "on the CPU: this host has no GPU"
             message = f"The run asks for GPU {list(plan.device or ())}; it trains {where}."
-            self._record.event(Warned(code="fewer_gpus" if given else "no_gpu", message=message))
-        return () if plan.device == () else self._slot.gpus
+            self._run.warn("fewer_gpus" if acquired else "no_gpu", message)
+        return () if plan.device == () else self._slots.gpus
 
     def _from_checkpoint(self, order: TrainingOrder, setup: Setup) -> TrainingOrder:
-        """The order as it begins from the newest checkpoint that is of use to it, if there is one."""
-        folders, store, bucket = self._do.folders, self._do.store, self._do.artifacts_bucket
-        checkpoints = Checkpoints(
-            self._job, folders.attempts(self._job.id), RunFolder(self._run_dir), store, bucket, self._record.event
-        )
-        found = checkpoints.best_for(setup, self._stop)
+        """Return the order that starts from the newest usable checkpoint, or the order itself without one."""
+        services = self._services
+        attempts = services.folders.attempts(self._job.id)
+        found = CheckpointFinder(self._run, attempts, services.store, services.artifacts_bucket).best_for(setup)
         if found is None:
             return order
-        order, events = continued(order, setup, found)
+        order, events = resumed_order(order, setup, found)
         order = replace(order, last_reported_epoch=self._last_reported_epoch(found.attempt))
         for event in events:
-            self._record.event(event)
+            self._run.record(event)
         if order.resume:
-            self._progress.expect(order.plan.epochs, found.epoch)
+            self._run.events.progress.expect(order.plan.epochs, found.epoch)
         return order
 
     def _last_reported_epoch(self, attempt: int) -> int:
-        """The last epoch of `attempt` that the history has: none, once a later attempt told another course."""
+        """Return the last epoch of `attempt` in the history: 0 when a later attempt reported other numbers."""
         return self._job.last_reported_epoch if attempt >= self._job.last_reported_attempt else 0
 
-    def _child_event(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
+        """Handle an event of the training process."""
         if isinstance(event, CheckpointSaved):
-            event = replace(event, key=None)  # what is in the bucket is for us to say
-        self._checkpoints.saw(event)
-        self._record.event(event)
+            event = replace(event, key=None)  # only the worker knows what is in the bucket
+            self._services.health.record_success(self._job.id)
+        self._checkpoints.note(event)
+        self._run.record(event)
 
-    def _remember(self, finished: Finished, order: TrainingOrder) -> Finished:
+    def _write_marker(self, finished: Finished, order: TrainingOrder) -> Finished:
         for weights in (finished.best, finished.last):
-            if not finished_marker.is_inside(Path(weights.path), self._run_dir):
-                raise RunFailed(f"The training names a model outside of the run's folder: {weights.path}.")
+            if not finished_marker.is_inside(Path(weights.path), self._folder.path):
+                raise RunFailed(f"The training reported a model outside of its run folder: {weights.path}.")
         report: JsonObject = {
             **finished.report,
             "plan": finished_marker.trained_plan(order, finished),
@@ -191,100 +160,100 @@ class Attempt:
         }
         report.pop("batch", None)
         report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", order.plan.epochs)}
-        done = replace(finished, report=report)
+        finished = replace(finished, report=report)
         try:
-            finished_marker.remember(self._run_dir, done)
-        except OSError as error:  # the model is published all the same
-            log.warning("a finished training could not be marked; a crash now would repeat its end", error=str(error))
-        return done
+            finished_marker.write(self._folder, finished)
+        except OSError as error:  # the model is published without it
+            log.warning("finished training not marked, a crash now would repeat its last epochs", error=str(error))
+        return finished
 
-    def _already_trained(self) -> Finished | None:
-        """Return what an attempt on this host finished before, if its weights are still the ones that it trained."""
-        for folder in self._do.folders.attempts(self._job.id):
-            run_dir = folder.path
-            finished = finished_marker.recall(run_dir)
-            if finished is None or not self._is_asked_for(finished):
+    def _find_finished(self) -> Finished | None:
+        """Return the training that an earlier attempt on this host finished, if its weights are unchanged."""
+        for folder in self._services.folders.attempts(self._job.id):
+            finished = finished_marker.read(folder)
+            if finished is None or not self._is_requested(finished):
                 continue
-            damage = finished_marker.damage(run_dir, finished)
+            damage = finished_marker.find_damage(folder, finished)
             if damage is None:
-                self._run_dir = run_dir
-                for event in finished_marker.epochs_after(self._last_reported_epoch(folder.attempt), run_dir, finished):
-                    self._record.event(event)
+                self._folder = folder
+                reported = self._last_reported_epoch(folder.attempt)
+                for event in finished_marker.epochs_after(reported, folder, finished):
+                    self._run.record(event)
                 return finished
-            finished_marker.forget(run_dir)
+            finished_marker.remove(folder)
             message = f"The finished model cannot be published ({damage}): the training resumes from its checkpoint."
-            self._record.event(Warned(code="model_damaged", message=message))
+            self._run.warn("model_damaged", message)
         return None
 
-    def _is_asked_for(self, finished: Finished) -> bool:
-        """Whether the row still asks for this training; one that nobody can read any more takes no model away."""
+    def _is_requested(self, finished: Finished) -> bool:
+        """Return whether the row still asks for this training. A row that cannot be read does not discard a model."""
         try:
-            plan = self._do.parse(self._job.request)
+            plan = self._services.parse(self._job.request)
         except BadRequest:
             return True
-        is_asked_for = finished_marker.is_asked_for(finished, plan)
-        if not is_asked_for:
-            message = "A training of this run is finished, but the row asks for another one now."
-            self._record.event(Warned(code="settings_changed", message=message))
-        return is_asked_for
+        is_requested = finished_marker.is_requested(finished, plan)
+        if not is_requested:
+            message = "A training of this run has finished, but the row asks for other settings now: it trains again."
+            self._run.warn("settings_changed", message)
+        return is_requested
 
-    def _completed(self, finished: Finished) -> Outcome:
+    def _complete(self, finished: Finished) -> Outcome:
         try:
-            artifacts = self._artifacts.of_finished(self._run_dir, finished)
+            artifacts = self._publisher.publish_finished(self._folder, finished)
         except TrainerError as error:
-            # marker and checkpoints stay: the next attempt only uploads, or resumes if the model is damaged
+            # marker and checkpoints stay: the next attempt only publishes, or resumes if the model is damaged
             return Retry(message=str(error))
-        best = artifact_name(Path(finished.best.path), self._run_dir)
+        best = artifact_name(Path(finished.best.path), self._folder.path)
         url = next(artifact.url for artifact in artifacts if artifact.name == best)
-        results = {**finished.report, **listed(artifacts, self._run_dir), "progress": self._progress.finished()}
-        if self._stop.reason is StopReason.CANCELED:
+        progress = self._run.events.progress.finished()
+        results = {**finished.report, **listed(artifacts, self._folder), "progress": progress}
+        if self._run.stop.reason is StopReason.CANCELED:
             return Canceled(results=results)
+        self._services.health.record_success(self._job.id)
         return Completed(results=results, trained_model_url=url)
 
-    # ── leaving early ──
+    # ── other ways to end ──
 
-    def _failed(self, error: Exception) -> Failed:
-        return Failed(message=str(error), results=self._leave_behind())
+    def _fail(self, error: Exception) -> Failed:
+        return Failed(message=str(error), results=self._publish_last())
 
-    def _judged(self, error: RunFailed | MachineFailed) -> Outcome:
-        """Whose fault it is. Asked while the slot is held, so that a sick host takes no other run meanwhile."""
-        problem = self._do.health.blame(self._job.id, error)
+    def _retry_or_fail(self, error: RunFailed | MachineFailed) -> Outcome:
+        """Decide whether the host or the run is at fault. The slots are held, so an unhealthy host takes no other run."""
+        problem = self._services.health.record_failure(self._job.id, error)
         if problem is None and isinstance(error, RunFailed):
-            return self._failed(error)
-        # what this host lacks for a run is a whole sentence already; the self-test would say it again in other words
-        is_unfit = isinstance(error, HostUnfit)
+            return self._fail(error)
+        is_unfit = isinstance(error, HostUnfit)  # its message says everything that the self-test would
         message = str(error) if is_unfit or problem in (None, str(error)) else f"{str(error).rstrip('.')}. {problem}"
         is_hosts = problem is not None or is_unfit
-        return Retry(message=message, results=self.salvage(), host_failed=is_hosts)
+        return Retry(message=message, results=self.publish_for_retry(), host_failed=is_hosts)
 
     def _stopped(self, reason: StopReason) -> Outcome | None:
         if reason is StopReason.LOST:
             return None
         if reason is StopReason.SHUTDOWN:
-            return Interrupted(checkpoint=self._last_checkpoint(), results=self.salvage())
+            return Interrupted(checkpoint=self._upload_last_checkpoint(), results=self.publish_for_retry())
         if reason is StopReason.CANCELED:
-            return Canceled(results=self._leave_behind())
-        return Retry(message="The run made no progress and was stopped.", results=self.salvage())
+            return Canceled(results=self._publish_last())
+        return Retry(message="The run made no progress and was stopped.", results=self.publish_for_retry())
 
-    def _last_checkpoint(self) -> Checkpoint | None:
+    def _upload_last_checkpoint(self) -> Checkpoint | None:
         try:
-            with self._stop.borrowed_time(self._do.times.upload) as patience:
-                return self._checkpoints.send_newest(patience)
+            with self._run.stop.borrowed_time(self._services.times.upload) as time_limit:
+                return self._checkpoints.send_newest(time_limit)
         except (TrainerError, Stopped, OSError) as error:
-            log.warning("the last checkpoint stays on this host", run_id=self._job.id, error=str(error))
+            log.warning("last checkpoint not uploaded, it stays on this host", run_id=self._job.id, error=str(error))
             return None
 
-    def _leave_behind(self) -> JsonObject:
-        """Publish what exists of a run that ends without a model: its results."""
-        return {"run_dir": str(self._run_dir), **self._progress.as_json(), **self._left_behind(is_last=True)}
+    def _publish_last(self) -> JsonObject:
+        """Publish what exists of a run that ends without a model. Return its results."""
+        progress = self._run.events.progress.as_json()
+        return {"run_dir": str(self._folder.path), **progress, **self._publish_unfinished(is_last=True)}
 
-    def salvage(self) -> JsonObject:
-        """Publish what exists of an attempt that another one follows: the results that the row keeps until then."""
-        return self._left_behind(is_last=False)
+    def _publish_unfinished(self, *, is_last: bool) -> JsonObject:
+        self._release_slots()
+        return self._publisher.publish_unfinished(self._folder, is_last=is_last)
 
-    def _left_behind(self, *, is_last: bool) -> JsonObject:
-        self._slot.give_back()
-        return self._artifacts.left_behind(self._run_dir, self._job.attempt, is_last=is_last)
-
-    def clean_up(self) -> None:
-        self._do.datasets.discard(self._view, keep=self._do.folders.keep_views)
+    def _release_slots(self) -> None:
+        """Let the next run train, then wait for a checkpoint upload that is still running."""
+        self._slots.release()
+        self._checkpoints.wait()

@@ -1,4 +1,4 @@
-"""Checkpoints on their way to the bucket: sent on a timer while a run trains."""
+"""Upload of checkpoints while a run trains, so that a worker on another host can resume it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,11 +17,10 @@ from trainer.core.artifact_keys import checkpoint_key
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import TrainerError
 from trainer.core.events import CheckpointSaved, Event
-from trainer.core.job import Checkpoint, Job
-from trainer.core.ports import ObjectStore
-from trainer.core.run_folder import RunFolder
+from trainer.core.job import Checkpoint
 from trainer.core.stop import Stopped, StopSignal
-from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
+from trainer.worker.run_context import RunContext
+from trainer.worker.run_services import RunServices
 
 log = structlog.get_logger()
 
@@ -30,42 +29,27 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class CheckpointUploads:
-    """Sends the newest checkpoint of a training to the bucket every `interval` seconds, and once more on demand."""
+    """Uploads the newest checkpoint of a training at an interval, and once more on demand."""
 
-    def __init__(
-        self,
-        job: Job,
-        run_dir: Path,
-        store: ObjectStore,
-        bucket: str,
-        uploaded: UploadedCheckpoints,
-        interval: float,
-        on_event: Callable[[Event], None],
-        confirm: Callable[[StopSignal], None],
-        is_delivered: Callable[[str], bool],
-    ) -> None:
-        self._run_id = job.id
-        self._attempt = job.attempt
-        self._folder = RunFolder(run_dir).checkpoints
-        self._store = store
-        self._bucket = bucket
-        self._noted = uploaded
-        self._interval = interval
-        self._on_event = on_event
-        self._confirm = confirm
-        self._is_delivered = is_delivered
+    def __init__(self, services: RunServices, run: RunContext) -> None:
+        self._store = services.store
+        self._bucket = services.artifacts_bucket
+        self._index = services.uploaded
+        self._interval = services.times.checkpoint
+        self._run = run
         self._newest: CheckpointSaved | None = None
         self._uploaded: list[Checkpoint] = []
-        self._over = threading.Event()
+        self._has_ended = threading.Event()
+        self._thread: threading.Thread | None = None
         self._sending = threading.Lock()
 
-    def saw(self, event: Event) -> None:
-        """Remember a checkpoint that the training announced. What it announces becomes names, so it has to look like one."""
+    def note(self, event: Event) -> None:
+        """Remember a checkpoint of the training. Its epoch and SHA-256 become part of a key, so they are checked."""
         if isinstance(event, CheckpointSaved) and _SHA256.fullmatch(event.sha256) and event.epoch >= 0:
             self._newest = event
 
     def send_newest(self, stop: StopSignal) -> Checkpoint | None:
-        """Upload the newest checkpoint if it is not there yet; what the bucket has then, or None.
+        """Upload the newest checkpoint unless it is uploaded already. Return the newest one in the bucket, or None.
 
         Raises Unavailable, Misconfigured, OSError or Stopped.
         """
@@ -74,57 +58,61 @@ class CheckpointUploads:
             last = self._uploaded[-1] if self._uploaded else None
             if newest is None or (last and last.epoch == newest.epoch and last.sha256 == newest.sha256):
                 return last
-            self._confirm(stop)
-            key = checkpoint_key(self._run_id, self._attempt, newest.epoch, newest.sha256)
-            with self._held(Path(newest.path).name) as kept:
-                self._noted.note(self._run_id, key)
-                self._store.upload(kept, ObjectRef(bucket=self._bucket, key=key), stop)
+            self._run.heartbeat.confirm(stop)
+            job = self._run.job
+            key = checkpoint_key(job.id, job.attempt, newest.epoch, newest.sha256)
+            with self._held(Path(newest.path).name) as path:
+                self._index.note(job.id, key)
+                self._store.upload(path, ObjectRef(bucket=self._bucket, key=key), stop)
             sent = Checkpoint(epoch=newest.epoch, sha256=newest.sha256, bytes=newest.bytes, key=key)
-            self._on_event(
+            self._run.record(
                 CheckpointSaved(epoch=sent.epoch, sha256=sent.sha256, bytes=sent.bytes, path=newest.path, key=key),
             )
             self._uploaded.append(sent)
-            self._drop_old()
+            self._delete_old()
             return sent
 
     @contextmanager
-    def _held(self, name: str) -> Iterator[Path]:
-        """A second name of a checkpoint of this run, whole while the block runs: the training replaces old generations."""
-        kept = self._folder / "newest.uploading"
-        kept.unlink(missing_ok=True)
-        try:
-            os.link(self._folder / name, kept, follow_symlinks=False)
-            if not stat.S_ISREG(kept.lstat().st_mode):
-                raise OSError(f"the checkpoint {kept.name} is not a regular file")
-            yield kept
-        finally:
-            kept.unlink(missing_ok=True)
-
-    def _drop_old(self) -> None:
-        # the row points to the newest one that the queue has heard of: while it is out of reach, nothing may go
-        while len(self._uploaded) > KEPT_IN_BUCKET and self._is_delivered(self._uploaded[1].key or ""):
-            self._noted.delete(self._run_id, self._uploaded.pop(0).key or "")
-
-    @contextmanager
-    def on_a_timer(self, stop: StopSignal) -> Iterator[None]:
-        """Upload in a thread of its own while the block runs."""
-        uploads = stop.child()
-        in_context = contextvars.copy_context().run  # the log's labels
-        thread = threading.Thread(
-            target=in_context, args=(self._keep_sending, uploads), name="checkpoints", daemon=True,
-        )  # fmt: skip
-        thread.start()
+    def during_training(self, stop: StopSignal) -> Iterator[None]:
+        """Upload in a thread of its own while the block runs. A running upload continues after it: see `wait`."""
+        in_context = contextvars.copy_context().run  # the labels of the log
+        self._thread = threading.Thread(
+            target=in_context, args=(self._send_at_intervals, stop), name="checkpoints", daemon=True
+        )
+        self._thread.start()
         try:
             yield
         finally:
-            self._over.set()
-            thread.join()
+            self._has_ended.set()
 
-    def _keep_sending(self, stop: StopSignal) -> None:
-        while not self._over.wait(self._interval):
+    def wait(self) -> None:
+        """Wait for an upload that is still running. The slots of the run should be released before."""
+        if self._thread:
+            self._thread.join()
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[Path]:
+        """Yield a hard link to a checkpoint, because the training removes old checkpoints during the upload."""
+        link = self._run.folder.checkpoints / "newest.uploading"
+        link.unlink(missing_ok=True)
+        try:
+            os.link(self._run.folder.checkpoints / name, link, follow_symlinks=False)
+            if not stat.S_ISREG(link.lstat().st_mode):
+                raise OSError(f"the checkpoint {link.name} is not a regular file")
+            yield link
+        finally:
+            link.unlink(missing_ok=True)
+
+    def _delete_old(self) -> None:
+        # the row points to the newest checkpoint that the queue has received: during an outage nothing is deleted
+        while len(self._uploaded) > KEPT_IN_BUCKET and self._run.events.is_delivered(self._uploaded[1].key or ""):
+            self._index.delete(self._run.job.id, self._uploaded.pop(0).key or "")
+
+    def _send_at_intervals(self, stop: StopSignal) -> None:
+        while not self._has_ended.wait(self._interval):
             try:
                 self.send_newest(stop)
             except Stopped:
                 return
             except (TrainerError, OSError) as error:
-                log.warning("a checkpoint could not be uploaded; the next one will be", error=str(error))
+                log.warning("checkpoint upload failed, retrying", error=str(error))

@@ -1,213 +1,151 @@
-"""Claim, execute, finish, repeat: the loop that keeps the slots of this host busy."""
+"""The loop that keeps the slots of this host busy: claim, execute, repeat."""
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-import uuid
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Protocol
 
 import structlog
 
-from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Lease
-from trainer.core.ports import Queue, Worker
 from trainer.core.stop import StopSignal
-from trainer.worker.bulkhead import bulkhead
+from trainer.worker.claiming import Claimer
+from trainer.worker.error_boundary import error_boundary
 from trainer.worker.execution import Execution
 from trainer.worker.health import Health
 from trainer.worker.housekeeping import Housekeeping
-from trainer.worker.liveness import Pulse
-from trainer.worker.outcome_delivery import deliver_leftovers
+from trainer.worker.liveness import Liveness
+from trainer.worker.outcome_delivery import OrphanDelivery
 from trainer.worker.prefetch import Prefetcher
-from trainer.worker.slots import SlotLoan, Slots
+from trainer.worker.slots import AcquiredSlots, Slots
 
 log = structlog.get_logger()
 
-LEFTOVERS_FIRST = 30.0  # seconds for which claims wait for the endings of earlier processes
-LONGEST_WAIT = 60.0  # seconds between tries while the queue does not answer
-TELL_AGAIN = 600.0  # seconds between log lines about it
+ORPHANS_FIRST = 30.0  # seconds for which claims wait for the outcomes of earlier processes
+
+
+class Manager(Protocol):
+    """The service manager that started this process, for example systemd."""
+
+    def ready_and(self, status: str) -> None: ...
+
+    def stopping(self) -> None: ...
 
 
 class Daemon:
-    """Runs until it is told to shut down. Each run has a thread of its own and a stop signal below the shutdown's."""
+    """Serves the queue until a shutdown. Each run has a thread and a stop signal of its own."""
 
     def __init__(
         self,
         *,
-        queue: Queue,
-        check: Callable[[], Sequence[str]],
+        claimer: Claimer,
         execution: Execution,
+        orphans: OrphanDelivery,
         slots: Slots,
-        describe_worker: Callable[[int], Worker],
-        prefetcher: Prefetcher,
         health: Health,
+        prefetcher: Prefetcher,
         housekeeping: Housekeeping,
-        pulse: Pulse,
-        journals: Path,
-        poll_seconds: float,
-        lease_seconds: float,
+        liveness: Liveness,
+        manager: Manager,
         drain_seconds: float,
-        on_status: Callable[[str], None],
-        on_stopping: Callable[[], None],
     ) -> None:
-        self._queue = queue
-        self._check = check
-        self._is_checked = False
+        self._claimer = claimer
         self._execution = execution
+        self._orphans = orphans
         self._slots = slots
-        self._describe_worker = describe_worker
-        self._prefetcher = prefetcher
         self._health = health
+        self._prefetcher = prefetcher
         self._housekeeping = housekeeping
-        self._pulse = pulse
-        self._journals = journals
-        self._poll_seconds = poll_seconds
-        self._lease_seconds = lease_seconds
+        self._liveness = liveness
+        self._manager = manager
         self._drain_seconds = drain_seconds
-        self._on_status = on_status
-        self._on_stopping = on_stopping
-        self._claim_id = str(uuid.uuid4())
-        self._unanswered = 0  # claims in a row that the queue did not answer
-        self._told_at = 0.0
-        self._runs: list[threading.Thread] = []  # and the one that ends those of earlier processes
+        self._threads: list[threading.Thread] = []  # of runs, and of the delivery of orphaned outcomes
 
     def run(self, shutdown: StopSignal) -> bool:
-        """Serve the queue until `shutdown`. True if every run came to its end within the drain time.
+        """Serve the queue until `shutdown`. Return True if every run ended within the drain time.
 
-        On the way out: claim nothing more, let each run stop its training and give itself back while its lease is
-        still renewed, and only then leave.
+        After a shutdown nothing is claimed. Each run stops its training and is given back while its lease is renewed.
         """
         with self._housekeeping.running(shutdown), self._health.watched():
-            self._deliver_leftovers(shutdown)
-            with self._prefetcher.running(shutdown), self._pulse.following("claims"):
+            self._deliver_orphans(shutdown)
+            with self._prefetcher.running(shutdown), self._liveness.watching("claims"):
                 while not shutdown.must_stop:
-                    self._pulse.mark("claims")
-                    with bulkhead("claim loop failed, retrying", lambda: self._back_off(shutdown)):
+                    self._liveness.mark("claims")
+                    with error_boundary("claim loop failed, retrying", lambda: self._pause_after_error(shutdown)):
                         self._step(shutdown)
-            with bulkhead("service manager not told of the shutdown"):
-                self._on_stopping()
+            with error_boundary("service manager not notified of the shutdown"):
+                self._manager.stopping()
             return self._drain()
 
-    def _deliver_leftovers(self, shutdown: StopSignal) -> None:
-        """What earlier processes left behind goes first, but an ending that is refused again and again holds up nobody."""
+    def _deliver_orphans(self, shutdown: StopSignal) -> None:
+        """Deliver the outcomes of earlier processes first, but do not wait longer than `ORPHANS_FIRST` for them."""
 
-        def deliver_all() -> None:
-            with bulkhead("leftovers not delivered"):
-                worker = self._describe_worker(self._slots.free_gpus)
-                deliver_leftovers(
-                    self._queue,
-                    self._journals,
-                    worker.id,
-                    self._lease_seconds,
-                    self._execution.recover,
-                    shutdown,
-                )
-            self._housekeeping.soon()  # of a run that is over now, nothing is needed any more
+        def deliver() -> None:
+            with error_boundary("orphaned outcomes not delivered"):
+                self._orphans.run(shutdown)
+            self._housekeeping.soon()  # the files of those runs are not needed any more
 
-        thread = threading.Thread(target=deliver_all, name="leftovers", daemon=True)
+        thread = threading.Thread(target=deliver, name="orphans", daemon=True)
         thread.start()
-        self._runs.append(thread)  # a shutdown waits for it, too
-        thread.join(LEFTOVERS_FIRST)
+        self._threads.append(thread)  # a shutdown waits for it, too
+        thread.join(ORPHANS_FIRST)
 
     def _step(self, shutdown: StopSignal) -> None:
-        self._runs = [thread for thread in self._runs if thread.is_alive()]
-        # a slot that is given back by a run that shuts down is no invitation to take the next one
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        # a run that is given back at a shutdown frees its slot, but nothing more is claimed
         if not self._slots.wait_for_free(1.0) or shutdown.must_stop:
             return
-        if self._health.awaits_proof:
+        if self._health.awaits_trial:
             shutdown.wait(1.0)
             return
-        lease = self._claim()
+        lease = self._claimer.claim(self._slots.free_gpus)
+        if self._claimer.is_answered:
+            self._report_status(is_claimed=lease is not None)
         if lease is not None:
             self._start(lease, shutdown)
         else:
-            shutdown.wait(self._pause())
+            shutdown.wait(self._claimer.pause())
 
-    def _claim(self) -> Lease | None:
-        """Ask for a run, or say why none is wanted.
-
-        A claim that got no answer is asked again under the same id: it may have been granted.
-        """
-        problem, lease = self._health.problem, None
-        try:
-            self._check_once()
-            worker = self._describe_worker(self._slots.free_gpus)
-            if problem:
-                self._queue.report(worker, problem)
-            else:
-                lease = self._queue.claim(worker, self._claim_id, self._lease_seconds)
-        except (Unavailable, Misconfigured) as error:
-            self._note_outage(error)
-            return None
-        if self._unanswered:
-            log.info("the queue answers again", tries=self._unanswered)
-        self._unanswered = 0
-        if not problem:
-            self._claim_id = str(uuid.uuid4())
-        busy = self._slots.total - self._slots.free + (1 if lease else 0)
+    def _report_status(self, *, is_claimed: bool) -> None:
+        busy = self._slots.total - self._slots.free + is_claimed
         status = f"{busy} of {self._slots.total} slots busy"
-        with bulkhead("status not reported"):  # a run that was claimed is worked on, whoever knows of it
-            self._on_status(f"{status}; claims no runs: {problem}" if problem else status)
-        return lease
+        if self._health.problem:
+            status += f"; claims no runs: {self._health.problem}"
+        with error_boundary("status not reported"):  # a claimed run is worked on in any case
+            self._manager.ready_and(status)
 
-    def _check_once(self) -> None:
-        if not self._is_checked:
-            for doubt in self._check():
-                log.warning(doubt)
-            self._is_checked = True
-
-    def _note_outage(self, error: Exception) -> None:
-        """Said once, and then rarely: whoever mends it needs no line per try."""
-        now = time.monotonic()
-        if self._unanswered == 0 or now - self._told_at > TELL_AGAIN:
-            log.error("no runs can be claimed; trying again", error=str(error), tries=self._unanswered + 1)
-            self._told_at = now
-        self._unanswered += 1
-
-    def _back_off(self, shutdown: StopSignal) -> None:
-        """After an error that nobody expected. A new claim id: a run that this claim got is free when its lease ends."""
-        self._claim_id = str(uuid.uuid4())
-        self._unanswered += 1
-        shutdown.wait(self._pause())
-
-    def _pause(self) -> float:
-        """Seconds until the next claim; the jitter keeps a fleet from asking in step."""
-        wait = self._poll_seconds
-        if self._unanswered:
-            wait = min(max(wait, 1.0) * 2.0 ** min(self._unanswered - 1, 10), LONGEST_WAIT)
-        return wait * random.uniform(0.8, 1.2)  # noqa: S311
+    def _pause_after_error(self, shutdown: StopSignal) -> None:
+        self._claimer.reset()
+        shutdown.wait(self._claimer.pause())
 
     def _start(self, lease: Lease, shutdown: StopSignal) -> None:
         self._health.claimed(lease.job.id)
-        slot = self._slots.take(lease.job.gpus)
+        slots = self._slots.acquire(lease.job.gpus)
         name = f"run-{lease.job.id[:8]}"
-        thread = threading.Thread(target=self._execute, args=(lease, slot, shutdown.child()), name=name, daemon=True)
+        thread = threading.Thread(target=self._execute, args=(lease, slots, shutdown.child()), name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError:  # this process may have no more threads
             self._health.released(lease.job.id)
-            slot.give_back()
+            slots.release()
             self._execution.give_back(lease, shutdown)
             raise
-        self._runs.append(thread)
+        self._threads.append(thread)
 
-    def _execute(self, lease: Lease, slot: SlotLoan, stop: StopSignal) -> None:
+    def _execute(self, lease: Lease, slots: AcquiredSlots, stop: StopSignal) -> None:
         labels = {"run_id": lease.job.id, "attempt": lease.job.attempt}
         with structlog.contextvars.bound_contextvars(run=labels):
             log.info("run claimed", name=lease.job.request.name)
             try:
-                # a bug in giving the run back; the others and the daemon go on
-                with bulkhead("the run could not be ended; the next start ends it"):
-                    self._execution.run(lease, slot, stop)
+                with error_boundary("run could not be ended, the next start ends it"):
+                    self._execution.run(lease, slots, stop)
             finally:
                 self._health.released(lease.job.id)
-                slot.give_back()
+                slots.release()
 
     def _drain(self) -> bool:
         deadline = time.monotonic() + self._drain_seconds
-        for thread in self._runs:
+        for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._runs)
+        return not any(thread.is_alive() for thread in self._threads)

@@ -1,16 +1,11 @@
-"""Everything that happens in a run passes here once: to its progress, its journal, its log, and whoever listens."""
+"""Where every event of a run goes: its progress, its journal, its log and the reporters."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
 
 import structlog
 
@@ -19,136 +14,93 @@ from trainer.core.job import Job
 from trainer.core.ports import Reporter
 from trainer.core.progress import Progress
 from trainer.worker.journal import Journal
+from trainer.worker.run_log import RunLog
 
-log = structlog.get_logger()
-
-# a training process that is dead now may have put a link or a pipe in place of the log
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-LOCAL_ONLY = {"kind", "path"}  # the kind has a column of its own, a path of this host means nothing elsewhere
+LOCAL_FIELDS = {"kind", "path"}  # the kind has a column of its own; a path of this host means nothing elsewhere
 
 
-class RunLog:
-    """The run's own log file: what happened and what the training printed, each line with its time in UTC.
-
-    A disk that cannot be written costs lines of the log, never the run.
-    """
-
-    def __init__(self, path: Path, *, timestamps: bool) -> None:
-        self.path = path
-        self._timestamps = timestamps
-        self._lock = threading.Lock()
-        self._disk_failed = False
-        self._file: TextIO | None = None
-        with self._disk_may_fail():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.fdopen(os.open(path, _APPEND, 0o666), "a", encoding="utf-8", errors="replace", buffering=1)
-
-    def note(self, text: str) -> None:
-        """A line of ours; always with its time."""
-        self._write(f"[{_now()}] {text}\n")
-
-    def output(self, line: str) -> None:
-        """A line that the training printed."""
-        self._write(f"[{_now()}] {line}\n" if self._timestamps else f"{line}\n")
-
-    def close(self) -> None:
-        with self._lock, self._disk_may_fail():
-            if self._file:
-                self._file.close()
-
-    def _write(self, text: str) -> None:
-        with self._lock, self._disk_may_fail():
-            if self._file and not self._file.closed:
-                self._file.write(text)
-
-    @contextmanager
-    def _disk_may_fail(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if not self._disk_failed:
-                log.error(
-                    "the run's log cannot be written; lines of it are lost", path=str(self.path), error=str(error)
-                )
-            self._disk_failed = True
-
-
-class Record:
-    """The history of one attempt while it is being made. `event` may be called from any thread."""
+class EventSink:
+    """The events of one attempt. `record` may be called from any thread."""
 
     def __init__(self, job: Job, journal: Journal, progress: Progress, log: RunLog, reporter: Reporter) -> None:
         self._job = job
         self._journal = journal
-        self._progress = progress
         self._log = log
         self._reporter = reporter
         self._lock = threading.Lock()
-        self._phase_began: float | None = None
-        self._moved: TransferProgress | None = None  # in the present phase
-        self._alternating: set[Phase] = set()
+        self._phase_started: float | None = None
+        self._transfer: TransferProgress | None = None  # the newest of the current phase
+        self._epoch_phases: set[Phase] = set()  # training and validating, once each was reported
         self._warned: set[tuple[str, str]] = set()
-        self.labels: dict[str, str | int] = {"run_id": job.id, "attempt": job.attempt}  # of every log line of the run
+        self.progress = progress
+        self.labels: dict[str, str | int] = {"run_id": job.id, "attempt": job.attempt}  # for every log line of the run
 
     @property
     def log_path(self) -> Path:
         return self._log.path
 
-    def event(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
+        """Record an event. The first transfer of a phase also starts that phase."""
         with structlog.contextvars.bound_contextvars(run=self.labels):
             if isinstance(event, TransferProgress) and self.labels.get("phase") != event.phase:
-                self._pass_on(PhaseStarted(phase=event.phase))
-            self._pass_on(event)
+                self._record(PhaseStarted(phase=event.phase))
+            self._record(event)
 
-    def _pass_on(self, event: Event) -> None:
-        self._progress.follow(event)
+    def warn_once(self, code: str, message: str) -> None:
+        """Record a warning unless this attempt has it already: a call that is retried fails many times."""
+        if (code, message) not in self._warned:
+            self._warned.add((code, message))
+            self.record(Warned(code=code, message=message))
+
+    def require_disk(self) -> None:
+        """Raise HostFailed when the journal cannot be written."""
+        self._journal.require_disk()
+
+    def output(self, line: str) -> None:
+        """Write a line that the training printed to the run log."""
+        self._log.output(line)
+
+    def note(self, text: str) -> None:
+        """Write a line of the service to the run log."""
+        self._log.note(text)
+
+    def is_delivered(self, checkpoint_key: str) -> bool:
+        """Return whether the queue has received the event of the checkpoint with this key."""
+        waiting = self._journal.pending(limit=100_000)
+        return not any(event.data.get("key") == checkpoint_key for event in waiting)
+
+    def _record(self, event: Event) -> None:
+        self.progress.follow(event)
         if isinstance(event, TransferProgress):
-            self._moved = event
+            self._transfer = event
         if isinstance(event, PhaseStarted):
             self.labels["phase"] = event.phase.value
-            if self._is_next_round(event.phase):
+            if self._is_repeated(event.phase):
                 return
-            event = self._timed(event)
+            event = self._with_duration(event)
         if is_durable(event):
-            data = {name: value for name, value in asdict(event).items() if name not in LOCAL_ONLY}
+            data = {name: value for name, value in asdict(event).items() if name not in LOCAL_FIELDS}
             self._journal.record(event.kind, data)
         if not isinstance(event, BatchProgress | TransferProgress):
             self._log.note(describe(event))
         self._reporter.event(self._job, event)
 
-    def warn_once(self, code: str, message: str) -> None:
-        """Record a warning, unless the attempt has this one already: what is retried for hours fails many times."""
-        if (code, message) not in self._warned:
-            self._warned.add((code, message))
-            self.event(Warned(code=code, message=message))
-
-    def require_disk(self) -> None:
-        """Raise HostFailed when the journal could not be written from the start."""
-        self._journal.require_disk()
-
-    def output(self, line: str) -> None:
-        self._log.output(line)
-
-    def is_delivered(self, checkpoint_key: str) -> bool:
-        """Whether the queue has heard of the checkpoint that was stored under this key."""
-        waiting = self._journal.pending(limit=100_000)
-        return not any(event.data.get("key") == checkpoint_key for event in waiting)
-
-    def _is_next_round(self, phase: Phase) -> bool:
-        """Training and validating take turns in every epoch; only the first turn is news, epochs tell the rest."""
-        again = phase in self._alternating
+    def _is_repeated(self, phase: Phase) -> bool:
+        """Return whether this is a later epoch: training and validating alternate, so only the first is recorded."""
+        is_repeated = phase in self._epoch_phases
         if phase in (Phase.TRAINING, Phase.VALIDATING):
-            self._alternating.add(phase)
-        return again
+            self._epoch_phases.add(phase)
+        return is_repeated
 
-    def _timed(self, event: PhaseStarted) -> PhaseStarted:
-        """With the length of the phase that just ended, and what it moved."""
+    def _with_duration(self, event: PhaseStarted) -> PhaseStarted:
+        """Return the event with the duration of the previous phase and the bytes that it transferred."""
         with self._lock:
             now = time.monotonic()
-            began, self._phase_began = self._phase_began, now
-            moved, self._moved = self._moved, None
-        if began is None:
+            started, self._phase_started = self._phase_started, now
+            moved, self._transfer = self._transfer, None
+        if started is None:
             return event
-        seconds = round(now - began, 3)
+        seconds = round(now - started, 3)
         if moved is None:
             return replace(event, seconds=seconds)
         rate = round(moved.bytes / max(seconds, 1e-3), 1)
@@ -156,14 +108,10 @@ class Record:
 
 
 def describe(event: Event) -> str:
-    """One line for a log: the kind, then the fields that say something short."""
+    """Return one log line: the kind of the event, then its short fields and its metrics."""
     fields = {k: v for k, v in asdict(event).items() if k != "kind" and v is not None}
     short = (f"{name}={value}" for name, value in fields.items() if not isinstance(value, dict | list))
     text = " ".join(short)
     if metrics := fields.get("metrics"):
         text += " " + " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
     return f"{event.kind}: {text}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""Fetching what a run needs before it can train: its dataset, its model, the checkpoint that it resumes from."""
+"""Retries for what a run fetches before it trains: its dataset, its model, the checkpoint it resumes from."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from trainer.core.dataset import DatasetOrder
 from trainer.core.errors import Misconfigured, ObjectMissing, Unavailable
 from trainer.core.plan import TrainPlan
 from trainer.core.retry import RetryPolicy, retrying
-from trainer.core.stop import StopSignal
-from trainer.worker.event_sink import Record
+from trainer.worker.run_context import RunContext
 
 T = TypeVar("T")
 
-# Before the training there is less to lose, and the slot is idle; an outage of minutes still costs no attempt.
-FETCH_PATIENCE = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
+# the slot is idle meanwhile, so the wait is short; an outage of some minutes still costs no attempt
+FETCH_RETRIES = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
 
 
 def dataset_order(run_id: str, plan: TrainPlan) -> DatasetOrder:
-    """What the plan needs of its dataset."""
+    """Return the part of the plan that `Datasets.prepare` needs."""
     return DatasetOrder(run_id=run_id, sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz)
 
 
-def fetched(fetch: Callable[[], T], record: Record, stop: StopSignal) -> T:
-    """Call `fetch`, retrying while a service does not answer or refuses us. A 404 is believed when it comes twice.
+def fetch_with_retries(fetch: Callable[[], T], run: RunContext) -> T:
+    """Call `fetch`, retrying while a service is unavailable or misconfigured. A missing object is retried once.
 
-    Raises Unavailable after `FETCH_PATIENCE`, Stopped, and what `fetch` raises.
+    Raises Unavailable after `FETCH_RETRIES`, Stopped, and what `fetch` raises.
     """
     was_missing = False
 
-    def ask() -> T:
+    def attempt() -> T:
         nonlocal was_missing
         try:
             return fetch()
@@ -40,7 +39,7 @@ def fetched(fetch: Callable[[], T], record: Record, stop: StopSignal) -> T:
             was_missing = True
             raise Unavailable(str(error)) from error
         except (Unavailable, Misconfigured) as error:
-            record.warn_once("fetch_waits", f"The run waits: {error}")
+            run.events.warn_once("fetch_waits", f"Download failed, retrying: {error}")
             raise Unavailable(str(error), retry_after=getattr(error, "retry_after", None)) from error
 
-    return retrying(ask, FETCH_PATIENCE, stop)
+    return retrying(attempt, FETCH_RETRIES, run.stop)

@@ -1,12 +1,11 @@
-"""The marker of a finished training, in its run folder: if only the upload was interrupted, only the upload is repeated.
+"""The marker of a finished training, in its run folder: after an interrupted upload, only the upload is repeated.
 
-The marker alone is not believed: the weights must still be the ones that the training named in its last word.
+The marker is not enough by itself: the weights must still have the size and SHA-256 that the training reported.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -22,54 +21,57 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import DEFAULTS
 from trainer.core.run_folder import RunFolder
 from trainer.disk import durable
+from trainer.disk.checksum import sha256_of
 
 _LARGEST = 16 * 2**20  # bytes of a marker or of results.csv; a report has some hundred KiB
-# and the batch and the arguments; the rest says how the service read the row, which another version may word differently
-_DECIDES = ("sources", "model", "task", "epochs", "imgsz", "split", "exports", "predictions")
+# besides the batch and the arguments; the other fields of a recorded plan depend on the version of the service
+_COMPARED = ("sources", "model", "task", "epochs", "imgsz", "split", "exports", "predictions")
 _FINISHED: TypeAdapter[Finished] = TypeAdapter(Finished)
 
 
-def remember(run_dir: Path, finished: Finished) -> None:
-    """Write the marker, whole or not at all, once everything else in the folder would survive a power cut. Raises OSError."""
-    durable.sync_below(run_dir)
-    durable.write_text(RunFolder(run_dir).finished_marker, json.dumps(asdict(finished)))
+def write(folder: RunFolder, finished: Finished) -> None:
+    """Write the marker atomically, after all other files of the folder are on disk. Raises OSError."""
+    durable.sync_below(folder.path)
+    durable.write_text(folder.finished_marker, json.dumps(asdict(finished)))
 
 
-def recall(run_dir: Path) -> Finished | None:
-    """Return what the marker says, or None without one that can be read."""
-    marker = RunFolder(run_dir).finished_marker
+def read(folder: RunFolder) -> Finished | None:
+    """Return the content of the marker, or None without a readable one."""
+    content = _read_bounded(folder.finished_marker)
     try:
-        if marker.is_symlink() or not marker.is_file() or marker.stat().st_size > _LARGEST:
-            return None
-        return _FINISHED.validate_json(marker.read_bytes())
-    except (OSError, ValueError):
+        return None if content is None else _FINISHED.validate_json(content)
+    except ValueError:
         return None
 
 
-def epochs_after(epoch: int, run_dir: Path, finished: Finished) -> list[EpochFinished]:
-    """Return the epochs after `epoch`, which an earlier attempt finished and could not tell any more.
+def remove(folder: RunFolder) -> None:
+    """Remove the marker. If that fails, the next attempt checks it again."""
+    with contextlib.suppress(OSError):
+        folder.finished_marker.unlink(missing_ok=True)
 
-    None for a table that was damaged: the history has a gap then, which costs no model.
+
+def epochs_after(epoch: int, folder: RunFolder, finished: Finished) -> list[EpochFinished]:
+    """Return the epochs after `epoch` from results.csv: an earlier attempt finished them and could not report them.
+
+    Return none for a damaged table: the history has a gap then, and the model is still published.
     """
-    table = RunFolder(run_dir).results
+    table = _read_bounded(folder.results)
     try:
-        if table.is_symlink() or not table.is_file() or table.stat().st_size > _LARGEST:
-            return []
         plan = TrainPlan.from_json(finished.report["plan"])
-        found = list(results_table.epochs_after(epoch, table.read_text(errors="replace"), plan))
-    except (OSError, ValueError, KeyError, TypeError):
+        found = list(results_table.epochs_after(epoch, (table or b"").decode(errors="replace"), plan))
+    except (ValueError, KeyError, TypeError):
         return []
     is_plausible = [event.epoch for event in found] == list(range(epoch + 1, epoch + 1 + len(found)))
     return found if is_plausible and epoch + len(found) <= plan.epochs else []
 
 
-def damage(run_dir: Path, finished: Finished) -> str | None:
-    """Return what is wrong with the weights that `finished` names, or None if they are as the training left them."""
-    return next(filter(None, (_damage(run_dir, weights) for weights in (finished.best, finished.last))), None)
+def find_damage(folder: RunFolder, finished: Finished) -> str | None:
+    """Return what is wrong with the weights of a finished training, or None if they are unchanged."""
+    return next(filter(None, (_find_damage(folder, weights) for weights in (finished.best, finished.last))), None)
 
 
 def trained_plan(order: TrainingOrder, finished: Finished) -> JsonObject:
-    """The plan as it was really trained: another batch may have fitted, and the weights may be an earlier training's."""
+    """Return the plan as it was trained: with the batch size that fitted, and with the weights it started from."""
     plan, batch = order.plan.recorded(), finished.report.get("batch")
     if batch and batch != order.plan.batch:
         plan |= {"batch": batch, "asked_batch": order.plan.batch}
@@ -77,42 +79,45 @@ def trained_plan(order: TrainingOrder, finished: Finished) -> JsonObject:
     return plan | {"started_from": started_from} if started_from else plan
 
 
-def is_asked_for(finished: Finished, plan: TrainPlan) -> bool:
-    """Whether `plan` is the one that was trained, apart from what belongs to the host."""
+def is_requested(finished: Finished, plan: TrainPlan) -> bool:
+    """Return whether `plan` is the one that was trained, apart from settings of the host."""
     return _settings(finished.report.get("plan")) == _settings(plan.recorded())
 
 
 def is_inside(path: Path, run_dir: Path) -> bool:
-    """Whether `path` is below `run_dir` and no link leads elsewhere: the training process may have named any path."""
+    """Return whether `path` is inside `run_dir`, also after links are resolved: the training process chose the path."""
     return path.is_relative_to(run_dir) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(run_dir))
 
 
-def forget(run_dir: Path) -> None:
-    """Remove the marker; one that cannot be removed is only looked at again."""
-    with contextlib.suppress(OSError):
-        (RunFolder(run_dir).finished_marker).unlink(missing_ok=True)
+def _read_bounded(path: Path) -> bytes | None:
+    """Return the content of a regular file of at most 16 MiB, or None."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
+            return None
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _settings(plan: Json) -> str:
-    """What a recorded plan asks for; empty for anything else."""
+    """Return what a recorded plan asks for, as text; "" for a value that is not a recorded plan."""
     if not isinstance(plan, dict) or not isinstance(plan.get("args"), dict):
         return ""
     args = {name: value for name, value in {**DEFAULTS, **plan["args"]}.items() if name != "workers"}
-    asked = {name: plan[name] for name in _DECIDES if name in plan}
+    compared = {name: plan[name] for name in _COMPARED if name in plan}
     batch = plan.get("asked_batch", plan.get("batch"))
-    return json.dumps({**asked, "args": args, "batch": batch}, sort_keys=True)
+    return json.dumps({**compared, "args": args, "batch": batch}, sort_keys=True)
 
 
-def _damage(run_dir: Path, weights: WeightsFile) -> str | None:
+def _find_damage(folder: RunFolder, weights: WeightsFile) -> str | None:
     path = Path(weights.path)
-    if not is_inside(path, run_dir):
+    if not is_inside(path, folder.path):
         return f"{path} is not in the run's folder"
     try:
-        found = path.stat().st_size
-        if found != weights.bytes:
-            return f"{path.name} has {found} of {weights.bytes} bytes"
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+        if size != weights.bytes:
+            return f"{path.name} has {size} of {weights.bytes} bytes"
+        digest = sha256_of(path)
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
     return None if digest == weights.sha256 else f"{path.name} has changed"

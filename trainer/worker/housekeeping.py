@@ -1,4 +1,4 @@
-"""Disk space: what nobody needs any more is removed, what a run is going to need is checked first."""
+"""Disk space: remove what is not needed any more, and check that a run has enough before it trains."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from trainer.core.errors import HostUnfit, TrainerError
 from trainer.core.run_folder import PREFIX
 from trainer.core.stop import Stopped, StopSignal
 from trainer.disk.old_folders import OldFolders
-from trainer.worker.bulkhead import bulkhead
+from trainer.worker.error_boundary import error_boundary
 from trainer.worker.run_folders import VIEW_PREFIX, RunFolders
 
 log = structlog.get_logger()
 
 DAY = 86_400.0
-EVERY = 3600.0  # seconds between two times
-LEAVES = 2.0  # seconds
+EVERY = 3600.0  # seconds between two rounds of chores
+LAST_CHORE = 2.0  # seconds that a shutdown waits for a chore
 MIB = 2**20
 
-# beside the weights themselves: last.pt and best.pt with optimizer state, two checkpoint generations with both, one
-# more of each while it is being written; measured for yolo11n: 5.4 MB of weights, 26 MB with the optimizer
+# a training writes last.pt and best.pt with optimizer state, two checkpoints with both, and one more of each while it is
+# being written; measured for yolo11n: 5.4 MB of weights, 26 MB with the optimizer
 TIMES_THE_WEIGHTS = 24
-LEAST = 200 * MIB  # logs, plots, and weights that are only drawn by lot
+LEAST = 200 * MIB  # logs, plots, and randomly initialized weights
 
 Chore: TypeAlias = Callable[[], None]
 
 
 class Housekeeping:
-    """The chores of this host. Each is done at the start, once an hour, and after `soon`."""
+    """Does the chores of this host at the start, once an hour, and after `soon`."""
 
     def __init__(self, chores: Sequence[Chore]) -> None:
         self._chores = chores
         self._asked = threading.Event()
 
     def soon(self) -> None:
-        """Something became free: do the chores now, if their thread is not at it, else once more after that."""
+        """Do the chores now. If they are being done already, do them once more after that."""
         self._asked.set()
 
     @contextmanager
     def running(self, shutdown: StopSignal) -> Iterator[None]:
-        """Do the chores in a thread while the block runs: a slow disk or store holds up no claim.
+        """Do the chores in a thread while the block runs, so that a slow disk or store does not delay claims.
 
-        At its end a chore that is being done is not waited for long: the next start does it again.
+        At the end of the block a running chore has 2 s to finish; the next start does it again.
         """
         thread = threading.Thread(target=self._run, args=(shutdown,), name="housekeeping", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            thread.join(LEAVES)
+            thread.join(LAST_CHORE)
 
     def _run(self, shutdown: StopSignal) -> None:
         while not shutdown.must_stop:
@@ -67,7 +67,7 @@ class Housekeeping:
             for chore in self._chores:
                 if shutdown.must_stop:
                     return
-                with bulkhead("housekeeping chore failed"):
+                with error_boundary("housekeeping chore failed"):
                     _do(chore)
             while time.monotonic() < again and not self._asked.is_set():
                 if shutdown.wait(1.0):
@@ -81,8 +81,8 @@ def _do(chore: Chore) -> None:
         log.warning("housekeeping chore failed, trying again later", error=str(error))
 
 
-def forget_unreadable(journals: Path, keep_days: float) -> None:
-    """Remove journals that were set aside as unreadable, after `keep_days`. Raises OSError."""
+def remove_unreadable(journals: Path, keep_days: float) -> None:
+    """Remove unreadable journals after `keep_days`. Raises OSError."""
     if not journals.is_dir():
         return
     with os.scandir(journals) as entries:
@@ -94,10 +94,10 @@ def forget_unreadable(journals: Path, keep_days: float) -> None:
 
 
 def old_folders(folders: RunFolders, keep_days: float) -> list[OldFolders]:
-    """The run folders and views of this host.
+    """Return the sweeps of run folders and dataset views.
 
-    A run folder stays while it is in use, while a journal names its run, and for `keep_days` after that. A view is of
-    no use to another attempt: one whose process died goes at once, unless views are kept.
+    A run folder is kept while it is in use, while its run has a journal, and for `keep_days` after that. A view is of no
+    use to another attempt, so the view of a crashed process is removed at once, unless views are kept.
     """
     keep = keep_days * DAY
     runs = OldFolders(
@@ -113,7 +113,7 @@ def old_folders(folders: RunFolders, keep_days: float) -> list[OldFolders]:
 
 
 def require_space(run_dir: Path, model: Path) -> None:
-    """Raise `HostUnfit` when the disk cannot hold what a training of `model` writes into `run_dir`."""
+    """Raise `HostUnfit` when the disk has too little space for a training of `model` in `run_dir`."""
     weights = model.stat().st_size if model.exists() else 0
     needed = LEAST + TIMES_THE_WEIGHTS * weights
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""What has to survive an outage or a crash of this process: the run's events and its ending, on local disk.
+"""The journal of an attempt: its events and its outcome on local disk, for an outage or a crash of this process.
 
-One append-only file per attempt, locked by the process that works on it. A file that nobody holds is what a
-process left behind when it died; the next one delivers it (leftovers.py). Its lines:
+One append-only file per attempt, locked by the process that works on the run. A file without a lock is left from a process
+that crashed; the next process delivers it (orphaned_journals.py). Its lines:
 
-    {"lease": …}      first: whose run, under which claim
-    {"event": …}      something happened
-    {"delivered": n}  the queue has every event up to n
-    {"recovery": n}   a later process begins to end the attempt for the nth time
-    {"ending": …}     how it ended; the file is removed once that is delivered
+    {"lease": …}      the first line: the run, the attempt and the fencing token
+    {"event": …}      an event of the run
+    {"delivered": n}  the queue has received every event up to n
+    {"recovery": n}   a later process starts to recover the run, for the nth time
+    {"outcome": …}    the outcome; the file is removed once it is delivered
 """
 
 from __future__ import annotations
@@ -34,17 +34,16 @@ NEW = ".new"  # the suffix of a journal that is being created
 
 
 class Journal:
-    """The journal of one attempt. Safe between threads.
+    """The journal of one attempt. Thread-safe.
 
-    A disk that cannot be written costs the protection against a crash, never the run: the lines stay in memory and
-    are delivered from there.
+    If the disk cannot be written, the run continues and its events are delivered from memory. Only a crash loses them.
     """
 
     def __init__(self, file: FileIO | None, path: Path, lease: Lease) -> None:
         self.path = path
         self.lease = lease
-        self.ending: Outcome | None = None
-        self.recoveries = 0  # begun by processes before this one, and by this one
+        self.outcome: Outcome | None = None
+        self.recoveries = 0  # started by earlier processes and by this one
         self._file = file
         self._lock = threading.Lock()
         self._pending: list[RunEvent] = []
@@ -53,9 +52,9 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, lease: Lease) -> Journal:
-        """A new journal for a lease that was just claimed. Without a disk that can be written it is in memory only."""
+        """Return a new journal for a lease. If the disk cannot be written, the journal is only in memory."""
         path = folder / f"{lease.job.id}.{lease.job.attempt}.jsonl"
-        # another service may look for leftovers now: a journal has its name only once it is locked and says whose it is
+        # renamed once it is locked and has its first line, because another process may look for orphans now
         unnamed = path.with_suffix(NEW)
         held = {"run_id": lease.job.id, "attempt": lease.job.attempt, "claim_id": lease.claim_id}
         try:
@@ -79,21 +78,21 @@ class Journal:
         *,
         pending: list[RunEvent],
         last_seq: int,
-        ending: Outcome | None,
+        outcome: Outcome | None,
         recoveries: int,
     ) -> Journal:
-        """The journal of a process that is gone. New events are numbered after `last_seq`."""
+        """Return the journal of a crashed process. New events get numbers after `last_seq`."""
         journal = cls(file, path, lease)
         journal._pending = pending
         journal._next = last_seq + 1
-        journal.ending = ending
+        journal.outcome = outcome
         journal.recoveries = recoveries
         return journal
 
     def require_disk(self) -> None:
-        """Raise HostFailed when nothing can be written down: the next crash would lose the history and the ending."""
+        """Raise HostFailed when the journal cannot be written: a crash would lose the events and the outcome."""
         if self._disk_error:
-            raise HostFailed(f"The journal of the run cannot be written below {self.path.parent}: {self._disk_error}.")
+            raise HostFailed(f"The journal of the run cannot be written in {self.path.parent}: {self._disk_error}.")
 
     def record(self, kind: str, data: JsonObject) -> None:
         """Add an event to the history."""
@@ -104,12 +103,12 @@ class Journal:
             self._append({"event": asdict(event)})
 
     def pending(self, limit: int = 200) -> list[RunEvent]:
-        """The oldest events that the queue has not confirmed."""
+        """Return the oldest events that the queue has not confirmed."""
         with self._lock:
             return self._pending[:limit]
 
     def delivered(self, events: list[RunEvent]) -> None:
-        """The queue has these."""
+        """Mark these events as delivered."""
         if not events:
             return
         with self._lock:
@@ -118,30 +117,30 @@ class Journal:
             self._append({"delivered": last})
 
     def begin_recovery(self) -> None:
-        """Count an attempt to recover the run, also for the next process if this one dies of it."""
+        """Count a recovery of the run, on disk, so that the next process knows it if this one crashes."""
         with self._lock:
             self.recoveries += 1
             self._append({"recovery": self.recoveries})
 
     def end(self, outcome: Outcome) -> None:
-        """The attempt is over; from here on only the delivery is left. Forced to disk before it returns."""
+        """Write the outcome of the attempt; only its delivery is left then. It is synced to disk before this returns."""
         with self._lock:
-            self.ending = outcome
-            self._append({"ending": OUTCOME.dump_python(outcome, mode="json")}, sync=True)
+            self.outcome = outcome
+            self._append({"outcome": OUTCOME.dump_python(outcome, mode="json")}, sync=True)
 
     def close(self) -> None:
-        """What comes after it, such as the answer to a last beat, is not written any more."""
+        """Close the file. Later lines, such as the answer to a last heartbeat, are not written."""
         with self._lock:
             if self._file:
                 self._file.close()
 
     def discard(self) -> None:
-        """Everything was delivered, or is nobody's business any more."""
+        """Remove the journal: everything is delivered, or the lease is lost."""
         try:
             if self._file:
                 self.path.unlink(missing_ok=True)
-        except OSError as error:  # the next process delivers it once more, which changes nothing
-            log.warning("the journal of an ended run cannot be removed", path=str(self.path), error=str(error))
+        except OSError as error:  # the next process delivers it again, which changes nothing
+            log.warning("journal of an ended run cannot be removed", path=str(self.path), error=str(error))
         self.close()
 
     def _append(self, line: JsonObject, *, sync: bool = False) -> None:
@@ -149,7 +148,7 @@ class Journal:
             return
         text = json.dumps(line).encode() + b"\n"
         try:
-            # after a failed write the last line may be torn: begin on a new one
+            # after a failed write the last line may be incomplete, so this one starts on a new line
             written = self._file.write(b"\n" + text if self._disk_error else text)
             if sync:
                 durable.sync(self.path)
@@ -162,5 +161,5 @@ class Journal:
 
     def _note_disk(self, error: str) -> None:
         if not self._disk_error:
-            log.error("the journal cannot be written; a crash now would lose events", path=str(self.path), error=error)
+            log.error("journal cannot be written, a crash now would lose events", path=str(self.path), error=error)
         self._disk_error = error

@@ -1,4 +1,4 @@
-"""Whether the daemon's loops still turn: each marks every turn, and one that stopped turning is noticed."""
+"""Whether the loops of the service still run: each reports every turn, and a loop that hangs is noticed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Pulse:
-    """The last turn of each loop by name. Safe between threads."""
+class Liveness:
+    """The time of the last turn of each loop, by its name. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._turns: dict[str, float] = {}
 
     def mark(self, name: str) -> None:
-        """The loop `name` turned."""
+        """Report a turn of the loop `name`."""
         with self._lock:
             self._turns[name] = time.monotonic()
 
     @contextmanager
-    def following(self, name: str) -> Iterator[None]:
+    def watching(self, name: str) -> Iterator[None]:
         """Expect turns of the loop `name` while the block runs."""
         self.mark(name)
         try:
@@ -31,6 +31,6 @@ class Pulse:
                 self._turns.pop(name, None)
 
     def is_alive(self, within: float) -> bool:
-        """Whether every loop turned within the last `within` seconds."""
+        """Return whether every watched loop turned within the last `within` seconds."""
         with self._lock:
             return all(time.monotonic() - turn < within for turn in self._turns.values())

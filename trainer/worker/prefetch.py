@@ -1,4 +1,4 @@
-"""While every slot is busy, the next run's dataset is brought into the cache; the run itself stays in the queue."""
+"""Prefetching: while all slots are busy, the dataset of the next run is downloaded into the cache."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Datasets, Queue, Worker
 from trainer.core.stop import Stopped, StopSignal
-from trainer.worker.bulkhead import bulkhead
+from trainer.worker.error_boundary import error_boundary
 from trainer.worker.fetching import dataset_order
 from trainer.worker.slots import Slots
 
 log = structlog.get_logger()
 
-AFTER_ERROR = 60.0  # seconds until the next look after an error that nobody expected
+AFTER_ERROR = 60.0  # seconds until the next try after an unexpected error
 
 
 class Prefetcher:
-    """Looks at the queue every `interval` seconds while no slot is free. Peeks, never claims: another host may be idle."""
+    """Peeks at the queue every `interval` seconds while no slot is free. It never claims: another host may be idle."""
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Prefetcher:
 
     @contextmanager
     def running(self, stop: StopSignal) -> Iterator[None]:
+        """Prefetch in a thread while the block runs."""
         over = stop.child()
         ended = threading.Event()
         thread = threading.Thread(target=self._run, args=(over, ended), name="prefetch", daemon=True)
@@ -58,19 +59,19 @@ class Prefetcher:
     def _run(self, stop: StopSignal, ended: threading.Event) -> None:
         while not ended.wait(self._interval) and not stop.must_stop:
             if self._slots.free == 0:
-                with bulkhead("prefetch failed, retrying", lambda: ended.wait(AFTER_ERROR)):
-                    self.look(stop)
+                with error_boundary("prefetch failed, retrying", lambda: ended.wait(AFTER_ERROR)):
+                    self.prefetch_next(stop)
 
-    def look(self, stop: StopSignal) -> None:
-        """Prefetch for the run that would be claimed next, once. What goes wrong is that run's business, later."""
+    def prefetch_next(self, stop: StopSignal) -> None:
+        """Prefetch the dataset of the run that would be claimed next, once. The run itself reports what is wrong with it."""
         try:
             job = self._queue.peek(self._describe_worker(self._slots.gpus))
             if job is None or job.id == self._last:
                 return
             self._last = job.id
             self._datasets.prefetch(dataset_order(job.id, self._parse(job.request)), stop)
-            log.info("the next run's dataset is ready", run_id=job.id)
+            log.info("dataset prefetched", run_id=job.id)
         except (TrainerError, OSError) as error:
-            log.debug("the next run's dataset could not be prefetched", error=str(error))
+            log.debug("dataset not prefetched", error=str(error))
         except Stopped:
             return

@@ -1,222 +1,87 @@
-"""What is kept of a run, and under which keys.
-
-Everything goes below the attempt's own prefix, `training_runs/<run_id>/<attempt>/`, where no other attempt writes;
-nothing reads it until the row, changed under the claim, points there.
-"""
+"""Publishing an attempt's artifacts: how long it is retried, and what the row's results say about them."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from typing import TypeAlias
+import structlog
 
-from trainer.core.artifact_keys import attempt_prefix
-from trainer.core.dataset import ObjectRef
-from trainer.core.errors import MachineFailed, Unavailable
-from trainer.core.events import Event, Finished, Phase, WeightsFile
-from trainer.core.job import Job, JsonObject
-from trainer.core.ports import ObjectStore
+from trainer.core.errors import TrainerError, Unavailable
+from trainer.core.events import Finished, Phase
+from trainer.core.job import JsonObject
 from trainer.core.results import Artifact
-from trainer.core.run_folder import CHECKPOINTS, MANIFEST, RUN_LOG, WEIGHTS, RunFolder
-from trainer.core.stop import StopSignal
-from trainer.core.transfer import Meter
-from trainer.disk.removal import remove_tree
+from trainer.core.retry import RetryPolicy, retrying
+from trainer.core.run_folder import LAST, RunFolder
+from trainer.core.stop import Stopped, StopSignal
+from trainer.worker.artifact_upload import ArtifactUpload, WeightsChanged
+from trainer.worker.run_context import RunContext
+from trainer.worker.run_services import RunServices
 
-NOT_FOLDERS = {CHECKPOINTS, "journal"}
-NOT_FILES = {RUN_LOG, MANIFEST}
-DEEPEST = 16  # folders below each other
-PARALLEL = 4  # small files at once; a large one has its own connection anyway
-LARGEST_LOG = 256 * 2**20  # bytes of a log that are published; of a larger one its end
-_CHUNK = 2**20  # bytes
-Content: TypeAlias = tuple[int, int, int]  # size, time of the last change and inode: equal while nobody wrote the file
+log = structlog.get_logger()
 
-
-class WeightsChanged(MachineFailed):
-    """The weights in the run folder are not the ones that the training finished with."""
+# a finished model may wait a day for a store that is unavailable or misconfigured; then the run is queued again
+PUBLISH_RETRIES = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=60.0, total_seconds=86_400)
+ONE_TRY = RetryPolicy(tries=1)
 
 
 class Publisher:
-    """Uploads the run folder of one attempt. A file that has arrived is not sent again when another one fails."""
+    """Publishes the artifacts of one attempt."""
 
-    def __init__(self, store: ObjectStore, bucket: str, job: Job) -> None:
-        self._store = store
-        self._bucket = bucket
-        self._job = job
-        self._sent: dict[str, tuple[Content, Artifact]] = {}
+    def __init__(self, services: RunServices, run: RunContext) -> None:
+        self._run = run
+        self._seconds = services.times.upload  # that an upload may still take once the run was stopped
+        self._upload = ArtifactUpload(services.store, services.artifacts_bucket, run.job)
 
-    @property
-    def sent(self) -> list[Artifact]:
-        """What has arrived so far."""
-        return sorted((artifact for _, artifact in self._sent.values()), key=lambda artifact: artifact.name)
+    def publish_finished(self, folder: RunFolder, finished: Finished) -> list[Artifact]:
+        """Publish a finished training, retrying every error of the store and the disk for `PUBLISH_RETRIES`.
 
-    def publish(
-        self,
-        run_dir: Path,
-        log: Path,
-        stop: StopSignal,
-        on_event: Callable[[Event], None],
-        finished: Finished | None = None,
-    ) -> list[Artifact]:
-        """Upload everything worth keeping, then the manifest, and check that all of it is in the bucket.
-
-        May be repeated, and then sends what is missing. `log` is still being written and goes last. Raises
-        `WeightsChanged` unless the weights are those that `finished` names, any other TrainerError, OSError, Stopped.
+        Raises `WeightsChanged` when the model is not the one that was trained, Unavailable after that time, Stopped.
         """
-        # weights first: the time may end before everything has arrived
-        kept = sorted(kept_files(run_dir), key=lambda path: path.parent != RunFolder(run_dir).weights)
-        files: dict[str, Path] = {}
-        for path in kept:
-            files.setdefault(artifact_name(path, run_dir), path)  # a file beside the weights does not take their name
-        named = _named(finished, run_dir)
-        if gone := named.keys() - files.keys():
-            raise WeightsChanged(f"{', '.join(sorted(gone))} is gone from {run_dir}.")
-        total = sum(path.stat().st_size for path in files.values())
-        meter = Meter(on_event, total_files=len(files), total_bytes=total, phase=Phase.UPLOADING)
-        send = partial(self._send, named, stop, meter)
-        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="upload") as pool:
-            artifacts = sorted(pool.map(send, files, files.values()), key=lambda artifact: artifact.name)
-        if log.is_file() and not log.is_symlink():
-            snapshot = _snapshot(log)
-            meter.expect(snapshot.stat().st_size, files=1)
-            artifacts.append(send(log.name, snapshot))
-        manifest = self._manifest(run_dir, artifacts)
-        meter.expect(manifest.stat().st_size, files=1)
-        artifacts.append(send(manifest.name, manifest))
-        self._require_stored(artifacts, stop)
+        with self._run.stop.borrowed_time(self._seconds) as time_limit:
+            return self._publish(folder, PUBLISH_RETRIES, time_limit, finished)
+
+    def publish_unfinished(self, folder: RunFolder, *, is_last: bool) -> JsonObject:
+        """Publish what exists of a training that did not finish. Return the results that list it. Never raises.
+
+        `is_last` says that no attempt follows. Without weights the results list nothing, because an earlier attempt may
+        have published more. The log of a run that ends in its first attempt is published in any case.
+        """
+        is_first = self._run.job.attempt <= 1
+        if not folder.last.is_file() and not (is_last and is_first):
+            return {}
+        artifacts = self._publish_in_time(folder, is_last=is_last)
+        has_weights = any(artifact.name == LAST for artifact in artifacts)
+        return listed(artifacts, folder) if artifacts and (is_first or has_weights) else {}
+
+    def _publish_in_time(self, folder: RunFolder, *, is_last: bool) -> list[Artifact]:
+        """Publish within the time limit. When another attempt waits, there is only one try."""
+        policy = RetryPolicy(total_seconds=self._seconds) if is_last else ONE_TRY
+        try:
+            with self._run.stop.borrowed_time(self._seconds, at_most=not is_last) as time_limit:
+                return self._publish(folder, policy, time_limit)
+        except (TrainerError, Stopped, OSError) as error:
+            log.warning("artifacts not published, they stay on this host", path=str(folder.path), error=str(error))
+            return self._upload.sent
+
+    def _publish(
+        self, folder: RunFolder, policy: RetryPolicy, stop: StopSignal, finished: Finished | None = None
+    ) -> list[Artifact]:
+        run = self._run
+        run.enter(Phase.UPLOADING)
+
+        def publish() -> list[Artifact]:
+            run.heartbeat.confirm(stop)
+            try:
+                return self._upload.upload(folder, run.events.log_path, stop, run.record, finished)
+            except WeightsChanged:
+                raise
+            except (TrainerError, OSError) as error:
+                run.events.warn_once("upload_waits", f"Upload failed, retrying: {error}")
+                raise Unavailable(str(error), retry_after=getattr(error, "retry_after", None)) from error
+
+        artifacts = retrying(publish, policy, stop)
+        run.enter(Phase.ENDING)
         return artifacts
 
-    def _send(
-        self,
-        named: Mapping[str, WeightsFile],
-        stop: StopSignal,
-        meter: Meter,
-        name: str,
-        path: Path,
-    ) -> Artifact:
-        stop.raise_if_set()
-        content = _content(path)
-        before, artifact = self._sent.get(name, (None, None))
-        if artifact is None or before != content:
-            artifact = self._upload(path, name, content, named.get(name), stop, meter)
-            if _content(path) != content:
-                raise MachineFailed(f"{path} changed while it was uploaded.")
-            self._sent[name] = content, artifact
-        meter.finish_file()
-        return artifact
 
-    def _upload(
-        self,
-        path: Path,
-        name: str,
-        content: Content,
-        named: WeightsFile | None,
-        stop: StopSignal,
-        meter: Meter,
-    ) -> Artifact:
-        size, digest = content[0], _sha256(path, stop)
-        if named is not None and (size, digest) != (named.bytes, named.sha256):
-            raise WeightsChanged(f"{path} is not the file that the training finished with.")
-        prefix = attempt_prefix(self._job.id, self._job.attempt)
-        ref = ObjectRef(bucket=self._bucket, key=f"{prefix}/{self._store.key(name)}")
-        stored = self._store.upload(path, ref, stop, on_bytes=meter.count)
-        return Artifact.of(name, stored, digest)
-
-    def _manifest(self, run_dir: Path, artifacts: Sequence[Artifact]) -> Path:
-        manifest: JsonObject = {
-            "run_id": self._job.id,
-            "attempt": self._job.attempt,
-            "artifacts": [{k: v for k, v in asdict(a).items() if k != "url"} for a in artifacts],
-        }
-        path = RunFolder(run_dir).manifest
-        _clear(path)
-        path.write_text(json.dumps(manifest, indent=2) + "\n")
-        return path
-
-    def _require_stored(self, artifacts: Sequence[Artifact], stop: StopSignal) -> None:
-        """Raise Unavailable when the bucket lost what it took, because it was made anew, for example."""
-        listing = self._store.list(
-            ObjectRef(bucket=self._bucket, key=attempt_prefix(self._job.id, self._job.attempt)), stop
-        )
-        there = {info.ref.key: info.bytes for info in listing}
-        lost = [artifact.name for artifact in artifacts if there.get(artifact.path) != artifact.bytes]
-        for name in lost:
-            del self._sent[name]
-        if lost:
-            raise Unavailable(f"bucket {self._bucket!r} does not have {', '.join(lost[:5])}, although it took them")
-
-
-def kept_files(run_dir: Path) -> list[Path]:
-    """The files of a run directory that are published, apart from its log and manifest.
-
-    Hidden ones are not, nor what lies deeper than `DEEPEST` folders or cannot be read: the training process made them.
-    """
-    files: list[Path] = []
-    folders = [(run_dir, 0)]
-    while folders:
-        folder, depth = folders.pop()
-        with contextlib.suppress(FileNotFoundError, PermissionError), os.scandir(folder) as entries:
-            for entry in entries:
-                ours = entry.name in NOT_FILES or (depth == 0 and entry.name in NOT_FOLDERS)
-                if entry.name.startswith(".") or ours:
-                    continue
-                path = folder / entry.name
-                if entry.is_dir(follow_symlinks=False) and depth < DEEPEST:
-                    folders.append((path, depth + 1))
-                elif entry.is_file(follow_symlinks=False):
-                    files.append(path)
-    return sorted(files)
-
-
-def artifact_name(path: Path, run_dir: Path) -> str:
-    """`weights/best.pt` is published as `best.pt`, as it always was; other files keep their place."""
-    relative = path.relative_to(run_dir)
-    parts = relative.parts[1:] if relative.parts[0] == WEIGHTS else relative.parts
-    return "/".join(parts)
-
-
-def _named(finished: Finished | None, run_dir: Path) -> dict[str, WeightsFile]:
-    """The weights of a finished training by the names under which they are published."""
-    weights = (finished.best, finished.last) if finished else ()
-    return {artifact_name(Path(file.path), run_dir): file for file in weights}
-
-
-def _snapshot(log: Path) -> Path:
-    """The log as it is now; the original grows while it is uploaded."""
-    copy = log.with_name(f".{log.name}.uploading")
-    _clear(copy)
-    with log.open("rb") as source, copy.open("xb") as target:
-        source.seek(max(0, source.seek(0, os.SEEK_END) - LARGEST_LOG))
-        left = LARGEST_LOG
-        while left and (chunk := source.read(min(left, _CHUNK))):
-            left -= target.write(chunk)
-    return copy
-
-
-def _clear(path: Path) -> None:
-    """Remove what the training process may have put in place of a file of ours: a link, a pipe, a folder."""
-    if path.is_dir() and not path.is_symlink():
-        remove_tree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _content(path: Path) -> Content:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def _sha256(path: Path, stop: StopSignal) -> str:
-    """The checksum of a file that a training process made: a hole of some terabytes would take hours. Raises Stopped."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            stop.raise_if_set()
-            digest.update(chunk)
-    return digest.hexdigest()
+def listed(artifacts: list[Artifact], folder: RunFolder) -> JsonObject:
+    """Return the results that name the published artifacts and their folder on this host."""
+    return {"artifacts": [artifact.as_json() for artifact in artifacts], "run_dir": str(folder.path)}

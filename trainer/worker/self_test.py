@@ -1,4 +1,4 @@
-"""Whether this host can work on a run: its folders can be written and have room, and its GPUs answer."""
+"""The self-test of a host: its folders can be written and have space, and its GPUs answer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trainer.core.errors import BROKEN_DISK, Misconfigured
 
 MIB = 2**20
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-LEAST_FILES = 64  # inodes: what a run of a small dataset makes
+LEAST_FILES = 64  # inodes that a run with a small dataset needs
 CONTENT = b"written by the self-test of the training service\n" * 80  # about a page
 PREFIX = ".self-test-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A folder that every run writes into, the setting that names it, and the bytes that even the smallest run needs."""
+    """A folder that every run writes into, the setting that names it, and the bytes that the smallest run needs there."""
 
     setting: str
     folder: Path
@@ -28,68 +28,68 @@ class Place:
 
 
 class SelfTest:
-    """Tests the places and asks `gpu_problem`, which returns a sentence or None. Safe between threads and processes."""
+    """Tests the folders and calls `gpu_problem`, which returns a sentence or None. Safe between threads and processes."""
 
     def __init__(self, places: Sequence[Place], gpu_problem: Callable[[], str | None] = lambda: None) -> None:
         self._places = places
         self._gpu_problem = gpu_problem
 
     def require_folders(self) -> None:
-        """Raise `Misconfigured` when a folder cannot be made or written.
+        """Raise `Misconfigured` when a folder cannot be created or written.
 
-        A full disk is no reason: space comes back without anybody touching the service.
+        A full disk does not raise: it can have space again without a change of the settings.
         """
         for place in self._places:
             try:
                 write_and_read(place.folder)
             except OSError as error:
                 if error.errno not in FULL:
-                    raise Misconfigured(_said(place, error)) from error
+                    raise Misconfigured(_sentence(place, error)) from error
 
     def __call__(self) -> str | None:
-        """What is wrong with this host, in one sentence, or None."""
+        """Return what is wrong with this host, in one sentence, or None."""
         return next(filter(None, map(_problem, self._places)), None) or self._gpu_problem()
 
 
 def write_and_read(folder: Path) -> None:
-    """Make `folder`; write, sync and read a file in it, without a name, so that a kill leaves nothing. Raises OSError."""
+    """Create `folder`, and write, sync and read an unnamed file in it, which a kill does not leave. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder, prefix=PREFIX, buffering=0) as file:
         file.write(CONTENT)
         os.fsync(file.fileno())
         if os.pread(file.fileno(), len(CONTENT) + 1, 0) != CONTENT:
-            raise OSError(errno.EIO, "what was written is not what is read")
+            raise OSError(errno.EIO, "the content read differs from the content written")
 
 
 def disk_problem(setting: str, folder: Path, error: OSError) -> str:
-    """What kept `folder`, which `setting` names, from being written, and what to do about it: a sentence without its period."""
+    """Return why `folder`, which `setting` names, cannot be written and what to do: a sentence without its period."""
     if error.errno in FULL:
-        return f"{folder} has no space left ({error.strerror}): free some there, or set {setting} elsewhere"
-    mend = (
-        "look at dmesg and the mount"
+        return f"{folder} has no space left ({error.strerror}): free some, or set {setting} to another disk"
+    fix = (
+        "check dmesg and the mount"
         if error.errno in BROKEN_DISK
         else f"give this user (uid {os.getuid()}) write access"
     )
-    return f"{folder} cannot be written ({error.strerror}): {mend}, or set {setting} elsewhere"
+    return f"{folder} cannot be written ({error.strerror}): {fix}, or set {setting} to another folder"
 
 
 def _problem(place: Place) -> str | None:
-    elsewhere = f"free some there, or set {place.setting} elsewhere"
+    fix = f"free some, or set {place.setting} to another disk"
     try:
         write_and_read(place.folder)
         disk = os.statvfs(place.folder)
     except OSError as error:
-        return _said(place, error)
+        return _sentence(place, error)
     free = disk.f_bavail * disk.f_frsize
     if free < place.needs:
         return (
             f"{place.setting}: {place.folder} has {free // MIB} MiB free, and the smallest run needs "
-            f"{place.needs // MIB} MiB: {elsewhere}."
+            f"{place.needs // MIB} MiB: {fix}."
         )
-    if disk.f_files and disk.f_favail < LEAST_FILES:  # some file systems count none
-        return f"{place.setting}: the disk of {place.folder} has {disk.f_favail} inodes left: {elsewhere}."
+    if disk.f_files and disk.f_favail < LEAST_FILES:  # some file systems do not count inodes
+        return f"{place.setting}: the disk of {place.folder} has {disk.f_favail} inodes left: {fix}."
     return None
 
 
-def _said(place: Place, error: OSError) -> str:
+def _sentence(place: Place, error: OSError) -> str:
     return f"{place.setting}: {disk_problem(place.setting, place.folder, error)}."

@@ -1,4 +1,4 @@
-"""The accelerators of this host, lent to runs for the time of their training."""
+"""The slots of this host: how many trainings run at once, and on which GPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CPU = -1  # a slot without a GPU
 
 
 class Slots:
-    """One entry per slot: a GPU's index, or `CPU`. Safe between threads."""
+    """One entry per slot: the index of a GPU, or `CPU`. Thread-safe."""
 
     def __init__(self, devices: Sequence[int]) -> None:
         self._free = list(devices)
@@ -24,30 +24,31 @@ class Slots:
 
     @property
     def free_gpus(self) -> int:
-        """How many GPUs a run could have now; a GPU with several slots counts once."""
+        """Return how many GPUs a run could have now; a GPU with several slots counts once."""
         return len({*self._free} - {CPU})
 
-    def take(self, count: int) -> SlotLoan:
-        """Borrow a slot on each of `count` devices, the idlest first; fewer when fewer are free."""
+    def acquire(self, count: int) -> AcquiredSlots:
+        """Take one slot on each of `count` devices, those with the most free slots first; fewer when fewer are free."""
         with self._changed:
             free = Counter(self._free)
             taken = sorted(free, key=lambda device: (-free[device], device))[:count]
             self._free = sorted((free - Counter(taken)).elements())
-        return SlotLoan(self, tuple(sorted(taken)))
+        return AcquiredSlots(self, tuple(sorted(taken)))
 
     def wait_for_free(self, seconds: float) -> bool:
-        """Block until a slot is free, at most `seconds`; whether one is."""
+        """Wait until a slot is free, for `seconds` at most. Return whether one is."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._free), seconds)
 
-    def give_back(self, devices: Sequence[int]) -> None:
+    def release(self, devices: Sequence[int]) -> None:
+        """Make these slots free again."""
         with self._changed:
             self._free = sorted([*self._free, *devices])
             self._changed.notify_all()
 
 
-class SlotLoan:
-    """Slots that a run holds, until it gives them back; giving back twice is harmless."""
+class AcquiredSlots:
+    """The slots that a run holds until `release`, which may be called more than once."""
 
     def __init__(self, slots: Slots, held: tuple[int, ...]) -> None:
         self._slots = slots
@@ -58,7 +59,8 @@ class SlotLoan:
         """The GPU indices; empty on a CPU slot."""
         return tuple(device for device in self._held if device != CPU)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
+        """Make the slots free for the next run."""
         held, self._held = self._held, ()
         if held:
-            self._slots.give_back(held)
+            self._slots.release(held)

@@ -1,11 +1,11 @@
-"""Which checkpoints this service put into the bucket, on disk, so that each is removed once nobody needs it.
+"""A list of the checkpoints that this service uploaded, on disk, so that each is deleted when it is not needed any more.
 
 One file per run, in a folder that no training can write to. Its lines:
 
-    {"bucket": …, "key": …, "at": …}   before an upload begins
-    {"deleted": key}                    after the object is gone
+    {"bucket": …, "key": …, "at": …}   written before an upload starts
+    {"deleted": key}                    written after the object was deleted
 
-A key is deleted because it is in here, and never because a row or an event names it: what they name is only kept.
+Only keys in this list are deleted. A key that a row or an event names is only kept.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from trainer.worker.run_folders import RunFolders
 
 log = structlog.get_logger()
 
-RUNS_AT_ONCE = 100  # that one sweep asks the queue about
-FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0  # seconds without a try after the queue or the store did not answer
-OVER = (Status.COMPLETED, Status.CANCELED)
+RUNS_AT_ONCE = 100  # that one call of `tidy` asks the queue about
+FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0  # seconds between tries while the queue or the store does not answer
+ENDED_FOR_GOOD = (Status.COMPLETED, Status.CANCELED)
 
 
 class UploadedCheckpoints:
-    """The checkpoints of all runs of this host. Safe between threads and processes.
+    """The uploaded checkpoints of all runs of this host. Safe between threads and processes.
 
-    A failed run keeps the one that its row names for `keep_seconds`: the user may queue it again, and it resumes.
+    The checkpoint in the row of a failed run is kept for `keep_seconds`: the user may queue the run again.
     """
 
     def __init__(
@@ -65,29 +65,29 @@ class UploadedCheckpoints:
         self._not_before = 0.0  # monotonic
 
     def note(self, run_id: str, key: str) -> None:
-        """Take charge of an object, before it is written: it is removed one day, if it is a checkpoint of this run.
+        """Add a checkpoint of this run to the list, before its upload. Other keys are ignored.
 
-        Without a disk the upload is worth more than the tidiness.
+        If the disk fails, the checkpoint is uploaded without an entry and may stay in the bucket.
         """
         if not is_checkpoint_of(run_id, key):
             return
         try:
             self._append(run_id, {"bucket": self._bucket, "key": key, "at": time.time()})
         except OSError as error:
-            log.warning("uploaded checkpoint not noted, it may stay in the bucket", key=key, error=str(error))
+            log.warning("uploaded checkpoint not listed, it may stay in the bucket", key=key, error=str(error))
 
     def delete(self, run_id: str, key: str) -> None:
-        """Remove one object, if it is of this run. Raises what the store raises."""
+        """Delete a checkpoint of this run. Other keys are ignored. Raises what the store raises."""
         if not is_checkpoint_of(run_id, key):
             return
         self._store.delete(ObjectRef(bucket=self._bucket, key=key))
         try:
             self._append(run_id, {"deleted": key})
         except OSError as error:
-            log.debug("deleted checkpoint not noted, it will be deleted again", key=key, error=str(error))
+            log.debug("deleted checkpoint still listed, it will be deleted again", key=key, error=str(error))
 
     def settle(self, run_id: str) -> None:
-        """Remove the checkpoints that the run's row leaves no use for; what fails is tried again by `tidy`."""
+        """Delete the checkpoints that the run cannot resume from any more. `tidy` repeats what fails."""
         if time.monotonic() < self._not_before:
             return
         try:
@@ -95,12 +95,12 @@ class UploadedCheckpoints:
         except (TrainerError, Stopped, OSError) as error:
             self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
             self._not_before = time.monotonic() + self._pause
-            log.warning("checkpoints stay in the bucket for now", run_id=run_id, error=str(error))
+            log.warning("checkpoints not deleted, trying again later", run_id=run_id, error=str(error))
         else:
             self._pause = 0.0
 
     def tidy(self) -> None:
-        """Settle what is due: the runs that were not looked at for the longest time, a limited number of them."""
+        """Settle up to 100 runs, those that were not checked for the longest time first."""
         for run_id in self._runs()[:RUNS_AT_ONCE]:
             if time.monotonic() < self._not_before:
                 return
@@ -109,26 +109,26 @@ class UploadedCheckpoints:
     def _settle(self, run_id: str) -> None:
         path = self._path(run_id)
         try:
-            os.utime(path, follow_symlinks=False)  # looked at
-            noted = _read(path)
+            os.utime(path, follow_symlinks=False)  # checked now
+            listed = _read(path)
         except FileNotFoundError:
             return
         if self._folders.is_active(run_id):
             return
         row = self._row_of(run_id)
-        if row is None or row.status in OVER:
+        if row is None or row.status in ENDED_FOR_GOOD:
             self._folders.remove_checkpoints(run_id)
-        needed = self._needed(row, max((entry["at"] for entry in noted.values()), default=0.0))
-        for key, entry in noted.items():
+        needed = self._needed(row, max((entry["at"] for entry in listed.values()), default=0.0))
+        for key, entry in listed.items():
             if key != needed and is_checkpoint_of(run_id, key):
                 self._store.delete(ObjectRef(bucket=entry["bucket"], key=key))
                 self._append(run_id, {"deleted": key})
-        if row is None or row.status in (*OVER, Status.FAILED):
-            self._drop(run_id)  # not before: what it left on this host goes when the run is over
+        if row is None or row.status in (*ENDED_FOR_GOOD, Status.FAILED):
+            self._drop(run_id)  # not before: the list shows that this host still has files of the run
 
     def _needed(self, row: RunRow | None, last_upload: float) -> object:
-        """The key of the checkpoint that the run may still resume from."""
-        if row is None or row.status in OVER:
+        """Return the key of the checkpoint that the run may still resume from."""
+        if row is None or row.status in ENDED_FOR_GOOD:
             return None
         if row.status == Status.FAILED and time.time() - last_upload > self._keep_seconds:
             return None
@@ -145,7 +145,7 @@ class UploadedCheckpoints:
                 ]
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
-                log.warning("notes of uploaded checkpoints cannot be read", folder=str(self._folder), error=str(error))
+                log.warning("list of uploaded checkpoints cannot be read", folder=str(self._folder), error=str(error))
             return []
         return [run_id for _, run_id in sorted(found)]
 
@@ -157,7 +157,9 @@ class UploadedCheckpoints:
         path = self._path(run_id)
         with _locked(path) as file:
             is_new = os.fstat(file.fileno()).st_size == 0
-            file.write(b"\n" + json.dumps(line).encode() + b"\n")  # on a line of its own, also after a torn one
+            file.write(
+                b"\n" + json.dumps(line).encode() + b"\n"
+            )  # starts a new line, because the last one may be incomplete
             durable.sync(path)
             if is_new:
                 durable.sync(self._folder)
@@ -171,26 +173,26 @@ class UploadedCheckpoints:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[FileIO]:
-    """The file, for this process alone."""
+    """Open and lock the file."""
     while True:
         with path.open("ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # whoever held it before may have removed it
+            # the process that held it before may have removed it
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield file
                 return
 
 
 def _read(path: Path) -> dict[str, JsonObject]:
-    """What is in the bucket: key → its entry. Raises OSError."""
-    noted: dict[str, JsonObject] = {}
+    """Return the entries of the checkpoints in the bucket, by key. Raises OSError."""
+    listed: dict[str, JsonObject] = {}
     for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)
             if "deleted" in line:
-                noted.pop(line["deleted"], None)
+                listed.pop(line["deleted"], None)
             else:
-                noted[str(line["key"])] = {"bucket": str(line["bucket"]), "at": float(line["at"])}
+                listed[str(line["key"])] = {"bucket": str(line["bucket"]), "at": float(line["at"])}
         except (ValueError, KeyError, TypeError):
-            continue  # torn by a power cut
-    return noted
+            continue  # incomplete after a power cut
+    return listed

@@ -13,7 +13,7 @@ from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.worker import lease as lease_module
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes
-from trainer.worker.liveness import Pulse
+from trainer.worker.liveness import Liveness
 
 
 def test_boottime_is_the_clock_that_runs_while_the_host_sleeps(monkeypatch):
@@ -29,7 +29,7 @@ def test_lease_that_ran_out_in_a_suspend_is_not_trusted_until_the_queue_has_spok
     lease, stop = room.claim(), StopSignal()
     journal = Journal.create(tmp_path / uuid.uuid4().hex, lease)
     times = LeaseTimes(beat=60, progress=60, lease=60)
-    heartbeat = Heartbeat(room.queue, lease, journal, stop, times, dict, Pulse())
+    heartbeat = Heartbeat(room.queue, journal, stop, times, dict, Liveness())
     heartbeat.confirm(stop)
 
     asleep = boottime() + 3600

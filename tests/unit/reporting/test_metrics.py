@@ -8,8 +8,10 @@ import pytest
 from tests.unit.worker.worker_room import Room
 from trainer.core.errors import Unavailable
 from trainer.core.events import Phase, PhaseStarted, TransferProgress
-from trainer.core.job import Completed, Job, Retry, RunRequest
+from trainer.core.job import Completed, Job, Retry, RunRequest, Status
+from trainer.core.ports import AttemptEnd, Delivery
 from trainer.host import Load
+from trainer.reporting.background import Dropped
 from trainer.reporting.prometheus import CountedQueue, MetricsReporter
 
 JOB = Job(id="r", request=RunRequest(data_yaml="x"), attempt=1, waited=12.0)
@@ -20,6 +22,10 @@ def metrics():
     return MetricsReporter(lambda: [Load(index=0, name="Big GPU", memory_used=7, utilization=0.5)])
 
 
+def accepted(outcome, status):
+    return AttemptEnd(outcome=outcome, delivery=Delivery.ACCEPTED, status=status)
+
+
 def value(metrics, metric, /, **labels):
     return metrics.registry.get_sample_value(f"yolo_trainer_{metric}", labels)
 
@@ -28,16 +34,49 @@ def test_runs_are_counted_by_outcome(metrics):
     metrics.started(JOB)
     assert value(metrics, "runs_active") == 1
 
-    metrics.ended(JOB, Completed(results={}, trained_model_url=None))
+    metrics.ended(JOB, accepted(Completed(results={}, trained_model_url=None), Status.COMPLETED))
 
     assert value(metrics, "runs_active") == 0
     assert value(metrics, "runs_total", outcome="completed") == 1
 
 
+@pytest.mark.parametrize("outcome", [None, Completed(results={}, trained_model_url=None)])
+def test_run_with_lost_lease_is_not_active(metrics, outcome):
+    metrics.started(JOB)
+
+    metrics.ended(JOB, AttemptEnd(outcome=outcome, delivery=Delivery.LOST))
+
+    assert value(metrics, "runs_active") == 0
+    assert value(metrics, "runs_total", outcome="lost") == 1
+
+
+def test_end_of_run_of_another_process_does_not_change_active_runs(metrics):
+    metrics.ended(JOB, accepted(Retry(message="crashed"), Status.QUEUED))
+
+    assert value(metrics, "runs_active") == 0
+    assert value(metrics, "runs_total", outcome="retry") == 1
+
+
+def test_undelivered_outcome_is_not_counted(metrics):
+    metrics.started(JOB)
+
+    metrics.ended(JOB, AttemptEnd(outcome=Retry(message="x", host_failed=True), delivery=Delivery.PENDING))
+
+    assert value(metrics, "runs_active") == 0
+    assert value(metrics, "runs_total", outcome="retry") is None
+    assert value(metrics, "host_failures_total") == 0
+
+
+def test_dropped_events_are_counted_by_reporter(metrics):
+    metrics.count_dropped(Dropped("SlowReporter", "batch"))
+
+    assert value(metrics, "reporter_dropped_total", reporter="SlowReporter", kind="batch") == 1
+
+
 def test_failures_of_the_host_are_counted(metrics):
     for host_failed in (True, False):
         metrics.started(JOB)
-        metrics.ended(JOB, Retry(message="x", host_failed=host_failed))
+        metrics.ended(JOB, accepted(Retry(message="x", host_failed=host_failed), Status.QUEUED))
 
     assert value(metrics, "host_failures_total") == 1
     assert value(metrics, "runs_total", outcome="retry") == 2

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -11,12 +12,16 @@ from trainer.core.job import Completed, Retry
 from trainer.core.ports import Worker
 from trainer.core.stop import StopReason, StopSignal
 from trainer.request.parse import plan_of
+from trainer.worker import claiming as claiming_module
 from trainer.worker import daemon as daemon_module
 from trainer.worker import prefetch as prefetch_module
+from trainer.worker.claiming import Claimer
 from trainer.worker.daemon import Daemon
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.journal import Journal
-from trainer.worker.liveness import Pulse
+from trainer.worker.liveness import Liveness
+from trainer.worker.orphaned_journals import orphaned_journals
+from trainer.worker.outcome_delivery import OrphanDelivery
 from trainer.worker.prefetch import Prefetcher
 
 
@@ -52,32 +57,44 @@ def queue(room):
     return Watched(room)
 
 
-def daemon(room, queue, **parts):
+def daemon(room, queue, execution=None, recovery=None, manager=None, check=lambda: (), **parts):
     def describe(free):
         return Worker(id="w", capabilities={"gpus": free})
 
+    claimer = Claimer(
+        queue, room.health, describe_worker=describe, check=check, poll_seconds=0.05, lease_seconds=60,
+    )  # fmt: skip
     prefetcher = Prefetcher(
         queue=queue, datasets=room.datasets, parse=plan_of, slots=room.slots, describe_worker=describe,
         interval=0.05,
     )  # fmt: skip
+    orphans = partial(orphaned_journals, room.folders.journals, "w", 60)
     defaults = {
-        "queue": queue,
-        "check": lambda: (),
-        "execution": room.execution(queue=queue),
+        "claimer": claimer,
+        "execution": execution or room.execution(queue=queue),
+        "orphans": OrphanDelivery(queue, orphans, recovery or room.recovery(queue=queue)),
         "slots": room.slots,
-        "describe_worker": describe,
         "prefetcher": prefetcher,
         "health": room.health,
         "housekeeping": Housekeeping([]),
-        "journals": room.folders.journals,
-        "poll_seconds": 0.05,
-        "lease_seconds": 60,
         "drain_seconds": 5,
-        "on_status": lambda status: None,
-        "on_stopping": lambda: None,
-        "pulse": Pulse(),
+        "manager": manager or Manager(),
+        "liveness": Liveness(),
     }  # fmt: skip
     return Daemon(**(defaults | parts))
+
+
+class Manager:
+    """A service manager that remembers the status."""
+
+    def __init__(self):
+        self.statuses = []
+
+    def ready_and(self, status):
+        self.statuses.append(status)
+
+    def stopping(self):
+        pass
 
 
 def wait_for(holds, seconds=15):
@@ -246,7 +263,7 @@ def test_run_whose_claim_failed_unexpectedly_is_not_claimed_under_the_same_id_ag
 
 
 def test_error_around_a_claim_waits_longer_each_time(room, queue, monkeypatch):
-    monkeypatch.setattr(daemon_module, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(claiming_module, "LONGEST_WAIT", 0.01)
     asked = []
 
     def broken(_):
@@ -255,7 +272,7 @@ def test_error_around_a_claim_waits_longer_each_time(room, queue, monkeypatch):
 
     service = daemon(room, queue)
     monkeypatch.setattr(room.slots, "wait_for_free", broken)
-    service._unanswered = 5000  # a weekend of an outage
+    service._claimer._unanswered = 5000  # a weekend of an outage
     with in_background(lambda: service.run(room.shutdown)):
         wait_for(lambda: len(asked) > 3)
         stopping(room)
@@ -312,7 +329,7 @@ def test_run_without_a_thread_is_given_back_by_the_next_start_if_the_queue_is_do
 
 
 def test_an_ending_that_is_refused_for_ever_holds_up_no_other_run(room, queue, monkeypatch):
-    monkeypatch.setattr(daemon_module, "LEFTOVERS_FIRST", 0.2)
+    monkeypatch.setattr(daemon_module, "ORPHANS_FIRST", 0.2)
     refused, run_id = room.enqueue(), room.enqueue()
     journal = Journal.create(room.folders.journals, room.claim())
     journal.end(Completed(results={}, trained_model_url=None))
@@ -458,36 +475,33 @@ def test_claims_do_not_wait_for_housekeeping_that_hangs(room, queue):
 
 
 def test_run_that_was_claimed_is_worked_on_when_the_status_cannot_be_told(room, queue):
-    def gone(_):
-        raise FileNotFoundError("no such socket")
+    class Gone(Manager):
+        def ready_and(self, status):
+            raise FileNotFoundError("no such socket")
 
     run_id = room.enqueue()
 
-    with in_background(lambda: daemon(room, queue, on_status=gone).run(room.shutdown)):
+    with in_background(lambda: daemon(room, queue, manager=Gone()).run(room.shutdown)):
         wait_for(lambda: room.row(run_id)["status"] == "completed")
         stopping(room)
     assert room.row(run_id)["attempt"] == 1
 
 
 def test_leftovers_that_cannot_be_delivered_end_nothing_and_hold_up_no_claim(room, queue):
-    def describe(_):
-        if not described:
-            described.append(1)
-            raise RuntimeError("the driver is gone")
-        return Worker(id="w", capabilities={"gpus": 0})
+    class Broken:
+        def run(self, stop):
+            raise RuntimeError("bug")
 
-    described = []
     run_id = room.enqueue()
 
-    with in_background(lambda: daemon(room, queue, describe_worker=describe).run(room.shutdown)):
+    with in_background(lambda: daemon(room, queue, orphans=Broken()).run(room.shutdown)):
         wait_for(lambda: room.row(run_id)["status"] == "completed")
         stopping(room)
-    assert described
 
 
 def test_service_that_shuts_down_waits_for_the_recovery_of_a_killed_run(room, queue, monkeypatch):
     """What it still needs (the queue, the store, threads) is closed when the daemon returns."""
-    monkeypatch.setattr(daemon_module, "LEFTOVERS_FIRST", 0.1)
+    monkeypatch.setattr(daemon_module, "ORPHANS_FIRST", 0.1)
     run_id = room.enqueue()
     Journal.create(room.folders.journals, room.claim()).close()
 
@@ -496,9 +510,9 @@ def test_service_that_shuts_down_waits_for_the_recovery_of_a_killed_run(room, qu
         time.sleep(1)
         return Retry(message="The worker is gone.")
 
-    execution = room.execution(queue=queue)
-    execution.recover = slow
-    daemon(room, queue, execution=execution).run(room.shutdown)
+    recovery = room.recovery(queue=queue)
+    recovery.recover = slow
+    daemon(room, queue, recovery=recovery).run(room.shutdown)
 
     assert room.row(run_id)["failures"] == 1
     assert not list(room.folders.journals.iterdir())

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trainer.worker.event_sink import RunLog
+from trainer.worker.run_log import RunLog
 
 
 def test_a_full_disk_costs_lines_of_the_log_and_not_the_run():

@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,13 +16,14 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, RunFailed, Unavailable
 from trainer.core.job import Completed, Job, RunRequest, Verdict
 from trainer.core.retry import RetryPolicy
+from trainer.core.run_folder import RunFolder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.worker import fetching
 from trainer.worker.checkpoint_uploads import CheckpointUploads
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
-from trainer.worker.liveness import Pulse
-from trainer.worker.outcome_delivery import deliver_leftovers
+from trainer.worker.liveness import Liveness
+from trainer.worker.run_context import RunContext
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def test_a_bad_request_fails_with_every_problem(room):
     ],
 )
 def test_what_is_at_fault_decides_whether_it_is_tried_again(room, monkeypatch, error, status):
-    monkeypatch.setattr(fetching, "FETCH_PATIENCE", RetryPolicy(tries=1))
+    monkeypatch.setattr(fetching, "FETCH_RETRIES", RetryPolicy(tries=1))
     run_id = room.enqueue()
     room.datasets.error = error
 
@@ -123,7 +125,7 @@ def test_what_is_at_fault_decides_whether_it_is_tried_again(room, monkeypatch, e
 
 
 def test_a_dataset_is_waited_for_while_nobody_answers(room, monkeypatch):
-    monkeypatch.setattr(fetching, "FETCH_PATIENCE", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
+    monkeypatch.setattr(fetching, "FETCH_RETRIES", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
     run_id = room.enqueue()
     prepare, outage = room.datasets.prepare, [Unavailable("storage is down")] * 3
 
@@ -137,7 +139,7 @@ def test_a_dataset_is_waited_for_while_nobody_answers(room, monkeypatch):
 
     assert room.row(run_id)["status"] == "completed"
     warnings = [e.data for e in room.queue.events(run_id) if e.kind == "warning"]
-    assert [(w["code"], w["message"]) for w in warnings] == [("fetch_waits", "The run waits: storage is down")]
+    assert [(w["code"], w["message"]) for w in warnings] == [("fetch_waits", "Download failed, retrying: storage is down")]
 
 
 def test_a_failed_training_leaves_its_log_behind(room):
@@ -318,7 +320,7 @@ def test_another_host_goes_on_from_the_buckets_checkpoint(room, tmp_path):
 
 
 def test_the_buckets_checkpoint_is_waited_for_rather_than_trained_again(room, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "FETCH_PATIENCE", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
+    monkeypatch.setattr(fetching, "FETCH_RETRIES", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
     room.work()
@@ -410,7 +412,7 @@ def test_a_taken_over_run_is_left_alone(room):
     room.trainer.during = be_overtaken
     worker = room.execution()
     lease = room.claim()
-    with in_background(lambda: worker.run(lease, room.slots.take(1), room.shutdown.child())):
+    with in_background(lambda: worker.run(lease, room.slots.acquire(1), room.shutdown.child())):
         deadline = time.monotonic() + 10
         while not (other := room.claim("22222222-2222-4222-8222-222222222222", worker="other")):
             assert time.monotonic() < deadline
@@ -435,7 +437,7 @@ def test_a_lease_is_trusted_from_before_its_beat_was_sent(room, tmp_path):
 
     times = LeaseTimes(beat=0.6, progress=60, lease=0.5)
     journal = Journal.create(tmp_path / "journal", lease)
-    heartbeat = Heartbeat(Slow(), lease, journal, stop, times, dict, Pulse())
+    heartbeat = Heartbeat(Slow(), journal, stop, times, dict, Liveness())
     with closing(journal), kept_alive(heartbeat, "slow"):
         time.sleep(0.75)  # the answer came 0.35 s ago, the question went out before that
         with pytest.raises(Stopped):
@@ -474,16 +476,19 @@ def test_checkpoints_are_uploaded_on_the_timer_and_two_are_kept(room):
     assert room.row(run_id)["checkpoint"]["key"] in keys
 
 
-def uploads_of(run_dir, room, store, confirm=lambda stop: None, told=print):
+def uploads_of(run_dir, room, store, confirm=lambda stop: None):
     job = Job(id="r", request=RunRequest(data_yaml=None), attempt=1)
-    return CheckpointUploads(job, run_dir, store, BUCKET, room.uploaded(), 60, told, confirm, lambda key: True)
+    events = SimpleNamespace(record=print, is_delivered=lambda key: True)
+    heartbeat = SimpleNamespace(confirm=confirm)
+    run = RunContext(job=job, folder=RunFolder(run_dir), stop=StopSignal(), events=events, heartbeat=heartbeat)
+    return CheckpointUploads(room.run_host(store=store).services, run)
 
 
 @pytest.mark.parametrize("digest", ["../../../other/1", "", "A" * 64, "a" * 64 + "\n", "a" * 63])
 def test_checkpoint_with_an_odd_digest_is_not_uploaded(tmp_path, room, digest):
     uploads = uploads_of(tmp_path, room, room.store)
 
-    uploads.saw(replace(save_checkpoint(tmp_path, 1), sha256=digest))
+    uploads.note(replace(save_checkpoint(tmp_path, 1), sha256=digest))
 
     assert uploads.send_newest(StopSignal()) is None
 
@@ -498,11 +503,11 @@ def test_only_files_among_the_runs_checkpoints_are_uploaded(tmp_path, room):
     os.mkfifo(tmp_path / "run" / "checkpoints" / "pipe")
 
     for name in ("../../secret.pt", str(tmp_path / "secret.pt"), "link.pt", "folder", "pipe", "..", ""):
-        uploads.saw(replace(saved, path=f"{tmp_path}/run/checkpoints/{name}"))
+        uploads.note(replace(saved, path=f"{tmp_path}/run/checkpoints/{name}"))
         with pytest.raises(OSError):
             uploads.send_newest(StopSignal())
 
-    uploads.saw(saved)
+    uploads.note(saved)
     assert uploads.send_newest(StopSignal()).epoch == 1
     assert [info.ref.key for info in room.store.list(ObjectRef(bucket=BUCKET, key=""))] == [
         f"training_runs/r/1/checkpoints/epoch-00001-{saved.sha256[:8]}.pt"
@@ -540,7 +545,7 @@ def test_a_checkpoint_does_not_leave_the_host_while_the_run_may_be_somebody_else
     sent = []
     store = type("Store", (), {"upload": lambda *arguments, **more: sent.append(arguments)})()
     uploads = uploads_of(tmp_path, room, store, confirm)
-    uploads.saw(save_checkpoint(tmp_path, 1))
+    uploads.note(save_checkpoint(tmp_path, 1))
 
     with pytest.raises(Stopped):
         uploads.send_newest(StopSignal())
@@ -696,7 +701,7 @@ def test_an_ending_that_could_not_be_told_is_told_by_the_next_process(room):
     room.work(queue=Dead())
     assert room.row(run_id)["status"] == "running"
 
-    deliver_leftovers(room.queue, room.folders.journals, "w", 60, room.execution().recover, StopSignal())
+    room.deliver_orphans()
 
     assert room.row(run_id)["status"] == "completed"
     assert room.row(run_id)["results"]["mAP"] == 0.5
@@ -711,7 +716,7 @@ def test_a_crashed_process_leaves_an_orphan_that_goes_back_to_the_queue(room):
     journal.record("epoch", {"epoch": 1})
     journal.close()
 
-    deliver_leftovers(room.queue, room.folders.journals, "w", 60, room.execution().recover, StopSignal())
+    room.deliver_orphans()
 
     row = room.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 1)

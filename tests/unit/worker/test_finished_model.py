@@ -16,7 +16,7 @@ from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopReason, StopSignal
 from trainer.remote.storage_api import StorageApi
 from trainer.storage.supabase import SupabaseObjectStore
-from trainer.worker import artifacts
+from trainer.worker import publish
 
 AGAIN = "22222222-2222-4222-8222-222222222222"
 SAID = {
@@ -39,7 +39,7 @@ def room(tmp_path):
 def at_once(monkeypatch):
     """The same patience without its pauses."""
     policy = RetryPolicy(tries=100_000, first_wait=0.01, longest_wait=0.01, total_seconds=86_400)
-    monkeypatch.setattr(artifacts, "PUBLISH_PATIENCE", policy)
+    monkeypatch.setattr(publish, "PUBLISH_RETRIES", policy)
 
 
 class Refusing:
@@ -186,7 +186,7 @@ def test_each_distinct_reason_is_told_once(room, at_once):
 
 
 def test_after_the_patience_the_run_goes_back_and_the_next_attempt_only_uploads(room, monkeypatch):
-    monkeypatch.setattr(artifacts, "PUBLISH_PATIENCE", RetryPolicy(tries=3, first_wait=0.01))
+    monkeypatch.setattr(publish, "PUBLISH_RETRIES", RetryPolicy(tries=3, first_wait=0.01))
     run_id = room.enqueue()
     room.work(store=Refusing(room, "upload", [ObjectMissing("bucket 'b' does not exist")] * 1000))
     row = room.row(run_id)
@@ -257,7 +257,7 @@ def test_a_marker_that_cannot_be_written_costs_the_protection_and_not_the_model(
     def fail(run_dir, finished):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.worker.finished_marker.remember", fail)
+    monkeypatch.setattr("trainer.worker.finished_marker.write", fail)
     run_id = room.enqueue()
 
     room.work()
@@ -424,7 +424,7 @@ def test_a_model_outside_of_the_run_folder_is_refused(room, place):
 
     row = room.row(run_id)
     assert row["status"] == "failed"
-    assert "outside of the run's folder" in row["error_message"]
+    assert "outside of its run folder" in row["error_message"]
     assert row["trained_model_url"] is None
 
 

@@ -5,8 +5,6 @@ import threading
 import pytest
 
 from trainer.core.errors import HostFailed, MachineFailed, RunFailed
-from trainer.core.events import BatchProgress, CheckpointSaved, EpochFinished, Phase
-from trainer.core.job import Canceled, Completed, Failed, Job, RunRequest
 from trainer.worker.health import Health
 
 FULL = "RUNS_DIR is full."
@@ -30,14 +28,14 @@ class Host:
     def fails(self, run_id, error=DRIVER):
         """A run that is claimed and fails; what the host is blamed for."""
         self.health.claimed(run_id)
-        blamed = self.health.blame(run_id, error)
+        blamed = self.health.record_failure(run_id, error)
         self.health.released(run_id)
         return blamed
 
     def trains(self, run_id):
         """A run that is claimed and keeps the state of its first epoch."""
         self.health.claimed(run_id)
-        self.health.event(job(run_id), CheckpointSaved(epoch=1, sha256="ab", bytes=1, path="/c.pt"))
+        self.health.record_success(run_id)
         self.health.released(run_id)
 
     def pause(self):
@@ -45,10 +43,6 @@ class Host:
         seconds = self.health.seconds_to_test()
         self.now += seconds
         return seconds
-
-
-def job(run_id):
-    return Job(id=run_id, request=RunRequest(data_yaml="x"))
 
 
 @pytest.fixture
@@ -83,10 +77,10 @@ def test_what_no_run_can_cause_is_the_hosts_whatever_the_self_test_says(host):
 
 def test_two_runs_on_which_the_service_itself_failed_stop_the_claims(host):
     """A host without threads or memory, say; the runs lose an attempt each, because it may be them."""
-    host.health.suspect("a", "The service failed.")
-    host.health.suspect("a", "The service failed.")
+    host.health.record_service_failure("a", "The service failed.")
+    host.health.record_service_failure("a", "The service failed.")
     assert host.health.problem is None
-    host.health.suspect("b", "The service failed.")
+    host.health.record_service_failure("b", "The service failed.")
     assert host.health.problem == "The service failed."
 
 
@@ -120,7 +114,7 @@ def test_one_run_that_the_host_fails_again_and_again_starves_no_other(host):
         pauses.append(host.pause())
         host.health.test_again()
         host.trains(other)
-        assert (host.health.problem, host.health.awaits_proof) == (None, False)
+        assert (host.health.problem, host.health.awaits_trial) == (None, False)
     assert pauses == pytest.approx([10] * 5, rel=0.21)
 
 
@@ -133,31 +127,9 @@ def test_a_training_that_kept_a_state_between_two_failures_keeps_the_claims_goin
 
 def test_a_run_that_completed_between_two_failures_keeps_the_claims_going(host):
     host.fails("a")
-    host.health.ended(job("b"), Completed(results={}, trained_model_url=None))
+    host.health.record_success("b")
     host.fails("c")
     assert host.health.problem is None
-
-
-@pytest.mark.parametrize("outcome", [Failed(message="No labels."), Canceled()])
-def test_a_run_that_ended_otherwise_proves_nothing(host, outcome):
-    host.fails("a")
-    host.health.ended(job("b"), outcome)
-    host.fails("c")
-    assert host.health.problem
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        BatchProgress(phase=Phase.TRAINING, epoch=1, total_epochs=3, batch=1, total_batches=9),
-        EpochFinished(epoch=1, total_epochs=3, metrics={}, seconds=1.0),  # told anew after a resume
-    ],
-)
-def test_what_a_resumed_training_tells_before_it_trains_proves_nothing(host, event):
-    host.fails("a")
-    host.health.event(job("b"), event)
-    host.fails("c")
-    assert host.health.problem
 
 
 def test_a_host_that_is_sick_at_its_start_claims_nothing(host):
@@ -175,13 +147,13 @@ def test_a_passed_self_test_allows_one_run_on_trial(host):
     host.problem = None
     host.pause()
     host.health.test_again()
-    assert (host.health.problem, host.health.awaits_proof) == (None, False)
+    assert (host.health.problem, host.health.awaits_trial) == (None, False)
     host.health.claimed("b")
-    assert host.health.awaits_proof
-    host.health.event(job("b"), CheckpointSaved(epoch=1, sha256="ab", bytes=1, path="/c.pt"))
-    assert not host.health.awaits_proof
+    assert host.health.awaits_trial
+    host.health.record_success("b")
+    assert not host.health.awaits_trial
     host.health.claimed("c")
-    assert not host.health.awaits_proof
+    assert not host.health.awaits_trial
 
 
 def test_a_trial_that_proves_nothing_is_followed_by_another(host):
@@ -191,10 +163,9 @@ def test_a_trial_that_proves_nothing_is_followed_by_another(host):
     host.health.test_again()
     for run_id in "bc":
         host.health.claimed(run_id)
-        assert host.health.awaits_proof
-        host.health.ended(job(run_id), Failed(message="No labels."))
+        assert host.health.awaits_trial
         host.health.released(run_id)
-        assert not host.health.awaits_proof
+        assert not host.health.awaits_trial
 
 
 def test_a_failed_trial_stops_the_claims_at_once(host):
@@ -215,8 +186,8 @@ def test_a_training_on_another_slot_ends_no_trial(host):
     assert host.health.problem
     host.health.test_again()
     host.health.claimed("trial")
-    host.health.event(job("old"), CheckpointSaved(epoch=9, sha256="ab", bytes=1, path="/c.pt"))
-    assert host.health.awaits_proof
+    host.health.record_success("old")
+    assert host.health.awaits_trial
 
 
 def test_the_pauses_between_self_tests_grow_up_to_ten_minutes(host):

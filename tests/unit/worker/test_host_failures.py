@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from tests.unit.worker.test_daemon import Watched, daemon, stopping, wait_for
+from tests.unit.worker.test_daemon import Manager, Watched, daemon, stopping, wait_for
 from tests.unit.worker.worker_room import Room, in_background
 from trainer.core.errors import DatasetError, HostFailed, HostUnfit, MachineFailed, RunFailed
 from trainer.worker import health as health_module
@@ -144,19 +144,19 @@ def worker_row(room):
 
 def test_a_sick_host_claims_one_run_and_says_why_it_claims_no_more(room, queue, brisk):
     runs = [room.enqueue() for _ in range(5)]
-    told = []
 
     def fail(epoch):
         room.host_problem = "RUNS_DIR is full."
         raise MachineFailed("no room")
 
     room.trainer.during = fail
-    with serving(room, queue, on_status=told.append):
+    manager = Manager()
+    with serving(room, queue, manager=manager):
         wait_for(lambda: worker_row(room).get("status") == "unhealthy")
         seen = worker_row(room)["last_seen"]
         wait_for(lambda: worker_row(room)["last_seen"] > seen)
         assert worker_row(room)["status_message"] == "RUNS_DIR is full."
-        assert "0 of 1 slots busy; claims no runs: RUNS_DIR is full." in told
+        assert "0 of 1 slots busy; claims no runs: RUNS_DIR is full." in manager.statuses
         assert sum(room.row(run)["attempt"] for run in runs) == 1
         room.host_problem, room.trainer.during = None, lambda epoch: None
         wait_for(lambda: sum(room.row(run)["status"] == "completed" for run in runs) == 4)

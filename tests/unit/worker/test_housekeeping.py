@@ -9,7 +9,7 @@ from trainer.core.errors import HostUnfit
 from trainer.core.job import Job, RunRequest
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker import housekeeping
-from trainer.worker.housekeeping import Housekeeping, forget_unreadable, old_folders, require_space
+from trainer.worker.housekeeping import Housekeeping, old_folders, remove_unreadable, require_space
 from trainer.worker.run_folders import RunFolders
 
 
@@ -93,12 +93,12 @@ def test_unreadable_journals_go_after_a_while_and_no_others(folders):
     (folders.journals / "folder.unreadable").mkdir()
     others = {"dangling.unreadable", "folder.unreadable"}
 
-    forget_unreadable(folders.journals, 1)
+    remove_unreadable(folders.journals, 1)
     assert {path.name for path in folders.journals.iterdir()} == names | others
 
-    forget_unreadable(folders.journals, 0)
+    remove_unreadable(folders.journals, 0)
     assert {path.name for path in folders.journals.iterdir()} == {"b.1.jsonl", "c.unreadable.jsonl"} | others
-    forget_unreadable(folders.journals / "missing", 0)
+    remove_unreadable(folders.journals / "missing", 0)
 
 
 class Chores:
@@ -140,7 +140,7 @@ def test_chores_are_done_at_the_start_and_when_asked(monkeypatch):
 
 
 def test_a_chore_that_hangs_does_not_hold_up_a_shutdown(monkeypatch):
-    monkeypatch.setattr(housekeeping, "LEAVES", 0.1)
+    monkeypatch.setattr(housekeeping, "LAST_CHORE", 0.1)
     hangs = threading.Event()
     began = time.monotonic()
     with Chores(monkeypatch, hangs.wait):

@@ -9,7 +9,7 @@ import pytest
 
 from trainer.core.job import Checkpoint, Completed, Failed, Interrupted, Job, Lease, Retry, RunRequest
 from trainer.worker.journal import Journal
-from trainer.worker.leftovers import leftovers
+from trainer.worker.orphaned_journals import orphaned_journals
 
 
 def lease(run_id="run-1", attempt=1):
@@ -18,7 +18,7 @@ def lease(run_id="run-1", attempt=1):
 
 
 def left(folder):
-    return list(leftovers(folder, "w", 60))
+    return list(orphaned_journals(folder, "w", 60))
 
 
 def test_events_wait_until_they_are_delivered(tmp_path):
@@ -45,7 +45,7 @@ def test_a_dead_processes_journal_is_read_back_whole(tmp_path):
 
     [again] = left(tmp_path)
 
-    assert again.ending == outcome
+    assert again.outcome == outcome
     assert [(event.seq, event.kind) for event in again.pending()] == [(2, "epoch")]
     assert (again.lease.job.id, again.lease.job.attempt, again.lease.claim_id) == ("run-1", 2, "claim-2")
     again.discard()
@@ -69,7 +69,7 @@ def test_every_outcome_survives(tmp_path, outcome):
 
     [again] = left(tmp_path)
 
-    assert again.ending == outcome
+    assert again.outcome == outcome
     again.discard()
 
 
@@ -97,11 +97,11 @@ def test_a_line_that_the_crash_cut_is_the_last(tmp_path):
     journal.record("epoch", {"epoch": 1})
     journal.close()
     with journal.path.open("a") as file:
-        file.write('{"ending": {"kind": "compl')
+        file.write('{"outcome": {"kind": "compl')
 
     [again] = left(tmp_path)
 
-    assert again.ending is None
+    assert again.outcome is None
     assert len(again.pending()) == 1
     again.discard()
 
@@ -131,7 +131,7 @@ os._exit(9)
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 9
 
     [again] = left(tmp_path)
-    assert again.ending == Failed(message="x")
+    assert again.outcome == Failed(message="x")
     again.discard()
 
 
@@ -143,7 +143,7 @@ def test_a_full_disk_costs_the_protection_but_not_the_run(tmp_path):
     journal.end(Failed(message="x"))
 
     assert [json.loads(json.dumps(event.data)) for event in journal.pending()] == [{"epoch": 1}]
-    assert journal.ending == Failed(message="x")
+    assert journal.outcome == Failed(message="x")
     journal.close()
 
 
@@ -152,9 +152,9 @@ def test_a_torn_line_in_the_middle_does_not_hide_the_ending(tmp_path):
     journal.close()
     with journal.path.open("a") as file:
         file.write('{"event": {"seq": 1, "at": "2\n')
-        file.write('{"ending": {"kind": "failed", "message": "x", "results": {}}}\n')
+        file.write('{"outcome": {"kind": "failed", "message": "x", "results": {}}}\n')
 
     [again] = left(tmp_path)
 
-    assert again.ending == Failed(message="x")
+    assert again.outcome == Failed(message="x")
     again.discard()

@@ -10,10 +10,9 @@ from tests.unit.worker.worker_room import BUCKET, Room
 from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.job import Failed
 from trainer.core.stop import StopReason, StopSignal
-from trainer.worker import publish
+from trainer.worker import artifact_upload
 from trainer.worker.journal import Journal
-from trainer.worker.leftovers import leftovers
-from trainer.worker.outcome_delivery import deliver_leftovers
+from trainer.worker.orphaned_journals import orphaned_journals
 
 AGAIN = "22222222-2222-4222-8222-222222222222"
 TRAINED = {"last.pt", "results.csv", "run.log", "manifest.json"}
@@ -41,8 +40,7 @@ def killed(room, lease=None):
 
 def recover(room, queue=None, stop=None, **parts):
     queue = queue or room.queue
-    execution = room.execution(queue=queue, **parts)
-    deliver_leftovers(queue, room.folders.journals, "w", room.lease_seconds, execution.recover, stop or StopSignal())
+    room.deliver_orphans(room.recovery(queue=queue, **parts), queue, stop)
 
 
 def artifacts(room, run_id):
@@ -294,7 +292,7 @@ def test_huge_file_takes_neither_the_time_nor_the_memory_of_the_service(room, na
 
 
 def test_log_that_is_too_large_is_published_with_its_end(room, monkeypatch):
-    monkeypatch.setattr(publish, "LARGEST_LOG", 1000)
+    monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 1000)
     run_id, run_dir = killed(room)
     (run_dir / "run.log").write_text("epoch\n" * 10_000)
 
@@ -339,7 +337,7 @@ def test_leases_of_all_runs_are_held_while_one_of_them_uploads(room):
 
 def test_decided_outcome_is_told_again_while_another_run_uploads(room):
     runs = claimed_and_killed(room, 2)
-    journal = next(leftovers(room.folders.journals, "w", 60))
+    journal = next(orphaned_journals(room.folders.journals, "w", 60))
     decided = journal.lease.job.id
     journal.end(Failed(message="no labels"))
     journal.close()
@@ -371,10 +369,10 @@ def test_recovery_that_kills_the_service_is_tried_three_times(room):
     def die(*_):
         raise SystemExit
 
-    execution = room.execution(store=Watched(room.store, die, "upload"))
+    recovery = room.recovery(store=Watched(room.store, die, "upload"))
     for _ in range(3):
-        with closing(next(leftovers(room.folders.journals, "w", 60))) as journal, pytest.raises(SystemExit):
-            execution.recover(journal, StopSignal())
-    deliver_leftovers(room.queue, room.folders.journals, "w", 60, execution.recover, StopSignal())
+        with closing(next(orphaned_journals(room.folders.journals, "w", 60))) as journal, pytest.raises(SystemExit):
+            recovery.recover(journal, StopSignal())
+    room.deliver_orphans(recovery)
 
     assert (room.row(run_id)["status"], artifacts(room, run_id)) == ("queued", {})

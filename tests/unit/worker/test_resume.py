@@ -21,7 +21,8 @@ from trainer.core.run_folder import RunFolder
 from trainer.core.stop import StopSignal
 from trainer.storage.local import LocalObjectStore
 from trainer.worker import resume
-from trainer.worker.resume import Checkpoints, continued
+from trainer.worker.resume import CheckpointFinder, resumed_order
+from trainer.worker.run_context import RunContext
 
 BUCKET, KEY = "artifacts", "training_runs/x/1/checkpoints/epoch.pt"
 PLAN = TrainPlan(
@@ -36,7 +37,7 @@ OTHER = Setup.of(replace(PLAN, args={"lr0": 0.5}), DATA)
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    monkeypatch.setattr(resume, "BELIEVED_AFTER", RetryPolicy(tries=3, first_wait=0.01))
+    monkeypatch.setattr(resume, "MISSING_RETRIES", RetryPolicy(tries=3, first_wait=0.01))
     return Host(tmp_path)
 
 
@@ -76,15 +77,16 @@ class Host:
 
     def found(self, setup=NOW):
         target = self.first.parent / "train_x-3"
-        checkpoints = Checkpoints(
-            self.job,
-            [RunFolder(self.first), RunFolder(self.second)],
-            RunFolder(target),
-            self.store,
-            BUCKET,
-            self.told.append,
-        )
-        return checkpoints.best_for(setup, StopSignal())
+        attempts = [RunFolder(self.first), RunFolder(self.second)]
+        return CheckpointFinder(self.run(RunFolder(target)), attempts, self.store, BUCKET).best_for(setup)
+
+    def run(self, folder):
+        """The context of the third attempt; its events are in `told`."""
+
+        class Events:
+            record = self.told.append
+
+        return RunContext(job=self.job, folder=folder, stop=StopSignal(), events=Events, heartbeat=None)
 
     @property
     def codes(self):
@@ -216,7 +218,7 @@ ORDER = TrainingOrder(plan=PLAN, model=Path("m.pt"), dataset=DATA, run_dir=Path(
 
 def test_a_resumed_training_stays_what_it_was_started_from(host):
     path = host.keep(host.first, 5, replace(NOW, started_from="the best weights of before"))
-    order, events = continued(ORDER, NOW, host.found())
+    order, events = resumed_order(ORDER, NOW, host.found())
 
     assert (order.resume, order.best_of) == (path, None)
     assert order.setup["started_from"] == "the best weights of before"
@@ -225,17 +227,17 @@ def test_a_resumed_training_stays_what_it_was_started_from(host):
 
 def test_changes_are_told_with_old_and_new(host):
     host.keep(host.first, 5, Setup.of(replace(PLAN, batch=32, imgsz=320), DATA))
-    order, events = continued(ORDER, NOW, host.found())
+    order, events = resumed_order(ORDER, NOW, host.found())
 
     assert order.resume
     assert [event.code for event in events] == ["resumed", "resumed_with_changes"]
     assert "batch 32 → 16, imgsz 320 → 640" in events[1].message
-    assert "the best model is one of the epochs that follow" in events[1].message
+    assert "the best epoch is one of the following" in events[1].message
 
 
 def test_starting_over_takes_the_best_weights_and_says_why(host):
     path = host.keep(host.first, 40, OTHER, best_epoch=17)
-    order, [event] = continued(ORDER, NOW, host.found())
+    order, [event] = resumed_order(ORDER, NOW, host.found())
 
     assert (order.resume, order.best_of) == (None, path)
     assert order.setup["started_from"] == "the best weights of an earlier training of this run (epoch 17)"
@@ -245,7 +247,7 @@ def test_starting_over_takes_the_best_weights_and_says_why(host):
 
 def test_another_model_starts_over_from_itself(host):
     host.keep(host.first, 40, Setup.of(replace(PLAN, model=Architecture(stem="yolov8n")), DATA))
-    order, [event] = continued(ORDER, NOW, host.found())
+    order, [event] = resumed_order(ORDER, NOW, host.found())
 
     assert order == ORDER
     assert event.code == "started_over"
@@ -255,7 +257,7 @@ def test_another_model_starts_over_from_itself(host):
 def test_a_message_names_a_few_of_many_changes(host):
     many = {f"setting_{n:02}": n for n in range(50)}
     host.keep(host.first, 40, replace(NOW, settings={**NOW.settings, **many}))
-    _, [event] = continued(ORDER, NOW, host.found())
+    _, [event] = resumed_order(ORDER, NOW, host.found())
 
     assert "and 40 more" in event.message
     assert len(event.message) < 1500

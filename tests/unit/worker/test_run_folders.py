@@ -81,7 +81,7 @@ def test_recovery_publishes_nothing_through_a_link(room, outside):
     before = content(outside)
 
     with closing(Journal.create(room.folders.journals, lease)) as journal:
-        outcome = room.execution().recover(journal, room.shutdown)
+        outcome = room.recovery().recover(journal, room.shutdown)
 
     assert outcome.results == {}
     assert content(outside) == before

@@ -53,13 +53,13 @@ def test_a_full_disk_is_a_problem_but_no_reason_to_refuse_the_start(place, monke
     fail_with(monkeypatch, errno.ENOSPC)
     SelfTest([place]).require_folders()
     problem = SelfTest([place])()
-    assert problem.startswith(f"RUNS_DIR: {place.folder} has no space left (No space left on device): free some there")
+    assert problem.startswith(f"RUNS_DIR: {place.folder} has no space left (No space left on device): free some")
     assert list(place.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("number", "mend"),
-    [(errno.EROFS, "look at dmesg and the mount"), (errno.EIO, "dmesg"), (errno.EACCES, "write access")],
+    [(errno.EROFS, "check dmesg and the mount"), (errno.EIO, "dmesg"), (errno.EACCES, "write access")],
 )
 def test_a_folder_that_cannot_be_written_is_a_problem_and_a_reason_to_refuse_the_start(
     place, monkeypatch, number, mend
@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_a_problem_and_a_reason_to_refuse_the
     for said in (SelfTest([place])(), str(refused.value)):
         assert said.startswith(told)
         assert mend in said
-        assert said.endswith("or set RUNS_DIR elsewhere.")
+        assert said.endswith("or set RUNS_DIR to another folder.")
 
 
 def test_a_folder_that_cannot_be_made_is_a_reason_to_refuse_the_start(place):
@@ -96,7 +96,7 @@ def test_too_few_inodes_are_a_problem(place, monkeypatch):
 
 def test_a_disk_that_reads_something_else_than_was_written_is_a_problem(place, monkeypatch):
     monkeypatch.setattr(module.os, "pread", lambda *_: b"zeros")
-    assert "what was written is not what is read" in SelfTest([place])()
+    assert "the content read differs from the content written" in SelfTest([place])()
 
 
 def test_the_first_problem_is_told_and_gpus_come_last(tmp_path, monkeypatch):

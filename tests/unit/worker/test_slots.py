@@ -6,47 +6,47 @@ from trainer.worker.slots import CPU, Slots
 def test_what_is_lent_is_not_free():
     slots = Slots([0, 1])
 
-    loan = slots.take(1)
+    held = slots.acquire(1)
 
-    assert (loan.gpus, slots.free, slots.total) == ((0,), 1, 2)
+    assert (held.gpus, slots.free, slots.total) == ((0,), 1, 2)
 
 
 def test_giving_back_twice_is_harmless():
     slots = Slots([0])
-    loan = slots.take(1)
+    held = slots.acquire(1)
 
-    loan.give_back()
-    loan.give_back()
+    held.release()
+    held.release()
 
     assert slots.free == 1
 
 
 def test_a_run_may_take_several():
-    assert Slots([0, 1, 2]).take(2).gpus == (0, 1)
+    assert Slots([0, 1, 2]).acquire(2).gpus == (0, 1)
 
 
 def test_the_slots_of_a_run_are_on_different_gpus():
     slots = Slots([0, 1, 0, 1])
 
     assert (slots.gpus, slots.free_gpus, slots.free) == (2, 2, 4)
-    assert slots.take(2).gpus == (0, 1)
-    assert slots.take(3).gpus == (0, 1)
+    assert slots.acquire(2).gpus == (0, 1)
+    assert slots.acquire(3).gpus == (0, 1)
 
 
 def test_the_idlest_gpu_is_taken_first():
     slots = Slots([0, 0, 1, 1])
 
-    assert [slots.take(1).gpus for _ in range(4)] == [(0,), (1,), (0,), (1,)]
+    assert [slots.acquire(1).gpus for _ in range(4)] == [(0,), (1,), (0,), (1,)]
 
 
 def test_what_a_run_could_have_now_is_told_in_gpus():
     slots = Slots([0, 0])
-    loan = slots.take(1)
+    held = slots.acquire(1)
 
     assert (slots.free, slots.free_gpus) == (1, 1)
-    slots.take(1)
+    slots.acquire(1)
     assert slots.free_gpus == 0
-    loan.give_back()
+    held.release()
     assert slots.free_gpus == 1
     assert Slots([CPU, CPU]).gpus == 0
 
@@ -54,7 +54,7 @@ def test_what_a_run_could_have_now_is_told_in_gpus():
 def test_a_cpu_slot_has_no_gpu():
     slots = Slots([CPU, CPU])
 
-    assert slots.take(1).gpus == ()
+    assert slots.acquire(1).gpus == ()
     assert slots.free == 1
 
 
@@ -62,8 +62,8 @@ def test_waiting_ends_when_a_slot_comes_back():
     import threading
 
     slots = Slots([0])
-    loan = slots.take(1)
-    threading.Timer(0.05, loan.give_back).start()
+    held = slots.acquire(1)
+    threading.Timer(0.05, held.release).start()
 
     assert not slots.wait_for_free(0.01)
     assert slots.wait_for_free(10)

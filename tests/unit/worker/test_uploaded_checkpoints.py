@@ -210,7 +210,7 @@ def test_store_that_is_away_is_not_asked_again_at_once(room, bucket, monkeypatch
         uploaded.tidy()
         uploaded.settle("b")
     assert len(tried) == 1
-    assert [line["event"] for line in lines] == ["checkpoints stay in the bucket for now"]
+    assert [line["event"] for line in lines] == ["checkpoints not deleted, trying again later"]
 
     room.store.delete = delete
     now = time.monotonic()

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from trainer.core.dataset import PreparedDataset, Task
@@ -15,17 +16,19 @@ from trainer.core.job import RunRequest
 from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
 from trainer.jobs.sqlite import SqliteQueue
-from trainer.reporting.fanout import Fanout
 from trainer.request.parse import plan_of
 from trainer.storage.local import LocalObjectStore
-from trainer.worker.execution import Execution
+from trainer.worker.execution import Execution, RunHost
 from trainer.worker.health import Health
 from trainer.worker.lease import LeaseTimes
-from trainer.worker.liveness import Pulse
+from trainer.worker.liveness import Liveness
+from trainer.worker.orphaned_journals import orphaned_journals
+from trainer.worker.outcome_delivery import OrphanDelivery
+from trainer.worker.recovery import Recovery
 from trainer.worker.run_folders import RunFolders
+from trainer.worker.run_services import RunServices, RunTimes
 from trainer.worker.slots import CPU, Slots
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
-from trainer.worker.workshop import RunTimes, Workshop
 
 BUCKET = "training-artifacts"
 
@@ -115,6 +118,7 @@ def save_checkpoint(run_dir: Path, epoch: int) -> CheckpointSaved:
 class Listener:
     def __init__(self):
         self.heard = []
+        self.ends = []
 
     def started(self, job):
         self.heard.append("started")
@@ -122,8 +126,9 @@ class Listener:
     def event(self, job, event):
         self.heard.append(event)
 
-    def ended(self, job, outcome):
-        self.heard.append(outcome)
+    def ended(self, job, end):
+        self.heard.append(end.outcome)
+        self.ends.append(end)
 
 
 @dataclass
@@ -151,6 +156,19 @@ class Room:
         )  # fmt: skip
 
     def execution(self, **parts) -> Execution:
+        return Execution(self.run_host(**parts))
+
+    def recovery(self, **parts) -> Recovery:
+        return Recovery(self.run_host(**parts))
+
+    def deliver_orphans(self, recovery=None, queue=None, stop=None) -> None:
+        """Deliver the outcomes of crashed processes, as a new process would."""
+        orphans = partial(orphaned_journals, self.folders.journals, "w", self.lease_seconds)
+        delivery = OrphanDelivery(queue or self.queue, orphans, recovery or self.recovery())
+        delivery.run(stop or StopSignal())
+
+    def run_host(self, **parts) -> RunHost:
+        reporter = parts.pop("reporter", self.listener)
         made_with = {
             "datasets": self.datasets,
             "weights": PretendedWeights(),
@@ -163,12 +181,12 @@ class Room:
             "times": RunTimes(checkpoint=self.checkpoint_seconds, drain=self.drain_seconds),
             "health": self.health,
         }
-        return Execution(
+        return RunHost(
             queue=parts.pop("queue", self.queue),
-            reporter=parts.pop("reporter", Fanout([self.listener, self.health])),
-            workshop=Workshop(**(made_with | parts)),
+            reporter_for=lambda job: reporter,
+            services=RunServices(**(made_with | parts)),
             lease_times=LeaseTimes(beat=self.beat_seconds, progress=0.0, lease=self.lease_seconds),
-            pulse=Pulse(),
+            liveness=Liveness(),
             timestamp_output=True,
         )
 
@@ -187,7 +205,7 @@ class Room:
 
     def work(self, lease=None, stop=None, **parts):
         """Execute one run to its end in this thread."""
-        self.execution(**parts).run(lease or self.claim(), self.slots.take(1), stop or self.shutdown.child())
+        return self.execution(**parts).run(lease or self.claim(), self.slots.acquire(1), stop or self.shutdown.child())
 
     def row(self, run_id):
         found = self.queue.get(run_id)

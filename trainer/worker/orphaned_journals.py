@@ -1,7 +1,7 @@
-"""Journals that processes left behind when they died, read back for delivery.
+"""Journals of processes that crashed, read for delivery.
 
-A journal may be damaged or of another version. One whose lease or ending cannot be understood is set aside as
-`.unreadable`, never deleted; an event that cannot be understood is left out, because the ending matters more.
+A journal may be damaged or from another version. If its lease or its outcome is not readable, it is renamed to
+`.unreadable` and never deleted. An event that is not readable is skipped, because the outcome matters more.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ log = structlog.get_logger()
 
 LARGEST = 64 * 2**20  # bytes; a million epochs have less
 _LAST_SEQ = 2**31 - 1
-_ABANDONED = 86_400.0  # seconds after which a journal that never got its name is a crash's
+_ABANDONED = 86_400.0  # seconds after which a journal without its final name is left from a crash
 
 
 @dataclass(frozen=True)
-class Held:
+class JournalHeader:
     """The first line of a journal."""
 
     run_id: str
@@ -41,12 +41,12 @@ class Held:
     claim_id: str
 
 
-HELD: TypeAdapter[Held] = TypeAdapter(Held)
+HEADER: TypeAdapter[JournalHeader] = TypeAdapter(JournalHeader)
 EVENT: TypeAdapter[RunEvent] = TypeAdapter(RunEvent)
 
 
-def leftovers(folder: Path, worker_id: str, lease_seconds: float) -> Iterator[Journal]:
-    """Yield the journals that no process holds, locked for this one. A journal that fails does not stop the others."""
+def orphaned_journals(folder: Path, worker_id: str, lease_seconds: float) -> Iterator[Journal]:
+    """Yield the journals without a process, and lock each. A journal that cannot be read does not stop the others."""
     _remove_abandoned(folder)
     for path in sorted(folder.glob("*.jsonl")):
         try:
@@ -66,7 +66,7 @@ def leftovers(folder: Path, worker_id: str, lease_seconds: float) -> Iterator[Jo
 
 
 def set_aside(path: Path, reason: str) -> None:
-    """Rename a journal so that it is not read again, and say so in the log."""
+    """Rename a journal so that it is not read again, and log why."""
     log.error("journal set aside: unreadable", path=str(path), error=reason[:500])
     try:
         path.rename(path.with_suffix(".unreadable"))
@@ -75,7 +75,7 @@ def set_aside(path: Path, reason: str) -> None:
 
 
 def _locked(path: Path) -> FileIO | None:
-    """The journal's file, locked; None when a process works on it, or has delivered or renamed it meanwhile."""
+    """Return the file, locked, or None when a process holds it or has delivered or renamed it meanwhile."""
     if not path.is_file():
         return None
     with ExitStack() as opened, suppress(FileNotFoundError, BlockingIOError):
@@ -88,19 +88,19 @@ def _locked(path: Path) -> FileIO | None:
 
 
 def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Journal:
-    """The journal in a file. Raises ValueError for one that is not a journal of this version, or OSError."""
+    """Return the journal in a file. Raises ValueError if it is not a journal of this version, or OSError."""
     size = os.fstat(file.fileno()).st_size
     if size > LARGEST:
-        raise ValueError(f"{size} bytes are more than a journal has")
+        raise ValueError(f"larger than a journal can be: {size} bytes")
     lines = _lines(file.readall())
-    held = _understood(HELD, next(lines, {}).get("lease"), "lease")
-    job = Job(id=held.run_id, request=RunRequest(data_yaml=None), attempt=held.attempt)
-    lease = Lease(job=job, claim_id=held.claim_id, worker_id=worker_id, seconds=lease_seconds, trusted_until=0.0)
+    header = _validated(HEADER, next(lines, {}).get("lease"), "lease")
+    job = Job(id=header.run_id, request=RunRequest(data_yaml=None), attempt=header.attempt)
+    lease = Lease(job=job, claim_id=header.claim_id, worker_id=worker_id, seconds=lease_seconds, trusted_until=0.0)
     events: list[RunEvent] = []
-    delivered, recoveries, ending = 0, 0, None
+    delivered, recoveries, outcome = 0, 0, None
     for line in lines:
-        if "ending" in line:
-            ending = _understood(OUTCOME, line["ending"], "ending")
+        if "outcome" in line:
+            outcome = _validated(OUTCOME, line["outcome"], "outcome")
         elif "delivered" in line:
             delivered = max(delivered, _number(line["delivered"]))
         elif "recovery" in line:
@@ -110,24 +110,24 @@ def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Jou
     pending = [event for event in events if event.seq > delivered]
     last_seq = max((event.seq for event in events), default=0)
     return Journal.reopened(
-        file, path, lease, pending=pending, last_seq=max(last_seq, delivered), ending=ending, recoveries=recoveries,
+        file, path, lease, pending=pending, last_seq=max(last_seq, delivered), outcome=outcome, recoveries=recoveries,
     )  # fmt: skip
 
 
 def _lines(content: bytes) -> Iterator[JsonObject]:
     for text in content.split(b"\n"):
-        # cut by a crash or by a full disk; what was written after it is whole again
+        # a crash or a full disk may have cut off a line
         with suppress(ValueError, RecursionError):
             line = json.loads(text)
             if isinstance(line, dict):
                 yield line
 
 
-def _understood(adapter: TypeAdapter[T], value: Json, what: str) -> T:
+def _validated(adapter: TypeAdapter[T], value: Json, what: str) -> T:
     try:
         return adapter.validate_python(value)
     except ValidationError:
-        raise ValueError(f"its {what} is not of this version") from None
+        raise ValueError(f"its {what} is not readable by this version") from None
 
 
 def _event(value: Json) -> RunEvent | None:

@@ -10,10 +10,11 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, MachineFailed, Unavailable
 from trainer.core.events import Finished, TransferProgress
 from trainer.core.job import Job, RunRequest
+from trainer.core.run_folder import RunFolder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.storage.keys import escaped_key
 from trainer.storage.local import LocalObjectStore
-from trainer.worker.publish import Publisher, WeightsChanged, artifact_name, kept_files
+from trainer.worker.artifact_upload import ArtifactUpload, WeightsChanged, artifact_name, published_files
 
 JOB = Job(id="r", request=RunRequest(data_yaml="x"), attempt=2)
 
@@ -42,10 +43,10 @@ def store(tmp_path):
     return LocalObjectStore(tmp_path / "storage")
 
 
-def published(store, run_dir, events=None, stop=None, publisher=None, finished=None):
+def published(store, run_dir, events=None, stop=None, uploader=None, finished=None):
     events = [] if events is None else events
-    publisher = publisher or Publisher(store, "b", JOB)
-    return publisher.publish(run_dir, run_dir / "run.log", stop or StopSignal(), events.append, finished)
+    uploader = uploader or ArtifactUpload(store, "b", JOB)
+    return uploader.upload(RunFolder(run_dir), run_dir / "run.log", stop or StopSignal(), events.append, finished)
 
 
 class Watched:
@@ -71,7 +72,7 @@ def finished_with(run_dir):
 
 
 def test_checkpoints_and_hidden_files_stay_here(run_dir):
-    names = {artifact_name(path, run_dir) for path in kept_files(run_dir)}
+    names = {artifact_name(path, run_dir) for path in published_files(run_dir)}
 
     assert names == {"best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml"}
 
@@ -88,7 +89,7 @@ def test_links_pipes_and_folders_nested_without_end_are_not_published(run_dir, t
         below.mkdir()
     (below / "deep.pt").write_text("x")
 
-    names = {artifact_name(path, run_dir) for path in kept_files(run_dir)}
+    names = {artifact_name(path, run_dir) for path in published_files(run_dir)}
 
     assert names == {"best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml"}
 
@@ -145,7 +146,7 @@ def test_a_stop_ends_it_before_the_next_file(store, run_dir):
 
 def test_a_file_that_arrived_is_not_sent_again_when_another_one_fails(store, run_dir):
     watched = Watched(store)
-    publisher = Publisher(watched, "b", JOB)
+    uploader = ArtifactUpload(watched, "b", JOB)
 
     def refuse(name):
         if name == "results.csv":
@@ -154,10 +155,10 @@ def test_a_file_that_arrived_is_not_sent_again_when_another_one_fails(store, run
     watched.refuse = refuse
     for _ in range(2):
         with pytest.raises(BadRequest):
-            published(watched, run_dir, publisher=publisher)
+            published(watched, run_dir, uploader=uploader)
     watched.refuse = lambda name: None
 
-    artifacts = published(watched, run_dir, publisher=publisher)
+    artifacts = published(watched, run_dir, uploader=uploader)
 
     assert watched.uploaded.count("best.pt") == watched.uploaded.count("labels.jpg") == 1
     assert {"best.pt", "results.csv", "run.log", "manifest.json"} <= {artifact.name for artifact in artifacts}
@@ -165,11 +166,11 @@ def test_a_file_that_arrived_is_not_sent_again_when_another_one_fails(store, run
 
 def test_a_file_that_was_written_since_is_sent_again(store, run_dir):
     watched = Watched(store)
-    publisher = Publisher(watched, "b", JOB)
-    published(watched, run_dir, publisher=publisher)
+    uploader = ArtifactUpload(watched, "b", JOB)
+    published(watched, run_dir, uploader=uploader)
     (run_dir / "results.csv").write_text("epoch\n1\n")
 
-    published(watched, run_dir, publisher=publisher)
+    published(watched, run_dir, uploader=uploader)
 
     assert watched.uploaded.count("results.csv") == 2
     assert watched.uploaded.count("best.pt") == 1
@@ -178,7 +179,7 @@ def test_a_file_that_was_written_since_is_sent_again(store, run_dir):
 def test_what_the_bucket_lost_is_noticed_and_sent_again(store, run_dir):
     """The bucket was deleted and made again between the first file and the last."""
     watched = Watched(store)
-    publisher = Publisher(watched, "b", JOB)
+    uploader = ArtifactUpload(watched, "b", JOB)
 
     def lose(name):
         if name == "manifest.json" and watched.uploaded.count("best.pt") == 1:
@@ -186,9 +187,9 @@ def test_what_the_bucket_lost_is_noticed_and_sent_again(store, run_dir):
 
     watched.refuse = lose
     with pytest.raises(Unavailable, match=r"does not have best\.pt"):
-        published(watched, run_dir, publisher=publisher)
+        published(watched, run_dir, uploader=uploader)
 
-    published(watched, run_dir, publisher=publisher)
+    published(watched, run_dir, uploader=uploader)
 
     assert watched.uploaded.count("best.pt") == 2
     assert watched.uploaded.count("last.pt") == 1
@@ -231,3 +232,21 @@ def test_a_file_beside_the_weights_does_not_take_their_name(store, run_dir):
     published(store, run_dir, finished=finished)
 
     assert store.stat(ObjectRef(bucket="b", key="training_runs/r/2/best.pt")).bytes == 4
+
+
+def test_file_that_changes_during_its_upload_is_not_published(store, run_dir):
+    """The checksum in the manifest must be that of the bytes in the bucket."""
+    watched = Watched(store)
+    uploader = ArtifactUpload(watched, "b", JOB)
+
+    def change(name):
+        if name == "results.csv" and name not in watched.uploaded:
+            (run_dir / name).write_text("epoch\n1\n2\n")
+
+    watched.refuse = change
+    with pytest.raises(MachineFailed, match="changed during its upload"):
+        published(watched, run_dir, uploader=uploader)
+
+    artifacts = {artifact.name: artifact for artifact in published(watched, run_dir, uploader=uploader)}
+    assert artifacts["results.csv"].bytes == len("epoch\n1\n2\n")
+    assert watched.uploaded.count("results.csv") == 2

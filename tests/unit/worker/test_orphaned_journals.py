@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,13 @@ from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Completed, Failed, Retry, Status
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.journal import Journal
-from trainer.worker.leftovers import LARGEST, leftovers
-from trainer.worker.outcome_delivery import deliver_leftovers
+from trainer.worker.orphaned_journals import LARGEST, orphaned_journals
+from trainer.worker.outcome_delivery import OrphanDelivery
 
 ROOT = Path(__file__).parents[3]
 LEASE = {"lease": {"run_id": "run-5", "attempt": 1, "claim_id": "c"}}
 EVENT = {"event": {"seq": 1, "at": "2026-01-01T00:00:00+00:00", "kind": "epoch", "data": {"epoch": 1}}}
-ENDING = {"ending": {"kind": "failed", "message": "no labels", "results": {}}}
+ENDING = {"outcome": {"kind": "failed", "message": "no labels", "results": {}}}
 
 
 class Answers:
@@ -53,18 +54,23 @@ def left(folder, run_id, outcome=None):
 
 
 def deliver(queue, folder, stop=None):
-    deliver_leftovers(queue, folder, "w", 60, orphaned, stop or StopSignal())
+    orphans = partial(orphaned_journals, folder, "w", 60)
+    OrphanDelivery(queue, orphans, Recovered()).run(stop or StopSignal())
 
 
-def orphaned(journal, stop):
-    return Retry(message="The worker is gone.")
+class Recovered:
+    def recover(self, journal, shutdown):
+        return Retry(message="The worker is gone.")
+
+    def report_end(self, journal, end):
+        pass
 
 
 DAMAGED = {
-    "an unknown outcome": [LEASE, EVENT, {"ending": {"kind": "abandoned", "message": "x"}}],
-    "an outcome without its fields": [LEASE, {"ending": {"kind": "completed"}}],
-    "an outcome that is no object": [LEASE, {"ending": "completed"}],
-    "an outcome with a wrong type": [LEASE, {"ending": {"kind": "failed", "message": ["x"], "results": {}}}],
+    "an unknown outcome": [LEASE, EVENT, {"outcome": {"kind": "abandoned", "message": "x"}}],
+    "an outcome without its fields": [LEASE, {"outcome": {"kind": "completed"}}],
+    "an outcome that is no object": [LEASE, {"outcome": "completed"}],
+    "an outcome with a wrong type": [LEASE, {"outcome": {"kind": "failed", "message": ["x"], "results": {}}}],
     "a lease without its fields": [{"lease": {"run_id": "run-5"}}, ENDING],
     "a lease that is no object": [{"lease": ["run-5", 1, "c"]}, ENDING],
     "a lease with a wrong type": [{"lease": {"run_id": 5, "attempt": "one", "claim_id": None}}, ENDING],
@@ -82,7 +88,7 @@ READABLE = {
         [
             {"lease": LEASE["lease"] | {"worker": "w", "version": 9}, "more": 1},
             {"event": EVENT["event"] | {"trace": "x"}},
-            {"ending": ENDING["ending"] | {"code": 7}},
+            {"outcome": ENDING["outcome"] | {"code": 7}},
         ],
         [1],
     ),
@@ -152,7 +158,7 @@ def test_a_long_journal_is_read_quickly(tmp_path):
     write(tmp_path, "run-5.1", LEASE, *events, ENDING)
     began = time.monotonic()
 
-    (journal,) = leftovers(tmp_path, "w", 60)
+    (journal,) = orphaned_journals(tmp_path, "w", 60)
 
     assert len(journal.pending(10**6)) == 20_000
     assert time.monotonic() - began < 5
@@ -185,8 +191,8 @@ def test_a_journal_of_another_user_is_passed_over(tmp_path):
     (tmp_path / "run-5.1.jsonl").chmod(0)
     left(tmp_path, "run-9")
     code = f"""
-        from tests.unit.worker.test_leftovers import *
-        print([journal.lease.job.id for journal in leftovers(Path({str(tmp_path)!r}), "w", 60)])
+        from tests.unit.worker.test_orphaned_journals import *
+        print([journal.lease.job.id for journal in orphaned_journals(Path({str(tmp_path)!r}), "w", 60)])
     """
     command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-c", textwrap.dedent(code)]
 
@@ -199,7 +205,7 @@ def test_a_journal_of_another_user_is_passed_over(tmp_path):
 def test_events_after_reading_back_never_reuse_a_number(tmp_path):
     write(tmp_path, "run-5.1", LEASE, EVENT, {"event": EVENT["event"] | {"seq": 2}}, {"delivered": 2})
 
-    (journal,) = leftovers(tmp_path, "w", 60)
+    (journal,) = orphaned_journals(tmp_path, "w", 60)
     journal.record("warning", {})
 
     assert [event.seq for event in journal.pending()] == [3]
@@ -283,11 +289,11 @@ print(number)
 SCANNER = """
 import sys, time
 from pathlib import Path
-from trainer.worker.leftovers import leftovers
+from trainer.worker.orphaned_journals import orphaned_journals
 folder, deadline, scans, taken = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0, 0
 while time.monotonic() < deadline:
     scans += 1
-    for journal in leftovers(folder, "w", 60):
+    for journal in orphaned_journals(folder, "w", 60):
         taken += 1
         journal.close()
 print(scans, taken)
@@ -314,5 +320,5 @@ def test_a_journal_that_never_got_its_name_is_removed_after_a_day(tmp_path):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
 
-    assert list(leftovers(tmp_path, "w", 60)) == []
+    assert list(orphaned_journals(tmp_path, "w", 60)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["young.new"]

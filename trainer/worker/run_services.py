@@ -1,4 +1,4 @@
-"""What all runs of a service have in common: the ports that they use, their folders and their times."""
+"""What all runs of a service share: the ports they use, their folders and their time limits."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 @dataclass(frozen=True, kw_only=True)
 class RunTimes:
-    """Seconds: how often checkpoints leave the host, and what a run may still take once it was stopped.
+    """Seconds between two checkpoint uploads, and seconds that a run may take to end after it was stopped.
 
-    Of `drain` the training has the first 40 % to keep its state, uploads end at 80 %, and the rest is the queue's.
+    The training has the first 40 % of `drain` to save a checkpoint. Uploads end at 80 %. The rest is for the queue.
     """
 
     checkpoint: float
     drain: float
 
     @property
-    def keep_state(self) -> float:
+    def save_checkpoint(self) -> float:
         return 0.4 * self.drain
 
     @property
@@ -33,8 +33,8 @@ class RunTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """What every run of this service is made with."""
+class RunServices:
+    """The parts of the service that every run uses."""
 
     datasets: Datasets
     weights: Weights

@@ -1,0 +1,61 @@
+"""The log lines of a run."""
+
+import pytest
+from structlog.testing import capture_logs
+
+from trainer.core.events import EpochFinished, Phase, PhaseStarted, Warned
+from trainer.core.job import Completed, Job, Retry, RunRequest, Status
+from trainer.core.ports import AttemptEnd, Delivery
+from trainer.reporting.log import LogReporter
+
+JOB = Job(id="r", request=RunRequest(data_yaml="d"), attempt=2)
+DONE = Completed(results={}, trained_model_url=None)
+COMPLETED = AttemptEnd(outcome=DONE, delivery=Delivery.ACCEPTED, status=Status.COMPLETED)
+
+
+def logged(*events, end=COMPLETED):
+    with capture_logs() as lines:
+        reporter = LogReporter()
+        reporter.started(JOB)
+        for event in events:
+            reporter.event(JOB, event)
+        reporter.ended(JOB, end)
+    return lines
+
+
+def test_every_line_has_run_and_attempt():
+    assert {(line["run_id"], line["attempt"]) for line in logged(PhaseStarted(phase=Phase.TRAINING))} == {("r", 2)}
+
+
+def test_lines_have_the_phase_once_there_is_one():
+    lines = logged(PhaseStarted(phase=Phase.TRAINING), EpochFinished(epoch=1, total_epochs=2, metrics={}, seconds=1.0))
+
+    assert [line.get("phase") for line in lines] == [None, "training", "training", "training"]
+
+
+def test_warning_is_a_constant_event_with_fields():
+    _, line, _ = logged(Warned(code="no_gpu", message="The run trains on the CPU."))
+
+    assert (line["event"], line["code"], line["message"]) == ("run warning", "no_gpu", "The run trains on the CPU.")
+    assert line["log_level"] == "warning"
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.FAILED])
+def test_end_of_retry_has_the_status_of_the_row(status):
+    end = AttemptEnd(outcome=Retry(message="The disk is full."), delivery=Delivery.ACCEPTED, status=status)
+
+    line = logged(end=end)[-1]
+
+    assert (line["event"], line["outcome"], line["delivery"], line["status"]) == (
+        "run ended",
+        "retry",
+        "accepted",
+        status.value,
+    )
+    assert line["error"] == "The disk is full."
+
+
+def test_lost_lease_is_a_warning():
+    line = logged(end=AttemptEnd(outcome=None, delivery=Delivery.LOST))[-1]
+
+    assert (line["log_level"], line["delivery"], line["outcome"]) == ("warning", "lost", None)

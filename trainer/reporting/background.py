@@ -1,0 +1,144 @@
+"""A reporter that runs in a thread of its own, so that a slow one delays neither the run nor the other reporters."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import TypeAlias
+
+import structlog
+
+from trainer.core.events import BatchProgress, Event, TransferProgress
+from trainer.core.job import Job
+from trainer.core.ports import AttemptEnd, Reporter
+
+log = structlog.get_logger()
+
+CAPACITY = 1000  # events that wait for a reporter
+Call: TypeAlias = Callable[[Reporter], None]
+TickKey: TypeAlias = tuple[str, str]  # run id and kind
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Why an event was not given to a reporter, and the name of the reporter."""
+
+    reporter: str
+    kind: str
+
+
+class BackgroundReporter:
+    """Calls `reporter` from a thread, in order, with the events of a bounded queue.
+
+    Of the progress of a run only the newest event waits: an older one is dropped. When `capacity` events wait, further
+    events are dropped. The start and the end of a run are never dropped. `on_dropped` is called for each dropped event.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        *,
+        capacity: int = CAPACITY,
+        is_for_one_run: bool = False,
+        on_dropped: Callable[[Dropped], None] = lambda _: None,
+    ) -> None:
+        self.name = type(reporter).__name__
+        self._reporter = reporter
+        self._capacity = capacity
+        self._is_for_one_run = is_for_one_run
+        self._on_dropped = on_dropped
+        self._changed = threading.Condition()
+        self._numbers = count()
+        self._waiting: dict[int, Call] = {}  # in order
+        self._newest_tick: dict[TickKey, int] = {}
+        self._is_busy = False
+        self._is_closed = False
+        self._is_full = False
+        self._last_error = ""
+        self._thread = threading.Thread(target=self._run, name=f"reporter-{self.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread of this reporter is alive."""
+        return self._thread.is_alive()
+
+    def started(self, job: Job) -> None:
+        """Queue the start of a run."""
+        self._put(lambda reporter: reporter.started(job))
+
+    def event(self, job: Job, event: Event) -> None:
+        """Queue an event, or drop it when too many wait."""
+        tick = (job.id, event.kind) if isinstance(event, BatchProgress | TransferProgress) else None
+        self._put(lambda reporter: reporter.event(job, event), kind=event.kind, tick=tick)
+
+    def ended(self, job: Job, end: AttemptEnd) -> None:
+        """Queue the end of a run. A reporter for one run closes after it."""
+        self._put(lambda reporter: reporter.ended(job, end))
+        if self._is_for_one_run:
+            with self._changed:
+                self._is_closed = True
+                self._changed.notify_all()
+
+    def close(self, seconds: float) -> int:
+        """Wait up to `seconds` until all queued calls are made. Return how many were not made."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+            while self._thread.is_alive() and (self._waiting or self._is_busy):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return len(self._waiting) + self._is_busy
+                self._changed.wait(left)
+        return 0
+
+    def _put(self, call: Call, *, kind: str | None = None, tick: TickKey | None = None) -> None:
+        """Queue a call. `kind` is the kind of an event that may be dropped; None for the start and the end of a run."""
+        is_replaced = False
+        with self._changed:
+            if tick in self._newest_tick:
+                is_replaced = self._waiting.pop(self._newest_tick.pop(tick), None) is not None
+            is_dropped = kind is not None and len(self._waiting) >= self._capacity
+            if not is_dropped:
+                number = next(self._numbers)
+                self._waiting[number] = call
+                if tick:
+                    self._newest_tick[tick] = number
+                self._changed.notify_all()
+            is_news = is_dropped and not self._is_full
+            self._is_full = is_dropped or (self._is_full and kind is None)
+        if is_news:
+            log.warning("reporter is too slow, dropping events", reporter=self.name, waiting=self._capacity)
+        if kind and (is_replaced or is_dropped):
+            self._on_dropped(Dropped(self.name, kind))
+
+    def _run(self) -> None:
+        while call := self._next():
+            try:
+                call(self._reporter)
+            except Exception as error:  # noqa: BLE001 - a reporter must not fail the run
+                self._note_error(error)
+
+    def _next(self) -> Call | None:
+        """Wait for the next call. Return None once the reporter is closed and no call waits."""
+        with self._changed:
+            self._is_busy = False
+            self._changed.notify_all()
+            while not self._waiting:
+                if self._is_closed:
+                    return None
+                self._changed.wait()
+            number = next(iter(self._waiting))
+            self._is_busy = True
+            return self._waiting.pop(number)
+
+    def _note_error(self, error: Exception) -> None:
+        """Log an error with its traceback, unless it is the same as the one before."""
+        text = f"{type(error).__name__}: {error}"
+        if text != self._last_error:
+            log.error("reporter failed", reporter=self.name, exc_info=error)
+        self._last_error = text

@@ -1,0 +1,86 @@
+"""All reporters of a service: those for every run, and those that a single run asks for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import structlog
+
+from trainer.core.events import Event
+from trainer.core.job import Job
+from trainer.core.ports import AttemptEnd, Reporter
+from trainer.reporting.background import BackgroundReporter, Dropped
+
+log = structlog.get_logger()
+
+ReporterFactory: TypeAlias = Callable[[Job], Reporter | None]
+
+
+class Reporters:
+    """Starts a thread for each reporter in `for_all_runs`, and for each that a factory returns for a run.
+
+    A factory returns None for a run that does not ask for its reporter, for example without a callback URL.
+    """
+
+    def __init__(
+        self,
+        for_all_runs: Sequence[Reporter],
+        factories: Sequence[ReporterFactory] = (),
+        *,
+        on_dropped: Callable[[Dropped], None] = lambda _: None,
+    ) -> None:
+        self._on_dropped = on_dropped
+        self._factories = factories
+        self._lock = threading.Lock()
+        self._shared = [BackgroundReporter(reporter, on_dropped=on_dropped) for reporter in for_all_runs]
+        self._of_runs: list[BackgroundReporter] = []
+
+    def for_run(self, job: Job) -> Reporter:
+        """Return one reporter that passes everything about a run to all of its reporters, without waiting for them."""
+        own = [
+            BackgroundReporter(reporter, is_for_one_run=True, on_dropped=self._on_dropped)
+            for factory in self._factories
+            if (reporter := self._made_by(factory, job)) is not None
+        ]
+        with self._lock:
+            self._of_runs = [*(reporter for reporter in self._of_runs if reporter.is_running), *own]
+        return _Group([*self._shared, *own])
+
+    def close(self, seconds: float) -> None:
+        """Wait up to `seconds` until all reporters have received everything."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            running = [*self._shared, *self._of_runs]
+        for reporter in running:
+            if lost := reporter.close(max(0.0, deadline - time.monotonic())):
+                log.error("reporter did not finish in time, reports are lost", reporter=reporter.name, lost=lost)
+
+    def _made_by(self, factory: ReporterFactory, job: Job) -> Reporter | None:
+        try:
+            return factory(job)
+        except Exception:
+            # a reporter that cannot be made must not fail the run
+            log.exception("reporter for the run cannot be created", run_id=job.id)
+            return None
+
+
+class _Group:
+    """Passes every call on to several reporters."""
+
+    def __init__(self, reporters: Sequence[BackgroundReporter]) -> None:
+        self._reporters = reporters
+
+    def started(self, job: Job) -> None:
+        for reporter in self._reporters:
+            reporter.started(job)
+
+    def event(self, job: Job, event: Event) -> None:
+        for reporter in self._reporters:
+            reporter.event(job, event)
+
+    def ended(self, job: Job, end: AttemptEnd) -> None:
+        for reporter in self._reporters:
+            reporter.ended(job, end)

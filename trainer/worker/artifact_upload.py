@@ -1,0 +1,210 @@
+"""Upload of an attempt's artifacts: which files are published, and under which keys.
+
+Everything is stored below the prefix of the attempt (core/artifact_keys.py), where no other attempt writes. Nothing reads
+it until the row, which is changed under the fencing token, points there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from trainer.core.artifact_keys import attempt_prefix
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import MachineFailed, Unavailable
+from trainer.core.events import Event, Finished, Phase, WeightsFile
+from trainer.core.job import Job, JsonObject
+from trainer.core.ports import ObjectStore
+from trainer.core.results import Artifact
+from trainer.core.run_folder import CHECKPOINTS, MANIFEST, RUN_LOG, WEIGHTS, RunFolder
+from trainer.core.stop import StopSignal
+from trainer.core.transfer import Meter
+from trainer.disk.checksum import sha256_of
+from trainer.disk.removal import remove_tree
+
+NOT_PUBLISHED_FOLDERS = {CHECKPOINTS, "journal"}
+WRITTEN_HERE = {RUN_LOG, MANIFEST}  # uploaded last
+DEEPEST = 16  # levels of folders
+PARALLEL = 4  # small files at once; a large one has its own connection
+LARGEST_LOG = 256 * 2**20  # bytes; of a larger log only the end is published
+_CHUNK = 2**20  # bytes
+FileState: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode: equal while nothing wrote the file
+
+
+class WeightsChanged(MachineFailed):
+    """The weights in the run folder are not the ones that the training finished with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Upload:
+    """What all files of one call share: the checksums that the weights must have, the stop, the progress."""
+
+    weights: Mapping[str, WeightsFile]
+    stop: StopSignal
+    meter: Meter
+
+
+class ArtifactUpload:
+    """Uploads the run folder of one attempt. A file that was uploaded is not sent again when another one fails."""
+
+    def __init__(self, store: ObjectStore, bucket: str, job: Job) -> None:
+        self._store = store
+        self._bucket = bucket
+        self._job = job
+        self._prefix = attempt_prefix(job.id, job.attempt)
+        self._sent: dict[str, tuple[FileState, Artifact]] = {}
+
+    @property
+    def sent(self) -> list[Artifact]:
+        """What was uploaded so far."""
+        return sorted((artifact for _, artifact in self._sent.values()), key=lambda artifact: artifact.name)
+
+    def upload(
+        self,
+        folder: RunFolder,
+        log: Path,
+        stop: StopSignal,
+        on_event: Callable[[Event], None],
+        finished: Finished | None = None,
+    ) -> list[Artifact]:
+        """Upload the files, the log and the manifest, and check that the bucket has all of them.
+
+        A repeated call sends what is missing. `log` is still being written, so it goes last. Raises `WeightsChanged`
+        unless the weights are those that `finished` names, any other TrainerError, OSError, Stopped.
+        """
+        files = self._files(folder)
+        weights = _named_weights(finished, folder)
+        if gone := weights.keys() - files.keys():
+            raise WeightsChanged(f"{', '.join(sorted(gone))} is missing from {folder.path}.")
+        total = sum(path.stat().st_size for path in files.values())
+        meter = Meter(on_event, total_files=len(files), total_bytes=total, phase=Phase.UPLOADING)
+        upload = _Upload(weights=weights, stop=stop, meter=meter)
+
+        def send(name: str, path: Path) -> Artifact:
+            return self._send(name, path, upload)
+
+        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="upload") as pool:
+            artifacts = sorted(pool.map(send, files, files.values()), key=lambda artifact: artifact.name)
+        if log.is_file() and not log.is_symlink():
+            snapshot = _snapshot(log)
+            meter.expect(snapshot.stat().st_size, files=1)
+            artifacts.append(send(log.name, snapshot))
+        manifest = self._manifest(folder, artifacts)
+        meter.expect(manifest.stat().st_size, files=1)
+        artifacts.append(send(manifest.name, manifest))
+        self._require_stored(artifacts, stop)
+        return artifacts
+
+    def _files(self, folder: RunFolder) -> dict[str, Path]:
+        """Return the files by name, the weights first: the time may be over before everything is uploaded."""
+        files: dict[str, Path] = {}
+        for path in sorted(published_files(folder.path), key=lambda path: path.parent != folder.weights):
+            files.setdefault(artifact_name(path, folder.path), path)  # another file cannot take the name of the weights
+        return files
+
+    def _send(self, name: str, path: Path, upload: _Upload) -> Artifact:
+        upload.stop.raise_if_set()
+        state = _state(path)
+        before, artifact = self._sent.get(name, (None, None))
+        if artifact is None or before != state:
+            artifact = self._store_file(name, path, upload)
+            if _state(path) != state:
+                raise MachineFailed(f"{path} changed during its upload.")
+            self._sent[name] = state, artifact
+        upload.meter.finish_file()
+        return artifact
+
+    def _store_file(self, name: str, path: Path, upload: _Upload) -> Artifact:
+        size, digest = path.stat().st_size, sha256_of(path, upload.stop.raise_if_set)
+        expected = upload.weights.get(name)
+        if expected is not None and (size, digest) != (expected.bytes, expected.sha256):
+            raise WeightsChanged(f"{path} is not the file that the training finished with.")
+        ref = ObjectRef(bucket=self._bucket, key=f"{self._prefix}/{self._store.key(name)}")
+        stored = self._store.upload(path, ref, upload.stop, on_bytes=upload.meter.count)
+        return Artifact.of(name, stored, digest)
+
+    def _manifest(self, folder: RunFolder, artifacts: Sequence[Artifact]) -> Path:
+        manifest: JsonObject = {
+            "run_id": self._job.id,
+            "attempt": self._job.attempt,
+            "artifacts": [{k: v for k, v in asdict(a).items() if k != "url"} for a in artifacts],
+        }
+        _remove(folder.manifest)
+        folder.manifest.write_text(json.dumps(manifest, indent=2) + "\n")
+        return folder.manifest
+
+    def _require_stored(self, artifacts: Sequence[Artifact], stop: StopSignal) -> None:
+        """Raise Unavailable when the bucket does not have what was uploaded, for example because it was recreated."""
+        stored = {info.ref.key: info.bytes for info in self._store.list(ObjectRef(bucket=self._bucket, key=self._prefix), stop)}
+        lost = [artifact.name for artifact in artifacts if stored.get(artifact.path) != artifact.bytes]
+        for name in lost:
+            del self._sent[name]
+        if lost:
+            raise Unavailable(f"bucket {self._bucket!r} does not have {', '.join(lost[:5])} after the upload")
+
+
+def published_files(run_dir: Path) -> list[Path]:
+    """Return the files of a run folder that are published, without its log and manifest.
+
+    Hidden files, links, files below `DEEPEST` levels of folders and unreadable folders are left out: the training process
+    made them.
+    """
+    files: list[Path] = []
+    folders = [(run_dir, 0)]
+    while folders:
+        folder, depth = folders.pop()
+        with contextlib.suppress(FileNotFoundError, PermissionError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name in WRITTEN_HERE:
+                    continue
+                if depth == 0 and entry.name in NOT_PUBLISHED_FOLDERS:
+                    continue
+                path = folder / entry.name
+                if entry.is_dir(follow_symlinks=False) and depth < DEEPEST:
+                    folders.append((path, depth + 1))
+                elif entry.is_file(follow_symlinks=False):
+                    files.append(path)
+    return sorted(files)
+
+
+def artifact_name(path: Path, run_dir: Path) -> str:
+    """Return the name of an artifact: `weights/best.pt` is published as `best.pt`, other files with their path."""
+    parts = path.relative_to(run_dir).parts
+    return "/".join(parts[1:] if parts[0] == WEIGHTS else parts)
+
+
+def _named_weights(finished: Finished | None, folder: RunFolder) -> dict[str, WeightsFile]:
+    """Return the weights of a finished training by the names under which they are published."""
+    weights = (finished.best, finished.last) if finished else ()
+    return {artifact_name(Path(file.path), folder.path): file for file in weights}
+
+
+def _snapshot(log: Path) -> Path:
+    """Return a copy of the log as it is now: the original grows during the upload."""
+    copy = log.with_name(f".{log.name}.uploading")
+    _remove(copy)
+    with log.open("rb") as source, copy.open("xb") as target:
+        source.seek(max(0, source.seek(0, os.SEEK_END) - LARGEST_LOG))
+        left = LARGEST_LOG
+        while left and (chunk := source.read(min(left, _CHUNK))):
+            left -= target.write(chunk)
+    return copy
+
+
+def _remove(path: Path) -> None:
+    """Remove what is in place of a file of ours: the training process may have made a link, a pipe or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _state(path: Path) -> FileState:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino

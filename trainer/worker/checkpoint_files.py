@@ -1,0 +1,90 @@
+"""Checkpoint files on this host. A training process wrote them, so the parts that are read here are bounded.
+
+A training keeps its newest checkpoints as `epoch-00007.pt` with a sidecar `epoch-00007.json` (`epoch`, `sha256`, `bytes`).
+Each is written under another name and renamed, so a file with that name is complete unless the disk failed; the SHA-256
+shows whether it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from trainer.core.job import Checkpoint, JsonObject
+from trainer.core.run_folder import RunFolder
+from trainer.disk.checksum import sha256_of
+
+_LARGEST_JSON = 2**20  # bytes
+_LARGEST_DIRECTORY = 8 * 2**20  # bytes of the zip archive's directory; that of yolo11x has some hundred KiB
+_INVALID_ARCHIVE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError),
+    *(LookupError, ValueError, RecursionError, NotImplementedError),
+)
+
+
+def local_checkpoints(folder: RunFolder) -> Iterator[tuple[Path, Checkpoint]]:
+    """Yield the checkpoints of an attempt with what their sidecars say."""
+    for sidecar in folder.checkpoints.glob("epoch-*.json"):
+        path = sidecar.with_suffix(".pt")
+        if _is_regular(sidecar) and _is_regular(path) and (checkpoint := _read_sidecar(sidecar)):
+            yield path, checkpoint
+
+
+def write_sidecar(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the sidecar of the checkpoint file `path`. Raises OSError."""
+    content = {"epoch": checkpoint.epoch, "sha256": checkpoint.sha256, "bytes": checkpoint.bytes}
+    path.with_suffix(".json").write_text(json.dumps(content))
+
+
+def is_intact(path: Path, checkpoint: Checkpoint) -> bool:
+    """Return whether the file has the size and the SHA-256 of the checkpoint."""
+    return path.stat().st_size == checkpoint.bytes and sha256_of(path) == checkpoint.sha256
+
+
+def read_metadata(path: Path) -> JsonObject:
+    """Return what the training wrote into the checkpoint about itself, or {} when that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            if not _has_small_directory(file):
+                return {}
+            with zipfile.ZipFile(file) as archive:
+                name = archive.namelist()[0].partition("/")[0] + "/run/checkpoint.json"
+                with archive.open(name) as member:
+                    metadata = json.loads(member.read(_LARGEST_JSON))
+    except _INVALID_ARCHIVE:
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read_sidecar(sidecar: Path) -> Checkpoint | None:
+    try:
+        with sidecar.open("rb") as file:
+            content = json.loads(file.read(_LARGEST_JSON))
+        epoch, sha256, size = content["epoch"], content["sha256"], content["bytes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None  # cut off by a crash; the checkpoint before it has its own sidecar
+    if not isinstance(epoch, int) or not isinstance(size, int) or not isinstance(sha256, str):
+        return None
+    return Checkpoint(epoch=epoch, sha256=sha256, bytes=size)
+
+
+def _is_regular(path: Path) -> bool:
+    """Return whether it is a file and not a link or a pipe."""
+    return path.is_file() and not path.is_symlink()
+
+
+def _has_small_directory(file: BinaryIO) -> bool:
+    """Return whether the archive's directory, which `zipfile` reads into memory, is small.
+
+    A checkpoint of ours has no comment and no ZIP64 locator record, so its end record is the last 22 bytes.
+    """
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 42))
+    end = file.read()
+    is_plain = end[-22:-18] == b"PK\5\6" and end[-2:] == b"\0\0" and end[:4] != b"PK\6\7"
+    return is_plain and int.from_bytes(end[-10:-6], "little") <= _LARGEST_DIRECTORY

@@ -1,0 +1,33 @@
+"""Error boundaries: a service that works on many runs survives an unexpected error in one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import structlog
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+@contextmanager
+def error_boundary(event: str, on_error: Callable[[], object] | None = None) -> Iterator[None]:
+    """Log any exception of the block as `event` with its traceback, call `on_error`, and continue after the block."""
+    try:
+        yield
+    except Exception:
+        log.exception(event)
+        if on_error:
+            on_error()
+
+
+def call_or(call: Callable[[], T], event: str, on_error: Callable[[], T]) -> T:
+    """Return `call()`; after any exception, log it as `event` with its traceback and return `on_error()`."""
+    try:
+        return call()
+    except Exception:
+        log.exception(event)
+        return on_error()
