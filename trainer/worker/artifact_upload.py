@@ -141,7 +141,10 @@ class ArtifactUpload:
 
     def _require_stored(self, artifacts: Sequence[Artifact], stop: StopSignal) -> None:
         """Raise Unavailable when the bucket does not have what was uploaded, for example because it was recreated."""
-        stored = {info.ref.key: info.bytes for info in self._store.list(ObjectRef(bucket=self._bucket, key=self._prefix), stop)}
+        stored = {
+            info.ref.key: info.bytes
+            for info in self._store.list(ObjectRef(bucket=self._bucket, key=self._prefix), stop)
+        }
         lost = [artifact.name for artifact in artifacts if stored.get(artifact.path) != artifact.bytes]
         for name in lost:
             del self._sent[name]

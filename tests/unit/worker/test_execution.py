@@ -139,7 +139,9 @@ def test_a_dataset_is_waited_for_while_nobody_answers(room, monkeypatch):
 
     assert room.row(run_id)["status"] == "completed"
     warnings = [e.data for e in room.queue.events(run_id) if e.kind == "warning"]
-    assert [(w["code"], w["message"]) for w in warnings] == [("fetch_waits", "Download failed, retrying: storage is down")]
+    assert [(w["code"], w["message"]) for w in warnings] == [
+        ("fetch_waits", "Download failed, retrying: storage is down")
+    ]
 
 
 def test_a_failed_training_leaves_its_log_behind(room):
