@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.unit.worker.worker_room import BUCKET, Room, in_background
+from trainer.core.dataset import ObjectRef
 from trainer.core.errors import MachineFailed, RunFailed, Unavailable
 from trainer.core.events import BatchProgress, EpochFinished, Phase
 from trainer.core.job import Completed, Retry, Status
@@ -171,7 +172,7 @@ def test_running_checkpoint_upload_does_not_hold_the_slot(room, error):
         released = time.monotonic()
 
     assert released < seen["ended"] - 1
-    assert list(room.store.list(BUCKET, "")), "the upload is complete before the run ends"
+    assert list(room.store.list(ObjectRef(bucket=BUCKET, key=""))), "the upload is complete before the run ends"
 
 
 # ── what proves that the host works ──
