@@ -23,7 +23,7 @@ def bomb(levels: int = 12) -> str:
 
 TOUCH = "open('/tmp/hostile-was-here', 'w')"
 
-# what the YAML is → what the outcome begins with or contains; "ok": harmless
+# case → (YAML, start or part of the error; "ok" for a harmless one)
 YAMLS = {
     "download script in python": (USUAL + f"names: [a]\ndownload: |\n  {TOUCH}\n", "ok"),
     "download script in bash": (USUAL + "names: [a]\ndownload: bash -c 'touch /tmp/hostile-was-here'\n", "ok"),
