@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.hostile.damaged_dataset import (
-    OnDisk,
     Damage,
+    OnDisk,
     jpeg,
     run,
     with_image,
