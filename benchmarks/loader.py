@@ -1,10 +1,10 @@
-"""How fast images reach the model: `python -m benchmarks.loader [--tiny]`.
+"""Measure how fast images reach the model: `python -m benchmarks.loader [--tiny]`.
 
-Synthetic photos (gradients under noise, so that they decode like photos) go through Ultralytics' own training loader in a
-process of its own, as it is and with kept pixels (trainer/training/speedups/pixels.py); then a whole training does, as a
-plain script and as our training process, with nothing kept and with what the first one kept. Then the labels of a large
-dataset are read, by a scan and from the table that its check left. Of the loader CPU seconds are told, because they mean
-something on a busy machine.
+Synthetic photos (gradients with noise, so that they decode like photos) pass through Ultralytics' own training loader in a
+separate process, with and without kept pixels (trainer/training/speedups/pixels.py). Then a whole training runs as a plain
+script and as our training process, without kept pixels and with those of the first training. Last, the labels of a large
+dataset are read, by a scan and from the table of the check. The loader is measured in CPU seconds, which are meaningful on
+a busy machine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A dataset in the object store, brought to disk once, again, and after a change: `python -m benchmarks.sync [--tiny]`.
 
 5,000 objects of 50 KB on the stand-in server of the tests, a process on the same cores; beside it a bare loop of httpx
-and, where they are installed, aria2 and rclone (with one GET for each object, no HEAD before it), all told the keys and
-at their best number of connections. Nobody waits for the disk: peers leave the bytes to the kernel, and in memory our
+and, if installed, aria2 and rclone (with one GET for each object, no HEAD before it), all with a list of the keys and
+their best number of connections. None of them waits for the disk: peers leave the bytes to the kernel, and in memory our
 sync costs nothing. On ext4 it takes 0.3 s for 5,000 objects of 50 KB, and 0.3 s more until all have their names.
 
 All files lie in memory where there is enough: on ext4 a new file costs 0.02 ms or 0.7 ms, by how many others were

@@ -40,7 +40,7 @@ def supabase_lab(supabase):
 
 
 class SupabaseLab:
-    """A queue in an empty project, and the web app beside it, which speaks plain REST."""
+    """A queue in an empty project, and the web app beside it, which uses plain REST."""
 
     def __init__(self, stack) -> None:
         self.stack = stack

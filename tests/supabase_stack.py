@@ -281,7 +281,7 @@ class Stack:
         self.gateway.routes["/storage/v1"] = url
 
     def restart(self) -> None:
-        """Both servers anew: PostgREST takes up to half a minute to notice that its database is back."""
+        """Restart both servers: PostgREST takes up to half a minute to notice that its database is back."""
         self.postgrest.stop()
         self.postgres.stop()
         self.postgres.start()

@@ -1,3 +1,3 @@
-"""The servers that the acceptance tests share."""
+"""Servers for the acceptance tests."""
 
 from tests.supabase_fixtures import supabase, supabase_servers  # noqa: F401

@@ -1,4 +1,4 @@
-"""The real command as a process, on an embedded queue, with a fast stand-in for the training."""
+"""Run the real command as a process, on a local queue, with a fast stand-in for the training."""
 
 import json
 import os
@@ -15,7 +15,7 @@ STAND_IN = [sys.executable, str(ROOT / "tests" / "acceptance" / "stand_in_servic
 
 
 class Service:
-    """`home` holds everything. The environment is what an operator would write into an environment file.
+    """`home` is TRAINER_HOME. The other settings are environment variables.
 
     `behavior` are the stand-in's knobs; None trains for real.
     """
@@ -55,7 +55,7 @@ class Service:
         return self
 
     def run(self, *arguments, check=True):
-        """One command, to its end."""
+        """Run one command and wait for its end."""
         return subprocess.run(
             [*COMMAND, *arguments], env=self.environment, cwd=self.home, capture_output=True, text=True, check=check,
         )  # fmt: skip
@@ -69,7 +69,7 @@ class Service:
         )["id"]
 
     def insert(self, data, **configuration):
-        """Insert a run that `enqueue` may refuse, as any other program may."""
+        """Insert a run directly into the queue, even one that `enqueue` would refuse."""
         from trainer.core.job import RunRequest
         from trainer.jobs.sqlite import SqliteQueue
 
@@ -80,7 +80,7 @@ class Service:
         return self.json("status", run_id)
 
     def wait(self, run_id, *statuses, seconds=60):
-        """The row, once its status is one of those."""
+        """Wait until the run has one of the statuses, and return its row."""
         return self.wait_until(run_id, lambda row: row["status"] in statuses, seconds)
 
     def wait_until(self, run_id, holds, seconds=60):
@@ -97,7 +97,7 @@ class Service:
         raise AssertionError(f"after {seconds} s the row is {row}\n{self.log.read_text()[-4000:]}")
 
     def stop(self, number=signal.SIGTERM, seconds=30):
-        """Send a signal and wait; the exit status."""
+        """Send a signal, wait for the end of the service, and return its exit code."""
         self.process.send_signal(number)
         return self.process.wait(seconds)
 

@@ -1,4 +1,4 @@
-"""`doctor` on hosts with planted faults: it finds each, and suggests a fix in the same line."""
+"""`doctor` finds each injected fault of a host and suggests a fix in the same line."""
 
 import email.utils
 import errno
@@ -32,7 +32,7 @@ GPU = host.Gpu(index=0, name="NVIDIA H200", memory=139 * 2**30, driver="580.1")
 
 
 class HostUnderTest:
-    """A host where all is well, until a test changes something. The torch that it finds is drawn by `torch`."""
+    """A healthy host, with a fake torch, that a test can change."""
 
     def __init__(self, home, monkeypatch):
         self.home = home
@@ -53,7 +53,7 @@ class HostUnderTest:
         return [check for check in doctor.examine() if check.state == state]
 
     def fault(self):
-        """The one thing that is wrong."""
+        """Return the only fault."""
         (found,) = self.findings()
         return found
 
@@ -65,14 +65,14 @@ def a_host(tmp_path, monkeypatch):
 
 @pytest.fixture
 def project(supabase, a_host):
-    """The same host, on a Supabase project with everything that a worker needs."""
+    """The same host, with a complete Supabase project."""
     with storage_for(supabase) as storage:
         a_host.set(**settings_for(supabase))
         a_host.stack, a_host.storage = supabase, storage
         yield a_host
 
 
-# ── all is well ──
+# ── no fault ──
 
 
 def test_healthy_host_without_server_has_no_fault(a_host):
@@ -152,7 +152,7 @@ def test_anonymous_key_is_a_fault(project):
 
 @pytest.fixture
 def another_database(project, tmp_path):
-    """Puts a database of its own behind the project's URL."""
+    """Put another database behind the URL of the project."""
     servers = []
 
     def serve(*, migrated, then=""):

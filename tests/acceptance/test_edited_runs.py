@@ -1,6 +1,6 @@
-"""A run that was interrupted or failed, whose row is edited and queued again: what is asked for now is trained.
+"""A run that is edited and queued again is trained with its new settings.
 
-Real trainings by the real service; what was trained is read from what Ultralytics wrote.
+The service and the trainings are real; the files that Ultralytics wrote show what was trained.
 """
 
 import csv
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def queue(tmp_path):
-    """The service, and its queue as its users have it."""
+    """A running service and its queue."""
     with running(tmp_path, DRAIN_SECONDS=60) as service:
         yield Table(service)
 
@@ -55,7 +55,7 @@ class Table:
         self.service.wait_until(run_id, lambda _: epoch in self.epochs(run_id, attempt), seconds=90)
 
     def fail(self, run_id):
-        """End the run as the queue ends one whose worker vanished too often; the service stops working on it."""
+        """End the run as the queue does after too many lost workers; the service stops working on it."""
         with closing(sqlite3.connect(self.service.home / "queue.db", timeout=30)) as db, db:
             db.execute(
                 "update training_runs set status = 'failed', error_message = 'Use a smaller batch.' where id = ?",
@@ -89,7 +89,7 @@ class Table:
 
 @pytest.mark.long
 def test_interrupted_run_resumes_with_smaller_batch_and_image_size_and_then_fewer_epochs(queue, data):
-    """Settings that a resumed training can change: the epochs that were trained stay, the others are as asked."""
+    """The trained epochs are kept, and the remaining epochs use the new settings."""
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 3)
     queue.fail(run_id)
@@ -128,7 +128,7 @@ def test_edited_optimizer_starts_over_from_best_weights_and_then_resumes(queue, 
     queue.train_until(run_id, 2, attempt=2)
     assert queue.epochs(run_id, 2)[0] == 1
 
-    # it is interrupted: the newer checkpoint of the old training does not shadow that of the new one
+    # after the interruption, the checkpoint of the new training is used, not the newer one of the old training
     queue.service.stop(seconds=60)
     queue.service.start()
     queue.train_until(run_id, max(queue.epochs(run_id, 2)) + 1, attempt=3)

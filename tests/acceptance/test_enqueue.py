@@ -139,7 +139,7 @@ def test_unmounted_dataset_root_is_accepted(local, tmp_path):
 
 
 def test_exports_are_checked_against_packages_of_local_host_only(local, remote, monkeypatch):
-    """A remote worker may have other packages than this host."""
+    """Another worker may have other packages than this host."""
     monkeypatch.setattr("trainer.wiring.available_exports", lambda: frozenset({"torchscript"}))
     request = RunRequest(data_yaml="storage:cats", configuration={"export": ["onnx"]})
     check_request(remote, request)

@@ -1,4 +1,4 @@
-"""Whatever lies in the service's folders: it starts, serves its queue, and removes what is old."""
+"""The service starts, serves its queue and removes old files, whatever its folders contain."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ def data(tmp_path_factory):
 
 
 def aged(folder: Path, days=30.0) -> Path:
-    """With modification times of long ago, as far as they can be set."""
+    """Set old modification times where possible."""
     then = time.time() - days * 86_400
     for path in [*folder.iterdir(), folder]:
         with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ NASTY = {
 
 
 def plant(root: Path, prefix: str, outside: Path, what: list[str]) -> list[Path]:
-    """An old folder with each of the nasty things, and links in the place of folders."""
+    """Create an old folder with each kind of strange file, and links instead of folders."""
     folders = []
     for number, name in enumerate(what):
         folder = root / f"{prefix}{number}"
@@ -82,7 +82,7 @@ def everywhere(home: Path, outside: Path, prefix: str) -> list[Path]:
 
 
 def gone(folders: list[Path], seconds=20.0) -> list[Path]:
-    """Those that are still there after that time."""
+    """Return the paths that still exist after that time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(os.path.lexists(folder) for folder in folders):
         time.sleep(0.1)

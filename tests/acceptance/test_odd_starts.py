@@ -1,4 +1,4 @@
-"""The command where something that every process has is missing or broken: streams, home, `.env`, systemd's socket."""
+"""The command works, or fails with one line, without standard streams, home, `.env` or notify socket."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from tests.acceptance.service import COMMAND, Service
 from trainer.demo import draw_dataset
 
 WITHOUT_STREAMS = {"stderr": "2>&-", "output": ">&- 2>&-", "all": "<&- >&- 2>&-"}
-# root's rights to read what is below /root without being root: no passwd entry, hence no home
+# a user without a passwd entry, and so without a home, who may read files in /root
 UNKNOWN_USER = [
     "setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override",
 ]  # fmt: skip
@@ -40,7 +40,7 @@ def wait_until(holds, seconds=15):
 
 
 def refused(service, *arguments, **environment):
-    """The one line on stderr of a command that refuses to work, and its exit code."""
+    """Run a command that fails; return its only line on stderr and its exit code."""
     service.environment |= environment
     told = service.run(*arguments, check=False)
     assert told.stdout == ""
@@ -93,12 +93,12 @@ def test_user_without_home_gets_error_about_trainer_home(service, arguments):
     (line,) = told.stderr.splitlines()
     assert told.returncode == 2
     assert "TRAINER_HOME" in line
-    assert "set it to a path that begins with /" in line
+    assert "set it to a path that starts with /" in line
 
 
 @needs_root
 def test_user_without_passwd_entry_trains_with_trainer_home():
-    # pytest's own folders are closed to other users
+    # other users cannot read pytest's folders
     with tempfile.TemporaryDirectory() as folder:
         service = Service(Path(folder, "home"), {})
         run_id = service.enqueue(draw_dataset(Path(folder, "data"), images=5, size=64), epochs=2)
@@ -154,8 +154,8 @@ def test_binary_environment_file_is_one_line_error(service, arguments, content, 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda path: path.mkdir(), "not a file"),
-        (os.mkfifo, "not a file"),
+        (lambda path: path.mkdir(), "it is not a regular file"),
+        (os.mkfifo, "it is not a regular file"),
         (lambda path: path.symlink_to("nowhere"), "does not exist"),
     ],
     ids=["folder", "pipe", "dangling link"],

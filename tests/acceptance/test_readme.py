@@ -42,7 +42,7 @@ def test_documented_commands_work_in_their_order(tmp_path, drawn):
 
 @pytest.fixture
 def project(supabase, drawn):
-    """A project with the README's dataset, and its web app."""
+    """A project with the dataset of the documentation, and its web app."""
     with storage_for(supabase) as storage, WebApp(supabase) as app:
         put_dataset(storage, drawn, prefix="cats")
         yield supabase, app
@@ -59,7 +59,7 @@ def by_sql(stack):
 
 
 def by_javascript(stack):
-    """supabase-js sends the object as it is; what is run here is the README's own text."""
+    """Run the documented program with a fake client, because supabase-js sends the object unchanged."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     (program,) = blocks("js", section("Insert a run", PAGES["runs"]))

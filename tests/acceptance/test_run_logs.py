@@ -1,4 +1,4 @@
-"""What an on-call engineer reads: the service's lines about a run, its phases with their times, and the run's own log."""
+"""The log of the service, the phase events and the log of a run contain what an on-call engineer needs."""
 
 import itertools
 import json
@@ -69,7 +69,7 @@ def test_every_log_line_of_a_run_has_id_attempt_and_phase(supabase, drawn, home)
             deadline = time.monotonic() + 60
             while app.row(run_id)["progress_epoch"] < 1 and time.monotonic() < deadline:
                 time.sleep(0.05)
-            # now the beats get no answer, and neither do the uploads of checkpoints
+            # from now on, heartbeats and checkpoint uploads get no answer
             supabase.gateway.faults = lambda _, path: (503, {}, b"") if "beat_training_run" in path else None
             storage.fault("status", on="POST /object/training-artifacts", status=403, times=3, body=b"{}")
             while "queue unavailable" not in service.log.read_text() and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Secrets go in at every door of the real command, and come out at none: logs, rows, events, files, the child."""
+"""No secret that the service receives appears in its logs, rows, events, files or training process."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def key(request, supabase):
 
 
 class Leaks:
-    """Everything that came out of the service while it was fed secrets, by where it came out."""
+    """All output of the service, by its place."""
 
     def __init__(self, service, app, secrets):
         self.service, self.app, self.secrets = service, app, secrets
@@ -70,7 +70,7 @@ class Leaks:
                 self.out[str(path)] = path.read_bytes().decode("latin-1")
         for run in runs:
             row = self.app.row(run)
-            row.pop("data_yaml")  # the user's own words
+            row.pop("data_yaml")  # the user's own text
             self.out[f"row {run}"] = json.dumps(row)
             self.out[f"events {run}"] = json.dumps(self.app.events(run))
         for bucket, objects in storage.objects.items():
@@ -83,7 +83,7 @@ class Leaks:
         )
 
     def links(self):
-        """Where signed URLs came out that open the user's objects; rows have them, for the app."""
+        """Return the places with signed URLs of the user's objects. Rows contain them for the app."""
         return [place for place, text in self.out.items() if SIGNED.search(text) and not place.startswith("row ")]
 
 
@@ -109,7 +109,7 @@ def wait(app, run_id, *statuses, seconds=60):
 
 
 def echo(key):
-    """What a careless proxy answers: the request that it was sent, with its credentials."""
+    """Answer as a careless proxy does: with the request that it received, including the credentials."""
     return f'{{"message": "cannot pass on: apikey {key}, Authorization: Bearer {key}", "code": "X"}}'.encode()
 
 
@@ -122,13 +122,13 @@ def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_pa
         leaks = Leaks(service, app, [key, supabase.service_key, AWS, PASSWORD, URL_PASSWORD, URL_TOKEN, REDIRECT_TOKEN])
         secret_url = f"http://user:{URL_PASSWORD}@{web.host}/%s?token={URL_TOKEN}"
         data = put_dataset(storage, drawn)
-        # a run whose upload and whose beats stumble over a proxy that echoes the key
+        # a run whose upload and heartbeats fail at a proxy that echoes the key
         storage.fault("status", on="POST /object/training-artifacts", times=2, status=503, body=echo(key))
         refusals = iter([(503, {"Content-Type": "application/json"}, echo(key))] * 3)
         supabase.gateway.faults = lambda _, path: next(refusals, None) if "beat_training_run" in path else None
         runs = [app.insert(data, epochs=2)]
         assert wait(app, runs[0], "completed", "failed")["status"] == "completed"
-        # datasets by URL: one that works, and ones that fail in their ways
+        # datasets by URL: one that works, and several that fail
         runs.append(app.insert(f"http://{web.host}/cats.zip?token={URL_TOKEN}", epochs=1))
         assert wait(app, runs[1], "completed", "failed")["status"] == "completed", app.row(runs[1])["error_message"]
         for path in ("gone.zip", "moved", "cats.zip"):
@@ -139,7 +139,7 @@ def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_pa
         runs.append(app.insert("storage:datasets/elsewhere/data.yaml", epochs=1))
         wait(app, runs[-1], "failed", "queued", "completed")
         storage.faults.clear()
-        # a training that prints everything it has and crashes
+        # a training that prints its whole environment and crashes
         service.behave(at_epoch=1, crash={"error": "RuntimeError", "message": "boom"}, print=f"url {secret_url}")
         runs.append(app.insert(data, epochs=1))
         wait(app, runs[-1], "failed")
@@ -155,7 +155,7 @@ def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_pa
 
 
 def _printed_by_the_training_itself(place, run_id):
-    """What the training writes into its own log is the user's; this test made it print a URL of theirs."""
+    """Return whether the file is the run's own log, into which this test made the training print a URL of the user."""
     return run_id in place and ("run.log" in place or place.startswith("logs "))
 
 

@@ -1,4 +1,4 @@
-"""The service as its operator sees it: the real command, real signals, an embedded queue."""
+"""The real command with real signals and a local queue."""
 
 import json
 import os
@@ -149,7 +149,7 @@ def test_second_signal_exits_at_once_and_run_resumes_later(home, data):
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
 def test_second_sighup_does_not_end_the_drain(home, data, first):
-    """A terminal that closes sends several, and systemd can send one right after SIGTERM."""
+    """A closing terminal sends several SIGHUPs, and systemd can send one right after SIGTERM."""
     with running(home, {"seconds_per_epoch": 0.5}) as service:
         run_id = service.enqueue(data, epochs=8)
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
@@ -191,7 +191,7 @@ def test_killed_training_is_retried_and_service_continues(home, data):
         run_id = service.enqueue(data, epochs=6)
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 2)
         for child in service.children():
-            with suppress(psutil.NoSuchProcess):  # a killed guardian takes the others with it
+            with suppress(psutil.NoSuchProcess):  # killing a guardian ends the others, too
                 child.kill()
 
         row = service.wait_until(run_id, lambda row: row["status"] == "queued" or row["attempt"] > 1)

@@ -1,4 +1,4 @@
-"""Runs and the GPUs of a host, as the real command shares them out; the driver and the training are pretended."""
+"""The real command assigns GPUs to runs; the driver and the training are fakes."""
 
 import re
 import time
@@ -28,7 +28,7 @@ def finish(service, run_id):
 
 
 def gpus_of(service, run_id):
-    """What the training process could see."""
+    """Return the GPUs that the training process could see."""
     return re.search(r"environment CUDA_VISIBLE_DEVICES=(\S*)", service.run("logs", run_id).stdout)[1]
 
 

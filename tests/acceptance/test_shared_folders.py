@@ -1,4 +1,4 @@
-"""Two services on the same DATASET_ROOT and RUNS_DIR: neither removes what the other uses, each what the other left."""
+"""Two services share DATASET_ROOT and RUNS_DIR: neither removes files that the other one uses."""
 
 import os
 import time
@@ -40,13 +40,13 @@ def test_service_keeps_files_in_use_by_another_and_removes_its_leftovers(tmp_pat
         run_id = a.enqueue(data, epochs=8)
         a.wait_until(run_id, lambda row: ((row["results"] or {}).get("progress") or {}).get("epoch", 0) >= 1)
         view, run_dir = shared["DATASET_ROOT"] / "datasets" / f"run_{run_id}", shared["RUNS_DIR"] / f"train_{run_id}"
-        looks_old(view)  # as in a run of many days, in which nothing in it changes
+        looks_old(view)  # as in a run of many days
         a.wait_until(run_id, lambda row: row["results"]["progress"]["epoch"] >= 5)
         assert (view / "data.yaml").exists()
         assert (run_dir / "run.log").exists()
         row = a.wait(run_id, "completed", "failed", "queued")
         assert (row["status"], row["attempt"]) == ("completed", 1)
-        wait_until(lambda: not run_dir.exists())  # it is over, and KEEP_RUNS_DAYS of b as well
+        wait_until(lambda: not run_dir.exists())  # the run has ended, and KEEP_RUNS_DAYS of b has passed
 
         second = a.enqueue(data, epochs=100)
         a.wait_until(second, lambda row: ((row["results"] or {}).get("progress") or {}).get("epoch", 0) >= 1)

@@ -1,4 +1,4 @@
-"""systemd's side, played exactly: the notify socket, the watchdog, the signals, and what its own tools say of the units."""
+"""A fake systemd: notify socket, watchdog and signals. The tools of systemd check the units."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ UNITS = Path(__file__).parents[2] / "systemd"
 
 @pytest.fixture
 def manager(tmp_path):
-    """The socket on which systemd listens; `hear` collects what was said within some seconds."""
+    """The notify socket of systemd. `hear` returns the messages of some seconds."""
 
     class Manager:
         address = str(tmp_path / "notify")
@@ -148,7 +148,7 @@ def test_unit_exposure_is_ok(unit):
 
 @pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
 def test_unit_allows_the_sandbox_of_training_processes(unit):
-    """They are in no set of systemd 252, and the last filter that names a call decides."""
+    """No set of systemd 252 contains these calls, and the last filter that names a call decides."""
     filters = re.findall(r"^SystemCallFilter=(.*)$", (UNITS / unit).read_text(), re.MULTILINE)
 
     allowed = {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "seccomp"}
@@ -159,7 +159,7 @@ def test_unit_allows_the_sandbox_of_training_processes(unit):
 @needs_systemd
 @pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
 def test_units_are_valid(tmp_path, unit):
-    """As written, but for the installed interpreter, which is not here."""
+    """Only the path of the interpreter is replaced, because it does not exist here."""
     name = unit.replace("@.", "@a.")
     text = (UNITS / unit).read_text()
     (tmp_path / name).write_text(text.replace("/opt/yolo-trainer/.venv/bin/python", "/usr/bin/env"))

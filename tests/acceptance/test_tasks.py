@@ -1,4 +1,4 @@
-"""Each of YOLO's tasks through the whole service: a dataset on disk, a row, a training, fine-tuning from it, an export."""
+"""Each task through the whole service: dataset, row, training, fine-tuning, export."""
 
 import json
 
@@ -23,7 +23,7 @@ METRIC = {
 
 
 def classes(root):
-    """Class folders, as a classification has them."""
+    """Create a dataset of class folders."""
     for split, count in (("train", 8), ("val", 4)):
         for number in range(count):
             folder = root / split / ("square" if number % 2 == 0 else "disc")
@@ -57,7 +57,7 @@ def test_task_trains_fine_tunes_and_exports(tmp_path, task):
 
 
 def test_dice_annotations_file_trains(tmp_path):
-    """Annotations inside their images, a background class, other category ids than YOLO's, a split by ids as text."""
+    """The file nests annotations in images, has a background class, other category IDs than YOLO and a split by ID."""
     for name, content in dice().files.items():
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What an operator sees of a worker that claims no runs, or that does not start."""
+"""An unhealthy worker, or one that cannot start, is visible to the operator."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from trainer.jobs.sqlite import SqliteQueue
 
 @pytest.fixture
 def lost(tmp_path):
-    """A service whose RUNS_DIR turns into a file while it idles."""
+    """A service whose RUNS_DIR is replaced by a file while it is idle."""
     with running(tmp_path / "home", {}, RUNS_DIR=tmp_path / "runs", WORKER_ID="gpu-7") as service:
         queue, deadline = SqliteQueue(service.home / "queue.db"), time.monotonic() + 20
         while not queue.workers() and time.monotonic() < deadline:

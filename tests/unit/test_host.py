@@ -1,4 +1,4 @@
-"""What this machine is."""
+"""Detection of GPUs and processors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The service's own lines: three forms, no secrets."""
+"""Log lines have three formats and contain no secrets."""
 
 import contextlib
 import io
@@ -86,7 +86,7 @@ def test_lower_levels_are_not_written(lines):
 
 
 def test_log_write_error_is_ignored():
-    """/dev/full is a disk without space."""
+    """/dev/full behaves like a full disk."""
     with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:
         configure_logging("json", "INFO", stream=full)
 

@@ -1,4 +1,4 @@
-"""The environment is read once, checked at once, and shows no secret."""
+"""Settings come from the environment, are checked together and show no secret."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the signals do that end the service; the drain itself is tested with real services (acceptance/test_service.py)."""
+"""Signals that stop the service. acceptance/test_service.py tests the drain with real services."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Rows for people: whatever a row holds, it is drawn, and so are the others."""
+"""Rows are printed whatever they contain, and never hide other rows."""
 
 import json
 from datetime import UTC, datetime
@@ -60,7 +60,7 @@ def test_worker_with_invalid_time_is_gone_and_hides_no_other_worker(capsys, seen
 
 
 class OneRun:
-    """A table with one run, or none."""
+    """A run table with at most one run."""
 
     def __init__(self, row):
         self.row = row
@@ -71,7 +71,7 @@ class OneRun:
 
 @pytest.fixture
 def no_terminal(monkeypatch):
-    """A pipe in an environment that says that there is a narrow terminal."""
+    """Standard output is a pipe, but the environment describes a narrow terminal."""
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("FORCE_COLOR", "1")
 

@@ -21,8 +21,8 @@ app = typer.Typer(
     name="yolo-trainer",
     help=(
         "Insert a row, get a trained model.\n\n"
-        "Without a command, runs the service: it claims queued runs, trains them on this machine and publishes the "
-        "models, until SIGTERM, SIGHUP or Ctrl-C. Configuration comes from the environment and .env (see .env.example)."
+        "Without a command, run the service: claim queued runs, train them on this host and publish the models, until "
+        "SIGTERM, SIGHUP or Ctrl-C. Settings come from environment variables and .env (see .env.example)."
     ),
     no_args_is_help=False,
     pretty_exceptions_enable=False,

@@ -17,7 +17,7 @@ def demo(
         int | None, typer.Option(min=1, help="Epochs to train, instead of the demo's own number.")
     ] = None,
 ) -> None:
-    """Draw a dataset, start a service, train one run and show the result."""
+    """Train one run on a drawn dataset and show the result."""
     from trainer.demo import run_demo
 
     raise typer.Exit(run_demo(folder.absolute(), epochs))

@@ -23,7 +23,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the log of a run that this host has worked on: all its attempts, oldest first."""
+    """Print the log of a run. It contains all attempts on this host, oldest first."""
     from trainer.wiring import run_logs
 
     settings = settings_or_exit()

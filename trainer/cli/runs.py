@@ -48,7 +48,7 @@ def watch(run_id: RunId) -> None:
 
 @app.command()
 def cancel(run_id: RunId, as_json: AsJson = False) -> None:
-    """Cancel a run: a queued one at once, a running one at its next batch."""
+    """Cancel a run. A queued run ends at once, a running run at its next batch."""
     with run_table() as table:
         row = existing(table.cancel(run_id), run_id)
     print_status(row, as_json=as_json)
@@ -56,7 +56,7 @@ def cancel(run_id: RunId, as_json: AsJson = False) -> None:
 
 @app.command()
 def finish(run_id: RunId, as_json: AsJson = False) -> None:
-    """End a training early: stop after the current epoch, keep the best model and complete the run."""
+    """Complete a run early. It stops after the current epoch and keeps the best model."""
     with run_table() as table:
         row = existing(table.request_finish(run_id), run_id)
     print_status(row, as_json=as_json)
@@ -64,7 +64,7 @@ def finish(run_id: RunId, as_json: AsJson = False) -> None:
 
 @app.command()
 def requeue(run_id: RunId, as_json: AsJson = False) -> None:
-    """Queue a run again after it has ended, with its present settings."""
+    """Queue an ended run again, with its current settings."""
     with run_table() as table:
         row = existing(table.requeue(run_id), run_id)
         if row.status != Status.QUEUED:

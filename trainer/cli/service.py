@@ -38,7 +38,7 @@ def serve(
     try:
         with signals_set(shutdown), build_service(settings, shutdown) as daemon:
             if not daemon.run(shutdown):
-                log.warning("the drain time is over; runs that did not end will go on from their last checkpoint")
+                log.warning("drain timed out, unfinished runs resume from their last checkpoint")
     except TrainerError as error:  # wrong settings, a folder that cannot be written, a queue file on a full disk
         fail(*str(error).splitlines(), code=2 if isinstance(error, Misconfigured) else 1)
 

@@ -12,7 +12,7 @@ from trainer.cli.app import AsJson, app, settings_or_exit
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the models that a run may start from, and the weights on this host."""
+    """List the models that a run may start from."""
     from trainer import terminal
     from trainer.core.model_catalog import entries
     from trainer.wiring import weights_on_disk
