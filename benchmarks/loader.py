@@ -85,7 +85,7 @@ def quickest(epochs: list[Epoch]) -> Epoch:
 
 def environment(home: Path) -> dict[str, str]:
     """The training process' own, for the plain script as well."""
-    return child_environment(os.environ, private_folder(home, home), home, devices=(), threads=None)
+    return child_environment(os.environ, private_folder(home, home), home, devices=())
 
 
 def loaded(dataset: PreparedDataset, home: Path, *, imgsz: int, kept: int, cache: str = "") -> list[Epoch]:

@@ -74,7 +74,7 @@ class Bare:
     def __init__(self, folder: Path, data: Path) -> None:
         self._folder, self._data = folder, data
         private = private_folder(folder / "bare-home", folder / "bare-home")
-        self._environment = child_environment(os.environ, private, folder / "bare-home", devices=(), threads=None)
+        self._environment = child_environment(os.environ, private, folder / "bare-home", devices=())
         self._environment["PYTHONPATH"] += os.pathsep + str(PROBE)
         self._count = 0
 

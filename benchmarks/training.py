@@ -81,18 +81,18 @@ def cancel(dataset: PreparedDataset, folder: Path, repeats: int) -> list[float]:
 def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> float:
     """Microseconds that our callback adds to a batch, events written to a pipe that is read."""
     before = dict(os.environ)
-    os.environ |= child_environment(before, private_folder(folder, folder), folder, devices=(), threads=None)
+    os.environ |= child_environment(before, private_folder(folder, folder), folder, devices=())
     import torch
 
-    from trainer.training.child.event_pipe import Outbox
+    from trainer.training.child.event_pipe import EventWriter
     from trainer.training.yolo.callbacks import Callbacks
     from trainer.training.yolo.progress_meter import ProgressMeter
 
     os.environ.clear()
     os.environ |= before
-    outbox = Outbox(os.open(os.devnull, os.O_WRONLY), on_broken=lambda: None)
-    meter = ProgressMeter(outbox.send)
-    callbacks = Callbacks(folder, dataset, meter, StopSignal(), outbox.send, None)
+    writer = EventWriter(os.open(os.devnull, os.O_WRONLY), on_broken=lambda: None)
+    meter = ProgressMeter(writer.send)
+    callbacks = Callbacks(folder, dataset, meter, StopSignal(), writer.send, None)
     tloss = {name: torch.tensor(1.0) for name in ("box_loss", "cls_loss", "dfl_loss")}
     trainer = SimpleNamespace(batch_size=16, tloss=tloss, _get_memory=lambda: 0.0)
     meter.epoch_started(1, 100, 10**6)
@@ -113,9 +113,11 @@ def checkpoint(folder: Path, mebibytes: int) -> list[float]:
     times = []
     for epoch in range(5):
         began = time.perf_counter()
-        taken = checkpoint_file.take(state, folder, Progress(epoch=epoch), {"results.csv": folder / "results.csv"})
+        prepared = checkpoint_file.prepare(
+            state, folder, Progress(epoch=epoch), {"results.csv": folder / "results.csv"}
+        )
         times.append((time.perf_counter() - began) * 1000)
-        checkpoint_file.settle(taken, Progress(epoch=epoch))
+        checkpoint_file.commit(prepared, Progress(epoch=epoch))
     return times
 
 

@@ -38,7 +38,8 @@ from trainer.storage.local import LocalObjectStore
 from trainer.storage.router import StoreRouter
 from trainer.systemd import ServiceManager
 from trainer.training.exports import available_exports
-from trainer.training.supervisor.process import ChildTrainer, Patience
+from trainer.training.supervisor.process import ChildTrainer
+from trainer.training.supervisor.training_watch import TimeLimits
 from trainer.weights.model_folder import ModelFolder
 from trainer.worker.claiming import Claimer
 from trainer.worker.daemon import Daemon
@@ -315,13 +316,12 @@ def build_trainer(settings: Settings) -> ChildTrainer:
         environment=process_environment(),
         home=settings.trainer_home / "children",
         weights=settings.models_folder,
-        patience=Patience(
+        limits=TimeLimits(
             grace=settings.cancel_grace,
             shutdown=run_times(settings).save_checkpoint,
             stall=settings.stall_seconds,
         ),
         warm_start=settings.warm_start,
-        timestamp_output=False,  # the run's log has the times
         fast_loader_bytes=int(settings.dataset_cache_gb * GB) if settings.fast_loader else 0,
         sandbox=settings.sandbox,
     )

@@ -26,7 +26,7 @@ from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import KeptPixels
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.storage.local import LocalObjectStore
-from trainer.training.yolo.checkpoint_file import Progress, settle, take
+from trainer.training.yolo.checkpoint_file import Progress, commit, prepare
 from trainer.weights.model_folder import ModelFolder
 from trainer.worker.journal import Journal
 from trainer.worker.orphaned_journals import orphaned_journals
@@ -72,7 +72,7 @@ def test_announced_checkpoint_survives_a_power_cut(power_cut, tmp_path):
     state, progress = tmp_path / "last.pt", Progress(epoch=3)
     with zipfile.ZipFile(state, "w") as archive:
         archive.writestr("archive/data.pkl", "x" * 100_000)
-    saved = settle(take(state, runs.place, progress, {}), progress)
+    saved = commit(prepare(state, runs.place, progress, {}), progress)
 
     runs.strike()
     runs.mend()

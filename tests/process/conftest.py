@@ -15,26 +15,27 @@ from trainer.core.model import Architecture
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
-from trainer.training.supervisor.process import ChildTrainer, Patience
+from trainer.training.supervisor.process import ChildTrainer
+from trainer.training.supervisor.training_watch import TimeLimits
 
 PROGRAMS = Path(__file__).parent / "programs"
 
 
-def guardians():
-    """The first guardians of trainings among this process's children; others may be the servers of other tests."""
-    return [child for child in psutil.Process().children() if is_guardian(child)]
+def subreapers():
+    """The first subreapers of trainings among this process's children; others may be the servers of other tests."""
+    return [child for child in psutil.Process().children() if is_subreaper(child)]
 
 
-def second(guardian):
-    """The guardian below the first one; the program is its only child unless something was orphaned."""
+def second(subreaper):
+    """The subreaper below the first one; the program is its only child unless something was orphaned."""
     deadline = time.monotonic() + 10
-    while not guardian.children() or not guardian.children()[0].children():
+    while not subreaper.children() or not subreaper.children()[0].children():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return guardian.children()[0]
+    return subreaper.children()[0]
 
 
-def is_guardian(process):
+def is_subreaper(process):
     try:
         command = process.cmdline()
         if not command:  # in the middle of exec, or a zombie
@@ -134,21 +135,19 @@ def program(tmp_path, home):
     """Makes a trainer of one of the programs, by its name; closed at the end."""
     made = []
 
-    def make(name, *arguments, environment=None, warm_start=False, threads=None, timestamp_output=False, **patience):
+    def make(name, *arguments, environment=None, warm_start=False, **limits):
         trainer = ChildTrainer(
             environment=dict(os.environ) if environment is None else environment,
             home=home,
             weights=tmp_path / "models",
             program=(sys.executable, str(PROGRAMS / f"{name}.py"), *arguments),
-            patience=Patience(
+            limits=TimeLimits(
                 **(
-                    {"grace": 0.3, "shutdown": patience.get("grace", 0.3), "starting": 10, "stall": 10, "exit": 0.5}
-                    | patience
+                    {"grace": 0.3, "shutdown": limits.get("grace", 0.3), "starting": 10, "stall": 10, "exit": 0.5}
+                    | limits
                 )
             ),
             warm_start=warm_start,
-            threads=threads,
-            timestamp_output=timestamp_output,
         )
         made.append(trainer)
         return Trained(tmp_path, trainer)
@@ -168,7 +167,7 @@ def leak_check():
     while time.monotonic() < deadline and (threading.active_count(), me.num_fds()) != before:
         time.sleep(0.02)
     assert (threading.active_count(), me.num_fds()) == before
-    assert guardians() == []
+    assert subreapers() == []
 
 
 def alive(pid):

@@ -89,7 +89,7 @@ def place(tmp_path, home):
     (tmp_path / "pictures/2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
     (tmp_path / "view/images/train/2.png").symlink_to(tmp_path / "pictures" / "2.png")
     folder = private_folder(home, tmp_path / "models")
-    environment = child_environment(dict(os.environ), folder, home, devices=(), threads=None)
+    environment = child_environment(dict(os.environ), folder, home, devices=())
     return Place(tmp_path, order_for(tmp_path), environment)
 
 
@@ -292,7 +292,7 @@ def test_it_is_done_in_no_time(place):
 
 def test_a_missing_protection_is_told_and_the_training_goes_on(place, monkeypatch, tmp_path):
     def refuse(*_, **__):
-        raise landlock.Refused(38, "Function not implemented")
+        raise landlock.SandboxUnavailable(38, "Function not implemented")
 
     monkeypatch.setattr(policy, "confine_files", refuse)
     monkeypatch.setattr(policy, "close_network", refuse)
@@ -300,7 +300,7 @@ def test_a_missing_protection_is_told_and_the_training_goes_on(place, monkeypatc
     files, network = policy.confine(place.order, place.environment)
 
     assert files == "files (Landlock: Function not implemented)"
-    assert network == "the network (seccomp: Function not implemented)"
+    assert network == "network (seccomp: Function not implemented)"
 
 
 def test_without_what_it_needs_nothing_is_closed(tmp_path):
@@ -308,10 +308,10 @@ def test_without_what_it_needs_nothing_is_closed(tmp_path):
     (tmp_path / "needed").write_text("x")
     code = f"""
 from pathlib import Path
-from trainer.training.sandbox.landlock import Refused, confine_files
+from trainer.training.sandbox.landlock import SandboxUnavailable, confine_files
 try:
     confine_files(write=[], read=[Path("/usr")], run=[], tcp=False, samples=[Path({str(tmp_path / "needed")!r})])
-except Refused as error:
+except SandboxUnavailable as error:
     print(error.strerror)
 print(open({str(tmp_path / "needed")!r}).read())
 """
@@ -323,7 +323,7 @@ print(open({str(tmp_path / "needed")!r}).read())
 def test_an_unknown_processor_is_told(monkeypatch):
     monkeypatch.setattr(landlock.platform, "machine", lambda: "vax")
 
-    with pytest.raises(landlock.Refused, match="vax"):
+    with pytest.raises(landlock.SandboxUnavailable, match="vax"):
         landlock.close_network()
 
 
@@ -332,7 +332,7 @@ def test_an_unknown_processor_is_told(monkeypatch):
 
 def test_the_packages_that_will_be_imported_are_among_what_is_tried_first(place):
     """An installation in some other way would otherwise end in an ImportError."""
-    tried = policy.reach_of(place.order, place.environment).samples
+    tried = policy.access_policy(place.order, place.environment).samples
 
     assert [path.parent.name for path in tried[-4:]] == ["torch", "ultralytics", "numpy", "trainer"]
     assert all(path.is_file() for path in tried[-4:])
@@ -341,10 +341,10 @@ def test_the_packages_that_will_be_imported_are_among_what_is_tried_first(place)
 def test_a_list_of_fonts_that_is_there_is_not_written_again(place):
     fonts = Path(place.environment["MPLCONFIGDIR"])
 
-    assert fonts in policy.reach_of(place.order, place.environment).write
+    assert fonts in policy.access_policy(place.order, place.environment).write
     (fonts / "fontlist-v390.json").write_text("{}")
-    assert fonts not in policy.reach_of(place.order, place.environment).write
-    assert fonts in policy.reach_of(place.order, place.environment).read
+    assert fonts not in policy.access_policy(place.order, place.environment).write
+    assert fonts in policy.access_policy(place.order, place.environment).read
 
 
 def test_around_a_hole_everything_else_stays(tmp_path):
@@ -352,11 +352,11 @@ def test_around_a_hole_everything_else_stays(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    parts = set(policy.around(tmp_path, tmp_path / "app" / ".env"))
+    parts = set(policy.without(tmp_path, tmp_path / "app" / ".env"))
 
     assert parts == {tmp_path / "lib", tmp_path / "bin", tmp_path / "app" / "code.py"}
-    assert list(policy.around(tmp_path / "app", tmp_path / "app")) == []
-    assert list(policy.around(tmp_path / "app", tmp_path / "lib")) == [tmp_path / "app"]
+    assert list(policy.without(tmp_path / "app", tmp_path / "app")) == []
+    assert list(policy.without(tmp_path / "app", tmp_path / "lib")) == [tmp_path / "app"]
 
 
 def test_links_of_a_view_are_followed_to_their_last_folder(place):
@@ -384,7 +384,7 @@ def test_a_driver_that_sleeps_since_the_boot_is_woken_while_that_is_allowed(tmp_
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    policy.wake_driver(tmp_path)
+    policy.create_gpu_device(tmp_path)
 
     assert (tmp_path / "asked").exists() == woken
     if woken:

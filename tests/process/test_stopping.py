@@ -49,7 +49,7 @@ def test_a_child_that_is_deaf_to_requests_gets_sigterm_after_the_grace(program):
 
 
 def test_a_child_that_ignores_every_signal_is_killed(program, monkeypatch):
-    monkeypatch.setattr("trainer.training.supervisor.process._TERM_SECONDS", 0.3)
+    monkeypatch.setattr("trainer.training.supervisor.training_watch._TERM_SECONDS", 0.3)
     training = program("ignores_every_signal", grace=0.3)
 
     assert 0.5 < stop_with(training, StopReason.CANCELED) < 5

@@ -1,4 +1,4 @@
-"""Which formats a model can be exported to on this host; imports no torch, so that a request can be checked early."""
+"""The export formats that this host supports. Does not import torch, so that the supervisor can check a request early."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from trainer.core.export_formats import PACKAGES
 
 
 def available_exports() -> frozenset[str]:
-    """The formats whose packages are installed; Ultralytics would install the others by itself, which it never may."""
+    """Return the formats whose packages are installed. A training process must not install packages, so others are refused."""
     return frozenset(name for name, modules in PACKAGES.items() if all(find_spec(module) for module in modules))

@@ -1,15 +1,15 @@
-"""What the supervisor and the child say to each other: one JSON object a line, in both directions.
+"""The protocol between the supervisor and a training process: one JSON object per line, in both directions.
 
-    supervisor → child, on its stdin                {"kind": "train", …}    once, the first line
+    supervisor → training process, on its stdin     {"kind": "train", …}    once, the first line
                                                     {"kind": "stop", "reason": "canceled|shutdown|finish"}
-    child → supervisor, on the descriptor that      one event of core/events.py a line, told apart by `kind`
-    its argument `--events-fd N` names
+    training process → supervisor, on the           one event of core/events.py per line; `kind` is its type
+    descriptor of its argument `--events-fd N`
 
-Nothing of this ever travels on stdout or stderr: those belong to whatever a library prints.
+Stdout and stderr are not part of the protocol: libraries print there.
 
-For the child's side: a warm spare is started before its order exists, so the GPUs travel in the order. Set
-CUDA_VISIBLE_DEVICES from `order.devices` ("" for none) before anything touches CUDA; torch reads it when CUDA starts,
-not when it is imported. End of file on stdin means that the supervisor is gone or wants no training: exit 0.
+A prestarted process is started before its order exists, so the order names the GPUs. The process sets
+CUDA_VISIBLE_DEVICES from `order.devices` ("" for none) before anything uses CUDA; torch reads it when CUDA is
+initialized, not when torch is imported. End of file on stdin means that the supervisor has ended or has no order: exit 0.
 """
 
 from __future__ import annotations
@@ -31,23 +31,27 @@ from trainer.core.stop import StopReason
 
 Command: TypeAlias = TrainingOrder | StopReason
 
-LONGEST_LINE = 8 * 2**20  # bytes; a final report with its curves has some hundred KiB
-_QUOTED = 200  # characters of a bad line that an error repeats
+# environment variables that the supervisor sets for a training process
+SANDBOX = "TRAINER_SANDBOX"  # "0": the process does not sandbox itself
+FAST_LOADER = "TRAINER_FAST_LOADER"  # bytes of decoded images that the process may store on disk
+
+LONGEST_LINE = 8 * 2**20  # bytes; a final report with its curves has a few hundred KiB
+_QUOTED = 200  # characters of an invalid line that an error message repeats
 
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
 class WireError(ValueError):
-    """A line that is not what this side of the wire may hear."""
+    """A line that is not a valid message for this side."""
 
 
 def encode_event(event: Event) -> bytes:
-    """The event as one line. Numbers that JSON cannot hold (NaN, ±inf) are left out of mappings and null in lists."""
+    """Return the event as one line. NaN and infinity are left out of mappings and become null in lists."""
     return _line(_EVENTS.dump_python(event, mode="python"))
 
 
 def decode_event(line: bytes) -> Event:
-    """The event of one line; keys that this version does not know are ignored. Raises `WireError`."""
+    """Return the event of one line; unknown keys are ignored. Raises `WireError`."""
     data = _object(line)
     try:
         return _EVENTS.validate_python(data)
@@ -58,7 +62,7 @@ def decode_event(line: bytes) -> Event:
 
 
 def encode_order(order: TrainingOrder) -> bytes:
-    """The training as one line; the dataset's findings and summary stay with the supervisor."""
+    """Return the order as one line, without the dataset's findings and summary."""
     dataset = order.dataset
     return _line(
         {
@@ -84,12 +88,12 @@ def encode_order(order: TrainingOrder) -> bytes:
 
 
 def encode_stop(reason: StopReason) -> bytes:
-    """A polite request to stop, as one line."""
+    """Return a stop request as one line."""
     return _line({"kind": "stop", "reason": reason.value})
 
 
 def decode_command(line: bytes) -> Command:
-    """What the supervisor asks for: a training, or a stop with its reason. Raises `WireError`."""
+    """Return the command of one line: an order, or the reason of a stop request. Raises `WireError`."""
     data = _object(line)
     if data.get("kind") not in ("train", "stop"):
         raise WireError(f"{_quoted(line)} is not a command: kind must be train or stop")
@@ -100,7 +104,7 @@ def decode_command(line: bytes) -> Command:
 
 
 def decode_order(line: bytes) -> TrainingOrder:
-    """The training that one line asks for. Raises `WireError`."""
+    """Return the order of one line. Raises `WireError`."""
     command = decode_command(line)
     if not isinstance(command, TrainingOrder):
         raise WireError(f"{_quoted(line)} is not an order to train")
@@ -135,7 +139,7 @@ def _line(data: JsonObject) -> bytes:
 
 def _object(line: bytes) -> JsonObject:
     if len(line) > LONGEST_LINE:
-        raise WireError(f"{_quoted(line)} is {len(line)} bytes long, more than a line may have")
+        raise WireError(f"{_quoted(line)} has {len(line)} bytes; a line has at most {LONGEST_LINE}")
     try:
         data = _clean(json.loads(line))
     except (ValueError, RecursionError) as error:
@@ -146,19 +150,19 @@ def _object(line: bytes) -> JsonObject:
 
 
 def _clean(value: Any) -> Any:
-    """The value without what JSON (NaN, inf) and Postgres' jsonb (NUL, lone surrogates) cannot hold."""
+    """Return the value without NaN, infinity, NUL and lone surrogates, which JSON or Postgres' jsonb cannot store."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     if isinstance(value, dict):
-        return {_clean(str(k)): _clean(v) for k, v in value.items() if not _is_unspeakable(v)}
+        return {_clean(str(k)): _clean(v) for k, v in value.items() if not _is_not_finite(v)}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
     return value
 
 
-def _is_unspeakable(value: Any) -> bool:
+def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 

@@ -1,20 +1,18 @@
-"""From a model's name to a file that the child may load. Nothing here opens a model: that is the child's business.
+"""Resolves a model reference to a file for a training process. Nothing here loads a model.
 
-MODELS_DIR/yolo11n.pt           published weights, put there by the operator or downloaded once
+MODELS_DIR/yolo11n.pt           official weights, downloaded once or added by the operator
 MODELS_DIR/any/path.pt          the operator's own files
-MODELS_DIR/.architectures/      copies of packaged YAMLs, named with their size letter
-MODELS_DIR/.runs/               results of earlier runs, by content
+MODELS_DIR/.architectures/      copies of packaged YAML files, with the size letter in their names
+MODELS_DIR/.runs/               models of earlier runs, by checksum
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,20 +28,26 @@ from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun,
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.results import artifacts_in
 from trainer.core.retry import RetryPolicy, retrying
+from trainer.core.run_folder import BEST
 from trainer.core.run_row import RunRow
 from trainer.core.stop import StopSignal
 from trainer.disk import durable
+from trainer.disk.checksum import sha256_of
 from trainer.remote.download import download
+from trainer.weights.model_file import checked, is_archive, is_intact, packaged_architecture
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 _POLICY = RetryPolicy(tries=3, first_wait=0.5, longest_wait=5.0, total_seconds=1800.0)
-_AMP_WEIGHTS = "yolo26n.pt"  # Ultralytics loads them on a GPU to see whether half precision works
-_LARGEST = 2 << 30  # bytes; the largest published model has a tenth of it
-_UNUSED_SECONDS = 30 * 86_400.0  # after which a cached result of a run is removed
+_AMP_WEIGHTS = "yolo26n.pt"  # Ultralytics loads them on a GPU to check mixed precision (AMP)
+_LARGEST = 2 << 30  # bytes; ten times the largest official model
+_UNUSED_SECONDS = 30 * 86_400.0  # after which the cached model of a run is removed
 
 
 class ModelFolder:
-    """`Weights` over MODELS_DIR. `run_of` gives the row of a run, or None; safe for several threads and processes."""
+    """Implements the port `Weights` with the folder MODELS_DIR. Safe for several threads and processes.
+
+    `run_of` returns the row of a run, or None.
+    """
 
     def __init__(
         self,
@@ -65,12 +69,12 @@ class ModelFolder:
         self._policy = policy
 
     def resolve(self, model: ModelRef, task: Task, stop: StopSignal) -> Path:
-        """The file for `model`: weights, or a YAML with the size letter in its name, as Ultralytics reads it.
+        """Return the file for `model`: weights, or a YAML whose name has the size letter, where Ultralytics reads it.
 
-        Raises BadRequest (nothing there, not a model, not published for the task), Unavailable, MachineFailed, Stopped.
+        Raises BadRequest (missing, not a model, not published for the task), Unavailable, MachineFailed, Stopped.
         """
         with _disk_errors(self._folder):
-            self._drop_damaged_amp_weights()
+            self._remove_damaged_amp_weights()
             match model:
                 case OfficialModel():
                     return self._official(model_catalog.resolve_name(model.stem, task), stop)
@@ -85,7 +89,7 @@ class ModelFolder:
         assert_never(model)
 
     def on_disk(self) -> list[str]:
-        """The `.pt` files that a row may name, relative to the folder."""
+        """Return the `.pt` files that a row may name, relative to the folder."""
         files = (path.relative_to(self._folder) for path in self._folder.rglob("*.pt") if path.is_file())
         return sorted(str(path) for path in files if not any(part.startswith(".") for part in path.parts))
 
@@ -93,17 +97,17 @@ class ModelFolder:
 
     def _own(self, name: str) -> Path:
         path = self._folder / name
-        # pathlib's own raise for a loop of links, or a name that no file can have
+        # os.path, because pathlib raises for a loop of links or an impossible name
         inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._folder))
         if ".." in Path(name).parts or not inside:
-            raise BadRequest(f"base_model = {name!r}: leads out of MODELS_DIR; put the file itself there")
+            raise BadRequest(f"base_model = {name!r}: is outside of MODELS_DIR; copy the file into it")
         if not os.path.isfile(path):  # noqa: PTH113
-            raise BadRequest(f"base_model = {name!r}: no such file below MODELS_DIR of this worker; put it there")
-        return _must_be_model(path, f"base_model = {name!r}")
+            raise BadRequest(f"base_model = {name!r}: no such file in MODELS_DIR of this worker; copy it there")
+        return checked(path, f"base_model = {name!r}")
 
     def _architecture(self, name: str) -> Path:
-        """A copy called `name`: Ultralytics reads the size letter from the file's name, its own YAML has none."""
-        source = _packaged(name)
+        """Return a copy named `name`: Ultralytics reads the size letter from the file name, which its own YAML lacks."""
+        source = packaged_architecture(name)
         content = source.read_bytes()
         copy = self._folder / ".architectures" / f"{name}.yaml"
         if not copy.is_file() or copy.read_bytes() != content:
@@ -113,26 +117,26 @@ class ModelFolder:
             temporary.replace(copy)
         return copy
 
-    # ── published weights ──
+    # ── official weights ──
 
     def _official(self, name: str, stop: StopSignal) -> Path:
         path = self._folder / f"{name}.pt"
-        if _is_archive(path) or (path.is_file() and not self._allow_download):
+        if is_archive(path) or (path.is_file() and not self._allow_download):
             return self._own(path.name)
         if not self._allow_download:
             raise BadRequest(
-                f"base_model: {path.name} is not on this worker; put it into MODELS_DIR ({self._folder}), "
+                f"base_model: {path.name} is not on this worker; copy it to MODELS_DIR ({self._folder}), "
                 "or set ALLOW_WEIGHTS_DOWNLOAD=1",
             )
         with self._locked(path.name, stop):
-            if not _is_archive(path):  # damaged counts as missing
+            if not is_archive(path):  # a damaged file counts as missing
                 self._download(path, stop)
         return path
 
-    def _drop_damaged_amp_weights(self) -> None:
-        """Remove the weights of the half-precision check if they are cut: with them every training on a GPU would fail."""
+    def _remove_damaged_amp_weights(self) -> None:
+        """Remove truncated weights of the AMP check, which would make every training on a GPU fail."""
         path = self._folder / _AMP_WEIGHTS
-        if path.is_file() and not _is_archive(path):
+        if path.is_file() and not is_archive(path):
             with suppress(OSError):
                 path.unlink()
 
@@ -141,37 +145,37 @@ class ModelFolder:
 
         def fetch(to: Path) -> None:
             download(url, to, stop, largest=_LARGEST)
-            if not _is_intact(to):
-                raise Unavailable(f"the download of {path.name} arrived damaged")
+            if not is_intact(to):
+                raise Unavailable(f"the download of {path.name} is damaged")
 
-        mend = f"put {path.name} into MODELS_DIR ({self._folder})"
+        fix = f"copy {path.name} to MODELS_DIR ({self._folder})"
         if model_catalog.find_architecture(path.stem):
-            mend += f", or train from scratch with {path.stem}.yaml"
+            fix += f", or train from scratch with {path.stem}.yaml"
         try:
             with _incoming(path) as incoming:
                 retrying(lambda: fetch(incoming), self._policy, stop)
                 durable.replace(incoming, path)
         except Unavailable as error:
-            # a host without a way out fails in the end, and a file that is put there meanwhile is taken at once
-            reason = f"base_model: {path.name} is not on this worker, and {error}; {mend}"
+            # retried: a host without internet access finds the file as soon as the operator copies it
+            reason = f"base_model: {path.name} is not on this worker, and {error}; {fix}"
             raise Unavailable(reason, retry_after=error.retry_after) from error
         except BadRequest as error:
-            raise type(error)(f"base_model: {error}; {mend}") from error
+            raise type(error)(f"base_model: {error}; {fix}") from error
 
-    # ── results of earlier runs ──
+    # ── models of earlier runs ──
 
     def _best_of(self, run_id: str) -> tuple[ObjectRef, str | None]:
-        """Where best.pt of a completed run is, and the SHA-256 of its content if the row knows it."""
+        """Return where best.pt of a completed run is stored, and its SHA-256 if the row has it. Raises BadRequest."""
         row = self._run_of(run_id)
         if row is None:
-            raise BadRequest(f"base_model = {run_id}: there is no run with this id; take the id of a completed run")
+            raise BadRequest(f"base_model = {run_id}: there is no run with this id; use the id of a completed run")
         if row.status != Status.COMPLETED:
             raise BadRequest(f"base_model = {run_id}: that run is {row.status}; only a completed run has a model")
         for artifact in artifacts_in(row.results):
-            if artifact.name == "best.pt":
+            if artifact.name == BEST:
                 digest = artifact.sha256 if _is_digest(artifact.sha256) else None
                 return artifact.ref(self._bucket), digest
-        raise BadRequest(f"base_model = {run_id}: that run published no best.pt; take another run")
+        raise BadRequest(f"base_model = {run_id}: that run published no best.pt; use another run")
 
     def _object(self, ref: ObjectRef, digest: str | None, stop: StopSignal) -> Path:
         if self._store is None or ref.bucket != self._bucket:
@@ -179,19 +183,19 @@ class ModelFolder:
         info = None if digest else self._store.stat(ref)
         path = self._folder / ".runs" / f"{digest or _identity(info)}.pt"
         with self._locked(path.name, stop):
-            if not _is_archive(path):
-                _forget_unused(path.parent)
+            if not is_archive(path):
+                _remove_unused(path.parent)
                 with _incoming(path) as incoming:
                     self._store.download(ref, incoming, stop, expected=info)
-                    if digest and _sha256(incoming) != digest:
+                    if digest and sha256_of(incoming) != digest:
                         raise BadRequest(f"base_model = storage:{ref.key}: not the file that the run published")
-                    durable.replace(_must_be_model(incoming, f"base_model = storage:{ref.key}"), path)
+                    durable.replace(checked(incoming, f"base_model = storage:{ref.key}"), path)
             path.touch()
         return path
 
     @contextmanager
     def _locked(self, name: str, stop: StopSignal) -> Iterator[None]:
-        """One at a time for `name`, among all processes of this host."""
+        """Hold the lock of `name` among all processes of this host."""
         locks = self._folder / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / f"{name}.lock")
@@ -206,47 +210,6 @@ class ModelFolder:
             lock.release()
 
 
-def _is_archive(path: Path) -> bool:
-    """Whether the file is there and has a zip archive's directory, which is at the end."""
-    return path.is_file() and zipfile.is_zipfile(path)
-
-
-def _is_intact(path: Path) -> bool:
-    """Whether it is a zip archive, as torch writes them, with every checksum in order."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, NotImplementedError):
-        return False
-
-
-def _must_be_model(path: Path, what: str) -> Path:
-    """The path, if a look at its directory says that torch wrote it, that it is complete, and no more than it seems."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
-        raise BadRequest(f"{what}: not a complete PyTorch file (a zip archive); upload it again") from None
-    # torch packs nothing; what is packed, or lies over another member, could be a thousand times as large in memory
-    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if packed or sum(member.file_size for member in members) > path.stat().st_size:
-        raise BadRequest(f"{what}: its contents are larger than the file; save it again with torch.save")
-    return path
-
-
-def _packaged(name: str) -> Path:
-    """The YAML of an architecture in the installed Ultralytics, found without importing it."""
-    spec = importlib.util.find_spec("ultralytics")
-    folders = spec.submodule_search_locations if spec else None
-    unsized = re.sub(r"(\d+)[nslmx](?=-|$)", r"\1", name, count=1)
-    for folder in folders or ():
-        for candidate in (name, unsized):
-            found = next(Path(folder, "cfg", "models").rglob(f"{candidate}.yaml"), None)
-            if found:
-                return found
-    raise BadRequest(f"base_model: the installed Ultralytics has no architecture {name}.yaml; choose another")
-
-
 def _identity(info: ObjectInfo | None) -> str:
     assert info is not None
     return hashlib.sha256(f"{info.ref.bucket}/{info.ref.key}\0{info.etag}\0{info.bytes}".encode()).hexdigest()
@@ -256,12 +219,7 @@ def _is_digest(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _forget_unused(cache: Path) -> None:
+def _remove_unused(cache: Path) -> None:
     oldest = time.time() - _UNUSED_SECONDS
     for path in cache.glob("*.pt"):
         if path.stat().st_mtime < oldest:
@@ -270,7 +228,7 @@ def _forget_unused(cache: Path) -> None:
 
 @contextmanager
 def _incoming(path: Path) -> Iterator[Path]:
-    """Where `path` is made; its lock is held. The name stays the same, so what a crash leaves is used up again."""
+    """Yield a temporary path for `path`, whose lock must be held. A crash leaves at most one, which is overwritten."""
     path.parent.mkdir(parents=True, exist_ok=True)
     incoming = path.with_name(f".{path.name}")
     try:
@@ -285,5 +243,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise disk_failed(
-            error, f"cannot use MODELS_DIR ({folder}): {error.strerror or type(error).__name__}"
+            error,
+            f"MODELS_DIR ({folder}) cannot be used: {error.strerror or type(error).__name__}; check the disk and permissions",
         ) from error

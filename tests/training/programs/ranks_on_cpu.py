@@ -15,9 +15,8 @@ import torch
 from torch import distributed as dist
 from ultralytics.engine.trainer import BaseTrainer
 
-from trainer.training import train_arguments
 from trainer.training.child import ddp_rank, main
-from trainer.training.yolo import ddp
+from trainer.training.yolo import ddp, train_arguments
 
 ddp.PROGRAM = (sys.executable, __file__)
 train_arguments._device = lambda order: "cpu"

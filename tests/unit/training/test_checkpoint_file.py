@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from trainer.training.yolo import checkpoint_file
-from trainer.training.yolo.checkpoint_file import Progress, forget, is_whole, restore, settle, take
+from trainer.training.yolo.checkpoint_file import Progress, commit, is_complete, prepare, remove_stale, restore
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def run_dir(tmp_path):
 def kept(run_dir, epoch=1, *, best=False, **progress):
     members = {"results.csv": run_dir / "results.csv"} | ({"best.pt": run_dir / "weights" / "best.pt"} if best else {})
     how_far = Progress(epoch=epoch, **progress)
-    return settle(take(run_dir / "weights" / "last.pt", run_dir, how_far, members), how_far)
+    return commit(prepare(run_dir / "weights" / "last.pt", run_dir, how_far, members), how_far)
 
 
 def names(run_dir):
@@ -103,7 +103,7 @@ def test_what_a_killed_attempt_left_behind_gives_way_to_the_checkpoint(run_dir):
 def test_every_file_of_the_run_comes_along(run_dir, tmp_path):
     (run_dir / "args.yaml").write_text("epochs: 3\n")
     members = {name: run_dir / name for name in ("results.csv", "args.yaml")}
-    told = settle(take(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), members), Progress(epoch=1))
+    told = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), members), Progress(epoch=1))
     restore(tmp_path / told.path, tmp_path / "elsewhere")
 
     assert (tmp_path / "elsewhere" / "args.yaml").read_text() == "epochs: 3\n"
@@ -122,7 +122,7 @@ def test_a_row_of_results_that_was_cut_is_not_continued_by_the_next(run_dir, tmp
 
 
 def test_a_checkpoint_without_results_takes_those_of_another_training_away(run_dir):
-    path = settle(take(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), {}), Progress(epoch=1)).path
+    path = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), {}), Progress(epoch=1)).path
     restore(run_dir / path, run_dir)
 
     assert not (run_dir / "results.csv").exists()
@@ -157,16 +157,16 @@ def test_a_hard_link_to_a_generation_survives_its_successor_of_the_same_epoch(ru
 
 def test_a_torn_file_is_not_whole(run_dir):
     best = run_dir / "weights" / "best.pt"
-    assert is_whole(best)
+    assert is_complete(best)
     best.write_bytes(best.read_bytes()[:-10])
 
-    assert not is_whole(best)
-    assert not is_whole(run_dir / "weights" / "none.pt")
+    assert not is_complete(best)
+    assert not is_complete(run_dir / "weights" / "none.pt")
 
 
 def test_a_training_from_the_start_inherits_nothing(run_dir):
     kept(run_dir)
-    forget(run_dir)
+    remove_stale(run_dir)
 
     assert not list(run_dir.glob("*/*"))
     assert (run_dir / "results.csv").exists()  # Ultralytics' own to delete

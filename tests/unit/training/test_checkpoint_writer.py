@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer.core.run_folder import CHECKPOINTS
 from trainer.disk import durable
-from trainer.training.yolo import checkpoint_file
 from trainer.training.yolo.checkpoint_file import Progress
-from trainer.training.yolo.checkpoint_writer import Keeper
+from trainer.training.yolo.checkpoint_writer import CheckpointWriter
 
 
 @pytest.fixture
@@ -51,43 +51,43 @@ def test_what_is_kept_is_told_once_it_is_whole_and_durable(tmp_path, state):
     def hear(event):
         told.append((event, Path(event.path).read_bytes(), Path(event.path).with_suffix(".json").exists()))
 
-    keeper = Keeper(tmp_path, hear)
-    keeper.take(state, Progress(epoch=1), {})
-    keeper.settle()
-    keeper.wait()
+    writer = CheckpointWriter(tmp_path, hear)
+    writer.copy(state, Progress(epoch=1), {})
+    writer.save()
+    writer.wait()
 
     [(event, content, has_sidecar)] = told
-    assert event == keeper.kept
+    assert event == writer.saved
     assert event.sha256 == hashlib.sha256(content).hexdigest()
     assert has_sidecar
 
 
 def test_the_training_goes_on_and_overwrites_its_state_while_the_disk_is_slow(tmp_path, state, slow_disk):
     told = []
-    keeper = Keeper(tmp_path, told.append)
-    keeper.take(state, Progress(epoch=1), {})
-    keeper.settle()
+    writer = CheckpointWriter(tmp_path, told.append)
+    writer.copy(state, Progress(epoch=1), {})
+    writer.save()
     write(state, "second")
 
     assert told == []
-    assert keeper.kept is None
+    assert writer.saved is None
     slow_disk.set()
-    keeper.wait()
+    writer.wait()
 
-    assert kept_content(keeper.kept) == "first"
+    assert kept_content(writer.saved) == "first"
 
 
 def test_the_next_state_waits_for_the_one_before_it(tmp_path, state, slow_disk):
     told = []
-    keeper = Keeper(tmp_path, told.append)
-    keeper.take(state, Progress(epoch=1), {})
-    keeper.settle()
+    writer = CheckpointWriter(tmp_path, told.append)
+    writer.copy(state, Progress(epoch=1), {})
+    writer.save()
     threading.Timer(0.1, slow_disk.set).start()
-    keeper.take(state, Progress(epoch=1, done=0.5), {})  # the same epoch: the same name on disk
+    writer.copy(state, Progress(epoch=1, done=0.5), {})  # the same epoch: the same name on disk
 
     assert [event.epoch for event in told] == [1]
-    keeper.settle()
-    keeper.wait()
+    writer.save()
+    writer.wait()
     assert len(told) == 2
 
 
@@ -109,56 +109,54 @@ def full_disk(monkeypatch):
 @pytest.mark.parametrize("when", ["wait", "next"])
 def test_a_state_that_cannot_be_kept_is_a_warning_and_leaves_nothing(tmp_path, state, full_disk, when):
     told = []
-    keeper = Keeper(tmp_path, told.append)
-    keeper.take(state, Progress(epoch=1), {})
-    keeper.settle()
-    keeper.wait() if when == "wait" else keeper.take(state, Progress(epoch=2), {})
+    writer = CheckpointWriter(tmp_path, told.append)
+    writer.copy(state, Progress(epoch=1), {})
+    writer.save()
+    writer.wait() if when == "wait" else writer.copy(state, Progress(epoch=2), {})
 
     [warning] = told
-    assert warning.code == "checkpoint_not_kept"
+    assert warning.code == "checkpoint_not_saved"
     assert "No space left" in warning.message
-    assert keeper.kept is None
-    assert isinstance(keeper.error, OSError)
-    assert [path.name for path in (tmp_path / checkpoint_file.FOLDER).iterdir()] == ["epoch-00002.tmp"][
-        : when == "next"
-    ]
+    assert writer.saved is None
+    assert isinstance(writer.error, OSError)
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["epoch-00002.tmp"][: when == "next"]
 
 
 def test_the_state_before_stays_and_later_ones_are_kept_again(tmp_path, state, full_disk):
     told = []
-    keeper = Keeper(tmp_path, told.append)
+    writer = CheckpointWriter(tmp_path, told.append)
     for epoch in (1, 2, 3, 4, 5):
         full_disk[:] = [True] if epoch in (2, 3, 5) else []
-        keeper.take(state, Progress(epoch=epoch), {})
-        keeper.settle()
-        keeper.wait()
+        writer.copy(state, Progress(epoch=epoch), {})
+        writer.save()
+        writer.wait()
 
     assert [event.code if event.kind == "warning" else event.epoch for event in told] == [
-        1, "checkpoint_not_kept", 4, "checkpoint_not_kept",
+        1, "checkpoint_not_saved", 4, "checkpoint_not_saved",
     ]  # fmt: skip
-    assert keeper.kept.epoch == 4
-    assert kept_content(keeper.kept) == "first"
+    assert writer.saved.epoch == 4
+    assert kept_content(writer.saved) == "first"
 
 
 def test_a_state_that_cannot_even_be_copied_is_a_warning(tmp_path, state):
-    (tmp_path / checkpoint_file.FOLDER).write_text("a file where the folder should be")
+    (tmp_path / CHECKPOINTS).write_text("a file where the folder should be")
     told = []
-    keeper = Keeper(tmp_path, told.append)
-    keeper.take(state, Progress(epoch=1), {})
-    keeper.settle()
-    keeper.wait()
+    writer = CheckpointWriter(tmp_path, told.append)
+    writer.copy(state, Progress(epoch=1), {})
+    writer.save()
+    writer.wait()
 
-    assert [event.code for event in told] == ["checkpoint_not_kept"]
+    assert [event.code for event in told] == ["checkpoint_not_saved"]
 
 
 def test_no_thread_stays(tmp_path, state):
-    keeper = Keeper(tmp_path, lambda _: None)
+    writer = CheckpointWriter(tmp_path, lambda _: None)
     for epoch in (1, 2):
-        keeper.take(state, Progress(epoch=epoch), {})
-        keeper.settle()
-    keeper.wait()
+        writer.copy(state, Progress(epoch=epoch), {})
+        writer.save()
+    writer.wait()
 
     for thread in threading.enumerate():
-        if thread.name.startswith("keeper"):
+        if thread.name.startswith("writer"):
             thread.join(10)
             assert not thread.is_alive()

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from trainer.core.events import BatchProgress, EpochFinished, Phase, Warned
-from trainer.training.supervisor.event_dispatch import MOST_LINES, Delivery
+from trainer.training.supervisor.event_dispatch import MOST_LINES, EventDispatcher
 
 
 def tick(number):
@@ -28,11 +28,11 @@ class Listener:
 
 def delivered(*items):
     """What arrives when everything was queued before anybody listened."""
-    delivery, heard = Delivery(), []
+    dispatcher, heard = EventDispatcher(), []
     for item in items:
-        (delivery.line if isinstance(item, str) else delivery.event)(item)
-    delivery.start(heard.append, heard.append)
-    delivery.close()
+        (dispatcher.line if isinstance(item, str) else dispatcher.event)(item)
+    dispatcher.start(heard.append, heard.append)
+    dispatcher.close()
     return heard
 
 
@@ -45,13 +45,13 @@ def test_of_ticks_that_wait_only_the_newest_arrives():
 
 
 def test_ticks_arrive_one_by_one_when_somebody_listens():
-    delivery, heard = Delivery(), []
+    dispatcher, heard = EventDispatcher(), []
     arrived = threading.Semaphore(0)
-    delivery.start(lambda event: (heard.append(event), arrived.release()), str)
+    dispatcher.start(lambda event: (heard.append(event), arrived.release()), str)
     for number in range(3):
-        delivery.event(tick(number))
+        dispatcher.event(tick(number))
         assert arrived.acquire(timeout=5)
-    delivery.close()
+    dispatcher.close()
 
     assert heard == [tick(0), tick(1), tick(2)]
 
@@ -66,13 +66,13 @@ def test_lines_beyond_the_limit_are_counted_and_left_out():
     heard = delivered(*(str(number) for number in range(MOST_LINES + 500)))
 
     assert heard[:MOST_LINES] == [str(number) for number in range(MOST_LINES)]
-    assert heard[MOST_LINES:] == ["… 500 lines came too fast and are not in this log …"]
+    assert heard[MOST_LINES:] == ["… 500 lines left out: output came too fast …"]
 
 
 def test_the_gap_in_a_log_is_where_the_lines_were_lost():
-    delivery, listener = Delivery(), Listener()
+    dispatcher, listener = EventDispatcher(), Listener()
     for number in range(MOST_LINES + 7):
-        delivery.line(str(number))
+        dispatcher.line(str(number))
     one_taken = threading.Event()
 
     def take(line):
@@ -80,47 +80,47 @@ def test_the_gap_in_a_log_is_where_the_lines_were_lost():
         one_taken.set()
         listener.go_on.wait(5)
 
-    delivery.start(listener, take)
+    dispatcher.start(listener, take)
     assert one_taken.wait(5)
-    delivery.line("afterwards")
+    dispatcher.line("afterwards")
     listener.go_on.set()
-    delivery.close()
+    dispatcher.close()
 
-    assert listener.heard[-2:] == ["… 7 lines came too fast and are not in this log …", "afterwards"]
+    assert listener.heard[-2:] == ["… 7 lines left out: output came too fast …", "afterwards"]
 
 
 def test_nobody_who_queues_waits_for_the_listener():
-    delivery, heard = Delivery(), Listener()
-    delivery.start(heard, heard)
+    dispatcher, heard = EventDispatcher(), Listener()
+    dispatcher.start(heard, heard)
     for number in range(1000):
-        delivery.event(epoch(number))  # returns although nothing was taken
+        dispatcher.event(epoch(number))  # returns although nothing was taken
     assert heard.heard == []
 
     heard.go_on.set()
-    delivery.close()
+    dispatcher.close()
     assert len(heard.heard) == 1000
 
 
 def test_what_a_listener_raises_is_raised_at_the_end_and_known_before():
-    delivery = Delivery()
+    dispatcher = EventDispatcher()
     broken = threading.Event()
 
     def raises(event):
         broken.set()
         raise OSError("the journal's disk is full")
 
-    delivery.start(raises, str)
-    assert not delivery.failed
-    delivery.event(epoch(1))
+    dispatcher.start(raises, str)
+    assert not dispatcher.failed
+    dispatcher.event(epoch(1))
     assert broken.wait(5)
 
     with pytest.raises(OSError, match="journal's disk"):
-        delivery.close()
-    assert delivery.failed
+        dispatcher.close()
+    assert dispatcher.failed
 
 
 def test_a_delivery_that_nobody_listened_to_can_be_closed():
-    delivery = Delivery()
-    delivery.event(epoch(1))
+    dispatcher = EventDispatcher()
+    dispatcher.event(epoch(1))
 
-    delivery.close()
+    dispatcher.close()

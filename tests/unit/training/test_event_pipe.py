@@ -7,7 +7,7 @@ import time
 import pytest
 
 from trainer.core.events import BatchProgress, ChildStopped, EpochFinished, Phase
-from trainer.training.child.event_pipe import Outbox
+from trainer.training.child.event_pipe import EventWriter
 from trainer.training.wire import decode_event
 
 
@@ -28,17 +28,17 @@ def pipe():
 
 def test_a_sender_never_waits_for_a_reader_and_durable_events_all_arrive_in_order(pipe):
     reader, writing = pipe
-    outbox = Outbox(writing, on_broken=pytest.fail)
+    writer = EventWriter(writing, on_broken=pytest.fail)
     began = time.monotonic()
     for number in range(2000):
-        outbox.send(epoch(number))
-        outbox.send(tick(number))
+        writer.send(epoch(number))
+        writer.send(tick(number))
     assert time.monotonic() - began < 30
 
     heard = []
     listener = threading.Thread(target=lambda: heard.extend(decode_event(line) for line in reader))
     listener.start()
-    assert outbox.close(10.0)
+    assert writer.close(10.0)
     os.close(writing)
     listener.join()
     assert [event.epoch for event in heard if isinstance(event, EpochFinished)] == list(range(2000))
@@ -47,16 +47,16 @@ def test_a_sender_never_waits_for_a_reader_and_durable_events_all_arrive_in_orde
 
 def test_of_the_ticks_that_nobody_took_only_the_newest_is_sent(pipe):
     reader, writing = pipe
-    outbox = Outbox(writing, on_broken=pytest.fail)
+    writer = EventWriter(writing, on_broken=pytest.fail)
     for number in range(5000):
-        outbox.send(epoch(number))  # fills the pipe
+        writer.send(epoch(number))  # fills the pipe
     for number in range(1000):
-        outbox.send(tick(number))
+        writer.send(tick(number))
 
     heard = []
     listener = threading.Thread(target=lambda: heard.extend(decode_event(line) for line in reader))
     listener.start()
-    assert outbox.close(10.0)
+    assert writer.close(10.0)
     os.close(writing)
     listener.join()
     assert heard[-1] == tick(999)
@@ -65,12 +65,12 @@ def test_of_the_ticks_that_nobody_took_only_the_newest_is_sent(pipe):
 
 def test_closing_gives_up_on_a_reader_that_does_not_read(pipe):
     _, writing = pipe
-    outbox = Outbox(writing, on_broken=lambda: None)
+    writer = EventWriter(writing, on_broken=lambda: None)
     for number in range(5000):
-        outbox.send(epoch(number))
+        writer.send(epoch(number))
     began = time.monotonic()
 
-    assert not outbox.close(0.2)
+    assert not writer.close(0.2)
     assert time.monotonic() - began < 20
 
 
@@ -78,9 +78,9 @@ def test_a_reader_that_is_gone_is_noticed():
     reading, writing = os.pipe()
     os.close(reading)
     gone = threading.Event()
-    outbox = Outbox(writing, on_broken=gone.set)
-    outbox.send(ChildStopped())
+    writer = EventWriter(writing, on_broken=gone.set)
+    writer.send(ChildStopped())
 
     assert gone.wait(5.0)
-    outbox.close(1.0)
+    writer.close(1.0)
     os.close(writing)

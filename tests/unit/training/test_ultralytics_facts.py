@@ -207,7 +207,7 @@ def test_our_reader_runs_nothing_that_a_cache_contains(ultralytics, tmp_path):
     with path.open("wb") as file:
         np.save(file, np.array({"labels": Hostile()}, dtype=object), allow_pickle=True)
 
-    with pytest.raises(pickle.UnpicklingError, match="no business"):
+    with pytest.raises(pickle.UnpicklingError, match="must not use"):
         load_label_cache(path)
     assert not (tmp_path / "touched").exists()
 
@@ -215,14 +215,14 @@ def test_our_reader_runs_nothing_that_a_cache_contains(ultralytics, tmp_path):
 def test_a_state_with_members_of_ours_is_still_one_that_torch_loads(ultralytics, tmp_path):
     import torch
 
-    from trainer.training.yolo.checkpoint_file import Progress, settle, take
+    from trainer.training.yolo.checkpoint_file import Progress, commit, prepare
 
     (tmp_path / "results.csv").write_text("epoch\n")
     buffer = io.BytesIO()
     torch.save({"weights": torch.arange(1000)}, buffer)
     (tmp_path / "last.pt").write_bytes(buffer.getvalue())
-    taken = take(tmp_path / "last.pt", tmp_path, Progress(epoch=1), {"results.csv": tmp_path / "results.csv"})
-    kept = settle(taken, Progress(epoch=1))
+    prepared = prepare(tmp_path / "last.pt", tmp_path, Progress(epoch=1), {"results.csv": tmp_path / "results.csv"})
+    kept = commit(prepared, Progress(epoch=1))
 
     assert torch.equal(torch.load(kept.path, weights_only=True)["weights"], torch.arange(1000))
     assert zipfile.ZipFile(kept.path).testzip() is None
@@ -300,7 +300,7 @@ def test_the_numbers_of_the_best_epoch_stand_in_for_a_final_validation(ultralyti
     ],
 )
 def test_memory_errors_are_known_by_what_the_library_says(ultralytics, message, expected):
-    from trainer.training.yolo.train import is_out_of_memory
+    from trainer.training.yolo.memory import is_out_of_memory
 
     assert is_out_of_memory(RuntimeError(message)) is expected
 

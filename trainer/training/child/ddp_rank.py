@@ -1,6 +1,6 @@
-"""One process of several that train together: `python -m trainer.training.child.ddp_rank SOCKET` (see ranks.py).
+"""One rank of a training on several GPUs: `python -m trainer.training.child.ddp_rank SOCKET` (see yolo/ddp.py).
 
-It is started by torch's launcher below the child, and is as confined as that.
+The training process starts it through torch's launcher; it inherits the sandbox.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from trainer.core.events import ChildStopped, Event, Warned
 from trainer.core.stop import Stopped, StopSignal
-from trainer.training.child.event_pipe import Outbox
+from trainer.training.child.event_pipe import EventWriter
 from trainer.training.child.main import FLUSH_SECONDS, Commands, crash_of, leave
 from trainer.training.sandbox.audit_hook import refuse_network
 
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """Train one share of the order that comes over the socket."""
+    """Train this rank's share of the order that the socket delivers."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(argv[0])
     refuse_network()
-    heard = StopSignal()
-    commands = Commands(connection.makefile("rb"), heard)
-    outbox = Outbox(connection.fileno(), on_broken=lambda: leave(0))
+    stop = StopSignal()
+    commands = Commands(connection.makefile("rb"), stop)
+    writer = EventWriter(connection.fileno(), on_broken=lambda: leave(0))
     order = commands.order()
     commands.listen()
-    from trainer.training.yolo.patches import isolate  # imports torch: only after the socket is listened to
+    from trainer.training.yolo.patches import isolate  # imports torch, so only after the command thread runs
     from trainer.training.yolo.train import Training
 
     isolate()
     is_first = os.environ["RANK"] == "0"
-    training = Training(order, heard if is_first else StopSignal(), outbox.send if is_first else _keep_quiet)
-    code = carry_out(training, outbox.send, reports=is_first)
-    outbox.close(FLUSH_SECONDS)
+    training = Training(order, stop if is_first else StopSignal(), writer.send if is_first else _ignore)
+    code = carry_out(training, writer.send, reports=is_first)
+    writer.close(FLUSH_SECONDS)
     leave(code)
 
 
 def carry_out(training: Training, send: Callable[[Event], None], *, reports: bool) -> int:
-    """Train; the exit code, by which torch's launcher knows whether the other ranks have to end."""
+    """Train, and return the exit code: torch's launcher ends the other ranks if it is not 0."""
     try:
         training.train()
     except Stopped:
         send(ChildStopped())
         return 0
-    except Exception as error:  # noqa: BLE001 - the top of a process: every failure becomes an event
+    except Exception as error:  # noqa: BLE001 - top level of a process: every failure becomes an event
         crash = crash_of(error, training.phase)
         if not training.is_trained:
             send(crash)
@@ -61,8 +61,8 @@ def carry_out(training: Training, send: Callable[[Event], None], *, reports: boo
     return 0
 
 
-def _keep_quiet(_: Event) -> None:
-    """The first rank reports for all."""
+def _ignore(_: Event) -> None:
+    """Drop the event: rank 0 reports for all ranks."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The child's end of the events pipe: the training never waits for whoever listens, or fails to."""
+"""The training process's end of the event pipe. The training never waits for a slow or missing reader."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from trainer.core.events import Event, is_durable
 from trainer.training.wire import encode_event
 
 
-class Outbox:
-    """Sends events in order from a thread of its own.
+class EventWriter:
+    """Writes events in order, in a thread of its own.
 
-    Durable events are kept until they are written; of the ticks that nobody took in time only the newest is.
+    Durable events stay queued until they are written. Of batch events that wait, only the newest is written.
     """
 
     def __init__(self, fd: int, on_broken: Callable[[], None]) -> None:
         self._fd = fd
-        self._on_broken = on_broken  # the reader is gone
+        self._on_broken = on_broken  # called when the reader has closed the pipe
         self._waiting: deque[bytes] = deque()
         self._tick: bytes | None = None
         self._changed = threading.Condition()
@@ -28,18 +28,18 @@ class Outbox:
         self._thread.start()
 
     def send(self, event: Event) -> None:
-        """Queue an event; returns at once."""
+        """Queue an event and return at once."""
         line = encode_event(event)
         with self._changed:
             if is_durable(event):
                 self._waiting.append(line)
-                self._tick = None  # what a tick says is older than this event
+                self._tick = None  # the tick is older than this event
             else:
                 self._tick = line
             self._changed.notify()
 
     def close(self, seconds: float) -> bool:
-        """Write what is queued, waiting at most `seconds`; whether everything was written."""
+        """Write what is queued, for at most `seconds`. Return whether everything was written."""
         with self._changed:
             self._closing = True
             self._changed.notify()

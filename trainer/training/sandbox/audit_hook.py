@@ -1,17 +1,17 @@
-"""The training process has no network: what tries to use it fails at once instead of after a timeout."""
+"""Refuses network access in the training process, so that an attempt fails at once instead of after a timeout."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-# audit event → which of its arguments names the peer
+# audit event → index of the argument that names the peer
 _EVENTS = {"socket.connect": 1, "socket.sendto": 1, "socket.getaddrinfo": 0, "socket.gethostbyname": 0}
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
 def refuse_network() -> None:
-    """From now on, any attempt to reach another host raises ConnectionError. It cannot be taken back."""
+    """Make every attempt to reach another host raise ConnectionError, until this process ends."""
     sys.addaudithook(_refuse)
 
 
@@ -23,4 +23,4 @@ def _refuse(event: str, args: tuple[Any, ...]) -> None:
     host = peer[0] if isinstance(peer, tuple) else peer
     name = host.decode(errors="replace") if isinstance(host, bytes) else str(host)
     if host is not None and not is_socket_file and not name.startswith(_LOOPBACK):
-        raise ConnectionError(f"the training process has no network (it asked for {name})")
+        raise ConnectionError(f"the training process has no network access (attempted: {name})")

@@ -1,6 +1,6 @@
-"""What a training may reach on this host: its own folders to write into, what it is made from to read.
+"""Which files a training process may use: it writes to its own folders and reads its dataset, model and programs.
 
-Everything else stays out of reach: the service's settings and keys, its queue, other runs, other people's files.
+Everything else is forbidden: the service's settings and keys, its queue, other runs, other users' files.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from itertools import islice
 from pathlib import Path
 
 from trainer.core.ports import TrainingOrder
-from trainer.training.sandbox.landlock import Refused, close_network, confine_files
+from trainer.training.sandbox.landlock import SandboxUnavailable, close_network, confine_files
 
 _PROJECT = Path(__file__).parents[3]
-_AMP_CHECK = "yolo26n.pt"  # what Ultralytics tries mixed precision with, found in its folder for weights
-_SAMPLES = 32  # paths that are tried before the door closes
+_AMP_CHECK = "yolo26n.pt"  # the weights that Ultralytics tests mixed precision with, in its folder for weights
+_SAMPLES = 32  # linked files that are tested before the sandbox is entered
 
 _SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/opt/cuda", "/opt/nvidia", "/opt/rocm",
     "/run/current-system", "/run/opengl-driver", "/run/nvidia", "/run/nvidia-persistenced",
 )  # fmt: skip
-_FACTS = (
+_SYSTEM_FILES = (
     "/proc", "/sys", "/var/cache/fontconfig", "/dev/random", "/dev/urandom",
-    # of /etc what libraries look at: operators keep keys there, too
+    # of /etc only what libraries read, because operators store keys there
     *(
         f"/etc/{name}"
         for name in (
@@ -42,7 +42,7 @@ _FACTS = (
         )
     ),
 )  # fmt: skip
-_DEVICES = (
+_DEVICES = (  # prefixes of names in /dev
     "null",
     "zero",
     "full",
@@ -55,13 +55,13 @@ _DEVICES = (
     "dri",
     "kfd",
     "infiniband",
-)  # begin so
-_MPS = Path("/tmp/nvidia-mps")  # noqa: S108 - where NVIDIA's multi-process service has its pipes
+)
+_MPS = Path("/tmp/nvidia-mps")  # noqa: S108 - the pipes of NVIDIA's multi-process service
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reach:
-    """Trees and files, by what may be done with them. `samples` are some of those that the training will open."""
+class AccessPolicy:
+    """Folder trees and files by permission; see `confine_files`. The training will open the `samples`, among others."""
 
     write: tuple[Path, ...]
     read: tuple[Path, ...]
@@ -71,68 +71,68 @@ class Reach:
 
 
 def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
-    """Close everything but the order's reach to this thread and all that it starts; what could not be closed, and why."""
+    """Enter the sandbox with this thread and everything that it starts. Return the protections that are not available."""
     order.run_dir.mkdir(parents=True, exist_ok=True)
-    several = len(order.devices) > 1  # they speak TCP among themselves
+    uses_tcp = len(order.devices) > 1  # the ranks communicate over TCP
     if order.devices:
-        wake_driver(Path("/dev"))
-    reach = reach_of(order, environment)
+        create_gpu_device(Path("/dev"))
+    policy = access_policy(order, environment)
     missing = []
     try:
         confine_files(
-            write=reach.write,
-            read=reach.read,
-            run=reach.run,
-            names=reach.names,
-            tcp=several,
-            samples=reach.samples,
+            write=policy.write,
+            read=policy.read,
+            run=policy.run,
+            names=policy.names,
+            tcp=uses_tcp,
+            samples=policy.samples,
         )
-    except Refused as error:
+    except SandboxUnavailable as error:
         missing.append(f"files (Landlock: {error.strerror})")
     try:
-        if not several:
+        if not uses_tcp:
             close_network()
-    except Refused as error:
-        missing.append(f"the network (seccomp: {error.strerror})")
+    except SandboxUnavailable as error:
+        missing.append(f"network (seccomp: {error.strerror})")
     return missing
 
 
-def wake_driver(devices: Path) -> None:
-    """Have the device made that CUDA, after a boot, would have made by a program whose rights are refused from now on."""
+def create_gpu_device(devices: Path) -> None:
+    """Create the device file that CUDA needs. After a boot, CUDA would start a setuid program for it; the sandbox forbids that."""
     program = shutil.which("nvidia-modprobe")
     if program and (devices / "nvidiactl").exists() and not (devices / "nvidia-uvm").exists():
         subprocess.run([program, "-u", "-c", "0"], stdin=subprocess.DEVNULL, check=False)
 
 
-def reach_of(order: TrainingOrder, environment: Mapping[str, str]) -> Reach:
-    """What `order` needs, in a process with this environment (environment.py)."""
+def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> AccessPolicy:
+    """Return the policy for an order, in a process with this environment."""
     linked = linked_files(order.dataset.root)
     checkpoint = order.resume or order.best_of
     own = [order.dataset.root, order.dataset.data, order.model, *([checkpoint] if checkpoint else [])]
     matplotlib = [Path(folder) for folder in _values(environment, "MPLCONFIGDIR")]
-    # kept for every run after this one, so it is written once
-    unfinished = [folder for folder in matplotlib if not any(folder.glob("fontlist-*.json"))]
+    # all later runs share the font list, so only a run that finds none may write it
+    without_fonts = [folder for folder in matplotlib if not any(folder.glob("fontlist-*.json"))]
     private = [Path(folder) for folder in _values(environment, "HOME", "TMPDIR", "YOLO_CONFIG_DIR", "CUDA_CACHE_PATH")]
     devices = [Path("/dev", name) for name in os.listdir("/dev") if name.startswith(_DEVICES)]  # noqa: PTH208
-    return Reach(
+    return AccessPolicy(
         write=(
             order.run_dir,
             order.dataset.root,
             *private,
-            *unfinished,
+            *without_fonts,
             *devices,
             Path(f"/proc/{os.getpid()}/task"),
             _MPS,
         ),
-        read=(*own, *linked, *matplotlib, *map(Path, _FACTS), *_amp_check(environment)),
-        run=(_PROJECT / "trainer", *(part for root in _programs(environment) for part in around(root, _PROJECT))),
-        names=(_PROJECT,),  # to be imported from, by a process that starts anew
-        samples=(order.run_dir, *own, *islice(linked.values(), _SAMPLES), *_packages()),
+        read=(*own, *linked, *matplotlib, *map(Path, _SYSTEM_FILES), *_amp_check(environment)),
+        run=(_PROJECT / "trainer", *(part for root in _programs(environment) for part in without(root, _PROJECT))),
+        names=(_PROJECT,),  # a new Python process imports from here
+        samples=(order.run_dir, *own, *islice(linked.values(), _SAMPLES), *_imported_files()),
     )
 
 
 def linked_files(view: Path) -> dict[Path, Path]:
-    """The folders outside of `view` that its symlinks lead into, each with one of the files."""
+    """Return the folders outside of `view` that its symlinks point into, each with one file that is linked."""
     names_in: dict[str, set[str]] = {}
     for target in _link_targets(str(view)):
         folder, _, name = target.rpartition("/")
@@ -146,17 +146,17 @@ def linked_files(view: Path) -> dict[Path, Path]:
     return found
 
 
-def around(root: Path, hole: Path) -> Iterator[Path]:
-    """Trees that together are `root` without `hole`."""
+def without(root: Path, hole: Path) -> Iterator[Path]:
+    """Yield folder trees that together are `root` without `hole`."""
     if not hole.is_relative_to(root):
         yield root
     elif root != hole and os.access(root, os.R_OK):
         for child in root.iterdir():
-            yield from around(child, hole)
+            yield from without(child, hole)
 
 
 def _link_targets(folder: str) -> Iterator[str]:
-    # plain strings: there can be a hundred thousand; what is missing or locked, the training will say in its own words
+    # plain strings, because there can be 100,000; the training reports files that are missing or not readable
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
@@ -166,13 +166,13 @@ def _link_targets(folder: str) -> Iterator[str]:
 
 
 def _real(path: str) -> Path:
-    return Path(os.path.realpath(path))  # pathlib's own raises for a loop
+    return Path(os.path.realpath(path))  # pathlib raises for a loop of links
 
 
 def _symlinks_in(folder: str) -> set[str]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         return {entry.name for entry in entries if entry.is_symlink()}
-    return set()  # files of it can perhaps be read, names cannot
+    return set()  # the folder cannot be listed
 
 
 def _programs(environment: Mapping[str, str]) -> Iterator[Path]:
@@ -185,8 +185,8 @@ def _programs(environment: Mapping[str, str]) -> Iterator[Path]:
     )
 
 
-def _packages() -> list[Path]:
-    """Files that are imported; an installation of links into some cache has them elsewhere."""
+def _imported_files() -> list[Path]:
+    """Return files that will be imported. Some installers link packages to a cache outside of the installation."""
     specs = map(find_spec, ("torch", "ultralytics", "numpy", "trainer"))
     return [Path(spec.origin) for spec in specs if spec and spec.origin]
 

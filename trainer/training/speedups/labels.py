@@ -1,7 +1,7 @@
-"""Labels come from the table that was written when the dataset was checked (datasets/label_table.py), not from a scan.
+"""Replaces Ultralytics' scan of labels by the table that the dataset check wrote (datasets/view/label_table.py).
 
-What Ultralytics would have found in each image and label file is in the table, bit for bit, or the table says that it
-does not know. Before it is believed, some images are looked at by Ultralytics; one difference, and all are.
+The table has exactly the bits that Ultralytics would read from each image and label file, or marks an image as unknown.
+Before a table is used, Ultralytics scans a sample of its images; after one difference it scans all of them.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ import numpy as np
 from ultralytics.data.dataset import DATASET_CACHE_VERSION, YOLODataset
 from ultralytics.utils.ops import xyxy2xywh
 
-SAMPLES = 8  # images of each split that are looked at all the same
+SAMPLES = 8  # images of each split that are scanned to verify the table
 Label: TypeAlias = dict[str, Any]
 
 
 def install() -> None:
-    """Use the tables from now on. Call it once, after imports."""
-    scan = YOLODataset._load_or_scan_cache  # noqa: SLF001 - the one place where a label cache would be read
+    """Use the tables from now on. Call it once, after the imports."""
+    scan = YOLODataset._load_or_scan_cache  # noqa: SLF001 - the only index where a label cache is read
 
     @functools.wraps(scan)
     def load(self: Any, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
-        found = _scanned(self, cache_path.with_suffix(".npz"))
+        found = _from_table(self, cache_path.with_suffix(".npz"))
         return (found, True) if found else scan(self, cache_path, cache_hash)
 
     YOLODataset._load_or_scan_cache = load  # noqa: SLF001
 
 
-def _scanned(dataset: Any, path: Path) -> dict[str, Any] | None:
-    """What a scan would have come to; None without a table that can be believed."""
+def _from_table(dataset: Any, path: Path) -> dict[str, Any] | None:
+    """Return what a scan would return, or None without a valid table."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             table = _Table({name: arrays[name] for name in arrays.files})
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     _, arguments = dataset.verify_args()
-    looks = list(arguments)
-    known = [table.label(look[0], is_pose=dataset.use_keypoints, kpt_shape=(look[5], look[6])) for look in looks]
-    dice = random.Random(0)  # noqa: S311 - the training's own dice must not be touched
-    sure = [index for index, label in enumerate(known) if label]
-    for index in dice.sample(sure, min(SAMPLES, len(sure))):
-        if not _same(known[index], _looked_at(dataset, looks[index])[0]):
-            print(f"The labels of {looks[index][0]} are not those of its table; all images are scanned.", flush=True)  # noqa: T201 - the log
+    tasks = list(arguments)
+    known = [table.label(task[0], is_pose=dataset.use_keypoints, kpt_shape=(task[5], task[6])) for task in tasks]
+    sampler = random.Random(0)  # noqa: S311 - must not change the training's random numbers
+    listed = [index for index, label in enumerate(known) if label]
+    for index in sampler.sample(listed, min(SAMPLES, len(listed))):
+        if not _same(known[index], _scan(dataset, tasks[index])[0]):
+            print(f"Label table does not match {tasks[index][0]}: scanning all images.", flush=True)  # noqa: T201 - the run's log
             return None
-    return _collected(dataset, known, looks)
+    return _as_scan_result(dataset, known, tasks)
 
 
-def _collected(dataset: Any, known: list[Label | None], looks: list[Any]) -> dict[str, Any]:
+def _as_scan_result(dataset: Any, known: list[Label | None], tasks: list[Any]) -> dict[str, Any]:
     labels, messages, counts = [], [], np.zeros(4, int)  # missing, found, empty, corrupt
-    for found, look in zip(known, looks, strict=True):
+    for found, task in zip(known, tasks, strict=True):
         label = found
         if label is None:
-            label, *numbers, message = _looked_at(dataset, look)
+            label, *numbers, message = _scan(dataset, task)
             counts += numbers
             messages += [message] if message else []
         else:
@@ -71,20 +71,20 @@ def _collected(dataset: Any, known: list[Label | None], looks: list[Any]) -> dic
         "hash": "",
         "version": DATASET_CACHE_VERSION,
         "msgs": messages,
-        "results": (exist, missing, empty, corrupt, len(looks)),
+        "results": (exist, missing, empty, corrupt, len(tasks)),
     }
 
 
-def _looked_at(dataset: Any, look: Any) -> Any:
-    """What Ultralytics finds: a label or None, four counts and a message."""
+def _scan(dataset: Any, task: Any) -> Any:
+    """Return what Ultralytics reads from the files: a label or None, four counts and a message."""
     verify, _ = dataset.verify_args()
-    return dataset.result_to_label(verify(look))
+    return dataset.result_to_label(verify(task))
 
 
 class _Table:
     def __init__(self, arrays: Mapping[str, Any]) -> None:
         names = arrays["names"].tobytes().decode("utf-8", "surrogateescape").split("\n")
-        self._place = {name: place for place, name in enumerate(names)}
+        self._index = {name: index for index, name in enumerate(names)}
         self._shapes = arrays["shapes"].tolist()
         self._first_row = np.concatenate([[0], np.cumsum(arrays["counts"])]).tolist()
         self._starts = np.concatenate([[0], np.cumsum(arrays["cols"])])
@@ -92,14 +92,14 @@ class _Table:
         self._widest = int(arrays["cols"].max(initial=0))
         self._boxes = self._boxes_of_polygons() if self._widest > 6 else None
         if not len(self._shapes) == len(names) == len(self._first_row) - 1 or self._starts[-1] != len(self._values):
-            raise ValueError("the table is cut off")
+            raise ValueError("the table is truncated")
 
     def label(self, image: str, *, is_pose: bool, kpt_shape: tuple[int, int]) -> Label | None:
-        """The image's label as a scan makes it; None when the table does not know it."""
-        place = self._place.get(image.rpartition("/")[2])
-        if place is None or not self._shapes[place][0]:
+        """Return the image's label as a scan would, or None if the table does not have it."""
+        index = self._index.get(image.rpartition("/")[2])
+        if index is None or not self._shapes[index][0]:
             return None
-        first, last = self._first_row[place : place + 2]
+        first, last = self._first_row[index : index + 2]
         values = self._values[self._starts[first] : self._starts[last]]
         segments: list[Any] = []
         keypoints = None
@@ -115,7 +115,7 @@ class _Table:
             rows = values.reshape(-1, 5)
         return {
             "im_file": image,
-            "shape": tuple(self._shapes[place]),
+            "shape": tuple(self._shapes[index]),
             "cls": rows[:, 0:1],
             "bboxes": rows[:, 1:],
             "segments": segments,
@@ -125,7 +125,7 @@ class _Table:
         }
 
     def _boxes_of_polygons(self) -> Any:
-        """Class and box of each row: (rows, 5)."""
+        """Return the class and box of each row: (rows, 5)."""
         starts, is_class = self._starts[:-1], np.zeros(len(self._values), bool)
         is_class[starts] = True
         corners = self._values[~is_class].reshape(-1, 2)
@@ -135,7 +135,7 @@ class _Table:
 
 
 def _keypoints(points: Any) -> Any:
-    """(n, keypoints, 3): where there is no visibility, what is inside the image is visible."""
+    """Return the keypoints as (n, keypoints, 3). Without a visibility, points with coordinates ≥ 0 are visible."""
     if points.shape[-1] == 3:
         return points
     visible = np.where((points[..., 0] < 0) | (points[..., 1] < 0), 0.0, 1.0).astype(np.float32)

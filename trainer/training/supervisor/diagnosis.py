@@ -1,4 +1,4 @@
-"""From what a dead training process left behind to one sentence that says what happened and what to change."""
+"""Explains why a training process ended without a result: one sentence with the cause and what to change."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Diagnosis: TypeAlias = RunFailed | MachineFailed
 
 _LONGEST_QUOTE = 300  # characters
 _TRACEBACK = re.compile(r"(?:Original )?Traceback \(most recent call last\)")
-_RELAYED = re.compile(r"Caught \w+ in DataLoader worker")
-_BATCH_AT_LAST = re.compile(r"\(batch (\d+), image size")  # the child's words after it halved the batch
+_RELAY_LINE = re.compile(r"Caught \w+ in DataLoader worker")
+_HALVED_BATCH = re.compile(r"\(batch (\d+), image size")  # in the training process's message after it halved the batch
 _EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception)\b")
-_COMPLAINT = re.compile(
+_ERROR_LINE = re.compile(
     r"error|exception|fatal|killed|cannot|failed|out of memory|no space|terminate called|what\(\)|\bxid\b",
     re.IGNORECASE,
 )
-_SURVIVED = re.compile(r"\bwarn", re.IGNORECASE)
+_WARNING = re.compile(r"\bwarn", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,55 +32,55 @@ class Evidence:
 
     exit_code: int | None  # negative: the signal that ended it
     phase: Phase
-    crashed: Crashed | None = None  # its last word, when it had one
-    output: Sequence[str] = ()  # its last lines
-    epoch: int = 0  # the last one heard of
+    crashed: Crashed | None = None  # its final event, if it sent one
+    output: Sequence[str] = ()  # its last lines of output
+    epoch: int = 0  # the last one reported
     batch: int | float | None = None
     imgsz: int | None = None
-    oom_kills: int = 0  # processes that the kernel killed for memory meanwhile, in our control group or on the host
-    free_disk: int | None = None  # bytes where the run is written
+    oom_kills: int = 0  # out-of-memory kills on this host since the training started
+    free_disk: int | None = None  # bytes, on the disk of the run folder
 
     @property
     def signal(self) -> int:
-        """The signal that ended it, also when a shell or a launcher reports it as 128 + n; otherwise 0."""
+        """The signal that ended it, or 0. A shell or a launcher reports signal n as exit code 128 + n."""
         code = self.exit_code or 0
         return -code if code < 0 else code - 128 if 128 < code <= 128 + signal.SIGRTMAX else 0
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
-    """The error that this ending is: `RunFailed` when another attempt would meet it again."""
+    """Return the error for this evidence: `RunFailed` if another attempt would fail in the same way."""
     crashed = evidence.crashed
     if _is_installation(evidence):
         return _broken_installation(evidence)
-    if crashed and (halved := _BATCH_AT_LAST.search(crashed.message)):
+    if crashed and (halved := _HALVED_BATCH.search(crashed.message)):
         evidence = replace(evidence, batch=int(halved[1]))
     if not crashed and evidence.signal == signal.SIGKILL and evidence.oom_kills:
-        return _say(MachineFailed, HOST_MEMORY, evidence, "the kernel's out-of-memory killer ended it")
-    said = _words_of(crashed) if crashed else [line for line in evidence.output if _is_complaint(line)]
+        return _error(MachineFailed, HOST_MEMORY, evidence, "the kernel's out-of-memory killer ended it")
+    lines = _message_lines(crashed) if crashed else [line for line in evidence.output if _is_error(line)]
     for cause in CAUSES:
-        for line in said:
-            if found := cause.said.search(line):
-                return _say(cause.error, cause.sentence, evidence, line, **found.groupdict())
-    return _unknown(crashed, evidence) if crashed else _death(evidence)
+        for line in lines:
+            if found := cause.pattern.search(line):
+                return _error(cause.error, cause.sentence, evidence, line, **found.groupdict())
+    return _unknown(crashed, evidence) if crashed else _ended_without_event(evidence)
 
 
 def stuck(phase: Phase, epoch: int, seconds: float) -> MachineFailed:
-    """The error of a process that was killed because it was silent for longer than its phase may take."""
+    """Return the error of a process that was killed because it sent no event for longer than its phase allows."""
     if phase is Phase.STARTING:
         return HostFailed(
-            f"The training process was not ready after {seconds:.0f} s and was killed: look at the run's log for what "
-            "it waited for; a slow disk under the Python packages is the usual cause.",
+            f"The training process was not ready after {seconds:.0f} s and was killed: look at the end of the run's log; "
+            "the usual cause is a slow disk under the Python packages.",
         )
     return MachineFailed(
-        f"The training was stuck: nothing happened for {seconds:.0f} s {_when(phase, epoch)}, so its process was "
-        "killed; if one step may really take that long, raise STALL_SECONDS.",
+        f"The training was stuck: it made no progress for {seconds:.0f} s {_when(phase, epoch)}, so its process was "
+        "killed; if one step can take that long, raise STALL_SECONDS.",
     )
 
 
 def _is_installation(evidence: Evidence) -> bool:
-    """Whether the process ended before it looked at its order, by itself: every run would end so on this host."""
+    """Whether the process ended by itself before it read its order: every run on this host would fail like that."""
     if evidence.phase is not Phase.STARTING:
-        return False  # whatever it says: a model or a dataset may have made it say so
+        return False  # a model or a dataset may have caused it, whatever the output says
     return evidence.crashed.is_installation if evidence.crashed else not evidence.signal
 
 
@@ -90,7 +90,7 @@ def _broken_installation(evidence: Evidence) -> HostFailed:
         f"{crashed.error}: {crashed.message}" if crashed else f"exit code {evidence.exit_code}: {_last_of(evidence)}"
     )
     return HostFailed(
-        f"The training process ended while starting ({_short(quote)}), before it looked at the run: install "
+        f"The training process ended while starting ({_short(quote)}), before it read its order: install "
         "requirements.txt again, and run `doctor` on the host.",
     )
 
@@ -98,16 +98,16 @@ def _broken_installation(evidence: Evidence) -> HostFailed:
 def _unknown(crashed: Crashed, evidence: Evidence) -> Diagnosis:
     first = _short(crashed.message.strip().split("\n", 1)[0])
     what = f"{crashed.error}: {first}" if first else crashed.error
-    return _say(RunFailed, "The training failed {when} with {quote}; the run's log has the details.", evidence, what)
+    return _error(RunFailed, "The training failed {when} with {quote}; the run's log has the details.", evidence, what)
 
 
-def _death(evidence: Evidence) -> Diagnosis:
+def _ended_without_event(evidence: Evidence) -> Diagnosis:
     last = _last_of(evidence)
     if evidence.signal == signal.SIGBUS:
-        return _say(MachineFailed, SHARED_MEMORY, evidence, last)
+        return _error(MachineFailed, SHARED_MEMORY, evidence, last)
     if evidence.signal == signal.SIGKILL:
         sentence = (
-            "The training process was killed {when} (SIGKILL), most likely because the host's memory ran out: use "
+            "The training process was killed {when} (SIGKILL), most likely because the host ran out of memory: use "
             "fewer workers or a smaller batch, or give the host more memory; its last output was: {quote}."
         )
     elif evidence.signal:
@@ -119,25 +119,25 @@ def _death(evidence: Evidence) -> Diagnosis:
             f"The training process ended {{when}} with exit code {evidence.exit_code} and without a result; its last "
             "output was: {quote}."
         )
-    return _say(MachineFailed, sentence, evidence, last)
+    return _error(MachineFailed, sentence, evidence, last)
 
 
 def _last_of(evidence: Evidence) -> str:
-    """The last line that complains, or the last line."""
+    """Return the last line that looks like an error, or the last line."""
     lines = [line for line in evidence.output if line.strip()]
-    return next((line for line in reversed(lines) if _is_complaint(line)), lines[-1] if lines else "it printed nothing")
+    return next((line for line in reversed(lines) if _is_error(line)), lines[-1] if lines else "it printed nothing")
 
 
-def _say(error: type[Diagnosis], sentence: str, evidence: Evidence, quote: str, **found: str | None) -> Diagnosis:
+def _error(error: type[Diagnosis], sentence: str, evidence: Evidence, quote: str, **found: str | None) -> Diagnosis:
     phase = evidence.crashed.phase if evidence.crashed else evidence.phase
     batch, imgsz, free = evidence.batch, evidence.imgsz, evidence.free_disk
     return error(
         sentence.format(
             when=_when(phase, evidence.epoch),
             quote=_short(quote),
-            batch_mend=_batch_mend(batch, imgsz),
+            batch_hint=_batch_hint(batch, imgsz),
             size=f" at batch {batch:g}, image size {imgsz}" if batch and batch > 0 and imgsz else "",
-            free="" if free is None else f", {free / 2**30:.1f} GiB are free where the run is written",
+            free="" if free is None else f" ({free / 2**30:.1f} GiB are free on the disk of the run folder)",
             package=found.get("package"),
         ),
     )
@@ -147,7 +147,7 @@ def _when(phase: Phase, epoch: int) -> str:
     return f"while {phase.value}" + (f" (epoch {epoch})" if epoch else "")
 
 
-def _batch_mend(batch: float | None, imgsz: int | None) -> str:
+def _batch_hint(batch: float | None, imgsz: int | None) -> str:
     if batch == 1:
         return f"use a smaller image size than {imgsz}, or a smaller model"
     if batch is not None and 0 < batch < 1:
@@ -155,16 +155,16 @@ def _batch_mend(batch: float | None, imgsz: int | None) -> str:
     return "use a smaller batch, image size or model"
 
 
-def _words_of(crashed: Crashed) -> list[str]:
-    """The lines that say what happened. A traceback's code lines would match causes that they merely mention."""
+def _message_lines(crashed: Crashed) -> list[str]:
+    """Return the lines of the message and the exceptions. A traceback's source lines could match unrelated patterns."""
     before, *behind = _TRACEBACK.split(f"{crashed.error}: {crashed.message}")
-    told = "\n".join([*behind, crashed.traceback]).splitlines()
-    own = [line for line in before.splitlines() if not _RELAYED.search(line)]
-    return [*own, *(line for line in told if _EXCEPTION.match(line))]
+    tracebacks = "\n".join([*behind, crashed.traceback]).splitlines()
+    own = [line for line in before.splitlines() if not _RELAY_LINE.search(line)]
+    return [*own, *(line for line in tracebacks if _EXCEPTION.match(line))]
 
 
-def _is_complaint(line: str) -> bool:
-    return bool(_COMPLAINT.search(line)) and not _SURVIVED.search(line)
+def _is_error(line: str) -> bool:
+    return bool(_ERROR_LINE.search(line)) and not _WARNING.search(line)
 
 
 def _name(number: int) -> str:

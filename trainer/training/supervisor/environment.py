@@ -1,4 +1,4 @@
-"""What a training process finds around it: an environment without secrets, and a private folder to write into."""
+"""The environment variables of a training process, without secrets, and its private folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from pathlib import Path
 
 from trainer.core.errors import Misconfigured
 
-SANDBOX = "TRAINER_SANDBOX"  # "0": a training process does not confine itself; see reach.py
-FAST_LOADER = "TRAINER_FAST_LOADER"  # bytes of decoded images that a training process may keep; see fast_loader.py
-
 _PROJECT = Path(__file__).parents[3]  # the folder that holds the package `trainer`
 
-# everything else of the supervisor's environment stays behind: keys, tokens, proxies with passwords, pytest's and
-# torchrun's variables, and whatever switches on an integration
+# no other variable is passed on: keys, tokens, proxies with passwords, variables of pytest and torchrun, and variables
+# that enable an integration
 _ALLOWED = frozenset(
     {
         "PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_NUMERIC", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD",
@@ -36,19 +33,19 @@ _FIXED = {
     "YOLO_OFFLINE": "1",
     "YOLO_AUTOINSTALL": "false",
     "ULTRALYTICS_SAFE_LOAD": "1",
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, whose indices the slots have
-    # is_available() would otherwise start CUDA, after which a spare could not be told its GPU any more
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of NVML, whose indices name the GPUs of an order
+    # otherwise is_available() would initialize CUDA, and a prestarted process could no longer choose its GPU
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "PYTHONUNBUFFERED": "1",
     "PYTHONFAULTHANDLER": "1",
     "PYTHONIOENCODING": "utf-8:replace",
     "MPLBACKEND": "agg",
-    # a user id without a passwd entry (containers) would otherwise fail torch's cache folder
+    # torch needs a user name for its cache folder; a container's user may have no passwd entry
     "USER": "trainer",
     "LOGNAME": "trainer",
 }
 
-# every key that the installed version knows (a test compares): a missing one is filled with its default, which is on
+# every key of the installed version (a test compares them): Ultralytics enables integrations whose key is missing
 _SETTINGS = {
     "settings_version": "0.0.8",
     "uuid": "0" * 64,
@@ -66,10 +63,10 @@ _SETTINGS = {
     "openvino_msg": False,
 }
 
-PRIVATE = "child-"  # how the name of a private folder begins, in the children's home
-PRIVATE_ELSEWHERE = "yolo-trainer-child-"  # and in the host's folder for temporary files
-_LONGEST_LOCK = 60.0  # seconds that writing a font list can take
-_LONGEST_TMPDIR = 70  # characters: a Unix socket below it has 107 at most, and torch makes some with long names
+PRIVATE = "child-"  # prefix of private folders in the home of training processes
+PRIVATE_ELSEWHERE = "yolo-trainer-child-"  # prefix in the host's folder for temporary files
+_LONGEST_LOCK = 60.0  # seconds; writing a font list takes less
+_LONGEST_TMPDIR = 70  # characters: a Unix socket path has at most 107, and torch creates sockets with long names
 
 
 def child_environment(
@@ -78,12 +75,11 @@ def child_environment(
     caches: Path,
     *,
     devices: tuple[int, ...] | None,
-    threads: int | None,
 ) -> dict[str, str]:
-    """The environment of a training process: `parent` through an allow-list, plus what keeps Ultralytics to itself.
+    """Return the environment of a training process: allowed variables of `parent`, and those that isolate Ultralytics.
 
-    `folder` is private to the process (see `private_folder`), `caches` is kept between processes. `devices` are GPU
-    indices (empty: no GPU); None for a spare, which learns them from its order.
+    `folder` is private to the process (see `private_folder`); processes share `caches`. `devices` are GPU indices
+    (empty: no GPU), or None for a prestarted process, which gets them with its order.
     """
     kept = {name: value for name, value in parent.items() if name in _ALLOWED}
     paths = [str(_PROJECT), *filter(None, parent.get("PYTHONPATH", "").split(os.pathsep))]
@@ -96,29 +92,29 @@ def child_environment(
             "YOLO_CONFIG_DIR": str(folder),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "XDG_CONFIG_HOME": str(folder / "config"),
-            "MPLCONFIGDIR": str(caches / "matplotlib"),  # its font list takes seconds to make
+            "MPLCONFIGDIR": str(caches / "matplotlib"),  # writing its font list takes seconds
             "CUDA_CACHE_PATH": str(caches / "cuda"),  # kernels compiled for a GPU newer than the torch build
             "PYTHONPATH": os.pathsep.join(paths),
         }
     )
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
-    if threads is not None:
-        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return environment
 
 
 def private_folder(home: Path, weights: Path) -> Path:
-    """A fresh folder that one training process owns: home, temporary files and Ultralytics' configuration.
+    """Create the private folder of one training process: home, temporary files, configuration of Ultralytics.
 
-    Its settings switch off everything that would talk to somebody; its font spares a download. `weights` is where
-    Ultralytics looks for weights of its own (the AMP check's).
+    The settings in it disable everything that uses the network; the font in it replaces a download. `weights` is where
+    Ultralytics looks for weights that it needs itself (for the AMP check). Raises OSError.
     """
-    for kept in (home / "matplotlib", home / "cuda"):
-        kept.mkdir(parents=True, exist_ok=True)
-    _drop_left_locks(home / "matplotlib")
-    roomy = len(str(home)) <= _LONGEST_TMPDIR - len(f"/{PRIVATE}12345678/tmp")
-    folder = Path(tempfile.mkdtemp(prefix=PRIVATE, dir=home) if roomy else tempfile.mkdtemp(prefix=PRIVATE_ELSEWHERE))
+    for cache in (home / "matplotlib", home / "cuda"):
+        cache.mkdir(parents=True, exist_ok=True)
+    _remove_stale_locks(home / "matplotlib")
+    is_short = len(str(home)) <= _LONGEST_TMPDIR - len(f"/{PRIVATE}12345678/tmp")
+    folder = Path(
+        tempfile.mkdtemp(prefix=PRIVATE, dir=home) if is_short else tempfile.mkdtemp(prefix=PRIVATE_ELSEWHERE)
+    )
     configuration = folder / "Ultralytics"
     configuration.mkdir()
     (folder / "tmp").mkdir()
@@ -134,16 +130,16 @@ def private_folder(home: Path, weights: Path) -> Path:
     return folder
 
 
-def _drop_left_locks(folder: Path) -> None:
-    """Matplotlib waits five seconds for a lock file, in every process, if a kill or a power cut left one."""
+def _remove_stale_locks(folder: Path) -> None:
+    """Remove lock files that a crash left: each process would wait five seconds for them in matplotlib."""
     for lock in folder.glob("*.matplotlib-lock"):
-        with contextlib.suppress(OSError):  # training processes write here, so it may be anything
+        with contextlib.suppress(OSError):  # training processes can write here, so it may be anything
             if time.time() - lock.stat().st_mtime > _LONGEST_LOCK:
                 lock.unlink()
 
 
 def _font() -> Path:
-    package = importlib.util.find_spec("matplotlib")  # found, not imported
+    package = importlib.util.find_spec("matplotlib")  # finds it without importing it
     if package is None or package.origin is None:
         raise Misconfigured(
             f"matplotlib is not installed for {sys.executable}; run pip install -r requirements.txt with that Python",

@@ -1,4 +1,4 @@
-"""Hands a child's events and output lines to whoever listens, without ever waiting for them."""
+"""Passes the events and output lines of a training process to a listener without blocking the reading thread."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from trainer.core.events import BatchProgress, Event
 
-MOST_LINES = 2000  # waiting; more are counted and left out, so that a flood cannot fill the memory
+MOST_LINES = 2000  # waiting; further lines are counted and dropped, so that a flood cannot fill the memory
 
 
-class Delivery:
-    """A queue with a thread of its own that empties it.
+class EventDispatcher:
+    """A queue that a thread of its own empties into the listener.
 
-    Events go in order and before lines. Durable events all arrive, however slow the listener is; of the batch ticks
-    that wait behind one another only the newest does. A listener that raises gets nothing more (`failed`), and
-    `close` raises what it raised.
+    Events keep their order and go before lines. Every durable event arrives, however slow the listener is; of
+    consecutive batch events that wait, only the newest arrives. After a listener has raised it gets nothing more
+    (`failed`), and `close` raises its exception.
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class Delivery:
         self._lines: deque[str] = deque()
         self._lost_lines = 0
         self._closed = False
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="delivery")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="event-dispatch")
         self._work: Future[None] | None = None
 
     def start(self, on_event: Callable[[Event], None], on_line: Callable[[str], None]) -> None:
-        """Begin to hand over, what has waited until now first."""
+        """Start the delivery, with what was queued before."""
         self._work = self._pool.submit(self._run, on_event, on_line)
 
     @property
@@ -39,6 +39,7 @@ class Delivery:
         return self._work is not None and self._work.done() and self._work.exception() is not None
 
     def event(self, event: Event) -> None:
+        """Queue an event."""
         with self._changed:
             ticks = self._events and isinstance(event, BatchProgress) and isinstance(self._events[-1], BatchProgress)
             if ticks:
@@ -47,6 +48,7 @@ class Delivery:
             self._changed.notify()
 
     def line(self, line: str) -> None:
+        """Queue a line of output."""
         with self._changed:
             if len(self._lines) >= MOST_LINES:
                 self._lost_lines += 1
@@ -56,7 +58,7 @@ class Delivery:
             self._changed.notify()
 
     def close(self) -> None:
-        """Wait until everything was handed over; raises what the listener raised."""
+        """Wait until everything is delivered. Raises what the listener raised."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -83,5 +85,5 @@ class Delivery:
 
     def _note_lost_lines(self) -> None:
         if self._lost_lines:
-            self._lines.append(f"… {self._lost_lines} lines came too fast and are not in this log …")
+            self._lines.append(f"… {self._lost_lines} lines left out: output came too fast …")
             self._lost_lines = 0

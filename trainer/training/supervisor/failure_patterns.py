@@ -1,7 +1,7 @@
-"""What a training process says when it fails, and the sentence that each of it becomes.
+"""Patterns in the output and exceptions of a failed training process, each with its error message.
 
-Sentences may use {when} ("while training (epoch 3)"), {quote} (the line that gave it away), {batch_mend}, {size},
-{free} and {package}; see diagnosis.py.
+Messages may use {when} ("while training (epoch 3)"), {quote} (the matching line), {batch_hint}, {size}, {free} and
+{package}; diagnosis.py fills them in.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ from trainer.core.errors import HostFailed, MachineFailed, RunFailed
 
 @dataclass(frozen=True)
 class Cause:
-    """`said` finds it in one line of output or of an exception; `error` is `RunFailed` when a retry is pointless."""
+    """A known failure: `pattern` matches one line of output or of an exception.
 
-    said: re.Pattern[str]
+    `error` is `RunFailed` if another attempt would fail in the same way.
+    """
+
+    pattern: re.Pattern[str]
     error: type[RunFailed | MachineFailed]
     sentence: str
 
 
 HOST_MEMORY = (
-    "The host's memory did not suffice {when}: use fewer workers, a smaller batch, or cache off, "
+    "The host ran out of memory {when}: use fewer workers, a smaller batch, or cache off, "
     "or give the host more memory ({quote})."
 )
 GPU = "The GPU or its driver failed {when}: look at nvidia-smi and dmesg on the host ({quote})."
 SHARED_MEMORY = (
-    "The shared-memory mount /dev/shm was full {when}: use fewer workers, or make it larger "
+    "The shared-memory mount /dev/shm was full {when}: use fewer workers, or make the mount larger "
     "(Docker: --shm-size or --ipc=host) ({quote})."
 )
 
 
-def _cause(said: str, error: type[RunFailed | MachineFailed], sentence: str) -> Cause:
-    return Cause(re.compile(said, re.IGNORECASE), error, sentence)
+def _cause(pattern: str, error: type[RunFailed | MachineFailed], sentence: str) -> Cause:
+    return Cause(re.compile(pattern, re.IGNORECASE), error, sentence)
 
 
-# The order counts: the more specific first.
+# the first match counts: specific patterns before general ones
 CAUSES = (
     _cause(
         r"No space left on device|Errno 28\b|Disk quota exceeded|Errno 122\b"
@@ -54,7 +57,7 @@ CAUSES = (
         r"(?:cuda|hip|xpu|cudnn|gpu|mps)\b.{0,40}out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED"
         r"|CUDA backend memory error|unable to find an engine to execute",
         RunFailed,
-        "The GPU's memory did not suffice {when}{size}: {batch_mend} ({quote}).",
+        "The GPU ran out of memory {when}{size}: {batch_hint} ({quote}).",
     ),
     _cause(
         r"device-side assert",
@@ -66,22 +69,22 @@ CAUSES = (
         r"no kernel image is available|driver (?:version )?(?:on your system )?is (?:too old|insufficient)"
         r"|forward compatibility was attempted|not compatible with the current PyTorch",
         HostFailed,
-        "The installed torch does not fit this host's GPU or driver: update the driver, or install the torch that "
-        "fits it ({quote}).",
+        "The installed torch does not support this host's GPU or driver: update the driver, or install a torch "
+        "that supports it ({quote}).",
     ),
     _cause(
         r"NCCL (?:error|operation|watchdog)|ncclUnhandled|ProcessGroupNCCL|DistBackendError",
         MachineFailed,
-        "The GPUs of this run lost contact with each other {when}; if it repeats, train on one GPU, or set "
+        "The GPUs of this run lost the connection to each other {when}; if it happens again, train on one GPU, or set "
         "NCCL_P2P_DISABLE=1 for the service ({quote}).",
     ),
-    _cause(  # no training can do this to a GPU
+    _cause(  # a training cannot cause these
         r"no CUDA-capable device|No CUDA GPUs are available|Invalid CUDA 'device=|Found no NVIDIA driver"
         r"|CUDA driver initialization failed|CUDA unknown error|busy or unavailable|uncorrectable (?:NVLink|ECC)",
         HostFailed,
         GPU,
     ),
-    _cause(  # a training may be the cause of these
+    _cause(  # a training can cause these
         r"CUDA error|unspecified launch failure|\bXid\b|cuDNN error|CUBLAS_STATUS_|CUDNN_STATUS_|\bNVML\b"
         r"|illegal memory access",
         MachineFailed,
@@ -108,7 +111,7 @@ CAUSES = (
     _cause(
         r"Read-only file system|Errno 30\b|PermissionError|Permission denied|Errno 13\b",
         MachineFailed,
-        "The training could not write a file, or not read one, {when}: check the mount and the rights of the "
+        "The training could not read or write a file {when}: check the mount and the permissions of the "
         "service's user ({quote}).",
     ),
     _cause(
@@ -131,24 +134,24 @@ CAUSES = (
     _cause(
         r"equal numbers of boxes and segments|'kpt_shape'|kpt_shape",
         RunFailed,
-        "The labels do not fit the task: segment needs polygons, pose needs keypoints and kpt_shape ({quote}).",
+        "The labels do not match the task: segment needs polygons, pose needs keypoints and kpt_shape ({quote}).",
     ),
     _cause(
         r"No labels found|No valid annotations",
         RunFailed,
-        "No usable labels were found: an image's labels are a .txt of its name in the labels folder ({quote}).",
+        "No usable labels were found: the labels of images/a.jpg belong in labels/a.txt ({quote}).",
     ),
     _cause(
         r"No (?:valid )?images found|Error loading data from",
         RunFailed,
-        "No usable images were found: check that the dataset's files are readable pictures ({quote}).",
+        "No usable images were found: check that the dataset's files are readable images ({quote}).",
     ),
     _cause(
         r"not a loadable checkpoint|outside the supported Ultralytics checkpoint|PytorchStreamReader|UnpicklingError"
         r"|invalid load key|Weights only load failed|Resume checkpoint not found|Ran out of input|unexpected EOF",
         RunFailed,
-        "The weights file cannot be loaded: it is damaged, or holds something else than a model that Ultralytics "
-        "made; fetch it again, or choose another model ({quote}).",
+        "The weights file cannot be loaded: it is damaged, or is not a model that Ultralytics saved; "
+        "download it again, or choose another model ({quote}).",
     ),
     _cause(
         r"No module named '(?P<package>[^']+)'",
@@ -158,12 +161,12 @@ CAUSES = (
     _cause(
         r"FileNotFoundError|Image Not Found|No such file or directory|images not found|Dataset '.*does not exist",
         MachineFailed,
-        "A file that the training needs disappeared {when}: leave the dataset alone while it is trained on ({quote}).",
+        "A file that the training needs is missing {when}: do not change the dataset during a training ({quote}).",
     ),
     _cause(
         r"\[Errno \d+\]|Parent directory .* does not exist",
         MachineFailed,
-        "This host refused the training a file or a folder {when}: check the disk, the mounts and the rights of the "
+        "The training could not use a file or a folder {when}: check the disk, the mounts and the permissions of the "
         "service's user ({quote}).",
     ),
 )

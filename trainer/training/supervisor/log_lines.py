@@ -1,4 +1,4 @@
-"""From the bytes that a training process prints to the lines of its log."""
+"""Turns the bytes that a training process prints into the lines of its log."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import re
 import time
 from collections.abc import Iterator
 
-LONGEST = 4000  # bytes of a line that are kept
-_REDRAW_SECONDS = 1.0  # a progress bar draws itself ten times a second
+LONGEST = 4000  # bytes of a line that are logged
+_REDRAW_SECONDS = 1.0  # a progress bar is redrawn ten times a second
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _ENDS = re.compile(rb"\r?\n|\r")
 
 
 class OutputLines:
-    """Cuts a stream of bytes into readable lines.
+    """Splits a stream of bytes into readable lines.
 
-    A line that a carriage return redraws counts as one, at most one a second; the last drawing of a bar, which ends
-    with a newline, always does. Colors and control characters are removed, wrong UTF-8 is replaced, a line longer
-    than `LONGEST` is cut.
+    Of a line that carriage returns redraw (a progress bar), at most one version per second is returned, and always the
+    last one, which ends with a newline. Colors and control characters are removed, invalid UTF-8 is replaced, and lines
+    longer than `LONGEST` are cut.
     """
 
     def __init__(self) -> None:
-        self._held = b""  # a carriage return whose newline may still come
+        self._pending = b""  # a carriage return that may be half of a \r\n
         self._line = bytearray()
-        self._cut = 0  # bytes of the present line that were left out
+        self._cut = 0  # bytes of the current line beyond `LONGEST`
         self._redrawn_at = float("-inf")
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """The lines that `data` completes."""
-        data = self._held + data
-        self._held = data[-1:] if data.endswith(b"\r") else b""
+        """Return the lines that `data` completes."""
+        data = self._pending + data
+        self._pending = data[-1:] if data.endswith(b"\r") else b""
         data = data.removesuffix(b"\r")
         start = 0
         for end in _ENDS.finditer(data):
@@ -40,7 +40,7 @@ class OutputLines:
         self._append(data[start:])
 
     def close(self) -> Iterator[str]:
-        """The line that was never ended, if there is one."""
+        """Return the last line if it had no line end."""
         if self._line:
             yield from self._ended(redraw=False)
 

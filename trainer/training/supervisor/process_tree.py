@@ -1,4 +1,4 @@
-"""A child process with everything that it starts: begun, listened to, spoken to, ended."""
+"""A training process with every process that it starts: start, send commands, read output and events, end."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from trainer.core.events import (
 )
 from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.removal import remove_tree
-from trainer.training.supervisor.event_dispatch import Delivery
+from trainer.training.supervisor.event_dispatch import EventDispatcher
 from trainer.training.supervisor.log_lines import OutputLines
 from trainer.training.wire import LONGEST_LINE, WireError, decode_event
 
-_GUARDIAN = str(Path(__file__).with_name("subreaper.py"))
+_SUBREAPER = str(Path(__file__).with_name("subreaper.py"))
 _CHUNK = 65536  # bytes; as much as a pipe holds
-_KILL_SECONDS = 5.0  # that SIGKILL may take, before harder means and before giving up
-_TAIL = 200  # lines kept for the diagnosis
+_KILL_SECONDS = 5.0  # for SIGKILL to take effect, before the next measure and before giving up
+_TAIL_LINES = 200  # for the diagnosis
 
 
-class ChildTree:
-    """One run of a program below a guardian (subreaper.py), in the private folder that is deleted at its end.
+class ProcessTree:
+    """One run of a program under a subreaper (subreaper.py), in a private folder that is deleted afterwards.
 
-    A thread reads its output and its events from the start, so that it can never block on a full pipe. What was heard
-    last is in `phase`, `epoch`, `events_heard` (their number), `tail` and `last_word`; `ended` is set when no
-    process of the tree is left, `exit_code` is then the program's (negative: the signal that ended it).
+    A thread reads output and events from the start, so that the program never blocks on a full pipe. It keeps `phase`,
+    `epoch`, `events_received` (a count), `tail` (the last lines of output) and `final_event` up to date. `ended` is set
+    when no process of the tree is left; `exit_code` is then the program's (negative: the signal that ended it).
     """
 
     def __init__(
@@ -53,60 +53,60 @@ class ChildTree:
         folder: Path,
         locks: FolderLocks,
     ) -> None:
-        self.delivery = Delivery()
+        self.dispatcher = EventDispatcher()
         self.phase = Phase.STARTING
         self.epoch = 0
-        self.events_heard = 0
-        self.tail: deque[str] = deque(maxlen=_TAIL)
-        self.last_word: Finished | ChildStopped | Crashed | None = None
+        self.events_received = 0
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self.final_event: Finished | ChildStopped | Crashed | None = None
         self.ended = threading.Event()
         self.exit_code: int | None = None
-        self.on_line: Callable[[str], str] = str  # what a line becomes on its way to the log
         self._folder = folder
         self._in_use = contextlib.ExitStack()
         self._in_use.enter_context(locks.held(folder))
         self._unsent = bytearray()
-        self._speaking = threading.Lock()
+        self._write_lock = threading.Lock()
         self._output = OutputLines()
-        self._half_event = bytearray()
+        self._partial_event = bytearray()
         self._garbled = False  # one warning is enough
         self._start(program, environment)
 
-    # ── speaking ──
+    # ── commands ──
 
     def send(self, line: bytes) -> None:
-        """Put a line into the child's stdin, as far as it has room; `flush` sends the rest."""
-        with self._speaking:
+        """Write a line to the process's stdin without blocking; `flush` sends what does not fit now."""
+        with self._write_lock:
             self._unsent += line
         self.flush()
 
     def flush(self) -> None:
-        with self._speaking:
+        """Write what is still unsent, without blocking."""
+        with self._write_lock:
             while self._unsent and not self._stdin.closed:
                 try:
                     del self._unsent[: os.write(self._stdin.fileno(), self._unsent)]
                 except BlockingIOError:
                     return
-                except BrokenPipeError:  # the child reads no more: its end will say why
+                except BrokenPipeError:  # the process closed its stdin; its exit gives the reason
                     self._unsent.clear()
 
     def terminate(self) -> None:
-        """SIGTERM for every process of the tree."""
-        with self._speaking, contextlib.suppress(OSError):  # it has ended, or is being killed
+        """Send SIGTERM to every process of the tree."""
+        with self._write_lock, contextlib.suppress(OSError):  # the tree has ended or is being killed
             self._lifeline.send(b"t")
 
     def kill(self) -> None:
-        """SIGKILL for every process of the tree; returns when none is left.
+        """Send SIGKILL to every process of the tree; return when none is left.
 
-        Raises HostFailed when the kernel cannot end one (a driver that hangs).
+        Raises HostFailed when a process cannot be killed (the driver hangs).
         """
-        with self._speaking, contextlib.suppress(OSError):  # it has ended
+        with self._write_lock, contextlib.suppress(OSError):  # the tree has ended
             self._lifeline.shutdown(socket.SHUT_WR)
         if self.ended.wait(_KILL_SECONDS):
             return
         pid = self._process.pid
         with contextlib.suppress(ProcessLookupError):
-            # the guardians are stopped: the first one ends, and the second one, which then continues, ends the tree
+            # both subreapers are stopped (SIGSTOP): kill the first one, so that the second one, once continued, ends the tree
             os.kill(pid, signal.SIGKILL)
             os.killpg(pid, signal.SIGCONT)
         if not self.ended.wait(_KILL_SECONDS):
@@ -116,28 +116,28 @@ class ChildTree:
             )
 
     def close(self) -> None:
-        """Kill what is left, close every descriptor, end the reading thread. Waiting deliveries are not waited for."""
+        """Kill the tree, close every descriptor and end the reading thread. Does not wait for the dispatcher."""
         try:
             self.kill()
         finally:
-            with self._speaking:
+            with self._write_lock:
                 self._stdin.close()
             self._remove_folder()
 
     def _remove_folder(self) -> None:
-        with contextlib.suppress(OSError):  # the guardian did it already, or a sweep will
+        with contextlib.suppress(OSError):  # the subreaper removed it already, or the next sweep does
             remove_tree(self._folder)
         self._in_use.close()
 
-    # ── beginning and listening ──
+    # ── starting and reading ──
 
     def _start(self, program: Sequence[str], environment: Mapping[str, str]) -> None:
         self._lifeline, lifeline = socket.socketpair()
         events, child_events = os.pipe()
-        guardian = [sys.executable, "-I", "-S", _GUARDIAN, str(lifeline.fileno()), str(self._folder)]
+        subreaper = [sys.executable, "-I", "-S", _SUBREAPER, str(lifeline.fileno()), str(self._folder)]
         try:
             self._process = subprocess.Popen(
-                [*guardian, *program, "--events-fd", str(child_events)],
+                [*subreaper, *program, "--events-fd", str(child_events)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -151,7 +151,10 @@ class ChildTree:
             os.close(events)
             self._lifeline.close()
             self._remove_folder()
-            raise HostFailed(f"The training process cannot be started on this host: {error}.") from error
+            raise HostFailed(
+                f"The training process cannot be started on this host ({error}): install requirements.txt again, "
+                "and run `doctor` on the host."
+            ) from error
         finally:
             lifeline.close()
             os.close(child_events)
@@ -168,84 +171,86 @@ class ChildTree:
         reader.start()
 
     def _read(self, output: int, events: int) -> None:
-        hear = {output: self._hear_output, events: self._hear_events}
+        handlers = {output: self._receive_output, events: self._receive_events}
         with selectors.DefaultSelector() as ready:
-            for fd in hear:
+            for fd in handlers:
                 os.set_blocking(fd, False)
                 ready.register(fd, selectors.EVENT_READ)
             ready.register(self._lifeline, selectors.EVENT_READ)
             alive = True
             while alive:
                 for fd in [key.fd for key, _ in ready.select()]:
-                    if fd == self._lifeline.fileno():  # it ends with the last guardian
+                    if fd == self._lifeline.fileno():  # closed when the last subreaper ends
                         alive = False
-                    elif not self._read_some(fd, hear[fd]):
+                    elif not self._read_some(fd, handlers[fd]):
                         ready.unregister(fd)
-        for fd, heard in hear.items():
-            # at most what the pipe held: an orphan that nobody could kill may still write
+        for fd, handle in handlers.items():
+            # at most what the pipe held: an orphan that could not be killed may still write
             for _ in range(32):
-                if not self._read_some(fd, heard):
+                if not self._read_some(fd, handle):
                     break
         os.close(events)
         self._finish_reading()
 
-    def _read_some(self, fd: int, heard: Callable[[bytes], None]) -> bool:
+    def _read_some(self, fd: int, handle: Callable[[bytes], None]) -> bool:
         try:
             data = os.read(fd, _CHUNK)
         except BlockingIOError:
             return True
-        heard(data)
+        handle(data)
         return bool(data)
 
     def _finish_reading(self) -> None:
-        if self._half_event:
-            self._hear_event(bytes(self._half_event))
+        if self._partial_event:
+            self._receive_event(bytes(self._partial_event))
         for line in self._output.close():
-            self._hear_line(line)
+            self._receive_line(line)
         self.exit_code = self._process.wait()
         with contextlib.suppress(ChildProcessError):
-            # in a container the service can be the process that adopts the second guardian, when the first was killed
+            # in a container the service may adopt the second subreaper after the first one was killed
             os.waitpid(-self._process.pid, 0)
         assert self._process.stdout
         self._process.stdout.close()
-        with self._speaking:
+        with self._write_lock:
             self._lifeline.close()
         self.ended.set()
 
-    def _hear_output(self, data: bytes) -> None:
+    def _receive_output(self, data: bytes) -> None:
         for line in self._output.feed(data):
-            self._hear_line(line)
+            self._receive_line(line)
 
-    def _hear_line(self, line: str) -> None:
+    def _receive_line(self, line: str) -> None:
         self.tail.append(line)
-        self.delivery.line(self.on_line(line))
+        self.dispatcher.line(line)
 
-    def _hear_events(self, data: bytes) -> None:
-        self._half_event += data
-        *lines, rest = self._half_event.split(b"\n")
-        self._half_event = rest if len(rest) <= LONGEST_LINE else bytearray(b"a line without an end")
+    def _receive_events(self, data: bytes) -> None:
+        self._partial_event += data
+        *lines, rest = self._partial_event.split(b"\n")
+        self._partial_event = rest if len(rest) <= LONGEST_LINE else bytearray(b"a line without an end")
         for line in lines:
             if line.strip():
-                self._hear_event(bytes(line))
+                self._receive_event(bytes(line))
 
-    def _hear_event(self, line: bytes) -> None:
+    def _receive_event(self, line: bytes) -> None:
         try:
             event = decode_event(line)
         except WireError as error:
-            self._hear_line(f"[not an event] {error}")
+            self._receive_line(f"[not an event] {error}")
             if self._garbled:
                 return
             self._garbled = True
-            event = Warned(code="garbled_event", message=f"The training process sent something unreadable: {error}.")
-        if self.last_word is None:
-            self._note(event)
-            self.delivery.event(event)
+            event = Warned(
+                code="garbled_event", message=f"The training process sent an event that cannot be read: {error}."
+            )
+        if self.final_event is None:
+            self._update_state(event)
+            self.dispatcher.event(event)
 
-    def _note(self, event: Event) -> None:
-        self.events_heard += 1
+    def _update_state(self, event: Event) -> None:
+        self.events_received += 1
         if isinstance(event, PhaseStarted | BatchProgress):
             self.phase = event.phase
         if isinstance(event, BatchProgress | EpochFinished):
             self.epoch = event.epoch
         if isinstance(event, Finished | ChildStopped | Crashed):
-            self.last_word = event
+            self.final_event = event

@@ -1,17 +1,17 @@
-"""Stands between the supervisor and a training process, so that nothing of a training outlives either of them.
+"""The parent of a training process: no process of a training survives the training or its supervisor.
 
-Run as a script of its own, without site-packages: `python -I -S subreaper.py LIFELINE_FD FOLDER PROGRAM ARGUMENT…`.
-It forks a second guardian, which starts PROGRAM in a session of its own. Then both only wait.
+Runs as a script without site-packages: `python -I -S subreaper.py LIFELINE_FD FOLDER PROGRAM ARGUMENT…`.
+It forks a second subreaper, which starts PROGRAM in a new session. Then both only wait.
 
-- The lifeline is a socket whose other end only the supervisor holds. A byte on it means SIGTERM for the whole tree; its
-  end, which also comes when the supervisor is killed, means SIGKILL for the whole tree. Only the two guardians hold
-  this end, so the supervisor reads its end when nothing of the tree is left.
-- When PROGRAM ends, so does everything that it started. Both guardians are subreapers: each inherits what is orphaned
-  below it, whatever session, environment or name that has, and does not end before all of it is reaped.
-- When one guardian is killed, the other one ends the tree. Processes can survive only if both are killed at once, and
-  PROGRAM not even then: the kernel kills it with the second guardian. A parent-death signal straight from the
-  supervisor would not do: it comes at the death of the thread that started the process.
-- A guardian deletes FOLDER (the program's private folder) and ends the way PROGRAM ended: same exit code, same signal.
+- The lifeline is a socket pair between the supervisor and the two subreapers; no other process holds either end. A byte
+  on it means SIGTERM for the whole tree. When the supervisor closes it or is killed, the whole tree gets SIGKILL. The
+  supervisor reads end of file when no process of the tree is left.
+- When PROGRAM ends, everything that it started ends too. Both processes are subreapers: each inherits the orphaned
+  processes below it, whatever their session, environment or name, and exits only after it has reaped them all.
+- When one subreaper is killed, the other one ends the tree. Processes can survive only if both are killed at once;
+  PROGRAM does not survive even then, because the kernel kills it with the second subreaper. A parent-death signal from
+  the supervisor itself would not work: it is sent when the thread that started the process ends.
+- A subreaper deletes FOLDER (the private folder of PROGRAM) and ends like PROGRAM: same exit code or same signal.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_SECOND_SECONDS = 1.0  # that the second guardian may take to end the tree, before the first one does it
+_SECOND_SECONDS = 1.0  # for the second subreaper to end the tree, before the first one does it
 _OUR_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes below `pid`, children first. Without psutil, so that the guardian stays small."""
+    """Return the descendants of `pid`, parents before children. Without psutil, so that a subreaper stays small."""
     children: dict[int, list[int]] = {}
     for process, parent in _all_processes():
         children.setdefault(parent, []).append(process)
@@ -44,7 +44,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill_each(processes: list[int], number: signal.Signals) -> None:
-    """Signal each process that is still there."""
+    """Send a signal to each process that still exists."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process, number)
@@ -53,21 +53,21 @@ def kill_each(processes: list[int], number: signal.Signals) -> None:
 def _all_processes() -> Iterator[tuple[int, int]]:
     for name in os.listdir("/proc"):  # noqa: PTH208
         if name.isdigit():
-            # a process may end between the listing and the reading
+            # a process may end between listing and reading
             with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123
-                # the second field is the program's name in parentheses and may hold anything
+                # the second field is the program's name in parentheses, with any characters
                 yield int(name), int(stat.read().rpartition(b")")[2].split()[1])
 
 
 def _children() -> list[int]:
-    """The processes directly below.
+    """Return the direct children.
 
-    The list also has those that /proc hides from us (`hidepid`), and it is read so fast that a process that forks and
-    ends all the time is still there when it is signaled.
+    The list includes processes that /proc hides from us (`hidepid`). It is read so fast that a process that
+    permanently forks and exits still exists when it is signaled.
     """
     with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children", "rb") as children:  # noqa: PTH123
         return [int(pid) for pid in children.read().split()]
-    return []  # not every kernel has it
+    return []  # some kernels do not have this file
 
 
 def _prctl(option: int, value: int) -> None:
@@ -76,7 +76,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _start(program: list[str]) -> int:
-    guardian = os.getpid()
+    subreaper = os.getpid()
     child = os.fork()
     if child:
         return child
@@ -85,10 +85,10 @@ def _start(program: list[str]) -> int:
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # when the host's memory runs out, better the training than its supervisor
+        # when the host runs out of memory, the kernel should kill the training, not its supervisor
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
             score.write("500")
-        if os.getppid() == guardian:
+        if os.getppid() == subreaper:
             os.execvp(program[0], program)  # noqa: S606
     except OSError as error:
         os.write(2, f"cannot start {program[0]}: {error}\n".encode())
@@ -96,41 +96,41 @@ def _start(program: list[str]) -> int:
 
 
 def _keep_only(*kept: int) -> None:
-    # a pipe of the child's must end with the child, so no guardian holds one
+    # the program's pipes must close when it ends, so no subreaper holds one
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         if int(name) not in (0, 1, 2, *kept):
-            with contextlib.suppress(OSError):  # the listing's own
+            with contextlib.suppress(OSError):  # the descriptor of this listing
                 os.close(int(name))
 
 
 def _watch_second(lifeline: int, second: int) -> None:
-    """Return when the second guardian has ended or has to."""
+    """Return when the second subreaper has ended or must end."""
     ended = os.pidfd_open(second)
     while True:
         readable, _, _ = select.select([lifeline, ended], [], [])
         if ended in readable:
             return
         if not os.read(lifeline, 1):
-            # it ends the tree and then itself, so that one of us is there until the tree has ended; unless it is stopped
+            # the second subreaper ends the tree, then itself, so one subreaper exists until the end; it may be stopped, though
             select.select([ended], [], [], _SECOND_SECONDS)
             return
-        kill_each(descendants(os.getpid()), signal.SIGTERM)  # the second guardian ignores it
+        kill_each(descendants(os.getpid()), signal.SIGTERM)  # the second subreaper ignores it
 
 
 def _watch_program(lifeline: int, first: int, program: int) -> None:
-    """Return when the program has ended or has to."""
+    """Return when the program has ended or must end."""
     events = select.poll()
-    events.register(lifeline, select.POLLRDHUP)  # the bytes on it are for the first guardian
+    events.register(lifeline, select.POLLRDHUP)  # only the first subreaper reads its bytes
     for end in (first, os.pidfd_open(program)):
         events.register(end, select.POLLIN)
     events.poll()
 
 
 def _reap_all(child: int) -> int:
-    """Kill and reap everything that is left; return the wait status of `child`."""
+    """Kill and reap every remaining process; return the wait status of `child`."""
     status = 0
     pause = 0.002
     while True:
@@ -144,7 +144,7 @@ def _reap_all(child: int) -> int:
                 status = reaped_and_how[1] if reaped_and_how[0] == child else status
         except ChildProcessError:
             return status
-        time.sleep(pause)  # a dying process can take its time in a driver
+        time.sleep(pause)  # a driver can delay the death of a process
         pause = min(pause * 2, 0.1)
 
 
@@ -159,18 +159,19 @@ def _end_like(status: int) -> None:
 
 def _remove(folder: str) -> None:
     if os.path.lexists(folder):
-        import shutil  # here, because it would make each start slower
+        import shutil  # imported here: it would slow down every start
 
         with contextlib.suppress(RecursionError):  # nested too deep on purpose: the supervisor removes it
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
+    """Run one of the two subreapers until the program has ended."""
     lifeline, folder, program = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
     os.set_inheritable(lifeline, False)
     for number in _OUR_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump of a training would fill the disk
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of a training would fill the disk
     first = os.pidfd_open(os.getpid())
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     below = os.fork()

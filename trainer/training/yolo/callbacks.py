@@ -1,7 +1,7 @@
-"""Ultralytics' callbacks: where a running training is watched, asked to stop, and its state kept.
+"""Ultralytics' callbacks: they report progress, obey stop requests and save checkpoints.
 
-The trainer object is Ultralytics' own and untyped; what is read from it here is what tests/unit/training/test_ultralytics_facts.py
-and the real trainings of the tests hold on to.
+The trainer object is Ultralytics' own and untyped. tests/unit/training/test_ultralytics_facts.py and the real trainings in
+tests/training check the attributes that are used here.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from trainer.core.dataset import PreparedDataset
 from trainer.core.events import CheckpointSaved, Event, Phase, Warned
 from trainer.core.job import JsonObject
 from trainer.core.results_table import numbers
+from trainer.core.run_folder import BEST, RESULTS
 from trainer.core.stop import StopReason, StopSignal
 from trainer.training.speedups import pixels
 from trainer.training.yolo import checkpoint_file
 from trainer.training.yolo.checkpoint_file import Progress
-from trainer.training.yolo.checkpoint_writer import Keeper
+from trainer.training.yolo.checkpoint_writer import CheckpointWriter
 from trainer.training.yolo.progress_meter import ProgressMeter
 
 
 class Callbacks:
-    """What happens during one try at a training. `resumed` is how far the state it starts from had come."""
+    """The callbacks of one try. `resumed` is the progress of the checkpoint that it resumes from."""
 
     def __init__(
         self,
@@ -49,21 +50,21 @@ class Callbacks:
         self._send = send
         self._resumed = resumed
         self._setup = setup
-        self._keeper = Keeper(run_dir, send)
+        self._writer = CheckpointWriter(run_dir, send)
         self._skip = 0
         self._in_first_epoch = True
         self._validated = False
         self._nan_recoveries = 0
-        self._stripped_best: int | None = 0  # the epoch whose best.pt lies stripped among the checkpoints
+        self._stripped_best: int | None = 0  # the epoch whose stripped best.pt is among the checkpoints
         self.trainer: Any = None
         self.best_epoch = resumed.best_epoch if resumed else None
         self.epochs_completed = resumed.epoch if resumed else 0
-        self.train_seconds = resumed.train_seconds if resumed else 0.0  # over all attempts
-        self.batch = resumed.batch if resumed else None  # with which it was trained last
-        self.is_trained = False  # the last epoch is done and saved
+        self.train_seconds = resumed.train_seconds if resumed else 0.0  # of all attempts
+        self.batch = resumed.batch if resumed else None  # used last
+        self.is_trained = False  # the last epoch is trained and its checkpoint saved
 
     def attach(self, model: Any) -> None:
-        """Register with a model that is about to be trained. Ranks after the first only keep step; they keep nothing."""
+        """Register the callbacks with a model before its training. Only rank 0 reports and saves."""
         every_rank = ("on_train_start", "on_train_epoch_start")
         first_rank = (
             "on_pretrain_routine_start",
@@ -76,8 +77,8 @@ class Callbacks:
         for event in (*every_rank, *(first_rank if RANK < 1 else ())):
             model.add_callback(event, getattr(self, event))
 
-    def let_go(self) -> None:
-        """Close the loaders and forget the trainer, so that its memory can be freed."""
+    def release(self) -> None:
+        """Close the data loaders and drop the trainer, so that its memory can be freed."""
         for name in ("train_loader", "test_loader"):
             loader: Any = getattr(self.trainer, name, None)
             if hasattr(loader, "close"):
@@ -85,18 +86,18 @@ class Callbacks:
         self.trainer = None
 
     @property
-    def kept(self) -> CheckpointSaved | None:
-        """The newest state that is kept."""
-        self._keeper.wait()
-        return self._keeper.kept
+    def saved(self) -> CheckpointSaved | None:
+        """The newest saved checkpoint, after a running save has ended."""
+        self._writer.wait()
+        return self._writer.saved
 
     # ── before the first batch ──
 
     def on_pretrain_routine_start(self, trainer: Any) -> None:
         self.trainer = trainer
         self._stop.raise_if_set()
-        _before(trainer, "_build_train_pipeline", lambda: self._meter.enter(Phase.SCANNING))
-        _before(trainer, "final_eval", self._training_is_over)
+        _call_before(trainer, "_build_train_pipeline", lambda: self._meter.enter(Phase.SCANNING))
+        _call_before(trainer, "final_eval", self._on_training_end)
 
     def on_pretrain_routine_end(self, trainer: Any) -> None:
         self._stop.raise_if_set()
@@ -112,12 +113,14 @@ class Callbacks:
 
     def on_train_start(self, trainer: Any) -> None:
         if RANK != -1:
-            trainer.final_eval = self._training_is_over  # it is done once, when the ranks are gone
+            trainer.final_eval = (
+                self._on_training_end
+            )  # the training process validates once, after the ranks have ended
         if trainer.args.time:
             used = self._resumed.train_seconds if self._resumed else 0.0
             self._meter.budget(max(0.0, trainer.args.time * 3600 - used))
         if self._resumed:
-            trainer.train_time_start -= self._resumed.train_seconds  # one clock over all attempts, as in results.csv
+            trainer.train_time_start -= self._resumed.train_seconds  # results.csv counts the seconds of all attempts
             batches = len(trainer.train_loader)
             self._skip = min(round(self._resumed.done * batches), batches - 1)
             _skip_once(trainer.train_loader, self._skip)
@@ -125,9 +128,11 @@ class Callbacks:
     # ── an epoch ──
 
     def on_train_epoch_start(self, trainer: Any) -> None:
-        trainer._oom_retries = 3  # noqa: SLF001 - memory is our business in every epoch, not only in the first
+        trainer._oom_retries = 3  # noqa: SLF001 - disables Ultralytics' own halving of the batch, which works in the first epoch only
         if self._resumed:
-            trainer.start_epoch = 0  # its mean over all epochs then goes with the clock of all epochs
+            trainer.start_epoch = (
+                0  # train_time_start counts all attempts, so the mean time per epoch must count all epochs
+            )
         if trainer.nan_recovery_attempts > self._nan_recoveries:
             message = f"Epoch {trainer.epoch + 1} diverged (NaN) and is repeated from the weights before it."
             self._send(Warned(code="nan_recovery", message=message))
@@ -151,86 +156,86 @@ class Callbacks:
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
         if self._meter.phase is Phase.FINALIZING:
-            return  # called once more for the final validation, which is not an epoch
+            return  # also called after the final validation, which is not an epoch
         trainer.stop |= self._stop.reason is StopReason.FINISH
         self.epochs_completed = trainer.epoch + 1
         if trainer.best_fitness == trainer.fitness:
             self.best_epoch = trainer.epoch + 1
-        self._take(trainer, trainer.last, done=0.0)
+        self._copy(trainer, trainer.last, done=0.0)
         metrics = {**trainer.label_loss_items(trainer.tloss), **trainer.metrics, **trainer.lr}
         if not self._validated:
             metrics = {key: value for key, value in metrics.items() if key.startswith(("train/", "lr/"))}
         self._meter.epoch_finished(trainer.epochs, numbers(metrics))
-        self._keeper.settle()
+        self._writer.save()
         self._stop_if_asked()
 
-    def _training_is_over(self) -> None:
-        self._keeper.wait()
-        if RANK != -1 and self._keeper.error:
-            # what follows is done from the kept state, by a process that has no other
-            raise OSError(f"the state after the last epoch could not be kept: {self._keeper.error}")
+    def _on_training_end(self) -> None:
+        self._writer.wait()
+        if RANK != -1 and self._writer.error:
+            # the training process needs this checkpoint for everything after the last epoch
+            raise OSError(f"the checkpoint of the last epoch could not be saved: {self._writer.error}")
         self.is_trained = True
         self._meter.enter(Phase.FINALIZING)
 
-    # ── keeping the state ──
+    # ── saving checkpoints ──
 
     def _stop_in_epoch(self) -> None:
-        """Give up if that is asked for, at a shutdown with the state as it is now."""
+        """Obey a stop request. At a shutdown, first save a checkpoint of the unfinished epoch."""
         if self._stop.reason is StopReason.SHUTDOWN and self._meter.phase in (Phase.TRAINING, Phase.VALIDATING):
-            self._keep_mid_epoch(self.trainer)
+            self._save_mid_epoch(self.trainer)
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
         if self._stop.reason is StopReason.SHUTDOWN:
-            self._keeper.wait()  # somebody will go on from there
+            self._writer.wait()  # the next attempt resumes from this checkpoint
         self._stop.raise_if_set()
 
-    def _keep_mid_epoch(self, trainer: Any) -> None:
-        """Keep the state as of this batch, unless no epoch is finished yet."""
+    def _save_mid_epoch(self, trainer: Any) -> None:
+        """Save a checkpoint at this batch, unless no epoch is finished yet."""
         if trainer.epoch < 1:
-            return  # Ultralytics would not go on from there
+            return  # Ultralytics cannot resume from the first epoch
         last, fitness = trainer.last, trainer.fitness
         done = self._meter.share_of_epoch
         trainer.last = trainer.wdir / "unfinished.pt"
         trainer.epoch -= 1
-        trainer.fitness = math.nan  # equals nothing, so best.pt is left alone
+        trainer.fitness = math.nan  # NaN equals nothing, so Ultralytics does not write best.pt
         try:
-            with self._keeper.may_fail():
+            with self._writer.warning_on_failure():
                 trainer.save_model()
-                self._take(trainer, trainer.last, done)
-                self._keeper.settle()
+                self._copy(trainer, trainer.last, done)
+                self._writer.save()
         finally:
             with contextlib.suppress(OSError):
                 trainer.last.unlink(missing_ok=True)
             trainer.epoch += 1
             trainer.last, trainer.fitness = last, fitness
 
-    def _take(self, trainer: Any, state: Path, done: float) -> None:
+    def _copy(self, trainer: Any, state: Path, done: float) -> None:
         self.train_seconds = round(time.time() - trainer.train_time_start, 3)
         self.batch = trainer.batch_size
-        with self._keeper.may_fail():
+        with self._writer.warning_on_failure():
             is_best = not done and self.best_epoch == trainer.epoch + 1
             members = self._members(trainer, is_best=is_best)
             progress = Progress(
                 epoch=trainer.epoch + 1,
                 done=done,
                 complete=bool(trainer.stop),
-                best_epoch=self.best_epoch if is_best or "best.pt" in members else None,
+                best_epoch=self.best_epoch if is_best or BEST in members else None,
                 train_seconds=self.train_seconds,
                 batch=self.batch,
                 setup=self._setup,
             )
-            self._keeper.take(state, progress, members)
+            self._writer.copy(state, progress, members)
 
     def _members(self, trainer: Any, *, is_best: bool) -> dict[str, Path]:
-        """The files that belong to the state, as far as they exist. A state that is the best itself needs no other."""
-        files = {name: trainer.save_dir / name for name in ("results.csv", "args.yaml")}
+        """Return the existing files that belong to the checkpoint: best.pt only if this checkpoint is not the best itself."""
+        files = {name: trainer.save_dir / name for name in (RESULTS, "args.yaml")}
         if not is_best:
-            files["best.pt"] = self._best_stripped(trainer)
+            files[BEST] = self._best_stripped(trainer)
         return {name: path for name, path in files.items() if path.exists()}
 
     def _best_stripped(self, trainer: Any) -> Path:
-        stripped: Path = checkpoint_file.folder_of(self._run_dir) / "best.pt"
+        stripped: Path = checkpoint_file.checkpoints_folder(self._run_dir) / BEST
         if trainer.best.exists() and (self._stripped_best != self.best_epoch or not stripped.exists()):
             strip_optimizer(trainer.best, s=str(stripped))
             self._stripped_best = self.best_epoch
@@ -238,27 +243,27 @@ class Callbacks:
 
 
 def _idle_processors(trainer: Any) -> int:
-    """How many processors the training leaves alone: it has itself and its loaders' workers."""
+    """Return how many processors are free besides the training and its loader workers; at least 1."""
     return max(1, len(os.sched_getaffinity(0)) - 1 - int(trainer.train_loader.num_workers))
 
 
 def _gpu_memory(trainer: Any) -> int:
-    return int(trainer._get_memory() * 2**30) if trainer else 0  # noqa: SLF001 - the only place that knows the device
+    return int(trainer._get_memory() * 2**30) if trainer else 0  # noqa: SLF001 - the only method that knows the device
 
 
-def _before(trainer: Any, method: str, call: Callable[[], None]) -> None:
-    """Have `call` called whenever the trainer's `method` begins, for which there is no callback."""
+def _call_before(trainer: Any, method: str, call: Callable[[], None]) -> None:
+    """Call `call` before each call of the trainer's `method`, for which Ultralytics has no callback."""
     original = getattr(trainer, method)
 
-    def announced(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         call()
         return original(*args, **kwargs)
 
-    setattr(trainer, method, announced)
+    setattr(trainer, method, wrapped)
 
 
 def _skip_once(loader: Any, batches: int) -> None:
-    """Make the loader's next epoch shorter by `batches`: they were trained before the state was kept."""
+    """Shorten the loader's next epoch by `batches`, which were trained before the checkpoint was saved."""
     if batches < 1:
         return
     plain = type(loader)

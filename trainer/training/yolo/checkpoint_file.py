@@ -1,16 +1,15 @@
-"""Checkpoints that survive: whole or not there, verified, and enough on their own to go on from on any host.
+"""Checkpoint files: written atomically, with a checksum, and complete, so that any host can resume from one.
 
-A checkpoint is Ultralytics' `last.pt` with members of ours added to its zip archive, which torch.load leaves alone:
+A checkpoint is Ultralytics' `last.pt` with more members in its zip archive, which torch.load ignores:
 
     …/run/checkpoint.json    the fields of `Progress`
-    …/run/results.csv        every epoch so far
+    …/run/results.csv        one row per epoch so far
     …/run/args.yaml          the arguments of the training
-    …/run/best.pt            the best weights so far, stripped; absent when this state is the best itself
+    …/run/best.pt            the best weights so far, stripped; absent if this checkpoint is the best itself
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import zipfile
@@ -20,100 +19,104 @@ from pathlib import Path
 
 from trainer.core.events import CheckpointSaved
 from trainer.core.job import JsonObject
+from trainer.core.run_folder import RESULTS, RunFolder
 from trainer.disk import durable
+from trainer.disk.checksum import sha256_of
 
-FOLDER = "checkpoints"
-KEPT = 2  # generations
+KEPT = 2  # checkpoints
 _FACTS = "checkpoint.json"
-_TEXTS = ("results.csv", "args.yaml")
+_TEXTS = (RESULTS, "args.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a training had come when its state was kept."""
+    """How far a training was when its checkpoint was saved."""
 
     epoch: int = 0  # finished epochs
-    done: float = 0.0  # share of the next epoch's batches that were trained already
-    complete: bool = False  # the last epoch is done, only the final evaluation is missing
+    done: float = 0.0  # share of the next epoch's batches that are trained, 0…1
+    complete: bool = False  # the last epoch is trained, only the final validation is missing
     best_epoch: int | None = None
     train_seconds: float = 0.0
-    batch: float | None = None  # with which it was trained last; the one that is asked for may not fit into the memory
-    setup: JsonObject | None = None  # what the training is made of (core/resumption.py)
+    batch: float | None = None  # used last; may be smaller than requested, if memory ran out
+    setup: JsonObject | None = None  # model, dataset and settings (core/resumption.py)
 
 
-def folder_of(run_dir: Path) -> Path:
-    """The folder of the run's checkpoints, which exists afterwards. Raises OSError."""
-    folder = run_dir / FOLDER
+def checkpoints_folder(run_dir: Path) -> Path:
+    """Return the folder of the run's checkpoints, and create it if it is missing. Raises OSError."""
+    folder = RunFolder(run_dir).checkpoints
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def take(state: Path, run_dir: Path, progress: Progress, members: Mapping[str, Path]) -> Path:
-    """Copy `state` and the files `members` into one file, which is no checkpoint before `settle` made it one."""
-    taken = folder_of(run_dir) / f"epoch-{progress.epoch:05d}.tmp"
+def prepare(state: Path, run_dir: Path, progress: Progress, members: Mapping[str, Path]) -> Path:
+    """Copy `state` and the files `members` into one temporary file, which `commit` makes a checkpoint. Return its path."""
+    prepared = checkpoints_folder(run_dir) / f"epoch-{progress.epoch:05d}.tmp"
     try:
-        shutil.copyfile(state, taken)
-        _add(taken, progress, members)
+        shutil.copyfile(state, prepared)
+        _add(prepared, progress, members)
     except BaseException:
-        taken.unlink(missing_ok=True)
+        prepared.unlink(missing_ok=True)
         raise
-    return taken
+    return prepared
 
 
-def settle(taken: Path, progress: Progress) -> CheckpointSaved:
-    """Make what was taken the newest generation; older ones than `KEPT` go.
+def commit(prepared: Path, progress: Progress) -> CheckpointSaved:
+    """Make a prepared file the newest checkpoint, and remove all but the `KEPT` newest ones.
 
-    The file appears complete or not at all, and its sidecar (`epoch`, `sha256`, `bytes`) only after it.
+    The checkpoint appears complete or not at all. The JSON file beside it, with `epoch`, `sha256` and `bytes`, follows.
     """
-    path = taken.with_suffix(".pt")
+    path = prepared.with_suffix(".pt")
     try:
-        sha256 = _move(taken, path)
+        sha256 = _rename(prepared, path)
     finally:
-        taken.unlink(missing_ok=True)
+        prepared.unlink(missing_ok=True)
     size = path.stat().st_size
     facts = {**asdict(progress), "sha256": sha256, "bytes": size}
-    taken.write_text(json.dumps(facts))
-    _move(taken, path.with_suffix(".json"))
-    _drop_old(path.parent)
+    prepared.write_text(json.dumps(facts))
+    _rename(prepared, path.with_suffix(".json"))
+    _remove_old(path.parent)
     return CheckpointSaved(epoch=progress.epoch, sha256=sha256, bytes=size, path=str(path))
 
 
 def restore(checkpoint: Path, run_dir: Path) -> Progress:
-    """Lay out `run_dir` as it was when `checkpoint` was kept: weights/last.pt, weights/best.pt, results.csv, args.yaml.
+    """Restore the run folder from a checkpoint: weights/last.pt, weights/best.pt, results.csv, args.yaml. Return its progress.
 
-    Raises OSError or zipfile.BadZipFile when it cannot be read.
+    Raises OSError or zipfile.BadZipFile if the checkpoint cannot be read.
     """
-    weights = run_dir / "weights"
-    weights.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(run_dir)
+    folder.weights.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(checkpoint) as archive:
-        ours = _our_folder(archive)
-        present = {name.removeprefix(ours) for name in archive.namelist() if name.startswith(ours)}
-        shutil.copyfile(checkpoint, weights / "last.pt")
+        prefix = _member_folder(archive)
+        present = {name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)}
+        shutil.copyfile(checkpoint, folder.last)
         for name in _TEXTS:
             (run_dir / name).unlink(missing_ok=True)
-            if lines := _whole_lines(archive.read(ours + name)) if name in present else b"":
+            if lines := _complete_lines(archive.read(prefix + name)) if name in present else b"":
                 (run_dir / name).write_bytes(lines)
-        (weights / "best.pt").unlink(missing_ok=True)
+        folder.best.unlink(missing_ok=True)
         if "best.pt" in present:
-            (weights / "best.pt").write_bytes(archive.read(ours + "best.pt"))
+            folder.best.write_bytes(archive.read(prefix + "best.pt"))
         else:
-            shutil.copyfile(checkpoint, weights / "best.pt")
-    return progress_of(checkpoint)
+            shutil.copyfile(checkpoint, folder.best)
+    return read_progress(checkpoint)
 
 
-def progress_of(checkpoint: Path) -> Progress:
-    """How far the training had come. Raises OSError or zipfile.BadZipFile when it cannot be read."""
+def read_progress(checkpoint: Path) -> Progress:
+    """Return the progress in a checkpoint. Raises OSError or zipfile.BadZipFile if the checkpoint cannot be read."""
     with zipfile.ZipFile(checkpoint) as archive:
-        facts = _our_folder(archive) + _FACTS
+        facts = _member_folder(archive) + _FACTS
         known = json.loads(archive.read(facts)) if facts in archive.namelist() else {}
     return Progress(**{field.name: known[field.name] for field in fields(Progress) if field.name in known})
 
 
-def best_of(checkpoint: Path, run_dir: Path) -> Path:
-    """Copy the best weights in it to the run folder's checkpoints; the copy. Raises OSError or zipfile.BadZipFile."""
-    best = folder_of(run_dir) / "start.pt"
+def extract_best(checkpoint: Path, run_dir: Path) -> Path:
+    """Copy the best weights of a checkpoint to start.pt in the run folder's checkpoints. Return the copy.
+
+    Raises OSError or zipfile.BadZipFile.
+    """
+    best = checkpoints_folder(run_dir) / "start.pt"
     with zipfile.ZipFile(checkpoint) as archive:
-        member = _our_folder(archive) + "best.pt"
+        member = _member_folder(archive) + "best.pt"
         if member in archive.namelist():
             best.write_bytes(archive.read(member))
         else:
@@ -121,51 +124,50 @@ def best_of(checkpoint: Path, run_dir: Path) -> Path:
     return best
 
 
-def results_of(checkpoint: Path) -> str:
-    """The results.csv in it, "" when there is none. Raises OSError or zipfile.BadZipFile when it cannot be read."""
+def read_results(checkpoint: Path) -> str:
+    """Return the results.csv in a checkpoint, or "". Raises OSError or zipfile.BadZipFile if the checkpoint cannot be read."""
     with zipfile.ZipFile(checkpoint) as archive:
-        results = _our_folder(archive) + "results.csv"
+        results = _member_folder(archive) + RESULTS
         return archive.read(results).decode(errors="replace") if results in archive.namelist() else ""
 
 
-def forget(run_dir: Path) -> None:
-    """Remove what an earlier attempt left in `run_dir`, so that a training from the start is nobody's heir."""
-    for path in [*(run_dir / FOLDER).glob("epoch-*"), *(run_dir / "weights").glob("*.pt")]:
+def remove_stale(run_dir: Path) -> None:
+    """Remove stale checkpoints and weights before a training from scratch."""
+    for path in [*RunFolder(run_dir).checkpoints.glob("epoch-*"), *RunFolder(run_dir).weights.glob("*.pt")]:
         path.unlink(missing_ok=True)
 
 
-def is_whole(weights: Path) -> bool:
-    """Whether a `.pt` file was written to its end."""
+def is_complete(weights: Path) -> bool:
+    """Return whether a `.pt` file was written to its end."""
     return weights.is_file() and zipfile.is_zipfile(weights)
 
 
 def _add(path: Path, progress: Progress, members: Mapping[str, Path]) -> None:
     with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
-        ours = _our_folder(archive)
-        archive.writestr(ours + _FACTS, json.dumps(asdict(progress)))
+        prefix = _member_folder(archive)
+        archive.writestr(prefix + _FACTS, json.dumps(asdict(progress)))
         for name, file in members.items():
-            archive.write(file, ours + name)
+            archive.write(file, prefix + name)
 
 
-def _whole_lines(text: bytes) -> bytes:
-    """The text without a last line that was cut: the next row of results.csv would continue it."""
+def _complete_lines(text: bytes) -> bytes:
+    """Return the text without an incomplete last line, which the next row of results.csv would continue."""
     return text[: text.rfind(b"\n") + 1]
 
 
-def _our_folder(archive: zipfile.ZipFile) -> str:
-    # torch refuses an archive with anything outside of the one folder that it made
+def _member_folder(archive: zipfile.ZipFile) -> str:
+    # torch refuses an archive with members outside of its own folder
     return archive.namelist()[0].partition("/")[0] + "/run/"
 
 
-def _move(beside: Path, path: Path) -> str:
-    """Move a finished file to its name, durably; its sha-256."""
-    with beside.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+def _rename(beside: Path, path: Path) -> str:
+    """Rename a finished file durably; return its SHA-256."""
+    sha256 = sha256_of(beside)
     durable.replace(beside, path)
     return sha256
 
 
-def _drop_old(folder: Path) -> None:
+def _remove_old(folder: Path) -> None:
     newest_first = sorted(folder.glob("epoch-*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in newest_first[KEPT:]:
         path.with_suffix(".json").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Keeps the training's states while the training goes on."""
+"""Saves checkpoints in a thread while the training continues."""
 
 from __future__ import annotations
 
@@ -12,59 +12,59 @@ from trainer.core.events import CheckpointSaved, Event, Warned
 from trainer.training.yolo import checkpoint_file
 from trainer.training.yolo.checkpoint_file import Progress
 
-# torch says RuntimeError for a file that it cannot write
-_CANNOT_KEEP = (OSError, RuntimeError, zipfile.BadZipFile)
+# torch raises RuntimeError for a file that it cannot write
+_SAVE_ERRORS = (OSError, RuntimeError, zipfile.BadZipFile)
 
 
-class Keeper:
-    """Keep a state in two steps: `take` copies it at once; `settle` hashes, syncs and names it in a thread.
+class CheckpointWriter:
+    """Saves a checkpoint in two steps: `copy` copies it at once; `save` hashes, syncs and names it in a thread.
 
-    The newest state that is kept is sent as an event and is in `kept`. A state that cannot be kept is a warning and
-    does not stop the training, because the state before it stays; `error` says why the newest one was not kept.
+    `saved` is the newest saved checkpoint; it is sent as an event. A checkpoint that cannot be saved is a warning and
+    does not stop the training, because the previous one stays; `error` is the reason if the newest one was not saved.
     """
 
     def __init__(self, run_dir: Path, send: Callable[[Event], None]) -> None:
         self._run_dir = run_dir
         self._send = send
-        self._taken: tuple[Path, Progress] | None = None
-        self._settling: Future[None] | None = None
-        self.kept: CheckpointSaved | None = None
+        self._copied: tuple[Path, Progress] | None = None
+        self._saving: Future[None] | None = None
+        self.saved: CheckpointSaved | None = None
         self.error: Exception | None = None
 
-    def take(self, state: Path, progress: Progress, members: Mapping[str, Path]) -> None:
-        """Copy a state that may be overwritten afterwards."""
+    def copy(self, state: Path, progress: Progress, members: Mapping[str, Path]) -> None:
+        """Copy a checkpoint of Ultralytics, which may be overwritten afterwards."""
         self.wait()
-        with self.may_fail():
-            self._taken = checkpoint_file.take(state, self._run_dir, progress, members), progress
+        with self.warning_on_failure():
+            self._copied = checkpoint_file.prepare(state, self._run_dir, progress, members), progress
 
-    def settle(self) -> None:
-        """Begin to keep what was taken."""
-        taken, self._taken = self._taken, None
-        if taken:
-            executor = ThreadPoolExecutor(1, thread_name_prefix="keeper")
-            self._settling = executor.submit(self._settle, *taken)
-            executor.shutdown(wait=False)  # its thread ends with its task
+    def save(self) -> None:
+        """Start saving what was copied."""
+        copied, self._copied = self._copied, None
+        if copied:
+            executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+            self._saving = executor.submit(self._save, *copied)
+            executor.shutdown(wait=False)  # the thread ends with its task
 
     def wait(self) -> None:
-        """Return when what was taken is kept, or cannot be."""
-        settling, self._settling = self._settling, None
-        if settling:
-            with self.may_fail():
-                settling.result()
+        """Wait until the running save has succeeded or failed."""
+        saving, self._saving = self._saving, None
+        if saving:
+            with self.warning_on_failure():
+                saving.result()
 
     @contextmanager
-    def may_fail(self) -> Iterator[None]:
-        """Tell as a warning why a state cannot be kept, once until a state is kept again."""
+    def warning_on_failure(self) -> Iterator[None]:
+        """Send a warning for a failed save; only one until a save succeeds again."""
         try:
             yield
-        except _CANNOT_KEEP as error:
+        except _SAVE_ERRORS as error:
             if self.error is None:
                 message = (
-                    f"A checkpoint could not be kept; the training continues, and the one before it stays: {error}"
+                    f"A checkpoint could not be saved; the training continues, and the previous one stays: {error}"
                 )
-                self._send(Warned(code="checkpoint_not_kept", message=message))
+                self._send(Warned(code="checkpoint_not_saved", message=message))
             self.error = error
 
-    def _settle(self, taken: Path, progress: Progress) -> None:
-        self.kept, self.error = checkpoint_file.settle(taken, progress), None
-        self._send(self.kept)
+    def _save(self, copied: Path, progress: Progress) -> None:
+        self.saved, self.error = checkpoint_file.commit(copied, progress), None
+        self._send(self.saved)

@@ -1,13 +1,13 @@
-"""One training on several GPUs: a process for each of them (a rank), started by torch's own launcher.
+"""One training on several GPUs: one process (a rank) for each GPU, started by torch's launcher.
 
-The child that got the order stands between the ranks and the supervisor. Each rank connects to a Unix socket in the
-child's private folder and speaks there as the child does with the supervisor (wire.py): it hears the order and the
-stops, and sends events. Rank 0 reports for all; the others are only heard when they crash.
+The training process passes messages between the ranks and the supervisor. Each rank connects to a Unix socket in the
+private folder and uses the protocol of wire.py there: it receives the order and stop requests, and sends events. Rank 0
+reports for all ranks; of the others only a crash is used.
 
-A stop is rank 0's business, too: it keeps the state and ends, and the others, which then wait for it in vain, end with
-the child. What follows the last epoch is done by the child alone, from the state that rank 0 kept.
+Rank 0 also obeys a stop request: it saves a checkpoint and exits. The other ranks, which then wait for it, end with the
+training process. After the last epoch the training process continues alone, from the checkpoint of rank 0.
 
-Ultralytics' own way to several GPUs is not used: it empties the run folder, and its parent hears of nothing.
+Ultralytics' own support for several GPUs is not used: it empties the run folder, and its parent gets no events.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from trainer.training.wire import decode_event, encode_order, encode_stop
 
 PROGRAM = (sys.executable, "-m", "trainer.training.child.ddp_rank")
 
-_TICK = 0.1  # seconds between two looks at the stop signal
-_IMAGES_EACH = 16  # batch of a rank when the order leaves it to Ultralytics, which can measure memory for one GPU only
+_TICK = 0.1  # seconds between two checks of the stop signal
+_IMAGES_PER_RANK = 16  # for an automatic batch, which Ultralytics can determine for one GPU only
 _CHUNK = 65536  # bytes
 
 
 class RankCrashed(RuntimeError):
-    """A rank raised; `event` is its last word."""
+    """A rank failed; `event` is its final event."""
 
     def __init__(self, event: Crashed) -> None:
         super().__init__(event.message)
@@ -45,20 +45,20 @@ class RankCrashed(RuntimeError):
 
 
 class Ranks:
-    """The ranks of one order, from their start until none of them is needed any more."""
+    """The ranks of one order, from their start to the last epoch."""
 
-    def __init__(self, order: TrainingOrder, stop: StopSignal, heard: Callable[[Event], None]) -> None:
+    def __init__(self, order: TrainingOrder, stop: StopSignal, on_event: Callable[[Event], None]) -> None:
         self._order = order
         self._stop = stop
-        self._heard = heard
-        self._told: StopReason | None = None
-        self._connected: dict[socket.socket, bytearray] = {}  # and the beginning of a line from there
+        self._on_event = on_event
+        self._forwarded: StopReason | None = None
+        self._connected: dict[socket.socket, bytearray] = {}  # with the incomplete line that it has sent
         self._crashed: Crashed | None = None
         self._phase = Phase.STARTING
-        self.finished: Finished | None = None  # rank 0's last word
+        self.finished: Finished | None = None  # the final event of rank 0
 
     def train(self) -> None:
-        """Train to the last epoch. Raises `Stopped` or `RankCrashed`; ends this process as a rank ended that was killed."""
+        """Train to the last epoch. Raises `Stopped` or `RankCrashed`. If a signal killed a rank, it kills this process too."""
         folder = Path(tempfile.mkdtemp(prefix="ranks-"))
         with (
             socket.socket(socket.AF_UNIX) as listener,
@@ -75,15 +75,15 @@ class Ranks:
                         self._accept(connections.enter_context(listener.accept()[0]), ready)
                     else:
                         self._read(key.fileobj, ready)  # type: ignore[arg-type]
-                self._pass_stop_on()
-        self._judge(launched)
+                self._forward_stop()
+        self._raise_failure(launched)
 
     def _accept(self, rank: socket.socket, ready: selectors.BaseSelector) -> None:
         self._connected[rank] = bytearray()
         ready.register(rank, selectors.EVENT_READ)
-        _tell(rank, encode_order(self._order))
-        if self._told:
-            _tell(rank, encode_stop(self._told))
+        _send(rank, encode_order(self._order))
+        if self._forwarded:
+            _send(rank, encode_stop(self._forwarded))
 
     def _read(self, rank: socket.socket, ready: selectors.BaseSelector) -> None:
         try:
@@ -93,12 +93,12 @@ class Ranks:
         *lines, rest = (self._connected[rank] + data).split(b"\n")
         self._connected[rank] = rest
         for line in lines:
-            self._hear(decode_event(bytes(line)))
+            self._receive(decode_event(bytes(line)))
         if not data:
             ready.unregister(rank)
             del self._connected[rank]
 
-    def _hear(self, event: Event) -> None:
+    def _receive(self, event: Event) -> None:
         match event:
             case Crashed():
                 self._crashed = self._crashed or event
@@ -108,49 +108,49 @@ class Ranks:
                 self.finished = event
             case _:
                 self._phase = event.phase if isinstance(event, PhaseStarted) else self._phase
-                self._heard(event)
+                self._on_event(event)
 
-    def _pass_stop_on(self) -> None:
+    def _forward_stop(self) -> None:
         reason = self._stop.reason
-        if reason is None or reason is self._told:
+        if reason is None or reason is self._forwarded:
             return
         if self._stop.must_stop and not self._connected:
-            raise Stopped(reason)  # nothing has begun, or everything is over
-        self._told = reason
+            raise Stopped(reason)  # the ranks are not started yet, or have ended
+        self._forwarded = reason
         for rank in self._connected:
-            _tell(rank, encode_stop(reason))
+            _send(rank, encode_stop(reason))
 
-    def _judge(self, launched: Future[None]) -> None:
+    def _raise_failure(self, launched: Future[None]) -> None:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
         try:
             launched.result()
         except ChildFailedError as failed:
             codes = [failure.exitcode for failure in failed.failures.values()]
-            # torch ends the other ranks with SIGTERM, and they crash when one that they wait for is gone
+            # after a failure torch sends SIGTERM to the other ranks; they can also crash because the failed rank is gone
             killed = next((-code for code in codes if code < 0 and -code != signal.SIGTERM), None)
             if killed:
-                os.kill(os.getpid(), killed)  # for the diagnosis, this signal ended the training
+                os.kill(os.getpid(), killed)  # so that the supervisor's diagnosis sees this signal
             rank, code = next((rank, failure.exitcode) for rank, failure in failed.failures.items())
-            message = f"rank {rank} ended with exit code {code} and without a word"
-            wordless = Crashed(error="RankEnded", message=message, traceback="", phase=self._phase)
-            raise RankCrashed(self._crashed or wordless) from None
+            message = f"rank {rank} ended with exit code {code} and without an error message"
+            unexplained = Crashed(error="RankEnded", message=message, traceback="", phase=self._phase)
+            raise RankCrashed(self._crashed or unexplained) from None
 
 
-def shared_order(order: TrainingOrder, batch: float, heard: Callable[[Event], None]) -> TrainingOrder:
-    """The order as ranks can carry it out: a batch that can be divided among them, and no `rect`."""
+def shared_order(order: TrainingOrder, batch: float, on_event: Callable[[Event], None]) -> TrainingOrder:
+    """Return the order for the ranks: its batch is a multiple of their number, and `rect` is off."""
     ranks, plan = len(order.devices), order.plan
-    whole = max(int(batch) // ranks, 1) * ranks if batch >= 1 else _IMAGES_EACH * ranks
+    whole = max(int(batch) // ranks, 1) * ranks if batch >= 1 else _IMAGES_PER_RANK * ranks
     if whole != batch:
-        message = f"batch = {batch:g} became {whole}: on {ranks} GPUs it has to be a multiple of {ranks}, and a number."
-        heard(Warned(code="batch_changed", message=message))
+        message = f"batch = {batch:g} became {whole}: on {ranks} GPUs it must be a multiple of {ranks}."
+        on_event(Warned(code="batch_changed", message=message))
     if plan.args.get("rect"):
-        heard(Warned(code="no_rect", message="rect = true has no effect on several GPUs."))
+        on_event(Warned(code="no_rect", message="rect = true has no effect on several GPUs."))
     return replace(order, plan=replace(plan, batch=whole, args={**plan.args, "rect": False}))
 
 
 def _launch(ranks: int, program: Sequence[str]) -> Future[None]:
-    """Start the program for each rank; done when all have ended, or when one has failed and the others are gone."""
+    """Start the program for each rank. The future is done when all have ended; after a failure torch ends the others."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
@@ -169,6 +169,6 @@ def _launch(ranks: int, program: Sequence[str]) -> Future[None]:
     return launched
 
 
-def _tell(rank: socket.socket, line: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError):  # it has ended: the launcher knows how
+def _send(rank: socket.socket, line: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the rank has ended; the launcher reports how
         rank.sendall(line)

@@ -1,7 +1,7 @@
-"""What Ultralytics would do beside training, and must not: install packages, run a dataset's code, leak git, report.
+"""Disables what Ultralytics does besides training: install packages, run code of a dataset, publish git facts, report.
 
-The environment of the process (environment.py) switches most of it off; `isolate` checks that it did and closes the
-rest. It patches the exact version that requirements.txt names; tests/unit/training/test_ultralytics_facts.py notices another.
+The environment of the process (supervisor/environment.py) disables most of it; `isolate` checks that and patches the
+rest, in the version that requirements.txt names. tests/unit/training/test_ultralytics_facts.py fails for another version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import ultralytics.utils.callbacks
 import ultralytics.utils.checks
 
 from trainer.training.speedups import labels, pixels
-from trainer.training.supervisor.environment import FAST_LOADER
+from trainer.training.wire import FAST_LOADER
 
 _PLAIN = {
     ("numpy", "dtype"),
@@ -35,16 +35,16 @@ _PLAIN = {
 
 
 class NotIsolated(RuntimeError):
-    """The training process was started without the environment that keeps it harmless."""
+    """The training process was started without the environment that isolates it."""
 
 
 def isolate() -> None:
-    """Close every way out of this process that is not a result. Raises `NotIsolated`; call it once, after imports."""
+    """Disable everything in Ultralytics besides training. Raises `NotIsolated`. Call it once, after the imports."""
     _check_environment()
     git = ultralytics.utils.GIT
-    git.__dict__.clear()  # drops what it cached already
+    git.__dict__.clear()  # drops cached facts
     git.root = git.gitdir = git.refdir = None
-    # telemetry, the vendor's platform, MLflow and the like would be added to each trainer, validator and exporter here
+    # this function would add telemetry, the vendor's platform, MLflow and others to each trainer, validator and exporter
     ultralytics.utils.callbacks.add_integration_callbacks = _add_nothing
     ultralytics.data.dataset.load_dataset_cache_file = load_label_cache
     if most_bytes := int(os.environ.get(FAST_LOADER, "0")):
@@ -53,7 +53,7 @@ def isolate() -> None:
 
 
 def load_label_cache(path: Path) -> Any:
-    """A label cache, read without running anything that it contains. Raises `pickle.UnpicklingError` if it would."""
+    """Return a label cache without running code in it. Raises `pickle.UnpicklingError` for anything but plain data."""
     with Path(path).open("rb") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -64,7 +64,7 @@ def load_label_cache(path: Path) -> Any:
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _PLAIN:
-            raise pickle.UnpicklingError(f"a label cache has no business with {module}.{name}")
+            raise pickle.UnpicklingError(f"a label cache must not use {module}.{name}")
         return super().find_class(module, name)
 
 
@@ -78,8 +78,8 @@ def _check_environment() -> None:
         if not is_set
     ]
     if wrong:
-        raise NotIsolated(f"The training process has to be started with {' '.join(wrong)}.")
+        raise NotIsolated(f"The training process must be started with {' '.join(wrong)}.")
 
 
 def _add_nothing(_instance: object) -> None:
-    """Stands in for Ultralytics' add_integration_callbacks."""
+    """Replace Ultralytics' add_integration_callbacks."""

@@ -1,4 +1,4 @@
-"""What is done with a trained model before it leaves: measured on test, exported, its predictions written down."""
+"""The steps after a training: validation on the test split, predictions, exports."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PREDICTIONS = "predictions.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One thing to do, and what it adds to the report."""
+    """One step; `do` returns what it adds to the report."""
 
     name: str
     do: Callable[[], JsonObject]
 
 
-class Finishing:
-    """The steps that an order asks for. `validate(split, folder)` measures best.pt on a split."""
+class PostTraining:
+    """The steps that an order asks for. `validate(split, folder)` validates best.pt on a split."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Finishing:
         self._exports: dict[str, str] = {}
 
     def steps(self) -> tuple[Step, ...]:
-        """In the order in which they are worth having."""
+        """Return the steps, the most useful first."""
         plan = self._order.plan
         has_test = bool(self._order.dataset.images.get("test"))
         exports = [Step(name=f"export to {name}", do=self._exporting(name)) for name in plan.exports]
@@ -63,7 +63,7 @@ class Finishing:
     def _exporting(self, name: str) -> Callable[[], JsonObject]:
         def export() -> JsonObject:
             self._stop.raise_if_set()
-            # TensorRT is made on the GPU it is for; whatever else is made there would only run there
+            # a TensorRT engine must be built on its GPU; other formats exported on a GPU would need that GPU
             device = "0" if name == "engine" else "cpu"
             path = Path(YOLO(str(self._weights)).export(format=name, imgsz=self._order.plan.imgsz, device=device))
             self._exports[name] = path.name
@@ -92,23 +92,23 @@ class Finishing:
         return {"predictions": {"file": path.name, "images": count}}
 
     def _validation_images(self) -> Path:
-        """A folder, or a list of files, that holds the images of the val split."""
+        """Return a folder with the images of the val split, or a text file that lists them."""
         data = self._order.dataset.data
         if self._order.dataset.task is Task.CLASSIFY:
-            return self._listed(sorted(Path(check_cls_dataset(str(data))["val"]).glob("*/*")))
+            return self._write_list(sorted(Path(check_cls_dataset(str(data))["val"]).glob("*/*")))
         val = check_det_dataset(str(data))["val"]
         if isinstance(val, str) and Path(val).is_dir():
             return Path(val)
-        return self._listed(_files(val))
+        return self._write_list(_files(val))
 
-    def _listed(self, files: list[Path]) -> Path:
+    def _write_list(self, files: list[Path]) -> Path:
         path = Path(tempfile.mkdtemp()) / "val_images.txt"
         path.write_text("".join(f"{file}\n" for file in files))
         return path
 
 
 def _files(sources: Any) -> list[Path]:
-    """The images that a split names: folders and lists of files, one or several."""
+    """Return the images of a split, which names one or several folders or text files."""
     files: list[Path] = []
     for source in map(Path, [sources] if isinstance(sources, str) else sources):
         if source.is_dir():

@@ -1,4 +1,4 @@
-"""From batches to progress: phases, epochs, speed, and the time that is left. Knows no library, only a clock."""
+"""Turns batches into progress: phases, epochs, speed and remaining time. Independent of any library."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from trainer.core.events import BatchProgress, EpochFinished, Event, Phase, PhaseStarted
 
-TICK_SECONDS = 0.5  # at most one batch event in this time
+TICK_SECONDS = 0.5  # between two batch events, at least
 
 
 @dataclass(kw_only=True)
 class Pace:
-    """How long things of one kind take: `count` of them took `seconds`."""
+    """The mean time of something: `count` of them took `seconds`."""
 
     count: int = 0
     seconds: float = 0.0
@@ -24,20 +24,21 @@ class Pace:
 
     @property
     def each(self) -> float | None:
+        """Seconds for each, or None without a measurement."""
         return self.seconds / self.count if self.count else None
 
 
 class ProgressMeter:
-    """Turns what the training loop passes by into events; every method is cheap enough to be called for each batch.
+    """Turns the steps of the training loop into events. Every method is cheap enough to be called for each batch.
 
-    An epoch may begin again (memory, NaN): `epoch_started` forgets what the interrupted try had counted.
+    An epoch may start again (memory, NaN): `epoch_started` then resets the counts of the interrupted try.
     """
 
     def __init__(self, send: Callable[[Event], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._send = send
         self._clock = clock
         self.phase = Phase.STARTING
-        self._phase_began: float | None = None  # what was before the first is the supervisor's to know
+        self._phase_started_at: float | None = None  # unknown for STARTING, which the supervisor starts
         self._last_tick = float("-inf")
         self.epoch = 0
         self._total_epochs = 0
@@ -45,40 +46,40 @@ class ProgressMeter:
         self._batch = 0
         self._val_batches = 0
         self._val_batch = 0
-        self._epoch_began = self._mark = clock()
+        self._epoch_started_at = self._mark = clock()
         self._deadline: float | None = None
-        self._train = Pace()  # of this epoch, without its first batch, which waits for the loaders to start
+        self._train = Pace()  # batches of this epoch, without the first, which waits for the loaders to start
         self._train_before = Pace()
-        self._overhead = Pace()  # validation and saving, per epoch
-        self._images = Pace()  # of this epoch
-        self._started = False  # whether this epoch's first batch is through
-        self.trained = Pace()  # images of the whole session
+        self._overhead = Pace()  # validation and saving of each epoch
+        self._images = Pace()  # images of this epoch
+        self._started = False  # whether this epoch's first batch is done
+        self.trained = Pace()  # images of this attempt
 
     def enter(self, phase: Phase) -> None:
-        """Tell that a phase begins, if it is another one."""
+        """Send an event if the phase changes."""
         if phase is self.phase:
             return
         now = self._clock()
-        seconds = None if self._phase_began is None else round(now - self._phase_began, 3)
+        seconds = None if self._phase_started_at is None else round(now - self._phase_started_at, 3)
         self._send(PhaseStarted(phase=phase, seconds=seconds))
-        self.phase, self._phase_began = phase, now
+        self.phase, self._phase_started_at = phase, now
 
     def budget(self, seconds: float) -> None:
-        """The training will be ended after so many seconds from now, whatever its epochs."""
+        """Set the time budget: the training ends after `seconds` from now, even if epochs are left."""
         self._deadline = self._clock() + seconds
 
     def epoch_started(self, epoch: int, total_epochs: int, batches: int, skipped: int = 0) -> None:
-        """Begin epoch `epoch` (1-based) with `batches` batches, of which the first `skipped` were trained before."""
+        """Start epoch `epoch` (1-based) of `batches` batches; an earlier attempt trained the first `skipped` of them."""
         self.enter(Phase.TRAINING)
         self.epoch, self._total_epochs = epoch, total_epochs
         self._batches, self._batch, self._val_batch = batches, skipped, 0
         self._train_before = self._train if self._train.count else self._train_before
         self._train = Pace()
         self._images, self._started = Pace(), False
-        self._epoch_began = self._mark = self._clock()
+        self._epoch_started_at = self._mark = self._clock()
 
     def batch_done(self, images: int, losses: Callable[[], Mapping[str, float]], memory: Callable[[], int]) -> None:
-        """A batch was trained. `losses` and `memory` are asked only when an event is due."""
+        """Count a trained batch. `losses` and `memory` are called only when an event is due."""
         now = self._clock()
         self._batch += 1
         if self._started:
@@ -90,20 +91,20 @@ class ProgressMeter:
             self._tick(now, self._batch, self._batches, losses(), memory)
 
     def validation_started(self, batches: int) -> None:
-        """Validation begins: that of an epoch, or the final one when the phase is FINALIZING."""
+        """Start a validation: that of an epoch, or the final one in phase FINALIZING."""
         self._val_batches, self._val_batch = batches, 0
         if self.phase is not Phase.FINALIZING:
             self.enter(Phase.VALIDATING)
 
     def validation_batch_done(self, memory: Callable[[], int]) -> None:
-        """A batch was validated."""
+        """Count a validated batch."""
         self._val_batch += 1
         now = self._clock()
         if self._is_due(now):
             self._tick(now, self._val_batch, self._val_batches, {}, memory)
 
     def epoch_finished(self, total_epochs: int, metrics: Mapping[str, float]) -> None:
-        """The epoch is validated and saved. `total_epochs` may have changed meanwhile (time budget)."""
+        """Send the event of a validated and saved epoch. With a time budget, `total_epochs` may have changed."""
         now = self._clock()
         self._total_epochs = total_epochs
         self._overhead.add(now - self._mark)
@@ -114,19 +115,19 @@ class ProgressMeter:
                 epoch=self.epoch,
                 total_epochs=total_epochs,
                 metrics=metrics,
-                seconds=round(now - self._epoch_began, 3),
+                seconds=round(now - self._epoch_started_at, 3),
                 eta_seconds=self._eta(now, whole_epochs=max(0, total_epochs - self.epoch), batches=0, validations=0.0),
             ),
         )
 
     @property
     def share_of_epoch(self) -> float:
-        """How much of the epoch's batches is trained, 0…1."""
+        """Share of the epoch's batches that are trained, 0…1."""
         return self._batch / self._batches if self._batches else 0.0
 
     @property
     def images_per_second(self) -> float | None:
-        """Over all batches of this session, validation not counted."""
+        """Speed over all batches of this attempt, without validation."""
         return round(self.trained.count / self.trained.seconds, 2) if self.trained.seconds else None
 
     def _is_due(self, now: float) -> bool:
@@ -164,11 +165,11 @@ class ProgressMeter:
         return self._eta(now, whole_epochs=whole, batches=self._batches - self._batch, validations=left)
 
     def _eta(self, now: float, whole_epochs: int, batches: int, validations: float) -> float | None:
-        """Seconds for `batches` more batches, `validations` of this epoch and `whole_epochs` after it."""
+        """Return the seconds for `batches` batches and `validations` validations of this epoch, and `whole_epochs` epochs."""
         pace = self._pace()
         if pace is None:
             return None
-        # before the first validation was seen, say that it takes a tenth of the training before it
+        # before the first validation, assume that it takes a tenth of an epoch's training
         overhead = self._overhead.each if self._overhead.count else 0.1 * pace * self._batches
         assert overhead is not None
         left = batches * pace + validations * overhead + whole_epochs * (self._batches * pace + overhead)
@@ -177,7 +178,7 @@ class ProgressMeter:
         return round(left, 1)
 
     def _pace(self) -> float | None:
-        """Seconds per batch, over this epoch and the one before it."""
+        """Return the seconds per batch, over this epoch and the previous one."""
         recent = Pace(
             count=self._train.count + self._train_before.count,
             seconds=self._train.seconds + self._train_before.seconds,

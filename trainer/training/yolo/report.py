@@ -1,4 +1,4 @@
-"""What a training tells about its model, as numbers of bounded size: they become the row's `results`."""
+"""The report on a trained model, with a bounded size. It becomes the row's `results`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGEST = 256 * 1024  # bytes of JSON
 MOST_CLASSES = 100
 CURVE_POINTS = 101
 
-# where a task's own metric is: Ultralytics also measures the boxes of masks and poses
+# task → attribute and suffix of its own metric; Ultralytics also measures the boxes of masks and poses
 _METRIC = {
     Task.DETECT: ("box", "(B)"),
     Task.OBB: ("box", "(B)"),
@@ -33,10 +33,10 @@ _CURVES = ("precision_recall", "f1", "precision", "recall")
 
 
 def validation(metrics: Any, task: Task) -> JsonObject:
-    """The numbers of one validation.
+    """Return the numbers of one validation.
 
-    `mAP` (50-95), `mAP50`, `precision`, `recall` are those of the task's own metric: masks for segment, keypoints for
-    pose, boxes otherwise. For classify they are `top1`, `top5`, and `mAP` repeats top1, so that every run has one.
+    `mAP` (50-95), `mAP50`, `precision` and `recall` belong to the task's own metric: masks for segment, keypoints for
+    pose, boxes otherwise. For classify there are `top1` and `top5`, and `mAP` repeats top1, so that every run has one.
     """
     return {
         **summary(numbers(metrics.results_dict), task),
@@ -47,7 +47,7 @@ def validation(metrics: Any, task: Task) -> JsonObject:
 
 
 def summary(metrics: Mapping[str, float], task: Task) -> JsonObject:
-    """The few numbers that people compare, and all of them under Ultralytics' names in `metrics`."""
+    """Return the main numbers, and in `metrics` all numbers under Ultralytics' names."""
     if task is Task.CLASSIFY:
         top1, top5 = (metrics.get(f"metrics/accuracy_top{n}") for n in (1, 5))
         return {"mAP": top1, "top1": top1, "top5": top5, "metrics": dict(metrics)}
@@ -59,7 +59,7 @@ def summary(metrics: Mapping[str, float], task: Task) -> JsonObject:
 
 
 def from_results(results: Path, epoch: int | None, task: Task) -> JsonObject:
-    """The summary of an epoch (the last one if None) out of results.csv, for when there was no final validation."""
+    """Return the summary of an epoch from results.csv, for a training without a final validation. None: the last epoch."""
     text = results.read_text(errors="replace") if results.exists() else ""
     by_epoch = {number: row for number, _, row in rows(text)}
     row = by_epoch.get(epoch or 0) or next(reversed(by_epoch.values()), {})
@@ -67,7 +67,7 @@ def from_results(results: Path, epoch: int | None, task: Task) -> JsonObject:
 
 
 def environment(args: Mapping[str, Any], fingerprint: str) -> JsonObject:
-    """What the numbers depend on beside the plan."""
+    """Return what the numbers depend on besides the plan: versions, hardware, seed, dataset."""
     has_gpu = torch.cuda.is_available()
     driver = Path("/proc/driver/nvidia/version")
     return {
@@ -89,7 +89,7 @@ def environment(args: Mapping[str, Any], fingerprint: str) -> JsonObject:
 
 
 def bounded(report: JsonObject) -> JsonObject:
-    """The report, without its largest parts if it would be too large; `notes` says what is missing."""
+    """Return the report; if it is too large, without its largest parts, which `notes` lists."""
     notes = []
     for part in ("curves", "confusion_matrix", "per_class", "test"):
         if len(json.dumps(report)) <= LARGEST:
@@ -129,7 +129,7 @@ def _accuracy_per_class(metrics: Any) -> list[JsonObject]:
 
 
 def _confusion_matrix(metrics: Any) -> JsonObject | None:
-    """Counts with a row for each predicted and a column for each true class; None when it was not made (plots off)."""
+    """Return the counts, one row per predicted and one column per true class; None if there are none (plots off)."""
     confusion = metrics.confusion_matrix
     if confusion is None or not confusion.matrix.sum() or len(confusion.names) > MOST_CLASSES:
         return None
@@ -139,7 +139,7 @@ def _confusion_matrix(metrics: Any) -> JsonObject | None:
 
 
 def _curves(metrics: Any, task: Task) -> JsonObject:
-    """Mean over the classes, and each class when there are few: `CURVE_POINTS` values over x from 0 to 1."""
+    """Return the curves as `CURVE_POINTS` values over x from 0 to 1: the mean, and each class if there are at most 20."""
     if task is Task.CLASSIFY:
         return {}
     metric = getattr(metrics, _METRIC[task][0])

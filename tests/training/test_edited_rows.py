@@ -123,9 +123,9 @@ def test_the_learning_rate_of_other_epochs_is_that_of_a_training_that_was_asked_
 
 
 def test_a_checkpoint_records_what_it_was_trained_with(checkpoint, classify):
-    from trainer.training.yolo.checkpoint_file import progress_of
+    from trainer.training.yolo.checkpoint_file import read_progress
 
-    progress = progress_of(checkpoint)
+    progress = read_progress(checkpoint)
     assert progress.batch == 4
     assert Setup.from_json(progress.setup) == Setup.of(order(classify, Path("/run")).plan, classify)
 
@@ -170,10 +170,10 @@ def test_what_started_over_and_ran_out_of_memory_begins_again_from_the_same_weig
 
 @pytest.mark.long
 def test_an_older_checkpoint_that_records_nothing_is_resumed_with_its_own_settings(checkpoint, classify, tmp_path):
-    from trainer.training.yolo.checkpoint_file import progress_of
+    from trainer.training.yolo.checkpoint_file import read_progress
 
     older = tmp_path / "epoch-00004.pt"
-    facts = {**dataclasses.asdict(progress_of(checkpoint))}
+    facts = {**dataclasses.asdict(read_progress(checkpoint))}
     facts.pop("setup"), facts.pop("batch")
     with zipfile.ZipFile(checkpoint) as before, zipfile.ZipFile(older, "w") as after:
         for info in before.infolist():

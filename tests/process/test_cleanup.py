@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.process.conftest import alive, gone, guardians, is_guardian, second, wait_until
+from tests.process.conftest import alive, gone, is_subreaper, second, subreapers, wait_until
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
 from trainer.training.supervisor.process import ChildTrainer
@@ -92,14 +92,14 @@ def test_private_folder_nested_too_deep_for_recursion_is_gone(program, home):
 
 def test_private_folder_of_a_service_killed_with_its_guardians_is_removed_by_the_next(tmp_path, home):
     with supervisor(tmp_path, home, "ignores_every_signal", spare=True) as process:
-        wait_until(lambda: len(list(home.glob("child-*"))) == 2 and len(guardians_of(process)) == 2)
-        below = [guardian for first in guardians_of(process) for guardian in (first, second(first))]
-        for guardian in below:
-            guardian.suspend()  # or it would do it
+        wait_until(lambda: len(list(home.glob("child-*"))) == 2 and len(subreapers_of(process)) == 2)
+        below = [subreaper for first in subreapers_of(process) for subreaper in (first, second(first))]
+        for subreaper in below:
+            subreaper.suspend()  # or it would do it
         process.kill()
         process.wait()
-        for guardian in below:
-            guardian.kill()
+        for subreaper in below:
+            subreaper.kill()
     assert len(list(home.glob("child-*"))) == 2
 
     with supervisor(tmp_path, home, "ignores_every_signal") as alive:  # another service on the same folder
@@ -116,19 +116,19 @@ def test_private_folder_of_a_service_killed_with_its_guardians_is_removed_by_the
     assert list(home.glob("*child-*")) == []
 
 
-def guardians_of(process):
-    """The first guardians."""
-    return [child for child in psutil.Process(process.pid).children() if is_guardian(child)]
+def subreapers_of(process):
+    """The first subreapers."""
+    return [child for child in psutil.Process(process.pid).children() if is_subreaper(child)]
 
 
 SUPERVISOR = """
     import sys, threading
     from pathlib import Path
     sys.path[:0] = [{here!r}, {project!r}]
-    from conftest import PROGRAMS, ChildTrainer, Patience, Trained
+    from conftest import PROGRAMS, ChildTrainer, TimeLimits, Trained
     trainer = ChildTrainer(
         environment={{"PATH": "/usr/bin:/bin"}}, home=Path({home!r}), weights=Path({tmp!r}), warm_start={spare!r},
-        program=(sys.executable, str(PROGRAMS / {program!r}), *{arguments!r}), patience=Patience(stall={stall!r}),
+        program=(sys.executable, str(PROGRAMS / {program!r}), *{arguments!r}), limits=TimeLimits(stall={stall!r}),
     )
     # from a thread that ends: the processes belong to the supervisor, not to the thread
     warming = threading.Thread(target=trainer.warm)
@@ -213,7 +213,7 @@ def test_the_training_is_killed_before_its_supervisor_when_memory_runs_out(progr
     scores = []
 
     def look():
-        (child,) = second(guardians()[0]).children()
+        (child,) = second(subreapers()[0]).children()
         scores.append(int(Path(f"/proc/{child.pid}/oom_score_adj").read_text()))
         training.stop.set(StopReason.LOST)
 

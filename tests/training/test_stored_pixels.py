@@ -23,7 +23,7 @@ from trainer.datasets.cache.pixels import KeptPixels
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import Roots
 from trainer.settings import Settings
-from trainer.training.supervisor.environment import FAST_LOADER
+from trainer.training.wire import FAST_LOADER
 from trainer.wiring import build_trainer
 
 LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
@@ -277,14 +277,14 @@ def test_kept_pixels_that_are_wrong_are_all_thrown_away(base, tmp_path, two_runs
 
     again = epoch(second.data, Task.DETECT)
 
-    assert "none are used" in capsys.readouterr().out
+    assert "removing all stored pixels" in capsys.readouterr().out
     for one, other in zip(bare, again, strict=True):
         assert same(one["img"], other["img"])
     # and what is kept from now on is right
     two_runs.discard(second.root)
     third = prepared_again(two_runs, source, "third")
     epoch(third.data, Task.DETECT)
-    assert "none are used" not in capsys.readouterr().out
+    assert "removing all stored pixels" not in capsys.readouterr().out
 
 
 def test_pixels_are_kept_ahead_of_the_training_by_processes_of_their_own(base, tmp_path):

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from tests.process.conftest import Trained, alive, gone, guardians, second, wait_until
+from tests.process.conftest import Trained, alive, gone, second, subreapers, wait_until
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
-from trainer.training.supervisor import subreaper as guardian_module
+from trainer.training.supervisor import subreaper as subreaper_script
 
 PR_SET_CHILD_SUBREAPER = 36
 HIDE = """
@@ -39,7 +39,7 @@ else:
 def test_process_that_proc_does_not_show_ends_with_its_training(tmp_path):
     """On a host that mounts /proc with hidepid=2."""
     mount = 'mount -t proc -o hidepid=2,gid=65534 proc /proc && exec setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace "$@"'
-    with guarded(tmp_path, HIDE, prefix=["unshare", "--mount", "sh", "-c", mount, "sh"]) as (process, lifeline):
+    with under_subreaper(tmp_path, HIDE, prefix=["unshare", "--mount", "sh", "-c", mount, "sh"]) as (process, lifeline):
         assert lifeline.recv(1) == b""
         assert process.wait() == 0
 
@@ -47,12 +47,12 @@ def test_process_that_proc_does_not_show_ends_with_its_training(tmp_path):
 
 
 @contextmanager
-def guarded(tmp_path, program, prefix=()):
-    """The first guardian of a program, and the supervisor's end of its lifeline."""
+def under_subreaper(tmp_path, program, prefix=()):
+    """The first subreaper of a program, and the supervisor's end of its lifeline."""
     ours, lifeline = socket.socketpair()
     ours.settimeout(10)
-    guardian = [sys.executable, "-I", "-S", guardian_module.__file__, str(lifeline.fileno()), str(tmp_path / "folder")]
-    command = [*prefix, *guardian, sys.executable, "-S", "-c", program, str(tmp_path / "pid")]
+    command = [sys.executable, "-I", "-S", subreaper_script.__file__, str(lifeline.fileno()), str(tmp_path / "folder")]
+    command = [*prefix, *command, sys.executable, "-S", "-c", program, str(tmp_path / "pid")]
     with ours, subprocess.Popen(command, pass_fds=[lifeline.fileno()], start_new_session=True) as process:
         lifeline.close()
         yield process, ours
@@ -60,7 +60,7 @@ def guarded(tmp_path, program, prefix=()):
 
 @pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 8])
 def test_guardian_killed_while_the_tree_ends_leaves_no_process(tmp_path, milliseconds):
-    with guarded(tmp_path, HIDE + "time.sleep(20)") as (process, lifeline):
+    with under_subreaper(tmp_path, HIDE + "time.sleep(20)") as (process, lifeline):
         wait_until((tmp_path / "pid").exists)
         lifeline.shutdown(socket.SHUT_WR)
         time.sleep(milliseconds / 1000)
@@ -75,33 +75,33 @@ def test_a_child_that_stops_its_guardians_is_killed_all_the_same(program, tmp_pa
     monkeypatch.setattr("trainer.training.supervisor.process_tree._KILL_SECONDS", 0.3)
     training = program("daemonizes", str(tmp_path / "pids"))
 
-    def stop_the_guardians():
-        (first,) = guardians()
-        for guardian, is_stopped in zip((first, second(first)), stopped, strict=True):
+    def stop_the_subreapers():
+        (first,) = subreapers()
+        for subreaper, is_stopped in zip((first, second(first)), stopped, strict=True):
             if is_stopped:
-                guardian.suspend()
+                subreaper.suspend()
         training.stop.set(StopReason.LOST)
 
-    training.when(lambda t: len(t.of("phase")) == 2, stop_the_guardians)
+    training.when(lambda t: len(t.of("phase")) == 2, stop_the_subreapers)
     with pytest.raises(Stopped):
         training.train()
-    assert guardians() == []
+    assert subreapers() == []
     assert not alive(int((tmp_path / "pids").read_text()))
 
 
 @pytest.fixture(params=["first", "second"])
-def kill_a_guardian(request):
-    return lambda: [(guardian if request.param == "first" else second(guardian)).kill() for guardian in guardians()]
+def kill_a_subreaper(request):
+    return lambda: [(subreaper if request.param == "first" else second(subreaper)).kill() for subreaper in subreapers()]
 
 
-def test_a_killed_guardian_takes_the_child_with_it(program, kill_a_guardian):
+def test_a_killed_guardian_takes_the_child_with_it(program, kill_a_subreaper):
     training = program("ignores_every_signal")
     pids = []
 
     def kill():
-        (guardian,) = guardians()
-        pids.extend(process.pid for process in guardian.children(recursive=True))
-        kill_a_guardian()
+        (subreaper,) = subreapers()
+        pids.extend(process.pid for process in subreaper.children(recursive=True))
+        kill_a_subreaper()
 
     training.when(lambda t: t.events, kill)
     with pytest.raises(MachineFailed, match="SIGKILL"):
@@ -111,10 +111,10 @@ def test_a_killed_guardian_takes_the_child_with_it(program, kill_a_guardian):
 
 
 @pytest.mark.parametrize("name", ["leaks_children", "daemonizes"])
-def test_a_killed_guardian_leaves_no_grandchildren(program, tmp_path, home, leak_check, kill_a_guardian, name):
+def test_a_killed_guardian_leaves_no_grandchildren(program, tmp_path, home, leak_check, kill_a_subreaper, name):
     """Also none in a session of its own, none whose parent ended long before, and none that hides."""
     training = program(name, str(tmp_path / "pids"), "wait")
-    training.when(lambda t: len(t.of("phase")) == 2, kill_a_guardian)
+    training.when(lambda t: len(t.of("phase")) == 2, kill_a_subreaper)
 
     with pytest.raises(MachineFailed):
         training.train()
@@ -138,11 +138,11 @@ def test_a_killed_guardian_leaves_no_zombie_to_a_service_that_adopts_orphans(
     program,
     tmp_path,
     adopts_orphans,
-    kill_a_guardian,
+    kill_a_subreaper,
 ):
     before = psutil.Process().children()
     training = program("daemonizes", str(tmp_path / "pids"))
-    training.when(lambda t: len(t.of("phase")) == 2, kill_a_guardian)
+    training.when(lambda t: len(t.of("phase")) == 2, kill_a_subreaper)
 
     with pytest.raises(MachineFailed):
         training.train()
@@ -159,9 +159,9 @@ def test_a_killed_guardian_takes_nothing_of_another_training_with_it(program, tm
     thread = threading.Thread(target=lambda: ended.append(other.train(epochs=10)))
     thread.start()
     other.wait_for(lambda t: t.of("epoch"))
-    (spared,) = guardians()
+    (spared,) = subreapers()
     killed.when(
-        lambda t: len(t.of("phase")) == 2, lambda: [g.kill() for g in guardians() if g.pid != spared.pid],
+        lambda t: len(t.of("phase")) == 2, lambda: [g.kill() for g in subreapers() if g.pid != spared.pid],
     )  # fmt: skip
 
     with pytest.raises(MachineFailed):

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.dataset_painter import prepared
 from trainer.core.dataset import Task
 from trainer.core.events import Finished
-from trainer.training.supervisor.environment import FAST_LOADER
+from trainer.training.wire import FAST_LOADER
 
 LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
 
@@ -175,7 +175,7 @@ def test_a_table_that_is_wrong_is_not_believed(module, looked_at, tmp_path, caps
     looked_at.clear()
 
     assert_equal(labels(module, view, table=True), scanned)
-    assert "all images are scanned" in capsys.readouterr().out
+    assert "scanning all images" in capsys.readouterr().out
     assert {f"{number:03}.png" for number in range(16)} <= set(looked_at)
 
 

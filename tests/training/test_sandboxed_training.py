@@ -65,7 +65,7 @@ def test_and_the_training_misses_nothing(taken_over):
 
     assert isinstance(run.last, Finished), run.output
     assert not run.of(Warned)
-    assert "cannot close" not in run.output
+    assert "Sandbox not available" not in run.output
     assert "Permission denied" not in run.output
     assert "not writable" not in run.output
     assert (home / "run" / "results.csv").exists()
@@ -88,7 +88,7 @@ def test_a_view_of_links_into_folders_anywhere_is_trained_on(tmp_path):
 
     assert isinstance(run.last, Finished), run.output
     assert not run.of(Warned)
-    assert "cannot close" not in run.output
+    assert "Sandbox not available" not in run.output
     assert Path(run.last.best.path).exists()
 
 

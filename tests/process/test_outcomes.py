@@ -50,7 +50,7 @@ def test_a_crash_becomes_its_diagnosis(program):
         crash={"error": "OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 2.00 GiB."},
     )
 
-    with pytest.raises(RunFailed, match=r"GPU's memory.*batch 4, image size 64"):
+    with pytest.raises(RunFailed, match=r"GPU ran out of memory.*batch 4, image size 64"):
         training.train()
 
 
@@ -153,14 +153,14 @@ def test_a_training_whose_stop_is_set_before_it_begins_never_starts(program, hom
 
 def test_the_kernels_count_of_memory_kills_is_asked(program, monkeypatch):
     counts = iter([4, 5])
-    monkeypatch.setattr("trainer.training.supervisor.process.oom_kills", lambda: next(counts))
+    monkeypatch.setattr("trainer.training.supervisor.training_watch.oom_kills", lambda: next(counts))
 
     with pytest.raises(MachineFailed, match="out-of-memory killer ended it"):
         program("dies_by_signal", str(int(signal.SIGKILL))).train()
 
 
 def test_the_kernels_count_can_be_read():
-    from trainer.training.supervisor.process import oom_kills
+    from trainer.training.supervisor.training_watch import oom_kills
 
     assert oom_kills() >= 0
 
@@ -170,5 +170,5 @@ def test_a_host_without_room_for_the_private_folder_is_told(program, home):
     home.rmdir()
     home.write_text("a file where the folder should be")
 
-    with pytest.raises(MachineFailed, match="cannot be made"):
+    with pytest.raises(MachineFailed, match="cannot be created"):
         training.train()

@@ -167,7 +167,7 @@ def test_a_rank_without_memory_makes_all_of_them_go_on_with_half_the_batch(two):
     finished = two.train("1 memory", batch=8, epochs=2)
 
     (told,) = [event for event in two.of(Warned) if event.code == "out_of_memory"]
-    assert "batch 8: the training goes on after epoch 1 with batch 4" in told.message
+    assert "batch 8: the training continues after epoch 1 with batch 4" in told.message
     assert finished.report["epochs_completed"] == 2 == two.epochs()[-1]
 
 
@@ -205,7 +205,9 @@ def test_ranks_that_end_without_a_word_are_told_by_their_exit_code(tmp_path, dat
     monkeypatch.setattr(ddp, "PROGRAM", (sys.executable, "-c", "import sys; sys.exit(3)"))
     order = replace(order_for(dataset, tmp_path), devices=(0, 1))
 
-    with pytest.raises(ddp.RankCrashed, match=r"rank \d ended with exit code 3 and without a word") as crashed:
+    with pytest.raises(
+        ddp.RankCrashed, match=r"rank \d ended with exit code 3 and without an error message"
+    ) as crashed:
         ddp.Ranks(order, StopSignal(), lambda event: None).train()
 
     assert crashed.value.event.phase is Phase.STARTING
@@ -233,16 +235,16 @@ def test_rect_is_told_to_have_no_effect(tmp_path, dataset):
 def test_a_killed_guardian_leaves_no_rank(two):
     ranks_and_launcher = []
 
-    def kill_the_guardian(event):
+    def kill_the_subreaper(event):
         if isinstance(event, BatchProgress) and event.epoch == 2 and not ranks_and_launcher:
-            (guardian,) = (
+            (subreaper,) = (
                 child for child in psutil.Process().children() if "subreaper.py" in " ".join(child.cmdline())
             )
-            (second,) = guardian.children()
+            (second,) = subreaper.children()
             ranks_and_launcher.extend(second.children(recursive=True))
-            guardian.kill()
+            subreaper.kill()
 
-    two.stop_when = kill_the_guardian
+    two.stop_when = kill_the_subreaper
     with pytest.raises(MachineFailed):
         two.train(epochs=50)
 

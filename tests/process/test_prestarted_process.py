@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.process.conftest import guardians, second
+from tests.process.conftest import second, subreapers
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
 
@@ -13,7 +13,7 @@ from trainer.core.stop import Stopped, StopReason
 def test_a_spare_gets_the_next_order(program, tmp_path):
     training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
-    (spare,) = guardians()
+    (spare,) = subreapers()
     (waiting,) = second(spare).children()
 
     report = training.train(devices=(1,)).report
@@ -28,7 +28,7 @@ def test_warming_twice_keeps_one_spare(program, tmp_path):
     training.trainer.warm()
     training.trainer.warm()
 
-    assert len(guardians()) == 1
+    assert len(subreapers()) == 1
 
 
 def test_without_warm_start_there_is_no_spare(program, tmp_path):
@@ -37,24 +37,24 @@ def test_without_warm_start_there_is_no_spare(program, tmp_path):
     training.trainer.warm()
     training.train()
 
-    assert guardians() == []
+    assert subreapers() == []
 
 
 def test_the_next_spare_is_warmed_while_a_training_is_busy(program):
     training = program("trains_quickly", warm_start=True).behave(seconds_per_epoch=0.4)
     seen = []
-    training.when(lambda t: t.of("epoch"), lambda: seen.append(len(guardians())))
+    training.when(lambda t: t.of("epoch"), lambda: seen.append(len(subreapers())))
 
     training.train(epochs=2)
 
     assert seen == [2]
-    assert len(guardians()) == 1
+    assert len(subreapers()) == 1
 
 
 def test_a_spare_that_is_dead_is_replaced_by_a_cold_start(program, tmp_path):
     training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
-    (spare,) = guardians()
+    (spare,) = subreapers()
     spare.kill()
     spare.wait()
 
@@ -83,7 +83,7 @@ def test_a_spare_waits_again_after_a_training_that_failed_early(program):
     with pytest.raises(MachineFailed):
         training.train()
 
-    assert training.trainer._spare is not None
+    assert training.trainer._prestarted is not None
 
 
 def test_no_spare_is_started_on_the_way_out(program):
@@ -93,7 +93,7 @@ def test_no_spare_is_started_on_the_way_out(program):
     with pytest.raises(Stopped):
         training.train()
 
-    assert guardians() == []
+    assert subreapers() == []
 
 
 def test_closing_ends_the_spare_and_no_other_is_started(program, tmp_path):
@@ -103,7 +103,7 @@ def test_closing_ends_the_spare_and_no_other_is_started(program, tmp_path):
     training.trainer.close()
     training.trainer.warm()
 
-    assert guardians() == []
+    assert subreapers() == []
 
 
 def test_two_trainings_at_once_have_a_child_each(program, tmp_path):

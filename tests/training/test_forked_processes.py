@@ -6,7 +6,7 @@ from drawn import draw
 
 from trainer.core.dataset import Task
 from trainer.core.events import BatchProgress, Finished
-from trainer.training.supervisor.environment import FAST_LOADER
+from trainer.training.wire import FAST_LOADER
 
 pytestmark = pytest.mark.training
 

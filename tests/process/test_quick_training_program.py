@@ -103,7 +103,7 @@ def test_it_hangs_when_ordered_to(program):
 
 
 def test_immortal_it_ends_by_force_only(program, monkeypatch):
-    monkeypatch.setattr("trainer.training.supervisor.process._TERM_SECONDS", 0.2)
+    monkeypatch.setattr("trainer.training.supervisor.training_watch._TERM_SECONDS", 0.2)
     training = program("trains_quickly", grace=0.2).behave(immortal=True, deaf=True, seconds_per_epoch=30)
     training.when(lambda t: t.of("phase"), lambda: training.stop.set(StopReason.CANCELED))
     began = time.monotonic()

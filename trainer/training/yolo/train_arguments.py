@@ -1,4 +1,4 @@
-"""What Ultralytics' `train` is called with, for a new training and for one that is resumed."""
+"""The arguments of Ultralytics' `train`, for a new training and for a resumed one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from trainer.core.resumption import CHANGEABLE, DEFAULTS, Setup, are_comparable
 from trainer.training.yolo.checkpoint_file import Progress
 
 
-def to_begin(order: TrainingOrder, batch: float) -> dict[str, Any]:
-    """The arguments of a new training."""
+def for_start(order: TrainingOrder, batch: float) -> dict[str, Any]:
+    """Return the arguments of a new training."""
     plan = order.plan
-    # a .pt file's own imgsz, data, task and single_cls would count if we were silent about them
+    # set explicitly, because a .pt file brings its own imgsz, data, task and single_cls
     return {
         "single_cls": False,
         **plan.args,
@@ -26,34 +26,34 @@ def to_begin(order: TrainingOrder, batch: float) -> dict[str, Any]:
         "resume": False,
         "save": True,
         "exist_ok": True,
-        **surroundings(order),
+        **paths_and_device(order),
     }
 
 
-def to_resume(order: TrainingOrder, state: Path, batch: float | None) -> dict[str, Any]:
-    """What a resumed training does differently whatever its checkpoint says; None leaves the batch to that."""
+def for_resume(order: TrainingOrder, checkpoint: Path, batch: float | None) -> dict[str, Any]:
+    """Return the arguments of a resumed training; the checkpoint has all others, and the batch if `batch` is None."""
     workers = {"workers": order.plan.args["workers"]} if "workers" in order.plan.args else {}
-    return {"resume": str(state), **workers, **({"batch": batch} if batch else {}), **surroundings(order)}
+    return {"resume": str(checkpoint), **workers, **({"batch": batch} if batch else {}), **paths_and_device(order)}
 
 
-def surroundings(order: TrainingOrder) -> dict[str, Any]:
-    """Where the training's data is, where it writes, and what it runs on."""
+def paths_and_device(order: TrainingOrder) -> dict[str, Any]:
+    """Return the arguments for the dataset, the run folder and the device."""
     return {"data": str(order.dataset.data), "save_dir": str(order.run_dir), "device": _device(order)}
 
 
 def batch_to_resume(order: TrainingOrder, trained: Progress | None) -> float | None:
-    """The batch that the checkpoint was trained with, or another one that the row asks for since; None if unknown."""
+    """Return the batch of the checkpoint, or that of the row if the row was edited since; None if unknown."""
     if trained is None:
         return None
     before, now = Setup.from_json(trained.setup), Setup.from_json(order.setup)
-    is_other = before and now and before.settings.get("batch") != now.settings.get("batch")
-    return order.plan.batch if is_other else trained.batch
+    is_edited = before and now and before.settings.get("batch") != now.settings.get("batch")
+    return order.plan.batch if is_edited else trained.batch
 
 
-def taking_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any:
-    """A class of trainers whose resumed training has the row's values for all that it can change.
+def with_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any:
+    """Return a subclass of the trainer class whose resumed training has the row's values of all settings that may change.
 
-    Ultralytics would take some of them as arguments, and would ignore the epochs.
+    Ultralytics accepts only some of them as arguments of a resumed training, and ignores the epochs.
     """
     before, now = Setup.from_json(trained.setup), Setup.from_json(order.setup)
     if before is None or now is None:
@@ -61,7 +61,7 @@ def taking_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any
     plan, keeps_best = order.plan, are_comparable(before, now)
     values = {name: plan.args.get(name, DEFAULTS[name]) for name in CHANGEABLE - {"epochs", "batch", "imgsz"}}
     values["imgsz"] = plan.imgsz
-    if values["time"] is None:  # else the training computes its epochs
+    if values["time"] is None:  # with a time budget, Ultralytics computes the epochs
         values["epochs"] = plan.epochs
 
     class Resumed(trainer):  # type: ignore[misc]
@@ -72,7 +72,7 @@ def taking_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any
 
         def _load_checkpoint_state(self, state: dict[str, Any]) -> None:
             super()._load_checkpoint_state(state)
-            # called once more, with an epoch of this training, where one diverges
+            # also called after an epoch diverged, then with an epoch of this training
             if not keeps_best and state["epoch"] < trained.epoch:
                 self.best_fitness, self.stopper.best_fitness, self.stopper.best_epoch = None, 0.0, trained.epoch
 
@@ -80,7 +80,7 @@ def taking_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any
 
 
 def _device(order: TrainingOrder) -> str:
-    """Counted within CUDA_VISIBLE_DEVICES; a rank names all, and takes its own."""
+    """Return the devices as indices within CUDA_VISIBLE_DEVICES. A rank names all of them and uses its own."""
     if RANK != -1:
         return ",".join(str(index) for index in range(len(order.devices)))
     return "0" if order.devices else "cpu"

@@ -160,7 +160,7 @@ def test_a_shutdown_whose_state_cannot_be_kept_says_so_and_stops(learned, exchan
     run = resume(newest, exchanged, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
 
     assert isinstance(run.last, ChildStopped), run.output
-    assert [event.code for event in run.of(Warned)] == ["checkpoint_not_kept"]
+    assert [event.code for event in run.of(Warned)] == ["checkpoint_not_saved"]
     assert not run.of(CheckpointSaved)
 
 
@@ -174,7 +174,7 @@ def test_a_training_whose_checkpoints_cannot_be_kept_goes_on_to_its_model(learne
     run = resume(newest, exchanged, tmp_path, finish)
 
     assert isinstance(run.last, Finished), run.output
-    assert [event.code for event in run.of(Warned)] == ["checkpoint_not_kept"]
+    assert [event.code for event in run.of(Warned)] == ["checkpoint_not_saved"]
     assert run.last.report["mAP"] is not None
 
 

@@ -1,0 +1,51 @@
+"""Checks of `.pt` files and the packaged architectures. Nothing here loads a model: only a training process does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import zipfile
+from pathlib import Path
+
+from trainer.core.errors import BadRequest
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether the file exists and has the directory of a zip archive, which is at its end."""
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def is_intact(path: Path) -> bool:
+    """Return whether the file is a zip archive, as torch writes it, with correct checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError):
+        return False
+
+
+def checked(path: Path, subject: str) -> Path:
+    """Return the path of a complete PyTorch file of plausible size. Raises BadRequest, which starts with `subject`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+        raise BadRequest(f"{subject}: not a complete PyTorch file (a zip archive); upload it again") from None
+    # torch does not compress; compressed or overlapping members could need a thousand times the memory
+    is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if is_compressed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise BadRequest(f"{subject}: its contents are larger than the file; save it again with torch.save")
+    return path
+
+
+def packaged_architecture(name: str) -> Path:
+    """Return the YAML of an architecture in the installed Ultralytics, without importing it. Raises BadRequest."""
+    spec = importlib.util.find_spec("ultralytics")
+    folders = spec.submodule_search_locations if spec else None
+    unsized = re.sub(r"(\d+)[nslmx](?=-|$)", r"\1", name, count=1)
+    for folder in folders or ():
+        for candidate in (name, unsized):
+            found = next(Path(folder, "cfg", "models").rglob(f"{candidate}.yaml"), None)
+            if found:
+                return found
+    raise BadRequest(f"base_model: the installed Ultralytics has no architecture {name}.yaml; choose another")
