@@ -70,7 +70,7 @@ def fetch(store: ObjectStore, ref: ObjectRef, path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 1, 50_000, 6 * MIB, 6 * MIB + 1, 7 * MIB])
-def test_what_was_uploaded_comes_back(store, tmp_path, size):
+def test_uploaded_content_is_downloaded_unchanged(store, tmp_path, size):
     content = os.urandom(size)
     source = tmp_path / "source.bin"
     source.write_bytes(content)
@@ -85,7 +85,7 @@ def test_what_was_uploaded_comes_back(store, tmp_path, size):
     assert list((tmp_path / "new/folder").iterdir()) == [tmp_path / "new/folder/back"]
 
 
-def test_an_upload_replaces_what_was_there(store, put, tmp_path):
+def test_upload_replaces_object(store, put, tmp_path):
     ref = put("a.txt", b"one")
     first = store.stat(ref)
     put("a.txt", b"two")
@@ -93,19 +93,19 @@ def test_an_upload_replaces_what_was_there(store, put, tmp_path):
     assert store.stat(ref).etag != first.etag
 
 
-def test_uploading_the_same_file_again_changes_nothing_that_is_read(store, put, tmp_path):
+def test_repeated_upload_keeps_content(store, put, tmp_path):
     put("a.txt", b"same")
     ref = put("a.txt", b"same")
     assert fetch(store, ref, tmp_path / "a") == b"same"
     assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key=""))] == ["a.txt"]
 
 
-def test_a_download_replaces_the_file_that_was_there(store, put, tmp_path):
+def test_download_replaces_file(store, put, tmp_path):
     (tmp_path / "a").write_bytes(b"something old and longer")
     assert fetch(store, put("a.txt", b"new"), tmp_path / "a") == b"new"
 
 
-def test_every_name_that_storage_takes_is_stored_under_that_name(store, put, tmp_path):
+def test_accepted_names_are_stored_unchanged(store, put, tmp_path):
     for index, name in enumerate(ODD_NAMES):
         assert fetch(store, put(f"odd/{name}", name.encode()), tmp_path / str(index)) == name.encode()
     assert {info.ref.key for info in store.list(ObjectRef(bucket="data", key="odd"))} == {
@@ -125,7 +125,7 @@ def test_keys_of_different_names_differ(store):
     assert len({store.key(name) for name in names}) == len(names)
 
 
-def test_references_that_a_store_returns_name_it(store, put, tmp_path):
+def test_references_that_store_returns_name_it(store, put, tmp_path):
     ref = put("a", b"a")
     assert ref.store == ""
     stored = store.upload(tmp_path / "source", ref, StopSignal())
@@ -178,7 +178,7 @@ def test_no_key_leads_out_of_its_bucket(store, put, tmp_path, key):
     assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key=""))] == ["a.txt"]
 
 
-def test_a_listing_is_complete_and_recursive(store, put):
+def test_listing_is_complete_and_recursive(store, put):
     many = 2300 if isinstance(store, SupabaseObjectStore) else 300  # more than two pages; a folder has none
     keys = {f"set/images/{'train' if n % 2 else 'val/deep'}/{n:04}.jpg" for n in range(many)}
     for key in keys:
@@ -193,13 +193,13 @@ def test_a_listing_is_complete_and_recursive(store, put):
 
 
 @pytest.mark.parametrize("prefix", ["set", "set/", "/set", "/set/"])
-def test_a_prefix_is_a_folder_however_its_slashes_are_written(store, put, prefix):
+def test_prefix_is_folder_however_its_slashes_are_written(store, put, prefix):
     for key in ("set/a", "set/b/c", "settings/a", "other"):
         put(key, b"1")
     assert sorted(info.ref.key for info in store.list(ObjectRef(bucket="data", key=prefix))) == ["set/a", "set/b/c"]
 
 
-def test_a_prefix_without_objects_is_empty_and_a_missing_bucket_is_an_error(store, put):
+def test_prefix_without_objects_is_empty_and_missing_bucket_is_error(store, put):
     put("set/a", b"1")
     assert list(store.list(ObjectRef(bucket="data", key="no/such/folder"))) == []
     assert list(store.list(ObjectRef(bucket="data", key="se"))) == []
@@ -209,7 +209,7 @@ def test_a_prefix_without_objects_is_empty_and_a_missing_bucket_is_an_error(stor
 
 
 @pytest.mark.parametrize("ref", [ObjectRef(bucket="data", key="a/none.jpg"), ObjectRef(bucket="data", key="set")])
-def test_a_missing_object_is_named(store, put, tmp_path, ref):
+def test_missing_object_is_named(store, put, tmp_path, ref):
     put("set/a", b"1")
     for call in (lambda: store.stat(ref), lambda: store.download(ref, tmp_path / "out", StopSignal())):
         with pytest.raises(ObjectMissing, match=rf"'{ref.key}'.*'data'"):
@@ -217,12 +217,12 @@ def test_a_missing_object_is_named(store, put, tmp_path, ref):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_bucket_is_named(store, tmp_path):
+def test_missing_bucket_is_named(store, tmp_path):
     with pytest.raises(ObjectMissing, match="'nowhere'"):
         store.download(ObjectRef(bucket="nowhere", key="a"), tmp_path / "out", StopSignal())
 
 
-def test_an_object_that_is_not_as_expected_does_not_appear(store, put, tmp_path):
+def test_download_rejects_object_that_is_not_as_expected(store, put, tmp_path):
     ref = put("a.txt", b"one")
     expected = store.stat(ref)
     put("a.txt", b"two")
@@ -234,7 +234,7 @@ def test_an_object_that_is_not_as_expected_does_not_appear(store, put, tmp_path)
     assert (tmp_path / "out/a").read_bytes() == b"two"
 
 
-def test_a_stopped_download_leaves_no_file_and_can_be_done_again(store, put, tmp_path):
+def test_stopped_download_leaves_no_file_and_can_be_done_again(store, put, tmp_path):
     content = os.urandom(20 * MIB)
     ref = put("big.zip", content)
     stop = StopSignal()
@@ -246,7 +246,7 @@ def test_a_stopped_download_leaves_no_file_and_can_be_done_again(store, put, tmp
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".", "big"))] == ["big"]
 
 
-def test_a_stopped_upload_publishes_nothing_and_can_be_done_again(store, tmp_path):
+def test_stopped_upload_publishes_nothing_and_can_be_done_again(store, tmp_path):
     content = os.urandom(20 * MIB)
     (tmp_path / "best.pt").write_bytes(content)
     ref, stop = ObjectRef(bucket="data", key="best.pt"), StopSignal()
@@ -257,7 +257,7 @@ def test_a_stopped_upload_publishes_nothing_and_can_be_done_again(store, tmp_pat
     assert fetch(store, ref, tmp_path / "back") == content
 
 
-def test_a_stop_that_is_set_already_moves_nothing(store, put, tmp_path):
+def test_stop_before_transfer_moves_nothing(store, put, tmp_path):
     ref, stop = put("a", b"1"), StopSignal()
     stop.set(StopReason.LOST)
     with pytest.raises(Stopped):
@@ -267,7 +267,7 @@ def test_a_stop_that_is_set_already_moves_nothing(store, put, tmp_path):
     assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key=""))] == ["a"]
 
 
-def test_a_wish_to_finish_the_training_stops_no_transfer(store, put, tmp_path):
+def test_finish_request_does_not_stop_transfers(store, put, tmp_path):
     ref, stop = put("a", b"1"), StopSignal()
     stop.set(StopReason.FINISH)
     store.download(ref, tmp_path / "out", stop)
@@ -287,7 +287,7 @@ def test_sixteen_threads_share_one_store(store, tmp_path):
     assert len(list(store.list(ObjectRef(bucket="data", key="many")))) == 160
 
 
-def test_a_reader_sees_the_old_or_the_new_object_and_never_a_mixture(store, put, tmp_path):
+def test_reader_sees_old_or_new_object_but_never_a_mixture(store, put, tmp_path):
     ref = put("model.pt", b"0" * 300_000)
     done = threading.Event()
 
@@ -308,7 +308,7 @@ def test_a_reader_sees_the_old_or_the_new_object_and_never_a_mixture(store, put,
         writer.result()
 
 
-def test_a_deleted_object_is_gone_and_deleting_it_again_does_nothing(store, put):
+def test_delete_is_idempotent(store, put):
     ref = put("set/a", b"1")
     put("set/b", b"1")
     store.delete(ref)
@@ -319,12 +319,12 @@ def test_a_deleted_object_is_gone_and_deleting_it_again_does_nothing(store, put)
         store.stat(ref)
 
 
-def test_a_source_that_is_not_there_is_this_machines_failure(store, tmp_path):
+def test_missing_source_file_is_machine_failure(store, tmp_path):
     with pytest.raises(MachineFailed, match=r"gone\.pt"):
         store.upload(tmp_path / "gone.pt", ObjectRef(bucket="data", key="gone.pt"), StopSignal())
 
 
-def test_a_target_that_cannot_be_written_is_this_machines_failure(store, put, tmp_path):
+def test_unwritable_target_is_machine_failure(store, put, tmp_path):
     ref = put("a", b"1")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(MachineFailed, match="file/a"):

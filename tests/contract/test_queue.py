@@ -33,12 +33,12 @@ def kinds(lab, run_id):
 # ── claim ──
 
 
-def test_an_empty_queue_gives_nothing_and_reports_the_worker_online(queue_lab):
+def test_claim_on_empty_queue_reports_worker_online(queue_lab):
     assert claim(queue_lab, "w1") is None
     assert queue_lab.worker("w1")["status"] == "online"
 
 
-def test_a_claim_gives_the_run_as_it_was_asked_for_and_marks_the_row(queue_lab):
+def test_claim_returns_request_and_updates_row(queue_lab):
     run_id = enqueue(queue_lab, base_model="yolo11n.pt", configuration={"epochs": 3}, name="nuts", priority=4)
     lease = claim(queue_lab, "w1", claim_id=(claim_id := str(uuid.uuid4())), seconds=60)
     assert (lease.job.id, lease.claim_id, lease.worker_id, lease.seconds) == (run_id, claim_id, "w1", 60)
@@ -57,7 +57,7 @@ def test_a_claim_gives_the_run_as_it_was_asked_for_and_marks_the_row(queue_lab):
     assert queue_lab.worker("w1")["status"] == "busy"
 
 
-def test_the_lease_is_trusted_from_before_the_request_on_the_local_clock(queue_lab):
+def test_lease_is_trusted_from_the_moment_before_the_claim(queue_lab):
     enqueue(queue_lab)
     before = boottime()
     lease = claim(queue_lab, seconds=60)
@@ -73,7 +73,7 @@ def test_priority_goes_first_then_age_then_id(queue_lab):
     assert [claim(queue_lab).job.id for _ in range(5)] == [urgent, *twins, young, late]
 
 
-def test_a_peek_shows_the_next_run_and_leaves_it_where_it_is(queue_lab):
+def test_peek_returns_next_run_without_claiming_it(queue_lab):
     assert queue_lab.queue.peek(Worker(id="w1")) is None
     run_id = enqueue(queue_lab)
     assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
@@ -83,14 +83,14 @@ def test_a_peek_shows_the_next_run_and_leaves_it_where_it_is(queue_lab):
     assert queue_lab.queue.peek(Worker(id="w1")) is None
 
 
-def test_a_peek_respects_back_off_cancel_and_requirements(queue_lab):
+def test_peek_respects_backoff_cancel_and_requirements(queue_lab):
     queue_lab.insert(not_before=ago(-100))
     queue_lab.insert(cancel_requested=True)
     queue_lab.insert(configuration={"requires": {"gpus": 2}})
     assert queue_lab.queue.peek(Worker(id="w1", capabilities={"gpus": 1})) is None
 
 
-def test_a_claim_writes_the_hardware_that_the_web_app_reads(queue_lab):
+def test_claim_writes_hardware_that_web_app_reads(queue_lab):
     hardware = {"gpu_name": "H200", "gpu_memory_gb": 139.5, "cpu_model": "EPYC", "ram_gb": 128, "unheard_of": "x"}
     queue_lab.queue.claim(Worker(id="w1", hardware=hardware), str(uuid.uuid4()), 60)
     queue_lab.queue.claim(Worker(id="w1"), str(uuid.uuid4()), 60)
@@ -99,7 +99,7 @@ def test_a_claim_writes_the_hardware_that_the_web_app_reads(queue_lab):
     assert float(row["ram_gb"]) == 128
 
 
-def test_a_worker_is_seen_with_its_version_its_slots_and_what_it_works_on(queue_lab):
+def test_claim_reports_version_slots_and_number_of_runs(queue_lab):
     worker = Worker(id="w1", hardware={"version": "1.2.3", "slots": 2})
     enqueue(queue_lab)
     queue_lab.queue.claim(worker, str(uuid.uuid4()), 60)
@@ -110,7 +110,7 @@ def test_a_worker_is_seen_with_its_version_its_slots_and_what_it_works_on(queue_
     assert abs((moment(row["last_seen"]) - moment(ago(0))).total_seconds()) < 60
 
 
-def test_a_repeated_claim_gives_the_same_run_and_not_a_second_one(queue_lab):
+def test_repeated_claim_returns_the_same_run(queue_lab):
     for _ in range(2):
         enqueue(queue_lab)
     claim_id = str(uuid.uuid4())
@@ -119,7 +119,7 @@ def test_a_repeated_claim_gives_the_same_run_and_not_a_second_one(queue_lab):
     assert queue_lab.queue.get(first.job.id).attempt == 1
 
 
-def test_a_repeated_claim_extends_the_lease_as_long_as_its_worker_will_trust_it(queue_lab):
+def test_repeated_claim_extends_lease(queue_lab):
     run_id, claim_id = enqueue(queue_lab), str(uuid.uuid4())
     claim(queue_lab, claim_id=claim_id, seconds=10)
     first = moment(queue_lab.queue.get(run_id).lease_expires_at)
@@ -128,7 +128,7 @@ def test_a_repeated_claim_extends_the_lease_as_long_as_its_worker_will_trust_it(
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_claim_repeated_after_its_run_ended_gives_nothing(queue_lab, ending):
+def test_claim_repeated_after_end_of_run_returns_none(queue_lab, ending):
     lease = claimed(queue_lab)
     enqueue(queue_lab)
     queue_lab.queue.finish(lease, ENDINGS[ending], [])
@@ -136,7 +136,7 @@ def test_a_claim_repeated_after_its_run_ended_gives_nothing(queue_lab, ending):
     assert queue_lab.queue.list(RunFilter(status=(Status.RUNNING,))).runs == ()
 
 
-def test_one_claim_sent_many_times_at_once_takes_one_run(queue_lab):
+def test_concurrent_repeats_of_one_claim_get_one_run(queue_lab):
     for _ in range(8):
         enqueue(queue_lab)
     claim_id = str(uuid.uuid4())
@@ -145,7 +145,7 @@ def test_one_claim_sent_many_times_at_once_takes_one_run(queue_lab):
     assert len(queue_lab.queue.list(RunFilter(status=(Status.RUNNING,))).runs) == 1
 
 
-def test_64_workers_after_one_run_have_one_winner(queue_lab):
+def test_one_of_64_workers_claims_the_only_run(queue_lab):
     run_id = enqueue(queue_lab)
     queues = [queue_lab.another() for _ in range(64)]
     leases = side_by_side(
@@ -155,7 +155,7 @@ def test_64_workers_after_one_run_have_one_winner(queue_lab):
     assert queue_lab.queue.get(run_id).attempt == 1
 
 
-def test_64_workers_take_each_of_200_runs_exactly_once(queue_lab):
+def test_64_workers_claim_each_of_200_runs_once(queue_lab):
     runs = {queue_lab.insert() for _ in range(200)}
     queues = [queue_lab.another() for _ in range(64)]
     taken = []
@@ -236,20 +236,20 @@ def side_by_side(calls):
         (7, {}, True),
     ],
 )
-def test_a_run_is_given_to_a_worker_that_has_what_it_requires(queue_lab, configuration, capabilities, served):
+def test_run_is_given_to_worker_that_has_what_it_requires(queue_lab, configuration, capabilities, served):
     run_id = queue_lab.insert(configuration=configuration)
     lease = claim(queue_lab, **capabilities)
     assert (lease is not None) == served
     assert queue_lab.queue.get(run_id).status == ("running" if served else "queued")
 
 
-def test_a_run_that_nobody_can_serve_does_not_block_the_others(queue_lab):
+def test_unservable_run_does_not_block_others(queue_lab):
     queue_lab.insert(configuration={"requires": {"gpus": 8}}, priority=9)
     run_id = enqueue(queue_lab)
     assert claim(queue_lab, gpus=1).job.id == run_id
 
 
-def test_a_job_says_how_many_gpus_it_needs_at_once(queue_lab):
+def test_job_has_number_of_required_gpus(queue_lab):
     enqueue(queue_lab, configuration={"device": [0, 1]})
     assert claim(queue_lab, gpus=2).job.gpus == 2
 
@@ -257,7 +257,7 @@ def test_a_job_says_how_many_gpus_it_needs_at_once(queue_lab):
 # ── beat ──
 
 
-def test_a_beat_extends_the_lease_and_says_go_on(queue_lab):
+def test_heartbeat_extends_lease(queue_lab):
     lease = claimed(queue_lab)
     expire(queue_lab, lease.job.id)
     assert queue_lab.queue.beat(lease, None, []) is Verdict.OK
@@ -266,7 +266,7 @@ def test_a_beat_extends_the_lease_and_says_go_on(queue_lab):
     assert row.results is None
 
 
-def test_a_beat_reports_its_worker_busy(queue_lab):
+def test_heartbeat_reports_worker_busy(queue_lab):
     lease = claimed(queue_lab, "w7")
     assert queue_lab.worker("w7")["status"] == "busy"
     seen = moment(queue_lab.worker("w7")["last_seen"])
@@ -275,7 +275,7 @@ def test_a_beat_reports_its_worker_busy(queue_lab):
     assert moment(queue_lab.worker("w7")["last_seen"]) > seen
 
 
-def test_progress_replaces_its_own_keys_of_the_results_and_keeps_the_others(queue_lab):
+def test_progress_is_merged_into_results(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 1, "eta": "0:10"}, "metrics": {"epoch": 1}}, [])
     queue_lab.queue.beat(lease, {"progress": {"epoch": 2}}, [])
@@ -283,14 +283,14 @@ def test_progress_replaces_its_own_keys_of_the_results_and_keeps_the_others(queu
 
 
 @pytest.mark.parametrize("nonsense", [[1, 2], "text", 7, None])
-def test_progress_replaces_results_that_are_no_object(queue_lab, nonsense):
+def test_progress_replaces_results_that_are_not_an_object(queue_lab, nonsense):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, results=nonsense)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 2}}, []) is Verdict.OK
     assert queue_lab.queue.get(lease.job.id).results == {"progress": {"epoch": 2}}
 
 
-def test_events_are_stored_once_in_order_under_the_attempt(queue_lab):
+def test_events_are_stored_once_in_order_under_attempt(queue_lab):
     lease = claimed(queue_lab)
     first, second = event("phase", phase="training"), event("warning", code="x", message="ü")
     queue_lab.queue.beat(lease, None, [first])
@@ -305,7 +305,7 @@ def test_events_are_stored_once_in_order_under_the_attempt(queue_lab):
     assert moment(rows[1].at) == moment(second.at)
 
 
-def test_a_repeated_beat_changes_nothing_but_the_lease(queue_lab):
+def test_repeated_heartbeat_only_extends_lease(queue_lab):
     lease = claimed(queue_lab)
     sent = ({"progress": {"epoch": 3}}, [checkpoint(3, "k3")])
     queue_lab.queue.beat(lease, *sent)
@@ -320,7 +320,7 @@ def settled(row):
     return {k: v for k, v in row.as_json().items() if k not in ("updated_at", "heartbeat_at", "lease_expires_at")}
 
 
-def test_a_beat_after_an_old_one_does_not_bring_an_older_checkpoint_back(queue_lab):
+def test_repeated_heartbeat_does_not_restore_older_checkpoint(queue_lab):
     lease = claimed(queue_lab)
     old = checkpoint(3, "k3")
     queue_lab.queue.beat(lease, None, [old])
@@ -330,7 +330,7 @@ def test_a_beat_after_an_old_one_does_not_bring_an_older_checkpoint_back(queue_l
     assert (row.checkpoint["epoch"], row.progress_epoch) == (5, 5)
 
 
-def test_only_a_checkpoint_that_others_can_reach_becomes_the_rows_checkpoint(queue_lab):
+def test_only_checkpoint_with_key_is_stored_in_row(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [checkpoint(2, "k2"), checkpoint(3)])
     row = queue_lab.queue.get(lease.job.id)
@@ -338,7 +338,7 @@ def test_only_a_checkpoint_that_others_can_reach_becomes_the_rows_checkpoint(que
     assert row.progress_epoch == 3
 
 
-def test_whoever_takes_a_run_over_knows_the_last_epoch_of_its_history(queue_lab):
+def test_next_attempt_gets_last_reported_epoch(queue_lab):
     lease = claimed(queue_lab)
     assert lease.job.last_reported_epoch == 0
     queue_lab.queue.beat(lease, None, [event("epoch", epoch=1), second := event("epoch", epoch=2), checkpoint(5)])
@@ -354,7 +354,7 @@ def test_whoever_takes_a_run_over_knows_the_last_epoch_of_its_history(queue_lab)
     assert claim(queue_lab).job.last_reported_epoch == 1
 
 
-def test_a_wish_to_finish_early_is_passed_on_until_the_run_ends(queue_lab):
+def test_finish_request_is_returned_by_every_heartbeat(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.request_finish(lease.job.id)
     assert queue_lab.queue.beat(lease, None, []) is Verdict.FINISH
@@ -362,7 +362,7 @@ def test_a_wish_to_finish_early_is_passed_on_until_the_run_ends(queue_lab):
     assert queue_lab.queue.finish(lease, DONE, []) is not None
 
 
-def test_a_cancel_weighs_more_than_a_wish_to_finish(queue_lab):
+def test_cancel_wins_over_finish_request(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.request_finish(lease.job.id)
     queue_lab.queue.cancel(lease.job.id)
@@ -373,7 +373,7 @@ def test_a_cancel_weighs_more_than_a_wish_to_finish(queue_lab):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_worker_whose_run_another_took_changes_nothing(queue_lab, ending):
+def test_worker_without_lease_changes_nothing(queue_lab, ending):
     stale = claimed(queue_lab, "w1")
     expire(queue_lab, stale.job.id)
     held = claim(queue_lab, "w1")  # the same name: a worker id is no fence
@@ -388,7 +388,7 @@ def test_a_worker_whose_run_another_took_changes_nothing(queue_lab, ending):
 
 @pytest.mark.parametrize("ending", TERMINAL)
 @pytest.mark.parametrize("late", ENDINGS)
-def test_an_ended_run_is_final(queue_lab, ending, late):
+def test_ended_run_is_final(queue_lab, ending, late):
     lease = claimed(queue_lab)
     assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is not None
     before = queue_lab.queue.get(lease.job.id)
@@ -400,7 +400,7 @@ def test_an_ended_run_is_final(queue_lab, ending, late):
 
 
 @pytest.mark.parametrize("ending", TERMINAL)
-def test_another_ending_than_the_stored_one_is_lost(queue_lab, ending):
+def test_different_outcome_after_the_first_is_lost(queue_lab, ending):
     lease = claimed(queue_lab)
     queue_lab.queue.finish(lease, ENDINGS[ending], [])
     for other in TERMINAL:
@@ -408,7 +408,7 @@ def test_another_ending_than_the_stored_one_is_lost(queue_lab, ending):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_run_that_was_deleted_is_lost(queue_lab, ending):
+def test_deleted_run_is_lost(queue_lab, ending):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [event()])
     queue_lab.delete(lease.job.id)
@@ -421,7 +421,7 @@ def test_a_run_that_was_deleted_is_lost(queue_lab, ending):
 # ── finish ──
 
 
-def test_a_completed_run_has_its_results_over_the_progress_and_its_model(queue_lab):
+def test_completed_run_has_merged_results_and_model_url(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 3}, "mAP": None}, [])
     assert queue_lab.queue.finish(lease, DONE, [event("finished")]) is not None
@@ -434,7 +434,7 @@ def test_a_completed_run_has_its_results_over_the_progress_and_its_model(queue_l
     assert queue_lab.worker("w1")["status"] == "online"
 
 
-def test_a_failed_run_says_why_and_keeps_its_results(queue_lab):
+def test_failed_run_has_reason_and_keeps_results(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 3}}, [])
     assert queue_lab.queue.finish(lease, Failed(message="No labels.", results={"artifacts": []}), []) is not None
@@ -444,7 +444,7 @@ def test_a_failed_run_says_why_and_keeps_its_results(queue_lab):
     assert (row.trained_model_url, row.results) == (None, {"progress": {"epoch": 3}, "artifacts": []})
 
 
-def test_a_canceled_run_keeps_what_exists_and_has_no_model(queue_lab):
+def test_canceled_run_keeps_results_without_model(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, Canceled(results={"artifacts": [{"name": "last.pt"}]}), []) is not None
@@ -456,7 +456,7 @@ def test_a_canceled_run_keeps_what_exists_and_has_no_model(queue_lab):
 
 
 @pytest.mark.parametrize("name", ["completed", "canceled", "failed", "retry", "interrupted"])
-def test_only_a_run_that_may_resume_names_a_checkpoint(queue_lab, name):
+def test_only_resumable_run_keeps_its_checkpoint(queue_lab, name):
     lease = claimed(queue_lab)
     assert queue_lab.queue.finish(lease, ENDINGS[name], [checkpoint(3, "k3")]) is not None
 
@@ -465,7 +465,7 @@ def test_only_a_run_that_may_resume_names_a_checkpoint(queue_lab, name):
     assert named is None if name in ("completed", "canceled") else named["key"] == "k3"
 
 
-def test_run_that_is_canceled_in_the_queue_names_no_checkpoint(queue_lab):
+def test_canceled_queued_run_has_no_checkpoint(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.finish(lease, ENDINGS["interrupted"], [checkpoint(3, "k3")])
 
@@ -474,7 +474,7 @@ def test_run_that_is_canceled_in_the_queue_names_no_checkpoint(queue_lab):
     assert queue_lab.queue.get(lease.job.id).checkpoint is None
 
 
-def test_a_repeated_ending_is_accepted_and_changes_nothing(queue_lab):
+def test_repeated_outcome_is_accepted_and_changes_nothing(queue_lab):
     for name, outcome in ENDINGS.items():
         lease = claimed(queue_lab)
         sent = [event("phase", n=name)]
@@ -486,7 +486,7 @@ def test_a_repeated_ending_is_accepted_and_changes_nothing(queue_lab):
         queue_lab.delete(lease.job.id)
 
 
-def test_a_finished_model_wins_over_a_late_cancel(queue_lab):
+def test_completed_outcome_wins_over_late_cancel(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.get(lease.job.id).status == "canceling"
@@ -495,7 +495,7 @@ def test_a_finished_model_wins_over_a_late_cancel(queue_lab):
     assert (row.status, row.trained_model_url, row.error_message) == ("completed", "https://x/best.pt", None)
 
 
-def test_a_training_that_failed_while_it_was_being_canceled_is_failed(queue_lab):
+def test_failed_outcome_of_canceling_run_is_failed(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is not None
@@ -503,7 +503,7 @@ def test_a_training_that_failed_while_it_was_being_canceled_is_failed(queue_lab)
 
 
 @pytest.mark.parametrize("ending", ["retry", "interrupted"])
-def test_a_run_that_is_being_canceled_is_not_queued_again(queue_lab, ending):
+def test_canceling_run_is_not_requeued(queue_lab, ending):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is not None
@@ -542,7 +542,7 @@ def test_finish_returns_canceled_for_retry_of_canceled_run(queue_lab, outcome):
 # ── release ──
 
 
-def test_a_released_run_is_taken_at_once_from_its_checkpoint_and_nothing_is_counted(queue_lab):
+def test_released_run_is_claimed_at_once_and_counts_no_attempt(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     assert queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease)), [event()]) is not None
@@ -555,14 +555,14 @@ def test_a_released_run_is_taken_at_once_from_its_checkpoint_and_nothing_is_coun
     assert queue_lab.queue.get(lease.job.id).started_at == row.started_at
 
 
-def test_a_release_without_a_reachable_checkpoint_keeps_the_rows(queue_lab):
+def test_release_without_uploaded_checkpoint_keeps_the_stored_one(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [checkpoint(2, key_of(lease, 2))])
     queue_lab.queue.finish(lease, Interrupted(checkpoint=Checkpoint(epoch=9, sha256="ef", bytes=9)), [])
     assert claim(queue_lab, "w2").job.checkpoint.key == key_of(lease, 2)
 
 
-def test_the_results_of_a_released_run_are_merged_and_outlive_a_cancel(queue_lab):
+def test_results_of_released_run_survive_cancel(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     listed = {"artifacts": [{"name": "last.pt"}]}
@@ -572,7 +572,7 @@ def test_the_results_of_a_released_run_are_merged_and_outlive_a_cancel(queue_lab
     assert (row.status, row.results) == ("canceled", {"progress": {"epoch": 7}, **listed})
 
 
-def test_the_results_of_a_run_that_is_retried_are_merged_and_outlive_a_cancel(queue_lab):
+def test_results_of_retried_run_survive_cancel(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     listed = {"artifacts": [{"name": "last.pt"}]}
@@ -582,7 +582,7 @@ def test_the_results_of_a_run_that_is_retried_are_merged_and_outlive_a_cancel(qu
     assert (row.status, row.results) == ("canceled", {"progress": {"epoch": 7}, **listed})
 
 
-def test_a_retry_of_a_run_that_is_being_canceled_keeps_its_results(queue_lab):
+def test_retry_of_canceling_run_keeps_results(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     listed = {"artifacts": [{"name": "last.pt"}]}
@@ -591,7 +591,7 @@ def test_a_retry_of_a_run_that_is_being_canceled_keeps_its_results(queue_lab):
     assert (row.status, row.results) == ("canceled", listed)
 
 
-def test_a_worker_that_released_its_run_holds_it_no_more(queue_lab):
+def test_release_ends_the_lease(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease)), [])
     before = queue_lab.queue.get(lease.job.id)
@@ -600,7 +600,7 @@ def test_a_worker_that_released_its_run_holds_it_no_more(queue_lab):
     assert queue_lab.queue.get(lease.job.id) == before
 
 
-def test_a_run_may_be_released_as_often_as_workers_go_away(queue_lab):
+def test_run_can_be_released_any_number_of_times(queue_lab):
     run_id = enqueue(queue_lab)
     for attempt in range(1, 7):
         lease = claim(queue_lab)

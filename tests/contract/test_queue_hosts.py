@@ -46,14 +46,14 @@ def test_host_failures_of_each_worker_cost_one_attempt_each(queue_lab):
     assert row.not_before is None
 
 
-def test_the_pause_grows_also_with_host_failures_that_cost_nothing(queue_lab):
+def test_host_failures_that_do_not_count_increase_backoff(queue_lab):
     run_id = enqueue(queue_lab)
     assert [delay(fail(queue_lab, run_id, "sick")) for _ in range(8)] == pytest.approx(
         [10, 20, 40, 80, 160, 320, 600, 600], abs=0.5
     )
 
 
-def test_failures_that_are_not_the_hosts_count_beside_those_that_are(queue_lab):
+def test_other_failures_count_in_addition_to_host_failures(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "w1")
     row = fail(queue_lab, run_id, "w1", KILLED)
@@ -62,14 +62,14 @@ def test_failures_that_are_not_the_hosts_count_beside_those_that_are(queue_lab):
     assert (row.status, row.error_message) == ("failed", KILLED.message)
 
 
-def test_a_host_failure_sent_again_is_counted_once(queue_lab):
+def test_repeated_host_failure_is_counted_once(queue_lab):
     lease = claimed(queue_lab, "sick")
     for _ in range(3):
         assert queue_lab.queue.finish(lease, SICK, []) is not None
     assert queue_lab.queue.get(lease.job.id).host_failures == {"sick": 1}
 
 
-def test_progress_forgives_host_failures(queue_lab):
+def test_progress_resets_host_failures(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "sick")
     queue_lab.edit(run_id, not_before=None)
@@ -81,19 +81,19 @@ def test_progress_forgives_host_failures(queue_lab):
     assert fail(queue_lab, run_id, "sick").failures == 1
 
 
-def test_a_run_that_ended_remembers_no_host(queue_lab):
+def test_ended_run_has_no_host_failures(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "sick")
     assert fail(queue_lab, run_id, "w1", Failed(message="Diverged.")).host_failures == {}
 
 
-def test_a_run_that_was_canceled_in_the_queue_remembers_no_host(queue_lab):
+def test_canceled_run_has_no_host_failures(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "sick")
     assert queue_lab.queue.cancel(run_id).host_failures == {}
 
 
-def test_a_cancel_that_meets_a_host_failure_cancels_the_run(queue_lab):
+def test_cancel_wins_over_host_failure(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     queue_lab.queue.finish(lease, SICK, [])
@@ -101,7 +101,7 @@ def test_a_cancel_that_meets_a_host_failure_cancels_the_run(queue_lab):
     assert (row.status, row.failures, row.host_failures) == ("canceled", 0, {})
 
 
-def test_others_are_offered_the_run_before_the_worker_whose_host_failed_it(queue_lab):
+def test_failed_host_gets_run_later_than_others(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "sick")
     queue_lab.edit(run_id, not_before=ago(1))
@@ -109,14 +109,14 @@ def test_others_are_offered_the_run_before_the_worker_whose_host_failed_it(queue
     assert claim(queue_lab, "well").job.id == run_id
 
 
-def test_a_lone_worker_whose_host_failed_a_run_gets_it_again_after_a_while(queue_lab):
+def test_only_worker_gets_its_failed_run_again_after_head_start(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "sick")
     queue_lab.edit(run_id, not_before=ago(21))
     assert claim(queue_lab, "sick").job.id == run_id
 
 
-def test_a_worker_that_vanishes_after_a_host_failure_is_a_lost_attempt(queue_lab):
+def test_lost_worker_after_host_failure_is_a_lost_attempt(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "w1")
     queue_lab.edit(run_id, not_before=None)
@@ -129,7 +129,7 @@ def test_a_worker_that_vanishes_after_a_host_failure_is_a_lost_attempt(queue_lab
 # ── the worker ──
 
 
-def test_a_worker_that_reports_a_problem_is_unhealthy_and_alive(queue_lab):
+def test_worker_with_problem_is_unhealthy_but_seen(queue_lab):
     worker = Worker(id="w1", hardware={"gpu_name": "H200"})
     queue_lab.queue.report(worker, "RUNS_DIR is full.")
     row = queue_lab.worker("w1")
@@ -137,7 +137,7 @@ def test_a_worker_that_reports_a_problem_is_unhealthy_and_alive(queue_lab):
     assert abs((moment(row["last_seen"]) - moment(ago(0))).total_seconds()) < 60
 
 
-def test_a_problem_is_replaced_by_the_next_report(queue_lab):
+def test_problem_is_replaced_by_next_report(queue_lab):
     for problem in ("RUNS_DIR is full.", "The GPU is gone."):
         queue_lab.queue.report(Worker(id="w1"), problem)
     assert queue_lab.worker("w1")["status_message"] == "The GPU is gone."
@@ -145,7 +145,7 @@ def test_a_problem_is_replaced_by_the_next_report(queue_lab):
     assert (queue_lab.worker("w1")["status"], queue_lab.worker("w1")["status_message"]) == ("online", None)
 
 
-def test_a_worker_stays_unhealthy_while_its_other_runs_beat_and_end(queue_lab):
+def test_heartbeats_and_outcomes_keep_worker_unhealthy(queue_lab):
     lease = claimed(queue_lab, "w1")
     queue_lab.queue.report(Worker(id="w1"), "RUNS_DIR is full.")
     queue_lab.queue.beat(lease, None, [])
@@ -155,7 +155,7 @@ def test_a_worker_stays_unhealthy_while_its_other_runs_beat_and_end(queue_lab):
     assert queue_lab.worker("w1")["status"] == "unhealthy"
 
 
-def test_a_worker_that_claims_again_is_healthy(queue_lab):
+def test_claim_makes_worker_healthy(queue_lab):
     queue_lab.queue.report(Worker(id="w1"), "RUNS_DIR is full.")
     claim(queue_lab, "w1")
     assert (queue_lab.worker("w1")["status"], queue_lab.worker("w1")["status_message"]) == ("online", None)
@@ -165,7 +165,7 @@ def test_a_worker_that_claims_again_is_healthy(queue_lab):
     assert (queue_lab.worker("w1")["status"], queue_lab.worker("w1")["status_message"]) == ("busy", None)
 
 
-def test_the_workers_are_listed_seen_last_first(queue_lab):
+def test_workers_are_listed_last_seen_first(queue_lab):
     claim(queue_lab, "w1")
     queue_lab.queue.report(Worker(id="w2"), "RUNS_DIR is full.")
     assert [(row.worker_id, row.status_message) for row in queue_lab.queue.workers()][:2] == [

@@ -324,7 +324,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("times", long_except([1, 4], 1))
-def test_no_sequence_of_calls_and_accidents_breaks_an_invariant(queue_lab, request, times):
+def test_invariants_hold_for_random_sequences_of_calls(queue_lab, request, times):
     machine = type("Machine", (QueueMachine,), {"lab": queue_lab})
     run_state_machine_as_test(
         machine,

@@ -82,7 +82,7 @@ def sentence_of(lease):
 
 
 @pytest.mark.parametrize("poison", POISON)
-def test_poisoned_row_is_claimed_fails_with_a_sentence_and_stops_nobody(queue_lab, poison):
+def test_malformed_row_is_claimed_and_fails_with_a_reason(queue_lab, poison):
     columns, reason = POISON[poison]
     run_id, good = poisoned(queue_lab, **columns), enqueue(queue_lab)
     lease = claim(queue_lab)
@@ -99,7 +99,7 @@ def test_poisoned_row_is_claimed_fails_with_a_sentence_and_stops_nobody(queue_la
 
 
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
-def test_poisoned_row_can_be_peeked_at_and_is_left_where_it_is(queue_lab, poison):
+def test_malformed_row_can_be_peeked_at(queue_lab, poison):
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
     with contextlib.suppress(Unavailable):  # an answer that is too large: nothing to prefetch
         assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
@@ -107,7 +107,7 @@ def test_poisoned_row_can_be_peeked_at_and_is_left_where_it_is(queue_lab, poison
 
 
 @pytest.mark.parametrize("oddity", ODD)
-def test_odd_row_is_a_run_like_any_other(queue_lab, oddity):
+def test_unusual_row_is_claimed_like_any_other(queue_lab, oddity):
     run_id, good = poisoned(queue_lab, **ODD[oddity]), enqueue(queue_lab)
     lease = claim(queue_lab)
     assert lease.job.id == run_id
@@ -121,7 +121,7 @@ def test_odd_row_is_a_run_like_any_other(queue_lab, oddity):
 
 
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
-def test_poisoned_row_whose_worker_vanished_is_settled(queue_lab, poison):
+def test_malformed_row_of_lost_worker_is_settled(queue_lab, poison):
     """Whatever the columns hold, the claim that settles an expired lease works."""
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
     claim(queue_lab)
@@ -131,7 +131,7 @@ def test_poisoned_row_whose_worker_vanished_is_settled(queue_lab, poison):
     assert "lease_expired" in [row.kind for row in queue_lab.queue.events(run_id, after=(-(2**31), 0))]
 
 
-def test_poisoned_row_costs_a_claim_no_time(queue_lab):
+def test_malformed_row_does_not_slow_down_claims(queue_lab):
     """A signed-in user's row that no worker here can serve is read by every claim."""
     run_id = queue_lab.insert(priority=9, configuration={"requires": {"gpus": 9}, "device": "," * 900_000})
     enqueue(queue_lab)
@@ -151,7 +151,7 @@ def test_poisoned_row_costs_a_claim_no_time(queue_lab):
         ({"configuration": {"a": "x" * 1_000_000}}, "configuration: longer than 1000000 characters"),
     ],
 )
-def test_request_that_no_worker_would_read_is_not_enqueued(queue_lab, request_, reason):
+def test_unreadable_request_is_not_enqueued(queue_lab, request_, reason):
     with pytest.raises(BadRequest, match=reason):
         queue_lab.queue.enqueue(RunRequest(**{"data_yaml": "d", **request_}))
     assert queue_lab.queue.list(limit=1).runs == ()
@@ -168,7 +168,7 @@ def test_largest_request_is_enqueued_and_claimed(queue_lab):
     assert (lease.job.id, lease.job.request) == (run_id, request)
 
 
-def test_claim_of_an_unreadable_row_is_repeated_with_the_same_run(queue_lab):
+def test_claim_of_unreadable_row_is_repeated_with_same_run(queue_lab):
     poisoned(queue_lab, run_name=f"'{'n' * 10_000_000}'")
     claim_id = str(uuid.uuid4())
     first, again = claim(queue_lab, claim_id=claim_id), claim(queue_lab, claim_id=claim_id)
@@ -176,7 +176,7 @@ def test_claim_of_an_unreadable_row_is_repeated_with_the_same_run(queue_lab):
     assert first.job.attempt == 1
 
 
-def test_a_row_is_not_changed_by_those_who_cannot_read_it(queue_lab):
+def test_unreadable_row_is_not_changed(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.force(lease.job.id, configuration=f"'{DEEP}'")
     before = queue_lab.queue.get(lease.job.id).configuration

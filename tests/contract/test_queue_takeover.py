@@ -34,12 +34,12 @@ def queue_says(lab, run_id):
 # ── a worker vanishes ──
 
 
-def test_a_run_whose_lease_is_alive_is_nobody_elses(queue_lab):
+def test_run_with_valid_lease_is_not_claimed_again(queue_lab):
     claimed(queue_lab)
     assert claim(queue_lab, "w2") is None
 
 
-def test_a_run_whose_worker_vanished_is_taken_at_once_by_the_next_claim(queue_lab):
+def test_run_of_lost_worker_is_claimed_at_once(queue_lab):
     lease = claimed(queue_lab, "w1")
     key = key_of(lease, 3)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 3}}, [checkpoint(3, key)])
@@ -50,7 +50,7 @@ def test_a_run_whose_worker_vanished_is_taken_at_once_by_the_next_claim(queue_la
     assert (row.worker_id, row.failures, row.results) == ("w2", 1, {"progress": {"epoch": 3}})
 
 
-def test_the_queue_writes_down_whom_it_gave_up_on(queue_lab):
+def test_expired_lease_is_recorded_as_event(queue_lab):
     lease = claimed(queue_lab, "gpu-7")
     queue_lab.queue.beat(lease, None, [event()])
     vanish(queue_lab, lease.job.id)
@@ -60,7 +60,7 @@ def test_the_queue_writes_down_whom_it_gave_up_on(queue_lab):
     assert last.data["reason"]
 
 
-def test_the_queues_own_events_of_one_attempt_do_not_collide(queue_lab):
+def test_events_of_the_queue_have_different_seqs(queue_lab):
     lease = claimed(queue_lab)
     for _ in range(2):
         vanish(queue_lab, lease.job.id)
@@ -68,7 +68,7 @@ def test_the_queues_own_events_of_one_attempt_do_not_collide(queue_lab):
     assert queue_says(queue_lab, lease.job.id) == [(1, "lease_expired"), (1, "lease_expired")]
 
 
-def test_a_settled_run_keeps_its_claim_until_another_worker_takes_it(queue_lab):
+def test_requeued_run_keeps_its_claim_until_the_next_claim(queue_lab):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
     row = queue_lab.queue.get(lease.job.id)
@@ -77,7 +77,7 @@ def test_a_settled_run_keeps_its_claim_until_another_worker_takes_it(queue_lab):
     assert row.lease_expires_at is not None
 
 
-def test_a_run_whose_worker_vanishes_for_ever_fails_and_says_so(queue_lab):
+def test_run_fails_after_losing_its_worker_max_attempts_times(queue_lab):
     run_id = enqueue(queue_lab)
     for attempt in range(1, 4):
         wake(queue_lab, run_id)
@@ -94,7 +94,7 @@ def test_a_run_whose_worker_vanishes_for_ever_fails_and_says_so(queue_lab):
     assert queue_lab.queue.finish(lease, DONE, []) is None
 
 
-def test_max_attempts_of_the_row_bounds_its_attempts(queue_lab):
+def test_max_attempts_of_row_limits_attempts(queue_lab):
     run_id = queue_lab.insert(max_attempts=1)
     claim(queue_lab)
     expire(queue_lab, run_id)
@@ -103,7 +103,7 @@ def test_max_attempts_of_the_row_bounds_its_attempts(queue_lab):
 
 
 @pytest.mark.parametrize("by", ["cancel", "flag"])
-def test_a_run_that_was_to_be_canceled_when_its_worker_vanished_is_canceled(queue_lab, by):
+def test_canceling_run_of_lost_worker_is_canceled(queue_lab, by):
     lease = claimed(queue_lab, "w1")
     if by == "cancel":
         queue_lab.queue.cancel(lease.job.id)
@@ -119,7 +119,7 @@ def test_a_run_that_was_to_be_canceled_when_its_worker_vanished_is_canceled(queu
     assert queue_lab.queue.beat(lease, None, []) is Verdict.LOST
 
 
-def test_a_run_that_is_being_canceled_is_left_to_its_living_worker(queue_lab):
+def test_canceling_run_with_valid_lease_stays_with_its_worker(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     claim(queue_lab, "w2")
@@ -127,13 +127,13 @@ def test_a_run_that_is_being_canceled_is_left_to_its_living_worker(queue_lab):
     assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
 
 
-def test_a_canceling_run_that_never_had_a_lease_is_canceled(queue_lab):
+def test_canceling_run_without_lease_is_canceled(queue_lab):
     run_id = queue_lab.insert(status="canceling", cancel_requested=True, worker_id="old-service", started_at=ago(5))
     claim(queue_lab)
     assert queue_lab.queue.get(run_id).status == "canceled"
 
 
-def test_a_running_row_of_a_service_without_leases_is_taken_over_after_a_minute_of_silence(queue_lab):
+def test_running_row_without_lease_is_requeued_after_60_s(queue_lab):
     silent = queue_lab.insert(status="running", worker_id="old-service", started_at=ago(61))
     fresh = queue_lab.insert(status="running", worker_id="old-service", started_at=ago(30))
     beaten = queue_lab.insert(status="running", worker_id="old", started_at=ago(900), heartbeat_at=ago(30))
@@ -146,7 +146,7 @@ def test_a_running_row_of_a_service_without_leases_is_taken_over_after_a_minute_
 # ── a worker comes back late ──
 
 
-def test_a_late_beat_takes_the_run_back_if_nobody_else_has_it(queue_lab):
+def test_late_heartbeat_extends_lease_of_unclaimed_run(queue_lab):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 4}}, [event()]) is Verdict.OK
@@ -157,7 +157,7 @@ def test_a_late_beat_takes_the_run_back_if_nobody_else_has_it(queue_lab):
     assert claim(queue_lab, "w2") is None
 
 
-def test_a_late_worker_takes_its_run_back_even_in_the_back_off(queue_lab):
+def test_late_heartbeat_extends_lease_during_backoff(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=1)
     vanish(queue_lab, lease.job.id)
@@ -170,7 +170,7 @@ def test_a_late_worker_takes_its_run_back_even_in_the_back_off(queue_lab):
     ("outcome", "status"),
     [(DONE, "completed"), (Failed(message="Diverged."), "failed"), (Interrupted(checkpoint=None), "queued")],
 )
-def test_a_late_ending_is_accepted_if_nobody_else_has_the_run(queue_lab, outcome, status):
+def test_late_outcome_is_accepted_for_unclaimed_run(queue_lab, outcome, status):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
     assert queue_lab.queue.finish(lease, outcome, [event("finished")]) is not None
@@ -179,14 +179,14 @@ def test_a_late_ending_is_accepted_if_nobody_else_has_the_run(queue_lab, outcome
     assert "finished" in [line.kind for line in queue_lab.queue.events(lease.job.id)]
 
 
-def test_a_late_retry_counts_its_attempt_once(queue_lab):
+def test_late_retry_counts_its_attempt_once(queue_lab):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
     assert queue_lab.queue.finish(lease, RETRY, []) is not None
     assert queue_lab.queue.get(lease.job.id).failures == 1
 
 
-def test_a_late_beat_for_a_run_that_was_canceled_in_the_queue_is_lost(queue_lab):
+def test_late_heartbeat_for_canceled_run_is_lost(queue_lab):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
     queue_lab.queue.cancel(lease.job.id)
@@ -196,7 +196,7 @@ def test_a_late_beat_for_a_run_that_was_canceled_in_the_queue_is_lost(queue_lab)
 
 
 @pytest.mark.parametrize("outcome", [DONE, RETRY, Interrupted(checkpoint=None)])
-def test_an_ending_that_the_next_worker_wrote_is_not_taken_for_the_late_workers(queue_lab, outcome):
+def test_outcome_of_next_worker_is_not_attributed_to_late_worker(queue_lab, outcome):
     late = claimed(queue_lab, "w1")
     vanish(queue_lab, late.job.id)
     assert queue_lab.queue.finish(claim(queue_lab, "w2"), outcome, []) is not None
@@ -206,7 +206,7 @@ def test_an_ending_that_the_next_worker_wrote_is_not_taken_for_the_late_workers(
 # ── a run fails again and again ──
 
 
-def test_a_retry_queues_the_run_again_after_a_pause_with_its_reason(queue_lab):
+def test_retry_requeues_run_with_backoff_and_reason(queue_lab):
     lease = claimed(queue_lab)
     assert queue_lab.queue.finish(lease, RETRY, [event()]) is not None
     row = queue_lab.queue.get(lease.job.id)
@@ -223,7 +223,7 @@ def test_a_retry_queues_the_run_again_after_a_pause_with_its_reason(queue_lab):
 @pytest.mark.parametrize(
     ("failures", "seconds"), [(0, 10), (1, 20), (2, 40), (5, 320), (6, 600), (40, 600), (3000, 600)]
 )
-def test_the_pause_doubles_up_to_ten_minutes(queue_lab, failures, seconds):
+def test_backoff_doubles_up_to_600_s(queue_lab, failures, seconds):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=failures, max_attempts=9999)
     queue_lab.queue.finish(lease, RETRY, [])
@@ -231,14 +231,14 @@ def test_the_pause_doubles_up_to_ten_minutes(queue_lab, failures, seconds):
 
 
 @pytest.mark.parametrize(("failures", "seconds"), [(0, 0), (1, 20), (2, 40), (3000, 600)])
-def test_the_first_retry_after_a_vanished_worker_waits_for_nothing_and_later_ones_do(queue_lab, failures, seconds):
+def test_first_retry_after_lost_worker_has_no_backoff(queue_lab, failures, seconds):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=failures, max_attempts=9999)
     vanish(queue_lab, lease.job.id)
     assert delay(queue_lab.queue.get(lease.job.id)) == pytest.approx(seconds, abs=0.5)
 
 
-def test_a_run_that_fails_its_machines_without_progress_is_failed_with_the_last_reason(queue_lab):
+def test_run_fails_after_max_attempts_with_last_reason(queue_lab):
     run_id = enqueue(queue_lab)
     for _ in range(3):
         wake(queue_lab, run_id)
@@ -252,7 +252,7 @@ def test_a_run_that_fails_its_machines_without_progress_is_failed_with_the_last_
     assert claim(queue_lab) is None
 
 
-def test_progress_forgives_the_attempts_lost_before_it(queue_lab):
+def test_progress_resets_lost_attempts(queue_lab):
     run_id = enqueue(queue_lab)
     for epoch in range(1, 8):
         wake(queue_lab, run_id)
@@ -263,7 +263,7 @@ def test_progress_forgives_the_attempts_lost_before_it(queue_lab):
         expire(queue_lab, run_id)
 
 
-def test_an_epoch_that_was_reached_before_is_no_progress(queue_lab):
+def test_repeated_epoch_is_not_progress(queue_lab):
     run_id = enqueue(queue_lab)
     for lost in range(3):
         wake(queue_lab, run_id)
@@ -274,7 +274,7 @@ def test_an_epoch_that_was_reached_before_is_no_progress(queue_lab):
     assert queue_lab.queue.get(run_id).status == "failed"
 
 
-def test_progress_in_the_last_call_before_a_retry_counts(queue_lab):
+def test_progress_in_the_retry_call_counts(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=2)
     assert queue_lab.queue.finish(lease, RETRY, [checkpoint(4, "k4")]) is not None
@@ -282,14 +282,14 @@ def test_progress_in_the_last_call_before_a_retry_counts(queue_lab):
     assert (row.status, row.failures, row.checkpoint["key"]) == ("queued", 1, "k4")
 
 
-def test_a_released_run_still_remembers_the_attempts_lost_before(queue_lab):
+def test_release_keeps_count_of_lost_attempts(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=2)
     queue_lab.queue.finish(lease, Interrupted(checkpoint=None), [])
     assert queue_lab.queue.get(lease.job.id).failures == 2
 
 
-def test_a_repeated_retry_is_counted_once(queue_lab):
+def test_repeated_retry_is_counted_once(queue_lab):
     lease = claimed(queue_lab)
     for _ in range(3):
         assert queue_lab.queue.finish(lease, RETRY, []) is not None

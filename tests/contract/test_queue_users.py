@@ -21,7 +21,7 @@ COLUMNS = {
 # ── the table ──
 
 
-def test_a_new_run_is_queued_with_every_column_that_others_read(queue_lab):
+def test_new_run_has_every_documented_column(queue_lab):
     run_id = enqueue(queue_lab, configuration={"epochs": 3, "augmentation": {"hsv_h": 0.1}}, name="nuts")
     assert set(queue_lab.rows()[run_id]) >= COLUMNS
     row = queue_lab.queue.get(run_id)
@@ -37,7 +37,7 @@ def test_a_new_run_is_queued_with_every_column_that_others_read(queue_lab):
 @pytest.mark.parametrize(
     "run_id", ["00000000-0000-4000-8000-000000000000", "no-uuid", "", "a\x00b", "'; drop table training_runs"]
 )
-def test_a_run_that_is_not_there_is_none(queue_lab, run_id):
+def test_unknown_run_is_none(queue_lab, run_id):
     enqueue(queue_lab)
     assert queue_lab.queue.get(run_id) is None
     assert queue_lab.queue.cancel(run_id) is None
@@ -45,7 +45,7 @@ def test_a_run_that_is_not_there_is_none(queue_lab, run_id):
     assert queue_lab.queue.events(run_id) == []
 
 
-def test_events_can_be_read_on_from_the_last_one_seen(queue_lab):
+def test_events_are_read_after_the_last_seen_event(queue_lab):
     lease = claimed(queue_lab)
     events = [event(n=n) for n in range(3)]
     queue_lab.queue.beat(lease, None, events)
@@ -57,7 +57,7 @@ def test_events_can_be_read_on_from_the_last_one_seen(queue_lab):
     assert queue_lab.queue.events(lease.job.id, after=(2, newest.seq)) == []
 
 
-def test_events_of_other_runs_are_not_mixed_in(queue_lab):
+def test_events_of_other_runs_are_not_listed(queue_lab):
     one, other = claimed(queue_lab), claimed(queue_lab)
     queue_lab.queue.beat(one, None, [event()])
     queue_lab.queue.beat(other, None, [event()])
@@ -67,7 +67,7 @@ def test_events_of_other_runs_are_not_mixed_in(queue_lab):
 # ── cancel and finish, as the web app and the command line ask for them ──
 
 
-def test_a_queued_run_is_canceled_at_once_and_never_claimed(queue_lab):
+def test_queued_run_is_canceled_at_once_and_never_claimed(queue_lab):
     run_id = enqueue(queue_lab)
     row = queue_lab.queue.cancel(run_id)
     assert (row.status, row.cancel_requested, row.error_message) == ("canceled", True, "Canceled by user.")
@@ -77,7 +77,7 @@ def test_a_queued_run_is_canceled_at_once_and_never_claimed(queue_lab):
     assert claim(queue_lab) is None
 
 
-def test_a_running_run_is_asked_to_stop(queue_lab):
+def test_running_run_is_asked_to_stop(queue_lab):
     lease = claimed(queue_lab)
     row = queue_lab.queue.cancel(lease.job.id)
     assert (row.status, row.cancel_requested, row.canceled_at) == ("canceling", True, None)
@@ -86,7 +86,7 @@ def test_a_running_run_is_asked_to_stop(queue_lab):
 
 
 @pytest.mark.parametrize("outcome", [DONE, Failed(message="No labels."), Canceled(message="Stopped.")])
-def test_canceling_or_finishing_an_ended_run_changes_nothing(queue_lab, outcome):
+def test_canceling_or_finishing_ended_run_changes_nothing(queue_lab, outcome):
     lease = claimed(queue_lab)
     queue_lab.queue.finish(lease, outcome, [])
     before = queue_lab.queue.get(lease.job.id)
@@ -94,7 +94,7 @@ def test_canceling_or_finishing_an_ended_run_changes_nothing(queue_lab, outcome)
     assert queue_lab.queue.request_finish(lease.job.id) == before
 
 
-def test_a_wish_to_finish_early_is_kept_for_a_running_run_only(queue_lab):
+def test_finish_request_is_stored_for_running_runs_only(queue_lab):
     run_id = enqueue(queue_lab)
     assert queue_lab.queue.request_finish(run_id).finish_requested is False
     lease = claim(queue_lab)
@@ -105,7 +105,7 @@ def test_a_wish_to_finish_early_is_kept_for_a_running_run_only(queue_lab):
 # ── the web app's own edits ──
 
 
-def test_the_flag_alone_cancels_a_queued_run_at_the_next_look(queue_lab):
+def test_cancel_flag_alone_cancels_queued_run_at_next_claim(queue_lab):
     run_id = enqueue(queue_lab)
     queue_lab.edit(run_id, cancel_requested=True)
     assert claim(queue_lab) is None
@@ -114,7 +114,7 @@ def test_the_flag_alone_cancels_a_queued_run_at_the_next_look(queue_lab):
     assert [line.kind for line in queue_lab.queue.events(run_id)] == ["canceled"]
 
 
-def test_the_flag_alone_cancels_a_running_run(queue_lab):
+def test_cancel_flag_alone_cancels_running_run(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, cancel_requested=True)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, []) is Verdict.CANCEL
@@ -123,13 +123,13 @@ def test_the_flag_alone_cancels_a_running_run(queue_lab):
     assert queue_lab.queue.get(lease.job.id).status == "canceled"
 
 
-def test_the_status_canceling_alone_cancels_a_running_run(queue_lab):
+def test_status_canceling_alone_cancels_running_run(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, status="canceling")
     assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
 
 
-def test_a_run_that_the_app_ended_itself_is_lost_and_its_message_stays(queue_lab):
+def test_run_ended_by_the_app_is_lost_and_keeps_its_message(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(
         lease.job.id, status="canceled", cancel_requested=True, canceled_at=ago(0), completed_at=ago(0),
@@ -144,7 +144,7 @@ def test_a_run_that_the_app_ended_itself_is_lost_and_its_message_stays(queue_lab
 
 
 @pytest.mark.parametrize("stale", ["canceling", "canceled"])
-def test_a_cancel_from_a_stale_page_does_not_undo_an_ending(queue_lab, stale):
+def test_late_cancel_does_not_change_ended_run(queue_lab, stale):
     lease = claimed(queue_lab)
     queue_lab.queue.finish(lease, DONE, [])
     queue_lab.edit(lease.job.id, status=stale, cancel_requested=True)
@@ -173,7 +173,7 @@ def ended(lab, outcome, configuration=None):
 
 
 @pytest.mark.parametrize("status", ENDINGS)
-def test_an_ended_run_that_is_queued_again_is_like_new_and_its_attempts_go_on(queue_lab, status):
+def test_requeued_run_is_reset_and_its_attempt_number_continues(queue_lab, status):
     lease = ended(queue_lab, ENDINGS[status])
     queue_lab.edit(lease.job.id, not_before=ago(-3600), failures=3)
     queue_lab.edit(lease.job.id, status="queued")
@@ -191,7 +191,7 @@ def test_an_ended_run_that_is_queued_again_is_like_new_and_its_attempts_go_on(qu
     assert queue_lab.queue.beat(again, None, []) is Verdict.OK
 
 
-def test_a_failed_run_that_is_queued_again_keeps_its_checkpoint_and_its_history(queue_lab):
+def test_requeued_failed_run_keeps_checkpoint_and_history(queue_lab):
     lease = ended(queue_lab, ENDINGS["failed"])
     queue_lab.edit(lease.job.id, status="queued", configuration={"batch": 4})
 
@@ -201,7 +201,7 @@ def test_a_failed_run_that_is_queued_again_keeps_its_checkpoint_and_its_history(
 
 
 @pytest.mark.parametrize("status", ["completed", "canceled"])
-def test_a_run_that_needs_its_checkpoint_no_more_starts_without_it(queue_lab, status):
+def test_requeued_completed_or_canceled_run_has_no_checkpoint(queue_lab, status):
     lease = ended(queue_lab, ENDINGS[status])
     queue_lab.edit(lease.job.id, status="queued")
 
@@ -209,7 +209,7 @@ def test_a_run_that_needs_its_checkpoint_no_more_starts_without_it(queue_lab, st
     assert (job.checkpoint, job.last_reported_epoch) == (None, 0)
 
 
-def test_progress_forgives_lost_attempts_also_when_the_training_began_again(queue_lab):
+def test_progress_after_a_fresh_start_resets_lost_attempts(queue_lab):
     lease = ended(queue_lab, ENDINGS["failed"])
     queue_lab.edit(lease.job.id, status="queued")
     queue_lab.queue.finish(claim(queue_lab), Retry(message="The disk was full."), [])
@@ -222,7 +222,7 @@ def test_progress_forgives_lost_attempts_also_when_the_training_began_again(queu
     assert (row.failures, row.progress_epoch, row.last_reported_epoch) == (0, 1, 1)
 
 
-def test_a_late_worker_of_the_end_has_no_say_in_what_is_queued_again(queue_lab):
+def test_late_worker_cannot_change_requeued_run(queue_lab):
     lease = ended(queue_lab, ENDINGS["failed"])
     queue_lab.edit(lease.job.id, status="queued")
     before = queue_lab.queue.get(lease.job.id)
@@ -233,7 +233,7 @@ def test_a_late_worker_of_the_end_has_no_say_in_what_is_queued_again(queue_lab):
 
 
 @pytest.mark.parametrize("status", ENDINGS)
-def test_requeue_queues_an_ended_run_again(queue_lab, status):
+def test_requeue_queues_ended_run_again(queue_lab, status):
     lease = ended(queue_lab, ENDINGS[status])
 
     row = queue_lab.queue.requeue(lease.job.id)
@@ -245,7 +245,7 @@ def test_requeue_queues_an_ended_run_again(queue_lab, status):
     assert claim(queue_lab).job.attempt == 3
 
 
-def test_requeue_changes_no_run_that_has_not_ended(queue_lab):
+def test_requeue_ignores_run_that_has_not_ended(queue_lab):
     assert queue_lab.queue.requeue("00000000-0000-4000-8000-000000000000") is None
     assert queue_lab.queue.requeue("no-uuid") is None
     run_id = enqueue(queue_lab)
@@ -259,7 +259,7 @@ def test_requeue_changes_no_run_that_has_not_ended(queue_lab):
 
 
 @pytest.mark.parametrize("status", ["running", "canceling"])
-def test_a_run_that_a_worker_holds_cannot_be_queued(queue_lab, status):
+def test_held_run_cannot_be_requeued(queue_lab, status):
     lease = claimed(queue_lab)
     if status == "canceling":
         queue_lab.queue.cancel(lease.job.id)
@@ -276,7 +276,7 @@ def test_a_run_that_a_worker_holds_cannot_be_queued(queue_lab, status):
 
 
 @pytest.mark.parametrize("how", ["drain", "retry", "lease"])
-def test_a_run_that_the_queue_itself_queues_again_keeps_the_wish_to_finish(queue_lab, how):
+def test_requeue_by_the_queue_keeps_finish_request(queue_lab, how):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [event("epoch", epoch=3), checkpoint(3, key_of(lease, 3))])
     queue_lab.queue.request_finish(lease.job.id)
@@ -312,7 +312,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("configuration", ODD)
-def test_a_configuration_reaches_the_worker_unparsed(queue_lab, configuration):
+def test_configuration_reaches_worker_unparsed(queue_lab, configuration):
     run_id = enqueue(queue_lab, configuration=configuration)
     lease = claim(queue_lab)
     assert lease.job.id == run_id
@@ -321,13 +321,13 @@ def test_a_configuration_reaches_the_worker_unparsed(queue_lab, configuration):
 
 
 @pytest.mark.parametrize("nonsense", ["x", 3, [], {}, {"epoch": "x"}, {"epoch": 1, "sha256": 5, "bytes": 1}])
-def test_a_checkpoint_column_that_holds_nonsense_is_no_checkpoint(queue_lab, nonsense):
+def test_invalid_checkpoint_column_is_ignored(queue_lab, nonsense):
     run_id = queue_lab.insert(checkpoint=nonsense)
     lease = claim(queue_lab)
     assert (lease.job.id, lease.job.checkpoint) == (run_id, None)
 
 
-def test_text_of_every_kind_survives_the_way(queue_lab):
+def test_text_of_every_kind_is_stored_unchanged(queue_lab):
     text = "Ω 漢字 🐕 \u202e \ufeff \u200b a\u0301 \"'\\ \n\t \x7f"
     run_id = enqueue(queue_lab, name=text, data_yaml=text, configuration={text: [text]})
     lease = claim(queue_lab)
@@ -353,7 +353,7 @@ def test_nul_characters_and_lone_surrogates_are_replaced_everywhere(queue_lab):
     assert queue_lab.queue.events(run_id)[0].data == {"message": good}
 
 
-def test_numbers_that_are_none_become_null_everywhere(queue_lab):
+def test_nan_and_infinity_become_null(queue_lab):
     lease = claimed(queue_lab, configuration={"lr": math.inf})
     assert lease.job.request.configuration == {"lr": None}
     queue_lab.queue.beat(lease, {"metrics": {"loss": math.nan, "mAP": 0.5}}, [event("epoch", loss=-math.inf)])
@@ -363,7 +363,7 @@ def test_numbers_that_are_none_become_null_everywhere(queue_lab):
     assert queue_lab.queue.events(lease.job.id)[0].data == {"loss": None}
 
 
-def test_results_of_some_size_and_many_events_fit(queue_lab):
+def test_large_results_and_many_events_are_stored(queue_lab):
     lease = claimed(queue_lab)
     results = {"curves": [[i / 7 for i in range(1000)] for _ in range(20)], "text": "x" * 100_000}
     events = [event("epoch", n=n) for n in range(1000)]
@@ -374,18 +374,18 @@ def test_results_of_some_size_and_many_events_fit(queue_lab):
 
 
 @pytest.mark.parametrize("priority", [2**31, -(2**31), 2**80])
-def test_a_priority_that_no_queue_can_hold_is_refused(queue_lab, priority):
+def test_priority_out_of_range_is_rejected(queue_lab, priority):
     with pytest.raises(BadRequest, match=r"priority .*must be a whole number"):
         queue_lab.queue.enqueue(RunRequest(data_yaml="x", priority=priority))
 
 
-def test_a_request_without_dataset_is_queued_for_the_worker_to_refuse(queue_lab):
+def test_request_without_dataset_is_enqueued(queue_lab):
     run_id = queue_lab.queue.enqueue(RunRequest(data_yaml=None, name=""))
     assert claim(queue_lab).job.request.data_yaml is None
     assert queue_lab.queue.get(run_id).run_name == "run"
 
 
-def test_checkpoint_events_with_odd_data_do_not_stop_the_beat(queue_lab):
+def test_invalid_checkpoint_events_do_not_fail_heartbeat(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [checkpoint(3, key_of(lease, 3))])
     odd = [event("checkpoint"), event("checkpoint", epoch=None, key=None)]

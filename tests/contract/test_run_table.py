@@ -40,7 +40,7 @@ def test_rows_hold_no_fencing_token(queue_lab):
     assert all("claim_id" not in row.as_json() for row in rows)
 
 
-def test_group_and_tags_reach_the_row_and_the_worker(queue_lab):
+def test_group_and_tags_reach_row_and_worker(queue_lab):
     run_id = queue_lab.queue.enqueue(REQUEST)
 
     row = queue_lab.queue.get(run_id)
@@ -61,7 +61,7 @@ def test_labels_over_their_limit_are_rejected(queue_lab, labels):
 # ── idempotent insert ──
 
 
-def test_enqueue_with_the_same_id_and_request_inserts_one_run(queue_lab):
+def test_enqueue_with_same_id_and_request_inserts_one_run(queue_lab):
     run_id = str(uuid.uuid4())
 
     assert [queue_lab.queue.enqueue(REQUEST, id=run_id) for _ in range(2)] == [run_id, run_id]
@@ -70,7 +70,7 @@ def test_enqueue_with_the_same_id_and_request_inserts_one_run(queue_lab):
     assert queue_lab.queue.get(run_id).configuration == REQUEST.configuration
 
 
-def test_enqueue_is_idempotent_after_the_run_has_started_and_its_priority_changed(queue_lab):
+def test_enqueue_is_idempotent_after_run_has_started_and_its_priority_changed(queue_lab):
     run_id = queue_lab.queue.enqueue(REQUEST, id=str(uuid.uuid4()))
     queue_lab.queue.set_priority(run_id, 7)
     claim(queue_lab)
@@ -89,7 +89,7 @@ def test_enqueue_is_idempotent_after_the_run_has_started_and_its_priority_change
         {"tags": ("b", "a")},
     ],
 )
-def test_enqueue_with_a_taken_id_and_another_request_is_a_conflict(queue_lab, other):
+def test_enqueue_of_another_request_under_a_used_id_raises_conflict(queue_lab, other):
     run_id = queue_lab.queue.enqueue(REQUEST, id=str(uuid.uuid4()))
     request = RunRequest(**{**vars(REQUEST), **other})
 
@@ -99,14 +99,14 @@ def test_enqueue_with_a_taken_id_and_another_request_is_a_conflict(queue_lab, ot
     assert len(queue_lab.queue.list().runs) == 1
 
 
-def test_uuid_in_another_form_is_the_same_id(queue_lab):
+def test_every_form_of_a_uuid_is_the_same_id(queue_lab):
     run_id = str(uuid.uuid4())
     assert queue_lab.queue.enqueue(REQUEST, id=run_id.upper()) == run_id
     assert queue_lab.queue.enqueue(REQUEST, id=run_id.replace("-", "")) == run_id
 
 
 @pytest.mark.parametrize("odd", ["", "7", "no-uuid", "../x", "a\x00b"])
-def test_id_that_is_no_uuid_is_rejected(queue_lab, odd):
+def test_id_must_be_a_uuid(queue_lab, odd):
     with pytest.raises(BadRequest, match="must be a UUID"):
         queue_lab.queue.enqueue(REQUEST, id=odd)
 
@@ -114,7 +114,7 @@ def test_id_that_is_no_uuid_is_rejected(queue_lab, odd):
 # ── lists ──
 
 
-def test_list_is_newest_first_and_goes_on_at_its_cursor(queue_lab):
+def test_list_is_newest_first_and_continues_at_its_cursor(queue_lab):
     runs = [queue_lab.insert(created_at=ago(seconds)) for seconds in (300, 100, 200)]
 
     first = queue_lab.queue.list(limit=2)
@@ -130,7 +130,7 @@ def test_full_last_page_has_no_cursor(queue_lab):
     assert queue_lab.queue.list(limit=2).next is None
 
 
-def test_empty_table_is_an_empty_page(queue_lab):
+def test_empty_table_is_empty_page(queue_lab):
     page = queue_lab.queue.list()
     assert (page.runs, page.next) == ((), None)
 
@@ -159,7 +159,7 @@ def test_runs_inserted_between_two_pages_do_not_shift_them(queue_lab):
     assert ids(queue_lab.queue.list(limit=5, after=first.next)) == old[1:]
 
 
-def test_claim_order_is_the_order_in_which_runs_are_claimed(queue_lab):
+def test_claim_order_matches_claims(queue_lab):
     for priority, seconds in ((0, 50), (5, 10), (0, 90), (5, 20)):
         queue_lab.insert(priority=priority, created_at=ago(seconds))
 
@@ -236,7 +236,7 @@ def test_cursor_of_another_list_is_rejected(queue_lab):
 # ── priority ──
 
 
-def test_priority_decides_the_next_claim(queue_lab):
+def test_priority_decides_next_claim(queue_lab):
     enqueue(queue_lab)
     later = enqueue(queue_lab)
 
@@ -245,7 +245,7 @@ def test_priority_decides_the_next_claim(queue_lab):
     assert claim(queue_lab).job.id == later
 
 
-def test_priority_of_an_unknown_run_or_out_of_range_is_rejected(queue_lab):
+def test_priority_of_unknown_run_or_out_of_range_is_rejected(queue_lab):
     assert queue_lab.queue.set_priority(UNKNOWN, 3) is None
     run_id = enqueue(queue_lab)
     with pytest.raises(BadRequest, match="must be a whole number"):
@@ -274,7 +274,7 @@ def test_queued_run_can_be_deleted(queue_lab):
 
 
 @pytest.mark.parametrize("status", ["running", "canceling"])
-def test_run_that_a_worker_holds_cannot_be_deleted(queue_lab, status):
+def test_held_run_cannot_be_deleted(queue_lab, status):
     lease = claimed(queue_lab)
     if status == "canceling":
         queue_lab.queue.cancel(lease.job.id)
@@ -285,7 +285,7 @@ def test_run_that_a_worker_holds_cannot_be_deleted(queue_lab, status):
     assert queue_lab.queue.beat(lease, None, []) is not Verdict.LOST
 
 
-def test_run_whose_lease_has_expired_can_be_deleted_and_its_worker_lost_it(queue_lab):
+def test_run_with_expired_lease_can_be_deleted(queue_lab):
     lease = claimed(queue_lab)
     expire(queue_lab, lease.job.id)
 
@@ -302,7 +302,7 @@ def test_unknown_run_is_not_deleted(queue_lab, unknown):
 # ── workers ──
 
 
-def test_worker_row_has_the_hardware_that_the_worker_reported(queue_lab):
+def test_worker_row_has_hardware_that_worker_reported(queue_lab):
     from trainer.core.ports import Worker
 
     queue_lab.queue.report(

@@ -37,20 +37,20 @@ def insert_for(stack, claims, owner):
 
 @pytest.mark.parametrize("call", [*CALLS, *HELPERS])
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_users_can_call_no_function_of_the_worker(supabase, role, call):
+def test_users_can_call_no_function_of_worker(supabase, role, call):
     with pytest.raises(SqlError, match="permission denied"):
         supabase.sql(f"select {call}", role=role)
 
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("role", ["trainer_worker", "service_role"])
-def test_workers_and_the_service_can_call_every_function(supabase, role, call):
+def test_workers_and_service_can_call_every_function(supabase, role, call):
     supabase.sql(f"select {call}", role=role)
 
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("role", ["anon", "trainer_worker"])
-def test_anonymous_users_and_workers_can_do_nothing_to_the_tables(supabase, role, table):
+def test_anonymous_users_and_workers_can_do_nothing_to_tables(supabase, role, table):
     for action in (f"select * from {table}", f"delete from {table}", f"insert into {table} default values",
                    f"update {table} set {'attempt = 1' if table != 'trainer_workers' else 'status = null'}"):  # fmt: skip
         with pytest.raises(SqlError, match="permission denied"):
@@ -67,7 +67,7 @@ def test_signed_in_users_queue_and_read_their_own_runs_only(supabase, owner):
 
 
 @pytest.mark.parametrize("columns", ["status", "cancel_requested", "priority", "worker_id", "results", "checkpoint"])
-def test_signed_in_users_cannot_insert_what_the_queue_decides(supabase, columns):
+def test_signed_in_users_cannot_insert_what_queue_decides(supabase, columns):
     value = {"status": "'completed'", "cancel_requested": "true", "priority": "9"}.get(columns, "null")
     with pytest.raises(SqlError, match=r"row-level security|permission denied"):
         as_user(supabase, ADA,
@@ -93,7 +93,7 @@ def test_signed_in_users_cannot_delete_runs_or_touch_history(supabase):
             as_user(supabase, ADA, action)
 
 
-def test_signed_in_users_cancel_their_own_runs_as_the_web_app_does(supabase):
+def test_signed_in_users_cancel_their_own_runs_as_web_app_does(supabase):
     run_id = insert_for(supabase, ADA, ADA["email"])
     as_user(
         supabase,
@@ -105,13 +105,13 @@ def test_signed_in_users_cancel_their_own_runs_as_the_web_app_does(supabase):
 
 
 @pytest.mark.parametrize("claims", [ADA, BOB], ids=["own run", "another's run"])
-def test_the_cancel_function_obeys_the_rights_of_its_caller(supabase, claims):
+def test_cancel_function_uses_rights_of_caller(supabase, claims):
     run_id = insert_for(supabase, ADA, ADA["email"])
     as_user(supabase, claims, f"select status from cancel_training_run('{run_id}')")
     assert supabase.sql("select status from training_runs") == ("canceled" if claims is ADA else "queued")
 
 
-def test_users_see_the_history_of_their_own_runs_only(supabase):
+def test_users_see_history_of_their_own_runs_only(supabase):
     run_id = insert_for(supabase, ADA, ADA["email"])
     supabase.sql(f"insert into training_run_events values ('{run_id}', 1, 1, now(), 'phase', '{{}}')")
     assert as_user(supabase, ADA, "select count(*) from training_run_events") == "1"
@@ -126,7 +126,7 @@ def test_every_definer_function_pins_its_search_path(supabase):
     assert loose == ""
 
 
-def test_the_restricted_key_serves_a_whole_run(supabase_lab):
+def test_restricted_key_serves_whole_run(supabase_lab):
     worker = supabase_lab.another(supabase_lab.stack.worker_key)
     assert worker.check() == []
     run_id = supabase_lab.queue.enqueue(RunRequest(data_yaml="set/data.yaml"))
@@ -137,14 +137,14 @@ def test_the_restricted_key_serves_a_whole_run(supabase_lab):
     assert worker.get(run_id).status == "completed"
 
 
-def test_the_restricted_key_can_do_nothing_else(supabase_lab):
+def test_restricted_key_can_do_nothing_else(supabase_lab):
     worker = supabase_lab.another(supabase_lab.stack.worker_key)
     for action in (lambda: worker.enqueue(RunRequest(data_yaml="a")), lambda: worker.list(limit=1)):
         with pytest.raises(Misconfigured, match="permission denied"):
             action()
 
 
-def test_a_secret_key_of_the_new_format_works(supabase_lab):
+def test_secret_key_of_new_format_works(supabase_lab):
     queue = supabase_lab.another(supabase_lab.stack.secret_key)
     assert queue.check() == []
     run_id = queue.enqueue(RunRequest(data_yaml="set/data.yaml"))
@@ -152,12 +152,12 @@ def test_a_secret_key_of_the_new_format_works(supabase_lab):
 
 
 @pytest.mark.parametrize("key", [token("anon"), token("authenticated", sub="x"), "sb_publishable_abc"])
-def test_a_public_key_is_recognized_before_anything_is_tried(supabase_lab, key):
+def test_public_key_is_rejected_before_any_call(supabase_lab, key):
     with pytest.raises(Misconfigured, match=r"public one .*SUPABASE_SERVICE_ROLE_KEY"):
         supabase_lab.another(key).check()
 
 
-def test_policies_that_let_anonymous_users_write_are_named(supabase, supabase_lab):
+def test_policies_for_anonymous_writes_are_reported(supabase, supabase_lab):
     supabase.sql("create policy open_door on training_runs for all to anon using (true);")
     try:
         assert supabase_lab.queue.check() == ['policy "open_door" on training_runs lets anonymous users write']
@@ -165,7 +165,7 @@ def test_policies_that_let_anonymous_users_write_are_named(supabase, supabase_la
         supabase.sql("drop policy open_door on training_runs;")
 
 
-def test_the_restricted_role_reads_datasets_and_writes_artifacts_and_sees_no_other_bucket(supabase):
+def test_restricted_role_reads_datasets_and_writes_artifacts_and_sees_no_other_bucket(supabase):
     supabase.sql("""
         insert into storage.buckets (id, name) values ('private', 'private');
         insert into storage.objects (bucket_id, name) values ('datasets', 'a'), ('training-artifacts', 'b'), ('private', 'c');""")

@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[2]
 FIGURES = {"run": 4, "loader": 5, "sync": 3, "datasets": 1, "storage": 1, "claim": 2, "beats": 1, "idle": 2}
 
 
-def test_every_benchmark_of_the_table_is_run_here():
+def test_every_benchmark_of_table_is_run_here():
     assert set(FIGURES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_benchmark_measures_each_of_its_figures(name):
+def test_benchmark_measures_each_of_its_figures(name):
     try:
         figures = list(importlib.import_module(f"benchmarks.{name}").figures(tiny=True))
     except MissingBinary as missing:
@@ -38,7 +38,7 @@ def test_a_benchmark_measures_each_of_its_figures(name):
         assert figure.line().count("|") == HEADER.splitlines()[0].count("|")
 
 
-def test_the_benchmark_of_the_training_process_measures_each_of_its_figures():
+def test_benchmark_of_training_process_measures_each_of_its_figures():
     # in a process of its own, because it makes an environment for Ultralytics
     command = [sys.executable, "-m", "benchmarks.training", "--tiny"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)

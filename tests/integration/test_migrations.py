@@ -70,7 +70,7 @@ def test_applying_twice_changes_nothing(database, before):
     assert any(line.startswith("function claim_training_run") for line in once)
 
 
-def test_an_empty_project_serves_a_run_and_has_private_buckets(database):
+def test_empty_project_serves_run_and_has_private_buckets(database):
     database.migrate("fresh")
     column(database, "insert into training_runs (run_name) values ('first')")
     assert claim(database)[0]["run_name"] == "first"
@@ -84,7 +84,7 @@ def test_all_migrations_pasted_as_one_script_work(database):
     assert column(database, "select trainer_schema_version()") == str(SCHEMA_VERSION)
 
 
-def test_the_web_app_keeps_its_rows_policies_triggers_grants_and_buckets(database):
+def test_web_app_keeps_its_rows_policies_triggers_grants_and_buckets(database):
     database.sql(APP, database="fresh")
     before = set(catalog(database))
     column(
@@ -102,7 +102,7 @@ def test_the_web_app_keeps_its_rows_policies_triggers_grants_and_buckets(databas
     assert column(database, "select public from storage.buckets where id = 'datasets'") == "t"
 
 
-def test_the_web_app_keeps_the_only_updated_at_trigger(database):
+def test_web_app_keeps_only_updated_at_trigger(database):
     database.sql(APP, database="fresh")
     database.migrate("fresh")
     triggers = column(database, "select string_agg(tgname, ' ' order by tgname) from pg_trigger where not tgisinternal"
@@ -110,14 +110,14 @@ def test_the_web_app_keeps_the_only_updated_at_trigger(database):
     assert triggers == "set_training_runs_updated_at trainer_guard_ending trainer_guard_request"
 
 
-def test_updated_at_moves_on_an_empty_project_too(database):
+def test_updated_at_moves_on_empty_project_too(database):
     database.migrate("fresh")
     column(database, "insert into training_runs (run_name, updated_at) values ('a', '2020-01-01')")
     column(database, "update training_runs set run_name = 'b'")
     assert column(database, "select updated_at > '2021-01-01' from training_runs") == "t"
 
 
-def test_deleting_a_project_ends_its_runs_as_the_web_app_wants(database):
+def test_deleting_a_project_cancels_its_runs(database):
     database.sql(APP, database="fresh")
     database.migrate("fresh")
     column(
@@ -141,7 +141,7 @@ def test_deleting_a_project_ends_its_runs_as_the_web_app_wants(database):
     ]
 
 
-def test_rows_that_no_worker_would_read_do_not_stop_the_migration_and_can_be_ended(database):
+def test_unreadable_rows_do_not_fail_migration_and_can_end(database):
     database.sql(APP, database="fresh")
     column(database, "insert into training_runs (run_name, configuration) values"
                      " (repeat('n', 5000), (repeat('[', 1500) || repeat(']', 1500))::jsonb)")  # fmt: skip
@@ -155,7 +155,7 @@ def test_rows_that_no_worker_would_read_do_not_stop_the_migration_and_can_be_end
     )
 
 
-def test_runs_that_the_predecessor_left_behind_are_taken_up(database):
+def test_abandoned_runs_of_an_older_service_are_claimed(database):
     database.sql(APP, database="fresh")
     column(
         database,
@@ -171,7 +171,7 @@ def test_runs_that_the_predecessor_left_behind_are_taken_up(database):
     )
 
 
-def test_plain_postgresql_without_supabase_serves_too(supabase_servers):
+def test_migrations_work_on_plain_postgresql(supabase_servers):
     postgres = supabase_servers.postgres
     postgres.sql("create database plain;", database="postgres")
     try:
@@ -183,7 +183,7 @@ def test_plain_postgresql_without_supabase_serves_too(supabase_servers):
         postgres.sql("drop database plain with (force);", database="postgres")
 
 
-def test_a_later_migration_can_build_on_these(database):
+def test_later_migration_can_build_on_these(database):
     database.migrate("fresh")
     database.sql(
         "alter table training_runs add column note text;"

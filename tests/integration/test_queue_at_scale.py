@@ -15,7 +15,7 @@ from trainer.core.stop import StopSignal
 FINISHED = 1_000_000
 
 
-def test_what_is_longer_than_the_servers_page_comes_complete(supabase_lab):
+def test_lists_longer_than_a_server_page_are_complete(supabase_lab):
     supabase_lab.stack.sql("""
         insert into training_runs (run_name, created_at) select n, now() - n * interval '1 s' from generate_series(1, 2100) n;
         insert into training_run_events
@@ -27,7 +27,7 @@ def test_what_is_longer_than_the_servers_page_comes_complete(supabase_lab):
     assert [event.seq for event in events] == list(range(51, 2101))
 
 
-def test_a_claim_after_a_long_outage_settles_a_bounded_number_of_runs(supabase_lab):
+def test_claim_settles_a_limited_number_of_runs(supabase_lab):
     supabase_lab.stack.sql("""
         insert into training_runs (run_name, status, attempt, lease_expires_at)
         select 'run', 'running', 1, now() - interval '1 s' from generate_series(1, 700)""")
@@ -66,7 +66,7 @@ def insist(call):
     return retrying(call, RetryPolicy(tries=20, first_wait=0.1, longest_wait=1.0, total_seconds=60), StopSignal())
 
 
-def test_64_claims_at_one_moment_take_one_run_once(supabase_lab):
+def test_one_of_64_concurrent_claims_gets_the_run(supabase_lab):
     run_id = supabase_lab.insert()
     leases = in_parallel(64, lambda n: supabase_lab.queue.claim(Worker(id=f"w{n}"), str(uuid.uuid4()), 60))
     won = [lease for lease in leases if lease]
@@ -75,7 +75,7 @@ def test_64_claims_at_one_moment_take_one_run_once(supabase_lab):
     assert (row["claim_id"], row["attempt"]) == (won[0].claim_id, 1)
 
 
-def test_one_claim_sent_32_times_at_one_moment_takes_one_run(supabase_lab):
+def test_32_concurrent_repeats_of_one_claim_get_one_run(supabase_lab):
     supabase_lab.stack.sql("insert into training_runs (run_name) select 'run' from generate_series(1, 40)")
     claim_id = str(uuid.uuid4())
     leases = in_parallel(32, lambda n: supabase_lab.queue.claim(Worker(id="w"), claim_id, 60))
@@ -85,7 +85,7 @@ def test_one_claim_sent_32_times_at_one_moment_takes_one_run(supabase_lab):
 
 
 @pytest.mark.long
-def test_1000_runs_are_served_once_each_by_64_workers(supabase_lab):
+def test_64_workers_serve_each_of_1000_runs_once(supabase_lab):
     supabase_lab.stack.sql("insert into training_runs (run_name) select 'run' from generate_series(1, 1000)")
 
     def drain(n: int) -> list[str]:
@@ -116,7 +116,7 @@ def test_expired_runs_are_settled_once_by_many_claims(supabase_lab):
 
 
 @pytest.mark.long
-def test_claiming_and_looking_among_a_million_finished_runs_reads_only_indexes(million):
+def test_claim_among_a_million_finished_runs_reads_only_indexes(million):
     for statistics in ("-- none, as after a bulk load", "analyze training_runs;"):
         million.stack.sql(statistics)
         million.insert(configuration={"requires": {"gpus": 1}})

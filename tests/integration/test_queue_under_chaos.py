@@ -106,7 +106,7 @@ def users(lab, until: float) -> None:
         time.sleep(0.005)
 
 
-def test_whatever_happens_at_once_the_rules_hold(recorded):
+def test_invariants_hold_under_concurrent_random_calls(recorded):
     accepted = []
     until = time.monotonic() + SECONDS
     workers = [ChaoticWorker(recorded, f"w{n}", accepted) for n in range(6)]

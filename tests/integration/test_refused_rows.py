@@ -43,7 +43,7 @@ def insert(app, **columns):
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_row_is_refused_with_a_sentence(app, case):
+def test_invalid_row_is_rejected_with_reason(app, case):
     columns, sentence = REFUSED[case]
     answer = insert(app, **columns)
     assert (answer.status_code, answer.json()["code"], answer.json()["message"]) == (400, "23514", sentence)
@@ -68,11 +68,11 @@ def test_row_is_refused_with_a_sentence(app, case):
         "nothing",
     ],
 )
-def test_row_within_the_bounds_is_inserted(app, columns):
+def test_row_within_limits_is_inserted(app, columns):
     assert insert(app, **columns).status_code == 201
 
 
-def test_edit_beyond_the_bounds_is_refused_and_any_other_is_not(supabase_lab):
+def test_only_edits_beyond_limits_are_rejected(supabase_lab):
     run_id = supabase_lab.insert()
     answer = supabase_lab._app.patch("/training_runs", params={"id": f"eq.{run_id}"}, json={"run_name": "n" * 1001})
     assert answer.json()["message"] == "run_name: longer than 1000 characters"
@@ -81,7 +81,7 @@ def test_edit_beyond_the_bounds_is_refused_and_any_other_is_not(supabase_lab):
     assert supabase_lab.queue.get(run_id).status == "canceled"
 
 
-def test_heartbeat_of_a_large_configuration_is_not_checked_again(supabase):
+def test_heartbeat_of_large_configuration_is_not_checked_again(supabase):
     """Each beat writes the row: what does not change in it costs nothing."""
     plan = supabase.postgres.plans("""
         insert into training_runs (id, run_name, configuration) values
@@ -91,7 +91,7 @@ def test_heartbeat_of_a_large_configuration_is_not_checked_again(supabase):
     assert plan.count("guard_request") <= 1
 
 
-def test_what_a_run_requires_is_noted_when_it_is_inserted_and_edited(supabase_lab):
+def test_requirements_are_stored_at_insert_and_edit(supabase_lab):
     run_id = supabase_lab.insert(configuration={"requires": {"gpus": 2, "gpu_memory_gb": "24"}})
     needs = f"select needs_gpus || ' ' || needs_gpu_memory_gb from training_runs where id = '{run_id}'"
     assert supabase_lab.stack.sql(needs) == "2 24"
@@ -101,7 +101,7 @@ def test_what_a_run_requires_is_noted_when_it_is_inserted_and_edited(supabase_la
     assert supabase_lab.stack.sql(needs) == "3 0"
 
 
-def test_rows_that_nobody_can_serve_cost_a_claim_no_reading_of_their_configuration(supabase_lab):
+def test_claim_does_not_read_configuration_of_unservable_rows(supabase_lab):
     supabase_lab.stack.sql("""
         insert into training_runs (run_name, priority, configuration)
         select 'r', 9, jsonb_build_object('requires', jsonb_build_object('gpus', 9), 'device', repeat(',', 999000))
@@ -144,7 +144,7 @@ def claim(lab):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_row_that_a_rule_of_the_app_refuses_stops_no_other_run(queue_with_a_rule, rule):
+def test_row_rejected_by_app_trigger_does_not_block_others(queue_with_a_rule, rule):
     lab, _ = queue_with_a_rule(rule)
     good = [lab.insert() for _ in range(2)]
     assert {claim(lab).job.id for _ in good} == {*good}
@@ -154,7 +154,7 @@ def test_row_that_a_rule_of_the_app_refuses_stops_no_other_run(queue_with_a_rule
 
 @pytest.mark.parametrize("rule", ["a constraint that came later", "a trigger"])
 @pytest.mark.parametrize("status", ["running", "canceling", "queued"])
-def test_row_that_a_rule_of_the_app_refuses_does_not_stop_what_expired(queue_with_a_rule, rule, status):
+def test_row_rejected_by_app_trigger_does_not_block_settling(queue_with_a_rule, rule, status):
     expired_long_ago = {
         "status": f"'{status}'",
         "lease_expires_at": "'2020-01-01'",

@@ -43,13 +43,13 @@ def error_of(url, key):
 # ── wrong settings ──
 
 
-def test_nobody_listens_at_the_url(supabase):
+def test_closed_port_is_unavailable(supabase):
     error = error_of("http://127.0.0.1:9", supabase.service_key)
     assert isinstance(error, Unavailable)
     assert "127.0.0.1:9" in str(error)
 
 
-def test_a_server_that_accepts_and_never_answers_is_given_up(supabase):
+def test_silent_server_times_out(supabase):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         limits = CallLimits(connect=1, read=0.3, total=60)
         project = Project(f"http://127.0.0.1:{silent.getsockname()[1]}", supabase.service_key, limits)
@@ -59,33 +59,33 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(supabase):
         assert time.monotonic() - began < 20
 
 
-def test_the_urls_name_does_not_exist(supabase):
+def test_unknown_host_name_is_unavailable(supabase):
     error = error_of("http://no-such-project.invalid", supabase.service_key)
     assert isinstance(error, Unavailable)
     assert "no-such-project.invalid" in str(error)
     assert "cannot be resolved" in str(error)
 
 
-def test_the_url_leads_elsewhere(supabase):
+def test_url_of_another_server_is_misconfigured(supabase):
     error = error_of(f"{supabase.url}/elsewhere", supabase.service_key)
     assert isinstance(error, Misconfigured)
     assert "SUPABASE_URL" in str(error)
 
 
-def test_the_key_is_of_another_project(supabase):
+def test_key_of_another_project_is_misconfigured(supabase):
     header, payload, signature = supabase.service_key.split(".")
     error = error_of(supabase.url, f"{header}.{payload}.{signature[::-1]}")
     assert isinstance(error, Misconfigured)
     assert "SUPABASE_SERVICE_ROLE_KEY" in str(error)
 
 
-def test_the_key_has_expired(supabase):
+def test_expired_key_is_misconfigured(supabase):
     error = error_of(supabase.url, token("service_role", exp=1_600_000_000))
     assert isinstance(error, Misconfigured)
     assert "expired" in str(error)
 
 
-def test_an_anonymous_key_is_refused_by_the_database_too(supabase_lab):
+def test_anonymous_key_is_refused_by_database_too(supabase_lab):
     anonymous = supabase_lab.another(supabase_lab.stack.anon_key, **QUICK)
     with pytest.raises(Misconfigured, match=r"its role is anon.*SUPABASE_SERVICE_ROLE_KEY"):
         anonymous.claim(WORKER, str(uuid.uuid4()), 60)
@@ -112,13 +112,13 @@ def other_project(supabase, tmp_path):
     supabase.sql("drop database if exists other with (force);", database="postgres")
 
 
-def test_the_migrations_are_missing(supabase, other_project):
+def test_missing_migrations_are_misconfigured(supabase, other_project):
     error = error_of(other_project(migrated=False), supabase.service_key)
     assert isinstance(error, Misconfigured)
     assert "apply the migrations in supabase/migrations/" in str(error)
 
 
-def test_the_migrations_are_older_than_the_service(supabase, other_project):
+def test_old_migrations_are_misconfigured(supabase, other_project):
     older = f"create or replace function trainer_schema_version() returns integer language sql as 'select {SCHEMA_VERSION - 1}';"
     error = error_of(other_project(migrated=True, then=older), supabase.service_key)
     assert isinstance(error, Misconfigured)
@@ -144,7 +144,7 @@ def started_after(seconds, server):
     timer.join()
 
 
-def test_a_server_that_is_down_at_the_start_is_waited_for(supabase_lab, server):
+def test_service_waits_for_server_that_is_down_at_start(supabase_lab, server):
     server.stop()
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
         supabase_lab.another(**QUICK).check()
@@ -152,7 +152,7 @@ def test_a_server_that_is_down_at_the_start_is_waited_for(supabase_lab, server):
         assert supabase_lab.another(read=PATIENT).check() == []
 
 
-def test_a_server_that_goes_down_in_the_middle_costs_nothing(supabase_lab, server):
+def test_short_outage_loses_nothing(supabase_lab, server):
     queue = supabase_lab.another(**QUICK)
     lease = claimed(supabase_lab)
     event = RunEvent(seq=1, at="2026-01-02T03:04:05+00:00", kind="epoch", data={"epoch": 1})
@@ -174,7 +174,7 @@ def test_a_server_that_goes_down_in_the_middle_costs_nothing(supabase_lab, serve
     assert [e.seq for e in queue.events(lease.job.id)] == [1]
 
 
-def test_a_database_that_crashed_and_is_back_costs_nothing(supabase_lab, request):
+def test_database_crash_loses_nothing(supabase_lab, request):
     request.addfinalizer(supabase_lab.stack.restart)
     lease, queue = claimed(supabase_lab), supabase_lab.another(beat=PATIENT, read=PATIENT)
     for n in range(1, 4):
@@ -185,7 +185,7 @@ def test_a_database_that_crashed_and_is_back_costs_nothing(supabase_lab, request
     assert queue.get(lease.job.id).results == {"n": 3}
 
 
-def test_a_beat_gives_up_before_the_next_one_is_due(supabase_lab):
+def test_heartbeat_ends_before_the_next_is_due(supabase_lab):
     lease = claimed(supabase_lab)
     supabase_lab.stack.gateway.faults = lambda *_: (503, {}, b"")
     queue = supabase_lab.another(beat=RetryPolicy(tries=500, first_wait=0.2, longest_wait=0.2, total_seconds=1.0))
@@ -202,7 +202,7 @@ def lose_next_answer(lab):
     lab.stack.gateway.lose_answers = 1
 
 
-def test_a_claim_whose_answer_was_lost_is_granted_once(supabase_lab):
+def test_claim_is_idempotent_after_lost_response(supabase_lab):
     run_id = supabase_lab.queue.enqueue(RunRequest(data_yaml="a"))
     supabase_lab.queue.enqueue(RunRequest(data_yaml="b"))
     lose_next_answer(supabase_lab)
@@ -211,7 +211,7 @@ def test_a_claim_whose_answer_was_lost_is_granted_once(supabase_lab):
     assert sorted(row.status for row in supabase_lab.queue.list(limit=9).runs) == ["queued", "running"]
 
 
-def test_a_beat_whose_answer_was_lost_stores_its_events_once(supabase_lab):
+def test_heartbeat_is_idempotent_after_lost_response(supabase_lab):
     lease = claimed(supabase_lab)
     event = RunEvent(seq=7, at="2026-01-02T03:04:05+00:00", kind="phase", data={})
     lose_next_answer(supabase_lab)
@@ -228,7 +228,7 @@ def test_a_beat_whose_answer_was_lost_stores_its_events_once(supabase_lab):
     ],
     ids=["completed", "retry", "interrupted"],
 )
-def test_an_ending_whose_answer_was_lost_is_written_once(supabase_lab, outcome, status, failures):
+def test_outcome_is_idempotent_after_lost_response(supabase_lab, outcome, status, failures):
     lease = claimed(supabase_lab)
     lose_next_answer(supabase_lab)
     assert supabase_lab.queue.finish(lease, outcome, []) is not None
@@ -236,13 +236,13 @@ def test_an_ending_whose_answer_was_lost_is_written_once(supabase_lab, outcome, 
     assert (row.status, row.failures, row.attempt) == (status, failures, 1)
 
 
-def test_an_insert_whose_answer_was_lost_inserts_one_row(supabase_lab):
+def test_insert_is_idempotent_after_lost_response(supabase_lab):
     lose_next_answer(supabase_lab)
     run_id = supabase_lab.queue.enqueue(RunRequest(data_yaml="a"))
     assert [row.id for row in supabase_lab.queue.list(limit=9).runs] == [run_id]
 
 
-def test_the_server_says_how_long_to_wait(supabase_lab):
+def test_retry_after_is_respected(supabase_lab):
     answers = iter([(429, {"Retry-After": "1"}, b'{"message":"slow down"}')])
     supabase_lab.stack.gateway.faults = lambda *_: next(answers, None)
     began = time.monotonic()
@@ -250,7 +250,7 @@ def test_the_server_says_how_long_to_wait(supabase_lab):
     assert time.monotonic() - began >= 1.0
 
 
-def test_a_refusal_is_not_tried_again(supabase_lab):
+def test_rejected_call_is_not_retried(supabase_lab):
     queue = supabase_lab.another(token("service_role", exp=1_600_000_000))
     before = len(supabase_lab.stack.gateway.requests)
     with pytest.raises(Misconfigured):
@@ -258,7 +258,7 @@ def test_a_refusal_is_not_tried_again(supabase_lab):
     assert len(supabase_lab.stack.gateway.requests) == before + 1
 
 
-def test_a_login_page_instead_of_an_answer_is_not_taken_for_one(supabase_lab):
+def test_login_page_is_not_accepted_as_answer(supabase_lab):
     lease = claimed(supabase_lab)
     queue = supabase_lab.another(**QUICK)
     supabase_lab.stack.gateway.faults = lambda *_: (200, {"Content-Type": "text/html"}, b"<html>Please log in</html>")
@@ -284,14 +284,14 @@ def test_a_login_page_instead_of_an_answer_is_not_taken_for_one(supabase_lab):
      {"device": [[]]}, {"device": ","}, {"device": "cpu"}, {"requires": {"gpus": "9" * 500}}],
     ids=lambda value: repr(value)[:40],
 )  # fmt: skip
-def test_a_configuration_that_makes_no_sense_stops_no_claim(supabase_lab, configuration):
+def test_invalid_configuration_does_not_fail_claim(supabase_lab, configuration):
     run_id = supabase_lab.insert(configuration=configuration, results=configuration)
     lease = supabase_lab.queue.claim(WORKER, str(uuid.uuid4()), 60)
     assert lease.job.id == run_id
     assert supabase_lab.queue.beat(lease, {"progress": {}}, []) is Verdict.OK
 
 
-def test_a_cancel_from_a_stale_page_does_not_undo_a_finished_run(supabase_lab):
+def test_late_cancel_does_not_change_completed_run(supabase_lab):
     lease = claimed(supabase_lab)
     supabase_lab.queue.finish(lease, Completed(results={"mAP": 0.5}, trained_model_url="u"), [])
     before = supabase_lab.queue.get(lease.job.id)
@@ -301,7 +301,7 @@ def test_a_cancel_from_a_stale_page_does_not_undo_a_finished_run(supabase_lab):
     assert replace(after, updated_at=None) == replace(before, updated_at=None)
 
 
-def test_a_run_that_the_app_ends_holds_no_lease(supabase_lab):
+def test_run_ended_by_the_app_has_no_lease(supabase_lab):
     lease = claimed(supabase_lab)
     supabase_lab.edit(lease.job.id, status="canceled")
     assert supabase_lab.queue.get(lease.job.id).lease_expires_at is None

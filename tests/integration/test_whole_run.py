@@ -42,7 +42,7 @@ def wait(app, run_id, *statuses, seconds=90):
     raise AssertionError(f"after {seconds} s: {json.dumps(row)[:3000]}")
 
 
-def test_a_row_from_the_web_app_becomes_a_model_in_the_bucket(supabase, storage, app, drawn, tmp_path):
+def test_row_from_web_app_becomes_model_in_bucket(supabase, storage, app, drawn, tmp_path):
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, WORKER_ID="gpu-1", **settings_for(supabase)) as service:
         run_id = app.insert(data_yaml, epochs=3, batchSize=8, imgSize=32)
@@ -65,7 +65,7 @@ def test_a_row_from_the_web_app_becomes_a_model_in_the_bucket(supabase, storage,
     assert "//storage" not in row["trained_model_url"].removeprefix("http://")
 
 
-def test_the_dialogs_insert_with_blank_and_stale_values_completes(supabase, storage, app, drawn, tmp_path):
+def test_web_app_insert_with_blank_values_completes(supabase, storage, app, drawn, tmp_path):
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, **settings_for(supabase)):
         run_id = app.insert_from_dialog(data_yaml, epochs=2, imgSize=32, batchSize=None)
@@ -81,7 +81,7 @@ def test_the_dialogs_insert_with_blank_and_stale_values_completes(supabase, stor
     assert plan["warnings"] == []
 
 
-def test_the_second_run_on_a_dataset_downloads_nothing(supabase, storage, app, drawn, tmp_path):
+def test_second_run_on_dataset_downloads_nothing(supabase, storage, app, drawn, tmp_path):
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, **settings_for(supabase)):
         wait(app, app.insert(data_yaml, epochs=1), "completed")
@@ -94,7 +94,7 @@ def test_the_second_run_on_a_dataset_downloads_nothing(supabase, storage, app, d
     assert not [line for line in storage.requests if line.startswith("GET ") and "/images/" in line]
 
 
-def test_a_completed_runs_id_as_base_model_goes_on_from_its_best_weights(supabase, storage, app, drawn, tmp_path):
+def test_base_model_may_be_id_of_completed_run(supabase, storage, app, drawn, tmp_path):
     """The stand-in writes no real weights, so the run is told that they are none: it was their file that was fetched."""
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, **settings_for(supabase)):
@@ -110,7 +110,7 @@ def test_a_completed_runs_id_as_base_model_goes_on_from_its_best_weights(supabas
     ) or [line for line in storage.requests if line.startswith("GET") and f"{first}/1/best.pt" in line]
 
 
-def test_a_cancel_by_the_app_is_obeyed(supabase, storage, app, drawn, tmp_path):
+def test_cancel_by_app_stops_training(supabase, storage, app, drawn, tmp_path):
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {"seconds_per_epoch": 0.5}, **settings_for(supabase)):
         run_id = app.insert(data_yaml, epochs=500)
@@ -123,7 +123,7 @@ def test_a_cancel_by_the_app_is_obeyed(supabase, storage, app, drawn, tmp_path):
     assert row["trained_model_url"] is None
 
 
-def test_a_missing_object_is_named(supabase, storage, app, tmp_path):
+def test_missing_object_is_named(supabase, storage, app, tmp_path):
     with running(tmp_path / "home", {}, **settings_for(supabase)):
         row = wait(app, app.insert("storage:datasets/nobody/data.yaml"), "failed")
 
@@ -131,7 +131,7 @@ def test_a_missing_object_is_named(supabase, storage, app, tmp_path):
 
 
 @pytest.mark.parametrize("configuration", ["nonsense", [1, 2], 7, None], ids=["text", "list", "number", "null"])
-def test_a_row_whose_json_is_nonsense_fails_with_a_sentence(supabase, storage, app, drawn, tmp_path, configuration):
+def test_row_with_invalid_json_fails_with_reason(supabase, storage, app, drawn, tmp_path, configuration):
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, **settings_for(supabase)):
         row = {"run_name": "odd", "data_yaml": data_yaml, "base_model": "yolo11n.yaml", "configuration": configuration}
@@ -154,7 +154,7 @@ def test_a_row_whose_json_is_nonsense_fails_with_a_sentence(supabase, storage, a
     ],
     ids=["anonymous key", "wrong key", "wrong URL"],
 )
-def test_wrong_access_is_one_clear_line_and_the_service_waits(supabase, storage, tmp_path, change, says):
+def test_wrong_access_is_one_clear_line_and_service_waits(supabase, storage, tmp_path, change, says):
     settings = settings_for(supabase) | change
     if settings["SUPABASE_SERVICE_ROLE_KEY"] == "anon":
         settings["SUPABASE_SERVICE_ROLE_KEY"] = supabase.anon_key
@@ -174,7 +174,7 @@ def test_wrong_access_is_one_clear_line_and_the_service_waits(supabase, storage,
         service.stop()
 
 
-def test_a_server_that_is_down_at_the_start_is_waited_for(supabase, storage, app, drawn, tmp_path):
+def test_service_waits_for_server_that_is_down_at_start(supabase, storage, app, drawn, tmp_path):
     data_yaml = put_dataset(storage, drawn)
     run_id = app.insert(data_yaml, epochs=1)
     supabase.postgrest.stop()
@@ -192,7 +192,7 @@ def test_a_server_that_is_down_at_the_start_is_waited_for(supabase, storage, app
 
 @pytest.mark.training
 @pytest.mark.long
-def test_a_real_training_over_supabase_and_fine_tuning_from_it(supabase, storage, app, tmp_path):
+def test_real_training_over_supabase_and_fine_tuning_from_it(supabase, storage, app, tmp_path):
     data_yaml = put_dataset(storage, draw_dataset(tmp_path / "drawn", images=12, size=64).parent)
     common = {"epochs": 1, "batchSize": 4, "imgSize": 64, "workers": 0, "plots": False}
     with running(tmp_path / "home", None, LEASE_SECONDS=30, **settings_for(supabase)):

@@ -27,7 +27,7 @@ ROW = {
 }
 
 
-def test_a_row_becomes_a_job():
+def test_row_becomes_job():
     job = rows.job_of(ROW)
     assert job.id == ROW["id"]
     assert job.request == RunRequest(
@@ -41,14 +41,14 @@ def test_a_row_becomes_a_job():
     assert job.checkpoint == Checkpoint(epoch=7, sha256="ab", bytes=12, key=KEY)
 
 
-def test_a_row_of_nothing_but_an_id_becomes_a_job():
+def test_row_with_only_an_id_becomes_job():
     job = rows.job_of({"id": "x"})
     assert job.request == RunRequest(data_yaml=None)
     assert (job.attempt, job.checkpoint, job.gpus) == (0, None, 1)
 
 
 @pytest.mark.parametrize("nonsense", ["x", 1.5, True, [], {}, [[]], math.nan, math.inf, -1, {"a": None}, None])
-def test_a_row_of_nonsense_becomes_a_job(nonsense):
+def test_row_with_invalid_values_becomes_job(nonsense):
     job = rows.job_of(dict.fromkeys(ROW, nonsense) | {"id": "x"})
     assert job.request.configuration is nonsense
     assert isinstance(job.attempt, int)
@@ -56,20 +56,20 @@ def test_a_row_of_nonsense_becomes_a_job(nonsense):
 
 
 @pytest.mark.parametrize("run_id", [None, "", 7, ["x"], "../x", "a/b", "a b", "x" * 65, "x\x00", "é", math.nan])
-def test_row_without_a_valid_id_is_no_answer_of_the_queue(run_id):
+def test_row_without_valid_id_is_unavailable(run_id):
     with pytest.raises(Unavailable, match="no valid id"):
         rows.job_of({"id": run_id, "status": "queued"})
 
 
 @pytest.mark.parametrize("attempt", [-1, 1_000_001, 2**31 - 1])
-def test_run_with_an_impossible_attempt_is_unreadable(attempt):
+def test_run_with_impossible_attempt_is_unreadable(attempt):
     assert (
         f"attempt = {attempt}: must be from 0 to 1000000"
         in rows.job_of({"id": "x", "attempt": attempt}).request.unreadable
     )
 
 
-def test_unreadable_row_is_a_job_that_says_why():
+def test_unreadable_row_becomes_job_with_reason():
     job = rows.job_of({"id": "x", "attempt": 2}, "The row is larger than 4 MiB.")
     assert (job.id, job.attempt, job.request.unreadable) == ("x", 2, "The row is larger than 4 MiB.")
 
@@ -91,7 +91,7 @@ def test_unreadable_row_is_a_job_that_says_why():
         {"epoch": 7, "sha256": "ab", "bytes": 12, "key": ""},
     ],
 )  # fmt: skip
-def test_checkpoint_that_is_not_the_runs_own_is_none(checkpoint):
+def test_checkpoint_of_another_run_is_ignored(checkpoint):
     assert rows.job_of({"id": ROW["id"], "checkpoint": checkpoint}).checkpoint is None
 
 
@@ -107,7 +107,7 @@ def test_checkpoint_that_is_not_the_runs_own_is_none(checkpoint):
         ("2026-01-01", "2026-01-01T00:00:00+00:00", None),
     ],
 )
-def test_time_in_the_queue_is_known_where_both_times_are(created_at, started_at, waited):
+def test_waiting_time_needs_both_times(created_at, started_at, waited):
     assert rows.job_of({"id": "x", "created_at": created_at, "started_at": started_at}).waited == waited
 
 
@@ -120,12 +120,12 @@ def test_json_column_is_read_from_its_text(text, value):
 
 
 @pytest.mark.parametrize("text", ["", "{", "NaN", "9" * 5000, "[" * 1500, "x" * 1_000_001])
-def test_json_column_that_cannot_be_read_stays_its_text(text):
+def test_invalid_json_column_stays_text(text):
     assert rows.json_column("configuration", text) == text
     assert isinstance(rows.json_column("configuration", text), rows.UnreadJson)
 
 
-def test_only_the_configuration_is_bounded_in_length():
+def test_only_configuration_is_bounded_in_length():
     text = json.dumps(["x" * 2_000_000])
     assert rows.json_column("results", text) == json.loads(text)
 
@@ -144,23 +144,23 @@ def test_only_the_configuration_is_bounded_in_length():
         ),
     ],
 )
-def test_request_that_no_worker_would_read_is_refused(request_, reason):
+def test_unreadable_request_is_rejected(request_, reason):
     with pytest.raises(BadRequest, match=reason):
         write.insert_of(RunRequest(**{"data_yaml": "d", **request_}))
 
 
-def test_a_lease_is_trusted_from_before_the_question():
+def test_lease_is_trusted_from_the_moment_before_the_claim():
     lease = rows.lease_of(rows.job_of(ROW), "w1", "c1", 60, asked_at=1000.0)
     assert (lease.worker_id, lease.claim_id, lease.seconds, lease.trusted_until) == ("w1", "c1", 60, 1060.0)
     assert lease.job == rows.job_of(ROW)
 
 
-def test_a_stored_checkpoint_reads_as_it_was_written():
+def test_stored_checkpoint_is_read_unchanged():
     checkpoint = Checkpoint(epoch=7, sha256="ab", bytes=12, key="k")
     assert rows.checkpoint_of(json.loads(json.dumps(write.checkpoint_json(checkpoint)))) == checkpoint
 
 
-def test_a_checkpoint_on_one_hosts_disk_is_not_written_into_the_row():
+def test_local_checkpoint_is_not_written_to_row():
     assert write.checkpoint_json(Checkpoint(epoch=7, sha256="ab", bytes=12)) is None
     assert write.checkpoint_json(None) is None
 
@@ -175,12 +175,12 @@ def test_a_checkpoint_on_one_hosts_disk_is_not_written_into_the_row():
         (Canceled(), (Status.CANCELED, {}, None, "Canceled by user.")),
     ],
 )
-def test_an_outcome_becomes_the_columns_of_its_ending(outcome, ending):
+def test_outcome_becomes_columns(outcome, ending):
     written = write.ending_of(outcome)
     assert (written.status, written.results, written.trained_model_url, written.error_message) == ending
 
 
-def test_a_request_becomes_a_queued_row():
+def test_request_becomes_queued_row():
     request = RunRequest(data_yaml="d", base_model="m", configuration={"epochs": 1}, name="n", priority=3)
     assert write.insert_of(request) == {
         "run_name": "n", "data_yaml": "d", "base_model": "m", "configuration": {"epochs": 1}, "priority": 3,
@@ -189,19 +189,19 @@ def test_a_request_becomes_a_queued_row():
 
 
 @pytest.mark.parametrize("priority", [2**31, -(2**31), True])
-def test_a_priority_that_the_column_cannot_hold_is_refused(priority):
+def test_priority_out_of_range_is_rejected(priority):
     with pytest.raises(BadRequest, match="priority"):
         write.insert_of(RunRequest(data_yaml="d", priority=priority))
 
 
-def test_an_event_becomes_the_columns_of_its_row():
+def test_event_becomes_columns_of_its_row():
     event = RunEvent(seq=3, at="2026-01-01T00:00:00+00:00", kind="warning", data={"message": "a\x00"})
     assert write.events_json([event]) == [
         {"seq": 3, "at": "2026-01-01T00:00:00+00:00", "kind": "warning", "data": {"message": "a\ufffd"}},
     ]
 
 
-def test_a_worker_offers_its_capabilities_and_the_hardware_that_has_a_column():
+def test_worker_offers_capabilities_and_known_hardware():
     worker = Worker(
         id="w",
         capabilities={"gpus": 2, "gpu_memory_gb": 24.0},
@@ -233,12 +233,12 @@ def test_a_worker_offers_its_capabilities_and_the_hardware_that_has_a_column():
         ("9" * 10_000, 0, 0),
     ],
 )
-def test_what_a_configuration_requires(configuration, gpus, memory):
+def test_what_configuration_requires(configuration, gpus, memory):
     needed = requirements(configuration)
     assert (needed.gpus, needed.gpu_memory_gb) == (gpus, memory)
 
 
-def test_a_job_needs_one_gpu_unless_it_says_more():
+def test_job_needs_at_least_one_gpu():
     assert rows.job_of({"id": "x", "configuration": {"device": "cpu"}}).gpus == 1
     assert rows.job_of({"id": "x", "configuration": {"requires": {"gpus": "2.5"}}}).gpus == 3
 
@@ -267,12 +267,12 @@ class Named:
         (frozenset({3}), [3]),
     ],
 )
-def test_whatever_comes_is_made_storable(value, stored):
+def test_every_value_becomes_storable(value, stored):
     assert write.clean(value) == stored
     json.dumps(write.clean(value), allow_nan=False).encode()
 
 
-def test_what_is_nested_without_end_is_cut():
+def test_endless_nesting_is_cut():
     endless = []
     endless.append(endless)
     assert json.dumps(write.clean(endless)).count("[") == 32

@@ -60,7 +60,7 @@ def python(code, *args, **options):
     )  # fmt: skip
 
 
-def test_processes_take_each_run_exactly_once(path):
+def test_processes_claim_each_run_once(path):
     queue = SqliteQueue(path)
     runs = {enqueue(queue) for _ in range(100)}
     workers = [python(CLAIMER, path, f"w{n}") for n in range(6)]
@@ -72,7 +72,7 @@ def test_processes_take_each_run_exactly_once(path):
     assert set(taken) == runs
 
 
-def test_many_that_open_a_new_file_at_once_all_get_the_same_queue(path):
+def test_concurrent_first_opens_create_one_queue(path):
     barrier, errors = threading.Barrier(32), []
 
     def open_and_enqueue():
@@ -103,7 +103,7 @@ with SqliteFile(Path(sys.argv[1]), HOST_CLOCK, 5).writing() as tx:
 """
 
 
-def test_a_process_killed_in_the_middle_of_a_call_leaves_nothing_of_it_and_no_lock(path):
+def test_killed_process_leaves_no_partial_write_and_no_lock(path):
     queue = SqliteQueue(path, busy_seconds=5)
     run_id = enqueue(queue)
     victim = python(DIES_IN_A_CALL, path)
@@ -113,7 +113,7 @@ def test_a_process_killed_in_the_middle_of_a_call_leaves_nothing_of_it_and_no_lo
     assert claim(queue).job.id == run_id
 
 
-def test_readers_do_not_wait_for_a_writer(path):
+def test_readers_do_not_wait_for_writer(path):
     queue = SqliteQueue(path, busy_seconds=0.05)
     run_id = enqueue(queue)
     with SqliteFile(path, HOST_CLOCK, 0.05).writing() as tx:
@@ -122,12 +122,12 @@ def test_readers_do_not_wait_for_a_writer(path):
     assert queue.get(run_id).status == "failed"
 
 
-def test_what_was_queued_is_there_after_the_queue_is_opened_again(path):
+def test_runs_survive_reopening_the_queue(path):
     run_id = enqueue(SqliteQueue(path), configuration={"epochs": 3})
     assert claim(SqliteQueue(path)).job.id == run_id
 
 
-def test_a_call_that_fails_half_way_changes_nothing(path, monkeypatch):
+def test_failed_call_is_rolled_back(path, monkeypatch):
     queue = SqliteQueue(path)
     enqueue(queue)
     lease = claim(queue)
@@ -139,7 +139,7 @@ def test_a_call_that_fails_half_way_changes_nothing(path, monkeypatch):
     assert queue.get(lease.job.id) == before
 
 
-def test_no_call_leaves_a_file_open(path):
+def test_no_call_leaves_file_open(path):
     queue = SqliteQueue(path)
     open_files = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
@@ -151,13 +151,13 @@ def test_no_call_leaves_a_file_open(path):
 # ── what can be wrong with the file ──
 
 
-def test_a_missing_folder_is_made(tmp_path):
+def test_missing_folder_is_created(tmp_path):
     path = tmp_path / "new" / "deep" / "queue #1 ä?.db"
     enqueue(SqliteQueue(path))
     assert path.is_file()
 
 
-def test_a_locked_file_is_unavailable_and_named(path):
+def test_locked_file_is_unavailable_and_named(path):
     queue = SqliteQueue(path, busy_seconds=0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("begin immediate")
@@ -166,7 +166,7 @@ def test_a_locked_file_is_unavailable_and_named(path):
     enqueue(queue)
 
 
-def test_a_full_disk_is_unavailable_and_named_and_loses_nothing(path, monkeypatch):
+def test_full_disk_is_unavailable_and_loses_nothing(path, monkeypatch):
     queue = SqliteQueue(path)
     run_id = enqueue(queue)
     connect = SqliteFile._connect
@@ -184,7 +184,7 @@ def test_a_full_disk_is_unavailable_and_named_and_loses_nothing(path, monkeypatc
     enqueue(queue, configuration={"text": "x" * 900_000})
 
 
-def test_a_write_that_the_system_refuses_is_unavailable_and_named(path):
+def test_failed_write_is_unavailable_with_reason(path):
     code = """
 import resource, signal, sys
 from pathlib import Path
@@ -204,7 +204,7 @@ except Unavailable as error:
     assert SqliteQueue(path).list(limit=5).runs == ()
 
 
-def test_a_file_that_vanished_is_reported_and_not_made_anew(path):
+def test_deleted_file_is_reported_and_not_recreated(path):
     queue = SqliteQueue(path)
     path.unlink()
     with pytest.raises(Misconfigured, match=r"queue\.db cannot be used: it cannot be opened"):
@@ -212,26 +212,26 @@ def test_a_file_that_vanished_is_reported_and_not_made_anew(path):
     assert not path.exists()
 
 
-def test_a_folder_is_no_queue(tmp_path):
+def test_folder_instead_of_file_is_rejected(tmp_path):
     with pytest.raises(Misconfigured, match="cannot be used: it cannot be opened"):
         SqliteQueue(tmp_path)
 
 
-def test_a_path_below_a_file_is_no_queue(path):
+def test_path_inside_a_file_is_rejected(path):
     path.write_text("x")
     with pytest.raises(Misconfigured, match=f"cannot be used: .* at {path}"):
         SqliteQueue(path / "queue.db")
 
 
 @pytest.mark.parametrize("content", [b"not a database at all, just text\n" * 50, os.urandom(5000)])
-def test_another_kind_of_file_is_refused_and_left_alone(path, content):
+def test_other_file_is_rejected_and_unchanged(path, content):
     path.write_bytes(content)
     with pytest.raises(Misconfigured, match="not an SQLite database; name another file"):
         SqliteQueue(path)
     assert path.read_bytes() == content
 
 
-def test_another_programs_database_is_refused_and_left_alone(path):
+def test_other_database_is_rejected_and_unchanged(path):
     with closing(sqlite3.connect(path)) as other:
         other.execute("create table training_runs (id)")
     with pytest.raises(Misconfigured, match="another program's database"):
@@ -240,7 +240,7 @@ def test_another_programs_database_is_refused_and_left_alone(path):
         assert other.execute("select count(*) from sqlite_master").fetchone() == (1,)
 
 
-def test_file_of_the_version_before_is_upgraded_with_its_runs(path):
+def test_file_of_version_before_is_upgraded_with_its_runs(path):
     queue = SqliteQueue(path)
     lease = (enqueue(queue), claim(queue))[1]
     queue.beat(lease, None, [RunEvent(seq=n, at="2026-01-01", kind="epoch", data={"epoch": n}) for n in (1, 2, 3)])
@@ -262,7 +262,7 @@ def test_file_of_the_version_before_is_upgraded_with_its_runs(path):
     assert again.requeue(labeled).status == "queued"
 
 
-def test_file_that_is_too_old_to_upgrade_is_refused_and_left_alone(path):
+def test_file_too_old_to_upgrade_is_rejected_and_unchanged(path):
     SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:
         other.execute("pragma user_version = 5")
@@ -272,7 +272,7 @@ def test_file_that_is_too_old_to_upgrade_is_refused_and_left_alone(path):
         assert other.execute("pragma user_version").fetchone() == (5,)
 
 
-def test_a_newer_queue_is_refused_with_both_versions(path):
+def test_newer_file_is_rejected_with_both_versions(path):
     SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:
         other.execute(f"pragma user_version = {SCHEMA_VERSION + 1}")
@@ -283,7 +283,7 @@ def test_a_newer_queue_is_refused_with_both_versions(path):
         SqliteQueue(path)
 
 
-def test_a_damaged_file_is_reported(path):
+def test_damaged_file_is_reported(path):
     queue = SqliteQueue(path)
     for _ in range(50):
         enqueue(queue, configuration={"text": "x" * 2000})
@@ -295,7 +295,7 @@ def test_a_damaged_file_is_reported(path):
         claim(queue)
 
 
-def test_json_that_was_damaged_by_hand_reaches_the_worker_as_text(path):
+def test_invalid_json_reaches_worker_as_text(path):
     queue = SqliteQueue(path)
     run_id = enqueue(queue)
     for text in ("{", "NaN", "[" * 100_000, "", "9" * 5000):
@@ -321,7 +321,7 @@ BY_HAND = [  # what SQLite keeps though the column is text
 
 
 @pytest.mark.parametrize("change", BY_HAND)
-def test_row_that_was_damaged_by_hand_holds_up_no_other(path, change):
+def test_damaged_row_does_not_block_others(path, change):
     queue = SqliteQueue(path)
     enqueue(queue, priority=9)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -344,7 +344,7 @@ def test_row_that_was_damaged_by_hand_holds_up_no_other(path, change):
         (sqlite_claim.CANCELED_IN_QUEUE, "training_runs_cancel"),
     ],
 )
-def test_a_claim_reads_no_finished_run_and_sorts_nothing(path, sql, index):
+def test_claim_uses_indexes_without_sorting(path, sql, index):
     SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:
         other.create_function("can_serve", 1, lambda _: True)

@@ -66,7 +66,7 @@ def wall_of(row, column="created_at"):
     return time.mktime(time.strptime(getattr(row, column)[:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
 
 
-def test_a_lease_ends_by_the_queues_clock_and_not_before(host, queue):
+def test_lease_ends_by_queues_clock_and_not_before(host, queue):
     enqueue(queue)
     claim(queue, seconds=60)
     host.wait(60)
@@ -75,7 +75,7 @@ def test_a_lease_ends_by_the_queues_clock_and_not_before(host, queue):
     assert claim(queue, "w2").job.attempt == 2
 
 
-def test_a_back_off_ends_by_the_queues_clock(host, queue):
+def test_backoff_ends_by_queues_clock(host, queue):
     run_id = enqueue(queue)
     for pause in (0, 20):  # seconds after the first and the second vanished worker
         assert claim(queue).job.id == run_id
@@ -97,7 +97,7 @@ def test_times_are_utc_and_sort_as_text_at_every_moment(host, queue):
     assert {len(stamp) for stamp in stamps} == {len("2027-01-15T08:00:00.000000+00:00")}
 
 
-def test_a_clock_that_steps_back_gives_no_run_away(host, queue):
+def test_clock_step_back_does_not_expire_lease(host, queue):
     enqueue(queue)
     lease = claim(queue)
     host.set_clock(-HOUR)
@@ -106,7 +106,7 @@ def test_a_clock_that_steps_back_gives_no_run_away(host, queue):
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR, -30 * 24 * HOUR, 30 * 24 * HOUR])
-def test_lease_lasts_its_time_after_the_clock_was_set(host, queue, step):
+def test_lease_lasts_its_time_after_clock_was_set(host, queue, step):
     enqueue(queue)
     claim(queue, seconds=60)
     host.set_clock(step)
@@ -117,7 +117,7 @@ def test_lease_lasts_its_time_after_the_clock_was_set(host, queue, step):
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
-def test_worker_that_beats_keeps_its_run_while_the_queue_follows_a_clock_that_was_set(host, queue, step):
+def test_heartbeats_keep_run_while_clock_is_adjusted(host, queue, step):
     enqueue(queue)
     lease = claim(queue, seconds=1800)
     host.set_clock(step)
@@ -128,7 +128,7 @@ def test_worker_that_beats_keeps_its_run_while_the_queue_follows_a_clock_that_wa
     assert abs(wall_of(queue.get(lease.job.id), "heartbeat_at") - host.wall) < 1
 
 
-def test_back_off_ends_in_time_after_the_clock_was_set_back(host, queue):
+def test_backoff_ends_in_time_after_clock_was_set_back(host, queue):
     enqueue(queue)
     queue.finish(claim(queue), Retry(message="The disk is full."), [])
     host.set_clock(-HOUR)
@@ -138,14 +138,14 @@ def test_back_off_ends_in_time_after_the_clock_was_set_back(host, queue):
     assert claim(queue).job.attempt == 2
 
 
-def test_idle_queue_follows_a_clock_that_was_set_forward_at_once(host, queue):
+def test_idle_queue_follows_clock_that_was_set_forward_at_once(host, queue):
     enqueue(queue)
     host.set_clock(300 * 24 * HOUR)  # a host without a battery has heard from its time server
     host.wait(1)
     assert wall_of(queue.get(enqueue(queue))) == int(host.wall)
 
 
-def test_queue_whose_clock_was_set_back_shows_the_right_time_again_after_some_hours(host, queue):
+def test_queue_time_returns_to_wall_clock_after_hours(host, queue):
     enqueue(queue)
     host.set_clock(-HOUR)
     for _ in range(11):
@@ -154,7 +154,7 @@ def test_queue_whose_clock_was_set_back_shows_the_right_time_again_after_some_ho
     assert abs(wall_of(queue.list(limit=1).runs[0]) - host.wall) < 1
 
 
-def test_reboot_with_an_earlier_clock_neither_goes_back_nor_stands_still(host, queue):
+def test_reboot_with_earlier_clock_keeps_time_running(host, queue):
     enqueue(queue)
     claim(queue, seconds=60)
     before = queue.list(limit=1).runs[0].heartbeat_at
@@ -167,7 +167,7 @@ def test_reboot_with_an_earlier_clock_neither_goes_back_nor_stands_still(host, q
     assert queue.get(again.job.id).heartbeat_at > before
 
 
-def test_reboot_takes_the_wall_clocks_time(host, queue):
+def test_reboot_takes_wall_clocks_time(host, queue):
     enqueue(queue)
     claim(queue, seconds=60)
     host.reboot()
@@ -203,7 +203,7 @@ _steps = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(_steps)
-def test_queue_time_never_goes_back_and_runs_at_its_speed_while_a_run_is_leased(steps):
+def test_queue_time_never_goes_back_and_runs_at_its_speed_while_run_is_leased(steps):
     host, leased = Host(), False
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(SCHEMA)
@@ -243,7 +243,7 @@ print(json.dumps(time.time()), flush=True)
 
 
 @pytest.mark.parametrize("wrong", [-HOUR, HOUR])
-def test_processes_with_other_wall_clocks_agree_about_a_lease(tmp_path, wrong):
+def test_processes_with_different_wall_clocks_agree_about_lease(tmp_path, wrong):
     path = tmp_path / "queue.db"
     queue = SqliteQueue(path)
     run_id = enqueue(queue)

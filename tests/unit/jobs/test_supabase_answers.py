@@ -68,7 +68,7 @@ def queue_whose_answer_is(answer, status=200):
 
 @pytest.mark.parametrize("answer", [*NO_ROW, *NO_ID])
 @pytest.mark.parametrize("call", CALLS)
-def test_answer_that_is_none_is_unavailable(call, answer):
+def test_invalid_answer_is_unavailable(call, answer):
     with pytest.raises(Unavailable) as unavailable:
         CALLS[call](queue_whose_answer_is((NO_ROW | NO_ID)[answer]))
     assert len(str(unavailable.value)) < 300
@@ -76,7 +76,7 @@ def test_answer_that_is_none_is_unavailable(call, answer):
 
 @pytest.mark.parametrize("answer", [answer for answer in NO_ROW if answer != "5 MB"])
 @pytest.mark.parametrize("call", READS)
-def test_rows_that_are_none_are_unavailable(call, answer):
+def test_invalid_rows_are_unavailable(call, answer):
     with pytest.raises(Unavailable):
         READS[call](queue_whose_answer_is(NO_ROW[answer]))
 
@@ -95,7 +95,7 @@ def server(row, seen):
 
 
 @pytest.mark.parametrize("answer", NO_ROW)
-def test_claimed_row_that_cannot_be_read_is_a_run_that_fails_with_the_reason(answer):
+def test_unreadable_claimed_row_becomes_run_with_reason(answer):
     seen = []
     lease = queue_whose_answer_is(server(NO_ROW[answer], seen)).claim(Worker(id="w"), CLAIM, 60)
     assert (lease.job.id, lease.job.attempt, lease.claim_id) == (RUN, 4, CLAIM)
@@ -108,7 +108,7 @@ def test_claimed_row_that_cannot_be_read_is_a_run_that_fails_with_the_reason(ans
         plan_of(lease.job.request)
 
 
-def test_claim_that_a_proxy_garbled_once_is_the_run_that_it_was():
+def test_claim_damaged_once_by_a_proxy_returns_the_run():
     seen, answers = (
         [],
         iter([NO_ROW["half an answer"], json.dumps([{"id": RUN, "attempt": 4, "run_name": "nuts"}]).encode()]),
@@ -142,7 +142,7 @@ def test_answer_is_read_up_to_its_largest_size(size):
 
 @pytest.mark.parametrize("status", [400, 404, 409, 500])
 @pytest.mark.parametrize("answer", [*NO_ROW, *NO_ID])
-def test_odd_refusal_is_one_of_our_errors(answer, status):
+def test_unusual_rejection_is_translated(answer, status):
     for call in (*CALLS.values(), *READS.values()):
         with pytest.raises((Unavailable, Misconfigured)) as refused:
             call(queue_whose_answer_is((NO_ROW | NO_ID)[answer], status))
@@ -152,7 +152,7 @@ def test_odd_refusal_is_one_of_our_errors(answer, status):
 @pytest.mark.parametrize(
     "body", [{"code": 5}, {"code": {"a": 1}, "message": [1]}, {"code": "23514", "message": "\u0000" * 10_000}]
 )
-def test_odd_words_of_a_refusal_are_bounded(body):
+def test_long_rejection_message_is_cut(body):
     with pytest.raises((Unavailable, Misconfigured)) as refused:
         CALLS["claim"](queue_whose_answer_is(json.dumps(body).encode(), 400))
     assert len(str(refused.value)) < 1000

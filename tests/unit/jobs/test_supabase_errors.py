@@ -55,14 +55,14 @@ def refused(code, message="m", status=400, headers=None):
     return failure(lambda _: httpx.Response(status, json=body, headers=headers))
 
 
-def test_the_list_of_library_exceptions_is_complete():
+def test_list_of_library_exceptions_is_complete():
     names = {kind.__name__ for kind in LIBRARY}
     assert {"APIError", "ConnectError", "ReadTimeout", "InvalidURL", "TooManyRedirects", "StreamConsumed"} <= names
     assert len(names) > 25
 
 
 @pytest.mark.parametrize("kind", LIBRARY, ids=lambda kind: kind.__name__)
-def test_every_exception_of_the_libraries_comes_as_one_of_ours(kind):
+def test_every_library_exception_is_translated(kind):
     error = translated(made(kind), host="db.example")
     assert isinstance(error, Unavailable | Misconfigured)
     assert "db.example" in str(error)
@@ -70,7 +70,7 @@ def test_every_exception_of_the_libraries_comes_as_one_of_ours(kind):
 
 
 @pytest.mark.parametrize("kind", [k for k in LIBRARY if k is not APIError], ids=lambda kind: kind.__name__)
-def test_whatever_the_transport_raises_is_caught(kind):
+def test_every_transport_exception_is_translated(kind):
     def fall_over(_):
         raise made(kind)
 
@@ -78,7 +78,7 @@ def test_whatever_the_transport_raises_is_caught(kind):
 
 
 @pytest.mark.parametrize("code", ["PGRST202", "PGRST204", "PGRST205", "42P01", "42703", "42883"])
-def test_a_schema_that_is_not_there_asks_for_the_migrations(code):
+def test_missing_schema_advises_to_migrate(code):
     error = refused(code, status=404)
     assert isinstance(error, Misconfigured)
     assert "apply the migrations in supabase/migrations/" in str(error)
@@ -89,7 +89,7 @@ def test_a_schema_that_is_not_there_asks_for_the_migrations(code):
     [("PGRST301", 401), ("PGRST303", 401), ("PGRST302", 401), ("42501", 403), ("42501", 401), (None, 401), (None, 403),
      ("22023", 400)],
 )  # fmt: skip
-def test_a_key_that_is_refused_asks_for_another(code, status):
+def test_rejected_key_advises_to_replace_it(code, status):
     error = refused(code, status=status)
     assert isinstance(error, Misconfigured)
     assert "SUPABASE_SERVICE_ROLE_KEY" in str(error)
@@ -102,12 +102,12 @@ def test_a_key_that_is_refused_asks_for_another(code, status):
      ("40001", 400), ("40P01", 400), ("53300", 503), ("08006", 503), ("57P03", 500), (None, 429), (None, 408),
      (None, 500), (None, 502), (None, 503), (None, 504), ("XX000", 500)],
 )  # fmt: skip
-def test_what_passes_by_itself_is_unavailable(code, status):
+def test_transient_errors_are_unavailable(code, status):
     assert isinstance(refused(code, status=status), Unavailable)
 
 
 @pytest.mark.parametrize("status", [404, 405, 418])
-def test_another_server_at_the_address_asks_for_the_url(status):
+def test_other_server_advises_to_check_url(status):
     for answer in (httpx.Response(status, html="<h1>no</h1>"), httpx.Response(status, json={"message": "no route"})):
         error = failure(lambda _, answer=answer: answer)
         assert isinstance(error, Misconfigured)
@@ -115,13 +115,13 @@ def test_another_server_at_the_address_asks_for_the_url(status):
 
 
 @pytest.mark.parametrize("code", ["PGRST999", "22P02", "22P05", "23503", "23505", "P0001"])
-def test_any_other_refusal_is_told_with_its_code(code):
+def test_other_rejections_include_their_code(code):
     error = refused(code, "something new")
     assert isinstance(error, Misconfigured)
     assert f"{code} something new" in str(error)
 
 
-def test_a_gateway_page_is_unavailable():
+def test_gateway_page_is_unavailable():
     error = failure(lambda _: httpx.Response(502, html="<html>Bad Gateway</html>"))
     assert isinstance(error, Unavailable)
     assert "502" in str(error)
@@ -131,24 +131,24 @@ def test_a_gateway_page_is_unavailable():
     ("header", "seconds"),
     [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), (None, None), ("Wed, 21 Oct 2026 07:28:00 GMT", None)],
 )
-def test_retry_after_is_handed_on(header, seconds):
+def test_retry_after_is_passed_on(header, seconds):
     error = refused(None, status=429, headers={"Retry-After": header} if header else None)
     assert isinstance(error, Unavailable)
     assert error.retry_after == seconds
 
 
-def test_a_login_page_with_status_200_is_no_answer():
+def test_login_page_with_status_200_is_unavailable():
     login = httpx.Response(200, html="<html>Please log in</html>")
     with project(lambda _: login) as supabase, pytest.raises(Unavailable, match="SUPABASE_URL"):
         supabase.rows(supabase.table("training_runs").select("*"))
 
 
 @pytest.mark.parametrize("body", [b"", b'{"cut', b"\xff\xfe"])
-def test_a_broken_error_body_is_judged_by_its_status(body):
+def test_broken_error_body_is_judged_by_its_status(body):
     assert isinstance(failure(lambda _: httpx.Response(503, content=body)), Unavailable)
 
 
-def test_a_body_that_drips_for_ever_ends_at_the_total_limit():
+def test_slow_body_ends_at_total_limit():
     class Drip(httpx.SyncByteStream):
         def __iter__(self):
             while True:
@@ -159,7 +159,7 @@ def test_a_body_that_drips_for_ever_ends_at_the_total_limit():
         drip.call("claim_training_run")
 
 
-def test_every_call_is_bounded():
+def test_every_call_has_a_time_limit():
     seen = {}
 
     def answer(request):
@@ -173,7 +173,7 @@ def test_every_call_is_bounded():
     assert 1.0 < seen["pool"] <= 1.5
 
 
-def test_the_key_is_in_no_error_and_no_repr():
+def test_key_is_in_no_error_and_no_repr():
     def echo(request):
         return httpx.Response(400, json={"code": "PGRST100", "message": f"bad: {request.headers['apikey']}"})
 
@@ -185,31 +185,31 @@ def test_the_key_is_in_no_error_and_no_repr():
 
 
 @pytest.mark.parametrize("key", ["", "  ", "a key", "sb_secret_é", "key\nwith newline", "a\x00b"])
-def test_a_key_that_no_header_can_hold_is_refused_without_quoting_it(key):
+def test_invalid_key_is_rejected_without_quoting_it(key):
     with pytest.raises(Misconfigured) as caught:
         checked_key(key)
     assert "characters that no key has" in str(caught.value)
     assert not key.strip() or key.strip() not in str(caught.value)
 
 
-def test_a_key_may_have_been_pasted_with_a_line_end():
+def test_key_may_end_with_line_break():
     assert checked_key(f" {KEY}\n") == KEY
 
 
 @pytest.mark.parametrize(
     "url", ["", "abc", "ftp://a.b", "https://", "abcd.supabase.co", "http://a:99999", "http://a b", "http://[::"]
 )
-def test_a_url_that_is_none_is_refused(url):
+def test_invalid_url_is_rejected(url):
     with pytest.raises(Misconfigured, match="SUPABASE_URL must be"):
         checked_url(url)
 
 
 @pytest.mark.parametrize("url", ["http://a.b", "http://a.b/", " http://a.b/ ", "http://a.b/rest/v1/"])
-def test_the_usual_ways_to_write_the_url_are_understood(url):
+def test_usual_forms_of_url_are_accepted(url):
     assert checked_url(url) == "http://a.b"
 
 
-def test_a_password_in_the_url_is_not_part_of_the_host():
+def test_password_in_url_is_not_part_of_host():
     with Project("http://user:secret@db.example:8000", KEY) as supabase:
         assert supabase.host == "db.example:8000"
 
@@ -219,11 +219,11 @@ def test_a_password_in_the_url_is_not_part_of_the_host():
     [(KEY, "service_role"), ("sb_secret_x", "service_role"), ("sb_publishable_x", "anon"), ("nonsense", None), ("a.b.c", None),
      ("a.W10.c", None), ("a.eyJyb2xlIjogM30.c", None)],
 )  # fmt: skip
-def test_the_role_of_a_key_is_read_from_it(key, role):
+def test_role_of_key_is_read_from_it(key, role):
     assert role_of(key) == role
 
 
-def test_the_library_is_imported_only_when_a_project_is_opened():
+def test_library_is_imported_only_when_project_is_opened():
     import subprocess
     import sys
 

@@ -18,7 +18,7 @@ def seen():
         yield lambda: route.calls.last.request.headers
 
 
-def test_one_key_is_both_what_the_gateway_sees_and_who_we_are(seen):
+def test_one_key_serves_gateway_and_role(seen):
     with Project(URL, "sb_secret_abc") as project:
         project.call("trainer_schema_version")
 
@@ -26,7 +26,7 @@ def test_one_key_is_both_what_the_gateway_sees_and_who_we_are(seen):
     assert seen()["authorization"] == "Bearer sb_secret_abc"
 
 
-def test_a_restricted_role_comes_with_the_projects_key_for_the_gateway(seen):
+def test_restricted_role_sends_project_key_to_gateway(seen):
     with Project(URL, RESTRICTED, apikey=ANON) as project:
         project.call("trainer_schema_version")
         assert project.role == "trainer_worker"

@@ -92,7 +92,7 @@ CASES = {"head": ("http", b"", HEAD), "body": ("http", BODY, b"x" * 10_000), "tl
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_call_of_a_database_function_ends_in_time(dripping, case):
+def test_call_of_database_function_ends_in_time(dripping, case):
     scheme, at_once, dripped = CASES[case]
     url = f"{scheme}://127.0.0.1:{dripping(at_once, dripped).port}"
     with Project(url, "sb_secret_x", CallLimits(connect=30, read=0.9, total=TOTAL)) as project:
@@ -103,7 +103,7 @@ def test_call_of_a_database_function_ends_in_time(dripping, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_call_of_the_storage_api_ends_in_time(dripping, case):
+def test_call_of_storage_api_ends_in_time(dripping, case):
     scheme, at_once, dripped = CASES[case]
     times = HttpTimes(connect=30, read=0.9, total=TOTAL, stored=0.9)
     api = StorageApi(f"{scheme}://127.0.0.1:{dripping(at_once, dripped).port}", "key", times=times)
@@ -115,7 +115,7 @@ def test_call_of_the_storage_api_ends_in_time(dripping, case):
 
 
 @pytest.mark.parametrize("case", ["head", "tls"])
-def test_download_of_an_object_that_does_not_begin_ends_in_time(dripping, case):
+def test_download_without_first_byte_ends_in_time(dripping, case):
     scheme, at_once, dripped = CASES[case]
     times = HttpTimes(connect=30, read=0.9, total=TOTAL)
     api = StorageApi(f"{scheme}://127.0.0.1:{dripping(at_once, dripped).port}", "key", times=times)
@@ -123,7 +123,7 @@ def test_download_of_an_object_that_does_not_begin_ends_in_time(dripping, case):
         pass
 
 
-def test_object_that_drips_has_time_for_its_size_and_no_more(dripping, monkeypatch):
+def test_slow_object_has_time_for_its_size_only(dripping, monkeypatch):
     monkeypatch.setattr("trainer.remote.storage_api.SLOWEST", 10_000)  # the object has as many bytes: a second more
     api = StorageApi(
         f"http://127.0.0.1:{dripping(BODY, b'x' * 10_000).port}", "key", times=HttpTimes(read=0.9, total=TOTAL)
@@ -133,7 +133,7 @@ def test_object_that_drips_has_time_for_its_size_and_no_more(dripping, monkeypat
             api.read(response)
 
 
-def test_upload_that_is_taken_byte_by_byte_ends_in_time(dripping, monkeypatch):
+def test_slow_upload_ends_in_time(dripping, monkeypatch):
     monkeypatch.setattr("trainer.remote.storage_api.SLOWEST", 100_000_000)
     server = dripping(reads=False)
     api = StorageApi(f"http://127.0.0.1:{server.port}", "key", times=HttpTimes(write=0.9, total=TOTAL, stored=0.0))
@@ -144,7 +144,7 @@ def test_upload_that_is_taken_byte_by_byte_ends_in_time(dripping, monkeypatch):
         )
 
 
-def test_head_from_a_strangers_host_ends_in_time(dripping, tmp_path, monkeypatch):
+def test_response_headers_of_dataset_url_end_in_time(dripping, tmp_path, monkeypatch):
     monkeypatch.setattr(web, "HEAD_SECONDS", TOTAL)
     server = dripping(b"", HEAD)
     client = GuardedClient(allowed_hosts=[f"127.0.0.1:{server.port}"], policy=RetryPolicy(tries=1))
@@ -152,20 +152,20 @@ def test_head_from_a_strangers_host_ends_in_time(dripping, tmp_path, monkeypatch
         client.download(f"http://127.0.0.1:{server.port}/a.zip", tmp_path / "a.zip", StopSignal())
 
 
-def test_head_of_a_published_file_ends_in_time(dripping, tmp_path, monkeypatch):
+def test_response_headers_of_published_file_end_in_time(dripping, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.remote.download.HEAD_SECONDS", TOTAL)
     url = f"http://127.0.0.1:{dripping(b'', HEAD).port}/yolo11n.pt"
     with ends_in_time(), pytest.raises(Unavailable):
         download(url, tmp_path / "yolo11n.pt", StopSignal(), largest=1000)
 
 
-def test_question_for_the_time_ends_in_time(dripping, monkeypatch):
+def test_clock_request_ends_in_time(dripping, monkeypatch):
     monkeypatch.setattr("trainer.remote.clock.SECONDS", TOTAL)
     with ends_in_time(), pytest.raises(Unavailable):
         clock_skew(f"http://127.0.0.1:{dripping(b'', HEAD).port}")
 
 
-def test_stop_ends_a_call_before_its_limit(dripping):
+def test_stop_ends_call_before_its_limit(dripping):
     api = StorageApi(f"http://127.0.0.1:{dripping(b'', HEAD).port}", "key", times=HttpTimes())
     stop = StopSignal()
     timer = threading.Timer(0.3, stop.set, [StopReason.CANCELED])
@@ -175,7 +175,7 @@ def test_stop_ends_a_call_before_its_limit(dripping):
     timer.join()
 
 
-def test_limit_of_a_call_is_over_with_the_call(dripping):
+def test_time_limit_applies_to_one_call_only(dripping):
     """The next call of the same thread has its own time; an outer limit is never extended by an inner one."""
     server = dripping(BODY[:-4].replace(b"10000", b"2") + b"\r\n\r\n[]")
     with Project(f"http://127.0.0.1:{server.port}", "sb_secret_x", CallLimits(total=0.5)) as project:

@@ -43,7 +43,7 @@ def ok(body: bytes, length: int | None = None) -> bytes:
     return b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + declared + b"\r\n" + body
 
 
-def test_a_file_arrives_as_it_was_sent(tmp_path):
+def test_file_is_downloaded_unchanged(tmp_path):
     body = bytes(range(256)) * 5000
     with answering(ok(body, len(body))) as url:
         download(url, tmp_path / "a", StopSignal(), largest=1 << 30)
@@ -65,19 +65,19 @@ def test_a_file_arrives_as_it_was_sent(tmp_path):
         (ok(b"x" * 2000, 2000), BadRequest, "larger than 1000 bytes"),
     ],
 )
-def test_everything_else_is_a_named_error(tmp_path, reply, error, message):
+def test_every_failure_is_a_named_error(tmp_path, reply, error, message):
     with answering(reply) as url, pytest.raises(error, match=message):
         download(url, tmp_path / "a", StopSignal(), largest=1000)
 
 
-def test_no_connection_names_the_host(tmp_path):
+def test_no_connection_names_host(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with pytest.raises(Unavailable, match=r"no connection to 127\.0\.0\.1"):
         download(f"http://127.0.0.1:{port}/weights.pt", tmp_path / "a", StopSignal(), largest=1000)
 
 
-def test_a_stop_ends_the_wait_for_a_silent_server(tmp_path):
+def test_stop_ends_wait_for_silent_server(tmp_path):
     stop = StopSignal()
     timer = threading.Timer(0.1, stop.set, (StopReason.SHUTDOWN,))
     started = time.monotonic()

@@ -38,7 +38,7 @@ def client(server, make_client):
     return make_client(allowed_hosts=[server.host])
 
 
-def test_a_body_arrives_with_its_size_digest_etag_and_type(server, client, tmp_path):
+def test_body_arrives_with_its_size_digest_etag_and_type(server, client, tmp_path):
     server.pages["/a.yaml"] = body(b"names: [a]", 'ETag: "v1"', "Content-Type: text/yaml")
     got = client.download(server.url("/a.yaml"), tmp_path / "a", StopSignal())
     assert (tmp_path / "a").read_bytes() == b"names: [a]"
@@ -46,7 +46,7 @@ def test_a_body_arrives_with_its_size_digest_etag_and_type(server, client, tmp_p
     assert (got.etag, got.content_type, got.url) == ('"v1"', "text/yaml", server.url("/a.yaml"))
 
 
-def test_bytes_are_reported_as_they_come_and_taken_back_when_a_try_fails(server, client, tmp_path):
+def test_reported_bytes_are_taken_back_after_failed_try(server, client, tmp_path):
     cut = raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"x" * 40)
     server.pages["/a"] = in_turn(cut, body(b"y" * 100))
     moved = []
@@ -56,7 +56,7 @@ def test_bytes_are_reported_as_they_come_and_taken_back_when_a_try_fails(server,
     assert (tmp_path / "a").read_bytes() == b"y" * 100
 
 
-def test_content_that_is_known_by_its_etag_is_not_read(server, client, tmp_path):
+def test_content_with_known_etag_is_not_downloaded(server, client, tmp_path):
     server.pages["/a"] = body(b"x" * 50, 'ETag: "v1"')
     seen = []
     got = client.download(
@@ -70,20 +70,20 @@ def test_content_that_is_known_by_its_etag_is_not_read(server, client, tmp_path)
     assert not (tmp_path / "a").exists()
 
 
-def test_a_weak_etag_identifies_nothing(server, client, tmp_path):
+def test_weak_etag_identifies_nothing(server, client, tmp_path):
     server.pages["/a"] = body(b"x", 'ETag: W/"v1"')
     got = client.download(server.url("/a"), tmp_path / "a", StopSignal(), is_known=lambda *_: True)
     assert (got.etag, got.bytes) == ("", 1)
 
 
-def test_the_stated_length_is_announced_before_the_body(server, client, tmp_path):
+def test_content_length_is_reported_before_body(server, client, tmp_path):
     server.pages["/a"] = body(b"x" * 7)
     lengths = []
     client.download(server.url("/a"), tmp_path / "a", StopSignal(), on_length=lengths.append)
     assert lengths == [7]
 
 
-def test_redirects_are_followed_to_the_end(server, client, tmp_path):
+def test_redirects_are_followed_to_end(server, client, tmp_path):
     server.pages["/a"] = redirect("/b")
     server.pages["/b"] = redirect(server.url("/c"), "308 Permanent Redirect")
     server.pages["/c"] = body(b"there")
@@ -102,7 +102,7 @@ def test_redirects_are_followed_to_the_end(server, client, tmp_path):
         ("206 Partial Content", DatasetError, "206"),
     ],
 )
-def test_a_refusal_says_the_status_and_what_to_do_and_is_not_tried_again(server, client, tmp_path, status, kind, words):
+def test_rejection_has_status_and_advice_and_is_not_retried(server, client, tmp_path, status, kind, words):
     server.pages["/a"] = body(b"no", status=status)
     with pytest.raises(kind, match=words):
         client.download(server.url("/a?token=secret"), tmp_path / "a", StopSignal())
@@ -111,19 +111,19 @@ def test_a_refusal_says_the_status_and_what_to_do_and_is_not_tried_again(server,
 
 
 @pytest.mark.parametrize("status", ["500 Oops", "503 Busy", "429 Slow Down"])
-def test_a_server_in_trouble_is_asked_again_and_then_unavailable(server, client, tmp_path, status):
+def test_failing_server_is_retried_and_then_unavailable(server, client, tmp_path, status):
     server.pages["/a"] = body(b"no", status=status)
     with pytest.raises(Unavailable, match=status[:3]):
         client.download(server.url("/a"), tmp_path / "a", StopSignal())
     assert len(server.asked) == 2
 
 
-def test_a_server_that_recovers_is_no_error(server, client, tmp_path):
+def test_recovered_server_is_not_an_error(server, client, tmp_path):
     server.pages["/a"] = in_turn(body(b"", status="503 Busy"), body(b"fine"))
     assert client.download(server.url("/a"), tmp_path / "a", StopSignal()).bytes == 4
 
 
-def test_no_message_contains_what_may_be_secret_in_a_url(server, client, tmp_path):
+def test_no_message_contains_secrets_of_url(server, client, tmp_path):
     server.pages["/a"] = body(b"", status="403 Forbidden")
     for url in (server.url("/a?token=SECRET#SECRET"), f"http://SECRET:SECRET@{server.host}/a"):
         with pytest.raises(DatasetError) as caught:
@@ -131,7 +131,7 @@ def test_no_message_contains_what_may_be_secret_in_a_url(server, client, tmp_pat
         assert "SECRET" not in str(caught.value)
 
 
-def test_an_endless_body_is_cut_at_the_limit(server, make_client, tmp_path):
+def test_endless_body_is_cut_at_limit(server, make_client, tmp_path):
     server.pages["/a"] = endless
     client = make_client(allowed_hosts=[server.host], max_bytes=1 << 20)
     with pytest.raises(DatasetError, match="larger than 1,048,576 bytes"):
@@ -139,13 +139,13 @@ def test_an_endless_body_is_cut_at_the_limit(server, make_client, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stated_length_over_the_limit_is_refused_before_reading(server, client, tmp_path):
+def test_content_length_over_limit_is_rejected_before_reading(server, client, tmp_path):
     server.pages["/a"] = body(b"x" * 1000)
     with pytest.raises(DatasetError, match="larger than 10 bytes"):
         client.download(server.url("/a"), tmp_path / "a", StopSignal(), max_bytes=10)
 
 
-def test_a_body_that_drips_past_the_time_allowed_ends(server, make_client, tmp_path):
+def test_slow_body_ends_at_time_limit(server, make_client, tmp_path):
     def drip(connection, _):
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
@@ -160,7 +160,7 @@ def test_a_body_that_drips_past_the_time_allowed_ends(server, make_client, tmp_p
     assert time.monotonic() - began < 15
 
 
-def test_one_call_may_be_given_less_time_than_the_client_has(server, make_client, tmp_path):
+def test_call_may_have_less_time_than_client(server, make_client, tmp_path):
     server.pages["/a"] = silent
     client = make_client(allowed_hosts=[server.host], policy=RetryPolicy(tries=1))
     began = time.monotonic()
@@ -169,7 +169,7 @@ def test_one_call_may_be_given_less_time_than_the_client_has(server, make_client
     assert time.monotonic() - began < 15
 
 
-def test_headers_that_drip_for_ever_end_too(server, make_client, tmp_path):
+def test_slow_headers_end_at_time_limit(server, make_client, tmp_path):
     def drip(connection, _):
         connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
         while True:
@@ -185,7 +185,7 @@ def test_headers_that_drip_for_ever_end_too(server, make_client, tmp_path):
 
 
 @pytest.mark.parametrize("page", [silent, endless])
-def test_a_stop_ends_a_download_at_once_whatever_the_server_does(server, client, tmp_path, page):
+def test_stop_ends_download_at_once(server, client, tmp_path, page):
     server.pages["/a"] = page
     stop = StopSignal()
     threading.Timer(0.2, stop.set, [StopReason.CANCELED]).start()
@@ -196,7 +196,7 @@ def test_a_stop_ends_a_download_at_once_whatever_the_server_does(server, client,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_connection_goes_to_the_address_that_was_checked(server, make_client, tmp_path):
+def test_connection_goes_to_address_that_was_checked(server, make_client, tmp_path):
     asked = []
 
     def resolve(host, port):
@@ -211,20 +211,20 @@ def test_the_connection_goes_to_the_address_that_was_checked(server, make_client
     assert server.hosts == [name]
 
 
-def test_a_second_address_is_tried_when_the_first_does_not_answer(server, make_client, tmp_path):
+def test_second_address_is_tried_when_first_does_not_answer(server, make_client, tmp_path):
     server.pages["/a"] = body(b"hello")
     client = make_client(allowed_hosts=[f"two.example:{server.port}"], resolve=lambda *_: ["127.0.0.2", "127.0.0.1"])
     assert client.download(f"http://two.example:{server.port}/a", tmp_path / "a", StopSignal()).bytes == 5
 
 
-def test_a_public_host_that_is_listed_may_not_have_a_private_address(server, make_client, tmp_path):
+def test_allowed_host_without_port_must_have_public_address(server, make_client, tmp_path):
     client = make_client(allowed_hosts=["data.example"], resolve=lambda *_: ["127.0.0.1"])
     with pytest.raises(DatasetError, match="inside a private network"):
         client.download(f"http://data.example:{server.port}/a", tmp_path / "a", StopSignal())
     assert server.asked == []
 
 
-def test_our_own_host_is_allowed_beside_a_list_of_others(server, make_client, tmp_path):
+def test_own_host_is_allowed_in_addition_to_list(server, make_client, tmp_path):
     server.pages["/a"] = body(b"hello")
     client = make_client(allowed_hosts=["data.example"], own_hosts=[server.host])
     assert client.download(server.url("/a"), tmp_path / "a", StopSignal()).bytes == 5
@@ -243,7 +243,7 @@ def test_our_own_host_is_allowed_beside_a_list_of_others(server, make_client, tm
         ("[fd00::1]:8000", "http://[fd00::1]:8000/x", True),
     ],
 )
-def test_our_own_host_may_be_private_at_its_own_port(make_client, tmp_path, monkeypatch, own, url, is_ours):
+def test_own_host_may_be_private_at_its_port(make_client, tmp_path, monkeypatch, own, url, is_ours):
     def contacted(self, host, *_, **__):
         raise ConnectionAbortedError(host)
 
@@ -253,7 +253,7 @@ def test_our_own_host_may_be_private_at_its_own_port(make_client, tmp_path, monk
         client.download(url, tmp_path / "a", StopSignal())
 
 
-def test_a_name_that_cannot_be_resolved_now_is_tried_again_and_one_that_does_not_exist_is_not(make_client, tmp_path):
+def test_only_temporary_dns_failures_are_retried(make_client, tmp_path):
     calls = []
 
     def failing(code):
@@ -271,19 +271,19 @@ def test_a_name_that_cannot_be_resolved_now_is_tried_again_and_one_that_does_not
     assert len(calls) == 3
 
 
-def test_proxies_of_the_environment_are_not_used(server, client, tmp_path, monkeypatch):
+def test_proxies_of_environment_are_not_used(server, client, tmp_path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     server.pages["/a"] = body(b"direct")
     assert client.download(server.url("/a"), tmp_path / "a", StopSignal()).bytes == 6
 
 
-def test_spaces_and_accents_in_a_path_are_sent_encoded(server, client, tmp_path):
+def test_spaces_and_accents_in_path_are_sent_encoded(server, client, tmp_path):
     server.pages["/a%20b/%C3%A9.yaml"] = body(b"ok")
     assert client.download(server.url("/a b/é.yaml"), tmp_path / "a", StopSignal()).bytes == 2
 
 
-def test_connections_are_kept_for_the_next_file_of_a_host(make_client, tmp_path):
+def test_connections_are_reused_for_same_host(make_client, tmp_path):
     # many threads, one pool: as during an export of thousands of images
     with web_server() as server:
         for number in range(40):

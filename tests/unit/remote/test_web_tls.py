@@ -69,7 +69,7 @@ def make_client(server, certificate):
         client.close()
 
 
-def test_the_server_is_asked_by_name_and_its_certificate_is_checked_by_name(server, make_client, names, tmp_path):
+def test_tls_uses_and_checks_the_host_name(server, make_client, names, tmp_path):
     content = os.urandom(3 << 20)
     server.pages["/a"] = body(content)
     make_client("data.example").download(f"https://data.example:{server.port}/a", tmp_path / "a", StopSignal())
@@ -78,14 +78,14 @@ def test_the_server_is_asked_by_name_and_its_certificate_is_checked_by_name(serv
 
 
 @pytest.mark.parametrize(("host", "trusted"), [("other.example", True), ("data.example", False)])
-def test_a_certificate_of_another_name_or_of_nobody_is_refused(server, make_client, tmp_path, host, trusted):
+def test_wrong_or_untrusted_certificate_is_rejected(server, make_client, tmp_path, host, trusted):
     server.pages["/a"] = body(b"x")
     with pytest.raises(DatasetError, match="no valid certificate"):
         make_client(host, trusted=trusted).download(f"https://{host}:{server.port}/a", tmp_path / "a", StopSignal())
     assert server.asked == []
 
 
-def test_a_stop_ends_a_download_over_tls_at_once(server, make_client, tmp_path):
+def test_stop_ends_download_over_tls_at_once(server, make_client, tmp_path):
     server.pages["/a"] = endless
     stop = StopSignal()
     threading.Timer(0.3, stop.set, [StopReason.CANCELED]).start()

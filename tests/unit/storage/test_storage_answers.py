@@ -86,7 +86,7 @@ CALLS = {
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("call", CALLS)
-def test_an_odd_answer_is_unavailable_and_the_next_one_counts(server, store, upload, call, odd):
+def test_invalid_answer_is_unavailable_and_retried(server, store, upload, call, odd):
     route, ask = CALLS[call]
     server.fault("status", on=route, status=200, body=ODD[odd], times=2)
 
@@ -99,7 +99,7 @@ def test_an_odd_answer_is_unavailable_and_the_next_one_counts(server, store, upl
 
 @pytest.mark.parametrize("refusal", [*ODD.values(), *REFUSALS])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_refusal_that_makes_no_sense_is_an_error_of_ours(server, store, upload, call, refusal):
+def test_invalid_rejection_is_translated(server, store, upload, call, refusal):
     route, ask = CALLS[call]
     server.fault("status", on=route, status=400, body=refusal, times=2)
 
@@ -111,7 +111,7 @@ def test_a_refusal_that_makes_no_sense_is_an_error_of_ours(server, store, upload
 
 
 @pytest.mark.parametrize("odd", sorted(ODD.keys() - {"an empty list"}))
-def test_an_odd_page_of_an_older_server_is_unavailable(server, store, odd):
+def test_invalid_page_of_older_server_is_unavailable(server, store, odd):
     server.v2 = False
     server.fault("status", on="POST /object/list/", status=200, body=ODD[odd], times=2)
 
@@ -121,7 +121,7 @@ def test_an_odd_page_of_an_older_server_is_unavailable(server, store, odd):
     assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key="runs"))] == ["runs/1/other.txt"]
 
 
-def test_a_page_that_comes_again_and_again_is_no_endless_listing(server, store):
+def test_repeated_page_ends_the_listing(server, store):
     server.v2 = False
     page = (
         b"["
@@ -135,7 +135,7 @@ def test_a_page_that_comes_again_and_again_is_no_endless_listing(server, store):
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_an_odd_description_of_an_object_is_unavailable(server, store, odd):
+def test_invalid_object_description_is_unavailable(server, store, odd):
     """Where HEAD is refused, the size comes from a JSON answer."""
     ref = ObjectRef(bucket="data", key="runs/1/other.txt")
     server.fault("status", on="HEAD /object/data", status=404, times=2)
@@ -148,7 +148,7 @@ def test_an_odd_description_of_an_object_is_unavailable(server, store, odd):
 
 
 @pytest.mark.parametrize("odd", [name for name, odd in ODD.items() if not odd.endswith(b"}")])
-def test_an_odd_answer_to_a_removal_is_not_taken_for_one(server, store, odd):
+def test_invalid_answer_to_delete_is_unavailable(server, store, odd):
     server.fault("status", on="DELETE /object", status=200, body=ODD[odd], times=2)
 
     with pytest.raises(Unavailable):
@@ -158,7 +158,7 @@ def test_an_odd_answer_to_a_removal_is_not_taken_for_one(server, store, odd):
     assert list(server.objects["data"]) == []
 
 
-def test_a_login_page_for_every_route_stores_nothing_and_says_so(server, store, upload):
+def test_login_page_for_every_route_stores_nothing_and_says_so(server, store, upload):
     server.fault("portal", on="/", times=1000)
 
     with pytest.raises(Unavailable, match="login page"):
@@ -171,7 +171,7 @@ def test_a_login_page_for_every_route_stores_nothing_and_says_so(server, store, 
     assert server.get("data", REF.key) == b"xxxxx"
 
 
-def test_a_login_page_is_no_upload_where_the_bucket_is_known_to_be_public(server, store, upload):
+def test_login_page_does_not_count_as_upload_to_public_bucket(server, store, upload):
     """Its URL is made without a request: only the answer to the upload itself can show that nothing was stored."""
     server.buckets["data"].public = True
     upload()
@@ -182,7 +182,7 @@ def test_a_login_page_is_no_upload_where_the_bucket_is_known_to_be_public(server
         upload()
 
 
-def test_a_signing_request_that_answers_404_once_is_repeated(server, store, upload):
+def test_signing_request_that_answers_404_once_is_repeated(server, store, upload):
     server.fault(
         "status", on="POST /object/sign", status=404, times=1, body=b'{"statusCode":"404","error":"NoSuchKey"}'
     )
@@ -191,7 +191,7 @@ def test_a_signing_request_that_answers_404_once_is_repeated(server, store, uplo
     assert sum("POST /object/data" in request for request in server.requests) == 1
 
 
-def test_an_object_that_vanished_after_its_upload_is_unavailable_not_missing(server, store, upload):
+def test_object_missing_right_after_upload_is_unavailable(server, store, upload):
     server.fault(
         "status", on="POST /object/sign", status=404, times=9, body=b'{"statusCode":"404","error":"NoSuchKey"}'
     )
@@ -202,7 +202,7 @@ def test_an_object_that_vanished_after_its_upload_is_unavailable_not_missing(ser
         store.url(REF)
 
 
-def test_a_web_page_with_404_says_nothing_about_the_bucket(server, store, upload):
+def test_web_page_with_404_says_nothing_about_bucket(server, store, upload):
     """A bucket that is public must not get a URL that expires because a gateway was restarting."""
     server.buckets["data"].public = True
     server.fault("status", on="GET /bucket/", status=404, times=1)
@@ -213,7 +213,7 @@ def test_a_web_page_with_404_says_nothing_about_the_bucket(server, store, upload
     assert "/object/public/" in upload().url
 
 
-def test_a_large_upload_is_not_over_because_the_server_says_so(server, store, upload):
+def test_offset_beyond_sent_bytes_is_rejected(server, store, upload):
     """An offset beyond the end would end the upload with nothing stored."""
     server.fault("status", on="PATCH /upload", status=204, headers={"Upload-Offset": str(10**12)}, body=b"", times=2)
 
@@ -223,7 +223,7 @@ def test_a_large_upload_is_not_over_because_the_server_says_so(server, store, up
     assert upload(CHUNK + 1).bytes == len(server.get("data", REF.key))
 
 
-def test_the_limit_is_told_also_where_the_bucket_may_not_be_looked_at(server, store, upload):
+def test_size_limit_advice_without_access_to_bucket(server, store, upload):
     server.limit = 2
     server.fault("status", on="GET /bucket/", status=400, times=9, body=b'{"statusCode":"404","error":"NoSuchBucket"}')
 

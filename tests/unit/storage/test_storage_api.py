@@ -71,27 +71,27 @@ def said(status: str, error: str, message: str, **more: str) -> dict[str, str]:
     (b"[1, 2]", 400, Misconfigured, "no reason given"),
     (b"", 400, Misconfigured, "'a/b.pt'"),
 ])  # fmt: skip
-def test_a_refusal_becomes_the_error_that_says_what_to_do(api, body, status, error, words):
+def test_rejection_becomes_error_with_advice(api, body, status, error, words):
     found = refused(api, body, status)
     assert type(found) is error
     assert words in str(found)
 
 
 @pytest.mark.parametrize("body", [said("413", "Payload too large", "too big"), b"Maximum size exceeded"])
-def test_an_object_that_is_too_large_is_named_with_its_size(api, body):
+def test_object_that_is_too_large_is_named_with_its_size(api, body):
     found = refused(api, body, 400 if isinstance(body, dict) else 413, WRITING)
     assert type(found) is TooLarge
     assert "'a/b.pt' (123.5 MB)" in str(found)
 
 
-def test_a_missing_bucket_is_the_readers_mistake_and_the_writers_configuration(api):
+def test_missing_bucket_is_missing_for_reads_and_misconfigured_for_writes(api):
     body = said("404", "Bucket not found", "Bucket not found", code="NoSuchBucket")
     assert isinstance(refused(api, body), ObjectMissing)
     assert "create it" in str(refused(api, body, target=WRITING))
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("7", 7.0), ("", None), ("Wed, 21 Oct 2015 07:28:00 GMT", None)])
-def test_the_wait_that_the_server_asks_for_is_kept(api, value, seconds):
+def test_retry_after_is_passed_on(api, value, seconds):
     found = refused(api, b"", 429, **{"Retry-After": value})
     assert isinstance(found, Unavailable)
     assert found.retry_after == seconds
@@ -113,14 +113,14 @@ def test_every_error_of_httpx_is_translated(api):
         assert isinstance(caught.value, Misconfigured) == (kind in (httpx.InvalidURL, httpx.UnsupportedProtocol)), text
 
 
-def test_a_server_that_is_not_there_is_unavailable():
+def test_closed_port_is_unavailable():
     api = StorageApi("http://127.0.0.1:9", KEY)
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1 failed: ConnectError"):
         api.call("GET", "/bucket", READING)
     api.close()
 
 
-def test_a_host_that_has_no_address_is_unavailable():
+def test_unknown_host_is_unavailable():
     api = StorageApi("http://no-such-host.invalid", KEY)
     with pytest.raises(Unavailable, match=r"no-such-host\.invalid"):
         api.call("GET", "/bucket", READING)
@@ -128,19 +128,19 @@ def test_a_host_that_has_no_address_is_unavailable():
 
 
 @pytest.mark.parametrize("url", ["", "supabase.co", "ftp://host", "https://", "http://[", "https:///x", "http://a b"])
-def test_an_address_that_is_none_is_refused_at_once(url):
+def test_invalid_url_is_rejected(url):
     with pytest.raises(Misconfigured, match="Supabase URL"):
         StorageApi(url, KEY)
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel"])
-def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(key):
+def test_invalid_key_is_rejected_without_quoting_it(key):
     with pytest.raises(Misconfigured, match="key is empty or contains") as caught:
         StorageApi("http://storage.test", key)
     assert not key or key not in str(caught.value)
 
 
-def test_no_secret_is_in_a_repr_a_message_or_a_log(caplog):
+def test_no_secret_is_in_repr_message_or_log(caplog):
     caplog.set_level(logging.DEBUG)
     with StorageServer({"data": False}) as server:
         api = StorageApi(server.url, KEY)
@@ -156,7 +156,7 @@ def test_no_secret_is_in_a_repr_a_message_or_a_log(caplog):
     assert KEY not in caplog.text
 
 
-def test_a_restricted_role_sends_the_project_key_beside_its_token():
+def test_restricted_role_sends_project_key_beside_its_token():
     api = StorageApi("http://storage.test", "role.jwt.token", apikey="sb_publishable_x")
     assert (api._client.headers["apikey"], api._client.headers["authorization"]) == (
         "sb_publishable_x",
@@ -169,7 +169,7 @@ def test_a_restricted_role_sends_the_project_key_beside_its_token():
     ("a b/c.jpg", "/object/data/a%20b/c.jpg"), ("a?b&c=d;e,f", "/object/data/a%3Fb%26c%3Dd%3Be%2Cf"),
     ("x+y@z:!'()*", "/object/data/x%2By%40z%3A%21%27%28%29%2A"), ("naïve%", "/object/data/na%C3%AFve%25"),
 ])  # fmt: skip
-def test_a_key_is_quoted_into_its_path(key, path):
+def test_key_is_quoted_into_its_path(key, path):
     assert object_path("object", "data", key) == path
 
 
@@ -199,7 +199,7 @@ def test_idle_connections_are_checked_at_most_every_100_ms(monkeypatch):
         assert stream.get_extra_info("is_readable")
 
 
-def test_a_stop_ends_a_write_that_nobody_reads():
+def test_stop_ends_blocked_write():
     with StorageServer({"data": False}, key=KEY) as server:
         api, stop = StorageApi(server.url, KEY), StopSignal()
         server.fault("slow", rate=30_000.0)
@@ -213,7 +213,7 @@ def test_a_stop_ends_a_write_that_nobody_reads():
         api.close()
 
 
-def test_a_write_that_nobody_reads_is_given_up_after_the_write_limit():
+def test_blocked_write_times_out_after_write_limit():
     with StorageServer({"data": False}, key=KEY) as server:
         api = StorageApi(server.url, KEY, times=HttpTimes(write=0.3))
         server.fault("slow", rate=30_000.0)
@@ -222,7 +222,7 @@ def test_a_write_that_nobody_reads_is_given_up_after_the_write_limit():
         api.close()
 
 
-def test_a_server_may_take_longer_over_an_upload_than_over_an_answer():
+def test_server_may_take_longer_over_upload_than_over_answer():
     with StorageServer({"data": False}, key=KEY) as server:
         api = StorageApi(server.url, KEY, times=HttpTimes(read=0.2, stored=20))
         server.fault("delay", seconds=0.6, times=2)

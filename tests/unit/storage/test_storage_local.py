@@ -34,7 +34,7 @@ def ref(key: str, bucket: str = "data") -> ObjectRef:
     return ObjectRef(bucket=bucket, key=key)
 
 
-def test_an_upload_makes_the_bucket_that_it_needs(store, root, tmp_path):
+def test_upload_creates_its_bucket(store, root, tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     stored = store.upload(tmp_path / "a", ref("x/a b.pt", "training-artifacts"), StopSignal())
     assert (root / "training-artifacts/x/a b.pt").read_bytes() == b"1"
@@ -43,17 +43,17 @@ def test_an_upload_makes_the_bucket_that_it_needs(store, root, tmp_path):
 
 
 @pytest.mark.parametrize("bucket", ["", ".", "..", "a/b", "/etc", "a\0b"])
-def test_a_bucket_is_one_folder_below_the_root(store, bucket):
+def test_bucket_is_one_folder_inside_root(store, bucket):
     with pytest.raises(ObjectMissing, match="name of a bucket"):
         list(store.list(ObjectRef(bucket=bucket, key="")))
 
 
-def test_a_prefix_cannot_leave_its_bucket(store):
+def test_prefix_cannot_leave_its_bucket(store):
     with pytest.raises(ObjectMissing, match="plain"):
         list(store.list(ObjectRef(bucket="data", key="../..")))
 
 
-def test_a_link_out_of_the_bucket_is_refused_wherever_it_is_met(store, root, tmp_path):
+def test_link_out_of_bucket_is_rejected_everywhere(store, root, tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     (root / "data/link").symlink_to(tmp_path / "secret")
     for call in (
@@ -67,7 +67,7 @@ def test_a_link_out_of_the_bucket_is_refused_wherever_it_is_met(store, root, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_behind_a_link_is_an_error_and_not_left_out(store, root, tmp_path):
+def test_linked_folder_is_an_error(store, root, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/a.jpg").write_bytes(b"1")
     (root / "data/images").symlink_to(tmp_path / "elsewhere")
@@ -79,7 +79,7 @@ def test_a_folder_behind_a_link_is_an_error_and_not_left_out(store, root, tmp_pa
         store.upload(tmp_path / "elsewhere/a.jpg", ref("images/b.jpg"), StopSignal())
 
 
-def test_a_link_inside_the_bucket_and_a_bucket_that_is_a_link_are_fine(store, root, tmp_path):
+def test_link_inside_bucket_and_linked_bucket_are_accepted(store, root, tmp_path):
     (tmp_path / "disk2").mkdir()
     (tmp_path / "disk2/a").write_bytes(b"1")
     (tmp_path / "disk2/b").symlink_to("a")
@@ -87,7 +87,7 @@ def test_a_link_inside_the_bucket_and_a_bucket_that_is_a_link_are_fine(store, ro
     assert [(info.ref.key, info.bytes) for info in store.list(ObjectRef(bucket="big", key=""))] == [("a", 1), ("b", 1)]
 
 
-def test_an_edit_in_place_changes_the_identity(store, root):
+def test_edit_in_place_changes_identity(store, root):
     path = root / "data/a"
     path.write_bytes(b"one")
     before = store.stat(ref("a"))
@@ -96,7 +96,7 @@ def test_an_edit_in_place_changes_the_identity(store, root):
     assert store.stat(ref("a")).etag != before.etag
 
 
-def test_an_object_that_is_edited_while_it_is_read_is_not_published(store, root, tmp_path):
+def test_object_edited_during_download_is_not_published(store, root, tmp_path):
     path = root / "data/a"
     path.write_bytes(b"a" * 3 * MIB)
 
@@ -109,12 +109,12 @@ def test_an_object_that_is_edited_while_it_is_read_is_not_published(store, root,
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_what_a_dead_worker_left_behind_is_no_object(store, root):
+def test_temporary_file_is_not_an_object(store, root):
     (root / "data/.incoming-0123").write_bytes(b"half")
     assert list(store.list(ObjectRef(bucket="data", key=""))) == []
 
 
-def test_a_disk_that_fills_up_names_the_file_and_leaves_no_half_of_it(store, root, tmp_path):
+def test_full_disk_names_file_and_leaves_no_partial_file(store, root, tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 4 * MIB)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
@@ -129,26 +129,26 @@ def test_a_disk_that_fills_up_names_the_file_and_leaves_no_half_of_it(store, roo
 @pytest.mark.parametrize(
     ("code", "name"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk quota is used up")]
 )
-def test_a_full_disk_is_called_by_its_name(code, name):
+def test_full_disk_is_named(code, name):
     with pytest.raises(MachineFailed, match=rf"/data/x: {name}"), disk_errors(Path("/data/x")):
         raise OSError(code, "whatever")
 
 
-def test_an_object_below_another_object_is_refused_by_name(store, tmp_path):
+def test_object_inside_another_object_is_rejected(store, tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     store.upload(tmp_path / "a", ref("x"), StopSignal())
     with pytest.raises(MachineFailed, match="data/x/y"):
         store.upload(tmp_path / "a", ref("x/y"), StopSignal())
 
 
-def test_a_replacement_that_raises_leaves_the_old_file_alone(tmp_path):
+def test_failed_replacement_keeps_old_file(tmp_path):
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(TypeError), replacing(tmp_path / "a", durable=True) as out:
         out.writelines([b"half", "no bytes"])
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
 
 
-def test_what_a_killed_upload_left_is_removed_after_a_day(tmp_path):
+def test_temporary_file_of_killed_upload_is_removed_after_a_day(tmp_path):
     store = LocalObjectStore(tmp_path / "storage")
     store.tidy()
     folder = tmp_path / "storage" / "b" / "runs"

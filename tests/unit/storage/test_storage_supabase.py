@@ -126,7 +126,7 @@ def test_both_kinds_of_listing_are_complete(server, store, v2):
 
 @pytest.mark.parametrize("size", [999, 1000, 1001, 2000])
 @pytest.mark.parametrize("v2", [True, False])
-def test_a_listing_is_complete_at_every_edge_of_a_page(server, store, size, v2):
+def test_listing_is_complete_at_every_edge_of_page(server, store, size, v2):
     server.v2 = v2
     server.put("data", "flat/0", b"")
     server.objects["data"] |= {f"flat/{n}": server.objects["data"]["flat/0"] for n in range(size)}
@@ -136,14 +136,14 @@ def test_a_listing_is_complete_at_every_edge_of_a_page(server, store, size, v2):
 @pytest.mark.parametrize(("kind", "details"), [
     ("status", {"status": 500}), ("status", {"status": 429}), ("portal", {}), ("lost", {}), ("cut", {"after": 100}),
 ])  # fmt: skip
-def test_a_page_that_fails_once_is_asked_for_again(server, store, kind, details):
+def test_failed_page_is_requested_again(server, store, kind, details):
     fill(server, 1500)
     server.fault(kind, on="list-v2", **details)
     assert len(listed(store)) == 1500
 
 
 @pytest.mark.parametrize("v2", [True, False])
-def test_a_page_that_keeps_failing_is_an_error_and_never_a_shorter_list(server, store, v2):
+def test_page_that_keeps_failing_is_an_error(server, store, v2):
     server.v2 = v2
     fill(server, 2200)
     listing = store.list(ObjectRef(bucket="data", key="set"))
@@ -153,7 +153,7 @@ def test_a_page_that_keeps_failing_is_an_error_and_never_a_shorter_list(server, 
         list(listing)
 
 
-def test_a_listing_that_does_not_say_how_to_go_on_is_an_error(server, store):
+def test_listing_without_cursor_is_an_error(server, store):
     fill(server, 3)
     for page in (
         {"hasNext": True, "objects": []},
@@ -167,7 +167,7 @@ def test_a_listing_that_does_not_say_how_to_go_on_is_an_error(server, store):
         server.faults.clear()
 
 
-def test_an_object_listed_without_its_size_is_looked_at(server, store):
+def test_object_listed_without_size_is_requested(server, store):
     server.put("data", "set/a", b"12345")
     entry = {"name": "set/a", "id": "1", "metadata": None}
     body = json.dumps({"hasNext": False, "objects": [entry]}).encode()
@@ -175,7 +175,7 @@ def test_an_object_listed_without_its_size_is_looked_at(server, store):
     assert [info.bytes for info in store.list(ObjectRef(bucket="data", key="set"))] == [5]
 
 
-def test_an_anonymous_key_sees_no_bucket_rather_than_an_empty_one(server, make_store):
+def test_anonymous_key_gets_missing_bucket_instead_of_empty_list(server, make_store):
     fill(server, 3)
     with pytest.raises(ObjectMissing, match="this key may not see it"):
         listed(make_store("anon-key"))
@@ -186,7 +186,7 @@ def test_an_anonymous_key_sees_no_bucket_rather_than_an_empty_one(server, make_s
 
 @pytest.mark.parametrize("kind", ["corrupt", "truncate", "portal", "cut", "lost", "status"])
 @pytest.mark.parametrize("size", [50_000, 9 * MIB])
-def test_a_download_that_goes_wrong_once_comes_out_right(server, store, tmp_path, kind, size):
+def test_download_recovers_from_one_fault(server, store, tmp_path, kind, size):
     content = os.urandom(size)
     server.put(REF.bucket, REF.key, content)
     server.fault(kind, on=DOWNLOAD, after=size // 2)
@@ -196,7 +196,7 @@ def test_a_download_that_goes_wrong_once_comes_out_right(server, store, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "truncate", "portal", "status", "etag"])
-def test_a_download_that_keeps_going_wrong_publishes_nothing(server, store, tmp_path, kind):
+def test_failing_download_publishes_nothing(server, store, tmp_path, kind):
     server.put(REF.bucket, REF.key, os.urandom(50_000))
     expected = store.stat(REF)
     server.fault(kind, on=DOWNLOAD, after=100, times=99)
@@ -205,7 +205,7 @@ def test_a_download_that_keeps_going_wrong_publishes_nothing(server, store, tmp_
     assert left(tmp_path) == []
 
 
-def test_what_arrived_before_a_cut_is_not_fetched_again(server, store, tmp_path):
+def test_interrupted_download_is_resumed(server, store, tmp_path):
     content = os.urandom(1_000_000)
     server.put(REF.bucket, REF.key, content)
     server.fault("cut", on=DOWNLOAD, after=600_000)
@@ -213,7 +213,7 @@ def test_what_arrived_before_a_cut_is_not_fetched_again(server, store, tmp_path)
     assert 1_000_000 <= server.sent <= 1_000_000 + 1
 
 
-def test_a_download_outlives_more_cuts_than_it_has_tries_as_long_as_it_advances(server, store, tmp_path):
+def test_download_with_progress_survives_any_number_of_interruptions(server, store, tmp_path):
     content = os.urandom(4_000_000)
     server.put(REF.bucket, REF.key, content)
     server.fault("cut", on=DOWNLOAD, after=100_000, times=30)
@@ -221,7 +221,7 @@ def test_a_download_outlives_more_cuts_than_it_has_tries_as_long_as_it_advances(
     assert server.sent < 4_100_000
 
 
-def test_a_large_download_goes_on_in_another_process(server, make_store, tmp_path):
+def test_large_download_is_resumed_by_another_process(server, make_store, tmp_path):
     content = os.urandom(20 * MIB)
     server.put(REF.bucket, REF.key, content)
     stop, told = StopSignal(), []
@@ -243,7 +243,7 @@ def test_a_large_download_goes_on_in_another_process(server, make_store, tmp_pat
     assert sum(told) == len(content)
 
 
-def test_a_download_that_was_whole_but_not_yet_renamed_is_finished(server, store, tmp_path):
+def test_complete_but_unpublished_download_is_published(server, store, tmp_path):
     content = os.urandom(9 * MIB)
     server.put(REF.bucket, REF.key, content)
     (tmp_path / "out").mkdir()
@@ -256,7 +256,7 @@ def test_a_download_that_was_whole_but_not_yet_renamed_is_finished(server, store
 
 
 @pytest.mark.parametrize("size", [9 * MIB, 7 * MIB, 2 * MIB])
-def test_the_beginning_of_another_content_is_not_gone_on_from(server, store, tmp_path, size):
+def test_partial_file_of_other_content_is_discarded(server, store, tmp_path, size):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(b"x" * 5 * MIB)
     (tmp_path / "out/best.pt.part.json").write_text(json.dumps({"etag": "0" * 32, "bytes": 9 * MIB, "safe": 0}))
@@ -276,7 +276,7 @@ def test_the_beginning_of_another_content_is_not_gone_on_from(server, store, tmp
         '{"etag": "a", "bytes": 10, "safe": 5}',
     ],
 )
-def test_a_damaged_note_means_starting_again(server, store, tmp_path, note):
+def test_damaged_note_restarts_download(server, store, tmp_path, note):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(b"x" * 100)
     (tmp_path / "out/best.pt.part.json").write_text(note)
@@ -284,7 +284,7 @@ def test_a_damaged_note_means_starting_again(server, store, tmp_path, note):
     assert fetched(store, tmp_path) == b"right"
 
 
-def test_a_damaged_beginning_is_noticed_and_fetched_again(server, store, tmp_path):
+def test_damaged_partial_file_is_downloaded_again(server, store, tmp_path):
     content = os.urandom(9 * MIB)
     server.put(REF.bucket, REF.key, content)
     (tmp_path / "out").mkdir()
@@ -295,7 +295,7 @@ def test_a_damaged_beginning_is_noticed_and_fetched_again(server, store, tmp_pat
     assert fetched(store, tmp_path) == content
 
 
-def test_an_object_that_is_replaced_in_the_middle_is_never_mixed(server, store, tmp_path):
+def test_object_replaced_during_download_is_never_mixed(server, store, tmp_path):
     server.put(REF.bucket, REF.key, b"a" * 2_000_000)
     server.fault("cut", on=DOWNLOAD, after=1_000_000)
     replaced: list[int] = []
@@ -308,7 +308,7 @@ def test_an_object_that_is_replaced_in_the_middle_is_never_mixed(server, store, 
     assert fetched(store, tmp_path, on_bytes=replace_once) == b"b" * 2_000_000
 
 
-def test_a_replaced_object_is_not_mixed_even_where_no_checksum_would_tell(server, store, tmp_path):
+def test_replaced_object_without_checksum_is_never_mixed(server, store, tmp_path):
     def put(letter: bytes) -> None:
         server.put(REF.bucket, REF.key, letter * 2_000_000)
         stored = server.objects["data"][REF.key]
@@ -320,7 +320,7 @@ def test_a_replaced_object_is_not_mixed_even_where_no_checksum_would_tell(server
     assert fetched(store, tmp_path, on_bytes=lambda _: [put(letter) for letter in once]) == b"b" * 2_000_000
 
 
-def test_an_object_that_vanishes_in_the_middle_is_missing(server, store, tmp_path):
+def test_object_deleted_during_download_is_missing(server, store, tmp_path):
     server.put(REF.bucket, REF.key, b"a" * 2_000_000)
     server.fault("cut", on=DOWNLOAD, after=1_000_000)
     with pytest.raises(ObjectMissing):
@@ -328,14 +328,14 @@ def test_an_object_that_vanishes_in_the_middle_is_missing(server, store, tmp_pat
     assert left(tmp_path) == []
 
 
-def test_an_etag_that_is_no_checksum_is_not_taken_for_one(server, store, tmp_path):
+def test_etag_that_is_not_a_checksum_is_not_compared(server, store, tmp_path):
     server.put(REF.bucket, REF.key, b"content")
     stored = server.objects["data"][REF.key]
     server.objects["data"][REF.key] = replace(stored, md5=stored.md5 + "-3")
     assert fetched(store, tmp_path, expected=store.stat(REF)) == b"content"
 
 
-def test_bytes_that_no_checksum_covers_are_kept_only_as_far_as_they_are_safe(server, store, tmp_path):
+def test_unsynced_bytes_without_checksum_are_dropped(server, store, tmp_path):
     content = os.urandom(9 * MIB)
     server.put(REF.bucket, REF.key, content)
     stored = server.objects["data"][REF.key]
@@ -349,7 +349,7 @@ def test_bytes_that_no_checksum_covers_are_kept_only_as_far_as_they_are_safe(ser
     assert server.sent == 7 * MIB
 
 
-def test_a_process_that_is_killed_leaves_a_beginning_that_the_next_one_goes_on_from(server, store, tmp_path):
+def test_download_of_killed_process_is_resumed(server, store, tmp_path):
     content = os.urandom(24 * MIB)
     server.put(REF.bucket, REF.key, content)
     server.fault("slow", on=DOWNLOAD, rate=40e6)
@@ -363,7 +363,7 @@ def test_a_process_that_is_killed_leaves_a_beginning_that_the_next_one_goes_on_f
     assert server.sent - before == len(content) - kept
 
 
-def test_a_full_disk_names_the_file_and_leaves_nothing_behind(server, store, tmp_path):
+def test_full_disk_names_file_and_leaves_no_file(server, store, tmp_path):
     server.put(REF.bucket, REF.key, os.urandom(9 * MIB))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
@@ -376,7 +376,7 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_behind(server, store, tmp
 
 
 @pytest.mark.parametrize("fault", [{"kind": "delay", "seconds": 30}, {"kind": "slow", "rate": 10.0}])
-def test_a_stop_ends_the_wait_for_a_silent_server(server, store, tmp_path, fault):
+def test_stop_ends_wait_for_silent_server(server, store, tmp_path, fault):
     server.put(REF.bucket, REF.key, b"x" * 1000)
     server.fault(**fault, on=DOWNLOAD)
     stop = StopSignal()
@@ -389,7 +389,7 @@ def test_a_stop_ends_the_wait_for_a_silent_server(server, store, tmp_path, fault
     timer.join()
 
 
-def test_a_stop_ends_the_wait_between_two_tries(server, make_store, tmp_path):
+def test_stop_ends_wait_between_two_tries(server, make_store, tmp_path):
     store = make_store(policy=RetryPolicy(tries=9, first_wait=60, longest_wait=60, total_seconds=600))
     server.fault("status", status=429, headers={"Retry-After": "50"}, times=99)
     stop = StopSignal()
@@ -402,7 +402,7 @@ def test_a_stop_ends_the_wait_between_two_tries(server, make_store, tmp_path):
     timer.join()
 
 
-def test_a_server_that_falls_silent_is_given_up_after_the_read_limit(server, make_store, tmp_path):
+def test_silent_server_times_out_after_read_limit(server, make_store, tmp_path):
     store = make_store(times=HttpTimes(read=0.3), policy=RetryPolicy(tries=2, first_wait=0.01))
     server.put(REF.bucket, REF.key, b"x")
     server.fault("delay", seconds=30, times=9, on=DOWNLOAD)
@@ -412,7 +412,7 @@ def test_a_server_that_falls_silent_is_given_up_after_the_read_limit(server, mak
     assert time.monotonic() - began < 15
 
 
-def test_an_answer_that_drips_is_given_up_after_the_total_limit(server, make_store):
+def test_slow_answer_times_out_after_total_limit(server, make_store):
     store = make_store(times=HttpTimes(total=0.3), policy=RetryPolicy(tries=1))
     fill(server, 20)
     server.fault("slow", rate=100.0, on="list-v2")
@@ -420,7 +420,7 @@ def test_an_answer_that_drips_is_given_up_after_the_total_limit(server, make_sto
         listed(store)
 
 
-def test_a_429_waits_as_long_as_the_server_asks(server, make_store, tmp_path):
+def test_429_waits_as_long_as_server_asks(server, make_store, tmp_path):
     server.put(REF.bucket, REF.key, b"x")
     server.fault("status", status=429, headers={"Retry-After": "1"}, on=DOWNLOAD)
     began = time.monotonic()
@@ -435,7 +435,7 @@ def test_a_429_waits_as_long_as_the_server_asks(server, make_store, tmp_path):
     ("cut_request", "POST /object/data"), ("lost", "POST /object/data"), ("status", "POST /object/data"),
     ("status", "POST /object/sign"), ("portal", "GET /bucket"),
 ])  # fmt: skip
-def test_a_small_upload_that_goes_wrong_once_comes_out_right(server, store, tmp_path, kind, on):
+def test_small_upload_recovers_from_one_fault(server, store, tmp_path, kind, on):
     path, content = source_file(tmp_path, 3 * MIB)
     server.fault(kind, on=on, after=MIB)
     told: list[int] = []
@@ -448,7 +448,7 @@ def test_a_small_upload_that_goes_wrong_once_comes_out_right(server, store, tmp_
     ("cut_request", "PATCH", 0), ("lost", "PATCH", 0), ("status", "PATCH", CHUNK), ("status", "POST /upload", 0),
     ("lost", "POST /upload", 0),
 ])  # fmt: skip
-def test_a_large_upload_sends_at_most_one_chunk_again(server, store, tmp_path, kind, on, again):
+def test_large_upload_sends_at_most_one_chunk_again(server, store, tmp_path, kind, on, again):
     path, content = source_file(tmp_path, 20 * MIB)
     server.fault(kind, on=on, after=2 * MIB)
     told: list[int] = []
@@ -459,7 +459,7 @@ def test_a_large_upload_sends_at_most_one_chunk_again(server, store, tmp_path, k
     assert list((tmp_path / "notes").iterdir()) == []
 
 
-def test_a_large_upload_goes_on_in_another_process(server, make_store, tmp_path):
+def test_large_upload_is_resumed_by_another_process(server, make_store, tmp_path):
     path, content = source_file(tmp_path, 30 * MIB)
     stop, told = StopSignal(), []
 
@@ -479,7 +479,7 @@ def test_a_large_upload_goes_on_in_another_process(server, make_store, tmp_path)
     assert list((tmp_path / "notes").iterdir()) == []
 
 
-def test_a_large_upload_goes_on_after_its_process_was_killed(server, store, tmp_path):
+def test_large_upload_of_killed_process_is_resumed(server, store, tmp_path):
     path, content = source_file(tmp_path, 30 * MIB)
     server.fault("slow", on="PATCH", rate=60e6, times=99)
     kill_when(
@@ -491,7 +491,7 @@ def test_a_large_upload_goes_on_after_its_process_was_killed(server, store, tmp_
     assert server.received <= len(content) + CHUNK
 
 
-def test_an_upload_whose_last_answer_was_lost_is_not_sent_again(server, store, tmp_path):
+def test_upload_with_lost_last_response_is_not_repeated(server, store, tmp_path):
     path, content = source_file(tmp_path, 13 * MIB)
     told: list[int] = []
 
@@ -506,7 +506,7 @@ def test_an_upload_whose_last_answer_was_lost_is_not_sent_again(server, store, t
     assert server.received == len(content)
 
 
-def test_an_upload_that_the_server_forgot_begins_again(server, store, tmp_path):
+def test_discarded_upload_starts_again(server, store, tmp_path):
     path, content = source_file(tmp_path, 13 * MIB)
     stop = StopSignal()
     with pytest.raises(Stopped):
@@ -516,7 +516,7 @@ def test_an_upload_that_the_server_forgot_begins_again(server, store, tmp_path):
     assert server.get("data", REF.key) == content
 
 
-def test_an_upload_that_the_server_forgets_in_the_middle_begins_again(server, store, tmp_path):
+def test_upload_discarded_midway_starts_again(server, store, tmp_path):
     path, content = source_file(tmp_path, 20 * MIB)
     forgotten: list[int] = []
 
@@ -530,7 +530,7 @@ def test_an_upload_that_the_server_forgets_in_the_middle_begins_again(server, st
     assert server.get("data", REF.key) == content
 
 
-def test_another_file_at_the_same_path_is_not_appended_to_the_first(server, store, tmp_path):
+def test_another_file_at_same_path_is_not_appended_to_first(server, store, tmp_path):
     path, _ = source_file(tmp_path, 13 * MIB)
     stop = StopSignal()
     with pytest.raises(Stopped):
@@ -540,7 +540,7 @@ def test_another_file_at_the_same_path_is_not_appended_to_the_first(server, stor
     assert server.get("data", REF.key) == content
 
 
-def test_an_upload_outlives_more_cuts_than_it_has_tries_as_long_as_it_advances(server, store, tmp_path):
+def test_upload_with_progress_survives_any_number_of_interruptions(server, store, tmp_path):
     path, content = source_file(tmp_path, 13 * MIB)
     server.fault("cut_request", on="PATCH", after=MIB, times=12)
     store.upload(path, REF, StopSignal())
@@ -548,7 +548,7 @@ def test_an_upload_outlives_more_cuts_than_it_has_tries_as_long_as_it_advances(s
     assert server.received == len(content)
 
 
-def test_disk_that_cannot_hold_the_note_costs_no_upload(server, make_store, tmp_path):
+def test_full_disk_without_note_does_not_fail_upload(server, make_store, tmp_path):
     """And no start: the folder is made when it is needed."""
     (tmp_path / "file").touch()
     store = make_store(notes=tmp_path / "file" / "notes")
@@ -562,7 +562,7 @@ def test_disk_that_cannot_hold_the_note_costs_no_upload(server, make_store, tmp_
     assert server.received == len(content), "it went on where it was cut"
 
 
-def test_old_notes_are_swept(make_store, tmp_path):
+def test_old_notes_are_deleted(make_store, tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
     for name, age in (("old.json", 72), ("new.json", 1)):
@@ -576,14 +576,14 @@ def test_old_notes_are_swept(make_store, tmp_path):
 
 
 @pytest.mark.parametrize("size", [3 * MIB, 8 * MIB])
-def test_an_upload_over_the_limit_says_how_large_and_what_to_do(server, store, tmp_path, size):
+def test_upload_over_limit_says_how_large_and_what_to_do(server, store, tmp_path, size):
     path, _ = source_file(tmp_path, size)
     server.limit = 2 * MIB
     with pytest.raises(Misconfigured, match=rf"'runs/1/best\.pt' \({size / 1e6:.1f} MB\).*project"):
         store.upload(path, REF, StopSignal())
 
 
-def test_the_limit_of_a_bucket_is_named(server, store, tmp_path):
+def test_limit_of_bucket_is_named(server, store, tmp_path):
     path, _ = source_file(tmp_path, 3 * MIB)
     server.buckets["data"].file_size_limit = 2 * MIB
     with pytest.raises(Misconfigured, match=r"the bucket's limit is 2\.1 MB"):
@@ -597,7 +597,7 @@ def test_the_limit_of_a_bucket_is_named(server, store, tmp_path):
     ("anon", Misconfigured, "check the key"),
     ("name", BadRequest, "storage takes no object called"),
 ])  # fmt: skip
-def test_an_upload_that_is_refused_says_what_to_mend(server, make_store, tmp_path, size, setup, error, words):
+def test_rejected_upload_says_what_to_fix(server, make_store, tmp_path, size, setup, error, words):
     path, _ = source_file(tmp_path, size)
     ref, key = REF, "service-key"
     match setup:
@@ -624,14 +624,14 @@ def test_every_kind_of_artifact_has_its_content_type(server, store, tmp_path, na
     assert server.objects["data"][name].mime == mime
 
 
-def test_the_content_type_that_was_asked_for_wins_on_both_routes(server, store, tmp_path):
+def test_content_type_that_was_asked_for_wins_on_both_routes(server, store, tmp_path):
     for size in (10, 7 * MIB):
         path, _ = source_file(tmp_path, size)
         store.upload(path, REF, StopSignal(), content_type="image/png")
         assert server.objects["data"][REF.key].mime == "image/png"
 
 
-def test_memory_does_not_grow_with_the_file(server, tmp_path):
+def test_memory_does_not_grow_with_file(server, tmp_path):
     source_file(tmp_path, 96 * MIB)
     (tmp_path / "small").write_bytes(bytes(13 * MIB))
     statements = """
@@ -648,7 +648,7 @@ print(-peak_after("small") + peak_after("best.pt"))
     assert grown < 10  # MiB
 
 
-def test_a_stop_ends_the_wait_for_the_address_of_an_upload(server, make_store, tmp_path):
+def test_stop_ends_wait_for_address_of_upload(server, make_store, tmp_path):
     path, _ = source_file(tmp_path, 10)
     store = make_store(policy=RetryPolicy(tries=9, first_wait=60, longest_wait=60, total_seconds=600))
     server.fault("status", on="/object/sign", times=99, status=503, headers={"Retry-After": "50"})
@@ -664,7 +664,7 @@ def test_a_stop_ends_the_wait_for_the_address_of_an_upload(server, make_store, t
 
 
 @pytest.mark.parametrize("key", ["a.txt", "a b&c+d?e=f;g,h'(i)@j:k!.txt", "100/x/ "])
-def test_a_url_opens_in_a_browser_whatever_its_bucket_and_name(server, store, tmp_path, key):
+def test_url_works_for_every_bucket_and_name(server, store, tmp_path, key):
     (tmp_path / "a").write_bytes(b"hello")
     for bucket, route in (("open", "/object/public/"), ("data", "/object/sign/")):
         stored = store.upload(tmp_path / "a", ObjectRef(bucket=bucket, key=key), StopSignal())
@@ -674,7 +674,7 @@ def test_a_url_opens_in_a_browser_whatever_its_bucket_and_name(server, store, tm
             assert answer.read() == b"hello"
 
 
-def test_a_signed_url_expires(server, make_store, tmp_path):
+def test_signed_url_expires(server, make_store, tmp_path):
     server.put("data", "a", b"1")
     url = make_store(url_seconds=-1).url(ObjectRef(bucket="data", key="a"))
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -682,7 +682,7 @@ def test_a_signed_url_expires(server, make_store, tmp_path):
     refused.value.close()
 
 
-def test_a_trailing_slash_in_the_address_of_the_project_does_no_harm(server, make_store):
+def test_trailing_slash_in_project_url_is_ignored(server, make_store):
     server.put("open", "a", b"1")
     assert (
         make_store(url=server.url + "/").url(ObjectRef(bucket="open", key="a"))
@@ -690,7 +690,7 @@ def test_a_trailing_slash_in_the_address_of_the_project_does_no_harm(server, mak
     )
 
 
-def test_whether_a_bucket_is_public_is_asked_once(server, store):
+def test_bucket_settings_are_requested_once(server, store):
     server.put("open", "a", b"1")
     for _ in range(3):
         store.url(ObjectRef(bucket="open", key="a"))

@@ -62,7 +62,7 @@ def store(server, certificate, tmp_path, monkeypatch):
     store.close()
 
 
-def test_large_objects_come_and_go_through_a_slow_server(server, store, tmp_path):
+def test_large_objects_pass_through_slow_server(server, store, tmp_path):
     content = os.urandom(9 * MIB)
     (tmp_path / "best.pt").write_bytes(content)
     server.fault("slow", on="PATCH", rate=4e6)  # slow enough for writes that have to wait longer than a slice
@@ -72,7 +72,7 @@ def test_large_objects_come_and_go_through_a_slow_server(server, store, tmp_path
     assert (tmp_path / "back").read_bytes() == content
 
 
-def test_a_stop_ends_a_transfer(server, store, tmp_path):
+def test_stop_ends_transfer(server, store, tmp_path):
     (tmp_path / "best.pt").write_bytes(bytes(9 * MIB))
     server.fault("slow", on="PATCH", rate=300_000.0)
     stop = StopSignal()
@@ -85,7 +85,7 @@ def test_a_stop_ends_a_transfer(server, store, tmp_path):
     timer.join()
 
 
-def test_a_certificate_that_is_not_trusted_is_named(server, tmp_path):
+def test_untrusted_certificate_is_named(server, tmp_path):
     policy = RetryPolicy(tries=1)
     api = StorageApi(server.url, "service-key")
     store = SupabaseObjectStore(api, notes=tmp_path / "notes", stop=StopSignal(), policy=policy)
