@@ -29,7 +29,7 @@ SECONDS = 20.0  # for one case, on a slow machine; most take milliseconds
 MEBIBYTES = 600  # of growth
 ALLOWED_KEYS = {"path", "train", "val", "test", "nc", "names", "kpt_shape", "flip_idx"}
 USUAL = "train: images/train\nval: images/val\n"
-Spoil = Callable[[Path], object]
+Damage = Callable[[Path], object]
 
 
 class OnDisk:
@@ -81,14 +81,14 @@ def state(folder: Path) -> dict[str, str]:
     return found
 
 
-def run(tmp_path: Path, spoil: Spoil, entry: str = "data.yaml", **how) -> str:
+def run(tmp_path: Path, damage: Damage, entry: str = "data.yaml", **how) -> str:
     """Prepare a damaged dataset and run the checks of this module. Return "ok" or the text of the error."""
     source, secrets = tmp_path / "roots/set", tmp_path / "secrets"
     base(source)
     secrets.mkdir()
     (secrets / "secret.txt").write_text("0 .5 .5 .1 .1\n")
     (secrets / "secret.jpg").write_bytes(jpeg(99))
-    spoil(source)
+    damage(source)
     before = state(tmp_path / "roots"), state(secrets)
     began, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
@@ -130,22 +130,22 @@ def check_view(tmp_path: Path, result) -> None:
         assert all(data[key] == f"images/{key}" for key in ("train", "val", "test") if key in data)
 
 
-def with_yaml(text: str | bytes) -> Spoil:
+def with_yaml(text: str | bytes) -> Damage:
     data = text if isinstance(text, bytes) else text.encode()
     return lambda root: (root / "data.yaml").write_bytes(data)
 
 
-def with_label(data: bytes | str) -> Spoil:
+def with_label(data: bytes | str) -> Damage:
     return lambda root: (root / "labels/train/0.txt").write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
-def with_image(data: bytes, name: str = "0.jpg") -> Spoil:
+def with_image(data: bytes, name: str = "0.jpg") -> Damage:
     return lambda root: (root / "images/train" / name).write_bytes(data)
 
 
-def with_list(text: str) -> Spoil:
-    def spoil(root: Path) -> None:
+def with_list(text: str) -> Damage:
+    def damage(root: Path) -> None:
         (root / "data.yaml").write_text("train: train.txt\nval: images/val\nnames: [a, b]\n")
         (root / "train.txt").write_bytes(text.replace("ROOT", str(root)).encode("utf-8", "surrogateescape"))
 
-    return spoil
+    return damage

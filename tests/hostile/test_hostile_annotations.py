@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.damaged_dataset import (
-    Spoil,
+    Damage,
     jpeg,
     run,
     with_list,
@@ -40,7 +40,7 @@ def test_hostile_image_lists(tmp_path, case):
     assert expected in run(tmp_path, with_list(text))
 
 
-def coco(change: Callable[[dict], object] | None = None) -> Spoil:
+def coco(change: Callable[[dict], object] | None = None) -> Damage:
     document = {
         "images": [{"id": n, "file_name": f"{n}.jpg", "width": 16, "height": 16} for n in range(4)],
         "annotations": [{"image_id": n, "category_id": 1, "bbox": [1, 1, 5, 5]} for n in range(4)],
@@ -51,15 +51,15 @@ def coco(change: Callable[[dict], object] | None = None) -> Spoil:
     return with_json(json.dumps(document))
 
 
-def with_json(text: str | bytes) -> Spoil:
+def with_json(text: str | bytes) -> Damage:
     return lambda root: (root / "annotations.json").write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
-def first_annotation(**fields) -> Spoil:
+def first_annotation(**fields) -> Damage:
     return coco(lambda document: document["annotations"][0].update(fields))
 
 
-def rle(counts, size=(16, 16)) -> Spoil:
+def rle(counts, size=(16, 16)) -> Damage:
     return first_annotation(segmentation={"size": list(size), "counts": counts}, bbox=None)
 
 
@@ -109,8 +109,8 @@ JSONS = {
 
 @pytest.mark.parametrize("case", JSONS)
 def test_hostile_annotation_files(tmp_path, case):
-    spoil, expected = JSONS[case]
-    outcome = run(tmp_path, spoil, "annotations.json", split=SplitRequest(train_ratio=0.5))
+    damage, expected = JSONS[case]
+    outcome = run(tmp_path, damage, "annotations.json", split=SplitRequest(train_ratio=0.5))
     assert expected in outcome
 
 
@@ -118,20 +118,20 @@ def test_hostile_annotation_files(tmp_path, case):
 def test_hostile_class_folders(tmp_path, name):
     name = name.replace("..", "_..").replace("/", "_")
 
-    def spoil(root: Path) -> None:
+    def damage(root: Path) -> None:
         for split in ("train", "val"):
             for cls in (name, "ok"):
                 (root / "cls" / split / cls).mkdir(parents=True)
                 (root / "cls" / split / cls / "x.jpg").write_bytes(jpeg(3))
 
-    outcome = run(tmp_path, spoil, "cls", task=Task.CLASSIFY)
+    outcome = run(tmp_path, damage, "cls", task=Task.CLASSIFY)
     assert outcome == "ok"
 
 
 def test_caches_and_arrays_beside_images_are_not_copied(tmp_path):
-    def spoil(root: Path) -> None:
+    def damage(root: Path) -> None:
         payload = b"\x80\x04cos\nsystem\n(S'touch /tmp/hostile-was-here'\ntR."
         for place in ("labels/train.cache", "labels/val.cache", "images/train/0.npy", "train.cache"):
             (root / place).write_bytes(payload)
 
-    assert run(tmp_path, spoil) == "ok"
+    assert run(tmp_path, damage) == "ok"

@@ -32,7 +32,7 @@ YAMLS = {
     "deep": "train: " + "[" * 50_000,
     "a list": "- train",
     "a number": "7",
-    "image that is none": "train: setup.py\nval: a.jpg",
+    "file that is not an image": "train: setup.py\nval: a.jpg",
     "control characters": 'train: "a\\x01.jpg"\nval: a.jpg',
     "long name": "train: " + "a" * 5000 + ".jpg\nval: a.jpg",
 }

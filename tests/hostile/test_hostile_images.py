@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.hostile.damaged_dataset import (
+    Damage,
     OnDisk,
-    Spoil,
     jpeg,
     run,
     with_image,
@@ -85,12 +85,12 @@ def test_hostile_images(tmp_path, case):
     assert not Path("/tmp/hostile-was-here").exists()
 
 
-def rename(name: str) -> Spoil:
-    def spoil(root: Path) -> None:
+def rename(name: str) -> Damage:
+    def damage(root: Path) -> None:
         (root / "images/train/0.jpg").rename(root / "images/train" / f"{name}.jpg")
         (root / "labels/train/0.txt").rename(root / "labels/train" / f"{name}.txt")
 
-    return spoil
+    return damage
 
 
 NAMES = [
@@ -144,23 +144,23 @@ def test_hostile_file_names(tmp_path, name):
 
 
 def test_names_that_differ_only_in_case_stay_apart(tmp_path):
-    def spoil(root: Path) -> None:
+    def damage(root: Path) -> None:
         for name in ("IMG", "img", "Img"):
             (root / f"images/train/{name}.jpg").write_bytes(jpeg(len(name)))
             (root / f"labels/train/{name}.txt").write_text("0 .5 .5 .5 .5")
 
-    assert run(tmp_path, spoil) == "ok"
+    assert run(tmp_path, damage) == "ok"
     made = [p.name.lower() for p in (tmp_path / "views/run/images/train").iterdir()]
     assert len(set(made)) == len(made) == 5
 
 
-def link(place: str, target: str) -> Spoil:
-    def spoil(root: Path) -> None:
+def link(place: str, target: str) -> Damage:
+    def damage(root: Path) -> None:
         path = root / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(target.replace("SECRETS", str(root.parent.parent / "secrets")).replace("ROOT", str(root)))
 
-    return spoil
+    return damage
 
 
 LINKS = {
@@ -179,18 +179,18 @@ LINKS = {
 
 @pytest.mark.parametrize("case", LINKS)
 def test_hostile_symlinks(tmp_path, case):
-    spoil, expected = LINKS[case]
-    assert expected in run(tmp_path, spoil)
+    damage, expected = LINKS[case]
+    assert expected in run(tmp_path, damage)
 
 
 @pytest.mark.parametrize("is_private", [True, False])
 @pytest.mark.parametrize("folder", ["images/train", "labels/train", "labels", "images"])
 def test_folder_linked_to_outside_is_refused(tmp_path, folder, is_private):
-    def spoil(root: Path) -> None:
+    def damage(root: Path) -> None:
         (root / folder).rename(root / "moved")
         (root / folder).symlink_to(root.parent.parent / "secrets")
 
-    outcome = run(tmp_path, spoil, is_private=is_private)
+    outcome = run(tmp_path, damage, is_private=is_private)
     assert "outside" in outcome or "names no images" in outcome
 
 
@@ -204,14 +204,14 @@ def test_hidden_images_are_reported(tmp_path):
 
 
 def test_linked_folder_loop_ends(tmp_path):
-    def spoil(root: Path) -> None:
+    def damage(root: Path) -> None:
         for name in ("a", "b", "c", "d"):
             (root / "images/train" / name).mkdir()
         for name in ("a", "b", "c", "d"):
             for other in ("a", "b", "c", "d"):
                 (root / f"images/train/{name}/{other}x").symlink_to(root / f"images/train/{other}")
 
-    assert run(tmp_path, spoil) == "ok"
+    assert run(tmp_path, damage) == "ok"
 
 
 def test_too_deep_folders_are_refused(tmp_path):
@@ -220,8 +220,8 @@ def test_too_deep_folders_are_refused(tmp_path):
 
 
 def test_pipe_or_socket_among_images_is_not_opened(tmp_path):
-    def spoil(root: Path) -> None:
+    def damage(root: Path) -> None:
         os.mkfifo(root / "images/train/p.jpg")
         os.mkfifo(root / "labels/train/0b.txt")
 
-    assert run(tmp_path, spoil) == "ok"
+    assert run(tmp_path, damage) == "ok"

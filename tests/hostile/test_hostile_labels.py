@@ -23,7 +23,7 @@ def bomb(levels: int = 12) -> str:
 
 TOUCH = "open('/tmp/hostile-was-here', 'w')"
 
-# what the YAML is → what the outcome begins with or contains; "ok": harmless
+# case → (YAML, start or part of the error; "ok" for a harmless one)
 YAMLS = {
     "download script in python": (USUAL + f"names: [a]\ndownload: |\n  {TOUCH}\n", "ok"),
     "download script in bash": (USUAL + "names: [a]\ndownload: bash -c 'touch /tmp/hostile-was-here'\n", "ok"),
@@ -52,8 +52,8 @@ YAMLS = {
     "empty": (b"", "must be a mapping"),
     "a list": ("- a\n- b\n", "must be a mapping"),
     "a word": ("hello\n", "must be a mapping"),
-    "several documents": (USUAL + "names: [a]\n---\nnames: [b]\n", "no valid YAML"),
-    "unclosed quote": (USUAL + 'names: ["a\n', "no valid YAML"),
+    "several documents": (USUAL + "names: [a]\n---\nnames: [b]\n", "not valid YAML"),
+    "unclosed quote": (USUAL + 'names: ["a\n', "not valid YAML"),
     "keys that are lists": ("? [a, b]\n: c\n" + USUAL + "names: [a]\n", ""),
     "path to the root": ("path: /\n" + USUAL + "names: [a]\n", "ok"),
     "path to etc": ("path: /etc\n" + USUAL + "names: [a]\n", "outside the folders"),

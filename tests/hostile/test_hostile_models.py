@@ -99,7 +99,7 @@ NAMES = [
     "x.engine", "x.safetensors", "resnet50.pth", "x.pt.tar", "x.pt/", "__import__('os').system('id')", "{{7*7}}", "$(id).yaml",
     "`id`", "yolo11n; rm -rf /", "yolo11n && id", "!!python/object/apply:os.system [id]", "../yolo11n.yaml", "/tmp/yolo11n.yaml",
     "mine.yaml", "yolo11n.yaml.pt.yaml", "https://example.org/yolo11n.yaml", "yolo11n.pt?x=1.zip",
-    # objects that are not ours
+    # objects outside the bucket
     "storage:", "storage:/", "storage:../x.pt", "storage:a/../../x.pt", "storage:a/.b.pt", "storage:x.exe", "storage:https://x/y.exe",
     "storage:other-bucket/../x.pt", "storage:a//b.pt", "storage:" + "a" * 1000 + ".pt", "storage:x.pt\0",
     # almost a run

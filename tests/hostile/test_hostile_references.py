@@ -41,7 +41,7 @@ REFERENCES = {
     "Google storage": "gs://bucket/x",
     "Windows drive": "C:\\data\\data.yaml",
     "home": "~/data.yaml",
-    "somebody's home": "~root/data.yaml",
+    "home of another user": "~root/data.yaml",
     "absolute outside": "/etc/passwd",
     "device": "/dev/zero",
     "process": "/proc/self/environ",

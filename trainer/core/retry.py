@@ -1,4 +1,4 @@
-"""Trying again: exponential back-off with full jitter, bounded by tries and by time, ended at once by a stop."""
+"""Retries: exponential backoff with full jitter, limited by tries and time, ended at once by a stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often and how long to try. Waits grow as `first_wait`·2ⁿ up to `longest_wait`, in seconds."""
+    """How often and how long to try. The waits in seconds grow as `first_wait`·2ⁿ up to `longest_wait`."""
 
     tries: int = 5
     first_wait: float = 0.5
@@ -24,15 +24,15 @@ class RetryPolicy:
     total_seconds: float = 60.0
 
     def wait_before(self, again: int, retry_after: float | None) -> float:
-        """Seconds to wait before try number `again` + 1. A server's Retry-After is a lower bound, up to the cap."""
-        # full jitter (random between 0 and the cap of this step) spreads a fleet that lost its server at one moment
-        step = 2.0 ** min(again, 100)  # a float overflows after a thousand tries, which is a night of outage
+        """Return the seconds to wait before try number `again` + 1: at least the server's Retry-After, up to the cap."""
+        # full jitter (random between 0 and the cap of this step) spreads the retries of many workers
+        step = 2.0 ** min(again, 100)  # a float overflows after a thousand tries, which is one night
         wait = random.uniform(0, min(self.longest_wait, self.first_wait * step))  # noqa: S311
         return max(wait, min(retry_after or 0.0, self.longest_wait))
 
 
 def retrying(call: Callable[[], T], policy: RetryPolicy, stop: StopSignal) -> T:
-    """Run `call` until it does not raise `Unavailable`; the last `Unavailable` when the policy is used up.
+    """Return `call()`, retrying while it raises `Unavailable`. Raises the last `Unavailable` when the policy is used up.
 
     Raises `Stopped` instead of waiting once `stop` is set.
     """

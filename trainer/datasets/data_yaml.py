@@ -1,4 +1,4 @@
-"""A data.yaml that somebody else wrote: read as plain text values, never as instructions."""
+"""Read an untrusted data.yaml as plain text values; no tag is executed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.core.text import printable
 from trainer.datasets.findings import Report
 from trainer.datasets.untrusted import read_file
 
-LARGEST_YAML = 4 << 20  # bytes; a thousand names take 30 KB
+LARGEST_YAML = 4 << 20  # bytes; 1,000 names take 30 KB
 DEEPEST = 12  # levels of nesting
 MOST_EVENTS = 500_000
 MOST_CLASSES = 20_000
@@ -25,7 +25,7 @@ LONGEST_NAME = 200  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class DataYaml:
-    """The keys that a dataset may have. `splits` holds, per split, the entries as written; `ids` the keys of `names`."""
+    """The known keys of a data.yaml. `splits` holds the entries per split as written, `ids` the keys of `names`."""
 
     splits: Mapping[str, tuple[str, ...]]
     path: str | None
@@ -38,21 +38,21 @@ class DataYaml:
 
 
 def load_yaml(path: Path, report: Report) -> dict[str, Any]:
-    """The mapping in a YAML file, every scalar as text: no tag is obeyed and `no` stays the word no.
+    """Return the mapping in a YAML file with every scalar as text, so that `no` stays the word "no".
 
-    Raises `DatasetError` for what is not a small, flat YAML mapping.
+    Raises `DatasetError` for anything but a small, flat YAML mapping.
     """
     text = _decoded(read_file(path, LARGEST_YAML), path, report)
     value = _parsed(text, path.name, report)
     if not isinstance(value, dict):
         raise DatasetError(
-            f"{printable(path.name)} is no dataset YAML: it must be a mapping with train:, val: and names:.",
+            f"{printable(path.name)} is not a dataset YAML: it must be a mapping with train:, val: and names:.",
         )
     return {key: item for key, item in value.items() if isinstance(key, str)}
 
 
 def read_data_yaml(values: Mapping[str, Any], report: Report) -> DataYaml:
-    """The dataset in a YAML's values. What is wrong with them goes into `report`."""
+    """Return the dataset that the values of a YAML describe. Problems go into `report`."""
     names, ids = _names(values.get("names"), report)
     nc = _nc(values.get("nc"), names, report)
     kpt_shape = _integers(values.get("kpt_shape"), "kpt_shape", report)
@@ -87,7 +87,7 @@ def _decoded(data: bytes, path: Path, report: Report) -> str:
     except UnicodeDecodeError:
         report.warning(
             "yaml_encoding",
-            f"{printable(path.name)} is not UTF-8 and was read as Windows-1252: look at the class names.",
+            f"{printable(path.name)} is not UTF-8 and was read as Windows-1252; check the class names.",
         )
         return data.decode("cp1252", errors="replace")
 
@@ -96,14 +96,14 @@ def _parsed(text: str, name: str, report: Report) -> Any:
     try:
         return _plain(text, name)
     except yaml.YAMLError as error:
-        # a tab is never indentation in YAML, and always meant as such by the one who typed it
-        mended = re.sub(r"^[ \t]+", lambda match: match[0].expandtabs(2), text, flags=re.MULTILINE)
-        if mended == text:
-            raise DatasetError(f"{printable(name)} is no valid YAML: {_reason(error)}.") from None
+        # YAML does not allow tabs as indentation, but that is what the author meant
+        fixed = re.sub(r"^[ \t]+", lambda match: match[0].expandtabs(2), text, flags=re.MULTILINE)
+        if fixed == text:
+            raise DatasetError(f"{printable(name)} is not valid YAML: {_reason(error)}.") from None
     try:
-        value = _plain(mended, name)
+        value = _plain(fixed, name)
     except yaml.YAMLError as error:
-        raise DatasetError(f"{printable(name)} is no valid YAML: {_reason(error)}.") from None
+        raise DatasetError(f"{printable(name)} is not valid YAML: {_reason(error)}.") from None
     report.warning("yaml_tabs", f"{printable(name)} is indented with tabs, which were read as spaces.")
     return value
 
@@ -113,7 +113,7 @@ def _plain(text: str, name: str) -> Any:
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=yaml.CBaseLoader)):
         if isinstance(event, yaml.AliasEvent):
-            raise DatasetError(f"{printable(name)} uses YAML aliases (*name); write the values out.")
+            raise DatasetError(f"{printable(name)} uses YAML aliases (*name). Write the values out.")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST or number > MOST_EVENTS:
@@ -175,10 +175,10 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
 def _nc(value: Any, names: tuple[str, ...] | None, report: Report) -> int | None:
     count = _integer(value)
     if value not in (None, "") and (count is None or not 1 <= count <= MOST_CLASSES):
-        report.warning("yaml_nc", f"nc: {printable(str(value))} is no number of classes and was ignored.")
+        report.warning("yaml_nc", f"nc: {printable(str(value))} is not a number of classes and was ignored.")
         return None
     if count is not None and names is not None and count != len(names):
-        report.warning("yaml_nc", f"nc: says {count} classes but names: has {len(names)}; the names count.")
+        report.warning("yaml_nc", f"nc: says {count} classes but names: has {len(names)}; nc: was ignored.")
     return count
 
 

@@ -1,4 +1,4 @@
-"""What was noticed about a dataset: errors, warnings and notes, each kind once with a count and examples."""
+"""Findings about a dataset: errors, warnings and notes, one per code, with a count and examples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Tally:
 
 
 class Report:
-    """Everything noticed so far; what happens often is one finding with a count and up to five examples."""
+    """Collects findings. Each code becomes one finding with a count and up to five examples."""
 
     def __init__(self) -> None:
         self._tallies: dict[str, _Tally] = {}
@@ -36,7 +36,7 @@ class Report:
         example: str = "",
         count: int = 1,
     ) -> None:
-        """Note something. `{n}` in the message is replaced by the count; further calls with the code only count."""
+        """Add a finding. `{n}` in the message becomes the count. The first message of a code is kept."""
         tally = self._tallies.setdefault(code, _Tally(level, message))
         tally.count += count
         if example and len(tally.examples) < EXAMPLES:
@@ -55,17 +55,17 @@ class Report:
         self._others += findings
 
     def has(self, *codes: str) -> bool:
-        """Whether one of these was noticed."""
+        """Return whether one of these codes was reported."""
         return any(code in self._tallies for code in codes)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """Errors first, then warnings, then notes."""
+        """All findings: errors, then warnings, then notes."""
         mine = [_finding(code, tally) for code, tally in self._tallies.items()]
         return tuple(sorted([*self._others, *mine], key=lambda f: ("error", "warning", "note").index(f.level)))
 
     def raise_errors(self) -> None:
-        """Raise `DatasetError` with every error found, if any."""
+        """Raise `DatasetError` with all errors, if there are any."""
         problems = [finding.message for finding in self.findings if finding.level == "error"]
         if problems:
             raise DatasetError(problems)

@@ -1,4 +1,4 @@
-"""From the strings in a row to a private view that YOLO can train on: fetch, recognize, then build."""
+"""Prepare a dataset: fetch its sources, recognize them, and build the private view that YOLO trains on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckUp:
-    """What `check` found. `drawn` samples are on the contact sheet."""
+    """The result of `check`. `drawn` is the number of samples on the contact sheet."""
 
     findings: tuple[Finding, ...]
     summary: JsonObject
@@ -44,9 +44,9 @@ class CheckUp:
 
 @dataclass(frozen=True)
 class FetchedDatasets:
-    """The `Datasets` port: what `fetcher` brings to disk is recognized, checked and linked into a view.
+    """The `Datasets` port: sources are fetched, recognized, checked and linked into a view.
 
-    With `facts`, images that did not change since an earlier run are not read again; with `pixels`, not decoded.
+    With `facts`, images that did not change since an earlier run are not read again; with `pixels`, not decoded again.
     """
 
     fetcher: Fetcher
@@ -58,13 +58,13 @@ class FetchedDatasets:
 
     def prepare(self, order: DatasetOrder, view: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:
         """See `core.ports.Datasets`. Each warning is also an event."""
-        from trainer.datasets.view.build import build  # numpy, which an idle daemon does without
+        from trainer.datasets.view.build import build  # imports numpy, which an idle daemon does not need
 
         new_view(view)
         report = Report()
         founds = self.recognized(order, view, stop, report, on_event)
         on_event(PhaseStarted(phase=Phase.CHECKING))
-        with _collector_at_rest():
+        with _without_garbage_collector():
             prepared = build(order, founds, view, stop, report, self.facts, self.pixels)
         for finding in prepared.findings:
             if finding.level == "warning":
@@ -72,7 +72,7 @@ class FetchedDatasets:
         return prepared
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
-        """See `core.ports.Datasets`. What is found out about the images is kept, too."""
+        """See `core.ports.Datasets`. Facts about the images are saved, too."""
         from trainer.datasets.checks.check import check_all
 
         with self.fetcher.scratch() as view:
@@ -83,14 +83,14 @@ class FetchedDatasets:
     def discard(self, view: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""
         if self.pixels:
-            with contextlib.suppress(RecursionError):  # the training nested folders in it on purpose
+            with contextlib.suppress(RecursionError):  # a hostile training may nest folders without end
                 self.pixels.take_over(view)
         if not keep:
-            with contextlib.suppress(OSError):  # what stays is swept later
+            with contextlib.suppress(OSError):  # leftovers are removed later
                 remove_tree(view)
 
     def tidy(self) -> None:
-        """Remove what crashed processes left. Raises MachineFailed or OSError."""
+        """Remove the leftovers of crashed processes. Raises MachineFailed or OSError."""
         self.fetcher.tidy()
 
     def check(
@@ -101,10 +101,10 @@ class FetchedDatasets:
         on_event: OnEvent,
         sheet: Path | None = None,
     ) -> CheckUp:
-        """Look at a dataset as `prepare` would, for a person: everything found, and a picture of samples at `sheet`.
+        """Check a dataset like `prepare`, for a person: return all findings and draw samples at `sheet`.
 
-        `staging` is a folder that does not exist yet, for what has to be fetched; the caller removes it.
-        Raises what `prepare` raises, but `DatasetError` only when there is no dataset to look at.
+        `staging` is a new folder for fetched files; the caller removes it.
+        Raises what `prepare` raises, but `DatasetError` only when there is nothing to check.
         """
         from trainer.datasets.checks.check import check_all, summary
         from trainer.datasets.view.contact_sheet import draw_sheet
@@ -123,7 +123,7 @@ class FetchedDatasets:
         report: Report,
         on_event: OnEvent,
     ) -> list[Found]:
-        """Each source on disk and understood. What had to be fetched is kept while `view` exists."""
+        """Fetch and recognize each source. Fetched files are kept as long as `view` exists."""
         founds = []
         for number, source in enumerate(order.sources):
             fetched = self.fetcher.fetch(self._ref(source), view / f"source{number}", stop, on_event)
@@ -148,8 +148,8 @@ class FetchedDatasets:
 
 
 @contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Python's collector would look through a hundred thousand samples again and again, none of which is garbage."""
+def _without_garbage_collector() -> Iterator[None]:
+    """Disable the garbage collector, which would traverse 100,000 live samples again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -160,7 +160,7 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def inside(root: Path) -> Admit:
-    """Admits what lies below `root` after following symlinks."""
+    """Return a function that admits paths inside `root`, after following symlinks."""
 
     def admit(path: Path) -> Path:
         try:

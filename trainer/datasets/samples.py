@@ -1,4 +1,4 @@
-"""What the recognizers of all formats agree on: the samples, names and findings of a dataset, before anything is made."""
+"""A recognized dataset: the result of every format reader, and the value per image that the checks complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.datasets.images.header import NOT_READ, Facts
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 Admit: TypeAlias = Callable[[Path], Path]
-"""The real path of a file or folder that may be read; raises `DatasetError` for one that may not."""
+"""Returns the real path of a file or folder that may be read; raises `DatasetError` for any other."""
 
 
 class Sample(NamedTuple):
@@ -49,9 +49,10 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A recognized dataset. `ids[i]` is the number by which label files call `names[i]`; None: count from 0.
+    """A recognized dataset. `ids[i]` is the number of class `names[i]` in label files; None: numbers count from 0.
 
-    `names` None: nothing names the classes, of which there are at least `count`. `split` is what the dataset itself says about splitting.
+    `names` is None if the dataset has no class names; then it has at least `count` classes. `split` is the split that
+    the dataset itself requests.
     """
 
     samples: list[Sample]

@@ -16,7 +16,7 @@ _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an archive may be at most. `ratio`: bytes unpacked per byte packed, once 64 MiB came out."""
+    """The limits of an archive. `ratio`: extracted bytes per archived byte, checked from 64 MiB on."""
 
     members: int = 500_000
     bytes: int = 1 << 40
@@ -26,7 +26,7 @@ class Limits:
 
 
 def read_file(path: Path | str, largest: int) -> bytes:
-    """All of a file of the dataset's. Raises `DatasetError` when it cannot be read or has more than `largest` bytes."""
+    """Return the content of a file. Raises `DatasetError` if it cannot be read or has more than `largest` bytes."""
     name = printable(Path(path).name)
     try:
         with Path(path).open("rb") as file:
@@ -35,18 +35,18 @@ def read_file(path: Path | str, largest: int) -> bytes:
         raise_if_disk_is_broken(error, name)
         raise DatasetError(f"{name} cannot be read: {error.strerror}.") from None
     if len(data) > largest:
-        raise DatasetError(f"{name} is larger than {largest >> 20} MiB, which is more than such a file may have.")
+        raise DatasetError(f"{name} is larger than {largest >> 20} MiB, the limit for such a file.")
     return data
 
 
 def safe_name(name: str, limits: Limits, where: str) -> str | None:
-    """A member's name as a relative path that stays inside, in NFC; None when it names the top itself.
+    """Return a name as a safe relative path in NFC, or None if it means the top folder.
 
-    Raises `DatasetError`, with `where` as its subject.
+    Raises `DatasetError` for an unsafe name; its message starts with `where`.
     """
 
     def refuse(why: str) -> NoReturn:
-        raise DatasetError(f"{where}: the name {shown(name)} {why}; rename it.")
+        raise DatasetError(f"{where}: the name {shown(name)} {why}. Rename it.")
 
     if len(name) > limits.name:
         refuse(f"is longer than {limits.name} characters")

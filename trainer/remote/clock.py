@@ -1,4 +1,4 @@
-"""What time a server thinks it is."""
+"""The difference between the clocks of this host and of a server."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import httpx
 from trainer.core.errors import Unavailable
 from trainer.remote.stoppable import make_stoppable, within
 
-SECONDS = 10.0  # for the question and its answer
+SECONDS = 10.0  # for the whole request
 
 
 def clock_skew(url: str) -> float:
-    """Seconds by which this host's clock is ahead of the server's, from its Date header (whole seconds).
+    """Return the seconds by which this host's clock is ahead of the server's Date header (whole seconds).
 
     Raises Unavailable when the server does not answer or sends no date.
     """
@@ -27,5 +27,5 @@ def clock_skew(url: str) -> float:
     try:
         date = parsedate_to_datetime(answer.headers.get("date", ""))
     except ValueError:
-        raise Unavailable(f"{host} does not say what time it is") from None
+        raise Unavailable(f"{host} sends no valid Date header") from None
     return time.time() - date.timestamp()

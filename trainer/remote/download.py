@@ -1,4 +1,4 @@
-"""A file from an address that we chose ourselves; addresses that strangers chose go through web.py."""
+"""Download a file from a trusted URL. For URLs that come from a request, use web.py."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from trainer.core.stop import StopSignal
 from trainer.remote.stoppable import make_stoppable, stoppable, within
 
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
-_PLAIN = {"Accept-Encoding": "identity"}  # so that the length is that of the file
+_PLAIN = {"Accept-Encoding": "identity"}  # so that Content-Length is the size of the file
 _BLOCK = 1 << 20
-HEAD_SECONDS = 60.0  # until the file begins, redirects included
+HEAD_SECONDS = 60.0  # until the first byte of the body, including redirects
 BODY_SECONDS = 6 * 3600.0
 
 
 def download(url: str, path: Path, stop: StopSignal, *, largest: int) -> None:
-    """Stream the file to `path`, as long as the server said and at most `largest` bytes.
+    """Stream the file to `path`. It must have the size that the server states, and at most `largest` bytes.
 
-    Raises ObjectMissing, BadRequest (too large), Unavailable (no connection, broke off, refused), Stopped.
+    Raises ObjectMissing, BadRequest (too large), Unavailable (no connection, interrupted, rejected), Stopped.
     """
     name = url.rpartition("/")[2]
     try:
@@ -40,9 +40,9 @@ def download(url: str, path: Path, stop: StopSignal, *, largest: int) -> None:
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
         raise Unavailable(f"there is no connection to {httpx.URL(url).host}") from error
     except httpx.HTTPError as error:
-        raise Unavailable(f"the download of {name} broke off ({type(error).__name__})") from error
+        raise Unavailable(f"the download of {name} was interrupted ({type(error).__name__})") from error
     if length and path.stat().st_size != int(length):
-        raise Unavailable(f"the download of {name} arrived incomplete")
+        raise Unavailable(f"the download of {name} is incomplete")
 
 
 def _client() -> httpx.Client:
@@ -54,5 +54,5 @@ def _require_ok(response: httpx.Response, name: str) -> None:
         return
     if response.status_code in {404, 410}:
         raise ObjectMissing(f"{name} cannot be downloaded: the server answers {response.status_code}")
-    # the address is ours: whatever else is refused is a limit, a proxy or a fault of the server, and will pass
+    # the URL is trusted, so any other refusal comes from a limit, a proxy or a server error, and will pass
     raise Unavailable(f"the server of {name} answers {response.status_code}")

@@ -1,4 +1,4 @@
-"""Which hosts and addresses a URL that a stranger chose may lead to."""
+"""Which hosts and addresses may be contacted for a URL that comes from a request."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from trainer.core.text import printable
 
 Resolve: TypeAlias = Callable[[str, int], Sequence[str]]
 LONGEST_URL = 8192
-_HIDDEN_V4 = (  # IPv6 ranges that carry an IPv4 address: network, bits to the right of that address
+_HIDDEN_V4 = (  # IPv6 ranges that contain an IPv4 address: network, number of bits to the right of that address
     (ipaddress.IPv6Network("::ffff:0:0/96"), 0),
     (ipaddress.IPv6Network("::/96"), 0),
     (ipaddress.IPv6Network("64:ff9b::/96"), 0),
     (ipaddress.IPv6Network("2002::/16"), 80),
 )
-_SPECIAL = tuple(  # not public, and not in every Python's list of such ranges
+_SPECIAL = tuple(  # not public, but missing from the list of some Python versions
     ipaddress.ip_network(text)
     for text in (
-        "192.0.0.0/24",  # a cloud's metadata is at 192.0.0.192
+        "192.0.0.0/24",  # contains 192.0.0.192, the metadata service of a cloud
         "192.31.196.0/24",
         "192.52.193.0/24",
         "192.88.99.0/24",
@@ -40,14 +40,14 @@ _SPECIAL = tuple(  # not public, and not in every Python's list of such ranges
 
 @dataclass(frozen=True)
 class Gate:
-    """Which hosts and addresses may be contacted."""
+    """The hosts and addresses that may be contacted."""
 
     allowed: tuple[str, ...]
     own: tuple[str, ...]
     resolve: Resolve
 
     def check_url(self, url: str) -> str:
-        """The URL as it can be sent, without user, password and fragment. `DatasetError` when it may not be fetched."""
+        """Return the URL as it is sent, without a fragment. Raises DatasetError for a URL that may not be fetched."""
         if len(url) > LONGEST_URL:
             raise DatasetError(f"{printable(url, 200)} is longer than {LONGEST_URL} characters.")
         try:
@@ -56,7 +56,7 @@ class Gate:
         except ValueError:
             raise DatasetError(f"{printable(url, 200)} is not a valid URL.") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise DatasetError(f"{printable(url, 200)} is not an http or https URL, and no other kind is fetched.")
+            raise DatasetError(f"{printable(url, 200)} is not an http or https URL. Use one of these schemes.")
         if parts.username is not None or parts.password is not None:
             raise DatasetError(f"{printable(url, 200)} contains a user or a password; use a signed URL instead.")
         self.check_host(parts.hostname, port)
@@ -77,7 +77,7 @@ class Gate:
             )
 
     def addresses(self, host: str, port: int) -> list[str]:
-        """The addresses of `host`, all of them checked."""
+        """Return the addresses of `host`. Raises DatasetError unless all of them may be contacted."""
         self.check_host(host, port)
         may_be_private = f"{host.rstrip('.').lower()}:{port}" in {*self.allowed, *self.own}
         try:
@@ -87,7 +87,7 @@ class Gate:
                 raise Unavailable(f"the name of host {_short(host)} cannot be resolved now") from None
             raise DatasetError(f"Host {_short(host)} does not exist; check the URL.") from None
         except (UnicodeError, OSError):
-            raise DatasetError(f"Host {_short(host)} is not a name that can be resolved; check the URL.") from None
+            raise DatasetError(f"Host {_short(host)} cannot be resolved. Check the URL.") from None
         if not found or not all(_may_contact(address, may_be_private=may_be_private) for address in found):
             raise DatasetError(
                 f"Host {_short(host)} is at an address inside a private network, which a dataset may not reach; "
@@ -114,13 +114,13 @@ def _is_open(a: ipaddress.IPv4Address | ipaddress.IPv6Address, *, may_be_private
     if a.is_link_local or a.is_multicast or a.is_unspecified:
         return False
     if any(a in network for network, _ in _HIDDEN_V4):
-        return True  # judged by the IPv4 address inside
+        return True  # the IPv4 address inside decides
     is_public = a.is_global and not a.is_private and not a.is_reserved and not any(a in n for n in _SPECIAL)
     return is_public or may_be_private
 
 
 def _hidden(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
-    """The IPv4 addresses inside an IPv6 address, which a gateway would contact."""
+    """Return the IPv4 addresses inside an IPv6 address; a gateway would contact them."""
     if not isinstance(address, ipaddress.IPv6Address) or address.is_loopback or address.is_unspecified:
         return []
     value = int(address)
@@ -133,7 +133,7 @@ def _ascii(host: str, url: str) -> str:
     try:
         return host.encode("idna").decode()
     except UnicodeError:
-        raise DatasetError(f"{printable(url, 200)} names a host that cannot exist.") from None
+        raise DatasetError(f"{printable(url, 200)} has an invalid host name. Check the URL.") from None
 
 
 def _short(host: str) -> str:

@@ -1,6 +1,6 @@
-"""HTTP to the Supabase Storage API, and its answers in our errors.
+"""HTTP calls to the Supabase Storage API; error responses become our errors.
 
-Plain httpx rather than the supabase package: that one reads a whole object into memory, cannot resume with Range or
+This uses httpx instead of the supabase package. The package reads a whole object into memory, cannot resume with Range or
 TUS, and its default HTTP/2 client loses calls when threads share it.
 """
 
@@ -21,9 +21,9 @@ from trainer.remote.retry_after import retry_after_seconds
 from trainer.remote.stoppable import exchange, make_stoppable, within
 
 Content: TypeAlias = bytes | Iterator[bytes]
-SLOWEST = 10_000  # bytes per second: what moves more slowly is given up and begun again
+SLOWEST = 10_000  # bytes per second: a slower transfer is aborted and tried again
 TRANSIENT = {408, 409, 416, 423, 425, 429}  # besides 5xx
-_STATUS = re.compile("[45][0-9]{2}")  # of a refusal, in its body
+_STATUS = re.compile("[45][0-9]{2}")  # of an error response, in its body
 _TOKEN = re.compile(r"(token=|Bearer )[^\s&\"']+")
 
 
@@ -31,8 +31,8 @@ _TOKEN = re.compile(r"(token=|Bearer )[^\s&\"']+")
 class HttpTimes:
     """Time limits in seconds.
 
-    `read` and `write` bound one silence, `total` a whole call; one that moves an object has a second more for every 10 KB
-    of it. `stored` is the silence after an upload's bytes: the server puts a large object together before it answers.
+    `read` and `write` limit one wait, `total` a whole call. A call that moves an object gets one more second per 10 KB.
+    `stored` limits the wait after the last byte of an upload: the server assembles a large object before it answers.
     """
 
     connect: float = 10.0
@@ -44,7 +44,7 @@ class HttpTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a request is about, for its error: a bucket, or an object of `bytes` that is written into it."""
+    """The bucket or object of a request, for error messages; `bytes` is the size of an object being written."""
 
     bucket: str
     key: str = ""
@@ -62,21 +62,23 @@ class Answer:
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
-            raise Unavailable("storage answered with something that is not JSON: is a login page in between?") from None
+            raise Unavailable(
+                "storage answered with something that is not JSON: is a login page or a proxy in between?"
+            ) from None
 
 
 class TooLarge(Misconfigured):
-    """The object is over the limit of its bucket or project."""
+    """The object exceeds the size limit of its bucket or project."""
 
 
 class NoSuchRoute(Misconfigured):
-    """There is an HTTP server, and it does not know the route."""
+    """The HTTP server does not know the route."""
 
 
 class StorageApi:
-    """One pool of HTTP/1.1 connections for every thread. Raises the errors of core/errors.py only.
+    """One pool of HTTP/1.1 connections for all threads. Raises only the errors of core/errors.py.
 
-    `apikey` is the project key for the gateway where `key` is the token of a restricted role.
+    `apikey` is the project key for the gateway when `key` is the token of a restricted role.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class StorageApi:
         content: Content | None = None,
         read: float | None = None,
     ) -> Iterator[httpx.Response]:
-        """The answer's head, with the body still to be read; errors of the network are translated."""
+        """Yield the response before its body is read; network errors are translated."""
         times, all_headers = self._times, self._client.headers
         if headers:
             all_headers = httpx.Headers(all_headers)
@@ -143,7 +145,7 @@ class StorageApi:
         content: Content | None = None,
         accept: Collection[int] = (),
     ) -> Answer:
-        """One request and its whole answer; a refusal is raised unless its HTTP status is one of `accept`."""
+        """Send one request and return the whole response. Raises for an error status that is not in `accept`."""
         if body is not None:
             headers, content = {**(headers or {}), "Content-Type": "application/json"}, json.dumps(body).encode()
         moves = content is not None and body is None
@@ -162,7 +164,7 @@ class StorageApi:
         return Answer(status=response.status_code, headers=response.headers, body=b"".join(response.iter_raw()))
 
     def refused(self, answer: Answer, target: Target) -> TrainerError:
-        """What a refusal means. Most come as HTTP 400, with the real status in the body."""
+        """Return the error for an error response. Most have HTTP status 400 and the real status in the body."""
         status, code, message = _reading(answer)
         said = f"storage at {self.host} answered {status}: {self._clean(message) or 'no reason given'}"
         if status >= 500 or status < 400 or status in TRANSIENT:
@@ -177,7 +179,7 @@ class StorageApi:
         if status == 415:
             return Misconfigured(f"{where} refuses the type of {target.key!r}: extend its allowed MIME types ({said})")
         if code == "InvalidKey" or message.startswith("Invalid key"):
-            return BadRequest(f"storage takes no object called {target.key!r}: rename it, or store it escaped")
+            return BadRequest(f"storage accepts no object called {target.key!r}: rename it")
         return Misconfigured(f"{said} (about {target.key!r} in {where})")
 
     @contextmanager
@@ -185,10 +187,10 @@ class StorageApi:
         try:
             yield
         except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-            raise Misconfigured(f"{self.host!r} cannot be asked over HTTP: check the Supabase URL") from None
+            raise Misconfigured(f"{self.host!r} is not a valid host: check the Supabase URL") from None
         except httpx.HTTPError as error:
             reason = self._clean(str(error)) or "no answer"
-            # not chained: an error about a header quotes the header, and the key is in one
+            # not chained: an error about a header quotes it, and one header contains the key
             raise Unavailable(f"storage at {self.host} failed: {type(error).__name__}, {reason}") from None
 
     def _clean(self, text: str) -> str:
@@ -198,7 +200,7 @@ class StorageApi:
 
 
 def object_path(route: str, bucket: str, key: str) -> str:
-    """`/object/…` for a key with any character. `.` and `..` segments must not be there: clients resolve them."""
+    """Return `/object/…` for a key with any character except `.` and `..` segments, which clients would resolve."""
     return f"/{route}/{quote(bucket, safe='')}/{quote(key)}"
 
 
@@ -213,7 +215,7 @@ def _checked_url(base_url: str) -> str:
 
 
 def _reading(answer: Answer) -> tuple[int, str, str]:
-    """Status, code and message, from JSON in each of its shapes, from the resumable routes' text, or from a page."""
+    """Return status, code and message of an error response: JSON in any form, plain text, or a web page."""
     try:
         body = json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -242,6 +244,6 @@ def _not_found(code: str, message: str, target: Target, said: str) -> TrainerErr
 
 
 def _length(headers: Mapping[str, str]) -> int:
-    """The bytes of a body, as its headers say; 0 when they do not."""
+    """Return the Content-Length, or 0."""
     length = headers.get("Content-Length", "")
     return int(length) if length.isdecimal() and len(length) < 20 else 0

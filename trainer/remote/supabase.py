@@ -1,7 +1,7 @@
-"""A Supabase project's tables and functions, through supabase-py: bounded in time, and in our own errors.
+"""Tables and functions of a Supabase project through supabase-py, with time limits and our own errors.
 
-The only home of the `supabase` package, which is imported when a project is opened: it costs half a second.
-The client gets an HTTP/1.1 connection pool of its own, because the library's default loses calls across threads.
+Only this module uses the `supabase` package. It is imported when a project is opened, because the import takes half a
+second. The client gets its own HTTP/1.1 connection pool: the default one loses calls when threads share it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MIGRATE = "apply the migrations in supabase/migrations/ to this project"
 
-# codes of PostgREST and SQLSTATEs; the classes in front are the first two characters of a SQLSTATE
+# codes of PostgREST and SQLSTATEs; a class is the first two characters of a SQLSTATE
 _SCHEMA_CODES = frozenset({"PGRST202", "PGRST204", "PGRST205", "42883", "42P01", "42703"})
 _KEY_CODES = frozenset({"PGRST300", "PGRST301", "PGRST302", "PGRST303", "42501", "22023"})
 _TRANSIENT_CODES = frozenset({"", "PGRST000", "PGRST001", "PGRST002", "PGRST003", "PGRSTX00"})
@@ -36,34 +36,34 @@ _TRANSIENT_STATUSES = frozenset({408, 425, 429})
 
 @dataclass(frozen=True, kw_only=True)
 class CallLimits:
-    """Bounds of one call, in seconds: to connect, between two bytes, and for all of it."""
+    """Time limits of one call in seconds: to connect, between two bytes, and in total."""
 
     connect: float = 5.0
     read: float = 15.0
     total: float = 30.0
 
 
-LARGEST_ANSWER = 4 * 2**20  # bytes; a configuration has at most 1 MB, and twice that when it is quoted
+LARGEST_ANSWER = 4 * 2**20  # bytes; a configuration has at most 1 MB, twice that when quoted
 
 
 class Unreadable(Unavailable):
-    """The server did what it was asked to, and its answer cannot be read: too large, or not the API's JSON."""
+    """The server processed the call, but its response cannot be read: too large, or not the API's JSON."""
 
 
 class TooLarge(Unreadable):
-    """The answer has more bytes than it may."""
+    """The response exceeds the size limit."""
 
 
 class Query(Protocol):
-    """What supabase-py's query builders have in common."""
+    """A query builder of supabase-py."""
 
     def execute(self) -> Any: ...
 
 
 class Project:
-    """One Supabase project, seen with one key. May be used from many threads. Close it, or use it in a `with`.
+    """One Supabase project, accessed with one key; safe to share between threads. Close it, or use it in a `with`.
 
-    `apikey` is what the gateway wants to see where `key` is the token of a restricted role: the anon key.
+    `apikey` is the anon key for the gateway when `key` is the token of a restricted role.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Project:
         self._key = checked_key(key)
         self._apikey = checked_key(apikey or key)
         self._limits = limits
-        self._call = threading.local()  # .deadline and .response of the call that this thread makes
+        self._call = threading.local()  # .deadline and .response of the current call of each thread
         self._http = make_stoppable(httpx.Client(
             http2=False,
-            headers={"Accept-Encoding": "identity"},  # so that the size of an answer is known before it is unpacked
+            headers={"Accept-Encoding": "identity"},  # so that the size limit applies to the unpacked response
             follow_redirects=True,
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60.0),
             event_hooks={"request": [self._bound_request], "response": [self._bound_response]},
@@ -103,27 +103,27 @@ class Project:
         self._http.close()
 
     def call(self, function: str, arguments: JsonObject | None = None, *, select: str | None = None) -> Json:
-        """The answer of a database function. Raises `Unavailable` or `Misconfigured`."""
+        """Return the answer of a database function. Raises `Unavailable` or `Misconfigured`."""
         return self.execute(self.function(function, arguments or {}, select=select))
 
     def function(self, name: str, arguments: JsonObject, *, select: str | None = None) -> Any:
-        """A call of a database function, to be given to `execute` or `rows`. `select` names the columns of its rows."""
+        """Return a call of a database function for `execute` or `rows`. `select` names the columns of its rows."""
         query = self._client.rpc(name, arguments)
         return query if select is None else query.select(select)
 
     def table(self, name: str) -> Any:
-        """A query on a table, to be given to `execute` or `rows`."""
+        """Return a query on a table for `execute` or `rows`."""
         return self._client.table(name)
 
     def rows(self, query: Query, largest: int = LARGEST_ANSWER) -> list[JsonObject]:
-        """The rows that a query returns."""
+        """Return the rows of a query."""
         data = self.execute(query, largest)
         if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
             raise self.not_json()
         return data
 
     def execute(self, query: Query, largest: int = LARGEST_ANSWER) -> Json:
-        """Send a query once; every failure comes as one of our errors. An answer has at most `largest` bytes."""
+        """Send a query once and return its answer of at most `largest` bytes. Every failure becomes one of our errors."""
         from postgrest.exceptions import APIError
 
         self._call.deadline, self._call.largest = time.monotonic() + self._limits.total, largest
@@ -136,9 +136,9 @@ class Project:
         except (APIError, *HTTP_ERRORS, ValueError, RecursionError) as error:
             if self._is_success() and not isinstance(error, httpx.HTTPError):
                 raise self.not_json() from None
-            raise self._translated(error) from None  # the cause may quote a header, and with it the key
+            raise self._translated(error) from None  # the cause may quote the header with the key
         if self._is_success() and not self._call.response.content and self._call.response.status_code != 204:
-            raise self.not_json()  # the library takes an empty answer for an empty list
+            raise self.not_json()  # the library would return an empty list
         return data
 
     def _is_success(self) -> bool:
@@ -146,7 +146,7 @@ class Project:
         return response is not None and response.is_success
 
     def not_json(self) -> Unreadable:
-        """For an answer that no Supabase project gives."""
+        """Return the error for a response that is not from a Supabase project."""
         return Unreadable(
             f"{self.host} answered with something that is not the API's JSON: check SUPABASE_URL, "
             "and for a proxy or a login page in between.",
@@ -162,10 +162,10 @@ class Project:
             auto_refresh_token=False,
             persist_session=False,
             headers={"Authorization": f"Bearer {self._key}"},
-            postgrest_client_retry=False,  # the library would sleep 7 s in the middle of a beat
+            postgrest_client_retry=False,  # the library would sleep 7 s during a heartbeat
         )
         client = create_client(self.url, self._apikey, options)
-        _ = client.postgrest  # built now: the property is not safe across threads
+        _ = client.postgrest  # created now: the property is not thread-safe
         return client
 
     def _bound_request(self, request: httpx.Request) -> None:
@@ -190,8 +190,8 @@ class Project:
             status=response.status_code if response else None,
             retry_after=retry_after_seconds(response.headers.get("Retry-After")) if response else None,
         )
-        if self._key in str(found):  # a proxy may echo what it was sent
-            return type(found)(f"{self.host} refused a call and quoted the key in its answer.")
+        if self._key in str(found):  # a proxy may echo the request
+            return type(found)(f"{self.host} rejected a call and quoted the key in its answer.")
         return found
 
 
@@ -200,7 +200,7 @@ class _Overflow(ValueError):
 
 
 class _Bounded(httpx.SyncByteStream):
-    """A response body that has to be there by a deadline, however steadily it drips, and has at most `largest` bytes."""
+    """A response body that must be complete by a deadline and has at most `largest` bytes."""
 
     def __init__(self, stream: httpx.SyncByteStream, deadline: float, largest: int) -> None:
         self._stream = stream
@@ -234,13 +234,13 @@ def translated(
     status: int | None = None,
     retry_after: float | None = None,
 ) -> TrainerError:
-    """Our error for one of supabase-py's or httpx's. Total: what it does not know is `Unavailable`, or a refusal."""
+    """Return our error for an error of supabase-py or httpx; `Unavailable` for an unknown one."""
     from postgrest.exceptions import APIError
 
     if isinstance(error, APIError):
         return _refusal(error.code, error.message or "", host, role, status, retry_after)
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL | httpx.TooManyRedirects):
-        return Misconfigured(f"{host} cannot be asked ({_words(error)}): check SUPABASE_URL.")
+        return Misconfigured(f"{host} cannot be contacted ({_words(error)}): check SUPABASE_URL.")
     return Unavailable(f"Supabase at {host} does not answer: {_reason(error)}.", retry_after=retry_after)
 
 
@@ -252,25 +252,25 @@ def _refusal(
     status: int | None,
     retry_after: float | None,
 ) -> TrainerError:
-    """What an error answer means; for an answer that is no JSON the library puts the HTTP status into `code`."""
+    """Return the error for an error response. If it is not JSON, the library puts the HTTP status into `code`."""
     if code is not None and code.isdecimal() and len(code) == 3:
         status, code = status or int(code), None
     status = status or 0
     sqlstate_class = code[:2] if code is not None and len(code) == 5 else None
     said = " ".join(part for part in (str(status or ""), code or "", message.strip()[:300]) if part) or "an empty error"
-    # an empty code is what PostgREST says on a connection that its database just dropped, with a 400
+    # PostgREST answers 400 with an empty code when the database has just closed the connection
     if code in _TRANSIENT_CODES or sqlstate_class in _TRANSIENT_CLASSES:
-        return Unavailable(f"Supabase at {host} cannot serve us now ({said}).", retry_after=retry_after)
+        return Unavailable(f"Supabase at {host} is not available now ({said}).", retry_after=retry_after)
     if code in _SCHEMA_CODES:
         return Misconfigured(f"The database at {host} lacks what the trainer needs ({said}): {MIGRATE}.")
     if code in _KEY_CODES or status in (401, 403):
         kind = f"; its role is {role}" if role else ""
-        return Misconfigured(f"Supabase at {host} refuses the key ({said}{kind}): {USE_KEY}.")
+        return Misconfigured(f"Supabase at {host} rejects the key ({said}{kind}): {USE_KEY}.")
     if status in _TRANSIENT_STATUSES or status >= 500:
-        return Unavailable(f"Supabase at {host} cannot serve us now ({said}).", retry_after=retry_after)
+        return Unavailable(f"Supabase at {host} is not available now ({said}).", retry_after=retry_after)
     if code is None:
         return Misconfigured(f"{host} does not answer like a Supabase project ({said}): check SUPABASE_URL.")
-    return Misconfigured(f"Supabase at {host} refuses the call ({said}): {MIGRATE}, and check the trainer's version.")
+    return Misconfigured(f"Supabase at {host} rejects the call ({said}): {MIGRATE}, and check the trainer's version.")
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""A Supabase project's URL and keys, as an operator typed them."""
+"""The URL and the keys of a Supabase project as an operator entered them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ USE_KEY = (
 
 
 def checked_url(url: str) -> str:
-    """The project's base URL without a trailing slash. Raises `Misconfigured`."""
+    """Return the project's base URL without a trailing slash. Raises `Misconfigured`."""
     text = url.strip().rstrip("/").removesuffix("/rest/v1")
     try:
         parts = urlsplit(text)
@@ -28,15 +28,15 @@ def checked_url(url: str) -> str:
 
 
 def checked_key(key: str) -> str:
-    """The key, if it can be sent in a header. Raises `Misconfigured`, without quoting it."""
+    """Return the key if it can be sent in a header. Raises `Misconfigured` without quoting the key."""
     text = key.strip()
     if not text or not all("!" <= character <= "~" for character in text):
-        raise Misconfigured(f"The Supabase key is empty or has characters that no key has: {USE_KEY}.")
+        raise Misconfigured(f"The Supabase key is empty or contains invalid characters: {USE_KEY}.")
     return text
 
 
 def role_of(key: str) -> str | None:
-    """The database role that a key stands for, read without verifying it; None when it cannot be told."""
+    """Return the database role in a key, without verifying the key; None for an unknown role."""
     if key.startswith("sb_secret_"):
         return "service_role"
     if key.startswith("sb_publishable_"):

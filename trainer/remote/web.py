@@ -1,8 +1,8 @@
-"""Downloads from URLs that strangers chose: only over http(s), only from public hosts or those that were allowed.
+"""Downloads from URLs that come from a request: only http(s), only from public or explicitly allowed hosts.
 
-A name is resolved once, every address is checked, and the connection goes to a checked address, so an answer that
-changes between check and use (DNS rebinding) reaches nothing. Redirects start over. Proxies of the environment are
-not used: a proxy would resolve names for us.
+A host name is resolved once, every address is checked, and the connection goes to a checked address. So a DNS answer that
+changes between check and connection (DNS rebinding) has no effect. Each redirect is checked again. Proxies of the
+environment are not used, because a proxy would resolve the names itself.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ REDIRECTS = 5
 MOST_ADDRESSES = 4  # of a host, tried one after the other
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
-HEAD_SECONDS = 60.0  # to connect, to ask and to hear the head of the answer, however steadily it drips
+HEAD_SECONDS = 60.0  # until the end of the response headers
 _REDIRECT_CODES = {301, 302, 303, 307, 308}
-_MEND = {
-    401: "it needs a login; use a signed URL, or upload the dataset to the storage bucket",
-    403: "access is refused; use a signed URL that is still valid, or upload the dataset to the storage bucket",
-    404: "nothing is there; check the URL",
-    410: "it was removed; check the URL",
+_ADVICE = {
+    401: "the URL needs a login; use a signed URL, or upload the dataset to the storage bucket",
+    403: "access is denied; use a signed URL that is still valid, or upload the dataset to the storage bucket",
+    404: "the file does not exist; check the URL",
+    410: "the file was removed; check the URL",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Downloaded:
-    """A complete body on disk. `url` is where the redirects ended, `etag` a strong ETag or empty."""
+    """A complete file on disk. `url` is the final URL after redirects, `etag` a strong ETag or empty."""
 
     url: str
     bytes: int
@@ -55,10 +55,9 @@ class Downloaded:
 class GuardedClient:
     """One connection pool for all threads.
 
-    `allowed_hosts` are `host` (all ports, public addresses) or `host:port` (may also be private or loopback); empty
-    allows every public host. `own_hosts` are hosts of ours that are always allowed, such as Supabase's; without a
-    port, the ports 80 and 443 are meant.
-    Link-local addresses, where clouds keep their metadata, are never contacted.
+    `allowed_hosts` contains `host` (all ports, public addresses only) or `host:port` (also private and loopback addresses);
+    if it is empty, every public host is allowed. `own_hosts`, such as the Supabase host, are always allowed; without a port
+    they mean the ports 80 and 443. Link-local addresses, where clouds serve metadata, are never contacted.
     """
 
     def __init__(
@@ -100,12 +99,12 @@ class GuardedClient:
         on_length: Callable[[int], None] | None = None,
         is_known: Callable[[str, str, int], bool] | None = None,
     ) -> Downloaded:
-        """Stream the body to `path`, a new file. A failed try is begun anew; `on_bytes` then gets the loss as minus.
+        """Stream the body to `path`, a new file. After a failed try, `on_bytes` gets the lost bytes as a negative number.
 
-        `on_length` hears the stated length before anything is written.
-        `is_known(final_url, strong_etag, length)` may say that the content is there already: nothing is then written
-        and `sha256` is empty. Raises `ObjectMissing` when nothing is there, `DatasetError` when the URL may not or cannot
-        be had, `Unavailable` when the host does not answer now, `Stopped`.
+        `on_length` gets the stated length before anything is written. If `is_known(final_url, strong_etag, length)` returns
+        True, the content is not downloaded and `sha256` is empty.
+        Raises `ObjectMissing` for a missing file, `DatasetError` for a URL that may not or cannot be downloaded,
+        `Unavailable` when the host does not answer now, `Stopped`.
         """
         limit = min(max_bytes or self._max_bytes, self._max_bytes)
         seconds = min(max_seconds or self._max_seconds, self._max_seconds)
@@ -144,7 +143,7 @@ class GuardedClient:
                     continue
                 _require_ok(url, answer)
                 return call.receive(url, answer, path)
-        raise DatasetError(f"{printable(url, 200)} redirects more than {REDIRECTS} times; give the final URL.")
+        raise DatasetError(f"{printable(url, 200)} redirects more than {REDIRECTS} times. Use the final URL.")
 
     @contextmanager
     def _answer(self, url: str) -> Iterator[httpcore.Response]:
@@ -172,7 +171,7 @@ class GuardedClient:
             raise Unavailable(f"{printable(url, 200)} does not answer properly: {reason}") from None
         except (httpcore.UnsupportedProtocol, UnicodeError, ValueError) as error:
             raise DatasetError(
-                f"{printable(url, 200)} is not a URL that can be fetched ({type(error).__name__})."
+                f"{printable(url, 200)} is not a URL that can be downloaded ({type(error).__name__})."
             ) from None
 
 
@@ -188,7 +187,7 @@ class _Call:
     def receive(self, url: str, answer: httpcore.Response, path: Path) -> Downloaded:
         if _header(answer, "content-encoding").lower() not in {"", "identity"}:
             raise DatasetError(
-                f"{printable(url, 200)} is sent compressed although that was not asked for; serve it plainly."
+                f"{printable(url, 200)} is sent compressed although the request forbids it. Serve it uncompressed."
             )
         length = _length(url, answer)
         if length is not None and length > self.max_bytes:
@@ -215,7 +214,7 @@ class _Call:
                     self._too_big(url)
                 if time.monotonic() > self.deadline:
                     raise DatasetError(
-                        f"{printable(url, 200)} is too slow: it did not end in the time allowed; use a nearer copy."
+                        f"{printable(url, 200)} is too slow: the download exceeded its time limit. Use a faster host."
                     )
                 digest.update(chunk)
                 out.write(chunk)
@@ -223,7 +222,7 @@ class _Call:
         return size, digest.hexdigest()
 
     def _too_big(self, url: str) -> None:
-        raise DatasetError(f"{printable(url, 200)} is larger than {self.max_bytes:,} bytes, the limit for it here.")
+        raise DatasetError(f"{printable(url, 200)} is larger than {self.max_bytes:,} bytes, the limit of this service.")
 
 
 def _require_ok(url: str, answer: httpcore.Response) -> None:
@@ -233,9 +232,9 @@ def _require_ok(url: str, answer: httpcore.Response) -> None:
     if status == 429 or status >= 500:
         wait = retry_after_seconds(_header(answer, "retry-after"))
         raise Unavailable(f"{printable(url, 200)} answers {status}", retry_after=wait)
-    mend = _MEND.get(status, "it is not there to be fetched; check the URL")
+    advice = _ADVICE.get(status, "the file cannot be downloaded; check the URL")
     kind = ObjectMissing if status in {404, 410} else DatasetError
-    raise kind(f"{printable(url, 200)} answers {status}: {mend}.")
+    raise kind(f"{printable(url, 200)} answers {status}: {advice}.")
 
 
 def _length(url: str, answer: httpcore.Response) -> int | None:
@@ -243,12 +242,12 @@ def _length(url: str, answer: httpcore.Response) -> int | None:
     if not text:
         return None
     if not text.isdecimal() or len(text) > 18:
-        raise DatasetError(f"{printable(url, 200)} states a length that is no number.")
+        raise DatasetError(f"{printable(url, 200)} sends an invalid Content-Length.")
     return int(text)
 
 
 def _no_target(url: str) -> str:
-    raise DatasetError(f"{printable(url, 200)} redirects to nowhere; give the final URL.")
+    raise DatasetError(f"{printable(url, 200)} redirects without a target. Use the final URL.")
 
 
 def _header(answer: httpcore.Response, name: str) -> str:

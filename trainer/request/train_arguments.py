@@ -1,7 +1,7 @@
 """Ultralytics' train arguments: which a row may set, and which it may not, with the reason.
 
 Every argument of the installed `default.yaml` is in exactly one of `TrainArguments`, `PLANNED`, `REFUSED` and `IGNORED`
-(tests/unit/request/test_train_arguments.py), so that an argument of a new version is noticed before it is served.
+(tests/unit/request/test_train_arguments.py), so that an argument of a new version is noticed before a row can set it.
 """
 
 from __future__ import annotations

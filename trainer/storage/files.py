@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and disk errors that name the file."""
+"""Atomic writes, and disk errors that name the file."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends, and leaves no trace when it raises.
+    """Open a temporary file that replaces `path` at the end of the block, and is deleted if the block raises.
 
-    `durable` means that it survives a power cut from then on.
+    With `durable` the new file survives a power cut.
     """
-    # not named after `path`: a name of the longest length that a file system takes has no room for a suffix
+    # not named after `path`: the longest name that a file system accepts has no room for a suffix
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as out:
@@ -54,8 +54,8 @@ def is_temporary(name: str) -> bool:
 
 
 def copy(source: BinaryIO, out: BinaryIO, size: int, stop: StopSignal, on_bytes: OnBytes | None) -> None:
-    """Copy `size` bytes, or fewer where there are fewer; raises `Stopped` between two blocks."""
-    left = size  # not to the end: a file that grows as fast as it is read has none
+    """Copy at most `size` bytes. Raises `Stopped` between two blocks."""
+    left = size  # not until the end: a file may grow as fast as it is read
     while block := source.read(min(BLOCK, left)):
         stop.raise_if_set()
         out.write(block)

@@ -1,4 +1,4 @@
-"""Listings of Supabase Storage, complete or an error: page after page, by either of its two routes."""
+"""Complete listings of Supabase Storage, page by page, through either of its two routes."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from trainer.remote.answers import flag, mapping, sequence, text
 from trainer.remote.storage_api import NoSuchRoute
 
 PAGE = 1000  # objects; the server cuts longer pages without saying so
-Entry: TypeAlias = tuple[str, Mapping[str, Any]]  # key of an object, and what the server says of it
-Page: TypeAlias = tuple[list[Entry], str | None]  # with the cursor of the next page, None for the last one
+Entry: TypeAlias = tuple[str, Mapping[str, Any]]  # key of an object, and its description by the server
+Page: TypeAlias = tuple[list[Entry], str | None]  # with the cursor of the next page, or None
 T = TypeVar("T")
 
 
 class Ask(Protocol):
-    """Send `body` to `route`; what `read` makes of the answer. Asks again when `read` raises Unavailable."""
+    """Send `body` to `route` and return `read(answer)`. Repeats the request when `read` raises Unavailable."""
 
     def __call__(self, route: str, body: Mapping[str, Any], read: Callable[[Any], T], /) -> T: ...
 
 
 def entries(ask: Ask, folder: str) -> Iterator[Entry]:
-    """Every object below `folder`, which is empty or ends with a slash."""
+    """Yield every object inside `folder`, which is empty or ends with a slash."""
     try:
         first = _page(ask, folder, None)
     except (NoSuchRoute, ObjectMissing):
-        # an older server takes the route for an object called `list-v2/…`, and finds no bucket of that name
+        # an older server reads the route as a bucket called `list-v2`, which does not exist
         yield from _folder_by_folder(ask, folder)
     else:
         yield from _recursive(ask, folder, first)
@@ -40,7 +40,7 @@ def _recursive(ask: Ask, folder: str, page: Page) -> Iterator[Entry]:
         if cursor is None:
             return
         if cursor in seen:
-            raise Unavailable("storage does not say how the listing goes on")
+            raise Unavailable("storage returned the same cursor twice in one listing")
         seen.add(cursor)
         page = _page(ask, folder, cursor)
 
@@ -66,7 +66,7 @@ def _folder_by_folder(ask: Ask, top: str) -> Iterator[Entry]:
                 "object/list", {"prefix": folder, "limit": PAGE, "offset": offset, "sortBy": order}, _read_folder
             )
             if page and page == before:
-                raise Unavailable("storage answered with the same page of a listing again")
+                raise Unavailable("storage returned the same page of a listing twice")
             for name, entry in page:
                 if entry.get("id") is None:
                     folders.append(f"{folder}{name}/")

@@ -1,4 +1,4 @@
-"""The beginning of a download, kept beside its target until it is whole."""
+"""A partial download, kept next to its target until it is complete."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from trainer.core.stop import StopSignal
 from trainer.disk import durable
 from trainer.storage.files import BLOCK, disk_errors
 
-LARGE = 8 * 1024 * 1024  # bytes; below it, fetching again is cheaper than remembering
-_SYNC = 256 * 1024 * 1024  # bytes between two times at which the beginning is made safe from a power cut
-_MD5 = re.compile("[0-9a-f]{32}")  # the etag of a multi-part object has a dash, and is no digest of the content
+LARGE = 8 * 1024 * 1024  # bytes; a smaller object is downloaded again instead of resumed
+_SYNC = 256 * 1024 * 1024  # bytes between two syncs to disk
+_MD5 = re.compile("[0-9a-f]{32}")  # the etag of a multi-part object has a dash and is not a checksum of the content
 
 
 class PartialFile:
-    """`<name>.part`, and for a large object `<name>.part.json`, which says of what content it is the beginning."""
+    """`<name>.part`, and for a large object `<name>.part.json`, which identifies its content."""
 
     def __init__(self, path: Path, stop: StopSignal) -> None:
         self._target = path
@@ -41,7 +41,7 @@ class PartialFile:
         self.bytes = self.offset = self._safe = 0
 
     def _recall(self, stop: StopSignal) -> None:
-        if not os.access(self._note, os.F_OK):  # as for nearly every object: an exception would be dearer
+        if not os.access(self._note, os.F_OK):  # the usual case, and cheaper to test than an exception
             return
         self._noted, written = True, self._note.read_bytes()
         try:
@@ -50,9 +50,9 @@ class PartialFile:
             there = self._part.stat().st_size
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return
-        # bytes that were not synced may be zeros after a power cut: kept only if the checksum would tell
+        # bytes that were not synced may be zeros after a power cut: keep them only if a checksum will detect that
         kept = there if _MD5.fullmatch(etag) else min(there, safe)
-        # the last byte is always fetched again: the answer to it shows that the object is still the same
+        # always request the last byte again: the response shows whether the object is still the same
         self.etag, self.bytes, self.offset = etag, size, max(0, min(kept, size - 1))
         os.truncate(self._part, self.offset)
         with self._part.open("rb") as part:
@@ -62,7 +62,7 @@ class PartialFile:
 
     @contextmanager
     def writing(self) -> Iterator[BinaryIO]:
-        """Append to what is there; a disk error leaves nothing behind."""
+        """Open the partial file for appending; a disk error deletes it."""
         try:
             with disk_errors(self._part), self._open() as out:
                 try:
@@ -75,7 +75,7 @@ class PartialFile:
             raise
 
     def begin(self, info: ObjectInfo) -> None:
-        """Forget what is there and begin with the first byte of `info`."""
+        """Discard the content and start with the first byte of `info`."""
         self._forget()
         self._drop_note()
         self.etag, self.bytes = info.etag, info.bytes
@@ -88,17 +88,17 @@ class PartialFile:
             self._sync(out)
 
     def publish(self, info: ObjectInfo) -> None:
-        """Make it the target, if it is what the store says it is."""
+        """Move the file to its target if size and checksum match `info`. Raises Unavailable otherwise."""
         whole = self.offset == info.bytes
         if not whole or (_MD5.fullmatch(info.etag) and self._md5.hexdigest() != info.etag):
             self.discard()
-            raise Unavailable(f"{info.ref.key!r} arrived damaged: its size or its checksum is wrong")
+            raise Unavailable(f"{info.ref.key!r} is damaged after the download: wrong size or checksum")
         with disk_errors(self._target):
             self._part.replace(self._target)
         self._drop_note()
 
     def leave(self) -> None:
-        """Keep a beginning that is worth going on from, remove any other."""
+        """Keep a partial file that is worth resuming, delete any other."""
         if self.etag is None or self.bytes <= LARGE:
             self.discard()
 
@@ -111,9 +111,9 @@ class PartialFile:
     def _open(self) -> BinaryIO:
         mode = "ab" if self.offset else "wb"
         try:
-            # with the size that is the default: asking for none makes it look for a terminal
+            # with an explicit size: without one, Python checks whether the file is a terminal
             return cast(BinaryIO, self._part.open(mode, DEFAULT_BUFFER_SIZE))
-        except FileNotFoundError:  # made only when missing: most of thousands of files share a folder
+        except FileNotFoundError:  # created only when missing: thousands of files share a few folders
             self._part.parent.mkdir(parents=True, exist_ok=True)
             return cast(BinaryIO, self._part.open(mode, DEFAULT_BUFFER_SIZE))
 
@@ -124,7 +124,7 @@ class PartialFile:
         self._noted = False
 
     def _sync(self, out: BinaryIO) -> None:
-        """Make what is there safe, then say so."""
+        """Sync the content to disk, then record how much of it is safe."""
         out.flush()
         durable.sync(self._part)
         self._safe, self._noted = self.offset, True

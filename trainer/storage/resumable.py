@@ -1,4 +1,4 @@
-"""Resumable uploads (TUS): chunks at an offset that the server keeps, under a URL that we keep on disk."""
+"""Resumable uploads (TUS): the server keeps the offset, and this host keeps the upload's URL on disk."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from trainer.disk import durable
 from trainer.remote.answers import number_in
 from trainer.remote.storage_api import Answer, StorageApi, Target
 
-CHUNK = 6 * 1024 * 1024  # bytes; what the hosted service asks for
+CHUNK = 6 * 1024 * 1024  # bytes; required by the hosted service
 _SLICE = 256 * 1024
 _ROUTE = "/upload/resumable"
 _TUS = {"Tus-Resumable": "1.0.0"}
-_KEPT_SECONDS = 48 * 3600  # the server forgets an unfinished upload after a day
+_KEPT_SECONDS = 48 * 3600  # the server discards an unfinished upload after a day
 _GONE = {404, 410}
 
 
 class UploadNotes:
-    """Which upload a file is in the middle of, in a folder that survives a restart."""
+    """Notes of unfinished uploads, in a folder that survives a restart."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def tidy(self) -> None:
-        """Remove the notes of uploads that the server has forgotten. Raises OSError."""
+        """Delete the notes of uploads that the server has discarded. Raises OSError."""
         if not self._folder.is_dir():
             return
         with os.scandir(self._folder) as entries:
@@ -44,14 +44,14 @@ class UploadNotes:
                             Path(entry.path).unlink()
 
     def place(self, server: str, ref: ObjectRef, path: Path) -> Path:
-        """The note of this very content of `path` on its way to `ref`: another file at that path has another."""
+        """Return the note of the upload of this content of `path` to `ref`; another file at the path has another note."""
         status = path.stat()
         identity = [server, ref.bucket, ref.key, str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
         return self._folder / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:40]}.json"
 
 
 class ResumableUpload:
-    """One file on its way. `step` sends what is left; after an `Unavailable` it may be called again."""
+    """The upload of one file. `step` sends the rest; after `Unavailable` it may be called again."""
 
     def __init__(self, api: StorageApi, ref: ObjectRef, path: Path, content_type: str, notes: UploadNotes) -> None:
         self._api, self._ref, self._path, self._type = api, ref, path, content_type
@@ -59,7 +59,7 @@ class ResumableUpload:
         self._note = notes.place(api.base, ref, path)
         self._target = Target(bucket=ref.bucket, key=ref.key, writing=True, bytes=self._bytes)
         self.offset = 0
-        self._begun: str | None = None  # the upload, where its note could not be written
+        self._unnoted: str | None = None  # the upload's id while its note cannot be written
 
     def step(self, stop: StopSignal, on_position: Callable[[int], None]) -> None:
         name = self._recall() or self._create()
@@ -68,13 +68,13 @@ class ResumableUpload:
                 source.seek(self.offset)
                 chunk = source.read(CHUNK)
                 if len(chunk) < min(CHUNK, self._bytes - self.offset):
-                    raise Misconfigured(f"{self._path} became shorter while it was uploaded")
+                    raise Misconfigured(f"{self._path} became shorter during its upload")
                 self.offset = self._send(name, chunk, stop, on_position)
         self._forget()
 
     def _recall(self) -> str | None:
-        """The upload that was begun, if the server still knows it; sets the offset that it has reached."""
-        name = self._begun or self._noted()
+        """Return the id of the unfinished upload if the server still knows it, and set its offset."""
+        name = self._unnoted or self._noted()
         if name is None:
             return None
         answer = self._api.call("HEAD", f"{_ROUTE}/{name}", self._target, headers=_TUS, accept=_GONE | {400, 403})
@@ -95,15 +95,15 @@ class ResumableUpload:
         encoded = ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in metadata.items())
         headers = {"Upload-Length": str(self._bytes), "Upload-Metadata": encoded, "x-upsert": "true", **_TUS}
         answer = self._api.call("POST", _ROUTE, self._target, headers=headers, content=b"")
-        # behind a gateway the Location may name a host that only the server can reach: ours is the one that works
+        # behind a gateway, Location may name a host that only the server can reach; our own URL works
         _, found, name = answer.headers.get("Location", "").partition(f"{_ROUTE}/")
         if not found:
-            raise Unavailable(f"storage at {self._api.host} began an upload without saying where")
+            raise Unavailable(f"storage at {self._api.host} started an upload without returning its location")
         try:
             self._note.parent.mkdir(parents=True, exist_ok=True)
             durable.write_text(self._note, json.dumps({"upload": name, "file": str(self._path)}))
-        except OSError:  # a full disk: only after a restart the upload begins again
-            self._begun = name
+        except OSError:  # a full disk: the upload then starts again after a restart
+            self._unnoted = name
         self.offset = 0
         return name
 
@@ -114,8 +114,8 @@ class ResumableUpload:
             return None
 
     def _forget(self) -> None:
-        self._begun = None
-        with contextlib.suppress(OSError):  # the server says again that it does not know it
+        self._unnoted = None
+        with contextlib.suppress(OSError):  # at the next try the server says that it does not know the upload
             self._note.unlink(missing_ok=True)
 
     def _send(self, name: str, chunk: bytes, stop: StopSignal, on_position: Callable[[int], None]) -> int:
@@ -131,12 +131,14 @@ class ResumableUpload:
         answer = self._api.call("PATCH", path, self._target, headers=headers, content=body, accept=_GONE)
         if answer.status in _GONE:
             self._forget()
-            raise Unavailable(f"storage at {self._api.host} forgot the upload of {self._ref.key!r}: it begins again")
+            raise Unavailable(
+                f"storage at {self._api.host} discarded the upload of {self._ref.key!r}; the upload starts again"
+            )
         return _offset(answer, self.offset + len(chunk))
 
 
 def slices(data: bytes, stop: StopSignal, on_sent: Callable[[int], None]) -> Iterator[bytes]:
-    """`data` in pieces; raises `Stopped` between two of them."""
+    """Yield `data` in pieces. Raises `Stopped` between two of them."""
     for start in range(0, len(data), _SLICE):
         stop.raise_if_set()
         piece = data[start : start + _SLICE]
@@ -145,8 +147,8 @@ def slices(data: bytes, stop: StopSignal, on_sent: Callable[[int], None]) -> Ite
 
 
 def _offset(answer: Answer, largest: int) -> int:
-    """How much of the upload the server has: at most what it can have."""
+    """Return how many bytes the server has. Raises Unavailable for more than it can have."""
     offset = number_in(answer.headers.get("Upload-Offset", ""), "Upload-Offset")
     if offset > largest:
-        raise Unavailable(f"storage says that it has {offset} bytes of an upload, of which it can have {largest}")
+        raise Unavailable(f"storage reports {offset} bytes of an upload of which at most {largest} were sent")
     return offset

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,14 +9,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
-from trainer.core.job import JsonObject
+from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, Unavailable
 from trainer.core.ports import ObjectInfo, OnBytes, StoredObject
 from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal
-from trainer.remote.answers import amount, flag, mapping, number_in, text
+from trainer.remote.answers import amount, mapping, number_in, text
 from trainer.remote.stoppable import stoppable
-from trainer.remote.storage_api import NoSuchRoute, StorageApi, Target, TooLarge, object_path
+from trainer.remote.storage_api import StorageApi, Target, TooLarge, object_path
+from trainer.storage.buckets import Buckets
 from trainer.storage.files import disk_errors
 from trainer.storage.keys import escaped_key
 from trainer.storage.listing import entries
@@ -26,7 +25,6 @@ from trainer.storage.resumable import CHUNK, ResumableUpload, UploadNotes, slice
 
 T = TypeVar("T")
 _PLACEHOLDER = ".emptyFolderPlaceholder"
-_BUCKET_SECONDS = 300.0  # how long a bucket's settings are believed
 _TYPES = {
     ".csv": "text/csv", ".html": "text/html", ".jpeg": "image/jpeg", ".jpg": "image/jpeg", ".json": "application/json",
     ".log": "text/plain", ".md": "text/markdown", ".png": "image/png", ".svg": "image/svg+xml", ".txt": "text/plain",
@@ -37,8 +35,8 @@ _TYPES = {
 class SupabaseObjectStore:
     """`ObjectStore` over the Storage API; safe to share between threads.
 
-    `notes` is a folder that survives a restart: uploads that were cut go on from there. `stop` ends the waits of the
-    calls that take no stop of their own. Signed URLs are good for `url_seconds`.
+    `notes` is a folder that survives a restart; interrupted uploads resume from the notes in it. `stop` ends the waits of
+    calls without a stop of their own. Signed URLs are valid for `url_seconds`.
     """
 
     name = "supabase"
@@ -57,7 +55,7 @@ class SupabaseObjectStore:
         self._stop = stop
         self._policy = policy or RetryPolicy()
         self._url_seconds = url_seconds
-        self._buckets: dict[str, tuple[float, JsonObject]] = {}
+        self._buckets = Buckets(api, self._persist)
 
     def __repr__(self) -> str:
         return f"SupabaseObjectStore({self._api.host!r})"
@@ -66,7 +64,7 @@ class SupabaseObjectStore:
         self._api.close()
 
     def tidy(self) -> None:
-        """Remove what uploads that were given up left on this host. Raises OSError."""
+        """Delete the notes of abandoned uploads on this host. Raises OSError."""
         self._notes.tidy()
 
     def key(self, name: str) -> str:
@@ -80,7 +78,7 @@ class SupabaseObjectStore:
             if PurePosixPath(key).name != _PLACEHOLDER:
                 yield self._listed(replace(folder, key=key), entry)
         if not found:
-            self._settings(folder.bucket, stop)  # a missing bucket lists like an empty one
+            self._buckets.settings(folder.bucket, stop)  # a missing bucket lists like an empty one
 
     def stat(self, ref: ObjectRef) -> ObjectInfo:
         own = ref.in_store(self.name)
@@ -133,7 +131,7 @@ class SupabaseObjectStore:
                     large = ResumableUpload(self._api, ref, path, content_type, self._notes)
                     self._persist(lambda: large.step(stop, position.reached), stop, lambda: large.offset)
         except TooLarge as error:
-            raise Misconfigured(f"{error}: {self._limit(ref.bucket, stop)}") from error
+            raise Misconfigured(f"{error}: {self._buckets.limit_advice(ref.bucket, stop)}") from error
         return StoredObject(ref=ref, bytes=size, url=self._url(ref, stop, is_stored=True))
 
     def delete(self, ref: ObjectRef) -> None:
@@ -148,7 +146,7 @@ class SupabaseObjectStore:
         return self._url(ref, self._stop)
 
     def _url(self, ref: ObjectRef, stop: StopSignal, *, is_stored: bool = False) -> str:
-        if self._is_public(ref.bucket, stop):
+        if self._buckets.is_public(ref.bucket, stop):
             return self._api.base + object_path("object/public", ref.bucket, ref.key)
         path, target = object_path("object/sign", ref.bucket, ref.key), Target(bucket=ref.bucket, key=ref.key)
         body = {"expiresIn": self._url_seconds}
@@ -159,8 +157,8 @@ class SupabaseObjectStore:
             except ObjectMissing as error:
                 if not is_stored:
                     raise
-                raise Unavailable(f"{error}, although it was just stored") from error
-            # only the token is taken from the answer: its path is not encoded, and a key may hold a `?`
+                raise Unavailable(f"{error}, although it has just been stored") from error
+            # take only the token from the response: its path is not encoded, and a key may contain `?`
             _, found, token = text(answer.json(), "signedURL").rpartition("?token=")
             if not found:
                 raise Unavailable("storage signed a URL without a token: is a login page or a proxy in between?")
@@ -187,42 +185,12 @@ class SupabaseObjectStore:
             return self.stat(ref)
         return ObjectInfo(ref=ref, bytes=amount(metadata, "size"), etag=_plain_etag(text(metadata, "eTag")))
 
-    # ── buckets ──
-
-    def _settings(self, bucket: str, stop: StopSignal) -> JsonObject:
-        asked, settings = self._buckets.get(bucket, (float("-inf"), {}))
-        if time.monotonic() - asked > _BUCKET_SECONDS:
-            settings = self._persist(lambda: self._ask_settings(bucket), stop)
-            self._buckets[bucket] = (time.monotonic(), settings)
-        return settings
-
-    def _ask_settings(self, bucket: str) -> JsonObject:
-        path, target = object_path("bucket", bucket, "").rstrip("/"), Target(bucket=bucket)
-        settings = mapping(self._api.call("GET", path, target).json(), "bucket")
-        flag(settings, "public")
-        return settings
-
-    def _is_public(self, bucket: str, stop: StopSignal) -> bool:
-        try:
-            return flag(self._settings(bucket, stop), "public")
-        except NoSuchRoute:
-            raise  # not an answer of the Storage API, so it says nothing about the bucket
-        except (ObjectMissing, Misconfigured):
-            return False  # a restricted role may not look at buckets; a signed URL opens objects of either kind
-
-    def _limit(self, bucket: str, stop: StopSignal) -> str:
-        try:
-            limit = amount(self._settings(bucket, stop), "file_size_limit")
-        except TrainerError:  # no limit of its own, or a role that may not look at buckets
-            return "raise the upload size limit of the project in the Storage settings"
-        return f"the bucket's limit is {limit / 1e6:.1f} MB, raise its file size limit in the Storage settings"
-
     # ── objects ──
 
     def _stat(self, ref: ObjectRef) -> ObjectInfo:
         path, target = _object(ref), Target(bucket=ref.bucket, key=ref.key)
         answer = self._api.call("HEAD", path, target, accept={400, 404})
-        # an answer to HEAD has no body that could say why, and some proxies take the length out of it
+        # a HEAD response has no body with the reason, and some proxies remove its length
         if answer.status >= 400 or "Content-Length" not in answer.headers:
             info = self._api.call("GET", object_path("object/info", ref.bucket, ref.key), target).json()
             return ObjectInfo(ref=ref, bytes=amount(info, "size"), etag=_plain_etag(text(info, "etag")))
@@ -247,13 +215,13 @@ class SupabaseObjectStore:
             info = _described(ref, response.headers)
             if expected and (expected.etag, expected.bytes) != (info.etag, info.bytes):
                 part.discard()
-                raise Unavailable(f"object {ref.key!r} of bucket {ref.bucket!r} changed since it was looked at")
-            # the server ignores If-Range, so an answer of other content than ours has to be noticed here
-            goes_on = response.status_code == 206 and _start(response.headers) == part.offset
-            if response.status_code == 206 and not (goes_on and (part.etag, part.bytes) == (info.etag, info.bytes)):
+                raise Unavailable(f"object {ref.key!r} of bucket {ref.bucket!r} changed since it was listed")
+            # the server ignores If-Range, so compare the content here
+            resumes = response.status_code == 206 and _start(response.headers) == part.offset
+            if response.status_code == 206 and not (resumes and (part.etag, part.bytes) == (info.etag, info.bytes)):
                 part.discard()
-                raise Unavailable(f"object {ref.key!r} of bucket {ref.bucket!r} changed while it was read")
-            if not goes_on:
+                raise Unavailable(f"object {ref.key!r} of bucket {ref.bucket!r} changed during the download")
+            if not resumes:
                 part.begin(info)
             with part.writing() as out:
                 for block in response.iter_raw():
@@ -268,11 +236,11 @@ class SupabaseObjectStore:
         headers = {"Content-Type": content_type, "Content-Length": str(len(data)), "x-upsert": "true"}
         target = Target(bucket=ref.bucket, key=ref.key, writing=True, bytes=len(data))
         body = slices(data, stop, position.reached)
-        # a login page takes every upload with 200: only the server names the object that it has stored
+        # a login page answers every upload with 200; only Storage returns the key of the stored object
         text(self._api.call("POST", _object(ref), target, headers=headers, content=body).json(), "Key")
 
     def _persist(self, call: Callable[[], T], stop: StopSignal, progress: Callable[[], int] | None = None) -> T:
-        """Try within the policy, and begin it anew as long as the tries move something."""
+        """Call `call` with retries, and start the policy again as long as a try makes progress."""
         with stoppable(stop):
             while True:
                 before = progress() if progress else 0
@@ -284,20 +252,20 @@ class SupabaseObjectStore:
 
 
 class _Position:
-    """Tells how far a transfer is, once for each byte however often it is sent."""
+    """Reports the progress of a transfer: each byte once, however often it is sent."""
 
     def __init__(self, on_bytes: OnBytes | None) -> None:
         self._on_bytes = on_bytes
-        self._told = 0
+        self._reported = 0
 
     def reached(self, offset: int) -> None:
-        if self._on_bytes and offset > self._told:
-            self._on_bytes(offset - self._told)
-        self._told = max(self._told, offset)
+        if self._on_bytes and offset > self._reported:
+            self._on_bytes(offset - self._reported)
+        self._reported = max(self._reported, offset)
 
 
 def _object(ref: ObjectRef) -> str:
-    """The path of an object. A key that would be read as another one by a client or a gateway is refused."""
+    """Return the path of an object. Raises BadRequest for a key that a client or a gateway would read as another one."""
     segments = ref.key.split("/")
     if not ref.bucket or "/" in ref.bucket or any(segment in ("", ".", "..") for segment in segments):
         raise BadRequest(f"{ref.key!r} cannot be an object of bucket {ref.bucket!r}: write it as a/plain/path")

@@ -8,6 +8,7 @@ import pytest
 
 from trainer.core.errors import DatasetError
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.datasets.source import archive as archive_module
 from trainer.datasets.source.archive import extract, is_archive, sniff
 from trainer.datasets.untrusted import Limits, safe_name
 
@@ -129,6 +130,28 @@ def test_what_an_archive_declares_is_not_believed(tmp_path):
         extract(archive, tmp_path / "out", StopSignal())
 
 
+@pytest.mark.parametrize("is_zip64", [False, True])
+def test_zip_with_too_large_index_is_rejected_before_it_is_read(tmp_path, monkeypatch, is_zip64):
+    """Zipfile reads the whole central directory into memory, before any member can be counted."""
+    size = archive_module.ZIP_INDEX + 1
+    end = (0xFFFFFFFF if is_zip64 else size).to_bytes(4, "little")
+    zip64_end = b"PK\x06\x06" + bytes(36) + size.to_bytes(8, "little") + bytes(8)
+    path = tmp_path / "a.zip"
+    path.write_bytes(b"PK\x03\x04" + bytes(96) + zip64_end * is_zip64 + b"PK\x05\x06" + bytes(8) + end + bytes(6))
+    opened = []
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: opened.append(1) or zipfile.BadZipFile())
+    with pytest.raises(DatasetError, match="has more than 500,000 members"):
+        extract(path, tmp_path / "out", StopSignal())
+    assert not opened
+
+
+def test_zip_index_may_have_the_size_of_the_limit(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "a.zip")
+    monkeypatch.setattr(archive_module, "ZIP_INDEX", archive_module._zip_index_size(path))
+    extract(path, tmp_path / "out", StopSignal())
+    assert unpacked(tmp_path / "out") == FILES
+
+
 def test_damage_in_the_last_bytes_of_a_compressed_tar_is_noticed(tmp_path):
     archive = tarred(tmp_path / "a.tar", mode="w")
     packed = bytearray(gzip.compress(archive.read_bytes()))
@@ -174,5 +197,5 @@ def test_the_kind_is_told_by_the_first_bytes(tmp_path):
 def test_a_name_may_be_as_long_as_the_limits_say():
     assert safe_name("a/" * 31 + "b", Limits(), "x") == "a/" * 31 + "b"
     assert safe_name("./", Limits(), "x") is None
-    with pytest.raises(DatasetError, match=r"x: the name .* folders deep; rename it"):
+    with pytest.raises(DatasetError, match=r"x: the name .* folders deep. Rename it"):
         safe_name("a/" * 32 + "b", Limits(), "x")

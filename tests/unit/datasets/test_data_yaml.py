@@ -48,11 +48,11 @@ def test_tabs_are_read_as_spaces_and_told(tmp_path):
         ("- a\n- b\n", "must be a mapping"),
         ("just words", "must be a mapping"),
         ("", "must be a mapping"),
-        ("names: [a\n", "no valid YAML: line 2"),
+        ("names: [a\n", "not valid YAML: line 2"),
         ("a: &x [1]\nb: *x\n", "uses YAML aliases"),
         ("a: " + "[" * 20 + "]" * 20, "nested too deeply"),
         ("? [a, b]\n: c\n", "found unhashable key"),
-        ("a: b\x00c\n", "no valid YAML"),
+        ("a: b\x00c\n", "not valid YAML"),
     ],
 )
 def test_what_is_no_dataset_yaml_is_refused_with_its_reason(tmp_path, text, sign):

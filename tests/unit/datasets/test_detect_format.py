@@ -115,7 +115,7 @@ def test_class_folders_beside_a_yaml_are_classified_only_when_asked(tmp_path):
         ),
         ({"train.txt": "a.jpg\n"}, "train.txt", "names the text file"),
         ({"readme.md": ""}, None, "No images were found"),
-        (IMAGES | {"data.yaml": "- broken\n"}, None, "no dataset YAML"),
+        (IMAGES | {"data.yaml": "- broken\n"}, None, "not a dataset YAML"),
         (IMAGES | {"x.json": "[]"}, "x.json", "x.json"),
     ],
 )

@@ -202,9 +202,9 @@ def test_cached_tree_with_a_damaged_listing_is_made_again(root, fetch, damage):
 
 def test_large_archive_is_synced_while_it_is_unpacked(root, fetch, monkeypatch):
     synced = []
-    monkeypatch.setattr("trainer.datasets.source.fetch.SYNC_STEP", 10)
+    monkeypatch.setattr("trainer.datasets.source.archive_trees.SYNC_STEP", 10)
     monkeypatch.setattr(
-        "trainer.datasets.source.fetch.sync_below", lambda tree: synced.append(len(list(tree.rglob("*.*"))))
+        "trainer.datasets.source.archive_trees.sync_below", lambda tree: synced.append(len(list(tree.rglob("*.*"))))
     )
     zipped(root / "set.zip", DATASET)
     assert content(fetch("set.zip")) == DATASET
@@ -558,7 +558,7 @@ def test_without_a_store_the_error_says_so(root):
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
     fetcher = Fetcher(roots=Roots(root), cache=cache, web=web, store=None, datasets_bucket="datasets")
     ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
-    with pytest.raises(Misconfigured, match=r"not configured"):
+    with pytest.raises(Misconfigured, match=r"No storage is configured"):
         fetcher.fetch(ref, root / "run/source", StopSignal(), lambda _: None)
     web.close()
 
@@ -622,7 +622,7 @@ def test_a_label_that_the_server_cannot_give_now_is_an_error(server, fetch):
 
 def test_folders_behind_a_url_cannot_be_listed_and_the_error_says_what_to_do(server, fetch):
     server.pages["/data.yaml"] = body(YAML.encode())
-    with pytest.raises(DatasetError, match=r"a folder; over http\(s\) a folder cannot be listed: give a .txt list"):
+    with pytest.raises(DatasetError, match=r"a folder; folders cannot be listed over http\(s\). Use .txt lists"):
         fetch(server.url("/data.yaml"))
 
 
@@ -737,7 +737,7 @@ def test_a_stop_ends_a_download_from_a_silent_host(server, fetch):
 @pytest.mark.parametrize(
     ("path", "answer", "words"),
     [
-        ("/annotations.json", body(b"{}"), "give an archive of the dataset"),
+        ("/annotations.json", body(b"{}"), "Use the URL of an archive"),
         ("/data.yaml", body(b""), "0 bytes"),
         ("/data.yaml", body(b"<html>login</html>"), "YAML"),
         ("/set.zip", body(b"<html>login</html>"), "neither a zip nor a tar"),

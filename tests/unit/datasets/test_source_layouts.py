@@ -200,8 +200,8 @@ def test_the_layout_holds_labels_for_this_task(places, datasets, name, task):
 @pytest.mark.parametrize(
     ("source", "name", "sign"),
     [
-        ("http(s) URL of a YAML", "`images/{train,val,test}`", "a folder cannot be listed"),
-        ("http(s) URL of a YAML", "COCO", "annotations file, whose images cannot be found"),
+        ("http(s) URL of a YAML", "`images/{train,val,test}`", "folders cannot be listed"),
+        ("http(s) URL of a YAML", "COCO", "annotation file, whose images cannot be found"),
         ("absolute path", "NDJSON export", "has no url"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_dataset_on_a_broken_disk_is_not_called_wrong(tmp_path, monkeypatch, o
 def test_a_dataset_below_a_folder_that_is_not_mounted_here_is_left_to_other_hosts(tmp_path):
     roots = Roots(tmp_path / "root", (tmp_path / "mnt",))
 
-    with pytest.raises(HostUnfit, match=r"mnt, one of EXTRA_DATASET_ROOTS, is not there: mount it"):
+    with pytest.raises(HostUnfit, match=r"mnt, one of EXTRA_DATASET_ROOTS, does not exist. Mount it"):
         roots.admit(tmp_path / "mnt" / "cats" / "data.yaml")
 
     (tmp_path / "mnt").mkdir()

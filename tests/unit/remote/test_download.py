@@ -53,14 +53,18 @@ def test_file_is_downloaded_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("reply", "error", "message"),
     [
-        (ok(b"half", 8), Unavailable, "the download of weights.pt broke off"),
-        (b"", Unavailable, "broke off"),
-        (b"SSH-2.0-OpenSSH\r\n", Unavailable, "broke off"),
+        (ok(b"half", 8), Unavailable, "the download of weights.pt was interrupted"),
+        (b"", Unavailable, "was interrupted"),
+        (b"SSH-2.0-OpenSSH\r\n", Unavailable, "was interrupted"),
         (b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", Unavailable, "answers 500"),
         (b"HTTP/1.1 429 Slow\r\nContent-Length: 0\r\n\r\n", Unavailable, "answers 429"),
         (b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", ObjectMissing, "answers 404"),
         (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", Unavailable, "answers 403"),
-        (b"HTTP/1.1 302 Found\r\nLocation: ftp://elsewhere/\r\nContent-Length: 0\r\n\r\n", Unavailable, "broke off"),
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: ftp://elsewhere/\r\nContent-Length: 0\r\n\r\n",
+            Unavailable,
+            "was interrupted",
+        ),
         (ok(b"x" * 2000), BadRequest, "larger than 1000 bytes"),
         (ok(b"x" * 2000, 2000), BadRequest, "larger than 1000 bytes"),
     ],

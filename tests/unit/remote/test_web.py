@@ -94,9 +94,9 @@ def test_redirects_are_followed_to_end(server, client, tmp_path):
 @pytest.mark.parametrize(
     ("status", "kind", "words"),
     [
-        ("401 Unauthorized", DatasetError, "401: it needs a login; use a signed URL"),
-        ("403 Forbidden", DatasetError, "403: access is refused"),
-        ("404 Not Found", ObjectMissing, "404: nothing is there; check the URL"),
+        ("401 Unauthorized", DatasetError, "401: the URL needs a login; use a signed URL"),
+        ("403 Forbidden", DatasetError, "403: access is denied"),
+        ("404 Not Found", ObjectMissing, "404: the file does not exist; check the URL"),
         ("410 Gone", ObjectMissing, "410"),
         ("418 Teapot", DatasetError, "418"),
         ("206 Partial Content", DatasetError, "206"),

@@ -595,7 +595,7 @@ def test_limit_of_bucket_is_named(server, store, tmp_path):
     ("bucket", Misconfigured, "bucket 'data' does not exist: create it"),
     ("mime", Misconfigured, "allowed MIME types"),
     ("anon", Misconfigured, "check the key"),
-    ("name", BadRequest, "storage takes no object called"),
+    ("name", BadRequest, "storage accepts no object called"),
 ])  # fmt: skip
 def test_rejected_upload_says_what_to_fix(server, make_store, tmp_path, size, setup, error, words):
     path, _ = source_file(tmp_path, size)

@@ -21,7 +21,7 @@ from trainer.worker import publish
 AGAIN = "22222222-2222-4222-8222-222222222222"
 SAID = {
     "missing": ObjectMissing("object 'best.pt' does not exist in bucket 'b'"),
-    "bad request": BadRequest("storage takes no object called 'best.pt'"),
+    "bad request": BadRequest("storage accepts no object called 'best.pt'"),
     "misconfigured": Misconfigured("bucket missing"),
     "machine failed": MachineFailed("cannot read or write /storage: the disk is full"),
     "host failed": HostFailed("the disk is read-only"),

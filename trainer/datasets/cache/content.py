@@ -1,13 +1,13 @@
-"""Every object once: files and extracted trees by the identity of their content, shared by all runs and processes.
+"""The content cache: files and extracted trees by the identity of their content, shared by all runs and processes.
 
-    objects/ab/abcdef…   a file       trees/abcdef…/   an extracted archive     spares/ab/abcdef…   what can be made again
-    tmp/                 not complete yet              pins/  who uses what      lock  held while evicting or pinning
+    objects/ab/abcdef…   files        trees/abcdef…/   extracted archives     spares/ab/abcdef…   files that can be rebuilt
+    tmp/                 incomplete entries            pins/  entries in use   lock  held during eviction and pinning
 
-An entry appears by one rename, after its content was synced, so it is never torn, nor empty after a power cut. A pin
-belongs to a folder (a run's staging folder) and lasts as long as that folder exists: no process has to live for it, and
-a crashed run's pin goes when its folder is cleaned up. Files are read-only and carry a modification time that is
-computed from their identity: one that was written to, say through a hard link, no longer has it, and counts as missing.
-The access time says when an entry was last wanted.
+An entry is synced and then renamed into place, so it is complete even after a power cut. A pin belongs to a folder (the
+staging folder of a run) and lasts as long as that folder exists. It needs no living process, and the pin of a crashed
+run ends when its folder is removed. Files are read-only, and their modification time is computed from their identity. A
+file that was changed, for example through a hard link, has another one and counts as missing. The access time is the
+time of the last use.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from trainer.datasets.cache.incoming import Arrivals, Incoming, name_of
 from trainer.datasets.cache.pins import Pins
 from trainer.disk import durable
 
-TREE_SIZE = ".size"  # the file in a tree that says how many bytes the tree has
+TREE_SIZE = ".size"  # the file in a tree with the size of the tree in bytes
 OBJECTS, SPARES = "objects", "spares"
-Put: TypeAlias = Callable[[str, Path], object]  # what takes a complete file under its identity
+Put: TypeAlias = Callable[[str, Path], object]  # takes the identity and a complete file
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class _Entry:
 
 
 class ContentCache:
-    """A folder of content by identity, kept within `max_bytes` by evicting what was used longest ago.
+    """A folder of content by identity. The least recently used entries are evicted to stay within `max_bytes`.
 
-    Identities are any text that changes when the content does, for example bucket, key, etag and size. `reserve` are
-    the bytes of the disk that stay free. Raises `HostUnfit` when the disk is the problem.
+    An identity is any text that changes with the content, for example bucket, key, ETag and size. `reserve` is the
+    number of bytes that stay free on the disk. Raises `HostUnfit` when the disk is the problem.
     """
 
     def __init__(self, root: Path, *, max_bytes: int, reserve: int = 1 << 30) -> None:
@@ -59,7 +59,7 @@ class ContentCache:
         self._incoming = Incoming(root / "tmp")
 
     def get(self, identity: str, size: int) -> Path | None:
-        """The complete, unchanged file of that identity, or None. Marks it as just used."""
+        """Return the complete, unchanged file of an identity, or None. Mark it as used."""
         name = name_of(identity)
         path = self._object(name)
         try:
@@ -67,20 +67,20 @@ class ContentCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         if found.st_size != size or found.st_mtime != _seal(name):
-            path.unlink(missing_ok=True)  # those who linked it keep their copy; the next run gets the true content
+            path.unlink(missing_ok=True)  # hard links to it remain; the next run downloads the content again
             return None
         self._touch(path, _seal(name))
         return path
 
     def put(self, identity: str, file: Path) -> Path:
-        """Move a complete file (made by `temporary`) in; one that another process put first is replaced by ours."""
+        """Move a complete file (from `temporary`) into the cache. It replaces one that another process put first."""
         with on_this_disk(self.root):
             durable.sync(file)
         return self._put(file, name_of(identity))
 
     @contextmanager
     def arriving(self) -> Iterator[Arrivals]:
-        """Take many files, in batches: they become entries once their batch is synced, the last ones when the block ends."""
+        """Return a context that takes many files in batches. A file becomes an entry when its batch is synced."""
         self._make_folders()
         arrivals = Arrivals(self._incoming.folder, self._put)
         try:
@@ -101,7 +101,7 @@ class ContentCache:
         return path
 
     def lend_spare(self, identity: str, path: Path) -> bool:
-        """Give the spare file of that identity the second name `path`; False if there is none."""
+        """Hard-link the spare file of an identity as `path`. Return False if there is none."""
         name = name_of(identity)
         spare = self._object(name, SPARES)
         try:
@@ -113,15 +113,15 @@ class ContentCache:
             except FileNotFoundError:  # the first file in its folder
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.link(spare, path)
-        except OSError as error:  # not there, or on a file system without links: it can be made again
+        except OSError as error:  # no such file, or no hard links on this file system: it can be rebuilt
             return error.errno == errno.EEXIST
         self._touch(spare, _seal(name))
         return True
 
     def put_spares(self, files: Mapping[str, Path]) -> int:
-        """Move complete, synced files in, by identity, as far as there is room without evicting anything else; how many.
+        """Move complete, synced files into the cache as spares. Return how many had room.
 
-        Spares that were used longest ago make room for them, and all spares for anything else.
+        Only the least recently used spares are evicted for them. Other entries may evict any spare.
         """
         self._make_folders()
         kept = 0
@@ -143,7 +143,7 @@ class ContentCache:
         return kept
 
     def get_tree(self, identity: str) -> Path | None:
-        """The folder of that identity, or None. Marks it as just used. Whether it is whole is for the caller to check."""
+        """Return the folder of an identity, or None. Mark it as used. The caller checks that it is complete."""
         path = self._tree(identity)
         if not path.is_dir():
             return None
@@ -151,7 +151,7 @@ class ContentCache:
         return path
 
     def put_tree(self, identity: str, folder: Path, size: int, is_whole: Callable[[Path], bool]) -> Path:
-        """Move a complete folder of `size` bytes in; when another process put a whole one first, theirs is kept."""
+        """Move a complete folder of `size` bytes into the cache, unless another process put a complete one first."""
         path = self._tree(identity)
         with on_this_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,35 +167,35 @@ class ContentCache:
         return path
 
     def drop_tree(self, identity: str) -> None:
-        """Forget a tree that turned out to be damaged."""
+        """Remove a damaged tree."""
         self._make_folders()
         with self._locked():
             self._incoming.remove(self._tree(identity))
 
     def temporary(self) -> AbstractContextManager[Path]:
-        """A new path on the cache's file system, for `put` or `put_tree`; what is left there is removed."""
+        """Return a context with a new path for `put` or `put_tree`. What is left there is removed."""
         self._make_folders()
         return self._incoming.temporary()
 
     def receiving(self, identity: str, size: int) -> AbstractContextManager[Path]:
-        """A path to download `size` bytes to. For a large object it is the same one the next time.
+        """Return a context with a path for a download of `size` bytes.
 
-        So a store that left the beginning of it beside that path can go on from there, unless another process is at
-        it at this moment, which gets a path of its own.
+        A large object gets the same path again after a failure, so that the store can resume the download. If another
+        process is downloading it at the moment, the path is a new one.
         """
         self._make_folders()
         return self._incoming.receiving(identity, size)
 
     def pin(self, holder: Path, identities: Iterable[str]) -> None:
-        """Keep these entries, present or to come, as long as the folder `holder` exists. Pins add up."""
+        """Keep present and future entries of these identities as long as the folder `holder` exists. Pins add up."""
         self._make_folders()
         with self._locked(), on_this_disk(self._pins.folder):
             self._pins.add(holder, map(name_of, identities))
 
     def make_room(self, needed: int) -> None:
-        """Evict until `needed` more bytes fit into the limit and onto the disk.
+        """Evict entries until `needed` more bytes fit into the limit and onto the disk.
 
-        Entries in use are kept even over the limit; raises `HostUnfit` when the disk has too little room.
+        Entries in use are kept, even over the limit. Raises `HostUnfit` when the disk has too little space.
         """
         self._make_folders()
         with self._locked():
@@ -203,7 +203,7 @@ class ContentCache:
         self.require_free(needed)
 
     def tidy(self) -> None:
-        """Remove what crashes left: pins of folders that are gone, and what was on its way in."""
+        """Remove the leftovers of crashes: pins whose folder no longer exists, and incomplete entries."""
         if not self.root.is_dir():
             return
         with self._locked():
@@ -211,13 +211,13 @@ class ContentCache:
             self._incoming.sweep()
 
     def require_free(self, needed: int) -> None:
-        """Raise `HostUnfit`, naming path, need and free space, when the disk has no room for `needed` bytes."""
+        """Raise `HostUnfit` if the disk has no space for `needed` bytes."""
         self._make_folders()
         free = shutil.disk_usage(self.root).free
         if free - self._reserve < needed:
             raise HostUnfit(
                 f"The disk of {self.root} is too full: the dataset needs {_mib(needed)}, {_mib(free)} are free and "
-                f"{_mib(self._reserve)} of them are kept in reserve; free space there or move DATASET_ROOT.",
+                f"{_mib(self._reserve)} of them are kept in reserve. Free some space there or move DATASET_ROOT.",
             )
 
     def _evict(self, needed: int) -> None:
@@ -240,7 +240,7 @@ class ContentCache:
                 for file in entries(Path(shard.path)):
                     found = status(file)
                     if found is not None:
-                        # a second name means that a view holds it: removing ours would free nothing
+                        # a second hard link belongs to a view: removing this one would free nothing
                         is_linked, is_spare = found.st_nlink > 1, kind == SPARES
                         yield _Entry(file.name, Path(file.path), found.st_size, found.st_atime_ns, is_linked, is_spare)
 
@@ -260,7 +260,7 @@ class ContentCache:
 
     def _make_folders(self) -> None:
         folders = self._pins.folder, self._incoming.folder
-        if not all(folder.is_dir() for folder in folders):  # also when somebody emptied the cache by hand
+        if not all(folder.is_dir() for folder in folders):  # they are missing after someone emptied the cache by hand
             with on_this_disk(self.root):
                 for folder in folders:
                     folder.mkdir(parents=True, exist_ok=True)
@@ -275,12 +275,12 @@ class ContentCache:
     def _touch(path: Path, modified: float) -> None:
         try:
             os.utime(path, (time.time(), modified))
-        except PermissionError:  # another user's entry: still good to read, it only looks older than it is
+        except PermissionError:  # an entry of another user: readable, but its time of last use cannot be set
             return
 
 
 def _tree_size(tree: Path) -> int:
-    """Bytes, as they were noted, or counted where the note is damaged."""
+    """Return the size of a tree in bytes: as recorded, or counted if the record is damaged."""
     try:
         return int((tree / TREE_SIZE).read_text())
     except (OSError, ValueError):
@@ -288,7 +288,7 @@ def _tree_size(tree: Path) -> int:
 
 
 def _seal(name: str) -> float:
-    """A modification time for the content: whole even seconds, which every file system keeps, in 2001 to 2033."""
+    """Return a modification time for an entry: even seconds, which every file system stores, from 2001 to 2033."""
     return 1_000_000_000 + int(name[:12], 16) % 500_000_000 * 2
 
 

@@ -1,4 +1,4 @@
-"""The disk that the cache lies on: its failures are the machine's, and its folders may change at any time."""
+"""The disk of the cache: its errors are errors of the host, and its folders may change at any time."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ MACHINE_ERRNOS = BROKEN_DISK | {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.
 
 @contextmanager
 def on_this_disk(path: Path) -> Iterator[None]:
-    """Turn a full, read-only or broken disk into `MachineFailed` that names `path`."""
+    """Turn errors of a full, read-only or broken disk into `MachineFailed` that names `path`."""
     try:
         yield
     except OSError as error:
         if error.errno not in MACHINE_ERRNOS and not isinstance(error, PermissionError):
             raise
-        message = f"Cannot write to {path}: {os.strerror(error.errno or 0)}; the operator has to mend it."
+        message = f"Cannot write to {path}: {os.strerror(error.errno or 0)}; the operator has to fix it."
         raise disk_failed(error, message) from error
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder; nothing when it is not there."""
+    """Return the entries of a folder; none if it does not exist."""
     try:
         with os.scandir(folder) as found:
             return list(found)
@@ -35,7 +35,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Of the entry itself, not of what it links to; None when it vanished."""
+    """Return the status of an entry itself, not of its link target; None if it no longer exists."""
     try:
         return entry.stat(follow_symlinks=False)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What is on its way into the cache: not complete yet, or not synced yet. No run uses it."""
+"""Incomplete or unsynced content of the cache. No run uses it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pathlib import Path
 from trainer.datasets.cache.disk import entries, on_this_disk, status
 from trainer.disk import durable
 
-LARGE = 8 << 20  # bytes from which a download is worth going on with
-STALE_SECONDS = 24 * 3600.0  # a temporary file that nobody touched for this long is a crash's
-# a batch of complete files is synced when it has one of these: a kill loses no more, and a stop waits for no more
+LARGE = 8 << 20  # bytes from which a failed download is kept, to be resumed
+STALE_SECONDS = 24 * 3600.0  # a temporary file that is older was left by a crash
+# a batch of complete files is synced at one of these limits, so a kill loses little and a stop is fast
 BATCH_SECONDS = 30.0
 BATCH_BYTES = 1 << 30
 
 
 class Incoming:
-    """A folder on the cache's file system."""
+    """A folder of temporary files on the file system of the cache."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:
-        """A new path; what is left there is removed."""
+        """Yield a new path. What is left there is removed."""
         path = self.folder / uuid.uuid4().hex
         try:
             yield path
@@ -63,11 +63,11 @@ class Incoming:
                 yield folder / "object"
                 is_done = True
             finally:
-                if is_done or (folder / "object").exists():  # it arrived, and what failed came after
+                if is_done or (folder / "object").exists():  # the download is complete, and a later step failed
                     shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, path: Path) -> None:
-        """Remove an entry of the cache; a folder is renamed first: a half-removed one must not look complete."""
+        """Remove an entry of the cache. A folder is renamed first, so that it is never partly removed under its name."""
         if not path.is_dir():
             path.unlink(missing_ok=True)
             return
@@ -75,10 +75,10 @@ class Incoming:
             path.rename(doomed)
 
     def sweep(self) -> None:
-        """Remove what crashes left."""
+        """Remove the leftovers of crashes."""
         for left in entries(self.folder):
             found = status(left)
-            # not the modification time: an entry's is computed from its identity and may be years ago
+            # not the modification time, which is computed from the identity of an entry
             if found is None or time.time() - found.st_ctime <= STALE_SECONDS or _is_received(Path(left.path)):
                 continue
             if left.is_dir(follow_symlinks=False):
@@ -88,10 +88,9 @@ class Incoming:
 
 
 class Arrivals:
-    """Complete files that are synced together, and then become entries: `admit(file, name)`.
+    """Batches of complete files that are synced together and then become entries by `admit(file, name)`.
 
-    One sync for many files costs next to nothing; one for each would cost more than their downloads. Safe to share
-    between threads.
+    One sync for many files is cheap; one sync per file would take longer than the downloads. Thread-safe.
     """
 
     def __init__(self, folder: Path, admit: Callable[[Path, str], object]) -> None:
@@ -103,7 +102,7 @@ class Arrivals:
         self._bytes = 0
 
     def put(self, identity: str, file: Path) -> None:
-        """Take a complete file; `ContentCache.get` finds it once this batch is synced."""
+        """Add a complete file. `ContentCache.get` finds it after its batch is synced."""
         size = file.stat().st_size
         with self._lock, on_this_disk(self._top):
             if self._batch is None:
@@ -116,7 +115,7 @@ class Arrivals:
             self.settle()
 
     def settle(self) -> None:
-        """Sync what came so far and make it entries."""
+        """Sync the current batch and make its files entries."""
         with self._lock:
             batch, self._batch = self._batch, None
         if batch is None:
@@ -128,13 +127,13 @@ class Arrivals:
                     self._admit(Path(file.path), file.name)
                 durable.sync_below(
                     self._top
-                )  # the new names, too: files that lost theirs would stay here until a sweep
+                )  # sync also the new names: after a power cut, files without one would stay here until a sweep
         finally:
             shutil.rmtree(batch, ignore_errors=True)
 
 
 def _is_received(folder: Path) -> bool:
-    """Whether a process downloads a large object into the folder, which may take days."""
+    """Return whether a process is downloading a large object into the folder, which may take days."""
     try:
         with (folder / "lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,5 +145,5 @@ def _is_received(folder: Path) -> bool:
 
 
 def name_of(identity: str) -> str:
-    """What an entry with this identity is called."""
+    """Return the name of the entry with an identity."""
     return hashlib.sha256(identity.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Who uses which entries of the cache: one file per pin, the holder's folder and then the entries' names."""
+"""Pins keep entries in the cache: one file per pin, with the holder's folder and the names of the entries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.datasets.cache.disk import entries
 
 
 class Pins:
-    """The pins in a folder of the cache `root`; its lock is held during each call."""
+    """The pins of the cache in `root`. The caller holds the lock of the cache during each call."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -23,13 +23,13 @@ class Pins:
         (self.folder / uuid.uuid4().hex).write_text("\n".join(lines))
 
     def held(self) -> set[str]:
-        """The names of the entries that are in use. Pins without a holder are removed."""
+        """Return the names of all pinned entries. Remove pins whose holder no longer exists."""
         names: set[str] = set()
-        root = self._root.resolve()  # holders are relative, so that they hold under another mount point too
+        root = self._root.resolve()  # holders are relative paths, so that they work with another mount point
         for pin in entries(self.folder):
             if not pin.is_file(follow_symlinks=False):
-                continue  # not ours
-            # a power cut empties a pin or fills it with zeros: its run is over, too
+                continue  # not a pin
+            # a power cut may empty a pin or fill it with zeros; its run has ended, too
             holder, *pinned = Path(pin.path).read_text(errors="replace").split("\n")
             if holder and (root / holder).is_dir():
                 names.update(pinned)

@@ -1,7 +1,7 @@
-"""Pixels that one training kept (training/fast_loader.py) are there for the next one on the same images.
+"""Reuse the decoded pixels of one training (training/speedups/pixels.py) in the next one on the same images.
 
-In the content cache they are spares, by what they were made from: the image file's identity, the recipe by which they
-were decoded and scaled, and the versions of what did it. In a view they are links:
+In the content cache they are spares. Their identity consists of the identity of the image file, the recipe of decoding
+and scaling, and the versions of the libraries. In a view they are links:
 
     view/pixels/RECIPE/images/train/a.jpg.npy
 """
@@ -20,25 +20,25 @@ from trainer.datasets.cache.content import ContentCache
 from trainer.disk.durable import sync_below
 
 FOLDER = "pixels"  # in a view
-LOOKS = 32  # images
+PROBES = 32  # images that are tried before all are linked
 RECIPES = ("{imgsz}-3-fit", "{imgsz}-3-stretch")
 _MAKERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "pillow", "ultralytics")
 
 
 class KeptPixels:
-    """Remembers, for each view, the images of which pixels may be kept: only under their names is anything taken over."""
+    """Links pixels into views and takes over new ones, for the images that `link` was called with and no others."""
 
     def __init__(self, cache: ContentCache) -> None:
         self._cache = cache
         self._images: dict[Path, Mapping[str, str]] = {}
 
     def link(self, view: Path, imgsz: int, images: Mapping[str, str]) -> None:
-        """Link what is known of the view's `images`: where each is in the view → the identity of its file."""
+        """Link the known pixels of the `images` of a view: path in the view → identity of the file."""
         self._images[view] = images
         places = list(images)
         for recipe in (recipe.format(imgsz=imgsz) for recipe in RECIPES):
-            # a look at some tells whether it is worth asking for all
-            some = places[:: max(1, len(places) // LOOKS)]
+            # if none of a few images has pixels, the others are not tried
+            some = places[:: max(1, len(places) // PROBES)]
             if any(self._lend(view, recipe, place) for place in some):
                 for place in places:
                     self._lend(view, recipe, place)
@@ -48,7 +48,7 @@ class KeptPixels:
         return self._cache.lend_spare(_identity(self._images[view][place], recipe), target)
 
     def take_over(self, view: Path) -> int:
-        """Move what is new in the view into the cache, as far as there is room; how many images' pixels."""
+        """Move new pixels of a view into the cache while there is room. Return the number of images."""
         images = self._images.pop(view, {})
         try:
             found = {
@@ -58,17 +58,17 @@ class KeptPixels:
             }
             if not found:
                 return 0
-            sync_below(view / FOLDER)  # a later training compares only a few of them with their images
+            sync_below(view / FOLDER)  # a later training verifies only a few of them
             return self._cache.put_spares(found)
         except (
             MachineFailed,
             OSError,
-        ):  # whatever the disk has against it makes the next run slower, and must not undo this one
+        ):  # an error of the disk makes the next run slower, but must not fail this one
             return 0
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Recipe, place of the image in the view, and file. Symlinks are not followed."""
+    """Yield recipe, path of the image in the view, and file. Symlinks are not followed."""
     for root, _, names in os.walk(folder):
         recipe, _, below = os.path.relpath(root, folder).partition("/")
         for name in names:
@@ -83,7 +83,7 @@ def _identity(image: str, recipe: str) -> str:
 
 @cache
 def _makers() -> str:
-    """The installed versions of all that decides about a pixel."""
+    """Return the installed versions of the libraries that determine the pixels."""
     found = []
     for name in _MAKERS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

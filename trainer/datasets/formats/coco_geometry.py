@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.core.dataset import Task
 from trainer.datasets.findings import Report
-from trainer.datasets.images.header import MOST_PIXELS
+from trainer.datasets.images.dimensions import MOST_PIXELS
 
 Points = list[tuple[float, float]]
 MOST_PARTS = 50  # of one outline; further parts of a mask, the smallest ones, are dropped

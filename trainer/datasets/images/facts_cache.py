@@ -1,4 +1,4 @@
-"""What was found out about images, kept between runs by file identity: an unchanged file is not read again."""
+"""Keep facts about images between runs by file identity, so that an unchanged file is not read again."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 from trainer.datasets.images.header import Facts
 
-VERSION = 2  # of what `images.facts` finds out; another one makes every kept file worthless
-MOST_DATASETS = 200  # kept; the ones used longest ago go first
+VERSION = 2  # of `images.header.facts`; files with another version are ignored
+MOST_DATASETS = 200  # the least recently used ones are removed
 
 
 class FactsCache:
-    """A folder of JSON files, one for each dataset. Losing it costs time and nothing else."""
+    """A folder with one JSON file per dataset. It can be deleted at any time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def load(self, sources: Sequence[str]) -> dict[str, Facts]:
-        """What is known about the images of these sources, by `identity`; empty when nothing sound is there."""
+        """Return the facts about the images of these sources, by `identity`; none if the file is missing or damaged."""
         path = self._path(sources)
         try:
             document = json.loads(path.read_bytes())
@@ -34,8 +34,8 @@ class FactsCache:
             return {}
 
     def save(self, sources: Sequence[str], found: dict[str, Facts]) -> None:
-        """Keep `found` for the next time, replacing what was there."""
-        # a disk that is full or read-only makes the next run slower, which is no reason to end this one
+        """Save `found` for the next run, replacing the facts saved before."""
+        # a full or read-only disk makes the next run slower, but must not fail this one
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / f".{uuid.uuid4()}"
@@ -56,7 +56,7 @@ class FactsCache:
 
 
 def _columns(found: dict[str, Facts]) -> dict[str, object]:
-    """One text or list for each field: read in a tenth of the time that a list for each image takes."""
+    """Return one text or list per field, which is read ten times faster than one list per image."""
     columns = list(zip(*found.values(), strict=True)) or [()] * len(Facts._fields)
     document: dict[str, object] = dict(zip(Facts._fields, columns, strict=True))
     return document | {
@@ -73,10 +73,10 @@ def _facts(document: dict[str, Any]) -> dict[str, Facts]:
 
 
 def identity(path: str, *, is_owned: bool) -> str | None:
-    """Text that changes when the file does; None for a file that is not there.
+    """Return a text that changes when the file changes; None if the file does not exist.
 
-    The change time, which nobody can set back, counts for the user's files. Ours are read-only, and linking them
-    changes it.
+    For the user's files it includes the change time, which cannot be set back. Cached files are read-only, and
+    linking changes their change time.
     """
     try:
         info = os.stat(path)  # noqa: PTH116 - a Path for each of 50,000 files takes longer than the call

@@ -1,7 +1,7 @@
-"""Unpacking what strangers packed: only plain files and folders, only below the target, only so much of it.
+"""Extract untrusted archives: only plain files and folders, only into the target folder, only within limits.
 
-The whole archive is checked before its first byte is written where the format allows (zip), and while streaming where
-it does not (tar). Sizes that an archive declares are never believed: what comes out is counted.
+A zip is checked as a whole before the first byte is written, a tar while it is read. Declared sizes are not trusted:
+extracted bytes are counted.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from trainer.datasets.source.tar_stream import CHUNK, Counted, StrictTarInfo, Xz
 from trainer.datasets.untrusted import Limits, safe_name
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-RATIO_FROM = 64 << 20  # bytes unpacked before the ratio is looked at: small texts shrink a lot
-ZIP_INDEX = 64 << 20  # bytes of a zip's central directory, likewise
+RATIO_FROM = 64 << 20  # extracted bytes from which the ratio is checked: small texts compress well
+ZIP_INDEX = 64 << 20  # bytes of the central directory of a zip, which zipfile reads into memory
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}  # LZMA: memory without a limit
 
 
@@ -44,7 +44,7 @@ def is_archive(name: str) -> bool:
 
 
 def sniff(file: Path) -> str | None:
-    """What the first bytes say it is, "zip" or "tar", whatever the file is called; None for anything else."""
+    """Return "zip" or "tar" by the first bytes of the file, whatever its name; None for anything else."""
     with file.open("rb") as opened:
         head = opened.read(262 + 3)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -65,24 +65,25 @@ def extract(
     on_total: Callable[[int], object] | None = None,
     on_bytes: Callable[[int], object] | None = None,
 ) -> Extracted:
-    """Unpack the `wanted` members into the new folder `into`. On an error the caller removes the folder.
+    """Extract the `wanted` members into the new folder `into`. On an error the caller removes the folder.
 
-    `name` is what messages call the archive; every member's name is checked, wanted or not.
-    `on_total` hears before anything is written what a zip says it will unpack to, `on_bytes` what is written. Raises `DatasetError` for anything but plain files and folders with safe
-    names within the limits, for damage and for encryption; `Stopped`.
+    `name` is the name of the archive in messages. The names of all members are checked, wanted or not. `on_total` is
+    called with the declared total of a zip before anything is written, `on_bytes` with the size of each piece written.
+    Raises `DatasetError` for damage, encryption, exceeded limits, unsafe names and for anything but plain files and
+    folders; `Stopped`.
     """
     work = _Extraction(archive, into, name or archive.name, limits or Limits(), wanted, stop, on_total, on_bytes)
     kind = sniff(archive)
     into.mkdir(parents=True)
-    with work.damage_is_the_datasets():
+    with work.damage_as_dataset_error():
         if kind == "zip":
             work.unzip()
         elif kind == "tar":
             work.untar()
         else:
-            work.fail("is neither a zip nor a tar file; pack it again")
+            work.fail("is neither a zip nor a tar file. Create it again")
     if not work.files:
-        work.fail("contains no file that a dataset can use (images, .txt, YAML, JSON)")
+        work.fail("contains no images, .txt, YAML or JSON files")
     return Extracted(files=work.files, bytes=work.bytes, findings=work.findings())
 
 
@@ -117,26 +118,26 @@ class _Extraction:
         raise DatasetError(f"Archive {shown(self._name)} {why}.")
 
     @contextmanager
-    def damage_is_the_datasets(self) -> Iterator[None]:
-        """Turn what the readers raise about a damaged archive into our error."""
+    def damage_as_dataset_error(self) -> Iterator[None]:
+        """Turn the exceptions of zipfile and tarfile for a damaged archive into `DatasetError`."""
         try:
             yield
         except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
             raise DatasetError(
-                f"Archive {shown(self._name)} is damaged ({error}); pack and upload it again."
+                f"Archive {shown(self._name)} is damaged ({error}). Create and upload it again."
             ) from error
         except (ValueError, OverflowError, NotImplementedError) as error:
-            raise DatasetError(f"Archive {shown(self._name)} cannot be read ({error}); pack it anew.") from error
+            raise DatasetError(f"Archive {shown(self._name)} cannot be read ({error}). Create it again.") from error
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise DatasetError(
-                f"Archive {shown(self._name)} has two members of one name ({shown(Path(str(error.filename)).name)}); "
-                "pack it anew.",
+                f"Archive {shown(self._name)} has two members named {shown(Path(str(error.filename)).name)}. "
+                "Create it again.",
             ) from error
         except OSError as error:
-            if error.errno is not None:  # the disk's
+            if error.errno is not None:  # an error of the disk, not of the archive
                 raise
             raise DatasetError(
-                f"Archive {shown(self._name)} is damaged ({error}); pack and upload it again."
+                f"Archive {shown(self._name)} is damaged ({error}). Create and upload it again."
             ) from error
 
     def unzip(self) -> None:
@@ -158,14 +159,14 @@ class _Extraction:
             magic = raw.read(2)
             raw.seek(0)
             stream = Counted(opener[magic](raw) if magic in opener else raw, self._count)  # type: ignore[operator]
-            # a stream: a bomb is stopped where it begins to grow, and nothing is read twice
+            # read as a stream: a decompression bomb is stopped early, and nothing is read twice
             with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as opened:  # type: ignore[call-overload]
                 for member in opened:
                     path = self._check_tar(member)
                     source = opened.extractfile(member) if path is not None else None
                     if source is not None and path is not None:
                         self._write(source, path)
-            while stream.read(CHUNK):  # to the end: only there checksums are compared
+            while stream.read(CHUNK):  # read to the end, where the checksum is compared
                 self._stop.raise_if_set()
 
     def findings(self) -> tuple[Finding, ...]:
@@ -175,7 +176,7 @@ class _Extraction:
             Finding(
                 level="warning",
                 code="names_differ_only_in_case",
-                message="File names differ only in upper and lower case or in accents; other systems would merge them.",
+                message="File names differ only in upper and lower case or in accents; other systems would mix them up.",
                 count=len(self._collisions),
                 examples=tuple(self._collisions[:5]),
             ),
@@ -183,21 +184,21 @@ class _Extraction:
 
     def _check_zip(self, info: zipfile.ZipInfo) -> str | None:
         if stat.S_IFMT(info.external_attr >> 16) not in {0, stat.S_IFREG, stat.S_IFDIR}:
-            self.fail(f"has a link or a device, {shown(info.orig_filename)}; pack plain files only")
+            self.fail(f"contains the link or device {shown(info.orig_filename)}; only plain files are allowed")
         path = self._admit(info.orig_filename, is_folder=info.is_dir())
         if path is not None and info.flag_bits & 0x1:
-            self.fail(f"is encrypted ({shown(path)}); pack it without a password")
+            self.fail(f"is encrypted ({shown(path)}). Create it without a password")
         if path is not None and info.compress_type not in _ZIP_METHODS:
-            self.fail(f"is compressed in an unusual way ({shown(path)}); pack it with the usual Deflate")
+            self.fail(f"has an unsupported compression method ({shown(path)}). Use Deflate")
         return path
 
     def _check_tar(self, member: tarfile.TarInfo) -> str | None:
         if member.issparse() or not (member.isreg() or member.isdir()):
-            self.fail(f"has a link, a device or a sparse file, {shown(member.name)}; pack plain files only")
+            self.fail(f"contains the link, device or sparse file {shown(member.name)}; only plain files are allowed")
         return self._admit(member.name, is_folder=member.isdir())
 
     def _admit(self, name: str, *, is_folder: bool) -> str | None:
-        """The member's safe relative path, or None when it is not to be written."""
+        """Return the safe relative path of a member, or None if the member is skipped."""
         self._stop.raise_if_set()
         self._members += 1
         if self._members > self._limits.members:
@@ -229,19 +230,19 @@ class _Extraction:
 
     def _within(self, unpacked: int) -> None:
         if unpacked > self._limits.bytes:
-            self.fail(f"unpacks to more than {self._limits.bytes / 2**20:,.0f} MiB, the limit here")
+            self.fail(f"expands to more than {self._limits.bytes / 2**20:,.0f} MiB, which is the limit")
         if unpacked > RATIO_FROM and unpacked > self._packed * self._limits.ratio:
-            self.fail(f"unpacks to more than {self._limits.ratio:g} times its size, as no dataset does")
+            self.fail(f"expands to more than {self._limits.ratio:g} times its size, which is the limit")
 
 
 def _zip_index_size(archive: Path) -> int:
-    """Bytes of the central directory as the end record states them, which is what zipfile will read."""
+    """Return the bytes of the central directory that zipfile will read, as declared by the end record."""
     with archive.open("rb") as opened:
         opened.seek(max(0, archive.stat().st_size - 65557))
         tail = opened.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) < at + 16:
-        return 0  # zipfile will say what is wrong
+        return 0  # zipfile will report the damage
     size = int.from_bytes(tail[at + 12 : at + 16], "little")
     zip64 = tail.rfind(b"PK\x06\x06", 0, at)
     if size == 0xFFFFFFFF and zip64 >= 0:

@@ -1,4 +1,4 @@
-"""A source tree on local disk, and how one that lies in the cache proves that it is still whole."""
+"""A source tree on local disk, and the listing by which a cached tree is verified."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FILES = "files"
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """A source tree that is complete on local disk. Nobody may write into it.
+    """A complete, read-only source tree on local disk.
 
-    `entry` is what the reference named (a YAML, an annotations file), relative to `root`; None for a folder or an
-    archive: the recognizers look for it then. When `is_private`, the tree is ours (cache or staging), holds only what
-    a dataset can consist of (images, .txt, YAML, JSON), without symlinks, and may be hard-linked. Otherwise it is the
-    user's own folder, and a YAML there may name folders outside `root`: `Roots.admit` decides about those.
+    `entry` is the YAML or annotation file that the reference names, relative to `root`; None for a folder or an archive.
+    `is_private`: the tree is in our cache or staging folder. It holds only images, .txt, YAML and JSON files, has no
+    symlinks, and its files may be hard-linked. Otherwise it is the user's folder, where a YAML may name folders outside
+    `root`, which `Roots.admit` checks.
     """
 
     root: Path
@@ -31,7 +31,7 @@ class Fetched:
 
 
 def write_listing(tree: Path, findings: tuple[Finding, ...]) -> None:
-    """Write down what is below `tree`/FILES, before the tree goes into the cache."""
+    """Write the listing of the files in `tree`/FILES. Call it before the tree is put into the cache."""
     present = sorted(_below(str(tree / FILES), ""))
     notes = [[f.level, f.code, f.message, f.count, list(f.examples)] for f in findings]
     with (tree / LISTING).open("x", encoding="utf-8") as out:
@@ -41,7 +41,7 @@ def write_listing(tree: Path, findings: tuple[Finding, ...]) -> None:
 
 
 def read_tree(tree: Path) -> Fetched | None:
-    """The cached tree, or None when a file of it is missing or was written to, or when its listing is damaged."""
+    """Return the cached tree, or None if a file is missing or changed, or if the listing is damaged."""
     try:
         return _read(tree)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Which stored objects make up a dataset: the complete list, taken before the first byte is downloaded."""
+"""List the stored objects of a dataset, before the first byte is downloaded."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from trainer.datasets.untrusted import Limits, safe_name
 
 YAML = ("yaml", "yml")
 SUFFIXES = frozenset({*IMAGE_SUFFIXES, *YAML, "txt", "json"})
-MAY_BE_EMPTY = frozenset({"txt"})  # a label file without lines says that nothing is on the image
+MAY_BE_EMPTY = frozenset({"txt"})  # an empty label file means that the image has no labels
 SKIPPED_FOLDERS = frozenset({"thumbnails", "__MACOSX"})
 MOST_OBJECTS = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A dataset's objects by their path below its folder. `entry` is the one that was named, None for a folder."""
+    """The objects of a dataset by their path relative to its folder. `entry` is the file that was named, if any."""
 
     bucket: str
     folder: str
@@ -40,17 +40,17 @@ def suffix(name: str) -> str:
 
 
 def wanted(relpath: str) -> bool:
-    """Whether a file can be part of a dataset. Thumbnails, caches, arrays and hidden files are not."""
+    """Return whether a file can be part of a dataset. Thumbnails, caches, arrays and hidden files are not."""
     parts = relpath.split("/")
     return (
         suffix(relpath) in SUFFIXES
         and SKIPPED_FOLDERS.isdisjoint(parts[:-1])
-        and not any(part.startswith(".") and part not in {".", ".."} for part in parts)  # those two are refused
+        and not any(part.startswith(".") and part not in {".", ".."} for part in parts)  # these two are rejected later
     )
 
 
 def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectInfo | ObjectRef:
-    """The object that `ref` means, or the folder when there is no such object. `ObjectMissing` when there is neither."""
+    """Return the object that `ref` means, or else the folder. Raises `ObjectMissing` if there is neither."""
     candidates = either_bucket(ref, datasets_bucket)
     for candidate in candidates:
         try:
@@ -63,16 +63,18 @@ def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectIn
 
 
 def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Callable[[ObjectInfo], Path]) -> Manifest:
-    """List the dataset that was located: the folder itself, or the folder of the object, as far as it is needed.
+    """List the located dataset: the folder itself, or the needed parts of the folder of the object.
 
-    `bring` gives an object as a file on disk, to look into a YAML.
-    Raises `DatasetError` for an empty object that may not be empty, or for a name that is not safe.
+    `bring` downloads an object and returns the file; it is used to read a YAML.
+    Raises `DatasetError` for an empty object that must not be empty, and for an unsafe name.
     """
     if isinstance(found, ObjectRef):
         return _manifest(store, found, None, None)
     folder, _, name = found.ref.key.rpartition("/")
     if suffix(name) in IMAGE_SUFFIXES:
-        raise DatasetError(f"data_yaml: {shown(found.ref.key)} is an image; name the dataset's YAML or its folder.")
+        raise DatasetError(
+            f"data_yaml: {shown(found.ref.key)} is an image. Name the YAML or the folder of the dataset."
+        )
     if suffix(name) in NDJSON:
         return Manifest(bucket=found.ref.bucket, folder=folder, entry=name, objects={_safe(name): found})
     if found.bytes > LARGEST_YAML and suffix(name) != "json":
@@ -80,7 +82,7 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Call
             f"data_yaml: {shown(found.ref.key)} is larger than {LARGEST_YAML >> 20} MiB, which no dataset YAML is; "
             f"an archive must end in {', '.join(ENDINGS)}.",
         )
-    # a YAML may have any name, so whatever is nothing else is read as one
+    # a YAML may have any name, so every other file is read as a YAML
     needed = None if suffix(name) == "json" else _named_folders(bring(found))
     if not folder and needed is None:
         raise DatasetError(
@@ -95,25 +97,25 @@ def listed_again(
     found: ObjectInfo | ObjectRef,
     bring: Callable[[ObjectInfo], Path],
 ) -> Manifest:
-    """The manifest as it is now."""
+    """List the dataset again."""
     if isinstance(found, ObjectInfo):
-        found = store.stat(found.ref)  # the YAML itself may be what was edited
+        found = store.stat(found.ref)  # the YAML itself may have been edited
     return take_manifest(store, found, bring)
 
 
 def identity_of(info: ObjectInfo) -> str:
-    """What the cache calls the object's content."""
+    """Return the identity of the object's content in the cache."""
     return f"{info.ref.store}\n{info.ref.bucket}\n{info.ref.key}\n{info.etag}\n{info.bytes}"
 
 
 def difference(before: Mapping[str, ObjectInfo], after: Mapping[str, ObjectInfo]) -> str:
-    """The name of one object that is not the same in both listings."""
+    """Return the name of one object that differs between two listings."""
     names = sorted(before.keys() | after.keys())
     return next((name for name in names if before.get(name) != after.get(name)), "")
 
 
 def folders_named(entries: Iterable[str]) -> set[str] | None:
-    """The first folders that a YAML's entries name, with the label folders that belong to them; None: could be all."""
+    """Return the top folders that the entries of a YAML need, with those of their labels; None if any may be needed."""
     folders: set[str] = set()
     for entry in entries:
         parts = [part for part in entry.replace("\\", "/").split("/") if part not in {"", ".", ".."}]
@@ -144,7 +146,9 @@ def _manifest(
     for prefix in prefixes:
         for info in store.list(replace(root, key=prefix)):
             if start and not info.ref.key.startswith(f"{folder}/"):
-                raise DatasetError(f"The storage lists {shown(info.ref.key)} below {shown(folder)}, where it is not.")
+                raise DatasetError(
+                    f"The storage lists {shown(info.ref.key)} for the folder {shown(folder)}, which does not contain it."
+                )
             relpath = info.ref.key[start:]
             top, _, below = relpath.partition("/")
             is_entry = relpath == entry
@@ -156,7 +160,7 @@ def _manifest(
         objects[_safe(entry)] = store.stat(replace(root, key=f"{folder}/{entry}" if folder else entry))
     if not objects:
         raise DatasetError(
-            f"The folder {shown(f'{bucket}/{folder}')} holds no images, labels or YAML; upload the dataset."
+            f"The folder {shown(f'{bucket}/{folder}')} contains no images, labels or YAML. Upload the dataset."
         )
     _refuse_empty(objects)
     return Manifest(bucket=bucket, folder=folder, entry=entry, objects=dict(sorted(objects.items())))
@@ -167,13 +171,13 @@ def _refuse_empty(objects: Mapping[str, ObjectInfo]) -> None:
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise DatasetError(
-            f"{len(empty)} stored files are empty: {', '.join(shown(e) for e in empty[:5])}{more}; upload them again.",
+            f"{len(empty)} stored files are empty: {', '.join(shown(e) for e in empty[:5])}{more}. Upload them again.",
         )
 
 
 def _safe(relpath: str) -> str:
     if safe_name(relpath, Limits(), "The stored dataset") != relpath:
-        raise DatasetError(f"The stored dataset: the name {shown(relpath)} is not a plain path; rename it.")
+        raise DatasetError(f"The stored dataset: the name {shown(relpath)} is not a plain path. Rename it.")
     return relpath
 
 

@@ -1,4 +1,4 @@
-"""Ultralytics' NDJSON export: a line about the dataset, then one line per image with its URL and its labels."""
+"""Read the NDJSON export of Ultralytics: one line for the dataset, then one line per image with URL and labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = frozenset({"ndjson", "jsonl"})
 LONGEST_LINE = 16 << 20  # bytes
 MOST_RECORDS = 5_000_000
 SPLITS = ("train", "val", "test")
-_ROWS = {  # where a task's labels are; any other is a fallback
+_ROWS = {  # keys of the labels by task; any other key is a fallback
     Task.DETECT: ("boxes", "bboxes"),
     Task.SEGMENT: ("segments", "polygons"),
     Task.POSE: ("pose", "keypoints"),
@@ -30,11 +30,11 @@ _ROWS = {  # where a task's labels are; any other is a fallback
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """An image of the export. `image` and `label` are its places in the tree; `label` is None for classification."""
+    """An image of the export. `image` and `label` are paths in the tree; `label` is None for classification."""
 
     image: str
     url: str | None
-    file: str  # its name at the source
+    file: str  # its name in the export
     split: str
     label: str | None
     rows: str
@@ -42,7 +42,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A whole export. `yaml` is the dataset's YAML (None for classification); `folder` holds images without URL."""
+    """A whole export. `yaml` is the YAML of the dataset, or None for classification. `folder` holds images without a URL."""
 
     yaml: dict[str, Any] | None
     records: list[Record]
@@ -50,7 +50,7 @@ class Export:
 
 
 def read_ndjson(path: Path, name: str) -> Export:
-    """Read an export. Raises `DatasetError` naming the line that is wrong."""
+    """Read an export. Raises `DatasetError` with the number of the wrong line."""
     lines = _lines(path, name)
     number, head = next(lines, (1, {}))
     where = f"NDJSON {shown(name)}"
@@ -110,16 +110,16 @@ class _Records:
         if self._task is Task.CLASSIFY and isinstance(rows, list):
             rows = [rows]
         if not isinstance(rows, list) or not all(isinstance(row, list) and all(map(_is_number, row)) for row in rows):
-            raise DatasetError(f"{where}: annotations must be lists of numbers, each beginning with the class id.")
+            raise DatasetError(f"{where}: annotations must be lists of numbers that start with the class id.")
         return [row for row in rows if row]
 
     def _folder(self, rows: list[list[int | float]], where: str) -> str:
         if len(rows) != 1 or not isinstance(rows[0][0], int):
-            raise DatasetError(f"{where}: the image has no class; label it, or leave it out of the export.")
+            raise DatasetError(f"{where}: the image has no class. Label it, or remove it from the export.")
         return self._folders.get(rows[0][0], f"class{rows[0][0]}")
 
     def _place(self, folder: str, file: str, where: str) -> tuple[str, str]:
-        """A stem that is free in the folder, so that no two images share a label file, and the suffix."""
+        """Return an unused stem, so that no two images share a label file, and the suffix."""
         path = PurePosixPath(safe_name(file.replace("\\", "/").rpartition("/")[2], Limits(), where) or "image")
         suffix = path.suffix[1:].lower()
         stem = path.stem.lstrip(".") or "image"
@@ -138,22 +138,28 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         while line := file.readline(LONGEST_LINE + 1):
             number += 1
             if len(line) > LONGEST_LINE or number > MOST_RECORDS:
-                raise DatasetError(f"NDJSON {shown(name)}, line {number}: longer than any export is.")
+                raise DatasetError(
+                    f"NDJSON {shown(name)}, line {number}: the line or the export is too long. Split the dataset."
+                )
             if not line.strip():
                 continue
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError):
-                raise DatasetError(f"NDJSON {shown(name)}, line {number} is not JSON; export it again.") from None
+                raise DatasetError(
+                    f"NDJSON {shown(name)}, line {number} is not JSON. Export the dataset again."
+                ) from None
             if not isinstance(value, dict):
-                raise DatasetError(f"NDJSON {shown(name)}, line {number} is not a JSON object; export it again.")
+                raise DatasetError(
+                    f"NDJSON {shown(name)}, line {number} is not a JSON object. Export the dataset again."
+                )
             yield number, value
 
 
 def _task(head: dict[str, Any], where: str) -> Task:
     text = head.get("task", "detect")
     if not isinstance(text, str) or text not in set(Task):
-        raise DatasetError(f"{where}: the task {shown(str(text))} cannot be trained; use one of {', '.join(Task)}.")
+        raise DatasetError(f"{where}: the task {shown(str(text))} is unknown; use one of {', '.join(Task)}.")
     return Task(text)
 
 
@@ -167,7 +173,7 @@ def _class_names(head: dict[str, Any], where: str) -> dict[int, str]:
 
 
 def _class_folders(names: dict[int, str]) -> dict[int, str]:
-    """A folder per class, called like the class where that is a safe and unambiguous name."""
+    """Return a folder name per class: the class name if it is safe and unique, otherwise classN."""
     folders: dict[int, str] = {}
     for number, name in names.items():
         is_plain = name.replace("_", "").replace("-", "").replace(" ", "").isalnum() and len(name.encode()) < 200

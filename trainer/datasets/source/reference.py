@@ -1,11 +1,11 @@
-"""What the text in a row points at: a path, an object in a bucket or an http(s) URL.
+"""Parse a dataset reference: a path, an object in a bucket or an http(s) URL.
 
-| text                                    | is                                                                      |
+| text                                    | meaning                                                                 |
 |-----------------------------------------|-------------------------------------------------------------------------|
 | `/data/a/data.yaml`                     | a path on this host                                                     |
-| `a/data.yaml`                           | a path below the dataset root                                           |
-| `storage:x/y/data.yaml`                 | an object; fetch looks for `x/y/data.yaml` in the default bucket first, and for `y/data.yaml` in the bucket `x` when the default bucket has nothing there |
-| our own storage URL (public, sign, …)   | that object; the token of a signed URL is dropped, we have our own key  |
+| `a/data.yaml`                           | a path inside the dataset root                                          |
+| `storage:x/y/data.yaml`                 | the object `x/y/data.yaml` in the default bucket or, if there is none, `y/data.yaml` in the bucket `x` |
+| our own storage URL (public, sign, …)   | that object; the token of a signed URL is not needed  |
 | any other `http(s)://`                  | that URL                                                                |
 """
 
@@ -22,9 +22,9 @@ from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError, HostUnfit, raise_if_disk_is_broken
 from trainer.core.text import shown
 
-LONGEST = 4096  # characters: what Linux takes as a path
+LONGEST = 4096  # characters, as for a path of Linux
 FORMS = (
-    "give an absolute path, a path below the dataset root, storage:BUCKET/PATH, or an http(s) URL "
+    "give an absolute path, a path inside the dataset root, storage:BUCKET/PATH, or an http(s) URL "
     "of a YAML, an archive or an NDJSON file"
 )
 _OBJECT_URL = re.compile(r"/storage/v1/(?:object|render/image)/(?:(?:public|sign|authenticated)/)?([^/]+)/(.+)")
@@ -38,7 +38,7 @@ def parse_reference(
     datasets_bucket: str,
     storage_base_url: str | None = None,
 ) -> DatasetRef:
-    """Read one dataset reference. Looks at nothing: whether it is there, and may be read, is fetch's business.
+    """Parse one dataset reference. Whether it exists and may be read is checked by `Fetcher`.
 
     `storage_base_url` is the URL of our own Supabase (or storage) host. Raises `DatasetError` naming the rule.
     """
@@ -49,27 +49,29 @@ def parse_reference(
     if lower.startswith(("http://", "https://")):
         return _url(text, storage_base_url)
     if lower.startswith("s3://"):
-        raise DatasetError("data_yaml: s3:// datasets are not supported yet; copy the dataset to the storage bucket.")
+        raise DatasetError("data_yaml: s3:// datasets are not supported yet; copy the dataset into the storage bucket.")
     if _SCHEME.match(text):
         scheme = text.split(":", 1)[0]
-        raise DatasetError(f"data_yaml: {shown(scheme + ':')} is no kind of dataset that can be read; {FORMS}.")
+        raise DatasetError(f"data_yaml: {shown(scheme + ':')} is not a supported kind of reference; {FORMS}.")
     if text.startswith("~"):
-        raise DatasetError(f"data_yaml: {shown(text)} begins with ~, which is nobody's home here; {FORMS}.")
+        raise DatasetError(f"data_yaml: {shown(text)} starts with ~, which this service does not expand; {FORMS}.")
     return DiskRef(path=str(dataset_root / text))
 
 
 def object_key(key: str, text: str) -> str:
-    """A key as the stores take it: no slash at either end, no empty, `.` or `..` segment."""
+    """Return a key without slashes at its ends. Raises `DatasetError` for an empty, `.` or `..` segment."""
     segments = key.strip("/").split("/")
     if segments == [""]:
-        raise DatasetError(f"data_yaml: {shown(text)} names no object; write storage:BUCKET/PATH.")
+        raise DatasetError(f"data_yaml: {shown(text)} names no object. Write storage:BUCKET/PATH.")
     if any(segment in {"", ".", ".."} for segment in segments):
-        raise DatasetError(f"data_yaml: {shown(text)} has an empty, '.' or '..' segment; write the object's full path.")
+        raise DatasetError(
+            f"data_yaml: {shown(text)} has an empty, '.' or '..' segment. Write the full path of the object."
+        )
     return "/".join(segments)
 
 
 def either_bucket(ref: ObjectRef, datasets_bucket: str) -> tuple[ObjectRef, ...]:
-    """The objects that a `storage:` reference can mean, in the order in which they are looked for."""
+    """Return the objects that a `storage:` reference can mean, in order of preference."""
     first, _, rest = ref.key.partition("/")
     if ref.bucket != datasets_bucket or not rest:
         return (ref,)
@@ -78,13 +80,13 @@ def either_bucket(ref: ObjectRef, datasets_bucket: str) -> tuple[ObjectRef, ...]
 
 @dataclass(frozen=True)
 class Roots:
-    """The folders below which a row may name files: the dataset root first."""
+    """The folders whose files a run may name: the dataset root first."""
 
     dataset_root: Path
     extra: tuple[Path, ...] = ()
 
     def admit(self, path: Path | str) -> Path:
-        """`path` with every symlink resolved, when that lies below a root; `DatasetError` when not, or not there."""
+        """Return `path` with all symlinks resolved. Raises `DatasetError` if it does not exist or is outside the roots."""
         if "\0" in str(path):
             raise DatasetError(f"data_yaml: {shown(str(path))} contains a NUL character.")
         try:
@@ -106,16 +108,16 @@ class Roots:
             real = Path("/")
         if not any(real.is_relative_to(root) for root in self._real()):
             raise DatasetError(
-                f"data_yaml: {shown(str(path))} is outside the folders that may be read; move it below "
-                "DATASET_ROOT or let the operator add its folder to EXTRA_DATASET_ROOTS.",
+                f"data_yaml: {shown(str(path))} is outside the folders that may be read. Move it into "
+                "DATASET_ROOT, or let the operator add its folder to EXTRA_DATASET_ROOTS.",
             )
 
     def _require_mounted(self, path: Path) -> None:
-        """Raise `HostUnfit` when the operator's own folder is missing on this host: others may have it."""
+        """Raise `HostUnfit` if an extra root is missing on this host. Other hosts may have it."""
         for root in self.extra:
             if path.is_relative_to(root) and not root.exists():
                 raise HostUnfit(
-                    f"{root}, one of EXTRA_DATASET_ROOTS, is not there: mount it on this host or create it."
+                    f"{root}, one of EXTRA_DATASET_ROOTS, does not exist. Mount it on this host or create it."
                 )
 
     def _real(self) -> Iterable[Path]:
@@ -128,9 +130,9 @@ def _plain(text: str) -> str:
         raise DatasetError(f"data_yaml is empty; {FORMS}.")
     if len(text) > LONGEST:
         raise DatasetError(f"data_yaml has {len(text)} characters, {LONGEST} are the limit; {FORMS}.")
-    # Cc: controls; Cf: invisible marks, among them those that reverse the reading direction; Cs: broken surrogates
+    # Cc: control characters; Cf: invisible marks such as changes of the writing direction; Cs: broken surrogates
     if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text):
-        raise DatasetError(f"data_yaml: {shown(text)} contains control or invisible characters; type it anew.")
+        raise DatasetError(f"data_yaml: {shown(text)} contains control or invisible characters. Type it again.")
     return text
 
 
@@ -149,9 +151,9 @@ def _split(text: str) -> SplitResult:
         url = urlsplit(text)
         _ = url.port
     except ValueError:
-        raise DatasetError(f"data_yaml: {shown(text)} is not a valid URL.") from None
+        raise DatasetError(f"data_yaml: {shown(text)} is not a valid URL. Correct it.") from None
     if not url.hostname:
-        raise DatasetError(f"data_yaml: {shown(text)} names no host.")
+        raise DatasetError(f"data_yaml: {shown(text)} names no host. Correct the URL.")
     return url
 
 

@@ -1,4 +1,4 @@
-"""Reading a tar from a stream without believing it: no header, dictionary or end is taken on trust."""
+"""Read an untrusted tar from a stream: sizes of headers, memory of decompressors and the end mark are checked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 CHUNK = 1 << 20
-XZ_MEMORY = 256 << 20  # bytes that a decompressor may ask for; xz -9 needs 65 MiB
-TAR_HEADER = 1 << 16  # bytes of a long name or a PAX header; tarfile reads them into memory whole
+XZ_MEMORY = 256 << 20  # bytes that a decompressor may allocate; xz -9 needs 65 MiB
+TAR_HEADER = 1 << 16  # bytes of a long name or a PAX header, which tarfile reads into memory
 _TAR_EXTENSIONS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -24,7 +24,7 @@ class Reader(Protocol):
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """Ends only at the end mark. tarfile itself takes a broken header for the end, and a dataset would be cut there."""
+    """Accepts only the end mark as the end. tarfile would treat a broken header as the end and drop the rest."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictTarInfo:
@@ -40,7 +40,7 @@ class StrictTarInfo(tarfile.TarInfo):
 
 
 class Counted:
-    """A stream that tells how much came out of it."""
+    """A stream that reports the total of the bytes read from it."""
 
     def __init__(self, source: Reader, on_total: Callable[[int], None]) -> None:
         self._source = source
@@ -55,7 +55,7 @@ class Counted:
 
 
 class Xz:
-    """An .xz stream that cannot ask for more memory than `XZ_MEMORY`, which lzma.open does not offer."""
+    """An .xz stream whose decompressor is limited to `XZ_MEMORY`, which lzma.open does not support."""
 
     def __init__(self, source: Reader) -> None:
         self._source = source
@@ -66,7 +66,7 @@ class Xz:
         while True:
             if self._decoder is None or self._decoder.eof:
                 self._left = (self._decoder.unused_data if self._decoder else b"") or self._source.read(CHUNK)
-                if not self._left.strip(b"\0"):  # the end, or padding before it
+                if not self._left.strip(b"\0"):  # the end, or padding before the end
                     return b""
                 self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
             elif self._decoder.needs_input:

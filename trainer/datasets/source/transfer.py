@@ -1,4 +1,4 @@
-"""Many downloads at once: bounded, counted, all or none."""
+"""Run many downloads in parallel, and link files into a tree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINK_TRIES = 10
 
 
 class Every:
-    """Does something each time that so many more bytes came."""
+    """Calls `act` each time `step` more bytes were counted."""
 
     def __init__(self, step: int, act: Callable[[], object]) -> None:
         self._step = step
@@ -39,7 +39,7 @@ def in_parallel(jobs: Sequence[Job], workers: int, stop: StopSignal) -> None:
 
     def work() -> None:
         try:
-            for job in waiting:  # shared: each job goes to the thread that is free first
+            for job in waiting:  # shared by the threads: each takes the next job
                 inner.raise_if_set()
                 job(inner)
         except BaseException as error:
@@ -59,7 +59,7 @@ def in_parallel(jobs: Sequence[Job], workers: int, stop: StopSignal) -> None:
 
 
 def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
-    """Give each file the second name `root`/relpath: a hard link, or a copy where that is impossible."""
+    """Hard-link each file as `root`/relpath, or copy it where links are impossible."""
     made: set[str] = set()
     for relpath, target in links:
         path = f"{root}/{relpath}"
@@ -76,10 +76,10 @@ def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
 
 
 def _link(target: Path, path: str) -> None:
-    """Make a hard link, also when another run puts the same content in the place of `target` at this moment.
+    """Make a hard link, also while another run replaces `target` with the same content.
 
-    link(2) finds the file first and links it afterwards: when a rename removed its last name in between, the answer is
-    ENOENT, although there is a file of that name before and after.
+    link(2) first looks up the file and then links it. If a rename removes the last name of the file in between, it
+    fails with ENOENT, although `target` exists before and after.
     """
     for _ in range(LINK_TRIES - 1):
         try:

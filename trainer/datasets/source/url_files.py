@@ -1,4 +1,4 @@
-"""Datasets whose files are single URLs: a YAML with lists of images, or an NDJSON export."""
+"""Fetch datasets whose files are single URLs: a YAML with lists of images, or an NDJSON export."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ LARGEST_TEXT = 256 << 20  # bytes of a list, a YAML or an NDJSON file
 LARGEST_IMAGE = 1 << 30
 LONGEST_SECONDS = 900.0  # for one image, label file or list
 NO_LISTING = (
-    "over http(s) a folder cannot be listed: give a .txt list of images in train: and val:, an archive of the dataset, "
+    "folders cannot be listed over http(s). Use .txt lists of images in train: and val:, an archive of the dataset, "
     "or an NDJSON export"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebSource:
-    """Fetches URLs that a dataset names into a staging tree, through the cache."""
+    """Fetches the URLs of a dataset into a staging tree, through the cache."""
 
     cache: ContentCache
     web: GuardedClient
@@ -46,7 +46,7 @@ class WebSource:
     concurrency: int
 
     def from_yaml(self, url: str, file: Path, staging: Path, stop: StopSignal, on_event: OnTransfer) -> None:
-        """The YAML `file`, which came from `url`, as data.yaml in `staging`, with the images its lists name."""
+        """Put the YAML `file` of `url` into `staging` as data.yaml, and fetch the images in its lists."""
         data = read_data_yaml(load_yaml(file, Report()), Report())
         if not data.splits:
             raise DatasetError(f"data_yaml: the YAML at {shown_url(url)} has no train: and val:.")
@@ -64,7 +64,7 @@ class WebSource:
         with self.cache.arriving() as arrivals:
             bring = functools.partial(self._image_with_label, arrivals.put, url)
             in_parallel([functools.partial(bring, place, staging, meter) for place in images], self.concurrency, stop)
-        self.cache.make_room(0)  # nobody knew before how much would come
+        self.cache.make_room(0)  # the total was unknown before
 
     def from_ndjson(
         self,
@@ -75,9 +75,12 @@ class WebSource:
         on_event: OnTransfer,
         home: Path | None = None,
     ) -> str | None:
-        """A YOLO tree of the export in `staging`; the name of its YAML. `home`: where its local images may be."""
+        """Make a YOLO tree of an export in `staging`. Return the name of its YAML, or None for classification.
+
+        `home` is the folder of local images.
+        """
         if file.stat().st_size > LARGEST_TEXT:
-            raise DatasetError(f"NDJSON {shown(name)} is larger than {LARGEST_TEXT >> 20} MiB; split the dataset.")
+            raise DatasetError(f"NDJSON {shown(name)} is larger than {LARGEST_TEXT >> 20} MiB. Split the dataset.")
         export = read_ndjson(file, name)
         meter = Meter(on_event, total_files=len(export.records))
         jobs: list[Callable[[StopSignal], None]] = []
@@ -90,7 +93,7 @@ class WebSource:
                     source = self._local_image(record, export.folder, home)
                     jobs.append(functools.partial(self._copied, source, record.image, staging, meter))
             in_parallel(jobs, self.concurrency, stop)
-        self.cache.make_room(0)  # nobody knew before how much would come
+        self.cache.make_room(0)  # the total was unknown before
         with on_this_disk(staging):
             _write_labels(export.records, staging)
             if export.yaml is not None:
@@ -101,7 +104,7 @@ class WebSource:
     # ── one file ──
 
     def _listed(self, url: str, place: str, staging: Path, stop: StopSignal) -> list[str]:
-        """The images of an entry: those of a .txt list, or the one that it is."""
+        """Return the images of an entry: the images in a .txt list, or the image itself."""
         if suffix(place) in IMAGE_SUFFIXES:
             return [place]
         if suffix(place) != "txt":
@@ -117,7 +120,7 @@ class WebSource:
             raise DatasetError(f"{shown(place)} in the lists of {shown_url(url)} is not an image.")
         self._bring(put, urljoin(url, quote(place)), place, staging, stop, meter, largest=LARGEST_IMAGE)
         label = label_place(place)
-        with contextlib.suppress(ObjectMissing):  # an image without a label file shows none of the classes
+        with contextlib.suppress(ObjectMissing):  # an image without a label file has no labels
             address = urljoin(url, quote(label))
             self._bring(put, address, label, staging, stop, meter, largest=LARGEST_TEXT, may_be_empty=True)
         meter.finish_file()
@@ -138,7 +141,7 @@ class WebSource:
         largest: int,
         may_be_empty: bool = False,
     ) -> None:
-        """One URL as `staging`/`place`; from the cache when the server's ETag says that it did not change."""
+        """Fetch one URL as `staging`/`place`, from the cache if the ETag of the server did not change."""
         with self.cache.temporary() as path, on_this_disk(staging):
             got = self.web.download(
                 url,
@@ -152,8 +155,8 @@ class WebSource:
             if not got.sha256:
                 return
             if not got.bytes and not may_be_empty:
-                raise DatasetError(f"{shown_url(url)} is empty; upload the file again.")
-            link_tree([(place, path)], staging)  # before it is the cache's, so that no eviction comes between
+                raise DatasetError(f"{shown_url(url)} is empty. Upload the file again.")
+            link_tree([(place, path)], staging)  # before it is put into the cache, which may evict it at once
             identity = web_identity(got.url, got.etag, got.bytes) if got.etag else f"sha256\n{got.sha256}"
             put(identity, path)
         self.cache.require_free(0)
@@ -164,13 +167,13 @@ class WebSource:
             return False
         try:
             link_tree([(place, known)], staging)
-        except FileNotFoundError:  # evicted at this very moment
+        except FileNotFoundError:  # evicted meanwhile
             return False
         return True
 
     def _local_image(self, record: Record, folder: str | None, home: Path | None) -> Path:
         if folder is None or home is None or "/" in record.file:
-            raise DatasetError(f"The NDJSON record of {shown(record.file)} has no url; export the dataset with URLs.")
+            raise DatasetError(f"The NDJSON record of {shown(record.file)} has no url. Export the dataset with URLs.")
         return self.roots.admit(home / folder / "images" / record.split / record.file)
 
     @staticmethod
@@ -184,12 +187,12 @@ class WebSource:
 
 
 def web_identity(url: str, etag: str, size: int) -> str:
-    """An identity for what a server calls by a strong ETag; the query is left out: signatures change."""
+    """Return the identity of content with a strong ETag. The query is left out, because signatures change."""
     return f"web\n{shown_url(url)}\n{etag}\n{size}"
 
 
 def label_place(image: str) -> str:
-    """Where an image's labels are: in `labels` for the last `images` of its path, else beside it."""
+    """Return the path of an image's label file: `labels` instead of the last `images` in its path, else beside it."""
     folder, found, rest = f"/{image}".rpartition("/images/")
     place = f"{folder}/labels/{rest}" if found else image
     return str(PurePosixPath(place.lstrip("/")).with_suffix(".txt"))
@@ -205,5 +208,5 @@ def _write_labels(records: list[Record], staging: Path) -> None:
 
 def _inside(place: str, where: str) -> str:
     if "://" in place or place.startswith("/"):
-        raise DatasetError(f"{shown(place)} in {shown(where)} is not relative to the YAML, as it must be over http(s).")
+        raise DatasetError(f"{shown(place)} in {shown(where)} must be relative to the YAML over http(s).")
     return safe_name(place, Limits(), f"In {shown(where)}") or ""

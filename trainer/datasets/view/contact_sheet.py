@@ -1,4 +1,4 @@
-"""A picture of labeled samples, so that a person can see whether the labels are what they should be."""
+"""Draw a picture of labeled samples, so that a person can check the labels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CELL = 320  # pixels, width and height
 CAPTION = 20
 COLUMNS = 5
 MOST_CELLS = 30
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow says of broken images
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for broken images
 
 
 def draw_sheet(checked: Checked, path: Path) -> int:
-    """Write a PNG of up to 30 samples, all classes and splits among them, to `path`. Gives how many it shows.
+    """Write a PNG with up to 30 samples of all classes and splits to `path`. Return the number of samples.
 
-    Raises `DatasetError` when the picture cannot be written.
+    Raises `DatasetError` when the file cannot be written.
     """
     chosen = _chosen(checked)
     rows = -(-len(chosen) // COLUMNS) or 1
@@ -42,7 +42,7 @@ def draw_sheet(checked: Checked, path: Path) -> int:
 
 
 def _chosen(checked: Checked) -> list[Sample]:
-    """Samples in turn from each class of each split, the first by name first."""
+    """Return samples in turn from each class of each split, in order."""
     by_group: dict[tuple[int, int], list[int]] = {}
     first_class = dict(zip(reversed(checked.rows.image.tolist()), reversed(checked.rows.cls.tolist()), strict=True))
     for index, sample in enumerate(checked.samples):
@@ -83,7 +83,7 @@ def _draw_labels(picture: Image.Image, checked: Checked, sample: Sample) -> None
         try:
             number, *values = (float(token) for token in line.split())
         except ValueError:
-            continue  # reported by the checks, and nothing that could be drawn
+            continue  # reported by the checks, and impossible to draw
         cls = int(number)
         if not 0 <= cls < len(names):
             continue
@@ -101,7 +101,7 @@ def _draw_shape(
     size: tuple[int, int],
     color: str,
 ) -> tuple[float, float]:
-    """Draw a row's box or outline and keypoints; the place for its class name."""
+    """Draw the box or outline and the keypoints of a row. Return the place for the class name."""
     width, height = size
     if not values:  # classification
         return 4, 4
@@ -124,7 +124,7 @@ def _draw_shape(
 
 
 def _color(cls: int) -> str:
-    # the golden ratio spreads any number of classes over the circle of hues
+    # multiples of the golden ratio give distinct hues for any number of classes
     red, green, blue = colorsys.hsv_to_rgb(cls * 0.618034 % 1.0, 0.9, 0.8)
     return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
 

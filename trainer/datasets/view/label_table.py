@@ -1,10 +1,10 @@
-"""The labels of a view once more, as numbers: a training that finds them reads neither label files nor image headers.
+"""Write the labels of a view also as numbers, so that the training reads neither label files nor image headers.
 
-labels/{train,val,test}.npz, beside the folders of label files, with these arrays for the split's n images:
+labels/{train,val,test}.npz, beside the folders of label files, has these arrays for the n images of the split:
 
-names   the images' file names, separated by newlines       shapes  (n, 2) height and width; 0 0: look for yourself
-counts  (n,) rows of each image                             cols    (rows,) numbers of each row
-values  (sum of cols,) float32, the rows' numbers one after the other, as Ultralytics would read them
+names   the images' file names, separated by newlines       shapes  (n, 2) height and width; 0 0: read the image
+counts  (n,) rows per image                                 cols    (rows,) numbers per row
+values  (sum of cols,) float32, the numbers of all rows, as Ultralytics would read them
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_label_tables(view: Path, samples: Sequence[Sample], rows: LabelRows) -
     counts = np.bincount(rows.image, minlength=len(samples))
     values = rows.values.astype(np.float32)
     shapes = np.array([sample.facts.shape or (0, 0) for sample in samples], np.int32).reshape(-1, 2)
-    shapes[_unsure(rows, values)] = 0
+    shapes[_special(rows, values)] = 0
     for number, split in enumerate(SPLITS):
         images = np.flatnonzero(split_of == number)
         is_mine = split_of[rows.image] == number
@@ -46,13 +46,13 @@ def write_label_tables(view: Path, samples: Sequence[Sample], rows: LabelRows) -
             )
 
 
-def _unsure(rows: LabelRows, values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Images with rows that are equal, or negative, in the precision that is trained with: Ultralytics has rules for them."""
+def _special(rows: LabelRows, values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return images with equal or negative rows in float32, which Ultralytics treats specially."""
     if not len(rows.cols):
         return rows.image
     first = starts(rows.cols)
     negative = rows.image[np.minimum.reduceat(values, first) < 0]
-    # rows that are equal as a whole are so in the two numbers after the class; a few others may be taken for such
+    # only the two numbers after the class are compared, so a few images are included without need
     x, y = ((values[first + place] + np.float32(0)).view(np.uint32).astype(np.uint64) for place in (1, 2))
     heads = rows.image.astype(np.uint64) << np.uint64(32) | (x * np.uint64(2654435761) ^ y) & np.uint64(0xFFFFFFFF)
     _, place, count = np.unique(heads, return_index=True, return_counts=True)

@@ -1,11 +1,11 @@
-# ruff: noqa: PTH123, PTH211  (plain strings: there are a hundred thousand paths)
-"""The private folder that a run trains on: images by links, labels and data.yaml written by us.
+# ruff: noqa: PTH123, PTH211  (plain strings are faster: there are 100,000 paths)
+"""Make the private folder that a run trains on: links to images, with labels and a data.yaml of our own.
 
     view/data.yaml   images/{train,val,test}/…   labels/{train,val,test}/….txt      classification: {train,val,test}/CLASS/…
 
-Ultralytics writes into JPEGs that do not end in their end mark, so those are copied; nothing else is written to through
-the links. Files of our own cache are hard links where the file system allows it, the user's images are symlinks. A folder of our own
-labels that can stay as they are is one symlink; never one of images, whose real path Ultralytics would look up to find labels.
+Ultralytics rewrites JPEGs with data after their end mark, so these are copied. Nothing else is written through the links.
+Cached files are hard links where the file system allows it; the user's images are symlinks. A cached folder of unchanged
+labels is one symlink. A folder of images never is, because Ultralytics looks for labels beside the real path of images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHECK_EVERY = 512  # files between looks at the stop signal
 
 
 def new_view(view: Path) -> None:
-    """Make the folder. Raises `MachineFailed` when it cannot be made, or is there already."""
+    """Make the folder. Raises `MachineFailed` if that fails or if the folder exists."""
     with written():
         view.mkdir(parents=True)
 
@@ -57,9 +57,9 @@ def placed(samples: Sequence[Sample], class_folders: Sequence[str] = ()) -> list
 
 
 def write_view(view: Path, samples: Sequence[Sample], stop: StopSignal, empty: Iterable[str] = ()) -> None:
-    """Make the images and labels of a view, and the folders `empty`, even if nothing is put into them.
+    """Make the images and labels of a view, and the folders `empty`, which may stay empty.
 
-    Raises `MachineFailed` when the disk is the problem, `DatasetError` when an image vanished meanwhile, `Stopped`.
+    Raises `MachineFailed` when the disk is the problem, `DatasetError` when an image no longer exists, `Stopped`.
     """
     with written():
         for folder in empty:
@@ -74,7 +74,7 @@ def write_data_yaml(
     kpt_shape: Sequence[int] | None,
     flip_idx: Sequence[int] | None,
 ) -> Path:
-    """The only YAML that the training process sees: these keys and no others."""
+    """Write data.yaml, the only YAML that the training process reads, and return its path."""
     present = set(splits)
     data: dict[str, object] = {"path": str(view.absolute())}
     data |= {split: f"images/{split}" for split in SPLITS if split in present}
@@ -90,9 +90,9 @@ def write_data_yaml(
 
 
 def view_names(names: Sequence[str]) -> list[str]:
-    """File names for one folder of a view, from names that may hold folders: safe to write, none like another.
+    """Return safe and unique file names for one folder of a view. The given names may contain folders.
 
-    A name stays as it is where it can, so that a flat dataset is read in the same order as without us.
+    Names are kept if possible, so that a flat dataset is read in its original order.
     """
     plain = [name.rpartition("/")[2] for name in names]
     lines = "\n".join(plain)
@@ -124,7 +124,7 @@ def _are_apart(names: Sequence[str]) -> bool:
 
 
 def folder_names(names: Sequence[str]) -> list[str]:
-    """A folder for each class, safe to write, in an order that sorting keeps."""
+    """Return a safe folder name per class. Sorting the names keeps the order of the classes."""
     folders = [stem for stem, _, _ in (name.rpartition(".") for name in view_names([f"{name}.d" for name in names]))]
     if folders == sorted(folders):
         return folders
@@ -133,7 +133,7 @@ def folder_names(names: Sequence[str]) -> list[str]:
 
 
 def _safe(stem: str) -> str:
-    """A stem without control characters, separators or broken Unicode, which is neither hidden nor an option."""
+    """Return a stem without control characters, separators, broken Unicode, and a leading dot or hyphen."""
     stem = _UNSAFE.sub("_", stem)
     if len(stem) > LONGEST_STEM or len(stem.encode("utf-8", "replace")) > LONGEST_STEM:
         stem = stem.encode("utf-8", "replace")[: LONGEST_STEM - 8].decode("utf-8", "ignore")
@@ -142,7 +142,7 @@ def _safe(stem: str) -> str:
 
 @contextmanager
 def written() -> Iterator[None]:
-    """Turn what the disk has to say into `MachineFailed`."""
+    """Turn errors of the disk into `MachineFailed`."""
     try:
         yield
     except OSError as error:
@@ -159,7 +159,7 @@ def _write(view: Path, samples: Sequence[Sample], stop: StopSignal) -> None:
         if top != "images":  # a folder of one class
             _link_images(members, view, folder, stop)
             continue
-        # a file system takes its time with each new name, and works on two folders at once
+        # creating names is slow, and file systems can work on two folders at the same time
         with ThreadPoolExecutor(1) as beside:
             writing = beside.submit(_write_labels, members, view / "labels" / split, stop)
             _link_images(members, view, folder, stop)

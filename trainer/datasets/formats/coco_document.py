@@ -1,0 +1,162 @@
+"""The parts of a COCO or DICE document: categories, annotations, keypoints and the requested split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.core.dataset import SplitRequest, Task
+from trainer.core.errors import DatasetError
+from trainer.core.text import printable
+from trainer.datasets.findings import Report
+from trainer.datasets.samples import SPLIT_WORDS, SPLITS
+from trainer.datasets.untrusted import read_file
+
+Object = Mapping[str, Any]
+LARGEST_JSON = 1 << 30  # bytes; COCO's own training annotations are 0.45 GB
+
+
+BACKGROUND = "__background__"
+
+
+DEFAULT_SPLIT = SplitRequest(train_ratio=0.8, seed=42)  # the default of DICE for a file without split_config
+
+
+def load(path: Path) -> dict[str, Any]:
+    name = printable(path.name)
+    try:
+        document = json.loads(read_file(path, LARGEST_JSON).removeprefix(b"\xef\xbb\xbf"))
+    except UnicodeDecodeError:
+        raise DatasetError(f"{name} is not UTF-8 text.") from None
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{name} is not valid JSON: {printable(str(error))}.") from None
+    if not isinstance(document, dict) or not isinstance(document.get("images"), list):
+        raise DatasetError(f"{name} is not a COCO file: it must be an object with images, annotations and categories.")
+    return document
+
+
+def objects(value: Any) -> list[Object]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def categories(document: Object) -> list[Object]:
+    """Return the categories that are classes, in order."""
+    found = objects(document.get("categories")) or objects(document.get("classes"))
+    found = [category for category in found if category.get("name") != BACKGROUND]
+    above = {str(category.get("supercategory")) for category in found}
+    used = {str(category_id(one)) for one in _annotations(document)}
+    # Roboflow puts the project first: an unused category that is the supercategory of all others
+    return [
+        c
+        for c in found
+        if str(c.get("id")) in used or str(c.get("name")) not in above or c.get("supercategory") != "none"
+    ]
+
+
+def _annotations(document: Object) -> Iterator[Object]:
+    yield from objects(document.get("annotations"))
+    for image in objects(document["images"]):
+        yield from nested_annotations(image)
+
+
+def nested_annotations(image: Object) -> list[Object]:
+    single = image.get("annotation")
+    return objects(image.get("annotations")) + ([single] if isinstance(single, dict) else [])
+
+
+def category_id(annotation: Object) -> Any:
+    return annotation.get("category_id", annotation.get("class_id"))
+
+
+def all_names(documents: Sequence[Object]) -> list[str]:
+    names: dict[str, None] = {}
+    for document in documents:
+        for category in categories(document):
+            names.setdefault(class_name(category))
+    if not names:
+        raise DatasetError("The annotation file has no categories. It must list the id and name of each class.")
+    return list(names)
+
+
+def class_name(category: Object) -> str:
+    return " ".join(str(category.get("name") or f"class{category.get('id')}").split())[:200]
+
+
+def guess_task(documents: Sequence[Object]) -> Task:
+    """Return pose for categories with keypoints, segment if all annotations have outlines that are not just their boxes."""
+    annotations = [one for document in documents for one in _annotations(document) if not one.get("iscrowd")]
+    if any(category.get("keypoints") for document in documents for category in categories(document)):
+        return Task.POSE
+    if annotations and all("bbox" not in one and "segmentation" not in one for one in annotations):
+        return Task.CLASSIFY
+    outlined = bool(annotations) and all(one.get("segmentation") for one in annotations)
+    return Task.SEGMENT if outlined and not all(_is_own_box(one) for one in annotations) else Task.DETECT
+
+
+def _is_own_box(annotation: Object) -> bool:
+    parts = annotation["segmentation"]
+    return (
+        isinstance(parts, list)
+        and len(parts) == 1
+        and isinstance(parts[0], list)
+        and len(parts[0]) in (8, 10)
+        and (
+            len({round(x, 2) for x in parts[0][0::2]}) == 2 == len({round(y, 2) for y in parts[0][1::2]})
+            if all(isinstance(number, int | float) for number in parts[0])
+            else False
+        )
+    )
+
+
+def keypoints(
+    documents: Sequence[Object],
+    report: Report,
+) -> tuple[tuple[int, int] | None, tuple[int, ...] | None]:
+    lists = {
+        tuple(map(str, category["keypoints"]))
+        for document in documents
+        for category in categories(document)
+        if isinstance(category.get("keypoints"), list) and category["keypoints"]
+    }
+    if len({len(names) for names in lists}) != 1:
+        report.error("kpt_shape", "For pose all categories must have the same number of keypoints.")
+        return None, None
+    names = lists.pop()
+    other = [_mirrored(name) for name in names]
+    flip = tuple(names.index(name) for name in other) if set(other) == set(names) == {*names} else None
+    if flip and sorted(flip) != list(range(len(names))):
+        flip = None
+    return (len(names), 3), flip
+
+
+def _mirrored(name: str) -> str:
+    for left, right in (("left", "right"), ("Left", "Right")):
+        if left in name:
+            return name.replace(left, right)
+        if right in name:
+            return name.replace(right, left)
+    return name
+
+
+def split_request(document: Object) -> SplitRequest:
+    config = document.get("split_config")
+    if not isinstance(config, dict):
+        return DEFAULT_SPLIT
+    splits = config.get("splits")
+    assigned = {str(key): _split_name(value) for key, value in splits.items()} if isinstance(splits, dict) else {}
+    ratio = config.get("default_ratio", config.get("ratio"))
+    train = ratio[0] if isinstance(ratio, list) and ratio else config.get("train_ratio", DEFAULT_SPLIT.train_ratio)
+    test = ratio[2] if isinstance(ratio, list) and len(ratio) > 2 else config.get("test_ratio", 0.0)
+    seed = config.get("seed", DEFAULT_SPLIT.seed)
+    numbers = isinstance(train, int | float) and isinstance(test, int | float) and isinstance(seed, int)
+    if not numbers or not 0 < train < 1 or not 0 <= test < 1 - train + 1e-9:
+        raise DatasetError("split_config must have shares between 0 and 1, for example default_ratio [0.8, 0.2].")
+    return SplitRequest(train_ratio=float(train), test_ratio=float(test), seed=seed, assigned=assigned)
+
+
+def _split_name(value: Any) -> str:
+    """Return the split for a word in `split_config`; train for an unknown word."""
+    text = str(value).lower()
+    return next((split for split in SPLITS if text in SPLIT_WORDS[split]), "train")

@@ -1,0 +1,90 @@
+"""Archives as extracted trees in the content cache: each archive is extracted once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from trainer.core.errors import Unavailable
+from trainer.core.stop import StopSignal
+from trainer.core.text import shown
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.cache.disk import on_this_disk
+from trainer.datasets.source.archive import extract
+from trainer.datasets.source.fetched_tree import FILES, Fetched, read_tree, write_listing
+from trainer.datasets.source.manifest import wanted
+from trainer.datasets.source.transfer import Every
+from trainer.disk.durable import sync_below
+
+ROOM_STEP = 64 << 20  # bytes between two checks of the free space while something of unknown size grows
+SYNC_STEP = 1 << 30  # extracted bytes between two syncs; a stop waits for one sync at most
+
+Archive: TypeAlias = Callable[[], AbstractContextManager[Path]]
+
+
+@dataclass(frozen=True)
+class ArchiveTrees:
+    """The extracted trees in the cache, by the identity of their archive."""
+
+    cache: ContentCache
+
+    def get(self, identity: str) -> Fetched | None:
+        """Return the complete tree of an archive, or None. A damaged tree is removed."""
+        tree = self.cache.get_tree(_tree(identity))
+        fetched = read_tree(tree) if tree is not None else None
+        if tree is not None and fetched is None:
+            self.cache.drop_tree(_tree(identity))
+        return fetched
+
+    def pin(self, holder: Path, identity: str) -> None:
+        """Keep the tree of an archive in the cache as long as the folder `holder` exists."""
+        self.cache.pin(holder, [_tree(identity)])
+
+    def extracted(self, identity: str, holder: Path, stop: StopSignal, archive: Archive, name: str) -> Fetched:
+        """Return the tree of an archive and pin it. `archive` gives the file if it has to be extracted."""
+        self.pin(holder, identity)
+        known = self.get(identity)
+        if known is not None:
+            return known
+        with self.cache.temporary() as tree, on_this_disk(self.cache.root), archive() as file:
+            self.cache.make_room(file.stat().st_size)
+            extracted = extract(
+                file,
+                tree / FILES,
+                stop,
+                wanted=wanted,
+                name=name,
+                on_total=self.cache.make_room,
+                on_bytes=self._growth_checks(tree),
+            )
+            write_listing(tree, extracted.findings)
+            self.cache.put_tree(
+                _tree(identity), tree, extracted.bytes, is_whole=lambda path: read_tree(path) is not None
+            )
+        self.cache.make_room(0)
+        made = self.get(identity)
+        if made is None:
+            raise Unavailable(f"the files of {shown(name)} were damaged in the cache while they were needed")
+        return made
+
+    def _growth_checks(self, tree: Path) -> Callable[[int], None]:
+        """Return a function to call with the size of each piece that is written into the tree."""
+        room, unsynced = room_check(self.cache), Every(SYNC_STEP, lambda: sync_below(tree))
+
+        def count(more: int) -> None:
+            room.count(more)
+            unsynced.count(more)
+
+        return count
+
+
+def room_check(cache: ContentCache) -> Every:
+    """Return a counter of bytes that checks the free space of the cache's disk now and then."""
+    return Every(ROOM_STEP, lambda: cache.require_free(0))
+
+
+def _tree(identity: str) -> str:
+    return f"tree\n{identity}"

@@ -1,0 +1,61 @@
+"""The settings of buckets in Supabase Storage: public or private, and the size limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from trainer.core.errors import Misconfigured, ObjectMissing, TrainerError
+from trainer.core.job import JsonObject
+from trainer.core.stop import StopSignal
+from trainer.remote.answers import amount, flag, mapping
+from trainer.remote.storage_api import NoSuchRoute, StorageApi, Target, object_path
+
+_CACHE_SECONDS = 300.0
+T = TypeVar("T")
+
+
+class Persist(Protocol):
+    """Call `call`, retrying while the server is unavailable."""
+
+    def __call__(self, call: Callable[[], T], stop: StopSignal, /) -> T: ...
+
+
+class Buckets:
+    """The settings of all buckets, each cached for five minutes."""
+
+    def __init__(self, api: StorageApi, persist: Persist) -> None:
+        self._api = api
+        self._persist = persist
+        self._known: dict[str, tuple[float, JsonObject]] = {}  # bucket → when it was asked for, and its settings
+
+    def settings(self, bucket: str, stop: StopSignal) -> JsonObject:
+        """Return the settings of a bucket. Raises ObjectMissing, also for a role that may not read them."""
+        asked_at, settings = self._known.get(bucket, (float("-inf"), {}))
+        if time.monotonic() - asked_at > _CACHE_SECONDS:
+            settings = self._persist(lambda: self._ask(bucket), stop)
+            self._known[bucket] = (time.monotonic(), settings)
+        return settings
+
+    def is_public(self, bucket: str, stop: StopSignal) -> bool:
+        try:
+            return flag(self.settings(bucket, stop), "public")
+        except NoSuchRoute:
+            raise  # not a response of the Storage API, so it says nothing about the bucket
+        except (ObjectMissing, Misconfigured):
+            return False  # a restricted role may not read bucket settings; a signed URL works for both kinds
+
+    def limit_advice(self, bucket: str, stop: StopSignal) -> str:
+        """Return what to do about an object that is too large."""
+        try:
+            limit = amount(self.settings(bucket, stop), "file_size_limit")
+        except TrainerError:  # the bucket has no limit of its own, or the role may not read its settings
+            return "raise the upload size limit of the project in the Storage settings"
+        return f"the bucket's limit is {limit / 1e6:.1f} MB, raise its file size limit in the Storage settings"
+
+    def _ask(self, bucket: str) -> JsonObject:
+        path, target = object_path("bucket", bucket, "").rstrip("/"), Target(bucket=bucket)
+        settings = mapping(self._api.call("GET", path, target).json(), "bucket")
+        flag(settings, "public")
+        return settings
