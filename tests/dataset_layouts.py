@@ -1,4 +1,4 @@
-"""One tiny dataset in every layout and for every task: file names and their bytes."""
+"""One tiny dataset in every layout and for every task, as file names and bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEYPOINTS = "kpt_shape: [2, 3]\nflip_idx: [0, 1]\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """`files` by name; `entry` is what data_yaml names, "" the folder. `images` is what the view must have per split."""
+    """`files` by name. `entry` is the file that data_yaml names, or "" for the folder. `images`: expected per split."""
 
     files: dict[str, bytes]
     images: dict[str, int]
@@ -43,7 +43,7 @@ def jpeg(shade: int) -> bytes:
 
 
 def labeled(task: Task, *places: tuple[str, str]) -> dict[str, bytes]:
-    """An image and its label file for each pair of their places."""
+    """Return an image and a label file for each pair of paths."""
     files = {}
     for number, (image, label) in enumerate(places):
         files |= {image: jpeg(10 + 40 * number), label: ROWS[task].encode() + b"\n"}
@@ -110,7 +110,7 @@ def coco(task: Task = Task.DETECT) -> Layout:
 
 
 def dice(task: Task = Task.DETECT) -> Layout:
-    """Annotations inside of their images, a background class, a split by ids as text."""
+    """Return a DICE dataset: nested annotations, a background class, and a split by ids as text."""
     head = {
         "classes": [{"id": 0, "name": "__background__"}, _category(task, 7)],
         "storage_info": {"image_root": "images/"},
@@ -168,7 +168,7 @@ def _nested(task: Task, document: dict) -> None:
 
 
 def export(layout: str, url: Callable[[str], str], task: Task = Task.DETECT) -> tuple[Layout, dict[str, bytes]]:
-    """An NDJSON export, and the images that its records have URLs of."""
+    """Return an NDJSON export, and the images at the URLs of its records."""
     splits = {"split on demand": ["train"] * 4}.get(layout, ["train", "train", "val", "val"])
     keys = {Task.DETECT: "boxes", Task.SEGMENT: "segments", Task.OBB: "obb", Task.POSE: "pose"}
     names = {"0": "cat", "1": "dog"} if task is Task.CLASSIFY else {"0": "cat"}
@@ -199,7 +199,7 @@ def _as_written(tokens: list[str]) -> Iterator[float]:
 
 
 def renamed(layout: Layout) -> Layout:
-    """The same dataset with another class, to be merged with it; its images are others."""
+    """Return a dataset with another class and other images, to be merged with `layout`."""
     files = {name: data.replace(b"cat", b"dog") if name == "data.yaml" else data for name, data in layout.files.items()}
     swap = {jpeg(10 + 40 * n): jpeg(25 + 40 * n) for n in range(4)}
     return Layout(

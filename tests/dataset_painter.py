@@ -1,4 +1,4 @@
-"""Small labeled datasets, the same on every machine: one bright square or disc per image on gray noise."""
+"""Make small labeled datasets, equal on every machine: one bright square or disc per image on gray noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ("square", "disc")
 
 @dataclass(frozen=True)
 class Drawn:
-    """One painted image: `box` is center x, center y, width, height, as shares."""
+    """One painted image. `box` is center x, center y, width and height as shares of the image."""
 
     image: Image.Image
     cls: int
@@ -39,7 +39,7 @@ class Drawn:
 
 
 def drawn(number: int, size: int = 32) -> Drawn:
-    """Image number `number`; its class alternates."""
+    """Return image `number`. Classes alternate."""
     rng = random.Random(number)
     noise = hashlib.shake_128(str(number).encode()).digest(size * size)
     image = Image.frombytes("L", (size, size), noise).point(lambda v: v // 4).convert("RGB")
@@ -63,7 +63,7 @@ def paint(
     suffix: str = "jpg",
     yaml: str | None = "",
 ) -> Path:
-    """A dataset below `root`; gives the path of its data.yaml. `yaml` None: none is written; "" the usual one."""
+    """Make a dataset in `root` and return the path of its data.yaml. `yaml`: None for no file, "" for the default one."""
     number = 0
     for split, count in {"train": train, "val": val}.items():
         pictures, texts = root / images.format(split=split), root / labels.format(split=split)
@@ -81,7 +81,7 @@ def paint(
 
 
 class OnDisk:
-    """A fetcher for what is on disk already."""
+    """A fetcher for datasets that are on disk already."""
 
     def __init__(self, *, is_private: bool = False) -> None:
         self.is_private = is_private
@@ -106,7 +106,7 @@ def prepared(
     events: list | None = None,
     more: tuple[Path, ...] = (),
 ) -> PreparedDataset:
-    """The dataset at `source`, prepared in `view`."""
+    """Prepare the dataset at `source` in `view`."""
     datasets = FetchedDatasets(OnDisk(is_private=private), Roots(root or source.parent), "datasets")
     order = DatasetOrder(run_id="r", sources=tuple(str(s) for s in (source, *more)), task=task, split=split)
     return datasets.prepare(order, view, StopSignal(), (events if events is not None else []).append)

@@ -50,7 +50,7 @@ def unpacked(folder):
         lambda p: tarred(p, mode="w", format=tarfile.USTAR_FORMAT),
     ],
 )
-def test_every_usual_kind_of_archive_is_unpacked_whatever_it_is_called(tmp_path, make):
+def test_common_archives_are_extracted_under_any_name(tmp_path, make):
     moved = []
     got = extract(make(tmp_path / "archive"), tmp_path / "out", StopSignal(), on_bytes=moved.append)
     assert unpacked(tmp_path / "out") == FILES
@@ -58,14 +58,14 @@ def test_every_usual_kind_of_archive_is_unpacked_whatever_it_is_called(tmp_path,
     assert got.findings == ()
 
 
-def test_long_names_survive(tmp_path):
+def test_long_names_are_kept(tmp_path):
     files = {"/".join(["folder" * 10] * 5) + "/a.txt": b"1"}
     for number, kind in enumerate((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)):
         extract(tarred(tmp_path / f"{number}", files, format=kind), tmp_path / f"out{number}", StopSignal())
         assert unpacked(tmp_path / f"out{number}") == files
 
 
-def test_an_xz_archive_of_several_streams_is_read_to_the_end(tmp_path):
+def test_xz_with_several_streams_is_read_completely(tmp_path):
     import lzma
 
     plain = tarred(tmp_path / "a.tar", mode="w").read_bytes()
@@ -74,7 +74,7 @@ def test_an_xz_archive_of_several_streams_is_read_to_the_end(tmp_path):
     assert unpacked(tmp_path / "out") == FILES
 
 
-def test_only_what_is_wanted_is_written(tmp_path):
+def test_only_wanted_members_are_written(tmp_path):
     for number, make in enumerate((zipped, tarred)):
         out = tmp_path / f"out{number}"
         archive = make(tmp_path / f"{number}", {**FILES, "labels/train.cache": b"evil", "__MACOSX/._a.jpg": b""})
@@ -82,13 +82,13 @@ def test_only_what_is_wanted_is_written(tmp_path):
         assert unpacked(out) == FILES
 
 
-def test_a_zip_says_beforehand_how_much_it_will_be(tmp_path):
+def test_total_of_zip_is_reported_before_extraction(tmp_path):
     totals = []
     extract(zipped(tmp_path / "a.zip"), tmp_path / "out", StopSignal(), on_total=totals.append)
     assert totals == [3013]
 
 
-def test_files_come_out_read_only(tmp_path):
+def test_extracted_files_are_read_only(tmp_path):
     extract(zipped(tmp_path / "a.zip"), tmp_path / "out", StopSignal())
     assert (tmp_path / "out/data.yaml").stat().st_mode & 0o777 == 0o444
 
@@ -99,13 +99,13 @@ def test_names_that_differ_only_in_case_are_reported(tmp_path):
     assert (finding.level, finding.count, finding.examples) == ("warning", 1, ("A.jpg and a.jpg",))
 
 
-def test_names_of_windows_and_of_macs_become_plain_ones(tmp_path):
+def test_names_of_windows_and_mac_are_normalized(tmp_path):
     archive = tarred(tmp_path / "a.tar", {"images\\train\\a.jpg": b"1", "./labels//cafe\u0301.txt": b"2"})
     extract(archive, tmp_path / "out", StopSignal())
     assert unpacked(tmp_path / "out") == {"images/train/a.jpg": b"1", "labels/caf\xe9.txt": b"2"}
 
 
-def test_a_stop_ends_the_unpacking(tmp_path):
+def test_extraction_can_be_stopped(tmp_path):
     stop = StopSignal()
     stop.set(StopReason.CANCELED)
     for number, make in enumerate((zipped, tarred)):
@@ -113,7 +113,7 @@ def test_a_stop_ends_the_unpacking(tmp_path):
             extract(make(tmp_path / f"{number}"), tmp_path / f"out{number}", stop)
 
 
-def test_a_stop_ends_the_unpacking_of_one_long_file(tmp_path):
+def test_extraction_of_large_file_can_be_stopped(tmp_path):
     archive = tarred(tmp_path / "a.tar.gz", {"a.txt": b"\0" * (150 << 20)})
     stop = StopSignal()
     threading.Timer(0.05, stop.set, [StopReason.CANCELED]).start()
@@ -121,7 +121,7 @@ def test_a_stop_ends_the_unpacking_of_one_long_file(tmp_path):
         extract(archive, tmp_path / "out", stop, limits=Limits(ratio=1e9), on_bytes=lambda _: stop.wait(0.01))
 
 
-def test_what_an_archive_declares_is_not_believed(tmp_path):
+def test_declared_size_is_not_trusted(tmp_path):
     archive = zipped(tmp_path / "a.zip", {"a.txt": b"x" * 5000}, zipfile.ZIP_STORED)
     data = archive.read_bytes()
     size = (5000).to_bytes(4, "little")
@@ -132,7 +132,7 @@ def test_what_an_archive_declares_is_not_believed(tmp_path):
 
 @pytest.mark.parametrize("is_zip64", [False, True])
 def test_zip_with_too_large_index_is_rejected_before_it_is_read(tmp_path, monkeypatch, is_zip64):
-    """Zipfile reads the whole central directory into memory, before any member can be counted."""
+    """The module zipfile reads the whole central directory into memory, before any member can be counted."""
     size = archive_module.ZIP_INDEX + 1
     end = (0xFFFFFFFF if is_zip64 else size).to_bytes(4, "little")
     zip64_end = b"PK\x06\x06" + bytes(36) + size.to_bytes(8, "little") + bytes(8)
@@ -152,10 +152,10 @@ def test_zip_index_may_have_the_size_of_the_limit(tmp_path, monkeypatch):
     assert unpacked(tmp_path / "out") == FILES
 
 
-def test_damage_in_the_last_bytes_of_a_compressed_tar_is_noticed(tmp_path):
+def test_damage_at_end_of_compressed_tar_is_detected(tmp_path):
     archive = tarred(tmp_path / "a.tar", mode="w")
     packed = bytearray(gzip.compress(archive.read_bytes()))
-    packed[-6] ^= 1  # the checksum, which only a reader who goes to the end compares
+    packed[-6] ^= 1  # the checksum, which is compared only at the end
     (tmp_path / "b.tgz").write_bytes(packed)
     with pytest.raises(DatasetError, match="damaged"):
         extract(tmp_path / "b.tgz", tmp_path / "out", StopSignal())
@@ -163,19 +163,19 @@ def test_damage_in_the_last_bytes_of_a_compressed_tar_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
-def test_a_tar_that_ends_early_is_never_a_smaller_dataset(tmp_path, mode, share):
+def test_truncated_tar_is_never_a_smaller_dataset(tmp_path, mode, share):
     import random
 
     noise = random.Random(1)
     archive = tarred(tmp_path / "a.tar", {f"{n}.txt": noise.randbytes(2000) for n in range(30)}, mode)
     data = archive.read_bytes()
-    end = len(data) if mode != "w" else len(data) - 10240  # past the last file there is only padding
+    end = len(data) if mode != "w" else len(data) - 10240  # only padding follows the last file
     archive.write_bytes(data[: int(end * share)])
     with pytest.raises(DatasetError, match="damaged"):
         extract(archive, tmp_path / "out", StopSignal())
 
 
-def test_a_broken_header_in_the_middle_of_a_tar_is_not_its_end(tmp_path):
+def test_broken_tar_header_is_not_the_end(tmp_path):
     data = bytearray(tarred(tmp_path / "a.tar", {"a.txt": b"1", "b.txt": b"2"}, "w").read_bytes())
     data[1024 + 150] ^= 0xFF  # inside the second header's checksum
     (tmp_path / "a.tar").write_bytes(data)
@@ -183,7 +183,7 @@ def test_a_broken_header_in_the_middle_of_a_tar_is_not_its_end(tmp_path):
         extract(tmp_path / "a.tar", tmp_path / "out", StopSignal())
 
 
-def test_the_kind_is_told_by_the_first_bytes(tmp_path):
+def test_archive_kind_is_detected_by_first_bytes(tmp_path):
     assert sniff(zipped(tmp_path / "1")) == "zip"
     assert sniff(tarred(tmp_path / "2", mode="w")) == "tar"
     assert sniff(tarred(tmp_path / "3", mode="w:xz")) == "tar"
@@ -194,7 +194,7 @@ def test_the_kind_is_told_by_the_first_bytes(tmp_path):
     assert not is_archive("a.yaml")
 
 
-def test_a_name_may_be_as_long_as_the_limits_say():
+def test_name_within_limits_is_accepted():
     assert safe_name("a/" * 31 + "b", Limits(), "x") == "a/" * 31 + "b"
     assert safe_name("./", Limits(), "x") is None
     with pytest.raises(DatasetError, match=r"x: the name .* folders deep. Rename it"):

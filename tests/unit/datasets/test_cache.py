@@ -47,19 +47,19 @@ def put_tree(cache, identity, *, age=0.0, size=100):
     return stored
 
 
-def test_what_was_put_is_found_again_by_its_identity(cache):
+def test_stored_file_is_found_by_identity(cache):
     put(cache, "a", b"content")
     assert cache.get("a", 7).read_bytes() == b"content"
     assert cache.get("b", 7) is None
 
 
-def test_a_file_of_another_size_is_missing(cache):
+def test_file_with_other_size_is_missing(cache):
     put(cache, "a", b"content")
     assert cache.get("a", 8) is None
-    assert cache.get("a", 7) is None  # it is gone: nobody can say what it is
+    assert cache.get("a", 7) is None  # removed, because its content is unknown
 
 
-def test_a_file_that_was_written_to_through_a_link_is_missing(cache, tmp_path):
+def test_file_changed_through_link_is_missing(cache, tmp_path):
     stored = put(cache, "a", b"content")
     os.link(stored, tmp_path / "view")
     (tmp_path / "view").chmod(0o644)
@@ -74,14 +74,14 @@ def test_stored_files_are_read_only(cache):
     assert put(cache, "a").stat().st_mode & 0o777 == 0o444
 
 
-def test_the_same_content_has_the_same_modification_time_whenever_it_is_fetched(cache, tmp_path):
+def test_modification_time_depends_on_identity_only(cache, tmp_path):
     first = put(cache, "a").stat().st_mtime_ns
     other = ContentCache(tmp_path / "other", max_bytes=1000, reserve=0)
     assert put(other, "a").stat().st_mtime_ns == first
     assert put(other, "b").stat().st_mtime_ns != first
 
 
-def test_a_temporary_that_was_not_put_is_removed_even_after_an_error(cache):
+def test_temporary_file_is_removed_even_after_error(cache):
     def fail():
         with cache.temporary() as path:
             path.write_bytes(b"half")
@@ -95,7 +95,7 @@ def test_a_temporary_that_was_not_put_is_removed_even_after_an_error(cache):
     assert list((cache.root).glob("objects/*/*")) == []
 
 
-def test_a_large_download_gets_the_same_place_again_until_it_arrived(cache):
+def test_large_download_keeps_its_path_until_complete(cache):
     def fail():
         with cache.receiving("a", 100 << 20) as path:
             (path.parent / "object.part").write_bytes(b"half")
@@ -111,7 +111,7 @@ def test_a_large_download_gets_the_same_place_again_until_it_arrived(cache):
     assert os.listdir(cache.root / "tmp") == []
 
 
-def test_two_downloads_of_one_large_object_at_once_do_not_share_a_place(cache):
+def test_concurrent_downloads_of_one_object_have_different_paths(cache):
     with cache.receiving("a", 100 << 20) as one, cache.receiving("a", 100 << 20) as other:
         assert one != other
         one.write_bytes(b"one")
@@ -120,7 +120,7 @@ def test_two_downloads_of_one_large_object_at_once_do_not_share_a_place(cache):
     assert os.listdir(cache.root / "tmp") == []
 
 
-def test_a_large_download_that_arrived_and_is_refused_leaves_nothing(cache):
+def test_complete_but_rejected_download_is_removed(cache):
     def refuse():
         with cache.receiving("a", 100 << 20) as path:
             path.write_bytes(b"whole")
@@ -131,23 +131,23 @@ def test_a_large_download_that_arrived_and_is_refused_leaves_nothing(cache):
     assert os.listdir(cache.root / "tmp") == []
 
 
-def test_what_was_used_longest_ago_is_evicted_first(cache):
+def test_least_recently_used_entry_is_evicted_first(cache):
     for number in range(10):
         put(cache, str(number), age=100 - number)
-    assert cache.get("0", 100) is not None  # used just now
+    assert cache.get("0", 100) is not None  # mark it as used
     cache.make_room(250)
     present = [number for number in range(10) if cache.get(str(number), 100)]
     assert present == [0, 4, 5, 6, 7, 8, 9]
 
 
-def test_nothing_is_evicted_while_there_is_room(cache):
+def test_nothing_is_evicted_below_limit(cache):
     for number in range(10):
         put(cache, str(number))
     cache.make_room(0)
     assert all(cache.get(str(number), 100) for number in range(10))
 
 
-def test_what_is_pinned_stays_as_long_as_its_holder_exists(cache, tmp_path):
+def test_pinned_entry_is_kept_while_holder_exists(cache, tmp_path):
     holder = tmp_path / "run/source"
     holder.mkdir(parents=True)
     cache.pin(holder, ["a", "tree"])
@@ -165,7 +165,7 @@ def test_what_is_pinned_stays_as_long_as_its_holder_exists(cache, tmp_path):
     assert list((cache.root / "pins").iterdir()) == []
 
 
-def test_a_pin_holds_when_the_cache_is_a_link_to_another_disk(tmp_path):
+def test_pin_works_when_cache_is_a_symlink(tmp_path):
     (tmp_path / "far/away/disk").mkdir(parents=True)
     (tmp_path / "root/run").mkdir(parents=True)
     (tmp_path / "root/.cache").symlink_to(tmp_path / "far/away/disk")
@@ -176,7 +176,7 @@ def test_a_pin_holds_when_the_cache_is_a_link_to_another_disk(tmp_path):
     assert cache.get("a", 100)
 
 
-def test_a_pin_holds_in_every_process(cache, tmp_path):
+def test_pin_works_across_processes(cache, tmp_path):
     holder = tmp_path / "run"
     holder.mkdir()
     cache.pin(holder, ["a"])
@@ -192,7 +192,7 @@ def _evict_all(root):
     ContentCache(root, max_bytes=0, reserve=0).make_room(0)
 
 
-def test_what_a_view_is_linked_to_is_not_evicted_because_that_frees_nothing(cache, tmp_path):
+def test_hard_linked_entry_is_not_evicted(cache, tmp_path):
     os.link(put(cache, "a", age=500), tmp_path / "view")
     cache.make_room(1000)
     assert cache.get("a", 100)
@@ -211,7 +211,7 @@ def test_trees_are_evicted_whole(cache):
     assert list((cache.root / "tmp").iterdir()) == []
 
 
-def test_a_cache_that_was_emptied_by_hand_goes_on(cache, tmp_path):
+def test_emptied_cache_works(cache, tmp_path):
     put(cache, "a")
     put_tree(cache, "t")
     shutil.rmtree(cache.root)
@@ -224,14 +224,14 @@ def test_a_cache_that_was_emptied_by_hand_goes_on(cache, tmp_path):
     assert cache.get("a", 100)
 
 
-def test_the_first_of_two_trees_of_one_identity_is_kept(cache):
+def test_first_of_two_equal_trees_is_kept(cache):
     first = put_tree(cache, "t")
     inode = first.stat().st_ino
     assert put_tree(cache, "t").stat().st_ino == inode
     assert list((cache.root / "tmp").iterdir()) == []
 
 
-def test_damaged_tree_is_replaced_by_one_that_is_put(cache):
+def test_damaged_tree_is_replaced_by_new_one(cache):
     stored = put_tree(cache, "t")
     (stored / "files/a.txt").unlink()
     assert put_tree(cache, "t") == stored
@@ -240,7 +240,7 @@ def test_damaged_tree_is_replaced_by_one_that_is_put(cache):
 
 
 @pytest.mark.parametrize("note", [b"", b"\0\0\0", b"\xff", None])
-def test_tree_with_a_damaged_size_note_is_found_evicted_and_replaced_like_any_other(cache, note):
+def test_tree_with_damaged_size_record_works(cache, note):
     stored = put_tree(cache, "t", age=500, size=800)
     (stored / ".size").unlink()
     if note is not None:
@@ -249,12 +249,12 @@ def test_tree_with_a_damaged_size_note_is_found_evicted_and_replaced_like_any_ot
     assert cache.get_tree("t") == stored
     assert put_tree(cache, "t") == stored
     os.utime(stored, (1, 1))
-    cache.make_room(100)  # both fit no more, as its files say
+    cache.make_room(100)  # by the size of their files, both trees do not fit
     assert not stored.exists()
     assert cache.get("a", 100)
 
 
-def test_tree_is_synced_before_it_has_its_name(cache, monkeypatch):
+def test_tree_is_synced_before_rename(cache, monkeypatch):
     synced = []
     monkeypatch.setattr(
         durable, "sync_below", lambda folder: synced.append((folder.parent.name, sorted(os.listdir(folder))))
@@ -263,14 +263,14 @@ def test_tree_is_synced_before_it_has_its_name(cache, monkeypatch):
     assert synced == [("tmp", [".size", "files"])]
 
 
-def test_file_is_synced_before_it_has_its_name(cache, monkeypatch):
+def test_file_is_synced_before_rename(cache, monkeypatch):
     synced = []
     monkeypatch.setattr(durable, "sync", lambda file: synced.append(file.parent.name))
     put(cache, "a")
     assert synced == ["tmp"]
 
 
-def test_arriving_files_are_synced_together_before_any_is_found(cache, monkeypatch):
+def test_batch_is_synced_before_any_file_is_found(cache, monkeypatch):
     synced = []
 
     def sync_below(folder):
@@ -297,7 +297,7 @@ def test_arriving_files_are_synced_in_batches(cache, monkeypatch, limit, value):
     assert all(cache.get(str(number), 100) for number in range(5))
 
 
-def test_what_arrived_before_an_error_is_kept(cache):
+def test_files_before_an_error_are_kept(cache):
     def fail():
         with cache.arriving() as arrivals:
             arrive(cache, arrivals, "a")
@@ -308,7 +308,7 @@ def test_what_arrived_before_an_error_is_kept(cache):
     assert cache.get("a", 100)
 
 
-def test_disk_that_cannot_be_synced_is_the_machines_failure_and_nothing_is_found(cache, monkeypatch):
+def test_failed_sync_is_machine_failure_and_nothing_is_found(cache, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "full")
 
@@ -327,7 +327,7 @@ def test_disk_that_cannot_be_synced_is_the_machines_failure_and_nothing_is_found
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100])
-def test_damaged_pin_holds_nothing_and_is_removed(cache, content):
+def test_damaged_pin_is_removed(cache, content):
     cache.make_room(0)
     (cache.root / "pins/damaged").write_bytes(content)
     put(cache, "a", age=500)
@@ -336,13 +336,13 @@ def test_damaged_pin_holds_nothing_and_is_removed(cache, content):
     assert os.listdir(cache.root / "pins") == []
 
 
-def test_a_dropped_tree_is_gone(cache):
+def test_dropped_tree_is_missing(cache):
     put_tree(cache, "t")
     cache.drop_tree("t")
     assert cache.get_tree("t") is None
 
 
-def test_a_full_disk_is_the_machines_failure_and_names_path_need_and_free(tmp_path):
+def test_full_disk_is_host_failure_with_path_and_sizes(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=0)
     with pytest.raises(HostUnfit, match=f"{tmp_path}/cache is too full: the dataset needs .* MiB, .* MiB are free"):
         cache.make_room(FREE * 2)
@@ -354,7 +354,7 @@ def test_the_reserve_stays_free(tmp_path):
         cache.require_free(0)
 
 
-def test_a_disk_that_is_too_small_evicts_below_the_limit(tmp_path):
+def test_small_disk_evicts_below_limit(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=FREE * 2)
     put(cache, "a", age=10)
     with pytest.raises(MachineFailed):
@@ -363,17 +363,17 @@ def test_a_disk_that_is_too_small_evicts_below_the_limit(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES])
-def test_a_disk_that_fails_is_the_machines_failure_and_is_named(tmp_path, code):
+def test_failing_disk_is_machine_failure_with_path(tmp_path, code):
     with pytest.raises(MachineFailed, match=f"{tmp_path}: {os.strerror(code)}"), on_this_disk(tmp_path):
         raise OSError(code, os.strerror(code))
 
 
-def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path):
+def test_other_errors_are_not_converted(tmp_path):
     with pytest.raises(FileNotFoundError), on_this_disk(tmp_path):
         (tmp_path / "none").read_text()
 
 
-def test_the_rest_of_a_crash_is_swept_after_a_while(cache, monkeypatch):
+def test_leftovers_of_crash_are_removed_after_a_day(cache, monkeypatch):
     monkeypatch.setattr("trainer.datasets.cache.incoming.STALE_SECONDS", 0.3)
     with cache.temporary():
         pass
@@ -381,12 +381,12 @@ def test_the_rest_of_a_crash_is_swept_after_a_while(cache, monkeypatch):
     (cache.root / "tmp/older").mkdir()
     time.sleep(0.4)
     (cache.root / "tmp/young").write_bytes(b"half")
-    os.utime(cache.root / "tmp/young", (1, 1))  # as `put` does, which sets the time that belongs to the content
+    os.utime(cache.root / "tmp/young", (1, 1))  # an old modification time, as `put` sets it
     cache.make_room(0)
     assert os.listdir(cache.root / "tmp") == ["young"]
 
 
-def test_tidying_removes_the_rest_of_a_crash_and_the_pins_of_folders_that_are_gone(cache, tmp_path, monkeypatch):
+def test_tidy_removes_leftovers_and_pins_without_holder(cache, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.datasets.cache.incoming.STALE_SECONDS", 0.0)
     cache.tidy()
     for name in ("alive", "dead"):
@@ -405,7 +405,7 @@ def test_tidying_removes_the_rest_of_a_crash_and_the_pins_of_folders_that_are_go
     assert ["alive" in (cache.root / "pins" / name).read_text() for name in kept] == [True]
 
 
-def test_a_large_object_that_arrives_for_days_is_not_swept(cache, monkeypatch):
+def test_download_in_progress_is_not_removed(cache, monkeypatch):
     monkeypatch.setattr("trainer.datasets.cache.incoming.STALE_SECONDS", 0.0)
     with cache.receiving("slow", LARGE + 1) as path:
         path.with_name("object.part").write_bytes(b"half")
@@ -415,7 +415,7 @@ def test_a_large_object_that_arrives_for_days_is_not_swept(cache, monkeypatch):
     assert os.listdir(cache.root / "tmp") == []
 
 
-def test_many_threads_that_store_and_evict_the_same_entries_never_see_a_torn_file(cache):
+def test_concurrent_store_and_evict_never_shows_partial_file(cache):
     ended = time.monotonic() + 0.5
     torn = []
 
@@ -428,7 +428,7 @@ def test_many_threads_that_store_and_evict_the_same_entries_never_see_a_torn_fil
             if found is None:
                 put(cache, str(number), content)
             else:
-                with contextlib.suppress(FileNotFoundError):  # not pinned: it may be evicted any time
+                with contextlib.suppress(FileNotFoundError):  # not pinned, so it may be evicted at any time
                     torn.extend([number] if found.read_bytes() != content else [])
             if number == 5:
                 cache.make_room(100)
@@ -441,7 +441,7 @@ def test_many_threads_that_store_and_evict_the_same_entries_never_see_a_torn_fil
     assert torn == []
 
 
-def test_5000_warm_objects_are_found_in_less_than_a_second(tmp_path):
+def test_lookup_of_5000_objects_takes_less_than_a_second(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 40, reserve=0)
     for number in range(5000):
         put(cache, str(number), b"x")

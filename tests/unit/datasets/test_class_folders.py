@@ -1,4 +1,4 @@
-"""A folder per class becomes a classification view."""
+"""Class folders become a classification view."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_class_folders_in_splits(tmp_path):
     assert not (tmp_path / "view/data.yaml").exists()
 
 
-def test_a_class_that_val_lacks_has_its_empty_folder_there(tmp_path):
+def test_class_missing_in_val_has_empty_folder(tmp_path):
     root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "train/c": 2, "val/a": 1, "val/c": 1})
     prepared(root, tmp_path / "view")
     assert sorted(p.name for p in (tmp_path / "view/val").iterdir()) == ["a", "b", "c"]
@@ -43,7 +43,7 @@ def test_other_words_for_val(tmp_path, alias):
     assert dict(prepared(root, tmp_path / "view").images) == {"train": 4, "val": 2}
 
 
-def test_without_splits_they_are_drawn_in_every_class_alike_or_refused(tmp_path):
+def test_missing_splits_are_drawn_on_request_or_rejected(tmp_path):
     root = folders(tmp_path / "set", {"a": 10, "b": 10})
     with pytest.raises(DatasetError, match="train_ratio"):
         prepared(root, tmp_path / "view")
@@ -51,7 +51,7 @@ def test_without_splits_they_are_drawn_in_every_class_alike_or_refused(tmp_path)
     assert result.summary["labels"] == {"train": {"a": 8, "b": 8}, "val": {"a": 2, "b": 2}}
 
 
-def test_class_names_that_are_no_safe_folder_names_keep_their_order(tmp_path):
+def test_unsafe_class_names_keep_their_order(tmp_path):
     root = folders(tmp_path / "set", {"train/-rf": 1, "train/a b": 1, "train/ö;": 1, "val/-rf": 1, "val/a b": 1})
     result = prepared(root, tmp_path / "view")
     assert result.names == ("-rf", "a b", "ö;")
@@ -65,7 +65,7 @@ def test_class_names_that_are_no_safe_folder_names_keep_their_order(tmp_path):
     ]
 
 
-def test_a_labeled_dataset_cannot_be_classified_and_class_folders_cannot_be_detected(tmp_path):
+def test_dataset_of_wrong_kind_for_task_is_rejected(tmp_path):
     data = paint(tmp_path / "boxes")
     with pytest.raises(DatasetError, match="needs one folder per class"):
         prepared(data, tmp_path / "v1", task=Task.CLASSIFY)

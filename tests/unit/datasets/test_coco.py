@@ -1,4 +1,4 @@
-"""COCO and DICE files in the variants that are about."""
+"""COCO and DICE files in all common variants."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pixel_box(number: int) -> list[float]:
 
 
 def document(count: int = 10, **more) -> dict:
-    """Categories out of order and with gaps; ids are integers."""
+    """Return a document whose category ids are unordered integers with gaps."""
     return {
         "images": [{"id": n + 100, "file_name": f"{n:04}.jpg", "width": SIZE, "height": SIZE} for n in range(count)],
         "annotations": [
@@ -51,7 +51,7 @@ def rows(view: Path) -> dict[str, list[list[float]]]:
     }
 
 
-def test_boxes_classes_and_the_usual_split(tmp_path):
+def test_boxes_classes_and_default_split(tmp_path):
     entry = write(tmp_path / "set", document())
     result = prepared(entry, tmp_path / "view")
     assert (result.task, result.names, dict(result.images)) == (Task.DETECT, ("square", "disc"), {"train": 8, "val": 2})
@@ -60,13 +60,13 @@ def test_boxes_classes_and_the_usual_split(tmp_path):
         assert found[f"{number:04}"] == [pytest.approx([number % 2, *drawn(number).box], abs=1e-6)]
 
 
-def test_a_folder_with_an_annotations_file(tmp_path):
+def test_folder_with_annotation_file(tmp_path):
     write(tmp_path / "set", document())
     assert dict(prepared(tmp_path / "set", tmp_path / "view").images) == {"train": 8, "val": 2}
 
 
 @pytest.mark.parametrize("key", [str, int])
-def test_an_embedded_split_with_ids_as_text_or_numbers(tmp_path, key):
+def test_embedded_split_with_ids_as_text_or_numbers(tmp_path, key):
     splits = {str(n + 100): ("val" if n < 3 else "train") for n in range(9)}
     content = document(split_config={"method": "manual", "splits": splits})
     for image in content["images"]:
@@ -76,7 +76,7 @@ def test_an_embedded_split_with_ids_as_text_or_numbers(tmp_path, key):
     assert {path.stem for path in (tmp_path / "view/images/val").iterdir()} == {"0000", "0001", "0002"}
 
 
-def test_the_split_of_the_row_wins_over_the_embedded_one(tmp_path):
+def test_requested_split_overrides_embedded_split(tmp_path):
     content = document(split_config={"splits": {"100": "val"}})
     split = SplitRequest(train_ratio=0.8, assigned={"105": "val", "106": "test"})
     result = prepared(write(tmp_path / "set", content), tmp_path / "view", split=split)
@@ -92,7 +92,7 @@ def test_embedded_shares(tmp_path, config):
     assert dict(result.images) == {"train": 5, "val": 5}
 
 
-def test_nested_annotations_and_background_as_dice_writes_them(tmp_path):
+def test_nested_annotations_and_background_of_dice(tmp_path):
     content = {
         "classes": [{"id": 0, "name": "__background__"}, {"id": 1, "name": "square"}, {"id": 2, "name": "disc"}],
         "storage_info": {"image_root": "images/"},
@@ -116,7 +116,7 @@ def test_nested_annotations_and_background_as_dice_writes_them(tmp_path):
     assert found["0001"][0][0] == 1
 
 
-def test_polygons_stay_polygons_and_masks_become_some(tmp_path):
+def test_polygons_are_kept_and_masks_become_polygons(tmp_path):
     content = document()
     mask = np.zeros((SIZE, SIZE), np.uint8, order="F")
     mask[8:24, 4:20] = 1
@@ -137,10 +137,10 @@ def test_polygons_stay_polygons_and_masks_become_some(tmp_path):
     for name in ("0001", "0002"):
         xs, ys = found[name][0][1::2], found[name][0][2::2]
         assert (min(xs), max(xs), min(ys), max(ys)) == pytest.approx((4 / SIZE, 19 / SIZE, 8 / SIZE, 23 / SIZE))
-    assert len(found["0003"][0]) == 1 + 2 * 8  # both parts, and the bridge there and back
+    assert len(found["0003"][0]) == 1 + 2 * 8  # both parts and the two bridges between them
 
 
-def test_outlines_that_are_only_their_boxes_are_detected_as_boxes(tmp_path):
+def test_outlines_equal_to_boxes_are_read_as_boxes(tmp_path):
     content = document()
     for annotation in content["annotations"]:
         x, y, w, h = annotation["bbox"]
@@ -148,7 +148,7 @@ def test_outlines_that_are_only_their_boxes_are_detected_as_boxes(tmp_path):
     assert prepared(write(tmp_path / "set", content), tmp_path / "view").task is Task.DETECT
 
 
-def test_keypoints_with_their_mirror_order(tmp_path):
+def test_keypoints_and_flip_idx_are_read(tmp_path):
     content = document(
         categories=[
             {"id": 9, "name": "square", "keypoints": ["nose", "left_eye", "right_eye"]},
@@ -163,7 +163,7 @@ def test_keypoints_with_their_mirror_order(tmp_path):
     assert rows(tmp_path / "view")["0000"][0][5:] == pytest.approx([0.5, 0.25, 2, 0.125, 0.125, 1, 0, 0, 0])
 
 
-def test_files_for_each_split_as_coco_and_roboflow_have_them(tmp_path):
+def test_one_file_per_split_of_coco_and_roboflow(tmp_path):
     write(tmp_path / "coco", document(), "annotations/instances_train2017.json", "train2017")
     write(tmp_path / "coco", document(3), "annotations/instances_val2017.json", "val2017", 3)
     (tmp_path / "coco/annotations/captions_val2017.json").write_text("{}")
@@ -175,7 +175,7 @@ def test_files_for_each_split_as_coco_and_roboflow_have_them(tmp_path):
     assert "split_leak" in {finding.code for finding in result.findings}
 
 
-def test_the_file_for_the_task_is_taken_among_dices_several(tmp_path):
+def test_dice_file_of_requested_task_is_used(tmp_path):
     write(tmp_path / "set", document(), "annotations_detection.json")
     outlined = document()
     for annotation in outlined["annotations"]:
@@ -185,7 +185,7 @@ def test_the_file_for_the_task_is_taken_among_dices_several(tmp_path):
     assert prepared(tmp_path / "set", tmp_path / "v2", task=Task.SEGMENT).task is Task.SEGMENT
 
 
-def test_image_level_classes_make_a_classification(tmp_path):
+def test_image_level_classes_are_classification(tmp_path):
     content = document()
     del content["annotations"]
     for number, image in enumerate(content["images"]):
@@ -195,7 +195,7 @@ def test_image_level_classes_make_a_classification(tmp_path):
     assert {path.name for path in (tmp_path / "view/train").iterdir()} == {"0_square", "1_disc"}
 
 
-def test_crowds_are_left_out_and_orphans_are_told(tmp_path):
+def test_crowds_are_skipped_and_orphans_reported(tmp_path):
     content = document()
     content["annotations"][0]["iscrowd"] = 1
     content["annotations"][1]["image_id"] = 7777
@@ -223,7 +223,7 @@ def test_crowds_are_left_out_and_orphans_are_told(tmp_path):
         (lambda c: c.update(split_config={"train_ratio": 3}), "shares between 0 and 1"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, spoil, sign):
+def test_invalid_annotations_are_reported(tmp_path, spoil, sign):
     content = document()
     spoil(content)
     entry = write(tmp_path / "set", content)
@@ -231,7 +231,7 @@ def test_what_is_wrong_is_named(tmp_path, spoil, sign):
         prepared(entry, tmp_path / "view")
 
 
-def test_images_are_found_by_name_wherever_they_lie(tmp_path):
+def test_images_are_found_by_name_in_any_folder(tmp_path):
     content = document()
     for image in content["images"]:
         image["file_name"] = "C:\\export\\" + image["file_name"]
@@ -239,7 +239,7 @@ def test_images_are_found_by_name_wherever_they_lie(tmp_path):
     assert sum(prepared(entry, tmp_path / "view").images.values()) == 10
 
 
-def test_images_of_one_name_are_told_apart_by_folder_or_refused(tmp_path):
+def test_images_with_same_name_need_folder(tmp_path):
     write(tmp_path / "set", document(), images="a")
     entry = write(tmp_path / "set", document(), images="b")
     with pytest.raises(DatasetError, match=r"0000.jpg may be a/0000.jpg or b/0000.jpg; add the folder"):

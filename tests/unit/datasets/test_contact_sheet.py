@@ -1,4 +1,4 @@
-"""`check`: everything that is found, and a picture of it."""
+"""`check`: findings and the contact sheet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def checked(source, tmp_path, task=None, sheet="sheet.png") -> CheckUp:
 
 
 @pytest.mark.parametrize("task", [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB])
-def test_the_sheet_shows_samples_of_every_split_with_their_labels(tmp_path, task):
+def test_sheet_shows_labeled_samples_of_every_split(tmp_path, task):
     result = checked(paint(tmp_path / "set", task=task), tmp_path, task)
     assert (result.is_trainable, result.drawn, result.summary["images"]) == (True, 8, {"train": 6, "val": 2})
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -30,7 +30,7 @@ def test_the_sheet_shows_samples_of_every_split_with_their_labels(tmp_path, task
     assert (204, 20, 20) in colors  # the color of class 0 is drawn
 
 
-def test_a_broken_dataset_is_drawn_too_and_says_what_is_wrong(tmp_path):
+def test_broken_dataset_is_drawn_and_errors_are_reported(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/images/train/0000.jpg").write_bytes(b"junk")
     (tmp_path / "set/images/train/0002.jpg").write_bytes(
@@ -51,6 +51,6 @@ def test_at_most_thirty_samples_are_drawn(tmp_path):
     assert checked(paint(tmp_path / "set", train=40, val=3), tmp_path).drawn == 30
 
 
-def test_a_sheet_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_sheet_is_an_error(tmp_path):
     with pytest.raises(DatasetError, match="contact sheet cannot be written"):
         checked(paint(tmp_path / "set"), tmp_path, sheet="no/such/folder.png")

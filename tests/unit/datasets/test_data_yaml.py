@@ -1,4 +1,4 @@
-"""A YAML that somebody else wrote: its values as text, and what they mean."""
+"""Reading an untrusted data.yaml: values as text, and their meaning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def loaded(tmp_path, data):
     return load_yaml(path, report), {finding.code for finding in report.findings}
 
 
-def test_scalars_stay_the_words_that_were_written(tmp_path):
+def test_scalars_stay_text(tmp_path):
     values, codes = loaded(tmp_path, "names: [no, on, 1e3, 0x10, ~, 2024-01-01]\n")
 
     assert values == {"names": ["no", "on", "1e3", "0x10", "~", "2024-01-01"]}
@@ -30,15 +30,15 @@ def test_scalars_stay_the_words_that_were_written(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_every_unicode_encoding_is_read(tmp_path, encoding):
+def test_unicode_encodings_are_read(tmp_path, encoding):
     assert loaded(tmp_path, "names: [café]\n".encode(encoding)) == ({"names": ["café"]}, set())
 
 
-def test_another_encoding_is_read_as_that_of_windows_and_told(tmp_path):
+def test_other_encoding_is_read_as_windows_1252_with_warning(tmp_path):
     assert loaded(tmp_path, "names: [café]\n".encode("cp1252")) == ({"names": ["café"]}, {"yaml_encoding"})
 
 
-def test_tabs_are_read_as_spaces_and_told(tmp_path):
+def test_tabs_are_read_as_spaces_with_warning(tmp_path):
     assert loaded(tmp_path, "names:\n\t0: cat\n\t1: dog\n") == ({"names": {"0": "cat", "1": "dog"}}, {"yaml_tabs"})
 
 
@@ -55,7 +55,7 @@ def test_tabs_are_read_as_spaces_and_told(tmp_path):
         ("a: b\x00c\n", "not valid YAML"),
     ],
 )
-def test_what_is_no_dataset_yaml_is_refused_with_its_reason(tmp_path, text, sign):
+def test_invalid_yaml_is_rejected_with_reason(tmp_path, text, sign):
     with pytest.raises(DatasetError, match=sign):
         loaded(tmp_path, text)
 
@@ -73,7 +73,7 @@ def test_what_is_no_dataset_yaml_is_refused_with_its_reason(tmp_path, text, sign
         (None, None, None),
     ],
 )
-def test_names_are_a_list_a_mapping_or_a_line(value, names, ids):
+def test_names_may_be_list_mapping_or_text(value, names, ids):
     data, codes = read({"names": value})
 
     assert (data.names, data.ids) == (names, ids)
@@ -84,7 +84,7 @@ def test_names_are_a_list_a_mapping_or_a_line(value, names, ids):
     "value",
     [{"a": "cat"}, {"-1": "cat"}, [["cat"]], {"0": "cat", "00": "dog"}, ["x" * 201], [str(n) for n in range(20_001)]],
 )
-def test_names_that_are_none_are_an_error(value):
+def test_invalid_names_are_an_error(value):
     assert read({"names": value})[1] == {"yaml_names": "error"}
 
 
@@ -93,13 +93,13 @@ def test_names_that_are_none_are_an_error(value):
     [("2", 2, {}), (None, None, {}), ("3", 3, {"yaml_nc": "warning"}), ("two", None, {"yaml_nc": "warning"}),
      ("0", None, {"yaml_nc": "warning"})],
 )  # fmt: skip
-def test_nc_is_only_compared(nc, count, codes):
+def test_nc_is_only_compared_with_names(nc, count, codes):
     data, found = read({"names": ["a", "b"], "nc": nc})
 
     assert (data.nc, data.names, found) == (count, ("a", "b"), codes)
 
 
-def test_splits_are_a_folder_a_list_or_several_under_any_of_their_names():
+def test_splits_may_be_one_or_several_entries_under_any_key():
     data, codes = read({"train": ["a", " b "], "valid": "c", "test": ""})
 
     assert data.splits == {"train": ("a", "b"), "val": ("c",)}
@@ -108,7 +108,7 @@ def test_splits_are_a_folder_a_list_or_several_under_any_of_their_names():
     assert read({"train": ["a", ["b"]]})[1] == {"yaml_train": "error"}
 
 
-def test_pose_needs_a_sound_kpt_shape_and_flip_idx():
+def test_invalid_kpt_shape_and_flip_idx_are_errors():
     data, codes = read({"kpt_shape": ["3", "2"], "flip_idx": ["0", "2", "1"]})
 
     assert (data.kpt_shape, data.flip_idx, codes) == ((3, 2), (0, 2, 1), {})
@@ -120,12 +120,12 @@ def test_pose_needs_a_sound_kpt_shape_and_flip_idx():
     assert read({"flip_idx": ["0"]})[1] == {"flip_idx": "error"}
 
 
-def test_the_task_is_one_that_there_is():
+def test_unknown_task_is_ignored_with_warning():
     assert read({"task": "segment"})[0].task is Task.SEGMENT
     assert read({})[0].task is None
 
 
-def test_whatever_else_is_in_the_yaml_is_not_read():
+def test_unknown_keys_are_ignored():
     data, codes = read({"download": "rm -rf /", "path": " sets/a ", "train": "t", "yaml_file": "x", "minival": "m"})
 
     assert (data.path, data.splits, codes) == ("sets/a", {"train": ("t",)}, {})

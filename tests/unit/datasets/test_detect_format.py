@@ -1,4 +1,4 @@
-"""Which file of a tree describes the dataset, and in which format it is."""
+"""The format of a source tree, and the file that describes the dataset."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ IMAGES = {"train/a.jpg": "", "train/a.txt": "0 .5 .5 .2 .2\n", "train/b.jpg": ""
         ({"a.jpg": "", "export.json": coco("j")}, ("j",)),
         ({"a.jpg": "", "annotations/x.json": coco("j"), "package.json": "{}"}, ("j",)),
         ({"a.jpg": "", "instances.json": coco("boxes"), "captions_annotations.json": "{}"}, ("boxes",)),
-        # a YAML whose images have no labels yields to the annotations beside it
+        # the annotations are used if the images of the YAML have no labels
         ({"train/a.jpg": "", "data.yaml": YAML.format("y"), "annotations.json": coco("j")}, ("j",)),
         (IMAGES | {"data.yaml": YAML.format("y"), "annotations.json": coco("j")}, ("y",)),
         ({"cat/a.jpg": "", "dog/b.jpg": ""}, ("cat", "dog")),
         ({"train/cat/a.jpg": "", "train/dog/b.jpg": "", "val/cat/c.jpg": ""}, ("cat", "dog")),
     ],
 )
-def test_what_describes_the_dataset_is_found(tmp_path, files, names):
+def test_dataset_description_is_found(tmp_path, files, names):
     assert recognized(tmp_path, files).names == names
 
 
@@ -73,7 +73,7 @@ def test_what_describes_the_dataset_is_found(tmp_path, files, names):
         (Task.OBB, ("turned",)),
     ],
 )
-def test_of_the_annotation_files_that_of_the_task_is_taken(tmp_path, task, names):
+def test_annotation_file_of_task_is_used(tmp_path, task, names):
     files = {
         f"annotations_{word}.json": coco(name)
         for word, name in {"detection": "box", "segmentation": "outline", "pose": "pose", "obb": "turned"}.items()
@@ -81,7 +81,7 @@ def test_of_the_annotation_files_that_of_the_task_is_taken(tmp_path, task, names
     assert recognized(tmp_path, files | {"a.jpg": ""}, task=task).names == names
 
 
-def test_an_annotation_file_for_each_split_makes_one_dataset(tmp_path):
+def test_annotation_files_per_split_are_one_dataset(tmp_path):
     files = {
         "train/_annotations.coco.json": coco("j", image="a.jpg"), "train/a.jpg": "",
         "valid/_annotations.coco.json": coco("j", image="b.jpg"), "valid/b.jpg": "",
@@ -92,7 +92,7 @@ def test_an_annotation_file_for_each_split_makes_one_dataset(tmp_path):
     }
 
 
-def test_class_folders_beside_a_yaml_are_classified_only_when_asked(tmp_path):
+def test_class_folders_beside_yaml_need_requested_classify(tmp_path):
     files = {"train/cat/a.jpg": "", "train/dog/b.jpg": "", "data.yaml": "train: train\nval: val\nnames: [x]\n"}
 
     assert recognized(tmp_path, files, "data.yaml").names == ("x",)
@@ -119,6 +119,6 @@ def test_class_folders_beside_a_yaml_are_classified_only_when_asked(tmp_path):
         (IMAGES | {"x.json": "[]"}, "x.json", "x.json"),
     ],
 )
-def test_what_cannot_be_told_apart_or_is_no_dataset_is_refused(tmp_path, files, entry, sign):
+def test_ambiguous_or_missing_dataset_is_rejected(tmp_path, files, entry, sign):
     with pytest.raises(DatasetError, match=sign):
         recognized(tmp_path, files, entry)

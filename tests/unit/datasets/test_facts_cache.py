@@ -1,4 +1,4 @@
-"""Unchanged images are not read again; changed ones are, whatever their time says."""
+"""Unchanged images are not read again; changed images are, even with an old modification time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", is_loose=True)
 
 @pytest.fixture
 def looked_at(monkeypatch) -> list[str]:
-    """The images that were really read."""
+    """Return the list of the images that were read."""
     seen: list[str] = []
 
     def look(path: str) -> Facts:
@@ -41,7 +41,7 @@ def prepare(tmp_path: Path, view: str):
     return datasets.prepare(order, tmp_path / view, StopSignal(), lambda _: None)
 
 
-def test_the_second_run_reads_no_image_and_comes_to_the_same(tmp_path, looked_at):
+def test_second_run_reads_no_image_and_has_same_result(tmp_path, looked_at):
     paint(tmp_path / "set")
     first = prepare(tmp_path, "v1")
     assert len(looked_at) == 8
@@ -51,7 +51,7 @@ def test_the_second_run_reads_no_image_and_comes_to_the_same(tmp_path, looked_at
     assert (second.fingerprint, second.summary) == (first.fingerprint, first.summary)
 
 
-def test_a_changed_image_is_read_again_even_when_its_time_and_size_are_the_old_ones(tmp_path, looked_at):
+def test_changed_image_with_old_time_and_size_is_read_again(tmp_path, looked_at):
     paint(tmp_path / "set")
     first = prepare(tmp_path, "v1")
     path = tmp_path / "set/images/train/0000.jpg"
@@ -65,7 +65,7 @@ def test_a_changed_image_is_read_again_even_when_its_time_and_size_are_the_old_o
     assert second.fingerprint != first.fingerprint
 
 
-def test_an_image_that_broke_is_noticed(tmp_path):
+def test_image_that_became_damaged_is_reported(tmp_path):
     paint(tmp_path / "set")
     prepare(tmp_path, "v1")
     (tmp_path / "set/images/train/0001.jpg").write_bytes(b"junk")
@@ -73,7 +73,7 @@ def test_an_image_that_broke_is_noticed(tmp_path):
         prepare(tmp_path, "v2")
 
 
-def test_added_and_removed_images_are_followed(tmp_path, looked_at):
+def test_added_and_removed_images_are_noticed(tmp_path, looked_at):
     paint(tmp_path / "set")
     prepare(tmp_path, "v1")
     (tmp_path / "set/images/train/0000.jpg").unlink()
@@ -83,7 +83,7 @@ def test_added_and_removed_images_are_followed(tmp_path, looked_at):
     assert looked_at == ["0099.jpg"]
 
 
-def test_facts_come_back_as_they_were_saved(tmp_path):
+def test_saved_facts_are_loaded_unchanged(tmp_path):
     cache = FactsCache(tmp_path / "facts")
     assert cache.load(["a"]) == {}
     cache.save(["a"], {"id": FACT})
@@ -95,27 +95,27 @@ def test_facts_come_back_as_they_were_saved(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"junk", b"[]", b"{}", b'{"version": 1, "facts": {"a": [1]}}', b"\xff\xfe", b"null"]
 )
-def test_a_damaged_file_is_nothing_known(tmp_path, content):
+def test_damaged_file_is_ignored(tmp_path, content):
     cache = FactsCache(tmp_path)
     cache.save(["a"], {"id": FACT})
     next(tmp_path.glob("*.json")).write_bytes(content)
     assert cache.load(["a"]) == {}
 
 
-def test_another_version_is_nothing_known(tmp_path, monkeypatch):
+def test_file_of_other_version_is_ignored(tmp_path, monkeypatch):
     cache = FactsCache(tmp_path)
     cache.save(["a"], {"id": FACT})
     monkeypatch.setattr(facts_cache, "VERSION", facts_cache.VERSION + 1)
     assert cache.load(["a"]) == {}
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path):
+def test_unwritable_folder_is_ignored(tmp_path):
     (tmp_path / "file").write_text("")
     FactsCache(tmp_path / "file/facts").save(["a"], {"id": FACT})
     assert FactsCache(tmp_path / "file/facts").load(["a"]) == {}
 
 
-def test_old_datasets_are_forgotten(tmp_path, monkeypatch):
+def test_least_recently_used_datasets_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(facts_cache, "MOST_DATASETS", 2)
     cache = FactsCache(tmp_path)
     for number, source in enumerate("abc"):
@@ -125,7 +125,7 @@ def test_old_datasets_are_forgotten(tmp_path, monkeypatch):
     assert [bool(cache.load([source])) for source in "abcd"] == [False, False, True, True]
 
 
-def test_linking_a_file_of_ours_leaves_its_identity(tmp_path):
+def test_linking_cached_file_keeps_identity(tmp_path):
     path = tmp_path / "a"
     path.write_text("x")
     ours, users = identity(str(path), is_owned=True), identity(str(path), is_owned=False)

@@ -36,7 +36,7 @@ DATASET = {
 
 
 class WatchedStore(LocalObjectStore):
-    """A local store that counts downloads and lets a test act in the middle of them."""
+    """A local store that counts downloads and calls a hook of the test during a download."""
 
     def __init__(self, root):
         super().__init__(root)
@@ -129,7 +129,7 @@ def zipped(path, files):
 # ── this host ──
 
 
-def test_a_users_yaml_is_left_where_it_is(root, fetch):
+def test_yaml_of_user_is_used_in_place(root, fetch):
     (root / "set").mkdir()
     (root / "set/data.yaml").write_text(YAML)
     fetched = fetch("set/data.yaml")
@@ -137,13 +137,13 @@ def test_a_users_yaml_is_left_where_it_is(root, fetch):
     assert os.listdir(root / "set") == ["data.yaml"]
 
 
-def test_a_users_folder_has_no_entry(root, fetch):
+def test_folder_of_user_has_no_entry(root, fetch):
     (root / "set").mkdir()
     fetched = fetch(str(root / "set"))
     assert (fetched.root, fetched.entry, fetched.is_private) == (root / "set", None, False)
 
 
-def test_a_users_archive_is_unpacked_into_the_cache_once(root, fetch):
+def test_archive_of_user_is_extracted_once(root, fetch):
     zipped(root / "set.zip", DATASET)
     first = fetch("set.zip")
     assert first.is_private
@@ -153,19 +153,19 @@ def test_a_users_archive_is_unpacked_into_the_cache_once(root, fetch):
     assert (again.root / "data.yaml").stat().st_ino == inode
 
 
-def test_an_archive_without_the_name_of_one_is_recognized(root, fetch):
+def test_archive_is_recognized_without_suffix(root, fetch):
     zipped(root / "download", DATASET)
     assert content(fetch("download")) == DATASET
 
 
-def test_a_changed_archive_is_unpacked_again(root, fetch):
+def test_changed_archive_is_extracted_again(root, fetch):
     zipped(root / "set.zip", DATASET)
     fetch("set.zip")
     zipped(root / "set.zip", {"data.yaml": b"other"})
     assert content(fetch("set.zip")) == {"data.yaml": b"other"}
 
 
-def test_a_tree_in_the_cache_that_was_damaged_is_made_again(root, fetch):
+def test_damaged_tree_in_cache_is_rebuilt(root, fetch):
     zipped(root / "set.zip", DATASET)
     first = fetch("set.zip")
     (first.root / "images/val/3.png").unlink()
@@ -177,7 +177,7 @@ def test_a_tree_in_the_cache_that_was_damaged_is_made_again(root, fetch):
     [
         lambda _: b"",
         lambda listing: b"\0" * len(listing),
-        lambda listing: listing[: listing.rindex(b"\n[") + 1],  # a file less, and no line cut
+        lambda listing: listing[: listing.rindex(b"\n[") + 1],  # one file fewer, and no truncated line
         lambda listing: listing[: len(listing) // 2],
         lambda listing: listing[: len(listing) // 2] + b"\0" * (len(listing) // 2),
         lambda listing: b"[]\n" + listing.partition(b"\n")[2],
@@ -185,7 +185,7 @@ def test_a_tree_in_the_cache_that_was_damaged_is_made_again(root, fetch):
     ],
     ids=["empty", "zeros", "a file less", "cut", "zeros at its end", "another version", "gone"],
 )
-def test_cached_tree_with_a_damaged_listing_is_made_again(root, fetch, damage):
+def test_tree_with_damaged_listing_is_rebuilt(root, fetch, damage):
     zipped(root / "set.zip", DATASET)
     first = fetch("set.zip")
     listing = first.root.parent / "listing.jsonl"
@@ -200,7 +200,7 @@ def test_cached_tree_with_a_damaged_listing_is_made_again(root, fetch, damage):
     assert content(fetch("other.zip")) == DATASET
 
 
-def test_large_archive_is_synced_while_it_is_unpacked(root, fetch, monkeypatch):
+def test_large_archive_is_synced_during_extraction(root, fetch, monkeypatch):
     synced = []
     monkeypatch.setattr("trainer.datasets.source.archive_trees.SYNC_STEP", 10)
     monkeypatch.setattr(
@@ -212,7 +212,7 @@ def test_large_archive_is_synced_while_it_is_unpacked(root, fetch, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["none.yaml", "empty.yaml", "../x.yaml", "/etc/passwd", "pipe"])
-def test_what_cannot_be_read_is_a_sentence(root, fetch, text):
+def test_unreadable_source_has_clear_message(root, fetch, text):
     (root / "empty.yaml").write_text("")
     os.mkfifo(root / "pipe")
     with pytest.raises(DatasetError, match=r"^data_yaml: "):
@@ -222,20 +222,20 @@ def test_what_cannot_be_read_is_a_sentence(root, fetch, text):
 # ── the object store ──
 
 
-def test_a_stored_dataset_is_on_disk_completely(store, fetch):
+def test_stored_dataset_is_fetched_completely(store, fetch):
     fetched = fetch("storage:p/s/data.yaml")
     assert content(fetched) == DATASET
     assert (str(fetched.entry), fetched.is_private) == ("data.yaml", True)
 
 
-def test_the_second_run_downloads_no_object(store, fetch):
+def test_second_run_downloads_nothing(store, fetch):
     fetch("storage:p/s/data.yaml")
     assert len(store.downloads) == 7
     assert content(fetch("storage:p/s/data.yaml")) == DATASET
     assert len(store.downloads) == 7
 
 
-def test_only_what_changed_is_downloaded(store, fetch):
+def test_only_changed_objects_are_downloaded(store, fetch):
     fetch("storage:p/s/data.yaml")
     store.downloads.clear()
     store.put({"images/train/2.jpg": b"changed"})
@@ -243,13 +243,13 @@ def test_only_what_changed_is_downloaded(store, fetch):
     assert store.images == ["p/s/images/train/2.jpg"]
 
 
-def test_an_object_that_was_deleted_is_not_in_the_next_tree(store, fetch):
+def test_deleted_object_is_not_in_next_tree(store, fetch):
     fetch("storage:p/s/data.yaml")
     (store.root / "datasets/p/s/images/train/2.jpg").unlink()
     assert "images/train/2.jpg" not in content(fetch("storage:p/s/data.yaml"))
 
 
-def test_unrelated_objects_are_left_alone(store, fetch):
+def test_unrelated_objects_are_not_downloaded(store, fetch):
     store.put(
         {
             "thumbnails/1.jpg": b"t",
@@ -265,7 +265,7 @@ def test_unrelated_objects_are_left_alone(store, fetch):
     assert content(fetch("storage:p/s/data.yaml")) == {**DATASET, "classes.txt": b"a"}
 
 
-def test_a_yaml_under_any_name_and_a_folder_are_datasets(store, fetch):
+def test_yaml_of_any_name_and_folder_are_datasets(store, fetch):
     store.put({"17300-my set.v2": YAML.encode()})
     assert str(fetch("storage:p/s/17300-my set.v2").entry) == "17300-my set.v2"
     folder = fetch("storage:p/s")
@@ -273,7 +273,7 @@ def test_a_yaml_under_any_name_and_a_folder_are_datasets(store, fetch):
     assert content(folder) == DATASET
 
 
-def test_an_annotations_file_brings_its_folder(store, fetch):
+def test_annotation_file_is_fetched_with_its_folder(store, fetch):
     files = {"annotations.json": b"{}", "images/1.jpg": b"1"}
     store.put(files, "datasets/coco")
     fetched = fetch("storage:coco/annotations.json")
@@ -281,68 +281,68 @@ def test_an_annotations_file_brings_its_folder(store, fetch):
     assert str(fetched.entry) == "annotations.json"
 
 
-def test_the_default_bucket_is_looked_in_first_and_then_the_bucket_of_that_name(store, fetch):
+def test_default_bucket_is_preferred_to_named_bucket(store, fetch):
     store.put({"data.yaml": YAML.encode(), "images/val/o.jpg": b"other"}, "others/set")
     assert content(fetch("storage:others/set/data.yaml"))["images/val/o.jpg"] == b"other"
     store.put({"data.yaml": YAML.encode(), "images/val/d.jpg": b"default"}, "datasets/others/set")
     assert content(fetch("storage:others/set/data.yaml"))["images/val/d.jpg"] == b"default"
 
 
-def test_a_dataset_that_is_nowhere_names_both_places(fetch):
+def test_missing_dataset_names_both_places(fetch):
     with pytest.raises(ObjectMissing, match=r"'nope/x.yaml' in bucket 'datasets' nor 'x.yaml' in bucket 'nope'"):
         fetch("storage:nope/x.yaml")
 
 
-def test_a_yaml_at_the_top_of_a_bucket_brings_only_the_folders_it_names(store, fetch):
+def test_yaml_at_top_of_bucket_fetches_only_named_folders(store, fetch):
     store.put(DATASET, "datasets")
     assert content(fetch("storage:data.yaml")) == DATASET
 
 
-def test_a_dataset_at_the_top_of_a_bucket_that_names_no_folders_is_refused(store, fetch):
+def test_yaml_at_top_of_bucket_without_folders_is_rejected(store, fetch):
     store.put({"data.yaml": b"train: train.txt\nval: val.txt\nnames: [a]\n"}, "datasets")
     with pytest.raises(DatasetError, match=r"put the dataset into a folder of its own"):
         fetch("storage:data.yaml")
 
 
-def test_a_stored_archive_is_downloaded_once(store, root, fetch):
+def test_stored_archive_is_downloaded_once(store, root, fetch):
     store.put({"set.zip": zipped(root / "x.zip", DATASET)}, "datasets/p")
     assert content(fetch("storage:p/set.zip")) == DATASET
     assert content(fetch("storage:p/set.zip")) == DATASET
     assert store.downloads == ["p/set.zip"]
 
 
-def test_empty_objects_are_named_unless_they_are_labels(store, fetch):
+def test_empty_objects_are_rejected_except_labels(store, fetch):
     store.put({"images/train/1.jpg": b"", "images/val/3.png": b""})
     with pytest.raises(DatasetError, match=r"2 stored files are empty: 'images/train/1.jpg', 'images/val/3.png'"):
         fetch("storage:p/s/data.yaml")
 
 
-def test_an_object_that_vanishes_during_the_download_is_synced_away(store, fetch):
+def test_object_deleted_during_download_is_dropped(store, fetch):
     gone = store.root / "datasets/p/s/images/train/2.jpg"
     store.during = lambda ref: gone.unlink(missing_ok=True)
     assert "images/train/2.jpg" not in content(fetch("storage:p/s/data.yaml"))
 
 
-def test_a_dataset_edited_during_the_download_is_synced_again(store, fetch):
+def test_dataset_edited_during_download_is_synced_again(store, fetch):
     edits = iter([{"images/train/9.jpg": b"added"}])
     store.during = lambda ref: store.put(next(edits, {})) if ref.key.endswith("1.jpg") else None
     assert content(fetch("storage:p/s/data.yaml")) == {**DATASET, "images/train/9.jpg": b"added"}
 
 
-def test_a_yaml_edited_during_the_download_is_synced_again(store, fetch):
+def test_yaml_edited_during_download_is_synced_again(store, fetch):
     edits = iter([{"data.yaml": YAML.replace("[a]", "[b]").encode()}])
     store.during = lambda ref: store.put(next(edits, {})) if ref.key.endswith("1.jpg") else None
     assert b"[b]" in content(fetch("storage:p/s/data.yaml"))["data.yaml"]
 
 
-def test_a_dataset_that_keeps_changing_is_refused(store, fetch):
+def test_dataset_that_keeps_changing_is_rejected(store, fetch):
     numbers = iter(range(1000))
     store.during = lambda ref: store.put({"images/train/1.jpg": str(next(numbers)).encode()})
     with pytest.raises(DatasetError, match=r"edited during its download, 3 times \(last 'images/train/1.jpg'\)"):
         fetch("storage:p/s/data.yaml")
 
 
-def test_an_object_that_is_listed_and_not_there_is_named(store, fetch):
+def test_listed_but_missing_object_is_named(store, fetch):
     def refuse(ref):
         if ref.key.endswith("2.jpg"):
             raise ObjectMissing(f"object {ref.key!r} does not exist in bucket {ref.bucket!r}")
@@ -352,7 +352,7 @@ def test_an_object_that_is_listed_and_not_there_is_named(store, fetch):
         fetch("storage:p/s/data.yaml")
 
 
-def test_a_listing_that_fails_half_way_is_no_smaller_dataset(store, fetch, monkeypatch):
+def test_failed_listing_is_never_a_smaller_dataset(store, fetch, monkeypatch):
     def half(folder):
         yield from list(LocalObjectStore.list(store, folder))[:3]
         raise Unavailable("page 2 failed")
@@ -362,7 +362,7 @@ def test_a_listing_that_fails_half_way_is_no_smaller_dataset(store, fetch, monke
         fetch("storage:p/s/data.yaml")
 
 
-def test_an_object_that_arrives_short_is_named_and_not_kept(store, fetch, root, monkeypatch):
+def test_truncated_object_is_named_and_not_kept(store, fetch, root, monkeypatch):
     def short(ref, path, stop, **_):
         path.write_bytes(YAML.encode() if ref.key.endswith("yaml") else b"")
         return store.stat(ref)
@@ -372,7 +372,7 @@ def test_an_object_that_arrives_short_is_named_and_not_kept(store, fetch, root, 
         fetch("storage:p/s/data.yaml")
 
 
-def test_a_listing_with_a_name_that_leads_outside_is_refused(store, fetch, monkeypatch):
+def test_listed_name_that_leads_outside_is_rejected(store, fetch, monkeypatch):
     def evil(folder):
         for info in LocalObjectStore.list(store, folder):
             key = info.ref.key.replace("train/1.jpg", "../../../../x.jpg")
@@ -383,7 +383,7 @@ def test_a_listing_with_a_name_that_leads_outside_is_refused(store, fetch, monke
         fetch("storage:p/s/data.yaml")
 
 
-def test_a_stop_during_the_download_ends_it(store, fetch, root):
+def test_download_can_be_stopped(store, fetch, root):
     stop = StopSignal()
     store.put({f"images/train/x{n}.jpg": b"x" * 100 for n in range(200)})
     store.during = lambda ref: (
@@ -397,7 +397,7 @@ def test_a_stop_during_the_download_ends_it(store, fetch, root):
     assert list((root / ".cache/tmp").iterdir()) == []
 
 
-def test_a_download_that_was_stopped_goes_on_where_it_was(store, fetch):
+def test_stopped_download_is_resumed(store, fetch):
     stop = StopSignal()
     store.put({f"images/train/x{n}.jpg": b"x" * 100 for n in range(100)})
     store.during = lambda ref: stop.set(StopReason.SHUTDOWN) if ref.key.endswith("x50.jpg") else None
@@ -409,7 +409,7 @@ def test_a_download_that_was_stopped_goes_on_where_it_was(store, fetch):
     assert before > 10
 
 
-def test_one_failure_stops_the_other_downloads(store, fetch):
+def test_first_failure_stops_other_downloads(store, fetch):
     store.put({f"images/train/x{n}.jpg": b"x" * 100 for n in range(300)})
 
     def fail(ref):
@@ -423,7 +423,7 @@ def test_one_failure_stops_the_other_downloads(store, fetch):
     assert len(store.downloads) < 305
 
 
-def test_progress_says_files_bytes_rate_and_time_left(store, fetch):
+def test_progress_has_files_bytes_rate_and_time_left(store, fetch):
     store.put({f"images/train/x{n}.jpg": b"x" * 1000 for n in range(60)})
     store.during = lambda ref: time.sleep(0.08)
     events = []
@@ -436,7 +436,7 @@ def test_progress_says_files_bytes_rate_and_time_left(store, fetch):
     assert all(event.rate > 0 and event.eta_seconds >= 0 for event in events)
 
 
-def test_a_disk_without_room_is_the_machines_failure_before_anything_is_downloaded(store, root, server):
+def test_full_disk_is_machine_failure_before_download(store, root, server):
     free = shutil.disk_usage(root).free
     web = GuardedClient()
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=free * 2)
@@ -448,7 +448,7 @@ def test_a_disk_without_room_is_the_machines_failure_before_anything_is_download
     web.close()
 
 
-def test_what_a_run_uses_is_not_evicted_by_another(store, root, fetcher, fetch):
+def test_entries_in_use_are_not_evicted_by_other_run(store, root, fetcher, fetch):
     fetch("storage:p/s/data.yaml", staging=root / "run/source")
     ContentCache(root / ".cache", max_bytes=0, reserve=0).make_room(0)
     store.downloads.clear()
@@ -462,7 +462,7 @@ def test_what_a_run_uses_is_not_evicted_by_another(store, root, fetcher, fetch):
     assert len(store.images) == 6
 
 
-def test_two_runs_that_fetch_the_same_dataset_at_once_both_get_it_whole(store, fetch):
+def test_concurrent_runs_both_get_complete_dataset(store, fetch):
     store.put({f"images/train/x{n}.jpg": os.urandom(500) for n in range(200)})
     results = []
     threads = [
@@ -479,7 +479,7 @@ def test_two_runs_that_fetch_the_same_dataset_at_once_both_get_it_whole(store, f
 
 @pytest.fixture
 def cloud(root, server):
-    """A fetcher over the Supabase store, and its server."""
+    """Return a fetcher that uses the Supabase store, and its server."""
     with StorageServer({"datasets": False}) as storage:
         api = StorageApi(storage.url, "service-key")
         policy = RetryPolicy(tries=4, first_wait=0.01, total_seconds=20)
@@ -491,7 +491,7 @@ def cloud(root, server):
         api.close()
 
 
-def test_more_objects_than_a_listing_page_come_from_supabase_once(cloud, root):
+def test_supabase_listing_of_several_pages_is_complete(cloud, root):
     storage, fetcher = cloud
     files = {f"images/train/{n}.jpg": f"image {n}".encode() for n in range(1100)} | {"data.yaml": YAML.encode()}
     for name, data in files.items():
@@ -504,7 +504,7 @@ def test_more_objects_than_a_listing_page_come_from_supabase_once(cloud, root):
     assert storage.sent == sent
 
 
-def test_a_supabase_dataset_that_is_nowhere_names_both_places(cloud, root):
+def test_missing_supabase_dataset_names_both_places(cloud, root):
     storage, fetcher = cloud
     storage.put("datasets", "a/data.yaml", YAML.encode())
     for text in ("storage:nope/x.yaml", "storage:nope", "storage:a/x/data.yaml", "storage:datasets/b/data.yaml"):
@@ -513,7 +513,7 @@ def test_a_supabase_dataset_that_is_nowhere_names_both_places(cloud, root):
             fetcher.fetch(ref, root / f"run-{text.replace('/', '-')}", StopSignal(), lambda _: None)
 
 
-def test_a_supabase_folder_at_the_top_of_a_bucket_may_be_named(cloud, root):
+def test_supabase_folder_at_top_of_bucket_is_accepted(cloud, root):
     storage, fetcher = cloud
     storage.put("datasets", "a/data.yaml", YAML.encode())
     storage.put("datasets", "ab/data.yaml", YAML.encode())
@@ -521,7 +521,7 @@ def test_a_supabase_folder_at_the_top_of_a_bucket_may_be_named(cloud, root):
     assert list(content(fetcher.fetch(ref, root / "run1", StopSignal(), lambda _: None))) == ["data.yaml"]
 
 
-def test_a_large_stored_archive_is_gone_on_with_after_an_interruption(cloud, root):
+def test_interrupted_download_of_archive_is_resumed(cloud, root):
     storage, fetcher = cloud
     files = DATASET | {"images/train/big.jpg": os.urandom(20 << 20)}
     archive = zipped(root / "x.zip", files)
@@ -542,7 +542,7 @@ def test_a_large_stored_archive_is_gone_on_with_after_an_interruption(cloud, roo
     assert os.listdir(root / ".cache/tmp") == []
 
 
-def test_what_was_only_looked_at_is_not_downloaded_again(store, root, fetcher, fetch):
+def test_checked_dataset_is_not_downloaded_again(store, root, fetcher, fetch):
     ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
     with fetcher.scratch() as place:
         fetcher.fetch(ref, place / "source", StopSignal(), lambda _: None)
@@ -553,7 +553,7 @@ def test_what_was_only_looked_at_is_not_downloaded_again(store, root, fetcher, f
     assert store.images == []
 
 
-def test_without_a_store_the_error_says_so(root):
+def test_missing_store_is_reported(root):
     web = GuardedClient()
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
     fetcher = Fetcher(roots=Roots(root), cache=cache, web=web, store=None, datasets_bucket="datasets")
@@ -566,7 +566,7 @@ def test_without_a_store_the_error_says_so(root):
 # ── the web ──
 
 
-def test_an_archive_behind_a_url_is_unpacked_and_known_by_its_etag(server, root, fetch):
+def test_archive_of_url_is_cached_by_etag(server, root, fetch):
     server.pages["/set.zip"] = body(zipped(root / "x.zip", DATASET), 'ETag: "1"')
     assert content(fetch(server.url("/set.zip?token=1"))) == DATASET
     server.pages["/set.zip"] = body(b"not read", 'ETag: "1"')
@@ -574,14 +574,14 @@ def test_an_archive_behind_a_url_is_unpacked_and_known_by_its_etag(server, root,
     assert content(fetch(server.url("/set.zip?token=2"))) == DATASET
 
 
-def test_an_archive_without_etag_is_known_by_its_content(server, root, fetch):
+def test_archive_without_etag_is_cached_by_content(server, root, fetch):
     server.pages["/download"] = body(zipped(root / "x.zip", DATASET))
     first = fetch(server.url("/download?id=7"))
     assert content(first) == DATASET
     assert fetch(server.url("/download?id=7")).root == first.root
 
 
-def test_a_yaml_behind_a_url_brings_the_images_that_its_lists_name(server, fetch):
+def test_yaml_of_url_fetches_listed_images(server, fetch):
     server.pages["/sets/a/data.yaml"] = body(b"train: train.txt\nval: [lists/val.txt, images/v2.jpg]\nnames: [a]\n")
     server.pages["/sets/a/train.txt"] = body(b"./images/t 1.jpg\r\nimages/t2.jpg\n\n")
     server.pages["/sets/a/lists/val.txt"] = body(b"images/v1.jpg\n")
@@ -604,7 +604,7 @@ def test_a_yaml_behind_a_url_brings_the_images_that_its_lists_name(server, fetch
     ]
 
 
-def test_an_image_of_a_list_that_is_missing_is_an_error_and_not_a_smaller_dataset(server, fetch):
+def test_missing_listed_image_is_an_error(server, fetch):
     server.pages["/data.yaml"] = body(b"train: train.txt\nval: train.txt\nnames: [a]\n")
     server.pages["/train.txt"] = body(b"images/1.jpg\nimages/2.jpg\n")
     server.pages["/images/1.jpg"] = body(b"1")
@@ -612,7 +612,7 @@ def test_an_image_of_a_list_that_is_missing_is_an_error_and_not_a_smaller_datase
         fetch(server.url("/data.yaml"))
 
 
-def test_a_label_that_the_server_cannot_give_now_is_an_error(server, fetch):
+def test_unavailable_label_is_an_error(server, fetch):
     server.pages["/data.yaml"] = body(b"train: images/1.jpg\nval: images/1.jpg\nnames: [a]\n")
     server.pages["/images/1.jpg"] = body(b"1")
     server.pages["/labels/1.txt"] = body(b"", status="503 Busy")
@@ -620,7 +620,7 @@ def test_a_label_that_the_server_cannot_give_now_is_an_error(server, fetch):
         fetch(server.url("/data.yaml"))
 
 
-def test_folders_behind_a_url_cannot_be_listed_and_the_error_says_what_to_do(server, fetch):
+def test_yaml_of_url_with_folders_is_rejected_with_advice(server, fetch):
     server.pages["/data.yaml"] = body(YAML.encode())
     with pytest.raises(DatasetError, match=r"a folder; folders cannot be listed over http\(s\). Use .txt lists"):
         fetch(server.url("/data.yaml"))
@@ -644,7 +644,7 @@ def export(server, records, path="/set.ndjson"):
     return server.url(path)
 
 
-def test_an_ndjson_export_becomes_a_yolo_tree(server, fetch):
+def test_ndjson_export_becomes_yolo_tree(server, fetch):
     fetched = fetch(export(server, RECORDS))
     files = content(fetched)
     assert files.pop("data.yaml").decode() == (
@@ -660,7 +660,7 @@ def test_an_ndjson_export_becomes_a_yolo_tree(server, fetch):
     }
 
 
-def test_the_images_of_an_export_are_downloaded_once(server, fetch):
+def test_images_of_export_are_downloaded_once(server, fetch):
     url = export(server, RECORDS)
     fetch(url)
     for number in (1, 2, 3):
@@ -669,7 +669,7 @@ def test_the_images_of_an_export_are_downloaded_once(server, fetch):
 
 
 @pytest.mark.parametrize("kind", ["export", "archive"])
-def test_what_came_with_unknown_size_pushes_older_things_out_of_the_cache(server, root, fetcher, fetch, kind):
+def test_content_of_unknown_size_evicts_older_entries(server, root, fetcher, fetch, kind):
     cache = ContentCache(root / ".cache", max_bytes=150, reserve=0)
     with cache.temporary() as path:
         path.write_bytes(b"x" * 140)
@@ -689,7 +689,7 @@ def test_what_came_with_unknown_size_pushes_older_things_out_of_the_cache(server
     assert content(fetched)
 
 
-def test_a_classification_export_becomes_a_folder_per_class(server, fetch):
+def test_classification_export_becomes_class_folders(server, fetch):
     fetched = fetch(
         export(
             server,
@@ -704,17 +704,17 @@ def test_a_classification_export_becomes_a_folder_per_class(server, fetch):
     assert content(fetched) == {"train/cat/a.jpg": b"image 1", "val/class1/b.jpg": b"image 2"}
 
 
-def test_a_stored_export_is_fetched_without_the_rest_of_its_folder(server, store, fetch):
+def test_stored_export_is_fetched_without_its_folder(server, store, fetch):
     export(server, RECORDS)
     lines = [json.dumps({**r, "url": server.url(f"/files/{n}")} if n else r) for n, r in enumerate(RECORDS)]
-    lines += [" " * (5 << 20)]  # longer than a YAML may be
+    lines += [" " * (5 << 20)]  # larger than a YAML may be
     store.put({"set.ndjson": "\n".join(lines).encode()})
     fetched = fetch("storage:p/s/set.ndjson")
     assert "images/val/b.png" in content(fetched)
     assert store.downloads == ["p/s/set.ndjson"]
 
 
-def test_an_export_on_disk_may_name_its_images_beside_it(root, fetch):
+def test_export_on_disk_may_name_local_images(root, fetch):
     (root / "set/data/images/train").mkdir(parents=True)
     (root / "set/data/images/train/a.jpg").write_bytes(b"local")
     head, record = {"task": "detect", "class_names": {"0": "a"}, "path": "data"}, {"file": "a.jpg", "split": "train"}
@@ -724,7 +724,7 @@ def test_an_export_on_disk_may_name_its_images_beside_it(root, fetch):
     assert (fetched.root / "images/train/a.jpg").stat().st_ino != (root / "set/data/images/train/a.jpg").stat().st_ino
 
 
-def test_a_stop_ends_a_download_from_a_silent_host(server, fetch):
+def test_download_from_silent_host_can_be_stopped(server, fetch):
     server.pages["/set.zip"] = silent
     stop = StopSignal()
     threading.Timer(0.2, stop.set, [StopReason.CANCELED]).start()
@@ -744,7 +744,7 @@ def test_a_stop_ends_a_download_from_a_silent_host(server, fetch):
         ("/gone.zip", body(b"", status="404 Not Found"), "answers 404"),
     ],
 )
-def test_what_a_url_gives_that_is_no_dataset_is_a_sentence(server, fetch, path, answer, words):
+def test_content_that_is_no_dataset_has_clear_message(server, fetch, path, answer, words):
     server.pages[path] = answer
     with pytest.raises((DatasetError, ObjectMissing), match=words):
         fetch(server.url(path))

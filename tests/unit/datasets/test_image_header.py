@@ -1,4 +1,4 @@
-"""What is known about an image without decoding it agrees with what Pillow knows after decoding it."""
+"""Facts about an image agree with those of Pillow, which decodes the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.datasets.images.header import HEAD, WHOLE, facts, wrong_suffix
 
 @pytest.fixture(autouse=True)
 def _pillow_alone(monkeypatch):
-    """As in the service, which never imports Ultralytics: that replaces Image.open for the whole process."""
+    """Use the original Image.open, as in the service: importing Ultralytics replaces it."""
     if patches := sys.modules.get("ultralytics.utils.patches"):
         monkeypatch.setattr(Image, "open", patches._image_open)
 
@@ -61,18 +61,18 @@ def loose(fact):
         ("MPO", {}),
     ],
 )
-def test_size_and_kind(tmp_path, kind, options, size):
+def test_size_and_format_agree_with_pillow(tmp_path, kind, options, size):
     fact = look(tmp_path, encoded(kind, image(*size), **options))
     assert (fact.width, fact.height, fact.problem) == (*size, "")
     assert fact.kind == {"JPEG2000": "jp2", "MPO": "jpeg"}.get(kind, kind.lower())
 
 
-def test_webp_with_an_extended_header(tmp_path):
+def test_webp_with_extended_header(tmp_path):
     fact = look(tmp_path, encoded("WEBP", image(mode="RGBA"), exif=b"Exif\0\0II*\0"))
     assert (fact.width, fact.height, fact.problem) == (40, 30, "")
 
 
-def test_a_frame_header_behind_more_profile_than_is_read_at_first(tmp_path):
+def test_jpeg_frame_after_large_profile_is_found(tmp_path):
     profile = bytes(range(256)) * (HEAD // 64)
     fact = look(tmp_path, encoded("JPEG", icc_profile=profile))
     assert (fact.width, fact.height, fact.problem) == (40, 30, "")
@@ -80,13 +80,13 @@ def test_a_frame_header_behind_more_profile_than_is_read_at_first(tmp_path):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_a_file_that_is_cut_off(tmp_path, kind, share):
+def test_truncated_file_is_a_problem(tmp_path, kind, share):
     data = encoded(kind, image(200, 200))
     assert look(tmp_path, data[: int(len(data) * share)]).problem
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 16, b"\0" * 5000, b"camera maker's notes"])
-def test_a_jpeg_with_something_behind_its_end_is_loose(tmp_path, tail):
+def test_jpeg_with_data_after_end_is_loose(tmp_path, tail):
     assert [loose(look(tmp_path, data)) for data in (encoded("JPEG") + tail, encoded("JPEG"))] == [
         ("", True),
         ("", False),
@@ -94,13 +94,13 @@ def test_a_jpeg_with_something_behind_its_end_is_loose(tmp_path, tail):
     assert loose(look(tmp_path, encoded("PNG") + tail)) == ("", False)
 
 
-def test_a_cut_jpeg_with_a_whole_thumbnail_is_cut_all_the_same(tmp_path):
+def test_truncated_jpeg_with_complete_thumbnail_is_a_problem(tmp_path):
     data = encoded("JPEG", image(300, 300), exif=b"Exif\0\0" + encoded("JPEG", image(32, 32)))
     assert look(tmp_path, data).problem == ""
     assert look(tmp_path, data[: len(data) * 2 // 3]).problem == "cut off"
 
 
-def test_a_phones_film_behind_the_picture_is_harmless(tmp_path):
+def test_video_after_jpeg_is_accepted(tmp_path):
     film = np.random.default_rng(1).integers(0, 255, 3 << 20, dtype=np.uint8).tobytes()
     assert loose(look(tmp_path, encoded("JPEG") + film)) == ("", True)
 
@@ -131,23 +131,23 @@ def test_a_phones_film_behind_the_picture_is_harmless(tmp_path):
         (b"\0\0\0\x1cftypavif" + bytes(60), "damaged"),
     ],
 )
-def test_what_is_no_image(tmp_path, data, sign):
+def test_other_content_is_a_problem(tmp_path, data, sign):
     fact = look(tmp_path, data)
     assert sign in fact.problem
     assert not fact.problem.startswith("cannot")
 
 
-def test_a_png_bomb_is_refused_from_its_header(tmp_path):
+def test_png_bomb_is_rejected_by_header(tmp_path):
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     assert "60000 x 60000 pixels, more than" in look(tmp_path, b"\x89PNG\r\n\x1a\n" + chunk + b"IEND").problem
 
 
-def test_an_image_smaller_than_ultralytics_takes(tmp_path):
+def test_too_small_image_is_a_problem(tmp_path):
     assert "9 x 20 pixels, smaller than 10" in look(tmp_path, encoded("PNG", image(9, 20))).problem
 
 
-def test_a_file_that_vanished_or_is_a_folder(tmp_path):
+def test_missing_file_or_folder_is_a_problem(tmp_path):
     assert "No such file" in facts(str(tmp_path / "gone.jpg")).problem
     assert "cannot be" in facts(str(tmp_path)).problem
 
@@ -161,13 +161,13 @@ def test_equal_content_has_equal_digests_and_different_content_does_not(tmp_path
         assert look(tmp_path, bytes(one)).digest != look(tmp_path, bytes(other)).digest
 
 
-def test_large_pictures_that_are_not_compressed_are_digested_completely(tmp_path):
+def test_large_uncompressed_images_are_hashed_completely(tmp_path):
     data = bytearray(encoded("BMP", image(1200, 900)))
     one = look(tmp_path, bytes(data)).digest
     data[len(data) // 3] ^= 1
     assert look(tmp_path, bytes(data)).digest != one
 
 
-def test_names_that_do_not_say_what_is_in_the_file():
+def test_wrong_suffix_is_detected():
     assert wrong_suffix("a.png", "jpeg")
     assert not any(wrong_suffix(name, "jpeg") for name in ("a.jpg", "a.JPEG", "b.jfif"))

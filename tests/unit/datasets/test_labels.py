@@ -1,4 +1,4 @@
-"""Label files: what is accepted, what is mended, what is refused, and how it is told."""
+"""Label files: accepted, converted and rejected rows, and the messages about them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def numbers(text: bytes) -> list[list[float]]:
         (Task.DETECT, "0 1 1 1 1"),
     ],
 )
-def test_a_file_that_fits_is_kept_byte_for_byte(task, text):
+def test_valid_file_is_kept_byte_for_byte(task, text):
     labels, found = checked(text, task=task, keypoints=(2, 3))
     assert (labels.texts, found) == ([text.encode()], {})
 
@@ -61,14 +61,14 @@ def test_a_file_that_fits_is_kept_byte_for_byte(task, text):
         (b"0;0.5;0.5;0.2;0.2", [[0, 0.5, 0.5, 0.2, 0.2]]),
     ],
 )
-def test_other_ways_of_writing_are_read(text, rows):
+def test_other_separators_and_encodings_are_read(text, rows):
     labels, found = checked(text)
     assert numbers(labels.texts[0]) == rows
     assert (labels.changes["separators"], found["label_separators"].count) == (1, 1)
     assert not [finding for finding in found.values() if finding.level == "error"]
 
 
-def test_polygons_become_boxes_for_detect_and_boxes_polygons_for_segment():
+def test_polygons_and_boxes_are_converted_for_task():
     labels, found = checked(TRIANGLE)
     assert numbers(labels.texts[0]) == [pytest.approx([1, 0.3, 0.3, 0.4, 0.4])]
     assert found["label_polygon_to_box"].examples == ("0.txt",)
@@ -77,13 +77,13 @@ def test_polygons_become_boxes_for_detect_and_boxes_polygons_for_segment():
     assert found["label_box_to_polygon"].count == 1
 
 
-def test_a_box_that_sticks_out_is_cut_when_it_becomes_a_polygon():
+def test_box_outside_image_is_clipped_when_converted():
     labels, _ = checked("0 0.0 0.5 0.2 0.2", task=Task.SEGMENT)
     assert numbers(labels.texts[0]) == [pytest.approx([0, 0, 0.4, 0.1, 0.4, 0.1, 0.6, 0, 0.6])]
 
 
 def test_boxes_and_polygons_become_oriented_boxes():
-    turned = "1 0.5 0.1 0.9 0.5 0.7 0.7 0.5 0.9 0.1 0.5"  # a square on its tip, with a point too many
+    turned = "1 0.5 0.1 0.9 0.5 0.7 0.7 0.5 0.9 0.1 0.5"  # a rotated square with an extra point
     labels, found = checked(f"{BOX}\n{turned}\n{SQUARE}", task=Task.OBB)
     box, tip, square = numbers(labels.texts[0])
     assert box == pytest.approx([0, 0.4, 0.4, 0.6, 0.4, 0.6, 0.6, 0.4, 0.6])
@@ -94,13 +94,13 @@ def test_boxes_and_polygons_become_oriented_boxes():
     assert {"label_box_to_obb", "label_polygon_to_obb"} <= found.keys()
 
 
-def test_mixed_files_are_made_the_same_and_told():
+def test_mixed_shapes_are_converted_with_warning():
     labels, found = checked(f"{BOX}\n{TRIANGLE}", task=Task.SEGMENT)
     assert [len(row) for row in numbers(labels.texts[0])] == [9, 7]
     assert found["label_mixed"].level == "warning"
 
 
-def test_rows_that_are_there_twice_are_taken_once():
+def test_duplicate_rows_are_removed():
     labels, found = checked(f"{BOX}\n1 .1 .1 .1 .1\n{BOX}\n0 0.50 0.5 0.2 0.2\n", BOX)
     assert len(numbers(labels.texts[0])) == 2
     assert found["label_duplicate"].count == 2
@@ -108,7 +108,7 @@ def test_rows_that_are_there_twice_are_taken_once():
     assert labels.rows.cls.tolist() == [0, 1, 0]
 
 
-def test_the_same_row_in_two_files_is_no_duplicate():
+def test_equal_rows_in_two_files_are_kept():
     labels, found = checked(BOX, BOX)
     assert labels.texts == [BOX.encode()] * 2
     assert not found
@@ -118,7 +118,7 @@ def test_the_same_row_in_two_files_is_no_duplicate():
     ("row", "fixed"),
     [("0 1.004 0.5 0.2 0.2", [0, 1, 0.5, 0.2, 0.2]), ("0 0.5 -0.001 0.2 0.2", [0, 0.5, 0, 0.2, 0.2])],
 )
-def test_coordinates_off_by_rounding_are_clipped(row, fixed):
+def test_rounding_errors_are_clipped(row, fixed):
     labels, found = checked(row)
     assert numbers(labels.texts[0]) == [fixed]
     assert found["label_clipped"].count == 1
@@ -134,7 +134,7 @@ def test_coordinates_off_by_rounding_are_clipped(row, fixed):
         (Task.POSE, "0 0.5 0.5 0 0 0.4 0.4 2 0.6 0.6 0"),
     ],
 )
-def test_shapes_without_area_are_left_out_and_told(task, row):
+def test_shapes_without_area_are_removed_with_warning(task, row):
     labels, found = checked(row, task=task, keypoints=(2, 3))
     assert labels.texts == [b""]
     assert labels.rows.cls.tolist() == []
@@ -162,7 +162,7 @@ def test_shapes_without_area_are_left_out_and_told(task, row):
         ("0 0.5 -0.3 0.2 0.2", "label_outside", "outside 0…1"),
     ],
 )
-def test_what_cannot_be_trained_on_is_an_error_with_its_line(row, code, sign):
+def test_invalid_row_is_an_error_with_line(row, code, sign):
     _, found = checked(f"\n{row}\n".encode().removeprefix(b"\n"))
     assert found[code].level == "error"
     assert sign in found[code].message
@@ -182,39 +182,39 @@ def test_pose_rows_follow_kpt_shape(row, code):
     assert found[code].level == "error"
 
 
-def test_visibility_is_no_coordinate():
+def test_visibility_is_not_checked_as_coordinate():
     labels, found = checked("0 .5 .5 .2 .2 1.001 .4 2 .6 .6 0", task=Task.POSE, keypoints=(2, 3))
     assert numbers(labels.texts[0]) == [[0, 0.5, 0.5, 0.2, 0.2, 1, 0.4, 2, 0.6, 0.6, 0]]
     assert set(found) == {"label_clipped"}
 
 
-def test_many_errors_are_counted_and_five_are_shown():
+def test_errors_are_counted_and_five_are_shown():
     _, found = checked(*["9 0.5 0.5 0.1 0.1"] * 40)
     assert (found["class_outside"].count, len(found["class_outside"].examples)) == (40, 5)
     assert found["class_outside"].message.startswith("40 label rows")
 
 
-def test_files_beyond_one_chunk_keep_their_numbers():
+def test_files_beyond_first_chunk_keep_their_index():
     labels, found = checked(*[BOX] * CHUNK, "1 .5 .5 .2 .2", "7 .5 .5 .1 .1")
     assert (labels.rows.image[-1], labels.rows.cls[-1], len(labels.texts)) == (CHUNK, 1, CHUNK + 2)
     assert f"{CHUNK + 1}.txt line 1" in found["class_outside"].message
 
 
-def test_many_bytes_are_parsed_in_parts(monkeypatch):
+def test_many_bytes_are_parsed_in_chunks(monkeypatch):
     monkeypatch.setattr("trainer.datasets.labels.parse.CHUNK_BYTES", 20)
     labels, found = checked(BOX, "", f"1 {BOX[2:]}", BOX, "", "7 .5 .5 .1 .1")
     assert (labels.rows.image.tolist(), labels.rows.cls.tolist()) == ([0, 2, 3], [0, 1, 0])
     assert "5.txt line 1" in found["class_outside"].message
 
 
-def test_the_check_stops_when_asked():
+def test_check_can_be_stopped():
     stop = StopSignal()
     stop.set(StopReason.CANCELED)
     with pytest.raises(Stopped):
         check([BOX.encode()], ["a"], Shape(task=Task.DETECT, classes={0: 0}), Report(), stop)
 
 
-def test_renumbering_writes_the_class_index():
+def test_renumbered_rows_have_class_index():
     report = Report()
     shape = Shape(task=Task.DETECT, classes={1: 0, 5: 1})
     labels = check([b"5 .5 .5 .1 .1\n1 .2 .2 .1 .1"], ["a"], shape, report, StopSignal())
@@ -222,11 +222,11 @@ def test_renumbering_writes_the_class_index():
     assert labels.rows.cls.tolist() == [1, 0]
 
 
-def test_rewriting_changes_no_number_that_is_right():
+def test_rewriting_keeps_correct_numbers():
     rng = np.random.default_rng(0)
     rows = [[0, *rng.uniform(0.2, 0.8, 4)] for _ in range(50)]
     text = "\n".join(" ".join(map(repr, (row[0], *map(float, row[1:])))) for row in rows)
-    labels, _ = checked(f"{text}\n0 1.001 .5 .2 .2")  # one row makes the file be written anew
+    labels, _ = checked(f"{text}\n0 1.001 .5 .2 .2")  # one row that must change, so the file is rewritten
     assert numbers(labels.texts[0])[:-1] == rows
 
 
@@ -241,5 +241,5 @@ def test_rewriting_changes_no_number_that_is_right():
         (["", TRIANGLE], Task.SEGMENT),
     ],
 )
-def test_the_task_follows_from_the_labels(texts, task):
+def test_task_is_guessed_from_labels(texts, task):
     assert guess_task(column_counts([text.encode() for text in texts])) is task

@@ -1,4 +1,4 @@
-"""The view: what is linked, what is copied, and under which names."""
+"""The view: links, copies and names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def image(tmp_path) -> Path:
     return path
 
 
-def test_our_own_files_are_hard_links_and_the_users_symlinks(tmp_path):
+def test_cached_files_are_hard_links_and_user_files_symlinks(tmp_path):
     data = paint(tmp_path / "set")
     prepared(data, tmp_path / "ours", private=True)
     prepared(data, tmp_path / "users")
@@ -37,7 +37,7 @@ def test_our_own_files_are_hard_links_and_the_users_symlinks(tmp_path):
     assert not (tmp_path / "users/labels/train/0000.txt").samefile(tmp_path / "set/labels/train/0000.txt")
 
 
-def test_a_folder_of_our_own_labels_that_stay_as_they_are_is_linked_as_a_whole(tmp_path):
+def test_cached_folder_of_unchanged_labels_is_one_symlink(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/labels/val/0006.txt").write_text("0,.5,.5,.5,.5\n")
     view = prepared(data, tmp_path / "view", private=True).root
@@ -48,7 +48,7 @@ def test_a_folder_of_our_own_labels_that_stay_as_they_are_is_linked_as_a_whole(t
     assert not (view / "images/train").is_symlink()
 
 
-def test_labels_whose_images_are_called_otherwise_in_the_view_are_linked_one_by_one(tmp_path):
+def test_labels_of_renamed_images_are_linked_one_by_one(tmp_path):
     paint(tmp_path / "set", images="images/{split}/a", labels="labels/{split}/a")
     data = paint(tmp_path / "set", images="images/{split}/b", labels="labels/{split}/b")
     view = prepared(data, tmp_path / "view", private=True).root
@@ -56,7 +56,7 @@ def test_labels_whose_images_are_called_otherwise_in_the_view_are_linked_one_by_
     assert len(list((view / "labels/train").iterdir())) == len(list((view / "images/train").iterdir())) == 12
 
 
-def test_a_label_of_ours_that_must_change_is_written_anew(tmp_path):
+def test_changed_label_is_rewritten_and_original_kept(tmp_path):
     data = paint(tmp_path / "set")
     label = tmp_path / "set/labels/train/0000.txt"
     label.write_text("0,.5,.5,.5,.5\n")
@@ -66,7 +66,7 @@ def test_a_label_of_ours_that_must_change_is_written_anew(tmp_path):
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_a_jpeg_that_ultralytics_would_write_into_is_copied(tmp_path, private):
+def test_jpeg_that_ultralytics_would_rewrite_is_copied(tmp_path, private):
     data = paint(tmp_path / "set")
     source = tmp_path / "set/images/train/0000.jpg"
     source.write_bytes(source.read_bytes() + b"\0\0\0")
@@ -77,7 +77,7 @@ def test_a_jpeg_that_ultralytics_would_write_into_is_copied(tmp_path, private):
     assert copy.read_bytes() == source.read_bytes()
 
 
-def test_another_file_system_gets_symlinks_instead_of_hard_links(tmp_path, image, monkeypatch):
+def test_other_file_system_gets_symlinks(tmp_path, image, monkeypatch):
     def no_link(*_):
         raise OSError(18, "Invalid cross-device link")
 
@@ -86,7 +86,7 @@ def test_another_file_system_gets_symlinks_instead_of_hard_links(tmp_path, image
     assert (tmp_path / "view/images/train/a.jpg").is_symlink()
 
 
-def test_a_full_disk_is_the_machines_fault(tmp_path, image, monkeypatch):
+def test_full_disk_is_machine_failure(tmp_path, image, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "x")
 
@@ -95,19 +95,19 @@ def test_a_full_disk_is_the_machines_fault(tmp_path, image, monkeypatch):
         write_view(tmp_path / "view", one(image), StopSignal())
 
 
-def test_a_view_that_is_there_already_is_not_mixed_into(tmp_path):
+def test_existing_view_is_rejected(tmp_path):
     data = paint(tmp_path / "set")
     prepared(data, tmp_path / "view")
     with pytest.raises(MachineFailed, match="File exists"):
         prepared(data, tmp_path / "view")
 
 
-def test_an_image_that_vanished_is_named(tmp_path):
+def test_vanished_image_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"a\.jpg vanished"):
         write_view(tmp_path / "view", one(tmp_path / "gone.jpg", owned=True), StopSignal())
 
 
-def test_writing_stops_when_asked(tmp_path, image):
+def test_writing_can_be_stopped(tmp_path, image):
     stop = StopSignal()
     stop.set(StopReason.SHUTDOWN)
     with pytest.raises(Stopped):
@@ -128,24 +128,24 @@ def test_writing_stops_when_asked(tmp_path, image):
         (["a_2.jpg", "b/a.jpg", "c/a.jpg", "c_a.jpg"], ["a_2.jpg", "a.jpg", "c_a.jpg", "c_a_2.jpg"]),
     ],
 )
-def test_names_are_kept_where_they_can_be(names, expected):
+def test_names_are_kept_if_possible(names, expected):
     assert view_names(names) == expected
 
 
-def test_long_names_are_shortened_and_stay_apart():
+def test_long_names_are_shortened_and_unique():
     names = view_names(["é" * 240 + f"{n}.jpg" for n in range(3)])
     assert len(set(names)) == 3
     assert all(len(name.encode()) < 200 for name in names)
 
 
-def test_class_folders_sort_as_the_classes_do():
+def test_class_folders_sort_like_classes():
     assert folder_names(["a", "b"]) == ["a", "b"]
     assert folder_names(["b", "a"]) == ["0_b", "1_a"]
     many = folder_names([f"c{n}" for n in range(100)])
     assert many == sorted(many)
 
 
-def test_the_yaml_has_our_keys_only_and_survives_odd_names(tmp_path):
+def test_yaml_has_only_known_keys_and_preserves_odd_names(tmp_path):
     names = ["no", "1.0", "a: b", "'x'", "- y", "größe", "😀", "#", "!!python/name:os.system"]
     path = write_data_yaml(tmp_path, names, ["train", "val"], (2, 3), (1, 0))
     assert yaml.safe_load(path.read_text()) == {
@@ -159,7 +159,7 @@ def test_the_yaml_has_our_keys_only_and_survives_odd_names(tmp_path):
     }
 
 
-def test_the_fingerprint_follows_content_labels_split_and_names_and_nothing_else(tmp_path):
+def test_fingerprint_depends_only_on_content_labels_splits_and_names(tmp_path):
     data = paint(tmp_path / "set")
     first = prepared(data, tmp_path / "v1").fingerprint
     again = prepared(paint(tmp_path / "moved"), tmp_path / "v2").fingerprint

@@ -16,26 +16,26 @@ def found(names, ids=None, **more) -> Found:
     return Found(samples=[], names=names, ids=ids, **more)
 
 
-def test_classes_of_one_name_are_one_class():
+def test_equal_class_names_are_merged():
     merged = merge([found(("a", "b")), found(("c", "b"), ids=(1, 5))], Task.DETECT, Report())
     assert merged.names == ("a", "b", "c")
     assert [dict(part.classes) for part in merged.parts] == [{0: 0, 1: 1}, {1: 2, 5: 1}]
 
 
-def test_one_source_may_name_two_classes_alike():
+def test_equal_names_in_one_source_stay_separate():
     merged = merge([found(("a", "a")), found(("a",))], Task.DETECT, Report())
     assert merged.names == ("a", "a")
     assert [dict(part.classes) for part in merged.parts] == [{0: 0, 1: 1}, {0: 0}]
 
 
-def test_different_keypoints_do_not_merge():
+def test_different_keypoints_cannot_be_merged():
     report = Report()
     merge([found(("a",), kpt_shape=(2, 3)), found(("a",), kpt_shape=(3, 3))], Task.POSE, report)
     with pytest.raises(DatasetError, match="kpt_shape"):
         report.raise_errors()
 
 
-def test_images_of_one_name_do_not_collide_and_labels_are_renumbered(tmp_path):
+def test_equal_image_names_are_kept_and_labels_renumbered(tmp_path):
     one = paint(tmp_path / "one")
     two = paint(tmp_path / "two", yaml="train: images/train\nval: images/val\nnames: [disc, square]\n")
     result = prepared(one, tmp_path / "view", more=(two,), root=tmp_path)

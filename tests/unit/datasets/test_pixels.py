@@ -1,4 +1,4 @@
-"""Kept pixels between runs: taken over from a view, linked into the next one, never under another image's name."""
+"""Pixels between runs: taken over from a view, linked into the next one, never used for another image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECIPE = "16-3-fit"  # the painted images have 32 pixels
 
 
 class Host:
-    """A host that prepares the same dataset again and again."""
+    """A host that prepares the same dataset several times."""
 
     def __init__(self, folder: Path, *, private: bool = False, max_bytes: int = 10**9) -> None:
         self._folder = folder
@@ -40,7 +40,7 @@ class Host:
 
 
 def keep(view: PreparedDataset, recipe=RECIPE, only="*") -> None:
-    """What the training leaves."""
+    """Write pixels as a training does."""
     for image in sorted(view.root.glob(f"images/*/{only}.jpg")):
         kept = view.root / "pixels" / recipe / f"{image.relative_to(view.root)}.npy"
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def host(request, tmp_path):
     return Host(tmp_path, private=request.param)
 
 
-def test_the_next_view_has_what_the_last_training_kept(host):
+def test_next_view_has_pixels_of_last_training(host):
     first = host.prepare("v1")
     assert linked(first) == {}
     keep(first)
@@ -68,14 +68,14 @@ def test_the_next_view_has_what_the_last_training_kept(host):
     assert found[f"{RECIPE}/images/train/0003.jpg.npy"] == b"pixels of 0003.jpg"
 
 
-def test_a_view_that_is_to_stay_gives_its_pixels_all_the_same(host, tmp_path):
+def test_kept_view_gives_pixels_too(host, tmp_path):
     keep(host.prepare("v1"))
     host.discard("v1", keep=True)
     assert len(list((tmp_path / "v1").glob("images/*/*.jpg"))) == 8
     assert len(linked(host.prepare("v2"))) == 8
 
 
-def test_a_disk_that_fails_undoes_nothing(host, monkeypatch):
+def test_failing_disk_does_not_fail_the_run(host, monkeypatch):
     keep(host.prepare("v1"))
 
     def broken(*_, **__):
@@ -85,7 +85,7 @@ def test_a_disk_that_fails_undoes_nothing(host, monkeypatch):
     host.discard("v1")
 
 
-def test_another_size_or_another_library_has_others(host, monkeypatch):
+def test_other_size_or_library_version_has_other_pixels(host, monkeypatch):
     keep(host.prepare("v1"))
     host.discard("v1")
     assert linked(host.prepare("v2", imgsz=24)) == {}
@@ -93,13 +93,13 @@ def test_another_size_or_another_library_has_others(host, monkeypatch):
     assert linked(host.prepare("v3")) == {}
 
 
-def test_images_that_are_not_scaled_down_have_none(host):
+def test_images_that_are_not_scaled_down_are_skipped(host):
     keep(host.prepare("v1", imgsz=32), recipe="32-3-fit")
     host.discard("v1")
     assert linked(host.prepare("v2", imgsz=32)) == {}
 
 
-def test_an_image_that_was_edited_since_has_none_whatever_its_time_says(tmp_path):
+def test_edited_image_has_no_old_pixels(tmp_path):
     host = Host(tmp_path)
     keep(host.prepare("v1"))
     host.discard("v1")
@@ -114,7 +114,7 @@ def test_an_image_that_was_edited_since_has_none_whatever_its_time_says(tmp_path
     assert "0001.jpg.npy" not in names
 
 
-def test_only_the_names_of_the_datasets_own_images_are_taken_over(host, tmp_path):
+def test_only_pixels_of_known_images_are_taken_over(host, tmp_path):
     view = host.prepare("v1")
     keep(view, only="0000")
     folder = view.root / "pixels" / RECIPE
@@ -130,7 +130,7 @@ def test_only_the_names_of_the_datasets_own_images_are_taken_over(host, tmp_path
     assert (tmp_path / "secret").exists()
 
 
-def test_what_was_linked_is_not_taken_over_again_and_lasts(host):
+def test_linked_pixels_are_not_taken_over_again(host):
     keep(host.prepare("v1"))
     host.discard("v1")
     for name in ("v2", "v3"):
@@ -138,7 +138,7 @@ def test_what_was_linked_is_not_taken_over_again_and_lasts(host):
         host.discard(name)
 
 
-def test_a_spare_that_was_written_to_is_none(host):
+def test_changed_spare_is_not_used(host):
     keep(host.prepare("v1"))
     host.discard("v1")
     view = host.prepare("v2")
@@ -150,7 +150,7 @@ def test_a_spare_that_was_written_to_is_none(host):
     assert f"{RECIPE}/images/train/0000.jpg.npy" not in linked(host.prepare("v3"))
 
 
-def test_spares_make_room_for_each_other_and_for_everything_else_but_push_nothing_out(tmp_path):
+def test_spares_evict_only_spares_and_are_evicted_first(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=100, reserve=0)
     cache.make_room(40)
     with cache.temporary() as path:

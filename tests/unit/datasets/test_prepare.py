@@ -1,4 +1,4 @@
-"""From a dataset on disk to a view: what must be in it, and what must stay as it was."""
+"""Preparing a dataset on disk: the content of the view, and files that must not change."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def everything_in(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_plain_detect_dataset_becomes_a_view_of_links_with_a_yaml_of_our_own(tmp_path):
+def test_detect_dataset_becomes_view_of_links_with_own_yaml(tmp_path):
     data = paint(tmp_path / "set")
     result = prepared(data, tmp_path / "view")
     assert result.task is Task.DETECT
@@ -46,7 +46,7 @@ def test_a_plain_detect_dataset_becomes_a_view_of_links_with_a_yaml_of_our_own(t
     assert not (view / "labels/train/0000.txt").is_symlink()
 
 
-def test_the_users_files_are_not_touched(tmp_path):
+def test_files_of_user_are_unchanged(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/labels/train/0000.txt").write_text("0,0.5,0.5,1.002,0.5\r\n0,0.5,0.5,1.002,0.5\r\n")
     before = everything_in(tmp_path / "set")
@@ -55,7 +55,7 @@ def test_the_users_files_are_not_touched(tmp_path):
 
 
 @pytest.mark.parametrize("task", [Task.SEGMENT, Task.POSE, Task.OBB, Task.DETECT])
-def test_every_labeled_task_keeps_its_rows(tmp_path, task):
+def test_labels_of_every_task_are_kept(tmp_path, task):
     data = paint(tmp_path / "set", task=task)
     result = prepared(data, tmp_path / "view", task=task)
     assert result.task is task
@@ -77,7 +77,7 @@ def test_all_errors_are_reported_at_once(tmp_path):
         assert sign in text
 
 
-def test_no_val_is_refused_with_how_to_ask_and_split_when_asked(tmp_path):
+def test_missing_val_is_rejected_with_advice_and_drawn_on_request(tmp_path):
     data = paint(tmp_path / "set", train=10, val=0, yaml="train: images/train\nnames: [a, b]\n")
     with pytest.raises(DatasetError, match="train_ratio"):
         prepared(data, tmp_path / "view")
@@ -85,7 +85,7 @@ def test_no_val_is_refused_with_how_to_ask_and_split_when_asked(tmp_path):
     assert dict(result.images) == {"train": 8, "val": 2}
 
 
-def test_pose_needs_kpt_shape_and_should_have_flip_idx(tmp_path):
+def test_pose_needs_kpt_shape_and_warns_without_flip_idx(tmp_path):
     data = paint(tmp_path / "set", task=Task.POSE)
     codes = {finding.code for finding in prepared(data, tmp_path / "v1").findings}
     assert "flip_idx_missing" in codes
@@ -98,7 +98,7 @@ def test_pose_needs_kpt_shape_and_should_have_flip_idx(tmp_path):
         prepared(data, tmp_path / "v3", task=Task.POSE)
 
 
-def test_four_corners_everywhere_are_segment_unless_obb_is_asked_for(tmp_path):
+def test_four_corners_are_segment_unless_obb_is_requested(tmp_path):
     data = paint(tmp_path / "set", task=Task.OBB)
     result = prepared(data, tmp_path / "v1")
     assert result.task is Task.SEGMENT
@@ -106,7 +106,7 @@ def test_four_corners_everywhere_are_segment_unless_obb_is_asked_for(tmp_path):
     assert prepared(data, tmp_path / "v2", task=Task.OBB).task is Task.OBB
 
 
-def test_the_summary_is_plain_bounded_json(tmp_path):
+def test_summary_is_bounded_json(tmp_path):
     names = ", ".join(f"c{n}" for n in range(5000))
     data = paint(tmp_path / "set", yaml=f"train: images/train\nval: images/val\nnames: [{names}]\n")
     summary = prepared(data, tmp_path / "view").summary
@@ -116,7 +116,7 @@ def test_the_summary_is_plain_bounded_json(tmp_path):
     assert {"class_empty", "class_rare"} <= {finding["code"] for finding in summary["findings"]}
 
 
-def test_view_in_which_the_training_nested_folders_without_end_is_discarded(tmp_path):
+def test_view_with_endless_nesting_is_discarded(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=10**9, reserve=0)
     datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=KeptPixels(cache))
     for place in ("", "pixels"):

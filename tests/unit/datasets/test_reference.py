@@ -24,7 +24,7 @@ def parse(text, base=OURS):
         ("-rf", "/data/-rf"),
     ],
 )
-def test_a_path_is_absolute_or_below_the_dataset_root(text, path):
+def test_path_is_absolute_or_relative_to_dataset_root(text, path):
     assert parse(text) == DiskRef(path=path)
 
 
@@ -37,11 +37,11 @@ def test_a_path_is_absolute_or_below_the_dataset_root(text, path):
         ("storage:a:b (1)/d?.yaml", "a:b (1)/d?.yaml"),
     ],
 )
-def test_a_storage_path_begins_in_the_default_bucket(text, key):
+def test_storage_path_is_in_default_bucket(text, key):
     assert parse(text) == ObjectRef(bucket="datasets", key=key)
 
 
-def test_a_storage_path_may_mean_the_bucket_it_begins_with():
+def test_storage_path_may_start_with_bucket():
     assert either_bucket(ObjectRef(bucket="datasets", key="other/p/d.yaml"), "datasets") == (
         ObjectRef(bucket="datasets", key="other/p/d.yaml"),
         ObjectRef(bucket="other", key="p/d.yaml"),
@@ -53,7 +53,7 @@ def test_a_storage_path_may_mean_the_bucket_it_begins_with():
 
 
 @pytest.mark.parametrize("kind", ["public/", "sign/", "authenticated/", ""])
-def test_a_url_of_our_own_storage_is_an_object(kind):
+def test_url_of_own_storage_is_an_object(kind):
     url = f"https://abc.supabase.co/storage/v1/object/{kind}sets/p%20q/data.yaml?token=x"
     assert parse(url) == ObjectRef(bucket="sets", key="p q/data.yaml")
 
@@ -61,12 +61,12 @@ def test_a_url_of_our_own_storage_is_an_object(kind):
 @pytest.mark.parametrize(
     "base", ["https://ABC.supabase.co", "https://abc.supabase.co:443/", "https://abc.supabase.co/storage/v1"]
 )
-def test_our_own_host_is_recognized_however_it_is_written(base):
+def test_own_host_is_recognized_in_any_spelling(base):
     url = "https://abc.supabase.co/storage/v1/object/public/sets/d.yaml"
     assert parse(url, base) == ObjectRef(bucket="sets", key="d.yaml")
 
 
-def test_a_supabase_behind_a_path_is_recognized():
+def test_supabase_with_base_path_is_recognized():
     url = "http://gate:8000/base/storage/v1/object/public/sets/d.yaml"
     assert parse(url, "http://gate:8000/base") == ObjectRef(bucket="sets", key="d.yaml")
 
@@ -83,7 +83,7 @@ def test_a_supabase_behind_a_path_is_recognized():
         "https://abc.supabase.co/rest/v1/training_runs",
     ],
 )
-def test_any_other_url_is_a_url(url):
+def test_other_url_stays_a_url(url):
     assert parse(url) == HttpRef(url=url)
 
 
@@ -98,14 +98,14 @@ def tree(tmp_path):
     return tmp_path
 
 
-def test_paths_below_the_roots_are_admitted_with_links_resolved(tree):
+def test_paths_inside_roots_are_admitted_with_links_resolved(tree):
     roots = Roots(tree / "root", (tree / "extra",))
     assert roots.admit("d.yaml") == tree / "root/d.yaml"
     assert roots.admit(tree / "extra/d.yaml") == tree / "extra/d.yaml"
     assert roots.admit("in/d.yaml") == tree / "extra/d.yaml"
 
 
-def test_a_root_that_is_a_symlink_admits_what_is_in_it(tree):
+def test_root_may_be_a_symlink(tree):
     (tree / "link").symlink_to(tree / "root")
     assert Roots(tree / "link").admit("d.yaml") == tree / "root/d.yaml"
 
@@ -113,12 +113,12 @@ def test_a_root_that_is_a_symlink_admits_what_is_in_it(tree):
 @pytest.mark.parametrize(
     "path", ["out/d.yaml", "../outside/d.yaml", "/etc/passwd", "/", "..", "in/d.yaml", "../outside/none"]
 )
-def test_paths_that_lead_outside_are_refused_whether_they_exist_or_not(tree, path):
+def test_paths_outside_roots_are_rejected_whether_they_exist_or_not(tree, path):
     with pytest.raises(DatasetError, match=r"outside the folders that may be read.*EXTRA_DATASET_ROOTS"):
         Roots(tree / "root").admit(path)
 
 
 @pytest.mark.parametrize("path", ["none.yaml", "none/d.yaml", "loop", "d.yaml/x"])
-def test_a_path_that_is_not_there_says_so(tree, path):
+def test_missing_path_is_reported(tree, path):
     with pytest.raises(DatasetError, match="does not exist or cannot be read"):
         Roots(tree / "root").admit(path)

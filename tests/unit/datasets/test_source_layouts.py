@@ -1,4 +1,4 @@
-"""Every kind of source in every layout that docs/datasets.md says yes to, brought all the way to a view that can be trained on."""
+"""Every kind of source in every layout that docs/datasets.md says yes to, from the reference to a trainable view."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ TASKS = {
 
 
 class Places:
-    """Where the sources of these tests are put."""
+    """The places for the sources of these tests."""
 
     def __init__(self, tmp_path, server):
         self.root = tmp_path / "root"
@@ -82,7 +82,7 @@ class Places:
         return self.server.url(path)
 
     def put(self, source: str, name: str, layout: Layout) -> str:
-        """The dataset put where `source` finds it; what data_yaml says then."""
+        """Put the dataset where `source` finds it. Return the reference to it."""
         place = f"{name}/{layout.entry}".rstrip("/")
         match source:
             case "path below `DATASET_ROOT`":
@@ -135,7 +135,7 @@ def datasets(places):
 
 
 def layout_of(places: Places, source: str, name: str) -> Layout:
-    """The layout as this source has it: an export is one file, a YAML on the web names lists."""
+    """Return the layout in the form of this source: an export is one file, a YAML on the web names lists."""
     if source.endswith("NDJSON export"):
         return places.export(name, Task.CLASSIFY if name == "class folders" else Task.DETECT)
     if source.endswith("URL of a YAML"):
@@ -149,7 +149,7 @@ def prepare(datasets: FetchedDatasets, places: Places, layout: Layout, *sources:
 
 
 @pytest.mark.parametrize(("source", "name"), [(source, name) for source, names in SOURCES.items() for name in names])
-def test_the_source_in_this_layout_becomes_a_view_that_can_be_trained_on(places, datasets, source, name):
+def test_source_and_layout_become_trainable_view(places, datasets, source, name):
     layout = layout_of(places, source, name)
     sources = [places.put(source, "a", layout)]
     expected = layout.images
@@ -174,7 +174,7 @@ def test_the_source_in_this_layout_becomes_a_view_that_can_be_trained_on(places,
 
 
 def label_texts(result) -> list[str]:
-    """The label file of each image, where Ultralytics looks for it."""
+    """Return the label file of each image, where Ultralytics looks for it."""
     images = result.root / "images"
     places = [path.relative_to(images).with_suffix(".txt") for split in images.iterdir() for path in split.rglob("*.*")]
     return [(result.root / "labels" / place).read_text() for place in places]
@@ -185,7 +185,7 @@ def size(name: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("name", "task"), [(name, task) for name, tasks in TASKS.items() for task in tasks])
-def test_the_layout_holds_labels_for_this_task(places, datasets, name, task):
+def test_layout_has_labels_for_task(places, datasets, name, task):
     layout = places.export(name, task) if name == "NDJSON export" else LAYOUTS[name](task)
 
     result = prepare(datasets, places, layout, places.put("absolute path", "a", layout), task=task)
@@ -205,7 +205,7 @@ def test_the_layout_holds_labels_for_this_task(places, datasets, name, task):
         ("absolute path", "NDJSON export", "has no url"),
     ],
 )
-def test_what_the_table_does_not_say_yes_to_is_refused_with_what_to_do(places, datasets, source, name, sign):
+def test_unsupported_combination_is_rejected_with_advice(places, datasets, source, name, sign):
     layout = LAYOUTS[name]() if name in LAYOUTS else places.export(name)
     if name == "NDJSON export":
         layout = replace(layout, files={"set.ndjson": layout.files["set.ndjson"].replace(b'"url"', b'"link"')})

@@ -1,4 +1,4 @@
-"""Listings of folders of unknown origin, and where an image's labels are."""
+"""Listings of untrusted folders, and the label files of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.datasets.prepare import inside
 
 
 class Looked:
-    """A tree over `root`, with its report."""
+    """Return a tree over `root`, and its report."""
 
     def __init__(self, root, stop=None):
         self.root = str(root)
@@ -40,7 +40,7 @@ def test_files_are_sorted_into_images_texts_folders_and_others(tmp_path):
     assert (listing.folders, listing.others) == (["sub"], ["data.yaml", "noending"])
 
 
-def test_hidden_files_are_left_out_and_hidden_images_told(tmp_path):
+def test_hidden_files_are_skipped_and_hidden_images_reported(tmp_path):
     touch(tmp_path, ".a.jpg", "._b.jpg", ".git/c.jpg", "__MACOSX/d.jpg", ".DS_Store")
     looked = Looked(tmp_path)
     listing = looked.tree.listing(looked.root)
@@ -49,14 +49,14 @@ def test_hidden_files_are_left_out_and_hidden_images_told(tmp_path):
     assert [(f.code, f.count) for f in looked.report.findings] == [("image_hidden", 1)]
 
 
-def test_a_folder_that_is_not_there_is_empty_and_one_that_is_a_file_as_well(tmp_path):
+def test_missing_folder_and_file_have_empty_listing(tmp_path):
     touch(tmp_path, "file")
     tree = Looked(tmp_path).tree
 
     assert tree.listing(f"{tmp_path}/none") == tree.listing(f"{tmp_path}/file") == source_tree.Listing()
 
 
-def test_symlinks_are_followed_to_where_it_is_allowed(tmp_path):
+def test_symlinks_are_followed_only_inside_allowed_folders(tmp_path):
     root, outside = tmp_path / "root", tmp_path / "outside"
     touch(root, "real/a.jpg")
     touch(outside, "secret.jpg", "more/b.jpg")
@@ -72,7 +72,7 @@ def test_symlinks_are_followed_to_where_it_is_allowed(tmp_path):
     assert [(f.code, f.count) for f in looked.report.findings] == [("symlink_outside", 3)]
 
 
-def test_a_symlink_to_a_folder_above_is_not_walked_for_ever(tmp_path):
+def test_symlink_to_parent_folder_is_not_followed(tmp_path):
     touch(tmp_path, "a/b/x.jpg")
     (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
 
@@ -81,14 +81,14 @@ def test_a_symlink_to_a_folder_above_is_not_walked_for_ever(tmp_path):
     ]
 
 
-def test_folders_below_each_other_without_end_are_refused(tmp_path):
+def test_endless_nesting_is_rejected(tmp_path):
     touch(tmp_path, "/".join(["d"] * (source_tree.DEEPEST + 2)) + "/x.jpg")
 
     with pytest.raises(DatasetError, match="nested more than 20 levels deep"):
         list(Looked(tmp_path).tree.below(str(tmp_path)))
 
 
-def test_more_files_than_any_dataset_has_are_refused(tmp_path, monkeypatch):
+def test_too_many_files_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(source_tree, "MOST_FILES", 2)
     touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
 
@@ -96,7 +96,7 @@ def test_more_files_than_any_dataset_has_are_refused(tmp_path, monkeypatch):
         Looked(tmp_path).tree.listing(str(tmp_path))
 
 
-def test_a_stop_ends_the_looking(tmp_path):
+def test_listing_can_be_stopped(tmp_path):
     stop = StopSignal()
     stop.set(StopReason.CANCELED)
 
@@ -121,7 +121,7 @@ def test_each_folder_is_read_once(tmp_path):
         ("train", "labels"), ("images/a/images/b", "images/a/labels/b"), ("images", "labels"),
     ],
 )  # fmt: skip
-def test_labels_are_found_beside_images_or_in_the_labels_folder_that_belongs_to_them(tmp_path, images, labels):
+def test_labels_are_found_beside_images_or_in_labels_folder(tmp_path, images, labels):
     touch(tmp_path, f"{images}/one.jpg", f"{labels}/one.txt", "labels/other/two.txt")
 
     found = label_files(Looked(tmp_path).tree, f"{tmp_path}/{images}", ["one.jpg"])
@@ -129,7 +129,7 @@ def test_labels_are_found_beside_images_or_in_the_labels_folder_that_belongs_to_
     assert found["one"] == f"{tmp_path}/{labels}/one.txt"
 
 
-def test_a_folder_with_labels_of_other_images_is_not_taken(tmp_path):
+def test_labels_of_other_images_are_not_used(tmp_path):
     touch(tmp_path, "images/one.jpg", "labels/two.txt", "images/labels/one.txt")
 
     assert label_files(Looked(tmp_path).tree, f"{tmp_path}/images", ["one.jpg"]) == {

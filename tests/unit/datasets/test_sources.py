@@ -1,4 +1,4 @@
-"""Every kind of source, brought all the way to a view that can be trained on."""
+"""Every kind of source, from the reference to a trainable view."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def write(folder, content):
 
 
 class Places:
-    """Where the sources of these tests are put."""
+    """The places for the sources of these tests."""
 
     def __init__(self, tmp_path, server):
         self.root = tmp_path / "root"
@@ -84,7 +84,7 @@ class Places:
         return self.server.url(path)
 
     def lists(self, folder):
-        """The dataset with its images in lists; each page under `folder`."""
+        """Serve the dataset with .txt lists of images, all inside `folder`."""
         content = files("train: train.txt\nval: lists/val.txt\nnames: [cat]\n")
         content["train.txt"] = b"./images/train/one.jpg\nimages/train/two.jpg\n"
         content["lists/val.txt"] = b"./three.jpg\n"
@@ -150,7 +150,7 @@ def datasets(places):
 
 
 @pytest.mark.parametrize("kind", ["stored YAML", "stored zip", "path of a YAML without an ending"])
-def test_of_a_prefetched_dataset_nothing_is_left_to_do_but_the_view(places, datasets, monkeypatch, kind):
+def test_prefetched_dataset_only_needs_view(places, datasets, monkeypatch, kind):
     order = DatasetOrder(run_id="1", sources=(SOURCES[kind](places),))
     datasets = replace(datasets, facts=FactsCache(places.root / ".cache/facts"))
     datasets.prefetch(order, StopSignal())
@@ -166,7 +166,7 @@ def test_of_a_prefetched_dataset_nothing_is_left_to_do_but_the_view(places, data
 
 
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
-def test_the_source_becomes_a_view_that_can_be_trained_on(places, datasets, make):
+def test_source_becomes_trainable_view(places, datasets, make):
     order = DatasetOrder(run_id="1", sources=(make(places),))
     for run in ("first", "again"):
         prepared = datasets.prepare(order, places.root / "datasets" / run, StopSignal(), lambda _: None)

@@ -1,4 +1,4 @@
-"""Splitting: in shares, in every class alike, and the same everywhere."""
+"""Splitting: shares per class, and the same result on every machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def strata(counts: dict[int, int]) -> dict[str, int]:
 
 @pytest.mark.parametrize("ratio", [0.5, 0.7, 0.8, 0.9, 0.99])
 @pytest.mark.parametrize("count", [2, 3, 5, 10, 99, 1000])
-def test_shares_are_met_to_one_image_and_no_split_is_empty(ratio, count):
+def test_shares_are_exact_to_one_image_and_no_split_is_empty(ratio, count):
     given = Counter(stratified(strata({0: count}), SplitRequest(train_ratio=ratio)).values())
     assert abs(given["train"] - ratio * count) <= 1
     assert given["val"] >= 1
@@ -28,19 +28,19 @@ def test_shares_are_met_to_one_image_and_no_split_is_empty(ratio, count):
     assert given["train"] + given["val"] == count
 
 
-def test_every_class_has_its_share():
+def test_every_class_has_the_same_shares():
     result = stratified(strata({0: 100, 1: 40, 2: 10, -1: 50}), SplitRequest(train_ratio=0.8))
     for cls, count in {0: 100, 1: 40, 2: 10, -1: 50}.items():
         val = sum(split == "val" for name, split in result.items() if name.startswith(f"{cls}/"))
         assert abs(val - 0.2 * count) <= 1
 
 
-def test_a_test_split_is_drawn_when_asked():
+def test_test_split_is_drawn_on_request():
     given = Counter(stratified(strata({0: 100}), SplitRequest(train_ratio=0.7, test_ratio=0.1)).values())
     assert given == {"train": 70, "val": 20, "test": 10}
 
 
-def test_the_order_of_the_file_system_decides_nothing():
+def test_split_does_not_depend_on_file_order():
     names = strata({0: 50, 1: 50})
     shuffled = list(names.items())
     random.Random(3).shuffle(shuffled)
@@ -48,7 +48,7 @@ def test_the_order_of_the_file_system_decides_nothing():
     assert stratified(names, request) == stratified(dict(shuffled), request)
 
 
-def test_another_seed_is_another_split_and_the_draw_is_pinned():
+def test_split_depends_on_seed_and_never_changes():
     names = strata({0: 20})
     one, other = (stratified(names, SplitRequest(train_ratio=0.8, seed=seed)) for seed in (0, 1))
     assert one != other
@@ -60,11 +60,11 @@ PINNED = [
     "0/0011.jpg",
     "0/0012.jpg",
     "0/0015.jpg",
-]  # must never change: runs are compared across versions
+]  # must never change: runs of different versions are compared
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_too_few_images_to_split(count):
+def test_too_few_images_cannot_be_split(count):
     with pytest.raises(DatasetError, match="cannot be split"):
         stratified(strata({0: count}), SplitRequest(train_ratio=0.8))
 
@@ -81,7 +81,7 @@ def test_images_are_assigned_by_id_name_file_name_or_stem():
     assert [f.code for f in report.findings] == ["split_unassigned"]
 
 
-def test_an_assignment_of_nothing_that_exists_is_an_error():
+def test_assignment_without_existing_images_is_an_error():
     report = Report()
     assigned([sample("a.jpg")], SplitRequest(train_ratio=0.8, assigned={"b": "val"}), report)
     with pytest.raises(DatasetError, match="requested split names no image"):

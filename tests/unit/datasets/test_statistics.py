@@ -1,4 +1,4 @@
-"""What is wrong with a dataset as a whole."""
+"""Checks of a dataset as a whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def found(result) -> dict[str, int]:
     return {finding.code: finding.count for finding in result.findings}
 
 
-def test_copies_within_a_split_and_across_splits_are_told(tmp_path):
+def test_copies_within_and_across_splits_are_reported(tmp_path):
     data = paint(tmp_path / "set")
     images = tmp_path / "set/images"
     (images / "train/0001.jpg").write_bytes((images / "train/0000.jpg").read_bytes())
@@ -27,7 +27,7 @@ def test_copies_within_a_split_and_across_splits_are_told(tmp_path):
     assert (codes["image_duplicate"], codes["split_leak"]) == (1, 1)
 
 
-def test_val_that_is_train_is_told(tmp_path):
+def test_val_equal_to_train_is_reported(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/train\nnames: [a, b]\n")
     result = prepared(data, tmp_path / "view")
     assert found(result)["split_leak"] == 6
@@ -46,7 +46,7 @@ def test_warnings_are_events(tmp_path):
     assert "0000.jpg" in next(f.message for f in result.findings if f.code == "image_without_label")
 
 
-def test_empty_label_files_are_background_and_only_noted(tmp_path):
+def test_empty_label_file_is_background_with_note(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/labels/train/0000.txt").write_text("")
     finding = next(f for f in prepared(data, tmp_path / "view").findings if f.code == "image_background")
@@ -56,7 +56,7 @@ def test_empty_label_files_are_background_and_only_noted(tmp_path):
 @pytest.mark.parametrize(
     ("split", "sign"), [("train", "images of train has a label"), ("val", "images of val has a label")]
 )
-def test_a_split_without_any_label_is_refused(tmp_path, split, sign):
+def test_split_without_labels_is_rejected(tmp_path, split, sign):
     data = paint(tmp_path / "set")
     for label in (tmp_path / f"set/labels/{split}").iterdir():
         label.write_text("")
@@ -65,7 +65,7 @@ def test_a_split_without_any_label_is_refused(tmp_path, split, sign):
 
 
 @pytest.mark.parametrize("how", ["empty", "gone"])
-def test_a_dataset_without_any_label_says_so_in_the_words_that_the_app_knows(tmp_path, how):
+def test_dataset_without_labels_has_message_known_to_app(tmp_path, how):
     data = paint(tmp_path / "set")
     for label in (tmp_path / "set/labels").rglob("*.txt"):
         label.write_text("") if how == "empty" else label.unlink()
@@ -77,19 +77,19 @@ def test_a_dataset_without_any_label_says_so_in_the_words_that_the_app_knows(tmp
     )
 
 
-def test_classes_without_labels_and_rare_ones_are_told(tmp_path):
+def test_empty_and_rare_classes_are_reported(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\nnames: [a, b, c]\n")
     codes = found(prepared(data, tmp_path / "view"))
     assert (codes["class_empty"], codes["class_rare"]) == (1, 2)
 
 
-def test_balance_tells_extremes_and_classes_that_are_only_in_one_split():
+def test_unbalanced_classes_and_classes_of_one_split_are_reported():
     report = Report()
     statistics.balance(["a", "b", "c"], {"train": [5000, 20, 0], "val": [50, 0, 20]}, report)
     assert {f.code for f in report.findings} == {"class_balance", "class_not_in_train", "class_not_in_val"}
 
 
-def test_labels_that_count_from_one_are_recognized(tmp_path):
+def test_labels_that_count_from_one_are_reported(tmp_path):
     data = paint(tmp_path / "set")
     for number, label in enumerate(sorted((tmp_path / "set/labels").rglob("*.txt"))):
         label.write_text(f"{number % 2 + 1} .5 .5 .1 .1\n")
@@ -97,7 +97,7 @@ def test_labels_that_count_from_one_are_recognized(tmp_path):
         prepared(data, tmp_path / "view")
 
 
-def test_sizes_are_summed_up():
+def test_image_sizes_are_summarized():
     facts = [Facts("png", w, h, 10, b"") for w, h in ((10, 10), (20, 20), (20, 20), (99, 50))]
     facts.append(Facts("", 0, 0, 0, b"", "broken"))
     summary = statistics.sizes([Sample("", "", None, facts=fact) for fact in facts])
@@ -107,14 +107,14 @@ def test_sizes_are_summed_up():
     assert statistics.sizes([]) == {}
 
 
-def test_the_look_at_images_stops_when_asked(tmp_path):
+def test_inspection_of_images_can_be_stopped(tmp_path):
     stop = StopSignal()
     stop.set(StopReason.CANCELED)
     with pytest.raises(Stopped):
         statistics.inspect([Sample(str(tmp_path), "a.jpg", "train")], {}, Report(), stop)
 
 
-def test_a_wrong_suffix_is_a_warning_and_the_image_is_kept(tmp_path):
+def test_wrong_suffix_is_warning_and_image_is_kept(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/images/train/0000.jpg").rename(tmp_path / "set/images/train/0000.png")
     result = prepared(data, tmp_path / "view")

@@ -1,4 +1,4 @@
-"""Many downloads at once: bounded, each once, and over together."""
+"""Parallel jobs: bounded, each run once, stopped together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.source.transfer import in_parallel, link_tree
 
 
-def test_every_job_runs_once_and_no_more_than_so_many_at_a_time():
+def test_jobs_run_once_with_bounded_concurrency():
     done, running, most, lock = [], set(), [], threading.Lock()
 
     def job(number, stop):
@@ -31,7 +31,7 @@ def test_every_job_runs_once_and_no_more_than_so_many_at_a_time():
     assert max(most) <= 4
 
 
-def test_the_first_failure_is_raised_and_ends_the_others():
+def test_first_failure_is_raised_and_stops_others():
     begun = []
 
     def waits(stop):
@@ -48,7 +48,7 @@ def test_the_first_failure_is_raised_and_ends_the_others():
     assert len(begun) == 2
 
 
-def test_a_stop_that_is_set_meanwhile_ends_all():
+def test_stop_ends_all_jobs():
     stop = StopSignal()
 
     def stops(inner):
@@ -61,7 +61,7 @@ def test_a_stop_that_is_set_meanwhile_ends_all():
     assert caught.value.reason is StopReason.SHUTDOWN
 
 
-def test_no_jobs_are_done_at_once():
+def test_no_jobs_return_immediately():
     in_parallel([], 4, StopSignal())
 
 
@@ -75,7 +75,7 @@ while True:
 """
 
 
-def test_a_file_that_is_replaced_meanwhile_is_linked_all_the_same(tmp_path):
+def test_file_replaced_meanwhile_is_linked(tmp_path):
     target = tmp_path / "object"
     target.touch()
     with subprocess.Popen([sys.executable, "-c", REPLACES, str(target)], stdout=subprocess.PIPE) as replacing:
@@ -87,6 +87,6 @@ def test_a_file_that_is_replaced_meanwhile_is_linked_all_the_same(tmp_path):
     assert len(list((tmp_path / "view").iterdir())) == 20_000
 
 
-def test_a_file_that_is_gone_is_not_linked(tmp_path):
+def test_missing_file_cannot_be_linked(tmp_path):
     with pytest.raises(FileNotFoundError):
         link_tree([("x", tmp_path / "object")], tmp_path / "view")

@@ -1,4 +1,4 @@
-"""Every layout of a YOLO dataset that people have ends in the same view."""
+"""All common layouts of YOLO datasets give the same view."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_layouts(tmp_path, layout):
         ("nc: 5\nnames: [square, disc]", ("square", "disc")),
         ("nc: 2", ("class0", "class1")),
         ("nc: 3", ("class0", "class1", "class2")),
-        ("nc: 1", ("class0", "class1")),  # what the labels use is there, whatever nc says
+        ("nc: 1", ("class0", "class1")),  # the classes of the labels count, not nc
     ],
 )
 def test_names(tmp_path, text, names):
@@ -89,12 +89,12 @@ def test_names(tmp_path, text, names):
     assert tuple(yaml.safe_load(result.data.read_text())["names"].values()) == names
 
 
-def test_a_contradicting_nc_is_a_warning(tmp_path):
+def test_wrong_nc_is_a_warning(tmp_path):
     data = paint(tmp_path / "set", yaml="nc: 5\ntrain: images/train\nval: images/val\n" + USUAL)
     assert "yaml_nc" in codes(prepared(data, tmp_path / "view"))
 
 
-def test_names_that_count_from_one_renumber_the_labels(tmp_path):
+def test_names_counted_from_one_renumber_labels(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\nnames: {1: a, 3: b}\n")
     for label in (tmp_path / "set/labels").rglob("*.txt"):
         label.write_text("3 .5 .5 .2 .2\n1 .4 .4 .1 .1\n")
@@ -116,20 +116,20 @@ def test_yaml_indented_with_tabs_is_read_with_a_warning(tmp_path):
     assert "yaml_tabs" in codes(prepared(data, tmp_path / "view"))
 
 
-def test_a_yaml_of_any_name_and_a_folder_instead_of_a_yaml(tmp_path):
+def test_yaml_of_any_name_or_folder_is_accepted(tmp_path):
     data = paint(tmp_path / "set")
     data.rename(data.with_name("1712-my set.yml"))
     assert counted(prepared(data.with_name("1712-my set.yml"), tmp_path / "view")) == {"train": 6, "val": 2}
     assert counted(prepared(tmp_path / "set", tmp_path / "view2")) == {"train": 6, "val": 2}
 
 
-def test_a_yaml_deeper_in_the_tree_is_found_and_a_stray_one_is_not_taken(tmp_path):
+def test_nested_yaml_is_found_and_unrelated_yaml_ignored(tmp_path):
     paint(tmp_path / "set/inner")
     (tmp_path / "set/pipeline.yaml").write_text("steps: [a, b]\n")
     assert counted(prepared(tmp_path / "set", tmp_path / "view")) == {"train": 6, "val": 2}
 
 
-def test_several_yamls_are_refused_by_name(tmp_path):
+def test_several_yamls_are_rejected_with_names(tmp_path):
     data = paint(tmp_path / "set")
     shutil.copy(data, data.with_name("b.yaml"))
     data.rename(data.with_name("a.yaml"))
@@ -150,7 +150,7 @@ def test_folders_without_a_yaml(tmp_path, where, names):
 
 
 @pytest.mark.parametrize("where", [{"images": "images", "labels": "labels"}, {"images": ".", "labels": "."}])
-def test_flat_folders_are_split_when_asked(tmp_path, where):
+def test_flat_folder_is_split_on_request(tmp_path, where):
     paint(tmp_path / "set", yaml=None, **where)
     (tmp_path / "set/classes.txt").write_text("square\ndisc\n")
     result = prepared(tmp_path / "set", tmp_path / "view", split=SplitRequest(train_ratio=0.75))
@@ -173,7 +173,7 @@ def test_image_lists(tmp_path, line):
     assert labels_of(tmp_path / "view") == [drawn(n).row() + "\n" for n in range(8)]
 
 
-def test_images_that_a_list_names_and_that_do_not_exist_are_an_error(tmp_path):
+def test_missing_listed_images_are_an_error(tmp_path):
     data = paint(tmp_path / "set", yaml="train: train.txt\nval: images/val\n" + USUAL)
     (tmp_path / "set/train.txt").write_text("images/train/0000.jpg\nimages/train/gone.jpg\nelsewhere/x.jpg\n")
     with pytest.raises(DatasetError, match=r"2 images that are listed in train.txt do not exist.*gone\.jpg"):
@@ -199,25 +199,25 @@ def test_equal_stems_in_subfolders_do_not_collide(tmp_path):
     assert len(stems) == 6
 
 
-def test_one_picture_as_jpg_and_png_gets_two_label_files(tmp_path):
+def test_equal_stems_with_two_suffixes_get_two_label_files(tmp_path):
     data = paint(tmp_path / "set", train=2)
     drawn(0).image.save(tmp_path / "set/images/train/0000.png")
     assert counted(prepared(data, tmp_path / "view")) == {"train": 3, "val": 2}
     assert len(list((tmp_path / "view/labels/train").iterdir())) == 3
 
 
-def test_hidden_files_caches_and_resource_forks_are_left_behind(tmp_path):
+def test_hidden_files_caches_and_resource_forks_are_skipped(tmp_path):
     data = paint(tmp_path / "set")
     for name in ("._0000.jpg", ".DS_Store", "0000.npy", "train.cache"):
         (tmp_path / "set/images/train" / name).write_bytes(b"junk")
     (tmp_path / "set/labels/train.cache").write_bytes(b"junk")
     prepared(data, tmp_path / "view")
     names = {path.name for path in (tmp_path / "view").rglob("*") if path.is_file()}
-    names -= {"train.npz", "val.npz"}  # our own, of labels
+    names -= {"train.npz", "val.npz"}  # the label tables
     assert names == {"data.yaml", *(f"{n:04}.{suffix}" for n in range(8) for suffix in ("jpg", "txt"))}
 
 
-def test_a_missing_train_folder_is_an_error_and_a_missing_test_folder_a_warning(tmp_path):
+def test_missing_train_folder_is_error_and_missing_test_folder_warning(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\ntest: images/test\n" + USUAL)
     assert "test_empty" in codes(prepared(data, tmp_path / "view"))
     data.write_text("train: images/nothing\nval: images/val\n" + USUAL)
@@ -225,13 +225,13 @@ def test_a_missing_train_folder_is_an_error_and_a_missing_test_folder_a_warning(
         prepared(data, tmp_path / "view2")
 
 
-def test_a_val_folder_that_does_not_exist_is_split_off_when_asked(tmp_path):
+def test_missing_val_is_drawn_on_request(tmp_path):
     data = paint(tmp_path / "set", train=10, val=0)
     result = prepared(data, tmp_path / "view", split=SplitRequest(train_ratio=0.8))
     assert counted(result) == {"train": 8, "val": 2}
 
 
-def test_a_folder_outside_the_roots_is_refused(tmp_path):
+def test_folder_outside_roots_is_rejected(tmp_path):
     paint(tmp_path / "elsewhere")
     data = paint(tmp_path / "set", yaml=f"train: {tmp_path}/elsewhere/images/train\nval: images/val\n" + USUAL)
     with pytest.raises(DatasetError):
@@ -240,7 +240,7 @@ def test_a_folder_outside_the_roots_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["data.yaml", "train.txt", "annotations.json"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, file):
+def test_unreadable_file_is_named(tmp_path, monkeypatch, file):
     data = paint(tmp_path / "set", yaml="train: train.txt\nval: images/val\n" + USUAL)
     (tmp_path / "set/train.txt").write_text("images/train/0000.jpg\n")
     (tmp_path / "set/annotations.json").write_text("{}")
