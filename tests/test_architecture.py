@@ -148,7 +148,7 @@ def test_daemon_never_imports_torch():
     import subprocess
     import sys
 
-    code = "import trainer.wiring, trainer.cli, sys; sys.exit(any(m in sys.modules for m in ('torch', 'ultralytics', 'numpy', 'cv2')))"
+    code = "import trainer.wiring.service, trainer.cli, sys; sys.exit(any(m in sys.modules for m in ('torch', 'ultralytics', 'numpy', 'cv2')))"
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

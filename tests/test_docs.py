@@ -302,7 +302,6 @@ NOT_CHECKED: tuple[str, ...] = (
     "trainer/training/supervisor/",
     "trainer/training/yolo/",
     "trainer/weights/",
-    "trainer/wiring.py",
 )
 
 

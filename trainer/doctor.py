@@ -24,7 +24,7 @@ from trainer.remote.clock import clock_skew
 from trainer.remote.supabase_access import role_of
 from trainer.settings import Settings, read_settings
 from trainer.terminal import is_long_ago
-from trainer.wiring import Backend, open_backend
+from trainer.wiring.backend import Backend, open_backend
 from trainer.worker.self_test import disk_problem, write_and_read
 
 GIB = 2**30

@@ -12,8 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from trainer import cli, host, wiring  # noqa: E402
+from trainer import cli, host  # noqa: E402
 from trainer.training.supervisor.process import ChildTrainer  # noqa: E402
+from trainer.wiring import host as wiring_host  # noqa: E402
 from trainer.worker import housekeeping  # noqa: E402
 
 STAND_IN = ROOT / "tests" / "process" / "programs" / os.environ.get("STAND_IN", "trains_quickly.py")
@@ -21,7 +22,7 @@ STAND_IN = ROOT / "tests" / "process" / "programs" / os.environ.get("STAND_IN", 
 BEHAVIOR = Path(os.environ["TRAINER_HOME"]) / "behavior.json"
 
 program = (sys.executable, str(STAND_IN), "--behavior", str(BEHAVIOR))
-wiring.ChildTrainer = functools.partial(ChildTrainer, program=program)
+wiring_host.ChildTrainer = functools.partial(ChildTrainer, program=program)
 
 if pretended := int(os.environ.get("PRETENDED_GPUS", "0")):
     gpus = [host.Gpu(index=i, name="Pretended", memory=24 * 2**30, driver="1") for i in range(pretended)]

@@ -11,7 +11,7 @@ from trainer.core.job import RunRequest
 from trainer.core.ports import Worker
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.settings import Settings
-from trainer.wiring import check_request
+from trainer.wiring.datasets import check_request
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_unmounted_dataset_root_is_accepted(local, tmp_path):
 
 def test_exports_are_checked_against_packages_of_local_host_only(local, remote, monkeypatch):
     """Another worker may have other packages than this host."""
-    monkeypatch.setattr("trainer.wiring.available_exports", lambda: frozenset({"torchscript"}))
+    monkeypatch.setattr("trainer.wiring.datasets.available_exports", lambda: frozenset({"torchscript"}))
     request = RunRequest(data_yaml="storage:cats", configuration={"export": ["onnx"]})
     check_request(remote, request)
     with pytest.raises(BadRequest, match="formats of this worker: torchscript"):

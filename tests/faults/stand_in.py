@@ -37,12 +37,13 @@ if CLOCK.exists():
 
 sys.path.insert(0, str(ROOT))
 
-from trainer import cli, wiring  # noqa: E402
+from trainer import cli  # noqa: E402
 from trainer.training.supervisor.process import ChildTrainer  # noqa: E402
+from trainer.wiring import host as wiring_host  # noqa: E402
 from trainer.worker import housekeeping  # noqa: E402
 
 program = (sys.executable, str(CHILD), "--behavior", str(HOME / "behavior.json"))
-wiring.ChildTrainer = functools.partial(ChildTrainer, program=program)
+wiring_host.ChildTrainer = functools.partial(ChildTrainer, program=program)
 
 housekeeping.EVERY = float(os.environ.get("SWEEP_SECONDS", housekeeping.EVERY))
 

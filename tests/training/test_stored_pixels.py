@@ -24,7 +24,7 @@ from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import Roots
 from trainer.settings import Settings
 from trainer.training.wire import FAST_LOADER
-from trainer.wiring import build_trainer
+from trainer.wiring.host import build_trainer
 
 LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
 IMGSZ = 32  # the pictures have 64

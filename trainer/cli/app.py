@@ -57,7 +57,7 @@ def settings_or_exit() -> Settings:
 def run_table(settings: Settings | None = None) -> Iterator[RunTable]:
     """Yield the table of runs. An expected error becomes lines on stderr and exit code 1."""
     configure_logging("auto", "WARNING")
-    from trainer.wiring import open_backend
+    from trainer.wiring.backend import open_backend
 
     try:
         with open_backend(settings or settings_or_exit(), StopSignal()) as backend:

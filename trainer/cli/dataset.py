@@ -24,7 +24,7 @@ def check(
 ) -> None:
     """Check a dataset as a run would, and report every problem. Exit with code 1 if there are errors."""
     from trainer import terminal
-    from trainer.wiring import check_dataset
+    from trainer.wiring.datasets import check_dataset
 
     configure_logging("auto", "WARNING")
     try:

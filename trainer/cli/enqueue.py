@@ -35,7 +35,7 @@ def enqueue(
     as_json: AsJson = False,
 ) -> None:
     """Insert a run into the queue and print its ID. Exit with code 2 if no worker could train it."""
-    from trainer.wiring import check_request
+    from trainer.wiring.datasets import check_request
 
     options = {"data": data, "model": model, "epochs": epochs, "name": name}
     given = _by_name([*(settings or ()), *(f"{key}={value}" for key, value in options.items() if value is not None)])

@@ -24,7 +24,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print the log of a run. It contains all attempts on this host, oldest first."""
-    from trainer.wiring import run_logs
+    from trainer.wiring.host import run_logs
 
     settings = settings_or_exit()
     with run_table(settings) as table:
@@ -38,7 +38,7 @@ def logs(
 
 def _print_logs(settings: Settings, table: RunTable, run_id: str, *, follow: bool) -> bool:
     """Print the run's logs, with `follow` until the run ends. Return whether this host has any."""
-    from trainer.wiring import run_logs
+    from trainer.wiring.host import run_logs
 
     offsets: dict[Path, int] = {}
     while True:

@@ -32,7 +32,7 @@ def serve(
         return
     settings = settings_or_exit()
     _configure_logging(settings)
-    from trainer.wiring import build_service
+    from trainer.wiring.service import build_service
 
     shutdown = StopSignal()
     try:

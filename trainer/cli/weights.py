@@ -15,7 +15,7 @@ def models(as_json: AsJson = False) -> None:
     """List the models that a run may start from."""
     from trainer import terminal
     from trainer.core.model_catalog import entries
-    from trainer.wiring import weights_on_disk
+    from trainer.wiring.datasets import weights_on_disk
 
     known, files = entries(), weights_on_disk(settings_or_exit())
     if as_json:

@@ -1,4 +1,4 @@
-"""The interfaces between the rooms of the service. Only `wiring.py` knows their implementations.
+"""The interfaces between the rooms of the service. Only `wiring/` knows their implementations.
 
 All methods block. They raise the errors of core/errors.py; any other exception is a programming error.
 """

@@ -7,7 +7,7 @@ import pytest
 from worker_room import Room, save_checkpoint
 
 from trainer.settings import Settings
-from trainer.wiring import run_logs
+from trainer.wiring.host import run_logs
 from trainer.worker.journal import Journal
 
 

@@ -1,0 +1,1 @@
+"""The only room that names every adapter: settings in, a working service out."""

@@ -1,0 +1,110 @@
+"""Where datasets and weights come from, and checks of requests that need them."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from trainer.core.dataset import DatasetOrder, DiskRef, Task
+from trainer.core.errors import MachineFailed
+from trainer.core.export_formats import PACKAGES
+from trainer.core.job import RunRequest
+from trainer.core.stop import StopSignal
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.images.facts_cache import FactsCache
+from trainer.datasets.prepare import CheckUp, FetchedDatasets
+from trainer.datasets.source.fetch import Fetcher
+from trainer.datasets.source.reference import Roots, parse_reference
+from trainer.remote.web import GuardedClient
+from trainer.settings import Settings
+from trainer.training.exports import available_exports
+from trainer.weights.model_folder import ModelFolder
+from trainer.wiring.backend import Backend, open_backend
+from trainer.wiring.host import plan_parser
+
+GB = 10**9
+ANYWHERE = Path("/")
+
+
+def build_datasets(
+    settings: Settings,
+    backend: Backend,
+    opened: ExitStack,
+    extra: tuple[Path, ...] = (),
+) -> FetchedDatasets:
+    """Where datasets come from, and which of this host's folders a row may name: the settings' and `extra`."""
+    root, roots = settings.datasets_folder, dataset_roots(settings, extra)
+    own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
+    web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
+    opened.callback(web.close)
+    cache = ContentCache(root / ".cache", max_bytes=int(settings.dataset_cache_gb * GB))
+    fetcher = Fetcher(
+        roots=roots,
+        cache=cache,
+        web=web,
+        store=backend.store,
+        datasets_bucket=settings.supabase_datasets_bucket,
+    )
+    return FetchedDatasets(
+        fetcher=fetcher,
+        roots=roots,
+        datasets_bucket=settings.supabase_datasets_bucket,
+        storage_base_url=backend.url,
+        facts=FactsCache(root / ".cache" / "facts"),
+        pixels=KeptPixels(cache) if settings.fast_loader else None,
+    )
+
+
+def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
+    """The folders below which a row may name files."""
+    folders = (*(Path(folder) for folder in settings.extra_dataset_roots), *extra)
+    # whoever can write into the local queue can read the files of this host anyway
+    return Roots(
+        dataset_root=settings.datasets_folder, extra=folders if settings.uses_supabase else (*folders, ANYWHERE)
+    )
+
+
+def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
+    """Return the warnings about a run. Raise BadRequest, as a worker would, if no worker can train it.
+
+    The workers of the local queue are on this host, so its exports count, and a dataset's path must exist here.
+    """
+    is_local = not settings.uses_supabase
+    served = available_exports() if is_local else frozenset(PACKAGES)
+    plan = plan_parser(settings)(request, exports_available=served)
+    for source in plan.sources:
+        ref = parse_reference(
+            source,
+            dataset_root=settings.datasets_folder,
+            datasets_bucket=settings.supabase_datasets_bucket,
+            storage_base_url=None if is_local else settings.supabase_url,
+        )
+        if is_local and isinstance(ref, DiskRef):
+            with suppress(MachineFailed):  # a mount that is missing now: the run waits for it
+                dataset_roots(settings).admit(ref.path)
+    return plan.warnings
+
+
+def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckUp:
+    """Look at a dataset for a person. Whoever types the command may look at any file that they can read."""
+    order = DatasetOrder(run_id="check", sources=(reference,), task=task)
+    stop = StopSignal()
+    with ExitStack() as opened, tempfile.TemporaryDirectory() as folder:
+        backend = opened.enter_context(open_backend(settings, stop))
+        datasets = build_datasets(settings, backend, opened, extra=(ANYWHERE,))
+        return datasets.check(order, Path(folder) / "staging", stop, lambda _: None, sheet)
+
+
+def weights_on_disk(settings: Settings) -> list[str]:
+    """The files below MODELS_DIR that a run may name."""
+    folder = ModelFolder(
+        settings.models_folder,
+        store=None,
+        artifacts_bucket="",
+        run_of=lambda _: None,
+        allow_download=False,
+    )
+    return folder.on_disk()
