@@ -1,4 +1,4 @@
-"""Every figure that the README claims about speed, as one table: `make bench`, or `python -m benchmarks [--tiny] [NAME …]`."""
+"""Measure every figure of docs/speed.md and print its table: `make bench`, or `python -m benchmarks [--tiny] [NAME …]`."""
 
 from __future__ import annotations
 

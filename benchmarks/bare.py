@@ -1,6 +1,6 @@
-"""A plain training script, to measure ours beside: `python -m benchmarks.bare '[{"epochs": 1, …}, …]'`.
+"""Run a plain training script, for comparison: `python -m benchmarks.bare '[{"epochs": 1, …}, …]'`.
 
-Trains once per object of arguments and prints, for each, when the model began to load.
+Trains once per object of arguments and prints the time at which the model started to load.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""What 1,000 busy workers cost the database: `python -m benchmarks.beats [--tiny]`.
+"""Measure the cost of 1,000 busy workers for the database: `python -m benchmarks.beats [--tiny]`.
 
-Each beats every 5 s, every second time with progress, through our adapter, PostgREST and PostgreSQL. Counted is the
-processor time of PostgreSQL's processes: those of the clients and of PostgREST run elsewhere in a real project.
+Each worker sends a heartbeat every 5 s, every second one with progress, through our adapter, PostgREST and PostgreSQL.
+Only the processor time of PostgreSQL is counted, because the clients and PostgREST run elsewhere in a real project.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONNECTIONS = 16
 
 
 def fill(stack: Stack, workers: int) -> list[Lease]:
-    """A running run for each worker."""
+    """Insert one running run per worker."""
     stack.sql(f"""
         insert into trainer_workers (worker_id, status) select 'w' || n, 'busy' from generate_series(1, {workers}) n;
         insert into training_runs (id, run_name, status, attempt, worker_id, claim_id, lease_expires_at, started_at)
@@ -41,14 +41,14 @@ def fill(stack: Stack, workers: int) -> list[Lease]:
 
 
 def processor(pid: int) -> float:
-    """CPU seconds of a process and all its descendants, dead or alive."""
+    """Return the CPU seconds of a process and all its descendants, dead or alive."""
     process = psutil.Process(pid)
     times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
     return sum(t.user + t.system for t in times) + times[0].children_user + times[0].children_system
 
 
 def beat(queues: list[SupabaseQueue], leases: list[Lease], rate: float, seconds: float) -> list[float]:
-    """Beat for all leases in turn, `rate` a second altogether; how long each beat took."""
+    """Send `rate` heartbeats a second for all leases in turn. Return the duration of each."""
     progress = Progress()
     progress.expect(100)
     took: list[float] = []

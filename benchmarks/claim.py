@@ -1,8 +1,8 @@
-"""How long a claim takes with 32 workers on a table of 1,000,000 finished runs: `python -m benchmarks.claim [--tiny]`.
+"""Measure how long a claim takes with 32 workers on a table of 1,000,000 finished runs: `python -m benchmarks.claim [--tiny]`.
 
-Views of the same function: in the database alone (pgbench), through PostgREST and our adapter as fast as 32 workers
+Three measurements of the same function: in the database alone (pgbench), through PostgREST and our adapter as fast as 32 workers
 can ask, and through both at a pace of one claim a second and worker, ten times what a daemon asks by default.
-Everything shares this machine's cores.
+All processes share the cores of this machine.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def insert(stack: Stack, count: int) -> None:
 
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
-    """p50 and p99 in milliseconds."""
+    """Return p50 and p99 in milliseconds."""
     ordered = sorted(seconds)
     return ordered[len(ordered) // 2] * 1000, ordered[int(len(ordered) * 0.99)] * 1000
 
@@ -90,7 +90,7 @@ def in_database(stack: Stack, workers: int, claims: int) -> list[float]:
 
 @contextlib.contextmanager
 def adapters(stack: Stack, count: int) -> Iterator[list[SupabaseQueue]]:
-    """Clients that are connected, as a daemon is."""
+    """Yield clients with an open connection, as a daemon has."""
     with contextlib.ExitStack() as opened:
         projects = [opened.enter_context(Project(stack.url, stack.service_key)) for _ in range(count)]
         queues = [SupabaseQueue(project) for project in projects]
@@ -100,7 +100,7 @@ def adapters(stack: Stack, count: int) -> Iterator[list[SupabaseQueue]]:
 
 
 def through(queues: list[SupabaseQueue], claims: int, every: float) -> tuple[list[float], list[str]]:
-    """Each claims so often, every so many seconds: how long each took, and the ids of the runs that were taken."""
+    """Let each worker claim at a fixed pace. Return the duration of each claim and the IDs of the claimed runs."""
     seconds: list[float] = []
     taken: list[str] = []
 

@@ -1,7 +1,7 @@
-"""How long it takes to validate, normalize and link N images that are on disk: `python -m benchmarks.datasets [N]`.
+"""Measure how long it takes to validate, normalize and link N images on disk: `python -m benchmarks.datasets [N]`.
 
-The images are a few distinct JPEGs of 64 pixels, each with a comment of its own so that no two files are equal, each
-with a label file of five boxes. Prints seconds and images per second, first and then unchanged.
+The images are a few distinct JPEGs of 64 pixels, each with a different comment so that no two files are equal, each
+with a label file of five boxes. Prints seconds and images per second, for the first and the second preparation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainer.datasets.source.reference import Roots
 
 
 class OnDisk:
-    """Stands in for the fetcher: the folder is there."""
+    """A fetcher whose folder already exists."""
 
     def __init__(self, is_private: bool) -> None:
         self._is_private = is_private
@@ -44,7 +44,7 @@ class OnDisk:
 
 
 def jpegs(count: int, size: int) -> list[bytes]:
-    """A few distinct pictures of coarse noise, encoded."""
+    """Return a few different images of coarse noise, encoded."""
     rng = random.Random(0)
     result = []
     for _ in range(count):
@@ -56,7 +56,7 @@ def jpegs(count: int, size: int) -> list[bytes]:
 
 
 def make(root: Path, images: int, size: int) -> None:
-    """The dataset: every tenth image in val."""
+    """Write the dataset; every tenth image is in val."""
     rng = random.Random(1)
     pictures = jpegs(8, size)
     for split in ("train", "val"):
@@ -79,7 +79,7 @@ def make(root: Path, images: int, size: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """One preparation: wall and CPU seconds."""
+    """Prepare the dataset once. Return wall and CPU seconds."""
 
     label: str
     seconds: float
@@ -87,7 +87,7 @@ class Prepared:
 
 
 def prepare_twice(root: Path, images: int, size: int, *, users: bool) -> Iterator[Prepared]:
-    """Make the dataset below `root`, prepare it, prepare it again."""
+    """Create the dataset in `root` and prepare it twice."""
     make(root / "set", images, size)
     datasets = FetchedDatasets(OnDisk(is_private=not users), Roots(root), "datasets", facts=FactsCache(root / "facts"))
     for label in ("first", "unchanged"):

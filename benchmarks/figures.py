@@ -1,4 +1,4 @@
-"""What a benchmark found: one line of the table that `make bench` prints."""
+"""One line of the table that `make bench` prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """`measured` and `peer` as text with their units; `why` says what a missed target would take."""
+    """`measured` and `peer` are texts with units. `why` explains a missed target."""
 
     what: str
     target: str
@@ -26,6 +26,6 @@ HEADER = "| figure | target | measured | beside it | |\n|---|---|---|---|---|"
 
 
 def middle(values: list[float], unit: str = "s", digits: int = 2) -> str:
-    """The median, and the range when there are several."""
+    """Return the median, and the range if there are several values."""
     spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
     return f"{median(values):.{digits}f} {unit}{spread}"

@@ -1,4 +1,4 @@
-"""What the service costs while there is nothing to do: `python -m benchmarks.idle`.
+"""Measure the cost of an idle service: `python -m benchmarks.idle`.
 
 Prints the seconds from the start of the command to its first claim, the resident memory, and the share of a core that
 an idle minute takes, on the embedded queue; then memory and requests over Supabase (real PostgreSQL and PostgREST).
@@ -62,7 +62,7 @@ def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
 
 @contextmanager
 def running(home: str, **settings: str) -> Iterator[tuple[psutil.Process, float]]:
-    """The service without a spare, and when it was started."""
+    """Start the service without a spare process. Yield it and its start time."""
     environment = os.environ | {"TRAINER_HOME": home, "WARM_START": "0", "LOG_LEVEL": "ERROR"} | settings
     began = time.monotonic()
     service = subprocess.Popen([sys.executable, str(ROOT / "trainer_service.py")], env=environment, cwd=home)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def first_claim(queue: Path, began: float) -> float:
-    """Seconds until the worker reported itself, which it does with its first claim."""
+    """Return the seconds until the first claim, with which the worker reports itself."""
     while True:
         if queue.exists():
             with closing(sqlite3.connect(queue)) as db:
@@ -95,12 +95,12 @@ def first_claim(queue: Path, began: float) -> float:
                     if db.execute("select count(*) from trainer_workers").fetchone()[0]:
                         return time.monotonic() - began
                 except sqlite3.OperationalError:
-                    pass  # the tables are being made
+                    pass  # the tables do not exist yet
         time.sleep(0.01)
 
 
 def processor(process: psutil.Process, seconds: float) -> float:
-    """The share of a core that a process uses in the next so many seconds."""
+    """Return the share of a core that a process uses during the next `seconds`."""
     before = process.cpu_times()
     time.sleep(seconds)
     after = process.cpu_times()

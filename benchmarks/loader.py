@@ -45,12 +45,12 @@ from trainer.training.supervisor.process import ChildTrainer
 MODEL = "yolo11n.yaml"
 KEPT = 20 << 30  # bytes of pixels
 BATCH = 8
-EPOCHS = 4  # through the loader alone; of those after the first the quickest counts
+EPOCHS = 4  # through the loader alone; the quickest after the first counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch through the loader took; `digest` is of all its batches."""
+    """The cost of one epoch through the loader. `digest` is the hash of all its batches."""
 
     seconds: float
     cpu: float
@@ -58,7 +58,7 @@ class Epoch:
 
 
 def photos(root: Path, width: int, height: int, *, train: int, val: int = 2) -> PreparedDataset:
-    """A dataset of photos of this size with a box each: one picture, shifted."""
+    """Create a dataset of photos of this size, one box each: the same image, shifted."""
     dice = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     waves = np.stack([np.sin(x / dice.integers(50, 400) + y / dice.integers(50, 400)) for _ in range(3)], -1)
@@ -84,12 +84,12 @@ def quickest(epochs: list[Epoch]) -> Epoch:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The training process' own, for the plain script as well."""
+    """Return the environment of a training process; the plain script uses it, too."""
     return child_environment(os.environ, private_folder(home, home), home, devices=())
 
 
 def loaded(dataset: PreparedDataset, home: Path, *, imgsz: int, kept: int, cache: str = "") -> list[Epoch]:
-    """Epochs through the loader in a fresh process; all but the first one find what that one kept."""
+    """Run epochs through the loader in a new process. All but the first use the pixels that the first one kept."""
     asked = json.dumps({"data": str(dataset.data), "imgsz": imgsz, "kept": kept, "cache": cache})
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.loader", "--epochs-of", asked],
@@ -101,7 +101,7 @@ def loaded(dataset: PreparedDataset, home: Path, *, imgsz: int, kept: int, cache
 
 
 def epochs_of(data: str, imgsz: int, kept: int, cache: str) -> list[Epoch]:
-    """What `loaded` starts: the loader alone, without a model, on one core."""
+    """The process that `loaded` starts: the loader alone, without a model, on one core."""
     import random
 
     import torch
@@ -132,14 +132,14 @@ def epochs_of(data: str, imgsz: int, kept: int, cache: str) -> list[Epoch]:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A whole training: wall seconds, and what its weights are."""
+    """The wall seconds of a whole training, and the hash of its weights."""
 
     seconds: float
     weights: str
 
 
 def trained_bare(dataset: PreparedDataset, home: Path, imgsz: int, epochs: int) -> Trained:
-    """A plain script that gives Ultralytics the same arguments."""
+    """Run a plain script that gives Ultralytics the same arguments."""
     run = home / "bare"
     order = {
         "model": MODEL,
@@ -157,7 +157,7 @@ def trained_bare(dataset: PreparedDataset, home: Path, imgsz: int, epochs: int) 
 
 
 def trained_ours(dataset: PreparedDataset, home: Path, imgsz: int, epochs: int) -> Trained:
-    """Our training process, started for it."""
+    """Run our training process."""
     trainer = ChildTrainer(environment=os.environ, home=home, weights=home, fast_loader_bytes=KEPT)
     more = arguments(imgsz, epochs)
     plan = TrainPlan(
@@ -184,7 +184,7 @@ def _timed(train, run: Path) -> Trained:  # noqa: ANN001
 
 
 def _weights(path: Path) -> str:
-    """A digest of the numbers alone: the file also holds when and where it was made."""
+    """Return the hash of the numbers alone, because the file also contains a time and paths."""
     with zipfile.ZipFile(path) as archive:
         numbers = sorted(name for name in archive.namelist() if re.search(r"/data/\d+$", name))
         return hashlib.sha256(b"".join(archive.read(name) for name in numbers)).hexdigest()
@@ -220,7 +220,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 
 def _choice_of_cache(dataset: PreparedDataset, home: Path, imgsz: int, bare: Epoch, kept: Epoch) -> Figure:
-    """What a row that says nothing gets, beside what Ultralytics' `cache` would give it."""
+    """Compare the default with the values of Ultralytics' `cache`."""
     others = {cache: quickest(loaded(dataset, home, imgsz=imgsz, kept=0, cache=cache)[1:]) for cache in ("ram", "disk")}
     for cached in dataset.root.rglob("images/*/*.npy"):
         cached.unlink()
@@ -277,7 +277,7 @@ def _view(datasets: FetchedDatasets, folder: Path, name: str, imgsz: int) -> Pre
 
 
 def _labels(folder: Path, count: int) -> Iterator[Figure]:
-    """From a folder of images and labels to what a training holds of them, in a process of its own."""
+    """Return the seconds to read the labels of a folder in a separate process."""
     make(folder / "many", count, 64)
     order = DatasetOrder(run_id="many", sources=(str(folder / "many"),))
     datasets = FetchedDatasets(OnDisk(is_private=True), Roots(folder), "datasets")
@@ -301,7 +301,7 @@ def _seconds_to_labels(view: PreparedDataset, home: Path, how: str) -> float:
 
 
 def labels_of(data: str, table: bool) -> float:
-    """What `_seconds_to_labels` starts."""
+    """The process that `_seconds_to_labels` starts."""
     from ultralytics.cfg import get_cfg
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset

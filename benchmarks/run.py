@@ -1,8 +1,8 @@
-"""What the service adds to a training: `python -m benchmarks.run [--tiny] [--rounds 3]`.
+"""Measure the overhead of the service for a training: `python -m benchmarks.run [--tiny] [--rounds 3]`.
 
 The real service trains real models on the CPU, in turns with a plain script that gives Ultralytics the same arguments
-in the same environment. Both are asked through `probe/` when their batches end. Seconds are wall time unless they say
-CPU, and mean little on a busy machine; the differences within one turn do.
+in the same environment. `probe/` records when their batches end. Seconds are wall time unless marked as CPU. On a busy
+machine, only the differences within one turn are meaningful.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from trainer.training.supervisor.environment import child_environment, private_f
 PROBE = Path(__file__).parent / "probe"
 MODEL = "yolo11n.yaml"
 POLL = 0.2  # seconds
-EPOCHS_BETWEEN = 3  # a run is longer than the warming of the next spare
+EPOCHS_BETWEEN = 3  # long enough to start the next spare process
 ARGUMENTS = {"imgsz": 96, "batch": 16, "workers": 0, "seed": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is trained, and how often."""
+    """The size and the number of the trainings."""
 
     images: int
     epochs: int
@@ -52,7 +52,7 @@ TINY = Size(images=10, epochs=2, rounds=1, cancels=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One training: when it was asked for and was over, when its batches ended (Unix time), and the CPU seconds."""
+    """One training: start, end and the ends of its batches (Unix time), and its CPU seconds."""
 
     asked: float
     over: float
@@ -69,7 +69,7 @@ class Trained:
 
 
 class Bare:
-    """Ultralytics alone, in the environment that our training process has, too."""
+    """Ultralytics alone, in the environment of our training process."""
 
     def __init__(self, folder: Path, data: Path) -> None:
         self._folder, self._data = folder, data
@@ -104,7 +104,7 @@ class Bare:
 
 
 class Ours:
-    """The service, idle with its spare ready before each measurement."""
+    """The service, idle and with a ready spare process before each measurement."""
 
     def __init__(self, service: Service, data: Path) -> None:
         self._service, self._data = service, data
@@ -131,7 +131,7 @@ class Ours:
         return self._service.home / "runs" / f"train_{run_id}"
 
     def settle(self) -> None:
-        """Wait until the spare has imported everything: nothing of the service uses the processor."""
+        """Wait until the spare process has imported everything and the service uses no processor time."""
         quiet = 0
         while quiet < 2:
             before = _cpu(self.process, living=True)
@@ -147,19 +147,19 @@ class Ours:
 
 
 def _cpu(process: psutil.Process, *, living: bool = False) -> float:
-    """CPU seconds of a process and its dead children; with `living`, of its living descendants, too."""
+    """Return the CPU seconds of a process and its dead children; with `living`, also of its living descendants."""
     times = [process.cpu_times()]
     if living:
         for child in process.children(recursive=True):
             try:
                 times.append(child.cpu_times())
             except psutil.NoSuchProcess:
-                continue  # counted with its parent from now on
+                continue  # from now on its parent counts it
     return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
 
 def batches(run_dir: Path) -> list[float]:
-    """When each batch ended, Unix time."""
+    """Return the end of each batch, in Unix time."""
     return [float(line.split()[0]) for line in (run_dir / ".batches").read_text().splitlines()]
 
 
@@ -177,8 +177,8 @@ def both(folder: Path, size: Size) -> Iterator[tuple[Bare, Ours]]:
 
 
 def starts(bare: Bare, ours: Ours, rounds: int) -> Iterator[Figure]:
-    """Two runs, one after the other: from the order to the first batch, and between the two."""
-    bare.train(1)  # writes the label cache that a second bare training has
+    """Measure two runs: the time from the order to the first batch, and between the runs."""
+    bare.train(1)  # writes the label cache, as before a second training
     first: dict[str, list[float]] = {"bare": [], "ours": []}
     gap: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(rounds):
@@ -207,7 +207,7 @@ def starts(bare: Bare, ours: Ours, rounds: int) -> Iterator[Figure]:
 
 
 def whole(bare: Bare, ours: Ours, size: Size) -> Iterator[Figure]:
-    """Everything: a row inserted until it is completed, and the bare script from its start to its end."""
+    """Measure a whole run, from insert to completion, and the whole plain script."""
     wall, cpu, training = [], [], []
     for turn in range(size.rounds):
         for trainer in (bare, ours) if turn % 2 else (ours, bare):

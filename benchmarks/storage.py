@@ -1,8 +1,8 @@
-"""How fast objects come and go, beside a bare httpx loop on the same server, and how much memory a large one takes.
+"""Measure the rate of transfers, compared with a plain httpx loop on the same server, and the memory for a large object.
 
     python -m benchmarks.storage [--objects 1000] [--megabytes 200] [--tiny]
 
-The server is the stand-in of the tests, in a process of its own on the same cores: compare the columns, don't quote them.
+The server is the stand-in of the tests on the same cores, so only the ratios are meaningful.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) ->
         rates = {name: [0.0] * len(THREADS) for name in kinds}
         for again in range(ROUNDS):
             for place, threads in enumerate(THREADS):
-                # in turns, and the best of each: what else runs on the machine meets both alike
+                # in turns, and the best of each, so that other load on the machine affects both
                 for name in sorted(kinds, reverse=again % 2 == 0):
                     for kind in ("bare", "ours"):
                         shutil.rmtree(folder / kind, ignore_errors=True)
@@ -101,7 +101,7 @@ def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) ->
 
 
 def large(store: SupabaseObjectStore, url: str, folder: Path, megabytes: int) -> Figure:
-    """A model of that size there and back, in turns with a bare request and with curl."""
+    """Upload and download a model of that size, in turns with a plain request and with curl."""
     path = folder / "best.pt"
     with path.open("wb") as out:
         for _ in range(megabytes):
@@ -145,7 +145,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 @contextmanager
 def opened() -> Iterator[tuple[SupabaseObjectStore, str, Path]]:
-    """A store on a server, the server's URL and a scratch folder."""
+    """Yield a store on a server, the URL of the server and a temporary folder."""
     with server() as url, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with closing(SupabaseObjectStore(StorageApi(url, KEY), notes=folder / "notes", stop=StopSignal())) as store:

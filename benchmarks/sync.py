@@ -1,12 +1,12 @@
-"""A dataset in the object store, brought to disk once, again, and after a change: `python -m benchmarks.sync [--tiny]`.
+"""Measure the download of a dataset: once, again, and after a change: `python -m benchmarks.sync [--tiny]`.
 
-5,000 objects of 50 KB on the stand-in server of the tests, a process on the same cores; beside it a bare loop of httpx
+5,000 objects of 50 KB are on the stand-in server of the tests, on the same cores. The comparison is a plain httpx loop
 and, if installed, aria2 and rclone (with one GET for each object, no HEAD before it), all with a list of the keys and
 their best number of connections. None of them waits for the disk: peers leave the bytes to the kernel, and in memory our
-sync costs nothing. On ext4 it takes 0.3 s for 5,000 objects of 50 KB, and 0.3 s more until all have their names.
+sync costs nothing. On ext4 it takes 0.3 s for 5,000 objects of 50 KB, and 0.3 s more to rename them.
 
-All files lie in memory where there is enough: on ext4 a new file costs 0.02 ms or 0.7 ms, by how many others were
-removed in the minutes before it, and every round removes thousands.
+All files are in memory if it is large enough: on ext4 a new file costs 0.02 ms or 0.7 ms, depending on how many files
+were removed in the minutes before, and every round removes thousands.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WHY = (
 
 
 class CountedStore(SupabaseObjectStore):
-    """Counts what is downloaded."""
+    """Counts downloads."""
 
     downloads = 0
     received = 0
@@ -61,13 +61,13 @@ class CountedStore(SupabaseObjectStore):
         return info
 
     def counted(self) -> tuple[int, int]:
-        """Objects and bytes since the last call."""
+        """Return the objects and bytes since the last call."""
         result, self.downloads, self.received = (self.downloads, self.received), 0, 0
         return result
 
 
 class Dataset:
-    """The objects, and our way to them."""
+    """The objects and our store."""
 
     def __init__(self, folder: Path, store: CountedStore, web: GuardedClient, count: int) -> None:
         self._folder, self._store, self._web = folder, store, web
@@ -85,7 +85,7 @@ class Dataset:
             self._store.upload(Path(file.name), ObjectRef(bucket="data", key=key), StopSignal())
 
     def fetch(self, *, keep_cache: bool) -> float:
-        """Seconds for the whole dataset, as the fetcher of the service does it."""
+        """Download the whole dataset as the service does. Return the seconds."""
         root = self._folder / "root"
         if not keep_cache:
             shutil.rmtree(root / "cache", ignore_errors=True)
@@ -178,7 +178,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
             peers |= {name: call for name, (program, call) in installed.items() if shutil.which(program)}
             took: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
             cpu: dict[str, list[float]] = {name: [] for name in took}
-            for number in threads * rounds:  # in turns, as often as each other, and the best of each
+            for number in threads * rounds:  # in turns, equally often, and the best of each
                 for name, seconds in took.items():
                     before = time.process_time()
                     seconds.append(peers[name](url, number) if name in peers else dataset.fetch(keep_cache=False))
@@ -219,7 +219,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 
 def _place(needed: int) -> Path | None:
-    """Memory, if it has the room; else the folder for temporary files."""
+    """Return a folder in memory if it is large enough, else the folder for temporary files."""
     roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > needed
     return MEMORY if roomy else None
 

@@ -1,9 +1,9 @@
-"""What the training process costs: its start, its events, its checkpoints, its memory.
+"""Measure the cost of the training process: start, events, checkpoints, memory.
 
     python -m benchmarks.training
 
-Tiny trainings on the CPU (yolo11n from scratch, 16 images of 64 pixels, 2 epochs): they show what is added to a
-training, not how fast one is.
+Tiny trainings on the CPU (yolo11n from scratch, 16 images of 64 pixels, 2 epochs): they show the
+overhead of a training, not its speed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REPEATS = 3
 
 
 def first_batch(dataset: PreparedDataset, folder: Path, repeats: int, *, warm: bool) -> tuple[list[float], int]:
-    """Seconds from the order to the first batch, and MiB of the largest process of the training."""
+    """Return the seconds from the order to the first batch, and the MiB of the largest process of the training."""
     trainer = ChildTrainer(environment=os.environ, home=folder / "home", weights=folder / "weights", warm_start=warm)
     seconds, peak = [], 0
     for repeat in range(repeats):
@@ -60,7 +60,7 @@ def first_batch(dataset: PreparedDataset, folder: Path, repeats: int, *, warm: b
 
 
 def cancel(dataset: PreparedDataset, folder: Path, repeats: int) -> list[float]:
-    """Seconds from a cancel during training until no process is left."""
+    """Return the seconds from a cancel during training until no process is left."""
     trainer = ChildTrainer(environment=os.environ, home=folder / "home", weights=folder / "weights")
     seconds = []
     for repeat in range(repeats):
@@ -79,7 +79,7 @@ def cancel(dataset: PreparedDataset, folder: Path, repeats: int) -> list[float]:
 
 
 def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> float:
-    """Microseconds that our callback adds to a batch, events written to a pipe that is read."""
+    """Return the microseconds that our callback adds to a batch, with a pipe that is read."""
     before = dict(os.environ)
     os.environ |= child_environment(before, private_folder(folder, folder), folder, devices=())
     import torch
@@ -103,7 +103,7 @@ def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> floa
 
 
 def checkpoint(folder: Path, mebibytes: int) -> list[float]:
-    """Milliseconds that a training waits for a state of this size: it is copied; the rest is done meanwhile."""
+    """Return the milliseconds that a training waits for the copy of a state of this size."""
     import zipfile
 
     state = folder / "last.pt"
@@ -122,7 +122,7 @@ def checkpoint(folder: Path, mebibytes: int) -> list[float]:
 
 
 def _wait_until_idle() -> None:
-    """Until the spare has imported everything: it uses no processor any more."""
+    """Wait until the spare process has imported everything and uses no processor time."""
     spare = max(psutil.Process().children(recursive=True), key=lambda process: process.create_time())
     before = -1.0
     while (now := spare.cpu_times().user) != before:

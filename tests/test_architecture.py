@@ -186,3 +186,30 @@ def test_no_module_has_a_vague_name():
     vague = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base", "types", "models"}
 
     assert not [relative(path) for path in FILES if path.stem in vague]
+
+
+# ── sizes ──
+
+LARGEST_FILE = 300  # lines
+LARGEST_FUNCTION = 60
+TOO_LARGE = {"wiring.py"}  # to be split
+
+
+def function_lengths() -> list[int]:
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, functions))
+    return sorted(node.end_lineno - node.lineno + 1 for node in nodes)
+
+
+def test_no_file_is_too_large():
+    too_large = {relative(path) for path in FILES if len(path.read_text().splitlines()) > LARGEST_FILE}
+
+    assert too_large <= TOO_LARGE
+
+
+def test_functions_are_short():
+    lengths = function_lengths()
+
+    assert lengths[-1] <= LARGEST_FUNCTION
+    assert lengths[len(lengths) * 9 // 10] <= 25
+    assert lengths[len(lengths) // 2] <= 8
