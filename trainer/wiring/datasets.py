@@ -59,9 +59,9 @@ def build_datasets(
 
 
 def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
-    """The folders below which a row may name files."""
+    """Return the folders in which a row may name files."""
     folders = (*(Path(folder) for folder in settings.extra_dataset_roots), *extra)
-    # whoever can write into the local queue can read the files of this host anyway
+    # anyone who can write to the local queue can read the files of this host anyway
     return Roots(
         dataset_root=settings.datasets_folder, extra=folders if settings.uses_supabase else (*folders, ANYWHERE)
     )
@@ -89,7 +89,7 @@ def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
 
 
 def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckUp:
-    """Look at a dataset for a person. Whoever types the command may look at any file that they can read."""
+    """Check a dataset for a person, who may check any file that they can read."""
     order = DatasetOrder(run_id="check", sources=(reference,), task=task)
     stop = StopSignal()
     with ExitStack() as opened, tempfile.TemporaryDirectory() as folder:
