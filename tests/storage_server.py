@@ -1,4 +1,4 @@
-"""A stand-in for the Supabase Storage API, faithful to what the real server was measured to do, with fault switches.
+"""A stand-in for the Supabase Storage API with the measured behavior of the real server, and with faults on demand.
 
     with StorageServer({"datasets": False}, key="secret") as server:
         server.put("datasets", "a/data.yaml", b"…")
@@ -35,7 +35,7 @@ PORTAL = b"<html><body>Please log in to the network</body></html>"
 
 
 class Refusal(Exception):
-    """Nearly every refusal is HTTP 400, with what it means in the body."""
+    """An error response: nearly always HTTP 400, with the real status in the body."""
 
     def __init__(self, code: int, error: str, message: str, http: int = 400) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class Refusal(Exception):
 
 
 class Cut(Exception):
-    """The connection ends here, without another byte."""
+    """Close the connection without sending another byte."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Upload:
     mime: str
     length: int
     file: Path
-    lock: threading.Lock = field(default_factory=threading.Lock)  # one request at a time, even if its client is dead
+    lock: threading.Lock = field(default_factory=threading.Lock)  # one request at a time, even if its client is gone
 
 
 @dataclass
@@ -100,9 +100,9 @@ class StorageServer:
         self.uploads: dict[str, Upload] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []  # "METHOD /path", without the prefix and the query
-        self.received = self.sent = 0  # bytes of bodies of objects
+        self.received = self.sent = 0  # bytes of object bodies
         self.lock = threading.RLock()
-        self.busy = 0  # requests that are being answered
+        self.busy = 0  # requests in progress
         self.idle = threading.Condition(self.lock)
         self.secret = secrets.token_hex(8)
         self._folder = tempfile.TemporaryDirectory(prefix="storage-")
@@ -123,13 +123,13 @@ class StorageServer:
         self._folder.cleanup()
 
     def fault(self, kind: str, *, on: str = "", times: int = 1, **details: Any) -> Fault:
-        """Make the next `times` requests whose `METHOD /path` contains `on` go wrong."""
+        """Add a fault to the next `times` requests whose `METHOD /path` contains `on`."""
         with self.lock:
             self.faults.append(Fault(kind, on, times, **details))
             return self.faults[-1]
 
     def settled(self) -> int:
-        """`sent`, once the last answer to a client that has hung up is over."""
+        """Return `sent` after the last response has ended, also to a client that closed its connection."""
         with self.idle:
             assert self.idle.wait_for(lambda: self.busy == 0, 30)
             return self.sent
@@ -227,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def trouble_before(self) -> bool:
-        """Whether the request has its answer already."""
+        """Return whether a fault has answered the request."""
         if fault := self.faults.get("delay"):
             time.sleep(fault.seconds)
         if fault := self.faults.get("status"):
@@ -391,7 +391,7 @@ class Handler(BaseHTTPRequestHandler):
         body = body[: cut.after] if cut else body
         step = max(1, int(slow.rate / 20)) if slow else 1 << 20
         for start in range(0, len(body), step):
-            with self.state.lock:  # before the client has them, who may look at once
+            with self.state.lock:  # before the client gets them, because it may list the objects at once
                 self.state.sent += min(step, len(body) - start) if count else 0
             self.wfile.write(body[start : start + step])
             self.wfile.flush()
@@ -411,11 +411,11 @@ class Handler(BaseHTTPRequestHandler):
         while self.unread:
             content += self.read()
         if len(content) < length:
-            raise Cut  # by the client
+            raise Cut  # the client closed the connection
         return json.loads(content or b"{}")
 
     def receive(self, file: Path) -> None:
-        """Append the body to `file`; what arrived before a cut stays."""
+        """Append the body to `file`; the bytes received before an interruption stay."""
         cut, slow, arrived = self.faults.get("cut_request"), self.faults.get("slow"), 0
         with file.open("ab") as out:
             while self.unread:
@@ -495,7 +495,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def unwrap(file: Path, boundary: str) -> str:
-    """Leave only the content of the form's file in `file`; its content type."""
+    """Reduce `file` to the content of the form's file. Return its content type."""
     for section in file.read_bytes().split(f"--{boundary}".encode()):
         head, _, content = section.partition(b"\r\n\r\n")
         if b"filename=" in head:

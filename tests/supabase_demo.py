@@ -1,4 +1,4 @@
-"""`make supabase-demo`: the demo's run through a whole Supabase that is started for it, on this machine alone."""
+"""`make supabase-demo`: run the demo through a local Supabase that is started for it."""
 
 import json
 import subprocess

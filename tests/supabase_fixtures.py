@@ -1,4 +1,4 @@
-"""What the tests that need a Supabase share. Without the binaries they skip on a laptop, and fail in CI."""
+"""Fixtures for tests that need Supabase. Without its binaries the tests are skipped, but fail in CI."""
 
 import os
 import uuid
@@ -28,7 +28,7 @@ def supabase_servers():
 
 @pytest.fixture
 def supabase(supabase_servers):
-    """The servers with empty tables, and no faults."""
+    """Return the servers with empty tables and without faults."""
     supabase_servers.clear()
     return supabase_servers
 
@@ -40,7 +40,7 @@ def supabase_lab(supabase):
 
 
 class SupabaseLab:
-    """A queue in an empty project, and the web app beside it, which uses plain REST."""
+    """A queue in an empty project, and the web app, which uses plain REST."""
 
     def __init__(self, stack) -> None:
         self.stack = stack

@@ -1,4 +1,4 @@
-"""What stands before a Supabase project: one URL, new-style keys swapped for JWTs, and faults on demand."""
+"""The gateway of a Supabase project: one URL, new-style keys replaced by JWTs, and faults on demand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Gateway:
             owner = gateway
 
         self._server = _GatewayServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = False  # joined on close, so that no socket outlives the gateway
+        self._server.daemon_threads = False  # close() waits for them, so that no socket outlives the gateway
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
@@ -61,7 +61,7 @@ class Gateway:
 
 class _GatewayServer(http.server.ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client that hung up
+        if not isinstance(sys.exception(), ConnectionError):  # the client closed the connection
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
@@ -100,7 +100,7 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
             self.pass_on(prefix, is_lost=fault == "lose")
         except (OSError, http.client.HTTPException):
             self.behind.pop(prefix).close()
-            with suppress(ConnectionError):  # it may have been the client who hung up
+            with suppress(ConnectionError):  # the client may have closed the connection
                 self.refuse(502, "text/html", b"<html><h1>502 Bad Gateway</h1></html>")
 
     def pass_on(self, prefix: str, *, is_lost: bool) -> None:
@@ -136,12 +136,12 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
             shutil.copyfileobj(body, self.wfile)
 
     def refuse(self, status: int, content_type: str, body: bytes) -> None:
-        self.close_connection = True  # the request's body may be unread
+        self.close_connection = True  # the request's body may not be read completely
         headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Connection": "close"}
         self.answer(status, headers, io.BytesIO(body))
 
     def swap_key(self, headers: dict[str, str]) -> None:
-        """As hosted projects do: a secret key in `apikey` becomes a JWT; as a bearer of its own it is refused."""
+        """Replace a secret key in `apikey` by a JWT, as hosted projects do; a secret key as another bearer is rejected."""
         names = {name.lower(): name for name in headers}
         secret, service = self.owner.keys
         if secret and headers.get(names.get("apikey", "")) == secret:
@@ -153,7 +153,7 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
 
 
 def _pieces(stream: IO[bytes], length: int) -> Iterator[bytes]:
-    """A request's body, never held as a whole."""
+    """Yield a request's body in pieces."""
     while length > 0:
         piece = stream.read(min(length, 1 << 16))
         if not piece:

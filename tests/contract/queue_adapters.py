@@ -1,4 +1,4 @@
-"""The queues that the contract suite runs against, each with the hooks that a test needs to play the web app.
+"""The queues of the contract suite, each with hooks that let a test act as the web app.
 
 Another adapter joins by a fixture `<name>_lab` that returns a `QueueLab`, visible from this folder, and its name in
 `ADAPTERS`; while the fixture does not exist, its tests are skipped.
@@ -29,30 +29,30 @@ class QueueAndTable(Queue, RunTable, Protocol):
 
 
 class QueueLab(Protocol):
-    """A queue on an empty database, and what others do to that database."""
+    """A queue on an empty database, and changes that other programs make to it."""
 
     queue: QueueAndTable
 
     def another(self) -> QueueAndTable:
-        """The adapter as another worker process has it: nothing shared but the database."""
+        """Return a second adapter that shares only the database, as another worker process would."""
 
     def insert(self, **columns: Any) -> str:
-        """Insert a row as the web app does (JSON values as Python values, times as ISO text); its id."""
+        """Insert a row as the web app does (JSON as Python values, times as ISO text). Return its id."""
 
     def edit(self, run_id: str, **columns: Any) -> None:
-        """Update columns of the row as the web app does, past the adapter."""
+        """Update columns of the row as the web app does, without the adapter."""
 
     def force(self, run_id: str, **sql: str) -> None:
-        """Set columns to SQL expressions, past whatever refuses bad rows: a row that was there before it."""
+        """Set columns to SQL expressions without any validation, as in a row that is older than the validation."""
 
     def delete(self, run_id: str) -> None:
         """Delete the row as the web app does."""
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """All runs by id with every column that the database has, the fencing token included."""
+        """Return all runs by id, with every column including the fencing token."""
 
     def worker(self, worker_id: str) -> dict[str, Any] | None:
-        """The row of trainer_workers."""
+        """Return the row of trainer_workers, or None."""
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -121,11 +121,11 @@ def _stored(columns: dict[str, Any]) -> list[Any]:
     ]
 
 
-# ── what every test of a queue says ──
+# ── helpers of the queue tests ──
 
 
 def ago(seconds: float) -> str:
-    """The time `seconds` before now (or after it, below 0) as a row holds it."""
+    """Return the time `seconds` before now (negative: after now) as a row stores it."""
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="microseconds")
 
 
@@ -148,7 +148,7 @@ def claim(
 
 
 def claimed(lab: QueueLab, worker: str = "w1", **request: Any) -> Lease:
-    """The lease on a new run."""
+    """Enqueue a run, claim it and return its lease."""
     run_id = enqueue(lab, **request)
     lease = claim(lab, worker)
     assert lease is not None
@@ -168,5 +168,5 @@ def checkpoint(epoch: int, key: str | None = None) -> RunEvent:
 
 
 def key_of(lease: Lease, epoch: int) -> str:
-    """Where a checkpoint of the run is: a key elsewhere would not be believed."""
+    """Return a valid checkpoint key of the run; keys with another prefix are ignored."""
     return f"training_runs/{lease.job.id}/{lease.job.attempt}/checkpoints/epoch-{epoch:05d}.pt"

@@ -1,4 +1,4 @@
-"""What every object store promises, shown on each of them."""
+"""The contract of every object store."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def store(request, tmp_path):
 
 @pytest.fixture
 def put(store, tmp_path):
-    """Store `content` under a key of bucket `data`."""
+    """Upload `content` under a key of the bucket `data`."""
 
     def put(key: str, content: bytes) -> ObjectRef:
         source = tmp_path / "source"
@@ -179,7 +179,7 @@ def test_no_key_leads_out_of_its_bucket(store, put, tmp_path, key):
 
 
 def test_listing_is_complete_and_recursive(store, put):
-    many = 2300 if isinstance(store, SupabaseObjectStore) else 300  # more than two pages; a folder has none
+    many = 2300 if isinstance(store, SupabaseObjectStore) else 300  # more than two pages
     keys = {f"set/images/{'train' if n % 2 else 'val/deep'}/{n:04}.jpg" for n in range(many)}
     for key in keys:
         put(key, b"12345")
@@ -302,7 +302,7 @@ def test_reader_sees_old_or_new_object_but_never_a_mixture(store, put, tmp_path)
             try:
                 content = fetch(store, ref, tmp_path / "out")
             except Unavailable:
-                continue  # replaced between two looks: said so, nothing published
+                continue  # replaced during the download: an error, and nothing is published
             assert len(set(content)) == 1
             assert len(content) == 300_000
         writer.result()

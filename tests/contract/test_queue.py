@@ -1,4 +1,4 @@
-"""What every queue promises to a worker: claims, beats, endings and releases, each of them fenced and repeatable."""
+"""The contract of every queue for workers: fenced, idempotent claims, heartbeats, outcomes and releases."""
 
 import threading
 import uuid
@@ -170,7 +170,7 @@ def test_64_workers_claim_each_of_200_runs_once(queue_lab):
 
 
 def side_by_side(calls):
-    """The results of all calls, started together."""
+    """Run the calls concurrently and return their results."""
     barrier = threading.Barrier(len(calls))
     results, errors = [None] * len(calls), []
 
@@ -190,7 +190,7 @@ def side_by_side(calls):
     return results
 
 
-# ── what a run requires ──
+# ── requirements ──
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_job_has_number_of_required_gpus(queue_lab):
     assert claim(queue_lab, gpus=2).job.gpus == 2
 
 
-# ── beat ──
+# ── heartbeat ──
 
 
 def test_heartbeat_extends_lease(queue_lab):
@@ -316,7 +316,7 @@ def test_repeated_heartbeat_only_extends_lease(queue_lab):
 
 
 def settled(row):
-    """The row without the times that every call moves."""
+    """Return the row without the times that every call changes."""
     return {k: v for k, v in row.as_json().items() if k not in ("updated_at", "heartbeat_at", "lease_expires_at")}
 
 
@@ -342,15 +342,17 @@ def test_next_attempt_gets_last_reported_epoch(queue_lab):
     lease = claimed(queue_lab)
     assert lease.job.last_reported_epoch == 0
     queue_lab.queue.beat(lease, None, [event("epoch", epoch=1), second := event("epoch", epoch=2), checkpoint(5)])
-    queue_lab.queue.beat(lease, None, [second])  # sent again
+    queue_lab.queue.beat(lease, None, [second])  # repeated
     queue_lab.edit(lease.job.id, lease_expires_at=ago(1))
     taken = claim(queue_lab)
     assert (taken.job.last_reported_epoch, taken.job.last_reported_attempt) == (2, 1)
-    queue_lab.queue.beat(lease, None, [event("epoch", epoch=3)])  # too late: that is not in the history
+    queue_lab.queue.beat(lease, None, [event("epoch", epoch=3)])  # rejected, so not part of the history
     queue_lab.queue.finish(taken, Interrupted(checkpoint=None), [event("epoch", epoch=4)])
     again = claim(queue_lab)
     assert (again.job.last_reported_epoch, again.job.last_reported_attempt) == (4, 2)
-    queue_lab.queue.finish(again, Interrupted(checkpoint=None), [event("epoch", epoch=1)])  # this training started over
+    queue_lab.queue.finish(
+        again, Interrupted(checkpoint=None), [event("epoch", epoch=1)]
+    )  # a training that starts over
     assert claim(queue_lab).job.last_reported_epoch == 1
 
 
@@ -369,14 +371,14 @@ def test_cancel_wins_over_finish_request(queue_lab):
     assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
 
 
-# ── the fence ──
+# ── fencing ──
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_worker_without_lease_changes_nothing(queue_lab, ending):
     stale = claimed(queue_lab, "w1")
     expire(queue_lab, stale.job.id)
-    held = claim(queue_lab, "w1")  # the same name: a worker id is no fence
+    held = claim(queue_lab, "w1")  # the same worker id, which is not a fencing token
     assert (held.job.id, held.job.attempt) == (stale.job.id, 2)
     before, told = queue_lab.queue.get(stale.job.id), queue_lab.queue.events(stale.job.id)
     assert queue_lab.queue.beat(stale, {"progress": {"epoch": 99}}, [checkpoint(99, "stale")]) is Verdict.LOST

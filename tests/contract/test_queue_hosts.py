@@ -1,4 +1,4 @@
-"""What every queue does when a worker's own host is sick: the run loses one attempt per worker, and the worker says so."""
+"""Failures of a worker's host: a run loses one attempt per worker, and the worker becomes unhealthy."""
 
 import uuid
 
@@ -13,7 +13,7 @@ KILLED = Retry(message="The training process was killed.")
 
 
 def fail(lab, run_id, worker, outcome=SICK):
-    """`worker` claims the run, whose pause is over, and fails it."""
+    """End the backoff of the run, let `worker` claim it and fail it."""
     lab.edit(run_id, not_before=None)
     lease = claim(lab, worker)
     assert lease.job.id == run_id

@@ -1,4 +1,4 @@
-"""Any sequence of calls, losses, cancels, edits and repeated requests, with the invariants checked after every step.
+"""Random sequences of calls, lost workers, cancels, edits and repeated requests; the invariants are checked after every step.
 
 I1 one live lease per run            I2 no lease on a terminal run       I3 a terminal row is final
 I4 only the drawn transitions        I5 no stale write lands             I6 every run ends
@@ -40,7 +40,7 @@ OUTCOMES = {
     "sick host": Retry(message="The disk is full.", host_failed=True),
     "interrupted": Interrupted(checkpoint=Checkpoint(epoch=1, sha256="ab", bytes=1, key="k")),
 }
-# where an ending leads from a state in which the claim holds the run; None: it depends on the attempts left
+# status after an outcome of a held run; several if it depends on the attempts left
 ENDS_IN = {
     "completed": {Status.COMPLETED},
     "failed": {Status.FAILED},
@@ -53,7 +53,7 @@ picks = st.integers(min_value=0, max_value=1000)
 
 
 def holds(row, lease):
-    """Whether the claim still holds the row: it works on it, or expired and nobody took it."""
+    """Return whether the claim holds the row: running, or expired and not claimed again."""
     return row is not None and row["claim_id"] == lease.claim_id and (
         row["status"] in LIVE or (row["status"] == "queued" and row["lease_expires_at"] is not None)
     )  # fmt: skip
@@ -64,7 +64,7 @@ def wants_cancel(row):
 
 
 def shows(row, lease, ending):
-    """Whether the row is what this ending would have left behind, so that its repetition is answered `OK`."""
+    """Return whether the row shows this outcome, so that a repeated call is accepted."""
     if row is None or row["claim_id"] != lease.claim_id:
         return False
     also = {"retry": {"failed", "canceled"}, "sick host": {"failed", "canceled"}, "interrupted": {"canceled"}}.get(
@@ -80,8 +80,8 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.queue = self.lab.queue
         self.runs = []  # ids of the rows that exist
-        self.leases = []  # every lease ever given, the stale ones too
-        self.sent = []  # every call ever made by a worker, to be sent again
+        self.leases = []  # every lease, including stale ones
+        self.sent = []  # every call of a worker, to be repeated
         self.attempts = {}  # (run, attempt) → claim that got it
         self.seq = 0
 
@@ -121,13 +121,13 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(which=picks, worker=st.sampled_from(["w1", "w2", "w3"]), sequels=st.booleans())
     def a_run_changes_hands(self, which, worker, sequels):
-        """A worker is silent for too long, another claims, and the first one comes back."""
+        """A lease expires, another worker claims the run, and the first worker returns."""
         self.a_worker_is_silent_for_too_long(which)
         self.claim(worker)
         if sequels and self.leases:
             self.beat(which, None, uploaded=False)
 
-    # ── what time and the web app do ──
+    # ── expiry and edits by the web app ──
 
     @precondition(lambda self: self.runs)
     @rule(which=picks)
@@ -161,7 +161,7 @@ class QueueMachine(RuleBasedStateMachine):
     def somebody_deletes_the_run(self, which):
         self.lab.delete(self.runs.pop(which % len(self.runs)))
 
-    # ── how a step is made and judged ──
+    # ── checks after each step ──
 
     def send(self, name, *sent, again=False):
         before = self.rows()
@@ -226,7 +226,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert after[lease.job.id]["failures"] == row["failures"] - revived + is_lost, "I7"
 
     def assert_untouched(self, before, after, lease, told):
-        """I5: a call of somebody who does not hold the run leaves no trace."""
+        """I5: a call without a valid lease changes nothing."""
         assert after == before
         assert self.events_of(lease) == told
 
@@ -298,7 +298,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self.lab.delete(run_id)
 
     def every_late_worker_comes_back(self):
-        """I3 and I5: whatever the steps led to, each claim ever given beats once more and ends its run in every way."""
+        """I3 and I5: after all steps, repeat a heartbeat and every outcome with each lease."""
         for lease in self.leases:
             self.send_beat(self.rows(), lease, {"progress": {"by": "late"}}, [self.event(lease, "phase")])
             for ending in sorted(OUTCOMES):
@@ -312,7 +312,7 @@ class QueueMachine(RuleBasedStateMachine):
                     assert self.attempts[run_id, line.attempt] == line.data["claim"], "I5"
 
     def every_run_ends_when_its_workers_are_gone(self):
-        """I6 and I7: however often it is claimed from now on, no run is tried more often than its attempts allow."""
+        """I6 and I7: however often runs are claimed, none has more attempts than allowed."""
         for _ in range(3 * len(self.runs) + 2):
             self.send_claim(self.rows(), "w9", str(uuid.uuid4()))
             for row in self.rows().values():

@@ -1,4 +1,4 @@
-"""What every queue does with a row that cannot be served: it is claimed and ended like any other, and stops nothing.
+"""Malformed rows: they are claimed and failed like any other, and do not block the queue.
 
 `POISON` is SQL, so that a row holds what no client of ours would send.
 """
@@ -43,7 +43,7 @@ POISON = {
     ),
     "a negative attempt": ({"attempt": "-2147483648"}, "must be from 0 to 1000000"),
 }
-# what is odd, and does not make the run impossible
+# unusual values with which a run is still possible
 ODD = {
     "a checkpoint that is none": {"checkpoint": "'[1]'"},
     "a checkpoint of nonsense": {"checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""},
@@ -101,7 +101,7 @@ def test_malformed_row_is_claimed_and_fails_with_a_reason(queue_lab, poison):
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
 def test_malformed_row_can_be_peeked_at(queue_lab, poison):
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
-    with contextlib.suppress(Unavailable):  # an answer that is too large: nothing to prefetch
+    with contextlib.suppress(Unavailable):  # the answer is too large, so there is nothing to prefetch
         assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
     assert queue_lab.queue.get(run_id).status == "queued"
 
@@ -122,7 +122,7 @@ def test_unusual_row_is_claimed_like_any_other(queue_lab, oddity):
 
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
 def test_malformed_row_of_lost_worker_is_settled(queue_lab, poison):
-    """Whatever the columns hold, the claim that settles an expired lease works."""
+    """A claim can settle an expired lease whatever the columns contain."""
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
     claim(queue_lab)
     queue_lab.force(run_id, lease_expires_at="'2020-01-01T00:00:00.000000+00:00'")
@@ -132,7 +132,7 @@ def test_malformed_row_of_lost_worker_is_settled(queue_lab, poison):
 
 
 def test_malformed_row_does_not_slow_down_claims(queue_lab):
-    """A signed-in user's row that no worker here can serve is read by every claim."""
+    """Every claim reads the row of a user that no worker can serve."""
     run_id = queue_lab.insert(priority=9, configuration={"requires": {"gpus": 9}, "device": "," * 900_000})
     enqueue(queue_lab)
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What every queue does when a worker vanishes, comes back late, or fails a run again and again."""
+"""Expired leases, late workers and repeated failures."""
 
 import pytest
 from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, key_of, moment
@@ -14,15 +14,15 @@ def wake(lab, run_id):
 
 
 def delay(row):
-    """Seconds from the call that wrote the row until the run may be claimed."""
+    """Return the backoff in seconds from the call that wrote the row."""
     return (moment(row.not_before) - moment(row.updated_at)).total_seconds()
 
 
 def vanish(lab, run_id):
-    """Let the worker of a running run vanish, and a look at the queue settle it."""
+    """Let the lease of a run expire and a claim settle it."""
     expire(lab, run_id)
     lab.edit(run_id, priority=-1)
-    blocker = lab.insert(priority=100)  # the claim that settles takes this one
+    blocker = lab.insert(priority=100)  # claimed by the call that settles
     assert claim(lab, "settler").job.id == blocker
     lab.delete(blocker)
 
@@ -31,7 +31,7 @@ def queue_says(lab, run_id):
     return [(row.attempt, row.kind) for row in lab.queue.events(run_id) if row.seq >= 1_000_000]
 
 
-# ── a worker vanishes ──
+# ── expired leases ──
 
 
 def test_run_with_valid_lease_is_not_claimed_again(queue_lab):
@@ -143,7 +143,7 @@ def test_running_row_without_lease_is_requeued_after_60_s(queue_lab):
     assert queue_lab.queue.get(fresh).status == queue_lab.queue.get(beaten).status == "running"
 
 
-# ── a worker comes back late ──
+# ── late workers ──
 
 
 def test_late_heartbeat_extends_lease_of_unclaimed_run(queue_lab):
@@ -203,7 +203,7 @@ def test_outcome_of_next_worker_is_not_attributed_to_late_worker(queue_lab, outc
     assert queue_lab.queue.finish(late, outcome, []) is None
 
 
-# ── a run fails again and again ──
+# ── retries ──
 
 
 def test_retry_requeues_run_with_backoff_and_reason(queue_lab):

@@ -1,4 +1,4 @@
-"""What every queue promises to those who put runs in: the command line, the web app, and whoever writes odd JSON."""
+"""The contract of every queue for its users: the command line, the web app, and programs that write invalid JSON."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_events_of_other_runs_are_not_listed(queue_lab):
     assert len(queue_lab.queue.events(one.job.id)) == 1
 
 
-# ── cancel and finish, as the web app and the command line ask for them ──
+# ── cancel and finish requests ──
 
 
 def test_queued_run_is_canceled_at_once_and_never_claimed(queue_lab):
@@ -151,7 +151,7 @@ def test_late_cancel_does_not_change_ended_run(queue_lab, stale):
     assert queue_lab.queue.get(lease.job.id).status == "completed"
 
 
-# ── an ended run is queued again ──
+# ── requeue ──
 
 ENDINGS = {
     "completed": DONE,
@@ -161,7 +161,7 @@ ENDINGS = {
 
 
 def ended(lab, outcome, configuration=None):
-    """A run that lost an attempt, made progress, was asked to finish early and to be canceled, and ended."""
+    """Return the lease of an ended run that lost an attempt, made progress and has every request flag set."""
     lease = claimed(lab, configuration=configuration)
     lab.queue.finish(lease, Retry(message="The disk was full."), [event("epoch", epoch=1)])
     lab.edit(lease.job.id, not_before=None)
@@ -293,7 +293,7 @@ def test_requeue_by_the_queue_keeps_finish_request(queue_lab, how):
     assert queue_lab.queue.beat(again, None, []) is Verdict.FINISH
 
 
-# ── odd values ──
+# ── unusual values ──
 
 ODD = [
     "nonsense",

@@ -1,4 +1,4 @@
-"""What a run table promises to an API, a search and the command line: lists, labels, deletion, idempotent inserts."""
+"""The contract of every run table for an API, a search and the command line: lists, labels, deletion, idempotent inserts."""
 
 import uuid
 

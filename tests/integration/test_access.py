@@ -1,4 +1,4 @@
-"""Who may do what in the database: anonymous users, signed-in users, workers, the service."""
+"""Access rights in the database: anonymous users, signed-in users, workers, the service."""
 
 import pytest
 

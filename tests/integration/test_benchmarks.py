@@ -1,4 +1,4 @@
-"""Each benchmark once, tiny: that it works, not how fast anything is."""
+"""Run each benchmark once with a tiny size, to see that it works."""
 
 import importlib
 import os
@@ -39,7 +39,7 @@ def test_benchmark_measures_each_of_its_figures(name):
 
 
 def test_benchmark_of_training_process_measures_each_of_its_figures():
-    # in a process of its own, because it makes an environment for Ultralytics
+    # in its own process, because it changes the environment for Ultralytics
     command = [sys.executable, "-m", "benchmarks.training", "--tiny"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
 

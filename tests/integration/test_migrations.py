@@ -1,4 +1,4 @@
-"""The migrations on an empty project, on the web app's, on plain PostgreSQL, and more than once."""
+"""The migrations on an empty project, on the web app's project, on plain PostgreSQL, and applied twice."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ CATALOGUE = """
 
 @pytest.fixture
 def database(supabase_servers):
-    """A fresh Supabase project without migrations."""
+    """Return a new Supabase project without migrations."""
     postgres = supabase_servers.postgres
     postgres.create_database("fresh", migrated=False)
     yield postgres

@@ -39,7 +39,7 @@ def test_claim_settles_a_limited_number_of_runs(supabase_lab):
 
 @pytest.fixture
 def million(supabase_lab):
-    """A million finished runs, as the table has them after years."""
+    """Insert a million finished runs."""
     supabase_lab.stack.sql(f"""
         insert into training_runs (run_name, status, configuration, created_at, completed_at, claim_id)
         select 'run', (array['completed', 'failed', 'canceled'])[n % 3 + 1], '{{"epochs": 100}}',
@@ -50,7 +50,7 @@ def million(supabase_lab):
 
 
 def in_parallel(workers: int, work) -> list:
-    """What `work(n)` returns in each of so many threads, begun at one moment."""
+    """Start `work(n)` in many threads at once and return the results."""
     gate = threading.Barrier(workers)
 
     def start(n: int):
@@ -62,7 +62,7 @@ def in_parallel(workers: int, work) -> list:
 
 
 def insist(call):
-    """As a worker does: what got no answer, on a crowded machine, is asked again."""
+    """Retry calls without an answer, as a worker does on a busy machine."""
     return retrying(call, RetryPolicy(tries=20, first_wait=0.1, longest_wait=1.0, total_seconds=60), StopSignal())
 
 

@@ -1,4 +1,4 @@
-"""Workers that vanish, come back late and talk out of turn, users who cancel and delete, all at once on one database.
+"""Lost, late and misbehaving workers, and users who cancel and delete, all at once on one database.
 
 A trigger writes down every change of every row; what must hold is then read from that record.
 """
@@ -24,7 +24,7 @@ RECORD = """
   end $$;
   create trigger chaos_record after update on training_runs for each row execute function chaos_record();
 """
-FROM_A_STALE_PAGE = (Status.QUEUED, Status.CANCELING)  # a user's edit; the next claim settles it
+FROM_A_STALE_PAGE = (Status.QUEUED, Status.CANCELING)  # an edit by a user; the next claim settles it
 FORGET = "drop trigger chaos_record on training_runs; drop function chaos_record; drop table chaos;"
 OUTCOMES = (
     Completed(results={"mAP": 0.5}, trained_model_url="u"), Failed(message="no"), Retry(message="later"), Canceled(),
@@ -40,12 +40,12 @@ def recorded(supabase_lab):
 
 
 class ChaoticWorker:
-    """Claims with a short lease, and keeps using leases long after it should not."""
+    """A worker that claims with short leases and uses expired ones."""
 
     def __init__(self, lab, name: str, accepted: list[tuple[str, str]]) -> None:
         self.queue = lab.another()
         self.name = name
-        self.accepted = accepted  # (claim id, run id) of every ending that was acknowledged
+        self.accepted = accepted  # (claim id, run id) of every accepted outcome
         self.random = random.Random(name)
         self.leases = []
         self.seq = 0
@@ -62,7 +62,9 @@ class ChaoticWorker:
         ]
         held = [lease for lease in leases if lease]
         for lease in held[:-1]:
-            if lease.job.id != held[-1].job.id:  # only when the first run was taken away or deleted meanwhile
+            if (
+                lease.job.id != held[-1].job.id
+            ):  # only if the first run was claimed by another worker or deleted meanwhile
                 row = self.queue.get(lease.job.id)
                 assert row is None or row.attempt != lease.job.attempt
         self.leases += held[-1:]
@@ -84,7 +86,7 @@ class ChaoticWorker:
 
 
 def users(lab, until: float) -> None:
-    """Queue runs, cancel in each of the web app's ways, also too late, and delete."""
+    """Enqueue runs, cancel them in every way of the web app, also too late, and delete them."""
     dice = random.Random("users")
     ids = []
     while time.monotonic() < until:
@@ -95,7 +97,7 @@ def users(lab, until: float) -> None:
             {"status": "canceling", "cancel_requested": True},
             {"status": "canceled", "cancel_requested": True},
             {"cancel_requested": True},
-            {"not_before": None},  # no back-off: there is little time
+            {"not_before": None},  # no backoff, to save time
             {"not_before": None},
         ])  # fmt: skip
         if dice.random() < 0.05:
@@ -133,12 +135,12 @@ def test_invariants_hold_under_concurrent_random_calls(recorded):
     for change in changes:
         check_change(change["was"], change["became"])
         seen.add((change["was"]["status"], change["became"]["status"]))
-    # it was chaos indeed
+    # the test is only useful if all of this happened
     assert {("running", "queued"), ("queued", "running"), ("running", "completed"), ("queued", "canceled")} <= seen
     check_runs(changes)
     check_accepted(recorded, accepted)
 
-    # once everybody is gone, settling leaves nothing running
+    # after all workers have stopped, settling leaves no run running
     recorded.stack.sql(
         "update training_runs set lease_expires_at = now() - interval '1 s' where lease_expires_at is not null"
     )
@@ -163,7 +165,7 @@ def check_change(was: dict, became: dict) -> None:
 
 
 def check_runs(changes: list[dict]) -> None:
-    """No run came back to a claim after another had it, and attempts only count up."""
+    """Check that no claim holds a run again after another claim, and that attempts only increase."""
     claims: dict[str, list[str]] = {}
     for change in changes:
         held = claims.setdefault(change["run_id"], [])
@@ -176,7 +178,7 @@ def check_runs(changes: list[dict]) -> None:
 
 
 def check_accepted(lab, accepted: list[tuple[str, str]]) -> None:
-    """A completed run that was acknowledged is there as its worker left it, unless a user deleted it."""
+    """Check that every accepted completed run is unchanged, unless a user deleted it."""
     assert accepted
     left = {row["id"]: row for row in lab.stack.rows("select id, status, claim_id, results from training_runs")}
     for claim_id, run_id in accepted:

@@ -1,4 +1,4 @@
-"""Rows that no worker would read are refused when an app inserts them, with a sentence that it can show."""
+"""Unreadable rows are rejected at insert, with a message that an app can show."""
 
 import json
 import time
@@ -23,7 +23,7 @@ REFUSED = {
 
 @pytest.fixture(params=["service", "user"])
 def app(supabase, request):
-    """Sends a row as the web app does, with the service's key or as a signed-in user."""
+    """Return a function that sends a row as the web app does, with the service's key or as a signed-in user."""
     key = supabase.service_key if request.param == "service" else token("authenticated", sub=OWNER)
     headers = {"apikey": key, "Authorization": f"Bearer {key}", "Prefer": "return=representation"}
     with httpx.Client(base_url=f"{supabase.url}/rest/v1", headers=headers, timeout=60) as client:
@@ -31,7 +31,7 @@ def app(supabase, request):
 
 
 def body(columns):
-    """A row as JSON; a configuration that is text is JSON already, with numbers that Python would not write."""
+    """Return a row as JSON. A configuration given as text is JSON already, with numbers that Python cannot write."""
     row = {"run_name": "run", "created_by": OWNER, **columns}
     configuration = row.pop("configuration", None)
     text = configuration if isinstance(configuration, str) else json.dumps(configuration)
@@ -82,7 +82,7 @@ def test_only_edits_beyond_limits_are_rejected(supabase_lab):
 
 
 def test_heartbeat_of_large_configuration_is_not_checked_again(supabase):
-    """Each beat writes the row: what does not change in it costs nothing."""
+    """Each heartbeat writes the row; unchanged columns must cost nothing."""
     plan = supabase.postgres.plans("""
         insert into training_runs (id, run_name, configuration) values
           ('11111111-1111-1111-1111-111111111111', 'a', jsonb_build_object('a', repeat('x', 900000)));

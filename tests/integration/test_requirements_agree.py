@@ -1,4 +1,4 @@
-"""What a run requires is read by two programs, SQL in the database and Python for SQLite: they must agree."""
+"""SQL in the database and Python for SQLite must read the same requirements."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Wrong settings, servers that are down, and answers that are lost."""
+"""Wrong settings, outages and lost responses."""
 
 import socket
 import threading
@@ -93,7 +93,7 @@ def test_anonymous_key_is_refused_by_database_too(supabase_lab):
 
 @pytest.fixture
 def other_project(supabase, tmp_path):
-    """Starts a project of its own over a database named `other`."""
+    """Return a function that starts another project on a database named `other`."""
     started = []
 
     def start(*, migrated: bool, then: str = "") -> str:
@@ -126,12 +126,12 @@ def test_old_migrations_are_misconfigured(supabase, other_project):
     assert "apply the migrations" in str(error)
 
 
-# ── servers that are down ──
+# ── outages ──
 
 
 @pytest.fixture(params=["postgres", "postgrest"])
 def server(supabase, request):
-    """A server that the test may stop."""
+    """Return a server that the test may stop."""
     yield getattr(supabase, request.param)
     supabase.restart()
 
@@ -180,7 +180,7 @@ def test_database_crash_loses_nothing(supabase_lab, request):
     for n in range(1, 4):
         supabase_lab.stack.postgres.crash()
         supabase_lab.stack.postgres.start()
-        # the server's pool still holds connections to the database of before
+        # the server's pool still has connections to the old database process
         assert queue.beat(lease, {"n": n}, []) is Verdict.OK
     assert queue.get(lease.job.id).results == {"n": 3}
 
@@ -195,7 +195,7 @@ def test_heartbeat_ends_before_the_next_is_due(supabase_lab):
     assert time.monotonic() - began < 20
 
 
-# ── answers that are lost, late or refused ──
+# ── lost, late and rejected responses ──
 
 
 def lose_next_answer(lab):
@@ -274,7 +274,7 @@ def test_login_page_is_not_accepted_as_answer(supabase_lab):
             call()
 
 
-# ── rows that make no sense, and edits that come late ──
+# ── invalid rows and late edits ──
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The whole run over Supabase: a row from the web app, a dataset in a bucket, artifacts in another, and what goes wrong."""
+"""A whole run over Supabase: a row from the web app, a dataset in one bucket, artifacts in another, and faults."""
 
 import contextlib
 import hashlib
@@ -33,7 +33,7 @@ def app(supabase):
 def wait(app, run_id, *statuses, seconds=90):
     deadline, row = time.monotonic() + seconds, None
     while time.monotonic() < deadline:
-        # a gateway answers 502 for a moment after its server came back
+        # a gateway answers 502 for a moment after its server has restarted
         with contextlib.suppress(httpx.HTTPStatusError):
             row = app.row(run_id)
             if row["status"] in statuses:
@@ -95,7 +95,7 @@ def test_second_run_on_dataset_downloads_nothing(supabase, storage, app, drawn, 
 
 
 def test_base_model_may_be_id_of_completed_run(supabase, storage, app, drawn, tmp_path):
-    """The stand-in writes no real weights, so the run is told that they are none: it was their file that was fetched."""
+    """The stand-in writes no real weights, so the second run fails, but only after it has downloaded them."""
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, **settings_for(supabase)):
         first = app.insert(data_yaml, epochs=1)

@@ -1,4 +1,4 @@
-"""A small Supabase with storage, a dataset in its bucket, and the real service beside it, as the web app meets them."""
+"""A small Supabase with storage, a dataset in a bucket, and the real service."""
 
 import mimetypes
 import uuid
@@ -16,19 +16,19 @@ STEP = "77b0"
 
 @contextmanager
 def storage_for(stack):
-    """Storage below the stack's URL, empty."""
+    """Return an empty Storage server behind the URL of the stack."""
     with StorageServer(BUCKETS, key=stack.service_key) as storage:
         stack.route_storage(storage.url)
         yield storage
 
 
 def put_dataset(storage: StorageServer, folder: Path, prefix: str = f"{PROJECT}/{STEP}") -> str:
-    """Every file of `folder` into the datasets bucket, as the app's upload does; the row's `data_yaml`."""
+    """Upload every file of `folder` into the datasets bucket, as the app does. Return the row's `data_yaml`."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             mime = mimetypes.guess_type(path.name)[0] or "text/plain"
             storage.put("datasets", f"{prefix}/{path.relative_to(folder)}", path.read_bytes(), mime)
-    # what lies beside a dataset in the app's bucket
+    # other objects next to a dataset in the app's bucket
     storage.put("datasets", f"{prefix}/thumbnails/train/small.png", b"a thumbnail", "image/png")
     return f"storage:datasets/{prefix}/data.yaml"
 
@@ -38,7 +38,7 @@ def settings_for(stack, key=None) -> dict[str, str]:
 
 
 class WebApp:
-    """The web app's side: plain REST, with the columns and values that it sends."""
+    """The web app: plain REST with its columns and values."""
 
     def __init__(self, stack) -> None:
         key = stack.service_key
@@ -67,7 +67,7 @@ class WebApp:
         return self._changed("POST", {}, row)[0]["id"]
 
     def insert_from_dialog(self, data_yaml: str, base_model: str = "yolo11n.yaml", **edited) -> str:
-        """What the dialog sends after its form: its whole state, whose `dataYaml` is still what it was before the upload."""
+        """Return what the app's dialog sends: its whole state, with the `dataYaml` from before the upload."""
         state = {
             "runName": "Inspect_v1",
             "dataYaml": "",

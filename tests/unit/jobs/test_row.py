@@ -1,4 +1,4 @@
-"""The only file that knows column names, as a table of rows and what they become."""
+"""Rows and the values that they become."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What is particular to the queue in a file: its processes, and everything that can be wrong with a file."""
+"""The SQLite queue: concurrent processes, and faults of the file."""
 
 import json
 import os
@@ -148,7 +148,7 @@ def test_no_call_leaves_file_open(path):
     assert len(os.listdir("/proc/self/fd")) == open_files
 
 
-# ── what can be wrong with the file ──
+# ── faults of the file ──
 
 
 def test_missing_folder_is_created(tmp_path):
@@ -312,7 +312,7 @@ def test_invalid_json_reaches_worker_as_text(path):
         assert queue.get(run_id).results == {"progress": 1}
 
 
-BY_HAND = [  # what SQLite keeps though the column is text
+BY_HAND = [  # values that SQLite stores although the column is text
     "not_before = x'ff'", "not_before = cast(x'ff' as text)", "host_failures = cast(x'7bff' as text)",
     "configuration = cast(x'7bff7d' as text)", "configuration = x'7b7d'", "id = null", "id = x'61'", "id = cast(x'ff' as text)",
     "id = null, cancel_requested = 1", "id = x'61', status = 'running', lease_expires_at = '2000'",

@@ -1,4 +1,4 @@
-"""The time of the queue in a file: leases and back-off are right whatever happens to the wall clock."""
+"""The clock of the SQLite queue: leases and backoff are correct after any change of the wall clock."""
 
 import json
 import sqlite3
@@ -25,7 +25,7 @@ HOUR = 3600.0
 
 
 class Host:
-    """A host whose time passes, whose wall clock can be set, and which can be rebooted."""
+    """A simulated host: time passes, its wall clock can be set, and it can be rebooted."""
 
     def __init__(self, now=1_800_000_000.0):
         self.wall, self.booted_for, self.boot = now, 1000.0, "boot 1"
@@ -77,7 +77,7 @@ def test_lease_ends_by_queues_clock_and_not_before(host, queue):
 
 def test_backoff_ends_by_queues_clock(host, queue):
     run_id = enqueue(queue)
-    for pause in (0, 20):  # seconds after the first and the second vanished worker
+    for pause in (0, 20):  # seconds of backoff after the first and the second lost worker
         assert claim(queue).job.id == run_id
         host.wait(61)
         if pause:
@@ -140,7 +140,7 @@ def test_backoff_ends_in_time_after_clock_was_set_back(host, queue):
 
 def test_idle_queue_follows_clock_that_was_set_forward_at_once(host, queue):
     enqueue(queue)
-    host.set_clock(300 * 24 * HOUR)  # a host without a battery has heard from its time server
+    host.set_clock(300 * 24 * HOUR)  # a host without a battery got the time from its time server
     host.wait(1)
     assert wall_of(queue.get(enqueue(queue))) == int(host.wall)
 
@@ -210,7 +210,7 @@ def test_queue_time_never_goes_back_and_runs_at_its_speed_while_run_is_leased(st
         connection.execute("insert into training_runs (id, run_name, created_at, updated_at) values ('a', 'a', '', '')")
         before = queue_time(connection, host.clock(), keep=True)
         for step, *values in steps:
-            queue_time(connection, host.clock(), keep=False)  # somebody who only reads moves nothing
+            queue_time(connection, host.clock(), keep=False)  # reading changes nothing
             if step == "lease":
                 leased = values[0]
                 connection.execute("update training_runs set status = ?", ["running" if leased else "queued"])

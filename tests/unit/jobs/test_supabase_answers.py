@@ -1,4 +1,4 @@
-"""Answers that no PostgREST gives, from a proxy, a login page or a broken connection: always `Unavailable`, never a surprise."""
+"""Invalid answers from a proxy, a login page or a broken connection are `Unavailable`."""
 
 import json
 from urllib.parse import parse_qs
@@ -82,7 +82,7 @@ def test_invalid_rows_are_unavailable(call, answer):
 
 
 def server(row, seen):
-    """PostgREST with one claimed row: `row` when all its columns are asked for, else the columns that are."""
+    """Return a PostgREST with one claimed row. It answers `row` to a full selection, else the selected columns."""
 
     def respond(request):
         select = parse_qs(request.url.query.decode())["select"][0]

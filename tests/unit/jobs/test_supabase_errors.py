@@ -1,4 +1,4 @@
-"""Every failure of supabase-py and httpx becomes one of our errors, with the mend and without the key."""
+"""Every failure of supabase-py and httpx becomes one of our errors, with advice and without the key."""
 
 import inspect
 import json
@@ -25,7 +25,7 @@ def exceptions_of(module) -> list[type[Exception]]:
 
 
 def made(kind: type[Exception]) -> Exception:
-    """An instance, however its class wants to be made."""
+    """Return an instance of an exception class, whatever its constructor needs."""
     if kind is APIError:
         return APIError({"message": "m", "code": "PGRST000"})
     if kind is httpx.HTTPStatusError:
@@ -37,7 +37,7 @@ LIBRARY = [*exceptions_of(httpx), *exceptions_of(postgrest.exceptions)]
 
 
 def project(answer, **limits) -> Project:
-    """A project whose server answers as told, without a network."""
+    """Return a project with a fake transport."""
     found = Project("http://db.example", KEY, CallLimits(**limits))
     found._http._transport.close()
     found._http._transport = httpx.MockTransport(answer)

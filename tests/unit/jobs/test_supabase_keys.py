@@ -1,4 +1,4 @@
-"""Which key goes where."""
+"""Which key is sent to the gateway, and which one to the API."""
 
 import httpx
 import pytest

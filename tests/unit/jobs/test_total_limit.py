@@ -1,4 +1,4 @@
-"""One limit for a whole call, however steadily a server drips: while it connects, in TLS, in the head, in the body.
+"""One time limit for a whole call to a slow server: connection, TLS, response headers, body.
 
 The servers are real sockets. Each piece comes well within the limit of one silence.
 """
@@ -31,7 +31,7 @@ TLS = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc" + b"\x00" * 16_000
 
 
 class DrippingServer:
-    """Answers every connection with `at_once`, and then with one byte of `dripped` after the other."""
+    """A server that answers with `at_once`, then sends the bytes of `dripped` slowly one by one."""
 
     def __init__(self, at_once=b"", dripped=b"", *, reads=True):
         self.at_once, self.dripped, self.reads = at_once, dripped, reads
@@ -58,7 +58,7 @@ class DrippingServer:
                     return
                 connection.sendall(self.dripped[n : n + 1])
             while not self.over.wait(EVERY) and not self.reads:
-                connection.recv(1)  # takes one byte of a large request at a time
+                connection.recv(1)  # reads a large request byte by byte
 
     def close(self):
         self.over.set()
@@ -124,7 +124,9 @@ def test_download_without_first_byte_ends_in_time(dripping, case):
 
 
 def test_slow_object_has_time_for_its_size_only(dripping, monkeypatch):
-    monkeypatch.setattr("trainer.remote.storage_api.SLOWEST", 10_000)  # the object has as many bytes: a second more
+    monkeypatch.setattr(
+        "trainer.remote.storage_api.SLOWEST", 10_000
+    )  # the object has this size, so the call gets one more second
     api = StorageApi(
         f"http://127.0.0.1:{dripping(BODY, b'x' * 10_000).port}", "key", times=HttpTimes(read=0.9, total=TOTAL)
     )
@@ -176,7 +178,7 @@ def test_stop_ends_call_before_its_limit(dripping):
 
 
 def test_time_limit_applies_to_one_call_only(dripping):
-    """The next call of the same thread has its own time; an outer limit is never extended by an inner one."""
+    """The next call of a thread has its own limit, and an inner limit never extends an outer one."""
     server = dripping(BODY[:-4].replace(b"10000", b"2") + b"\r\n\r\n[]")
     with Project(f"http://127.0.0.1:{server.port}", "sb_secret_x", CallLimits(total=0.5)) as project:
         assert project.call("a") == []
@@ -188,7 +190,7 @@ def test_time_limit_applies_to_one_call_only(dripping):
 
 
 def test_name_with_many_dead_addresses_ends_in_time(monkeypatch):
-    """Each address may take the connect limit, all of them together not more than the call."""
+    """Each address may take the connect limit; all addresses together may take the limit of the call."""
     blocked = socket.create_server(("0.0.0.0", 0), backlog=0)
     port = blocked.getsockname()[1]
     fillers = [socket.socket() for _ in range(4)]

@@ -1,4 +1,4 @@
-"""A file from an address that we chose: complete, bounded, or a named error."""
+"""Downloads from a trusted URL."""
 
 import socket
 import threading
@@ -14,12 +14,12 @@ from trainer.remote.download import download
 
 @contextmanager
 def answering(reply: bytes, *, hold: float = 0.0):
-    """A server that gives every connection the same bytes, then waits `hold` seconds and hangs up."""
+    """Run a server that sends the same bytes to every connection, waits `hold` seconds and closes it."""
     listener = socket.create_server(("127.0.0.1", 0))
     released = threading.Event()
 
     def serve() -> None:
-        with suppress(OSError):  # nobody came, or hung up early
+        with suppress(OSError):  # no client connected, or it closed the connection early
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)

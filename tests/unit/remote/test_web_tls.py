@@ -1,4 +1,4 @@
-"""Over TLS the connection goes to a checked address, while name and certificate are those of the URL."""
+"""TLS connects to a checked address, but uses the host name of the URL for the certificate."""
 
 import datetime as dt
 import os
@@ -20,7 +20,7 @@ from trainer.remote.web import GuardedClient
 
 @pytest.fixture
 def certificate(tmp_path):
-    """A certificate for data.example that signs itself."""
+    """Return a self-signed certificate for data.example."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     now, day = dt.datetime.now(dt.UTC), dt.timedelta(days=1)
     made = (

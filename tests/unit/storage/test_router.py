@@ -1,4 +1,4 @@
-"""Several stores as one."""
+"""The router over several stores."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Answers with status 200 that the Storage API does not give: each is `Unavailable` with a sentence, and not remembered."""
+"""Invalid answers with status 200: each is `Unavailable` with a reason, and is not cached."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_repeated_page_ends_the_listing(server, store):
 
 @pytest.mark.parametrize("odd", ODD)
 def test_invalid_object_description_is_unavailable(server, store, odd):
-    """Where HEAD is refused, the size comes from a JSON answer."""
+    """If HEAD is rejected, the size comes from a JSON answer."""
     ref = ObjectRef(bucket="data", key="runs/1/other.txt")
     server.fault("status", on="HEAD /object/data", status=404, times=2)
     server.fault("status", on="GET /object/info", status=200, body=ODD[odd], times=2)
@@ -172,7 +172,7 @@ def test_login_page_for_every_route_stores_nothing_and_says_so(server, store, up
 
 
 def test_login_page_does_not_count_as_upload_to_public_bucket(server, store, upload):
-    """Its URL is made without a request: only the answer to the upload itself can show that nothing was stored."""
+    """A public URL needs no request, so only the answer to the upload can show that nothing was stored."""
     server.buckets["data"].public = True
     upload()
     server.objects["data"].clear()
@@ -203,7 +203,7 @@ def test_object_missing_right_after_upload_is_unavailable(server, store, upload)
 
 
 def test_web_page_with_404_says_nothing_about_bucket(server, store, upload):
-    """A bucket that is public must not get a URL that expires because a gateway was restarting."""
+    """A restart of the gateway must not turn the URL of a public bucket into one that expires."""
     server.buckets["data"].public = True
     server.fault("status", on="GET /bucket/", status=404, times=1)
 
@@ -214,7 +214,7 @@ def test_web_page_with_404_says_nothing_about_bucket(server, store, upload):
 
 
 def test_offset_beyond_sent_bytes_is_rejected(server, store, upload):
-    """An offset beyond the end would end the upload with nothing stored."""
+    """With an offset beyond the end, the upload would end with nothing stored."""
     server.fault("status", on="PATCH /upload", status=204, headers={"Upload-Offset": str(10**12)}, body=b"", times=2)
 
     with pytest.raises(Unavailable, match="at most"):

@@ -1,4 +1,4 @@
-"""The Storage API's refusals and httpx's errors, in our words, with nothing secret in them."""
+"""Error responses of the Storage API and errors of httpx become our errors, without secrets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def said(status: str, error: str, message: str, **more: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("body", "status", "error", "words"), [
-    # HTTP 400 with the truth in the body, older and newer shapes
+    # HTTP 400 with the real status in the body, old and new format
     (said("404", "not_found", "Object not found"), 400, ObjectMissing, "object 'a/b.pt' does not exist in bucket 'data'"),
     (said("404", "NoSuchKey", "Object not found", code="NoSuchKey"), 404, ObjectMissing, "'a/b.pt'"),
     (said("404", "Bucket not found", "Bucket not found"), 400, ObjectMissing, "bucket 'data' does not exist"),
@@ -57,7 +57,7 @@ def said(status: str, error: str, message: str, **more: str) -> dict[str, str]:
     (said("500", "Internal", "Internal Server Error"), 500, Unavailable, "500"),
     (said("544", "DatabaseTimeout", "timed out"), 400, Unavailable, "544"),
     (said("402", "quota", "storage quota exceeded"), 400, Misconfigured, "quota exceeded"),
-    # a gateway, a login page, a wrong address, the plain text of the resumable routes
+    # a gateway, a login page, a wrong URL, plain text of the resumable routes
     (b"<html>502 Bad Gateway</html>", 502, Unavailable, "a web page"),
     (b"", 503, Unavailable, "no reason given"),
     (b"", 302, Unavailable, "302"),
@@ -174,7 +174,7 @@ def test_key_is_quoted_into_its_path(key, path):
 
 
 class Silent(httpcore.NetworkStream):
-    """A connection that can only be asked whether the server has hung up."""
+    """A connection that only answers whether the server has closed it."""
 
     def __init__(self) -> None:
         self.asked = 0

@@ -1,4 +1,4 @@
-"""What only a folder on a disk can get wrong."""
+"""Faults that only the local store can have."""
 
 from __future__ import annotations
 

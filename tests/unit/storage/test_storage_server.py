@@ -1,4 +1,4 @@
-"""The stand-in answers as the real Storage server was measured to."""
+"""The Storage stand-in answers like the real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Supabase store against every way in which its server, or the network before it, misbehaves."""
+"""The Supabase store with faults of the server and of the network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server():
 
 @pytest.fixture
 def make_store(server, tmp_path):
-    """Another adapter instance, as another process would make it."""
+    """Return another adapter, as another process would create it."""
     apis: list[StorageApi] = []
 
     def make(key: str = "service-key", url: str = "", times: HttpTimes | None = None, **options) -> SupabaseObjectStore:
@@ -85,7 +85,7 @@ store = SupabaseObjectStore(StorageApi({server.url!r}, "service-key"), notes=fol
 
 
 def kill_when(condition, server: StorageServer, tmp_path: Path, statement: str) -> None:
-    """Run `statement` with a store of its own in another process, and kill that once `condition` holds."""
+    """Run `statement` with its own store in another process, and kill the process once `condition` holds."""
     with in_another_process(server, tmp_path, statement) as process:
         deadline = time.monotonic() + 20
         while not condition():
@@ -341,7 +341,7 @@ def test_unsynced_bytes_without_checksum_are_dropped(server, store, tmp_path):
     stored = server.objects["data"][REF.key]
     server.objects["data"][REF.key] = replace(stored, md5="0" * 32 + "-2")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/best.pt.part").write_bytes(content[: 2 * MIB] + bytes(MIB))  # zeros, as a power cut leaves them
+    (tmp_path / "out/best.pt.part").write_bytes(content[: 2 * MIB] + bytes(MIB))  # zeros, as after a power cut
     (tmp_path / "out/best.pt.part.json").write_text(
         json.dumps({"etag": "0" * 32 + "-2", "bytes": 9 * MIB, "safe": 2 * MIB})
     )
@@ -498,7 +498,7 @@ def test_upload_with_lost_last_response_is_not_repeated(server, store, tmp_path)
     def on_bytes(moved: int) -> None:
         told.append(moved)
         if sum(told) == 2 * CHUNK:
-            server.fault("lost", on="PATCH")  # the next one, which is the last
+            server.fault("lost", on="PATCH")  # the next chunk, which is the last one
 
     store.upload(path, REF, StopSignal(), on_bytes=on_bytes)
     assert server.faults[0].times == 0
@@ -549,7 +549,7 @@ def test_upload_with_progress_survives_any_number_of_interruptions(server, store
 
 
 def test_full_disk_without_note_does_not_fail_upload(server, make_store, tmp_path):
-    """And no start: the folder is made when it is needed."""
+    """The folder is created when it is needed, not at the start."""
     (tmp_path / "file").touch()
     store = make_store(notes=tmp_path / "file" / "notes")
     store.tidy()

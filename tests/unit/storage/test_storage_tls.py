@@ -1,4 +1,4 @@
-"""The store over TLS, where every hosted project is: waits in slices must not disturb the encryption."""
+"""The store over TLS, as in every hosted project: waiting in slices must not disturb the encryption."""
 
 from __future__ import annotations
 
