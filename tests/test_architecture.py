@@ -45,6 +45,15 @@ INSIDE = {
         "view": {"cache", "checks", "findings", "images", "labels", "samples"},
         "prepare": {"cache", "checks", "findings", "formats", "images", "samples", "source", "view"},
     },
+    "training": {
+        "wire": set(),
+        "exports": set(),
+        "sandbox": set(),
+        "speedups": set(),
+        "supervisor": {"wire"},
+        "yolo": {"speedups", "wire"},
+        "child": {"sandbox", "wire", "yolo"},
+    },
     "request": {
         "fields": set(),
         "model_reference": set(),

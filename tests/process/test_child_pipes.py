@@ -37,7 +37,7 @@ def start(tmp_path):
         events.close()
 
 
-def test_a_spare_that_nobody_needs_ends_when_its_stdin_does(start):
+def test_prestarted_process_exits_at_end_of_stdin(start):
     process, events = start()
     process.stdin.close()
     process.stdin = None
@@ -46,7 +46,7 @@ def test_a_spare_that_nobody_needs_ends_when_its_stdin_does(start):
     assert events.read() == b""
 
 
-def test_a_command_that_is_none_ends_the_process_rather_than_leaving_it_deaf(start):
+def test_invalid_command_ends_process(start):
     process, _ = start()
     output, _ = process.communicate(b'{"kind": "dance"}\n', timeout=60)
 

@@ -20,7 +20,7 @@ from trainer.training.supervisor.process import ChildTrainer
 HERE = Path(__file__).parent
 
 
-def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_finished(
+def test_detached_children_and_orphans_end_with_finished_training(
     program,
     tmp_path,
     leak_check,
@@ -36,7 +36,7 @@ def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_
 
 
 @pytest.mark.parametrize("reason", [StopReason.CANCELED, StopReason.LOST])
-def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_is_stopped(
+def test_detached_children_and_orphans_end_with_stopped_training(
     program,
     tmp_path,
     leak_check,
@@ -51,7 +51,7 @@ def test_children_in_sessions_of_their_own_and_orphans_end_with_a_training_that_
     assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
-def test_processes_that_change_their_pid_all_the_time_end_with_a_training_that_finished(program, tmp_path, leak_check):
+def test_processes_that_keep_forking_end_with_finished_training(program, tmp_path, leak_check):
     began = time.monotonic()
 
     program("changes_its_pid", str(tmp_path / "lock")).train()
@@ -65,7 +65,7 @@ def test_processes_that_change_their_pid_all_the_time_end_with_a_training_that_f
     "name",
     ["dies_without_result", "closes_the_pipe", "floods_stdout", "many_events", "cannot_be_imported"],
 )
-def test_no_descriptor_thread_or_process_is_left_however_it_ends(program, leak_check, name):
+def test_no_descriptor_thread_or_process_is_left(program, leak_check, name):
     training = program(name)
     for _ in range(3):
         try:
@@ -74,7 +74,7 @@ def test_no_descriptor_thread_or_process_is_left_however_it_ends(program, leak_c
             continue
 
 
-def test_the_private_folder_and_what_was_left_in_it_are_gone(program, home):
+def test_private_folder_is_removed_with_its_content(program, home):
     training = program("tells_its_environment")
 
     folder = Path(training.train().report["environment"]["HOME"])
@@ -83,14 +83,14 @@ def test_the_private_folder_and_what_was_left_in_it_are_gone(program, home):
     assert not folder.exists()
 
 
-def test_private_folder_nested_too_deep_for_recursion_is_gone(program, home):
+def test_deeply_nested_private_folder_is_removed(program, home):
     report = program("nests_deep").train().report
 
     assert not Path(report["environment"]["HOME"]).exists()
     assert list(home.glob("*child-*")) == []
 
 
-def test_private_folder_of_a_service_killed_with_its_guardians_is_removed_by_the_next(tmp_path, home):
+def test_private_folder_of_killed_service_is_removed_by_next_service(tmp_path, home):
     with supervisor(tmp_path, home, "ignores_every_signal", spare=True) as process:
         wait_until(lambda: len(list(home.glob("child-*"))) == 2 and len(subreapers_of(process)) == 2)
         below = [subreaper for first in subreapers_of(process) for subreaper in (first, second(first))]
@@ -158,7 +158,7 @@ def supervisor(tmp_path, home, program, *arguments, spare=False, stall=0.5, seco
 
 @pytest.mark.parametrize(("name", "processes"), [("leaks_children", 4), ("daemonizes", 1)])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_of_a_training_outlives_a_killed_supervisor(tmp_path, home, how, name, processes):
+def test_training_ends_with_killed_supervisor(tmp_path, home, how, name, processes):
     with supervisor(tmp_path, home, name, str(tmp_path / "pids"), "wait", spare=True) as process:
         deadline = time.monotonic() + 10
         while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
@@ -176,7 +176,7 @@ def test_nothing_of_a_training_outlives_a_killed_supervisor(tmp_path, home, how,
     assert list(home.glob("child-*")) == []
 
 
-def test_a_supervisor_that_was_suspended_does_not_take_its_own_silence_for_the_childs(tmp_path, home):
+def test_suspension_of_supervisor_does_not_count_as_silence(tmp_path, home):
     with supervisor(tmp_path, home, "trains_quickly") as process:
         deadline = time.monotonic() + 10
         while not list(tmp_path.glob("run/checkpoints/*")) and time.monotonic() < deadline:
@@ -189,7 +189,7 @@ def test_a_supervisor_that_was_suspended_does_not_take_its_own_silence_for_the_c
 
 
 @pytest.mark.long
-def test_a_host_that_was_frozen_as_a_whole_does_not_call_its_training_stuck(tmp_path, home):
+def test_suspension_of_whole_host_does_not_count_as_silence(tmp_path, home):
     """A virtual machine or a control group that was paused: nobody said anything, and nobody was there to hear it."""
     with supervisor(tmp_path, home, "trains_quickly", stall=2.0, seconds=0.6) as process:
         deadline = time.monotonic() + 10
@@ -208,7 +208,7 @@ def test_a_host_that_was_frozen_as_a_whole_does_not_call_its_training_stuck(tmp_
         assert process.communicate(timeout=20)[0] == "10\n"
 
 
-def test_the_training_is_killed_before_its_supervisor_when_memory_runs_out(program):
+def test_out_of_memory_killer_prefers_training_process(program):
     training = program("ignores_every_signal")
     scores = []
 

@@ -36,7 +36,7 @@ def report(program):
     return program("tells_its_environment", environment=SECRETS | HARMLESS).train(devices=(0, 2)).report
 
 
-def test_nothing_secret_of_the_supervisor_reaches_the_child(report):
+def test_training_process_gets_no_secret(report):
     assert "planted" not in str(report["environment"])
     assert "planted" not in str(report["argv"])
     assert "planted" not in str(report["order"])
@@ -44,7 +44,7 @@ def test_nothing_secret_of_the_supervisor_reaches_the_child(report):
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(report["environment"])
 
 
-def test_what_the_child_needs_reaches_it(report):
+def test_training_process_gets_allowed_variables(report):
     environment = report["environment"]
 
     assert HARMLESS.items() <= environment.items()
@@ -55,13 +55,13 @@ def test_what_the_child_needs_reaches_it(report):
     assert environment["ULTRALYTICS_SAFE_LOAD"] == "1"
 
 
-def test_a_run_without_gpus_sees_none(program):
+def test_run_without_gpus_sees_no_gpu(program):
     report = program("tells_its_environment", environment={"CUDA_VISIBLE_DEVICES": "0,1"}).train(devices=()).report
 
     assert report["environment"]["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_everything_that_a_library_writes_beside_the_run_lands_in_the_private_folder(report):
+def test_libraries_write_to_private_folder(report):
     folder = report["environment"]["HOME"]
 
     assert report["cwd"] == f"{folder}/tmp"  # empty: nothing in it could be imported by accident
@@ -69,15 +69,15 @@ def test_everything_that_a_library_writes_beside_the_run_lands_in_the_private_fo
         assert report["environment"][name].startswith(folder)
 
 
-def test_the_child_has_a_session_of_its_own(report):
+def test_training_process_has_its_own_session(report):
     assert report["session"] == report["pid"]
 
 
-def test_the_child_holds_its_four_descriptors_and_nothing_of_ours(report):
+def test_training_process_inherits_only_its_four_descriptors(report):
     assert {int(fd) for fd in report["fds"]} - {0, 1, 2} == {report["events"]}
 
 
-def test_every_integration_is_switched_off_and_weights_are_looked_for_in_our_folder(report, tmp_path):
+def test_integrations_are_disabled_and_weights_folder_is_set(report, tmp_path):
     settings = report["settings"]
 
     assert not any(value for value in settings.values() if isinstance(value, bool))
@@ -85,7 +85,7 @@ def test_every_integration_is_switched_off_and_weights_are_looked_for_in_our_fol
     assert settings["weights_dir"] == str(tmp_path / "models")
 
 
-def test_the_settings_are_all_that_the_installed_version_knows():
+def test_settings_cover_every_key_of_installed_version():
     """A key that is missing would be filled with its default, which is on."""
     source = (Path(sys.prefix) / "lib/python3.11/site-packages/ultralytics/utils/__init__.py").read_text()
     version = re.search(r'class SettingsManager.*?version="([\d.]+)"', source, re.DOTALL)[1]
@@ -98,14 +98,14 @@ def test_the_settings_are_all_that_the_installed_version_knows():
     assert ours["settings_version"] == version
 
 
-def test_the_font_is_a_real_one(tmp_path):
+def test_font_can_be_loaded(tmp_path):
     folder = child_environment.private_folder(tmp_path / "home", tmp_path)
 
     for name in ("Arial.ttf", "Arial.Unicode.ttf"):
         assert (folder / "Ultralytics" / name).read_bytes().startswith(b"\x00\x01\x00\x00")
 
 
-def test_temporary_paths_stay_short_enough_for_sockets(tmp_path):
+def test_temporary_paths_are_short_enough_for_sockets(tmp_path):
     deep = tmp_path / ("x" * 100)
 
     folder = child_environment.private_folder(deep, tmp_path)
@@ -117,7 +117,7 @@ def test_temporary_paths_stay_short_enough_for_sockets(tmp_path):
     shutil.rmtree(folder)
 
 
-def test_lock_that_a_kill_or_a_power_cut_left_in_the_font_cache_is_removed(tmp_path):
+def test_stale_lock_in_font_cache_is_removed(tmp_path):
     fonts = tmp_path / "matplotlib"
     fonts.mkdir()
     left, fresh, odd = (fonts / f"{name}.json.matplotlib-lock" for name in ("left", "fresh", "odd"))

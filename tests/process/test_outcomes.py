@@ -9,7 +9,7 @@ from trainer.core.errors import MachineFailed, RunFailed
 from trainer.core.stop import Stopped
 
 
-def test_a_process_that_dies_without_a_result_is_told_with_its_code_and_last_line(program):
+def test_exit_without_result_is_reported_with_code_and_last_line(program):
     training = program("dies_without_result")
 
     with pytest.raises(MachineFailed, match=r"training \(epoch 1\).*exit code 3.*a way that nobody expected"):
@@ -17,34 +17,34 @@ def test_a_process_that_dies_without_a_result_is_told_with_its_code_and_last_lin
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_process_that_a_signal_ends_is_told_with_its_name(program, number):
+def test_death_by_signal_is_reported_with_signal_name(program, number):
     training = program("dies_by_signal", str(int(number)))
 
     with pytest.raises(MachineFailed, match=number.name):
         training.train()
 
 
-def test_a_process_that_was_killed_points_at_the_memory(program):
+def test_sigkill_suggests_host_memory(program):
     with pytest.raises(MachineFailed, match="memory"):
         program("dies_by_signal", str(int(signal.SIGKILL))).train()
 
 
-def test_a_full_shared_memory_mount_is_told_from_its_signal(program):
+def test_sigbus_is_reported_as_full_shared_memory(program):
     with pytest.raises(MachineFailed, match="/dev/shm"):
         program("dies_by_signal", str(int(signal.SIGBUS))).train()
 
 
-def test_what_was_printed_before_a_kill_explains_it(program):
+def test_output_before_sigkill_is_used_for_diagnosis(program):
     with pytest.raises(MachineFailed, match=r"memory.*fewer workers.*DataLoader worker"):
         program("is_killed_for_memory").train()
 
 
-def test_a_process_that_eats_all_memory_is_told_so_and_we_live_on(program):
+def test_out_of_memory_in_training_process_does_not_affect_supervisor(program):
     with pytest.raises(MachineFailed, match="memory"):
         program("eats_memory").train()
 
 
-def test_a_crash_becomes_its_diagnosis(program):
+def test_crash_is_diagnosed(program):
     training = program("trains_quickly").behave(
         at_epoch=2,
         crash={"error": "OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 2.00 GiB."},
@@ -54,7 +54,7 @@ def test_a_crash_becomes_its_diagnosis(program):
         training.train()
 
 
-def test_a_process_that_never_starts_is_killed_at_the_end_of_its_budget(program):
+def test_process_that_never_starts_is_killed_after_limit(program):
     training = program("never_starts", starting=0.3)
     began = time.monotonic()
 
@@ -64,12 +64,12 @@ def test_a_process_that_never_starts_is_killed_at_the_end_of_its_budget(program)
     assert time.monotonic() - began < 20
 
 
-def test_a_process_that_cannot_import_is_told_with_the_package(program):
+def test_missing_package_is_named(program):
     with pytest.raises(MachineFailed, match="a_package_that_nobody_installed"):
         program("cannot_be_imported").train()
 
 
-def test_a_program_that_does_not_exist_is_a_failure_of_the_machine(program, tmp_path):
+def test_missing_program_is_machine_failure(program, tmp_path):
     training = program("dies_without_result")
     training.trainer._program = (str(tmp_path / "nothing"),)
 
@@ -77,7 +77,7 @@ def test_a_program_that_does_not_exist_is_a_failure_of_the_machine(program, tmp_
         training.train()
 
 
-def test_a_silent_process_is_stuck_and_killed(program):
+def test_silent_process_is_killed_as_stuck(program):
     training = program("goes_silent", stall=0.4)
     began = time.monotonic()
 
@@ -87,7 +87,7 @@ def test_a_silent_process_is_stuck_and_killed(program):
     assert time.monotonic() - began < 20
 
 
-def test_a_stopped_process_is_stuck_and_killed(program):
+def test_suspended_process_is_killed_as_stuck(program):
     """SIGSTOP, as a debugger or a batch system sends it: nothing of the process itself can react."""
     training = program("dies_by_signal", str(int(signal.SIGSTOP)), stall=0.4)
 
@@ -95,7 +95,7 @@ def test_a_stopped_process_is_stuck_and_killed(program):
         training.train()
 
 
-def test_a_result_counts_although_the_process_does_not_end(program):
+def test_result_counts_if_process_does_not_exit(program):
     training = program("hangs_after_finishing", exit=0.3)
     began = time.monotonic()
 
@@ -103,7 +103,7 @@ def test_a_result_counts_although_the_process_does_not_end(program):
     assert time.monotonic() - began < 20
 
 
-def test_half_a_final_event_is_not_a_result(program):
+def test_incomplete_final_event_is_not_a_result(program):
     training = program("writes_half_a_line")
 
     with pytest.raises(MachineFailed, match="without a result"):
@@ -113,7 +113,7 @@ def test_half_a_final_event_is_not_a_result(program):
     assert len(training.of("epoch")) == 1
 
 
-def test_a_closed_events_pipe_is_not_a_result(program):
+def test_closed_event_pipe_is_not_a_result(program):
     training = program("closes_the_pipe")
 
     with pytest.raises(MachineFailed, match="exit code 0"):
@@ -122,12 +122,12 @@ def test_a_closed_events_pipe_is_not_a_result(program):
     assert len(training.of("epoch")) == 1
 
 
-def test_a_stop_that_nobody_asked_for_is_a_failure(program):
+def test_unrequested_stop_is_a_failure(program):
     with pytest.raises(MachineFailed, match="without a result"):
         program("stops_unasked").train()
 
 
-def test_an_exception_of_the_listener_ends_the_training_and_is_raised(program):
+def test_exception_of_listener_ends_training_and_is_raised(program):
     training = program("trains_quickly").behave(seconds_per_epoch=60)
 
     def journal_is_full(event):
@@ -139,7 +139,7 @@ def test_an_exception_of_the_listener_ends_the_training_and_is_raised(program):
     assert time.monotonic() - began < 20
 
 
-def test_a_training_whose_stop_is_set_before_it_begins_never_starts(program, home):
+def test_stop_before_start_prevents_training(program, home):
     from trainer.core.stop import StopReason
 
     training = program("trains_quickly")
@@ -151,7 +151,7 @@ def test_a_training_whose_stop_is_set_before_it_begins_never_starts(program, hom
     assert list(home.iterdir()) == []
 
 
-def test_the_kernels_count_of_memory_kills_is_asked(program, monkeypatch):
+def test_kernel_oom_kill_count_is_used(program, monkeypatch):
     counts = iter([4, 5])
     monkeypatch.setattr("trainer.training.supervisor.training_watch.oom_kills", lambda: next(counts))
 
@@ -159,13 +159,13 @@ def test_the_kernels_count_of_memory_kills_is_asked(program, monkeypatch):
         program("dies_by_signal", str(int(signal.SIGKILL))).train()
 
 
-def test_the_kernels_count_can_be_read():
+def test_kernel_oom_kill_count_is_read():
     from trainer.training.supervisor.training_watch import oom_kills
 
     assert oom_kills() >= 0
 
 
-def test_a_host_without_room_for_the_private_folder_is_told(program, home):
+def test_missing_space_for_private_folder_is_reported(program, home):
     training = program("trains_quickly")
     home.rmdir()
     home.write_text("a file where the folder should be")

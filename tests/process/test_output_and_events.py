@@ -15,7 +15,7 @@ def is_reading():
     return any(thread.name == "child-reader" for thread in threading.enumerate())
 
 
-def test_a_flood_of_output_neither_blocks_the_child_nor_fills_the_memory(program):
+def test_output_flood_neither_blocks_training_nor_fills_memory(program):
     training = program("floods_stdout")
     waited = []
 
@@ -36,7 +36,7 @@ def test_a_flood_of_output_neither_blocks_the_child_nor_fills_the_memory(program
     assert re.fullmatch(r"… \d{5} lines left out: output came too fast …", training.lines[-1])
 
 
-def test_output_of_a_listener_that_keeps_up_is_readable_to_the_end(program, monkeypatch):
+def test_fast_listener_gets_readable_output_to_the_end(program, monkeypatch):
     monkeypatch.setattr(event_dispatch, "MOST_LINES", 10**6)
     training = program("floods_stdout")
 
@@ -51,7 +51,7 @@ def test_output_of_a_listener_that_keeps_up_is_readable_to_the_end(program, monk
     assert sum(line.startswith(" bar ") for line in training.lines) <= 30 + 4  # thirty endings, and one a second
 
 
-def test_a_bar_that_is_redrawn_becomes_its_first_and_last_line(program):
+def test_redrawn_bar_becomes_first_and_last_line(program):
     training = program("draws_bars")
 
     training.train()
@@ -59,7 +59,7 @@ def test_a_bar_that_is_redrawn_becomes_its_first_and_last_line(program):
     assert training.lines == ["  1/3 0% ━━━╸", "  1/3 100% ━━━╸", "", "Epoch done"]
 
 
-def test_a_library_that_prints_into_the_events_pipe_costs_one_warning(program):
+def test_output_into_event_pipe_causes_one_warning(program):
     training = program("prints_to_the_event_fd")
 
     assert training.train().report == {"fine": True}
@@ -68,13 +68,13 @@ def test_a_library_that_prints_into_the_events_pipe_costs_one_warning(program):
     assert sum("a library believes" in line for line in training.lines) == 50
 
 
-def test_megabytes_without_an_end_are_no_event_and_no_harm(program):
+def test_endless_line_in_event_pipe_is_dropped(program):
     training = program("sends_garbage")
 
     assert training.train().report == {"fine": True}
 
 
-def test_a_slow_listener_gets_every_durable_event_in_order_and_the_child_does_not_wait(program):
+def test_slow_listener_gets_every_durable_event_in_order(program):
     training = program("many_events")
     waited = []
 
@@ -95,7 +95,7 @@ def test_a_slow_listener_gets_every_durable_event_in_order_and_the_child_does_no
     assert training.of("batch")[-1].batch == 10
 
 
-def test_a_listener_that_hangs_does_not_keep_a_cancel_from_the_child(program):
+def test_hanging_listener_does_not_delay_cancel(program):
     training = program("trains_quickly", grace=5).behave(seconds_per_epoch=0.01)
     go_on = threading.Event()
 

@@ -10,7 +10,7 @@ from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
 
 
-def test_a_spare_gets_the_next_order(program, tmp_path):
+def test_prestarted_process_gets_next_order(program, tmp_path):
     training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
     (spare,) = subreapers()
@@ -22,7 +22,7 @@ def test_a_spare_gets_the_next_order(program, tmp_path):
     assert report["devices"] is None  # it was started before anybody knew: its order tells it
 
 
-def test_warming_twice_keeps_one_spare(program, tmp_path):
+def test_second_warm_starts_no_other_process(program, tmp_path):
     training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
 
     training.trainer.warm()
@@ -31,7 +31,7 @@ def test_warming_twice_keeps_one_spare(program, tmp_path):
     assert len(subreapers()) == 1
 
 
-def test_without_warm_start_there_is_no_spare(program, tmp_path):
+def test_without_warm_start_nothing_is_prestarted(program, tmp_path):
     training = program("dies_once_ordered", str(tmp_path / "no"))
 
     training.trainer.warm()
@@ -40,7 +40,7 @@ def test_without_warm_start_there_is_no_spare(program, tmp_path):
     assert subreapers() == []
 
 
-def test_the_next_spare_is_warmed_while_a_training_is_busy(program):
+def test_next_process_is_prestarted_during_training(program):
     training = program("trains_quickly", warm_start=True).behave(seconds_per_epoch=0.4)
     seen = []
     training.when(lambda t: t.of("epoch"), lambda: seen.append(len(subreapers())))
@@ -51,7 +51,7 @@ def test_the_next_spare_is_warmed_while_a_training_is_busy(program):
     assert len(subreapers()) == 1
 
 
-def test_a_spare_that_is_dead_is_replaced_by_a_cold_start(program, tmp_path):
+def test_dead_prestarted_process_is_replaced_by_cold_start(program, tmp_path):
     training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
     (spare,) = subreapers()
@@ -61,7 +61,7 @@ def test_a_spare_that_is_dead_is_replaced_by_a_cold_start(program, tmp_path):
     assert training.train(devices=(1,)).report["devices"] == "1"
 
 
-def test_a_spare_that_dies_on_its_order_is_replaced_by_a_cold_start(program, tmp_path):
+def test_prestarted_process_that_dies_on_its_order_is_replaced_by_cold_start(program, tmp_path):
     (tmp_path / "once").touch()
     training = program("dies_once_ordered", str(tmp_path / "once"), warm_start=True)
     training.trainer.warm()
@@ -69,7 +69,7 @@ def test_a_spare_that_dies_on_its_order_is_replaced_by_a_cold_start(program, tmp
     assert training.train(devices=(1,)).report["devices"] == "1"
 
 
-def test_a_spare_that_never_gets_ready_does_not_hide_a_stop(program):
+def test_prestarted_process_that_never_gets_ready_obeys_stop(program):
     training = program("never_starts", warm_start=True, grace=0.2)
     training.trainer.warm()
     threading.Timer(0.2, training.stop.set, [StopReason.SHUTDOWN]).start()
@@ -77,7 +77,7 @@ def test_a_spare_that_never_gets_ready_does_not_hide_a_stop(program):
         training.train()
 
 
-def test_a_spare_waits_again_after_a_training_that_failed_early(program):
+def test_process_is_prestarted_after_early_failure(program):
     training = program("cannot_be_imported", warm_start=True)
 
     with pytest.raises(MachineFailed):
@@ -86,7 +86,7 @@ def test_a_spare_waits_again_after_a_training_that_failed_early(program):
     assert training.trainer._prestarted is not None
 
 
-def test_no_spare_is_started_on_the_way_out(program):
+def test_shutdown_prestarts_no_process(program):
     training = program("never_starts", warm_start=True, grace=0.1)
     threading.Timer(0.2, training.stop.set, [StopReason.SHUTDOWN]).start()
 
@@ -96,7 +96,7 @@ def test_no_spare_is_started_on_the_way_out(program):
     assert subreapers() == []
 
 
-def test_closing_ends_the_spare_and_no_other_is_started(program, tmp_path):
+def test_close_ends_prestarted_process_and_starts_no_other(program, tmp_path):
     training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
 
@@ -106,7 +106,7 @@ def test_closing_ends_the_spare_and_no_other_is_started(program, tmp_path):
     assert subreapers() == []
 
 
-def test_two_trainings_at_once_have_a_child_each(program, tmp_path):
+def test_parallel_trainings_have_separate_processes(program, tmp_path):
     training = program("trains_quickly", warm_start=True).behave(seconds_per_epoch=0.1)
     orders = [training.order(epochs=2, run_dir=tmp_path / name) for name in ("one", "other")]
 

@@ -15,7 +15,7 @@ from trainer.core.events import Phase
 from trainer.core.stop import Stopped, StopReason
 
 
-def test_a_training_is_told_from_its_first_phase_to_its_model(program):
+def test_training_reports_every_phase_and_epoch(program):
     training = program("trains_quickly")
 
     finished = training.train(epochs=3)
@@ -32,7 +32,7 @@ def test_a_training_is_told_from_its_first_phase_to_its_model(program):
     assert finished.report["epochs_completed"] == 3
 
 
-def test_its_files_are_those_of_a_real_training(program):
+def test_files_equal_those_of_real_training(program):
     training = program("trains_quickly")
 
     finished = training.train(epochs=2)
@@ -44,7 +44,7 @@ def test_its_files_are_those_of_a_real_training(program):
     assert len((training.run_dir / "results.csv").read_text().splitlines()) == 3
 
 
-def test_its_checkpoints_are_what_it_announces(program):
+def test_checkpoints_equal_their_events(program):
     training = program("trains_quickly").behave(checkpoint_bytes=5000)
 
     training.train(epochs=2)
@@ -57,7 +57,7 @@ def test_its_checkpoints_are_what_it_announces(program):
         assert facts["epoch"] == saved.epoch
 
 
-def test_it_goes_on_from_a_checkpoint(program):
+def test_resumes_from_checkpoint(program):
     training = program("trains_quickly").behave(at_epoch=3, exit=7)
     with pytest.raises(MachineFailed, match="exit code 7"):
         training.train(epochs=4)
@@ -90,19 +90,19 @@ def test_it_goes_on_from_a_checkpoint(program):
         ),
     ],
 )
-def test_trouble_comes_when_it_is_ordered(program, knobs, error, words):
+def test_requested_failure_happens(program, knobs, error, words):
     with pytest.raises(error, match=words):
         program("trains_quickly").behave(**knobs).train()
 
 
-def test_it_hangs_when_ordered_to(program):
+def test_hangs_on_request(program):
     training = program("trains_quickly", stall=0.3).behave(at_epoch=1, hang=True)
 
     with pytest.raises(MachineFailed, match="stuck"):
         training.train()
 
 
-def test_immortal_it_ends_by_force_only(program, monkeypatch):
+def test_ignored_signals_need_sigkill(program, monkeypatch):
     monkeypatch.setattr("trainer.training.supervisor.training_watch._TERM_SECONDS", 0.2)
     training = program("trains_quickly", grace=0.2).behave(immortal=True, deaf=True, seconds_per_epoch=30)
     training.when(lambda t: t.of("phase"), lambda: training.stop.set(StopReason.CANCELED))
@@ -114,7 +114,7 @@ def test_immortal_it_ends_by_force_only(program, monkeypatch):
     assert time.monotonic() - began < 20
 
 
-def test_its_behavior_can_come_from_a_file_of_its_own(program, tmp_path):
+def test_behavior_is_read_from_given_file(program, tmp_path):
     (tmp_path / "knobs.json").write_text('{"warnings": ["from the file"], "report": {"mAP": 0.9}}')
     training = program("trains_quickly", "--behavior", str(tmp_path / "knobs.json")).behave(warnings=["not this"])
 

@@ -101,7 +101,7 @@ def writing(path):
     return f"open({str(path)!r}, 'w').close()"
 
 
-def test_what_a_run_is_made_from_can_be_read(place):
+def test_inputs_of_run_are_readable(place):
     order = order_for(place.root, resume=place.root / "kept" / "epoch-3.pt")
     files = [
         "view/data.yaml", "view/images/train/0.png", "view/images/train/1.png", "view/images/train/2.png", "models/mine.pt",
@@ -111,13 +111,13 @@ def test_what_a_run_is_made_from_can_be_read(place):
     assert place.how_it_went((reading(place.root / name) for name in files), order=order) == {"done"}
 
 
-def test_what_is_none_of_its_business_cannot_be_read(place):
+def test_other_files_are_not_readable(place):
     names = ["queue.db", ".env", "models/other.pt", "runs/train_2/best.pt", "strangers/3.png", "kept/epoch-3.pt"]
 
     assert place.how_it_went(reading(place.root / name) for name in names) == {"PermissionError"}
 
 
-def test_nor_what_the_operator_has_on_the_host(place):
+def test_operators_files_are_not_readable(place):
     paths = [
         "/etc/shadow",
         "/root/.profile",
@@ -134,14 +134,14 @@ def test_nor_what_the_operator_has_on_the_host(place):
     assert place.how_it_went(f"import os; os.open({str(path)!r}, os.O_RDONLY)" for path in there) == {"PermissionError"}
 
 
-def test_the_services_own_environment_cannot_be_read(place):
+def test_environment_of_service_is_not_readable(place):
     """It holds the keys, and belongs to the same user."""
     attempt = "import os; open(f'/proc/{os.getppid()}/environ').read()"
 
     assert place.how_it_went([attempt]) == {"PermissionError"}
 
 
-def test_its_own_folders_can_be_written_to(place):
+def test_own_folders_are_writable(place):
     run, private = place.order.run_dir, Path(place.environment["HOME"])
     attempts = [
         writing(run / "results.csv"),
@@ -161,7 +161,7 @@ def test_its_own_folders_can_be_written_to(place):
     assert (run / "weights" / "moved.csv").exists()
 
 
-def test_nothing_else_can_be_written_to_neither_through_a_link(place):
+def test_other_folders_are_not_writable_even_through_links(place):
     names = [
         "new",
         "queue.db",
@@ -177,7 +177,7 @@ def test_nothing_else_can_be_written_to_neither_through_a_link(place):
     assert {path: path.read_text() for path in place.root.rglob("*") if path.is_file()} == before
 
 
-def test_nothing_else_can_be_changed_or_brought_in(place):
+def test_other_files_can_be_neither_changed_nor_moved_in(place):
     ways = [
         "os.remove({0!r})", "os.truncate({0!r}, 0)", "os.rename({0!r}, {0!r} + '2')", "os.symlink('x', {0!r} + '2')",
         "os.mkdir({0!r} + '2')", "os.link({0!r}, {1!r})", "os.rename({0!r}, {1!r})", "os.mkfifo({0!r} + '2')",
@@ -190,14 +190,14 @@ def test_nothing_else_can_be_changed_or_brought_in(place):
     assert (place.root / "queue.db").read_text() == "content"
 
 
-def test_no_device_can_be_made(place):
+def test_device_files_cannot_be_created(place):
     """As root, a node of one's own for the disk would be a way around everything."""
     code = f"import os, stat; os.mknod({str(place.order.run_dir / 'disk')!r}, stat.S_IFBLK | 0o600, os.makedev(254, 0))"
 
     assert place.how_it_went([code]) == {"PermissionError"}
 
 
-def test_what_was_written_cannot_be_executed(place):
+def test_written_files_cannot_be_executed(place):
     program = place.order.run_dir / "program"
     code = (
         f"import os, subprocess; open({str(program)!r}, 'w').write('#!/bin/sh\\n'); os.chmod({str(program)!r}, 0o755); "
@@ -208,7 +208,7 @@ def test_what_was_written_cannot_be_executed(place):
     assert program.exists()
 
 
-def test_the_hosts_programs_still_run_and_are_as_confined(place):
+def test_host_programs_run_inside_the_sandbox(place):
     run = "import subprocess, sys; subprocess.run([sys.executable, '-c', {0!r}], check=True, stderr=subprocess.DEVNULL)"
     inside = run.format(f"import trainer.core.job, numpy; {writing(place.order.run_dir / 'new')}")
     outside = run.format(writing(place.root / "new")).replace("check=True", "check=False")
@@ -227,7 +227,7 @@ def listener():
 CONNECT = "import socket; socket.create_connection(('127.0.0.1', {0}), 5).close()"
 
 
-def test_there_is_no_network_not_even_to_this_host(place, listener):
+def test_network_is_closed_even_to_this_host(place, listener):
     ring = "import ctypes; c = ctypes.CDLL(None, use_errno=True); c.syscall(425, 1, (ctypes.c_char * 120)()); "
     ring += "raise OSError(ctypes.get_errno(), 'io_uring')"
     attempts = [
@@ -243,7 +243,7 @@ def test_there_is_no_network_not_even_to_this_host(place, listener):
     assert place.how_it_went(attempts) == {"PermissionError"}
 
 
-def test_every_thread_lost_the_network_also_those_that_were_there_before(tmp_path, listener):
+def test_network_is_closed_for_existing_threads(tmp_path, listener):
     code = f"""
 import threading, socket
 from trainer.training.sandbox.landlock import close_network
@@ -262,7 +262,7 @@ close_network(); go.set(); thread.join(); print(done)
     assert told.stdout == "['refused']\n"
 
 
-def test_processes_of_the_run_talk_through_sockets_of_their_own(place):
+def test_unix_sockets_of_run_work(place):
     code = "import socket, tempfile; a = socket.socket(socket.AF_UNIX); a.bind(tempfile.mkdtemp() + '/s'); a.listen(); "
     code += "b = socket.socket(socket.AF_UNIX); b.connect(a.getsockname()); socket.socketpair(); "
     code += "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close()"
@@ -270,7 +270,7 @@ def test_processes_of_the_run_talk_through_sockets_of_their_own(place):
     assert place.how_it_went([code]) == {"done"}
 
 
-def test_several_gpus_keep_the_network_by_which_they_speak(place, listener):
+def test_run_on_several_gpus_keeps_tcp(place, listener):
     order = order_for(place.root, devices=(0, 1))
 
     assert place.how_it_went([CONNECT.format(listener.getsockname()[1])], order=order) == {"done"}
@@ -278,19 +278,19 @@ def test_several_gpus_keep_the_network_by_which_they_speak(place, listener):
 
 
 @pytest.mark.skipif(LANDLOCK < 6, reason="signals are closed from Landlock 6 on")
-def test_nobody_else_can_be_signaled(place):
+def test_other_processes_cannot_be_signaled(place):
     own = "import subprocess; p = subprocess.Popen(['sleep', '60']); p.kill(); p.wait()"
     told = place.try_each("import os; os.kill(os.getppid(), 0)", own)["told"]
 
     assert list(told.values()) == ["PermissionError", "done"]
 
 
-def test_it_is_done_in_no_time(place):
+def test_entering_sandbox_takes_milliseconds(place):
     """Nothing next to a training's start: milliseconds of a processor, so that others at work here do not count."""
     assert min(place.try_each()["milliseconds"] for _ in range(3)) < 20
 
 
-def test_a_missing_protection_is_told_and_the_training_goes_on(place, monkeypatch, tmp_path):
+def test_missing_protection_is_reported_and_training_continues(place, monkeypatch, tmp_path):
     def refuse(*_, **__):
         raise landlock.SandboxUnavailable(38, "Function not implemented")
 
@@ -303,7 +303,7 @@ def test_a_missing_protection_is_told_and_the_training_goes_on(place, monkeypatc
     assert network == "network (seccomp: Function not implemented)"
 
 
-def test_without_what_it_needs_nothing_is_closed(tmp_path):
+def test_unreadable_sample_leaves_everything_open(tmp_path):
     """A file system that shows another file each time it is asked would make a dataset unreadable."""
     (tmp_path / "needed").write_text("x")
     code = f"""
@@ -320,7 +320,7 @@ print(open({str(tmp_path / "needed")!r}).read())
     assert told.stdout == f"Permission denied: {tmp_path / 'needed'}\nx\n"
 
 
-def test_an_unknown_processor_is_told(monkeypatch):
+def test_unknown_processor_is_reported(monkeypatch):
     monkeypatch.setattr(landlock.platform, "machine", lambda: "vax")
 
     with pytest.raises(landlock.SandboxUnavailable, match="vax"):
@@ -330,7 +330,7 @@ def test_an_unknown_processor_is_told(monkeypatch):
 # ── what is within reach ──
 
 
-def test_the_packages_that_will_be_imported_are_among_what_is_tried_first(place):
+def test_imported_packages_are_among_samples(place):
     """An installation in some other way would otherwise end in an ImportError."""
     tried = policy.access_policy(place.order, place.environment).samples
 
@@ -338,7 +338,7 @@ def test_the_packages_that_will_be_imported_are_among_what_is_tried_first(place)
     assert all(path.is_file() for path in tried[-4:])
 
 
-def test_a_list_of_fonts_that_is_there_is_not_written_again(place):
+def test_existing_font_list_is_read_only(place):
     fonts = Path(place.environment["MPLCONFIGDIR"])
 
     assert fonts in policy.access_policy(place.order, place.environment).write
@@ -347,7 +347,7 @@ def test_a_list_of_fonts_that_is_there_is_not_written_again(place):
     assert fonts in policy.access_policy(place.order, place.environment).read
 
 
-def test_around_a_hole_everything_else_stays(tmp_path):
+def test_tree_without_hole_keeps_everything_else(tmp_path):
     for name in ("app/.env", "app/code.py", "lib/x", "bin/y"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -359,14 +359,14 @@ def test_around_a_hole_everything_else_stays(tmp_path):
     assert list(policy.without(tmp_path / "app", tmp_path / "lib")) == [tmp_path / "app"]
 
 
-def test_links_of_a_view_are_followed_to_their_last_folder(place):
+def test_links_of_view_are_followed_to_final_folder(place):
     found = policy.linked_files(place.order.dataset.root)
 
     assert set(found) == {place.root / "pictures", place.root / "elsewhere"}
     assert found[place.root / "elsewhere"] == place.root / "elsewhere" / "2.png"
 
 
-def test_links_to_nothing_and_a_view_that_is_gone_are_the_trainings_business(place):
+def test_broken_links_and_missing_view_are_ignored(place):
     (place.order.dataset.root / "images" / "train" / "3.png").symlink_to("/nowhere/3.png")
     (place.order.dataset.root / "images" / "train" / "4.png").symlink_to("4.png")
 
@@ -376,7 +376,7 @@ def test_links_to_nothing_and_a_view_that_is_gone_are_the_trainings_business(pla
 
 
 @pytest.mark.parametrize(("there", "woken"), [(["nvidiactl"], True), (["nvidiactl", "nvidia-uvm"], False), ([], False)])
-def test_a_driver_that_sleeps_since_the_boot_is_woken_while_that_is_allowed(tmp_path, monkeypatch, there, woken):
+def test_gpu_device_is_created_before_sandbox(tmp_path, monkeypatch, there, woken):
     for name in there:
         (tmp_path / name).touch()
     program = tmp_path / "nvidia-modprobe"

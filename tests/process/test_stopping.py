@@ -28,34 +28,34 @@ def stop_with(training, reason):
 
 
 @pytest.mark.parametrize("reason", [StopReason.CANCELED, StopReason.SHUTDOWN])
-def test_a_polite_request_ends_a_training_at_its_next_batch(program, reason):
+def test_stop_request_ends_training_at_next_batch(program, reason):
     training = program("trains_quickly", grace=5).behave(seconds_per_epoch=0.2)
 
     assert stop_with(training, reason) < 3
     assert training.events[-1].kind == "stopped"
 
 
-def test_a_child_that_needs_a_while_gets_its_grace(program):
+def test_slow_stop_within_grace_is_not_killed(program):
     training = program("slow_to_stop", grace=3)
 
     assert 0.5 < stop_with(training, StopReason.SHUTDOWN) < 2.5
     assert '"shutdown"' in training.of("warning")[0].message
 
 
-def test_a_child_that_is_deaf_to_requests_gets_sigterm_after_the_grace(program):
+def test_ignored_stop_request_is_followed_by_sigterm(program):
     training = program("trains_quickly", grace=0.3).behave(deaf=True, seconds_per_epoch=30)
 
     assert 0.25 < stop_with(training, StopReason.CANCELED) < 5
 
 
-def test_a_child_that_ignores_every_signal_is_killed(program, monkeypatch):
+def test_ignored_sigterm_is_followed_by_sigkill(program, monkeypatch):
     monkeypatch.setattr("trainer.training.supervisor.training_watch._TERM_SECONDS", 0.3)
     training = program("ignores_every_signal", grace=0.3)
 
     assert 0.5 < stop_with(training, StopReason.CANCELED) < 5
 
 
-def test_a_child_whose_stdin_is_full_is_stopped_too(program):
+def test_full_stdin_does_not_prevent_stop(program):
     training = program("listens_badly", grace=0.2)
     training.when(in_training, lambda: training.stop.set(StopReason.CANCELED))
 
@@ -63,13 +63,13 @@ def test_a_child_whose_stdin_is_full_is_stopped_too(program):
         training.train(names=tuple(f"class {number}" for number in range(20_000)))
 
 
-def test_a_lost_lease_kills_at_once(program):
+def test_lost_lease_kills_at_once(program):
     training = program("ignores_every_signal", grace=60)
 
     assert stop_with(training, StopReason.LOST) < 5
 
 
-def test_a_lost_lease_after_a_polite_request_kills_at_once(program):
+def test_lost_lease_after_stop_request_kills_at_once(program):
     training = program("ignores_every_signal", grace=60)
 
     def ask():
@@ -85,7 +85,7 @@ def test_a_lost_lease_after_a_polite_request_kills_at_once(program):
     assert time.monotonic() - began < 20
 
 
-def test_a_cancel_cuts_the_patience_of_a_shutdown_short(program):
+def test_cancel_shortens_time_limit_of_shutdown(program):
     training = program("trains_quickly", grace=0.3, shutdown=60).behave(deaf=True, seconds_per_epoch=30)
     asked = []
 
@@ -101,7 +101,7 @@ def test_a_cancel_cuts_the_patience_of_a_shutdown_short(program):
     assert 0.9 <= time.monotonic() - asked[0] < 20
 
 
-def test_a_stronger_request_follows_a_milder_one_without_a_second_grace(program):
+def test_stronger_stop_gets_no_second_grace(program):
     training = program("trains_quickly", grace=4).behave(deaf=True, seconds_per_epoch=60)
     asked = []
 
@@ -118,14 +118,14 @@ def test_a_stronger_request_follows_a_milder_one_without_a_second_grace(program)
     assert 3.9 < time.monotonic() - asked[0] < 6.9
 
 
-def test_a_wish_to_finish_completes_the_training_early(program):
+def test_finish_request_completes_training_early(program):
     training = program("trains_quickly", grace=0.1).behave(seconds_per_epoch=0.4)
     training.when(in_training, lambda: training.stop.set(StopReason.FINISH))
 
     assert training.train(epochs=100).report["epochs_completed"] == 1
 
 
-def test_a_wish_to_finish_never_kills(program):
+def test_finish_request_never_kills(program):
     training = program("slow_to_stop", grace=0.1)
     training.when(in_training, lambda: training.stop.set(StopReason.FINISH))
 
@@ -135,7 +135,7 @@ def test_a_wish_to_finish_never_kills(program):
     assert '"finish"' in training.of("warning")[0].message
 
 
-def test_a_cancel_after_a_wish_to_finish_is_heard(program):
+def test_cancel_after_finish_request_is_obeyed(program):
     training = program("trains_quickly", grace=60).behave(seconds_per_epoch=60)
 
     def ask():
@@ -150,14 +150,14 @@ def test_a_cancel_after_a_wish_to_finish_is_heard(program):
     assert time.monotonic() - began < 20
 
 
-def test_a_cancel_that_comes_when_the_model_is_finished_loses(program):
+def test_cancel_after_final_event_is_ignored(program):
     training = program("hangs_after_finishing", exit=0.6)
     training.when(lambda t: t.of("finished"), lambda: training.stop.set(StopReason.CANCELED))
 
     assert training.train().report == {"fine": True}
 
 
-def test_a_finished_model_of_a_lost_lease_is_not_ours_any_more(program):
+def test_lost_lease_discards_finished_model(program):
     training = program("hangs_after_finishing", exit=5)
     training.when(lambda t: t.of("finished"), lambda: training.stop.set(StopReason.LOST))
 
@@ -165,11 +165,11 @@ def test_a_finished_model_of_a_lost_lease_is_not_ours_any_more(program):
         training.train()
 
 
-def test_a_crash_on_the_way_out_is_still_a_stop(program):
+def test_crash_during_stop_counts_as_stop(program):
     stop_with(program("crashes_while_stopping"), StopReason.CANCELED)
 
 
-def test_a_training_that_starts_while_it_is_stopped_is_ended_before_it_is_ready(program):
+def test_stop_during_start_ends_process_before_it_is_ready(program):
     training = program("never_starts", grace=0.2)
     began = time.monotonic()
 

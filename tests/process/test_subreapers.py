@@ -36,7 +36,7 @@ else:
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv, to mount another /proc"
 )
-def test_process_that_proc_does_not_show_ends_with_its_training(tmp_path):
+def test_process_hidden_from_proc_ends_with_its_training(tmp_path):
     """On a host that mounts /proc with hidepid=2."""
     mount = 'mount -t proc -o hidepid=2,gid=65534 proc /proc && exec setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace "$@"'
     with under_subreaper(tmp_path, HIDE, prefix=["unshare", "--mount", "sh", "-c", mount, "sh"]) as (process, lifeline):
@@ -59,7 +59,7 @@ def under_subreaper(tmp_path, program, prefix=()):
 
 
 @pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 8])
-def test_guardian_killed_while_the_tree_ends_leaves_no_process(tmp_path, milliseconds):
+def test_subreaper_killed_during_shutdown_leaves_no_process(tmp_path, milliseconds):
     with under_subreaper(tmp_path, HIDE + "time.sleep(20)") as (process, lifeline):
         wait_until((tmp_path / "pid").exists)
         lifeline.shutdown(socket.SHUT_WR)
@@ -71,7 +71,7 @@ def test_guardian_killed_while_the_tree_ends_leaves_no_process(tmp_path, millise
 
 
 @pytest.mark.parametrize("stopped", [(True, False), (False, True), (True, True)], ids=["first", "second", "both"])
-def test_a_child_that_stops_its_guardians_is_killed_all_the_same(program, tmp_path, monkeypatch, stopped):
+def test_training_process_that_suspends_its_subreapers_is_killed(program, tmp_path, monkeypatch, stopped):
     monkeypatch.setattr("trainer.training.supervisor.process_tree._KILL_SECONDS", 0.3)
     training = program("daemonizes", str(tmp_path / "pids"))
 
@@ -94,7 +94,7 @@ def kill_a_subreaper(request):
     return lambda: [(subreaper if request.param == "first" else second(subreaper)).kill() for subreaper in subreapers()]
 
 
-def test_a_killed_guardian_takes_the_child_with_it(program, kill_a_subreaper):
+def test_killed_subreaper_ends_training_process(program, kill_a_subreaper):
     training = program("ignores_every_signal")
     pids = []
 
@@ -111,7 +111,7 @@ def test_a_killed_guardian_takes_the_child_with_it(program, kill_a_subreaper):
 
 
 @pytest.mark.parametrize("name", ["leaks_children", "daemonizes"])
-def test_a_killed_guardian_leaves_no_grandchildren(program, tmp_path, home, leak_check, kill_a_subreaper, name):
+def test_killed_subreaper_leaves_no_grandchildren(program, tmp_path, home, leak_check, kill_a_subreaper, name):
     """Also none in a session of its own, none whose parent ended long before, and none that hides."""
     training = program(name, str(tmp_path / "pids"), "wait")
     training.when(lambda t: len(t.of("phase")) == 2, kill_a_subreaper)
@@ -134,7 +134,7 @@ def adopts_orphans():
     assert prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
 
 
-def test_a_killed_guardian_leaves_no_zombie_to_a_service_that_adopts_orphans(
+def test_killed_subreaper_leaves_no_zombie_in_adopting_service(
     program,
     tmp_path,
     adopts_orphans,
@@ -150,7 +150,7 @@ def test_a_killed_guardian_leaves_no_zombie_to_a_service_that_adopts_orphans(
     assert psutil.Process().children() == before
 
 
-def test_a_killed_guardian_takes_nothing_of_another_training_with_it(program, tmp_path):
+def test_killed_subreaper_does_not_affect_other_training(program, tmp_path):
     for name in ("killed", "other"):
         (tmp_path / name).mkdir()
     killed = Trained(tmp_path / "killed", program("leaks_children", str(tmp_path / "pids"), "wait").trainer)

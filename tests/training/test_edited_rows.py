@@ -72,7 +72,7 @@ def rates(run):
 
 
 @pytest.mark.long
-def test_an_unchanged_order_resumes_as_it_was(checkpoint, classify, tmp_path):
+def test_unchanged_order_resumes_unchanged(checkpoint, classify, tmp_path):
     run = run_child(order(classify, tmp_path / "run", resume=checkpoint, last_reported_epoch=4), tmp_path)
 
     assert isinstance(run.last, Finished), run.output
@@ -83,7 +83,7 @@ def test_an_unchanged_order_resumes_as_it_was(checkpoint, classify, tmp_path):
 
 
 @pytest.mark.long
-def test_what_a_resumed_training_can_change_is_as_the_row_says_now(checkpoint, classify, tmp_path):
+def test_resumed_training_uses_edited_settings(checkpoint, classify, tmp_path):
     changed = {"batch": 2, "imgsz": 32, "epochs": 6, "args": {"patience": 7, "freeze": 2, "conf": 0.3}}
     run = run_child(order(classify, tmp_path / "run", resume=checkpoint, last_reported_epoch=4, **changed), tmp_path)
 
@@ -98,7 +98,7 @@ def test_what_a_resumed_training_can_change_is_as_the_row_says_now(checkpoint, c
 
 
 @pytest.mark.long
-def test_a_setting_that_is_taken_back_is_ultralytics_own_again(checkpoint, classify, tmp_path):
+def test_removed_setting_returns_to_default(checkpoint, classify, tmp_path):
     plain = order(classify, tmp_path / "run", resume=checkpoint, last_reported_epoch=4, epochs=5)
     plan = replace(plain.plan, args={name: value for name, value in plain.plan.args.items() if name != "patience"})
     run = run_child(replace(plain, plan=plan, setup=Setup.of(plan, classify).as_json()), tmp_path)
@@ -109,9 +109,7 @@ def test_a_setting_that_is_taken_back_is_ultralytics_own_again(checkpoint, class
 
 @pytest.mark.long
 @pytest.mark.parametrize("epochs", [6, 12])
-def test_the_learning_rate_of_other_epochs_is_that_of_a_training_that_was_asked_for_them(
-    checkpoint, classify, tmp_path, epochs
-):
+def test_edited_epochs_change_learning_rate_schedule(checkpoint, classify, tmp_path, epochs):
     run = run_child(
         order(classify, tmp_path / "a" / "run", resume=checkpoint, last_reported_epoch=4, epochs=epochs), tmp_path / "a"
     )
@@ -122,7 +120,7 @@ def test_the_learning_rate_of_other_epochs_is_that_of_a_training_that_was_asked_
     assert epochs_in(tmp_path / "a" / "run") == list(range(1, epochs + 1))
 
 
-def test_a_checkpoint_records_what_it_was_trained_with(checkpoint, classify):
+def test_checkpoint_records_its_setup(checkpoint, classify):
     from trainer.training.yolo.checkpoint_file import read_progress
 
     progress = read_progress(checkpoint)
@@ -131,7 +129,7 @@ def test_a_checkpoint_records_what_it_was_trained_with(checkpoint, classify):
 
 
 @pytest.mark.long
-def test_a_training_starts_over_from_the_best_weights_of_a_checkpoint(checkpoint, classify, tmp_path):
+def test_training_restarts_from_best_weights_of_checkpoint(checkpoint, classify, tmp_path):
     run = run_child(
         order(classify, tmp_path / "run", best_of=checkpoint, epochs=2, args={"optimizer": "AdamW"}), tmp_path
     )
@@ -146,7 +144,7 @@ def test_a_training_starts_over_from_the_best_weights_of_a_checkpoint(checkpoint
 
 
 @pytest.mark.long
-def test_best_weights_that_cannot_be_loaded_are_told_and_the_model_of_the_order_is_trained(classify, tmp_path):
+def test_unloadable_best_weights_are_reported_and_ordered_model_is_trained(classify, tmp_path):
     broken = tmp_path / "epoch-00004.pt"
     with zipfile.ZipFile(broken, "w") as archive:
         archive.writestr("archive/data.pkl", b"no pickle")
@@ -158,7 +156,7 @@ def test_best_weights_that_cannot_be_loaded_are_told_and_the_model_of_the_order_
 
 
 @pytest.mark.long
-def test_what_started_over_and_ran_out_of_memory_begins_again_from_the_same_weights(checkpoint, classify, tmp_path):
+def test_restart_after_out_of_memory_uses_same_best_weights(checkpoint, classify, tmp_path):
     over = order(classify, tmp_path / "run", best_of=checkpoint, epochs=1)
     run = run_child(over, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:1"})
 
@@ -169,7 +167,7 @@ def test_what_started_over_and_ran_out_of_memory_begins_again_from_the_same_weig
 
 
 @pytest.mark.long
-def test_an_older_checkpoint_that_records_nothing_is_resumed_with_its_own_settings(checkpoint, classify, tmp_path):
+def test_checkpoint_without_setup_resumes_with_own_settings(checkpoint, classify, tmp_path):
     from trainer.training.yolo.checkpoint_file import read_progress
 
     older = tmp_path / "epoch-00004.pt"

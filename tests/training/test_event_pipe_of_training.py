@@ -52,7 +52,7 @@ def wait_for_rows(results, rows, seconds=60.0):
         time.sleep(0.05)
 
 
-def test_a_training_to_which_nobody_listens_goes_on_and_forgets_no_epoch(training):
+def test_training_without_reader_keeps_every_epoch_event(training):
     process, events, results = training
     wait_for_rows(results, EPOCHS)
 
@@ -62,7 +62,7 @@ def test_a_training_to_which_nobody_listens_goes_on_and_forgets_no_epoch(trainin
     assert process.wait(30) == 0
 
 
-def test_a_training_ends_when_its_supervisor_is_gone(training):
+def test_training_ends_with_its_supervisor(training):
     process, _, results = training
     wait_for_rows(results, 1)
 

@@ -20,7 +20,7 @@ def detect(tmp_path_factory):
 
 @pytest.mark.parametrize("tear", ["", "1"], ids=["weights whole", "weights torn"])
 @pytest.mark.long
-def test_a_failed_final_validation_costs_a_warning_and_not_the_model(detect, tmp_path, tear):
+def test_failed_final_validation_keeps_model(detect, tmp_path, tear):
     order = order_for(detect, tmp_path / "run", epochs=2, exports=("torchscript",))
     run = run_child(order, tmp_path, program="final_validation_fails.py", env={"TEAR": tear})
 
@@ -53,7 +53,7 @@ def metrics_of(run):
 
 
 @pytest.mark.long
-def test_the_same_plan_and_seed_give_the_same_metrics(seeded):
+def test_same_seed_gives_same_metrics(seeded):
     first, second, _ = seeded
 
     assert len(metrics_of(first)) == 1
@@ -62,7 +62,7 @@ def test_the_same_plan_and_seed_give_the_same_metrics(seeded):
     assert first.last.report["environment"]["seed"] == 3
 
 
-def test_another_seed_gives_another_training(seeded):
+def test_other_seed_gives_other_metrics(seeded):
     first, _, other = seeded
 
     assert metrics_of(first) != metrics_of(other)

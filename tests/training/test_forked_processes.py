@@ -12,7 +12,7 @@ pytestmark = pytest.mark.training
 
 
 @pytest.mark.long
-def test_a_training_whose_loaders_have_workers_trains_and_has_its_pixels_kept_ahead(tmp_path):
+def test_training_with_loader_workers_and_pixel_processes_works(tmp_path):
     """The thread that reads our standard input holds a lock that a forked process must not wait for."""
     order = order_for(draw(tmp_path / "data", Task.DETECT), tmp_path / "run", epochs=2, imgsz=32)
     run = run_child(order, tmp_path / "home", program="forks.py", env={FAST_LOADER: str(1 << 30)}, timeout=100)

@@ -58,18 +58,18 @@ def besieged(tmp_path_factory):
     return run_child(order, home, program="besieged.py", env=env), home
 
 
-def test_a_training_under_siege_ends_well(besieged):
+def test_training_on_hostile_content_completes(besieged):
     run, _ = besieged
 
     assert isinstance(run.last, Finished), run.output
     assert len(run.of(EpochFinished)) == 1
 
 
-def test_a_label_cache_that_came_with_the_data_runs_no_code(besieged):
+def test_label_cache_of_dataset_runs_no_code(besieged):
     assert not (besieged[1] / "touched").exists()
 
 
-def test_an_image_that_is_none_is_left_out_with_a_warning_and_installs_nothing(besieged):
+def test_invalid_image_is_left_out_and_installs_nothing(besieged):
     run, _ = besieged
 
     (warning,) = run.of(Warned)
@@ -79,11 +79,11 @@ def test_an_image_that_is_none_is_left_out_with_a_warning_and_installs_nothing(b
     assert not [line for line in run.output.splitlines() if line.startswith("WITNESSED") and "install" in line]
 
 
-def test_neither_telemetry_nor_an_integration_is_attached(besieged):
+def test_no_telemetry_or_integration_is_attached(besieged):
     assert "TELEMETRY" not in besieged[0].output
 
 
-def test_no_file_that_leaves_the_host_tells_where_the_code_came_from(besieged):
+def test_published_files_have_no_git_facts(besieged):
     run, home = besieged
     files = [Path(run.last.best.path), Path(run.last.last.path), Path(run.of(CheckpointSaved)[-1].path)]
 
@@ -95,7 +95,7 @@ def test_no_file_that_leaves_the_host_tells_where_the_code_came_from(besieged):
             assert told.encode() not in content
 
 
-def test_weights_that_want_to_run_code_are_refused(detect, tmp_path):
+def test_weights_with_code_are_refused(detect, tmp_path):
     weights = pt_file(tmp_path / "hostile.pt", {"model": Hostile(tmp_path / "touched"), "train_args": {}})
     run = run_child(order_for(detect, tmp_path / "run", model=weights), tmp_path)
 
@@ -104,7 +104,7 @@ def test_weights_that_want_to_run_code_are_refused(detect, tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
-def test_weights_of_an_unknown_package_install_nothing(detect, tmp_path):
+def test_weights_of_unknown_package_install_nothing(detect, tmp_path):
     """Ultralytics would install whatever package the file names."""
     (tmp_path / "repository" / ".git").mkdir(parents=True)
     (tmp_path / "repository" / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
@@ -121,7 +121,7 @@ def test_weights_of_an_unknown_package_install_nothing(detect, tmp_path):
     assert not [line for line in run.output.splitlines() if line.startswith("WITNESSED") and "install" in line]
 
 
-def test_a_checkpoint_that_wants_to_run_code_is_refused(detect, tmp_path):
+def test_checkpoint_with_code_is_refused(detect, tmp_path):
     checkpoint = pt_file(tmp_path / "hostile.pt", {"ema": Hostile(tmp_path / "touched"), "epoch": 1, "train_args": {}})
     run = run_child(order_for(detect, tmp_path / "run", resume=checkpoint), tmp_path)
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused(detect, tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
-def test_best_weights_inside_a_checkpoint_that_want_to_run_code_are_refused(besieged, detect, tmp_path):
+def test_best_weights_with_code_in_checkpoint_are_refused(besieged, detect, tmp_path):
     checkpoint = tmp_path / "kept.pt"
     checkpoint.write_bytes(Path(besieged[0].of(CheckpointSaved)[-1].path).read_bytes())
     hostile = pt_file(tmp_path / "best.pt", {"model": Hostile(tmp_path / "touched"), "train_args": {}})
@@ -141,7 +141,7 @@ def test_best_weights_inside_a_checkpoint_that_want_to_run_code_are_refused(besi
     assert not (tmp_path / "touched").exists()
 
 
-def test_an_architecture_that_wants_to_run_code_does_not(detect, tmp_path):
+def test_architecture_with_code_is_not_executed(detect, tmp_path):
     packaged = Path(np.__file__).parents[1] / "ultralytics" / "cfg" / "models" / "11" / "yolo11.yaml"
     hostile = tmp_path / "mine-yolo11n.yaml"
     hostile.write_text(packaged.read_text() + f"\nactivation: open({str(tmp_path / 'touched')!r}, 'w').write('x')\n")
@@ -152,7 +152,7 @@ def test_an_architecture_that_wants_to_run_code_does_not(detect, tmp_path):
 
 
 @pytest.mark.parametrize("variable", ["YOLO_AUTOINSTALL", "ULTRALYTICS_SAFE_LOAD"])
-def test_without_its_protection_the_process_trains_nothing(detect, tmp_path, variable):
+def test_unisolated_process_does_not_train(detect, tmp_path, variable):
     unsafe = {"YOLO_AUTOINSTALL": "true", "ULTRALYTICS_SAFE_LOAD": "0"}[variable]
     run = run_child(order_for(detect, tmp_path / "run"), tmp_path, env={variable: unsafe})
 
@@ -161,7 +161,7 @@ def test_without_its_protection_the_process_trains_nothing(detect, tmp_path, var
     assert variable in run.last.message
 
 
-def test_a_model_for_another_task_is_refused_by_name(detect, tmp_path):
+def test_model_for_other_task_is_refused(detect, tmp_path):
     run = run_child(order_for(detect, tmp_path / "run", model=Path("yolo11n-seg.yaml")), tmp_path)
 
     assert isinstance(run.last, Crashed)

@@ -141,7 +141,7 @@ def odd_pictures(folder):
 
 @pytest.mark.parametrize("private", [True, False])
 @pytest.mark.parametrize("task", LABELLED)
-def test_the_table_says_what_a_scan_finds(module, looked_at, tmp_path, task, private):
+def test_table_equals_scan(module, looked_at, tmp_path, task, private):
     source = draw(tmp_path / "set", task, train=30, val=12)
     more_rows(source.root, task)
     for split in ("train", "val"):
@@ -156,7 +156,7 @@ def test_the_table_says_what_a_scan_finds(module, looked_at, tmp_path, task, pri
     assert 0 < len(looked_at) < 2 * 8 + 20, "more than samples and what the table does not know"
 
 
-def test_one_class_for_all_is_the_same_too(module, tmp_path):
+def test_table_equals_scan_with_single_class(module, tmp_path):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     scanned = labels(module, view, table=False, single_cls=True)
     found = labels(module, view, table=True, single_cls=True)
@@ -165,7 +165,7 @@ def test_one_class_for_all_is_the_same_too(module, tmp_path):
     assert not any(label["cls"].any() for label in found)
 
 
-def test_a_table_that_is_wrong_is_not_believed(module, looked_at, tmp_path, capsys):
+def test_wrong_table_is_rejected(module, looked_at, tmp_path, capsys):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     table = view.root / "labels/train.npz"
     with np.load(table) as arrays:
@@ -180,7 +180,7 @@ def test_a_table_that_is_wrong_is_not_believed(module, looked_at, tmp_path, caps
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"x" * len(data), lambda data: b""])
-def test_a_damaged_table_is_none(module, tmp_path, damage):
+def test_damaged_table_is_ignored(module, tmp_path, damage):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     scanned = labels(module, view, table=False)
     for split in ("train", "val"):
@@ -190,7 +190,7 @@ def test_a_damaged_table_is_none(module, tmp_path, damage):
     assert_equal(labels(module, view, table=True), scanned)
 
 
-def test_an_image_that_the_table_does_not_list_is_looked_at(module, tmp_path):
+def test_unlisted_image_is_scanned(module, tmp_path):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     for kind, suffix in {"images": "png", "labels": "txt"}.items():
         first = view.root / kind / "val" / f"000.{suffix}"
@@ -200,7 +200,7 @@ def test_an_image_that_the_table_does_not_list_is_looked_at(module, tmp_path):
 
 
 @pytest.mark.training
-def test_a_training_scans_nothing(tmp_path):
+def test_training_with_table_scans_no_image(tmp_path):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     run = run_child(order_for(view, tmp_path / "run", epochs=1), tmp_path, env={FAST_LOADER: str(1 << 30)})
 

@@ -20,7 +20,7 @@ def contents(folder):
 
 
 @pytest.mark.long
-def test_a_folder_of_labels_that_is_one_link_is_trained_on(tmp_path):
+def test_linked_labels_folder_is_trained_on(tmp_path):
     cached = draw(tmp_path / "cache", Task.DETECT).root
     samples = []
     for image in sorted(cached.glob("images/*/*.png")):

@@ -78,7 +78,7 @@ def in_epoch(number, reason):
     return when
 
 
-def test_two_ranks_train_one_model_and_report_as_one(two):
+def test_two_ranks_train_one_model(two):
     finished = two.train()
 
     assert {line.partition("Z ")[2] for line in two.lines if "trains" in line} == {
@@ -96,7 +96,7 @@ def test_two_ranks_train_one_model_and_report_as_one(two):
     assert "metrics/mAP50(B)" in two.of(EpochFinished)[0].metrics
 
 
-def test_a_cancel_ends_every_rank(two):
+def test_cancel_ends_every_rank(two):
     two.stop_when = in_epoch(2, StopReason.CANCELED)
     began = []
 
@@ -115,7 +115,7 @@ def test_a_cancel_ends_every_rank(two):
     assert two.of(CheckpointSaved)[0].epoch == 1
 
 
-def test_a_cancel_before_the_ranks_are_there(two):
+def test_cancel_before_ranks_start(two):
     threading.Timer(2.0, two.stop.set, [StopReason.CANCELED]).start()
 
     with pytest.raises(Stopped):
@@ -124,7 +124,7 @@ def test_a_cancel_before_the_ranks_are_there(two):
     assert two.of(EpochFinished) == []
 
 
-def test_finish_ends_the_training_on_every_rank_with_a_model(two):
+def test_finish_request_ends_every_rank_with_model(two):
     two.stop_when = in_epoch(2, StopReason.FINISH)
 
     finished = two.train(epochs=50)
@@ -132,7 +132,7 @@ def test_finish_ends_the_training_on_every_rank_with_a_model(two):
     assert finished.report["epochs_completed"] == 2 == two.epochs()[-1]
 
 
-def test_a_shutdown_keeps_the_batch_and_two_ranks_go_on_from_there(two, tmp_path):
+def test_shutdown_saves_checkpoint_and_ranks_resume(two, tmp_path):
     two.dataset = draw(tmp_path / "many", Task.DETECT, train=48)  # epochs that are longer than a stop takes
     two.stop_when = in_epoch(2, StopReason.SHUTDOWN)
     with pytest.raises(Stopped):
@@ -151,19 +151,19 @@ def test_a_shutdown_keeps_the_batch_and_two_ranks_go_on_from_there(two, tmp_path
     assert finished.report["epochs_completed"] == 3
 
 
-def test_a_crash_of_the_second_rank_is_the_runs_failure_in_its_words(two):
+def test_crash_of_second_rank_is_reported(two):
     with pytest.raises(RunFailed, match="the second rank has had enough"):
         two.train("1 crash")
 
 
-def test_a_killed_rank_is_the_machines_failure(two):
+def test_killed_rank_is_machine_failure(two):
     with pytest.raises(MachineFailed, match="SIGKILL"):
         two.train("1 9", epochs=3)
 
     assert two.of(CheckpointSaved)[-1].epoch == 1
 
 
-def test_a_rank_without_memory_makes_all_of_them_go_on_with_half_the_batch(two):
+def test_out_of_memory_in_one_rank_halves_batch_of_all(two):
     finished = two.train("1 memory", batch=8, epochs=2)
 
     (told,) = [event for event in two.of(Warned) if event.code == "out_of_memory"]
@@ -171,7 +171,7 @@ def test_a_rank_without_memory_makes_all_of_them_go_on_with_half_the_batch(two):
     assert finished.report["epochs_completed"] == 2 == two.epochs()[-1]
 
 
-def test_ranks_that_are_resumed_keep_the_batch_that_fitted(two, tmp_path):
+def test_resumed_ranks_keep_halved_batch(two, tmp_path):
     two.dataset = draw(tmp_path / "many", Task.DETECT, train=48)
     two.stop_when = in_epoch(3, StopReason.SHUTDOWN)
     with pytest.raises(Stopped):
@@ -188,7 +188,7 @@ def test_ranks_that_are_resumed_keep_the_batch_that_fitted(two, tmp_path):
     assert again.epochs() == [1, 2, 3, 4]
 
 
-def test_ranks_that_were_done_are_not_started_again(two, tmp_path):
+def test_complete_checkpoint_starts_no_rank(two, tmp_path):
     """Only the final evaluation was missing: it is one process' work."""
     two.train()
     again = TwoDevices(tmp_path / "another-host", two.dataset)
@@ -201,7 +201,7 @@ def test_ranks_that_were_done_are_not_started_again(two, tmp_path):
     assert finished.report["mAP"] is not None
 
 
-def test_ranks_that_end_without_a_word_are_told_by_their_exit_code(tmp_path, dataset, monkeypatch):
+def test_silent_rank_failure_is_reported_with_exit_code(tmp_path, dataset, monkeypatch):
     monkeypatch.setattr(ddp, "PROGRAM", (sys.executable, "-c", "import sys; sys.exit(3)"))
     order = replace(order_for(dataset, tmp_path), devices=(0, 1))
 
@@ -214,7 +214,7 @@ def test_ranks_that_end_without_a_word_are_told_by_their_exit_code(tmp_path, dat
 
 
 @pytest.mark.parametrize(("asked", "given"), [(4, 4), (5, 4), (1, 2), (-1, 32), (0.7, 32)])
-def test_a_batch_is_a_multiple_of_the_ranks(tmp_path, dataset, asked, given):
+def test_batch_is_multiple_of_ranks(tmp_path, dataset, asked, given):
     told = []
     order = replace(order_for(dataset, tmp_path, batch=asked), devices=(0, 1))
 
@@ -224,7 +224,7 @@ def test_a_batch_is_a_multiple_of_the_ranks(tmp_path, dataset, asked, given):
     assert len(told) == (asked != given)
 
 
-def test_rect_is_told_to_have_no_effect(tmp_path, dataset):
+def test_rect_causes_warning(tmp_path, dataset):
     told = []
     order = replace(order_for(dataset, tmp_path, args={"rect": True}), devices=(0, 1))
 
@@ -232,7 +232,7 @@ def test_rect_is_told_to_have_no_effect(tmp_path, dataset):
     assert [event.code for event in told] == ["no_rect"]
 
 
-def test_a_killed_guardian_leaves_no_rank(two):
+def test_killed_subreaper_leaves_no_rank(two):
     ranks_and_launcher = []
 
     def kill_the_subreaper(event):

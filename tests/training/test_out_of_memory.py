@@ -30,7 +30,7 @@ def halvings(run):
 
 
 @pytest.mark.long
-def test_out_of_memory_in_the_third_epoch_goes_on_from_the_second_with_half_the_batch(detect, tmp_path):
+def test_out_of_memory_resumes_from_last_checkpoint_with_half_batch(detect, tmp_path):
     run = train(detect, tmp_path, "train:5")  # two batches an epoch
 
     assert isinstance(run.last, Finished), run.output
@@ -45,7 +45,7 @@ def test_out_of_memory_in_the_third_epoch_goes_on_from_the_second_with_half_the_
 
 
 @pytest.mark.long
-def test_out_of_memory_in_the_first_epoch_begins_again_with_half_the_batch(detect, tmp_path):
+def test_out_of_memory_in_first_epoch_restarts_with_half_batch(detect, tmp_path):
     run = train(detect, tmp_path, "train:1,2", epochs=1)
 
     assert isinstance(run.last, Finished), run.output
@@ -55,7 +55,7 @@ def test_out_of_memory_in_the_first_epoch_begins_again_with_half_the_batch(detec
 
 
 @pytest.mark.long
-def test_out_of_memory_in_validation_is_survived_too(detect, tmp_path):
+def test_out_of_memory_in_validation_is_handled(detect, tmp_path):
     run = train(detect, tmp_path, "val:2", epochs=2)
 
     assert isinstance(run.last, Finished), run.output
@@ -64,7 +64,7 @@ def test_out_of_memory_in_validation_is_survived_too(detect, tmp_path):
 
 
 @pytest.mark.long
-def test_after_three_halvings_the_failure_carries_the_facts(detect, tmp_path):
+def test_failure_after_three_halvings_names_sizes(detect, tmp_path):
     run = train(detect, tmp_path, "train:1,2,3,4", epochs=1)
 
     assert isinstance(run.last, Crashed)
@@ -75,7 +75,7 @@ def test_after_three_halvings_the_failure_carries_the_facts(detect, tmp_path):
 
 
 @pytest.mark.long
-def test_a_batch_of_one_cannot_be_halved(detect, tmp_path):
+def test_batch_of_one_is_not_halved(detect, tmp_path):
     run = train(detect, tmp_path, "train:1", epochs=1, batch=1)
 
     assert isinstance(run.last, Crashed)
@@ -84,7 +84,7 @@ def test_a_batch_of_one_cannot_be_halved(detect, tmp_path):
 
 
 @pytest.mark.long
-def test_a_resumed_training_keeps_the_batch_that_fitted(detect, tmp_path):
+def test_resumed_training_keeps_halved_batch(detect, tmp_path):
     """The attempt that ran out of memory was interrupted later: the next one does not try the large batch again."""
     stopped = []
 

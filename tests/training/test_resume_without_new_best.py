@@ -101,7 +101,7 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_resumed_training_survives_epochs_that_are_no_new_best(learned, exchanged, checkpoint, tmp_path):
+def test_resumed_training_without_new_best_completes(learned, exchanged, checkpoint, tmp_path):
     best_epoch = learned.of(EpochFinished)[-1].epoch
     falls = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == best_epoch + 2)
     run = resume(checkpoint, exchanged, tmp_path, falls)
@@ -119,7 +119,7 @@ def test_a_resumed_training_survives_epochs_that_are_no_new_best(learned, exchan
 
 
 @pytest.mark.long
-def test_the_best_epoch_is_one_of_those_that_were_measured_on_the_corrected_labels(learned, exchanged, tmp_path):
+def test_best_epoch_is_measured_on_corrected_labels(learned, exchanged, tmp_path):
     kept = Path(learned.of(CheckpointSaved)[-1].path)
     told = learned.of(EpochFinished)[-1].epoch
     two_more = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == told + 2)
@@ -135,7 +135,7 @@ def test_the_best_epoch_is_one_of_those_that_were_measured_on_the_corrected_labe
     assert run.last.report["mAP"] == pytest.approx(accuracy(best), abs=0.01)
 
 
-def test_a_shutdown_in_the_first_resumed_epoch_keeps_its_state(learned, exchanged, checkpoint, tmp_path):
+def test_shutdown_in_first_resumed_epoch_saves_checkpoint(learned, exchanged, checkpoint, tmp_path):
     run = resume(checkpoint, exchanged, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
 
     assert isinstance(run.last, ChildStopped), run.output
@@ -153,7 +153,7 @@ def no_room(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["checkpoints/epoch-{:05d}.tmp", "weights/unfinished.pt"])
-def test_a_shutdown_whose_state_cannot_be_kept_says_so_and_stops(learned, exchanged, tmp_path, where):
+def test_shutdown_with_failed_checkpoint_warns_and_stops(learned, exchanged, tmp_path, where):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
     taken = where.format(learned.of(EpochFinished)[-1].epoch)
     (tmp_path / "run" / taken).mkdir(parents=True)  # a folder where a file would be written
@@ -166,7 +166,7 @@ def test_a_shutdown_whose_state_cannot_be_kept_says_so_and_stops(learned, exchan
 
 @pytest.mark.long
 @pytest.mark.usefixtures("no_room")
-def test_a_training_whose_checkpoints_cannot_be_kept_goes_on_to_its_model(learned, exchanged, tmp_path):
+def test_failed_checkpoints_do_not_stop_training(learned, exchanged, tmp_path):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
     finish = stop_at(
         StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == learned.of(EpochFinished)[-1].epoch + 2
@@ -178,7 +178,7 @@ def test_a_training_whose_checkpoints_cannot_be_kept_goes_on_to_its_model(learne
     assert run.last.report["mAP"] is not None
 
 
-def test_a_checkpoint_that_cannot_be_loaded_is_told_and_the_training_begins_again(exchanged, tmp_path):
+def test_unloadable_checkpoint_is_reported_and_training_restarts(exchanged, tmp_path):
     broken = tmp_path / "epoch-00007.pt"
     with zipfile.ZipFile(broken, "w") as archive:
         archive.writestr("archive/data.pkl", b"no pickle")
@@ -190,7 +190,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_and_the_training_begins_agai
 
 
 @pytest.mark.long
-def test_weights_that_somebody_removed_are_missed_and_stop_nothing(learned, exchanged, tmp_path):
+def test_removed_weights_do_not_stop_training(learned, exchanged, tmp_path):
     """What is left is the newest state; of the best one nothing is claimed any more."""
     newest, epoch = Path(learned.of(CheckpointSaved)[-1].path), learned.of(EpochFinished)[-1].epoch
     shut_down = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and event.epoch == epoch + 2)

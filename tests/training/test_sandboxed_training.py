@@ -49,7 +49,7 @@ def taken_over(request, tmp_path_factory):
     victim.stdin.close()
 
 
-def test_from_wherever_it_tries_the_attacker_takes_nothing(taken_over):
+def test_attacker_code_reads_nothing(taken_over):
     _, home, victim = taken_over
     tried = [json.loads(line) for line in (home / "run" / "loot").read_text().splitlines()]
 
@@ -60,7 +60,7 @@ def test_from_wherever_it_tries_the_attacker_takes_nothing(taken_over):
     assert victim.poll() is None
 
 
-def test_and_the_training_misses_nothing(taken_over):
+def test_sandboxed_training_completes(taken_over):
     run, home, _ = taken_over
 
     assert isinstance(run.last, Finished), run.output
@@ -73,7 +73,7 @@ def test_and_the_training_misses_nothing(taken_over):
 
 
 @pytest.mark.long
-def test_a_view_of_links_into_folders_anywhere_is_trained_on(tmp_path):
+def test_view_with_links_to_any_folder_is_trained_on(tmp_path):
     """As for a dataset on the user's disk, some of whose images are links themselves."""
     dataset = draw(tmp_path / "view", Task.DETECT)
     for number, path in enumerate(sorted((tmp_path / "view" / "images").rglob("*.png"))):
@@ -93,7 +93,7 @@ def test_a_view_of_links_into_folders_anywhere_is_trained_on(tmp_path):
 
 
 @pytest.mark.long
-def test_an_operator_can_leave_it_open(tmp_path):
+def test_sandbox_can_be_disabled(tmp_path):
     """For a driver that does not bear to be confined."""
     order = order_for(draw(tmp_path / "data", Task.CLASSIFY), tmp_path / "run", epochs=1)
     (tmp_path / "outside").mkdir()

@@ -37,7 +37,7 @@ def epochs_of(run):
     return [event.epoch for event in run.of(EpochFinished)]
 
 
-def test_an_epoch_that_diverged_is_repeated_with_a_warning_and_told_once(detect, tmp_path):
+def test_diverged_epoch_is_repeated_and_reported_once(detect, tmp_path):
     order = order_for(detect, tmp_path / "run", epochs=3)
     run = run_child(order, tmp_path, program="diverges.py", env={"NAN_IN": "4"})
 
@@ -46,7 +46,7 @@ def test_an_epoch_that_diverged_is_repeated_with_a_warning_and_told_once(detect,
     assert epochs_of(run) == [1, 2, 3]
 
 
-def test_a_loss_that_stays_nan_is_a_crash_that_says_so(detect, tmp_path):
+def test_persistent_nan_loss_is_a_crash(detect, tmp_path):
     order = order_for(detect, tmp_path / "run", epochs=3)
     run = run_child(order, tmp_path, program="diverges.py", env={"NAN_IN": ",".join(map(str, range(3, 40)))})
 
@@ -61,14 +61,14 @@ def budgeted(classify, tmp_path_factory):
     return run_child(order_for(classify, home / "run", epochs=100, args={"time": 2.5 / 3600}), home)
 
 
-def test_a_time_budget_ends_the_training_whatever_its_epochs(budgeted):
+def test_time_budget_ends_training(budgeted):
     assert isinstance(budgeted.last, Finished), budgeted.output
     assert 1 <= budgeted.last.report["epochs_completed"] < 60
     assert budgeted.last.report["train_seconds"] < 8
     assert all(tick.eta_seconds is None or tick.eta_seconds < 60 for tick in budgeted.of(BatchProgress)[1:])
 
 
-def test_a_resumed_time_budget_counts_what_was_used_before(budgeted, classify, tmp_path):
+def test_resumed_time_budget_counts_earlier_attempts(budgeted, classify, tmp_path):
     """Most of the budget is used, so the resumed training takes the rest of it, and not the whole again."""
     kept = budgeted.of(CheckpointSaved)
     before = shutil.copyfile(kept[-2].path, tmp_path / "before.pt")
@@ -89,7 +89,7 @@ def test_a_resumed_time_budget_counts_what_was_used_before(budgeted, classify, t
     assert float(rows[-1]["time"]) > float(rows[kept[-2].epoch - 1]["time"])
 
 
-def test_patience_ends_the_training_early_and_the_extra_callback_is_no_epoch(classify, tmp_path):
+def test_early_stopping_reports_no_extra_epoch(classify, tmp_path):
     run = run_child(order_for(classify, tmp_path / "run", epochs=60, args={"patience": 2, "lr0": 1e-9}), tmp_path)
 
     assert isinstance(run.last, Finished), run.output
@@ -100,7 +100,7 @@ def test_patience_ends_the_training_early_and_the_extra_callback_is_no_epoch(cla
     assert run.last.report["best_epoch"] in epochs
 
 
-def test_without_validation_an_epoch_claims_no_metrics_but_the_run_has_them(detect, tmp_path):
+def test_without_validation_only_final_report_has_metrics(detect, tmp_path):
     run = run_child(order_for(detect, tmp_path / "run", epochs=2, args={"val": False}), tmp_path)
 
     first, last = run.of(EpochFinished)
@@ -114,7 +114,7 @@ def test_without_validation_an_epoch_claims_no_metrics_but_the_run_has_them(dete
     ("stem", "losses"),
     [("yolov8n", {"box", "cls", "dfl"}), ("yolo26n", {"box", "cls", "l1"}), ("rtdetr-l", {"giou", "cls", "l1"})],
 )
-def test_other_families_train_with_their_own_losses(detect, tmp_path, stem, losses):
+def test_other_model_families_report_their_losses(detect, tmp_path, stem, losses):
     run = run_child(order_for(detect, tmp_path / "run", model=Path(f"{stem}.yaml")), tmp_path)
 
     assert isinstance(run.last, Finished), run.output
@@ -122,7 +122,7 @@ def test_other_families_train_with_their_own_losses(detect, tmp_path, stem, loss
     assert {f"train/{name}_loss" for name in losses} == {name for name in epoch.metrics if name.startswith("train/")}
 
 
-def test_the_result_of_one_training_can_be_trained_further(detect, tmp_path):
+def test_trained_model_can_be_trained_further(detect, tmp_path):
     first = run_child(order_for(detect, tmp_path / "a" / "run"), tmp_path / "a")
     order = order_for(detect, tmp_path / "b" / "run", model=Path(first.last.best.path))
     second = run_child(order, tmp_path / "b")

@@ -77,7 +77,7 @@ def resumed(drained, tmp_path_factory):
     return run_child(order, home), home / "run"
 
 
-def test_a_cancel_ends_the_training_at_the_next_batch_and_leaves_no_result(detect, tmp_path):
+def test_cancel_ends_training_at_next_batch_without_result(detect, tmp_path):
     when = []
 
     def on_event(event, process):
@@ -95,7 +95,7 @@ def test_a_cancel_ends_the_training_at_the_next_batch_and_leaves_no_result(detec
     assert len(run.of(EpochFinished)) <= 2
 
 
-def test_a_cancel_during_the_start_is_obeyed_before_the_first_batch(detect, tmp_path):
+def test_cancel_during_start_is_obeyed_before_first_batch(detect, tmp_path):
     loading = asking(StopReason.CANCELED, lambda event: isinstance(event, PhaseStarted))
     run = run_child(order_for(detect, tmp_path / "run", epochs=5), tmp_path, on_event=loading)
 
@@ -103,7 +103,7 @@ def test_a_cancel_during_the_start_is_obeyed_before_the_first_batch(detect, tmp_
     assert not run.of(BatchProgress)
 
 
-def test_a_shutdown_keeps_the_state_of_the_unfinished_epoch(drained):
+def test_shutdown_saves_unfinished_epoch(drained):
     run, run_dir = drained
     kept = run.of(CheckpointSaved)
 
@@ -119,7 +119,7 @@ def test_a_shutdown_keeps_the_state_of_the_unfinished_epoch(drained):
 
 
 @pytest.mark.long
-def test_a_shutdown_during_validation_keeps_the_epoch_that_was_just_trained(detect, tmp_path):
+def test_shutdown_during_validation_saves_trained_epoch(detect, tmp_path):
     validations = []
 
     def in_second_validation(event):
@@ -146,7 +146,7 @@ def test_a_shutdown_during_validation_keeps_the_epoch_that_was_just_trained(dete
     assert epochs_in(tmp_path / "run" / "results.csv") == [1, 2, 3]
 
 
-def test_a_shutdown_in_the_first_epoch_keeps_nothing_because_nothing_could_be_resumed(detect, tmp_path):
+def test_shutdown_in_first_epoch_saves_no_checkpoint(detect, tmp_path):
     order = order_for(detect, tmp_path / "run", epochs=50, batch=2)
     run = run_child(order, tmp_path, on_event=asking(StopReason.SHUTDOWN, epoch_began(1)))
 
@@ -155,7 +155,7 @@ def test_a_shutdown_in_the_first_epoch_keeps_nothing_because_nothing_could_be_re
     assert {c.epoch for c in run.of(CheckpointSaved)} == finished
 
 
-def test_a_drained_training_goes_on_elsewhere_to_the_same_total_of_epochs(resumed):
+def test_training_resumes_elsewhere_to_same_epochs(resumed):
     run, run_dir = resumed
 
     assert isinstance(run.last, Finished), run.output
@@ -165,7 +165,7 @@ def test_a_drained_training_goes_on_elsewhere_to_the_same_total_of_epochs(resume
     assert (run_dir / "weights" / "best.pt").exists()
 
 
-def test_an_epoch_of_which_nobody_heard_is_told_by_whoever_goes_on_after_it(drained, resumed):
+def test_unreported_epoch_is_reported_by_next_attempt(drained, resumed):
     then, again = drained[0].of(EpochFinished)[1], resumed[0].of(EpochFinished)[0]
 
     assert (then.epoch, again.epoch, again.total_epochs) == (2, 2, 4)
@@ -174,7 +174,7 @@ def test_an_epoch_of_which_nobody_heard_is_told_by_whoever_goes_on_after_it(drai
     assert resumed[0].events.index(again) < resumed[0].events.index(resumed[0].of(BatchProgress)[0])
 
 
-def test_a_row_that_a_full_disk_cut_is_no_epoch_and_stops_nothing():
+def test_truncated_row_of_results_is_ignored():
     rows = ["epoch,time,train/box_loss,lr/pg0", "1,2.5,0.5,0.01", "2,4,0.3,0.02,4,9,0.2,0.01", "5,11,0.1,0.01", "6,1"]
 
     told = list(epochs_after(1, "\n".join(rows), SimpleNamespace(args={}, epochs=9)))
@@ -187,7 +187,7 @@ def test_a_row_that_a_full_disk_cut_is_no_epoch_and_stops_nothing():
 @pytest.mark.parametrize(
     "results", ["", "\n", "epo", "epoch,ti\n1,2\n", "epoch,time\n1\0,x\n", "epoch,time\ninf,1\n", "\0\ufffd"]
 )
-def test_results_that_were_damaged_have_no_epochs_and_stop_nothing(results, tmp_path):
+def test_damaged_results_are_ignored(results, tmp_path):
     from trainer.training.yolo.report import from_results  # here: it brings Ultralytics into the process
 
     assert list(epochs_after(0, results, SimpleNamespace(args={}, epochs=9))) == []
@@ -196,7 +196,7 @@ def test_results_that_were_damaged_have_no_epochs_and_stop_nothing(results, tmp_
         assert from_results(path, 3, Task.DETECT)["mAP"] is None
 
 
-def test_a_resumed_training_does_not_repeat_the_batches_that_were_trained(drained, resumed):
+def test_resumed_training_skips_trained_batches(drained, resumed):
     _, run_dir = drained
     facts = json.loads((run_dir / "checkpoints" / "epoch-00002.json").read_text())
     first = resumed[0].of(BatchProgress)[0]
@@ -205,7 +205,7 @@ def test_a_resumed_training_does_not_repeat_the_batches_that_were_trained(draine
     assert first.batch == round(facts["done"] * first.total_batches) + 1
 
 
-def test_the_clock_of_a_resumed_training_goes_on(resumed):
+def test_resumed_training_continues_its_clock(resumed):
     with (resumed[1] / "results.csv").open() as file:
         times = [float(row["time"]) for row in csv.DictReader(file)]
 
@@ -213,7 +213,7 @@ def test_the_clock_of_a_resumed_training_goes_on(resumed):
     assert resumed[0].last.report["train_seconds"] >= times[-1]
 
 
-def test_the_optimizer_and_the_schedule_go_on_where_they_were(drained, resumed):
+def test_resumed_training_continues_optimizer_and_schedule(drained, resumed):
     before = drained[0].of(EpochFinished)[-1].metrics["lr/pg0"]
     after = [event.metrics["lr/pg0"] for event in resumed[0].of(EpochFinished) if event.epoch > 2]
 
@@ -221,7 +221,7 @@ def test_the_optimizer_and_the_schedule_go_on_where_they_were(drained, resumed):
     assert before > after[0] > after[1]
 
 
-def test_an_early_finish_completes_the_run_with_the_epochs_it_has(detect, tmp_path):
+def test_finish_request_completes_run_with_fewer_epochs(detect, tmp_path):
     order = order_for(detect, tmp_path / "run", epochs=50, batch=4)
     run = run_child(order, tmp_path, on_event=asking(StopReason.FINISH, epoch_began(1)))
 
@@ -231,7 +231,7 @@ def test_an_early_finish_completes_the_run_with_the_epochs_it_has(detect, tmp_pa
     assert run.last.report["mAP"] is not None
 
 
-def test_a_training_that_was_interrupted_after_its_last_epoch_is_only_evaluated(resumed, tmp_path):
+def test_training_interrupted_after_last_epoch_is_only_validated(resumed, tmp_path):
     run, _ = resumed
     complete = run.of(CheckpointSaved)[-1]
     dataset = draw(tmp_path / "data", Task.DETECT)

@@ -125,7 +125,7 @@ def forbid_decoding(base, monkeypatch, *, but=()):
 
 @pytest.mark.parametrize("mode", ["train", "val"])
 @pytest.mark.parametrize("task", LABELLED)
-def test_batches_are_equal_the_first_time_and_from_kept_pixels(base, monkeypatch, tmp_path, task, mode):
+def test_batches_from_stored_pixels_are_equal(base, monkeypatch, tmp_path, task, mode):
     view = draw(tmp_path / "data", task)
     make_odd(view.root / "images" / mode)
     bare = epoch(view.data, task, mode)
@@ -140,7 +140,7 @@ def test_batches_are_equal_the_first_time_and_from_kept_pixels(base, monkeypatch
     assert len(kept_files(view)) == pictures - 2
 
 
-def test_rt_detr_which_stretches_its_images_gets_the_same_ones(base, monkeypatch, tmp_path):
+def test_stretched_images_of_rt_detr_are_equal(base, monkeypatch, tmp_path):
     from ultralytics.cfg import get_cfg
     from ultralytics.data.utils import check_det_dataset
     from ultralytics.models.rtdetr.val import RTDETRDataset
@@ -162,7 +162,7 @@ def test_rt_detr_which_stretches_its_images_gets_the_same_ones(base, monkeypatch
     assert same(bare, images())
 
 
-def test_pixels_of_another_size_are_not_taken(base, tmp_path):
+def test_pixels_of_other_image_size_are_not_used(base, tmp_path):
     view = draw(tmp_path / "data", Task.DETECT)
     larger, smaller = (epoch(view.data, Task.DETECT, "val", imgsz=size) for size in (48, 32))
     install()
@@ -171,7 +171,7 @@ def test_pixels_of_another_size_are_not_taken(base, tmp_path):
         assert_equal(smaller, epoch(view.data, Task.DETECT, "val", imgsz=32))
 
 
-def test_a_picture_that_changed_since_is_decoded_again(base, tmp_path):
+def test_changed_image_is_decoded_again(base, tmp_path):
     view = draw(tmp_path / "data", Task.DETECT)
     install()
     before = epoch(view.data, Task.DETECT, "val")
@@ -184,7 +184,7 @@ def test_a_picture_that_changed_since_is_decoded_again(base, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:50], lambda data: b"x" * len(data), lambda data: data[:-2000]])
-def test_damaged_pixels_are_decoded_again(base, tmp_path, damage):
+def test_damaged_pixels_are_replaced(base, tmp_path, damage):
     view = draw(tmp_path / "data", Task.DETECT)
     bare = epoch(view.data, Task.DETECT, "val")
     install()
@@ -198,7 +198,7 @@ def test_damaged_pixels_are_decoded_again(base, tmp_path, damage):
     assert_equal(bare, epoch(view.data, Task.DETECT, "val"))
 
 
-def test_no_more_is_kept_than_there_is_room_for(base, tmp_path):
+def test_stored_pixels_respect_limit(base, tmp_path):
     view = draw(tmp_path / "data", Task.DETECT)
     bare = epoch(view.data, Task.DETECT)
     install(most_bytes=5 * IMGSZ * IMGSZ * 3)
@@ -209,7 +209,7 @@ def test_no_more_is_kept_than_there_is_room_for(base, tmp_path):
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk"])
-def test_a_cache_that_the_row_asked_for_is_left_alone(base, tmp_path, cache):
+def test_requested_cache_mode_is_respected(base, tmp_path, cache):
     view = draw(tmp_path / "data", Task.DETECT)
     install()
     epoch(view.data, Task.DETECT, cache=cache, deterministic=False)
@@ -217,7 +217,7 @@ def test_a_cache_that_the_row_asked_for_is_left_alone(base, tmp_path, cache):
     assert not (view.root / "pixels").exists()
 
 
-def test_a_disk_that_cannot_be_written_makes_it_slower_and_nothing_else(base, tmp_path):
+def test_unwritable_disk_does_not_change_batches(base, tmp_path):
     view = draw(tmp_path / "data", Task.DETECT)
     bare = epoch(view.data, Task.DETECT)
     (view.root / "pixels").write_text("in the way")
@@ -242,7 +242,7 @@ def two_runs(tmp_path):
 
 
 @pytest.mark.parametrize("task", LABELLED)
-def test_a_second_run_decodes_samples_only_and_gets_equal_batches(base, monkeypatch, tmp_path, two_runs, task):
+def test_second_run_decodes_samples_only(base, monkeypatch, tmp_path, two_runs, task):
     source = draw(tmp_path / "data", task)
     make_odd(source.root / "images/train")
     install()
@@ -262,7 +262,7 @@ def test_a_second_run_decodes_samples_only_and_gets_equal_batches(base, monkeypa
             assert same(one[key], other[key]), key
 
 
-def test_kept_pixels_that_are_wrong_are_all_thrown_away(base, tmp_path, two_runs, capsys):
+def test_wrong_linked_pixels_remove_all_stored_pixels(base, tmp_path, two_runs, capsys):
     source = draw(tmp_path / "data", Task.DETECT)
     install()
     first = prepared_again(two_runs, source, "first")
@@ -287,7 +287,7 @@ def test_kept_pixels_that_are_wrong_are_all_thrown_away(base, tmp_path, two_runs
     assert "removing all stored pixels" not in capsys.readouterr().out
 
 
-def test_pixels_are_kept_ahead_of_the_training_by_processes_of_their_own(base, tmp_path):
+def test_additional_processes_store_pixels_ahead(base, tmp_path):
     import multiprocessing
 
     from ultralytics.cfg import get_cfg
@@ -315,7 +315,7 @@ def test_pixels_are_kept_ahead_of_the_training_by_processes_of_their_own(base, t
     assert_equal(bare, epoch(view.data, Task.DETECT))
 
 
-def test_where_no_image_is_large_nobody_works_ahead(base, tmp_path):
+def test_small_images_start_no_additional_process(base, tmp_path):
     import multiprocessing
 
     from ultralytics.cfg import get_cfg
@@ -346,7 +346,7 @@ def weights(run_dir):
 @pytest.mark.training
 @pytest.mark.long
 @pytest.mark.parametrize("task", LABELLED)
-def test_two_epochs_end_in_the_same_weights_and_metrics(tmp_path, task):
+def test_weights_and_metrics_are_equal_with_stored_pixels(tmp_path, task):
     runs = {}
     for most_bytes in (0, 1 << 30):
         home = tmp_path / str(most_bytes)
@@ -362,7 +362,7 @@ def test_two_epochs_end_in_the_same_weights_and_metrics(tmp_path, task):
 
 
 @pytest.mark.parametrize(("is_on", "most_bytes"), [(True, 2 * 10**9), (False, 0)])
-def test_the_setting_reaches_the_training_process(tmp_path, is_on, most_bytes):
+def test_setting_reaches_training_process(tmp_path, is_on, most_bytes):
     settings = Settings(trainer_home=tmp_path, fast_loader=is_on, dataset_cache_gb=2, warm_start=True)
     before = psutil.Process().children(recursive=True)
     trainer = build_trainer(settings)

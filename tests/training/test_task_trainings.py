@@ -53,7 +53,7 @@ def report(run):
     return run.last.report
 
 
-def test_it_ends_with_weights_and_exit_code_0(trained):
+def test_training_ends_with_weights_and_exit_code_0(trained):
     _, run, run_dir = trained
 
     assert isinstance(run.last, Finished), run.output
@@ -62,7 +62,7 @@ def test_it_ends_with_weights_and_exit_code_0(trained):
     assert not run.of(Warned)
 
 
-def test_the_last_word_names_the_weights_by_size_and_digest(trained):
+def test_final_event_has_size_and_checksum_of_weights(trained):
     _, run, _ = trained
 
     for named in (run.last.best, run.last.last):
@@ -70,14 +70,14 @@ def test_the_last_word_names_the_weights_by_size_and_digest(trained):
         assert (named.bytes, named.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_the_phases_come_in_order(trained):
+def test_phases_are_in_order(trained):
     phases = [event.phase for event in trained[1].of(PhaseStarted)]
 
     loop = [Phase.TRAINING, Phase.VALIDATING]
     assert phases == [Phase.LOADING, Phase.SCANNING, *loop, *loop, Phase.FINALIZING]
 
 
-def test_each_epoch_is_told_once_with_all_its_numbers(trained):
+def test_each_epoch_is_reported_once_with_its_metrics(trained):
     task, run, run_dir = trained
     epochs = run.of(EpochFinished)
 
@@ -94,13 +94,13 @@ def test_each_epoch_is_told_once_with_all_its_numbers(trained):
         assert row.keys() - event.metrics.keys() == {"epoch", "time"}
 
 
-def test_each_epoch_leaves_a_checkpoint_after_its_numbers(trained):
+def test_each_epoch_saves_checkpoint_after_its_event(trained):
     told = [(type(e).__name__, e.epoch) for e in trained[1].events if isinstance(e, EpochFinished | CheckpointSaved)]
 
     assert told == [("EpochFinished", 1), ("CheckpointSaved", 1), ("EpochFinished", 2), ("CheckpointSaved", 2)]
 
 
-def test_the_report_has_the_numbers_that_the_web_app_shows(trained):
+def test_report_has_numbers_of_web_app(trained):
     task, run, _ = trained
     facts = report(run)
 
@@ -118,7 +118,7 @@ def test_the_report_has_the_numbers_that_the_web_app_shows(trained):
     assert len(json.dumps(facts)) < 256 * 1024
 
 
-def test_the_curves_are_short_enough_to_keep(trained):
+def test_curves_have_bounded_length(trained):
     task, run, _ = trained
     curves = report(run)["curves"]
 
@@ -128,7 +128,7 @@ def test_the_curves_are_short_enough_to_keep(trained):
         assert len(curves[name]["per_class"]) == len(curves["classes"])
 
 
-def test_the_predictions_of_every_validation_image_are_written_down(trained):
+def test_every_validation_image_has_predictions(trained):
     task, run, run_dir = trained
     lines = (run_dir / "predictions.jsonl").read_text().splitlines()
 
@@ -140,7 +140,7 @@ def test_the_predictions_of_every_validation_image_are_written_down(trained):
         assert rows[0]["predictions"][0]["name"] in NAMES
 
 
-def test_nothing_asked_for_the_network_or_installed_anything(trained):
+def test_training_uses_no_network_and_installs_nothing(trained):
     witnessed = [line for line in trained[1].output.splitlines() if line.startswith("WITNESSED")]
 
     assert not [line for line in witnessed if "socket." in line and "'/" not in line]
@@ -148,7 +148,7 @@ def test_nothing_asked_for_the_network_or_installed_anything(trained):
 
 
 @pytest.mark.parametrize("trained", [WITH_EVERYTHING], ids=["detect"], indirect=True)
-def test_test_split_pictures_and_export_are_there_when_asked_for(trained):
+def test_test_split_plots_and_export_exist_on_request(trained):
     _, run, run_dir = trained
 
     assert set(report(run)["test"]["metrics"]) == set(report(run)["metrics"])

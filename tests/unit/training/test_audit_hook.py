@@ -30,13 +30,13 @@ def refused(attempt):
         "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 53))",
     ],
 )
-def test_another_host_is_out_of_reach(attempt):
+def test_connection_to_other_host_is_refused(attempt):
     result = refused(attempt)
 
     assert "ConnectionError: the training process has no network" in result.stderr
 
 
-def test_a_download_fails_at_once_like_a_network_error():
+def test_download_fails_at_once_as_network_error():
     result = refused(
         """
         import urllib.error
@@ -50,7 +50,7 @@ def test_a_download_fails_at_once_like_a_network_error():
     assert result.stdout.startswith("failed"), result.stderr
 
 
-def test_the_weights_that_an_amp_check_would_download_are_missed_at_once(tmp_path, monkeypatch):
+def test_missing_amp_weights_fail_at_once(tmp_path, monkeypatch):
     """Ultralytics then skips the check and leaves AMP on, which took 155 s where packets were dropped."""
     monkeypatch.setenv("YOLO_OFFLINE", "1")
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
@@ -69,7 +69,7 @@ def test_the_weights_that_an_amp_check_would_download_are_missed_at_once(tmp_pat
     assert result.stdout.splitlines()[-1:] == ["missed"], result.stderr
 
 
-def test_loopback_and_socket_files_still_work():
+def test_loopback_and_unix_sockets_work():
     result = refused(
         """
         import os, tempfile

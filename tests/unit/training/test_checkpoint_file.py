@@ -34,7 +34,7 @@ def names(run_dir):
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
 
 
-def test_what_is_announced_is_what_lies_there(run_dir):
+def test_event_matches_file(run_dir):
     told = kept(run_dir, epoch=7)
 
     path = run_dir / "checkpoints" / "epoch-00007.pt"
@@ -45,7 +45,7 @@ def test_what_is_announced_is_what_lies_there(run_dir):
     assert sidecar | {"epoch": 7, "sha256": told.sha256, "bytes": told.bytes} == sidecar
 
 
-def test_the_state_in_it_is_untouched_and_ours_lies_in_the_folder_that_torch_made(run_dir):
+def test_members_are_added_without_changing_state(run_dir):
     told = kept(run_dir, best=True)
 
     with zipfile.ZipFile(told.path) as archive:
@@ -55,7 +55,7 @@ def test_the_state_in_it_is_untouched_and_ours_lies_in_the_folder_that_torch_mad
         assert set(archive.namelist()) == {"archive/data.pkl"} | ours
 
 
-def test_two_generations_are_kept_with_their_sidecars(run_dir):
+def test_two_newest_checkpoints_are_kept(run_dir):
     for epoch in (1, 2, 3, 4):
         kept(run_dir, epoch)
         time.sleep(0.01)
@@ -63,7 +63,7 @@ def test_two_generations_are_kept_with_their_sidecars(run_dir):
     assert names(run_dir) == ["epoch-00003.json", "epoch-00003.pt", "epoch-00004.json", "epoch-00004.pt"]
 
 
-def test_the_newest_are_kept_also_when_the_training_began_again(run_dir):
+def test_newest_files_are_kept_after_restart(run_dir):
     kept(run_dir, 50)
     time.sleep(0.01)
     kept(run_dir, 1)
@@ -73,7 +73,7 @@ def test_the_newest_are_kept_also_when_the_training_began_again(run_dir):
     assert "epoch-00050.pt" not in names(run_dir)
 
 
-def test_a_checkpoint_brings_everything_to_another_folder(run_dir, tmp_path):
+def test_checkpoint_restores_everything_in_other_folder(run_dir, tmp_path):
     told = kept(run_dir, 3, best=True, done=0.25, best_epoch=2, train_seconds=12.5)
     progress = restore(tmp_path / told.path, tmp_path / "elsewhere")
 
@@ -84,14 +84,14 @@ def test_a_checkpoint_brings_everything_to_another_folder(run_dir, tmp_path):
     assert zipfile.ZipFile(elsewhere / "weights" / "last.pt").read("archive/data.pkl") == b"last"
 
 
-def test_a_state_that_is_the_best_itself_becomes_best_and_last(run_dir, tmp_path):
+def test_best_checkpoint_becomes_best_and_last(run_dir, tmp_path):
     told = kept(run_dir)
     restore(tmp_path / told.path, tmp_path / "elsewhere")
 
     assert zipfile.ZipFile(tmp_path / "elsewhere" / "weights" / "best.pt").read("archive/data.pkl") == b"last"
 
 
-def test_what_a_killed_attempt_left_behind_gives_way_to_the_checkpoint(run_dir):
+def test_restore_replaces_files_of_killed_attempt(run_dir):
     """The row of an epoch is in results.csv before its state is: a resumed training would write it twice."""
     told = kept(run_dir)
     (run_dir / "results.csv").write_text("epoch\n1\n2\n")
@@ -100,7 +100,7 @@ def test_what_a_killed_attempt_left_behind_gives_way_to_the_checkpoint(run_dir):
     assert (run_dir / "results.csv").read_text() == "epoch\n1\n"
 
 
-def test_every_file_of_the_run_comes_along(run_dir, tmp_path):
+def test_restore_brings_every_file(run_dir, tmp_path):
     (run_dir / "args.yaml").write_text("epochs: 3\n")
     members = {name: run_dir / name for name in ("results.csv", "args.yaml")}
     told = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), members), Progress(epoch=1))
@@ -112,7 +112,7 @@ def test_every_file_of_the_run_comes_along(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "restored"), [("epoch\n1\n2", "epoch\n1\n"), ("epoch", None), ("", None), ("epoch\n", "epoch\n")]
 )
-def test_a_row_of_results_that_was_cut_is_not_continued_by_the_next(run_dir, tmp_path, lines, restored):
+def test_truncated_row_of_results_is_dropped(run_dir, tmp_path, lines, restored):
     (run_dir / "results.csv").write_text(lines)
     told = kept(run_dir)
     restore(tmp_path / told.path, tmp_path / "elsewhere")
@@ -121,18 +121,18 @@ def test_a_row_of_results_that_was_cut_is_not_continued_by_the_next(run_dir, tmp
     assert (results.read_text() if results.exists() else None) == restored
 
 
-def test_a_checkpoint_without_results_takes_those_of_another_training_away(run_dir):
+def test_checkpoint_without_results_removes_stale_results(run_dir):
     path = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), {}), Progress(epoch=1)).path
     restore(run_dir / path, run_dir)
 
     assert not (run_dir / "results.csv").exists()
 
 
-def test_a_checkpoint_of_somebody_elses_is_taken_as_it_is(run_dir, tmp_path):
+def test_foreign_checkpoint_is_accepted(run_dir, tmp_path):
     assert restore(run_dir / "weights" / "last.pt", tmp_path / "elsewhere") == Progress()
 
 
-def test_a_copy_that_fails_leaves_nothing_and_the_generation_before_it(run_dir, monkeypatch):
+def test_failed_copy_leaves_previous_checkpoint(run_dir, monkeypatch):
     kept(run_dir, 1)
     before = names(run_dir)
 
@@ -146,7 +146,7 @@ def test_a_copy_that_fails_leaves_nothing_and_the_generation_before_it(run_dir, 
     assert names(run_dir) == before
 
 
-def test_a_hard_link_to_a_generation_survives_its_successor_of_the_same_epoch(run_dir):
+def test_hard_link_survives_replaced_checkpoint(run_dir):
     told = kept(run_dir, 2)
     link = run_dir / "uploading"
     os.link(told.path, link)
@@ -155,7 +155,7 @@ def test_a_hard_link_to_a_generation_survives_its_successor_of_the_same_epoch(ru
     assert hashlib.sha256(link.read_bytes()).hexdigest() == told.sha256
 
 
-def test_a_torn_file_is_not_whole(run_dir):
+def test_truncated_file_is_incomplete(run_dir):
     best = run_dir / "weights" / "best.pt"
     assert is_complete(best)
     best.write_bytes(best.read_bytes()[:-10])
@@ -164,7 +164,7 @@ def test_a_torn_file_is_not_whole(run_dir):
     assert not is_complete(run_dir / "weights" / "none.pt")
 
 
-def test_a_training_from_the_start_inherits_nothing(run_dir):
+def test_training_from_scratch_removes_stale_files(run_dir):
     kept(run_dir)
     remove_stale(run_dir)
 

@@ -45,7 +45,7 @@ def kept_content(kept):
         return archive.read("archive/data.pkl").decode()
 
 
-def test_what_is_kept_is_told_once_it_is_whole_and_durable(tmp_path, state):
+def test_event_is_sent_after_checkpoint_is_durable(tmp_path, state):
     told = []
 
     def hear(event):
@@ -62,7 +62,7 @@ def test_what_is_kept_is_told_once_it_is_whole_and_durable(tmp_path, state):
     assert has_sidecar
 
 
-def test_the_training_goes_on_and_overwrites_its_state_while_the_disk_is_slow(tmp_path, state, slow_disk):
+def test_slow_disk_does_not_block_training(tmp_path, state, slow_disk):
     told = []
     writer = CheckpointWriter(tmp_path, told.append)
     writer.copy(state, Progress(epoch=1), {})
@@ -77,7 +77,7 @@ def test_the_training_goes_on_and_overwrites_its_state_while_the_disk_is_slow(tm
     assert kept_content(writer.saved) == "first"
 
 
-def test_the_next_state_waits_for_the_one_before_it(tmp_path, state, slow_disk):
+def test_next_copy_waits_for_running_save(tmp_path, state, slow_disk):
     told = []
     writer = CheckpointWriter(tmp_path, told.append)
     writer.copy(state, Progress(epoch=1), {})
@@ -107,7 +107,7 @@ def full_disk(monkeypatch):
 
 
 @pytest.mark.parametrize("when", ["wait", "next"])
-def test_a_state_that_cannot_be_kept_is_a_warning_and_leaves_nothing(tmp_path, state, full_disk, when):
+def test_failed_save_is_warning_and_leaves_nothing(tmp_path, state, full_disk, when):
     told = []
     writer = CheckpointWriter(tmp_path, told.append)
     writer.copy(state, Progress(epoch=1), {})
@@ -122,7 +122,7 @@ def test_a_state_that_cannot_be_kept_is_a_warning_and_leaves_nothing(tmp_path, s
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["epoch-00002.tmp"][: when == "next"]
 
 
-def test_the_state_before_stays_and_later_ones_are_kept_again(tmp_path, state, full_disk):
+def test_previous_checkpoint_stays_after_failed_save(tmp_path, state, full_disk):
     told = []
     writer = CheckpointWriter(tmp_path, told.append)
     for epoch in (1, 2, 3, 4, 5):
@@ -138,7 +138,7 @@ def test_the_state_before_stays_and_later_ones_are_kept_again(tmp_path, state, f
     assert kept_content(writer.saved) == "first"
 
 
-def test_a_state_that_cannot_even_be_copied_is_a_warning(tmp_path, state):
+def test_failed_copy_is_warning(tmp_path, state):
     (tmp_path / CHECKPOINTS).write_text("a file where the folder should be")
     told = []
     writer = CheckpointWriter(tmp_path, told.append)
@@ -149,7 +149,7 @@ def test_a_state_that_cannot_even_be_copied_is_a_warning(tmp_path, state):
     assert [event.code for event in told] == ["checkpoint_not_saved"]
 
 
-def test_no_thread_stays(tmp_path, state):
+def test_no_thread_remains(tmp_path, state):
     writer = CheckpointWriter(tmp_path, lambda _: None)
     for epoch in (1, 2):
         writer.copy(state, Progress(epoch=epoch), {})

@@ -296,7 +296,7 @@ def crash(error, message, traceback=""):
 
 
 @pytest.mark.parametrize(("error", "message", "kind", "sentence"), EXCEPTIONS.values(), ids=EXCEPTIONS)
-def test_an_exception_becomes_one_sentence(error, message, kind, sentence):
+def test_exception_becomes_one_sentence(error, message, kind, sentence):
     diagnosis = diagnose(evidence(crashed=crash(error, message)))
 
     assert type(diagnosis) is kind
@@ -307,11 +307,11 @@ def test_an_exception_becomes_one_sentence(error, message, kind, sentence):
 
 
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.pattern.pattern[:30])
-def test_every_cause_has_an_example(cause):
+def test_every_cause_has_example(cause):
     assert any(cause.pattern.search(f"{error}: {message}") for error, message, _, _ in EXCEPTIONS.values())
 
 
-def test_the_phase_and_epoch_are_named():
+def test_message_names_phase_and_epoch():
     assert "while validating (epoch 3)" in str(diagnose(evidence(crashed=crash("MemoryError", ""))))
     assert "while training:" in str(diagnose(evidence(exit_code=-9, oom_kills=1, epoch=0)))
 
@@ -325,13 +325,13 @@ def test_the_phase_and_epoch_are_named():
         (8, "a smaller batch"),
     ],
 )
-def test_what_to_change_when_the_gpu_is_full_depends_on_the_batch(batch, mend):
+def test_gpu_memory_hint_depends_on_batch(batch, mend):
     diagnosis = diagnose(evidence(batch=batch, crashed=crash("OutOfMemoryError", "CUDA out of memory.")))
 
     assert mend in str(diagnosis)
 
 
-def test_the_batch_that_the_child_had_come_down_to_counts():
+def test_halved_batch_is_used_for_hint():
     message = "CUDA out of memory. Tried to allocate 2.50 GiB. (batch 1, image size 640, batch halved 3 times)"
 
     diagnosis = diagnose(evidence(crashed=crash("OutOfMemoryError", message)))
@@ -339,7 +339,7 @@ def test_the_batch_that_the_child_had_come_down_to_counts():
     assert "at batch 1, image size 640: use a smaller image size than 640" in str(diagnosis)
 
 
-def test_the_cause_of_an_exception_is_found_behind_it():
+def test_cause_is_found_in_chained_exception():
     traceback = (
         'Traceback (most recent call last):\n  File "x.py", line 1, in save\n    raise MemoryError  # not this\n'
         "OSError: [Errno 28] No space left on device\n\nDuring handling of the above exception, another exception occurred:\n"
@@ -348,7 +348,7 @@ def test_the_cause_of_an_exception_is_found_behind_it():
     assert "disk was full" in str(diagnose(evidence(crashed=crash("ValueError", "cannot save", traceback))))
 
 
-def test_code_in_a_traceback_is_no_evidence():
+def test_source_lines_of_traceback_are_ignored():
     traceback = 'Traceback (most recent call last):\n  File "x.py", line 1\n    except MemoryError: # CUDA error\n'
 
     assert "KeyError: 'x'" in str(diagnose(evidence(crashed=crash("KeyError", "'x'", traceback))))
@@ -391,21 +391,21 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize(("code", "output", "sentence"), OUTPUTS.values(), ids=OUTPUTS)
-def test_a_death_without_a_word_is_told_from_its_code_and_output(code, output, sentence):
+def test_death_without_event_is_diagnosed_from_code_and_output(code, output, sentence):
     diagnosis = diagnose(evidence(exit_code=code, output=output))
 
     assert re.search(sentence, str(diagnosis))
     assert "\n" not in str(diagnosis)
 
 
-def test_the_kernels_own_count_is_better_evidence_than_any_output():
+def test_kernel_oom_kill_count_overrides_output():
     facts = evidence(exit_code=-9, output=["ERROR something else"], oom_kills=1)
 
     assert "out-of-memory killer" in str(diagnose(facts))
     assert "most likely" in str(diagnose(dataclasses.replace(facts, oom_kills=0)))
 
 
-def test_a_death_is_worth_another_attempt():
+def test_unexplained_death_is_retried():
     assert isinstance(diagnose(evidence(exit_code=-11)), MachineFailed)
 
 
@@ -423,7 +423,7 @@ def starting(**facts):
                              is_installation=True)}, "ImportError: libcudart"),
     ],
 )  # fmt: skip
-def test_a_process_that_ends_before_it_looks_at_its_order_is_the_hosts_failure(facts, words):
+def test_exit_before_order_is_host_failure(facts, words):
     diagnosis = diagnose(starting(**facts))
 
     assert type(diagnosis) is HostFailed
@@ -439,11 +439,11 @@ def test_a_process_that_ends_before_it_looks_at_its_order_is_the_hosts_failure(f
         {"phase": Phase.LOADING, "crashed": dataclasses.replace(crash("KeyError", "x"), is_installation=True)},
     ],
 )
-def test_a_process_that_looked_at_its_order_accuses_no_host(facts):
+def test_exit_after_order_is_not_host_failure(facts):
     assert not isinstance(diagnose(evidence(**facts)), HostFailed)
 
 
-def test_a_stuck_training_is_told_with_its_phase_and_its_setting():
+def test_stuck_training_names_phase_and_setting():
     assert "1800 s while validating (epoch 7)" in str(stuck(Phase.VALIDATING, 7, 1800.0))
     assert "STALL_SECONDS" in str(stuck(Phase.VALIDATING, 7, 1800.0))
     assert "not ready after 300 s" in str(stuck(Phase.STARTING, 0, 300.0))
@@ -466,5 +466,5 @@ def test_a_stuck_training_is_told_with_its_phase_and_its_setting():
         ("torch/utils/data/_utils/signal_handling.py", "_error_if_any_worker_fails"),
     ],
 )
-def test_the_installed_library_still_says_what_the_diagnosis_listens_for(path, words):
+def test_installed_libraries_have_expected_messages(path, words):
     assert words in (PACKAGES / path).read_text()

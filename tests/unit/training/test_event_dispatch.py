@@ -36,15 +36,15 @@ def delivered(*items):
     return heard
 
 
-def test_everything_arrives_in_order_and_events_first():
+def test_events_arrive_in_order_before_lines():
     assert delivered("a line", epoch(1), "another", epoch(2)) == [epoch(1), epoch(2), "a line", "another"]
 
 
-def test_of_ticks_that_wait_only_the_newest_arrives():
+def test_only_newest_waiting_tick_arrives():
     assert delivered(tick(1), tick(2), epoch(1), tick(3), tick(4)) == [tick(2), epoch(1), tick(4)]
 
 
-def test_ticks_arrive_one_by_one_when_somebody_listens():
+def test_fast_listener_gets_every_tick():
     dispatcher, heard = EventDispatcher(), []
     arrived = threading.Semaphore(0)
     dispatcher.start(lambda event: (heard.append(event), arrived.release()), str)
@@ -56,20 +56,20 @@ def test_ticks_arrive_one_by_one_when_somebody_listens():
     assert heard == [tick(0), tick(1), tick(2)]
 
 
-def test_no_durable_event_is_lost():
+def test_no_durable_event_is_dropped():
     events = [Warned(code="x", message=str(number)) for number in range(20_000)]
 
     assert delivered(*events) == events
 
 
-def test_lines_beyond_the_limit_are_counted_and_left_out():
+def test_lines_beyond_limit_are_counted_and_dropped():
     heard = delivered(*(str(number) for number in range(MOST_LINES + 500)))
 
     assert heard[:MOST_LINES] == [str(number) for number in range(MOST_LINES)]
     assert heard[MOST_LINES:] == ["… 500 lines left out: output came too fast …"]
 
 
-def test_the_gap_in_a_log_is_where_the_lines_were_lost():
+def test_gap_is_marked_where_lines_were_dropped():
     dispatcher, listener = EventDispatcher(), Listener()
     for number in range(MOST_LINES + 7):
         dispatcher.line(str(number))
@@ -89,7 +89,7 @@ def test_the_gap_in_a_log_is_where_the_lines_were_lost():
     assert listener.heard[-2:] == ["… 7 lines left out: output came too fast …", "afterwards"]
 
 
-def test_nobody_who_queues_waits_for_the_listener():
+def test_queueing_never_waits_for_listener():
     dispatcher, heard = EventDispatcher(), Listener()
     dispatcher.start(heard, heard)
     for number in range(1000):
@@ -101,7 +101,7 @@ def test_nobody_who_queues_waits_for_the_listener():
     assert len(heard.heard) == 1000
 
 
-def test_what_a_listener_raises_is_raised_at_the_end_and_known_before():
+def test_exception_of_listener_is_raised_by_close():
     dispatcher = EventDispatcher()
     broken = threading.Event()
 
@@ -119,7 +119,7 @@ def test_what_a_listener_raises_is_raised_at_the_end_and_known_before():
     assert dispatcher.failed
 
 
-def test_a_delivery_that_nobody_listened_to_can_be_closed():
+def test_dispatcher_without_listener_can_be_closed():
     dispatcher = EventDispatcher()
     dispatcher.event(epoch(1))
 

@@ -26,7 +26,7 @@ def pipe():
         yield reader, writing
 
 
-def test_a_sender_never_waits_for_a_reader_and_durable_events_all_arrive_in_order(pipe):
+def test_durable_events_arrive_in_order_without_blocking_sender(pipe):
     reader, writing = pipe
     writer = EventWriter(writing, on_broken=pytest.fail)
     began = time.monotonic()
@@ -45,7 +45,7 @@ def test_a_sender_never_waits_for_a_reader_and_durable_events_all_arrive_in_orde
     assert len([event for event in heard if isinstance(event, BatchProgress)]) < 2000
 
 
-def test_of_the_ticks_that_nobody_took_only_the_newest_is_sent(pipe):
+def test_only_newest_waiting_tick_is_written(pipe):
     reader, writing = pipe
     writer = EventWriter(writing, on_broken=pytest.fail)
     for number in range(5000):
@@ -63,7 +63,7 @@ def test_of_the_ticks_that_nobody_took_only_the_newest_is_sent(pipe):
     assert len([event for event in heard if isinstance(event, BatchProgress)]) < 10
 
 
-def test_closing_gives_up_on_a_reader_that_does_not_read(pipe):
+def test_close_gives_up_on_blocked_reader(pipe):
     _, writing = pipe
     writer = EventWriter(writing, on_broken=lambda: None)
     for number in range(5000):
@@ -74,7 +74,7 @@ def test_closing_gives_up_on_a_reader_that_does_not_read(pipe):
     assert time.monotonic() - began < 20
 
 
-def test_a_reader_that_is_gone_is_noticed():
+def test_closed_pipe_is_reported():
     reading, writing = os.pipe()
     os.close(reading)
     gone = threading.Event()

@@ -49,7 +49,7 @@ def course():
     return Course()
 
 
-def test_at_most_two_ticks_a_second_are_sent_and_losses_are_only_asked_for_then(course):
+def test_ticks_are_limited_to_two_per_second(course):
     course.meter.epoch_started(1, 1, 1000)
     for _ in range(1000):
         course.batch(0.01)
@@ -58,7 +58,7 @@ def test_at_most_two_ticks_a_second_are_sent_and_losses_are_only_asked_for_then(
     assert course.asked == len(course.ticks())
 
 
-def test_a_tick_says_where_the_training_is(course):
+def test_tick_has_position_of_training(course):
     course.meter.epoch_started(2, 5, 10)
     course.batch(3.0)
     course.batch(1.0)
@@ -69,7 +69,7 @@ def test_a_tick_says_where_the_training_is(course):
     assert tick.gpu_memory == 2048
 
 
-def test_the_speed_leaves_out_the_first_batch_which_waits_for_the_loaders(course):
+def test_speed_excludes_first_batch(course):
     course.meter.epoch_started(1, 1, 4)
     course.batch(30.0, images=8)
     course.batch(1.0, images=8)
@@ -79,14 +79,14 @@ def test_the_speed_leaves_out_the_first_batch_which_waits_for_the_loaders(course
     assert course.meter.images_per_second == 8.0
 
 
-def test_no_time_left_is_told_before_anything_is_known(course):
+def test_no_eta_without_measurement(course):
     course.meter.epoch_started(1, 3, 10)
     course.batch(5.0)
 
     assert course.last.eta_seconds is None
 
 
-def test_the_time_left_in_the_first_epoch_counts_all_epochs_and_a_guess_for_validation(course):
+def test_eta_in_first_epoch_estimates_validation(course):
     course.meter.epoch_started(1, 3, 10)
     for _ in range(5):
         course.batch(1.0)
@@ -95,13 +95,13 @@ def test_the_time_left_in_the_first_epoch_counts_all_epochs_and_a_guess_for_vali
     assert course.last.eta_seconds == pytest.approx(25 + 3 * 1.0)
 
 
-def test_the_time_left_knows_the_validation_once_it_was_seen(course):
+def test_eta_uses_measured_validation(course):
     course.epoch(1, 3, batches=10, validation=4.0)
 
     assert course.last.eta_seconds == pytest.approx(2 * (10 + 4.0))
 
 
-def test_the_time_left_shrinks_during_validation(course):
+def test_eta_decreases_during_validation(course):
     course.epoch(1, 2, batches=10, validation=4.0)
     course.meter.epoch_started(2, 2, 10)
     for _ in range(10):
@@ -112,7 +112,7 @@ def test_the_time_left_shrinks_during_validation(course):
     assert told == pytest.approx([3.0, 2.0, 1.0, 0.0])
 
 
-def test_a_time_budget_bounds_the_time_left(course):
+def test_time_budget_bounds_eta(course):
     course.meter.budget(20.0)
     course.meter.epoch_started(1, 100, 10)
     for _ in range(5):
@@ -121,7 +121,7 @@ def test_a_time_budget_bounds_the_time_left(course):
     assert course.last.eta_seconds == 15.0
 
 
-def test_an_epoch_that_begins_again_counts_from_its_beginning(course):
+def test_restarted_epoch_resets_counts(course):
     course.meter.epoch_started(1, 2, 10)
     for _ in range(7):
         course.batch(1.0)
@@ -131,7 +131,7 @@ def test_an_epoch_that_begins_again_counts_from_its_beginning(course):
     assert (course.last.epoch, course.last.batch, course.last.total_batches) == (1, 1, 20)
 
 
-def test_a_resumed_epoch_counts_the_batches_that_were_skipped(course):
+def test_resumed_epoch_counts_skipped_batches(course):
     course.meter.epoch_started(3, 4, 8, skipped=5)
     assert course.meter.share_of_epoch == 5 / 8
     course.batch(1.0)
@@ -139,7 +139,7 @@ def test_a_resumed_epoch_counts_the_batches_that_were_skipped(course):
     assert (course.last.batch, course.last.total_batches) == (6, 8)
 
 
-def test_a_phase_is_told_once_with_the_seconds_of_the_one_before(course):
+def test_phase_event_has_seconds_of_previous_phase(course):
     course.meter.enter(Phase.LOADING)
     course.now += 2.5
     course.meter.enter(Phase.LOADING)
@@ -151,7 +151,7 @@ def test_a_phase_is_told_once_with_the_seconds_of_the_one_before(course):
     ]
 
 
-def test_validation_after_the_training_stays_finalizing(course):
+def test_final_validation_stays_in_finalizing(course):
     course.epoch(1, 1, batches=2)
     course.meter.enter(Phase.FINALIZING)
     course.validate(2, 4.0)
@@ -160,7 +160,7 @@ def test_validation_after_the_training_stays_finalizing(course):
     assert course.last.eta_seconds is None
 
 
-def test_an_epoch_is_told_with_its_numbers_its_seconds_and_the_new_total(course):
+def test_epoch_event_has_metrics_seconds_and_total(course):
     course.meter.epoch_started(1, 9, 2)
     course.batch(1.0)
     course.batch(1.0)

@@ -8,11 +8,11 @@ from trainer.training import exports
 from trainer.training.exports import available_exports
 
 
-def test_torchscript_needs_nothing():
+def test_torchscript_is_always_available():
     assert "torchscript" in available_exports()
 
 
-def test_a_format_is_offered_when_all_of_its_packages_are_there(monkeypatch):
+def test_format_is_available_if_all_packages_are_installed(monkeypatch):
     installed = {"onnx", "onnxslim", "onnxruntime", "tensorrt"}
     monkeypatch.setattr(exports, "find_spec", lambda name: object() if name in installed else None)
     assert set(available_exports()) == {"torchscript", "onnx", "engine"}
@@ -21,7 +21,7 @@ def test_a_format_is_offered_when_all_of_its_packages_are_there(monkeypatch):
     assert set(available_exports()) == {"torchscript", "engine"}
 
 
-def test_looking_imports_none_of_them():
+def test_check_imports_no_package():
     looking = (
         "import sys; from trainer.training.exports import available_exports as a; a(); print('torch' in sys.modules)"
     )

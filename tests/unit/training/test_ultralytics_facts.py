@@ -47,13 +47,13 @@ def in_order(text, *parts):
     return places == sorted(places)
 
 
-def test_the_version_is_the_one_that_requirements_name(ultralytics):
+def test_installed_version_is_pinned_version(ultralytics):
     pinned = (Path(__file__).parents[3] / "requirements.txt").read_text()
 
     assert f"ultralytics=={ultralytics.__version__}" in pinned.splitlines()
 
 
-def test_callbacks_of_an_epoch_come_in_the_order_that_progress_is_counted_by(trainer):
+def test_epoch_callbacks_are_in_expected_order(trainer):
     loop = source(trainer._do_train)
 
     assert in_order(
@@ -70,26 +70,26 @@ def test_callbacks_of_an_epoch_come_in_the_order_that_progress_is_counted_by(tra
     )
 
 
-def test_the_extra_callback_after_training_comes_from_within_final_eval(trainer):
+def test_extra_callback_comes_from_final_eval(trainer):
     assert source(trainer.final_eval).count('run_callbacks("on_fit_epoch_end")') == 1
     assert source(trainer._do_train).count('run_callbacks("on_fit_epoch_end")') == 1
 
 
-def test_the_first_callback_comes_before_the_dataset_is_looked_at(trainer):
+def test_first_callback_precedes_dataset(trainer):
     assert in_order(source(trainer.__init__), 'run_callbacks("on_pretrain_routine_start")', "self.get_dataset()")
 
 
-def test_scanning_happens_in_the_pipeline_that_is_built_after_the_model(trainer):
+def test_scan_happens_after_model_is_built(trainer):
     assert in_order(source(trainer._setup_train), "self.setup_model()", "self._build_train_pipeline()")
 
 
-def test_a_stop_at_the_end_of_an_epoch_needs_no_further_validation(trainer):
+def test_stop_at_end_of_epoch_needs_no_validation(trainer):
     loop = source(trainer._do_train)
 
     assert in_order(loop[loop.index('"on_fit_epoch_end"') :], "if self.stop:", "break")
 
 
-def test_its_own_halving_gives_up_after_three_which_is_how_ours_takes_over(trainer):
+def test_library_halving_is_disabled_by_retry_count(trainer):
     loop = source(trainer._do_train)
 
     assert "self._oom_retries >= 3" in loop
@@ -97,25 +97,25 @@ def test_its_own_halving_gives_up_after_three_which_is_how_ours_takes_over(train
     assert "self._oom_retries = 0  # reset" in loop
 
 
-def test_the_clock_that_we_move_on_resume_is_the_one_of_results_and_of_time_budgets(trainer):
+def test_train_time_start_is_clock_of_results_and_budget(trainer):
     assert "self.train_time_start" in source(trainer.save_metrics)
     loop = source(trainer._do_train)
     assert in_order(loop, "self.train_time_start = time.time()", 'run_callbacks("on_train_start")')
     assert "(t - self.train_time_start) / (epoch - self.start_epoch + 1)" in loop
 
 
-def test_the_start_epoch_that_we_reset_was_already_used(trainer):
+def test_start_epoch_is_used_before_we_reset_it(trainer):
     loop = source(trainer._do_train)
 
     assert in_order(loop, "epoch = self.start_epoch", 'run_callbacks("on_train_epoch_start")')
 
 
-def test_best_is_written_only_when_the_fitness_equals_the_best(trainer):
+def test_best_is_written_if_fitness_equals_best(trainer):
     assert "if self.best_fitness == self.fitness:" in source(trainer.save_model)
     assert "self.last.write_bytes(serialized_ckpt)" in source(trainer.save_model)
 
 
-def test_a_resumed_training_may_change_what_we_change(trainer):
+def test_resumed_training_accepts_changed_settings(trainer):
     allowed = re.search(r"allowed = \{.*?\n(.*?)\}", source(trainer.check_resume), re.DOTALL)[1]
 
     for name in ("batch", "device", "workers", "save_dir"):
@@ -123,7 +123,7 @@ def test_a_resumed_training_may_change_what_we_change(trainer):
     assert '"epochs"' not in allowed
 
 
-def test_a_stripped_checkpoint_cannot_be_resumed(ultralytics):
+def test_stripped_checkpoint_cannot_be_resumed(ultralytics):
     from ultralytics.utils import torch_utils
 
     stripping = source(torch_utils.strip_optimizer)
@@ -131,7 +131,7 @@ def test_a_stripped_checkpoint_cannot_be_resumed(ultralytics):
     assert '"optimizer"' in stripping
 
 
-def test_git_facts_come_from_one_object_whose_roots_can_be_taken_away(ultralytics, trainer, tmp_path):
+def test_git_facts_can_be_removed(ultralytics, trainer, tmp_path):
     from ultralytics.utils.git import GitRepo
 
     (tmp_path / ".git").mkdir()
@@ -154,7 +154,7 @@ def test_git_facts_come_from_one_object_whose_roots_can_be_taken_away(ultralytic
     }
 
 
-def test_integrations_are_added_by_one_function_that_is_looked_up_when_it_is_called(ultralytics):
+def test_integrations_are_added_by_replaceable_function(ultralytics):
     from ultralytics.engine import exporter, predictor, trainer, validator
 
     for module in (exporter, predictor, trainer, validator):
@@ -164,7 +164,7 @@ def test_integrations_are_added_by_one_function_that_is_looked_up_when_it_is_cal
         assert "import add_integration_callbacks" not in source(module)
 
 
-def test_label_caches_are_read_through_a_name_that_we_replace(ultralytics):
+def test_label_caches_are_read_by_replaceable_function(ultralytics):
     from ultralytics.data import dataset
 
     assert "load_dataset_cache_file(cache_path)" in source(dataset)
@@ -172,7 +172,7 @@ def test_label_caches_are_read_through_a_name_that_we_replace(ultralytics):
         assert "except Exception" in source(method)  # what we refuse is scanned again
 
 
-def test_our_reader_accepts_the_caches_that_it_writes_itself(ultralytics, tmp_path):
+def test_reader_accepts_caches_of_library(ultralytics, tmp_path):
     from ultralytics.data.utils import save_dataset_cache_file
 
     from trainer.training.yolo.patches import load_label_cache
@@ -196,7 +196,7 @@ def test_our_reader_accepts_the_caches_that_it_writes_itself(ultralytics, tmp_pa
     assert np.array_equal(read["labels"][0]["bboxes"], labels[0]["bboxes"])
 
 
-def test_our_reader_runs_nothing_that_a_cache_contains(ultralytics, tmp_path):
+def test_reader_runs_no_code_of_cache(ultralytics, tmp_path):
     from trainer.training.yolo.patches import load_label_cache
 
     class Hostile:
@@ -212,7 +212,7 @@ def test_our_reader_runs_nothing_that_a_cache_contains(ultralytics, tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
-def test_a_state_with_members_of_ours_is_still_one_that_torch_loads(ultralytics, tmp_path):
+def test_torch_loads_checkpoint_with_added_members(ultralytics, tmp_path):
     import torch
 
     from trainer.training.yolo.checkpoint_file import Progress, commit, prepare
@@ -228,7 +228,7 @@ def test_a_state_with_members_of_ours_is_still_one_that_torch_loads(ultralytics,
     assert zipfile.ZipFile(kept.path).testzip() is None
 
 
-def test_a_loaders_epoch_can_be_shortened_once(ultralytics):
+def test_loader_epoch_can_be_shortened_once(ultralytics):
     import torch
     from ultralytics.data.build import InfiniteDataLoader
 
@@ -242,7 +242,7 @@ def test_a_loaders_epoch_can_be_shortened_once(ultralytics):
     assert type(loader) is InfiniteDataLoader
 
 
-def test_the_measures_of_each_task_are_where_the_report_looks(ultralytics):
+def test_metrics_of_each_task_are_where_report_reads_them(ultralytics):
     from ultralytics.utils import metrics
 
     for kind, name in {
@@ -257,7 +257,7 @@ def test_the_measures_of_each_task_are_where_the_report_looks(ultralytics):
     assert metrics.ClassifyMetrics().keys == ["metrics/accuracy_top1", "metrics/accuracy_top5"]
 
 
-def test_a_report_that_would_be_too_large_loses_its_curves_first(ultralytics):
+def test_too_large_report_loses_curves_first(ultralytics):
     from trainer.training.yolo.report import LARGEST, bounded
 
     report = bounded({"mAP": 0.5, "curves": {"f1": [0.123456] * LARGEST}, "confusion_matrix": [[1]]})
@@ -268,13 +268,13 @@ def test_a_report_that_would_be_too_large_loses_its_curves_first(ultralytics):
     assert "curves left out" in report["notes"][0]
 
 
-def test_a_report_that_fits_is_left_as_it_is(ultralytics):
+def test_small_report_is_unchanged(ultralytics):
     from trainer.training.yolo.report import bounded
 
     assert bounded({"mAP": 0.5}) == {"mAP": 0.5}
 
 
-def test_the_numbers_of_the_best_epoch_stand_in_for_a_final_validation(ultralytics, tmp_path):
+def test_best_epoch_replaces_missing_final_validation(ultralytics, tmp_path):
     from trainer.core.dataset import Task
     from trainer.training.yolo.report import from_results
 
@@ -299,13 +299,13 @@ def test_the_numbers_of_the_best_epoch_stand_in_for_a_final_validation(ultralyti
         ("The size of tensor a (3) must match the size of tensor b (4)", False),
     ],
 )
-def test_memory_errors_are_known_by_what_the_library_says(ultralytics, message, expected):
+def test_memory_errors_are_recognized_by_message(ultralytics, message, expected):
     from trainer.training.yolo.memory import is_out_of_memory
 
     assert is_out_of_memory(RuntimeError(message)) is expected
 
 
-def test_the_trainer_has_what_the_callbacks_read(ultralytics, trainer):
+def test_trainer_has_attributes_of_callbacks(ultralytics, trainer):
     import torch
 
     has = SimpleNamespace(device=torch.device("cpu"))

@@ -97,7 +97,7 @@ def order(monkeypatch):
 
 
 @pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda e: e.kind)
-def test_every_event_comes_out_as_it_went_in(event):
+def test_every_event_survives_round_trip(event):
     line = encode_event(event)
 
     assert decode_event(line) == event
@@ -105,11 +105,11 @@ def test_every_event_comes_out_as_it_went_in(event):
     assert line.count(b"\n") == 1
 
 
-def test_the_list_above_has_every_kind_of_event():
+def test_examples_cover_every_event():
     assert {type(event) for event in ONE_OF_EACH} == set(events.Event.__args__)
 
 
-def test_a_number_that_json_cannot_hold_is_left_out():
+def test_nan_and_infinity_are_left_out_of_mappings():
     line = encode_event(
         BatchProgress(
             phase=Phase.TRAINING,
@@ -129,19 +129,19 @@ def test_a_number_that_json_cannot_hold_is_left_out():
     assert event.eta_seconds is None
 
 
-def test_a_number_that_json_cannot_hold_is_null_in_a_list():
+def test_nan_and_infinity_become_null_in_lists():
     event = decode_event(encode_event(Finished(best=BEST, last=BEST, report={"curve": [0.0, float("-inf"), 1.0]})))
 
     assert event.report == {"curve": [0.0, None, 1.0]}
 
 
-def test_nan_written_by_a_careless_child_never_reaches_the_supervisor():
+def test_received_nan_is_removed():
     event = decode_event(b'{"kind":"epoch","epoch":1,"total_epochs":2,"seconds":1,"metrics":{"a":NaN,"b":1e999,"c":2}}')
 
     assert event.metrics == {"c": 2.0}
 
 
-def test_text_that_the_database_cannot_hold_is_replaced():
+def test_unstorable_text_is_replaced():
     event = decode_event(b'{"kind":"warning","code":"x","message":"a\\u0000b\\ud800c"}')
 
     event.message.encode()
@@ -175,26 +175,26 @@ def test_unknown_keys_are_ignored():
     ],
     ids=lambda line: line[:30].decode("ascii", "replace") or "empty",
 )
-def test_a_line_that_is_no_event_is_refused_by_name(line):
+def test_invalid_event_is_refused_with_reason(line):
     with pytest.raises(WireError) as refused:
         decode_event(line)
 
     assert len(str(refused.value)) < 700
 
 
-def test_the_error_repeats_the_beginning_of_a_long_line_only():
+def test_error_quotes_start_of_long_line():
     with pytest.raises(WireError, match="secretless nonsense") as refused:
         decode_event(b"secretless nonsense " * 1000)
 
     assert len(str(refused.value)) < 400
 
 
-def test_a_line_that_is_too_long_is_refused():
+def test_too_long_line_is_refused():
     with pytest.raises(WireError, match="a line has at most"):
         decode_event(b'{"kind":"warning","code":"' + b"x" * LONGEST_LINE + b'"}')
 
 
-def test_an_order_arrives_without_what_only_the_supervisor_needs(order):
+def test_order_omits_supervisor_facts(order):
     line = encode_order(order)
     arrived = decode_order(line)
 
@@ -205,7 +205,7 @@ def test_an_order_arrives_without_what_only_the_supervisor_needs(order):
     assert dataclasses.replace(arrived, plan=order.plan, dataset=order.dataset) == order
 
 
-def test_an_order_without_resume_or_devices_stays_so(order):
+def test_order_without_resume_or_devices_is_unchanged(order):
     arrived = decode_command(encode_order(dataclasses.replace(order, resume=None, devices=())))
 
     assert arrived.resume is None
@@ -213,7 +213,7 @@ def test_an_order_without_resume_or_devices_stays_so(order):
 
 
 @pytest.mark.parametrize("reason", list(StopReason))
-def test_a_stop_travels_with_its_reason(reason):
+def test_stop_keeps_its_reason(reason):
     assert decode_command(encode_stop(reason)) is reason
 
 
@@ -229,11 +229,11 @@ def test_a_stop_travels_with_its_reason(reason):
         b'{"kind":"train","dataset":[],"plan":{}}',
     ],
 )
-def test_a_line_that_is_no_command_is_refused(line):
+def test_invalid_command_is_refused(line):
     with pytest.raises(WireError):
         decode_command(line)
 
 
-def test_a_stop_is_not_an_order():
+def test_stop_is_not_an_order():
     with pytest.raises(WireError, match="not an order"):
         decode_order(encode_stop(StopReason.CANCELED))

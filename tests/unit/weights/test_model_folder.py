@@ -133,12 +133,12 @@ def leftovers(models: Path) -> list[str]:
     ("task", "name"),
     [(Task.DETECT, "yolo11n.pt"), (Task.SEGMENT, "yolo11n-seg.pt"), (Task.CLASSIFY, "yolo11n-cls.pt")],
 )
-def test_a_published_model_is_taken_from_the_folder_in_the_tasks_variant(folder, models, task, name):
+def test_official_model_in_folder_is_used_in_task_variant(folder, models, task, name):
     path = put(models, name)
     assert folder().resolve(YOLO11N, task, StopSignal()) == path
 
 
-def test_a_missing_model_is_downloaded_once_into_the_folder(folder, models, release):
+def test_missing_model_is_downloaded_once(folder, models, release):
     there = folder(allow_download=True, release_url=release.url)
     path = there.resolve(YOLO11N, Task.SEGMENT, StopSignal())
     assert path == models / "yolo11n-seg.pt"
@@ -148,14 +148,14 @@ def test_a_missing_model_is_downloaded_once_into_the_folder(folder, models, rele
     assert leftovers(models) == ["yolo11n-seg.pt"]
 
 
-def test_what_a_crash_left_of_a_download_is_used_up(folder, models, release):
+def test_leftover_of_crashed_download_is_overwritten(folder, models, release):
     put(models, ".yolo11n.pt", b"half of it")
     folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert leftovers(models) == ["yolo11n.pt"]
 
 
 @pytest.mark.parametrize("damaged", [b"", weights()[:2000], b"\0" * 5000], ids=["empty", "cut", "zeros"])
-def test_damaged_published_model_is_downloaded_again(folder, models, release, damaged):
+def test_damaged_official_model_is_downloaded_again(folder, models, release, damaged):
     put(models, "yolo11n.pt", damaged)
     path = folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert path.read_bytes() == release.body
@@ -165,7 +165,7 @@ def test_damaged_published_model_is_downloaded_again(folder, models, release, da
 
 
 @pytest.mark.parametrize("damaged", [b"", weights()[:2000], b"\0" * 5000], ids=["empty", "cut", "zeros"])
-def test_damaged_model_of_a_run_is_fetched_again(folder, store, tmp_path, damaged):
+def test_damaged_model_of_run_is_fetched_again(folder, store, tmp_path, damaged):
     there = folder()
     ref = upload(store, tmp_path, "best.pt", weights(b"one"))
     path = there.resolve(ModelObject(ref=ref), Task.DETECT, StopSignal())
@@ -174,7 +174,7 @@ def test_damaged_model_of_a_run_is_fetched_again(folder, store, tmp_path, damage
     assert path.read_bytes() == weights(b"one")
 
 
-def test_damaged_weights_of_the_half_precision_check_are_removed_and_whole_ones_stay(folder, models):
+def test_damaged_amp_weights_are_removed_and_intact_ones_stay(folder, models):
     put(models, "yolo11n.pt")
     put(models, "yolo26n.pt", b"")
     folder().resolve(YOLO11N, Task.DETECT, StopSignal())
@@ -184,7 +184,7 @@ def test_damaged_weights_of_the_half_precision_check_are_removed_and_whole_ones_
     assert sorted(leftovers(models)) == ["yolo11n.pt", "yolo26n.pt"]
 
 
-def test_weights_are_synced_before_they_have_their_name(folder, store, models, release, tmp_path, monkeypatch):
+def test_weights_are_synced_before_rename(folder, store, models, release, tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(durable, "sync", lambda path: synced.append(path.name))
     there = folder(allow_download=True, release_url=release.url)
@@ -194,13 +194,13 @@ def test_weights_are_synced_before_they_have_their_name(folder, store, models, r
     assert synced[-2:] == [f".{path.name}", ".runs"]
 
 
-def test_a_redirect_is_followed_as_release_pages_use_them(folder, release):
+def test_redirect_is_followed(folder, release):
     release.answers = [(302, b"")]
     path = folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert path.read_bytes() == release.body
 
 
-def test_many_at_once_download_once(models, store, release):
+def test_parallel_requests_download_once(models, store, release):
     def resolve(_: int) -> Path:
         own = ModelFolder(
             models, store=store, artifacts_bucket=BUCKET, run_of={}.get, allow_download=True, release_url=release.url,
@@ -214,14 +214,14 @@ def test_many_at_once_download_once(models, store, release):
 
 
 @pytest.mark.parametrize("first", [(503, b"busy"), (429, b""), (200, None), (200, b"<html>not weights</html>")])
-def test_a_download_that_fails_is_tried_again(folder, models, release, first):
+def test_failed_download_is_retried(folder, models, release, first):
     release.answers = [first]
     path = folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert path.read_bytes() == release.body
     assert len(release.paths) == 2
 
 
-def test_a_file_with_a_wrong_checksum_inside_is_never_kept(folder, models, release):
+def test_download_with_wrong_checksum_is_discarded(folder, models, release):
     broken = bytearray(weights())
     broken[1000] ^= 1
     release.body = bytes(broken)
@@ -231,7 +231,7 @@ def test_a_file_with_a_wrong_checksum_inside_is_never_kept(folder, models, relea
     assert leftovers(models) == []
 
 
-def test_a_file_that_is_not_published_any_more_is_a_clear_refusal(folder, models, release):
+def test_missing_release_file_is_refused(folder, models, release):
     release.answers = [(404, b"not found")]
     with pytest.raises(
         ObjectMissing, match=r"yolo11n\.pt cannot be downloaded: the server answers 404; copy .*MODELS_DIR"
@@ -241,7 +241,7 @@ def test_a_file_that_is_not_published_any_more_is_a_clear_refusal(folder, models
     assert leftovers(models) == []
 
 
-def test_without_a_connection_the_error_says_where_to_put_the_file(folder, models, release):
+def test_error_without_connection_names_folder(folder, models, release):
     closed = f"http://127.0.0.1:{free_port()}/x"
     with pytest.raises(Unavailable) as refused:
         folder(allow_download=True, release_url=closed).resolve(YOLO11N, Task.POSE, StopSignal())
@@ -252,7 +252,7 @@ def test_without_a_connection_the_error_says_where_to_put_the_file(folder, model
     assert leftovers(models) == []
 
 
-def test_when_downloads_are_off_nothing_is_asked_for(folder, models, release):
+def test_disabled_download_sends_no_request(folder, models, release):
     with pytest.raises(
         BadRequest, match=r"yolo11n.pt is not on this worker; copy it to MODELS_DIR .*ALLOW_WEIGHTS_DOWNLOAD=1"
     ):
@@ -260,7 +260,7 @@ def test_when_downloads_are_off_nothing_is_asked_for(folder, models, release):
     assert release.paths == []
 
 
-def test_a_stop_ends_a_download_from_a_server_that_went_silent(folder, models, release):
+def test_stop_ends_stalled_download(folder, models, release):
     release.slow = True
     stop = StopSignal()
     timer = threading.Timer(0.1, stop.set, (StopReason.CANCELED,))
@@ -273,7 +273,7 @@ def test_a_stop_ends_a_download_from_a_server_that_went_silent(folder, models, r
     assert leftovers(models) == []
 
 
-def test_a_stop_ends_the_wait_for_somebody_elses_download(folder, release):
+def test_stop_ends_wait_for_other_download(folder, release):
     release.slow = True
     there, stop = folder(allow_download=True, release_url=release.url), StopSignal()
     with ThreadPoolExecutor(1) as pool:
@@ -288,7 +288,7 @@ def test_a_stop_ends_the_wait_for_somebody_elses_download(folder, release):
         assert other.exception() is None or isinstance(other.exception(), Unavailable)
 
 
-def test_a_model_without_weights_for_the_task_is_refused_before_anything_is_fetched(folder, release):
+def test_model_without_weights_for_task_is_refused_before_download(folder, release):
     with pytest.raises(BadRequest, match="only for detect"):
         folder(allow_download=True, release_url=release.url).resolve(
             OfficialModel(stem="yolov10n"), Task.OBB, StopSignal()
@@ -299,14 +299,14 @@ def test_a_model_without_weights_for_the_task_is_refused_before_anything_is_fetc
 # ── architectures ──
 
 
-def test_an_architecture_is_a_copy_whose_name_holds_the_size(folder, models):
+def test_architecture_copy_has_size_in_name(folder, models):
     path = folder().resolve(Architecture(stem="yolo11s"), Task.SEGMENT, StopSignal())
     assert path == models / ".architectures" / "yolo11s-seg.yaml"
     assert b"scales:" in path.read_bytes()
     assert b"Segment" in path.read_bytes()
 
 
-def test_a_copy_that_somebody_changed_is_made_again(folder):
+def test_changed_copy_is_replaced(folder):
     there = folder()
     path = there.resolve(Architecture(stem="yolo11n"), Task.DETECT, StopSignal())
     original = path.read_bytes()
@@ -315,7 +315,7 @@ def test_a_copy_that_somebody_changed_is_made_again(folder):
     assert path.read_bytes() == original
 
 
-def test_every_architecture_of_the_catalog_is_found_in_the_package(folder):
+def test_every_catalog_architecture_is_in_package(folder):
     there = folder()
     for stem, by_task in model_catalog.ARCHITECTURES.items():
         for task in by_task:
@@ -329,7 +329,7 @@ print(json.dumps({path: yaml_model_load(path)["scale"] for path in json.load(sys
 """
 
 
-def test_ultralytics_reads_the_size_of_every_architecture_from_our_copys_name(folder, models, tmp_path):
+def test_ultralytics_reads_size_from_name_of_copy(folder, models, tmp_path):
     there, wanted = folder(), {}
     for stem, by_task in model_catalog.ARCHITECTURES.items():
         size = re.match(r"yolov?(?:3|5|6|8|11|12|26)([nsmlx])(-|$)", stem)
@@ -356,7 +356,7 @@ def test_ultralytics_reads_the_size_of_every_architecture_from_our_copys_name(fo
 # ── the operator's files ──
 
 
-def test_an_own_file_is_found_below_the_folder(folder, models):
+def test_file_of_operator_is_found(folder, models):
     path = put(models, "team/a.pt")
     assert folder().resolve(ModelFile(name="team/a.pt"), Task.DETECT, StopSignal()) == path
 
@@ -364,7 +364,7 @@ def test_an_own_file_is_found_below_the_folder(folder, models):
 @pytest.mark.parametrize(
     "content", [b"", b"not a zip", b"\x80\x02}q\x00.", weights()[:-30], b"PK\x03\x04" + b"\0" * 1000]
 )
-def test_a_file_that_torch_did_not_write_is_refused_unopened(folder, models, content):
+def test_file_not_saved_by_torch_is_refused(folder, models, content):
     put(models, "a.pt", content)
     put(models, "yolo11n.pt", content)
     for model, name in ((ModelFile(name="a.pt"), "a.pt"), (YOLO11N, "yolo11n.pt")):
@@ -372,19 +372,19 @@ def test_a_file_that_torch_did_not_write_is_refused_unopened(folder, models, con
             folder().resolve(model, Task.DETECT, StopSignal())
 
 
-def test_a_missing_file_says_where_it_belongs(folder):
+def test_missing_file_names_folder(folder):
     with pytest.raises(BadRequest, match="no such file in MODELS_DIR"):
         folder().resolve(ModelFile(name="nothing.pt"), Task.DETECT, StopSignal())
 
 
-def test_a_folder_is_not_a_model(folder, models):
+def test_folder_is_not_a_model(folder, models):
     (models / "dir.pt").mkdir(parents=True)
     with pytest.raises(BadRequest, match="no such file"):
         folder().resolve(ModelFile(name="dir.pt"), Task.DETECT, StopSignal())
 
 
 @pytest.mark.parametrize("name", ["../outside.pt", "link.pt", "linked/outside.pt", "a/../../outside.pt"])
-def test_nothing_outside_of_the_folder_is_reached(folder, models, tmp_path, name):
+def test_path_outside_of_folder_is_refused(folder, models, tmp_path, name):
     (tmp_path / "outside.pt").write_bytes(weights())
     (models / "a").mkdir(parents=True)
     (models / "link.pt").symlink_to(tmp_path / "outside.pt")
@@ -393,19 +393,19 @@ def test_nothing_outside_of_the_folder_is_reached(folder, models, tmp_path, name
         folder().resolve(ModelFile(name=name), Task.DETECT, StopSignal())
 
 
-def test_a_path_that_only_an_absolute_name_would_reach_is_refused(folder, tmp_path):
+def test_absolute_path_is_refused(folder, tmp_path):
     (tmp_path / "outside.pt").write_bytes(weights())
     with pytest.raises(BadRequest, match="is outside of"):
         folder().resolve(ModelFile(name=str(tmp_path / "outside.pt")), Task.DETECT, StopSignal())
 
 
-def test_what_is_on_disk_can_be_listed(folder, models):
+def test_files_on_disk_are_listed(folder, models):
     for name in ("yolo11n.pt", "team/a.pt", ".runs/b.pt", "notes.txt"):
         put(models, name)
     assert folder().on_disk() == ["team/a.pt", "yolo11n.pt"]
 
 
-def test_a_folder_that_cannot_be_used_is_the_machines_failure(models, store):
+def test_unusable_folder_is_machine_failure(models, store):
     models.write_text("a file where the folder should be")
     blocked = ModelFolder(models, store=store, artifacts_bucket=BUCKET, run_of={}.get, allow_download=True)
     with pytest.raises(MachineFailed, match=r"MODELS_DIR .* cannot be used"):
@@ -427,9 +427,7 @@ def completed(artifacts: object, status: str = "completed") -> dict:
     return {RUN: RunRow(id=RUN, status=status, results={"mAP": 0.5, "artifacts": artifacts})}
 
 
-def test_an_object_of_the_artifacts_bucket_is_fetched_and_fetched_again_when_it_changed(
-    folder, store, models, tmp_path
-):
+def test_object_is_fetched_again_after_change(folder, store, models, tmp_path):
     there = folder()
     ref = upload(store, tmp_path, "training_runs/x/1/best.pt", weights(b"one"))
     first = there.resolve(ModelObject(ref=ref), Task.DETECT, StopSignal())
@@ -441,7 +439,7 @@ def test_an_object_of_the_artifacts_bucket_is_fetched_and_fetched_again_when_it_
     assert first.is_relative_to(models / ".runs")
 
 
-def test_an_object_elsewhere_or_without_a_store_is_refused(folder):
+def test_object_of_other_bucket_or_without_store_is_refused(folder):
     other = ModelObject(ref=ObjectRef(bucket="datasets", key="evil.pt"))
     with pytest.raises(BadRequest, match="only objects of the artifacts bucket"):
         folder().resolve(other, Task.DETECT, StopSignal())
@@ -450,7 +448,7 @@ def test_an_object_elsewhere_or_without_a_store_is_refused(folder):
         folder(store=None).resolve(own, Task.DETECT, StopSignal())
 
 
-def test_an_object_that_is_not_there_or_no_model_is_refused(folder, store, models, tmp_path):
+def test_missing_object_or_invalid_model_is_refused(folder, store, models, tmp_path):
     with pytest.raises(ObjectMissing):
         folder().resolve(ModelObject(ref=ObjectRef(bucket=BUCKET, key="none.pt")), Task.DETECT, StopSignal())
     ref = upload(store, tmp_path, "bad.pt", b"os.system")
@@ -460,7 +458,7 @@ def test_an_object_that_is_not_there_or_no_model_is_refused(folder, store, model
 
 
 @pytest.mark.parametrize("with_digest", [True, False])
-def test_a_completed_runs_best_model_is_fetched(folder, store, tmp_path, with_digest):
+def test_best_model_of_completed_run_is_fetched(folder, store, tmp_path, with_digest):
     ref = upload(store, tmp_path, f"training_runs/{RUN}/1/best.pt", weights(b"best"))
     artifact = {"name": "best.pt", "path": ref.key, "url": "http://ignored"}
     if with_digest:
@@ -473,7 +471,7 @@ def test_a_completed_runs_best_model_is_fetched(folder, store, tmp_path, with_di
         assert there.resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal()) == path
 
 
-def test_a_file_that_is_not_what_the_run_published_is_refused(folder, store, models, tmp_path):
+def test_changed_model_of_run_is_refused(folder, store, models, tmp_path):
     ref = upload(store, tmp_path, "best.pt", weights(b"swapped"))
     rows = completed([{"name": "best.pt", "path": ref.key, "sha256": "0" * 64}])
     with pytest.raises(BadRequest, match="not the file that the run published"):
@@ -495,12 +493,12 @@ def test_a_file_that_is_not_what_the_run_published_is_refused(folder, store, mod
         ({RUN: RunRow(id=RUN, status="completed")}, "published no best.pt"),
     ],
 )
-def test_a_run_without_a_model_is_refused_with_the_reason(folder, rows, reason):
+def test_run_without_model_is_refused_with_reason(folder, rows, reason):
     with pytest.raises(BadRequest, match=reason):
         folder(rows=rows).resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal())
 
 
-def test_models_of_runs_that_nobody_used_for_a_month_are_forgotten(folder, store, models, tmp_path):
+def test_models_unused_for_a_month_are_removed(folder, store, models, tmp_path):
     old, recent = put(models, ".runs/old.pt"), put(models, ".runs/recent.pt")
     month_ago = time.time() - 31 * 86_400
     os.utime(old, (month_ago, month_ago))
