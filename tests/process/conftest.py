@@ -22,12 +22,12 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 
 def subreapers():
-    """The first subreapers of trainings among this process's children; others may be the servers of other tests."""
+    """Return the first subreapers of trainings among the children of this process."""
     return [child for child in psutil.Process().children() if is_subreaper(child)]
 
 
 def second(subreaper):
-    """The subreaper below the first one; the program is its only child unless something was orphaned."""
+    """Return the second subreaper; the program is its only child unless it adopted an orphan."""
     deadline = time.monotonic() + 10
     while not subreaper.children() or not subreaper.children()[0].children():
         assert time.monotonic() < deadline
@@ -40,14 +40,14 @@ def is_subreaper(process):
         command = process.cmdline()
         if not command:  # in the middle of exec, or a zombie
             return process.status() != psutil.STATUS_ZOMBIE
-        # between fork and exec it still bears our own name
+        # between fork and exec it has our own command line
         return command == psutil.Process().cmdline() or any(part.endswith("subreaper.py") for part in command)
     except psutil.Error:
-        return False  # it ended while we looked
+        return False  # it has just ended
 
 
 class Trained:
-    """A trainer for one of the programs, with everything that was heard from it."""
+    """A trainer for one of the programs, with every event and line that it sent."""
 
     def __init__(self, tmp_path, trainer):
         self.trainer = trainer
@@ -57,7 +57,7 @@ class Trained:
         self.stop = StopSignal()
         self.events = []
         self.lines = []
-        self.heard = threading.Condition()
+        self.changed = threading.Condition()
 
     def behave(self, **knobs):
         (self.root / "behavior.json").write_text(json.dumps(knobs))
@@ -94,30 +94,30 @@ class Trained:
         )
 
     def train(self, **order):
-        return self.trainer.train(self.order(**order), self.stop, self.hear_event, self.hear_line)
+        return self.trainer.train(self.order(**order), self.stop, self.on_event, self.on_line)
 
-    def hear_event(self, event):
-        with self.heard:
+    def on_event(self, event):
+        with self.changed:
             self.events.append(event)
-            self.heard.notify_all()
+            self.changed.notify_all()
 
-    def hear_line(self, line):
-        with self.heard:
+    def on_line(self, line):
+        with self.changed:
             self.lines.append(line)
-            self.heard.notify_all()
+            self.changed.notify_all()
 
     def of(self, kind):
         return [event for event in self.events if event.kind == kind]
 
-    def wait_for(self, heard):
-        with self.heard:
-            assert self.heard.wait_for(lambda: heard(self), timeout=10)
+    def wait_for(self, condition):
+        with self.changed:
+            assert self.changed.wait_for(lambda: condition(self), timeout=10)
 
-    def when(self, heard, act):
-        """Call `act` from another thread once `heard(self)` is true."""
+    def when(self, condition, act):
+        """Call `act` from another thread once `condition(self)` is true."""
 
         def wait():
-            self.wait_for(heard)
+            self.wait_for(condition)
             act()
 
         thread = threading.Thread(target=wait, daemon=True)
@@ -127,12 +127,12 @@ class Trained:
 
 @pytest.fixture
 def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")  # short: a test's own folder is too long for the temporary files
+    return tmp_path_factory.mktemp("home")  # short: tmp_path is too long for sockets
 
 
 @pytest.fixture
 def program(tmp_path, home):
-    """Makes a trainer of one of the programs, by its name; closed at the end."""
+    """Return a function that makes a trainer for a program, by its name; trainers are closed at the end."""
     made = []
 
     def make(name, *arguments, environment=None, warm_start=False, **limits):
@@ -159,7 +159,7 @@ def program(tmp_path, home):
 
 @pytest.fixture
 def leak_check():
-    """Threads, descriptors and child processes are as many after the test as before it."""
+    """Check that the test leaves no thread, descriptor or child process."""
     me = psutil.Process()
     before = (threading.active_count(), me.num_fds())
     yield

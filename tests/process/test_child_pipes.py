@@ -1,4 +1,4 @@
-"""The training process as a process: what it does with its pipes, before and while it trains."""
+"""The pipes of the real training process, before and during the training."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from trainer.training.supervisor.environment import child_environment, private_f
 
 @pytest.fixture
 def start(tmp_path):
-    """Start the real program; its stdin, its events and its output are ours."""
+    """Start the real program with pipes for stdin, events and output."""
     started = []
 
     def starting():

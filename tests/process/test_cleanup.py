@@ -95,14 +95,14 @@ def test_private_folder_of_killed_service_is_removed_by_next_service(tmp_path, h
         wait_until(lambda: len(list(home.glob("child-*"))) == 2 and len(subreapers_of(process)) == 2)
         below = [subreaper for first in subreapers_of(process) for subreaper in (first, second(first))]
         for subreaper in below:
-            subreaper.suspend()  # or it would do it
+            subreaper.suspend()  # otherwise it removes the folder itself
         process.kill()
         process.wait()
         for subreaper in below:
             subreaper.kill()
     assert len(list(home.glob("child-*"))) == 2
 
-    with supervisor(tmp_path, home, "ignores_every_signal") as alive:  # another service on the same folder
+    with supervisor(tmp_path, home, "ignores_every_signal") as alive:  # another service with the same folder
         wait_until(lambda: len(list(home.glob("child-*"))) == 3)
         time.sleep(0.3)
         trainer = ChildTrainer(environment={}, home=home, weights=home)
@@ -117,7 +117,7 @@ def test_private_folder_of_killed_service_is_removed_by_next_service(tmp_path, h
 
 
 def subreapers_of(process):
-    """The first subreapers."""
+    """Return the first subreapers."""
     return [child for child in psutil.Process(process.pid).children() if is_subreaper(child)]
 
 
@@ -130,7 +130,7 @@ SUPERVISOR = """
         environment={{"PATH": "/usr/bin:/bin"}}, home=Path({home!r}), weights=Path({tmp!r}), warm_start={spare!r},
         program=(sys.executable, str(PROGRAMS / {program!r}), *{arguments!r}), limits=TimeLimits(stall={stall!r}),
     )
-    # from a thread that ends: the processes belong to the supervisor, not to the thread
+    # from a thread that ends: its end must not end the processes
     warming = threading.Thread(target=trainer.warm)
     warming.start()
     warming.join()
@@ -141,7 +141,7 @@ SUPERVISOR = """
 
 
 def supervisor(tmp_path, home, program, *arguments, spare=False, stall=0.5, seconds=0.1):
-    """A process of its own that supervises one of the programs."""
+    """Start a process that supervises one of the programs."""
     script = textwrap.dedent(SUPERVISOR).format(
         here=str(HERE),
         project=str(HERE.parents[1]),
@@ -190,18 +190,18 @@ def test_suspension_of_supervisor_does_not_count_as_silence(tmp_path, home):
 
 @pytest.mark.long
 def test_suspension_of_whole_host_does_not_count_as_silence(tmp_path, home):
-    """A virtual machine or a control group that was paused: nobody said anything, and nobody was there to hear it."""
+    """A paused virtual machine or control group: supervisor and training process are suspended together."""
     with supervisor(tmp_path, home, "trains_quickly", stall=2.0, seconds=0.6) as process:
         deadline = time.monotonic() + 10
         while not list(tmp_path.glob("run/checkpoints/*")) and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(0.15)  # between two events, so that none is waiting to be heard
+        time.sleep(0.15)  # between two events, so that none is waiting
         tree = [below.pid for below in psutil.Process(process.pid).children(recursive=True)]
         for pid in (process.pid, *tree):
             os.kill(pid, signal.SIGSTOP)
         time.sleep(3)
         os.kill(process.pid, signal.SIGCONT)
-        time.sleep(0.3)  # it looks at the training before that is back
+        time.sleep(0.3)  # the supervisor checks the training before that continues
         for pid in tree:
             os.kill(pid, signal.SIGCONT)
 

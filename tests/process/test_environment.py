@@ -64,7 +64,7 @@ def test_run_without_gpus_sees_no_gpu(program):
 def test_libraries_write_to_private_folder(report):
     folder = report["environment"]["HOME"]
 
-    assert report["cwd"] == f"{folder}/tmp"  # empty: nothing in it could be imported by accident
+    assert report["cwd"] == f"{folder}/tmp"  # empty, so that nothing is imported from it by accident
     for name in ("TMPDIR", "YOLO_CONFIG_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         assert report["environment"][name].startswith(folder)
 
@@ -86,7 +86,7 @@ def test_integrations_are_disabled_and_weights_folder_is_set(report, tmp_path):
 
 
 def test_settings_cover_every_key_of_installed_version():
-    """A key that is missing would be filled with its default, which is on."""
+    """Ultralytics fills a missing key with its default, which enables the integration."""
     source = (Path(sys.prefix) / "lib/python3.11/site-packages/ultralytics/utils/__init__.py").read_text()
     version = re.search(r'class SettingsManager.*?version="([\d.]+)"', source, re.DOTALL)[1]
     defaults = re.search(r"self\.defaults = \{(.*?)\n        \}", source, re.DOTALL)[1]
@@ -111,7 +111,7 @@ def test_temporary_paths_are_short_enough_for_sockets(tmp_path):
     folder = child_environment.private_folder(deep, tmp_path)
 
     assert len(str(folder / "tmp")) <= 70
-    assert folder.name.startswith("yolo-trainer-child-")  # nobody else's, if it has to be swept one day
+    assert folder.name.startswith("yolo-trainer-child-")  # recognizable for the sweep
     import shutil
 
     shutil.rmtree(folder)

@@ -88,7 +88,7 @@ def test_silent_process_is_killed_as_stuck(program):
 
 
 def test_suspended_process_is_killed_as_stuck(program):
-    """SIGSTOP, as a debugger or a batch system sends it: nothing of the process itself can react."""
+    """SIGSTOP, as a debugger or a batch system sends it: the process itself cannot react."""
     training = program("dies_by_signal", str(int(signal.SIGSTOP)), stall=0.4)
 
     with pytest.raises(MachineFailed, match="stuck"):
@@ -135,7 +135,7 @@ def test_exception_of_listener_ends_training_and_is_raised(program):
 
     began = time.monotonic()
     with pytest.raises(OSError, match="No space left"):
-        training.trainer.train(training.order(), training.stop, journal_is_full, training.hear_line)
+        training.trainer.train(training.order(), training.stop, journal_is_full, training.on_line)
     assert time.monotonic() - began < 20
 
 

@@ -20,18 +20,18 @@ def test_output_flood_neither_blocks_training_nor_fills_memory(program):
     waited = []
 
     def a_disk_that_sleeps(line):
-        training.hear_line(line)
+        training.on_line(line)
         deadline = time.monotonic() + 10
-        # the reader may still empty the pipes when the subreaper has ended
+        # the reader may still empty the pipes after the subreaper has ended
         while not waited and (subreapers() or is_reading()) and time.monotonic() < deadline:
             time.sleep(0.02)
         waited.append(time.monotonic() < deadline)
 
-    training.trainer.train(training.order(), training.stop, training.hear_event, a_disk_that_sleeps)
+    training.trainer.train(training.order(), training.stop, training.on_event, a_disk_that_sleeps)
 
-    assert waited[0]  # the child went to its end although nobody took its lines
+    assert waited[0]  # the process ended although no line was taken
     assert training.of("finished")
-    assert len(training.lines) <= event_dispatch.MOST_LINES + 20  # and a few that say how many were left out
+    assert len(training.lines) <= event_dispatch.MOST_LINES + 20  # and a few that count dropped lines
     assert training.lines[0] == "first line"
     assert re.fullmatch(r"… \d{5} lines left out: output came too fast …", training.lines[-1])
 
@@ -48,7 +48,9 @@ def test_fast_listener_gets_readable_output_to_the_end(program, monkeypatch):
     assert training.lines[-3].startswith("xxxx")
     assert training.lines[-3].endswith("(4996000 bytes more)")
     assert max(map(len, training.lines)) < 4100
-    assert sum(line.startswith(" bar ") for line in training.lines) <= 30 + 4  # thirty endings, and one a second
+    assert (
+        sum(line.startswith(" bar ") for line in training.lines) <= 30 + 4
+    )  # thirty final versions, and one per second
 
 
 def test_redrawn_bar_becomes_first_and_last_line(program):
@@ -83,14 +85,14 @@ def test_slow_listener_gets_every_durable_event_in_order(program):
         while not waited and subreapers() and time.monotonic() < deadline:
             time.sleep(0.02)
         waited.append(time.monotonic() < deadline)
-        training.hear_event(event)
+        training.on_event(event)
 
-    training.trainer.train(training.order(), training.stop, slow, training.hear_line)
+    training.trainer.train(training.order(), training.stop, slow, training.on_line)
 
-    assert waited[0]  # the child went to its end although nobody took its events
+    assert waited[0]  # the process ended although no event was taken
     assert [event.epoch for event in training.of("epoch")] == list(range(1, 501))
     assert training.events[-1].kind == "finished"
-    # the one tick that the listener may have held from the start apart, only the newest of each epoch is left
+    # besides the tick that the listener took first, only the newest tick of each epoch is left
     assert {event.batch for event in training.of("batch")[1:]} <= {10}
     assert training.of("batch")[-1].batch == 10
 
@@ -100,7 +102,7 @@ def test_hanging_listener_does_not_delay_cancel(program):
     go_on = threading.Event()
 
     def hangs(event):
-        training.hear_event(event)
+        training.on_event(event)
         go_on.wait(5)
 
     def cancel():
@@ -110,5 +112,5 @@ def test_hanging_listener_does_not_delay_cancel(program):
 
     training.when(lambda t: t.events, cancel)
     with pytest.raises(Stopped):
-        training.trainer.train(training.order(epochs=10_000), training.stop, hangs, training.hear_line)
+        training.trainer.train(training.order(epochs=10_000), training.stop, hangs, training.on_line)
     assert training.of("stopped")

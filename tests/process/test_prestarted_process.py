@@ -19,7 +19,7 @@ def test_prestarted_process_gets_next_order(program, tmp_path):
     report = training.train(devices=(1,)).report
 
     assert report["pid"] == waiting.pid
-    assert report["devices"] is None  # it was started before anybody knew: its order tells it
+    assert report["devices"] is None  # unknown at its start; its order names them
 
 
 def test_second_warm_starts_no_other_process(program, tmp_path):
@@ -111,7 +111,7 @@ def test_parallel_trainings_have_separate_processes(program, tmp_path):
     orders = [training.order(epochs=2, run_dir=tmp_path / name) for name in ("one", "other")]
 
     def train(order):
-        return training.trainer.train(order, training.stop, training.hear_event, training.hear_line)
+        return training.trainer.train(order, training.stop, training.on_event, training.on_line)
 
     with ThreadPoolExecutor(2) as pool:
         best = [finished.best.path for finished in pool.map(train, orders)]

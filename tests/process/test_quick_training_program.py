@@ -1,4 +1,4 @@
-"""The stand-in that other suites use instead of real trainings keeps the promises of the real child."""
+"""The program that other suites use instead of real trainings behaves like the real training process."""
 
 from __future__ import annotations
 

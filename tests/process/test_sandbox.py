@@ -1,4 +1,4 @@
-"""What a confined process still can do, and what not: tried by a real process, refused by the real kernel."""
+"""The sandbox: what a real process can and cannot do, on the real kernel."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from trainer.training.wire import encode_order
 
 PROGRAM = Path(__file__).parent / "programs" / "tries_what_it_may.py"
 PROJECT = Path(__file__).parents[2]
-LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1)  # its version; negative: none
+LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1)  # its version; negative if unavailable
 
 pytestmark = pytest.mark.skipif(LANDLOCK < 1, reason="this kernel has no Landlock")
 
 
 @dataclass
 class Place:
-    """A host in small: a run's folders, and beside them what is none of its business."""
+    """A small host: the folders of a run, and other files beside them."""
 
     root: Path
     order: TrainingOrder
@@ -135,7 +135,7 @@ def test_operators_files_are_not_readable(place):
 
 
 def test_environment_of_service_is_not_readable(place):
-    """It holds the keys, and belongs to the same user."""
+    """It contains the keys, and belongs to the same user."""
     attempt = "import os; open(f'/proc/{os.getppid()}/environ').read()"
 
     assert place.how_it_went([attempt]) == {"PermissionError"}
@@ -185,13 +185,13 @@ def test_other_files_can_be_neither_changed_nor_moved_in(place):
     paths = str(place.root / "queue.db"), str(place.order.run_dir / "mine")
     told = place.how_it_went("import os; " + way.format(*paths) for way in ways)
 
-    assert told <= {"PermissionError", "OSError"}  # EXDEV: what a program answers by copying
+    assert told <= {"PermissionError", "OSError"}  # EXDEV: programs then copy instead
     assert sorted(path.name for path in place.root.glob("queue.db*")) == ["queue.db"]
     assert (place.root / "queue.db").read_text() == "content"
 
 
 def test_device_files_cannot_be_created(place):
-    """As root, a node of one's own for the disk would be a way around everything."""
+    """Root could create a device file for the disk and bypass the sandbox."""
     code = f"import os, stat; os.mknod({str(place.order.run_dir / 'disk')!r}, stat.S_IFBLK | 0o600, os.makedev(254, 0))"
 
     assert place.how_it_went([code]) == {"PermissionError"}
@@ -236,7 +236,7 @@ def test_network_is_closed_even_to_this_host(place, listener):
         "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))",
         "import socket; socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()",
         "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()",
-        # not by a system call of another number either
+        # other system call numbers are refused too
         ring,
     ]
 
@@ -286,7 +286,7 @@ def test_other_processes_cannot_be_signaled(place):
 
 
 def test_entering_sandbox_takes_milliseconds(place):
-    """Nothing next to a training's start: milliseconds of a processor, so that others at work here do not count."""
+    """Measured as processor time, so that other processes on this host do not count."""
     assert min(place.try_each()["milliseconds"] for _ in range(3)) < 20
 
 
@@ -304,7 +304,7 @@ def test_missing_protection_is_reported_and_training_continues(place, monkeypatc
 
 
 def test_unreadable_sample_leaves_everything_open(tmp_path):
-    """A file system that shows another file each time it is asked would make a dataset unreadable."""
+    """Some network file systems change file identities, which would make a dataset unreadable."""
     (tmp_path / "needed").write_text("x")
     code = f"""
 from pathlib import Path
@@ -327,11 +327,11 @@ def test_unknown_processor_is_reported(monkeypatch):
         landlock.close_network()
 
 
-# ── what is within reach ──
+# ── the access policy ──
 
 
 def test_imported_packages_are_among_samples(place):
-    """An installation in some other way would otherwise end in an ImportError."""
+    """Otherwise an unusual installation would end in an ImportError."""
     tried = policy.access_policy(place.order, place.environment).samples
 
     assert [path.parent.name for path in tried[-4:]] == ["torch", "ultralytics", "numpy", "trainer"]

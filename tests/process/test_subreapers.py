@@ -48,7 +48,7 @@ def test_process_hidden_from_proc_ends_with_its_training(tmp_path):
 
 @contextmanager
 def under_subreaper(tmp_path, program, prefix=()):
-    """The first subreaper of a program, and the supervisor's end of its lifeline."""
+    """Yield the first subreaper of a program, and the supervisor's end of the lifeline."""
     ours, lifeline = socket.socketpair()
     ours.settimeout(10)
     command = [sys.executable, "-I", "-S", subreaper_script.__file__, str(lifeline.fileno()), str(tmp_path / "folder")]
@@ -112,7 +112,7 @@ def test_killed_subreaper_ends_training_process(program, kill_a_subreaper):
 
 @pytest.mark.parametrize("name", ["leaks_children", "daemonizes"])
 def test_killed_subreaper_leaves_no_grandchildren(program, tmp_path, home, leak_check, kill_a_subreaper, name):
-    """Also none in a session of its own, none whose parent ended long before, and none that hides."""
+    """Not even in a new session, after its parent has ended, or if it hides."""
     training = program(name, str(tmp_path / "pids"), "wait")
     training.when(lambda t: len(t.of("phase")) == 2, kill_a_subreaper)
 
@@ -127,7 +127,7 @@ def test_killed_subreaper_leaves_no_grandchildren(program, tmp_path, home, leak_
 
 @pytest.fixture
 def adopts_orphans():
-    """This process adopts orphans, as the first process of a container does."""
+    """Make this process adopt orphans, like the first process of a container."""
     prctl = ctypes.CDLL(None).prctl
     assert prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     yield

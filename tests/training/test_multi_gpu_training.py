@@ -17,7 +17,8 @@ from trainer.core.dataset import Task
 from trainer.core.errors import MachineFailed, RunFailed
 from trainer.core.events import BatchProgress, CheckpointSaved, EpochFinished, Phase, PhaseStarted, Warned
 from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.training.supervisor.process import ChildTrainer, Patience
+from trainer.training.supervisor.process import ChildTrainer
+from trainer.training.supervisor.training_watch import TimeLimits
 from trainer.training.yolo import ddp
 from trainer.training.yolo.ddp import shared_order
 
@@ -39,7 +40,7 @@ class TwoDevices:
         self.stop = StopSignal()
         self.stop_when = lambda event: None  # the reason to stop for
         self.trainer = ChildTrainer(
-            environment=os.environ, home=home / "children", weights=home / "weights", patience=Patience(grace=20),
+            environment=os.environ, home=home / "children", weights=home / "weights", limits=TimeLimits(grace=20),
             program=(sys.executable, str(PROGRAMS / "ranks_on_cpu.py")),
         )  # fmt: skip
 

@@ -15,8 +15,7 @@ from drawn import draw
 from trainer.core.dataset import Task
 from trainer.core.events import EpochFinished, Finished, Warned
 from trainer.core.stop import StopReason
-from trainer.training.supervisor.environment import SANDBOX
-from trainer.training.wire import encode_stop
+from trainer.training.wire import SANDBOX, encode_stop
 
 pytestmark = [
     pytest.mark.training,

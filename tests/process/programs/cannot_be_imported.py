@@ -1,3 +1,3 @@
-"""Dies at its first import."""
+"""Fails at its first import."""
 
 import a_package_that_nobody_installed  # noqa: F401

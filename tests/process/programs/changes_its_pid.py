@@ -1,6 +1,6 @@
-"""Starts processes that fork, leave their session and end all the time, so that none has its pid for more than a moment.
+"""Starts processes that permanently fork, leave their session and exit, so that each pid lives only for a moment.
 
-They hold a lock on the file that the argument names. Then it ends.
+They hold a lock on the file that its argument names. Then the program exits.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ import time
 from speaking import finished, order, phase
 
 PROCESSES = 16
-LIMIT = 20  # seconds, so that a test that fails leaves nothing for good
+LIMIT = 20  # seconds; a failed test must not leave processes running forever
 
 order()
 phase("training")

@@ -1,4 +1,4 @@
-"""Closes its events pipe in the middle, then its output, and goes on living for a while."""
+"""Closes its event pipe in the middle, then its output, and lives on for a while."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Is asked to stop, and meets an exception instead."""
+"""Raises an exception when it is asked to stop."""
 
 import sys
 

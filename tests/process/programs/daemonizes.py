@@ -1,6 +1,8 @@
-"""Starts a daemon that nothing marks as ours: it forks, becomes a session of its own, forks again, closes what it inherited, and
-only then runs another program, with another name and an empty environment, whose /proc files are closed and which ignores
-every signal. The pid is in the file that its argument names; then it waits.
+"""Starts a daemon that is hard to find, and waits.
+
+The daemon forks, starts a session, forks again and closes inherited descriptors. Then it runs a program with another name
+and an empty environment, which hides its /proc files and ignores every signal. Its pid is in the file that the argument
+names.
 """
 
 import os

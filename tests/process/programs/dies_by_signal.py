@@ -1,4 +1,4 @@
-"""Gets a signal (the number is its argument) from nobody in particular."""
+"""Sends itself the signal whose number is its argument."""
 
 import os
 import sys

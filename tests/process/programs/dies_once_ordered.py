@@ -1,4 +1,4 @@
-"""Waits as a spare does; with the file that its argument names present it dies on its order, the first time only."""
+"""Waits like a prestarted process. It dies on its order once, if the file that its argument names exists."""
 
 import os
 import sys

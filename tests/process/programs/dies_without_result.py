@@ -1,4 +1,4 @@
-"""Ends with an exit code and no last word."""
+"""Exits with a code and without a final event."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Draws a progress bar the way Ultralytics does, twenty times in a moment, and ends it."""
+"""Draws a progress bar like Ultralytics, twenty times in a moment, and completes it."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Takes memory until there is none; the limit is its own, so that the host survives the test."""
+"""Allocates memory up to a limit of its own, so that the host survives the test."""
 
 import resource
 import traceback

@@ -1,4 +1,4 @@
-"""Prints as fast as it can: lines, bars, very long lines, wrong UTF-8; then trains well."""
+"""Prints as fast as it can: lines, bars, very long lines, invalid UTF-8; then trains normally."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Trains one epoch and then says nothing any more."""
+"""Trains one epoch and then sends nothing more."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Says that it is finished, and then does not end."""
+"""Sends its result and does not exit."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Hears neither requests nor any signal that can be ignored."""
+"""Ignores stop requests and every signal that can be ignored."""
 
 import signal
 import time

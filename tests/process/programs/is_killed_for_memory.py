@@ -1,4 +1,4 @@
-"""Prints what torch prints when the kernel killed a loader's worker, then gets SIGKILL as the kernel would send it."""
+"""Prints what torch prints when the kernel killed a loader worker, then sends itself SIGKILL."""
 
 import os
 import signal

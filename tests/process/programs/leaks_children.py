@@ -1,6 +1,6 @@
-"""Leaves processes behind that keep its pipes open: a child, a grandchild in a session of its own, an orphan.
+"""Leaves processes that keep its pipes open: a child, a grandchild in its own session, an orphan.
 
-All their pids are in the file that its argument names. With a second argument it waits instead of ending.
+Their pids are in the file that its argument names. With a second argument it waits instead of exiting.
 """
 
 import os
@@ -23,7 +23,7 @@ pids = [
     subprocess.Popen([sys.executable, "-S", "-c", SLEEPER], pass_fds=(EVENTS,)).pid,
     subprocess.Popen([sys.executable, "-S", "-c", SLEEPER], pass_fds=(EVENTS,), start_new_session=True).pid,
 ]
-# its mother is gone before anybody looks: nothing but a subreaper finds it
+# its parent has already exited: only a subreaper finds it
 command = [sys.executable, "-S", "-c", MOTHER, str(EVENTS)]
 orphan = subprocess.run(command, pass_fds=(EVENTS,), stdout=subprocess.PIPE, check=True)
 with open(sys.argv[1] + ".new", "w") as file:

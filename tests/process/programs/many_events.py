@@ -1,4 +1,4 @@
-"""Thousands of events, of which only the ticks may be lost."""
+"""Sends thousands of events, of which only batch events may be lost."""
 
 from speaking import epoch, finished, order, phase, send
 

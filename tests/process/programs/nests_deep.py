@@ -1,4 +1,4 @@
-"""Leaves 1,200 folders in each other in its private folder, and ends well."""
+"""Leaves 1,200 nested folders in its private folder and exits normally."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Hangs before it would read its order, as an import on a broken network mount does."""
+"""Hangs before it reads its order, like an import on a broken network mount."""
 
 import time
 

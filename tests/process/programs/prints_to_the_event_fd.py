@@ -1,4 +1,4 @@
-"""A library of it writes to the events' descriptor; the training itself is fine."""
+"""Writes text to the event pipe, as a faulty library does, and trains normally."""
 
 from speaking import epoch, finished, order, phase, say
 

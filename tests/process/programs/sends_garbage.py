@@ -1,4 +1,4 @@
-"""Sends megabytes without a newline, and then a good ending."""
+"""Sends megabytes without a newline, and then a valid result."""
 
 from speaking import finished, order, phase, say
 

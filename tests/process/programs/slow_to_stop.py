@@ -1,4 +1,4 @@
-"""Needs 0.6 s to follow a request; says which one it heard."""
+"""Needs 0.6 s to follow a stop request, and reports its reason."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""What every program here needs to say and hear, in plain JSON and without our own code. Not a program itself."""
+"""The protocol for the programs here, in plain JSON and without trainer code. Not a program itself."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Says that it stopped, though nobody asked."""
+"""Reports that it stopped without a stop request."""
 
 from speaking import order, phase, send
 

@@ -1,4 +1,4 @@
-"""trains_quickly, but first it prints its whole environment, and what it finds in the folders that it was given."""
+"""Like trains_quickly, but first prints its environment and what it finds in its folders."""
 
 import os
 import runpy

@@ -1,13 +1,13 @@
-"""A well-behaved training process without torch: the same wire, files and manners as the real child, in milliseconds.
+"""A well-behaved training process without torch: same protocol, files and behavior as the real one, in milliseconds.
 
 It reports phases, batches, epochs with metrics that improve, and checkpoints; it writes `run_dir/weights/best.pt` and
-`last.pt`, `results.csv`, `args.yaml` and `checkpoints/epoch-NNNNN.pt` with their `.json`; it goes on from
+`last.pt`, `results.csv`, `args.yaml` and `checkpoints/epoch-NNNNN.pt` with their `.json`; it resumes from
 `order.resume`; it ends at the next batch when asked to stop ("canceled", "shutdown": checkpoint, then `stopped`) and at
 the next epoch's end when asked to finish ("finish": `finished`).
 
 Give it to `ChildTrainer(program=(sys.executable, ".../trains_quickly.py"))`. The number of epochs is the plan's. Its
-other knobs come from a JSON object in `behavior.json` in the dataset's root, or in the file that the argument
-`--behavior FILE` names (which wins), read when the order comes:
+other options come from a JSON object in `behavior.json` in the dataset's root, or in the file that the argument
+`--behavior FILE` names (which has priority), read when the order arrives:
 
     seconds_per_epoch   0.02    spread over the batches
     batches             2       per epoch
@@ -16,16 +16,16 @@ other knobs come from a JSON object in `behavior.json` in the dataset's root, or
     checkpoint_bytes    2000    size of each checkpoint
     lines               1       printed on stdout per epoch
     warnings            []      sent as warning events at the start
-    at_epoch            none    the epoch (1-based) in which the trouble below happens, after its first batch; 0: before
+    at_epoch            none    the epoch (1-based) in which the failure below happens, after its first batch; 0: before
                                 the first event, "finalizing": after the last epoch
     crash               none    {"error": "RuntimeError", "message": "CUDA out of memory"}: sent as `crashed`
-    exit                none    exit code, without a last word
+    exit                none    exit code, without a final event
     signal              none    number of the signal that it sends to itself
-    print               none    text printed before the trouble
-    hang                false   neither events nor reactions from here on; SIGTERM still works
-    deaf                false   ignores polite requests for the whole run
+    print               none    text printed before the failure
+    hang                false   sends no event and obeys no request from here on; SIGTERM still works
+    deaf                false   ignores stop requests for the whole run
     immortal            false   ignores SIGTERM and SIGINT for the whole run
-    only_fresh          false   the trouble happens only to a training that does not resume
+    only_fresh          false   the failure happens only in a training that does not resume
     report              {}      merged into the final report
 """
 
@@ -45,7 +45,7 @@ WEIGHTS = b"not really weights: "
 
 
 class Asked(Exception):
-    """A polite request to stop came."""
+    """A stop request arrived."""
 
 
 class Quick:
@@ -82,7 +82,7 @@ class Quick:
                 self.ordered.set()
             elif not self.knob("deaf", False):
                 self.reason = command["reason"]
-        os._exit(0)  # nobody is left who could want the result
+        os._exit(0)  # the supervisor has ended
 
     def read_behavior(self, order):
         path = Path(self.behavior_file or Path(order["dataset"]["root"]) / "behavior.json")
@@ -95,7 +95,7 @@ class Quick:
         (self.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         (self.run_dir / "args.yaml").write_text(f"epochs: {self.epochs}\n")
         for epoch in range(self.order["last_reported_epoch"] + 1, self.first_epoch):
-            self.tell(epoch)  # whoever was to hear of it died first; told before anything else, as by a real training
+            self.tell(epoch)  # not reported before the last attempt ended; reported first, as by a real training
         self.send(kind="phase", phase="loading", seconds=None)
         for message in self.knob("warnings", []):
             self.send(kind="warning", code="test", message=message)
@@ -103,7 +103,7 @@ class Quick:
         self.send(kind="phase", phase="training", seconds=0.0)
         (self.run_dir / "results.csv").write_text("epoch,time,train/box_loss,metrics/mAP50(B)\n")
         for epoch in range(1, self.first_epoch):
-            self.write_row(epoch)  # as a real training, which has them from its checkpoint
+            self.write_row(epoch)  # a real training restores them from its checkpoint
         done = self.first_epoch - 1
         for epoch in range(self.first_epoch, self.epochs + 1):
             self.train_epoch(epoch)
@@ -200,7 +200,7 @@ class Quick:
             os._exit(code)
 
     def pause(self, seconds):
-        """Sleep, unless a request comes."""
+        """Sleep until a request arrives."""
         deadline = time.monotonic() + seconds
         while self.reason in (None, "finish") and time.monotonic() < deadline:
             time.sleep(min(0.01, max(0.0, deadline - time.monotonic())))
@@ -212,13 +212,13 @@ class Quick:
 
 
 def described(path):
-    """The file as the last word names it."""
+    """Return the file as the final event describes it."""
     content = path.read_bytes()
     return {"path": str(path), "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def numbers(epoch):
-    """The loss and the quality of an epoch."""
+    """Return the loss and the fitness of an epoch."""
     return 1 / epoch, round(epoch / (epoch + 1), 4)
 
 

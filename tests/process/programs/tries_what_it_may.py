@@ -1,4 +1,4 @@
-"""Confines itself for the order on stdin as a training does, then tries each line of `attempts`; says what came of it."""
+"""Enters the sandbox for the order on stdin, then tries each line of `attempts` and prints the results."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Dies within an event."""
+"""Dies in the middle of an event."""
 
 import os
 

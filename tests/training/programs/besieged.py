@@ -1,4 +1,4 @@
-"""The training process in bad company: an installation inside somebody's git repository (`GIT_ROOT`), and telemetry.
+"""The training process inside a foreign git repository (`GIT_ROOT`) and with telemetry installed.
 
 Programs that it starts are printed.
 """

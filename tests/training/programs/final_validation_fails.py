@@ -1,4 +1,4 @@
-"""The training process whose final validation and whose export fail; `TEAR=1` also tears best.pt, as a full disk does."""
+"""The training process whose final validation and export fail. `TEAR=1` also truncates best.pt, like a full disk."""
 
 import os
 import sys

@@ -1,6 +1,6 @@
-"""The training process where its loaders have workers, as on a GPU: on a CPU Ultralytics takes none.
+"""The training process with loader workers, as on a GPU: on a CPU Ultralytics uses none.
 
-Says how many there are, and what was kept ahead of the first batch by those that work ahead.
+Prints their number, and how many files the additional processes stored before the first batch.
 """
 
 import multiprocessing

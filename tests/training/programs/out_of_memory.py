@@ -1,4 +1,4 @@
-"""The training process on a machine whose memory runs out: `OOM_WHEN` says in which calls of the model's forward.
+"""The training process that runs out of memory in the forward calls that `OOM_WHEN` lists.
 
 `train:3,4` means the third and fourth training batch, `val:1` the first batch of a validation.
 """

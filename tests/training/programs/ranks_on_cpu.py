@@ -1,6 +1,6 @@
-"""The training process where there is no GPU: its ranks train on the CPU and speak gloo, which Ultralytics never does.
+"""The training process without a GPU: its ranks train on the CPU over gloo, which Ultralytics does not support.
 
-With --events-fd it is the child, otherwise a rank. A file `trouble` in the run folder makes a rank fail, once, in its
+With --events-fd it is the training process, otherwise a rank. A file `trouble` in the run folder makes a rank fail, once, in its
 second epoch: "1 crash", "1 memory", or "1 9" for signal 9.
 """
 
@@ -32,7 +32,7 @@ def train_as_rank(self):
 
 
 def reduce_mean(tensor, dst, op):
-    """Gloo has no mean."""
+    """Compute the mean, which gloo does not support."""
     reduce(tensor, dst, dist.ReduceOp.SUM)
     if dist.get_rank() == dst:
         tensor /= dist.get_world_size()
@@ -46,7 +46,7 @@ def make_trouble(trainer):
     path.unlink()
     deadline = time.monotonic() + 20
     while not list((path.parent / "checkpoints").glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)  # the first rank keeps the state of its first epoch meanwhile
+        time.sleep(0.05)  # meanwhile rank 0 saves the checkpoint of its first epoch
     print(f"rank {which}: {what}", flush=True)
     if what == "crash":
         raise ValueError("the second rank has had enough")

@@ -1,5 +1,7 @@
-"""A training whose code is the attacker's, as if a decoder had been tricked: in its own thread, in a loader's process, and in
-the thread that hears stops. What each could do is appended to RUN_DIR/loot, a line of JSON each.
+"""A training that runs an attacker's code, as after an exploit of an image decoder.
+
+The code runs in the main thread, in a loader worker, and in the thread that reads stop requests. Each appends what it
+could do to RUN_DIR/loot as a line of JSON.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The training process with a witness: every attempt at the network or at another program is printed, and let through."""
+"""The training process that prints every attempt to use the network or start a program, and allows it."""
 
 import sys
 
