@@ -290,7 +290,6 @@ NOT_CHECKED: tuple[str, ...] = (
     "tests/unit/training/",
     "tests/unit/worker/",
     "trainer/core/",
-    "trainer/disk/",
     "trainer/jobs/",
 )
 

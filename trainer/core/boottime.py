@@ -1,4 +1,4 @@
-"""The local clock of leases."""
+"""The clock that measures leases on this host."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 
 
 def boottime() -> float:
-    """Seconds since this host booted, the time in which it was suspended included.
+    """Return the seconds since this host booted, including the time in which it was suspended.
 
-    A lease runs out while a host sleeps. `time.monotonic` stands still meanwhile on Linux: after it, a worker would trust a
-    lease that another worker has.
+    A lease also expires while the host is suspended. On Linux `time.monotonic` does not count that time, so a worker would
+    trust a lease that another worker holds.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME)

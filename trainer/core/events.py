@@ -1,7 +1,7 @@
-"""What happens during a run, in the order in which it happens.
+"""The events of a run.
 
-The child process sends these as JSON lines (training/wire.py); the supervisor adds its own; the journal keeps
-those that must not be lost (`is_durable`), and they become rows of `training_run_events`.
+The training process sends them as JSON lines (training/wire.py), and the worker adds its own. The journal keeps those
+that must not be lost (`is_durable`); they become rows of `training_run_events`.
 Epochs are 1-based everywhere. Times are in seconds, sizes in bytes, rates per second, memory in bytes.
 """
 
@@ -16,26 +16,26 @@ from trainer.core.job import JsonObject
 
 
 class Phase(StrEnum):
-    """Where a run is. LOADING to FINALIZING belong to the child, the others to the supervisor."""
+    """Where a run is. The training process reports LOADING to FINALIZING, the worker the others."""
 
-    PREPARING = "preparing"  # the request is read, the dataset looked for
+    PREPARING = "preparing"  # the request is read, the dataset is located
     DOWNLOADING = "downloading"
     CHECKING = "checking"  # the dataset is validated and linked into its view
-    STARTING = "starting"  # slot taken, child started or a spare handed its plan
+    STARTING = "starting"  # the training process is started, or a prepared one gets its order
     LOADING = "loading"  # model and weights
     SCANNING = "scanning"  # Ultralytics reads the labels
     TRAINING = "training"
     VALIDATING = "validating"
     FINALIZING = "finalizing"  # best.pt on val and test, plots, exports
     UPLOADING = "uploading"
-    ENDING = "ending"  # everything is uploaded, the outcome is told
+    ENDING = "ending"  # everything is uploaded, the outcome is sent to the queue
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseStarted:
-    """The run entered a phase; `seconds` is how long the phase before it took, None for the first.
+    """The run entered a phase. `seconds` is the duration of the previous phase, None for the first.
 
-    `files` and `bytes` are what that phase moved, if it was a transfer, and `rate` its bytes per second.
+    If the previous phase was a transfer, `files`, `bytes` and `rate` (bytes per second) describe it.
     """
 
     phase: Phase
@@ -48,7 +48,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferProgress:
-    """A download or an upload is advancing."""
+    """Progress of a download or an upload."""
 
     phase: Phase
     files: int
@@ -62,7 +62,7 @@ class TransferProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchProgress:
-    """A batch was trained or validated; at most two a second are sent, and any of them may be lost."""
+    """A batch was trained or validated. At most two per second are sent, and any of them may be lost."""
 
     phase: Phase
     epoch: int
@@ -78,7 +78,7 @@ class BatchProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochFinished:
-    """An epoch is complete: its losses, its validation metrics and its learning rates, as Ultralytics names them."""
+    """An epoch has finished: losses, validation metrics and learning rates, with the names of Ultralytics."""
 
     epoch: int
     total_epochs: int
@@ -90,7 +90,7 @@ class EpochFinished:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved:
-    """A verified, resumable copy of the training state exists; `key` is None until it is in the bucket."""
+    """A verified checkpoint exists. `key` is None until it is in the bucket."""
 
     epoch: int
     sha256: str
@@ -102,7 +102,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, kw_only=True)
 class Warned:
-    """Something that the user should know and that did not stop the run. `code` is stable, for programs."""
+    """A message for the user about something that did not stop the run. `code` is stable, for programs."""
 
     code: str
     message: str
@@ -111,7 +111,7 @@ class Warned:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A file of weights as the training left it: absolute path, SHA-256 (hexadecimal) and size in bytes."""
+    """A file of weights at the end of the training: absolute path, SHA-256 (hexadecimal) and size in bytes."""
 
     path: str
     sha256: str
@@ -120,9 +120,9 @@ class WeightsFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The child's last word after a training that produced a model.
+    """The last event of a training process that produced a model.
 
-    `report` holds what goes into the row's `results` (numbers only, bounded size): `mAP`, `precision`, `recall`,
+    `report` becomes part of the row's `results` (numbers only, bounded size): `mAP`, `precision`, `recall`,
     `metrics`, `test`, `per_class`, `curves`, `confusion_matrix`, `environment`, `exports`, `epochs_completed`.
     """
 
@@ -134,20 +134,20 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class ChildStopped:
-    """The child's last word after a polite stop; the newest checkpoint was announced before it."""
+    """The last event of a training process that was asked to stop; it reported its newest checkpoint before."""
 
     kind: Literal["stopped"] = "stopped"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crashed:
-    """The child's last word after an exception: what the diagnosis starts from."""
+    """The last event of a training process after an exception; the diagnosis starts from it."""
 
     error: str  # the exception's class name
     message: str
     traceback: str
     phase: Phase
-    is_installation: bool = False  # the libraries could not be imported; nothing of the run was looked at yet
+    is_installation: bool = False  # the libraries could not be imported; the run itself was not read yet
     kind: Literal["crashed"] = "crashed"
 
 
@@ -165,5 +165,5 @@ Event: TypeAlias = (
 
 
 def is_durable(event: Event) -> bool:
-    """Whether the event belongs to the run's history: ticks only move the progress bar, a report goes to `results`."""
+    """Return whether the event is part of the run's history. Progress is not, and a report goes to `results`."""
     return not isinstance(event, BatchProgress | TransferProgress | Finished)

@@ -213,7 +213,7 @@ class Datasets(Protocol):
         """Bring what `prepare` would need into the caches; nothing else is changed. Raises what `prepare` raises."""
 
     def discard(self, view: Path, *, keep: bool = False) -> None:
-        """Take from a view that nobody trains on any more what is of use to later runs, and remove it unless `keep`."""
+        """Move what later runs can use from a finished run's view to the caches. Remove the view unless `keep`."""
 
 
 class Weights(Protocol):
@@ -225,21 +225,21 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOrder:
-    """Everything that the child needs, and nothing secret."""
+    """Everything that the training process needs. It contains no secrets."""
 
     plan: TrainPlan
     model: Path
     dataset: PreparedDataset
     run_dir: Path  # absolute; Ultralytics' save_dir
     devices: tuple[int, ...] = ()  # GPU indices of this host; empty: CPU
-    resume: Path | None = None  # a verified checkpoint to go on from
+    resume: Path | None = None  # a verified checkpoint to resume from
     best_of: Path | None = None  # a verified checkpoint whose best weights are trained instead of `model`
     setup: JsonObject | None = None  # what each checkpoint records of its training (core/resumption.py)
-    last_reported_epoch: int = 0  # the epoch that the run's history told last; the child tells those up to `resume`'s
+    last_reported_epoch: int = 0  # the last epoch in the run's history; the child reports those between it and `resume`
 
 
 class Trainer(Protocol):
-    """One training in a process of its own."""
+    """Trains in a process of its own."""
 
     def train(
         self,
@@ -248,14 +248,14 @@ class Trainer(Protocol):
         on_event: Callable[[Event], None],
         on_line: Callable[[str], None],
     ) -> Finished:
-        """Train to the end. Events and output lines are handed over as they come, from this thread's helpers.
+        """Train to the end. `on_event` and `on_line` are called from other threads, as events and lines arrive.
 
-        Raises `Stopped` when `stop` ended it (checkpoints were announced before), `RunFailed` or `MachineFailed`
-        with a diagnosis otherwise. When it returns or raises, no process of the training is left.
+        Raises `Stopped` when `stop` ended the training (its checkpoints were reported before), else `RunFailed` or
+        `MachineFailed` with a diagnosis. No process of the training is left when it returns or raises.
         """
 
     def close(self) -> None:
-        """End spare processes."""
+        """End prepared processes that have no order yet."""
 
 
 class Delivery(StrEnum):

@@ -1,4 +1,4 @@
-"""How far a run is: events in, the `progress` and `metrics` parts of the row's `results` out."""
+"""The progress of a run: computes the `progress` and `metrics` of the row's `results` from events."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from trainer.core.job import JsonObject
 
 
 class Progress:
-    """Follows one attempt. `percent` counts epochs and never goes back within an attempt, even when an epoch repeats.
-
-    Fed and read from different threads.
-    """
+    """The progress of one attempt. `percent` counts epochs and never decreases, even when an epoch repeats. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._phase = Phase.PREPARING
-        self._epoch = 0  # the epoch that is being worked on, 1-based; 0 before the first
+        self._epoch = 0  # the current epoch, 1-based; 0 before the first
         self._total = 0
-        self._done = 0.0  # epochs finished, with the fraction of the present one
+        self._done = 0.0  # finished epochs, and the fraction of the current one
         self._percent = 0.0
         self._eta: float | None = None
         self._metrics: dict[str, float] = {}
@@ -28,11 +25,12 @@ class Progress:
         self._batch: BatchProgress | None = None
 
     def expect(self, total_epochs: int, done_epochs: int = 0) -> None:
-        """How many epochs there will be, and how many an earlier attempt already did."""
+        """Set the number of epochs, and how many an earlier attempt finished."""
         with self._lock:
             self._total, self._epoch, self._done = total_epochs, done_epochs, float(done_epochs)
 
     def follow(self, event: Event) -> None:
+        """Update the progress from an event."""
         with self._lock:
             match event:
                 case PhaseStarted():
@@ -46,7 +44,7 @@ class Progress:
                     self._done = event.epoch - 1 + event.batch / max(event.total_batches, 1)
                     self._batch = event
                 case BatchProgress():
-                    # validation has no losses of its own yet: those of the epoch's training stay in sight
+                    # validation reports no losses yet, so those of the training are kept
                     self._batch = replace(event, losses=event.losses or (self._batch.losses if self._batch else {}))
                     self._at(event.epoch, event.total_epochs, event.eta_seconds)
                 case EpochFinished():
@@ -61,7 +59,7 @@ class Progress:
         self._epoch, self._total, self._eta = min(epoch, total), total, eta
 
     def as_json(self) -> JsonObject:
-        """`{"progress": …}`, and `metrics` once an epoch is finished; merged into `results` by the queue."""
+        """Return `{"progress": …}`, with `metrics` after the first epoch. The queue merges it into `results`."""
         with self._lock:
             progress: JsonObject = {
                 "phase": self._phase.value,
@@ -92,7 +90,7 @@ class Progress:
             return {"progress": progress, **({"metrics": self._metrics} if self._metrics else {})}
 
     def finished(self) -> JsonObject:
-        """The progress part of a completed run."""
+        """Return the progress of a completed run."""
         with self._lock:
             self._transfer = self._batch = None
         done: JsonObject = self.as_json()["progress"]
@@ -100,7 +98,7 @@ class Progress:
 
 
 def clock(seconds: float | None) -> str | None:
-    """`HH:MM:SS`, as the web app shows it; hours may pass 99."""
+    """Return `HH:MM:SS`, as the web app shows it. Hours may be more than 99."""
     if seconds is None:
         return None
     minutes, rest = divmod(round(seconds), 60)

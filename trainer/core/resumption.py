@@ -1,8 +1,8 @@
-"""What a later attempt does with a checkpoint: resume its training, or start another one because the row changed.
+"""Whether a later attempt resumes from a checkpoint, or starts over because the row changed.
 
 Each checkpoint records the `Setup` of its training. `decide` compares it with what the row asks for now:
 
-    nothing that matters changed                   resume
+    no relevant change                             resume
     settings that a resumed training can change    resume with them
     other settings                                 start over from the best weights
     another model, task, dataset or class names    start over from scratch, as the row asks
@@ -22,7 +22,7 @@ from trainer.core.job import Json, JsonObject
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel, Value
 from trainer.core.plan import TrainPlan
 
-# Ultralytics' values of the arguments that a row may set, where the row is silent
+# Ultralytics' defaults of the arguments that a row may set
 DEFAULTS: Mapping[str, Value | None] = MappingProxyType(
     {
         **dict.fromkeys(("cls_remap", "verbose", "deterministic", "overlap_mask", "val", "plots", "save", "amp"), True),
@@ -40,8 +40,8 @@ DEFAULTS: Mapping[str, Value | None] = MappingProxyType(
     },
 )  # fmt: skip
 
-# What a resumed training can change. Ultralytics takes the first from the row; the second would be the checkpoint's, but
-# the schedule of the learning rate is computed from it anew; the others only concern the validation.
+# Settings that a resumed training can change: first those that Ultralytics takes from the row. `channels_last` and `epochs`
+# would come from the checkpoint, but the learning rate schedule is computed again. The last ones only affect the validation.
 CHANGEABLE = frozenset(
     {
         *("imgsz", "batch", "close_mosaic", "save_period", "cache", "patience", "time", "freeze", "val", "plots"),
@@ -49,14 +49,14 @@ CHANGEABLE = frozenset(
         *("conf", "iou", "max_det", "agnostic_nms", "augment", "nms", "save_txt", "save_conf", "visualize", "verbose"),
     },
 )
-# Of these, what decides how the fitness of an epoch is measured
+# those that affect how the fitness of an epoch is measured
 _MEASURES = frozenset({"imgsz", "val", "conf", "iou", "max_det", "agnostic_nms", "augment", "nms"})
 _LONGEST = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a training is made of, as far as it decides whether another one is the same training."""
+    """What identifies a training: two attempts with the same setup are the same training."""
 
     model: str
     task: str
@@ -69,10 +69,10 @@ class Setup:
 
     @classmethod
     def of(cls, plan: TrainPlan, dataset: PreparedDataset) -> Setup:
-        """What `plan` asks for on `dataset`."""
+        """Return the setup of `plan` on `dataset`."""
         chosen = {"epochs": plan.epochs, "batch": plan.batch, "imgsz": plan.imgsz}
         settings = {**DEFAULTS, **plan.args, **chosen}
-        settings.pop("workers", None)  # belongs to the host
+        settings.pop("workers", None)  # depends on the host
         split = json.dumps(asdict(plan.split), sort_keys=True) if plan.split else ""
         return cls(
             model=_model_name(plan.model),
@@ -89,7 +89,7 @@ class Setup:
 
     @classmethod
     def from_json(cls, data: Json) -> Setup | None:
-        """The inverse of `as_json`; None for anything else, for example the record of another version."""
+        """Return the setup from `as_json`, or None for another value, for example from another version."""
         try:
             setup = cls(**{**data, "names": tuple(data["names"]), "sources": tuple(data["sources"])})
         except (TypeError, KeyError):
@@ -101,14 +101,14 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """Continue the training; `changes` are the settings that it takes from the row, each as "name old → new"."""
+    """Resume the training. `changes` are the settings that it takes from the row, each as "name old → new"."""
 
     changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartOver:
-    """Begin at epoch 1 because of `changes`, from the best weights of the checkpoint or as the row asks."""
+    """Start at epoch 1 because of `changes`, from the best weights of the checkpoint or as the row asks."""
 
     from_best: bool
     changes: tuple[str, ...]
@@ -118,7 +118,7 @@ Decision: TypeAlias = Resume | StartOver
 
 
 def are_comparable(before: Setup | None, now: Setup | None) -> bool:
-    """Whether the fitness of an epoch of the one training says anything about an epoch of the other.
+    """Return whether the fitness of epochs of both trainings can be compared.
 
     If not, the best epoch of a resumed training is one of those that follow: 0.7 on labels that were wrong is not better
     than 0.6 on the corrected ones. Trainings that record nothing count as comparable.
@@ -129,7 +129,7 @@ def are_comparable(before: Setup | None, now: Setup | None) -> bool:
 
 
 def decide(before: Setup | None, now: Setup, *, epoch: int, complete: bool) -> Decision:
-    """What to do with a checkpoint of the training `before` when `now` is asked for.
+    """Decide what to do with a checkpoint of the training `before` when the row asks for `now`.
 
     The checkpoint has `epoch` finished epochs; `complete` when only the final evaluation is missing. One that records
     nothing is resumed.
@@ -157,7 +157,7 @@ def _other_training(before: Setup, now: Setup) -> Iterator[str]:
     if before.names != now.names:
         yield "the class names"
     if before.fingerprint == now.fingerprint:
-        return  # the same images and labels in the same splits, whatever they are called
+        return  # the same images and labels in the same splits, with other names
     if before.sources != now.sources:
         yield f"data_yaml {_shown(', '.join(before.sources))} → {_shown(', '.join(now.sources))}"
     if before.split != now.split:
@@ -168,12 +168,12 @@ def _settings(before: Setup, now: Setup) -> Iterator[tuple[str, str]]:
     for name in sorted({*before.settings, *now.settings}):
         old, new = (settings.get(name, DEFAULTS.get(name)) for settings in (before.settings, now.settings))
         has_budget = name == "epochs" and now.settings.get("time") is not None
-        if old != new and not has_budget:  # a budget of time decides about the epochs
+        if old != new and not has_budget:  # a limit of time decides about the epochs
             yield name, f"{name} {_shown(old)} → {_shown(new)}"
 
 
 def _storable(text: str) -> str:
-    """The text as it comes back from a checkpoint (training/wire.py)."""
+    """Return the text as it is read back from a checkpoint (training/wire.py)."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -194,7 +194,7 @@ def _shown(value: Json) -> str:
 
 
 def _model_name(model: ModelRef) -> str:
-    # without the task that a name spells: the dataset's counts
+    # without the task in the name: the task of the dataset counts
     match model:
         case OfficialModel():
             return model.stem

@@ -10,13 +10,13 @@ from enum import Enum
 
 
 class StopReason(Enum):
-    """Why work has to stop, mildest first; a stronger reason replaces a milder one."""
+    """Why work has to stop. A stronger reason replaces a weaker one; they are in order of strength."""
 
     FINISH = "finish"  # end the training at the next epoch and complete the run with what it has
-    SHUTDOWN = "shutdown"  # this worker is going away: checkpoint, and give the run back
-    CANCELED = "canceled"  # the user does not want the run any more
-    STUCK = "stuck"  # no progress for longer than the phase's budget
-    LOST = "lost"  # somebody else owns the run: stop at once and write nothing
+    SHUTDOWN = "shutdown"  # this worker shuts down: save a checkpoint and give the run back
+    CANCELED = "canceled"  # the user canceled the run
+    STUCK = "stuck"  # no progress for longer than the phase may take
+    LOST = "lost"  # the lease is lost: stop at once and write nothing
 
     @property
     def strength(self) -> int:
@@ -24,7 +24,7 @@ class StopReason(Enum):
 
 
 class Stopped(Exception):
-    """Work was given up because its stop signal was set."""
+    """Work was stopped because its stop signal was set."""
 
     def __init__(self, reason: StopReason) -> None:
         super().__init__(f"stopped: {reason.value}")
@@ -34,22 +34,22 @@ class Stopped(Exception):
 class StopSignal:
     """A thread-safe flag with a reason, inherited from its parent.
 
-    FINISH is a wish about the training, not an order to give up the run, so it never makes `raise_if_set` raise.
+    FINISH ends only the training, not the run, so `raise_if_set` does not raise for it.
     """
 
     def __init__(self, parent: StopSignal | None = None) -> None:
         self._parent = parent
         self._own: StopReason | None = None
         self._shutdown_at: float | None = None  # monotonic
-        # one condition for the whole tree: a stop anywhere wakes every waiter
+        # one condition for the whole tree, so that a stop of any signal wakes every waiting thread
         self._changed: threading.Condition = parent._changed if parent else threading.Condition()  # noqa: SLF001
 
     def child(self) -> StopSignal:
-        """A signal that is set when this one is, and can be set without this one noticing."""
+        """Return a signal that is set when this one is set, and that can be set alone."""
         return StopSignal(self)
 
     def set(self, reason: StopReason) -> None:
-        """Ask for a stop. A milder reason than the present one changes nothing."""
+        """Request a stop. A weaker reason than the current one has no effect."""
         with self._changed:
             if self._own is None or reason.strength > self._own.strength:
                 self._own = reason
@@ -59,23 +59,23 @@ class StopSignal:
 
     @property
     def reason(self) -> StopReason | None:
-        """The strongest reason here or above, or None."""
+        """The strongest reason of this signal and its parents, or None."""
         above = self._parent.reason if self._parent else None
         reasons = [r for r in (self._own, above) if r is not None]
         return max(reasons, key=lambda r: r.strength, default=None)
 
     @property
     def shutdown_at(self) -> float | None:
-        """The monotonic time of the request to shut down, here or above; None while there is none."""
+        """The monotonic time at which a shutdown was requested, or None."""
         return self._shutdown_at or (self._parent.shutdown_at if self._parent else None)
 
     @property
     def must_stop(self) -> bool:
-        """True once the work has to be given up (any reason but FINISH)."""
+        """Whether the work has to stop (for any reason but FINISH)."""
         return self.reason not in (None, StopReason.FINISH)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Block until the work has to be given up, at most `seconds`; True if it has to."""
+        """Wait until the work has to stop, for `seconds` at most. Return whether it has to."""
         deadline = None if seconds is None else time.monotonic() + seconds
         with self._changed:
             while not self.must_stop:
@@ -86,17 +86,17 @@ class StopSignal:
         return True
 
     def raise_if_set(self) -> None:
-        """Raise `Stopped` once the work has to be given up."""
+        """Raise `Stopped` if the work has to stop."""
         reason = self.reason
         if reason is not None and reason is not StopReason.FINISH:
             raise Stopped(reason)
 
     @contextmanager
     def borrowed_time(self, seconds: float, *, at_most: bool = False) -> Iterator[StopSignal]:
-        """A signal that hears LOST at once and any other stop only `seconds` later: time to bring things to an end.
+        """Yield a signal that is set `seconds` after this one, so that work can end properly. LOST sets it at once.
 
-        A shutdown has its end whatever was done meanwhile: its seconds count from its request. With `at_most` the
-        time is over `seconds` from now, also when nothing stops the work.
+        For a shutdown the seconds count from its request. With `at_most` the signal is set `seconds` from now in any
+        case.
         """
         later = StopSignal()
         over = threading.Event()
@@ -118,7 +118,7 @@ class StopSignal:
             while not over.wait(0.05):
                 look()
 
-        look()  # time that is over already is not borrowed
+        look()  # the time may be over already
         watcher = threading.Thread(target=watch, name="borrowed-time", daemon=True)
         watcher.start()
         try:

@@ -1,7 +1,7 @@
 """Files that survive a power cut.
 
-Without a sync, a file that was written in the last half minute can be empty after a power cut, or full of zeros, while
-its name is there. So whatever is believed later because it exists is synced before it gets its name.
+Without a sync, a file from the last half minute can be empty or full of zeros after a power cut, although its name
+exists. So a file whose existence has a meaning is synced before it gets its name.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 from pathlib import Path
 
 _SYNCFS = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-_NOT_HERE = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
+_NOT_SUPPORTED = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 
 
 def sync(path: Path) -> None:
-    """Write the content of a file, or the names in a folder, to the disk. Raises OSError."""
+    """Sync the content of a file, or the names in a folder, to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -25,9 +25,9 @@ def sync(path: Path) -> None:
 
 
 def sync_below(folder: Path) -> None:
-    """Write everything below `folder` to the disk. Raises OSError.
+    """Sync everything in `folder` to the disk. Raises OSError.
 
-    One call for the whole file system takes a fraction of the time that a sync of each of thousands of files takes.
+    It syncs the whole file system, which is much faster than a sync of each of thousands of files.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -39,27 +39,27 @@ def sync_below(folder: Path) -> None:
 
 
 def replace(beside: Path, path: Path) -> None:
-    """Give a finished file its name. A power cut leaves the earlier file of that name or this one, whole. Raises OSError."""
+    """Rename a finished file to `path`. After a power cut, `path` is the old file or the new one, complete. Raises OSError."""
     sync(beside)
     beside.replace(path)
     sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is there whole, or as it was before. One writer at a time. Raises OSError."""
+    """Write a file atomically. Only one writer at a time. Raises OSError."""
     beside = path.with_name(f"{path.name}.tmp")
     beside.write_text(text, encoding="utf-8")
     replace(beside, path)
 
 
 def _sync_file_system(descriptor: int) -> bool:
-    """False where the system cannot do it."""
+    """Return False if the system does not support it."""
     if _SYNCFS is None:
         return False
     if _SYNCFS(descriptor) == 0:
         return True
     code = ctypes.get_errno()
-    if code in _NOT_HERE:
+    if code in _NOT_SUPPORTED:
         return False
     raise OSError(code, os.strerror(code))
 

@@ -1,9 +1,9 @@
-"""Which folders are in use, known to every process that sees them, on this host or another, and right after a crash.
+"""Locks that show which folders are in use, to every process on this host or another, also right after a crash.
 
 `.NAME.lock` beside a folder is locked (flock) for as long as the folder is used. The kernel releases the lock when the
-process dies; over NFS the locks of all hosts count. The file holds the boot id of the kernel that its user ran on:
-where a file system keeps locks to one host, a lock of another host looks free, so that one is believed to be free
-only after a day without a sign of life (`FolderLocks.refresh`).
+process ends; over NFS the locks of all hosts count. The file contains the boot id of the kernel of its user. Some file
+systems keep locks to one host, so a lock of another host looks free: such a lock counts as free only after a day without
+a refresh (`FolderLocks.refresh`).
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ import structlog
 
 log = structlog.get_logger()
 
-SILENT_SECONDS = 86_400.0  # without a sign of life, a user on another host is dead
-WAIT_SECONDS = 2.0  # a sweep holds a lock for as long as one rename takes
+SILENT_SECONDS = 86_400.0  # a user on another host that did not refresh its lock for so long has crashed
+WAIT_SECONDS = 2.0  # a sweep holds a lock only during one rename
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Use(Enum):
-    """What a lock says about its folder."""
+    """The state of a folder, by its lock."""
 
     IN_USE = "in use"
-    LEFT = "left"  # its user died
-    UNKNOWN = "unknown"  # no user ever locked it, or the last one released it
+    LEFT = "left"  # its user crashed
+    UNKNOWN = "unknown"  # no user ever locked it, or the last user released it
 
 
 class FolderLocks:
-    """The locks of this process. Safe between threads."""
+    """The locks of this process. Thread-safe."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._held: list[tuple[Path, int]] = []  # with the lock's descriptor
+        self._held: list[tuple[Path, int]] = []  # with the descriptor of the lock
 
     @contextmanager
     def held(self, folder: Path) -> Iterator[None]:
-        """Keep `folder` in use while the block runs; several may at once. The folder need not exist yet.
+        """Mark `folder` as in use while the block runs. Several users at once are possible. The folder need not exist yet.
 
-        A folder that cannot be locked is used without a lock, and a log line says so.
+        If the folder cannot be locked, it is used without a lock, and that is logged.
         """
         path = lock_file(folder)
         try:
@@ -67,9 +67,9 @@ class FolderLocks:
 
     @contextmanager
     def taken(self, folder: Path) -> Iterator[Use]:
-        """Keep others from beginning to use `folder` while the block runs, and say what it is; IN_USE: it is not taken.
+        """Lock `folder` exclusively while the block runs, and yield its state. With IN_USE it is not locked.
 
-        Raises OSError when the lock file cannot be made or read.
+        Raises OSError when the lock file cannot be created or read.
         """
         path = lock_file(folder)
         is_new = not os.path.lexists(path)
@@ -79,7 +79,7 @@ class FolderLocks:
                 yield Use.IN_USE
                 return
             try:
-                yield Use.UNKNOWN if is_new else _judged(lock)
+                yield Use.UNKNOWN if is_new else _use_of(lock)
             finally:
                 if is_new or not os.path.lexists(folder):
                     path.unlink(missing_ok=True)
@@ -87,32 +87,32 @@ class FolderLocks:
             os.close(lock)
 
     def is_held(self, folder: Path) -> bool:
-        """Whether this process uses `folder`."""
+        """Return whether this process uses `folder`."""
         with self._mutex:
             return any(held == folder for held, _ in self._held)
 
     def refresh(self) -> None:
-        """Give a sign of life for every folder in use. To be called several times a day."""
+        """Refresh the lock of every folder in use. Call it several times a day."""
         with self._mutex:
             for _, lock in self._held:
-                with contextlib.suppress(OSError):  # a full or unreachable disk: the next sign will do
+                with contextlib.suppress(OSError):  # a full or unavailable disk; the next refresh is enough
                     os.utime(lock)
 
 
 def lock_file(folder: Path) -> Path:
-    """Where the lock of `folder` is."""
+    """Return the path of the lock file of `folder`."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 def locked_folder(path: Path) -> Path | None:
-    """The folder that the lock file `path` is for; None if `path` is not named like a lock file."""
+    """Return the folder of the lock file `path`, or None if that is not the name of a lock file."""
     if path.name.startswith(".") and path.name.endswith(".lock"):
         return path.with_name(path.name[1 : -len(".lock")])
     return None
 
 
 def _shared(path: Path) -> int:
-    """A descriptor with a shared lock on the file, which is made if need be. Raises OSError."""
+    """Return a descriptor with a shared lock on the file, which is created if needed. Raises OSError."""
     deadline = time.monotonic() + WAIT_SECONDS
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -124,7 +124,7 @@ def _shared(path: Path) -> int:
                 return lock
         except OSError:  # a file system without locks
             os.close(lock)
-            path.unlink(missing_ok=True)  # nobody can hold it, and a free lock would say that the user is dead
+            path.unlink(missing_ok=True)  # no process can hold it, and a free lock would mean that its user crashed
             raise
         os.close(lock)
         if time.monotonic() > deadline:
@@ -133,25 +133,25 @@ def _shared(path: Path) -> int:
 
 
 def _locked(path: Path, lock: int, how: int) -> bool:
-    """Whether the lock was had, on the file that still has that name."""
+    """Return whether the lock was acquired on the file that has this name now."""
     try:
         fcntl.flock(lock, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     try:
         return os.path.samestat(os.fstat(lock), os.stat(path, follow_symlinks=False))  # noqa: PTH116
-    except FileNotFoundError:  # its last user removed it in between
+    except FileNotFoundError:  # its last user removed it meanwhile
         return False
 
 
 def _release(path: Path, lock: int) -> None:
     with contextlib.suppress(OSError):
-        if _locked(path, lock, fcntl.LOCK_EX):  # nobody else uses the folder
+        if _locked(path, lock, fcntl.LOCK_EX):  # no other process uses the folder
             path.unlink()
     os.close(lock)
 
 
-def _judged(lock: int) -> Use:
+def _use_of(lock: int) -> Use:
     silent = time.time() - os.fstat(lock).st_mtime
     user = os.pread(lock, 100, 0)
     return Use.LEFT if (user and user == _boot_id()) or silent > SILENT_SECONDS else Use.IN_USE
@@ -161,5 +161,5 @@ def _judged(lock: int) -> Use:
 def _boot_id() -> bytes:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:  # hidden from this service
+    except OSError:  # not visible to this service
         return b""

@@ -1,4 +1,4 @@
-"""Folders that nobody needs any more are removed, whatever is in them and whoever made them."""
+"""Removal of folders that are not needed any more, with any content and from any process."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from trainer.disk.removal import remove_tree
 
 log = structlog.get_logger()
 
-_DOOMED = ".removing-"
+_REMOVING = ".removing-"
 
 
 class OldFolders:
-    """The folders `PREFIX…` directly in `root`: who still needs which, and the removal of the others.
+    """Removes the folders `PREFIX…` directly in `root` that are not needed any more.
 
-    A folder that is locked, or that `is_needed` (called with its name), stays. Of the others, one that a process left
-    behind when it died goes after `left_seconds`, and any other after `keep_seconds`, both since the newest change to
-    it or to something directly in it.
+    A folder stays while it is locked, or while `is_needed` returns True for its name. Of the others, the folder of a
+    crashed process is removed after `left_seconds` and any other folder after `keep_seconds`. Both count from the newest
+    change of the folder or of an entry directly in it.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class OldFolders:
         self._reported: set[str] = set()
 
     def sweep(self) -> None:
-        """Remove what is due. A folder that cannot be removed is reported once and tried again the next time."""
+        """Remove what is due. A folder that cannot be removed is logged once and tried again next time."""
         self._locks.refresh()
         try:
             with os.scandir(self._root) as entries:
@@ -57,33 +57,33 @@ class OldFolders:
         for name, is_folder in found:
             path = self._root / name
             try:
-                self._look_at(path, is_folder=is_folder)
+                self._sweep_entry(path, is_folder=is_folder)
             except FileNotFoundError:
-                continue  # another process sweeps here, too
+                continue  # another process sweeps the same folders
             except OSError as error:
                 self._report(path, error)
 
-    def _look_at(self, path: Path, *, is_folder: bool) -> None:
+    def _sweep_entry(self, path: Path, *, is_folder: bool) -> None:
         owner = locked_folder(path)
-        if path.name.startswith(_DOOMED):
+        if path.name.startswith(_REMOVING):
             self._remove(path, is_folder=is_folder)
         elif is_folder and path.name.startswith(self._prefix):
-            self._judge(path)
+            self._sweep_folder(path)
         elif owner is not None and owner.name.startswith(self._prefix) and not os.path.lexists(owner):
             with self._locks.taken(owner):  # which removes the lock file
                 return
 
-    def _judge(self, folder: Path) -> None:
+    def _sweep_folder(self, folder: Path) -> None:
         if self._is_needed(folder.name) or not _is_older(folder, min(self._keep_seconds.values())):
             return
         with self._locks.taken(folder) as use:
             if use is Use.IN_USE or self._is_needed(folder.name) or not _is_older(folder, self._keep_seconds[use]):
                 return
-            # renamed first: nobody takes what is half removed for a run, and the lock is free at once
-            doomed = folder.with_name(f"{_DOOMED}{uuid.uuid4().hex}")
-            folder.rename(doomed)
+            # renamed first, so that a half-removed folder is not mistaken for a run folder, and the lock is free at once
+            renamed = folder.with_name(f"{_REMOVING}{uuid.uuid4().hex}")
+            folder.rename(renamed)
         log.info("removing old folder", folder=_shown(folder))
-        self._remove(doomed, is_folder=True)
+        self._remove(renamed, is_folder=True)
 
     def _remove(self, path: Path, *, is_folder: bool) -> None:
         if is_folder:
@@ -98,7 +98,7 @@ class OldFolders:
 
 
 def _is_older(folder: Path, seconds: float) -> bool:
-    """Whether neither `folder` nor anything directly in it changed within the last `seconds`."""
+    """Return whether neither `folder` nor an entry directly in it changed within the last `seconds`."""
     since = time.time() - seconds
     if _changed(os.lstat(folder)) > since:
         return False
@@ -106,7 +106,7 @@ def _is_older(folder: Path, seconds: float) -> bool:
         with os.scandir(folder) as entries:
             return all(_entry_changed(entry) <= since for entry in entries)
     except PermissionError:
-        return True  # nobody can work in it
+        return True  # no process can use it
 
 
 def _entry_changed(entry: os.DirEntry[str]) -> float:
@@ -117,9 +117,9 @@ def _entry_changed(entry: os.DirEntry[str]) -> float:
 
 
 def _changed(found: os.stat_result) -> float:
-    # a process can set the modification time to any year, but not the time at which it did
+    # a process can set the modification time to any value, but not the change time
     return min(found.st_mtime, found.st_ctime)
 
 
 def _shown(path: Path) -> str:
-    return ascii(str(path))  # a name may hold line breaks and bytes that are no text
+    return ascii(str(path))  # a name may contain line breaks and bytes that are not text

@@ -1,8 +1,8 @@
-"""Removing a folder whose content somebody else chose.
+"""Removal of a folder with untrusted content.
 
-A training process names what is in its folders. So nothing here follows a symbolic link, depends on how deep the
-folders are nested, or builds a path from names: `shutil.rmtree` needs a level of recursion and a descriptor for each
-level, and ends with RecursionError at about 1,000.
+A training process chose the names in its folders. So this code follows no symbolic link, builds no path from names, and
+works at any depth: `shutil.rmtree` needs a level of recursion and a descriptor for each level of folders, and raises
+RecursionError at about 1,000.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-AT_ONCE = 1000  # entries between two looks at the folder that is emptied
+AT_ONCE = 1000  # entries that are read at once
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove `folder` and all that is in it; what `folder` links to, if it is a link, is left alone.
+    """Remove `folder` and its content. If it is a symbolic link, its target stays.
 
-    Folders without permissions are opened up first. Raises OSError: FileNotFoundError when there is no such folder,
-    NotADirectoryError when it is something else, else the first error, after everything removable is gone.
+    Folders without permissions get them first. Raises FileNotFoundError when there is no such folder, NotADirectoryError
+    when it is not a folder, or the first other OSError after everything that can be removed is removed.
     """
     parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for is_last in (False, False, True):  # another process may remove it, too, and move folders up meanwhile
+        for is_last in (False, False, True):  # another process may remove it at the same time and move folders up
             with _opened(folder.name, parent) as top:
                 problem = _empty(top)
             try:
@@ -42,7 +42,7 @@ def remove_tree(folder: Path) -> None:
 
 
 def _empty(top: int) -> OSError | None:
-    """Remove what is in the folder, each subfolder after its own subfolders were moved up into `top`; the first error."""
+    """Remove the content of `top`: move all subfolders up into it, then remove each. Return the first error."""
     waiting, problem = _strip(top, top)
     while waiting:
         name = waiting.pop()
@@ -54,17 +54,17 @@ def _empty(top: int) -> OSError | None:
             if not failed:
                 os.rmdir(name, dir_fd=top)
         except FileNotFoundError:
-            continue  # somebody else removes it, too
+            continue  # another process removes it, too
         except OSError as error:
             problem = problem or error
     return problem
 
 
 def _strip(folder: int, top: int) -> tuple[list[str], OSError | None]:
-    """Remove the files in `folder` and move its folders into `top`; their new names, and the first error."""
+    """Remove the files in `folder` and move its folders into `top`. Return their new names and the first error."""
     moved: list[str] = []
     problem: OSError | None = None
-    seen: set[str] = set()  # what stays: folders of `top`, and what cannot be removed
+    seen: set[str] = set()  # entries that stay: folders of `top`, and what cannot be removed
     while entries := _next(folder, seen):
         for name, is_folder in entries:
             try:
@@ -93,7 +93,7 @@ def _move_up(name: str, folder: int, top: int) -> str:
     moved = uuid.uuid4().hex
     try:
         os.rename(name, moved, src_dir_fd=folder, dst_dir_fd=top)
-    except PermissionError:  # a folder that moves to another has to be writable itself
+    except PermissionError:  # a folder must be writable to be moved to another folder
         with _opened(name, folder):
             os.rename(name, moved, src_dir_fd=folder, dst_dir_fd=top)
     return moved
@@ -101,11 +101,11 @@ def _move_up(name: str, folder: int, top: int) -> str:
 
 @contextmanager
 def _opened(name: str, parent: int) -> Iterator[int]:
-    """A descriptor of the folder, which we may read, enter and change as far as it is ours."""
+    """Yield a descriptor of the folder, with permissions to read and change it as far as this user can set them."""
     try:
         folder = os.open(name, _FOLDER, dir_fd=parent)
     except PermissionError:
-        # a path can be replaced by a link between two calls, a descriptor cannot
+        # a path can be replaced by a link between two calls; a descriptor cannot
         handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
             os.chmod(f"/proc/self/fd/{handle}", 0o700)  # noqa: PTH101

@@ -89,7 +89,7 @@ def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
 
 
 def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckUp:
-    """Check a dataset for a person, who may check any file that they can read."""
+    """Check a dataset for the command line. The user may check any file that they can read."""
     order = DatasetOrder(run_id="check", sources=(reference,), task=task)
     stop = StopSignal()
     with ExitStack() as opened, tempfile.TemporaryDirectory() as folder:
