@@ -36,7 +36,7 @@ from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
-from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import Roots
 from trainer.training.supervisor.environment import child_environment, private_folder
@@ -244,7 +244,7 @@ def _training(folder: Path, *, count: int, epochs: int, smaller: int) -> Iterato
     imgsz = 64 if smaller > 1 else 160
     photos(folder / "trained", 4000 // smaller, 3000 // smaller, train=count, val=4)
     datasets = FetchedDatasets(
-        OnDisk(is_private=False), Roots(folder), "datasets", pixels=KeptPixels(ContentCache(folder / "cache", max_bytes=KEPT)),
+        OnDisk(is_private=False), Roots(folder), "datasets", pixels=PixelCache(ContentCache(folder / "cache", max_bytes=KEPT)),
     )  # fmt: skip
     bare: list[Trained] = []
     ours: dict[str, list[Trained]] = {"nothing kept": [], "kept before": []}

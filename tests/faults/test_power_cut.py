@@ -23,7 +23,7 @@ from trainer.core.model import ModelObject
 from trainer.core.ports import Worker
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
-from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.cache.pixels import PixelCache
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.storage.local import LocalObjectStore
 from trainer.training.yolo.checkpoint_file import Progress, commit, prepare
@@ -227,7 +227,7 @@ def test_kept_pixels_are_whole_after_a_power_cut(power_cut):
     disk = power_cut("data")
     images = {f"images/train/{number}.jpg": f"identity {number}" for number in range(5)}
     one, two = disk.place / "one", disk.place / "two"
-    before = KeptPixels(ContentCache(disk.place / ".cache", max_bytes=1 << 30, reserve=0))
+    before = PixelCache(ContentCache(disk.place / ".cache", max_bytes=1 << 30, reserve=0))
     before.link(one, 16, images)
     for place in images:
         path = one / "pixels/16-3-fit" / f"{place}.npy"
@@ -238,7 +238,7 @@ def test_kept_pixels_are_whole_after_a_power_cut(power_cut):
     disk.strike()
     disk.mend()
 
-    KeptPixels(ContentCache(disk.place / ".cache", max_bytes=1 << 30, reserve=0)).link(two, 16, images)
+    PixelCache(ContentCache(disk.place / ".cache", max_bytes=1 << 30, reserve=0)).link(two, 16, images)
     for place in images:
         assert (two / "pixels/16-3-fit" / f"{place}.npy").read_bytes() == place.encode() * 1000
 

@@ -19,7 +19,7 @@ from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.events import Finished
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
-from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import Roots
 from trainer.settings import Settings
@@ -238,7 +238,7 @@ def prepared_again(datasets, view, kept):
 def two_runs(tmp_path):
     """Prepares one dataset for one run after the other."""
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 30, reserve=0)
-    return FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=KeptPixels(cache))
+    return FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=PixelCache(cache))
 
 
 @pytest.mark.parametrize("task", LABELLED)

@@ -15,12 +15,12 @@ from trainer.core.events import Event, Phase, PhaseStarted, Warned
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.core.text import printable
-from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.findings import Report
 from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.facts_cache import FactsCache
-from trainer.datasets.samples import Admit, Found
+from trainer.datasets.samples import Admit, RecognizedDataset
 from trainer.datasets.source.fetch import Fetched, Fetcher
 from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.datasets.view.links import new_view
@@ -30,16 +30,12 @@ OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckUp:
+class CheckResult:
     """The result of `check`. `drawn` is the number of samples on the contact sheet."""
 
     findings: tuple[Finding, ...]
     summary: JsonObject
     drawn: int
-
-    @property
-    def is_trainable(self) -> bool:
-        return not any(finding.level == "error" for finding in self.findings)
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class FetchedDatasets:
     datasets_bucket: str
     storage_base_url: str | None = None
     facts: FactsCache | None = None
-    pixels: KeptPixels | None = None
+    pixels: PixelCache | None = None
 
     def prepare(self, order: DatasetOrder, view: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:
         """See `core.ports.Datasets`. Each warning is also an event."""
@@ -62,10 +58,10 @@ class FetchedDatasets:
 
         new_view(view)
         report = Report()
-        founds = self.recognized(order, view, stop, report, on_event)
+        datasets = self.recognized(order, view, stop, report, on_event)
         on_event(PhaseStarted(phase=Phase.CHECKING))
         with _without_garbage_collector():
-            prepared = build(order, founds, view, stop, report, self.facts, self.pixels)
+            prepared = build(order, datasets, view, stop, report, self.facts, self.pixels)
         for finding in prepared.findings:
             if finding.level == "warning":
                 on_event(Warned(code=finding.code, message=finding.message))
@@ -100,7 +96,7 @@ class FetchedDatasets:
         stop: StopSignal,
         on_event: OnEvent,
         sheet: Path | None = None,
-    ) -> CheckUp:
+    ) -> CheckResult:
         """Check a dataset like `prepare`, for a person: return all findings and draw samples at `sheet`.
 
         `staging` is a new folder for fetched files; the caller removes it.
@@ -113,7 +109,7 @@ class FetchedDatasets:
         report = Report()
         checked = check_all(order, self.recognized(order, staging, stop, report, on_event), stop, report, self.facts)
         drawn = draw_sheet(checked, sheet) if sheet else 0
-        return CheckUp(findings=report.findings, summary=summary(checked, report), drawn=drawn)
+        return CheckResult(findings=report.findings, summary=summary(checked, report), drawn=drawn)
 
     def recognized(
         self,
@@ -122,16 +118,16 @@ class FetchedDatasets:
         stop: StopSignal,
         report: Report,
         on_event: OnEvent,
-    ) -> list[Found]:
+    ) -> list[RecognizedDataset]:
         """Fetch and recognize each source. Fetched files are kept as long as `view` exists."""
-        founds = []
+        datasets = []
         for number, source in enumerate(order.sources):
             fetched = self.fetcher.fetch(self._ref(source), view / f"source{number}", stop, on_event)
             report.extend(fetched.findings)
             tree = self._tree(fetched, report, stop)
             entry = tree.root / fetched.entry if fetched.entry else None
-            founds.append(recognize(tree, entry, order.task, report))
-        return founds
+            datasets.append(recognize(tree, entry, order.task, report))
+        return datasets
 
     def _ref(self, source: str) -> DatasetRef:
         return parse_reference(

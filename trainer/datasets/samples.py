@@ -48,7 +48,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class RecognizedDataset:
     """A recognized dataset. `ids[i]` is the number of class `names[i]` in label files; None: numbers count from 0.
 
     `names` is None if the dataset has no class names; then it has at least `count` classes. `split` is the split that

@@ -13,9 +13,9 @@ from trainer.core.export_formats import PACKAGES
 from trainer.core.job import RunRequest
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
-from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.images.facts_cache import FactsCache
-from trainer.datasets.prepare import CheckUp, FetchedDatasets
+from trainer.datasets.prepare import CheckResult, FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.remote.web import GuardedClient
@@ -54,7 +54,7 @@ def build_datasets(
         datasets_bucket=settings.supabase_datasets_bucket,
         storage_base_url=backend.url,
         facts=FactsCache(root / ".cache" / "facts"),
-        pixels=KeptPixels(cache) if settings.fast_loader else None,
+        pixels=PixelCache(cache) if settings.fast_loader else None,
     )
 
 
@@ -88,7 +88,7 @@ def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
     return plan.warnings
 
 
-def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckUp:
+def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckResult:
     """Check a dataset for the command line. The user may check any file that they can read."""
     order = DatasetOrder(run_id="check", sources=(reference,), task=task)
     stop = StopSignal()

@@ -18,7 +18,7 @@ from trainer.datasets.images.header import Facts
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import Roots
 
-FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", is_loose=True)
+FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", has_trailing_data=True)
 
 
 @pytest.fixture

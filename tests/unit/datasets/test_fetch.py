@@ -300,7 +300,7 @@ def test_yaml_at_top_of_bucket_fetches_only_named_folders(store, fetch):
 
 def test_yaml_at_top_of_bucket_without_folders_is_rejected(store, fetch):
     store.put({"data.yaml": b"train: train.txt\nval: val.txt\nnames: [a]\n"}, "datasets")
-    with pytest.raises(DatasetError, match=r"put the dataset into a folder of its own"):
+    with pytest.raises(DatasetError, match=r"Put the dataset into its own folder"):
         fetch("storage:data.yaml")
 
 
@@ -741,7 +741,7 @@ def test_download_from_silent_host_can_be_stopped(server, fetch):
         ("/data.yaml", body(b""), "0 bytes"),
         ("/data.yaml", body(b"<html>login</html>"), "YAML"),
         ("/set.zip", body(b"<html>login</html>"), "neither a zip nor a tar"),
-        ("/gone.zip", body(b"", status="404 Not Found"), "answers 404"),
+        ("/gone.zip", body(b"", status="404 Not RecognizedDataset"), "answers 404"),
     ],
 )
 def test_content_that_is_no_dataset_has_clear_message(server, fetch, path, answer, words):

@@ -11,7 +11,7 @@ import pytest
 
 from trainer.core.errors import DatasetError
 from trainer.datasets.findings import EXAMPLES, Report
-from trainer.datasets.labels.convert import WHAT
+from trainer.datasets.labels.convert import MESSAGES
 
 ROOT = Path(__file__).parents[3]
 LEVELS = ("error", "warning", "note")
@@ -58,7 +58,7 @@ def test_every_code_is_documented_with_its_level():
         rows = {name: levels for name, levels in table.items() if re.fullmatch(code, name)}
         assert rows, f"{code} is missing in docs/dataset-findings.md"
         assert any(level in levels for levels in rows.values()), f"{code} is a finding of level {level}"
-    assert {f"label_{change}" for change in WHAT} <= table.keys()
+    assert {f"label_{change}" for change in MESSAGES} <= table.keys()
 
 
 def test_docs_list_no_other_codes():

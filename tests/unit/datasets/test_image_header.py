@@ -40,7 +40,7 @@ def look(tmp_path: Path, data: bytes, name: str = "a.jpg"):
 
 
 def loose(fact):
-    return fact.problem, fact.is_loose
+    return fact.problem, fact.has_trailing_data
 
 
 @pytest.mark.parametrize("size", [(40, 30), (10, 10), (1001, 17)])

@@ -9,11 +9,11 @@ from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.datasets.checks.merge import merge
 from trainer.datasets.findings import Report
-from trainer.datasets.samples import Found
+from trainer.datasets.samples import RecognizedDataset
 
 
-def found(names, ids=None, **more) -> Found:
-    return Found(samples=[], names=names, ids=ids, **more)
+def found(names, ids=None, **more) -> RecognizedDataset:
+    return RecognizedDataset(samples=[], names=names, ids=ids, **more)
 
 
 def test_equal_class_names_are_merged():

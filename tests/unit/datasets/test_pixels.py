@@ -12,7 +12,7 @@ from trainer.core.dataset import DatasetOrder, PreparedDataset
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache import pixels
 from trainer.datasets.cache.content import ContentCache
-from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import Roots
 
@@ -27,7 +27,7 @@ class Host:
         self.source = paint(folder / "set")
         self.cache = ContentCache(folder / "cache", max_bytes=max_bytes, reserve=0)
         self._datasets = FetchedDatasets(
-            OnDisk(is_private=private), Roots(folder), "datasets", pixels=KeptPixels(self.cache)
+            OnDisk(is_private=private), Roots(folder), "datasets", pixels=PixelCache(self.cache)
         )
 
     def prepare(self, name: str, imgsz: int = 16) -> PreparedDataset:

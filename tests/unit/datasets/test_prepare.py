@@ -14,7 +14,7 @@ from tests.dataset_painter import OnDisk, drawn, paint, prepared
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
 from trainer.datasets.cache.content import ContentCache
-from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import Roots
 
@@ -118,7 +118,7 @@ def test_summary_is_bounded_json(tmp_path):
 
 def test_view_with_endless_nesting_is_discarded(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=10**9, reserve=0)
-    datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=KeptPixels(cache))
+    datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=PixelCache(cache))
     for place in ("", "pixels"):
         view = tmp_path / f"view{place}"
         (view / place).mkdir(parents=True)

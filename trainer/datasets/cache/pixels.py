@@ -25,7 +25,7 @@ RECIPES = ("{imgsz}-3-fit", "{imgsz}-3-stretch")
 _MAKERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "pillow", "ultralytics")
 
 
-class KeptPixels:
+class PixelCache:
     """Links pixels into views and takes over new ones, for the images that `link` was called with and no others."""
 
     def __init__(self, cache: ContentCache) -> None:

@@ -22,7 +22,7 @@ from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.labels.check import LabelRows, Labels, check
 from trainer.datasets.labels.convert import Shape
 from trainer.datasets.labels.parse import class_numbers
-from trainer.datasets.samples import Found, Sample
+from trainer.datasets.samples import RecognizedDataset, Sample
 
 MOST_IN_SUMMARY = 200  # classes whose counts are listed
 
@@ -53,7 +53,7 @@ class Checked:
 
 def check_all(
     order: DatasetOrder,
-    founds: Sequence[Found],
+    datasets: Sequence[RecognizedDataset],
     stop: StopSignal,
     report: Report,
     cache: FactsCache | None,
@@ -62,14 +62,14 @@ def check_all(
 
     Raises `DatasetError` only when there is nothing to check.
     """
-    for found in founds:
+    for found in datasets:
         report.extend(found.findings)
-    if not any(found.samples for found in founds):
+    if not any(found.samples for found in datasets):
         report.error("no_images", "The dataset has no images.")
         report.raise_errors()
-    founds = [replace(found, samples=read_labels(found.samples, report, stop)) for found in founds]
-    task = decide_task(order.task, founds, report)
-    merged = merge([with_names(found, report) for found in founds], task, report)
+    datasets = [replace(found, samples=read_labels(found.samples, report, stop)) for found in datasets]
+    task = decide_task(order.task, datasets, report)
+    merged = merge([with_names(found, report) for found in datasets], task, report)
     samples, rows, changes = _classified(merged) if task is Task.CLASSIFY else _labeled(merged, task, report, stop)
     samples = _inspected(order, samples, stop, report, cache)
     samples = split_samples(samples, rows, order.split or merged.split, report)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainer.core.dataset import SplitRequest, Task
 from trainer.datasets.findings import Report
-from trainer.datasets.samples import Found, Sample
+from trainer.datasets.samples import RecognizedDataset, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +33,26 @@ class Merged:
         return (sample for part in self.parts for sample in part.samples)
 
 
-def merge(founds: Sequence[Found], task: Task, report: Report) -> Merged:
+def merge(datasets: Sequence[RecognizedDataset], task: Task, report: Report) -> Merged:
     """Return the sources as one dataset; all of them must name their classes. Contradictions go into `report`."""
     names: list[str] = []
     parts = []
-    for number, found in enumerate(founds):
+    for number, found in enumerate(datasets):
         own = found.names or ()
         places = _places(names, own)
         samples = found.samples
-        if len(founds) > 1:
+        if len(datasets) > 1:
             samples = [_moved(sample, number, places) for sample in samples]
         parts.append(Part(samples=samples, classes=dict(zip(found.ids or range(len(own)), places, strict=True))))
-    if task is Task.POSE and len({found.kpt_shape for found in founds}) > 1:
+    if task is Task.POSE and len({found.kpt_shape for found in datasets}) > 1:
         report.error("merge_keypoints", "The sources have different kpt_shape and cannot be trained together.")
-    flips = {found.flip_idx for found in founds}
+    flips = {found.flip_idx for found in datasets}
     return Merged(
         parts=tuple(parts),
         names=tuple(names),
-        kpt_shape=founds[0].kpt_shape,
+        kpt_shape=datasets[0].kpt_shape,
         flip_idx=flips.pop() if len(flips) == 1 else None,
-        split=next((found.split for found in founds if found.split), None),
+        split=next((found.split for found in datasets if found.split), None),
     )
 
 

@@ -9,26 +9,26 @@ from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.datasets.findings import Report
 from trainer.datasets.labels.parse import class_numbers, column_counts, guess_task
-from trainer.datasets.samples import Found
+from trainer.datasets.samples import RecognizedDataset
 
 MOST_GUESSED = 10_000  # classes that labels may imply where nothing names them
 
 
-def decide_task(requested: Task | None, founds: Sequence[Found], report: Report) -> Task:
+def decide_task(requested: Task | None, datasets: Sequence[RecognizedDataset], report: Report) -> Task:
     """Return the task to train for. Raises `DatasetError` if the dataset cannot be trained for the requested one."""
-    is_classified = [any(sample.class_id is not None for sample in found.samples) for found in founds]
-    task = Task.CLASSIFY if any(is_classified) else _labeled_task(requested, founds, report)
+    is_classified = [any(sample.class_id is not None for sample in found.samples) for found in datasets]
+    task = Task.CLASSIFY if any(is_classified) else _labeled_task(requested, datasets, report)
     if (requested or task) is not task or (task is Task.CLASSIFY and not all(is_classified)):
         raise DatasetError(
             f"The dataset is made for {task} and cannot be trained for {requested or Task.DETECT}. "
             "classify needs one folder per class; all other tasks need label files.",
         )
-    if task is Task.POSE and not all(found.kpt_shape for found in founds):
+    if task is Task.POSE and not all(found.kpt_shape for found in datasets):
         report.error(
             "kpt_shape",
             "Pose needs kpt_shape in the YAML: kpt_shape: [number of keypoints, 2 or 3].",
         )
-    elif task is Task.POSE and not all(found.flip_idx for found in founds):
+    elif task is Task.POSE and not all(found.flip_idx for found in datasets):
         report.warning(
             "flip_idx_missing",
             "The YAML has no flip_idx (which keypoints swap when mirrored), so images are not mirrored",
@@ -36,13 +36,13 @@ def decide_task(requested: Task | None, founds: Sequence[Found], report: Report)
     return task
 
 
-def _labeled_task(requested: Task | None, founds: Sequence[Found], report: Report) -> Task:
+def _labeled_task(requested: Task | None, datasets: Sequence[RecognizedDataset], report: Report) -> Task:
     if requested:
         return requested
-    for found in founds:
+    for found in datasets:
         if found.task or found.kpt_shape:
             return found.task or Task.POSE
-    counts = column_counts([sample.text or b"" for found in founds for sample in found.samples])
+    counts = column_counts([sample.text or b"" for found in datasets for sample in found.samples])
     if set(counts) == {9}:
         report.warning(
             "task_ambiguous",
@@ -52,7 +52,7 @@ def _labeled_task(requested: Task | None, founds: Sequence[Found], report: Repor
     return guess_task(counts)
 
 
-def with_names(found: Found, report: Report) -> Found:
+def with_names(found: RecognizedDataset, report: Report) -> RecognizedDataset:
     """Return the dataset with class names: its own, or class0, class1, …"""
     if found.names is not None:
         return found

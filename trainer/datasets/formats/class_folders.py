@@ -9,7 +9,7 @@ from trainer.core.errors import DatasetError
 from trainer.core.text import printable
 from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES
 from trainer.datasets.formats.source_tree import Tree
-from trainer.datasets.samples import SPLIT_WORDS, SPLITS, Found, Sample
+from trainer.datasets.samples import SPLIT_WORDS, SPLITS, RecognizedDataset, Sample
 
 FEWEST_CLASSES = 2
 
@@ -28,7 +28,7 @@ def split_homes(tree: Tree, home: Path) -> dict[str | None, Path]:
     return {None: home} if _has_classes(tree, home, FEWEST_CLASSES) else {}
 
 
-def read_classes(tree: Tree, home: Path) -> Found:
+def read_classes(tree: Tree, home: Path) -> RecognizedDataset:
     """Return the dataset in class folders. Raises `DatasetError` when there are no class folders."""
     homes = split_homes(tree, home)
     if not homes:
@@ -46,7 +46,9 @@ def read_classes(tree: Tree, home: Path) -> Found:
         for folder, listing in tree.below(f"{place}/{name}")
         for file, path in listing.images.items()
     ]
-    return Found(samples=samples, names=tuple(" ".join(n.split())[:LONGEST_NAME] for n in names), task=Task.CLASSIFY)
+    return RecognizedDataset(
+        samples=samples, names=tuple(" ".join(n.split())[:LONGEST_NAME] for n in names), task=Task.CLASSIFY
+    )
 
 
 def looks_like_classes(tree: Tree, home: Path) -> bool:

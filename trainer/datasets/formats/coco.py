@@ -29,10 +29,10 @@ from trainer.datasets.formats.coco_document import (
     split_request,
 )
 from trainer.datasets.formats.coco_geometry import Picture, row_of
-from trainer.datasets.formats.coco_images import Pictures
+from trainer.datasets.formats.coco_images import ImageIndex
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.header import facts
-from trainer.datasets.samples import Found, Sample
+from trainer.datasets.samples import RecognizedDataset, Sample
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AnnotationFile:
     split: str | None
 
 
-def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, report: Report) -> Found:
+def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, report: Report) -> RecognizedDataset:
     """Return the dataset in annotation files, for `task` or, if None, for the task that fits the annotations.
 
     Problems of single images and annotations go into `report`. Raises `DatasetError` when a file cannot be read.
@@ -51,7 +51,7 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
     documents = [load(file.path) for file in files]
     names = all_names(documents)
     task = task or guess_task(documents)
-    pictures = Pictures(tree)
+    pictures = ImageIndex(tree)
     kpt_shape, flip_idx = keypoints(documents, report) if task is Task.POSE else (None, None)
     samples: list[Sample] = []
     for file, document in zip(files, documents, strict=True):
@@ -60,7 +60,7 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
             if number % 256 == 0:
                 tree.stop.raise_if_set()
             samples.append(sample)
-    return Found(
+    return RecognizedDataset(
         samples=samples,
         names=tuple(names),
         task=task,
@@ -80,7 +80,7 @@ class _Converter:
         names: Sequence[str],
         task: Task,
         kpt_shape: tuple[int, int] | None,
-        pictures: Pictures,
+        pictures: ImageIndex,
         report: Report,
     ) -> None:
         self._file, self._document, self._task, self._kpt_shape = file, document, task, kpt_shape

@@ -11,7 +11,7 @@ from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.samples import SPLIT_WORDS
 
 
-class Pictures:
+class ImageIndex:
     """All images of a tree, in any folder."""
 
     def __init__(self, tree: Tree) -> None:

@@ -15,7 +15,7 @@ from trainer.datasets.formats.class_folders import looks_like_classes, read_clas
 from trainer.datasets.formats.coco import AnnotationFile, read_coco
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.formats.yolo import read_yolo
-from trainer.datasets.samples import SPLIT_WORDS, SPLITS, Found
+from trainer.datasets.samples import SPLIT_WORDS, SPLITS, RecognizedDataset
 
 YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_NAMES = ("data", "dataset")
@@ -33,7 +33,7 @@ MADE_FOR = {
 OTHER_PURPOSES = ("captions", "panoptic", "stuff")
 
 
-def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report) -> Found:
+def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report) -> RecognizedDataset:
     """Return the dataset in a tree. `entry` is the file that the reference names, if any.
 
     Raises `DatasetError` when there is no dataset, or more than one.
@@ -60,7 +60,7 @@ def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report)
     return found
 
 
-def _from_file(tree: Tree, entry: Path, task: Task | None, report: Report) -> Found:
+def _from_file(tree: Tree, entry: Path, task: Task | None, report: Report) -> RecognizedDataset:
     suffix = entry.suffix.lower()
     if suffix == ".json":
         return read_coco(tree, [AnnotationFile(entry, None)], task, report)
@@ -73,7 +73,7 @@ def _from_file(tree: Tree, entry: Path, task: Task | None, report: Report) -> Fo
     return read_yolo(tree, entry, report)
 
 
-def _has_no_labels(found: Found) -> bool:
+def _has_no_labels(found: RecognizedDataset) -> bool:
     return not any(sample.label for sample in found.samples)
 
 

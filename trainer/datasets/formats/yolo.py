@@ -13,7 +13,7 @@ from trainer.core.text import printable
 from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES, DataYaml, load_yaml, read_data_yaml
 from trainer.datasets.findings import Report
 from trainer.datasets.formats.source_tree import Tree, label_files
-from trainer.datasets.samples import SPLIT_WORDS, SPLITS, Found, Sample
+from trainer.datasets.samples import SPLIT_WORDS, SPLITS, RecognizedDataset, Sample
 from trainer.datasets.untrusted import read_file
 
 CLASS_FILES = ("classes", "labels", "names", "obj", "predefined_classes", "_darknet")
@@ -21,7 +21,7 @@ LARGEST_LIST = 256 << 20  # bytes of a list of images
 NOT_LABELS = frozenset({*CLASS_FILES, "train", "val", "valid", "test", "readme", "license"})
 
 
-def read_yolo(tree: Tree, yaml: Path | None, report: Report, home: Path | None = None) -> Found:
+def read_yolo(tree: Tree, yaml: Path | None, report: Report, home: Path | None = None) -> RecognizedDataset:
     """Return the dataset that `yaml` describes or, without a YAML, the dataset in the folder `home`.
 
     Problems go into `report`. Raises `DatasetError` when the YAML cannot be read.
@@ -32,7 +32,7 @@ def read_yolo(tree: Tree, yaml: Path | None, report: Report, home: Path | None =
     samples = reader.samples()
     reader.report_orphans()
     names, ids = (data.names, data.ids) if data.names else (reader.class_file(), None)
-    return Found(
+    return RecognizedDataset(
         samples=samples,
         names=names,
         ids=ids,

@@ -39,8 +39,8 @@ class Facts(NamedTuple):
     """Facts about one image. `problem` is empty for an image that can be trained on.
 
     `width` and `height` are those of the stored pixels, before any EXIF rotation. `digest` identifies the content.
-    `is_loose`: a JPEG has data after its end mark. `is_plain`: Pillow and OpenCV can certainly read the image.
-    `is_turned`: EXIF rotates it by 90 or 270 degrees.
+    `has_trailing_data`: a JPEG has data after its end mark. `is_surely_readable`: Pillow and OpenCV can certainly read the image.
+    `is_rotated`: EXIF rotates it by 90 or 270 degrees.
     """
 
     kind: str
@@ -49,15 +49,15 @@ class Facts(NamedTuple):
     size: int
     digest: bytes
     problem: str = ""
-    is_loose: bool = False
-    is_plain: bool = False
-    is_turned: bool = False
+    has_trailing_data: bool = False
+    is_surely_readable: bool = False
+    is_rotated: bool = False
 
     @property
     def shape(self) -> tuple[int, int] | None:
         """Height and width in training, or None if that is uncertain."""
-        size = (self.width, self.height) if self.is_turned else (self.height, self.width)
-        return size if self.is_plain else None
+        size = (self.width, self.height) if self.is_rotated else (self.height, self.width)
+        return size if self.is_surely_readable else None
 
 
 NOT_READ = Facts("", 0, 0, 0, b"", "not read")
@@ -78,18 +78,28 @@ def facts(path: str) -> Facts:
         kind = _kind(head)
         digest = _digest(descriptor, size, head, kind)
         width, height, problem = dimensions(kind, head, descriptor, size, path)
-        is_loose = is_plain = is_turned = False
+        has_trailing_data = is_surely_readable = is_rotated = False
         if not problem:
             tail = head[-4096:] if size <= len(head) else os.pread(descriptor, 4096, size - 4096)
-            problem, is_loose = _ending(kind, tail, descriptor, size)
-        if not problem and not is_loose:
-            is_plain, is_turned = _orientation(kind, head, descriptor, size, path)
+            problem, has_trailing_data = _ending(kind, tail, descriptor, size)
+        if not problem and not has_trailing_data:
+            is_surely_readable, is_rotated = _orientation(kind, head, descriptor, size, path)
     except OSError as error:
         raise_if_disk_is_broken(error, "An image of the dataset")
         return Facts("", 0, 0, 0, b"", f"cannot be read: {error.strerror}")
     finally:
         os.close(descriptor)
-    return Facts(kind, width, height, size, digest, problem or _bounds(width, height), is_loose, is_plain, is_turned)
+    return Facts(
+        kind,
+        width,
+        height,
+        size,
+        digest,
+        problem or _bounds(width, height),
+        has_trailing_data,
+        is_surely_readable,
+        is_rotated,
+    )
 
 
 def read_small(path: str, most: int) -> bytes:
@@ -170,9 +180,9 @@ def _orientation(kind: str, head: bytes, descriptor: int, size: int, path: str) 
             return _pillow_orientation(path)
         case "png":
             before, has_pixels, _ = head.partition(b"IDAT")
-            may_turn = not has_pixels or b"eXIf" in before or b"exif" in before or b"XML:com.adobe.xmp" in before
+            may_rotate = not has_pixels or b"eXIf" in before or b"exif" in before or b"XML:com.adobe.xmp" in before
             whole = head if size <= len(head) else os.pread(descriptor, size, 0) if size <= WHOLE else b""
-            return not may_turn and _is_sound_png(whole), False
+            return not may_rotate and _is_sound_png(whole), False
         case _:
             return False, False
 

@@ -14,7 +14,7 @@ from trainer.datasets.findings import Report
 
 Row: TypeAlias = NDArray[np.float64]
 
-WHAT = {
+MESSAGES = {
     "separators": "label files with commas, semicolons or a byte order mark were read as if they had spaces",
     "clipped": "label rows reached outside the image by a rounding error and were clipped",
     "duplicate": "label rows were repeated in their file; one of each was kept",
@@ -51,20 +51,20 @@ def rewritten(
     """Return the converted text of one label file. A row starts with its class number."""
     lines: dict[str, None] = {}
     for row, cls in zip(rows, classes, strict=True):
-        done = Change(changes, name, report)
+        changed = Change(changes, name, report)
         if row[0] != cls:
-            done("renumbered")
-        coords = _fitted(_clipped(row[1:], shape, done), shape, done)
+            changed("renumbered")
+        coords = _fitted(_clipped(row[1:], shape, changed), shape, changed)
         line = "" if coords is None else " ".join([str(cls), *map(repr, coords.tolist())])
         if line in lines:
-            done("duplicate")
+            changed("duplicate")
         elif line:
             lines[line] = None
     return "".join(f"{line}\n" for line in lines).encode()
 
 
 class Change:
-    """Counts one kind of change, once per row."""
+    """Counts the changes of the rows of one file, by kind, and reports them."""
 
     def __init__(self, changes: dict[str, int], name: str, report: Report) -> None:
         self._changes, self._name, self._report = changes, name, report
@@ -72,31 +72,31 @@ class Change:
     def __call__(self, what: str) -> None:
         self._changes[what] = self._changes.get(what, 0) + 1
         level = self._report.warning if what in ("degenerate", "duplicate") else self._report.note
-        level(f"label_{what}", f"{{n}} {WHAT[what]}", self._name)
+        level(f"label_{what}", f"{{n}} {MESSAGES[what]}", self._name)
 
 
-def _clipped(coords: Row, shape: Shape, done: Change) -> Row:
+def _clipped(coords: Row, shape: Shape, changed: Change) -> Row:
     places = np.ones(len(coords), bool)
     if shape.task is Task.POSE and shape.keypoints and shape.keypoints[1] == 3:
         places[6::3] = False  # visibility
     clipped: Row = np.where(places, np.clip(coords, 0.0, 1.0), coords)
     if not np.array_equal(clipped, coords):
-        done("clipped")
+        changed("clipped")
     return clipped
 
 
-def _fitted(coords: Row, shape: Shape, done: Change) -> Row | None:
+def _fitted(coords: Row, shape: Shape, changed: Change) -> Row | None:
     """Return the coordinates in the shape of the task, or None for a row without width or height."""
     box = len(coords) == 4 or shape.task is Task.POSE
     if _extent(coords, box=box) <= 0:
-        done("degenerate")
+        changed("degenerate")
         return None
     if shape.task is Task.POSE or box is (shape.task is Task.DETECT):
-        return _four_corners(coords, done) if shape.task is Task.OBB else coords
+        return _four_corners(coords, changed) if shape.task is Task.OBB else coords
     if shape.task is Task.DETECT:
-        done("polygon_to_box")
+        changed("polygon_to_box")
         return _to_box(coords)
-    done("box_to_polygon" if shape.task is Task.SEGMENT else "box_to_obb")
+    changed("box_to_polygon" if shape.task is Task.SEGMENT else "box_to_obb")
     return _to_corners(coords)
 
 
@@ -124,11 +124,11 @@ def _to_corners(box: Row) -> Row:
     return np.array([left, top, right, top, right, bottom, left, bottom])
 
 
-def _four_corners(corners: Row, done: Change) -> Row:
+def _four_corners(corners: Row, changed: Change) -> Row:
     """Return a polygon with four corners as it is, otherwise the smallest rectangle around it along one of its edges."""
     if len(corners) == 8:
         return corners
-    done("polygon_to_obb")
+    changed("polygon_to_obb")
     points = corners.reshape(-1, 2)
     edges = np.diff(np.vstack([points, points[:1]]), axis=0)
     best, best_area = corners, np.inf

@@ -59,7 +59,7 @@ def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectIn
             if _is_folder(store, candidate):
                 return candidate
     looked = " nor ".join(f"{c.key!r} in bucket {c.bucket!r}" for c in candidates)
-    raise ObjectMissing(f"data_yaml: there is neither {looked}; check the path and upload the dataset.")
+    raise ObjectMissing(f"data_yaml: there is neither {looked}. Check the path, or upload the dataset.")
 
 
 def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Callable[[ObjectInfo], Path]) -> Manifest:
@@ -79,15 +79,15 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Call
         return Manifest(bucket=found.ref.bucket, folder=folder, entry=name, objects={_safe(name): found})
     if found.bytes > LARGEST_YAML and suffix(name) != "json":
         raise DatasetError(
-            f"data_yaml: {shown(found.ref.key)} is larger than {LARGEST_YAML >> 20} MiB, which no dataset YAML is; "
-            f"an archive must end in {', '.join(ENDINGS)}.",
+            f"data_yaml: {shown(found.ref.key)} is larger than {LARGEST_YAML >> 20} MiB, the limit for a dataset YAML. "
+            f"The name of an archive must end in {', '.join(ENDINGS)}.",
         )
     # a YAML may have any name, so every other file is read as a YAML
     needed = None if suffix(name) == "json" else _named_folders(bring(found))
     if not folder and needed is None:
         raise DatasetError(
-            f"data_yaml: {shown(name)} lies at the top of the bucket {found.ref.bucket!r}, where everything else lies too; "
-            "put the dataset into a folder of its own.",
+            f"data_yaml: {shown(name)} is at the top of the bucket {found.ref.bucket!r}, together with everything else. "
+            "Put the dataset into its own folder.",
         )
     return _manifest(store, replace(found.ref, key=folder), name, needed)
 

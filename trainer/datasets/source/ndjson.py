@@ -176,8 +176,10 @@ def _class_folders(names: dict[int, str]) -> dict[int, str]:
     """Return a folder name per class: the class name if it is safe and unique, otherwise classN."""
     folders: dict[int, str] = {}
     for number, name in names.items():
-        is_plain = name.replace("_", "").replace("-", "").replace(" ", "").isalnum() and len(name.encode()) < 200
-        folder = name if is_plain and name == name.strip() and not name.startswith("-") else f"class{number}"
+        is_surely_readable = (
+            name.replace("_", "").replace("-", "").replace(" ", "").isalnum() and len(name.encode()) < 200
+        )
+        folder = name if is_surely_readable and name == name.strip() and not name.startswith("-") else f"class{number}"
         folders[number] = folder if folder not in folders.values() else f"class{number}"
     return folders
 

@@ -7,29 +7,29 @@ from pathlib import Path
 
 from trainer.core.dataset import DatasetOrder, PreparedDataset, Task
 from trainer.core.stop import StopSignal
-from trainer.datasets.cache.pixels import KeptPixels
+from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.checks.check import check_all, summary
 from trainer.datasets.findings import Report
 from trainer.datasets.images.facts_cache import FactsCache, identity
-from trainer.datasets.samples import Found, Sample
+from trainer.datasets.samples import RecognizedDataset, Sample
 from trainer.datasets.view.label_table import write_label_tables
 from trainer.datasets.view.links import folder_names, placed, write_data_yaml, write_view
 
 
 def build(
     order: DatasetOrder,
-    founds: Sequence[Found],
+    datasets: Sequence[RecognizedDataset],
     view: Path,
     stop: StopSignal,
     report: Report,
     cache: FactsCache | None,
-    pixels: KeptPixels | None = None,
+    pixels: PixelCache | None = None,
 ) -> PreparedDataset:
     """Check the sources of a dataset and link them into `view`, which exists.
 
     Raises `DatasetError` with everything that is wrong, `MachineFailed` or `Stopped`.
     """
-    checked = check_all(order, founds, stop, report, cache)
+    checked = check_all(order, datasets, stop, report, cache)
     report.raise_errors()
     folders = folder_names(checked.names) if checked.task is Task.CLASSIFY else []
     samples = placed(checked.samples, folders)
@@ -58,7 +58,7 @@ def _scaled_down(samples: Sequence[Sample], imgsz: int) -> dict[str, str]:
     found = {}
     for sample in samples:
         fact = sample.facts
-        if max(fact.width, fact.height) > imgsz and not fact.is_loose:
+        if max(fact.width, fact.height) > imgsz and not fact.has_trailing_data:
             key = identity(sample.image, is_owned=sample.owned)
             found.update({sample.place: key} if key else {})
     return found

@@ -173,7 +173,7 @@ def _link_images(samples: Sequence[Sample], view: Path, folder: str, stop: StopS
             stop.raise_if_set()
         target = f"{view}/{sample.place}"
         try:
-            if sample.facts.is_loose:
+            if sample.facts.has_trailing_data:
                 shutil.copyfile(sample.image, target)
             elif sample.owned:
                 _hard_link(sample.image, target)
