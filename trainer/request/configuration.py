@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from trainer.core.dataset import Task
 from trainer.core.export_formats import PACKAGES
-from trainer.request.fields import Batch, Flag, Number, Rule, Seed, Whole, flag, number, setting, word
+from trainer.request.fields import Batch, Flag, Rule, Seed, between, flag, number, setting, whole, word
 from trainer.request.split import SPLIT_RULE, Split, split_fields
 from trainer.request.train_arguments import TrainArguments
 
@@ -69,8 +69,8 @@ class Requirements(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gpus: Annotated[float, Number(0, 100_000)] = setting(None, "Free GPUs.")
-    gpu_memory_gb: Annotated[float, Number(0, 100_000)] = setting(None, "Memory of each GPU in GiB.")
+    gpus: Annotated[float, between(0, 100_000)] = setting(None, "Free GPUs.")
+    gpu_memory_gb: Annotated[float, between(0, 100_000)] = setting(None, "Memory of each GPU in GiB.")
 
 
 class RunConfiguration(TrainArguments):
@@ -106,13 +106,13 @@ class RunConfiguration(TrainArguments):
     split_seed: Seed = setting(0, "Seed of the split, where `split` has none.")
 
     # size of the training
-    epochs: Annotated[int, Whole(1, 100_000)] = setting(
+    epochs: Annotated[int, whole(1, 100_000)] = setting(
         100, "How many epochs to train.", "numEpochs", "nEpochs", "totalEpochs", "epoch"
     )
     batch: Batch = setting(
         16, "Images per step; `auto` or -1 fits the GPU memory.", "batchSize", "trainBatchSize", "bs"
     )
-    imgsz: Annotated[int, Whole(32, 8192)] = setting(
+    imgsz: Annotated[int, whole(32, 8192)] = setting(
         640, "Size of the images in pixels, rounded up to a multiple of 32.",
         "imgSize", "imageSize", "inputSize", "imageSz",
     )  # fmt: skip

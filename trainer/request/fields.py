@@ -27,20 +27,21 @@ def setting(default: object, description: str, *aliases: str) -> Any:
     return Field(default=default, description=description, validation_alias=AliasChoices(*aliases) if aliases else None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
     """What a value must be, in words, and how it is made uniform; `uniform` raises ValueError for what it cannot read."""
 
     text: str
     uniform: Callable[[Any], object]
+    kind: CoreSchema | None = None  # checks the uniform value; None: the annotated type does
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.uniform, handler(source))
+        return core_schema.no_info_before_validator_function(self.uniform, self.kind or handler(source))
 
 
 def rule_of(field: FieldInfo) -> str:
-    """Return what a value of the field must be, as a person reads it."""
-    return next((mark.text for mark in field.metadata if isinstance(mark, Rule | Whole | Number | OneOf)), "anything")
+    """Return what a value of the field must be, in words."""
+    return next((mark.text for mark in field.metadata if isinstance(mark, Rule)), "anything")
 
 
 # ── making values uniform ──
@@ -56,10 +57,11 @@ def number(value: object) -> int | float:
 
 
 def flag(value: object) -> bool:
-    word = str(value).strip().lower() if isinstance(value, str | int) else ""
-    if word not in _TRUE | _FALSE:
+    """Return true or false, also when it is written as a word or as 1 or 0."""
+    text = str(value).strip().lower() if isinstance(value, str | int) else ""
+    if text not in _TRUE | _FALSE:
         raise ValueError("neither true nor false")
-    return word in _TRUE
+    return text in _TRUE
 
 
 def chance(value: object) -> float:
@@ -69,13 +71,14 @@ def chance(value: object) -> float:
 
 
 def word(value: object) -> str:
+    """Return a text in lower case."""
     if not isinstance(value, str):
         raise ValueError("not text")  # noqa: TRY004 - pydantic expects ValueError
     return value.strip().lower()
 
 
 def numbers(value: object) -> object:
-    """Return a number, or a list of numbers and whatever else it holds."""
+    """Return a number, or a list with its numbers made uniform."""
     if not isinstance(value, list | tuple):
         return number(value)
     if len(value) > _MOST_ITEMS:
@@ -122,60 +125,34 @@ def _classes(value: object) -> object:
 # ── kinds ──
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A whole number in [low, high]."""
-
-    low: int
-    high: int
-
-    @property
-    def text(self) -> str:
-        return f"a whole number from {self.low} to {self.high}"
-
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        kind = core_schema.int_schema(strict=True, ge=self.low, le=self.high)
-        return core_schema.no_info_before_validator_function(number, kind)
+def whole(low: int, high: int) -> Rule:
+    """Return the rule of a whole number in [low, high]."""
+    kind = core_schema.int_schema(strict=True, ge=low, le=high)
+    return Rule(f"a whole number from {low} to {high}", number, kind)
 
 
-@dataclass(frozen=True)
-class Number:
-    """A finite number in [low, high], or in (low, high] when it has to be `above` low."""
-
-    low: float
-    high: float
-    above: bool = False
-    uniform: Callable[[object], float] = number
-
-    @property
-    def text(self) -> str:
-        start = f"a number above {self.low:g} and up to" if self.above else f"a number from {self.low:g} to"
-        return f"{start} {self.high:g}"
-
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        above, least = (self.low, None) if self.above else (None, self.low)
-        kind = core_schema.float_schema(gt=above, ge=least, le=self.high)
-        return core_schema.no_info_before_validator_function(self.uniform, kind)
+def between(low: float, high: float, uniform: Callable[[object], float] = number) -> Rule:
+    """Return the rule of a finite number in [low, high]."""
+    return Rule(f"a number from {low:g} to {high:g}", uniform, core_schema.float_schema(ge=low, le=high))
 
 
-class OneOf:
-    """One of some names, in any case."""
+def above_zero(high: float) -> Rule:
+    """Return the rule of a number above 0 and up to `high`."""
+    return Rule(f"a number above 0 and up to {high:g}", number, core_schema.float_schema(gt=0, le=high))
 
-    def __init__(self, *names: str) -> None:
-        self._names = {name.lower(): name for name in names}
-        self.text = f"one of {', '.join(names)}"
 
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(
-            lambda value: self._names.get(word(value), ""), core_schema.literal_schema(list(self._names.values()))
-        )
+def one_of(*names: str) -> Rule:
+    """Return the rule of one of some names, in any case."""
+    by_word = {name.lower(): name for name in names}
+    kind = core_schema.literal_schema(list(names))
+    return Rule(f"one of {', '.join(names)}", lambda value: by_word.get(word(value), ""), kind)
 
 
 Flag: TypeAlias = Annotated[bool, Rule("true or false", flag)]
-Share: TypeAlias = Annotated[float, Number(0, 1)]
-Chance: TypeAlias = Annotated[float, Number(0, 1, uniform=chance)]
-Gain: TypeAlias = Annotated[float, Number(0, 1000)]
-Seed: TypeAlias = Annotated[int, Whole(0, LARGEST_SEED)]
+Share: TypeAlias = Annotated[float, between(0, 1)]
+Chance: TypeAlias = Annotated[float, between(0, 1, chance)]
+Gain: TypeAlias = Annotated[float, between(0, 1000)]
+Seed: TypeAlias = Annotated[int, whole(0, LARGEST_SEED)]
 Batch: TypeAlias = Annotated[
     Literal[-1] | Annotated[int, Field(ge=1, le=4096)] | Annotated[float, Field(gt=0, lt=1)],
     Rule("a whole number from 1 to 4096, -1 (automatic), or a share of the GPU memory between 0 and 1", _batch),

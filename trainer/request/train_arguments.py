@@ -22,13 +22,14 @@ from trainer.request.fields import (
     Freeze,
     Gain,
     Kept,
-    Number,
-    OneOf,
     Scale,
     Seed,
     Share,
-    Whole,
+    above_zero,
+    between,
+    one_of,
     setting,
+    whole,
 )
 
 
@@ -38,12 +39,12 @@ class TrainArguments(BaseModel):
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
 
     # length of the training
-    time: Annotated[float, Number(0, 8760, above=True)] = setting(None, "Most hours to train; replaces `epochs`.")
-    patience: Annotated[int, Whole(0, 100_000)] = setting(
+    time: Annotated[float, above_zero(8760)] = setting(None, "Most hours to train; replaces `epochs`.")
+    patience: Annotated[int, whole(0, 100_000)] = setting(
         100, "Stop after this many epochs without improvement.", "earlyStoppingPatience"
     )
     save: Kept = setting(True, "Checkpoints are always saved.")
-    save_period: Annotated[int, Whole(-1, 100_000)] = setting(
+    save_period: Annotated[int, whole(-1, 100_000)] = setting(
         -1, "Save a checkpoint every this many epochs; -1 for none besides best and last.", "checkpointInterval"
     )
     val: Flag = setting(True, "Validate after each epoch.")
@@ -54,7 +55,7 @@ class TrainArguments(BaseModel):
 
     # data
     cache: Cache = setting(False, "Keep the images in memory ('ram') or decoded on disk ('disk').")
-    workers: Annotated[int, Whole(0, 64)] = setting(
+    workers: Annotated[int, whole(0, 64)] = setting(
         None, "Processes that load images, per GPU. By default the host's CPUs are shared by its slots.", "numWorkers"
     )
     fraction: Fraction = setting(1.0, "Part of the images to use, or their number.")
@@ -65,20 +66,20 @@ class TrainArguments(BaseModel):
     multi_scale: Share = setting(0.0, "Vary the image size by up to this share.")
 
     # optimizer
-    optimizer: Annotated[str, OneOf("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp", "auto")] = (
-        setting("Adam", "Optimizer; `auto` also chooses the learning rate.", "optimizerType", "optim")
-    )
-    lr0: Annotated[float, Number(0, 1, above=True)] = setting(
+    optimizer: Annotated[
+        str, one_of("SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp", "auto")
+    ] = setting("Adam", "Optimizer; `auto` also chooses the learning rate.", "optimizerType", "optim")
+    lr0: Annotated[float, above_zero(1)] = setting(
         0.001, "Learning rate at the start.", "lr", "learningRate", "initialLr", "initialLearningRate"
     )
     lrf: Share = setting(0.01, "Learning rate at the end, as a share of `lr0`.")
     cos_lr: Flag = setting(False, "Lower the learning rate along a cosine.", "cosineLr")
     momentum: Share = setting(0.937, "Momentum of SGD, beta1 of Adam.")
     weight_decay: Share = setting(0.0005, "Weight decay (L2).")
-    warmup_epochs: Annotated[float, Number(0, 100_000)] = setting(3.0, "Epochs of warm-up.")
+    warmup_epochs: Annotated[float, between(0, 100_000)] = setting(3.0, "Epochs of warm-up.")
     warmup_momentum: Share = setting(0.8, "Momentum at the start of the warm-up.")
     warmup_bias_lr: Share = setting(0.1, "Learning rate of the biases during the warm-up.")
-    nbs: Annotated[int, Whole(1, 65_536)] = setting(64, "Batch size that the loss is normalized to.")
+    nbs: Annotated[int, whole(1, 65_536)] = setting(64, "Batch size that the loss is normalized to.")
     amp: Amp = setting(True, "Mixed precision; a word chooses the number format.", "mixedPrecision")
     channels_last: Flag = setting(None, "Memory format with the channels last.")
     freeze: Freeze = setting(None, "Layers that are not trained: the first ones, or those listed.")
@@ -94,27 +95,27 @@ class TrainArguments(BaseModel):
     rle: Gain = setting(1.0, "Weight of the log-likelihood loss (pose).")
     angle: Gain = setting(1.0, "Weight of the angle loss (obb).")
     overlap_mask: Flag = setting(True, "Merge the masks of an image (segment).")
-    mask_ratio: Annotated[int, Whole(1, 32)] = setting(4, "Downsampling of the masks (segment).")
+    mask_ratio: Annotated[int, whole(1, 32)] = setting(4, "Downsampling of the masks (segment).")
 
     # augmentation
     hsv_h: Share = setting(0.015, "Change of the hue.")
     hsv_s: Share = setting(0.7, "Change of the saturation.")
     hsv_v: Share = setting(0.4, "Change of the brightness.")
-    degrees: Annotated[float, Number(0, 180)] = setting(0.0, "Rotation by up to this many degrees.")
+    degrees: Annotated[float, between(0, 180)] = setting(0.0, "Rotation by up to this many degrees.")
     translate: Share = setting(0.1, "Shift by up to this share of the image.")
     scale: Scale = setting(0.5, "Zoom by up to this share.")
-    shear: Annotated[float, Number(0, 180)] = setting(0.0, "Shear by up to this many degrees.")
+    shear: Annotated[float, between(0, 180)] = setting(0.0, "Shear by up to this many degrees.")
     perspective: Share = setting(0.0, "Perspective distortion; 0.001 is strong.")
     flipud: Chance = setting(0.0, "Chance of a vertical flip.")
     fliplr: Chance = setting(0.5, "Chance of a horizontal flip.")
     bgr: Chance = setting(0.0, "Chance of exchanged color channels.")
     mosaic: Chance = setting(1.0, "Chance of a mosaic of several images.")
-    close_mosaic: Annotated[int, Whole(0, 100_000)] = setting(10, "Last epochs without mosaic.")
+    close_mosaic: Annotated[int, whole(0, 100_000)] = setting(10, "Last epochs without mosaic.")
     mixup: Chance = setting(0.0, "Chance of a blend of two images.")
     cutmix: Chance = setting(0.0, "Chance of a pasted part of another image.")
     copy_paste: Chance = setting(0.0, "Chance of copied objects (segment, obb).")
-    copy_paste_mode: Annotated[str, OneOf("flip", "mixup")] = setting("flip", "Where copied objects come from.")
-    auto_augment: Annotated[str, OneOf("randaugment", "autoaugment", "augmix")] = setting(
+    copy_paste_mode: Annotated[str, one_of("flip", "mixup")] = setting("flip", "Where copied objects come from.")
+    auto_augment: Annotated[str, one_of("randaugment", "autoaugment", "augmix")] = setting(
         "randaugment", "Automatic augmentation (classify)."
     )
     erasing: Chance = setting(0.4, "Chance of an erased part (classify).")
@@ -122,7 +123,7 @@ class TrainArguments(BaseModel):
     # validation
     conf: Share = setting(None, "Least confidence of a detection.")
     iou: Share = setting(0.7, "Overlap above which detections are merged.")
-    max_det: Annotated[int, Whole(1, 100_000)] = setting(300, "Most detections per image.")
+    max_det: Annotated[int, whole(1, 100_000)] = setting(300, "Most detections per image.")
     nms: Flag = setting(None, "False validates the head that needs no suppression of overlaps.")
     agnostic_nms: Flag = setting(False, "Suppress overlaps between classes, too.")
     augment: Flag = setting(False, "Validate on augmented copies as well.")
