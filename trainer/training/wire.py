@@ -103,14 +103,6 @@ def decode_command(line: bytes) -> Command:
         raise WireError(f"{_quoted(line)} is not a command: {error!r}") from error
 
 
-def decode_order(line: bytes) -> TrainingOrder:
-    """Return the order of one line. Raises `WireError`."""
-    command = decode_command(line)
-    if not isinstance(command, TrainingOrder):
-        raise WireError(f"{_quoted(line)} is not an order to train")
-    return command
-
-
 def _order(data: JsonObject) -> TrainingOrder:
     dataset = data["dataset"]
     return TrainingOrder(

@@ -6,9 +6,9 @@ import sys
 import time
 
 from trainer.training.sandbox.policy import confine
-from trainer.training.wire import decode_order
+from trainer.training.wire import decode_command
 
-order = decode_order(sys.stdin.buffer.readline())
+order = decode_command(sys.stdin.buffer.readline())
 attempts = json.loads(sys.stdin.readline())
 began = time.process_time()
 missing = confine(order, os.environ)

@@ -147,13 +147,13 @@ def test_a_record_survives_json_and_is_equal_to_itself():
 
 
 def test_names_that_json_cannot_hold_are_the_same_names_when_they_come_back():
-    from trainer.training.wire import decode_order, encode_order
+    from trainer.training.wire import decode_command, encode_order
 
     there = setup(names=("ca\udce9t", "d\0g"))
     order = TrainingOrder(
         plan=plan_of(RunRequest(data_yaml="x")), model=Path("m"), dataset=DATA, run_dir=Path("r"), setup=there.as_json(),
     )  # fmt: skip
-    back = Setup.from_json(json.loads(json.dumps(decode_order(encode_order(order)).setup)))
+    back = Setup.from_json(json.loads(json.dumps(decode_command(encode_order(order)).setup)))
     assert decide(back, there, epoch=1, complete=True) == Resume()
 
 
