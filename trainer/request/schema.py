@@ -22,7 +22,7 @@ _NAMES = "Names match without case, `_` and `-`: `imgSize` and `img_size` are th
 def json_schema() -> JsonObject:
     """Return the JSON Schema of a configuration; `x-aliases` lists the other names of a setting."""
     schema = RunConfiguration.model_json_schema(by_alias=False)
-    schema["description"] += f" {_NAMES} A blank value means the default, and so does a setting that is left out."
+    schema["description"] += f' {_NAMES} A blank value means the default. Types are the usual form: "16" is read as 16.'
     parts = {"RunConfiguration": schema, **schema["$defs"]}
     for model in (RunConfiguration, Split, Requirements):
         for name, part in parts[model.__name__]["properties"].items():
