@@ -148,7 +148,7 @@ def test_every_documented_command_is_tested_or_needs_a_host():
 
 def test_documented_commands_are_all_in_one_tested_block():
     """tests/acceptance/test_readme.py runs the whole block in its order; other blocks only repeat some of it."""
-    told = {
+    documented = {
         tuple(c.split()[2:3])
         for c in commands(README)
         if c.startswith("python trainer_service.py") and not c.endswith("&")
@@ -157,7 +157,7 @@ def test_documented_commands_are_all_in_one_tested_block():
         tuple(c.split()[2:3]) for c in commands(section("Your own runs, without any server")) if c.startswith("python")
     }
 
-    assert told <= run
+    assert documented <= run
 
 
 def test_every_documented_make_target_can_be_planned():

@@ -103,9 +103,9 @@ def test_gpus_are_listed_with_their_memory(a_host):
 def test_every_wrong_setting_is_reported_at_once(a_host):
     a_host.set(POLL_INTERVAL="soon", SLOTS="-1", LOG_LEVEL="LOUD")
 
-    told = [check.message for check in a_host.findings()]
+    messages = [check.message for check in a_host.findings()]
 
-    assert [message.partition("=")[0] for message in told] == ["POLL_INTERVAL", "SLOTS", "LOG_LEVEL"]
+    assert [message.partition("=")[0] for message in messages] == ["POLL_INTERVAL", "SLOTS", "LOG_LEVEL"]
     assert all(check.name == "settings" for check in a_host.findings())
 
 
@@ -228,7 +228,7 @@ def test_wrong_clock_is_a_fault(project, seconds, says):
 def test_server_without_date_header_is_a_fault(project):
     project.monkeypatch.setattr(supabase_gateway._GatewayHandler, "date_time_string", lambda *_: "noon")
 
-    assert project.fault().message == "127.0.0.1 does not say what time it is"
+    assert project.fault().message == "127.0.0.1 sends no valid Date header"
 
 
 # ── the host ──

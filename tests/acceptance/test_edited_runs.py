@@ -66,7 +66,7 @@ class Table:
     def epochs(self, run_id, attempt):
         return [e.data["epoch"] for e in self.queue.events(run_id) if e.kind == "epoch" and e.attempt == attempt]
 
-    def told(self, run_id, code):
+    def warnings(self, run_id, code):
         return [e.data["message"] for e in self.queue.events(run_id) if e.kind == "warning" and e.data["code"] == code]
 
     def folder(self, run_id, attempt):
@@ -112,10 +112,10 @@ def test_interrupted_run_resumes_with_smaller_batch_and_image_size_and_then_fewe
     rows = queue.table(row)
     assert [line["epoch"] for line in rows] == list(range(1, epochs + 1))
     assert rows[-1]["lr/pg0"] < 0.5 * rows[0]["lr/pg0"], "the schedule is that of the epochs that are asked for now"
-    first, second = queue.told(run_id, "resumed_with_changes")
+    first, second = queue.warnings(run_id, "resumed_with_changes")
     assert "batch 4 → 2, imgsz 32 → 64" in first
     assert f"epochs 200 → {epochs}" in second
-    assert queue.told(run_id, "started_over") == []
+    assert queue.warnings(run_id, "started_over") == []
 
 
 @pytest.mark.long
@@ -140,7 +140,7 @@ def test_edited_optimizer_starts_over_from_best_weights_and_then_resumes(queue, 
     assert (trained["optimizer"], trained["lr0"], trained["epochs"], trained["batch"]) == ("AdamW", 0.001, 150, 8)
     assert (plan["args"]["optimizer"], plan["args"]["lr0"], plan["epochs"], plan["batch"]) == ("AdamW", 0.001, 150, 8)
     assert "the best weights of an earlier training of this run" in plan["started_from"]
-    [over] = queue.told(run_id, "started_over")
+    [over] = queue.warnings(run_id, "started_over")
     assert "optimizer SGD → AdamW" in over
     assert "lr0 0.01 → 0.001" in over
     assert [line["epoch"] for line in queue.table(row)] == [float(n) for n in range(1, len(queue.table(row)) + 1)]
@@ -160,7 +160,7 @@ def test_other_model_is_trained_from_scratch(queue, data):
     assert queue.trained_with(row)["model"].endswith("yolov8n.yaml")
     assert row["results"]["plan"]["model"]["stem"] == "yolov8n"
     assert "started_from" not in row["results"]["plan"]
-    [over] = queue.told(run_id, "started_over")
+    [over] = queue.warnings(run_id, "started_over")
     assert "base_model yolo11n.yaml → yolov8n.yaml" in over
     assert [line["epoch"] for line in queue.table(row)] == [1, 2]
     assert queue.epochs(run_id, 2) == [1, 2]

@@ -78,7 +78,7 @@ def test_port_in_use_is_one_line_and_exit_code(tmp_path):
         service.start()
         code = service.process.wait(30)
 
-    said = service.log.read_text()
+    log = service.log.read_text()
     assert code == 2
-    assert "METRICS_PORT" in said
-    assert "Traceback" not in said
+    assert "METRICS_PORT" in log
+    assert "Traceback" not in log

@@ -111,5 +111,5 @@ def test_service_works_with_strange_files_in_its_folders(tmp_path, data):
     assert [path.name for path in outside.iterdir()] == ["canary"]
     assert not [line for line in service.lines() if "exception" in line]
     assert "Traceback" not in service.log.read_text()
-    said = [line["folder"] for line in service.lines() if line["event"].startswith("old folder cannot be removed")]
-    assert len(said) == len(set(said))
+    folders = [line["folder"] for line in service.lines() if line["event"].startswith("old folder cannot be removed")]
+    assert len(folders) == len(set(folders))

@@ -42,10 +42,10 @@ def wait_until(holds, seconds=15):
 def refused(service, *arguments, **environment):
     """Run a command that fails; return its only line on stderr and its exit code."""
     service.environment |= environment
-    told = service.run(*arguments, check=False)
-    assert told.stdout == ""
-    (line,) = told.stderr.splitlines()
-    return line, told.returncode
+    done = service.run(*arguments, check=False)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line, done.returncode
 
 
 # ── closed streams ──
@@ -71,12 +71,12 @@ def test_service_trains_with_closed_standard_streams(service, tmp_path, closed):
 def test_command_works_with_closed_standard_streams(service, closed, arguments, code):
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *arguments.split()]
 
-    told = subprocess.run(
+    done = subprocess.run(
         command, env=service.environment, cwd=service.home, capture_output=True, text=True, check=False
     )
 
-    assert told.returncode == code
-    assert "Traceback" not in told.stderr
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
 
 
 # ── a user without a home ──
@@ -86,12 +86,12 @@ def test_command_works_with_closed_standard_streams(service, closed, arguments, 
 @pytest.mark.parametrize("arguments", [[], ["status"]], ids=["the service", "a command"])
 def test_user_without_home_gets_error_about_trainer_home(service, arguments):
     del service.environment["HOME"], service.environment["TRAINER_HOME"]
-    told = subprocess.run(
+    done = subprocess.run(
         [*UNKNOWN_USER, *COMMAND, *arguments], env=service.environment, cwd="/", capture_output=True, text=True, check=False,
     )  # fmt: skip
 
-    (line,) = told.stderr.splitlines()
-    assert told.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
     assert "TRAINER_HOME" in line
     assert "set it to a path that starts with /" in line
 
@@ -119,10 +119,10 @@ def test_relative_folder_in_deleted_working_directory_is_one_line_error(service,
     command = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *COMMAND, "status"]
     environment = service.environment | {"RUNS_DIR": "runs"}
 
-    told = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    (line,) = told.stderr.splitlines()
-    assert told.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
     assert line.startswith("error: RUNS_DIR")
 
 
@@ -174,12 +174,12 @@ def test_unreadable_environment_file_is_one_line_error(service):
     (service.home / ".env").touch(0o000)
     reader = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *COMMAND]
 
-    told = subprocess.run(
+    done = subprocess.run(
         [*reader, "status"], env=service.environment, cwd=service.home, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
-    (line,) = told.stderr.splitlines()
-    assert told.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
     assert "Permission denied" in line
 
 

@@ -149,8 +149,10 @@ def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_pa
         leaks.collect(storage, runs)
 
     assert "environment HOME=" in printed, "the child did print its environment"
-    told = {(place, secret) for place, secret in leaks.found() if not _printed_by_the_training_itself(place, runs[-1])}
-    assert told == set()
+    leaked = {
+        (place, secret) for place, secret in leaks.found() if not _printed_by_the_training_itself(place, runs[-1])
+    }
+    assert leaked == set()
     assert leaks.links() == []
 
 
@@ -188,10 +190,10 @@ def test_error_about_a_setting_does_not_quote_the_key(tmp_path):
     service = Service(tmp_path / "home", SUPABASE_SERVICE_ROLE_KEY="sb_secret_" + "x" * 20, SLOTS="many")
     service.environment["SUPABASE_URL"] = ""
 
-    told = service.run(check=False)
+    done = service.run(check=False)
 
-    assert told.returncode == 2
-    assert "sb_secret" not in told.stdout + told.stderr
+    assert done.returncode == 2
+    assert "sb_secret" not in done.stdout + done.stderr
 
 
 def test_repr_of_clients_does_not_contain_the_key(tmp_path):

@@ -20,7 +20,7 @@ UNITS = Path(__file__).parents[2] / "systemd"
 
 @pytest.fixture
 def manager(tmp_path):
-    """The notify socket of systemd. `hear` returns the messages of some seconds."""
+    """The notify socket of systemd. `receives` waits some seconds for a message."""
 
     class Manager:
         address = str(tmp_path / "notify")
@@ -28,16 +28,16 @@ def manager(tmp_path):
         def __init__(self):
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self.socket.bind(self.address)
-            self.heard = []
+            self.received = []
 
-        def hear(self, wanted, seconds=20):
+        def receives(self, wanted, seconds=20):
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
-                if any(wanted in message for message in self.heard):
+                if any(wanted in message for message in self.received):
                     return True
                 self.socket.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
-                    self.heard.append(self.socket.recv(4096).decode())
+                    self.received.append(self.socket.recv(4096).decode())
                 except TimeoutError:
                     return False
             return False
@@ -67,40 +67,40 @@ def start(tmp_path, manager):
 def test_ready_is_sent_after_first_answer_of_queue(start, manager):
     service = start({})
 
-    assert manager.hear("READY=1")
-    assert "STATUS=0 of 1 slots busy" in manager.heard[0]
-    assert manager.hear("WATCHDOG=1")
+    assert manager.receives("READY=1")
+    assert "STATUS=0 of 1 slots busy" in manager.received[0]
+    assert manager.receives("WATCHDOG=1")
 
     assert service.stop() == 0
-    assert manager.hear("STOPPING=1")
-    assert sum("READY=1" in message for message in manager.heard) == 1
+    assert manager.receives("STOPPING=1")
+    assert sum("READY=1" in message for message in manager.received) == 1
 
 
 def test_watchdog_is_notified_while_training_and_stop_drains(start, manager, tmp_path):
     service = start({"seconds_per_epoch": 0.5})
     run_id = service.enqueue(draw_dataset(tmp_path / "data", images=5, size=64), epochs=100)
     service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
-    assert manager.hear("STATUS=1 of 1 slots busy")
-    manager.heard.clear()
+    assert manager.receives("STATUS=1 of 1 slots busy")
+    manager.received.clear()
 
-    assert manager.hear("WATCHDOG=1")
+    assert manager.receives("WATCHDOG=1")
     assert service.stop(signal.SIGTERM) == 0
     assert service.row(run_id)["status"] == "queued"
 
 
 def test_suspended_service_does_not_notify_watchdog(start, manager):
     service = start({})
-    assert manager.hear("WATCHDOG=1")
+    assert manager.receives("WATCHDOG=1")
 
     service.process.send_signal(signal.SIGSTOP)
     time.sleep(0.2)
-    while manager.hear("WATCHDOG=1", seconds=0.1):
-        manager.heard.clear()
-    heard_while_frozen = manager.hear("WATCHDOG=1", seconds=3)
+    while manager.receives("WATCHDOG=1", seconds=0.1):
+        manager.received.clear()
+    notified_while_suspended = manager.receives("WATCHDOG=1", seconds=3)
     service.process.send_signal(signal.SIGCONT)
 
-    assert not heard_while_frozen
-    assert manager.hear("WATCHDOG=1")
+    assert not notified_while_suspended
+    assert manager.receives("WATCHDOG=1")
 
 
 def test_one_stuck_loop_stops_watchdog_notifications():
@@ -137,12 +137,12 @@ needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 @needs_systemd
 @pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
 def test_unit_exposure_is_ok(unit):
-    told = subprocess.run(
+    done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", str(UNITS / unit)], capture_output=True, text=True, check=False,
     )  # fmt: skip
 
-    score = re.search(r"Overall exposure level.*?: (\d+\.\d+)", told.stdout)
-    assert score, told.stderr
+    score = re.search(r"Overall exposure level.*?: (\d+\.\d+)", done.stdout)
+    assert score, done.stderr
     assert float(score.group(1)) <= 2.5
 
 
@@ -164,11 +164,11 @@ def test_units_are_valid(tmp_path, unit):
     text = (UNITS / unit).read_text()
     (tmp_path / name).write_text(text.replace("/opt/yolo-trainer/.venv/bin/python", "/usr/bin/env"))
 
-    told = subprocess.run(
+    done = subprocess.run(
         ["systemd-analyze", "verify", str(tmp_path / name)], capture_output=True, text=True, check=False
     )
 
-    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_stop_timeout_is_longer_than_drain():

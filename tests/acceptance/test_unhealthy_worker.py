@@ -32,9 +32,9 @@ def test_worker_with_lost_folder_is_unhealthy_and_its_run_waits(lost, tmp_path):
     row = lost.wait_until(run_id, lambda row: row["failures"] > 0)
 
     assert (row["status"], row["host_failures"]) == ("queued", {"gpu-7": 1})
-    told = lost.json("status")
-    assert told["runs"][0]["id"] == run_id
-    (worker,) = told["workers"]
+    listed = lost.json("status")
+    assert listed["runs"][0]["id"] == run_id
+    (worker,) = listed["workers"]
     assert worker["status"] == "unhealthy"
     assert "RUNS_DIR" in worker["status_message"]
     text = lost.run("status").stdout
