@@ -44,7 +44,7 @@ def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report)
     if task is Task.CLASSIFY and looks_like_classes(tree, home):
         return read_classes(tree, home)
     below = list(_files_below(tree, str(home), 0))
-    yaml, annotations = _the_yaml(tree, below), _annotations(tree, below, task)
+    yaml, annotations = _dataset_yaml(tree, below), _annotations(tree, below, task)
     if yaml:
         found = read_yolo(tree, yaml, report)
         return read_coco(tree, annotations, task, report) if annotations and _has_no_labels(found) else found
@@ -88,7 +88,7 @@ def _files_below(tree: Tree, folder: str, depth: int) -> Iterator[tuple[int, Pat
 # ── YAML ──
 
 
-def _the_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
+def _dataset_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
     """Return the dataset YAML; of several, the data.yaml or dataset.yaml that is least nested."""
     found = [(depth, path) for depth, path in below if _is_dataset_yaml(path)]
     if not found:

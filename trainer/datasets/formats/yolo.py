@@ -52,6 +52,7 @@ class _Reader:
         self._bases = list(self._base_folders())
         self._used: dict[str, set[str]] = {}  # label folder → stems that belong to an image
         self._seen: set[tuple[str | None, str]] = set()
+        self._seen_twice = 0
 
     def samples(self) -> list[Sample]:
         samples = list(self._from_yaml() if self._data.splits.get("train") else self._from_folders())
@@ -62,8 +63,6 @@ class _Reader:
                 count=self._seen_twice,
             )
         return samples
-
-    _seen_twice = 0
 
     # ── paths ──
 

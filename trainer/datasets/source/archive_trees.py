@@ -16,7 +16,7 @@ from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.source.archive import extract
 from trainer.datasets.source.fetched_tree import FILES, Fetched, read_tree, write_listing
 from trainer.datasets.source.manifest import wanted
-from trainer.datasets.source.transfer import Every
+from trainer.datasets.source.transfer import EveryBytes
 from trainer.disk.durable import sync_below
 
 ROOM_STEP = 64 << 20  # bytes between two checks of the free space while something of unknown size grows
@@ -72,7 +72,7 @@ class ArchiveTrees:
 
     def _growth_checks(self, tree: Path) -> Callable[[int], None]:
         """Return a function to call with the size of each piece that is written into the tree."""
-        room, unsynced = room_check(self.cache), Every(SYNC_STEP, lambda: sync_below(tree))
+        room, unsynced = room_check(self.cache), EveryBytes(SYNC_STEP, lambda: sync_below(tree))
 
         def count(more: int) -> None:
             room.count(more)
@@ -81,9 +81,9 @@ class ArchiveTrees:
         return count
 
 
-def room_check(cache: ContentCache) -> Every:
+def room_check(cache: ContentCache) -> EveryBytes:
     """Return a counter of bytes that checks the free space of the cache's disk now and then."""
-    return Every(ROOM_STEP, lambda: cache.require_free(0))
+    return EveryBytes(ROOM_STEP, lambda: cache.require_free(0))
 
 
 def _tree(identity: str) -> str:

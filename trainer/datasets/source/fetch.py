@@ -139,21 +139,21 @@ class Fetcher:
     ) -> Manifest:
         """Download the objects of a dataset until the listing does not change meanwhile."""
 
-        def bring(info: ObjectInfo) -> Path:
+        def download(info: ObjectInfo) -> Path:
             if self._cache.get(identity_of(info), info.bytes) is None:
                 self._download_one(store, info, Meter(lambda _: None, total_files=1), self._cache.put, stop)
             return self._cached(info)
 
-        manifest = take_manifest(store, found, bring)
+        manifest = take_manifest(store, found, download)
         for _ in range(SYNCS):
             try:
                 moved = self._download(store, manifest, staging, stop, on_event)
             except (ObjectMissing, Unavailable):
-                again = listed_again(store, found, bring)
+                again = listed_again(store, found, download)
                 if again.objects == manifest.objects:
                     raise
             else:
-                again = listed_again(store, found, bring) if moved else manifest
+                again = listed_again(store, found, download) if moved else manifest
                 if again.objects == manifest.objects:
                     return manifest
             changed, manifest = difference(manifest.objects, again.objects), again

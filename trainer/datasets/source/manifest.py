@@ -62,10 +62,12 @@ def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectIn
     raise ObjectMissing(f"data_yaml: there is neither {looked}. Check the path, or upload the dataset.")
 
 
-def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Callable[[ObjectInfo], Path]) -> Manifest:
+def take_manifest(
+    store: ObjectStore, found: ObjectInfo | ObjectRef, download: Callable[[ObjectInfo], Path]
+) -> Manifest:
     """List the located dataset: the folder itself, or the needed parts of the folder of the object.
 
-    `bring` downloads an object and returns the file; it is used to read a YAML.
+    `download` fetches an object and returns the file; it is used to read a YAML.
     Raises `DatasetError` for an empty object that must not be empty, and for an unsafe name.
     """
     if isinstance(found, ObjectRef):
@@ -83,7 +85,7 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Call
             f"The name of an archive must end in {', '.join(ENDINGS)}.",
         )
     # a YAML may have any name, so every other file is read as a YAML
-    needed = None if suffix(name) == "json" else _named_folders(bring(found))
+    needed = None if suffix(name) == "json" else _named_folders(download(found))
     if not folder and needed is None:
         raise DatasetError(
             f"data_yaml: {shown(name)} is at the top of the bucket {found.ref.bucket!r}, together with everything else. "
@@ -95,12 +97,12 @@ def take_manifest(store: ObjectStore, found: ObjectInfo | ObjectRef, bring: Call
 def listed_again(
     store: ObjectStore,
     found: ObjectInfo | ObjectRef,
-    bring: Callable[[ObjectInfo], Path],
+    download: Callable[[ObjectInfo], Path],
 ) -> Manifest:
     """List the dataset again."""
     if isinstance(found, ObjectInfo):
         found = store.stat(found.ref)  # the YAML itself may have been edited
-    return take_manifest(store, found, bring)
+    return take_manifest(store, found, download)
 
 
 def identity_of(info: ObjectInfo) -> str:

@@ -15,7 +15,7 @@ Job: TypeAlias = Callable[[StopSignal], object]
 LINK_TRIES = 10
 
 
-class Every:
+class EveryBytes:
     """Calls `act` each time `step` more bytes were counted."""
 
     def __init__(self, step: int, act: Callable[[], object]) -> None:

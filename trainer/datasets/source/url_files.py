@@ -62,8 +62,8 @@ class WebSource:
             raise DatasetError(f"data_yaml: the lists of {shown_url(url)} name no images.")
         meter = Meter(on_event, total_files=len(images))
         with self.cache.arriving() as arrivals:
-            bring = functools.partial(self._image_with_label, arrivals.put, url)
-            in_parallel([functools.partial(bring, place, staging, meter) for place in images], self.concurrency, stop)
+            job = functools.partial(self._image_with_label, arrivals.put, url)
+            in_parallel([functools.partial(job, place, staging, meter) for place in images], self.concurrency, stop)
         self.cache.make_room(0)  # the total was unknown before
 
     def from_ndjson(
@@ -87,8 +87,8 @@ class WebSource:
         with self.cache.arriving() as arrivals:
             for record in export.records:
                 if record.url is not None:
-                    bring = functools.partial(self._exported, arrivals.put, record.url)
-                    jobs.append(functools.partial(bring, record.image, staging, meter))
+                    job = functools.partial(self._exported, arrivals.put, record.url)
+                    jobs.append(functools.partial(job, record.image, staging, meter))
                 else:
                     source = self._local_image(record, export.folder, home)
                     jobs.append(functools.partial(self._copied, source, record.image, staging, meter))
@@ -109,7 +109,7 @@ class WebSource:
             return [place]
         if suffix(place) != "txt":
             raise DatasetError(f"data_yaml: {shown(place)} in the YAML at {shown_url(url)} is a folder; {NO_LISTING}.")
-        self._bring(self.cache.put, urljoin(url, quote(place)), place, staging, stop, None, largest=LARGEST_TEXT)
+        self._fetch(self.cache.put, urljoin(url, quote(place)), place, staging, stop, None, largest=LARGEST_TEXT)
         text = (staging / place).read_text(encoding="utf-8-sig", errors="replace")
         folder = place.rpartition("/")[0]
         lines = [line.strip() for line in text.splitlines()]
@@ -118,18 +118,18 @@ class WebSource:
     def _image_with_label(self, put: Put, url: str, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
         if suffix(place) not in IMAGE_SUFFIXES:
             raise DatasetError(f"{shown(place)} in the lists of {shown_url(url)} is not an image.")
-        self._bring(put, urljoin(url, quote(place)), place, staging, stop, meter, largest=LARGEST_IMAGE)
+        self._fetch(put, urljoin(url, quote(place)), place, staging, stop, meter, largest=LARGEST_IMAGE)
         label = label_place(place)
         with contextlib.suppress(ObjectMissing):  # an image without a label file has no labels
             address = urljoin(url, quote(label))
-            self._bring(put, address, label, staging, stop, meter, largest=LARGEST_TEXT, may_be_empty=True)
+            self._fetch(put, address, label, staging, stop, meter, largest=LARGEST_TEXT, may_be_empty=True)
         meter.finish_file()
 
     def _exported(self, put: Put, url: str, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
-        self._bring(put, url, place, staging, stop, meter, largest=LARGEST_IMAGE)
+        self._fetch(put, url, place, staging, stop, meter, largest=LARGEST_IMAGE)
         meter.finish_file()
 
-    def _bring(
+    def _fetch(
         self,
         put: Put,
         url: str,
