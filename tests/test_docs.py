@@ -282,13 +282,10 @@ NOT_CHECKED: tuple[str, ...] = (
     "tests/integration/",
     "tests/process/",
     "tests/training/",
-    "tests/unit/core/",
     "tests/unit/datasets/",
-    "tests/unit/disk/",
     "tests/unit/jobs/",
     "tests/unit/remote/",
     "tests/unit/training/",
-    "tests/unit/worker/",
     "trainer/core/",
     "trainer/jobs/",
 )

@@ -1,4 +1,4 @@
-"""The local clock of leases counts the time in which the host was suspended."""
+"""The clock of leases counts the time in which the host is suspended."""
 
 import threading
 import time
@@ -16,14 +16,14 @@ from trainer.worker.lease import Heartbeat, LeaseTimes
 from trainer.worker.liveness import Liveness
 
 
-def test_boottime_is_the_clock_that_runs_while_the_host_sleeps(monkeypatch):
+def test_boottime_counts_suspended_time(monkeypatch):
     asked = []
     monkeypatch.setattr(module.time, "clock_gettime", lambda clock: asked.append(clock) or 7.0)
     assert (boottime(), asked) == (7.0, [time.CLOCK_BOOTTIME])
 
 
-def test_lease_that_ran_out_in_a_suspend_is_not_trusted_until_the_queue_has_spoken(tmp_path, monkeypatch):
-    """The monotonic clock stood still meanwhile: only the time since boot shows that the lease may be another's."""
+def test_lease_expired_during_suspend_is_not_trusted_before_answer(tmp_path, monkeypatch):
+    """The monotonic clock did not count the suspended time. Only the time since boot shows that the lease may be lost."""
     room = Room(tmp_path)
     room.enqueue()
     lease, stop = room.claim(), StopSignal()

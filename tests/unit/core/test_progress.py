@@ -1,4 +1,4 @@
-"""Events in, the row's progress out."""
+"""The progress of a row, computed from events."""
 
 import pytest
 
@@ -25,14 +25,14 @@ def shown(progress):
     return progress.as_json()["progress"]
 
 
-def test_batches_move_the_percentage_within_an_epoch(progress):
+def test_batches_increase_percent_within_epoch(progress):
     progress.follow(batch(2, 5))
 
     assert shown(progress)["percent"] == 37.5
     assert shown(progress)["epoch"] == 2
 
 
-def test_an_epoch_brings_its_metrics_and_its_number(progress):
+def test_epoch_sets_metrics_and_number(progress):
     progress.follow(epoch(3, **{"metrics/mAP50(B)": 0.5}))
 
     assert progress.as_json()["metrics"] == {"metrics/mAP50(B)": 0.5, "epoch": 3}
@@ -46,7 +46,7 @@ def test_no_metrics_before_the_first_epoch(progress):
     assert "metrics" not in progress.as_json()
 
 
-def test_a_repeated_epoch_does_not_move_the_percentage_back(progress):
+def test_repeated_epoch_does_not_decrease_percent(progress):
     progress.follow(epoch(2))
     progress.follow(batch(2, 1))
 
@@ -60,21 +60,21 @@ def test_validation_does_not_count_as_training(progress):
     assert shown(progress)["percent"] == 25.0
 
 
-def test_an_epoch_past_the_total_is_shown_as_the_total(progress):
+def test_epoch_above_total_is_shown_as_total(progress):
     progress.follow(epoch(5))
 
     assert shown(progress)["epoch"] == 4
     assert shown(progress)["percent"] == 100.0
 
 
-def test_a_resumed_run_starts_where_the_checkpoint_was(progress):
+def test_resumed_run_starts_at_checkpoint(progress):
     progress.expect(4, 3)
     progress.follow(PhaseStarted(phase=Phase.LOADING))
 
     assert (shown(progress)["epoch"], shown(progress)["percent"]) == (3, 75.0)
 
 
-def test_a_download_is_shown_until_the_next_phase(progress):
+def test_download_is_shown_until_next_phase(progress):
     tick = TransferProgress(
         phase=Phase.DOWNLOADING, files=1, total_files=4, bytes=10, total_bytes=40, rate=5.0, eta_seconds=6.0,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def test_a_download_is_shown_until_the_next_phase(progress):
     assert "transfer" not in shown(progress)
 
 
-def test_a_batch_shows_its_losses_until_the_next_phase(progress):
+def test_losses_are_shown_until_next_phase(progress):
     progress.follow(batch(1, 2, losses={"box_loss": 1.5}, images_per_second=99.0))
 
     assert shown(progress)["losses"] == {"box_loss": 1.5}
@@ -99,7 +99,7 @@ def test_a_batch_shows_its_losses_until_the_next_phase(progress):
     assert "losses" not in shown(progress)
 
 
-def test_the_losses_stay_in_sight_while_the_epoch_is_validated(progress):
+def test_losses_are_shown_during_validation(progress):
     progress.follow(batch(1, 10, losses={"box_loss": 1.5}))
     progress.follow(PhaseStarted(phase=Phase.VALIDATING))
     progress.follow(batch(1, 1, phase=Phase.VALIDATING))
@@ -108,7 +108,7 @@ def test_the_losses_stay_in_sight_while_the_epoch_is_validated(progress):
     assert shown(progress)["batch"] == 1
 
 
-def test_a_completed_run_is_at_its_end(progress):
+def test_completed_run_has_full_progress(progress):
     progress.follow(epoch(4))
 
     done = progress.finished()

@@ -1,4 +1,4 @@
-"""What a later attempt does with a checkpoint, as a table: from what was trained and what is asked for now."""
+"""Whether an attempt resumes from a checkpoint, by what was trained and what the row asks for now."""
 
 import importlib.util
 import json
@@ -42,7 +42,7 @@ SAME = {
     "what is done after the training": {"configuration": {"export": ["torchscript"], "predictions": True}},
     "loaders": {"configuration": {"workers": 7}},
     "where it trains": {"configuration": {"device": "0,1", "requires": {"gpus": 2}}},
-    "a setting nobody knows": {"configuration": {"nonsense": 1}},
+    "an unknown setting": {"configuration": {"nonsense": 1}},
     "the model with its task": {"base_model": "YOLO11n.pt"},
     "the task that the dataset has": {"configuration": {"task": "detection"}},
     "the same dataset elsewhere": {"data_yaml": "storage:datasets/pets"},
@@ -51,7 +51,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("changed", SAME.values(), ids=SAME)
-def test_what_does_not_matter_resumes_as_if_nothing_was_changed(changed):
+def test_irrelevant_changes_resume(changed):
     assert decide(NOW, setup(**changed), epoch=40, complete=False) == Resume()
     assert decide(NOW, setup(**changed), epoch=100, complete=True) == Resume()
 
@@ -72,13 +72,13 @@ APPLIED = {
 
 
 @pytest.mark.parametrize(("changed", "change"), APPLIED.values(), ids=APPLIED)
-def test_settings_that_a_resumed_training_can_change_are_applied(changed, change):
+def test_changeable_settings_are_applied_on_resume(changed, change):
     before = setup(data_yaml="https://host/x.zip?token=1") if "data_yaml" in changed else NOW
     assert decide(before, setup(**changed), epoch=40, complete=False) == Resume(changes=(change,))
 
 
 @pytest.mark.parametrize(("changed", "change"), APPLIED.values(), ids=APPLIED)
-def test_a_training_that_is_complete_can_take_no_change(changed, change):
+def test_completed_training_accepts_no_change(changed, change):
     before = setup(data_yaml="https://host/x.zip?token=1") if "data_yaml" in changed else NOW
     decision = decide(before, setup(**changed), epoch=100, complete=True)
     assert decision == StartOver(from_best=True, changes=(change,))
@@ -95,7 +95,7 @@ FROM_BEST = {
 
 
 @pytest.mark.parametrize(("configuration", "changes"), FROM_BEST.values(), ids=FROM_BEST)
-def test_other_settings_start_over_from_the_best_weights(configuration, changes):
+def test_other_settings_start_over_from_best_weights(configuration, changes):
     before = setup({"hsv_h": 0.1}) if "hsv_h" in changes[0] else NOW
     assert decide(before, setup(configuration), epoch=40, complete=False) == StartOver(from_best=True, changes=changes)
 
@@ -112,22 +112,22 @@ FROM_SCRATCH = {
 
 
 @pytest.mark.parametrize(("changed", "change"), FROM_SCRATCH.values(), ids=FROM_SCRATCH)
-def test_another_model_or_dataset_starts_over_from_scratch(changed, change):
+def test_other_model_or_dataset_starts_from_scratch(changed, change):
     assert decide(NOW, setup(**changed), epoch=40, complete=False) == StartOver(from_best=False, changes=(change,))
     both = {**changed, "configuration": {**changed.get("configuration", {}), "lr0": 0.5, "batch": 2}}
     assert decide(NOW, setup(**both), epoch=40, complete=True) == StartOver(from_best=False, changes=(change,))
 
 
-def test_a_checkpoint_that_records_nothing_is_resumed():
+def test_checkpoint_without_setup_is_resumed():
     assert decide(None, NOW, epoch=40, complete=False) == Resume()
 
 
-def test_a_budget_of_time_decides_about_the_epochs_also_when_more_were_trained():
+def test_time_limit_overrides_epochs():
     before = setup({"time": 2})
     assert decide(before, setup({"time": 3}), epoch=700, complete=False) == Resume(changes=("time 2.0 → 3.0",))
 
 
-def test_a_budget_that_is_taken_back_leaves_the_epochs_that_are_asked_for():
+def test_removed_time_limit_leaves_requested_epochs():
     before = setup({"time": 2, "epochs": 3})
     decision = decide(before, setup({"epochs": 3}), epoch=40, complete=False)
     assert decision == StartOver(from_best=True, changes=("time 2.0 → default",))
@@ -139,14 +139,14 @@ def test_a_budget_that_is_taken_back_leaves_the_epochs_that_are_asked_for():
 # ── the record ──
 
 
-def test_a_record_survives_json_and_is_equal_to_itself():
+def test_setup_survives_json():
     there = setup({"split": {"splits": {"a.jpg": "val"}}, "freeze": [1, 2], "scale": [0.5, 2]})
     back = Setup.from_json(json.loads(json.dumps(there.as_json())))
     assert back == there
     assert decide(back, there, epoch=1, complete=True) == Resume()
 
 
-def test_names_that_json_cannot_hold_are_the_same_names_when_they_come_back():
+def test_names_invalid_in_json_are_equal_after_reading_back():
     from trainer.training.wire import decode_command, encode_order
 
     there = setup(names=("ca\udce9t", "d\0g"))
@@ -157,7 +157,7 @@ def test_names_that_json_cannot_hold_are_the_same_names_when_they_come_back():
     assert decide(back, there, epoch=1, complete=True) == Resume()
 
 
-def test_a_record_holds_no_secret_and_stays_small():
+def test_setup_contains_no_secret_and_is_small():
     many = {f"image {n}.jpg": "train" for n in range(100_000)}
     record = setup({"split": {"splits": many}}, data_yaml="https://me:pass@host/x.zip?token=secret").as_json()
     text = json.dumps(record)
@@ -177,11 +177,11 @@ def test_a_record_holds_no_secret_and_stays_small():
     ],
     ids=repr,
 )
-def test_a_record_that_makes_no_sense_is_none(nonsense):
+def test_invalid_setup_is_none(nonsense):
     assert Setup.from_json(nonsense) is None
 
 
-def test_any_settings_can_be_compared_and_shown():
+def test_any_settings_can_be_compared_and_printed():
     odd = replace(NOW, settings={"epochs": "many", "x" * 200: "y" * 5000, "lr0": float("nan"), "freeze": [None, True]})
     decision = decide(odd, NOW, epoch=40, complete=False)
     assert isinstance(decision, StartOver)
@@ -191,13 +191,13 @@ def test_any_settings_can_be_compared_and_shown():
 # ── the tables ──
 
 
-def test_the_defaults_are_those_of_the_installed_version():
+def test_defaults_match_installed_version():
     package = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
     installed = yaml.safe_load((package / "cfg" / "default.yaml").read_text())
     assert {name: installed[name] for name in ARGUMENTS} == {**DEFAULTS, "workers": 8}
 
 
-def test_what_the_installed_version_changes_in_a_resume_is_changed_and_nothing_is_made_up():
+def test_changeable_settings_match_installed_version():
     package = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
     source = (package / "engine" / "trainer.py").read_text()
     allowed = set(re.findall(r'"(\w+)"', source.partition("allowed = ")[2].partition("}")[0]))

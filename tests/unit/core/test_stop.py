@@ -1,4 +1,4 @@
-"""Stops have reasons, and form a tree."""
+"""Stop signals have reasons and form a tree."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import pytest
 from trainer.core.stop import Stopped, StopReason, StopSignal
 
 
-def test_a_childs_stop_does_not_reach_its_parent():
+def test_stop_of_child_does_not_reach_parent():
     shutdown = StopSignal()
     run = shutdown.child()
 
@@ -18,7 +18,7 @@ def test_a_childs_stop_does_not_reach_its_parent():
     assert shutdown.reason is None
 
 
-def test_a_parents_stop_reaches_its_children():
+def test_stop_of_parent_reaches_children():
     shutdown = StopSignal()
     run = shutdown.child().child()
 
@@ -36,7 +36,7 @@ def test_a_parents_stop_reaches_its_children():
         (StopReason.SHUTDOWN, StopReason.LOST, StopReason.LOST),
     ],
 )
-def test_the_stronger_reason_wins_in_any_order(first, second, left):
+def test_stronger_reason_wins_in_any_order(first, second, left):
     stop = StopSignal()
 
     stop.set(first)
@@ -45,7 +45,7 @@ def test_the_stronger_reason_wins_in_any_order(first, second, left):
     assert stop.reason is left
 
 
-def test_finishing_early_is_no_reason_to_give_up_the_run():
+def test_finish_does_not_stop_the_run():
     stop = StopSignal()
     stop.set(StopReason.FINISH)
 
@@ -55,7 +55,7 @@ def test_finishing_early_is_no_reason_to_give_up_the_run():
     assert not stop.wait(0.01)
 
 
-def test_a_waiter_on_a_child_wakes_when_the_parent_stops():
+def test_stop_of_parent_wakes_waiter_on_child():
     shutdown = StopSignal()
     run = shutdown.child()
     threading.Timer(0.05, shutdown.set, [StopReason.SHUTDOWN]).start()
@@ -75,7 +75,7 @@ def test_raise_if_set_carries_the_reason():
     assert stopped.value.reason is StopReason.CANCELED
 
 
-def test_borrowed_time_delays_a_cancel_but_not_the_loss_of_the_lease():
+def test_borrowed_time_delays_cancel_but_not_lost_lease():
     canceled, lost = StopSignal(), StopSignal()
     canceled.set(StopReason.CANCELED)
     lost.set(StopReason.LOST)
@@ -88,7 +88,7 @@ def test_borrowed_time_delays_a_cancel_but_not_the_loss_of_the_lease():
         assert later.wait(5)
 
 
-def test_the_time_that_a_shutdown_lends_counts_from_its_request():
+def test_borrowed_time_of_shutdown_counts_from_its_request():
     shutdown = StopSignal()
     shutdown.set(StopReason.SHUTDOWN)
     run = shutdown.child()
@@ -111,7 +111,7 @@ def test_borrowed_time_ends_its_thread():
     assert threading.active_count() == before
 
 
-def test_time_that_is_over_is_not_borrowed():
+def test_expired_time_is_not_borrowed():
     shutdown = StopSignal()
     shutdown.set(StopReason.SHUTDOWN)
     time.sleep(0.05)
@@ -120,7 +120,7 @@ def test_time_that_is_over_is_not_borrowed():
         assert later.reason is StopReason.SHUTDOWN
 
 
-def test_borrowed_time_may_end_without_a_stop():
+def test_borrowed_time_can_end_without_stop():
     began = time.monotonic()
 
     with StopSignal().borrowed_time(0.2, at_most=True) as later:
@@ -130,7 +130,7 @@ def test_borrowed_time_may_end_without_a_stop():
     assert later.reason is StopReason.STUCK
 
 
-def test_a_shutdown_shortens_time_that_ends_anyway():
+def test_shutdown_shortens_limited_borrowed_time():
     shutdown = StopSignal()
     shutdown.set(StopReason.SHUTDOWN)
     time.sleep(0.3)

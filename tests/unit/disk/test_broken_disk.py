@@ -1,4 +1,4 @@
-"""A disk that answers every request with an error is the host's fault, not that of the dataset or the run."""
+"""A broken disk is a failure of the host, not of the dataset or the run."""
 
 import errno
 import os
@@ -23,19 +23,19 @@ MAY_BE_THE_RUN = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.ENAMETOOLONG, 
 
 
 @pytest.mark.parametrize("number", BROKEN)
-def test_what_only_a_broken_disk_answers_is_the_hosts_failure(number):
+def test_errors_of_broken_disk_are_host_failures(number):
     assert type(disk_failed(OSError(number, os.strerror(number)), "x")) is HostFailed
 
 
 @pytest.mark.parametrize("number", MAY_BE_THE_RUN)
-def test_what_a_run_can_cause_accuses_no_host(number):
+def test_errors_that_a_run_can_cause_are_no_host_failures(number):
     assert type(disk_failed(OSError(number, os.strerror(number)), "x")) is MachineFailed
 
 
 @pytest.mark.parametrize(
     "translate", [disk_errors, on_this_disk, lambda _: written()], ids=["storage", "cache", "view"]
 )
-def test_every_place_that_writes_tells_a_broken_disk_from_a_full_one(translate):
+def test_every_writer_distinguishes_broken_disk_from_full_disk(translate):
     for number, kind in ((errno.EIO, HostFailed), (errno.ENOSPC, MachineFailed)):
         with pytest.raises(MachineFailed) as raised, translate(Path("/data")):
             raise OSError(number, os.strerror(number), "/data/x")
@@ -57,8 +57,8 @@ def tree(root):
 
 @pytest.mark.parametrize(("owner", "name", "read"), READERS.values(), ids=READERS)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_a_dataset_on_a_broken_disk_is_not_called_wrong(tmp_path, monkeypatch, owner, name, read, number):
-    """Another worker may read it: the run must not fail for good."""
+def test_dataset_on_broken_disk_is_not_rejected(tmp_path, monkeypatch, owner, name, read, number):
+    """Another worker may be able to read it, so the run is retried."""
     path = tmp_path / "data.yaml"
     path.write_text("names: [a]")
     original = getattr(owner, name)
@@ -73,7 +73,7 @@ def test_a_dataset_on_a_broken_disk_is_not_called_wrong(tmp_path, monkeypatch, o
         read(path)
 
 
-def test_a_dataset_below_a_folder_that_is_not_mounted_here_is_left_to_other_hosts(tmp_path):
+def test_dataset_on_missing_mount_is_left_to_other_hosts(tmp_path):
     roots = Roots(tmp_path / "root", (tmp_path / "mnt",))
 
     with pytest.raises(HostUnfit, match=r"mnt, one of EXTRA_DATASET_ROOTS, does not exist. Mount it"):

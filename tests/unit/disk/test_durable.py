@@ -1,4 +1,4 @@
-"""What is synced, in which order, and what happens where the system cannot sync a whole file system."""
+"""What is synced, in which order, and how it works without syncfs."""
 
 import errno
 import os
@@ -10,20 +10,20 @@ from trainer.disk import durable
 
 @pytest.fixture
 def synced(monkeypatch):
-    """The paths that are synced, as they are named at that moment."""
+    """Return the list of synced paths, with their names at that moment."""
     paths = []
     monkeypatch.setattr(durable.os, "fsync", lambda fd: paths.append(os.readlink(f"/proc/self/fd/{fd}")))
     return paths
 
 
-def test_file_is_synced_before_it_gets_its_name_and_the_name_after_it(tmp_path, synced):
+def test_file_is_synced_before_rename_and_folder_after(tmp_path, synced):
     (tmp_path / "beside").write_text("new")
     durable.replace(tmp_path / "beside", tmp_path / "file")
     assert synced == [str(tmp_path / "beside"), str(tmp_path)]
     assert (tmp_path / "file").read_text() == "new"
 
 
-def test_written_text_replaces_the_earlier_one_and_leaves_nothing_beside(tmp_path, synced):
+def test_written_text_replaces_old_file_and_leaves_no_temporary_file(tmp_path, synced):
     for text in ("one", "two"):
         durable.write_text(tmp_path / "note.json", text)
     assert (tmp_path / "note.json").read_text() == "two"
@@ -38,7 +38,7 @@ def test_whole_file_system_is_synced_in_one_call(tmp_path, synced):
 
 
 @pytest.mark.parametrize("reason", ["no such function", errno.ENOSYS, errno.EPERM])
-def test_each_file_and_folder_is_synced_where_a_file_system_cannot_be(tmp_path, synced, monkeypatch, reason):
+def test_each_file_and_folder_is_synced_without_syncfs(tmp_path, synced, monkeypatch, reason):
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/file").write_text("content")
     (tmp_path / "a/link").symlink_to(tmp_path.parent)

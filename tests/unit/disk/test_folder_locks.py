@@ -1,4 +1,4 @@
-"""A folder in use is known to every process, also after one of them was killed."""
+"""Every process knows which folders are in use, also after a process was killed."""
 
 import errno
 import fcntl
@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def other(folder):
-    """Another process that uses the folder."""
+    """Start another process that uses the folder."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
@@ -51,7 +51,7 @@ def test_folder_of_another_process_is_in_use(folder, other):
     assert use_of(folder) is Use.IN_USE
 
 
-def test_folder_of_a_killed_process_is_left(folder, other):
+def test_folder_of_killed_process_has_state_left(folder, other):
     other.kill()
     other.wait()
 
@@ -84,7 +84,7 @@ def test_lock_file_goes_with_its_folder(folder, other):
     assert not lock_file(folder).exists()
 
 
-def test_user_on_another_host_counts_as_dead_after_a_day_of_silence(folder):
+def test_user_on_other_host_counts_as_crashed_after_a_day_without_refresh(folder):
     # a file system on which locks do not reach other hosts: the lock looks free
     lock_file(folder).write_text("the boot id of another kernel")
     assert use_of(folder) is Use.IN_USE
@@ -94,7 +94,7 @@ def test_user_on_another_host_counts_as_dead_after_a_day_of_silence(folder):
     assert use_of(folder) is Use.LEFT
 
 
-def test_refresh_gives_a_sign_of_life(folder):
+def test_refresh_keeps_lock_of_other_host(folder):
     locks = FolderLocks()
     with locks.held(folder):
         os.utime(lock_file(folder), (0, 0))
@@ -103,7 +103,7 @@ def test_refresh_gives_a_sign_of_life(folder):
     locks.refresh()
 
 
-def test_folder_that_is_taken_can_be_used_soon_after(folder):
+def test_folder_can_be_used_soon_after_sweep(folder):
     locks, entered = FolderLocks(), threading.Event()
 
     def use():
@@ -120,8 +120,8 @@ def test_folder_that_is_taken_can_be_used_soon_after(folder):
     assert not lock_file(folder).exists()
 
 
-def test_no_two_think_that_they_have_a_folder_alone(folder):
-    """One takes and removes, others use: a lock on a file that was removed counts for nothing."""
+def test_exclusive_lock_has_one_holder(folder):
+    """One thread locks and removes, others use the folder: a lock on a removed file does not count."""
     locks, users, found = FolderLocks(), [], []
 
     def use():
@@ -146,7 +146,7 @@ def test_no_two_think_that_they_have_a_folder_alone(folder):
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_file_system_without_locks_does_not_stop_a_run(folder, monkeypatch, code):
+def test_file_system_without_locks_does_not_fail_run(folder, monkeypatch, code):
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
@@ -156,7 +156,7 @@ def test_file_system_without_locks_does_not_stop_a_run(folder, monkeypatch, code
     assert not lock_file(folder).exists()  # a free lock would say that the user is dead
 
 
-def test_lock_that_cannot_be_had_in_time_does_not_stop_a_run(folder, monkeypatch):
+def test_lock_timeout_does_not_fail_run(folder, monkeypatch):
     monkeypatch.setattr(folder_locks, "WAIT_SECONDS", 0.1)
     with FolderLocks().taken(folder), FolderLocks().held(folder):
         pass

@@ -1,4 +1,4 @@
-"""Old folders go, used ones stay, and one that resists holds up no other."""
+"""Old folders are removed, folders in use are kept, and a failure does not stop the sweep."""
 
 import os
 import time
@@ -23,7 +23,7 @@ def made(path, days_old):
 
 
 def left_behind(folder):
-    """As by a process that died: locked by nobody, and the lock file is there."""
+    """Leave a lock file without a lock, as a crashed process does."""
     with FolderLocks().held(folder):
         content = lock_file(folder).read_bytes()
     lock_file(folder).write_bytes(content)
@@ -42,7 +42,7 @@ def swept(root, locks=None, **rules):
     return folders
 
 
-def test_only_what_is_old_goes(root):
+def test_only_old_folders_are_removed(root):
     old, young = made(root / "train_a", 15), made(root / "train_b", 13)
 
     swept(root)
@@ -51,7 +51,7 @@ def test_only_what_is_old_goes(root):
     assert [path.name for path in root.iterdir()] == ["train_b"]
 
 
-def test_what_a_dead_process_left_goes_sooner(root):
+def test_folders_of_crashed_processes_are_removed_sooner(root):
     old, young = left_behind(made(root / "train_a", 8)), left_behind(made(root / "train_b", 6))
 
     swept(root)
@@ -59,7 +59,7 @@ def test_what_a_dead_process_left_goes_sooner(root):
     assert (old.exists(), young.exists()) == (False, True)
 
 
-def test_used_folder_stays_however_old(root):
+def test_folder_in_use_is_kept(root):
     old, locks = made(root / "train_a", 100), FolderLocks()
 
     with locks.held(old):
@@ -70,7 +70,7 @@ def test_used_folder_stays_however_old(root):
     assert not old.exists()
 
 
-def test_needed_folder_stays_however_old(root):
+def test_needed_folder_is_kept(root):
     old = made(root / "train_a", 100)
 
     swept(root, is_needed=lambda name: name == "train_a")
@@ -87,7 +87,7 @@ def test_folder_with_a_fresh_file_is_not_old(root):
     assert folder.exists()
 
 
-def test_time_in_the_future_keeps_a_folder_no_longer_than_its_last_change(root):
+def test_future_modification_time_does_not_keep_folder(root):
     folder = made(root / "train_a", -36_500)
 
     swept(root, keep_seconds=0)
@@ -95,7 +95,7 @@ def test_time_in_the_future_keeps_a_folder_no_longer_than_its_last_change(root):
     assert not folder.exists()
 
 
-def test_nothing_else_is_touched(root, tmp_path):
+def test_other_entries_are_kept(root, tmp_path):
     other, target = made(root / "my_notes", 100), made(tmp_path / "target", 100)
     (root / "train_link").symlink_to(target)
     (root / "train_file").touch()
@@ -108,7 +108,7 @@ def test_nothing_else_is_touched(root, tmp_path):
     assert target.exists()
 
 
-def test_lock_files_without_a_folder_go(root):
+def test_lock_files_without_folder_are_removed(root):
     root.mkdir()
     left_behind(root / "train_a")
 
@@ -117,7 +117,7 @@ def test_lock_files_without_a_folder_go(root):
     assert not list(root.iterdir())
 
 
-def test_half_removed_folder_is_removed_by_the_next_sweep(root, monkeypatch):
+def test_half_removed_folder_is_removed_by_next_sweep(root, monkeypatch):
     made(root / "train_a", 100)
     monkeypatch.setattr(old_folders, "remove_tree", lambda _: None)  # as if the process ended here
     swept(root)
@@ -129,7 +129,7 @@ def test_half_removed_folder_is_removed_by_the_next_sweep(root, monkeypatch):
     assert not list(root.iterdir())
 
 
-def test_folder_that_cannot_be_removed_is_reported_once_and_holds_up_no_other(root, monkeypatch):
+def test_folder_that_cannot_be_removed_is_logged_once_and_delays_no_other(root, monkeypatch):
     for name in ("train_a", "train_\xff\n", "train_c"):
         made(root / name, 100)
     real = Path.rename
@@ -151,7 +151,7 @@ def test_folder_that_cannot_be_removed_is_reported_once_and_holds_up_no_other(ro
 
 
 @pytest.mark.parametrize("root_is", ["missing", "dangling link", "file"])
-def test_root_that_is_no_folder_is_no_error(root, root_is):
+def test_missing_root_is_not_an_error(root, root_is):
     if root_is == "dangling link":
         root.symlink_to("nowhere")
     elif root_is == "file":
@@ -160,7 +160,7 @@ def test_root_that_is_no_folder_is_no_error(root, root_is):
     swept(root)
 
 
-def test_folder_replaced_by_a_link_during_the_removal_is_not_followed(root, tmp_path, monkeypatch):
+def test_folder_replaced_by_link_during_removal_is_not_followed(root, tmp_path, monkeypatch):
     made(root / "train_a", 100)
     target = made(tmp_path / "target", 100)
     real = Path.rename

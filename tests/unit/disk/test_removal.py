@@ -1,4 +1,4 @@
-"""A folder goes whatever is in it, and nothing outside it is touched."""
+"""A folder is removed with any content, and nothing outside of it changes."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ from trainer.disk.removal import remove_tree
 
 @pytest.fixture
 def outside(tmp_path):
-    """What must never be touched."""
+    """Return files that must not change."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "canary").write_text("alive")
@@ -32,7 +32,7 @@ def doomed(tmp_path):
 
 
 def nested(folder, levels, name="d"):
-    """`levels` folders in each other, deeper than a path can say."""
+    """Create `levels` nested folders, deeper than a path can name."""
     at = os.open(folder, os.O_RDONLY)
     for _ in range(levels):
         os.mkdir(name, dir_fd=at)
@@ -65,7 +65,7 @@ def test_links_are_removed_and_not_followed(doomed, outside):
     assert not doomed.exists()
 
 
-def test_a_link_in_place_of_the_folder_is_left_alone(tmp_path, outside):
+def test_link_in_place_of_folder_is_kept(tmp_path, outside):
     link = tmp_path / "doomed"
     link.symlink_to(outside)
 
@@ -87,7 +87,7 @@ def test_pipes_sockets_and_odd_names_are_removed(doomed):
     assert not doomed.exists()
 
 
-def test_folders_nested_deeper_than_recursion_and_paths_allow_are_removed(doomed):
+def test_folders_nested_beyond_recursion_and_path_limits_are_removed(doomed):
     nested(doomed, 1200)
     nested(doomed, 60, "n" * 200)
 
@@ -96,7 +96,7 @@ def test_folders_nested_deeper_than_recursion_and_paths_allow_are_removed(doomed
     assert not doomed.exists()
 
 
-def test_no_more_than_a_few_descriptors_are_used(doomed):
+def test_few_descriptors_are_used(doomed):
     nested(doomed, 200)
     code = (
         "import resource, sys; from pathlib import Path; from trainer.disk.removal import remove_tree;"
@@ -108,7 +108,7 @@ def test_no_more_than_a_few_descriptors_are_used(doomed):
     assert not doomed.exists()
 
 
-def test_more_entries_than_are_looked_at_at_once_are_removed(doomed, monkeypatch):
+def test_more_entries_than_one_batch_are_removed(doomed, monkeypatch):
     monkeypatch.setattr(removal, "AT_ONCE", 10)
     for number in range(50):
         (doomed / f"f{number}").touch()
@@ -139,7 +139,7 @@ remove_tree(folder / "top")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_folders_without_permissions_are_removed_by_their_owner():
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
-        folder = Path(place) / "of-nobody"
+        folder = Path(place) / "of-another-user"
         folder.mkdir()
         Path(place).chmod(0o755)
         os.chown(folder, 65534, 65534)
@@ -151,7 +151,7 @@ def test_folders_without_permissions_are_removed_by_their_owner():
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_what_cannot_be_removed_is_named_and_the_rest_is_removed(doomed):
+def test_entries_that_can_be_removed_are_removed_before_error(doomed):
     for name in ("a", "m", "z"):
         (doomed / name).write_text(name)
     if subprocess.run(["chattr", "+i", doomed / "m"], capture_output=True, check=False).returncode != 0:
@@ -164,7 +164,7 @@ def test_what_cannot_be_removed_is_named_and_the_rest_is_removed(doomed):
         subprocess.run(["chattr", "-i", doomed / "m"], check=True)
 
 
-def test_two_removals_at_once_do_not_disturb_each_other(doomed):
+def test_concurrent_removals_succeed(doomed):
     for number in range(60):
         (doomed / f"d{number}" / "e").mkdir(parents=True)
         (doomed / f"d{number}" / "e" / "f").touch()

@@ -1,4 +1,4 @@
-"""What is kept of a run, and under which keys."""
+"""Which files of a run are uploaded, and under which keys."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def published(store, run_dir, events=None, stop=None, uploader=None, finished=No
 
 
 class Watched:
-    """The store, with the names of what is uploaded to it; `refuse` may raise for one."""
+    """A store that records the names of uploaded files; `refuse` may raise for one of them."""
 
     def __init__(self, store):
         self.store = store
@@ -71,13 +71,13 @@ def finished_with(run_dir):
     return Finished(best=best, last=last, report={})
 
 
-def test_checkpoints_and_hidden_files_stay_here(run_dir):
+def test_checkpoints_and_hidden_files_are_not_published(run_dir):
     names = {artifact_name(path, run_dir) for path in published_files(run_dir)}
 
     assert names == {"best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml"}
 
 
-def test_links_pipes_and_folders_nested_without_end_are_not_published(run_dir, tmp_path):
+def test_links_pipes_and_deeply_nested_folders_are_not_published(run_dir, tmp_path):
     (tmp_path / "secret").write_text("not of this run")
     (run_dir / "link").symlink_to(tmp_path / "secret")
     (run_dir / "folder").symlink_to(tmp_path)
@@ -94,14 +94,14 @@ def test_links_pipes_and_folders_nested_without_end_are_not_published(run_dir, t
     assert names == {"best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml"}
 
 
-def test_everything_lies_below_the_attempts_own_prefix(store, run_dir):
+def test_all_keys_have_prefix_of_attempt(store, run_dir):
     artifacts = published(store, run_dir)
 
     assert all(artifact.path.startswith("training_runs/r/2/") for artifact in artifacts)
     assert [artifact.name for artifact in artifacts[-2:]] == ["run.log", "manifest.json"]
 
 
-def test_artifact_keeps_its_name_beside_the_escaped_key(store, run_dir, monkeypatch):
+def test_artifact_keeps_name_when_key_is_escaped(store, run_dir, monkeypatch):
     monkeypatch.setattr(store, "key", escaped_key)
     (run_dir / "Straße 100%.png").write_text("x")
 
@@ -116,7 +116,7 @@ def test_artifact_keeps_its_name_beside_the_escaped_key(store, run_dir, monkeypa
     ]
 
 
-def test_publishing_again_replaces_with_the_same(store, run_dir):
+def test_publishing_twice_is_idempotent(store, run_dir):
     first = published(store, run_dir)
     second = published(store, run_dir)
 
@@ -124,7 +124,7 @@ def test_publishing_again_replaces_with_the_same(store, run_dir):
     assert store.stat(ObjectRef(bucket="b", key="training_runs/r/2/best.pt")).bytes == 4
 
 
-def test_progress_is_told_file_by_file(store, run_dir):
+def test_progress_is_reported_for_each_file(store, run_dir):
     events = []
 
     published(store, run_dir, events)
@@ -134,7 +134,7 @@ def test_progress_is_told_file_by_file(store, run_dir):
     assert events[-1].bytes == events[-1].total_bytes
 
 
-def test_a_stop_ends_it_before_the_next_file(store, run_dir):
+def test_stop_ends_upload_before_next_file(store, run_dir):
     stop = StopSignal()
     stop.set(StopReason.LOST)
 
@@ -144,7 +144,7 @@ def test_a_stop_ends_it_before_the_next_file(store, run_dir):
     assert not (run_dir.parent / "storage").exists()
 
 
-def test_a_file_that_arrived_is_not_sent_again_when_another_one_fails(store, run_dir):
+def test_uploaded_file_is_not_sent_again_after_failure_of_another(store, run_dir):
     watched = Watched(store)
     uploader = ArtifactUpload(watched, "b", JOB)
 
@@ -164,7 +164,7 @@ def test_a_file_that_arrived_is_not_sent_again_when_another_one_fails(store, run
     assert {"best.pt", "results.csv", "run.log", "manifest.json"} <= {artifact.name for artifact in artifacts}
 
 
-def test_a_file_that_was_written_since_is_sent_again(store, run_dir):
+def test_changed_file_is_sent_again(store, run_dir):
     watched = Watched(store)
     uploader = ArtifactUpload(watched, "b", JOB)
     published(watched, run_dir, uploader=uploader)
@@ -176,8 +176,8 @@ def test_a_file_that_was_written_since_is_sent_again(store, run_dir):
     assert watched.uploaded.count("best.pt") == 1
 
 
-def test_what_the_bucket_lost_is_noticed_and_sent_again(store, run_dir):
-    """The bucket was deleted and made again between the first file and the last."""
+def test_object_lost_by_bucket_is_sent_again(store, run_dir):
+    """The bucket was deleted and recreated during the upload."""
     watched = Watched(store)
     uploader = ArtifactUpload(watched, "b", JOB)
 
@@ -207,7 +207,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_weights_that_are_not_the_trained_ones_are_not_published(store, run_dir, name, damage):
+def test_weights_with_other_checksum_are_not_published(store, run_dir, name, damage):
     finished, watched = finished_with(run_dir), Watched(store)
     DAMAGES[damage](run_dir / "weights" / name)
 
@@ -217,7 +217,7 @@ def test_weights_that_are_not_the_trained_ones_are_not_published(store, run_dir,
     assert name not in watched.uploaded
 
 
-def test_weights_that_change_during_their_upload_are_noticed(store, run_dir):
+def test_weights_that_change_during_upload_are_rejected(store, run_dir):
     finished, watched = finished_with(run_dir), Watched(store)
     watched.refuse = lambda name: (run_dir / "weights" / "best.pt").write_text("worse") if name == "best.pt" else None
 
@@ -225,7 +225,7 @@ def test_weights_that_change_during_their_upload_are_noticed(store, run_dir):
         published(watched, run_dir, finished=finished)
 
 
-def test_a_file_beside_the_weights_does_not_take_their_name(store, run_dir):
+def test_other_file_cannot_take_name_of_weights(store, run_dir):
     finished = finished_with(run_dir)
     (run_dir / "best.pt").write_text("another")
 
@@ -234,7 +234,7 @@ def test_a_file_beside_the_weights_does_not_take_their_name(store, run_dir):
     assert store.stat(ObjectRef(bucket="b", key="training_runs/r/2/best.pt")).bytes == 4
 
 
-def test_file_that_changes_during_its_upload_is_not_published(store, run_dir):
+def test_file_that_changes_during_upload_is_not_published(store, run_dir):
     """The checksum in the manifest must be that of the bytes in the bucket."""
     watched = Watched(store)
     uploader = ArtifactUpload(watched, "b", JOB)

@@ -1,4 +1,4 @@
-"""The loop around the runs: claims, outages, prefetching, shutdown."""
+"""The daemon: claims, outages, prefetching, shutdown."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ from trainer.worker.prefetch import Prefetcher
 
 
 class Watched:
-    """The room's queue, with every claim id noted and `trouble` before an answer."""
+    """The queue of the fixture. It records claim ids and raises the errors in `before` and `after`."""
 
     def __init__(self, room):
         self.room = room
@@ -108,7 +108,7 @@ def stopping(room):
     return room.shutdown.set(StopReason.SHUTDOWN)
 
 
-def test_queued_runs_are_worked_on_one_after_the_other(room, queue):
+def test_queued_runs_are_executed_in_turn(room, queue):
     runs = [room.enqueue() for _ in range(3)]
 
     with in_background(lambda: daemon(room, queue).run(room.shutdown)):
@@ -116,8 +116,8 @@ def test_queued_runs_are_worked_on_one_after_the_other(room, queue):
         stopping(room)
 
 
-def test_a_claim_without_an_answer_is_asked_again_under_the_same_id(room, queue):
-    """The first claim was granted, but its answer got lost: the run must not wait for its lease to expire."""
+def test_unanswered_claim_is_repeated_with_same_claim_id(room, queue):
+    """The claim was granted and the answer lost: the run must not wait until the lease expires."""
     run_id = room.enqueue()
     queue.after = iter([Unavailable("the answer got lost")])
 
@@ -130,7 +130,7 @@ def test_a_claim_without_an_answer_is_asked_again_under_the_same_id(room, queue)
     assert room.row(run_id)["attempt"] == 1
 
 
-def test_an_outage_at_the_start_is_survived(room, queue):
+def test_service_survives_outage_at_start(room, queue):
     run_id = room.enqueue()
     queue.before = iter([Unavailable("down")])
 
@@ -139,8 +139,8 @@ def test_an_outage_at_the_start_is_survived(room, queue):
         stopping(room)
 
 
-def test_nothing_is_claimed_until_the_access_is_right(room, queue):
-    """A missing migration, say: the operator mends it while the service waits."""
+def test_nothing_is_claimed_until_access_is_correct(room, queue):
+    """For example a missing migration, which the operator applies while the service waits."""
     room.enqueue()
     troubles = iter([Misconfigured("apply the migrations"), Misconfigured("apply the migrations")])
     asked = []
@@ -158,7 +158,7 @@ def test_nothing_is_claimed_until_the_access_is_right(room, queue):
     assert asked == [[], [], []]
 
 
-def test_a_bug_in_one_run_leaves_the_daemon_working(room, queue):
+def test_bug_in_one_run_does_not_stop_daemon(room, queue):
     first = room.enqueue()
     second = room.enqueue()
     execution = room.execution(reporter=Buggy("started", first))
@@ -174,7 +174,7 @@ def test_a_bug_in_one_run_leaves_the_daemon_working(room, queue):
 
 
 class Buggy:
-    """A reporter that raises when it hears `what` of one run, or of any."""
+    """A reporter whose method `what` raises for one run, or for all."""
 
     def __init__(self, what, run_id=None):
         self.what, self.run_id = what, run_id
@@ -187,8 +187,8 @@ class Buggy:
         return hear
 
 
-def test_a_model_whose_delivery_meets_a_bug_is_delivered_all_the_same(room, queue):
-    """The ending is decided and in the journal: the run is not given back, and no event of it is lost."""
+def test_model_is_delivered_after_bug_in_delivery(room, queue):
+    """The outcome is in the journal, so the run is not requeued and no event is lost."""
     run_id = room.enqueue()
     errors = iter([KeyError("bug"), Unavailable("down")])
 
@@ -209,7 +209,7 @@ def test_a_model_whose_delivery_meets_a_bug_is_delivered_all_the_same(room, queu
     assert not list(room.folders.journals.iterdir())
 
 
-def test_a_bug_after_the_ending_was_decided_costs_no_model(room, queue):
+def test_bug_after_outcome_loses_no_model(room, queue):
     run_id = room.enqueue()
     execution = room.execution(queue=queue, reporter=Buggy("ended"))
 
@@ -222,8 +222,8 @@ def test_a_bug_after_the_ending_was_decided_costs_no_model(room, queue):
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), RecursionError(), OSError(5, "I/O error")])
-def test_leftovers_of_ended_runs_that_cannot_be_removed_count_against_nobody(room, queue, error, monkeypatch):
-    """Two such runs would otherwise make this host look sick, and it would claim no third one."""
+def test_files_of_ended_run_that_cannot_be_removed_count_as_no_failure(room, queue, error, monkeypatch):
+    """Two such runs would make the host unhealthy, and it would not claim a third one."""
 
     def fail(*_):
         raise error
@@ -241,7 +241,7 @@ def test_leftovers_of_ended_runs_that_cannot_be_removed_count_against_nobody(roo
 @pytest.mark.parametrize(
     "error", [AttributeError("row"), RecursionError(), OverflowError(), TypeError(), KeyError("id")]
 )
-def test_unexpected_error_of_a_claim_ends_neither_the_service_nor_the_claims(room, queue, error):
+def test_unexpected_error_of_claim_does_not_stop_claims(room, queue, error):
     run_id = room.enqueue()
     queue.before = iter([error])
 
@@ -250,8 +250,8 @@ def test_unexpected_error_of_a_claim_ends_neither_the_service_nor_the_claims(roo
         stopping(room)
 
 
-def test_run_whose_claim_failed_unexpectedly_is_not_claimed_under_the_same_id_again(room, queue):
-    """Its lease then runs out, and the queue counts the attempt; a repeated claim would renew the lease for ever."""
+def test_unexpected_error_of_claim_starts_new_claim_id(room, queue):
+    """Its lease must expire, so that the attempt counts as lost. A repeated claim would renew it again and again."""
     room.enqueue()
     queue.after = iter([AttributeError("row")])
 
@@ -262,7 +262,7 @@ def test_run_whose_claim_failed_unexpectedly_is_not_claimed_under_the_same_id_ag
     assert queue.claims[0] != queue.claims[1]
 
 
-def test_error_around_a_claim_waits_longer_each_time(room, queue, monkeypatch):
+def test_unexpected_errors_of_claims_back_off(room, queue, monkeypatch):
     monkeypatch.setattr(claiming_module, "LONGEST_WAIT", 0.01)
     asked = []
 
@@ -278,7 +278,7 @@ def test_error_around_a_claim_waits_longer_each_time(room, queue, monkeypatch):
         stopping(room)
 
 
-def test_run_whose_thread_cannot_start_goes_back_and_its_slot_is_free(room, queue, monkeypatch):
+def test_run_without_thread_is_requeued_and_frees_its_slot(room, queue, monkeypatch):
     run_id = room.enqueue()
     start = threading.Thread.start
     failures = iter([RuntimeError("can't start new thread")])
@@ -299,7 +299,7 @@ def test_run_whose_thread_cannot_start_goes_back_and_its_slot_is_free(room, queu
     assert not list(room.folders.journals.iterdir())
 
 
-def test_run_without_a_thread_is_given_back_by_the_next_start_if_the_queue_is_down(room, queue, monkeypatch):
+def test_run_without_thread_is_requeued_by_next_process_during_outage(room, queue, monkeypatch):
     run_id = room.enqueue()
     start = threading.Thread.start
 
@@ -314,7 +314,7 @@ def test_run_without_a_thread_is_given_back_by_the_next_start_if_the_queue_is_do
     monkeypatch.setattr(threading.Thread, "start", fail)
     queue.finish = down
     with in_background(lambda: daemon(room, queue).run(room.shutdown)):
-        wait_for(lambda: len(queue.claims) > 1)  # it is told once, and the claims go on
+        wait_for(lambda: len(queue.claims) > 1)  # one error, and the claims continue
         stopping(room)
     monkeypatch.undo()
     del queue.finish
@@ -328,7 +328,7 @@ def test_run_without_a_thread_is_given_back_by_the_next_start_if_the_queue_is_do
     assert "worker's log" in room.row(run_id)["error_message"]
 
 
-def test_an_ending_that_is_refused_for_ever_holds_up_no_other_run(room, queue, monkeypatch):
+def test_outcome_that_is_always_rejected_delays_no_other_run(room, queue, monkeypatch):
     monkeypatch.setattr(daemon_module, "ORPHANS_FIRST", 0.2)
     refused, run_id = room.enqueue(), room.enqueue()
     journal = Journal.create(room.folders.journals, room.claim())
@@ -349,7 +349,7 @@ def test_an_ending_that_is_refused_for_ever_holds_up_no_other_run(room, queue, m
     assert list(room.folders.journals.iterdir()) == [journal.path]
 
 
-def test_nothing_is_claimed_while_no_slot_is_free(room, queue):
+def test_nothing_is_claimed_without_free_slot(room, queue):
     holding = threading.Event()
     room.trainer.during = lambda epoch: holding.wait(10)
     room.enqueue()
@@ -364,7 +364,7 @@ def test_nothing_is_claimed_while_no_slot_is_free(room, queue):
         stopping(room)
 
 
-def test_the_next_runs_dataset_is_prefetched_once_and_its_run_left_alone(room, queue):
+def test_next_dataset_is_prefetched_once_without_claim(room, queue):
     holding = threading.Event()
     asked = []
     room.datasets.prefetch = lambda order, stop: asked.append(order.run_id)
@@ -382,7 +382,7 @@ def test_the_next_runs_dataset_is_prefetched_once_and_its_run_left_alone(room, q
 
 
 @pytest.mark.parametrize("error", [AttributeError("row"), RecursionError(), ValueError("date")])
-def test_unexpected_error_of_a_prefetch_stops_no_later_one(room, queue, error, monkeypatch):
+def test_unexpected_error_of_prefetch_does_not_stop_prefetching(room, queue, error, monkeypatch):
     monkeypatch.setattr(prefetch_module, "AFTER_ERROR", 0.1)
     holding, errors, asked = threading.Event(), iter([error]), []
 
@@ -403,7 +403,7 @@ def test_unexpected_error_of_a_prefetch_stops_no_later_one(room, queue, error, m
         stopping(room)
 
 
-def test_a_shutdown_waits_for_runs_to_give_themselves_back(room, queue):
+def test_shutdown_waits_until_runs_are_released(room, queue):
     run_id = room.enqueue()
 
     def slow(epoch):
@@ -421,7 +421,7 @@ def test_a_shutdown_waits_for_runs_to_give_themselves_back(room, queue):
     assert room.row(run_id)["failures"] == 0
 
 
-def test_a_shutdown_claims_nothing_more_when_a_slot_becomes_free(room, queue):
+def test_shutdown_claims_nothing_when_slot_becomes_free(room, queue):
     first, waiting = room.enqueue(), room.enqueue()
 
     def end(epoch):
@@ -437,7 +437,7 @@ def test_a_shutdown_claims_nothing_more_when_a_slot_becomes_free(room, queue):
     assert room.row(waiting)["attempt"] == 0
 
 
-def test_a_run_that_does_not_end_within_the_drain_time_is_reported(room, queue):
+def test_run_that_exceeds_drain_time_is_reported(room, queue):
     room.enqueue()
     holding = threading.Event()
 
@@ -454,7 +454,7 @@ def test_a_run_that_does_not_end_within_the_drain_time_is_reported(room, queue):
     assert ended == [False]
 
 
-def test_no_thread_is_left(room, queue):
+def test_daemon_leaves_no_thread(room, queue):
     before = threading.active_count()
     stop = StopSignal()
     stop.set(StopReason.SHUTDOWN)
@@ -464,7 +464,7 @@ def test_no_thread_is_left(room, queue):
     assert threading.active_count() <= before
 
 
-def test_claims_do_not_wait_for_housekeeping_that_hangs(room, queue):
+def test_hanging_housekeeping_does_not_delay_claims(room, queue):
     hangs = threading.Event()
     run_id = room.enqueue()
 
@@ -474,7 +474,7 @@ def test_claims_do_not_wait_for_housekeeping_that_hangs(room, queue):
     hangs.set()
 
 
-def test_run_that_was_claimed_is_worked_on_when_the_status_cannot_be_told(room, queue):
+def test_claimed_run_is_executed_when_status_cannot_be_reported(room, queue):
     class Gone(Manager):
         def ready_and(self, status):
             raise FileNotFoundError("no such socket")
@@ -487,7 +487,7 @@ def test_run_that_was_claimed_is_worked_on_when_the_status_cannot_be_told(room, 
     assert room.row(run_id)["attempt"] == 1
 
 
-def test_leftovers_that_cannot_be_delivered_end_nothing_and_hold_up_no_claim(room, queue):
+def test_failing_orphan_delivery_does_not_stop_claims(room, queue):
     class Broken:
         def run(self, stop):
             raise RuntimeError("bug")
@@ -499,8 +499,8 @@ def test_leftovers_that_cannot_be_delivered_end_nothing_and_hold_up_no_claim(roo
         stopping(room)
 
 
-def test_service_that_shuts_down_waits_for_the_recovery_of_a_killed_run(room, queue, monkeypatch):
-    """What it still needs (the queue, the store, threads) is closed when the daemon returns."""
+def test_shutdown_waits_for_recovery(room, queue, monkeypatch):
+    """The recovery needs the queue and the store, which are closed when the daemon returns."""
     monkeypatch.setattr(daemon_module, "ORPHANS_FIRST", 0.1)
     run_id = room.enqueue()
     Journal.create(room.folders.journals, room.claim()).close()

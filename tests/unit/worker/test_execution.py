@@ -1,4 +1,4 @@
-"""One run, from lease to outcome: each way of ending it, and what is left behind."""
+"""One run, from lease to outcome: every way in which it can end, and the files that stay."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def room(tmp_path):
     return Room(tmp_path)
 
 
-def test_a_run_becomes_a_model(room):
+def test_run_completes_with_results(room):
     run_id = room.enqueue()
 
     room.work()
@@ -47,7 +47,7 @@ def test_a_run_becomes_a_model(room):
     assert row["error_message"] is None
 
 
-def test_the_row_points_at_the_bytes_that_were_trained(room, tmp_path):
+def test_row_names_artifacts_with_correct_checksums(room, tmp_path):
     import hashlib
 
     run_id = room.enqueue()
@@ -65,7 +65,7 @@ def test_the_row_points_at_the_bytes_that_were_trained(room, tmp_path):
         assert copy.stat().st_size == artifact["bytes"]
 
 
-def test_the_manifest_names_every_other_artifact(room, tmp_path):
+def test_manifest_lists_every_other_artifact(room, tmp_path):
     run_id = room.enqueue()
     room.work()
     room.store.download(
@@ -78,7 +78,7 @@ def test_the_manifest_names_every_other_artifact(room, tmp_path):
     assert {artifact["name"] for artifact in manifest["artifacts"]} == published - {"manifest.json"}
 
 
-def test_the_history_is_in_the_events_once_and_in_order(room):
+def test_events_are_stored_once_and_in_order(room):
     run_id = room.enqueue()
 
     room.work()
@@ -90,7 +90,7 @@ def test_the_history_is_in_the_events_once_and_in_order(room):
     assert [event.seq for event in room.queue.events(run_id)] == list(range(1, len(kinds) + 1))
 
 
-def test_a_bad_request_fails_with_every_problem(room):
+def test_invalid_request_fails_with_every_problem(room):
     run_id = room.enqueue({"epochs": 0, "batch": "many"})
 
     room.work()
@@ -112,7 +112,7 @@ def test_a_bad_request_fails_with_every_problem(room):
         (OSError(28, "No space left on device"), "queued"),
     ],
 )
-def test_what_is_at_fault_decides_whether_it_is_tried_again(room, monkeypatch, error, status):
+def test_kind_of_error_decides_whether_run_is_retried(room, monkeypatch, error, status):
     monkeypatch.setattr(fetching, "FETCH_RETRIES", RetryPolicy(tries=1))
     run_id = room.enqueue()
     room.datasets.error = error
@@ -124,7 +124,7 @@ def test_what_is_at_fault_decides_whether_it_is_tried_again(room, monkeypatch, e
     assert str(error).split("] ")[-1].split(":")[0] in row["error_message"]
 
 
-def test_a_dataset_is_waited_for_while_nobody_answers(room, monkeypatch):
+def test_dataset_download_is_retried_during_outage(room, monkeypatch):
     monkeypatch.setattr(fetching, "FETCH_RETRIES", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
     run_id = room.enqueue()
     prepare, outage = room.datasets.prepare, [Unavailable("storage is down")] * 3
@@ -144,7 +144,7 @@ def test_a_dataset_is_waited_for_while_nobody_answers(room, monkeypatch):
     ]
 
 
-def test_a_failed_training_leaves_its_log_behind(room):
+def test_failed_training_publishes_its_log(room):
     run_id = room.enqueue()
 
     def diverge(epoch):
@@ -162,7 +162,7 @@ def test_a_failed_training_leaves_its_log_behind(room):
 
 
 @pytest.mark.parametrize("where", ["this host", "another host"])
-def test_a_failed_run_that_is_queued_again_goes_on_from_its_checkpoint(room, tmp_path, where):
+def test_requeued_failed_run_resumes_from_checkpoint(room, tmp_path, where):
     room.checkpoint_seconds = 0.05
     run_id = room.enqueue({"batch": 16})
 
@@ -198,7 +198,7 @@ def queue_again(room, run_id, configuration):
         db.execute("update training_runs set status = 'queued', configuration = ? where id = ?", values)
 
 
-def test_a_cancel_keeps_what_exists_and_points_nowhere(room):
+def test_canceled_run_keeps_artifacts_without_model_url(room):
     run_id = room.enqueue()
 
     def cancel(epoch):
@@ -215,7 +215,7 @@ def test_a_cancel_keeps_what_exists_and_points_nowhere(room):
     assert {"last.pt", "run.log"} <= {artifact["name"] for artifact in row["results"]["artifacts"]}
 
 
-def test_a_cancel_during_the_upload_cancels_and_keeps_the_model(room):
+def test_cancel_during_upload_keeps_the_model(room):
     run_id = room.enqueue()
 
     class CancelingStore:
@@ -236,8 +236,8 @@ def test_a_cancel_during_the_upload_cancels_and_keeps_the_model(room):
     assert "best.pt" in {artifact["name"] for artifact in row["results"]["artifacts"]}
 
 
-def test_a_cancel_that_comes_with_the_ending_loses(room):
-    """The model is finished and published: the queue takes `completed` for a run that is being canceled."""
+def test_cancel_after_publishing_has_no_effect(room):
+    """The model is published already, so the queue accepts `completed` for a canceling run."""
     run_id = room.enqueue()
 
     class LateCancel:
@@ -255,7 +255,7 @@ def test_a_cancel_that_comes_with_the_ending_loses(room):
     assert room.row(run_id)["trained_model_url"]
 
 
-def test_a_deleted_row_stops_the_run_and_publishes_nothing(room):
+def test_deleted_row_stops_run_without_publishing(room):
     run_id = room.enqueue()
 
     def delete(epoch):
@@ -280,7 +280,7 @@ def delete_row(room, run_id):
         db.execute("delete from training_runs where id = ?", [run_id])
 
 
-def test_a_shutdown_gives_the_run_back_with_its_checkpoint(room):
+def test_shutdown_requeues_run_with_checkpoint(room):
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
 
@@ -292,7 +292,7 @@ def test_a_shutdown_gives_the_run_back_with_its_checkpoint(room):
     assert room.store.stat(ObjectRef(bucket=BUCKET, key=row["checkpoint"]["key"])).bytes == row["checkpoint"]["bytes"]
 
 
-def test_the_next_attempt_goes_on_from_this_hosts_checkpoint(room):
+def test_next_attempt_resumes_from_local_checkpoint(room):
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
     room.work()
@@ -307,7 +307,7 @@ def test_the_next_attempt_goes_on_from_this_hosts_checkpoint(room):
     assert room.trainer.orders[1].run_dir.name == f"train_{run_id}-2"
 
 
-def test_another_host_goes_on_from_the_buckets_checkpoint(room, tmp_path):
+def test_other_host_resumes_from_uploaded_checkpoint(room, tmp_path):
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
     room.work()
@@ -321,7 +321,7 @@ def test_another_host_goes_on_from_the_buckets_checkpoint(room, tmp_path):
     assert resumed[0] == b"state after 2"
 
 
-def test_the_buckets_checkpoint_is_waited_for_rather_than_trained_again(room, tmp_path, monkeypatch):
+def test_unavailable_bucket_is_waited_for_when_it_has_checkpoint(room, tmp_path, monkeypatch):
     monkeypatch.setattr(fetching, "FETCH_RETRIES", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
@@ -342,8 +342,8 @@ def test_the_buckets_checkpoint_is_waited_for_rather_than_trained_again(room, tm
     assert other.row(run_id)["status"] == "completed"
 
 
-def test_a_finished_training_is_only_uploaded_again(room):
-    """The upload was interrupted by a shutdown; the next attempt must not train."""
+def test_finished_training_is_only_published_again(room):
+    """A shutdown interrupted the upload. The next attempt must not train."""
     run_id = room.enqueue()
 
     class Closed:
@@ -366,8 +366,8 @@ def test_a_finished_training_is_only_uploaded_again(room):
 
 
 @pytest.mark.parametrize("torn", ["", '{"best": "weights/be', "[]", "{}"])
-def test_a_note_of_a_finished_training_that_cannot_be_read_is_none(room, torn):
-    """F3 F14: the power or the disk failed when it was written; the run is trained rather than failed for ever."""
+def test_unreadable_finished_marker_is_ignored(room, torn):
+    """F3 F14: after a power cut or a disk error during the write, the run trains again and does not fail."""
     run_id = room.enqueue()
     lease = room.claim()
     run_dir = room.folders.folder(lease.job).path
@@ -380,7 +380,7 @@ def test_a_note_of_a_finished_training_that_cannot_be_read_is_none(room, torn):
     assert len(room.trainer.orders) == 1
 
 
-def test_an_upload_waits_for_a_bucket_to_be_made(room):
+def test_upload_is_retried_until_bucket_exists(room):
     run_id = room.enqueue()
     refusals = iter([Misconfigured("bucket missing")])
 
@@ -400,8 +400,8 @@ def test_an_upload_waits_for_a_bucket_to_be_made(room):
     assert any("bucket missing" in warning for warning in warnings)
 
 
-def test_a_taken_over_run_is_left_alone(room):
-    """While the worker trained, its lease expired and another took the run: not a byte is published, no row changed."""
+def test_run_taken_over_by_other_worker_is_not_changed(room):
+    """The lease expired and another worker claimed the run: this one publishes nothing and leaves the row unchanged."""
     room.lease_seconds = 0.3
     room.beat_seconds = 3  # this worker is too slow to keep its lease
     run_id = room.enqueue()
@@ -427,8 +427,8 @@ def test_a_taken_over_run_is_left_alone(room):
     assert "trained_model_url" not in row or row["trained_model_url"] is None
 
 
-def test_a_lease_is_trusted_from_before_its_beat_was_sent(room, tmp_path):
-    """F4 F7: the answer took long, and the lease began when the database had the question, not when we had the answer."""
+def test_lease_counts_from_before_heartbeat_was_sent(room, tmp_path):
+    """F4 F7: the answer was slow. The lease starts when the database receives the request."""
     room.enqueue()
     lease, stop, verdicts = room.claim(), StopSignal(), [Verdict.OK, Verdict.LOST]
 
@@ -446,7 +446,7 @@ def test_a_lease_is_trusted_from_before_its_beat_was_sent(room, tmp_path):
             heartbeat.confirm(stop)
 
 
-def test_the_slot_is_free_while_the_run_uploads(room):
+def test_slot_is_free_during_upload(room):
     room.enqueue()
     free = []
 
@@ -463,7 +463,7 @@ def test_the_slot_is_free_while_the_run_uploads(room):
     assert set(free) == {1}
 
 
-def test_checkpoints_are_uploaded_on_the_timer_and_two_are_kept(room):
+def test_checkpoints_are_uploaded_at_intervals_and_two_are_kept(room):
     room.checkpoint_seconds = 0.05
     run_id = room.enqueue()
     room.trainer = type(room.trainer)(epochs=6)
@@ -487,7 +487,7 @@ def uploads_of(run_dir, room, store, confirm=lambda stop: None):
 
 
 @pytest.mark.parametrize("digest", ["../../../other/1", "", "A" * 64, "a" * 64 + "\n", "a" * 63])
-def test_checkpoint_with_an_odd_digest_is_not_uploaded(tmp_path, room, digest):
+def test_checkpoint_with_invalid_sha256_is_not_uploaded(tmp_path, room, digest):
     uploads = uploads_of(tmp_path, room, room.store)
 
     uploads.note(replace(save_checkpoint(tmp_path, 1), sha256=digest))
@@ -495,8 +495,8 @@ def test_checkpoint_with_an_odd_digest_is_not_uploaded(tmp_path, room, digest):
     assert uploads.send_newest(StopSignal()) is None
 
 
-def test_only_files_among_the_runs_checkpoints_are_uploaded(tmp_path, room):
-    """The training process announces the path: a file of the host, or a link to one, stays here."""
+def test_only_checkpoint_files_of_the_run_are_uploaded(tmp_path, room):
+    """The training process reports the path, so it could name another file of the host or a link to one."""
     (tmp_path / "secret.pt").write_text("a key of the service")
     uploads = uploads_of(tmp_path / "run", room, room.store)
     saved = save_checkpoint(tmp_path / "run", 1)
@@ -517,8 +517,8 @@ def test_only_files_among_the_runs_checkpoints_are_uploaded(tmp_path, room):
     assert not list((tmp_path / "run" / "checkpoints").glob("*.uploading"))
 
 
-def test_training_cannot_name_the_rows_checkpoint(room):
-    """Only what the service itself uploaded becomes the state that another host resumes from."""
+def test_training_process_cannot_choose_checkpoint_of_row(room):
+    """Another host resumes only from a checkpoint that the service itself uploaded."""
     real = room.trainer.train
 
     def train(order, stop, on_event, on_line):
@@ -538,8 +538,8 @@ def test_training_cannot_name_the_rows_checkpoint(room):
     }  # fmt: skip
 
 
-def test_a_checkpoint_does_not_leave_the_host_while_the_run_may_be_somebody_elses(tmp_path, room):
-    """F4: asked whose run it is, the heartbeat heard that it is lost."""
+def test_checkpoint_is_not_uploaded_after_lease_is_lost(tmp_path, room):
+    """F4: the queue answers the heartbeat before the upload with LOST."""
 
     def confirm(stop):
         raise Stopped(StopReason.LOST)
@@ -555,8 +555,8 @@ def test_a_checkpoint_does_not_leave_the_host_while_the_run_may_be_somebody_else
     assert sent == []
 
 
-def test_checkpoints_of_a_run_that_is_over_are_gone(room):
-    """Also those of the attempt before it, so that the same row queued again by somebody starts afresh."""
+def test_checkpoints_of_completed_run_are_removed(room):
+    """The checkpoints of all attempts are removed, so that a requeued run starts from scratch."""
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
     room.work()
@@ -576,8 +576,8 @@ def test_checkpoints_of_a_run_that_is_over_are_gone(room):
         assert not folder.finished_marker.exists()
 
 
-def test_no_checkpoint_goes_that_the_row_may_point_to(room):
-    """The queue is out of reach while the bucket is not: what it heard of last is what another host will look for."""
+def test_checkpoint_that_row_may_name_is_not_deleted(room):
+    """During an outage of the queue, another host looks for the last checkpoint that the queue received."""
     room.checkpoint_seconds = 0.05
     run_id = room.enqueue()
     room.trainer = type(room.trainer)(epochs=9)
@@ -611,7 +611,7 @@ def test_no_checkpoint_goes_that_the_row_may_point_to(room):
     assert known
 
 
-def test_the_view_is_removed_when_the_run_is_over(room):
+def test_dataset_view_is_removed_after_run(room):
     room.enqueue()
 
     room.work()
@@ -619,7 +619,7 @@ def test_the_view_is_removed_when_the_run_is_over(room):
     assert list(room.folders.views.iterdir()) == []
 
 
-def test_an_ending_waits_through_an_outage(room):
+def test_outcome_is_delivered_after_outage(room):
     run_id = room.enqueue()
     refusals = iter([Unavailable("down"), Unavailable("down")])
 
@@ -638,8 +638,8 @@ def test_an_ending_waits_through_an_outage(room):
     assert not list(room.folders.journals.iterdir())
 
 
-def test_the_lease_is_held_until_the_ending_is_delivered(room):
-    """Only the last call fails, for longer than a lease: nobody else gets the run, or trains it once more."""
+def test_lease_is_renewed_until_outcome_is_delivered(room):
+    """Only the last call fails, for longer than a lease. No other worker may claim the run."""
     room.lease_seconds = 0.4
     run_id = room.enqueue()
     refused_until = []
@@ -664,7 +664,7 @@ def test_the_lease_is_held_until_the_ending_is_delivered(room):
     assert not list(room.folders.journals.iterdir())
 
 
-def test_the_ending_of_a_canceled_run_waits_as_long_as_any_other(room):
+def test_outcome_of_canceled_run_is_retried_like_any_other(room):
     room.drain_seconds = 0.1
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.queue.cancel(run_id) and time.sleep(0.5)
@@ -688,7 +688,7 @@ def test_the_ending_of_a_canceled_run_waits_as_long_as_any_other(room):
     assert not list(room.folders.journals.iterdir())
 
 
-def test_an_ending_that_could_not_be_told_is_told_by_the_next_process(room):
+def test_undelivered_outcome_is_delivered_by_next_process(room):
     run_id = room.enqueue()
 
     class Dead:
@@ -710,7 +710,7 @@ def test_an_ending_that_could_not_be_told_is_told_by_the_next_process(room):
     assert not list(room.folders.journals.iterdir())
 
 
-def test_a_crashed_process_leaves_an_orphan_that_goes_back_to_the_queue(room):
+def test_run_of_crashed_process_is_requeued(room):
     from trainer.worker.journal import Journal
 
     run_id = room.enqueue()
@@ -726,7 +726,7 @@ def test_a_crashed_process_leaves_an_orphan_that_goes_back_to_the_queue(room):
     assert "epoch" in room.kinds(run_id)
 
 
-def test_a_dead_beat_stops_the_run(room):
+def test_failed_heartbeat_thread_stops_run(room):
     room.enqueue()
 
     class Broken:
@@ -747,7 +747,7 @@ def test_a_dead_beat_stops_the_run(room):
     assert not (room.home / "storage").exists()
 
 
-def test_finish_requested_reaches_the_training_as_a_wish(room):
+def test_finish_request_reaches_the_training(room):
     run_id = room.enqueue()
     seen = []
     train = room.trainer.train
@@ -769,7 +769,7 @@ def test_finish_requested_reaches_the_training_as_a_wish(room):
     assert room.row(run_id)["status"] == "completed"
 
 
-def test_a_broken_checkpoint_is_skipped_for_the_one_before(room):
+def test_damaged_checkpoint_is_skipped_for_previous_one(room):
     run_id = room.enqueue()
     first = room.folders.folder(room.claim().job).path
     save_checkpoint(first, 1)
@@ -800,7 +800,7 @@ def make_due(room, run_id):
         db.execute("update training_runs set not_before = null where id = ?", [run_id])
 
 
-def test_no_thread_outlives_the_run(room):
+def test_run_leaves_no_thread(room):
     before = threading.active_count()
     room.enqueue()
 
@@ -809,7 +809,7 @@ def test_no_thread_outlives_the_run(room):
     assert threading.active_count() <= before
 
 
-def test_beats_after_the_end_are_refused(room):
+def test_heartbeat_after_outcome_is_rejected(room):
     room.enqueue()
     lease = room.claim()
 
@@ -818,7 +818,7 @@ def test_beats_after_the_end_are_refused(room):
     assert room.queue.beat(lease, None, []) is Verdict.LOST
 
 
-def test_folders_nested_without_end_among_the_checkpoints_do_not_undo_a_finished_training(room):
+def test_deeply_nested_checkpoint_folders_do_not_fail_finished_training(room):
     def nest(epoch):
         at = os.open(room.trainer.orders[-1].run_dir / "checkpoints", os.O_RDONLY) if epoch == 3 else None
         for _ in range(1200 if at else 0):

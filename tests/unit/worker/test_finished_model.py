@@ -1,4 +1,4 @@
-"""A finished model waits for its store, is published as it was trained, and never counts as completed without it."""
+"""Publishing of finished models: retries, damaged files, and attempts that only publish."""
 
 import contextlib
 import hashlib
@@ -37,13 +37,13 @@ def room(tmp_path):
 
 @pytest.fixture
 def at_once(monkeypatch):
-    """The same patience without its pauses."""
+    """The same retries without pauses."""
     policy = RetryPolicy(tries=100_000, first_wait=0.01, longest_wait=0.01, total_seconds=86_400)
     monkeypatch.setattr(publish, "PUBLISH_RETRIES", policy)
 
 
 class Refusing:
-    """The room's store, whose `call` raises while `errors` has some left."""
+    """The store of the fixture. Its method `call` raises the errors in `errors`, then works."""
 
     def __init__(self, room, call, errors):
         self._room = room
@@ -67,7 +67,7 @@ def warnings(room, run_id, code):
 
 
 def has_its_model(room, run_id, content=b"the best"):
-    """The run is completed, and its row points to the bytes that were trained."""
+    """Assert that the run is completed and its row names the trained weights."""
     row = room.row(run_id)
     assert row["status"] == "completed", row["error_message"]
     best = next(artifact for artifact in row["results"]["artifacts"] if artifact["name"] == "best.pt")
@@ -80,7 +80,7 @@ def has_its_model(room, run_id, content=b"the best"):
 
 
 def interrupted_upload(room):
-    """A run whose training is finished and whose upload a shutdown cut short; the run folder."""
+    """Return a run whose training finished and whose upload was interrupted by a shutdown, and its folder."""
     run_id = room.enqueue()
 
     class Closed(Refusing):
@@ -100,7 +100,7 @@ def interrupted_upload(room):
 
 
 def forget_epochs(room, run_id, told, by=1):
-    """As if the service had been killed before it told the epochs after `told`; the attempt `by` told that one."""
+    """Edit the row as if the service was killed after it reported epoch `told` in attempt `by`."""
     with contextlib.closing(sqlite3.connect(room.home / "queue.db")) as db, db:
         db.execute("delete from training_run_events where kind = 'epoch' and json_extract(data, '$.epoch') > ?", [told])
         db.execute(
@@ -113,7 +113,7 @@ def epochs(room, run_id):
     return [e.data | {"attempt": e.attempt} for e in room.queue.events(run_id) if e.kind == "epoch"]
 
 
-def test_a_finished_model_tells_all_its_epochs_when_another_attempt_told_others_meanwhile(room):
+def test_finished_model_reports_all_epochs_after_other_attempt_reported_some(room):
     run_id, run_dir = interrupted_upload(room)
     forget_epochs(room, run_id, told=2, by=2)
     (run_dir / "results.csv").write_text(
@@ -125,7 +125,7 @@ def test_a_finished_model_tells_all_its_epochs_when_another_attempt_told_others_
     assert [e["epoch"] for e in epochs(room, run_id) if e["attempt"] == 2] == [1, 2, 3]
 
 
-def test_epochs_that_a_killed_service_did_not_tell_are_told_with_the_finished_model(room):
+def test_epochs_missed_by_killed_service_are_reported_with_finished_model(room):
     run_id, run_dir = interrupted_upload(room)
     forget_epochs(room, run_id, told=1)
     (run_dir / "results.csv").write_text(
@@ -144,7 +144,7 @@ def test_epochs_that_a_killed_service_did_not_tell_are_told_with_the_finished_mo
     "table",
     ["", "epoch,time\n", "epoch,time,lr/pg0\n2,3,many\n", "epoch,time,lr/pg0\n" + "9999,1,1\n" * 9, None],
 )
-def test_damaged_results_cost_no_finished_model(room, table):
+def test_damaged_results_csv_does_not_lose_model(room, table):
     run_id, run_dir = interrupted_upload(room)
     forget_epochs(room, run_id, told=1)
     (run_dir / "results.csv").unlink()
@@ -164,7 +164,7 @@ def test_damaged_results_cost_no_finished_model(room, table):
 
 @pytest.mark.parametrize("call", ["upload", "list"])
 @pytest.mark.parametrize("said", SAID)
-def test_nothing_that_a_store_or_a_disk_says_ends_a_run_with_a_finished_model(room, at_once, call, said):
+def test_errors_of_store_or_disk_do_not_end_run_with_finished_model(room, at_once, call, said):
     run_id = room.enqueue()
 
     room.work(store=Refusing(room, call, [SAID[said]] * 12))
@@ -176,7 +176,7 @@ def test_nothing_that_a_store_or_a_disk_says_ends_a_run_with_a_finished_model(ro
     assert len(room.trainer.orders) == 1
 
 
-def test_each_distinct_reason_is_told_once(room, at_once):
+def test_each_distinct_warning_is_reported_once(room, at_once):
     run_id = room.enqueue()
 
     room.work(store=Refusing(room, "list", [SAID["missing"], SAID["disk"], SAID["missing"], SAID["disk"]]))
@@ -185,7 +185,7 @@ def test_each_distinct_reason_is_told_once(room, at_once):
     assert room.row(run_id)["status"] == "completed"
 
 
-def test_after_the_patience_the_run_goes_back_and_the_next_attempt_only_uploads(room, monkeypatch):
+def test_run_is_requeued_after_retries_and_next_attempt_only_publishes(room, monkeypatch):
     monkeypatch.setattr(publish, "PUBLISH_RETRIES", RetryPolicy(tries=3, first_wait=0.01))
     run_id = room.enqueue()
     room.work(store=Refusing(room, "upload", [ObjectMissing("bucket 'b' does not exist")] * 1000))
@@ -210,7 +210,7 @@ def make_due(room, run_id):
         db.execute("update training_runs set not_before = null where id = ?", [run_id])
 
 
-def test_a_cancel_ends_the_wait_and_keeps_what_arrived(room):
+def test_cancel_ends_retries_and_keeps_uploaded_files(room):
     room.drain_seconds = 0.5
     run_id = room.enqueue()
     store = Refusing(room, "list", [Unavailable("down")] * 100_000)
@@ -224,7 +224,7 @@ def test_a_cancel_ends_the_wait_and_keeps_what_arrived(room):
     assert {"best.pt", "last.pt", "run.log"} <= {artifact["name"] for artifact in row["results"]["artifacts"]}
 
 
-def test_a_lost_run_ends_the_wait(room):
+def test_lost_lease_ends_retries(room):
     run_id = room.enqueue()
     store = Refusing(room, "upload", [Unavailable("down")] * 100_000)
     began = []
@@ -253,7 +253,7 @@ def wait_for(holds, seconds=15):
         time.sleep(0.02)
 
 
-def test_a_marker_that_cannot_be_written_costs_the_protection_and_not_the_model(room, monkeypatch):
+def test_model_is_published_without_finished_marker(room, monkeypatch):
     def fail(run_dir, finished):
         raise OSError(28, "No space left on device")
 
@@ -301,7 +301,7 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_a_model_is_published_once_storage_is_itself_again(room, server, supabase, at_once, trouble):
+def test_model_is_published_once_storage_recovers(room, server, supabase, at_once, trouble):
     server.fault("status", **TROUBLES[trouble])
     run_id = room.enqueue()
 
@@ -314,7 +314,7 @@ def test_a_model_is_published_once_storage_is_itself_again(room, server, supabas
         assert hashlib.sha256(server.get(BUCKET, artifact["path"])).hexdigest() == artifact["sha256"]
 
 
-def test_a_bucket_that_is_made_again_in_the_middle_has_the_whole_model_in_the_end(room, server, supabase, at_once):
+def test_bucket_recreated_during_upload_gets_complete_model(room, server, supabase, at_once):
     run_id = room.enqueue()
     upload = supabase.upload
 
@@ -354,7 +354,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_model_is_trained_to_its_end_again_and_never_completed(room, name, damage):
+def test_damaged_model_is_not_published_and_training_resumes(room, name, damage):
     run_id, run_dir = interrupted_upload(room)
     DAMAGES[damage](run_dir / "weights" / name)
 
@@ -367,7 +367,7 @@ def test_a_damaged_model_is_trained_to_its_end_again_and_never_completed(room, n
     assert name in message or "not in the run's folder" in message
 
 
-def test_a_damaged_model_without_a_checkpoint_is_trained_again(room):
+def test_damaged_model_without_checkpoint_is_trained_again(room):
     run_id, run_dir = interrupted_upload(room)
     (run_dir / "weights" / "best.pt").unlink()
     shutil.rmtree(run_dir / "checkpoints")
@@ -378,8 +378,8 @@ def test_a_damaged_model_without_a_checkpoint_is_trained_again(room):
     assert room.trainer.orders[1].resume is None
 
 
-def test_a_model_that_is_damaged_while_it_waits_is_not_completed(room, at_once):
-    """It goes back to the queue, and the next attempt resumes from the checkpoint."""
+def test_model_damaged_during_retries_is_not_published(room, at_once):
+    """The run is requeued, and the next attempt resumes from the checkpoint."""
     run_id = room.enqueue()
     run_dir = room.home / "runs" / f"train_{run_id}"
     store = Refusing(room, "upload", [Unavailable("down")] * 5)
@@ -407,8 +407,8 @@ def test_a_model_that_is_damaged_while_it_waits_is_not_completed(room, at_once):
 @pytest.mark.parametrize(
     "place", ["/etc/passwd", "{runs}/other/weights/best.pt", "{run_dir}/../other.pt", "best.pt", ""]
 )
-def test_a_model_outside_of_the_run_folder_is_refused(room, place):
-    """The training process may name any path; nothing is read there, marked or published."""
+def test_model_outside_of_run_folder_is_rejected(room, place):
+    """The training process may report any path. The service must not read or publish it."""
     run_id = room.enqueue()
     train = room.trainer.train
 
@@ -428,8 +428,8 @@ def test_a_model_outside_of_the_run_folder_is_refused(room, place):
     assert row["trained_model_url"] is None
 
 
-def test_a_marker_that_points_elsewhere_is_not_believed(room):
-    """The run folder is the training process's to write: a marker of its making must not publish other files."""
+def test_finished_marker_with_outside_path_is_ignored(room):
+    """The training process can write a marker itself. It must not publish other files with it."""
     import json
 
     run_id, run_dir = interrupted_upload(room)
@@ -462,10 +462,10 @@ def edit(room, run_id, configuration):
         ({"epochs": 3, "compute": "cpu", "device": "0", "workers": 3}, 1),  # belong to the host
         ({"epochs": 5, "compute": "cpu"}, 2),
         ({"epochs": 3, "compute": "cpu", "lr0": 0.5}, 2),
-        ({"epochs": "many"}, 1),  # nobody can train that, and the model is there
+        ({"epochs": "many"}, 1),  # this plan cannot be trained, but the model exists
     ],
 )
-def test_a_finished_model_is_published_while_the_row_asks_for_it(room, configuration, trainings):
+def test_finished_model_is_published_only_if_row_asks_for_it(room, configuration, trainings):
     run_id, _ = interrupted_upload(room)
     edit(room, run_id, configuration)
 
@@ -476,8 +476,8 @@ def test_a_finished_model_is_published_while_the_row_asks_for_it(room, configura
     assert len(warnings(room, run_id, "settings_changed")) == trainings - 1
 
 
-def test_a_finished_model_is_published_by_another_version_of_the_service(room):
-    """Another version words a warning differently, lists its choices in another order, and records a default or does not."""
+def test_finished_model_of_other_version_is_published(room):
+    """Other versions have other warnings, another order of settings, and may record defaults."""
     import json
 
     run_id, run_dir = interrupted_upload(room)
@@ -498,7 +498,7 @@ def test_a_finished_model_is_published_by_another_version_of_the_service(room):
     assert warnings(room, run_id, "settings_changed") == []
 
 
-def test_a_batch_that_had_to_be_halved_is_told_and_makes_it_no_other_training(room):
+def test_halved_batch_is_reported_and_is_the_same_training(room):
     room.trainer.batch = 4
     run_id, _ = interrupted_upload(room)
 

@@ -1,4 +1,4 @@
-"""A sick host takes no runs: when it stops, how it comes back. The clock is moved by hand; nothing sleeps."""
+"""When an unhealthy host stops claiming runs, and when it starts again. The clock is injected; nothing sleeps."""
 
 import threading
 
@@ -13,7 +13,7 @@ DRIVER = HostFailed("The GPU or its driver failed.")
 
 
 class Host:
-    """A host with a clock and a self-test that says `problem`."""
+    """A host with a clock, whose self-test returns `problem`."""
 
     def __init__(self):
         self.now = 1000.0
@@ -26,20 +26,20 @@ class Host:
         return self.problem
 
     def fails(self, run_id, error=DRIVER):
-        """A run that is claimed and fails; what the host is blamed for."""
+        """Claim a run that fails. Return what is wrong with the host, or None."""
         self.health.claimed(run_id)
         blamed = self.health.record_failure(run_id, error)
         self.health.released(run_id)
         return blamed
 
     def trains(self, run_id):
-        """A run that is claimed and keeps the state of its first epoch."""
+        """Claim a run that saves a checkpoint."""
         self.health.claimed(run_id)
         self.health.record_success(run_id)
         self.health.released(run_id)
 
     def pause(self):
-        """Seconds to the next self-test; then it is time for that."""
+        """Move the clock to the next self-test. Return the seconds until then."""
         seconds = self.health.seconds_to_test()
         self.now += seconds
         return seconds
@@ -53,30 +53,30 @@ def host():
 # ── whose fault a failure is ──
 
 
-def test_a_failure_is_the_hosts_when_it_fails_its_self_test(host):
+def test_failure_with_failed_self_test_is_of_host(host):
     host.problem = FULL
     assert host.fails("a", KILLED) == FULL == host.health.problem
 
 
-def test_a_failure_is_not_the_hosts_when_it_passes_its_self_test(host):
+def test_failure_with_passed_self_test_is_not_of_host(host):
     for run_id in "abcdef":
         assert not host.fails(run_id, KILLED)
     assert host.health.problem is None
 
 
-def test_a_failed_training_is_the_hosts_when_it_fails_its_self_test(host):
-    """Libraries say odd things on a full disk."""
+def test_failed_training_with_failed_self_test_is_of_host(host):
+    """Libraries raise unrelated errors on a full disk."""
     assert not host.fails("a", RunFailed("odd"))
     host.problem = FULL
     assert host.fails("b", RunFailed("odd")) == FULL
 
 
-def test_what_no_run_can_cause_is_the_hosts_whatever_the_self_test_says(host):
+def test_host_error_is_of_host_even_if_self_test_passes(host):
     assert host.fails("a", DRIVER) == str(DRIVER)
 
 
-def test_two_runs_on_which_the_service_itself_failed_stop_the_claims(host):
-    """A host without threads or memory, say; the runs lose an attempt each, because it may be them."""
+def test_service_failures_of_two_runs_stop_claims(host):
+    """For example a host without free threads. Each run loses an attempt, because the run may be the cause."""
     host.health.record_service_failure("a", "The service failed.")
     host.health.record_service_failure("a", "The service failed.")
     assert host.health.problem is None
@@ -87,26 +87,26 @@ def test_two_runs_on_which_the_service_itself_failed_stop_the_claims(host):
 # ── when it stops ──
 
 
-def test_one_failure_without_a_failed_self_test_stops_nothing(host):
+def test_one_failure_with_passed_self_test_does_not_stop_claims(host):
     host.fails("a")
     assert host.health.problem is None
 
 
-def test_failures_of_two_runs_in_a_row_stop_the_claims(host):
+def test_failures_of_two_runs_in_a_row_stop_claims(host):
     host.fails("a")
     host.fails("b")
     assert host.health.problem == str(DRIVER)
 
 
-def test_two_failures_of_one_run_in_a_row_stop_the_claims(host):
-    """What no run can cause is the host's, though only one run is there to show it."""
+def test_two_failures_of_one_run_in_a_row_stop_claims(host):
+    """No run can cause this error, so the host is at fault even if only one run is queued."""
     host.fails("a")
     host.fails("a")
     assert host.health.problem == str(DRIVER)
 
 
-def test_one_run_that_the_host_fails_again_and_again_starves_no_other(host):
-    """Its dataset is on a mount that is broken, say: others train between its attempts."""
+def test_run_that_fails_repeatedly_does_not_block_others(host):
+    """For example its dataset is on a broken mount. Other runs train between its attempts."""
     pauses = []
     for other in "bcdef":
         host.fails("a")
@@ -118,21 +118,21 @@ def test_one_run_that_the_host_fails_again_and_again_starves_no_other(host):
     assert pauses == pytest.approx([10] * 5, rel=0.21)
 
 
-def test_a_training_that_kept_a_state_between_two_failures_keeps_the_claims_going(host):
+def test_saved_checkpoint_between_two_failures_keeps_claims(host):
     host.fails("a")
     host.trains("b")
     host.fails("c")
     assert host.health.problem is None
 
 
-def test_a_run_that_completed_between_two_failures_keeps_the_claims_going(host):
+def test_completed_run_between_two_failures_keeps_claims(host):
     host.fails("a")
     host.health.record_success("b")
     host.fails("c")
     assert host.health.problem is None
 
 
-def test_a_host_that_is_sick_at_its_start_claims_nothing(host):
+def test_host_unhealthy_at_start_claims_nothing(host):
     host.problem = FULL
     with host.health.watched():
         assert host.health.problem == FULL
@@ -141,7 +141,7 @@ def test_a_host_that_is_sick_at_its_start_claims_nothing(host):
 # ── how it comes back ──
 
 
-def test_a_passed_self_test_allows_one_run_on_trial(host):
+def test_passed_self_test_allows_one_run_on_trial(host):
     host.problem = FULL
     host.fails("a", KILLED)
     host.problem = None
@@ -156,7 +156,7 @@ def test_a_passed_self_test_allows_one_run_on_trial(host):
     assert not host.health.awaits_trial
 
 
-def test_a_trial_that_proves_nothing_is_followed_by_another(host):
+def test_inconclusive_trial_is_followed_by_another(host):
     host.problem = FULL
     host.fails("a", KILLED)
     host.problem = None
@@ -168,7 +168,7 @@ def test_a_trial_that_proves_nothing_is_followed_by_another(host):
         assert not host.health.awaits_trial
 
 
-def test_a_failed_trial_stops_the_claims_at_once(host):
+def test_failed_trial_stops_claims_at_once(host):
     host.fails("a")
     host.fails("b")
     host.health.test_again()
@@ -177,8 +177,8 @@ def test_a_failed_trial_stops_the_claims_at_once(host):
     assert host.health.problem == str(DRIVER)
 
 
-def test_a_training_on_another_slot_ends_no_trial(host):
-    """One GPU of two is broken: what still works proves nothing about what does not."""
+def test_training_on_other_slot_does_not_end_trial(host):
+    """One of two GPUs is broken. A training on the other one proves nothing about it."""
     host.health.claimed("old")
     host.fails("a")
     host.fails("b")
@@ -190,7 +190,7 @@ def test_a_training_on_another_slot_ends_no_trial(host):
     assert host.health.awaits_trial
 
 
-def test_the_pauses_between_self_tests_grow_up_to_ten_minutes(host):
+def test_self_test_pauses_grow_to_ten_minutes(host):
     host.problem = FULL
     host.fails("a", KILLED)
     pauses = []
@@ -201,7 +201,7 @@ def test_the_pauses_between_self_tests_grow_up_to_ten_minutes(host):
     assert host.health.problem == FULL
 
 
-def test_a_failed_trial_makes_the_next_pause_longer(host):
+def test_failed_trial_lengthens_next_pause(host):
     host.fails("a")
     host.fails("b")
     pauses = []
@@ -212,7 +212,7 @@ def test_a_failed_trial_makes_the_next_pause_longer(host):
     assert pauses == pytest.approx([10, 20, 40], rel=0.21)
 
 
-def test_a_proof_makes_the_next_pause_short_again(host):
+def test_success_resets_pause(host):
     host.problem = FULL
     host.fails("a", KILLED)
     for _ in range(4):
@@ -225,7 +225,7 @@ def test_a_proof_makes_the_next_pause_short_again(host):
     assert host.health.seconds_to_test() == pytest.approx(10, rel=0.21)
 
 
-def test_the_reason_is_the_newest_one(host):
+def test_problem_is_the_newest_one(host):
     host.problem = FULL
     host.fails("a", KILLED)
     host.problem = "The GPU is gone."
@@ -236,7 +236,7 @@ def test_the_reason_is_the_newest_one(host):
 # ── the thread ──
 
 
-def test_a_sick_host_is_tested_in_the_background_until_it_is_well(monkeypatch):
+def test_unhealthy_host_is_tested_in_background_until_healthy(monkeypatch):
     monkeypatch.setattr("trainer.worker.health.FIRST_PAUSE", 0.001)
     problems, passed = [FULL, FULL, FULL, None], threading.Event()
 
@@ -252,14 +252,14 @@ def test_a_sick_host_is_tested_in_the_background_until_it_is_well(monkeypatch):
     assert problems == []
 
 
-def test_a_healthy_host_is_tested_once_and_its_thread_ends(host):
+def test_healthy_host_is_tested_once_and_its_thread_ends(host):
     before = threading.active_count()
     with host.health.watched():
         pass
     assert (host.tests, threading.active_count()) == (1, before)
 
 
-def test_a_self_test_that_hangs_holds_up_no_shutdown(host, monkeypatch):
+def test_hanging_self_test_does_not_delay_shutdown(host, monkeypatch):
     monkeypatch.setattr("trainer.worker.health.LAST_TEST", 0.05)
     monkeypatch.setattr("trainer.worker.health.FIRST_PAUSE", 0.001)
     hanging, begun = threading.Event(), threading.Event()

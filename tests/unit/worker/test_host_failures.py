@@ -1,4 +1,4 @@
-"""What a worker and its runs do when the host is sick."""
+"""What a worker and its runs do when the host is unhealthy."""
 
 import sqlite3
 import threading
@@ -27,7 +27,7 @@ def queue(room):
 
 @contextmanager
 def serving(room, queue, **parts):
-    """A daemon that is stopped at the end of the block, also when a test fails there."""
+    """Run a daemon during the block and stop it at the end, also when the test fails."""
     with in_background(lambda: daemon(room, queue, **parts).run(room.shutdown)):
         try:
             yield
@@ -38,7 +38,7 @@ def serving(room, queue, **parts):
 # ── the run ──
 
 
-def test_a_failure_of_the_host_costs_the_run_one_attempt_however_often_this_worker_meets_it(room):
+def test_repeated_host_failures_of_one_worker_count_once(room):
     run_id = room.enqueue()
     room.datasets.error = HostFailed("The disk of DATASET_ROOT is broken.")
 
@@ -50,7 +50,7 @@ def test_a_failure_of_the_host_costs_the_run_one_attempt_however_often_this_work
         assert row["error_message"] == "The disk of DATASET_ROOT is broken."
 
 
-def test_a_run_that_this_host_has_no_room_for_waits_and_the_worker_claims_others(room):
+def test_run_that_needs_more_space_waits_and_worker_claims_others(room):
     run_id = room.enqueue()
     room.datasets.error = HostUnfit("The disk of DATASET_ROOT is too full.")
 
@@ -63,7 +63,7 @@ def test_a_run_that_this_host_has_no_room_for_waits_and_the_worker_claims_others
     assert room.health.problem is None
 
 
-def test_lack_of_room_is_said_once_also_when_the_host_fails_its_self_test(room):
+def test_lack_of_space_is_reported_once(room):
     run_id = room.enqueue()
     room.host_problem = "RUNS_DIR: /runs has 39 MiB free, and the smallest run needs 200 MiB."
     lacks = (
@@ -81,7 +81,7 @@ def test_lack_of_room_is_said_once_also_when_the_host_fails_its_self_test(room):
 @pytest.mark.parametrize(
     "error", [MachineFailed("killed"), RunFailed("odd"), OSError(28, "No space left on device", "/runs/x")],
 )  # fmt: skip
-def test_a_failure_on_a_host_that_fails_its_self_test_is_the_hosts(room, error):
+def test_failure_on_unhealthy_host_is_of_host(room, error):
     run_id = room.enqueue()
 
     def fail(epoch):
@@ -97,8 +97,8 @@ def test_a_failure_on_a_host_that_fails_its_self_test_is_the_hosts(room, error):
     assert room.health.problem == "RUNS_DIR is full."
 
 
-def test_the_slot_is_held_while_the_host_is_tested(room):
-    """Otherwise the next run would be claimed before it is known that the host is sick."""
+def test_slot_is_held_during_self_test(room):
+    """Otherwise the next run would be claimed before the self-test shows that the host is unhealthy."""
     room.enqueue()
     free = []
 
@@ -112,7 +112,7 @@ def test_the_slot_is_held_while_the_host_is_tested(room):
     assert free == [0]
 
 
-def test_a_wrong_request_is_the_runs_fault_also_on_a_sick_host(room):
+def test_invalid_request_fails_on_unhealthy_host(room):
     run_id = room.enqueue()
     room.datasets.error = DatasetError("No labels.")
     room.host_problem = "RUNS_DIR is full."
@@ -133,7 +133,7 @@ def edit_row(room, run_id, **columns):
 
 @pytest.fixture
 def brisk(monkeypatch):
-    """Self-tests follow each other quickly."""
+    """Shorten the pauses between self-tests."""
     monkeypatch.setattr(health_module, "FIRST_PAUSE", 0.1)
     monkeypatch.setattr(health_module, "LONGEST_PAUSE", 0.1)
 
@@ -142,7 +142,7 @@ def worker_row(room):
     return next((row.as_json() for row in room.queue.workers() if row.worker_id == "w"), {})
 
 
-def test_a_sick_host_claims_one_run_and_says_why_it_claims_no_more(room, queue, brisk):
+def test_unhealthy_host_claims_one_run_and_reports_why(room, queue, brisk):
     runs = [room.enqueue() for _ in range(5)]
 
     def fail(epoch):
@@ -163,7 +163,7 @@ def test_a_sick_host_claims_one_run_and_says_why_it_claims_no_more(room, queue, 
         assert worker_row(room)["status_message"] is None
 
 
-def test_a_host_that_is_sick_at_its_start_claims_nothing_until_it_is_well(room, queue, brisk):
+def test_host_unhealthy_at_start_claims_nothing_until_healthy(room, queue, brisk):
     room.host_problem = "RUNS_DIR is full."
     run_id = room.enqueue()
 
@@ -174,7 +174,7 @@ def test_a_host_that_is_sick_at_its_start_claims_nothing_until_it_is_well(room, 
         wait_for(lambda: room.row(run_id)["status"] == "completed")
 
 
-def test_a_run_on_trial_is_alone_until_it_proves_that_the_host_works(room, queue, brisk):
+def test_run_on_trial_is_alone_until_success(room, queue, brisk):
     room.slots = Slots([CPU, CPU])
     room.host_problem = "RUNS_DIR is full."
     proving = threading.Event()
@@ -191,7 +191,7 @@ def test_a_run_on_trial_is_alone_until_it_proves_that_the_host_works(room, queue
         wait_for(lambda: all(room.row(run)["status"] == "completed" for run in runs))
 
 
-def test_a_training_on_another_slot_goes_on_while_the_host_is_sick(room, queue, brisk):
+def test_training_on_other_slot_continues_while_host_is_unhealthy(room, queue, brisk):
     room.slots = Slots([CPU, CPU])
     going, failing = threading.Event(), threading.Event()
 

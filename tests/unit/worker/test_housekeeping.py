@@ -1,4 +1,4 @@
-"""Chores are done in time and apart from each other, and a full disk is noticed before a training."""
+"""Chores of the host, and the check for free space before a training."""
 
 import threading
 import time
@@ -64,7 +64,7 @@ def test_journal_of_another_run_keeps_nothing(folders):
     assert not run.exists()
 
 
-def test_folders_of_all_attempts_are_in_use_while_one_works(folders):
+def test_folders_of_all_attempts_are_in_use_during_run(folders):
     used = [folders.folder(job()).path, folders.folder(job(attempt=3)).path, folders.view(job(attempt=3))]
     dead = folders.view(job())
     for folder in [*used, dead]:
@@ -85,7 +85,7 @@ def test_missing_folders_are_swept(folders):
     sweep(folders, 0)
 
 
-def test_unreadable_journals_go_after_a_while_and_no_others(folders):
+def test_only_unreadable_journals_are_removed_after_keep_days(folders):
     names = {"a.1.unreadable", "b.1.jsonl", "c.unreadable.jsonl"}
     for name in names:
         (folders.journals / name).touch()
@@ -125,13 +125,13 @@ def fails():
     raise ZeroDivisionError
 
 
-def test_a_chore_that_fails_stops_no_other(monkeypatch):
+def test_failing_chore_does_not_stop_others(monkeypatch):
     with Chores(monkeypatch, fails, every=0.0) as chores:
         assert chores.did()
         assert chores.did()
 
 
-def test_chores_are_done_at_the_start_and_when_asked(monkeypatch):
+def test_chores_run_at_start_and_on_request(monkeypatch):
     with Chores(monkeypatch) as chores:
         assert chores.did()
         assert not chores.did(1.5)
@@ -139,7 +139,7 @@ def test_chores_are_done_at_the_start_and_when_asked(monkeypatch):
         assert chores.did()
 
 
-def test_a_chore_that_hangs_does_not_hold_up_a_shutdown(monkeypatch):
+def test_hanging_chore_does_not_delay_shutdown(monkeypatch):
     monkeypatch.setattr(housekeeping, "LAST_CHORE", 0.1)
     hangs = threading.Event()
     began = time.monotonic()
@@ -149,12 +149,12 @@ def test_a_chore_that_hangs_does_not_hold_up_a_shutdown(monkeypatch):
     hangs.set()
 
 
-def test_too_little_space_is_named_with_the_need(tmp_path, monkeypatch):
+def test_too_little_space_is_reported_with_required_space(tmp_path, monkeypatch):
     monkeypatch.setattr(housekeeping, "LEAST", 2**60)
 
     with pytest.raises(HostUnfit, match=r"MiB free and this training needs about \d+ MiB"):
         require_space(tmp_path / "runs" / "train_a", tmp_path / "yolo11n.pt")
 
 
-def test_enough_space_is_no_event(tmp_path):
+def test_enough_space_raises_nothing(tmp_path):
     require_space(tmp_path / "runs" / "train_a", tmp_path / "yolo11n.yaml")

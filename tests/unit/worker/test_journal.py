@@ -1,4 +1,4 @@
-"""What survives a crash of the service."""
+"""The journal: what it contains after a crash."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_events_wait_until_they_are_delivered(tmp_path):
     journal.discard()
 
 
-def test_a_dead_processes_journal_is_read_back_whole(tmp_path):
+def test_journal_of_crashed_process_is_read_completely(tmp_path):
     journal = Journal.create(tmp_path, lease(attempt=2))
     journal.record("phase", {"phase": "training"})
     journal.record("epoch", {"epoch": 1})
@@ -62,7 +62,7 @@ def test_a_dead_processes_journal_is_read_back_whole(tmp_path):
         Interrupted(checkpoint=None, results={"artifacts": [{"name": "last.pt"}]}),
     ],
 )
-def test_every_outcome_survives(tmp_path, outcome):
+def test_every_outcome_is_read_back(tmp_path, outcome):
     journal = Journal.create(tmp_path, lease())
     journal.end(outcome)
     journal.close()
@@ -73,7 +73,7 @@ def test_every_outcome_survives(tmp_path, outcome):
     again.discard()
 
 
-def test_events_recorded_after_reading_back_continue_the_numbers(tmp_path):
+def test_events_after_recovery_continue_the_numbers(tmp_path):
     journal = Journal.create(tmp_path, lease())
     journal.record("epoch", {})
     journal.close()
@@ -85,14 +85,14 @@ def test_events_recorded_after_reading_back_continue_the_numbers(tmp_path):
     again.discard()
 
 
-def test_a_journal_that_somebody_works_on_is_left_alone(tmp_path):
+def test_journal_of_running_process_is_not_read(tmp_path):
     journal = Journal.create(tmp_path, lease())
 
     assert left(tmp_path) == []
     journal.discard()
 
 
-def test_a_line_that_the_crash_cut_is_the_last(tmp_path):
+def test_incomplete_last_line_is_skipped(tmp_path):
     journal = Journal.create(tmp_path, lease())
     journal.record("epoch", {"epoch": 1})
     journal.close()
@@ -106,15 +106,15 @@ def test_a_line_that_the_crash_cut_is_the_last(tmp_path):
     again.discard()
 
 
-def test_an_unreadable_journal_is_set_aside_not_deleted(tmp_path):
+def test_unreadable_journal_is_renamed_and_not_deleted(tmp_path):
     (tmp_path / "x.1.jsonl").write_text("not json\n")
 
     assert left(tmp_path) == []
     assert (tmp_path / "x.1.unreadable").read_text() == "not json\n"
 
 
-def test_the_ending_is_on_disk_before_end_returns(tmp_path):
-    """A process that is killed the moment `end` returned must leave the ending behind."""
+def test_outcome_is_synced_before_end_returns(tmp_path):
+    """A process that is killed right after `end` returned must leave the outcome on disk."""
     code = f"""
 import os, pathlib, sys
 sys.path[:0] = {sys.path!r}
@@ -136,7 +136,7 @@ os._exit(9)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_costs_the_protection_but_not_the_run(tmp_path):
+def test_full_disk_does_not_fail_run(tmp_path):
     journal = Journal(open("/dev/full", "ab", buffering=0), tmp_path / "gone", lease())
 
     journal.record("epoch", {"epoch": 1})
@@ -147,7 +147,7 @@ def test_a_full_disk_costs_the_protection_but_not_the_run(tmp_path):
     journal.close()
 
 
-def test_a_torn_line_in_the_middle_does_not_hide_the_ending(tmp_path):
+def test_incomplete_line_does_not_hide_outcome(tmp_path):
     journal = Journal.create(tmp_path, lease())
     journal.close()
     with journal.path.open("a") as file:

@@ -1,4 +1,4 @@
-"""What an attempt that does not end the run leaves behind: its events, its checkpoints, its artifacts, an outcome."""
+"""What an attempt that is followed by another one leaves: its events, checkpoints, artifacts and outcome."""
 
 import contextlib
 import sqlite3
@@ -39,7 +39,7 @@ def make_due(room, run_id):
 
 
 class Down:
-    """A store whose uploads fail, at once or after `seconds`."""
+    """A store whose uploads fail, immediately or after `seconds`."""
 
     def __init__(self, room, error=None, seconds=0.0):
         self.room, self.error, self.seconds, self.tries = room, error or Unavailable("down"), seconds, 0
@@ -57,7 +57,7 @@ class Down:
 # ── a bug of ours ──
 
 
-def test_a_bug_in_an_attempt_ends_it_through_its_journal(room):
+def test_bug_in_attempt_writes_outcome_to_journal(room):
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, KeyError("bug"))
 
@@ -75,7 +75,7 @@ def test_a_bug_in_an_attempt_ends_it_through_its_journal(room):
     assert (checkpoints / "epoch-00002.pt").exists()
 
 
-def test_a_bug_while_artifacts_are_left_behind_is_survived_too(room):
+def test_bug_while_publishing_after_bug_is_survived(room):
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, KeyError("bug"))
 
@@ -87,7 +87,7 @@ def test_a_bug_while_artifacts_are_left_behind_is_survived_too(room):
 
 
 @pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), KeyError("bug"), MachineFailed("disk full")])
-def test_a_view_that_cannot_be_removed_costs_no_model(room, error):
+def test_view_that_cannot_be_removed_does_not_lose_model(room, error):
     run_id = room.enqueue()
 
     def fail(view, *, keep=False):
@@ -100,7 +100,7 @@ def test_a_view_that_cannot_be_removed_costs_no_model(room, error):
     assert not list(room.folders.journals.iterdir())
 
 
-def test_an_ended_run_stays_ended_when_its_checkpoints_cannot_be_removed(room):
+def test_run_stays_completed_when_checkpoints_cannot_be_removed(room):
     room.checkpoint_seconds = 0.01
     run_id = room.enqueue()
     room.trainer = type(room.trainer)(epochs=2)  # so few that none is removed before the end
@@ -120,7 +120,7 @@ def test_an_ended_run_stays_ended_when_its_checkpoints_cannot_be_removed(room):
 
 
 @pytest.mark.parametrize("error", [ObjectMissing("bucket gone"), MachineFailed("disk full"), OSError(5, "I/O error")])
-def test_a_drain_whose_checkpoint_cannot_be_stored_gives_the_run_back(room, error):
+def test_shutdown_requeues_run_when_checkpoint_cannot_be_uploaded(room, error):
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
 
@@ -134,7 +134,7 @@ def test_a_drain_whose_checkpoint_cannot_be_stored_gives_the_run_back(room, erro
 # ── no journal ──
 
 
-def test_a_run_without_a_journal_goes_back_with_a_sentence_and_is_not_trained(room):
+def test_run_without_journal_is_requeued_with_reason_and_not_trained(room):
     run_id = room.enqueue()
     room.folders.journals.write_text("in the way")
 
@@ -151,7 +151,7 @@ def test_a_run_without_a_journal_goes_back_with_a_sentence_and_is_not_trained(ro
     assert "phase" in room.kinds(run_id)
 
 
-def test_a_run_whose_folder_cannot_be_made_goes_back_with_a_sentence(room):
+def test_run_without_folder_is_requeued_with_reason(room):
     run_id = room.enqueue()
     room.folders.runs.write_text("in the way")
 
@@ -163,7 +163,7 @@ def test_a_run_whose_folder_cannot_be_made_goes_back_with_a_sentence(room):
     assert not list(room.folders.journals.iterdir())
 
 
-def test_a_finished_model_is_published_also_without_a_journal(room):
+def test_finished_model_is_published_without_journal(room):
     run_id = room.enqueue()
     room.drain_seconds = 0.3
 
@@ -186,7 +186,7 @@ def test_a_finished_model_is_published_also_without_a_journal(room):
 
 
 @pytest.mark.parametrize("error", [MachineFailed("killed"), OSError(28, "No space left"), Unavailable("down")])
-def test_an_attempt_that_is_repeated_publishes_what_it_trained(room, error):
+def test_retried_attempt_publishes_its_artifacts(room, error):
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, error)
 
@@ -201,7 +201,7 @@ def test_an_attempt_that_is_repeated_publishes_what_it_trained(room, error):
     assert artifacts(room, run_id).keys() >= TRAINED
 
 
-def test_an_interrupted_attempt_publishes_what_it_trained_after_its_checkpoint(room):
+def test_interrupted_attempt_publishes_artifacts_after_checkpoint(room):
     run_id = room.enqueue()
     room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
     order = []
@@ -223,7 +223,7 @@ def test_an_interrupted_attempt_publishes_what_it_trained_after_its_checkpoint(r
     assert artifacts(room, run_id).keys() >= TRAINED
 
 
-def test_a_retry_of_a_run_that_is_being_canceled_lists_its_artifacts(room):
+def test_retry_of_canceling_run_lists_artifacts(room):
     run_id = room.enqueue()
 
     def cancel_and_fail(epoch):
@@ -238,7 +238,7 @@ def test_a_retry_of_a_run_that_is_being_canceled_lists_its_artifacts(room):
     assert artifacts(room, run_id).keys() >= TRAINED
 
 
-def test_a_store_that_is_down_is_asked_once_for_an_attempt_that_is_repeated(room):
+def test_unavailable_store_is_tried_once_before_retry(room):
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, MachineFailed("killed"))
     store = Down(room)
@@ -253,7 +253,7 @@ def test_a_store_that_is_down_is_asked_once_for_an_attempt_that_is_repeated(room
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_a_store_that_never_answers_holds_up_nobody_for_longer_than_an_upload_may_take(room, interrupted):
+def test_store_that_never_answers_delays_run_by_upload_time_at_most(room, interrupted):
     room.drain_seconds = 1.0
     run_id = room.enqueue()
 
@@ -272,7 +272,7 @@ def test_a_store_that_never_answers_holds_up_nobody_for_longer_than_an_upload_ma
     assert room.row(run_id)["status"] == "queued"
 
 
-def test_what_arrived_before_the_time_was_over_is_listed(room):
+def test_files_uploaded_within_time_limit_are_listed(room):
     room.drain_seconds = 1.0
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, MachineFailed("killed"))
@@ -293,7 +293,7 @@ def test_what_arrived_before_the_time_was_over_is_listed(room):
     assert artifacts(room, run_id).keys() == {"last.pt"}
 
 
-def test_an_attempt_that_trained_nothing_publishes_nothing(room):
+def test_attempt_without_weights_publishes_nothing(room):
     run_id = room.enqueue()
     room.datasets.error = MachineFailed("disk full")
 
@@ -304,8 +304,8 @@ def test_an_attempt_that_trained_nothing_publishes_nothing(room):
 
 
 @pytest.mark.parametrize("error", [MachineFailed("disk full"), RunFailed("no labels")])
-def test_what_an_earlier_attempt_published_stays_listed(room, error):
-    """The second attempt fails before it has weights of its own; the first one's are what the user can have."""
+def test_artifacts_of_earlier_attempt_stay_listed(room, error):
+    """The second attempt fails before it has weights, so the user gets those of the first."""
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, MachineFailed("killed"))
     room.work()
@@ -320,8 +320,8 @@ def test_what_an_earlier_attempt_published_stays_listed(room, error):
 
 
 @pytest.mark.parametrize(("told_by", "told"), [(1, 2), (2, 0)])
-def test_epochs_are_told_again_when_another_attempt_told_others_meanwhile(room, told_by, told):
-    """It trained them elsewhere, from an older checkpoint, and nothing of it is left but its history."""
+def test_epochs_are_reported_again_after_other_attempt_reported_some(room, told_by, told):
+    """It trained on another host, from an older checkpoint; only its history is left."""
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, MachineFailed("killed"))
     room.work()
@@ -341,7 +341,7 @@ def test_epochs_are_told_again_when_another_attempt_told_others_meanwhile(room, 
     )
 
 
-def test_what_an_earlier_attempt_published_stays_listed_when_the_weights_of_the_next_do_not_arrive(room):
+def test_artifacts_of_earlier_attempt_stay_listed_without_new_weights(room):
     room.drain_seconds = 1.0
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, MachineFailed("killed"))
@@ -366,7 +366,7 @@ def test_what_an_earlier_attempt_published_stays_listed_when_the_weights_of_the_
     assert artifacts(room, run_id) == first
 
 
-def test_the_next_attempt_writes_below_a_prefix_of_its_own(room):
+def test_next_attempt_has_prefix_of_its_own(room):
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, MachineFailed("killed"))
     room.work()
@@ -393,7 +393,7 @@ def test_the_next_attempt_writes_below_a_prefix_of_its_own(room):
 # ── what is fetched ──
 
 
-def test_one_404_is_not_believed_and_two_are(room):
+def test_missing_object_is_retried_once(room):
     run_id, other = room.enqueue(), room.enqueue()
     prepare = room.datasets.prepare
     missing = [ObjectMissing("there is neither")]

@@ -1,4 +1,4 @@
-"""Journals of other processes and other versions: damaged ones are set aside, live ones are left alone, the rest is delivered."""
+"""Journals of other processes and versions: damaged ones are set aside, locked ones skipped, all others delivered."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ENDING = {"outcome": {"kind": "failed", "message": "no labels", "results": {}}}
 
 
 class Answers:
-    """A queue that answers `finish` as told and notes what it was told."""
+    """A queue that records the calls of `finish` and raises `refusals`."""
 
     def __init__(self, *refusals):
         self.refusals = list(refusals)
@@ -114,7 +114,7 @@ READABLE = {
 
 
 @pytest.mark.parametrize("lines", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_journal_is_set_aside_and_the_others_are_delivered(tmp_path, lines):
+def test_damaged_journal_is_set_aside_and_others_are_delivered(tmp_path, lines):
     left(tmp_path, "run-1", Failed(message="first"))
     write(tmp_path, "run-5.1", *lines)
     left(tmp_path, "run-9", Completed(results={}, trained_model_url=None))
@@ -129,7 +129,7 @@ def test_a_damaged_journal_is_set_aside_and_the_others_are_delivered(tmp_path, l
 
 
 @pytest.mark.parametrize(("lines", "events"), READABLE.values(), ids=READABLE)
-def test_a_journal_of_another_version_is_delivered_as_far_as_it_is_understood(tmp_path, lines, events):
+def test_journal_of_other_version_is_delivered_as_far_as_readable(tmp_path, lines, events):
     write(tmp_path, "run-5.1", *lines)
     queue = Answers()
 
@@ -139,7 +139,7 @@ def test_a_journal_of_another_version_is_delivered_as_far_as_it_is_understood(tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_huge_journal_is_set_aside_unread(tmp_path):
+def test_huge_journal_is_set_aside_unread(tmp_path):
     with (tmp_path / "run-5.1.jsonl").open("wb") as file:
         file.truncate(LARGEST + 1)
     left(tmp_path, "run-9")
@@ -153,7 +153,7 @@ def test_a_huge_journal_is_set_aside_unread(tmp_path):
     assert (tmp_path / "run-5.1.unreadable").exists()
 
 
-def test_a_long_journal_is_read_quickly(tmp_path):
+def test_long_journal_is_read_quickly(tmp_path):
     events = [{"event": EVENT["event"] | {"seq": number}} for number in range(1, 20_001)]
     write(tmp_path, "run-5.1", LEASE, *events, ENDING)
     began = time.monotonic()
@@ -175,7 +175,7 @@ def test_a_long_journal_is_read_quickly(tmp_path):
     ],
     ids=["folder", "pipe", "dangling link", "endless device"],
 )
-def test_what_is_no_file_is_passed_over(tmp_path, make):
+def test_entry_that_is_not_a_file_is_skipped(tmp_path, make):
     make(tmp_path / "run-5.1.jsonl")
     left(tmp_path, "run-9")
     queue = Answers()
@@ -186,7 +186,7 @@ def test_what_is_no_file_is_passed_over(tmp_path, make):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give up root's rights")
-def test_a_journal_of_another_user_is_passed_over(tmp_path):
+def test_journal_of_other_user_is_skipped(tmp_path):
     left(tmp_path, "run-5")
     (tmp_path / "run-5.1.jsonl").chmod(0)
     left(tmp_path, "run-9")
@@ -202,7 +202,7 @@ def test_a_journal_of_another_user_is_passed_over(tmp_path):
     assert (tmp_path / "run-5.1.jsonl").exists()
 
 
-def test_events_after_reading_back_never_reuse_a_number(tmp_path):
+def test_events_after_recovery_never_reuse_a_number(tmp_path):
     write(tmp_path, "run-5.1", LEASE, EVENT, {"event": EVENT["event"] | {"seq": 2}}, {"delivered": 2})
 
     (journal,) = orphaned_journals(tmp_path, "w", 60)
@@ -216,7 +216,7 @@ def test_events_after_reading_back_never_reuse_a_number(tmp_path):
 
 
 @pytest.mark.parametrize("error", [Misconfigured("refuses the call"), Unavailable("not now")])
-def test_an_outcome_that_is_refused_holds_up_no_other(tmp_path, error):
+def test_rejected_outcome_delays_no_other(tmp_path, error):
     for run_id in ("run-1", "run-5", "run-9"):
         left(tmp_path, run_id)
     queue, stop = Answers(("run-1", error)), StopSignal()
@@ -229,7 +229,7 @@ def test_an_outcome_that_is_refused_holds_up_no_other(tmp_path, error):
 
 
 class Told(list):
-    """Sets a stop once it has so many items."""
+    """A list that sets a stop when it has so many items."""
 
     def __init__(self, stop, most):
         self.stop, self.most = stop, most
@@ -240,7 +240,7 @@ class Told(list):
             self.stop.set(StopReason.SHUTDOWN)
 
 
-def test_a_refused_outcome_is_delivered_once_the_queue_takes_it(tmp_path, monkeypatch):
+def test_rejected_outcome_is_delivered_once_queue_accepts_it(tmp_path, monkeypatch):
     left(tmp_path, "run-1")
     queue = Answers(("run-1", Unavailable("not now")))
     finish = queue.finish
@@ -259,7 +259,7 @@ def test_a_refused_outcome_is_delivered_once_the_queue_takes_it(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_journal_on_which_the_service_itself_fails_is_set_aside(tmp_path):
+def test_journal_that_raises_unexpected_error_is_set_aside(tmp_path):
     for run_id in ("run-1", "run-9"):
         left(tmp_path, run_id)
     queue = Answers(("run-1", TypeError("a bug")))
@@ -300,7 +300,7 @@ print(scans, taken)
 """
 
 
-def test_live_journals_are_never_moved_or_taken_by_a_second_service(tmp_path):
+def test_locked_journals_are_not_moved_by_second_service(tmp_path):
     def started(code, *arguments):
         command = [sys.executable, "-c", code, str(tmp_path), "4", *arguments]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -315,7 +315,7 @@ def test_live_journals_are_never_moved_or_taken_by_a_second_service(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_journal_that_never_got_its_name_is_removed_after_a_day(tmp_path):
+def test_unnamed_journal_is_removed_after_a_day(tmp_path):
     for name, age in (("old.new", 90_000), ("young.new", 3600)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)

@@ -1,4 +1,4 @@
-"""The attempt of a process that died: the next process publishes what it made, under the same lease."""
+"""Recovery of crashed processes: the next process publishes their artifacts under the same lease."""
 
 import os
 import time
@@ -24,7 +24,7 @@ def room(tmp_path):
 
 
 def killed(room, lease=None):
-    """A run whose process was killed in its second epoch, and its run folder."""
+    """Return a run whose process was killed in its second epoch, and its run folder."""
     run_id = lease.job.id if lease else room.enqueue()
     lease = lease or room.claim(AGAIN)
     journal = Journal.create(room.folders.journals, lease)
@@ -52,7 +52,7 @@ def published(room):
 
 
 class Watched:
-    """The room's store or queue; `before` is called with the name of each call that is watched."""
+    """A store or queue that calls `before` in each of its methods `names`."""
 
     def __init__(self, watched, before, *names):
         self.watched, self.before, self.names = watched, before, names
@@ -69,7 +69,7 @@ class Watched:
         return call
 
 
-def test_what_a_killed_process_trained_is_published_and_the_run_goes_back(room):
+def test_artifacts_of_killed_process_are_published_and_run_is_requeued(room):
     run_id, run_dir = killed(room)
 
     recover(room)
@@ -84,7 +84,7 @@ def test_what_a_killed_process_trained_is_published_and_the_run_goes_back(room):
     assert not list(room.folders.journals.iterdir())
 
 
-def test_a_canceled_run_of_a_killed_process_keeps_what_it_trained_and_its_progress(room):
+def test_canceled_run_of_killed_process_keeps_artifacts_and_progress(room):
     run_id, _ = killed(room)
     lease = room.claim(AGAIN)
     room.queue.beat(lease, {"progress": {"epoch": 2, "percent": 40.0}}, [])
@@ -98,7 +98,7 @@ def test_a_canceled_run_of_a_killed_process_keeps_what_it_trained_and_its_progre
     assert row["results"]["progress"] == {"epoch": 2, "percent": 40.0}
 
 
-def test_a_cancel_during_the_recovery_is_obeyed(room):
+def test_cancel_during_recovery_is_obeyed(room):
     run_id, _ = killed(room)
 
     def cancel(*_):
@@ -112,7 +112,7 @@ def test_a_cancel_during_the_recovery_is_obeyed(room):
 
 
 def claims_of_another_worker_while_it_recovers(room):
-    """What another worker gets that claims all the time during an upload of 1.2 s."""
+    """Return what another worker claims during an upload of 1.2 s."""
     claimed = []
 
     def slow(path, *_):
@@ -126,14 +126,14 @@ def claims_of_another_worker_while_it_recovers(room):
     return claimed
 
 
-def test_the_lease_is_held_while_a_recovery_uploads(room):
+def test_lease_is_renewed_during_upload_of_recovery(room):
     room.lease_seconds, room.drain_seconds = 0.4, 10.0
     run_id, _ = killed(room)
     assert not any(claims_of_another_worker_while_it_recovers(room))
     assert room.row(run_id)["status"] == "queued"
 
 
-def test_nothing_is_published_for_a_run_that_ended_meanwhile(room):
+def test_nothing_is_published_for_run_that_ended_meanwhile(room):
     run_id, _ = killed(room)
     room.queue.finish(room.claim(AGAIN), Failed(message="the web app ended it"), [])
 
@@ -144,7 +144,7 @@ def test_nothing_is_published_for_a_run_that_ended_meanwhile(room):
     assert not list(room.folders.journals.iterdir())
 
 
-def test_a_recovery_waits_for_the_queue_and_uploads_once(room):
+def test_recovery_waits_for_queue_and_uploads_once(room):
     run_id, _ = killed(room)
     errors, uploads = iter([Unavailable("down"), Unavailable("down")]), []
 
@@ -160,7 +160,7 @@ def test_a_recovery_waits_for_the_queue_and_uploads_once(room):
     assert len(uploads) == len(set(uploads)) == len(TRAINED)
 
 
-def test_an_outcome_that_waits_for_the_queue_repeats_no_upload(room):
+def test_undelivered_outcome_does_not_repeat_upload(room):
     run_id, _ = killed(room)
     errors, uploads = iter([Unavailable("down"), Unavailable("down")]), []
 
@@ -179,7 +179,7 @@ def test_an_outcome_that_waits_for_the_queue_repeats_no_upload(room):
     "error", [Unavailable("down"), MachineFailed("disk"), KeyError("bug"), OSError(5, "I/O error")]
 )
 @pytest.mark.parametrize("canceled", [False, True])
-def test_a_store_that_takes_nothing_keeps_no_run_of_a_killed_process(room, error, canceled):
+def test_run_of_killed_process_is_requeued_while_store_fails(room, error, canceled):
     room.drain_seconds = 1.0
     run_id, _ = killed(room)
     if canceled:
@@ -194,7 +194,7 @@ def test_a_store_that_takes_nothing_keeps_no_run_of_a_killed_process(room, error
     assert not list(room.folders.journals.iterdir())
 
 
-def test_outcomes_that_are_decided_do_not_wait_for_recoveries(room):
+def test_known_outcomes_do_not_wait_for_recoveries(room):
     room.enqueue(), room.enqueue()
     leases = [room.claim(AGAIN), room.claim("33333333-3333-4333-8333-333333333333")]
     # whose journal would be read first
@@ -212,7 +212,7 @@ def test_outcomes_that_are_decided_do_not_wait_for_recoveries(room):
     assert room.row(first)["status"] == "queued"
 
 
-def test_a_run_folder_that_is_gone_is_not_made_again(room):
+def test_missing_run_folder_is_not_created(room):
     run_id, run_dir = killed(room)
     run_dir.rename(room.home / "elsewhere")
 
@@ -222,7 +222,7 @@ def test_a_run_folder_that_is_gone_is_not_made_again(room):
     assert not run_dir.exists()
 
 
-def test_a_shutdown_ends_a_recovery(room):
+def test_shutdown_ends_recovery(room):
     room.drain_seconds = 0.5
     killed(room)
     stop = StopSignal()
@@ -241,7 +241,7 @@ def test_a_shutdown_ends_a_recovery(room):
 
 
 @pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv", "weights/last.pt"])
-def test_a_link_out_of_the_run_folder_is_neither_read_nor_written(room, tmp_path, name):
+def test_link_out_of_run_folder_is_not_followed(room, tmp_path, name):
     run_id, run_dir = killed(room)
     secret = tmp_path / "secret"
     secret.write_text("a key")
@@ -257,7 +257,7 @@ def test_a_link_out_of_the_run_folder_is_neither_read_nor_written(room, tmp_path
 
 
 @pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv"])
-def test_a_pipe_in_the_run_folder_holds_nothing_up(room, name):
+def test_pipe_in_run_folder_does_not_block(room, name):
     run_id, run_dir = killed(room)
     (run_dir / name).unlink(missing_ok=True)
     os.mkfifo(run_dir / name)
@@ -268,7 +268,7 @@ def test_a_pipe_in_the_run_folder_holds_nothing_up(room, name):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", ".run.log.uploading"])
-def test_folder_in_place_of_a_file_of_ours_keeps_nothing_from_being_published(room, name):
+def test_folder_in_place_of_log_or_manifest_does_not_stop_publishing(room, name):
     run_id, run_dir = killed(room)
     (run_dir / name / "deep").mkdir(parents=True)
 
@@ -278,8 +278,8 @@ def test_folder_in_place_of_a_file_of_ours_keeps_nothing_from_being_published(ro
 
 
 @pytest.mark.parametrize("name", ["results.csv", "run.log"])
-def test_huge_file_takes_neither_the_time_nor_the_memory_of_the_service(room, name):
-    """A hole costs a training process nothing; to read it takes a core for hours, and the lease is held meanwhile."""
+def test_huge_file_does_not_exceed_time_or_memory(room, name):
+    """A sparse file is free to create, but reading it takes a core for hours, while the lease is renewed."""
     room.drain_seconds = 0.5
     run_id, run_dir = killed(room)
     os.truncate(run_dir / name, 2**42)
@@ -291,7 +291,7 @@ def test_huge_file_takes_neither_the_time_nor_the_memory_of_the_service(room, na
     assert room.row(run_id)["status"] == "queued"
 
 
-def test_log_that_is_too_large_is_published_with_its_end(room, monkeypatch):
+def test_only_end_of_large_log_is_published(room, monkeypatch):
     monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 1000)
     run_id, run_dir = killed(room)
     (run_dir / "run.log").write_text("epoch\n" * 10_000)
@@ -304,7 +304,7 @@ def test_log_that_is_too_large_is_published_with_its_end(room, monkeypatch):
     assert "uploading" in content.splitlines()[-1]
 
 
-def test_weights_are_published_when_there_is_no_time_for_everything(room):
+def test_weights_are_published_first_within_time_limit(room):
     room.drain_seconds = 0.5
     run_id, run_dir = killed(room)
     (run_dir / "labels").mkdir()
@@ -321,21 +321,21 @@ def test_weights_are_published_when_there_is_no_time_for_everything(room):
 
 
 def claimed_and_killed(room, count):
-    """Runs that a killed process worked on, each under a claim of its own."""
+    """Return runs of a killed process, each with a claim of its own."""
     runs = [room.enqueue() for _ in range(count)]
     for number in range(count):
         killed(room, room.claim(f"{number}2222222-2222-4222-8222-222222222222"))
     return runs
 
 
-def test_leases_of_all_runs_are_held_while_one_of_them_uploads(room):
+def test_leases_of_all_runs_are_renewed_while_one_uploads(room):
     room.lease_seconds, room.drain_seconds = 0.5, 10.0
     runs = claimed_and_killed(room, 3)
     assert not any(claims_of_another_worker_while_it_recovers(room))
     assert [artifacts(room, run_id).keys() for run_id in runs] == [TRAINED] * 3
 
 
-def test_decided_outcome_is_told_again_while_another_run_uploads(room):
+def test_known_outcome_is_retried_while_other_run_uploads(room):
     runs = claimed_and_killed(room, 2)
     journal = next(orphaned_journals(room.folders.journals, "w", 60))
     decided = journal.lease.job.id
@@ -362,8 +362,8 @@ def test_decided_outcome_is_told_again_while_another_run_uploads(room):
 # ── recoveries that do not end ──
 
 
-def test_recovery_that_kills_the_service_is_tried_three_times(room):
-    """Each one renews the lease, so the queue alone would never count the run as lost."""
+def test_recovery_that_kills_service_is_tried_three_times(room):
+    """Each recovery renews the lease, so the queue would never count the attempt as lost."""
     run_id, _ = killed(room)
 
     def die(*_):

@@ -1,4 +1,4 @@
-"""Which checkpoint a later attempt begins from, and what a hostile one can do to the service: nothing."""
+"""Which checkpoint an attempt resumes from, and that hostile checkpoints do no harm."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def host(tmp_path, monkeypatch):
 
 
 class Host:
-    """The folders of two attempts, and a bucket."""
+    """The run folders of two attempts, and a bucket."""
 
     def __init__(self, home):
         self.first, self.second = home / "train_x", home / "train_x-2"
@@ -69,7 +69,7 @@ class Host:
         return path
 
     def upload(self, epoch, setup=NOW):
-        """Put a checkpoint into the bucket only; the row points to it."""
+        """Put a checkpoint into the bucket only, and name it in the row."""
         path = self.keep(self.first.parent / "elsewhere", epoch, setup)
         self.store.upload(path, ObjectRef(bucket=BUCKET, key=KEY), StopSignal())
         facts = json.loads(path.with_suffix(".json").read_text())
@@ -81,7 +81,7 @@ class Host:
         return CheckpointFinder(self.run(RunFolder(target)), attempts, self.store, BUCKET).best_for(setup)
 
     def run(self, folder):
-        """The context of the third attempt; its events are in `told`."""
+        """Return the context of the third attempt. Its events are added to `told`."""
 
         class Events:
             record = self.told.append
@@ -93,7 +93,7 @@ class Host:
         return [event.code for event in self.told]
 
 
-def test_the_newest_of_all_attempts_is_resumed(host):
+def test_newest_checkpoint_of_all_attempts_is_resumed(host):
     host.keep(host.first, 4)
     newest = host.keep(host.second, 7)
     host.upload(6)
@@ -103,7 +103,7 @@ def test_the_newest_of_all_attempts_is_resumed(host):
     assert host.codes == []
 
 
-def test_the_buckets_is_fetched_when_it_is_newer(host):
+def test_uploaded_checkpoint_is_downloaded_when_newer(host):
     host.keep(host.first, 4)
     host.upload(6)
 
@@ -114,10 +114,8 @@ def test_the_buckets_is_fetched_when_it_is_newer(host):
 
 
 @pytest.mark.parametrize(("told", "attempt", "epoch"), [(14, 3, 13), (14, 1, 14), (12, 3, 14)])
-def test_epochs_that_a_later_attempt_trained_again_elsewhere_are_not_resumed_from(
-    host, monkeypatch, told, attempt, epoch
-):
-    """Unless they are more than that attempt told, or the bucket's checkpoint is of this host's own attempt."""
+def test_checkpoint_superseded_by_later_attempt_is_not_resumed(host, monkeypatch, told, attempt, epoch):
+    """Unless it has more epochs than the later attempt reported, or the uploaded checkpoint is of this host's attempt."""
     key = f"training_runs/x/{attempt}/checkpoints/epoch.pt"
     monkeypatch.setattr("test_resume.KEY", key)
     host.keep(host.second, 14)
@@ -127,8 +125,8 @@ def test_epochs_that_a_later_attempt_trained_again_elsewhere_are_not_resumed_fro
     assert host.found().epoch == epoch
 
 
-def test_a_newer_checkpoint_of_other_settings_does_not_shadow_the_one_to_resume(host):
-    """The run started over after 40 epochs and was interrupted in its fourth: that training is resumed."""
+def test_newer_checkpoint_of_other_settings_does_not_hide_resumable_one(host):
+    """The run started over after 40 epochs and was interrupted in epoch 4: the newer training is resumed."""
     host.keep(host.first, 40, OTHER)
     newest = host.keep(host.second, 3)
     host.upload(39, OTHER)
@@ -136,7 +134,7 @@ def test_a_newer_checkpoint_of_other_settings_does_not_shadow_the_one_to_resume(
     assert (host.found().path, host.found().decision) == (newest, Resume())
 
 
-def test_without_one_to_resume_the_newest_is_what_to_start_over_from(host):
+def test_newest_checkpoint_is_used_to_start_over(host):
     host.keep(host.first, 39, OTHER)
     newest = host.keep(host.first, 40, OTHER, best_epoch=17)
 
@@ -146,12 +144,12 @@ def test_without_one_to_resume_the_newest_is_what_to_start_over_from(host):
     assert host.codes == []
 
 
-def test_a_checkpoint_without_a_record_is_resumed(host):
+def test_checkpoint_without_metadata_is_resumed(host):
     host.keep(host.first, 5, None)
     assert (host.found().decision, host.found().setup) == (Resume(), None)
 
 
-def test_what_is_damaged_or_gone_is_told_and_left_aside(host):
+def test_damaged_and_missing_checkpoints_are_reported_and_skipped(host):
     host.keep(host.first, 4)
     host.keep(host.second, 7).write_bytes(b"torn")
     host.upload(6)
@@ -161,7 +159,7 @@ def test_what_is_damaged_or_gone_is_told_and_left_aside(host):
     assert host.codes == ["checkpoint_broken", "checkpoint_missing"]
 
 
-def test_without_any_that_is_whole_the_training_starts_anew_and_says_so(host):
+def test_training_starts_from_scratch_without_intact_checkpoint(host):
     assert host.found() is None
     assert host.codes == []
     host.keep(host.second, 7).write_bytes(b"torn")
@@ -169,7 +167,7 @@ def test_without_any_that_is_whole_the_training_starts_anew_and_says_so(host):
     assert host.codes == ["checkpoint_broken", "no_checkpoint"]
 
 
-def test_a_bucket_that_does_not_answer_is_waited_for_only_when_it_has_the_newest(host):
+def test_unavailable_bucket_is_waited_for_only_if_it_has_newest(host):
     host.keep(host.first, 4)
     host.upload(6)
 
@@ -184,7 +182,7 @@ def test_a_bucket_that_does_not_answer_is_waited_for_only_when_it_has_the_newest
 
 
 @pytest.mark.parametrize("answer", ["404", "a login page"])
-def test_what_the_bucket_says_once_throws_no_checkpoint_away(host, answer):
+def test_single_404_does_not_discard_checkpoint(host, answer):
     host.upload(6)
     download, asked = host.store.download, []
 
@@ -203,8 +201,8 @@ def test_what_the_bucket_says_once_throws_no_checkpoint_away(host, answer):
     assert host.codes == []
 
 
-def test_of_two_with_as_many_epochs_the_later_is_resumed(host):
-    """It may be in the middle of the next epoch."""
+def test_later_of_two_checkpoints_with_equal_epochs_is_resumed(host):
+    """The later one may include part of the next epoch."""
     earlier, later = host.keep(host.second, 5), host.keep(host.first, 5)
     for path, at in ((earlier, 100), (later, 200)):
         os.utime(path, (at, at))
@@ -216,7 +214,7 @@ def test_of_two_with_as_many_epochs_the_later_is_resumed(host):
 ORDER = TrainingOrder(plan=PLAN, model=Path("m.pt"), dataset=DATA, run_dir=Path("/runs/x"), setup=NOW.as_json())
 
 
-def test_a_resumed_training_stays_what_it_was_started_from(host):
+def test_resumed_training_keeps_started_from(host):
     path = host.keep(host.first, 5, replace(NOW, started_from="the best weights of before"))
     order, events = resumed_order(ORDER, NOW, host.found())
 
@@ -225,7 +223,7 @@ def test_a_resumed_training_stays_what_it_was_started_from(host):
     assert [event.code for event in events] == ["resumed"]
 
 
-def test_changes_are_told_with_old_and_new(host):
+def test_changes_are_reported_with_old_and_new_value(host):
     host.keep(host.first, 5, Setup.of(replace(PLAN, batch=32, imgsz=320), DATA))
     order, events = resumed_order(ORDER, NOW, host.found())
 
@@ -235,7 +233,7 @@ def test_changes_are_told_with_old_and_new(host):
     assert "the best epoch is one of the following" in events[1].message
 
 
-def test_starting_over_takes_the_best_weights_and_says_why(host):
+def test_starting_over_uses_best_weights_and_reports_why(host):
     path = host.keep(host.first, 40, OTHER, best_epoch=17)
     order, [event] = resumed_order(ORDER, NOW, host.found())
 
@@ -245,7 +243,7 @@ def test_starting_over_takes_the_best_weights_and_says_why(host):
     assert "lr0 0.5 → 0.01" in event.message
 
 
-def test_another_model_starts_over_from_itself(host):
+def test_other_model_starts_over_from_its_own_weights(host):
     host.keep(host.first, 40, Setup.of(replace(PLAN, model=Architecture(stem="yolov8n")), DATA))
     order, [event] = resumed_order(ORDER, NOW, host.found())
 
@@ -254,7 +252,7 @@ def test_another_model_starts_over_from_itself(host):
     assert "base_model yolov8n.yaml → yolo11n.yaml" in event.message
 
 
-def test_a_message_names_a_few_of_many_changes(host):
+def test_message_lists_ten_of_many_changes(host):
     many = {f"setting_{n:02}": n for n in range(50)}
     host.keep(host.first, 40, replace(NOW, settings={**NOW.settings, **many}))
     _, [event] = resumed_order(ORDER, NOW, host.found())
@@ -277,7 +275,7 @@ def test_a_message_names_a_few_of_many_changes(host):
         b"[" * 100_000,
     ],
 )
-def test_a_sidecar_that_makes_no_sense_is_left_aside(host, facts):
+def test_invalid_sidecar_is_skipped(host, facts):
     usable = host.keep(host.first, 3)
     host.keep(host.first, 9).with_suffix(".json").write_bytes(facts)
     assert host.found().path == usable
@@ -287,7 +285,7 @@ def test_a_sidecar_that_makes_no_sense_is_left_aside(host, facts):
 @pytest.mark.parametrize(
     "how", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)], ids=["pipe", "folder", "link"]
 )
-def test_what_is_no_plain_file_is_left_aside(host, which, how):
+def test_checkpoint_that_is_not_a_regular_file_is_skipped(host, which, how):
     usable = host.keep(host.first, 3)
     path = host.keep(host.first, 9).with_suffix(which)
     path.unlink()
@@ -324,7 +322,7 @@ def truncated(path):
 @pytest.mark.parametrize(
     "make", [bomb, crowd, directory_elsewhere, truncated, lambda path: path.write_bytes(b"no archive")]
 )
-def test_an_archive_that_cannot_be_read_within_bounds_records_nothing(host, make):
+def test_archive_beyond_limits_has_no_metadata(host, make):
     path = host.keep(host.first, 9)
     make(path)
     host.note(path, 9)
@@ -338,7 +336,7 @@ def test_an_archive_that_cannot_be_read_within_bounds_records_nothing(host, make
 
 
 @pytest.mark.parametrize("facts", [[], "x", {}, {"setup": "x"}, {"setup": {}}, {"best_epoch": "x"}, {"complete": "no"}])
-def test_notes_that_make_no_sense_are_left_aside(host, facts):
+def test_invalid_metadata_is_ignored(host, facts):
     host.write(host.first, 9, facts)
     assert host.found().epoch == 9
     assert isinstance(host.found().best_epoch, int)

@@ -1,4 +1,4 @@
-"""Whatever lies where an attempt's folders belong: it costs no attempt, and no link is followed."""
+"""Files and links in place of run folders: they fail no attempt, and links are not followed."""
 
 import os
 from contextlib import closing
@@ -18,7 +18,7 @@ def room(tmp_path):
 
 @pytest.fixture
 def outside(tmp_path):
-    """A folder of somebody else that looks like a run folder with a checkpoint of epoch 2."""
+    """Return a folder outside of the runs that looks like a run folder with a checkpoint of epoch 2."""
     folder = tmp_path / "outside"
     save_checkpoint(folder, 2)
     (folder / "run.log").write_text("not a log of the run\n")
@@ -40,7 +40,7 @@ IN_THE_WAY = {
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
 @pytest.mark.parametrize("place", ["run", "view"])
-def test_what_lies_in_place_of_a_folder_of_the_attempt_costs_nothing(room, outside, what, place):
+def test_file_in_place_of_folder_of_attempt_is_removed(room, outside, what, place):
     run_id, before = room.enqueue(), content(outside)
     lease = room.claim()
     path = room.folders.view(lease.job) if place == "view" else room.folders.folder(lease.job).path
@@ -57,7 +57,7 @@ def test_what_lies_in_place_of_a_folder_of_the_attempt_costs_nothing(room, outsi
 
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
-def test_what_lies_in_place_of_an_earlier_attempts_folder_costs_nothing(room, outside, what):
+def test_file_in_place_of_earlier_attempts_folder_is_ignored(room, outside, what):
     run_id, before = room.enqueue(), content(outside)
     room.folders.runs.mkdir(parents=True)
     IN_THE_WAY[what](room.folders.runs / f"train_{run_id}-9", outside)
@@ -70,11 +70,11 @@ def test_what_lies_in_place_of_an_earlier_attempts_folder_costs_nothing(room, ou
     assert content(outside) == before
 
 
-def test_recovery_publishes_nothing_through_a_link(room, outside):
+def test_recovery_publishes_nothing_through_link(room, outside):
     room.enqueue()
     lease = room.claim()
     (outside / "weights").mkdir()
-    (outside / "weights" / "last.pt").write_bytes(b"somebody else's")
+    (outside / "weights" / "last.pt").write_bytes(b"of another program")
     path = room.folders.folder(lease.job).path
     path.parent.mkdir(parents=True)
     path.symlink_to(outside)

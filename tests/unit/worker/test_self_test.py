@@ -1,4 +1,4 @@
-"""What a run needs of its host: folders that can be written, room, GPUs that answer."""
+"""The self-test of a host: writable folders, free space, GPUs that answer."""
 
 import errno
 import os
@@ -36,12 +36,12 @@ def disk(monkeypatch, *, free=10**12, files=10**6, inodes=10**6):
     monkeypatch.setattr(module.os, "statvfs", lambda _: Statvfs(free // 4096, 4096, files, inodes))
 
 
-def test_a_healthy_folder_is_made_and_left_empty(place):
+def test_healthy_folder_is_created_and_left_empty(place):
     assert SelfTest([place])() is None
     assert list(place.folder.iterdir()) == []
 
 
-def test_a_self_test_that_is_killed_leaves_no_file(place, monkeypatch):
+def test_killed_self_test_leaves_no_file(place, monkeypatch):
     found = []
     sync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: (sync(descriptor), found.append(list(place.folder.iterdir()))))
@@ -49,7 +49,7 @@ def test_a_self_test_that_is_killed_leaves_no_file(place, monkeypatch):
     assert found == [[]]
 
 
-def test_a_full_disk_is_a_problem_but_no_reason_to_refuse_the_start(place, monkeypatch):
+def test_full_disk_is_a_problem_and_does_not_prevent_start(place, monkeypatch):
     fail_with(monkeypatch, errno.ENOSPC)
     SelfTest([place]).require_folders()
     problem = SelfTest([place])()
@@ -58,29 +58,27 @@ def test_a_full_disk_is_a_problem_but_no_reason_to_refuse_the_start(place, monke
 
 
 @pytest.mark.parametrize(
-    ("number", "mend"),
+    ("number", "fix"),
     [(errno.EROFS, "check dmesg and the mount"), (errno.EIO, "dmesg"), (errno.EACCES, "write access")],
 )
-def test_a_folder_that_cannot_be_written_is_a_problem_and_a_reason_to_refuse_the_start(
-    place, monkeypatch, number, mend
-):
+def test_folder_that_cannot_be_written_prevents_start(place, monkeypatch, number, fix):
     fail_with(monkeypatch, number)
     told = f"RUNS_DIR: {place.folder} cannot be written ({os.strerror(number)})"
     with pytest.raises(Misconfigured) as refused:
         SelfTest([place]).require_folders()
     for said in (SelfTest([place])(), str(refused.value)):
         assert said.startswith(told)
-        assert mend in said
+        assert fix in said
         assert said.endswith("or set RUNS_DIR to another folder.")
 
 
-def test_a_folder_that_cannot_be_made_is_a_reason_to_refuse_the_start(place):
+def test_folder_that_cannot_be_created_prevents_start(place):
     place.folder.parent.write_text("a file")
     with pytest.raises(Misconfigured, match=r"RUNS_DIR: .*/a/runs cannot be written \(Not a directory\)"):
         SelfTest([place]).require_folders()
 
 
-def test_too_little_space_is_a_problem_with_its_numbers(place, monkeypatch):
+def test_too_little_space_is_reported_with_numbers(place, monkeypatch):
     disk(monkeypatch, free=199 * MIB)
     assert "has 199 MiB free, and the smallest run needs 200 MiB" in SelfTest([place])()
     disk(monkeypatch, free=201 * MIB)
@@ -94,12 +92,12 @@ def test_too_few_inodes_are_a_problem(place, monkeypatch):
     assert SelfTest([place])() is None
 
 
-def test_a_disk_that_reads_something_else_than_was_written_is_a_problem(place, monkeypatch):
+def test_disk_that_returns_other_content_is_a_problem(place, monkeypatch):
     monkeypatch.setattr(module.os, "pread", lambda *_: b"zeros")
     assert "the content read differs from the content written" in SelfTest([place])()
 
 
-def test_the_first_problem_is_told_and_gpus_come_last(tmp_path, monkeypatch):
+def test_first_problem_is_reported_and_gpus_are_last(tmp_path, monkeypatch):
     places = [Place(setting=name, folder=tmp_path / name) for name in ("TRAINER_HOME", "RUNS_DIR")]
     assert SelfTest(places, lambda: "The GPU is gone.")() == "The GPU is gone."
     (tmp_path / "RUNS_DIR").rmdir()
@@ -127,16 +125,16 @@ def two_gpus(monkeypatch):
         ("import os; os.kill(os.getpid(), 11)", "the GPU driver fails"),
     ],
 )
-def test_a_driver_that_does_not_work_is_a_problem(two_gpus, ask, says):
+def test_broken_driver_is_a_problem(two_gpus, ask, says):
     problem = host.GpuCheck({"PATH": os.environ["PATH"]}, ask=ask)()
     assert (problem is None) if says is None else re.search(f"GPU: {says}.*nvidia-smi", problem)
 
 
-def test_a_driver_that_hangs_is_a_problem(two_gpus):
+def test_hanging_driver_is_a_problem(two_gpus):
     assert "no answer within 0 s" in host.GpuCheck({}, ask="import time; time.sleep(20)", seconds=0.2)()
 
 
-def test_a_gpu_that_was_there_at_the_start_must_answer(two_gpus, tmp_path):
+def test_gpu_present_at_start_must_answer(two_gpus, tmp_path):
     (tmp_path / "gpus").write_text("2")
     check = host.GpuCheck({}, ask=f"print(open({str(tmp_path / 'gpus')!r}).read())")
     assert check() is None
@@ -147,10 +145,10 @@ def test_a_gpu_that_was_there_at_the_start_must_answer(two_gpus, tmp_path):
 
 
 @pytest.mark.skipif(bool(host.gpus()), reason="this host has a GPU")
-def test_a_host_without_gpus_is_not_asked():
+def test_host_without_gpus_is_not_tested():
     assert host.GpuCheck({}, ask="raise SystemExit('never run')")() is None
 
 
 @pytest.mark.skipif(bool(host.gpus()), reason="this host has a GPU")
-def test_the_real_question_is_answered_by_a_host_without_a_driver(two_gpus):
+def test_real_gpu_check_works_without_driver(two_gpus):
     assert "the GPU driver fails" in host.GpuCheck({"PATH": os.environ["PATH"]})()

@@ -1,9 +1,9 @@
-"""Accelerators are lent and come back."""
+"""Slots are acquired and released."""
 
 from trainer.worker.slots import CPU, Slots
 
 
-def test_what_is_lent_is_not_free():
+def test_acquired_slot_is_not_free():
     slots = Slots([0, 1])
 
     held = slots.acquire(1)
@@ -11,7 +11,7 @@ def test_what_is_lent_is_not_free():
     assert (held.gpus, slots.free, slots.total) == ((0,), 1, 2)
 
 
-def test_giving_back_twice_is_harmless():
+def test_release_is_idempotent():
     slots = Slots([0])
     held = slots.acquire(1)
 
@@ -21,11 +21,11 @@ def test_giving_back_twice_is_harmless():
     assert slots.free == 1
 
 
-def test_a_run_may_take_several():
+def test_run_may_acquire_several_slots():
     assert Slots([0, 1, 2]).acquire(2).gpus == (0, 1)
 
 
-def test_the_slots_of_a_run_are_on_different_gpus():
+def test_slots_of_run_are_on_different_gpus():
     slots = Slots([0, 1, 0, 1])
 
     assert (slots.gpus, slots.free_gpus, slots.free) == (2, 2, 4)
@@ -33,13 +33,13 @@ def test_the_slots_of_a_run_are_on_different_gpus():
     assert slots.acquire(3).gpus == (0, 1)
 
 
-def test_the_idlest_gpu_is_taken_first():
+def test_gpu_with_most_free_slots_is_first():
     slots = Slots([0, 0, 1, 1])
 
     assert [slots.acquire(1).gpus for _ in range(4)] == [(0,), (1,), (0,), (1,)]
 
 
-def test_what_a_run_could_have_now_is_told_in_gpus():
+def test_free_gpus_counts_each_gpu_once():
     slots = Slots([0, 0])
     held = slots.acquire(1)
 
@@ -51,14 +51,14 @@ def test_what_a_run_could_have_now_is_told_in_gpus():
     assert Slots([CPU, CPU]).gpus == 0
 
 
-def test_a_cpu_slot_has_no_gpu():
+def test_cpu_slot_has_no_gpu():
     slots = Slots([CPU, CPU])
 
     assert slots.acquire(1).gpus == ()
     assert slots.free == 1
 
 
-def test_waiting_ends_when_a_slot_comes_back():
+def test_waiting_ends_when_slot_is_released():
     import threading
 
     slots = Slots([0])

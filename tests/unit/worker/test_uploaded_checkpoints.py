@@ -1,4 +1,4 @@
-"""Checkpoints go from the bucket when their run has no use for them, whoever ended it, and nothing else goes."""
+"""Uploaded checkpoints are deleted when their run cannot use them any more, and no other object is."""
 
 import os
 import time
@@ -32,7 +32,7 @@ def bucket(room, uploaded, tmp_path):
 
 
 class Bucket:
-    """Checkpoints in the bucket, noted or not."""
+    """Uploads checkpoints, with or without an entry in the list."""
 
     def __init__(self, room, uploaded, file):
         self.room, self.uploaded, self.file = room, uploaded, file
@@ -54,7 +54,7 @@ class Bucket:
 
 
 def rows(*changes):
-    """A run's row as the queue answers, with changes."""
+    """Return the row of a run with changed columns."""
     return lambda run_id: RunRow(id=run_id, **({"status": "running"} | dict(changes)))
 
 
@@ -63,7 +63,7 @@ def named(key):
 
 
 @pytest.mark.parametrize("status", [None, "completed", "canceled"])
-def test_all_checkpoints_of_a_run_that_is_over_or_deleted_are_removed(room, bucket, status):
+def test_checkpoints_of_ended_or_deleted_run_are_deleted(room, bucket, status):
     first, second = bucket.checkpoint("r", 1), bucket.checkpoint("r", 2)
     kept = {bucket.put("training_runs/r/1/best.pt"), bucket.checkpoint("other", 1)}
     row = status and RunRow(id="r", status=status, checkpoint={"key": second})
@@ -76,7 +76,7 @@ def test_all_checkpoints_of_a_run_that_is_over_or_deleted_are_removed(room, buck
 
 
 @pytest.mark.parametrize("status", ["queued", "running", "canceling", "failed", "a status of tomorrow"])
-def test_checkpoint_that_the_row_names_is_kept_while_the_run_may_resume(room, bucket, status):
+def test_checkpoint_in_row_is_kept_while_run_may_resume(room, bucket, status):
     bucket.checkpoint("r", 1)
     newest = bucket.checkpoint("r", 2)
 
@@ -85,7 +85,7 @@ def test_checkpoint_that_the_row_names_is_kept_while_the_run_may_resume(room, bu
     assert bucket.keys == {newest}
 
 
-def test_checkpoints_of_a_run_that_another_worker_took_over_are_removed_but_for_the_named_one(room, bucket):
+def test_checkpoints_of_run_taken_over_are_deleted_except_the_one_in_row(room, bucket):
     theirs = bucket.checkpoint("r", 9, attempt=2, is_noted=False)
     bucket.checkpoint("r", 1)
     bucket.checkpoint("r", 2)
@@ -101,7 +101,7 @@ def test_checkpoints_of_a_run_that_another_worker_took_over_are_removed_but_for_
 
 
 @pytest.mark.parametrize("checkpoint", [None, [], "training_runs", {"key": None}, {"key": ["x"]}, {}])
-def test_row_that_names_no_checkpoint_keeps_none(room, bucket, checkpoint):
+def test_row_without_checkpoint_keeps_none(room, bucket, checkpoint):
     bucket.checkpoint("r", 1)
 
     room.uploaded(row_of=rows(("checkpoint", checkpoint))).settle("r")
@@ -109,7 +109,7 @@ def test_row_that_names_no_checkpoint_keeps_none(room, bucket, checkpoint):
     assert bucket.keys == set()
 
 
-def test_checkpoint_of_a_failed_run_goes_when_its_run_folder_does(room, bucket):
+def test_checkpoint_of_failed_run_is_deleted_with_its_run_folder(room, bucket):
     key = bucket.checkpoint("r", 1)
     row_of = rows(("status", "failed"), named(key))
 
@@ -120,8 +120,8 @@ def test_checkpoint_of_a_failed_run_goes_when_its_run_folder_does(room, bucket):
     assert bucket.keys == set()
 
 
-def test_run_with_a_journal_is_left_alone(room, bucket):
-    """Its newest checkpoint may be an event that the queue does not have yet."""
+def test_run_with_journal_is_skipped(room, bucket):
+    """The queue may not have received its newest checkpoint yet."""
     key = bucket.checkpoint("r", 1)
     room.folders.journals.mkdir()
     (room.folders.journals / "r.2.jsonl").touch()
@@ -131,7 +131,7 @@ def test_run_with_a_journal_is_left_alone(room, bucket):
     assert bucket.keys == {key}
 
 
-def test_run_that_is_worked_on_without_a_journal_is_left_alone(room, bucket):
+def test_active_run_without_journal_is_skipped(room, bucket):
     run_id = room.enqueue()
     lease = room.claim()
     key = bucket.checkpoint(run_id, 1)
@@ -156,7 +156,7 @@ def test_run_that_is_worked_on_without_a_journal_is_left_alone(room, bucket):
     ],
 )
 def test_no_other_key_is_ever_deleted(room, bucket, key):
-    """A row may name any key, and the file of notes may have been written by somebody else."""
+    """A row may name any key, and another program may have written the list."""
     deleted = []
     room.store.delete = lambda ref: deleted.append(ref.key)
     bucket.uploaded.note("r", key)
@@ -183,7 +183,7 @@ def test_deleted_checkpoint_is_not_deleted_again(room, bucket):
     assert bucket.keys == {key}
 
 
-def test_notes_survive_a_torn_line(room, bucket):
+def test_list_survives_incomplete_line(room, bucket):
     bucket.checkpoint("r", 1)
     path = room.home / "uploaded" / "r.jsonl"
     path.write_bytes(path.read_bytes() + b'\x00\x00\xff{"buck')
@@ -194,7 +194,7 @@ def test_notes_survive_a_torn_line(room, bucket):
     assert bucket.keys == set()
 
 
-def test_store_that_is_away_is_not_asked_again_at_once(room, bucket, monkeypatch):
+def test_unavailable_store_is_not_asked_again_at_once(room, bucket, monkeypatch):
     for name in ("a", "b"):
         bucket.checkpoint(name, 1)
     uploaded = room.uploaded(row_of=lambda _: None)
@@ -219,7 +219,7 @@ def test_store_that_is_away_is_not_asked_again_at_once(room, bucket, monkeypatch
     assert bucket.keys == set()
 
 
-def test_a_sweep_asks_about_a_limited_number_of_runs_in_turn(room, bucket, monkeypatch):
+def test_tidy_checks_limited_number_of_runs_in_turn(room, bucket, monkeypatch):
     monkeypatch.setattr(uploaded_checkpoints, "RUNS_AT_ONCE", 2)
     kept = {name: bucket.checkpoint(name, 1) for name in "abcde"}
     asked = []
@@ -237,14 +237,14 @@ def test_a_sweep_asks_about_a_limited_number_of_runs_in_turn(room, bucket, monke
     assert asked == ["a", "b", "c", "d", "e", "a"]
 
 
-def test_tidying_without_notes_is_no_error(room, uploaded):
+def test_tidy_without_list_is_not_an_error(room, uploaded):
     uploaded.tidy()
     (room.home / "uploaded").symlink_to("itself")
     uploaded.tidy()
     uploaded.note("r", "training_runs/r/1/checkpoints/epoch-00001-0123abcd.pt")
 
 
-def test_run_whose_id_is_no_file_name_is_noted_inside_the_folder(room, uploaded):
+def test_run_id_is_escaped_in_file_name(room, uploaded):
     uploaded.note("../../x", "training_runs/../../x/1/checkpoints/epoch-00001-0123abcd.pt")
 
     assert [path.parent for path in room.home.rglob("*.jsonl")] == [room.home / "uploaded"]

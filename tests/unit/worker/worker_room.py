@@ -1,4 +1,4 @@
-"""A whole worker on an embedded queue, with a training, a dataset and weights that only pretend."""
+"""A complete worker with an SQLite queue and fake training, datasets and weights."""
 
 import contextlib
 import hashlib
@@ -63,7 +63,7 @@ class PretendedWeights:
 
 
 class PretendedTrainer:
-    """Trains `epochs` instantly; `during` is called in each epoch and may raise, wait or stop things."""
+    """Trains `epochs` at once. `during` is called in each epoch and may raise, wait or set a stop."""
 
     def __init__(self, epochs: int = 3):
         self.epochs = epochs
@@ -133,7 +133,7 @@ class Listener:
 
 @dataclass
 class Room:
-    """`enqueue`, then `work` until the run is over; look at `row` and `store`."""
+    """A worker for tests: `enqueue` a run, `work` until it has ended, then check `row` and `store`."""
 
     home: Path
     lease_seconds: float = 60.0
@@ -204,7 +204,7 @@ class Room:
         return self.queue.claim(Worker(id=worker), claim_id, self.lease_seconds)
 
     def work(self, lease=None, stop=None, **parts):
-        """Execute one run to its end in this thread."""
+        """Execute one run in this thread and return how it ended."""
         return self.execution(**parts).run(lease or self.claim(), self.slots.acquire(1), stop or self.shutdown.child())
 
     def row(self, run_id):
@@ -217,7 +217,7 @@ class Room:
 
 @contextlib.contextmanager
 def in_background(work):
-    """Run `work` in a thread; joined at the end of the block."""
+    """Run `work` in a thread, which is joined at the end of the block."""
     thread = threading.Thread(target=work)
     thread.start()
     try:
