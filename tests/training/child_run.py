@@ -1,4 +1,4 @@
-"""Runs the real training process and collects what it said."""
+"""Runs the real training process and collects its events and output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEMS = {"segment": "yolo11n-seg", "pose": "yolo11n-pose", "obb": "yolo11n-obb",
 
 @dataclass
 class Run:
-    """One child. `at` notes when each event came, in seconds since the order was given."""
+    """One training process. `at` has the time of each event, in seconds since the order."""
 
     process: subprocess.Popen[bytes]
     events: list[Event] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Run:
 
 
 def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = None, **changes) -> TrainingOrder:
-    """A tiny training of the dataset's task; `changes` are fields of the plan or the order."""
+    """Return the order of a tiny training; `changes` are fields of the plan or the order."""
     ours = {name: changes.pop(name) for name in ("resume", "last_reported_epoch", "setup") if name in changes}
     args = {"plots": False, "workers": 0, **changes.pop("args", {})}
     plan = TrainPlan(
@@ -67,7 +67,7 @@ def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = N
 def run_child(
     order, home, *, program=None, on_event=lambda _event, _process: None, env=None, without=(), timeout=120.0
 ) -> Run:
-    """Train in a fresh process to its end. `on_event` may write commands to the process' stdin.
+    """Train in a new process until it exits. `on_event` may write commands to the process' stdin.
 
     `env` is added to its environment, the variables `without` are left out of it.
     """

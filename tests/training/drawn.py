@@ -1,4 +1,4 @@
-"""Tiny datasets, drawn by code: colored rectangles on gray, the same each time, for every task."""
+"""Tiny generated datasets for every task: colored rectangles on gray, always the same."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _COLOURS = ((220, 40, 40), (40, 200, 60))
 
 
 def draw(root: Path, task: Task, *, train: int = 16, val: int = 8, test: int = 0) -> PreparedDataset:
-    """A dataset below `root` as `prepare` would hand it over."""
+    """Create a dataset in `root`, and return it as `prepare` would."""
     counts = {split: n for split, n in {"train": train, "val": val, "test": test}.items() if n}
     dice = random.Random(7)
     for split, count in counts.items():
         for number in range(count):
-            _picture(root, task, split, number, dice)
+            _draw_image(root, task, split, number, dice)
     data = root if task is Task.CLASSIFY else _yaml(root, task, counts)
     return PreparedDataset(root=root, data=data, task=task, names=NAMES, images=counts, fingerprint="0" * 64)
 
 
-def _picture(root: Path, task: Task, split: str, number: int, dice: random.Random) -> None:
+def _draw_image(root: Path, task: Task, split: str, number: int, dice: random.Random) -> None:
     c = number % 2
     image = Image.new("RGB", (SIZE, SIZE), (128, 128, 128))
     w, h = dice.uniform(20, 34), dice.uniform(20, 34)

@@ -1,4 +1,4 @@
-"""A training whose row was edited between two attempts: what the resumed training takes from it, and what it starts from."""
+"""A row that is edited between two attempts: which settings change, and what the training starts from."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ EPOCHS = 8
 
 
 def order(dataset, run_dir, *, resume=None, best_of=None, last_reported_epoch=0, **changes):
-    """The order as the supervisor makes it: with what the training is made of."""
+    """Return an order with its setup, as the supervisor creates it."""
     plain = order_for(
         dataset, run_dir, **{"epochs": EPOCHS, "batch": 4, **changes, "args": {**ARGS, **changes.get("args", {})}}
     )
@@ -46,7 +46,7 @@ def classify(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(classify, tmp_path_factory):
-    """The state after four of eight epochs, on what could be another host."""
+    """The checkpoint after four of eight epochs, in another folder."""
     home = tmp_path_factory.mktemp("first")
 
     def stop_after_four(event, process):

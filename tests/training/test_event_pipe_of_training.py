@@ -1,4 +1,4 @@
-"""A training whose supervisor does not listen, or is gone."""
+"""A training whose supervisor does not read events, or has ended."""
 
 import fcntl
 import os
@@ -22,7 +22,7 @@ EPOCHS = 12
 
 @pytest.fixture
 def training(tmp_path):
-    """A running training, the smallest possible pipe for its events, and its results.csv."""
+    """A running training with the smallest possible event pipe, and its results.csv."""
     folder = private_folder(tmp_path, tmp_path / "weights")
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)

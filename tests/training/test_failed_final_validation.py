@@ -1,4 +1,4 @@
-"""A training whose last epoch is done has a model, whatever fails afterwards; and the same plan gives the same model."""
+"""A failure after the last epoch does not cost the model; and the same plan gives the same model."""
 
 import zipfile
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_failed_final_validation_keeps_model(detect, tmp_path, tear):
 
 @pytest.fixture(scope="module")
 def seeded(tmp_path_factory):
-    """Trainings of one plan on equal data in different places, with the seeds 3, 3 and 4."""
+    """Trainings of one plan on equal data in different folders, with the seeds 3, 3 and 4."""
     runs = []
     for seed in (3, 3, 4):
         home = tmp_path_factory.mktemp("seeded")

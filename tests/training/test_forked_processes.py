@@ -1,4 +1,4 @@
-"""What the training process forks: workers of its loaders, as on every GPU, and those that keep pixels ahead of it."""
+"""Processes that the training process forks: loader workers, as on every GPU, and processes that store pixels."""
 
 import pytest
 from child_run import order_for, run_child
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.training
 
 @pytest.mark.long
 def test_training_with_loader_workers_and_pixel_processes_works(tmp_path):
-    """The thread that reads our standard input holds a lock that a forked process must not wait for."""
+    """A forked process must not wait for the lock of the thread that reads stdin."""
     order = order_for(draw(tmp_path / "data", Task.DETECT), tmp_path / "run", epochs=2, imgsz=32)
     run = run_child(order, tmp_path / "home", program="forks.py", env={FAST_LOADER: str(1 << 30)}, timeout=100)
 

@@ -1,4 +1,4 @@
-"""A dataset or a weights file that wants to run, install or tell something: nothing happens."""
+"""A dataset or weights file that tries to run code, install packages or report facts has no effect."""
 
 import pickle
 import zipfile
@@ -28,7 +28,7 @@ class Hostile:
 
 
 def pt_file(path, content):
-    """A `.pt` as torch.save lays it out, around any pickle."""
+    """Return a `.pt` file in the format of torch.save, with any pickle."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
         archive.writestr("archive/version", "3\n")
@@ -43,7 +43,7 @@ def detect(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def besieged(tmp_path_factory):
-    """A training inside a git repository with a token in its URL, on data with a hostile cache and a broken image."""
+    """A training in a git repository with a token in its URL, on data with a hostile cache and a broken image."""
     home = tmp_path_factory.mktemp("besieged")
     repository = home / "repository"
     (repository / ".git").mkdir(parents=True)
@@ -105,7 +105,7 @@ def test_weights_with_code_are_refused(detect, tmp_path):
 
 
 def test_weights_of_unknown_package_install_nothing(detect, tmp_path):
-    """Ultralytics would install whatever package the file names."""
+    """Ultralytics would install the package that the file names."""
     (tmp_path / "repository" / ".git").mkdir(parents=True)
     (tmp_path / "repository" / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
     (tmp_path / "repository" / ".git" / "config").write_text('[remote "origin"]\n\turl = https://example.org/x.git\n')
@@ -125,7 +125,7 @@ def test_checkpoint_with_code_is_refused(detect, tmp_path):
     checkpoint = pt_file(tmp_path / "hostile.pt", {"ema": Hostile(tmp_path / "touched"), "epoch": 1, "train_args": {}})
     run = run_child(order_for(detect, tmp_path / "run", resume=checkpoint), tmp_path)
 
-    assert "checkpoint_broken" in [warning.code for warning in run.of(Warned)]  # it is left aside
+    assert "checkpoint_broken" in [warning.code for warning in run.of(Warned)]  # it is ignored
     assert not (tmp_path / "touched").exists()
 
 

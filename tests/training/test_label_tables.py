@@ -1,4 +1,4 @@
-"""The table of labels that a view has: what Ultralytics comes to by it is, bit for bit, what it comes to by a scan."""
+"""Label tables: with a table, Ultralytics gets exactly the labels that it gets from a scan."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
 
 @pytest.fixture(autouse=True)
 def module(tmp_path_factory, monkeypatch):
-    """Ultralytics' module, as it was before and after."""
+    """Ultralytics' module, restored after the test."""
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -33,8 +33,8 @@ def module(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def looked_at(module, monkeypatch):
-    """The images that Ultralytics looked at."""
+def scanned(module, monkeypatch):
+    """The images that Ultralytics scanned."""
     seen = []
     look = module.verify_image_label
 
@@ -47,7 +47,7 @@ def looked_at(module, monkeypatch):
 
 
 def labels(module, view, *, table, single_cls=False):
-    """What a dataset of Ultralytics' holds of both splits, with our tables or by its own scan."""
+    """Return the labels of both splits, with our tables or from Ultralytics' scan."""
     from ultralytics.data.utils import check_det_dataset
     from ultralytics.utils import DEFAULT_CFG
 
@@ -93,7 +93,7 @@ def same(one, other):
 
 
 def more_rows(root, task):
-    """Labels as people have them: many rows, every precision, none, some twice."""
+    """Write realistic labels: many rows, every precision, empty files, duplicates."""
     dice = random.Random(3)
 
     def row():
@@ -121,12 +121,12 @@ def more_rows(root, task):
     )  # equal as float32
 
 
-def odd_pictures(folder):
-    """Pictures whose size in pixels is not what their header says first."""
+def odd_images(folder):
+    """Write images whose size differs from the first size in their header."""
     pictures = sorted(folder.iterdir())
     first = Image.open(pictures[0]).resize((90, 70))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     for name, options in {
         "turned.jpg": {"exif": exif}, "turned.png": {"exif": exif}, "plain.jpg": {}, "gray.jpg": {}, "turned.webp": {"exif": exif},
         "xmp.jpg": {"xmp": b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="8"/>'}, "plain.bmp": {},
@@ -141,19 +141,19 @@ def odd_pictures(folder):
 
 @pytest.mark.parametrize("private", [True, False])
 @pytest.mark.parametrize("task", LABELLED)
-def test_table_equals_scan(module, looked_at, tmp_path, task, private):
+def test_table_equals_scan(module, scanned, tmp_path, task, private):
     source = draw(tmp_path / "set", task, train=30, val=12)
     more_rows(source.root, task)
     for split in ("train", "val"):
-        odd_pictures(source.root / "images" / split)
+        odd_images(source.root / "images" / split)
     view = prepared(source.data, tmp_path / "view", task=task, private=private)
     scanned = labels(module, view, table=False)
-    looked_at.clear()
+    scanned.clear()
     found = labels(module, view, table=True)
 
     assert_equal(found, scanned)
     assert len(found) == 30 + 12 + 20
-    assert 0 < len(looked_at) < 2 * 8 + 20, "more than samples and what the table does not know"
+    assert 0 < len(scanned) < 2 * 8 + 20, "more than samples and what the table does not know"
 
 
 def test_table_equals_scan_with_single_class(module, tmp_path):
@@ -165,18 +165,18 @@ def test_table_equals_scan_with_single_class(module, tmp_path):
     assert not any(label["cls"].any() for label in found)
 
 
-def test_wrong_table_is_rejected(module, looked_at, tmp_path, capsys):
+def test_wrong_table_is_rejected(module, scanned, tmp_path, capsys):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     table = view.root / "labels/train.npz"
     with np.load(table) as arrays:
         wrong = {**arrays, "values": arrays["values"] + np.float32(0.001)}
     np.savez(table, **wrong)
     scanned = labels(module, view, table=False)
-    looked_at.clear()
+    scanned.clear()
 
     assert_equal(labels(module, view, table=True), scanned)
     assert "scanning all images" in capsys.readouterr().out
-    assert {f"{number:03}.png" for number in range(16)} <= set(looked_at)
+    assert {f"{number:03}.png" for number in range(16)} <= set(scanned)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"x" * len(data), lambda data: b""])

@@ -1,4 +1,4 @@
-"""A view as `prepare` links it is trained on by the confined process, which writes nothing through the links."""
+"""The sandboxed process trains on a view of links, as `prepare` creates it, and writes nothing through the links."""
 
 import hashlib
 

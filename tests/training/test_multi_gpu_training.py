@@ -1,4 +1,4 @@
-"""One training on two devices: torch's launcher, two ranks on the CPU over gloo, below the real supervisor."""
+"""One training on two devices: torch's launcher and two ranks on the CPU over gloo, with the real supervisor."""
 
 import csv
 import os
@@ -31,14 +31,14 @@ def dataset(tmp_path_factory):
 
 
 class TwoDevices:
-    """A training on two devices; what it said is in `events` and `lines`."""
+    """A training on two devices; `events` and `lines` are its events and output."""
 
     def __init__(self, home, dataset):
         self.home, self.dataset = home, dataset
         self.run_dir = home / "run"
         self.events, self.lines = [], []
         self.stop = StopSignal()
-        self.stop_when = lambda event: None  # the reason to stop for
+        self.stop_when = lambda event: None  # returns the reason to stop, if any
         self.trainer = ChildTrainer(
             environment=os.environ, home=home / "children", weights=home / "weights", limits=TimeLimits(grace=20),
             program=(sys.executable, str(PROGRAMS / "ranks_on_cpu.py")),
@@ -134,7 +134,7 @@ def test_finish_request_ends_every_rank_with_model(two):
 
 
 def test_shutdown_saves_checkpoint_and_ranks_resume(two, tmp_path):
-    two.dataset = draw(tmp_path / "many", Task.DETECT, train=48)  # epochs that are longer than a stop takes
+    two.dataset = draw(tmp_path / "many", Task.DETECT, train=48)  # so that an epoch takes longer than a stop
     two.stop_when = in_epoch(2, StopReason.SHUTDOWN)
     with pytest.raises(Stopped):
         two.train(epochs=3, batch=2)
@@ -145,7 +145,11 @@ def test_shutdown_saves_checkpoint_and_ranks_resume(two, tmp_path):
     again.home.mkdir()
     finished = again.train(epochs=3, batch=2, resume=kept.path)
 
-    assert [event.epoch for event in again.of(EpochFinished)] == [1, 2, 3]  # nobody had heard of the first: told, once
+    assert [event.epoch for event in again.of(EpochFinished)] == [
+        1,
+        2,
+        3,
+    ]  # the first was not reported before: it is reported once
     first = next(event for event in again.of(BatchProgress) if event.phase is Phase.TRAINING)
     assert first.batch > 1, "what was trained before the shutdown is not trained again, on either rank"
     assert again.epochs() == [1, 2, 3]
@@ -190,7 +194,7 @@ def test_resumed_ranks_keep_halved_batch(two, tmp_path):
 
 
 def test_complete_checkpoint_starts_no_rank(two, tmp_path):
-    """Only the final evaluation was missing: it is one process' work."""
+    """Only the final validation is missing, which needs one process."""
     two.train()
     again = TwoDevices(tmp_path / "another-host", two.dataset)
     again.home.mkdir()

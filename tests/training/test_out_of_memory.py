@@ -1,4 +1,4 @@
-"""Running out of memory: half the batch and on from the last checkpoint, wherever it happens."""
+"""Out of memory, in any step: the training resumes from the last checkpoint with half the batch."""
 
 import csv
 from pathlib import Path
@@ -31,7 +31,7 @@ def halvings(run):
 
 @pytest.mark.long
 def test_out_of_memory_resumes_from_last_checkpoint_with_half_batch(detect, tmp_path):
-    run = train(detect, tmp_path, "train:5")  # two batches an epoch
+    run = train(detect, tmp_path, "train:5")  # two batches per epoch
 
     assert isinstance(run.last, Finished), run.output
     assert [event.epoch for event in run.of(EpochFinished)] == [1, 2, 3]
@@ -51,7 +51,7 @@ def test_out_of_memory_in_first_epoch_restarts_with_half_batch(detect, tmp_path)
     assert isinstance(run.last, Finished), run.output
     assert len(halvings(run)) == 2
     assert "train 3 batch 2" in run.output
-    assert "held" not in run.output  # of the models before, nothing is left that could hold memory
+    assert "held" not in run.output  # earlier models hold no memory
 
 
 @pytest.mark.long
@@ -85,7 +85,7 @@ def test_batch_of_one_is_not_halved(detect, tmp_path):
 
 @pytest.mark.long
 def test_resumed_training_keeps_halved_batch(detect, tmp_path):
-    """The attempt that ran out of memory was interrupted later: the next one does not try the large batch again."""
+    """The next attempt does not try the large batch again."""
     stopped = []
 
     def in_third_epoch(event, process):

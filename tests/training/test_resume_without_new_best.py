@@ -1,4 +1,4 @@
-"""A real training that has learned something, is interrupted, and gets worse afterwards: no epoch is a new best.
+"""A real training that is interrupted and gets worse afterwards, so that no epoch is a new best.
 
 It learns to tell red from green. What it is resumed on has the colors exchanged, so that its fitness falls at once.
 """
@@ -26,7 +26,7 @@ PLAN = {"epochs": 60, "batch": 4, "args": {"optimizer": "AdamW", "lr0": 0.002, "
 
 
 def stop_at(reason, when):
-    """Ask the training to stop at the first event for which `when` is true."""
+    """Return a listener that asks for a stop at the first event for which `when` is true."""
     asked = []
 
     def on_event(event, process):
@@ -47,14 +47,14 @@ def is_epoch(event):
 
 
 def recorded(dataset, run_dir, **changes):
-    """An order whose checkpoints record what they were trained with."""
+    """Return an order whose checkpoints record their setup."""
     order = order_for(dataset, run_dir, **(PLAN | changes))
     return replace(order, setup=Setup.of(order.plan, dataset).as_json())
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """A training that was shut down as soon as it had learned to tell the colors apart."""
+    """A training that was shut down once it could distinguish the colors."""
     home = tmp_path_factory.mktemp("learned")
     learns = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and accuracy(event) > 0.9)
     run = run_child(recorded(draw(home / "data", Task.CLASSIFY), home / "run"), home, on_event=learns)
@@ -64,7 +64,7 @@ def learned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exchanged(tmp_path_factory):
-    """The same pictures, with red called green."""
+    """The same images, with the labels of red and green exchanged."""
     root = tmp_path_factory.mktemp("exchanged") / "data"
     dataset = draw(root, Task.CLASSIFY)
     for split in ("train", "val"):
@@ -76,7 +76,7 @@ def exchanged(tmp_path_factory):
 
 @pytest.fixture(params=["same host", "another host"])
 def checkpoint(request, learned, tmp_path):
-    """The newest checkpoint: in the folder of the attempt before, or brought into that of this attempt."""
+    """The newest checkpoint: in the folder of the earlier attempt, or copied to that of this attempt."""
     kept = Path(learned.of(CheckpointSaved)[-1].path)
     if request.param == "same host":
         return kept
@@ -92,7 +92,7 @@ def resume(checkpoint, dataset, home, on_event, **changes):
 
 
 def weights(path):
-    """The model's parameters, as they are published."""
+    """Return the published parameters of the model."""
     state = torch.load(path, weights_only=False)
     return (state.get("ema") or state["model"]).half().state_dict()
 
@@ -128,7 +128,7 @@ def test_best_epoch_is_measured_on_corrected_labels(learned, exchanged, tmp_path
 
     assert isinstance(run.last, Finished), run.output
     epochs = run.of(EpochFinished)
-    assert max(map(accuracy, epochs)) < 0.9  # lower than before, so that an earlier epoch would stay the best
+    assert max(map(accuracy, epochs)) < 0.9  # lower than before, so that an earlier epoch could stay the best
     best = max(epochs, key=lambda event: (accuracy(event), event.epoch))
     assert accuracy(epochs[run.last.report["best_epoch"] - told - 1]) == accuracy(best)
     assert not same(weights(run.last.best.path), weights(kept.parents[1] / "weights/best.pt"))
@@ -147,7 +147,7 @@ def test_shutdown_in_first_resumed_epoch_saves_checkpoint(learned, exchanged, ch
 
 @pytest.fixture
 def no_room(tmp_path):
-    """A file stands where this attempt's checkpoints would go."""
+    """Create a file at the path of this attempt's checkpoints folder."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").touch()
 
@@ -156,7 +156,7 @@ def no_room(tmp_path):
 def test_shutdown_with_failed_checkpoint_warns_and_stops(learned, exchanged, tmp_path, where):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
     taken = where.format(learned.of(EpochFinished)[-1].epoch)
-    (tmp_path / "run" / taken).mkdir(parents=True)  # a folder where a file would be written
+    (tmp_path / "run" / taken).mkdir(parents=True)  # a folder at the path of a file
     run = resume(newest, exchanged, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
 
     assert isinstance(run.last, ChildStopped), run.output
@@ -191,7 +191,7 @@ def test_unloadable_checkpoint_is_reported_and_training_restarts(exchanged, tmp_
 
 @pytest.mark.long
 def test_removed_weights_do_not_stop_training(learned, exchanged, tmp_path):
-    """What is left is the newest state; of the best one nothing is claimed any more."""
+    """The newest checkpoint is left; nothing is claimed about the best epoch any more."""
     newest, epoch = Path(learned.of(CheckpointSaved)[-1].path), learned.of(EpochFinished)[-1].epoch
     shut_down = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and event.epoch == epoch + 2)
 

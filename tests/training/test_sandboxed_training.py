@@ -1,4 +1,4 @@
-"""Code of an attacker's inside a real training reaches nothing; a real training misses nothing."""
+"""Attacker code inside a real training reaches nothing, and the sandbox does not impair the training."""
 
 import ctypes
 import json
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", params=["started for its order", "spare"])
 def taken_over(request, tmp_path_factory):
-    """The training, its home, and the process that it tried to end."""
+    """The training, its home, and the process that the attacker tries to kill."""
     home = tmp_path_factory.mktemp("taken-over")
     outside = home / "outside"
     outside.mkdir()
@@ -73,7 +73,7 @@ def test_sandboxed_training_completes(taken_over):
 
 @pytest.mark.long
 def test_view_with_links_to_any_folder_is_trained_on(tmp_path):
-    """As for a dataset on the user's disk, some of whose images are links themselves."""
+    """Like a dataset on the user's disk with images that are links."""
     dataset = draw(tmp_path / "view", Task.DETECT)
     for number, path in enumerate(sorted((tmp_path / "view" / "images").rglob("*.png"))):
         kept = tmp_path / f"disk{number % 2}" / path.name
@@ -93,7 +93,7 @@ def test_view_with_links_to_any_folder_is_trained_on(tmp_path):
 
 @pytest.mark.long
 def test_sandbox_can_be_disabled(tmp_path):
-    """For a driver that does not bear to be confined."""
+    """For a driver that does not work in the sandbox."""
     order = order_for(draw(tmp_path / "data", Task.CLASSIFY), tmp_path / "run", epochs=1)
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret").write_text("planted")

@@ -1,4 +1,4 @@
-"""Trainings that do not run straight through: NaN, a time budget, early stopping, no validation, other families."""
+"""Special trainings: NaN, a time budget, early stopping, no validation, other model families."""
 
 import csv
 import shutil
@@ -56,7 +56,7 @@ def test_persistent_nan_loss_is_a_crash(detect, tmp_path):
 
 @pytest.fixture(scope="module")
 def budgeted(classify, tmp_path_factory):
-    """A training of "100 epochs" that may take two and a half seconds."""
+    """A training of 100 epochs with a time budget of 2.5 seconds."""
     home = tmp_path_factory.mktemp("budgeted")
     return run_child(order_for(classify, home / "run", epochs=100, args={"time": 2.5 / 3600}), home)
 
@@ -69,7 +69,7 @@ def test_time_budget_ends_training(budgeted):
 
 
 def test_resumed_time_budget_counts_earlier_attempts(budgeted, classify, tmp_path):
-    """Most of the budget is used, so the resumed training takes the rest of it, and not the whole again."""
+    """Most of the budget is used, so the resumed training takes only the rest."""
     kept = budgeted.of(CheckpointSaved)
     before = shutil.copyfile(kept[-2].path, tmp_path / "before.pt")
     changes = {

@@ -1,4 +1,4 @@
-"""Stopping real trainings, and going on with them on what could be another host."""
+"""Stops real trainings and resumes them in other folders, as on another host."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.training
 
 
 def asking(reason, when):
-    """Ask the child to stop, once, at the first event for which `when` is true."""
+    """Return a listener that asks for a stop at the first event for which `when` is true."""
     asked = []
 
     def on_event(event, process):
@@ -56,7 +56,7 @@ def detect(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drained(detect, tmp_path_factory):
-    """A training of four epochs that was asked to shut down in its third."""
+    """A training of four epochs that was shut down in its third."""
     home = tmp_path_factory.mktemp("drained")
     order = order_for(detect, home / "run", epochs=4, batch=1)
     return run_child(order, home, on_event=asking(StopReason.SHUTDOWN, epoch_began(3))), home / "run"
@@ -64,7 +64,7 @@ def drained(detect, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resumed(drained, tmp_path_factory):
-    """The drained training, gone on with elsewhere: other folders, and nothing but the checkpoint of the old ones.
+    """The drained training, resumed elsewhere: in other folders, with only the checkpoint of the old ones.
 
     Of its second epoch nobody had heard.
     """
@@ -113,7 +113,7 @@ def test_shutdown_saves_unfinished_epoch(drained):
     assert facts["sha256"] == kept[-1].sha256
     assert 0 < facts["done"] < 1
     assert not (run_dir / "weights" / "unfinished.pt").exists()
-    with zipfile.ZipFile(kept[-1].path) as archive:  # the best so far is another state than this one
+    with zipfile.ZipFile(kept[-1].path) as archive:  # the best epoch so far is another one
         (best,) = (info for info in archive.infolist() if info.filename.endswith("run/best.pt"))
     assert 1e6 < best.file_size < 10e6
 
@@ -142,7 +142,7 @@ def test_shutdown_during_validation_saves_trained_epoch(detect, tmp_path):
     )
     assert isinstance(again.last, Finished), again.output
     ticks = [tick for tick in again.of(BatchProgress) if tick.epoch == 2 and tick.phase is Phase.TRAINING]
-    assert {tick.batch for tick in ticks} <= {16}  # none but the last of the second epoch's batches (ticks may be lost)
+    assert {tick.batch for tick in ticks} <= {16}  # only the last batch of the second epoch (ticks may be dropped)
     assert epochs_in(tmp_path / "run" / "results.csv") == [1, 2, 3]
 
 
@@ -188,7 +188,7 @@ def test_truncated_row_of_results_is_ignored():
     "results", ["", "\n", "epo", "epoch,ti\n1,2\n", "epoch,time\n1\0,x\n", "epoch,time\ninf,1\n", "\0\ufffd"]
 )
 def test_damaged_results_are_ignored(results, tmp_path):
-    from trainer.training.yolo.report import from_results  # here: it brings Ultralytics into the process
+    from trainer.training.yolo.report import from_results  # imported here, because it imports Ultralytics
 
     assert list(epochs_after(0, results, SimpleNamespace(args={}, epochs=9))) == []
     (tmp_path / "results.csv").write_text(results)
@@ -217,7 +217,7 @@ def test_resumed_training_continues_optimizer_and_schedule(drained, resumed):
     before = drained[0].of(EpochFinished)[-1].metrics["lr/pg0"]
     after = [event.metrics["lr/pg0"] for event in resumed[0].of(EpochFinished) if event.epoch > 2]
 
-    # the warm-up ended with the second epoch's first batches; from then on the rate only falls
+    # the warm-up ended early in the second epoch; afterwards the rate only decreases
     assert before > after[0] > after[1]
 
 

@@ -1,4 +1,4 @@
-"""Kept pixels: every batch and every weight has the bits that it has without them."""
+"""Stored pixels: every batch and every weight has the same bits as without them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from trainer.training.wire import FAST_LOADER
 from trainer.wiring.host import build_trainer
 
 LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
-IMGSZ = 32  # the pictures have 64
-SAMPLES = 3  # of what is linked, to be compared
+IMGSZ = 32  # the images have 64
+SAMPLES = 3  # linked files that are compared
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,14 +36,14 @@ def _quiet(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))
-        import ultralytics.data.base  # noqa: F401 - a first import warns
+        import ultralytics.data.base  # noqa: F401 - the first import prints a warning
 
         yield
 
 
 @pytest.fixture
 def base(monkeypatch):
-    """Ultralytics' module, which is restored afterwards."""
+    """Ultralytics' module, restored after the test."""
     import ultralytics.data.base as module
 
     for method in ("load_image", "__init__"):
@@ -58,11 +58,11 @@ def install(most_bytes=1 << 30):
 
 
 def make_odd(folder):
-    """Pictures as phones, scanners and drawing programs leave them."""
+    """Write images as phones, scanners and drawing programs save them."""
     pictures = sorted(folder.iterdir())
     first = Image.open(pictures[0]).resize((90, 70))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     first.save(folder / "turned.jpg", exif=exif)
     first.convert("L").save(folder / "gray.png")
     first.convert("RGBA").save(folder / "clear.png")
@@ -75,14 +75,14 @@ def make_odd(folder):
 
 
 def epoch(data_yaml, task, mode="train", **arguments):
-    """One epoch's batches, drawn with the same random numbers each time."""
+    """Return one epoch's batches, always with the same random numbers."""
     import torch
     from ultralytics.cfg import get_cfg
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset
 
     random.seed(1)
-    np.random.seed(1)  # noqa: NPY002 - what Ultralytics draws from
+    np.random.seed(1)  # noqa: NPY002 - the generator that Ultralytics uses
     torch.manual_seed(1)
     cfg = get_cfg(overrides={"task": task.value, "imgsz": IMGSZ, "data": str(data_yaml), **arguments})
     data = check_det_dataset(str(data_yaml))
@@ -91,7 +91,7 @@ def epoch(data_yaml, task, mode="train", **arguments):
     return [dataset.collate_fn([dataset[i] for i in order[n : n + 4]]) for n in range(0, len(order), 4)]
 
 
-def kept_files(view):
+def stored_files(view):
     return [path for path in (view.root / "pixels").rglob("*") if path.is_file()]
 
 
@@ -131,13 +131,13 @@ def test_batches_from_stored_pixels_are_equal(base, monkeypatch, tmp_path, task,
     bare = epoch(view.data, task, mode)
     install()
     first = epoch(view.data, task, mode)
-    forbid_decoding(base, monkeypatch, but=("exact.png", "small.png"))  # nothing is gained by keeping those
+    forbid_decoding(base, monkeypatch, but=("exact.png", "small.png"))  # these are not stored
     again = epoch(view.data, task, mode)
 
     assert_equal(bare, first)
     assert_equal(bare, again)
     pictures = len(list((view.root / "images" / mode).iterdir()))
-    assert len(kept_files(view)) == pictures - 2
+    assert len(stored_files(view)) == pictures - 2
 
 
 def test_stretched_images_of_rt_detr_are_equal(base, monkeypatch, tmp_path):
@@ -189,7 +189,7 @@ def test_damaged_pixels_are_replaced(base, tmp_path, damage):
     bare = epoch(view.data, Task.DETECT, "val")
     install()
     epoch(view.data, Task.DETECT, "val")
-    for kept in kept_files(view):
+    for kept in stored_files(view):
         kept.write_bytes(damage(kept.read_bytes()))
 
     assert [batch["img"].tolist() for batch in epoch(view.data, Task.DETECT, "val")] == [
@@ -205,7 +205,7 @@ def test_stored_pixels_respect_limit(base, tmp_path):
 
     assert_equal(bare, epoch(view.data, Task.DETECT))
     assert_equal(bare, epoch(view.data, Task.DETECT))
-    assert len(kept_files(view)) == 5
+    assert len(stored_files(view)) == 5
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk"])
@@ -228,7 +228,7 @@ def test_unwritable_disk_does_not_change_batches(base, tmp_path):
 
 
 def prepared_again(datasets, view, kept):
-    """The view of a second run, with what the first one kept."""
+    """Return the view of a second run, with the files that the first one stored."""
     folder = view.root.parent
     order = DatasetOrder(run_id=kept, sources=(str(view.data),), task=view.task, imgsz=IMGSZ)
     return datasets.prepare(order, folder / kept, StopSignal(), lambda _: None)
@@ -236,7 +236,7 @@ def prepared_again(datasets, view, kept):
 
 @pytest.fixture
 def two_runs(tmp_path):
-    """Prepares one dataset for one run after the other."""
+    """Prepare one dataset for two runs in a row."""
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 30, reserve=0)
     return FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=PixelCache(cache))
 
@@ -267,20 +267,20 @@ def test_wrong_linked_pixels_remove_all_stored_pixels(base, tmp_path, two_runs, 
     install()
     first = prepared_again(two_runs, source, "first")
     bare = epoch(first.data, Task.DETECT)
-    for kept in kept_files(first):
+    for kept in stored_files(first):
         data = bytearray(kept.read_bytes())
         data[200] ^= 1
         kept.write_bytes(data)
     two_runs.discard(first.root)
     second = prepared_again(two_runs, source, "second")
-    assert len(kept_files(second)) == 16
+    assert len(stored_files(second)) == 16
 
     again = epoch(second.data, Task.DETECT)
 
     assert "removing all stored pixels" in capsys.readouterr().out
     for one, other in zip(bare, again, strict=True):
         assert same(one["img"], other["img"])
-    # and what is kept from now on is right
+    # files that are stored from now on are correct
     two_runs.discard(second.root)
     third = prepared_again(two_runs, source, "third")
     epoch(third.data, Task.DETECT)
@@ -310,7 +310,7 @@ def test_additional_processes_store_pixels_ahead(base, tmp_path):
     for process in multiprocessing.active_children():
         process.join(60)
 
-    assert len(kept_files(view)) == 8 + 16 + 4  # of the six odd ones two are small
+    assert len(stored_files(view)) == 8 + 16 + 4  # two of the six odd images are small
     assert [dataset.augment for dataset in datasets] == [False, True]
     assert_equal(bare, epoch(view.data, Task.DETECT))
 
@@ -331,7 +331,7 @@ def test_small_images_start_no_additional_process(base, tmp_path):
     work_ahead([build_yolo_dataset(cfg, data["train"], 4, data, mode="train", stride=32)], processes=1)
 
     assert multiprocessing.active_children() == []
-    assert kept_files(view) == []
+    assert stored_files(view) == []
 
 
 def weights(run_dir):
@@ -371,7 +371,7 @@ def test_setting_reaches_training_process(tmp_path, is_on, most_bytes):
         started = [process for process in psutil.Process().children(recursive=True) if process not in before]
         deadline = time.monotonic() + 10
         while (told := {process.environ().get(FAST_LOADER) for process in started}) == {None}:
-            assert time.monotonic() < deadline  # between fork and exec it is still us
+            assert time.monotonic() < deadline  # between fork and exec it has our environment
         assert told == {str(most_bytes)}
     finally:
         trainer.close()

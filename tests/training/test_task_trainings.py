@@ -1,4 +1,4 @@
-"""The five tasks, each trained for real, tiny, on the CPU."""
+"""A tiny real training of each task on the CPU."""
 
 import csv
 import hashlib
@@ -28,7 +28,7 @@ METRICS = {
     Task.OBB: ("mAP50-95(B)", "recall(B)"),
     Task.CLASSIFY: ("accuracy_top1", "accuracy_top5"),
 }
-WITH_EVERYTHING = Task.DETECT  # pictures, a test split and an export cost time: once is enough
+WITH_EVERYTHING = Task.DETECT  # plots, a test split and an export cost time, so only one task has them
 
 
 @pytest.fixture(scope="module", params=long_except(Task, WITH_EVERYTHING, Task.CLASSIFY), ids=lambda task: task.value)

@@ -1,4 +1,4 @@
-"""A process that refused the network cannot reach another host, and keeps what is local."""
+"""After `refuse_network`, a process cannot reach another host; local connections work."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 
 def refused(attempt):
-    """Run `attempt` after the refusal, in a process of its own, because it cannot be taken back."""
+    """Run `attempt` after `refuse_network` in a new process, because the refusal cannot be undone."""
     program = "import socket, urllib.request\nfrom trainer.training.sandbox.audit_hook import refuse_network\nrefuse_network()\n"
     return subprocess.run(
         [sys.executable, "-c", program + textwrap.dedent(attempt)],
@@ -51,7 +51,7 @@ def test_download_fails_at_once_as_network_error():
 
 
 def test_missing_amp_weights_fail_at_once(tmp_path, monkeypatch):
-    """Ultralytics then skips the check and leaves AMP on, which took 155 s where packets were dropped."""
+    """Ultralytics then skips the check and keeps AMP on; where packets were dropped, this took 155 s."""
     monkeypatch.setenv("YOLO_OFFLINE", "1")
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
     result = refused(

@@ -1,4 +1,4 @@
-"""Checkpoints as files: whole, verified, self-contained, few."""
+"""Checkpoint files: complete, with a checksum, self-contained, and few."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from trainer.training.yolo.checkpoint_file import Progress, commit, is_complete,
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """A run whose training wrote last.pt, best.pt and results.csv."""
+    """A run folder with last.pt, best.pt and results.csv."""
     weights = tmp_path / "run" / "weights"
     weights.mkdir(parents=True)
     for name in ("last", "best"):
@@ -24,7 +24,7 @@ def run_dir(tmp_path):
     return tmp_path / "run"
 
 
-def kept(run_dir, epoch=1, *, best=False, **progress):
+def saved(run_dir, epoch=1, *, best=False, **progress):
     members = {"results.csv": run_dir / "results.csv"} | ({"best.pt": run_dir / "weights" / "best.pt"} if best else {})
     how_far = Progress(epoch=epoch, **progress)
     return commit(prepare(run_dir / "weights" / "last.pt", run_dir, how_far, members), how_far)
@@ -35,7 +35,7 @@ def names(run_dir):
 
 
 def test_event_matches_file(run_dir):
-    told = kept(run_dir, epoch=7)
+    told = saved(run_dir, epoch=7)
 
     path = run_dir / "checkpoints" / "epoch-00007.pt"
     assert told.path == str(path)
@@ -46,7 +46,7 @@ def test_event_matches_file(run_dir):
 
 
 def test_members_are_added_without_changing_state(run_dir):
-    told = kept(run_dir, best=True)
+    told = saved(run_dir, best=True)
 
     with zipfile.ZipFile(told.path) as archive:
         assert archive.testzip() is None
@@ -55,26 +55,26 @@ def test_members_are_added_without_changing_state(run_dir):
         assert set(archive.namelist()) == {"archive/data.pkl"} | ours
 
 
-def test_two_newest_checkpoints_are_kept(run_dir):
+def test_two_newest_checkpoints_are_saved(run_dir):
     for epoch in (1, 2, 3, 4):
-        kept(run_dir, epoch)
+        saved(run_dir, epoch)
         time.sleep(0.01)
 
     assert names(run_dir) == ["epoch-00003.json", "epoch-00003.pt", "epoch-00004.json", "epoch-00004.pt"]
 
 
-def test_newest_files_are_kept_after_restart(run_dir):
-    kept(run_dir, 50)
+def test_newest_files_are_saved_after_restart(run_dir):
+    saved(run_dir, 50)
     time.sleep(0.01)
-    kept(run_dir, 1)
+    saved(run_dir, 1)
     time.sleep(0.01)
-    kept(run_dir, 2)
+    saved(run_dir, 2)
 
     assert "epoch-00050.pt" not in names(run_dir)
 
 
 def test_checkpoint_restores_everything_in_other_folder(run_dir, tmp_path):
-    told = kept(run_dir, 3, best=True, done=0.25, best_epoch=2, train_seconds=12.5)
+    told = saved(run_dir, 3, best=True, done=0.25, best_epoch=2, train_seconds=12.5)
     progress = restore(tmp_path / told.path, tmp_path / "elsewhere")
 
     assert progress == Progress(epoch=3, done=0.25, best_epoch=2, train_seconds=12.5)
@@ -85,15 +85,15 @@ def test_checkpoint_restores_everything_in_other_folder(run_dir, tmp_path):
 
 
 def test_best_checkpoint_becomes_best_and_last(run_dir, tmp_path):
-    told = kept(run_dir)
+    told = saved(run_dir)
     restore(tmp_path / told.path, tmp_path / "elsewhere")
 
     assert zipfile.ZipFile(tmp_path / "elsewhere" / "weights" / "best.pt").read("archive/data.pkl") == b"last"
 
 
 def test_restore_replaces_files_of_killed_attempt(run_dir):
-    """The row of an epoch is in results.csv before its state is: a resumed training would write it twice."""
-    told = kept(run_dir)
+    """results.csv gets the row of an epoch before its checkpoint exists: a resumed training would repeat the row."""
+    told = saved(run_dir)
     (run_dir / "results.csv").write_text("epoch\n1\n2\n")
     restore(run_dir / "checkpoints" / os.path.basename(told.path), run_dir)
 
@@ -114,7 +114,7 @@ def test_restore_brings_every_file(run_dir, tmp_path):
 )
 def test_truncated_row_of_results_is_dropped(run_dir, tmp_path, lines, restored):
     (run_dir / "results.csv").write_text(lines)
-    told = kept(run_dir)
+    told = saved(run_dir)
     restore(tmp_path / told.path, tmp_path / "elsewhere")
 
     results = tmp_path / "elsewhere" / "results.csv"
@@ -133,7 +133,7 @@ def test_foreign_checkpoint_is_accepted(run_dir, tmp_path):
 
 
 def test_failed_copy_leaves_previous_checkpoint(run_dir, monkeypatch):
-    kept(run_dir, 1)
+    saved(run_dir, 1)
     before = names(run_dir)
 
     def full(_archive, *_):
@@ -141,16 +141,16 @@ def test_failed_copy_leaves_previous_checkpoint(run_dir, monkeypatch):
 
     monkeypatch.setattr(checkpoint_file.zipfile.ZipFile, "writestr", full)
     with pytest.raises(OSError, match="No space"):
-        kept(run_dir, 2)
+        saved(run_dir, 2)
 
     assert names(run_dir) == before
 
 
 def test_hard_link_survives_replaced_checkpoint(run_dir):
-    told = kept(run_dir, 2)
+    told = saved(run_dir, 2)
     link = run_dir / "uploading"
     os.link(told.path, link)
-    kept(run_dir, 2, done=0.5)
+    saved(run_dir, 2, done=0.5)
 
     assert hashlib.sha256(link.read_bytes()).hexdigest() == told.sha256
 
@@ -165,8 +165,8 @@ def test_truncated_file_is_incomplete(run_dir):
 
 
 def test_training_from_scratch_removes_stale_files(run_dir):
-    kept(run_dir)
+    saved(run_dir)
     remove_stale(run_dir)
 
     assert not list(run_dir.glob("*/*"))
-    assert (run_dir / "results.csv").exists()  # Ultralytics' own to delete
+    assert (run_dir / "results.csv").exists()  # Ultralytics deletes it itself

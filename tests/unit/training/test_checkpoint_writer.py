@@ -1,4 +1,4 @@
-"""States are kept beside the training: copied at once, settled meanwhile, waited for where it matters."""
+"""Checkpoints are copied at once and saved in a thread; the training waits for them where it must."""
 
 import hashlib
 import threading
@@ -22,7 +22,7 @@ def state(tmp_path):
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """Nothing is synced before the event is set."""
+    """Block every sync until the event is set."""
     ready = threading.Event()
     sync = durable.os.fsync
 
@@ -40,18 +40,18 @@ def write(path, content):
         archive.writestr("archive/data.pkl", content)
 
 
-def kept_content(kept):
-    with zipfile.ZipFile(kept.path) as archive:
+def content_of(saved):
+    with zipfile.ZipFile(saved.path) as archive:
         return archive.read("archive/data.pkl").decode()
 
 
 def test_event_is_sent_after_checkpoint_is_durable(tmp_path, state):
     told = []
 
-    def hear(event):
+    def on_event(event):
         told.append((event, Path(event.path).read_bytes(), Path(event.path).with_suffix(".json").exists()))
 
-    writer = CheckpointWriter(tmp_path, hear)
+    writer = CheckpointWriter(tmp_path, on_event)
     writer.copy(state, Progress(epoch=1), {})
     writer.save()
     writer.wait()
@@ -74,7 +74,7 @@ def test_slow_disk_does_not_block_training(tmp_path, state, slow_disk):
     slow_disk.set()
     writer.wait()
 
-    assert kept_content(writer.saved) == "first"
+    assert content_of(writer.saved) == "first"
 
 
 def test_next_copy_waits_for_running_save(tmp_path, state, slow_disk):
@@ -83,7 +83,7 @@ def test_next_copy_waits_for_running_save(tmp_path, state, slow_disk):
     writer.copy(state, Progress(epoch=1), {})
     writer.save()
     threading.Timer(0.1, slow_disk.set).start()
-    writer.copy(state, Progress(epoch=1, done=0.5), {})  # the same epoch: the same name on disk
+    writer.copy(state, Progress(epoch=1, done=0.5), {})  # the same epoch has the same file name
 
     assert [event.epoch for event in told] == [1]
     writer.save()
@@ -93,7 +93,7 @@ def test_next_copy_waits_for_running_save(tmp_path, state, slow_disk):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """No sync succeeds before the list is emptied."""
+    """Let every sync fail until the list is empty."""
     full = [True]
     sync = durable.os.fsync
 
@@ -135,7 +135,7 @@ def test_previous_checkpoint_stays_after_failed_save(tmp_path, state, full_disk)
         1, "checkpoint_not_saved", 4, "checkpoint_not_saved",
     ]  # fmt: skip
     assert writer.saved.epoch == 4
-    assert kept_content(writer.saved) == "first"
+    assert content_of(writer.saved) == "first"
 
 
 def test_failed_copy_is_warning(tmp_path, state):

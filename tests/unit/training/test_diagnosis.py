@@ -1,4 +1,4 @@
-"""What real libraries say (captured from torch and Ultralytics as installed), and the sentence that it becomes."""
+"""Messages of the installed libraries, and the sentence that each one becomes."""
 
 from __future__ import annotations
 
@@ -17,187 +17,187 @@ from trainer.training.supervisor.failure_patterns import CAUSES
 PACKAGES = Path(sys.prefix) / "lib" / "python3.11" / "site-packages"
 
 
-def said(error, message, kind, sentence):
+def case(error, message, kind, sentence):
     return error, message, kind, sentence
 
 
 EXCEPTIONS = {
-    "cuda out of memory": said(
+    "cuda out of memory": case(
         "OutOfMemoryError",
         "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.68 GiB of which 1.94 GiB is "
         "free. Including non-PyTorch memory, this process has 21.72 GiB memory in use.",
         RunFailed,
         "GPU ran out of memory.*batch 16, image size 640.*smaller batch",
     ),
-    "cublas out of memory": said(
+    "cublas out of memory": case(
         "RuntimeError",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         RunFailed,
         "GPU ran out of memory",
     ),
-    "cpu out of memory": said(
+    "cpu out of memory": case(
         "RuntimeError",
         "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
         "allocate 400000000000000 bytes. Error code 12 (Cannot allocate memory)",
         MachineFailed,
         "host ran out of memory.*fewer workers",
     ),
-    "python out of memory": said("MemoryError", "", MachineFailed, "host ran out of memory"),
-    "numpy out of memory": said(
+    "python out of memory": case("MemoryError", "", MachineFailed, "host ran out of memory"),
+    "numpy out of memory": case(
         "_ArrayMemoryError",
         "Unable to allocate 36.4 TiB for an array with shape (9999999999999,)",
         MachineFailed,
         "host ran out of memory",
     ),
-    "loader killed": said(
+    "loader killed": case(
         "RuntimeError",
         "DataLoader worker (pid 4711) is killed by signal: Killed. ",
         MachineFailed,
         "host ran out of memory",
     ),
-    "loader gone": said(
+    "loader gone": case(
         "RuntimeError",
         "DataLoader worker (pid(s) 28712) exited unexpectedly",
         MachineFailed,
         "host ran out of memory",
     ),
-    "loader bus error": said(
+    "loader bus error": case(
         "RuntimeError",
         "DataLoader worker (pid 22) is killed by signal: Bus error. It is possible that dataloader's workers are out "
         "of shared memory. Please try to raise your shared memory limit.",
         MachineFailed,
         "/dev/shm was full.*--shm-size",
     ),
-    "shm": said(
+    "shm": case(
         "RuntimeError",
         "unable to mmap 78643200 bytes from file </torch_4242_17>: Cannot allocate memory (12)",
         MachineFailed,
         "host ran out of memory",
     ),
-    "shm allocate": said(
+    "shm allocate": case(
         "RuntimeError",
         "unable to allocate shared memory(shm) for file </torch_42_1_0>: Resource temporarily unavailable (11)",
         MachineFailed,
         "/dev/shm",
     ),
-    "shm open": said(
+    "shm open": case(
         "RuntimeError",
         "unable to open shared memory object </torch_31_9> in read-write mode: Too many open files (24)",
         MachineFailed,
         "/dev/shm|too many files",
     ),
-    "descriptors": said(
+    "descriptors": case(
         "RuntimeError",
         "received 0 items of ancdata",
         MachineFailed,
         "too many files open.*LimitNOFILE",
     ),
-    "threads": said("RuntimeError", "can't start new thread", MachineFailed, "another thread.*TasksMax"),
-    "disk full": said(
+    "threads": case("RuntimeError", "can't start new thread", MachineFailed, "another thread.*TasksMax"),
+    "disk full": case(
         "OSError",
         "[Errno 28] No space left on device: '/runs/train_1/weights/last.pt'",
         MachineFailed,
         r"disk was full.*3\.0 GiB are free",
     ),
-    "quota": said("OSError", "[Errno 122] Disk quota exceeded", MachineFailed, "disk was full"),
-    "torch.save on a full disk": said(
+    "quota": case("OSError", "[Errno 122] Disk quota exceeded", MachineFailed, "disk was full"),
+    "torch.save on a full disk": case(
         "RuntimeError",
         "[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598",
         MachineFailed,
         "disk was full",
     ),
-    "read-only": said(
+    "read-only": case(
         "OSError",
         "[Errno 30] Read-only file system: '/runs/train_1/results.csv'",
         MachineFailed,
         "mount and the permissions",
     ),
-    "permission": said(
+    "permission": case(
         "PermissionError", "[Errno 13] Permission denied: '/runs/x'", MachineFailed, "mount and the permissions"
     ),
-    "stale mount": said("OSError", "[Errno 116] Stale file handle: '/data/1.jpg'", HostFailed, "network mount failed"),
-    "nan": said(
+    "stale mount": case("OSError", "[Errno 116] Stale file handle: '/data/1.jpg'", HostFailed, "network mount failed"),
+    "nan": case(
         "RuntimeError",
         "Training failed: NaN persisted for 4 epochs",
         RunFailed,
         "diverged.*learning rate",
     ),
-    "nan without checkpoint": said(
+    "nan without checkpoint": case(
         "RuntimeError",
         "Loss NaN/Inf detected but no valid last.pt is available for recovery",
         RunFailed,
         "diverged",
     ),
-    "launch failure": said(
+    "launch failure": case(
         "AcceleratorError",
         "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported at some other API "
         "call, so the stacktrace below might be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1",
         MachineFailed,
         "GPU or its driver failed.*unspecified launch failure",
     ),
-    "device lost": said(
+    "device lost": case(
         "RuntimeError",
         "CUDA error: no CUDA-capable device is detected",
         HostFailed,
         "GPU or its driver",
     ),
-    "no driver": said(
+    "no driver": case(
         "RuntimeError",
         "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
         "http://www.nvidia.com/Download/index.aspx",
         HostFailed,
         "GPU or its driver",
     ),
-    "device taken": said(
+    "device taken": case(
         "AcceleratorError",
         "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
         HostFailed,
         "GPU or its driver",
     ),
-    "broken memory": said(
+    "broken memory": case(
         "AcceleratorError",
         "CUDA error: uncorrectable ECC error encountered",
         HostFailed,
         "GPU or its driver",
     ),
-    "illegal access": said(
+    "illegal access": case(
         "AcceleratorError",
         "CUDA error: an illegal memory access was encountered",
         MachineFailed,
         "GPU or its driver",
     ),
-    "device index": said(
+    "device index": case(
         "ValueError",
         "Invalid CUDA 'device=0' requested. Use 'device=cpu' or pass valid CUDA device(s) if available\n\n"
         "torch.cuda.is_available(): False",
         HostFailed,
         "GPU or its driver",
     ),
-    "device assert": said(
+    "device assert": case(
         "AcceleratorError",
         "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously",
         RunFailed,
         "class index",
     ),
-    "old driver": said(
+    "old driver": case(
         "RuntimeError",
         "The NVIDIA driver on your system is too old (found version 11040).",
         HostFailed,
         "torch does not support",
     ),
-    "new gpu": said(
+    "new gpu": case(
         "AcceleratorError",
         "CUDA error: no kernel image is available for execution on the device",
         HostFailed,
         "torch does not support",
     ),
-    "nccl": said(
+    "nccl": case(
         "DistBackendError",
         "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error",
         MachineFailed,
         "lost the connection.*one GPU",
     ),
-    "image gone": said(
+    "image gone": case(
         "FileNotFoundError",
         "Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
         '  File "torch/utils/data/_utils/worker.py", line 349, in _worker_loop\n    raise MemoryError  # never mind\n'
@@ -205,82 +205,82 @@ EXCEPTIONS = {
         MachineFailed,
         r"is missing.*Image Not Found /data/images/7\.jpg",
     ),
-    "dataset gone": said(
+    "dataset gone": case(
         "RuntimeError",
         "Dataset '/runs/view/data.yaml' error ❌ '/runs/view/data.yaml' does not exist",
         MachineFailed,
         "is missing",
     ),
-    "class range": said(
+    "class range": case(
         "RuntimeError",
         "No valid images found in /runs/view/labels/train.cache.\n  /runs/view/images/1.jpg: ignoring corrupt "
         "image/label: Label class 7 exceeds dataset class count 2. Possible class labels are 0-1\nSee https://docs",
         RunFailed,
         "class that the dataset does not have.*Label class 7",
     ),
-    "names": said(
+    "names": case(
         "RuntimeError",
         "2-class dataset requires class indices 0-1, but you have invalid class indices 1-2",
         RunFailed,
         "0-based",
     ),
-    "no labels": said(
+    "no labels": case(
         "ValueError",
         "train: No labels found in /runs/view/labels/train.cache. See https://docs.ultralytics.com",
         RunFailed,
         "No usable labels",
     ),
-    "no images": said(
+    "no images": case(
         "FileNotFoundError",
         "train: Error loading data from /runs/view/images/train\nSee https://docs.ultralytics.com",
         RunFailed,
         "No usable images",
     ),
-    "wrong task": said(
+    "wrong task": case(
         "ValueError",
         "Segment dataset requires equal numbers of boxes and segments, but got len(segments) = 0",
         RunFailed,
         "segment needs polygons",
     ),
-    "damaged weights": said(
+    "damaged weights": case(
         "TypeError",
         "ERROR ❌️ /models/w.pt is not a loadable checkpoint — the file is empty, truncated or corrupted (RuntimeError: "
         "PytorchStreamReader failed reading zip archive: failed finding central directory.",
         RunFailed,
         "weights file cannot be loaded",
     ),
-    "foreign weights": said(
+    "foreign weights": case(
         "TypeError",
         "ERROR ❌️ /models/w.pt references types outside the supported Ultralytics checkpoint format.",
         RunFailed,
         "weights file cannot be loaded",
     ),
-    "unpickled weights": said(
+    "unpickled weights": case(
         "UnpicklingError",
         "Weights only load failed. In PyTorch 2.6, we changed the default value of `weights_only`",
         RunFailed,
         "weights file cannot be loaded",
     ),
-    "package": said("ModuleNotFoundError", "No module named 'onnx'", MachineFailed, "package onnx is missing"),
-    "file refused": said(
+    "package": case("ModuleNotFoundError", "No module named 'onnx'", MachineFailed, "package onnx is missing"),
+    "file refused": case(
         "OSError",
         "[Errno 36] File name too long: '/runs/train_1/weights/last.pt'",
         MachineFailed,
         "could not use.*too long",
     ),
-    "folder gone": said(
+    "folder gone": case(
         "RuntimeError",
         "Parent directory /runs/train_1/weights does not exist.",
         MachineFailed,
         "could not use.*Parent directory",
     ),
-    "unknown": said(
+    "unknown": case(
         "KeyError",
         "'something nobody thought of'\nmore",
         RunFailed,
         r"KeyError: 'something nobody thought of'; the run's",
     ),
-    "wordless": said("AssertionError", "", RunFailed, "with AssertionError; the run's log"),
+    "wordless": case("AssertionError", "", RunFailed, "with AssertionError; the run's log"),
 }
 
 
@@ -317,7 +317,7 @@ def test_message_names_phase_and_epoch():
 
 
 @pytest.mark.parametrize(
-    ("batch", "mend"),
+    ("batch", "hint"),
     [
         (1, "smaller image size than 640"),
         (0.7, "as a number of images"),
@@ -325,10 +325,10 @@ def test_message_names_phase_and_epoch():
         (8, "a smaller batch"),
     ],
 )
-def test_gpu_memory_hint_depends_on_batch(batch, mend):
+def test_gpu_memory_hint_depends_on_batch(batch, hint):
     diagnosis = diagnose(evidence(batch=batch, crashed=crash("OutOfMemoryError", "CUDA out of memory.")))
 
-    assert mend in str(diagnosis)
+    assert hint in str(diagnosis)
 
 
 def test_halved_batch_is_used_for_hint():
@@ -433,8 +433,8 @@ def test_exit_before_order_is_host_failure(facts, words):
 @pytest.mark.parametrize(
     "facts",
     [
-        {"phase": Phase.STARTING, "exit_code": -9},  # the kernel, or a person
-        {"phase": Phase.STARTING, "crashed": crash("KeyError", "x")},  # at the order already
+        {"phase": Phase.STARTING, "exit_code": -9},  # from the kernel or a person
+        {"phase": Phase.STARTING, "crashed": crash("KeyError", "x")},  # after it has read its order
         {"phase": Phase.LOADING, "exit_code": 1},
         {"phase": Phase.LOADING, "crashed": dataclasses.replace(crash("KeyError", "x"), is_installation=True)},
     ],

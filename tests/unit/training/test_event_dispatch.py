@@ -18,22 +18,22 @@ def epoch(number):
 
 class Listener:
     def __init__(self):
-        self.heard = []
+        self.received = []
         self.go_on = threading.Event()
 
     def __call__(self, item):
         self.go_on.wait(5)
-        self.heard.append(item)
+        self.received.append(item)
 
 
 def delivered(*items):
-    """What arrives when everything was queued before anybody listened."""
-    dispatcher, heard = EventDispatcher(), []
+    """Return what a listener gets if everything was queued before it started."""
+    dispatcher, received = EventDispatcher(), []
     for item in items:
         (dispatcher.line if isinstance(item, str) else dispatcher.event)(item)
-    dispatcher.start(heard.append, heard.append)
+    dispatcher.start(received.append, received.append)
     dispatcher.close()
-    return heard
+    return received
 
 
 def test_events_arrive_in_order_before_lines():
@@ -45,15 +45,15 @@ def test_only_newest_waiting_tick_arrives():
 
 
 def test_fast_listener_gets_every_tick():
-    dispatcher, heard = EventDispatcher(), []
+    dispatcher, received = EventDispatcher(), []
     arrived = threading.Semaphore(0)
-    dispatcher.start(lambda event: (heard.append(event), arrived.release()), str)
+    dispatcher.start(lambda event: (received.append(event), arrived.release()), str)
     for number in range(3):
         dispatcher.event(tick(number))
         assert arrived.acquire(timeout=5)
     dispatcher.close()
 
-    assert heard == [tick(0), tick(1), tick(2)]
+    assert received == [tick(0), tick(1), tick(2)]
 
 
 def test_no_durable_event_is_dropped():
@@ -63,10 +63,10 @@ def test_no_durable_event_is_dropped():
 
 
 def test_lines_beyond_limit_are_counted_and_dropped():
-    heard = delivered(*(str(number) for number in range(MOST_LINES + 500)))
+    received = delivered(*(str(number) for number in range(MOST_LINES + 500)))
 
-    assert heard[:MOST_LINES] == [str(number) for number in range(MOST_LINES)]
-    assert heard[MOST_LINES:] == ["… 500 lines left out: output came too fast …"]
+    assert received[:MOST_LINES] == [str(number) for number in range(MOST_LINES)]
+    assert received[MOST_LINES:] == ["… 500 lines left out: output came too fast …"]
 
 
 def test_gap_is_marked_where_lines_were_dropped():
@@ -76,7 +76,7 @@ def test_gap_is_marked_where_lines_were_dropped():
     one_taken = threading.Event()
 
     def take(line):
-        listener.heard.append(line)
+        listener.received.append(line)
         one_taken.set()
         listener.go_on.wait(5)
 
@@ -86,19 +86,19 @@ def test_gap_is_marked_where_lines_were_dropped():
     listener.go_on.set()
     dispatcher.close()
 
-    assert listener.heard[-2:] == ["… 7 lines left out: output came too fast …", "afterwards"]
+    assert listener.received[-2:] == ["… 7 lines left out: output came too fast …", "afterwards"]
 
 
 def test_queueing_never_waits_for_listener():
-    dispatcher, heard = EventDispatcher(), Listener()
-    dispatcher.start(heard, heard)
+    dispatcher, received = EventDispatcher(), Listener()
+    dispatcher.start(received, received)
     for number in range(1000):
-        dispatcher.event(epoch(number))  # returns although nothing was taken
-    assert heard.heard == []
+        dispatcher.event(epoch(number))  # returns although nothing is taken
+    assert received.received == []
 
-    heard.go_on.set()
+    received.go_on.set()
     dispatcher.close()
-    assert len(heard.heard) == 1000
+    assert len(received.received) == 1000
 
 
 def test_exception_of_listener_is_raised_by_close():

@@ -1,4 +1,4 @@
-"""The events pipe from the child's side: nothing waits, nothing durable is lost."""
+"""The training process's end of the event pipe: it never blocks, and loses no durable event."""
 
 import os
 import threading

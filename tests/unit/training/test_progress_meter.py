@@ -1,4 +1,4 @@
-"""Progress, speed and time left, by a clock that the test turns."""
+"""Progress, speed and remaining time, with a clock that only the test changes."""
 
 import pytest
 
@@ -6,8 +6,8 @@ from trainer.core.events import BatchProgress, EpochFinished, Phase, PhaseStarte
 from trainer.training.yolo.progress_meter import ProgressMeter
 
 
-class Course:
-    """A training that takes exactly the seconds it is told to take."""
+class SimulatedTraining:
+    """A training whose steps take given times."""
 
     def __init__(self):
         self.now = 100.0
@@ -45,129 +45,129 @@ class Course:
 
 
 @pytest.fixture
-def course():
-    return Course()
+def training():
+    return SimulatedTraining()
 
 
-def test_ticks_are_limited_to_two_per_second(course):
-    course.meter.epoch_started(1, 1, 1000)
+def test_ticks_are_limited_to_two_per_second(training):
+    training.meter.epoch_started(1, 1, 1000)
     for _ in range(1000):
-        course.batch(0.01)
+        training.batch(0.01)
 
-    assert 18 <= len(course.ticks()) <= 21
-    assert course.asked == len(course.ticks())
+    assert 18 <= len(training.ticks()) <= 21
+    assert training.asked == len(training.ticks())
 
 
-def test_tick_has_position_of_training(course):
-    course.meter.epoch_started(2, 5, 10)
-    course.batch(3.0)
-    course.batch(1.0)
+def test_tick_has_position_of_training(training):
+    training.meter.epoch_started(2, 5, 10)
+    training.batch(3.0)
+    training.batch(1.0)
 
-    tick = course.last
+    tick = training.last
     assert (tick.phase, tick.epoch, tick.total_epochs, tick.batch, tick.total_batches) == (Phase.TRAINING, 2, 5, 2, 10)
     assert tick.losses == {"box_loss": 1.5}
     assert tick.gpu_memory == 2048
 
 
-def test_speed_excludes_first_batch(course):
-    course.meter.epoch_started(1, 1, 4)
-    course.batch(30.0, images=8)
-    course.batch(1.0, images=8)
-    course.batch(1.0, images=8)
+def test_speed_excludes_first_batch(training):
+    training.meter.epoch_started(1, 1, 4)
+    training.batch(30.0, images=8)
+    training.batch(1.0, images=8)
+    training.batch(1.0, images=8)
 
-    assert course.last.images_per_second == 8.0
-    assert course.meter.images_per_second == 8.0
-
-
-def test_no_eta_without_measurement(course):
-    course.meter.epoch_started(1, 3, 10)
-    course.batch(5.0)
-
-    assert course.last.eta_seconds is None
+    assert training.last.images_per_second == 8.0
+    assert training.meter.images_per_second == 8.0
 
 
-def test_eta_in_first_epoch_estimates_validation(course):
-    course.meter.epoch_started(1, 3, 10)
+def test_no_eta_without_measurement(training):
+    training.meter.epoch_started(1, 3, 10)
+    training.batch(5.0)
+
+    assert training.last.eta_seconds is None
+
+
+def test_eta_in_first_epoch_estimates_validation(training):
+    training.meter.epoch_started(1, 3, 10)
     for _ in range(5):
-        course.batch(1.0)
+        training.batch(1.0)
 
-    # 25 batches of a second are left, and three validations, said to take a tenth of an epoch's ten seconds
-    assert course.last.eta_seconds == pytest.approx(25 + 3 * 1.0)
-
-
-def test_eta_uses_measured_validation(course):
-    course.epoch(1, 3, batches=10, validation=4.0)
-
-    assert course.last.eta_seconds == pytest.approx(2 * (10 + 4.0))
+    # left: 25 batches of one second, and three validations, estimated as a tenth of an epoch's ten seconds
+    assert training.last.eta_seconds == pytest.approx(25 + 3 * 1.0)
 
 
-def test_eta_decreases_during_validation(course):
-    course.epoch(1, 2, batches=10, validation=4.0)
-    course.meter.epoch_started(2, 2, 10)
+def test_eta_uses_measured_validation(training):
+    training.epoch(1, 3, batches=10, validation=4.0)
+
+    assert training.last.eta_seconds == pytest.approx(2 * (10 + 4.0))
+
+
+def test_eta_decreases_during_validation(training):
+    training.epoch(1, 2, batches=10, validation=4.0)
+    training.meter.epoch_started(2, 2, 10)
     for _ in range(10):
-        course.batch(1.0)
-    course.validate(4, 4.0)
+        training.batch(1.0)
+    training.validate(4, 4.0)
 
-    told = [tick.eta_seconds for tick in course.ticks() if tick.phase is Phase.VALIDATING and tick.epoch == 2]
+    told = [tick.eta_seconds for tick in training.ticks() if tick.phase is Phase.VALIDATING and tick.epoch == 2]
     assert told == pytest.approx([3.0, 2.0, 1.0, 0.0])
 
 
-def test_time_budget_bounds_eta(course):
-    course.meter.budget(20.0)
-    course.meter.epoch_started(1, 100, 10)
+def test_time_budget_bounds_eta(training):
+    training.meter.budget(20.0)
+    training.meter.epoch_started(1, 100, 10)
     for _ in range(5):
-        course.batch(1.0)
+        training.batch(1.0)
 
-    assert course.last.eta_seconds == 15.0
+    assert training.last.eta_seconds == 15.0
 
 
-def test_restarted_epoch_resets_counts(course):
-    course.meter.epoch_started(1, 2, 10)
+def test_restarted_epoch_resets_counts(training):
+    training.meter.epoch_started(1, 2, 10)
     for _ in range(7):
-        course.batch(1.0)
-    course.meter.epoch_started(1, 2, 20)
-    course.batch(1.0)
+        training.batch(1.0)
+    training.meter.epoch_started(1, 2, 20)
+    training.batch(1.0)
 
-    assert (course.last.epoch, course.last.batch, course.last.total_batches) == (1, 1, 20)
-
-
-def test_resumed_epoch_counts_skipped_batches(course):
-    course.meter.epoch_started(3, 4, 8, skipped=5)
-    assert course.meter.share_of_epoch == 5 / 8
-    course.batch(1.0)
-
-    assert (course.last.batch, course.last.total_batches) == (6, 8)
+    assert (training.last.epoch, training.last.batch, training.last.total_batches) == (1, 1, 20)
 
 
-def test_phase_event_has_seconds_of_previous_phase(course):
-    course.meter.enter(Phase.LOADING)
-    course.now += 2.5
-    course.meter.enter(Phase.LOADING)
-    course.meter.enter(Phase.SCANNING)
+def test_resumed_epoch_counts_skipped_batches(training):
+    training.meter.epoch_started(3, 4, 8, skipped=5)
+    assert training.meter.share_of_epoch == 5 / 8
+    training.batch(1.0)
 
-    assert course.events == [
+    assert (training.last.batch, training.last.total_batches) == (6, 8)
+
+
+def test_phase_event_has_seconds_of_previous_phase(training):
+    training.meter.enter(Phase.LOADING)
+    training.now += 2.5
+    training.meter.enter(Phase.LOADING)
+    training.meter.enter(Phase.SCANNING)
+
+    assert training.events == [
         PhaseStarted(phase=Phase.LOADING, seconds=None),
         PhaseStarted(phase=Phase.SCANNING, seconds=2.5),
     ]
 
 
-def test_final_validation_stays_in_finalizing(course):
-    course.epoch(1, 1, batches=2)
-    course.meter.enter(Phase.FINALIZING)
-    course.validate(2, 4.0)
+def test_final_validation_stays_in_finalizing(training):
+    training.epoch(1, 1, batches=2)
+    training.meter.enter(Phase.FINALIZING)
+    training.validate(2, 4.0)
 
-    assert course.last.phase is Phase.FINALIZING
-    assert course.last.eta_seconds is None
+    assert training.last.phase is Phase.FINALIZING
+    assert training.last.eta_seconds is None
 
 
-def test_epoch_event_has_metrics_seconds_and_total(course):
-    course.meter.epoch_started(1, 9, 2)
-    course.batch(1.0)
-    course.batch(1.0)
-    course.validate(1, 3.0)
-    course.meter.epoch_finished(4, {"metrics/mAP50(B)": 0.5})
+def test_epoch_event_has_metrics_seconds_and_total(training):
+    training.meter.epoch_started(1, 9, 2)
+    training.batch(1.0)
+    training.batch(1.0)
+    training.validate(1, 3.0)
+    training.meter.epoch_finished(4, {"metrics/mAP50(B)": 0.5})
 
-    assert course.last == EpochFinished(
+    assert training.last == EpochFinished(
         epoch=1,
         total_epochs=4,
         metrics={"metrics/mAP50(B)": 0.5},

@@ -1,4 +1,4 @@
-"""Which export formats are offered."""
+"""The export formats that this host supports."""
 
 import importlib.util
 import subprocess

@@ -1,4 +1,4 @@
-"""What the training process relies on in the installed Ultralytics. A failure here means: read the release, then mend us."""
+"""Facts of the installed Ultralytics that the training process relies on. After a failure, read the release and adapt the code."""
 
 import inspect
 import io
@@ -15,7 +15,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def ultralytics(tmp_path_factory):
-    """The library, imported as the training process imports it."""
+    """Import the library as the training process does."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, value in {
@@ -42,7 +42,7 @@ def source(thing):
 
 
 def in_order(text, *parts):
-    """Whether the parts occur in this order."""
+    """Return whether the parts occur in this order."""
     places = [text.index(part) for part in parts]
     return places == sorted(places)
 
@@ -169,7 +169,7 @@ def test_label_caches_are_read_by_replaceable_function(ultralytics):
 
     assert "load_dataset_cache_file(cache_path)" in source(dataset)
     for method in (dataset.YOLODataset._load_or_scan_cache, dataset.ClassificationDataset.verify_images):
-        assert "except Exception" in source(method)  # what we refuse is scanned again
+        assert "except Exception" in source(method)  # a refused cache is replaced by a scan
 
 
 def test_reader_accepts_caches_of_library(ultralytics, tmp_path):

@@ -1,4 +1,4 @@
-"""From a model's name to a file: the folder first, one verified download, objects of ours only, and clear refusals."""
+"""Model references become files: from the folder, by one verified download, or from our bucket; others are refused."""
 
 import hashlib
 import http.server
@@ -34,7 +34,7 @@ YOLO11N = OfficialModel(stem="yolo11n")
 
 
 def weights(payload: bytes = b"w" * 5000) -> bytes:
-    """The bytes of something like what torch.save writes: a stored zip archive."""
+    """Return a zip archive without compression, like those of torch.save."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("best/data.pkl", payload)
@@ -42,7 +42,7 @@ def weights(payload: bytes = b"w" * 5000) -> bytes:
 
 
 class Release(http.server.ThreadingHTTPServer):
-    """A release page that counts its downloads and answers as `answers` says, then with `body`."""
+    """A release server that counts downloads, and sends the responses in `answers`, then `body`."""
 
     daemon_threads = False
 
@@ -76,7 +76,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             self.server.trickle.wait(60)
         elif body is None:
-            self.wfile.write(declared[: len(declared) // 2])  # and hang up
+            self.wfile.write(declared[: len(declared) // 2])  # and close the connection
         else:
             self.wfile.write(body)
 
@@ -126,7 +126,7 @@ def leftovers(models: Path) -> list[str]:
     return [str(p.relative_to(models)) for p in models.rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
-# ── published weights ──
+# ── official weights ──
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_ultralytics_reads_size_from_name_of_copy(folder, models, tmp_path):
     assert {path: scale for path, scale in wanted.items() if scale and read[path] != scale} == {}
 
 
-# ── the operator's files ──
+# ── files of the operator ──
 
 
 def test_file_of_operator_is_found(folder, models):
@@ -412,7 +412,7 @@ def test_unusable_folder_is_machine_failure(models, store):
         blocked.resolve(Architecture(stem="yolo11n"), Task.DETECT, StopSignal())
 
 
-# ── objects and runs ──
+# ── objects and models of runs ──
 
 
 def upload(store: LocalObjectStore, tmp_path: Path, key: str, content: bytes) -> ObjectRef:
@@ -466,7 +466,7 @@ def test_best_model_of_completed_run_is_fetched(folder, store, tmp_path, with_di
     there = folder(rows=completed([{"name": "last.pt", "path": "no"}, artifact]))
     path = there.resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal())
     assert path.read_bytes() == weights(b"best")
-    if with_digest:  # content is its own name, so it needs no store the second time
+    if with_digest:  # the checksum is the file name, so the second time needs no store
         store.delete(ref)
         assert there.resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal()) == path
 
