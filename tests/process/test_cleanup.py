@@ -91,7 +91,7 @@ def test_deeply_nested_private_folder_is_removed(program, home):
 
 
 def test_private_folder_of_killed_service_is_removed_by_next_service(tmp_path, home):
-    with supervisor(tmp_path, home, "ignores_every_signal", spare=True) as process:
+    with supervisor(tmp_path, home, "ignores_every_signal", prestarted=True) as process:
         wait_until(lambda: len(list(home.glob("child-*"))) == 2 and len(subreapers_of(process)) == 2)
         below = [subreaper for first in subreapers_of(process) for subreaper in (first, second(first))]
         for subreaper in below:
@@ -127,7 +127,7 @@ SUPERVISOR = """
     sys.path[:0] = [{here!r}, {project!r}]
     from conftest import PROGRAMS, ChildTrainer, TimeLimits, Trained
     trainer = ChildTrainer(
-        environment={{"PATH": "/usr/bin:/bin"}}, home=Path({home!r}), weights=Path({tmp!r}), warm_start={spare!r},
+        environment={{"PATH": "/usr/bin:/bin"}}, home=Path({home!r}), weights=Path({tmp!r}), warm_start={prestarted!r},
         program=(sys.executable, str(PROGRAMS / {program!r}), *{arguments!r}), limits=TimeLimits(stall={stall!r}),
     )
     # from a thread that ends: its end must not end the processes
@@ -140,7 +140,7 @@ SUPERVISOR = """
 """
 
 
-def supervisor(tmp_path, home, program, *arguments, spare=False, stall=0.5, seconds=0.1):
+def supervisor(tmp_path, home, program, *arguments, prestarted=False, stall=0.5, seconds=0.1):
     """Start a process that supervises one of the programs."""
     script = textwrap.dedent(SUPERVISOR).format(
         here=str(HERE),
@@ -149,7 +149,7 @@ def supervisor(tmp_path, home, program, *arguments, spare=False, stall=0.5, seco
         home=str(home),
         program=f"{program}.py",
         arguments=arguments,
-        spare=spare,
+        prestarted=prestarted,
         stall=stall,
         seconds=seconds,
     )
@@ -159,7 +159,7 @@ def supervisor(tmp_path, home, program, *arguments, spare=False, stall=0.5, seco
 @pytest.mark.parametrize(("name", "processes"), [("leaks_children", 4), ("daemonizes", 1)])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_training_ends_with_killed_supervisor(tmp_path, home, how, name, processes):
-    with supervisor(tmp_path, home, name, str(tmp_path / "pids"), "wait", spare=True) as process:
+    with supervisor(tmp_path, home, name, str(tmp_path / "pids"), "wait", prestarted=True) as process:
         deadline = time.monotonic() + 10
         while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
             time.sleep(0.02)

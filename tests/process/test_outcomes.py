@@ -12,7 +12,7 @@ from trainer.core.stop import Stopped
 def test_exit_without_result_is_reported_with_code_and_last_line(program):
     training = program("dies_without_result")
 
-    with pytest.raises(MachineFailed, match=r"training \(epoch 1\).*exit code 3.*a way that nobody expected"):
+    with pytest.raises(MachineFailed, match=r"training \(epoch 1\).*exit code 3.*an unexpected way"):
         training.train()
 
 
@@ -65,7 +65,7 @@ def test_process_that_never_starts_is_killed_after_limit(program):
 
 
 def test_missing_package_is_named(program):
-    with pytest.raises(MachineFailed, match="a_package_that_nobody_installed"):
+    with pytest.raises(MachineFailed, match="a_package_that_is_not_installed"):
         program("cannot_be_imported").train()
 
 

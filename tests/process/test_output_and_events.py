@@ -67,7 +67,7 @@ def test_output_into_event_pipe_causes_one_warning(program):
     assert training.train().report == {"fine": True}
     assert [event.code for event in training.of("warning")] == ["garbled_event"]
     assert [event.epoch for event in training.of("epoch")] == [1, 2]
-    assert sum("a library believes" in line for line in training.lines) == 50
+    assert sum("a library writes to the wrong descriptor" in line for line in training.lines) == 50
 
 
 def test_endless_line_in_event_pipe_is_dropped(program):

@@ -13,8 +13,8 @@ from trainer.core.stop import Stopped, StopReason
 def test_prestarted_process_gets_next_order(program, tmp_path):
     training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
-    (spare,) = subreapers()
-    (waiting,) = second(spare).children()
+    (prestarted,) = subreapers()
+    (waiting,) = second(prestarted).children()
 
     report = training.train(devices=(1,)).report
 
@@ -54,9 +54,9 @@ def test_next_process_is_prestarted_during_training(program):
 def test_dead_prestarted_process_is_replaced_by_cold_start(program, tmp_path):
     training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
-    (spare,) = subreapers()
-    spare.kill()
-    spare.wait()
+    (prestarted,) = subreapers()
+    prestarted.kill()
+    prestarted.wait()
 
     assert training.train(devices=(1,)).report["devices"] == "1"
 

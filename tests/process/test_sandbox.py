@@ -45,9 +45,9 @@ class Place:
         return json.loads(done.stdout)
 
     def how_it_went(self, attempts, **order):
-        told = self.try_each(*attempts, **order)
-        assert not told["missing"]
-        return set(told["told"].values())
+        results = self.try_each(*attempts, **order)
+        assert not results["missing"]
+        return set(results["results"].values())
 
 
 def order_for(root, **changes):
@@ -81,13 +81,13 @@ def order_for(root, **changes):
 def place(tmp_path, home):
     for name in (
         "view/data.yaml", "view/images/train/0.png", "models/mine.pt", "models/other.pt", "runs/train_2/best.pt",
-        "queue.db", ".env", "kept/epoch-3.pt", "pictures/1.png", "elsewhere/2.png", "strangers/3.png",
+        "queue.db", ".env", "kept/epoch-3.pt", "images_of_user/1.png", "elsewhere/2.png", "strangers/3.png",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("content")
-    (tmp_path / "view/images/train/1.png").symlink_to(tmp_path / "pictures" / "1.png")
-    (tmp_path / "pictures/2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
-    (tmp_path / "view/images/train/2.png").symlink_to(tmp_path / "pictures" / "2.png")
+    (tmp_path / "view/images/train/1.png").symlink_to(tmp_path / "images_of_user" / "1.png")
+    (tmp_path / "images_of_user/2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    (tmp_path / "view/images/train/2.png").symlink_to(tmp_path / "images_of_user" / "2.png")
     folder = private_folder(home, tmp_path / "models")
     environment = child_environment(dict(os.environ), folder, home, devices=())
     return Place(tmp_path, order_for(tmp_path), environment)
@@ -155,9 +155,9 @@ def test_own_folders_are_writable(place):
         "from multiprocessing import Lock, shared_memory; shared_memory.SharedMemory(create=True, size=9).unlink(); Lock()",
         writing("/dev/null"),
     ]
-    told = place.try_each(*attempts)
+    results = place.try_each(*attempts)
 
-    assert {code: how for code, how in told["told"].items() if how != "done"} == {}
+    assert {code: how for code, how in results["results"].items() if how != "done"} == {}
     assert (run / "weights" / "moved.csv").exists()
 
 
@@ -168,7 +168,7 @@ def test_other_folders_are_not_writable_even_through_links(place):
         "models/mine.pt",
         "runs/train_2/best.pt",
         "runs/new",
-        "pictures/1.png",
+        "images_of_user/1.png",
         "view/images/train/1.png",
     ]
     before = {path: path.read_text() for path in place.root.rglob("*") if path.is_file()}
@@ -183,9 +183,9 @@ def test_other_files_can_be_neither_changed_nor_moved_in(place):
         "os.mkdir({0!r} + '2')", "os.link({0!r}, {1!r})", "os.rename({0!r}, {1!r})", "os.mkfifo({0!r} + '2')",
     ]  # fmt: skip
     paths = str(place.root / "queue.db"), str(place.order.run_dir / "mine")
-    told = place.how_it_went("import os; " + way.format(*paths) for way in ways)
+    results = place.how_it_went("import os; " + way.format(*paths) for way in ways)
 
-    assert told <= {"PermissionError", "OSError"}  # EXDEV: programs then copy instead
+    assert results <= {"PermissionError", "OSError"}  # EXDEV: programs then copy instead
     assert sorted(path.name for path in place.root.glob("queue.db*")) == ["queue.db"]
     assert (place.root / "queue.db").read_text() == "content"
 
@@ -257,9 +257,9 @@ def connect():
 thread = threading.Thread(target=connect); thread.start()
 close_network(); go.set(); thread.join(); print(done)
 """
-    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    results = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
 
-    assert told.stdout == "['refused']\n"
+    assert results.stdout == "['refused']\n"
 
 
 def test_unix_sockets_of_run_work(place):
@@ -280,9 +280,9 @@ def test_run_on_several_gpus_keeps_tcp(place, listener):
 @pytest.mark.skipif(LANDLOCK < 6, reason="signals are closed from Landlock 6 on")
 def test_other_processes_cannot_be_signaled(place):
     own = "import subprocess; p = subprocess.Popen(['sleep', '60']); p.kill(); p.wait()"
-    told = place.try_each("import os; os.kill(os.getppid(), 0)", own)["told"]
+    results = place.try_each("import os; os.kill(os.getppid(), 0)", own)["results"]
 
-    assert list(told.values()) == ["PermissionError", "done"]
+    assert list(results.values()) == ["PermissionError", "done"]
 
 
 def test_entering_sandbox_takes_milliseconds(place):
@@ -315,9 +315,9 @@ except SandboxUnavailable as error:
     print(error.strerror)
 print(open({str(tmp_path / "needed")!r}).read())
 """
-    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    results = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
 
-    assert told.stdout == f"Permission denied: {tmp_path / 'needed'}\nx\n"
+    assert results.stdout == f"Permission denied: {tmp_path / 'needed'}\nx\n"
 
 
 def test_unknown_processor_is_reported(monkeypatch):
@@ -362,7 +362,7 @@ def test_tree_without_hole_keeps_everything_else(tmp_path):
 def test_links_of_view_are_followed_to_final_folder(place):
     found = policy.linked_files(place.order.dataset.root)
 
-    assert set(found) == {place.root / "pictures", place.root / "elsewhere"}
+    assert set(found) == {place.root / "images_of_user", place.root / "elsewhere"}
     assert found[place.root / "elsewhere"] == place.root / "elsewhere" / "2.png"
 
 

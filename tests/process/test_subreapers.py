@@ -159,9 +159,9 @@ def test_killed_subreaper_does_not_affect_other_training(program, tmp_path):
     thread = threading.Thread(target=lambda: ended.append(other.train(epochs=10)))
     thread.start()
     other.wait_for(lambda t: t.of("epoch"))
-    (spared,) = subreapers()
+    (other_subreaper,) = subreapers()
     killed.when(
-        lambda t: len(t.of("phase")) == 2, lambda: [g.kill() for g in subreapers() if g.pid != spared.pid],
+        lambda t: len(t.of("phase")) == 2, lambda: [g.kill() for g in subreapers() if g.pid != other_subreaper.pid],
     )  # fmt: skip
 
     with pytest.raises(MachineFailed):

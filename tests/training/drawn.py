@@ -18,19 +18,19 @@ _COLOURS = ((220, 40, 40), (40, 200, 60))
 def draw(root: Path, task: Task, *, train: int = 16, val: int = 8, test: int = 0) -> PreparedDataset:
     """Create a dataset in `root`, and return it as `prepare` would."""
     counts = {split: n for split, n in {"train": train, "val": val, "test": test}.items() if n}
-    dice = random.Random(7)
+    rng = random.Random(7)
     for split, count in counts.items():
         for number in range(count):
-            _draw_image(root, task, split, number, dice)
+            _draw_image(root, task, split, number, rng)
     data = root if task is Task.CLASSIFY else _yaml(root, task, counts)
     return PreparedDataset(root=root, data=data, task=task, names=NAMES, images=counts, fingerprint="0" * 64)
 
 
-def _draw_image(root: Path, task: Task, split: str, number: int, dice: random.Random) -> None:
+def _draw_image(root: Path, task: Task, split: str, number: int, rng: random.Random) -> None:
     c = number % 2
     image = Image.new("RGB", (SIZE, SIZE), (128, 128, 128))
-    w, h = dice.uniform(20, 34), dice.uniform(20, 34)
-    x, y = dice.uniform(w / 2 + 4, SIZE - w / 2 - 4), dice.uniform(h / 2 + 4, SIZE - h / 2 - 4)
+    w, h = rng.uniform(20, 34), rng.uniform(20, 34)
+    x, y = rng.uniform(w / 2 + 4, SIZE - w / 2 - 4), rng.uniform(h / 2 + 4, SIZE - h / 2 - 4)
     corners = [(x - w / 2, y - h / 2), (x + w / 2, y - h / 2), (x + w / 2, y + h / 2), (x - w / 2, y + h / 2)]
     if task is Task.OBB:
         corners = [_turned(px - x, py - y, 0.3, x, y) for px, py in corners]

@@ -56,9 +56,9 @@ def test_training_without_reader_keeps_every_epoch_event(training):
     process, events, results = training
     wait_for_rows(results, EPOCHS)
 
-    heard = [decode_event(line) for line in events]
-    assert [event.epoch for event in heard if isinstance(event, EpochFinished)] == list(range(1, EPOCHS + 1))
-    assert isinstance(heard[-1], Finished)
+    received = [decode_event(line) for line in events]
+    assert [event.epoch for event in received if isinstance(event, EpochFinished)] == list(range(1, EPOCHS + 1))
+    assert isinstance(received[-1], Finished)
     assert process.wait(30) == 0
 
 

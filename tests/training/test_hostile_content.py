@@ -91,8 +91,8 @@ def test_published_files_have_no_git_facts(besieged):
         with zipfile.ZipFile(file) as archive:
             content = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
         assert b"train_args" in content
-        for told in (SECRET, "secret-branch", str(home / "repository")):
-            assert told.encode() not in content
+        for secret in (SECRET, "secret-branch", str(home / "repository")):
+            assert secret.encode() not in content
 
 
 def test_weights_with_code_are_refused(detect, tmp_path):

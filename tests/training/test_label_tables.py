@@ -94,23 +94,23 @@ def same(one, other):
 
 def more_rows(root, task):
     """Write realistic labels: many rows, every precision, empty files, duplicates."""
-    dice = random.Random(3)
+    rng = random.Random(3)
 
     def row():
         points = [
-            (dice.uniform(0.1, 0.9), dice.uniform(0.1, 0.9)) for _ in range({Task.OBB: 4}.get(task, dice.randint(3, 9)))
+            (rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9)) for _ in range({Task.OBB: 4}.get(task, rng.randint(3, 9)))
         ]
-        box = [*points[0], dice.uniform(0.01, 0.2), dice.uniform(0.01, 0.2)]
+        box = [*points[0], rng.uniform(0.01, 0.2), rng.uniform(0.01, 0.2)]
         numbers = {
             Task.DETECT: box,
-            Task.POSE: box + [value for x, y in points[:1] * 4 for value in (x, y, dice.choice((0, 1, 2)))],
+            Task.POSE: box + [value for x, y in points[:1] * 4 for value in (x, y, rng.choice((0, 1, 2)))],
         }.get(task, [value for point in points for value in point])
-        digits = dice.choice((3, 6, 9, 17))
-        return " ".join([str(dice.randrange(2)), *(f"{number:.{digits}g}" for number in numbers)])
+        digits = rng.choice((3, 6, 9, 17))
+        return " ".join([str(rng.randrange(2)), *(f"{number:.{digits}g}" for number in numbers)])
 
     files = sorted((root / "labels").glob("*/*.txt"))
     for file in files[::2]:
-        file.write_text("\n".join(row() for _ in range(dice.randint(1, 12))) + "\n")
+        file.write_text("\n".join(row() for _ in range(rng.randint(1, 12))) + "\n")
     files[1].write_text("")
     files[3].write_text(files[3].read_text().replace(" ", ","))
     twice = files[5].read_text().strip()
@@ -123,8 +123,8 @@ def more_rows(root, task):
 
 def odd_images(folder):
     """Write images whose size differs from the first size in their header."""
-    pictures = sorted(folder.iterdir())
-    first = Image.open(pictures[0]).resize((90, 70))
+    images = sorted(folder.iterdir())
+    first = Image.open(images[0]).resize((90, 70))
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
     for name, options in {
@@ -135,7 +135,7 @@ def odd_images(folder):
         stem, _, suffix = name.partition(".")
         kind = {"mpo": {"format": "MPO"}}.get(suffix, {})
         (first.convert("L") if stem == "gray" else first).save(folder / f"{stem}_{suffix}.{suffix}", **options, **kind)
-        label = (folder.parents[1] / "labels" / folder.name / pictures[0].name).with_suffix(".txt").read_text()
+        label = (folder.parents[1] / "labels" / folder.name / images[0].name).with_suffix(".txt").read_text()
         (folder.parents[1] / "labels" / folder.name / f"{stem}_{suffix}.txt").write_text(label)
 
 

@@ -1,6 +1,6 @@
 """A real training that is interrupted and gets worse afterwards, so that no epoch is a new best.
 
-It learns to tell red from green. What it is resumed on has the colors exchanged, so that its fitness falls at once.
+It learns to distinguish red from green, and is resumed on a dataset with exchanged labels, so that its fitness drops.
 """
 
 import csv
@@ -86,8 +86,8 @@ def checkpoint(request, learned, tmp_path):
 
 
 def resume(checkpoint, dataset, home, on_event, **changes):
-    told = int(checkpoint.stem.removeprefix("epoch-"))
-    order = order_for(dataset, home / "run", resume=checkpoint, last_reported_epoch=told, **(PLAN | changes))
+    last_epoch = int(checkpoint.stem.removeprefix("epoch-"))
+    order = order_for(dataset, home / "run", resume=checkpoint, last_reported_epoch=last_epoch, **(PLAN | changes))
     return run_child(order, home, on_event=on_event)
 
 
@@ -121,16 +121,18 @@ def test_resumed_training_without_new_best_completes(learned, exchanged, checkpo
 @pytest.mark.long
 def test_best_epoch_is_measured_on_corrected_labels(learned, exchanged, tmp_path):
     kept = Path(learned.of(CheckpointSaved)[-1].path)
-    told = learned.of(EpochFinished)[-1].epoch
-    two_more = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == told + 2)
-    order = recorded(replace(exchanged, fingerprint="1" * 64), tmp_path / "run", resume=kept, last_reported_epoch=told)
+    last_epoch = learned.of(EpochFinished)[-1].epoch
+    two_more = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == last_epoch + 2)
+    order = recorded(
+        replace(exchanged, fingerprint="1" * 64), tmp_path / "run", resume=kept, last_reported_epoch=last_epoch
+    )
     run = run_child(order, tmp_path, on_event=two_more)
 
     assert isinstance(run.last, Finished), run.output
     epochs = run.of(EpochFinished)
     assert max(map(accuracy, epochs)) < 0.9  # lower than before, so that an earlier epoch could stay the best
     best = max(epochs, key=lambda event: (accuracy(event), event.epoch))
-    assert accuracy(epochs[run.last.report["best_epoch"] - told - 1]) == accuracy(best)
+    assert accuracy(epochs[run.last.report["best_epoch"] - last_epoch - 1]) == accuracy(best)
     assert not same(weights(run.last.best.path), weights(kept.parents[1] / "weights/best.pt"))
     assert run.last.report["mAP"] == pytest.approx(accuracy(best), abs=0.01)
 

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["started for its order", "spare"])
+@pytest.fixture(scope="module", params=["started for its order", "prestarted"])
 def taken_over(request, tmp_path_factory):
     """The training, its home, and the process that the attacker tries to kill."""
     home = tmp_path_factory.mktemp("taken-over")
@@ -40,7 +40,7 @@ def taken_over(request, tmp_path_factory):
     victim = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         env = {"OUTSIDE": str(outside), "PORT": str(listener.getsockname()[1]), "VICTIM": str(victim.pid)}
-        without = ("CUDA_VISIBLE_DEVICES",) if request.param == "spare" else ()
+        without = ("CUDA_VISIBLE_DEVICES",) if request.param == "prestarted" else ()
         run = run_child(order, home, program="taken_over.py", env=env, without=without, on_event=finish)
     yield run, home, victim
     victim.kill()

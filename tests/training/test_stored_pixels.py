@@ -59,8 +59,8 @@ def install(most_bytes=1 << 30):
 
 def make_odd(folder):
     """Write images as phones, scanners and drawing programs save them."""
-    pictures = sorted(folder.iterdir())
-    first = Image.open(pictures[0]).resize((90, 70))
+    images = sorted(folder.iterdir())
+    first = Image.open(images[0]).resize((90, 70))
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
     first.save(folder / "turned.jpg", exif=exif)
@@ -69,7 +69,7 @@ def make_odd(folder):
     Image.fromarray(np.arange(70 * 90, dtype=np.uint16).reshape(70, 90) * 10).save(folder / "deep.png")
     first.resize((IMGSZ, 20)).save(folder / "exact.png")
     first.resize((16, 20)).save(folder / "small.png")
-    label = (folder.parents[1] / "labels" / folder.name / pictures[0].name).with_suffix(".txt").read_text()
+    label = (folder.parents[1] / "labels" / folder.name / images[0].name).with_suffix(".txt").read_text()
     for name in ("turned", "gray", "clear", "deep", "exact", "small"):
         (folder.parents[1] / "labels" / folder.name / f"{name}.txt").write_text(label)
 
@@ -136,8 +136,8 @@ def test_batches_from_stored_pixels_are_equal(base, monkeypatch, tmp_path, task,
 
     assert_equal(bare, first)
     assert_equal(bare, again)
-    pictures = len(list((view.root / "images" / mode).iterdir()))
-    assert len(stored_files(view)) == pictures - 2
+    images = len(list((view.root / "images" / mode).iterdir()))
+    assert len(stored_files(view)) == images - 2
 
 
 def test_stretched_images_of_rt_detr_are_equal(base, monkeypatch, tmp_path):
@@ -175,9 +175,9 @@ def test_changed_image_is_decoded_again(base, tmp_path):
     view = draw(tmp_path / "data", Task.DETECT)
     install()
     before = epoch(view.data, Task.DETECT, "val")
-    for picture in (view.root / "images/val").iterdir():
-        Image.new("RGB", (64, 64), (9, 9, 9)).save(picture)
-        os.utime(picture, (2**32, 2**32))
+    for image in (view.root / "images/val").iterdir():
+        Image.new("RGB", (64, 64), (9, 9, 9)).save(image)
+        os.utime(image, (2**32, 2**32))
     after = epoch(view.data, Task.DETECT, "val")
 
     assert not any((one["img"] == other["img"]).all() for one, other in zip(before, after, strict=True))

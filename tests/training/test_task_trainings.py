@@ -95,9 +95,11 @@ def test_each_epoch_is_reported_once_with_its_metrics(trained):
 
 
 def test_each_epoch_saves_checkpoint_after_its_event(trained):
-    told = [(type(e).__name__, e.epoch) for e in trained[1].events if isinstance(e, EpochFinished | CheckpointSaved)]
+    reported = [
+        (type(e).__name__, e.epoch) for e in trained[1].events if isinstance(e, EpochFinished | CheckpointSaved)
+    ]
 
-    assert told == [("EpochFinished", 1), ("CheckpointSaved", 1), ("EpochFinished", 2), ("CheckpointSaved", 2)]
+    assert reported == [("EpochFinished", 1), ("CheckpointSaved", 1), ("EpochFinished", 2), ("CheckpointSaved", 2)]
 
 
 def test_report_has_numbers_of_web_app(trained):
@@ -154,5 +156,5 @@ def test_test_split_plots_and_export_exist_on_request(trained):
     assert set(report(run)["test"]["metrics"]) == set(report(run)["metrics"])
     assert report(run)["exports"] == {"torchscript": "best.torchscript"}
     assert (run_dir / "weights" / "best.torchscript").stat().st_size > 1e6
-    for picture in ("results.png", "BoxPR_curve.png", "val_batch0_pred.jpg", "labels.jpg"):
-        assert (run_dir / picture).stat().st_size > 1000
+    for plot in ("results.png", "BoxPR_curve.png", "val_batch0_pred.jpg", "labels.jpg"):
+        assert (run_dir / plot).stat().st_size > 1000

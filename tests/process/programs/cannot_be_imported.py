@@ -1,3 +1,3 @@
 """Fails at its first import."""
 
-import a_package_that_nobody_installed  # noqa: F401
+import a_package_that_is_not_installed  # noqa: F401

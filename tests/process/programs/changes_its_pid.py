@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from speaking import finished, order, phase
+from protocol import finished, order, phase
 
 PROCESSES = 16
 LIMIT = 20  # seconds; a failed test must not leave processes running forever

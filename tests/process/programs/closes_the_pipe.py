@@ -3,7 +3,7 @@
 import os
 import time
 
-from speaking import EVENTS, epoch, order, phase
+from protocol import EVENTS, epoch, order, phase
 
 order()
 phase("training")

@@ -2,7 +2,7 @@
 
 import sys
 
-from speaking import order, phase, send
+from protocol import order, phase, send
 
 order()
 phase("training")

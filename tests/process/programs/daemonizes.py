@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from speaking import order, phase
+from protocol import order, phase
 
 SLEEPER = (
     "import ctypes, os, signal, sys, time; prctl = ctypes.CDLL(None).prctl; "

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from speaking import epoch, order, phase
+from protocol import epoch, order, phase
 
 order()
 phase("training")

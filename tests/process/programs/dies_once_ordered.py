@@ -3,7 +3,7 @@
 import os
 import sys
 
-from speaking import finished, order
+from protocol import finished, order
 
 order()
 if os.path.exists(sys.argv[1]):

@@ -2,10 +2,10 @@
 
 import sys
 
-from speaking import epoch, order, phase
+from protocol import epoch, order, phase
 
 order()
 phase("training")
 epoch(1)
-print("something went wrong in a way that nobody expected")
+print("something went wrong in an unexpected way")
 sys.exit(3)

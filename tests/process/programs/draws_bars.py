@@ -2,7 +2,7 @@
 
 import sys
 
-from speaking import finished, order
+from protocol import finished, order
 
 order()
 for percent in range(0, 101, 5):

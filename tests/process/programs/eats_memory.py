@@ -3,7 +3,7 @@
 import resource
 import traceback
 
-from speaking import order, phase, send
+from protocol import order, phase, send
 
 order()
 phase("training")

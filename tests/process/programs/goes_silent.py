@@ -2,7 +2,7 @@
 
 import time
 
-from speaking import epoch, order, phase
+from protocol import epoch, order, phase
 
 order()
 phase("training")

@@ -2,7 +2,7 @@
 
 import time
 
-from speaking import finished, order, phase
+from protocol import finished, order, phase
 
 order()
 phase("training")

@@ -3,7 +3,7 @@
 import signal
 import time
 
-from speaking import order, phase
+from protocol import order, phase
 
 for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
     signal.signal(number, signal.SIG_IGN)

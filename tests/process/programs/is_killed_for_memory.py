@@ -3,7 +3,7 @@
 import os
 import signal
 
-from speaking import order, phase
+from protocol import order, phase
 
 order()
 phase("training")

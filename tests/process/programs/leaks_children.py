@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from speaking import EVENTS, finished, order, phase
+from protocol import EVENTS, finished, order, phase
 
 SLEEPER = f"import signal, time; [signal.signal(s, signal.SIG_IGN) for s in ({signal.SIGTERM}, {signal.SIGINT})]; time.sleep(60)"
 MOTHER = (

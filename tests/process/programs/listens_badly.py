@@ -2,7 +2,7 @@
 
 import time
 
-from speaking import phase
+from protocol import phase
 
 phase("training")
 time.sleep(60)

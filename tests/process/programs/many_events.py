@@ -1,6 +1,6 @@
 """Sends thousands of events, of which only batch events may be lost."""
 
-from speaking import epoch, finished, order, phase, send
+from protocol import epoch, finished, order, phase, send
 
 order()
 phase("training")

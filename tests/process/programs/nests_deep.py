@@ -2,7 +2,7 @@
 
 import os
 
-from speaking import finished, order
+from protocol import finished, order
 
 order()
 os.chdir(os.environ["TMPDIR"])

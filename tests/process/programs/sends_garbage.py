@@ -1,6 +1,6 @@
 """Sends megabytes without a newline, and then a valid result."""
 
-from speaking import finished, order, phase, say
+from protocol import finished, order, phase, say
 
 order()
 phase("training")

@@ -3,11 +3,11 @@
 import sys
 import time
 
-from speaking import order, phase, send
+from protocol import order, phase, send
 
 order()
 phase("training")
-heard = sys.stdin.readline()
+received = sys.stdin.readline()
 time.sleep(0.6)
-send(kind="warning", code="heard", message=heard)
+send(kind="warning", code="received", message=received)
 send(kind="stopped")

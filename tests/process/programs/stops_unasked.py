@@ -1,6 +1,6 @@
 """Reports that it stopped without a stop request."""
 
-from speaking import order, phase, send
+from protocol import order, phase, send
 
 order()
 phase("training")

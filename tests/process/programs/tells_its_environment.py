@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 
-from speaking import EVENTS, finished, order
+from protocol import EVENTS, finished, order
 
 content = order()
 fds = {

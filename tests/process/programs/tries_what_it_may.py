@@ -13,11 +13,11 @@ attempts = json.loads(sys.stdin.readline())
 began = time.process_time()
 missing = confine(order, os.environ)
 milliseconds = (time.process_time() - began) * 1000
-told = {}
+results = {}
 for code in attempts:
     try:
         exec(code, {})
-        told[code] = "done"
+        results[code] = "done"
     except OSError as error:
-        told[code] = type(error).__name__
-print(json.dumps({"missing": missing, "milliseconds": milliseconds, "told": told}))
+        results[code] = type(error).__name__
+print(json.dumps({"missing": missing, "milliseconds": milliseconds, "results": results}))

@@ -2,7 +2,7 @@
 
 import os
 
-from speaking import epoch, order, phase, say
+from protocol import epoch, order, phase, say
 
 order()
 phase("training")

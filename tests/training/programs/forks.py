@@ -16,16 +16,16 @@ do_train = BaseTrainer._do_train
 
 def train_with_workers(self):
     self.args.workers = 2
-    self.add_callback("on_train_start", tell)
+    self.add_callback("on_train_start", print_counts)
     do_train(self)
 
 
-def tell(trainer):
+def print_counts(trainer):
     for process in multiprocessing.active_children():
         if process.name.startswith("pixels-"):
             process.join(60)
-    kept = len(list(Path(trainer.data["path"], "pixels").rglob("*.npy")))
-    print(f"WORKERS {trainer.train_loader.num_workers} AHEAD {kept}", flush=True)
+    stored = len(list(Path(trainer.data["path"], "pixels").rglob("*.npy")))
+    print(f"WORKERS {trainer.train_loader.num_workers} AHEAD {stored}", flush=True)
 
 
 BaseTrainer._do_train = train_with_workers

@@ -51,7 +51,7 @@ def attacking(function, where):
 
 
 def taken_over(function):
-    def begun(self, trainer):
+    def wrapped(self, trainer):
         global loot  # noqa: PLW0603 - a loader's process inherits it
         loot = trainer.save_dir
         attack("training")
@@ -59,7 +59,7 @@ def taken_over(function):
         assert thread.is_alive()
         return function(self, trainer)
 
-    return begun
+    return wrapped
 
 
 def decoding(line, decode=main.decode_command):
