@@ -279,12 +279,8 @@ RIGHT = {"precise", "precision", "exercise", "exercises", "exercised"}
 NOT_CHECKED: tuple[str, ...] = (
     "tests/contract/",
     "tests/faults/",
-    "tests/integration/",
-    "tests/process/",
     "tests/training/",
     "tests/unit/datasets/",
-    "tests/unit/jobs/",
-    "tests/unit/remote/",
     "tests/unit/training/",
     "trainer/core/",
     "trainer/jobs/",
