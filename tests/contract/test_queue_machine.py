@@ -186,7 +186,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert (row["status"], row["claim_id"], row["worker_id"]) == ("running", claim_id, worker)
             assert lease.job.attempt == row["attempt"] == before[lease.job.id]["attempt"] + 1
             epochs = [line.data["epoch"] for line in self.events_of(lease) if line.kind == "epoch"]
-            assert lease.job.last_reported_epoch == (epochs or [0])[-1], "what was told is told once"
+            assert lease.job.last_reported_epoch == (epochs or [0])[-1], "each epoch is reported once"
             assert (row["id"], row["attempt"]) not in self.attempts, "an attempt's number never repeats"
             self.attempts[row["id"], row["attempt"]] = claim_id
             self.leases.append(lease)
@@ -269,7 +269,7 @@ class QueueMachine(RuleBasedStateMachine):
     def judge_failures(old, new):
         progressed = new["progress_epoch"] > old["progress_epoch"]
         if new["status"] in ("queued", "running"):
-            assert new["failures"] < new["max_attempts"], "I7: somebody would try again for ever"
+            assert new["failures"] < new["max_attempts"], "I7: the run would be retried without end"
         assert new["failures"] <= new["max_attempts"], "I7"
         if progressed:
             assert new["failures"] == 0, "I7: progress forgives what was lost before"

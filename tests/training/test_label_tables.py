@@ -17,7 +17,7 @@ from trainer.core.dataset import Task
 from trainer.core.events import Finished
 from trainer.training.wire import FAST_LOADER
 
-LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
+LABELED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +140,7 @@ def odd_images(folder):
 
 
 @pytest.mark.parametrize("private", [True, False])
-@pytest.mark.parametrize("task", LABELLED)
+@pytest.mark.parametrize("task", LABELED)
 def test_table_equals_scan(module, scanned, tmp_path, task, private):
     source = draw(tmp_path / "set", task, train=30, val=12)
     more_rows(source.root, task)

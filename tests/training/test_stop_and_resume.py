@@ -66,7 +66,7 @@ def drained(detect, tmp_path_factory):
 def resumed(drained, tmp_path_factory):
     """The drained training, resumed elsewhere: in other folders, with only the checkpoint of the old ones.
 
-    Of its second epoch nobody had heard.
+    Its second epoch was not reported.
     """
     run, _ = drained
     home = tmp_path_factory.mktemp("resumed")

@@ -26,7 +26,7 @@ from trainer.settings import Settings
 from trainer.training.wire import FAST_LOADER
 from trainer.wiring.host import build_trainer
 
-LABELLED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
+LABELED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
 IMGSZ = 32  # the images have 64
 SAMPLES = 3  # linked files that are compared
 
@@ -124,7 +124,7 @@ def forbid_decoding(base, monkeypatch, *, but=()):
 
 
 @pytest.mark.parametrize("mode", ["train", "val"])
-@pytest.mark.parametrize("task", LABELLED)
+@pytest.mark.parametrize("task", LABELED)
 def test_batches_from_stored_pixels_are_equal(base, monkeypatch, tmp_path, task, mode):
     view = draw(tmp_path / "data", task)
     make_odd(view.root / "images" / mode)
@@ -241,7 +241,7 @@ def two_runs(tmp_path):
     return FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=PixelCache(cache))
 
 
-@pytest.mark.parametrize("task", LABELLED)
+@pytest.mark.parametrize("task", LABELED)
 def test_second_run_decodes_samples_only(base, monkeypatch, tmp_path, two_runs, task):
     source = draw(tmp_path / "data", task)
     make_odd(source.root / "images/train")
@@ -345,7 +345,7 @@ def weights(run_dir):
 
 @pytest.mark.training
 @pytest.mark.long
-@pytest.mark.parametrize("task", LABELLED)
+@pytest.mark.parametrize("task", LABELED)
 def test_weights_and_metrics_are_equal_with_stored_pixels(tmp_path, task):
     runs = {}
     for most_bytes in (0, 1 << 30):

@@ -61,7 +61,7 @@ def artifacts_in(results: Json) -> list[Artifact]:
 
 
 def with_fresh_urls(artifacts: Sequence[Artifact], store: ObjectStore, artifacts_bucket: str) -> list[Artifact]:
-    """Return the artifacts with URLs that work now: public, or signed anew for a private bucket.
+    """Return the artifacts with URLs that work now: public, or newly signed for a private bucket.
 
     An artifact whose object was deleted is left out. Raises Unavailable, Misconfigured.
     """

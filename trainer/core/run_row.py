@@ -1,6 +1,6 @@
 """What users of the queue read: runs, workers and events as typed rows.
 
-A row never contains the fencing token (`claim_id`): whoever knows it can write in the name of the worker.
+A row never contains the fencing token (`claim_id`): anyone who knows it can write in the name of the worker.
 Times are ISO 8601 text in UTC. A column may hold anything that another program wrote, so `results`, `configuration`
 and `checkpoint` are unchecked JSON.
 """

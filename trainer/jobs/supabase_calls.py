@@ -54,7 +54,7 @@ class Calls:
         return answer
 
     def rows(self, query: Callable[[], Any]) -> list[JsonObject]:
-        """Return the rows of a query; `query` builds it anew for each try."""
+        """Return the rows of a query; `query` builds it again for each try."""
         rows = retrying(lambda: self.project.rows(query(), LARGEST_PAGE), self.read, StopSignal())
         return [parsed(found) for found in rows]
 

@@ -48,12 +48,12 @@ SOURCES = {
     "folder instead of a YAML": EVERY,
     "annotations file instead of a YAML": ("COCO", "DICE"),
 }
-LABELLED = (Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB)
+LABELED = (Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB)
 TASKS = {
-    "`images/{train,val,test}`": LABELLED,
-    "Roboflow": LABELLED,
-    "`.txt` lists": LABELLED,
-    "flat": LABELLED,
+    "`images/{train,val,test}`": LABELED,
+    "Roboflow": LABELED,
+    "`.txt` lists": LABELED,
+    "flat": LABELED,
     "class folders": (Task.CLASSIFY,),
     "COCO": tuple(Task),
     "DICE": tuple(Task),

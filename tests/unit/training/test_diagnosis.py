@@ -276,9 +276,9 @@ EXCEPTIONS = {
     ),
     "unknown": case(
         "KeyError",
-        "'something nobody thought of'\nmore",
+        "'something unexpected'\nmore",
         RunFailed,
-        r"KeyError: 'something nobody thought of'; the run's",
+        r"KeyError: 'something unexpected'; the run's",
     ),
     "wordless": case("AssertionError", "", RunFailed, "with AssertionError; the run's log"),
 }
