@@ -20,7 +20,8 @@ A message is a sentence that tells the author of the run what to do.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 # errors that only a broken disk or mount returns, for any operation
 BROKEN_DISK = frozenset({errno.EIO, errno.EROFS, errno.ESTALE, errno.EUCLEAN, errno.EREMOTEIO})
@@ -78,6 +79,15 @@ def disk_failed(error: OSError, message: str) -> MachineFailed:
     A disk may be full because of the size of this run. The self-test shows whether it is too full for the next run.
     """
     return (HostFailed if error.errno in BROKEN_DISK else MachineFailed)(message)
+
+
+@contextmanager
+def disk_errors(describe: Callable[[OSError], str]) -> Iterator[None]:
+    """Turn an OSError of the block into the error of `disk_failed`, with the message `describe(error)`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_failed(error, describe(error)) from error
 
 
 def raise_if_disk_is_broken(error: Exception, what: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from trainer.core.errors import disk_failed
+from trainer.core import errors
 from trainer.core.ports import OnBytes
 from trainer.core.stop import StopSignal
 from trainer.disk.durable import replace as replace_and_sync
@@ -19,14 +19,14 @@ _TEMPORARY = ".incoming-"
 _REASONS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> AbstractContextManager[None]:
     """Turn an `OSError` into a `MachineFailed` that names `path`."""
-    try:
-        yield
-    except OSError as error:
+
+    def describe(error: OSError) -> str:
         reason = _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
-        raise disk_failed(error, f"cannot read or write {path}: {reason}") from error
+        return f"cannot read or write {path}: {reason}"
+
+    return errors.disk_errors(describe)
 
 
 @contextmanager

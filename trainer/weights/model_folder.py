@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import assert_never
 
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from trainer.core import model_catalog
 from trainer.core.dataset import ObjectRef, Task
-from trainer.core.errors import BadRequest, Unavailable, disk_failed
+from trainer.core.errors import BadRequest, Unavailable, disk_errors
 from trainer.core.job import Status
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
 from trainer.core.ports import ObjectInfo, ObjectStore
@@ -237,12 +237,9 @@ def _incoming(path: Path) -> Iterator[Path]:
         incoming.unlink(missing_ok=True)
 
 
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise disk_failed(
-            error,
-            f"MODELS_DIR ({folder}) cannot be used: {error.strerror or type(error).__name__}; check the disk and permissions",
-        ) from error
+def _disk_errors(folder: Path) -> AbstractContextManager[None]:
+    def describe(error: OSError) -> str:
+        reason = error.strerror or type(error).__name__
+        return f"MODELS_DIR ({folder}) cannot be used: {reason}; check the disk and permissions"
+
+    return disk_errors(describe)

@@ -14,14 +14,14 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import yaml
 
-from trainer.core.errors import DatasetError, disk_failed
+from trainer.core.errors import DatasetError, disk_errors
 from trainer.core.stop import StopSignal
 from trainer.core.text import printable
 from trainer.datasets.samples import SPLITS, Sample
@@ -140,14 +140,11 @@ def _safe(stem: str) -> str:
     return f"_{stem.lstrip('.-')}" if stem[:1] in (".", "-", "") else stem
 
 
-@contextmanager
-def written() -> Iterator[None]:
+def written() -> AbstractContextManager[None]:
     """Turn errors of the disk into `MachineFailed`."""
-    try:
-        yield
-    except OSError as error:
-        message = f"The dataset view cannot be written: {error.strerror} ({printable(str(error.filename))})."
-        raise disk_failed(error, message) from error
+    return disk_errors(
+        lambda error: f"The dataset view cannot be written: {error.strerror} ({printable(str(error.filename))})."
+    )
 
 
 def _write(view: Path, samples: Sequence[Sample], stop: StopSignal) -> None:
