@@ -24,7 +24,7 @@ Label: TypeAlias = dict[str, Any]
 
 def install() -> None:
     """Use the tables from now on. Call it once, after the imports."""
-    scan = YOLODataset._load_or_scan_cache  # noqa: SLF001 - the only index where a label cache is read
+    scan = YOLODataset._load_or_scan_cache  # noqa: SLF001 - the only place where a label cache is read
 
     @functools.wraps(scan)
     def load(self: Any, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
@@ -42,23 +42,23 @@ def _from_table(dataset: Any, path: Path) -> dict[str, Any] | None:
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     _, arguments = dataset.verify_args()
-    tasks = list(arguments)
-    known = [table.label(task[0], is_pose=dataset.use_keypoints, kpt_shape=(task[5], task[6])) for task in tasks]
+    items = list(arguments)
+    known = [table.label(item[0], is_pose=dataset.use_keypoints, kpt_shape=(item[5], item[6])) for item in items]
     sampler = random.Random(0)  # noqa: S311 - must not change the training's random numbers
     listed = [index for index, label in enumerate(known) if label]
     for index in sampler.sample(listed, min(SAMPLES, len(listed))):
-        if not _same(known[index], _scan(dataset, tasks[index])[0]):
-            print(f"Label table does not match {tasks[index][0]}: scanning all images.", flush=True)  # noqa: T201 - the run's log
+        if not _same(known[index], _scan(dataset, items[index])[0]):
+            print(f"Label table does not match {items[index][0]}: scanning all images.", flush=True)  # noqa: T201 - the run's log
             return None
-    return _as_scan_result(dataset, known, tasks)
+    return _as_scan_result(dataset, known, items)
 
 
-def _as_scan_result(dataset: Any, known: list[Label | None], tasks: list[Any]) -> dict[str, Any]:
+def _as_scan_result(dataset: Any, known: list[Label | None], items: list[Any]) -> dict[str, Any]:
     labels, messages, counts = [], [], np.zeros(4, int)  # missing, found, empty, corrupt
-    for found, task in zip(known, tasks, strict=True):
+    for found, item in zip(known, items, strict=True):
         label = found
         if label is None:
-            label, *numbers, message = _scan(dataset, task)
+            label, *numbers, message = _scan(dataset, item)
             counts += numbers
             messages += [message] if message else []
         else:
@@ -71,14 +71,14 @@ def _as_scan_result(dataset: Any, known: list[Label | None], tasks: list[Any]) -
         "hash": "",
         "version": DATASET_CACHE_VERSION,
         "msgs": messages,
-        "results": (exist, missing, empty, corrupt, len(tasks)),
+        "results": (exist, missing, empty, corrupt, len(items)),
     }
 
 
-def _scan(dataset: Any, task: Any) -> Any:
+def _scan(dataset: Any, item: Any) -> Any:
     """Return what Ultralytics reads from the files: a label or None, four counts and a message."""
     verify, _ = dataset.verify_args()
-    return dataset.result_to_label(verify(task))
+    return dataset.result_to_label(verify(item))
 
 
 class _Table:

@@ -81,10 +81,10 @@ def child_environment(
     `folder` is private to the process (see `private_folder`); processes share `caches`. `devices` are GPU indices
     (empty: no GPU), or None for a prestarted process, which gets them with its order.
     """
-    kept = {name: value for name, value in parent.items() if name in _ALLOWED}
+    allowed = {name: value for name, value in parent.items() if name in _ALLOWED}
     paths = [str(_PROJECT), *filter(None, parent.get("PYTHONPATH", "").split(os.pathsep))]
     environment = (
-        kept
+        allowed
         | _FIXED
         | {
             "HOME": str(folder),

@@ -95,13 +95,13 @@ def _start(program: list[str]) -> int:
     os._exit(127)
 
 
-def _keep_only(*kept: int) -> None:
+def _close_all_but(*descriptors: int) -> None:
     # the program's pipes must close when it ends, so no subreaper holds one
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        if int(name) not in (0, 1, 2, *kept):
+        if int(name) not in (0, 1, 2, *descriptors):
             with contextlib.suppress(OSError):  # the descriptor of this listing
                 os.close(int(name))
 
@@ -174,16 +174,16 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of a training would fill the disk
     first = os.pidfd_open(os.getpid())
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    below = os.fork()
-    if below:
-        _keep_only(lifeline)
-        _watch_second(lifeline, below)
+    child = os.fork()
+    if child:
+        _close_all_but(lifeline)
+        _watch_second(lifeline, child)
     else:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # a fork does not inherit it
-        below = _start(program)
-        _keep_only(lifeline, first)
-        _watch_program(lifeline, first, below)
-    status = _reap_all(below)
+        child = _start(program)
+        _close_all_but(lifeline, first)
+        _watch_program(lifeline, first, child)
+    status = _reap_all(child)
     _remove(folder)
     _end_like(status)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from trainer.core.events import CheckpointSaved
 from trainer.core.job import JsonObject
-from trainer.core.run_folder import RESULTS, RunFolder
+from trainer.core.run_folder import BEST, RESULTS, RunFolder
 from trainer.disk import durable
 from trainer.disk.checksum import sha256_of
 
@@ -94,8 +94,8 @@ def restore(checkpoint: Path, run_dir: Path) -> Progress:
             if lines := _complete_lines(archive.read(prefix + name)) if name in present else b"":
                 (run_dir / name).write_bytes(lines)
         folder.best.unlink(missing_ok=True)
-        if "best.pt" in present:
-            folder.best.write_bytes(archive.read(prefix + "best.pt"))
+        if BEST in present:
+            folder.best.write_bytes(archive.read(prefix + BEST))
         else:
             shutil.copyfile(checkpoint, folder.best)
     return read_progress(checkpoint)
@@ -116,7 +116,7 @@ def extract_best(checkpoint: Path, run_dir: Path) -> Path:
     """
     best = checkpoints_folder(run_dir) / "start.pt"
     with zipfile.ZipFile(checkpoint) as archive:
-        member = _member_folder(archive) + "best.pt"
+        member = _member_folder(archive) + BEST
         if member in archive.namelist():
             best.write_bytes(archive.read(member))
         else:
