@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 
 from trainer.core.job import Json
@@ -11,6 +12,8 @@ from trainer.core.job import Json
 LONGEST = 1_000_000  # characters; enough for a split that names 20,000 images
 DEEPEST = 32  # levels of nesting; the deepest setting has 5
 LONGEST_NUMBER = 400  # characters; enough for every double that a database prints without an exponent
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 TOO_DEEP = f"nested deeper than {DEEPEST} levels; send the settings only"
 
@@ -32,6 +35,11 @@ def json_from_text(text: str, *, longest: int = LONGEST) -> Json:
     if is_too_deep(value):
         raise ValueError(TOO_DEEP)
     return value
+
+
+def storable(text: str) -> str:
+    """Return the text with U+FFFD for NUL and lone surrogates, which PostgreSQL cannot store."""
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def is_too_deep(value: Json) -> bool:

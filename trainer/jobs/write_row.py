@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from trainer.core.job import (
     RunRequest,
     Status,
 )
-from trainer.core.json_text import DEEPEST, TOO_DEEP, is_too_deep, json_from_text
+from trainer.core.json_text import DEEPEST, TOO_DEEP, is_too_deep, json_from_text, storable
 from trainer.core.ports import Worker
 from trainer.core.text import shown
 from trainer.jobs.row import HARDWARE, INT4, problem_of
@@ -32,8 +31,6 @@ CANCELED_BY_USER = "Canceled by user."
 MOST_TAGS = 50
 LONGEST_TAG = 100  # characters
 LONGEST_GROUP = 200  # characters
-
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 # ── a new run ──
@@ -164,7 +161,7 @@ def clean(value: Json, depth: int = 0) -> Json:
     their text, and containers nested deeper than 32 levels null.
     """
     if isinstance(value, str):
-        return _UNSTORABLE.sub("\ufffd", value)
+        return storable(value)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):

@@ -25,6 +25,7 @@ from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.errors import BadRequest
 from trainer.core.events import Event
 from trainer.core.job import JsonObject
+from trainer.core.json_text import storable
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopReason
@@ -146,7 +147,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+        return storable(value)
     if isinstance(value, dict):
         return {_clean(str(k)): _clean(v) for k, v in value.items() if not _is_not_finite(v)}
     if isinstance(value, list | tuple):
