@@ -110,9 +110,10 @@ def epochs(room, run_id):
     return [e["data"] | {"attempt": e["attempt"]} for e in room.queue.events(run_id) if e["kind"] == "epoch"]
 
 
-def test_a_finished_model_tells_all_its_epochs_when_another_attempt_told_others_meanwhile(room):
+@pytest.mark.parametrize("told_by", [0, 2])
+def test_a_finished_model_tells_all_its_epochs_when_another_attempt_told_others(room, told_by):
     run_id, run_dir = interrupted_upload(room)
-    forget_epochs(room, run_id, told=2, by=2)
+    forget_epochs(room, run_id, told=2, by=told_by)
     (run_dir / "results.csv").write_text("epoch,time,metrics/mAP50(B),lr/pg0\n1,2,0.1,0.3\n2,4.5,0.4,0.2\n3,6,0.2,0.1\n")
 
     room.work(room.claim(AGAIN), StopSignal())

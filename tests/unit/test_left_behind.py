@@ -319,9 +319,9 @@ def test_what_an_earlier_attempt_published_stays_listed(room, error):
     assert room.store.stat(ObjectRef(bucket=BUCKET, key=first["last.pt"]["path"])).bytes == first["last.pt"]["bytes"]
 
 
-@pytest.mark.parametrize(("told_by", "told"), [(1, 2), (2, 0)])
-def test_epochs_are_told_again_when_another_attempt_told_others_meanwhile(room, told_by, told):
-    """It trained them elsewhere, from an older checkpoint, and nothing of it is left but its history."""
+@pytest.mark.parametrize(("told_by", "told"), [(1, 2), (2, 0), (0, 0)])
+def test_epochs_are_told_again_when_another_attempt_told_others(room, told_by, told):
+    """A later one trained them elsewhere, from an older checkpoint; or an earlier one did, and this one told none of its own."""
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, MachineFailed("killed"))
     room.work()

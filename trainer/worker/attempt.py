@@ -167,8 +167,8 @@ class Attempt:
         return order
 
     def _told_epoch(self, attempt: int) -> int:
-        """The last epoch of `attempt` that the history has: none, once a later attempt told another course."""
-        return self._job.told_epoch if attempt >= self._job.told_attempt else 0
+        """The last epoch of `attempt` that the history has. 0 when another one told it, perhaps of another course."""
+        return self._job.told_epoch if attempt == self._job.told_attempt else 0
 
     def _child_event(self, event: Event) -> None:
         if isinstance(event, CheckpointSaved):

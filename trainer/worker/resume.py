@@ -15,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +30,7 @@ from trainer.remote.retry import RetryPolicy, retrying
 from trainer.worker.places import attempt_of
 
 _MOST_FACTS = 2**20  # bytes
+_MOST_DIGITS = 10  # of an attempt's number
 _MOST_SHOWN = 10  # changes in a message
 _LARGEST_DIRECTORY = 8 * 2**20  # bytes; that of yolo11x has some hundred KiB
 _UNREADABLE = (
@@ -129,7 +130,7 @@ class Checkpoints:
     def _is_superseded(self, path: Path, checkpoint: Checkpoint) -> bool:
         """Whether a later attempt elsewhere trained the same epochs again, with other numbers: its history counts."""
         later = _attempt_of_key(self._remote.key) if self._remote and self._remote.key else 0
-        return checkpoint.epoch <= self._told_epoch and attempt_of(path.parent.parent) < later
+        return checkpoint.epoch <= self._told_epoch and _trained_by(path, checkpoint) < later
 
     def _download(self, remote: Checkpoint, stop: StopSignal) -> Path | None:
         try:
@@ -151,7 +152,7 @@ class Checkpoints:
         if not _is_whole(path, remote):
             path.unlink()
             raise _NotThere("checkpoint_broken", f"The bucket's checkpoint of epoch {remote.epoch} is damaged.")
-        facts = {"epoch": remote.epoch, "sha256": remote.sha256, "bytes": remote.bytes}
+        facts = asdict(remote)  # with the key, which says who trained it: not the attempt whose folder this is
         path.with_suffix(".json").write_text(json.dumps(facts))
         return path
 
@@ -189,7 +190,12 @@ def _listed(changes: tuple[str, ...]) -> str:
 def _attempt_of_key(key: str) -> int:
     """The attempt that uploaded a checkpoint; 0 for a key of another form."""
     parts = key.split("/")
-    return int(parts[2]) if len(parts) > 2 and parts[2].isdecimal() else 0
+    return int(parts[2]) if len(parts) > 2 and parts[2].isdecimal() and len(parts[2]) <= _MOST_DIGITS else 0
+
+
+def _trained_by(path: Path, checkpoint: Checkpoint) -> int:
+    """The attempt that trained a checkpoint: the one whose folder it is in, unless it was fetched from the bucket."""
+    return _attempt_of_key(checkpoint.key) if checkpoint.key else attempt_of(path.parent.parent)
 
 
 def _local(run_dir: Path) -> Iterator[tuple[Path, Checkpoint]]:
@@ -203,12 +209,12 @@ def _noted(sidecar: Path) -> Checkpoint | None:
     try:
         with sidecar.open("rb") as file:
             facts = json.loads(file.read(_MOST_FACTS))
-        epoch, sha256, size = facts["epoch"], facts["sha256"], facts["bytes"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        epoch, sha256, size, key = facts["epoch"], facts["sha256"], facts["bytes"], facts.get("key")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # torn by a crash: the generation before it has its own
     if not isinstance(epoch, int) or not isinstance(size, int) or not isinstance(sha256, str):
         return None
-    return Checkpoint(epoch=epoch, sha256=sha256, bytes=size)
+    return Checkpoint(epoch=epoch, sha256=sha256, bytes=size, key=key if isinstance(key, str) else None)
 
 
 def _is_plain(path: Path) -> bool:
@@ -229,7 +235,7 @@ def _found(path: Path, checkpoint: Checkpoint, now: Setup) -> Found:
     best_epoch = facts.get("best_epoch")
     return Found(
         path=path,
-        attempt=_attempt_of_key(checkpoint.key) if checkpoint.key else attempt_of(path.parent.parent),
+        attempt=_trained_by(path, checkpoint),
         epoch=checkpoint.epoch,
         best_epoch=best_epoch if isinstance(best_epoch, int) else checkpoint.epoch,
         setup=before,
