@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import os
 import shutil
 import sqlite3
+import threading
 import time
 
 import pytest
@@ -12,11 +14,12 @@ from tests.storage_server import StorageServer
 from tests.unit.worker_room import BUCKET, Room, in_background
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, HostFailed, MachineFailed, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.events import Finished, WeightsFile
 from trainer.core.stop import StopReason, StopSignal
 from trainer.remote.retry import RetryPolicy
 from trainer.remote.storage_api import StorageApi
 from trainer.storage.supabase import SupabaseObjectStore
-from trainer.worker import artifacts
+from trainer.worker import artifacts, finished
 
 AGAIN = "22222222-2222-4222-8222-222222222222"
 SAID = {
@@ -355,6 +358,21 @@ def test_a_damaged_model_is_trained_to_its_end_again_and_never_completed(room, n
     assert room.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
     [message] = warnings(room, run_id, "model_damaged")
     assert name in message or "not in the run's folder" in message
+
+
+def test_pipe_in_place_of_an_empty_model_does_not_hold_up_the_slot(tmp_path):
+    """The training process chose the path, the size and what lies there; to open a pipe waits for a writer, for ever."""
+    os.mkfifo(tmp_path / "best.pt")
+    pipe = WeightsFile(path=str(tmp_path / "best.pt"), sha256=hashlib.sha256().hexdigest(), bytes=0)
+    damages = []
+
+    look = threading.Thread(
+        target=lambda: damages.append(finished.damage(tmp_path, Finished(best=pipe, last=pipe, report={}))), daemon=True,
+    )
+    look.start()
+    look.join(5)
+
+    assert damages == ["best.pt is not a file"]
 
 
 def test_a_damaged_model_without_a_checkpoint_is_trained_again(room):

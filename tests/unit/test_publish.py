@@ -2,16 +2,18 @@
 
 import json
 import os
+import time
 
 import pytest
 
 from tests.unit.worker_room import described
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, MachineFailed, Unavailable
-from trainer.core.events import Finished, TransferProgress
+from trainer.core.events import Finished, TransferProgress, Warned
 from trainer.core.job import Job, RunRequest
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.storage.local import LocalObjectStore
+from trainer.worker import publish
 from trainer.worker.publish import Publisher, WeightsChanged, artifact_name, kept_files
 
 JOB = Job(id="r", request=RunRequest(data_yaml="x"), attempt=2)
@@ -229,3 +231,70 @@ def test_a_file_beside_the_weights_does_not_take_their_name(store, run_dir):
     published(store, run_dir, finished=finished)
 
     assert store.stat(ObjectRef(bucket="b", key="training_runs/r/2/best.pt")).bytes == 4
+
+
+# ── a model does not wait for what lies beside it ──
+
+
+def left_out(events):
+    return [event.message for event in events if isinstance(event, Warned) and event.code == "artifact_left_out"]
+
+
+@pytest.mark.parametrize("name", ["results.csv", "run.log", "manifest.json"])
+def test_model_is_published_without_a_file_that_is_refused_for_long(store, run_dir, monkeypatch, name):
+    monkeypatch.setattr(publish, "LEFT_OUT_AFTER", 0.2)
+    watched, events, finished = Watched(store), [], finished_with(run_dir)
+    publisher = Publisher(watched, "b", JOB)
+
+    def refuse(uploaded):
+        if name in uploaded:
+            raise BadRequest("too large")
+
+    watched.refuse = refuse
+    with pytest.raises(BadRequest):
+        published(watched, run_dir, events, publisher=publisher, finished=finished)
+    time.sleep(0.2)
+
+    for _ in range(2):
+        names = {artifact.name for artifact in published(watched, run_dir, events, publisher=publisher, finished=finished)}
+        assert names == {"best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml", "run.log",
+                         "manifest.json"} - {name}  # fmt: skip
+    assert left_out(events) == [f"{name} is not published and stays on this host: too large"]
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_weights_of_a_finished_model_and_files_of_another_attempt_are_not_left_out(store, run_dir, monkeypatch, has_ended):
+    monkeypatch.setattr(publish, "LEFT_OUT_AFTER", 0.0)
+    watched = Watched(store)
+
+    def refuse(name):
+        if name == ("best.pt" if has_ended else "results.csv"):
+            raise BadRequest("too large")
+
+    watched.refuse = refuse
+    with pytest.raises(BadRequest):
+        published(watched, run_dir, finished=finished_with(run_dir) if has_ended else None)
+
+
+def test_huge_file_beside_a_model_is_left_out_unread(store, run_dir):
+    (run_dir / "core.123").touch()
+    os.truncate(run_dir / "core.123", 2**40)
+    events = []
+
+    names = {artifact.name for artifact in published(store, run_dir, events, finished=finished_with(run_dir))}
+
+    assert "best.pt" in names
+    assert "core.123" not in names
+    assert len(left_out(events)) == 1
+    assert "1024 GiB" in left_out(events)[0]
+
+
+def test_folder_with_the_name_of_the_model_does_not_take_its_place(store, run_dir):
+    """The local store cannot have both a file and a folder of one name."""
+    (run_dir / "best.pt" / "data").mkdir(parents=True)
+    (run_dir / "best.pt" / "data" / "0").write_text("x")
+
+    names = {artifact.name for artifact in published(store, run_dir, finished=finished_with(run_dir))}
+
+    assert "best.pt" in names
+    assert "best.pt/data/0" not in names

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from dataclasses import asdict
 from pathlib import Path
 
@@ -110,9 +111,11 @@ def _damage(run_dir: Path, weights: WeightsFile) -> str | None:
     if not is_inside(path, run_dir):
         return f"{path} is not in the run's folder"
     try:
-        found = path.stat().st_size
-        if found != weights.bytes:
-            return f"{path.name} has {found} of {weights.bytes} bytes"
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{path.name} is not a file"
+        if found.st_size != weights.bytes:
+            return f"{path.name} has {found.st_size} of {weights.bytes} bytes"
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -10,16 +10,18 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import MachineFailed, Unavailable
-from trainer.core.events import Event, Finished, Phase, TransferProgress, WeightsFile
+from trainer.core.errors import MachineFailed, TrainerError, Unavailable
+from trainer.core.events import Event, Finished, Phase, TransferProgress, Warned, WeightsFile
 from trainer.core.job import Job, JsonObject
 from trainer.core.names import storage_key
 from trainer.core.ports import ObjectStore
@@ -32,6 +34,8 @@ NOT_FILES = {"run.log", "manifest.json"}
 DEEPEST = 16  # folders below each other
 PARALLEL = 4  # small files at once; a large one has its own connection anyway
 LARGEST_LOG = 256 * 2**20  # bytes of a log that are published; of a larger one its end
+LARGEST = 16 * 2**30  # bytes of a file that is published; a hole of a terabyte would take hours
+LEFT_OUT_AFTER = 600.0  # seconds for which a file beside a finished model may fail, before the model goes without it
 _CHUNK = 2**20  # bytes
 Content: TypeAlias = tuple[int, int, int]  # size, time of the last change and inode: equal while nobody wrote the file
 
@@ -52,6 +56,8 @@ class Publisher:
         self._bucket = bucket
         self._job = job
         self._sent: dict[str, tuple[Content, Artifact]] = {}
+        self._failing: dict[str, float] = {}  # since when, monotonic
+        self._left_out: set[str] = set()
 
     @property
     def sent(self) -> list[Artifact]:
@@ -71,23 +77,50 @@ class Publisher:
         May be repeated, and then sends what is missing. `log` is still being written and goes last. Raises
         `WeightsChanged` unless the weights are those that `finished` names, any other TrainerError, OSError, Stopped.
         """
-        # weights first: the time may end before everything has arrived
-        kept = sorted(kept_files(run_dir), key=lambda path: path.parent != run_dir / "weights")
-        files: dict[str, Path] = {}
-        for path in kept:
-            files.setdefault(artifact_name(path, run_dir), path)  # a file beside the weights does not take their name
-        named = _named(finished, run_dir)
+        named, files = _named(finished, run_dir), _by_name(run_dir)
+        for name in [name for name, path in files.items() if path.stat().st_size > LARGEST]:
+            self._leave_out(name, f"{files.pop(name).stat().st_size / 2**30:.0f} GiB are too large", on_event)
         if gone := named.keys() - files.keys():
             raise WeightsChanged(f"{', '.join(sorted(gone))} is gone from {run_dir}.")
         meter = _Meter(len(files), sum(path.stat().st_size for path in files.values()), on_event)
-        send = partial(self._send, named, stop, meter)
+        send = partial(self._send_or_leave_out, named, stop, meter, on_event)
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="upload") as pool:
-            artifacts = sorted(pool.map(send, files, files.values()), key=lambda artifact: artifact.name)
+            artifacts = sorted(chain(*pool.map(send, files, files.values())), key=lambda artifact: artifact.name)
         if log.is_file() and not log.is_symlink():
-            artifacts.append(send(log.name, _snapshot(log)))
-        artifacts.append(send("manifest.json", self._manifest(run_dir, artifacts)))
+            artifacts += send(log.name, _snapshot(log))
+        artifacts += send("manifest.json", self._manifest(run_dir, artifacts))
         self._require_stored(artifacts, stop)
         return artifacts
+
+    def _send_or_leave_out(
+        self,
+        named: Mapping[str, WeightsFile],
+        stop: StopSignal,
+        meter: _Meter,
+        on_event: Callable[[Event], None],
+        name: str,
+        path: Path,
+    ) -> list[Artifact]:
+        """The artifact, or none: a finished model does not wait for ever for a file beside it that no store takes.
+
+        While the store takes nothing at all the model waits, because then its weights fail, or the listing at the end.
+        """
+        try:
+            artifact = self._send(named, stop, meter, name, path)
+        except (TrainerError, OSError) as error:
+            since = self._failing.setdefault(name, time.monotonic())
+            if not named or name in named or time.monotonic() - since < LEFT_OUT_AFTER:
+                raise
+            self._leave_out(name, str(error), on_event)
+            return []
+        self._failing.pop(name, None)
+        return [artifact]
+
+    def _leave_out(self, name: str, reason: str, on_event: Callable[[Event], None]) -> None:
+        if name not in self._left_out:
+            self._left_out.add(name)
+            message = f"{name} is not published and stays on this host: {reason}"
+            on_event(Warned(code="artifact_left_out", message=message))
 
     def _send(
         self, named: Mapping[str, WeightsFile], stop: StopSignal, meter: _Meter, name: str, path: Path,
@@ -155,6 +188,17 @@ def kept_files(run_dir: Path) -> list[Path]:
                 elif entry.is_file(follow_symlinks=False):
                     files.append(path)
     return sorted(files)
+
+
+def _by_name(run_dir: Path) -> dict[str, Path]:
+    """The kept files by the names under which they are published, weights first: the time may end before the others.
+
+    No file beside the weights takes their name, or is in a folder of that name, which not every store can hold.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(kept_files(run_dir), key=lambda path: path.parent != run_dir / "weights"):
+        files.setdefault(artifact_name(path, run_dir), path)
+    return {n: path for n, path in files.items() if not any(str(folder) in files for folder in PurePosixPath(n).parents)}
 
 
 def artifact_name(path: Path, run_dir: Path) -> str:
