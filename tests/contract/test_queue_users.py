@@ -272,6 +272,19 @@ def test_a_run_that_a_worker_holds_cannot_be_queued(queue_lab, status):
     assert queue_lab.queue.beat(lease, None, []) is not Verdict.LOST
 
 
+@pytest.mark.parametrize("outcome", [None, Completed(results={}, trained_model_url="u"), Interrupted(checkpoint=None)])
+def test_worker_that_an_app_cleared_from_the_row_keeps_its_run(queue_lab, outcome):
+    """An app queues a run again just after its lease expired, and clears what looks like the worker's."""
+    lease = claimed(queue_lab)
+    expire(queue_lab, lease.job.id)
+    queue_lab.edit(lease.job.id, worker_id=None, started_at=None)
+
+    verdict = queue_lab.queue.finish(lease, outcome, []) if outcome else queue_lab.queue.beat(lease, None, [])
+
+    assert verdict is Verdict.OK
+    assert {worker["worker_id"] for worker in queue_lab.queue.workers()} == {"w1"}
+
+
 @pytest.mark.parametrize("how", ["drain", "retry", "lease"])
 def test_a_run_that_the_queue_itself_queues_again_keeps_the_wish_to_finish(queue_lab, how):
     lease = claimed(queue_lab)

@@ -279,8 +279,10 @@ def _record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
     tx.insert("training_run_events", {**key, "at": tx.at(), "kind": kind, "data": data})
 
 
-def see_worker(tx: Transaction, worker_id: str, said: Mapping[str, object] | None = None) -> None:
+def see_worker(tx: Transaction, worker_id: str | None, said: Mapping[str, object] | None = None) -> None:
     """Report the worker alive. `said` are columns that it fills itself; what it does not mention stays."""
+    if worker_id is None:  # an app may clear it in a run that a worker still holds
+        return
     counted = tx.row(
         "select count(*) as n from training_runs where status in ('running', 'canceling') and worker_id = ?", worker_id,
     )
