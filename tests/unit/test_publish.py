@@ -262,18 +262,38 @@ def test_model_is_published_without_a_file_that_is_refused_for_long(store, run_d
     assert left_out(events) == [f"{name} is not published and stays on this host: too large"]
 
 
-@pytest.mark.parametrize("has_ended", [True, False])
-def test_weights_of_a_finished_model_and_files_of_another_attempt_are_not_left_out(store, run_dir, monkeypatch, has_ended):
+@pytest.mark.parametrize(
+    ("name", "error", "has_ended"),
+    [
+        ("best.pt", BadRequest("too large"), True),
+        ("results.csv", Unavailable("down"), True),
+        ("results.csv", MachineFailed("the disk is full"), True),
+        ("results.csv", BadRequest("too large"), False),
+    ],
+)
+def test_weights_and_what_may_be_taken_later_are_waited_for(store, run_dir, monkeypatch, name, error, has_ended):
     monkeypatch.setattr(publish, "LEFT_OUT_AFTER", 0.0)
     watched = Watched(store)
 
-    def refuse(name):
-        if name == ("best.pt" if has_ended else "results.csv"):
-            raise BadRequest("too large")
+    def refuse(uploaded):
+        if uploaded == name:
+            raise error
 
     watched.refuse = refuse
-    with pytest.raises(BadRequest):
+    with pytest.raises(type(error)):
         published(watched, run_dir, finished=finished_with(run_dir) if has_ended else None)
+
+
+@pytest.mark.parametrize("name", ["é" * 127, "/".join(["d" * 200] * 5)])
+def test_file_whose_name_no_store_takes_is_left_out(store, run_dir, name):
+    (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+    (run_dir / name).write_text("x")
+    events = []
+
+    names = {artifact.name for artifact in published(store, run_dir, events, finished=finished_with(run_dir))}
+
+    assert "best.pt" in names
+    assert left_out(events) == [f"{name} is not published and stays on this host: its name is too long"]
 
 
 def test_huge_file_beside_a_model_is_left_out_unread(store, run_dir):

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import MachineFailed, TrainerError, Unavailable
+from trainer.core.errors import BadRequest, MachineFailed, Misconfigured, Unavailable
 from trainer.core.events import Event, Finished, Phase, TransferProgress, Warned, WeightsFile
 from trainer.core.job import Job, JsonObject
 from trainer.core.names import storage_key
@@ -35,7 +35,8 @@ DEEPEST = 16  # folders below each other
 PARALLEL = 4  # small files at once; a large one has its own connection anyway
 LARGEST_LOG = 256 * 2**20  # bytes of a log that are published; of a larger one its end
 LARGEST = 16 * 2**30  # bytes of a file that is published; a hole of a terabyte would take hours
-LEFT_OUT_AFTER = 600.0  # seconds for which a file beside a finished model may fail, before the model goes without it
+LEFT_OUT_AFTER = 600.0  # seconds for which a file beside a finished model may be refused, before the model goes without it
+LONGEST_KEY = 900  # bytes of a key below the attempt's prefix; S3 takes 1024 in all, a file system 255 between two slashes
 _CHUNK = 2**20  # bytes
 Content: TypeAlias = tuple[int, int, int]  # size, time of the last change and inode: equal while nobody wrote the file
 
@@ -56,7 +57,7 @@ class Publisher:
         self._bucket = bucket
         self._job = job
         self._sent: dict[str, tuple[Content, Artifact]] = {}
-        self._failing: dict[str, float] = {}  # since when, monotonic
+        self._refused: dict[str, float] = {}  # since when, monotonic
         self._left_out: set[str] = set()
 
     @property
@@ -78,8 +79,9 @@ class Publisher:
         `WeightsChanged` unless the weights are those that `finished` names, any other TrainerError, OSError, Stopped.
         """
         named, files = _named(finished, run_dir), _by_name(run_dir)
-        for name in [name for name, path in files.items() if path.stat().st_size > LARGEST]:
-            self._leave_out(name, f"{files.pop(name).stat().st_size / 2**30:.0f} GiB are too large", on_event)
+        for name, reason in [(name, reason) for name, path in files.items() if (reason := _unfit(name, path))]:
+            del files[name]
+            self._leave_out(name, reason, on_event)
         if gone := named.keys() - files.keys():
             raise WeightsChanged(f"{', '.join(sorted(gone))} is gone from {run_dir}.")
         meter = _Meter(len(files), sum(path.stat().st_size for path in files.values()), on_event)
@@ -101,19 +103,19 @@ class Publisher:
         name: str,
         path: Path,
     ) -> list[Artifact]:
-        """The artifact, or none: a finished model does not wait for ever for a file beside it that no store takes.
+        """The artifact, or none: a finished model does not wait for ever for a file beside it that the store refuses.
 
-        While the store takes nothing at all the model waits, because then its weights fail, or the listing at the end.
+        While the store refuses everything the model waits, because then its weights fail, or the listing at the end.
         """
         try:
             artifact = self._send(named, stop, meter, name, path)
-        except (TrainerError, OSError) as error:
-            since = self._failing.setdefault(name, time.monotonic())
+        except (BadRequest, Misconfigured) as error:
+            since = self._refused.setdefault(name, time.monotonic())
             if not named or name in named or time.monotonic() - since < LEFT_OUT_AFTER:
                 raise
             self._leave_out(name, str(error), on_event)
             return []
-        self._failing.pop(name, None)
+        self._refused.pop(name, None)
         return [artifact]
 
     def _leave_out(self, name: str, reason: str, on_event: Callable[[Event], None]) -> None:
@@ -199,6 +201,15 @@ def _by_name(run_dir: Path) -> dict[str, Path]:
     for path in sorted(kept_files(run_dir), key=lambda path: path.parent != run_dir / "weights"):
         files.setdefault(artifact_name(path, run_dir), path)
     return {n: path for n, path in files.items() if not any(str(folder) in files for folder in PurePosixPath(n).parents)}
+
+
+def _unfit(name: str, path: Path) -> str | None:
+    """Why no store would take the file, or None."""
+    key = storage_key(name)
+    if len(key) > LONGEST_KEY or max(map(len, key.split("/"))) > 255:
+        return "its name is too long"
+    size = path.stat().st_size
+    return f"{size / 2**30:.0f} GiB are too large" if size > LARGEST else None
 
 
 def artifact_name(path: Path, run_dir: Path) -> str:
