@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.worker_room import described
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import BadRequest, MachineFailed, Unavailable
+from trainer.core.errors import BadRequest, MachineFailed, Misconfigured, Unavailable
 from trainer.core.events import Finished, TransferProgress, Warned
 from trainer.core.job import Job, RunRequest
 from trainer.core.stop import Stopped, StopReason, StopSignal
@@ -255,10 +255,11 @@ def test_model_is_published_without_a_file_that_is_refused_for_long(store, run_d
         published(watched, run_dir, events, publisher=publisher, finished=finished)
     time.sleep(0.2)
 
-    for _ in range(2):
-        names = {artifact.name for artifact in published(watched, run_dir, events, publisher=publisher, finished=finished)}
-        assert names == {"best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml", "run.log",
-                         "manifest.json"} - {name}  # fmt: skip
+    artifacts = published(watched, run_dir, events, publisher=publisher, finished=finished)
+
+    assert {artifact.name for artifact in artifacts} == {
+        "best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml", "run.log", "manifest.json",
+    } - {name}  # fmt: skip
     assert left_out(events) == [f"{name} is not published and stays on this host: too large"]
 
 
@@ -282,6 +283,27 @@ def test_weights_and_what_may_be_taken_later_are_waited_for(store, run_dir, monk
     watched.refuse = refuse
     with pytest.raises(type(error)):
         published(watched, run_dir, finished=finished_with(run_dir) if has_ended else None)
+
+
+def test_file_that_the_store_takes_in_the_end_is_not_left_out(store, run_dir, monkeypatch):
+    """The store refused everything for a while, and nothing is said about what it has now."""
+    monkeypatch.setattr(publish, "LEFT_OUT_AFTER", 0.0)
+    events, finished = [], finished_with(run_dir)
+    watched = Watched(store)
+    publisher = Publisher(watched, "b", JOB)
+
+    def refuse(_):
+        raise Misconfigured("the key is wrong")
+
+    watched.refuse = refuse
+    with pytest.raises(Misconfigured):
+        published(watched, run_dir, events, publisher=publisher, finished=finished)
+    watched.refuse = lambda name: None
+
+    artifacts = published(watched, run_dir, events, publisher=publisher, finished=finished)
+
+    assert {"best.pt", "results.csv", "run.log", "manifest.json"} <= {artifact.name for artifact in artifacts}
+    assert left_out(events) == []
 
 
 @pytest.mark.parametrize("name", ["é" * 127, "/".join(["d" * 200] * 5)])

@@ -58,7 +58,7 @@ class Publisher:
         self._job = job
         self._sent: dict[str, tuple[Content, Artifact]] = {}
         self._refused: dict[str, float] = {}  # since when, monotonic
-        self._left_out: set[str] = set()
+        self._left_out: dict[str, str] = {}  # and why
 
     @property
     def sent(self) -> list[Artifact]:
@@ -75,33 +75,30 @@ class Publisher:
     ) -> list[Artifact]:
         """Upload everything worth keeping, then the manifest, and check that all of it is in the bucket.
 
-        May be repeated, and then sends what is missing. `log` is still being written and goes last. Raises
+        May be repeated, and then sends what is missing. `log` is still being written and goes last. What cannot be
+        published beside the weights is left out, with a warning. Raises
         `WeightsChanged` unless the weights are those that `finished` names, any other TrainerError, OSError, Stopped.
         """
         named, files = _named(finished, run_dir), _by_name(run_dir)
-        for name, reason in [(name, reason) for name, path in files.items() if (reason := _unfit(name, path))]:
-            del files[name]
-            self._leave_out(name, reason, on_event)
+        self._left_out = {name: reason for name, path in files.items() if (reason := _unfit(name, path))}
+        files = {name: path for name, path in files.items() if name not in self._left_out}
         if gone := named.keys() - files.keys():
             raise WeightsChanged(f"{', '.join(sorted(gone))} is gone from {run_dir}.")
         meter = _Meter(len(files), sum(path.stat().st_size for path in files.values()), on_event)
-        send = partial(self._send_or_leave_out, named, stop, meter, on_event)
+        send = partial(self._send_or_leave_out, named, stop, meter)
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="upload") as pool:
             artifacts = sorted(chain(*pool.map(send, files, files.values())), key=lambda artifact: artifact.name)
         if log.is_file() and not log.is_symlink():
             artifacts += send(log.name, _snapshot(log))
         artifacts += send("manifest.json", self._manifest(run_dir, artifacts))
         self._require_stored(artifacts, stop)
+        for name, reason in self._left_out.items():
+            message = f"{name} is not published and stays on this host: {reason}"
+            on_event(Warned(code="artifact_left_out", message=message))
         return artifacts
 
     def _send_or_leave_out(
-        self,
-        named: Mapping[str, WeightsFile],
-        stop: StopSignal,
-        meter: _Meter,
-        on_event: Callable[[Event], None],
-        name: str,
-        path: Path,
+        self, named: Mapping[str, WeightsFile], stop: StopSignal, meter: _Meter, name: str, path: Path,
     ) -> list[Artifact]:
         """The artifact, or none: a finished model does not wait for ever for a file beside it that the store refuses.
 
@@ -113,16 +110,10 @@ class Publisher:
             since = self._refused.setdefault(name, time.monotonic())
             if not named or name in named or time.monotonic() - since < LEFT_OUT_AFTER:
                 raise
-            self._leave_out(name, str(error), on_event)
+            self._left_out[name] = str(error)
             return []
         self._refused.pop(name, None)
         return [artifact]
-
-    def _leave_out(self, name: str, reason: str, on_event: Callable[[Event], None]) -> None:
-        if name not in self._left_out:
-            self._left_out.add(name)
-            message = f"{name} is not published and stays on this host: {reason}"
-            on_event(Warned(code="artifact_left_out", message=message))
 
     def _send(
         self, named: Mapping[str, WeightsFile], stop: StopSignal, meter: _Meter, name: str, path: Path,
