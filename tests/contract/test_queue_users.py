@@ -190,6 +190,16 @@ def test_an_ended_run_that_is_queued_again_is_like_new_and_its_attempts_go_on(qu
     assert queue_lab.queue.beat(again, None, []) is Verdict.OK
 
 
+@pytest.mark.parametrize("status", ["failed", "running"])
+def test_attempts_go_on_also_when_an_app_counts_them_from_the_start(queue_lab, status):
+    """The number of an attempt names its folder, its objects and its events, and those of the first one are there."""
+    lease = claimed(queue_lab) if status == "running" else ended(queue_lab, ENDINGS[status])
+    queue_lab.edit(lease.job.id, status="queued", attempt=0, lease_expires_at=None, claim_id=None)
+
+    again = claim(queue_lab)
+    assert (again.job.id, again.job.attempt) == (lease.job.id, lease.job.attempt + 1)
+
+
 def test_a_failed_run_that_is_queued_again_keeps_its_checkpoint_and_its_history(queue_lab):
     lease = ended(queue_lab, ENDINGS["failed"])
     queue_lab.edit(lease.job.id, status="queued", configuration={"batch": 4})

@@ -245,7 +245,7 @@ def test_a_queue_of_the_first_version_is_brought_up_to_date(path):
     lease = (enqueue(queue), claim(queue))[1]
     queue.beat(lease, None, [RunEvent(seq=n, at="2026-01-01", kind="epoch", data={"epoch": n}) for n in (1, 2, 3)])
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        for trigger in ("training_runs_queued_again", "training_runs_held"):
+        for trigger in ("training_runs_queued_again", "training_runs_held", "training_runs_attempts"):
             other.execute(f"drop trigger {trigger}")
         for table, column in (("training_runs", "told_epoch"), ("training_runs", "told_attempt"), ("training_runs", "host_failures"), ("trainer_workers", "status_message")):
             other.execute(f"alter table {table} drop column {column}")

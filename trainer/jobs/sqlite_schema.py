@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 # Times are ISO 8601 in UTC of one width, so that they sort as text.
 _TABLES = """
@@ -119,7 +119,14 @@ create trigger training_runs_held before update of status on training_runs
   begin select raise(abort, 'The run is running: cancel it or wait until it has ended, then queue it again.'); end;
 """
 
-SCHEMA = _TABLES + _QUEUED_AGAIN + _HELD
+# An app that counts from the start would give the folder, the objects and the events of one attempt to another.
+_ATTEMPTS = """
+create trigger training_runs_attempts after update of status on training_runs
+  when new.attempt < old.attempt
+  begin update training_runs set attempt = old.attempt where id = new.id; end;
+"""
+
+SCHEMA = _TABLES + _QUEUED_AGAIN + _HELD + _ATTEMPTS
 
 # from the version before to the one that is named
 UPGRADES = {
@@ -147,4 +154,5 @@ alter table training_runs add column told_attempt integer not null default 0;
 drop trigger training_runs_queued_again;
 """
     + _QUEUED_AGAIN,
+    7: _ATTEMPTS,
 }
