@@ -281,7 +281,7 @@ def _record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
 
 def see_worker(tx: Transaction, worker_id: str | None, said: Mapping[str, object] | None = None) -> None:
     """Report the worker alive. `said` are columns that it fills itself; what it does not mention stays."""
-    if worker_id is None:  # an app may clear it in a run that a worker still holds
+    if worker_id is None:  # an app can clear the worker of a run that is still held
         return
     counted = tx.row(
         "select count(*) as n from training_runs where status in ('running', 'canceling') and worker_id = ?", worker_id,
