@@ -165,6 +165,8 @@ begin
       constraint = 'trainer_run_is_held',
       message = 'The run is running: cancel it or wait until it has ended, then queue it again.';
   end if;
+  -- an app that counts from the start would give the folder, the objects and the events of one attempt to another
+  new.attempt := greatest(new.attempt, old.attempt);
   if new.status in ('completed', 'failed', 'canceled') then
     new.lease_expires_at := null;
     new.host_failures := '{}';

@@ -198,6 +198,7 @@ begin
     f.version, f.slots, f.device_type, f.compute_type, f.gpu_name, f.gpu_model, f.gpu,
     f.gpu_memory_gb, f.gpu_vram_gb, f.gpu_memory_mb, f.gpu_vram_mb, f.cpu_model, f.cpu, f.ram_gb
   from jsonb_populate_record(null::public.trainer_workers, coalesce(see_worker.hardware, '{}')) as f
+  where see_worker.worker_id is not null  -- an app may clear it in a run that a worker still holds
   on conflict (worker_id) do update set
     status = case when not sets_problem and w.status_message is not null then 'unhealthy' else excluded.status end,
     status_message = case when sets_problem then excluded.status_message else w.status_message end,

@@ -6,7 +6,7 @@ import pytest
 from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, key_of, moment
 
 from trainer.core.errors import BadRequest
-from trainer.core.job import Canceled, Completed, Failed, Interrupted, Retry, RunRequest, Verdict
+from trainer.core.job import Canceled, Completed, Failed, Interrupted, Retry, RunRequest, Status, Verdict
 
 DONE = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
 COLUMNS = {
@@ -191,6 +191,16 @@ def test_requeued_run_is_reset_and_its_attempt_number_continues(queue_lab, statu
     assert queue_lab.queue.beat(again, None, []) is Verdict.OK
 
 
+@pytest.mark.parametrize("status", ["failed", "running"])
+def test_attempts_are_counted_on_when_app_sets_attempt_to_zero(queue_lab, status):
+    """The number of an attempt names its folder, its objects and its events, and those of the first one are there."""
+    lease = claimed(queue_lab) if status == "running" else ended(queue_lab, ENDINGS[status])
+    queue_lab.edit(lease.job.id, status="queued", attempt=0, lease_expires_at=None, claim_id=None)
+
+    again = claim(queue_lab)
+    assert (again.job.id, again.job.attempt) == (lease.job.id, lease.job.attempt + 1)
+
+
 def test_requeued_failed_run_keeps_checkpoint_and_history(queue_lab):
     lease = ended(queue_lab, ENDINGS["failed"])
     queue_lab.edit(lease.job.id, status="queued", configuration={"batch": 4})
@@ -273,6 +283,26 @@ def test_held_run_cannot_be_requeued(queue_lab, status):
     assert queue_lab.queue.get(lease.job.id) == before
     assert claim(queue_lab, "w2") is None
     assert queue_lab.queue.beat(lease, None, []) is not Verdict.LOST
+
+
+@pytest.mark.parametrize(
+    ("outcome", "answer"),
+    [
+        (None, Verdict.OK),
+        (Completed(results={}, trained_model_url="u"), Status.COMPLETED),
+        (Interrupted(checkpoint=None), Status.QUEUED),
+    ],
+)
+def test_worker_that_an_app_cleared_from_the_row_keeps_its_run(queue_lab, outcome, answer):
+    """An app requeues a run just after its lease expired, and clears the columns of the worker."""
+    lease = claimed(queue_lab)
+    expire(queue_lab, lease.job.id)
+    queue_lab.edit(lease.job.id, worker_id=None, started_at=None)
+
+    answered = queue_lab.queue.finish(lease, outcome, []) if outcome else queue_lab.queue.beat(lease, None, [])
+
+    assert answered is answer
+    assert {worker.worker_id for worker in queue_lab.queue.workers()} == {"w1"}
 
 
 @pytest.mark.parametrize("how", ["drain", "retry", "lease"])

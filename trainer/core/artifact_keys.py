@@ -13,7 +13,8 @@ import re
 from trainer.core.run_folder import CHECKPOINTS
 
 ROOT = "training_runs"
-_CHECKPOINT = re.compile(rf"\d+/{CHECKPOINTS}/epoch-\d+-[0-9a-f]{{8}}\.pt")
+_CHECKPOINT = re.compile(rf"[0-9]{{1,10}}/{CHECKPOINTS}/[^/]+\.pt")
+_ATTEMPT = re.compile(rf"{ROOT}/[^/]+/([0-9]{{1,10}})/")
 
 
 def attempt_prefix(run_id: str, attempt: int) -> str:
@@ -27,12 +28,12 @@ def checkpoint_key(run_id: str, attempt: int, epoch: int, sha256: str) -> str:
 
 
 def is_checkpoint_of(run_id: str, key: str) -> bool:
-    """Return whether `checkpoint_key` makes `key` for some attempt of this run."""
+    """Return whether `key` is that of a checkpoint of some attempt of this run."""
     top = f"{ROOT}/{run_id}/"
     return key.startswith(top) and _CHECKPOINT.fullmatch(key, len(top)) is not None
 
 
 def attempt_of(key: str) -> int:
     """Return the attempt that uploaded `key`, or 0 for a key of another form."""
-    parts = key.split("/")
-    return int(parts[2]) if len(parts) > 2 and parts[2].isdecimal() else 0
+    found = _ATTEMPT.match(key)
+    return int(found[1]) if found else 0

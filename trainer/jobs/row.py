@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 
+from trainer.core.artifact_keys import is_checkpoint_of
 from trainer.core.errors import Unavailable
 from trainer.core.job import Checkpoint, Job, Json, JsonObject, Lease, RunRequest
 from trainer.core.json_text import json_from_text
@@ -134,8 +135,7 @@ def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
     found = checkpoint_of(value)
     if found is None or found.key is None:
         return found
-    is_own = re.fullmatch(rf"training_runs/{re.escape(run_id)}/-?[0-9]{{1,10}}/checkpoints/[^/]+", found.key)
-    return found if is_own and not found.key.endswith("/..") else None
+    return found if is_checkpoint_of(run_id, found.key) else None
 
 
 # ── for the users of the table ──

@@ -126,7 +126,14 @@ create trigger training_runs_held before update of status on training_runs
   begin select raise(abort, 'The run is running: cancel it or wait until it has ended, then queue it again.'); end;
 """
 
-SCHEMA = _TABLES + _QUEUED_AGAIN + _HELD + _LABEL_INDEX
+# An app that counts from the start would give the folder, the objects and the events of one attempt to another.
+_ATTEMPTS = """
+create trigger training_runs_attempts after update of status on training_runs
+  when new.attempt < old.attempt
+  begin update training_runs set attempt = old.attempt where id = new.id; end;
+"""
+
+SCHEMA = _TABLES + _QUEUED_AGAIN + _HELD + _ATTEMPTS + _LABEL_INDEX
 
 # version → the statements that upgrade a file from the version before it
 UPGRADES = {
@@ -136,5 +143,6 @@ alter table training_runs rename column told_attempt to last_reported_attempt;
 alter table training_runs add column run_group text;
 alter table training_runs add column run_tags text not null default '[]';
 """
+    + _ATTEMPTS
     + _LABEL_INDEX,
 }

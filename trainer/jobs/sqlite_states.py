@@ -155,8 +155,10 @@ def record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
     tx.insert("training_run_events", {**key, "at": tx.at(), "kind": kind, "data": data})
 
 
-def see_worker(tx: Transaction, worker_id: str, reported: Mapping[str, object] | None = None) -> None:
+def see_worker(tx: Transaction, worker_id: str | None, reported: Mapping[str, object] | None = None) -> None:
     """Report the worker alive. `reported` are the columns that the worker sets; all others stay."""
+    if worker_id is None:  # an app can clear the worker of a run that is still held
+        return
     counted = tx.row(
         "select count(*) as n from training_runs where status in ('running', 'canceling') and worker_id = ?",
         worker_id,

@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from trainer.core.artifact_keys import attempt_prefix
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import MachineFailed, Unavailable
-from trainer.core.events import Event, Finished, Phase, WeightsFile
+from trainer.core.errors import BadRequest, MachineFailed, Misconfigured, Unavailable
+from trainer.core.events import Event, Finished, Phase, Warned, WeightsFile
 from trainer.core.job import Job, JsonObject
 from trainer.core.ports import ObjectStore
 from trainer.core.results import Artifact
@@ -33,6 +35,9 @@ WRITTEN_HERE = {RUN_LOG, MANIFEST}  # uploaded last
 DEEPEST = 16  # levels of folders
 PARALLEL = 4  # small files at once; a large one has its own connection
 LARGEST_LOG = 256 * 2**20  # bytes; of a larger log only the end is published
+LARGEST_FILE = 16 * 2**30  # bytes; a sparse file of a terabyte would take hours
+LONGEST_KEY = 900  # bytes after the attempt's prefix; S3 takes 1024 in all, a file system 255 between two slashes
+LEFT_OUT_AFTER = 600.0  # seconds for which the store may refuse a file beside a finished model
 _CHUNK = 2**20  # bytes
 FileState: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode: equal while nothing wrote the file
 
@@ -59,6 +64,8 @@ class ArtifactUpload:
         self._job = job
         self._prefix = attempt_prefix(job.id, job.attempt)
         self._sent: dict[str, tuple[FileState, Artifact]] = {}
+        self._refused: dict[str, float] = {}  # file → since when (monotonic)
+        self._left_out: dict[str, str] = {}  # file → reason
 
     @property
     def sent(self) -> list[Artifact]:
@@ -75,10 +82,13 @@ class ArtifactUpload:
     ) -> list[Artifact]:
         """Upload the files, the log and the manifest, and check that the bucket has all of them.
 
-        A repeated call sends what is missing. `log` is still being written, so it goes last. Raises `WeightsChanged`
-        unless the weights are those that `finished` names, any other TrainerError, OSError, Stopped.
+        A repeated call sends what is missing. `log` is still being written, so it goes last. A file beside the weights
+        that cannot be published is left out with a warning. Raises `WeightsChanged` unless the weights are those that
+        `finished` names, any other TrainerError, OSError, Stopped.
         """
-        files = self._files(folder)
+        files = _files_by_name(folder)
+        self._left_out = {name: reason for name, path in files.items() if (reason := _unfit(name, path, self._store))}
+        files = {name: path for name, path in files.items() if name not in self._left_out}
         weights = _named_weights(finished, folder)
         if gone := weights.keys() - files.keys():
             raise WeightsChanged(f"{', '.join(sorted(gone))} is missing from {folder.path}.")
@@ -86,27 +96,39 @@ class ArtifactUpload:
         meter = Meter(on_event, total_files=len(files), total_bytes=total, phase=Phase.UPLOADING)
         upload = _Upload(weights=weights, stop=stop, meter=meter)
 
-        def send(name: str, path: Path) -> Artifact:
-            return self._send(name, path, upload)
+        def send(name: str, path: Path) -> list[Artifact]:
+            return self._send_or_leave_out(name, path, upload)
 
         with ThreadPoolExecutor(PARALLEL, thread_name_prefix="upload") as pool:
-            artifacts = sorted(pool.map(send, files, files.values()), key=lambda artifact: artifact.name)
+            artifacts = sorted(chain(*pool.map(send, files, files.values())), key=lambda artifact: artifact.name)
         if log.is_file() and not log.is_symlink():
             snapshot = _snapshot(log)
             meter.expect(snapshot.stat().st_size, files=1)
-            artifacts.append(send(log.name, snapshot))
+            artifacts += send(log.name, snapshot)
         manifest = self._manifest(folder, artifacts)
         meter.expect(manifest.stat().st_size, files=1)
-        artifacts.append(send(manifest.name, manifest))
+        artifacts += send(manifest.name, manifest)
         self._require_stored(artifacts, stop)
+        for name, reason in self._left_out.items():
+            message = f"{name} is not published and stays on this host: {reason}"
+            on_event(Warned(code="artifact_left_out", message=message))
         return artifacts
 
-    def _files(self, folder: RunFolder) -> dict[str, Path]:
-        """Return the files by name, the weights first: the time may be over before everything is uploaded."""
-        files: dict[str, Path] = {}
-        for path in sorted(published_files(folder.path), key=lambda path: path.parent != folder.weights):
-            files.setdefault(artifact_name(path, folder.path), path)  # another file cannot take the name of the weights
-        return files
+    def _send_or_leave_out(self, name: str, path: Path, upload: _Upload) -> list[Artifact]:
+        """Return the artifact, or nothing: a finished model does not wait without end for another file that is refused.
+
+        While the store refuses everything, the model waits: its weights fail, or the listing at the end.
+        """
+        try:
+            artifact = self._send(name, path, upload)
+        except (BadRequest, Misconfigured) as error:
+            since = self._refused.setdefault(name, time.monotonic())
+            if not upload.weights or name in upload.weights or time.monotonic() - since < LEFT_OUT_AFTER:
+                raise
+            self._left_out[name] = str(error)
+            return []
+        self._refused.pop(name, None)
+        return [artifact]
 
     def _send(self, name: str, path: Path, upload: _Upload) -> Artifact:
         upload.stop.raise_if_set()
@@ -174,6 +196,30 @@ def published_files(run_dir: Path) -> list[Path]:
                 elif entry.is_file(follow_symlinks=False):
                     files.append(path)
     return sorted(files)
+
+
+def _files_by_name(folder: RunFolder) -> dict[str, Path]:
+    """Return the published files by name, the weights first: the time may be over before everything is uploaded.
+
+    No other file takes the name of the weights, or is in a folder of that name, which not every store can hold.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(published_files(folder.path), key=lambda path: path.parent != folder.weights):
+        files.setdefault(artifact_name(path, folder.path), path)
+    return {
+        name: path
+        for name, path in files.items()
+        if not any(str(parent) in files for parent in PurePosixPath(name).parents)
+    }
+
+
+def _unfit(name: str, path: Path, store: ObjectStore) -> str | None:
+    """Return why no store would take the file, or None."""
+    key = store.key(name).encode()
+    if len(key) > LONGEST_KEY or max(map(len, key.split(b"/"))) > 255:
+        return "its name is too long"
+    size = path.stat().st_size
+    return f"{size / 2**30:.0f} GiB are too large" if size > LARGEST_FILE else None
 
 
 def artifact_name(path: Path, run_dir: Path) -> str:

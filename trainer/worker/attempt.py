@@ -138,8 +138,8 @@ class Attempt:
         return order
 
     def _last_reported_epoch(self, attempt: int) -> int:
-        """Return the last epoch of `attempt` in the history: 0 when a later attempt reported other numbers."""
-        return self._job.last_reported_epoch if attempt >= self._job.last_reported_attempt else 0
+        """Return the last epoch of `attempt` in the history: 0 when another attempt reported the epochs."""
+        return self._job.last_reported_epoch if attempt == self._job.last_reported_attempt else 0
 
     def _on_event(self, event: Event) -> None:
         """Handle an event of the training process."""

@@ -1,6 +1,7 @@
 """Checkpoint files on this host. A training process wrote them, so the parts that are read here are bounded.
 
-A training keeps its newest checkpoints as `epoch-00007.pt` with a sidecar `epoch-00007.json` (`epoch`, `sha256`, `bytes`).
+A training keeps its newest checkpoints as `epoch-00007.pt` with a sidecar `epoch-00007.json` (`epoch`, `sha256`, `bytes`;
+`key` for one that was downloaded from the bucket).
 Each is written under another name and renamed, so a file with that name is complete unless the disk failed; the SHA-256
 shows whether it is.
 """
@@ -13,6 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,8 +40,7 @@ def local_checkpoints(folder: RunFolder) -> Iterator[tuple[Path, Checkpoint]]:
 
 def write_sidecar(path: Path, checkpoint: Checkpoint) -> None:
     """Write the sidecar of the checkpoint file `path`. Raises OSError."""
-    content = {"epoch": checkpoint.epoch, "sha256": checkpoint.sha256, "bytes": checkpoint.bytes}
-    path.with_suffix(".json").write_text(json.dumps(content))
+    path.with_suffix(".json").write_text(json.dumps(asdict(checkpoint)))
 
 
 def is_intact(path: Path, checkpoint: Checkpoint) -> bool:
@@ -66,12 +67,12 @@ def _read_sidecar(sidecar: Path) -> Checkpoint | None:
     try:
         with sidecar.open("rb") as file:
             content = json.loads(file.read(_LARGEST_JSON))
-        epoch, sha256, size = content["epoch"], content["sha256"], content["bytes"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        epoch, sha256, size, key = content["epoch"], content["sha256"], content["bytes"], content.get("key")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # cut off by a crash; the checkpoint before it has its own sidecar
     if not isinstance(epoch, int) or not isinstance(size, int) or not isinstance(sha256, str):
         return None
-    return Checkpoint(epoch=epoch, sha256=sha256, bytes=size)
+    return Checkpoint(epoch=epoch, sha256=sha256, bytes=size, key=key if isinstance(key, str) else None)
 
 
 def _is_regular(path: Path) -> bool:

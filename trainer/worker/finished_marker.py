@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from dataclasses import asdict
 from pathlib import Path
 
@@ -114,9 +115,11 @@ def _find_damage(folder: RunFolder, weights: WeightsFile) -> str | None:
     if not is_inside(path, folder.path):
         return f"{path} is not in the run's folder"
     try:
-        size = path.stat().st_size
-        if size != weights.bytes:
-            return f"{path.name} has {size} of {weights.bytes} bytes"
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return f"{path.name} is not a file"
+        if status.st_size != weights.bytes:
+            return f"{path.name} has {status.st_size} of {weights.bytes} bytes"
         digest = sha256_of(path)
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"

@@ -100,7 +100,7 @@ class CheckpointFinder:
     def _is_superseded(self, path: Path, checkpoint: Checkpoint) -> bool:
         """Return whether a later attempt on another host trained these epochs again: the history has its numbers."""
         later = attempt_of(self._remote.key) if self._remote and self._remote.key else 0
-        return checkpoint.epoch <= self._run.job.last_reported_epoch and _folder_of(path).attempt < later
+        return checkpoint.epoch <= self._run.job.last_reported_epoch and _trained_by(path, checkpoint) < later
 
     def _download(self, remote: Checkpoint) -> Path | None:
         try:
@@ -160,12 +160,17 @@ def _found(path: Path, checkpoint: Checkpoint, now: Setup) -> FoundCheckpoint:
     best_epoch = metadata.get("best_epoch")
     return FoundCheckpoint(
         path=path,
-        attempt=attempt_of(checkpoint.key) if checkpoint.key else _folder_of(path).attempt,
+        attempt=_trained_by(path, checkpoint),
         epoch=checkpoint.epoch,
         best_epoch=best_epoch if isinstance(best_epoch, int) else checkpoint.epoch,
         setup=before,
         decision=decide(before, now, epoch=checkpoint.epoch, complete=metadata.get("complete") is True),
     )
+
+
+def _trained_by(path: Path, checkpoint: Checkpoint) -> int:
+    """Return the attempt that trained a checkpoint: not the folder's if it was downloaded from the bucket."""
+    return attempt_of(checkpoint.key) if checkpoint.key else _folder_of(path).attempt
 
 
 def _folder_of(checkpoint: Path) -> RunFolder:

@@ -95,7 +95,7 @@ class Quick:
         (self.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         (self.run_dir / "args.yaml").write_text(f"epochs: {self.epochs}\n")
         for epoch in range(self.order["last_reported_epoch"] + 1, self.first_epoch):
-            self.tell(epoch)  # not reported before the last attempt ended; reported first, as by a real training
+            self.tell(epoch)  # its reader died before it was reported; a real training reports it first, too
         self.send(kind="phase", phase="loading", seconds=None)
         for message in self.knob("warnings", []):
             self.send(kind="warning", code="test", message=message)

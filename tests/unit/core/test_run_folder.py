@@ -34,6 +34,7 @@ def test_checkpoint_key_is_recognized():
         f"training_runs/{UUID}/3/checkpoints/../best.pt",
         "training_runs/other/3/checkpoints/epoch-00007-01234567.pt",
         f"training_runs/{UUID}/3/checkpoints/epoch-00007-01234567.pt/x",
+        f"training_runs/{UUID}/99999999999/checkpoints/epoch-00007-01234567.pt",
     ],
 )
 def test_other_key_is_not_a_checkpoint_of_the_run(key):

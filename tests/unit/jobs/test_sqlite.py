@@ -246,6 +246,7 @@ def test_file_of_version_before_is_upgraded_with_its_runs(path):
     queue.beat(lease, None, [RunEvent(seq=n, at="2026-01-01", kind="epoch", data={"epoch": n}) for n in (1, 2, 3)])
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("drop index training_runs_group")
+        other.execute("drop trigger training_runs_attempts")
         for column in ("run_group", "run_tags"):
             other.execute(f"alter table training_runs drop column {column}")
         other.execute("alter table training_runs rename column last_reported_epoch to told_epoch")

@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import os
 import shutil
 import sqlite3
+import threading
 import time
 
 import pytest
@@ -12,11 +14,13 @@ from tests.storage_server import StorageServer
 from tests.unit.worker.worker_room import BUCKET, Room, in_background
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, HostFailed, MachineFailed, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.events import Finished, WeightsFile
 from trainer.core.retry import RetryPolicy
+from trainer.core.run_folder import RunFolder
 from trainer.core.stop import StopReason, StopSignal
 from trainer.remote.storage_api import StorageApi
 from trainer.storage.supabase import SupabaseObjectStore
-from trainer.worker import publish
+from trainer.worker import finished_marker, publish
 
 AGAIN = "22222222-2222-4222-8222-222222222222"
 SAID = {
@@ -113,9 +117,10 @@ def epochs(room, run_id):
     return [e.data | {"attempt": e.attempt} for e in room.queue.events(run_id) if e.kind == "epoch"]
 
 
-def test_finished_model_reports_all_epochs_after_other_attempt_reported_some(room):
+@pytest.mark.parametrize("told_by", [0, 2])
+def test_finished_model_reports_all_epochs_after_other_attempt_reported_some(room, told_by):
     run_id, run_dir = interrupted_upload(room)
-    forget_epochs(room, run_id, told=2, by=2)
+    forget_epochs(room, run_id, told=2, by=told_by)
     (run_dir / "results.csv").write_text(
         "epoch,time,metrics/mAP50(B),lr/pg0\n1,2,0.1,0.3\n2,4.5,0.4,0.2\n3,6,0.2,0.1\n"
     )
@@ -365,6 +370,24 @@ def test_damaged_model_is_not_published_and_training_resumes(room, name, damage)
     assert room.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
     [message] = warnings(room, run_id, "model_damaged")
     assert name in message or "not in the run's folder" in message
+
+
+def test_pipe_in_place_of_empty_model_does_not_block_the_slot(tmp_path):
+    """The training process chose the path, the size and what is there. Opening a pipe waits until a writer opens it."""
+    os.mkfifo(tmp_path / "best.pt")
+    pipe = WeightsFile(path=str(tmp_path / "best.pt"), sha256=hashlib.sha256().hexdigest(), bytes=0)
+    damages = []
+
+    look = threading.Thread(
+        target=lambda: damages.append(
+            finished_marker.find_damage(RunFolder(tmp_path), Finished(best=pipe, last=pipe, report={}))
+        ),
+        daemon=True,
+    )
+    look.start()
+    look.join(5)
+
+    assert damages == ["best.pt is not a file"]
 
 
 def test_damaged_model_without_checkpoint_is_trained_again(room):

@@ -193,20 +193,23 @@ def test_run_on_trial_is_alone_until_success(room, queue, brisk):
 
 def test_training_on_other_slot_continues_while_host_is_unhealthy(room, queue, brisk):
     room.slots = Slots([CPU, CPU])
-    going, failing = threading.Event(), threading.Event()
+    started, going, failing = threading.Event(), threading.Event(), threading.Event()
 
     def train(epoch):
-        if len(room.trainer.orders) == 1:
-            going.wait(10)
-        elif not failing.is_set():
+        if not started.is_set():
+            started.set()
+            going.wait(60)
+        elif not going.is_set() and not failing.is_set():
             failing.set()
             room.host_problem = "RUNS_DIR is full."
             raise MachineFailed("no room")
 
     room.trainer.during = train
-    first, second = room.enqueue(), room.enqueue()
+    first = room.enqueue()
 
     with serving(room, queue):
+        wait_for(started.is_set)
+        second = room.enqueue()
         wait_for(failing.is_set)
         wait_for(lambda: worker_row(room).get("status") == "unhealthy")
         assert room.row(first)["status"] == "running"

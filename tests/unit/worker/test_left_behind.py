@@ -319,9 +319,9 @@ def test_artifacts_of_earlier_attempt_stay_listed(room, error):
     assert room.store.stat(ObjectRef(bucket=BUCKET, key=first["last.pt"]["path"])).bytes == first["last.pt"]["bytes"]
 
 
-@pytest.mark.parametrize(("told_by", "told"), [(1, 2), (2, 0)])
+@pytest.mark.parametrize(("told_by", "told"), [(1, 2), (2, 0), (0, 0)])
 def test_epochs_are_reported_again_after_other_attempt_reported_some(room, told_by, told):
-    """It trained on another host, from an older checkpoint; only its history is left."""
+    """A later one trained them on another host, or an earlier one did and this one reported none of its own."""
     run_id = room.enqueue()
     room.trainer.during = fail_in(3, MachineFailed("killed"))
     room.work()

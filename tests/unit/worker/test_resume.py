@@ -113,6 +113,18 @@ def test_uploaded_checkpoint_is_downloaded_when_newer(host):
     assert found.setup == NOW
 
 
+def test_checkpoint_that_an_attempt_fetched_still_belongs_to_the_attempt_that_trained_it(host):
+    """The attempt that fetched it trained nothing; which epochs the history has of it depends on who trained them."""
+    host.upload(6)
+    fetched = host.found().path
+
+    host.job = replace(host.job, attempt=4, checkpoint=None)
+    host.second = fetched.parent.parent
+    again = host.found()
+
+    assert (again.path, again.attempt) == (fetched, int(KEY.split("/")[2]))
+
+
 @pytest.mark.parametrize(("told", "attempt", "epoch"), [(14, 3, 13), (14, 1, 14), (12, 3, 14)])
 def test_checkpoint_superseded_by_later_attempt_is_not_resumed(host, monkeypatch, told, attempt, epoch):
     """Unless it has more epochs than the later attempt reported, or the uploaded checkpoint is of this host's attempt."""
