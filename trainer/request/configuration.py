@@ -40,10 +40,6 @@ def _task(value: object) -> Task | None:
     return next((task for prefix, task in _TASK_PREFIXES.items() if letters.startswith(prefix)), None)
 
 
-def _compute(value: object) -> str:
-    return "gpu" if word(value) == "cuda" else word(value)
-
-
 def _devices(value: object) -> Sequence[float]:
     """Return the GPUs that a value names; none for the CPU."""
     if isinstance(value, str) and word(value) in {"cpu", "gpu", "cuda"}:
@@ -87,7 +83,7 @@ class RunConfiguration(TrainArguments):
         None, "Dataset, or several to merge. The row's `data_yaml` wins.",
         "dataYaml", "datasetYaml", "datasetS3Uri", "datasetUri", "datasetPath",
     )  # fmt: skip
-    base_model: Annotated[str, Rule("a model's name", lambda value: value)] = setting(
+    base_model: Annotated[str, Rule("a model's name")] = setting(
         "yolov8s",
         "Model to start from: a published model, an architecture (.yaml), a .pt file in MODELS_DIR, `storage:KEY.pt`, or "
         "the ID of a completed run. The row's `base_model` wins.",
@@ -121,12 +117,11 @@ class RunConfiguration(TrainArguments):
         Rule("'cpu', a GPU index like 0, or a list of different ones like [0, 1]", _devices),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "array"}]}),
     ] = setting(None, "GPUs of the run's slot, or `cpu`; by default whatever the slot has.")
-    compute: Annotated[Literal["gpu", "cpu"], Rule("'gpu' or 'cpu'", _compute)] = setting(
-        None, "The web app's choice of `device`."
-    )
+    compute: Annotated[
+        Literal["gpu", "cpu"], Rule("'gpu' or 'cpu'", lambda value: "gpu" if word(value) == "cuda" else word(value))
+    ] = setting(None, "The web app's choice of `device`.")
     requires: Annotated[
-        Requirements,
-        Rule('an object with numbers for gpus and gpu_memory_gb, like {"gpu_memory_gb": 16}', lambda value: value),
+        Requirements, Rule('an object with numbers for gpus and gpu_memory_gb, like {"gpu_memory_gb": 16}')
     ] = setting(None, "Only a worker that has this much claims the run.")
 
     # what comes out

@@ -19,7 +19,6 @@ _TRUE = frozenset({"true", "1", "yes", "y", "on"})
 _FALSE = frozenset({"false", "0", "no", "n", "off"})
 _NUMBER = re.compile(r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})(e[+-]?\d{1,3})?", re.IGNORECASE | re.ASCII)
 _MOST_ITEMS = 1000
-LARGEST_SEED = 2**31 - 1
 
 
 def setting(default: object, description: str, *aliases: str) -> Any:
@@ -32,7 +31,7 @@ class Rule:
     """What a value must be, in words, and how it is made uniform; `uniform` raises ValueError for what it cannot read."""
 
     text: str
-    uniform: Callable[[Any], object]
+    uniform: Callable[[Any], object] = lambda value: value
     kind: CoreSchema | None = None  # checks the uniform value; None: the annotated type does
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -152,7 +151,7 @@ Flag: TypeAlias = Annotated[bool, Rule("true or false", flag)]
 Share: TypeAlias = Annotated[float, between(0, 1)]
 Chance: TypeAlias = Annotated[float, between(0, 1, chance)]
 Gain: TypeAlias = Annotated[float, between(0, 1000)]
-Seed: TypeAlias = Annotated[int, whole(0, LARGEST_SEED)]
+Seed: TypeAlias = Annotated[int, whole(0, 2**31 - 1)]
 Batch: TypeAlias = Annotated[
     Literal[-1] | Annotated[int, Field(ge=1, le=4096)] | Annotated[float, Field(gt=0, lt=1)],
     Rule("a whole number from 1 to 4096, -1 (automatic), or a share of the GPU memory between 0 and 1", _batch),

@@ -27,7 +27,6 @@ _AUGMENTATIONS = frozenset(
     },
 )
 _MOST_LINES = 50  # of problems or warnings; a person reads no more
-_LEFT_OPEN = frozenset({"auto", "none", "null", "default"})  # words that mean the default
 
 
 def plan_of(
@@ -82,7 +81,8 @@ def _drop_unused(found: Unnested) -> None:
     """Remove settings that mean the default, have no effect, or may not be set."""
     for name in ("base_model", "task", "device", "optimizer"):
         given = found.settings.get(name)
-        if given and _is_left_open(given.value) and not (name == "optimizer" and squeezed(given.value) == "auto"):
+        value = given.value.strip().lower() if given and isinstance(given.value, str) else ""
+        if value in {"none", "null", "default"} or (value == "auto" and name != "optimizer"):
             del found.settings[name]
     split = found.settings.get("split")
     if split and isinstance(split.value, str):  # Ultralytics' own `split` names the split to evaluate
@@ -95,10 +95,6 @@ def _drop_unused(found: Unnested) -> None:
             found.warnings.append(f"{given.spelling} was ignored: {IGNORED[name]}")
         elif given.value is not False and (name, given.value) != ("mode", "train"):
             found.problems.append(f"{given.spelling}: may not be set; {REFUSED[name]}")
-
-
-def _is_left_open(value: object) -> bool:
-    return isinstance(value, str) and value.strip().lower() in _LEFT_OPEN
 
 
 def _validated(found: Unnested) -> RunConfiguration:
@@ -146,16 +142,13 @@ class _Reading:
     def _arguments(self, workers: int | None) -> dict[str, Value]:
         """Return the train arguments of the row, and the defaults of the service."""
         asked = self.configuration
-        args: dict[str, Value] = {name: getattr(asked, name) for name in self.found.settings if self._has(name)}
+        args: dict[str, Value] = {name: getattr(asked, name) for name in ARGUMENTS if name in asked.model_fields_set}
         args.setdefault("optimizer", asked.optimizer)
         if args["optimizer"] != "auto":
             args.setdefault("lr0", asked.lr0)
         if workers is not None:
             args.setdefault("workers", workers)
         return args
-
-    def _has(self, name: str) -> bool:
-        return name in ARGUMENTS and name in self.configuration.model_fields_set
 
     def _chosen(self, args: Mapping[str, Value]) -> Iterator[str]:
         """Yield the settings that the row does not set and the service chose."""

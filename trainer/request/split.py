@@ -27,12 +27,6 @@ def _assigned(splits: object) -> dict[str, str]:
     return found
 
 
-def _listed(ratio: object) -> list[object]:
-    if not isinstance(ratio, list | tuple):
-        raise ValueError("no list")  # noqa: TRY004 - pydantic expects ValueError
-    return list(ratio)
-
-
 def split_fields(value: object) -> object:
     """Return the fields of a split that may be given as one share or as a list of shares."""
     if isinstance(value, list | tuple):
@@ -51,9 +45,9 @@ class Split(BaseModel):
     train_ratio: Share = setting(0.8, "Share to train on.", "train")
     val_ratio: Share = setting(0.2, "Share to validate on.", "val", "validationRatio")
     test_ratio: Share = setting(0.0, "Share to test on.", "test")
-    ratio: Annotated[
-        Annotated[list[Share], Field(min_length=2, max_length=3)], Rule("a list of two or three shares", _listed)
-    ] = setting(None, "The shares as a list: train, val, test.", "ratios", "defaultRatio")
+    ratio: Annotated[list[Share], Field(min_length=2, max_length=3), Rule("a list of two or three shares")] = setting(
+        None, "The shares as a list: train, val, test.", "ratios", "defaultRatio"
+    )
     seed: Seed = setting(0, "Seed of the split.", "randomSeed", "splitSeed")
     splits: Annotated[dict[str, str], Rule('an object like {"7.jpg": "val"}', _assigned)] = setting(
         {}, "Split of each image, by name or ID: train, val or test.", "customSplits"

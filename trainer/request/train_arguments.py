@@ -1,7 +1,7 @@
 """Ultralytics' train arguments: which a row may set, and which it may not, with the reason.
 
-Every argument of the installed `default.yaml` is in exactly one of `TrainArguments`, `PLANNED`, `REFUSED` and `IGNORED`
-(tests/unit/request/test_train_arguments.py), so that an argument of a new version is noticed before a row can set it.
+Every argument of the installed `default.yaml` is in exactly one of `TrainArguments`, `REFUSED` and `IGNORED`, or a field
+of its own in the plan (tests/unit/request/test_train_arguments.py). So a new version's argument is noticed.
 """
 
 from __future__ import annotations
@@ -131,9 +131,6 @@ class TrainArguments(BaseModel):
     save_txt: Flag = setting(False, "Save the detections of the validation as text.")
     save_conf: Flag = setting(False, "Save their confidence, too.")
 
-
-# arguments that are own fields of the plan
-PLANNED = frozenset({"task", "model", "data", "epochs", "batch", "imgsz", "device", "split", "pretrained"})
 
 _FOLDER = "the service chooses the folder of a run"
 REFUSED: Mapping[str, str] = MappingProxyType(

@@ -10,7 +10,6 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from pydantic import AliasChoices, BaseModel
 
@@ -22,7 +21,6 @@ from trainer.request.split import Split
 from trainer.request.train_arguments import IGNORED, REFUSED
 
 _MOST_HINTS = 50
-_DEEPEST_BLANK = 3  # levels inside a setting that are searched for blank values
 _DEEPEST_SECTION = 3
 
 # sections that people nest settings into
@@ -33,7 +31,6 @@ SECTIONS = frozenset(
         *("augmentation", "augmentations", "optimizer", "scheduler", "validation"),
     },
 )
-_IN_SECTION: Mapping[tuple[str, str], str] = MappingProxyType({("optimizer", "type"): "optimizer"})
 
 
 def squeezed(name: str) -> str:
@@ -64,11 +61,11 @@ def is_blank(value: Json) -> bool:
     return value is None or (isinstance(value, list | tuple | Mapping) and not value)
 
 
-def _without_blanks(value: Json, depth: int = _DEEPEST_BLANK) -> Json:
+def _without_blanks(value: Json) -> Json:
     """Return a value without the blank entries of its objects; lists keep theirs, because position matters there."""
-    if not isinstance(value, Mapping) or depth == 0:
+    if not isinstance(value, Mapping):
         return value
-    kept = {key: _without_blanks(item, depth - 1) for key, item in value.items()}
+    kept = {key: _without_blanks(item) for key, item in value.items()}
     return {key: item for key, item in kept.items() if not is_blank(item)}
 
 
@@ -131,7 +128,7 @@ class Unnested:
             if word in SECTIONS and nested and depth < _DEEPEST_SECTION:
                 yield from self._walk(self._object(spelling, value), word, f"{spelling}.", depth + 1)
                 continue
-            name = _IN_SECTION.get((section, word)) or self._name(spelling, word, _NAMES)
+            name = "optimizer" if (section, word) == ("optimizer", "type") else self._name(spelling, word, _NAMES)
             if name == "split" and isinstance(value, Mapping):
                 value = self._split(spelling, value)
             if name:

@@ -9,6 +9,9 @@ from trainer.request.parse import plan_of
 
 RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
 
+# arguments of Ultralytics that are own fields of a plan
+PLANNED = frozenset({"task", "model", "data", "epochs", "batch", "imgsz", "device", "split", "pretrained"})
+
 # the row of the web app for its preset "balanced"
 WEB = {
     "runName": "first",

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.request.reading import RUN, WEB, parse
+from tests.unit.request.reading import PLANNED, RUN, WEB, parse
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.request.configuration import ARGUMENTS
 from trainer.request.parse import plan_of
-from trainer.request.train_arguments import IGNORED, PLANNED, REFUSED
+from trainer.request.train_arguments import IGNORED, REFUSED
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 _words = st.sampled_from(

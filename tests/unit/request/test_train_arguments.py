@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.unit.request.reading import PLANNED
 from trainer.core import export_formats
 from trainer.core.resumption import DEFAULTS as RESUMPTION_DEFAULTS
 from trainer.request.configuration import ARGUMENTS, RunConfiguration
 from trainer.request.fields import rule_of
-from trainer.request.train_arguments import IGNORED, PLANNED, REFUSED
+from trainer.request.train_arguments import IGNORED, REFUSED
 
 PACKAGE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
 DEFAULTS = yaml.safe_load((PACKAGE / "cfg" / "default.yaml").read_text())
