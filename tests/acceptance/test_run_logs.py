@@ -75,8 +75,10 @@ def test_every_log_line_of_a_run_has_id_attempt_and_phase(supabase, drawn, home)
             while "queue unavailable" not in service.log.read_text() and time.monotonic() < deadline:
                 time.sleep(0.05)
             supabase.gateway.faults = None
-            while app.row(run_id)["status"] != "completed" and time.monotonic() < deadline:
+            # the line is logged after the row was written
+            while "run ended" not in service.log.read_text() and time.monotonic() < deadline:
                 time.sleep(0.1)
+            assert app.row(run_id)["status"] == "completed"
 
     about = [line for line in service.lines() if line["event"] not in {"service starts", "queue available again"}]
     texts = {line["event"] for line in about}
