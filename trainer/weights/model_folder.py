@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import assert_never
 
@@ -25,7 +25,7 @@ from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, Unavailable, disk_errors
 from trainer.core.job import Status
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
-from trainer.core.ports import ObjectInfo, ObjectStore
+from trainer.core.ports import ObjectStore
 from trainer.core.results import artifacts_in
 from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.run_folder import BEST
@@ -73,7 +73,7 @@ class ModelFolder:
 
         Raises BadRequest (missing, not a model, not published for the task), Unavailable, MachineFailed, Stopped.
         """
-        with _disk_errors(self._folder):
+        with disk_errors(self._describe):
             self._remove_damaged_amp_weights()
             match model:
                 case OfficialModel():
@@ -87,6 +87,10 @@ class ModelFolder:
                 case ModelOfRun():
                     return self._object(*self._best_of(model.run_id), stop)
         assert_never(model)
+
+    def _describe(self, error: OSError) -> str:
+        reason = error.strerror or type(error).__name__
+        return f"MODELS_DIR ({self._folder}) cannot be used: {reason}; check the disk and permissions"
 
     def on_disk(self) -> list[str]:
         """Return the `.pt` files that a row may name, relative to the folder."""
@@ -173,15 +177,16 @@ class ModelFolder:
             raise BadRequest(f"base_model = {run_id}: that run is {row.status}; only a completed run has a model")
         for artifact in artifacts_in(row.results):
             if artifact.name == BEST:
-                digest = artifact.sha256 if _is_digest(artifact.sha256) else None
-                return artifact.ref(self._bucket), digest
+                is_digest = re.fullmatch(r"[0-9a-f]{64}", str(artifact.sha256))
+                return artifact.ref(self._bucket), artifact.sha256 if is_digest else None
         raise BadRequest(f"base_model = {run_id}: that run published no best.pt; use another run")
 
     def _object(self, ref: ObjectRef, digest: str | None, stop: StopSignal) -> Path:
         if self._store is None or ref.bucket != self._bucket:
             raise BadRequest(f"base_model = storage:{ref.key}: only objects of the artifacts bucket can be loaded")
         info = None if digest else self._store.stat(ref)
-        path = self._folder / ".runs" / f"{digest or _identity(info)}.pt"
+        version = f"{ref.bucket}/{ref.key}\0{info.etag}\0{info.bytes}".encode() if info else b""
+        path = self._folder / ".runs" / f"{digest or hashlib.sha256(version).hexdigest()}.pt"
         with self._locked(path.name, stop):
             if not is_archive(path):
                 _remove_unused(path.parent)
@@ -210,15 +215,6 @@ class ModelFolder:
             lock.release()
 
 
-def _identity(info: ObjectInfo | None) -> str:
-    assert info is not None
-    return hashlib.sha256(f"{info.ref.bucket}/{info.ref.key}\0{info.etag}\0{info.bytes}".encode()).hexdigest()
-
-
-def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
 def _remove_unused(cache: Path) -> None:
     oldest = time.time() - _UNUSED_SECONDS
     for path in cache.glob("*.pt"):
@@ -235,11 +231,3 @@ def _incoming(path: Path) -> Iterator[Path]:
         yield incoming
     finally:
         incoming.unlink(missing_ok=True)
-
-
-def _disk_errors(folder: Path) -> AbstractContextManager[None]:
-    def describe(error: OSError) -> str:
-        reason = error.strerror or type(error).__name__
-        return f"MODELS_DIR ({folder}) cannot be used: {reason}; check the disk and permissions"
-
-    return disk_errors(describe)
