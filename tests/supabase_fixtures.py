@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.supabase_stack import MissingBinary, running_stack
+from tests.postgres_server import MissingBinary
+from tests.supabase_stack import running_stack
 from trainer.jobs.supabase import SupabaseQueue
 from trainer.remote.supabase import CallLimits, Project
 

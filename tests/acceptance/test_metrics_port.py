@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.acceptance.service import Service, running
-from tests.supabase_stack import free_port
+from tests.postgres_server import free_port
 from trainer.demo import draw_dataset
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.faults.cloud import running_cloud
 from tests.faults.disks import GIB_AND_A_HALF, Disk, NotHere, PowerCut
 from tests.faults.hosts import Host
-from tests.supabase_stack import MissingBinary
+from tests.postgres_server import MissingBinary
 from trainer.demo import draw_dataset
 
 SLOW = {"seconds_per_epoch": 0.25}

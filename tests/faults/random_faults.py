@@ -16,8 +16,8 @@ import psutil
 from tests.faults import poison
 from tests.faults.cloud import BUCKET
 from tests.faults.hosts import gone
-from tests.storage_server import PORTAL
-from tests.supabase_stack import SqlError
+from tests.postgres_server import SqlError
+from tests.storage_http import PORTAL
 from trainer.core.job import Status
 
 TRAINING = ("training", "validating")  # the phases in which a process of the run's own is at work

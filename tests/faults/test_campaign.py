@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.campaign import run_campaign
 from tests.faults.recipes import RealTraining, StandIn
-from tests.supabase_stack import MissingBinary
+from tests.postgres_server import MissingBinary
 
 
 def campaign(recipe, seconds, **options):

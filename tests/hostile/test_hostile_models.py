@@ -153,7 +153,8 @@ NO_FILE = [
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [*((n, "leads out") for n in LEADING_OUT), *((n, "no such file|leads out") for n in NO_FILE)]
+    ("name", "why"),
+    [*((n, "is outside of MODELS_DIR") for n in LEADING_OUT), *((n, "no such file|is outside of") for n in NO_FILE)],
 )
 def test_path_outside_models_folder_is_rejected(folder, name, why):
     """The check is repeated on use, because the file of a stored name may have changed since."""

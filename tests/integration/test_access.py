@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.supabase_stack import SqlError, token
+from tests.postgres_server import SqlError
+from tests.supabase_stack import token
 from trainer.core.errors import Misconfigured
 from trainer.core.job import Completed, RunRequest, Verdict
 from trainer.core.ports import Worker

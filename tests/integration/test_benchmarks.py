@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.__main__ import NAMES
 from benchmarks.figures import HEADER
-from tests.supabase_stack import MissingBinary
+from tests.postgres_server import MissingBinary
 
 pytestmark = [pytest.mark.training, pytest.mark.long]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.supabase_stack import MIGRATIONS
+from tests.postgres_server import MIGRATIONS
 from trainer.jobs.supabase import SCHEMA_VERSION
 
 APP = (Path(__file__).parent / "web_app_schema.sql").read_text()

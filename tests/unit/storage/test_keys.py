@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.storage_server import GOOD_KEY
+from tests.storage_routes import GOOD_KEY
 from trainer.storage.keys import escaped_key
 
 FILE_NAMES = (

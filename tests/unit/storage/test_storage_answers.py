@@ -6,7 +6,8 @@ import contextlib
 
 import pytest
 
-from tests.storage_server import PORTAL, StorageServer
+from tests.storage_http import PORTAL
+from tests.storage_server import StorageServer
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
 from trainer.core.retry import RetryPolicy
