@@ -61,7 +61,7 @@ def show_list(rows: Sequence[RunRow]) -> None:
             _text(row.id), _text(row.run_name), _status(row), _text(epoch), _number(results.get("mAP")),
             _text(row.worker_id or ""), _text(str(row.created_at)[:19]),
         )  # fmt: skip
-    _console().print(table if rows else "No runs yet; `enqueue --data …` inserts one.")
+    _console().print(table if rows else "No runs; `enqueue --data …` inserts one.")
 
 
 def is_long_ago(seen: Json) -> bool:
@@ -89,7 +89,10 @@ def show_row(row: RunRow) -> None:
     table.add_column(overflow="fold")
     table.add_row("run", _text(f"{_short(row.run_name)} ({row.id})"))
     table.add_row("status", _status(row))
-    for name in ("error_message", "worker_id", "attempt", "started_at", "completed_at", "trained_model_url"):
+    if row.tags:
+        table.add_row("tags", _text(", ".join(row.tags), 5000))
+    times_and_model = ("started_at", "completed_at", "trained_model_url")
+    for name in ("group", "priority", "error_message", "worker_id", "attempt", *times_and_model):
         if value := getattr(row, name):
             table.add_row(name, _text(value, 5000))
     for name in ("mAP", "mAP50", "precision", "recall"):

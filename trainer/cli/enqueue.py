@@ -32,6 +32,12 @@ def enqueue(
     name: Annotated[str | None, typer.Option(help="The name of the run.")] = None,
     config: Annotated[str | None, typer.Option(metavar="JSON", help="The configuration of the row, any JSON.")] = None,
     priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
+    group: Annotated[str | None, typer.Option(help="A name for runs that belong together.")] = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="A label of the run; may be repeated.")] = None,
+    own_id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="UUID", help="The ID of the run. Repeating the command inserts no second run."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Insert a run into the queue and print its ID. Exit with code 2 if no worker could train it."""
@@ -46,6 +52,8 @@ def enqueue(
         name=given.pop("name", "run"),
         configuration=_configuration(config, {key: _value(text) for key, text in given.items()}),
         priority=priority,
+        group=group,
+        tags=tuple(tags or ()),
     )
     service = settings_or_exit()
     try:
@@ -54,7 +62,7 @@ def enqueue(
         fail(*error.problems, code=2)
     with run_table(service) as table:
         workers = table.workers()
-        run_id = table.enqueue(request)
+        run_id = table.enqueue(request, own_id)
     typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
     _warn_if_none_claims(workers)
 

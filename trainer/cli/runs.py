@@ -7,23 +7,35 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.app import AsJson, RunId, app, existing, print_status, run_table
+from trainer.cli.app import AsJson, RunId, app, existing, fail, print_status, run_table
 from trainer.core.errors import BadRequest
 from trainer.core.job import Status
+from trainer.core.run_row import ALL_RUNS, RunFilter
 
 
 @app.command()
 def status(
     run_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One run; without it, the newest runs.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest runs to list.")] = 20,
+    statuses: Annotated[
+        list[Status] | None, typer.Option("--status", help="List runs with this status; may be repeated.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="List the runs of this group.")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", help="List runs with this tag; repeat it for runs with all of them.")
+    ] = None,
+    worker: Annotated[str | None, typer.Option(metavar="ID", help="List the runs of this worker.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one run, or list the newest runs and the unhealthy workers."""
     from trainer import terminal
 
+    wanted = RunFilter(status=tuple(statuses or ()), group=group, tags=tuple(tags or ()), worker_id=worker)
+    if run_id is not None and wanted != ALL_RUNS:
+        fail("Give the ID of one run, or options that select runs, not both.", code=2)
     with run_table() as table:
         if run_id is None:
-            rows, workers = table.list(limit=limit).runs, table.workers()
+            rows, workers = table.list(wanted, limit=limit).runs, table.workers()
             if as_json:
                 listed = {"runs": [row.as_json() for row in rows], "workers": [worker.as_json() for worker in workers]}
                 typer.echo(json.dumps(listed))
@@ -70,3 +82,24 @@ def requeue(run_id: RunId, as_json: AsJson = False) -> None:
         if row.status != Status.QUEUED:
             raise BadRequest(f"{run_id} is {row.status}: cancel it or wait until it has ended, then queue it again.")
     print_status(row, as_json=as_json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # a negative number is no option
+def priority(
+    run_id: RunId,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Runs with a higher priority start first.")],
+    as_json: AsJson = False,
+) -> None:
+    """Change the priority of a run. A running run has it the next time it is queued."""
+    with run_table() as table:
+        row = existing(table.set_priority(run_id, number), run_id)
+    typer.echo(json.dumps(row.as_json()) if as_json else f"{row.id} has priority {row.priority}")
+
+
+@app.command()
+def delete(run_id: RunId, as_json: AsJson = False) -> None:
+    """Delete a run and its history; its artifacts stay in the bucket. A running run must be canceled first."""
+    with run_table() as table:
+        if not table.delete(run_id):
+            existing(None, run_id)
+    typer.echo(json.dumps({"id": run_id, "deleted": True}) if as_json else f"{run_id} is deleted")
