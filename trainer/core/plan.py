@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+
+from pydantic import TypeAdapter
 
 from trainer.core import model_catalog
 from trainer.core.dataset import SplitRequest, Task
-from trainer.core.job import JsonObject
-from trainer.core.model import Architecture, ModelRef, OfficialModel, Value, model_as_json, model_from_json
+from trainer.core.job import Json, JsonObject
+from trainer.core.model import Architecture, ModelRef, OfficialModel, Value
 from trainer.core.text import shown_url
 
 
@@ -47,21 +49,8 @@ class TrainPlan:
 
     def as_json(self) -> JsonObject:
         """Return the plan as it is sent to the training process."""
-        return {
-            "sources": list(self.sources),
-            "model": model_as_json(self.model),
-            "task": self.task,
-            "epochs": self.epochs,
-            "batch": self.batch,
-            "imgsz": self.imgsz,
-            "device": None if self.device is None else list(self.device),
-            "args": dict(self.args),
-            "chosen": list(self.chosen),
-            "split": None if self.split is None else asdict(self.split),
-            "exports": list(self.exports),
-            "predictions": self.predictions,
-            "warnings": list(self.warnings),
-        }
+        data: JsonObject = _JSON.dump_python(self, mode="json")
+        return data
 
     def without_secrets(self) -> TrainPlan:
         """Return the plan without the parts of dataset URLs that may be credentials."""
@@ -77,20 +66,9 @@ class TrainPlan:
         return plan
 
     @classmethod
-    def from_json(cls, data: JsonObject) -> TrainPlan:
-        """Return the plan that `as_json` wrote. Raise KeyError, TypeError or ValueError for anything else."""
-        return cls(
-            sources=tuple(data["sources"]),
-            model=model_from_json(data["model"]),
-            task=None if data["task"] is None else Task(data["task"]),
-            epochs=data["epochs"],
-            batch=data["batch"],
-            imgsz=data["imgsz"],
-            device=None if data["device"] is None else tuple(data["device"]),
-            args=dict(data["args"]),
-            chosen=tuple(data["chosen"]),
-            split=None if data["split"] is None else SplitRequest(**data["split"]),
-            exports=tuple(data["exports"]),
-            predictions=data["predictions"],
-            warnings=tuple(data["warnings"]),
-        )
+    def from_json(cls, data: Json) -> TrainPlan:
+        """Return the plan that `as_json` wrote. Raises ValueError for anything else."""
+        return _JSON.validate_python(data)
+
+
+_JSON = TypeAdapter(TrainPlan)
