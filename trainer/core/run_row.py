@@ -27,8 +27,8 @@ class RunRow(_Row):
     """One run. `attempt` counts claims; `failures` counts lost attempts since the last progress."""
 
     id: str
+    status: str
     run_name: str = "run"
-    status: str = Status.QUEUED.value
     project_id: str | None = None
     step_id: str | None = None
     group: str | None = None  # runs that belong together, such as the trials of one search
@@ -75,7 +75,7 @@ class WorkerRow(_Row):
     """One worker. `status_message` says why it is unhealthy; `hardware` holds the columns that describe its host."""
 
     worker_id: str
-    status: str = "online"
+    status: str
     status_message: str | None = None
     last_seen: str | None = None
     created_at: str | None = None

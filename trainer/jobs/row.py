@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
 from datetime import datetime
+from typing import TypeVar
 
 from trainer.core.artifact_keys import is_checkpoint_of
 from trainer.core.errors import Unavailable
-from trainer.core.job import Checkpoint, Job, Json, JsonObject, Lease, RunRequest
+from trainer.core.job import Checkpoint, Job, Json, Lease, RunRequest
 from trainer.core.json_text import json_from_text
 from trainer.core.run_row import EventRow, RunRow, WorkerRow
 from trainer.core.text import shown
@@ -24,18 +26,13 @@ JOB_COLUMNS = (  # what `job_of` reads
     "id", "run_name", "data_yaml", "base_model", "configuration", "priority", "attempt", "checkpoint", "last_reported_epoch",
     "last_reported_attempt", "created_at", "started_at", "run_group", "run_tags",
 )  # fmt: skip
-RUN_COLUMNS = (  # what `run_row` reads: every column except the fencing token `claim_id`
-    *JOB_COLUMNS, "project_id", "step_id", "status", "results", "trained_model_url", "created_by", "is_deployed",
-    "deployment_status", "deployment_date", "deployment_url", "completed_at", "canceled_at", "cancel_requested", "worker_id",
-    "error_message", "updated_at", "max_attempts", "failures", "host_failures", "lease_expires_at", "heartbeat_at", "not_before",
-    "progress_epoch", "finish_requested",
-)  # fmt: skip
 JSON_COLUMNS = frozenset({"configuration", "results", "checkpoint", "data", "host_failures"})
 HARDWARE = (  # the columns of trainer_workers that a worker fills itself
     "version", "slots", "device_type", "compute_type", "gpu_name", "gpu_model", "gpu", "gpu_memory_gb", "gpu_vram_gb",
     "gpu_memory_mb", "gpu_vram_mb", "cpu_model", "cpu", "ram_gb",
 )  # fmt: skip
 LONGEST = {"run_name": 1000, "base_model": 1000, "data_yaml": 10_000}  # characters; as in trainer.guard_request
+Row = TypeVar("Row", RunRow, WorkerRow, EventRow)
 INT4 = 2**31 - 1  # the largest number in an `integer` column
 
 _MOST_ATTEMPTS = 1_000_000
@@ -140,70 +137,50 @@ def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
 
 # ── for the users of the table ──
 
+_COLUMNS = {"group": "run_group", "tags": "run_tags"}  # field → column, where the names differ
+RUN_COLUMNS = tuple(_COLUMNS.get(field.name, field.name) for field in fields(RunRow))  # without the fencing token
+
 
 def run_row(row: Mapping[str, Json]) -> RunRow:
     """Return the typed row. The fencing token is left out even if `row` has it."""
-    same: JsonObject = {name: _text(row.get(name)) for name in _TEXT_FIELDS}
-    same |= {name: clamped(row.get(name), default) for name, default in _NUMBER_FIELDS.items()}
-    same |= {name: row.get(name) is True for name in _FLAG_FIELDS}
-    failures = row.get("host_failures")
-    return RunRow(
-        id=_text(row.get("id")) or "",
-        run_name=_text(row.get("run_name")) or "run",
-        status=_text(row.get("status")) or "",
-        group=_text(row.get("run_group")),
-        tags=_tags(row.get("run_tags")),
-        configuration=row.get("configuration"),
-        results=row.get("results"),
-        checkpoint=row.get("checkpoint"),
-        host_failures=failures if isinstance(failures, dict) else {},
-        **same,
-    )
+    return _typed(RunRow, row)
 
 
 def worker_row(row: Mapping[str, Json]) -> WorkerRow:
     """Return the typed row of a worker."""
-    described = {name: row[name] for name in HARDWARE[2:] if row.get(name) is not None}
-    return WorkerRow(
-        worker_id=_text(row.get("worker_id")) or "",
-        status=_text(row.get("status")) or "",
-        current_runs=clamped(row.get("current_runs"), 0),
-        slots=whole(row.get("slots")),
-        hardware=described,
-        **{
-            name: _text(row.get(name))
-            for name in ("status_message", "last_seen", "created_at", "updated_at", "version")
-        },
-    )
+    hardware = {name: row[name] for name in HARDWARE[2:] if row.get(name) is not None}
+    return _typed(WorkerRow, {**row, "hardware": hardware})
 
 
 def event_row(row: Mapping[str, Json]) -> EventRow:
     """Return the typed row of an event."""
-    return EventRow(
-        run_id=_text(row.get("run_id")) or "",
-        attempt=clamped(row.get("attempt"), 0),
-        seq=clamped(row.get("seq"), 0),
-        at=_text(row.get("at")) or "",
-        kind=_text(row.get("kind")) or "",
-        data=row.get("data"),
-    )
+    return _typed(EventRow, row)
 
 
-_NUMBER_FIELDS = {
-    "priority": 0,
-    "attempt": 0,
-    "max_attempts": 3,
-    "failures": 0,
-    "progress_epoch": 0,
-    "last_reported_epoch": 0,
-    "last_reported_attempt": 0,
-}
-_FLAG_FIELDS = ("cancel_requested", "finish_requested", "is_deployed")
-_TEXT_FIELDS = (
-    "project_id", "step_id", "data_yaml", "base_model", "trained_model_url", "error_message", "created_by", "created_at",
-    "updated_at", "started_at", "completed_at", "canceled_at", "worker_id", "heartbeat_at", "lease_expires_at", "not_before",
-    "deployment_status", "deployment_date", "deployment_url",
-)  # fmt: skip
+def _typed(kind: type[Row], row: Mapping[str, Json]) -> Row:
+    return kind(**{field.name: _field(field, row.get(_COLUMNS.get(field.name, field.name))) for field in fields(kind)})
+
+
+def _field(field: Field[Json], value: Json) -> Json:
+    """Return the value of a column as the type of its field."""
+    default = None if field.default is MISSING else field.default
+    match field.type:
+        case "str":
+            return _text(value) or default or ""
+        case "str | None":
+            return _text(value)
+        case "int":
+            return clamped(value, default or 0)
+        case "int | None":
+            return whole(value)
+        case "bool":
+            return value is True
+        case "tuple[str, ...]":
+            return _tags(value)
+        case "Mapping[str, int]" | "JsonObject":
+            return value if isinstance(value, dict) else {}
+        case _:
+            return value
 
 
 # ── values ──

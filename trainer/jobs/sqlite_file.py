@@ -10,24 +10,21 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Json, JsonObject
+from trainer.core.run_row import RunRow
 from trainer.jobs.row import JSON_COLUMNS, UnreadJson, clamped, json_column
 from trainer.jobs.sqlite_clock import HostClock, queue_time
-from trainer.jobs.sqlite_schema import OLDEST_VERSION, SCHEMA, SCHEMA_VERSION, UPGRADES
+from trainer.jobs.sqlite_schema import SCHEMA, SCHEMA_VERSION
 
 _JSON_COLUMNS = JSON_COLUMNS | {"run_tags"}
-_BOOLEAN_COLUMNS = frozenset({"is_deployed", "cancel_requested", "finish_requested"})
-_WHOLE_COLUMNS = {
-    **dict.fromkeys(
-        ("attempt", "failures", "priority", "progress_epoch", "last_reported_epoch", "last_reported_attempt"), 0
-    ),
-    "max_attempts": 3,
-}
+_BOOLEAN_COLUMNS = {field.name for field in fields(RunRow) if field.type == "bool"}
+_WHOLE_COLUMNS: dict[str, Any] = {field.name: field.default for field in fields(RunRow) if field.type == "int"}
 
 _PASSING = {
     sqlite3.SQLITE_BUSY: "it is locked by another program",
@@ -119,36 +116,26 @@ class SqliteFile:
         return connection
 
     def _create(self, connection: sqlite3.Connection) -> None:
-        if self._version(connection) != SCHEMA_VERSION:
+        if not self._is_current(connection):
             connection.execute("begin immediate")
-            if self._version(connection) != SCHEMA_VERSION:  # no other process was faster
-                self._require_usable(connection)
-                version = self._version(connection)
-                scripts = [UPGRADES[to] for to in range(version + 1, SCHEMA_VERSION + 1)] if version else [SCHEMA]
-                for statement in _statements("".join(scripts)):
+            if not self._is_current(connection):  # no other process was faster
+                if connection.execute("select 1 from sqlite_master").fetchone():
+                    raise Misconfigured(f"The file {self._path} is another program's database: name another file.")
+                for statement in _statements(SCHEMA):
                     connection.execute(statement)
                 connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
             connection.execute("commit")
         self._set_wal(connection)
 
-    @staticmethod
-    def _version(connection: sqlite3.Connection) -> int:
-        return int(connection.execute("pragma user_version").fetchone()[0])
-
-    def _require_usable(self, connection: sqlite3.Connection) -> None:
-        version = self._version(connection)
-        if version > SCHEMA_VERSION:
+    def _is_current(self, connection: sqlite3.Connection) -> bool:
+        """Return whether the file has the tables; a new file has version 0. Raises Misconfigured for another version."""
+        version = connection.execute("pragma user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
             raise Misconfigured(
-                f"The queue file {self._path} has version {version}, this trainer knows {SCHEMA_VERSION}: "
-                "update the trainer or name another file.",
+                f"The queue file {self._path} has version {version}, this trainer knows {SCHEMA_VERSION}: use the trainer "
+                "of that version, or move the file away to start with an empty queue.",
             )
-        if 0 < version < OLDEST_VERSION:
-            raise Misconfigured(
-                f"The queue file {self._path} has version {version}, which this trainer cannot upgrade: move the file "
-                "away to start with an empty queue.",
-            )
-        if not version and connection.execute("select 1 from sqlite_master").fetchone():
-            raise Misconfigured(f"The file {self._path} is another program's database: name another file.")
+        return bool(version)
 
     def _set_wal(self, connection: sqlite3.Connection) -> None:
         """Switch to the write-ahead log, so that readers and the writer do not wait for each other."""

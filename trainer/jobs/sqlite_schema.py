@@ -1,16 +1,11 @@
-"""The tables of the SQLite queue, with the same names as in supabase/migrations/, and the upgrades of older files."""
+"""The tables of the SQLite queue, with the same names as in supabase/migrations/."""
 
 from __future__ import annotations
 
 SCHEMA_VERSION = 7
-OLDEST_VERSION = 6  # that can be upgraded
-
-_LABEL_INDEX = """
-create index training_runs_group on training_runs (run_group, created_at desc, id) where run_group is not null;
-"""
 
 # Times are ISO 8601 in UTC, all of the same length, so that they sort as text.
-_TABLES = """
+SCHEMA = """
 create table training_runs (
   id text primary key,
   run_name text not null,
@@ -96,16 +91,14 @@ create index training_runs_lease on training_runs (lease_expires_at) where statu
 create index training_runs_cancel on training_runs (id) where status = 'queued' and cancel_requested;
 create unique index training_runs_claim on training_runs (claim_id) where claim_id is not null;
 create index training_runs_recent on training_runs (created_at desc, id);
+create index training_runs_group on training_runs (run_group, created_at desc, id) where run_group is not null;
 create trigger training_runs_end_stands before update of status on training_runs
   when old.status in ('completed', 'failed', 'canceled') and new.status in ('canceling', 'canceled')
   begin select raise(ignore); end;
 create trigger training_runs_end_has_no_lease after update of status on training_runs
   when new.status in ('completed', 'failed', 'canceled') and new.lease_expires_at is not null
   begin update training_runs set lease_expires_at = null where id = new.id; end;
-"""
-
-# When a user queues an ended run again, its outcome is cleared. The attempt number continues.
-_QUEUED_AGAIN = """
+-- When a user queues an ended run again, its outcome is cleared. The attempt number continues.
 create trigger training_runs_queued_again after update of status on training_runs
   when old.status in ('completed', 'failed', 'canceled') and new.status = 'queued'
   begin
@@ -116,33 +109,13 @@ create trigger training_runs_queued_again after update of status on training_run
       last_reported_attempt = case old.status when 'failed' then last_reported_attempt else 0 end
     where id = new.id;
   end;
-"""
-
-# A worker that releases a run clears its lease; the queue requeues a run only after the lease expired, counting a failure.
-_HELD = """
+-- A worker that releases a run clears its lease; the queue requeues a run only after the lease expired, counting a failure.
 create trigger training_runs_held before update of status on training_runs
   when old.status in ('running', 'canceling') and new.status = 'queued'
     and new.lease_expires_at is not null and new.failures = old.failures
   begin select raise(abort, 'The run is running: cancel it or wait until it has ended, then queue it again.'); end;
-"""
-
-# An app that counts from the start would give the folder, the objects and the events of one attempt to another.
-_ATTEMPTS = """
+-- An app that counts from the start would give the folder, the objects and the events of one attempt to another.
 create trigger training_runs_attempts after update of status on training_runs
   when new.attempt < old.attempt
   begin update training_runs set attempt = old.attempt where id = new.id; end;
 """
-
-SCHEMA = _TABLES + _QUEUED_AGAIN + _HELD + _ATTEMPTS + _LABEL_INDEX
-
-# version → the statements that upgrade a file from the version before it
-UPGRADES = {
-    7: """
-alter table training_runs rename column told_epoch to last_reported_epoch;
-alter table training_runs rename column told_attempt to last_reported_attempt;
-alter table training_runs add column run_group text;
-alter table training_runs add column run_tags text not null default '[]';
-"""
-    + _ATTEMPTS
-    + _LABEL_INDEX,
-}

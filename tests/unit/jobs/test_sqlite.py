@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import Completed, Failed, RunEvent, RunRequest, Verdict
+from trainer.core.job import Completed, Failed, RunRequest, Verdict
 from trainer.core.ports import Worker
 from trainer.jobs import sqlite_claim
 from trainer.jobs.sqlite import SqliteQueue
@@ -240,48 +240,16 @@ def test_other_database_is_rejected_and_unchanged(path):
         assert other.execute("select count(*) from sqlite_master").fetchone() == (1,)
 
 
-def test_file_of_version_before_is_upgraded_with_its_runs(path):
-    queue = SqliteQueue(path)
-    lease = (enqueue(queue), claim(queue))[1]
-    queue.beat(lease, None, [RunEvent(seq=n, at="2026-01-01", kind="epoch", data={"epoch": n}) for n in (1, 2, 3)])
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("drop index training_runs_group")
-        other.execute("drop trigger training_runs_attempts")
-        for column in ("run_group", "run_tags"):
-            other.execute(f"alter table training_runs drop column {column}")
-        other.execute("alter table training_runs rename column last_reported_epoch to told_epoch")
-        other.execute("alter table training_runs rename column last_reported_attempt to told_attempt")
-        other.execute("pragma user_version = 6")
-
-    again = SqliteQueue(path)
-
-    assert (again.get(lease.job.id).last_reported_epoch, again.get(lease.job.id).tags) == (3, ())
-    labeled = again.enqueue(RunRequest(data_yaml="x", group="g", tags=("a",)))
-    assert (again.get(labeled).group, again.get(labeled).tags) == ("g", ("a",))
-    assert again.beat(lease, None, []) is Verdict.OK
-    assert again.cancel(labeled).status == "canceled"
-    assert again.requeue(labeled).status == "queued"
-
-
-def test_file_too_old_to_upgrade_is_rejected_and_unchanged(path):
+@pytest.mark.parametrize("version", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1])
+def test_file_of_another_version_is_rejected_and_unchanged(path, version):
     SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:
-        other.execute("pragma user_version = 5")
-    with pytest.raises(Misconfigured, match="has version 5, which this trainer cannot upgrade: move the file away"):
+        other.execute(f"pragma user_version = {version}")
+    expected = f"has version {version}, this trainer knows {SCHEMA_VERSION}: use the trainer of that version, or move"
+    with pytest.raises(Misconfigured, match=expected):
         SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:
-        assert other.execute("pragma user_version").fetchone() == (5,)
-
-
-def test_newer_file_is_rejected_with_both_versions(path):
-    SqliteQueue(path)
-    with closing(sqlite3.connect(path)) as other:
-        other.execute(f"pragma user_version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(
-        Misconfigured,
-        match=f"has version {SCHEMA_VERSION + 1}, this trainer knows {SCHEMA_VERSION}: update the trainer",
-    ):
-        SqliteQueue(path)
+        assert other.execute("pragma user_version").fetchone() == (version,)
 
 
 def test_damaged_file_is_reported(path):
