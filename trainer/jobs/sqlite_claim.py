@@ -49,24 +49,19 @@ def claim_again(tx: Transaction, run: JsonObject, lease_seconds: float) -> JsonO
 
 def settle(tx: Transaction) -> None:
     """Requeue or fail runs whose lease has expired, and cancel queued runs that were to be canceled."""
-    expired, canceled = tx.rows(EXPIRED, tx.at(), tx.at(-_LEGACY_SILENCE)), tx.rows(CANCELED_IN_QUEUE)
-    for run in expired:
-        if not is_run_id(run["id"]):
-            _refuse_ids(tx)
-        elif is_canceling(run):
-            record(tx, run, "canceled", "The run was being canceled when its worker stopped renewing the lease.")
-            cancel(tx, run)
-            save(tx, run)
-        else:
-            record(tx, run, "lease_expired", "The worker stopped renewing its lease.")
-            _requeue_or_fail(tx, run)
-            save(tx, run)
-    for run in canceled:
+    for run in tx.rows(EXPIRED, tx.at(), tx.at(-_LEGACY_SILENCE)) + tx.rows(CANCELED_IN_QUEUE):
         if not is_run_id(run["id"]):
             _refuse_ids(tx)
             continue
-        record(tx, run, "canceled", "The run was canceled before a worker claimed it.")
-        cancel(tx, run)
+        if run["status"] == Status.QUEUED:
+            record(tx, run, "canceled", "The run was canceled before a worker claimed it.")
+            cancel(tx, run)
+        elif is_canceling(run):
+            record(tx, run, "canceled", "The run was being canceled when its worker stopped renewing the lease.")
+            cancel(tx, run)
+        else:
+            record(tx, run, "lease_expired", "The worker stopped renewing its lease.")
+            _requeue_or_fail(tx, run)
         save(tx, run)
 
 

@@ -7,7 +7,6 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 from trainer.core.errors import BadRequest, Conflict
 from trainer.core.job import (
@@ -108,22 +107,11 @@ class Ending:
 
 def ending_of(outcome: Completed | Failed | Retry | Canceled) -> Ending:
     """Return the columns that an outcome writes; `Interrupted` is a release and writes only the results."""
-    match outcome:
-        case Completed():
-            status, url, message = Status.COMPLETED, outcome.trained_model_url, None
-        case Failed():
-            status, url, message = Status.FAILED, None, outcome.message
-        case Retry():
-            status, url, message = Status.QUEUED, None, outcome.message
-        case Canceled():
-            status, url, message = Status.CANCELED, None, outcome.message
-        case _:
-            assert_never(outcome)
     return Ending(
-        status=status,
+        status=Status.QUEUED if isinstance(outcome, Retry) else Status(outcome.kind),
         results=clean(outcome.results),
-        trained_model_url=clean(url),
-        error_message=clean(message),
+        trained_model_url=clean(outcome.trained_model_url) if isinstance(outcome, Completed) else None,
+        error_message=None if isinstance(outcome, Completed) else clean(outcome.message),
         host_failed=isinstance(outcome, Retry) and outcome.host_failed,
     )
 

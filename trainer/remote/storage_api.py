@@ -12,13 +12,14 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
 from trainer.remote.retry_after import retry_after_seconds
 from trainer.remote.stoppable import exchange, make_stoppable, within
+from trainer.remote.supabase_access import checked_key, checked_url
 
 Content: TypeAlias = bytes | Iterator[bytes]
 SLOWEST = 10_000  # bytes per second: a slower transfer is aborted and tried again
@@ -92,14 +93,13 @@ class StorageApi:
     ) -> None:
         self._times = times or HttpTimes()
         self._secrets = [secret for secret in (key, apikey) if secret]
-        self.base = f"{_checked_url(base_url)}/storage/v1"
-        self.host = httpx.URL(self.base).host
-        if not all(re.fullmatch(r"[!-~]+", secret) for secret in (key, apikey or key)):
-            raise Misconfigured("the Supabase key is empty or contains spaces or line breaks: copy it again")
+        self.base = f"{checked_url(base_url)}/storage/v1"
+        self.host = urlsplit(self.base).hostname or ""
+        key, apikey = checked_key(key), checked_key(apikey or key)
         self._client = make_stoppable(
             httpx.Client(
                 http2=False,
-                headers={"apikey": apikey or key, "Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
+                headers={"apikey": apikey, "Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
                 limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             ),
         )
@@ -202,16 +202,6 @@ class StorageApi:
 def object_path(route: str, bucket: str, key: str) -> str:
     """Return `/object/…` for a key with any character except `.` and `..` segments, which clients would resolve."""
     return f"/{route}/{quote(bucket, safe='')}/{quote(key)}"
-
-
-def _checked_url(base_url: str) -> str:
-    try:
-        url = httpx.URL(base_url.strip().rstrip("/"))
-    except httpx.InvalidURL:
-        url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:-]+", url.host):
-        raise Misconfigured("the Supabase URL must look like https://<project>.supabase.co")
-    return str(url)
 
 
 def _reading(answer: Answer) -> tuple[int, str, str]:

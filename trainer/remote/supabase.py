@@ -7,7 +7,6 @@ second. The client gets its own HTTP/1.1 connection pool: the default one loses 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -80,13 +79,14 @@ class Project:
         self._key = checked_key(key)
         self._apikey = checked_key(apikey or key)
         self._limits = limits
-        self._call = threading.local()  # .deadline and .response of the current call of each thread
+        self._call = threading.local()  # .response and .largest of the current call of each thread
         self._http = make_stoppable(httpx.Client(
             http2=False,
             headers={"Accept-Encoding": "identity"},  # so that the size limit applies to the unpacked response
             follow_redirects=True,
+            timeout=httpx.Timeout(limits.read, connect=limits.connect, pool=limits.total),
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60.0),
-            event_hooks={"request": [self._bound_request], "response": [self._bound_response]},
+            event_hooks={"response": [self._bound]},
         ))  # fmt: skip
         self._client = self._open()
 
@@ -126,8 +126,7 @@ class Project:
         """Send a query once and return its answer of at most `largest` bytes. Every failure becomes one of our errors."""
         from postgrest.exceptions import APIError
 
-        self._call.deadline, self._call.largest = time.monotonic() + self._limits.total, largest
-        self._call.response = None
+        self._call.response, self._call.largest = None, largest
         try:
             with within(self._limits.total):
                 data = query.execute().data
@@ -168,18 +167,10 @@ class Project:
         _ = client.postgrest  # created now: the property is not thread-safe
         return client
 
-    def _bound_request(self, request: httpx.Request) -> None:
-        left = max(self._call.deadline - time.monotonic(), 0.001)
-        waits = {"connect": self._limits.connect, "read": self._limits.read, "write": self._limits.read, "pool": left}
-        request.extensions = {
-            **request.extensions,
-            "timeout": {name: min(seconds, left) for name, seconds in waits.items()},
-        }
-
-    def _bound_response(self, response: httpx.Response) -> None:
+    def _bound(self, response: httpx.Response) -> None:
         self._call.response = response
         assert isinstance(response.stream, httpx.SyncByteStream)
-        response.stream = _Bounded(response.stream, self._call.deadline, self._call.largest)
+        response.stream = _Bounded(response.stream, self._call.largest)
 
     def _translated(self, error: Exception) -> TrainerError:
         response: httpx.Response | None = self._call.response
@@ -200,18 +191,15 @@ class _Overflow(ValueError):
 
 
 class _Bounded(httpx.SyncByteStream):
-    """A response body that must be complete by a deadline and has at most `largest` bytes."""
+    """A response body of at most `largest` bytes."""
 
-    def __init__(self, stream: httpx.SyncByteStream, deadline: float, largest: int) -> None:
+    def __init__(self, stream: httpx.SyncByteStream, largest: int) -> None:
         self._stream = stream
-        self._deadline = deadline
         self._largest = largest
 
     def __iter__(self) -> Iterator[bytes]:
         size = 0
         for chunk in self._stream:
-            if time.monotonic() > self._deadline:
-                raise httpx.ReadTimeout("the answer did not end in time")
             size += len(chunk)
             if size > self._largest:
                 raise _Overflow

@@ -129,7 +129,7 @@ def test_unknown_host_is_unavailable():
 
 @pytest.mark.parametrize("url", ["", "supabase.co", "ftp://host", "https://", "http://[", "https:///x", "http://a b"])
 def test_invalid_url_is_rejected(url):
-    with pytest.raises(Misconfigured, match="Supabase URL"):
+    with pytest.raises(Misconfigured, match="SUPABASE_URL must be"):
         StorageApi(url, KEY)
 
 
