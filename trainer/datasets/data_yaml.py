@@ -46,7 +46,7 @@ def load_yaml(path: Path, report: Report) -> dict[str, Any]:
     value = _parsed(text, path.name, report)
     if not isinstance(value, dict):
         raise DatasetError(
-            f"{printable(path.name)} is not a dataset YAML: it must be a mapping with train:, val: and names:.",
+            f"{printable(path.name)} is not a dataset YAML: it must be a mapping with train:, val: and names:."
         )
     return {key: item for key, item in value.items() if isinstance(key, str)}
 
@@ -86,8 +86,7 @@ def _decoded(data: bytes, path: Path, report: Report) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError:
         report.warning(
-            "yaml_encoding",
-            f"{printable(path.name)} is not UTF-8 and was read as Windows-1252; check the class names.",
+            "yaml_encoding", f"{printable(path.name)} is not UTF-8 and was read as Windows-1252; check the class names."
         )
         return data.decode("cp1252", errors="replace")
 

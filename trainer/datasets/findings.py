@@ -29,12 +29,7 @@ class Report:
         self._others: list[Finding] = []
 
     def add(
-        self,
-        level: Literal["error", "warning", "note"],
-        code: str,
-        message: str,
-        example: str = "",
-        count: int = 1,
+        self, level: Literal["error", "warning", "note"], code: str, message: str, example: str = "", count: int = 1
     ) -> None:
         """Add a finding. `{n}` in the message becomes the count. The first message of a code is kept."""
         tally = self._tallies.setdefault(code, _Tally(level, message))
@@ -76,10 +71,4 @@ def _finding(code: str, tally: _Tally) -> Finding:
     if tally.examples:
         more = ", …" if tally.count > len(tally.examples) else ""
         message = f"{message} ({', '.join(tally.examples)}{more})"
-    return Finding(
-        level=tally.level,
-        code=code,
-        message=message,
-        count=tally.count,
-        examples=tuple(tally.examples),
-    )
+    return Finding(level=tally.level, code=code, message=message, count=tally.count, examples=tuple(tally.examples))

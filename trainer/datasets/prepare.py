@@ -90,12 +90,7 @@ class FetchedDatasets:
         self.fetcher.tidy()
 
     def check(
-        self,
-        order: DatasetOrder,
-        staging: Path,
-        stop: StopSignal,
-        on_event: OnEvent,
-        sheet: Path | None = None,
+        self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None
     ) -> CheckResult:
         """Check a dataset like `prepare`, for a person: return all findings and draw samples at `sheet`.
 
@@ -112,12 +107,7 @@ class FetchedDatasets:
         return CheckResult(findings=report.findings, summary=summary(checked, report), drawn=drawn)
 
     def recognized(
-        self,
-        order: DatasetOrder,
-        view: Path,
-        stop: StopSignal,
-        report: Report,
-        on_event: OnEvent,
+        self, order: DatasetOrder, view: Path, stop: StopSignal, report: Report, on_event: OnEvent
     ) -> list[RecognizedDataset]:
         """Fetch and recognize each source. Fetched files are kept as long as `view` exists."""
         datasets = []

@@ -217,7 +217,7 @@ class ContentCache:
         if free - self._reserve < needed:
             raise HostUnfit(
                 f"The disk of {self.root} is too full: the dataset needs {_mib(needed)}, {_mib(free)} are free and "
-                f"{_mib(self._reserve)} of them are kept in reserve. Free some space there or move DATASET_ROOT.",
+                f"{_mib(self._reserve)} of them are kept in reserve. Free some space there or move DATASET_ROOT."
             )
 
     def _evict(self, needed: int) -> None:

@@ -102,8 +102,7 @@ def check_splits(images: Mapping[str, int], labeled: Mapping[str, int], report: 
                 report.error(f"{split}_empty", f"The dataset has no images for {split}.")
         elif not labeled.get(split) and any(labeled.values()):
             report.error(
-                f"{split}_unlabeled",
-                f"None of the {images[split]} images of {split} has a label; label some of them.",
+                f"{split}_unlabeled", f"None of the {images[split]} images of {split} has a label; label some of them."
             )
     if any(images.values()) and not any(labeled.values()):
         report.error(
@@ -128,10 +127,7 @@ def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report
             report.note("class_not_in_val", "{n} classes do not occur in val", names[index])
     present = [count for count in total if count]
     if present and max(present) > UNBALANCED * min(present):
-        report.warning(
-            "class_balance",
-            f"The most frequent class has {max(present)} labels, the rarest {min(present)}",
-        )
+        report.warning("class_balance", f"The most frequent class has {max(present)} labels, the rarest {min(present)}")
 
 
 def sizes(samples: Sequence[Sample]) -> dict[str, object]:
@@ -178,10 +174,6 @@ def split_numbers(samples: Sequence[Sample]) -> NDArray[np.int64]:
 def _background(unlabeled: Iterable[Sample], report: Report) -> None:
     for sample in unlabeled:
         if sample.text is None:
-            report.warning(
-                "image_without_label",
-                "{n} images have no label file and count as background",
-                sample.name,
-            )
+            report.warning("image_without_label", "{n} images have no label file and count as background", sample.name)
         else:
             report.note("image_background", "{n} images have no labels and count as background", sample.name)

@@ -21,13 +21,10 @@ def decide_task(requested: Task | None, datasets: Sequence[RecognizedDataset], r
     if (requested or task) is not task or (task is Task.CLASSIFY and not all(is_classified)):
         raise DatasetError(
             f"The dataset is made for {task} and cannot be trained for {requested or Task.DETECT}. "
-            "classify needs one folder per class; all other tasks need label files.",
+            "classify needs one folder per class; all other tasks need label files."
         )
     if task is Task.POSE and not all(found.kpt_shape for found in datasets):
-        report.error(
-            "kpt_shape",
-            "Pose needs kpt_shape in the YAML: kpt_shape: [number of keypoints, 2 or 3].",
-        )
+        report.error("kpt_shape", "Pose needs kpt_shape in the YAML: kpt_shape: [number of keypoints, 2 or 3].")
     elif task is Task.POSE and not all(found.flip_idx for found in datasets):
         report.warning(
             "flip_idx_missing",

@@ -33,7 +33,7 @@ def read_classes(tree: Tree, home: Path) -> RecognizedDataset:
     homes = split_homes(tree, home)
     if not homes:
         raise DatasetError(
-            f"{printable(home.name)} has no class folders; classify needs train/CLASS/image.jpg and val/CLASS/image.jpg.",
+            f"{printable(home.name)} has no class folders; classify needs train/CLASS/image.jpg and val/CLASS/image.jpg."
         )
     names = sorted({name for place in homes.values() for name in _classes(tree, place)})
     if len(names) > MOST_CLASSES:

@@ -108,10 +108,7 @@ class _Converter:
                 yield sample
         for key, orphans in by_image.items():
             self._report.warning(
-                "coco_orphan",
-                "{n} annotations refer to no image of the file",
-                f"image_id {key}",
-                len(orphans),
+                "coco_orphan", "{n} annotations refer to no image of the file", f"image_id {key}", len(orphans)
             )
 
     def _sample(self, image: Object, key: str, annotations: Sequence[Object]) -> Sample | None:
@@ -142,9 +139,7 @@ class _Converter:
         classes = {self._class(annotation, sample.name) for annotation in annotations} - {None}
         if len(classes) != 1:
             self._report.error(
-                "coco_classes",
-                "{n} images do not have exactly one class; classify needs one per image",
-                sample.name,
+                "coco_classes", "{n} images do not have exactly one class; classify needs one per image", sample.name
             )
             return None
         return sample._replace(class_id=classes.pop())
@@ -179,8 +174,6 @@ class _Converter:
         cls = self._class_of.get(key, self._class_named.get(str(annotation.get("class_name"))))
         if cls is None:
             self._report.error(
-                "coco_category",
-                "{n} annotations have a category that the file does not list",
-                f"{name}: {key}",
+                "coco_category", "{n} annotations have a category that the file does not list", f"{name}: {key}"
             )
         return cls

@@ -110,10 +110,7 @@ def _is_own_box(annotation: Object) -> bool:
     )
 
 
-def keypoints(
-    documents: Sequence[Object],
-    report: Report,
-) -> tuple[tuple[int, int] | None, tuple[int, ...] | None]:
+def keypoints(documents: Sequence[Object], report: Report) -> tuple[tuple[int, int] | None, tuple[int, ...] | None]:
     lists = {
         tuple(map(str, category["keypoints"]))
         for document in documents

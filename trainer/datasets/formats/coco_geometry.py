@@ -26,11 +26,7 @@ class Picture:
 
 
 def row_of(
-    annotation: Mapping[str, Any],
-    picture: Picture,
-    task: Task,
-    kpt_shape: tuple[int, int] | None,
-    report: Report,
+    annotation: Mapping[str, Any], picture: Picture, task: Task, kpt_shape: tuple[int, int] | None, report: Report
 ) -> list[float] | None:
     """Return the numbers of a YOLO row after the class, or None (and report it) when the annotation has no shape."""
     polygon = _polygon(annotation.get("segmentation"), picture, report)

@@ -55,7 +55,7 @@ def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report)
     found = read_yolo(tree, None, report, home)
     if not found.samples:
         raise DatasetError(
-            f"No images were found in {printable(home.name)}; a dataset needs a data.yaml or a folder of images.",
+            f"No images were found in {printable(home.name)}; a dataset needs a data.yaml or a folder of images."
         )
     return found
 
@@ -66,7 +66,7 @@ def _from_file(tree: Tree, entry: Path, task: Task | None, report: Report) -> Re
         return read_coco(tree, [AnnotationFile(entry, None)], task, report)
     if suffix == ".txt":
         raise DatasetError(
-            f"data_yaml names the text file {printable(entry.name)}. Name the folder or the data.yaml of the dataset.",
+            f"data_yaml names the text file {printable(entry.name)}. Name the folder or the data.yaml of the dataset."
         )
     if task is Task.CLASSIFY and looks_like_classes(tree, entry.parent):
         return read_classes(tree, entry.parent)

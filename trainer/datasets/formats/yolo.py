@@ -153,9 +153,7 @@ class _Reader:
             yield from self._list(split, path)
         else:
             self._report.error(
-                f"yaml_{split}",
-                f"{split}: must name a folder of images or a .txt list of images",
-                entry,
+                f"yaml_{split}", f"{split}: must name a folder of images or a .txt list of images", entry
             )
 
     def _folder(self, split: str | None, folder: str) -> Iterator[Sample]:

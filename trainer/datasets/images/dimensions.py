@@ -105,11 +105,7 @@ def _webp_size(head: bytes, size: int) -> tuple[int, int, str]:
     cut = "cut off" if struct.unpack_from("<I", head, 4)[0] + 8 > size else ""
     chunk = head[12:16]
     if chunk == b"VP8X":
-        return (
-            1 + int.from_bytes(head[24:27], "little"),
-            1 + int.from_bytes(head[27:30], "little"),
-            cut,
-        )
+        return (1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little"), cut)
     if chunk == b"VP8L":
         bits = struct.unpack_from("<I", head, 21)[0]
         return (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1, cut

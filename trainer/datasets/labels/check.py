@@ -70,13 +70,7 @@ class Labels:
         return Labels([text for part in parts for text in part.texts], rows, dict(changes))
 
 
-def check(
-    texts: Sequence[bytes],
-    names: Sequence[str],
-    shape: Shape,
-    report: Report,
-    stop: StopSignal,
-) -> Labels:
+def check(texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report, stop: StopSignal) -> Labels:
     """Check label texts and convert them to `shape`. `names[i]` is the name of text i in messages.
 
     Errors and changes go into `report`; after an error the result is incomplete.
@@ -135,12 +129,7 @@ class _Checker:
         kinds, inverse = np.unique(numbers, return_inverse=True)
         cls = np.array([shape.classes.get(int(kind), -1) for kind in kinds], np.int64)[inverse]
         good: NDArray[np.bool_] = whole & (cls >= 0)
-        self._report_rows(
-            rows,
-            ~whole,
-            "class_not_whole",
-            "{n} label rows do not start with a class number",
-        )
+        self._report_rows(rows, ~whole, "class_not_whole", "{n} label rows do not start with a class number")
         low, high = min(shape.classes, default=0), max(shape.classes, default=0)
         self._report_rows(
             rows,
@@ -226,12 +215,7 @@ class _Checker:
         return change | repeated(rows)
 
     def _report_rows(
-        self,
-        rows: Rows,
-        wrong: NDArray[np.bool_],
-        code: str,
-        message: str,
-        detail: Detail | None = None,
+        self, rows: Rows, wrong: NDArray[np.bool_], code: str, message: str, detail: Detail | None = None
     ) -> None:
         where = np.flatnonzero(wrong)
         for row in where[:5]:

@@ -41,12 +41,7 @@ class Shape:
 
 
 def rewritten(
-    rows: list[Row],
-    classes: list[int],
-    shape: Shape,
-    changes: dict[str, int],
-    name: str,
-    report: Report,
+    rows: list[Row], classes: list[int], shape: Shape, changes: dict[str, int], name: str, report: Report
 ) -> bytes:
     """Return the converted text of one label file. A row starts with its class number."""
     lines: dict[str, None] = {}
@@ -108,12 +103,7 @@ def _extent(coords: Row, *, box: bool) -> float:
 
 
 def _to_box(corners: Row) -> Row:
-    left, top, right, bottom = (
-        corners[0::2].min(),
-        corners[1::2].min(),
-        corners[0::2].max(),
-        corners[1::2].max(),
-    )
+    left, top, right, bottom = (corners[0::2].min(), corners[1::2].min(), corners[0::2].max(), corners[1::2].max())
     return np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top])
 
 

@@ -131,7 +131,7 @@ class _Extraction:
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise DatasetError(
                 f"Archive {shown(self._name)} has two members named {shown(Path(str(error.filename)).name)}. "
-                "Create it again.",
+                "Create it again."
             ) from error
         except OSError as error:
             if error.errno is not None:  # an error of the disk, not of the archive

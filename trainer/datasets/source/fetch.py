@@ -130,12 +130,7 @@ class Fetcher:
         return path
 
     def _synced(
-        self,
-        store: ObjectStore,
-        found: ObjectInfo | ObjectRef,
-        staging: Path,
-        stop: StopSignal,
-        on_event: OnTransfer,
+        self, store: ObjectStore, found: ObjectInfo | ObjectRef, staging: Path, stop: StopSignal, on_event: OnTransfer
     ) -> Manifest:
         """Download the objects of a dataset until the listing does not change meanwhile."""
 
@@ -159,16 +154,11 @@ class Fetcher:
             changed, manifest = difference(manifest.objects, again.objects), again
         raise DatasetError(
             f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} was edited during its download, {SYNCS} times "
-            f"(last {shown(changed)}). Start the run again when the upload is finished.",
+            f"(last {shown(changed)}). Start the run again when the upload is finished."
         )
 
     def _download(
-        self,
-        store: ObjectStore,
-        manifest: Manifest,
-        staging: Path,
-        stop: StopSignal,
-        on_event: OnTransfer,
+        self, store: ObjectStore, manifest: Manifest, staging: Path, stop: StopSignal, on_event: OnTransfer
     ) -> bool:
         """Download the objects that the cache lacks. Return False if there are none."""
         identities = {relpath: identity_of(info) for relpath, info in manifest.objects.items()}
@@ -189,19 +179,12 @@ class Fetcher:
             store.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
             size = path.stat().st_size
             if size != info.bytes:
-                raise DatasetError(
-                    f"{shown(info.ref.key)} arrived with {size} of {info.bytes} bytes. Upload it again.",
-                )
+                raise DatasetError(f"{shown(info.ref.key)} arrived with {size} of {info.bytes} bytes. Upload it again.")
             put(identity_of(info), path)
         meter.finish_file()
 
     def _stored_archive(
-        self,
-        store: ObjectStore,
-        info: ObjectInfo,
-        staging: Path,
-        stop: StopSignal,
-        on_event: OnTransfer,
+        self, store: ObjectStore, info: ObjectInfo, staging: Path, stop: StopSignal, on_event: OnTransfer
     ) -> Fetched:
         @contextmanager
         def downloaded() -> Iterator[Path]:
@@ -237,27 +220,13 @@ class Fetcher:
 
         with self._cache.temporary() as path:
             with on_this_disk(self._cache.root):
-                got = self._web.download(
-                    ref.url,
-                    path,
-                    stop,
-                    on_bytes=count,
-                    on_length=announce,
-                    is_known=is_known,
-                )
+                got = self._web.download(ref.url, path, stop, on_bytes=count, on_length=announce, is_known=is_known)
             if known:
                 return known[0]
             meter.finish_file()
             return self._web_file(got, path, staging, stop, on_event)
 
-    def _web_file(
-        self,
-        got: Downloaded,
-        path: Path,
-        staging: Path,
-        stop: StopSignal,
-        on_event: OnTransfer,
-    ) -> Fetched:
+    def _web_file(self, got: Downloaded, path: Path, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
         name = unquote(urlsplit(got.url).path.rpartition("/")[2])
         if is_archive(name) or sniff(path):
             identity = web_identity(got.url, got.etag, got.bytes) if got.etag else f"sha256\n{got.sha256}"
@@ -271,19 +240,13 @@ class Fetcher:
         if suffix(name) == "json":
             raise DatasetError(
                 f"data_yaml: {shown(got.url)} is an annotation file, whose images cannot be found over http(s). "
-                "Use the URL of an archive of the dataset.",
+                "Use the URL of an archive of the dataset."
             )
         self._web_source.from_yaml(got.url, path, staging, stop, on_event)
         return Fetched(root=staging, entry=Path("data.yaml"), is_private=True)
 
     def _exported(
-        self,
-        file: Path,
-        name: str,
-        staging: Path,
-        stop: StopSignal,
-        on_event: OnTransfer,
-        home: Path | None = None,
+        self, file: Path, name: str, staging: Path, stop: StopSignal, on_event: OnTransfer, home: Path | None = None
     ) -> Fetched:
         entry = self._web_source.from_ndjson(file, name, staging, stop, on_event, home)
         return Fetched(root=staging, entry=Path(entry) if entry else None, is_private=True)

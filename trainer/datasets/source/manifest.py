@@ -82,23 +82,19 @@ def take_manifest(
     if found.bytes > LARGEST_YAML and suffix(name) != "json":
         raise DatasetError(
             f"data_yaml: {shown(found.ref.key)} is larger than {LARGEST_YAML >> 20} MiB, the limit for a dataset YAML. "
-            f"The name of an archive must end in {', '.join(ENDINGS)}.",
+            f"The name of an archive must end in {', '.join(ENDINGS)}."
         )
     # a YAML may have any name, so every other file is read as a YAML
     needed = None if suffix(name) == "json" else _named_folders(download(found))
     if not folder and needed is None:
         raise DatasetError(
             f"data_yaml: {shown(name)} is at the top of the bucket {found.ref.bucket!r}, together with everything else. "
-            "Put the dataset into its own folder.",
+            "Put the dataset into its own folder."
         )
     return _manifest(store, replace(found.ref, key=folder), name, needed)
 
 
-def listed_again(
-    store: ObjectStore,
-    found: ObjectInfo | ObjectRef,
-    download: Callable[[ObjectInfo], Path],
-) -> Manifest:
+def listed_again(store: ObjectStore, found: ObjectInfo | ObjectRef, download: Callable[[ObjectInfo], Path]) -> Manifest:
     """List the dataset again."""
     if isinstance(found, ObjectInfo):
         found = store.stat(found.ref)  # the YAML itself may have been edited
@@ -135,12 +131,7 @@ def _named_folders(yaml: Path) -> set[str] | None:
     return folders_named(entry for entries in data.splits.values() for entry in entries)
 
 
-def _manifest(
-    store: ObjectStore,
-    root: ObjectRef,
-    entry: str | None,
-    needed: set[str] | None,
-) -> Manifest:
+def _manifest(store: ObjectStore, root: ObjectRef, entry: str | None, needed: set[str] | None) -> Manifest:
     bucket, folder = root.bucket, root.key
     objects: dict[str, ObjectInfo] = {}
     prefixes = [folder] if folder or needed is None else sorted(needed)
@@ -173,7 +164,7 @@ def _refuse_empty(objects: Mapping[str, ObjectInfo]) -> None:
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise DatasetError(
-            f"{len(empty)} stored files are empty: {', '.join(shown(e) for e in empty[:5])}{more}. Upload them again.",
+            f"{len(empty)} stored files are empty: {', '.join(shown(e) for e in empty[:5])}{more}. Upload them again."
         )
 
 

@@ -32,11 +32,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def parse_reference(
-    text: str,
-    *,
-    dataset_root: Path,
-    datasets_bucket: str,
-    storage_base_url: str | None = None,
+    text: str, *, dataset_root: Path, datasets_bucket: str, storage_base_url: str | None = None
 ) -> DatasetRef:
     """Parse one dataset reference. Whether it exists and may be read is checked by `Fetcher`.
 
@@ -109,7 +105,7 @@ class Roots:
         if not any(real.is_relative_to(root) for root in self._real()):
             raise DatasetError(
                 f"data_yaml: {shown(str(path))} is outside the folders that may be read. Move it into "
-                "DATASET_ROOT, or let the operator add its folder to EXTRA_DATASET_ROOTS.",
+                "DATASET_ROOT, or let the operator add its folder to EXTRA_DATASET_ROOTS."
             )
 
     def _require_mounted(self, path: Path) -> None:

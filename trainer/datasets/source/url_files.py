@@ -67,13 +67,7 @@ class WebSource:
         self.cache.make_room(0)  # the total was unknown before
 
     def from_ndjson(
-        self,
-        file: Path,
-        name: str,
-        staging: Path,
-        stop: StopSignal,
-        on_event: OnTransfer,
-        home: Path | None = None,
+        self, file: Path, name: str, staging: Path, stop: StopSignal, on_event: OnTransfer, home: Path | None = None
     ) -> str | None:
         """Make a YOLO tree of an export in `staging`. Return the name of its YAML, or None for classification.
 

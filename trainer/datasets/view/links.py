@@ -179,7 +179,7 @@ def _link_images(samples: Sequence[Sample], view: Path, folder: str, stop: StopS
         except FileNotFoundError:
             raise DatasetError(
                 f"The image {printable(sample.name)} vanished while the dataset was prepared. Leave the dataset unchanged "
-                "and queue the run again.",
+                "and queue the run again."
             ) from None
 
 
