@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from trainer.core.dataset import DatasetOrder, PreparedDataset, SplitRequest, Task
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.fetch import Fetched
+from trainer.datasets.source.fetched_tree import Fetched
 from trainer.datasets.source.reference import Roots
 
 NAMES = ("square", "disc")

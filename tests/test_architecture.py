@@ -34,7 +34,7 @@ INSIDE = {
         "findings": set(),
         "untrusted": set(),
         "image_kinds": set(),
-        "images": set(),
+        "images": {"image_kinds"},
         "cache": set(),
         "samples": {"images"},
         "data_yaml": {"findings", "untrusted"},

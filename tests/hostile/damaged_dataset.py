@@ -22,7 +22,7 @@ from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.fetch import Fetched
+from trainer.datasets.source.fetched_tree import Fetched
 from trainer.datasets.source.reference import Roots
 
 SECONDS = 20.0  # for one case, on a slow machine; most take milliseconds

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        "avif",
-        "bmp",
-        "dng",
-        "gif",
-        "heic",
-        "heif",
-        "jfif",
-        "jp2",
-        "jpe",
-        "jpeg",
-        "jpeg2000",
-        "jpg",
-        "mpo",
-        "png",
-        "tif",
-        "tiff",
-        "webp",
-    ]
-)
-"""What Ultralytics reads, other spellings of JPEG, and GIF, which is reported as unreadable."""
+# format → file name suffixes for it
+SUFFIXES = {
+    "jpeg": {"jpg", "jpeg", "jpe", "jfif", "mpo"},
+    "png": {"png"},
+    "bmp": {"bmp"},
+    "webp": {"webp"},
+    "tiff": {"tif", "tiff", "dng"},
+    "jp2": {"jp2", "jpeg2000"},
+    "avif": {"avif"},
+}
+UNREADABLE_SUFFIXES = frozenset({"gif", "heic", "heif"})  # found as images, so that they are reported
+IMAGE_SUFFIXES = UNREADABLE_SUFFIXES.union(*SUFFIXES.values())

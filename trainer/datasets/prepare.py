@@ -21,7 +21,8 @@ from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.samples import Admit, RecognizedDataset
-from trainer.datasets.source.fetch import Fetched, Fetcher
+from trainer.datasets.source.fetch import Fetcher
+from trainer.datasets.source.fetched_tree import Fetched
 from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.datasets.view.links import new_view
 from trainer.disk.removal import remove_tree

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from trainer.core.dataset import Finding, SplitRequest, Task
+from trainer.core.dataset import SplitRequest, Task
 from trainer.datasets.images.header import NOT_READ, Facts
 
 SPLITS = ("train", "val", "test")
@@ -17,34 +17,21 @@ Admit: TypeAlias = Callable[[Path], Path]
 
 
 class Sample(NamedTuple):
-    """One image and all that is known about it. Each step of the pipeline returns a copy that knows more.
+    """One image and its labels. Each step of the pipeline returns a copy with more fields filled in.
 
-    A tuple, because a copy of a frozen dataclass takes four times as long, and there are 100,000 images.
+    A tuple, because it is copied faster than a frozen dataclass, and there are 100,000 images.
     """
 
-    # from the recognizer
-    image: str
-    """The path of the file."""
-    name: str
-    """Relative, with `/`, and unique in its dataset."""
-    split: str | None
-    """None until a split is drawn."""
-    label: str | None = None
-    """The path of a YOLO label file that holds exactly `text`; None if there is no such file."""
-    text: bytes | None = None
-    """The labels in YOLO format. None: not read yet, or the image has no labels."""
-    class_id: int | None = None
-    """For classification only."""
-    owned: bool = False
-    """Whether the files are in our cache, not in the user's folder."""
-    key: str = ""
-    """The id of the image in its annotation file."""
-
-    # from the checks
-    facts: Facts = NOT_READ
-    # from the view
-    place: str = ""
-    """The path of the image relative to the view."""
+    image: str  # the path of the file
+    name: str  # relative, with `/`, and unique in its dataset
+    split: str | None  # None: the dataset has no splits yet
+    label: str | None = None  # the path of a YOLO label file that holds exactly `text`; None if there is no such file
+    text: bytes | None = None  # the labels in YOLO format; None: not read yet, or no label file
+    class_id: int | None = None  # for classification only
+    owned: bool = False  # whether the files are in our cache, not in the user's folder
+    key: str = ""  # the id of the image in its annotation file
+    facts: Facts = NOT_READ  # filled in by the checks
+    place: str = ""  # the path of the image relative to the view; filled in by the view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,5 +49,4 @@ class RecognizedDataset:
     task: Task | None = None
     kpt_shape: tuple[int, int] | None = None
     flip_idx: tuple[int, ...] | None = None
-    findings: tuple[Finding, ...] = ()
     split: SplitRequest | None = None

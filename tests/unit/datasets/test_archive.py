@@ -54,7 +54,7 @@ def test_common_archives_are_extracted_under_any_name(tmp_path, make):
     moved = []
     got = extract(make(tmp_path / "archive"), tmp_path / "out", StopSignal(), on_bytes=moved.append)
     assert unpacked(tmp_path / "out") == FILES
-    assert (got.files, got.bytes, sum(moved)) == (3, 3013, 3013)
+    assert (got.files, got.extracted_bytes, sum(moved)) == (3, 3013, 3013)
     assert got.findings == ()
 
 

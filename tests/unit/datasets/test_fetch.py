@@ -675,7 +675,7 @@ def test_content_of_unknown_size_evicts_older_entries(server, root, fetcher, fet
         path.write_bytes(b"x" * 140)
         old = cache.put("old", path)
     os.utime(old, (1, old.stat().st_mtime))
-    fetcher._cache._max_bytes = 150
+    fetcher.cache._max_bytes = 150
     if kind == "export":
         url = export(server, RECORDS)
     else:

@@ -64,7 +64,7 @@ def test_valid_file_is_kept_byte_for_byte(task, text):
 def test_other_separators_and_encodings_are_read(text, rows):
     labels, found = checked(text)
     assert numbers(labels.texts[0]) == rows
-    assert (labels.changes["separators"], found["label_separators"].count) == (1, 1)
+    assert found["label_separators"].count == 1
     assert not [finding for finding in found.values() if finding.level == "error"]
 
 

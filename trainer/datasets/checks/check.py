@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,11 +20,11 @@ from trainer.datasets.checks.task import decide_task, with_names
 from trainer.datasets.findings import Report
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.labels.check import LabelRows, Labels, check
-from trainer.datasets.labels.convert import Shape
+from trainer.datasets.labels.convert import MESSAGES, Shape
 from trainer.datasets.labels.parse import class_numbers
 from trainer.datasets.samples import RecognizedDataset, Sample
 
-MOST_IN_SUMMARY = 200  # classes whose counts are listed
+MAX_CLASSES_SHOWN = 200  # in the summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,6 @@ class Checked:
     flip_idx: tuple[int, ...] | None
     samples: list[Sample]
     rows: LabelRows
-    changes: Mapping[str, int]  # label rows, by what was changed
     images: Mapping[str, int]  # per split
     per_class: Mapping[str, Sequence[int]]  # labels per split and class
 
@@ -62,15 +61,13 @@ def check_all(
 
     Raises `DatasetError` only when there is nothing to check.
     """
-    for found in datasets:
-        report.extend(found.findings)
     if not any(found.samples for found in datasets):
         report.error("no_images", "The dataset has no images.")
         report.raise_errors()
     datasets = [replace(found, samples=read_labels(found.samples, report, stop)) for found in datasets]
     task = decide_task(order.task, datasets, report)
     merged = merge([with_names(found, report) for found in datasets], task, report)
-    samples, rows, changes = _classified(merged) if task is Task.CLASSIFY else _labeled(merged, task, report, stop)
+    samples, rows = _classified(merged) if task is Task.CLASSIFY else _labeled(merged, task, report, stop)
     samples = _inspected(order, samples, stop, report, cache)
     samples = split_samples(samples, rows, order.split or merged.split, report)
     statistics.duplicates(samples, report)
@@ -83,7 +80,6 @@ def check_all(
         flip_idx=merged.flip_idx,
         samples=samples,
         rows=rows,
-        changes=changes,
         images=images,
         per_class=per_class,
     )
@@ -91,22 +87,19 @@ def check_all(
 
 def summary(checked: Checked, report: Report) -> JsonObject:
     """Return what is kept in `results.dataset`; its size is bounded."""
-    names = checked.names
+    counts = {finding.code: finding.count for finding in report.findings}
     return {
         "task": checked.task.value,
         "images": dict(checked.images),
-        "classes": len(names),
+        "classes": len(checked.names),
         "labels": {
-            split: {names[index]: count for index, count in enumerate(counts[:MOST_IN_SUMMARY])}
+            split: dict(zip(checked.names[:MAX_CLASSES_SHOWN], counts, strict=False))
             for split, counts in checked.per_class.items()
         },
         "fingerprint": checked.fingerprint,
         "image_sizes": statistics.sizes(checked.samples),
-        "changes": dict(checked.changes),
-        "findings": [
-            {"level": f.level, "code": f.code, "message": f.message, "count": f.count, "examples": list(f.examples)}
-            for f in report.findings[:100]
-        ],
+        "changes": {change: counts[f"label_{change}"] for change in MESSAGES if f"label_{change}" in counts},
+        "findings": [asdict(finding) | {"examples": [*finding.examples]} for finding in report.findings[:100]],
     }
 
 
@@ -121,10 +114,8 @@ def _inspected(
     return samples
 
 
-def _labeled(
-    merged: Merged, task: Task, report: Report, stop: StopSignal
-) -> tuple[list[Sample], LabelRows, dict[str, int]]:
-    """Return the samples with labels that fit the task, the rows of these labels, and what was changed."""
+def _labeled(merged: Merged, task: Task, report: Report, stop: StopSignal) -> tuple[list[Sample], LabelRows]:
+    """Return the samples with labels that fit the task, and the rows of these labels."""
     parts = []
     for part in merged.parts:
         texts = [sample.text or b"" for sample in part.samples]
@@ -137,7 +128,7 @@ def _labeled(
         sample if text == (sample.text or b"") else sample._replace(text=text, label=None)
         for sample, text in zip(merged.samples, labels.texts, strict=True)
     ]
-    return samples, labels.rows, labels.changes
+    return samples, labels.rows
 
 
 def _report_off_by_one(texts: Sequence[bytes], classes: Mapping[int, int], report: Report) -> None:
@@ -152,8 +143,8 @@ def _report_off_by_one(texts: Sequence[bytes], classes: Mapping[int, int], repor
             )
 
 
-def _classified(merged: Merged) -> tuple[list[Sample], LabelRows, dict[str, int]]:
+def _classified(merged: Merged) -> tuple[list[Sample], LabelRows]:
     """Return the samples with one row each: the class."""
     samples = [sample._replace(text=str(sample.class_id or 0).encode()) for sample in merged.samples]
     classes = np.array([sample.class_id or 0 for sample in samples], np.int64)
-    return samples, LabelRows(np.arange(len(samples)), classes), {}
+    return samples, LabelRows(np.arange(len(samples)), classes)

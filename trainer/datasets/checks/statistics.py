@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -68,24 +68,15 @@ def _with_facts(samples: Sequence[Sample], known: dict[str, Facts], stop: StopSi
 
 def duplicates(samples: Sequence[Sample], report: Report) -> None:
     """Report equal images: two in one split waste time, two in different splits make the metrics too good."""
-    first: dict[bytes, int] = {}
-    copies: dict[int, list[Sample]] = defaultdict(list)
-    for index, sample in enumerate(samples):
-        digest = sample.facts.digest
-        if digest and (original := first.setdefault(digest, index)) != index:
-            copies[original].append(sample)
-    for original in sorted(copies):
-        _report_copies(samples[original], copies[original], report)
-
-
-def _report_copies(original: Sample, copies: Sequence[Sample], report: Report) -> None:
-    for copy in copies:
+    first: dict[bytes, Sample] = {}
+    for copy in samples:
+        digest = copy.facts.digest
+        original = first.setdefault(digest, copy) if digest else copy
+        if original is copy:
+            continue
         if copy.split == original.split:
-            report.warning(
-                "image_duplicate",
-                "{n} images are exact copies of another image in the same split",
-                f"{copy.name} = {original.name}",
-            )
+            message = "{n} images are exact copies of another image in the same split"
+            report.warning("image_duplicate", message, f"{copy.name} = {original.name}")
         else:
             report.warning(
                 "split_leak",
@@ -162,18 +153,15 @@ def count(
         if images[split]
     }
     check_splits(images, labeled, report)
-    _background((samples[index] for index in np.flatnonzero(~has_rows).tolist()), report)
+    for index in np.flatnonzero(~has_rows).tolist():
+        name = samples[index].name
+        if samples[index].text is None:
+            report.warning("image_without_label", "{n} images have no label file and count as background", name)
+        else:
+            report.note("image_background", "{n} images have no labels and count as background", name)
     return {split: count for split, count in images.items() if count}, per_class
 
 
 def split_numbers(samples: Sequence[Sample]) -> NDArray[np.int64]:
     """Return the index in SPLITS of each sample's split."""
     return np.array([SPLITS.index(sample.split or "train") for sample in samples], np.int64)
-
-
-def _background(unlabeled: Iterable[Sample], report: Report) -> None:
-    for sample in unlabeled:
-        if sample.text is None:
-            report.warning("image_without_label", "{n} images have no label file and count as background", sample.name)
-        else:
-            report.note("image_background", "{n} images have no labels and count as background", sample.name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.core.dataset import Task
 from trainer.datasets.findings import Report
-from trainer.datasets.images.dimensions import MOST_PIXELS
+from trainer.datasets.images.dimensions import MAX_PIXELS
 
 Points = list[tuple[float, float]]
 MOST_PARTS = 50  # of one outline; further parts of a mask, the smallest ones, are dropped
@@ -121,7 +121,7 @@ def _mask(rle: Mapping[str, Any], picture: Picture) -> Any:
     import numpy as np
 
     pixels = picture.height * picture.width
-    if rle.get("size") != [picture.height, picture.width] or pixels > MOST_PIXELS:
+    if rle.get("size") != [picture.height, picture.width] or pixels > MAX_PIXELS:
         return None
     runs = _runs(rle.get("counts"))
     if runs is None or sum(runs) != pixels:
@@ -134,7 +134,7 @@ def _mask(rle: Mapping[str, Any], picture: Picture) -> Any:
 def _runs(counts: Any) -> list[int] | None:
     """Return the lengths of the runs. pycocotools is not used: its C code does not check a compressed string."""
     if isinstance(counts, list):
-        return counts if all(isinstance(n, int) and 0 <= n <= MOST_PIXELS for n in counts) else None
+        return counts if all(isinstance(n, int) and 0 <= n <= MAX_PIXELS for n in counts) else None
     if not isinstance(counts, str) or not counts.isascii():
         return None
     runs: list[int] = []

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
 
 HEAD = 1 << 16  # bytes read first
-
-
-MOST_PIXELS = 178_956_970  # the limit of Pillow, with which Ultralytics opens every image
-
-
-UNREADABLE_KINDS = {"gif": "GIF", "heic": "HEIC", "svg": "SVG"}
-
-
+MAX_PIXELS = 178_956_970  # the limit of Pillow, with which Ultralytics opens every image
 JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
-
-
 JPEG_SCAN = frozenset({0xDA})
-
-
 # what the plugins of Pillow raise for damaged or hostile headers
 PILLOW_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    struct.error,
-    OverflowError,
-    KeyError,
-    TypeError,
-    IndexError,
-    RuntimeError,
-    AttributeError,
-    EOFError,
-    AssertionError,
-    ZeroDivisionError,
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError),
+    *(TypeError, ValueError, struct.error),
 )
 
 
@@ -52,7 +37,7 @@ def dimensions(kind: str, head: bytes, descriptor: int, size: int, path: str) ->
             case "tiff" | "jp2" | "avif":
                 return _pillow_size(path)
             case "gif" | "heic" | "svg":
-                return 0, 0, f"a {UNREADABLE_KINDS[kind]} image, which cannot be trained on; convert it to JPEG or PNG"
+                return 0, 0, f"a {kind.upper()} image, which cannot be trained on; convert it to JPEG or PNG"
             case "text":
                 return 0, 0, "a text or web page, not an image"
             case _:
@@ -105,7 +90,7 @@ def _webp_size(head: bytes, size: int) -> tuple[int, int, str]:
     cut = "cut off" if struct.unpack_from("<I", head, 4)[0] + 8 > size else ""
     chunk = head[12:16]
     if chunk == b"VP8X":
-        return (1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little"), cut)
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little"), cut
     if chunk == b"VP8L":
         bits = struct.unpack_from("<I", head, 21)[0]
         return (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1, cut
@@ -116,16 +101,24 @@ def _webp_size(head: bytes, size: int) -> tuple[int, int, str]:
 
 
 def _pillow_size(path: str) -> tuple[int, int, str]:
-    import warnings
+    try:
+        with opened_by_pillow(path) as image:
+            return image.width, image.height, ""
+    except ValueError as error:
+        return 0, 0, str(error)
 
+
+@contextmanager
+def opened_by_pillow(path: str) -> Iterator[ImageFile]:
+    """Open an image with Pillow, which reads only its header. Any failure is a ValueError with a short reason."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked with MOST_PIXELS
+            warnings.simplefilter("ignore")  # the size is checked with MAX_PIXELS
             with Image.open(path) as image:
-                return image.width, image.height, ""
+                yield image
     except Image.DecompressionBombError:
-        return 0, 0, f"more than {MOST_PIXELS} pixels"
+        raise ValueError(f"more than {MAX_PIXELS} pixels") from None
     except PILLOW_ERRORS:
-        return 0, 0, "damaged"
+        raise ValueError("damaged") from None

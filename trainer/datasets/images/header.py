@@ -9,30 +9,20 @@ import zlib
 from typing import NamedTuple
 
 from trainer.core.errors import raise_if_disk_is_broken
+from trainer.datasets.image_kinds import SUFFIXES
 from trainer.datasets.images.dimensions import (
     HEAD,
     JPEG_FRAMES,
     JPEG_SCAN,
-    MOST_PIXELS,
-    PILLOW_ERRORS,
+    MAX_PIXELS,
     dimensions,
     jpeg_segment,
+    opened_by_pillow,
 )
 
 WHOLE = 1 << 20  # files up to this size are hashed completely, larger ones in three samples
 _ORIENTATION = 0x0112  # the EXIF tag
-SMALLEST = 10  # pixels; Ultralytics leaves out what is smaller
-
-# format → file name suffixes for it
-SUFFIXES = {
-    "jpeg": {"jpg", "jpeg", "jpe", "jfif", "mpo"},
-    "png": {"png"},
-    "bmp": {"bmp", "dib"},
-    "webp": {"webp"},
-    "tiff": {"tif", "tiff", "dng"},
-    "jp2": {"jp2", "jpeg2000"},
-    "avif": {"avif"},
-}
+MIN_SIDE = 10  # pixels; Ultralytics leaves out what is smaller
 
 
 class Facts(NamedTuple):
@@ -135,9 +125,9 @@ def _digest(descriptor: int, size: int, head: bytes, kind: str) -> bytes:
 
 
 def _bounds(width: int, height: int) -> str:
-    if width * height > MOST_PIXELS:
-        return f"{width} x {height} pixels, more than {MOST_PIXELS} in all"
-    return f"{width} x {height} pixels, smaller than {SMALLEST}" if min(width, height) < SMALLEST else ""
+    if width * height > MAX_PIXELS:
+        return f"{width} x {height} pixels, more than {MAX_PIXELS} in all"
+    return f"{width} x {height} pixels, smaller than {MIN_SIDE}" if min(width, height) < MIN_SIDE else ""
 
 
 def _kind(head: bytes) -> str:
@@ -201,16 +191,10 @@ def _is_sound_png(data: bytes) -> bool:
 
 
 def _pillow_orientation(path: str) -> tuple[bool, bool]:
-    import warnings
-
-    from PIL import Image
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return image.format == "JPEG", image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-    except (Image.DecompressionBombError, *PILLOW_ERRORS):
+        with opened_by_pillow(path) as image:
+            return image.format == "JPEG", image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    except ValueError:
         return False, False
 
 

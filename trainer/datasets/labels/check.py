@@ -7,10 +7,10 @@ width or height, 0 to 1.
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,56 +18,39 @@ from numpy.typing import NDArray
 from trainer.core.dataset import Task
 from trainer.core.stop import StopSignal
 from trainer.datasets.findings import Report
-from trainer.datasets.labels.convert import Change, Shape, rewritten
+from trainer.datasets.labels.convert import Shape, report_change, rewritten
 from trainer.datasets.labels.parse import Rows, chunks, flat, parse, repeated
 
 LARGEST_LABEL = 16 << 20  # bytes; 3,000 polygons of 500 corners
 ROUNDING = 0.01  # coordinates outside 0…1 by no more than this are rounding errors
 PIXELS = 2.0  # a coordinate above this is in pixels, not a share
-Detail: TypeAlias = Callable[[int], str]  # what a message adds about a row
 
 
-def _empty(kind: type[np.generic]) -> NDArray[Any]:
-    return np.zeros(0, kind)
-
-
-@dataclass
-class LabelRows:
+class LabelRows(NamedTuple):
     """The rows of all label texts as numbers, in order.
 
     Row r belongs to text `image[r]`, has class `cls[r]` and `cols[r]` numbers; `values` holds the numbers of all rows.
     """
 
-    image: NDArray[np.int64] = field(default_factory=lambda: _empty(np.int64))
-    cls: NDArray[np.int64] = field(default_factory=lambda: _empty(np.int64))
-    cols: NDArray[np.int64] = field(default_factory=lambda: _empty(np.int64))
-    values: NDArray[np.float64] = field(default_factory=lambda: _empty(np.float64))
+    image: NDArray[np.int64] = np.zeros(0, np.int64)
+    cls: NDArray[np.int64] = np.zeros(0, np.int64)
+    cols: NDArray[np.int64] = np.zeros(0, np.int64)
+    values: NDArray[np.float64] = np.zeros(0)
 
 
-@dataclass
-class Labels:
-    """Checked labels: the texts as the view gets them, their rows, and how many rows were changed in which way."""
+class Labels(NamedTuple):
+    """Checked labels: the texts for the view, and their rows."""
 
-    texts: list[bytes] = field(default_factory=list)
-    rows: LabelRows = field(default_factory=LabelRows)
-    changes: dict[str, int] = field(default_factory=dict)
+    texts: list[bytes]
+    rows: LabelRows = LabelRows()
 
     @staticmethod
     def joined(parts: Sequence[Labels]) -> Labels:
         """Return the labels of all parts, one after the other."""
-        if not parts:
-            return Labels()
         first = np.cumsum([0, *(len(part.texts) for part in parts)])
-        changes: Counter[str] = Counter()
-        for part in parts:
-            changes.update(part.changes)
-        rows = LabelRows(
-            np.concatenate([part.rows.image + begin for part, begin in zip(parts, first, strict=False)]),
-            np.concatenate([part.rows.cls for part in parts]),
-            np.concatenate([part.rows.cols for part in parts]),
-            np.concatenate([part.rows.values for part in parts]),
-        )
-        return Labels([text for part in parts for text in part.texts], rows, dict(changes))
+        moved = [part.rows._replace(image=part.rows.image + begin) for part, begin in zip(parts, first, strict=False)]
+        rows = LabelRows(*map(np.concatenate, zip(*moved, strict=True)))
+        return Labels([text for part in parts for text in part.texts], rows)
 
 
 def check(texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report, stop: StopSignal) -> Labels:
@@ -78,25 +61,23 @@ def check(texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Re
     parts = []
     for part in chunks(texts):
         stop.raise_if_set()
-        parts.append(_Checker(texts[part], names[part], shape, report).labels())
+        parts.append(_Checker(list(texts[part]), names[part], shape, report).labels())
     return Labels.joined(parts)
 
 
+@dataclass
 class _Checker:
-    def __init__(self, texts: Sequence[bytes], names: Sequence[str], shape: Shape, report: Report) -> None:
-        self._texts = texts
-        self._names = names
-        self._shape = shape
-        self._report = report
-        self._changes: dict[str, int] = {}
+    texts: list[bytes]
+    names: Sequence[str]
+    shape: Shape
+    report: Report
 
     def labels(self) -> Labels:
-        texts = list(self._texts)
-        rows, dirty = parse(texts, self._names, self._report)
+        rows, dirty = parse(self.texts, self.names, self.report)
         for file in np.flatnonzero(dirty).tolist():
-            Change(self._changes, self._names[file], self._report)("separators")
+            report_change(self.report, self.names[file], "separators")
         if not len(rows.cols):
-            return Labels(texts, changes=self._changes)
+            return Labels(self.texts)
         cls, good = self._classes(rows)
         good &= self._shapes(rows)
         good &= self._ranges(rows)
@@ -106,49 +87,43 @@ class _Checker:
             first, last = np.searchsorted(rows.file, [file, file + 1])
             if good[first:last].all():
                 is_rewritten = True
-                texts[file] = rewritten(
-                    [rows.values[rows.start[r] : rows.start[r] + rows.cols[r]] for r in range(first, last)],
-                    cls[first:last].tolist(),
-                    self._shape,
-                    self._changes,
-                    self._names[file],
-                    self._report,
-                )
+                values = [rows.values[rows.start[r] : rows.start[r] + rows.cols[r]] for r in range(first, last)]
+                changed = functools.partial(report_change, self.report, self.names[file])
+                self.texts[file] = rewritten(values, cls[first:last].tolist(), self.shape, changed)
         if is_rewritten and good.all():
-            rows, _ = parse(texts, self._names, self._report)
+            rows, _ = parse(self.texts, self.names, self.report)
             cls, good = rows.values[rows.start].astype(np.int64), np.ones(len(rows.cols), bool)
         numbers = rows.values[np.repeat(good, rows.cols)]
-        return Labels(texts, LabelRows(rows.file[good], cls[good], rows.cols[good], numbers), self._changes)
+        return Labels(self.texts, LabelRows(rows.file[good], cls[good], rows.cols[good], numbers))
 
     def _classes(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        shape = self._shape
+        classes = self.shape.classes
         raw = rows.values[rows.start]
         with np.errstate(invalid="ignore"):
             whole = np.isfinite(raw) & (raw == np.floor(raw)) & (np.abs(raw) < 1e9)
         numbers = np.where(whole, raw, -1).astype(np.int64)
         kinds, inverse = np.unique(numbers, return_inverse=True)
-        cls = np.array([shape.classes.get(int(kind), -1) for kind in kinds], np.int64)[inverse]
+        cls = np.array([classes.get(int(kind), -1) for kind in kinds], np.int64)[inverse]
         good: NDArray[np.bool_] = whole & (cls >= 0)
         self._report_rows(rows, ~whole, "class_not_whole", "{n} label rows do not start with a class number")
-        low, high = min(shape.classes, default=0), max(shape.classes, default=0)
         self._report_rows(
             rows,
             whole & ~good,
             "class_outside",
-            f"{{n}} label rows have a class number that is not in names:, which has {len(shape.classes)} classes, "
-            f"numbers {low} to {high}",
+            f"{{n}} label rows have a class number that is not in names:, which has {len(classes)} classes, "
+            f"numbers {min(classes, default=0)} to {max(classes, default=0)}",
             detail=lambda row: f": class {numbers[row]}",
         )
         return cls, good
 
     def _shapes(self, rows: Rows) -> NDArray[np.bool_]:
-        task, cols = self._shape.task, rows.cols
+        task, cols = self.shape.task, rows.cols
         box, polygon = cols == 5, (cols >= 7) & (cols % 2 == 1)
         if task is Task.POSE:
-            keypoints = self._shape.keypoints or (0, 0)
-            good: NDArray[np.bool_] = cols == self._shape.pose_columns
+            keypoints = self.shape.keypoints or (0, 0)
+            good: NDArray[np.bool_] = cols == self.shape.pose_columns
             rule = (
-                f"a pose row has {self._shape.pose_columns} numbers: class, box and {keypoints[0]} keypoints "
+                f"a pose row has {self.shape.pose_columns} numbers: class, box and {keypoints[0]} keypoints "
                 f"of {keypoints[1]}, as kpt_shape says"
             )
         else:
@@ -164,7 +139,7 @@ class _Checker:
             ),
         )
         if task in (Task.DETECT, Task.SEGMENT) and box.any() and polygon.any():
-            self._report.warning(
+            self.report.warning(
                 "label_mixed",
                 "{n} label rows are polygons among boxes; all were converted to one kind",
                 count=int(np.count_nonzero(polygon)),
@@ -193,7 +168,7 @@ class _Checker:
         """Return the values with ½ in place of everything that is not a coordinate (class, visibility)."""
         coords = rows.values.copy()
         coords[rows.start] = 0.5
-        if self._shape.task is Task.POSE and self._shape.keypoints and self._shape.keypoints[1] == 3:
+        if self.shape.task is Task.POSE and self.shape.keypoints and self.shape.keypoints[1] == 3:
             place = np.arange(len(coords)) - np.repeat(rows.start, rows.cols)
             coords[(place >= 5) & ((place - 5) % 3 == 2)] = 0.5
         return coords
@@ -204,7 +179,7 @@ class _Checker:
         change = (np.minimum.reduceat(coords, rows.start) < 0) | (np.maximum.reduceat(coords, rows.start) > 1)
         change |= rows.values[rows.start] != cls
         box = rows.cols == 5
-        task = self._shape.task
+        task = self.shape.task
         if task in (Task.DETECT, Task.POSE):
             wide = np.minimum(rows.start + 3, len(rows.values) - 1)
             high = np.minimum(rows.start + 4, len(rows.values) - 1)
@@ -215,11 +190,11 @@ class _Checker:
         return change | repeated(rows)
 
     def _report_rows(
-        self, rows: Rows, wrong: NDArray[np.bool_], code: str, message: str, detail: Detail | None = None
+        self, rows: Rows, wrong: NDArray[np.bool_], code: str, message: str, detail: Callable[[int], str] | None = None
     ) -> None:
         where = np.flatnonzero(wrong)
         for row in where[:5]:
             more = detail(int(row)) if detail else ""
-            self._report.error(code, message, f"{self._names[rows.file[row]]} line {rows.line[row]}{more}")
+            self.report.error(code, message, f"{self.names[rows.file[row]]} line {rows.line[row]}{more}")
         if len(where) > 5:
-            self._report.error(code, message, count=len(where) - 5)
+            self.report.error(code, message, count=len(where) - 5)

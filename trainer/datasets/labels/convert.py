@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -40,13 +40,10 @@ class Shape:
         return 5 + self.keypoints[0] * self.keypoints[1] if self.keypoints else 0
 
 
-def rewritten(
-    rows: list[Row], classes: list[int], shape: Shape, changes: dict[str, int], name: str, report: Report
-) -> bytes:
+def rewritten(rows: list[Row], classes: list[int], shape: Shape, changed: Callable[[str], None]) -> bytes:
     """Return the converted text of one label file. A row starts with its class number."""
     lines: dict[str, None] = {}
     for row, cls in zip(rows, classes, strict=True):
-        changed = Change(changes, name, report)
         if row[0] != cls:
             changed("renumbered")
         coords = _fitted(_clipped(row[1:], shape, changed), shape, changed)
@@ -58,19 +55,13 @@ def rewritten(
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-class Change:
-    """Counts the changes of the rows of one file, by kind, and reports them."""
-
-    def __init__(self, changes: dict[str, int], name: str, report: Report) -> None:
-        self._changes, self._name, self._report = changes, name, report
-
-    def __call__(self, what: str) -> None:
-        self._changes[what] = self._changes.get(what, 0) + 1
-        level = self._report.warning if what in ("degenerate", "duplicate") else self._report.note
-        level(f"label_{what}", f"{{n}} {MESSAGES[what]}", self._name)
+def report_change(report: Report, name: str, what: str) -> None:
+    """Report that a row of the label file `name` was changed; `what` is a key of MESSAGES."""
+    level = report.warning if what in ("degenerate", "duplicate") else report.note
+    level(f"label_{what}", f"{{n}} {MESSAGES[what]}", name)
 
 
-def _clipped(coords: Row, shape: Shape, changed: Change) -> Row:
+def _clipped(coords: Row, shape: Shape, changed: Callable[[str], None]) -> Row:
     places = np.ones(len(coords), bool)
     if shape.task is Task.POSE and shape.keypoints and shape.keypoints[1] == 3:
         places[6::3] = False  # visibility
@@ -80,7 +71,7 @@ def _clipped(coords: Row, shape: Shape, changed: Change) -> Row:
     return clipped
 
 
-def _fitted(coords: Row, shape: Shape, changed: Change) -> Row | None:
+def _fitted(coords: Row, shape: Shape, changed: Callable[[str], None]) -> Row | None:
     """Return the coordinates in the shape of the task, or None for a row without width or height."""
     box = len(coords) == 4 or shape.task is Task.POSE
     if _extent(coords, box=box) <= 0:
@@ -114,7 +105,7 @@ def _to_corners(box: Row) -> Row:
     return np.array([left, top, right, top, right, bottom, left, bottom])
 
 
-def _four_corners(corners: Row, changed: Change) -> Row:
+def _four_corners(corners: Row, changed: Callable[[str], None]) -> Row:
     """Return a polygon with four corners as it is, otherwise the smallest rectangle around it along one of its edges."""
     if len(corners) == 8:
         return corners

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -30,13 +30,6 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".
 RATIO_FROM = 64 << 20  # extracted bytes from which the ratio is checked: small texts compress well
 ZIP_INDEX = 64 << 20  # bytes of the central directory of a zip, which zipfile reads into memory
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}  # LZMA: memory without a limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extracted:
-    files: int
-    bytes: int
-    findings: tuple[Finding, ...] = ()
 
 
 def is_archive(name: str) -> bool:
@@ -62,9 +55,9 @@ def extract(
     wanted: Callable[[str], bool] = lambda _: True,
     limits: Limits | None = None,
     name: str | None = None,
-    on_total: Callable[[int], object] | None = None,
-    on_bytes: Callable[[int], object] | None = None,
-) -> Extracted:
+    on_total: Callable[[int], object] = lambda _: None,
+    on_bytes: Callable[[int], object] = lambda _: None,
+) -> Extraction:
     """Extract the `wanted` members into the new folder `into`. On an error the caller removes the folder.
 
     `name` is the name of the archive in messages. The names of all members are checked, wanted or not. `on_total` is
@@ -72,7 +65,7 @@ def extract(
     Raises `DatasetError` for damage, encryption, exceeded limits, unsafe names and for anything but plain files and
     folders; `Stopped`.
     """
-    work = _Extraction(archive, into, name or archive.name, limits or Limits(), wanted, stop, on_total, on_bytes)
+    work = Extraction(archive, into, stop, name or archive.name, limits or Limits(), wanted, on_total, on_bytes)
     kind = sniff(archive)
     into.mkdir(parents=True)
     with work.damage_as_dataset_error():
@@ -84,78 +77,60 @@ def extract(
             work.fail("is neither a zip nor a tar file. Create it again")
     if not work.files:
         work.fail("contains no images, .txt, YAML or JSON files")
-    return Extracted(files=work.files, bytes=work.bytes, findings=work.findings())
+    return work
 
 
-class _Extraction:
-    def __init__(
-        self,
-        archive: Path,
-        into: Path,
-        name: str,
-        limits: Limits,
-        wanted: Callable[[str], bool],
-        stop: StopSignal,
-        on_total: Callable[[int], object] | None,
-        on_bytes: Callable[[int], object] | None,
-    ) -> None:
-        self.files = 0
-        self.bytes = 0
-        self._archive = archive
-        self._into = into
-        self._name = name
-        self._limits = limits
-        self._wanted = wanted
-        self._stop = stop
-        self._on_total = on_total or (lambda _: None)
-        self._on_bytes = on_bytes or (lambda _: None)
-        self._packed = max(1, archive.stat().st_size)
-        self._members = 0
-        self._spellings: dict[str, str] = {}
-        self._collisions: list[str] = []
+@dataclass
+class Extraction:
+    """The extraction of one archive; `files` and `extracted_bytes` count what was written."""
+
+    archive: Path
+    into: Path
+    stop: StopSignal
+    name: str
+    limits: Limits
+    wanted: Callable[[str], bool]
+    on_total: Callable[[int], object]
+    on_bytes: Callable[[int], object]
+    files: int = 0
+    extracted_bytes: int = 0
+    members: int = 0
+    spellings: dict[str, str] = field(default_factory=dict)
+    collisions: list[str] = field(default_factory=list)
 
     def fail(self, why: str) -> NoReturn:
-        raise DatasetError(f"Archive {shown(self._name)} {why}.")
+        raise DatasetError(f"Archive {shown(self.name)} {why}.")
 
     @contextmanager
     def damage_as_dataset_error(self) -> Iterator[None]:
         """Turn the exceptions of zipfile and tarfile for a damaged archive into `DatasetError`."""
         try:
             yield
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
-            raise DatasetError(
-                f"Archive {shown(self._name)} is damaged ({error}). Create and upload it again."
-            ) from error
         except (ValueError, OverflowError, NotImplementedError) as error:
-            raise DatasetError(f"Archive {shown(self._name)} cannot be read ({error}). Create it again.") from error
+            self.fail(f"cannot be read ({error}). Create it again")
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            raise DatasetError(
-                f"Archive {shown(self._name)} has two members named {shown(Path(str(error.filename)).name)}. "
-                "Create it again."
-            ) from error
-        except OSError as error:
-            if error.errno is not None:  # an error of the disk, not of the archive
+            self.fail(f"has two members named {shown(Path(str(error.filename)).name)}. Create it again")
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # an error of the disk, not of the archive
                 raise
-            raise DatasetError(
-                f"Archive {shown(self._name)} is damaged ({error}). Create and upload it again."
-            ) from error
+            self.fail(f"is damaged ({error}). Create and upload it again")
 
     def unzip(self) -> None:
-        if _zip_index_size(self._archive) > ZIP_INDEX:
-            self.fail(f"has more than {self._limits.members:,} members")
-        with zipfile.ZipFile(self._archive) as opened:
+        if _zip_index_size(self.archive) > ZIP_INDEX:
+            self.fail(f"has more than {self.limits.members:,} members")
+        with zipfile.ZipFile(self.archive) as opened:
             found = [(info, self._check_zip(info)) for info in opened.infolist()]
             members = [(info, path) for info, path in found if path is not None]
             total = sum(info.file_size for info, _ in members)
             self._within(total)
-            self._on_total(total)
+            self.on_total(total)
             for info, path in members:
                 with opened.open(info) as source:
                     self._write(source, path)
 
     def untar(self) -> None:
         opener = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": Xz}
-        with self._archive.open("rb") as raw:
+        with self.archive.open("rb") as raw:
             magic = raw.read(2)
             raw.seek(0)
             stream = Counted(opener[magic](raw) if magic in opener else raw, self._count)  # type: ignore[operator]
@@ -167,18 +142,19 @@ class _Extraction:
                     if source is not None and path is not None:
                         self._write(source, path)
             while stream.read(CHUNK):  # read to the end, where the checksum is compared
-                self._stop.raise_if_set()
+                self.stop.raise_if_set()
 
+    @property
     def findings(self) -> tuple[Finding, ...]:
-        if not self._collisions:
+        if not self.collisions:
             return ()
         return (
             Finding(
                 level="warning",
                 code="names_differ_only_in_case",
                 message="File names differ only in upper and lower case or in accents; other systems would mix them up.",
-                count=len(self._collisions),
-                examples=tuple(self._collisions[:5]),
+                count=len(self.collisions),
+                examples=tuple(self.collisions[:5]),
             ),
         )
 
@@ -199,40 +175,40 @@ class _Extraction:
 
     def _admit(self, name: str, *, is_folder: bool) -> str | None:
         """Return the safe relative path of a member, or None if the member is skipped."""
-        self._stop.raise_if_set()
-        self._members += 1
-        if self._members > self._limits.members:
-            self.fail(f"has more than {self._limits.members:,} members")
-        path = safe_name(name, self._limits, f"Archive {shown(self._name)}")
-        if path is None or is_folder or not self._wanted(path):
+        self.stop.raise_if_set()
+        self.members += 1
+        if self.members > self.limits.members:
+            self.fail(f"has more than {self.limits.members:,} members")
+        path = safe_name(name, self.limits, f"Archive {shown(self.name)}")
+        if path is None or is_folder or not self.wanted(path):
             return None
-        other = self._spellings.setdefault(path.casefold(), path)
+        other = self.spellings.setdefault(path.casefold(), path)
         if other != path:
-            self._collisions.append(f"{other} and {path}")
+            self.collisions.append(f"{other} and {path}")
         return path
 
     def _write(self, source: IO[bytes], path: str) -> None:
-        target = self._into / path
+        target = self.into / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as out:
             while chunk := source.read(CHUNK):
-                self._stop.raise_if_set()
-                self.bytes += len(chunk)
-                self._within(self.bytes)
+                self.stop.raise_if_set()
+                self.extracted_bytes += len(chunk)
+                self._within(self.extracted_bytes)
                 out.write(chunk)
-                self._on_bytes(len(chunk))
+                self.on_bytes(len(chunk))
         target.chmod(0o444)
         self.files += 1
 
     def _count(self, unpacked: int) -> None:
-        self._stop.raise_if_set()
+        self.stop.raise_if_set()
         self._within(unpacked)
 
     def _within(self, unpacked: int) -> None:
-        if unpacked > self._limits.bytes:
-            self.fail(f"expands to more than {self._limits.bytes / 2**20:,.0f} MiB, which is the limit")
-        if unpacked > RATIO_FROM and unpacked > self._packed * self._limits.ratio:
-            self.fail(f"expands to more than {self._limits.ratio:g} times its size, which is the limit")
+        if unpacked > self.limits.bytes:
+            self.fail(f"expands to more than {self.limits.bytes / 2**20:,.0f} MiB, which is the limit")
+        if unpacked > RATIO_FROM and unpacked > max(1, self.archive.stat().st_size) * self.limits.ratio:
+            self.fail(f"expands to more than {self.limits.ratio:g} times its size, which is the limit")
 
 
 def _zip_index_size(archive: Path) -> int:

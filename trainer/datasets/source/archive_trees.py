@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from trainer.core.errors import Unavailable
-from trainer.core.stop import StopSignal
 from trainer.core.text import shown
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.source.archive import extract
 from trainer.datasets.source.fetched_tree import FILES, Fetched, read_tree, write_listing
 from trainer.datasets.source.manifest import wanted
-from trainer.datasets.source.transfer import EveryBytes
+from trainer.datasets.source.transfer import EveryBytes, Transfer
 from trainer.disk.durable import sync_below
 
 ROOM_STEP = 64 << 20  # bytes between two checks of the free space while something of unknown size grows
@@ -43,9 +42,9 @@ class ArchiveTrees:
         """Keep the tree of an archive in the cache as long as the folder `holder` exists."""
         self.cache.pin(holder, [_tree(identity)])
 
-    def extracted(self, identity: str, holder: Path, stop: StopSignal, archive: Archive, name: str) -> Fetched:
+    def extracted(self, identity: str, transfer: Transfer, archive: Archive, name: str) -> Fetched:
         """Return the tree of an archive and pin it. `archive` gives the file if it has to be extracted."""
-        self.pin(holder, identity)
+        self.pin(transfer.staging, identity)
         known = self.get(identity)
         if known is not None:
             return known
@@ -54,7 +53,7 @@ class ArchiveTrees:
             extracted = extract(
                 file,
                 tree / FILES,
-                stop,
+                transfer.stop,
                 wanted=wanted,
                 name=name,
                 on_total=self.cache.make_room,
@@ -62,7 +61,7 @@ class ArchiveTrees:
             )
             write_listing(tree, extracted.findings)
             self.cache.put_tree(
-                _tree(identity), tree, extracted.bytes, is_whole=lambda path: read_tree(path) is not None
+                _tree(identity), tree, extracted.extracted_bytes, is_whole=lambda path: read_tree(path) is not None
             )
         self.cache.make_room(0)
         made = self.get(identity)

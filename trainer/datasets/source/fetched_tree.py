@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trainer.core.dataset import Finding
@@ -33,9 +33,8 @@ class Fetched:
 def write_listing(tree: Path, findings: tuple[Finding, ...]) -> None:
     """Write the listing of the files in `tree`/FILES. Call it before the tree is put into the cache."""
     present = sorted(_below(str(tree / FILES), ""))
-    notes = [[f.level, f.code, f.message, f.count, list(f.examples)] for f in findings]
     with (tree / LISTING).open("x", encoding="utf-8") as out:
-        out.write(json.dumps({"files": len(present), "findings": notes}) + "\n")
+        out.write(json.dumps({"files": len(present), "findings": [asdict(finding) for finding in findings]}) + "\n")
         for relpath, found in present:
             out.write(json.dumps([relpath, found.st_size, found.st_mtime_ns]) + "\n")
 
@@ -61,10 +60,7 @@ def _read(tree: Path) -> Fetched | None:
             present += 1
     if present != head["files"]:
         return None
-    findings = tuple(
-        Finding(level=level, code=code, message=message, count=count, examples=tuple(examples))
-        for level, code, message, count, examples in head["findings"]
-    )
+    findings = tuple(Finding(**found | {"examples": tuple(found["examples"])}) for found in head["findings"])
     return Fetched(root=Path(root), entry=None, is_private=True, findings=findings)
 
 

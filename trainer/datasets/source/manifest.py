@@ -94,13 +94,6 @@ def take_manifest(
     return _manifest(store, replace(found.ref, key=folder), name, needed)
 
 
-def listed_again(store: ObjectStore, found: ObjectInfo | ObjectRef, download: Callable[[ObjectInfo], Path]) -> Manifest:
-    """List the dataset again."""
-    if isinstance(found, ObjectInfo):
-        found = store.stat(found.ref)  # the YAML itself may have been edited
-    return take_manifest(store, found, download)
-
-
 def identity_of(info: ObjectInfo) -> str:
     """Return the identity of the object's content in the cache."""
     return f"{info.ref.store}\n{info.ref.bucket}\n{info.ref.key}\n{info.etag}\n{info.bytes}"

@@ -6,31 +6,40 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from trainer.core.stop import StopReason, StopSignal
+from trainer.core.transfer import OnTransfer
 
-Job: TypeAlias = Callable[[StopSignal], object]
 LINK_TRIES = 10
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """One fetch: the folder for its files, its stop signal, and the receiver of its progress."""
+
+    staging: Path
+    stop: StopSignal
+    on_event: OnTransfer
+
+
+@dataclass
 class EveryBytes:
     """Calls `act` each time `step` more bytes were counted."""
 
-    def __init__(self, step: int, act: Callable[[], object]) -> None:
-        self._step = step
-        self._act = act
-        self._since = 0
+    step: int
+    act: Callable[[], object]
+    since: int = 0
 
     def count(self, more: int) -> None:
-        self._since += more
-        if self._since > self._step:
-            self._since = 0
-            self._act()
+        self.since += more
+        if self.since > self.step:
+            self.since = 0
+            self.act()
 
 
-def in_parallel(jobs: Sequence[Job], workers: int, stop: StopSignal) -> None:
+def in_parallel(jobs: Sequence[Callable[[StopSignal], object]], workers: int, stop: StopSignal) -> None:
     """Run all jobs, each with a stop signal that is also set when another job fails. Raises the first failure."""
     stop.raise_if_set()
     inner = stop.child()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urljoin
@@ -14,7 +14,7 @@ import yaml
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.stop import StopSignal
 from trainer.core.text import shown, shown_url
-from trainer.core.transfer import Meter, OnTransfer
+from trainer.core.transfer import Meter
 from trainer.datasets.cache.content import ContentCache, Put
 from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.data_yaml import load_yaml, read_data_yaml
@@ -23,17 +23,13 @@ from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.source.manifest import suffix
 from trainer.datasets.source.ndjson import Record, read_ndjson
 from trainer.datasets.source.reference import Roots
-from trainer.datasets.source.transfer import in_parallel, link_tree
+from trainer.datasets.source.transfer import Transfer, in_parallel, link_tree
 from trainer.datasets.untrusted import Limits, safe_name
-from trainer.remote.web import GuardedClient
+from trainer.remote.web import Downloaded, GuardedClient
 
-LARGEST_TEXT = 256 << 20  # bytes of a list, a YAML or an NDJSON file
-LARGEST_IMAGE = 1 << 30
-LONGEST_SECONDS = 900.0  # for one image, label file or list
-NO_LISTING = (
-    "folders cannot be listed over http(s). Use .txt lists of images in train: and val:, an archive of the dataset, "
-    "or an NDJSON export"
-)
+MAX_TEXT = 256 << 20  # bytes of a list, a YAML or an NDJSON file
+MAX_IMAGE = 1 << 30  # bytes
+MAX_SECONDS = 900.0  # for one image, label file or list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,82 +41,88 @@ class WebSource:
     roots: Roots
     concurrency: int
 
-    def from_yaml(self, url: str, file: Path, staging: Path, stop: StopSignal, on_event: OnTransfer) -> None:
-        """Put the YAML `file` of `url` into `staging` as data.yaml, and fetch the images in its lists."""
+    def from_yaml(self, url: str, file: Path, transfer: Transfer) -> None:
+        """Put the YAML `file` of `url` into the staging folder as data.yaml, and fetch the images in its lists."""
         data = read_data_yaml(load_yaml(file, Report()), Report())
         if not data.splits:
             raise DatasetError(f"data_yaml: the YAML at {shown_url(url)} has no train: and val:.")
-        with on_this_disk(staging):
-            link_tree([("data.yaml", file)], staging)
+        with on_this_disk(transfer.staging):
+            link_tree([("data.yaml", file)], transfer.staging)
         base = _inside(data.path or "", "path")
         images: dict[str, None] = {}
         for entries in data.splits.values():
             for entry in entries:
                 place = _inside(f"{base}/{entry}" if base else entry, "the YAML")
-                images |= dict.fromkeys(self._listed(url, place, staging, stop))
+                images |= dict.fromkeys(self._listed(url, place, transfer))
         if not images:
             raise DatasetError(f"data_yaml: the lists of {shown_url(url)} name no images.")
-        meter = Meter(on_event, total_files=len(images))
+        meter = Meter(transfer.on_event, total_files=len(images))
         with self.cache.arriving() as arrivals:
-            job = functools.partial(self._image_with_label, arrivals.put, url)
-            in_parallel([functools.partial(job, place, staging, meter) for place in images], self.concurrency, stop)
+            download = functools.partial(self._image_with_label, arrivals.put, url, transfer.staging, meter)
+            in_parallel([functools.partial(download, place) for place in images], self.concurrency, transfer.stop)
         self.cache.make_room(0)  # the total was unknown before
 
-    def from_ndjson(
-        self, file: Path, name: str, staging: Path, stop: StopSignal, on_event: OnTransfer, home: Path | None = None
-    ) -> str | None:
-        """Make a YOLO tree of an export in `staging`. Return the name of its YAML, or None for classification.
+    def from_ndjson(self, file: Path, name: str, transfer: Transfer, home: Path | None = None) -> str | None:
+        """Make a YOLO tree of an export in the staging folder.
 
-        `home` is the folder of local images.
+        Return the name of its YAML, or None for classification. `home` is the folder of local images.
         """
-        if file.stat().st_size > LARGEST_TEXT:
-            raise DatasetError(f"NDJSON {shown(name)} is larger than {LARGEST_TEXT >> 20} MiB. Split the dataset.")
+        if file.stat().st_size > MAX_TEXT:
+            raise DatasetError(f"NDJSON {shown(name)} is larger than {MAX_TEXT >> 20} MiB. Split the dataset.")
         export = read_ndjson(file, name)
-        meter = Meter(on_event, total_files=len(export.records))
-        jobs: list[Callable[[StopSignal], None]] = []
+        sources = [record.url or self._local_image(record, export.folder, home) for record in export.records]
+        meter = Meter(transfer.on_event, total_files=len(sources))
         with self.cache.arriving() as arrivals:
-            for record in export.records:
-                if record.url is not None:
-                    job = functools.partial(self._exported, arrivals.put, record.url)
-                    jobs.append(functools.partial(job, record.image, staging, meter))
-                else:
-                    source = self._local_image(record, export.folder, home)
-                    jobs.append(functools.partial(self._copied, source, record.image, staging, meter))
-            in_parallel(jobs, self.concurrency, stop)
+            bring = functools.partial(self._exported_image, arrivals.put, transfer.staging, meter)
+            images = zip(sources, export.records, strict=True)
+            downloads = [functools.partial(bring, source, record.image) for source, record in images]
+            in_parallel(downloads, self.concurrency, transfer.stop)
         self.cache.make_room(0)  # the total was unknown before
-        with on_this_disk(staging):
-            _write_labels(export.records, staging)
+        with on_this_disk(transfer.staging):
+            _write_labels(export.records, transfer.staging)
             if export.yaml is not None:
                 text = yaml.safe_dump(export.yaml, allow_unicode=True, sort_keys=False)
-                (staging / "data.yaml").write_text(text, encoding="utf-8")
+                (transfer.staging / "data.yaml").write_text(text, encoding="utf-8")
         return None if export.yaml is None else "data.yaml"
 
     # ── one file ──
 
-    def _listed(self, url: str, place: str, staging: Path, stop: StopSignal) -> list[str]:
+    def _listed(self, url: str, place: str, transfer: Transfer) -> list[str]:
         """Return the images of an entry: the images in a .txt list, or the image itself."""
         if suffix(place) in IMAGE_SUFFIXES:
             return [place]
         if suffix(place) != "txt":
-            raise DatasetError(f"data_yaml: {shown(place)} in the YAML at {shown_url(url)} is a folder; {NO_LISTING}.")
-        self._fetch(self.cache.put, urljoin(url, quote(place)), place, staging, stop, None, largest=LARGEST_TEXT)
-        text = (staging / place).read_text(encoding="utf-8-sig", errors="replace")
+            raise DatasetError(
+                f"data_yaml: {shown(place)} in the YAML at {shown_url(url)} is a folder; folders cannot be listed over "
+                "http(s). Use .txt lists of images in train: and val:, an archive of the dataset, or an NDJSON export."
+            )
+        self._fetch(
+            self.cache.put, urljoin(url, quote(place)), place, transfer.staging, transfer.stop, max_bytes=MAX_TEXT
+        )
+        text = (transfer.staging / place).read_text(encoding="utf-8-sig", errors="replace")
         folder = place.rpartition("/")[0]
         lines = [line.strip() for line in text.splitlines()]
         return [_inside(f"{folder}/{line}" if folder else line, f"the list {place}") for line in lines if line]
 
-    def _image_with_label(self, put: Put, url: str, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
+    def _image_with_label(self, put: Put, url: str, staging: Path, meter: Meter, place: str, stop: StopSignal) -> None:
         if suffix(place) not in IMAGE_SUFFIXES:
             raise DatasetError(f"{shown(place)} in the lists of {shown_url(url)} is not an image.")
-        self._fetch(put, urljoin(url, quote(place)), place, staging, stop, meter, largest=LARGEST_IMAGE)
+        self._fetch(put, urljoin(url, quote(place)), place, staging, stop, meter, max_bytes=MAX_IMAGE)
         label = label_place(place)
         with contextlib.suppress(ObjectMissing):  # an image without a label file has no labels
             address = urljoin(url, quote(label))
-            self._fetch(put, address, label, staging, stop, meter, largest=LARGEST_TEXT, may_be_empty=True)
+            self._fetch(put, address, label, staging, stop, meter, max_bytes=MAX_TEXT, may_be_empty=True)
         meter.finish_file()
 
-    def _exported(self, put: Put, url: str, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
-        self._fetch(put, url, place, staging, stop, meter, largest=LARGEST_IMAGE)
+    def _exported_image(
+        self, put: Put, staging: Path, meter: Meter, source: str | Path, place: str, stop: StopSignal
+    ) -> None:
+        if isinstance(source, str):
+            self._fetch(put, source, place, staging, stop, meter, max_bytes=MAX_IMAGE)
+        else:
+            with on_this_disk(staging):
+                (staging / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, staging / place)
         meter.finish_file()
 
     def _fetch(
@@ -130,9 +132,9 @@ class WebSource:
         place: str,
         staging: Path,
         stop: StopSignal,
-        meter: Meter | None,
+        meter: Meter | None = None,
         *,
-        largest: int,
+        max_bytes: int,
         may_be_empty: bool = False,
     ) -> None:
         """Fetch one URL as `staging`/`place`, from the cache if the ETag of the server did not change."""
@@ -141,8 +143,8 @@ class WebSource:
                 url,
                 path,
                 stop,
-                max_bytes=largest,
-                max_seconds=LONGEST_SECONDS,
+                max_bytes=max_bytes,
+                max_seconds=MAX_SECONDS,
                 on_bytes=meter.count if meter else None,
                 is_known=lambda final, etag, size: self._linked(web_identity(final, etag, size), size, place, staging),
             )
@@ -151,33 +153,26 @@ class WebSource:
             if not got.bytes and not may_be_empty:
                 raise DatasetError(f"{shown_url(url)} is empty. Upload the file again.")
             link_tree([(place, path)], staging)  # before it is put into the cache, which may evict it at once
-            identity = web_identity(got.url, got.etag, got.bytes) if got.etag else f"sha256\n{got.sha256}"
-            put(identity, path)
+            put(content_identity(got), path)
         self.cache.require_free(0)
 
     def _linked(self, identity: str, size: int, place: str, staging: Path) -> bool:
         known = self.cache.get(identity, size)
-        if known is None:
-            return False
         try:
-            link_tree([(place, known)], staging)
+            link_tree([(place, known)] if known else [], staging)
         except FileNotFoundError:  # evicted meanwhile
             return False
-        return True
+        return known is not None
 
     def _local_image(self, record: Record, folder: str | None, home: Path | None) -> Path:
         if folder is None or home is None or "/" in record.file:
             raise DatasetError(f"The NDJSON record of {shown(record.file)} has no url. Export the dataset with URLs.")
         return self.roots.admit(home / folder / "images" / record.split / record.file)
 
-    @staticmethod
-    def _copied(source: Path, place: str, staging: Path, meter: Meter, stop: StopSignal) -> None:
-        stop.raise_if_set()
-        target = staging / place
-        with on_this_disk(staging):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())
-        meter.finish_file()
+
+def content_identity(got: Downloaded) -> str:
+    """Return the identity of downloaded content: by its strong ETag, or else by its checksum."""
+    return web_identity(got.url, got.etag, got.bytes) if got.etag else f"sha256\n{got.sha256}"
 
 
 def web_identity(url: str, etag: str, size: int) -> str:

@@ -31,7 +31,7 @@ _UNSAFE = re.compile(r"[^\w.+() -]")
 _ALL_SAFE = re.compile(
     rf"([A-Za-z0-9_][A-Za-z0-9_.+() -]{{0,{LONGEST_STEM - 1}}}\.[A-Za-z0-9]+(\n|$))+", re.ASCII
 )  # names, each on a line
-_PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg", "dib": "bmp"}
+_PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg"}
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES})
 CHECK_EVERY = 512  # files between looks at the stop signal
 
