@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from tests.acceptance.service import running
-from trainer.demo import draw_dataset
 from trainer.jobs.sqlite import SqliteQueue
 
 pytestmark = pytest.mark.training
@@ -23,11 +22,6 @@ FIRST = {
     "epochs": 200, "batch": 4, "imgsz": 32, "optimizer": "SGD", "lr0": 0.01, "lrf": 0.01, "warmup_epochs": 0, "plots": False,
     "compute": "cpu",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("drawn"), images=8, size=32)
 
 
 @pytest.fixture

@@ -6,16 +6,9 @@ import time
 
 import httpx
 import psutil
-import pytest
 
 from tests.acceptance.service import Service, running
 from tests.postgres_server import free_port
-from trainer.demo import draw_dataset
-
-
-@pytest.fixture
-def data(tmp_path):
-    return draw_dataset(tmp_path / "drawn", images=8, size=32)
 
 
 def value(text, metric):

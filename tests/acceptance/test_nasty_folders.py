@@ -5,18 +5,10 @@ import os
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.acceptance.service import running
-from trainer.demo import draw_dataset
 
 QUICK = {"seconds_per_epoch": 0.01}
 OUTSIDE = "must stay"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("drawn"), images=6, size=32)
 
 
 def aged(folder: Path, days=30.0) -> Path:

@@ -24,11 +24,6 @@ def drawn(tmp_path_factory):
     return draw_dataset(tmp_path_factory.mktemp("drawn"), images=10, size=32)
 
 
-@pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
-
-
 def lines_of(service, run_id):
     return [line for line in service.lines() if line.get("run_id") == run_id]
 

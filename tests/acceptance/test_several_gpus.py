@@ -6,19 +6,8 @@ import time
 import pytest
 
 from tests.acceptance.service import running
-from trainer.demo import draw_dataset
 
 TELLING = {"STAND_IN": "tells_everything.py"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("drawn"), images=8, size=32)
-
-
-@pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
 
 
 def finish(service, run_id):

@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.service import running
-from trainer.demo import draw_dataset
 
 SLOW = {"seconds_per_epoch": 0.5}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("drawn"), images=6, size=32)
 
 
 def wait_until(holds, seconds=20.0):
