@@ -6,19 +6,20 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from trainer.core.job import JsonObject
 
 GIB = 1024**3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +59,12 @@ class Load:
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
     """Return the GPUs of this host from NVML; empty without a driver."""
-    with _nvml() as nvml:
-        if nvml is None:
-            return ()
-        driver = nvml.nvmlSystemGetDriverVersion()
-        return tuple(
-            Gpu(
-                index=index,
-                name=nvml.nvmlDeviceGetName(handle),
-                memory=nvml.nvmlDeviceGetMemoryInfo(handle).total,
-                driver=driver,
-            )
-            for index, handle in _handles(nvml)
-        )
+
+    def describe(nvml: Any, index: int, handle: Any) -> Gpu:
+        memory, driver = nvml.nvmlDeviceGetMemoryInfo(handle).total, nvml.nvmlSystemGetDriverVersion()
+        return Gpu(index=index, name=nvml.nvmlDeviceGetName(handle), memory=memory, driver=driver)
+
+    return tuple(_each_gpu(describe))
 
 
 def visible_gpus(mask: str | None) -> tuple[Gpu, ...]:
@@ -87,18 +81,12 @@ def visible_gpus(mask: str | None) -> tuple[Gpu, ...]:
 
 def gpu_loads() -> list[Load]:
     """Return the current load of each GPU."""
-    with _nvml() as nvml:
-        if nvml is None:
-            return []
-        return [
-            Load(
-                index=index,
-                name=nvml.nvmlDeviceGetName(handle),
-                memory_used=nvml.nvmlDeviceGetMemoryInfo(handle).used,
-                utilization=nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
-            )
-            for index, handle in _handles(nvml)
-        ]
+
+    def describe(nvml: Any, index: int, handle: Any) -> Load:
+        used, utilization = nvml.nvmlDeviceGetMemoryInfo(handle).used, nvml.nvmlDeviceGetUtilizationRates(handle).gpu
+        return Load(index=index, name=nvml.nvmlDeviceGetName(handle), memory_used=used, utilization=utilization / 100)
+
+    return _each_gpu(describe)
 
 
 # runs in a separate process: a driver that hangs must not hang the service
@@ -151,24 +139,19 @@ class GpuCheck:
             return f"no answer within {self._seconds:.0f} s"
 
 
-@contextmanager
-def _nvml() -> Iterator[Any]:
-    """Yield the management library of the driver, or None without a driver."""
+def _each_gpu(describe: Callable[[Any, int, Any], T]) -> list[T]:
+    """Return `describe(library, index, handle)` of each GPU; empty without a driver."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        yield None
-        return
+        return []
     try:
-        yield pynvml
+        indices = range(pynvml.nvmlDeviceGetCount())
+        return [describe(pynvml, index, pynvml.nvmlDeviceGetHandleByIndex(index)) for index in indices]
     finally:
         pynvml.nvmlShutdown()
-
-
-def _handles(nvml: Any) -> list[tuple[int, Any]]:
-    return [(index, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(nvml.nvmlDeviceGetCount())]
 
 
 @lru_cache(maxsize=1)

@@ -23,10 +23,8 @@ SECRET = re.compile(r"eyJ[\w-]{6,}\.[\w-]+\.[\w-]*|sb_secret_[\w-]+")
 
 
 def configure_logging(form: str, level: str, secrets: Iterable[str] = (), stream: Any = None) -> None:
-    """Configure structlog for this process. `form` is auto, console, json or journal; no line contains one of `secrets`."""
+    """Configure structlog for this process. `form` is console (or auto), json or journal; no line contains one of `secrets`."""
     stream = stream or sys.stderr
-    if form == "auto":
-        form = "console"
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

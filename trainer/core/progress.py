@@ -70,14 +70,9 @@ class Progress:
                 "eta": clock(self._eta),
             }
             if self._transfer:
-                done = self._transfer
-                progress["transfer"] = {
-                    "files": done.files,
-                    "total_files": done.total_files,
-                    "bytes": done.bytes,
-                    "total_bytes": done.total_bytes,
-                    "bytes_per_second": round(done.rate),
-                }
+                sizes = ("files", "total_files", "bytes", "total_bytes")
+                progress["transfer"] = {name: getattr(self._transfer, name) for name in sizes}
+                progress["transfer"]["bytes_per_second"] = round(self._transfer.rate)
             if self._batch:
                 tick = self._batch
                 progress |= {"batch": tick.batch, "total_batches": tick.total_batches}

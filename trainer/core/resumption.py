@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TypeAlias, assert_never
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from trainer.core.dataset import PreparedDataset
 from trainer.core.job import Json, JsonObject
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel, Value
@@ -64,8 +66,9 @@ class Setup:
     sources: tuple[str, ...]  # of the dataset, without secrets
     split: str
     fingerprint: str  # of the dataset's content
-    settings: Mapping[str, Json]  # every training argument that a row may set
+    settings: Mapping[str, Value | None]  # every training argument that a row may set
     started_from: str | None = None  # the weights, when they are those of an earlier training of the run
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
     def of(cls, plan: TrainPlan, dataset: PreparedDataset) -> Setup:
@@ -85,18 +88,19 @@ class Setup:
         )
 
     def as_json(self) -> JsonObject:
-        return {**asdict(self), "names": list(self.names), "sources": list(self.sources)}
+        data: JsonObject = _JSON.dump_python(self, mode="json")
+        return data
 
     @classmethod
     def from_json(cls, data: Json) -> Setup | None:
         """Return the setup from `as_json`, or None for another value, for example from another version."""
         try:
-            setup = cls(**{**data, "names": tuple(data["names"]), "sources": tuple(data["sources"])})
-        except (TypeError, KeyError):
+            return _JSON.validate_python(data)
+        except ValidationError:
             return None
-        texts = (setup.model, setup.task, setup.split, setup.fingerprint, *setup.names, *setup.sources)
-        is_text = all(isinstance(text, str) for text in texts) and isinstance(setup.started_from, str | None)
-        return setup if is_text and _are_settings(setup.settings) else None
+
+
+_JSON = TypeAdapter(Setup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,13 +179,6 @@ def _settings(before: Setup, now: Setup) -> Iterator[tuple[str, str]]:
 def _storable(text: str) -> str:
     """Return the text as it is read back from a checkpoint (training/wire.py)."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _are_settings(value: Json) -> bool:
-    if not isinstance(value, Mapping):
-        return False
-    items = [item for each in value.values() for item in (each if isinstance(each, list) else [each])]
-    return all(isinstance(item, str | int | float | None) for item in items)
 
 
 def _number(value: Json) -> float:

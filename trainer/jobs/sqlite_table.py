@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from trainer.core.errors import Conflict
-from trainer.core.job import Json, JsonObject, RunRequest, Status
+from trainer.core.job import ENDED, Json, JsonObject, RunRequest, Status
 from trainer.core.run_row import ALL_RUNS, EventRow, RunFilter, RunOrder, RunPage, RunRow, WorkerRow
 from trainer.jobs import sqlite_states as states
 from trainer.jobs.row import event_row, run_row, worker_row
 from trainer.jobs.run_list import SORT_KEYS, checked_limit, equalities, page_of, position_of
 from trainer.jobs.sqlite_clock import HOST_CLOCK, HostClock
-from trainer.jobs.sqlite_file import SqliteFile, Transaction
+from trainer.jobs.sqlite_file import SqliteFile
 from trainer.jobs.write_row import (
     CANCELED_BY_USER,
     checked_priority,
@@ -63,33 +63,24 @@ class SqliteRunTable:
             return page_of(tx.rows(sql, *values, checked_limit(limit) + 1), order, limit)
 
     def cancel(self, run_id: str) -> RunRow | None:
-        def change(tx: Transaction, run: JsonObject) -> None:
-            if run["status"] == Status.QUEUED:
+        with self._file.writing() as tx:
+            run = states.get_run(tx, run_id)
+            if run is not None and run["status"] == Status.QUEUED:
                 run["error_message"] = CANCELED_BY_USER
                 states.cancel(tx, run)
                 states.save(tx, run)
-            elif run["status"] == Status.RUNNING:
+            elif run is not None and run["status"] == Status.RUNNING:
                 states.save(tx, run | {"status": Status.CANCELING, "cancel_requested": True})
-
-        return self._changed(run_id, change)
+            return _typed(states.get_run(tx, run_id))
 
     def request_finish(self, run_id: str) -> RunRow | None:
-        def change(tx: Transaction, run: JsonObject) -> None:
-            if run["status"] == Status.RUNNING:
-                states.save(tx, run | {"finish_requested": True})
-
-        return self._changed(run_id, change)
+        return self._changed(run_id, {"finish_requested": True}, {Status.RUNNING})
 
     def requeue(self, run_id: str) -> RunRow | None:
-        def change(tx: Transaction, run: JsonObject) -> None:
-            if Status(run["status"]).is_terminal:
-                states.save(tx, run | {"status": Status.QUEUED})
-
-        return self._changed(run_id, change)
+        return self._changed(run_id, {"status": Status.QUEUED}, ENDED)
 
     def set_priority(self, run_id: str, priority: int) -> RunRow | None:
-        checked = checked_priority(priority)
-        return self._changed(run_id, lambda tx, run: states.save(tx, run | {"priority": checked}))
+        return self._changed(run_id, {"priority": checked_priority(priority)}, set(Status))
 
     def delete(self, run_id: str) -> bool:
         with self._file.writing() as tx:
@@ -113,12 +104,12 @@ class SqliteRunTable:
         with self._file.reading() as tx:
             return [event_row(row) for row in tx.rows(sql, clean(run_id), *after)]
 
-    def _changed(self, run_id: str, change: Callable[[Transaction, JsonObject], None]) -> RunRow | None:
-        """Apply `change` to the run in one transaction and return the row after it; None for an unknown run."""
+    def _changed(self, run_id: str, columns: JsonObject, statuses: Collection[str]) -> RunRow | None:
+        """Update a run that has one of these statuses, and return its row, changed or not; None for an unknown run."""
         with self._file.writing() as tx:
             run = states.get_run(tx, run_id)
-            if run is not None:
-                change(tx, run)
+            if run is not None and run["status"] in statuses:
+                states.save(tx, run | columns)
             return _typed(states.get_run(tx, run_id))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeAlias
 
 from trainer.core.errors import Misconfigured, ObjectMissing, TrainerError
 from trainer.core.job import JsonObject
@@ -13,13 +13,8 @@ from trainer.remote.answers import amount, flag, mapping
 from trainer.remote.storage_api import NoSuchRoute, StorageApi, Target, object_path
 
 _CACHE_SECONDS = 300.0
-T = TypeVar("T")
-
-
-class Persist(Protocol):
-    """Call `call`, retrying while the server is unavailable."""
-
-    def __call__(self, call: Callable[[], T], stop: StopSignal, /) -> T: ...
+# calls again while the server is unavailable
+Persist: TypeAlias = Callable[[Callable[[], JsonObject], StopSignal], JsonObject]
 
 
 class Buckets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from trainer.core.errors import ObjectMissing, Unavailable
 from trainer.remote.answers import flag, mapping, sequence, text
@@ -12,13 +12,8 @@ from trainer.remote.storage_api import NoSuchRoute
 PAGE = 1000  # objects; the server cuts longer pages without saying so
 Entry: TypeAlias = tuple[str, Mapping[str, Any]]  # key of an object, and its description by the server
 Page: TypeAlias = tuple[list[Entry], str | None]  # with the cursor of the next page, or None
-T = TypeVar("T")
-
-
-class Ask(Protocol):
-    """Send `body` to `route` and return `read(answer)`. Repeats the request when `read` raises Unavailable."""
-
-    def __call__(self, route: str, body: Mapping[str, Any], read: Callable[[Any], T], /) -> T: ...
+# sends a body to a route and returns the read answer; asks again when it cannot be read
+Ask: TypeAlias = Callable[[str, Mapping[str, Any], Callable[[Any], Any]], Any]
 
 
 def entries(ask: Ask, folder: str) -> Iterator[Entry]:
@@ -47,7 +42,8 @@ def _recursive(ask: Ask, folder: str, page: Page) -> Iterator[Entry]:
 
 def _page(ask: Ask, folder: str, cursor: str | None) -> Page:
     body = {"prefix": folder, "limit": PAGE, "with_delimiter": False} | ({"cursor": cursor} if cursor else {})
-    return ask("object/list-v2", body, _read_page)
+    page: Page = ask("object/list-v2", body, _read_page)
+    return page
 
 
 def _read_page(answer: Any) -> Page:
