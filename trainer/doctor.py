@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -63,23 +62,26 @@ def examine() -> Iterator[Check]:
     yield from _folders(settings)
     yield from _shared_memory(Path("/dev/shm"))  # noqa: S108
     yield from _gpus()
-    with _faults_of("queue") as trouble, open_backend(settings, StopSignal()) as backend:
+    yield from _until_fault("queue", _backend(settings))
+
+
+def _until_fault(name: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """Yield the checks; an expected error becomes the last one."""
+    try:
+        yield from checks
+    except (TrainerError, OSError) as error:
+        yield Check(name=name, state="fault", message=str(error))
+
+
+def _backend(settings: Settings) -> Iterator[Check]:
+    with open_backend(settings, StopSignal()) as backend:
         yield from _queue(settings, backend)
         yield from _worker(settings, backend.runs)
         if backend.url:
-            yield from _clock(backend.url)
-        yield from _buckets(settings, backend.store)
-    yield from trouble
-
-
-@contextmanager
-def _faults_of(name: str) -> Iterator[list[Check]]:
-    """Turn an expected error of the block into a check with a fault."""
-    found: list[Check] = []
-    try:
-        yield found
-    except (TrainerError, OSError) as error:
-        found.append(Check(name=name, state="fault", message=str(error)))
+            yield from _until_fault("clock", _clock(backend.url))
+        yield _readable_bucket(settings.supabase_datasets_bucket, backend.store, local=not settings.uses_supabase)
+        bucket = settings.supabase_artifacts_bucket
+        yield from _until_fault(f"bucket {bucket}", _writable_bucket(bucket, settings.worker_id, backend.store))
 
 
 def _folders(settings: Settings) -> Iterator[Check]:
@@ -124,10 +126,11 @@ def _shared_memory(folder: Path) -> Iterator[Check]:
 
 def _gpus() -> Iterator[Check]:
     facts: JsonObject = {}
-    with _faults_of("torch") as trouble:
+    try:
         facts = torch_facts()
         yield Check(name="torch", state="ok", message=f"{facts['torch']}, CUDA {facts['cuda'] or 'none'}")
-    yield from trouble
+    except (TrainerError, OSError) as error:
+        yield Check(name="torch", state="fault", message=str(error))
     usable, shown = facts.get("gpus", []), host.gpus()
     for gpu in usable:
         yield Check(name="gpu", state="ok", message=f"{gpu['name']}, {gpu['memory'] / GIB:.0f} GiB")
@@ -192,17 +195,14 @@ def _worker(settings: Settings, runs: RunTable) -> Iterator[Check]:
         yield Check(name="worker", state="fault" if problem else "ok", message=f"{message} (last seen {row.last_seen})")
 
 
-def _buckets(settings: Settings, store: ObjectStore) -> Iterator[Check]:
-    yield _readable_bucket(settings.supabase_datasets_bucket, store, local=not settings.uses_supabase)
-    bucket = settings.supabase_artifacts_bucket
-    with tempfile.NamedTemporaryFile() as file, _faults_of(f"bucket {bucket}") as trouble:
+def _writable_bucket(bucket: str, worker_id: str, store: ObjectStore) -> Iterator[Check]:
+    with tempfile.NamedTemporaryFile() as file:
         file.write(b"written by trainer_service.py doctor\n")
         file.flush()
-        ref = ObjectRef(bucket=bucket, key=f"doctor/{store.key(settings.worker_id)}.txt")
+        ref = ObjectRef(bucket=bucket, key=f"doctor/{store.key(worker_id)}.txt")
         store.upload(Path(file.name), ref, StopSignal())
         store.delete(ref)
-        yield Check(name=f"bucket {bucket}", state="ok", message="can be written")
-    yield from trouble
+    yield Check(name=f"bucket {bucket}", state="ok", message="can be written")
 
 
 def _readable_bucket(bucket: str, store: ObjectStore, *, local: bool) -> Check:
@@ -218,12 +218,10 @@ def _readable_bucket(bucket: str, store: ObjectStore, *, local: bool) -> Check:
 
 
 def _clock(url: str) -> Iterator[Check]:
-    with _faults_of("clock") as trouble:
-        skew = clock_skew(url)
-        if abs(skew) > MOST_SKEW:
-            side = "ahead of" if skew > 0 else "behind"
-            message = f"this host is {abs(skew):.0f} s {side} the server: enable NTP (timedatectl set-ntp true)"
-            yield Check(name="clock", state="fault", message=message)
-        else:
-            yield Check(name="clock", state="ok", message=f"within {max(abs(skew), 1):.0f} s of the server's")
-    yield from trouble
+    skew = clock_skew(url)
+    if abs(skew) > MOST_SKEW:
+        side = "ahead of" if skew > 0 else "behind"
+        message = f"this host is {abs(skew):.0f} s {side} the server: enable NTP (timedatectl set-ntp true)"
+        yield Check(name="clock", state="fault", message=message)
+    else:
+        yield Check(name="clock", state="ok", message=f"within {max(abs(skew), 1):.0f} s of the server's")
