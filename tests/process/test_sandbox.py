@@ -308,9 +308,9 @@ def test_unreadable_sample_leaves_everything_open(tmp_path):
     (tmp_path / "needed").write_text("x")
     code = f"""
 from pathlib import Path
-from trainer.training.sandbox.landlock import SandboxUnavailable, confine_files
+from trainer.training.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
 try:
-    confine_files(write=[], read=[Path("/usr")], run=[], tcp=False, samples=[Path({str(tmp_path / "needed")!r})])
+    confine_files(AccessPolicy(read=(Path("/usr"),), samples=(Path({str(tmp_path / "needed")!r}),)), tcp=False)
 except SandboxUnavailable as error:
     print(error.strerror)
 print(open({str(tmp_path / "needed")!r}).read())

@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> NoReturn:
 
     isolate()
     is_first = os.environ["RANK"] == "0"
-    training = Training(order, stop if is_first else StopSignal(), writer.send if is_first else _ignore)
+    # rank 0 obeys and reports for all ranks
+    training = Training(order, stop, writer.send) if is_first else Training(order, StopSignal(), lambda _: None)
     code = carry_out(training, writer.send, reports=is_first)
     writer.close(FLUSH_SECONDS)
     leave(code)
@@ -59,10 +60,6 @@ def carry_out(training: Training, send: Callable[[Event], None], *, reports: boo
     if reports:
         send(training.trained())
     return 0
-
-
-def _ignore(_: Event) -> None:
-    """Drop the event: rank 0 reports for all ranks."""
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from trainer.core.events import ChildStopped, Crashed, Event, Phase, Warned
+from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.training.child.event_pipe import EventWriter
@@ -30,7 +31,6 @@ from trainer.training.wire import SANDBOX, WireError, decode_command
 from trainer.training.yolo.ddp import RankCrashed
 
 if TYPE_CHECKING:
-    from trainer.training.yolo.post_training import Step
     from trainer.training.yolo.train import Training
 
 FLUSH_SECONDS = 10.0  # for the last events to be written
@@ -38,14 +38,8 @@ PLOT_SECONDS = 60.0  # for plots that are still being drawn
 _TRACEBACK = 8000  # characters
 # what Ultralytics imports only when it trains; a prestarted process imports it while it waits
 LATE_IMPORTS = (
-    "torch._dynamo",
-    "torch._inductor",
-    "torch.onnx",
-    "torchvision.transforms",
-    "matplotlib.pyplot",
-    "polars",
-    "thop",
-)
+    "torch._dynamo", "torch._inductor", "torch.onnx", "torchvision.transforms", "matplotlib.pyplot", "polars", "thop",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -57,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     refuse_network()
     stop = StopSignal()
     commands = Commands(take_stdin(), stop)
-    is_prestarted = "CUDA_VISIBLE_DEVICES" not in os.environ
-    prepared = _prepare() if is_prestarted else None
+    prepared = None if "CUDA_VISIBLE_DEVICES" in os.environ else _prepare()
     order = commands.order()
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, order.devices))
     for missing in confine(order, os.environ) if os.environ.get(SANDBOX) != "0" else ():
@@ -79,9 +72,8 @@ def take_stdin() -> BinaryIO:
     reading thread holds.
     """
     own = os.fdopen(os.dup(0), "rb")
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    with open(os.devnull, "rb") as null:  # noqa: PTH123
+        os.dup2(null.fileno(), 0)
     return own
 
 
@@ -121,9 +113,8 @@ class Commands:
 
 def _prepare() -> Callable[[TrainingOrder, StopSignal, Callable[[Event], None]], None]:
     try:
-        from trainer.training.yolo.patches import (
-            isolate,
-        )  # imports torch, so only after the thread that reads stdin runs
+        # these import torch, so only after the thread that reads stdin runs
+        from trainer.training.yolo.patches import isolate
         from trainer.training.yolo.train import Training
 
         isolate()
@@ -139,8 +130,8 @@ def carry_out(training: Training, send: Callable[[Event], None]) -> None:
     """Train, and send the final event in every case."""
     try:
         _train(training, send)
-        for step in training.post_training_steps():
-            _run_step(step, training, send)
+        for name, step in training.post_training_steps():
+            _run_step(name, step, training, send)
         _join_plots()
         send(training.finished())
     except Stopped:
@@ -162,13 +153,13 @@ def _train(training: Training, send: Callable[[Event], None]) -> None:
         _warn("The final validation", error, send)
 
 
-def _run_step(step: Step, training: Training, send: Callable[[Event], None]) -> None:
+def _run_step(name: str, step: Callable[[], JsonObject], training: Training, send: Callable[[Event], None]) -> None:
     try:
-        training.add_to_report(step.do())
+        training.report |= step()
     except Stopped:
         raise
     except Exception as error:  # noqa: BLE001 - a failed export must not cost the model
-        _warn(f"The {step.name}", error, send)
+        _warn(f"The {name}", error, send)
 
 
 def _warn(what: str, error: Exception, send: Callable[[Event], None]) -> None:

@@ -12,8 +12,8 @@ import os
 import platform
 import struct
 import tempfile
-import threading
-from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
@@ -48,20 +48,26 @@ class SandboxUnavailable(OSError):
     """This kernel or container does not provide the protection."""
 
 
-def confine_files(
-    *,
-    write: Iterable[Path],
-    read: Iterable[Path],
-    run: Iterable[Path],
-    names: Iterable[Path] = (),
-    tcp: bool,
-    samples: Sequence[Path] = (),
-) -> None:
-    """Restrict the calling thread to these files and folder trees; missing paths are ignored.
+@dataclass(frozen=True, kw_only=True)
+class AccessPolicy:
+    """Files and folder trees by permission; missing paths are ignored.
 
-    `run` may be read and executed; in `names` folders may be listed. Files that the process writes cannot be executed.
-    Without `tcp`, TCP ports are closed too. Raises `SandboxUnavailable` and restricts nothing if the kernel cannot do it, or if one of
-    the `samples` (files to read, folders to write to) would become unusable, as on some network file systems.
+    `run` may be read and executed; in `names` folders may be listed. `samples` are some of the files to read and folders to
+    write to that the process will use.
+    """
+
+    write: tuple[Path, ...] = ()
+    read: tuple[Path, ...] = ()
+    run: tuple[Path, ...] = ()
+    names: tuple[Path, ...] = ()
+    samples: tuple[Path, ...] = ()
+
+
+def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
+    """Restrict the calling thread to the policy. Files that the process writes cannot be executed.
+
+    Without `tcp`, TCP ports are closed too. Raises `SandboxUnavailable` and restricts nothing if the kernel cannot do it, or
+    if one of the samples would become unusable, as on some network file systems.
     """
     version = _call(_CREATE_RULESET, None, 0, 1)
     everything = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)
@@ -70,17 +76,16 @@ def confine_files(
     attributes = struct.pack("=QQQ", everything, network, scopes)
     rules = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
-        writable = tuple(write)
         for paths, rights in (
-            (writable, everything & ~_NO_WRITING),
-            (read, _READ),
-            (run, _READ | _EXECUTE),
-            (names, _READ_DIR),
+            (policy.write, everything & ~_NO_WRITING),
+            (policy.read, _READ),
+            (policy.run, _READ | _EXECUTE),
+            (policy.names, _READ_DIR),
         ):
             for path in paths:
                 _allow(rules, path, rights & everything)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        _test_in_thread(rules, writable, samples)
+        _test_in_thread(rules, policy)
         _call(_RESTRICT_SELF, rules, 0)
         _drop_capabilities()
     finally:
@@ -126,27 +131,23 @@ def _allow(rules: int, path: Path, rights: int) -> None:
         os.close(fd)
 
 
-def _test_in_thread(rules: int, writable: Sequence[Path], samples: Sequence[Path]) -> None:
+def _test_in_thread(rules: int, policy: AccessPolicy) -> None:
     """Apply the rules to a temporary thread and check there that the samples still work."""
-    samples = [path for path in samples if os.access(path, os.W_OK if path in writable else os.R_OK)]
-    failures: list[OSError] = []
+    samples = [path for path in policy.samples if os.access(path, os.W_OK if path in policy.write else os.R_OK)]
 
     def attempt() -> None:
-        try:
-            _call(_RESTRICT_SELF, rules, 0)
-            for path in samples:
-                if path in writable:
-                    tempfile.TemporaryFile(dir=path).close()
-                else:
-                    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-        except OSError as error:
-            failures.append(error)
+        _call(_RESTRICT_SELF, rules, 0)
+        for path in samples:
+            if path in policy.write:
+                tempfile.TemporaryFile(dir=path).close()
+            else:
+                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
 
-    thread = threading.Thread(target=attempt, name="attempt")
-    thread.start()
-    thread.join()
-    if failures:
-        raise SandboxUnavailable(failures[0].errno, f"{failures[0].strerror}: {failures[0].filename}")
+    try:
+        with ThreadPoolExecutor(1) as temporary:
+            temporary.submit(attempt).result()
+    except OSError as error:
+        raise SandboxUnavailable(error.errno, f"{error.strerror}: {error.filename}") from error
 
 
 def _drop_capabilities() -> None:

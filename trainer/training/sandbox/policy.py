@@ -13,13 +13,12 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
 from trainer.core.ports import TrainingOrder
-from trainer.training.sandbox.landlock import SandboxUnavailable, close_network, confine_files
+from trainer.training.sandbox.landlock import AccessPolicy, SandboxUnavailable, close_network, confine_files
 
 _PROJECT = Path(__file__).parents[3]
 _AMP_CHECK = "yolo26n.pt"  # the weights that Ultralytics tests mixed precision with, in its folder for weights
@@ -42,32 +41,9 @@ _SYSTEM_FILES = (
         )
     ),
 )  # fmt: skip
-_DEVICES = (  # prefixes of names in /dev
-    "null",
-    "zero",
-    "full",
-    "shm",
-    "nvidia",
-    "nvhost",
-    "nvmap",
-    "nvgpu",
-    "dxg",
-    "dri",
-    "kfd",
-    "infiniband",
-)
+# prefixes of names in /dev
+_DEVICES = ("null", "zero", "full", "shm", "nvidia", "nvhost", "nvmap", "nvgpu", "dxg", "dri", "kfd", "infiniband")
 _MPS = Path("/tmp/nvidia-mps")  # noqa: S108 - the pipes of NVIDIA's multi-process service
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccessPolicy:
-    """Folder trees and files by permission; see `confine_files`. The training will open the `samples`, among others."""
-
-    write: tuple[Path, ...]
-    read: tuple[Path, ...]
-    run: tuple[Path, ...]
-    names: tuple[Path, ...]
-    samples: tuple[Path, ...]
 
 
 def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
@@ -76,17 +52,9 @@ def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
     uses_tcp = len(order.devices) > 1  # the ranks communicate over TCP
     if order.devices:
         create_gpu_device(Path("/dev"))
-    policy = access_policy(order, environment)
     missing = []
     try:
-        confine_files(
-            write=policy.write,
-            read=policy.read,
-            run=policy.run,
-            names=policy.names,
-            tcp=uses_tcp,
-            samples=policy.samples,
-        )
+        confine_files(access_policy(order, environment), tcp=uses_tcp)
     except SandboxUnavailable as error:
         missing.append(f"files (Landlock: {error.strerror})")
     try:

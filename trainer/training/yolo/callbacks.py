@@ -64,18 +64,11 @@ class Callbacks:
         self.is_trained = False  # the last epoch is trained and its checkpoint saved
 
     def attach(self, model: Any) -> None:
-        """Register the callbacks with a model before its training. Only rank 0 reports and saves."""
+        """Register the methods `on_…` with a model before its training. Only rank 0 reports and saves."""
         every_rank = ("on_train_start", "on_train_epoch_start")
-        first_rank = (
-            "on_pretrain_routine_start",
-            "on_pretrain_routine_end",
-            "on_train_batch_end",
-            "on_val_start",
-            "on_val_batch_end",
-            "on_fit_epoch_end",
-        )
-        for event in (*every_rank, *(first_rank if RANK < 1 else ())):
-            model.add_callback(event, getattr(self, event))
+        for event in dir(self):
+            if event in every_rank or (event.startswith("on_") and RANK < 1):
+                model.add_callback(event, getattr(self, event))
 
     def release(self) -> None:
         """Close the data loaders and drop the trainer, so that its memory can be freed."""
@@ -106,16 +99,14 @@ class Callbacks:
             if expected and found < expected and trainer.args.fraction == 1.0:
                 lost = f"{expected - found} of {expected} {split} images were left out"
                 self._send(Warned(code="images_left_out", message=f"{lost}: they or their labels cannot be read."))
-        pixels.work_ahead(
-            [loader.dataset for loader in (trainer.test_loader, trainer.train_loader)],
-            _idle_processors(trainer),
-        )
+        # one processor is for the training, and one for each of its loader workers
+        idle = len(os.sched_getaffinity(0)) - 1 - int(trainer.train_loader.num_workers)
+        pixels.work_ahead([trainer.test_loader.dataset, trainer.train_loader.dataset], max(1, idle))
 
     def on_train_start(self, trainer: Any) -> None:
         if RANK != -1:
-            trainer.final_eval = (
-                self._on_training_end
-            )  # the training process validates once, after the ranks have ended
+            # the training process validates once, after the ranks have ended
+            trainer.final_eval = self._on_training_end
         if trainer.args.time:
             used = self._resumed.train_seconds if self._resumed else 0.0
             self._meter.budget(max(0.0, trainer.args.time * 3600 - used))
@@ -130,9 +121,8 @@ class Callbacks:
     def on_train_epoch_start(self, trainer: Any) -> None:
         trainer._oom_retries = 3  # noqa: SLF001 - disables Ultralytics' own halving of the batch, which works in the first epoch only
         if self._resumed:
-            trainer.start_epoch = (
-                0  # train_time_start counts all attempts, so the mean time per epoch must count all epochs
-            )
+            # train_time_start counts all attempts, so the mean time per epoch must count all epochs
+            trainer.start_epoch = 0
         if trainer.nan_recovery_attempts > self._nan_recoveries:
             message = f"Epoch {trainer.epoch + 1} diverged (NaN) and is repeated from the weights before it."
             self._send(Warned(code="nan_recovery", message=message))
@@ -240,11 +230,6 @@ class Callbacks:
             strip_optimizer(trainer.best, s=str(stripped))
             self._stripped_best = self.best_epoch
         return stripped
-
-
-def _idle_processors(trainer: Any) -> int:
-    """Return how many processors are free besides the training and its loader workers; at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) - 1 - int(trainer.train_loader.num_workers))
 
 
 def _gpu_memory(trainer: Any) -> int:

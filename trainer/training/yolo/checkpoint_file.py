@@ -25,7 +25,6 @@ from trainer.disk.checksum import sha256_of
 
 KEPT = 2  # checkpoints
 _FACTS = "checkpoint.json"
-_TEXTS = (RESULTS, "args.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +66,12 @@ def commit(prepared: Path, progress: Progress) -> CheckpointSaved:
     """
     path = prepared.with_suffix(".pt")
     try:
-        sha256 = _rename(prepared, path)
+        sha256 = sha256_of(prepared)
+        durable.replace(prepared, path)
     finally:
         prepared.unlink(missing_ok=True)
     size = path.stat().st_size
-    facts = {**asdict(progress), "sha256": sha256, "bytes": size}
-    prepared.write_text(json.dumps(facts))
-    _rename(prepared, path.with_suffix(".json"))
+    durable.write_text(path.with_suffix(".json"), json.dumps({**asdict(progress), "sha256": sha256, "bytes": size}))
     _remove_old(path.parent)
     return CheckpointSaved(epoch=progress.epoch, sha256=sha256, bytes=size, path=str(path))
 
@@ -83,52 +81,38 @@ def restore(checkpoint: Path, run_dir: Path) -> Progress:
 
     Raises OSError or zipfile.BadZipFile if the checkpoint cannot be read.
     """
-    folder = RunFolder(run_dir)
+    folder, progress = RunFolder(run_dir), read_progress(checkpoint)
     folder.weights.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(checkpoint) as archive:
-        prefix = _member_folder(archive)
-        present = {name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)}
-        shutil.copyfile(checkpoint, folder.last)
-        for name in _TEXTS:
-            (run_dir / name).unlink(missing_ok=True)
-            if lines := _complete_lines(archive.read(prefix + name)) if name in present else b"":
-                (run_dir / name).write_bytes(lines)
-        folder.best.unlink(missing_ok=True)
-        if BEST in present:
-            folder.best.write_bytes(archive.read(prefix + BEST))
-        else:
-            shutil.copyfile(checkpoint, folder.best)
-    return read_progress(checkpoint)
+    shutil.copyfile(checkpoint, folder.last)
+    for name in (RESULTS, "args.yaml"):
+        (run_dir / name).unlink(missing_ok=True)
+        text = _read(checkpoint, name)
+        # without an incomplete last line, which the next row of results.csv would continue
+        if lines := text[: text.rfind(b"\n") + 1]:
+            (run_dir / name).write_bytes(lines)
+    extract_best(checkpoint, folder.best)
+    return progress
 
 
 def read_progress(checkpoint: Path) -> Progress:
     """Return the progress in a checkpoint. Raises OSError or zipfile.BadZipFile if the checkpoint cannot be read."""
-    with zipfile.ZipFile(checkpoint) as archive:
-        facts = _member_folder(archive) + _FACTS
-        known = json.loads(archive.read(facts)) if facts in archive.namelist() else {}
+    known = json.loads(_read(checkpoint, _FACTS) or b"{}")
     return Progress(**{field.name: known[field.name] for field in fields(Progress) if field.name in known})
 
 
-def extract_best(checkpoint: Path, run_dir: Path) -> Path:
-    """Copy the best weights of a checkpoint to start.pt in the run folder's checkpoints. Return the copy.
-
-    Raises OSError or zipfile.BadZipFile.
-    """
-    best = checkpoints_folder(run_dir) / "start.pt"
-    with zipfile.ZipFile(checkpoint) as archive:
-        member = _member_folder(archive) + BEST
-        if member in archive.namelist():
-            best.write_bytes(archive.read(member))
-        else:
-            shutil.copyfile(checkpoint, best)
-    return best
+def extract_best(checkpoint: Path, path: Path) -> Path:
+    """Copy the best weights of a checkpoint to `path`; return it. Raises OSError or zipfile.BadZipFile."""
+    path.unlink(missing_ok=True)
+    if best := _read(checkpoint, BEST):
+        path.write_bytes(best)
+    else:
+        shutil.copyfile(checkpoint, path)
+    return path
 
 
 def read_results(checkpoint: Path) -> str:
     """Return the results.csv in a checkpoint, or "". Raises OSError or zipfile.BadZipFile if the checkpoint cannot be read."""
-    with zipfile.ZipFile(checkpoint) as archive:
-        results = _member_folder(archive) + RESULTS
-        return archive.read(results).decode(errors="replace") if results in archive.namelist() else ""
+    return _read(checkpoint, RESULTS).decode(errors="replace")
 
 
 def remove_stale(run_dir: Path) -> None:
@@ -150,21 +134,16 @@ def _add(path: Path, progress: Progress, members: Mapping[str, Path]) -> None:
             archive.write(file, prefix + name)
 
 
-def _complete_lines(text: bytes) -> bytes:
-    """Return the text without an incomplete last line, which the next row of results.csv would continue."""
-    return text[: text.rfind(b"\n") + 1]
+def _read(checkpoint: Path, name: str) -> bytes:
+    """Return the content of a member, or b"" if it is missing."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        member = _member_folder(archive) + name
+        return archive.read(member) if member in archive.namelist() else b""
 
 
 def _member_folder(archive: zipfile.ZipFile) -> str:
     # torch refuses an archive with members outside of its own folder
     return archive.namelist()[0].partition("/")[0] + "/run/"
-
-
-def _rename(beside: Path, path: Path) -> str:
-    """Rename a finished file durably; return its SHA-256."""
-    sha256 = sha256_of(beside)
-    durable.replace(beside, path)
-    return sha256
 
 
 def _remove_old(folder: Path) -> None:

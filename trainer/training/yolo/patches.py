@@ -40,12 +40,15 @@ class NotIsolated(RuntimeError):
 
 def isolate() -> None:
     """Disable everything in Ultralytics besides training. Raises `NotIsolated`. Call it once, after the imports."""
-    _check_environment()
+    if not ultralytics.utils.SAFE_LOAD or ultralytics.utils.checks.AUTOINSTALL:
+        raise NotIsolated(
+            "The training process must be started with ULTRALYTICS_SAFE_LOAD=1 and YOLO_AUTOINSTALL=false."
+        )
     git = ultralytics.utils.GIT
     git.__dict__.clear()  # drops cached facts
     git.root = git.gitdir = git.refdir = None
     # this function would add telemetry, the vendor's platform, MLflow and others to each trainer, validator and exporter
-    ultralytics.utils.callbacks.add_integration_callbacks = _add_nothing
+    ultralytics.utils.callbacks.add_integration_callbacks = lambda _instance: None
     ultralytics.data.dataset.load_dataset_cache_file = load_label_cache
     if most_bytes := int(os.environ.get(FAST_LOADER, "0")):
         labels.install()
@@ -66,20 +69,3 @@ class _PlainUnpickler(pickle.Unpickler):
         if (module, name) not in _PLAIN:
             raise pickle.UnpicklingError(f"a label cache must not use {module}.{name}")
         return super().find_class(module, name)
-
-
-def _check_environment() -> None:
-    wrong = [
-        name
-        for name, is_set in {
-            "ULTRALYTICS_SAFE_LOAD=1": ultralytics.utils.SAFE_LOAD,
-            "YOLO_AUTOINSTALL=false": not ultralytics.utils.checks.AUTOINSTALL,
-        }.items()
-        if not is_set
-    ]
-    if wrong:
-        raise NotIsolated(f"The training process must be started with {' '.join(wrong)}.")
-
-
-def _add_nothing(_instance: object) -> None:
-    """Replace Ultralytics' add_integration_callbacks."""

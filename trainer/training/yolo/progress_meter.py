@@ -87,8 +87,7 @@ class ProgressMeter:
                 pace.add(now - self._mark, count)
         self._started = True
         self._mark = now
-        if self._is_due(now):
-            self._tick(now, self._batch, self._batches, losses(), memory)
+        self._tick(now, self._batch, self._batches, losses, memory)
 
     def validation_started(self, batches: int) -> None:
         """Start a validation: that of an epoch, or the final one in phase FINALIZING."""
@@ -99,9 +98,7 @@ class ProgressMeter:
     def validation_batch_done(self, memory: Callable[[], int]) -> None:
         """Count a validated batch."""
         self._val_batch += 1
-        now = self._clock()
-        if self._is_due(now):
-            self._tick(now, self._val_batch, self._val_batches, {}, memory)
+        self._tick(self._clock(), self._val_batch, self._val_batches, dict, memory)
 
     def epoch_finished(self, total_epochs: int, metrics: Mapping[str, float]) -> None:
         """Send the event of a validated and saved epoch. With a time budget, `total_epochs` may have changed."""
@@ -130,17 +127,12 @@ class ProgressMeter:
         """Speed over all batches of this attempt, without validation."""
         return round(self.trained.count / self.trained.seconds, 2) if self.trained.seconds else None
 
-    def _is_due(self, now: float) -> bool:
-        return now - self._last_tick >= TICK_SECONDS
-
     def _tick(
-        self,
-        now: float,
-        batch: int,
-        total: int,
-        losses: Mapping[str, float],
-        memory: Callable[[], int],
+        self, now: float, batch: int, total: int, losses: Callable[[], Mapping[str, float]], memory: Callable[[], int]
     ) -> None:
+        """Send a batch event if one is due."""
+        if now - self._last_tick < TICK_SECONDS:
+            return
         self._last_tick = now
         training = self.phase is Phase.TRAINING and self._images.seconds > 0
         self._send(
@@ -150,7 +142,7 @@ class ProgressMeter:
                 total_epochs=self._total_epochs,
                 batch=batch,
                 total_batches=total,
-                losses=losses,
+                losses=losses(),
                 images_per_second=round(self._images.count / self._images.seconds, 2) if training else None,
                 gpu_memory=memory() or None,
                 eta_seconds=self._time_left(now),
@@ -179,8 +171,5 @@ class ProgressMeter:
 
     def _pace(self) -> float | None:
         """Return the seconds per batch, over this epoch and the previous one."""
-        recent = Pace(
-            count=self._train.count + self._train_before.count,
-            seconds=self._train.seconds + self._train_before.seconds,
-        )
-        return recent.each
+        recent = (self._train, self._train_before)
+        return Pace(count=sum(pace.count for pace in recent), seconds=sum(pace.seconds for pace in recent)).each

@@ -12,6 +12,7 @@ import torch
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import RANK
+from ultralytics.utils.torch_utils import strip_optimizer
 
 from trainer.core.errors import BadRequest
 from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseStarted, Warned, WeightsFile
@@ -27,7 +28,7 @@ from trainer.training.yolo.ddp import Ranks, shared_order
 from trainer.training.yolo.memory import is_out_of_memory
 from trainer.training.yolo.post_training import PostTraining, Step
 from trainer.training.yolo.progress_meter import ProgressMeter
-from trainer.training.yolo.weights import load_error, open_model, strip, weights_file
+from trainer.training.yolo.weights import load_error, open_model, weights_file
 
 HALVINGS = 3  # how often a training that runs out of memory continues with half the batch
 
@@ -51,7 +52,7 @@ class Training:
             self._batch = int(order.plan.batch)  # also if the checkpoint was trained with another batch
         self._callbacks = self._new_callbacks(None)
         self._metrics: Any = None  # Ultralytics' metrics of the final validation; None if it failed
-        self._report: JsonObject = {}
+        self.report: JsonObject = {}  # of the steps after the training
         self._folder = RunFolder(order.run_dir)
         self._best, self._last = self._folder.best, self._folder.last
 
@@ -72,9 +73,8 @@ class Training:
             try:
                 return self._train_once()
             except RuntimeError as error:
-                if RANK != -1 or not is_out_of_memory(
-                    error
-                ):  # the training process restarts all ranks with a smaller batch
+                # the training process restarts all ranks with a smaller batch
+                if RANK != -1 or not is_out_of_memory(error):
                     raise
                 self._halve_batch(error, halvings)
             # outside of the handler, whose traceback references the tensors to free
@@ -90,12 +90,9 @@ class Training:
             checkpoint_file.restore(newest, self._order.run_dir)
         self._strip()
 
-    def post_training_steps(self) -> tuple[Step, ...]:
+    def post_training_steps(self) -> list[Step]:
         """Return the steps after the training. Each may fail without affecting the others."""
         return PostTraining(self._order, self._best_or_last(), self._validate, self._stop).steps()
-
-    def add_to_report(self, part: JsonObject) -> None:
-        self._report |= part
 
     def finished(self) -> Finished:
         """Return the final event."""
@@ -114,7 +111,7 @@ class Training:
         return Finished(
             best=weights_file(self._best_or_last()),
             last=weights_file(self._last),
-            report=report.bounded({**validated, **self._report, **facts}),
+            report=report.bounded({**validated, **self.report, **facts}),
         )
 
     def trained(self) -> Finished:
@@ -125,8 +122,10 @@ class Training:
     def _load_checkpoint(self) -> None:
         """Use the checkpoint as the order asks, if it can be loaded: resume from it, or start from its best weights."""
         order = self._order
-        if order.best_of and self._is_loadable(best := checkpoint_file.extract_best(order.best_of, order.run_dir)):
-            self._model = best
+        if order.best_of:
+            best = checkpoint_file.checkpoints_folder(order.run_dir) / "start.pt"
+            if self._is_loadable(checkpoint_file.extract_best(order.best_of, best)):
+                self._model = best
         if order.resume and self._is_loadable(order.resume):
             self._checkpoint = order.resume
             # epochs that the supervisor did not receive before the last attempt ended
@@ -248,7 +247,8 @@ class Training:
 
     def _strip(self) -> None:
         for weights in (self._last, self._best):
-            strip(weights)
+            if weights.exists():
+                strip_optimizer(weights)
 
     def _best_or_last(self) -> Path:
         return self._best if self._best.exists() else self._last

@@ -9,7 +9,6 @@ from typing import Any
 
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils.torch_utils import strip_optimizer
 
 from trainer.core.events import WeightsFile
 from trainer.disk.checksum import sha256_of
@@ -40,12 +39,6 @@ def load_error(checkpoint: Path) -> Exception | None:
             raise
         return error
     return None
-
-
-def strip(weights: Path) -> None:
-    """Remove the optimizer's state from the file, if the file exists."""
-    if weights.exists():
-        strip_optimizer(weights)
 
 
 def weights_file(path: Path) -> WeightsFile:
