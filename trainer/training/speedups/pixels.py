@@ -64,7 +64,8 @@ def install(most_bytes: int) -> None:
     @functools.wraps(initialize)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it replaces a method of that name
         initialize(self, *args, **kwargs)
-        if _is_eligible(self):
+        # the row may ask for another cache
+        if getattr(self, "data", {}).get("path") and not self.cache and isinstance(self.imgsz, int):
             room = min(most_bytes, shutil.disk_usage(self.data["path"]).free // _SHARE_OF_FREE)
             self.stored_images = room // (self.imgsz**2 * self.channels)
             _check_linked(self, original)
@@ -152,11 +153,6 @@ def _linked(dataset: Any) -> Iterator[tuple[int, bool]]:
             yield from ((numbers[name], rect_mode) for name in sampler.sample(known, min(SAMPLES, len(known))))
 
 
-def _is_eligible(dataset: Any) -> bool:
-    """Return whether pixels of the dataset are stored: not if the row asks for another cache."""
-    return bool(getattr(dataset, "data", {}).get("path")) and not dataset.cache and isinstance(dataset.imgsz, int)
-
-
 def _file_of(dataset: Any, i: int, rect_mode: bool) -> Path:
     view = str(dataset.data["path"])
     recipe = f"{dataset.imgsz}-{dataset.channels}-{'fit' if rect_mode else 'stretch'}"
@@ -165,10 +161,9 @@ def _file_of(dataset: Any, i: int, rect_mode: bool) -> Path:
 
 def _stored_file(dataset: Any, i: int, rect_mode: bool) -> Path | None:
     """Return the file for the pixels of image i, or None if they are not stored."""
-    is_in_view = (
-        dataset.im_files[i].startswith(f"{dataset.data['path']}/") if hasattr(dataset, "stored_images") else False
-    )
-    return _file_of(dataset, i, rect_mode) if is_in_view and i < dataset.stored_images else None
+    if i >= getattr(dataset, "stored_images", 0) or not dataset.im_files[i].startswith(f"{dataset.data['path']}/"):
+        return None
+    return _file_of(dataset, i, rect_mode)
 
 
 def _stored_size(path: Path, image: str) -> tuple[int, int] | None:

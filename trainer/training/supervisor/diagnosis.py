@@ -86,11 +86,9 @@ def _is_installation(evidence: Evidence) -> bool:
 
 def _broken_installation(evidence: Evidence) -> HostFailed:
     crashed = evidence.crashed
-    quote = (
-        f"{crashed.error}: {crashed.message}" if crashed else f"exit code {evidence.exit_code}: {_last_of(evidence)}"
-    )
+    last = f"{crashed.error}: {crashed.message}" if crashed else f"exit code {evidence.exit_code}: {_last_of(evidence)}"
     return HostFailed(
-        f"The training process ended while starting ({_short(quote)}), before it read its order: install "
+        f"The training process ended while starting ({_short(last)}), before it read its order: install "
         "requirements.txt again, and run `doctor` on the host.",
     )
 
@@ -110,15 +108,9 @@ def _ended_without_event(evidence: Evidence) -> Diagnosis:
             "The training process was killed {when} (SIGKILL), most likely because the host ran out of memory: use "
             "fewer workers or a smaller batch, or give the host more memory; its last output was: {quote}."
         )
-    elif evidence.signal:
-        sentence = (
-            f"The training process was ended {{when}} by {_name(evidence.signal)}; its last output was: {{quote}}."
-        )
     else:
-        sentence = (
-            f"The training process ended {{when}} with exit code {evidence.exit_code} and without a result; its last "
-            "output was: {quote}."
-        )
+        how = f"by {_name(evidence.signal)}" if evidence.signal else f"with exit code {evidence.exit_code}"
+        sentence = f"The training process ended {{when}} without a result ({how}); its last output was: {{quote}}."
     return _error(MachineFailed, sentence, evidence, last)
 
 

@@ -6,13 +6,10 @@ import contextlib
 import importlib.util
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-
-from trainer.core.errors import Misconfigured
 
 _PROJECT = Path(__file__).parents[3]  # the folder that holds the package `trainer`
 
@@ -70,33 +67,26 @@ _LONGEST_TMPDIR = 70  # characters: a Unix socket path has at most 107, and torc
 
 
 def child_environment(
-    parent: Mapping[str, str],
-    folder: Path,
-    caches: Path,
-    *,
-    devices: tuple[int, ...] | None,
+    parent: Mapping[str, str], folder: Path, caches: Path, *, devices: tuple[int, ...] | None
 ) -> dict[str, str]:
     """Return the environment of a training process: allowed variables of `parent`, and those that isolate Ultralytics.
 
     `folder` is private to the process (see `private_folder`); processes share `caches`. `devices` are GPU indices
     (empty: no GPU), or None for a prestarted process, which gets them with its order.
     """
-    allowed = {name: value for name, value in parent.items() if name in _ALLOWED}
     paths = [str(_PROJECT), *filter(None, parent.get("PYTHONPATH", "").split(os.pathsep))]
-    environment = (
-        allowed
-        | _FIXED
-        | {
-            "HOME": str(folder),
-            "TMPDIR": str(folder / "tmp"),
-            "YOLO_CONFIG_DIR": str(folder),
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "XDG_CONFIG_HOME": str(folder / "config"),
-            "MPLCONFIGDIR": str(caches / "matplotlib"),  # writing its font list takes seconds
-            "CUDA_CACHE_PATH": str(caches / "cuda"),  # kernels compiled for a GPU newer than the torch build
-            "PYTHONPATH": os.pathsep.join(paths),
-        }
-    )
+    environment = {
+        **{name: value for name, value in parent.items() if name in _ALLOWED},
+        **_FIXED,
+        "HOME": str(folder),
+        "TMPDIR": str(folder / "tmp"),
+        "YOLO_CONFIG_DIR": str(folder),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "XDG_CONFIG_HOME": str(folder / "config"),
+        "MPLCONFIGDIR": str(caches / "matplotlib"),  # writing its font list takes seconds
+        "CUDA_CACHE_PATH": str(caches / "cuda"),  # kernels compiled for a GPU newer than the torch build
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     return environment
@@ -124,9 +114,10 @@ def private_folder(home: Path, weights: Path) -> Path:
         "runs_dir": str(folder / "runs"),
     }
     (configuration / "settings.json").write_text(json.dumps(settings, indent=2))
-    font = _font()
-    for name in ("Arial.ttf", "Arial.Unicode.ttf"):
-        (configuration / name).symlink_to(font)
+    matplotlib = importlib.util.find_spec("matplotlib")  # finds it without importing it
+    if matplotlib and matplotlib.origin:  # otherwise the process reports that the installation is incomplete
+        for name in ("Arial.ttf", "Arial.Unicode.ttf"):
+            (configuration / name).symlink_to(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
     return folder
 
 
@@ -136,12 +127,3 @@ def _remove_stale_locks(folder: Path) -> None:
         with contextlib.suppress(OSError):  # training processes can write here, so it may be anything
             if time.time() - lock.stat().st_mtime > _LONGEST_LOCK:
                 lock.unlink()
-
-
-def _font() -> Path:
-    package = importlib.util.find_spec("matplotlib")  # finds it without importing it
-    if package is None or package.origin is None:
-        raise Misconfigured(
-            f"matplotlib is not installed for {sys.executable}; run pip install -r requirements.txt with that Python",
-        )
-    return Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"

@@ -132,7 +132,7 @@ CAUSES = (
         "({quote}).",
     ),
     _cause(
-        r"equal numbers of boxes and segments|'kpt_shape'|kpt_shape",
+        r"equal numbers of boxes and segments|kpt_shape",
         RunFailed,
         "The labels do not match the task: segment needs polygons, pose needs keypoints and kpt_shape ({quote}).",
     ),

@@ -15,12 +15,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopReason, StopSignal
 from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.old_folders import OldFolders
-from trainer.training.supervisor.environment import (
-    PRIVATE,
-    PRIVATE_ELSEWHERE,
-    child_environment,
-    private_folder,
-)
+from trainer.training.supervisor.environment import PRIVATE, PRIVATE_ELSEWHERE, child_environment, private_folder
 from trainer.training.supervisor.process_tree import ProcessTree
 from trainer.training.supervisor.training_watch import TimeLimits, TrainingWatch
 from trainer.training.wire import FAST_LOADER, SANDBOX, encode_order

@@ -36,10 +36,6 @@ class TimeLimits:
     stall: float = 1800.0
     exit: float = 30.0
 
-    def silence(self, phase: Phase) -> float:
-        """Return how long the process may send no event in this phase."""
-        return self.starting if phase is Phase.STARTING else self.stall
-
 
 class TrainingWatch:
     """One training process with its order, from the order to the end of its process tree."""
@@ -117,7 +113,7 @@ class TrainingWatch:
             return
         if process.events_received != self._events_seen:
             self._events_seen, self._silent_seconds = process.events_received, 0.0
-        limit = self._limits.silence(process.phase)
+        limit = self._limits.starting if process.phase is Phase.STARTING else self._limits.stall
         if self._silent_seconds > limit and not self._stop.must_stop:
             self._stuck = stuck(process.phase, process.epoch, limit)
             self._kill_at = now
