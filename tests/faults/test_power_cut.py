@@ -15,8 +15,8 @@ from tests.faults.conftest import QUICK
 from tests.faults.test_full_disk import completes
 from tests.faults.test_killed import stored_dataset
 from tests.long import long_except
-from tests.unit.weights.test_model_folder import YOLO11N, upload, weights
-from tests.unit.weights.test_model_folder import release as release  # noqa: PLC0414 - a fixture
+from tests.unit.weights.conftest import release as release  # noqa: PLC0414 - a fixture
+from tests.unit.weights.release import YOLO11N, upload, weights
 from trainer.core.dataset import Task
 from trainer.core.job import Completed, Job, Lease, RunRequest
 from trainer.core.model import ModelObject
