@@ -1,0 +1,286 @@
+"""Exceptions of the installed libraries: type, message, the error that each becomes, and a pattern of its sentence."""
+
+from trainer.core.errors import HostFailed, MachineFailed, RunFailed
+
+EXCEPTIONS = {
+    "cuda out of memory": (
+        "OutOfMemoryError",
+        (
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.68 GiB of which 1.94 GiB is "
+            "free. Including non-PyTorch memory, this process has 21.72 GiB memory in use."
+        ),
+        RunFailed,
+        "GPU ran out of memory.*batch 16, image size 640.*smaller batch",
+    ),
+    "cublas out of memory": (
+        "RuntimeError",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        RunFailed,
+        "GPU ran out of memory",
+    ),
+    "cpu out of memory": (
+        "RuntimeError",
+        (
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 400000000000000 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        MachineFailed,
+        "host ran out of memory.*fewer workers",
+    ),
+    "python out of memory": ("MemoryError", "", MachineFailed, "host ran out of memory"),
+    "numpy out of memory": (
+        "_ArrayMemoryError",
+        "Unable to allocate 36.4 TiB for an array with shape (9999999999999,)",
+        MachineFailed,
+        "host ran out of memory",
+    ),
+    "loader killed": (
+        "RuntimeError",
+        "DataLoader worker (pid 4711) is killed by signal: Killed. ",
+        MachineFailed,
+        "host ran out of memory",
+    ),
+    "loader gone": (
+        "RuntimeError",
+        "DataLoader worker (pid(s) 28712) exited unexpectedly",
+        MachineFailed,
+        "host ran out of memory",
+    ),
+    "loader bus error": (
+        "RuntimeError",
+        (
+            "DataLoader worker (pid 22) is killed by signal: Bus error. It is possible that dataloader's workers are out "
+            "of shared memory. Please try to raise your shared memory limit."
+        ),
+        MachineFailed,
+        "/dev/shm was full.*--shm-size",
+    ),
+    "shm": (
+        "RuntimeError",
+        "unable to mmap 78643200 bytes from file </torch_4242_17>: Cannot allocate memory (12)",
+        MachineFailed,
+        "host ran out of memory",
+    ),
+    "shm allocate": (
+        "RuntimeError",
+        "unable to allocate shared memory(shm) for file </torch_42_1_0>: Resource temporarily unavailable (11)",
+        MachineFailed,
+        "/dev/shm",
+    ),
+    "shm open": (
+        "RuntimeError",
+        "unable to open shared memory object </torch_31_9> in read-write mode: Too many open files (24)",
+        MachineFailed,
+        "/dev/shm|too many files",
+    ),
+    "descriptors": (
+        "RuntimeError",
+        "received 0 items of ancdata",
+        MachineFailed,
+        "too many files open.*LimitNOFILE",
+    ),
+    "threads": ("RuntimeError", "can't start new thread", MachineFailed, "another thread.*TasksMax"),
+    "disk full": (
+        "OSError",
+        "[Errno 28] No space left on device: '/runs/train_1/weights/last.pt'",
+        MachineFailed,
+        r"disk was full.*3\.0 GiB are free",
+    ),
+    "quota": ("OSError", "[Errno 122] Disk quota exceeded", MachineFailed, "disk was full"),
+    "torch.save on a full disk": (
+        "RuntimeError",
+        "[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598",
+        MachineFailed,
+        "disk was full",
+    ),
+    "read-only": (
+        "OSError",
+        "[Errno 30] Read-only file system: '/runs/train_1/results.csv'",
+        MachineFailed,
+        "mount and the permissions",
+    ),
+    "permission": (
+        "PermissionError",
+        "[Errno 13] Permission denied: '/runs/x'",
+        MachineFailed,
+        "mount and the permissions",
+    ),
+    "stale mount": ("OSError", "[Errno 116] Stale file handle: '/data/1.jpg'", HostFailed, "network mount failed"),
+    "nan": (
+        "RuntimeError",
+        "Training failed: NaN persisted for 4 epochs",
+        RunFailed,
+        "diverged.*learning rate",
+    ),
+    "nan without checkpoint": (
+        "RuntimeError",
+        "Loss NaN/Inf detected but no valid last.pt is available for recovery",
+        RunFailed,
+        "diverged",
+    ),
+    "launch failure": (
+        "AcceleratorError",
+        (
+            "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported at some other API "
+            "call, so the stacktrace below might be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
+        ),
+        MachineFailed,
+        "GPU or its driver failed.*unspecified launch failure",
+    ),
+    "device lost": (
+        "RuntimeError",
+        "CUDA error: no CUDA-capable device is detected",
+        HostFailed,
+        "GPU or its driver",
+    ),
+    "no driver": (
+        "RuntimeError",
+        (
+            "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
+            "http://www.nvidia.com/Download/index.aspx"
+        ),
+        HostFailed,
+        "GPU or its driver",
+    ),
+    "device taken": (
+        "AcceleratorError",
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+        HostFailed,
+        "GPU or its driver",
+    ),
+    "broken memory": (
+        "AcceleratorError",
+        "CUDA error: uncorrectable ECC error encountered",
+        HostFailed,
+        "GPU or its driver",
+    ),
+    "illegal access": (
+        "AcceleratorError",
+        "CUDA error: an illegal memory access was encountered",
+        MachineFailed,
+        "GPU or its driver",
+    ),
+    "device index": (
+        "ValueError",
+        (
+            "Invalid CUDA 'device=0' requested. Use 'device=cpu' or pass valid CUDA device(s) if available\n\n"
+            "torch.cuda.is_available(): False"
+        ),
+        HostFailed,
+        "GPU or its driver",
+    ),
+    "device assert": (
+        "AcceleratorError",
+        "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously",
+        RunFailed,
+        "class index",
+    ),
+    "old driver": (
+        "RuntimeError",
+        "The NVIDIA driver on your system is too old (found version 11040).",
+        HostFailed,
+        "torch does not support",
+    ),
+    "new gpu": (
+        "AcceleratorError",
+        "CUDA error: no kernel image is available for execution on the device",
+        HostFailed,
+        "torch does not support",
+    ),
+    "nccl": (
+        "DistBackendError",
+        "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error",
+        MachineFailed,
+        "lost the connection.*one GPU",
+    ),
+    "image gone": (
+        "FileNotFoundError",
+        (
+            "Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            '  File "torch/utils/data/_utils/worker.py", line 349, in _worker_loop\n    raise MemoryError  # never mind\n'
+            "FileNotFoundError: Image Not Found /data/images/7.jpg\n"
+        ),
+        MachineFailed,
+        r"is missing.*Image Not Found /data/images/7\.jpg",
+    ),
+    "dataset gone": (
+        "RuntimeError",
+        "Dataset '/runs/view/data.yaml' error ❌ '/runs/view/data.yaml' does not exist",
+        MachineFailed,
+        "is missing",
+    ),
+    "class range": (
+        "RuntimeError",
+        (
+            "No valid images found in /runs/view/labels/train.cache.\n  /runs/view/images/1.jpg: ignoring corrupt "
+            "image/label: Label class 7 exceeds dataset class count 2. Possible class labels are 0-1\nSee https://docs"
+        ),
+        RunFailed,
+        "class that the dataset does not have.*Label class 7",
+    ),
+    "names": (
+        "RuntimeError",
+        "2-class dataset requires class indices 0-1, but you have invalid class indices 1-2",
+        RunFailed,
+        "0-based",
+    ),
+    "no labels": (
+        "ValueError",
+        "train: No labels found in /runs/view/labels/train.cache. See https://docs.ultralytics.com",
+        RunFailed,
+        "No usable labels",
+    ),
+    "no images": (
+        "FileNotFoundError",
+        "train: Error loading data from /runs/view/images/train\nSee https://docs.ultralytics.com",
+        RunFailed,
+        "No usable images",
+    ),
+    "wrong task": (
+        "ValueError",
+        "Segment dataset requires equal numbers of boxes and segments, but got len(segments) = 0",
+        RunFailed,
+        "segment needs polygons",
+    ),
+    "damaged weights": (
+        "TypeError",
+        (
+            "ERROR ❌️ /models/w.pt is not a loadable checkpoint — the file is empty, truncated or corrupted (RuntimeError: "
+            "PytorchStreamReader failed reading zip archive: failed finding central directory."
+        ),
+        RunFailed,
+        "weights file cannot be loaded",
+    ),
+    "foreign weights": (
+        "TypeError",
+        "ERROR ❌️ /models/w.pt references types outside the supported Ultralytics checkpoint format.",
+        RunFailed,
+        "weights file cannot be loaded",
+    ),
+    "unpickled weights": (
+        "UnpicklingError",
+        "Weights only load failed. In PyTorch 2.6, we changed the default value of `weights_only`",
+        RunFailed,
+        "weights file cannot be loaded",
+    ),
+    "package": ("ModuleNotFoundError", "No module named 'onnx'", MachineFailed, "package onnx is missing"),
+    "file refused": (
+        "OSError",
+        "[Errno 36] File name too long: '/runs/train_1/weights/last.pt'",
+        MachineFailed,
+        "could not use.*too long",
+    ),
+    "folder gone": (
+        "RuntimeError",
+        "Parent directory /runs/train_1/weights does not exist.",
+        MachineFailed,
+        "could not use.*Parent directory",
+    ),
+    "unknown": (
+        "KeyError",
+        "'something unexpected'\nmore",
+        RunFailed,
+        r"KeyError: 'something unexpected'; the run's",
+    ),
+    "wordless": ("AssertionError", "", RunFailed, "with AssertionError; the run's log"),
+}
