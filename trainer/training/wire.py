@@ -16,17 +16,14 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from trainer.core.dataset import PreparedDataset, Task
-from trainer.core.errors import BadRequest
 from trainer.core.events import Event
 from trainer.core.job import JsonObject
 from trainer.core.json_text import storable
-from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopReason
 
@@ -40,6 +37,7 @@ LONGEST_LINE = 8 * 2**20  # bytes; a final report with its curves has a few hund
 _QUOTED = 200  # characters of an invalid line that an error message repeats
 
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+_ORDERS = TypeAdapter(TrainingOrder)
 
 
 class WireError(ValueError):
@@ -64,28 +62,8 @@ def decode_event(line: bytes) -> Event:
 
 def encode_order(order: TrainingOrder) -> bytes:
     """Return the order as one line, without the dataset's findings and summary."""
-    dataset = order.dataset
-    return _line(
-        {
-            "kind": "train",
-            "plan": order.plan.without_secrets().as_json(),
-            "model": str(order.model),
-            "dataset": {
-                "data": str(dataset.data),
-                "root": str(dataset.root),
-                "task": dataset.task.value,
-                "names": list(dataset.names),
-                "images": dict(dataset.images),
-                "fingerprint": dataset.fingerprint,
-            },
-            "run_dir": str(order.run_dir),
-            "devices": list(order.devices),
-            "resume": None if order.resume is None else str(order.resume),
-            "best_of": None if order.best_of is None else str(order.best_of),
-            "setup": order.setup,
-            "last_reported_epoch": order.last_reported_epoch,
-        },
-    )
+    order = replace(order, plan=order.plan.without_secrets(), dataset=replace(order.dataset, findings=(), summary={}))
+    return _line({"kind": "train", **_ORDERS.dump_python(order, mode="json")})
 
 
 def encode_stop(reason: StopReason) -> bytes:
@@ -99,31 +77,9 @@ def decode_command(line: bytes) -> Command:
     if data.get("kind") not in ("train", "stop"):
         raise WireError(f"{_quoted(line)} is not a command: kind must be train or stop")
     try:
-        return StopReason(data["reason"]) if data["kind"] == "stop" else _order(data)
-    except (LookupError, TypeError, ValueError, AttributeError, BadRequest) as error:
+        return StopReason(data["reason"]) if data["kind"] == "stop" else _ORDERS.validate_python(data)
+    except (LookupError, ValueError) as error:
         raise WireError(f"{_quoted(line)} is not a command: {error!r}") from error
-
-
-def _order(data: JsonObject) -> TrainingOrder:
-    dataset = data["dataset"]
-    return TrainingOrder(
-        dataset=PreparedDataset(
-            root=Path(dataset["root"]),
-            data=Path(dataset["data"]),
-            task=Task(dataset["task"]),
-            names=tuple(dataset["names"]),
-            images=dict(dataset["images"]),
-            fingerprint=dataset["fingerprint"],
-        ),
-        plan=TrainPlan.from_json(data["plan"]),
-        model=Path(data["model"]),
-        run_dir=Path(data["run_dir"]),
-        devices=tuple(int(device) for device in data.get("devices") or ()),
-        resume=None if data.get("resume") is None else Path(data["resume"]),
-        best_of=None if data.get("best_of") is None else Path(data["best_of"]),
-        setup=data.get("setup"),
-        last_reported_epoch=int(data.get("last_reported_epoch") or 0),
-    )
 
 
 def _line(data: JsonObject) -> bytes:

@@ -21,6 +21,7 @@ from trainer.core.events import (
     Warned,
     WeightsFile,
 )
+from trainer.core.model import Architecture
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopReason
@@ -68,9 +69,7 @@ ONE_OF_EACH = [
 
 
 @pytest.fixture
-def order(monkeypatch):
-    monkeypatch.setattr(TrainPlan, "as_json", dataclasses.asdict)
-    monkeypatch.setattr(TrainPlan, "from_json", classmethod(lambda cls, data: ("plan", data["epochs"])))
+def order():
     dataset = PreparedDataset(
         root=Path("/data/vue é"),
         data=Path("/data/vue é/data.yaml"),
@@ -81,7 +80,16 @@ def order(monkeypatch):
         findings=(Finding(level="note", code="n", message="m"),),
         summary={"big": list(range(1000))},
     )
-    plan = TrainPlan(sources=("/d",), model=None, task=None, epochs=3, batch=-1, imgsz=64, device=None)
+    plan = TrainPlan(
+        sources=("https://user:secret@example.org/d.zip?token=secret",),
+        model=Architecture(stem="yolo11n"),
+        task=None,
+        epochs=3,
+        batch=0.5,
+        imgsz=64,
+        device=None,
+        args={"lr0": 0.01, "freeze": [1, "2.cv1"], "amp": True},
+    )
     return TrainingOrder(
         plan=plan,
         model=Path("/models/yolo11n.pt"),
@@ -199,7 +207,8 @@ def test_order_omits_supervisor_facts(order):
 
     assert line.count(b"\n") == 1
     assert len(line) < 1500
-    assert arrived.plan == ("plan", 3)
+    assert b"secret" not in line
+    assert arrived.plan == dataclasses.replace(order.plan, sources=("https://example.org/d.zip",))
     assert arrived.dataset == dataclasses.replace(order.dataset, findings=(), summary={})
     assert dataclasses.replace(arrived, plan=order.plan, dataset=order.dataset) == order
 
