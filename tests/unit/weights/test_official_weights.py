@@ -68,7 +68,9 @@ def test_weights_are_synced_before_rename(folder, store, models, release, tmp_pa
     model_folder = folder(allow_download=True, release_url=release.url)
     model_folder.resolve(YOLO11N, Task.DETECT, StopSignal())
     assert synced == [".yolo11n.pt", "models"]
-    path = model_folder.resolve(ModelObject(ref=upload(store, tmp_path, "best.pt", weights())), Task.DETECT, StopSignal())
+    path = model_folder.resolve(
+        ModelObject(ref=upload(store, tmp_path, "best.pt", weights())), Task.DETECT, StopSignal()
+    )
     assert synced[-2:] == [f".{path.name}", ".runs"]
 
 
