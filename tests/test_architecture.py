@@ -68,8 +68,8 @@ INSIDE = {
 
 # third-party package → the only places that may import it
 HOMES = {
-    "torch": {"training", "weights"},
-    "ultralytics": {"training"},
+    "torch": {"training/yolo"},
+    "ultralytics": {"training/yolo", "training/speedups"},
     "supabase": {"remote/supabase.py"},
     "postgrest": {"remote/supabase.py"},
     "httpx": {"remote"},

@@ -1,4 +1,4 @@
-"""Wrong settings and servers that do not answer are told apart."""
+"""A wrong setting is `Misconfigured`; a server that does not answer is `Unavailable`."""
 
 import socket
 import time
