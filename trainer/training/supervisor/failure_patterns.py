@@ -97,16 +97,11 @@ CAUSES = (
         HOST_MEMORY,
     ),
     _cause(
-        r"Too many open files|Errno 24\b|received 0 items of ancdata",
+        r"Too many open files|Errno 24\b|received 0 items of ancdata|can't start new thread"
+        r"|Resource temporarily unavailable|Errno 11\b",
         MachineFailed,
-        "The training had too many files open {when}: use fewer workers, or raise the service's limit "
-        "(systemd: LimitNOFILE) ({quote}).",
-    ),
-    _cause(
-        r"can't start new thread|Resource temporarily unavailable|Errno 11\b",
-        MachineFailed,
-        "The host refused another thread or process {when}: use fewer workers, or raise the service's limit "
-        "(systemd: TasksMax) ({quote}).",
+        "The host refused the training another open file, thread or process {when}: use fewer workers, or raise the "
+        "service's limits (systemd: LimitNOFILE, TasksMax) ({quote}).",
     ),
     _cause(
         r"Read-only file system|Errno 30\b|PermissionError|Permission denied|Errno 13\b",
@@ -137,14 +132,10 @@ CAUSES = (
         "The labels do not match the task: segment needs polygons, pose needs keypoints and kpt_shape ({quote}).",
     ),
     _cause(
-        r"No labels found|No valid annotations",
+        r"No labels found|No valid annotations|No (?:valid )?images found|Error loading data from",
         RunFailed,
-        "No usable labels were found: the labels of images/a.jpg belong in labels/a.txt ({quote}).",
-    ),
-    _cause(
-        r"No (?:valid )?images found|Error loading data from",
-        RunFailed,
-        "No usable images were found: check that the dataset's files are readable images ({quote}).",
+        "No usable images or labels were found: check that the images are readable, and that the labels of images/a.jpg "
+        "are in labels/a.txt ({quote}).",
     ),
     _cause(
         r"not a loadable checkpoint|outside the supported Ultralytics checkpoint|PytorchStreamReader|UnpicklingError"
