@@ -7,7 +7,7 @@ import pytest
 
 from tests.acceptance.service import running
 
-TELLING = {"STAND_IN": "tells_everything.py"}
+TELLING = {"STAND_IN": "prints_its_environment.py"}
 
 
 def finish(service, run_id):

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.process.sandbox_host import sandbox_host
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.model import Architecture
 from trainer.core.plan import TrainPlan
@@ -155,6 +156,12 @@ def program(tmp_path, home):
     yield make
     for trainer in made:
         trainer.close()
+
+
+@pytest.fixture
+def host(tmp_path, home):
+    """Return a host for tests of the sandbox."""
+    return sandbox_host(tmp_path, home)
 
 
 @pytest.fixture

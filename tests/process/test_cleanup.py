@@ -75,7 +75,7 @@ def test_no_descriptor_thread_or_process_is_left(program, leak_check, name):
 
 
 def test_private_folder_is_removed_with_its_content(program, home):
-    training = program("tells_its_environment")
+    training = program("reports_its_environment")
 
     folder = Path(training.train().report["environment"]["HOME"])
 
@@ -84,7 +84,7 @@ def test_private_folder_is_removed_with_its_content(program, home):
 
 
 def test_deeply_nested_private_folder_is_removed(program, home):
-    report = program("nests_deep").train().report
+    report = program("nests_folders_deeply").train().report
 
     assert not Path(report["environment"]["HOME"]).exists()
     assert list(home.glob("*child-*")) == []

@@ -33,7 +33,7 @@ HARMLESS = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TZ
 
 @pytest.fixture
 def report(program):
-    return program("tells_its_environment", environment=SECRETS | HARMLESS).train(devices=(0, 2)).report
+    return program("reports_its_environment", environment=SECRETS | HARMLESS).train(devices=(0, 2)).report
 
 
 def test_training_process_gets_no_secret(report):
@@ -56,7 +56,7 @@ def test_training_process_gets_allowed_variables(report):
 
 
 def test_run_without_gpus_sees_no_gpu(program):
-    report = program("tells_its_environment", environment={"CUDA_VISIBLE_DEVICES": "0,1"}).train(devices=()).report
+    report = program("reports_its_environment", environment={"CUDA_VISIBLE_DEVICES": "0,1"}).train(devices=()).report
 
     assert report["environment"]["CUDA_VISIBLE_DEVICES"] == ""
 

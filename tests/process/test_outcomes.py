@@ -41,7 +41,7 @@ def test_output_before_sigkill_is_used_for_diagnosis(program):
 
 def test_out_of_memory_in_training_process_does_not_affect_supervisor(program):
     with pytest.raises(MachineFailed, match="memory"):
-        program("eats_memory").train()
+        program("exhausts_memory").train()
 
 
 def test_crash_is_diagnosed(program):
@@ -124,7 +124,7 @@ def test_closed_event_pipe_is_not_a_result(program):
 
 def test_unrequested_stop_is_a_failure(program):
     with pytest.raises(MachineFailed, match="without a result"):
-        program("stops_unasked").train()
+        program("stops_without_request").train()
 
 
 def test_exception_of_listener_ends_training_and_is_raised(program):

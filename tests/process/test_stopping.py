@@ -56,7 +56,7 @@ def test_ignored_sigterm_is_followed_by_sigkill(program, monkeypatch):
 
 
 def test_full_stdin_does_not_prevent_stop(program):
-    training = program("listens_badly", grace=0.2)
+    training = program("never_reads_stdin", grace=0.2)
     training.when(in_training, lambda: training.stop.set(StopReason.CANCELED))
 
     with pytest.raises(Stopped):

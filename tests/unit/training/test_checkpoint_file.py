@@ -35,20 +35,20 @@ def names(run_dir):
 
 
 def test_event_matches_file(run_dir):
-    told = saved(run_dir, epoch=7)
+    event = saved(run_dir, epoch=7)
 
     path = run_dir / "checkpoints" / "epoch-00007.pt"
-    assert told.path == str(path)
-    assert told.bytes == path.stat().st_size
-    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert event.path == str(path)
+    assert event.bytes == path.stat().st_size
+    assert event.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     sidecar = json.loads(path.with_suffix(".json").read_text())
-    assert sidecar | {"epoch": 7, "sha256": told.sha256, "bytes": told.bytes} == sidecar
+    assert sidecar | {"epoch": 7, "sha256": event.sha256, "bytes": event.bytes} == sidecar
 
 
 def test_members_are_added_without_changing_state(run_dir):
-    told = saved(run_dir, best=True)
+    event = saved(run_dir, best=True)
 
-    with zipfile.ZipFile(told.path) as archive:
+    with zipfile.ZipFile(event.path) as archive:
         assert archive.testzip() is None
         assert archive.read("archive/data.pkl") == b"last"
         ours = {"archive/run/checkpoint.json", "archive/run/results.csv", "archive/run/best.pt"}
@@ -74,8 +74,8 @@ def test_newest_files_are_saved_after_restart(run_dir):
 
 
 def test_checkpoint_restores_everything_in_other_folder(run_dir, tmp_path):
-    told = saved(run_dir, 3, best=True, done=0.25, best_epoch=2, train_seconds=12.5)
-    progress = restore(tmp_path / told.path, tmp_path / "elsewhere")
+    event = saved(run_dir, 3, best=True, done=0.25, best_epoch=2, train_seconds=12.5)
+    progress = restore(tmp_path / event.path, tmp_path / "elsewhere")
 
     assert progress == Progress(epoch=3, done=0.25, best_epoch=2, train_seconds=12.5)
     elsewhere = tmp_path / "elsewhere"
@@ -85,17 +85,17 @@ def test_checkpoint_restores_everything_in_other_folder(run_dir, tmp_path):
 
 
 def test_best_checkpoint_becomes_best_and_last(run_dir, tmp_path):
-    told = saved(run_dir)
-    restore(tmp_path / told.path, tmp_path / "elsewhere")
+    event = saved(run_dir)
+    restore(tmp_path / event.path, tmp_path / "elsewhere")
 
     assert zipfile.ZipFile(tmp_path / "elsewhere" / "weights" / "best.pt").read("archive/data.pkl") == b"last"
 
 
 def test_restore_replaces_files_of_killed_attempt(run_dir):
     """results.csv gets the row of an epoch before its checkpoint exists: a resumed training would repeat the row."""
-    told = saved(run_dir)
+    event = saved(run_dir)
     (run_dir / "results.csv").write_text("epoch\n1\n2\n")
-    restore(run_dir / "checkpoints" / os.path.basename(told.path), run_dir)
+    restore(run_dir / "checkpoints" / os.path.basename(event.path), run_dir)
 
     assert (run_dir / "results.csv").read_text() == "epoch\n1\n"
 
@@ -103,8 +103,8 @@ def test_restore_replaces_files_of_killed_attempt(run_dir):
 def test_restore_brings_every_file(run_dir, tmp_path):
     (run_dir / "args.yaml").write_text("epochs: 3\n")
     members = {name: run_dir / name for name in ("results.csv", "args.yaml")}
-    told = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), members), Progress(epoch=1))
-    restore(tmp_path / told.path, tmp_path / "elsewhere")
+    event = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), members), Progress(epoch=1))
+    restore(tmp_path / event.path, tmp_path / "elsewhere")
 
     assert (tmp_path / "elsewhere" / "args.yaml").read_text() == "epochs: 3\n"
 
@@ -114,8 +114,8 @@ def test_restore_brings_every_file(run_dir, tmp_path):
 )
 def test_truncated_row_of_results_is_dropped(run_dir, tmp_path, lines, restored):
     (run_dir / "results.csv").write_text(lines)
-    told = saved(run_dir)
-    restore(tmp_path / told.path, tmp_path / "elsewhere")
+    event = saved(run_dir)
+    restore(tmp_path / event.path, tmp_path / "elsewhere")
 
     results = tmp_path / "elsewhere" / "results.csv"
     assert (results.read_text() if results.exists() else None) == restored
@@ -147,12 +147,12 @@ def test_failed_copy_leaves_previous_checkpoint(run_dir, monkeypatch):
 
 
 def test_hard_link_survives_replaced_checkpoint(run_dir):
-    told = saved(run_dir, 2)
+    event = saved(run_dir, 2)
     link = run_dir / "uploading"
-    os.link(told.path, link)
+    os.link(event.path, link)
     saved(run_dir, 2, done=0.5)
 
-    assert hashlib.sha256(link.read_bytes()).hexdigest() == told.sha256
+    assert hashlib.sha256(link.read_bytes()).hexdigest() == event.sha256
 
 
 def test_truncated_file_is_incomplete(run_dir):

@@ -46,30 +46,30 @@ def content_of(saved):
 
 
 def test_event_is_sent_after_checkpoint_is_durable(tmp_path, state):
-    told = []
+    events = []
 
     def on_event(event):
-        told.append((event, Path(event.path).read_bytes(), Path(event.path).with_suffix(".json").exists()))
+        events.append((event, Path(event.path).read_bytes(), Path(event.path).with_suffix(".json").exists()))
 
     writer = CheckpointWriter(tmp_path, on_event)
     writer.copy(state, Progress(epoch=1), {})
     writer.save()
     writer.wait()
 
-    [(event, content, has_sidecar)] = told
+    [(event, content, has_sidecar)] = events
     assert event == writer.saved
     assert event.sha256 == hashlib.sha256(content).hexdigest()
     assert has_sidecar
 
 
 def test_slow_disk_does_not_block_training(tmp_path, state, slow_disk):
-    told = []
-    writer = CheckpointWriter(tmp_path, told.append)
+    events = []
+    writer = CheckpointWriter(tmp_path, events.append)
     writer.copy(state, Progress(epoch=1), {})
     writer.save()
     write(state, "second")
 
-    assert told == []
+    assert events == []
     assert writer.saved is None
     slow_disk.set()
     writer.wait()
@@ -78,17 +78,17 @@ def test_slow_disk_does_not_block_training(tmp_path, state, slow_disk):
 
 
 def test_next_copy_waits_for_running_save(tmp_path, state, slow_disk):
-    told = []
-    writer = CheckpointWriter(tmp_path, told.append)
+    events = []
+    writer = CheckpointWriter(tmp_path, events.append)
     writer.copy(state, Progress(epoch=1), {})
     writer.save()
     threading.Timer(0.1, slow_disk.set).start()
     writer.copy(state, Progress(epoch=1, done=0.5), {})  # the same epoch has the same file name
 
-    assert [event.epoch for event in told] == [1]
+    assert [event.epoch for event in events] == [1]
     writer.save()
     writer.wait()
-    assert len(told) == 2
+    assert len(events) == 2
 
 
 @pytest.fixture
@@ -108,13 +108,13 @@ def full_disk(monkeypatch):
 
 @pytest.mark.parametrize("when", ["wait", "next"])
 def test_failed_save_is_warning_and_leaves_nothing(tmp_path, state, full_disk, when):
-    told = []
-    writer = CheckpointWriter(tmp_path, told.append)
+    events = []
+    writer = CheckpointWriter(tmp_path, events.append)
     writer.copy(state, Progress(epoch=1), {})
     writer.save()
     writer.wait() if when == "wait" else writer.copy(state, Progress(epoch=2), {})
 
-    [warning] = told
+    [warning] = events
     assert warning.code == "checkpoint_not_saved"
     assert "No space left" in warning.message
     assert writer.saved is None
@@ -123,15 +123,15 @@ def test_failed_save_is_warning_and_leaves_nothing(tmp_path, state, full_disk, w
 
 
 def test_previous_checkpoint_stays_after_failed_save(tmp_path, state, full_disk):
-    told = []
-    writer = CheckpointWriter(tmp_path, told.append)
+    events = []
+    writer = CheckpointWriter(tmp_path, events.append)
     for epoch in (1, 2, 3, 4, 5):
         full_disk[:] = [True] if epoch in (2, 3, 5) else []
         writer.copy(state, Progress(epoch=epoch), {})
         writer.save()
         writer.wait()
 
-    assert [event.code if event.kind == "warning" else event.epoch for event in told] == [
+    assert [event.code if event.kind == "warning" else event.epoch for event in events] == [
         1, "checkpoint_not_saved", 4, "checkpoint_not_saved",
     ]  # fmt: skip
     assert writer.saved.epoch == 4
@@ -140,13 +140,13 @@ def test_previous_checkpoint_stays_after_failed_save(tmp_path, state, full_disk)
 
 def test_failed_copy_is_warning(tmp_path, state):
     (tmp_path / CHECKPOINTS).write_text("a file where the folder should be")
-    told = []
-    writer = CheckpointWriter(tmp_path, told.append)
+    events = []
+    writer = CheckpointWriter(tmp_path, events.append)
     writer.copy(state, Progress(epoch=1), {})
     writer.save()
     writer.wait()
 
-    assert [event.code for event in told] == ["checkpoint_not_saved"]
+    assert [event.code for event in events] == ["checkpoint_not_saved"]
 
 
 def test_no_thread_remains(tmp_path, state):

@@ -35,14 +35,14 @@ def test_durable_events_arrive_in_order_without_blocking_sender(pipe):
         writer.send(tick(number))
     assert time.monotonic() - began < 30
 
-    heard = []
-    listener = threading.Thread(target=lambda: heard.extend(decode_event(line) for line in reader))
+    received = []
+    listener = threading.Thread(target=lambda: received.extend(decode_event(line) for line in reader))
     listener.start()
     assert writer.close(10.0)
     os.close(writing)
     listener.join()
-    assert [event.epoch for event in heard if isinstance(event, EpochFinished)] == list(range(2000))
-    assert len([event for event in heard if isinstance(event, BatchProgress)]) < 2000
+    assert [event.epoch for event in received if isinstance(event, EpochFinished)] == list(range(2000))
+    assert len([event for event in received if isinstance(event, BatchProgress)]) < 2000
 
 
 def test_only_newest_waiting_tick_is_written(pipe):
@@ -53,14 +53,14 @@ def test_only_newest_waiting_tick_is_written(pipe):
     for number in range(1000):
         writer.send(tick(number))
 
-    heard = []
-    listener = threading.Thread(target=lambda: heard.extend(decode_event(line) for line in reader))
+    received = []
+    listener = threading.Thread(target=lambda: received.extend(decode_event(line) for line in reader))
     listener.start()
     assert writer.close(10.0)
     os.close(writing)
     listener.join()
-    assert heard[-1] == tick(999)
-    assert len([event for event in heard if isinstance(event, BatchProgress)]) < 10
+    assert received[-1] == tick(999)
+    assert len([event for event in received if isinstance(event, BatchProgress)]) < 10
 
 
 def test_close_gives_up_on_blocked_reader(pipe):

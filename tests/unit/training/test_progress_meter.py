@@ -108,8 +108,8 @@ def test_eta_decreases_during_validation(training):
         training.batch(1.0)
     training.validate(4, 4.0)
 
-    told = [tick.eta_seconds for tick in training.ticks() if tick.phase is Phase.VALIDATING and tick.epoch == 2]
-    assert told == pytest.approx([3.0, 2.0, 1.0, 0.0])
+    etas = [tick.eta_seconds for tick in training.ticks() if tick.phase is Phase.VALIDATING and tick.epoch == 2]
+    assert etas == pytest.approx([3.0, 2.0, 1.0, 0.0])
 
 
 def test_time_budget_bounds_eta(training):

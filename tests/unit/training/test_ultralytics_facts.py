@@ -2,34 +2,12 @@
 
 import inspect
 import io
-import pickle
 import re
-import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-
-
-@pytest.fixture(scope="module")
-def ultralytics(tmp_path_factory):
-    """Import the library as the training process does."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name, value in {
-            "YOLO_OFFLINE": "1",
-            "YOLO_AUTOINSTALL": "false",
-            "ULTRALYTICS_SAFE_LOAD": "1",
-            "YOLO_CONFIG_DIR": str(tmp_path_factory.mktemp("config")),
-        }.items():
-            patch.setenv(name, value)
-        import ultralytics
-        import ultralytics.engine.trainer
-        import ultralytics.engine.validator
-
-        yield ultralytics
 
 
 @pytest.fixture
@@ -172,46 +150,6 @@ def test_label_caches_are_read_by_replaceable_function(ultralytics):
         assert "except Exception" in source(method)  # a refused cache is replaced by a scan
 
 
-def test_reader_accepts_caches_of_library(ultralytics, tmp_path):
-    from ultralytics.data.utils import save_dataset_cache_file
-
-    from trainer.training.yolo.patches import load_label_cache
-
-    labels = [
-        {
-            "im_file": str(tmp_path / "a.png"),
-            "shape": (64, 64),
-            "cls": np.zeros((1, 1), np.float32),
-            "bboxes": np.ones((1, 4), np.float32),
-            "segments": [np.ones((4, 2), np.float32)],
-            "keypoints": np.ones((1, 4, 3), np.float32),
-            "normalized": True,
-        },
-    ]
-    path = tmp_path / "train.cache"
-    save_dataset_cache_file("", path, {"labels": labels, "hash": "x", "results": (1, 0, 0, 0, 1), "msgs": []}, "1.0")
-
-    read = load_label_cache(path)
-    assert read["hash"] == "x"
-    assert np.array_equal(read["labels"][0]["bboxes"], labels[0]["bboxes"])
-
-
-def test_reader_runs_no_code_of_cache(ultralytics, tmp_path):
-    from trainer.training.yolo.patches import load_label_cache
-
-    class Hostile:
-        def __reduce__(self):
-            return exec, (f"open({str(tmp_path / 'touched')!r}, 'w')",)
-
-    path = tmp_path / "train.cache"
-    with path.open("wb") as file:
-        np.save(file, np.array({"labels": Hostile()}, dtype=object), allow_pickle=True)
-
-    with pytest.raises(pickle.UnpicklingError, match="must not use"):
-        load_label_cache(path)
-    assert not (tmp_path / "touched").exists()
-
-
 def test_torch_loads_checkpoint_with_added_members(ultralytics, tmp_path):
     import torch
 
@@ -255,39 +193,6 @@ def test_metrics_of_each_task_are_where_report_reads_them(ultralytics):
     curves = re.findall(r'self\.px, self\.(\w+), "(\w+)", "(\w+)"', source(metrics.Metric.curves_results.fget))
     assert [y for _, _, y in curves] == ["Precision", "F1", "Precision", "Recall"]
     assert metrics.ClassifyMetrics().keys == ["metrics/accuracy_top1", "metrics/accuracy_top5"]
-
-
-def test_too_large_report_loses_curves_first(ultralytics):
-    from trainer.training.yolo.report import LARGEST, bounded
-
-    report = bounded({"mAP": 0.5, "curves": {"f1": [0.123456] * LARGEST}, "confusion_matrix": [[1]]})
-
-    assert report["curves"] is None
-    assert report["confusion_matrix"] == [[1]]
-    assert report["mAP"] == 0.5
-    assert "curves left out" in report["notes"][0]
-
-
-def test_small_report_is_unchanged(ultralytics):
-    from trainer.training.yolo.report import bounded
-
-    assert bounded({"mAP": 0.5}) == {"mAP": 0.5}
-
-
-def test_best_epoch_replaces_missing_final_validation(ultralytics, tmp_path):
-    from trainer.core.dataset import Task
-    from trainer.training.yolo.report import from_results
-
-    csv = tmp_path / "results.csv"
-    csv.write_text(
-        "epoch,time,train/box_loss,metrics/mAP50-95(B),val/box_loss\n1,1.0,3,0.25,nan\n2,2.0,2,0.5,1\n3,3,1,0.4,1\n"
-    )
-
-    assert from_results(csv, 2, Task.DETECT)["mAP"] == 0.5
-    last = from_results(csv, None, Task.DETECT)
-    assert last["mAP"] == 0.4
-    assert last["metrics"] == {"metrics/mAP50-95(B)": 0.4, "val/box_loss": 1.0}
-    assert "val/box_loss" not in from_results(csv, 1, Task.DETECT)["metrics"]
 
 
 @pytest.mark.parametrize(

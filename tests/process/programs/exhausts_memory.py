@@ -8,12 +8,12 @@ from protocol import order, phase, send
 order()
 phase("training")
 resource.setrlimit(resource.RLIMIT_AS, (300 * 2**20, 300 * 2**20))
-eaten = []
+blocks = []
 try:
     while True:
-        eaten.append(bytearray(10 * 2**20))
+        blocks.append(bytearray(10 * 2**20))
 except MemoryError as error:
-    eaten.clear()
+    blocks.clear()
     send(
         kind="crashed",
         error=type(error).__name__,

@@ -1,0 +1,76 @@
+"""The access policy of a run, and the device file that is created before the sandbox."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.process.sandbox_host import needs_landlock, reading
+from trainer.training.sandbox import policy
+
+pytestmark = needs_landlock
+
+
+def test_imported_packages_are_among_samples(host):
+    """Otherwise an unusual installation would end in an ImportError."""
+    samples = policy.access_policy(host.order, host.environment).samples
+
+    assert [path.parent.name for path in samples[-4:]] == ["torch", "ultralytics", "numpy", "trainer"]
+    assert all(path.is_file() for path in samples[-4:])
+
+
+def test_existing_font_list_is_read_only(host):
+    fonts = Path(host.environment["MPLCONFIGDIR"])
+
+    assert fonts in policy.access_policy(host.order, host.environment).write
+    (fonts / "fontlist-v390.json").write_text("{}")
+    assert fonts not in policy.access_policy(host.order, host.environment).write
+    assert fonts in policy.access_policy(host.order, host.environment).read
+
+
+def test_tree_without_excluded_path_has_everything_else(tmp_path):
+    for name in ("app/.env", "app/code.py", "lib/x", "bin/y"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    parts = set(policy.without(tmp_path, tmp_path / "app" / ".env"))
+
+    assert parts == {tmp_path / "lib", tmp_path / "bin", tmp_path / "app" / "code.py"}
+    assert list(policy.without(tmp_path / "app", tmp_path / "app")) == []
+    assert list(policy.without(tmp_path / "app", tmp_path / "lib")) == [tmp_path / "app"]
+
+
+def test_links_of_view_are_followed_to_final_folder(host):
+    found = policy.linked_files(host.order.dataset.root)
+
+    assert set(found) == {host.root / "images_of_user", host.root / "elsewhere"}
+    assert found[host.root / "elsewhere"] == host.root / "elsewhere" / "2.png"
+
+
+def test_broken_links_and_missing_view_are_ignored(host):
+    (host.order.dataset.root / "images" / "train" / "3.png").symlink_to("/nowhere/3.png")
+    (host.order.dataset.root / "images" / "train" / "4.png").symlink_to("4.png")
+
+    assert Path("/nowhere") in policy.linked_files(host.order.dataset.root)
+    assert policy.linked_files(host.root / "gone") == {}
+    assert host.outcomes_of([reading(host.root / "queue.db")]) == {"PermissionError"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "is_created"), [(["nvidiactl"], True), (["nvidiactl", "nvidia-uvm"], False), ([], False)]
+)
+def test_gpu_device_is_created_before_sandbox(tmp_path, monkeypatch, devices, is_created):
+    for name in devices:
+        (tmp_path / name).touch()
+    program = tmp_path / "nvidia-modprobe"
+    program.write_text(f"#!/bin/sh\necho $@ > {tmp_path / 'arguments'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    policy.create_gpu_device(tmp_path)
+
+    assert (tmp_path / "arguments").exists() == is_created
+    if is_created:
+        assert (tmp_path / "arguments").read_text() == "-u -c 0\n"

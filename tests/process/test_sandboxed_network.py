@@ -1,0 +1,80 @@
+"""Which sockets and processes a process in the sandbox can reach, on the real kernel."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.process.sandbox_host import LANDLOCK, PROJECT, needs_landlock, order_for, reading
+
+pytestmark = needs_landlock
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+CONNECT = "import socket; socket.create_connection(('127.0.0.1', {0}), 5).close()"
+
+
+def test_network_is_closed_even_to_this_host(host, listener):
+    ring = "import ctypes; c = ctypes.CDLL(None, use_errno=True); c.syscall(425, 1, (ctypes.c_char * 120)()); "
+    ring += "raise OSError(ctypes.get_errno(), 'io_uring')"
+    attempts = [
+        CONNECT.format(listener.getsockname()[1]),
+        "import socket; socket.create_server(('127.0.0.1', 0)).close()",
+        "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))",
+        "import socket; socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()",
+        "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()",
+        # other system call numbers are refused too
+        ring,
+    ]
+
+    assert host.outcomes_of(attempts) == {"PermissionError"}
+
+
+def test_network_is_closed_for_existing_threads(tmp_path, listener):
+    code = f"""
+import threading, socket
+from trainer.training.sandbox.landlock import close_network
+go, done = threading.Event(), []
+def connect():
+    go.wait()
+    try:
+        {CONNECT.format(listener.getsockname()[1]).partition("; ")[2]}
+    except PermissionError:
+        done.append("refused")
+thread = threading.Thread(target=connect); thread.start()
+close_network(); go.set(); thread.join(); print(done)
+"""
+    results = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+
+    assert results.stdout == "['refused']\n"
+
+
+def test_unix_sockets_of_run_work(host):
+    code = "import socket, tempfile; a = socket.socket(socket.AF_UNIX); a.bind(tempfile.mkdtemp() + '/s'); a.listen(); "
+    code += "b = socket.socket(socket.AF_UNIX); b.connect(a.getsockname()); socket.socketpair(); "
+    code += "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close()"
+
+    assert host.outcomes_of([code]) == {"done"}
+
+
+def test_run_on_several_gpus_keeps_tcp(host, listener):
+    order = order_for(host.root, devices=(0, 1))
+
+    assert host.outcomes_of([CONNECT.format(listener.getsockname()[1])], order=order) == {"done"}
+    assert host.outcomes_of([reading(host.root / "queue.db")], order=order) == {"PermissionError"}
+
+
+@pytest.mark.skipif(LANDLOCK < 6, reason="signals are closed from Landlock 6 on")
+def test_other_processes_cannot_be_signaled(host):
+    own = "import subprocess; p = subprocess.Popen(['sleep', '60']); p.kill(); p.wait()"
+    results = host.attempt("import os; os.kill(os.getppid(), 0)", own)["results"]
+
+    assert list(results.values()) == ["PermissionError", "done"]

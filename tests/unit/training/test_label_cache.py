@@ -1,0 +1,46 @@
+"""Label caches are read without running code in them."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+
+def test_reader_accepts_caches_of_library(ultralytics, tmp_path):
+    from ultralytics.data.utils import save_dataset_cache_file
+
+    from trainer.training.yolo.patches import load_label_cache
+
+    labels = [
+        {
+            "im_file": str(tmp_path / "a.png"),
+            "shape": (64, 64),
+            "cls": np.zeros((1, 1), np.float32),
+            "bboxes": np.ones((1, 4), np.float32),
+            "segments": [np.ones((4, 2), np.float32)],
+            "keypoints": np.ones((1, 4, 3), np.float32),
+            "normalized": True,
+        },
+    ]
+    path = tmp_path / "train.cache"
+    save_dataset_cache_file("", path, {"labels": labels, "hash": "x", "results": (1, 0, 0, 0, 1), "msgs": []}, "1.0")
+
+    read = load_label_cache(path)
+    assert read["hash"] == "x"
+    assert np.array_equal(read["labels"][0]["bboxes"], labels[0]["bboxes"])
+
+
+def test_reader_runs_no_code_of_cache(ultralytics, tmp_path):
+    from trainer.training.yolo.patches import load_label_cache
+
+    class Hostile:
+        def __reduce__(self):
+            return exec, (f"open({str(tmp_path / 'touched')!r}, 'w')",)
+
+    path = tmp_path / "train.cache"
+    with path.open("wb") as file:
+        np.save(file, np.array({"labels": Hostile()}, dtype=object), allow_pickle=True)
+
+    with pytest.raises(pickle.UnpicklingError, match="must not use"):
+        load_label_cache(path)
+    assert not (tmp_path / "touched").exists()
