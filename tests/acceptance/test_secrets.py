@@ -89,7 +89,9 @@ class Leaks:
 
 @contextmanager
 def service_on(home, supabase, key, **settings):
-    service = Service(home, {"lines": 2}, STAND_IN="prints_its_environment.py", **settings_for(supabase, key), **settings)
+    service = Service(
+        home, {"lines": 2}, STAND_IN="prints_its_environment.py", **settings_for(supabase, key), **settings
+    )
     service.environment |= {
         "AWS_SECRET_ACCESS_KEY": AWS, "HTTP_PROXY_PASSWORD": PASSWORD, "WANDB_API_KEY": AWS, "LOG_LEVEL": "DEBUG",
     }  # fmt: skip
