@@ -64,7 +64,7 @@ def everywhere(home: Path, outside: Path, prefix: str) -> list[Path]:
     runs = plant(home / "runs", f"train_{prefix}", outside, old)
     views = plant(home / "datasets" / "datasets", f"run_{prefix}", outside, old)
     plant(home / "children", f"child-{prefix}", outside, list(NASTY))
-    for folder in ("journal", "uploads", "uploaded", "datasets/.cache/pins", "datasets/.cache/tmp"):
+    for folder in ("journal", "uploads", "uploaded", "datasets/.cache/in_use", "datasets/.cache/tmp"):
         (home / folder).mkdir(parents=True, exist_ok=True)
         for suffix in ("", ".jsonl", ".json", ".unreadable", ".1.jsonl", ".new"):
             (home / folder / f"{prefix}dangling{suffix}").symlink_to(f"nowhere{suffix}")

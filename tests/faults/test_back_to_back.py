@@ -31,7 +31,7 @@ def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
         assert cloud.wait(run_id, "completed")["attempt"] == 1
         left = sum(
             len([*folders, *files])
-            for folder in ("children", "journal", "uploads", "uploaded", "datasets/datasets", "datasets/.cache/pins")
+            for folder in ("children", "journal", "uploads", "uploaded", "datasets/datasets", "datasets/.cache/in_use")
             for _, folders, files in os.walk(a.home / folder)
         )
         seen.append((service.num_fds(), service.num_threads(), service.memory_info().rss / 2**20, left))
@@ -49,7 +49,7 @@ def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     assert service.num_fds() <= max(descriptors)
     for folder in (
         "datasets/datasets",
-        "datasets/.cache/pins",
+        "datasets/.cache/in_use",
         "datasets/.cache/tmp",
         "journal",
         "uploads",

@@ -31,10 +31,10 @@ def put(cache, identity, content=b"x" * 100, *, age=0.0):
     return stored
 
 
-def arrive(cache, arrivals, identity, content=b"x" * 100):
+def arrive(cache, batch, identity, content=b"x" * 100):
     with cache.temporary() as path:
         path.write_bytes(content)
-        arrivals.put(identity, path)
+        batch.put(identity, path)
 
 
 def put_tree(cache, identity, *, age=0.0, size=100):
@@ -150,7 +150,7 @@ def test_nothing_is_evicted_below_limit(cache):
 def test_pinned_entry_is_kept_while_holder_exists(cache, tmp_path):
     holder = tmp_path / "run/source"
     holder.mkdir(parents=True)
-    cache.pin(holder, ["a", "tree"])
+    cache.mark_in_use(holder, ["a", "tree"])
     put(cache, "a", age=500)
     put_tree(cache, "tree", age=500)
     put(cache, "b", age=100)
@@ -162,7 +162,7 @@ def test_pinned_entry_is_kept_while_holder_exists(cache, tmp_path):
     cache.make_room(1000)
     assert not cache.get("a", 100)
     assert not cache.get_tree("tree")
-    assert list((cache.root / "pins").iterdir()) == []
+    assert list((cache.root / "in_use").iterdir()) == []
 
 
 def test_pin_works_when_cache_is_a_symlink(tmp_path):
@@ -170,7 +170,7 @@ def test_pin_works_when_cache_is_a_symlink(tmp_path):
     (tmp_path / "root/run").mkdir(parents=True)
     (tmp_path / "root/.cache").symlink_to(tmp_path / "far/away/disk")
     cache = ContentCache(tmp_path / "root/.cache", max_bytes=0, reserve=0)
-    cache.pin(tmp_path / "root/run", ["a"])
+    cache.mark_in_use(tmp_path / "root/run", ["a"])
     put(cache, "a")
     cache.make_room(0)
     assert cache.get("a", 100)
@@ -179,7 +179,7 @@ def test_pin_works_when_cache_is_a_symlink(tmp_path):
 def test_pin_works_across_processes(cache, tmp_path):
     holder = tmp_path / "run"
     holder.mkdir()
-    cache.pin(holder, ["a"])
+    cache.mark_in_use(holder, ["a"])
     put(cache, "a", age=500)
     process = multiprocessing.get_context("spawn").Process(target=_evict_all, args=(cache.root,))
     process.start()
@@ -217,7 +217,7 @@ def test_emptied_cache_works(cache, tmp_path):
     shutil.rmtree(cache.root)
     assert cache.get("a", 100) is None
     assert cache.get_tree("t") is None
-    cache.pin(tmp_path, ["a"])
+    cache.mark_in_use(tmp_path, ["a"])
     cache.make_room(0)
     put(cache, "a")
     put_tree(cache, "t")
@@ -277,9 +277,9 @@ def test_batch_is_synced_before_any_file_is_found(cache, monkeypatch):
         synced.append((len(os.listdir(folder)), cache.get("0", 100) is not None))
 
     monkeypatch.setattr(durable, "sync_below", sync_below)
-    with cache.arriving() as arrivals:
+    with cache.batch() as batch:
         for number in range(5):
-            arrive(cache, arrivals, str(number))
+            arrive(cache, batch, str(number))
         assert cache.get("0", 100) is None
     assert synced == [(5, False), (1, True)]
     assert all(cache.get(str(number), 100) for number in range(5))
@@ -289,9 +289,9 @@ def test_batch_is_synced_before_any_file_is_found(cache, monkeypatch):
 @pytest.mark.parametrize(("limit", "value"), [("BATCH_BYTES", 300), ("BATCH_SECONDS", 0.0)])
 def test_arriving_files_are_synced_in_batches(cache, monkeypatch, limit, value):
     monkeypatch.setattr(f"trainer.datasets.cache.incoming.{limit}", value)
-    with cache.arriving() as arrivals:
+    with cache.batch() as batch:
         for number in range(5):
-            arrive(cache, arrivals, str(number))
+            arrive(cache, batch, str(number))
         assert cache.get("2", 100)
         assert cache.get("4", 100) is None or value == 0.0
     assert all(cache.get(str(number), 100) for number in range(5))
@@ -299,8 +299,8 @@ def test_arriving_files_are_synced_in_batches(cache, monkeypatch, limit, value):
 
 def test_files_before_an_error_are_kept(cache):
     def fail():
-        with cache.arriving() as arrivals:
-            arrive(cache, arrivals, "a")
+        with cache.batch() as batch:
+            arrive(cache, batch, "a")
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -313,8 +313,8 @@ def test_failed_sync_is_machine_failure_and_nothing_is_found(cache, monkeypatch)
         raise OSError(errno.ENOSPC, "full")
 
     def receive():
-        with cache.arriving() as arrivals:
-            arrive(cache, arrivals, "a")
+        with cache.batch() as batch:
+            arrive(cache, batch, "a")
 
     monkeypatch.setattr(durable, "sync_below", full)
     monkeypatch.setattr(durable, "sync", full)
@@ -329,11 +329,11 @@ def test_failed_sync_is_machine_failure_and_nothing_is_found(cache, monkeypatch)
 @pytest.mark.parametrize("content", [b"", b"\0" * 100])
 def test_damaged_pin_is_removed(cache, content):
     cache.make_room(0)
-    (cache.root / "pins/damaged").write_bytes(content)
+    (cache.root / "in_use/damaged").write_bytes(content)
     put(cache, "a", age=500)
     cache.make_room(1000)
     assert not cache.get("a", 100)
-    assert os.listdir(cache.root / "pins") == []
+    assert os.listdir(cache.root / "in_use") == []
 
 
 def test_dropped_tree_is_missing(cache):
@@ -391,18 +391,18 @@ def test_tidy_removes_leftovers_and_pins_without_holder(cache, tmp_path, monkeyp
     cache.tidy()
     for name in ("alive", "dead"):
         (tmp_path / name).mkdir()
-        cache.pin(tmp_path / name, [name])
+        cache.mark_in_use(tmp_path / name, [name])
     (tmp_path / "dead").rmdir()
     (cache.root / "tmp/half").mkdir()
-    (cache.root / "pins/dangling").symlink_to("nowhere")
-    (cache.root / "pins/folder").mkdir()
-    (cache.root / "pins/garbage").write_bytes(b"\xff\xfe\0")
+    (cache.root / "in_use/dangling").symlink_to("nowhere")
+    (cache.root / "in_use/folder").mkdir()
+    (cache.root / "in_use/garbage").write_bytes(b"\xff\xfe\0")
 
     cache.tidy()
 
     assert os.listdir(cache.root / "tmp") == []
-    kept = set(os.listdir(cache.root / "pins")) - {"dangling", "folder"}
-    assert ["alive" in (cache.root / "pins" / name).read_text() for name in kept] == [True]
+    kept = set(os.listdir(cache.root / "in_use")) - {"dangling", "folder"}
+    assert ["alive" in (cache.root / "in_use" / name).read_text() for name in kept] == [True]
 
 
 def test_download_in_progress_is_not_removed(cache, monkeypatch):

@@ -126,7 +126,7 @@ def test_only_pixels_of_known_images_are_taken_over(host, tmp_path):
     host.discard("v1")
 
     assert set(linked(host.prepare("v2"))) == {f"{RECIPE}/images/train/0000.jpg.npy"}
-    assert len([path for path in (tmp_path / "cache/spares").rglob("*") if path.is_file()]) == 1
+    assert len([path for path in (tmp_path / "cache/derived").rglob("*") if path.is_file()]) == 1
     assert (tmp_path / "secret").exists()
 
 
@@ -162,19 +162,19 @@ def test_spares_evict_only_spares_and_are_evicted_first(tmp_path):
         for name in names:
             files[name] = tmp_path / name
             files[name].write_bytes(b"s" * 30)
-        return cache.put_spares(files)
+        return cache.put_derived(files)
 
     def lent(name: str) -> bool:
         (tmp_path / f"lent-{name}").unlink(missing_ok=True)
-        found = cache.lend_spare(name, tmp_path / f"lent-{name}")
+        found = cache.link_derived(name, tmp_path / f"lent-{name}")
         (tmp_path / f"lent-{name}").unlink(missing_ok=True)
         return found
 
     assert put("a", "b", "c") == 2
     assert [lent(name) for name in "abc"] == [True, True, False]
     os.utime(
-        cache.root / "spares" / _path_of(cache, "a"),
-        (0, os.stat(cache.root / "spares" / _path_of(cache, "a")).st_mtime),
+        cache.root / "derived" / _path_of(cache, "a"),
+        (0, os.stat(cache.root / "derived" / _path_of(cache, "a")).st_mtime),
     )
     assert put("d") == 1
     assert [lent(name) for name in "abd"] == [False, True, True]

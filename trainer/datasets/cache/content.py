@@ -1,13 +1,14 @@
 """The content cache: files and extracted trees by the identity of their content, shared by all runs and processes.
 
-    objects/ab/abcdef…   files        trees/abcdef…/   extracted archives     spares/ab/abcdef…   files that can be rebuilt
-    tmp/                 incomplete entries            pins/  entries in use   lock  held during eviction and pinning
+    objects/ab/abcdef…   files       trees/abcdef…/   extracted archives     derived/ab/abcdef…   files that can be rebuilt
+    tmp/                 incomplete entries           in_use/  marks of entries in use
+    lock                 held during eviction and while entries are marked as in use
 
-An entry is synced and then renamed into place, so it is complete even after a power cut. A pin belongs to a folder (the
-staging folder of a run) and lasts as long as that folder exists. It needs no living process, and the pin of a crashed
-run ends when its folder is removed. Files are read-only, and their modification time is computed from their identity. A
-file that was changed, for example through a hard link, has another one and counts as missing. The access time is the
-time of the last use.
+An entry is synced and then renamed into place, so it is complete even after a power cut. Entries are in use as long as
+the staging folder of their run exists. This needs no running process, and the entries of a crashed run are released when
+its folder is removed. Files are read-only, and their modification time is computed from their identity. A file that was
+changed, for example through a hard link, has another modification time and counts as missing. The access time is the time
+of the last use.
 """
 
 from __future__ import annotations
@@ -25,23 +26,22 @@ from typing import TypeAlias
 
 from trainer.core.errors import HostUnfit
 from trainer.datasets.cache.disk import entries, on_this_disk, status
-from trainer.datasets.cache.incoming import Arrivals, Incoming, name_of
-from trainer.datasets.cache.pins import Pins
+from trainer.datasets.cache.in_use import UseMarks
+from trainer.datasets.cache.incoming import FileBatch, Incoming, name_of
 from trainer.disk import durable
 
 TREE_SIZE = ".size"  # the file in a tree with the size of the tree in bytes
-OBJECTS, SPARES = "objects", "spares"
+OBJECTS, DERIVED, TREES = "objects", "derived", "trees"
 Put: TypeAlias = Callable[[str, Path], object]  # takes the identity and a complete file
 
 
 @dataclass(frozen=True)
 class _Entry:
-    name: str
     path: Path
     bytes: int
     used_ns: int
     is_linked: bool
-    is_spare: bool = False
+    is_derived: bool
 
 
 class ContentCache:
@@ -55,7 +55,7 @@ class ContentCache:
         self.root = root
         self._max_bytes = max_bytes
         self._reserve = reserve
-        self._pins = Pins(root)
+        self._in_use = UseMarks(root)
         self._incoming = Incoming(root / "tmp")
 
     def get(self, identity: str, size: int) -> Path | None:
@@ -79,14 +79,14 @@ class ContentCache:
         return self._put(file, name_of(identity))
 
     @contextmanager
-    def arriving(self) -> Iterator[Arrivals]:
-        """Return a context that takes many files in batches. A file becomes an entry when its batch is synced."""
+    def batch(self) -> Iterator[FileBatch]:
+        """Return a context for putting many files into the cache. They are synced in batches, and then become entries."""
         self._make_folders()
-        arrivals = Arrivals(self._incoming.folder, self._put)
+        batch = FileBatch(self._incoming.folder, self._put)
         try:
-            yield arrivals
+            yield batch
         finally:
-            arrivals.settle()
+            batch.flush()
 
     def _put(self, file: Path, name: str, kind: str = OBJECTS) -> Path:
         path = self._object(name, kind)
@@ -100,44 +100,43 @@ class ContentCache:
                 file.replace(path)
         return path
 
-    def lend_spare(self, identity: str, path: Path) -> bool:
-        """Hard-link the spare file of an identity as `path`. Return False if there is none."""
+    def link_derived(self, identity: str, path: Path) -> bool:
+        """Hard-link the derived file of an identity as `path`. Return False if there is none."""
         name = name_of(identity)
-        spare = self._object(name, SPARES)
+        derived = self._object(name, DERIVED)
         try:
-            if spare.stat().st_mtime != _seal(name):
-                spare.unlink(missing_ok=True)
+            if derived.stat().st_mtime != _seal(name):
+                derived.unlink(missing_ok=True)
                 return False
             try:
-                os.link(spare, path)
+                os.link(derived, path)
             except FileNotFoundError:  # the first file in its folder
                 path.parent.mkdir(parents=True, exist_ok=True)
-                os.link(spare, path)
+                os.link(derived, path)
         except OSError as error:  # no such file, or no hard links on this file system: it can be rebuilt
             return error.errno == errno.EEXIST
-        self._touch(spare, _seal(name))
+        self._touch(derived, _seal(name))
         return True
 
-    def put_spares(self, files: Mapping[str, Path]) -> int:
-        """Move complete, synced files into the cache as spares. Return how many had room.
+    def put_derived(self, files: Mapping[str, Path]) -> int:
+        """Move complete, synced files that can be rebuilt into the cache. Return how many of them fit.
 
-        Only the least recently used spares are evicted for them. Other entries may evict any spare.
+        They evict only the least recently used derived files. Other entries may evict any derived file.
         """
-        self._make_folders()
         kept = 0
-        with self._locked(), on_this_disk(self.root):
-            present = [*self._files(), *self._trees()]
-            spares = sorted((entry for entry in present if entry.is_spare), key=lambda entry: entry.used_ns)
+        with self._locked():
+            present = list(self._entries())
+            evictable = sorted((entry for entry in present if entry.is_derived), key=lambda entry: entry.used_ns)
             room = self._max_bytes - sum(entry.bytes for entry in present)
             for identity, file in files.items():
                 size = file.stat().st_size
-                while room < size and spares:
-                    oldest = spares.pop(0)
+                while room < size and evictable:
+                    oldest = evictable.pop(0)
                     self._incoming.remove(oldest.path)
                     room += oldest.bytes
                 if room < size or shutil.disk_usage(self.root).free < self._reserve:
                     break
-                self._put(file, name_of(identity), SPARES)
+                self._put(file, name_of(identity), DERIVED)
                 room -= size
                 kept += 1
         return kept
@@ -168,7 +167,6 @@ class ContentCache:
 
     def drop_tree(self, identity: str) -> None:
         """Remove a damaged tree."""
-        self._make_folders()
         with self._locked():
             self._incoming.remove(self._tree(identity))
 
@@ -186,28 +184,26 @@ class ContentCache:
         self._make_folders()
         return self._incoming.receiving(identity, size)
 
-    def pin(self, holder: Path, identities: Iterable[str]) -> None:
-        """Keep present and future entries of these identities as long as the folder `holder` exists. Pins add up."""
-        self._make_folders()
-        with self._locked(), on_this_disk(self._pins.folder):
-            self._pins.add(holder, map(name_of, identities))
+    def mark_in_use(self, user: Path, identities: Iterable[str]) -> None:
+        """Do not evict present and future entries of these identities until the folder `user` is removed."""
+        with self._locked():
+            self._in_use.add(user, map(name_of, identities))
 
     def make_room(self, needed: int) -> None:
         """Evict entries until `needed` more bytes fit into the limit and onto the disk.
 
         Entries in use are kept, even over the limit. Raises `HostUnfit` when the disk has too little space.
         """
-        self._make_folders()
         with self._locked():
             self._evict(needed)
         self.require_free(needed)
 
     def tidy(self) -> None:
-        """Remove the leftovers of crashes: pins whose folder no longer exists, and incomplete entries."""
+        """Remove the leftovers of crashes: use marks whose folder no longer exists, and incomplete entries."""
         if not self.root.is_dir():
             return
         with self._locked():
-            self._pins.held()
+            self._in_use.names()
             self._incoming.sweep()
 
     def require_free(self, needed: int) -> None:
@@ -221,45 +217,38 @@ class ContentCache:
             )
 
     def _evict(self, needed: int) -> None:
-        pinned = self._pins.held()
-        present = [*self._files(), *self._trees()]
+        in_use = self._in_use.names()
+        present = list(self._entries())
         excess = sum(entry.bytes for entry in present) + needed - self._max_bytes
         excess = max(excess, needed + self._reserve - shutil.disk_usage(self.root).free)
-        for entry in sorted(present, key=lambda e: (not e.is_spare, e.used_ns)):
+        for entry in sorted(present, key=lambda e: (not e.is_derived, e.used_ns)):
             if excess <= 0:
                 break
-            if entry.name in pinned or entry.is_linked:
+            if entry.path.name in in_use or entry.is_linked:
                 continue
             self._incoming.remove(entry.path)
             excess -= entry.bytes
         self._incoming.sweep()
 
-    def _files(self) -> Iterator[_Entry]:
-        for kind in (OBJECTS, SPARES):
-            for shard in entries(self.root / kind):
-                for file in entries(Path(shard.path)):
-                    found = status(file)
-                    if found is not None:
-                        # a second hard link belongs to a view: removing this one would free nothing
-                        is_linked, is_spare = found.st_nlink > 1, kind == SPARES
-                        yield _Entry(file.name, Path(file.path), found.st_size, found.st_atime_ns, is_linked, is_spare)
-
-    def _trees(self) -> Iterator[_Entry]:
-        for tree in entries(self.root / "trees"):
-            found = status(tree)
-            if found is not None:
-                yield _Entry(
-                    tree.name, Path(tree.path), _tree_size(Path(tree.path)), found.st_atime_ns, is_linked=False
-                )
+    def _entries(self) -> Iterator[_Entry]:
+        shards = [(kind, shard.path) for kind in (OBJECTS, DERIVED) for shard in entries(self.root / kind)]
+        for kind, folder in [*shards, (TREES, str(self.root / TREES))]:
+            for entry in entries(Path(folder)):
+                path, found = Path(entry.path), status(entry)
+                if found is not None:
+                    # a second hard link belongs to a view: removing this one would free nothing
+                    is_linked = kind != TREES and found.st_nlink > 1
+                    size = _tree_size(path) if kind == TREES else found.st_size
+                    yield _Entry(path, size, found.st_atime_ns, is_linked, kind == DERIVED)
 
     def _tree(self, identity: str) -> Path:
-        return self.root / "trees" / name_of(identity)
+        return self.root / TREES / name_of(identity)
 
     def _object(self, name: str, kind: str = OBJECTS) -> Path:
         return self.root / kind / name[:2] / name
 
     def _make_folders(self) -> None:
-        folders = self._pins.folder, self._incoming.folder
+        folders = self._in_use.folder, self._incoming.folder
         if not all(folder.is_dir() for folder in folders):  # they are missing after someone emptied the cache by hand
             with on_this_disk(self.root):
                 for folder in folders:
@@ -267,6 +256,7 @@ class ContentCache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        self._make_folders()
         with on_this_disk(self.root), (self.root / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when a process dies
             yield

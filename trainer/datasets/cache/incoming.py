@@ -87,8 +87,8 @@ class Incoming:
                 Path(left.path).unlink(missing_ok=True)
 
 
-class Arrivals:
-    """Batches of complete files that are synced together and then become entries by `admit(file, name)`.
+class FileBatch:
+    """Complete files that are synced together and then become entries by `admit(file, name)`.
 
     One sync for many files is cheap; one sync per file would take longer than the downloads. Thread-safe.
     """
@@ -112,9 +112,9 @@ class Arrivals:
             self._bytes += size
             is_due = self._bytes >= BATCH_BYTES or time.monotonic() - self._began >= BATCH_SECONDS
         if is_due:
-            self.settle()
+            self.flush()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Sync the current batch and make its files entries."""
         with self._lock:
             batch, self._batch = self._batch, None
@@ -125,9 +125,8 @@ class Arrivals:
                 durable.sync_below(batch)
                 for file in entries(batch):
                     self._admit(Path(file.path), file.name)
-                durable.sync_below(
-                    self._top
-                )  # sync also the new names: after a power cut, files without one would stay here until a sweep
+                # sync the new names, too: after a power cut, files without them would stay here until a sweep
+                durable.sync_below(self._top)
         finally:
             shutil.rmtree(batch, ignore_errors=True)
 

@@ -1,6 +1,6 @@
 """Reuse the decoded pixels of one training (training/speedups/pixels.py) in the next one on the same images.
 
-In the content cache they are spares. Their identity consists of the identity of the image file, the recipe of decoding
+In the content cache they are derived files. Their identity consists of the identity of the image file, the recipe of decoding
 and scaling, and the versions of the libraries. In a view they are links:
 
     view/pixels/RECIPE/images/train/a.jpg.npy
@@ -39,13 +39,13 @@ class PixelCache:
         for recipe in (recipe.format(imgsz=imgsz) for recipe in RECIPES):
             # if none of a few images has pixels, the others are not tried
             some = places[:: max(1, len(places) // PROBES)]
-            if any(self._lend(view, recipe, place) for place in some):
+            if any(self._link(view, recipe, place) for place in some):
                 for place in places:
-                    self._lend(view, recipe, place)
+                    self._link(view, recipe, place)
 
-    def _lend(self, view: Path, recipe: str, place: str) -> bool:
+    def _link(self, view: Path, recipe: str, place: str) -> bool:
         target = Path(f"{view}/{FOLDER}/{recipe}/{place}.npy")
-        return self._cache.lend_spare(_identity(self._images[view][place], recipe), target)
+        return self._cache.link_derived(_identity(self._images[view][place], recipe), target)
 
     def take_over(self, view: Path) -> int:
         """Move new pixels of a view into the cache while there is room. Return the number of images."""
@@ -59,7 +59,7 @@ class PixelCache:
             if not found:
                 return 0
             sync_below(view / FOLDER)  # a later training verifies only a few of them
-            return self._cache.put_spares(found)
+            return self._cache.put_derived(found)
         except (MachineFailed, OSError):  # an error of the disk makes the next run slower, but must not fail this one
             return 0
 

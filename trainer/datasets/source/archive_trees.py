@@ -38,13 +38,13 @@ class ArchiveTrees:
             self.cache.drop_tree(_tree(identity))
         return fetched
 
-    def pin(self, holder: Path, identity: str) -> None:
-        """Keep the tree of an archive in the cache as long as the folder `holder` exists."""
-        self.cache.pin(holder, [_tree(identity)])
+    def mark_in_use(self, user: Path, identity: str) -> None:
+        """Keep the tree of an archive in the cache until the folder `user` is removed."""
+        self.cache.mark_in_use(user, [_tree(identity)])
 
     def extracted(self, identity: str, transfer: Transfer, archive: Archive, name: str) -> Fetched:
-        """Return the tree of an archive and pin it. `archive` gives the file if it has to be extracted."""
-        self.pin(transfer.staging, identity)
+        """Return the tree of an archive, marked as in use. `archive` gives the file if it has to be extracted."""
+        self.mark_in_use(transfer.staging, identity)
         known = self.get(identity)
         if known is not None:
             return known

@@ -157,15 +157,15 @@ class Fetcher:
 
     def _download(self, manifest: Manifest, transfer: Transfer) -> bool:
         """Download the objects that the cache lacks. Return False if there are none."""
-        self.cache.pin(transfer.staging, map(identity_of, manifest.objects.values()))
+        self.cache.mark_in_use(transfer.staging, map(identity_of, manifest.objects.values()))
         missing = [i for i in manifest.objects.values() if self.cache.get(identity_of(i), i.bytes) is None]
         if not missing:
             return False
         total = sum(info.bytes for info in missing)
         self.cache.make_room(total)
         meter = Meter(transfer.on_event, total_files=len(missing), total_bytes=total)
-        with self.cache.arriving() as arrivals:
-            downloads = [functools.partial(self._download_one, info, meter, arrivals.put) for info in missing]
+        with self.cache.batch() as batch:
+            downloads = [functools.partial(self._download_one, info, meter, batch.put) for info in missing]
             in_parallel(downloads, self.concurrency, transfer.stop)
         return True
 
@@ -200,7 +200,7 @@ class Fetcher:
 
         def is_known(url: str, etag: str, size: int) -> bool:
             identity = web_identity(url, etag, size)
-            self._trees.pin(transfer.staging, identity)
+            self._trees.mark_in_use(transfer.staging, identity)
             tree = self._trees.get(identity)
             known.extend([tree] if tree else [])
             return tree is not None

@@ -57,8 +57,8 @@ class WebSource:
         if not images:
             raise DatasetError(f"data_yaml: the lists of {shown_url(url)} name no images.")
         meter = Meter(transfer.on_event, total_files=len(images))
-        with self.cache.arriving() as arrivals:
-            download = functools.partial(self._image_with_label, arrivals.put, url, transfer.staging, meter)
+        with self.cache.batch() as batch:
+            download = functools.partial(self._image_with_label, batch.put, url, transfer.staging, meter)
             in_parallel([functools.partial(download, place) for place in images], self.concurrency, transfer.stop)
         self.cache.make_room(0)  # the total was unknown before
 
@@ -72,8 +72,8 @@ class WebSource:
         export = read_ndjson(file, name)
         sources = [record.url or self._local_image(record, export.folder, home) for record in export.records]
         meter = Meter(transfer.on_event, total_files=len(sources))
-        with self.cache.arriving() as arrivals:
-            bring = functools.partial(self._exported_image, arrivals.put, transfer.staging, meter)
+        with self.cache.batch() as batch:
+            bring = functools.partial(self._exported_image, batch.put, transfer.staging, meter)
             images = zip(sources, export.records, strict=True)
             downloads = [functools.partial(bring, source, record.image) for source, record in images]
             in_parallel(downloads, self.concurrency, transfer.stop)

@@ -1,0 +1,41 @@
+"""Use marks: a run marks the cache entries that it needs, so that they are not evicted."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from trainer.datasets.cache.disk import entries
+
+
+class UseMarks:
+    """The marks of the cache in `root`. The caller holds the lock of the cache during each call.
+
+    A mark is a file: the first line is the path of a folder, the others are the names of entries.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.folder = root / "in_use"
+
+    def add(self, user: Path, names: Iterable[str]) -> None:
+        """Mark the entries as in use until the folder `user` is removed."""
+        lines = [os.path.relpath(user.resolve(), self._root.resolve()), *sorted(set(names))]
+        (self.folder / uuid.uuid4().hex).write_text("\n".join(lines))
+
+    def names(self) -> set[str]:
+        """Return the names of all entries in use. Remove marks whose folder no longer exists."""
+        names: set[str] = set()
+        root = self._root.resolve()  # the folders are relative paths, so that they work with another mount point
+        for mark in entries(self.folder):
+            if not mark.is_file(follow_symlinks=False):
+                continue  # not made by this service
+            # a power cut may empty a mark or fill it with zeros; then its run has ended, too
+            user, *marked = Path(mark.path).read_text(errors="replace").split("\n")
+            if user and (root / user).is_dir():
+                names.update(marked)
+            else:
+                Path(mark.path).unlink(missing_ok=True)
+        return names
