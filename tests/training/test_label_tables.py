@@ -1,4 +1,4 @@
-"""Label tables: with a table, Ultralytics gets exactly the labels that it gets from a scan."""
+"""From a label table, Ultralytics gets exactly the labels that it gets from a scan."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def module(tmp_path_factory, monkeypatch):
 def scanned(module, monkeypatch):
     """The images that Ultralytics scanned."""
     seen = []
-    look = module.verify_image_label
+    verify = module.verify_image_label
 
-    def noted(arguments):
+    def record_and_verify(arguments):
         seen.append(Path(arguments[0]).name)
-        return look(arguments)
+        return verify(arguments)
 
-    monkeypatch.setattr(module, "verify_image_label", noted)
+    monkeypatch.setattr(module, "verify_image_label", record_and_verify)
     return seen
 
 
 def labels(module, view, *, table, single_cls=False):
-    """Return the labels of both splits, with our tables or from Ultralytics' scan."""
+    """Return the labels of both splits, from our tables or from the scan of Ultralytics."""
     from ultralytics.data.utils import check_det_dataset
     from ultralytics.utils import DEFAULT_CFG
 
     from trainer.training.speedups.labels import install
 
-    plain = module.YOLODataset._load_or_scan_cache
+    original = module.YOLODataset._load_or_scan_cache
     if table:
         install()
     try:
@@ -72,13 +72,13 @@ def labels(module, view, *, table, single_cls=False):
             assert dataset.im_files == [label["im_file"] for label in dataset.labels]
             (Path(data[split]).parents[1] / "labels" / f"{split}.cache").unlink(missing_ok=True)
     finally:
-        module.YOLODataset._load_or_scan_cache = plain
+        module.YOLODataset._load_or_scan_cache = original
     return found
 
 
-def assert_equal(found, scanned):
-    assert [label["im_file"] for label in found] == [label["im_file"] for label in scanned]
-    for one, other in zip(found, scanned, strict=True):
+def assert_equal(found, expected):
+    assert [label["im_file"] for label in found] == [label["im_file"] for label in expected]
+    for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
         for name, value in other.items():
             assert same(one[name], value), (one["im_file"], name, one[name], value)
@@ -92,8 +92,8 @@ def same(one, other):
     return type(one) is type(other) and one == other
 
 
-def more_rows(root, task):
-    """Write realistic labels: many rows, every precision, empty files, duplicates."""
+def write_realistic_labels(root, task):
+    """Replace labels: many rows, every precision, an empty file, duplicates."""
     rng = random.Random(3)
 
     def row():
@@ -115,20 +115,20 @@ def more_rows(root, task):
     files[3].write_text(files[3].read_text().replace(" ", ","))
     twice = files[5].read_text().strip()
     files[5].write_text(f"{twice}\n{twice}\n")
-    nearly = files[7].read_text().split()
+    almost = files[7].read_text().split()
     files[7].write_text(
-        f"{' '.join(nearly)}\n{' '.join([*nearly[:-1], nearly[-1] + '0000000001'])}\n"
+        f"{' '.join(almost)}\n{' '.join([*almost[:-1], almost[-1] + '0000000001'])}\n"
     )  # equal as float32
 
 
-def odd_images(folder):
+def add_odd_images(folder):
     """Write images whose size differs from the first size in their header."""
     images = sorted(folder.iterdir())
     first = Image.open(images[0]).resize((90, 70))
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
     for name, options in {
-        "turned.jpg": {"exif": exif}, "turned.png": {"exif": exif}, "plain.jpg": {}, "gray.jpg": {}, "turned.webp": {"exif": exif},
+        "rotated.jpg": {"exif": exif}, "rotated.png": {"exif": exif}, "plain.jpg": {}, "gray.jpg": {}, "rotated.webp": {"exif": exif},
         "xmp.jpg": {"xmp": b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="8"/>'}, "plain.bmp": {},
         "progressive.jpg": {"progressive": True}, "plain.tif": {}, "many.mpo": {},
     }.items():  # fmt: skip
@@ -143,25 +143,25 @@ def odd_images(folder):
 @pytest.mark.parametrize("task", LABELED)
 def test_table_equals_scan(module, scanned, tmp_path, task, private):
     source = draw(tmp_path / "set", task, train=30, val=12)
-    more_rows(source.root, task)
+    write_realistic_labels(source.root, task)
     for split in ("train", "val"):
-        odd_images(source.root / "images" / split)
+        add_odd_images(source.root / "images" / split)
     view = prepared(source.data, tmp_path / "view", task=task, private=private)
-    scanned = labels(module, view, table=False)
+    expected = labels(module, view, table=False)
     scanned.clear()
     found = labels(module, view, table=True)
 
-    assert_equal(found, scanned)
+    assert_equal(found, expected)
     assert len(found) == 30 + 12 + 20
-    assert 0 < len(scanned) < 2 * 8 + 20, "more than samples and what the table does not know"
+    assert 0 < len(scanned) < 2 * 8 + 20, "only samples and images that the table does not list are scanned"
 
 
 def test_table_equals_scan_with_single_class(module, tmp_path):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
-    scanned = labels(module, view, table=False, single_cls=True)
+    expected = labels(module, view, table=False, single_cls=True)
     found = labels(module, view, table=True, single_cls=True)
 
-    assert_equal(found, scanned)
+    assert_equal(found, expected)
     assert not any(label["cls"].any() for label in found)
 
 
@@ -171,10 +171,10 @@ def test_wrong_table_is_rejected(module, scanned, tmp_path, capsys):
     with np.load(table) as arrays:
         wrong = {**arrays, "values": arrays["values"] + np.float32(0.001)}
     np.savez(table, **wrong)
-    scanned = labels(module, view, table=False)
+    expected = labels(module, view, table=False)
     scanned.clear()
 
-    assert_equal(labels(module, view, table=True), scanned)
+    assert_equal(labels(module, view, table=True), expected)
     assert "scanning all images" in capsys.readouterr().out
     assert {f"{number:03}.png" for number in range(16)} <= set(scanned)
 
@@ -182,12 +182,12 @@ def test_wrong_table_is_rejected(module, scanned, tmp_path, capsys):
 @pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"x" * len(data), lambda data: b""])
 def test_damaged_table_is_ignored(module, tmp_path, damage):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
-    scanned = labels(module, view, table=False)
+    expected = labels(module, view, table=False)
     for split in ("train", "val"):
         table = view.root / f"labels/{split}.npz"
         table.write_bytes(damage(table.read_bytes()))
 
-    assert_equal(labels(module, view, table=True), scanned)
+    assert_equal(labels(module, view, table=True), expected)
 
 
 def test_unlisted_image_is_scanned(module, tmp_path):
