@@ -1,4 +1,4 @@
-"""Runs the real training process and collects its events and output."""
+"""Run the real training process and collect its events and output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEMS = {"segment": "yolo11n-seg", "pose": "yolo11n-pose", "obb": "yolo11n-obb",
 
 @dataclass
 class Run:
-    """One training process. `at` has the time of each event, in seconds since the order."""
+    """One training process. `at` is the time of each event, in seconds since the order."""
 
     process: subprocess.Popen[bytes]
     events: list[Event] = field(default_factory=list)
@@ -41,8 +41,8 @@ class Run:
 
 
 def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = None, **changes) -> TrainingOrder:
-    """Return the order of a tiny training; `changes` are fields of the plan or the order."""
-    ours = {name: changes.pop(name) for name in ("resume", "last_reported_epoch", "setup") if name in changes}
+    """Return the order of a tiny training. `changes` are fields of the plan or the order."""
+    of_order = {name: changes.pop(name) for name in ("resume", "last_reported_epoch", "setup") if name in changes}
     args = {"plots": False, "workers": 0, **changes.pop("args", {})}
     plan = TrainPlan(
         sources=("x",),
@@ -60,16 +60,16 @@ def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = N
         model=model or Path(f"{stem}.yaml"),
         dataset=dataset,
         run_dir=run_dir,
-        **ours,
+        **of_order,
     )
 
 
 def run_child(
-    order, home, *, program=None, on_event=lambda _event, _process: None, env=None, without=(), timeout=120.0
+    order, home, *, program=None, on_event=lambda _event, _process: None, env=None, without=(), timeout=240.0
 ) -> Run:
-    """Train in a new process until it exits. `on_event` may write commands to the process' stdin.
+    """Train in a new process until it exits. `on_event` may write commands to the stdin of the process.
 
-    `env` is added to its environment, the variables `without` are left out of it.
+    `env` is added to its environment. The variables in `without` are removed from it.
     """
     home.mkdir(parents=True, exist_ok=True)
     folder = private_folder(home, home / "weights")
@@ -92,13 +92,13 @@ def run_child(
     output.start()
     killer = threading.Timer(timeout, process.kill)
     killer.start()
-    began = time.monotonic()
+    started = time.monotonic()
     process.stdin.write(encode_order(order))
     process.stdin.flush()
     with os.fdopen(reading, "rb") as lines:
         for line in lines:
             run.events.append(decode_event(line))
-            run.at.append(time.monotonic() - began)
+            run.at.append(time.monotonic() - started)
             on_event(run.events[-1], process)
     process.wait()
     killer.cancel()

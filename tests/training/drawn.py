@@ -12,7 +12,7 @@ from trainer.core.dataset import PreparedDataset, Task
 
 SIZE = 64
 NAMES = ("red", "green")
-_COLOURS = ((220, 40, 40), (40, 200, 60))
+_COLORS = ((220, 40, 40), (40, 200, 60))
 
 
 def draw(root: Path, task: Task, *, train: int = 16, val: int = 8, test: int = 0) -> PreparedDataset:
@@ -33,8 +33,8 @@ def _draw_image(root: Path, task: Task, split: str, number: int, rng: random.Ran
     x, y = rng.uniform(w / 2 + 4, SIZE - w / 2 - 4), rng.uniform(h / 2 + 4, SIZE - h / 2 - 4)
     corners = [(x - w / 2, y - h / 2), (x + w / 2, y - h / 2), (x + w / 2, y + h / 2), (x - w / 2, y + h / 2)]
     if task is Task.OBB:
-        corners = [_turned(px - x, py - y, 0.3, x, y) for px, py in corners]
-    ImageDraw.Draw(image).polygon(corners, fill=_COLOURS[c])
+        corners = [_rotated(px - x, py - y, 0.3, x, y) for px, py in corners]
+    ImageDraw.Draw(image).polygon(corners, fill=_COLORS[c])
     if task is Task.CLASSIFY:
         folder = root / split / NAMES[c]
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def _draw_image(root: Path, task: Task, split: str, number: int, rng: random.Ran
     (root / "labels" / split / f"{number:03}.txt").write_text(row + "\n")
 
 
-def _turned(dx: float, dy: float, angle: float, x: float, y: float) -> tuple[float, float]:
+def _rotated(dx: float, dy: float, angle: float, x: float, y: float) -> tuple[float, float]:
     return x + dx * math.cos(angle) - dy * math.sin(angle), y + dx * math.sin(angle) + dy * math.cos(angle)
 
 

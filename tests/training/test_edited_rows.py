@@ -1,4 +1,4 @@
-"""A row that is edited between two attempts: which settings change, and what the training starts from."""
+"""A row is edited between two attempts: which settings change, and what the training starts from."""
 
 import csv
 import dataclasses
@@ -30,13 +30,13 @@ def order(dataset, run_dir, *, resume=None, best_of=None, last_reported_epoch=0,
     plain = order_for(
         dataset, run_dir, **{"epochs": EPOCHS, "batch": 4, **changes, "args": {**ARGS, **changes.get("args", {})}}
     )
-    ours = {
+    of_order = {
         "resume": resume,
         "best_of": best_of,
         "last_reported_epoch": last_reported_epoch,
         "setup": Setup.of(plain.plan, dataset).as_json(),
     }
-    return replace(plain, **ours)
+    return replace(plain, **of_order)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,8 @@ def test_unloadable_best_weights_are_reported_and_ordered_model_is_trained(class
 
 @pytest.mark.long
 def test_restart_after_out_of_memory_uses_same_best_weights(checkpoint, classify, tmp_path):
-    over = order(classify, tmp_path / "run", best_of=checkpoint, epochs=1)
-    run = run_child(over, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:1"})
+    restarted = order(classify, tmp_path / "run", best_of=checkpoint, epochs=1)
+    run = run_child(restarted, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:1"})
 
     assert isinstance(run.last, Finished), run.output
     assert [event.code for event in run.of(Warned)] == ["out_of_memory"]

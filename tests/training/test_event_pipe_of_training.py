@@ -1,4 +1,4 @@
-"""A training whose supervisor does not read events, or has ended."""
+"""A training whose supervisor does not read events or has exited."""
 
 import fcntl
 import os

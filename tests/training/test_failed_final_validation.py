@@ -1,4 +1,4 @@
-"""A failure after the last epoch does not cost the model; and the same plan gives the same model."""
+"""A failure after the last epoch does not lose the model. The same plan gives the same model."""
 
 import zipfile
 from pathlib import Path
@@ -18,16 +18,16 @@ def detect(tmp_path_factory):
     return draw(tmp_path_factory.mktemp("detect"), Task.DETECT)
 
 
-@pytest.mark.parametrize("tear", ["", "1"], ids=["weights whole", "weights torn"])
+@pytest.mark.parametrize("truncate", ["", "1"], ids=["complete weights", "truncated weights"])
 @pytest.mark.long
-def test_failed_final_validation_keeps_model(detect, tmp_path, tear):
+def test_failed_final_validation_keeps_model(detect, tmp_path, truncate):
     order = order_for(detect, tmp_path / "run", epochs=2, exports=("torchscript",))
-    run = run_child(order, tmp_path, program="final_validation_fails.py", env={"TEAR": tear})
+    run = run_child(order, tmp_path, program="final_validation_fails.py", env={"TRUNCATE": truncate})
 
     assert isinstance(run.last, Finished), run.output
     messages = [event.message for event in run.of(Warned) if event.code == "finalization_failed"]
     assert len(messages) == 2
-    assert "data.yaml is gone" in messages[0]
+    assert "data.yaml does not exist" in messages[0]
     assert "torchscript" in messages[1]
     for weights in (run.last.best.path, run.last.last.path):
         assert zipfile.is_zipfile(weights)

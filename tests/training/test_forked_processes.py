@@ -1,4 +1,4 @@
-"""Processes that the training process forks: loader workers, as on every GPU, and processes that store pixels."""
+"""The training process forks loader workers, as on every GPU, and processes that store pixels."""
 
 import pytest
 from child_run import order_for, run_child
@@ -13,10 +13,10 @@ pytestmark = pytest.mark.training
 
 @pytest.mark.long
 def test_training_with_loader_workers_and_pixel_processes_works(tmp_path):
-    """A forked process must not wait for the lock of the thread that reads stdin."""
+    """A forked process must not wait for a lock that the thread which reads stdin held during the fork."""
     order = order_for(draw(tmp_path / "data", Task.DETECT), tmp_path / "run", epochs=2, imgsz=32)
     run = run_child(order, tmp_path / "home", program="forks.py", env={FAST_LOADER: str(1 << 30)}, timeout=100)
 
     assert isinstance(run.last, Finished), run.output
-    assert "WORKERS 2 AHEAD 24" in run.output
+    assert "WORKERS 2 STORED 24" in run.output
     assert run.of(BatchProgress)

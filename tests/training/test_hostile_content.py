@@ -1,4 +1,4 @@
-"""A dataset or weights file that tries to run code, install packages or report facts has no effect."""
+"""Datasets and weights that try to run code, install packages or report data about the host have no effect."""
 
 import pickle
 import zipfile
@@ -42,49 +42,49 @@ def detect(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def besieged(tmp_path_factory):
-    """A training in a git repository with a token in its URL, on data with a hostile cache and a broken image."""
-    home = tmp_path_factory.mktemp("besieged")
+def attacked(tmp_path_factory):
+    """A training in a git repository with a token in its URL, on a dataset with a hostile cache and a broken image."""
+    home = tmp_path_factory.mktemp("attacked")
     repository = home / "repository"
     (repository / ".git").mkdir(parents=True)
     (repository / ".git" / "HEAD").write_text("ref: refs/heads/secret-branch\n")
     (repository / ".git" / "config").write_text(f'[remote "origin"]\n\turl = https://me:{SECRET}@example.org/x.git\n')
     dataset = draw(home / "data", Task.DETECT, train=8, val=4)
     with (home / "data" / "labels" / "train.cache").open("wb") as file:
-        np.save(file, np.array(Hostile(home / "touched"), dtype=object), allow_pickle=True)
+        np.save(file, np.array(Hostile(home / "executed"), dtype=object), allow_pickle=True)
     Path(home / "data" / "images" / "train" / "000.png").write_text("<html>404</html>")
     order = order_for(dataset, home / "run")
     env = {"GIT_ROOT": str(repository)}
-    return run_child(order, home, program="besieged.py", env=env), home
+    return run_child(order, home, program="foreign_repository.py", env=env), home
 
 
-def test_training_on_hostile_content_completes(besieged):
-    run, _ = besieged
+def test_training_on_hostile_content_completes(attacked):
+    run, _ = attacked
 
     assert isinstance(run.last, Finished), run.output
     assert len(run.of(EpochFinished)) == 1
 
 
-def test_label_cache_of_dataset_runs_no_code(besieged):
-    assert not (besieged[1] / "touched").exists()
+def test_label_cache_of_dataset_runs_no_code(attacked):
+    assert not (attacked[1] / "executed").exists()
 
 
-def test_invalid_image_is_left_out_and_installs_nothing(besieged):
-    run, _ = besieged
+def test_invalid_image_is_left_out_and_installs_nothing(attacked):
+    run, _ = attacked
 
     (warning,) = run.of(Warned)
     assert warning.code == "images_left_out"
     assert warning.message.startswith("1 of 8 train images")
     assert "pi-heif" in run.output
-    assert not [line for line in run.output.splitlines() if line.startswith("WITNESSED") and "install" in line]
+    assert not [line for line in run.output.splitlines() if line.startswith("AUDIT") and "install" in line]
 
 
-def test_no_telemetry_or_integration_is_attached(besieged):
-    assert "TELEMETRY" not in besieged[0].output
+def test_no_telemetry_or_integration_is_attached(attacked):
+    assert "TELEMETRY" not in attacked[0].output
 
 
-def test_published_files_have_no_git_facts(besieged):
-    run, home = besieged
+def test_published_files_have_no_git_facts(attacked):
+    run, home = attacked
     files = [Path(run.last.best.path), Path(run.last.last.path), Path(run.of(CheckpointSaved)[-1].path)]
 
     for file in files:
@@ -96,12 +96,12 @@ def test_published_files_have_no_git_facts(besieged):
 
 
 def test_weights_with_code_are_refused(detect, tmp_path):
-    weights = pt_file(tmp_path / "hostile.pt", {"model": Hostile(tmp_path / "touched"), "train_args": {}})
+    weights = pt_file(tmp_path / "hostile.pt", {"model": Hostile(tmp_path / "executed"), "train_args": {}})
     run = run_child(order_for(detect, tmp_path / "run", model=weights), tmp_path)
 
     assert isinstance(run.last, Crashed)
     assert run.last.phase is Phase.LOADING
-    assert not (tmp_path / "touched").exists()
+    assert not (tmp_path / "executed").exists()
 
 
 def test_weights_of_unknown_package_install_nothing(detect, tmp_path):
@@ -114,41 +114,41 @@ def test_weights_of_unknown_package_install_nothing(detect, tmp_path):
         archive.writestr("archive/data.pkl", b"\x80\x02cpackage_of_an_attacker\nModel\n)\x81.")
         archive.writestr("archive/version", "3\n")
     order, env = order_for(detect, tmp_path / "run", model=weights), {"GIT_ROOT": str(tmp_path / "repository")}
-    run = run_child(order, tmp_path, program="besieged.py", env=env)
+    run = run_child(order, tmp_path, program="foreign_repository.py", env=env)
 
     assert isinstance(run.last, Crashed)
     assert "outside the supported" in run.last.message
-    assert not [line for line in run.output.splitlines() if line.startswith("WITNESSED") and "install" in line]
+    assert not [line for line in run.output.splitlines() if line.startswith("AUDIT") and "install" in line]
 
 
 def test_checkpoint_with_code_is_refused(detect, tmp_path):
-    checkpoint = pt_file(tmp_path / "hostile.pt", {"ema": Hostile(tmp_path / "touched"), "epoch": 1, "train_args": {}})
+    checkpoint = pt_file(tmp_path / "hostile.pt", {"ema": Hostile(tmp_path / "executed"), "epoch": 1, "train_args": {}})
     run = run_child(order_for(detect, tmp_path / "run", resume=checkpoint), tmp_path)
 
-    assert "checkpoint_broken" in [warning.code for warning in run.of(Warned)]  # it is ignored
-    assert not (tmp_path / "touched").exists()
+    assert "checkpoint_broken" in [warning.code for warning in run.of(Warned)]  # the checkpoint is ignored
+    assert not (tmp_path / "executed").exists()
 
 
-def test_best_weights_with_code_in_checkpoint_are_refused(besieged, detect, tmp_path):
-    checkpoint = tmp_path / "kept.pt"
-    checkpoint.write_bytes(Path(besieged[0].of(CheckpointSaved)[-1].path).read_bytes())
-    hostile = pt_file(tmp_path / "best.pt", {"model": Hostile(tmp_path / "touched"), "train_args": {}})
+def test_best_weights_with_code_in_checkpoint_are_refused(attacked, detect, tmp_path):
+    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint.write_bytes(Path(attacked[0].of(CheckpointSaved)[-1].path).read_bytes())
+    hostile = pt_file(tmp_path / "best.pt", {"model": Hostile(tmp_path / "executed"), "train_args": {}})
     with zipfile.ZipFile(checkpoint, "a") as archive:
         archive.write(hostile, archive.namelist()[0].partition("/")[0] + "/run/best.pt")
     run = run_child(order_for(detect, tmp_path / "run", resume=checkpoint), tmp_path)
 
     assert isinstance(run.last, Crashed)
-    assert not (tmp_path / "touched").exists()
+    assert not (tmp_path / "executed").exists()
 
 
 def test_architecture_with_code_is_not_executed(detect, tmp_path):
     packaged = Path(np.__file__).parents[1] / "ultralytics" / "cfg" / "models" / "11" / "yolo11.yaml"
-    hostile = tmp_path / "mine-yolo11n.yaml"
+    hostile = tmp_path / "custom-yolo11n.yaml"
     hostile.write_text(packaged.read_text() + f"\nactivation: open({str(tmp_path / 'touched')!r}, 'w').write('x')\n")
     run = run_child(order_for(detect, tmp_path / "run", model=hostile), tmp_path)
 
     assert run.events
-    assert not (tmp_path / "touched").exists()
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("variable", ["YOLO_AUTOINSTALL", "ULTRALYTICS_SAFE_LOAD"])

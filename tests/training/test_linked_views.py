@@ -1,4 +1,4 @@
-"""The sandboxed process trains on a view of links, as `prepare` creates it, and writes nothing through the links."""
+"""The sandboxed process trains on a view of links, like that of `prepare`, and writes nothing through the links."""
 
 import hashlib
 

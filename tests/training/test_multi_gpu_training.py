@@ -1,4 +1,4 @@
-"""One training on two devices: torch's launcher and two ranks on the CPU over gloo, with the real supervisor."""
+"""One training on two devices: the launcher of torch and two ranks on the CPU over gloo, with the real supervisor."""
 
 import csv
 import os
@@ -44,11 +44,11 @@ class TwoDevices:
             program=(sys.executable, str(PROGRAMS / "ranks_on_cpu.py")),
         )  # fmt: skip
 
-    def train(self, trouble=None, **changes):
+    def train(self, fault=None, **changes):
         order = replace(order_for(self.dataset, self.run_dir, **{"epochs": 2, "batch": 4} | changes), devices=(0, 1))
-        if trouble:
+        if fault:
             self.run_dir.mkdir()
-            (self.run_dir / "trouble").write_text(trouble)
+            (self.run_dir / "fault").write_text(fault)
         return self.trainer.train(order, self.stop, self.on_event, self.lines.append)
 
     def on_event(self, event):
@@ -93,18 +93,18 @@ def test_two_ranks_train_one_model(two):
     assert finished.report["epochs_completed"] == 2
     assert finished.report["images_per_second"] > 0
     assert {"mAP", "per_class", "test"} <= finished.report.keys()
-    assert os.path.getsize(finished.best.path) < 8e6, "the optimizer is stripped"
+    assert os.path.getsize(finished.best.path) < 8e6, "the optimizer state is removed"
     assert "metrics/mAP50(B)" in two.of(EpochFinished)[0].metrics
 
 
 def test_cancel_ends_every_rank(two):
     two.stop_when = in_epoch(2, StopReason.CANCELED)
-    began = []
+    stopped_at = []
 
     def on_event(event):
         two.on_event(event)
-        if two.stop.must_stop and not began:
-            began.append(time.monotonic())
+        if two.stop.must_stop and not stopped_at:
+            stopped_at.append(time.monotonic())
 
     with pytest.raises(Stopped) as stopped:
         two.trainer.train(
@@ -112,7 +112,7 @@ def test_cancel_ends_every_rank(two):
         )  # fmt: skip
 
     assert stopped.value.reason is StopReason.CANCELED
-    assert time.monotonic() - began[0] < 10
+    assert time.monotonic() - stopped_at[0] < 10
     assert two.of(CheckpointSaved)[0].epoch == 1
 
 
@@ -138,26 +138,23 @@ def test_shutdown_saves_checkpoint_and_ranks_resume(two, tmp_path):
     two.stop_when = in_epoch(2, StopReason.SHUTDOWN)
     with pytest.raises(Stopped):
         two.train(epochs=3, batch=2)
-    kept = two.of(CheckpointSaved)[-1]
-    assert kept.epoch == 1
+    checkpoint = two.of(CheckpointSaved)[-1]
+    assert checkpoint.epoch == 1
 
     again = TwoDevices(tmp_path / "another-host", two.dataset)
     again.home.mkdir()
-    finished = again.train(epochs=3, batch=2, resume=kept.path)
+    finished = again.train(epochs=3, batch=2, resume=checkpoint.path)
 
-    assert [event.epoch for event in again.of(EpochFinished)] == [
-        1,
-        2,
-        3,
-    ]  # the first was not reported before: it is reported once
+    # the first epoch was not reported to this attempt, so it is reported again
+    assert [event.epoch for event in again.of(EpochFinished)] == [1, 2, 3]
     first = next(event for event in again.of(BatchProgress) if event.phase is Phase.TRAINING)
-    assert first.batch > 1, "what was trained before the shutdown is not trained again, on either rank"
+    assert first.batch > 1, "no rank trains a batch again that was trained before the shutdown"
     assert again.epochs() == [1, 2, 3]
     assert finished.report["epochs_completed"] == 3
 
 
 def test_crash_of_second_rank_is_reported(two):
-    with pytest.raises(RunFailed, match="the second rank has had enough"):
+    with pytest.raises(RunFailed, match="second rank failed on purpose"):
         two.train("1 crash")
 
 
@@ -171,8 +168,8 @@ def test_killed_rank_is_machine_failure(two):
 def test_out_of_memory_in_one_rank_halves_batch_of_all(two):
     finished = two.train("1 memory", batch=8, epochs=2)
 
-    (told,) = [event for event in two.of(Warned) if event.code == "out_of_memory"]
-    assert "batch 8: the training continues after epoch 1 with batch 4" in told.message
+    (warning,) = [event for event in two.of(Warned) if event.code == "out_of_memory"]
+    assert "batch 8: the training continues after epoch 1 with batch 4" in warning.message
     assert finished.report["epochs_completed"] == 2 == two.epochs()[-1]
 
 
@@ -218,38 +215,38 @@ def test_silent_rank_failure_is_reported_with_exit_code(tmp_path, dataset, monke
     assert crashed.value.event.phase is Phase.STARTING
 
 
-@pytest.mark.parametrize(("asked", "given"), [(4, 4), (5, 4), (1, 2), (-1, 32), (0.7, 32)])
-def test_batch_is_multiple_of_ranks(tmp_path, dataset, asked, given):
-    told = []
-    order = replace(order_for(dataset, tmp_path, batch=asked), devices=(0, 1))
+@pytest.mark.parametrize(("requested", "used"), [(4, 4), (5, 4), (1, 2), (-1, 32), (0.7, 32)])
+def test_batch_is_multiple_of_ranks(tmp_path, dataset, requested, used):
+    warnings = []
+    order = replace(order_for(dataset, tmp_path, batch=requested), devices=(0, 1))
 
-    shared = shared_order(order, asked, told.append)
+    shared = shared_order(order, requested, warnings.append)
 
-    assert shared.plan.batch == given
-    assert len(told) == (asked != given)
+    assert shared.plan.batch == used
+    assert len(warnings) == (requested != used)
 
 
 def test_rect_causes_warning(tmp_path, dataset):
-    told = []
+    warnings = []
     order = replace(order_for(dataset, tmp_path, args={"rect": True}), devices=(0, 1))
 
-    assert shared_order(order, 8, told.append).plan.args["rect"] is False
-    assert [event.code for event in told] == ["no_rect"]
+    assert shared_order(order, 8, warnings.append).plan.args["rect"] is False
+    assert [event.code for event in warnings] == ["no_rect"]
 
 
 def test_killed_subreaper_leaves_no_rank(two):
     ranks_and_launcher = []
 
-    def kill_the_subreaper(event):
+    def kill_subreaper(event):
         if isinstance(event, BatchProgress) and event.epoch == 2 and not ranks_and_launcher:
             (subreaper,) = (
                 child for child in psutil.Process().children() if "subreaper.py" in " ".join(child.cmdline())
             )
-            (second,) = subreaper.children()
-            ranks_and_launcher.extend(second.children(recursive=True))
+            (child,) = subreaper.children()
+            ranks_and_launcher.extend(child.children(recursive=True))
             subreaper.kill()
 
-    two.stop_when = kill_the_subreaper
+    two.stop_when = kill_subreaper
     with pytest.raises(MachineFailed):
         two.train(epochs=50)
 

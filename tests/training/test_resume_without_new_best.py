@@ -1,6 +1,6 @@
-"""A real training that is interrupted and gets worse afterwards, so that no epoch is a new best.
+"""A real training is interrupted and gets worse afterwards, so that no epoch is a new best.
 
-It learns to distinguish red from green, and is resumed on a dataset with exchanged labels, so that its fitness drops.
+It learns to distinguish red from green. Then it resumes on a dataset with swapped labels, so that its fitness drops.
 """
 
 import csv
@@ -26,7 +26,7 @@ PLAN = {"epochs": 60, "batch": 4, "args": {"optimizer": "AdamW", "lr0": 0.002, "
 
 
 def stop_at(reason, when):
-    """Return a listener that asks for a stop at the first event for which `when` is true."""
+    """Return a listener that requests a stop at the first event for which `when` is true."""
     asked = []
 
     def on_event(event, process):
@@ -56,16 +56,16 @@ def recorded(dataset, run_dir, **changes):
 def learned(tmp_path_factory):
     """A training that was shut down once it could distinguish the colors."""
     home = tmp_path_factory.mktemp("learned")
-    learns = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and accuracy(event) > 0.9)
-    run = run_child(recorded(draw(home / "data", Task.CLASSIFY), home / "run"), home, on_event=learns)
+    when_learned = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and accuracy(event) > 0.9)
+    run = run_child(recorded(draw(home / "data", Task.CLASSIFY), home / "run"), home, on_event=when_learned)
     assert accuracy(run.of(EpochFinished)[-1]) > 0.9, run.output
     return run
 
 
 @pytest.fixture(scope="module")
-def exchanged(tmp_path_factory):
-    """The same images, with the labels of red and green exchanged."""
-    root = tmp_path_factory.mktemp("exchanged") / "data"
+def swapped(tmp_path_factory):
+    """The same images, with the labels of red and green swapped."""
+    root = tmp_path_factory.mktemp("swapped") / "data"
     dataset = draw(root, Task.CLASSIFY)
     for split in ("train", "val"):
         (root / split / "red").rename(root / split / "aside")
@@ -76,13 +76,13 @@ def exchanged(tmp_path_factory):
 
 @pytest.fixture(params=["same host", "another host"])
 def checkpoint(request, learned, tmp_path):
-    """The newest checkpoint: in the folder of the earlier attempt, or copied to that of this attempt."""
-    kept = Path(learned.of(CheckpointSaved)[-1].path)
+    """The newest checkpoint, in the folder of the first attempt or copied to the folder of this attempt."""
+    newest = Path(learned.of(CheckpointSaved)[-1].path)
     if request.param == "same host":
-        return kept
-    brought = tmp_path / "run" / "checkpoints" / kept.name
-    brought.parent.mkdir(parents=True)
-    return Path(shutil.copyfile(kept, brought))
+        return newest
+    copied = tmp_path / "run" / "checkpoints" / newest.name
+    copied.parent.mkdir(parents=True)
+    return Path(shutil.copyfile(newest, copied))
 
 
 def resume(checkpoint, dataset, home, on_event, **changes):
@@ -101,10 +101,10 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_resumed_training_without_new_best_completes(learned, exchanged, checkpoint, tmp_path):
+def test_resumed_training_without_new_best_completes(learned, swapped, checkpoint, tmp_path):
     best_epoch = learned.of(EpochFinished)[-1].epoch
-    falls = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == best_epoch + 2)
-    run = resume(checkpoint, exchanged, tmp_path, falls)
+    finish = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == best_epoch + 2)
+    run = resume(checkpoint, swapped, tmp_path, finish)
 
     assert isinstance(run.last, Finished), run.output
     assert max(accuracy(event) for event in run.of(EpochFinished)[:2]) < 0.9
@@ -119,12 +119,12 @@ def test_resumed_training_without_new_best_completes(learned, exchanged, checkpo
 
 
 @pytest.mark.long
-def test_best_epoch_is_measured_on_corrected_labels(learned, exchanged, tmp_path):
-    kept = Path(learned.of(CheckpointSaved)[-1].path)
+def test_best_epoch_is_measured_on_corrected_labels(learned, swapped, tmp_path):
+    newest = Path(learned.of(CheckpointSaved)[-1].path)
     last_epoch = learned.of(EpochFinished)[-1].epoch
     two_more = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == last_epoch + 2)
     order = recorded(
-        replace(exchanged, fingerprint="1" * 64), tmp_path / "run", resume=kept, last_reported_epoch=last_epoch
+        replace(swapped, fingerprint="1" * 64), tmp_path / "run", resume=newest, last_reported_epoch=last_epoch
     )
     run = run_child(order, tmp_path, on_event=two_more)
 
@@ -133,33 +133,33 @@ def test_best_epoch_is_measured_on_corrected_labels(learned, exchanged, tmp_path
     assert max(map(accuracy, epochs)) < 0.9  # lower than before, so that an earlier epoch could stay the best
     best = max(epochs, key=lambda event: (accuracy(event), event.epoch))
     assert accuracy(epochs[run.last.report["best_epoch"] - last_epoch - 1]) == accuracy(best)
-    assert not same(weights(run.last.best.path), weights(kept.parents[1] / "weights/best.pt"))
+    assert not same(weights(run.last.best.path), weights(newest.parents[1] / "weights/best.pt"))
     assert run.last.report["mAP"] == pytest.approx(accuracy(best), abs=0.01)
 
 
-def test_shutdown_in_first_resumed_epoch_saves_checkpoint(learned, exchanged, checkpoint, tmp_path):
-    run = resume(checkpoint, exchanged, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
+def test_shutdown_in_first_resumed_epoch_saves_checkpoint(learned, swapped, checkpoint, tmp_path):
+    run = resume(checkpoint, swapped, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
 
     assert isinstance(run.last, ChildStopped), run.output
     assert not run.of(Warned)
-    (kept,) = run.of(CheckpointSaved)
-    assert kept.epoch == learned.of(EpochFinished)[-1].epoch
-    assert Path(kept.path).is_relative_to(tmp_path / "run")
+    (saved,) = run.of(CheckpointSaved)
+    assert saved.epoch == learned.of(EpochFinished)[-1].epoch
+    assert Path(saved.path).is_relative_to(tmp_path / "run")
 
 
 @pytest.fixture
-def no_room(tmp_path):
+def blocked_checkpoints_folder(tmp_path):
     """Create a file at the path of this attempt's checkpoints folder."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").touch()
 
 
 @pytest.mark.parametrize("where", ["checkpoints/epoch-{:05d}.tmp", "weights/unfinished.pt"])
-def test_shutdown_with_failed_checkpoint_warns_and_stops(learned, exchanged, tmp_path, where):
+def test_shutdown_with_failed_checkpoint_warns_and_stops(learned, swapped, tmp_path, where):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
     taken = where.format(learned.of(EpochFinished)[-1].epoch)
     (tmp_path / "run" / taken).mkdir(parents=True)  # a folder at the path of a file
-    run = resume(newest, exchanged, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
+    run = resume(newest, swapped, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
 
     assert isinstance(run.last, ChildStopped), run.output
     assert [event.code for event in run.of(Warned)] == ["checkpoint_not_saved"]
@@ -167,24 +167,24 @@ def test_shutdown_with_failed_checkpoint_warns_and_stops(learned, exchanged, tmp
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("no_room")
-def test_failed_checkpoints_do_not_stop_training(learned, exchanged, tmp_path):
+@pytest.mark.usefixtures("blocked_checkpoints_folder")
+def test_failed_checkpoints_do_not_stop_training(learned, swapped, tmp_path):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
     finish = stop_at(
         StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == learned.of(EpochFinished)[-1].epoch + 2
     )
-    run = resume(newest, exchanged, tmp_path, finish)
+    run = resume(newest, swapped, tmp_path, finish)
 
     assert isinstance(run.last, Finished), run.output
     assert [event.code for event in run.of(Warned)] == ["checkpoint_not_saved"]
     assert run.last.report["mAP"] is not None
 
 
-def test_unloadable_checkpoint_is_reported_and_training_restarts(exchanged, tmp_path):
+def test_unloadable_checkpoint_is_reported_and_training_restarts(swapped, tmp_path):
     broken = tmp_path / "epoch-00007.pt"
     with zipfile.ZipFile(broken, "w") as archive:
         archive.writestr("archive/data.pkl", b"no pickle")
-    run = resume(broken, exchanged, tmp_path, lambda *_: None, epochs=1)
+    run = resume(broken, swapped, tmp_path, lambda *_: None, epochs=1)
 
     assert isinstance(run.last, Finished), run.output
     assert [event.code for event in run.of(Warned)] == ["checkpoint_broken"]
@@ -192,8 +192,8 @@ def test_unloadable_checkpoint_is_reported_and_training_restarts(exchanged, tmp_
 
 
 @pytest.mark.long
-def test_removed_weights_do_not_stop_training(learned, exchanged, tmp_path):
-    """The newest checkpoint is left; nothing is claimed about the best epoch any more."""
+def test_removed_weights_do_not_stop_training(learned, swapped, tmp_path):
+    """Only the newest checkpoint is left, so the best epoch is unknown."""
     newest, epoch = Path(learned.of(CheckpointSaved)[-1].path), learned.of(EpochFinished)[-1].epoch
     shut_down = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and event.epoch == epoch + 2)
 
@@ -203,11 +203,11 @@ def test_removed_weights_do_not_stop_training(learned, exchanged, tmp_path):
                 (tmp_path / "a" / "run" / name).unlink()
         shut_down(event, process)
 
-    run = resume(newest, exchanged, tmp_path / "a", remove)
+    run = resume(newest, swapped, tmp_path / "a", remove)
     assert isinstance(run.last, ChildStopped), run.output
     left = Path(run.of(CheckpointSaved)[-1].path)
     finish = stop_at(StopReason.FINISH, is_epoch)
-    again = resume(left, exchanged, tmp_path / "b", finish)
+    again = resume(left, swapped, tmp_path / "b", finish)
 
     assert isinstance(again.last, Finished), again.output
     assert not [*run.of(Warned), *again.of(Warned)]

@@ -1,4 +1,4 @@
-"""Attacker code inside a real training reaches nothing, and the sandbox does not impair the training."""
+"""Attacker code inside a real training can access nothing, and the sandbox does not disturb the training."""
 
 import ctypes
 import json
@@ -23,10 +23,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["started for its order", "prestarted"])
-def taken_over(request, tmp_path_factory):
-    """The training, its home, and the process that the attacker tries to kill."""
-    home = tmp_path_factory.mktemp("taken-over")
+@pytest.fixture(scope="module", params=["started for this order", "prestarted"])
+def attacked(request, tmp_path_factory):
+    """The training, its home folder, and the process that the attacker tries to kill."""
+    home = tmp_path_factory.mktemp("attacked")
     outside = home / "outside"
     outside.mkdir()
     (outside / "secret").write_text("SUPABASE_SERVICE_ROLE_KEY=planted")
@@ -41,26 +41,26 @@ def taken_over(request, tmp_path_factory):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         env = {"OUTSIDE": str(outside), "PORT": str(listener.getsockname()[1]), "VICTIM": str(victim.pid)}
         without = ("CUDA_VISIBLE_DEVICES",) if request.param == "prestarted" else ()
-        run = run_child(order, home, program="taken_over.py", env=env, without=without, on_event=finish)
+        run = run_child(order, home, program="attacker_code.py", env=env, without=without, on_event=finish)
     yield run, home, victim
     victim.kill()
     victim.wait()
     victim.stdin.close()
 
 
-def test_attacker_code_reads_nothing(taken_over):
-    _, home, victim = taken_over
-    tried = [json.loads(line) for line in (home / "run" / "loot").read_text().splitlines()]
+def test_attacker_code_reads_nothing(attacked):
+    _, home, victim = attacked
+    tried = [json.loads(line) for line in (home / "run" / "attacks.jsonl").read_text().splitlines()]
 
     assert {attempt["where"] for attempt in tried} == {"training", "loader", "commands"}
-    assert [attempt["took"] for attempt in tried] == [[]] * len(tried)
+    assert [attempt["succeeded"] for attempt in tried] == [[]] * len(tried)
     assert sorted(path.name for path in (home / "outside").iterdir()) == ["secret"]
     assert "planted" in (home / "outside" / "secret").read_text()
     assert victim.poll() is None
 
 
-def test_sandboxed_training_completes(taken_over):
-    run, home, _ = taken_over
+def test_sandboxed_training_completes(attacked):
+    run, home, _ = attacked
 
     assert isinstance(run.last, Finished), run.output
     assert not run.of(Warned)
@@ -73,16 +73,16 @@ def test_sandboxed_training_completes(taken_over):
 
 @pytest.mark.long
 def test_view_with_links_to_any_folder_is_trained_on(tmp_path):
-    """Like a dataset on the user's disk with images that are links."""
+    """Some datasets on a user's disk consist of links to images."""
     dataset = draw(tmp_path / "view", Task.DETECT)
     for number, path in enumerate(sorted((tmp_path / "view" / "images").rglob("*.png"))):
-        kept = tmp_path / f"disk{number % 2}" / path.name
-        kept.parent.mkdir(exist_ok=True)
-        path.rename(kept)
+        target = tmp_path / f"disk{number % 2}" / path.name
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
         if number % 3 == 0:
             (tmp_path / "links").mkdir(exist_ok=True)
-            kept = (tmp_path / "links" / path.name).symlink_to(kept) or tmp_path / "links" / path.name
-        path.symlink_to(os.path.relpath(kept, path.parent) if number % 2 else kept)
+            target = (tmp_path / "links" / path.name).symlink_to(target) or tmp_path / "links" / path.name
+        path.symlink_to(os.path.relpath(target, path.parent) if number % 2 else target)
     run = run_child(order_for(dataset, tmp_path / "run", args={"cache": "disk"}), tmp_path / "home")
 
     assert isinstance(run.last, Finished), run.output
@@ -99,9 +99,9 @@ def test_sandbox_can_be_disabled(tmp_path):
     (tmp_path / "outside" / "secret").write_text("planted")
     with subprocess.Popen(["sleep", "600"]) as victim:
         env = {"OUTSIDE": str(tmp_path / "outside"), "PORT": "9", "VICTIM": str(victim.pid), SANDBOX: "0"}
-        run = run_child(order, tmp_path, program="taken_over.py", env=env)
+        run = run_child(order, tmp_path, program="attacker_code.py", env=env)
         victim.kill()
 
     assert isinstance(run.last, Finished), run.output
-    tried = [json.loads(line) for line in (tmp_path / "run" / "loot").read_text().splitlines()]
-    assert any(attempt["took"] for attempt in tried)
+    tried = [json.loads(line) for line in (tmp_path / "run" / "attacks.jsonl").read_text().splitlines()]
+    assert any(attempt["succeeded"] for attempt in tried)

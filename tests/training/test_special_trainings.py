@@ -1,4 +1,4 @@
-"""Special trainings: NaN, a time budget, early stopping, no validation, other model families."""
+"""Trainings with NaN losses, a time budget, early stopping, no validation, or another model family."""
 
 import csv
 import shutil
@@ -70,13 +70,13 @@ def test_time_budget_ends_training(budgeted):
 
 def test_resumed_time_budget_counts_earlier_attempts(budgeted, classify, tmp_path):
     """Most of the budget is used, so the resumed training takes only the rest."""
-    kept = budgeted.of(CheckpointSaved)
-    before = shutil.copyfile(kept[-2].path, tmp_path / "before.pt")
+    checkpoints = budgeted.of(CheckpointSaved)
+    before = shutil.copyfile(checkpoints[-2].path, tmp_path / "before.pt")
     changes = {
         "epochs": 100,
         "args": {"time": 2.5 / 3600},
         "resume": Path(before),
-        "last_reported_epoch": kept[-2].epoch,
+        "last_reported_epoch": checkpoints[-2].epoch,
     }
     order = order_for(classify, tmp_path / "run", **changes)
     run = run_child(order, tmp_path)
@@ -86,7 +86,7 @@ def test_resumed_time_budget_counts_earlier_attempts(budgeted, classify, tmp_pat
     with (tmp_path / "run" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
-    assert float(rows[-1]["time"]) > float(rows[kept[-2].epoch - 1]["time"])
+    assert float(rows[-1]["time"]) > float(rows[checkpoints[-2].epoch - 1]["time"])
 
 
 def test_early_stopping_reports_no_extra_epoch(classify, tmp_path):

@@ -1,4 +1,4 @@
-"""Stops real trainings and resumes them in other folders, as on another host."""
+"""Stop real trainings and resume them in other folders, as on another host."""
 
 import csv
 import json
@@ -27,8 +27,8 @@ from trainer.training.wire import encode_stop
 pytestmark = pytest.mark.training
 
 
-def asking(reason, when):
-    """Return a listener that asks for a stop at the first event for which `when` is true."""
+def stop_at(reason, when):
+    """Return a listener that requests a stop at the first event for which `when` is true."""
     asked = []
 
     def on_event(event, process):
@@ -40,7 +40,7 @@ def asking(reason, when):
     return on_event
 
 
-def epoch_began(number):
+def in_epoch(number):
     return lambda event: isinstance(event, BatchProgress) and event.epoch == number and event.phase is Phase.TRAINING
 
 
@@ -59,12 +59,12 @@ def drained(detect, tmp_path_factory):
     """A training of four epochs that was shut down in its third."""
     home = tmp_path_factory.mktemp("drained")
     order = order_for(detect, home / "run", epochs=4, batch=1)
-    return run_child(order, home, on_event=asking(StopReason.SHUTDOWN, epoch_began(3))), home / "run"
+    return run_child(order, home, on_event=stop_at(StopReason.SHUTDOWN, in_epoch(3))), home / "run"
 
 
 @pytest.fixture(scope="module")
 def resumed(drained, tmp_path_factory):
-    """The drained training, resumed elsewhere: in other folders, with only the checkpoint of the old ones.
+    """The drained training, resumed in other folders, with nothing but the checkpoint of the first attempt.
 
     Its second epoch was not reported.
     """
@@ -81,22 +81,22 @@ def test_cancel_ends_training_at_next_batch_without_result(detect, tmp_path):
     when = []
 
     def on_event(event, process):
-        asking_now(event, process)
+        ask(event, process)
         when.append(event)
 
-    asking_now = asking(StopReason.CANCELED, epoch_began(1))
+    ask = stop_at(StopReason.CANCELED, in_epoch(1))
     run = run_child(order_for(detect, tmp_path / "run", epochs=50, batch=2), tmp_path, on_event=on_event)
 
     assert isinstance(run.last, ChildStopped)
     assert run.process.returncode == 0
     assert not run.of(Finished)
-    asked_at = next(at for at, event in zip(run.at, run.events, strict=True) if epoch_began(1)(event))
+    asked_at = next(at for at, event in zip(run.at, run.events, strict=True) if in_epoch(1)(event))
     assert run.at[-1] - asked_at < 3.0
     assert len(run.of(EpochFinished)) <= 2
 
 
-def test_cancel_during_start_is_obeyed_before_first_batch(detect, tmp_path):
-    loading = asking(StopReason.CANCELED, lambda event: isinstance(event, PhaseStarted))
+def test_cancel_during_start_ends_training_before_first_batch(detect, tmp_path):
+    loading = stop_at(StopReason.CANCELED, lambda event: isinstance(event, PhaseStarted))
     run = run_child(order_for(detect, tmp_path / "run", epochs=5), tmp_path, on_event=loading)
 
     assert isinstance(run.last, ChildStopped)
@@ -105,15 +105,15 @@ def test_cancel_during_start_is_obeyed_before_first_batch(detect, tmp_path):
 
 def test_shutdown_saves_unfinished_epoch(drained):
     run, run_dir = drained
-    kept = run.of(CheckpointSaved)
+    checkpoints = run.of(CheckpointSaved)
 
     assert isinstance(run.last, ChildStopped)
-    assert [c.epoch for c in kept] == [1, 2, 2]
+    assert [c.epoch for c in checkpoints] == [1, 2, 2]
     facts = json.loads((run_dir / "checkpoints" / "epoch-00002.json").read_text())
-    assert facts["sha256"] == kept[-1].sha256
+    assert facts["sha256"] == checkpoints[-1].sha256
     assert 0 < facts["done"] < 1
     assert not (run_dir / "weights" / "unfinished.pt").exists()
-    with zipfile.ZipFile(kept[-1].path) as archive:  # the best epoch so far is another one
+    with zipfile.ZipFile(checkpoints[-1].path) as archive:  # the best epoch so far is another one
         (best,) = (info for info in archive.infolist() if info.filename.endswith("run/best.pt"))
     assert 1e6 < best.file_size < 10e6
 
@@ -129,7 +129,7 @@ def test_shutdown_during_validation_saves_trained_epoch(detect, tmp_path):
 
     many = draw(tmp_path / "data", Task.DETECT, val=80)
     order = order_for(many, tmp_path / "run", epochs=3, batch=1)
-    run = run_child(order, tmp_path, on_event=asking(StopReason.SHUTDOWN, in_second_validation))
+    run = run_child(order, tmp_path, on_event=stop_at(StopReason.SHUTDOWN, in_second_validation))
 
     assert isinstance(run.last, ChildStopped), run.output
     facts = json.loads((tmp_path / "run" / "checkpoints" / "epoch-00001.json").read_text())
@@ -148,14 +148,14 @@ def test_shutdown_during_validation_saves_trained_epoch(detect, tmp_path):
 
 def test_shutdown_in_first_epoch_saves_no_checkpoint(detect, tmp_path):
     order = order_for(detect, tmp_path / "run", epochs=50, batch=2)
-    run = run_child(order, tmp_path, on_event=asking(StopReason.SHUTDOWN, epoch_began(1)))
+    run = run_child(order, tmp_path, on_event=stop_at(StopReason.SHUTDOWN, in_epoch(1)))
 
     assert isinstance(run.last, ChildStopped)
     finished = {event.epoch for event in run.of(EpochFinished)}
     assert {c.epoch for c in run.of(CheckpointSaved)} == finished
 
 
-def test_training_resumes_elsewhere_to_same_epochs(resumed):
+def test_resumed_training_has_every_epoch_once(resumed):
     run, run_dir = resumed
 
     assert isinstance(run.last, Finished), run.output
@@ -166,10 +166,10 @@ def test_training_resumes_elsewhere_to_same_epochs(resumed):
 
 
 def test_unreported_epoch_is_reported_by_next_attempt(drained, resumed):
-    then, again = drained[0].of(EpochFinished)[1], resumed[0].of(EpochFinished)[0]
+    first, again = drained[0].of(EpochFinished)[1], resumed[0].of(EpochFinished)[0]
 
-    assert (then.epoch, again.epoch, again.total_epochs) == (2, 2, 4)
-    assert again.metrics == then.metrics
+    assert (first.epoch, again.epoch, again.total_epochs) == (2, 2, 4)
+    assert again.metrics == first.metrics
     assert again.seconds > 0
     assert resumed[0].events.index(again) < resumed[0].events.index(resumed[0].of(BatchProgress)[0])
 
@@ -177,9 +177,9 @@ def test_unreported_epoch_is_reported_by_next_attempt(drained, resumed):
 def test_truncated_row_of_results_is_ignored():
     rows = ["epoch,time,train/box_loss,lr/pg0", "1,2.5,0.5,0.01", "2,4,0.3,0.02,4,9,0.2,0.01", "5,11,0.1,0.01", "6,1"]
 
-    told = list(epochs_after(1, "\n".join(rows), SimpleNamespace(args={}, epochs=9)))
+    reported = list(epochs_after(1, "\n".join(rows), SimpleNamespace(args={}, epochs=9)))
 
-    assert [(event.epoch, event.total_epochs, event.metrics) for event in told] == [
+    assert [(event.epoch, event.total_epochs, event.metrics) for event in reported] == [
         (5, 9, {"train/box_loss": 0.1, "lr/pg0": 0.01})
     ]
 
@@ -192,7 +192,7 @@ def test_damaged_results_are_ignored(results, tmp_path):
 
     assert list(epochs_after(0, results, SimpleNamespace(args={}, epochs=9))) == []
     (tmp_path / "results.csv").write_text(results)
-    for path in (tmp_path / "results.csv", tmp_path / "none.csv"):
+    for path in (tmp_path / "results.csv", tmp_path / "missing.csv"):
         assert from_results(path, 3, Task.DETECT)["mAP"] is None
 
 
@@ -223,7 +223,7 @@ def test_resumed_training_continues_optimizer_and_schedule(drained, resumed):
 
 def test_finish_request_completes_run_with_fewer_epochs(detect, tmp_path):
     order = order_for(detect, tmp_path / "run", epochs=50, batch=4)
-    run = run_child(order, tmp_path, on_event=asking(StopReason.FINISH, epoch_began(1)))
+    run = run_child(order, tmp_path, on_event=stop_at(StopReason.FINISH, in_epoch(1)))
 
     assert isinstance(run.last, Finished)
     completed = run.last.report["epochs_completed"]

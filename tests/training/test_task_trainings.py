@@ -28,24 +28,24 @@ METRICS = {
     Task.OBB: ("mAP50-95(B)", "recall(B)"),
     Task.CLASSIFY: ("accuracy_top1", "accuracy_top5"),
 }
-WITH_EVERYTHING = Task.DETECT  # plots, a test split and an export cost time, so only one task has them
+WITH_ALL_OPTIONS = Task.DETECT  # plots, a test split and an export take time, so only one task has them
 
 
-@pytest.fixture(scope="module", params=long_except(Task, WITH_EVERYTHING, Task.CLASSIFY), ids=lambda task: task.value)
+@pytest.fixture(scope="module", params=long_except(Task, WITH_ALL_OPTIONS, Task.CLASSIFY), ids=lambda task: task.value)
 def trained(request, tmp_path_factory):
     task = request.param
     home = tmp_path_factory.mktemp(task.value)
-    everything = task is WITH_EVERYTHING
-    dataset = draw(home / "data", task, test=4 if everything else 0)
+    all_options = task is WITH_ALL_OPTIONS
+    dataset = draw(home / "data", task, test=4 if all_options else 0)
     order = order_for(
         dataset,
         home / "run",
         epochs=2,
         predictions=True,
-        exports=("torchscript",) if everything else (),
-        args={"plots": everything},
+        exports=("torchscript",) if all_options else (),
+        args={"plots": all_options},
     )
-    return task, run_child(order, home, program="watched.py"), home / "run"
+    return task, run_child(order, home, program="audited.py"), home / "run"
 
 
 def report(run):
@@ -65,9 +65,9 @@ def test_training_ends_with_weights_and_exit_code_0(trained):
 def test_final_event_has_size_and_checksum_of_weights(trained):
     _, run, _ = trained
 
-    for named in (run.last.best, run.last.last):
-        content = Path(named.path).read_bytes()
-        assert (named.bytes, named.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    for weights in (run.last.best, run.last.last):
+        content = Path(weights.path).read_bytes()
+        assert (weights.bytes, weights.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_phases_are_in_order(trained):
@@ -143,13 +143,13 @@ def test_every_validation_image_has_predictions(trained):
 
 
 def test_training_uses_no_network_and_installs_nothing(trained):
-    witnessed = [line for line in trained[1].output.splitlines() if line.startswith("WITNESSED")]
+    audited = [line for line in trained[1].output.splitlines() if line.startswith("AUDIT")]
 
-    assert not [line for line in witnessed if "socket." in line and "'/" not in line]
-    assert not [line for line in witnessed if "pip" in line or "git" in line]
+    assert not [line for line in audited if "socket." in line and "'/" not in line]
+    assert not [line for line in audited if "pip" in line or "git" in line]
 
 
-@pytest.mark.parametrize("trained", [WITH_EVERYTHING], ids=["detect"], indirect=True)
+@pytest.mark.parametrize("trained", [WITH_ALL_OPTIONS], ids=["detect"], indirect=True)
 def test_test_split_plots_and_export_exist_on_request(trained):
     _, run, run_dir = trained
 

@@ -1,4 +1,4 @@
-"""The training process that prints every attempt to use the network or start a program, and allows it."""
+"""The training process that prints each use of the network and each start of a program, and allows them."""
 
 import sys
 
@@ -12,12 +12,12 @@ WATCHED = (
 )
 
 
-def witness(event, args):
+def audit(event, args):
     if event in WATCHED:
-        print(f"WITNESSED {event} {args}", file=sys.stderr, flush=True)
+        print(f"AUDIT {event} {args}", file=sys.stderr, flush=True)
 
 
-sys.addaudithook(witness)
+sys.addaudithook(audit)
 
 from trainer.training.child import main  # noqa: E402
 

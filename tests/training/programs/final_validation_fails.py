@@ -1,4 +1,4 @@
-"""The training process whose final validation and export fail. `TEAR=1` also truncates best.pt, like a full disk."""
+"""The training process whose final validation and export fail. `TRUNCATE=1` also truncates best.pt, like a full disk."""
 
 import os
 import sys
@@ -10,9 +10,9 @@ from trainer.training.child import main
 
 
 def final_eval(self):
-    if os.environ.get("TEAR"):
+    if os.environ.get("TRUNCATE"):
         self.best.write_bytes(self.best.read_bytes()[:1000])
-    raise FileNotFoundError("data.yaml is gone")
+    raise FileNotFoundError("data.yaml does not exist")
 
 
 def export(self, model=None):

@@ -1,6 +1,6 @@
 """The training process inside a foreign git repository (`GIT_ROOT`) and with telemetry installed.
 
-Programs that it starts are printed.
+It prints the programs that it starts.
 """
 
 import os
@@ -13,9 +13,9 @@ from ultralytics.utils.git import GitRepo
 
 from trainer.training.child import main
 
-found = GitRepo(Path(os.environ["GIT_ROOT"]))
-assert found.origin, "the repository is not there"
-ultralytics.utils.GIT.__dict__.update(found.__dict__)
+repository = GitRepo(Path(os.environ["GIT_ROOT"]))
+assert repository.origin, "the repository does not exist"
+ultralytics.utils.GIT.__dict__.update(repository.__dict__)
 ultralytics.utils.events.callbacks["on_train_start"] = lambda _trainer: print("TELEMETRY", flush=True)
-sys.addaudithook(lambda event, args: print(f"WITNESSED {args}", flush=True) if event == "subprocess.Popen" else None)
+sys.addaudithook(lambda event, args: print(f"AUDIT {args}", flush=True) if event == "subprocess.Popen" else None)
 main.main(sys.argv[1:])

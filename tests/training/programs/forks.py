@@ -25,7 +25,7 @@ def print_counts(trainer):
         if process.name.startswith("pixels-"):
             process.join(60)
     stored = len(list(Path(trainer.data["path"], "pixels").rglob("*.npy")))
-    print(f"WORKERS {trainer.train_loader.num_workers} AHEAD {stored}", flush=True)
+    print(f"WORKERS {trainer.train_loader.num_workers} STORED {stored}", flush=True)
 
 
 BaseTrainer._do_train = train_with_workers

@@ -1,6 +1,6 @@
 """The training process without a GPU: its ranks train on the CPU over gloo, which Ultralytics does not support.
 
-With --events-fd it is the training process, otherwise a rank. A file `trouble` in the run folder makes a rank fail, once, in its
+With --events-fd it is the training process, otherwise a rank. A file `fault` in the run folder makes a rank fail once, in its
 second epoch: "1 crash", "1 memory", or "1 9" for signal 9.
 """
 
@@ -26,7 +26,7 @@ do_train, wrap, reduce = BaseTrainer._do_train, torch.nn.parallel.DistributedDat
 def train_as_rank(self):
     if "RANK" in os.environ:
         self.world_size = int(os.environ["WORLD_SIZE"])
-        self.add_callback("on_train_batch_start", make_trouble)
+        self.add_callback("on_train_batch_start", fail_once)
         print(f"rank {os.environ['RANK']} of {self.world_size} trains", flush=True)
     do_train(self)
 
@@ -38,8 +38,8 @@ def reduce_mean(tensor, dst, op):
         tensor /= dist.get_world_size()
 
 
-def make_trouble(trainer):
-    path = Path(trainer.save_dir) / "trouble"
+def fail_once(trainer):
+    path = Path(trainer.save_dir) / "fault"
     which, _, what = path.read_text().partition(" ") if path.exists() else ("", "", "")
     if os.environ["RANK"] != which or trainer.epoch < 1:
         return
@@ -49,7 +49,7 @@ def make_trouble(trainer):
         time.sleep(0.05)  # meanwhile rank 0 saves the checkpoint of its first epoch
     print(f"rank {which}: {what}", flush=True)
     if what == "crash":
-        raise ValueError("the second rank has had enough")
+        raise ValueError("second rank failed on purpose")
     if what == "memory":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     os.kill(os.getpid(), int(what))
