@@ -9,7 +9,18 @@ import platform
 
 from benchmarks.figures import HEADER
 
-NAMES = ("run", "loader", "sync", "datasets", "storage", "claim", "beats", "idle")
+NAMES = (
+    "run",
+    "loader",
+    "stored_pixels",
+    "labels",
+    "sync",
+    "datasets",
+    "storage",
+    "claim",
+    "heartbeats",
+    "idle",
+)
 
 
 def main() -> None:
@@ -23,7 +34,7 @@ def main() -> None:
     for name in options.names or NAMES:
         for figure in importlib.import_module(f"benchmarks.{name}").figures(tiny=options.tiny):
             print(figure.line(), flush=True)
-    print(f"\nload at the end: {os.getloadavg()[0]:.1f}; above {os.cpu_count()}, other work took part of the cores")
+    print(f"\nload at the end: {os.getloadavg()[0]:.1f}; above {os.cpu_count()}, other processes used the cores, too")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Run a plain training script, for comparison: `python -m benchmarks.bare '[{"epochs": 1, …}, …]'`.
+"""Run a plain training script, for comparison: `python -m benchmarks.baseline '[{"epochs": 1, …}, …]'`.
 
-Trains once per object of arguments and prints the time at which the model started to load.
+It trains once for each object of arguments and prints the time at which the model starts to load.
 """
 
 import json

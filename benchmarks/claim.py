@@ -1,7 +1,7 @@
 """Measure how long a claim takes with 32 workers on a table of 1,000,000 finished runs: `python -m benchmarks.claim [--tiny]`.
 
 Three measurements of the same function: in the database alone (pgbench), through PostgREST and our adapter as fast as 32 workers
-can ask, and through both at a pace of one claim a second and worker, ten times what a daemon asks by default.
+can claim, and through both at a pace of one claim a second and worker, ten times the default pace of a daemon.
 All processes share the cores of this machine.
 """
 
@@ -31,25 +31,25 @@ CLAIMS = 30  # of each worker, per measurement
 def figures(*, tiny: bool) -> Iterator[Figure]:
     workers, finished, claims = (4, 1_000, 3) if tiny else (WORKERS, FINISHED, CLAIMS)
     with running_stack() as stack:
-        few = percentiles(in_database(stack, workers, claims))
+        empty = percentiles(in_database(stack, workers, claims))
         fill(stack, finished)
         for queued in (True, False):
             what = "each takes a run" if queued else "nothing is queued"
             insert(stack, workers * claims * 3 if queued else 0)
             alone = percentiles(in_database(stack, workers, claims))
             with adapters(stack, workers) as queues:
-                paced, taken = through(queues, claims // 3, every=1.0)
-                flood, more = through(queues, claims, every=0.0)
+                paced, taken = through_adapters(queues, claims // 3, every=1.0)
+                unpaced, more = through_adapters(queues, claims, every=0.0)
             taken += more
             p50, p99 = percentiles(paced)
-            doubles = len(taken) - len(set(taken))
+            double = len(taken) - len(set(taken))
             yield Figure(
                 what=f"claim by {workers} workers, one a second each, {finished:,} rows, {what}",
                 target="p99 ≤ 50 ms, no double claim",
-                measured=f"p50 {p50:.0f} ms, p99 {p99:.0f} ms, {doubles} double",
+                measured=f"p50 {p50:.0f} ms, p99 {p99:.0f} ms, {double} double",
                 peer=f"in the database alone, all at once: p50 {alone[0]:.0f}, p99 {alone[1]:.0f} ms (empty table: "
-                f"{few[0]:.0f}, {few[1]:.0f}); as fast as the adapters can: p99 {percentiles(flood)[1]:.0f} ms",
-                met=p99 <= 50 and not doubles,
+                f"{empty[0]:.0f}, {empty[1]:.0f}); as fast as the adapters can: p99 {percentiles(unpaced)[1]:.0f} ms",
+                met=p99 <= 50 and not double,
                 why="32 clients, their gateway, PostgREST and PostgreSQL share two cores here",
             )
 
@@ -99,7 +99,7 @@ def adapters(stack: Stack, count: int) -> Iterator[list[SupabaseQueue]]:
         yield queues
 
 
-def through(queues: list[SupabaseQueue], claims: int, every: float) -> tuple[list[float], list[str]]:
+def through_adapters(queues: list[SupabaseQueue], claims: int, every: float) -> tuple[list[float], list[str]]:
     """Let each worker claim at a fixed pace. Return the duration of each claim and the IDs of the claimed runs."""
     seconds: list[float] = []
     taken: list[str] = []
@@ -107,12 +107,12 @@ def through(queues: list[SupabaseQueue], claims: int, every: float) -> tuple[lis
     def work(n: int, queue: SupabaseQueue) -> None:
         time.sleep(every * n / len(queues))
         for _ in range(claims):
-            began = time.perf_counter()
+            started = time.perf_counter()
             lease = queue.claim(Worker(id=f"w{n}"), str(uuid.uuid4()), 60.0)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - started)
             if lease:
                 taken.append(lease.job.id)
-            time.sleep(max(0.0, every - (time.perf_counter() - began)))
+            time.sleep(max(0.0, every - (time.perf_counter() - started)))
 
     threads = [threading.Thread(target=work, args=pair) for pair in enumerate(queues)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""One line of the table that `make bench` prints."""
+"""The lines of the table that `make bench` prints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Figure:
         return f"| {self.what} | {self.target} | {self.measured} | {self.peer} | {verdict} |"
 
 
-HEADER = "| figure | target | measured | beside it | |\n|---|---|---|---|---|"
+HEADER = "| figure | target | measured | compared with | |\n|---|---|---|---|---|"
 
 
 def middle(values: list[float], unit: str = "s", digits: int = 2) -> str:

@@ -1,7 +1,8 @@
 """Measure the cost of an idle service: `python -m benchmarks.idle`.
 
 Prints the seconds from the start of the command to its first claim, the resident memory, and the share of a core that
-an idle minute takes, on the embedded queue; then memory and requests over Supabase (real PostgreSQL and PostgREST).
+an idle service uses, with the local queue. Then it measures memory and requests with Supabase (real PostgreSQL and
+PostgREST).
 """
 
 import argparse
@@ -34,7 +35,7 @@ def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
     yield Figure(
         what="idle worker",
         target="≤ 80 MiB, ≤ 0.5 % of a core",
-        measured=f"{memory:.0f} MiB, {share:.2%} of a core, claims {claiming:.2f} s after its start",
+        measured=f"{memory:.0f} MiB, {share:.2%} of a core, first claim {claiming:.2f} s after its start",
         met=memory <= 80 and share <= 0.005,
     )
     polls = 3 if tiny else 30
@@ -49,20 +50,20 @@ def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
                 time.sleep(0.05)
             stack.gateway.requests.clear()
             share = processor(process, polls * POLL)
-            memory, requests, asked = process.memory_info().rss / 2**20, len(stack.gateway.requests), claims(stack)
+            memory, requests, claimed = process.memory_info().rss / 2**20, len(stack.gateway.requests), claims(stack)
     yield Figure(
         what="idle worker over Supabase",
         target="≤ 80 MiB, ≤ 1 request per poll interval",
         measured=f"{memory:.0f} MiB, {requests} requests in {polls} intervals of {POLL:g} s, all of them claims; "
         f"{share:.2%} of a core",
-        met=memory <= 80 and requests == asked <= polls * 1.1 + 1,
-        why="something other than claims was asked" if requests != asked else "",
+        met=memory <= 80 and requests == claimed <= polls * 1.1 + 1,
+        why="the worker sent other requests than claims" if requests != claimed else "",
     )
 
 
 @contextmanager
 def running(home: str, **settings: str) -> Iterator[tuple[psutil.Process, float]]:
-    """Start the service without a spare process. Yield it and its start time."""
+    """Start the service without a prestarted process. Yield it and its start time."""
     environment = os.environ | {"TRAINER_HOME": home, "WARM_START": "0", "LOG_LEVEL": "ERROR"} | settings
     began = time.monotonic()
     service = subprocess.Popen([sys.executable, str(ROOT / "trainer_service.py")], env=environment, cwd=home)
@@ -79,7 +80,7 @@ def claims(stack: Stack) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="how long to watch the idle service")
+    parser.add_argument("--seconds", type=float, default=60, help="for how long the idle service is measured")
     parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
     options = parser.parse_args()
     for figure in figures(tiny=options.tiny, seconds=options.seconds):

@@ -1,7 +1,7 @@
 """Measure the overhead of the service for a training: `python -m benchmarks.run [--tiny] [--rounds 3]`.
 
-The real service trains real models on the CPU, in turns with a plain script that gives Ultralytics the same arguments
-in the same environment. `probe/` records when their batches end. Seconds are wall time unless marked as CPU. On a busy
+The real service trains real models on the CPU, in turns with the baseline: a plain script that gives
+Ultralytics the same arguments in the same environment. `probe/` records when their batches end. Seconds are wall time unless marked as CPU. On a busy
 machine, only the differences within one turn are meaningful.
 """
 
@@ -32,7 +32,7 @@ from trainer.training.supervisor.environment import child_environment, private_f
 PROBE = Path(__file__).parent / "probe"
 MODEL = "yolo11n.yaml"
 POLL = 0.2  # seconds
-EPOCHS_BETWEEN = 3  # long enough to start the next spare process
+EPOCHS_BETWEEN = 3  # long enough to start the next prestarted process
 ARGUMENTS = {"imgsz": 96, "batch": 16, "workers": 0, "seed": 0}
 
 
@@ -54,57 +54,57 @@ TINY = Size(images=10, epochs=2, rounds=1, cancels=1)
 class Trained:
     """One training: start, end and the ends of its batches (Unix time), and its CPU seconds."""
 
-    asked: float
-    over: float
+    requested: float
+    ended: float
     batches: list[float]
     cpu: float = 0.0
 
     @property
     def until_first_batch(self) -> float:
-        return self.batches[0] - self.asked
+        return self.batches[0] - self.requested
 
     @property
     def wall(self) -> float:
-        return self.over - self.asked
+        return self.ended - self.requested
 
 
-class Bare:
-    """Ultralytics alone, in the environment of our training process."""
+class Baseline:
+    """A plain script with Ultralytics, in the environment of our training process."""
 
     def __init__(self, folder: Path, data: Path) -> None:
         self._folder, self._data = folder, data
-        private = private_folder(folder / "bare-home", folder / "bare-home")
-        self._environment = child_environment(os.environ, private, folder / "bare-home", devices=())
+        private = private_folder(folder / "baseline-home", folder / "baseline-home")
+        self._environment = child_environment(os.environ, private, folder / "baseline-home", devices=())
         self._environment["PYTHONPATH"] += os.pathsep + str(PROBE)
         self._count = 0
 
     def train(self, epochs: int, times: int = 1) -> list[Trained]:
         """Train `times` times in one process."""
-        runs = [self._folder / f"bare-{self._count + n}" for n in range(times)]
+        runs = [self._folder / f"baseline-{self._count + n}" for n in range(times)]
         self._count += times
         orders = [
             {"model": MODEL, "data": str(self._data), "epochs": epochs, "save_dir": str(run), "device": "cpu", **ARGUMENTS}
             for run in runs
         ]  # fmt: skip
         began, before = time.time(), os.times()
-        command = [sys.executable, "-m", "benchmarks.bare", json.dumps(orders)]
+        command = [sys.executable, "-m", "benchmarks.baseline", json.dumps(orders)]
         done = subprocess.run(
             command, env=self._environment, cwd=self._data.parent, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        over, after = time.time(), os.times()
+        ended, after = time.time(), os.times()
         if done.returncode:
             raise RuntimeError(done.stderr[-4000:])
         cpu = after.children_user + after.children_system - before.children_user - before.children_system
         loading = [json.loads(line)["loading"] for line in done.stdout.splitlines() if line.startswith('{"loading"')]
         self.started = began
         return [
-            Trained(asked=asked, over=over, batches=batches(run), cpu=cpu)
-            for asked, run in zip(loading, runs, strict=True)
+            Trained(requested=requested, ended=ended, batches=batches(run), cpu=cpu)
+            for requested, run in zip(loading, runs, strict=True)
         ]
 
 
-class Ours:
-    """The service, idle and with a ready spare process before each measurement."""
+class OurService:
+    """The service. Before each measurement it is idle and has a prestarted process."""
 
     def __init__(self, service: Service, data: Path) -> None:
         self._service, self._data = service, data
@@ -114,13 +114,13 @@ class Ours:
     def train(self, epochs: int, times: int = 1) -> list[Trained]:
         """Insert `times` runs at once, and wait until all are completed."""
         self.settle()
-        before, asked = _cpu(self.process), time.time()
+        before, requested = _cpu(self.process), time.time()
         ids = [self.insert(epochs) for _ in range(times)]
-        over = [self._completed(run_id) for run_id in ids]
+        ended = [self._completed(run_id) for run_id in ids]
         cpu = _cpu(self.process) - before
         return [
-            Trained(asked=asked, over=at, batches=batches(self.folder(run_id)), cpu=cpu)
-            for at, run_id in zip(over, ids, strict=True)
+            Trained(requested=requested, ended=at, batches=batches(self.folder(run_id)), cpu=cpu)
+            for at, run_id in zip(ended, ids, strict=True)
         ]
 
     def insert(self, epochs: int) -> str:
@@ -131,7 +131,7 @@ class Ours:
         return self._service.home / "runs" / f"train_{run_id}"
 
     def settle(self) -> None:
-        """Wait until the spare process has imported everything and the service uses no processor time."""
+        """Wait until the prestarted process has imported everything and the service uses no processor time."""
         quiet = 0
         while quiet < 2:
             before = _cpu(self.process, living=True)
@@ -164,56 +164,56 @@ def batches(run_dir: Path) -> list[float]:
 
 
 @contextmanager
-def both(folder: Path, size: Size) -> Iterator[tuple[Bare, Ours]]:
+def both(folder: Path, size: Size) -> Iterator[tuple[Baseline, OurService]]:
     data = draw_dataset(folder / "shapes", images=size.images)
     settings = {"POLL_INTERVAL": POLL, "CANCEL_CHECK_INTERVAL": 1, "PROGRESS_INTERVAL": 10, "HEARTBEAT_INTERVAL": 10}
     service = Service(folder / "home", WARM_START=1, LEASE_SECONDS=60, PYTHONPATH=PROBE, **settings).start()
     try:
         while not (folder / "home" / "queue.db").exists():
             time.sleep(0.05)
-        yield Bare(folder, data), Ours(service, data)
+        yield Baseline(folder, data), OurService(service, data)
     finally:
         service.stop()
 
 
-def starts(bare: Bare, ours: Ours, rounds: int) -> Iterator[Figure]:
+def starts(baseline: Baseline, service: OurService, rounds: int) -> Iterator[Figure]:
     """Measure two runs: the time from the order to the first batch, and between the runs."""
-    bare.train(1)  # writes the label cache, as before a second training
-    first: dict[str, list[float]] = {"bare": [], "ours": []}
-    gap: dict[str, list[float]] = {"bare": [], "ours": []}
+    baseline.train(1)  # writes the label cache, as before a second training
+    first: dict[str, list[float]] = {"baseline": [], "service": []}
+    gap: dict[str, list[float]] = {"baseline": [], "service": []}
     for _ in range(rounds):
-        for name, trainer in (("bare", bare), ("ours", ours)):
+        for name, trainer in (("baseline", baseline), ("service", service)):
             one, two = trainer.train(EPOCHS_BETWEEN, times=2)
             first[name].append(one.until_first_batch)
             gap[name].append(two.batches[0] - one.batches[-1])
-    added = [o - b - POLL for o, b in zip(first["ours"], first["bare"], strict=True)]
+    added = [ours - theirs - POLL for ours, theirs in zip(first["service"], first["baseline"], strict=True)]
     yield Figure(
-        what="insert → first batch, dataset there, worker idle",
-        target="≤ poll + 1.0 s above bare",
-        measured=f"{middle(first['ours'])}; {median(added):+.2f} s",
-        peer=f"bare, model load → first batch: {middle(first['bare'])}",
+        what="insert → first batch, dataset in the cache, worker idle",
+        target="≤ poll + 1.0 s above the baseline",
+        measured=f"{middle(first['service'])}; {median(added):+.2f} s",
+        peer=f"baseline, model load → first batch: {middle(first['baseline'])}",
         met=median(added) <= 1.0,
         why="the view of the dataset and the start of the training wait for a free core",
     )
-    added = [o - b for o, b in zip(gap["ours"], gap["bare"], strict=True)]
+    added = [ours - theirs for ours, theirs in zip(gap["service"], gap["baseline"], strict=True)]
     yield Figure(
         what="last batch of a run → first batch of the next queued one",
-        target="≤ 2.0 s above bare",
-        measured=f"{middle(gap['ours'])}; {median(added):+.2f} s",
-        peer=f"bare, both in one process: {middle(gap['bare'])}",
+        target="≤ 2.0 s above the baseline",
+        measured=f"{middle(gap['service'])}; {median(added):+.2f} s",
+        peer=f"baseline, both in one process: {middle(gap['baseline'])}",
         met=median(added) <= 2.0,
-        why="without a free core, the upload and the warming of the next spare slow down the plots and the start",
+        why="without a free core, the upload and the start of the next prestarted process slow down the plots and the start",
     )
 
 
-def whole(bare: Bare, ours: Ours, size: Size) -> Iterator[Figure]:
+def whole(baseline: Baseline, service: OurService, size: Size) -> Iterator[Figure]:
     """Measure a whole run, from insert to completion, and the whole plain script."""
     wall, cpu, training = [], [], []
     for turn in range(size.rounds):
-        for trainer in (bare, ours) if turn % 2 else (ours, bare):
+        for trainer in (baseline, service) if turn % 2 else (service, baseline):
             (trained,) = trainer.train(size.epochs)
-            if trainer is bare:
-                theirs, their_wall = trained, trained.over - bare.started
+            if trainer is baseline:
+                theirs, their_wall = trained, trained.ended - baseline.started
             else:
                 mine = trained
         wall.append(mine.wall / their_wall)
@@ -221,30 +221,30 @@ def whole(bare: Bare, ours: Ours, size: Size) -> Iterator[Figure]:
         training.append((mine.batches[-1] - mine.batches[0]) / (theirs.batches[-1] - theirs.batches[0]))
     yield Figure(
         what=f"a whole run, {size.epochs} epochs on {size.images} images",
-        target="≤ 1.03 of bare",
+        target="≤ 1.03 of the baseline",
         measured=f"{middle(wall, 'x')}; CPU {middle(cpu, 'x')}",
         peer=f"first to last batch alone: {middle(training, 'x')}",
         met=median(wall) <= 1.03,
-        why="without a free core, the warming of the next spare (3 s of processor) is part of it",
+        why="without a free core, the start of the next prestarted process (3 s of CPU) is part of it",
     )
 
 
-def cancels(ours: Ours, count: int) -> Iterator[Figure]:
+def cancels(service: OurService, count: int) -> Iterator[Figure]:
     seconds = []
     for _ in range(count):
-        run_id = ours.insert(1000)
-        noted = ours.folder(run_id) / ".batches"
-        while not noted.exists() or not noted.read_text().endswith("\n"):
+        run_id = service.insert(1000)
+        batch_file = service.folder(run_id) / ".batches"
+        while not batch_file.exists() or not batch_file.read_text().endswith("\n"):
             time.sleep(0.05)
-        child = psutil.Process(int(noted.read_text().split()[1]))
-        asked = time.monotonic()
-        ours.queue.cancel(run_id)
+        child = psutil.Process(int(batch_file.read_text().split()[1]))
+        canceled = time.monotonic()
+        service.queue.cancel(run_id)
         child.wait()
-        seconds.append(time.monotonic() - asked)
-        while ours.queue.get(run_id).status != "canceled":
+        seconds.append(time.monotonic() - canceled)
+        while service.queue.get(run_id).status != "canceled":
             time.sleep(0.05)
     yield Figure(
-        what="cancel → process gone",
+        what="cancel → no process left",
         target="≤ CANCEL_CHECK_INTERVAL (1 s) + 2 s",
         measured=f"{middle(seconds)}, the slowest of {count} counts",
         met=max(seconds) <= 3.0,
@@ -254,10 +254,10 @@ def cancels(ours: Ours, count: int) -> Iterator[Figure]:
 
 def figures(*, tiny: bool) -> Iterator[Figure]:
     size = TINY if tiny else FULL
-    with tempfile.TemporaryDirectory() as name, both(Path(name), size) as (bare, ours):
-        yield from starts(bare, ours, size.rounds)
-        yield from whole(bare, ours, size)
-        yield from cancels(ours, size.cancels)
+    with tempfile.TemporaryDirectory() as name, both(Path(name), size) as (baseline, service):
+        yield from starts(baseline, service, size.rounds)
+        yield from whole(baseline, service, size)
+        yield from cancels(service, size.cancels)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python -m benchmarks.training
 
 Tiny trainings on the CPU (yolo11n from scratch, 16 images of 64 pixels, 2 epochs): they show the
-overhead of a training, not its speed.
+overhead of our training process, not its speed.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def first_batch(dataset: PreparedDataset, folder: Path, repeats: int, *, warm: b
         if warm:
             trainer.warm()
             _wait_until_idle()
-        began, heard = time.monotonic(), []
+        started, batches = time.monotonic(), []
 
-        def on_event(event, began=began, heard=heard):  # noqa: ANN001, ANN202
+        def on_event(event, started=started, batches=batches):  # noqa: ANN001, ANN202
             nonlocal peak
             if isinstance(event, BatchProgress):
-                heard.append(time.monotonic() - began)
+                batches.append(time.monotonic() - started)
             peak = max([peak, *(p.memory_info().rss for p in psutil.Process().children(recursive=True))])
 
         order = order_for(dataset, folder / f"{warm}{repeat}", epochs=2)
         trainer.train(order, StopSignal(), on_event, lambda _line: None)
-        seconds.append(heard[0])
+        seconds.append(batches[0])
     trainer.close()
     return seconds, peak >> 20
 
@@ -64,17 +64,17 @@ def cancel(dataset: PreparedDataset, folder: Path, repeats: int) -> list[float]:
     trainer = ChildTrainer(environment=os.environ, home=folder / "home", weights=folder / "weights")
     seconds = []
     for repeat in range(repeats):
-        stop, asked = StopSignal(), []
+        stop, stopped_at = StopSignal(), []
 
-        def on_event(event, stop=stop, asked=asked):  # noqa: ANN001, ANN202
-            if isinstance(event, BatchProgress) and not asked:
-                asked.append(time.monotonic())
+        def on_event(event, stop=stop, stopped_at=stopped_at):  # noqa: ANN001, ANN202
+            if isinstance(event, BatchProgress) and not stopped_at:
+                stopped_at.append(time.monotonic())
                 stop.set(StopReason.CANCELED)
 
         try:
             trainer.train(order_for(dataset, folder / f"c{repeat}", epochs=50), stop, on_event, lambda _line: None)
         except Stopped:
-            seconds.append(time.monotonic() - asked[0])
+            seconds.append(time.monotonic() - stopped_at[0])
     return seconds
 
 
@@ -96,10 +96,10 @@ def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> floa
     tloss = {name: torch.tensor(1.0) for name in ("box_loss", "cls_loss", "dfl_loss")}
     trainer = SimpleNamespace(batch_size=16, tloss=tloss, _get_memory=lambda: 0.0)
     meter.epoch_started(1, 100, 10**6)
-    began = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(batches):
         callbacks.on_train_batch_end(trainer)
-    return (time.perf_counter() - began) / batches * 1e6
+    return (time.perf_counter() - started) / batches * 1e6
 
 
 def checkpoint(folder: Path, mebibytes: int) -> list[float]:
@@ -112,20 +112,20 @@ def checkpoint(folder: Path, mebibytes: int) -> list[float]:
     (folder / "results.csv").write_text("epoch\n")
     times = []
     for epoch in range(5):
-        began = time.perf_counter()
+        started = time.perf_counter()
         prepared = checkpoint_file.prepare(
             state, folder, Progress(epoch=epoch), {"results.csv": folder / "results.csv"}
         )
-        times.append((time.perf_counter() - began) * 1000)
+        times.append((time.perf_counter() - started) * 1000)
         checkpoint_file.commit(prepared, Progress(epoch=epoch))
     return times
 
 
 def _wait_until_idle() -> None:
-    """Wait until the spare process has imported everything and uses no processor time."""
-    spare = max(psutil.Process().children(recursive=True), key=lambda process: process.create_time())
+    """Wait until the prestarted process has imported everything and uses no processor time."""
+    prestarted = max(psutil.Process().children(recursive=True), key=lambda process: process.create_time())
     before = -1.0
-    while (now := spare.cpu_times().user) != before:
+    while (now := prestarted.cpu_times().user) != before:
         before = now
         time.sleep(1.0)
 
@@ -137,20 +137,22 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
         dataset = draw(folder / "data", Task.DETECT)
         cold, memory = first_batch(dataset, folder, repeats, warm=False)
         warm, _ = first_batch(dataset, folder, repeats, warm=True)
-        gone = cancel(dataset, folder, repeats)
+        canceled = cancel(dataset, folder, repeats)
         small, large = (checkpoint(folder, size) for size in (26, 50 if tiny else 300))
         batch = batch_callback(dataset, folder, 1_000 if tiny else 200_000)
     yield Figure(
-        what="order to first batch, spare waiting",
+        what="order to first batch, with a prestarted process",
         target="≤ 2.5 s",
         measured=middle(warm),
         met=median(warm) <= 2.5,
-        peer=f"{middle(cold)} without a spare",
+        peer=f"{middle(cold)} without",
     )
-    yield Figure(what="cancel to process gone", target="≤ 1 s", measured=middle(gone), met=median(gone) <= 1)
+    yield Figure(
+        what="cancel until no process is left", target="≤ 1 s", measured=middle(canceled), met=median(canceled) <= 1
+    )
     yield Figure(what="our callback, per batch", target="≤ 20 µs", measured=f"{batch:.1f} µs", met=batch <= 20)
     yield Figure(
-        what="checkpoint: what the training waits for",
+        what="checkpoint: wait of the training",
         target="≤ 250 ms for 26 MiB",
         measured=middle(small, "ms", 0),
         met=median(small) <= 250,

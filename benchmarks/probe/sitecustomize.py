@@ -1,6 +1,6 @@
-"""On PYTHONPATH of a training: notes when each batch ends, in `.batches` of the run's folder, as `seconds pid` lines.
+"""On the PYTHONPATH of a training: record the end of each batch in the file `.batches` of the run folder.
 
-Ours and the bare training are watched in this same way.
+Each line is `seconds pid`. The service and the baseline are measured in the same way.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-WATCHED = "ultralytics.engine.trainer"
+MODULE = "ultralytics.engine.trainer"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != WATCHED:
+        if name != MODULE:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         assert spec
         assert spec.loader
         execute = spec.loader.exec_module
 
-        def watched(module: ModuleType) -> None:
+        def execute_and_patch(module: ModuleType) -> None:
             execute(module)
-            _watch(module.BaseTrainer)
+            _patch(module.BaseTrainer)
 
-        spec.loader.exec_module = watched  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_patch  # type: ignore[method-assign]
         return spec
 
 
-def _watch(trainer_class: Any) -> None:
+def _patch(trainer_class: Any) -> None:
     run_callbacks = trainer_class.run_callbacks
 
-    def noting(self: Any, event: str) -> Any:
+    def record_batch(self: Any, event: str) -> Any:
         if event == "on_train_batch_end":
             with (Path(self.save_dir) / ".batches").open("a") as file:
                 file.write(f"{time.time()} {os.getpid()}\n")
         return run_callbacks(self, event)
 
-    trainer_class.run_callbacks = noting
+    trainer_class.run_callbacks = record_batch
 
 
 sys.meta_path.insert(0, _Finder())

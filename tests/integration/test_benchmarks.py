@@ -16,7 +16,8 @@ from tests.postgres_server import MissingBinary
 pytestmark = [pytest.mark.training, pytest.mark.long]
 
 ROOT = Path(__file__).parents[2]
-FIGURES = {"run": 4, "loader": 5, "sync": 3, "datasets": 1, "storage": 1, "claim": 2, "beats": 1, "idle": 2}
+FIGURES = {"run": 4, "loader": 2, "stored_pixels": 2, "labels": 1, "sync": 3}
+FIGURES |= {"datasets": 1, "storage": 1, "claim": 2, "heartbeats": 1, "idle": 2}
 
 
 def test_every_benchmark_of_table_is_run_here():
