@@ -1,11 +1,11 @@
-"""F27: everything at random. Runs, workers, faults for T minutes; then every invariant is checked.
+"""F27: runs, workers and random faults for some minutes; then every invariant is checked.
 
     python -m tests.faults.campaign --minutes 10 --workers 4 --seed 7
     python -m tests.faults.campaign --minutes 20 --real
 
 Real processes and signals, real PostgreSQL and PostgREST, a stand-in for Storage. The training is a quick stand-in, or
-with `--real` Ultralytics. The seed decides what is done to whom and when; how that falls between the processes differs
-from run to run.
+with `--real` Ultralytics. The seed decides which faults happen to which host and when. The scheduling of the processes
+still differs from one campaign to the next.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ import httpx
 import psutil
 
 from tests.faults.cloud import BUCKET, Cloud, running_cloud, wait_for
-from tests.faults.disks import HostDisk, NotHere
+from tests.faults.disks import DiskUnavailable, HostDisk
 from tests.faults.findings import Findings
 from tests.faults.hosts import Host, gone
 from tests.faults.random_faults import released
 from tests.faults.recipes import RealTraining, StandIn
 from trainer.core.job import Status
 
-REFUSED = 2  # how a service ends that cannot work as it was set up
+REFUSED = 2  # exit code of a service that cannot work with its settings
 _LARGE = shutil.ignore_patterns("*.img", "*.pt")
 
 
 @dataclass
 class Site:
-    """A host, its disk, the wire between it and the cloud. A fault holds a lock for as long as it needs the host or disk."""
+    """A host, its disk, and the proxy between it and the cloud. A fault holds a lock while it uses the host or the disk."""
 
     host: Host
     wire: object
-    disk: HostDisk | None  # None where nobody may make one
+    disk: HostDisk | None  # None where no disk can be made
     lock: threading.Lock = field(default_factory=threading.Lock)
     disk_lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Campaign:
-    """`recipe` says what is trained; without `runs`, as many are queued as keep the workers busy."""
+    """`recipe` is what is trained. Without `runs`, enough runs are queued to keep the workers busy."""
 
     def __init__(self, cloud: Cloud, folder: Path, recipe, *, workers: int, runs: int | None, seed: int) -> None:
         self.cloud = cloud
@@ -85,13 +85,13 @@ class Campaign:
     def _disk(self, place: Path) -> HostDisk | None:
         try:
             return self._open.enter_context(HostDisk(place))
-        except NotHere:
+        except DiskUnavailable:
             return None
 
     def __exit__(self, *_):
         self._open.close()
 
-    # ── the course of events ──
+    # ── the campaign ──
 
     def inject_faults(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -108,7 +108,7 @@ class Campaign:
             self.recipe.pause(self)
 
     def _restart_dead_services(self) -> None:
-        """Do what systemd does. No service may end by itself, but one that starts on a read-only disk."""
+        """Restart services as systemd does. A service may only exit by itself when it starts on a read-only disk."""
         for site in self.sites:
             if site.lock.acquire(blocking=False):
                 with released(site.lock):
@@ -116,17 +116,17 @@ class Campaign:
                         continue
                     end = site.host.tail()[-500:]
                     if code != REFUSED or os.strerror(errno.EROFS) not in end:
-                        self.findings.violations.append(f"{site.host.home.name} ended by itself ({code}): {end}")
+                        self.findings.violations.append(f"{site.host.home.name} exited by itself ({code}): {end}")
                     site.host.start()
 
     def settle(self, seconds: float) -> None:
-        """End all faults, start what is down, and wait until every row has ended."""
+        """End all faults, start what is down, and wait until every run has ended."""
         for thread in self._threads:
             thread.join(60)
         self.cloud.gateway.reset()
         self.cloud.storage.faults.clear()
         for site in self.sites:
-            site.wire.mend()
+            site.wire.restore()
             if site.host.process.poll() is not None:
                 site.host.start()
         wait_for(
@@ -136,7 +136,7 @@ class Campaign:
         )
 
     def stop(self) -> None:
-        """Stop each service. I10: it exits with 0, nothing is left on its host, and no checkpoint in the bucket."""
+        """Stop each service. I10: it exits with 0, and nothing is left on its host or in the bucket."""
         for site in self.sites:
             try:
                 site.host.wait_idle(30, spares=int(self.recipe.keeps_spare), torn=site.disk is not None)
@@ -149,7 +149,7 @@ class Campaign:
                 self.findings.violations.append(f"I10: process {process.pid} is left: {process.info['cmdline']}")
 
     def _stop(self, site: Site) -> None:
-        wait_for(site.host.hears_sigterm)
+        wait_for(site.host.handles_sigterm)
         children = site.host.children()
         if (code := site.host.stop(seconds=30)) != 0:
             self.findings.violations.append(f"I10: {site.host.home.name} exited with {code}")
@@ -157,7 +157,7 @@ class Campaign:
             self.findings.violations.append(f"I10: processes of {site.host.home.name} are left")
 
     def _check_bucket(self) -> None:
-        """I10: a service that starts removes the checkpoints that nothing resumes from. A failed run keeps one."""
+        """I10: a service that starts removes the checkpoints that no run resumes from. A failed run keeps one."""
 
         def left() -> list[str]:
             failed = {row["id"] for row in self.cloud.rows() if row["status"] == "failed"}
@@ -172,7 +172,7 @@ class Campaign:
             wait_for(lambda: not left(), 30)
         for site in self.sites:
             self._stop(site)
-        # a disk that takes no note of an upload costs the tidiness, not the upload
+        # on a full disk, the service cannot write down which checkpoints it uploaded, and does not remove them
         if left() and not self.counts["full disk"] + self.counts["read only disk"]:
             self.findings.violations.append(f"I10: left in the bucket: {left()}")
 
@@ -191,7 +191,7 @@ class Campaign:
             if fault(self, site, dice):
                 self.counts[name] += 1
         except Exception as error:  # in a thread: nothing else would report it
-            self.findings.violations.append(f"a fault went wrong itself, {name}: {error!r}")
+            self.findings.violations.append(f"the fault itself failed, {name}: {error!r}")
 
     def ask(self, question):
         """Return the answer, or None while the servers are down."""
@@ -214,7 +214,7 @@ def run_campaign(
     seed: int,
     keep: Path | None = None,
 ) -> Campaign:
-    """Return the campaign after its end, with all that was found out; `keep` gets a copy of the hosts' files."""
+    """Run a campaign and return it with its findings. `keep` gets a copy of the files of the hosts."""
     with tempfile.TemporaryDirectory(prefix="campaign-") as name:
         folder = Path(name)
         with running_cloud(recipe.draw(folder / "drawn")) as cloud:
@@ -223,11 +223,11 @@ def run_campaign(
                 campaign.inject_faults(seconds)
                 try:
                     campaign.settle(recipe.patience)
-                except AssertionError as unended:
-                    campaign.findings.violations.append(f"I6: a row did not end: {unended}")
+                except AssertionError as error:
+                    campaign.findings.violations.append(f"I6: a run did not end: {error}")
                 campaign.stop()
                 campaign.findings.check(campaign.runs, recipe)
-                campaign.findings.tell_stories()
+                campaign.findings.collect_histories()
                 if keep:
                     shutil.copytree(folder, keep, symlinks=True, dirs_exist_ok=True, ignore=_LARGE)
         return campaign
@@ -238,7 +238,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, help="4 without --real, 2 with it")
-    parser.add_argument("--runs", type=int, help="at most so many; without it, as many as keep the workers busy")
+    parser.add_argument("--runs", type=int, help="how many runs at most (default: enough to keep the workers busy)")
     parser.add_argument("--real", action="store_true", help="train with Ultralytics instead of a quick stand-in")
     parser.add_argument("--keep", type=Path, help="copy the files of all hosts into this folder at the end")
     options = parser.parse_args()
@@ -251,8 +251,8 @@ def main() -> int:
     print(campaign.findings.table(heading, campaign.counts))
     for violation in campaign.findings.violations:
         print(f"VIOLATION {violation}", file=sys.stderr)
-    for run_id, story in campaign.findings.stories.items():
-        print(f"\nSTORY of {run_id}\n{story}", file=sys.stderr)
+    for run_id, history in campaign.findings.histories.items():
+        print(f"\nHISTORY of {run_id}\n{history}", file=sys.stderr)
     return 1 if campaign.findings.violations else 0
 
 

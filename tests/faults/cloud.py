@@ -1,14 +1,13 @@
 """A Supabase project under test: real PostgreSQL and PostgREST, a stand-in for Storage, and a record of every change.
 
-What must hold whatever happens is checked from that record (`check_invariants`), so that each test of the matrix gets
-I1, I2, I3, I4, I5, I7 and I8 for nothing and asserts what is its own.
+`check_invariants` checks I1, I2, I3, I4, I5, I7 and I8 from that record after every test. A test asserts only what is
+specific to it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -18,56 +17,16 @@ from pathlib import Path
 import httpx
 
 from tests.faults.proxy import Proxy
+from tests.faults.record import RECORD, check_change
 from tests.storage_server import StorageServer
 from tests.supabase_stack import running_stack
-from trainer.core.job import TRANSITIONS, Status
+from trainer.core.job import Status
 
 BUCKET = "training-artifacts"
-LASTING = ("status", "claim_id", "attempt", "results", "trained_model_url", "error_message", "completed_at")
-RECORD = """
-create schema faults;
--- `path` is that of the request: a worker calls functions, the web app writes into the table
-create table faults.changes (
-  n bigserial, at timestamptz default clock_timestamp(), path text default current_setting('request.path', true),
-  run_id uuid, was jsonb, became jsonb);
-create table faults.stale_events (run_id uuid, attempt integer, event jsonb, row jsonb);
-create function faults.note_change() returns trigger language plpgsql security definer as $$
-begin
-  -- without what no honest app would have written, and no client could read
-  insert into faults.changes (run_id, was, became) values (new.id,
-    to_jsonb(old) - array['run_name', 'base_model', 'data_yaml', 'configuration'],
-    to_jsonb(new) - array['run_name', 'base_model', 'data_yaml', 'configuration']);
-  return null;
-end $$;
--- every change but those that a beat makes of itself; of an ended run every one
-create trigger faults_change after update on training_runs for each row when (
-  old.status in ('completed', 'failed', 'canceled')
-  or (old.status, old.claim_id, old.attempt, old.failures, old.error_message, old.trained_model_url, old.checkpoint)
-    is distinct from
-    (new.status, new.claim_id, new.attempt, new.failures, new.error_message, new.trained_model_url, new.checkpoint)
-) execute function faults.note_change();
-create function faults.note_event() returns trigger language plpgsql security definer as $$
-declare
-  run public.training_runs;
-begin
-  select * into run from public.training_runs where id = new.run_id;
-  if new.seq >= 1000000 then  -- the queue's own word, with which it may end a run
-    return null;
-  end if;
-  if run.attempt <> new.attempt or run.status in ('completed', 'failed', 'canceled') then
-    insert into faults.stale_events values (new.run_id, new.attempt, to_jsonb(new), to_jsonb(run));
-  end if;
-  return null;
-end $$;
-create trigger faults_event after insert on training_run_events for each row execute function faults.note_event();
--- the real pauses (10 s, 20 s, …) have their own tests
-create or replace function trainer.back_off(failures integer) returns interval
-language sql immutable parallel safe set search_path = '' as $$ select 0.3 * interval '1 second' $$;
-"""
 
 
 class Bucket(StorageServer):
-    """Remembers when each object was written."""
+    """Record when each object was written."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -79,7 +38,7 @@ class Bucket(StorageServer):
         return stored
 
     def stored(self, bucket) -> set[str]:
-        """The keys of all objects."""
+        """Return the keys of all objects."""
         with self.lock:
             return set(self.objects[bucket])
 
@@ -113,7 +72,7 @@ class Cloud:
             "select attname as name from pg_attribute"
             " where attrelid = 'training_runs'::regclass and attnum > 0 and not attisdropped"
         )
-        # as text, because a row that is poison may hold what Python cannot read
+        # as text, because Python cannot read every configuration that the tests insert
         self._columns = ",".join({"configuration": "configuration::text"}.get(c["name"], c["name"]) for c in columns)
 
     def close(self) -> None:
@@ -136,11 +95,19 @@ class Cloud:
         row = {"run_name": "run", "base_model": "yolo11n.yaml", "data_yaml": str(self.data), **columns}
         return self._changed("POST", {}, row)[0]["id"]
 
+    def store_dataset(self) -> str:
+        """Upload the drawn dataset to the bucket, and return the reference to it."""
+        folder = self.data.parent
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.storage.put("datasets", f"set/{path.relative_to(folder)}", path.read_bytes())
+        return "storage:datasets/set/data.yaml"
+
     def cancel(self, run_id: str) -> None:
         self._app.post("/rpc/cancel_training_run", json={"run_id": run_id}).raise_for_status()
 
     def edit(self, run_id: str, *, if_status: str | None = None, **columns) -> None:
-        """Change columns of the row; with `if_status` only if it has that status still."""
+        """Change columns of the row; with `if_status` only if it still has that status."""
         where = {"id": f"eq.{run_id}"} | ({"status": f"eq.{if_status}"} if if_status else {})
         self._changed("PATCH", where, columns)
 
@@ -159,20 +126,20 @@ class Cloud:
         return self._read("/training_run_events", **where)
 
     def count_epochs(self) -> int:
-        """How many epochs all runs have told."""
+        """Return how many epochs all runs have reported."""
         where = {"kind": "eq.epoch", "select": "seq", "limit": "1"}
         answer = self._app.get("/training_run_events", params=where, headers={"Prefer": "count=exact"})
         return int(answer.raise_for_status().headers["Content-Range"].rpartition("/")[2])
 
     def epochs(self, run_id: str) -> dict[int, list[int]]:
-        """The epochs that each attempt finished, in the order in which it told them."""
+        """Return the epochs that each attempt reported, in the order of the reports."""
         found: dict[int, list[int]] = {}
         for event in self.events(run_id, "epoch"):
             found.setdefault(event["attempt"], []).append(event["data"]["epoch"])
         return found
 
     def trained(self, run_id: str) -> dict[int, list[int]]:
-        """The epochs that each attempt trained itself. Those that it tells before it trains, another attempt trained."""
+        """Return the epochs that each attempt trained. An attempt first reports the epochs of the attempt before it."""
         found: dict[int, list[int]] = {}
         for event in self.events(run_id):
             if event["kind"] == "phase" and event["data"]["phase"] == "training":
@@ -208,7 +175,7 @@ class Cloud:
         return self.wait_until(run_id, lambda row: row["status"] in statuses, seconds)
 
     def wait_until(self, run_id: str, holds, seconds=40):
-        """The row, once it is as it should be."""
+        """Return the row as soon as `holds(row)`."""
         row = None
 
         def look() -> bool:
@@ -216,21 +183,21 @@ class Cloud:
             row = self.row(run_id)
             return row is not None and holds(row)
 
-        wait_for(look, seconds, lambda: self.story(run_id))
+        wait_for(look, seconds, lambda: self.history(run_id))
         return row
 
-    def story(self, run_id: str) -> str:
-        """For the message of a test that fails."""
+    def history(self, run_id: str) -> str:
+        """Return the row and its events as text, for error messages."""
         row = {name: value for name, value in (self.row(run_id) or {}).items() if name != "results"}
         return "\n".join(
             [str(row), *(f"{e['attempt']}.{e['seq']} {e['kind']} {e['data']}" for e in self.events(run_id))]
         )
 
     def wait_epoch(self, run_id: str, epoch: int, attempt=1, seconds=40):
-        wait_for(lambda: epoch <= max(self.epochs(run_id).get(attempt, [0])), seconds, lambda: self.story(run_id))
+        wait_for(lambda: epoch <= max(self.epochs(run_id).get(attempt, [0])), seconds, lambda: self.history(run_id))
 
     def wait_phase(self, run_id: str, phase: str, attempt=1, seconds=40):
-        wait_for(lambda: phase in self.phases(run_id, attempt), seconds, lambda: self.story(run_id))
+        wait_for(lambda: phase in self.phases(run_id, attempt), seconds, lambda: self.history(run_id))
 
     # ── the network ──
 
@@ -238,12 +205,12 @@ class Cloud:
         return Proxy("127.0.0.1", int(self.gateway.url.rpartition(":")[2]))
 
     def refuse(self, what: str, status: int = 503, body: bytes = b"{}") -> None:
-        """Every request whose path holds `what` is answered so, until `gateway.reset()`."""
+        """Answer every request whose path contains `what` with this error, until `gateway.reset()`."""
         kind = "text/html" if body.startswith(b"<") else "application/json"
         self.gateway.faults = lambda _, path: (status, {"Content-Type": kind}, body) if what in path else None
 
     def lose_answers(self, what: str, times: int) -> list[str]:
-        """The next answers to requests whose path holds `what` are thrown away; the list grows with each."""
+        """Drop the next `times` answers to requests whose path contains `what`. Return the growing list of their paths."""
         lost: list[str] = []
 
         def lose(_, path):
@@ -258,7 +225,7 @@ class Cloud:
     # ── what must hold ──
 
     def check_published(self, row) -> None:
-        """I8: what the row lists is in the bucket, byte for byte, and the model is among it."""
+        """I8: the bucket has each artifact of the row, byte for byte, and one of them is the model."""
         artifacts = row["results"]["artifacts"]
         for artifact in artifacts:
             content = self.storage.get(BUCKET, artifact["path"])
@@ -270,15 +237,15 @@ class Cloud:
             assert best["path"] in row["trained_model_url"]
 
     def check_epochs(self, run_id: str, *, back: int) -> None:
-        """I9: an attempt tells each epoch once and in order, and begins at most `back` epochs before the last one's end."""
-        for told in self.epochs(run_id).values():
-            assert told == list(range(told[0], told[0] + len(told)))
+        """I9: an attempt reports each epoch once and in order, and repeats at most `back` epochs of the one before."""
+        for epochs in self.epochs(run_id).values():
+            assert epochs == list(range(epochs[0], epochs[0] + len(epochs)))
         attempts = sorted(self.trained(run_id).items())
         for (_, before), (_, after) in pairwise(attempts):
             assert before[-1] + 1 - after[0] in range(back + 1), attempts
 
     def check_invariants(self) -> None:
-        """I1 to I5, I7 and I8, for every run and everything that was ever written."""
+        """Check I1 to I5, I7 and I8 for every run and every recorded change."""
         assert self.stack.rows("select * from faults.stale_events") == []
         for change in self.stack.rows("select path, was, became from faults.changes order by n"):
             check_change(**change)
@@ -288,30 +255,12 @@ class Cloud:
                 self.check_published(row)
 
     def quiet(self) -> bool:
-        """I6: whether every row has ended."""
+        """Return whether every run has ended (I6)."""
         return all(Status(row["status"]).is_terminal for row in self.rows())
 
 
-def check_change(path, was, became) -> None:
-    before, after = Status(was["status"]), Status(became["status"])
-    if path == "/training_runs" and before.is_terminal and after is Status.QUEUED:
-        # somebody queued an ended run again
-        left = {name: became[name] for name in ("finish_requested", "cancel_requested", "failures") if became[name]}
-        assert not left, f"queued again with what belonged to its end: {left}"
-        return
-    assert after is before or after in TRANSITIONS[before], f"I4: {before} → {after}"
-    if before.is_terminal:
-        assert {n: was[n] for n in LASTING} == {n: became[n] for n in LASTING}, "I3"
-    if after.is_terminal:
-        assert became["lease_expires_at"] is None, "I2"
-    if became["claim_id"] != was["claim_id"] or became["attempt"] != was["attempt"]:
-        assert (before, after) == (Status.QUEUED, Status.RUNNING), "I1"
-        assert became["attempt"] == was["attempt"] + 1, "I1"
-    assert became["failures"] <= became["max_attempts"], "I7"
-
-
-def wait_for(holds, seconds=30.0, told=lambda: "") -> None:
-    """Until `holds()`; a server that is down meanwhile is no answer."""
+def wait_for(holds, seconds=30.0, describe=lambda: "") -> None:
+    """Wait until `holds()`, ignoring servers that are down. `describe()` is the error message if it never holds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -320,7 +269,7 @@ def wait_for(holds, seconds=30.0, told=lambda: "") -> None:
         except (httpx.TransportError, httpx.HTTPStatusError):
             pass
         time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {told()}")
+    raise AssertionError(f"not within {seconds} s: {describe()}")
 
 
 @contextmanager
@@ -334,9 +283,3 @@ def running_cloud(data: Path):
                 yield cloud
             finally:
                 cloud.close()
-
-
-def in_thread(work) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread

@@ -1,11 +1,11 @@
-"""One cloud for all, and hosts that come and go."""
+"""One cloud for all tests, and the hosts and disks that a test creates."""
 
 import os
 
 import pytest
 
 from tests.faults.cloud import running_cloud
-from tests.faults.disks import GIB_AND_A_HALF, Disk, NotHere, PowerCut
+from tests.faults.disks import GIB_AND_A_HALF, Disk, DiskUnavailable, PowerCut
 from tests.faults.hosts import Host
 from tests.postgres_server import MissingBinary
 from trainer.demo import draw_dataset
@@ -21,7 +21,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cloud_servers(drawn):
-    """Without the binaries the matrix is skipped on a laptop, and fails in CI."""
+    """Without the binaries, the tests are skipped on a laptop and fail in CI."""
     try:
         with running_cloud(drawn) as cloud:
             yield cloud
@@ -33,7 +33,7 @@ def cloud_servers(drawn):
 
 @pytest.fixture
 def cloud(cloud_servers):
-    """Empty tables and no faults; afterwards, whatever the test did, the invariants hold."""
+    """A cloud with empty tables and without faults. The invariants are checked after the test."""
     cloud_servers.clear()
     yield cloud_servers
     cloud_servers.check_invariants()
@@ -48,7 +48,7 @@ def wire(cloud):
 
 @pytest.fixture
 def host(cloud, tmp_path):
-    """Starts hosts by name: `host("a", SLOW, STALL_SECONDS=2)`."""
+    """Start hosts by name: `host("a", SLOW, STALL_SECONDS=2)`."""
     hosts = []
 
     def start(name, behavior, **settings):
@@ -62,14 +62,14 @@ def host(cloud, tmp_path):
 
 @pytest.fixture
 def mounted():
-    """Mounts disks that a test made; hosts that use them must have ended before."""
+    """Mount disks for the test. Hosts that use them must have ended before the disks are unmounted."""
     opened = []
 
     def mount(disk):
         try:
             opened.append(disk.__enter__())
-        except NotHere as reason:
-            # a kernel without the file system has no such disk at all; anything else is amiss in CI
+        except DiskUnavailable as reason:
+            # a kernel may lack the file system; anything else is an error in CI
             if os.environ.get("CI") and "kernel" not in str(reason):
                 raise
             pytest.skip(str(reason))
@@ -82,11 +82,11 @@ def mounted():
 
 @pytest.fixture
 def disk(mounted, tmp_path):
-    """Makes small disks."""
+    """Make small disks that can fail."""
     return lambda name, kind="full", mebibytes=GIB_AND_A_HALF: mounted(Disk(kind, tmp_path / name, mebibytes))
 
 
 @pytest.fixture
 def power_cut(mounted, tmp_path):
-    """Makes disks that lose their power: `power_cut("data").strike()`, then `.mend()`."""
+    """Make disks that lose their power: `power_cut("data").fail()`, then `.restore()`."""
     return lambda name: mounted(PowerCut(tmp_path / name))

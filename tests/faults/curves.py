@@ -1,7 +1,7 @@
-"""What the curves of real trainings must be after interruptions, and how many of their epochs were a new best.
+"""Checks of the curves of real trainings that were interrupted, and counts of epochs that were a new best.
 
-An epoch is a new best when no earlier epoch of the run was better; only then does Ultralytics write best.pt anew. A
-resumed run is at its most delicate when the next epoch is not one.
+An epoch is a new best when no earlier epoch of the run was better. Only then Ultralytics writes best.pt again, so a
+resume is most likely to lose the best model when the next epoch is no new best.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Curves:
 
 
 def check_curves(findings, rows) -> Curves:
-    """Count, and note each completed run whose curve or model is not that of one training."""
+    """Count the epochs, and record each completed run whose curve or model is not that of one training."""
     curves = Curves()
     with TemporaryDirectory() as folder:
         for row in rows.values():
-            if row["id"] in findings.poison:
+            if row["id"] in findings.invalid:
                 continue
             _count(curves, findings.cloud.events(row["id"]))
             if row["status"] == "completed":
@@ -63,7 +63,7 @@ def check_curves(findings, rows) -> Curves:
 
 
 def _count(curves: Curves, events) -> None:
-    """`events` in the order of attempts, as the history has them."""
+    """Add the epochs of a run to the counts. `events` are in the order of attempts."""
     fitness: dict[int, float] = {}
     resumed_at = None
     for event in events:
@@ -94,10 +94,10 @@ def _check_completed(cloud, row, file: Path) -> None:
     assert epochs == list(range(1, row["results"]["metrics"]["epoch"] + 1)), f"results.csv has the epochs {epochs}"
     rates = [line["lr/pg0"] for line in lines]
     assert rates == sorted(rates, reverse=True), f"the learning rates are not one schedule: {rates}"
-    told = {event["data"]["epoch"]: event["data"]["metrics"][FITNESS] for event in cloud.events(row["id"], "epoch")}
+    reported = {event["data"]["epoch"]: event["data"]["metrics"][FITNESS] for event in cloud.events(row["id"], "epoch")}
     written = {int(line["epoch"]): line[FITNESS] for line in lines}
-    differing = [epoch for epoch in written if abs(told.get(epoch, -1) - written[epoch]) > 1e-4]
-    assert not differing, f"the history and results.csv differ in the epochs {differing}: {told}, {written}"
+    differing = [epoch for epoch in written if abs(reported.get(epoch, -1) - written[epoch]) > 1e-4]
+    assert not differing, f"the history and results.csv differ in the epochs {differing}: {reported}, {written}"
     file.write_bytes(cloud.storage.get(BUCKET, f"{prefix}/best.pt"))
     reached, arguments = _load(file)
     plan = row["results"]["plan"]
@@ -107,7 +107,7 @@ def _check_completed(cloud, row, file: Path) -> None:
 
 
 def _load(file: Path) -> tuple[float, dict]:
-    """Return the fitness and the arguments that the weights were trained with, once they have predicted something."""
+    """Return the fitness and the training arguments of the weights, after a prediction with them."""
     import numpy as np
     from ultralytics import YOLO
 

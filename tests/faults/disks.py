@@ -1,11 +1,11 @@
-"""Small disks that come to grief when asked to: full, without inodes, over their quota, read-only. They need root.
+"""Small disks that fail on request: full, without inodes, over their quota, read-only. They need root.
 
 with Disk("quota", folder) as disk:
 … disk.place …
-disk.strike()      from here on nothing can be written, also to files that are open already
-disk.mend()        as before
+disk.fail()        from here on nothing can be written, not even to open files
+disk.restore()     writable again
 
-`PowerCut(folder)` is a disk that loses its power: `strike` when what writes to it is dead, then `mend`.
+`PowerCut(folder)` is a disk that loses its power: call `fail` once no process uses it, then `restore`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Self
 
 MIB = 2**20
 KINDS = ("full", "no inodes", "quota", "read-only")
-# the system's words or ours
-SAYS = {
+# messages of the operating system or of the service
+MESSAGES = {
     "full": f"{os.strerror(errno.ENOSPC)}|disk is full",
     "no inodes": f"{os.strerror(errno.ENOSPC)}|disk is full",
     "quota": f"{os.strerror(errno.EDQUOT)}|disk quota is used up",
@@ -34,8 +34,8 @@ GIB_AND_A_HALF = 1536  # MiB: a dataset keeps one GiB in reserve
 SHUT_DOWN, WITHOUT_FLUSH = 0x8004587D, 2  # EXT4_IOC_SHUTDOWN and its flag that leaves the journal as it is
 
 
-class NotHere(Exception):
-    """This machine lets nobody make such a disk."""
+class DiskUnavailable(Exception):
+    """Such a disk cannot be made on this machine."""
 
 
 class Disk:
@@ -52,7 +52,7 @@ class Disk:
 
     def __enter__(self) -> Self:
         if self._type not in Path("/proc/filesystems").read_text().split():
-            raise NotHere(f"this kernel knows no {self._type}")
+            raise DiskUnavailable(f"this kernel knows no {self._type}")
         for place in {self.place, self._whole}:
             place.mkdir()
         with self._image.open("wb") as image:
@@ -72,7 +72,7 @@ class Disk:
             _run("umount", "-l", self._whole)
         self._image.unlink(missing_ok=True)
 
-    def strike(self) -> None:
+    def fail(self) -> None:
         if self.kind == "quota":
             self._limit("1")
         elif self.kind == "read-only":
@@ -82,7 +82,7 @@ class Disk:
         else:
             self._use_up_inodes()
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         if self.kind == "quota":
             self._limit("none")
         elif self.kind == "read-only":
@@ -98,7 +98,7 @@ class Disk:
         _run("mount", "-o", options, self._image, self._whole)
 
     def _limit(self, number_of_bytes: str) -> None:
-        # asked of the whole, because even taking a limit away has to be written down somewhere
+        # set on the whole file system, because removing a limit needs space as well
         _run("btrfs", "qgroup", "limit", number_of_bytes, f"0/{FIRST_SUBVOLUME}", self._whole)
 
     def _fill(self) -> None:
@@ -127,8 +127,8 @@ class PowerCut(Disk):
     def __init__(self, place: Path, mebibytes: int = GIB_AND_A_HALF) -> None:
         super().__init__("power cut", place, mebibytes)
 
-    def strike(self) -> None:
-        """Cut the power. Kill the processes that use the disk first: they would see errors, which a power cut spares them."""
+    def fail(self) -> None:
+        """Cut the power. Kill the processes that use the disk first: they would see errors, unlike in a power cut."""
         commit = self.place / ".commit"
         with commit.open("wb") as file:
             os.fsync(file.fileno())
@@ -136,13 +136,13 @@ class PowerCut(Disk):
         try:
             fcntl.ioctl(descriptor, SHUT_DOWN, struct.pack("I", WITHOUT_FLUSH))
         except OSError as error:
-            raise NotHere(f"this kernel cannot shut down ext4: {error.strerror}") from error
+            raise DiskUnavailable(f"this kernel cannot shut down ext4: {error.strerror}") from error
         finally:
             os.close(descriptor)
 
-    def mend(self) -> None:
-        """Mount it again, which replays the journal."""
-        _patiently("umount", self.place)
+    def restore(self) -> None:
+        """Mount the disk again, which replays its journal."""
+        _run_with_retries("umount", self.place)
         self._mount()
         (self.place / ".commit").unlink()
 
@@ -154,7 +154,7 @@ class HostDisk(PowerCut):
         super().__init__(place, mebibytes)
 
     def sync(self) -> None:
-        """Make lasting what is there now."""
+        """Write everything to the disk now."""
         _run("sync", "-f", self.place)
 
     def fill(self) -> None:
@@ -169,18 +169,18 @@ class HostDisk(PowerCut):
 
     def repair(self) -> None:
         """Check the file system and mount it again. Kill the processes that use it first."""
-        _patiently("umount", self.place)
+        _run_with_retries("umount", self.place)
         _run("e2fsck", "-fy", self._image, accept=(0, 1))
         self._mount()
 
 
-def _patiently(*command: object, seconds: float = 10.0) -> None:
-    """Repeat a command that the last breath of a killed process can make fail."""
+def _run_with_retries(*command: object, seconds: float = 10.0) -> None:
+    """Run a command, and repeat it while killed processes still keep it from succeeding."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             return _run(*command)
-        except NotHere:
+        except DiskUnavailable:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
@@ -190,6 +190,6 @@ def _run(*command: object, accept: tuple[int, ...] = (0,)) -> None:
     try:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     except FileNotFoundError as missing:
-        raise NotHere(str(missing)) from missing
+        raise DiskUnavailable(str(missing)) from missing
     if done.returncode not in accept:
-        raise NotHere(f"{command}: {done.stderr or done.stdout}")
+        raise DiskUnavailable(f"{command}: {done.stderr or done.stdout}")

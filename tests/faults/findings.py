@@ -1,4 +1,4 @@
-"""What a campaign found out: violations of the invariants, and how long recovery took."""
+"""The results of a campaign: violations of the invariants, and how long recovery took."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections import Counter
 from datetime import datetime
 from itertools import pairwise
 
-from tests.faults.cloud import check_change
+from tests.faults.record import check_change
 from trainer.core.job import Status
 
-# how the table calls the faults
+# the names of the faults in the table
 KILLS = {
-    "kill training": "trainings", "kill service": "services", "kill guardian": "guardians of a training",
-    "kill spare": "processes that waited for the next run",
+    "kill training": "trainings", "kill service": "services", "kill subreaper": "subreapers of a training",
+    "kill spare": "processes waiting for the next run",
 }  # fmt: skip
 HOSTS = {"power cut": "power cuts", "full disk": "full disks", "read only disk": "read-only disks"}
-OUTAGES = ("outage", "bad gateway", "lost answers", "bad storage", "storage denies", "bad line")
+OUTAGES = ("outage", "bad gateway", "lost answers", "bad storage", "wrong storage answers", "bad line")
 REST = {
     "suspend service": "suspended services", "stop training": "stuck trainings", "deploy": "deploys", "cancel": "cancels",
     "finish": "early ends", "delete row": "deleted rows", "edit and queue again": "ended runs edited and queued again",
@@ -32,18 +32,18 @@ class Findings:
         self.lost: list[float] = []  # seconds of training that a kill cost
         self.ended: Counter[str] = Counter()
         self.cloud = cloud
-        self.poison: dict[str, str] = {}  # by run, which of poison.ROWS
+        self.invalid: dict[str, str] = {}  # by run, the name in invalid_rows.ROWS
         self.queued_again: Counter[str] = Counter()  # by run
-        self.stories: dict[str, str] = {}  # by run, of those that a violation names
+        self.histories: dict[str, str] = {}  # by run, for the runs that a violation names
         self.curves = None  # of real trainings
         self._kills: list[tuple[float, str, int, bool]] = []
 
     def killed(self, row, *, service: bool = False) -> None:
-        """Now, while it holds this row's attempt."""
+        """Record a kill at this moment, in this attempt of the run."""
         self._kills.append((time.time(), row["id"], row["attempt"], service))
 
     def check(self, runs: list[str], recipe) -> None:
-        """Read everything that was written down, once all is over."""
+        """Check all recorded changes and rows after the campaign."""
         for stale in self.cloud.stack.rows("select * from faults.stale_events"):
             self.violations.append(f"I5: a stale event was stored: {stale}")
         changes = self.cloud.stack.rows("select at, run_id, path, was, became from faults.changes order by n")
@@ -58,40 +58,40 @@ class Findings:
         rows = {row["id"]: row for row in self.cloud.rows()}
         self.ended["deleted"] = sum(run_id not in rows for run_id in runs)
         for row in rows.values():
-            if row["id"] in self.poison:
-                self._check_poison(row)
+            if row["id"] in self.invalid:
+                self._check_invalid(row)
             else:
                 self._check_row(row, claims)
         for kill in self._kills:
             self._measure(*kill, rows, claims)
         self.curves = recipe.check(self, rows)
 
-    def tell_stories(self) -> None:
-        """Keep the row and the events of each run that a violation names."""
+    def collect_histories(self) -> None:
+        """Store the row and the events of each run that a violation names."""
         for run_id in set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", " ".join(self.violations))):
-            self.stories[run_id] = self.cloud.story(run_id)
+            self.histories[run_id] = self.cloud.history(run_id)
 
-    def _check_poison(self, row) -> None:
-        # somebody may cancel it before a worker has seen it
+    def _check_invalid(self, row) -> None:
+        # a user may cancel it before a worker has read it
         if row["status"] not in ("failed", "canceled") or not row["error_message"]:
-            name = self.poison[row["id"]]
+            name = self.invalid[row["id"]]
             self.violations.append(f"{row['id']} ({name}) is {row['status']}: {row['error_message']}")
 
     def _check_row(self, row, claims) -> None:
         status = Status(row["status"])
         self.ended[status.value] += 1
         if not status.is_terminal:
-            self.violations.append(f"I6: {row['id']} is {status} after all")
+            self.violations.append(f"I6: {row['id']} is still {status}")
         kills = sum(run_id == row["id"] for _, run_id, _, _ in self._kills)
         if status is Status.FAILED and kills < row["max_attempts"]:
-            self.violations.append(f"I7: {row['id']} failed without need: {row['error_message']}")
+            self.violations.append(f"I7: {row['id']} failed without a reason: {row['error_message']}")
         attempts = sorted(self.cloud.epochs(row["id"]).items())
         trained = self.cloud.trained(row["id"])
         if status is Status.COMPLETED:
             self._check_completed(row, attempts)
-        for attempt, told in attempts:
-            if told != list(range(told[0], told[0] + len(told))):
-                self.violations.append(f"I9: attempt {attempt} of {row['id']} told {told}")
+        for attempt, epochs in attempts:
+            if epochs != list(range(epochs[0], epochs[0] + len(epochs))):
+                self.violations.append(f"I9: attempt {attempt} of {row['id']} reported {epochs}")
             if row["id"] in self.queued_again or attempt not in trained:
                 continue
             known = claims.get((row["id"], attempt), {"became": {}})["became"].get("checkpoint") or {"epoch": 0}
@@ -100,9 +100,8 @@ class Findings:
                     f"I9: attempt {attempt} of {row['id']} began at {trained[attempt][0]}, with {known} known"
                     f" ({self.cloud.warnings(row['id'])})",
                 )
-        for (_, before), (later, after) in pairwise(
-            attempts
-        ):  # what a killed service did not tell, the next attempt does
+        # an attempt first reports the epochs that a killed service did not report
+        for (_, before), (later, after) in pairwise(attempts):
             if after[0] > before[-1] + 1 and row["id"] not in self.queued_again:
                 self.violations.append(f"I9: epochs are missing before attempt {later} of {row['id']}: {attempts}")
 
@@ -115,7 +114,7 @@ class Findings:
         done, wanted = row["results"]["metrics"]["epoch"], asked["epochs"]
         if done != wanted and not row["finish_requested"]:
             self.violations.append(f"I8: {row['id']} completed with {done} of {wanted} epochs")
-        missing = set(range(1, done + 1)) - {epoch for _, told in attempts for epoch in told}
+        missing = set(range(1, done + 1)) - {epoch for _, epochs in attempts for epoch in epochs}
         if missing:
             self.violations.append(f"I9: the history of {row['id']} has no epochs {sorted(missing)}: {attempts}")
         for name in ("epochs", "batch", "imgsz"):
@@ -142,7 +141,7 @@ class Findings:
             self.lost.append(at - kept)
 
     def table(self, heading: str, counts: Counter[str]) -> str:
-        """In Markdown."""
+        """Return the results as a Markdown table."""
         kills, hosts, rest = (
             {label: counts[fault] for fault, label in labels.items()} for labels in (KILLS, HOSTS, REST)
         )
@@ -152,9 +151,9 @@ class Findings:
             ("runs", f"{sum(self.ended.values())} ({_listed(self.ended)})"),
             ("processes killed (SIGKILL)", f"{sum(kills.values())} ({_listed(kills)})"),
             ("faults of a host", _listed(hosts) or "none"),
-            ("outages and odd answers of database, network or storage", str(outages)),
-            ("other faults and wishes", _listed(rest)),
-            ("rows that no worker can train", str(len(self.poison))),
+            ("outages and wrong answers of database, network or storage", str(outages)),
+            ("other faults and requests", _listed(rest)),
+            ("rows that no worker can train", str(len(self.invalid))),
             *(self.curves.lines() if self.curves else []),
             ("**violations of an invariant**", f"**{len(self.violations)}**"),
             ("training seconds lost per kill, p50 / p99", _quantiles(self.lost)),

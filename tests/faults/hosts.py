@@ -1,4 +1,4 @@
-"""Hosts with a worker on them: the real command, with a home and a name of its own, on the cloud under test."""
+"""Hosts with a worker: the real command with a home and a name of its own, connected to the cloud under test."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import psutil
 from tests.acceptance.service import COMMAND, Service
 from tests.faults.cloud import wait_for
 
-STAND_IN = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
+STAND_IN = [sys.executable, str(Path(__file__).with_name("stand_in_service.py"))]
 LEASE = 3.0
 
 
 class Host(Service):
-    """`url` is where it reaches the cloud; through a proxy, say. `behavior=None` trains for real."""
+    """A host whose worker connects to `url`, such as a proxy. With `behavior=None` it trains with Ultralytics."""
 
     def __init__(self, cloud, home: Path, behavior=None, url=None, **settings) -> None:
         settings = {
@@ -36,18 +36,18 @@ class Host(Service):
         self.cloud = cloud
 
     def training(self, seconds=20.0) -> psutil.Process:
-        """The training process itself, once there is one."""
+        """Wait for a training process, and return it."""
         found: list[psutil.Process] = []
         wait_for(lambda: found.extend(self.trainings()) or bool(found), seconds, self.tail)
         return found[0]
 
     def trainings(self) -> list[psutil.Process]:
-        """The oldest first: with WARM_START, a process that waits for the next run is younger than one that trains."""
+        """Return the training processes, oldest first: with WARM_START, the one waiting for the next run is the youngest."""
         return sorted((child for child in self.children() if _is_training(child)), key=psutil.Process.create_time)
 
-    def guardians(self) -> list[psutil.Process]:
-        """The processes between the service and its trainings, the oldest first; each training has two."""
-        return sorted((child for child in self.children() if _is_guardian(child)), key=psutil.Process.create_time)
+    def subreapers(self) -> list[psutil.Process]:
+        """Return the processes between the service and its trainings, oldest first. Each training has two."""
+        return sorted((child for child in self.children() if _is_subreaper(child)), key=psutil.Process.create_time)
 
     def children(self) -> list[psutil.Process]:
         try:
@@ -56,14 +56,14 @@ class Host(Service):
             return []
 
     def kill(self) -> list[psutil.Process]:
-        """SIGKILL to the service alone; the processes that it had."""
+        """Kill the service with SIGKILL. Return the processes that it had started."""
         children = self.children()
         self.process.kill()
         self.process.wait()
         return children
 
     def kill_all(self) -> None:
-        """SIGKILL to the service and to all that it started, as when the power fails."""
+        """Kill the service and all processes that it started, as a power cut does."""
         for child in self.kill():
             with suppress(psutil.NoSuchProcess):
                 child.kill()
@@ -73,11 +73,11 @@ class Host(Service):
         self.process.send_signal(signal.SIGSTOP)
         wait_for(lambda: psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
-    def hears_sigterm(self) -> bool:
-        """Whether the process has come so far that it has a handler for it; before that it has nothing to end."""
+    def handles_sigterm(self) -> bool:
+        """Return whether the process has installed its handler of SIGTERM."""
         caught = Path(f"/proc/{self.process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
         return bool(int(caught, 16) >> signal.SIGTERM - 1 & 1)
 
@@ -88,9 +88,9 @@ class Host(Service):
         return self.home / "runs" / (f"train_{run_id}" + ("" if attempt == 1 else f"-{attempt}"))
 
     def wait_idle(self, seconds=20.0, spares=0, torn=False) -> None:
-        """I10: no journal, and no process of a training but `spares` that wait for the next run.
+        """I10: wait until no journal is left, and no training process except `spares` that wait for the next run.
 
-        With `torn`, journals that a crash of the host made unreadable may lie aside.
+        With `torn`, journals that a crash of the host made unreadable may remain.
         """
 
         def is_idle() -> bool:
@@ -103,7 +103,7 @@ class Host(Service):
         return self.log.read_text()[-3000:]
 
     def end(self) -> None:
-        """However it is: everything of it is gone afterwards."""
+        """Kill the service and its processes, if they are still running."""
         if self.process and self.process.poll() is None:
             children = self.children()
             self.process.kill()
@@ -115,10 +115,12 @@ class Host(Service):
 
 
 def _is_training(process: psutil.Process) -> bool:
-    return any(part.endswith(("trains_as_told.py", "trainer.training.child.main")) for part in _command(process)[1:3])
+    return any(
+        part.endswith(("stand_in_training.py", "trainer.training.child.main")) for part in _command(process)[1:3]
+    )
 
 
-def _is_guardian(process: psutil.Process) -> bool:
+def _is_subreaper(process: psutil.Process) -> bool:
     return any(part.endswith("subreaper.py") for part in _command(process)[1:5])
 
 
@@ -130,5 +132,5 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def gone(processes, seconds=5.0) -> bool:
-    """Whether they all end in time."""
+    """Return whether all processes end within `seconds`."""
     return not psutil.wait_procs(processes, seconds)[1]

@@ -1,9 +1,9 @@
-"""F6 at its real lengths: the database is away for a second, half a minute, ten minutes; every setting is the default.
+"""F6 with real durations: the database is down for 1 s, 30 s and 10 min; every setting has its default.
 
     python -m tests.faults.outage 1 30 600
 
-Two runs train when PostgreSQL stops. One ends during the outage, so that its ending waits; the other trains on until
-after it. Prints a row of numbers for each outage; exits 1 when something was lost.
+Two runs train when PostgreSQL stops. One finishes during the outage, so that its outcome waits; the other trains until
+after the outage. Prints a line of numbers for each outage, and exits with 1 when something was lost.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tests.faults.cloud import Cloud, running_cloud, wait_for
 from tests.faults.hosts import Host
 from trainer.demo import draw_dataset
 
-# what tests shorten otherwise
+# the settings that other tests shorten
 SHORTENED = (
     "LEASE_SECONDS", "CANCEL_CHECK_INTERVAL", "HEARTBEAT_INTERVAL", "PROGRESS_INTERVAL", "POLL_INTERVAL", "CANCEL_GRACE",
     "DRAIN_SECONDS", "CHECKPOINT_INTERVAL",
 )  # fmt: skip
-AFTER = 12  # epochs of the longer run that are left for after the outage
+AFTER = 12  # epochs of the longer run after the outage
 
 
 class Outage:
-    """What an outage of `seconds` did to two runs."""
+    """An outage of `seconds`, and its effects on two runs."""
 
     def __init__(self, cloud: Cloud, home: Path, seconds: float) -> None:
         self.seconds = seconds
@@ -43,9 +43,9 @@ class Outage:
         cloud, epochs = self._cloud, int(self.seconds / self._epoch) + 2
         self._host.start()
         try:
-            ends, goes_on = cloud.enqueue(epochs=2 + epochs // 2), cloud.enqueue(epochs=epochs + AFTER)
-            # what the queue knows comes with a beat, seconds later
-            tables = [self._host.run_dir(run_id) / "results.csv" for run_id in (ends, goes_on)]
+            short, long = cloud.enqueue(epochs=2 + epochs // 2), cloud.enqueue(epochs=epochs + AFTER)
+            # the queue gets the epochs with a heartbeat, seconds later
+            tables = [self._host.run_dir(run_id) / "results.csv" for run_id in (short, long)]
             wait_for(lambda: all(table.exists() and table.read_text().count("\n") > 1 for table in tables), 60)
             trainings = self._host.trainings()
             cloud.stack.postgres.stop()
@@ -56,21 +56,23 @@ class Outage:
             finally:
                 cloud.stack.postgres.start()
             self.ended = time.time()
-            for run_id in (ends, goes_on):
-                self._judge(cloud.wait(run_id, "completed", "failed", seconds=120 + AFTER * self._epoch))
+            for run_id in (short, long):
+                self._check(cloud.wait(run_id, "completed", "failed", seconds=120 + AFTER * self._epoch))
             self.delivered_after = time.time() - self.ended
             self._host.wait_idle(60)
         finally:
             self._host.end()
-        self.longest_gap = max(b - a for a, b in pairwise(self._told(goes_on)))
-        self.told_while_away = sum(self.began < at < self.ended for r in (ends, goes_on) for at in self._told(r))
+        self.longest_gap = max(b - a for a, b in pairwise(self._finish_times(long)))
+        self.epochs_during_outage = sum(
+            self.began < at < self.ended for r in (short, long) for at in self._finish_times(r)
+        )
         cloud.check_invariants()
         return self
 
-    def _judge(self, row) -> None:
+    def _check(self, row) -> None:
         run_id, epochs = row["id"], row["configuration"]["epochs"]
-        said = (row["status"], row["attempt"], row["failures"], row["error_message"])
-        self._must(said == ("completed", 1, 0, None), f"{run_id} ended as {said}")
+        outcome = (row["status"], row["attempt"], row["failures"], row["error_message"])
+        self._must(outcome == ("completed", 1, 0, None), f"{run_id} ended as {outcome}")
         self._must(self._cloud.epochs(run_id) == {1: list(range(1, epochs + 1))}, f"{run_id}: epochs lost or repeated")
         seqs = [event["seq"] for event in self._cloud.events(run_id) if event["seq"] < 1_000_000]
         self._must(seqs == list(range(1, len(seqs) + 1)), f"{run_id}: events lost: {seqs}")
@@ -79,14 +81,14 @@ class Outage:
         if not holds:
             self.lost.append(otherwise)
 
-    def _told(self, run_id: str) -> list[float]:
-        """When the training finished each epoch, by the worker's clock: before or during the outage or after it."""
+    def _finish_times(self, run_id: str) -> list[float]:
+        """Return when the training finished each epoch, by the clock of the worker."""
         return [datetime.fromisoformat(event["at"]).timestamp() for event in self._cloud.events(run_id, "epoch")]
 
     def __str__(self) -> str:
         return (
-            f"outage {self.seconds:g} s: trained on {self.training_through_it} of 2 at its end, "
-            f"{self.told_while_away} epochs finished during it, longest time between two epochs {self.longest_gap:.2f} s "
+            f"outage {self.seconds:g} s: {self.training_through_it} of 2 trainings running at its end, "
+            f"{self.epochs_during_outage} epochs finished during it, longest time between two epochs {self.longest_gap:.2f} s "
             f"of {self._epoch:g} s, both completed {self.delivered_after:.1f} s after it, lost: {self.lost or 'nothing'}"
         )
 

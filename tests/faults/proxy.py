@@ -1,13 +1,13 @@
-"""A TCP proxy that stands between a worker and its servers and misbehaves on request.
+"""A TCP proxy between a worker and its servers, with faults on request.
 
 with Proxy("127.0.0.1", 5432) as proxy:
 … proxy.url …
-proxy.cut()        every connection is reset, new ones are refused until `mend`
-proxy.freeze()     half-open: connections stay, not a byte passes, in either direction, until `mend`
-proxy.slow(0.5)    every piece that arrives waits so long (seconds) before it goes on
-proxy.lose(30)     so many in a hundred packets get lost, of either side (needs root and nft)
-proxy.mutter(40)   the next answer is cut after so many bytes, its connection reset
-proxy.mend()       as a wire again; what was frozen is delivered now, late
+proxy.cut()        reset every connection, and refuse new ones until `restore`
+proxy.freeze()     half-open: connections stay open, but no byte passes in either direction until `restore`
+proxy.slow(0.5)    delay each piece of data by so many seconds
+proxy.lose(30)     drop this percentage of the packets, in both directions (needs root and nft)
+proxy.cut_answer(40)  reset the connection after so many bytes of the next answer
+proxy.restore()    work normally again; frozen data is delivered now
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.mend()
+        self.restore()
         self._set("closed")
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -62,7 +62,7 @@ class Proxy:
     def slow(self, seconds: float) -> None:
         self._set("wire", seconds)
 
-    def mutter(self, answer_bytes: int) -> None:
+    def cut_answer(self, answer_bytes: int) -> None:
         with self._changed:
             self._answer_bytes = answer_bytes
 
@@ -73,7 +73,7 @@ class Proxy:
         self._nft(f"table inet {self._table} {{ chain packets {{ {hook}; {ours}; }}\n}}")
         self._loses = True
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         self._set("wire")
         if self._loses:
             self._loses = False
@@ -128,7 +128,7 @@ class Proxy:
     # ── for the pairs ──
 
     def wait_to_pass(self) -> bool:
-        """Hold a piece back for as long as the wire is frozen or slow; False when it is to be dropped."""
+        """Wait while the proxy is frozen or slow. Return False if the data must be dropped."""
         with self._changed:
             while self._mode == "frozen":
                 self._changed.wait()
@@ -138,7 +138,7 @@ class Proxy:
         return mode == "wire"
 
     def shortened(self, answer: bytes) -> tuple[bytes, bool]:
-        """An answer's first piece as it is to be sent, and whether the connection dies after it."""
+        """Return the part of an answer's first piece that is sent, and whether the connection is reset after it."""
         with self._changed:
             kept, self._answer_bytes = self._answer_bytes, None
         return (answer, False) if kept is None else (answer[:kept], True)
@@ -149,7 +149,7 @@ class Proxy:
 
 
 class _Pair:
-    """One connection: two sockets and a thread that carries pieces between them."""
+    """One connection: two sockets and a thread that copies data between them."""
 
     def __init__(self, proxy: Proxy, near: socket.socket, far: socket.socket) -> None:
         self._proxy, self._near, self._far = proxy, near, far
@@ -177,17 +177,17 @@ class _Pair:
         piece = source.recv(PIECE)
         if not piece or not self._proxy.wait_to_pass():
             return False
-        dies = False
+        is_cut = False
         if source is self._far:
-            piece, dies = self._proxy.shortened(piece)
+            piece, is_cut = self._proxy.shortened(piece)
         target.sendall(piece)
-        if dies:
+        if is_cut:
             self.reset()
-        return not dies
+        return not is_cut
 
 
 def _reset(end: socket.socket) -> None:
-    # with a linger of nothing the other side sees a reset, not a polite end
+    # with a linger time of zero, the other side sees a reset instead of a normal close
     with suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         end.shutdown(socket.SHUT_RDWR)

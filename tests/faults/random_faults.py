@@ -1,7 +1,7 @@
-"""The faults and wishes of a campaign. Each returns whether it found something to do.
+"""The faults and user actions of a campaign. Each returns whether it had something to act on.
 
-A fault runs in a thread of its own while others are active. `site` is the host that it was drawn for, `dice` the
-randomness that belongs to it.
+A fault runs in a thread of its own while others are active. `site` is the host that it affects, `dice` its source of
+random numbers.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from contextlib import suppress
 
 import psutil
 
-from tests.faults import poison
+from tests.faults import invalid_rows
 from tests.faults.cloud import BUCKET
 from tests.faults.hosts import gone
 from tests.postgres_server import SqlError
 from tests.storage_http import PORTAL
 from trainer.core.job import Status
 
-TRAINING = ("training", "validating")  # the phases in which a process of the run's own is at work
+TRAINING = ("training", "validating")  # the phases in which the run has a training process
 
 # ── processes ──
 
@@ -31,14 +31,14 @@ def kill_training(campaign, site, dice) -> bool:
         return False
     if _phase(runs[0]) in TRAINING:
         campaign.findings.killed(runs[0])
-    with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+    with suppress(psutil.NoSuchProcess):  # it has just ended
         trainings[0].kill()
         return True
     return False
 
 
 def kill_spare(campaign, site, dice) -> bool:
-    """The process that waits for the next run."""
+    """Kill the processes that wait for the next run."""
     spares = site.host.trainings()[1:]
     for spare in spares:
         with suppress(psutil.NoSuchProcess):
@@ -50,7 +50,7 @@ def stop_training(campaign, site, dice) -> bool:
     trainings, runs = site.host.trainings(), campaign.runs_of(site)
     if not trainings or not runs or _phase(runs[0]) not in TRAINING:
         return False
-    with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+    with suppress(psutil.NoSuchProcess):  # it has just ended
         trainings[0].suspend()
         return True
     return False
@@ -70,17 +70,17 @@ def kill_service(campaign, site, dice) -> bool:
     return True
 
 
-def kill_guardian(campaign, site, dice) -> bool:
-    """SIGKILL to one of the two processes between the service and the training, alone."""
-    guardians = site.host.guardians()
-    if not guardians:
+def kill_subreaper(campaign, site, dice) -> bool:
+    """Kill one of the two processes between the service and the training."""
+    subreapers = site.host.subreapers()
+    if not subreapers:
         return False
-    with suppress(psutil.NoSuchProcess):  # it has just ended by itself
-        killed = dice.choice(guardians[:2])
-        below = killed.children(recursive=True)
+    with suppress(psutil.NoSuchProcess):  # it has just ended
+        killed = dice.choice(subreapers[:2])
+        descendants = killed.children(recursive=True)
         killed.kill()
-        if not gone(below):
-            campaign.findings.violations.append(f"I10: {below} outlived their guardian")
+        if not gone(descendants):
+            campaign.findings.violations.append(f"I10: {descendants} outlived their subreaper")
         return True
     return False
 
@@ -91,7 +91,7 @@ def suspend_service(campaign, site, dice) -> bool:
     with released(site.lock):
         site.host.pause()
         time.sleep(dice.uniform(0.3, 2.5) * campaign.recipe.lease)
-        site.host.go_on()
+        site.host.resume()
     return True
 
 
@@ -113,22 +113,22 @@ def deploy(campaign, site, dice) -> bool:
 
 
 def power_cut(campaign, site, dice) -> bool:
-    """All processes of the host are gone at once, and what was not synced is lost."""
+    """Kill all processes of the host and drop all data that was not synced."""
     if not site.disk or not site.disk_lock.acquire(blocking=False):
         return False
     with released(site.disk_lock), site.lock:
         for row in campaign.runs_of(site):
             campaign.findings.killed(row, service=True)
         site.host.kill_all()
-        site.disk.strike()
+        site.disk.fail()
         time.sleep(dice.choice([0, 1, 2 * campaign.recipe.lease]))
-        site.disk.mend()
+        site.disk.restore()
         site.host.start()
     return True
 
 
 def full_disk(campaign, site, dice) -> bool:
-    """The host has no space left for a while; one host at a time."""
+    """Fill the disk of one host for a while."""
     if not site.disk or not campaign.sick.acquire(blocking=False):
         return False
     with released(campaign.sick), site.disk_lock:
@@ -139,7 +139,7 @@ def full_disk(campaign, site, dice) -> bool:
 
 
 def read_only_disk(campaign, site, dice) -> bool:
-    """The host's disk turns read-only, until somebody stops the service, repairs the disk and starts it again."""
+    """Make the disk read-only, then stop the service, repair the disk and start the service again."""
     if not site.disk or not campaign.sick.acquire(blocking=False):
         return False
     with released(campaign.sick), site.disk_lock:
@@ -154,7 +154,7 @@ def read_only_disk(campaign, site, dice) -> bool:
     return True
 
 
-# ── servers and the lines to them ──
+# ── servers and connections ──
 
 
 def outage(campaign, site, dice) -> bool:
@@ -190,9 +190,9 @@ def bad_storage(campaign, site, dice) -> bool:
     return True
 
 
-def storage_denies(campaign, site, dice) -> bool:
-    """For a while, Storage answers what is not true: that nothing is there, a login page, `null`."""
-    # not to DELETE: who hears that an object is gone does not remove it
+def wrong_storage_answers(campaign, site, dice) -> bool:
+    """For a while, Storage gives wrong answers: that nothing exists, a login page, `null`."""
+    # not to DELETE: a client that learns that an object is gone does not delete it
     asked = ["POST /object/sign/", "POST /object/list", f"POST /object/{BUCKET}", "GET /object/", "HEAD /object/"]
     on = dice.choice([*asked, "/upload/resumable", f"GET /bucket/{BUCKET}"])
     missing = {"body": b'{"statusCode":"404","error":"not_found","message":"Object not found"}'}
@@ -211,24 +211,24 @@ def storage_denies(campaign, site, dice) -> bool:
 
 def bad_line(campaign, site, dice) -> bool:
     wire = site.wire
-    dice.choice([wire.cut, wire.freeze, lambda: wire.slow(0.3), lambda: wire.mutter(50)])()
+    dice.choice([wire.cut, wire.freeze, lambda: wire.slow(0.3), lambda: wire.cut_answer(50)])()
     time.sleep(dice.choice([0.3, 1.0, 1.5 * campaign.recipe.lease]))
-    wire.mend()
+    wire.restore()
     return True
 
 
-# ── what the people at the web app do ──
+# ── actions of users ──
 
 
 def cancel(campaign, site, dice) -> bool:
     runs, trainings = campaign.runs_of(site), site.host.trainings()[:1]
     if not runs or not trainings:
         return False
-    asked = time.monotonic()
+    requested = time.monotonic()
     if campaign.ask(lambda: campaign.cloud.cancel(runs[0]["id"]) or True) is None:
         return False
     if _phase(runs[0]) in TRAINING and not site.lock.locked() and gone(trainings, 20):
-        campaign.findings.cancels.append(time.monotonic() - asked)
+        campaign.findings.cancels.append(time.monotonic() - requested)
     return True
 
 
@@ -243,25 +243,27 @@ def delete_row(campaign, site, dice) -> bool:
     return bool(runs) and bool(campaign.ask(lambda: campaign.cloud.delete(runs[0]["id"]) or True))
 
 
-def poison_row(campaign, site, dice) -> bool:
-    """Beside the good rows: one that no worker can read or train."""
-    name = dice.choice(list(poison.ROWS))
+def invalid_row(campaign, site, dice) -> bool:
+    """Insert a row that no worker can read or train."""
+    name = dice.choice(list(invalid_rows.ROWS))
     model = campaign.recipe.row(dice).get("base_model", "yolo11n.yaml")
     try:
-        run_id = poison.insert(campaign.cloud, name, model)
+        run_id = invalid_rows.insert(campaign.cloud, name, model)
     except SqlError:  # the database is down
         return False
-    campaign.findings.poison[run_id] = name
+    campaign.findings.invalid[run_id] = name
     return True
 
 
 def edit_and_queue_again(campaign, site, dice) -> bool:
-    """Ask an ended run for something else, as somebody does who follows the service's own advice; or a waiting one."""
+    """Edit and queue an ended run, as a user who follows the advice of an error message; or a run that waits."""
     rows = [row for row in campaign.ask(campaign.cloud.rows) or [] if row["id"] in campaign.runs]
-    waits = [row for row in rows if Status(row["status"]).is_terminal or (row["status"] == "queued" and row["attempt"])]
-    if not waits:
+    editable = [
+        row for row in rows if Status(row["status"]).is_terminal or (row["status"] == "queued" and row["attempt"])
+    ]
+    if not editable:
         return False
-    row = dice.choice(waits)
+    row = dice.choice(editable)
     columns = campaign.recipe.edited(row, dice) | {"status": "queued", "cancel_requested": False}
     campaign.findings.queued_again[row["id"]] += 1  # also when the answer is lost
     return bool(campaign.ask(lambda: campaign.cloud.edit(row["id"], if_status=row["status"], **columns) or True))

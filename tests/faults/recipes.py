@@ -1,4 +1,4 @@
-"""What a campaign trains, with the times and the faults that suit it."""
+"""The trainings of a campaign, with settings and fault rates that fit their duration."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.faults.hosts import LEASE, Host
 from trainer.demo import draw_dataset
 
 ATTEMPTS = 5
-REAL_ATTEMPTS = 12  # on a busy machine many faults come before the first epoch
-# how often each fault comes, relative to the others
+REAL_ATTEMPTS = 12  # on a busy machine, many faults happen before the first epoch
+# relative frequency of each fault
 STAND_IN_FAULTS = {
     faults.kill_training: 6,
-    faults.kill_guardian: 2,
+    faults.kill_subreaper: 2,
     faults.kill_service: 5,
     faults.suspend_service: 3,
     faults.stop_training: 2,
@@ -28,12 +28,12 @@ STAND_IN_FAULTS = {
     faults.bad_gateway: 2,
     faults.lost_answers: 3,
     faults.bad_storage: 3,
-    faults.storage_denies: 3,
+    faults.wrong_storage_answers: 3,
     faults.bad_line: 4,
     faults.cancel: 2,
     faults.finish: 1,
     faults.delete_row: 1,
-    faults.poison_row: 2,
+    faults.invalid_row: 2,
     faults.edit_and_queue_again: 2,
     faults.power_cut: 2,
     faults.full_disk: 1,
@@ -41,7 +41,7 @@ STAND_IN_FAULTS = {
 }
 REAL_FAULTS = {
     faults.kill_training: 12,
-    faults.kill_guardian: 2,
+    faults.kill_subreaper: 2,
     faults.kill_spare: 1,
     faults.kill_service: 6,
     faults.suspend_service: 2,
@@ -51,18 +51,18 @@ REAL_FAULTS = {
     faults.bad_gateway: 2,
     faults.lost_answers: 3,
     faults.bad_storage: 3,
-    faults.storage_denies: 3,
+    faults.wrong_storage_answers: 3,
     faults.bad_line: 2,
     faults.cancel: 1,
     faults.finish: 1,
     faults.delete_row: 1,
-    faults.poison_row: 2,
+    faults.invalid_row: 2,
     faults.edit_and_queue_again: 2,
     faults.power_cut: 2,
     faults.full_disk: 1,
     faults.read_only_disk: 1,
 }
-MEAN_EPOCHS, LONGEST_PAUSE = 2.0, 15.0  # between two faults: epochs of all runs; seconds
+MEAN_EPOCHS, LONGEST_PAUSE = 2.0, 15.0  # between two faults: epochs of all runs, seconds
 REAL_LEASE = 8.0  # seconds
 REAL_SETTINGS = {
     "LEASE_SECONDS": REAL_LEASE,
@@ -72,7 +72,7 @@ REAL_SETTINGS = {
     "CANCEL_GRACE": 10,
     "WARM_START": 1,
 }
-# `nbs`: an update of the weights after each batch, not after 64 images
+# `nbs`: update the weights after each batch instead of after 64 images
 REAL_CONFIGURATION = {
     "imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "compute": "cpu", "plots": False, "warmup_epochs": 0,
     "mosaic": 0, "scale": 0.1, "translate": 0.05, "erasing": 0,
@@ -80,7 +80,7 @@ REAL_CONFIGURATION = {
 
 
 class StandIn:
-    """The quick stand-in: an epoch takes 0.2 s, and each is a new best."""
+    """A stand-in for the training: an epoch takes 0.2 s, and each is a new best."""
 
     title = "a quick stand-in for the training"
     lease = LEASE
@@ -103,7 +103,7 @@ class StandIn:
         return {"max_attempts": ATTEMPTS, "configuration": {"epochs": dice.randint(8, 40)}}
 
     def edited(self, row, dice: random.Random) -> dict:
-        """Columns of the row that ask for something else."""
+        """Return columns with another configuration for the row."""
         other = {"epochs": dice.randint(8, 40), "batch": dice.choice([2, 4, 8]), "imgsz": dice.choice([32, 64])}
         return {"configuration": row["configuration"] | other}
 
@@ -112,7 +112,7 @@ class StandIn:
         time.sleep(campaign.random.expovariate(1 / 0.9))
 
     def busy(self, dice: random.Random, workers: int) -> int:
-        """How many runs to have at once: one worker is left over, to take over what another loses."""
+        """Return how many runs to have at once: one worker stays free for takeovers."""
         return max(1, workers - 1)
 
     def check(self, findings, rows) -> None:
@@ -120,9 +120,9 @@ class StandIn:
 
 
 class RealTraining:
-    """Ultralytics on drawn squares. Each run starts from weights that have learned them and makes them worse.
+    """Ultralytics on drawn squares. Each run starts from weights that have learned the squares, and makes them worse.
 
-    So the first epochs are the best ones, and most of the others are no new best, as in the long tail of any training.
+    So the first epochs are the best ones, and most of the others are no new best, as in the last part of any training.
     """
 
     title = "real trainings with Ultralytics"
@@ -136,7 +136,7 @@ class RealTraining:
         return draw_squares(folder, images=12, size=64)
 
     def prepare(self, cloud, folder: Path) -> None:
-        """Train the weights that all runs start from, in peace."""
+        """Train the weights that all runs start from, without faults."""
         host = Host(cloud, folder / "teacher", None, **REAL_SETTINGS).start()
         data = draw_squares(cloud.data.parent / "teaching", images=24, size=64)
         lesson = {"epochs": 30, "optimizer": "AdamW", "lr0": 0.002, "patience": 0}
@@ -155,15 +155,15 @@ class RealTraining:
         return Host(cloud, home, None, url=url, **REAL_SETTINGS)
 
     def row(self, dice: random.Random) -> dict:
-        course = {
+        hyperparameters = {
             "epochs": dice.randint(10, 24), "seed": dice.randrange(1000), "optimizer": "SGD",
             "lr0": dice.choice([0.002, 0.004, 0.008]), "lrf": 0.1,
         }  # fmt: skip
-        configuration = REAL_CONFIGURATION | course
+        configuration = REAL_CONFIGURATION | hyperparameters
         return {"max_attempts": REAL_ATTEMPTS, "base_model": "learned_squares.pt", "configuration": configuration}
 
     def edited(self, row, dice: random.Random) -> dict:
-        """Columns of the row that ask for something else: one thing, or several."""
+        """Return columns with other values for one or more settings of the row."""
         other = {
             "epochs": dice.randint(8, 20), "batch": dice.choice([2, 3, 8]), "imgsz": 32, "lr0": 0.003, "seed": 5,
             "patience": 50,
@@ -173,7 +173,7 @@ class RealTraining:
         return columns | ({"base_model": "other_squares.pt"} if dice.random() < 0.2 else {})
 
     def pause(self, campaign) -> None:
-        """Wait before the next fault: for some epochs, so that trainings also get somewhere on a busy machine."""
+        """Wait some epochs before the next fault, so that trainings make progress on a busy machine."""
         wanted, deadline = campaign.random.expovariate(1 / MEAN_EPOCHS), time.monotonic() + LONGEST_PAUSE
         before = campaign.ask(campaign.cloud.count_epochs) or 0
         while time.monotonic() < deadline:
@@ -182,7 +182,7 @@ class RealTraining:
                 return
 
     def busy(self, dice: random.Random, workers: int) -> int:
-        """How many runs to have at once: sometimes a worker is left over, so that runs move between hosts."""
+        """Return how many runs to have at once: sometimes a worker stays free, so that runs move between hosts."""
         return dice.randint(1, workers)
 
     def check(self, findings, rows) -> None:

@@ -1,4 +1,4 @@
-"""F22: sixty runs one after the other leave nothing behind in the service that worked on them."""
+"""F22: a service that has worked on sixty runs, one after another, keeps nothing of them."""
 
 import os
 from pathlib import Path
@@ -10,11 +10,11 @@ import pytest
 from tests.faults.cloud import BUCKET, wait_for
 
 RUNS = 60
-SETTLED = 20  # runs until caches and pools have the size that they keep
+SETTLED = 20  # runs after which caches and pools have their final size
 
 
 def uploaded(cloud):
-    """The keys of all objects that were ever written."""
+    """Return the keys of all objects that were ever written."""
     return {key for _, _, key in cloud.storage.writes}
 
 
@@ -22,7 +22,7 @@ def uploaded(cloud):
 @pytest.mark.long
 def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     """F22 (I10): descriptors, threads, memory and temporary files after each run; none of them grows."""
-    # one arena: else each new thread may begin another, whose size says nothing of what is kept
+    # one arena: otherwise a new thread may start another, which looks like a leak
     a = host("a", {"seconds_per_epoch": 0.1}, POLL_INTERVAL=0.05, CHECKPOINT_INTERVAL=0.02, MALLOC_ARENA_MAX=1)
     service = psutil.Process(a.process.pid)
     seen = []
@@ -36,14 +36,16 @@ def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
         )
         seen.append((service.num_fds(), service.num_threads(), service.memory_info().rss / 2**20, left))
     a.wait_idle()
-    wait_for(lambda: not list((a.home / "uploaded").glob("*")))  # the last run's checkpoints go after its journal
+    wait_for(
+        lambda: not list((a.home / "uploaded").glob("*"))
+    )  # the checkpoints of the last run are removed after its journal
 
     descriptors, threads, rss, files = (list(column)[SETTLED:] for column in zip(*seen, strict=True))
-    # what the service tidies beside its next run makes each count a little higher or lower; growth is what adds up
+    # the service cleans up while the next run trains, so each count varies a little; only growth is a leak
     after = range(len(rss))
     assert linear_regression(after, descriptors).slope < 0.1, descriptors
     assert linear_regression(after, threads).slope < 0.1, threads
-    # MiB per run, from the first ten to the last ten: the allocator takes a MiB at once, which bends a fitted line
+    # MiB per run, from the first ten to the last ten: the allocator takes whole MiB, which distorts a fitted line
     assert (mean(rss[-10:]) - mean(rss[:10])) / (len(rss) - 10) < 0.05, rss
     assert linear_regression(after, files).slope < 0.1, files
     assert service.num_fds() <= max(descriptors)

@@ -1,4 +1,4 @@
-"""F27: a short campaign, so that a change that breaks an invariant is noticed in CI; long ones are run by hand."""
+"""F27: a short campaign, so that CI finds a change that breaks an invariant. Long ones are run by hand."""
 
 import os
 
@@ -20,8 +20,8 @@ def campaign(recipe, seconds, **options):
 
 @pytest.mark.timeout(280)
 @pytest.mark.long
-def test_random_faults_violate_nothing():
-    """F27 (I1 to I10): the seed is fixed; `make faults` takes longer, with others."""
+def test_random_faults_violate_no_invariant():
+    """F27 (I1 to I10), with a fixed seed. `make faults` runs longer, with other seeds."""
     done = campaign(StandIn(), 35, workers=3, runs=12, seed=11)
 
     assert done.findings.violations == []
@@ -32,11 +32,11 @@ def test_random_faults_violate_nothing():
 @pytest.mark.long
 @pytest.mark.training
 @pytest.mark.timeout(900)
-def test_random_faults_cost_no_real_training():
-    """F27 (I1 to I10), with trainings that get worse: most resumes are followed by an epoch that is no new best."""
+def test_random_faults_damage_no_real_training():
+    """F27 (I1 to I10), with trainings that get worse: most epochs after a resume are no new best."""
     done = campaign(RealTraining(), 100, workers=2, seed=11)
 
-    assert done.findings.violations == [], done.findings.stories
+    assert done.findings.violations == [], done.findings.histories
     assert done.findings.ended["completed"] >= 1
     assert done.findings.curves.resumes >= 1
     assert done.findings.curves.new_bests < done.findings.curves.epochs

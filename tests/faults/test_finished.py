@@ -1,4 +1,4 @@
-"""F2, F3, F14, F20: a training is finished, and its model waits to be published."""
+"""F2, F3, F14, F20: the training has finished, and its model is not published yet."""
 
 import hashlib
 import os
@@ -8,10 +8,10 @@ import pytest
 from tests.acceptance.service import running
 from tests.faults.cloud import BUCKET, wait_for
 from tests.faults.conftest import QUICK
-from tests.faults.disks import Disk, NotHere
+from tests.faults.disks import Disk, DiskUnavailable
 from tests.long import long_except
 
-MODEL = b"not really weights: best.pt 4"  # what the stand-in leaves after four epochs
+MODEL = b"not really weights: best.pt 4"  # the stand-in's model after four epochs
 NO_KEY = b'{"statusCode":"404","error":"NoSuchKey","message":"Object not found"}'
 DAMAGES = {
     "gone": lambda path: path.unlink(),
@@ -21,8 +21,8 @@ DAMAGES = {
 }
 
 
-def is_published(cloud, run_id):
-    """The row is completed and points to the model that was trained."""
+def wait_published(cloud, run_id):
+    """Wait until the run is completed with the model that was trained, and return the row."""
     row = cloud.wait(run_id, "completed", "failed", seconds=60)
     assert row["status"] == "completed", row["error_message"]
     cloud.check_published(row)
@@ -32,8 +32,8 @@ def is_published(cloud, run_id):
 
 
 @pytest.mark.parametrize("damage", long_except(DAMAGES, "gone", "truncated"))
-def test_a_model_that_a_crash_damaged_is_never_completed(cloud, host, damage):
-    """F2 F3 (I8): SIGKILL during the upload, and best.pt is not what it was; the run resumes from its checkpoint."""
+def test_damaged_model_is_rebuilt_before_run_completes(cloud, host, damage):
+    """F2 F3 (I8): SIGKILL during the upload, then best.pt is damaged. The run resumes from its checkpoint."""
     a = host("a", QUICK)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
     run_id = cloud.enqueue(epochs=4)
@@ -44,14 +44,14 @@ def test_a_model_that_a_crash_damaged_is_never_completed(cloud, host, damage):
 
     a.start()
 
-    assert is_published(cloud, run_id)["attempt"] == 2
+    assert wait_published(cloud, run_id)["attempt"] == 2
     assert {"model_damaged", "resumed"} <= set(cloud.warnings(run_id))
     assert cloud.epochs(run_id) == {1: [1, 2, 3, 4]}
     a.wait_idle()
 
 
-def test_a_whole_model_is_only_uploaded_again(cloud, host):
-    """F2 (I8): SIGKILL during the upload, and the model is what it was: nothing is trained or measured again."""
+def test_intact_model_is_only_uploaded_again(cloud, host):
+    """F2 (I8): SIGKILL during the upload, and the model is intact: nothing is trained or evaluated again."""
     a = host("a", QUICK)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
     run_id = cloud.enqueue(epochs=4)
@@ -61,11 +61,11 @@ def test_a_whole_model_is_only_uploaded_again(cloud, host):
 
     a.start()
 
-    assert is_published(cloud, run_id)["attempt"] == 2
+    assert wait_published(cloud, run_id)["attempt"] == 2
     assert cloud.phases(run_id, 2) == ["uploading", "ending"]
 
 
-TROUBLES = {
+WRONG_ANSWERS = {
     "signing answers 404 once": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 1},
     "signing answers 404 for a while": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 8},
     "a login page for every route": {"on": "/", "status": 200, "body": b"<html>Log in</html>", "times": 40},
@@ -73,22 +73,22 @@ TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("trouble", long_except(TROUBLES, "signing answers 404 for a while"))
-def test_a_store_that_talks_nonsense_costs_no_attempt(cloud, host, trouble):
-    """F20 (I8): from the moment the training is finished, and with every setting at its default."""
+@pytest.mark.parametrize("answer", long_except(WRONG_ANSWERS, "signing answers 404 for a while"))
+def test_wrong_storage_answers_count_no_attempt(cloud, host, answer):
+    """F20 (I8): wrong answers from the end of the training on."""
     a = host("a", QUICK | {"seconds_to_finish": 1.5})
     run_id = cloud.enqueue(epochs=4)
     cloud.wait_phase(run_id, "finalizing")
-    cloud.storage.fault("status", **TROUBLES[trouble])
+    cloud.storage.fault("status", **WRONG_ANSWERS[answer])
 
-    row = is_published(cloud, run_id)
+    row = wait_published(cloud, run_id)
 
     assert (row["attempt"], row["failures"]) == (1, 0)
     a.wait_idle()
 
 
-def test_a_bucket_that_is_deleted_and_made_again_has_the_whole_model(cloud, host):
-    """F20 (I8): half of the artifacts were there; nothing is completed before all of them are."""
+def test_recreated_bucket_gets_all_artifacts(cloud, host):
+    """F20 (I8): the bucket had half of the artifacts. The run completes only when it has all of them."""
     a = host("a", QUICK)
     cloud.storage.fault("delay", on="/1/run.log", times=1, seconds=2)
     run_id = cloud.enqueue(epochs=4)
@@ -98,27 +98,27 @@ def test_a_bucket_that_is_deleted_and_made_again_has_the_whole_model(cloud, host
     wait_for(lambda: "upload_waits" in cloud.warnings(run_id))
     cloud.storage.buckets[BUCKET] = bucket
 
-    row = is_published(cloud, run_id)
+    row = wait_published(cloud, run_id)
 
     assert (row["attempt"], row["failures"]) == (1, 0)
     a.wait_idle()
 
 
-def test_a_full_disk_under_a_local_store_is_waited_for(drawn, tmp_path):
-    """F14 (I8): BACKEND=local, nothing fits into the folder that stands for the bucket until somebody makes room."""
+def test_upload_waits_for_space_under_local_store(drawn, tmp_path):
+    """F14 (I8): with BACKEND=local, the disk with the artifacts is full until space is freed."""
     (tmp_path / "home").mkdir()
     disk = Disk("full", tmp_path / "home" / "storage", mebibytes=32)
     try:
         disk.__enter__()
-    except NotHere as reason:
+    except DiskUnavailable as reason:
         pytest.skip(str(reason))
     try:
-        disk.strike()
+        disk.fail()
         with running(tmp_path / "home", QUICK, EXTRA_DATASET_ROOTS=drawn.parent) as service:
             run_id = service.enqueue(drawn, epochs=4)
             service.wait_until(run_id, lambda row: "upload_waits" in codes(service, run_id))
             assert service.row(run_id)["status"] == "running"
-            disk.mend()
+            disk.restore()
             row = service.wait(run_id, "completed", "failed")
 
             assert (row["status"], row["attempt"], row["failures"]) == ("completed", 1, 0), row["error_message"]
@@ -133,4 +133,4 @@ def codes(service, run_id):
     from trainer.jobs.sqlite import SqliteQueue
 
     events = SqliteQueue(service.home / "queue.db").events(run_id)
-    return [event["data"]["code"] for event in events if event["kind"] == "warning"]
+    return [event.data["code"] for event in events if event.kind == "warning"]

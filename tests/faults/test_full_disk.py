@@ -1,4 +1,4 @@
-"""F14, F15: the disk fails, or the memory is full."""
+"""F14, F15: a disk fails, or there is too little memory."""
 
 import re
 import zipfile
@@ -8,23 +8,22 @@ import pytest
 
 from tests.faults.cloud import wait_for
 from tests.faults.conftest import QUICK, SLOW
-from tests.faults.disks import KINDS, MIB, SAYS
-from tests.faults.test_killed import stored_dataset
+from tests.faults.disks import KINDS, MESSAGES, MIB
 from tests.long import long_except
 
 
-def lives_on(cloud, a, run_id, *said):
-    """The run failed naming the cause, nothing half-written is left, and the service works on the next run."""
+def check_only_run_failed(cloud, a, run_id, *patterns):
+    """Wait until the run fails with an error that matches all patterns. The service must be idle then. Return the row."""
     row = cloud.wait(run_id, "failed", seconds=60)
-    for words in said:
-        assert re.search(words, row["error_message"]), row["error_message"]
+    for pattern in patterns:
+        assert re.search(pattern, row["error_message"]), row["error_message"]
     assert a.process.poll() is None
     a.wait_idle()
     return row
 
 
-def test_a_disk_that_is_too_full_to_train_is_said_before_the_training(cloud, disk, host, tmp_path):
-    """F14 (I6): RUNS_DIR has room for most runs, but not for this model; said with numbers, and no training was started."""
+def test_too_full_disk_is_reported_before_training(cloud, disk, host, tmp_path):
+    """F14 (I6): RUNS_DIR has space for most runs, but not for this model. The error has numbers; no training starts."""
     models = tmp_path / "models"
     models.mkdir()
     with zipfile.ZipFile(models / "large.pt", "w") as weights:
@@ -32,61 +31,61 @@ def test_a_disk_that_is_too_full_to_train_is_said_before_the_training(cloud, dis
     a = host("a", QUICK, RUNS_DIR=disk("runs", mebibytes=400).place, MODELS_DIR=models)
 
     run_id = cloud.insert(base_model="large.pt", configuration={"epochs": 2}, max_attempts=1)
-    row = lives_on(cloud, a, run_id, "MiB free", "needs about", "RUNS_DIR")
+    row = check_only_run_failed(cloud, a, run_id, "MiB free", "needs about", "RUNS_DIR")
 
     assert cloud.epochs(row["id"]) == {}
     completes(cloud, cloud.enqueue(epochs=2))
 
 
 @pytest.mark.long
-def test_a_disk_that_is_full_before_the_first_batch_fails_that_run_only(cloud, disk, host):
-    """F14 (I6 I8): it had room when it was asked, and none when the training began."""
+def test_disk_full_before_first_batch_fails_only_that_run(cloud, disk, host):
+    """F14 (I6 I8): the disk had space during the check before the training, and none when the training started."""
     runs = disk("runs")
     a = host("a", QUICK | {"seconds_to_start": 1}, RUNS_DIR=runs.place)
     run_id = cloud.enqueue(epochs=40, max_attempts=1)
     a.training()
-    runs.strike()
+    runs.fail()
 
-    lives_on(cloud, a, run_id, "disk", "full", SAYS["full"])
+    check_only_run_failed(cloud, a, run_id, "disk", "full", MESSAGES["full"])
 
-    runs.mend()
+    runs.restore()
     a.behave(**QUICK)
     completes(cloud, cloud.enqueue(epochs=2))
 
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
-def test_a_disk_that_fails_during_a_download_fails_that_run_only(cloud, disk, host, kind):
-    """F14 (I6 I11): the cause is named, no part is taken for the whole, and the next run gets all of the dataset."""
-    data, reference = disk("data", kind), stored_dataset(cloud)
+def test_disk_failure_during_download_fails_only_that_run(cloud, disk, host, kind):
+    """F14 (I6 I11): the error names the cause, and the next run gets the complete dataset."""
+    data, reference = disk("data", kind), cloud.store_dataset()
     a = host("a", QUICK, DATASET_ROOT=data.place)
     cloud.storage.fault("delay", on="GET /object/", times=1000, seconds=0.5)
     run_id = cloud.enqueue(reference, epochs=2, max_attempts=1)
     wait_for(lambda: any("GET /object/" in request for request in cloud.storage.requests))
-    data.strike()
+    data.fail()
     cloud.storage.faults.clear()
 
-    row = lives_on(cloud, a, run_id, SAYS[kind], str(data.place))
+    row = check_only_run_failed(cloud, a, run_id, MESSAGES[kind], str(data.place))
 
     assert cloud.epochs(row["id"]) == {}
-    data.mend()
+    data.restore()
     row = completes(cloud, cloud.enqueue(reference, epochs=2))
     assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}
-    # on a disk that cannot be written nothing can be removed either; such leftovers are swept by their age
+    # on a read-only disk nothing can be removed; the housekeeping removes such files when they are old
     assert kind == "read-only" or not unfinished(data.place)
 
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
-def test_a_disk_that_fails_under_the_cache_fails_that_run_only(cloud, disk, host, kind):
-    """F14 (I6 I11): the dataset is there, but nobody can write down who uses it, or lay it out for the training."""
-    data, reference = disk("data", kind), stored_dataset(cloud)
+def test_disk_failure_under_cache_fails_only_that_run(cloud, disk, host, kind):
+    """F14 (I6 I11): the dataset is in the cache, but neither its pin nor the view of the run can be written."""
+    data, reference = disk("data", kind), cloud.store_dataset()
     a = host("a", QUICK, DATASET_ROOT=data.place)
     completes(cloud, cloud.enqueue(reference, epochs=1))
     a.wait_idle()
-    data.strike()
+    data.fail()
 
-    lives_on(cloud, a, cloud.enqueue(reference, epochs=2, max_attempts=1), SAYS[kind], str(data.place))
+    check_only_run_failed(cloud, a, cloud.enqueue(reference, epochs=2, max_attempts=1), MESSAGES[kind], str(data.place))
 
-    data.mend()
+    data.restore()
     asked = len(cloud.storage.requests)
     completes(cloud, cloud.enqueue(reference, epochs=2))
     assert not any("GET /object/datasets/" in request for request in cloud.storage.requests[asked:])
@@ -95,38 +94,38 @@ def test_a_disk_that_fails_under_the_cache_fails_that_run_only(cloud, disk, host
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 @pytest.mark.long
-def test_a_disk_that_fails_under_a_checkpoint_fails_that_run_only(cloud, disk, host, kind):
-    """F14 (I6 I8): no room for checkpoints, results and the log; the cause is in the row, the service goes on."""
+def test_disk_failure_under_checkpoint_fails_only_that_run(cloud, disk, host, kind):
+    """F14 (I6 I8): no space for checkpoints, results and the log. The row has the cause; the service continues."""
     runs = disk("runs", kind)
     a = host("a", {"seconds_per_epoch": 0.3, "checkpoint_bytes": 2 * MIB}, RUNS_DIR=runs.place)
     run_id = cloud.enqueue(epochs=40, max_attempts=1)
     cloud.wait_epoch(run_id, 2)
-    runs.strike()
+    runs.fail()
 
-    lives_on(cloud, a, run_id, SAYS[kind])
+    check_only_run_failed(cloud, a, run_id, MESSAGES[kind])
 
-    runs.mend()
+    runs.restore()
     a.behave(**QUICK)
     completes(cloud, cloud.enqueue(epochs=2))
 
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
-def test_a_disk_that_fails_under_the_results_costs_no_training(cloud, disk, host, kind):
-    """F14 (I6 I8): the model is trained and half published; the attempt waits, and publishes once the disk is well."""
+def test_disk_failure_under_results_delays_upload(cloud, disk, host, kind):
+    """F14 (I6 I8): the model is partly published. The attempt waits, and continues once the disk works again."""
     runs = disk("runs", kind)
     a = host("a", QUICK, RUNS_DIR=runs.place)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)
     run_id = cloud.enqueue(epochs=3)
     cloud.wait_phase(run_id, "uploading")
-    runs.strike()
+    runs.fail()
 
     wait_for(lambda: "upload_waits" in cloud.warnings(run_id))
     message = next(e["data"]["message"] for e in cloud.events(run_id, "warning") if e["data"]["code"] == "upload_waits")
-    assert re.search(SAYS[kind], message), message
+    assert re.search(MESSAGES[kind], message), message
     assert cloud.row(run_id)["status"] == "running"
-    if kind == "read-only":  # such a disk is only mended while nobody uses it
+    if kind == "read-only":  # such a disk is repaired only while no process uses it
         a.stop()
-    runs.mend()
+    runs.restore()
     if kind == "read-only":
         a.start()
     row = cloud.wait(run_id, "completed", seconds=60)
@@ -143,19 +142,19 @@ def completes(cloud, run_id, seconds=60):
 
 
 def unfinished(root):
-    """What a cache holds that is neither an entry nor a note about one."""
+    """Return the unfinished downloads in the cache."""
     return [path for path in (root / ".cache" / "tmp").glob("*") if path.is_file() or any(path.iterdir())]
 
 
-def test_a_run_goes_on_from_its_checkpoint_once_there_is_space_again(cloud, disk, host):
-    """F14 (I8 I9): what was checkpointed before the disk was full is what the next attempt goes on from."""
+def test_run_resumes_from_checkpoint_once_disk_has_space(cloud, disk, host):
+    """F14 (I8 I9): the next attempt resumes from the last checkpoint before the disk was full."""
     runs = disk("runs")
     a = host("a", {"seconds_per_epoch": 0.25, "checkpoint_bytes": 2 * MIB}, RUNS_DIR=runs.place)
     run_id = cloud.enqueue(epochs=12)
     cloud.wait_epoch(run_id, 3)
-    runs.strike()
+    runs.fail()
     wait_for(lambda: not a.trainings())
-    runs.mend()
+    runs.restore()
 
     row = cloud.wait(run_id, "completed")
 
@@ -163,17 +162,17 @@ def test_a_run_goes_on_from_its_checkpoint_once_there_is_space_again(cloud, disk
     assert "resumed" in cloud.warnings(run_id)
 
 
-def test_a_dataset_that_does_not_fit_is_not_trained_on_in_part(cloud, disk, host):
-    """F14 (I6 I11): the cache's disk is full in the middle of a download; the cause is named, no part is left."""
+def test_dataset_that_does_not_fit_is_not_trained_on_partly(cloud, disk, host):
+    """F14 (I6 I11): the disk of the cache fills up during a download. The error names the cause; no partial dataset is left."""
     data = disk("data", mebibytes=40).place
-    reference = stored_dataset(cloud)
+    reference = cloud.store_dataset()
     for number in range(3):
         picture = (cloud.data.parent / "images" / "train").glob("*").__next__().read_bytes()
         cloud.storage.put("datasets", f"set/images/train/large_{number}.png", picture.ljust(600_000, b"\0"))
         cloud.storage.put("datasets", f"set/labels/train/large_{number}.txt", b"0 0.5 0.5 0.2 0.2\n")
     a = host("a", QUICK, DATASET_ROOT=data)
 
-    row = lives_on(cloud, a, cloud.enqueue(reference, epochs=2, max_attempts=1))
+    row = check_only_run_failed(cloud, a, cloud.enqueue(reference, epochs=2, max_attempts=1))
 
     assert any(word in row["error_message"].lower() for word in ("space", "disk", "full"))
     assert cloud.epochs(row["id"]) == {}
@@ -181,14 +180,14 @@ def test_a_dataset_that_does_not_fit_is_not_trained_on_in_part(cloud, disk, host
 
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
-def test_a_failing_home_costs_the_protection_not_the_run(cloud, disk, host, kind):
-    """F14 (I6 I8): neither journal nor service log can be written; the run is trained, published and delivered from memory."""
+def test_disk_failure_under_home_does_not_fail_run(cloud, disk, host, kind):
+    """F14 (I6 I8): the journal and the service log cannot be written. The run completes from memory."""
     home = disk("a", kind)
     others = home.place.parent
     host("a", {"seconds_per_epoch": 0.2}, RUNS_DIR=others / "runs", DATASET_ROOT=others / "sets")
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 2)
-    home.strike()
+    home.fail()
 
     row = cloud.wait(run_id, "completed", "failed")
 
@@ -196,26 +195,26 @@ def test_a_failing_home_costs_the_protection_not_the_run(cloud, disk, host, kind
     assert cloud.epochs(run_id) == {1: [1, 2, 3, 4, 5, 6, 7, 8]}
 
 
-def test_a_training_that_may_not_have_its_memory_fails_and_names_it(cloud, host):
-    """F15 (I6): a limit on the training process; the service lives on and says what was missing."""
-    a = host("a", QUICK | {"seconds_to_start": 1.0, "eats": 900})
+def test_memory_limit_of_training_is_named_in_error(cloud, host):
+    """F15 (I6): the training process has a memory limit. The error names memory, and the service continues."""
+    a = host("a", QUICK | {"seconds_to_start": 1.0, "memory_mib": 900})
     run_id = cloud.enqueue(epochs=2, max_attempts=1)
     a.training().rlimit(psutil.RLIMIT_AS, (300 * MIB, 300 * MIB))
 
-    row = lives_on(cloud, a, run_id)
+    row = check_only_run_failed(cloud, a, run_id)
 
     assert "memory" in row["error_message"].lower()
     a.behave(**QUICK)
     cloud.wait(cloud.enqueue(epochs=1), "completed")
 
 
-def test_a_training_that_the_kernel_would_kill_for_memory_points_at_it(cloud, host):
-    """F15 (I6 I9): SIGKILL from outside is most likely the out-of-memory killer; the sentence says what to change."""
+def test_error_of_sigkill_names_memory(cloud, host):
+    """F15 (I6 I9): a SIGKILL most likely comes from the out-of-memory killer. The error says what to change."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=10, max_attempts=1)
     cloud.wait_epoch(run_id, 2)
     a.training().kill()
 
-    row = lives_on(cloud, a, run_id, "SIGKILL", "memory", "fewer workers or a smaller batch")
+    row = check_only_run_failed(cloud, a, run_id, "SIGKILL", "memory", "fewer workers or a smaller batch")
 
     assert row["attempt"] == 1

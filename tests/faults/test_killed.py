@@ -1,4 +1,4 @@
-"""F1, F2, F3, F24: processes are killed, one or all, and the run goes on."""
+"""F1, F2, F3, F24: processes are killed, and the run resumes."""
 
 import re
 import time
@@ -9,10 +9,11 @@ import pytest
 from tests.faults.cloud import BUCKET, wait_for
 from tests.faults.conftest import QUICK, SLOW
 from tests.faults.hosts import LEASE, gone
+from tests.faults.phases import PHASES, hold_in_phase
 from tests.faults.test_finished import NO_KEY
 from tests.long import long_except
 
-# what to do so that a run stays in a phase for long, and when it is there
+# phase → the behavior that keeps a run in it, and the epoch after which the run is there
 TRAINING_PHASES = {
     "starting": ({"seconds_to_start": 8}, 0),
     "first batch": ({"seconds_per_epoch": 4}, 0),
@@ -23,14 +24,14 @@ TRAINING_PHASES = {
 
 
 @pytest.mark.parametrize("phase", long_except(TRAINING_PHASES, "first batch", "middle", "finalizing"))
-def test_a_killed_training_goes_on_from_its_last_epoch(cloud, host, phase):
-    """F1 (I1 I5 I6 I9 I10): SIGKILL to the training process; nothing but the epoch in progress is trained again."""
-    knobs, told = TRAINING_PHASES[phase]
-    a = host("a", knobs)
+def test_killed_training_resumes_from_last_epoch(cloud, host, phase):
+    """F1 (I1 I5 I6 I9 I10): SIGKILL to the training process. Only the epoch in progress is trained again."""
+    behavior, reported = TRAINING_PHASES[phase]
+    a = host("a", behavior)
     run_id = cloud.enqueue(epochs=6)
     training = a.training()
-    if told:
-        cloud.wait_epoch(run_id, told)
+    if reported:
+        cloud.wait_epoch(run_id, reported)
     if phase == "finalizing":
         cloud.wait_phase(run_id, "finalizing")
     elif phase == "first batch":
@@ -43,13 +44,13 @@ def test_a_killed_training_goes_on_from_its_last_epoch(cloud, host, phase):
     assert row["attempt"] == 2
     assert row["results"]["metrics"]["epoch"] == 6
     cloud.check_epochs(run_id, back=0)
-    assert ("resumed" in cloud.warnings(run_id)) == (told > 0)
+    assert ("resumed" in cloud.warnings(run_id)) == (reported > 0)
     a.wait_idle()
 
 
 @pytest.mark.parametrize("which", ["first", "second"])
-def test_a_run_whose_guardian_is_killed_goes_on_and_leaves_no_process(cloud, host, which):
-    """F1 (I1 I5 I6 I9 I10): SIGKILL to one of the two processes between the service and the training, alone."""
+def test_killed_subreaper_leaves_no_process_and_run_resumes(cloud, host, which):
+    """F1 (I1 I5 I6 I9 I10): SIGKILL to one of the two processes between the service and the training."""
     a = host("a", {"seconds_per_epoch": 0.4})
     run_id = cloud.enqueue(epochs=6)
     cloud.wait_epoch(run_id, 3)
@@ -67,45 +68,14 @@ def test_a_run_whose_guardian_is_killed_goes_on_and_leaves_no_process(cloud, hos
     a.wait_idle()
 
 
-def stay_in(cloud, phase):
-    """Faults and knobs that keep attempt 1 in a phase, and how to tell that it is there."""
-    if phase == "downloading":
-        cloud.storage.fault("delay", on="GET /object/", times=1000, seconds=3)
-        return {}, lambda run_id, a: wait_for(lambda: any("GET /object/" in r for r in cloud.storage.requests))
-    if phase == "starting":
-        return {"seconds_to_start": 60}, lambda run_id, a: a.training()
-    if phase == "training":
-        return {"seconds_per_epoch": 0.4}, lambda run_id, a: cloud.wait_epoch(run_id, 3)
-    if phase == "finalizing":
-        return {"seconds_per_epoch": 0.3, "seconds_to_finish": 60}, lambda run_id, a: cloud.wait_phase(
-            run_id, "finalizing"
-        )
-    if phase == "uploading":
-        cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
-        return {}, lambda run_id, a: cloud.wait_phase(run_id, "uploading")
-    assert phase == "ending"
-    cloud.refuse("finish_training_run")
-    return {}, lambda run_id, a: wait_for(lambda: any("finish_training_run" in r[1] for r in cloud.gateway.requests))
-
-
-PHASES = ["downloading", "starting", "training", "finalizing", "uploading", "ending"]
-
-
-def stored_dataset(cloud):
-    for path in cloud.data.parent.rglob("*"):
-        if path.is_file():
-            cloud.storage.put("datasets", f"set/{path.relative_to(cloud.data.parent)}", path.read_bytes())
-    return "storage:datasets/set/data.yaml"
-
-
 @pytest.mark.parametrize("phase", long_except(PHASES, "downloading", "training", "uploading"))
-def test_the_run_of_a_killed_service_goes_on_elsewhere(cloud, host, phase):
-    """F2 (I1 I6 I8 I9 I10): SIGKILL to the service; no process is left, another host has the run within a lease."""
-    data = stored_dataset(cloud) if phase == "downloading" else None
-    knobs, is_there = stay_in(cloud, phase)
-    a = host("a", knobs)
+def test_run_of_killed_service_resumes_on_another_host(cloud, host, phase):
+    """F2 (I1 I6 I8 I9 I10): SIGKILL to the service. No process is left; another host claims the run within a lease."""
+    data = cloud.store_dataset() if phase == "downloading" else None
+    behavior, wait_for_phase = hold_in_phase(cloud, phase)
+    a = host("a", behavior)
     run_id = cloud.enqueue(data, epochs=6)
-    is_there(run_id, a)
+    wait_for_phase(run_id, a)
     children = a.kill()
     killed = time.monotonic()
     cloud.gateway.faults = None
@@ -117,7 +87,7 @@ def test_the_run_of_a_killed_service_goes_on_elsewhere(cloud, host, phase):
     row = cloud.wait(run_id, "completed")
 
     assert gone(children)
-    assert took < LEASE + 0.2 + 8  # a lease, a poll, and a very slow machine
+    assert took < LEASE + 0.2 + 8  # a lease, a poll, and time for a very slow machine
     assert (row["attempt"], row["worker_id"]) == (2, "b")
     cloud.check_epochs(run_id, back=6 if phase in ("uploading", "ending") else 3)
     b.wait_idle()
@@ -127,28 +97,28 @@ def test_the_run_of_a_killed_service_goes_on_elsewhere(cloud, host, phase):
     assert cloud.row(run_id) == row
 
 
-def test_epochs_of_which_the_killed_service_never_heard_are_told_by_the_next(cloud, host):
-    """F2 F4 (I6 I9): its training finished epochs while it stood still; they stay trained, and come into the history."""
+def test_unreported_epochs_of_killed_service_are_reported_by_next_attempt(cloud, host):
+    """F2 F4 (I6 I9): the training finished epochs while the service was suspended. They are in the history afterwards."""
     a = host("a", {"seconds_per_epoch": 0.3})
     run_id = cloud.enqueue(epochs=12)
     cloud.wait_epoch(run_id, 2)
     a.pause()
-    told = cloud.epochs(run_id)[1][-1]
-    kept = a.run_dir(run_id) / "checkpoints"
-    wait_for((kept / f"epoch-{told + 4:05d}.json").exists)
+    reported = cloud.epochs(run_id)[1][-1]
+    folder = a.run_dir(run_id) / "checkpoints"
+    wait_for((folder / f"epoch-{reported + 4:05d}.json").exists)
     assert gone(a.kill())
     a.behave(**QUICK)
     a.start()
 
     assert cloud.wait(run_id, "completed")["attempt"] == 2
 
-    assert cloud.epochs(run_id) == {1: list(range(1, told + 1)), 2: list(range(told + 1, 13))}
+    assert cloud.epochs(run_id) == {1: list(range(1, reported + 1)), 2: list(range(reported + 1, 13))}
     resumed = next(e["data"]["message"] for e in cloud.events(run_id, "warning") if e["data"]["code"] == "resumed")
-    assert int(re.search(r"\d+", resumed)[0]) >= told + 4
+    assert int(re.search(r"\d+", resumed)[0]) >= reported + 4
 
 
-def test_a_training_that_cannot_even_end_itself_does_not_outlive_its_service(cloud, host):
-    """F2 F5 (I10): it hangs, as in a driver, and hears nothing; it is gone all the same when its service is killed."""
+def test_suspended_training_ends_with_killed_service(cloud, host):
+    """F2 F5 (I10): the training hangs, as in a driver, and does not react. It ends when its service is killed."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=50)
     cloud.wait_epoch(run_id, 1)
@@ -157,8 +127,8 @@ def test_a_training_that_cannot_even_end_itself_does_not_outlive_its_service(clo
     assert gone(a.kill())
 
 
-def test_a_service_that_is_killed_and_restarted_finds_its_own_orphan(cloud, host):
-    """F2 F10 (I1 I6 I9): a restart under the same worker id does not hide the run of before."""
+def test_restarted_service_takes_over_its_own_orphaned_run(cloud, host):
+    """F2 F10 (I1 I6 I9): a restart with the same worker ID does not hide the earlier run."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 3)
@@ -174,8 +144,8 @@ def test_a_service_that_is_killed_and_restarted_finds_its_own_orphan(cloud, host
     a.wait_idle()
 
 
-def test_an_ending_that_was_not_delivered_is_delivered_by_the_next_process(cloud, host):
-    """F2 F6 (I6 I8): killed between the last byte and the last word; nothing is trained or uploaded again."""
+def test_undelivered_outcome_is_delivered_after_restart(cloud, host):
+    """F2 F6 (I6 I8): killed after the upload, before the outcome was delivered. Nothing is trained or uploaded again."""
     a = host("a", QUICK, LEASE_SECONDS=60)
     cloud.refuse("finish_training_run")
     run_id = cloud.enqueue(epochs=3)
@@ -192,8 +162,8 @@ def test_an_ending_that_was_not_delivered_is_delivered_by_the_next_process(cloud
     a.wait_idle()
 
 
-def test_a_torn_checkpoint_is_never_used(cloud, host):
-    """F3 (I8 I9): everything dies during a checkpoint write; the newest generation is broken, the one before is used."""
+def test_torn_checkpoint_is_not_used(cloud, host):
+    """F3 (I8 I9): all processes are killed while a checkpoint is written. The attempt resumes from the one before it."""
     a = host("a", SLOW, CHECKPOINT_INTERVAL=3600)
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 4)
@@ -213,9 +183,9 @@ def test_a_torn_checkpoint_is_never_used(cloud, host):
     assert "checkpoint_broken" in cloud.warnings(run_id)
 
 
-@pytest.mark.long  # the bucket is given a minute to have another answer
-def test_a_checkpoint_that_the_bucket_garbled_is_not_used(cloud, host):
-    """F3 (I8): another host gets other bytes than were stored; the training starts over rather than on garbage."""
+@pytest.mark.long  # the worker tries the download again for a minute
+def test_damaged_checkpoint_in_bucket_is_not_used(cloud, host):
+    """F3 (I8): another host gets other bytes than were stored. The training starts from the first epoch."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=6)
     cloud.wait_until(run_id, lambda row: row["checkpoint"])
@@ -232,8 +202,8 @@ def test_a_checkpoint_that_the_bucket_garbled_is_not_used(cloud, host):
 
 
 @pytest.mark.long
-def test_a_checkpoint_is_waited_for_while_storage_is_down(cloud, host):
-    """F2 F6 (I9): another host takes over during an outage of storage; it does not start over from the first epoch."""
+def test_takeover_waits_for_checkpoint_during_storage_outage(cloud, host):
+    """F2 F6 (I9): another host takes over during an outage of Storage. It does not start from the first epoch."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_until(run_id, lambda row: (row["checkpoint"] or {}).get("epoch", 0) >= 3)
@@ -248,8 +218,8 @@ def test_a_checkpoint_is_waited_for_while_storage_is_down(cloud, host):
 
 
 @pytest.mark.parametrize("body", long_except([NO_KEY, b"<html>Log in</html>"], NO_KEY))
-def test_a_checkpoint_is_waited_for_while_storage_talks_nonsense(cloud, host, body):
-    """F2 F20 (I9): another host takes over, and storage denies the checkpoint or hands out a page in its place for a while."""
+def test_takeover_waits_for_checkpoint_during_wrong_storage_answers(cloud, host, body):
+    """F2 F20 (I9): another host takes over, and Storage answers "not found" or a web page for a while."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_until(run_id, lambda row: (row["checkpoint"] or {}).get("epoch", 0) >= 3)
@@ -264,22 +234,22 @@ def test_a_checkpoint_is_waited_for_while_storage_talks_nonsense(cloud, host, bo
     cloud.check_epochs(run_id, back=3)
 
 
-def test_a_poison_run_fails_after_its_attempts_and_one_with_progress_goes_on(cloud, host):
-    """F24 (I6 I7): crashes without progress are counted and bounded; progress between crashes resets the count."""
+def test_crashing_run_fails_and_run_with_progress_continues(cloud, host):
+    """F24 (I6 I7): crashes without progress are counted and bounded. Progress between crashes resets the count."""
     a = host("a", QUICK, SLOTS=2)
-    poison, diligent = str(uuid.uuid4()), str(uuid.uuid4())
-    a.behave(**QUICK, runs={poison: {"at_epoch": 1, "signal": 9}, diligent: {"seconds_per_epoch": 0.25}})
-    cloud.enqueue(run_id=poison, epochs=3)
-    cloud.enqueue(run_id=diligent, epochs=10)
+    crashing, progressing = str(uuid.uuid4()), str(uuid.uuid4())
+    a.behave(**QUICK, runs={crashing: {"at_epoch": 1, "signal": 9}, progressing: {"seconds_per_epoch": 0.25}})
+    cloud.enqueue(run_id=crashing, epochs=3)
+    cloud.enqueue(run_id=progressing, epochs=10)
     for attempt in range(1, 5):
-        cloud.wait_epoch(diligent, 2 * attempt, attempt)
+        cloud.wait_epoch(progressing, 2 * attempt, attempt)
         for training in a.trainings():
             training.kill()
 
-    row = cloud.wait(poison, "failed")
+    row = cloud.wait(crashing, "failed")
     assert (row["attempt"], row["failures"]) == (3, 3)
     assert "killed" in row["error_message"]
-    row = cloud.wait(diligent, "completed")
+    row = cloud.wait(progressing, "completed")
     assert row["attempt"] == 5
-    cloud.check_epochs(diligent, back=0)
+    cloud.check_epochs(progressing, back=0)
     a.wait_idle()

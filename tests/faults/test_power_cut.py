@@ -1,4 +1,4 @@
-"""F3: the power fails. Whatever a file name promises afterwards is true, or is found out and made again."""
+"""F3: a power cut. Afterwards a file is complete, or its damage is detected and it is made again."""
 
 import hashlib
 import io
@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cloud import BUCKET, wait_for
+from tests.faults.cloud import BUCKET, Cloud, wait_for
 from tests.faults.conftest import QUICK
 from tests.faults.test_full_disk import completes
-from tests.faults.test_killed import stored_dataset
 from tests.long import long_except
 from tests.unit.weights.conftest import release as release  # noqa: PLC0414 - a fixture
 from tests.unit.weights.release import YOLO11N, upload, weights
@@ -33,16 +32,16 @@ from trainer.worker.orphaned_journals import orphaned_journals
 
 
 def cut_power(host, *disks):
-    """The machine stops at once, and starts again with its disks mounted."""
+    """Stop the host at once, and start it again with its disks mounted."""
     host.kill_all()
     for disk in disks:
-        disk.strike()
+        disk.fail()
     for disk in disks:
-        disk.mend()
+        disk.restore()
     host.start()
 
 
-def stored_archive(cloud, folder="archived"):
+def store_archive(cloud, folder="archived"):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for path in sorted(cloud.data.parent.rglob("*")):
@@ -55,52 +54,52 @@ def downloads(cloud):
     return [request for request in cloud.storage.requests if "GET /object/datasets/" in request]
 
 
-def test_unsynced_file_loses_its_content_and_keeps_its_name(power_cut):
-    """The disk of these tests does what it promises."""
+def test_unsynced_file_is_empty_after_power_cut(power_cut):
+    """The test disk loses data that was not synced."""
     disk = power_cut("disk")
     (disk.place / "file").write_text("content")
 
-    disk.strike()
-    disk.mend()
+    disk.fail()
+    disk.restore()
 
     assert (disk.place / "file").read_text() == ""
 
 
-def test_announced_checkpoint_survives_a_power_cut(power_cut, tmp_path):
-    """F3 (I8 I9): the checkpoint and its sidecar are whole."""
+def test_reported_checkpoint_survives_power_cut(power_cut, tmp_path):
+    """F3 (I8 I9): the checkpoint and its JSON file are complete."""
     runs = power_cut("runs")
     state, progress = tmp_path / "last.pt", Progress(epoch=3)
     with zipfile.ZipFile(state, "w") as archive:
         archive.writestr("archive/data.pkl", "x" * 100_000)
     saved = commit(prepare(state, runs.place, progress, {}), progress)
 
-    runs.strike()
-    runs.mend()
+    runs.fail()
+    runs.restore()
 
     path = Path(saved.path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == saved.sha256
     assert json.loads(path.with_suffix(".json").read_text())["sha256"] == saved.sha256
 
 
-def test_recorded_ending_survives_a_power_cut(power_cut):
+def test_recorded_outcome_survives_power_cut(power_cut):
     """F2 F6 (I6 I8): the next process delivers it."""
     home = power_cut("home")
     job = Job(id=str(uuid.uuid4()), request=RunRequest(data_yaml=None), attempt=1)
-    ending = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
+    outcome = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
     lease = Lease(job=job, claim_id=str(uuid.uuid4()), worker_id="w", seconds=60, trusted_until=0)
     with closing(Journal.create(home.place, lease)) as journal:
         journal.record("phase", {"phase": "ending"})
-        journal.end(ending)
+        journal.end(outcome)
 
-    home.strike()
-    home.mend()
+    home.fail()
+    home.restore()
 
     [left] = orphaned_journals(home.place, "w", 60)
     with closing(left):
-        assert left.ending == ending
+        assert left.outcome == outcome
 
 
-def test_finished_run_is_published_whole_after_a_power_cut(cloud, power_cut, host):
+def test_finished_run_is_published_completely_after_power_cut(cloud, power_cut, host):
     """I8: the training is not repeated, and no artifact is empty."""
     runs = power_cut("runs")
     a = host("a", QUICK, RUNS_DIR=runs.place)
@@ -113,15 +112,15 @@ def test_finished_run_is_published_whole_after_a_power_cut(cloud, power_cut, hos
     cut_power(a, runs)
     completes(cloud, run_id)
 
-    assert [epoch for told in cloud.epochs(run_id).values() for epoch in told] == [1, 2, 3]
+    assert [epoch for epochs in cloud.epochs(run_id).values() for epoch in epochs] == [1, 2, 3]
     for path, name in {"results.csv": "results.csv", "args.yaml": "args.yaml", "weights/best.pt": "best.pt"}.items():
         assert cloud.storage.get(BUCKET, f"training_runs/{run_id}/2/{name}") == written[path]
     assert "epoch: epoch=3" in (folder / "run.log").read_text()
 
 
-@pytest.mark.parametrize("stored", long_except([stored_archive, stored_dataset], stored_archive))
-def test_dataset_that_was_just_fetched_is_whole_after_a_power_cut(cloud, power_cut, host, stored):
-    """I11: the next run trains on it without another download, and so does one on another dataset."""
+@pytest.mark.parametrize("stored", long_except([store_archive, Cloud.store_dataset], store_archive))
+def test_fetched_dataset_survives_power_cut(cloud, power_cut, host, stored):
+    """I11: the next run uses the dataset without another download, and a run on another dataset works too."""
     data, reference = power_cut("data"), stored(cloud)
     a = host("a", QUICK, DATASET_ROOT=data.place)
     completes(cloud, cloud.enqueue(reference, epochs=1))
@@ -132,17 +131,17 @@ def test_dataset_that_was_just_fetched_is_whole_after_a_power_cut(cloud, power_c
 
     assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}
     assert downloads(cloud) == fetched
-    completes(cloud, cloud.enqueue(stored_archive(cloud, "other"), epochs=1))
+    completes(cloud, cloud.enqueue(store_archive(cloud, "other"), epochs=1))
 
 
-@pytest.mark.parametrize("stored", long_except([stored_archive, stored_dataset], stored_archive))
-def test_dataset_is_fetched_whole_after_a_power_cut_in_its_download(cloud, power_cut, host, stored):
-    """I11: no half-written file counts."""
+@pytest.mark.parametrize("stored", long_except([store_archive, Cloud.store_dataset], store_archive))
+def test_dataset_is_fetched_again_after_power_cut_during_download(cloud, power_cut, host, stored):
+    """I11: the run does not use a partly written file."""
     data, reference = power_cut("data"), stored(cloud)
     a = host("a", QUICK, DATASET_ROOT=data.place)
     cloud.storage.fault("delay", on="GET /object/", times=1000, seconds=0.3)
     run_id = cloud.enqueue(reference, epochs=1)
-    wait_for(lambda: len(downloads(cloud)) > (0 if stored is stored_archive else 5))
+    wait_for(lambda: len(downloads(cloud)) > (0 if stored is store_archive else 5))
     cloud.storage.faults.clear()
 
     cut_power(a, data)
@@ -151,9 +150,9 @@ def test_dataset_is_fetched_whole_after_a_power_cut_in_its_download(cloud, power
     assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}
 
 
-def test_damaged_tree_of_an_earlier_version_is_fetched_again(cloud, power_cut, host):
-    """I11: a tree that was not synced, as the audit left it: an empty size, an empty listing, empty images."""
-    data, reference = power_cut("data"), stored_archive(cloud)
+def test_damaged_dataset_tree_is_fetched_again(cloud, power_cut, host):
+    """I11: a tree that was not synced: its size, its list of files and its images are empty."""
+    data, reference = power_cut("data"), store_archive(cloud)
     a = host("a", QUICK, DATASET_ROOT=data.place)
     completes(cloud, cloud.enqueue(reference, epochs=1))
     a.wait_idle()
@@ -171,8 +170,8 @@ def test_damaged_tree_of_an_earlier_version_is_fetched_again(cloud, power_cut, h
 
 
 @pytest.mark.parametrize("source", ["release", "bucket"])
-def test_weights_that_were_just_fetched_are_whole_after_a_power_cut(power_cut, tmp_path, release, source):
-    """They are not fetched again; a damaged file of an earlier version is."""
+def test_fetched_weights_survive_power_cut(power_cut, tmp_path, release, source):
+    """Synced weights are not fetched again; damaged weights are."""
     disk, store = power_cut("models"), LocalObjectStore(tmp_path / "store")
     ref = upload(store, tmp_path, "best.pt", weights(b"best"))
     model = ModelObject(ref=ref) if source == "bucket" else YOLO11N
@@ -183,47 +182,47 @@ def test_weights_that_were_just_fetched_are_whole_after_a_power_cut(power_cut, t
     path = folder.resolve(model, Task.DETECT, StopSignal())
     content = path.read_bytes()
 
-    disk.strike()
-    disk.mend()
+    disk.fail()
+    disk.restore()
     assert path.read_bytes() == content
     path.unlink()
     path.write_bytes(content)  # not synced
-    disk.strike()
-    disk.mend()
+    disk.fail()
+    disk.restore()
     assert path.read_bytes() == b""
 
     assert folder.resolve(model, Task.DETECT, StopSignal()).read_bytes() == content
 
 
-def test_ending_in_a_queue_file_survives_a_power_cut(power_cut):
-    """The journal is removed once the queue has the ending, so the queue must not lose it."""
+def test_outcome_in_sqlite_queue_survives_power_cut(power_cut):
+    """The journal is removed once the queue has the outcome, so the queue must not lose it."""
     disk = power_cut("home")
     queue = SqliteQueue(disk.place / "queue.db")
     run_id = queue.enqueue(RunRequest(data_yaml="/data"))
     lease = queue.claim(Worker(id="w"), str(uuid.uuid4()), 60)
     queue.finish(lease, Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt"), [])
 
-    disk.strike()
-    disk.mend()
+    disk.fail()
+    disk.restore()
 
-    assert SqliteQueue(disk.place / "queue.db").get(run_id)["status"] == "completed"
+    assert SqliteQueue(disk.place / "queue.db").get(run_id).status == "completed"
 
 
-def test_uploaded_object_survives_a_power_cut(power_cut, tmp_path):
+def test_object_in_local_store_survives_power_cut(power_cut, tmp_path):
     disk = power_cut("home")
     store = LocalObjectStore(disk.place / "storage")
     content = weights()
     ref = upload(store, tmp_path, "training_runs/x/1/best.pt", content)
 
-    disk.strike()
-    disk.mend()
+    disk.fail()
+    disk.restore()
 
     store.download(ref, tmp_path / "back.pt", StopSignal())
     assert (tmp_path / "back.pt").read_bytes() == content
 
 
-def test_kept_pixels_are_whole_after_a_power_cut(power_cut):
-    """A training looks into three of them only."""
+def test_cached_pixels_survive_power_cut(power_cut):
+    """A training checks only three of the cached files."""
     disk = power_cut("data")
     images = {f"images/train/{number}.jpg": f"identity {number}" for number in range(5)}
     one, two = disk.place / "one", disk.place / "two"
@@ -235,8 +234,8 @@ def test_kept_pixels_are_whole_after_a_power_cut(power_cut):
         path.write_bytes(place.encode() * 1000)
     assert before.take_over(one) == 5
 
-    disk.strike()
-    disk.mend()
+    disk.fail()
+    disk.restore()
 
     PixelCache(ContentCache(disk.place / ".cache", max_bytes=1 << 30, reserve=0)).link(two, 16, images)
     for place in images:
@@ -246,9 +245,9 @@ def test_kept_pixels_are_whole_after_a_power_cut(power_cut):
 @pytest.mark.training
 @pytest.mark.timeout(280)
 @pytest.mark.long
-def test_real_training_on_an_archive_survives_a_power_cut(cloud, power_cut, host):
-    """F3 (I6 I8 I11): cut right after the first run, with everything of the service on that disk."""
-    home, reference = power_cut("home"), stored_archive(cloud)
+def test_real_training_on_archive_survives_power_cut(cloud, power_cut, host):
+    """F3 (I6 I8 I11): a power cut right after the first run, with all files of the service on that disk."""
+    home, reference = power_cut("home"), store_archive(cloud)
     a = host(
         "a", None, TRAINER_HOME=home.place, DATASET_ROOT=home.place / "datasets", RUNS_DIR=home.place / "runs",
         MODELS_DIR=home.place / "models", FAST_LOADER=1,

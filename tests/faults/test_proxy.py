@@ -1,4 +1,4 @@
-"""The proxy's ways of misbehaving, so that the matrix can rely on them."""
+"""The faults of the proxy, on which the other tests rely."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from tests.faults.proxy import Proxy
 
 @pytest.fixture
 def echo():
-    """A server that sends everything back; its port."""
+    """The port of a server that sends everything back."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer(connection):
@@ -71,7 +71,7 @@ def silent(wire, seconds):
         wire.settimeout(5)
 
 
-def test_a_cut_resets_what_is_open_and_refuses_what_is_new(proxy, wire):
+def test_cut_resets_connections_and_refuses_new_ones(proxy, wire):
     proxy.cut()
 
     assert dead(wire)
@@ -83,17 +83,17 @@ def test_a_cut_resets_what_is_open_and_refuses_what_is_new(proxy, wire):
         assert dead(new)
 
 
-def test_a_frozen_wire_is_silent_and_delivers_late(proxy, wire):
+def test_frozen_proxy_delivers_after_restore(proxy, wire):
     proxy.freeze()
     wire.sendall(b"late")
     assert silent(wire, 0.2)
 
-    proxy.mend()
+    proxy.restore()
 
     assert wire.recv(100) == b"late"
 
 
-def test_a_slow_wire_takes_its_time(proxy, wire):
+def test_slow_proxy_delays_each_piece(proxy, wire):
     proxy.slow(0.15)
     began = time.monotonic()
     wire.sendall(b"slow")
@@ -103,7 +103,7 @@ def test_a_slow_wire_takes_its_time(proxy, wire):
 
 
 @pytest.mark.long
-def test_lost_packets_arrive_late_and_whole(proxy, wire):
+def test_lost_packets_are_sent_again(proxy, wire):
     if not shutil.which("nft") or os.geteuid():
         pytest.skip("losing packets needs root and nft")
     wire.settimeout(60)  # TCP doubles its waits
@@ -113,27 +113,27 @@ def test_lost_packets_arrive_late_and_whole(proxy, wire):
         wire.sendall(b"again")
         assert wire.recv(100) == b"again"
 
-    assert time.monotonic() - began > 0.2  # TCP's shortest wait before it sends again
+    assert time.monotonic() - began > 0.2  # the shortest time before TCP sends again
 
 
-def test_a_muttered_answer_is_cut_short(proxy, wire):
-    proxy.mutter(3)
+def test_cut_answer_resets_connection(proxy, wire):
+    proxy.cut_answer(3)
     wire.sendall(b"an answer")
 
     assert wire.recv(100) == b"an "
     assert dead(wire)
 
 
-def test_after_a_mend_new_connections_pass(proxy, wire):
+def test_new_connections_work_after_restore(proxy, wire):
     proxy.cut()
-    proxy.mend()
+    proxy.restore()
 
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as new:
         new.sendall(b"again")
         assert new.recv(100) == b"again"
 
 
-def test_nothing_is_left_when_it_closes(echo):
+def test_closed_proxy_leaves_no_thread(echo):
     before = threading.active_count()
     with Proxy("127.0.0.1", echo) as proxy, socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as wire:
         wire.sendall(b"x")
@@ -141,4 +141,4 @@ def test_nothing_is_left_when_it_closes(echo):
     deadline = time.monotonic() + 5
     while threading.active_count() > before + 1 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() <= before + 1  # the server's own thread may linger
+    assert threading.active_count() <= before + 1  # the thread of the server may still run

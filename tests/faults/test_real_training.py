@@ -1,4 +1,4 @@
-"""F1, F2, F13 and resume with a real YOLO training: one run is killed, drained and moved, and is one training."""
+"""F1, F2, F13 with a real YOLO training: a run that is killed, drained and moved is still one training."""
 
 import csv
 import io
@@ -7,8 +7,8 @@ import pytest
 
 from tests.faults.cloud import BUCKET
 from tests.faults.hosts import gone
+from tests.faults.test_checkpoint_cleanup import wait_for_cleanup
 from tests.faults.test_finished import DAMAGES
-from tests.faults.test_left_in_bucket import nothing_is_left
 from tests.long import long_except
 
 EPOCHS = 12
@@ -21,9 +21,9 @@ CONFIGURATION = {
 @pytest.mark.training
 @pytest.mark.timeout(280)
 @pytest.mark.long
-def test_a_real_training_survives_every_kind_of_interruption_as_one_training(cloud, host):
-    """F1 F2 F13 (I1 I5 I6 I8 I9 I10): SIGKILL to the training, SIGTERM to the service, SIGKILL to the next service;
-    three hosts, four attempts, each epoch told once per attempt, one curve and one schedule of the learning rate.
+def test_interrupted_real_training_has_one_curve(cloud, host):
+    """F1 F2 F13 (I1 I5 I6 I8 I9 I10): SIGKILL to the training, SIGTERM to the service, SIGKILL to the next service.
+    Three hosts and four attempts make one curve with one schedule of the learning rate.
     """
     times = {"CHECKPOINT_INTERVAL": 0.2, "DRAIN_SECONDS": 60, "CANCEL_GRACE": 30}
     a = host("a", None, **times)
@@ -59,12 +59,12 @@ def test_a_real_training_survives_every_kind_of_interruption_as_one_training(clo
     assert rates[-1] < 0.2 * rates[0]
     for each in (a, b):
         each.start()
-    nothing_is_left(cloud, run_id, a, b, c)
+    wait_for_cleanup(cloud, run_id, a, b, c)
 
 
 def _wait_for_another_epoch(cloud, run_id, attempt):
-    """An epoch of this attempt that no earlier one told."""
-    before = max(epoch for number, told in cloud.epochs(run_id).items() if number < attempt for epoch in told)
+    """Wait until this attempt reports an epoch that no earlier attempt reported."""
+    before = max(epoch for number, epochs in cloud.epochs(run_id).items() if number < attempt for epoch in epochs)
     cloud.wait_epoch(run_id, before + 1, attempt, seconds=100)
 
 
@@ -72,8 +72,8 @@ def _wait_for_another_epoch(cloud, run_id, attempt):
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("damage", long_except(["gone", "truncated", "zeroed"], "truncated"))
 @pytest.mark.long
-def test_a_damaged_model_of_a_real_training_is_evaluated_again_from_its_checkpoint(cloud, host, damage):
-    """F2 F3 (I8): SIGKILL during the upload, best.pt is not what it was; no epoch is trained again."""
+def test_damaged_model_of_real_training_is_rebuilt_from_checkpoint(cloud, host, damage):
+    """F2 F3 (I8): SIGKILL during the upload, then best.pt is damaged. No epoch is trained again."""
     a = host("a", None, CHECKPOINT_INTERVAL=0.2)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=10)
     run_id = cloud.enqueue(**CONFIGURATION | {"epochs": 3})

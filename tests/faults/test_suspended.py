@@ -1,4 +1,4 @@
-"""F4, F5, F10, F11: what stands still or tells the wrong time changes nothing that is not its own."""
+"""F4, F5, F10, F11: suspended services, stuck trainings, worker IDs used twice, and wrong clocks."""
 
 import signal
 import time
@@ -12,7 +12,7 @@ from tests.long import long_except
 
 
 def published(cloud, run_id, attempt):
-    """The artifacts of an attempt; its checkpoints come and go."""
+    """Return the artifacts of an attempt with their checksums, without its checkpoints."""
     prefix = f"training_runs/{run_id}/{attempt}/"
     objects = cloud.storage.objects[BUCKET].items()
     return {key: stored.md5 for key, stored in objects if key.startswith(prefix) and "/checkpoints/" not in key}
@@ -28,8 +28,8 @@ def reach(cloud, a, run_id, phase):
 
 
 @pytest.mark.parametrize("phase", ["train", "upload", "finish"])
-def test_a_service_that_slept_longer_than_its_lease_changes_nothing(cloud, host, phase):
-    """F4 (I3 I5 I8 I10): SIGSTOP past the lease, another host completes the run, SIGCONT: stale writes landed = 0."""
+def test_service_suspended_past_its_lease_changes_nothing(cloud, host, phase):
+    """F4 (I3 I5 I8 I10): SIGSTOP past the lease, another host completes the run, SIGCONT. No stale write succeeds."""
     a = host("a", SLOW if phase == "train" else QUICK)
     if phase == "upload":
         cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)
@@ -46,7 +46,7 @@ def test_a_service_that_slept_longer_than_its_lease_changes_nothing(cloud, host,
     events, model = cloud.events(run_id), published(cloud, run_id, 2)
     before = published(cloud, run_id, 1)
 
-    a.go_on()
+    a.resume()
     a.wait_idle()
 
     assert gone(children)
@@ -61,8 +61,8 @@ def test_a_service_that_slept_longer_than_its_lease_changes_nothing(cloud, host,
 
 
 @pytest.mark.parametrize("phase", long_except(["train", "upload", "finish"]))
-def test_a_service_that_wakes_while_another_works_on_its_run_changes_nothing(cloud, host, phase):
-    """F4 (I1 I3 I5): as above, but the other host is in the middle of its attempt when the sleeper speaks again."""
+def test_service_resumed_during_takeover_changes_nothing(cloud, host, phase):
+    """F4 (I1 I3 I5): SIGCONT while the other host is still working on the run."""
     a = host("a", SLOW if phase == "train" else QUICK)
     if phase == "upload":
         cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)
@@ -75,7 +75,7 @@ def test_a_service_that_wakes_while_another_works_on_its_run_changes_nothing(clo
     host("b", {"seconds_per_epoch": 0.2, "seconds_to_finish": 3})
     cloud.wait_phase(run_id, "training", attempt=2)
 
-    a.go_on()
+    a.resume()
     a.wait_idle()
 
     row = cloud.row(run_id)
@@ -86,8 +86,8 @@ def test_a_service_that_wakes_while_another_works_on_its_run_changes_nothing(clo
     cloud.check_epochs(run_id, back=12)
 
 
-def test_an_ending_that_the_network_held_back_changes_nothing(cloud, host, wire):
-    """F4 F7 (I3 I5): the packets of a finished attempt arrive after another host took the run over."""
+def test_delayed_outcome_after_takeover_changes_nothing(cloud, host, wire):
+    """F4 F7 (I3 I5): the outcome of an attempt arrives after another host took over the run."""
     a = host("a", QUICK, url=wire.url)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=2)
     run_id = cloud.enqueue(epochs=3)
@@ -97,14 +97,14 @@ def test_an_ending_that_the_network_held_back_changes_nothing(cloud, host, wire)
     row = cloud.wait(run_id, "completed")
     assert row["worker_id"] == "b"
 
-    wire.mend()
+    wire.restore()
     a.wait_idle(40)
 
     assert cloud.row(run_id) == row
 
 
-def test_a_service_that_slept_takes_its_run_back_when_nobody_else_did(cloud, host):
-    """F4 (I1 I9): alone on the queue, a sleep past the lease costs no attempt and no epoch."""
+def test_service_suspended_past_its_lease_reclaims_its_run(cloud, host):
+    """F4 (I1 I9): without another host, a suspension past the lease costs no attempt and no epoch."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 2)
@@ -112,7 +112,7 @@ def test_a_service_that_slept_takes_its_run_back_when_nobody_else_did(cloud, hos
     wait_for(lambda: cloud.sql("select count(*) from training_runs where lease_expires_at < now()") == "1")
     assert cloud.sql("select settle_training_runs()") == "1"
     assert cloud.row(run_id)["status"] == "queued"
-    a.go_on()
+    a.resume()
 
     row = cloud.wait(run_id, "completed")
 
@@ -122,8 +122,8 @@ def test_a_service_that_slept_takes_its_run_back_when_nobody_else_did(cloud, hos
 
 
 @pytest.mark.parametrize("how", ["stopped", "an endless loop"])
-def test_a_training_that_makes_no_progress_is_killed_and_tried_again(cloud, host, how):
-    """F5 (I6 I9 I10): SIGSTOP to the training, or a loop that never ends; noticed within STALL_SECONDS."""
+def test_training_without_progress_is_killed_and_retried(cloud, host, how):
+    """F5 (I6 I9 I10): SIGSTOP to the training, or an endless loop. Noticed within STALL_SECONDS."""
     a = host("a", SLOW if how == "stopped" else QUICK | {"hang": True, "at_epoch": 3}, STALL_SECONDS=1.5)
     run_id = cloud.enqueue(epochs=8)
     training = a.training()
@@ -137,7 +137,7 @@ def test_a_training_that_makes_no_progress_is_killed_and_tried_again(cloud, host
     noticed = time.monotonic() - began
     row = cloud.wait(run_id, "completed")
 
-    assert noticed < 1.5 + 0.3 + 8  # the budget, the pause before the next attempt, and a very slow machine
+    assert noticed < 1.5 + 0.3 + 8  # STALL_SECONDS, the backoff, and time for a very slow machine
     assert row["attempt"] == 2
     cloud.check_epochs(run_id, back=0)
     assert gone([training])
@@ -145,8 +145,8 @@ def test_a_training_that_makes_no_progress_is_killed_and_tried_again(cloud, host
 
 
 @pytest.mark.parametrize("where", long_except([1, "finalizing"], 1))
-def test_a_training_that_is_always_stuck_fails_and_says_so(cloud, host, where):
-    """F5 (I6 I7): in an epoch, or in the last validation; the reason of the last attempt is in the row."""
+def test_training_that_is_always_stuck_fails_with_reason(cloud, host, where):
+    """F5 (I6 I7): stuck in an epoch or in the last validation. The row has the reason of the last attempt."""
     host("a", QUICK | {"hang": True, "at_epoch": where}, STALL_SECONDS=0.5)
 
     row = cloud.wait(cloud.enqueue(epochs=4, max_attempts=2), "failed")
@@ -156,26 +156,26 @@ def test_a_training_that_is_always_stuck_fails_and_says_so(cloud, host, where):
     assert "STALL_SECONDS" in row["error_message"]
 
 
-def test_two_services_of_one_name_do_not_share_a_run(cloud, host, tmp_path):
-    """F10 (I1 I6): a cloned machine with the same worker id; the claim tells them apart, the name does not."""
-    a = host("a", QUICK, WORKER_ID="twin")
-    b = host("b", QUICK, WORKER_ID="twin")
+def test_two_services_with_one_name_do_not_share_a_run(cloud, host, tmp_path):
+    """F10 (I1 I6): a cloned machine has the same worker ID. The claim ID tells the two apart."""
+    a = host("a", QUICK, WORKER_ID="same")
+    b = host("b", QUICK, WORKER_ID="same")
     runs = [cloud.enqueue(epochs=3) for _ in range(6)]
 
     rows = [cloud.wait(run_id, "completed") for run_id in runs]
 
-    assert {(row["worker_id"], row["attempt"]) for row in rows} == {("twin", 1)}
+    assert {(row["worker_id"], row["attempt"]) for row in rows} == {("same", 1)}
     worked = [{path.name for path in (each.home / "runs").glob("train_*")} for each in (a, b)]
     assert len(worked[0]) + len(worked[1]) == 6
     assert not worked[0] & worked[1]
 
 
-def test_a_restarted_twin_does_not_hide_the_orphan(cloud, host):
-    """F10 (I1 I6): one twin is killed while the other goes on beating under the same name; the orphan is taken over."""
-    a = host("a", {"seconds_per_epoch": 60}, WORKER_ID="twin")
+def test_orphaned_run_is_found_despite_second_service_with_same_name(cloud, host):
+    """F10 (I1 I6): one of two services is killed, and the other sends heartbeats with the same worker ID."""
+    a = host("a", {"seconds_per_epoch": 60}, WORKER_ID="same")
     orphan = cloud.enqueue(epochs=3)
     a.training()
-    host("b", SLOW, WORKER_ID="twin", SLOTS=2)
+    host("b", SLOW, WORKER_ID="same", SLOTS=2)
     busy = cloud.enqueue(epochs=25)
     cloud.wait_epoch(busy, 1)
     a.kill()
@@ -186,8 +186,8 @@ def test_a_restarted_twin_does_not_hide_the_orphan(cloud, host):
 
 @pytest.mark.parametrize("hours", long_except([1, -1], 1))
 @pytest.mark.long
-def test_a_wrong_clock_neither_loses_nor_steals_a_run(cloud, host, tmp_path, hours):
-    """F11 (I1): a host whose clock is an hour off, then steps to the other side, keeps its lease and takes nobody's."""
+def test_wrong_clock_neither_loses_nor_takes_a_run(cloud, host, tmp_path, hours):
+    """F11 (I1): the clock of a host is one hour wrong, then one hour wrong in the other direction."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "clock.txt").write_text(str(3600 * hours))

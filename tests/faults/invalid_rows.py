@@ -1,4 +1,4 @@
-"""Rows that no worker can train, as they were inserted before the database refused some of them.
+"""Rows that no worker can train. A newer database refuses some of them, but they may be in the table already.
 
 Each must end as a failed run with a reason.
 """
@@ -10,7 +10,7 @@ import uuid
 
 _NESTED = 1500
 
-# name → the row's columns as SQL; `configuration` is jsonb, the others text
+# name → columns of the row as SQL; `configuration` is jsonb, the others text
 ROWS = {
     "nested configuration": {"configuration": '{"epochs": ' + "[" * _NESTED + "]" * _NESTED + "}"},
     "nested objects": {"configuration": '{"a": ' * _NESTED + "1" + "}" * _NESTED},
@@ -23,18 +23,20 @@ ROWS = {
     "wrong types": {"configuration": '{"epochs": {"a": 1}, "batch": [true], "imgsz": "many", "dataYaml": {"b": 2}}'},
     "not a number": {"configuration": '{"epochs": "NaN", "lr0": "Infinity"}'},
     "zero epochs": {"configuration": '{"epochs": 0}'},
-    "a path that leads out": {"data_yaml": "../../../../etc/passwd"},
+    "a path outside of the roots": {"data_yaml": "../../../../etc/passwd"},
     "a long path": {"data_yaml": "x/" * 20_000},
     "a long model": {"base_model": "y" * 20_000 + ".pt"},
     "an odd model": {"base_model": "\u202e\u0007../learned.pt"},
-    "requires": {"configuration": '{"epochs": 1, "requires": {"gpus": "many"}, "device": [[0]]}'},
+    "impossible requirements": {
+        "configuration": '{"epochs": 1, "impossible requirements": {"gpus": "many"}, "device": [[0]]}'
+    },
 }
 
 
 def insert(cloud, name: str, base_model: str) -> str:
-    """Insert the row of that name past the trigger that refuses it; return its id. Raises SqlError while the server is down."""
+    """Insert the row `name` without the trigger that refuses it, and return its ID. Raises SqlError while the server is down."""
     run_id = str(uuid.uuid4())
-    columns = {"run_name": f"poison: {name}", "base_model": base_model, "data_yaml": str(cloud.data)}
+    columns = {"run_name": f"invalid: {name}", "base_model": base_model, "data_yaml": str(cloud.data)}
     # over SQL, because Python cannot write some of these documents
     columns |= {"id": run_id, "configuration": json.dumps({"epochs": 3})} | ROWS[name]
     values = ", ".join(_quoted(value) for value in columns.values())

@@ -1,8 +1,8 @@
-"""The quick stand-in (tests/process/programs/trains_quickly.py) with knobs for single runs, and an appetite.
+"""The quick stand-in (tests/process/programs/trains_quickly.py) with options for single runs, and more options.
 
-runs              {}   more knobs for the run of that id
-eats              0    MiB of memory that it wants in each epoch
-seconds_to_stop   0    between a polite request and the last word
+runs              {}   more options for the run with that ID
+memory_mib        0    MiB of memory that it allocates in each epoch
+seconds_to_stop   0    between a polite request and its last event
 """
 
 import argparse
@@ -17,13 +17,13 @@ from trains_quickly import Asked, Quick
 RUN_ID = slice(len("train_"), len("train_") + 36)
 
 
-class Told(Quick):
+class StandIn(Quick):
     def read_behavior(self, order):
-        told = super().read_behavior(order)
-        return told | told.get("runs", {}).get(Path(order["run_dir"]).name[RUN_ID], {})
+        behavior = super().read_behavior(order)
+        return behavior | behavior.get("runs", {}).get(Path(order["run_dir"]).name[RUN_ID], {})
 
     def train_epoch(self, epoch):
-        self.meal = b"." * (self.knob("eats", 0) << 20)
+        self.memory = b"." * (self.knob("memory_mib", 0) << 20)
         super().train_epoch(epoch)
 
     def pause(self, seconds):
@@ -39,4 +39,4 @@ if __name__ == "__main__":
     parser.add_argument("--behavior")
     parser.add_argument("--events-fd", type=int, required=True)
     arguments = parser.parse_args()
-    Told(arguments.events_fd, arguments.behavior).main()
+    StandIn(arguments.events_fd, arguments.behavior).main()

@@ -1,4 +1,4 @@
-"""I10 for the bucket: checkpoints go when nothing resumes from them, whoever ended the run and whatever was killed."""
+"""I10 for the bucket: checkpoints are removed once no run resumes from them, however the run ended."""
 
 import pytest
 
@@ -18,30 +18,30 @@ def checkpoints(cloud, run_id):
     }
 
 
-def two_checkpoints(cloud, run_id):
-    """Once the row names one and the one before it is still there."""
+def wait_for_two_checkpoints(cloud, run_id):
+    """Wait until the row names a checkpoint and the one before it still exists."""
     cloud.wait_until(run_id, lambda row: row["checkpoint"] and len(checkpoints(cloud, run_id)) == 2)
 
 
-def nothing_is_left(cloud, run_id, *hosts):
-    wait_for(lambda: not checkpoints(cloud, run_id), 20, lambda: (checkpoints(cloud, run_id), cloud.story(run_id)))
+def wait_for_cleanup(cloud, run_id, *hosts):
+    wait_for(lambda: not checkpoints(cloud, run_id), 20, lambda: (checkpoints(cloud, run_id), cloud.history(run_id)))
     for host in hosts:
         wait_for(lambda host=host: not list((host.home / "uploaded").glob("*")))
         wait_for(lambda host=host: not list(host.run_dir(run_id).parent.glob(f"train_{run_id}*/checkpoints")))
 
 
-def test_checkpoints_of_a_run_that_completed_are_removed(cloud, host):
+def test_checkpoints_of_completed_run_are_removed(cloud, host):
     a = host("a", SLOW, **OFTEN)
     run_id = cloud.enqueue(epochs=4)
-    two_checkpoints(cloud, run_id)
+    wait_for_two_checkpoints(cloud, run_id)
 
     assert cloud.wait(run_id, "completed")["checkpoint"] is None
 
-    nothing_is_left(cloud, run_id, a)
+    wait_for_cleanup(cloud, run_id, a)
 
 
-def test_checkpoints_of_a_run_whose_ending_the_next_process_delivers_are_removed(cloud, host):
-    """F2 F6: killed between the last byte and the last word."""
+def test_checkpoints_are_removed_when_next_process_delivers_outcome(cloud, host):
+    """F2 F6: killed after the upload, before the outcome was delivered."""
     a = host("a", SLOW, LEASE_SECONDS=60, **OFTEN)
     cloud.refuse("finish_training_run")
     run_id = cloud.enqueue(epochs=4)
@@ -53,24 +53,24 @@ def test_checkpoints_of_a_run_whose_ending_the_next_process_delivers_are_removed
 
     assert cloud.wait(run_id, "completed")["attempt"] == 1
 
-    nothing_is_left(cloud, run_id, a)
+    wait_for_cleanup(cloud, run_id, a)
 
 
-def test_checkpoints_of_a_deleted_run_are_removed(cloud, host):
-    """F12: the row goes in the middle of the training."""
+def test_checkpoints_of_deleted_run_are_removed(cloud, host):
+    """F12: the row is deleted during the training."""
     a = host("a", SLOW, **OFTEN)
     run_id = cloud.enqueue(epochs=100)
-    two_checkpoints(cloud, run_id)
+    wait_for_two_checkpoints(cloud, run_id)
 
     cloud.delete(run_id)
 
-    nothing_is_left_of_deleted(cloud, run_id, a)
+    wait_for_cleanup_of_deleted(cloud, run_id, a)
 
 
-def test_checkpoints_of_a_run_that_was_deleted_while_its_service_was_dead_are_removed(cloud, host):
+def test_checkpoints_of_run_deleted_without_service_are_removed(cloud, host):
     a = host("a", SLOW, **OFTEN)
     run_id = cloud.enqueue(epochs=100)
-    two_checkpoints(cloud, run_id)
+    wait_for_two_checkpoints(cloud, run_id)
     children = a.kill()
     cloud.delete(run_id)
     assert gone(children)
@@ -78,19 +78,19 @@ def test_checkpoints_of_a_run_that_was_deleted_while_its_service_was_dead_are_re
 
     a.start()
 
-    nothing_is_left_of_deleted(cloud, run_id, a)
+    wait_for_cleanup_of_deleted(cloud, run_id, a)
 
 
-def nothing_is_left_of_deleted(cloud, run_id, a):
+def wait_for_cleanup_of_deleted(cloud, run_id, a):
     wait_for(lambda: not checkpoints(cloud, run_id), 20, lambda: (checkpoints(cloud, run_id), a.tail()))
     wait_for(lambda: not list((a.home / "uploaded").glob("*")))
 
 
-def test_checkpoints_of_a_run_that_another_host_took_over_are_removed(cloud, host):
-    """F2: what it resumes from stays until it has one of its own; the killed host cleans up when it is back."""
+def test_checkpoints_of_run_taken_over_are_removed(cloud, host):
+    """F2: the run resumes from a checkpoint of the killed host, which removes it after its restart."""
     a = host("a", SLOW, SWEEP_SECONDS=0.5, **OFTEN)
     run_id = cloud.enqueue(epochs=12)
-    two_checkpoints(cloud, run_id)
+    wait_for_two_checkpoints(cloud, run_id)
     a.kill()
     b = host("b", SLOW, **OFTEN)
     cloud.wait_until(run_id, lambda row: row["attempt"] == 2)
@@ -99,37 +99,37 @@ def test_checkpoints_of_a_run_that_another_host_took_over_are_removed(cloud, hos
 
     assert cloud.epochs(run_id)[2][0] > 1
     assert (row["attempt"], row["worker_id"]) == (2, "b")
-    nothing_is_left(cloud, run_id, a, b)
+    wait_for_cleanup(cloud, run_id, a, b)
 
 
-def test_failed_run_keeps_the_checkpoint_that_its_row_names_until_it_has_ended_well(cloud, host):
-    """The user edits it and queues it again: it resumes, on another host as well."""
+def test_failed_run_keeps_checkpoint_until_it_completes(cloud, host):
+    """A user queues the failed run again, and it resumes on another host."""
     crash = {"at_epoch": 6, "crash": {"error": "RuntimeError", "message": "shape mismatch"}}
     a = host("a", SLOW | crash, **OFTEN)
     run_id = cloud.enqueue(epochs=8)
     row = cloud.wait(run_id, "failed")
-    wait_for(lambda: checkpoints(cloud, run_id) == {row["checkpoint"]["key"]}, told=lambda: checkpoints(cloud, run_id))
+    wait_for(
+        lambda: checkpoints(cloud, run_id) == {row["checkpoint"]["key"]}, describe=lambda: checkpoints(cloud, run_id)
+    )
     a.kill()
     b = host("b", SLOW, **OFTEN)
     cloud.edit(run_id, status="queued")
-    # an ended run begins again by the user's will, which no worker may do
+    # only a user may queue an ended run again; the record cannot tell this edit from one of a worker
     cloud.sql("delete from faults.changes where was ->> 'status' = 'failed' and became ->> 'status' = 'queued'")
 
     cloud.wait(run_id, "completed")
 
     assert cloud.epochs(run_id)[2][0] > 1
     a.start()
-    nothing_is_left(cloud, run_id, a, b)
+    wait_for_cleanup(cloud, run_id, a, b)
 
 
-@pytest.mark.parametrize(
-    "named", long_except(["training_runs/{other}/1/best.pt", "somebody/else.pt"], "somebody/else.pt")
-)
-def test_object_that_only_the_row_names_is_not_deleted(cloud, host, named):
-    """A row may be written by others: its checkpoint is resumed from, and never a reason to delete."""
+@pytest.mark.parametrize("named", long_except(["training_runs/{other}/1/best.pt", "other/model.pt"], "other/model.pt"))
+def test_object_named_only_by_row_is_not_deleted(cloud, host, named):
+    """Other clients may write the row, so the checkpoint in it is never deleted for that alone."""
     other = "00000000-0000-4000-8000-000000000000"
     key = named.format(other=other)
-    cloud.storage.put(BUCKET, key, b"of somebody else")
+    cloud.storage.put(BUCKET, key, b"of another run")
     run_id = cloud.enqueue(epochs=2)
     cloud.edit(run_id, checkpoint={"epoch": 1, "sha256": "0" * 64, "bytes": 16, "key": key})
     a = host("a", QUICK)
@@ -137,5 +137,5 @@ def test_object_that_only_the_row_names_is_not_deleted(cloud, host, named):
     cloud.wait(run_id, "completed")
 
     a.wait_idle()
-    assert cloud.storage.get(BUCKET, key) == b"of somebody else"
+    assert cloud.storage.get(BUCKET, key) == b"of another run"
     assert a.stop() == 0

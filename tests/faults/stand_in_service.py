@@ -1,8 +1,8 @@
-"""trainer_service.py with `trains_as_told.py` in the training process's place.
+"""trainer_service.py with `stand_in_training.py` in place of the training process.
 
-The knobs are in TRAINER_HOME/behavior.json, read anew for each training. A number in TRAINER_HOME/clock.txt is by how
-many seconds this process's wall clock is wrong, read anew whenever it asks for the time. SWEEP_SECONDS is how often the
-housekeeping is done.
+The behavior of the trainings is in TRAINER_HOME/behavior.json, which each training reads. TRAINER_HOME/clock.txt has the
+error of this process's wall clock in seconds; it is read for each time. SWEEP_SECONDS is the interval of the
+housekeeping.
 """
 
 import datetime as dt
@@ -14,22 +14,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HOME = Path(os.environ["TRAINER_HOME"])
-CHILD = ROOT / "tests" / "faults" / "trains_as_told.py"
+CHILD = ROOT / "tests" / "faults" / "stand_in_training.py"
 CLOCK = HOME / "clock.txt"
 
 
 def move_the_wall_clock():
-    honest, right = time.time, dt.datetime
+    true_time, true_datetime = time.time, dt.datetime
 
-    def moved():
-        return honest() + float(CLOCK.read_text())
+    def moved_time():
+        return true_time() + float(CLOCK.read_text())
 
-    class Moved(right):
+    class MovedDatetime(true_datetime):
         @classmethod
         def now(cls, tz=None):
-            return right.fromtimestamp(moved(), tz)
+            return true_datetime.fromtimestamp(moved_time(), tz)
 
-    time.time, dt.datetime = moved, Moved
+    time.time, dt.datetime = moved_time, MovedDatetime
 
 
 if CLOCK.exists():

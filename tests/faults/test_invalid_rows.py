@@ -1,4 +1,4 @@
-"""F23: rows that were written to stop a worker, from before anything refused them, beside a run that trains."""
+"""F23: rows that could stop a worker, beside a run that trains. A newer database would refuse them."""
 
 import json
 import uuid
@@ -9,8 +9,8 @@ from tests.faults.cloud import wait_for
 from tests.faults.conftest import QUICK, SLOW
 
 DEEP = '{"a":' * 1500 + "1" + "}" * 1500
-# column → SQL, and what the sentence names; {data} is a dataset that is there
-POISON = {
+# name → columns as SQL, and a part of the error message
+INVALID = {
     "1,500 levels": ({"configuration": f"'{DEEP}'"}, "nested deeper than 32 levels"),
     "1,500 levels inside a text": (
         {"configuration": "to_jsonb(repeat('[', 1500) || repeat(']', 1500))"},
@@ -31,7 +31,7 @@ POISON = {
     "10 MB of a model": ({"base_model": "repeat('m', 10000000)"}, "base_model"),
     "the last attempt": ({"attempt": "2147483647"}, "attempt = 2147483647"),
 }
-ODD = {
+ODD_COLUMNS = {
     "a checkpoint of nonsense": {"checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""},
     "a checkpoint of 1,500 levels": {"checkpoint": f"'{DEEP}'"},
     "results of 1,500 levels": {"results": f"'{DEEP}'"},
@@ -45,11 +45,11 @@ ODD = {
 }
 
 
-def insert_as_of_old(cloud, **sql):
-    """A row that was there before anything refused it."""
+def insert_unchecked(cloud, **sql):
+    """Insert a row without the triggers that would refuse it, and return its ID."""
     run_id = str(uuid.uuid4())
     columns = {
-        "id": f"'{run_id}'", "run_name": "'old'", "base_model": "'yolo11n.yaml'", "data_yaml": f"'{cloud.data}'",
+        "id": f"'{run_id}'", "run_name": "'invalid'", "base_model": "'yolo11n.yaml'", "data_yaml": f"'{cloud.data}'",
         "configuration": """'{"epochs": 1}'""", **sql,
     }  # fmt: skip
     cloud.sql(
@@ -58,7 +58,7 @@ def insert_as_of_old(cloud, **sql):
     return run_id
 
 
-def ending(cloud, run_id):
+def outcome(cloud, run_id):
     return json.loads(
         cloud.sql(
             f"select json_build_array(status, left(error_message, 2000)) from training_runs where id = '{run_id}'"
@@ -67,9 +67,9 @@ def ending(cloud, run_id):
 
 
 @pytest.fixture
-def cloud_with_poison(cloud):
+def cloud_with_invalid_rows(cloud):
     yield cloud
-    # the invariants are checked by a client that reads everything
+    # the client that checks the invariants reads all columns
     cloud.sql("""
         set session_replication_role = replica;
         update training_runs set configuration = null, run_name = 'r', data_yaml = null, base_model = null, checkpoint = null,
@@ -78,19 +78,19 @@ def cloud_with_poison(cloud):
 
 
 @pytest.mark.long
-def test_poisoned_rows_fail_with_a_sentence_and_the_others_train(cloud_with_poison, host):
-    cloud = cloud_with_poison
+def test_invalid_rows_fail_with_reason_beside_valid_run(cloud_with_invalid_rows, host):
+    cloud = cloud_with_invalid_rows
     a = host("a", SLOW, SLOTS=2)
     good = cloud.enqueue(epochs=40)
     cloud.wait_epoch(good, 1)
-    runs = {name: insert_as_of_old(cloud, **columns) for name, (columns, _) in POISON.items()}
+    runs = {name: insert_unchecked(cloud, **columns) for name, (columns, _) in INVALID.items()}
 
     for name, run_id in runs.items():
-        wait_for(lambda run_id=run_id: ending(cloud, run_id)[0] not in ("queued", "running"), 60, a.tail)
-        status, sentence = ending(cloud, run_id)
+        wait_for(lambda run_id=run_id: outcome(cloud, run_id)[0] not in ("queued", "running"), 60, a.tail)
+        status, error = outcome(cloud, run_id)
         assert (name, status) == (name, "failed")
-        assert POISON[name][1] in sentence, (name, sentence)
-        assert "Traceback" not in sentence
+        assert INVALID[name][1] in error, (name, error)
+        assert "Traceback" not in error
     row = cloud.wait(good, "completed", seconds=60)
 
     assert (row["attempt"], cloud.epochs(good)) == (1, {1: list(range(1, 41))})
@@ -99,27 +99,29 @@ def test_poisoned_rows_fail_with_a_sentence_and_the_others_train(cloud_with_pois
     assert "failed in the service itself" not in a.log.read_text()
 
 
-def test_odd_rows_are_trained(cloud_with_poison, host):
-    cloud = cloud_with_poison
+def test_rows_with_odd_columns_are_trained(cloud_with_invalid_rows, host):
+    cloud = cloud_with_invalid_rows
     a = host("a", QUICK)
-    runs = {name: insert_as_of_old(cloud, **columns) for name, columns in ODD.items()}
+    runs = {name: insert_unchecked(cloud, **columns) for name, columns in ODD_COLUMNS.items()}
 
     for name, run_id in runs.items():
-        wait_for(lambda run_id=run_id: ending(cloud, run_id)[0] not in ("queued", "running"), 60, a.tail)
-        assert (name, *ending(cloud, run_id)) == (name, "completed", None)
+        wait_for(lambda run_id=run_id: outcome(cloud, run_id)[0] not in ("queued", "running"), 60, a.tail)
+        assert (name, *outcome(cloud, run_id)) == (name, "completed", None)
     assert "claim loop failed" not in a.log.read_text()
 
 
-def test_poisoned_row_that_is_peeked_at_stops_no_later_prefetch(cloud_with_poison, host):
-    """A worker that is busy looks at the next run now and then; what it cannot read there is not its end either."""
-    cloud = cloud_with_poison
+def test_invalid_row_does_not_stop_prefetch(cloud_with_invalid_rows, host):
+    """A busy worker reads the next runs of the queue to fetch their datasets. It skips the rows that it cannot read."""
+    cloud = cloud_with_invalid_rows
     a = host("a", SLOW)
     good = cloud.enqueue(epochs=12)
     cloud.wait_epoch(good, 1)
-    poison = [insert_as_of_old(cloud, priority="9", **POISON[name][0]) for name in ("1,500 levels", "10 MB of a name")]
+    invalid = [
+        insert_unchecked(cloud, priority="9", **INVALID[name][0]) for name in ("1,500 levels", "10 MB of a name")
+    ]
     later = cloud.enqueue(epochs=1)
 
     cloud.wait(good, "completed")
     assert cloud.wait(later, "completed")["attempt"] == 1
-    assert {ending(cloud, run_id)[0] for run_id in poison} == {"failed"}
+    assert {outcome(cloud, run_id)[0] for run_id in invalid} == {"failed"}
     assert "prefetch failed" not in a.log.read_text()
