@@ -38,7 +38,7 @@ def plan_of(
 ) -> TrainPlan:
     """Return the plan of a request. Raise `BadRequest` with every problem as field, value and rule.
 
-    `workers` is the number of loader processes where the row names none; None leaves it to Ultralytics.
+    `workers` is the number of loader processes if the row sets none; with None, Ultralytics chooses it.
     """
     if request.unreadable:
         raise BadRequest([request.unreadable])
@@ -117,23 +117,23 @@ class _Reading:
     configuration: RunConfiguration
 
     def plan(self, exports_available: frozenset[str], artifacts_bucket: str, workers: int | None) -> TrainPlan:
-        asked = self.configuration
+        config = self.configuration
         args = self._arguments(workers)
         model = self._model(artifacts_bucket)
         self._check_task(model)
         self._check_exports(exports_available)
         self.found.warnings.extend(self._without_effect(args))
         return TrainPlan(
-            sources=tuple(asked.data or ()),
+            sources=tuple(config.data or ()),
             model=model,
-            task=asked.task,
-            epochs=asked.epochs,
-            batch=asked.batch,
-            imgsz=asked.imgsz,
+            task=config.task,
+            epochs=config.epochs,
+            batch=config.batch,
+            imgsz=config.imgsz,
             device=self._device(),
-            split=asked.split.request(asked.split_seed) if asked.split else None,
-            exports=tuple(asked.exports),
-            predictions=asked.predictions,
+            split=config.split.request(config.split_seed) if config.split else None,
+            exports=tuple(config.exports),
+            predictions=config.predictions,
             args=args,
             chosen=tuple(self._chosen(args)),
             warnings=tuple(_bounded(self.found.warnings)),
@@ -141,11 +141,11 @@ class _Reading:
 
     def _arguments(self, workers: int | None) -> dict[str, Value]:
         """Return the train arguments of the row, and the defaults of the service."""
-        asked = self.configuration
-        args: dict[str, Value] = {name: getattr(asked, name) for name in ARGUMENTS if name in asked.model_fields_set}
-        args.setdefault("optimizer", asked.optimizer)
+        config = self.configuration
+        args: dict[str, Value] = {name: getattr(config, name) for name in ARGUMENTS if name in config.model_fields_set}
+        args.setdefault("optimizer", config.optimizer)
         if args["optimizer"] != "auto":
-            args.setdefault("lr0", asked.lr0)
+            args.setdefault("lr0", config.lr0)
         if workers is not None:
             args.setdefault("workers", workers)
         return args
@@ -203,17 +203,17 @@ class _Reading:
                 )
 
     def _without_effect(self, args: Mapping[str, Value]) -> Iterator[str]:
-        asked, given = self.configuration, self.found.settings
-        if asked.imgsz % 32:
-            used = -(-asked.imgsz // 32) * 32
-            yield f"imgsz = {asked.imgsz} is not a multiple of 32; Ultralytics trains at {used}"
+        config, given = self.configuration, self.found.settings
+        if config.imgsz % 32:
+            used = -(-config.imgsz // 32) * 32
+            yield f"imgsz = {config.imgsz} is not a multiple of 32; Ultralytics trains at {used}"
         if args["optimizer"] == "auto" and "lr0" in args:
             yield "lr0 has no effect, because optimizer = auto chooses the learning rate"
-        if "preset" in given and _AUGMENTATIONS.isdisjoint(args) and asked.preset not in ("none", "custom"):
+        if "preset" in given and _AUGMENTATIONS.isdisjoint(args) and config.preset not in ("none", "custom"):
             yield f"{given['preset'].spelling} had no effect: send the augmentation's values, not its name"
         if "requires" in given and given["requires"].depth:  # the queue reads it, and only at the top level
             yield f"{given['requires'].spelling} had no effect: move it out of the section"
-        if asked.optimization_strategy == "bayesian":
+        if config.optimization_strategy == "bayesian":
             yield "the Bayesian search is not supported: the given values are trained once"
 
 

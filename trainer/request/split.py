@@ -1,4 +1,4 @@
-"""How a row asks for its dataset to be split: shares, a seed, or the split of each image by name."""
+"""The split of a dataset that a row requests: shares and a seed, or the split of each image by name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A row's `configuration` as one flat set of settings: unnested, by the names of `RunConfiguration`.
 
 Only names are interpreted here. A blank value (null, "", "  ", [], {}) means "not given" for every setting, and is
-removed here, so that no other rule has to know about it.
+removed here, so that no other rule handles it.
 """
 
 from __future__ import annotations

@@ -10,11 +10,6 @@ from pathlib import Path
 from trainer.core.errors import BadRequest
 
 
-def is_archive(path: Path) -> bool:
-    """Return whether the file exists and has the directory of a zip archive, which is at its end."""
-    return path.is_file() and zipfile.is_zipfile(path)
-
-
 def is_intact(path: Path) -> bool:
     """Return whether the file is a zip archive, as torch writes it, with correct checksums."""
     try:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import assert_never
+from zipfile import is_zipfile
 
 from filelock import FileLock, Timeout
 
@@ -34,7 +35,7 @@ from trainer.core.stop import StopSignal
 from trainer.disk import durable
 from trainer.disk.checksum import sha256_of
 from trainer.remote.download import download
-from trainer.weights.model_file import checked, is_archive, is_intact, packaged_architecture
+from trainer.weights.model_file import checked, is_intact, packaged_architecture
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 _POLICY = RetryPolicy(tries=3, first_wait=0.5, longest_wait=5.0, total_seconds=1800.0)
@@ -125,7 +126,7 @@ class ModelFolder:
 
     def _official(self, name: str, stop: StopSignal) -> Path:
         path = self._folder / f"{name}.pt"
-        if is_archive(path) or (path.is_file() and not self._allow_download):
+        if is_zipfile(path) or (path.is_file() and not self._allow_download):
             return self._own(path.name)
         if not self._allow_download:
             raise BadRequest(
@@ -133,14 +134,14 @@ class ModelFolder:
                 "or set ALLOW_WEIGHTS_DOWNLOAD=1",
             )
         with self._locked(path.name, stop):
-            if not is_archive(path):  # a damaged file counts as missing
+            if not is_zipfile(path):  # a damaged file counts as missing
                 self._download(path, stop)
         return path
 
     def _remove_damaged_amp_weights(self) -> None:
         """Remove truncated weights of the AMP check, which would make every training on a GPU fail."""
         path = self._folder / _AMP_WEIGHTS
-        if path.is_file() and not is_archive(path):
+        if path.is_file() and not is_zipfile(path):
             with suppress(OSError):
                 path.unlink()
 
@@ -188,7 +189,7 @@ class ModelFolder:
         version = f"{ref.bucket}/{ref.key}\0{info.etag}\0{info.bytes}".encode() if info else b""
         path = self._folder / ".runs" / f"{digest or hashlib.sha256(version).hexdigest()}.pt"
         with self._locked(path.name, stop):
-            if not is_archive(path):
+            if not is_zipfile(path):
                 _remove_unused(path.parent)
                 with _incoming(path) as incoming:
                     self._store.download(ref, incoming, stop, expected=info)

@@ -114,13 +114,13 @@ def linked_files(view: Path) -> dict[Path, Path]:
     return found
 
 
-def without(root: Path, hole: Path) -> Iterator[Path]:
-    """Yield folder trees that together are `root` without `hole`."""
-    if not hole.is_relative_to(root):
+def without(root: Path, excluded: Path) -> Iterator[Path]:
+    """Yield folder trees that together are `root` without `excluded`."""
+    if not excluded.is_relative_to(root):
         yield root
-    elif root != hole and os.access(root, os.R_OK):
+    elif root != excluded and os.access(root, os.R_OK):
         for child in root.iterdir():
-            yield from without(child, hole)
+            yield from without(child, excluded)
 
 
 def _link_targets(folder: str) -> Iterator[str]:

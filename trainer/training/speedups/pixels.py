@@ -66,8 +66,8 @@ def install(most_bytes: int) -> None:
         initialize(self, *args, **kwargs)
         # the row may ask for another cache
         if getattr(self, "data", {}).get("path") and not self.cache and isinstance(self.imgsz, int):
-            room = min(most_bytes, shutil.disk_usage(self.data["path"]).free // _SHARE_OF_FREE)
-            self.stored_images = room // (self.imgsz**2 * self.channels)
+            limit = min(most_bytes, shutil.disk_usage(self.data["path"]).free // _SHARE_OF_FREE)
+            self.stored_images = limit // (self.imgsz**2 * self.channels)
             _check_linked(self, original)
 
     BaseDataset.load_image = load_image

@@ -59,7 +59,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     lines = _message_lines(crashed) if crashed else [line for line in evidence.output if _is_error(line)]
     for cause in CAUSES:
         for line in lines:
-            if found := cause.pattern.search(line):
+            if found := re.search(cause.pattern, line, re.IGNORECASE):
                 return _error(cause.error, cause.sentence, evidence, line, **found.groupdict())
     return _unknown(crashed, evidence) if crashed else _ended_without_event(evidence)
 
@@ -109,7 +109,9 @@ def _ended_without_event(evidence: Evidence) -> Diagnosis:
             "fewer workers or a smaller batch, or give the host more memory; its last output was: {quote}."
         )
     else:
-        how = f"by {_name(evidence.signal)}" if evidence.signal else f"with exit code {evidence.exit_code}"
+        number = evidence.signal
+        name = next((known.name for known in signal.Signals if known == number), f"signal {number}")
+        how = f"by {name}" if number else f"with exit code {evidence.exit_code}"
         sentence = f"The training process ended {{when}} without a result ({how}); its last output was: {{quote}}."
     return _error(MachineFailed, sentence, evidence, last)
 
@@ -157,13 +159,6 @@ def _message_lines(crashed: Crashed) -> list[str]:
 
 def _is_error(line: str) -> bool:
     return bool(_ERROR_LINE.search(line)) and not _WARNING.search(line)
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _short(line: str) -> str:

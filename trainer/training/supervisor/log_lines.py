@@ -45,9 +45,9 @@ class OutputLines:
             yield from self._ended(redraw=False)
 
     def _append(self, piece: bytes) -> None:
-        room = LONGEST - len(self._line)
-        self._line += piece[:room]
-        self._cut += max(0, len(piece) - room)
+        free = LONGEST - len(self._line)
+        self._line += piece[:free]
+        self._cut += max(0, len(piece) - free)
 
     def _ended(self, *, redraw: bool) -> Iterator[str]:
         line, cut = self._line.decode("utf-8", "replace"), self._cut

@@ -66,9 +66,9 @@ class ChildTrainer:
         with self._lock:
             if not self._warm_start or self._closed or (self._prestarted and not self._prestarted.ended.is_set()):
                 return
-            dead, self._prestarted = self._prestarted, None
-            if dead:
-                dead.close()
+            ended, self._prestarted = self._prestarted, None
+            if ended:
+                ended.close()
             # if the host cannot start a process, the next training reports that
             with contextlib.suppress(MachineFailed):
                 self._prestarted = self._start(devices=None)
@@ -100,7 +100,7 @@ class ChildTrainer:
                 watch = TrainingWatch(process, order, stop, self._limits)
                 process.dispatcher.start(on_event, on_line)
                 watch.run(on_training=self.warm)
-                # a prestarted process can die (memory) before it sends anything: the order then gets a fresh one
+                # a prestarted process can end (memory) before it sends anything: the order then gets a new one
                 if not is_prestarted or process.events_received or watch.is_stopped_by_us:
                     return watch.outcome()
             return self.train(order, stop, on_event, on_line)

@@ -144,7 +144,7 @@ def _reap_all(child: int) -> int:
                 status = reaped_and_how[1] if reaped_and_how[0] == child else status
         except ChildProcessError:
             return status
-        time.sleep(pause)  # a driver can delay the death of a process
+        time.sleep(pause)  # a driver can delay the end of a process
         pause = min(pause * 2, 0.1)
 
 

@@ -121,11 +121,6 @@ def remove_stale(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def is_complete(weights: Path) -> bool:
-    """Return whether a `.pt` file was written to its end."""
-    return weights.is_file() and zipfile.is_zipfile(weights)
-
-
 def _add(path: Path, progress: Progress, members: Mapping[str, Path]) -> None:
     with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
         prefix = _member_folder(archive)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ultralytics import YOLO
-from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 
 from trainer.core.dataset import Task
 from trainer.core.job import JsonObject
@@ -28,7 +27,7 @@ Step: TypeAlias = tuple[str, Callable[[], JsonObject]]
 
 @dataclass
 class PostTraining:
-    """The steps that an order asks for. `validate(split, folder)` validates best.pt on a split."""
+    """The steps that an order requests. `validate(split, folder)` validates best.pt on a split."""
 
     order: TrainingOrder
     weights: Path
@@ -79,32 +78,13 @@ class PostTraining:
         return {"predictions": {"file": path.name, "images": count}}
 
     def _validation_images(self) -> Path:
-        """Return a folder with the images of the val split, or a text file that lists them."""
-        data = self.order.dataset.data
-        if self.order.dataset.task is Task.CLASSIFY:
-            return _write_list(sorted(Path(check_cls_dataset(str(data))["val"]).glob("*/*")))
-        val = check_det_dataset(str(data))["val"]
-        if isinstance(val, str) and Path(val).is_dir():
-            return Path(val)
-        return _write_list(_files(val))
-
-
-def _write_list(files: list[Path]) -> Path:
-    path = Path(tempfile.mkdtemp()) / "val_images.txt"
-    path.write_text("".join(f"{file}\n" for file in files))
-    return path
-
-
-def _files(sources: Any) -> list[Path]:
-    """Return the images of a split, which names one or several folders or text files."""
-    files: list[Path] = []
-    for source in map(Path, [sources] if isinstance(sources, str) else sources):
-        if source.is_dir():
-            files += sorted(path for path in source.rglob("*") if path.is_file())
-        else:
-            lines = source.read_text().split("\n")
-            files += [source.parent / line if line.startswith("./") else Path(line) for line in lines if line.strip()]
-    return files
+        """Return the folder of the validation images, or for classification a text file that lists them."""
+        root = self.order.dataset.root
+        if self.order.dataset.task is not Task.CLASSIFY:
+            return root / "images" / "val"
+        path = Path(tempfile.mkdtemp()) / "val_images.txt"
+        path.write_text("".join(f"{image}\n" for image in sorted((root / "val").glob("*/*"))))
+        return path
 
 
 def _prediction(result: Any) -> JsonObject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,7 @@ class Training:
     def recover_weights(self) -> None:
         """Restore the weights from the newest checkpoint if a failed final validation damaged them. Raises OSError."""
         newest = self._newest_checkpoint()
-        if newest and not (checkpoint_file.is_complete(self._best) and checkpoint_file.is_complete(self._last)):
+        if newest and not (zipfile.is_zipfile(self._best) and zipfile.is_zipfile(self._last)):
             checkpoint_file.restore(newest, self._order.run_dir)
         self._strip()
 
@@ -120,7 +121,7 @@ class Training:
         return Finished(best=best, last=last, report={"images_per_second": self._meter.images_per_second})
 
     def _load_checkpoint(self) -> None:
-        """Use the checkpoint as the order asks, if it can be loaded: resume from it, or start from its best weights."""
+        """Use the checkpoint as the order requests, if it can be loaded: resume from it, or start from its best weights."""
         order = self._order
         if order.best_of:
             best = checkpoint_file.checkpoints_folder(order.run_dir) / "start.pt"

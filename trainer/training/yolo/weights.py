@@ -22,7 +22,7 @@ _LOAD_ERRORS = (
 
 def open_model(path: Path) -> Any:
     """Return Ultralytics' model for a `.pt` file or an architecture."""
-    # a .pt file knows its family; for an architecture only the name tells
+    # a .pt file knows its family; for an architecture only the name shows it
     family = RTDETR if path.suffix == ".yaml" and path.stem.startswith("rtdetr") else YOLO
     return family(str(path))
 
