@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import assert_never
 from zipfile import is_zipfile
@@ -44,30 +45,18 @@ _LARGEST = 2 << 30  # bytes; ten times the largest official model
 _UNUSED_SECONDS = 30 * 86_400.0  # after which the cached model of a run is removed
 
 
+@dataclass(frozen=True)
 class ModelFolder:
-    """Implements the port `Weights` with the folder MODELS_DIR. Safe for several threads and processes.
+    """Implements the port `Weights` with the folder MODELS_DIR. Safe for several threads and processes."""
 
-    `run_of` returns the row of a run, or None.
-    """
-
-    def __init__(
-        self,
-        models_dir: Path,
-        *,
-        store: ObjectStore | None,
-        artifacts_bucket: str,
-        run_of: Callable[[str], RunRow | None],
-        allow_download: bool,
-        release_url: str = RELEASE_URL,
-        policy: RetryPolicy = _POLICY,
-    ) -> None:
-        self._folder = models_dir
-        self._store = store
-        self._bucket = artifacts_bucket
-        self._run_of = run_of
-        self._allow_download = allow_download
-        self._release_url = release_url
-        self._policy = policy
+    models_dir: Path
+    _: KW_ONLY
+    store: ObjectStore | None
+    artifacts_bucket: str
+    run_of: Callable[[str], RunRow | None]  # the row of a run
+    allow_download: bool
+    release_url: str = RELEASE_URL
+    policy: RetryPolicy = _POLICY
 
     def resolve(self, model: ModelRef, task: Task, stop: StopSignal) -> Path:
         """Return the file for `model`: weights, or a YAML whose name has the size letter, where Ultralytics reads it.
@@ -91,19 +80,19 @@ class ModelFolder:
 
     def _describe(self, error: OSError) -> str:
         reason = error.strerror or type(error).__name__
-        return f"MODELS_DIR ({self._folder}) cannot be used: {reason}; check the disk and permissions"
+        return f"MODELS_DIR ({self.models_dir}) cannot be used: {reason}; check the disk and permissions"
 
     def on_disk(self) -> list[str]:
         """Return the `.pt` files that a row may name, relative to the folder."""
-        files = (path.relative_to(self._folder) for path in self._folder.rglob("*.pt") if path.is_file())
+        files = (path.relative_to(self.models_dir) for path in self.models_dir.rglob("*.pt") if path.is_file())
         return sorted(str(path) for path in files if not any(part.startswith(".") for part in path.parts))
 
     # ── files of this host ──
 
     def _own(self, name: str) -> Path:
-        path = self._folder / name
+        path = self.models_dir / name
         # os.path, because pathlib raises for a loop of links or an impossible name
-        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._folder))
+        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.models_dir))
         if ".." in Path(name).parts or not inside:
             raise BadRequest(f"base_model = {name!r}: is outside of MODELS_DIR; copy the file into it")
         if not os.path.isfile(path):  # noqa: PTH113
@@ -114,7 +103,7 @@ class ModelFolder:
         """Return a copy named `name`: Ultralytics reads the size letter from the file name, which its own YAML lacks."""
         source = packaged_architecture(name)
         content = source.read_bytes()
-        copy = self._folder / ".architectures" / f"{name}.yaml"
+        copy = self.models_dir / ".architectures" / f"{name}.yaml"
         if not copy.is_file() or copy.read_bytes() != content:
             copy.parent.mkdir(parents=True, exist_ok=True)
             temporary = copy.with_name(f".{copy.name}.{os.getpid()}-{threading.get_ident()}")
@@ -125,12 +114,12 @@ class ModelFolder:
     # ── official weights ──
 
     def _official(self, name: str, stop: StopSignal) -> Path:
-        path = self._folder / f"{name}.pt"
-        if is_zipfile(path) or (path.is_file() and not self._allow_download):
+        path = self.models_dir / f"{name}.pt"
+        if is_zipfile(path) or (path.is_file() and not self.allow_download):
             return self._own(path.name)
-        if not self._allow_download:
+        if not self.allow_download:
             raise BadRequest(
-                f"base_model: {path.name} is not on this worker; copy it to MODELS_DIR ({self._folder}), "
+                f"base_model: {path.name} is not on this worker; copy it to MODELS_DIR ({self.models_dir}), "
                 "or set ALLOW_WEIGHTS_DOWNLOAD=1",
             )
         with self._locked(path.name, stop):
@@ -140,25 +129,25 @@ class ModelFolder:
 
     def _remove_damaged_amp_weights(self) -> None:
         """Remove truncated weights of the AMP check, which would make every training on a GPU fail."""
-        path = self._folder / _AMP_WEIGHTS
+        path = self.models_dir / _AMP_WEIGHTS
         if path.is_file() and not is_zipfile(path):
             with suppress(OSError):
                 path.unlink()
 
     def _download(self, path: Path, stop: StopSignal) -> None:
-        url = f"{self._release_url}/{path.name}"
+        url = f"{self.release_url}/{path.name}"
 
         def fetch(to: Path) -> None:
             download(url, to, stop, largest=_LARGEST)
             if not is_intact(to):
                 raise Unavailable(f"the download of {path.name} is damaged")
 
-        fix = f"copy {path.name} to MODELS_DIR ({self._folder})"
+        fix = f"copy {path.name} to MODELS_DIR ({self.models_dir})"
         if model_catalog.find_architecture(path.stem):
             fix += f", or train from scratch with {path.stem}.yaml"
         try:
             with _incoming(path) as incoming:
-                retrying(lambda: fetch(incoming), self._policy, stop)
+                retrying(lambda: fetch(incoming), self.policy, stop)
                 durable.replace(incoming, path)
         except Unavailable as error:
             # retried: a host without internet access finds the file as soon as the operator copies it
@@ -171,7 +160,7 @@ class ModelFolder:
 
     def _best_of(self, run_id: str) -> tuple[ObjectRef, str | None]:
         """Return where best.pt of a completed run is stored, and its SHA-256 if the row has it. Raises BadRequest."""
-        row = self._run_of(run_id)
+        row = self.run_of(run_id)
         if row is None:
             raise BadRequest(f"base_model = {run_id}: there is no run with this id; use the id of a completed run")
         if row.status != Status.COMPLETED:
@@ -179,20 +168,20 @@ class ModelFolder:
         for artifact in artifacts_in(row.results):
             if artifact.name == BEST:
                 is_digest = re.fullmatch(r"[0-9a-f]{64}", str(artifact.sha256))
-                return artifact.ref(self._bucket), artifact.sha256 if is_digest else None
+                return artifact.ref(self.artifacts_bucket), artifact.sha256 if is_digest else None
         raise BadRequest(f"base_model = {run_id}: that run published no best.pt; use another run")
 
     def _object(self, ref: ObjectRef, digest: str | None, stop: StopSignal) -> Path:
-        if self._store is None or ref.bucket != self._bucket:
+        if self.store is None or ref.bucket != self.artifacts_bucket:
             raise BadRequest(f"base_model = storage:{ref.key}: only objects of the artifacts bucket can be loaded")
-        info = None if digest else self._store.stat(ref)
+        info = None if digest else self.store.stat(ref)
         version = f"{ref.bucket}/{ref.key}\0{info.etag}\0{info.bytes}".encode() if info else b""
-        path = self._folder / ".runs" / f"{digest or hashlib.sha256(version).hexdigest()}.pt"
+        path = self.models_dir / ".runs" / f"{digest or hashlib.sha256(version).hexdigest()}.pt"
         with self._locked(path.name, stop):
             if not is_zipfile(path):
                 _remove_unused(path.parent)
                 with _incoming(path) as incoming:
-                    self._store.download(ref, incoming, stop, expected=info)
+                    self.store.download(ref, incoming, stop, expected=info)
                     if digest and sha256_of(incoming) != digest:
                         raise BadRequest(f"base_model = storage:{ref.key}: not the file that the run published")
                     durable.replace(checked(incoming, f"base_model = storage:{ref.key}"), path)
@@ -202,7 +191,7 @@ class ModelFolder:
     @contextmanager
     def _locked(self, name: str, stop: StopSignal) -> Iterator[None]:
         """Hold the lock of `name` among all processes of this host."""
-        locks = self._folder / ".locks"
+        locks = self.models_dir / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / f"{name}.lock")
         while not lock.is_locked:
