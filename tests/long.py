@@ -9,7 +9,7 @@ import pytest
 
 
 def long_except(values: Iterable[Any], *quick: Any) -> list[Any]:
-    """The parameters `values`, all of them marked `long` but the `quick` ones; a tuple is one set of parameters."""
+    """Return the parameters `values`, all marked `long` except the `quick` ones. A tuple is one set of parameters."""
     marked = [
         pytest.param(
             *(value if isinstance(value, tuple) else (value,)), marks=[] if value in quick else [pytest.mark.long]

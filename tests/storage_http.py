@@ -23,7 +23,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.connections: set[socket.socket] = set()
-        self.over = False
+        self.is_closing = False
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
@@ -34,14 +34,14 @@ class Server(ThreadingHTTPServer):
         self.connections.discard(request)
         super().shutdown_request(request)
 
-    def hang_up(self) -> None:
-        self.over = True
+    def close_connections(self) -> None:
+        self.is_closing = True
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not self.over and not isinstance(sys.exception(), ConnectionError | Cut):
+        if not self.is_closing and not isinstance(sys.exception(), ConnectionError | Cut):
             super().handle_error(request, client_address)
 
 

@@ -38,7 +38,7 @@ class StorageServer(StorageState):
     def __exit__(self, *_: object) -> None:
         self._http.shutdown()
         self._thread.join()
-        self._http.hang_up()
+        self._http.close_connections()
         self._http.server_close()
         self.remove_files()
 

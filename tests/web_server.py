@@ -1,4 +1,4 @@
-"""A web server on the loopback interface whose answers are written down byte by byte where it matters."""
+"""A web server on the loopback interface. Tests set its answers, byte by byte if necessary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Answer = Callable[[socket.socket, str], None]
 
 
 def body(content: bytes, *headers: str, status: str = "200 OK") -> Answer:
-    """A usual answer."""
+    """Return an answer with `content` and its length."""
 
     def answer(connection: socket.socket, _: str) -> None:
         lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(content)}", "Connection: close", *headers]
@@ -22,7 +22,7 @@ def body(content: bytes, *headers: str, status: str = "200 OK") -> Answer:
 
 
 def raw(*parts: bytes) -> Answer:
-    """These bytes, then the end of the connection."""
+    """Return an answer of these bytes, after which the connection is closed."""
 
     def answer(connection: socket.socket, _: str) -> None:
         for part in parts:
@@ -36,7 +36,7 @@ def redirect(target: str, status: str = "302 Found") -> Answer:
 
 
 def in_turn(*answers: Answer) -> Answer:
-    """The first answer to the first request, and so on."""
+    """Return an answer that gives the first answer to the first request, and so on."""
     left = list(answers)
 
     def answer(connection: socket.socket, path: str) -> None:
@@ -57,7 +57,7 @@ def silent(connection: socket.socket, _: str) -> None:
 
 
 class WebServer:
-    """`pages` maps a path to its answer; `asked` is every path and Host header that was asked for, in order."""
+    """`pages` maps a path to its answer. `asked` has each requested path and `hosts` each Host header, in order."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls

@@ -1,4 +1,4 @@
-"""What the tests of hostile references share."""
+"""Helpers for the tests of hostile references."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def parse(text, root):
     )
 
 
-def sentence(error):
+def message_of(error):
     text = str(error.value)
     assert text
     assert len(text) < 1500

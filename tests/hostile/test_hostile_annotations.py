@@ -35,7 +35,7 @@ LISTS = {
 
 
 @pytest.mark.parametrize("case", LISTS)
-def test_hostile_image_lists(tmp_path, case):
+def test_hostile_image_list_is_rejected_or_harmless(tmp_path, case):
     text, expected = LISTS[case]
     assert expected in run(tmp_path, with_list(text))
 
@@ -108,14 +108,14 @@ JSONS = {
 
 
 @pytest.mark.parametrize("case", JSONS)
-def test_hostile_annotation_files(tmp_path, case):
+def test_hostile_annotation_file_is_rejected_or_harmless(tmp_path, case):
     damage, expected = JSONS[case]
     outcome = run(tmp_path, damage, "annotations.json", split=SplitRequest(train_ratio=0.5))
     assert expected in outcome
 
 
 @pytest.mark.parametrize("name", ["../../x", "-rf", "a\nb", "\x1b[2J", "é" * 80, "..", "a;b"])
-def test_hostile_class_folders(tmp_path, name):
+def test_class_folder_with_hostile_name_is_accepted(tmp_path, name):
     name = name.replace("..", "_..").replace("/", "_")
 
     def damage(root: Path) -> None:

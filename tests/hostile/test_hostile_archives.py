@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 
-from tests.hostile.references import parse, sentence
+from tests.hostile.references import message_of, parse
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.datasets.source.archive import extract
@@ -62,7 +62,7 @@ def bomb(size):
     return out.getvalue()
 
 
-def lying(data, old, new):
+def replaced(data, old, new):
     assert old in data
     return data.replace(old, new)
 
@@ -104,10 +104,10 @@ ARCHIVES = {
     "zip: symlink": lambda: zip_of("x.txt", b"/etc/passwd", mode=0o120777),
     "zip: device": lambda: zip_of("x.txt", mode=0o020666),
     "zip: pipe": lambda: zip_of("x.txt", mode=0o010666),
-    "zip: encrypted": lambda: lying(
+    "zip: encrypted": lambda: replaced(
         zip_of("x.txt"), b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
     ),
-    "zip: unusual method": lambda: lying(
+    "zip: unusual method": lambda: replaced(
         zip_of("x.txt"),
         b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x08",
         b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x63",
@@ -118,7 +118,7 @@ ARCHIVES = {
     "zip: a folder that is also a file": lambda: two("a.txt/b.txt", "a.txt"),
     "zip: bomb": lambda: bomb(128 << 20),
     "zip: cut": lambda: zip_of("x.txt", b"x" * 1000)[:60],
-    "zip: wrong checksum": lambda: lying(zip_of("x.txt", b"hello"), struct.pack("<I", 0x3610A686), b"\1\2\3\4"),
+    "zip: wrong checksum": lambda: replaced(zip_of("x.txt", b"hello"), struct.pack("<I", 0x3610A686), b"\1\2\3\4"),
     "zip: only the end": lambda: b"PK\x05\x06" + b"\0" * 18,
     "zip: index beyond the file": lambda: b"PK\x05\x06" + b"\0" * 8 + b"\xff" * 8 + b"\0\0",
     "zip: empty": lambda: zip_of("folder/"),
@@ -142,7 +142,7 @@ ARCHIVES = {
     "tar: huge PAX header": lambda: huge_header(tarfile.XHDTYPE, 1 << 32),
     "tar: huge global header": lambda: huge_header(tarfile.XGLTYPE, 1 << 32),
     "tar: huge long name": lambda: huge_header(tarfile.GNUTYPE_LONGNAME, 1 << 32),
-    "tar: negative size": lambda: lying(
+    "tar: negative size": lambda: replaced(
         tar_of(file("a.txt", b"x" * 512)),
         b"00000001000\0",
         b"\xff" * 12,
@@ -164,11 +164,11 @@ ARCHIVES = {
 
 
 @pytest.mark.parametrize("make", ARCHIVES.values(), ids=ARCHIVES)
-def test_hostile_archives(place, fetcher, make):
+def test_hostile_archive_is_rejected(place, fetcher, make):
     (place / "root/set.zip").write_bytes(make())
     with pytest.raises(DatasetError) as error:
         fetcher.fetch(parse("set.zip", place / "root"), place / "root/run", StopSignal(), lambda _: None)
-    assert "set.zip" in sentence(error)
+    assert "set.zip" in message_of(error)
     assert list((place / "root/.cache/tmp").iterdir()) == []
     assert list((place / "root/.cache").glob("trees/*")) == []
 

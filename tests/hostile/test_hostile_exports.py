@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.hostile.references import parse, sentence
+from tests.hostile.references import message_of, parse
 from tests.web_server import body
 from trainer.core.dataset import HttpRef
 from trainer.core.errors import BadRequest, DatasetError, ObjectMissing
@@ -39,12 +39,12 @@ YAMLS = {
 
 
 @pytest.mark.parametrize("text", YAMLS.values(), ids=YAMLS)
-def test_hostile_yaml_behind_a_url(server, fetcher, place, text):
+def test_hostile_yaml_at_url_is_rejected(server, fetcher, place, text):
     server.pages["/sets/data.yaml"] = body(text.encode())
     server.pages["/sets/a.jpg"] = body(b"image")
     with pytest.raises(BadRequest) as error:
         fetcher.fetch(HttpRef(url=server.url("/sets/data.yaml")), place / "root/run", StopSignal(), lambda _: None)
-    sentence(error)
+    message_of(error)
     assert not set(server.asked) - {"/sets/data.yaml", "/sets/a.jpg", "/sets/labels/a.txt", "/sets/a.txt"}
 
 
@@ -75,11 +75,11 @@ EXPORTS = {
 
 
 @pytest.mark.parametrize("records", EXPORTS.values(), ids=EXPORTS)
-def test_hostile_exports(server, fetcher, place, records):
+def test_hostile_export_is_rejected(server, fetcher, place, records):
     server.pages["/x.ndjson"] = body("\n".join(json.dumps(r) for r in records).encode())
     with pytest.raises(BadRequest) as error:
         fetcher.fetch(HttpRef(url=server.url("/x.ndjson")), place / "root/run", StopSignal(), lambda _: None)
-    sentence(error)
+    message_of(error)
     assert set(server.asked) == {"/x.ndjson"}
 
 
@@ -90,7 +90,7 @@ def test_invalid_record_in_export_is_rejected(server, fetcher, place, line):
     server.pages["/x.ndjson"] = body(json.dumps(HEAD).encode() + b"\n" + line)
     with pytest.raises(DatasetError) as error:
         fetcher.fetch(HttpRef(url=server.url("/x.ndjson")), place / "root/run", StopSignal(), lambda _: None)
-    assert "x.ndjson" in sentence(error)
+    assert "x.ndjson" in message_of(error)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ STORED = {
 
 
 @pytest.mark.parametrize("make", STORED.values(), ids=STORED)
-def test_hostile_stores(place, fetcher, make):
+def test_stored_dataset_with_hostile_object_is_rejected(place, fetcher, make):
     bucket = place / "store/datasets"
     (bucket / "p/images").mkdir(parents=True)
     (bucket / "p/data.yaml").write_text("train: images\nval: images\nnames: [a]\n")
     make(bucket)
     with pytest.raises((DatasetError, ObjectMissing)) as error:
         fetcher.fetch(parse("storage:p/data.yaml", place / "root"), place / "root/run", StopSignal(), lambda _: None)
-    sentence(error)
+    message_of(error)
 
 
 @pytest.mark.parametrize(

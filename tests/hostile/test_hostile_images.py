@@ -62,7 +62,7 @@ IMAGES = {
         b"BM" + struct.pack("<IHHI", 99, 0, 0, 54) + struct.pack("<Iii", 40, 2**31 - 1, -(2**31)) + bytes(99),
         "more than",
     ),
-    "an AVIF whose picture is nowhere": (avif().replace(b"iloc", b"xloc"), "damaged"),
+    "an AVIF without its picture": (avif().replace(b"iloc", b"xloc"), "damaged"),
     "an AVIF that is cut off": (avif()[:200], ""),
     "an empty file": (b"", "empty"),
     "a web page": (b"<html>sign in</html>", "web page"),
@@ -79,7 +79,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("case", IMAGES)
-def test_hostile_images(tmp_path, case):
+def test_hostile_image_is_rejected_or_harmless(tmp_path, case):
     data, expected = IMAGES[case]
     assert expected in run(tmp_path, with_image(data))
     assert not Path("/tmp/hostile-was-here").exists()
@@ -138,7 +138,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: name.encode("unicode_escape").decode()[:24])
-def test_hostile_file_names(tmp_path, name):
+def test_dataset_with_hostile_file_name_is_prepared(tmp_path, name):
     assert run(tmp_path, rename(name)) == "ok"
     assert len(list((tmp_path / "views/run/images/train").iterdir())) == 2
 
@@ -178,7 +178,7 @@ LINKS = {
 
 
 @pytest.mark.parametrize("case", LINKS)
-def test_hostile_symlinks(tmp_path, case):
+def test_symlink_out_of_dataset_is_rejected(tmp_path, case):
     damage, expected = LINKS[case]
     assert expected in run(tmp_path, damage)
 

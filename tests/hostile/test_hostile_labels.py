@@ -95,7 +95,7 @@ YAMLS = {
 
 
 @pytest.mark.parametrize("case", YAMLS)
-def test_hostile_yaml(tmp_path, case):
+def test_hostile_yaml_is_rejected_or_harmless(tmp_path, case):
     text, expected = YAMLS[case]
     outcome = run(tmp_path, with_yaml(text))
     assert expected in outcome
@@ -131,7 +131,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("case", LABELS)
-def test_hostile_labels(tmp_path, case):
+def test_hostile_label_is_rejected_or_harmless(tmp_path, case):
     data, expected = LABELS[case]
     assert expected in run(tmp_path, with_label(data))
     assert not Path("/tmp/hostile-was-here").exists()

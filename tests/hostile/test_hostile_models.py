@@ -175,7 +175,7 @@ def overlapping():
     return plain[:begin] + entries + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1000, 1000, len(entries), begin, 0)
 
 
-def boasting():
+def with_wrong_size():
     """Return a ZIP file whose directory claims one exabyte."""
     plain = bytearray(stored())
     entry = plain.rindex(b"PK\x01\x02")
@@ -191,7 +191,7 @@ class Hostile:
 FILES = {
     "nothing": b"",
     "a bare pickle that runs code": pickle.dumps(Hostile()),
-    "a pickle of before zip archives": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+    "a pickle in the format before ZIP": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
     "a program": b"\x7fELF" + b"\0" * 500,
     "a page": b"<html>404</html>",
     "a tar": b"best.pt".ljust(257, b"\0") + b"ustar" + b"\0" * 250,
@@ -199,12 +199,12 @@ FILES = {
     "the end of a model": stored()[-40:],
     "a directory that is cut": stored()[:-80] + stored()[-22:],
     "a bomb": deflated([("best/data.pkl", b"\0" * 2**24)]),
-    "a bomb among much": deflated([(f"best/data/{n}", b"\0" * 2**16) for n in range(200)]),
+    "a bomb of many members": deflated([(f"best/data/{n}", b"\0" * 2**16) for n in range(200)]),
     "a packed storage": deflated([("best/data.pkl", b"w" * 500)]),
     "bzip2": stored([("best/data.pkl", b"w" * 5000)], zipfile.ZIP_BZIP2),
     "lzma": stored([("best/data.pkl", b"w" * 5000)], zipfile.ZIP_LZMA),
-    "members upon each other": overlapping(),
-    "a size that is a lie": boasting(),
+    "overlapping members": overlapping(),
+    "a wrong size": with_wrong_size(),
 }
 
 
@@ -244,7 +244,7 @@ def upload(folder, place, content):
     ids=range(10),
 )  # fmt: skip
 def test_row_of_run_cannot_point_outside_its_prefix(place, row):
-    """Anyone who can write a row can write its results, too."""
+    """Anyone who can write a row can write its results."""
     folder = ModelFolder(
         place / "models", store=LocalObjectStore(place / "store"), artifacts_bucket=BUCKET, run_of=lambda _: None if row is None else RunRow(id=RUN, **row), allow_download=False,
     )  # fmt: skip

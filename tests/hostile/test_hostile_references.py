@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.hostile.references import SECRET, parse, sentence
+from tests.hostile.references import SECRET, message_of, parse
 from tests.web_server import body, endless, raw, redirect
 from trainer.core.dataset import HttpRef
 from trainer.core.errors import BadRequest, DatasetError, Unavailable
@@ -67,10 +67,10 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("text", REFERENCES.values(), ids=REFERENCES)
-def test_hostile_references(place, fetcher, text):
+def test_hostile_reference_is_rejected(place, fetcher, text):
     with pytest.raises(BadRequest) as error:
         fetcher.fetch(parse(text, place / "root"), place / "root/run", StopSignal(), lambda _: None)
-    sentence(error)
+    message_of(error)
 
 
 LINKS = {
@@ -84,11 +84,11 @@ LINKS = {
 
 
 @pytest.mark.parametrize("make", LINKS.values(), ids=LINKS)
-def test_hostile_links_inside_root(place, fetcher, make):
+def test_link_or_pipe_in_root_is_rejected(place, fetcher, make):
     make(place)
     with pytest.raises(DatasetError) as error:
         fetcher.fetch(parse("d.yaml", place / "root"), place / "root/run", StopSignal(), lambda _: None)
-    sentence(error)
+    message_of(error)
 
 
 # ── hosts and addresses ──
@@ -152,7 +152,7 @@ def test_host_name_of_forbidden_address_is_rejected(tmp_path, address):
     with pytest.raises(DatasetError) as error:
         client.download("http://data.example/x.zip", tmp_path / "x", StopSignal())
     client.close()
-    assert "private network" in sentence(error)
+    assert "private network" in message_of(error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,7 +209,7 @@ def test_every_spelling_of_localhost_is_rejected(server, tmp_path, url):
     with pytest.raises((DatasetError, Unavailable)) as error:
         client.download(url.format(port=server.port), tmp_path / "x", StopSignal())
     client.close()
-    sentence(error)
+    message_of(error)
     assert server.asked == []
     assert list(tmp_path.iterdir()) == []
 
@@ -230,12 +230,12 @@ REDIRECTS = {
 
 
 @pytest.mark.parametrize("target", REDIRECTS.values(), ids=REDIRECTS)
-def test_hostile_redirects(server, fetcher, place, target):
+def test_hostile_redirect_is_rejected(server, fetcher, place, target):
     server.pages["/x"] = redirect(target.format(port=server.port))
     server.pages["/end"] = body(b"reached")
     with pytest.raises((BadRequest, Unavailable)) as error:
         fetcher.fetch(HttpRef(url=server.url("/x")), place / "root/run", StopSignal(), lambda _: None)
-    sentence(error)
+    message_of(error)
     assert set(server.asked) == {"/x"}
     assert len(server.asked) <= 6
 
@@ -260,9 +260,9 @@ BODIES = {
 
 
 @pytest.mark.parametrize("answer", BODIES.values(), ids=BODIES)
-def test_hostile_bodies(server, fetcher, place, answer):
+def test_hostile_response_is_rejected(server, fetcher, place, answer):
     server.pages["/data.yaml"] = answer
     with pytest.raises((BadRequest, Unavailable)) as error:
         fetcher.fetch(HttpRef(url=server.url("/data.yaml")), place / "root/run", StopSignal(), lambda _: None)
-    sentence(error)
+    message_of(error)
     assert list((place / "root/.cache/tmp").iterdir()) == []
