@@ -34,7 +34,7 @@ def _away_from_dotenv(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _no_disk_syncs(monkeypatch):
-    """Only a power cut needs syncs, and no test cuts the power. Tests of the syncs themselves replace these again."""
+    """Skip syncs, which only a power cut needs. `faults/test_power_cut.py` overrides this; tests of syncs replace them again."""
     connect = SqliteFile._connect
 
     def connect_unsynced(self, mode):
