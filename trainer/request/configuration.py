@@ -114,15 +114,15 @@ class RunConfiguration(TrainArguments):
     )  # fmt: skip
     device: Annotated[
         list[Annotated[int, Field(ge=0, lt=_MOST_GPUS)]],
-        Rule("'cpu', a GPU index like 0, or a list of different ones like [0, 1]", _devices),
+        Rule("'cpu', a GPU index like 0, or a list of different indices like [0, 1]", _devices),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "array"}]}),
-    ] = setting(None, "GPUs of the run's slot, or `cpu`; by default whatever the slot has.")
+    ] = setting(None, "GPUs of the run's slot, or `cpu`; by default the slot decides.")
     compute: Annotated[
         Literal["gpu", "cpu"], Rule("'gpu' or 'cpu'", lambda value: "gpu" if word(value) == "cuda" else word(value))
     ] = setting(None, "The web app's choice of `device`.")
     requires: Annotated[
         Requirements, Rule('an object with numbers for gpus and gpu_memory_gb, like {"gpu_memory_gb": 16}')
-    ] = setting(None, "Only a worker that has this much claims the run.")
+    ] = setting(None, "Only a worker with these resources claims the run.")
 
     # what comes out
     exports: Annotated[
@@ -133,7 +133,7 @@ class RunConfiguration(TrainArguments):
     predictions: Flag = setting(False, "Keep the predictions of the validation images.", "savePredictions")
 
     # fields of the web app that change nothing
-    run_name: Any = setting(None, "Name in the web app; the row's `run_name` counts.")
+    run_name: Any = setting(None, "Name in the web app; the row's `run_name` is used.")
     preset: Any = setting(None, "Name of an augmentation in the web app; send its values.", "augmentation")
     optimization_strategy: Any = setting(None, "`bayesian` is not supported: the given values are trained once.")
     bayesian_config: Any = setting(None, "Settings of the Bayesian search, which is not supported.")

@@ -39,7 +39,7 @@ class TrainArguments(BaseModel):
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
 
     # length of the training
-    time: Annotated[float, above_zero(8760)] = setting(None, "Most hours to train; replaces `epochs`.")
+    time: Annotated[float, above_zero(8760)] = setting(None, "Maximum hours to train; replaces `epochs`.")
     patience: Annotated[int, whole(0, 100_000)] = setting(
         100, "Stop after this many epochs without improvement.", "earlyStoppingPatience"
     )
@@ -106,30 +106,30 @@ class TrainArguments(BaseModel):
     scale: Scale = setting(0.5, "Zoom by up to this share.")
     shear: Annotated[float, between(0, 180)] = setting(0.0, "Shear by up to this many degrees.")
     perspective: Share = setting(0.0, "Perspective distortion; 0.001 is strong.")
-    flipud: Chance = setting(0.0, "Chance of a vertical flip.")
-    fliplr: Chance = setting(0.5, "Chance of a horizontal flip.")
-    bgr: Chance = setting(0.0, "Chance of exchanged color channels.")
-    mosaic: Chance = setting(1.0, "Chance of a mosaic of several images.")
+    flipud: Chance = setting(0.0, "Probability of a vertical flip.")
+    fliplr: Chance = setting(0.5, "Probability of a horizontal flip.")
+    bgr: Chance = setting(0.0, "Probability of exchanged color channels.")
+    mosaic: Chance = setting(1.0, "Probability of a mosaic of several images.")
     close_mosaic: Annotated[int, whole(0, 100_000)] = setting(10, "Last epochs without mosaic.")
-    mixup: Chance = setting(0.0, "Chance of a blend of two images.")
-    cutmix: Chance = setting(0.0, "Chance of a pasted part of another image.")
-    copy_paste: Chance = setting(0.0, "Chance of copied objects (segment, obb).")
+    mixup: Chance = setting(0.0, "Probability of a blend of two images.")
+    cutmix: Chance = setting(0.0, "Probability of a pasted part of another image.")
+    copy_paste: Chance = setting(0.0, "Probability of copied objects (segment, obb).")
     copy_paste_mode: Annotated[str, one_of("flip", "mixup")] = setting("flip", "Where copied objects come from.")
     auto_augment: Annotated[str, one_of("randaugment", "autoaugment", "augmix")] = setting(
         "randaugment", "Automatic augmentation (classify)."
     )
-    erasing: Chance = setting(0.4, "Chance of an erased part (classify).")
+    erasing: Chance = setting(0.4, "Probability of an erased part (classify).")
 
     # validation
-    conf: Share = setting(None, "Least confidence of a detection.")
-    iou: Share = setting(0.7, "Overlap above which detections are merged.")
-    max_det: Annotated[int, whole(1, 100_000)] = setting(300, "Most detections per image.")
-    nms: Flag = setting(None, "False validates the head that needs no suppression of overlaps.")
-    agnostic_nms: Flag = setting(False, "Suppress overlaps between classes, too.")
+    conf: Share = setting(None, "Minimum confidence of a detection.")
+    iou: Share = setting(0.7, "Overlap (IoU) above which detections are merged.")
+    max_det: Annotated[int, whole(1, 100_000)] = setting(300, "Maximum number of detections per image.")
+    nms: Flag = setting(None, "False validates the head that needs no non-maximum suppression.")
+    agnostic_nms: Flag = setting(False, "Also suppress overlaps between classes.")
     augment: Flag = setting(False, "Validate on augmented copies as well.")
     visualize: Flag = setting(False, "Draw right and wrong detections.")
     save_txt: Flag = setting(False, "Save the detections of the validation as text.")
-    save_conf: Flag = setting(False, "Save their confidence, too.")
+    save_conf: Flag = setting(False, "Also save their confidence.")
 
 
 _FOLDER = "the service chooses the folder of a run"
