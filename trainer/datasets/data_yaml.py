@@ -92,19 +92,18 @@ def _decoded(data: bytes, path: Path, report: Report) -> str:
 
 
 def _parsed(text: str, name: str, report: Report) -> Any:
-    try:
-        return _plain(text, name)
-    except yaml.YAMLError as error:
-        # YAML does not allow tabs as indentation, but that is what the author meant
-        fixed = re.sub(r"^[ \t]+", lambda match: match[0].expandtabs(2), text, flags=re.MULTILINE)
-        if fixed == text:
-            raise DatasetError(f"{printable(name)} is not valid YAML: {_reason(error)}.") from None
-    try:
-        value = _plain(fixed, name)
-    except yaml.YAMLError as error:
-        raise DatasetError(f"{printable(name)} is not valid YAML: {_reason(error)}.") from None
-    report.warning("yaml_tabs", f"{printable(name)} is indented with tabs, which were read as spaces.")
-    return value
+    # YAML does not allow tabs as indentation, but that is what the author meant
+    without_tabs = re.sub(r"^[ \t]+", lambda match: match[0].expandtabs(2), text, flags=re.MULTILINE)
+    for version in (text, without_tabs):
+        try:
+            value = _plain(version, name)
+        except yaml.YAMLError as error:
+            reason = _reason(error)
+        else:
+            if version is not text:
+                report.warning("yaml_tabs", f"{printable(name)} is indented with tabs, which were read as spaces.")
+            return value
+    raise DatasetError(f"{printable(name)} is not valid YAML: {reason}.")
 
 
 def _plain(text: str, name: str) -> Any:

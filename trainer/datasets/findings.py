@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Literal
 
 from trainer.core.dataset import Finding
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
 
-EXAMPLES = 5
-
-
-@dataclass
-class _Tally:
-    level: Literal["error", "warning", "note"]
-    message: str
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
+MAX_EXAMPLES = 5
 
 
 class Report:
     """Collects findings. Each code becomes one finding with a count and up to five examples."""
 
     def __init__(self) -> None:
-        self._tallies: dict[str, _Tally] = {}
+        self._found: dict[str, Finding] = {}
         self._others: list[Finding] = []
 
     def add(
         self, level: Literal["error", "warning", "note"], code: str, message: str, example: str = "", count: int = 1
     ) -> None:
         """Add a finding. `{n}` in the message becomes the count. The first message of a code is kept."""
-        tally = self._tallies.setdefault(code, _Tally(level, message))
-        tally.count += count
-        if example and len(tally.examples) < EXAMPLES:
-            tally.examples.append(printable(example))
+        known = self._found.get(code) or Finding(level=level, code=code, message=message, count=0)
+        is_shown = example and len(known.examples) < MAX_EXAMPLES
+        examples = (*known.examples, printable(example)) if is_shown else known.examples
+        self._found[code] = replace(known, count=known.count + count, examples=examples)
 
     def error(self, code: str, message: str, example: str = "", count: int = 1) -> None:
         self.add("error", code, message, example, count)
@@ -51,13 +43,13 @@ class Report:
 
     def has(self, *codes: str) -> bool:
         """Return whether one of these codes was reported."""
-        return any(code in self._tallies for code in codes)
+        return not self._found.keys().isdisjoint(codes)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """All findings: errors, then warnings, then notes."""
-        mine = [_finding(code, tally) for code, tally in self._tallies.items()]
-        return tuple(sorted([*self._others, *mine], key=lambda f: ("error", "warning", "note").index(f.level)))
+        found = [*self._others, *map(_with_numbers, self._found.values())]
+        return tuple(sorted(found, key=lambda f: ("error", "warning", "note").index(f.level)))
 
     def raise_errors(self) -> None:
         """Raise `DatasetError` with all errors, if there are any."""
@@ -66,9 +58,10 @@ class Report:
             raise DatasetError(problems)
 
 
-def _finding(code: str, tally: _Tally) -> Finding:
-    message = tally.message.replace("{n}", str(tally.count))
-    if tally.examples:
-        more = ", …" if tally.count > len(tally.examples) else ""
-        message = f"{message} ({', '.join(tally.examples)}{more})"
-    return Finding(level=tally.level, code=code, message=message, count=tally.count, examples=tuple(tally.examples))
+def _with_numbers(finding: Finding) -> Finding:
+    """Return the finding with its count and its examples in the message."""
+    message = finding.message.replace("{n}", str(finding.count))
+    if finding.examples:
+        more = ", …" if finding.count > len(finding.examples) else ""
+        message = f"{message} ({', '.join(finding.examples)}{more})"
+    return replace(finding, message=message)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.core.dataset import DatasetOrder, DatasetRef, Finding, PreparedDataset
+from trainer.core.dataset import DatasetOrder, Finding, PreparedDataset
 from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.events import Event, Phase, PhaseStarted, Warned
 from trainer.core.job import JsonObject
@@ -22,7 +22,6 @@ from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.samples import Admit, RecognizedDataset
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.fetched_tree import Fetched
 from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.datasets.view.links import new_view
 from trainer.disk.removal import remove_tree
@@ -113,25 +112,20 @@ class FetchedDatasets:
         """Fetch and recognize each source. Fetched files are kept as long as `view` exists."""
         datasets = []
         for number, source in enumerate(order.sources):
-            fetched = self.fetcher.fetch(self._ref(source), view / f"source{number}", stop, on_event)
+            ref = parse_reference(
+                source,
+                dataset_root=self.roots.dataset_root,
+                datasets_bucket=self.datasets_bucket,
+                storage_base_url=self.storage_base_url,
+            )
+            fetched = self.fetcher.fetch(ref, view / f"source{number}", stop, on_event)
             report.extend(fetched.findings)
-            tree = self._tree(fetched, report, stop)
+            root = fetched.root.resolve()
+            admit = inside(root) if fetched.is_private else self.roots.admit
+            tree = Tree(root, admit, report, stop, is_owned=fetched.is_private)
             entry = tree.root / fetched.entry if fetched.entry else None
             datasets.append(recognize(tree, entry, order.task, report))
         return datasets
-
-    def _ref(self, source: str) -> DatasetRef:
-        return parse_reference(
-            source,
-            dataset_root=self.roots.dataset_root,
-            datasets_bucket=self.datasets_bucket,
-            storage_base_url=self.storage_base_url,
-        )
-
-    def _tree(self, fetched: Fetched, report: Report, stop: StopSignal) -> Tree:
-        root = fetched.root.resolve()
-        admit = inside(root) if fetched.is_private else self.roots.admit
-        return Tree(root, admit, report, stop, is_owned=fetched.is_private)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainer.core.errors import DatasetError
-from trainer.datasets.findings import EXAMPLES, Report
+from trainer.datasets.findings import MAX_EXAMPLES, Report
 from trainer.datasets.labels.convert import MESSAGES
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +75,7 @@ def test_repeated_finding_is_counted_with_up_to_five_examples():
     for number in range(7):
         report.warning("image_suffix", "{n} images", f"{number}.jpg")
     (finding,) = report.findings
-    assert (finding.count, len(finding.examples)) == (7, EXAMPLES)
+    assert (finding.count, len(finding.examples)) == (7, MAX_EXAMPLES)
     assert finding.message == "7 images (0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, …)"
 
 

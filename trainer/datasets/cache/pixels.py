@@ -60,7 +60,7 @@ class PixelCache:
                 return 0
             sync_below(view / FOLDER)  # a later training verifies only a few of them
             return self._cache.put_derived(found)
-        except (MachineFailed, OSError):  # an error of the disk makes the next run slower, but must not fail this one
+        except (MachineFailed, OSError):  # makes the next run slower, but must not fail this one
             return 0
 
 

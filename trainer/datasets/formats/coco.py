@@ -17,6 +17,7 @@ from trainer.datasets.findings import Report
 from trainer.datasets.formats.coco_document import (
     BACKGROUND,
     Object,
+    all_categories,
     all_names,
     categories,
     category_id,
@@ -55,11 +56,7 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
     kpt_shape, flip_idx = keypoints(documents, report) if task is Task.POSE else (None, None)
     samples: list[Sample] = []
     for file, document in zip(files, documents, strict=True):
-        converter = _Converter(file, document, names, task, kpt_shape, pictures, report)
-        for number, sample in enumerate(converter.samples()):
-            if number % 256 == 0:
-                tree.stop.raise_if_set()
-            samples.append(sample)
+        samples += _Converter(file, document, names, task, kpt_shape, pictures, report).samples()
     return RecognizedDataset(
         samples=samples,
         names=tuple(names),
@@ -85,18 +82,18 @@ class _Converter:
     ) -> None:
         self._file, self._document, self._task, self._kpt_shape = file, document, task, kpt_shape
         self._pictures, self._report = pictures, report
-        place = {name: index for index, name in enumerate(names)}
-        self._class_of = {str(c.get("id")): place[class_name(c)] for c in categories(document)}
-        self._class_named = place
-        everything = objects(document.get("categories")) or objects(document.get("classes"))
-        self._ignored = {str(c.get("id")) for c in everything if c.get("name") == BACKGROUND}
+        self._class_named = {name: index for index, name in enumerate(names)}
+        self._class_of = {str(c.get("id")): self._class_named[class_name(c)] for c in categories(document)}
+        self._ignored = {str(c.get("id")) for c in all_categories(document) if c.get("name") == BACKGROUND}
 
     def samples(self) -> Iterator[Sample]:
         by_image: dict[str, list[Object]] = defaultdict(list)
         for annotation in objects(self._document.get("annotations")):
             by_image[str(annotation.get("image_id"))].append(annotation)
         seen: set[str] = set()
-        for image in objects(self._document["images"]):
+        for number, image in enumerate(objects(self._document["images"])):
+            if number % 256 == 0:
+                self._pictures.tree.stop.raise_if_set()
             key = str(image.get("id"))
             sample = self._sample(image, key, by_image.pop(key, []) + nested_annotations(image))
             if sample and sample.name in seen:
@@ -107,9 +104,8 @@ class _Converter:
                 seen.add(sample.name)
                 yield sample
         for key, orphans in by_image.items():
-            self._report.warning(
-                "coco_orphan", "{n} annotations refer to no image of the file", f"image_id {key}", len(orphans)
-            )
+            message = "{n} annotations refer to no image of the file"
+            self._report.warning("coco_orphan", message, f"image_id {key}", len(orphans))
 
     def _sample(self, image: Object, key: str, annotations: Sequence[Object]) -> Sample | None:
         name = image.get("file_name") or image.get("path") or ""

@@ -15,19 +15,15 @@ from trainer.datasets.samples import SPLIT_WORDS, SPLITS
 from trainer.datasets.untrusted import read_file
 
 Object = Mapping[str, Any]
-LARGEST_JSON = 1 << 30  # bytes; COCO's own training annotations are 0.45 GB
-
-
+MAX_JSON = 1 << 30  # bytes; COCO's own training annotations are 0.45 GB
 BACKGROUND = "__background__"
-
-
 DEFAULT_SPLIT = SplitRequest(train_ratio=0.8, seed=42)  # the default of DICE for a file without split_config
 
 
 def load(path: Path) -> dict[str, Any]:
     name = printable(path.name)
     try:
-        document = json.loads(read_file(path, LARGEST_JSON).removeprefix(b"\xef\xbb\xbf"))
+        document = json.loads(read_file(path, MAX_JSON).removeprefix(b"\xef\xbb\xbf"))
     except UnicodeDecodeError:
         raise DatasetError(f"{name} is not UTF-8 text.") from None
     except (ValueError, RecursionError) as error:
@@ -41,10 +37,13 @@ def objects(value: Any) -> list[Object]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
+def all_categories(document: Object) -> list[Object]:
+    return objects(document.get("categories")) or objects(document.get("classes"))
+
+
 def categories(document: Object) -> list[Object]:
     """Return the categories that are classes, in order."""
-    found = objects(document.get("categories")) or objects(document.get("classes"))
-    found = [category for category in found if category.get("name") != BACKGROUND]
+    found = [category for category in all_categories(document) if category.get("name") != BACKGROUND]
     above = {str(category.get("supercategory")) for category in found}
     used = {str(category_id(one)) for one in _annotations(document)}
     # Roboflow puts the project first: an unused category that is the supercategory of all others
@@ -96,18 +95,12 @@ def guess_task(documents: Sequence[Object]) -> Task:
 
 
 def _is_own_box(annotation: Object) -> bool:
+    """Return whether the outline is a rectangle along the axes."""
     parts = annotation["segmentation"]
-    return (
-        isinstance(parts, list)
-        and len(parts) == 1
-        and isinstance(parts[0], list)
-        and len(parts[0]) in (8, 10)
-        and (
-            len({round(x, 2) for x in parts[0][0::2]}) == 2 == len({round(y, 2) for y in parts[0][1::2]})
-            if all(isinstance(number, int | float) for number in parts[0])
-            else False
-        )
-    )
+    outline = parts[0] if isinstance(parts, list) and len(parts) == 1 else None
+    if not isinstance(outline, list) or not all(isinstance(number, int | float) for number in outline):
+        return False
+    return len(outline) in (8, 10) and all(len({round(n, 2) for n in outline[axis::2]}) == 2 for axis in (0, 1))
 
 
 def keypoints(documents: Sequence[Object], report: Report) -> tuple[tuple[int, int] | None, tuple[int, ...] | None]:
@@ -121,11 +114,8 @@ def keypoints(documents: Sequence[Object], report: Report) -> tuple[tuple[int, i
         report.error("kpt_shape", "For pose all categories must have the same number of keypoints.")
         return None, None
     names = lists.pop()
-    other = [_mirrored(name) for name in names]
-    flip = tuple(names.index(name) for name in other) if set(other) == set(names) == {*names} else None
-    if flip and sorted(flip) != list(range(len(names))):
-        flip = None
-    return (len(names), 3), flip
+    flip = tuple(names.index(other) if (other := _mirrored(name)) in names else -1 for name in names)
+    return (len(names), 3), flip if sorted(flip) == list(range(len(names))) else None
 
 
 def _mirrored(name: str) -> str:

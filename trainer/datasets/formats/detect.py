@@ -47,7 +47,8 @@ def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report)
     yaml, annotations = _dataset_yaml(tree, below), _annotations(tree, below, task)
     if yaml:
         found = read_yolo(tree, yaml, report)
-        return read_coco(tree, annotations, task, report) if annotations and _has_no_labels(found) else found
+        if not annotations or any(sample.label for sample in found.samples):
+            return found
     if annotations:
         return read_coco(tree, annotations, task, report)
     if looks_like_classes(tree, home):
@@ -71,10 +72,6 @@ def _from_file(tree: Tree, entry: Path, task: Task | None, report: Report) -> Re
     if task is Task.CLASSIFY and looks_like_classes(tree, entry.parent):
         return read_classes(tree, entry.parent)
     return read_yolo(tree, entry, report)
-
-
-def _has_no_labels(found: RecognizedDataset) -> bool:
-    return not any(sample.label for sample in found.samples)
 
 
 def _files_below(tree: Tree, folder: str, depth: int) -> Iterator[tuple[int, Path]]:
@@ -129,8 +126,8 @@ def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | Non
             found = made_for_it
             break
     else:
-        plain = [path for path in found if not _has_purpose(path)]
-        found = plain or found
+        purposes = (*OTHER_PURPOSES, *(word for words in MADE_FOR.values() for word in words))
+        found = [path for path in found if not any(word in path.name.lower() for word in purposes)] or found
     files = [AnnotationFile(path, _split_of(path) if len(found) > 1 else None) for path in found]
     splits = [file.split for file in files]
     if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
@@ -143,11 +140,6 @@ def _is_annotations(path: Path) -> bool:
     return bool(re.search(r"annotation|instances|keypoints|coco", path.name, re.IGNORECASE)) or (
         path.parent.name.lower() == "annotations"
     )
-
-
-def _has_purpose(path: Path) -> bool:
-    purposes = (*OTHER_PURPOSES, *(word for words in MADE_FOR.values() for word in words))
-    return any(word in path.name.lower() for word in purposes)
 
 
 def _split_of(path: Path) -> str | None:

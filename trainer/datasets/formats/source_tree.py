@@ -13,7 +13,6 @@ from trainer.datasets.findings import Report
 from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.samples import Admit
 
-_KINDS = {"txt": "text", **dict.fromkeys(IMAGE_SUFFIXES, "image")}
 DEEPEST = 20  # levels of folders
 MOST_FILES = 5_000_000
 
@@ -85,19 +84,13 @@ class Tree:
         if self._files > MOST_FILES:
             raise DatasetError(f"The dataset has more than {MOST_FILES} files.")
         for entry in ordered:
-            # fast path for images and labels: there may be 100,000 of them
-            stem, _, suffix = entry.name.rpartition(".")
-            kind = _KINDS.get(suffix)
-            if kind and stem and stem[0] != "." and entry.is_file(follow_symlinks=False):
-                if kind == "image":
-                    listing.images[entry.name] = f"{folder}/{entry.name}"
-                else:
-                    listing.texts[stem] = f"{folder}/{entry.name}"
+            if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+                _add_file(listing, entry.name, f"{folder}/{entry.name}")
             else:
-                self._sort_in(entry, folder, listing)
+                self._add_other(entry, folder, listing)
         return listing
 
-    def _sort_in(self, entry: os.DirEntry[str], folder: str, listing: Listing) -> None:
+    def _add_other(self, entry: os.DirEntry[str], folder: str, listing: Listing) -> None:
         name = entry.name
         if name.startswith(".") or name == "__MACOSX":
             # macOS adds a ._ file to each file; any other hidden image may be one that the user misses
@@ -114,16 +107,10 @@ class Tree:
             if target is None:
                 return
             path = target
-        stem, _, suffix = name.rpartition(".")
-        suffix = suffix.lower()
         if entry.is_dir():
             listing.folders.append(name)
-        elif not entry.is_file():
-            listing.others.append(name)
-        elif stem and suffix in IMAGE_SUFFIXES:
-            listing.images[name] = path
-        elif stem and suffix == "txt":
-            listing.texts[stem] = path
+        elif entry.is_file():
+            _add_file(listing, name, path)
         else:
             listing.others.append(name)
 
@@ -141,6 +128,17 @@ class Tree:
     def relative(self, path: str) -> str:
         """Return the path relative to the source, for messages."""
         return path.removeprefix(f"{self.root}/")
+
+
+def _add_file(listing: Listing, name: str, path: str) -> None:
+    stem, _, suffix = name.rpartition(".")
+    suffix = suffix.lower()
+    if stem and suffix in IMAGE_SUFFIXES:
+        listing.images[name] = path
+    elif stem and suffix == "txt":
+        listing.texts[stem] = path
+    else:
+        listing.others.append(name)
 
 
 def label_files(tree: Tree, folder: str, images: Sequence[str]) -> dict[str, str]:

@@ -133,15 +133,9 @@ class _Reader:
                     )
                     yield from self._folder(split, folder)
             elif entries and not found:
-                self._nothing(split, entries)
-
-    def _nothing(self, split: str, entries: Sequence[str]) -> None:
-        self._report.add(
-            "error" if split == "train" else "warning",
-            f"{split}_empty",
-            f"{split}: names no images; correct the path or upload the images",
-            ", ".join(entries),
-        )
+                level = self._report.error if split == "train" else self._report.warning
+                message = f"{split}: names no images; correct the path or upload the images"
+                level(f"{split}_empty", message, ", ".join(entries))
 
     def _entry(self, split: str, entry: str) -> Iterator[Sample]:
         path = self._located(entry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -18,9 +18,7 @@ from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
 from trainer.datasets.source.reference import either_bucket
 from trainer.datasets.untrusted import Limits, safe_name
 
-YAML = ("yaml", "yml")
-SUFFIXES = frozenset({*IMAGE_SUFFIXES, *YAML, "txt", "json"})
-MAY_BE_EMPTY = frozenset({"txt"})  # an empty label file means that the image has no labels
+SUFFIXES = frozenset({*IMAGE_SUFFIXES, "yaml", "yml", "txt", "json"})
 SKIPPED_FOLDERS = frozenset({"thumbnails", "__MACOSX"})
 MOST_OBJECTS = 5_000_000
 
@@ -105,23 +103,18 @@ def difference(before: Mapping[str, ObjectInfo], after: Mapping[str, ObjectInfo]
     return next((name for name in names if before.get(name) != after.get(name)), "")
 
 
-def folders_named(entries: Iterable[str]) -> set[str] | None:
-    """Return the top folders that the entries of a YAML need, with those of their labels; None if any may be needed."""
-    folders: set[str] = set()
-    for entry in entries:
+def _named_folders(yaml: Path) -> set[str] | None:
+    """Return the top folders that a YAML names, with those of its labels; None if any folder may be needed."""
+    data = read_data_yaml(load_yaml(yaml, Report()), Report())
+    if data.path not in {None, ".", "./"} or not data.splits:
+        return None
+    folders = {"images", "labels"}
+    for entry in (entry for entries in data.splits.values() for entry in entries):
         parts = [part for part in entry.replace("\\", "/").split("/") if part not in {"", ".", ".."}]
         if entry.startswith("/") or not parts or suffix(entry) == "txt":
             return None
         folders.add(parts[0])
-    return folders | {"images", "labels"}
-
-
-def _named_folders(yaml: Path) -> set[str] | None:
-    values = load_yaml(yaml, Report())
-    data = read_data_yaml(values, Report())
-    if data.path not in {None, ".", "./"} or not data.splits:
-        return None
-    return folders_named(entry for entries in data.splits.values() for entry in entries)
+    return folders
 
 
 def _manifest(store: ObjectStore, root: ObjectRef, entry: str | None, needed: set[str] | None) -> Manifest:
@@ -148,17 +141,11 @@ def _manifest(store: ObjectStore, root: ObjectRef, entry: str | None, needed: se
         raise DatasetError(
             f"The folder {shown(f'{bucket}/{folder}')} contains no images, labels or YAML. Upload the dataset."
         )
-    _refuse_empty(objects)
-    return Manifest(bucket=bucket, folder=folder, entry=entry, objects=dict(sorted(objects.items())))
-
-
-def _refuse_empty(objects: Mapping[str, ObjectInfo]) -> None:
-    empty = [path for path, info in objects.items() if info.bytes == 0 and suffix(path) not in MAY_BE_EMPTY]
-    if empty:
+    # an empty .txt is a label file of an image without labels
+    if empty := [shown(path) for path, info in objects.items() if info.bytes == 0 and suffix(path) != "txt"]:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        raise DatasetError(
-            f"{len(empty)} stored files are empty: {', '.join(shown(e) for e in empty[:5])}{more}. Upload them again."
-        )
+        raise DatasetError(f"{len(empty)} stored files are empty: {', '.join(empty[:5])}{more}. Upload them again.")
+    return Manifest(bucket=bucket, folder=folder, entry=entry, objects=dict(sorted(objects.items())))
 
 
 def _safe(relpath: str) -> str:

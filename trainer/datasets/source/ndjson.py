@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,8 +17,8 @@ from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.untrusted import Limits, safe_name
 
 SUFFIXES = frozenset({"ndjson", "jsonl"})
-LONGEST_LINE = 16 << 20  # bytes
-MOST_RECORDS = 5_000_000
+MAX_LINE = 16 << 20  # bytes
+MAX_RECORDS = 5_000_000
 SPLITS = ("train", "val", "test")
 _ROWS = {  # keys of the labels by task; any other key is a fallback
     Task.DETECT: ("boxes", "bboxes"),
@@ -86,11 +87,9 @@ class _Records:
         if not isinstance(file, str) or not isinstance(url, str | None):
             raise DatasetError(f"{where}: file and url must be text.")
         rows = self._rows(record.get("annotations"), where)
-        folder = f"images/{split}"
-        if self._task is Task.CLASSIFY:
-            folder = f"{split}/{self._folder(rows, where)}"
-        stem, suffix = self._place(folder, file, where)
         is_classified = self._task is Task.CLASSIFY
+        folder = f"{split}/{self._folder(rows, where)}" if is_classified else f"images/{split}"
+        stem, suffix = self._place(folder, file, where)
         return Record(
             image=f"{folder}/{stem}.{suffix}",
             url=url or None,
@@ -135,9 +134,9 @@ class _Records:
 def _lines(path: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as file:
         number = 0
-        while line := file.readline(LONGEST_LINE + 1):
+        while line := file.readline(MAX_LINE + 1):
             number += 1
-            if len(line) > LONGEST_LINE or number > MOST_RECORDS:
+            if len(line) > MAX_LINE or number > MAX_RECORDS:
                 raise DatasetError(
                     f"NDJSON {shown(name)}, line {number}: the line or the export is too long. Split the dataset."
                 )
@@ -146,9 +145,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError):
-                raise DatasetError(
-                    f"NDJSON {shown(name)}, line {number} is not JSON. Export the dataset again."
-                ) from None
+                value = None
             if not isinstance(value, dict):
                 raise DatasetError(
                     f"NDJSON {shown(name)}, line {number} is not a JSON object. Export the dataset again."
@@ -176,11 +173,8 @@ def _class_folders(names: dict[int, str]) -> dict[int, str]:
     """Return a folder name per class: the class name if it is safe and unique, otherwise classN."""
     folders: dict[int, str] = {}
     for number, name in names.items():
-        is_surely_readable = (
-            name.replace("_", "").replace("-", "").replace(" ", "").isalnum() and len(name.encode()) < 200
-        )
-        folder = name if is_surely_readable and name == name.strip() and not name.startswith("-") else f"class{number}"
-        folders[number] = folder if folder not in folders.values() else f"class{number}"
+        is_safe = re.fullmatch(r"\w([\w -]*[\w-])?", name) and len(name.encode()) < 200
+        folders[number] = name if is_safe and name not in folders.values() else f"class{number}"
     return folders
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -102,7 +101,8 @@ class Roots:
             real = real.resolve()
         except (OSError, RuntimeError):
             real = Path("/")
-        if not any(real.is_relative_to(root) for root in self._real()):
+        roots = (root.resolve() for root in (self.dataset_root, *self.extra))
+        if not any(real.is_relative_to(root) for root in roots):
             raise DatasetError(
                 f"data_yaml: {shown(str(path))} is outside the folders that may be read. Move it into "
                 "DATASET_ROOT, or let the operator add its folder to EXTRA_DATASET_ROOTS."
@@ -115,9 +115,6 @@ class Roots:
                 raise HostUnfit(
                     f"{root}, one of EXTRA_DATASET_ROOTS, does not exist. Mount it on this host or create it."
                 )
-
-    def _real(self) -> Iterable[Path]:
-        return [root.resolve() for root in (self.dataset_root, *self.extra)]
 
 
 def _plain(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 CHUNK = 1 << 20
@@ -39,18 +40,18 @@ class StrictTarInfo(tarfile.TarInfo):
         return found
 
 
+@dataclass
 class Counted:
     """A stream that reports the total of the bytes read from it."""
 
-    def __init__(self, source: Reader, on_total: Callable[[int], None]) -> None:
-        self._source = source
-        self._on_total = on_total
-        self._total = 0
+    source: Reader
+    on_total: Callable[[int], None]
+    total: int = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        data = self._source.read(size)
-        self._total += len(data)
-        self._on_total(self._total)
+        data = self.source.read(size)
+        self.total += len(data)
+        self.on_total(self.total)
         return data
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from trainer.datasets.samples import SPLITS, Sample
 CELL = 320  # pixels, width and height
 CAPTION = 20
 COLUMNS = 5
-MOST_CELLS = 30
+FONT = ImageFont.load_default(13)
+MAX_CELLS = 30
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for broken images
 
 
@@ -33,7 +33,7 @@ def draw_sheet(checked: Checked, path: Path) -> int:
         left, top = place % COLUMNS * CELL, place // COLUMNS * (CELL + CAPTION)
         sheet.paste(_cell(checked, sample), (left, top))
         caption = f"{sample.split}  {printable(sample.name.rpartition('/')[2], 36)}"
-        ImageDraw.Draw(sheet).text((left + 4, top + CELL + 3), caption, fill="black", font=_font())
+        ImageDraw.Draw(sheet).text((left + 4, top + CELL + 3), caption, fill="black", font=FONT)
     try:
         sheet.save(path, "PNG")
     except (OSError, ValueError) as error:
@@ -50,25 +50,25 @@ def _chosen(checked: Checked) -> list[Sample]:
         by_group.setdefault(group, []).append(index)
     queues = [by_group[group] for group in sorted(by_group, key=lambda g: (g[1] < 0, *g))]
     chosen: list[int] = []
-    for turn in range(MOST_CELLS):
+    for turn in range(MAX_CELLS):
         chosen += [queue[turn] for queue in queues if turn < len(queue)]
-        if len(chosen) >= MOST_CELLS:
+        if len(chosen) >= MAX_CELLS:
             break
-    samples = [checked.samples[index] for index in sorted(chosen[:MOST_CELLS])]
+    samples = [checked.samples[index] for index in sorted(chosen[:MAX_CELLS])]
     return sorted(samples, key=lambda sample: SPLITS.index(sample.split or "train"))
 
 
 def _cell(checked: Checked, sample: Sample) -> Image.Image:
     cell = Image.new("RGB", (CELL, CELL), "#dddddd")
     if sample.facts.problem:
-        ImageDraw.Draw(cell).text((8, 8), printable(sample.facts.problem, 40), fill="red", font=_font())
+        ImageDraw.Draw(cell).text((8, 8), printable(sample.facts.problem, 40), fill="red", font=FONT)
         return cell
     try:
         with Image.open(sample.image) as file:
             file.draft("RGB", (CELL * 2, CELL * 2))
             picture = ImageOps.exif_transpose(file).convert("RGB")
     except UNREADABLE:
-        ImageDraw.Draw(cell).text((8, 8), "cannot be decoded", fill="red", font=_font())
+        ImageDraw.Draw(cell).text((8, 8), "cannot be decoded", fill="red", font=FONT)
         return cell
     picture = ImageOps.contain(picture, (CELL, CELL))
     _draw_labels(picture, checked, sample)
@@ -87,11 +87,11 @@ def _draw_labels(picture: Image.Image, checked: Checked, sample: Sample) -> None
         cls = int(number)
         if not 0 <= cls < len(names):
             continue
-        color = _color(cls)
+        color = f"hsv({cls * 222.5 % 360}, 90%, 80%)"  # multiples of the golden ratio give distinct hues
         corner = _draw_shape(draw, values, checked.task, picture.size, color)
         text = printable(names[cls], 24)
-        draw.rectangle(draw.textbbox(corner, text, font=_font()), fill=color)
-        draw.text(corner, text, fill="white", font=_font())
+        draw.rectangle(draw.textbbox(corner, text, font=FONT), fill=color)
+        draw.text(corner, text, fill="white", font=FONT)
 
 
 def _draw_shape(
@@ -117,13 +117,3 @@ def _draw_shape(
                 kx, ky = values[place] * width, values[place + 1] * height
                 draw.ellipse((kx - 3, ky - 3, kx + 3, ky + 3), fill=color, outline="white")
     return max(left, 0), max(top, 0)
-
-
-def _color(cls: int) -> str:
-    # multiples of the golden ratio give distinct hues for any number of classes
-    red, green, blue = colorsys.hsv_to_rgb(cls * 0.618034 % 1.0, 0.9, 0.8)
-    return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(13)
