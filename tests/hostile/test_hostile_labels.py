@@ -66,7 +66,7 @@ YAMLS = {
     "train is a device": ("train: /dev/zero\nval: images/val\nnames: [a]\n", "outside the folders"),
     "train is a url": ("train: http://127.0.0.1/x.zip\nval: images/val\nnames: [a]\n", "names no images"),
     "train is a stream": ("train: rtsp://10.0.0.1/x\nval: images/val\nnames: [a]\n", "names no images"),
-    "train is a mapping": ("train: {a: b}\nval: images/val\nnames: [a]\n", "must be a folder"),
+    "train is a mapping": ("train: {a: b}\nval: images/val\nnames: [a]\n", "must name a folder"),
     "train with a NUL": ('train: "images\\0/train"\nval: images/val\nnames: [a]\n', ""),
     "train is a glob": ("train: images/*\nval: images/val\nnames: [a]\n", "names no images"),
     "train is an option": ("train: --help\nval: images/val\nnames: [a]\n", "names no images"),

@@ -57,11 +57,11 @@ def read_data_yaml(values: Mapping[str, Any], report: Report) -> DataYaml:
     nc = _nc(values.get("nc"), names, report)
     kpt_shape = _integers(values.get("kpt_shape"), "kpt_shape", report)
     if kpt_shape and (len(kpt_shape) != 2 or not 1 <= kpt_shape[0] <= 1000 or kpt_shape[1] not in (2, 3)):
-        report.error("kpt_shape", f"kpt_shape is {list(kpt_shape)}; it must be [number of keypoints, 2 or 3].")
+        report.add("kpt_shape", problem=f"kpt_shape is {list(kpt_shape)}; it must be [number of keypoints, 2 or 3].")
         kpt_shape = None
     flip_idx = _integers(values.get("flip_idx"), "flip_idx", report)
     if flip_idx and (kpt_shape is None or sorted(flip_idx) != list(range(kpt_shape[0]))):
-        report.error("flip_idx", "flip_idx must name each keypoint of kpt_shape once, counted from 0.")
+        report.add("flip_idx", problem="flip_idx must name each keypoint of kpt_shape once, counted from 0.")
         flip_idx = None
     return DataYaml(
         splits=_splits(values, report),
@@ -85,9 +85,7 @@ def _decoded(data: bytes, path: Path, report: Report) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError:
-        report.warning(
-            "yaml_encoding", f"{printable(path.name)} is not UTF-8 and was read as Windows-1252; check the class names."
-        )
+        report.add("yaml_encoding", file=printable(path.name))
         return data.decode("cp1252", errors="replace")
 
 
@@ -101,7 +99,7 @@ def _parsed(text: str, name: str, report: Report) -> Any:
             reason = _reason(error)
         else:
             if version is not text:
-                report.warning("yaml_tabs", f"{printable(name)} is indented with tabs, which were read as spaces.")
+                report.add("yaml_tabs", file=printable(name))
             return value
     raise DatasetError(f"{printable(name)} is not valid YAML: {reason}.")
 
@@ -136,7 +134,7 @@ def _splits(values: Mapping[str, Any], report: Report) -> dict[str, tuple[str, .
         entries = value if isinstance(value, list) else [value]
         texts = tuple(text for entry in entries if (text := _text(entry)))
         if value is not None and len(texts) != len(entries):
-            report.error(f"yaml_{split}", f"{split}: must be a folder, a .txt list, or a list of those.")
+            report.add(f"yaml_{split}")
         if texts:
             splits[split] = texts
     return splits
@@ -149,22 +147,22 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
         value = [part for part in re.split(r"[,\n]", value.strip("[]")) if part.strip()]
     pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
     if len(pairs) > MOST_CLASSES:
-        report.error("yaml_names", f"names: has {len(pairs)} classes; {MOST_CLASSES} are the limit.")
+        report.add("yaml_names", problem=f"names: has {len(pairs)} classes; {MOST_CLASSES} are the limit.")
         return None, None
     ids, names = [], []
     for key, name in pairs:
         number = _integer(key)
         if number is None or number < 0 or not isinstance(name, str) or len(name) > LONGEST_NAME:
-            report.error(
+            report.add(
                 "yaml_names",
-                "names: must be a list of class names or a mapping from class number to class name.",
                 str(name) if number is not None else str(key),
+                problem="names: must be a list of class names or a mapping from class number to class name.",
             )
             continue
         ids.append(number)
         names.append(" ".join(name.split()) or f"class{number}")
     if len(set(ids)) != len(ids):
-        report.error("yaml_names", "names: gives two names to one class number.")
+        report.add("yaml_names", problem="names: gives two names to one class number.")
         return None, None
     ordered = sorted(zip(ids, names, strict=True))
     return tuple(name for _, name in ordered), tuple(number for number, _ in ordered)
@@ -173,10 +171,10 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
 def _nc(value: Any, names: tuple[str, ...] | None, report: Report) -> int | None:
     count = _integer(value)
     if value not in (None, "") and (count is None or not 1 <= count <= MOST_CLASSES):
-        report.warning("yaml_nc", f"nc: {printable(str(value))} is not a number of classes and was ignored.")
+        report.add("yaml_nc", problem=f"nc: {printable(str(value))} is not a number of classes and was ignored.")
         return None
     if count is not None and names is not None and count != len(names):
-        report.warning("yaml_nc", f"nc: says {count} classes but names: has {len(names)}; nc: was ignored.")
+        report.add("yaml_nc", problem=f"nc: says {count} classes but names: has {len(names)}; nc: was ignored.")
     return count
 
 
@@ -185,7 +183,7 @@ def _integers(value: Any, key: str, report: Report) -> tuple[int, ...] | None:
         return None
     numbers = [_integer(item) for item in value] if isinstance(value, list) else [None]
     if any(number is None for number in numbers):
-        report.error(key, f"{key}: must be a list of whole numbers.")
+        report.add(key, problem=f"{key}: must be a list of whole numbers.")
         return None
     return tuple(number for number in numbers if number is not None)
 
@@ -201,5 +199,5 @@ def _task(value: Any, report: Report) -> Task | None:
         return None
     if isinstance(value, str) and value.lower() in set(Task):
         return Task(value.lower())
-    report.warning("yaml_task", f"task: {printable(str(value))} is not one of {', '.join(Task)} and was ignored.")
+    report.add("yaml_task", value=printable(str(value)), tasks=", ".join(Task))
     return None

@@ -4,13 +4,124 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from trainer.core.dataset import Finding
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
 
+Level: TypeAlias = Literal["error", "warning", "note"]
 MAX_EXAMPLES = 5
+
+# code → message; {n} is the count of the finding, other names are values given to `Report.add`
+ERRORS = {
+    "no_images": "The dataset has no images.",
+    "image_unreadable": "{n} images cannot be trained on; replace or remove them",
+    "image_missing": "{n} images of the annotation file do not exist; upload them or remove their entries",
+    "listed_image_missing": "{n} images that are listed in {file} do not exist",
+    "symlink_outside": "{n} symlinks are broken or lead outside the allowed folders; replace them with the files",
+    "label_unreadable": "{n} label files cannot be read",
+    "label_size": "{n} label files are larger than {limit} MiB",
+    "label_text": "{n} label rows contain something that is not a number; a row is a class number and coordinates",
+    "label_columns": "{n} label rows have the wrong number of columns; {rule}",
+    "label_nan": "{n} label rows contain NaN or infinity",
+    "label_pixels": "{n} label rows seem to be in pixels; divide the coordinates by the width and height of the image",
+    "label_outside": "{n} label rows have coordinates outside 0…1",
+    "class_not_whole": "{n} label rows do not start with a class number",
+    "class_outside": (
+        "{n} label rows have a class number that is not in names:, which has {classes} classes, numbers {low} to {high}"
+    ),
+    "class_off_by_one": (
+        "The labels count classes from 1 to {classes}, but names: counts from 0 to {last}; number the names from 1 "
+        "(names: {{1: …}}), or the labels from 0."
+    ),
+    "no_labels": (
+        "No labeled annotations found in the dataset. Add labels (and ensure class names are assigned) then retry."
+    ),
+    "train_unlabeled": "None of the {images} images of train has a label; label some of them.",
+    "val_unlabeled": "None of the {images} images of val has a label; label some of them.",
+    "train_empty": "{problem}",
+    "val_empty": "{problem}",
+    "val_missing": (
+        'The dataset has no val split; add one, or ask for a split in the configuration: "split": '
+        '{{"train_ratio": 0.8, "seed": 0}}.'
+    ),
+    "split_impossible": "{problem}",
+    "split_unknown": "The requested split names no image of the dataset. Compare its file names with the dataset.",
+    "yaml_names": "{problem}",
+    "yaml_train": "train: must name a folder of images, a .txt list of images, or a list of those",
+    "yaml_val": "val: must name a folder of images, a .txt list of images, or a list of those",
+    "yaml_test": "test: must name a folder of images, a .txt list of images, or a list of those",
+    "kpt_shape": "{problem}",
+    "flip_idx": "{problem}",
+    "merge_keypoints": "The sources have different kpt_shape and cannot be trained together.",
+    "coco_file_name": "{n} images have no file_name",
+    "coco_ambiguous": "{n} file names match several images",
+    "coco_duplicate_image": "{n} images are listed twice in the annotation file",
+    "coco_category": "{n} annotations have a category that the file does not list",
+    "coco_classes": "{n} images do not have exactly one class; classify needs one per image",
+    "coco_shape": "{n} annotations have neither a readable box nor a readable outline",
+    "coco_mask": "{n} masks cannot be decoded, or do not have the size of their image",
+    "coco_keypoints": "{n} annotations do not have {keypoints} keypoints of x, y, visibility",
+}
+WARNINGS = {
+    "image_suffix": "{n} images have another format than their file name says",
+    "image_hidden": "{n} images are hidden (their names start with a dot) and were skipped",
+    "image_listed_twice": "{n} images are listed more than once in their split; each was used once",
+    "image_duplicate": "{n} images are exact copies of another image in the same split",
+    "split_leak": "{n} images are also in another split, so the metrics will be too good; keep each image in one split",
+    "names_differ_only_in_case": (
+        "{n} file names differ from another one only in upper and lower case or in accents; other systems would "
+        "mix them up"
+    ),
+    "image_without_label": "{n} images have no label file and count as background",
+    "label_mixed": "{n} label rows are polygons among boxes; all were converted to one kind",
+    "label_duplicate": "{n} label rows were repeated in their file; one of each was kept",
+    "label_degenerate": "{n} label rows without width or height were removed",
+    "label_without_image": "{n} label files belong to no image and were ignored",
+    "names_missing": "The dataset has no class names; class0, class1, … were used",
+    "class_empty": "{n} classes have no labels",
+    "class_rare": "{n} classes have fewer than {limit} labels",
+    "class_not_in_train": "{n} classes do not occur in train and cannot be learned",
+    "class_balance": "The most frequent class has {most} labels, the rarest {fewest}",
+    "test_empty": "{problem}",
+    "flip_idx_missing": "The YAML has no flip_idx (which keypoints swap when mirrored), so images are not mirrored",
+    "task_ambiguous": (
+        "All labels have four corners, which fits segment and obb; segment was chosen. For oriented boxes set "
+        '"task": "obb" in the configuration'
+    ),
+    "yaml_nc": "{problem}",
+    "yaml_task": "task: {value} is not one of {tasks} and was ignored.",
+    "yaml_encoding": "{file} is not UTF-8 and was read as Windows-1252; check the class names.",
+    "yaml_tabs": "{file} is indented with tabs, which were read as spaces.",
+    "yaml_path": "path: leads outside the allowed folders; the folder of the YAML was used",
+    "yaml_foreign_path": (
+        "{n} paths of the YAML do not exist on this host; folders of the same name beside the YAML were used"
+    ),
+    "yaml_no_val": "val: is not in the YAML; the folder of that name was used",
+    "yaml_no_test": "test: is not in the YAML; the folder of that name was used",
+    "coco_orphan": "{n} annotations refer to no image of the file",
+    "coco_outside": "{n} boxes reach outside their image and were clipped",
+}
+NOTES = {
+    "image_background": "{n} images have no labels and count as background",
+    "label_separators": "{n} label files with commas, semicolons or a byte order mark were read as if they had spaces",
+    "label_clipped": "{n} label rows reached outside the image by a rounding error and were clipped",
+    "label_renumbered": "{n} label rows were renumbered, because names: does not count from 0 without gaps",
+    "label_box_to_polygon": "{n} boxes were converted to polygons with four corners",
+    "label_polygon_to_box": "{n} polygons were converted to boxes",
+    "label_polygon_to_obb": "{n} polygons were converted to oriented boxes",
+    "label_box_to_obb": "{n} boxes were converted to oriented boxes without rotation",
+    "class_not_in_val": "{n} classes do not occur in val",
+    "split_unassigned": "{n} images are not in the requested split and were put into train",
+    "split_drawn": "The images were split: share of train {ratio:g}, seed {seed}",
+    "coco_crowd": "{n} crowd annotations were skipped",
+}
+KINDS: dict[str, tuple[Level, str]] = {
+    **{code: ("error", message) for code, message in ERRORS.items()},
+    **{code: ("warning", message) for code, message in WARNINGS.items()},
+    **{code: ("note", message) for code, message in NOTES.items()},
+}
 
 
 class Report:
@@ -21,22 +132,17 @@ class Report:
         self._others: list[Finding] = []
 
     def add(
-        self, level: Literal["error", "warning", "note"], code: str, message: str, example: str = "", count: int = 1
+        self, code: str, example: str = "", count: int = 1, *, level: Level | None = None, **values: object
     ) -> None:
-        """Add a finding. `{n}` in the message becomes the count. The first message of a code is kept."""
-        known = self._found.get(code) or Finding(level=level, code=code, message=message, count=0)
+        """Add a finding of a kind in KINDS. `values` are for its message; those of the first finding are kept."""
+        known = self._found.get(code)
+        if known is None:
+            usual, message = KINDS[code]
+            message = message.format(**{"n": "{n}"} | values)
+            known = Finding(level=level or usual, code=code, message=message, count=0)
         is_shown = example and len(known.examples) < MAX_EXAMPLES
         examples = (*known.examples, printable(example)) if is_shown else known.examples
         self._found[code] = replace(known, count=known.count + count, examples=examples)
-
-    def error(self, code: str, message: str, example: str = "", count: int = 1) -> None:
-        self.add("error", code, message, example, count)
-
-    def warning(self, code: str, message: str, example: str = "", count: int = 1) -> None:
-        self.add("warning", code, message, example, count)
-
-    def note(self, code: str, message: str, example: str = "", count: int = 1) -> None:
-        self.add("note", code, message, example, count)
 
     def extend(self, findings: Iterable[Finding]) -> None:
         self._others += findings

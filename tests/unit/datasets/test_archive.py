@@ -55,7 +55,7 @@ def test_common_archives_are_extracted_under_any_name(tmp_path, make):
     got = extract(make(tmp_path / "archive"), tmp_path / "out", StopSignal(), on_bytes=moved.append)
     assert unpacked(tmp_path / "out") == FILES
     assert (got.files, got.extracted_bytes, sum(moved)) == (3, 3013, 3013)
-    assert got.findings == ()
+    assert got.report.findings == ()
 
 
 def test_long_names_are_kept(tmp_path):
@@ -95,7 +95,7 @@ def test_extracted_files_are_read_only(tmp_path):
 
 def test_names_that_differ_only_in_case_are_reported(tmp_path):
     archive = zipped(tmp_path / "a.zip", {"A.jpg": b"1", "a.jpg": b"2", "b.jpg": b"3"})
-    (finding,) = extract(archive, tmp_path / "out", StopSignal()).findings
+    (finding,) = extract(archive, tmp_path / "out", StopSignal()).report.findings
     assert (finding.level, finding.count, finding.examples) == ("warning", 1, ("A.jpg and a.jpg",))
 
 

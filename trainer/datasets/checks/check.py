@@ -20,7 +20,7 @@ from trainer.datasets.checks.task import decide_task, with_names
 from trainer.datasets.findings import Report
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.labels.check import LabelRows, Labels, check
-from trainer.datasets.labels.convert import MESSAGES, Shape
+from trainer.datasets.labels.convert import CHANGES, Shape
 from trainer.datasets.labels.parse import class_numbers
 from trainer.datasets.samples import RecognizedDataset, Sample
 
@@ -62,7 +62,7 @@ def check_all(
     Raises `DatasetError` only when there is nothing to check.
     """
     if not any(found.samples for found in datasets):
-        report.error("no_images", "The dataset has no images.")
+        report.add("no_images")
         report.raise_errors()
     datasets = [replace(found, samples=read_labels(found.samples, report, stop)) for found in datasets]
     task = decide_task(order.task, datasets, report)
@@ -98,7 +98,7 @@ def summary(checked: Checked, report: Report) -> JsonObject:
         },
         "fingerprint": checked.fingerprint,
         "image_sizes": statistics.sizes(checked.samples),
-        "changes": {change: counts[f"label_{change}"] for change in MESSAGES if f"label_{change}" in counts},
+        "changes": {change: counts[f"label_{change}"] for change in CHANGES if f"label_{change}" in counts},
         "findings": [asdict(finding) | {"examples": [*finding.examples]} for finding in report.findings[:100]],
     }
 
@@ -136,11 +136,7 @@ def _report_off_by_one(texts: Sequence[bytes], classes: Mapping[int, int], repor
     if report.has("class_outside") and set(classes) == set(range(count)):
         used = class_numbers(texts)
         if count in used and used <= set(range(1, count + 1)):
-            report.error(
-                "class_off_by_one",
-                f"The labels count classes from 1 to {count}, but names: counts from 0 to {count - 1}; number the names "
-                "from 1 (names: {1: …}), or the labels from 0.",
-            )
+            report.add("class_off_by_one", classes=count, last=count - 1)
 
 
 def _classified(merged: Merged) -> tuple[list[Sample], LabelRows]:

@@ -40,9 +40,9 @@ def _text(sample: Sample, path: str, report: Report) -> bytes:
         text = read_small(path, LARGEST_LABEL + 1)
     except OSError as error:
         raise_if_disk_is_broken(error, sample.name)
-        report.error("label_unreadable", "{n} label files cannot be read", f"{sample.name}: {error.strerror}")
+        report.add("label_unreadable", f"{sample.name}: {error.strerror}")
         return b""
     if len(text) > LARGEST_LABEL:
-        report.error("label_size", f"{{n}} label files are larger than {LARGEST_LABEL >> 20} MiB", sample.name)
+        report.add("label_size", sample.name, limit=LARGEST_LABEL >> 20)
         return b""
     return text

@@ -45,7 +45,7 @@ def merge(datasets: Sequence[RecognizedDataset], task: Task, report: Report) -> 
             samples = [_moved(sample, number, places) for sample in samples]
         parts.append(Part(samples=samples, classes=dict(zip(found.ids or range(len(own)), places, strict=True))))
     if task is Task.POSE and len({found.kpt_shape for found in datasets}) > 1:
-        report.error("merge_keypoints", "The sources have different kpt_shape and cannot be trained together.")
+        report.add("merge_keypoints")
     flips = {found.flip_idx for found in datasets}
     return Merged(
         parts=tuple(parts),

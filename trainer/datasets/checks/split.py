@@ -14,8 +14,6 @@ from trainer.datasets.findings import Report
 from trainer.datasets.labels.check import LabelRows
 from trainer.datasets.samples import Sample
 
-HOW_TO_ASK = 'add one, or ask for a split in the configuration: "split": {"train_ratio": 0.8, "seed": 0}'
-
 
 def split_samples(samples: list[Sample], rows: LabelRows, request: SplitRequest | None, report: Report) -> list[Sample]:
     """Return the samples, each in a split: the requested one, its own, or a drawn one if train or val is missing.
@@ -27,7 +25,7 @@ def split_samples(samples: list[Sample], rows: LabelRows, request: SplitRequest 
     if {"train", "val"} <= {sample.split for sample in samples}:
         return samples
     if request is None:
-        report.error("val_missing", f"The dataset has no val split; {HOW_TO_ASK}.")
+        report.add("val_missing")
         return [sample._replace(split=sample.split or "train") for sample in samples]
     return _drawn(samples, rows, request, report)
 
@@ -40,9 +38,9 @@ def _drawn(samples: list[Sample], rows: LabelRows, request: SplitRequest, report
     try:
         drawn = stratified({s.name: strata[i] for i, s in enumerate(samples) if is_open[i]}, request)
     except DatasetError as error:
-        report.error("split_impossible", str(error))
+        report.add("split_impossible", problem=str(error))
         return [sample._replace(split=sample.split or "train") for sample in samples]
-    report.note("split_drawn", f"The images were split: share of train {request.train_ratio:g}, seed {request.seed}")
+    report.add("split_drawn", ratio=request.train_ratio, seed=request.seed)
     return [
         sample._replace(split=drawn[sample.name]) if its_open else sample
         for sample, its_open in zip(samples, is_open, strict=True)
@@ -95,15 +93,10 @@ def assigned(samples: Sequence[Sample], request: SplitRequest, report: Report) -
         split = next((request.assigned[key] for key in keys if key in request.assigned), None)
         hits += split is not None
         if split is None and sample.split is None:
-            report.note(
-                "split_unassigned", "{n} images are not in the requested split and were put into train", sample.name
-            )
+            report.add("split_unassigned", sample.name)
         result.append(sample._replace(split=split or sample.split or "train"))
     if not hits:
-        report.error(
-            "split_unknown",
-            "The requested split names no image of the dataset. Compare its file names with the dataset.",
-        )
+        report.add("split_unknown")
     return result
 
 

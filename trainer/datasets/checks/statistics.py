@@ -32,17 +32,9 @@ def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, 
     for sample in result:
         fact = sample.facts
         if fact.problem:
-            report.error(
-                "image_unreadable",
-                "{n} images cannot be trained on; replace or remove them",
-                f"{sample.name}: {fact.problem}",
-            )
+            report.add("image_unreadable", f"{sample.name}: {fact.problem}")
         elif wrong_suffix(sample.name, fact.kind):
-            report.warning(
-                "image_suffix",
-                "{n} images have another format than their file name says",
-                f"{sample.name}: {fact.kind}",
-            )
+            report.add("image_suffix", f"{sample.name}: {fact.kind}")
     return result
 
 
@@ -75,14 +67,9 @@ def duplicates(samples: Sequence[Sample], report: Report) -> None:
         if original is copy:
             continue
         if copy.split == original.split:
-            message = "{n} images are exact copies of another image in the same split"
-            report.warning("image_duplicate", message, f"{copy.name} = {original.name}")
+            report.add("image_duplicate", f"{copy.name} = {original.name}")
         else:
-            report.warning(
-                "split_leak",
-                "{n} images are also in another split, so the metrics will be too good; keep each image in one split",
-                f"{copy.split}/{copy.name} = {original.split}/{original.name}",
-            )
+            report.add("split_leak", f"{copy.split}/{copy.name} = {original.split}/{original.name}")
 
 
 def check_splits(images: Mapping[str, int], labeled: Mapping[str, int], report: Report) -> None:
@@ -90,16 +77,11 @@ def check_splits(images: Mapping[str, int], labeled: Mapping[str, int], report: 
     for split in ("train", "val"):
         if not images.get(split):
             if not report.has("val_missing", "train_empty"):
-                report.error(f"{split}_empty", f"The dataset has no images for {split}.")
+                report.add(f"{split}_empty", problem=f"The dataset has no images for {split}.")
         elif not labeled.get(split) and any(labeled.values()):
-            report.error(
-                f"{split}_unlabeled", f"None of the {images[split]} images of {split} has a label; label some of them."
-            )
+            report.add(f"{split}_unlabeled", images=images[split])
     if any(images.values()) and not any(labeled.values()):
-        report.error(
-            "no_labels",
-            "No labeled annotations found in the dataset. Add labels (and ensure class names are assigned) then retry.",
-        )
+        report.add("no_labels")
 
 
 def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report: Report) -> None:
@@ -107,18 +89,16 @@ def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report
     total = [sum(counts) for counts in zip(*per_class.values(), strict=True)] if per_class else []
     for index, count in enumerate(total):
         if not count:
-            report.warning("class_empty", "{n} classes have no labels", names[index])
+            report.add("class_empty", names[index])
         elif count < RARE:
-            report.warning("class_rare", f"{{n}} classes have fewer than {RARE} labels", f"{names[index]}: {count}")
+            report.add("class_rare", f"{names[index]}: {count}", limit=RARE)
         if count and not per_class.get("train", total)[index]:
-            report.warning(
-                "class_not_in_train", "{n} classes do not occur in train and cannot be learned", names[index]
-            )
+            report.add("class_not_in_train", names[index])
         if count and not per_class.get("val", total)[index]:
-            report.note("class_not_in_val", "{n} classes do not occur in val", names[index])
+            report.add("class_not_in_val", names[index])
     present = [count for count in total if count]
     if present and max(present) > UNBALANCED * min(present):
-        report.warning("class_balance", f"The most frequent class has {max(present)} labels, the rarest {min(present)}")
+        report.add("class_balance", most=max(present), fewest=min(present))
 
 
 def sizes(samples: Sequence[Sample]) -> dict[str, object]:
@@ -156,9 +136,9 @@ def count(
     for index in np.flatnonzero(~has_rows).tolist():
         name = samples[index].name
         if samples[index].text is None:
-            report.warning("image_without_label", "{n} images have no label file and count as background", name)
+            report.add("image_without_label", name)
         else:
-            report.note("image_background", "{n} images have no labels and count as background", name)
+            report.add("image_background", name)
     return {split: count for split, count in images.items() if count}, per_class
 
 

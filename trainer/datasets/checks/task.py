@@ -24,12 +24,9 @@ def decide_task(requested: Task | None, datasets: Sequence[RecognizedDataset], r
             "classify needs one folder per class; all other tasks need label files."
         )
     if task is Task.POSE and not all(found.kpt_shape for found in datasets):
-        report.error("kpt_shape", "Pose needs kpt_shape in the YAML: kpt_shape: [number of keypoints, 2 or 3].")
+        report.add("kpt_shape", problem="Pose needs kpt_shape in the YAML: kpt_shape: [number of keypoints, 2 or 3].")
     elif task is Task.POSE and not all(found.flip_idx for found in datasets):
-        report.warning(
-            "flip_idx_missing",
-            "The YAML has no flip_idx (which keypoints swap when mirrored), so images are not mirrored",
-        )
+        report.add("flip_idx_missing")
     return task
 
 
@@ -41,11 +38,7 @@ def _labeled_task(requested: Task | None, datasets: Sequence[RecognizedDataset],
             return found.task or Task.POSE
     counts = column_counts([sample.text or b"" for found in datasets for sample in found.samples])
     if set(counts) == {9}:
-        report.warning(
-            "task_ambiguous",
-            "All labels have four corners, which fits segment and obb; segment was chosen. "
-            'For oriented boxes set "task": "obb" in the configuration',
-        )
+        report.add("task_ambiguous")
     return guess_task(counts)
 
 
@@ -55,5 +48,5 @@ def with_names(found: RecognizedDataset, report: Report) -> RecognizedDataset:
         return found
     numbers = class_numbers([sample.text or b"" for sample in found.samples])
     highest = min(max(*numbers, found.count - 1, 0), MOST_GUESSED)
-    report.warning("names_missing", "The dataset has no class names; class0, class1, … were used")
+    report.add("names_missing")
     return replace(found, names=tuple(f"class{number}" for number in range(highest + 1)))

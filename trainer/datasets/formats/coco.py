@@ -97,32 +97,25 @@ class _Converter:
             key = str(image.get("id"))
             sample = self._sample(image, key, by_image.pop(key, []) + nested_annotations(image))
             if sample and sample.name in seen:
-                self._report.error(
-                    "coco_duplicate_image", "{n} images are listed twice in the annotation file", sample.name
-                )
+                self._report.add("coco_duplicate_image", sample.name)
             elif sample:
                 seen.add(sample.name)
                 yield sample
         for key, orphans in by_image.items():
-            message = "{n} annotations refer to no image of the file"
-            self._report.warning("coco_orphan", message, f"image_id {key}", len(orphans))
+            self._report.add("coco_orphan", f"image_id {key}", len(orphans))
 
     def _sample(self, image: Object, key: str, annotations: Sequence[Object]) -> Sample | None:
         name = image.get("file_name") or image.get("path") or ""
         if not isinstance(name, str) or not name:
-            self._report.error("coco_file_name", "{n} images have no file_name", f"image id {key}")
+            self._report.add("coco_file_name", f"image id {key}")
             return None
         try:
             found = self._pictures.find(name, self._near(), self._file.split)
         except DatasetError as error:
-            self._report.error("coco_ambiguous", "{n} file names match several images", str(error))
+            self._report.add("coco_ambiguous", str(error))
             return None
         if found is None:
-            self._report.error(
-                "image_missing",
-                "{n} images of the annotation file do not exist; upload them or remove their entries",
-                name,
-            )
+            self._report.add("image_missing", name)
             return None
         path, relative = found
         sample = Sample(path, relative, self._file.split, owned=self._pictures.tree.is_owned, key=key)
@@ -134,9 +127,7 @@ class _Converter:
     def _classified(self, sample: Sample, annotations: Sequence[Object]) -> Sample | None:
         classes = {self._class(annotation, sample.name) for annotation in annotations} - {None}
         if len(classes) != 1:
-            self._report.error(
-                "coco_classes", "{n} images do not have exactly one class; classify needs one per image", sample.name
-            )
+            self._report.add("coco_classes", sample.name)
             return None
         return sample._replace(class_id=classes.pop())
 
@@ -154,7 +145,7 @@ class _Converter:
     def _rows(self, picture: Picture, annotations: Sequence[Object]) -> Iterator[str]:
         for annotation in annotations:
             if annotation.get("iscrowd"):
-                self._report.note("coco_crowd", "{n} crowd annotations were skipped", picture.name)
+                self._report.add("coco_crowd", picture.name)
                 continue
             cls = self._class(annotation, picture.name)
             if cls is None:
@@ -169,7 +160,5 @@ class _Converter:
             return None
         cls = self._class_of.get(key, self._class_named.get(str(annotation.get("class_name"))))
         if cls is None:
-            self._report.error(
-                "coco_category", "{n} annotations have a category that the file does not list", f"{name}: {key}"
-            )
+            self._report.add("coco_category", f"{name}: {key}")
         return cls

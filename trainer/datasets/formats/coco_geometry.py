@@ -34,7 +34,7 @@ def row_of(
         return _shares(_inside(polygon, picture), picture)
     box = _box(annotation.get("bbox"), polygon)
     if box is None:
-        report.error("coco_shape", "{n} annotations have neither a readable box nor a readable outline", picture.name)
+        report.add("coco_shape", picture.name)
         return None
     row = _box_row(box, picture, report)
     if task is Task.POSE and kpt_shape and row is not None:
@@ -65,7 +65,7 @@ def _box(value: Any, polygon: Points | None) -> tuple[float, float, float, float
 def _box_row(box: tuple[float, float, float, float], picture: Picture, report: Report) -> list[float] | None:
     left, top, right, bottom = box
     if min(left, top, picture.width - right, picture.height - bottom) < -SLACK:
-        report.warning("coco_outside", "{n} boxes reach outside their image and were clipped", picture.name)
+        report.add("coco_outside", picture.name)
     left, right = (min(max(x, 0.0), picture.width) for x in (left, right))
     top, bottom = (min(max(y, 0.0), picture.height) for y in (top, bottom))
     return [
@@ -106,7 +106,7 @@ def _joined(parts: list[Points]) -> Points:
 def _mask_outlines(rle: Mapping[str, Any], picture: Picture, report: Report) -> list[Points]:
     mask = _mask(rle, picture)
     if mask is None:
-        report.error("coco_mask", "{n} masks cannot be decoded, or do not have the size of their image", picture.name)
+        report.add("coco_mask", picture.name)
         return []
     import cv2
     import numpy as np
@@ -158,9 +158,7 @@ def _runs(counts: Any) -> list[int] | None:
 def _keypoint_row(value: Any, count: int, picture: Picture, report: Report) -> list[float]:
     numbers = _numbers(value) if value is not None else [0.0] * (3 * count)
     if numbers is None or len(numbers) != 3 * count:
-        report.error(
-            "coco_keypoints", f"{{n}} annotations do not have {count} keypoints of x, y, visibility", picture.name
-        )
+        report.add("coco_keypoints", picture.name, keypoints=count)
         return [0.0] * (3 * count)
     row: list[float] = []
     for x, y, visible in zip(numbers[0::3], numbers[1::3], numbers[2::3], strict=True):

@@ -95,11 +95,7 @@ class Tree:
         if name.startswith(".") or name == "__MACOSX":
             # macOS adds a ._ file to each file; any other hidden image may be one that the user misses
             if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and not name.startswith("._"):
-                self._report.warning(
-                    "image_hidden",
-                    "{n} images are hidden (their names start with a dot) and were skipped",
-                    self.relative(f"{folder}/{name}"),
-                )
+                self._report.add("image_hidden", self.relative(f"{folder}/{name}"))
             return
         path = f"{folder}/{name}"
         if entry.is_symlink():
@@ -118,11 +114,7 @@ class Tree:
         try:
             return str(self._admit(Path(path)))
         except DatasetError:
-            self._report.error(
-                "symlink_outside",
-                "{n} symlinks are broken or lead outside the allowed folders; replace them with the files",
-                self.relative(path),
-            )
+            self._report.add("symlink_outside", self.relative(path))
             return None
 
     def relative(self, path: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
 from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES, DataYaml, load_yaml, read_data_yaml
-from trainer.datasets.findings import Report
+from trainer.datasets.findings import Level, Report
 from trainer.datasets.formats.source_tree import Tree, label_files
 from trainer.datasets.samples import SPLIT_WORDS, SPLITS, RecognizedDataset, Sample
 from trainer.datasets.untrusted import read_file
@@ -57,11 +57,7 @@ class _Reader:
     def samples(self) -> list[Sample]:
         samples = list(self._from_yaml() if self._data.splits.get("train") else self._from_folders())
         if self._seen_twice:
-            self._report.warning(
-                "image_listed_twice",
-                "{n} images are listed more than once in their split; each was used once",
-                count=self._seen_twice,
-            )
+            self._report.add("image_listed_twice", count=self._seen_twice)
         return samples
 
     # ── paths ──
@@ -81,11 +77,7 @@ class _Reader:
             except DatasetError:
                 if not self._tree.is_owned:
                     raise  # the user named that folder: training on another one would be wrong
-                self._report.warning(
-                    "yaml_path",
-                    "path: leads outside the allowed folders; the folder of the YAML was used",
-                    self._data.path or "",
-                )
+                self._report.add("yaml_path", self._data.path or "")
 
     def _located(self, entry: str) -> str | None:
         """Return the folder or file that an entry of the YAML names, or None."""
@@ -99,11 +91,7 @@ class _Reader:
             for base in self._bases:
                 if os.path.lexists(f"{base}/{tail}"):
                     if not entry.startswith("../"):
-                        self._report.warning(
-                            "yaml_foreign_path",
-                            "{n} paths of the YAML do not exist on this host; folders of the same name beside the YAML were used",
-                            entry,
-                        )
+                        self._report.add("yaml_foreign_path", entry)
                     return self._tree.admitted(f"{base}/{tail}")
         return None
 
@@ -126,16 +114,12 @@ class _Reader:
                     yield sample
             if not entries and split != "train":
                 for folder in self._split_folders(split):
-                    self._report.warning(
-                        f"yaml_no_{split}",
-                        f"{split}: is not in the YAML; the folder of that name was used",
-                        self._tree.relative(folder),
-                    )
+                    self._report.add(f"yaml_no_{split}", self._tree.relative(folder))
                     yield from self._folder(split, folder)
             elif entries and not found:
-                level = self._report.error if split == "train" else self._report.warning
-                message = f"{split}: names no images; correct the path or upload the images"
-                level(f"{split}_empty", message, ", ".join(entries))
+                level: Level = "error" if split == "train" else "warning"
+                problem = f"{split}: names no images; correct the path or upload the images"
+                self._report.add(f"{split}_empty", ", ".join(entries), level=level, problem=problem)
 
     def _entry(self, split: str, entry: str) -> Iterator[Sample]:
         path = self._located(entry)
@@ -146,9 +130,7 @@ class _Reader:
         elif path.lower().endswith(".txt"):
             yield from self._list(split, path)
         else:
-            self._report.error(
-                f"yaml_{split}", f"{split}: must name a folder of images or a .txt list of images", entry
-            )
+            self._report.add(f"yaml_{split}", entry)
 
     def _folder(self, split: str | None, folder: str) -> Iterator[Sample]:
         for place, listing in self._tree.below(folder):
@@ -182,10 +164,8 @@ class _Reader:
             listing = self._tree.listing(place).images if place else {}
             for name in names:
                 if name not in listing:
-                    self._report.error(
-                        "listed_image_missing",
-                        f"{{n}} images that are listed in {printable(Path(path).name)} do not exist",
-                        f"{folder}/{name}" if folder else name,
+                    self._report.add(
+                        "listed_image_missing", f"{folder}/{name}" if folder else name, file=printable(Path(path).name)
                     )
             if place:
                 self._seen_twice += len(names) - len(set(names))
@@ -246,11 +226,7 @@ class _Reader:
         for folder, used in self._used.items():
             for stem in self._tree.listing(folder).texts.keys() - used:
                 if stem.lower() not in NOT_LABELS:
-                    self._report.warning(
-                        "label_without_image",
-                        "{n} label files belong to no image and were ignored",
-                        self._tree.relative(f"{folder}/{stem}.txt"),
-                    )
+                    self._report.add("label_without_image", self._tree.relative(f"{folder}/{stem}.txt"))
 
 
 def _tails(path: str) -> Iterator[str]:

@@ -7,18 +7,17 @@ width or height, 0 to 1.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.core.dataset import Task
 from trainer.core.stop import StopSignal
-from trainer.datasets.findings import Report
-from trainer.datasets.labels.convert import Shape, report_change, rewritten
+from trainer.datasets.findings import MAX_EXAMPLES, Report
+from trainer.datasets.labels.convert import Shape, rewritten
 from trainer.datasets.labels.parse import Rows, chunks, flat, parse, repeated
 
 LARGEST_LABEL = 16 << 20  # bytes; 3,000 polygons of 500 corners
@@ -75,7 +74,7 @@ class _Checker:
     def labels(self) -> Labels:
         rows, dirty = parse(self.texts, self.names, self.report)
         for file in np.flatnonzero(dirty).tolist():
-            report_change(self.report, self.names[file], "separators")
+            self.report.add("label_separators", self.names[file])
         if not len(rows.cols):
             return Labels(self.texts)
         cls, good = self._classes(rows)
@@ -88,8 +87,7 @@ class _Checker:
             if good[first:last].all():
                 is_rewritten = True
                 values = [rows.values[rows.start[r] : rows.start[r] + rows.cols[r]] for r in range(first, last)]
-                changed = functools.partial(report_change, self.report, self.names[file])
-                self.texts[file] = rewritten(values, cls[first:last].tolist(), self.shape, changed)
+                self.texts[file] = rewritten(values, cls[first:last].tolist(), self.shape, self._changed(file))
         if is_rewritten and good.all():
             rows, _ = parse(self.texts, self.names, self.report)
             cls, good = rows.values[rows.start].astype(np.int64), np.ones(len(rows.cols), bool)
@@ -105,14 +103,16 @@ class _Checker:
         kinds, inverse = np.unique(numbers, return_inverse=True)
         cls = np.array([classes.get(int(kind), -1) for kind in kinds], np.int64)[inverse]
         good: NDArray[np.bool_] = whole & (cls >= 0)
-        self._report_rows(rows, ~whole, "class_not_whole", "{n} label rows do not start with a class number")
+        self._report_rows(rows, ~whole, "class_not_whole")
+        low, high = min(classes, default=0), max(classes, default=0)
         self._report_rows(
             rows,
             whole & ~good,
             "class_outside",
-            f"{{n}} label rows have a class number that is not in names:, which has {len(classes)} classes, "
-            f"numbers {min(classes, default=0)} to {max(classes, default=0)}",
-            detail=lambda row: f": class {numbers[row]}",
+            lambda row: f": class {numbers[row]}",
+            classes=len(classes),
+            low=low,
+            high=high,
         )
         return cls, good
 
@@ -129,21 +129,13 @@ class _Checker:
         else:
             good = box | polygon
             rule = "a row is a class and 4 numbers for a box, or 2 for each of 3 or more corners"
-        self._report_rows(
-            rows,
-            ~good,
-            "label_columns",
-            f"{{n}} label rows have the wrong number of columns; {rule}",
-            detail=lambda row: (
-                f": {cols[row]} columns" + (" (is the last one a confidence?)" if cols[row] == 6 else "")
-            ),
-        )
+
+        def columns(row: int) -> str:
+            return f": {cols[row]} columns" + (" (is the last one a confidence?)" if cols[row] == 6 else "")
+
+        self._report_rows(rows, ~good, "label_columns", columns, rule=rule)
         if task in (Task.DETECT, Task.SEGMENT) and box.any() and polygon.any():
-            self.report.warning(
-                "label_mixed",
-                "{n} label rows are polygons among boxes; all were converted to one kind",
-                count=int(np.count_nonzero(polygon)),
-            )
+            self.report.add("label_mixed", count=int(np.count_nonzero(polygon)))
         return good
 
     def _ranges(self, rows: Rows) -> NDArray[np.bool_]:
@@ -153,14 +145,9 @@ class _Checker:
         with np.errstate(invalid="ignore"):
             pixels = finite & (high > PIXELS)
             outside = finite & ~pixels & ((low < -ROUNDING) | (high > 1 + ROUNDING))
-        self._report_rows(rows, ~finite, "label_nan", "{n} label rows contain NaN or infinity")
-        self._report_rows(
-            rows,
-            pixels,
-            "label_pixels",
-            "{n} label rows seem to be in pixels; divide the coordinates by the width and height of the image",
-        )
-        self._report_rows(rows, outside, "label_outside", "{n} label rows have coordinates outside 0…1")
+        self._report_rows(rows, ~finite, "label_nan")
+        self._report_rows(rows, pixels, "label_pixels")
+        self._report_rows(rows, outside, "label_outside")
         good: NDArray[np.bool_] = finite & ~pixels & ~outside
         return good
 
@@ -189,12 +176,19 @@ class _Checker:
             change |= ~box & flat(rows)
         return change | repeated(rows)
 
+    def _changed(self, file: int) -> Callable[[str], None]:
+        return lambda change: self.report.add(f"label_{change}", self.names[file])
+
     def _report_rows(
-        self, rows: Rows, wrong: NDArray[np.bool_], code: str, message: str, detail: Callable[[int], str] | None = None
+        self,
+        rows: Rows,
+        wrong: NDArray[np.bool_],
+        code: str,
+        detail: Callable[[int], str] = lambda _: "",
+        **values: Any,
     ) -> None:
         where = np.flatnonzero(wrong)
-        for row in where[:5]:
-            more = detail(int(row)) if detail else ""
-            self.report.error(code, message, f"{self.names[rows.file[row]]} line {rows.line[row]}{more}")
-        if len(where) > 5:
-            self.report.error(code, message, count=len(where) - 5)
+        for row in where[:MAX_EXAMPLES].tolist():
+            self.report.add(code, f"{self.names[rows.file[row]]} line {rows.line[row]}{detail(row)}", **values)
+        if len(where) > MAX_EXAMPLES:
+            self.report.add(code, count=len(where) - MAX_EXAMPLES, **values)

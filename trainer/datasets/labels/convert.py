@@ -10,21 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.core.dataset import Task
-from trainer.datasets.findings import Report
 
 Row: TypeAlias = NDArray[np.float64]
 
-MESSAGES = {
-    "separators": "label files with commas, semicolons or a byte order mark were read as if they had spaces",
-    "clipped": "label rows reached outside the image by a rounding error and were clipped",
-    "duplicate": "label rows were repeated in their file; one of each was kept",
-    "degenerate": "label rows without width or height were removed",
-    "renumbered": "label rows were renumbered, because names: does not count from 0 without gaps",
-    "box_to_polygon": "boxes were converted to polygons with four corners",
-    "polygon_to_box": "polygons were converted to boxes",
-    "polygon_to_obb": "polygons were converted to oriented boxes",
-    "box_to_obb": "boxes were converted to oriented boxes without rotation",
-}
+CHANGES = (
+    "separators",
+    "clipped",
+    "duplicate",
+    "degenerate",
+    "renumbered",
+    "box_to_polygon",
+    "polygon_to_box",
+    "polygon_to_obb",
+    "box_to_obb",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +52,6 @@ def rewritten(rows: list[Row], classes: list[int], shape: Shape, changed: Callab
         elif line:
             lines[line] = None
     return "".join(f"{line}\n" for line in lines).encode()
-
-
-def report_change(report: Report, name: str, what: str) -> None:
-    """Report that a row of the label file `name` was changed; `what` is a key of MESSAGES."""
-    level = report.warning if what in ("degenerate", "duplicate") else report.note
-    level(f"label_{what}", f"{{n}} {MESSAGES[what]}", name)
 
 
 def _clipped(coords: Row, shape: Shape, changed: Callable[[str], None]) -> Row:

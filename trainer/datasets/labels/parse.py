@@ -114,11 +114,7 @@ def _numeric(text: bytes, name: str, report: Report) -> bytes:
         wrong = [token for token in line.split() if _number(token) is None]
         if wrong:
             lines[place] = b""
-            report.error(
-                "label_text",
-                "{n} label rows contain something that is not a number; a row is a class number and coordinates",
-                f"{name} line {place + 1}: {wrong[0][:30].decode('utf-8', 'replace')}",
-            )
+            report.add("label_text", f"{name} line {place + 1}: {wrong[0][:30].decode('utf-8', 'replace')}")
     return b"\n".join(lines)
 
 

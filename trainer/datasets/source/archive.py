@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NoReturn
 
-from trainer.core.dataset import Finding
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.core.text import shown
+from trainer.datasets.findings import Report
 from trainer.datasets.source.tar_stream import CHUNK, Counted, StrictTarInfo, Xz
 from trainer.datasets.untrusted import Limits, safe_name
 
@@ -96,7 +96,7 @@ class Extraction:
     extracted_bytes: int = 0
     members: int = 0
     spellings: dict[str, str] = field(default_factory=dict)
-    collisions: list[str] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
 
     def fail(self, why: str) -> NoReturn:
         raise DatasetError(f"Archive {shown(self.name)} {why}.")
@@ -144,20 +144,6 @@ class Extraction:
             while stream.read(CHUNK):  # read to the end, where the checksum is compared
                 self.stop.raise_if_set()
 
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        if not self.collisions:
-            return ()
-        return (
-            Finding(
-                level="warning",
-                code="names_differ_only_in_case",
-                message="File names differ only in upper and lower case or in accents; other systems would mix them up.",
-                count=len(self.collisions),
-                examples=tuple(self.collisions[:5]),
-            ),
-        )
-
     def _check_zip(self, info: zipfile.ZipInfo) -> str | None:
         if stat.S_IFMT(info.external_attr >> 16) not in {0, stat.S_IFREG, stat.S_IFDIR}:
             self.fail(f"contains the link or device {shown(info.orig_filename)}; only plain files are allowed")
@@ -184,7 +170,7 @@ class Extraction:
             return None
         other = self.spellings.setdefault(path.casefold(), path)
         if other != path:
-            self.collisions.append(f"{other} and {path}")
+            self.report.add("names_differ_only_in_case", f"{other} and {path}")
         return path
 
     def _write(self, source: IO[bytes], path: str) -> None:

@@ -59,7 +59,7 @@ class ArchiveTrees:
                 on_total=self.cache.make_room,
                 on_bytes=self._growth_checks(tree),
             )
-            write_listing(tree, extracted.findings)
+            write_listing(tree, extracted.report.findings)
             self.cache.put_tree(
                 _tree(identity), tree, extracted.extracted_bytes, is_whole=lambda path: read_tree(path) is not None
             )
