@@ -92,7 +92,7 @@ def test_slow_listener_gets_every_durable_event_in_order(program):
     assert waited[0]  # the process ended although no event was taken
     assert [event.epoch for event in training.of("epoch")] == list(range(1, 501))
     assert training.events[-1].kind == "finished"
-    # besides the tick that the listener took first, only the newest tick of each epoch is left
+    # besides the batch event that the listener took first, only the newest batch event of each epoch is left
     assert {event.batch for event in training.of("batch")[1:]} <= {10}
     assert training.of("batch")[-1].batch == 10
 

@@ -8,7 +8,7 @@ from trainer.core.events import BatchProgress, EpochFinished, Phase, Warned
 from trainer.training.supervisor.event_dispatch import MOST_LINES, EventDispatcher
 
 
-def tick(number):
+def batch_event(number):
     return BatchProgress(phase=Phase.TRAINING, epoch=1, total_epochs=1, batch=number, total_batches=9)
 
 
@@ -40,20 +40,24 @@ def test_events_arrive_in_order_before_lines():
     assert delivered("a line", epoch(1), "another", epoch(2)) == [epoch(1), epoch(2), "a line", "another"]
 
 
-def test_only_newest_waiting_tick_arrives():
-    assert delivered(tick(1), tick(2), epoch(1), tick(3), tick(4)) == [tick(2), epoch(1), tick(4)]
+def test_only_newest_waiting_batch_event_arrives():
+    assert delivered(batch_event(1), batch_event(2), epoch(1), batch_event(3), batch_event(4)) == [
+        batch_event(2),
+        epoch(1),
+        batch_event(4),
+    ]
 
 
-def test_fast_listener_gets_every_tick():
+def test_fast_listener_gets_every_batch_event():
     dispatcher, received = EventDispatcher(), []
     arrived = threading.Semaphore(0)
     dispatcher.start(lambda event: (received.append(event), arrived.release()), str)
     for number in range(3):
-        dispatcher.event(tick(number))
+        dispatcher.event(batch_event(number))
         assert arrived.acquire(timeout=5)
     dispatcher.close()
 
-    assert received == [tick(0), tick(1), tick(2)]
+    assert received == [batch_event(0), batch_event(1), batch_event(2)]
 
 
 def test_no_durable_event_is_dropped():

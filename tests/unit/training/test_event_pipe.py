@@ -11,7 +11,7 @@ from trainer.training.child.event_pipe import EventWriter
 from trainer.training.wire import decode_event
 
 
-def tick(batch):
+def batch_event(batch):
     return BatchProgress(phase=Phase.TRAINING, epoch=1, total_epochs=1, batch=batch, total_batches=10**6)
 
 
@@ -32,7 +32,7 @@ def test_durable_events_arrive_in_order_without_blocking_sender(pipe):
     began = time.monotonic()
     for number in range(2000):
         writer.send(epoch(number))
-        writer.send(tick(number))
+        writer.send(batch_event(number))
     assert time.monotonic() - began < 30
 
     received = []
@@ -45,13 +45,13 @@ def test_durable_events_arrive_in_order_without_blocking_sender(pipe):
     assert len([event for event in received if isinstance(event, BatchProgress)]) < 2000
 
 
-def test_only_newest_waiting_tick_is_written(pipe):
+def test_only_newest_waiting_batch_event_is_written(pipe):
     reader, writing = pipe
     writer = EventWriter(writing, on_broken=pytest.fail)
     for number in range(5000):
         writer.send(epoch(number))  # fills the pipe
     for number in range(1000):
-        writer.send(tick(number))
+        writer.send(batch_event(number))
 
     received = []
     listener = threading.Thread(target=lambda: received.extend(decode_event(line) for line in reader))
@@ -59,7 +59,7 @@ def test_only_newest_waiting_tick_is_written(pipe):
     assert writer.close(10.0)
     os.close(writing)
     listener.join()
-    assert received[-1] == tick(999)
+    assert received[-1] == batch_event(999)
     assert len([event for event in received if isinstance(event, BatchProgress)]) < 10
 
 

@@ -12,7 +12,7 @@ class SimulatedTraining:
     def __init__(self):
         self.now = 100.0
         self.events = []
-        self.asked = 0
+        self.loss_reads = 0
         self.meter = ProgressMeter(self.events.append, clock=lambda: self.now)
 
     def batch(self, seconds, images=8):
@@ -20,7 +20,7 @@ class SimulatedTraining:
         self.meter.batch_done(images, self._losses, lambda: 2048)
 
     def _losses(self):
-        self.asked += 1
+        self.loss_reads += 1
         return {"box_loss": 1.5}
 
     def validate(self, batches, seconds):
@@ -40,7 +40,7 @@ class SimulatedTraining:
     def last(self):
         return self.events[-1]
 
-    def ticks(self):
+    def batch_events(self):
         return [event for event in self.events if isinstance(event, BatchProgress)]
 
 
@@ -49,24 +49,30 @@ def training():
     return SimulatedTraining()
 
 
-def test_ticks_are_limited_to_two_per_second(training):
+def test_batch_events_are_limited_to_two_per_second(training):
     training.meter.epoch_started(1, 1, 1000)
     for _ in range(1000):
         training.batch(0.01)
 
-    assert 18 <= len(training.ticks()) <= 21
-    assert training.asked == len(training.ticks())
+    assert 18 <= len(training.batch_events()) <= 21
+    assert training.loss_reads == len(training.batch_events())
 
 
-def test_tick_has_position_of_training(training):
+def test_batch_event_has_position_of_training(training):
     training.meter.epoch_started(2, 5, 10)
     training.batch(3.0)
     training.batch(1.0)
 
-    tick = training.last
-    assert (tick.phase, tick.epoch, tick.total_epochs, tick.batch, tick.total_batches) == (Phase.TRAINING, 2, 5, 2, 10)
-    assert tick.losses == {"box_loss": 1.5}
-    assert tick.gpu_memory == 2048
+    event = training.last
+    assert (event.phase, event.epoch, event.total_epochs, event.batch, event.total_batches) == (
+        Phase.TRAINING,
+        2,
+        5,
+        2,
+        10,
+    )
+    assert event.losses == {"box_loss": 1.5}
+    assert event.gpu_memory == 2048
 
 
 def test_speed_excludes_first_batch(training):
@@ -108,7 +114,9 @@ def test_eta_decreases_during_validation(training):
         training.batch(1.0)
     training.validate(4, 4.0)
 
-    etas = [tick.eta_seconds for tick in training.ticks() if tick.phase is Phase.VALIDATING and tick.epoch == 2]
+    etas = [
+        event.eta_seconds for event in training.batch_events() if event.phase is Phase.VALIDATING and event.epoch == 2
+    ]
     assert etas == pytest.approx([3.0, 2.0, 1.0, 0.0])
 
 

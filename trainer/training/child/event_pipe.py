@@ -21,7 +21,7 @@ class EventWriter:
         self._fd = fd
         self._on_broken = on_broken  # called when the reader has closed the pipe
         self._waiting: deque[bytes] = deque()
-        self._tick: bytes | None = None
+        self._batch_event: bytes | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._write, name="events", daemon=True)
@@ -33,9 +33,9 @@ class EventWriter:
         with self._changed:
             if is_durable(event):
                 self._waiting.append(line)
-                self._tick = None  # the tick is older than this event
+                self._batch_event = None  # it is older than this event
             else:
-                self._tick = line
+                self._batch_event = line
             self._changed.notify()
 
     def close(self, seconds: float) -> bool:
@@ -57,11 +57,11 @@ class EventWriter:
 
     def _next(self) -> bytes | None:
         with self._changed:
-            while not self._waiting and self._tick is None:
+            while not self._waiting and self._batch_event is None:
                 if self._closing:
                     return None
                 self._changed.wait()
             if self._waiting:
                 return self._waiting.popleft()
-            tick, self._tick = self._tick, None
-            return tick
+            newest, self._batch_event = self._batch_event, None
+            return newest

@@ -41,8 +41,7 @@ class EventDispatcher:
     def event(self, event: Event) -> None:
         """Queue an event."""
         with self._changed:
-            ticks = self._events and isinstance(event, BatchProgress) and isinstance(self._events[-1], BatchProgress)
-            if ticks:
+            if isinstance(event, BatchProgress) and self._events and isinstance(self._events[-1], BatchProgress):
                 self._events.pop()
             self._events.append(event)
             self._changed.notify()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from trainer.core.events import BatchProgress, EpochFinished, Event, Phase, PhaseStarted
 
-TICK_SECONDS = 0.5  # between two batch events, at least
+INTERVAL_SECONDS = 0.5  # between two batch events, at least
 
 
 @dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class ProgressMeter:
         self._clock = clock
         self.phase = Phase.STARTING
         self._phase_started_at: float | None = None  # unknown for STARTING, which the supervisor starts
-        self._last_tick = float("-inf")
+        self._sent_at = float("-inf")
         self.epoch = 0
         self._total_epochs = 0
         self._batches = 0
@@ -87,7 +87,7 @@ class ProgressMeter:
                 pace.add(now - self._mark, count)
         self._started = True
         self._mark = now
-        self._tick(now, self._batch, self._batches, losses, memory)
+        self._send_batch(now, self._batch, self._batches, losses, memory)
 
     def validation_started(self, batches: int) -> None:
         """Start a validation: that of an epoch, or the final one in phase FINALIZING."""
@@ -98,7 +98,7 @@ class ProgressMeter:
     def validation_batch_done(self, memory: Callable[[], int]) -> None:
         """Count a validated batch."""
         self._val_batch += 1
-        self._tick(self._clock(), self._val_batch, self._val_batches, dict, memory)
+        self._send_batch(self._clock(), self._val_batch, self._val_batches, dict, memory)
 
     def epoch_finished(self, total_epochs: int, metrics: Mapping[str, float]) -> None:
         """Send the event of a validated and saved epoch. With a time budget, `total_epochs` may have changed."""
@@ -127,13 +127,13 @@ class ProgressMeter:
         """Speed over all batches of this attempt, without validation."""
         return round(self.trained.count / self.trained.seconds, 2) if self.trained.seconds else None
 
-    def _tick(
+    def _send_batch(
         self, now: float, batch: int, total: int, losses: Callable[[], Mapping[str, float]], memory: Callable[[], int]
     ) -> None:
         """Send a batch event if one is due."""
-        if now - self._last_tick < TICK_SECONDS:
+        if now - self._sent_at < INTERVAL_SECONDS:
             return
-        self._last_tick = now
+        self._sent_at = now
         training = self.phase is Phase.TRAINING and self._images.seconds > 0
         self._send(
             BatchProgress(
