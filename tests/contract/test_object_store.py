@@ -1,26 +1,18 @@
-"""The contract of every object store."""
+"""The contract of every object store: names, content, listings and errors."""
 
 from __future__ import annotations
 
 import json
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from stored_objects import fetch, ref_to
 
-from tests.storage_server import StorageServer
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import BadRequest, MachineFailed, ObjectMissing, Unavailable
-from trainer.core.ports import ObjectStore
+from trainer.core.errors import BadRequest, ObjectMissing, Unavailable
 from trainer.core.results import Artifact, artifacts_in, with_fresh_urls
-from trainer.core.retry import RetryPolicy
-from trainer.core.stop import Stopped, StopReason, StopSignal
-from trainer.remote.storage_api import StorageApi
-from trainer.storage.local import LocalObjectStore
-from trainer.storage.router import StoreRouter
+from trainer.core.stop import StopSignal
 from trainer.storage.supabase import SupabaseObjectStore
 
 MIB = 1024 * 1024
@@ -29,44 +21,6 @@ ODD_NAMES = (
     "lr=0.01.png", "UPPER.jpg", "upper.jpg", "trailing ", "..hidden", "x" * 240 + ".jpg", "a.b/c.d/e",
 )  # fmt: skip
 ODD_FILE_NAMES = ("naïve.jpg", "画像.png", "100%.txt", 'a#b[c]~\\"<d>|$^{e}`\t.jpg', "a=41.jpg", "plain.jpg", "\udcff")
-
-
-@pytest.fixture(params=["local", "supabase", "router"])
-def store(request, tmp_path):
-    if request.param != "supabase":
-        (tmp_path / "buckets" / "data").mkdir(parents=True)
-        local = LocalObjectStore(tmp_path / "buckets")
-        yield local if request.param == "local" else StoreRouter({"local": local}, default="local")
-        return
-    with StorageServer({"data": False}, tus_host="http://storage.internal:5000") as server:
-        api = StorageApi(server.url, "service-key")
-        policy = RetryPolicy(tries=2, first_wait=0.01)
-        store = SupabaseObjectStore(api, notes=tmp_path / "notes", stop=StopSignal(), policy=policy)
-        yield store
-        store.close()
-
-
-@pytest.fixture
-def put(store, tmp_path):
-    """Upload `content` under a key of the bucket `data`."""
-
-    def put(key: str, content: bytes) -> ObjectRef:
-        source = tmp_path / "source"
-        source.write_bytes(content)
-        ref = ObjectRef(bucket="data", key=key)
-        store.upload(source, ref, StopSignal())
-        return ref
-
-    return put
-
-
-def ref_to(key: str) -> ObjectRef:
-    return ObjectRef(bucket="data", key=key)
-
-
-def fetch(store: ObjectStore, ref: ObjectRef, path: Path) -> bytes:
-    store.download(ref, path, StopSignal())
-    return path.read_bytes()
 
 
 @pytest.mark.parametrize("size", [0, 1, 50_000, 6 * MIB, 6 * MIB + 1, 7 * MIB])
@@ -232,100 +186,3 @@ def test_download_rejects_object_that_is_not_as_expected(store, put, tmp_path):
     assert list((tmp_path / "out").glob("*")) == []
     store.download(ref, tmp_path / "out" / "a", StopSignal(), expected=store.stat(ref))
     assert (tmp_path / "out/a").read_bytes() == b"two"
-
-
-def test_stopped_download_leaves_no_file_and_can_be_done_again(store, put, tmp_path):
-    content = os.urandom(20 * MIB)
-    ref = put("big.zip", content)
-    stop = StopSignal()
-    with pytest.raises(Stopped) as stopped:
-        store.download(ref, tmp_path / "big", stop, on_bytes=lambda _: stop.set(StopReason.CANCELED))
-    assert stopped.value.reason is StopReason.CANCELED
-    assert not (tmp_path / "big").exists()
-    assert fetch(store, ref, tmp_path / "big") == content
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".", "big"))] == ["big"]
-
-
-def test_stopped_upload_publishes_nothing_and_can_be_done_again(store, tmp_path):
-    content = os.urandom(20 * MIB)
-    (tmp_path / "best.pt").write_bytes(content)
-    ref, stop = ObjectRef(bucket="data", key="best.pt"), StopSignal()
-    with pytest.raises(Stopped):
-        store.upload(tmp_path / "best.pt", ref, stop, on_bytes=lambda _: stop.set(StopReason.SHUTDOWN))
-    assert list(store.list(ObjectRef(bucket="data", key=""))) == []
-    store.upload(tmp_path / "best.pt", ref, StopSignal())
-    assert fetch(store, ref, tmp_path / "back") == content
-
-
-def test_stop_before_transfer_moves_nothing(store, put, tmp_path):
-    ref, stop = put("a", b"1"), StopSignal()
-    stop.set(StopReason.LOST)
-    with pytest.raises(Stopped):
-        store.download(ref, tmp_path / "out", stop)
-    with pytest.raises(Stopped):
-        store.upload(tmp_path / "source", ObjectRef(bucket="data", key="b"), stop)
-    assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key=""))] == ["a"]
-
-
-def test_finish_request_does_not_stop_transfers(store, put, tmp_path):
-    ref, stop = put("a", b"1"), StopSignal()
-    stop.set(StopReason.FINISH)
-    store.download(ref, tmp_path / "out", stop)
-    assert (tmp_path / "out").read_bytes() == b"1"
-
-
-def test_sixteen_threads_share_one_store(store, tmp_path):
-    def round_trip(n: int) -> bool:
-        content = os.urandom(20_000 + n)
-        source, ref = tmp_path / f"in{n}", ObjectRef(bucket="data", key=f"many/{n}")
-        source.write_bytes(content)
-        store.upload(source, ref, StopSignal())
-        return fetch(store, ref, tmp_path / f"out{n}") == content
-
-    with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(round_trip, range(160)))
-    assert len(list(store.list(ObjectRef(bucket="data", key="many")))) == 160
-
-
-def test_reader_sees_old_or_new_object_but_never_a_mixture(store, put, tmp_path):
-    ref = put("model.pt", b"0" * 300_000)
-    done = threading.Event()
-
-    def write() -> None:
-        for digit in b"123456789":
-            put("model.pt", bytes([digit]) * 300_000)
-        done.set()
-
-    with ThreadPoolExecutor(1) as pool:
-        writer = pool.submit(write)
-        while not done.is_set():
-            try:
-                content = fetch(store, ref, tmp_path / "out")
-            except Unavailable:
-                continue  # replaced during the download: an error, and nothing is published
-            assert len(set(content)) == 1
-            assert len(content) == 300_000
-        writer.result()
-
-
-def test_delete_is_idempotent(store, put):
-    ref = put("set/a", b"1")
-    put("set/b", b"1")
-    store.delete(ref)
-    store.delete(ref)
-    store.delete(ObjectRef(bucket="data", key="set"))
-    assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key=""))] == ["set/b"]
-    with pytest.raises(ObjectMissing):
-        store.stat(ref)
-
-
-def test_missing_source_file_is_machine_failure(store, tmp_path):
-    with pytest.raises(MachineFailed, match=r"gone\.pt"):
-        store.upload(tmp_path / "gone.pt", ObjectRef(bucket="data", key="gone.pt"), StopSignal())
-
-
-def test_unwritable_target_is_machine_failure(store, put, tmp_path):
-    ref = put("a", b"1")
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(MachineFailed, match="file/a"):
-        store.download(ref, tmp_path / "file" / "a", StopSignal())

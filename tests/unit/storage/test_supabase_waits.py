@@ -8,12 +8,12 @@ import time
 import pytest
 
 from tests.unit.storage.files_and_objects import (
-    source_file,
     DOWNLOAD,
     REF,
     fetched,
     fill,
     listed,
+    source_file,
 )
 from trainer.core.errors import Unavailable
 from trainer.core.retry import RetryPolicy
