@@ -13,7 +13,8 @@ from benchmarks.__main__ import NAMES
 from benchmarks.figures import HEADER
 from tests.postgres_server import MissingBinary
 
-pytestmark = [pytest.mark.training, pytest.mark.long]
+# real trainings: on a busy machine a benchmark takes more than the usual 300 s
+pytestmark = [pytest.mark.training, pytest.mark.long, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {"run": 4, "loader": 2, "stored_pixels": 2, "labels": 1, "sync": 3}
@@ -42,7 +43,7 @@ def test_benchmark_measures_each_of_its_figures(name):
 def test_benchmark_of_training_process_measures_each_of_its_figures():
     # in its own process, because it changes the environment for Ultralytics
     command = [sys.executable, "-m", "benchmarks.training", "--tiny"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n| ") + done.stdout.startswith("| ") == 5
