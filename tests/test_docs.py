@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from trainer.core.events import Event, Phase
-from trainer.core.job import TRANSITIONS, Outcome, Status
+from trainer.core.job import TRANSITIONS, Outcome, Status, Verdict
+from trainer.core.ports import Delivery
 from trainer.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -246,6 +247,8 @@ def test_every_event_kind_phase_and_outcome_is_documented():
     assert set(table_rows(section("Event kinds", PAGES["events"]))) == kinds | {"lease_expired", "canceled"}
     assert set(table_rows(section("Phases", PAGES["events"]))) == {phase.value for phase in Phase}
     assert set(table_rows(section("Outcomes", PAGES["events"]))) == outcomes
+    assert set(table_rows(section("Verdicts", PAGES["events"]))) == {verdict.value for verdict in Verdict}
+    assert set(table_rows(section("Deliveries", PAGES["events"]))) == {delivery.value for delivery in Delivery}
 
 
 def test_codes_are_snake_case():

@@ -13,11 +13,11 @@ def test_worker_without_lease_changes_nothing(queue_lab, ending):
     expire(queue_lab, stale.job.id)
     held = claim(queue_lab, "w1")  # the same worker id, which is not a fencing token
     assert (held.job.id, held.job.attempt) == (stale.job.id, 2)
-    before, told = queue_lab.queue.get(stale.job.id), queue_lab.queue.events(stale.job.id)
+    before, stored = queue_lab.queue.get(stale.job.id), queue_lab.queue.events(stale.job.id)
     assert queue_lab.queue.beat(stale, {"progress": {"epoch": 99}}, [checkpoint(99, "stale")]) is Verdict.LOST
     assert queue_lab.queue.finish(stale, ENDINGS[ending], [event()]) is None
     assert queue_lab.queue.get(stale.job.id) == before
-    assert queue_lab.queue.events(stale.job.id) == told
+    assert queue_lab.queue.events(stale.job.id) == stored
     assert queue_lab.queue.beat(held, None, []) is Verdict.OK
 
 

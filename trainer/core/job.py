@@ -122,7 +122,7 @@ class Lease:
 
 
 class Verdict(StrEnum):
-    """The queue's answer to a heartbeat, an outcome or a release."""
+    """The queue's answer to a heartbeat."""
 
     OK = "ok"
     CANCEL = "cancel"  # stop and end the run as canceled

@@ -59,7 +59,7 @@ def test_concurrent_first_opens_create_one_queue(path):
     assert len(SqliteQueue(path).list(limit=100).runs) == 32
 
 
-DIES_IN_A_CALL = """
+KILLED_DURING_A_CALL = """
 import os, signal, sys
 from pathlib import Path
 from trainer.jobs.sqlite_clock import HOST_CLOCK
@@ -74,7 +74,7 @@ with SqliteFile(Path(sys.argv[1]), HOST_CLOCK, 5).writing() as tx:
 def test_killed_process_leaves_no_partial_write_and_no_lock(path):
     queue = SqliteQueue(path, busy_seconds=5)
     run_id = enqueue(queue)
-    victim = python(DIES_IN_A_CALL, path)
+    victim = python(KILLED_DURING_A_CALL, path)
     assert victim.stdout.readline() == "written\n"
     os.kill(victim.pid, signal.SIGKILL)
     victim.communicate(timeout=10)

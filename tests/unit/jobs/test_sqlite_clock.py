@@ -225,7 +225,7 @@ def test_queue_time_never_goes_back_and_runs_at_its_speed_while_run_is_leased(st
 
 # ── several processes whose wall clocks disagree ──
 
-BEATS_THEN_DIES = """
+KILLED_AFTER_HEARTBEATS = """
 import json, sys, time, uuid
 from pathlib import Path
 from trainer.core.ports import Worker
@@ -233,7 +233,7 @@ from trainer.jobs.sqlite import SqliteQueue
 from trainer.jobs.sqlite_clock import HostClock
 wrong = float(sys.argv[2])
 queue = SqliteQueue(Path(sys.argv[1]), clock=HostClock(wall=lambda: time.time() + wrong))
-lease = queue.claim(Worker(id="dies"), str(uuid.uuid4()), 2.0)
+lease = queue.claim(Worker(id="killed"), str(uuid.uuid4()), 2.0)
 for _ in range(10):
     time.sleep(0.1)
     wrong = -wrong
@@ -247,7 +247,7 @@ def test_processes_with_different_wall_clocks_agree_about_lease(tmp_path, wrong)
     path = tmp_path / "queue.db"
     queue = SqliteQueue(path)
     run_id = enqueue(queue)
-    command = [sys.executable, "-c", BEATS_THEN_DIES, str(path), str(wrong)]
+    command = [sys.executable, "-c", KILLED_AFTER_HEARTBEATS, str(path), str(wrong)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         while queue.get(run_id).status != "running":
             time.sleep(0.02)

@@ -128,11 +128,11 @@ def test_signed_url_needs_no_key_and_is_good_for_one_object_and_time(server, cli
         server.put("data", key, b"1")
     good = client.post("/object/sign/data/a", json={"expiresIn": 60}).json()["signedURL"]
     late = client.post("/object/sign/data/a", json={"expiresIn": -1}).json()["signedURL"]
-    with httpx.Client(base_url=f"{server.url}/storage/v1") as stranger:
-        assert stranger.get(good).content == b"1"
-        assert stranger.get(late).json()["error"] == "InvalidJWT"
-        assert stranger.get(good[:-2]).json()["error"] == "InvalidJWT"
-        assert stranger.get(good.replace("/data/a", "/data/b")).json()["error"] == "InvalidSignature"
+    with httpx.Client(base_url=f"{server.url}/storage/v1") as anonymous:
+        assert anonymous.get(good).content == b"1"
+        assert anonymous.get(late).json()["error"] == "InvalidJWT"
+        assert anonymous.get(good[:-2]).json()["error"] == "InvalidJWT"
+        assert anonymous.get(good.replace("/data/a", "/data/b")).json()["error"] == "InvalidSignature"
 
 
 def begin(client, length: int, **headers: str) -> httpx.Response:

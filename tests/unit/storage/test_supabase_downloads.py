@@ -27,9 +27,9 @@ def test_download_recovers_from_one_fault(server, store, tmp_path, kind, size):
     content = os.urandom(size)
     server.put(REF.bucket, REF.key, content)
     server.fault(kind, on=DOWNLOAD, after=size // 2)
-    told: list[int] = []
-    assert fetched(store, tmp_path, expected=store.stat(REF), on_bytes=told.append) == content
-    assert sum(told) == size
+    reported: list[int] = []
+    assert fetched(store, tmp_path, expected=store.stat(REF), on_bytes=reported.append) == content
+    assert sum(reported) == size
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "truncate", "portal", "status", "etag"])
@@ -61,11 +61,11 @@ def test_download_with_progress_survives_any_number_of_interruptions(server, sto
 def test_large_download_is_resumed_by_another_process(server, make_store, tmp_path):
     content = os.urandom(20 * MIB)
     server.put(REF.bucket, REF.key, content)
-    stop, told = StopSignal(), []
+    stop, reported = StopSignal(), []
 
     def on_bytes(moved: int) -> None:
-        told.append(moved)
-        if sum(told) > 12 * MIB:
+        reported.append(moved)
+        if sum(reported) > 12 * MIB:
             stop.set(StopReason.SHUTDOWN)
 
     with pytest.raises(Stopped):
@@ -74,10 +74,10 @@ def test_large_download_is_resumed_by_another_process(server, make_store, tmp_pa
     kept = (tmp_path / "out/best.pt.part").stat().st_size
     assert kept > 12 * MIB
     before = server.settled()
-    told = []
-    assert fetched(make_store(), tmp_path, on_bytes=told.append) == content
+    reported = []
+    assert fetched(make_store(), tmp_path, on_bytes=reported.append) == content
     assert server.sent - before == len(content) - kept
-    assert sum(told) == len(content)
+    assert sum(reported) == len(content)
 
 
 def test_complete_but_unpublished_download_is_published(server, store, tmp_path):

@@ -24,10 +24,10 @@ from trainer.core.stop import Stopped, StopReason, StopSignal
 def test_small_upload_recovers_from_one_fault(server, store, tmp_path, kind, on):
     path, content = source_file(tmp_path, 3 * MIB)
     server.fault(kind, on=on, after=MIB)
-    told: list[int] = []
-    assert store.upload(path, REF, StopSignal(), on_bytes=told.append).bytes == len(content)
+    reported: list[int] = []
+    assert store.upload(path, REF, StopSignal(), on_bytes=reported.append).bytes == len(content)
     assert server.get("data", REF.key) == content
-    assert sum(told) == len(content)
+    assert sum(reported) == len(content)
 
 
 @pytest.mark.parametrize(("kind", "on", "again"), [
@@ -37,21 +37,21 @@ def test_small_upload_recovers_from_one_fault(server, store, tmp_path, kind, on)
 def test_large_upload_sends_at_most_one_chunk_again(server, store, tmp_path, kind, on, again):
     path, content = source_file(tmp_path, 20 * MIB)
     server.fault(kind, on=on, after=2 * MIB)
-    told: list[int] = []
-    store.upload(path, REF, StopSignal(), on_bytes=told.append)
+    reported: list[int] = []
+    store.upload(path, REF, StopSignal(), on_bytes=reported.append)
     assert server.get("data", REF.key) == content
-    assert sum(told) == len(content)
+    assert sum(reported) == len(content)
     assert server.received <= len(content) + again
     assert list((tmp_path / "notes").iterdir()) == []
 
 
 def test_large_upload_is_resumed_by_another_process(server, make_store, tmp_path):
     path, content = source_file(tmp_path, 30 * MIB)
-    stop, told = StopSignal(), []
+    stop, reported = StopSignal(), []
 
     def on_bytes(moved: int) -> None:
-        told.append(moved)
-        if sum(told) > 20 * MIB:
+        reported.append(moved)
+        if sum(reported) > 20 * MIB:
             stop.set(StopReason.SHUTDOWN)
 
     with pytest.raises(Stopped):
@@ -79,11 +79,11 @@ def test_large_upload_of_killed_process_is_resumed(server, store, tmp_path):
 
 def test_upload_with_lost_last_response_is_not_repeated(server, store, tmp_path):
     path, content = source_file(tmp_path, 13 * MIB)
-    told: list[int] = []
+    reported: list[int] = []
 
     def on_bytes(moved: int) -> None:
-        told.append(moved)
-        if sum(told) == 2 * CHUNK:
+        reported.append(moved)
+        if sum(reported) == 2 * CHUNK:
             server.fault("lost", on="PATCH")  # the next chunk, which is the last one
 
     store.upload(path, REF, StopSignal(), on_bytes=on_bytes)
