@@ -17,7 +17,7 @@ STAND_IN = [sys.executable, str(ROOT / "tests" / "acceptance" / "stand_in_servic
 class Service:
     """`home` is TRAINER_HOME. The other settings are environment variables.
 
-    `behavior` are the stand-in's knobs; None trains for real.
+    `behavior` are the stand-in's options; None trains for real.
     """
 
     def __init__(self, home: Path, behavior=None, **settings):
@@ -46,8 +46,8 @@ class Service:
         } | {name: str(value) for name, value in settings.items()}
         self.process = None
 
-    def behave(self, **knobs):
-        (self.home / "behavior.json").write_text(json.dumps(knobs))
+    def behave(self, **options):
+        (self.home / "behavior.json").write_text(json.dumps(options))
 
     def start(self):
         with self.log.open("ab") as log:

@@ -1,6 +1,6 @@
 """trainer_service.py with a fast stand-in (tests/process/programs/trains_quickly.py) in the training process's place.
 
-The stand-in's knobs are in TRAINER_HOME/behavior.json, read for each training. STAND_IN names another program,
+The stand-in's options are in TRAINER_HOME/behavior.json, read for each training. STAND_IN names another program,
 PRETENDED_GPUS is how many GPUs of 24 GiB the driver shows, SWEEP_SECONDS how often the housekeeping is done.
 """
 

@@ -63,7 +63,9 @@ def test_cancel_stops_training_and_service_continues(home, data):
 
 
 def test_training_that_ignores_cancel_is_killed(home, data):
-    with running(home, {"seconds_per_epoch": 0.5, "deaf": True, "immortal": True}, CANCEL_GRACE=1) as service:
+    with running(
+        home, {"seconds_per_epoch": 0.5, "ignores_stop": True, "ignores_signals": True}, CANCEL_GRACE=1
+    ) as service:
         run_id = service.enqueue(data, epochs=100)
         service.wait_until(run_id, lambda row: ((row["results"] or {}).get("metrics") or {}).get("epoch", 0) >= 1)
         service.run("cancel", run_id)

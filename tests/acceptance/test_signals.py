@@ -35,7 +35,9 @@ def test_signal_requeues_run_and_exits_0(home, data, number):
 
 @pytest.mark.long
 def test_second_signal_exits_at_once_and_run_resumes_later(home, data):
-    with running(home, {"seconds_per_epoch": 0.5, "deaf": True, "immortal": True}, CANCEL_GRACE=20) as service:
+    with running(
+        home, {"seconds_per_epoch": 0.5, "ignores_stop": True, "ignores_signals": True}, CANCEL_GRACE=20
+    ) as service:
         run_id = service.enqueue(data, epochs=8)
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
         children = service.children()

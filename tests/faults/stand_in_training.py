@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "process" / "programs"))
 
-from trains_quickly import Asked, Quick
+from trains_quickly import Quick, StopRequested
 
 RUN_ID = slice(len("train_"), len("train_") + 36)
 
@@ -23,14 +23,14 @@ class StandIn(Quick):
         return behavior | behavior.get("runs", {}).get(Path(order["run_dir"]).name[RUN_ID], {})
 
     def train_epoch(self, epoch):
-        self.memory = b"." * (self.knob("memory_mib", 0) << 20)
+        self.memory = b"." * (self.option("memory_mib", 0) << 20)
         super().train_epoch(epoch)
 
     def pause(self, seconds):
         try:
             super().pause(seconds)
-        except Asked:
-            time.sleep(self.knob("seconds_to_stop", 0))
+        except StopRequested:
+            time.sleep(self.option("seconds_to_stop", 0))
             raise
 
 

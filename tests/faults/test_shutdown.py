@@ -100,7 +100,7 @@ def test_upload_is_finished_within_drain_time(cloud, host, record_property, grac
 
 def test_second_sigterm_exits_at_once_without_loss(cloud, host, record_property):
     """F13 (I6 I9 I10): the service exits without waiting. The run resumes from its last checkpoint."""
-    a = host("a", SLOW | {"deaf": True, "immortal": True}, CANCEL_GRACE=20)
+    a = host("a", SLOW | {"ignores_stop": True, "ignores_signals": True}, CANCEL_GRACE=20)
     run_id = cloud.enqueue(epochs=10)
     cloud.wait_epoch(run_id, 3)
     processes = a.children()

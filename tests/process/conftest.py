@@ -60,8 +60,8 @@ class Trained:
         self.lines = []
         self.changed = threading.Condition()
 
-    def behave(self, **knobs):
-        (self.root / "behavior.json").write_text(json.dumps(knobs))
+    def behave(self, **options):
+        (self.root / "behavior.json").write_text(json.dumps(options))
         return self
 
     def order(self, epochs=3, resume=None, last_reported_epoch=0, devices=(), names=("disc",), run_dir=None):

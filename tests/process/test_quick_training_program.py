@@ -75,7 +75,7 @@ def test_resumes_from_checkpoint(program):
 
 
 @pytest.mark.parametrize(
-    ("knobs", "error", "words"),
+    ("options", "error", "words"),
     [
         ({"at_epoch": 0, "exit": 5}, MachineFailed, "starting.*exit code 5"),
         ({"at_epoch": 2, "signal": int(signal.SIGKILL)}, MachineFailed, "SIGKILL"),
@@ -90,9 +90,9 @@ def test_resumes_from_checkpoint(program):
         ),
     ],
 )
-def test_requested_failure_happens(program, knobs, error, words):
+def test_requested_failure_happens(program, options, error, words):
     with pytest.raises(error, match=words):
-        program("trains_quickly").behave(**knobs).train()
+        program("trains_quickly").behave(**options).train()
 
 
 def test_hangs_on_request(program):
@@ -104,7 +104,9 @@ def test_hangs_on_request(program):
 
 def test_ignored_signals_need_sigkill(program, monkeypatch):
     monkeypatch.setattr("trainer.training.supervisor.training_watch._TERM_SECONDS", 0.2)
-    training = program("trains_quickly", grace=0.2).behave(immortal=True, deaf=True, seconds_per_epoch=30)
+    training = program("trains_quickly", grace=0.2).behave(
+        ignores_signals=True, ignores_stop=True, seconds_per_epoch=30
+    )
     training.when(lambda t: t.of("phase"), lambda: training.stop.set(StopReason.CANCELED))
     began = time.monotonic()
 
@@ -115,8 +117,8 @@ def test_ignored_signals_need_sigkill(program, monkeypatch):
 
 
 def test_behavior_is_read_from_given_file(program, tmp_path):
-    (tmp_path / "knobs.json").write_text('{"warnings": ["from the file"], "report": {"mAP": 0.9}}')
-    training = program("trains_quickly", "--behavior", str(tmp_path / "knobs.json")).behave(warnings=["not this"])
+    (tmp_path / "options.json").write_text('{"warnings": ["from the file"], "report": {"mAP": 0.9}}')
+    training = program("trains_quickly", "--behavior", str(tmp_path / "options.json")).behave(warnings=["not this"])
 
     assert training.train().report["mAP"] == 0.9
     assert [event.message for event in training.of("warning")] == ["from the file"]

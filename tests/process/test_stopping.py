@@ -43,7 +43,7 @@ def test_slow_stop_within_grace_is_not_killed(program):
 
 
 def test_ignored_stop_request_is_followed_by_sigterm(program):
-    training = program("trains_quickly", grace=0.3).behave(deaf=True, seconds_per_epoch=30)
+    training = program("trains_quickly", grace=0.3).behave(ignores_stop=True, seconds_per_epoch=30)
 
     assert 0.25 < stop_with(training, StopReason.CANCELED) < 5
 
@@ -86,7 +86,7 @@ def test_lost_lease_after_stop_request_kills_at_once(program):
 
 
 def test_cancel_shortens_time_limit_of_shutdown(program):
-    training = program("trains_quickly", grace=0.3, shutdown=60).behave(deaf=True, seconds_per_epoch=30)
+    training = program("trains_quickly", grace=0.3, shutdown=60).behave(ignores_stop=True, seconds_per_epoch=30)
     asked = []
 
     def ask():
@@ -102,7 +102,7 @@ def test_cancel_shortens_time_limit_of_shutdown(program):
 
 
 def test_stronger_stop_gets_no_second_grace(program):
-    training = program("trains_quickly", grace=4).behave(deaf=True, seconds_per_epoch=60)
+    training = program("trains_quickly", grace=4).behave(ignores_stop=True, seconds_per_epoch=60)
     asked = []
 
     def ask():

@@ -23,8 +23,8 @@ other options come from a JSON object in `behavior.json` in the dataset's root, 
     signal              none    number of the signal that it sends to itself
     print               none    text printed before the failure
     hang                false   sends no event and obeys no request from here on; SIGTERM still works
-    deaf                false   ignores stop requests for the whole run
-    immortal            false   ignores SIGTERM and SIGINT for the whole run
+    ignores_stop        false   ignores stop requests for the whole run
+    ignores_signals     false   ignores SIGTERM and SIGINT for the whole run
     only_fresh          false   the failure happens only in a training that does not resume
     report              {}      merged into the final report
 """
@@ -44,7 +44,7 @@ from pathlib import Path
 WEIGHTS = b"not really weights: "
 
 
-class Asked(Exception):
+class StopRequested(Exception):
     """A stop request arrived."""
 
 
@@ -63,14 +63,14 @@ class Quick:
         self.first_epoch = 1
         if self.order["resume"]:
             self.first_epoch = json.loads(Path(self.order["resume"]).read_bytes().partition(b"\n")[0])["epoch"] + 1
-        if self.knob("immortal", False):
+        if self.option("ignores_signals", False):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.trouble(0)
-        time.sleep(self.knob("seconds_to_start", 0))
+        self.fail_if_due(0)
+        time.sleep(self.option("seconds_to_start", 0))
         try:
             self.train()
-        except Asked:
+        except StopRequested:
             self.send(kind="stopped")
 
     def listen(self):
@@ -80,7 +80,7 @@ class Quick:
                 self.behavior = self.read_behavior(command)
                 self.order = command
                 self.ordered.set()
-            elif not self.knob("deaf", False):
+            elif not self.option("ignores_stop", False):
                 self.reason = command["reason"]
         os._exit(0)  # the supervisor has ended
 
@@ -88,16 +88,18 @@ class Quick:
         path = Path(self.behavior_file or Path(order["dataset"]["root"]) / "behavior.json")
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def knob(self, name, default):
+    def option(self, name, default):
         return self.behavior.get(name, default)
 
     def train(self):
         (self.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         (self.run_dir / "args.yaml").write_text(f"epochs: {self.epochs}\n")
         for epoch in range(self.order["last_reported_epoch"] + 1, self.first_epoch):
-            self.tell(epoch)  # its reader died before it was reported; a real training reports it first, too
+            self.report_epoch(
+                epoch
+            )  # the last attempt ended before it was reported; a real training also reports it first
         self.send(kind="phase", phase="loading", seconds=None)
-        for message in self.knob("warnings", []):
+        for message in self.option("warnings", []):
             self.send(kind="warning", code="test", message=message)
         self.send(kind="phase", phase="scanning", seconds=0.0)
         self.send(kind="phase", phase="training", seconds=0.0)
@@ -111,12 +113,12 @@ class Quick:
             if self.reason == "finish":
                 break
         self.send(kind="phase", phase="finalizing", seconds=0.0)
-        self.trouble("finalizing")
-        self.pause(self.knob("seconds_to_finish", 0))
+        self.fail_if_due("finalizing")
+        self.pause(self.option("seconds_to_finish", 0))
         self.finish(done)
 
     def train_epoch(self, epoch):
-        batches, seconds = self.knob("batches", 2), self.knob("seconds_per_epoch", 0.02)
+        batches, seconds = self.option("batches", 2), self.option("seconds_per_epoch", 0.02)
         loss, _ = numbers(epoch)
         for batch in range(1, batches + 1):
             self.pause(seconds / batches)
@@ -133,20 +135,20 @@ class Quick:
                 eta_seconds=(self.epochs - epoch + 1) * seconds,
             )
             if batch == 1:
-                self.trouble(epoch)
-        for number in range(self.knob("lines", 1)):
+                self.fail_if_due(epoch)
+        for number in range(self.option("lines", 1)):
             print(f"epoch {epoch}/{self.epochs} line {number}: box_loss {loss:.3f}", flush=True)
         self.write_row(epoch)
         self.save_checkpoint(epoch)
-        self.tell(epoch)
+        self.report_epoch(epoch)
 
     def write_row(self, epoch):
         loss, quality = numbers(epoch)
         with (self.run_dir / "results.csv").open("a") as results:
-            results.write(f"{epoch},{epoch * self.knob('seconds_per_epoch', 0.02)},{loss},{quality}\n")
+            results.write(f"{epoch},{epoch * self.option('seconds_per_epoch', 0.02)},{loss},{quality}\n")
 
-    def tell(self, epoch):
-        seconds, (loss, quality) = self.knob("seconds_per_epoch", 0.02), numbers(epoch)
+    def report_epoch(self, epoch):
+        seconds, (loss, quality) = self.option("seconds_per_epoch", 0.02), numbers(epoch)
         metrics = {"train/box_loss": loss, "metrics/precision(B)": quality, "metrics/recall(B)": quality}
         metrics |= {"metrics/mAP50(B)": quality, "metrics/mAP50-95(B)": quality / 2, "lr/pg0": 0.01}
         self.send(
@@ -160,7 +162,7 @@ class Quick:
 
     def save_checkpoint(self, epoch):
         content = json.dumps({"epoch": epoch}).encode() + b"\n"
-        content = content.ljust(self.knob("checkpoint_bytes", 2000), b".")
+        content = content.ljust(self.option("checkpoint_bytes", 2000), b".")
         folder = self.run_dir / "checkpoints"
         folder.mkdir(exist_ok=True)
         path = folder / f"epoch-{epoch:05d}.pt"
@@ -179,24 +181,24 @@ class Quick:
         quality = round(done / (done + 1), 4)
         report = {"mAP": quality / 2, "precision": quality, "recall": quality, "epochs_completed": done}
         report["metrics"] = {"metrics/mAP50(B)": quality, "metrics/mAP50-95(B)": quality / 2}
-        report |= self.knob("report", {})
+        report |= self.option("report", {})
         self.send(
             kind="finished", best=described(weights / "best.pt"), last=described(weights / "last.pt"), report=report
         )
 
-    def trouble(self, where):
-        if self.knob("at_epoch", None) != where or (self.knob("only_fresh", False) and self.order["resume"]):
+    def fail_if_due(self, where):
+        if self.option("at_epoch", None) != where or (self.option("only_fresh", False) and self.order["resume"]):
             return
-        if text := self.knob("print", None):
+        if text := self.option("print", None):
             print(text, flush=True)
-        if crash := self.knob("crash", None):
+        if crash := self.option("crash", None):
             self.send(kind="crashed", traceback="", phase="training", **crash)
             sys.exit(1)
-        if number := self.knob("signal", None):
+        if number := self.option("signal", None):
             os.kill(os.getpid(), number)
-        if self.knob("hang", False):
+        if self.option("hang", False):
             time.sleep(3600)
-        if (code := self.knob("exit", None)) is not None:
+        if (code := self.option("exit", None)) is not None:
             os._exit(code)
 
     def pause(self, seconds):
@@ -205,7 +207,7 @@ class Quick:
         while self.reason in (None, "finish") and time.monotonic() < deadline:
             time.sleep(min(0.01, max(0.0, deadline - time.monotonic())))
         if self.reason in ("canceled", "shutdown"):
-            raise Asked
+            raise StopRequested
 
     def send(self, **event):
         os.write(self.events_fd, json.dumps(event).encode() + b"\n")
