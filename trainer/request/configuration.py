@@ -15,7 +15,7 @@ from trainer.request.split import SPLIT_RULE, Split, split_fields
 from trainer.request.train_arguments import TrainArguments
 
 _MOST_SOURCES = 64
-_MOST_GPUS = 64  # that a row can name; a text of millions of commas is not read to its end
+_MOST_GPUS = 64  # that a row can name; also limits how much of a long text is read
 _TASK_PREFIXES = {
     "det": Task.DETECT, "seg": Task.SEGMENT, "cls": Task.CLASSIFY, "class": Task.CLASSIFY, "pose": Task.POSE,
     "keypoint": Task.POSE, "obb": Task.OBB, "orient": Task.OBB,

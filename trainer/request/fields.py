@@ -1,6 +1,6 @@
 """The kinds of values that a setting can have: a pydantic type, what it tolerates, and its rule in words.
 
-A marker in `Annotated` first makes a value uniform ("16" and 16.0 become 16), then the annotated type checks it.
+A marker in `Annotated` first normalizes a value ("16" and 16.0 become 16), then the annotated type checks it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def setting(default: object, description: str, *aliases: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """What a value must be, in words, and how it is made uniform; `uniform` raises ValueError for what it cannot read."""
+    """What a value must be, in words, and how it is normalized; `normalize` raises ValueError for a value that it cannot read."""
 
     text: str
-    uniform: Callable[[Any], object] = lambda value: value
-    kind: CoreSchema | None = None  # checks the uniform value; None: the annotated type does
+    normalize: Callable[[Any], object] = lambda value: value
+    kind: CoreSchema | None = None  # checks the normalized value; None: the annotated type does
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.uniform, self.kind or handler(source))
+        return core_schema.no_info_before_validator_function(self.normalize, self.kind or handler(source))
 
 
 def rule_of(field: FieldInfo) -> str:
@@ -43,7 +43,7 @@ def rule_of(field: FieldInfo) -> str:
     return next((mark.text for mark in field.metadata if isinstance(mark, Rule)), "anything")
 
 
-# ── making values uniform ──
+# ── normalizing values ──
 
 
 def number(value: object) -> int | float:
@@ -77,7 +77,7 @@ def word(value: object) -> str:
 
 
 def numbers(value: object) -> object:
-    """Return a number, or a list with its numbers made uniform."""
+    """Return a number, or a list with its numbers normalized."""
     if not isinstance(value, list | tuple):
         return number(value)
     if len(value) > _MOST_ITEMS:
@@ -92,10 +92,10 @@ def _is_number(item: object) -> bool:
 
 
 def _flag_or(*words: str) -> Callable[[object], bool | str]:
-    def uniform(value: object) -> bool | str:
+    def normalize(value: object) -> bool | str:
         return word(value) if isinstance(value, str) and word(value) in words else flag(value)
 
-    return uniform
+    return normalize
 
 
 def _batch(value: object) -> int | float:
@@ -130,9 +130,9 @@ def whole(low: int, high: int) -> Rule:
     return Rule(f"a whole number from {low} to {high}", number, kind)
 
 
-def between(low: float, high: float, uniform: Callable[[object], float] = number) -> Rule:
+def between(low: float, high: float, normalize: Callable[[object], float] = number) -> Rule:
     """Return the rule of a finite number in [low, high]."""
-    return Rule(f"a number from {low:g} to {high:g}", uniform, core_schema.float_schema(ge=low, le=high))
+    return Rule(f"a number from {low:g} to {high:g}", normalize, core_schema.float_schema(ge=low, le=high))
 
 
 def above_zero(high: float) -> Rule:
@@ -141,7 +141,7 @@ def above_zero(high: float) -> Rule:
 
 
 def one_of(*names: str) -> Rule:
-    """Return the rule of one of some names, in any case."""
+    """Return the rule of a choice among names, in any case."""
     by_word = {name.lower(): name for name in names}
     kind = core_schema.literal_schema(list(names))
     return Rule(f"one of {', '.join(names)}", lambda value: by_word.get(word(value), ""), kind)

@@ -104,7 +104,7 @@ def _work_ahead(datasets: Sequence[Any], number: int, processes: int) -> None:
 
 
 def _has_work(datasets: Sequence[Any]) -> bool:
-    """Return whether an image of known size is left to resize."""
+    """Return whether an image of known size is not resized yet."""
     return any(
         "shape" in label and _is_large(dataset, i) and not _is_stored(dataset, i)
         for dataset in datasets

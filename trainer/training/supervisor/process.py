@@ -29,7 +29,7 @@ class ChildTrainer:
     `environment` is the supervisor's; only harmless variables of it reach the training process. `home` holds private
     folders and caches of training processes. `weights` is where Ultralytics finds the weights that it needs itself.
     With `warm_start`, a prestarted process has imported everything and waits for the next order: see `warm`.
-    `fast_loader_bytes` is the most that a run may store of decoded images (0: none).
+    `fast_loader_bytes` is the maximum size of the decoded images that a run may store (0: none).
     """
 
     def __init__(

@@ -114,7 +114,7 @@ def _watch_second(lifeline: int, second: int) -> None:
         if ended in readable:
             return
         if not os.read(lifeline, 1):
-            # the second subreaper ends the tree, then itself, so one subreaper exists until the end; it may be stopped, though
+            # the second subreaper ends the tree, then itself, so one subreaper exists until the end; it may be suspended
             select.select([ended], [], [], _SECOND_SECONDS)
             return
         kill_each(descendants(os.getpid()), signal.SIGTERM)  # the second subreaper ignores it
