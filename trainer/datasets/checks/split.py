@@ -68,7 +68,10 @@ def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, st
         raise DatasetError(
             f"A dataset of {len(strata)} images cannot be split; train and val need at least one image each."
         )
-    ordered = sorted(strata, key=lambda name: (strata[name], _draw(name, request.seed)))
+    drawn = {
+        name: hashlib.sha256(f"{request.seed}\0{name}".encode("utf-8", "surrogateescape")).digest() for name in strata
+    }
+    ordered = sorted(strata, key=lambda name: (strata[name], drawn[name]))
     held = 1.0 - request.train_ratio
     test = min(request.test_ratio, held)
     quotas = {"val": held - test, "test": test, "train": request.train_ratio}
@@ -107,7 +110,3 @@ def _at_least_one(result: dict[str, str], ordered: Sequence[str], given: dict[st
             name = next(name for name in ordered if result[name] == largest)
             result[name] = split
             given[split], given[largest] = 1, given[largest] - 1
-
-
-def _draw(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogateescape")).digest()

@@ -119,11 +119,9 @@ def keypoints(documents: Sequence[Object], report: Report) -> tuple[tuple[int, i
 
 
 def _mirrored(name: str) -> str:
-    for left, right in (("left", "right"), ("Left", "Right")):
-        if left in name:
-            return name.replace(left, right)
-        if right in name:
-            return name.replace(right, left)
+    for word, other in (("left", "right"), ("right", "left"), ("Left", "Right"), ("Right", "Left")):
+        if word in name:
+            return name.replace(word, other)
     return name
 
 
@@ -132,7 +130,9 @@ def split_request(document: Object) -> SplitRequest:
     if not isinstance(config, dict):
         return DEFAULT_SPLIT
     splits = config.get("splits")
-    assigned = {str(key): _split_name(value) for key, value in splits.items()} if isinstance(splits, dict) else {}
+    split_of = {word: split for split in SPLITS for word in SPLIT_WORDS[split]}
+    words = splits.items() if isinstance(splits, dict) else ()
+    assigned = {str(key): split_of.get(str(word).lower(), "train") for key, word in words}
     ratio = config.get("default_ratio", config.get("ratio"))
     train = ratio[0] if isinstance(ratio, list) and ratio else config.get("train_ratio", DEFAULT_SPLIT.train_ratio)
     test = ratio[2] if isinstance(ratio, list) and len(ratio) > 2 else config.get("test_ratio", 0.0)
@@ -141,9 +141,3 @@ def split_request(document: Object) -> SplitRequest:
     if not numbers or not 0 < train < 1 or not 0 <= test < 1 - train + 1e-9:
         raise DatasetError("split_config must have shares between 0 and 1, for example default_ratio [0.8, 0.2].")
     return SplitRequest(train_ratio=float(train), test_ratio=float(test), seed=seed, assigned=assigned)
-
-
-def _split_name(value: Any) -> str:
-    """Return the split for a word in `split_config`; train for an unknown word."""
-    text = str(value).lower()
-    return next((split for split in SPLITS if text in SPLIT_WORDS[split]), "train")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ def row_of(
     """Return the numbers of a YOLO row after the class, or None (and report it) when the annotation has no shape."""
     polygon = _polygon(annotation.get("segmentation"), picture, report)
     if task in (Task.SEGMENT, Task.OBB) and polygon:
-        return _shares(_inside(polygon, picture), picture)
+        points = _inside(polygon, picture)
+        return [share for x, y in points for share in (x / picture.width, y / picture.height)]
     box = _box(annotation.get("bbox"), polygon)
     if box is None:
         report.add("coco_shape", picture.name)
@@ -82,14 +83,11 @@ def _polygon(value: Any, picture: Picture, report: Report) -> Points | None:
         parts = _mask_outlines(value, picture, report)
     elif isinstance(value, list):
         flat = [value] if value and not isinstance(value[0], list) else value
-        parts = [_pairs(numbers) for part in flat if (numbers := _numbers(part)) and len(numbers) >= 6]
+        lists = [numbers for part in flat if (numbers := _numbers(part)) and len(numbers) >= 6]
+        parts = [list(zip(numbers[0::2], numbers[1::2], strict=False)) for numbers in lists]
     else:
         return None
     return _joined(parts) if parts else None
-
-
-def _pairs(numbers: Sequence[float]) -> Points:
-    return list(zip(numbers[0::2], numbers[1::2], strict=False))
 
 
 def _joined(parts: list[Points]) -> Points:
@@ -169,7 +167,3 @@ def _keypoint_row(value: Any, count: int, picture: Picture, report: Report) -> l
 
 def _inside(points: Iterable[tuple[float, float]], picture: Picture) -> Points:
     return [(min(max(x, 0.0), float(picture.width)), min(max(y, 0.0), float(picture.height))) for x, y in points]
-
-
-def _shares(points: Points, picture: Picture) -> list[float]:
-    return [share for x, y in points for share in (x / picture.width, y / picture.height)]

@@ -66,28 +66,22 @@ def _clipped(coords: Row, shape: Shape, changed: Callable[[str], None]) -> Row:
 
 def _fitted(coords: Row, shape: Shape, changed: Callable[[str], None]) -> Row | None:
     """Return the coordinates in the shape of the task, or None for a row without width or height."""
-    box = len(coords) == 4 or shape.task is Task.POSE
-    if _extent(coords, box=box) <= 0:
+    is_box = len(coords) == 4 or shape.task is Task.POSE
+    box = coords if is_box else _to_box(coords)
+    if min(box[2:4]) <= 0:
         changed("degenerate")
         return None
-    if shape.task is Task.POSE or box is (shape.task is Task.DETECT):
+    if shape.task is Task.POSE or is_box is (shape.task is Task.DETECT):
         return _four_corners(coords, changed) if shape.task is Task.OBB else coords
     if shape.task is Task.DETECT:
         changed("polygon_to_box")
-        return _to_box(coords)
+        return box
     changed("box_to_polygon" if shape.task is Task.SEGMENT else "box_to_obb")
     return _to_corners(coords)
 
 
-def _extent(coords: Row, *, box: bool) -> float:
-    """Return the smaller of width and height."""
-    if box:
-        return float(min(coords[2], coords[3]))
-    return float(min(coords[0::2].max() - coords[0::2].min(), coords[1::2].max() - coords[1::2].min()))
-
-
 def _to_box(corners: Row) -> Row:
-    left, top, right, bottom = (corners[0::2].min(), corners[1::2].min(), corners[0::2].max(), corners[1::2].max())
+    (left, top), (right, bottom) = corners.reshape(-1, 2).min(axis=0), corners.reshape(-1, 2).max(axis=0)
     return np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top])
 
 
