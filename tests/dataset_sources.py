@@ -1,0 +1,63 @@
+"""A small dataset in a store that counts downloads, for tests of fetching."""
+
+import zipfile
+
+from trainer.storage.local import LocalObjectStore
+
+YAML = "path: .\ntrain: images/train\nval: images/val\nnames: [a]\n"
+
+
+DATASET = {
+    "data.yaml": YAML.encode(),
+    "images/train/1.jpg": b"one",
+    "images/train/2.jpg": b"two!",
+    "images/val/3.png": b"three",
+    "labels/train/1.txt": b"0 .5 .5 .1 .1\n",
+    "labels/train/2.txt": b"",
+    "labels/val/3.txt": b"0 .5 .5 .1 .1\n",
+}
+
+
+class WatchedStore(LocalObjectStore):
+    """A local store that counts downloads and calls a hook of the test during a download."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.root = root
+        self.downloads = []
+        self.listings = 0
+        self.during = lambda ref: None
+
+    def put(self, files, folder="datasets/p/s"):
+        for name, content in files.items():
+            path = self.root / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    def list(self, folder):
+        self.listings += 1
+        return super().list(folder)
+
+    def download(self, ref, path, stop, **options):
+        self.downloads.append(ref.key)
+        self.during(ref)
+        return super().download(ref, path, stop, **options)
+
+    @property
+    def images(self):
+        return sorted(key for key in self.downloads if not key.endswith(".yaml"))
+
+
+def content(fetched):
+    return {
+        path.relative_to(fetched.root).as_posix(): path.read_bytes()
+        for path in fetched.root.rglob("*")
+        if path.is_file()
+    }
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path.read_bytes()

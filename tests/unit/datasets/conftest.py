@@ -1,0 +1,64 @@
+"""Fixtures for tests that fetch datasets or use the content cache."""
+
+import pytest
+
+from tests.dataset_sources import DATASET, WatchedStore
+from tests.web_server import web_server
+from trainer.core.dataset import HttpRef
+from trainer.core.retry import RetryPolicy
+from trainer.core.stop import StopSignal
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.source.fetch import Fetcher
+from trainer.datasets.source.reference import Roots, parse_reference
+from trainer.remote.web import GuardedClient
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ContentCache(tmp_path / "cache", max_bytes=1000, reserve=0)
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = WatchedStore(tmp_path / "store")
+    made.put(DATASET)
+    return made
+
+
+@pytest.fixture
+def server():
+    with web_server() as started:
+        yield started
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def fetcher(root, store, server):
+    web = GuardedClient(allowed_hosts=[server.host], policy=RetryPolicy(tries=2, first_wait=0.01, total_seconds=5))
+    cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
+    yield Fetcher(roots=Roots(root), cache=cache, web=web, store=store, datasets_bucket="datasets", concurrency=4)
+    web.close()
+
+
+@pytest.fixture
+def fetch(fetcher, root):
+    numbers = iter(range(100))
+
+    def do(text, stop=None, on_event=lambda _: None, staging=None):
+        ref = (
+            HttpRef(url=text)
+            if text.startswith("http")
+            else parse_reference(
+                text,
+                dataset_root=root,
+                datasets_bucket="datasets",
+            )
+        )
+        return fetcher.fetch(ref, staging or root / f"run{next(numbers)}/source", stop or StopSignal(), on_event)
+
+    return do
