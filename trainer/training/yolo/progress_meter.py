@@ -22,11 +22,6 @@ class Pace:
         self.count += count
         self.seconds += seconds
 
-    @property
-    def each(self) -> float | None:
-        """Seconds for each, or None without a measurement."""
-        return self.seconds / self.count if self.count else None
-
 
 class ProgressMeter:
     """Turns the steps of the training loop into events. Every method is cheap enough to be called for each batch.
@@ -51,7 +46,7 @@ class ProgressMeter:
         self._train = Pace()  # batches of this epoch, without the first, which waits for the loaders to start
         self._train_before = Pace()
         self._overhead = Pace()  # validation and saving of each epoch
-        self._images = Pace()  # images of this epoch
+        self._images = 0  # of this epoch, trained in the time of `_train`
         self._started = False  # whether this epoch's first batch is done
         self.trained = Pace()  # images of this attempt
 
@@ -75,7 +70,7 @@ class ProgressMeter:
         self._batches, self._batch, self._val_batch = batches, skipped, 0
         self._train_before = self._train if self._train.count else self._train_before
         self._train = Pace()
-        self._images, self._started = Pace(), False
+        self._images, self._started = 0, False
         self._epoch_started_at = self._mark = self._clock()
 
     def batch_done(self, images: int, losses: Callable[[], Mapping[str, float]], memory: Callable[[], int]) -> None:
@@ -83,8 +78,9 @@ class ProgressMeter:
         now = self._clock()
         self._batch += 1
         if self._started:
-            for pace, count in (self._train, 1), (self._images, images), (self.trained, images):
-                pace.add(now - self._mark, count)
+            self._train.add(now - self._mark)
+            self.trained.add(now - self._mark, images)
+            self._images += images
         self._started = True
         self._mark = now
         self._send_batch(now, self._batch, self._batches, losses, memory)
@@ -105,7 +101,7 @@ class ProgressMeter:
         now = self._clock()
         self._total_epochs = total_epochs
         self._overhead.add(now - self._mark)
-        self._val_batches = self._val_batch = 0
+        self._val_batches = self._val_batch = 1  # nothing of this epoch is left
         self._batch = self._batches
         self._send(
             EpochFinished(
@@ -113,7 +109,7 @@ class ProgressMeter:
                 total_epochs=total_epochs,
                 metrics=metrics,
                 seconds=round(now - self._epoch_started_at, 3),
-                eta_seconds=self._eta(now, whole_epochs=max(0, total_epochs - self.epoch), batches=0, validations=0.0),
+                eta_seconds=self._eta(now),
             ),
         )
 
@@ -134,7 +130,7 @@ class ProgressMeter:
         if now - self._sent_at < INTERVAL_SECONDS:
             return
         self._sent_at = now
-        training = self.phase is Phase.TRAINING and self._images.seconds > 0
+        training = self.phase is Phase.TRAINING and self._train.seconds > 0
         self._send(
             BatchProgress(
                 phase=self.phase,
@@ -143,33 +139,27 @@ class ProgressMeter:
                 batch=batch,
                 total_batches=total,
                 losses=losses(),
-                images_per_second=round(self._images.count / self._images.seconds, 2) if training else None,
+                images_per_second=round(self._images / self._train.seconds, 2) if training else None,
                 gpu_memory=memory() or None,
-                eta_seconds=self._time_left(now),
+                eta_seconds=None if self.phase is Phase.FINALIZING else self._eta(now),
             ),
         )
 
-    def _time_left(self, now: float) -> float | None:
-        if self.phase is Phase.FINALIZING:
+    def _eta(self, now: float) -> float | None:
+        """Return the seconds until the end of the last epoch, or None without a measurement."""
+        measured = self._train.count + self._train_before.count
+        if not measured:
             return None
-        whole = max(0, self._total_epochs - self.epoch)
-        left = 1.0 - self._val_batch / self._val_batches if self._val_batches and self._val_batch else 1.0
-        return self._eta(now, whole_epochs=whole, batches=self._batches - self._batch, validations=left)
-
-    def _eta(self, now: float, whole_epochs: int, batches: int, validations: float) -> float | None:
-        """Return the seconds for `batches` batches and `validations` validations of this epoch, and `whole_epochs` epochs."""
-        pace = self._pace()
-        if pace is None:
-            return None
+        batch = (self._train.seconds + self._train_before.seconds) / measured
         # before the first validation, assume that it takes a tenth of an epoch's training
-        overhead = self._overhead.each if self._overhead.count else 0.1 * pace * self._batches
-        assert overhead is not None
-        left = batches * pace + validations * overhead + whole_epochs * (self._batches * pace + overhead)
+        overhead = (
+            self._overhead.seconds / self._overhead.count if self._overhead.count else 0.1 * batch * self._batches
+        )
+        to_validate = 1.0 - self._val_batch / self._val_batches if self._val_batch else 1.0
+        epochs = max(0, self._total_epochs - self.epoch)
+        left = (
+            (self._batches - self._batch) * batch + to_validate * overhead + epochs * (self._batches * batch + overhead)
+        )
         if self._deadline is not None:
             left = min(left, max(0.0, self._deadline - now))
         return round(left, 1)
-
-    def _pace(self) -> float | None:
-        """Return the seconds per batch, over this epoch and the previous one."""
-        recent = (self._train, self._train_before)
-        return Pace(count=sum(pace.count for pace in recent), seconds=sum(pace.seconds for pace in recent)).each

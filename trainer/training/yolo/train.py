@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import strip_optimizer
@@ -22,6 +23,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.results_table import epochs_after
 from trainer.core.run_folder import RunFolder
 from trainer.core.stop import StopSignal
+from trainer.disk.checksum import sha256_of
 from trainer.training.yolo import checkpoint_file, report, train_arguments
 from trainer.training.yolo.callbacks import Callbacks
 from trainer.training.yolo.checkpoint_file import Progress
@@ -29,8 +31,11 @@ from trainer.training.yolo.ddp import Ranks, shared_order
 from trainer.training.yolo.memory import is_out_of_memory
 from trainer.training.yolo.post_training import PostTraining, Step
 from trainer.training.yolo.progress_meter import ProgressMeter
-from trainer.training.yolo.weights import load_error, open_model, weights_file
 
+_LOAD_ERRORS = (
+    *(TypeError, ValueError, KeyError, AttributeError, ImportError, EOFError, RuntimeError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
 HALVINGS = 3  # how often a training that runs out of memory continues with half the batch
 
 _VALIDATION_ARGS = ("conf", "iou", "max_det", "single_cls", "agnostic_nms", "augment", "plots", "workers", "seed")
@@ -110,8 +115,8 @@ class Training:
         if not validated:
             validated = report.from_results(self._folder.results, callbacks.best_epoch, order.dataset.task)
         return Finished(
-            best=weights_file(self._best_or_last()),
-            last=weights_file(self._last),
+            best=_described(self._best_or_last()),
+            last=_described(self._last),
             report=report.bounded({**validated, **self.report, **facts}),
         )
 
@@ -136,12 +141,16 @@ class Training:
                 self._send(event)
 
     def _is_loadable(self, checkpoint: Path) -> bool:
-        """Return whether the checkpoint can be loaded; if not, send a warning."""
-        error = load_error(checkpoint)
-        if error:
+        """Return whether the checkpoint can be loaded; if not, send a warning. Raises the error if memory ran out."""
+        try:
+            load_checkpoint(checkpoint)
+        except _LOAD_ERRORS as error:  # for example, another version of Ultralytics saved it
+            if is_out_of_memory(error):
+                raise
             message = f"The checkpoint cannot be loaded; the training starts without it ({error!r:.300})."
             self._send(Warned(code="checkpoint_broken", message=message))
-        return error is None
+            return False
+        return True
 
     # ── one try with one batch size ──
 
@@ -164,7 +173,10 @@ class Training:
         if progress and progress.complete:
             self._callbacks.is_trained = True
             return self._finalize()
-        model = open_model(self._checkpoint or self._model)
+        weights = self._checkpoint or self._model
+        # a .pt file knows its family; for an architecture only the name shows it
+        is_rtdetr = weights.suffix == ".yaml" and weights.stem.startswith("rtdetr")
+        model: Any = (RTDETR if is_rtdetr else YOLO)(str(weights))
         self._check_task(model)
         self._callbacks.attach(model)
         if self._checkpoint and progress:
@@ -253,3 +265,8 @@ class Training:
 
     def _best_or_last(self) -> Path:
         return self._best if self._best.exists() else self._last
+
+
+def _described(weights: Path) -> WeightsFile:
+    """Return the file with its size and checksum, which the supervisor compares before it publishes. Raises OSError."""
+    return WeightsFile(path=str(weights), sha256=sha256_of(weights), bytes=weights.stat().st_size)
