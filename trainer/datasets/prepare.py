@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.core.dataset import DatasetOrder, Finding, PreparedDataset
 from trainer.core.errors import DatasetError, raise_if_disk_is_broken
@@ -20,11 +21,14 @@ from trainer.datasets.findings import Report
 from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.facts_cache import FactsCache
-from trainer.datasets.samples import Admit, RecognizedDataset
+from trainer.datasets.samples import Admit
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.datasets.view.links import new_view
 from trainer.disk.removal import remove_tree
+
+if TYPE_CHECKING:
+    from trainer.datasets.checks.check import Checked
 
 OnEvent = Callable[[Event], None]
 
@@ -54,14 +58,12 @@ class FetchedDatasets:
 
     def prepare(self, order: DatasetOrder, view: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:
         """See `core.ports.Datasets`. Each warning is also an event."""
-        from trainer.datasets.view.build import build  # imports numpy, which an idle daemon does not need
+        from trainer.datasets.view.build import build
 
-        new_view(view)
         report = Report()
-        datasets = self.recognized(order, view, stop, report, on_event)
-        on_event(PhaseStarted(phase=Phase.CHECKING))
+        checked = self._checked(order, view, stop, report, on_event)
         with _without_garbage_collector():
-            prepared = build(order, datasets, view, stop, report, self.facts, self.pixels)
+            prepared = build(order, checked, view, stop, report, self.pixels)
         for finding in prepared.findings:
             if finding.level == "warning":
                 on_event(Warned(code=finding.code, message=finding.message))
@@ -69,12 +71,8 @@ class FetchedDatasets:
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """See `core.ports.Datasets`. Facts about the images are saved, too."""
-        from trainer.datasets.checks.check import check_all
-
         with self.fetcher.scratch() as view:
-            new_view(view)
-            report = Report()
-            check_all(order, self.recognized(order, view, stop, report, lambda _: None), stop, report, self.facts)
+            self._checked(order, view, stop, Report(), lambda _: None)
 
     def discard(self, view: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""
@@ -97,19 +95,19 @@ class FetchedDatasets:
         `staging` is a new folder for fetched files; the caller removes it.
         Raises what `prepare` raises, but `DatasetError` only when there is nothing to check.
         """
-        from trainer.datasets.checks.check import check_all, summary
+        from trainer.datasets.checks.check import summary
         from trainer.datasets.view.contact_sheet import draw_sheet
 
-        new_view(staging)
         report = Report()
-        checked = check_all(order, self.recognized(order, staging, stop, report, on_event), stop, report, self.facts)
+        checked = self._checked(order, staging, stop, report, on_event)
         drawn = draw_sheet(checked, sheet) if sheet else 0
         return CheckResult(findings=report.findings, summary=summary(checked, report), drawn=drawn)
 
-    def recognized(
-        self, order: DatasetOrder, view: Path, stop: StopSignal, report: Report, on_event: OnEvent
-    ) -> list[RecognizedDataset]:
-        """Fetch and recognize each source. Fetched files are kept as long as `view` exists."""
+    def _checked(self, order: DatasetOrder, view: Path, stop: StopSignal, report: Report, on_event: OnEvent) -> Checked:
+        """Fetch, recognize and check all sources. Fetched files are kept as long as the new folder `view` exists."""
+        from trainer.datasets.checks.check import check_all  # imports numpy, which an idle daemon does not need
+
+        new_view(view)
         datasets = []
         for number, source in enumerate(order.sources):
             ref = parse_reference(
@@ -125,7 +123,9 @@ class FetchedDatasets:
             tree = Tree(root, admit, report, stop, is_owned=fetched.is_private)
             entry = tree.root / fetched.entry if fetched.entry else None
             datasets.append(recognize(tree, entry, order.task, report))
-        return datasets
+        on_event(PhaseStarted(phase=Phase.CHECKING))
+        with _without_garbage_collector():
+            return check_all(order, datasets, stop, report, self.facts)
 
 
 @contextmanager

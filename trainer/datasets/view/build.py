@@ -1,4 +1,4 @@
-"""From recognized sources to the view that a run trains on: checked, named, linked."""
+"""Build the view that a run trains on from a checked dataset."""
 
 from __future__ import annotations
 
@@ -8,28 +8,21 @@ from pathlib import Path
 from trainer.core.dataset import DatasetOrder, PreparedDataset, Task
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.pixels import PixelCache
-from trainer.datasets.checks.check import check_all, summary
+from trainer.datasets.checks.check import Checked, summary
 from trainer.datasets.findings import Report
-from trainer.datasets.images.facts_cache import FactsCache, identity
-from trainer.datasets.samples import RecognizedDataset, Sample
+from trainer.datasets.images.facts_cache import identity
+from trainer.datasets.samples import Sample
 from trainer.datasets.view.label_table import write_label_tables
 from trainer.datasets.view.links import folder_names, placed, write_data_yaml, write_view
 
 
 def build(
-    order: DatasetOrder,
-    datasets: Sequence[RecognizedDataset],
-    view: Path,
-    stop: StopSignal,
-    report: Report,
-    cache: FactsCache | None,
-    pixels: PixelCache | None = None,
+    order: DatasetOrder, checked: Checked, view: Path, stop: StopSignal, report: Report, pixels: PixelCache | None
 ) -> PreparedDataset:
-    """Check the sources of a dataset and link them into `view`, which exists.
+    """Link a checked dataset into `view`, which exists.
 
-    Raises `DatasetError` with everything that is wrong, `MachineFailed` or `Stopped`.
+    Raises `DatasetError` with all errors in `report`, `MachineFailed` or `Stopped`.
     """
-    checked = check_all(order, datasets, stop, report, cache)
     report.raise_errors()
     folders = folder_names(checked.names) if checked.task is Task.CLASSIFY else []
     samples = placed(checked.samples, folders)

@@ -64,7 +64,19 @@ def write_view(view: Path, samples: Sequence[Sample], stop: StopSignal, empty: I
     with written():
         for folder in empty:
             (view / folder).mkdir(parents=True, exist_ok=True)
-        _write(view, samples, stop)
+        by_folder: dict[str, list[Sample]] = {}
+        for sample in samples:
+            by_folder.setdefault(sample.place.rpartition("/")[0], []).append(sample)
+        for folder, members in by_folder.items():
+            top, _, split = folder.partition("/")
+            if top != "images":  # a folder of one class
+                _link_images(members, view, folder, stop)
+                continue
+            # creating names is slow, and file systems can work on two folders at the same time
+            with ThreadPoolExecutor(1) as beside:
+                writing = beside.submit(_write_labels, members, view / "labels" / split, stop)
+                _link_images(members, view, folder, stop)
+                writing.result()
 
 
 def write_data_yaml(
@@ -145,22 +157,6 @@ def written() -> AbstractContextManager[None]:
     return disk_errors(
         lambda error: f"The dataset view cannot be written: {error.strerror} ({printable(str(error.filename))})."
     )
-
-
-def _write(view: Path, samples: Sequence[Sample], stop: StopSignal) -> None:
-    by_folder: dict[str, list[Sample]] = {}
-    for sample in samples:
-        by_folder.setdefault(sample.place.rpartition("/")[0], []).append(sample)
-    for folder, members in by_folder.items():
-        top, _, split = folder.partition("/")
-        if top != "images":  # a folder of one class
-            _link_images(members, view, folder, stop)
-            continue
-        # creating names is slow, and file systems can work on two folders at the same time
-        with ThreadPoolExecutor(1) as beside:
-            writing = beside.submit(_write_labels, members, view / "labels" / split, stop)
-            _link_images(members, view, folder, stop)
-            writing.result()
 
 
 def _link_images(samples: Sequence[Sample], view: Path, folder: str, stop: StopSignal) -> None:
