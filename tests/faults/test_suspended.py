@@ -192,13 +192,15 @@ def test_wrong_clock_neither_loses_nor_takes_a_run(cloud, host, tmp_path, hours)
         (tmp_path / name).mkdir()
         (tmp_path / name / "clock.txt").write_text(str(3600 * hours))
     a = host("a", SLOW)
-    run_id = cloud.enqueue(epochs=40)
+    run_id = cloud.enqueue(epochs=400)
     cloud.wait_epoch(run_id, 2)
     (tmp_path / "b" / "clock.txt").write_text(str(-3600 * hours))
     host("b", QUICK)
     (tmp_path / "a" / "clock.txt").write_text(str(-3600 * hours))
     other = cloud.enqueue(epochs=2)
     assert cloud.wait(other, "completed")["worker_id"] == "b"
+    cloud.wait_epoch(run_id, cloud.epochs(run_id)[1][-1] + 15)  # longer than a lease
+    cloud.edit(run_id, finish_requested=True)
 
     row = cloud.wait(run_id, "completed")
 
