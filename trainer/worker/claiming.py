@@ -16,7 +16,7 @@ from trainer.worker.health import Health
 
 log = structlog.get_logger()
 
-LONGEST_WAIT = 60.0  # seconds between tries while the queue does not answer
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries while the queue does not answer
 LOG_AGAIN = 600.0  # seconds between log lines about it
 
 
@@ -85,7 +85,7 @@ class Claimer:
         """Return the seconds until the next claim, with jitter, so that many workers do not claim at the same time."""
         wait = self._poll_seconds
         if self._unanswered:
-            wait = min(max(wait, 1.0) * 2.0 ** min(self._unanswered - 1, 10), LONGEST_WAIT)
+            wait = min(max(wait, FIRST_WAIT) * 2.0 ** min(self._unanswered - 1, 10), LONGEST_WAIT)
         return wait * random.uniform(0.8, 1.2)  # noqa: S311
 
     def _check_once(self) -> None:

@@ -22,6 +22,7 @@ from trainer.worker.slots import AcquiredSlots, Slots
 
 log = structlog.get_logger()
 
+POLL = 1.0  # seconds between checks for a free slot, and whether the run on trial has ended
 ORPHANS_FIRST = 30.0  # seconds for which claims wait for the outcomes of earlier processes
 
 
@@ -94,10 +95,10 @@ class Daemon:
     def _step(self, shutdown: StopSignal) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         # a run that is given back at a shutdown frees its slot, but nothing more is claimed
-        if not self._slots.wait_for_free(1.0) or shutdown.must_stop:
+        if not self._slots.wait_for_free(POLL) or shutdown.must_stop:
             return
         if self._health.awaits_trial:
-            shutdown.wait(1.0)
+            shutdown.wait(POLL)
             return
         lease = self._claimer.claim(self._slots.free_gpus)
         if self._claimer.is_answered:

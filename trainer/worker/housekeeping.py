@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 DAY = 86_400.0
 EVERY = 3600.0  # seconds between two rounds of chores
+POLL = 1.0  # seconds between checks for a request
 LAST_CHORE = 2.0  # seconds that a shutdown waits for a chore
 MIB = 2**20
 
@@ -70,7 +71,7 @@ class Housekeeping:
                 with error_boundary("housekeeping chore failed"):
                     _do(chore)
             while time.monotonic() < again and not self._asked.is_set():
-                if shutdown.wait(1.0):
+                if shutdown.wait(POLL):
                     return
 
 

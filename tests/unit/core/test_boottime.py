@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from tests.unit.worker.worker_room import Room
+from tests.unit.worker.harness import WorkerFixture
 from trainer.core import boottime as module
 from trainer.core.boottime import boottime
 from trainer.core.stop import Stopped, StopReason, StopSignal
@@ -24,12 +24,12 @@ def test_boottime_counts_suspended_time(monkeypatch):
 
 def test_lease_expired_during_suspend_is_not_trusted_before_answer(tmp_path, monkeypatch):
     """The monotonic clock did not count the suspended time. Only the time since boot shows that the lease may be lost."""
-    room = Room(tmp_path)
-    room.enqueue()
-    lease, stop = room.claim(), StopSignal()
+    worker = WorkerFixture(tmp_path)
+    worker.enqueue()
+    lease, stop = worker.claim(), StopSignal()
     journal = Journal.create(tmp_path / uuid.uuid4().hex, lease)
     times = LeaseTimes(beat=60, progress=60, lease=60)
-    heartbeat = Heartbeat(room.queue, journal, stop, times, dict, Liveness())
+    heartbeat = Heartbeat(worker.queue, journal, stop, times, dict, Liveness())
     heartbeat.confirm(stop)
 
     asleep = boottime() + 3600

@@ -5,7 +5,7 @@ import socket
 import httpx
 import pytest
 
-from tests.unit.worker.worker_room import Room
+from tests.unit.worker.harness import WorkerFixture
 from trainer.core.errors import Unavailable
 from trainer.core.events import Phase, PhaseStarted, TransferProgress
 from trainer.core.job import Completed, Job, Retry, RunRequest, Status
@@ -124,10 +124,10 @@ def test_the_gpus_are_read_when_asked(metrics):
 
 
 def test_beats_and_their_failures_are_counted(metrics, tmp_path):
-    room = Room(tmp_path)
-    room.enqueue()
-    lease = room.claim()
-    queue = CountedQueue(room.queue, metrics)
+    worker = WorkerFixture(tmp_path)
+    worker.enqueue()
+    lease = worker.claim()
+    queue = CountedQueue(worker.queue, metrics)
     queue.beat(lease, None, [])
 
     class Down:
@@ -142,10 +142,10 @@ def test_beats_and_their_failures_are_counted(metrics, tmp_path):
 
 
 def test_a_whole_run_shows_and_its_epoch_goes_away(metrics, tmp_path):
-    room = Room(tmp_path)
-    room.enqueue()
+    worker = WorkerFixture(tmp_path)
+    worker.enqueue()
 
-    room.work(reporter=metrics, queue=CountedQueue(room.queue, metrics))
+    worker.work(reporter=metrics, queue=CountedQueue(worker.queue, metrics))
 
     assert value(metrics, "runs_total", outcome="completed") == 1
     assert value(metrics, "beats_total") >= 1

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.unit.worker.worker_room import described
+from tests.unit.worker.harness import described
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, MachineFailed, Misconfigured, Unavailable
 from trainer.core.events import Finished, TransferProgress, Warned

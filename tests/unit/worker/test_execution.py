@@ -1,5 +1,6 @@
 """One run, from lease to outcome: every way in which it can end, and the files that stay."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,14 +12,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.worker.worker_room import BUCKET, Room, in_background, save_checkpoint
+from tests.unit.worker.harness import (
+    BUCKET,
+    NEXT_CLAIM,
+    FakeTrainer,
+    Replaced,
+    WorkerFixture,
+    raising,
+    save_checkpoint,
+    wait_for,
+)
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, RunFailed, Unavailable
-from trainer.core.job import Completed, Job, RunRequest, Verdict
+from trainer.core.job import Completed, Job, Retry, RunRequest, Verdict
 from trainer.core.retry import RetryPolicy
 from trainer.core.run_folder import RunFolder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.worker import fetching
+from trainer.worker import lease as lease_module
 from trainer.worker.checkpoint_uploads import CheckpointUploads
 from trainer.worker.journal import Journal
 from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
@@ -26,33 +37,26 @@ from trainer.worker.liveness import Liveness
 from trainer.worker.run_context import RunContext
 
 
-@pytest.fixture
-def room(tmp_path):
-    return Room(tmp_path)
+def test_run_completes_with_results(worker):
+    run_id = worker.enqueue()
 
+    worker.work()
 
-def test_run_completes_with_results(room):
-    run_id = room.enqueue()
-
-    room.work()
-
-    row = room.row(run_id)
+    row = worker.row(run_id)
     results = row["results"]
     assert row["status"] == "completed"
     assert (results["mAP"], results["metrics"]) == (0.5, {"metrics/mAP50(B)": 0.7, "epoch": 3})
     assert results["progress"]["percent"] == 100.0
-    assert results["run_dir"] == str(room.home / "runs" / f"train_{run_id}")
+    assert results["run_dir"] == str(worker.home / "runs" / f"train_{run_id}")
     assert results["plan"]["epochs"] == 3
     assert results["dataset"] == {"images": {"train": 4}}
     assert row["error_message"] is None
 
 
-def test_row_names_artifacts_with_correct_checksums(room, tmp_path):
-    import hashlib
-
-    run_id = room.enqueue()
-    room.work()
-    row = room.row(run_id)
+def test_row_names_artifacts_with_correct_checksums(worker, tmp_path):
+    run_id = worker.enqueue()
+    worker.work()
+    row = worker.row(run_id)
     artifacts = {artifact["name"]: artifact for artifact in row["results"]["artifacts"]}
 
     assert row["trained_model_url"] == artifacts["best.pt"]["url"]
@@ -60,46 +64,46 @@ def test_row_names_artifacts_with_correct_checksums(room, tmp_path):
     for name, artifact in artifacts.items():
         assert artifact["path"] == f"training_runs/{run_id}/1/{name}"
         copy = tmp_path / "copy"
-        room.store.download(ObjectRef(bucket=BUCKET, key=artifact["path"]), copy, StopSignal())
+        worker.store.download(ObjectRef(bucket=BUCKET, key=artifact["path"]), copy, StopSignal())
         assert hashlib.sha256(copy.read_bytes()).hexdigest() == artifact["sha256"]
         assert copy.stat().st_size == artifact["bytes"]
 
 
-def test_manifest_lists_every_other_artifact(room, tmp_path):
-    run_id = room.enqueue()
-    room.work()
-    room.store.download(
+def test_manifest_lists_every_other_artifact(worker, tmp_path):
+    run_id = worker.enqueue()
+    worker.work()
+    worker.store.download(
         ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}/1/manifest.json"), tmp_path / "m", StopSignal(),
     )  # fmt: skip
 
     manifest = json.loads((tmp_path / "m").read_text())
 
-    published = {artifact["name"] for artifact in room.row(run_id)["results"]["artifacts"]}
+    published = {artifact["name"] for artifact in worker.row(run_id)["results"]["artifacts"]}
     assert {artifact["name"] for artifact in manifest["artifacts"]} == published - {"manifest.json"}
 
 
-def test_events_are_stored_once_and_in_order(room):
-    run_id = room.enqueue()
+def test_events_are_stored_once_and_in_order(worker):
+    run_id = worker.enqueue()
 
-    room.work()
+    worker.work()
 
-    kinds = room.kinds(run_id)
+    kinds = worker.kinds(run_id)
     assert kinds.count("epoch") == 3
     assert kinds.count("checkpoint") == 3
     assert kinds.index("phase") < kinds.index("epoch")
-    assert [event.seq for event in room.queue.events(run_id)] == list(range(1, len(kinds) + 1))
+    assert [event.seq for event in worker.queue.events(run_id)] == list(range(1, len(kinds) + 1))
 
 
-def test_invalid_request_fails_with_every_problem(room):
-    run_id = room.enqueue({"epochs": 0, "batch": "many"})
+def test_invalid_request_fails_with_every_problem(worker):
+    run_id = worker.enqueue({"epochs": 0, "batch": "many"})
 
-    room.work()
+    worker.work()
 
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert row["status"] == "failed"
     assert "epochs" in row["error_message"]
     assert "batch" in row["error_message"]
-    assert room.trainer.orders == []
+    assert worker.trainer.orders == []
 
 
 @pytest.mark.parametrize(
@@ -112,393 +116,350 @@ def test_invalid_request_fails_with_every_problem(room):
         (OSError(28, "No space left on device"), "queued"),
     ],
 )
-def test_kind_of_error_decides_whether_run_is_retried(room, monkeypatch, error, status):
+def test_kind_of_error_decides_whether_run_is_retried(worker, monkeypatch, error, status):
     monkeypatch.setattr(fetching, "FETCH_RETRIES", RetryPolicy(tries=1))
-    run_id = room.enqueue()
-    room.datasets.error = error
+    run_id = worker.enqueue()
+    worker.datasets.error = error
 
-    room.work()
+    worker.work()
 
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert row["status"] == status
     assert str(error).split("] ")[-1].split(":")[0] in row["error_message"]
 
 
-def test_dataset_download_is_retried_during_outage(room, monkeypatch):
-    monkeypatch.setattr(fetching, "FETCH_RETRIES", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
-    run_id = room.enqueue()
-    prepare, outage = room.datasets.prepare, [Unavailable("storage is down")] * 3
+def test_dataset_download_is_retried_during_outage(worker):
+    run_id = worker.enqueue()
+    prepare, outage = worker.datasets.prepare, raising(*[Unavailable("storage is down")] * 3)
 
     def prepare_later(*arguments):
-        if outage:
-            raise outage.pop()
+        outage()
         return prepare(*arguments)
 
-    room.datasets.prepare = prepare_later
-    room.work()
+    worker.datasets.prepare = prepare_later
+    worker.work()
 
-    assert room.row(run_id)["status"] == "completed"
-    warnings = [e.data for e in room.queue.events(run_id) if e.kind == "warning"]
-    assert [(w["code"], w["message"]) for w in warnings] == [
-        ("fetch_waits", "Download failed, retrying: storage is down")
-    ]
+    assert worker.row(run_id)["status"] == "completed"
+    assert worker.warnings(run_id, "fetch_waits") == ["Download failed, retrying: storage is down"]
+    assert worker.kinds(run_id).count("warning") == 1
 
 
-def test_failed_training_publishes_its_log(room):
-    run_id = room.enqueue()
+def test_failed_training_publishes_its_log(worker):
+    run_id = worker.enqueue()
 
-    def diverge(epoch):
-        if epoch == 2:
-            raise RunFailed("the loss is not a number")
+    worker.fail_in(2, RunFailed("the loss is not a number"))
+    worker.work()
 
-    room.trainer.during = diverge
-    room.work()
-
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert (row["status"], row["error_message"]) == ("failed", "the loss is not a number")
     assert row["trained_model_url"] is None
-    assert "run.log" in {artifact["name"] for artifact in row["results"]["artifacts"]}
+    assert "run.log" in worker.artifacts(run_id)
     assert row["results"]["metrics"]["epoch"] == 1
 
 
 @pytest.mark.parametrize("where", ["this host", "another host"])
-def test_requeued_failed_run_resumes_from_checkpoint(room, tmp_path, where):
-    room.checkpoint_seconds = 0.05
-    run_id = room.enqueue({"batch": 16})
+def test_requeued_failed_run_resumes_from_checkpoint(worker, tmp_path, where):
+    worker.checkpoint_seconds = 0.05
+    run_id = worker.enqueue({"batch": 16})
 
     def run_out_of_memory(epoch):
         if epoch == 3:
-            deadline = time.monotonic() + 10
-            while (room.row(run_id)["checkpoint"] or {}).get("epoch") != 2:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_for(lambda: (worker.row(run_id)["checkpoint"] or {}).get("epoch") == 2)
             raise RunFailed("use a smaller batch")
 
-    room.trainer.during = run_out_of_memory
-    room.work()
-    assert room.row(run_id)["status"] == "failed"
+    worker.trainer.during = run_out_of_memory
+    worker.work()
+    assert worker.row(run_id)["status"] == "failed"
     if where == "another host":
         (tmp_path / "runs").rename(tmp_path / "runs of the first host")
-    queue_again(room, run_id, {"epochs": 3, "compute": "cpu", "batch": 4})
-    room.trainer.during = lambda epoch: None
-    room.work(room.claim("22222222-2222-4222-8222-222222222222"))
+    worker.update_row(run_id, status="queued", configuration={"epochs": 3, "compute": "cpu", "batch": 4})
+    worker.train_normally()
+    worker.work_again()
 
-    assert room.row(run_id)["status"] == "completed"
-    assert room.trainer.orders[1].resume.name == "epoch-00002.pt"
-    assert room.trainer.orders[1].plan.batch == 4
-    assert room.row(run_id)["results"]["plan"]["batch"] == 4
-
-
-def queue_again(room, run_id, configuration):
-    import sqlite3
-    from contextlib import closing
-
-    with closing(sqlite3.connect(room.home / "queue.db")) as db, db:
-        values = [json.dumps(configuration), run_id]
-        db.execute("update training_runs set status = 'queued', configuration = ? where id = ?", values)
+    assert worker.row(run_id)["status"] == "completed"
+    assert worker.trainer.orders[1].resume.name == "epoch-00002.pt"
+    assert worker.trainer.orders[1].plan.batch == 4
+    assert worker.row(run_id)["results"]["plan"]["batch"] == 4
 
 
-def test_canceled_run_keeps_artifacts_without_model_url(room):
-    run_id = room.enqueue()
+def test_canceled_run_keeps_artifacts_without_model_url(worker):
+    run_id = worker.enqueue()
 
     def cancel(epoch):
         if epoch == 2:
-            room.queue.cancel(run_id)
-            time.sleep(0.5)
+            worker.queue.cancel(run_id)
+            worker.trainer.stop.wait(30)
 
-    room.trainer.during = cancel
-    room.work()
+    worker.trainer.during = cancel
+    worker.work()
 
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert (row["status"], row["error_message"]) == ("canceled", "Canceled by user.")
     assert row["trained_model_url"] is None
-    assert {"last.pt", "run.log"} <= {artifact["name"] for artifact in row["results"]["artifacts"]}
+    assert {"last.pt", "run.log"} <= worker.artifacts(run_id).keys()
 
 
-def test_cancel_during_upload_keeps_the_model(room):
-    run_id = room.enqueue()
+def test_cancel_during_upload_keeps_the_model(worker):
+    run_id = worker.enqueue()
 
-    class CancelingStore:
-        def __getattr__(self, name):
-            return getattr(room.store, name)
+    def cancel_and_upload(path, *arguments, **more):
+        if path.name == "best.pt":
+            worker.queue.cancel(run_id)
+            worker.trainer.stop.wait(30)
+        return worker.store.upload(path, *arguments, **more)
 
-        def upload(self, path, ref, stop, **more):
-            if path.name == "best.pt":
-                room.queue.cancel(run_id)
-                time.sleep(0.5)
-            return room.store.upload(path, ref, stop, **more)
+    worker.work(store=Replaced(worker.store, upload=cancel_and_upload))
 
-    room.work(store=CancelingStore())
-
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert row["status"] == "canceled"
     assert row["trained_model_url"] is None
-    assert "best.pt" in {artifact["name"] for artifact in row["results"]["artifacts"]}
+    assert "best.pt" in worker.artifacts(run_id)
 
 
-def test_cancel_after_publishing_has_no_effect(room):
+def test_cancel_after_publishing_has_no_effect(worker):
     """The model is published already, so the queue accepts `completed` for a canceling run."""
-    run_id = room.enqueue()
+    run_id = worker.enqueue()
 
-    class LateCancel:
-        def __getattr__(self, name):
-            return getattr(room.queue, name)
+    def cancel_and_finish(lease, outcome, events):
+        assert isinstance(outcome, Completed)
+        worker.queue.cancel(run_id)
+        return worker.queue.finish(lease, outcome, events)
 
-        def finish(self, lease, outcome, events):
-            assert isinstance(outcome, Completed)
-            room.queue.cancel(run_id)
-            return room.queue.finish(lease, outcome, events)
+    worker.work(queue=Replaced(worker.queue, finish=cancel_and_finish))
 
-    room.work(queue=LateCancel())
-
-    assert room.row(run_id)["status"] == "completed"
-    assert room.row(run_id)["trained_model_url"]
+    assert worker.row(run_id)["status"] == "completed"
+    assert worker.row(run_id)["trained_model_url"]
 
 
-def test_deleted_row_stops_run_without_publishing(room):
-    run_id = room.enqueue()
+def test_deleted_row_stops_run_without_publishing(worker):
+    run_id = worker.enqueue()
 
     def delete(epoch):
         if epoch == 2:
-            delete_row(room, run_id)
-            time.sleep(0.5)
+            worker.delete_row(run_id)
+            worker.trainer.stop.wait(30)
 
-    room.trainer.during = delete
-    room.work()
+    worker.trainer.during = delete
+    worker.work()
 
-    assert room.row(run_id) is None
-    assert not (room.home / "storage").exists()
-    assert not list(room.folders.journals.iterdir())
-
-
-def delete_row(room, run_id):
-    import sqlite3
-    from contextlib import closing
-
-    with closing(sqlite3.connect(room.home / "queue.db")) as db, db:
-        db.execute("pragma foreign_keys = on")
-        db.execute("delete from training_runs where id = ?", [run_id])
+    assert worker.row(run_id) is None
+    assert not (worker.home / "storage").exists()
+    assert not list(worker.folders.journals.iterdir())
 
 
-def test_shutdown_requeues_run_with_checkpoint(room):
-    run_id = room.enqueue()
-    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
+def test_shutdown_requeues_run_with_checkpoint(worker):
+    run_id = worker.enqueue()
+    worker.shut_down_in(epoch=3)
 
-    room.work()
+    worker.work()
 
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 0)
     assert row["checkpoint"]["epoch"] == 2
-    assert room.store.stat(ObjectRef(bucket=BUCKET, key=row["checkpoint"]["key"])).bytes == row["checkpoint"]["bytes"]
+    assert worker.store.stat(ObjectRef(bucket=BUCKET, key=row["checkpoint"]["key"])).bytes == row["checkpoint"]["bytes"]
 
 
-def test_next_attempt_resumes_from_local_checkpoint(room):
-    run_id = room.enqueue()
-    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
-    room.work()
-    room.trainer.during = lambda epoch: None
+def test_next_attempt_resumes_from_local_checkpoint(worker):
+    run_id = worker.enqueue()
+    worker.shut_down_in(epoch=3)
+    worker.work()
+    worker.train_normally()
 
-    room.work(room.claim("22222222-2222-4222-8222-222222222222"), StopSignal())
+    worker.work_again()
 
-    assert room.row(run_id)["status"] == "completed"
-    assert room.row(run_id)["attempt"] == 2
-    resumed = room.trainer.orders[1].resume
-    assert resumed == room.home / "runs" / f"train_{run_id}" / "checkpoints" / "epoch-00002.pt"
-    assert room.trainer.orders[1].run_dir.name == f"train_{run_id}-2"
+    assert worker.row(run_id)["status"] == "completed"
+    assert worker.row(run_id)["attempt"] == 2
+    resumed = worker.trainer.orders[1].resume
+    assert resumed == worker.home / "runs" / f"train_{run_id}" / "checkpoints" / "epoch-00002.pt"
+    assert worker.trainer.orders[1].run_dir.name == f"train_{run_id}-2"
 
 
-def test_other_host_resumes_from_uploaded_checkpoint(room, tmp_path):
-    run_id = room.enqueue()
-    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
-    room.work()
+def test_other_host_resumes_from_uploaded_checkpoint(worker, tmp_path):
+    run_id = worker.enqueue()
+    worker.shut_down_in(epoch=3)
+    worker.work()
     (tmp_path / "runs").rename(tmp_path / "runs of the first host")
     resumed = []
-    room.trainer.during = lambda epoch: resumed.append(room.trainer.orders[1].resume.read_bytes())
+    worker.trainer.during = lambda epoch: resumed.append(worker.trainer.orders[1].resume.read_bytes())
 
-    room.work(room.claim("22222222-2222-4222-8222-222222222222"), StopSignal())
+    worker.work_again()
 
-    assert room.row(run_id)["status"] == "completed"
+    assert worker.row(run_id)["status"] == "completed"
     assert resumed[0] == b"state after 2"
 
 
-def test_unavailable_bucket_is_waited_for_when_it_has_checkpoint(room, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "FETCH_RETRIES", RetryPolicy(tries=100, first_wait=0.01, longest_wait=0.01))
-    run_id = room.enqueue()
-    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
-    room.work()
-    other = Room(tmp_path)
+def test_unavailable_bucket_is_waited_for_when_it_has_checkpoint(worker, tmp_path):
+    run_id = worker.enqueue()
+    worker.shut_down_in(epoch=3)
+    worker.work()
+    other = WorkerFixture(tmp_path)
     shutil.rmtree(other.folders.runs)
-    download, outage = other.store.download, [Unavailable("storage is down")] * 2
+    download, outage = other.store.download, raising(*[Unavailable("storage is down")] * 2)
 
     def download_later(*arguments, **more):
-        if outage:
-            raise outage.pop()
+        outage()
         return download(*arguments, **more)
 
     other.store.download = download_later
-    other.work(other.claim("22222222-2222-4222-8222-222222222222"))
+    other.work_again()
 
     assert other.trainer.orders[0].resume.name == "epoch-00002.pt"
     assert other.row(run_id)["status"] == "completed"
 
 
-def test_finished_training_is_only_published_again(room):
+def test_finished_training_is_only_published_again(worker):
     """A shutdown interrupted the upload. The next attempt must not train."""
-    run_id = room.enqueue()
+    run_id = worker.enqueue()
 
-    class Closed:
-        def __getattr__(self, name):
-            return getattr(room.store, name)
+    def shut_down(path, ref, stop, **more):
+        stop.set(StopReason.SHUTDOWN)  # the drain time is over
+        worker.shutdown.set(StopReason.SHUTDOWN)
+        raise Unavailable("storage is down")
 
-        def upload(self, path, ref, stop, **more):
-            room.shutdown.set(StopReason.SHUTDOWN)
-            raise Unavailable("storage is down")
+    worker.work(store=Replaced(worker.store, upload=shut_down))
+    assert worker.row(run_id)["status"] == "queued"
 
-    room.drain_seconds = 0.4
-    room.work(store=Closed())
-    assert room.row(run_id)["status"] == "queued"
+    worker.work_again()
 
-    room.work(room.claim("22222222-2222-4222-8222-222222222222"), StopSignal())
-
-    assert room.row(run_id)["status"] == "completed"
-    assert len(room.trainer.orders) == 1
-    assert room.row(run_id)["trained_model_url"].endswith(f"{run_id}/2/best.pt")
+    assert worker.row(run_id)["status"] == "completed"
+    assert len(worker.trainer.orders) == 1
+    assert worker.row(run_id)["trained_model_url"].endswith(f"{run_id}/2/best.pt")
 
 
-@pytest.mark.parametrize("torn", ["", '{"best": "weights/be', "[]", "{}"])
-def test_unreadable_finished_marker_is_ignored(room, torn):
+@pytest.mark.parametrize("content", ["", '{"best": "weights/be', "[]", "{}"])
+def test_unreadable_finished_marker_is_ignored(worker, content):
     """F3 F14: after a power cut or a disk error during the write, the run trains again and does not fail."""
-    run_id = room.enqueue()
-    lease = room.claim()
-    run_dir = room.folders.folder(lease.job).path
+    run_id = worker.enqueue()
+    lease = worker.claim()
+    run_dir = worker.folders.folder(lease.job).path
     run_dir.mkdir(parents=True)
-    (run_dir / ".finished.json").write_text(torn)
+    (run_dir / ".finished.json").write_text(content)
 
-    room.work(lease)
+    worker.work(lease)
 
-    assert room.row(run_id)["status"] == "completed"
-    assert len(room.trainer.orders) == 1
-
-
-def test_upload_is_retried_until_bucket_exists(room):
-    run_id = room.enqueue()
-    refusals = iter([Misconfigured("bucket missing")])
-
-    class Flaky:
-        def __getattr__(self, name):
-            return getattr(room.store, name)
-
-        def upload(self, path, ref, stop, **more):
-            for error in refusals:
-                raise error
-            return room.store.upload(path, ref, stop, **more)
-
-    room.work(store=Flaky())
-
-    assert room.row(run_id)["status"] == "completed"
-    warnings = [e.data["message"] for e in room.queue.events(run_id) if e.kind == "warning"]
-    assert any("bucket missing" in warning for warning in warnings)
+    assert worker.row(run_id)["status"] == "completed"
+    assert len(worker.trainer.orders) == 1
 
 
-def test_run_taken_over_by_other_worker_is_not_changed(room):
+def test_upload_is_retried_until_bucket_exists(worker):
+    run_id = worker.enqueue()
+    fail = raising(Misconfigured("bucket missing"))
+
+    def upload(*arguments, **more):
+        fail()
+        return worker.store.upload(*arguments, **more)
+
+    worker.work(store=Replaced(worker.store, upload=upload))
+
+    assert worker.row(run_id)["status"] == "completed"
+    assert worker.warnings(run_id, "upload_waits") == ["Upload failed, retrying: bucket missing"]
+
+
+def test_run_taken_over_by_other_worker_is_not_changed(worker):
     """The lease expired and another worker claimed the run: this one publishes nothing and leaves the row unchanged."""
-    room.lease_seconds = 0.3
-    room.beat_seconds = 3  # this worker is too slow to keep its lease
-    run_id = room.enqueue()
-    taken = threading.Event()
+    worker.lease_seconds = 0.1
+    run_id = worker.enqueue()
+    lease, claimed = worker.claim(), []
 
-    def be_overtaken(epoch):
-        if epoch == 2:
-            taken.wait(10)
+    def beat_too_late(*arguments):
+        wait_for(lambda: claimed.append(worker.claim(NEXT_CLAIM, worker="other")) or claimed[-1])
+        return worker.queue.beat(*arguments)
 
-    room.trainer.during = be_overtaken
-    worker = room.execution()
-    lease = room.claim()
-    with in_background(lambda: worker.run(lease, room.slots.acquire(1), room.shutdown.child())):
-        deadline = time.monotonic() + 10
-        while not (other := room.claim("22222222-2222-4222-8222-222222222222", worker="other")):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        taken.set()
+    worker.trainer.during = lambda epoch: worker.trainer.stop.wait(30)
+    worker.work(lease, queue=Replaced(worker.queue, beat=beat_too_late))
 
-    assert other.job.attempt == 2
-    row = room.row(run_id)
+    assert claimed[-1].job.attempt == 2
+    row = worker.row(run_id)
     assert (row["status"], row["worker_id"]) == ("running", "other")
     assert "trained_model_url" not in row or row["trained_model_url"] is None
 
 
-def test_lease_counts_from_before_heartbeat_was_sent(room, tmp_path):
+def test_lease_counts_from_before_heartbeat_was_sent(worker, tmp_path, monkeypatch):
     """F4 F7: the answer was slow. The lease starts when the database receives the request."""
-    room.enqueue()
-    lease, stop, verdicts = room.claim(), StopSignal(), [Verdict.OK, Verdict.LOST]
+    now, heartbeats, confirming = 1000.0, [], threading.Event()
+    monkeypatch.setattr(lease_module, "boottime", lambda: now)
 
-    class Slow:
-        def beat(self, *_):
-            time.sleep(0.4)
-            return verdicts.pop(0)
+    class Stop(StopSignal):
+        def wait(self, seconds=None):
+            confirming.set()
+            return super().wait(seconds)
 
-    times = LeaseTimes(beat=0.6, progress=60, lease=0.5)
-    journal = Journal.create(tmp_path / "journal", lease)
-    heartbeat = Heartbeat(Slow(), journal, stop, times, dict, Liveness())
+    def beat(*_):
+        nonlocal now
+        heartbeats.append(now)
+        if len(heartbeats) == 1:
+            now += 40  # until the answer
+            return Verdict.OK
+        confirming.wait(30)
+        return Verdict.LOST
+
+    worker.enqueue()
+    stop, times = Stop(), LeaseTimes(beat=0, progress=1e9, lease=50)
+    journal = Journal.create(tmp_path / "journal", worker.claim())
+    heartbeat = Heartbeat(SimpleNamespace(beat=beat), journal, stop, times, dict, Liveness())
     with closing(journal), kept_alive(heartbeat, "slow"):
-        time.sleep(0.75)  # the answer came 0.35 s ago, the question went out before that
+        wait_for(lambda: len(heartbeats) == 2)
+        now += 20  # 60 s after the first heartbeat was sent, 20 s after its answer
         with pytest.raises(Stopped):
             heartbeat.confirm(stop)
 
 
-def test_slot_is_free_during_upload(room):
-    room.enqueue()
+def test_slot_is_free_during_upload(worker):
+    worker.enqueue()
     free = []
 
-    class Watched:
-        def __getattr__(self, name):
-            return getattr(room.store, name)
+    def upload(*arguments, **more):
+        free.append(worker.slots.free)
+        return worker.store.upload(*arguments, **more)
 
-        def upload(self, path, ref, stop, **more):
-            free.append(room.slots.free)
-            return room.store.upload(path, ref, stop, **more)
-
-    room.work(store=Watched())
+    worker.work(store=Replaced(worker.store, upload=upload))
 
     assert set(free) == {1}
 
 
-def test_checkpoints_are_uploaded_at_intervals_and_two_are_kept(room):
-    room.checkpoint_seconds = 0.05
-    run_id = room.enqueue()
-    room.trainer = type(room.trainer)(epochs=6)
-    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 6 else time.sleep(0.3)
+def test_checkpoints_are_uploaded_at_intervals_and_two_are_kept(worker):
+    worker.checkpoint_seconds = 0.01
+    run_id = worker.enqueue()
+    worker.trainer = FakeTrainer(epochs=6)
+    seen = set()
 
-    room.work()
+    def wait_for_upload(epoch):
+        if epoch == 6:
+            worker.shutdown.set(StopReason.SHUTDOWN)
+        elif epoch > 1:
+            wait_for(lambda: (worker.row(run_id)["checkpoint"] or {}).get("epoch") == epoch - 1)
+            seen.update(worker.stored_keys(f"training_runs/{run_id}/1/checkpoints"))
 
-    keys = [
-        info.ref.key for info in room.store.list(ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}/1/checkpoints"))
-    ]
+    worker.trainer.during = wait_for_upload
+    worker.work()
+
+    keys = worker.stored_keys(f"training_runs/{run_id}/1/checkpoints")
     assert len(keys) == 2
-    assert room.row(run_id)["checkpoint"]["key"] in keys
+    assert len(seen) >= 4
+    assert worker.row(run_id)["checkpoint"]["key"] in keys
 
 
-def uploads_of(run_dir, room, store, confirm=lambda stop: None):
+def uploads_of(run_dir, worker, store, confirm=lambda stop: None):
     job = Job(id="r", request=RunRequest(data_yaml=None), attempt=1)
     events = SimpleNamespace(record=print, is_delivered=lambda key: True)
     heartbeat = SimpleNamespace(confirm=confirm)
     run = RunContext(job=job, folder=RunFolder(run_dir), stop=StopSignal(), events=events, heartbeat=heartbeat)
-    return CheckpointUploads(room.run_host(store=store).services, run)
+    return CheckpointUploads(worker.run_host(store=store).services, run)
 
 
 @pytest.mark.parametrize("digest", ["../../../other/1", "", "A" * 64, "a" * 64 + "\n", "a" * 63])
-def test_checkpoint_with_invalid_sha256_is_not_uploaded(tmp_path, room, digest):
-    uploads = uploads_of(tmp_path, room, room.store)
+def test_checkpoint_with_invalid_sha256_is_not_uploaded(tmp_path, worker, digest):
+    uploads = uploads_of(tmp_path, worker, worker.store)
 
     uploads.note(replace(save_checkpoint(tmp_path, 1), sha256=digest))
 
     assert uploads.send_newest(StopSignal()) is None
 
 
-def test_only_checkpoint_files_of_the_run_are_uploaded(tmp_path, room):
+def test_only_checkpoint_files_of_the_run_are_uploaded(tmp_path, worker):
     """The training process reports the path, so it could name another file of the host or a link to one."""
     (tmp_path / "secret.pt").write_text("a key of the service")
-    uploads = uploads_of(tmp_path / "run", room, room.store)
+    uploads = uploads_of(tmp_path / "run", worker, worker.store)
     saved = save_checkpoint(tmp_path / "run", 1)
     (tmp_path / "run" / "checkpoints" / "link.pt").symlink_to(tmp_path / "secret.pt")
     (tmp_path / "run" / "checkpoints" / "folder").mkdir()
@@ -511,42 +472,40 @@ def test_only_checkpoint_files_of_the_run_are_uploaded(tmp_path, room):
 
     uploads.note(saved)
     assert uploads.send_newest(StopSignal()).epoch == 1
-    assert [info.ref.key for info in room.store.list(ObjectRef(bucket=BUCKET, key=""))] == [
-        f"training_runs/r/1/checkpoints/epoch-00001-{saved.sha256[:8]}.pt"
-    ]
+    assert worker.stored_keys() == {f"training_runs/r/1/checkpoints/epoch-00001-{saved.sha256[:8]}.pt"}
     assert not list((tmp_path / "run" / "checkpoints").glob("*.uploading"))
 
 
-def test_training_process_cannot_choose_checkpoint_of_row(room):
+def test_training_process_cannot_choose_checkpoint_of_row(worker):
     """Another host resumes only from a checkpoint that the service itself uploaded."""
-    real = room.trainer.train
+    real = worker.trainer.train
 
     def train(order, stop, on_event, on_line):
-        def told(event):
+        def add_key(event):
             on_event(replace(event, key="training_runs/other/1/best.pt") if event.kind == "checkpoint" else event)
 
-        return real(order, stop, told, on_line)
+        return real(order, stop, add_key, on_line)
 
-    room.trainer.train = train
-    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
-    run_id = room.enqueue()
-    room.work()
+    worker.trainer.train = train
+    worker.shut_down_in(epoch=3)
+    run_id = worker.enqueue()
+    worker.work()
 
-    assert room.row(run_id)["checkpoint"]["key"].startswith(f"training_runs/{run_id}/1/checkpoints/")
-    assert {event.data.get("key") for event in room.queue.events(run_id) if event.kind == "checkpoint"} == {
-        None, room.row(run_id)["checkpoint"]["key"],
+    assert worker.row(run_id)["checkpoint"]["key"].startswith(f"training_runs/{run_id}/1/checkpoints/")
+    assert {event.data.get("key") for event in worker.queue.events(run_id) if event.kind == "checkpoint"} == {
+        None, worker.row(run_id)["checkpoint"]["key"],
     }  # fmt: skip
 
 
-def test_checkpoint_is_not_uploaded_after_lease_is_lost(tmp_path, room):
+def test_checkpoint_is_not_uploaded_after_lease_is_lost(tmp_path, worker):
     """F4: the queue answers the heartbeat before the upload with LOST."""
 
     def confirm(stop):
         raise Stopped(StopReason.LOST)
 
     sent = []
-    store = type("Store", (), {"upload": lambda *arguments, **more: sent.append(arguments)})()
-    uploads = uploads_of(tmp_path, room, store, confirm)
+    store = SimpleNamespace(upload=lambda *arguments, **more: sent.append(arguments))
+    uploads = uploads_of(tmp_path, worker, store, confirm)
     uploads.note(save_checkpoint(tmp_path, 1))
 
     with pytest.raises(Stopped):
@@ -555,272 +514,209 @@ def test_checkpoint_is_not_uploaded_after_lease_is_lost(tmp_path, room):
     assert sent == []
 
 
-def test_checkpoints_of_completed_run_are_removed(room):
+def test_checkpoints_of_completed_run_are_removed(worker):
     """The checkpoints of all attempts are removed, so that a requeued run starts from scratch."""
-    run_id = room.enqueue()
-    room.trainer.during = lambda epoch: room.shutdown.set(StopReason.SHUTDOWN) if epoch == 3 else None
-    room.work()
-    assert list(room.store.list(ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}/1/checkpoints")))
-    room.trainer.during = lambda epoch: None
+    run_id = worker.enqueue()
+    worker.shut_down_in(epoch=3)
+    worker.work()
+    assert worker.stored_keys(f"training_runs/{run_id}/1/checkpoints")
+    worker.train_normally()
 
-    room.work(room.claim("22222222-2222-4222-8222-222222222222"), StopSignal())
+    worker.work_again()
 
-    assert room.row(run_id)["status"] == "completed"
-    assert not [
-        info
-        for info in room.store.list(ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}"))
-        if "checkpoints" in info.ref.key
-    ]
-    for folder in room.folders.attempts(run_id):
+    assert worker.row(run_id)["status"] == "completed"
+    assert not [key for key in worker.stored_keys(f"training_runs/{run_id}") if "checkpoints" in key]
+    for folder in worker.folders.attempts(run_id):
         assert not folder.checkpoints.exists()
         assert not folder.finished_marker.exists()
 
 
-def test_checkpoint_that_row_may_name_is_not_deleted(room):
+def test_checkpoint_that_row_may_name_is_not_deleted(worker):
     """During an outage of the queue, another host looks for the last checkpoint that the queue received."""
-    room.checkpoint_seconds = 0.05
-    run_id = room.enqueue()
-    room.trainer = type(room.trainer)(epochs=9)
-    known = []
+    worker.checkpoint_seconds = 0.01
+    run_id = worker.enqueue()
+    worker.trainer = FakeTrainer(epochs=6)
+    known, keys = [], set()
 
-    class OutOfReach:
-        def __getattr__(self, name):
-            return getattr(room.queue, name)
+    def beat(*arguments):
+        if known:
+            raise Unavailable("down")
+        verdict = worker.queue.beat(*arguments)
+        known.extend([checkpoint] if (checkpoint := worker.row(run_id)["checkpoint"]) else [])
+        return verdict
 
-        def beat(self, lease, progress, events):
-            if known:
-                raise Unavailable("down")
-            verdict = room.queue.beat(lease, progress, events)
-            known.extend([checkpoint] if (checkpoint := room.row(run_id)["checkpoint"]) else [])
-            return verdict
+    def wait_for_upload(epoch):
+        if epoch > 1:
+            wait_for(lambda: known and f"epoch-{epoch - 1:05d}" in str(worker.stored_keys(f"training_runs/{run_id}")))
+            keys.update(worker.stored_keys(f"training_runs/{run_id}/1/checkpoints"))
+        if epoch == 6:
+            assert known[0]["key"] in keys == worker.stored_keys(f"training_runs/{run_id}/1/checkpoints")
 
-    def look(epoch):
-        time.sleep(0.2)
-        if epoch == 9:
-            keys = [
-                info.ref.key
-                for info in room.store.list(ObjectRef(bucket=BUCKET, key=f"training_runs/{run_id}/1/checkpoints"))
-            ]
-            assert known[0]["key"] in keys
-            assert len(keys) > 3
+    worker.trainer.during = wait_for_upload
+    worker.work(queue=Replaced(worker.queue, beat=beat))
 
-    room.trainer.during = look
-    room.work(queue=OutOfReach())
-
-    assert room.row(run_id)["status"] == "completed"
-    assert known
+    assert worker.row(run_id)["status"] == "completed"
+    assert len(keys) == 5
 
 
-def test_dataset_view_is_removed_after_run(room):
-    room.enqueue()
+def test_dataset_view_is_removed_after_run(worker):
+    worker.enqueue()
 
-    room.work()
+    worker.work()
 
-    assert list(room.folders.views.iterdir()) == []
-
-
-def test_outcome_is_delivered_after_outage(room):
-    run_id = room.enqueue()
-    refusals = iter([Unavailable("down"), Unavailable("down")])
-
-    class Down:
-        def __getattr__(self, name):
-            return getattr(room.queue, name)
-
-        def finish(self, lease, outcome, events):
-            for error in refusals:
-                raise error
-            return room.queue.finish(lease, outcome, events)
-
-    room.work(queue=Down())
-
-    assert room.row(run_id)["status"] == "completed"
-    assert not list(room.folders.journals.iterdir())
+    assert list(worker.folders.views.iterdir()) == []
 
 
-def test_lease_is_renewed_until_outcome_is_delivered(room):
-    """Only the last call fails, for longer than a lease. No other worker may claim the run."""
-    room.lease_seconds = 0.4
-    run_id = room.enqueue()
-    refused_until = []
-    others = []
+def test_outcome_is_delivered_after_outage(worker):
+    run_id = worker.enqueue()
+    fail = raising(Unavailable("down"), Unavailable("down"))
 
-    class Refuses:
-        def __getattr__(self, name):
-            return getattr(room.queue, name)
+    def finish(*arguments):
+        fail()
+        return worker.queue.finish(*arguments)
 
-        def finish(self, lease, outcome, events):
-            refused_until[:] = refused_until or [time.monotonic() + 1.2]
-            if time.monotonic() < refused_until[0]:
-                others.append(room.claim("22222222-2222-4222-8222-222222222222", worker="other"))
-                raise Unavailable("the results are too large")
-            return room.queue.finish(lease, outcome, events)
+    worker.work(queue=Replaced(worker.queue, finish=finish))
 
-    room.work(queue=Refuses())
-
-    assert len(others) > 1
-    assert not any(others)
-    assert (room.row(run_id)["status"], room.row(run_id)["attempt"]) == ("completed", 1)
-    assert not list(room.folders.journals.iterdir())
+    assert worker.row(run_id)["status"] == "completed"
+    assert not list(worker.folders.journals.iterdir())
 
 
-def test_outcome_of_canceled_run_is_retried_like_any_other(room):
-    room.drain_seconds = 0.1
-    run_id = room.enqueue()
-    room.trainer.during = lambda epoch: room.queue.cancel(run_id) and time.sleep(0.5)
+def test_lease_is_renewed_until_outcome_is_delivered(worker):
+    """Only the last call fails, perhaps for longer than a lease. No other worker may claim the run."""
+    expires_first = []
+    run_id = worker.enqueue()
+
+    def expires():
+        return worker.row(run_id)["lease_expires_at"]
+
+    def finish(*arguments):
+        if len(expires_first) < 2:  # each try waits until a heartbeat has renewed the lease
+            expires_first.append(expires())
+            wait_for(lambda: expires() > expires_first[-1])
+            raise Unavailable("the results are too large")
+        return worker.queue.finish(*arguments)
+
+    worker.work(queue=Replaced(worker.queue, finish=finish))
+
+    assert len(expires_first) == 2
+    assert (worker.row(run_id)["status"], worker.row(run_id)["attempt"]) == ("completed", 1)
+    assert not list(worker.folders.journals.iterdir())
+
+
+def test_outcome_of_canceled_run_is_retried_like_any_other(worker):
+    worker.drain_seconds = 0.1
+    run_id = worker.enqueue()
+    worker.trainer.during = lambda epoch: worker.queue.cancel(run_id) and worker.trainer.stop.wait(30)
     refused_until = []
 
-    class Refuses:
-        def __getattr__(self, name):
-            return getattr(room.queue, name)
+    def finish(*arguments):
+        refused_until[:] = refused_until or [time.monotonic() + 3 * worker.drain_seconds]
+        if time.monotonic() < refused_until[0]:
+            raise Unavailable("down")
+        return worker.queue.finish(*arguments)
 
-        def finish(self, lease, outcome, events):
-            refused_until[:] = refused_until or [time.monotonic() + 1.0]
-            if time.monotonic() < refused_until[0]:
-                raise Unavailable("down")
-            return room.queue.finish(lease, outcome, events)
+    worker.work(queue=Replaced(worker.queue, finish=finish))
 
-    room.work(queue=Refuses())
-
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert row["status"] == "canceled"
     assert row["results"]["artifacts"]
-    assert not list(room.folders.journals.iterdir())
+    assert not list(worker.folders.journals.iterdir())
 
 
-def test_undelivered_outcome_is_delivered_by_next_process(room):
-    run_id = room.enqueue()
+def test_undelivered_outcome_is_delivered_by_next_process(worker):
+    run_id = worker.enqueue()
 
-    class Dead:
-        def __getattr__(self, name):
-            return getattr(room.queue, name)
+    def finish(*_):
+        worker.shutdown.set(StopReason.SHUTDOWN)
+        raise Unavailable("down")
 
-        def finish(self, lease, outcome, events):
-            room.shutdown.set(StopReason.SHUTDOWN)
-            raise Unavailable("down")
+    worker.drain_seconds = 0.2
+    worker.work(queue=Replaced(worker.queue, finish=finish))
+    assert worker.row(run_id)["status"] == "running"
 
-    room.drain_seconds = 0.2
-    room.work(queue=Dead())
-    assert room.row(run_id)["status"] == "running"
+    worker.deliver_orphans()
 
-    room.deliver_orphans()
-
-    assert room.row(run_id)["status"] == "completed"
-    assert room.row(run_id)["results"]["mAP"] == 0.5
-    assert not list(room.folders.journals.iterdir())
+    assert worker.row(run_id)["status"] == "completed"
+    assert worker.row(run_id)["results"]["mAP"] == 0.5
+    assert not list(worker.folders.journals.iterdir())
 
 
-def test_run_of_crashed_process_is_requeued(room):
-    from trainer.worker.journal import Journal
-
-    run_id = room.enqueue()
-    journal = Journal.create(room.folders.journals, room.claim())
+def test_run_of_crashed_process_is_requeued(worker):
+    run_id = worker.enqueue()
+    journal = Journal.create(worker.folders.journals, worker.claim())
     journal.record("epoch", {"epoch": 1})
     journal.close()
 
-    room.deliver_orphans()
+    worker.deliver_orphans()
 
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 1)
     assert "crash" in row["error_message"]
-    assert "epoch" in room.kinds(run_id)
+    assert "epoch" in worker.kinds(run_id)
 
 
-def test_failed_heartbeat_thread_stops_run(room):
-    room.enqueue()
+def test_failed_heartbeat_thread_stops_run(worker, monkeypatch):
+    worker.enqueue()
+    worker.trainer.during = lambda epoch: worker.trainer.stop.wait(30)
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
 
-    class Broken:
-        def __getattr__(self, name):
-            return getattr(room.queue, name)
+    end = worker.work(queue=Replaced(worker.queue, beat=raising(ZeroDivisionError())))
 
-        def beat(self, lease, progress, events):
-            raise ZeroDivisionError
-
-    room.trainer.during = lambda epoch: time.sleep(0.3)
-    hook, threading.excepthook = threading.excepthook, lambda args: None
-    try:
-        room.work(queue=Broken())
-    finally:
-        threading.excepthook = hook
-
-    assert len(room.listener.heard) < 10
-    assert not (room.home / "storage").exists()
+    assert end.outcome is None
+    assert len(worker.reporter.calls) < 10
+    assert not (worker.home / "storage").exists()
 
 
-def test_finish_request_reaches_the_training(room):
-    run_id = room.enqueue()
-    seen = []
-    train = room.trainer.train
+def test_finish_request_reaches_the_training(worker):
+    run_id = worker.enqueue()
 
-    def watched(order, stop, *listeners):
-        def look(epoch):
-            if epoch == 1:
-                room.queue.request_finish(run_id)
-                time.sleep(0.5)
-            seen.append(stop.reason)
+    def request_finish(epoch):
+        worker.queue.request_finish(run_id)
+        wait_for(lambda: worker.trainer.stop.reason is StopReason.FINISH)
 
-        room.trainer.during = look
-        return train(order, stop, *listeners)
+    worker.trainer.during = request_finish
+    worker.work()
 
-    room.trainer.train = watched
-    room.work()
-
-    assert seen[-1] is StopReason.FINISH
-    assert room.row(run_id)["status"] == "completed"
+    assert worker.row(run_id)["status"] == "completed"
 
 
-def test_damaged_checkpoint_is_skipped_for_previous_one(room):
-    run_id = room.enqueue()
-    first = room.folders.folder(room.claim().job).path
+def test_damaged_checkpoint_is_skipped_for_previous_one(worker):
+    run_id = worker.enqueue()
+    first = worker.folders.folder(worker.claim().job).path
     save_checkpoint(first, 1)
     broken = save_checkpoint(first, 2)
     (first / "checkpoints" / "epoch-00002.pt").write_bytes(b"x" * broken.bytes)
-    room.queue.finish(room.claim(), outcome_retry(), [])
-    make_due(room, run_id)
+    worker.queue.finish(worker.claim(), Retry(message="lost"), [])
+    worker.update_row(run_id, not_before=None)
 
-    room.work(room.claim("22222222-2222-4222-8222-222222222222"))
+    worker.work_again()
 
-    assert room.trainer.orders[0].resume == first / "checkpoints" / "epoch-00001.pt"
-    codes = [e.data["code"] for e in room.queue.events(run_id) if e.kind == "warning"]
-    assert "checkpoint_broken" in codes
-    assert "resumed" in codes
-
-
-def outcome_retry():
-    from trainer.core.job import Retry
-
-    return Retry(message="lost")
+    assert worker.trainer.orders[0].resume == first / "checkpoints" / "epoch-00001.pt"
+    assert worker.warnings(run_id, "checkpoint_broken")
+    assert worker.warnings(run_id, "resumed")
 
 
-def make_due(room, run_id):
-    import sqlite3
-    from contextlib import closing
-
-    with closing(sqlite3.connect(room.home / "queue.db")) as db, db:
-        db.execute("update training_runs set not_before = null where id = ?", [run_id])
-
-
-def test_run_leaves_no_thread(room):
+def test_run_leaves_no_thread(worker):
     before = threading.active_count()
-    room.enqueue()
+    worker.enqueue()
 
-    room.work()
+    worker.work()
 
     assert threading.active_count() <= before
 
 
-def test_heartbeat_after_outcome_is_rejected(room):
-    room.enqueue()
-    lease = room.claim()
+def test_heartbeat_after_outcome_is_rejected(worker):
+    worker.enqueue()
+    lease = worker.claim()
 
-    room.work(lease)
+    worker.work(lease)
 
-    assert room.queue.beat(lease, None, []) is Verdict.LOST
+    assert worker.queue.beat(lease, None, []) is Verdict.LOST
 
 
-def test_deeply_nested_checkpoint_folders_do_not_fail_finished_training(room):
+def test_deeply_nested_checkpoint_folders_do_not_fail_finished_training(worker):
     def nest(epoch):
-        at = os.open(room.trainer.orders[-1].run_dir / "checkpoints", os.O_RDONLY) if epoch == 3 else None
+        at = os.open(worker.trainer.orders[-1].run_dir / "checkpoints", os.O_RDONLY) if epoch == 3 else None
         for _ in range(1200 if at else 0):
             os.mkdir("d", dir_fd=at)
             below = os.open("d", os.O_RDONLY, dir_fd=at)
@@ -829,9 +725,9 @@ def test_deeply_nested_checkpoint_folders_do_not_fail_finished_training(room):
         if at:
             os.close(at)
 
-    room.trainer.during = nest
-    run_id = room.enqueue()
-    room.work()
+    worker.trainer.during = nest
+    run_id = worker.enqueue()
+    worker.work()
 
-    assert room.row(run_id)["status"] == "completed"
-    assert not (room.folders.runs / f"train_{run_id}" / "checkpoints").exists()
+    assert worker.row(run_id)["status"] == "completed"
+    assert not (worker.folders.runs / f"train_{run_id}" / "checkpoints").exists()

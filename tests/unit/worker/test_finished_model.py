@@ -1,17 +1,16 @@
 """Publishing of finished models: retries, damaged files, and attempts that only publish."""
 
-import contextlib
 import hashlib
+import json
 import os
 import shutil
-import sqlite3
 import threading
-import time
+from dataclasses import replace
 
 import pytest
 
 from tests.storage_server import StorageServer
-from tests.unit.worker.worker_room import BUCKET, Room, in_background
+from tests.unit.worker.harness import BUCKET, Replaced, in_background, raising, wait_for
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, HostFailed, MachineFailed, Misconfigured, ObjectMissing, Unavailable
 from trainer.core.events import Finished, WeightsFile
@@ -22,8 +21,7 @@ from trainer.remote.storage_api import StorageApi
 from trainer.storage.supabase import SupabaseObjectStore
 from trainer.worker import finished_marker, publish
 
-AGAIN = "22222222-2222-4222-8222-222222222222"
-SAID = {
+ERRORS = {
     "missing": ObjectMissing("object 'best.pt' does not exist in bucket 'b'"),
     "bad request": BadRequest("storage accepts no object called 'best.pt'"),
     "misconfigured": Misconfigured("bucket missing"),
@@ -34,114 +32,78 @@ SAID = {
 }
 
 
-@pytest.fixture
-def room(tmp_path):
-    return Room(tmp_path)
+def failing_store(worker, method, errors):
+    """Return the store of `worker`; its `method` raises these errors, one per call, and then works."""
+    fail, call = raising(*errors), getattr(worker.store, method)
+
+    def fail_or_call(*arguments, **more):
+        fail()
+        return call(*arguments, **more)
+
+    return Replaced(worker.store, **{method: fail_or_call})
 
 
-@pytest.fixture
-def at_once(monkeypatch):
-    """The same retries without pauses."""
-    policy = RetryPolicy(tries=100_000, first_wait=0.01, longest_wait=0.01, total_seconds=86_400)
-    monkeypatch.setattr(publish, "PUBLISH_RETRIES", policy)
-
-
-class Refusing:
-    """The store of the fixture. Its method `call` raises the errors in `errors`, then works."""
-
-    def __init__(self, room, call, errors):
-        self._room = room
-        self._call = call
-        self.errors = list(errors)
-
-    def __getattr__(self, name):
-        real = getattr(self._room.store, name)
-
-        def raising(*arguments, **more):
-            if name == self._call and self.errors:
-                raise self.errors.pop()
-            return real(*arguments, **more)
-
-        return raising
-
-
-def warnings(room, run_id, code):
-    events = room.queue.events(run_id)
-    return [e.data["message"] for e in events if e.kind == "warning" and e.data["code"] == code]
-
-
-def has_its_model(room, run_id, content=b"the best"):
+def has_its_model(worker, run_id, content=b"the best"):
     """Assert that the run is completed and its row names the trained weights."""
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert row["status"] == "completed", row["error_message"]
     best = next(artifact for artifact in row["results"]["artifacts"] if artifact["name"] == "best.pt")
     assert row["trained_model_url"] == best["url"]
     assert best["sha256"] == hashlib.sha256(content).hexdigest()
-    path = room.home / "fetched"
-    room.store.download(ObjectRef(bucket=BUCKET, key=best["path"]), path, StopSignal())
+    path = worker.home / "fetched"
+    worker.store.download(ObjectRef(bucket=BUCKET, key=best["path"]), path, StopSignal())
     assert path.read_bytes() == content
     return row
 
 
-def interrupted_upload(room):
+def interrupted_upload(worker):
     """Return a run whose training finished and whose upload was interrupted by a shutdown, and its folder."""
-    run_id = room.enqueue()
+    run_id = worker.enqueue()
 
-    class Closed(Refusing):
-        def __getattr__(self, name):
-            if name == "upload":
-                room.shutdown.set(StopReason.SHUTDOWN)
-            return super().__getattr__(name)
+    def shut_down(path, ref, stop, **more):
+        stop.set(StopReason.SHUTDOWN)  # the drain time is over
+        worker.shutdown.set(StopReason.SHUTDOWN)
+        raise Unavailable("down")
 
-    room.drain_seconds = 0.3
-    room.work(store=Closed(room, "upload", [Unavailable("down")] * 1000))
-    room.drain_seconds = 2.0
-    assert room.row(run_id)["status"] == "queued"
-    return run_id, room.home / "runs" / f"train_{run_id}"
+    worker.work(store=Replaced(worker.store, upload=shut_down))
+    assert worker.row(run_id)["status"] == "queued"
+    return run_id, worker.home / "runs" / f"train_{run_id}"
 
 
 # ── history ──
 
 
-def forget_epochs(room, run_id, told, by=1):
-    """Edit the row as if the service was killed after it reported epoch `told` in attempt `by`."""
-    with contextlib.closing(sqlite3.connect(room.home / "queue.db")) as db, db:
-        db.execute("delete from training_run_events where kind = 'epoch' and json_extract(data, '$.epoch') > ?", [told])
-        db.execute(
-            "update training_runs set last_reported_epoch = ?, last_reported_attempt = ? where id = ?",
-            [told, by, run_id],
-        )
+def epochs(worker, run_id):
+    return [e.data | {"attempt": e.attempt} for e in worker.queue.events(run_id) if e.kind == "epoch"]
 
 
-def epochs(room, run_id):
-    return [e.data | {"attempt": e.attempt} for e in room.queue.events(run_id) if e.kind == "epoch"]
-
-
-@pytest.mark.parametrize("told_by", [0, 2])
-def test_finished_model_reports_all_epochs_after_other_attempt_reported_some(room, told_by):
-    run_id, run_dir = interrupted_upload(room)
-    forget_epochs(room, run_id, told=2, by=told_by)
+@pytest.mark.parametrize("attempt", [0, 2])
+def test_finished_model_reports_all_epochs_after_other_attempt_reported_some(worker, attempt):
+    run_id, run_dir = interrupted_upload(worker)
+    worker.forget_epochs(run_id, after=2)
+    worker.update_row(run_id, last_reported_epoch=2, last_reported_attempt=attempt)
     (run_dir / "results.csv").write_text(
         "epoch,time,metrics/mAP50(B),lr/pg0\n1,2,0.1,0.3\n2,4.5,0.4,0.2\n3,6,0.2,0.1\n"
     )
 
-    room.work(room.claim(AGAIN), StopSignal())
+    worker.work_again()
 
-    assert [e["epoch"] for e in epochs(room, run_id) if e["attempt"] == 2] == [1, 2, 3]
+    assert [e["epoch"] for e in epochs(worker, run_id) if e["attempt"] == 2] == [1, 2, 3]
 
 
-def test_epochs_missed_by_killed_service_are_reported_with_finished_model(room):
-    run_id, run_dir = interrupted_upload(room)
-    forget_epochs(room, run_id, told=1)
+def test_epochs_missed_by_killed_service_are_reported_with_finished_model(worker):
+    run_id, run_dir = interrupted_upload(worker)
+    worker.forget_epochs(run_id, after=1)
+    worker.update_row(run_id, last_reported_epoch=1, last_reported_attempt=1)
     (run_dir / "results.csv").write_text(
         "epoch,time,metrics/mAP50(B),lr/pg0\n1,2,0.1,0.3\n2,4.5,0.4,0.2\n3,6,0.2,0.1\n"
     )
 
-    room.work(room.claim(AGAIN), StopSignal())
+    worker.work_again()
 
-    has_its_model(room, run_id)
-    assert [(e["attempt"], e["epoch"]) for e in epochs(room, run_id)] == [(1, 1), (2, 2), (2, 3)]
-    second = epochs(room, run_id)[1]
+    has_its_model(worker, run_id)
+    assert [(e["attempt"], e["epoch"]) for e in epochs(worker, run_id)] == [(1, 1), (2, 2), (2, 3)]
+    second = epochs(worker, run_id)[1]
     assert (second["metrics"], second["seconds"]) == ({"metrics/mAP50(B)": 0.4, "lr/pg0": 0.2}, 2.5)
 
 
@@ -149,125 +111,103 @@ def test_epochs_missed_by_killed_service_are_reported_with_finished_model(room):
     "table",
     ["", "epoch,time\n", "epoch,time,lr/pg0\n2,3,many\n", "epoch,time,lr/pg0\n" + "9999,1,1\n" * 9, None],
 )
-def test_damaged_results_csv_does_not_lose_model(room, table):
-    run_id, run_dir = interrupted_upload(room)
-    forget_epochs(room, run_id, told=1)
+def test_damaged_results_csv_does_not_lose_model(worker, table):
+    run_id, run_dir = interrupted_upload(worker)
+    worker.forget_epochs(run_id, after=1)
+    worker.update_row(run_id, last_reported_epoch=1, last_reported_attempt=1)
     (run_dir / "results.csv").unlink()
     if table is None:
         (run_dir / "results.csv").symlink_to("/dev/zero")
     else:
         (run_dir / "results.csv").write_text(table)
 
-    room.work(room.claim(AGAIN), StopSignal())
+    worker.work_again()
 
-    has_its_model(room, run_id)
-    assert [e["epoch"] for e in epochs(room, run_id)] == [1]
+    has_its_model(worker, run_id)
+    assert [e["epoch"] for e in epochs(worker, run_id)] == [1]
 
 
 # ── patience ──
 
 
-@pytest.mark.parametrize("call", ["upload", "list"])
-@pytest.mark.parametrize("said", SAID)
-def test_errors_of_store_or_disk_do_not_end_run_with_finished_model(room, at_once, call, said):
-    run_id = room.enqueue()
+@pytest.mark.parametrize("method", ["upload", "list"])
+@pytest.mark.parametrize("error", ERRORS)
+def test_errors_of_store_or_disk_do_not_end_run_with_finished_model(worker, method, error):
+    run_id = worker.enqueue()
 
-    room.work(store=Refusing(room, call, [SAID[said]] * 12))
+    worker.work(store=failing_store(worker, method, [ERRORS[error]] * 12))
 
-    row = has_its_model(room, run_id)
+    row = has_its_model(worker, run_id)
     assert (row["attempt"], row["failures"]) == (1, 0)
-    [message] = warnings(room, run_id, "upload_waits")
-    assert str(SAID[said]) in message
-    assert len(room.trainer.orders) == 1
+    [message] = worker.warnings(run_id, "upload_waits")
+    assert str(ERRORS[error]) in message
+    assert len(worker.trainer.orders) == 1
 
 
-def test_each_distinct_warning_is_reported_once(room, at_once):
-    run_id = room.enqueue()
+def test_each_distinct_warning_is_reported_once(worker):
+    run_id = worker.enqueue()
 
-    room.work(store=Refusing(room, "list", [SAID["missing"], SAID["disk"], SAID["missing"], SAID["disk"]]))
+    worker.work(
+        store=failing_store(worker, "list", [ERRORS["missing"], ERRORS["disk"], ERRORS["missing"], ERRORS["disk"]])
+    )
 
-    assert len(warnings(room, run_id, "upload_waits")) == 2
-    assert room.row(run_id)["status"] == "completed"
+    assert len(worker.warnings(run_id, "upload_waits")) == 2
+    assert worker.row(run_id)["status"] == "completed"
 
 
-def test_run_is_requeued_after_retries_and_next_attempt_only_publishes(room, monkeypatch):
+def test_run_is_requeued_after_retries_and_next_attempt_only_publishes(worker, monkeypatch):
     monkeypatch.setattr(publish, "PUBLISH_RETRIES", RetryPolicy(tries=3, first_wait=0.01))
-    run_id = room.enqueue()
-    room.work(store=Refusing(room, "upload", [ObjectMissing("bucket 'b' does not exist")] * 1000))
-    row = room.row(run_id)
+    run_id = worker.enqueue()
+    worker.work(store=failing_store(worker, "upload", [ObjectMissing("bucket 'b' does not exist")] * 1000))
+    row = worker.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 1)
     assert "does not exist" in row["error_message"]
-    run_dir = room.home / "runs" / f"train_{run_id}"
+    run_dir = worker.home / "runs" / f"train_{run_id}"
     assert (run_dir / ".finished.json").exists()
     assert list((run_dir / "checkpoints").glob("*.pt"))
-    make_due(room, run_id)
+    worker.update_row(run_id, not_before=None)
 
-    room.work(room.claim(AGAIN))
+    worker.work_again()
 
-    has_its_model(room, run_id)
-    assert len(room.trainer.orders) == 1
-
-
-def make_due(room, run_id):
-    import sqlite3
-
-    with contextlib.closing(sqlite3.connect(room.home / "queue.db")) as db, db:
-        db.execute("update training_runs set not_before = null where id = ?", [run_id])
+    has_its_model(worker, run_id)
+    assert len(worker.trainer.orders) == 1
 
 
-def test_cancel_ends_retries_and_keeps_uploaded_files(room):
-    room.drain_seconds = 0.5
-    run_id = room.enqueue()
-    store = Refusing(room, "list", [Unavailable("down")] * 100_000)
+def test_cancel_ends_retries_and_keeps_uploaded_files(worker):
+    worker.drain_seconds = 1.0
+    run_id = worker.enqueue()
+    store = failing_store(worker, "list", [Unavailable("down")] * 100_000)
 
-    with in_background(lambda: room.work(store=store)):
-        wait_for(lambda: warnings(room, run_id, "upload_waits"))
-        room.queue.cancel(run_id)
+    with in_background(lambda: worker.work(store=store)):
+        wait_for(lambda: worker.warnings(run_id, "upload_waits"))
+        worker.queue.cancel(run_id)
 
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert row["status"] == "canceled"
     assert {"best.pt", "last.pt", "run.log"} <= {artifact["name"] for artifact in row["results"]["artifacts"]}
 
 
-def test_lost_lease_ends_retries(room):
-    run_id = room.enqueue()
-    store = Refusing(room, "upload", [Unavailable("down")] * 100_000)
-    began = []
+def test_lost_lease_ends_retries(worker):
+    run_id = worker.enqueue()
+    store = failing_store(worker, "upload", [Unavailable("down")] * 100_000)
 
-    with in_background(lambda: room.work(store=store)):
-        wait_for(lambda: warnings(room, run_id, "upload_waits"))
-        began.append(time.monotonic())
-        delete_row(room, run_id)
+    with in_background(lambda: worker.work(store=store)):
+        wait_for(lambda: worker.warnings(run_id, "upload_waits"))
+        worker.delete_row(run_id)
 
-    assert time.monotonic() - began[0] < 10
-    assert room.row(run_id) is None
+    assert worker.row(run_id) is None
 
 
-def delete_row(room, run_id):
-    import sqlite3
-
-    with contextlib.closing(sqlite3.connect(room.home / "queue.db")) as db, db:
-        db.execute("pragma foreign_keys = on")
-        db.execute("delete from training_runs where id = ?", [run_id])
-
-
-def wait_for(holds, seconds=15):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_model_is_published_without_finished_marker(room, monkeypatch):
+def test_model_is_published_without_finished_marker(worker, monkeypatch):
     def fail(run_dir, finished):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("trainer.worker.finished_marker.write", fail)
-    run_id = room.enqueue()
+    run_id = worker.enqueue()
 
-    room.work()
+    worker.work()
 
-    has_its_model(room, run_id)
+    has_its_model(worker, run_id)
 
 
 # ── through the real store, against its server ──
@@ -280,10 +220,10 @@ def server():
 
 
 @pytest.fixture
-def supabase(room, server):
+def supabase(worker, server):
     api = StorageApi(server.url, "service-key")
     policy = RetryPolicy(tries=2, first_wait=0.01)
-    yield SupabaseObjectStore(api, notes=room.home / "uploads", stop=room.shutdown, policy=policy)
+    yield SupabaseObjectStore(api, notes=worker.home / "uploads", stop=worker.shutdown, policy=policy)
     api.close()
 
 
@@ -306,21 +246,21 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_model_is_published_once_storage_recovers(room, server, supabase, at_once, trouble):
+def test_model_is_published_once_storage_recovers(worker, server, supabase, trouble):
     server.fault("status", **TROUBLES[trouble])
-    run_id = room.enqueue()
+    run_id = worker.enqueue()
 
-    room.work(store=supabase)
+    worker.work(store=supabase)
 
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert (row["status"], row["attempt"], row["failures"]) == ("completed", 1, 0), row["error_message"]
     assert f"/object/sign/{BUCKET}/training_runs/{run_id}/1/best.pt?token=" in row["trained_model_url"]
     for artifact in row["results"]["artifacts"]:
         assert hashlib.sha256(server.get(BUCKET, artifact["path"])).hexdigest() == artifact["sha256"]
 
 
-def test_bucket_recreated_during_upload_gets_complete_model(room, server, supabase, at_once):
-    run_id = room.enqueue()
+def test_bucket_recreated_during_upload_gets_complete_model(worker, server, supabase):
+    run_id = worker.enqueue()
     upload = supabase.upload
 
     def upload_and_lose(path, ref, stop, **more):
@@ -332,9 +272,9 @@ def test_bucket_recreated_during_upload_gets_complete_model(room, server, supaba
 
     lost = []
     supabase.upload = upload_and_lose
-    room.work(store=supabase)
+    worker.work(store=supabase)
 
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert lost
     assert row["status"] == "completed"
     for artifact in row["results"]["artifacts"]:
@@ -359,16 +299,16 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_model_is_not_published_and_training_resumes(room, name, damage):
-    run_id, run_dir = interrupted_upload(room)
+def test_damaged_model_is_not_published_and_training_resumes(worker, name, damage):
+    run_id, run_dir = interrupted_upload(worker)
     DAMAGES[damage](run_dir / "weights" / name)
 
-    room.work(room.claim(AGAIN), StopSignal())
+    worker.work_again()
 
-    row = has_its_model(room, run_id)
+    row = has_its_model(worker, run_id)
     assert row["attempt"] == 2
-    assert room.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
-    [message] = warnings(room, run_id, "model_damaged")
+    assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
+    [message] = worker.warnings(run_id, "model_damaged")
     assert name in message or "not in the run's folder" in message
 
 
@@ -385,97 +325,85 @@ def test_pipe_in_place_of_empty_model_does_not_block_the_slot(tmp_path):
         daemon=True,
     )
     look.start()
-    look.join(5)
+    look.join(15)
 
     assert damages == ["best.pt is not a file"]
 
 
-def test_damaged_model_without_checkpoint_is_trained_again(room):
-    run_id, run_dir = interrupted_upload(room)
+def test_damaged_model_without_checkpoint_is_trained_again(worker):
+    run_id, run_dir = interrupted_upload(worker)
     (run_dir / "weights" / "best.pt").unlink()
     shutil.rmtree(run_dir / "checkpoints")
 
-    room.work(room.claim(AGAIN), StopSignal())
+    worker.work_again()
 
-    has_its_model(room, run_id)
-    assert room.trainer.orders[1].resume is None
+    has_its_model(worker, run_id)
+    assert worker.trainer.orders[1].resume is None
 
 
-def test_model_damaged_during_retries_is_not_published(room, at_once):
+def test_model_damaged_during_retries_is_not_published(worker):
     """The run is requeued, and the next attempt resumes from the checkpoint."""
-    run_id = room.enqueue()
-    run_dir = room.home / "runs" / f"train_{run_id}"
-    store = Refusing(room, "upload", [Unavailable("down")] * 5)
-    record = room.listener.event
+    run_id = worker.enqueue()
+    run_dir = worker.home / "runs" / f"train_{run_id}"
+    store = failing_store(worker, "upload", [Unavailable("down")] * 5)
+    record = worker.reporter.event
 
     def damage(job, event):
         record(job, event)
         if getattr(event, "code", "") == "upload_waits":
             (run_dir / "weights" / "best.pt").write_bytes(b"")
 
-    room.listener.event = damage
-    room.work(store=store)
-    row = room.row(run_id)
+    worker.reporter.event = damage
+    worker.work(store=store)
+    row = worker.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 1)
     assert "best.pt" in row["error_message"]
-    make_due(room, run_id)
+    worker.update_row(run_id, not_before=None)
 
-    room.work(room.claim(AGAIN))
+    worker.work_again()
 
-    has_its_model(room, run_id)
-    assert warnings(room, run_id, "model_damaged")
-    assert room.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
+    has_its_model(worker, run_id)
+    assert worker.warnings(run_id, "model_damaged")
+    assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
 
 
 @pytest.mark.parametrize(
     "place", ["/etc/passwd", "{runs}/other/weights/best.pt", "{run_dir}/../other.pt", "best.pt", ""]
 )
-def test_model_outside_of_run_folder_is_rejected(room, place):
+def test_model_outside_of_run_folder_is_rejected(worker, place):
     """The training process may report any path. The service must not read or publish it."""
-    run_id = room.enqueue()
-    train = room.trainer.train
+    run_id = worker.enqueue()
+    train = worker.trainer.train
 
     def lie(order, *arguments):
-        from dataclasses import replace
-
         finished = train(order, *arguments)
         path = place.format(runs=order.run_dir.parent, run_dir=order.run_dir)
         return replace(finished, best=replace(finished.best, path=path))
 
-    room.trainer.train = lie
-    room.work()
+    worker.trainer.train = lie
+    worker.work()
 
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert row["status"] == "failed"
     assert "outside of its run folder" in row["error_message"]
     assert row["trained_model_url"] is None
 
 
-def test_finished_marker_with_outside_path_is_ignored(room):
+def test_finished_marker_with_outside_path_is_ignored(worker):
     """The training process can write a marker itself. It must not publish other files with it."""
-    import json
-
-    run_id, run_dir = interrupted_upload(room)
+    run_id, run_dir = interrupted_upload(worker)
     marker = json.loads((run_dir / ".finished.json").read_text())
-    secret = room.home / "secret"
+    secret = worker.home / "secret"
     secret.write_bytes(b"the best")
     (run_dir / ".finished.json").write_text(json.dumps(marker | {"best": marker["best"] | {"path": str(secret)}}))
 
-    room.work(room.claim(AGAIN), StopSignal())
+    worker.work_again()
 
-    has_its_model(room, run_id)
-    assert len(room.trainer.orders) == 2
+    has_its_model(worker, run_id)
+    assert len(worker.trainer.orders) == 2
 
 
 # ── and the one that is asked for ──
-
-
-def edit(room, run_id, configuration):
-    import json
-    import sqlite3
-
-    with contextlib.closing(sqlite3.connect(room.home / "queue.db")) as db, db:
-        db.execute("update training_runs set configuration = ? where id = ?", [json.dumps(configuration), run_id])
 
 
 @pytest.mark.parametrize(
@@ -488,22 +416,20 @@ def edit(room, run_id, configuration):
         ({"epochs": "many"}, 1),  # this plan cannot be trained, but the model exists
     ],
 )
-def test_finished_model_is_published_only_if_row_asks_for_it(room, configuration, trainings):
-    run_id, _ = interrupted_upload(room)
-    edit(room, run_id, configuration)
+def test_finished_model_is_published_only_if_row_asks_for_it(worker, configuration, trainings):
+    run_id, _ = interrupted_upload(worker)
+    worker.update_row(run_id, configuration=configuration)
 
-    room.work(room.claim(AGAIN), StopSignal())
+    worker.work_again()
 
-    assert room.row(run_id)["status"] == "completed"
-    assert len(room.trainer.orders) == trainings
-    assert len(warnings(room, run_id, "settings_changed")) == trainings - 1
+    assert worker.row(run_id)["status"] == "completed"
+    assert len(worker.trainer.orders) == trainings
+    assert len(worker.warnings(run_id, "settings_changed")) == trainings - 1
 
 
-def test_finished_model_of_other_version_is_published(room):
+def test_finished_model_of_other_version_is_published(worker):
     """Other versions have other warnings, another order of settings, and may record defaults."""
-    import json
-
-    run_id, run_dir = interrupted_upload(room)
+    run_id, run_dir = interrupted_upload(worker)
     marker = json.loads((run_dir / ".finished.json").read_text())
     plan = marker["report"]["plan"]
     plan |= {
@@ -514,20 +440,20 @@ def test_finished_model_of_other_version_is_published(room):
     }
     (run_dir / ".finished.json").write_text(json.dumps(marker))
 
-    room.work(room.claim(AGAIN), StopSignal())
+    worker.work_again()
 
-    assert room.row(run_id)["status"] == "completed"
-    assert len(room.trainer.orders) == 1
-    assert warnings(room, run_id, "settings_changed") == []
+    assert worker.row(run_id)["status"] == "completed"
+    assert len(worker.trainer.orders) == 1
+    assert worker.warnings(run_id, "settings_changed") == []
 
 
-def test_halved_batch_is_reported_and_is_the_same_training(room):
-    room.trainer.batch = 4
-    run_id, _ = interrupted_upload(room)
+def test_halved_batch_is_reported_and_is_the_same_training(worker):
+    worker.trainer.batch = 4
+    run_id, _ = interrupted_upload(worker)
 
-    room.work(room.claim(AGAIN), StopSignal())
+    worker.work_again()
 
-    assert len(room.trainer.orders) == 1
-    results = room.row(run_id)["results"]
+    assert len(worker.trainer.orders) == 1
+    results = worker.row(run_id)["results"]
     assert (results["plan"]["batch"], results["plan"]["asked_batch"]) == (4, 16)
     assert "batch" not in results

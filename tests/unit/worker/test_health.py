@@ -248,7 +248,7 @@ def test_unhealthy_host_is_tested_in_background_until_healthy(monkeypatch):
 
     health = Health(test)
     with health.watched():
-        assert passed.wait(5)
+        assert passed.wait(15)
     assert problems == []
 
 
@@ -273,5 +273,5 @@ def test_hanging_self_test_does_not_delay_shutdown(host, monkeypatch):
         return FULL
 
     with Health(test).watched():
-        assert begun.wait(5)
+        assert begun.wait(15)
     hanging.set()

@@ -22,7 +22,7 @@ from trainer.worker.outcome_delivery import OrphanDelivery
 ROOT = Path(__file__).parents[3]
 LEASE = {"lease": {"run_id": "run-5", "attempt": 1, "claim_id": "c"}}
 EVENT = {"event": {"seq": 1, "at": "2026-01-01T00:00:00+00:00", "kind": "epoch", "data": {"epoch": 1}}}
-ENDING = {"outcome": {"kind": "failed", "message": "no labels", "results": {}}}
+OUTCOME = {"outcome": {"kind": "failed", "message": "no labels", "results": {}}}
 
 
 class Answers:
@@ -30,13 +30,13 @@ class Answers:
 
     def __init__(self, *refusals):
         self.refusals = list(refusals)
-        self.told = []
+        self.delivered = []
 
     def finish(self, lease, outcome, events):
         for run_id, error in self.refusals:
             if run_id == lease.job.id:
                 raise error
-        self.told.append((lease.job.id, outcome, [event.seq for event in events]))
+        self.delivered.append((lease.job.id, outcome, [event.seq for event in events]))
         return Status.COMPLETED
 
 
@@ -45,7 +45,7 @@ def write(folder, name, *lines):
     (folder / f"{name}.jsonl").write_bytes(text + b"\n")
 
 
-def left(folder, run_id, outcome=None):
+def leave(folder, run_id, outcome=None):
     journal = Journal.create(folder, lease(run_id))
     journal.record("epoch", {"epoch": 1})
     if outcome:
@@ -71,10 +71,10 @@ DAMAGED = {
     "an outcome without its fields": [LEASE, {"outcome": {"kind": "completed"}}],
     "an outcome that is no object": [LEASE, {"outcome": "completed"}],
     "an outcome with a wrong type": [LEASE, {"outcome": {"kind": "failed", "message": ["x"], "results": {}}}],
-    "a lease without its fields": [{"lease": {"run_id": "run-5"}}, ENDING],
-    "a lease that is no object": [{"lease": ["run-5", 1, "c"]}, ENDING],
-    "a lease with a wrong type": [{"lease": {"run_id": 5, "attempt": "one", "claim_id": None}}, ENDING],
-    "no lease": [EVENT, ENDING],
+    "a lease without its fields": [{"lease": {"run_id": "run-5"}}, OUTCOME],
+    "a lease that is no object": [{"lease": ["run-5", 1, "c"]}, OUTCOME],
+    "a lease with a wrong type": [{"lease": {"run_id": 5, "attempt": "one", "claim_id": None}}, OUTCOME],
+    "no lease": [EVENT, OUTCOME],
     "a list": [[1, 2, 3]],
     "a number": [7],
     "nothing": [],
@@ -88,12 +88,12 @@ READABLE = {
         [
             {"lease": LEASE["lease"] | {"worker": "w", "version": 9}, "more": 1},
             {"event": EVENT["event"] | {"trace": "x"}},
-            {"outcome": ENDING["outcome"] | {"code": 7}},
+            {"outcome": OUTCOME["outcome"] | {"code": 7}},
         ],
         [1],
     ),
-    "lines of unknown kinds": ([LEASE, {"heartbeat": 3}, EVENT, [1], 7, "x", None, ENDING], [1]),
-    "an event without its fields": ([LEASE, {"event": {"seq": 1}}, ENDING], []),
+    "lines of unknown kinds": ([LEASE, {"heartbeat": 3}, EVENT, [1], 7, "x", None, OUTCOME], [1]),
+    "an event without its fields": ([LEASE, {"event": {"seq": 1}}, OUTCOME], []),
     "events with wrong types": (
         [
             LEASE,
@@ -103,27 +103,27 @@ READABLE = {
             {"event": EVENT["event"] | {"data": []}},
             {"event": None},
             EVENT,
-            ENDING,
+            OUTCOME,
         ],
         [1],
     ),
-    "a garbled line": ([LEASE, EVENT, b"\xff\xff\xff", b"{" * 100_000, ENDING], [1]),
-    "a confirmation of nothing": ([LEASE, EVENT, {"delivered": "all"}, ENDING], [1]),
-    "all events confirmed": ([LEASE, EVENT, {"delivered": 1}, ENDING], []),
+    "a garbled line": ([LEASE, EVENT, b"\xff\xff\xff", b"{" * 100_000, OUTCOME], [1]),
+    "a confirmation of nothing": ([LEASE, EVENT, {"delivered": "all"}, OUTCOME], [1]),
+    "all events confirmed": ([LEASE, EVENT, {"delivered": 1}, OUTCOME], []),
 }
 
 
 @pytest.mark.parametrize("lines", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_journal_is_set_aside_and_others_are_delivered(tmp_path, lines):
-    left(tmp_path, "run-1", Failed(message="first"))
+    leave(tmp_path, "run-1", Failed(message="first"))
     write(tmp_path, "run-5.1", *lines)
-    left(tmp_path, "run-9", Completed(results={}, trained_model_url=None))
+    leave(tmp_path, "run-9", Completed(results={}, trained_model_url=None))
     content = (tmp_path / "run-5.1.jsonl").read_bytes()
     queue = Answers()
 
     deliver(queue, tmp_path)
 
-    assert sorted(run_id for run_id, _, _ in queue.told) == ["run-1", "run-9"]
+    assert sorted(run_id for run_id, _, _ in queue.delivered) == ["run-1", "run-9"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run-5.1.unreadable"]
     assert (tmp_path / "run-5.1.unreadable").read_bytes() == content
 
@@ -135,33 +135,33 @@ def test_journal_of_other_version_is_delivered_as_far_as_readable(tmp_path, line
 
     deliver(queue, tmp_path)
 
-    assert queue.told == [("run-5", Failed(message="no labels"), events)]
+    assert queue.delivered == [("run-5", Failed(message="no labels"), events)]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_huge_journal_is_set_aside_unread(tmp_path):
     with (tmp_path / "run-5.1.jsonl").open("wb") as file:
         file.truncate(LARGEST + 1)
-    left(tmp_path, "run-9")
+    leave(tmp_path, "run-9")
     queue = Answers()
     began = time.monotonic()
 
     deliver(queue, tmp_path)
 
-    assert [run_id for run_id, _, _ in queue.told] == ["run-9"]
-    assert time.monotonic() - began < 5
+    assert [run_id for run_id, _, _ in queue.delivered] == ["run-9"]
+    assert time.monotonic() - began < 15
     assert (tmp_path / "run-5.1.unreadable").exists()
 
 
 def test_long_journal_is_read_quickly(tmp_path):
     events = [{"event": EVENT["event"] | {"seq": number}} for number in range(1, 20_001)]
-    write(tmp_path, "run-5.1", LEASE, *events, ENDING)
+    write(tmp_path, "run-5.1", LEASE, *events, OUTCOME)
     began = time.monotonic()
 
     (journal,) = orphaned_journals(tmp_path, "w", 60)
 
     assert len(journal.pending(10**6)) == 20_000
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     journal.close()
 
 
@@ -177,28 +177,28 @@ def test_long_journal_is_read_quickly(tmp_path):
 )
 def test_entry_that_is_not_a_file_is_skipped(tmp_path, make):
     make(tmp_path / "run-5.1.jsonl")
-    left(tmp_path, "run-9")
+    leave(tmp_path, "run-9")
     queue = Answers()
 
     deliver(queue, tmp_path)
 
-    assert [run_id for run_id, _, _ in queue.told] == ["run-9"]
+    assert [run_id for run_id, _, _ in queue.delivered] == ["run-9"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give up root's rights")
 def test_journal_of_other_user_is_skipped(tmp_path):
-    left(tmp_path, "run-5")
+    leave(tmp_path, "run-5")
     (tmp_path / "run-5.1.jsonl").chmod(0)
-    left(tmp_path, "run-9")
+    leave(tmp_path, "run-9")
     code = f"""
         from tests.unit.worker.test_orphaned_journals import *
         print([journal.lease.job.id for journal in orphaned_journals(Path({str(tmp_path)!r}), "w", 60)])
     """
     command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-c", textwrap.dedent(code)]
 
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
 
-    assert told.stdout.splitlines()[-1] == "['run-9']"
+    assert done.stdout.splitlines()[-1] == "['run-9']"
     assert (tmp_path / "run-5.1.jsonl").exists()
 
 
@@ -218,17 +218,17 @@ def test_events_after_recovery_never_reuse_a_number(tmp_path):
 @pytest.mark.parametrize("error", [Misconfigured("refuses the call"), Unavailable("not now")])
 def test_rejected_outcome_delays_no_other(tmp_path, error):
     for run_id in ("run-1", "run-5", "run-9"):
-        left(tmp_path, run_id)
+        leave(tmp_path, run_id)
     queue, stop = Answers(("run-1", error)), StopSignal()
-    queue.told = Told(stop, 2)
+    queue.delivered = StopsAfter(stop, 2)
 
     deliver(queue, tmp_path, stop)
 
-    assert sorted(run_id for run_id, _, _ in queue.told) == ["run-5", "run-9"]
+    assert sorted(run_id for run_id, _, _ in queue.delivered) == ["run-5", "run-9"]
     assert [path.name for path in tmp_path.iterdir()] == ["run-1.1.jsonl"]
 
 
-class Told(list):
+class StopsAfter(list):
     """A list that sets a stop when it has so many items."""
 
     def __init__(self, stop, most):
@@ -241,13 +241,13 @@ class Told(list):
 
 
 def test_rejected_outcome_is_delivered_once_queue_accepts_it(tmp_path, monkeypatch):
-    left(tmp_path, "run-1")
+    leave(tmp_path, "run-1")
     queue = Answers(("run-1", Unavailable("not now")))
     finish = queue.finish
 
-    def finish_later(*told):
+    def finish_later(*arguments):
         try:
-            return finish(*told)
+            return finish(*arguments)
         finally:
             queue.refusals.clear()
 
@@ -255,64 +255,67 @@ def test_rejected_outcome_is_delivered_once_queue_accepts_it(tmp_path, monkeypat
 
     deliver(queue, tmp_path)
 
-    assert [(run_id, outcome.kind, events) for run_id, outcome, events in queue.told] == [("run-1", "retry", [1])]
+    assert [(run_id, outcome.kind, events) for run_id, outcome, events in queue.delivered] == [("run-1", "retry", [1])]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_journal_that_raises_unexpected_error_is_set_aside(tmp_path):
     for run_id in ("run-1", "run-9"):
-        left(tmp_path, run_id)
+        leave(tmp_path, run_id)
     queue = Answers(("run-1", TypeError("a bug")))
 
     deliver(queue, tmp_path)
 
-    assert [run_id for run_id, outcome, _ in queue.told if isinstance(outcome, Retry)] == ["run-9"]
+    assert [run_id for run_id, outcome, _ in queue.delivered if isinstance(outcome, Retry)] == ["run-9"]
     assert [path.name for path in tmp_path.iterdir()] == ["run-1.1.unreadable"]
 
 
 # ── a second service on the same TRAINER_HOME ──
 
 WRITER = """
-import sys, time
+import sys
 from pathlib import Path
 from tests.unit.worker.test_journal import lease
 from trainer.worker.journal import Journal
-folder, deadline, number = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0
-while time.monotonic() < deadline:
-    number += 1
-    journal = Journal.create(folder, lease(f"run-{sys.argv[3]}-{number}"))
+for number in range(200):
+    journal = Journal.create(Path(sys.argv[1]), lease(f"run-{sys.argv[2]}-{number}"))
     journal.record("epoch", {"epoch": 1})
     assert journal.path.exists(), "moved while it was live"
     journal.discard()
-print(number)
 """
 SCANNER = """
-import sys, time
+import sys
 from pathlib import Path
 from trainer.worker.orphaned_journals import orphaned_journals
-folder, deadline, scans, taken = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0, 0
-while time.monotonic() < deadline:
+folder, over, scans, taken = Path(sys.argv[1]), Path(sys.argv[2]), 0, 0
+print("ready", flush=True)
+while not over.exists() or not scans:
     scans += 1
     for journal in orphaned_journals(folder, "w", 60):
         taken += 1
         journal.close()
-print(scans, taken)
+print(taken)
 """
 
 
 def test_locked_journals_are_not_moved_by_second_service(tmp_path):
-    def started(code, *arguments):
-        command = [sys.executable, "-c", code, str(tmp_path), "4", *arguments]
+    folder, over = tmp_path / "journals", tmp_path / "over"
+    folder.mkdir()
+
+    def started(code, argument):
+        command = [sys.executable, "-c", code, str(folder), str(argument)]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
+    scanners = [started(SCANNER, over), started(SCANNER, over)]
+    assert [scanner.stdout.readline() for scanner in scanners] == ["ready\n"] * 2
     writers = [started(WRITER, "a"), started(WRITER, "b")]
-    scanners = [started(SCANNER), started(SCANNER)]
-    told = [process.communicate(timeout=60)[0].splitlines()[-1] for process in (*writers, *scanners)]
+    try:
+        assert [(writer.communicate(timeout=60), writer.returncode) for writer in writers] == [(("", None), 0)] * 2
+    finally:
+        over.touch()
 
-    assert [process.returncode for process in (*writers, *scanners)] == [0, 0, 0, 0]
-    assert [line.split()[-1] for line in told[2:]] == ["0", "0"]
-    assert min(int(line.split()[0]) for line in told) > 100
-    assert list(tmp_path.iterdir()) == []
+    assert [scanner.communicate(timeout=60)[0] for scanner in scanners] == ["0\n", "0\n"]
+    assert list(folder.iterdir()) == []
 
 
 def test_unnamed_journal_is_removed_after_a_day(tmp_path):

@@ -4,7 +4,7 @@ import os
 from contextlib import closing
 
 import pytest
-from worker_room import Room, save_checkpoint
+from harness import WorkerFixture, save_checkpoint
 
 from trainer.settings import Settings
 from trainer.wiring.host import run_logs
@@ -12,8 +12,8 @@ from trainer.worker.journal import Journal
 
 
 @pytest.fixture
-def room(tmp_path):
-    return Room(tmp_path / "home")
+def worker(tmp_path):
+    return WorkerFixture(tmp_path / "home")
 
 
 @pytest.fixture
@@ -40,52 +40,52 @@ IN_THE_WAY = {
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
 @pytest.mark.parametrize("place", ["run", "view"])
-def test_file_in_place_of_folder_of_attempt_is_removed(room, outside, what, place):
-    run_id, before = room.enqueue(), content(outside)
-    lease = room.claim()
-    path = room.folders.view(lease.job) if place == "view" else room.folders.folder(lease.job).path
+def test_file_in_place_of_folder_of_attempt_is_removed(worker, outside, what, place):
+    run_id, before = worker.enqueue(), content(outside)
+    lease = worker.claim()
+    path = worker.folders.view(lease.job) if place == "view" else worker.folders.folder(lease.job).path
     path.parent.mkdir(parents=True, exist_ok=True)
     IN_THE_WAY[what](path, outside)
 
-    room.work(lease)
+    worker.work(lease)
 
-    row = room.row(run_id)
+    row = worker.row(run_id)
     assert (row["status"], row["failures"], row["error_message"]) == ("completed", 0, None)
     assert not path.is_symlink()
     assert content(outside) == before
-    assert "training begins" in (room.folders.folder(lease.job).path / "run.log").read_text()
+    assert "training begins" in (worker.folders.folder(lease.job).path / "run.log").read_text()
 
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
-def test_file_in_place_of_earlier_attempts_folder_is_ignored(room, outside, what):
-    run_id, before = room.enqueue(), content(outside)
-    room.folders.runs.mkdir(parents=True)
-    IN_THE_WAY[what](room.folders.runs / f"train_{run_id}-9", outside)
+def test_file_in_place_of_earlier_attempts_folder_is_ignored(worker, outside, what):
+    run_id, before = worker.enqueue(), content(outside)
+    worker.folders.runs.mkdir(parents=True)
+    IN_THE_WAY[what](worker.folders.runs / f"train_{run_id}-9", outside)
 
-    room.work()
+    worker.work()
 
-    assert room.row(run_id)["status"] == "completed"
-    assert "resumed" not in room.kinds(run_id)
-    assert not room.trainer.orders[0].resume
+    assert worker.row(run_id)["status"] == "completed"
+    assert "resumed" not in worker.kinds(run_id)
+    assert not worker.trainer.orders[0].resume
     assert content(outside) == before
 
 
-def test_recovery_publishes_nothing_through_link(room, outside):
-    room.enqueue()
-    lease = room.claim()
+def test_recovery_publishes_nothing_through_link(worker, outside):
+    worker.enqueue()
+    lease = worker.claim()
     (outside / "weights").mkdir()
     (outside / "weights" / "last.pt").write_bytes(b"of another program")
-    path = room.folders.folder(lease.job).path
+    path = worker.folders.folder(lease.job).path
     path.parent.mkdir(parents=True)
     path.symlink_to(outside)
     before = content(outside)
 
-    with closing(Journal.create(room.folders.journals, lease)) as journal:
-        outcome = room.recovery().recover(journal, room.shutdown)
+    with closing(Journal.create(worker.folders.journals, lease)) as journal:
+        outcome = worker.recovery().recover(journal, worker.shutdown)
 
     assert outcome.results == {}
     assert content(outside) == before
-    assert not [file for file in (room.home / "storage").rglob("*") if file.is_file()]
+    assert not [file for file in (worker.home / "storage").rglob("*") if file.is_file()]
 
 
 def test_logs_are_not_read_through_links(tmp_path, outside):

@@ -4,17 +4,19 @@ import contextlib
 import hashlib
 import json
 import shutil
+import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from trainer.core.dataset import PreparedDataset, Task
+from trainer.core.dataset import ObjectRef, PreparedDataset, Task
 from trainer.core.events import CheckpointSaved, EpochFinished, Finished, WeightsFile
 from trainer.core.job import RunRequest
 from trainer.core.ports import Worker
-from trainer.core.stop import StopSignal
+from trainer.core.stop import StopReason, StopSignal
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.request.parse import plan_of
 from trainer.storage.local import LocalObjectStore
@@ -31,9 +33,10 @@ from trainer.worker.slots import CPU, Slots
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 BUCKET = "training-artifacts"
+CLAIM, NEXT_CLAIM = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
 
 
-class PretendedDatasets:
+class FakeDatasets:
     def __init__(self):
         self.error = None
         self.prepared = []
@@ -57,22 +60,24 @@ class PretendedDatasets:
             shutil.rmtree(view, ignore_errors=True)
 
 
-class PretendedWeights:
+class FakeWeights:
     def resolve(self, model, task, stop):
         return Path("yolo11n.yaml")
 
 
-class PretendedTrainer:
-    """Trains `epochs` at once. `during` is called in each epoch and may raise, wait or set a stop."""
+class FakeTrainer:
+    """Trains `epochs` at once. `during` is called in each epoch and may raise, set a stop, or wait for `stop`."""
 
     def __init__(self, epochs: int = 3):
         self.epochs = epochs
         self.batch = None  # with which it trained in the end
         self.during: Callable[[int], None] = lambda epoch: None
         self.orders = []
+        self.stop = StopSignal()  # of the training that runs now
 
     def train(self, order, stop, on_event, on_line):
         self.orders.append(order)
+        self.stop = stop
         weights = order.run_dir / "weights"
         weights.mkdir(parents=True, exist_ok=True)
         on_line("training begins")
@@ -115,24 +120,24 @@ def save_checkpoint(run_dir: Path, epoch: int) -> CheckpointSaved:
     return CheckpointSaved(path=str(path), **facts)
 
 
-class Listener:
+class RecordingReporter:
     def __init__(self):
-        self.heard = []
+        self.calls = []
         self.ends = []
 
     def started(self, job):
-        self.heard.append("started")
+        self.calls.append("started")
 
     def event(self, job, event):
-        self.heard.append(event)
+        self.calls.append(event)
 
     def ended(self, job, end):
-        self.heard.append(end.outcome)
+        self.calls.append(end.outcome)
         self.ends.append(end)
 
 
 @dataclass
-class Room:
+class WorkerFixture:
     """A worker for tests: `enqueue` a run, `work` until it has ended, then check `row` and `store`."""
 
     home: Path
@@ -140,9 +145,9 @@ class Room:
     beat_seconds: float = 0.05
     drain_seconds: float = 2.0
     checkpoint_seconds: float = 300.0
-    datasets: PretendedDatasets = field(default_factory=PretendedDatasets)
-    trainer: PretendedTrainer = field(default_factory=PretendedTrainer)
-    listener: Listener = field(default_factory=Listener)
+    datasets: FakeDatasets = field(default_factory=FakeDatasets)
+    trainer: FakeTrainer = field(default_factory=FakeTrainer)
+    reporter: RecordingReporter = field(default_factory=RecordingReporter)
 
     def __post_init__(self):
         self.queue = SqliteQueue(self.home / "queue.db")
@@ -168,10 +173,10 @@ class Room:
         delivery.run(stop or StopSignal())
 
     def run_host(self, **parts) -> RunHost:
-        reporter = parts.pop("reporter", self.listener)
+        reporter = parts.pop("reporter", self.reporter)
         made_with = {
             "datasets": self.datasets,
-            "weights": PretendedWeights(),
+            "weights": FakeWeights(),
             "trainer": self.trainer,
             "store": self.store,
             "artifacts_bucket": BUCKET,
@@ -200,12 +205,16 @@ class Room:
         configuration = {"epochs": 3, "compute": "cpu"} | (configuration or {})
         return self.queue.enqueue(RunRequest(data_yaml="d/data.yaml", configuration=configuration, **more))
 
-    def claim(self, claim_id="11111111-1111-4111-8111-111111111111", worker="w"):
+    def claim(self, claim_id=CLAIM, worker="w"):
         return self.queue.claim(Worker(id=worker), claim_id, self.lease_seconds)
 
     def work(self, lease=None, stop=None, **parts):
         """Execute one run in this thread and return how it ended."""
         return self.execution(**parts).run(lease or self.claim(), self.slots.acquire(1), stop or self.shutdown.child())
+
+    def work_again(self, **parts):
+        """Execute the next attempt, with a new claim, as a service that was started again would."""
+        return self.work(self.claim(NEXT_CLAIM), StopSignal(), **parts)
 
     def row(self, run_id):
         found = self.queue.get(run_id)
@@ -213,6 +222,86 @@ class Room:
 
     def kinds(self, run_id):
         return [event.kind for event in self.queue.events(run_id)]
+
+    def warnings(self, run_id, code):
+        return [e.data["message"] for e in self.queue.events(run_id) if e.kind == "warning" and e.data["code"] == code]
+
+    def artifacts(self, run_id):
+        """Return the artifacts that the row lists, by name."""
+        return {artifact["name"]: artifact for artifact in (self.row(run_id)["results"] or {}).get("artifacts", [])}
+
+    def stored_keys(self, prefix=""):
+        return {info.ref.key for info in self.store.list(ObjectRef(bucket=BUCKET, key=prefix))}
+
+    def update_row(self, run_id, **columns):
+        """Change the row as another program would."""
+        values = [json.dumps(value) if isinstance(value, dict) else value for value in columns.values()]
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        with self._database() as db:
+            db.execute(f"update training_runs set {assignments} where id = ?", [*values, run_id])
+
+    def delete_row(self, run_id):
+        with self._database() as db:
+            db.execute("pragma foreign_keys = on")
+            db.execute("delete from training_runs where id = ?", [run_id])
+
+    def forget_epochs(self, run_id, *, after):
+        """Delete the events of later epochs, as if the service was killed before it reported them."""
+        with self._database() as db:
+            db.execute(
+                "delete from training_run_events where kind = 'epoch' and json_extract(data, '$.epoch') > ?", [after]
+            )
+
+    def shut_down_in(self, epoch):
+        """Request a shutdown in this epoch of the training."""
+        self.trainer.during = lambda now: self.shutdown.set(StopReason.SHUTDOWN) if now == epoch else None
+
+    def fail_in(self, epoch, error):
+        """Raise `error` in this epoch of the training."""
+
+        def fail(now):
+            if now == epoch:
+                raise error
+
+        self.trainer.during = fail
+
+    def train_normally(self):
+        self.trainer.during = lambda epoch: None
+
+    @contextlib.contextmanager
+    def _database(self):
+        with contextlib.closing(sqlite3.connect(self.home / "queue.db")) as db, db:
+            db.execute("pragma synchronous = off")
+            yield db
+
+
+class Replaced:
+    """A store or queue with some methods replaced."""
+
+    def __init__(self, replaced, **methods):
+        self._replaced = replaced
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name):
+        return getattr(self._replaced, name)
+
+
+def raising(*errors):
+    """Return a function that raises these errors, one per call, and then does nothing."""
+    remaining = iter(errors)
+
+    def fail(*_, **__):
+        for error in remaining:
+            raise error
+
+    return fail
+
+
+def wait_for(is_true, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager
