@@ -109,12 +109,15 @@ def test_logs_follow_prints_until_run_ends(home, data):
 
 @pytest.mark.long
 def test_two_slots_train_two_runs_and_third_run_waits(home, data):
-    with running(home, {"seconds_per_epoch": 1.5}, SLOTS=2) as service:
-        runs = [service.enqueue(data, epochs=4) for _ in range(3)]
-        service.wait_until(runs[1], lambda row: row["progress_epoch"] >= 1)
+    with running(home, {"seconds_per_epoch": 0.5}, SLOTS=2) as service:
+        runs = [service.enqueue(data, epochs=epochs) for epochs in (500, 500, 1)]
+        for run in runs[:2]:
+            service.wait_until(run, lambda row: row["progress_epoch"] >= 1)
         queue = SqliteQueue(home / "queue.db")
 
         assert [queue.get(run).status for run in runs] == ["running", "running", "queued"]
+        for run in runs[:2]:
+            queue.request_finish(run)
         for run in runs:
             service.wait(run, "completed")
 
