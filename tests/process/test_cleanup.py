@@ -160,9 +160,7 @@ def supervisor(tmp_path, home, program, *arguments, prestarted=False, stall=0.5,
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_training_ends_with_killed_supervisor(tmp_path, home, how, name, processes):
     with supervisor(tmp_path, home, name, str(tmp_path / "pids"), "wait", prestarted=True) as process:
-        deadline = time.monotonic() + 10
-        while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until((tmp_path / "pids").exists)
         tree = [below.pid for below in psutil.Process(process.pid).children(recursive=True)]
         pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
         assert len(pids) == processes
@@ -170,17 +168,12 @@ def test_training_ends_with_killed_supervisor(tmp_path, home, how, name, process
         process.wait()
 
     assert gone(tree + pids)
-    deadline = time.monotonic() + 2
-    while list(home.glob("child-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert list(home.glob("child-*")) == []
+    wait_until(lambda: not list(home.glob("child-*")))
 
 
 def test_suspension_of_supervisor_does_not_count_as_silence(tmp_path, home):
     with supervisor(tmp_path, home, "trains_quickly") as process:
-        deadline = time.monotonic() + 10
-        while not list(tmp_path.glob("run/checkpoints/*")) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: list(tmp_path.glob("run/checkpoints/*")))
         os.kill(process.pid, signal.SIGSTOP)
         time.sleep(1.5)
         os.kill(process.pid, signal.SIGCONT)
@@ -192,9 +185,7 @@ def test_suspension_of_supervisor_does_not_count_as_silence(tmp_path, home):
 def test_suspension_of_whole_host_does_not_count_as_silence(tmp_path, home):
     """A paused virtual machine or control group: supervisor and training process are suspended together."""
     with supervisor(tmp_path, home, "trains_quickly", stall=2.0, seconds=0.6) as process:
-        deadline = time.monotonic() + 10
-        while not list(tmp_path.glob("run/checkpoints/*")) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: list(tmp_path.glob("run/checkpoints/*")))
         time.sleep(0.15)  # between two events, so that none is waiting
         tree = [below.pid for below in psutil.Process(process.pid).children(recursive=True)]
         for pid in (process.pid, *tree):

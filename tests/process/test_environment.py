@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -112,8 +113,6 @@ def test_temporary_paths_are_short_enough_for_sockets(tmp_path):
 
     assert len(str(folder / "tmp")) <= 70
     assert folder.name.startswith("yolo-trainer-child-")  # recognizable for the sweep
-    import shutil
-
     shutil.rmtree(folder)
 
 

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from trainer.core.errors import MachineFailed, RunFailed
-from trainer.core.stop import Stopped
+from trainer.core.stop import Stopped, StopReason
+from trainer.training.supervisor.training_watch import oom_kills
 
 
 def test_exit_without_result_is_reported_with_code_and_last_line(program):
@@ -140,8 +141,6 @@ def test_exception_of_listener_ends_training_and_is_raised(program):
 
 
 def test_stop_before_start_prevents_training(program, home):
-    from trainer.core.stop import StopReason
-
     training = program("trains_quickly")
     training.stop.set(StopReason.CANCELED)
 
@@ -160,8 +159,6 @@ def test_kernel_oom_kill_count_is_used(program, monkeypatch):
 
 
 def test_kernel_oom_kill_count_is_read():
-    from trainer.training.supervisor.training_watch import oom_kills
-
     assert oom_kills() >= 0
 
 

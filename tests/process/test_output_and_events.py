@@ -19,7 +19,7 @@ def test_output_flood_neither_blocks_training_nor_fills_memory(program):
     training = program("floods_stdout")
     waited = []
 
-    def a_disk_that_sleeps(line):
+    def slow_disk(line):
         training.on_line(line)
         deadline = time.monotonic() + 10
         # the reader may still empty the pipes after the subreaper has ended
@@ -27,7 +27,7 @@ def test_output_flood_neither_blocks_training_nor_fills_memory(program):
             time.sleep(0.02)
         waited.append(time.monotonic() < deadline)
 
-    training.trainer.train(training.order(), training.stop, training.on_event, a_disk_that_sleeps)
+    training.trainer.train(training.order(), training.stop, training.on_event, slow_disk)
 
     assert waited[0]  # the process ended although no line was taken
     assert training.of("finished")
@@ -99,16 +99,16 @@ def test_slow_listener_gets_every_durable_event_in_order(program):
 
 def test_hanging_listener_does_not_delay_cancel(program):
     training = program("trains_quickly", grace=5).behave(seconds_per_epoch=0.01)
-    go_on = threading.Event()
+    released = threading.Event()
 
     def hangs(event):
         training.on_event(event)
-        go_on.wait(5)
+        released.wait(5)
 
     def cancel():
         training.stop.set(StopReason.CANCELED)
         time.sleep(0.5)
-        go_on.set()
+        released.set()
 
     training.when(lambda t: t.events, cancel)
     with pytest.raises(Stopped):

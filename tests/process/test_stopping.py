@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -172,8 +173,6 @@ def test_crash_during_stop_counts_as_stop(program):
 def test_stop_during_start_ends_process_before_it_is_ready(program):
     training = program("never_starts", grace=0.2)
     began = time.monotonic()
-
-    import threading
 
     threading.Timer(0.2, training.stop.set, [StopReason.CANCELED]).start()
     with pytest.raises(Stopped):
