@@ -135,9 +135,8 @@ class Training:
         if order.resume and self._is_loadable(order.resume):
             self._checkpoint = order.resume
             # epochs that the supervisor did not receive before the last attempt ended
-            for event in epochs_after(
-                order.last_reported_epoch, checkpoint_file.read_results(order.resume), order.plan
-            ):
+            results = checkpoint_file.read_results(order.resume)
+            for event in epochs_after(order.last_reported_epoch, results, order.plan):
                 self._send(event)
 
     def _is_loadable(self, checkpoint: Path) -> bool:
@@ -172,7 +171,8 @@ class Training:
         self._callbacks = self._new_callbacks(progress)
         if progress and progress.complete:
             self._callbacks.is_trained = True
-            return self._finalize()
+            self._finalize()
+            return
         weights = self._checkpoint or self._model
         # a .pt file knows its family; for an architecture only the name shows it
         is_rtdetr = weights.suffix == ".yaml" and weights.stem.startswith("rtdetr")
@@ -185,7 +185,6 @@ class Training:
         else:
             model.train(**train_arguments.for_start(order, self._batch or order.plan.batch))
         self._metrics = model.trainer.validator.metrics
-        return None
 
     def _train_in_ranks(self) -> None:
         """Train on several GPUs to the last epoch. The final checkpoint is used for everything after it."""
