@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
@@ -74,17 +73,14 @@ def _table(model: type[BaseModel], names: list[str]) -> Iterator[str]:
     for name in names:
         field = model.model_fields[name]
         others = ", ".join(f"`{other}`" for other in _other_names(model, name))
-        yield f"| `{name}` | {others} | {rule_of(field)} | {_default(field.default)} | {field.description} |"
+        default = "" if field.default in (None, (), {}) else f"`{json.dumps(field.default)}`"
+        yield f"| `{name}` | {others} | {rule_of(field)} | {default} | {field.description} |"
 
 
 def _other_names(model: type[BaseModel], name: str) -> list[str]:
     """Return the aliases of a field, and its name in camelCase."""
     own = [to_camel(name)] if "_" in name else []
     return list(dict.fromkeys([*own, *aliases_of(model, name)]))
-
-
-def _default(value: Any) -> str:
-    return "" if value is None or value in ((), {}) else f"`{json.dumps(value)}`"
 
 
 def _reasons(table: Mapping[str, str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -26,8 +26,6 @@ from trainer.core.job import JsonObject
 from trainer.core.json_text import storable
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopReason
-
-Command: TypeAlias = TrainingOrder | StopReason
 
 # environment variables that the supervisor sets for a training process
 SANDBOX = "TRAINER_SANDBOX"  # "0": the process does not sandbox itself
@@ -55,9 +53,7 @@ def decode_event(line: bytes) -> Event:
     try:
         return _EVENTS.validate_python(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise WireError(f"{_quoted(line)} is not an event: {where or 'kind'}: {first['msg']}") from None
+        raise WireError(f"{_quoted(line)} is not an event: {_first_problem(error)}") from None
 
 
 def encode_order(order: TrainingOrder) -> bytes:
@@ -71,15 +67,21 @@ def encode_stop(reason: StopReason) -> bytes:
     return _line({"kind": "stop", "reason": reason.value})
 
 
-def decode_command(line: bytes) -> Command:
+def decode_command(line: bytes) -> TrainingOrder | StopReason:
     """Return the command of one line: an order, or the reason of a stop request. Raises `WireError`."""
     data = _object(line)
     if data.get("kind") not in ("train", "stop"):
         raise WireError(f"{_quoted(line)} is not a command: kind must be train or stop")
     try:
-        return StopReason(data["reason"]) if data["kind"] == "stop" else _ORDERS.validate_python(data)
-    except (LookupError, ValueError) as error:
-        raise WireError(f"{_quoted(line)} is not a command: {error!r}") from error
+        return StopReason(data.get("reason")) if data["kind"] == "stop" else _ORDERS.validate_python(data)
+    except ValueError as error:
+        problem = _first_problem(error) if isinstance(error, ValidationError) else error
+        raise WireError(f"{_quoted(line)} is not a command: {problem}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'kind'}: {first['msg']}"
 
 
 def _line(data: JsonObject) -> bytes:
@@ -105,14 +107,10 @@ def _clean(value: Any) -> Any:
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, dict):
-        return {_clean(str(k)): _clean(v) for k, v in value.items() if not _is_not_finite(v)}
+        return {_clean(str(k)): _clean(v) for k, v in value.items() if not isinstance(v, float) or math.isfinite(v)}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
     return value
-
-
-def _is_not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _quoted(line: bytes) -> str:

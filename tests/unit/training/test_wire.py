@@ -237,6 +237,8 @@ def test_stop_keeps_its_reason(reason):
         b'{"kind":"train","dataset":[],"plan":{}}',
     ],
 )
-def test_invalid_command_is_refused(line):
-    with pytest.raises(WireError):
+def test_invalid_command_is_refused_with_reason_on_one_line(line):
+    with pytest.raises(WireError, match="is not") as refused:
         decode_command(line)
+
+    assert "\n" not in str(refused.value)
