@@ -16,11 +16,11 @@ from trainer.core.text import printable
 from trainer.datasets.findings import Report
 from trainer.datasets.untrusted import read_file
 
-LARGEST_YAML = 4 << 20  # bytes; 1,000 names take 30 KB
-DEEPEST = 12  # levels of nesting
-MOST_EVENTS = 500_000
-MOST_CLASSES = 20_000
-LONGEST_NAME = 200  # characters
+MAX_YAML_BYTES = 4 << 20  # bytes; 1,000 names take 30 KB
+MAX_DEPTH = 12  # levels of nesting
+MAX_EVENTS = 500_000
+MAX_CLASSES = 20_000
+MAX_NAME_LENGTH = 200  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def load_yaml(path: Path, report: Report) -> dict[str, Any]:
 
     Raises `DatasetError` for anything but a small, flat YAML mapping.
     """
-    text = _decoded(read_file(path, LARGEST_YAML), path, report)
+    text = _decoded(read_file(path, MAX_YAML_BYTES), path, report)
     value = _parsed(text, path.name, report)
     if not isinstance(value, dict):
         raise DatasetError(
@@ -90,7 +90,7 @@ def _decoded(data: bytes, path: Path, report: Report) -> str:
 
 
 def _parsed(text: str, name: str, report: Report) -> Any:
-    # YAML does not allow tabs as indentation, but that is what the author meant
+    # YAML does not allow tabs as indentation, but some authors use them
     without_tabs = re.sub(r"^[ \t]+", lambda match: match[0].expandtabs(2), text, flags=re.MULTILINE)
     for version in (text, without_tabs):
         try:
@@ -105,14 +105,14 @@ def _parsed(text: str, name: str, report: Report) -> Any:
 
 
 def _plain(text: str, name: str) -> Any:
-    # libyaml composes recursively in C and crashes the process on deep nesting, so depth is bounded on the events
+    # libyaml recurses in C, so deep nesting crashes the process: the depth is checked on the events first
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=yaml.CBaseLoader)):
         if isinstance(event, yaml.AliasEvent):
             raise DatasetError(f"{printable(name)} uses YAML aliases (*name). Write the values out.")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST or number > MOST_EVENTS:
+        if depth > MAX_DEPTH or number > MAX_EVENTS:
             raise DatasetError(f"{printable(name)} is nested too deeply or has too many values for a dataset YAML.")
     return yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506 - the base loader makes only str, list, dict
 
@@ -146,13 +146,13 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
     if isinstance(value, str):
         value = [part for part in re.split(r"[,\n]", value.strip("[]")) if part.strip()]
     pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
-    if len(pairs) > MOST_CLASSES:
-        report.add("yaml_names", problem=f"names: has {len(pairs)} classes; {MOST_CLASSES} are the limit.")
+    if len(pairs) > MAX_CLASSES:
+        report.add("yaml_names", problem=f"names: has {len(pairs)} classes; {MAX_CLASSES} are the limit.")
         return None, None
     ids, names = [], []
     for key, name in pairs:
         number = _integer(key)
-        if number is None or number < 0 or not isinstance(name, str) or len(name) > LONGEST_NAME:
+        if number is None or number < 0 or not isinstance(name, str) or len(name) > MAX_NAME_LENGTH:
             report.add(
                 "yaml_names",
                 str(name) if number is not None else str(key),
@@ -170,7 +170,7 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
 
 def _nc(value: Any, names: tuple[str, ...] | None, report: Report) -> int | None:
     count = _integer(value)
-    if value not in (None, "") and (count is None or not 1 <= count <= MOST_CLASSES):
+    if value not in (None, "") and (count is None or not 1 <= count <= MAX_CLASSES):
         report.add("yaml_nc", problem=f"nc: {printable(str(value))} is not a number of classes and was ignored.")
         return None
     if count is not None and names is not None and count != len(names):

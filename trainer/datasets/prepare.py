@@ -46,7 +46,7 @@ class CheckResult:
 class FetchedDatasets:
     """The `Datasets` port: sources are fetched, recognized, checked and linked into a view.
 
-    With `facts`, images that did not change since an earlier run are not read again; with `pixels`, not decoded again.
+    `facts` and `pixels` are caches: images that did not change since an earlier run are not read or decoded again.
     """
 
     fetcher: Fetcher
@@ -77,10 +77,10 @@ class FetchedDatasets:
     def discard(self, view: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""
         if self.pixels:
-            with contextlib.suppress(RecursionError):  # a hostile training may nest folders without end
+            with contextlib.suppress(RecursionError):  # a hostile training may nest folders very deeply
                 self.pixels.take_over(view)
         if not keep:
-            with contextlib.suppress(OSError):  # leftovers are removed later
+            with contextlib.suppress(OSError):  # the files that are left are removed later
                 remove_tree(view)
 
     def tidy(self) -> None:
@@ -130,7 +130,7 @@ class FetchedDatasets:
 
 @contextmanager
 def _without_garbage_collector() -> Iterator[None]:
-    """Disable the garbage collector, which would traverse 100,000 live samples again and again."""
+    """Disable the garbage collector, which would traverse 100,000 samples many times."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -141,7 +141,7 @@ def _without_garbage_collector() -> Iterator[None]:
 
 
 def inside(root: Path) -> Admit:
-    """Return a function that admits paths inside `root`, after following symlinks."""
+    """Return a function that admits only paths inside `root`. Symlinks are resolved first."""
 
     def admit(path: Path) -> Path:
         try:

@@ -1,4 +1,4 @@
-"""A recognized dataset: the result of every format reader, and the value per image that the checks complete."""
+"""A recognized dataset, which is the result of every format reader, and its samples."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RecognizedDataset:
-    """A recognized dataset. `ids[i]` is the number of class `names[i]` in label files; None: numbers count from 0.
+    """A recognized dataset.
 
-    `names` is None if the dataset has no class names; then it has at least `count` classes. `split` is the split that
-    the dataset itself requests.
+    `ids[i]` is the number of class `names[i]` in label files; None: the numbers count from 0. `names` is None if the
+    dataset has no class names; then it has at least `count` classes. `split` is a split that the dataset requests.
     """
 
     samples: list[Sample]

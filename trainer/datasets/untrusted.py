@@ -1,4 +1,4 @@
-"""Files and names that come with a dataset: read and accepted only within limits."""
+"""Read untrusted files and check untrusted names, within limits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_file(path: Path | str, largest: int) -> bytes:
 
 
 def safe_name(name: str, limits: Limits, where: str) -> str | None:
-    """Return a name as a safe relative path in NFC, or None if it means the top folder.
+    """Return a name as a safe relative path in NFC, or None for the top folder.
 
     Raises `DatasetError` for an unsafe name; its message starts with `where`.
     """

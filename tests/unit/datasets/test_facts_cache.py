@@ -116,7 +116,7 @@ def test_unwritable_folder_is_ignored(tmp_path):
 
 
 def test_least_recently_used_datasets_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(facts_cache, "MOST_DATASETS", 2)
+    monkeypatch.setattr(facts_cache, "MAX_DATASETS", 2)
     cache = FactsCache(tmp_path)
     for number, source in enumerate("abc"):
         cache.save([source], {"id": FACT})

@@ -102,8 +102,8 @@ def test_existing_view_is_rejected(tmp_path):
         prepared(data, tmp_path / "view")
 
 
-def test_vanished_image_is_named(tmp_path):
-    with pytest.raises(DatasetError, match=r"a\.jpg vanished"):
+def test_removed_image_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"a\.jpg was removed"):
         write_view(tmp_path / "view", one(tmp_path / "gone.jpg", owned=True), StopSignal())
 
 

@@ -82,14 +82,14 @@ def test_symlink_to_parent_folder_is_not_followed(tmp_path):
 
 
 def test_endless_nesting_is_rejected(tmp_path):
-    touch(tmp_path, "/".join(["d"] * (source_tree.DEEPEST + 2)) + "/x.jpg")
+    touch(tmp_path, "/".join(["d"] * (source_tree.MAX_DEPTH + 2)) + "/x.jpg")
 
     with pytest.raises(DatasetError, match="nested more than 20 levels deep"):
         list(Looked(tmp_path).tree.below(str(tmp_path)))
 
 
 def test_too_many_files_are_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr(source_tree, "MOST_FILES", 2)
+    monkeypatch.setattr(source_tree, "MAX_FILES", 2)
     touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
 
     with pytest.raises(DatasetError, match="more than 2 files"):

@@ -67,20 +67,20 @@ class ContentCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         if found.st_size != size or found.st_mtime != _seal(name):
-            path.unlink(missing_ok=True)  # hard links to it remain; the next run downloads the content again
+            path.unlink(missing_ok=True)  # hard links to the file remain; the next run downloads the content again
             return None
         self._touch(path, _seal(name))
         return path
 
     def put(self, identity: str, file: Path) -> Path:
-        """Move a complete file (from `temporary`) into the cache. It replaces one that another process put first."""
+        """Move a complete file (from `temporary`) into the cache. It replaces an older file with the same identity."""
         with on_this_disk(self.root):
             durable.sync(file)
         return self._put(file, name_of(identity))
 
     @contextmanager
     def batch(self) -> Iterator[FileBatch]:
-        """Return a context for putting many files into the cache. They are synced in batches, and then become entries."""
+        """Return a context for putting many files into the cache. Files become entries when their batch is synced."""
         self._make_folders()
         batch = FileBatch(self._incoming.folder, self._put)
         try:
@@ -171,15 +171,15 @@ class ContentCache:
             self._incoming.remove(self._tree(identity))
 
     def temporary(self) -> AbstractContextManager[Path]:
-        """Return a context with a new path for `put` or `put_tree`. What is left there is removed."""
+        """Return a context with a new path for `put` or `put_tree`. A file or folder left there is removed."""
         self._make_folders()
         return self._incoming.temporary()
 
     def receiving(self, identity: str, size: int) -> AbstractContextManager[Path]:
         """Return a context with a path for a download of `size` bytes.
 
-        A large object gets the same path again after a failure, so that the store can resume the download. If another
-        process is downloading it at the moment, the path is a new one.
+        After a failure, a large object gets the same path again, so that the store can resume the download. While
+        another process downloads the same object, the path is a new one.
         """
         self._make_folders()
         return self._incoming.receiving(identity, size)
@@ -236,7 +236,7 @@ class ContentCache:
             for entry in entries(Path(folder)):
                 path, found = Path(entry.path), status(entry)
                 if found is not None:
-                    # a second hard link belongs to a view: removing this one would free nothing
+                    # a file with a second hard link is in a view: removing this link would free no space
                     is_linked = kind != TREES and found.st_nlink > 1
                     size = _tree_size(path) if kind == TREES else found.st_size
                     yield _Entry(path, size, found.st_atime_ns, is_linked, kind == DERIVED)
@@ -249,7 +249,9 @@ class ContentCache:
 
     def _make_folders(self) -> None:
         folders = self._in_use.folder, self._incoming.folder
-        if not all(folder.is_dir() for folder in folders):  # they are missing after someone emptied the cache by hand
+        if not all(
+            folder.is_dir() for folder in folders
+        ):  # the folders are missing if an operator emptied the cache by hand
             with on_this_disk(self.root):
                 for folder in folders:
                     folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +267,7 @@ class ContentCache:
     def _touch(path: Path, modified: float) -> None:
         try:
             os.utime(path, (time.time(), modified))
-        except PermissionError:  # an entry of another user: readable, but its time of last use cannot be set
+        except PermissionError:  # the file belongs to another user: it can be read, but its access time cannot be set
             return
 
 
@@ -278,7 +280,7 @@ def _tree_size(tree: Path) -> int:
 
 
 def _seal(name: str) -> float:
-    """Return a modification time for an entry: even seconds, which every file system stores, from 2001 to 2033."""
+    """Return the modification time of an entry: even seconds, which every file system can store, from 2001 to 2033."""
     return 1_000_000_000 + int(name[:12], 16) % 500_000_000 * 2
 
 

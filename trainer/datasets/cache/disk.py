@@ -1,4 +1,4 @@
-"""The disk of the cache: its errors are errors of the host, and its folders may change at any time."""
+"""Read the folders of the cache, which other processes change, and report disk errors as errors of the host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def on_this_disk(path: Path) -> Iterator[None]:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder; none if it does not exist."""
+    """Return the entries of a folder; an empty list if it does not exist."""
     try:
         with os.scandir(folder) as found:
             return list(found)

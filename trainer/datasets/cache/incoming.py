@@ -1,4 +1,4 @@
-"""Incomplete or unsynced content of the cache. No run uses it."""
+"""Content of the cache that is incomplete or not synced yet."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 from trainer.datasets.cache.disk import entries, on_this_disk, status
 from trainer.disk import durable
 
-LARGE = 8 << 20  # bytes from which a failed download is kept, to be resumed
-STALE_SECONDS = 24 * 3600.0  # a temporary file that is older was left by a crash
-# a batch of complete files is synced at one of these limits, so a kill loses little and a stop is fast
+LARGE = 8 << 20  # bytes; a failed download of a larger object is kept, so that it can be resumed
+STALE_SECONDS = 24 * 3600.0  # an older temporary file was left by a crash
+# a batch is synced when it reaches one of these limits, so that a killed process loses little
 BATCH_SECONDS = 30.0
 BATCH_BYTES = 1 << 30
 
@@ -30,7 +30,7 @@ class Incoming:
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:
-        """Yield a new path. What is left there is removed."""
+        """Yield a new path. A file or folder left there is removed."""
         path = self.folder / uuid.uuid4().hex
         try:
             yield path
@@ -63,7 +63,9 @@ class Incoming:
                 yield folder / "object"
                 is_done = True
             finally:
-                if is_done or (folder / "object").exists():  # the download is complete, and a later step failed
+                if (
+                    is_done or (folder / "object").exists()
+                ):  # a complete file cannot be resumed: it was used, or it was damaged
                     shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, path: Path) -> None:
@@ -78,7 +80,7 @@ class Incoming:
         """Remove the leftovers of crashes."""
         for left in entries(self.folder):
             found = status(left)
-            # not the modification time, which is computed from the identity of an entry
+            # the modification time is no age: it is computed from the identity of an entry
             if found is None or time.time() - found.st_ctime <= STALE_SECONDS or _is_received(Path(left.path)):
                 continue
             if left.is_dir(follow_symlinks=False):
@@ -125,7 +127,7 @@ class FileBatch:
                 durable.sync_below(batch)
                 for file in entries(batch):
                     self._admit(Path(file.path), file.name)
-                # sync the new names, too: after a power cut, files without them would stay here until a sweep
+                # sync the new names, too: a power cut could undo the renames
                 durable.sync_below(self._top)
         finally:
             shutil.rmtree(batch, ignore_errors=True)
@@ -144,5 +146,5 @@ def _is_received(folder: Path) -> bool:
 
 
 def name_of(identity: str) -> str:
-    """Return the name of the entry with an identity."""
+    """Return the file name of the entry for an identity."""
     return hashlib.sha256(identity.encode()).hexdigest()

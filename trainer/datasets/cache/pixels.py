@@ -1,6 +1,6 @@
 """Reuse the decoded pixels of one training (training/speedups/pixels.py) in the next one on the same images.
 
-In the content cache they are derived files. Their identity consists of the identity of the image file, the recipe of decoding
+In the content cache, pixels are derived files. Their identity consists of the identity of the image file, the recipe of decoding
 and scaling, and the versions of the libraries. In a view they are links:
 
     view/pixels/RECIPE/images/train/a.jpg.npy
@@ -20,13 +20,16 @@ from trainer.datasets.cache.content import ContentCache
 from trainer.disk.durable import sync_below
 
 FOLDER = "pixels"  # in a view
-PROBES = 32  # images that are tried before all are linked
+PROBES = 32  # images that are looked up first
 RECIPES = ("{imgsz}-3-fit", "{imgsz}-3-stretch")
 _MAKERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "pillow", "ultralytics")
 
 
 class PixelCache:
-    """Links pixels into views and takes over new ones, for the images that `link` was called with and no others."""
+    """Links cached pixels into views, and moves new pixels from views into the cache.
+
+    Only for the images that were given to `link`.
+    """
 
     def __init__(self, cache: ContentCache) -> None:
         self._cache = cache
@@ -37,7 +40,7 @@ class PixelCache:
         self._images[view] = images
         places = list(images)
         for recipe in (recipe.format(imgsz=imgsz) for recipe in RECIPES):
-            # if none of a few images has pixels, the others are not tried
+            # if none of these images has cached pixels, the others are not looked up
             some = places[:: max(1, len(places) // PROBES)]
             if any(self._link(view, recipe, place) for place in some):
                 for place in places:
@@ -58,9 +61,9 @@ class PixelCache:
             }
             if not found:
                 return 0
-            sync_below(view / FOLDER)  # a later training verifies only a few of them
+            sync_below(view / FOLDER)  # must be durable: later trainings compare only a few of them with the image
             return self._cache.put_derived(found)
-        except (MachineFailed, OSError):  # makes the next run slower, but must not fail this one
+        except (MachineFailed, OSError):  # the next run will be slower, but this one must not fail
             return 0
 
 

@@ -1,4 +1,4 @@
-"""All checks of a dataset, in order. Every sample passes once through each step and comes out knowing more."""
+"""Run all checks of a dataset in order. Each step adds what it found to the samples."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Checked:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 over task, class names and, by split and name, each image's content and labels."""
+        """A SHA-256 of the task, the class names, and the split, name, content and labels of each image."""
         digest = hashlib.sha256("\0".join([self.task, *self.names]).encode("utf-8", "surrogateescape"))
         for sample in sorted(self.samples, key=lambda sample: (sample.split or "", sample.name)):
             head = f"\0{sample.split or ''}/{sample.name}\0".encode("utf-8", "surrogateescape")
@@ -86,7 +86,7 @@ def check_all(
 
 
 def summary(checked: Checked, report: Report) -> JsonObject:
-    """Return what is kept in `results.dataset`; its size is bounded."""
+    """Return the content of `results.dataset`; its size is limited."""
     counts = {finding.code: finding.count for finding in report.findings}
     return {
         "task": checked.task.value,

@@ -1,4 +1,4 @@
-"""Label files as text: each is read once, and no more than fits into memory."""
+"""Read the text of label files, within a limit of memory."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.stop import StopSignal
 from trainer.datasets.findings import Report
 from trainer.datasets.images.header import read_small
-from trainer.datasets.labels.check import LARGEST_LABEL
+from trainer.datasets.labels.check import MAX_LABEL_BYTES
 from trainer.datasets.samples import Sample
 
-MOST_BYTES = 4 << 30  # of all label files of a source, held in memory; those of Objects365 have 1.2 GB
+MAX_TOTAL_BYTES = 4 << 30  # of all label files of one source, in memory; Objects365 has 1.2 GB
 CHECK_EVERY = 256  # files between looks at the stop signal
 
 
 def read_labels(samples: Sequence[Sample], report: Report, stop: StopSignal) -> list[Sample]:
     """Return the samples with the text of their label files. Files that cannot be read go into `report`.
 
-    Raises `DatasetError` when the label files are too large together.
+    Raises `DatasetError` when their total size is over the limit.
     """
     result = []
     size = 0
@@ -28,21 +28,21 @@ def read_labels(samples: Sequence[Sample], report: Report, stop: StopSignal) -> 
         read = sample._replace(text=_text(sample, sample.label, report)) if sample.label else sample
         result.append(read)
         size += len(read.text or b"")
-        if size > MOST_BYTES:
+        if size > MAX_TOTAL_BYTES:
             raise DatasetError(
-                f"The label files have more than {MOST_BYTES >> 30} GiB together. Split the dataset, or simplify polygons."
+                f"The label files have more than {MAX_TOTAL_BYTES >> 30} GiB in total. Split the dataset, or simplify polygons."
             )
     return result
 
 
 def _text(sample: Sample, path: str, report: Report) -> bytes:
     try:
-        text = read_small(path, LARGEST_LABEL + 1)
+        text = read_small(path, MAX_LABEL_BYTES + 1)
     except OSError as error:
         raise_if_disk_is_broken(error, sample.name)
         report.add("label_unreadable", f"{sample.name}: {error.strerror}")
         return b""
-    if len(text) > LARGEST_LABEL:
-        report.add("label_size", sample.name, limit=LARGEST_LABEL >> 20)
+    if len(text) > MAX_LABEL_BYTES:
+        report.add("label_size", sample.name, limit=MAX_LABEL_BYTES >> 20)
         return b""
     return text

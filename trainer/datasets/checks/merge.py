@@ -34,7 +34,7 @@ class Merged:
 
 
 def merge(datasets: Sequence[RecognizedDataset], task: Task, report: Report) -> Merged:
-    """Return the sources as one dataset; all of them must name their classes. Contradictions go into `report`."""
+    """Return the sources as one dataset. Each source must have class names. Contradictions go into `report`."""
     names: list[str] = []
     parts = []
     for number, found in enumerate(datasets):

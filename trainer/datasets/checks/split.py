@@ -1,4 +1,4 @@
-"""Split a dataset that has no val split: equally on every machine, and with the same shares for every class."""
+"""Split a dataset that has no val split. The result is the same on every machine, and each class is split alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.datasets.samples import Sample
 
 
 def split_samples(samples: list[Sample], rows: LabelRows, request: SplitRequest | None, report: Report) -> list[Sample]:
-    """Return the samples, each in a split: the requested one, its own, or a drawn one if train or val is missing.
+    """Return the samples, each with a split: the requested one, its own, or a random one if train or val is missing.
 
     If that is impossible, an error goes into `report` and samples without a split are put into train.
     """
@@ -48,11 +48,11 @@ def _drawn(samples: list[Sample], rows: LabelRows, request: SplitRequest, report
 
 
 def _rarest_class(count: int, rows: LabelRows) -> list[int]:
-    """Return for each image its class that is rarest in the whole dataset; -1 for an image without labels."""
+    """Return the rarest class of each image, counted in the whole dataset; -1 for an image without labels."""
     result = np.full(count, -1, np.int64)
     if len(rows.cls):
         often = np.bincount(rows.cls)
-        order = np.argsort(-often[rows.cls], kind="stable")  # the rarest is written last, so it stays
+        order = np.argsort(-often[rows.cls], kind="stable")  # the rarest class is written last, so it remains
         result[rows.image[order]] = rows.cls[order]
     return [int(value) for value in result]
 
@@ -60,9 +60,9 @@ def _rarest_class(count: int, rows: LabelRows) -> list[int]:
 def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, str]:
     """Return the split of each name. `strata` maps the name of a sample to its rarest class, or -1.
 
-    Within each class the samples are ordered by a hash of seed and name. So the result depends neither on the order
-    of the file system nor on other samples. Shares are exact to one sample overall, and per class if it has enough
-    samples. train and val get at least one sample each. Raises `DatasetError` for fewer than two samples.
+    Within each class the samples are ordered by a hash of seed and name, so the order of files does not matter. The
+    ratios are exact to one sample, for the dataset and for each class with enough samples. train and val get at least
+    one sample each. Raises `DatasetError` for fewer than two samples.
     """
     if len(strata) < 2:
         raise DatasetError(
@@ -78,7 +78,7 @@ def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, st
     result: dict[str, str] = {}
     given = dict.fromkeys(quotas, 0)
     for count, name in enumerate(ordered, 1):
-        # the split that is furthest behind its share takes the next sample, which is fair per class and overall
+        # the next sample goes to the split that is furthest below its ratio
         split = max(quotas, key=lambda s: quotas[s] * count - given[s])
         given[split] += 1
         result[name] = split
@@ -87,7 +87,10 @@ def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, st
 
 
 def assigned(samples: Sequence[Sample], request: SplitRequest, report: Report) -> list[Sample]:
-    """Return the samples in the splits that the request assigns by image id, name, file name or stem; others in train."""
+    """Return the samples with the splits that the request assigns by image id, name, file name or stem.
+
+    An image that is not assigned keeps its split, or gets train.
+    """
     result = []
     hits = 0
     for sample in samples:

@@ -19,12 +19,12 @@ from trainer.datasets.samples import SPLITS, Sample
 
 CHECK_EVERY = 256  # files between looks at the stop signal
 THREADS = min(4, os.cpu_count() or 1)
-RARE = 10  # instances; too few to learn a class well
-UNBALANCED = 50  # times as many of one class as of another
+RARE = 10  # labels; a class with fewer is hard to learn
+UNBALANCED = 50  # ratio of labels between two classes
 
 
 def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, stop: StopSignal) -> list[Sample]:
-    """Return the samples with their facts. An image that cannot be trained on is an error.
+    """Return the samples with their facts. Report an error for each image that cannot be trained on.
 
     `known` holds facts by file identity from earlier runs; on return it holds those of these samples.
     """
@@ -59,7 +59,7 @@ def _with_facts(samples: Sequence[Sample], known: dict[str, Facts], stop: StopSi
 
 
 def duplicates(samples: Sequence[Sample], report: Report) -> None:
-    """Report equal images: two in one split waste time, two in different splits make the metrics too good."""
+    """Report equal images. Copies in one split waste time; copies in different splits make the metrics too good."""
     first: dict[bytes, Sample] = {}
     for copy in samples:
         digest = copy.facts.digest

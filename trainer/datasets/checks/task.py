@@ -1,4 +1,4 @@
-"""What a dataset is made for, and the names of its classes where the dataset gives none."""
+"""Decide the task of a dataset, and name its classes if it has no class names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.datasets.findings import Report
 from trainer.datasets.labels.parse import class_numbers, column_counts, guess_task
 from trainer.datasets.samples import RecognizedDataset
 
-MOST_GUESSED = 10_000  # classes that labels may imply where nothing names them
+MAX_GUESSED_CLASSES = 10_000  # classes of a dataset without class names
 
 
 def decide_task(requested: Task | None, datasets: Sequence[RecognizedDataset], report: Report) -> Task:
@@ -47,6 +47,6 @@ def with_names(found: RecognizedDataset, report: Report) -> RecognizedDataset:
     if found.names is not None:
         return found
     numbers = class_numbers([sample.text or b"" for sample in found.samples])
-    highest = min(max(*numbers, found.count - 1, 0), MOST_GUESSED)
+    highest = min(max(*numbers, found.count - 1, 0), MAX_GUESSED_CLASSES)
     report.add("names_missing")
     return replace(found, names=tuple(f"class{number}" for number in range(highest + 1)))

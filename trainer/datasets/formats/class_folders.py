@@ -7,11 +7,11 @@ from pathlib import Path
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
-from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES
+from trainer.datasets.data_yaml import MAX_CLASSES, MAX_NAME_LENGTH
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.samples import SPLIT_WORDS, SPLITS, RecognizedDataset, Sample
 
-FEWEST_CLASSES = 2
+MIN_CLASSES = 2
 
 
 def split_homes(tree: Tree, home: Path) -> dict[str | None, Path]:
@@ -20,12 +20,12 @@ def split_homes(tree: Tree, home: Path) -> dict[str | None, Path]:
     homes: dict[str | None, Path] = {}
     for split in SPLITS:
         for alias in SPLIT_WORDS[split]:
-            fewest = FEWEST_CLASSES if split == "train" else 1
+            fewest = MIN_CLASSES if split == "train" else 1
             if alias in names and _has_classes(tree, home / names[alias], fewest):
                 homes[split] = home / names[alias]
     if "train" in homes:
         return homes
-    return {None: home} if _has_classes(tree, home, FEWEST_CLASSES) else {}
+    return {None: home} if _has_classes(tree, home, MIN_CLASSES) else {}
 
 
 def read_classes(tree: Tree, home: Path) -> RecognizedDataset:
@@ -36,8 +36,8 @@ def read_classes(tree: Tree, home: Path) -> RecognizedDataset:
             f"{printable(home.name)} has no class folders; classify needs train/CLASS/image.jpg and val/CLASS/image.jpg."
         )
     names = sorted({name for place in homes.values() for name in _classes(tree, place)})
-    if len(names) > MOST_CLASSES:
-        raise DatasetError(f"{printable(home.name)} has {len(names)} class folders; {MOST_CLASSES} are the limit.")
+    if len(names) > MAX_CLASSES:
+        raise DatasetError(f"{printable(home.name)} has {len(names)} class folders; {MAX_CLASSES} are the limit.")
     number = {name: index for index, name in enumerate(names)}
     samples = [
         Sample(path, f"{tree.relative(folder)}/{file}", split, class_id=number[name], owned=tree.is_owned)
@@ -47,12 +47,12 @@ def read_classes(tree: Tree, home: Path) -> RecognizedDataset:
         for file, path in listing.images.items()
     ]
     return RecognizedDataset(
-        samples=samples, names=tuple(" ".join(n.split())[:LONGEST_NAME] for n in names), task=Task.CLASSIFY
+        samples=samples, names=tuple(" ".join(n.split())[:MAX_NAME_LENGTH] for n in names), task=Task.CLASSIFY
     )
 
 
 def looks_like_classes(tree: Tree, home: Path) -> bool:
-    """Return whether there are class folders with images and without any label file."""
+    """Return whether there are class folders that hold images and no label files."""
     homes = split_homes(tree, home)
     return bool(homes) and not any(listing.texts for place in homes.values() for _, listing in tree.below(str(place)))
 

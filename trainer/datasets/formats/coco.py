@@ -38,14 +38,14 @@ from trainer.datasets.samples import RecognizedDataset, Sample
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A JSON file, and the split that its path implies, if any."""
+    """A JSON file, and the split that its path names, or None."""
 
     path: Path
     split: str | None
 
 
 def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, report: Report) -> RecognizedDataset:
-    """Return the dataset in annotation files, for `task` or, if None, for the task that fits the annotations.
+    """Return the dataset in annotation files. If `task` is None, it is guessed from the annotations.
 
     Problems of single images and annotations go into `report`. Raises `DatasetError` when a file cannot be read.
     """

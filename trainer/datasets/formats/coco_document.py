@@ -15,7 +15,7 @@ from trainer.datasets.samples import SPLIT_WORDS, SPLITS
 from trainer.datasets.untrusted import read_file
 
 Object = Mapping[str, Any]
-MAX_JSON = 1 << 30  # bytes; COCO's own training annotations are 0.45 GB
+MAX_JSON_BYTES = 1 << 30  # bytes; COCO's own training annotations are 0.45 GB
 BACKGROUND = "__background__"
 DEFAULT_SPLIT = SplitRequest(train_ratio=0.8, seed=42)  # the default of DICE for a file without split_config
 
@@ -23,7 +23,7 @@ DEFAULT_SPLIT = SplitRequest(train_ratio=0.8, seed=42)  # the default of DICE fo
 def load(path: Path) -> dict[str, Any]:
     name = printable(path.name)
     try:
-        document = json.loads(read_file(path, MAX_JSON).removeprefix(b"\xef\xbb\xbf"))
+        document = json.loads(read_file(path, MAX_JSON_BYTES).removeprefix(b"\xef\xbb\xbf"))
     except UnicodeDecodeError:
         raise DatasetError(f"{name} is not UTF-8 text.") from None
     except (ValueError, RecursionError) as error:
@@ -46,7 +46,7 @@ def categories(document: Object) -> list[Object]:
     found = [category for category in all_categories(document) if category.get("name") != BACKGROUND]
     above = {str(category.get("supercategory")) for category in found}
     used = {str(category_id(one)) for one in _annotations(document)}
-    # Roboflow puts the project first: an unused category that is the supercategory of all others
+    # Roboflow's first category is the project, not a class: it is unused and the supercategory of all others
     return [
         c
         for c in found
@@ -84,7 +84,10 @@ def class_name(category: Object) -> str:
 
 
 def guess_task(documents: Sequence[Object]) -> Task:
-    """Return pose for categories with keypoints, segment if all annotations have outlines that are not just their boxes."""
+    """Return pose if a category has keypoints, segment if all annotations have outlines, otherwise classify or detect.
+
+    Outlines that are all rectangles are treated as boxes.
+    """
     annotations = [one for document in documents for one in _annotations(document) if not one.get("iscrowd")]
     if any(category.get("keypoints") for document in documents for category in categories(document)):
         return Task.POSE

@@ -1,4 +1,4 @@
-"""Convert the shapes of COCO annotations (boxes, polygons, run-length masks, keypoints) from pixels to shares."""
+"""Convert the shapes of COCO annotations (boxes, polygons, run-length masks, keypoints) from pixels to normalized coordinates."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trainer.datasets.findings import Report
 from trainer.datasets.images.dimensions import MAX_PIXELS
 
 Points = list[tuple[float, float]]
-MOST_PARTS = 50  # of one outline; further parts of a mask, the smallest ones, are dropped
+MAX_PARTS = 50  # of one outline; the smallest further parts are dropped
 SLACK = 2.0  # pixels that a box may reach outside without a warning
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The image of annotations. Its size is in the pixels that the annotations use."""
+    """The image of annotations. Its size is the size that the annotations refer to."""
 
     name: str
     width: int
@@ -28,7 +28,7 @@ class Picture:
 def row_of(
     annotation: Mapping[str, Any], picture: Picture, task: Task, kpt_shape: tuple[int, int] | None, report: Report
 ) -> list[float] | None:
-    """Return the numbers of a YOLO row after the class, or None (and report it) when the annotation has no shape."""
+    """Return the numbers of a YOLO row without the class. Report an annotation without a shape and return None."""
     polygon = _polygon(annotation.get("segmentation"), picture, report)
     if task in (Task.SEGMENT, Task.OBB) and polygon:
         points = _inside(polygon, picture)
@@ -78,7 +78,7 @@ def _box_row(box: tuple[float, float, float, float], picture: Picture, report: R
 
 
 def _polygon(value: Any, picture: Picture, report: Report) -> Points | None:
-    """Return one outline in pixels; several parts are joined by bridges without width."""
+    """Return one outline in pixels. Several parts are joined by lines without width."""
     if isinstance(value, dict):
         parts = _mask_outlines(value, picture, report)
     elif isinstance(value, list):
@@ -91,10 +91,10 @@ def _polygon(value: Any, picture: Picture, report: Report) -> Points | None:
 
 
 def _joined(parts: list[Points]) -> Points:
-    """Return one ring through all parts. Bridges connect the nearest points of two parts."""
+    """Return one outline of all parts. A line connects the nearest points of two parts."""
     ring, *others = sorted(parts, key=len, reverse=True)
-    for other in others[:MOST_PARTS]:
-        # all points of a short outline are compared, about 300 of a long one
+    for other in others[:MAX_PARTS]:
+        # at most about 300 points of each outline are compared
         mine, theirs = range(0, len(ring), 1 + len(ring) // 300), range(0, len(other), 1 + len(other) // 300)
         i, j = min(((i, j) for i in mine for j in theirs), key=lambda pair: math.dist(ring[pair[0]], other[pair[1]]))
         ring = [*ring[: i + 1], *other[j:], *other[: j + 1], *ring[i:]]
@@ -124,7 +124,7 @@ def _mask(rle: Mapping[str, Any], picture: Picture) -> Any:
     runs = _runs(rle.get("counts"))
     if runs is None or sum(runs) != pixels:
         return None
-    # runs of 0 and 1 alternate, down the columns
+    # runs of 0 and 1 alternate; the columns follow one another
     flat = np.repeat(np.arange(len(runs), dtype=np.uint32) % 2, runs).astype(np.uint8)
     return np.ascontiguousarray(flat.reshape((picture.height, picture.width), order="F"))
 

@@ -25,10 +25,10 @@ class ImageIndex:
                 self._path[relative] = path
 
     def find(self, file_name: str, near: str, split: str | None) -> tuple[str, str] | None:
-        """Return path and relative name of an image, or None. Of several with one name, the best matching folders win.
+        """Return the path and the relative name of an image, or None.
 
-        Between equals, one inside `near` or inside a folder named after the split wins. Raises `DatasetError` when
-        several are left.
+        Of several images with this file name, the one whose folders match best is chosen, then one inside `near`, then
+        one inside a folder of the split. Raises `DatasetError` when several are left.
         """
         parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         candidates = self._by_name.get(parts[-1] if parts else "", [])

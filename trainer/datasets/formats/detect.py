@@ -1,4 +1,4 @@
-"""Find out the format of a source tree, and the file that describes the dataset."""
+"""Detect the format of a source tree, and find the file that describes the dataset."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from trainer.datasets.samples import SPLIT_WORDS, SPLITS, RecognizedDataset
 
 YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_NAMES = ("data", "dataset")
-DEEPEST = 3  # levels of folders in which a YAML or an annotation file is searched
-MOST_FOLDERS = 200  # a folder with more folders holds classes, not YAML or annotation files
+MAX_DEPTH = 3  # levels of folders that are searched for a YAML or an annotation file
+MAX_FOLDERS = 200  # more folders are the folders of classes, and are not searched
 
-# words in the names of annotation files: DICE uses the task, COCO the content
+# words in the names of annotation files: the task in DICE, the content in COCO
 MADE_FOR = {
     Task.DETECT: ("detection", "instances"),
     Task.SEGMENT: ("segmentation", "instances"),
@@ -78,7 +78,7 @@ def _files_below(tree: Tree, folder: str, depth: int) -> Iterator[tuple[int, Pat
     listing = tree.listing(folder)
     for name in listing.others:
         yield depth, Path(folder) / name
-    for name in listing.folders if depth < DEEPEST and len(listing.folders) < MOST_FOLDERS else ():
+    for name in listing.folders if depth < MAX_DEPTH and len(listing.folders) < MAX_FOLDERS else ():
         yield from _files_below(tree, f"{folder}/{name}", depth + 1)
 
 
@@ -108,7 +108,7 @@ def _is_dataset_yaml(path: Path) -> bool:
     try:
         values = load_yaml(path, Report())
     except DatasetError:
-        return path.stem.lower() in USUAL_NAMES  # the reader will report what is wrong with it
+        return path.stem.lower() in USUAL_NAMES  # read_yolo will report the error
     return bool(values.keys() & {"names", "train", "nc"})
 
 

@@ -1,4 +1,4 @@
-"""List images and label files of untrusted folders, and nothing outside the allowed folders."""
+"""List images and label files of untrusted folders, without leaving the allowed folders."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trainer.datasets.findings import Report
 from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.samples import Admit
 
-DEEPEST = 20  # levels of folders
-MOST_FILES = 5_000_000
+MAX_DEPTH = 20  # levels of folders
+MAX_FILES = 5_000_000
 
 
 @dataclass
 class Listing:
-    """The plain files of one folder. `images` and `texts` map a file's name, or its stem, to its path."""
+    """The content of one folder. `images` maps file names to paths, `texts` maps stems to paths."""
 
     images: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Tree:
         self._files = 0
 
     def listing(self, folder: str) -> Listing:
-        """Return the files and folders in a folder; nothing for a folder that does not exist."""
+        """Return the files and folders in a folder; an empty listing if it does not exist."""
         if folder not in self._listings:
             self._listings[folder] = self._read(folder)
         return self._listings[folder]
@@ -57,14 +57,14 @@ class Tree:
         listing = self.listing(folder)
         yield folder, listing
         above = (*above, os.path.realpath(folder))
-        if len(above) > DEEPEST:
-            raise DatasetError(f"{self.relative(folder)}: folders are nested more than {DEEPEST} levels deep.")
+        if len(above) > MAX_DEPTH:
+            raise DatasetError(f"{self.relative(folder)}: folders are nested more than {MAX_DEPTH} levels deep.")
         for name in listing.folders:
             if os.path.realpath(f"{folder}/{name}") not in above:
                 yield from self.below(f"{folder}/{name}", above)
 
     def has_images(self, folder: str) -> bool:
-        """Return whether there is an image in the folder or in a folder inside."""
+        """Return whether the folder or a folder inside contains an image."""
         return any(listing.images for _, listing in self.below(folder))
 
     def _read(self, folder: str) -> Listing:
@@ -81,8 +81,8 @@ class Tree:
             raise_if_disk_is_broken(error, f"The folder {self.relative(folder)}")
             raise DatasetError(f"The folder {self.relative(folder)} cannot be read: {error.strerror}.") from None
         self._files += len(ordered)
-        if self._files > MOST_FILES:
-            raise DatasetError(f"The dataset has more than {MOST_FILES} files.")
+        if self._files > MAX_FILES:
+            raise DatasetError(f"The dataset has more than {MAX_FILES} files.")
         for entry in ordered:
             if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
                 _add_file(listing, entry.name, f"{folder}/{entry.name}")
@@ -93,7 +93,7 @@ class Tree:
     def _add_other(self, entry: os.DirEntry[str], folder: str, listing: Listing) -> None:
         name = entry.name
         if name.startswith(".") or name == "__MACOSX":
-            # macOS adds a ._ file to each file; any other hidden image may be one that the user misses
+            # macOS adds a ._ file to each file; the user should know about any other hidden image
             if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and not name.startswith("._"):
                 self._report.add("image_hidden", self.relative(f"{folder}/{name}"))
             return

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
-from trainer.datasets.data_yaml import LONGEST_NAME, MOST_CLASSES, DataYaml, load_yaml, read_data_yaml
+from trainer.datasets.data_yaml import MAX_CLASSES, MAX_NAME_LENGTH, DataYaml, load_yaml, read_data_yaml
 from trainer.datasets.findings import Level, Report
 from trainer.datasets.formats.source_tree import Tree, label_files
 from trainer.datasets.samples import SPLIT_WORDS, SPLITS, RecognizedDataset, Sample
 from trainer.datasets.untrusted import read_file
 
 CLASS_FILES = ("classes", "labels", "names", "obj", "predefined_classes", "_darknet")
-LARGEST_LIST = 256 << 20  # bytes of a list of images
+MAX_LIST_BYTES = 256 << 20  # bytes of a list of images
 NOT_LABELS = frozenset({*CLASS_FILES, "train", "val", "valid", "test", "readme", "license"})
 
 
@@ -76,7 +76,7 @@ class _Reader:
                 yield self._tree.admitted(path) or path
             except DatasetError:
                 if not self._tree.is_owned:
-                    raise  # the user named that folder: training on another one would be wrong
+                    raise  # the user named this folder: another one would be wrong
                 self._report.add("yaml_path", self._data.path or "")
 
     def _located(self, entry: str) -> str | None:
@@ -86,7 +86,7 @@ class _Reader:
             path = os.path.join(base, entry)
             if os.path.lexists(path) and not (self._tree.is_owned and self._is_foreign(path)):
                 return self._tree.admitted(path)
-        # a path of another machine, or Roboflow's ../train/images: only its last parts are used
+        # a path of another machine, or Roboflow's ../train/images: look for its last parts in this dataset
         for tail in _tails(entry):
             for base in self._bases:
                 if os.path.lexists(f"{base}/{tail}"):
@@ -216,13 +216,13 @@ class _Reader:
                 paths = [listing.texts[stem] for stem in CLASS_FILES if stem in listing.texts]
                 paths += [f"{folder}/{name}" for name in listing.others if name.endswith((".names", ".labels"))]
                 for path in paths:
-                    names = tuple(" ".join(line.split())[:LONGEST_NAME] for line in _lines(path, 1 << 20))
-                    if names and len(names) <= MOST_CLASSES and not _is_label(names):
+                    names = tuple(" ".join(line.split())[:MAX_NAME_LENGTH] for line in _lines(path, 1 << 20))
+                    if names and len(names) <= MAX_CLASSES and not _is_label(names):
                         return names
         return None
 
     def report_orphans(self) -> None:
-        """Report label files without an image in folders whose other label files are used."""
+        """Report label files that belong to no image, in folders with label files that do."""
         for folder, used in self._used.items():
             for stem in self._tree.listing(folder).texts.keys() - used:
                 if stem.lower() not in NOT_LABELS:
@@ -235,7 +235,7 @@ def _tails(path: str) -> Iterator[str]:
         yield "/".join(parts[-length:])
 
 
-def _lines(path: str, largest: int = LARGEST_LIST) -> list[str]:
+def _lines(path: str, largest: int = MAX_LIST_BYTES) -> list[str]:
     data = read_file(path, largest)
     text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="surrogateescape")
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -16,7 +16,7 @@ HEAD = 1 << 16  # bytes read first
 MAX_PIXELS = 178_956_970  # the limit of Pillow, with which Ultralytics opens every image
 JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 JPEG_SCAN = frozenset({0xDA})
-# what the plugins of Pillow raise for damaged or hostile headers
+# exceptions of the plugins of Pillow for damaged or hostile headers
 PILLOW_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError),
     *(TypeError, ValueError, struct.error),
@@ -47,9 +47,9 @@ def dimensions(kind: str, head: bytes, descriptor: int, size: int, path: str) ->
 
 
 def jpeg_segment(head: bytes, descriptor: int, size: int, wanted: frozenset[int]) -> tuple[int, bytes]:
-    """Return place and first bytes of the first wanted segment, or the place where the search ended and b""."""
+    """Return the offset and first bytes of the first wanted segment, or the offset where the search ended and b""."""
     place, window, begin = 2, head, 0
-    for _ in range(2000):  # segments; thumbnails and profiles take a few dozen
+    for _ in range(2000):  # segments; a normal file has a few dozen
         if place - begin + 9 > len(window):
             if place + 9 > size:
                 return size, b""

@@ -13,8 +13,8 @@ from typing import Any
 
 from trainer.datasets.images.header import Facts
 
-VERSION = 2  # of `images.header.facts`; files with another version are ignored
-MOST_DATASETS = 200  # the least recently used ones are removed
+VERSION = 2  # increased when `images.header.facts` changes; files with another version are ignored
+MAX_DATASETS = 200  # the least recently used ones are removed
 
 
 class FactsCache:
@@ -24,7 +24,7 @@ class FactsCache:
         self._folder = folder
 
     def load(self, sources: Sequence[str]) -> dict[str, Facts]:
-        """Return the facts about the images of these sources, by `identity`; none if the file is missing or damaged."""
+        """Return the facts about the images of these sources, by `identity`; empty if the file is missing or damaged."""
         path = self._path(sources)
         try:
             document = json.loads(path.read_bytes())
@@ -35,7 +35,7 @@ class FactsCache:
 
     def save(self, sources: Sequence[str], found: dict[str, Facts]) -> None:
         """Save `found` for the next run, replacing the facts saved before."""
-        # a full or read-only disk makes the next run slower, but must not fail this one
+        # with a full or read-only disk the next run will be slower, but this one must not fail
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / f".{uuid.uuid4()}"
@@ -51,12 +51,12 @@ class FactsCache:
 
     def _evict(self) -> None:
         kept = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        for path in kept[MOST_DATASETS:]:
+        for path in kept[MAX_DATASETS:]:
             path.unlink(missing_ok=True)
 
 
 def _columns(found: dict[str, Facts]) -> dict[str, object]:
-    """Return one text or list per field, which is read ten times faster than one list per image."""
+    """Return one text or list per field, which is read faster than one list per image."""
     columns = list(zip(*found.values(), strict=True)) or [()] * len(Facts._fields)
     document: dict[str, object] = dict(zip(Facts._fields, columns, strict=True))
     return document | {"identity": "\n".join(found), "digest": "\n".join(fact.digest.hex() for fact in found.values())}
@@ -70,10 +70,10 @@ def _facts(document: dict[str, Any]) -> dict[str, Facts]:
 
 
 def identity(path: str, *, is_owned: bool) -> str | None:
-    """Return a text that changes when the file changes; None if the file does not exist.
+    """Return an identity that changes with the file; None if the file does not exist.
 
-    For the user's files it includes the change time, which cannot be set back. Cached files are read-only, and
-    linking changes their change time.
+    For the user's files it includes the change time, which no user can set. For cached files it does not, because each
+    new hard link changes it; they are read-only.
     """
     try:
         info = os.stat(path)  # noqa: PTH116 - a Path for each of 50,000 files takes longer than the call

@@ -20,9 +20,9 @@ from trainer.datasets.images.dimensions import (
     opened_by_pillow,
 )
 
-WHOLE = 1 << 20  # files up to this size are hashed completely, larger ones in three samples
+WHOLE = 1 << 20  # bytes; of a larger file, three parts are hashed
 _ORIENTATION = 0x0112  # the EXIF tag
-MIN_SIDE = 10  # pixels; Ultralytics leaves out what is smaller
+MIN_SIDE = 10  # pixels; Ultralytics ignores smaller images
 
 
 class Facts(NamedTuple):
@@ -93,7 +93,7 @@ def facts(path: str) -> Facts:
 
 
 def read_small(path: str, most: int) -> bytes:
-    """Return the first `most` bytes of a file. `open` would take longer than reading a small file."""
+    """Return up to `most` bytes of a file. Without `open`, which is slow for a small file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.read(descriptor, min(most, HEAD))
@@ -161,7 +161,7 @@ def _orientation(kind: str, head: bytes, descriptor: int, size: int, path: str) 
     match kind:
         case "jpeg":
             _, frame = jpeg_segment(head, descriptor, size, JPEG_FRAMES)
-            # baseline or progressive with 8 bits; not a file with several images, which ends elsewhere
+            # only baseline or progressive JPEGs with 8 bits and one image
             if frame[1] not in (0xC0, 0xC1, 0xC2) or frame[4] != 8 or b"MPF\0" in head:
                 return False, False
             scan, _ = jpeg_segment(head, descriptor, size, JPEG_SCAN)
@@ -203,8 +203,8 @@ def _ending(kind: str, tail: bytes, descriptor: int, size: int) -> tuple[str, bo
     if kind == "jpeg":
         if tail.endswith(b"\xff\xd9"):
             return "", False
-        # zeros or a video of a phone after the end mark are common and harmless; an end mark before the pixels
-        # belongs to a thumbnail
+        # data after the end mark is common and harmless: zeros, or the video of a phone; an end mark before the
+        # pixels belongs to a thumbnail
         pixels, found = jpeg_segment(b"", descriptor, size, JPEG_SCAN)
         if not found:
             return "cut off", False
@@ -216,6 +216,6 @@ def _ending(kind: str, tail: bytes, descriptor: int, size: int) -> tuple[str, bo
 
 
 def _has_end_mark(descriptor: int, begin: int, size: int) -> bool:
-    # not mapped into memory: if the owner truncates the file meanwhile, a map would kill the process
+    # not mapped into memory: the process would be killed if the owner truncates the file meanwhile
     step = 1 << 20
     return any(b"\xff\xd9" in os.pread(descriptor, step + 1, place) for place in range(begin, size, step))

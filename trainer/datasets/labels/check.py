@@ -1,8 +1,8 @@
 """Check the labels of many images at once. Only labels that have to change are rewritten.
 
-A row is a class number and the coordinates of a shape: a box is 4 numbers (center x, center y, width, height),
-a polygon 2 per corner, an oriented box 4 corners, a pose a box and its keypoints. Coordinates are shares of the image's
-width or height, 0 to 1.
+A row is a class number and the coordinates of a shape. A box has 4 numbers (center x, center y, width, height), a
+polygon 2 per corner. An oriented box is a polygon with 4 corners. A pose is a box and its keypoints. Coordinates are
+normalized: 0 to 1, relative to the width or height of the image.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from trainer.datasets.findings import MAX_EXAMPLES, Report
 from trainer.datasets.labels.convert import Shape, rewritten
 from trainer.datasets.labels.parse import Rows, chunks, flat, parse, repeated
 
-LARGEST_LABEL = 16 << 20  # bytes; 3,000 polygons of 500 corners
-ROUNDING = 0.01  # coordinates outside 0…1 by no more than this are rounding errors
-PIXELS = 2.0  # a coordinate above this is in pixels, not a share
+MAX_LABEL_BYTES = 16 << 20  # bytes; 3,000 polygons of 500 corners
+ROUNDING = 0.01  # a coordinate outside 0…1 by at most this is a rounding error
+PIXELS = 2.0  # a coordinate above this is in pixels, not normalized
 
 
 class LabelRows(NamedTuple):
@@ -152,7 +152,7 @@ class _Checker:
         return good
 
     def _coordinates(self, rows: Rows) -> NDArray[np.float64]:
-        """Return the values with ½ in place of everything that is not a coordinate (class, visibility)."""
+        """Return the values with 0.5 in place of class numbers and visibilities, which are no coordinates."""
         coords = rows.values.copy()
         coords[rows.start] = 0.5
         if self.shape.task is Task.POSE and self.shape.keypoints and self.shape.keypoints[1] == 3:
@@ -161,7 +161,7 @@ class _Checker:
         return coords
 
     def _must_change(self, rows: Rows, cls: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which rows have to change: outside the image, degenerate, duplicate, renumbered or of another shape."""
+        """Return which rows must change: outside the image, degenerate, duplicate, renumbered or of another shape."""
         coords = self._coordinates(rows)
         change = (np.minimum.reduceat(coords, rows.start) < 0) | (np.maximum.reduceat(coords, rows.start) > 1)
         change |= rows.values[rows.start] != cls

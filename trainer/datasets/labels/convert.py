@@ -1,4 +1,4 @@
-"""Convert label rows to the shape of a task: boxes and polygons into each other, clipped, without duplicates."""
+"""Convert label rows to the shape of a task: convert boxes and polygons, clip them, remove duplicates."""
 
 from __future__ import annotations
 
@@ -93,7 +93,10 @@ def _to_corners(box: Row) -> Row:
 
 
 def _four_corners(corners: Row, changed: Callable[[str], None]) -> Row:
-    """Return a polygon with four corners as it is, otherwise the smallest rectangle around it along one of its edges."""
+    """Return the smallest rectangle around a polygon that is parallel to one of its edges.
+
+    A polygon with four corners stays as it is.
+    """
     if len(corners) == 8:
         return corners
     changed("polygon_to_obb")

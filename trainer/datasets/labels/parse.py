@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from trainer.core.dataset import Task
 from trainer.datasets.findings import Report
 
-CHUNK = 4096  # texts parsed at once, at most
-CHUNK_BYTES = 16 << 20  # of text parsed at once, except for a single larger text
+CHUNK = 4096  # maximum number of texts parsed at once
+CHUNK_BYTES = 16 << 20  # maximum size of the texts parsed at once, except for a single larger text
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Row r is line `line[r]` (from 1) of text `file[r]` and has `cols[r]` numbers, from `values[start[r]]` on."""
+    """Row r is line `line[r]` (from 1) of text `file[r]`. Its `cols[r]` numbers start at `values[start[r]]`."""
 
     values: NDArray[np.float64]
     start: NDArray[np.int64]
@@ -28,7 +28,7 @@ class Rows:
     line: NDArray[np.int64]
 
 
-# the characters of plain labels; with any other, texts are parsed one by one
+# if a text contains other characters, texts are parsed one by one
 _PLAIN = b"0123456789.eE+- \t\r\n"
 
 
@@ -65,7 +65,7 @@ def _layout(texts: Sequence[bytes]) -> _Layout | None:
 def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple[Rows, NDArray[np.bool_]]:
     """Return the rows of label texts, and which texts are not plain.
 
-    A row with anything but numbers is skipped and an error in `report`. `names[i]` is the name of text i there.
+    A row that contains anything but numbers is skipped and reported as an error. `names[i]` is the name of text i.
     """
     if (layout := _layout(texts)) and len(layout.cols):
         with contextlib.suppress(ValueError):  # `1.2.3`, `1-2`, or `e`
@@ -76,7 +76,7 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
 
 
 def starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the start of each row when rows of these lengths follow one another."""
+    """Return the index of the first number of each row; `cols` holds the lengths of the rows."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(cols)])[:-1] if len(cols) else cols
 
 
@@ -88,7 +88,7 @@ def _parse_each(texts: Sequence[bytes], names: Sequence[str], report: Report) ->
     dirty = np.zeros(len(texts), bool)
     for index, text in enumerate(texts):
         clean = plain(text)
-        # what Ultralytics would parse differently is rewritten
+        # rewrite every text that Ultralytics would parse differently
         dirty[index] = clean is not text or b"_" in text or b"\x0b" in text or b"\x0c" in text
         for line_number, line in enumerate(clean.splitlines(), 1):
             parts = line.split()
@@ -108,7 +108,7 @@ def _parse_each(texts: Sequence[bytes], names: Sequence[str], report: Report) ->
 
 
 def _numeric(text: bytes, name: str, report: Report) -> bytes:
-    """Return the text without lines that contain anything but numbers; each of these is an error."""
+    """Return the text without the lines that contain anything but numbers. Report these lines as errors."""
     lines = plain(text).splitlines()
     for place, line in enumerate(lines):
         wrong = [token for token in line.split() if _number(token) is None]
@@ -133,7 +133,7 @@ def column_counts(texts: Sequence[bytes]) -> dict[int, int]:
 
 
 def chunks(texts: Sequence[bytes]) -> Iterator[slice]:
-    """Return slices with at most CHUNK texts and CHUNK_BYTES bytes, or one larger text."""
+    """Yield slices of at most CHUNK texts and CHUNK_BYTES bytes. A larger text gets a slice of its own."""
     begin = size = 0
     for index, text in enumerate(texts):
         if index > begin and (index - begin >= CHUNK or size + len(text) > CHUNK_BYTES):
@@ -150,7 +150,7 @@ def guess_task(counts: Mapping[int, int]) -> Task:
 
 
 def is_polygon(columns: int) -> bool:
-    """Return whether a row with so many columns is a class and at least three corners."""
+    """Return whether a row with this number of columns is a class and at least three corners."""
     return columns >= 7 and columns % 2 == 1
 
 

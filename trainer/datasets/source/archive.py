@@ -27,9 +27,11 @@ from trainer.datasets.source.tar_stream import CHUNK, Counted, StrictTarInfo, Xz
 from trainer.datasets.untrusted import Limits, safe_name
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-RATIO_FROM = 64 << 20  # extracted bytes from which the ratio is checked: small texts compress well
+RATIO_FROM = (
+    64 << 20
+)  # extracted bytes; the ratio of smaller archives is not checked, because small texts compress well
 ZIP_INDEX = 64 << 20  # bytes of the central directory of a zip, which zipfile reads into memory
-_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}  # LZMA: memory without a limit
+_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}  # not LZMA, whose memory is not limited
 
 
 def is_archive(name: str) -> bool:
@@ -37,7 +39,7 @@ def is_archive(name: str) -> bool:
 
 
 def sniff(file: Path) -> str | None:
-    """Return "zip" or "tar" by the first bytes of the file, whatever its name; None for anything else."""
+    """Return "zip" or "tar", detected from the first bytes of the file; None for anything else."""
     with file.open("rb") as opened:
         head = opened.read(262 + 3)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -62,8 +64,8 @@ def extract(
 
     `name` is the name of the archive in messages. The names of all members are checked, wanted or not. `on_total` is
     called with the declared total of a zip before anything is written, `on_bytes` with the size of each piece written.
-    Raises `DatasetError` for damage, encryption, exceeded limits, unsafe names and for anything but plain files and
-    folders; `Stopped`.
+    Raises `Stopped`, and `DatasetError` for damage, encryption, exceeded limits, unsafe names, and for members that are
+    not plain files or folders.
     """
     work = Extraction(archive, into, stop, name or archive.name, limits or Limits(), wanted, on_total, on_bytes)
     kind = sniff(archive)
@@ -134,7 +136,7 @@ class Extraction:
             magic = raw.read(2)
             raw.seek(0)
             stream = Counted(opener[magic](raw) if magic in opener else raw, self._count)  # type: ignore[operator]
-            # read as a stream: a decompression bomb is stopped early, and nothing is read twice
+            # read as a stream, so that a decompression bomb is stopped early and nothing is read twice
             with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as opened:  # type: ignore[call-overload]
                 for member in opened:
                     path = self._check_tar(member)
@@ -198,7 +200,7 @@ class Extraction:
 
 
 def _zip_index_size(archive: Path) -> int:
-    """Return the bytes of the central directory that zipfile will read, as declared by the end record."""
+    """Return the size of the central directory that zipfile will read, as declared in the end record."""
     with archive.open("rb") as opened:
         opened.seek(max(0, archive.stat().st_size - 65557))
         tail = opened.read()

@@ -1,4 +1,4 @@
-"""Archives as extracted trees in the content cache: each archive is extracted once."""
+"""Extract archives into the content cache. Each archive is extracted once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.datasets.source.manifest import wanted
 from trainer.datasets.source.transfer import EveryBytes, Transfer
 from trainer.disk.durable import sync_below
 
-ROOM_STEP = 64 << 20  # bytes between two checks of the free space while something of unknown size grows
+ROOM_STEP = 64 << 20  # bytes written between two checks of the free space, when the final size is unknown
 SYNC_STEP = 1 << 30  # extracted bytes between two syncs; a stop waits for one sync at most
 
 Archive: TypeAlias = Callable[[], AbstractContextManager[Path]]
@@ -43,7 +43,7 @@ class ArchiveTrees:
         self.cache.mark_in_use(user, [_tree(identity)])
 
     def extracted(self, identity: str, transfer: Transfer, archive: Archive, name: str) -> Fetched:
-        """Return the tree of an archive, marked as in use. `archive` gives the file if it has to be extracted."""
+        """Return the tree of an archive, marked as in use. `archive` opens the file if it must be extracted."""
         self.mark_in_use(transfer.staging, identity)
         known = self.get(identity)
         if known is not None:
@@ -81,7 +81,7 @@ class ArchiveTrees:
 
 
 def room_check(cache: ContentCache) -> EveryBytes:
-    """Return a counter of bytes that checks the free space of the cache's disk now and then."""
+    """Return a counter of bytes that checks the free space of the cache's disk at regular intervals."""
     return EveryBytes(ROOM_STEP, lambda: cache.require_free(0))
 
 

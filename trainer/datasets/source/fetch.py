@@ -25,7 +25,7 @@ from trainer.datasets.source.manifest import Manifest, difference, identity_of, 
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
 from trainer.datasets.source.reference import Roots
 from trainer.datasets.source.transfer import Transfer, in_parallel, link_tree
-from trainer.datasets.source.url_files import MAX_TEXT, WebSource, content_identity, web_identity
+from trainer.datasets.source.url_files import MAX_TEXT_BYTES, WebSource, content_identity, web_identity
 from trainer.remote.web import Downloaded, GuardedClient
 
 MAX_SYNCS = 3  # attempts to download a dataset that changes during its download
@@ -48,8 +48,8 @@ class Fetcher:
     def fetch(self, ref: DatasetRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
         """Return the dataset of `ref`, complete on disk.
 
-        `staging` is a new folder on the file system of the dataset root, best inside the run's view. The cache keeps
-        what the tree needs as long as the folder `staging` exists. Remove it together with the run's view.
+        `staging` is a new folder on the file system of the dataset root, usually inside the run's view. Until it is
+        removed, the cache does not evict the files of the tree.
         Raises `DatasetError` (or `ObjectMissing`), `Unavailable`, `Misconfigured`, `MachineFailed` or `Stopped`.
         """
         stop.raise_if_set()
@@ -127,7 +127,7 @@ class Fetcher:
         return path
 
     def _synced(self, found: ObjectInfo | ObjectRef, transfer: Transfer) -> Manifest:
-        """Download the objects of a dataset until the listing does not change meanwhile."""
+        """Download the objects of a dataset. Repeat this while the listing changes during the download."""
 
         def download(info: ObjectInfo) -> Path:
             if self.cache.get(identity_of(info), info.bytes) is None:
@@ -227,7 +227,7 @@ class Fetcher:
         name = unquote(urlsplit(got.url).path.rpartition("/")[2])
         if is_archive(name) or sniff(path):
             return self._trees.extracted(content_identity(got), transfer, lambda: nullcontext(path), name)
-        if not got.bytes or got.bytes > MAX_TEXT:
+        if not got.bytes or got.bytes > MAX_TEXT_BYTES:
             raise DatasetError(
                 f"data_yaml: {shown(got.url)} has {got.bytes:,} bytes: it is not a YAML, an archive or an NDJSON export."
             )

@@ -1,4 +1,4 @@
-"""A source tree on local disk, and the listing by which a cached tree is verified."""
+"""A source tree on local disk, and the listing that a cached tree is verified with."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Fetched:
 
     `entry` is the YAML or annotation file that the reference names, relative to `root`; None for a folder or an archive.
     `is_private`: the tree is in our cache or staging folder. It holds only images, .txt, YAML and JSON files, has no
-    symlinks, and its files may be hard-linked. Otherwise it is the user's folder, where a YAML may name folders outside
-    `root`, which `Roots.admit` checks.
+    symlinks, and its files may be hard-linked. Otherwise it is the user's folder. Its YAML may name folders outside
+    `root`; `Roots.admit` checks them.
     """
 
     root: Path

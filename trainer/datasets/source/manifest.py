@@ -10,7 +10,7 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.text import shown
-from trainer.datasets.data_yaml import LARGEST_YAML, load_yaml, read_data_yaml
+from trainer.datasets.data_yaml import MAX_YAML_BYTES, load_yaml, read_data_yaml
 from trainer.datasets.findings import Report
 from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.source.archive import ENDINGS
@@ -20,7 +20,7 @@ from trainer.datasets.untrusted import Limits, safe_name
 
 SUFFIXES = frozenset({*IMAGE_SUFFIXES, "yaml", "yml", "txt", "json"})
 SKIPPED_FOLDERS = frozenset({"thumbnails", "__MACOSX"})
-MOST_OBJECTS = 5_000_000
+MAX_OBJECTS = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,14 @@ def wanted(relpath: str) -> bool:
     return (
         suffix(relpath) in SUFFIXES
         and SKIPPED_FOLDERS.isdisjoint(parts[:-1])
-        and not any(part.startswith(".") and part not in {".", ".."} for part in parts)  # these two are rejected later
+        and not any(
+            part.startswith(".") and part not in {".", ".."} for part in parts
+        )  # these two are rejected in `_safe`
     )
 
 
 def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectInfo | ObjectRef:
-    """Return the object that `ref` means, or else the folder. Raises `ObjectMissing` if there is neither."""
+    """Return the object that `ref` names, or the folder if there is no such object. Raises `ObjectMissing` for neither."""
     candidates = either_bucket(ref, datasets_bucket)
     for candidate in candidates:
         try:
@@ -63,7 +65,7 @@ def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectIn
 def take_manifest(
     store: ObjectStore, found: ObjectInfo | ObjectRef, download: Callable[[ObjectInfo], Path]
 ) -> Manifest:
-    """List the located dataset: the folder itself, or the needed parts of the folder of the object.
+    """List the objects of a located dataset: a whole folder, or the needed parts of the folder of a YAML.
 
     `download` fetches an object and returns the file; it is used to read a YAML.
     Raises `DatasetError` for an empty object that must not be empty, and for an unsafe name.
@@ -77,9 +79,9 @@ def take_manifest(
         )
     if suffix(name) in NDJSON:
         return Manifest(bucket=found.ref.bucket, folder=folder, entry=name, objects={_safe(name): found})
-    if found.bytes > LARGEST_YAML and suffix(name) != "json":
+    if found.bytes > MAX_YAML_BYTES and suffix(name) != "json":
         raise DatasetError(
-            f"data_yaml: {shown(found.ref.key)} is larger than {LARGEST_YAML >> 20} MiB, the limit for a dataset YAML. "
+            f"data_yaml: {shown(found.ref.key)} is larger than {MAX_YAML_BYTES >> 20} MiB, the limit for a dataset YAML. "
             f"The name of an archive must end in {', '.join(ENDINGS)}."
         )
     # a YAML may have any name, so every other file is read as a YAML
@@ -133,8 +135,8 @@ def _manifest(store: ObjectStore, root: ObjectRef, entry: str | None, needed: se
             is_entry = relpath == entry
             if is_entry or (wanted(relpath) and (needed is None or not below or top in needed)):
                 objects[_safe(relpath)] = info
-            if len(objects) > MOST_OBJECTS:
-                raise DatasetError(f"The dataset {shown(f'{bucket}/{folder}')} has more than {MOST_OBJECTS:,} objects.")
+            if len(objects) > MAX_OBJECTS:
+                raise DatasetError(f"The dataset {shown(f'{bucket}/{folder}')} has more than {MAX_OBJECTS:,} objects.")
     if entry is not None and entry not in objects:
         objects[_safe(entry)] = store.stat(replace(root, key=f"{folder}/{entry}" if folder else entry))
     if not objects:

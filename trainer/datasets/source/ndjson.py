@@ -17,10 +17,10 @@ from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.untrusted import Limits, safe_name
 
 SUFFIXES = frozenset({"ndjson", "jsonl"})
-MAX_LINE = 16 << 20  # bytes
+MAX_LINE_BYTES = 16 << 20  # bytes
 MAX_RECORDS = 5_000_000
 SPLITS = ("train", "val", "test")
-_ROWS = {  # keys of the labels by task; any other key is a fallback
+_ROWS = {  # keys of the labels, by task; another key is used if these are missing
     Task.DETECT: ("boxes", "bboxes"),
     Task.SEGMENT: ("segments", "polygons"),
     Task.POSE: ("pose", "keypoints"),
@@ -118,7 +118,7 @@ class _Records:
         return self._folders.get(rows[0][0], f"class{rows[0][0]}")
 
     def _place(self, folder: str, file: str, where: str) -> tuple[str, str]:
-        """Return an unused stem, so that no two images share a label file, and the suffix."""
+        """Return an unused stem, because images must not share a label file, and the suffix."""
         path = PurePosixPath(safe_name(file.replace("\\", "/").rpartition("/")[2], Limits(), where) or "image")
         suffix = path.suffix[1:].lower()
         stem = path.stem.lstrip(".") or "image"
@@ -134,9 +134,9 @@ class _Records:
 def _lines(path: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as file:
         number = 0
-        while line := file.readline(MAX_LINE + 1):
+        while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
-            if len(line) > MAX_LINE or number > MAX_RECORDS:
+            if len(line) > MAX_LINE_BYTES or number > MAX_RECORDS:
                 raise DatasetError(
                     f"NDJSON {shown(name)}, line {number}: the line or the export is too long. Split the dataset."
                 )

@@ -21,7 +21,7 @@ from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError, HostUnfit, raise_if_disk_is_broken
 from trainer.core.text import shown
 
-LONGEST = 4096  # characters, as for a path of Linux
+MAX_LENGTH = 4096  # characters, the limit of Linux for a path
 FORMS = (
     "give an absolute path, a path inside the dataset root, storage:BUCKET/PATH, or an http(s) URL "
     "of a YAML, an archive or an NDJSON file"
@@ -35,7 +35,7 @@ def parse_reference(
 ) -> DatasetRef:
     """Parse one dataset reference. Whether it exists and may be read is checked by `Fetcher`.
 
-    `storage_base_url` is the URL of our own Supabase (or storage) host. Raises `DatasetError` naming the rule.
+    `storage_base_url` is the URL of our own Supabase (or storage) host. Raises `DatasetError`.
     """
     text = _plain(text)
     lower = text.lower()
@@ -121,8 +121,8 @@ def _plain(text: str) -> str:
     text = text.strip()
     if not text:
         raise DatasetError(f"data_yaml is empty; {FORMS}.")
-    if len(text) > LONGEST:
-        raise DatasetError(f"data_yaml has {len(text)} characters, {LONGEST} are the limit; {FORMS}.")
+    if len(text) > MAX_LENGTH:
+        raise DatasetError(f"data_yaml has {len(text)} characters, {MAX_LENGTH} are the limit; {FORMS}.")
     # Cc: control characters; Cf: invisible marks such as changes of the writing direction; Cs: broken surrogates
     if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text):
         raise DatasetError(f"data_yaml: {shown(text)} contains control or invisible characters. Type it again.")

@@ -25,7 +25,7 @@ class Reader(Protocol):
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """Accepts only the end mark as the end. tarfile would treat a broken header as the end and drop the rest."""
+    """A tar header. A broken header is an error: tarfile would treat it as the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictTarInfo:
@@ -56,7 +56,7 @@ class Counted:
 
 
 class Xz:
-    """An .xz stream whose decompressor is limited to `XZ_MEMORY`, which lzma.open does not support."""
+    """An .xz stream whose decompressor may use at most `XZ_MEMORY`. lzma.open has no such limit."""
 
     def __init__(self, source: Reader) -> None:
         self._source = source

@@ -80,15 +80,15 @@ def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
             _link(target, path)
         except FileNotFoundError:
             raise
-        except OSError:  # another file system, one without hard links, or too many of them
+        except OSError:  # on another file system, on one without hard links, or too many links
             shutil.copyfile(target, path)
 
 
 def _link(target: Path, path: str) -> None:
     """Make a hard link, also while another run replaces `target` with the same content.
 
-    link(2) first looks up the file and then links it. If a rename removes the last name of the file in between, it
-    fails with ENOENT, although `target` exists before and after.
+    link(2) first looks up the file and then links it. If another run replaces the file in between, link(2) fails with
+    ENOENT, although `target` exists all the time.
     """
     for _ in range(LINK_TRIES - 1):
         try:

@@ -27,8 +27,8 @@ from trainer.datasets.source.transfer import Transfer, in_parallel, link_tree
 from trainer.datasets.untrusted import Limits, safe_name
 from trainer.remote.web import Downloaded, GuardedClient
 
-MAX_TEXT = 256 << 20  # bytes of a list, a YAML or an NDJSON file
-MAX_IMAGE = 1 << 30  # bytes
+MAX_TEXT_BYTES = 256 << 20  # bytes of a list, a YAML or an NDJSON file
+MAX_IMAGE_BYTES = 1 << 30  # bytes
 MAX_SECONDS = 900.0  # for one image, label file or list
 
 
@@ -67,8 +67,8 @@ class WebSource:
 
         Return the name of its YAML, or None for classification. `home` is the folder of local images.
         """
-        if file.stat().st_size > MAX_TEXT:
-            raise DatasetError(f"NDJSON {shown(name)} is larger than {MAX_TEXT >> 20} MiB. Split the dataset.")
+        if file.stat().st_size > MAX_TEXT_BYTES:
+            raise DatasetError(f"NDJSON {shown(name)} is larger than {MAX_TEXT_BYTES >> 20} MiB. Split the dataset.")
         export = read_ndjson(file, name)
         sources = [record.url or self._local_image(record, export.folder, home) for record in export.records]
         meter = Meter(transfer.on_event, total_files=len(sources))
@@ -97,7 +97,7 @@ class WebSource:
                 "http(s). Use .txt lists of images in train: and val:, an archive of the dataset, or an NDJSON export."
             )
         self._fetch(
-            self.cache.put, urljoin(url, quote(place)), place, transfer.staging, transfer.stop, max_bytes=MAX_TEXT
+            self.cache.put, urljoin(url, quote(place)), place, transfer.staging, transfer.stop, max_bytes=MAX_TEXT_BYTES
         )
         text = (transfer.staging / place).read_text(encoding="utf-8-sig", errors="replace")
         folder = place.rpartition("/")[0]
@@ -107,18 +107,18 @@ class WebSource:
     def _image_with_label(self, put: Put, url: str, staging: Path, meter: Meter, place: str, stop: StopSignal) -> None:
         if suffix(place) not in IMAGE_SUFFIXES:
             raise DatasetError(f"{shown(place)} in the lists of {shown_url(url)} is not an image.")
-        self._fetch(put, urljoin(url, quote(place)), place, staging, stop, meter, max_bytes=MAX_IMAGE)
+        self._fetch(put, urljoin(url, quote(place)), place, staging, stop, meter, max_bytes=MAX_IMAGE_BYTES)
         label = label_place(place)
         with contextlib.suppress(ObjectMissing):  # an image without a label file has no labels
             address = urljoin(url, quote(label))
-            self._fetch(put, address, label, staging, stop, meter, max_bytes=MAX_TEXT, may_be_empty=True)
+            self._fetch(put, address, label, staging, stop, meter, max_bytes=MAX_TEXT_BYTES, may_be_empty=True)
         meter.finish_file()
 
     def _exported_image(
         self, put: Put, staging: Path, meter: Meter, source: str | Path, place: str, stop: StopSignal
     ) -> None:
         if isinstance(source, str):
-            self._fetch(put, source, place, staging, stop, meter, max_bytes=MAX_IMAGE)
+            self._fetch(put, source, place, staging, stop, meter, max_bytes=MAX_IMAGE_BYTES)
         else:
             with on_this_disk(staging):
                 (staging / place).parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ class WebSource:
                 return
             if not got.bytes and not may_be_empty:
                 raise DatasetError(f"{shown_url(url)} is empty. Upload the file again.")
-            link_tree([(place, path)], staging)  # before it is put into the cache, which may evict it at once
+            link_tree([(place, path)], staging)  # first, because the cache may evict the file at once
             put(content_identity(got), path)
         self.cache.require_free(0)
 
@@ -160,7 +160,7 @@ class WebSource:
         known = self.cache.get(identity, size)
         try:
             link_tree([(place, known)] if known else [], staging)
-        except FileNotFoundError:  # evicted meanwhile
+        except FileNotFoundError:  # evicted after `get`
             return False
         return known is not None
 
@@ -181,7 +181,7 @@ def web_identity(url: str, etag: str, size: int) -> str:
 
 
 def label_place(image: str) -> str:
-    """Return the path of an image's label file: `labels` instead of the last `images` in its path, else beside it."""
+    """Return the path of an image's label file: `labels` instead of the last `images` in its path, otherwise beside it."""
     folder, found, rest = f"/{image}".rpartition("/images/")
     place = f"{folder}/labels/{rest}" if found else image
     return str(PurePosixPath(place.lstrip("/")).with_suffix(".txt"))

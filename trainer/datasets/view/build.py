@@ -47,7 +47,7 @@ def build(
 
 
 def _scaled_down(samples: Sequence[Sample], imgsz: int) -> dict[str, str]:
-    """Return the images that training scales down, whose pixels are worth keeping: place → identity of the file."""
+    """Return the images that the training scales down, as place → identity of the file. Their pixels are cached."""
     found = {}
     for sample in samples:
         fact = sample.facts

@@ -18,7 +18,7 @@ CAPTION = 20
 COLUMNS = 5
 FONT = ImageFont.load_default(13)
 MAX_CELLS = 30
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for broken images
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # exceptions of Pillow for broken images
 
 
 def draw_sheet(checked: Checked, path: Path) -> int:
@@ -42,7 +42,7 @@ def draw_sheet(checked: Checked, path: Path) -> int:
 
 
 def _chosen(checked: Checked) -> list[Sample]:
-    """Return samples in turn from each class of each split, in order."""
+    """Return samples of all classes and splits: one of each, then a second one of each, and so on."""
     by_group: dict[tuple[int, int], list[int]] = {}
     first_class = dict(zip(reversed(checked.rows.image.tolist()), reversed(checked.rows.cls.tolist()), strict=True))
     for index, sample in enumerate(checked.samples):

@@ -47,12 +47,12 @@ def write_label_tables(view: Path, samples: Sequence[Sample], rows: LabelRows) -
 
 
 def _special(rows: LabelRows, values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return images with equal or negative rows in float32, which Ultralytics treats specially."""
+    """Return the images whose rows Ultralytics would change: equal rows, or negative numbers, in float32."""
     if not len(rows.cols):
         return rows.image
     first = starts(rows.cols)
     negative = rows.image[np.minimum.reduceat(values, first) < 0]
-    # only the two numbers after the class are compared, so a few images are included without need
+    # only two numbers of each row are compared, so a few images are returned without need
     x, y = ((values[first + place] + np.float32(0)).view(np.uint32).astype(np.uint64) for place in (1, 2))
     heads = rows.image.astype(np.uint64) << np.uint64(32) | (x * np.uint64(2654435761) ^ y) & np.uint64(0xFFFFFFFF)
     _, place, count = np.unique(heads, return_index=True, return_counts=True)

@@ -26,10 +26,10 @@ from trainer.core.stop import StopSignal
 from trainer.core.text import printable
 from trainer.datasets.samples import SPLITS, Sample
 
-LONGEST_STEM = 150  # characters; leaves room for suffixes and for file systems that count bytes
+MAX_STEM_LENGTH = 150  # characters; leaves room for suffixes and for file systems that count bytes
 _UNSAFE = re.compile(r"[^\w.+() -]")
 _ALL_SAFE = re.compile(
-    rf"([A-Za-z0-9_][A-Za-z0-9_.+() -]{{0,{LONGEST_STEM - 1}}}\.[A-Za-z0-9]+(\n|$))+", re.ASCII
+    rf"([A-Za-z0-9_][A-Za-z0-9_.+() -]{{0,{MAX_STEM_LENGTH - 1}}}\.[A-Za-z0-9]+(\n|$))+", re.ASCII
 )  # names, each on a line
 _PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg"}
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES})
@@ -72,7 +72,7 @@ def write_view(view: Path, samples: Sequence[Sample], stop: StopSignal, empty: I
             if top != "images":  # a folder of one class
                 _link_images(members, view, folder, stop)
                 continue
-            # creating names is slow, and file systems can work on two folders at the same time
+            # creating files is slow, and file systems can work on two folders at the same time
             with ThreadPoolExecutor(1) as beside:
                 writing = beside.submit(_write_labels, members, view / "labels" / split, stop)
                 _link_images(members, view, folder, stop)
@@ -147,8 +147,8 @@ def folder_names(names: Sequence[str]) -> list[str]:
 def _safe(stem: str) -> str:
     """Return a stem without control characters, separators, broken Unicode, and a leading dot or hyphen."""
     stem = _UNSAFE.sub("_", stem)
-    if len(stem) > LONGEST_STEM or len(stem.encode("utf-8", "replace")) > LONGEST_STEM:
-        stem = stem.encode("utf-8", "replace")[: LONGEST_STEM - 8].decode("utf-8", "ignore")
+    if len(stem) > MAX_STEM_LENGTH or len(stem.encode("utf-8", "replace")) > MAX_STEM_LENGTH:
+        stem = stem.encode("utf-8", "replace")[: MAX_STEM_LENGTH - 8].decode("utf-8", "ignore")
     return f"_{stem.lstrip('.-')}" if stem[:1] in (".", "-", "") else stem
 
 
@@ -174,7 +174,7 @@ def _link_images(samples: Sequence[Sample], view: Path, folder: str, stop: StopS
                 os.symlink(sample.image, target)
         except FileNotFoundError:
             raise DatasetError(
-                f"The image {printable(sample.name)} vanished while the dataset was prepared. Leave the dataset unchanged "
+                f"The image {printable(sample.name)} was removed while the dataset was prepared. Leave the dataset unchanged "
                 "and queue the run again."
             ) from None
 
@@ -184,7 +184,10 @@ def _label_name(sample: Sample) -> str:
 
 
 def _whole_labels(samples: Sequence[Sample]) -> str | None:
-    """Return the cached folder that holds every label file under its name in the view, or None: it is linked at once."""
+    """Return the cached folder that holds exactly these label files under their names in the view, or None.
+
+    Such a folder is linked as a whole.
+    """
     if not samples[0].owned:
         return None
     folder = (samples[0].label or "").rpartition("/")[0]
