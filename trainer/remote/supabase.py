@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -51,12 +51,6 @@ class Unreadable(Unavailable):
 
 class TooLarge(Unreadable):
     """The response exceeds the size limit."""
-
-
-class Query(Protocol):
-    """A query builder of supabase-py."""
-
-    def execute(self) -> Any: ...
 
 
 class Project:
@@ -115,14 +109,14 @@ class Project:
         """Return a query on a table for `execute` or `rows`."""
         return self._client.table(name)
 
-    def rows(self, query: Query, largest: int = LARGEST_ANSWER) -> list[JsonObject]:
+    def rows(self, query: Any, largest: int = LARGEST_ANSWER) -> list[JsonObject]:
         """Return the rows of a query."""
         data = self.execute(query, largest)
         if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
             raise self.not_json()
         return data
 
-    def execute(self, query: Query, largest: int = LARGEST_ANSWER) -> Json:
+    def execute(self, query: Any, largest: int = LARGEST_ANSWER) -> Json:
         """Send a query once and return its answer of at most `largest` bytes. Every failure becomes one of our errors."""
         from postgrest.exceptions import APIError
 
