@@ -12,6 +12,8 @@ import sqlite3
 import uuid
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import pytest
@@ -22,6 +24,7 @@ from trainer.jobs.sqlite import SqliteQueue
 from trainer.jobs.sqlite_file import loaded
 
 ADAPTERS = ("sqlite", "supabase")
+MEMORY = Path("/dev/shm")
 
 
 class QueueAndTable(Queue, RunTable, Protocol):
@@ -58,9 +61,12 @@ class QueueLab(Protocol):
 @pytest.fixture(params=ADAPTERS)
 def queue_lab(request, tmp_path):
     if request.param == "sqlite":
-        return SqliteLab(tmp_path / "queue.db")
+        # in memory if possible: every commit is synced to the disk, which takes most of the time of these tests
+        with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else tmp_path) as folder:
+            yield SqliteLab(Path(folder) / "queue.db")
+        return
     try:
-        return request.getfixturevalue(f"{request.param}_lab")
+        yield request.getfixturevalue(f"{request.param}_lab")
     except pytest.FixtureLookupError:
         pytest.skip(f"no fixture {request.param}_lab here")
 
