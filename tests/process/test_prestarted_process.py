@@ -11,7 +11,7 @@ from trainer.core.stop import Stopped, StopReason
 
 
 def test_prestarted_process_gets_next_order(program, tmp_path):
-    training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
+    training = program("exits_on_first_order", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
     (prestarted,) = subreapers()
     (waiting,) = second(prestarted).children()
@@ -23,7 +23,7 @@ def test_prestarted_process_gets_next_order(program, tmp_path):
 
 
 def test_second_warm_starts_no_other_process(program, tmp_path):
-    training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
+    training = program("exits_on_first_order", str(tmp_path / "no"), warm_start=True)
 
     training.trainer.warm()
     training.trainer.warm()
@@ -32,7 +32,7 @@ def test_second_warm_starts_no_other_process(program, tmp_path):
 
 
 def test_without_warm_start_nothing_is_prestarted(program, tmp_path):
-    training = program("dies_once_ordered", str(tmp_path / "no"))
+    training = program("exits_on_first_order", str(tmp_path / "no"))
 
     training.trainer.warm()
     training.train()
@@ -52,7 +52,7 @@ def test_next_process_is_prestarted_during_training(program):
 
 
 def test_dead_prestarted_process_is_replaced_by_cold_start(program, tmp_path):
-    training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
+    training = program("exits_on_first_order", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
     (prestarted,) = subreapers()
     prestarted.kill()
@@ -63,7 +63,7 @@ def test_dead_prestarted_process_is_replaced_by_cold_start(program, tmp_path):
 
 def test_prestarted_process_that_dies_on_its_order_is_replaced_by_cold_start(program, tmp_path):
     (tmp_path / "once").touch()
-    training = program("dies_once_ordered", str(tmp_path / "once"), warm_start=True)
+    training = program("exits_on_first_order", str(tmp_path / "once"), warm_start=True)
     training.trainer.warm()
 
     assert training.train(devices=(1,)).report["devices"] == "1"
@@ -97,7 +97,7 @@ def test_shutdown_prestarts_no_process(program):
 
 
 def test_close_ends_prestarted_process_and_starts_no_other(program, tmp_path):
-    training = program("dies_once_ordered", str(tmp_path / "no"), warm_start=True)
+    training = program("exits_on_first_order", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
 
     training.trainer.close()

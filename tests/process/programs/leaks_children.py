@@ -12,7 +12,7 @@ import time
 from protocol import EVENTS, finished, order, phase
 
 SLEEPER = f"import signal, time; [signal.signal(s, signal.SIG_IGN) for s in ({signal.SIGTERM}, {signal.SIGINT})]; time.sleep(60)"
-MOTHER = (
+PARENT = (
     f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', {SLEEPER!r}], start_new_session=True, "
     "pass_fds=(int(sys.argv[1]),), stdout=sys.stderr); print(p.pid)"
 )
@@ -24,7 +24,7 @@ pids = [
     subprocess.Popen([sys.executable, "-S", "-c", SLEEPER], pass_fds=(EVENTS,), start_new_session=True).pid,
 ]
 # its parent has already exited: only a subreaper finds it
-command = [sys.executable, "-S", "-c", MOTHER, str(EVENTS)]
+command = [sys.executable, "-S", "-c", PARENT, str(EVENTS)]
 orphan = subprocess.run(command, pass_fds=(EVENTS,), stdout=subprocess.PIPE, check=True)
 with open(sys.argv[1] + ".new", "w") as file:
     file.write(" ".join(map(str, [os.getpid(), *pids, int(orphan.stdout)])))

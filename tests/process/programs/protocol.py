@@ -12,10 +12,10 @@ def order():
 
 
 def send(**event):
-    say(json.dumps(event).encode() + b"\n")
+    write(json.dumps(event).encode() + b"\n")
 
 
-def say(data):
+def write(data):
     while data:
         data = data[os.write(EVENTS, data) :]
 

@@ -1,10 +1,10 @@
 """Sends megabytes without a newline, and then a valid result."""
 
-from protocol import finished, order, phase, say
+from protocol import finished, order, phase, write
 
 order()
 phase("training")
 for _ in range(10):
-    say(b"\xaa" * 2**20)
-say(b"\n")
+    write(b"\xaa" * 2**20)
+write(b"\n")
 finished(fine=True)

@@ -2,10 +2,10 @@
 
 import os
 
-from protocol import epoch, order, phase, say
+from protocol import epoch, order, phase, write
 
 order()
 phase("training")
 epoch(1)
-say(b'{"kind":"finished","best":"/run/be')
+write(b'{"kind":"finished","best":"/run/be')
 os._exit(0)
