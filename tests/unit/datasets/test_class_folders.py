@@ -21,7 +21,7 @@ def folders(root: Path, layout: dict[str, int]) -> Path:
     return root
 
 
-def test_class_folders_in_splits(tmp_path):
+def test_class_folders_in_splits_are_recognized(tmp_path):
     root = folders(tmp_path / "set", {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 1, "test/cat": 1})
     result = prepared(root, tmp_path / "view")
     assert (result.task, result.names, result.data) == (Task.CLASSIFY, ("cat", "dog"), tmp_path / "view")
@@ -38,12 +38,12 @@ def test_class_missing_in_val_has_empty_folder(tmp_path):
 
 
 @pytest.mark.parametrize("alias", ["valid", "validation"])
-def test_other_words_for_val(tmp_path, alias):
+def test_other_names_of_val_folder_are_accepted(tmp_path, alias):
     root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, f"{alias}/a": 1, f"{alias}/b": 1})
     assert dict(prepared(root, tmp_path / "view").images) == {"train": 4, "val": 2}
 
 
-def test_missing_splits_are_drawn_on_request_or_rejected(tmp_path):
+def test_missing_splits_are_made_on_request_or_rejected(tmp_path):
     root = folders(tmp_path / "set", {"a": 10, "b": 10})
     with pytest.raises(DatasetError, match="train_ratio"):
         prepared(root, tmp_path / "view")

@@ -51,7 +51,7 @@ def rows(view: Path) -> dict[str, list[list[float]]]:
     }
 
 
-def test_boxes_classes_and_default_split(tmp_path):
+def test_boxes_and_classes_are_read_and_split_by_default(tmp_path):
     entry = write(tmp_path / "set", document())
     result = prepared(entry, tmp_path / "view")
     assert (result.task, result.names, dict(result.images)) == (Task.DETECT, ("square", "disc"), {"train": 8, "val": 2})
@@ -60,7 +60,7 @@ def test_boxes_classes_and_default_split(tmp_path):
         assert found[f"{number:04}"] == [pytest.approx([number % 2, *drawn(number).box], abs=1e-6)]
 
 
-def test_folder_with_annotation_file(tmp_path):
+def test_folder_with_annotation_file_is_recognized(tmp_path):
     write(tmp_path / "set", document())
     assert dict(prepared(tmp_path / "set", tmp_path / "view").images) == {"train": 8, "val": 2}
 
@@ -87,7 +87,7 @@ def test_requested_split_overrides_embedded_split(tmp_path):
     "config",
     [{"default_ratio": [0.5, 0.5]}, {"ratio": [0.5, 0.5], "seed": 3}, {"train_ratio": 0.5, "val_ratio": 0.5}],
 )
-def test_embedded_shares(tmp_path, config):
+def test_embedded_ratios_are_used(tmp_path, config):
     result = prepared(write(tmp_path / "set", document(split_config=config)), tmp_path / "view")
     assert dict(result.images) == {"train": 5, "val": 5}
 

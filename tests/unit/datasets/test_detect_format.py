@@ -59,7 +59,7 @@ IMAGES = {"train/a.jpg": "", "train/a.txt": "0 .5 .5 .2 .2\n", "train/b.jpg": ""
         ({"train/cat/a.jpg": "", "train/dog/b.jpg": "", "val/cat/c.jpg": ""}, ("cat", "dog")),
     ],
 )
-def test_dataset_description_is_found(tmp_path, files, names):
+def test_file_that_describes_dataset_is_found(tmp_path, files, names):
     assert recognized(tmp_path, files).names == names
 
 

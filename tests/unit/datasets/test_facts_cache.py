@@ -1,4 +1,4 @@
-"""Unchanged images are not read again; changed images are, even with an old modification time."""
+"""Only changed images are read again, even if their modification time is old."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_size_and_format_agree_with_pillow(tmp_path, kind, options, size):
     assert fact.kind == {"JPEG2000": "jp2", "MPO": "jpeg"}.get(kind, kind.lower())
 
 
-def test_webp_with_extended_header(tmp_path):
+def test_size_of_webp_with_extended_header_is_read(tmp_path):
     fact = look(tmp_path, encoded("WEBP", image(mode="RGBA"), exif=b"Exif\0\0II*\0"))
     assert (fact.width, fact.height, fact.problem) == (40, 30, "")
 
@@ -86,7 +86,7 @@ def test_truncated_file_is_a_problem(tmp_path, kind, share):
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 16, b"\0" * 5000, b"camera maker's notes"])
-def test_jpeg_with_data_after_end_is_loose(tmp_path, tail):
+def test_jpeg_with_data_after_end_mark_has_trailing_data(tmp_path, tail):
     assert [loose(look(tmp_path, data)) for data in (encoded("JPEG") + tail, encoded("JPEG"))] == [
         ("", True),
         ("", False),

@@ -1,4 +1,4 @@
-"""Pixels between runs: taken over from a view, linked into the next one, never used for another image."""
+"""Cached pixels: moved from a view into the cache, linked into the next view, never used for another image."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_linked_pixels_are_not_taken_over_again(host):
         host.discard(name)
 
 
-def test_changed_spare_is_not_used(host):
+def test_changed_pixels_are_not_used(host):
     keep(host.prepare("v1"))
     host.discard("v1")
     view = host.prepare("v2")
@@ -150,7 +150,7 @@ def test_changed_spare_is_not_used(host):
     assert f"{RECIPE}/images/train/0000.jpg.npy" not in linked(host.prepare("v3"))
 
 
-def test_spares_evict_only_spares_and_are_evicted_first(tmp_path):
+def test_derived_files_evict_only_each_other_and_are_evicted_first(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=100, reserve=0)
     cache.make_room(40)
     with cache.temporary() as path:
@@ -164,23 +164,23 @@ def test_spares_evict_only_spares_and_are_evicted_first(tmp_path):
             files[name].write_bytes(b"s" * 30)
         return cache.put_derived(files)
 
-    def lent(name: str) -> bool:
-        (tmp_path / f"lent-{name}").unlink(missing_ok=True)
-        found = cache.link_derived(name, tmp_path / f"lent-{name}")
-        (tmp_path / f"lent-{name}").unlink(missing_ok=True)
+    def is_linked(name: str) -> bool:
+        (tmp_path / f"linked-{name}").unlink(missing_ok=True)
+        found = cache.link_derived(name, tmp_path / f"linked-{name}")
+        (tmp_path / f"linked-{name}").unlink(missing_ok=True)
         return found
 
     assert put("a", "b", "c") == 2
-    assert [lent(name) for name in "abc"] == [True, True, False]
+    assert [is_linked(name) for name in "abc"] == [True, True, False]
     os.utime(
         cache.root / "derived" / _path_of(cache, "a"),
         (0, os.stat(cache.root / "derived" / _path_of(cache, "a")).st_mtime),
     )
     assert put("d") == 1
-    assert [lent(name) for name in "abd"] == [False, True, True]
+    assert [is_linked(name) for name in "abd"] == [False, True, True]
     assert cache.get("object", 40)
     cache.make_room(60)
-    assert [lent(name) for name in "bd"] == [False, False]
+    assert [is_linked(name) for name in "bd"] == [False, False]
     assert cache.get("object", 40)
 
 

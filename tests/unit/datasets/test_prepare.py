@@ -77,7 +77,7 @@ def test_all_errors_are_reported_at_once(tmp_path):
         assert sign in text
 
 
-def test_missing_val_is_rejected_with_advice_and_drawn_on_request(tmp_path):
+def test_missing_val_is_rejected_with_advice_or_split_on_request(tmp_path):
     data = paint(tmp_path / "set", train=10, val=0, yaml="train: images/train\nnames: [a, b]\n")
     with pytest.raises(DatasetError, match="train_ratio"):
         prepared(data, tmp_path / "view")
@@ -98,7 +98,7 @@ def test_pose_needs_kpt_shape_and_warns_without_flip_idx(tmp_path):
         prepared(data, tmp_path / "v3", task=Task.POSE)
 
 
-def test_four_corners_are_segment_unless_obb_is_requested(tmp_path):
+def test_rows_of_four_corners_are_segment_unless_obb_is_requested(tmp_path):
     data = paint(tmp_path / "set", task=Task.OBB)
     result = prepared(data, tmp_path / "v1")
     assert result.task is Task.SEGMENT
@@ -106,7 +106,7 @@ def test_four_corners_are_segment_unless_obb_is_requested(tmp_path):
     assert prepared(data, tmp_path / "v2", task=Task.OBB).task is Task.OBB
 
 
-def test_summary_is_bounded_json(tmp_path):
+def test_summary_is_json_of_limited_size(tmp_path):
     names = ", ".join(f"c{n}" for n in range(5000))
     data = paint(tmp_path / "set", yaml=f"train: images/train\nval: images/val\nnames: [{names}]\n")
     summary = prepared(data, tmp_path / "view").summary
@@ -116,7 +116,7 @@ def test_summary_is_bounded_json(tmp_path):
     assert {"class_empty", "class_rare"} <= {finding["code"] for finding in summary["findings"]}
 
 
-def test_view_with_endless_nesting_is_discarded(tmp_path):
+def test_view_with_very_deep_folders_is_discarded(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=10**9, reserve=0)
     datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=PixelCache(cache))
     for place in ("", "pixels"):

@@ -1,4 +1,4 @@
-"""Every kind of source in every layout that docs/datasets.md says yes to, from the reference to a trainable view."""
+"""Every source and layout that docs/datasets.md lists as supported: each becomes a trainable view."""
 
 from __future__ import annotations
 
@@ -215,15 +215,15 @@ def test_unsupported_combination_is_rejected_with_advice(places, datasets, sourc
 
 
 def readme_table(corner: str) -> dict[str, set[str]]:
-    """Row → the columns that say yes, of the table in docs/datasets.md whose first cell is `corner`."""
+    """Return row → columns with "yes" of the table in docs/datasets.md whose first cell is `corner`."""
     lines = PAGE[PAGE.index(f"| {corner} |") :].split("\n\n")[0].splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return {row[0]: {name for name, cell in zip(head[1:], row[1:], strict=True) if cell == "yes"} for row in rows}
 
 
-def test_the_readme_says_yes_exactly_to_the_sources_and_layouts_that_are_tested():
+def test_documented_sources_and_layouts_are_those_that_are_tested():
     assert readme_table("source") == {source: set(names) for source, names in SOURCES.items()}
 
 
-def test_the_readme_says_yes_exactly_to_the_layouts_and_tasks_that_are_tested():
+def test_documented_layouts_and_tasks_are_those_that_are_tested():
     assert readme_table("layout") == {name: {f"`{task}`" for task in tasks} for name, tasks in TASKS.items()}

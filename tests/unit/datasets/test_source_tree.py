@@ -81,7 +81,7 @@ def test_symlink_to_parent_folder_is_not_followed(tmp_path):
     ]
 
 
-def test_endless_nesting_is_rejected(tmp_path):
+def test_too_deep_folders_are_rejected(tmp_path):
     touch(tmp_path, "/".join(["d"] * (source_tree.MAX_DEPTH + 2)) + "/x.jpg")
 
     with pytest.raises(DatasetError, match="nested more than 20 levels deep"):

@@ -1,4 +1,4 @@
-"""Splitting: shares per class, and the same result on every machine."""
+"""Splits: ratios per class, and the same result on every machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def strata(counts: dict[int, int]) -> dict[str, int]:
 
 @pytest.mark.parametrize("ratio", [0.5, 0.7, 0.8, 0.9, 0.99])
 @pytest.mark.parametrize("count", [2, 3, 5, 10, 99, 1000])
-def test_shares_are_exact_to_one_image_and_no_split_is_empty(ratio, count):
+def test_ratios_are_exact_to_one_image_and_no_split_is_empty(ratio, count):
     given = Counter(stratified(strata({0: count}), SplitRequest(train_ratio=ratio)).values())
     assert abs(given["train"] - ratio * count) <= 1
     assert given["val"] >= 1
@@ -28,14 +28,14 @@ def test_shares_are_exact_to_one_image_and_no_split_is_empty(ratio, count):
     assert given["train"] + given["val"] == count
 
 
-def test_every_class_has_the_same_shares():
+def test_every_class_is_split_by_the_same_ratios():
     result = stratified(strata({0: 100, 1: 40, 2: 10, -1: 50}), SplitRequest(train_ratio=0.8))
     for cls, count in {0: 100, 1: 40, 2: 10, -1: 50}.items():
         val = sum(split == "val" for name, split in result.items() if name.startswith(f"{cls}/"))
         assert abs(val - 0.2 * count) <= 1
 
 
-def test_test_split_is_drawn_on_request():
+def test_test_split_is_made_on_request():
     given = Counter(stratified(strata({0: 100}), SplitRequest(train_ratio=0.7, test_ratio=0.1)).values())
     assert given == {"train": 70, "val": 20, "test": 10}
 

@@ -1,4 +1,4 @@
-"""Parallel jobs: bounded, each run once, stopped together."""
+"""Parallel jobs: limited in number, each run once, stopped together."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ while True:
 """
 
 
-def test_file_replaced_meanwhile_is_linked(tmp_path):
+def test_file_replaced_during_link_is_linked(tmp_path):
     target = tmp_path / "object"
     target.touch()
     with subprocess.Popen([sys.executable, "-c", REPLACES, str(target)], stdout=subprocess.PIPE) as replacing:

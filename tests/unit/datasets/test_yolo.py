@@ -58,7 +58,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(tmp_path, layout):
+def test_common_layouts_give_same_view(tmp_path, layout):
     where, text = LAYOUTS[layout]
     data = paint(tmp_path / "set", yaml=text + USUAL, **where)
     result = prepared(data, tmp_path / "view")
@@ -82,7 +82,7 @@ def test_layouts(tmp_path, layout):
         ("nc: 1", ("class0", "class1")),  # the classes of the labels count, not nc
     ],
 )
-def test_names(tmp_path, text, names):
+def test_class_names_are_read_from_yaml_or_class_file(tmp_path, text, names):
     data = paint(tmp_path / "set", yaml=f"train: images/train\nval: images/val\n{text}\n")
     result = prepared(data, tmp_path / "view")
     assert result.names == names
@@ -103,7 +103,7 @@ def test_names_counted_from_one_renumber_labels(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
-def test_yaml_in_other_encodings(tmp_path, encoding):
+def test_yaml_in_other_encodings_is_read(tmp_path, encoding):
     data = paint(tmp_path / "set")
     data.write_bytes("train: images/train\nval: images/val\nnames: [café, disc]\n".encode(encoding))
     result = prepared(data, tmp_path / "view")
@@ -139,7 +139,7 @@ def test_several_yamls_are_rejected_with_names(tmp_path):
 
 @pytest.mark.parametrize("where", [{}, ROBOFLOW, {"images": "{split}", "labels": "{split}"}])
 @pytest.mark.parametrize("names", ["classes.txt", "obj.names", "labels/classes.txt", None])
-def test_folders_without_a_yaml(tmp_path, where, names):
+def test_folders_without_yaml_are_recognized(tmp_path, where, names):
     paint(tmp_path / "set", yaml=None, **where)
     if names:
         (tmp_path / "set" / names).parent.mkdir(exist_ok=True)
@@ -162,7 +162,7 @@ def test_flat_folder_is_split_on_request(tmp_path, where):
     "line",
     ["./images/train/{}", "images/train/{}", "{root}/images/train/{}", "images\\train\\{}", "/far/images/train/{}"],
 )
-def test_image_lists(tmp_path, line):
+def test_images_in_lists_are_used(tmp_path, line):
     data = paint(tmp_path / "set", yaml="train: train.txt\nval: val.txt\n" + USUAL)
     root = tmp_path / "set"
     for split in ("train", "val"):
@@ -225,7 +225,7 @@ def test_missing_train_folder_is_error_and_missing_test_folder_warning(tmp_path)
         prepared(data, tmp_path / "view2")
 
 
-def test_missing_val_is_drawn_on_request(tmp_path):
+def test_missing_val_is_made_on_request(tmp_path):
     data = paint(tmp_path / "set", train=10, val=0)
     result = prepared(data, tmp_path / "view", split=SplitRequest(train_ratio=0.8))
     assert counted(result) == {"train": 8, "val": 2}
