@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import count
 from typing import TypeAlias
 
@@ -20,14 +19,7 @@ log = structlog.get_logger()
 CAPACITY = 1000  # events that wait for a reporter
 Call: TypeAlias = Callable[[Reporter], None]
 TickKey: TypeAlias = tuple[str, str]  # run id and kind
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """Why an event was not given to a reporter, and the name of the reporter."""
-
-    reporter: str
-    kind: str
+OnDropped: TypeAlias = Callable[[str, str], None]  # with the name of the reporter and the kind of the event
 
 
 class BackgroundReporter:
@@ -43,7 +35,7 @@ class BackgroundReporter:
         *,
         capacity: int = CAPACITY,
         is_for_one_run: bool = False,
-        on_dropped: Callable[[Dropped], None] = lambda _: None,
+        on_dropped: OnDropped = lambda *_: None,
     ) -> None:
         self.name = type(reporter).__name__
         self._reporter = reporter
@@ -114,7 +106,7 @@ class BackgroundReporter:
         if is_news:
             log.warning("reporter is too slow, dropping events", reporter=self.name, waiting=self._capacity)
         if kind and (is_replaced or is_dropped):
-            self._on_dropped(Dropped(self.name, kind))
+            self._on_dropped(self.name, kind)
 
     def _run(self) -> None:
         while call := self._next():

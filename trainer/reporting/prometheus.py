@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
@@ -11,21 +11,12 @@ from prometheus_client.registry import Collector
 
 from trainer.core.errors import Misconfigured, TrainerError
 from trainer.core.events import EpochFinished, Event, Phase, PhaseStarted, TransferProgress
-from trainer.core.job import Job, JsonObject, Lease, Outcome, Retry, RunEvent, Status, Verdict
-from trainer.core.ports import AttemptEnd, Delivery, Queue, Worker
-from trainer.reporting.background import Dropped
+from trainer.core.job import Job, JsonObject, Lease, Retry, RunEvent, Verdict
+from trainer.core.ports import AttemptEnd, Delivery
 
-MINUTES = (
-    1,
-    5,
-    15,
-    60,
-    300,
-    900,
-    3600,
-    4 * 3600,
-    24 * 3600,
-)  # buckets in seconds, because a phase takes seconds or a day
+# buckets in seconds, because a phase takes seconds or a day
+MINUTES = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
+Beat: TypeAlias = Callable[[Lease, JsonObject | None, Sequence[RunEvent]], Verdict]
 
 
 class GpuLoad(Protocol):
@@ -42,7 +33,7 @@ class GpuLoad(Protocol):
 
 
 class MetricsReporter:
-    """Counts runs, phases and bytes as they are reported, and heartbeats as they are sent (see `CountedQueue`)."""
+    """Counts runs, phases and bytes as they are reported, and heartbeats as they are sent (see `counted`)."""
 
     def __init__(
         self, gpu_loads: Callable[[], Sequence[GpuLoad]], is_healthy: Callable[[], bool] = lambda: True
@@ -55,8 +46,8 @@ class MetricsReporter:
         self._waits = Histogram("queue_wait_seconds", "Time between insert and first claim.", buckets=MINUTES, **made)
         self._bytes = Counter("transferred_bytes", "Bytes moved, by direction.", ["direction"], **made)
         self._epoch = Gauge("epoch", "The newest finished epoch of a run.", ["run_id"], **made)
-        self.beats = Counter("beats", "Lease renewals that the queue answered.", **made)
-        self.failed_beats = Counter("beat_failures", "Lease renewals that got no answer.", **made)
+        self._beats = Counter("beats", "Lease renewals that the queue answered.", **made)
+        self._failed_beats = Counter("beat_failures", "Lease renewals that got no answer.", **made)
         self._host_failures = Counter("host_failures", "Attempts that failed because of this worker's host.", **made)
         Gauge("healthy", "1 while this worker claims runs, 0 while its host is unhealthy.", **made).set_function(
             is_healthy
@@ -107,9 +98,23 @@ class MetricsReporter:
             case _:
                 pass
 
-    def count_dropped(self, dropped: Dropped) -> None:
+    def count_dropped(self, reporter: str, kind: str) -> None:
         """Count an event that a reporter did not receive."""
-        self._dropped.labels(dropped.reporter, dropped.kind).inc()
+        self._dropped.labels(reporter, kind).inc()
+
+    def counted(self, beat: Beat) -> Beat:
+        """Return `beat`, which sends a heartbeat, with its calls counted."""
+
+        def send(lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
+            try:
+                verdict = beat(lease, progress, events)
+            except TrainerError:
+                self._failed_beats.inc()
+                raise
+            self._beats.inc()
+            return verdict
+
+        return send
 
     def ended(self, job: Job, end: AttemptEnd) -> None:
         """Count the attempt by its outcome: `lost` when the lease was lost."""
@@ -127,35 +132,6 @@ class MetricsReporter:
         self._runs.labels(outcome.kind if outcome and end.delivery is Delivery.ACCEPTED else "lost").inc()
         if isinstance(outcome, Retry) and outcome.host_failed:
             self._host_failures.inc()
-
-
-class CountedQueue:
-    """A queue that counts its heartbeats."""
-
-    def __init__(self, queue: Queue, metrics: MetricsReporter) -> None:
-        self._queue = queue
-        self._metrics = metrics
-
-    def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
-        return self._queue.claim(worker, claim_id, lease_seconds)
-
-    def peek(self, worker: Worker) -> Job | None:
-        return self._queue.peek(worker)
-
-    def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
-        try:
-            verdict = self._queue.beat(lease, progress, events)
-        except TrainerError:
-            self._metrics.failed_beats.inc()
-            raise
-        self._metrics.beats.inc()
-        return verdict
-
-    def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
-        return self._queue.finish(lease, outcome, events)
-
-    def report(self, worker: Worker, problem: str | None) -> None:
-        self._queue.report(worker, problem)
 
 
 class _Gpus(Collector):

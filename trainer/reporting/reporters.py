@@ -12,7 +12,7 @@ import structlog
 from trainer.core.events import Event
 from trainer.core.job import Job
 from trainer.core.ports import AttemptEnd, Reporter
-from trainer.reporting.background import BackgroundReporter, Dropped
+from trainer.reporting.background import BackgroundReporter, OnDropped
 
 log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ class Reporters:
         for_all_runs: Sequence[Reporter],
         factories: Sequence[ReporterFactory] = (),
         *,
-        on_dropped: Callable[[Dropped], None] = lambda _: None,
+        on_dropped: OnDropped = lambda *_: None,
     ) -> None:
         self._on_dropped = on_dropped
         self._factories = factories

@@ -10,7 +10,6 @@ from functools import partial
 import structlog
 
 from trainer import __version__, host
-from trainer.core.ports import Queue
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.reporting.log import LogReporter
@@ -27,12 +26,11 @@ from trainer.worker.daemon import Daemon
 from trainer.worker.execution import Execution, RunHost
 from trainer.worker.health import Health
 from trainer.worker.housekeeping import DAY, Housekeeping, old_folders, remove_unreadable
-from trainer.worker.lease import LeaseTimes
+from trainer.worker.lease import Beat, LeaseTimes
 from trainer.worker.liveness import Liveness
 from trainer.worker.orphaned_journals import orphaned_journals
-from trainer.worker.outcome_delivery import OrphanDelivery
 from trainer.worker.prefetch import Prefetcher
-from trainer.worker.recovery import Recovery
+from trainer.worker.recovery import OrphanDelivery, Recovery
 from trainer.worker.run_folders import RunFolders
 from trainer.worker.run_services import RunServices
 from trainer.worker.slots import Slots
@@ -48,17 +46,9 @@ class RunParts:
     """What executes runs: the same for the daemon and for a single run."""
 
     backend: Backend
-    queue: Queue  # of the backend, with its heartbeats counted
     host: RunHost
     trainer: ChildTrainer
     datasets: FetchedDatasets
-    reporters: Reporters
-    health: Health
-    liveness: Liveness
-
-    @property
-    def execution(self) -> Execution:
-        return Execution(self.host)
 
 
 @contextmanager
@@ -84,13 +74,14 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
 def open_run_parts(settings: Settings, backend: Backend, health: Health, liveness: Liveness) -> Iterator[RunParts]:
     """Open what executes runs, and close it afterwards."""
     with ExitStack() as opened:
-        queue, reporters = open_reporters(settings, backend.queue, health, opened)
+        beat, reporters = open_reporters(settings, backend.queue.beat, health, opened)
         trainer = build_trainer(settings)
         opened.callback(trainer.close)
         trainer.warm()
         datasets = build_datasets(settings, backend, opened)
         run_host = RunHost(
-            queue=queue,
+            queue=backend.queue,
+            beat=beat,
             services=build_run_services(settings, backend, health, trainer, datasets),
             reporter_for=reporters.for_run,
             lease_times=LeaseTimes(
@@ -101,34 +92,23 @@ def open_run_parts(settings: Settings, backend: Backend, health: Health, livenes
             liveness=liveness,
             timestamp_output=settings.timestamp_streams,
         )
-        yield RunParts(
-            backend=backend,
-            queue=queue,
-            host=run_host,
-            trainer=trainer,
-            datasets=datasets,
-            reporters=reporters,
-            health=health,
-            liveness=liveness,
-        )
+        yield RunParts(backend=backend, host=run_host, trainer=trainer, datasets=datasets)
 
 
-def open_reporters(settings: Settings, queue: Queue, health: Health, opened: ExitStack) -> tuple[Queue, Reporters]:
-    """Start the reporters. Return them and the queue, whose heartbeats are counted if there are metrics."""
+def open_reporters(settings: Settings, beat: Beat, health: Health, opened: ExitStack) -> tuple[Beat, Reporters]:
+    """Start the reporters. Return `beat`, which is counted if there are metrics, and the reporters."""
     if not settings.metrics_port:
         reporters = Reporters([LogReporter()])
     else:
         # imported here because a service without metrics does not need the library
-        from trainer.reporting.prometheus import CountedQueue, MetricsReporter
+        from trainer.reporting.prometheus import MetricsReporter
 
         metrics = MetricsReporter(host.gpu_loads, lambda: health.problem is None)
         opened.callback(metrics.serve(settings.metrics_port))
-        queue, reporters = (
-            CountedQueue(queue, metrics),
-            Reporters([LogReporter(), metrics], on_dropped=metrics.count_dropped),
-        )
+        beat = metrics.counted(beat)
+        reporters = Reporters([LogReporter(), metrics], on_dropped=metrics.count_dropped)
     opened.callback(reporters.close, REPORTERS_CLOSE)
-    return queue, reporters
+    return beat, reporters
 
 
 def build_run_services(
@@ -171,22 +151,22 @@ def build_run_services(
 
 def build_daemon(settings: Settings, parts: RunParts, manager: ServiceManager) -> Daemon:
     """Build the loop that claims runs."""
-    queue, folders = parts.backend.queue, parts.host.services.folders
+    queue, services = parts.backend.queue, parts.host.services
     slots, describe = Slots(slot_devices(settings)), partial(describe_worker, settings)
-    orphans = partial(orphaned_journals, folders.journals, settings.worker_id, settings.lease_seconds)
+    orphans = partial(orphaned_journals, services.folders.journals, settings.worker_id, settings.lease_seconds)
     return Daemon(
         claimer=Claimer(
             queue,
-            parts.health,
+            services.health,
             describe_worker=describe,
             check=parts.backend.check,
             poll_seconds=settings.poll_interval,
             lease_seconds=settings.lease_seconds,
         ),
-        execution=parts.execution,
+        execution=Execution(parts.host),
         orphans=OrphanDelivery(queue, orphans, Recovery(parts.host)),
         slots=slots,
-        health=parts.health,
+        health=services.health,
         prefetcher=Prefetcher(
             queue=queue,
             datasets=parts.datasets,
@@ -196,7 +176,7 @@ def build_daemon(settings: Settings, parts: RunParts, manager: ServiceManager) -
             interval=settings.poll_interval,
         ),
         housekeeping=build_housekeeping(settings, parts),
-        liveness=parts.liveness,
+        liveness=parts.host.liveness,
         manager=manager,
         drain_seconds=settings.drain_seconds,
     )

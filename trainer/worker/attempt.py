@@ -75,7 +75,7 @@ class Attempt:
 
     def _train(self) -> Finished:
         self._run.enter(Phase.PREPARING)
-        self._run.events.require_disk()
+        self._run.events.journal.require_disk()
         plan = self._services.parse(self._job.request)
         self._run.events.progress.expect(plan.epochs)
         for warning in plan.warnings:
@@ -83,7 +83,7 @@ class Attempt:
         order = self._order(plan)
         self._run.enter(Phase.STARTING)
         with self._checkpoints.during_training(self._run.stop):
-            finished = self._services.trainer.train(order, self._run.stop, self._on_event, self._run.events.output)
+            finished = self._services.trainer.train(order, self._run.stop, self._on_event, self._run.events.log.output)
         self._release_slots()  # the next run trains while this one is published
         return self._write_marker(finished, order)
 

@@ -16,8 +16,8 @@ from trainer.worker.execution import Execution
 from trainer.worker.health import Health
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.liveness import Liveness
-from trainer.worker.outcome_delivery import OrphanDelivery
 from trainer.worker.prefetch import Prefetcher
+from trainer.worker.recovery import OrphanDelivery
 from trainer.worker.slots import AcquiredSlots, Slots
 
 log = structlog.get_logger()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import structlog
 
@@ -24,8 +23,8 @@ class EventSink:
 
     def __init__(self, job: Job, journal: Journal, progress: Progress, log: RunLog, reporter: Reporter) -> None:
         self._job = job
-        self._journal = journal
-        self._log = log
+        self.journal = journal
+        self.log = log
         self._reporter = reporter
         self._lock = threading.Lock()
         self._phase_started: float | None = None
@@ -34,10 +33,6 @@ class EventSink:
         self._warned: set[tuple[str, str]] = set()
         self.progress = progress
         self.labels: dict[str, str | int] = {"run_id": job.id, "attempt": job.attempt}  # for every log line of the run
-
-    @property
-    def log_path(self) -> Path:
-        return self._log.path
 
     def record(self, event: Event) -> None:
         """Record an event. The first transfer of a phase also starts that phase."""
@@ -52,21 +47,9 @@ class EventSink:
             self._warned.add((code, message))
             self.record(Warned(code=code, message=message))
 
-    def require_disk(self) -> None:
-        """Raise HostFailed when the journal cannot be written."""
-        self._journal.require_disk()
-
-    def output(self, line: str) -> None:
-        """Write a line that the training printed to the run log."""
-        self._log.output(line)
-
-    def note(self, text: str) -> None:
-        """Write a line of the service to the run log."""
-        self._log.note(text)
-
     def is_delivered(self, checkpoint_key: str) -> bool:
         """Return whether the queue has received the event of the checkpoint with this key."""
-        waiting = self._journal.pending(limit=100_000)
+        waiting = self.journal.pending(limit=100_000)
         return not any(event.data.get("key") == checkpoint_key for event in waiting)
 
     def _record(self, event: Event) -> None:
@@ -80,9 +63,9 @@ class EventSink:
             event = self._with_duration(event)
         if is_durable(event):
             data = {name: value for name, value in asdict(event).items() if name not in LOCAL_FIELDS}
-            self._journal.record(event.kind, data)
+            self.journal.record(event.kind, data)
         if not isinstance(event, BatchProgress | TransferProgress):
-            self._log.note(describe(event))
+            self.log.note(describe(event))
         self._reporter.event(self._job, event)
 
     def _is_repeated(self, phase: Phase) -> bool:

@@ -25,7 +25,7 @@ from trainer.worker.attempt import Attempt
 from trainer.worker.error_boundary import call_or, error_boundary
 from trainer.worker.event_sink import EventSink
 from trainer.worker.journal import Journal
-from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
+from trainer.worker.lease import Beat, Heartbeat, LeaseTimes, kept_alive
 from trainer.worker.liveness import Liveness
 from trainer.worker.outcome_delivery import RETRY_FOREVER, deliver
 from trainer.worker.publish import ONE_TRY
@@ -45,6 +45,7 @@ class RunHost:
     """What opens the context of a run: its queue, its reporters, its heartbeat."""
 
     queue: Queue
+    beat: Beat  # sends a heartbeat to the queue
     services: RunServices
     reporter_for: Callable[[Job], Reporter]
     lease_times: LeaseTimes
@@ -61,7 +62,7 @@ class RunHost:
         report = progress.as_json if sends_progress else dict
         with closing(RunLog(folder.log, timestamps=self.timestamp_output)) as run_log:
             events = EventSink(lease.job, journal, progress, run_log, reporter)
-            heartbeat = Heartbeat(self.queue, journal, stop, self.lease_times, report, self.liveness)
+            heartbeat = Heartbeat(self.beat, journal, stop, self.lease_times, report, self.liveness)
             yield RunContext(job=lease.job, folder=folder, stop=stop, events=events, heartbeat=heartbeat)
 
 
@@ -121,7 +122,7 @@ class Execution:
                 log.warning("lease lost, abandoning run")
                 journal.discard()
                 return AttemptEnd(outcome=None, delivery=Delivery.LOST)
-            run.events.note(f"outcome: {outcome.kind}")
+            run.events.log.note(f"outcome: {outcome.kind}")
             # the lease is renewed until the outcome is delivered; after a shutdown the next process delivers it
             with shutdown.borrowed_time(self._services.times.drain) as time_limit:
                 return deliver(self._queue, journal, outcome, time_limit)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from io import FileIO
@@ -37,17 +38,28 @@ class Journal:
     """The journal of one attempt. Thread-safe.
 
     If the disk cannot be written, the run continues and its events are delivered from memory. Only a crash loses them.
+    New events get numbers after `last_seq`.
     """
 
-    def __init__(self, file: FileIO | None, path: Path, lease: Lease) -> None:
+    def __init__(
+        self,
+        file: FileIO | None,
+        path: Path,
+        lease: Lease,
+        *,
+        pending: Sequence[RunEvent] = (),
+        last_seq: int = 0,
+        outcome: Outcome | None = None,
+        recoveries: int = 0,
+    ) -> None:
         self.path = path
         self.lease = lease
-        self.outcome: Outcome | None = None
-        self.recoveries = 0  # started by earlier processes and by this one
+        self.outcome = outcome
+        self.recoveries = recoveries  # started by earlier processes and by this one
         self._file = file
         self._lock = threading.Lock()
-        self._pending: list[RunEvent] = []
-        self._next = 1
+        self._pending = list(pending)
+        self._next = last_seq + 1
         self._disk_error: str | None = None
 
     @classmethod
@@ -67,26 +79,6 @@ class Journal:
         except OSError as error:
             journal = cls(None, path, lease)
             journal._note_disk(str(error))
-        return journal
-
-    @classmethod
-    def reopened(
-        cls,
-        file: FileIO,
-        path: Path,
-        lease: Lease,
-        *,
-        pending: list[RunEvent],
-        last_seq: int,
-        outcome: Outcome | None,
-        recoveries: int,
-    ) -> Journal:
-        """Return the journal of a crashed process. New events get numbers after `last_seq`."""
-        journal = cls(file, path, lease)
-        journal._pending = pending
-        journal._next = last_seq + 1
-        journal.outcome = outcome
-        journal.recoveries = recoveries
         return journal
 
     def require_disk(self) -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import structlog
 
 from trainer.core.boottime import boottime
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import JsonObject, Verdict
-from trainer.core.ports import Queue
+from trainer.core.job import JsonObject, Lease, RunEvent, Verdict
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.journal import Journal
 from trainer.worker.liveness import Liveness
 
 log = structlog.get_logger()
 
+Beat: TypeAlias = Callable[[Lease, JsonObject | None, Sequence[RunEvent]], Verdict]  # see `Queue.beat`
 STOP_FOR = {
     Verdict.CANCEL: StopReason.CANCELED,
     Verdict.FINISH: StopReason.FINISH,
@@ -45,14 +46,14 @@ class Heartbeat:
 
     def __init__(
         self,
-        queue: Queue,
+        beat: Beat,
         journal: Journal,
         stop: StopSignal,
         times: LeaseTimes,
         progress: Callable[[], JsonObject],
         liveness: Liveness,
     ) -> None:
-        self._queue = queue
+        self._send = beat
         self._lease = journal.lease
         self._journal = journal
         self._stop = stop
@@ -105,7 +106,7 @@ class Heartbeat:
         events = self._journal.pending()
         progress = self._progress() if events or asked >= self._next_progress else None
         try:
-            verdict = self._queue.beat(self._lease, progress, events)
+            verdict = self._send(self._lease, progress, events)
         except (Unavailable, Misconfigured) as error:
             self._note_outage(asked, error)
             return

@@ -109,7 +109,7 @@ def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Jou
             events.append(event)
     pending = [event for event in events if event.seq > delivered]
     last_seq = max((event.seq for event in events), default=0)
-    return Journal.reopened(
+    return Journal(
         file, path, lease, pending=pending, last_seq=max(last_seq, delivered), outcome=outcome, recoveries=recoveries,
     )  # fmt: skip
 

@@ -70,7 +70,7 @@ class Publisher:
         def publish() -> list[Artifact]:
             run.heartbeat.confirm(stop)
             try:
-                return self._upload.upload(folder, run.events.log_path, stop, run.record, finished)
+                return self._upload.upload(folder, run.events.log.path, stop, run.record, finished)
             except WeightsChanged:
                 raise
             except (TrainerError, OSError) as error:

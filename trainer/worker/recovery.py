@@ -1,15 +1,27 @@
-"""Recovery of runs whose process crashed: publish what the attempt made, then queue the run again."""
+"""Recovery of runs whose process crashed: deliver their outcomes, or publish what they made and queue them again."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import count
+
+import structlog
+
+from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Canceled, JsonObject, Outcome, Retry, Verdict
-from trainer.core.ports import AttemptEnd
+from trainer.core.ports import AttemptEnd, Queue
 from trainer.core.stop import StopReason, StopSignal
-from trainer.worker.error_boundary import call_or
+from trainer.worker.error_boundary import call_or, error_boundary
 from trainer.worker.execution import RunHost
 from trainer.worker.journal import Journal
 from trainer.worker.lease import kept_alive
+from trainer.worker.orphaned_journals import set_aside
+from trainer.worker.outcome_delivery import ALL_EVENTS, RETRY_FOREVER, delivered
 from trainer.worker.publish import Publisher
+
+log = structlog.get_logger()
 
 ORPHANED = "The worker stopped without warning during this run (a crash, a kill or a reboot)."
 MOST_RECOVERIES = 3  # of one attempt; each one renews the lease, so the queue would never count the attempt as lost
@@ -28,7 +40,7 @@ class Recovery:
         what the queue raises.
         """
         stop, results = shutdown.child(), JsonObject()
-        verdict = self._host.queue.beat(journal.lease, None, [])
+        verdict = self._host.beat(journal.lease, None, [])
         if verdict is Verdict.CANCEL:
             stop.set(StopReason.CANCELED)
         if verdict is not Verdict.LOST and journal.recoveries < MOST_RECOVERIES:
@@ -53,6 +65,83 @@ class Recovery:
         # the row keeps the progress that the crashed process reported
         opened = host.open_run(journal, stop, host.reporter_for(job), sends_progress=False)
         with host.services.folders.in_use(job), opened as run, kept_alive(run.heartbeat, job.id):
-            run.events.note(ORPHANED)
+            run.events.log.note(ORPHANED)
             is_last = stop.reason is StopReason.CANCELED
             return Publisher(host.services, run).publish_unfinished(folder, is_last=is_last)
+
+
+class OrphanDelivery:
+    """Delivers the outcomes that earlier processes could not deliver, and recovers the runs that have none.
+
+    `orphans` yields the journals that no process holds, and locks them.
+    """
+
+    def __init__(self, queue: Queue, orphans: Callable[[], Iterator[Journal]], recovery: Recovery) -> None:
+        self._queue = queue
+        self._orphans = orphans
+        self._recovery = recovery
+        self._logged: set[str] = set()
+        self._undelivered: list[str] = []
+
+    def run(self, stop: StopSignal) -> None:
+        """Return when every outcome is delivered, or soon after `stop` is set.
+
+        An outcome that the queue rejects does not delay the others. Recoveries run at the same time, because each takes
+        a while and their leases expire soon.
+        """
+        recoveries: list[threading.Thread] = []
+        for again in count():
+            self._undelivered.clear()
+            # a journal that a recovery has locked is not an orphan now
+            for journal in sorted(self._orphans(), key=_needs_recovery):
+                if stop.must_stop:
+                    journal.close()
+                elif _needs_recovery(journal):
+                    thread = threading.Thread(target=self._attend, args=(journal, stop), name="recovery", daemon=True)
+                    recoveries.append(thread)
+                    thread.start()
+                else:
+                    self._attend(journal, stop)
+            if not self._undelivered:
+                for thread in recoveries:
+                    thread.join()
+            if not self._undelivered or stop.wait(RETRY_FOREVER.wait_before(again, None)):
+                break
+        for thread in recoveries:
+            thread.join()
+
+    def _attend(self, journal: Journal, stop: StopSignal) -> None:
+        end: AttemptEnd | None = None
+        failed = False
+
+        def set_journal_aside() -> None:
+            nonlocal failed
+            failed = True
+            set_aside(journal.path, "see the error above")
+
+        with closing(journal), error_boundary("orphaned journal cannot be delivered", set_journal_aside):
+            end = self._deliver(journal, stop)
+        if end is not None:
+            with error_boundary("end of a recovered run cannot be reported"):
+                self._recovery.report_end(journal, end)
+        elif not failed:  # noted after the journal is closed, so that the next round can lock it
+            self._undelivered.append(journal.path.name)
+
+    def _deliver(self, journal: Journal, stop: StopSignal) -> AttemptEnd | None:
+        """Send the outcome once. Return None if the queue does not answer."""
+        name, run_id, known = journal.path.name, journal.lease.job.id, journal.outcome
+        if name not in self._logged:
+            log.info("recovering run of a crashed process", run_id=run_id, outcome=known and known.kind)
+        try:
+            outcome = known or self._recovery.recover(journal, stop)
+            status = self._queue.finish(journal.lease, outcome, journal.pending(ALL_EVENTS))
+        except (Unavailable, Misconfigured) as error:
+            if name not in self._logged:
+                log.warning("outcome not delivered yet, retrying", run_id=run_id, error=str(error))
+            self._logged.add(name)
+            return None
+        return delivered(journal, outcome, status)
+
+
+def _needs_recovery(journal: Journal) -> bool:
+    return journal.outcome is None

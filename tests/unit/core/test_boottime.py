@@ -29,7 +29,7 @@ def test_lease_expired_during_suspend_is_not_trusted_before_answer(tmp_path, mon
     lease, stop = worker.claim(), StopSignal()
     journal = Journal.create(tmp_path / uuid.uuid4().hex, lease)
     times = LeaseTimes(beat=60, progress=60, lease=60)
-    heartbeat = Heartbeat(worker.queue, journal, stop, times, dict, Liveness())
+    heartbeat = Heartbeat(worker.queue.beat, journal, stop, times, dict, Liveness())
     heartbeat.confirm(stop)
 
     asleep = boottime() + 3600

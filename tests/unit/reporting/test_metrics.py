@@ -1,18 +1,18 @@
-"""What Prometheus sees of a worker."""
+"""The Prometheus metrics of a worker."""
 
 import socket
 
 import httpx
 import pytest
 
+from tests.unit.worker.fakes import raising
 from tests.unit.worker.harness import WorkerFixture
 from trainer.core.errors import Unavailable
 from trainer.core.events import Phase, PhaseStarted, TransferProgress
 from trainer.core.job import Completed, Job, Retry, RunRequest, Status
 from trainer.core.ports import AttemptEnd, Delivery
 from trainer.host import Load
-from trainer.reporting.background import Dropped
-from trainer.reporting.prometheus import CountedQueue, MetricsReporter
+from trainer.reporting.prometheus import MetricsReporter
 
 JOB = Job(id="r", request=RunRequest(data_yaml="x"), attempt=1, waited=12.0)
 
@@ -68,7 +68,7 @@ def test_undelivered_outcome_is_not_counted(metrics):
 
 
 def test_dropped_events_are_counted_by_reporter(metrics):
-    metrics.count_dropped(Dropped("SlowReporter", "batch"))
+    metrics.count_dropped("SlowReporter", "batch")
 
     assert value(metrics, "reporter_dropped_total", reporter="SlowReporter", kind="batch") == 1
 
@@ -82,7 +82,7 @@ def test_failures_of_the_host_are_counted(metrics):
     assert value(metrics, "runs_total", outcome="retry") == 2
 
 
-def test_a_sick_host_is_seen():
+def test_unhealthy_host_is_reported():
     problems = []
     metrics = MetricsReporter(list, lambda: not problems)
     assert value(metrics, "healthy") == 1
@@ -92,14 +92,14 @@ def test_a_sick_host_is_seen():
     assert value(metrics, "healthy") == 0
 
 
-def test_a_phase_is_measured_when_the_next_begins(metrics):
+def test_phase_is_measured_when_next_one_starts(metrics):
     metrics.event(JOB, PhaseStarted(phase=Phase.PREPARING))
     metrics.event(JOB, PhaseStarted(phase=Phase.TRAINING, seconds=4.5))
 
     assert value(metrics, "phase_seconds_sum", phase="preparing") == 4.5
 
 
-def test_the_wait_in_the_queue_counts_once(metrics):
+def test_wait_in_queue_is_counted_once(metrics):
     metrics.started(JOB)
 
     assert value(metrics, "queue_wait_seconds_sum") == 12.0
@@ -118,7 +118,7 @@ def transfer(phase, done):
     return TransferProgress(phase=phase, files=1, total_files=2, bytes=done, total_bytes=50, rate=1.0, eta_seconds=None)
 
 
-def test_the_gpus_are_read_when_asked(metrics):
+def test_gpus_are_read_on_request(metrics):
     assert value(metrics, "gpu_memory_bytes", gpu="0", name="Big GPU") == 7
     assert value(metrics, "gpu_utilization", gpu="0", name="Big GPU") == 0.5
 
@@ -127,32 +127,26 @@ def test_beats_and_their_failures_are_counted(metrics, tmp_path):
     worker = WorkerFixture(tmp_path)
     worker.enqueue()
     lease = worker.claim()
-    queue = CountedQueue(worker.queue, metrics)
-    queue.beat(lease, None, [])
-
-    class Down:
-        def beat(self, lease, progress, events):
-            raise Unavailable("down")
-
+    metrics.counted(worker.queue.beat)(lease, None, [])
     with pytest.raises(Unavailable):
-        CountedQueue(Down(), metrics).beat(lease, None, [])
+        metrics.counted(raising(Unavailable("down")))(lease, None, [])
 
     assert value(metrics, "beats_total") == 1
     assert value(metrics, "beat_failures_total") == 1
 
 
-def test_a_whole_run_shows_and_its_epoch_goes_away(metrics, tmp_path):
+def test_epoch_is_not_reported_after_run(metrics, tmp_path):
     worker = WorkerFixture(tmp_path)
     worker.enqueue()
 
-    worker.work(reporter=metrics, queue=CountedQueue(worker.queue, metrics))
+    worker.work(reporter=metrics, beat=metrics.counted(worker.queue.beat))
 
     assert value(metrics, "runs_total", outcome="completed") == 1
     assert value(metrics, "beats_total") >= 1
     assert value(metrics, "epoch", run_id="r") is None
 
 
-def test_they_are_served_on_localhost_alone(metrics):
+def test_metrics_are_served_on_localhost_only(metrics):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

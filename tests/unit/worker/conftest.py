@@ -5,6 +5,7 @@ import pytest
 from tests.unit.worker.daemon_harness import RecordingQueue
 from tests.unit.worker.harness import WorkerFixture
 from trainer.core.retry import RetryPolicy
+from trainer.storage.local import LocalObjectStore
 from trainer.worker import claiming, daemon
 
 
@@ -20,8 +21,32 @@ def queue(worker):
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    """The pauses between retries are 1 % of the real ones. The tries and their time limit stay the same."""
+    """The pauses between retries are 0.1 % of the real ones. The tries and their time limit stay the same."""
     wait_before = RetryPolicy.wait_before
-    monkeypatch.setattr(RetryPolicy, "wait_before", lambda *arguments: wait_before(*arguments) / 100)
+    monkeypatch.setattr(RetryPolicy, "wait_before", lambda *arguments: wait_before(*arguments) / 1000)
     monkeypatch.setattr(claiming, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(daemon, "POLL", 0.05)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    folder = tmp_path / "train_r"
+    for name, content in {
+        "weights/best.pt": "best",
+        "weights/last.pt": "last",
+        "results.csv": "epoch",
+        "labels.jpg": "picture",
+        "run.log": "log",
+        "best_openvino_model/best.xml": "<net/>",
+        "checkpoints/epoch-00001.pt": "state",
+        ".finished.json": "{}",
+    }.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalObjectStore(tmp_path / "storage")

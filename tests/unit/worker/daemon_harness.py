@@ -12,8 +12,8 @@ from trainer.worker.daemon import Daemon
 from trainer.worker.housekeeping import Housekeeping
 from trainer.worker.liveness import Liveness
 from trainer.worker.orphaned_journals import orphaned_journals
-from trainer.worker.outcome_delivery import OrphanDelivery
 from trainer.worker.prefetch import Prefetcher
+from trainer.worker.recovery import OrphanDelivery
 
 
 class RecordingQueue:

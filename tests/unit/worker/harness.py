@@ -3,17 +3,16 @@
 import contextlib
 import hashlib
 import json
-import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from trainer.core.dataset import ObjectRef, PreparedDataset, Task
-from trainer.core.events import CheckpointSaved, EpochFinished, Finished, WeightsFile
+from tests.unit.worker.fakes import FakeDatasets, FakeTrainer, FakeWeights, RecordingReporter, Replaced, raising
+from trainer.core.dataset import ObjectRef
+from trainer.core.errors import Unavailable
 from trainer.core.job import RunRequest
 from trainer.core.ports import Worker
 from trainer.core.stop import StopReason, StopSignal
@@ -25,115 +24,15 @@ from trainer.worker.health import Health
 from trainer.worker.lease import LeaseTimes
 from trainer.worker.liveness import Liveness
 from trainer.worker.orphaned_journals import orphaned_journals
-from trainer.worker.outcome_delivery import OrphanDelivery
-from trainer.worker.recovery import Recovery
+from trainer.worker.recovery import OrphanDelivery, Recovery
 from trainer.worker.run_folders import RunFolders
 from trainer.worker.run_services import RunServices, RunTimes
 from trainer.worker.slots import CPU, Slots
 from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 BUCKET = "training-artifacts"
+
 CLAIM, NEXT_CLAIM = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
-
-
-class FakeDatasets:
-    def __init__(self):
-        self.error = None
-        self.prepared = []
-
-    def prepare(self, order, view, stop, on_event):
-        stop.raise_if_set()
-        if self.error:
-            raise self.error
-        view.mkdir(parents=True)
-        self.prepared.append(order)
-        return PreparedDataset(
-            root=view, data=view / "data.yaml", task=Task.DETECT, names=("a",), images={"train": 4, "val": 2},
-            fingerprint="f" * 64, summary={"images": {"train": 4}},
-        )  # fmt: skip
-
-    def prefetch(self, order, stop):
-        pass
-
-    def discard(self, view, *, keep=False):
-        if not keep:
-            shutil.rmtree(view, ignore_errors=True)
-
-
-class FakeWeights:
-    def resolve(self, model, task, stop):
-        return Path("yolo11n.yaml")
-
-
-class FakeTrainer:
-    """Trains `epochs` at once. `during` is called in each epoch and may raise, set a stop, or wait for `stop`."""
-
-    def __init__(self, epochs: int = 3):
-        self.epochs = epochs
-        self.batch = None  # with which it trained in the end
-        self.during: Callable[[int], None] = lambda epoch: None
-        self.orders = []
-        self.stop = StopSignal()  # of the training that runs now
-
-    def train(self, order, stop, on_event, on_line):
-        self.orders.append(order)
-        self.stop = stop
-        weights = order.run_dir / "weights"
-        weights.mkdir(parents=True, exist_ok=True)
-        on_line("training begins")
-        for epoch in range(1, self.epochs + 1):
-            self.during(epoch)
-            stop.raise_if_set()
-            (weights / "last.pt").write_bytes(b"last of %d" % epoch)
-            on_event(EpochFinished(epoch=epoch, total_epochs=self.epochs, metrics={"m": epoch / 10}, seconds=0.1))
-            on_event(save_checkpoint(order.run_dir, epoch))
-        (weights / "best.pt").write_bytes(b"the best")
-        (order.run_dir / "results.csv").write_text("epoch\n1\n")
-        return Finished(
-            best=described(weights / "best.pt"),
-            last=described(weights / "last.pt"),
-            report={
-                "mAP": 0.5,
-                "metrics": {"metrics/mAP50(B)": 0.7},
-                "epochs_completed": self.epochs,
-                "batch": self.batch,
-            },
-        )
-
-    def close(self):
-        pass
-
-
-def described(path: Path) -> WeightsFile:
-    content = path.read_bytes()
-    return WeightsFile(path=str(path), sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-
-
-def save_checkpoint(run_dir: Path, epoch: int) -> CheckpointSaved:
-    folder = run_dir / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    content = b"state after %d" % epoch
-    path = folder / f"epoch-{epoch:05d}.pt"
-    path.write_bytes(content)
-    facts = {"epoch": epoch, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    path.with_suffix(".json").write_text(json.dumps(facts))
-    return CheckpointSaved(path=str(path), **facts)
-
-
-class RecordingReporter:
-    def __init__(self):
-        self.calls = []
-        self.ends = []
-
-    def started(self, job):
-        self.calls.append("started")
-
-    def event(self, job, event):
-        self.calls.append(event)
-
-    def ended(self, job, end):
-        self.calls.append(end.outcome)
-        self.ends.append(end)
 
 
 @dataclass
@@ -186,8 +85,10 @@ class WorkerFixture:
             "times": RunTimes(checkpoint=self.checkpoint_seconds, drain=self.drain_seconds),
             "health": self.health,
         }
+        queue = parts.pop("queue", self.queue)
         return RunHost(
-            queue=parts.pop("queue", self.queue),
+            queue=queue,
+            beat=parts.pop("beat", queue.beat),
             reporter_for=lambda job: reporter,
             services=RunServices(**(made_with | parts)),
             lease_times=LeaseTimes(beat=self.beat_seconds, progress=0.0, lease=self.lease_seconds),
@@ -275,28 +176,6 @@ class WorkerFixture:
             yield db
 
 
-class Replaced:
-    """A store or queue with some methods replaced."""
-
-    def __init__(self, replaced, **methods):
-        self._replaced = replaced
-        self.__dict__.update(methods)
-
-    def __getattr__(self, name):
-        return getattr(self._replaced, name)
-
-
-def raising(*errors):
-    """Return a function that raises these errors, one per call, and then does nothing."""
-    remaining = iter(errors)
-
-    def fail(*_, **__):
-        for error in remaining:
-            raise error
-
-    return fail
-
-
 def wait_for(is_true, seconds=30):
     deadline = time.monotonic() + seconds
     while not is_true():
@@ -314,3 +193,41 @@ def in_background(work):
     finally:
         thread.join(30)
         assert not thread.is_alive()
+
+
+def failing_store(worker, method, errors):
+    """Return the store of `worker`; its `method` raises these errors, one per call, and then works."""
+    fail, call = raising(*errors), getattr(worker.store, method)
+
+    def fail_or_call(*arguments, **more):
+        fail()
+        return call(*arguments, **more)
+
+    return Replaced(worker.store, **{method: fail_or_call})
+
+
+def has_its_model(worker, run_id, content=b"the best"):
+    """Assert that the run is completed and its row names the trained weights."""
+    row = worker.row(run_id)
+    assert row["status"] == "completed", row["error_message"]
+    best = next(artifact for artifact in row["results"]["artifacts"] if artifact["name"] == "best.pt")
+    assert row["trained_model_url"] == best["url"]
+    assert best["sha256"] == hashlib.sha256(content).hexdigest()
+    path = worker.home / "fetched"
+    worker.store.download(ObjectRef(bucket=BUCKET, key=best["path"]), path, StopSignal())
+    assert path.read_bytes() == content
+    return row
+
+
+def interrupted_upload(worker):
+    """Return a run whose training finished and whose upload was interrupted by a shutdown, and its folder."""
+    run_id = worker.enqueue()
+
+    def shut_down(path, ref, stop, **more):
+        stop.set(StopReason.SHUTDOWN)  # the drain time is over
+        worker.shutdown.set(StopReason.SHUTDOWN)
+        raise Unavailable("down")
+
+    worker.work(store=Replaced(worker.store, upload=shut_down))
+    assert worker.row(run_id)["status"] == "queued"
+    return run_id, worker.home / "runs" / f"train_{run_id}"

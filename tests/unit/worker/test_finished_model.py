@@ -1,25 +1,13 @@
-"""Publishing of finished models: retries, damaged files, and attempts that only publish."""
+"""Publishing of finished models: retries, and attempts that only publish."""
 
-import hashlib
 import json
-import os
-import shutil
-import threading
-from dataclasses import replace
 
 import pytest
 
-from tests.storage_server import StorageServer
-from tests.unit.worker.harness import BUCKET, Replaced, in_background, raising, wait_for
-from trainer.core.dataset import ObjectRef
+from tests.unit.worker.harness import failing_store, has_its_model, in_background, interrupted_upload, wait_for
 from trainer.core.errors import BadRequest, HostFailed, MachineFailed, Misconfigured, ObjectMissing, Unavailable
-from trainer.core.events import Finished, WeightsFile
 from trainer.core.retry import RetryPolicy
-from trainer.core.run_folder import RunFolder
-from trainer.core.stop import StopReason, StopSignal
-from trainer.remote.storage_api import StorageApi
-from trainer.storage.supabase import SupabaseObjectStore
-from trainer.worker import finished_marker, publish
+from trainer.worker import publish
 
 ERRORS = {
     "missing": ObjectMissing("object 'best.pt' does not exist in bucket 'b'"),
@@ -30,44 +18,6 @@ ERRORS = {
     "unavailable": Unavailable("storage does not answer"),
     "disk": OSError(28, "No space left on device"),
 }
-
-
-def failing_store(worker, method, errors):
-    """Return the store of `worker`; its `method` raises these errors, one per call, and then works."""
-    fail, call = raising(*errors), getattr(worker.store, method)
-
-    def fail_or_call(*arguments, **more):
-        fail()
-        return call(*arguments, **more)
-
-    return Replaced(worker.store, **{method: fail_or_call})
-
-
-def has_its_model(worker, run_id, content=b"the best"):
-    """Assert that the run is completed and its row names the trained weights."""
-    row = worker.row(run_id)
-    assert row["status"] == "completed", row["error_message"]
-    best = next(artifact for artifact in row["results"]["artifacts"] if artifact["name"] == "best.pt")
-    assert row["trained_model_url"] == best["url"]
-    assert best["sha256"] == hashlib.sha256(content).hexdigest()
-    path = worker.home / "fetched"
-    worker.store.download(ObjectRef(bucket=BUCKET, key=best["path"]), path, StopSignal())
-    assert path.read_bytes() == content
-    return row
-
-
-def interrupted_upload(worker):
-    """Return a run whose training finished and whose upload was interrupted by a shutdown, and its folder."""
-    run_id = worker.enqueue()
-
-    def shut_down(path, ref, stop, **more):
-        stop.set(StopReason.SHUTDOWN)  # the drain time is over
-        worker.shutdown.set(StopReason.SHUTDOWN)
-        raise Unavailable("down")
-
-    worker.work(store=Replaced(worker.store, upload=shut_down))
-    assert worker.row(run_id)["status"] == "queued"
-    return run_id, worker.home / "runs" / f"train_{run_id}"
 
 
 # ── history ──
@@ -208,199 +158,6 @@ def test_model_is_published_without_finished_marker(worker, monkeypatch):
     worker.work()
 
     has_its_model(worker, run_id)
-
-
-# ── through the real store, against its server ──
-
-
-@pytest.fixture
-def server():
-    with StorageServer({BUCKET: False}) as server:
-        yield server
-
-
-@pytest.fixture
-def supabase(worker, server):
-    api = StorageApi(server.url, "service-key")
-    policy = RetryPolicy(tries=2, first_wait=0.01)
-    yield SupabaseObjectStore(api, notes=worker.home / "uploads", stop=worker.shutdown, policy=policy)
-    api.close()
-
-
-NO_KEY = b'{"statusCode":"404","error":"NoSuchKey","message":"Object not found"}'
-NO_BUCKET = b'{"statusCode":"404","error":"NoSuchBucket","message":"Bucket not found"}'
-BAD_KEY = b'{"statusCode":"400","error":"InvalidKey","message":"Invalid key: best.pt"}'
-TROUBLES = {
-    "signing answers 404 once": {"on": "POST /object/sign", "status": 404, "body": NO_KEY, "times": 1},
-    "signing answers 404 for a while": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 12},
-    "the bucket is not there": {"on": "/", "status": 400, "body": NO_BUCKET, "times": 20},
-    "a key is refused": {"on": "POST /object/training-artifacts", "status": 400, "body": BAD_KEY, "times": 7},
-    "a login page for every route": {"on": "/", "status": 200, "body": b"<html>Log in</html>", "times": 20},
-    "null for every route": {"on": "/", "status": 200, "body": b"null", "times": 20},
-    "null about the bucket": {"on": "GET /bucket", "status": 200, "body": b"null", "times": 8},
-    "no listing": {"on": "POST /object/list", "status": 200, "body": b"[null]", "times": 4},
-    "a web page with 404": {"on": "/", "status": 404, "times": 20},
-    "the key is refused": {"on": "/", "status": 403, "body": b'{"message":"Invalid JWT"}', "times": 20},
-    "no status that anybody knows": {"on": "/", "status": 418, "times": 20},
-}
-
-
-@pytest.mark.parametrize("trouble", TROUBLES)
-def test_model_is_published_once_storage_recovers(worker, server, supabase, trouble):
-    server.fault("status", **TROUBLES[trouble])
-    run_id = worker.enqueue()
-
-    worker.work(store=supabase)
-
-    row = worker.row(run_id)
-    assert (row["status"], row["attempt"], row["failures"]) == ("completed", 1, 0), row["error_message"]
-    assert f"/object/sign/{BUCKET}/training_runs/{run_id}/1/best.pt?token=" in row["trained_model_url"]
-    for artifact in row["results"]["artifacts"]:
-        assert hashlib.sha256(server.get(BUCKET, artifact["path"])).hexdigest() == artifact["sha256"]
-
-
-def test_bucket_recreated_during_upload_gets_complete_model(worker, server, supabase):
-    run_id = worker.enqueue()
-    upload = supabase.upload
-
-    def upload_and_lose(path, ref, stop, **more):
-        stored = upload(path, ref, stop, **more)
-        if path.name == "manifest.json" and not lost:
-            lost.extend(server.objects[BUCKET])
-            server.objects[BUCKET].clear()
-        return stored
-
-    lost = []
-    supabase.upload = upload_and_lose
-    worker.work(store=supabase)
-
-    row = worker.row(run_id)
-    assert lost
-    assert row["status"] == "completed"
-    for artifact in row["results"]["artifacts"]:
-        assert hashlib.sha256(server.get(BUCKET, artifact["path"])).hexdigest() == artifact["sha256"]
-
-
-# ── the model is the one that was trained ──
-
-DAMAGES = {
-    "gone": lambda path: path.unlink(),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:3]),
-    "empty": lambda path: path.write_bytes(b""),
-    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "another": lambda path: path.write_bytes(b"the rest"),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "a link to elsewhere": lambda path: (
-        path.rename(path.parents[2] / "x.pt"),
-        path.symlink_to(path.parents[2] / "x.pt"),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_model_is_not_published_and_training_resumes(worker, name, damage):
-    run_id, run_dir = interrupted_upload(worker)
-    DAMAGES[damage](run_dir / "weights" / name)
-
-    worker.work_again()
-
-    row = has_its_model(worker, run_id)
-    assert row["attempt"] == 2
-    assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
-    [message] = worker.warnings(run_id, "model_damaged")
-    assert name in message or "not in the run's folder" in message
-
-
-def test_pipe_in_place_of_empty_model_does_not_block_the_slot(tmp_path):
-    """The training process chose the path, the size and what is there. Opening a pipe waits until a writer opens it."""
-    os.mkfifo(tmp_path / "best.pt")
-    pipe = WeightsFile(path=str(tmp_path / "best.pt"), sha256=hashlib.sha256().hexdigest(), bytes=0)
-    damages = []
-
-    look = threading.Thread(
-        target=lambda: damages.append(
-            finished_marker.find_damage(RunFolder(tmp_path), Finished(best=pipe, last=pipe, report={}))
-        ),
-        daemon=True,
-    )
-    look.start()
-    look.join(15)
-
-    assert damages == ["best.pt is not a file"]
-
-
-def test_damaged_model_without_checkpoint_is_trained_again(worker):
-    run_id, run_dir = interrupted_upload(worker)
-    (run_dir / "weights" / "best.pt").unlink()
-    shutil.rmtree(run_dir / "checkpoints")
-
-    worker.work_again()
-
-    has_its_model(worker, run_id)
-    assert worker.trainer.orders[1].resume is None
-
-
-def test_model_damaged_during_retries_is_not_published(worker):
-    """The run is requeued, and the next attempt resumes from the checkpoint."""
-    run_id = worker.enqueue()
-    run_dir = worker.home / "runs" / f"train_{run_id}"
-    store = failing_store(worker, "upload", [Unavailable("down")] * 5)
-    record = worker.reporter.event
-
-    def damage(job, event):
-        record(job, event)
-        if getattr(event, "code", "") == "upload_waits":
-            (run_dir / "weights" / "best.pt").write_bytes(b"")
-
-    worker.reporter.event = damage
-    worker.work(store=store)
-    row = worker.row(run_id)
-    assert (row["status"], row["failures"]) == ("queued", 1)
-    assert "best.pt" in row["error_message"]
-    worker.update_row(run_id, not_before=None)
-
-    worker.work_again()
-
-    has_its_model(worker, run_id)
-    assert worker.warnings(run_id, "model_damaged")
-    assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
-
-
-@pytest.mark.parametrize(
-    "place", ["/etc/passwd", "{runs}/other/weights/best.pt", "{run_dir}/../other.pt", "best.pt", ""]
-)
-def test_model_outside_of_run_folder_is_rejected(worker, place):
-    """The training process may report any path. The service must not read or publish it."""
-    run_id = worker.enqueue()
-    train = worker.trainer.train
-
-    def lie(order, *arguments):
-        finished = train(order, *arguments)
-        path = place.format(runs=order.run_dir.parent, run_dir=order.run_dir)
-        return replace(finished, best=replace(finished.best, path=path))
-
-    worker.trainer.train = lie
-    worker.work()
-
-    row = worker.row(run_id)
-    assert row["status"] == "failed"
-    assert "outside of its run folder" in row["error_message"]
-    assert row["trained_model_url"] is None
-
-
-def test_finished_marker_with_outside_path_is_ignored(worker):
-    """The training process can write a marker itself. It must not publish other files with it."""
-    run_id, run_dir = interrupted_upload(worker)
-    marker = json.loads((run_dir / ".finished.json").read_text())
-    secret = worker.home / "secret"
-    secret.write_bytes(b"the best")
-    (run_dir / ".finished.json").write_text(json.dumps(marker | {"best": marker["best"] | {"path": str(secret)}}))
-
-    worker.work_again()
-
-    has_its_model(worker, run_id)
-    assert len(worker.trainer.orders) == 2
 
 
 # ── and the one that is asked for ──

@@ -17,11 +17,13 @@ from trainer.core.job import Completed, Failed, Retry, Status
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.journal import Journal
 from trainer.worker.orphaned_journals import LARGEST, orphaned_journals
-from trainer.worker.outcome_delivery import OrphanDelivery
+from trainer.worker.recovery import OrphanDelivery
 
 ROOT = Path(__file__).parents[3]
 LEASE = {"lease": {"run_id": "run-5", "attempt": 1, "claim_id": "c"}}
+
 EVENT = {"event": {"seq": 1, "at": "2026-01-01T00:00:00+00:00", "kind": "epoch", "data": {"epoch": 1}}}
+
 OUTCOME = {"outcome": {"kind": "failed", "message": "no labels", "results": {}}}
 
 
@@ -83,6 +85,7 @@ DAMAGED = {
     "nested without end": [b'{"lease":' + b"[" * 100_000],
     "a number of 10,000 digits": [b'{"lease": ' + b"9" * 10_000 + b"}"],
 }
+
 READABLE = {
     "extra fields": (
         [
@@ -268,54 +271,6 @@ def test_journal_that_raises_unexpected_error_is_set_aside(tmp_path):
 
     assert [run_id for run_id, outcome, _ in queue.delivered if isinstance(outcome, Retry)] == ["run-9"]
     assert [path.name for path in tmp_path.iterdir()] == ["run-1.1.unreadable"]
-
-
-# ── a second service on the same TRAINER_HOME ──
-
-WRITER = """
-import sys
-from pathlib import Path
-from tests.unit.worker.test_journal import lease
-from trainer.worker.journal import Journal
-for number in range(200):
-    journal = Journal.create(Path(sys.argv[1]), lease(f"run-{sys.argv[2]}-{number}"))
-    journal.record("epoch", {"epoch": 1})
-    assert journal.path.exists(), "moved while it was live"
-    journal.discard()
-"""
-SCANNER = """
-import sys
-from pathlib import Path
-from trainer.worker.orphaned_journals import orphaned_journals
-folder, over, scans, taken = Path(sys.argv[1]), Path(sys.argv[2]), 0, 0
-print("ready", flush=True)
-while not over.exists() or not scans:
-    scans += 1
-    for journal in orphaned_journals(folder, "w", 60):
-        taken += 1
-        journal.close()
-print(taken)
-"""
-
-
-def test_locked_journals_are_not_moved_by_second_service(tmp_path):
-    folder, over = tmp_path / "journals", tmp_path / "over"
-    folder.mkdir()
-
-    def started(code, argument):
-        command = [sys.executable, "-c", code, str(folder), str(argument)]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-    scanners = [started(SCANNER, over), started(SCANNER, over)]
-    assert [scanner.stdout.readline() for scanner in scanners] == ["ready\n"] * 2
-    writers = [started(WRITER, "a"), started(WRITER, "b")]
-    try:
-        assert [(writer.communicate(timeout=60), writer.returncode) for writer in writers] == [(("", None), 0)] * 2
-    finally:
-        over.touch()
-
-    assert [scanner.communicate(timeout=60)[0] for scanner in scanners] == ["0\n", "0\n"]
-    assert list(folder.iterdir()) == []
 
 
 def test_unnamed_journal_is_removed_after_a_day(tmp_path):

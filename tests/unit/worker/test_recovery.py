@@ -1,59 +1,19 @@
 """Recovery of crashed processes: the next process publishes their artifacts under the same lease."""
 
-import os
 import threading
 import time
 from contextlib import closing
 
 import pytest
 
-from tests.unit.worker.harness import BUCKET, CLAIM, Replaced, raising, wait_for
+from tests.unit.worker.fakes import Replaced, raising
+from tests.unit.worker.harness import CLAIM, wait_for
+from tests.unit.worker.recovery_harness import TRAINED, Watched, killed, recover
 from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.job import Failed, Verdict
 from trainer.core.stop import StopReason, StopSignal
-from trainer.worker import artifact_upload
 from trainer.worker.journal import Journal
 from trainer.worker.orphaned_journals import orphaned_journals
-
-TRAINED = {"last.pt", "results.csv", "run.log", "manifest.json"}
-
-
-def killed(worker, lease=None):
-    """Return a run whose process was killed in its second epoch, and its run folder."""
-    run_id = lease.job.id if lease else worker.enqueue()
-    lease = lease or worker.claim(CLAIM)
-    journal = Journal.create(worker.folders.journals, lease)
-    journal.record("epoch", {"epoch": 1})
-    journal.close()
-    run_dir = worker.folders.folder(lease.job).path
-    (run_dir / "weights").mkdir(parents=True)
-    (run_dir / "weights" / "last.pt").write_bytes(b"last of 1")
-    (run_dir / "results.csv").write_text("epoch\n1\n")
-    (run_dir / "run.log").write_text("training begins\n")
-    return run_id, run_dir
-
-
-def recover(worker, queue=None, stop=None, **parts):
-    queue = queue or worker.queue
-    worker.deliver_orphans(worker.recovery(queue=queue, **parts), queue, stop)
-
-
-class Watched:
-    """A store or queue that calls `before` in each of its methods `names`."""
-
-    def __init__(self, watched, before, *names):
-        self.watched, self.before, self.names = watched, before, names
-
-    def __getattr__(self, name):
-        found = getattr(self.watched, name)
-        if name not in self.names:
-            return found
-
-        def call(*arguments, **more):
-            self.before(*arguments)
-            return found(*arguments, **more)
-
-        return call
 
 
 def test_artifacts_of_killed_process_are_published_and_run_is_requeued(worker):
@@ -224,87 +184,6 @@ def test_shutdown_ends_recovery(worker):
     recover(worker, stop=stop, store=Watched(worker.store, hang, "upload"))
 
     assert time.monotonic() - began < 15
-
-
-# ── what a training process may have put there ──
-
-
-@pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv", "weights/last.pt"])
-def test_link_out_of_run_folder_is_not_followed(worker, tmp_path, name):
-    run_id, run_dir = killed(worker)
-    secret = tmp_path / "secret"
-    secret.write_text("a key")
-    (run_dir / name).unlink(missing_ok=True)
-    (run_dir / name).symlink_to(secret)
-
-    recover(worker)
-
-    assert worker.row(run_id)["status"] == "queued"
-    assert secret.read_text() == "a key"
-    for artifact in worker.artifacts(run_id).values():
-        assert b"a key" not in (worker.home / "storage" / BUCKET / artifact["path"]).read_bytes()
-
-
-@pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv"])
-def test_pipe_in_run_folder_does_not_block(worker, name):
-    run_id, run_dir = killed(worker)
-    (run_dir / name).unlink(missing_ok=True)
-    os.mkfifo(run_dir / name)
-
-    recover(worker)
-
-    assert "last.pt" in worker.artifacts(run_id)
-
-
-@pytest.mark.parametrize("name", ["manifest.json", ".run.log.uploading"])
-def test_folder_in_place_of_log_or_manifest_does_not_stop_publishing(worker, name):
-    run_id, run_dir = killed(worker)
-    (run_dir / name / "deep").mkdir(parents=True)
-
-    recover(worker)
-
-    assert worker.artifacts(run_id).keys() == TRAINED
-
-
-@pytest.mark.parametrize("name", ["results.csv", "run.log"])
-def test_huge_file_does_not_exceed_time_or_memory(worker, monkeypatch, name):
-    """A sparse file is free to create, but reading it takes a core for hours, while the lease is renewed."""
-    monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 2**20)
-    worker.drain_seconds = 0.5
-    run_id, run_dir = killed(worker)
-    os.truncate(run_dir / name, 2**42)
-
-    began = time.monotonic()
-    recover(worker)
-
-    assert time.monotonic() - began < 15
-    assert worker.row(run_id)["status"] == "queued"
-
-
-def test_only_end_of_large_log_is_published(worker, monkeypatch):
-    monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 1000)
-    run_id, run_dir = killed(worker)
-    (run_dir / "run.log").write_text("epoch\n" * 10_000)
-
-    recover(worker)
-
-    log = worker.artifacts(run_id)["run.log"]
-    content = (worker.home / "storage" / BUCKET / log["path"]).read_text()
-    assert len(content) == log["bytes"] == 1000
-    assert "uploading" in content.splitlines()[-1]
-
-
-def test_weights_are_published_first_within_time_limit(worker):
-    worker.drain_seconds = 0.5
-    run_id, run_dir = killed(worker)
-    (run_dir / "labels").mkdir()
-    for number in range(50):
-        (run_dir / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-
-    recover(worker, store=Watched(worker.store, lambda *_: time.sleep(0.1), "upload"))
-
-    assert "last.pt" in worker.artifacts(run_id)
-    assert len(worker.artifacts(run_id)) < 50
 
 
 # ── several of them ──

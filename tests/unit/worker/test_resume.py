@@ -1,96 +1,26 @@
-"""Which checkpoint an attempt resumes from, and that hostile checkpoints do no harm."""
+"""Which checkpoint an attempt resumes from."""
 
-import hashlib
-import json
 import os
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from trainer.core.dataset import ObjectRef, PreparedDataset, Task
+from tests.unit.worker.resume_harness import BUCKET, DATA, KEY, NOW, OTHER, PLAN, Host
+from trainer.core.dataset import ObjectRef
 from trainer.core.errors import ObjectMissing, Unavailable
-from trainer.core.job import Checkpoint, Job, RunRequest
 from trainer.core.model import Architecture
-from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import Resume, Setup, StartOver
 from trainer.core.retry import RetryPolicy
-from trainer.core.run_folder import RunFolder
-from trainer.core.stop import StopSignal
-from trainer.storage.local import LocalObjectStore
 from trainer.worker import resume
-from trainer.worker.resume import CheckpointFinder, resumed_order
-from trainer.worker.run_context import RunContext
-
-BUCKET, KEY = "artifacts", "training_runs/x/1/checkpoints/epoch.pt"
-PLAN = TrainPlan(
-    sources=("d",), model=Architecture(stem="yolo11n"), task=None, epochs=100, batch=16, imgsz=640, device=None,
-)  # fmt: skip
-DATA = PreparedDataset(
-    root=Path("/view"), data=Path("/view/data.yaml"), task=Task.DETECT, names=("cat",), images={"train": 9}, fingerprint="a" * 64,
-)  # fmt: skip
-NOW = Setup.of(PLAN, DATA)
-OTHER = Setup.of(replace(PLAN, args={"lr0": 0.5}), DATA)
+from trainer.worker.resume import resumed_order
 
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "MISSING_RETRIES", RetryPolicy(tries=3, first_wait=0.01))
     return Host(tmp_path)
-
-
-class Host:
-    """The run folders of two attempts, and a bucket."""
-
-    def __init__(self, home):
-        self.first, self.second = home / "train_x", home / "train_x-2"
-        self.store = LocalObjectStore(home / "bucket")
-        self.job = Job(id="x", request=RunRequest(data_yaml="d"), attempt=3)
-        self.events = []
-
-    def keep(self, run_dir, epoch, setup=NOW, **facts):
-        return self.write(run_dir, epoch, setup and {"epoch": epoch, "setup": setup.as_json()} | facts)
-
-    def write(self, run_dir, epoch, facts):
-        folder = run_dir / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"epoch-{epoch:05d}.pt"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("archive/data.pkl", f"state after {epoch}")
-            if facts is not None:
-                archive.writestr("archive/run/checkpoint.json", json.dumps(facts))
-        return self.note(path, epoch)
-
-    def note(self, path, epoch):
-        facts = {"epoch": epoch, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-        path.with_suffix(".json").write_text(json.dumps(facts))
-        return path
-
-    def upload(self, epoch, setup=NOW):
-        """Put a checkpoint into the bucket only, and name it in the row."""
-        path = self.keep(self.first.parent / "elsewhere", epoch, setup)
-        self.store.upload(path, ObjectRef(bucket=BUCKET, key=KEY), StopSignal())
-        facts = json.loads(path.with_suffix(".json").read_text())
-        self.job = replace(self.job, checkpoint=Checkpoint(**facts, key=KEY))
-
-    def found(self, setup=NOW):
-        target = self.first.parent / "train_x-3"
-        attempts = [RunFolder(self.first), RunFolder(self.second)]
-        return CheckpointFinder(self.run(RunFolder(target)), attempts, self.store, BUCKET).best_for(setup)
-
-    def run(self, folder):
-        """Return the context of the third attempt. Its events are added to `events`."""
-
-        class Events:
-            record = self.events.append
-
-        return RunContext(job=self.job, folder=folder, stop=StopSignal(), events=Events, heartbeat=None)
-
-    @property
-    def codes(self):
-        return [event.code for event in self.events]
 
 
 def test_newest_checkpoint_of_all_attempts_is_resumed(host):
@@ -126,10 +56,10 @@ def test_checkpoint_that_an_attempt_fetched_still_belongs_to_the_attempt_that_tr
 
 
 @pytest.mark.parametrize(("last_reported", "attempt", "epoch"), [(14, 3, 13), (14, 1, 14), (12, 3, 14)])
-def test_checkpoint_superseded_by_later_attempt_is_not_resumed(host, monkeypatch, last_reported, attempt, epoch):
+def test_checkpoint_superseded_by_later_attempt_is_not_resumed(host, last_reported, attempt, epoch):
     """Unless it has more epochs than the later attempt reported, or the uploaded checkpoint is of this host's attempt."""
     key = f"training_runs/x/{attempt}/checkpoints/epoch.pt"
-    monkeypatch.setattr("test_resume.KEY", key)
+    host.key = key
     host.keep(host.second, 14)
     host.upload(13)
     host.job = replace(host.job, last_reported_epoch=last_reported, attempt=4)
@@ -271,84 +201,3 @@ def test_message_lists_ten_of_many_changes(host):
 
     assert "and 40 more" in event.message
     assert len(event.message) < 1500
-
-
-# ── what the training process could have written ──
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b'{"epoch": "x", "sha256": "x", "bytes": 1}',
-        b'{"epoch": 1, "sha256": 5, "bytes": 1}',
-        b"[" * 100_000,
-    ],
-)
-def test_invalid_sidecar_is_skipped(host, facts):
-    usable = host.keep(host.first, 3)
-    host.keep(host.first, 9).with_suffix(".json").write_bytes(facts)
-    assert host.found().path == usable
-
-
-@pytest.mark.parametrize("which", [".pt", ".json"])
-@pytest.mark.parametrize(
-    "how", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)], ids=["pipe", "folder", "link"]
-)
-def test_checkpoint_that_is_not_a_regular_file_is_skipped(host, which, how):
-    usable = host.keep(host.first, 3)
-    path = host.keep(host.first, 9).with_suffix(which)
-    path.unlink()
-    how(path)
-    assert host.found().path == usable
-
-
-def bomb(path):
-    """Write metadata that is valid and larger than what is read of it."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", "x")
-        archive.writestr("archive/run/checkpoint.json", json.dumps({"pad": " " * 2**21, "setup": OTHER.as_json()}))
-
-
-def crowd(path):
-    """Write valid metadata into an archive with a directory of more than 8 MiB."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/run/checkpoint.json", json.dumps({"setup": OTHER.as_json()}))
-        for n in range(200):
-            archive.writestr(f"archive/{n}{'x' * 60_000}", "")
-
-
-def directory_elsewhere(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/run/checkpoint.json", json.dumps({"setup": OTHER.as_json()}))
-    content = path.read_bytes()
-    path.write_bytes(content[:-22] + b"PK\6\7" + b"\0" * 16 + content[-22:])
-
-
-def truncated(path):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/run/checkpoint.json", json.dumps({"setup": OTHER.as_json()}))
-    content = path.read_bytes()
-    path.write_bytes(content[:60] + b"\xff" * 40 + content[100:])
-
-
-@pytest.mark.parametrize(
-    "make", [bomb, crowd, directory_elsewhere, truncated, lambda path: path.write_bytes(b"no archive")]
-)
-def test_archive_beyond_limits_has_no_metadata(host, make):
-    path = host.keep(host.first, 9)
-    make(path)
-    host.note(path, 9)
-
-    found = host.found()
-
-    assert (found.epoch, found.setup, found.decision) == (9, None, Resume())
-
-
-@pytest.mark.parametrize("facts", [[], "x", {}, {"setup": "x"}, {"setup": {}}, {"best_epoch": "x"}, {"complete": "no"}])
-def test_invalid_metadata_is_ignored(host, facts):
-    host.write(host.first, 9, facts)
-    assert host.found().epoch == 9
-    assert isinstance(host.found().best_epoch, int)

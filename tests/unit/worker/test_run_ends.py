@@ -4,14 +4,12 @@ import threading
 
 import pytest
 
-from tests.unit.worker.harness import Replaced
+from tests.unit.worker.fakes import Replaced
 from trainer.core.errors import MachineFailed, RunFailed, Unavailable
 from trainer.core.events import BatchProgress, EpochFinished, Phase
 from trainer.core.job import Completed, Retry, Status
-from trainer.core.ports import Delivery, Worker
-from trainer.core.stop import StopReason, StopSignal
-from trainer.request.parse import plan_of
-from trainer.worker.prefetch import Prefetcher
+from trainer.core.ports import Delivery
+from trainer.core.stop import StopReason
 
 
 def fail(epoch):
@@ -174,21 +172,3 @@ def test_run_that_fails_is_no_success_of_the_host(worker, monkeypatch, error):
     worker.work()
 
     assert successes == []
-
-
-# ── prefetching ──
-
-
-def test_nothing_is_prefetched_while_a_slot_is_free(worker):
-    worker.enqueue()
-    prefetched = threading.Event()
-    worker.datasets.prefetch = lambda order, stop: prefetched.set()
-    prefetcher = Prefetcher(
-        queue=worker.queue, datasets=worker.datasets, parse=plan_of, slots=worker.slots,
-        describe_worker=lambda free: Worker(id="w", capabilities={"gpus": free}), interval=0.01,
-    )  # fmt: skip
-
-    with prefetcher.running(StopSignal()):
-        assert not prefetched.wait(0.3)
-        worker.slots.acquire(1)
-        assert prefetched.wait(15)

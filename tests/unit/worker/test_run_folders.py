@@ -4,8 +4,9 @@ import os
 from contextlib import closing
 
 import pytest
-from harness import WorkerFixture, save_checkpoint
 
+from tests.unit.worker.fakes import save_checkpoint
+from tests.unit.worker.harness import WorkerFixture
 from trainer.settings import Settings
 from trainer.wiring.host import run_logs
 from trainer.worker.journal import Journal

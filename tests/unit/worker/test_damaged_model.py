@@ -1,0 +1,137 @@
+"""A finished model is published only if its files are those that the training reported."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.worker.harness import failing_store, has_its_model, interrupted_upload
+from trainer.core.errors import Unavailable
+from trainer.core.events import Finished, WeightsFile
+from trainer.core.run_folder import RunFolder
+from trainer.worker import finished_marker
+
+# ── the model is the one that was trained ──
+
+DAMAGES = {
+    "gone": lambda path: path.unlink(),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:3]),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "another": lambda path: path.write_bytes(b"the rest"),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a link to elsewhere": lambda path: (
+        path.rename(path.parents[2] / "x.pt"),
+        path.symlink_to(path.parents[2] / "x.pt"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_model_is_not_published_and_training_resumes(worker, name, damage):
+    run_id, run_dir = interrupted_upload(worker)
+    DAMAGES[damage](run_dir / "weights" / name)
+
+    worker.work_again()
+
+    row = has_its_model(worker, run_id)
+    assert row["attempt"] == 2
+    assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
+    [message] = worker.warnings(run_id, "model_damaged")
+    assert name in message or "not in the run's folder" in message
+
+
+def test_pipe_in_place_of_empty_model_does_not_block_the_slot(tmp_path):
+    """The training process chose the path, the size and what is there. Opening a pipe waits until a writer opens it."""
+    os.mkfifo(tmp_path / "best.pt")
+    pipe = WeightsFile(path=str(tmp_path / "best.pt"), sha256=hashlib.sha256().hexdigest(), bytes=0)
+    damages = []
+
+    look = threading.Thread(
+        target=lambda: damages.append(
+            finished_marker.find_damage(RunFolder(tmp_path), Finished(best=pipe, last=pipe, report={}))
+        ),
+        daemon=True,
+    )
+    look.start()
+    look.join(15)
+
+    assert damages == ["best.pt is not a file"]
+
+
+def test_damaged_model_without_checkpoint_is_trained_again(worker):
+    run_id, run_dir = interrupted_upload(worker)
+    (run_dir / "weights" / "best.pt").unlink()
+    shutil.rmtree(run_dir / "checkpoints")
+
+    worker.work_again()
+
+    has_its_model(worker, run_id)
+    assert worker.trainer.orders[1].resume is None
+
+
+def test_model_damaged_during_retries_is_not_published(worker):
+    """The run is requeued, and the next attempt resumes from the checkpoint."""
+    run_id = worker.enqueue()
+    run_dir = worker.home / "runs" / f"train_{run_id}"
+    store = failing_store(worker, "upload", [Unavailable("down")] * 5)
+    record = worker.reporter.event
+
+    def damage(job, event):
+        record(job, event)
+        if getattr(event, "code", "") == "upload_waits":
+            (run_dir / "weights" / "best.pt").write_bytes(b"")
+
+    worker.reporter.event = damage
+    worker.work(store=store)
+    row = worker.row(run_id)
+    assert (row["status"], row["failures"]) == ("queued", 1)
+    assert "best.pt" in row["error_message"]
+    worker.update_row(run_id, not_before=None)
+
+    worker.work_again()
+
+    has_its_model(worker, run_id)
+    assert worker.warnings(run_id, "model_damaged")
+    assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
+
+
+@pytest.mark.parametrize(
+    "place", ["/etc/passwd", "{runs}/other/weights/best.pt", "{run_dir}/../other.pt", "best.pt", ""]
+)
+def test_model_outside_of_run_folder_is_rejected(worker, place):
+    """The training process may report any path. The service must not read or publish it."""
+    run_id = worker.enqueue()
+    train = worker.trainer.train
+
+    def lie(order, *arguments):
+        finished = train(order, *arguments)
+        path = place.format(runs=order.run_dir.parent, run_dir=order.run_dir)
+        return replace(finished, best=replace(finished.best, path=path))
+
+    worker.trainer.train = lie
+    worker.work()
+
+    row = worker.row(run_id)
+    assert row["status"] == "failed"
+    assert "outside of its run folder" in row["error_message"]
+    assert row["trained_model_url"] is None
+
+
+def test_finished_marker_with_outside_path_is_ignored(worker):
+    """The training process can write a marker itself. It must not publish other files with it."""
+    run_id, run_dir = interrupted_upload(worker)
+    marker = json.loads((run_dir / ".finished.json").read_text())
+    secret = worker.home / "secret"
+    secret.write_bytes(b"the best")
+    (run_dir / ".finished.json").write_text(json.dumps(marker | {"best": marker["best"] | {"path": str(secret)}}))
+
+    worker.work_again()
+
+    has_its_model(worker, run_id)
+    assert len(worker.trainer.orders) == 2

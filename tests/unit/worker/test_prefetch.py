@@ -1,0 +1,66 @@
+"""Prefetching of the next dataset."""
+
+import threading
+import time
+
+import pytest
+
+from tests.unit.worker.daemon_harness import serving
+from tests.unit.worker.fakes import raising
+from tests.unit.worker.harness import wait_for
+from trainer.core.ports import Worker
+from trainer.core.stop import StopSignal
+from trainer.request.parse import plan_of
+from trainer.worker import prefetch as prefetch_module
+from trainer.worker.prefetch import Prefetcher
+
+
+def test_next_dataset_is_prefetched_once_without_claim(worker, queue):
+    holding = threading.Event()
+    asked = []
+    worker.datasets.prefetch = lambda order, stop: asked.append(order.run_id)
+    worker.trainer.during = lambda epoch: holding.wait(30)
+    worker.enqueue()
+    waiting = worker.enqueue()
+
+    with serving(worker, queue):
+        wait_for(lambda: asked)
+        time.sleep(0.3)
+        assert asked == [waiting]
+        assert worker.row(waiting)["attempt"] == 0
+        holding.set()
+
+
+@pytest.mark.parametrize("error", [AttributeError("row"), RecursionError(), ValueError("date")])
+def test_unexpected_error_of_prefetch_does_not_stop_prefetching(worker, queue, error, monkeypatch):
+    monkeypatch.setattr(prefetch_module, "AFTER_ERROR", 0.02)
+    holding, fail, asked = threading.Event(), raising(error), []
+
+    def peek(description):
+        fail()
+        return worker.queue.peek(description)
+
+    queue.peek = peek
+    worker.datasets.prefetch = lambda order, stop: asked.append(order.run_id)
+    worker.trainer.during = lambda epoch: holding.wait(30)
+    worker.enqueue()
+    waiting = worker.enqueue()
+
+    with serving(worker, queue):
+        wait_for(lambda: asked == [waiting])
+        holding.set()
+
+
+def test_nothing_is_prefetched_while_a_slot_is_free(worker):
+    worker.enqueue()
+    prefetched = threading.Event()
+    worker.datasets.prefetch = lambda order, stop: prefetched.set()
+    prefetcher = Prefetcher(
+        queue=worker.queue, datasets=worker.datasets, parse=plan_of, slots=worker.slots,
+        describe_worker=lambda free: Worker(id="w", capabilities={"gpus": free}), interval=0.01,
+    )  # fmt: skip
+
+    with prefetcher.running(StopSignal()):
+        assert not prefetched.wait(0.3)
+        worker.slots.acquire(1)
+        assert prefetched.wait(15)

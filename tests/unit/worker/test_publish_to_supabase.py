@@ -1,0 +1,84 @@
+"""Publishing of finished models to Supabase Storage while its server fails."""
+
+import hashlib
+
+import pytest
+
+from tests.storage_server import StorageServer
+from tests.unit.worker.harness import BUCKET
+from trainer.core.retry import RetryPolicy
+from trainer.remote.storage_api import StorageApi
+from trainer.storage.supabase import SupabaseObjectStore
+
+# ── through the real store, against its server ──
+
+
+@pytest.fixture
+def server():
+    with StorageServer({BUCKET: False}) as server:
+        yield server
+
+
+@pytest.fixture
+def supabase(worker, server):
+    api = StorageApi(server.url, "service-key")
+    policy = RetryPolicy(tries=2, first_wait=0.01)
+    yield SupabaseObjectStore(api, notes=worker.home / "uploads", stop=worker.shutdown, policy=policy)
+    api.close()
+
+
+NO_KEY = b'{"statusCode":"404","error":"NoSuchKey","message":"Object not found"}'
+
+NO_BUCKET = b'{"statusCode":"404","error":"NoSuchBucket","message":"Bucket not found"}'
+
+BAD_KEY = b'{"statusCode":"400","error":"InvalidKey","message":"Invalid key: best.pt"}'
+
+TROUBLES = {
+    "signing answers 404 once": {"on": "POST /object/sign", "status": 404, "body": NO_KEY, "times": 1},
+    "signing answers 404 for a while": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 12},
+    "the bucket is not there": {"on": "/", "status": 400, "body": NO_BUCKET, "times": 20},
+    "a key is refused": {"on": "POST /object/training-artifacts", "status": 400, "body": BAD_KEY, "times": 7},
+    "a login page for every route": {"on": "/", "status": 200, "body": b"<html>Log in</html>", "times": 20},
+    "null for every route": {"on": "/", "status": 200, "body": b"null", "times": 20},
+    "null about the bucket": {"on": "GET /bucket", "status": 200, "body": b"null", "times": 8},
+    "no listing": {"on": "POST /object/list", "status": 200, "body": b"[null]", "times": 4},
+    "a web page with 404": {"on": "/", "status": 404, "times": 20},
+    "the key is refused": {"on": "/", "status": 403, "body": b'{"message":"Invalid JWT"}', "times": 20},
+    "no status that anybody knows": {"on": "/", "status": 418, "times": 20},
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_model_is_published_once_storage_recovers(worker, server, supabase, trouble):
+    server.fault("status", **TROUBLES[trouble])
+    run_id = worker.enqueue()
+
+    worker.work(store=supabase)
+
+    row = worker.row(run_id)
+    assert (row["status"], row["attempt"], row["failures"]) == ("completed", 1, 0), row["error_message"]
+    assert f"/object/sign/{BUCKET}/training_runs/{run_id}/1/best.pt?token=" in row["trained_model_url"]
+    for artifact in row["results"]["artifacts"]:
+        assert hashlib.sha256(server.get(BUCKET, artifact["path"])).hexdigest() == artifact["sha256"]
+
+
+def test_bucket_recreated_during_upload_gets_complete_model(worker, server, supabase):
+    run_id = worker.enqueue()
+    upload = supabase.upload
+
+    def upload_and_lose(path, ref, stop, **more):
+        stored = upload(path, ref, stop, **more)
+        if path.name == "manifest.json" and not lost:
+            lost.extend(server.objects[BUCKET])
+            server.objects[BUCKET].clear()
+        return stored
+
+    lost = []
+    supabase.upload = upload_and_lose
+    worker.work(store=supabase)
+
+    row = worker.row(run_id)
+    assert lost
+    assert row["status"] == "completed"
+    for artifact in row["results"]["artifacts"]:
+        assert hashlib.sha256(server.get(BUCKET, artifact["path"])).hexdigest() == artifact["sha256"]

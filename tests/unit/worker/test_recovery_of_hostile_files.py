@@ -1,0 +1,90 @@
+"""Recovery publishes only files of the run, within its time and size limits."""
+
+import os
+import time
+
+import pytest
+
+from tests.unit.worker.harness import BUCKET
+from tests.unit.worker.recovery_harness import TRAINED, Watched, killed, recover
+from trainer.worker import artifact_upload
+
+# ── what a training process may have put there ──
+
+
+@pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv", "weights/last.pt"])
+def test_link_out_of_run_folder_is_not_followed(worker, tmp_path, name):
+    run_id, run_dir = killed(worker)
+    secret = tmp_path / "secret"
+    secret.write_text("a key")
+    (run_dir / name).unlink(missing_ok=True)
+    (run_dir / name).symlink_to(secret)
+
+    recover(worker)
+
+    assert worker.row(run_id)["status"] == "queued"
+    assert secret.read_text() == "a key"
+    for artifact in worker.artifacts(run_id).values():
+        assert b"a key" not in (worker.home / "storage" / BUCKET / artifact["path"]).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv"])
+def test_pipe_in_run_folder_does_not_block(worker, name):
+    run_id, run_dir = killed(worker)
+    (run_dir / name).unlink(missing_ok=True)
+    os.mkfifo(run_dir / name)
+
+    recover(worker)
+
+    assert "last.pt" in worker.artifacts(run_id)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", ".run.log.uploading"])
+def test_folder_in_place_of_log_or_manifest_does_not_stop_publishing(worker, name):
+    run_id, run_dir = killed(worker)
+    (run_dir / name / "deep").mkdir(parents=True)
+
+    recover(worker)
+
+    assert worker.artifacts(run_id).keys() == TRAINED
+
+
+@pytest.mark.parametrize("name", ["results.csv", "run.log"])
+def test_huge_file_does_not_exceed_time_or_memory(worker, monkeypatch, name):
+    """A sparse file is free to create, but reading it takes a core for hours, while the lease is renewed."""
+    monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 2**20)
+    worker.drain_seconds = 0.5
+    run_id, run_dir = killed(worker)
+    os.truncate(run_dir / name, 2**42)
+
+    began = time.monotonic()
+    recover(worker)
+
+    assert time.monotonic() - began < 15
+    assert worker.row(run_id)["status"] == "queued"
+
+
+def test_only_end_of_large_log_is_published(worker, monkeypatch):
+    monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 1000)
+    run_id, run_dir = killed(worker)
+    (run_dir / "run.log").write_text("epoch\n" * 10_000)
+
+    recover(worker)
+
+    log = worker.artifacts(run_id)["run.log"]
+    content = (worker.home / "storage" / BUCKET / log["path"]).read_text()
+    assert len(content) == log["bytes"] == 1000
+    assert "uploading" in content.splitlines()[-1]
+
+
+def test_weights_are_published_first_within_time_limit(worker):
+    worker.drain_seconds = 0.5
+    run_id, run_dir = killed(worker)
+    (run_dir / "labels").mkdir()
+    for number in range(50):
+        (run_dir / "labels" / f"{number}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+
+    recover(worker, store=Watched(worker.store, lambda *_: time.sleep(0.1), "upload"))
+
+    assert "last.pt" in worker.artifacts(run_id)
+    assert len(worker.artifacts(run_id)) < 50
