@@ -43,7 +43,7 @@ INSIDE = {
         "formats": {"data_yaml", "findings", "image_kinds", "images", "samples", "untrusted"},
         "checks": {"findings", "images", "labels", "samples"},
         "view": {"cache", "checks", "findings", "images", "labels", "samples"},
-        "prepare": {"cache", "checks", "findings", "formats", "images", "samples", "source", "view"},
+        "prepare": {"cache", "checks", "findings", "formats", "images", "source", "view"},
     },
     "training": {
         "wire": set(),

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.core.dataset import DatasetOrder, Finding, PreparedDataset
-from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.events import Event, Phase, PhaseStarted, Warned
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
-from trainer.core.text import printable
 from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.findings import Report
 from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.facts_cache import FactsCache
-from trainer.datasets.samples import Admit
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.datasets.view.links import new_view
@@ -119,8 +116,8 @@ class FetchedDatasets:
             fetched = self.fetcher.fetch(ref, view / f"source{number}", stop, on_event)
             report.extend(fetched.findings)
             root = fetched.root.resolve()
-            admit = inside(root) if fetched.is_private else self.roots.admit
-            tree = Tree(root, admit, report, stop, is_owned=fetched.is_private)
+            roots = Roots(root) if fetched.is_private else self.roots
+            tree = Tree(root, roots.admit, report, stop, is_owned=fetched.is_private)
             entry = tree.root / fetched.entry if fetched.entry else None
             datasets.append(recognize(tree, entry, order.task, report))
         on_event(PhaseStarted(phase=Phase.CHECKING))
@@ -138,19 +135,3 @@ def _without_garbage_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def inside(root: Path) -> Admit:
-    """Return a function that admits only paths inside `root`. Symlinks are resolved first."""
-
-    def admit(path: Path) -> Path:
-        try:
-            real = path.resolve(strict=True)
-        except (OSError, RuntimeError) as error:
-            raise_if_disk_is_broken(error, printable(path.name))
-            raise DatasetError(f"{printable(path.name)} does not exist in the dataset.") from None
-        if not real.is_relative_to(root):
-            raise DatasetError(f"{printable(path.name)} leads outside the dataset.")
-        return real
-
-    return admit

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from trainer.core.dataset import SplitRequest, Task
 from trainer.datasets.images.header import NOT_READ, Facts
 
 SPLITS = ("train", "val", "test")
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-Admit: TypeAlias = Callable[[Path], Path]
-"""Returns the real path of a file or folder that may be read; raises `DatasetError` for any other."""
 
 
 class Sample(NamedTuple):

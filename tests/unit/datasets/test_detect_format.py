@@ -12,7 +12,7 @@ from trainer.core.stop import StopSignal
 from trainer.datasets.findings import Report
 from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
-from trainer.datasets.prepare import inside
+from trainer.datasets.source.reference import Roots
 
 YAML = "train: train\nnames: [{}]\n"
 
@@ -30,7 +30,7 @@ def recognized(root, files, entry=None, task=None):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     report = Report()
-    tree = Tree(root, inside(root), report, StopSignal(), is_owned=False)
+    tree = Tree(root, Roots(root).admit, report, StopSignal(), is_owned=False)
     return recognize(tree, root / entry if entry else None, task, report)
 
 

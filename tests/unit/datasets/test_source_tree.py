@@ -9,7 +9,7 @@ from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.findings import Report
 from trainer.datasets.formats import source_tree
 from trainer.datasets.formats.source_tree import Tree, label_files
-from trainer.datasets.prepare import inside
+from trainer.datasets.source.reference import Roots
 
 
 class Looked:
@@ -18,7 +18,7 @@ class Looked:
     def __init__(self, root, stop=None):
         self.root = str(root)
         self.report = Report()
-        self.tree = Tree(root, inside(root), self.report, stop or StopSignal(), is_owned=False)
+        self.tree = Tree(root, Roots(root).admit, self.report, stop or StopSignal(), is_owned=False)
 
     @property
     def codes(self):

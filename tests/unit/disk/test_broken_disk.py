@@ -12,7 +12,6 @@ from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.findings import Report
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.header import facts
-from trainer.datasets.prepare import inside
 from trainer.datasets.source.reference import Roots
 from trainer.datasets.untrusted import read_file
 from trainer.datasets.view.links import written
@@ -47,7 +46,6 @@ READERS = {
     "an image": (os, "open", lambda path: facts(str(path))),
     "a folder": (os, "scandir", lambda path: tree(path.parent).listing(str(path.parent))),
     "the dataset's path": (Path, "resolve", lambda path: Roots(Path("/")).admit(path)),
-    "a path in the dataset": (Path, "resolve", inside(Path("/"))),
 }
 
 

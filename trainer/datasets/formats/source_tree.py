@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.stop import StopSignal
 from trainer.datasets.findings import Report
 from trainer.datasets.image_kinds import IMAGE_SUFFIXES
-from trainer.datasets.samples import Admit
 
 MAX_DEPTH = 20  # levels of folders
 MAX_FILES = 5_000_000
@@ -30,10 +29,13 @@ class Listing:
 class Tree:
     """A source on disk: listings of its folders, each read once. Symlinks are followed only where `admit` allows it.
 
+    `admit` returns the real path of a file or folder that may be read, and raises `DatasetError` for any other.
     `is_owned`: the files are in our cache, not in the user's folder.
     """
 
-    def __init__(self, root: Path, admit: Admit, report: Report, stop: StopSignal, *, is_owned: bool) -> None:
+    def __init__(
+        self, root: Path, admit: Callable[[Path], Path], report: Report, stop: StopSignal, *, is_owned: bool
+    ) -> None:
         self.root = root
         self.is_owned = is_owned
         self.stop = stop
