@@ -50,6 +50,10 @@ class RunParts:
     trainer: ChildTrainer
     datasets: FetchedDatasets
 
+    @property
+    def execution(self) -> Execution:
+        return Execution(self.host)
+
 
 @contextmanager
 def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
@@ -163,7 +167,7 @@ def build_daemon(settings: Settings, parts: RunParts, manager: ServiceManager) -
             poll_seconds=settings.poll_interval,
             lease_seconds=settings.lease_seconds,
         ),
-        execution=Execution(parts.host),
+        execution=parts.execution,
         orphans=OrphanDelivery(queue, orphans, Recovery(parts.host)),
         slots=slots,
         health=services.health,
