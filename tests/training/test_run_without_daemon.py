@@ -29,7 +29,9 @@ def test_run_without_daemon_returns_its_outcome(tmp_path):
     with open_backend(settings, stop) as backend, open_run_parts(settings, backend, health, Liveness()) as parts:
         run_id = backend.runs.enqueue(request)
         slots = Slots(slot_devices(settings)).acquire(1)
-        lease = backend.queue.claim(describe_worker(settings, len(slots.gpus)), str(uuid.uuid4()), settings.lease_seconds)
+        lease = backend.queue.claim(
+            describe_worker(settings, len(slots.gpus)), str(uuid.uuid4()), settings.lease_seconds
+        )
         end = parts.execution.run(lease, slots, stop)
         row = backend.runs.get(run_id)
 
