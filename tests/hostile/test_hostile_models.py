@@ -227,14 +227,14 @@ def upload(folder, place, content):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     ref = ObjectRef(bucket=BUCKET, key="runs/best.pt")
-    folder._store.upload(path, ref, StopSignal())
+    folder.store.upload(path, ref, StopSignal())
     return ModelObject(ref=ref)
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        None, {}, {"status": "running"}, {"status": "completed"}, {"status": "completed", "results": "x"},
+        None, {"status": "queued"}, {"status": "running"}, {"status": "completed"}, {"status": "completed", "results": "x"},
         {"status": "completed", "results": {"artifacts": {"name": "best.pt"}}},
         {"status": "completed", "results": {"artifacts": [None, 1, "best.pt", {"name": "best.pt", "path": None}]}},
         {"status": "completed", "results": {"artifacts": [{"name": "best.pt", "path": "../../secret.pt"}]}},
