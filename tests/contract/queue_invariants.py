@@ -43,14 +43,14 @@ def wants_cancel(row):
     return row["status"] == "canceling" or row["cancel_requested"]
 
 
-def shows(row, lease, ending):
+def shows(row, lease, outcome):
     """Return whether the row shows this outcome, so that a repeated call is accepted."""
     if row is None or row["claim_id"] != lease.claim_id:
         return False
     also = {"retry": {"failed", "canceled"}, "sick host": {"failed", "canceled"}, "interrupted": {"canceled"}}.get(
-        ending, set()
+        outcome, set()
     )
-    return row["status"] in {status.value for status in ENDS_IN[ending]} | also
+    return row["status"] in {status.value for status in ENDS_IN[outcome]} | also
 
 
 class Invariants:

@@ -5,7 +5,7 @@ from queue_adapters import key_of
 from trainer.core.job import Canceled, Checkpoint, Completed, Failed, Interrupted, Retry
 
 DONE = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
-ENDINGS = {
+OUTCOMES = {
     "completed": DONE,
     "failed": Failed(message="No labels."),
     "canceled": Canceled(),

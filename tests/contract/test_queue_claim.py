@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 from queue_adapters import ago, claim, claimed, enqueue, moment
-from queue_outcomes import ENDINGS
+from queue_outcomes import OUTCOMES
 
 from trainer.core.boottime import boottime
 from trainer.core.job import Status
@@ -107,11 +107,11 @@ def test_repeated_claim_extends_lease(queue_lab):
     assert (moment(queue_lab.queue.get(run_id).lease_expires_at) - first).total_seconds() >= 90
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_claim_repeated_after_end_of_run_returns_none(queue_lab, ending):
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_claim_repeated_after_end_of_run_returns_none(queue_lab, outcome):
     lease = claimed(queue_lab)
     enqueue(queue_lab)
-    queue_lab.queue.finish(lease, ENDINGS[ending], [])
+    queue_lab.queue.finish(lease, OUTCOMES[outcome], [])
     assert claim(queue_lab, claim_id=lease.claim_id) is None
     assert queue_lab.queue.list(RunFilter(status=(Status.RUNNING,))).runs == ()
 

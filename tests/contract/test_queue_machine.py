@@ -60,10 +60,10 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
         self.send("beat", lease, {"progress": {"by": lease.claim_id, "seq": self.seq}}, events)
 
     @precondition(lambda self: self.leases)
-    @rule(which=picks, ending=st.sampled_from(sorted(OUTCOMES)))
-    def finish(self, which, ending):
+    @rule(which=picks, outcome=st.sampled_from(sorted(OUTCOMES)))
+    def finish(self, which, outcome):
         lease = self.leases[which % len(self.leases)]
-        self.send("finish", lease, ending, [self.event(lease, "ending")])
+        self.send("finish", lease, outcome, [self.event(lease, "phase")])
 
     @precondition(lambda self: self.sent)
     @rule(which=picks)
@@ -159,22 +159,22 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
             (row["attempt"], event.seq) for event in events
         }
 
-    def send_finish(self, before, lease, ending, events):
+    def send_finish(self, before, lease, outcome, events):
         row, stored = before.get(lease.job.id), self.events_of(lease)
-        status = self.queue.finish(lease, OUTCOMES[ending], events)
+        status = self.queue.finish(lease, OUTCOMES[outcome], events)
         after = self.rows()
         self.check(before, after)
         if not holds(row, lease):
-            assert status == (row["status"] if shows(row, lease, ending) else None)
+            assert status == (row["status"] if shows(row, lease, outcome) else None)
             self.assert_untouched(before, after, lease, stored)
             return
         assert status == after[lease.job.id]["status"]
-        canceled = wants_cancel(row) and ending in ("retry", "sick host", "interrupted")
-        assert after[lease.job.id]["status"] in ({Status.CANCELED} if canceled else ENDS_IN[ending])
+        canceled = wants_cancel(row) and outcome in ("retry", "sick host", "interrupted")
+        assert after[lease.job.id]["status"] in ({Status.CANCELED} if canceled else ENDS_IN[outcome])
         assert after[lease.job.id]["lease_expires_at"] is None
         if after[lease.job.id]["status"] == "queued":
             revived = min(row["failures"], row["status"] == "queued")
-            is_lost = ending == "retry" or (ending == "sick host" and row["worker_id"] not in row["host_failures"])
+            is_lost = outcome == "retry" or (outcome == "sick host" and row["worker_id"] not in row["host_failures"])
             assert after[lease.job.id]["failures"] == row["failures"] - revived + is_lost, "I7"
 
     def event(self, lease, kind, **data):
@@ -195,9 +195,9 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
         """I3 and I5: after all steps, repeat a heartbeat and every outcome with each lease."""
         for lease in self.leases:
             self.send_beat(self.rows(), lease, {"progress": {"by": "late"}}, [self.event(lease, "phase")])
-            for ending in sorted(OUTCOMES):
+            for outcome in sorted(OUTCOMES):
                 if not holds(self.rows().get(lease.job.id), lease):
-                    self.send_finish(self.rows(), lease, ending, [self.event(lease, "ending")])
+                    self.send_finish(self.rows(), lease, outcome, [self.event(lease, "phase")])
 
     def check_that_events_belong_to_the_claim_of_their_attempt(self):
         for run_id in self.runs:

@@ -2,53 +2,53 @@
 
 import pytest
 from queue_adapters import checkpoint, claim, claimed, enqueue, event, expire, key_of
-from queue_outcomes import DONE, ENDINGS, TERMINAL, kinds, stored_for
+from queue_outcomes import DONE, OUTCOMES, TERMINAL, kinds, stored_for
 
 from trainer.core.job import Canceled, Checkpoint, Failed, Interrupted, Retry, Verdict
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_worker_without_lease_changes_nothing(queue_lab, ending):
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_worker_without_lease_changes_nothing(queue_lab, outcome):
     stale = claimed(queue_lab, "w1")
     expire(queue_lab, stale.job.id)
     held = claim(queue_lab, "w1")  # the same worker id, which is not a fencing token
     assert (held.job.id, held.job.attempt) == (stale.job.id, 2)
     before, stored = queue_lab.queue.get(stale.job.id), queue_lab.queue.events(stale.job.id)
     assert queue_lab.queue.beat(stale, {"progress": {"epoch": 99}}, [checkpoint(99, "stale")]) is Verdict.LOST
-    assert queue_lab.queue.finish(stale, ENDINGS[ending], [event()]) is None
+    assert queue_lab.queue.finish(stale, OUTCOMES[outcome], [event()]) is None
     assert queue_lab.queue.get(stale.job.id) == before
     assert queue_lab.queue.events(stale.job.id) == stored
     assert queue_lab.queue.beat(held, None, []) is Verdict.OK
 
 
-@pytest.mark.parametrize("ending", TERMINAL)
-@pytest.mark.parametrize("late", ENDINGS)
-def test_ended_run_is_final(queue_lab, ending, late):
+@pytest.mark.parametrize("outcome", TERMINAL)
+@pytest.mark.parametrize("late", OUTCOMES)
+def test_ended_run_is_final(queue_lab, outcome, late):
     lease = claimed(queue_lab)
-    assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is not None
+    assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) is not None
     before = queue_lab.queue.get(lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 99}}, [event()]) is Verdict.LOST
-    queue_lab.queue.finish(lease, ENDINGS[late], [event()])
+    queue_lab.queue.finish(lease, OUTCOMES[late], [event()])
     assert queue_lab.queue.get(lease.job.id) == before
-    assert (before.status, before.lease_expires_at) == (ending, None)
+    assert (before.status, before.lease_expires_at) == (outcome, None)
     assert kinds(queue_lab, lease.job.id) == []
 
 
-@pytest.mark.parametrize("ending", TERMINAL)
-def test_different_outcome_after_the_first_is_lost(queue_lab, ending):
+@pytest.mark.parametrize("outcome", TERMINAL)
+def test_different_outcome_after_the_first_is_lost(queue_lab, outcome):
     lease = claimed(queue_lab)
-    queue_lab.queue.finish(lease, ENDINGS[ending], [])
+    queue_lab.queue.finish(lease, OUTCOMES[outcome], [])
     for other in TERMINAL:
-        assert queue_lab.queue.finish(lease, ENDINGS[other], []) == (ending if other == ending else None)
+        assert queue_lab.queue.finish(lease, OUTCOMES[other], []) == (outcome if other == outcome else None)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_deleted_run_is_lost(queue_lab, ending):
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_deleted_run_is_lost(queue_lab, outcome):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [event()])
     queue_lab.delete(lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {}}, [event()]) is Verdict.LOST
-    assert queue_lab.queue.finish(lease, ENDINGS[ending], [event()]) is None
+    assert queue_lab.queue.finish(lease, OUTCOMES[outcome], [event()]) is None
     assert queue_lab.queue.get(lease.job.id) is None
     assert queue_lab.queue.events(lease.job.id) == []
 
@@ -90,7 +90,7 @@ def test_canceled_run_keeps_results_without_model(queue_lab):
 @pytest.mark.parametrize("name", ["completed", "canceled", "failed", "retry", "interrupted"])
 def test_only_resumable_run_keeps_its_checkpoint(queue_lab, name):
     lease = claimed(queue_lab)
-    assert queue_lab.queue.finish(lease, ENDINGS[name], [checkpoint(3, "k3")]) is not None
+    assert queue_lab.queue.finish(lease, OUTCOMES[name], [checkpoint(3, "k3")]) is not None
 
     named = queue_lab.queue.get(lease.job.id).checkpoint
 
@@ -99,7 +99,7 @@ def test_only_resumable_run_keeps_its_checkpoint(queue_lab, name):
 
 def test_canceled_queued_run_has_no_checkpoint(queue_lab):
     lease = claimed(queue_lab)
-    queue_lab.queue.finish(lease, ENDINGS["interrupted"], [checkpoint(3, "k3")])
+    queue_lab.queue.finish(lease, OUTCOMES["interrupted"], [checkpoint(3, "k3")])
 
     queue_lab.queue.cancel(lease.job.id)
 
@@ -107,7 +107,7 @@ def test_canceled_queued_run_has_no_checkpoint(queue_lab):
 
 
 def test_repeated_outcome_is_accepted_and_changes_nothing(queue_lab):
-    for name, outcome in ENDINGS.items():
+    for name, outcome in OUTCOMES.items():
         lease = claimed(queue_lab)
         sent = [event("phase", n=name)]
         assert queue_lab.queue.finish(lease, outcome, sent) is not None
@@ -134,14 +134,14 @@ def test_failed_outcome_of_canceling_run_is_failed(queue_lab):
     assert queue_lab.queue.get(lease.job.id).status == "failed"
 
 
-@pytest.mark.parametrize("ending", ["retry", "interrupted"])
-def test_canceling_run_is_not_requeued(queue_lab, ending):
+@pytest.mark.parametrize("outcome", ["retry", "interrupted"])
+def test_canceling_run_is_not_requeued(queue_lab, outcome):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
-    assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is not None
+    assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row.status, row.error_message, row.lease_expires_at) == ("canceled", "Canceled by user.", None)
-    assert queue_lab.queue.finish(lease, ENDINGS[ending], []) is not None
+    assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) is not None
     assert claim(queue_lab) is None
 
 
@@ -159,16 +159,16 @@ def test_canceling_run_is_not_requeued(queue_lab, ending):
 def test_finish_returns_status_of_row(queue_lab, outcome, max_attempts, status):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, max_attempts=max_attempts)
-    assert queue_lab.queue.finish(lease, ENDINGS[outcome], []) == status
+    assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) == status
     assert queue_lab.queue.get(lease.job.id).status == status
-    assert queue_lab.queue.finish(lease, ENDINGS[outcome], []) == status, "a repeated call gets the same answer"
+    assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) == status, "a repeated call gets the same answer"
 
 
 @pytest.mark.parametrize("outcome", ["retry", "interrupted"])
 def test_finish_returns_canceled_for_retry_of_canceled_run(queue_lab, outcome):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
-    assert queue_lab.queue.finish(lease, ENDINGS[outcome], []) == "canceled"
+    assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) == "canceled"
 
 
 def test_released_run_is_claimed_at_once_and_counts_no_attempt(queue_lab):

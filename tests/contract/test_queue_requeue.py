@@ -6,7 +6,7 @@ from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expi
 from trainer.core.job import Canceled, Completed, Failed, Interrupted, Retry, Status, Verdict
 
 DONE = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
-ENDINGS = {
+OUTCOMES = {
     "completed": DONE,
     "failed": Failed(message="No labels.", results={"mAP": 0.5}),
     "canceled": Canceled(results={"mAP": 0.5}),
@@ -25,9 +25,9 @@ def ended(lab, outcome, configuration=None):
     return lease
 
 
-@pytest.mark.parametrize("status", ENDINGS)
+@pytest.mark.parametrize("status", OUTCOMES)
 def test_requeued_run_is_reset_and_its_attempt_number_continues(queue_lab, status):
-    lease = ended(queue_lab, ENDINGS[status])
+    lease = ended(queue_lab, OUTCOMES[status])
     queue_lab.edit(lease.job.id, not_before=ago(-3600), failures=3)
     queue_lab.edit(lease.job.id, status="queued")
 
@@ -47,7 +47,7 @@ def test_requeued_run_is_reset_and_its_attempt_number_continues(queue_lab, statu
 @pytest.mark.parametrize("status", ["failed", "running"])
 def test_attempts_are_counted_on_when_app_sets_attempt_to_zero(queue_lab, status):
     """The number of an attempt names its folder, its objects and its events, and those of the first one are there."""
-    lease = claimed(queue_lab) if status == "running" else ended(queue_lab, ENDINGS[status])
+    lease = claimed(queue_lab) if status == "running" else ended(queue_lab, OUTCOMES[status])
     queue_lab.edit(lease.job.id, status="queued", attempt=0, lease_expires_at=None, claim_id=None)
 
     again = claim(queue_lab)
@@ -55,7 +55,7 @@ def test_attempts_are_counted_on_when_app_sets_attempt_to_zero(queue_lab, status
 
 
 def test_requeued_failed_run_keeps_checkpoint_and_history(queue_lab):
-    lease = ended(queue_lab, ENDINGS["failed"])
+    lease = ended(queue_lab, OUTCOMES["failed"])
     queue_lab.edit(lease.job.id, status="queued", configuration={"batch": 4})
 
     job = claim(queue_lab).job
@@ -65,7 +65,7 @@ def test_requeued_failed_run_keeps_checkpoint_and_history(queue_lab):
 
 @pytest.mark.parametrize("status", ["completed", "canceled"])
 def test_requeued_completed_or_canceled_run_has_no_checkpoint(queue_lab, status):
-    lease = ended(queue_lab, ENDINGS[status])
+    lease = ended(queue_lab, OUTCOMES[status])
     queue_lab.edit(lease.job.id, status="queued")
 
     job = claim(queue_lab).job
@@ -73,7 +73,7 @@ def test_requeued_completed_or_canceled_run_has_no_checkpoint(queue_lab, status)
 
 
 def test_progress_after_a_fresh_start_resets_lost_attempts(queue_lab):
-    lease = ended(queue_lab, ENDINGS["failed"])
+    lease = ended(queue_lab, OUTCOMES["failed"])
     queue_lab.edit(lease.job.id, status="queued")
     queue_lab.queue.finish(claim(queue_lab), Retry(message="The disk was full."), [])
     queue_lab.edit(lease.job.id, not_before=None)
@@ -86,7 +86,7 @@ def test_progress_after_a_fresh_start_resets_lost_attempts(queue_lab):
 
 
 def test_late_worker_cannot_change_requeued_run(queue_lab):
-    lease = ended(queue_lab, ENDINGS["failed"])
+    lease = ended(queue_lab, OUTCOMES["failed"])
     queue_lab.edit(lease.job.id, status="queued")
     before = queue_lab.queue.get(lease.job.id)
 
@@ -95,9 +95,9 @@ def test_late_worker_cannot_change_requeued_run(queue_lab):
     assert queue_lab.queue.get(lease.job.id) == before
 
 
-@pytest.mark.parametrize("status", ENDINGS)
+@pytest.mark.parametrize("status", OUTCOMES)
 def test_requeue_queues_ended_run_again(queue_lab, status):
-    lease = ended(queue_lab, ENDINGS[status])
+    lease = ended(queue_lab, OUTCOMES[status])
 
     row = queue_lab.queue.requeue(lease.job.id)
 

@@ -11,7 +11,7 @@ from trainer.jobs import sqlite_claim as claims
 from trainer.jobs import sqlite_states as states
 from trainer.jobs.row import job_of, lease_of
 from trainer.jobs.sqlite_table import SqliteRunTable
-from trainer.jobs.write_row import clean, ending_of, offer_json
+from trainer.jobs.write_row import clean, offer_json, outcome_columns
 
 
 class SqliteQueue(SqliteRunTable):
@@ -61,7 +61,7 @@ class SqliteQueue(SqliteRunTable):
             if isinstance(outcome, Interrupted):
                 states.release(tx, run, outcome)
             else:
-                states.end(tx, run, ending_of(outcome))
+                states.end(tx, run, outcome_columns(outcome))
             run["lease_expires_at"] = None
             states.save(tx, run)
             states.see_worker(tx, run["worker_id"])

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from trainer.core.job import Interrupted, JsonObject, Lease, Outcome, RunEvent, Status
 from trainer.jobs.row import checkpoint_of, whole
 from trainer.jobs.sqlite_file import Transaction
-from trainer.jobs.write_row import CANCELED_BY_USER, Ending, checkpoint_json, clean, events_json
+from trainer.jobs.write_row import CANCELED_BY_USER, checkpoint_json, clean, events_json
 
 _FIRST_QUEUE_SEQ = 1_000_000  # events from this seq on are written by the queue, the smaller ones by the worker
 
@@ -65,17 +65,17 @@ def _note_progress(run: JsonObject, kind: str, data: JsonObject) -> None:
             run["progress_epoch"], run["failures"], run["host_failures"] = epoch, 0, {}
 
 
-def end(tx: Transaction, run: JsonObject, ending: Ending) -> None:
-    run["results"] = merged(run["results"], ending.results)
-    run["trained_model_url"] = ending.trained_model_url or run["trained_model_url"]
-    if ending.status is Status.CANCELED or (ending.status is Status.QUEUED and is_canceling(run)):
-        run["error_message"] = ending.error_message if ending.status is Status.CANCELED else None
+def end(tx: Transaction, run: JsonObject, outcome: JsonObject) -> None:
+    run["results"] = merged(run["results"], outcome["results"])
+    run["trained_model_url"] = outcome["trained_model_url"] or run["trained_model_url"]
+    if outcome["status"] is Status.CANCELED or (outcome["status"] is Status.QUEUED and is_canceling(run)):
+        run["error_message"] = outcome["error_message"] if outcome["status"] is Status.CANCELED else None
         cancel(tx, run)
         return
-    run["error_message"] = ending.error_message
-    run["status"] = ending.status
-    if ending.status is Status.QUEUED:
-        _lose(run, host_failed=ending.host_failed)
+    run["error_message"] = outcome["error_message"]
+    run["status"] = outcome["status"]
+    if outcome["status"] is Status.QUEUED:
+        _lose(run, host_failed=outcome["host_failed"])
         run["not_before"] = tx.at(_pause_after(run))
         if run["failures"] >= run["max_attempts"]:
             run["status"], run["not_before"] = Status.FAILED, None

@@ -7,6 +7,7 @@ before the next one is due, while an outcome may take longer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from trainer.core.boottime import boottime
 from trainer.core.errors import Misconfigured
@@ -20,6 +21,7 @@ from trainer.jobs.supabase_table import READ, SupabaseRunTable
 from trainer.remote.supabase import MIGRATE, Project, TooLarge, Unreadable
 from trainer.remote.supabase_access import USE_KEY
 
+Answer = TypeVar("Answer", Status, Verdict)
 SCHEMA_VERSION = 4
 
 # The worker repeats claims, heartbeats and outcomes itself; these policies only bridge a short outage.
@@ -101,36 +103,35 @@ class SupabaseQueue(SupabaseRunTable):
         return self._job(self._claim, "peek_training_run", JOB, capabilities=write.offer_json(worker))
 
     def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
-        return self._verdict(
+        verdict = self._held(
             self._beat,
             "beat_training_run",
             lease,
+            Verdict,
             lease_seconds=lease.seconds,
             progress=write.clean(progress),
             events=write.events_json(events),
         )
+        return verdict or Verdict.LOST
 
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
         if isinstance(outcome, Interrupted):
             return self._release(lease, outcome, events)
-        ending = write.ending_of(outcome)
-        return self._status(
+        return self._held(
             self._finish,
             "finish_training_run",
             lease,
-            status=ending.status.value,
-            results=ending.results,
-            trained_model_url=ending.trained_model_url,
-            error_message=ending.error_message,
+            Status,
             events=write.events_json(events),
-            host_failed=ending.host_failed,
+            **write.outcome_columns(outcome),
         )
 
     def _release(self, lease: Lease, outcome: Interrupted, events: Sequence[RunEvent]) -> Status | None:
-        return self._status(
+        return self._held(
             self._finish,
             "release_training_run",
             lease,
+            Status,
             checkpoint=write.checkpoint_json(outcome.checkpoint),
             events=write.events_json(events),
             results=write.clean(outcome.results) or None,
@@ -142,19 +143,17 @@ class SupabaseQueue(SupabaseRunTable):
             self._claim, "report_trainer_worker", worker_id=worker.id, problem=write.clean(problem), hardware=hardware
         )
 
-    def _verdict(self, policy: RetryPolicy, function: str, lease: Lease, **arguments: Json) -> Verdict:
-        answer = self._calls.ask(policy, function, None, run_id=lease.job.id, claim_id=lease.claim_id, **arguments)
-        if answer not in [verdict.value for verdict in Verdict]:
-            raise self._project.not_json()
-        return Verdict(answer)
-
-    def _status(self, policy: RetryPolicy, function: str, lease: Lease, **arguments: Json) -> Status | None:
+    def _held(
+        self, policy: RetryPolicy, function: str, lease: Lease, kind: type[Answer], **arguments: Json
+    ) -> Answer | None:
+        """Return the answer of a function about a run that this worker holds; None for a lost lease."""
         answer = self._calls.ask(policy, function, None, run_id=lease.job.id, claim_id=lease.claim_id, **arguments)
         if answer == Verdict.LOST:
             return None
-        if answer not in [status.value for status in Status]:
-            raise self._project.not_json()
-        return Status(answer)
+        try:
+            return kind(answer)
+        except ValueError:
+            raise self._project.not_json() from None
 
     def _job(
         self,

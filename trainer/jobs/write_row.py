@@ -6,7 +6,6 @@ import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from trainer.core.errors import BadRequest, Conflict
 from trainer.core.job import (
@@ -94,26 +93,18 @@ def require_same_request(run_id: str, wanted: Mapping[str, Json], stored: Mappin
 # ── what a worker reports ──
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """The arguments of `finish_training_run`. `status` is QUEUED when another attempt is asked for."""
+def outcome_columns(outcome: Completed | Failed | Retry | Canceled) -> JsonObject:
+    """Return what `finish_training_run` takes; the status is QUEUED when another attempt is asked for.
 
-    status: Status
-    results: JsonObject
-    trained_model_url: str | None
-    error_message: str | None
-    host_failed: bool
-
-
-def ending_of(outcome: Completed | Failed | Retry | Canceled) -> Ending:
-    """Return the columns that an outcome writes; `Interrupted` is a release and writes only the results."""
-    return Ending(
-        status=Status.QUEUED if isinstance(outcome, Retry) else Status(outcome.kind),
-        results=clean(outcome.results),
-        trained_model_url=clean(outcome.trained_model_url) if isinstance(outcome, Completed) else None,
-        error_message=None if isinstance(outcome, Completed) else clean(outcome.message),
-        host_failed=isinstance(outcome, Retry) and outcome.host_failed,
-    )
+    `Interrupted` is a release and writes only the results.
+    """
+    return {
+        "status": Status.QUEUED if isinstance(outcome, Retry) else Status(outcome.kind),
+        "results": clean(outcome.results),
+        "trained_model_url": clean(outcome.trained_model_url) if isinstance(outcome, Completed) else None,
+        "error_message": None if isinstance(outcome, Completed) else clean(outcome.message),
+        "host_failed": isinstance(outcome, Retry) and outcome.host_failed,
+    }
 
 
 def checkpoint_json(checkpoint: Checkpoint | None) -> JsonObject | None:
