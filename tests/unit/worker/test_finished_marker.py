@@ -1,8 +1,10 @@
 """The marker of a finished training."""
 
 from trainer.core.events import Finished, WeightsFile
+from trainer.core.job import RunRequest
 from trainer.core.run_folder import RunFolder
 from trainer.disk import durable
+from trainer.request.parse import plan_of
 from trainer.worker import finished_marker
 
 
@@ -23,3 +25,18 @@ def test_weights_are_on_disk_before_marker_exists(tmp_path, monkeypatch):
 
     assert synced == [(folder.path, ["best.pt", "last.pt", "weights"], False)]
     assert folder.finished_marker.exists()
+
+
+def test_epochs_of_run_with_split_by_name_are_read(tmp_path):
+    """A recorded plan has a digest of such a split instead of the names."""
+    configuration = {"epochs": 2, "split": {"splits": {"a.jpg": "train", "b.jpg": "val"}}}
+    plan = plan_of(RunRequest(data_yaml="/data/x", configuration=configuration))
+    folder = RunFolder(tmp_path)
+    folder.results.write_text("epoch,time,train/box_loss\n1,2.5,0.9\n2,5.0,0.8\n")
+    weights = WeightsFile(path="best.pt", sha256="0" * 64, bytes=7)
+
+    found = finished_marker.epochs_after(
+        1, folder, Finished(best=weights, last=weights, report={"plan": plan.recorded()})
+    )
+
+    assert [(event.epoch, event.metrics) for event in found] == [(2, {"train/box_loss": 0.8})]
