@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, TypeAlias
@@ -129,20 +130,21 @@ class Report:
 
     def __init__(self) -> None:
         self._found: dict[str, Finding] = {}
+        self._counts: Counter[str] = Counter()
         self._others: list[Finding] = []
 
     def add(
         self, code: str, example: str = "", count: int = 1, *, level: Level | None = None, **values: object
     ) -> None:
         """Add a finding of a kind in KINDS. `values` are for its message; those of the first finding are kept."""
-        known = self._found.get(code)
-        if known is None:
+        self._counts[code] += count
+        if code not in self._found:
             usual, message = KINDS[code]
             message = message.format(**{"n": "{n}"} | values)
-            known = Finding(level=level or usual, code=code, message=message, count=0)
-        is_shown = example and len(known.examples) < MAX_EXAMPLES
-        examples = (*known.examples, printable(example)) if is_shown else known.examples
-        self._found[code] = replace(known, count=known.count + count, examples=examples)
+            self._found[code] = Finding(level=level or usual, code=code, message=message)
+        known = self._found[code]
+        if example and len(known.examples) < MAX_EXAMPLES:
+            self._found[code] = replace(known, examples=(*known.examples, printable(example)))
 
     def extend(self, findings: Iterable[Finding]) -> None:
         self._others += findings
@@ -154,7 +156,7 @@ class Report:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """All findings: errors, then warnings, then notes."""
-        found = [*self._others, *map(_with_numbers, self._found.values())]
+        found = [*self._others, *(_counted(found, self._counts[code]) for code, found in self._found.items())]
         return tuple(sorted(found, key=lambda f: ("error", "warning", "note").index(f.level)))
 
     def raise_errors(self) -> None:
@@ -164,10 +166,10 @@ class Report:
             raise DatasetError(problems)
 
 
-def _with_numbers(finding: Finding) -> Finding:
-    """Return the finding with its count and its examples in the message."""
-    message = finding.message.replace("{n}", str(finding.count))
+def _counted(finding: Finding, count: int) -> Finding:
+    """Return the finding with its count, also in the message, and its examples in the message."""
+    message = finding.message.replace("{n}", str(count))
     if finding.examples:
-        more = ", …" if finding.count > len(finding.examples) else ""
+        more = ", …" if count > len(finding.examples) else ""
         message = f"{message} ({', '.join(finding.examples)}{more})"
-    return replace(finding, message=message)
+    return replace(finding, message=message, count=count)

@@ -47,7 +47,7 @@ def write(folder, content):
 
 
 class Places:
-    """The places for the sources of these tests."""
+    """The folders, the store and the web server that these tests put datasets into."""
 
     def __init__(self, tmp_path, server):
         self.root = tmp_path / "root"

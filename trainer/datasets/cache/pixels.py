@@ -28,7 +28,7 @@ _MAKERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "
 class PixelCache:
     """Links cached pixels into views, and moves new pixels from views into the cache.
 
-    Only for the images that were given to `link`.
+    It considers only images that were given to `link`.
     """
 
     def __init__(self, cache: ContentCache) -> None:
