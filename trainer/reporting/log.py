@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class LogReporter:
-    """Logs phases, epochs, checkpoints, warnings and the end of a run. The row has the progress between them."""
+    """Logs phases, epochs, warnings and the end of a run. The row has the progress between them."""
 
     def __init__(self) -> None:
         self._phases: dict[str, str] = {}  # of active runs
@@ -34,7 +34,7 @@ class LogReporter:
         self._log(job).info("run started", name=job.request.name)
 
     def event(self, job: Job, event: Event) -> None:
-        """Log an event, unless it is progress within a phase or an epoch."""
+        """Log an event, unless it is a checkpoint or progress within a phase or an epoch."""
         if isinstance(event, PhaseStarted):
             self._phases[job.id] = event.phase.value
         to = self._log(job)
@@ -49,9 +49,7 @@ class LogReporter:
                 to.info("epoch finished", epoch=event.epoch, of=event.total_epochs, seconds=seconds, **metrics)
             case Warned():
                 to.warning("run warning", code=event.code, message=event.message)
-            case CheckpointSaved():
-                to.debug("checkpoint saved", epoch=event.epoch, bytes=event.bytes, key=event.key)
-            case BatchProgress() | TransferProgress():
+            case CheckpointSaved() | BatchProgress() | TransferProgress():
                 pass
             case Finished():
                 to.info("training finished", best=event.best.path)

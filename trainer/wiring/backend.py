@@ -23,15 +23,15 @@ class Backend:
     queue: Queue
     runs: RunTable
     store: ObjectStore
-    check: Callable[[], Sequence[str]]  # raises what is wrong with the access, returns what is doubtful about it
+    check: Callable[[], Sequence[str]]  # raises what is wrong with the access, returns warnings
     schema_version: Callable[[], int]
-    tidy: Callable[[], None]  # removes what uploads that were given up left on this host
+    tidy: Callable[[], None]  # removes what abandoned uploads left on this host
     url: str | None  # of Supabase; None: local
 
 
 @contextmanager
 def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
-    """Connect to what the settings name. Nothing is sent yet."""
+    """Open the backend that the settings name. Nothing is sent yet."""
     if not settings.uses_supabase:
         queue = SqliteQueue(settings.trainer_home / "queue.db")
         store = LocalObjectStore(settings.trainer_home / "storage")
@@ -45,7 +45,7 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
             url=None,
         )
         return
-    # imported here: who runs locally does not pay for the client library
+    # imported here because a local service does not need the client library
     from trainer.jobs.supabase import SupabaseQueue
     from trainer.remote.storage_api import StorageApi
     from trainer.remote.supabase import Project
@@ -72,5 +72,5 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
 
 
 def beat_seconds(settings: Settings) -> float:
-    """One call per beat renews the lease, asks for a cancel and reports the worker, so the shorter interval counts."""
+    """Return the seconds between heartbeats. One call renews the lease and asks for a cancel, so the shorter interval counts."""
     return min(settings.cancel_check_interval, settings.heartbeat_interval)

@@ -35,7 +35,7 @@ def build_datasets(
     opened: ExitStack,
     extra: tuple[Path, ...] = (),
 ) -> FetchedDatasets:
-    """Where datasets come from, and which of this host's folders a row may name: the settings' and `extra`."""
+    """Return the datasets of a service. A row may name folders of the settings and those in `extra`."""
     root, roots = settings.datasets_folder, dataset_roots(settings, extra)
     own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
     web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
@@ -99,7 +99,7 @@ def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: 
 
 
 def weights_on_disk(settings: Settings) -> list[str]:
-    """The files below MODELS_DIR that a run may name."""
+    """Return the files in MODELS_DIR that a run may name."""
     folder = ModelFolder(
         settings.models_folder,
         store=None,

@@ -23,7 +23,7 @@ GB = 10**9
 
 
 def build_self_test(settings: Settings) -> SelfTest:
-    """What a run needs of this host, whatever the run."""
+    """Return the test of what every run needs of this host."""
     home, data = settings.trainer_home, settings.datasets_folder
     places = [
         *(Place(setting="TRAINER_HOME", folder=folder) for folder in (home, home / "journal", home / "children")),
@@ -39,7 +39,7 @@ def run_times(settings: Settings) -> RunTimes:
 
 
 def build_trainer(settings: Settings) -> ChildTrainer:
-    """The supervisor of training processes."""
+    """Return the supervisor of training processes."""
     return ChildTrainer(
         environment=process_environment(),
         home=settings.trainer_home / "children",
@@ -56,7 +56,7 @@ def build_trainer(settings: Settings) -> ChildTrainer:
 
 
 def plan_parser(settings: Settings) -> partial[TrainPlan]:
-    """How a row's request is read on this host."""
+    """Return the function that reads the request of a row on this host."""
     return partial(
         plan_of,
         exports_available=available_exports(),
@@ -66,14 +66,14 @@ def plan_parser(settings: Settings) -> partial[TrainPlan]:
 
 
 def slot_devices(settings: Settings) -> list[int]:
-    """One entry per slot: the GPUs in turn, or CPU slots on a host without."""
+    """Return one entry per slot: the GPUs in turn, or CPU slots on a host without GPUs."""
     found = [gpu.index for gpu in host.visible_gpus(process_environment().get("CUDA_VISIBLE_DEVICES"))]
     count = settings.slots or max(len(found), 1)
     return [found[slot % len(found)] if found else CPU for slot in range(count)]
 
 
 def describe_worker(settings: Settings, free_gpus: int) -> Worker:
-    """Who we are, and what a run may require of us now."""
+    """Return this worker and what a run may require of it now."""
     found = host.visible_gpus(process_environment().get("CUDA_VISIBLE_DEVICES"))
     smallest = min((gpu.memory for gpu in found), default=0) / host.GIB
     return Worker(
@@ -84,6 +84,6 @@ def describe_worker(settings: Settings, free_gpus: int) -> Worker:
 
 
 def run_logs(settings: Settings, run_id: str) -> list[Path]:
-    """The logs of a run's attempts on this host, oldest first. Links are not followed."""
+    """Return the logs of a run's attempts on this host, oldest first. Links are not followed."""
     logs = [folder.log for folder in attempts_in(settings.runs_folder, run_id)]
     return [path for path in logs if path.is_file() and not path.is_symlink()]

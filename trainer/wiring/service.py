@@ -43,7 +43,7 @@ REPORTERS_CLOSE = 5.0  # seconds that a shutdown waits for the reporters
 
 @dataclass(frozen=True, kw_only=True)
 class RunParts:
-    """What executes runs: the same for the daemon and for a single run."""
+    """The parts that execute runs: the same for the daemon and for a single run."""
 
     backend: Backend
     host: RunHost
@@ -57,7 +57,7 @@ class RunParts:
 
 @contextmanager
 def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
-    """Build the whole service; everything it opened is closed afterwards."""
+    """Build the whole service. Everything that it opened is closed afterwards."""
     self_test = build_self_test(settings)
     self_test.require_folders()
     health, liveness = Health(self_test), Liveness()
@@ -76,7 +76,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
 
 @contextmanager
 def open_run_parts(settings: Settings, backend: Backend, health: Health, liveness: Liveness) -> Iterator[RunParts]:
-    """Open what executes runs, and close it afterwards."""
+    """Open the parts that execute runs, and close them afterwards."""
     with ExitStack() as opened:
         beat, reporters = open_reporters(settings, backend.queue.beat, health, opened)
         trainer = build_trainer(settings)
@@ -118,7 +118,7 @@ def open_reporters(settings: Settings, beat: Beat, health: Health, opened: ExitS
 def build_run_services(
     settings: Settings, backend: Backend, health: Health, trainer: ChildTrainer, datasets: FetchedDatasets
 ) -> RunServices:
-    """Build what all runs share."""
+    """Return the parts that all runs share."""
     folders = RunFolders(
         runs=settings.runs_folder,
         views=settings.datasets_folder / "datasets",
@@ -154,7 +154,7 @@ def build_run_services(
 
 
 def build_daemon(settings: Settings, parts: RunParts, manager: ServiceManager) -> Daemon:
-    """Build the loop that claims runs."""
+    """Return the loop that claims runs."""
     queue, services = parts.backend.queue, parts.host.services
     slots, describe = Slots(slot_devices(settings)), partial(describe_worker, settings)
     orphans = partial(orphaned_journals, services.folders.journals, settings.worker_id, settings.lease_seconds)
@@ -187,7 +187,7 @@ def build_daemon(settings: Settings, parts: RunParts, manager: ServiceManager) -
 
 
 def build_housekeeping(settings: Settings, parts: RunParts) -> Housekeeping:
-    """Build the chores that free disk space and delete uploaded checkpoints."""
+    """Return the chores that free disk space and delete uploaded checkpoints."""
     services = parts.host.services
     return Housekeeping(
         [

@@ -112,7 +112,9 @@ class Execution:
     def _run_attempt(self, journal: Journal, attempt: Attempt, run: RunContext, shutdown: StopSignal) -> AttemptEnd:
         labels = structlog.contextvars.bound_contextvars(run=run.events.labels)
         with labels, kept_alive(run.heartbeat, run.job.id):
-            outcome = self._outcome(attempt, run.job.id)
+            outcome = call_or(
+                attempt.outcome, RUN_FAILED_IN_SERVICE, lambda: self._outcome_after_error(attempt, run.job.id)
+            )
             # a cancel that arrives after this line is too late: the model is published
             if outcome is not None:
                 journal.end(outcome)
@@ -127,11 +129,8 @@ class Execution:
             with shutdown.borrowed_time(self._services.times.drain) as time_limit:
                 return deliver(self._queue, journal, outcome, time_limit)
 
-    def _outcome(self, attempt: Attempt, run_id: str) -> Outcome | None:
-        """Return the outcome of the attempt. An error of the service loses this attempt but not its checkpoints."""
-        return call_or(attempt.outcome, RUN_FAILED_IN_SERVICE, lambda: self._outcome_after_error(attempt, run_id))
-
-    def _outcome_after_error(self, attempt: Attempt, run_id: str) -> Retry:
+    def _outcome_after_error(self, attempt: Attempt, run_id: str) -> Outcome | None:
+        """Return the outcome after an error of the service: it loses this attempt but not its checkpoints."""
         self._services.health.record_service_failure(run_id, SERVICE_FAILED)
         results: JsonObject = call_or(
             attempt.publish_for_retry, "artifacts not published, they stay on this host", dict

@@ -46,9 +46,8 @@ class Prefetcher:
     @contextmanager
     def running(self, stop: StopSignal) -> Iterator[None]:
         """Prefetch in a thread while the block runs."""
-        over = stop.child()
         ended = threading.Event()
-        thread = threading.Thread(target=self._run, args=(over, ended), name="prefetch", daemon=True)
+        thread = threading.Thread(target=self._run, args=(stop, ended), name="prefetch", daemon=True)
         thread.start()
         try:
             yield

@@ -170,11 +170,7 @@ def _found(path: Path, checkpoint: Checkpoint, now: Setup) -> FoundCheckpoint:
 
 def _trained_by(path: Path, checkpoint: Checkpoint) -> int:
     """Return the attempt that trained a checkpoint: not the folder's if it was downloaded from the bucket."""
-    return attempt_of(checkpoint.key) if checkpoint.key else _folder_of(path).attempt
-
-
-def _folder_of(checkpoint: Path) -> RunFolder:
-    return RunFolder(checkpoint.parent.parent)
+    return attempt_of(checkpoint.key) if checkpoint.key else RunFolder(path.parent.parent).attempt
 
 
 def _listed(changes: tuple[str, ...]) -> str:

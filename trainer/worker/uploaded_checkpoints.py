@@ -69,22 +69,14 @@ class UploadedCheckpoints:
 
         If the disk fails, the checkpoint is uploaded without an entry and may stay in the bucket.
         """
-        if not is_checkpoint_of(run_id, key):
-            return
-        try:
-            self._append(run_id, {"bucket": self._bucket, "key": key, "at": time.time()})
-        except OSError as error:
-            log.warning("uploaded checkpoint not listed, it may stay in the bucket", key=key, error=str(error))
+        if is_checkpoint_of(run_id, key):
+            self._try_append(run_id, {"bucket": self._bucket, "key": key, "at": time.time()})
 
     def delete(self, run_id: str, key: str) -> None:
         """Delete a checkpoint of this run. Other keys are ignored. Raises what the store raises."""
-        if not is_checkpoint_of(run_id, key):
-            return
-        self._store.delete(ObjectRef(bucket=self._bucket, key=key))
-        try:
-            self._append(run_id, {"deleted": key})
-        except OSError as error:
-            log.debug("deleted checkpoint still listed, it will be deleted again", key=key, error=str(error))
+        if is_checkpoint_of(run_id, key):
+            self._store.delete(ObjectRef(bucket=self._bucket, key=key))
+            self._try_append(run_id, {"deleted": key})
 
     def settle(self, run_id: str) -> None:
         """Delete the checkpoints that the run cannot resume from any more. `tidy` repeats what fails."""
@@ -152,14 +144,19 @@ class UploadedCheckpoints:
     def _path(self, run_id: str) -> Path:
         return self._folder / f"{quote(run_id, safe='')}.jsonl"
 
+    def _try_append(self, run_id: str, line: JsonObject) -> None:
+        try:
+            self._append(run_id, line)
+        except OSError as error:
+            log.warning("list of uploaded checkpoints cannot be written", run_id=run_id, error=str(error))
+
     def _append(self, run_id: str, line: JsonObject) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(run_id)
         with _locked(path) as file:
             is_new = os.fstat(file.fileno()).st_size == 0
-            file.write(
-                b"\n" + json.dumps(line).encode() + b"\n"
-            )  # starts a new line, because the last one may be incomplete
+            # starts a new line, because the last one may be incomplete
+            file.write(b"\n" + json.dumps(line).encode() + b"\n")
             durable.sync(path)
             if is_new:
                 durable.sync(self._folder)
