@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 
 
 class Gateway:
-    """Routes requests by the beginning of their path; `secret_key` is replaced by `service_key` on the way.
+    """Routes requests by the prefix of their path, and replaces `secret_key` by `service_key`.
 
-    `faults` is called for every request with its method and path and may answer (status, headers, body) itself,
-    or "lose" to have this request's answer thrown away after the server behind gave it; `lose_answers` counts answers
-    of any request to which the same happens.
+    `faults` is called with the method and path of every request. It may return an answer (status, headers, body), or
+    "lose": then the server gets the request, and its answer is dropped. `lose_answers` is the number of answers to drop
+    next, whatever the request.
     """
 
     HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host"})

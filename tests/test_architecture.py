@@ -1,4 +1,4 @@
-"""What must hold of the code as a whole."""
+"""Rules for the code as a whole: imports, error boundaries, names and sizes."""
 
 import ast
 import graphlib
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 
 ROOMS = {"request", "weights", "worker", "jobs", "storage", "datasets", "training", "reporting", "settings"}
-# room → what it may import of ours
+# room → the rooms that it may import
 ALLOWED = {
     "core": {"core"},
     "remote": {"remote", "core"},
@@ -175,7 +175,7 @@ def test_only_error_boundaries_catch_every_exception():
 
 
 def reraises(handler: ast.ExceptHandler) -> bool:
-    """Cleaning up and raising on is not swallowing."""
+    """Return whether the handler raises the error again after its cleanup."""
     return isinstance(handler.body[-1], ast.Raise)
 
 

@@ -1,4 +1,4 @@
-"""What the documentation says is what the code does."""
+"""The documentation agrees with the code."""
 
 import ast
 import re
@@ -27,7 +27,7 @@ def section(title, text=README):
 
 
 def table_rows(text):
-    """The cells of each table row whose first cell is in backticks."""
+    """Return the cells of each table row whose first cell is in backticks."""
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
     return {row[0].strip().strip("`"): [cell.strip() for cell in row[1:]] for row in rows}
 
@@ -115,7 +115,7 @@ def test_every_page_is_linked_from_the_readme():
     assert {f"docs/{name}.md" for name in PAGES} <= set(re.findall(r"\]\(([^)]+)\)", README))
 
 
-# ── commands: each is run by a test, or needs what a test host has not ──
+# ── commands: each is run by a test, or needs more than a test host has ──
 
 NEEDS_A_HOST = {
     "sudo": "a host with systemd; tests/acceptance/test_systemd.py checks the units and plays systemd's side",
@@ -127,12 +127,12 @@ NEEDS_A_HOST = {
 
 
 def blocks(language, text=README):
-    """The fenced code blocks of a page."""
+    """Return the fenced code blocks of a page."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands(text):
-    """Each command of the shell blocks, without its comment."""
+    """Return each command of the shell blocks, without its comment."""
     lines = [line.split("  #")[0].strip() for block in blocks("sh", text) for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -162,7 +162,7 @@ def test_documented_commands_are_all_in_one_tested_block():
 
 
 def test_every_documented_make_target_can_be_planned():
-    """A dry run: what `make demo` and `make test` start is itself tested, or is this."""
+    """A dry run; the programs that the targets start have tests of their own."""
     for target in re.findall(r"make ([a-z-]+)", "\n".join(commands(README)) + README):
         plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
         assert plan.returncode == 0, plan.stderr
@@ -173,7 +173,7 @@ def test_every_documented_make_target_can_be_planned():
 
 def test_every_message_in_the_troubleshooting_table_is_one_of_ours():
     files = [*(ROOT / "trainer").rglob("*.py"), *(ROOT / "supabase").rglob("*.sql")]
-    # as the person sees it: adjacent literals are one text
+    # join adjacent literals, because they are one text
     source = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in files))
     rows = [line.split("|")[1] for line in PAGES["troubleshooting"].splitlines() if line.startswith("| ")][1:]
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
@@ -206,14 +206,14 @@ def test_the_readme_has_its_sections_in_the_order_in_which_they_are_needed():
 
 
 def called(tree):
-    """Each call, with the name of the function."""
+    """Yield each call with the name of its function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield node, node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
 
 
 def texts(node):
-    """The literal texts that an expression can be."""
+    """Return the literal texts that an expression can have as its value."""
     match node:
         case ast.Constant(value=str(text)):
             return [text]
@@ -223,7 +223,7 @@ def texts(node):
 
 
 def codes_in_source():
-    """The `code` of each Warned, and the first text of the calls that take one."""
+    """Yield the code of each warning: the `code` of each Warned, and the first argument of the functions that warn."""
     for path in sorted((ROOT / "trainer").rglob("*.py")):
         for call, function in called(ast.parse(path.read_text())):
             given = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
@@ -257,7 +257,7 @@ def test_codes_are_snake_case():
     assert [code for code in codes if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", code)] == []
 
 
-# ── language: words that are always wrong here ──
+# ── language: words that are never right here ──
 
 BANNED = re.compile(
     r"\b("
