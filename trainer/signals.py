@@ -19,9 +19,13 @@ def signals_set(shutdown: StopSignal) -> Iterator[None]:
     shell both send one, and systemd can send one right after SIGTERM. If SIGHUP is ignored at the start (nohup), it
     stays ignored.
     """
+    requests = 0
 
     def handle(number: int, _: FrameType | None) -> None:
-        if shutdown.must_stop and number != signal.SIGHUP:
+        nonlocal requests
+        # Python handles pending signals by their number: a SIGHUP that was sent after SIGTERM can be handled before it
+        requests += number != signal.SIGHUP
+        if requests > 1:
             # the children die with this process (parent-death signal), and the journal tells the next process about its runs
             os._exit(128 + number)
         shutdown.set(StopReason.SHUTDOWN)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.acceptance.service import running
 
-TELLING = {"STAND_IN": "prints_its_environment.py"}
+PRINTS_GPUS = {"STAND_IN": "prints_its_environment.py"}
 
 
 def finish(service, run_id):
@@ -22,7 +22,7 @@ def gpus_of(service, run_id):
 
 
 def test_each_run_has_its_own_gpu(home, data):
-    with running(home, {"seconds_per_epoch": 0.3}, PRETENDED_GPUS=2, **TELLING) as service:
+    with running(home, {"seconds_per_epoch": 0.3}, PRETENDED_GPUS=2, **PRINTS_GPUS) as service:
         runs = [service.enqueue(data, epochs=500) for _ in range(3)]
         service.wait_until(runs[1], lambda row: row["progress_epoch"] >= 1)
         assert service.row(runs[2])["status"] == "queued"
@@ -34,7 +34,7 @@ def test_each_run_has_its_own_gpu(home, data):
 
 @pytest.mark.long
 def test_run_on_two_gpus_waits_for_both(home, data):
-    with running(home, {"seconds_per_epoch": 0.4}, PRETENDED_GPUS=2, **TELLING) as service:
+    with running(home, {"seconds_per_epoch": 0.4}, PRETENDED_GPUS=2, **PRINTS_GPUS) as service:
         small = service.enqueue(data, epochs=500)
         service.wait_until(small, lambda row: row["progress_epoch"] >= 1)
         large = service.enqueue(data, epochs=500, device="0,1")
@@ -53,7 +53,7 @@ def test_run_on_two_gpus_waits_for_both(home, data):
 
 
 def test_run_that_needs_more_gpus_than_the_host_has_stays_queued(home, data):
-    with running(home, {}, PRETENDED_GPUS=2, **TELLING) as service:
+    with running(home, {}, PRETENDED_GPUS=2, **PRINTS_GPUS) as service:
         left = [
             service.enqueue(data, epochs=1, device="0,1,2"),
             service.enqueue(data, epochs=1, requires={"gpus": 3}),
@@ -65,7 +65,7 @@ def test_run_that_needs_more_gpus_than_the_host_has_stays_queued(home, data):
 
 
 def test_cuda_visible_devices_limits_the_gpus(home, data):
-    with running(home, {}, PRETENDED_GPUS=4, CUDA_VISIBLE_DEVICES="2,3", **TELLING) as service:
+    with running(home, {}, PRETENDED_GPUS=4, CUDA_VISIBLE_DEVICES="2,3", **PRINTS_GPUS) as service:
         run = service.enqueue(data, epochs=1, device="0,1")
         service.wait(run, "completed")
 
@@ -73,7 +73,7 @@ def test_cuda_visible_devices_limits_the_gpus(home, data):
 
 
 def test_two_slots_on_one_gpu_are_not_two_gpus(home, data):
-    with running(home, {"seconds_per_epoch": 0.4}, PRETENDED_GPUS=1, SLOTS=2, **TELLING) as service:
+    with running(home, {"seconds_per_epoch": 0.4}, PRETENDED_GPUS=1, SLOTS=2, **PRINTS_GPUS) as service:
         left = service.enqueue(data, epochs=1, device="0,1")
         runs = [service.enqueue(data, epochs=500) for _ in range(2)]
         service.wait_until(runs[1], lambda row: row["progress_epoch"] >= 1)
@@ -86,7 +86,7 @@ def test_two_slots_on_one_gpu_are_not_two_gpus(home, data):
 
 
 def test_run_with_fewer_gpus_than_it_names_gets_a_warning(home, data):
-    with running(home, {}, PRETENDED_GPUS=2, **TELLING) as service:
+    with running(home, {}, PRETENDED_GPUS=2, **PRINTS_GPUS) as service:
         # the queue reads only the key `device`
         run = service.enqueue(data, epochs=1, Device="0,1")
         service.wait(run, "completed")
