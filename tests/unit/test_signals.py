@@ -1,4 +1,4 @@
-"""Signals that stop the service. acceptance/test_service.py tests the drain with real services."""
+"""Signals that stop the service. acceptance/test_service_stops.py tests the drain with real services."""
 
 import signal
 import subprocess
