@@ -1,7 +1,7 @@
 """Measure how long it takes to validate, normalize and link N images on disk: `python -m benchmarks.datasets [N]`.
 
-The images are a few distinct JPEGs of 64 pixels, each with a different comment so that no two files are equal, each
-with a label file of five boxes. Prints seconds and images per second, for the first and the second preparation.
+The images are copies of a few JPEGs of 64 pixels. Each has its own comment, so that no two files are equal, and a label
+file of five boxes. The output is seconds and images per second, for the first and the second preparation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainer.datasets.source.reference import Roots
 
 
 class OnDisk:
-    """A fetcher whose folder already exists."""
+    """A fetcher of datasets that are on disk already."""
 
     def __init__(self, is_private: bool) -> None:
         self._is_private = is_private
@@ -79,7 +79,7 @@ def make(root: Path, images: int, size: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Prepare the dataset once. Return wall and CPU seconds."""
+    """One preparation of the dataset, in wall and CPU seconds."""
 
     label: str
     seconds: float
@@ -108,7 +108,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
         target="≥ 10,000 images/s once; ≤ 2 s unchanged",
         measured=f"{images / first.seconds:,.0f} images/s ({first.cpu:.1f} s of CPU); unchanged {again.seconds:.2f} s ({again.cpu:.1f} s)",
         met=images / first.seconds >= 10_000 and again.seconds <= 2.0,
-        why="of the unchanged view the kernel takes 0.7 to 0.8 s for its 50,000 new names, listing and reading the labels 1 s",
+        why="for the unchanged view, the kernel needs 0.7 to 0.8 s to create 50,000 names, and listing and reading the labels 1 s",
     )
 
 
@@ -117,7 +117,9 @@ def main() -> None:
     parser.add_argument("images", type=int, nargs="?", default=50_000)
     parser.add_argument("--size", type=int, default=64, help="pixels of each image's sides")
     parser.add_argument("--users", action="store_true", help="images of the user: symlinks instead of hard links")
-    parser.add_argument("--folder", type=Path, default=None, help="where to work; default: the temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the dataset is created; default: the temporary folder"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for done in prepare_twice(Path(folder).resolve(), options.images, options.size, users=options.users):

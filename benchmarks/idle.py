@@ -28,8 +28,8 @@ POLL = 1.0  # seconds between two claims over Supabase; a tenth of the default
 
 
 def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
-    with tempfile.TemporaryDirectory() as home, running(home, BACKEND="local") as (process, began):
-        claiming = first_claim(Path(home) / "queue.db", began)
+    with tempfile.TemporaryDirectory() as home, running(home, BACKEND="local") as (process, started):
+        claiming = first_claim(Path(home) / "queue.db", started)
         share = processor(process, 1.0 if tiny else seconds)
         memory = process.memory_info().rss / 2**20
     yield Figure(
@@ -65,10 +65,10 @@ def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
 def running(home: str, **settings: str) -> Iterator[tuple[psutil.Process, float]]:
     """Start the service without a prestarted process. Yield it and its start time."""
     environment = os.environ | {"TRAINER_HOME": home, "WARM_START": "0", "LOG_LEVEL": "ERROR"} | settings
-    began = time.monotonic()
+    started = time.monotonic()
     service = subprocess.Popen([sys.executable, str(ROOT / "trainer_service.py")], env=environment, cwd=home)
     try:
-        yield psutil.Process(service.pid), began
+        yield psutil.Process(service.pid), started
     finally:
         service.terminate()
         service.wait()
@@ -87,14 +87,14 @@ def main() -> None:
         print(figure.line())
 
 
-def first_claim(queue: Path, began: float) -> float:
+def first_claim(queue: Path, started: float) -> float:
     """Return the seconds until the first claim, with which the worker reports itself."""
     while True:
         if queue.exists():
             with closing(sqlite3.connect(queue)) as db:
                 try:
                     if db.execute("select count(*) from trainer_workers").fetchone()[0]:
-                        return time.monotonic() - began
+                        return time.monotonic() - started
                 except sqlite3.OperationalError:
                     pass  # the tables do not exist yet
         time.sleep(0.01)

@@ -66,9 +66,9 @@ def labels_of(data: str, table: bool) -> float:
         install()
     document = check_det_dataset(data)
     cfg = get_cfg(overrides={"imgsz": 64, "data": data})
-    began = time.perf_counter()
+    started = time.perf_counter()
     build_yolo_dataset(cfg, document["train"], BATCH, document, mode="train", stride=32)
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def main() -> None:

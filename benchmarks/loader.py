@@ -73,9 +73,9 @@ def epochs_of(data: str, imgsz: int, stored: int, cache: str) -> list[Epoch]:
         torch.manual_seed(0)
         cfg = get_cfg(overrides={"imgsz": imgsz, "data": data, "cache": cache or False})
         dataset = build_yolo_dataset(cfg, document["train"], BATCH, document, mode="train", stride=32)
-        digest, began, before = hashlib.sha256(), time.perf_counter(), time.process_time()
+        digest, started, before = hashlib.sha256(), time.perf_counter(), time.process_time()
         samples = [dataset[i] for i in range(len(dataset))]
-        seconds, cpu = time.perf_counter() - began, time.process_time() - before
+        seconds, cpu = time.perf_counter() - started, time.process_time() - before
         for sample in samples:
             digest.update(sample["img"].numpy().tobytes() + sample["bboxes"].numpy().tobytes())
         epochs.append(Epoch(seconds=seconds, cpu=cpu, digest=digest.hexdigest()))

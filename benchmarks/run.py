@@ -86,7 +86,7 @@ class Baseline:
             {"model": MODEL, "data": str(self._data), "epochs": epochs, "save_dir": str(run), "device": "cpu", **ARGUMENTS}
             for run in runs
         ]  # fmt: skip
-        began, before = time.time(), os.times()
+        started, before = time.time(), os.times()
         command = [sys.executable, "-m", "benchmarks.baseline", json.dumps(orders)]
         done = subprocess.run(
             command, env=self._environment, cwd=self._data.parent, capture_output=True, text=True, check=False,
@@ -96,7 +96,7 @@ class Baseline:
             raise RuntimeError(done.stderr[-4000:])
         cpu = after.children_user + after.children_system - before.children_user - before.children_system
         loading = [json.loads(line)["loading"] for line in done.stdout.splitlines() if line.startswith('{"loading"')]
-        self.started = began
+        self.started = started
         return [
             Trained(requested=requested, ended=ended, batches=batches(run), cpu=cpu)
             for requested, run in zip(loading, runs, strict=True)
@@ -215,10 +215,10 @@ def whole(baseline: Baseline, service: OurService, size: Size) -> Iterator[Figur
             if trainer is baseline:
                 theirs, their_wall = trained, trained.ended - baseline.started
             else:
-                mine = trained
-        wall.append(mine.wall / their_wall)
-        cpu.append(mine.cpu / theirs.cpu)
-        training.append((mine.batches[-1] - mine.batches[0]) / (theirs.batches[-1] - theirs.batches[0]))
+                ours = trained
+        wall.append(ours.wall / their_wall)
+        cpu.append(ours.cpu / theirs.cpu)
+        training.append((ours.batches[-1] - ours.batches[0]) / (theirs.batches[-1] - theirs.batches[0]))
     yield Figure(
         what=f"a whole run, {size.epochs} epochs on {size.images} images",
         target="≤ 1.03 of the baseline",

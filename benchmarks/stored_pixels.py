@@ -87,9 +87,9 @@ def arguments(imgsz: int, epochs: int) -> dict[str, int | bool]:
 
 
 def _timed(train, run: Path) -> Trained:  # noqa: ANN001
-    began = time.perf_counter()
+    started = time.perf_counter()
     train()
-    return Trained(seconds=time.perf_counter() - began, weights=_weights(run / "weights/last.pt"))
+    return Trained(seconds=time.perf_counter() - started, weights=_weights(run / "weights/last.pt"))
 
 
 def _weights(path: Path) -> str:

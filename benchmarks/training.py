@@ -37,7 +37,7 @@ REPEATS = 3
 
 
 def first_batch(dataset: PreparedDataset, folder: Path, repeats: int, *, warm: bool) -> tuple[list[float], int]:
-    """Return the seconds from the order to the first batch, and the MiB of the largest process of the training."""
+    """Return the seconds from the order to the first batch, and the memory of the largest process in MiB."""
     trainer = ChildTrainer(environment=os.environ, home=folder / "home", weights=folder / "weights", warm_start=warm)
     seconds, peak = [], 0
     for repeat in range(repeats):
@@ -79,7 +79,7 @@ def cancel(dataset: PreparedDataset, folder: Path, repeats: int) -> list[float]:
 
 
 def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> float:
-    """Return the microseconds that our callback adds to a batch, with a pipe that is read."""
+    """Return the microseconds that our callback adds to a batch while the events are read."""
     before = dict(os.environ)
     os.environ |= child_environment(before, private_folder(folder, folder), folder, devices=())
     import torch
@@ -103,7 +103,7 @@ def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> floa
 
 
 def checkpoint(folder: Path, mebibytes: int) -> list[float]:
-    """Return the milliseconds that a training waits for the copy of a state of this size."""
+    """Return the milliseconds for which a training waits while a state of this size is copied."""
     import zipfile
 
     state = folder / "last.pt"
