@@ -130,7 +130,7 @@ def test_checkpoints_of_completed_run_are_removed(worker):
         assert not folder.finished_marker.exists()
 
 
-def test_checkpoint_that_row_may_name_is_not_deleted(worker):
+def test_newest_delivered_checkpoint_is_not_deleted(worker):
     """During an outage of the queue, another host looks for the last checkpoint that the queue received."""
     worker.checkpoint_seconds = 0.01
     run_id = worker.enqueue()

@@ -94,7 +94,7 @@ def test_unexpected_errors_of_claims_back_off(worker, queue, monkeypatch):
         worker.shutdown.set(StopReason.SHUTDOWN)
 
 
-def test_outcome_that_is_always_rejected_delays_no_other_run(worker, queue, monkeypatch):
+def test_rejected_outcome_delays_no_other_run(worker, queue, monkeypatch):
     monkeypatch.setattr(daemon_module, "ORPHANS_FIRST", 0.05)
     refused, run_id = worker.enqueue(), worker.enqueue()
     journal = Journal.create(worker.folders.journals, worker.claim())

@@ -165,8 +165,8 @@ def test_shutdown_claims_nothing_when_slot_becomes_free(worker, queue):
     assert worker.row(waiting)["attempt"] == 0
 
 
-def test_run_that_exceeds_drain_time_is_reported(worker, queue):
-    worker.enqueue()
+def test_run_exceeding_drain_time_is_reported(worker, queue):
+    run_id = worker.enqueue()
     holding = threading.Event()
 
     def hang(epoch):
@@ -183,13 +183,12 @@ def test_run_that_exceeds_drain_time_is_reported(worker, queue):
 
 
 def test_daemon_leaves_no_thread(worker, queue):
-    before = threading.active_count()
-    stop = StopSignal()
-    stop.set(StopReason.SHUTDOWN)
+    before = set(threading.enumerate())
+    worker.shutdown.set(StopReason.SHUTDOWN)
 
-    daemon(worker, queue).run(stop)
+    daemon(worker, queue).run(worker.shutdown)
 
-    assert threading.active_count() <= before
+    assert set(threading.enumerate()) - before == set()
 
 
 def test_shutdown_waits_for_recovery(worker, queue, monkeypatch):

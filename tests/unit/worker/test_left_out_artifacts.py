@@ -20,7 +20,7 @@ def left_out(events):
 
 
 @pytest.mark.parametrize("name", ["results.csv", "run.log", "manifest.json"])
-def test_model_is_published_without_a_file_that_is_refused_for_long(store, run_dir, monkeypatch, name):
+def test_model_is_published_without_file_refused_for_too_long(store, run_dir, monkeypatch, name):
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.2)
     watched, events, finished = Watched(store), [], finished_with(run_dir)
     uploader = ArtifactUpload(watched, "b", JOB)
@@ -51,7 +51,7 @@ def test_model_is_published_without_a_file_that_is_refused_for_long(store, run_d
         ("results.csv", BadRequest("too large"), False),
     ],
 )
-def test_weights_and_what_may_be_taken_later_are_waited_for(store, run_dir, monkeypatch, name, error, has_ended):
+def test_weights_and_temporary_errors_are_waited_for(store, run_dir, monkeypatch, name, error, has_ended):
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.0)
     watched = Watched(store)
 
@@ -64,7 +64,7 @@ def test_weights_and_what_may_be_taken_later_are_waited_for(store, run_dir, monk
         published(watched, run_dir, finished=finished_with(run_dir) if has_ended else None)
 
 
-def test_file_that_the_store_takes_in_the_end_is_not_left_out(store, run_dir, monkeypatch):
+def test_file_is_not_left_out_once_store_accepts_it(store, run_dir, monkeypatch):
     """The store refused everything for a while, and nothing is said about what it has now."""
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.0)
     events, finished = [], finished_with(run_dir)
@@ -86,7 +86,7 @@ def test_file_that_the_store_takes_in_the_end_is_not_left_out(store, run_dir, mo
 
 
 @pytest.mark.parametrize("name", ["é" * 127, "/".join(["d" * 200] * 5)])
-def test_file_whose_name_no_store_takes_is_left_out(store, run_dir, monkeypatch, name):
+def test_file_with_too_long_name_is_left_out(store, run_dir, monkeypatch, name):
     monkeypatch.setattr(store, "key", escaped_key)
     (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
     (run_dir / name).write_text("x")
@@ -98,7 +98,7 @@ def test_file_whose_name_no_store_takes_is_left_out(store, run_dir, monkeypatch,
     assert left_out(events) == [f"{name} is not published and stays on this host: its name is too long"]
 
 
-def test_huge_file_beside_a_model_is_left_out_unread(store, run_dir):
+def test_huge_file_is_left_out_unread(store, run_dir):
     (run_dir / "core.123").touch()
     os.truncate(run_dir / "core.123", 2**40)
     events = []
@@ -111,7 +111,7 @@ def test_huge_file_beside_a_model_is_left_out_unread(store, run_dir):
     assert "1024 GiB" in left_out(events)[0]
 
 
-def test_folder_with_the_name_of_the_model_does_not_take_its_place(store, run_dir):
+def test_folder_named_like_model_does_not_replace_it(store, run_dir):
     """The local store cannot have both a file and a folder of one name."""
     (run_dir / "best.pt" / "data").mkdir(parents=True)
     (run_dir / "best.pt" / "data" / "0").write_text("x")

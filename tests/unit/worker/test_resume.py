@@ -43,7 +43,7 @@ def test_uploaded_checkpoint_is_downloaded_when_newer(host):
     assert found.setup == NOW
 
 
-def test_checkpoint_that_an_attempt_fetched_still_belongs_to_the_attempt_that_trained_it(host):
+def test_downloaded_checkpoint_belongs_to_attempt_that_trained_it(host):
     """The attempt that fetched it trained nothing; which epochs the history has of it depends on who trained them."""
     host.upload(6)
     fetched = host.found().path

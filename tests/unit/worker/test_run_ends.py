@@ -140,7 +140,7 @@ def test_running_checkpoint_upload_does_not_hold_the_slot(worker, error):
 # ── what proves that the host works ──
 
 
-def test_only_saved_checkpoint_and_completed_run_are_successes_of_the_host(worker, monkeypatch):
+def test_saved_checkpoint_and_completed_run_prove_that_host_works(worker, monkeypatch):
     """What a resumed training reports before it trains proves nothing."""
     worker.enqueue()
     successes = []
@@ -160,7 +160,7 @@ def test_only_saved_checkpoint_and_completed_run_are_successes_of_the_host(worke
 
 
 @pytest.mark.parametrize("error", [RunFailed("It diverged."), MachineFailed("It was killed.")])
-def test_run_that_fails_is_no_success_of_the_host(worker, monkeypatch, error):
+def test_failed_run_does_not_prove_that_host_works(worker, monkeypatch, error):
     worker.enqueue()
     successes = []
     monkeypatch.setattr(worker.health, "record_success", successes.append)
