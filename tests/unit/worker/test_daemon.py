@@ -166,7 +166,7 @@ def test_shutdown_claims_nothing_when_slot_becomes_free(worker, queue):
 
 
 def test_run_exceeding_drain_time_is_reported(worker, queue):
-    run_id = worker.enqueue()
+    worker.enqueue()
     holding = threading.Event()
 
     def hang(epoch):
@@ -178,6 +178,9 @@ def test_run_exceeding_drain_time_is_reported(worker, queue):
     with in_background(lambda: ended.append(daemon(worker, queue, drain_seconds=0.2).run(worker.shutdown))):
         wait_for(lambda: ended)
         holding.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("run-"):
+            thread.join(30)
 
     assert ended == [False]
 
