@@ -95,7 +95,7 @@ def _folders(settings: Settings) -> Iterator[Check]:
         yield _writable(name, folder)
     for extra in settings.extra_dataset_roots:
         if not os.access(extra, os.R_OK | os.X_OK):
-            message = f"{extra} does not exist, or this user may not read it; create it or change its permissions"
+            message = f"{extra} does not exist, or this user cannot read it; create it or change its permissions"
             yield Check(name="EXTRA_DATASET_ROOTS", state="fault", message=message)
     weights = sorted(path.name for path in settings.models_folder.glob("*.pt"))
     yield Check(name="weights", state="ok", message=", ".join(weights) or "none yet; missing weights are downloaded")

@@ -76,7 +76,7 @@ def test_missing_extra_dataset_root_is_a_fault(a_host):
     a_host.set(EXTRA_DATASET_ROOTS=f"{a_host.home.parent},{a_host.home.parent}/gone")
 
     assert a_host.fault().name == "EXTRA_DATASET_ROOTS"
-    assert "/gone does not exist, or this user may not read it" in a_host.fault().message
+    assert "/gone does not exist, or this user cannot read it" in a_host.fault().message
 
 
 def test_several_faults_are_all_found(a_host):

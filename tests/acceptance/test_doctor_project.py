@@ -106,7 +106,7 @@ def test_read_only_artifacts_bucket_is_a_fault(project):
     fault = project.fault()
 
     assert fault.name == "bucket training-artifacts"
-    assert "its role may not do this: check the key" in fault.message
+    assert "its role has no permission for this: check the key" in fault.message
 
 
 def test_bucket_that_refuses_the_file_type_is_a_fault(project):

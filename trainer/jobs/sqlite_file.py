@@ -36,7 +36,7 @@ _PASSING = {
 _LASTING = {
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that the folder exists and that this user may write to it",
     sqlite3.SQLITE_READONLY: "it is read-only; give this user the right to write to the file and its folder",
-    sqlite3.SQLITE_PERM: "this user may not access it; give this user the right to write to the file and its folder",
+    sqlite3.SQLITE_PERM: "this user has no access to it; give this user the right to write to the file and its folder",
     sqlite3.SQLITE_NOTADB: "it is not an SQLite database; name another file",
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a backup, or move it away to start with an empty queue",
 }

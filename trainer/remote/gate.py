@@ -47,7 +47,7 @@ class Gate:
     resolve: Resolve
 
     def check_url(self, url: str) -> str:
-        """Return the URL as it is sent, without a fragment. Raises DatasetError for a URL that may not be fetched."""
+        """Return the URL as it is sent, without a fragment. Raises DatasetError for a URL that is not allowed."""
         if len(url) > LONGEST_URL:
             raise DatasetError(f"{printable(url, 200)} is longer than {LONGEST_URL} characters.")
         try:
@@ -72,12 +72,12 @@ class Gate:
         known = {host.rstrip(".").lower(), f"{host.rstrip('.').lower()}:{port}"}
         if self.allowed and not known & {*self.allowed, *self.own}:
             raise DatasetError(
-                f"Host {_short(host)} may not be contacted; upload the dataset to the storage bucket, or let the "
+                f"Host {_short(host)} is not allowed; upload the dataset to the storage bucket, or let the "
                 "operator add the host to ALLOWED_DATASET_HOSTS.",
             )
 
     def addresses(self, host: str, port: int) -> list[str]:
-        """Return the addresses of `host`. Raises DatasetError unless all of them may be contacted."""
+        """Return the addresses of `host`. Raises DatasetError unless all of them are allowed."""
         self.check_host(host, port)
         may_be_private = f"{host.rstrip('.').lower()}:{port}" in {*self.allowed, *self.own}
         try:
@@ -90,7 +90,7 @@ class Gate:
             raise DatasetError(f"Host {_short(host)} cannot be resolved. Check the URL.") from None
         if not found or not all(_may_contact(address, may_be_private=may_be_private) for address in found):
             raise DatasetError(
-                f"Host {_short(host)} is at an address inside a private network, which a dataset may not reach; "
+                f"Host {_short(host)} is at an address inside a private network, which is not allowed for a dataset; "
                 "upload the dataset to the storage bucket instead.",
             )
         return found

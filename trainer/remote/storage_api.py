@@ -170,7 +170,9 @@ class StorageApi:
         if status >= 500 or status < 400 or status in TRANSIENT:
             return Unavailable(said, retry_after=retry_after_seconds(answer.headers.get("Retry-After")))
         if status in (401, 403) or code in ("InvalidJWT", "AccessDenied", "Unauthorized", "InvalidSignature"):
-            return Misconfigured(f"{said}; the Supabase key is wrong, or its role may not do this: check the key")
+            return Misconfigured(
+                f"{said}; the Supabase key is wrong, or its role has no permission for this: check the key"
+            )
         where = f"bucket {target.bucket!r}"
         if status == 404:
             return _not_found(code, message, target, said)
@@ -227,9 +229,9 @@ def _not_found(code: str, message: str, target: Target, said: str) -> TrainerErr
     if code == "NoSuchBucket" or "bucket" in message.lower():
         if target.writing:
             return Misconfigured(f"bucket {target.bucket!r} does not exist: create it, or apply the migrations")
-        return ObjectMissing(f"bucket {target.bucket!r} does not exist, or this key may not see it")
+        return ObjectMissing(f"bucket {target.bucket!r} does not exist, or this key cannot access it")
     return ObjectMissing(
-        f"object {target.key!r} does not exist in bucket {target.bucket!r}, or this key may not see it",
+        f"object {target.key!r} does not exist in bucket {target.bucket!r}, or this key cannot access it",
     )
 
 

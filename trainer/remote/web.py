@@ -103,7 +103,7 @@ class GuardedClient:
 
         `on_length` gets the stated length before anything is written. If `is_known(final_url, strong_etag, length)` returns
         True, the content is not downloaded and `sha256` is empty.
-        Raises `ObjectMissing` for a missing file, `DatasetError` for a URL that may not or cannot be downloaded,
+        Raises `ObjectMissing` for a missing file, `DatasetError` for a URL that is not allowed or not usable,
         `Unavailable` when the host does not answer now, `Stopped`.
         """
         limit = min(max_bytes or self._max_bytes, self._max_bytes)

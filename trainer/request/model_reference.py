@@ -82,7 +82,7 @@ def _path_problem(path: str) -> str | None:
     if path.startswith(("/", "~", "-")) or "\\" in path:
         return "a path must be relative to MODELS_DIR and use /"
     if any(part in {"", ".", ".."} or part.startswith(".") for part in parts):
-        return "a path may not have .., empty or hidden parts"
+        return "a path must not have .., empty or hidden parts"
     if any(len(part.encode(errors="replace")) > 255 for part in parts):
         return "a part of the path is too long"
     return None

@@ -78,7 +78,7 @@ def _references(value: object) -> list[str]:
 
 
 def _drop_unused(found: Unnested) -> None:
-    """Remove settings that mean the default, have no effect, or may not be set."""
+    """Remove settings that mean the default, have no effect, or are not allowed."""
     for name in ("base_model", "task", "device", "optimizer"):
         given = found.settings.get(name)
         value = given.value.strip().lower() if given and isinstance(given.value, str) else ""
@@ -94,7 +94,7 @@ def _drop_unused(found: Unnested) -> None:
         if name in IGNORED:
             found.warnings.append(f"{given.spelling} was ignored: {IGNORED[name]}")
         elif given.value is not False and (name, given.value) != ("mode", "train"):
-            found.problems.append(f"{given.spelling}: may not be set; {REFUSED[name]}")
+            found.problems.append(f"{given.spelling}: cannot be set; {REFUSED[name]}")
 
 
 def _validated(found: Unnested) -> RunConfiguration:

@@ -26,7 +26,7 @@ class Buckets:
         self._known: dict[str, tuple[float, JsonObject]] = {}  # bucket → when it was asked for, and its settings
 
     def settings(self, bucket: str, stop: StopSignal) -> JsonObject:
-        """Return the settings of a bucket. Raises ObjectMissing, also for a role that may not read them."""
+        """Return the settings of a bucket. Raises ObjectMissing, also for a role that cannot read them."""
         asked_at, settings = self._known.get(bucket, (float("-inf"), {}))
         if time.monotonic() - asked_at > _CACHE_SECONDS:
             settings = self._persist(lambda: self._ask(bucket), stop)
@@ -39,13 +39,13 @@ class Buckets:
         except NoSuchRoute:
             raise  # not a response of the Storage API, so it says nothing about the bucket
         except (ObjectMissing, Misconfigured):
-            return False  # a restricted role may not read bucket settings; a signed URL works for both kinds
+            return False  # a restricted role cannot read bucket settings; a signed URL works for both kinds
 
     def limit_advice(self, bucket: str, stop: StopSignal) -> str:
         """Return what to do about an object that is too large."""
         try:
             limit = amount(self.settings(bucket, stop), "file_size_limit")
-        except TrainerError:  # the bucket has no limit of its own, or the role may not read its settings
+        except TrainerError:  # the bucket has no limit of its own, or the role cannot read its settings
             return "raise the upload size limit of the project in the Storage settings"
         return f"the bucket's limit is {limit / 1e6:.1f} MB, raise its file size limit in the Storage settings"
 

@@ -240,7 +240,7 @@ class SupabaseObjectStore:
         text(self._api.call("POST", _object(ref), target, headers=headers, content=body).json(), "Key")
 
     def _persist(self, call: Callable[[], T], stop: StopSignal, progress: Callable[[], int] | None = None) -> T:
-        """Call `call` with retries, and start the policy again as long as a try makes progress."""
+        """Call `call` with retries. While tries make progress, the number of retries starts again at 0."""
         with stoppable(stop):
             while True:
                 before = progress() if progress else 0

@@ -125,7 +125,7 @@ def test_value_out_of_range_is_one_short_problem(configuration):
 )
 def test_dangerous_setting_is_refused_with_reason(name, value):
     (problem,) = problems({name: value})
-    assert problem == f"{name}: may not be set; {REFUSED[name]}"
+    assert problem == f"{name}: cannot be set; {REFUSED[name]}"
     (nested,) = problems({"hyperparameters": {name: value}})
     assert nested.startswith(f"hyperparameters.{name}: ")
 
