@@ -99,7 +99,7 @@ class RunConfiguration(TrainArguments):
         None, "How to split a dataset that has no validation images; also a share, or [train, val, test].",
         "splitConfig", "splitStrategy", "splitRatio",
     )  # fmt: skip
-    split_seed: Seed = setting(0, "Seed of the split, where `split` has none.")
+    split_seed: Seed = setting(0, "Seed of the split, unless `split` contains a seed.")
 
     # size of the training
     epochs: Annotated[int, whole(1, 100_000)] = setting(

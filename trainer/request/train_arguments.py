@@ -110,11 +110,13 @@ class TrainArguments(BaseModel):
     fliplr: Chance = setting(0.5, "Probability of a horizontal flip.")
     bgr: Chance = setting(0.0, "Probability of exchanged color channels.")
     mosaic: Chance = setting(1.0, "Probability of a mosaic of several images.")
-    close_mosaic: Annotated[int, whole(0, 100_000)] = setting(10, "Last epochs without mosaic.")
+    close_mosaic: Annotated[int, whole(0, 100_000)] = setting(10, "Number of epochs at the end without mosaic.")
     mixup: Chance = setting(0.0, "Probability of a blend of two images.")
     cutmix: Chance = setting(0.0, "Probability of a pasted part of another image.")
     copy_paste: Chance = setting(0.0, "Probability of copied objects (segment, obb).")
-    copy_paste_mode: Annotated[str, one_of("flip", "mixup")] = setting("flip", "Where copied objects come from.")
+    copy_paste_mode: Annotated[str, one_of("flip", "mixup")] = setting(
+        "flip", "Source of the copied objects: the flipped image, or another image."
+    )
     auto_augment: Annotated[str, one_of("randaugment", "autoaugment", "augmix")] = setting(
         "randaugment", "Automatic augmentation (classify)."
     )
