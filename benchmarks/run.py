@@ -177,7 +177,7 @@ def both(folder: Path, size: Size) -> Iterator[tuple[Baseline, OurService]]:
 
 
 def starts(baseline: Baseline, service: OurService, rounds: int) -> Iterator[Figure]:
-    """Measure two runs: the time from the order to the first batch, and between the runs."""
+    """Measure the time from the order of a run to its first batch, and the time between two runs."""
     baseline.train(1)  # writes the label cache, as before a second training
     first: dict[str, list[float]] = {"baseline": [], "service": []}
     gap: dict[str, list[float]] = {"baseline": [], "service": []}

@@ -45,7 +45,7 @@ POISON = {
 }
 # unusual values with which a run is still possible
 ODD = {
-    "a checkpoint that is none": {"checkpoint": "'[1]'"},
+    "a checkpoint that is a list": {"checkpoint": "'[1]'"},
     "a checkpoint of nonsense": {"checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""},
     "a checkpoint of 1,500 levels": {"checkpoint": f"'{DEEP}'"},
     "another run's checkpoint": {

@@ -127,7 +127,9 @@ def test_run_ended_by_the_app_is_lost_and_keeps_its_message(queue_lab):
     assert before.lease_expires_at is None
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 9}}, [event()]) is Verdict.LOST
     assert queue_lab.queue.finish(lease, DONE, [event()]) is None
-    assert queue_lab.queue.finish(lease, Canceled(results={"a": 1}), [event()]) is not None, "that is what it is"
+    assert queue_lab.queue.finish(lease, Canceled(results={"a": 1}), [event()]) is not None, (
+        "the row has this status already"
+    )
     assert queue_lab.queue.get(lease.job.id) == before
 
 

@@ -85,7 +85,7 @@ JSONS = {
     "a box of infinity": (first_annotation(bbox=[0, 0, float("inf"), 1]), "neither a readable box"),
     "a box of NaN": (first_annotation(bbox=[float("nan")] * 4), "neither a readable box"),
     "a box far outside": (first_annotation(bbox=[10**6, 10**6, 5, 5]), "ok"),
-    "a box turned inside out": (first_annotation(bbox=[9, 9, -5, -5]), "outside"),
+    "a box of negative size": (first_annotation(bbox=[9, 9, -5, -5]), "outside"),
     "a mask of the wrong size": (rle([10**9], (10**5, 10**5)), "masks cannot be decoded"),
     "a mask of negative runs": (rle([-5, 261]), "masks cannot be decoded"),
     "a mask of too many runs": (rle([1] * 100_000), "masks cannot be decoded"),

@@ -89,9 +89,9 @@ def xz_bomb():
 
 
 ARCHIVES = {
-    "zip: up": lambda: zip_of("../../secret/x.txt"),
-    "zip: up in the middle": lambda: zip_of("a/../../x.txt"),
-    "zip: up with backslashes": lambda: zip_of("..\\..\\x.txt"),
+    "zip: path traversal": lambda: zip_of("../../secret/x.txt"),
+    "zip: path traversal in the middle": lambda: zip_of("a/../../x.txt"),
+    "zip: path traversal with backslashes": lambda: zip_of("..\\..\\x.txt"),
     "zip: absolute": lambda: zip_of("/tmp/x.txt"),
     "zip: Windows drive": lambda: zip_of("C:\\x.txt"),
     "zip: network path": lambda: zip_of("\\\\server\\share\\x.txt"),

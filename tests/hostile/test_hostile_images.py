@@ -36,11 +36,11 @@ def avif() -> bytes:
 
 
 IMAGES = {
-    "a PNG of sixty thousand pixels squared": (png(60_000, 60_000), "more than"),
-    "a PNG of two billion pixels squared": (png(2**31 - 1, 2**31 - 1), "more than"),
+    "a PNG of 60,000 x 60,000 pixels": (png(60_000, 60_000), "more than"),
+    "a PNG with a side of two billion pixels": (png(2**31 - 1, 2**31 - 1), "more than"),
     "a PNG of no pixels": (png(0, 0), "smaller than"),
     "a PNG with a text bomb": (png(16, 16, b"zTXt" + zlib.compress(bytes(10 << 20)) + b"IEND"), "ok"),
-    "a JPEG of 65,535 pixels squared": (
+    "a JPEG of 65,535 x 65,535 pixels": (
         b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + bytes(9) + b"\xff\xd9",
         "more than",
     ),

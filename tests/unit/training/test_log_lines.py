@@ -15,7 +15,7 @@ def lines_of(*pieces):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that only the test changes."""
+    """A fake clock."""
     now = [100.0]
     monkeypatch.setattr(log_lines.time, "monotonic", lambda: now[0])
     return now

@@ -1,4 +1,4 @@
-"""Progress, speed and remaining time, with a clock that only the test changes."""
+"""Progress, speed and remaining time, with a fake clock."""
 
 import pytest
 

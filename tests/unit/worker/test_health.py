@@ -1,4 +1,4 @@
-"""When an unhealthy host stops claiming runs, and when it starts again. The clock is injected; nothing sleeps."""
+"""When an unhealthy host stops claiming runs, and when it starts again. The clock is fake; no test sleeps."""
 
 import threading
 

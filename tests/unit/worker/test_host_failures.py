@@ -141,7 +141,7 @@ def test_host_unhealthy_at_start_claims_nothing_until_healthy(worker, queue, bri
         wait_for(lambda: worker.row(run_id)["status"] == "completed")
 
 
-def test_run_on_trial_is_alone_until_success(worker, queue, brisk):
+def test_no_other_run_is_claimed_until_trial_run_succeeds(worker, queue, brisk):
     worker.slots = Slots([CPU, CPU])
     worker.host_problem = "RUNS_DIR is full."
     proving = threading.Event()

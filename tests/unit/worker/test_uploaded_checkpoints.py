@@ -92,7 +92,7 @@ def test_checkpoints_of_run_taken_over_are_deleted_except_the_one_in_row(worker,
     (run_dir / "checkpoints").mkdir(parents=True)
     (run_dir / "checkpoints" / "newest.uploading").touch()
     worker.uploaded(row_of=rows(("status", "completed"))).tidy()
-    assert not (run_dir / "checkpoints").exists(), "what this host keeps of it goes when it is over"
+    assert not (run_dir / "checkpoints").exists(), "local checkpoints are removed when the run has ended"
 
 
 @pytest.mark.parametrize("checkpoint", [None, [], "training_runs", {"key": None}, {"key": ["x"]}, {}])
