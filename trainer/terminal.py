@@ -111,7 +111,7 @@ def show_row(row: RunRow) -> None:
 
 
 def show_models(known: Sequence[Entry], files: Sequence[str]) -> None:
-    """Print what a run may start from: the known names by task, and the files on disk."""
+    """Print the models that a run can use: the known names by task, and the files on disk."""
     table = Table("name", "pretrained for", "from scratch (NAME.yaml) for", box=None, pad_edge=False)
     for entry in known:
         table.add_row(entry.stem, " ".join(entry.weights), " ".join(entry.architectures))

@@ -40,7 +40,7 @@ class BadRequest(TrainerError):
 
 
 class Conflict(BadRequest):
-    """The call contradicts the state of a run: the id is taken by another request, or a worker holds the run."""
+    """The call contradicts the state of a run: the id is taken by another request, or a worker holds its lease."""
 
 
 class DatasetError(BadRequest):

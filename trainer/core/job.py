@@ -111,7 +111,7 @@ class Lease:
     """The right to work on a run until the database says otherwise.
 
     `claim_id` is the fencing token: every later write carries it. `trusted_until` is a local time (core/boottime.py)
-    computed from the moment before the claim was sent; after it, only the database knows who holds the run.
+    computed from the moment before the claim was sent; after it, only the database knows who holds the lease.
     """
 
     job: Job
@@ -127,7 +127,7 @@ class Verdict(StrEnum):
     OK = "ok"
     CANCEL = "cancel"  # stop and end the run as canceled
     FINISH = "finish"  # end the training at the next epoch and complete the run
-    LOST = "lost"  # this worker does not hold the run any more: it was taken over, ended or deleted
+    LOST = "lost"  # the lease is lost: another worker claimed the run, or the run was ended or deleted
 
 
 @dataclass(frozen=True, kw_only=True)

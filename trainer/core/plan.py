@@ -29,7 +29,7 @@ class TrainPlan:
     # GPU indices within the slot of the run, so (0,) is "the GPU of the slot"; () for the CPU; None if not given
     device: tuple[int, ...] | None
     args: Mapping[str, Value] = field(default_factory=dict)  # further train arguments, by the names of Ultralytics
-    chosen: tuple[str, ...] = ()  # settings that the row does not set and the service chose
+    chosen: tuple[str, ...] = ()  # settings that the service chose, because the row does not set them
     split: SplitRequest | None = None
     exports: tuple[str, ...] = ()
     predictions: bool = False

@@ -54,17 +54,17 @@ class Queue(Protocol):
         """
 
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
-        """Write the outcome, once. Return the status that the row has now, also when it was written before.
+        """Write the outcome once. Return the current status of the row, also when the outcome was written before.
 
         Return None when the lease was lost: then nothing was written.
 
-        `Retry` requeues the run with backoff while attempts remain, and fails it otherwise. With `host_failed` only the
-        first failure of each worker since the last progress counts as a lost attempt, and this worker gets the run 20 s
-        later than others. `Interrupted` requeues the run at once and counts no attempt.
+        `Retry` requeues the run with backoff while attempts remain, and fails it otherwise. With `host_failed`, only the
+        first failure of each worker since the last progress counts as a lost attempt. This worker gets the run 20 s later
+        than others. `Interrupted` requeues the run at once and counts no attempt.
         """
 
     def report(self, worker: Worker, problem: str | None) -> None:
-        """Report the worker alive. With `problem` it is shown as unhealthy until its next claim."""
+        """Report that the worker is alive. With `problem`, the worker is shown as unhealthy until its next claim."""
 
 
 class RunTable(Protocol):
@@ -146,7 +146,7 @@ OnBytes: TypeAlias = Callable[[int], None]  # called with the number of bytes mo
 class ObjectStore(Protocol):
     """Objects in buckets: datasets are downloaded, artifacts uploaded.
 
-    A reference must name this store or none. Raises ObjectMissing, BadRequest, Unavailable, Misconfigured, Stopped.
+    A reference must name this store, or no store. Raises ObjectMissing, BadRequest, Unavailable, Misconfigured, Stopped.
     """
 
     @property
@@ -262,7 +262,7 @@ class Delivery(StrEnum):
     """What the queue answered to an outcome."""
 
     ACCEPTED = "accepted"
-    LOST = "lost"  # another worker holds the run, or it was ended or deleted meanwhile: nothing was written
+    LOST = "lost"  # another worker has the lease, or the run was ended or deleted meanwhile: nothing was written
     PENDING = "pending"  # no answer before this process shut down; the next process delivers the outcome
 
 

@@ -5,7 +5,7 @@ Each checkpoint records the `Setup` of its training. `decide` compares it with w
     no relevant change                             resume
     settings that a resumed training can change    resume with them
     other settings                                 start over from the best weights
-    another model, task, dataset or class names    start over from scratch, as the row asks
+    another model, task, dataset or class names    start over from the row's base model
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class StartOver:
-    """Start at epoch 1 because of `changes`, from the best weights of the checkpoint or as the row asks."""
+    """Start at epoch 1 because of `changes`, from the best weights of the checkpoint or from the row's base model."""
 
     from_best: bool
     changes: tuple[str, ...]

@@ -10,10 +10,10 @@ from enum import Enum
 
 
 class StopReason(Enum):
-    """Why work has to stop. A stronger reason replaces a weaker one; they are in order of strength."""
+    """The reason to stop work. A stronger reason replaces a weaker one; they are in order of strength."""
 
     FINISH = "finish"  # end the training at the next epoch and complete the run with what it has
-    SHUTDOWN = "shutdown"  # this worker shuts down: save a checkpoint and give the run back
+    SHUTDOWN = "shutdown"  # this worker shuts down: save a checkpoint and requeue the run
     CANCELED = "canceled"  # the user canceled the run
     STUCK = "stuck"  # no progress for longer than the phase may take
     LOST = "lost"  # the lease is lost: stop at once and write nothing

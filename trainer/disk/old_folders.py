@@ -21,8 +21,8 @@ _REMOVING = ".removing-"
 class OldFolders:
     """Removes the folders `PREFIX…` directly in `root` that are not needed any more.
 
-    A folder stays while it is locked, or while `is_needed` returns True for its name. Of the others, the folder of a
-    crashed process is removed after `left_seconds` and any other folder after `keep_seconds`. Both count from the newest
+    A folder stays while it is locked, or while `is_needed` returns True for its name. Otherwise the folder of a
+    crashed process is removed after `left_seconds`, and any other folder after `keep_seconds`. Both count from the newest
     change of the folder or of an entry directly in it.
     """
 

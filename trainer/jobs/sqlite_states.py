@@ -84,7 +84,7 @@ def end(tx: Transaction, run: JsonObject, outcome: JsonObject) -> None:
 
 
 def _lose(run: JsonObject, *, host_failed: bool) -> None:
-    """Count a lost attempt. Of the failures of one worker's host only the first counts."""
+    """Count a lost attempt. Only the first failure of a worker's host counts."""
     by_host, worker = run["host_failures"], run["worker_id"] or ""
     if not host_failed or worker not in by_host:
         run["failures"] += 1
@@ -156,7 +156,7 @@ def record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
 
 
 def see_worker(tx: Transaction, worker_id: str | None, reported: Mapping[str, object] | None = None) -> None:
-    """Report the worker alive. `reported` are the columns that the worker sets; all others stay."""
+    """Report that the worker is alive. `reported` are the columns that the worker sets; all others stay."""
     if worker_id is None:  # an app can clear the worker of a run that is still held
         return
     counted = tx.row(

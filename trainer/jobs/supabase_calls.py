@@ -17,7 +17,7 @@ LARGEST_PAGE = 256 * 2**20  # bytes
 
 
 def selection(columns: Sequence[str]) -> str:
-    """Return PostgREST's `select` for these columns. JSON comes as text: the client must not parse what strangers wrote."""
+    """Return PostgREST's `select` for these columns. JSON comes as text: the client must not parse untrusted data."""
     return ",".join(f"{name}::text" if name in JSON_COLUMNS else name for name in columns)
 
 

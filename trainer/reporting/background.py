@@ -25,7 +25,7 @@ OnDropped: TypeAlias = Callable[[str, str], None]  # with the name of the report
 class BackgroundReporter:
     """Calls `reporter` from a thread, in order, with the events of a bounded queue.
 
-    Of the progress of a run only the newest event waits: an older one is dropped. When `capacity` events wait, further
+    The queue keeps only the newest progress event of a run and drops older progress events. When `capacity` events wait, further
     events are dropped. The start and the end of a run are never dropped. `on_dropped` is called for each dropped event.
     """
 

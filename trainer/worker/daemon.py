@@ -66,7 +66,7 @@ class Daemon:
     def run(self, shutdown: StopSignal) -> bool:
         """Serve the queue until `shutdown`. Return True if every run ended within the drain time.
 
-        After a shutdown nothing is claimed. Each run stops its training and is given back while its lease is renewed.
+        After a shutdown nothing is claimed. Each run stops its training and is requeued; its lease is renewed until then.
         """
         with self._housekeeping.running(shutdown), self._health.watched():
             self._deliver_orphans(shutdown)
@@ -94,7 +94,7 @@ class Daemon:
 
     def _step(self, shutdown: StopSignal) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        # a run that is given back at a shutdown frees its slot, but nothing more is claimed
+        # a run that is requeued at a shutdown frees its slot, but no other run is claimed
         if not self._slots.wait_for_free(POLL) or shutdown.must_stop:
             return
         if self._health.awaits_trial:

@@ -43,7 +43,7 @@ class Health:
         self._failed_runs: set[str] = set()  # failed by the host or the service since the last success
         self._setbacks = 0  # failed self-tests and trials since the last success
         self._next_test = 0.0
-        self._wake = threading.Event()  # set while the host is unhealthy, and at the end
+        self._wake = threading.Event()  # set while the host is unhealthy, and to end `_watch`
 
     @property
     def problem(self) -> str | None:

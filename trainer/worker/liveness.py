@@ -31,6 +31,6 @@ class Liveness:
                 self._turns.pop(name, None)
 
     def is_alive(self, within: float) -> bool:
-        """Return whether every watched loop turned within the last `within` seconds."""
+        """Return whether every watched loop ran within the last `within` seconds."""
         with self._lock:
             return all(time.monotonic() - turn < within for turn in self._turns.values())

@@ -20,7 +20,7 @@ from trainer.worker.run_context import RunContext
 
 _MOST_LISTED = 10  # changes in a message
 
-# a 404, or a login page instead of the object, may be gone within a minute; without the checkpoint hours are lost
+# a 404 or a login page instead of the object can be temporary; without the checkpoint, hours of training are lost
 MISSING_RETRIES = RetryPolicy(tries=1000, first_wait=1.0, longest_wait=10.0, total_seconds=60)
 
 

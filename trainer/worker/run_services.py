@@ -15,13 +15,13 @@ from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 @dataclass(frozen=True, kw_only=True)
 class RunTimes:
-    """Seconds between two checkpoint uploads, and seconds that a run may take to end after it was stopped.
+    """Time limits of a run, in seconds.
 
     The training has the first 40 % of `drain` to save a checkpoint. Uploads end at 80 %. The rest is for the queue.
     """
 
-    checkpoint: float
-    drain: float
+    checkpoint: float  # between two checkpoint uploads
+    drain: float  # for a stopped run to end
 
     @property
     def save_checkpoint(self) -> float:

@@ -20,7 +20,7 @@ from trainer.datasets.cache.content import ContentCache
 from trainer.disk.durable import sync_below
 
 FOLDER = "pixels"  # in a view
-PROBES = 32  # images that are looked up first
+PROBES = 32  # number of images to look up before all others
 RECIPES = ("{imgsz}-3-fit", "{imgsz}-3-stretch")
 _MAKERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "pillow", "ultralytics")
 

@@ -27,8 +27,9 @@ class ImageIndex:
     def find(self, file_name: str, near: str, split: str | None) -> tuple[str, str] | None:
         """Return the path and the relative name of an image, or None.
 
-        Of several images with this file name, the one whose folders match best is chosen, then one inside `near`, then
-        one inside a folder of the split. Raises `DatasetError` when several are left.
+        If several images have this file name, the best match of the folders is chosen. If several match equally well,
+        an image inside `near` has priority, then an image inside a folder of the split. Raises `DatasetError` when
+        several are left.
         """
         parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         candidates = self._by_name.get(parts[-1] if parts else "", [])

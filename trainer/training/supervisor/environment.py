@@ -30,7 +30,7 @@ _FIXED = {
     "YOLO_OFFLINE": "1",
     "YOLO_AUTOINSTALL": "false",
     "ULTRALYTICS_SAFE_LOAD": "1",
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order of NVML, whose indices name the GPUs of an order
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the GPU indices of NVML, which a training order contains
     # otherwise is_available() would initialize CUDA, and a prestarted process could no longer choose its GPU
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "PYTHONUNBUFFERED": "1",

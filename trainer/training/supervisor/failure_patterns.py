@@ -73,13 +73,13 @@ CAUSES = (
         "The GPUs of this run lost the connection to each other {when}; if it happens again, train on one GPU, or set "
         "NCCL_P2P_DISABLE=1 for the service ({quote}).",
     ),
-    Cause(  # a training cannot cause these
+    Cause(  # errors that no training can cause
         r"no CUDA-capable device|No CUDA GPUs are available|Invalid CUDA 'device=|Found no NVIDIA driver"
         r"|CUDA driver initialization failed|CUDA unknown error|busy or unavailable|uncorrectable (?:NVLink|ECC)",
         HostFailed,
         GPU,
     ),
-    Cause(  # a training can cause these
+    Cause(  # the training can cause these errors, so the host is not proven to be at fault
         r"CUDA error|unspecified launch failure|\bXid\b|cuDNN error|CUBLAS_STATUS_|CUDNN_STATUS_|\bNVML\b"
         r"|illegal memory access",
         MachineFailed,

@@ -16,8 +16,8 @@ _ENDS = re.compile(rb"\r?\n|\r")
 class OutputLines:
     """Splits a stream of bytes into readable lines.
 
-    Of a line that carriage returns redraw (a progress bar), at most one version per second is returned, and always the
-    last one, which ends with a newline. Colors and control characters are removed, invalid UTF-8 is replaced, and lines
+    A progress bar redraws a line with carriage returns. At most one version of such a line is returned per second, and
+    always the last version, which ends with a newline. Colors and control characters are removed, invalid UTF-8 is replaced, and lines
     longer than `LONGEST` are cut.
     """
 
