@@ -197,6 +197,13 @@ def test_no_module_has_a_vague_name():
     assert not [relative(path) for path in FILES if path.stem in vague]
 
 
+def test_every_test_file_has_a_name_of_its_own():
+    """Pytest cannot collect two files with one name, because the folders of tests are no packages."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+
+    assert sorted(names) == sorted(set(names))
+
+
 # ── sizes ──
 
 LARGEST_FILE = 300  # lines
