@@ -18,7 +18,7 @@ OUTCOMES = {
     "failed": Failed(message="Diverged."),
     "canceled": Canceled(),
     "retry": Retry(message="Killed."),
-    "sick host": Retry(message="The disk is full.", host_failed=True),
+    "unhealthy host": Retry(message="The disk is full.", host_failed=True),
     "interrupted": Interrupted(checkpoint=Checkpoint(epoch=1, sha256="ab", bytes=1, key="k")),
 }
 # status after an outcome of a held run; several if it depends on the attempts left
@@ -27,7 +27,7 @@ ENDS_IN = {
     "failed": {Status.FAILED},
     "canceled": {Status.CANCELED},
     "retry": {Status.QUEUED, Status.FAILED},
-    "sick host": {Status.QUEUED, Status.FAILED},
+    "unhealthy host": {Status.QUEUED, Status.FAILED},
     "interrupted": {Status.QUEUED},
 }
 
@@ -47,7 +47,7 @@ def shows(row, lease, outcome):
     """Return whether the row shows this outcome, so that a repeated call is accepted."""
     if row is None or row["claim_id"] != lease.claim_id:
         return False
-    also = {"retry": {"failed", "canceled"}, "sick host": {"failed", "canceled"}, "interrupted": {"canceled"}}.get(
+    also = {"retry": {"failed", "canceled"}, "unhealthy host": {"failed", "canceled"}, "interrupted": {"canceled"}}.get(
         outcome, set()
     )
     return row["status"] in {status.value for status in ENDS_IN[outcome]} | also
@@ -109,7 +109,7 @@ class Invariants:
             assert new["failures"] < new["max_attempts"], "I7: the run would be retried without end"
         assert new["failures"] <= new["max_attempts"], "I7"
         if progressed:
-            assert new["failures"] == 0, "I7: progress forgives what was lost before"
+            assert new["failures"] == 0, "I7: progress resets the count of lost attempts"
         else:
             revived = old["status"] == "queued" and old["lease_expires_at"] is not None
             assert old["failures"] - revived <= new["failures"] <= old["failures"] + 1

@@ -169,12 +169,14 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
             self.assert_untouched(before, after, lease, stored)
             return
         assert status == after[lease.job.id]["status"]
-        canceled = wants_cancel(row) and outcome in ("retry", "sick host", "interrupted")
+        canceled = wants_cancel(row) and outcome in ("retry", "unhealthy host", "interrupted")
         assert after[lease.job.id]["status"] in ({Status.CANCELED} if canceled else ENDS_IN[outcome])
         assert after[lease.job.id]["lease_expires_at"] is None
         if after[lease.job.id]["status"] == "queued":
             revived = min(row["failures"], row["status"] == "queued")
-            is_lost = outcome == "retry" or (outcome == "sick host" and row["worker_id"] not in row["host_failures"])
+            is_lost = outcome == "retry" or (
+                outcome == "unhealthy host" and row["worker_id"] not in row["host_failures"]
+            )
             assert after[lease.job.id]["failures"] == row["failures"] - revived + is_lost, "I7"
 
     def event(self, lease, kind, **data):

@@ -1,4 +1,4 @@
-"""F28: a sick host beside a healthy one. Settings that could hide a fault have their defaults."""
+"""F28: an unhealthy host beside a healthy one. Settings that could hide a fault have their defaults."""
 
 import json
 import re
@@ -65,7 +65,7 @@ DISKS = [(setting, kind) for setting in ("RUNS_DIR", "DATASET_ROOT", "MODELS_DIR
 
 
 @pytest.mark.parametrize(("setting", "kind"), long_except(DISKS))
-def test_sick_host_stops_claiming_until_its_disk_recovers(cloud, disk, host, kind, setting):
+def test_unhealthy_host_stops_claiming_until_its_disk_recovers(cloud, disk, host, kind, setting):
     place = disk("place", kind)
     sick = host("sick", **{setting: place.place})
     well = host("well", {"seconds_per_epoch": 1})  # slow, so that the other host has time to claim some
@@ -85,7 +85,7 @@ def test_sick_host_stops_claiming_until_its_disk_recovers(cloud, disk, host, kin
 
 
 @pytest.mark.long
-def test_runs_wait_while_only_host_is_sick(cloud, disk, host):
+def test_runs_wait_while_only_host_is_unhealthy(cloud, disk, host):
     runs_dir = disk("runs")
     sick = host("sick", RUNS_DIR=runs_dir.place)
     runs_dir.fail()
