@@ -153,7 +153,7 @@ def test_each_third_party_package_has_one_home(path):
 
 
 def test_daemon_never_imports_torch():
-    """Only what the child process imports may need torch, and the daemon imports none of it."""
+    """Only modules of the child process import torch. The daemon imports none of these modules."""
     import subprocess
     import sys
 

@@ -249,7 +249,7 @@ language sql set search_path = '' as $$
   where id = run.id
 $$;
 
--- Counts a lost attempt. Of the failures of one worker's host only the first counts.
+-- Counts a lost attempt. Only the first failure of a worker's host counts.
 create or replace function trainer.lost(run public.training_runs, host_failed boolean) returns public.training_runs
 language plpgsql set search_path = '' as $$
 declare

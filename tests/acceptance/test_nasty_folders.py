@@ -38,7 +38,7 @@ NASTY = {
     "pipe": lambda folder, outside: os.mkfifo(folder / "x"),
     "folder without permissions": lambda folder, outside: (folder / "x").mkdir(mode=0),
     "name with a line break": lambda folder, outside: (folder / "a\nb").touch(),
-    "name that is no text": lambda folder, outside: Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe")).touch(),
+    "name that is not text": lambda folder, outside: Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe")).touch(),
     "deep": lambda folder, outside: nested(folder, 1200),
     "modified in the year 2100": lambda folder, outside: os.utime(folder, (4_102_444_800,) * 2),
 }

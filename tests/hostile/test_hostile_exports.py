@@ -61,7 +61,7 @@ EXPORTS = {
     "a split that is a list": [HEAD, {"file": "a.jpg", "split": ["train"], "url": "x"}],
     "a file that is a number": [HEAD, {"file": 7, "split": "train"}],
     "rows that are text": [HEAD, {"file": "a.jpg", "split": "train", "annotations": {"boxes": [["0 0"]]}}],
-    "rows that are no list": [HEAD, {"file": "a.jpg", "split": "train", "annotations": {"boxes": 7}}],
+    "rows that are not a list": [HEAD, {"file": "a.jpg", "split": "train", "annotations": {"boxes": 7}}],
     "annotations that are text": [HEAD, {"file": "a.jpg", "split": "train", "annotations": "x"}],
     "an unknown task": [{"task": "rm -rf"}, {"file": "a.jpg", "split": "train"}],
     "a task that is a list": [{"task": []}, {"file": "a.jpg", "split": "train"}],

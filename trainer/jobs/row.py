@@ -50,7 +50,7 @@ def json_column(name: str, value: Json) -> Json:
     if not isinstance(value, str):
         return value
     try:
-        # only the configuration comes from strangers: a worker limits its results when it makes them
+        # only the configuration is untrusted: a worker limits its own results
         return json_from_text(value) if name == "configuration" else json_from_text(value, longest=len(value))
     except ValueError:
         return UnreadJson(value)

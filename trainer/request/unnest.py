@@ -83,7 +83,7 @@ class Given:
 
 @dataclass
 class Unnested:
-    """The settings of a configuration by name, and what was wrong or odd about their names."""
+    """The settings of a configuration by name, and the problems and warnings about their names."""
 
     settings: dict[str, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)

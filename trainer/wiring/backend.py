@@ -18,12 +18,12 @@ from trainer.storage.router import StoreRouter
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """Where runs come from and where bytes live. `local` is one SQLite file and one folder."""
+    """The queue of the runs and the store of the objects. `local` is one SQLite file and one folder."""
 
     queue: Queue
     runs: RunTable
     store: ObjectStore
-    check: Callable[[], Sequence[str]]  # raises what is wrong with the access, returns warnings
+    check: Callable[[], Sequence[str]]  # raises an error if the access does not work, returns warnings
     schema_version: Callable[[], int]
     tidy: Callable[[], None]  # removes what abandoned uploads left on this host
     url: str | None  # of Supabase; None: local

@@ -36,8 +36,8 @@ class Recovery:
     def recover(self, journal: Journal, shutdown: StopSignal) -> Outcome:
         """Decide the outcome of an attempt whose process crashed, and write it to the journal.
 
-        Its artifacts are published while the lease is renewed, as far as the run still belongs to this worker. Raises
-        what the queue raises.
+        If this worker still holds the lease, the artifacts are published while the lease is renewed. Raises the errors of
+        the queue.
         """
         stop, results = shutdown.child(), JsonObject()
         verdict = self._host.beat(journal.lease, None, [])
@@ -71,7 +71,7 @@ class Recovery:
 
 
 class OrphanDelivery:
-    """Delivers the outcomes that earlier processes could not deliver, and recovers the runs that have none.
+    """Delivers the outcomes that earlier processes could not deliver, and recovers the runs without an outcome.
 
     `orphans` yields the journals that no process holds, and locks them.
     """

@@ -93,7 +93,7 @@ class CheckpointFinder:
             yield self._download(remote), remote
 
     def _rank(self, local: tuple[Path, Checkpoint]) -> tuple[bool, int, int]:
-        """Return the sort key. Of two checkpoints with equal epochs, the later file may include part of the next one."""
+        """Return the sort key. If two checkpoints have the same epoch, the newer file can include part of the next epoch."""
         path, checkpoint = local
         return not self._is_superseded(path, checkpoint), checkpoint.epoch, path.stat().st_mtime_ns
 

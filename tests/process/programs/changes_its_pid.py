@@ -1,4 +1,4 @@
-"""Starts processes that permanently fork, leave their session and exit, so that each pid lives only for a moment.
+"""Starts processes that permanently fork, leave their session and exit, so that each process exists only for a moment.
 
 They hold a lock on the file that its argument names. Then the program exits.
 """

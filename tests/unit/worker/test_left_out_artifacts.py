@@ -12,7 +12,7 @@ from trainer.storage.keys import escaped_key
 from trainer.worker import artifact_upload
 from trainer.worker.artifact_upload import ArtifactUpload
 
-# ── a model does not wait for what lies beside it ──
+# ── a model does not wait for its other artifacts ──
 
 
 def left_out(events):
@@ -65,7 +65,7 @@ def test_weights_and_temporary_errors_are_waited_for(store, run_dir, monkeypatch
 
 
 def test_file_is_not_left_out_once_store_accepts_it(store, run_dir, monkeypatch):
-    """The store refused everything for a while, and nothing is said about what it has now."""
+    """The store refused every file for a while. A file that was uploaded later is not reported as left out."""
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.0)
     events, finished = [], finished_with(run_dir)
     watched = Watched(store)

@@ -71,10 +71,10 @@ class Recovered:
 DAMAGED = {
     "an unknown outcome": [LEASE, EVENT, {"outcome": {"kind": "abandoned", "message": "x"}}],
     "an outcome without its fields": [LEASE, {"outcome": {"kind": "completed"}}],
-    "an outcome that is no object": [LEASE, {"outcome": "completed"}],
+    "an outcome that is not an object": [LEASE, {"outcome": "completed"}],
     "an outcome with a wrong type": [LEASE, {"outcome": {"kind": "failed", "message": ["x"], "results": {}}}],
     "a lease without its fields": [{"lease": {"run_id": "run-5"}}, OUTCOME],
-    "a lease that is no object": [{"lease": ["run-5", 1, "c"]}, OUTCOME],
+    "a lease that is not an object": [{"lease": ["run-5", 1, "c"]}, OUTCOME],
     "a lease with a wrong type": [{"lease": {"run_id": 5, "attempt": "one", "claim_id": None}}, OUTCOME],
     "no lease": [EVENT, OUTCOME],
     "a list": [[1, 2, 3]],

@@ -141,7 +141,7 @@ def test_running_checkpoint_upload_does_not_hold_the_slot(worker, error):
 
 
 def test_saved_checkpoint_and_completed_run_prove_that_host_works(worker, monkeypatch):
-    """What a resumed training reports before it trains proves nothing."""
+    """Events that a resumed training reports before it trains do not count."""
     worker.enqueue()
     successes = []
     monkeypatch.setattr(worker.health, "record_success", successes.append)

@@ -152,7 +152,7 @@ class _Checker:
         return good
 
     def _coordinates(self, rows: Rows) -> NDArray[np.float64]:
-        """Return the values with 0.5 in place of class numbers and visibilities, which are no coordinates."""
+        """Return the values with 0.5 in place of class numbers and visibilities, which are not coordinates."""
         coords = rows.values.copy()
         coords[rows.start] = 0.5
         if self.shape.task is Task.POSE and self.shape.keypoints and self.shape.keypoints[1] == 3:
