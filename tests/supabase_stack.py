@@ -1,6 +1,6 @@
 """A small Supabase on this machine: real PostgreSQL, real PostgREST, and a gateway with one URL for both.
 
-Used by the tests, the benchmarks and `make supabase-demo`. Everything listens on 127.0.0.1 and lives in one folder.
+Used by the tests, the benchmarks and `make supabase-demo`. Everything listens on 127.0.0.1 and keeps its files in one folder.
 """
 
 from __future__ import annotations

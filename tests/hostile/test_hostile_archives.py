@@ -152,7 +152,7 @@ ARCHIVES = {
     "tar: gzip bomb": lambda: gzip.compress(tar_of(file("a.txt", b"\0" * (100 << 20))), 9),
     "tar: gzip bomb in what is not wanted": lambda: gzip.compress(tar_of(file("a.bin", b"\0" * (100 << 20))), 9),
     "tar: gzip bomb after the end": lambda: gzip.compress(tar_of(file("a.txt")) + b"\0" * (100 << 20), 9),
-    "tar: xz that wants memory": xz_bomb,
+    "tar: xz that needs much memory": xz_bomb,
     "tar: gzip of nothing": lambda: gzip.compress(b""),
     "tar: gzip of garbage": lambda: gzip.compress(os.urandom(5000)),
     "tar: gzip cut": lambda: gzip.compress(tar_of(file("a.txt", os.urandom(5000))))[:3000],

@@ -65,7 +65,7 @@ class SplitRequest:
     train_ratio: float
     seed: int = 0
     test_ratio: float = 0.0
-    assigned: Mapping[str, str] = field(default_factory=dict)  # image id or name → train, val or test; wins over ratios
+    assigned: Mapping[str, str] = field(default_factory=dict)  # image id or name → split; has priority over ratios
 
 
 @dataclass(frozen=True, kw_only=True)

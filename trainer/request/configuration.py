@@ -80,13 +80,13 @@ class RunConfiguration(TrainArguments):
             {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": _MOST_SOURCES}]}
         ),
     ] = setting(
-        None, "Dataset, or several to merge. The row's `data_yaml` wins.",
+        None, "Dataset, or several to merge. The row's `data_yaml` has priority.",
         "dataYaml", "datasetYaml", "datasetS3Uri", "datasetUri", "datasetPath",
     )  # fmt: skip
     base_model: Annotated[str, Rule("a model's name")] = setting(
         "yolov8s",
         "Model to start from: a published model, an architecture (.yaml), a .pt file in MODELS_DIR, `storage:KEY.pt`, or "
-        "the ID of a completed run. The row's `base_model` wins.",
+        "the ID of a completed run. The row's `base_model` has priority.",
         "model", "modelName", "modelSpec", "weights",
     )  # fmt: skip
     task: Annotated[Task, Rule(f"one of {', '.join(Task)}", _task)] = setting(

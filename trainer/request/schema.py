@@ -48,7 +48,7 @@ def _lines() -> Iterator[str]:
         '- Numbers and flags may be text: `16`, `16.0` and `"16"` are the same; `true`, `yes`, `on` and `1` are the same.',
         '- A blank value (`null`, `""`, `[]`, `{}`) means the default.',
         "- A setting may be inside a section: " + ", ".join(f"`{name}`" for name in sorted(SECTIONS)) + ".",
-        "  The value in a section wins over the one outside.",
+        "  The value in a section has priority over the one outside.",
         "- An unknown setting is ignored with a warning. A wrong value fails the run; every wrong value is reported.",
         "",
         "## Settings of the service",
