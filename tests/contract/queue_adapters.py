@@ -1,7 +1,7 @@
-"""The queues of the contract suite, each with hooks that let a test act as the web app.
+"""The queues of the contract suite, each with functions by which a test acts as the web app.
 
-Another adapter joins by a fixture `<name>_lab` that returns a `QueueLab`, visible from this folder, and its name in
-`ADAPTERS`; while the fixture does not exist, its tests are skipped.
+To test another adapter, define a fixture `<name>_lab` in this folder that returns a `QueueLab`, and add its name to
+`ADAPTERS`. Without the fixture, the tests of the adapter are skipped.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class QueueLab(Protocol):
 @pytest.fixture(params=ADAPTERS)
 def queue_lab(request, tmp_path):
     if request.param == "sqlite":
-        # in memory if possible: every commit is synced to the disk, which takes most of the time of these tests
+        # in memory if possible, because syncs of commits to the disk take most of the time of the queue tests
         with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else tmp_path) as folder:
             yield SqliteLab(Path(folder) / "queue.db")
         return

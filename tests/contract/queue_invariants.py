@@ -21,7 +21,7 @@ OUTCOMES = {
     "unhealthy host": Retry(message="The disk is full.", host_failed=True),
     "interrupted": Interrupted(checkpoint=Checkpoint(epoch=1, sha256="ab", bytes=1, key="k")),
 }
-# status after an outcome of a held run; several if it depends on the attempts left
+# possible statuses after an outcome; several if the status depends on the remaining attempts
 ENDS_IN = {
     "completed": {Status.COMPLETED},
     "failed": {Status.FAILED},
@@ -33,7 +33,7 @@ ENDS_IN = {
 
 
 def holds(row, lease):
-    """Return whether the claim holds the row: running, or expired and not claimed again."""
+    """Return whether the lease of the run is valid, or expired without another claim."""
     return row is not None and row["claim_id"] == lease.claim_id and (
         row["status"] in LIVE or (row["status"] == "queued" and row["lease_expires_at"] is not None)
     )  # fmt: skip
@@ -60,7 +60,7 @@ class Invariants:
         self.lab = lab
         self.queue = lab.queue
         self.runs = []  # ids of the rows that exist
-        self.attempts = {}  # (run, attempt) → claim that got it
+        self.attempts = {}  # (run, attempt) → its claim
 
     def assert_untouched(self, before, after, lease, stored):
         """I5: a call without a valid lease changes nothing."""
@@ -92,7 +92,7 @@ class Invariants:
         if was.is_terminal:
             assert is_now is was, "I3"
             assert by_app or new == old, "I3"
-        retaken = new["attempt"] == old["attempt"] + 1  # settled and claimed in one call
+        retaken = new["attempt"] == old["attempt"] + 1  # expired lease and new claim in one call
         assert retaken or new["attempt"] == old["attempt"]
         if is_now is not was:
             through_queue = retaken and Status.QUEUED in TRANSITIONS[was] and is_now is Status.RUNNING
@@ -106,7 +106,7 @@ class Invariants:
     def check_failures(old, new):
         progressed = new["progress_epoch"] > old["progress_epoch"]
         if new["status"] in ("queued", "running"):
-            assert new["failures"] < new["max_attempts"], "I7: the run would be retried without end"
+            assert new["failures"] < new["max_attempts"], "I7: the number of retries is limited"
         assert new["failures"] <= new["max_attempts"], "I7"
         if progressed:
             assert new["failures"] == 0, "I7: progress resets the count of lost attempts"

@@ -1,4 +1,4 @@
-"""The outcomes that the queue tests report, and what they leave behind."""
+"""The outcomes that the queue tests report."""
 
 from queue_adapters import key_of
 

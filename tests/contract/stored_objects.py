@@ -1,4 +1,4 @@
-"""What the tests of object stores download."""
+"""References and downloads of the tests of object stores."""
 
 from __future__ import annotations
 

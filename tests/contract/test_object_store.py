@@ -79,7 +79,7 @@ def test_keys_of_different_names_differ(store):
     assert len({store.key(name) for name in names}) == len(names)
 
 
-def test_references_that_store_returns_name_it(store, put, tmp_path):
+def test_returned_references_name_their_store(store, put, tmp_path):
     ref = put("a", b"a")
     assert ref.store == ""
     stored = store.upload(tmp_path / "source", ref, StopSignal())
@@ -103,7 +103,7 @@ def test_reference_into_another_store_is_rejected(store, put, tmp_path):
     assert store.stat(ref_to("a")).bytes == 1
 
 
-def test_artifacts_get_urls_that_work_now(store, put, tmp_path):
+def test_expired_urls_of_artifacts_are_replaced(store, put, tmp_path):
     ref = put("runs/1/best.pt", b"best")
     stored = store.upload(tmp_path / "source", ref, StopSignal())
     old = replace(Artifact.of("best.pt", stored, "ab"), url="https://signed.and/expired")
@@ -118,7 +118,7 @@ def test_artifacts_get_urls_that_work_now(store, put, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["", "..", "../data/a.txt", "a/../../other/x", "/etc/passwd", "a//b", "./a", "a/"])
-def test_no_key_leads_out_of_its_bucket(store, put, tmp_path, key):
+def test_key_cannot_leave_its_bucket(store, put, tmp_path, key):
     put("a.txt", b"a")
     ref = ObjectRef(bucket="data", key=key)
     for call in (
@@ -147,7 +147,7 @@ def test_listing_is_complete_and_recursive(store, put):
 
 
 @pytest.mark.parametrize("prefix", ["set", "set/", "/set", "/set/"])
-def test_prefix_is_folder_however_its_slashes_are_written(store, put, prefix):
+def test_slashes_around_prefix_are_ignored(store, put, prefix):
     for key in ("set/a", "set/b/c", "settings/a", "other"):
         put(key, b"1")
     assert sorted(info.ref.key for info in store.list(ObjectRef(bucket="data", key=prefix))) == ["set/a", "set/b/c"]
@@ -176,7 +176,7 @@ def test_missing_bucket_is_named(store, tmp_path):
         store.download(ObjectRef(bucket="nowhere", key="a"), tmp_path / "out", StopSignal())
 
 
-def test_download_rejects_object_that_is_not_as_expected(store, put, tmp_path):
+def test_download_rejects_object_with_unexpected_size_or_etag(store, put, tmp_path):
     ref = put("a.txt", b"one")
     expected = store.stat(ref)
     put("a.txt", b"two")

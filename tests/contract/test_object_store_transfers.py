@@ -16,7 +16,7 @@ from trainer.core.stop import Stopped, StopReason, StopSignal
 MIB = 1024 * 1024
 
 
-def test_stopped_download_leaves_no_file_and_can_be_done_again(store, put, tmp_path):
+def test_stopped_download_leaves_no_file_and_can_be_repeated(store, put, tmp_path):
     content = os.urandom(20 * MIB)
     ref = put("big.zip", content)
     stop = StopSignal()
@@ -28,7 +28,7 @@ def test_stopped_download_leaves_no_file_and_can_be_done_again(store, put, tmp_p
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".", "big"))] == ["big"]
 
 
-def test_stopped_upload_publishes_nothing_and_can_be_done_again(store, tmp_path):
+def test_stopped_upload_publishes_nothing_and_can_be_repeated(store, tmp_path):
     content = os.urandom(20 * MIB)
     (tmp_path / "best.pt").write_bytes(content)
     ref, stop = ObjectRef(bucket="data", key="best.pt"), StopSignal()

@@ -45,7 +45,7 @@ def test_lease_is_trusted_from_the_moment_before_the_claim(queue_lab):
     assert before + 60 <= lease.trusted_until <= boottime() + 60
 
 
-def test_priority_goes_first_then_age_then_id(queue_lab):
+def test_runs_are_claimed_by_priority_then_age_then_id(queue_lab):
     when = ago(100)
     young = queue_lab.insert(created_at=ago(50))
     twins = sorted(queue_lab.insert(created_at=when) for _ in range(2))
@@ -146,7 +146,7 @@ def test_64_workers_claim_each_of_200_runs_once(queue_lab):
         while True:
             try:
                 lease = queue.claim(Worker(id=worker), claim_id, 60)
-            except Unavailable:  # 64 at once can be too many for a busy host; a worker asks again with the same claim
+            except Unavailable:  # 64 simultaneous calls can overload a busy host; a worker repeats its claim
                 continue
             if lease is None:
                 return
@@ -222,14 +222,14 @@ def side_by_side(calls):
         (7, {}, True),
     ],
 )
-def test_run_is_given_to_worker_that_has_what_it_requires(queue_lab, configuration, capabilities, served):
+def test_run_is_claimed_only_by_worker_that_meets_its_requirements(queue_lab, configuration, capabilities, served):
     run_id = queue_lab.insert(configuration=configuration)
     lease = claim(queue_lab, **capabilities)
     assert (lease is not None) == served
     assert queue_lab.queue.get(run_id).status == ("running" if served else "queued")
 
 
-def test_unservable_run_does_not_block_others(queue_lab):
+def test_run_without_suitable_worker_does_not_block_other_runs(queue_lab):
     queue_lab.insert(configuration={"requires": {"gpus": 8}}, priority=9)
     run_id = enqueue(queue_lab)
     assert claim(queue_lab, gpus=1).job.id == run_id

@@ -40,7 +40,7 @@ def test_progress_replaces_results_that_are_not_an_object(queue_lab, nonsense):
     assert queue_lab.queue.get(lease.job.id).results == {"progress": {"epoch": 2}}
 
 
-def test_events_are_stored_once_in_order_under_attempt(queue_lab):
+def test_events_are_stored_once_in_order_with_attempt(queue_lab):
     lease = claimed(queue_lab)
     first, second = event("phase", phase="training"), event("warning", code="x", message="ü")
     queue_lab.queue.beat(lease, None, [first])
@@ -114,7 +114,7 @@ def test_finish_request_is_returned_by_every_heartbeat(queue_lab):
     assert queue_lab.queue.finish(lease, DONE, []) is not None
 
 
-def test_cancel_wins_over_finish_request(queue_lab):
+def test_cancel_has_priority_over_finish_request(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.request_finish(lease.job.id)
     queue_lab.queue.cancel(lease.job.id)

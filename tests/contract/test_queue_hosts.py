@@ -8,11 +8,11 @@ from queue_adapters import ago, checkpoint, claim, claimed, enqueue, expire, mom
 from trainer.core.job import Failed, Interrupted, Retry
 from trainer.core.ports import Worker
 
-SICK = Retry(message="RUNS_DIR cannot be written.", host_failed=True)
+UNHEALTHY = Retry(message="RUNS_DIR cannot be written.", host_failed=True)
 KILLED = Retry(message="The training process was killed.")
 
 
-def fail(lab, run_id, worker, outcome=SICK):
+def fail(lab, run_id, worker, outcome=UNHEALTHY):
     """End the backoff of the run, let `worker` claim it and fail it."""
     lab.edit(run_id, not_before=None)
     lease = claim(lab, worker)
@@ -31,24 +31,24 @@ def delay(row):
 def test_host_failures_of_one_worker_cost_one_attempt(queue_lab):
     run_id = enqueue(queue_lab)
     for times in range(1, 7):
-        row = fail(queue_lab, run_id, "sick")
-        assert (row.status, row.failures, row.error_message) == ("queued", 1, SICK.message)
-        assert row.host_failures == {"sick": times}
+        row = fail(queue_lab, run_id, "w1")
+        assert (row.status, row.failures, row.error_message) == ("queued", 1, UNHEALTHY.message)
+        assert row.host_failures == {"w1": times}
 
 
-def test_host_failures_of_each_worker_cost_one_attempt_each(queue_lab):
+def test_host_failures_of_two_workers_cost_two_attempts(queue_lab):
     run_id = enqueue(queue_lab)
     for worker in ("a", "b", "a", "b"):
         row = fail(queue_lab, run_id, worker)
     assert (row.status, row.failures, row.host_failures) == ("queued", 2, {"a": 2, "b": 2})
     row = fail(queue_lab, run_id, "c")
-    assert (row.status, row.failures, row.error_message) == ("failed", 3, SICK.message)
+    assert (row.status, row.failures, row.error_message) == ("failed", 3, UNHEALTHY.message)
     assert row.not_before is None
 
 
 def test_host_failures_that_do_not_count_increase_backoff(queue_lab):
     run_id = enqueue(queue_lab)
-    assert [delay(fail(queue_lab, run_id, "sick")) for _ in range(8)] == pytest.approx(
+    assert [delay(fail(queue_lab, run_id, "w1")) for _ in range(8)] == pytest.approx(
         [10, 20, 40, 80, 160, 320, 600, 600], abs=0.5
     )
 
@@ -63,57 +63,57 @@ def test_other_failures_count_in_addition_to_host_failures(queue_lab):
 
 
 def test_repeated_host_failure_is_counted_once(queue_lab):
-    lease = claimed(queue_lab, "sick")
+    lease = claimed(queue_lab, "w1")
     for _ in range(3):
-        assert queue_lab.queue.finish(lease, SICK, []) is not None
-    assert queue_lab.queue.get(lease.job.id).host_failures == {"sick": 1}
+        assert queue_lab.queue.finish(lease, UNHEALTHY, []) is not None
+    assert queue_lab.queue.get(lease.job.id).host_failures == {"w1": 1}
 
 
 def test_progress_resets_host_failures(queue_lab):
     run_id = enqueue(queue_lab)
-    fail(queue_lab, run_id, "sick")
+    fail(queue_lab, run_id, "w1")
     queue_lab.edit(run_id, not_before=None)
-    lease = claim(queue_lab, "well")
+    lease = claim(queue_lab, "w2")
     queue_lab.queue.beat(lease, None, [checkpoint(3)])
     row = queue_lab.queue.get(run_id)
     assert (row.failures, row.host_failures) == (0, {})
     queue_lab.queue.finish(lease, Interrupted(checkpoint=None), [])
-    assert fail(queue_lab, run_id, "sick").failures == 1
+    assert fail(queue_lab, run_id, "w1").failures == 1
 
 
 def test_ended_run_has_no_host_failures(queue_lab):
     run_id = enqueue(queue_lab)
-    fail(queue_lab, run_id, "sick")
+    fail(queue_lab, run_id, "w1")
     assert fail(queue_lab, run_id, "w1", Failed(message="Diverged.")).host_failures == {}
 
 
 def test_canceled_run_has_no_host_failures(queue_lab):
     run_id = enqueue(queue_lab)
-    fail(queue_lab, run_id, "sick")
+    fail(queue_lab, run_id, "w1")
     assert queue_lab.queue.cancel(run_id).host_failures == {}
 
 
-def test_cancel_wins_over_host_failure(queue_lab):
+def test_cancel_has_priority_over_host_failure(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
-    queue_lab.queue.finish(lease, SICK, [])
+    queue_lab.queue.finish(lease, UNHEALTHY, [])
     row = queue_lab.queue.get(lease.job.id)
     assert (row.status, row.failures, row.host_failures) == ("canceled", 0, {})
 
 
-def test_failed_host_gets_run_later_than_others(queue_lab):
+def test_worker_on_failed_host_gets_run_later_than_other_workers(queue_lab):
     run_id = enqueue(queue_lab)
-    fail(queue_lab, run_id, "sick")
+    fail(queue_lab, run_id, "w1")
     queue_lab.edit(run_id, not_before=ago(1))
-    assert claim(queue_lab, "sick") is None
-    assert claim(queue_lab, "well").job.id == run_id
+    assert claim(queue_lab, "w1") is None
+    assert claim(queue_lab, "w2").job.id == run_id
 
 
-def test_only_worker_gets_its_failed_run_again_after_head_start(queue_lab):
+def test_single_worker_gets_its_failed_run_again_after_extra_wait(queue_lab):
     run_id = enqueue(queue_lab)
-    fail(queue_lab, run_id, "sick")
+    fail(queue_lab, run_id, "w1")
     queue_lab.edit(run_id, not_before=ago(21))
-    assert claim(queue_lab, "sick").job.id == run_id
+    assert claim(queue_lab, "w1").job.id == run_id
 
 
 def test_lost_worker_after_host_failure_is_a_lost_attempt(queue_lab):
@@ -129,7 +129,7 @@ def test_lost_worker_after_host_failure_is_a_lost_attempt(queue_lab):
 # ── the worker ──
 
 
-def test_worker_with_problem_is_unhealthy_but_seen(queue_lab):
+def test_worker_with_problem_is_unhealthy_and_its_last_seen_is_current(queue_lab):
     worker = Worker(id="w1", hardware={"gpu_name": "H200"})
     queue_lab.queue.report(worker, "RUNS_DIR is full.")
     row = queue_lab.worker("w1")

@@ -1,7 +1,7 @@
 """Random sequences of calls, lost workers, cancels, edits and repeated requests; the invariants are checked after every step.
 
 I1 one live lease per run            I2 no lease on a terminal run       I3 a terminal row is final
-I4 only the drawn transitions        I5 no stale write lands             I6 every run ends
+I4 only documented transitions        I5 a stale write has no effect             I6 every run ends
 I7 attempts are bounded, and progress resets the count
 """
 
@@ -34,7 +34,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
         Invariants.__init__(self, self.lab)
         RuleBasedStateMachine.__init__(self)
         self.leases = []  # every lease, including stale ones
-        self.sent = []  # every call of a worker, to be repeated
+        self.sent = []  # every call of a worker, for repeated calls
         self.seq = 0
 
     @initialize(count=st.integers(min_value=1, max_value=3))
@@ -42,7 +42,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
         for _ in range(count):
             self.runs.append(self.lab.insert(max_attempts=2 if count == 3 else 3))
 
-    # ── what workers do ──
+    # ── steps of workers ──
 
     @rule(worker=st.sampled_from(["w1", "w2", "w3"]))
     def claim(self, worker):
@@ -130,7 +130,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
             assert lease.job.id == known[0]["id"]
             assert lease.job.attempt == known[0]["attempt"]
         elif known:
-            assert lease is None, "a claim whose run ended takes no second one"
+            assert lease is None, "a claim whose run has ended does not get a second run"
         elif lease is None:
             assert not [row for row in after.values() if row["status"] == "queued" and row["not_before"] is None]
         else:
@@ -139,7 +139,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
             assert lease.job.attempt == row["attempt"] == before[lease.job.id]["attempt"] + 1
             epochs = [line.data["epoch"] for line in self.events_of(lease) if line.kind == "epoch"]
             assert lease.job.last_reported_epoch == (epochs or [0])[-1], "each epoch is reported once"
-            assert (row["id"], row["attempt"]) not in self.attempts, "an attempt's number never repeats"
+            assert (row["id"], row["attempt"]) not in self.attempts, "attempt numbers are unique"
             self.attempts[row["id"], row["attempt"]] = claim_id
             self.leases.append(lease)
 
@@ -208,7 +208,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
                     assert self.attempts[run_id, line.attempt] == line.data["claim"], "I5"
 
     def check_that_every_run_ends_without_its_workers(self):
-        """I6 and I7: however often runs are claimed, none has more attempts than allowed."""
+        """I6 and I7: no run has more attempts than allowed, after any number of claims."""
         for _ in range(3 * len(self.runs) + 2):
             self.send_claim(self.rows(), "w9", str(uuid.uuid4()))
             for row in self.rows().values():

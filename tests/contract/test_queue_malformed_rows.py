@@ -1,6 +1,6 @@
-"""Malformed rows: they are claimed and failed like any other, and do not block the queue.
+"""Malformed rows are claimed and failed like other rows, and do not block the queue.
 
-`POISON` is SQL, so that a row holds what no client of ours would send.
+`POISON` is SQL, because the clients of the service cannot send such values.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ POISON = {
     "1,500 lists": ({"configuration": f"'{'[' * 1500}{']' * 1500}'"}, "nested deeper than 32 levels"),
     "33 levels": ({"configuration": f"'{'[' * 33}{']' * 33}'"}, "nested deeper than 32 levels"),
     "a number of 5,001 digits": ({"configuration": '\'{"epochs": 1' + "0" * 5000 + "}'"}, "more than 400 digits"),
-    "a number that no float holds": (
+    "a number beyond the range of floats": (
         {"configuration": '\'{"epochs": 1' + "0" * 350 + "}'"},
         "not a number that can be stored",
     ),
@@ -34,38 +34,40 @@ POISON = {
     ),
     "4 MB of commas": ({"configuration": f"'{json.dumps({'device': ',' * 4_000_000})}'"}, "configuration"),
     "a name of 1,001 characters": ({"run_name": f"'{'n' * 1001}'"}, "run_name: longer than 1000 characters"),
-    "10 MB of a name": ({"run_name": f"'{'n' * 10_000_000}'"}, "run_name"),
-    "10 MB of a dataset": ({"data_yaml": f"'{'d' * 10_000_000}'"}, "data_yaml"),
-    "10 MB of a model": ({"base_model": f"'{'m' * 10_000_000}'"}, "base_model"),
-    "an attempt at the end of its range": (
+    "a name of 10 MB": ({"run_name": f"'{'n' * 10_000_000}'"}, "run_name"),
+    "a dataset of 10 MB": ({"data_yaml": f"'{'d' * 10_000_000}'"}, "data_yaml"),
+    "a model of 10 MB": ({"base_model": f"'{'m' * 10_000_000}'"}, "base_model"),
+    "the largest attempt": (
         {"attempt": "2147483647"},
         "attempt = 2147483647: must be from 0 to 1000000",
     ),
     "a negative attempt": ({"attempt": "-2147483648"}, "must be from 0 to 1000000"),
 }
-# unusual values with which a run is still possible
+# unusual values that do not prevent a run
 ODD = {
     "a checkpoint that is a list": {"checkpoint": "'[1]'"},
-    "a checkpoint of nonsense": {"checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""},
+    "a checkpoint with invalid fields": {
+        "checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""
+    },
     "a checkpoint of 1,500 levels": {"checkpoint": f"'{DEEP}'"},
     "another run's checkpoint": {
         "checkpoint": """'{"epoch": 1, "sha256": "a", "bytes": 1, "key": "training_runs/x/1/best.pt"}'"""
     },
     "results of 1,500 levels": {"results": f"'{DEEP}'"},
     "results of 5,001 digits": {"results": "'1" + "0" * 5000 + "'"},
-    "no attempts at all": {"max_attempts": "0"},
-    "fewer attempts than none": {"max_attempts": "-2147483648"},
-    "failures at the end of their range": {"failures": "2147483647"},
-    "failures at the other end": {"failures": "-2147483648"},
-    "a priority at the end of its range": {"priority": "2147483647"},
-    "an epoch at the end of its range": {"last_reported_epoch": "2147483647", "progress_epoch": "2147483647"},
+    "zero max_attempts": {"max_attempts": "0"},
+    "negative max_attempts": {"max_attempts": "-2147483648"},
+    "the largest number of failures": {"failures": "2147483647"},
+    "the smallest number of failures": {"failures": "-2147483648"},
+    "the highest priority": {"priority": "2147483647"},
+    "the largest epoch": {"last_reported_epoch": "2147483647", "progress_epoch": "2147483647"},
     "a negative epoch": {"last_reported_epoch": "-1", "progress_epoch": "-1"},
-    "times without end": {"created_at": "'-infinity'", "started_at": "'infinity'", "heartbeat_at": "'infinity'"},
-    "times that Python does not know": {
+    "infinite times": {"created_at": "'-infinity'", "started_at": "'infinity'", "heartbeat_at": "'infinity'"},
+    "times outside of the range of Python": {
         "created_at": "'0044-03-15 00:00:00+00 BC'",
         "started_at": "'294276-01-01 00:00:00+00'",
     },
-    "host failures of nonsense": {"host_failures": """'{"w1": "x", "w2": [1], "w3": 999999999}'"""},
+    "host failures with invalid counts": {"host_failures": """'{"w1": "x", "w2": [1], "w3": 999999999}'"""},
 }
 
 
@@ -99,7 +101,7 @@ def test_malformed_row_is_claimed_and_fails_with_a_reason(queue_lab, poison):
 
 
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
-def test_malformed_row_can_be_peeked_at(queue_lab, poison):
+def test_peek_accepts_malformed_row(queue_lab, poison):
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
     with contextlib.suppress(Unavailable):  # the answer is too large, so there is nothing to prefetch
         assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
@@ -121,8 +123,8 @@ def test_unusual_row_is_claimed_like_any_other(queue_lab, oddity):
 
 
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
-def test_malformed_row_of_lost_worker_is_settled(queue_lab, poison):
-    """A claim can settle an expired lease whatever the columns contain."""
+def test_expired_lease_of_malformed_row_is_settled(queue_lab, poison):
+    """A claim can settle an expired lease, with any content of the other columns."""
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
     claim(queue_lab)
     queue_lab.force(run_id, lease_expires_at="'2020-01-01T00:00:00.000000+00:00'")
@@ -132,7 +134,7 @@ def test_malformed_row_of_lost_worker_is_settled(queue_lab, poison):
 
 
 def test_malformed_row_does_not_slow_down_claims(queue_lab):
-    """Every claim reads the row of a user that no worker can serve."""
+    """Every claim reads the queued row whose requirements no worker meets."""
     run_id = queue_lab.insert(priority=9, configuration={"requires": {"gpus": 9}, "device": "," * 900_000})
     enqueue(queue_lab)
     began = time.monotonic()

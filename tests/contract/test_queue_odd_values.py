@@ -1,4 +1,4 @@
-"""The contract of every queue for programs that write invalid or unusual values."""
+"""The contract of every queue for rows with invalid or unusual values."""
 
 import math
 

@@ -35,7 +35,7 @@ def test_ended_run_is_final(queue_lab, outcome, late):
 
 
 @pytest.mark.parametrize("outcome", TERMINAL)
-def test_different_outcome_after_the_first_is_lost(queue_lab, outcome):
+def test_different_second_outcome_is_rejected(queue_lab, outcome):
     lease = claimed(queue_lab)
     queue_lab.queue.finish(lease, OUTCOMES[outcome], [])
     for other in TERMINAL:
@@ -118,7 +118,7 @@ def test_repeated_outcome_is_accepted_and_changes_nothing(queue_lab):
         queue_lab.delete(lease.job.id)
 
 
-def test_completed_outcome_wins_over_late_cancel(queue_lab):
+def test_completed_outcome_has_priority_over_late_cancel(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.get(lease.job.id).status == "canceling"
@@ -171,7 +171,7 @@ def test_finish_returns_canceled_for_retry_of_canceled_run(queue_lab, outcome):
     assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) == "canceled"
 
 
-def test_released_run_is_claimed_at_once_and_counts_no_attempt(queue_lab):
+def test_released_run_is_claimed_immediately_and_loses_no_attempt(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     assert queue_lab.queue.finish(lease, Interrupted(checkpoint=stored_for(lease)), [event()]) is not None

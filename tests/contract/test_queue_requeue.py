@@ -38,15 +38,15 @@ def test_requeued_run_is_reset_and_its_attempt_number_continues(queue_lab, statu
         getattr(row, name)
         for name in ("not_before", "error_message", "completed_at", "canceled_at", "lease_expires_at")
     ] == [None] * 5
-    assert row.results == {"mAP": 0.5}, "what it had before is still true of its artifacts"
+    assert row.results == {"mAP": 0.5}, "the results still describe the artifacts"
     again = claim(queue_lab)
     assert (again.job.id, again.job.attempt) == (lease.job.id, 3)
     assert queue_lab.queue.beat(again, None, []) is Verdict.OK
 
 
 @pytest.mark.parametrize("status", ["failed", "running"])
-def test_attempts_are_counted_on_when_app_sets_attempt_to_zero(queue_lab, status):
-    """The number of an attempt names its folder, its objects and its events, and those of the first one are there."""
+def test_attempt_numbers_continue_when_app_sets_attempt_to_zero(queue_lab, status):
+    """Folders, objects and events contain the attempt number. The data of earlier attempts must not be overwritten."""
     lease = claimed(queue_lab) if status == "running" else ended(queue_lab, OUTCOMES[status])
     queue_lab.edit(lease.job.id, status="queued", attempt=0, lease_expires_at=None, claim_id=None)
 
@@ -122,7 +122,7 @@ def test_requeue_ignores_run_that_has_not_ended(queue_lab):
 
 
 @pytest.mark.parametrize("status", ["running", "canceling"])
-def test_held_run_cannot_be_requeued(queue_lab, status):
+def test_run_with_valid_lease_cannot_be_requeued(queue_lab, status):
     lease = claimed(queue_lab)
     if status == "canceling":
         queue_lab.queue.cancel(lease.job.id)
@@ -146,7 +146,7 @@ def test_held_run_cannot_be_requeued(queue_lab, status):
         (Interrupted(checkpoint=None), Status.QUEUED),
     ],
 )
-def test_worker_that_an_app_cleared_from_the_row_keeps_its_run(queue_lab, outcome, answer):
+def test_worker_keeps_its_lease_after_app_clears_worker_columns(queue_lab, outcome, answer):
     """An app requeues a run just after its lease expired, and clears the columns of the worker."""
     lease = claimed(queue_lab)
     expire(queue_lab, lease.job.id)

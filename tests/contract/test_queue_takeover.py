@@ -19,15 +19,15 @@ def delay(row):
 
 
 def vanish(lab, run_id):
-    """Let the lease of a run expire and a claim settle it."""
+    """Let the lease of a run expire, and settle the run by a claim of another run."""
     expire(lab, run_id)
     lab.edit(run_id, priority=-1)
-    blocker = lab.insert(priority=100)  # claimed by the call that settles
+    blocker = lab.insert(priority=100)  # the run of this claim
     assert claim(lab, "settler").job.id == blocker
     lab.delete(blocker)
 
 
-def queue_says(lab, run_id):
+def events_of_queue(lab, run_id):
     return [(row.attempt, row.kind) for row in lab.queue.events(run_id) if row.seq >= 1_000_000]
 
 
@@ -65,7 +65,7 @@ def test_events_of_the_queue_have_different_seqs(queue_lab):
     for _ in range(2):
         vanish(queue_lab, lease.job.id)
         assert queue_lab.queue.beat(lease, None, []) is Verdict.OK
-    assert queue_says(queue_lab, lease.job.id) == [(1, "lease_expired"), (1, "lease_expired")]
+    assert events_of_queue(queue_lab, lease.job.id) == [(1, "lease_expired"), (1, "lease_expired")]
 
 
 def test_requeued_run_keeps_its_claim_until_the_next_claim(queue_lab):
@@ -77,7 +77,7 @@ def test_requeued_run_keeps_its_claim_until_the_next_claim(queue_lab):
     assert row.lease_expires_at is not None
 
 
-def test_run_fails_after_losing_its_worker_max_attempts_times(queue_lab):
+def test_run_fails_after_max_attempts_lost_workers(queue_lab):
     run_id = enqueue(queue_lab)
     for attempt in range(1, 4):
         wake(queue_lab, run_id)
@@ -90,7 +90,7 @@ def test_run_fails_after_losing_its_worker_max_attempts_times(queue_lab):
     assert row.completed_at is not None
     assert "stopped 3 times" in row.error_message
     assert "gpu-3" in row.error_message
-    assert queue_says(queue_lab, run_id) == [(1, "lease_expired"), (2, "lease_expired"), (3, "lease_expired")]
+    assert events_of_queue(queue_lab, run_id) == [(1, "lease_expired"), (2, "lease_expired"), (3, "lease_expired")]
     assert queue_lab.queue.finish(lease, DONE, []) is None
 
 
@@ -115,7 +115,7 @@ def test_canceling_run_of_lost_worker_is_canceled(queue_lab, by):
     assert (row.status, row.error_message, row.lease_expires_at) == ("canceled", "Canceled by user.", None)
     assert row.canceled_at is not None
     assert row.completed_at is not None
-    assert queue_says(queue_lab, lease.job.id) == [(1, "canceled")]
+    assert events_of_queue(queue_lab, lease.job.id) == [(1, "canceled")]
     assert queue_lab.queue.beat(lease, None, []) is Verdict.LOST
 
 
@@ -170,7 +170,7 @@ def test_late_heartbeat_extends_lease_during_backoff(queue_lab):
     ("outcome", "status"),
     [(DONE, "completed"), (Failed(message="Diverged."), "failed"), (Interrupted(checkpoint=None), "queued")],
 )
-def test_late_outcome_is_accepted_for_unclaimed_run(queue_lab, outcome, status):
+def test_late_outcome_of_unclaimed_run_is_accepted(queue_lab, outcome, status):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
     assert queue_lab.queue.finish(lease, outcome, [event("finished")]) is not None
@@ -248,7 +248,7 @@ def test_run_fails_after_max_attempts_with_last_reason(queue_lab):
     assert (row.status, row.failures, row.error_message) == ("failed", 3, RETRY.message)
     assert row.completed_at is not None
     assert row.lease_expires_at is None
-    assert queue_lab.queue.finish(lease, RETRY, []) is not None, "the same call again"
+    assert queue_lab.queue.finish(lease, RETRY, []) is not None, "a repeated call is accepted"
     assert claim(queue_lab) is None
 
 

@@ -31,7 +31,7 @@ def test_new_run_has_every_documented_column(queue_lab):
 @pytest.mark.parametrize(
     "run_id", ["00000000-0000-4000-8000-000000000000", "no-uuid", "", "a\x00b", "'; drop table training_runs"]
 )
-def test_unknown_run_is_none(queue_lab, run_id):
+def test_get_of_unknown_run_returns_none(queue_lab, run_id):
     enqueue(queue_lab)
     assert queue_lab.queue.get(run_id) is None
     assert queue_lab.queue.cancel(run_id) is None
@@ -68,7 +68,7 @@ def test_queued_run_is_canceled_at_once_and_never_claimed(queue_lab):
     assert claim(queue_lab) is None
 
 
-def test_running_run_is_asked_to_stop(queue_lab):
+def test_canceled_running_run_is_canceling_and_heartbeat_returns_cancel(queue_lab):
     lease = claimed(queue_lab)
     row = queue_lab.queue.cancel(lease.job.id)
     assert (row.status, row.cancel_requested, row.canceled_at) == ("canceling", True, None)
@@ -128,7 +128,7 @@ def test_run_ended_by_the_app_is_lost_and_keeps_its_message(queue_lab):
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 9}}, [event()]) is Verdict.LOST
     assert queue_lab.queue.finish(lease, DONE, [event()]) is None
     assert queue_lab.queue.finish(lease, Canceled(results={"a": 1}), [event()]) is not None, (
-        "the row has this status already"
+        "the row already has this status"
     )
     assert queue_lab.queue.get(lease.job.id) == before
 

@@ -30,13 +30,13 @@ def test_full_last_page_has_no_cursor(queue_lab):
     assert queue_lab.queue.list(limit=2).next is None
 
 
-def test_empty_table_is_empty_page(queue_lab):
+def test_empty_table_returns_empty_page(queue_lab):
     page = queue_lab.queue.list()
     assert (page.runs, page.next) == ((), None)
 
 
 @pytest.mark.parametrize("order", RunOrder)
-def test_pages_have_every_run_once_also_when_their_sort_keys_are_equal(queue_lab, order):
+def test_pages_have_every_run_once_even_with_equal_sort_keys(queue_lab, order):
     created = ago(50)
     runs = {queue_lab.insert(created_at=created, priority=n % 2) for n in range(7)}
     found, cursor = [], None

@@ -24,7 +24,7 @@ def ids(page):
     return [run.id for run in page.runs]
 
 
-def test_rows_hold_no_fencing_token(queue_lab):
+def test_rows_do_not_contain_fencing_token(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"a": 1}, [event()])
 
@@ -82,7 +82,7 @@ def test_enqueue_is_idempotent_after_run_has_started_and_its_priority_changed(qu
         {"tags": ("b", "a")},
     ],
 )
-def test_enqueue_of_another_request_under_a_used_id_raises_conflict(queue_lab, other):
+def test_enqueue_of_another_request_with_used_id_raises_conflict(queue_lab, other):
     run_id = queue_lab.queue.enqueue(REQUEST, id=str(uuid.uuid4()))
     request = RunRequest(**{**vars(REQUEST), **other})
 
@@ -92,7 +92,7 @@ def test_enqueue_of_another_request_under_a_used_id_raises_conflict(queue_lab, o
     assert len(queue_lab.queue.list().runs) == 1
 
 
-def test_every_form_of_a_uuid_is_the_same_id(queue_lab):
+def test_all_spellings_of_a_uuid_are_the_same_id(queue_lab):
     run_id = str(uuid.uuid4())
     assert queue_lab.queue.enqueue(REQUEST, id=run_id.upper()) == run_id
     assert queue_lab.queue.enqueue(REQUEST, id=run_id.replace("-", "")) == run_id
@@ -139,7 +139,7 @@ def test_queued_run_can_be_deleted(queue_lab):
 
 
 @pytest.mark.parametrize("status", ["running", "canceling"])
-def test_held_run_cannot_be_deleted(queue_lab, status):
+def test_run_with_valid_lease_cannot_be_deleted(queue_lab, status):
     lease = claimed(queue_lab)
     if status == "canceling":
         queue_lab.queue.cancel(lease.job.id)
@@ -160,7 +160,7 @@ def test_run_with_expired_lease_can_be_deleted(queue_lab):
 
 
 @pytest.mark.parametrize("unknown", [UNKNOWN, "no-uuid", "", "a\x00b"])
-def test_unknown_run_is_not_deleted(queue_lab, unknown):
+def test_delete_of_unknown_run_returns_false(queue_lab, unknown):
     assert queue_lab.queue.delete(unknown) is False
 
 

@@ -1,4 +1,4 @@
-"""What every unit test gets."""
+"""Fixtures of all unit tests."""
 
 import os
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _no_fsync(monkeypatch):
-    """Nothing waits for the disk. Tests of the syncs themselves replace this again."""
+    """Replace `os.fsync`, so that no test waits for the disk. Tests of syncs replace it again."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

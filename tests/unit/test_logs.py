@@ -90,6 +90,6 @@ def test_log_write_error_is_ignored():
     with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:
         configure_logging("json", "INFO", stream=full)
 
-        structlog.get_logger().warning("nobody will read this")
-        structlog.get_logger().warning("nor this")
+        structlog.get_logger().warning("cannot be written")
+        structlog.get_logger().warning("cannot be written either")
     structlog.reset_defaults()

@@ -68,7 +68,7 @@ def test_key_is_never_shown(environment):
     assert KEY not in str(settings.model_dump())
 
 
-def test_folders_are_below_home_by_default(environment, tmp_path):
+def test_folders_are_inside_trainer_home_by_default(environment, tmp_path):
     environment(TRAINER_HOME=str(tmp_path), RUNS_DIR="/elsewhere/runs")
 
     settings = read_settings()

@@ -1,4 +1,4 @@
-"""Rows are printed whatever they contain, and never hide other rows."""
+"""Rows with any content are printed and do not hide other rows."""
 
 import json
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ def test_rows_are_shown_with_their_numbers(capsys, monkeypatch):
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda value: json.dumps(value)[:30])
 @pytest.mark.parametrize("column", [name for name in ROW if name != "id"])
-def test_odd_row_is_shown_and_hides_no_other_row(capsys, monkeypatch, column, odd):
+def test_unusual_row_is_shown_and_does_not_hide_other_rows(capsys, monkeypatch, column, odd):
     monkeypatch.setenv("COLUMNS", "200")
     row = run_row(ROW | {column: odd, "id": "odd"})
     terminal.show_list([row, run_row(ROW)])
@@ -48,7 +48,7 @@ def test_odd_row_is_shown_and_hides_no_other_row(capsys, monkeypatch, column, od
 
 
 @pytest.mark.parametrize("seen", ["infinity", "-infinity", "2026-01-02T03:04:05", "", None, 7])
-def test_worker_with_invalid_time_is_gone_and_hides_no_other_worker(capsys, seen):
+def test_worker_with_invalid_time_is_offline_and_does_not_hide_other_workers(capsys, seen):
     now = datetime.now(UTC).isoformat()
     odd = {"worker_id": "odd", "status_message": "full", "last_seen": seen}
     full = {"worker_id": "w1", "status_message": "\x1b[31mfull", "last_seen": now}

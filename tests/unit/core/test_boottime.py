@@ -1,4 +1,4 @@
-"""The clock of leases counts the time in which the host is suspended."""
+"""The clock of leases includes the time during which the host is suspended."""
 
 import threading
 import time
@@ -22,8 +22,8 @@ def test_boottime_counts_suspended_time(monkeypatch):
     assert (boottime(), asked) == (7.0, [time.CLOCK_BOOTTIME])
 
 
-def test_lease_expired_during_suspend_is_not_trusted_before_answer(tmp_path, monkeypatch):
-    """The monotonic clock did not count the suspended time. Only the time since boot shows that the lease may be lost."""
+def test_lease_expired_during_suspend_is_not_trusted_until_heartbeat_is_answered(tmp_path, monkeypatch):
+    """The monotonic clock did not count the suspended time. Only the time since boot shows that the lease can be lost."""
     worker = WorkerFixture(tmp_path)
     worker.enqueue()
     lease, stop = worker.claim(), StopSignal()

@@ -1,4 +1,4 @@
-"""JSON text within bounds: every text is a value or a ValueError with a sentence."""
+"""JSON text with limits: every text becomes a value or a ValueError with a reason."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def test_text_out_of_bounds_is_rejected_with_reason(text, reason):
     assert len(str(refused.value)) < 200
 
 
-def test_32_levels_and_every_double_are_read():
+def test_32_levels_and_all_floats_are_read():
     assert json_from_text(nested(DEEPEST)) == json.loads(nested(DEEPEST))
     assert json_from_text("9" * 100) == int("9" * 100)
     assert json_from_text(f"{1.7e308:f}") == 1.7e308

@@ -1,4 +1,4 @@
-"""The catalog of models, compared with the installed Ultralytics, and the usual spellings."""
+"""The catalog of models: comparison with the installed Ultralytics, and usual spellings of model names."""
 
 import ast
 import importlib.util
@@ -111,7 +111,7 @@ def test_usual_spellings_of_published_model_are_found(spelling, stem, task):
 @pytest.mark.parametrize(
     "table", [model_catalog.WEIGHTS, model_catalog.ARCHITECTURES], ids=["weights", "architectures"]
 )
-def test_published_name_is_found_as_itself(table):
+def test_published_name_is_found_unchanged(table):
     find = model_catalog.find_weights if table is model_catalog.WEIGHTS else model_catalog.find_architecture
     for stem, by_task in table.items():
         assert find(stem).stem == stem

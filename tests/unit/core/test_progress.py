@@ -120,5 +120,5 @@ def test_completed_run_has_full_progress(progress):
     ("seconds", "text"),
     [(None, None), (0, "00:00:00"), (59.6, "00:01:00"), (3661, "01:01:01"), (400_000, "111:06:40")],
 )
-def test_clock(seconds, text):
+def test_seconds_are_shown_as_hours_minutes_and_seconds(seconds, text):
     assert clock(seconds) == text

@@ -1,4 +1,4 @@
-"""Whether an attempt resumes from a checkpoint, by what was trained and what the row asks for now."""
+"""The decision to resume from a checkpoint: comparison of its setup with the current row."""
 
 import importlib.util
 import json
@@ -35,18 +35,18 @@ EDITED = {"fingerprint": "b" * 64}
 
 SAME = {
     "nothing": {},
-    "the same in other words": {"configuration": {"batch": "16", "lr0": "1e-2", "optimizer": "sgd"}},
-    "Ultralytics' own values": {
+    "the same values in other spellings": {"configuration": {"batch": "16", "lr0": "1e-2", "optimizer": "sgd"}},
+    "default values of Ultralytics": {
         "configuration": {"patience": 100, "mosaic": 1, "fliplr": "0.5", "seed": 0, "amp": True}
     },
-    "what is done after the training": {"configuration": {"export": ["torchscript"], "predictions": True}},
+    "steps after the training": {"configuration": {"export": ["torchscript"], "predictions": True}},
     "loaders": {"configuration": {"workers": 7}},
-    "where it trains": {"configuration": {"device": "0,1", "requires": {"gpus": 2}}},
+    "devices": {"configuration": {"device": "0,1", "requires": {"gpus": 2}}},
     "an unknown setting": {"configuration": {"nonsense": 1}},
-    "the model with its task": {"base_model": "YOLO11n.pt"},
-    "the task that the dataset has": {"configuration": {"task": "detection"}},
-    "the same dataset elsewhere": {"data_yaml": "storage:datasets/pets"},
-    "a split that this dataset has": {"configuration": {"split": 0.8}},
+    "the file name of the model": {"base_model": "YOLO11n.pt"},
+    "the task of the dataset": {"configuration": {"task": "detection"}},
+    "another location of the same dataset": {"data_yaml": "storage:datasets/pets"},
+    "a split that does not change the dataset": {"configuration": {"split": 0.8}},
 }
 
 
@@ -63,11 +63,11 @@ APPLIED = {
     "fewer epochs": ({"configuration": {"epochs": 41}}, "epochs 100 → 41"),
     "patience": ({"configuration": {"patience": 5}}, "patience 100 → 5"),
     "time": ({"configuration": {"time": 1.5}}, "time default → 1.5"),
-    "a budget instead of epochs": ({"configuration": {"time": 1.5, "epochs": 3}}, "time default → 1.5"),
+    "a time limit and epochs": ({"configuration": {"time": 1.5, "epochs": 3}}, "time default → 1.5"),
     "freeze": ({"configuration": {"freeze": [0, 1]}}, "freeze default → [0, 1]"),
     "validation": ({"configuration": {"conf": 0.1}}, "conf default → 0.1"),
     "content": (EDITED, "the content of the dataset"),
-    "a link with another token": ({**EDITED, "data_yaml": "https://host/x.zip?token=2"}, "the content of the dataset"),
+    "a URL with another token": ({**EDITED, "data_yaml": "https://host/x.zip?token=2"}, "the content of the dataset"),
 }
 
 
@@ -88,9 +88,9 @@ FROM_BEST = {
     "optimizer": ({"optimizer": "Adam"}, ("optimizer SGD → Adam",)),
     "lr0": ({"lr0": 0.001}, ("lr0 0.01 → 0.001",)),
     "augmentation": ({"augmentation": {"mosaic": 0}}, ("mosaic 1.0 → 0.0",)),
-    "a setting that is taken back": ({}, ("hsv_h 0.1 → 0.015",)),
-    "several, of which one cannot": ({"batch": 8, "seed": 3, "mixup": 0.1}, ("mixup 0.0 → 0.1", "seed 0 → 3")),
-    "epochs that are trained already": ({"epochs": 40}, ("epochs 100 → 40",)),
+    "a removed setting": ({}, ("hsv_h 0.1 → 0.015",)),
+    "changeable and fixed settings": ({"batch": 8, "seed": 3, "mixup": 0.1}, ("mixup 0.0 → 0.1", "seed 0 → 3")),
+    "fewer epochs than already trained": ({"epochs": 40}, ("epochs 100 → 40",)),
 }
 
 
@@ -136,7 +136,7 @@ def test_removed_time_limit_leaves_requested_epochs():
     )
 
 
-# ── the record ──
+# ── the recorded setup ──
 
 
 def test_setup_survives_json():
@@ -177,7 +177,7 @@ def test_setup_contains_no_secret_and_is_small():
     ],
     ids=repr,
 )
-def test_invalid_setup_is_none(nonsense):
+def test_invalid_setup_becomes_none(nonsense):
     assert Setup.from_json(nonsense) is None
 
 
@@ -188,7 +188,7 @@ def test_any_settings_can_be_compared_and_printed():
     assert all(len(change) < 400 for change in decision.changes)
 
 
-# ── the tables ──
+# ── comparison of the tables with Ultralytics ──
 
 
 def test_defaults_match_installed_version():
@@ -201,7 +201,7 @@ def test_changeable_settings_match_installed_version():
     package = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
     source = (package / "engine" / "trainer.py").read_text()
     allowed = set(re.findall(r'"(\w+)"', source.partition("allowed = ")[2].partition("}")[0]))
-    ours = {"device", "workers", "save_dir"}  # the service's own
+    ours = {"device", "workers", "save_dir"}  # settings of the service
     refused = {"augmentations", "distill_model"}
     assert allowed - ours - refused <= CHANGEABLE
     assert {*ARGUMENTS, "epochs", "batch", "imgsz"} >= CHANGEABLE

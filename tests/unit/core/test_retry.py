@@ -1,4 +1,4 @@
-"""How long a call is retried."""
+"""The wait between two tries of a call."""
 
 import pytest
 

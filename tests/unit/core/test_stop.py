@@ -36,7 +36,7 @@ def test_stop_of_parent_reaches_children():
         (StopReason.SHUTDOWN, StopReason.LOST, StopReason.LOST),
     ],
 )
-def test_stronger_reason_wins_in_any_order(first, second, left):
+def test_stronger_reason_has_priority_in_any_order(first, second, left):
     stop = StopSignal()
 
     stop.set(first)
@@ -93,7 +93,7 @@ def test_borrowed_time_of_shutdown_counts_from_its_request():
     shutdown.set(StopReason.SHUTDOWN)
     run = shutdown.child()
     run.set(StopReason.CANCELED)
-    shutdown._shutdown_at -= 60  # it was requested a minute ago
+    shutdown._shutdown_at -= 60  # the shutdown was requested a minute ago
 
     began = time.monotonic()
     with run.borrowed_time(60.2) as later:
@@ -133,7 +133,7 @@ def test_borrowed_time_can_end_without_stop():
 def test_shutdown_shortens_limited_borrowed_time():
     shutdown = StopSignal()
     shutdown.set(StopReason.SHUTDOWN)
-    shutdown._shutdown_at -= 60  # it was requested a minute ago
+    shutdown._shutdown_at -= 60  # the shutdown was requested a minute ago
     began = time.monotonic()
 
     with shutdown.child().borrowed_time(60.2, at_most=True) as later:

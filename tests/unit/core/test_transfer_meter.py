@@ -62,7 +62,7 @@ def test_no_byte_is_lost_when_four_threads_count(clock):
     assert events[-1].bytes == 40_000
 
 
-def test_totals_grow_with_what_is_expected_later(clock):
+def test_totals_include_transfers_that_are_expected_later(clock):
     events = []
     meter = Meter(events.append, total_files=1)
 

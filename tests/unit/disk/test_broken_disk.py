@@ -27,7 +27,7 @@ def test_errors_of_broken_disk_are_host_failures(number):
 
 
 @pytest.mark.parametrize("number", MAY_BE_THE_RUN)
-def test_errors_that_a_run_can_cause_are_no_host_failures(number):
+def test_errors_that_a_run_can_cause_are_not_host_failures(number):
     assert type(disk_failed(OSError(number, os.strerror(number)), "x")) is MachineFailed
 
 
@@ -56,7 +56,7 @@ def tree(root):
 @pytest.mark.parametrize(("owner", "name", "read"), READERS.values(), ids=READERS)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_dataset_on_broken_disk_is_not_rejected(tmp_path, monkeypatch, owner, name, read, number):
-    """Another worker may be able to read it, so the run is retried."""
+    """Another worker can perhaps read the dataset, so the run is retried."""
     path = tmp_path / "data.yaml"
     path.write_text("names: [a]")
     original = getattr(owner, name)

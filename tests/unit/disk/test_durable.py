@@ -1,4 +1,4 @@
-"""What is synced, in which order, and how it works without syncfs."""
+"""The order of syncs, and syncs without syncfs."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from trainer.disk import durable
 
 @pytest.fixture
 def synced(monkeypatch):
-    """Return the list of synced paths, with their names at that moment."""
+    """Return the list of synced paths, with their names at the time of the sync."""
     paths = []
     monkeypatch.setattr(durable.os, "fsync", lambda fd: paths.append(os.readlink(f"/proc/self/fd/{fd}")))
     return paths
@@ -50,7 +50,7 @@ def test_each_file_and_folder_is_synced_without_syncfs(tmp_path, synced, monkeyp
     assert sorted(synced) == [str(tmp_path), f"{tmp_path}/a", f"{tmp_path}/a/b", f"{tmp_path}/a/b/file"]
 
 
-def test_failing_disk_is_an_error(tmp_path, monkeypatch):
+def test_error_of_syncfs_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(durable, "_SYNCFS", _fails_with(errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         durable.sync_below(tmp_path)

@@ -56,7 +56,7 @@ def test_folder_of_killed_process_has_state_left(folder, other):
     other.wait()
 
     assert use_of(folder) is Use.LEFT
-    assert use_of(folder) is Use.LEFT  # a look changes nothing
+    assert use_of(folder) is Use.LEFT  # a check of the state does not change the state
 
 
 def test_released_folder_leaves_no_lock_file(folder, other):
@@ -74,7 +74,7 @@ def test_folder_is_in_use_until_its_last_user_releases_it(folder, other):
     assert not lock_file(folder).exists()
 
 
-def test_lock_file_goes_with_its_folder(folder, other):
+def test_lock_file_is_removed_with_its_folder(folder, other):
     other.kill()
     other.wait()
 
@@ -85,7 +85,7 @@ def test_lock_file_goes_with_its_folder(folder, other):
 
 
 def test_user_on_other_host_counts_as_crashed_after_a_day_without_refresh(folder):
-    # a file system on which locks do not reach other hosts: the lock looks free
+    # on some file systems, other hosts do not see a lock, so the lock file seems to be unlocked
     lock_file(folder).write_text("the boot id of another kernel")
     assert use_of(folder) is Use.IN_USE
 
@@ -121,7 +121,7 @@ def test_folder_can_be_used_soon_after_sweep(folder):
 
 
 def test_exclusive_lock_has_one_holder(folder):
-    """One thread locks and removes, others use the folder: a lock on a removed file does not count."""
+    """One thread locks and removes the lock file, two others use the folder. A lock on a removed file must not count."""
     locks, users, found = FolderLocks(), [], []
 
     def use():
@@ -153,7 +153,7 @@ def test_file_system_without_locks_does_not_fail_run(folder, monkeypatch, code):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with FolderLocks().held(folder):
         pass
-    assert not lock_file(folder).exists()  # a free lock would mean that its user has crashed
+    assert not lock_file(folder).exists()  # an unlocked lock file would mean that its user has crashed
 
 
 def test_lock_timeout_does_not_fail_run(folder, monkeypatch):

@@ -119,7 +119,7 @@ def test_lock_files_without_folder_are_removed(root):
 
 def test_half_removed_folder_is_removed_by_next_sweep(root, monkeypatch):
     made(root / "train_a", 100)
-    monkeypatch.setattr(old_folders, "remove_tree", lambda _: None)  # as if the process ended here
+    monkeypatch.setattr(old_folders, "remove_tree", lambda _: None)  # as if the process ended before the removal
     swept(root)
     assert [path.name.startswith(".removing-") for path in root.iterdir()] == [True]
     monkeypatch.undo()
@@ -129,7 +129,7 @@ def test_half_removed_folder_is_removed_by_next_sweep(root, monkeypatch):
     assert not list(root.iterdir())
 
 
-def test_folder_that_cannot_be_removed_is_logged_once_and_delays_no_other(root, monkeypatch):
+def test_removal_error_is_logged_once_and_other_folders_are_removed(root, monkeypatch):
     for name in ("train_a", "train_\xff\n", "train_c"):
         made(root / name, 100)
     real = Path.rename

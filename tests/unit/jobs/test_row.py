@@ -1,4 +1,4 @@
-"""Rows and the values that they become."""
+"""Conversion between rows and the values of the service."""
 
 import json
 import math
@@ -233,7 +233,7 @@ def test_worker_offers_capabilities_and_known_hardware():
         ("9" * 10_000, 0, 0),
     ],
 )
-def test_what_configuration_requires(configuration, gpus, memory):
+def test_requirements_are_read_from_configuration(configuration, gpus, memory):
     needed = requirements(configuration)
     assert (needed.gpus, needed.gpu_memory_gb) == (gpus, memory)
 

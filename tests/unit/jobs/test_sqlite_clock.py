@@ -66,7 +66,7 @@ def wall_of(row, column="created_at"):
     return time.mktime(time.strptime(getattr(row, column)[:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone
 
 
-def test_lease_ends_by_queues_clock_and_not_before(host, queue):
+def test_lease_expires_by_clock_of_queue(host, queue):
     enqueue(queue)
     claim(queue, seconds=60)
     host.wait(60)
@@ -75,7 +75,7 @@ def test_lease_ends_by_queues_clock_and_not_before(host, queue):
     assert claim(queue, "w2").job.attempt == 2
 
 
-def test_backoff_ends_by_queues_clock(host, queue):
+def test_backoff_ends_by_clock_of_queue(host, queue):
     run_id = enqueue(queue)
     for pause in (0, 20):  # seconds of backoff after the first and the second lost worker
         assert claim(queue).job.id == run_id
@@ -117,7 +117,7 @@ def test_lease_lasts_its_time_after_clock_was_set(host, queue, step):
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])
-def test_heartbeats_keep_run_while_clock_is_adjusted(host, queue, step):
+def test_heartbeats_keep_lease_while_clock_is_adjusted(host, queue, step):
     enqueue(queue)
     lease = claim(queue, seconds=1800)
     host.set_clock(step)
@@ -138,9 +138,9 @@ def test_backoff_ends_in_time_after_clock_was_set_back(host, queue):
     assert claim(queue).job.attempt == 2
 
 
-def test_idle_queue_follows_clock_that_was_set_forward_at_once(host, queue):
+def test_idle_queue_follows_forward_clock_step_immediately(host, queue):
     enqueue(queue)
-    host.set_clock(300 * 24 * HOUR)  # a host without a battery got the time from its time server
+    host.set_clock(300 * 24 * HOUR)  # a host without a clock battery gets the time from its time server
     host.wait(1)
     assert wall_of(queue.get(enqueue(queue))) == int(host.wall)
 
@@ -154,7 +154,7 @@ def test_queue_time_returns_to_wall_clock_after_hours(host, queue):
     assert abs(wall_of(queue.list(limit=1).runs[0]) - host.wall) < 1
 
 
-def test_reboot_with_earlier_clock_keeps_time_running(host, queue):
+def test_queue_time_continues_after_reboot_with_earlier_clock(host, queue):
     enqueue(queue)
     claim(queue, seconds=60)
     before = queue.list(limit=1).runs[0].heartbeat_at
@@ -167,7 +167,7 @@ def test_reboot_with_earlier_clock_keeps_time_running(host, queue):
     assert queue.get(again.job.id).heartbeat_at > before
 
 
-def test_reboot_takes_wall_clocks_time(host, queue):
+def test_queue_time_is_wall_clock_after_reboot(host, queue):
     enqueue(queue)
     claim(queue, seconds=60)
     host.reboot()
@@ -176,7 +176,7 @@ def test_reboot_takes_wall_clocks_time(host, queue):
     assert wall_of(queue.list(limit=1).runs[0], "heartbeat_at") == int(host.wall)
 
 
-def test_reading_changes_nothing(host, queue, tmp_path):
+def test_reading_does_not_write_to_file(host, queue, tmp_path):
     run_id = enqueue(queue)
     before = (tmp_path / "queue.db-wal").stat() if (tmp_path / "queue.db-wal").exists() else None
     host.wait(100)
@@ -185,7 +185,7 @@ def test_reading_changes_nothing(host, queue, tmp_path):
     assert before == ((tmp_path / "queue.db-wal").stat() if (tmp_path / "queue.db-wal").exists() else None)
 
 
-def test_host_clock_knows_its_boot_and_counts_from_it():
+def test_host_clock_counts_from_current_boot():
     clock = HOST_CLOCK
     assert clock.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert abs(clock.since_boot() - boottime()) < 1
@@ -203,14 +203,14 @@ _steps = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(_steps)
-def test_queue_time_never_goes_back_and_runs_at_its_speed_while_run_is_leased(steps):
+def test_queue_time_never_decreases_and_has_normal_speed_while_run_is_leased(steps):
     host, leased = Host(), False
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(SCHEMA)
         connection.execute("insert into training_runs (id, run_name, created_at, updated_at) values ('a', 'a', '', '')")
         before = queue_time(connection, host.clock(), keep=True)
         for step, *values in steps:
-            queue_time(connection, host.clock(), keep=False)  # reading changes nothing
+            queue_time(connection, host.clock(), keep=False)  # keep=False must not change the stored clock
             if step == "lease":
                 leased = values[0]
                 connection.execute("update training_runs set status = ?", ["running" if leased else "queued"])
@@ -223,7 +223,7 @@ def test_queue_time_never_goes_back_and_runs_at_its_speed_while_run_is_leased(st
             before = now
 
 
-# ── several processes whose wall clocks disagree ──
+# ── processes with different wall clocks ──
 
 KILLED_AFTER_HEARTBEATS = """
 import json, sys, time, uuid

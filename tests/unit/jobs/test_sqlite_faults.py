@@ -21,7 +21,7 @@ def test_missing_folder_is_created(tmp_path):
     assert path.is_file()
 
 
-def test_locked_file_is_unavailable_and_named(path):
+def test_locked_file_is_unavailable_with_its_name(path):
     queue = SqliteQueue(path, busy_seconds=0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("begin immediate")

@@ -25,10 +25,10 @@ NO_ROW = {
     "an object": b"{}",
     "text": b'"x"',
     "a number": b"7",
-    "a page": b"<html>Please log in</html>",
-    "half an answer": b'[{"id": "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa", "configuration": "{',
+    "a login page": b"<html>Please log in</html>",
+    "a truncated answer": b'[{"id": "0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa", "configuration": "{',
     "nothing": b"",
-    "no text": b"\xff\xfe\x00",
+    "invalid UTF-8": b"\xff\xfe\x00",
     "a list of null": b"[null]",
     "a list of numbers": b"[1]",
     "a list of lists": b"[[]]",
@@ -82,7 +82,7 @@ def test_invalid_rows_are_unavailable(call, answer):
 
 
 def server(row, seen):
-    """Return a PostgREST with one claimed row. It answers `row` to a full selection, else the selected columns."""
+    """Return a fake PostgREST with one claimed row. It returns `row` for a full selection, else the selected columns."""
 
     def respond(request):
         select = parse_qs(request.url.query.decode())["select"][0]
@@ -111,7 +111,7 @@ def test_unreadable_claimed_row_becomes_run_with_reason(answer):
 def test_claim_damaged_once_by_a_proxy_returns_the_run():
     seen, answers = (
         [],
-        iter([NO_ROW["half an answer"], json.dumps([{"id": RUN, "attempt": 4, "run_name": "nuts"}]).encode()]),
+        iter([NO_ROW["a truncated answer"], json.dumps([{"id": RUN, "attempt": 4, "run_name": "nuts"}]).encode()]),
     )
 
     def respond(request):

@@ -25,7 +25,7 @@ def exceptions_of(module) -> list[type[Exception]]:
 
 
 def made(kind: type[Exception]) -> Exception:
-    """Return an instance of an exception class, whatever its constructor needs."""
+    """Return an instance of an exception class, with the arguments that its constructor needs."""
     if kind is APIError:
         return APIError({"message": "m", "code": "PGRST000"})
     if kind is httpx.HTTPStatusError:
@@ -62,7 +62,7 @@ def test_list_of_library_exceptions_is_complete():
 
 
 @pytest.mark.parametrize("kind", LIBRARY, ids=lambda kind: kind.__name__)
-def test_every_library_exception_is_translated(kind):
+def test_every_library_exception_becomes_own_error(kind):
     error = translated(made(kind), host="db.example")
     assert isinstance(error, Unavailable | Misconfigured)
     assert "db.example" in str(error)
@@ -70,11 +70,11 @@ def test_every_library_exception_is_translated(kind):
 
 
 @pytest.mark.parametrize("kind", [k for k in LIBRARY if k is not APIError], ids=lambda kind: kind.__name__)
-def test_every_transport_exception_is_translated(kind):
-    def fall_over(_):
+def test_every_transport_exception_becomes_own_error(kind):
+    def fail(_):
         raise made(kind)
 
-    assert isinstance(failure(fall_over), Unavailable | Misconfigured)
+    assert isinstance(failure(fail), Unavailable | Misconfigured)
 
 
 @pytest.mark.parametrize("code", ["PGRST202", "PGRST204", "PGRST205", "42P01", "42703", "42883"])
@@ -144,7 +144,7 @@ def test_login_page_with_status_200_is_unavailable():
 
 
 @pytest.mark.parametrize("body", [b"", b'{"cut', b"\xff\xfe"])
-def test_broken_error_body_is_judged_by_its_status(body):
+def test_error_with_broken_body_is_classified_by_status(body):
     assert isinstance(failure(lambda _: httpx.Response(503, content=body)), Unavailable)
 
 

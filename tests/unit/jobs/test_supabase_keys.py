@@ -1,4 +1,4 @@
-"""Which key is sent to the gateway, and which one to the API."""
+"""The keys that are sent to the gateway and to the API."""
 
 import httpx
 import pytest

@@ -1,6 +1,6 @@
 """One time limit for a whole call to a slow server: connection, TLS, response headers, body.
 
-The servers are real sockets. Each piece comes well within the limit of one silence.
+The servers are real sockets. Each byte arrives before the read timeout.
 """
 
 import contextlib
@@ -123,10 +123,10 @@ def test_download_without_first_byte_ends_in_time(dripping, case):
         pass
 
 
-def test_slow_object_has_time_for_its_size_only(dripping, monkeypatch):
+def test_slow_download_ends_after_time_for_its_size(dripping, monkeypatch):
     monkeypatch.setattr(
         "trainer.remote.storage_api.SLOWEST", 10_000
-    )  # the object has this size, so the call gets one more second
+    )  # bytes per second: the body of 10,000 bytes gets one more second
     api = StorageApi(
         f"http://127.0.0.1:{dripping(BODY, b'x' * 10_000).port}", "key", times=HttpTimes(read=0.9, total=TOTAL)
     )
@@ -189,8 +189,8 @@ def test_time_limit_applies_to_one_call_only(dripping):
         assert project.call("a") == []
 
 
-def test_name_with_many_dead_addresses_ends_in_time(monkeypatch):
-    """Each address may take the connect limit; all addresses together may take the limit of the call."""
+def test_call_to_host_with_many_dead_addresses_ends_in_time(monkeypatch):
+    """One address can take the connect timeout. All addresses together can take the time limit of the call."""
     blocked = socket.create_server(("0.0.0.0", 0), backlog=0)
     port = blocked.getsockname()[1]
     fillers = [socket.socket() for _ in range(4)]

@@ -33,7 +33,7 @@ def answering(reply: bytes, *, hold: float = 0.0):
     finally:
         released.set()
         with suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)  # ends the wait for a connection that never came
+            listener.shutdown(socket.SHUT_RDWR)  # ends the wait for a connection
         thread.join()
         listener.close()
 
@@ -69,7 +69,7 @@ def test_file_is_downloaded_unchanged(tmp_path):
         (ok(b"x" * 2000, 2000), BadRequest, "larger than 1000 bytes"),
     ],
 )
-def test_every_failure_is_a_named_error(tmp_path, reply, error, message):
+def test_every_failed_download_raises_error_with_reason(tmp_path, reply, error, message):
     with answering(reply) as url, pytest.raises(error, match=message):
         download(url, tmp_path / "a", StopSignal(), largest=1000)
 

@@ -20,7 +20,7 @@ def test_body_arrives_with_its_size_digest_etag_and_type(server, client, tmp_pat
     assert (got.etag, got.content_type, got.url) == ('"v1"', "text/yaml", server.url("/a.yaml"))
 
 
-def test_reported_bytes_are_taken_back_after_failed_try(server, client, tmp_path):
+def test_reported_bytes_are_subtracted_after_failed_try(server, client, tmp_path):
     cut = raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"x" * 40)
     server.pages["/a"] = in_turn(cut, body(b"y" * 100))
     moved = []
@@ -92,7 +92,7 @@ def test_failing_server_is_retried_and_then_unavailable(server, client, tmp_path
     assert len(server.asked) == 2
 
 
-def test_recovered_server_is_not_an_error(server, client, tmp_path):
+def test_download_succeeds_after_server_recovers(server, client, tmp_path):
     server.pages["/a"] = in_turn(body(b"", status="503 Busy"), body(b"fine"))
     assert client.download(server.url("/a"), tmp_path / "a", StopSignal()).bytes == 4
 
@@ -134,7 +134,7 @@ def test_slow_body_ends_at_time_limit(server, make_client, tmp_path):
     assert time.monotonic() - began < 15
 
 
-def test_call_may_have_less_time_than_client(server, make_client, tmp_path):
+def test_call_can_have_shorter_time_limit_than_client(server, make_client, tmp_path):
     server.pages["/a"] = silent
     client = make_client(allowed_hosts=[server.host], policy=RetryPolicy(tries=1))
     began = time.monotonic()

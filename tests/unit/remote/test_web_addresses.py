@@ -1,4 +1,4 @@
-"""Which hosts and addresses the guarded client contacts."""
+"""The hosts and addresses that the guarded client contacts."""
 
 import socket
 import threading
@@ -98,7 +98,7 @@ def test_spaces_and_accents_in_path_are_sent_encoded(server, client, tmp_path):
 
 
 def test_connections_are_reused_for_same_host(make_client, tmp_path):
-    # many threads, one pool: as during an export of thousands of images
+    # many threads share one connection pool, as in a download of thousands of images
     with web_server() as server:
         for number in range(40):
             server.pages[f"/{number}"] = body(b"x" * number)

@@ -27,7 +27,7 @@ def test_every_line_has_run_and_attempt():
     assert {(line["run_id"], line["attempt"]) for line in logged(PhaseStarted(phase=Phase.TRAINING))} == {("r", 2)}
 
 
-def test_lines_have_the_phase_once_there_is_one():
+def test_lines_have_the_phase_after_first_phase_has_started():
     lines = logged(PhaseStarted(phase=Phase.TRAINING), EpochFinished(epoch=1, total_epochs=2, metrics={}, seconds=1.0))
 
     assert [line.get("phase") for line in lines] == [None, "training", "training", "training"]

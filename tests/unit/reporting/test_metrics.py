@@ -92,7 +92,7 @@ def test_unhealthy_host_is_reported():
     assert value(metrics, "healthy") == 0
 
 
-def test_phase_is_measured_when_next_one_starts(metrics):
+def test_phase_is_measured_when_next_phase_starts(metrics):
     metrics.event(JOB, PhaseStarted(phase=Phase.PREPARING))
     metrics.event(JOB, PhaseStarted(phase=Phase.TRAINING, seconds=4.5))
 
@@ -105,7 +105,7 @@ def test_wait_in_queue_is_counted_once(metrics):
     assert value(metrics, "queue_wait_seconds_sum") == 12.0
 
 
-def test_bytes_are_counted_as_they_grow(metrics):
+def test_transferred_bytes_are_counted_once(metrics):
     for done in (10, 25):
         metrics.event(JOB, transfer(Phase.DOWNLOADING, done))
     metrics.event(JOB, transfer(Phase.UPLOADING, 5))
@@ -123,7 +123,7 @@ def test_gpus_are_read_on_request(metrics):
     assert value(metrics, "gpu_utilization", gpu="0", name="Big GPU") == 0.5
 
 
-def test_beats_and_their_failures_are_counted(metrics, tmp_path):
+def test_heartbeats_and_their_failures_are_counted(metrics, tmp_path):
     worker = WorkerFixture(tmp_path)
     worker.enqueue()
     lease = worker.claim()

@@ -1,4 +1,4 @@
-"""Reporters run beside the runs: a slow, failing or blocked reporter delays nothing and loses no end of a run."""
+"""Reporters have their own threads. A slow, failing or blocked reporter does not delay a run or lose its end."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ def batch(number):
 
 
 class Recorder:
-    """Records its calls; `before` is called first and may sleep, raise or block."""
+    """Records its calls. `before` is called first and can sleep, raise or block."""
 
     def __init__(self, before=lambda call: None):
         self.before = before
@@ -48,7 +48,7 @@ class Recorder:
 
 @pytest.fixture
 def gate():
-    """Blocks a reporter until it is set; opened at the end of the test."""
+    """Return an event that blocks a reporter until the event is set. The end of the test sets it."""
     gate = threading.Event()
     yield gate
     gate.set()
@@ -148,7 +148,7 @@ def test_full_queue_drops_events_and_never_the_end(gate):
 # ── reporters for one run ──
 
 
-def test_run_has_reporters_of_its_own():
+def test_run_has_its_own_reporters():
     asked, own = [], Recorder()
 
     def factory(job):
@@ -175,7 +175,7 @@ def test_thread_of_a_run_reporter_ends_with_its_run():
         time.sleep(0.01)
 
 
-def test_run_without_reporter_of_its_own_has_the_shared_ones():
+def test_run_without_its_own_reporter_uses_shared_reporters():
     shared = Recorder()
     reporters = Reporters([shared], [lambda job: None])
 

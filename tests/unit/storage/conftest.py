@@ -1,4 +1,4 @@
-"""The Supabase store over a server with faults."""
+"""The Supabase store and a server with faults."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from trainer.storage.keys import escaped_key
 FILE_NAMES = (
     st.text(st.characters(exclude_characters="\0", exclude_categories=()))
     .filter(
-        # a lone surrogate stands for a byte that is not UTF-8; a file system returns no others
+        # the lone surrogates for bytes that are not UTF-8; a file system never returns other surrogates
         lambda name: all(not "\ud800" <= letter <= "\udfff" or "\udc80" <= letter <= "\udcff" for letter in name),
     )
     .map(lambda name: name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape"))

@@ -26,14 +26,14 @@ ODD = {
     "an empty object": b"{}",
     "a login page": PORTAL,
     "nothing": b"",
-    "half of an object": b'{"objects": [{"na',
-    "nested without end": b"[" * 100_000,
+    "a truncated object": b'{"objects": [{"na',
+    "100,000 nested lists": b"[" * 100_000,
     "wrong types": b'{"signedURL": 7, "public": "yes", "size": "1", "etag": 5, "Key": [], "objects": {}, "hasNext": 1}',
     "null fields": b'{"signedURL": null, "public": null, "size": null, "etag": null, "Key": null, "objects": null}',
     "entries that are null": b'{"objects": [null], "hasNext": false}',
     "entries without a name": b'{"objects": [{"id": "1"}], "hasNext": false}',
     "a cursor that is a list": b'{"objects": [], "hasNext": true, "nextCursor": []}',
-    "negative and untrue": b'{"size": -1, "etag": "x", "public": 0, "signedURL": "?token", "Key": "", "hasNext": null}',
+    "negative, empty and false values": b'{"size": -1, "etag": "x", "public": 0, "signedURL": "?token", "Key": "", "hasNext": null}',
 }
 
 REFUSALS = [
@@ -159,7 +159,7 @@ def test_invalid_answer_to_delete_is_unavailable(server, store, odd):
     assert list(server.objects["data"]) == []
 
 
-def test_login_page_for_every_route_stores_nothing_and_says_so(server, store, upload):
+def test_login_page_for_every_route_is_reported_and_stores_nothing(server, store, upload):
     server.fault("portal", on="/", times=1000)
 
     with pytest.raises(Unavailable, match="login page"):
@@ -173,7 +173,7 @@ def test_login_page_for_every_route_stores_nothing_and_says_so(server, store, up
 
 
 def test_login_page_does_not_count_as_upload_to_public_bucket(server, store, upload):
-    """A public URL needs no request, so only the answer to the upload can show that nothing was stored."""
+    """A public URL needs no request. Only the answer to the upload shows that the object was not stored."""
     server.buckets["data"].public = True
     upload()
     server.objects["data"].clear()
@@ -203,8 +203,8 @@ def test_object_missing_right_after_upload_is_unavailable(server, store, upload)
         store.url(REF)
 
 
-def test_web_page_with_404_says_nothing_about_bucket(server, store, upload):
-    """A restart of the gateway must not turn the URL of a public bucket into one that expires."""
+def test_web_page_with_404_does_not_make_public_bucket_private(server, store, upload):
+    """After a restart of the gateway, the URL of a public object must not expire."""
     server.buckets["data"].public = True
     server.fault("status", on="GET /bucket/", status=404, times=1)
 
@@ -215,7 +215,7 @@ def test_web_page_with_404_says_nothing_about_bucket(server, store, upload):
 
 
 def test_offset_beyond_sent_bytes_is_rejected(server, store, upload):
-    """With an offset beyond the end, the upload would end with nothing stored."""
+    """An upload with an offset beyond the end would stop without storing the object."""
     server.fault("status", on="PATCH /upload", status=204, headers={"Upload-Offset": str(10**12)}, body=b"", times=2)
 
     with pytest.raises(Unavailable, match="at most"):
@@ -224,7 +224,7 @@ def test_offset_beyond_sent_bytes_is_rejected(server, store, upload):
     assert upload(CHUNK + 1).bytes == len(server.get("data", REF.key))
 
 
-def test_size_limit_advice_without_access_to_bucket(server, store, upload):
+def test_size_limit_error_has_advice_without_access_to_bucket(server, store, upload):
     server.limit = 2
     server.fault("status", on="GET /bucket/", status=400, times=9, body=b'{"statusCode":"404","error":"NoSuchBucket"}')
 

@@ -97,7 +97,7 @@ def test_retry_after_is_passed_on(api, value, seconds):
     assert found.retry_after == seconds
 
 
-def test_every_error_of_httpx_is_translated(api):
+def test_every_error_of_httpx_becomes_own_error(api):
     bugs = {httpx.HTTPStatusError}  # raised by raise_for_status only, which is not called
     kinds = [kind for _, kind in inspect.getmembers(httpx, inspect.isclass) if issubclass(kind, httpx.HTTPError)]
     assert len(kinds) > 15
@@ -169,12 +169,12 @@ def test_restricted_role_sends_project_key_beside_its_token():
     ("a b/c.jpg", "/object/data/a%20b/c.jpg"), ("a?b&c=d;e,f", "/object/data/a%3Fb%26c%3Dd%3Be%2Cf"),
     ("x+y@z:!'()*", "/object/data/x%2By%40z%3A%21%27%28%29%2A"), ("naïve%", "/object/data/na%C3%AFve%25"),
 ])  # fmt: skip
-def test_key_is_quoted_into_its_path(key, path):
+def test_object_key_is_escaped_in_path(key, path):
     assert object_path("object", "data", key) == path
 
 
 class Silent(httpcore.NetworkStream):
-    """A connection that only answers whether the server has closed it."""
+    """A connection that only reports whether the server has closed it."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -222,7 +222,7 @@ def test_blocked_write_times_out_after_write_limit():
         api.close()
 
 
-def test_server_may_take_longer_over_upload_than_over_answer():
+def test_upload_has_longer_read_timeout_than_other_calls():
     with StorageServer({"data": False}, key=KEY) as server:
         api = StorageApi(server.url, KEY, times=HttpTimes(read=0.2, stored=20))
         server.fault("delay", seconds=0.6, times=2)

@@ -1,4 +1,4 @@
-"""Faults that only the local store can have."""
+"""Faults of the local store only."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_link_inside_bucket_and_linked_bucket_are_accepted(store, root, tmp_path
     assert [(info.ref.key, info.bytes) for info in store.list(ObjectRef(bucket="big", key=""))] == [("a", 1), ("b", 1)]
 
 
-def test_edit_in_place_changes_identity(store, root):
+def test_edit_in_place_changes_etag(store, root):
     path = root / "data/a"
     path.write_bytes(b"one")
     before = store.stat(ref("a"))

@@ -1,4 +1,4 @@
-"""The Storage stand-in answers like the real server."""
+"""The fake Storage server answers like the real server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fill(server, count: int) -> None:
         server.put("data", f"set/{n:04}", b"1")
 
 
-def test_first_listing_gives_100_unless_asked_and_never_more_than_1500(server, client):
+def test_list_v1_returns_100_objects_by_default_and_at_most_1500(server, client):
     fill(server, 1600)
     for limit, count in ((None, 100), (1001, 1001), (2000, 1500), (10000, 1500)):
         body = {"prefix": "set"} | ({"limit": limit} if limit else {})
@@ -39,7 +39,7 @@ def test_first_listing_gives_100_unless_asked_and_never_more_than_1500(server, c
     assert client.post("/object/list/data", json={"prefix": "set", "offset": 1599}).json()[0]["name"] == "1599"
 
 
-def test_first_listing_shows_folders_without_id_and_nothing_for_what_is_not_there(server, client):
+def test_list_v1_has_folders_without_id_and_is_empty_for_missing_prefix(server, client):
     server.put("data", "set/deep/a", b"1")
     entry = {"name": "deep", "id": None, "metadata": None}
     assert client.post("/object/list/data", json={"prefix": "set"}).json() == [entry]
@@ -48,7 +48,7 @@ def test_first_listing_shows_folders_without_id_and_nothing_for_what_is_not_ther
         assert (answer.status_code, answer.json()) == (200, [])
 
 
-def test_second_listing_is_recursive_in_pages_of_at_most_1000(server, client):
+def test_list_v2_is_recursive_with_pages_of_at_most_1000(server, client):
     fill(server, 1100)
     server.put("data", "set/deep/a", b"1")
     first = client.post("/object/list-v2/data", json={"prefix": "set/", "limit": 5000}).json()
@@ -63,13 +63,13 @@ def test_second_listing_is_recursive_in_pages_of_at_most_1000(server, client):
     ("POST", "/object/data/a", "409"), ("POST", "/object/data/na%C3%AFve", "400"), ("POST", "/object/data/a%23b", "400"),
     ("GET", "/object/public/data/a", "404"), ("GET", "/object/sign/data/a?token=abc", "400"),
 ])  # fmt: skip
-def test_refusals_are_400_with_real_status_in_body(server, client, method, path, code):
+def test_rejections_are_400_with_real_status_in_body(server, client, method, path, code):
     server.put("data", "a", b"1")
     answer = client.request(method, path)
     assert (answer.status_code, answer.json()["statusCode"]) == (400, code)
 
 
-def test_missing_object_asked_for_by_head_is_400_without_body(client):
+def test_head_of_missing_object_is_400_without_body(client):
     answer = client.head("/object/data/none")
     assert (answer.status_code, answer.content) == (400, b"")
 
@@ -86,21 +86,21 @@ def test_only_x_upsert_header_and_put_replace_object(server, client):
     ("bytes=2-4", 206, b"234"), ("bytes=7-", 206, b"789"), ("bytes=-3", 206, b"789"), ("bytes=0-99", 206, b"0123456789"),
     ("bytes=10-", 416, None), ("bytes=0-1,3-4", 416, None),
 ])  # fmt: skip
-def test_ranges(server, client, wanted, status, content):
+def test_range_request_returns_requested_bytes(server, client, wanted, status, content):
     server.put("data", "a", b"0123456789")
     answer = client.get("/object/data/a", headers={"Range": wanted, "If-Range": '"other"'})
     assert answer.status_code == status
     assert content in (None, answer.content)
 
 
-def test_what_is_unchanged_is_304_and_etags_are_md5(server, client):
+def test_unchanged_object_is_304_and_etag_is_md5(server, client):
     server.put("data", "a", b"1")
     etag = client.head("/object/data/a").headers["ETag"]
     assert etag == f'"{hashlib.md5(b"1").hexdigest()}"'
     assert client.get("/object/data/a", headers={"If-None-Match": etag}).status_code == 304
 
 
-def test_limits_of_size_and_type(server, client):
+def test_limits_of_size_and_type_are_enforced(server, client):
     assert client.post("/object/data/a", content=bytes(20_000_001)).json()["statusCode"] == "413"
     server.buckets["data"].file_size_limit, server.buckets["data"].mime_types = 10, ["image/png"]
     assert client.post("/object/data/a", content=bytes(11)).json()["statusCode"] == "413"
@@ -110,7 +110,7 @@ def test_limits_of_size_and_type(server, client):
     assert client.post("/object/data/a", content=b"1", headers={"Content-Type": "image/png"}).status_code == 200
 
 
-def test_keys_decide_what_is_seen(server):
+def test_key_decides_which_objects_are_visible(server):
     server.put("data", "a", b"1")
     server.put("open", "a", b"1")
     with httpx.Client(base_url=f"{server.url}/storage/v1") as client:
@@ -123,7 +123,7 @@ def test_keys_decide_what_is_seen(server):
         assert client.get("/object/data/a", headers={"apikey": "service-key"}).content == b"1"
 
 
-def test_signed_url_needs_no_key_and_is_good_for_one_object_and_time(server, client):
+def test_signed_url_needs_no_key_and_is_limited_to_one_object_and_time(server, client):
     for key in ("a", "b"):
         server.put("data", key, b"1")
     good = client.post("/object/sign/data/a", json={"expiresIn": 60}).json()["signedURL"]
@@ -142,7 +142,7 @@ def begin(client, length: int, **headers: str) -> httpx.Response:
     )
 
 
-def test_resumable_upload_keeps_its_offset_and_refuses_another(server, client):
+def test_resumable_upload_keeps_its_offset_and_rejects_other_offsets(server, client):
     place = begin(client, 10).headers["Location"]
     part = TUS | {"Content-Type": "application/offset+octet-stream"}
     assert client.patch(place, content=b"0123", headers=part | {"Upload-Offset": "0"}).headers["Upload-Offset"] == "4"
@@ -153,7 +153,7 @@ def test_resumable_upload_keeps_its_offset_and_refuses_another(server, client):
     assert server.get("data", "a") == b"0123456789"
 
 
-def test_resumable_upload_is_refused_at_its_creation_with_real_status(server, client):
+def test_resumable_upload_is_rejected_at_creation_with_real_status(server, client):
     assert begin(client, 20_000_001).status_code == 413
     server.put("data", "a", b"1")
     assert begin(client, 10).status_code == 409
@@ -161,7 +161,7 @@ def test_resumable_upload_is_refused_at_its_creation_with_real_status(server, cl
     assert client.head("/upload/resumable/unknown", headers=TUS).status_code == 404
 
 
-def test_chunk_that_is_cut_keeps_what_arrived(server, client):
+def test_received_bytes_of_interrupted_chunk_are_kept(server, client):
     place = begin(client, 1_000_000).headers["Location"]
     server.fault("cut_request", on="PATCH", after=300_000)
     with pytest.raises(httpx.TransportError):
@@ -169,7 +169,7 @@ def test_chunk_that_is_cut_keeps_what_arrived(server, client):
     assert client.head(place, headers=TUS).headers["Upload-Offset"] == "300000"
 
 
-def test_official_client_works_with_it(server):
+def test_official_client_works_with_fake_server(server):
     from storage3 import SyncStorageClient
 
     content = bytes(range(256)) * 9 + b"\r\n--\r\n"
@@ -184,5 +184,5 @@ def test_official_client_works_with_it(server):
         assert http.get(data.create_signed_url("a b/c.png", 60)["signedURL"]).content == content
 
 
-def test_route_that_is_not_there_is_real_404(client):
+def test_missing_route_is_404(client):
     assert client.get("/nothing").json()["error"] == "Not Found"

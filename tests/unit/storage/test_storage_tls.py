@@ -1,4 +1,4 @@
-"""The store over TLS, as in every hosted project: waiting in slices must not disturb the encryption."""
+"""The store over TLS, as in every hosted project. Waits in short slices must not break the encryption."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def store(server, certificate, tmp_path, monkeypatch):
 def test_large_objects_pass_through_slow_server(server, store, tmp_path):
     content = os.urandom(9 * MIB)
     (tmp_path / "best.pt").write_bytes(content)
-    server.fault("slow", on="PATCH", rate=4e6)  # slow enough for writes that have to wait longer than a slice
+    server.fault("slow", on="PATCH", rate=4e6)  # so slow that writes wait longer than a slice
     server.fault("delay", on="GET /object/data", seconds=0.7)
     store.upload(tmp_path / "best.pt", REF, StopSignal())
     store.download(REF, tmp_path / "back", StopSignal())

@@ -15,7 +15,7 @@ from trainer.core.errors import ObjectMissing, Unavailable
 
 
 @pytest.mark.parametrize("v2", [True, False])
-def test_both_kinds_of_listing_are_complete(server, store, v2):
+def test_both_listing_versions_are_complete(server, store, v2):
     server.v2 = v2
     keys = fill(server, 2100)
     server.put("data", "set/.emptyFolderPlaceholder", b"")
@@ -27,7 +27,7 @@ def test_both_kinds_of_listing_are_complete(server, store, v2):
 
 @pytest.mark.parametrize("size", [999, 1000, 1001, 2000])
 @pytest.mark.parametrize("v2", [True, False])
-def test_listing_is_complete_at_every_edge_of_page(server, store, size, v2):
+def test_listing_is_complete_at_page_boundaries(server, store, size, v2):
     server.v2 = v2
     server.put("data", "flat/0", b"")
     server.objects["data"] |= {f"flat/{n}": server.objects["data"]["flat/0"] for n in range(size)}

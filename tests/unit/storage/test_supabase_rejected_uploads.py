@@ -16,7 +16,7 @@ from trainer.core.stop import StopSignal
 
 
 @pytest.mark.parametrize("size", [3 * MIB, 8 * MIB])
-def test_upload_over_limit_says_how_large_and_what_to_do(server, store, tmp_path, size):
+def test_upload_over_limit_reports_size_and_advice(server, store, tmp_path, size):
     path, _ = source_file(tmp_path, size)
     server.limit = 2 * MIB
     with pytest.raises(Misconfigured, match=rf"'runs/1/best\.pt' \({size / 1e6:.1f} MB\).*project"):
@@ -37,7 +37,7 @@ def test_limit_of_bucket_is_named(server, store, tmp_path):
     ("anon", Misconfigured, "check the key"),
     ("name", BadRequest, "storage accepts no object called"),
 ])  # fmt: skip
-def test_rejected_upload_says_what_to_fix(server, make_store, tmp_path, size, setup, error, words):
+def test_rejected_upload_has_advice(server, make_store, tmp_path, size, setup, error, words):
     path, _ = source_file(tmp_path, size)
     ref, key = REF, "service-key"
     match setup:
@@ -64,7 +64,7 @@ def test_every_kind_of_artifact_has_its_content_type(server, store, tmp_path, na
     assert server.objects["data"][name].mime == mime
 
 
-def test_content_type_that_was_asked_for_wins_on_both_routes(server, store, tmp_path):
+def test_requested_content_type_is_used_on_both_routes(server, store, tmp_path):
     for size in (10, 7 * MIB):
         path, _ = source_file(tmp_path, size)
         store.upload(path, REF, StopSignal(), content_type="image/png")

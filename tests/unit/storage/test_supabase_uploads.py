@@ -135,7 +135,7 @@ def test_upload_with_progress_survives_any_number_of_interruptions(server, store
 
 
 def test_full_disk_without_note_does_not_fail_upload(server, make_store, tmp_path):
-    """The folder is created when it is needed, not at the start."""
+    """The folder of the notes is not created at the start, but for the first note."""
     (tmp_path / "file").touch()
     store = make_store(notes=tmp_path / "file" / "notes")
     store.tidy()
@@ -145,7 +145,7 @@ def test_full_disk_without_note_does_not_fail_upload(server, make_store, tmp_pat
     store.upload(path, REF, StopSignal())
 
     assert server.get("data", REF.key) == content
-    assert server.received == len(content), "resumed where it was cut"
+    assert server.received == len(content), "no byte is sent twice"
 
 
 def test_old_notes_are_deleted(make_store, tmp_path):

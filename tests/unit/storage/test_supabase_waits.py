@@ -1,4 +1,4 @@
-"""The Supabase store never waits longer than its limits and its stop allow."""
+"""Waits of the Supabase store end at their time limit or at a stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every test of the worker gets: a worker, and retries without long pauses."""
+"""Fixtures of the worker tests: a worker, and retries with short pauses."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def queue(worker):
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    """The pauses between retries are 0.1 % of the real ones. The tries and their time limit stay the same."""
+    """Shorten the pauses between retries to 0.1 %. The number of tries and their time limit do not change."""
     wait_before = RetryPolicy.wait_before
     monkeypatch.setattr(RetryPolicy, "wait_before", lambda *arguments: wait_before(*arguments) / 1000)
     monkeypatch.setattr(claiming, "FIRST_WAIT", 0.01)

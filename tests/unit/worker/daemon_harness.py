@@ -77,7 +77,7 @@ class Manager:
 
 @contextmanager
 def serving(worker, queue, **parts):
-    """Run a daemon during the block and stop it at the end, also when the test fails."""
+    """Run a daemon during the block. Stop the daemon at the end of the block, also if the test fails."""
     with in_background(lambda: daemon(worker, queue, **parts).run(worker.shutdown)):
         try:
             yield

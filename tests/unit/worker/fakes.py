@@ -1,4 +1,4 @@
-"""Stand-ins for the training, the datasets, the weights, the reporters and a failing store or queue."""
+"""Fakes: training, datasets, weights, reporters, and a store or queue that fails."""
 
 import hashlib
 import json
@@ -42,21 +42,21 @@ class FakeWeights:
 
 
 class FakeTrainer:
-    """Trains `epochs` at once. `during` is called in each epoch and may raise, set a stop, or wait for `stop`."""
+    """Trains `epochs` without delay. `during` is called in each epoch. It can raise, set a stop, or wait for `stop`."""
 
     def __init__(self, epochs: int = 3):
         self.epochs = epochs
-        self.batch = None  # with which it trained in the end
+        self.batch = None  # the batch size in the report of the training
         self.during: Callable[[int], None] = lambda epoch: None
         self.orders = []
-        self.stop = StopSignal()  # of the training that runs now
+        self.stop = StopSignal()  # the stop signal of the current training
 
     def train(self, order, stop, on_event, on_line):
         self.orders.append(order)
         self.stop = stop
         weights = order.run_dir / "weights"
         weights.mkdir(parents=True, exist_ok=True)
-        on_line("training begins")
+        on_line("training started")
         for epoch in range(1, self.epochs + 1):
             self.during(epoch)
             stop.raise_if_set()

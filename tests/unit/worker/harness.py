@@ -114,7 +114,7 @@ class WorkerFixture:
         return self.execution(**parts).run(lease or self.claim(), self.slots.acquire(1), stop or self.shutdown.child())
 
     def work_again(self, **parts):
-        """Execute the next attempt, with a new claim, as a service that was started again would."""
+        """Execute the next attempt with a new claim, as a restarted service would."""
         return self.work(self.claim(NEXT_CLAIM), StopSignal(), **parts)
 
     def row(self, run_id):
@@ -128,7 +128,7 @@ class WorkerFixture:
         return [e.data["message"] for e in self.queue.events(run_id) if e.kind == "warning" and e.data["code"] == code]
 
     def artifacts(self, run_id):
-        """Return the artifacts that the row lists, by name."""
+        """Return the artifacts of the row, by name."""
         return {artifact["name"]: artifact for artifact in (self.row(run_id)["results"] or {}).get("artifacts", [])}
 
     def stored_keys(self, prefix=""):
@@ -147,7 +147,7 @@ class WorkerFixture:
             db.execute("delete from training_runs where id = ?", [run_id])
 
     def forget_epochs(self, run_id, *, after):
-        """Delete the events of later epochs, as if the service was killed before it reported them."""
+        """Delete the events of later epochs, as if the service was killed before it reported these events."""
         with self._database() as db:
             db.execute(
                 "delete from training_run_events where kind = 'epoch' and json_extract(data, '$.epoch') > ?", [after]
@@ -206,7 +206,7 @@ def failing_store(worker, method, errors):
     return Replaced(worker.store, **{method: fail_or_call})
 
 
-def has_its_model(worker, run_id, content=b"the best"):
+def assert_model_is_published(worker, run_id, content=b"the best"):
     """Assert that the run is completed and its row names the trained weights."""
     row = worker.row(run_id)
     assert row["status"] == "completed", row["error_message"]
@@ -220,7 +220,7 @@ def has_its_model(worker, run_id, content=b"the best"):
 
 
 def interrupted_upload(worker):
-    """Return a run whose training finished and whose upload was interrupted by a shutdown, and its folder."""
+    """Interrupt the upload of a finished training by a shutdown. Return the id and the folder of the run."""
     run_id = worker.enqueue()
 
     def shut_down(path, ref, stop, **more):

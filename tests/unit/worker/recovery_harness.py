@@ -7,7 +7,7 @@ TRAINED = {"last.pt", "results.csv", "run.log", "manifest.json"}
 
 
 def killed(worker, lease=None):
-    """Return a run whose process was killed in its second epoch, and its run folder."""
+    """Return the id and the folder of a run whose process was killed in the second epoch."""
     run_id = lease.job.id if lease else worker.enqueue()
     lease = lease or worker.claim(CLAIM)
     journal = Journal.create(worker.folders.journals, lease)
@@ -17,7 +17,7 @@ def killed(worker, lease=None):
     (run_dir / "weights").mkdir(parents=True)
     (run_dir / "weights" / "last.pt").write_bytes(b"last of 1")
     (run_dir / "results.csv").write_text("epoch\n1\n")
-    (run_dir / "run.log").write_text("training begins\n")
+    (run_dir / "run.log").write_text("training started\n")
     return run_id, run_dir
 
 
@@ -27,7 +27,7 @@ def recover(worker, queue=None, stop=None, **parts):
 
 
 class Watched:
-    """A store or queue that calls `before` in each of its methods `names`."""
+    """A store or queue that calls `before` at the start of each method in `names`."""
 
     def __init__(self, watched, before, *names):
         self.watched, self.before, self.names = watched, before, names

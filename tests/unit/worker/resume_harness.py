@@ -40,7 +40,7 @@ class Host:
         self.store = LocalObjectStore(home / "bucket")
         self.job = Job(id="x", request=RunRequest(data_yaml="d"), attempt=3)
         self.events = []
-        self.key = KEY  # of the uploaded checkpoint
+        self.key = KEY  # the key of the uploaded checkpoint
 
     def keep(self, run_dir, epoch, setup=NOW, **facts):
         return self.write(run_dir, epoch, setup and {"epoch": epoch, "setup": setup.as_json()} | facts)
@@ -61,7 +61,7 @@ class Host:
         return path
 
     def upload(self, epoch, setup=NOW):
-        """Put a checkpoint into the bucket only, and name it in the row."""
+        """Upload a checkpoint that no run folder has, and name it in the row."""
         path = self.keep(self.first.parent / "elsewhere", epoch, setup)
         self.store.upload(path, ObjectRef(bucket=BUCKET, key=self.key), StopSignal())
         facts = json.loads(path.with_suffix(".json").read_text())

@@ -1,4 +1,4 @@
-"""Which files of a run are uploaded, and under which keys."""
+"""The uploaded files of a run, and their keys."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_changed_file_is_sent_again(store, run_dir):
     assert watched.uploaded.count("best.pt") == 1
 
 
-def test_object_lost_by_bucket_is_sent_again(store, run_dir):
+def test_object_missing_in_bucket_is_sent_again(store, run_dir):
     """The bucket was deleted and recreated during the upload."""
     watched = Watched(store)
     uploader = ArtifactUpload(watched, "b", JOB)
@@ -178,7 +178,7 @@ def test_other_file_cannot_take_name_of_weights(store, run_dir):
 
 
 def test_file_that_changes_during_upload_is_not_published(store, run_dir):
-    """The checksum in the manifest must be that of the bytes in the bucket."""
+    """The manifest must contain the checksum of the bytes in the bucket."""
     watched = Watched(store)
     uploader = ArtifactUpload(watched, "b", JOB)
 

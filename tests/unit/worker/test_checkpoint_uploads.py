@@ -1,4 +1,4 @@
-"""Which checkpoints are uploaded, kept and deleted while a run trains."""
+"""Checkpoints that are uploaded, kept and deleted during a training."""
 
 import os
 from dataclasses import replace
@@ -56,7 +56,7 @@ def test_checkpoint_with_invalid_sha256_is_not_uploaded(tmp_path, worker, digest
 
 
 def test_only_checkpoint_files_of_the_run_are_uploaded(tmp_path, worker):
-    """The training process reports the path, so it could name another file of the host or a link to one."""
+    """The training process reports the path. The path can be another file of the host, or a link to another file."""
     (tmp_path / "secret.pt").write_text("a key of the service")
     uploads = uploads_of(tmp_path / "run", worker, worker.store)
     saved = save_checkpoint(tmp_path / "run", 1)

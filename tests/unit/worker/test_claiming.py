@@ -1,4 +1,4 @@
-"""What delays or repeats a claim, and what does not."""
+"""Delayed and repeated claims."""
 
 import threading
 import time
@@ -19,9 +19,9 @@ from trainer.worker.journal import Journal
 
 
 def test_unanswered_claim_is_repeated_with_same_claim_id(worker, queue):
-    """The claim was granted and the answer lost: the run must not wait until the lease expires."""
+    """The queue granted the claim, but its answer was lost. The run must not wait until the lease expires."""
     run_id = worker.enqueue()
-    queue.after = raising(Unavailable("the answer got lost"))
+    queue.after = raising(Unavailable("the answer was lost"))
 
     with serving(worker, queue):
         wait_for(lambda: worker.row(run_id)["status"] == "completed")
@@ -40,7 +40,7 @@ def test_service_survives_outage_at_start(worker, queue):
 
 
 def test_nothing_is_claimed_until_access_is_correct(worker, queue):
-    """For example a missing migration, which the operator applies while the service waits."""
+    """Example: a migration is missing, and the operator applies it while the service waits."""
     worker.enqueue()
     fail = raising(Misconfigured("apply the migrations"), Misconfigured("apply the migrations"))
     asked = []
@@ -68,7 +68,7 @@ def test_unexpected_error_of_claim_does_not_stop_claims(worker, queue, error):
 
 
 def test_unexpected_error_of_claim_starts_new_claim_id(worker, queue):
-    """Its lease must expire, so that the attempt counts as lost. A repeated claim would renew it again and again."""
+    """The lease must expire, so that the attempt counts as lost. A repeated claim would renew the lease without end."""
     worker.enqueue()
     queue.after = raising(AttributeError("row"))
 
@@ -88,13 +88,13 @@ def test_unexpected_errors_of_claims_back_off(worker, queue, monkeypatch):
 
     service = daemon(worker, queue)
     monkeypatch.setattr(worker.slots, "wait_for_free", broken)
-    service._claimer._unanswered = 5000  # a weekend of an outage
+    service._claimer._unanswered = 5000  # as many failed claims as in an outage of a weekend
     with in_background(lambda: service.run(worker.shutdown)):
         wait_for(lambda: len(asked) > 3)
         worker.shutdown.set(StopReason.SHUTDOWN)
 
 
-def test_rejected_outcome_delays_no_other_run(worker, queue, monkeypatch):
+def test_rejected_outcome_does_not_delay_other_runs(worker, queue, monkeypatch):
     monkeypatch.setattr(daemon_module, "ORPHANS_FIRST", 0.05)
     refused, run_id = worker.enqueue(), worker.enqueue()
     journal = Journal.create(worker.folders.journals, worker.claim())

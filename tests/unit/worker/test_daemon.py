@@ -1,4 +1,4 @@
-"""The daemon: runs in turn, errors of the service, shutdown."""
+"""The daemon: queued runs, errors of the service, shutdown."""
 
 import threading
 import time
@@ -70,7 +70,7 @@ def test_model_is_delivered_after_bug_in_delivery(worker, queue):
     assert not list(worker.folders.journals.iterdir())
 
 
-def test_bug_after_outcome_loses_no_model(worker, queue):
+def test_bug_after_outcome_does_not_lose_model(worker, queue):
     run_id = worker.enqueue()
     execution = worker.execution(queue=queue, reporter=Buggy("ended"))
 
@@ -82,8 +82,8 @@ def test_bug_after_outcome_loses_no_model(worker, queue):
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), RecursionError(), OSError(5, "I/O error")])
-def test_files_of_ended_run_that_cannot_be_removed_count_as_no_failure(worker, queue, error, monkeypatch):
-    """Two such runs would make the host unhealthy, and it would not claim a third one."""
+def test_cleanup_error_after_run_is_not_counted_as_failure(worker, queue, error, monkeypatch):
+    """Otherwise, two of these errors would make the host unhealthy, and it would not claim a third run."""
 
     def fail(*_):
         raise error
@@ -131,7 +131,7 @@ def test_run_without_thread_is_requeued_by_next_process_during_outage(worker, qu
     monkeypatch.setattr(threading.Thread, "start", fail)
     queue.finish = down
     with serving(worker, queue):
-        wait_for(lambda: len(queue.claims) > 1)  # one error, and the claims continue
+        wait_for(lambda: len(queue.claims) > 1)  # claims continue after one error
     monkeypatch.undo()
     del queue.finish
     assert worker.row(run_id)["status"] == "running"

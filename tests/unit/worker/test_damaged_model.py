@@ -1,4 +1,4 @@
-"""A finished model is published only if its files are those that the training reported."""
+"""A finished model is published only if its files match the report of the training."""
 
 import hashlib
 import json
@@ -9,22 +9,22 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.worker.harness import failing_store, has_its_model, interrupted_upload
+from tests.unit.worker.harness import assert_model_is_published, failing_store, interrupted_upload
 from trainer.core.errors import Unavailable
 from trainer.core.events import Finished, WeightsFile
 from trainer.core.run_folder import RunFolder
 from trainer.worker import finished_marker
 
-# ── the model is the one that was trained ──
+# ── the files match the report ──
 
 DAMAGES = {
-    "gone": lambda path: path.unlink(),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:3]),
-    "empty": lambda path: path.write_bytes(b""),
-    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "another": lambda path: path.write_bytes(b"the rest"),
+    "a missing file": lambda path: path.unlink(),
+    "a truncated file": lambda path: path.write_bytes(path.read_bytes()[:3]),
+    "an empty file": lambda path: path.write_bytes(b""),
+    "a file of zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "a file with other content": lambda path: path.write_bytes(b"the rest"),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
-    "a link to elsewhere": lambda path: (
+    "a link out of the folder": lambda path: (
         path.rename(path.parents[2] / "x.pt"),
         path.symlink_to(path.parents[2] / "x.pt"),
     ),
@@ -39,7 +39,7 @@ def test_damaged_model_is_not_published_and_training_resumes(worker, name, damag
 
     worker.work_again()
 
-    row = has_its_model(worker, run_id)
+    row = assert_model_is_published(worker, run_id)
     assert row["attempt"] == 2
     assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
     [message] = worker.warnings(run_id, "model_damaged")
@@ -47,7 +47,7 @@ def test_damaged_model_is_not_published_and_training_resumes(worker, name, damag
 
 
 def test_pipe_in_place_of_empty_model_does_not_block_the_slot(tmp_path):
-    """The training process chose the path, the size and what is there. Opening a pipe waits until a writer opens it."""
+    """The training process chooses the path, the size and the file type. Opening a pipe blocks until a writer opens it."""
     os.mkfifo(tmp_path / "best.pt")
     pipe = WeightsFile(path=str(tmp_path / "best.pt"), sha256=hashlib.sha256().hexdigest(), bytes=0)
     damages = []
@@ -71,7 +71,7 @@ def test_damaged_model_without_checkpoint_is_trained_again(worker):
 
     worker.work_again()
 
-    has_its_model(worker, run_id)
+    assert_model_is_published(worker, run_id)
     assert worker.trainer.orders[1].resume is None
 
 
@@ -96,7 +96,7 @@ def test_model_damaged_during_retries_is_not_published(worker):
 
     worker.work_again()
 
-    has_its_model(worker, run_id)
+    assert_model_is_published(worker, run_id)
     assert worker.warnings(run_id, "model_damaged")
     assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
 
@@ -105,7 +105,7 @@ def test_model_damaged_during_retries_is_not_published(worker):
     "place", ["/etc/passwd", "{runs}/other/weights/best.pt", "{run_dir}/../other.pt", "best.pt", ""]
 )
 def test_model_outside_of_run_folder_is_rejected(worker, place):
-    """The training process may report any path. The service must not read or publish it."""
+    """The training process can report any path. The service must not read or publish a file outside of the run folder."""
     run_id = worker.enqueue()
     train = worker.trainer.train
 
@@ -124,7 +124,7 @@ def test_model_outside_of_run_folder_is_rejected(worker, place):
 
 
 def test_finished_marker_with_outside_path_is_ignored(worker):
-    """The training process can write a marker itself. It must not publish other files with it."""
+    """The training process can write a marker. The marker must not cause other files to be published."""
     run_id, run_dir = interrupted_upload(worker)
     marker = json.loads((run_dir / ".finished.json").read_text())
     secret = worker.home / "secret"
@@ -133,5 +133,5 @@ def test_finished_marker_with_outside_path_is_ignored(worker):
 
     worker.work_again()
 
-    has_its_model(worker, run_id)
+    assert_model_is_published(worker, run_id)
     assert len(worker.trainer.orders) == 2

@@ -1,4 +1,4 @@
-"""What errors of the service, the disk and the store leave of an attempt: its events, checkpoints and outcome."""
+"""Events, checkpoints and outcome of an attempt after errors of the service, the disk or the store."""
 
 import time
 
@@ -9,7 +9,7 @@ from trainer.core.errors import MachineFailed, ObjectMissing, Unavailable
 from trainer.core.job import Retry
 from trainer.core.stop import StopReason
 
-# ── a bug of ours ──
+# ── bugs of the service ──
 
 
 def test_bug_in_attempt_writes_outcome_to_journal(worker):
@@ -30,7 +30,7 @@ def test_bug_in_attempt_writes_outcome_to_journal(worker):
     assert (checkpoints / "epoch-00002.pt").exists()
 
 
-def test_bug_while_publishing_after_bug_is_survived(worker):
+def test_run_is_requeued_after_bug_in_training_and_bug_in_publishing(worker):
     run_id = worker.enqueue()
     worker.fail_in(3, KeyError("bug"))
 
@@ -61,7 +61,7 @@ def test_view_that_cannot_be_removed_does_not_lose_model(worker, error):
 def test_run_stays_completed_when_checkpoints_cannot_be_removed(worker):
     worker.checkpoint_seconds = 0.01
     run_id = worker.enqueue()
-    worker.trainer = type(worker.trainer)(epochs=2)  # so few that none is removed before the end
+    worker.trainer = type(worker.trainer)(epochs=2)  # so few epochs that no checkpoint is removed during the training
     worker.trainer.during = lambda epoch: time.sleep(0.1)
 
     worker.work(store=Replaced(worker.store, delete=raising(*[KeyError("bug")] * 100)))
@@ -82,7 +82,7 @@ def test_shutdown_requeues_run_when_checkpoint_cannot_be_uploaded(worker, error)
     assert not list(worker.folders.journals.iterdir())
 
 
-# ── no journal ──
+# ── attempts without a journal ──
 
 
 def test_run_without_journal_is_requeued_with_reason_and_not_trained(worker):
@@ -132,13 +132,13 @@ def test_finished_model_is_published_without_journal(worker):
     assert len(worker.trainer.orders) == 1
 
 
-# ── what is fetched ──
+# ── missing objects ──
 
 
 def test_missing_object_is_retried_once(worker):
     run_id, other = worker.enqueue(), worker.enqueue()
     prepare = worker.datasets.prepare
-    miss = raising(ObjectMissing("there is neither"))
+    miss = raising(ObjectMissing("no such object"))
 
     def prepare_or_miss(*arguments):
         miss()
@@ -146,8 +146,8 @@ def test_missing_object_is_retried_once(worker):
 
     worker.datasets.prepare = prepare_or_miss
     worker.work()
-    miss = raising(*[ObjectMissing("there is neither")] * 2)
+    miss = raising(*[ObjectMissing("no such object")] * 2)
     worker.work_again()
 
     assert worker.row(run_id)["status"] == "completed"
-    assert (worker.row(other)["status"], worker.row(other)["error_message"]) == ("failed", "there is neither")
+    assert (worker.row(other)["status"], worker.row(other)["error_message"]) == ("failed", "no such object")

@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from tests.unit.worker.harness import failing_store, has_its_model, in_background, interrupted_upload, wait_for
+from tests.unit.worker.harness import (
+    assert_model_is_published,
+    failing_store,
+    in_background,
+    interrupted_upload,
+    wait_for,
+)
 from trainer.core.errors import BadRequest, HostFailed, MachineFailed, Misconfigured, ObjectMissing, Unavailable
 from trainer.core.retry import RetryPolicy
 from trainer.worker import publish
@@ -20,7 +26,7 @@ ERRORS = {
 }
 
 
-# ── history ──
+# ── reported epochs ──
 
 
 def epochs(worker, run_id):
@@ -51,7 +57,7 @@ def test_epochs_missed_by_killed_service_are_reported_with_finished_model(worker
 
     worker.work_again()
 
-    has_its_model(worker, run_id)
+    assert_model_is_published(worker, run_id)
     assert [(e["attempt"], e["epoch"]) for e in epochs(worker, run_id)] == [(1, 1), (2, 2), (2, 3)]
     second = epochs(worker, run_id)[1]
     assert (second["metrics"], second["seconds"]) == ({"metrics/mAP50(B)": 0.4, "lr/pg0": 0.2}, 2.5)
@@ -73,11 +79,11 @@ def test_damaged_results_csv_does_not_lose_model(worker, table):
 
     worker.work_again()
 
-    has_its_model(worker, run_id)
+    assert_model_is_published(worker, run_id)
     assert [e["epoch"] for e in epochs(worker, run_id)] == [1]
 
 
-# ── patience ──
+# ── retries ──
 
 
 @pytest.mark.parametrize("method", ["upload", "list"])
@@ -87,7 +93,7 @@ def test_errors_of_store_or_disk_do_not_end_run_with_finished_model(worker, meth
 
     worker.work(store=failing_store(worker, method, [ERRORS[error]] * 12))
 
-    row = has_its_model(worker, run_id)
+    row = assert_model_is_published(worker, run_id)
     assert (row["attempt"], row["failures"]) == (1, 0)
     [message] = worker.warnings(run_id, "upload_waits")
     assert str(ERRORS[error]) in message
@@ -119,7 +125,7 @@ def test_run_is_requeued_after_retries_and_next_attempt_only_publishes(worker, m
 
     worker.work_again()
 
-    has_its_model(worker, run_id)
+    assert_model_is_published(worker, run_id)
     assert len(worker.trainer.orders) == 1
 
 
@@ -157,23 +163,23 @@ def test_model_is_published_without_finished_marker(worker, monkeypatch):
 
     worker.work()
 
-    has_its_model(worker, run_id)
+    assert_model_is_published(worker, run_id)
 
 
-# ── and the one that is asked for ──
+# ── finished models and changed rows ──
 
 
 @pytest.mark.parametrize(
     ("configuration", "trainings"),
     [
         ({"epochs": 3, "compute": "cpu"}, 1),
-        ({"epochs": 3, "compute": "cpu", "device": "0", "workers": 3}, 1),  # belong to the host
+        ({"epochs": 3, "compute": "cpu", "device": "0", "workers": 3}, 1),  # settings of the host
         ({"epochs": 5, "compute": "cpu"}, 2),
         ({"epochs": 3, "compute": "cpu", "lr0": 0.5}, 2),
         ({"epochs": "many"}, 1),  # this plan cannot be trained, but the model exists
     ],
 )
-def test_finished_model_is_published_only_if_row_asks_for_it(worker, configuration, trainings):
+def test_finished_model_is_published_only_if_row_requests_same_training(worker, configuration, trainings):
     run_id, _ = interrupted_upload(worker)
     worker.update_row(run_id, configuration=configuration)
 
@@ -185,12 +191,12 @@ def test_finished_model_is_published_only_if_row_asks_for_it(worker, configurati
 
 
 def test_finished_model_of_other_version_is_published(worker):
-    """Other versions have other warnings, another order of settings, and may record defaults."""
+    """Other versions have other warnings and another order of settings, and can record default values."""
     run_id, run_dir = interrupted_upload(worker)
     marker = json.loads((run_dir / ".finished.json").read_text())
     plan = marker["report"]["plan"]
     plan |= {
-        "warnings": ["other words"],
+        "warnings": ["another message"],
         "chosen": plan["chosen"][::-1],
         "later": 1,
         "args": plan["args"] | {"patience": 100},
@@ -204,7 +210,7 @@ def test_finished_model_of_other_version_is_published(worker):
     assert worker.warnings(run_id, "settings_changed") == []
 
 
-def test_halved_batch_is_reported_and_is_the_same_training(worker):
+def test_model_trained_with_halved_batch_is_published_without_new_training(worker):
     worker.trainer.batch = 4
     run_id, _ = interrupted_upload(worker)
 

@@ -1,4 +1,4 @@
-"""When an unhealthy host stops claiming runs, and when it starts again. The clock is fake; no test sleeps."""
+"""An unhealthy host stops claiming runs, and starts again when it is healthy. The clock is fake; no test sleeps."""
 
 import threading
 
@@ -26,7 +26,7 @@ class Host:
         return self.problem
 
     def fails(self, run_id, error=DRIVER):
-        """Claim a run that fails. Return what is wrong with the host, or None."""
+        """Claim a run that fails. Return the problem of the host, or None."""
         self.health.claimed(run_id)
         blamed = self.health.record_failure(run_id, error)
         self.health.released(run_id)
@@ -50,33 +50,33 @@ def host():
     return Host()
 
 
-# ── whose fault a failure is ──
+# ── failures of the host and of the run ──
 
 
-def test_failure_with_failed_self_test_is_of_host(host):
+def test_failure_is_attributed_to_host_if_self_test_fails(host):
     host.problem = FULL
     assert host.fails("a", KILLED) == FULL == host.health.problem
 
 
-def test_failure_with_passed_self_test_is_not_of_host(host):
+def test_failure_is_not_attributed_to_host_if_self_test_passes(host):
     for run_id in "abcdef":
         assert not host.fails(run_id, KILLED)
     assert host.health.problem is None
 
 
-def test_failed_training_with_failed_self_test_is_of_host(host):
+def test_failed_training_is_attributed_to_host_if_self_test_fails(host):
     """Libraries raise unrelated errors on a full disk."""
     assert not host.fails("a", RunFailed("odd"))
     host.problem = FULL
     assert host.fails("b", RunFailed("odd")) == FULL
 
 
-def test_host_error_is_of_host_even_if_self_test_passes(host):
+def test_host_error_is_attributed_to_host_even_if_self_test_passes(host):
     assert host.fails("a", DRIVER) == str(DRIVER)
 
 
 def test_service_failures_of_two_runs_stop_claims(host):
-    """For example a host without free threads. Each run loses an attempt, because the run may be the cause."""
+    """Example: the host has no free threads. Each run loses an attempt, because the run can be the cause."""
     host.health.record_service_failure("a", "The service failed.")
     host.health.record_service_failure("a", "The service failed.")
     assert host.health.problem is None
@@ -84,7 +84,7 @@ def test_service_failures_of_two_runs_stop_claims(host):
     assert host.health.problem == "The service failed."
 
 
-# ── when it stops ──
+# ── claims stop ──
 
 
 def test_one_failure_with_passed_self_test_does_not_stop_claims(host):
@@ -106,7 +106,7 @@ def test_two_failures_of_one_run_in_a_row_stop_claims(host):
 
 
 def test_run_that_fails_repeatedly_does_not_block_others(host):
-    """For example its dataset is on a broken mount. Other runs train between its attempts."""
+    """Example: the dataset of the run is on a broken mount. Other runs train between the attempts of this run."""
     pauses = []
     for other in "bcdef":
         host.fails("a")
@@ -138,10 +138,10 @@ def test_host_unhealthy_at_start_claims_nothing(host):
         assert host.health.problem == FULL
 
 
-# ── how it comes back ──
+# ── claims start again ──
 
 
-def test_passed_self_test_allows_one_run_on_trial(host):
+def test_passed_self_test_allows_one_trial_run(host):
     host.problem = FULL
     host.fails("a", KILLED)
     host.problem = None
@@ -178,7 +178,7 @@ def test_failed_trial_stops_claims_at_once(host):
 
 
 def test_training_on_other_slot_does_not_end_trial(host):
-    """One of two GPUs is broken. A training on the other one proves nothing about it."""
+    """One of two GPUs is broken. A training on the other GPU does not prove that the broken GPU works."""
     host.health.claimed("old")
     host.fails("a")
     host.fails("b")
@@ -225,7 +225,7 @@ def test_success_resets_pause(host):
     assert host.health.seconds_to_test() == pytest.approx(10, rel=0.21)
 
 
-def test_problem_is_the_newest_one(host):
+def test_newest_problem_is_reported(host):
     host.problem = FULL
     host.fails("a", KILLED)
     host.problem = "The GPU is gone."
@@ -233,7 +233,7 @@ def test_problem_is_the_newest_one(host):
     assert host.health.problem == "The GPU is gone."
 
 
-# ── the thread ──
+# ── the thread of the self-test ──
 
 
 def test_unhealthy_host_is_tested_in_background_until_healthy(monkeypatch):

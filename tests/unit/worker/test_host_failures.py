@@ -1,4 +1,4 @@
-"""What a worker and its runs do when the host is unhealthy."""
+"""A worker and its runs on an unhealthy host."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from trainer.worker import health as health_module
 from trainer.worker.health import Health
 from trainer.worker.slots import CPU, Slots
 
-# ── the run ──
+# ── runs ──
 
 
 def test_repeated_host_failures_of_one_worker_count_once(worker):
@@ -58,7 +58,7 @@ def test_lack_of_space_is_reported_once(worker):
 @pytest.mark.parametrize(
     "error", [MachineFailed("killed"), RunFailed("odd"), OSError(28, "No space left on device", "/runs/x")],
 )  # fmt: skip
-def test_failure_on_unhealthy_host_is_of_host(worker, error):
+def test_failure_on_unhealthy_host_is_attributed_to_host(worker, error):
     run_id = worker.enqueue()
 
     def fail(epoch):
@@ -95,7 +95,7 @@ def test_invalid_request_fails_on_unhealthy_host(worker):
     assert worker.row(run_id)["status"] == "failed"
 
 
-# ── the worker ──
+# ── the worker's claims ──
 
 
 @pytest.fixture

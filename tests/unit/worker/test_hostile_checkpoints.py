@@ -1,4 +1,4 @@
-"""Checkpoints that a training process may have written do no harm."""
+"""Hostile checkpoints of a training process are skipped, or only their metadata is ignored."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_checkpoint_that_is_not_a_regular_file_is_skipped(host, which, how):
 
 
 def bomb(path):
-    """Write metadata that is valid and larger than what is read of it."""
+    """Write valid metadata that is larger than the read limit."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", "x")
         archive.writestr("archive/run/checkpoint.json", json.dumps({"pad": " " * 2**21, "setup": OTHER.as_json()}))

@@ -53,7 +53,7 @@ def test_run_with_a_journal_is_in_use(folders, journal):
     assert run.exists()
 
 
-def test_journal_of_another_run_keeps_nothing(folders):
+def test_journal_of_another_run_does_not_keep_run_folder(folders):
     run = folders.folder(job("ab")).path
     run.mkdir(parents=True)
     (folders.journals / "a.1.jsonl").touch()
@@ -81,7 +81,7 @@ def test_folders_of_all_attempts_are_in_use_during_run(folders):
     assert not list(folders.views.iterdir())
 
 
-def test_missing_folders_are_swept(folders):
+def test_sweep_of_missing_folders_is_not_an_error(folders):
     sweep(folders, 0)
 
 

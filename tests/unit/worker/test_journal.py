@@ -1,4 +1,4 @@
-"""The journal: what it contains after a crash."""
+"""The content of the journal after a crash."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_every_outcome_is_read_back(tmp_path, outcome):
     again.discard()
 
 
-def test_events_after_recovery_continue_the_numbers(tmp_path):
+def test_event_numbers_continue_after_recovery(tmp_path):
     journal = Journal.create(tmp_path, lease())
     journal.record("epoch", {})
     journal.close()

@@ -1,4 +1,4 @@
-"""The lease of a run: how heartbeats renew it, and what happens when it is lost."""
+"""The lease of a run: renewal by heartbeats, and loss of the lease."""
 
 import threading
 from contextlib import closing
@@ -17,7 +17,7 @@ from trainer.worker.liveness import Liveness
 
 
 def test_run_taken_over_by_other_worker_is_not_changed(worker):
-    """The lease expired and another worker claimed the run: this one publishes nothing and leaves the row unchanged."""
+    """If another worker has claimed the run, the first worker publishes nothing and does not change the row."""
     worker.lease_seconds = 0.1
     run_id = worker.enqueue()
     lease, claimed = worker.claim(), []
@@ -35,7 +35,7 @@ def test_run_taken_over_by_other_worker_is_not_changed(worker):
     assert "trained_model_url" not in row or row["trained_model_url"] is None
 
 
-def test_lease_counts_from_before_heartbeat_was_sent(worker, tmp_path, monkeypatch):
+def test_lease_starts_when_heartbeat_is_sent(worker, tmp_path, monkeypatch):
     """F4 F7: the answer was slow. The lease starts when the database receives the request."""
     now, heartbeats, confirming = 1000.0, [], threading.Event()
     monkeypatch.setattr(lease_module, "boottime", lambda: now)
@@ -49,7 +49,7 @@ def test_lease_counts_from_before_heartbeat_was_sent(worker, tmp_path, monkeypat
         nonlocal now
         heartbeats.append(now)
         if len(heartbeats) == 1:
-            now += 40  # until the answer
+            now += 40  # the answer takes 40 s
             return Verdict.OK
         confirming.wait(30)
         return Verdict.LOST
@@ -66,7 +66,7 @@ def test_lease_counts_from_before_heartbeat_was_sent(worker, tmp_path, monkeypat
 
 
 def test_lease_is_renewed_until_outcome_is_delivered(worker):
-    """Only the last call fails, perhaps for longer than a lease. No other worker may claim the run."""
+    """The last call can fail for longer than a lease. Meanwhile, no other worker must claim the run."""
     expires_first = []
     run_id = worker.enqueue()
 

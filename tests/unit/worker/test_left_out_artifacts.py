@@ -12,7 +12,7 @@ from trainer.storage.keys import escaped_key
 from trainer.worker import artifact_upload
 from trainer.worker.artifact_upload import ArtifactUpload
 
-# ── a model does not wait for its other artifacts ──
+# ── a model does not wait for other artifacts ──
 
 
 def left_out(events):
@@ -51,7 +51,7 @@ def test_model_is_published_without_file_refused_for_too_long(store, run_dir, mo
         ("results.csv", BadRequest("too large"), False),
     ],
 )
-def test_weights_and_temporary_errors_are_waited_for(store, run_dir, monkeypatch, name, error, has_ended):
+def test_weights_and_files_with_temporary_errors_are_not_left_out(store, run_dir, monkeypatch, name, error, has_ended):
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.0)
     watched = Watched(store)
 

@@ -82,7 +82,7 @@ DAMAGED = {
     "nothing": [],
     "not UTF-8": [b"\xff\xfe\x00l\x00e\x00a\x00s\x00e"],
     "binary": [os.urandom(5000).replace(b"\n", b"")],
-    "nested without end": [b'{"lease":' + b"[" * 100_000],
+    "100,000 nested lists": [b'{"lease":' + b"[" * 100_000],
     "a number of 10,000 digits": [b'{"lease": ' + b"9" * 10_000 + b"}"],
 }
 
@@ -111,7 +111,7 @@ READABLE = {
         [1],
     ),
     "a garbled line": ([LEASE, EVENT, b"\xff\xff\xff", b"{" * 100_000, OUTCOME], [1]),
-    "a confirmation of nothing": ([LEASE, EVENT, {"delivered": "all"}, OUTCOME], [1]),
+    "a confirmation with a wrong type": ([LEASE, EVENT, {"delivered": "all"}, OUTCOME], [1]),
     "all events confirmed": ([LEASE, EVENT, {"delivered": 1}, OUTCOME], []),
 }
 
@@ -188,7 +188,7 @@ def test_entry_that_is_not_a_file_is_skipped(tmp_path, make):
     assert [run_id for run_id, _, _ in queue.delivered] == ["run-9"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give up root's rights")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to drop capabilities")
 def test_journal_of_other_user_is_skipped(tmp_path):
     leave(tmp_path, "run-5")
     (tmp_path / "run-5.1.jsonl").chmod(0)
@@ -205,7 +205,7 @@ def test_journal_of_other_user_is_skipped(tmp_path):
     assert (tmp_path / "run-5.1.jsonl").exists()
 
 
-def test_events_after_recovery_never_reuse_a_number(tmp_path):
+def test_event_numbers_are_not_reused_after_recovery(tmp_path):
     write(tmp_path, "run-5.1", LEASE, EVENT, {"event": EVENT["event"] | {"seq": 2}}, {"delivered": 2})
 
     (journal,) = orphaned_journals(tmp_path, "w", 60)
@@ -219,7 +219,7 @@ def test_events_after_recovery_never_reuse_a_number(tmp_path):
 
 
 @pytest.mark.parametrize("error", [Misconfigured("refuses the call"), Unavailable("not now")])
-def test_rejected_outcome_delays_no_other(tmp_path, error):
+def test_rejected_outcome_does_not_delay_other_outcomes(tmp_path, error):
     for run_id in ("run-1", "run-5", "run-9"):
         leave(tmp_path, run_id)
     queue, stop = Answers(("run-1", error)), StopSignal()
@@ -232,7 +232,7 @@ def test_rejected_outcome_delays_no_other(tmp_path, error):
 
 
 class StopsAfter(list):
-    """A list that sets a stop when it has so many items."""
+    """A list that sets `stop` when it has `most` items."""
 
     def __init__(self, stop, most):
         self.stop, self.most = stop, most
@@ -273,7 +273,7 @@ def test_journal_that_raises_unexpected_error_is_set_aside(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run-1.1.unreadable"]
 
 
-def test_unnamed_journal_is_removed_after_a_day(tmp_path):
+def test_temporary_journal_file_is_removed_after_a_day(tmp_path):
     for name, age in (("old.new", 90_000), ("young.new", 3600)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)

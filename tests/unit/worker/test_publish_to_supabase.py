@@ -10,7 +10,7 @@ from trainer.core.retry import RetryPolicy
 from trainer.remote.storage_api import StorageApi
 from trainer.storage.supabase import SupabaseObjectStore
 
-# ── through the real store, against its server ──
+# ── the Supabase store with a fake server ──
 
 
 @pytest.fixture
@@ -36,15 +36,15 @@ BAD_KEY = b'{"statusCode":"400","error":"InvalidKey","message":"Invalid key: bes
 TROUBLES = {
     "signing answers 404 once": {"on": "POST /object/sign", "status": 404, "body": NO_KEY, "times": 1},
     "signing answers 404 for a while": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 12},
-    "the bucket is not there": {"on": "/", "status": 400, "body": NO_BUCKET, "times": 20},
-    "a key is refused": {"on": "POST /object/training-artifacts", "status": 400, "body": BAD_KEY, "times": 7},
+    "the bucket does not exist": {"on": "/", "status": 400, "body": NO_BUCKET, "times": 20},
+    "an object key is rejected": {"on": "POST /object/training-artifacts", "status": 400, "body": BAD_KEY, "times": 7},
     "a login page for every route": {"on": "/", "status": 200, "body": b"<html>Log in</html>", "times": 20},
     "null for every route": {"on": "/", "status": 200, "body": b"null", "times": 20},
-    "null about the bucket": {"on": "GET /bucket", "status": 200, "body": b"null", "times": 8},
-    "no listing": {"on": "POST /object/list", "status": 200, "body": b"[null]", "times": 4},
+    "null for the bucket": {"on": "GET /bucket", "status": 200, "body": b"null", "times": 8},
+    "an invalid listing": {"on": "POST /object/list", "status": 200, "body": b"[null]", "times": 4},
     "a web page with 404": {"on": "/", "status": 404, "times": 20},
-    "the key is refused": {"on": "/", "status": 403, "body": b'{"message":"Invalid JWT"}', "times": 20},
-    "no status that anybody knows": {"on": "/", "status": 418, "times": 20},
+    "the API key is rejected": {"on": "/", "status": 403, "body": b'{"message":"Invalid JWT"}', "times": 20},
+    "an unknown status": {"on": "/", "status": 418, "times": 20},
 }
 
 

@@ -27,7 +27,7 @@ def test_artifacts_of_killed_process_are_published_and_run_is_requeued(worker):
     assert worker.artifacts(run_id).keys() == TRAINED
     assert row["results"]["run_dir"] == str(run_dir)
     assert worker.kinds(run_id) == ["epoch", "phase", "phase"]
-    assert (run_dir / "run.log").read_text().startswith("training begins\n[")
+    assert (run_dir / "run.log").read_text().startswith("training started\n[")
     assert not list(worker.folders.journals.iterdir())
 
 
@@ -45,7 +45,7 @@ def test_canceled_run_of_killed_process_keeps_artifacts_and_progress(worker):
     assert row["results"]["progress"] == {"epoch": 2, "percent": 40.0}
 
 
-def test_cancel_during_recovery_is_obeyed(worker):
+def test_run_canceled_during_recovery_is_canceled(worker):
     run_id, _ = killed(worker)
 
     def cancel(*_):
@@ -64,14 +64,14 @@ def test_cancel_during_recovery_is_obeyed(worker):
 
 
 def renewed_leases_of(worker, runs):
-    """Recover these runs. An upload waits until the lease of each is renewed twice."""
+    """Recover `runs`. Each upload waits until the lease of every run is renewed twice."""
 
     def leases():
         return [worker.row(run_id)["lease_expires_at"] for run_id in runs]
 
     def wait_for_renewal(path, *_):
         if path.name == "last.pt":
-            with lock:  # uploads of other runs wait for this one
+            with lock:  # uploads of other runs wait for this upload
                 while len(renewed) < 2:
                     renewed.append(leases())
                     wait_for(lambda: all(now > then for now, then in zip(leases(), renewed[-1], strict=True)))
@@ -146,7 +146,7 @@ def test_run_of_killed_process_is_requeued_while_store_fails(worker, error, canc
 def test_known_outcomes_do_not_wait_for_recoveries(worker):
     worker.enqueue(), worker.enqueue()
     leases = [worker.claim(CLAIM), worker.claim("33333333-3333-4333-8333-333333333333")]
-    # whose journal would be read first
+    # journals are read in this order
     orphan, decided = sorted(leases, key=lambda lease: lease.job.id)
     first, second = orphan.job.id, decided.job.id
     killed(worker, orphan)
@@ -186,11 +186,11 @@ def test_shutdown_ends_recovery(worker):
     assert time.monotonic() - began < 15
 
 
-# ── several of them ──
+# ── several runs ──
 
 
 def claimed_and_killed(worker, count):
-    """Return runs of a killed process, each with a claim of its own."""
+    """Return runs of a killed process, each with its own claim."""
     runs = [worker.enqueue() for _ in range(count)]
     for number in range(count):
         killed(worker, worker.claim(f"{number}2222222-2222-4222-8222-222222222222"))

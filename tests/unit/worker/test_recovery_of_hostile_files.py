@@ -9,7 +9,7 @@ from tests.unit.worker.harness import BUCKET
 from tests.unit.worker.recovery_harness import TRAINED, Watched, killed, recover
 from trainer.worker import artifact_upload
 
-# ── what a training process may have put there ──
+# ── files that a training process can create ──
 
 
 @pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv", "weights/last.pt"])
@@ -51,7 +51,7 @@ def test_folder_in_place_of_log_or_manifest_does_not_stop_publishing(worker, nam
 
 @pytest.mark.parametrize("name", ["results.csv", "run.log"])
 def test_huge_file_does_not_exceed_time_or_memory(worker, monkeypatch, name):
-    """A sparse file is free to create, but reading it takes a core for hours, while the lease is renewed."""
+    """A sparse file needs no disk space, but reading it can take hours. Meanwhile, the lease is renewed."""
     monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 2**20)
     worker.drain_seconds = 0.5
     run_id, run_dir = killed(worker)

@@ -1,4 +1,4 @@
-"""Which checkpoint an attempt resumes from."""
+"""The choice of the checkpoint that an attempt resumes from."""
 
 import os
 from dataclasses import replace
@@ -44,7 +44,7 @@ def test_uploaded_checkpoint_is_downloaded_when_newer(host):
 
 
 def test_downloaded_checkpoint_belongs_to_attempt_that_trained_it(host):
-    """The attempt that fetched it trained nothing; which epochs the history has of it depends on who trained them."""
+    """The attempt that downloads a checkpoint has not trained its epochs, so they count for the earlier attempt."""
     host.upload(6)
     fetched = host.found().path
 
@@ -57,7 +57,7 @@ def test_downloaded_checkpoint_belongs_to_attempt_that_trained_it(host):
 
 @pytest.mark.parametrize(("last_reported", "attempt", "epoch"), [(14, 3, 13), (14, 1, 14), (12, 3, 14)])
 def test_checkpoint_superseded_by_later_attempt_is_not_resumed(host, last_reported, attempt, epoch):
-    """Unless it has more epochs than the later attempt reported, or the uploaded checkpoint is of this host's attempt."""
+    """A local checkpoint is superseded if its epoch was reported and a later attempt has uploaded a checkpoint."""
     key = f"training_runs/x/{attempt}/checkpoints/epoch.pt"
     host.key = key
     host.keep(host.second, 14)
@@ -68,7 +68,7 @@ def test_checkpoint_superseded_by_later_attempt_is_not_resumed(host, last_report
 
 
 def test_newer_checkpoint_of_other_settings_does_not_hide_resumable_one(host):
-    """The run started over after 40 epochs and was interrupted in epoch 4: the newer training is resumed."""
+    """The run started over after 40 epochs and was interrupted in epoch 4. The newer training is resumed."""
     host.keep(host.first, 40, OTHER)
     newest = host.keep(host.second, 3)
     host.upload(39, OTHER)
@@ -109,7 +109,7 @@ def test_training_starts_from_scratch_without_intact_checkpoint(host):
     assert host.codes == ["checkpoint_broken", "no_checkpoint"]
 
 
-def test_unavailable_bucket_is_waited_for_only_if_it_has_newest(host):
+def test_attempt_waits_for_bucket_only_if_newest_checkpoint_is_there(host):
     host.keep(host.first, 4)
     host.upload(6)
 
@@ -144,14 +144,14 @@ def test_single_404_does_not_discard_checkpoint(host, answer):
 
 
 def test_later_of_two_checkpoints_with_equal_epochs_is_resumed(host):
-    """The later one may include part of the next epoch."""
+    """The later checkpoint can include part of the next epoch."""
     earlier, later = host.keep(host.second, 5), host.keep(host.first, 5)
     for path, at in ((earlier, 100), (later, 200)):
         os.utime(path, (at, at))
     assert host.found().path == later
 
 
-# ── what the attempt begins with ──
+# ── the start of the attempt ──
 
 ORDER = TrainingOrder(plan=PLAN, model=Path("m.pt"), dataset=DATA, run_dir=Path("/runs/x"), setup=NOW.as_json())
 

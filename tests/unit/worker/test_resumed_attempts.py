@@ -65,7 +65,7 @@ def test_other_host_resumes_from_uploaded_checkpoint(worker, tmp_path):
     assert resumed[0] == b"state after 2"
 
 
-def test_unavailable_bucket_is_waited_for_when_it_has_checkpoint(worker, tmp_path):
+def test_attempt_waits_for_unavailable_bucket_with_checkpoint(worker, tmp_path):
     run_id = worker.enqueue()
     worker.shut_down_in(epoch=3)
     worker.work()
@@ -84,7 +84,7 @@ def test_unavailable_bucket_is_waited_for_when_it_has_checkpoint(worker, tmp_pat
     assert other.row(run_id)["status"] == "completed"
 
 
-def test_finished_training_is_only_published_again(worker):
+def test_next_attempt_of_finished_training_only_publishes(worker):
     """A shutdown interrupted the upload. The next attempt must not train."""
     run_id = worker.enqueue()
 
@@ -118,7 +118,7 @@ def test_unreadable_finished_marker_is_ignored(worker, content):
     assert len(worker.trainer.orders) == 1
 
 
-def test_damaged_checkpoint_is_skipped_for_previous_one(worker):
+def test_previous_checkpoint_is_resumed_if_newest_is_damaged(worker):
     run_id = worker.enqueue()
     first = worker.folders.folder(worker.claim().job).path
     save_checkpoint(first, 1)

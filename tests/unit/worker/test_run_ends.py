@@ -1,4 +1,4 @@
-"""How an attempt ends, as its caller and its reporters receive it."""
+"""The end of an attempt, as its caller and its reporters receive it."""
 
 import threading
 
@@ -94,7 +94,7 @@ def test_outcome_that_is_not_delivered_before_shutdown_is_pending(worker):
     assert [end.status for end in worker.reporter.ends] == [None, Status.COMPLETED]
 
 
-def test_error_of_the_service_is_reported_as_an_end(worker):
+def test_reporter_error_ends_run_and_end_is_reported(worker):
     worker.enqueue()
 
     class Fails(type(worker.reporter)):
@@ -120,7 +120,7 @@ def test_running_checkpoint_upload_does_not_hold_the_slot(worker, error):
     def upload(path, ref, stop, **more):
         if "checkpoints" in ref.key and not started.is_set():
             started.set()
-            is_free.append(worker.slots.wait_for_free(15))  # while this upload runs
+            is_free.append(worker.slots.wait_for_free(15))  # during this upload
         uploaded.append(ref.key)
         return worker.store.upload(path, ref, stop, **more)
 
@@ -137,7 +137,7 @@ def test_running_checkpoint_upload_does_not_hold_the_slot(worker, error):
     assert any("checkpoints" in key for key in uploaded), "the upload is complete before the run ends"
 
 
-# ── what proves that the host works ──
+# ── proof that the host works ──
 
 
 def test_saved_checkpoint_and_completed_run_prove_that_host_works(worker, monkeypatch):

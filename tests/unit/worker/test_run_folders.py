@@ -1,4 +1,4 @@
-"""Files and links in place of run folders: they fail no attempt, and links are not followed."""
+"""Files and links in place of run folders do not fail an attempt, and links are not followed."""
 
 import os
 from contextlib import closing
@@ -19,7 +19,7 @@ def worker(tmp_path):
 
 @pytest.fixture
 def outside(tmp_path):
-    """Return a folder outside of the runs that looks like a run folder with a checkpoint of epoch 2."""
+    """Return a folder outside of RUNS_DIR that looks like a run folder with a checkpoint of epoch 2."""
     folder = tmp_path / "outside"
     save_checkpoint(folder, 2)
     (folder / "run.log").write_text("not a log of the run\n")
@@ -54,11 +54,11 @@ def test_file_in_place_of_folder_of_attempt_is_removed(worker, outside, what, pl
     assert (row["status"], row["failures"], row["error_message"]) == ("completed", 0, None)
     assert not path.is_symlink()
     assert content(outside) == before
-    assert "training begins" in (worker.folders.folder(lease.job).path / "run.log").read_text()
+    assert "training started" in (worker.folders.folder(lease.job).path / "run.log").read_text()
 
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
-def test_file_in_place_of_earlier_attempts_folder_is_ignored(worker, outside, what):
+def test_file_in_place_of_folder_of_earlier_attempt_is_ignored(worker, outside, what):
     run_id, before = worker.enqueue(), content(outside)
     worker.folders.runs.mkdir(parents=True)
     IN_THE_WAY[what](worker.folders.runs / f"train_{run_id}-9", outside)

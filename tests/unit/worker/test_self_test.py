@@ -88,7 +88,7 @@ def test_too_little_space_is_reported_with_numbers(place, monkeypatch):
 def test_too_few_inodes_are_a_problem(place, monkeypatch):
     disk(monkeypatch, inodes=3)
     assert "has 3 inodes left" in SelfTest([place])()
-    disk(monkeypatch, files=0, inodes=0)  # btrfs counts none
+    disk(monkeypatch, files=0, inodes=0)  # btrfs does not report inodes
     assert SelfTest([place])() is None
 
 

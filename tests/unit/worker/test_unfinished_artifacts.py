@@ -1,4 +1,4 @@
-"""The artifacts of an attempt that is followed by another one."""
+"""The artifacts of an attempt that is not the last attempt of its run."""
 
 import time
 
@@ -13,7 +13,7 @@ from trainer.core.stop import StopReason
 TRAINED = {"last.pt", "run.log", "manifest.json"}
 
 
-# ── artifacts of an attempt that another one follows ──
+# ── artifacts of retried and interrupted attempts ──
 
 
 @pytest.mark.parametrize("error", [MachineFailed("killed"), OSError(28, "No space left"), Unavailable("down")])
@@ -72,13 +72,13 @@ def test_unavailable_store_is_tried_once_before_retry(worker):
 
     worker.work(store=store)
 
-    assert store.tries == 1  # and last.pt is its only file
+    assert store.tries == 1  # the upload of last.pt
     assert worker.row(run_id)["status"] == "queued"
     assert worker.artifacts(run_id) == {}
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_store_that_never_answers_delays_run_by_upload_time_at_most(worker, interrupted):
+def test_unresponsive_store_delays_requeue_at_most_by_upload_time(worker, interrupted):
     worker.drain_seconds = 0.3
     run_id = worker.enqueue()
 
@@ -131,7 +131,7 @@ def test_attempt_without_weights_publishes_nothing(worker):
 
 @pytest.mark.parametrize("error", [MachineFailed("disk full"), RunFailed("no labels")])
 def test_artifacts_of_earlier_attempt_stay_listed(worker, error):
-    """The second attempt fails before it has weights, so the user gets those of the first."""
+    """The second attempt fails before it has weights, so the user gets the weights of the first attempt."""
     run_id = worker.enqueue()
     worker.fail_in(3, MachineFailed("killed"))
     worker.work()
@@ -147,7 +147,7 @@ def test_artifacts_of_earlier_attempt_stay_listed(worker, error):
 
 @pytest.mark.parametrize(("reported_by", "last_epoch"), [(1, 2), (2, 0), (0, 0)])
 def test_epochs_are_reported_again_after_other_attempt_reported_some(worker, reported_by, last_epoch):
-    """A later one trained them on another host, or an earlier one did and this one reported none of its own."""
+    """The checkpoint is of attempt 1. Epochs in the row count only if attempt 1 reported them."""
     run_id = worker.enqueue()
     worker.fail_in(3, MachineFailed("killed"))
     worker.work()
@@ -194,7 +194,7 @@ def published(worker, run_id):
     return {info.ref.key: info.etag for info in listed if "checkpoint" not in info.ref.key}
 
 
-def test_next_attempt_has_prefix_of_its_own(worker):
+def test_next_attempt_has_its_own_prefix(worker):
     run_id = worker.enqueue()
     worker.fail_in(3, MachineFailed("killed"))
     worker.work()

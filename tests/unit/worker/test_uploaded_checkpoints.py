@@ -1,4 +1,4 @@
-"""Uploaded checkpoints are deleted when their run cannot use them any more, and no other object is."""
+"""Uploaded checkpoints are deleted when their run can no longer use them. Other objects are never deleted."""
 
 import os
 import time
@@ -27,7 +27,7 @@ def bucket(worker, uploaded, tmp_path):
 
 
 class Bucket:
-    """Uploads checkpoints, with or without an entry in the list."""
+    """Uploads checkpoints, with or without an entry in the list of uploaded checkpoints."""
 
     def __init__(self, worker, uploaded, file):
         self.worker, self.uploaded, self.file = worker, uploaded, file
@@ -70,8 +70,8 @@ def test_checkpoints_of_ended_or_deleted_run_are_deleted(worker, bucket, status)
     assert [path.name for path in (worker.home / "uploaded").iterdir()] == ["other.jsonl"]
 
 
-@pytest.mark.parametrize("status", ["queued", "running", "canceling", "failed", "a status of tomorrow"])
-def test_checkpoint_in_row_is_kept_while_run_may_resume(worker, bucket, status):
+@pytest.mark.parametrize("status", ["queued", "running", "canceling", "failed", "an unknown status"])
+def test_checkpoint_in_row_is_kept_while_run_can_resume(worker, bucket, status):
     bucket.checkpoint("r", 1)
     newest = bucket.checkpoint("r", 2)
 
@@ -80,7 +80,7 @@ def test_checkpoint_in_row_is_kept_while_run_may_resume(worker, bucket, status):
     assert bucket.keys == {newest}
 
 
-def test_checkpoints_of_run_taken_over_are_deleted_except_the_one_in_row(worker, bucket):
+def test_only_checkpoint_in_row_is_kept_after_takeover(worker, bucket):
     theirs = bucket.checkpoint("r", 9, attempt=2, is_noted=False)
     bucket.checkpoint("r", 1)
     bucket.checkpoint("r", 2)
@@ -96,7 +96,7 @@ def test_checkpoints_of_run_taken_over_are_deleted_except_the_one_in_row(worker,
 
 
 @pytest.mark.parametrize("checkpoint", [None, [], "training_runs", {"key": None}, {"key": ["x"]}, {}])
-def test_row_without_checkpoint_keeps_none(worker, bucket, checkpoint):
+def test_all_checkpoints_are_deleted_if_row_has_no_checkpoint(worker, bucket, checkpoint):
     bucket.checkpoint("r", 1)
 
     worker.uploaded(row_of=rows(("checkpoint", checkpoint))).settle("r")
@@ -116,7 +116,7 @@ def test_checkpoint_of_failed_run_is_deleted_with_its_run_folder(worker, bucket)
 
 
 def test_run_with_journal_is_skipped(worker, bucket):
-    """The queue may not have received its newest checkpoint yet."""
+    """The queue has perhaps not received the newest checkpoint of the run yet."""
     key = bucket.checkpoint("r", 1)
     worker.folders.journals.mkdir()
     (worker.folders.journals / "r.2.jsonl").touch()
@@ -150,8 +150,8 @@ def test_active_run_without_journal_is_skipped(worker, bucket):
         "",
     ],
 )
-def test_no_other_key_is_ever_deleted(worker, bucket, key):
-    """A row may name any key, and another program may have written the list."""
+def test_other_keys_are_never_deleted(worker, bucket, key):
+    """A row can name any key, and another program can have written the list."""
     deleted = []
     worker.store.delete = lambda ref: deleted.append(ref.key)
     bucket.uploaded.note("r", key)
@@ -189,7 +189,7 @@ def test_list_survives_incomplete_line(worker, bucket):
     assert bucket.keys == set()
 
 
-def test_unavailable_store_is_not_asked_again_at_once(worker, bucket, monkeypatch):
+def test_unavailable_store_is_retried_after_pause(worker, bucket, monkeypatch):
     for name in ("a", "b"):
         bucket.checkpoint(name, 1)
     uploaded = worker.uploaded(row_of=lambda _: None)

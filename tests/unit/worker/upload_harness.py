@@ -17,7 +17,7 @@ def published(store, run_dir, events=None, stop=None, uploader=None, finished=No
 
 
 class Watched:
-    """A store that records the names of uploaded files; `refuse` may raise for one of them."""
+    """A store that records the names of uploaded files. `refuse` can raise an error for a file."""
 
     def __init__(self, store):
         self.store = store
