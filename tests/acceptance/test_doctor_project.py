@@ -50,7 +50,7 @@ def test_wrong_key_is_a_fault(project):
 def test_anonymous_key_is_a_fault(project):
     project.set(SUPABASE_SERVICE_ROLE_KEY=project.stack.anon_key)
 
-    assert "is a public one (anon): set SUPABASE_SERVICE_ROLE_KEY" in project.findings()[0].message
+    assert "is a public key (anon): set SUPABASE_SERVICE_ROLE_KEY" in project.findings()[0].message
 
 
 @pytest.fixture

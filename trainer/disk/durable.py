@@ -1,7 +1,7 @@
 """Files that survive a power cut.
 
 Without a sync, a file from the last half minute can be empty or full of zeros after a power cut, although its name
-exists. So a file whose existence has a meaning is synced before it gets its name.
+exists. So a file is synced before it gets its final name if other code relies on its existence.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def sync(path: Path) -> None:
 def sync_below(folder: Path) -> None:
     """Sync everything in `folder` to the disk. Raises OSError.
 
-    It syncs the whole file system, which is much faster than a sync of each of thousands of files.
+    This function syncs the whole file system, which is much faster than a separate sync of thousands of files.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -39,21 +39,24 @@ def sync_below(folder: Path) -> None:
 
 
 def replace(beside: Path, path: Path) -> None:
-    """Rename a finished file to `path`. After a power cut, `path` is the old file or the new one, complete. Raises OSError."""
+    """Rename a finished file to `path`. Raises OSError.
+
+    After a power cut, `path` is the complete old file or the complete new file.
+    """
     sync(beside)
     beside.replace(path)
     sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically. Only one writer at a time. Raises OSError."""
+    """Write a file atomically. Several writers at the same time are not allowed. Raises OSError."""
     beside = path.with_name(f"{path.name}.tmp")
     beside.write_text(text, encoding="utf-8")
     replace(beside, path)
 
 
 def _sync_file_system(descriptor: int) -> bool:
-    """Return False if the system does not support it."""
+    """Sync the file system of an open folder. Return False if the system does not support that."""
     if _SYNCFS is None:
         return False
     if _SYNCFS(descriptor) == 0:

@@ -1,9 +1,9 @@
-"""Locks that show which folders are in use, to every process on this host or another, also right after a crash.
+"""Locks of folders in use. Processes on this host and on other hosts can check them, even right after a crash.
 
-`.NAME.lock` beside a folder is locked (flock) for as long as the folder is used. The kernel releases the lock when the
-process ends; over NFS the locks of all hosts count. The file contains the boot id of the kernel of its user. Some file
-systems keep locks to one host, so a lock of another host looks free: such a lock counts as free only after a day without
-a refresh (`FolderLocks.refresh`).
+`.NAME.lock` beside a folder is locked (flock) while the folder is in use. The kernel releases the lock when the process
+ends. Over NFS, a lock is visible on all hosts. The file contains the boot id of the host that uses the folder. On some
+file systems, the locks of another host are not visible. So the lock of another host counts as free only after a day
+without a refresh (`FolderLocks.refresh`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import structlog
 
 log = structlog.get_logger()
 
-SILENT_SECONDS = 86_400.0  # a user on another host that did not refresh its lock for so long has crashed
+SILENT_SECONDS = 86_400.0  # after this time without a refresh, a user on another host counts as crashed
 WAIT_SECONDS = 2.0  # a sweep holds a lock only during one rename
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Use(Enum):
-    """The state of a folder, by its lock."""
+    """The state of a folder, which its lock shows."""
 
     IN_USE = "in use"
     LEFT = "left"  # its user crashed
@@ -41,13 +41,13 @@ class FolderLocks:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._held: list[tuple[Path, int]] = []  # with the descriptor of the lock
+        self._held: list[tuple[Path, int]] = []  # folder, descriptor of its lock
 
     @contextmanager
     def held(self, folder: Path) -> Iterator[None]:
-        """Mark `folder` as in use while the block runs. Several users at once are possible. The folder need not exist yet.
+        """Mark `folder` as in use while the block runs. It can have several users, and does not have to exist.
 
-        If the folder cannot be locked, it is used without a lock, and that is logged.
+        If the folder cannot be locked, a warning is logged, and the folder is used without a lock.
         """
         path = lock_file(folder)
         try:
@@ -67,7 +67,7 @@ class FolderLocks:
 
     @contextmanager
     def taken(self, folder: Path) -> Iterator[Use]:
-        """Lock `folder` exclusively while the block runs, and yield its state. With IN_USE it is not locked.
+        """Lock `folder` exclusively while the block runs, and yield its state. A folder that is IN_USE is not locked.
 
         Raises OSError when the lock file cannot be created or read.
         """
@@ -105,7 +105,7 @@ def lock_file(folder: Path) -> Path:
 
 
 def locked_folder(path: Path) -> Path | None:
-    """Return the folder of the lock file `path`, or None if that is not the name of a lock file."""
+    """Return the folder of the lock file `path`, or None if `path` is not the name of a lock file."""
     if path.name.startswith(".") and path.name.endswith(".lock"):
         return path.with_name(path.name[1 : -len(".lock")])
     return None
@@ -124,7 +124,9 @@ def _shared(path: Path) -> int:
                 return lock
         except OSError:  # a file system without locks
             os.close(lock)
-            path.unlink(missing_ok=True)  # no process can hold it, and a free lock would mean that its user crashed
+            path.unlink(
+                missing_ok=True
+            )  # no process can lock this file, and a lock file without a lock would mean a crash
             raise
         os.close(lock)
         if time.monotonic() > deadline:
@@ -133,14 +135,14 @@ def _shared(path: Path) -> int:
 
 
 def _locked(path: Path, lock: int, how: int) -> bool:
-    """Return whether the lock was acquired on the file that has this name now."""
+    """Acquire the lock. Return whether that succeeded and `path` is still the locked file."""
     try:
         fcntl.flock(lock, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     try:
         return os.path.samestat(os.fstat(lock), os.stat(path, follow_symlinks=False))  # noqa: PTH116
-    except FileNotFoundError:  # its last user removed it meanwhile
+    except FileNotFoundError:  # the last user removed the file meanwhile
         return False
 
 

@@ -1,4 +1,4 @@
-"""Removal of folders that are not needed any more, with any content and from any process."""
+"""Removal of old folders, with any content and of any process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class OldFolders:
         self._reported: set[str] = set()
 
     def sweep(self) -> None:
-        """Remove what is due. A folder that cannot be removed is logged once and tried again next time."""
+        """Remove the folders that are due. If this fails for a folder, log it once, and try again at the next sweep."""
         self._locks.refresh()
         try:
             with os.scandir(self._root) as entries:
@@ -70,7 +70,7 @@ class OldFolders:
         elif is_folder and path.name.startswith(self._prefix):
             self._sweep_folder(path)
         elif owner is not None and owner.name.startswith(self._prefix) and not os.path.lexists(owner):
-            with self._locks.taken(owner):  # which removes the lock file
+            with self._locks.taken(owner):  # removes the lock file
                 return
 
     def _sweep_folder(self, folder: Path) -> None:
@@ -79,7 +79,7 @@ class OldFolders:
         with self._locks.taken(folder) as use:
             if use is Use.IN_USE or self._is_needed(folder.name) or not _is_older(folder, self._keep_seconds[use]):
                 return
-            # renamed first, so that a half-removed folder is not mistaken for a run folder, and the lock is free at once
+            # rename first: a partially removed folder must not look like a run folder, and the lock is released sooner
             renamed = folder.with_name(f"{_REMOVING}{uuid.uuid4().hex}")
             folder.rename(renamed)
         log.info("removing old folder", folder=_shown(folder))

@@ -1,8 +1,8 @@
 """Removal of a folder with untrusted content.
 
-A training process chose the names in its folders. So this code follows no symbolic link, builds no path from names, and
-works at any depth: `shutil.rmtree` needs a level of recursion and a descriptor for each level of folders, and raises
-RecursionError at about 1,000.
+The names in the folder come from a training process. So this code follows no symbolic link, builds no path from names,
+and works at any depth. `shutil.rmtree` is not used: it recurses once per level of folders, and raises RecursionError at
+about 1,000 levels.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def remove_tree(folder: Path) -> None:
     """Remove `folder` and its content. If it is a symbolic link, its target stays.
 
-    Folders without permissions get them first. Raises FileNotFoundError when there is no such folder, NotADirectoryError
-    when it is not a folder, or the first other OSError after everything that can be removed is removed.
+    Missing permissions of folders are added first. Raises FileNotFoundError if `folder` does not exist, and
+    NotADirectoryError if it is not a folder. Another OSError is raised only after all other entries are removed.
     """
     parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for is_last in (False, False, True):  # another process may remove it at the same time and move folders up
+        for is_last in (False, False, True):  # another process may remove the same folder now and move subfolders up
             with _opened(folder.name, parent) as top:
                 problem = _empty(top)
             try:
@@ -54,7 +54,7 @@ def _empty(top: int) -> OSError | None:
             if not failed:
                 os.rmdir(name, dir_fd=top)
         except FileNotFoundError:
-            continue  # another process removes it, too
+            continue  # another process has removed it
         except OSError as error:
             problem = problem or error
     return problem
@@ -64,7 +64,7 @@ def _strip(folder: int, top: int) -> tuple[list[str], OSError | None]:
     """Remove the files in `folder` and move its folders into `top`. Return their new names and the first error."""
     moved: list[str] = []
     problem: OSError | None = None
-    seen: set[str] = set()  # entries that stay: folders of `top`, and what cannot be removed
+    seen: set[str] = set()  # entries to skip: folders of `top`, and entries that cannot be removed
     while entries := _next(folder, seen):
         for name, is_folder in entries:
             try:
@@ -101,7 +101,7 @@ def _move_up(name: str, folder: int, top: int) -> str:
 
 @contextmanager
 def _opened(name: str, parent: int) -> Iterator[int]:
-    """Yield a descriptor of the folder, with permissions to read and change it as far as this user can set them."""
+    """Yield a descriptor of the folder. Add the permissions to read and change the folder if this user can."""
     try:
         folder = os.open(name, _FOLDER, dir_fd=parent)
     except PermissionError:

@@ -1,4 +1,4 @@
-"""What a run requires of a worker. Every claim reads it, so reading is cheap and never raises.
+"""The requirements of a run for its worker. Every claim reads them, so reading is cheap and never raises.
 
 `trainer.requirements` in supabase/migrations/ follows the same rules.
 """
@@ -19,7 +19,7 @@ _LONGEST_LIST = 1000  # characters of a list of devices
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """What a worker must offer to get the run; 0 requires nothing. `gpu_memory_gb` is per accelerator."""
+    """The minimum resources of a worker; 0 is no requirement. `gpu_memory_gb` is per GPU."""
 
     gpus: float = 0.0
     gpu_memory_gb: float = 0.0
@@ -32,7 +32,7 @@ class Requirements:
 
 
 def requirements(configuration: Json) -> Requirements:
-    """Return the requirements in `requires.gpus`, `requires.gpu_memory_gb` and `device`. Invalid values require nothing."""
+    """Return the requirements in `requires.gpus`, `requires.gpu_memory_gb` and `device`. Invalid values are ignored."""
     settings = _parsed(configuration)
     if not isinstance(settings, Mapping):
         return Requirements()
@@ -62,7 +62,7 @@ def _amount(value: Json) -> float:
 
 
 def _device_count(device: Json) -> int:
-    """Return how many devices "0,1" or [0, 1] names; 0 for anything else, which `request.plan_of` then rejects."""
+    """Return the number of devices in a text like "0,1" or a list like [0, 1]; 0 for any other value."""
     if isinstance(device, str):
         device = [part for part in device.split(",") if part.strip()] if len(device) <= _LONGEST_LIST else []
     return len(device) if isinstance(device, list) and len(device) <= _MOST_DEVICES else 0

@@ -1,8 +1,8 @@
-"""Read a `training_runs` row: this file and write_row.py are the only ones that know which column holds what.
+"""Read a `training_runs` row. Only this file and write_row.py know the meaning of the columns.
 
-A row is a JSON object as the SQLite adapter builds it and as PostgREST returns it, with its JSON columns as text. Reading
-a row never raises because of its content. A value that cannot be read stays text or is reported in
-`RunRequest.unreadable`, and `request.plan_of` then rejects the run with that sentence.
+A row is the JSON object that the SQLite adapter or PostgREST returns, with JSON columns as text. Except for an invalid
+id, no content of a row raises an error. A value that cannot be read stays text or is reported in
+`RunRequest.unreadable`. Then `request.plan_of` rejects the run with the message in `unreadable`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.core.run_row import EventRow, RunRow, WorkerRow
 from trainer.core.text import shown
 from trainer.jobs.requirements import requirements
 
-JOB_COLUMNS = (  # what `job_of` reads
+JOB_COLUMNS = (  # the columns that `job_of` reads
     "id", "run_name", "data_yaml", "base_model", "configuration", "priority", "attempt", "checkpoint", "last_reported_epoch",
     "last_reported_attempt", "created_at", "started_at", "run_group", "run_tags",
 )  # fmt: skip
@@ -36,7 +36,7 @@ Row = TypeVar("Row", RunRow, WorkerRow, EventRow)
 INT4 = 2**31 - 1  # the largest number in an `integer` column
 
 _MOST_ATTEMPTS = 1_000_000
-_RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}", re.ASCII)  # it names folders and objects
+_RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}", re.ASCII)  # the id is part of the names of folders and objects
 
 
 class UnreadJson(str):
@@ -46,7 +46,7 @@ class UnreadJson(str):
 
 
 def json_column(name: str, value: Json) -> Json:
-    """Return the value of a JSON column given as text, or `UnreadJson`. A value that is not text is returned as it is."""
+    """Return the parsed value of a JSON column, or `UnreadJson`. A value that is not text is returned unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -57,7 +57,7 @@ def json_column(name: str, value: Json) -> Json:
 
 
 def is_run_id(value: Json) -> bool:
-    """Whether a value can be the id of a run. Folders and objects are named after it, so it must be plain."""
+    """Return whether a value can be the id of a run, and so part of the name of a folder or an object."""
     return isinstance(value, str) and _RUN_ID.fullmatch(value) is not None
 
 
@@ -65,7 +65,7 @@ def is_run_id(value: Json) -> bool:
 
 
 def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
-    """Return the run in a row, whatever its other columns hold. Raises Unavailable for a row without an id."""
+    """Return the run in a row, even if other columns are invalid. Raises Unavailable for a row without a valid id."""
     run_id = row.get("id")
     if not is_run_id(run_id):
         raise Unavailable(
@@ -94,7 +94,7 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
 
 
 def problem_of(row: Mapping[str, Json]) -> str | None:
-    """Return what is wrong with a run besides its configuration, or None; the same rules as trainer.guard_request."""
+    """Return the problem of a run, or None. The configuration is not checked. Same rules as trainer.guard_request."""
     for name, longest in LONGEST.items():
         if len(_text(row.get(name)) or "") > longest:
             return f"{name}: longer than {longest} characters"
@@ -108,7 +108,7 @@ def _seconds_between(earlier: Json, later: Json) -> float | None:
     try:
         return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())
     except (TypeError, ValueError, OverflowError):
-        return None  # not both are times, or times that Python knows
+        return None  # a value is not a time, or is outside of the range of Python
 
 
 def lease_of(job: Job, worker_id: str, claim_id: str, seconds: float, asked_at: float) -> Lease:
@@ -117,7 +117,7 @@ def lease_of(job: Job, worker_id: str, claim_id: str, seconds: float, asked_at: 
 
 
 def checkpoint_of(value: Json) -> Checkpoint | None:
-    """Return the checkpoint in the `checkpoint` column; None when the column holds none."""
+    """Return the checkpoint in the `checkpoint` column, or None if there is no valid checkpoint."""
     if not isinstance(value, Mapping):
         return None
     epoch, size = whole(value.get("epoch"), low=0), whole(value.get("bytes"), low=0, high=2**63 - 1)
@@ -128,7 +128,7 @@ def checkpoint_of(value: Json) -> Checkpoint | None:
 
 
 def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
-    """Return the checkpoint if it is one of the run's own: the service reads it and finally removes it from the bucket."""
+    """Return the checkpoint, or None if its key belongs to another run: the service later deletes the object."""
     found = checkpoint_of(value)
     if found is None or found.key is None:
         return found
@@ -202,6 +202,6 @@ def whole(value: Json, *, low: int = -INT4 - 1, high: int = INT4) -> int | None:
 
 
 def clamped(value: Json, default: int) -> int:
-    """Return the nearest number that an `integer` column holds; `default` for what is not a whole number."""
+    """Return the nearest number that fits an `integer` column, or `default` if the value is not a whole number."""
     number = whole(value, low=-(2**63), high=2**63 - 1)
     return default if number is None else max(-INT4 - 1, min(number, INT4))

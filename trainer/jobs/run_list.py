@@ -1,4 +1,4 @@
-"""Lists of runs: sort keys, and cursors that continue after the last run seen, whatever was inserted since."""
+"""Lists of runs: sort keys and cursors. A page starts after the last run of the previous page, despite new runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from trainer.core.job import Json
 from trainer.core.run_row import RunFilter, RunOrder, RunPage, RunRow
 from trainer.jobs.row import is_run_id, run_row, whole
 
-MOST_RUNS = 1000  # of one page; PostgREST returns no more rows at once, and does not say so
+MOST_RUNS = 1000  # per page; PostgREST silently returns no more rows per request
 
-# sort keys in front of the id, which is always ascending: column, descending
+# sort keys before the id, which is always ascending: column, and whether its order is descending
 SORT_KEYS: dict[RunOrder, tuple[tuple[str, bool], ...]] = {
     RunOrder.NEWEST: (("created_at", True),),
     RunOrder.OLDEST: (("created_at", False),),
@@ -23,7 +23,7 @@ SORT_KEYS: dict[RunOrder, tuple[tuple[str, bool], ...]] = {
 
 
 def page_of(rows: list[dict[str, Json]], order: RunOrder, limit: int) -> RunPage:
-    """Return the page that `limit` + 1 rows, or fewer, make: one row more than `limit` says that there is a next page."""
+    """Return a page of the first `limit` rows. If there are more than `limit` rows, the page has a cursor."""
     runs = tuple(run_row(row) for row in rows[:limit])
     return RunPage(runs=runs, next=_cursor(runs[-1], order) if len(rows) > limit and runs else None)
 
@@ -42,7 +42,7 @@ def _cursor(run: RunRow, order: RunOrder) -> str:
 def position_of(cursor: str | None, order: RunOrder) -> list[tuple[str, bool, Json]] | None:
     """Return the sort keys after which a page starts: column, descending, value. None for the first page.
 
-    Raises BadRequest for a cursor that no list in this order returned.
+    Raises BadRequest if the cursor is not from a list in this order.
     """
     if cursor is None:
         return None
@@ -55,7 +55,9 @@ def position_of(cursor: str | None, order: RunOrder) -> list[tuple[str, bool, Js
     except (ValueError, TypeError, RecursionError, binascii.Error):
         usable = False
     if not usable:
-        raise BadRequest(f"cursor = {cursor[:80]!r}: no list in the order {order.value} returned it; start without one")
+        raise BadRequest(
+            f"cursor = {cursor[:80]!r}: is not from a list in the order {order.value}; omit it to get the first page"
+        )
     return position
 
 
@@ -68,7 +70,7 @@ def _is_sort_value(name: str, value: Json) -> bool:
 
 
 def equalities(wanted: RunFilter) -> dict[str, str]:
-    """Return the columns that must equal a value."""
+    """Return the columns that the filter compares for equality, with their values."""
     columns = {
         "project_id": wanted.project_id,
         "run_group": wanted.group,

@@ -1,4 +1,4 @@
-"""The queue in one SQLite file: the same columns, states and answers as the functions in supabase/migrations/."""
+"""The queue in one SQLite file. Columns, states and answers are the same as in supabase/migrations/."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.jobs.write_row import clean, offer_json, outcome_columns
 class SqliteQueue(SqliteRunTable):
     """`Queue` and `RunTable` over one file, for any number of threads and processes of one host.
 
-    Only the queue's own clock (sqlite_clock.py) decides about leases and backoff.
+    Leases and backoff use only the queue's own clock (sqlite_clock.py).
     """
 
     def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:

@@ -1,4 +1,4 @@
-"""What a claim does in SQLite: settle expired runs, then take the next run that the worker can serve."""
+"""A claim in SQLite: settle runs whose lease has expired, then claim the next run that the worker can serve."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from trainer.jobs.row import is_run_id
 from trainer.jobs.sqlite_file import Transaction, loaded
 from trainer.jobs.sqlite_states import back_off, cancel, is_canceling, record, save
 
-HEAD_START = 20.0  # seconds for which a worker whose host failed a run leaves it to other workers: two polls
-_LAST_ATTEMPT = 2**31 - 2  # the attempt after it is the last that PostgreSQL's column can hold
+HEAD_START = 20.0  # seconds (two polls): a worker whose host failed a run can claim the run this much later
+_LAST_ATTEMPT = 2**31 - 2  # the next attempt is the largest number in PostgreSQL's `integer` column
 _LEGACY_SILENCE = 60.0  # seconds after which a running row without a lease counts as abandoned
 
-# cast to blob, because SQLite does not pass text that is not UTF-8 to a Python function
+# cast to blob, because SQLite passes only valid UTF-8 text to a Python function
 NEXT = """
   select * from training_runs
   where status = 'queued' and not cancel_requested
@@ -39,7 +39,7 @@ REFUSE_IDS = """
 
 
 def claim_again(tx: Transaction, run: JsonObject, lease_seconds: float) -> JsonObject | None:
-    """Return the run of a repeated claim. The worker trusts its lease from this request on, so the lease starts again."""
+    """Return the run of a repeated claim, or None if it no longer runs. The lease starts again at this request."""
     if run["status"] not in (Status.RUNNING, Status.CANCELING):
         return None
     run["lease_expires_at"] = tx.at(lease_seconds)
@@ -48,7 +48,7 @@ def claim_again(tx: Transaction, run: JsonObject, lease_seconds: float) -> JsonO
 
 
 def settle(tx: Transaction) -> None:
-    """Requeue or fail runs whose lease has expired, and cancel queued runs that were to be canceled."""
+    """Requeue or fail runs whose lease has expired, and cancel queued runs that have a cancel request."""
     for run in tx.rows(EXPIRED, tx.at(), tx.at(-_LEGACY_SILENCE)) + tx.rows(CANCELED_IN_QUEUE):
         if not is_run_id(run["id"]):
             _refuse_ids(tx)
@@ -78,7 +78,7 @@ def _requeue_or_fail(tx: Transaction, run: JsonObject) -> None:
             "its log and its host (process killed, out of memory, power), then queue the run again."
         )
         return
-    # claim and lease stay, so that the worker can continue if it returns before another worker claims the run
+    # claim_id and lease_expires_at are kept: the worker can continue if it returns before another worker claims the run
     run["status"] = Status.QUEUED
     run["not_before"] = tx.at(0.0 if run["failures"] == 1 else back_off(run["failures"]))
 

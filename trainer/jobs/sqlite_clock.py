@@ -1,11 +1,11 @@
-"""The clock of a queue in a file. It never goes back, and setting the wall clock neither expires nor freezes a lease.
+"""The clock of a SQLite queue. It never goes backwards. A change of the wall clock does not expire or extend a lease.
 
-It runs with the time since boot, which cannot be set, and stores an anchor in the file: the boot, the time since that boot
-and the queue's time at that moment. It follows the wall clock in three ways:
+The clock advances with the time since boot, which cannot be set. The file stores an anchor: the id of the boot, the
+time since that boot, and the queue's time at that moment. The clock follows the wall clock in three ways:
 
-- After a reboot the queue takes the wall clock's time unless that is earlier. No worker survived the reboot.
-- While no run is leased, the queue follows a wall clock that is ahead at once: a wrong clock at boot was corrected.
-- Otherwise the queue runs up to 10 % faster or slower until both agree, so a lease of 60 s lasts at least 54 s.
+- After a reboot, the queue's time becomes the time of the wall clock, but never an earlier time.
+- While no run has a lease, the queue's time jumps to a wall clock that is more than a minute ahead.
+- Otherwise the clock runs up to 10 % faster or slower until both clocks agree. A lease of 60 s lasts at least 54 s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from trainer.core.boottime import boottime
 
-_SLEW = 0.1  # share of the elapsed time; a change of one hour is followed within ten hours
+_SLEW = 0.1  # share of the elapsed time; a difference of one hour is corrected within ten hours
 _AHEAD = 60.0  # seconds
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -27,7 +27,7 @@ def _boot_id() -> str:
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
-        return ""  # then a smaller time since boot reveals a reboot
+        return ""  # a reboot is then detected by a smaller time since boot
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ HOST_CLOCK = HostClock()
 
 
 def queue_time(connection: sqlite3.Connection, clock: HostClock, *, keep: bool) -> float:
-    """Return the queue's time in seconds since 1970. `keep` stores it as the anchor of later calls (write transactions)."""
+    """Return the queue's time in seconds since 1970. With `keep`, store it as the anchor (write transactions)."""
     boot, since_boot, wall = clock.boot_id(), clock.since_boot(), clock.wall()
     anchor = connection.execute("select boot_id, since_boot, now from queue_clock").fetchone()
     if anchor is None:

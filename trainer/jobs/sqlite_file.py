@@ -37,7 +37,7 @@ _LASTING = {
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that the folder exists and that this user may write to it",
     sqlite3.SQLITE_READONLY: "it is read-only; give this user the right to write to the file and its folder",
     sqlite3.SQLITE_PERM: "this user has no access to it; give this user the right to write to the file and its folder",
-    sqlite3.SQLITE_NOTADB: "it is not an SQLite database; name another file",
+    sqlite3.SQLITE_NOTADB: "it is not an SQLite database; choose another file",
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a backup, or move it away to start with an empty queue",
 }
 
@@ -50,7 +50,7 @@ class Transaction:
     now: float
 
     def at(self, seconds: float = 0.0) -> str:
-        """Return the time `seconds` from now as the tables store it."""
+        """Return the time `seconds` from now in the format of the tables."""
         return timestamp(self.now + seconds)
 
     def rows(self, sql: str, *values: Json) -> list[JsonObject]:
@@ -72,14 +72,14 @@ class Transaction:
     def update(self, table: str, key: str, columns: JsonObject) -> None:
         """Write `columns` into the row with the same `key`."""
         changes = ", ".join(f"{name} = ?" for name in columns)
-        sql = f"update {table} set {changes} where {key} = ?"  # noqa: S608 (names are ours)
+        sql = f"update {table} set {changes} where {key} = ?"  # noqa: S608 (no untrusted names)
         self.connection.execute(sql, [*(_dumped(*item) for item in columns.items()), columns[key]])
 
 
 class SqliteFile:
-    """The file of a queue; created with its tables if it does not exist.
+    """The file of a queue. It is created with its tables if it does not exist.
 
-    Raises `Misconfigured` when the file cannot be used, `Unavailable` when it cannot be used at the moment.
+    Raises `Misconfigured` if the file cannot be used, `Unavailable` if it is temporarily not available.
     """
 
     def __init__(self, path: Path, clock: HostClock, busy_seconds: float) -> None:
@@ -101,26 +101,28 @@ class SqliteFile:
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
-        """Open a read transaction: a consistent view that waits for no writer."""
+        """Open a read transaction: a consistent snapshot that does not wait for a writer."""
         with self._translated(), closing(self._connect("rw")) as connection:
             connection.execute("begin")
             yield Transaction(connection, queue_time(connection, self._clock, keep=False))
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        # mode=rw: a file that was deleted must not reappear empty in the middle of a run
+        # mode=rw: a deleted file must not be created again, empty, during a run
         uri = f"{self._path.as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
         connection.execute("pragma foreign_keys = on")
         connection.execute("pragma synchronous = full")  # in this mode a commit survives a power cut
-        connection.text_factory = lambda content: content.decode(errors="replace")  # other programs may not write UTF-8
+        connection.text_factory = lambda content: content.decode(
+            errors="replace"
+        )  # text of other programs can be invalid UTF-8
         return connection
 
     def _create(self, connection: sqlite3.Connection) -> None:
         if not self._is_current(connection):
             connection.execute("begin immediate")
-            if not self._is_current(connection):  # no other process was faster
+            if not self._is_current(connection):  # no other process has created the tables meanwhile
                 if connection.execute("select 1 from sqlite_master").fetchone():
-                    raise Misconfigured(f"The file {self._path} is another program's database: name another file.")
+                    raise Misconfigured(f"The file {self._path} is another program's database: choose another file.")
                 for statement in _statements(SCHEMA):
                     connection.execute(statement)
                 connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
@@ -132,8 +134,8 @@ class SqliteFile:
         version = connection.execute("pragma user_version").fetchone()[0]
         if version not in (0, SCHEMA_VERSION):
             raise Misconfigured(
-                f"The queue file {self._path} has version {version}, this trainer knows {SCHEMA_VERSION}: use the trainer "
-                "of that version, or move the file away to start with an empty queue.",
+                f"The queue file {self._path} has version {version}, and this trainer needs version {SCHEMA_VERSION}: use "
+                f"the trainer for version {version}, or move the file away to start with an empty queue.",
             )
         return bool(version)
 
@@ -159,7 +161,7 @@ class SqliteFile:
                 raise Unavailable(f"The queue file {self._path} is not available: {_PASSING[code]}.") from error
             if code is None:  # a programming error, not a problem of the file
                 raise
-            why = _LASTING.get(code, f"SQLite says {error}; it may belong to another version or program")
+            why = _LASTING.get(code, f"SQLite reports {error}; the file may belong to another version or program")
             raise Misconfigured(f"The queue file {self._path} cannot be used: {why}.") from error
         except OSError as error:
             raise Misconfigured(
@@ -172,9 +174,11 @@ def timestamp(seconds: float) -> str:
 
 
 def loaded(name: str, value: Json) -> Json:
-    """Return the value of a column as its type. SQLite stores a value of any type in any column."""
+    """Return the value of a column, converted to its type. SQLite stores values of any type in any column."""
     if isinstance(value, bytes):
-        value = None if name == "id" else value.decode(errors="replace")  # no text id would find that row again
+        value = (
+            None if name == "id" else value.decode(errors="replace")
+        )  # a query with a text id would not find that row again
     if name == "host_failures":
         counts = json_column(name, value)
         return {worker: clamped(times, 1) for worker, times in counts.items()} if isinstance(counts, dict) else {}
@@ -202,6 +206,6 @@ def _statements(script: str) -> list[str]:
 
 
 def _primary(error: sqlite3.Error) -> int | None:
-    """Return SQLite's primary result code: the low byte of the extended one."""
+    """Return SQLite's primary result code: the low byte of the extended result code."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 SCHEMA_VERSION = 7
 
-# Times are ISO 8601 in UTC, all of the same length, so that they sort as text.
+# Times are ISO 8601 in UTC and have the same length, so that sorting them as text sorts them by time.
 SCHEMA = """
 create table training_runs (
   id text primary key,
@@ -109,12 +109,12 @@ create trigger training_runs_queued_again after update of status on training_run
       last_reported_attempt = case old.status when 'failed' then last_reported_attempt else 0 end
     where id = new.id;
   end;
--- A worker that releases a run clears its lease; the queue requeues a run only after the lease expired, counting a failure.
+-- Rejects a user's requeue of a running run. A worker that releases a run clears its lease. The queue counts a failure.
 create trigger training_runs_held before update of status on training_runs
   when old.status in ('running', 'canceling') and new.status = 'queued'
     and new.lease_expires_at is not null and new.failures = old.failures
   begin select raise(abort, 'The run is running: cancel it or wait until it has ended, then queue it again.'); end;
--- An app that counts from the start would give the folder, the objects and the events of one attempt to another.
+-- The attempt number never decreases: otherwise two attempts would share a folder, objects and events.
 create trigger training_runs_attempts after update of status on training_runs
   when new.attempt < old.attempt
   begin update training_runs set attempt = old.attempt where id = new.id; end;

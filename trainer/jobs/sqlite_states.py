@@ -1,7 +1,7 @@
-"""What each call of a worker does to a run's row in SQLite, inside the call's transaction.
+"""The changes of a run's row in SQLite by the calls of a worker, inside the transaction of the call.
 
-The same states and answers as the functions in supabase/migrations/. A run is its row as a dict; a step changes the
-dict, and `save` writes it.
+States and answers are the same as those of the functions in supabase/migrations/. A run is its row as a dict. A step
+changes the dict, and `save` writes it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ from trainer.jobs.row import checkpoint_of, whole
 from trainer.jobs.sqlite_file import Transaction
 from trainer.jobs.write_row import CANCELED_BY_USER, checkpoint_json, clean, events_json
 
-_FIRST_QUEUE_SEQ = 1_000_000  # events from this seq on are written by the queue, the smaller ones by the worker
+_FIRST_QUEUE_SEQ = (
+    1_000_000  # the queue writes events with this seq or higher, the worker writes events with a lower seq
+)
 
 
-# ── a run that the worker holds ──
+# ── a run with a lease ──
 
 
 def held(tx: Transaction, lease: Lease) -> JsonObject | None:
-    """Return the row if this claim holds it, or None. An expired run that no other worker claimed is held again."""
+    """Return the row if this claim holds its lease, or None.
+
+    An expired lease becomes valid again if no other worker has claimed the run.
+    """
     run = get_run(tx, lease.job.id)
     if run is None or run["claim_id"] != lease.claim_id:
         return None
@@ -31,7 +36,7 @@ def held(tx: Transaction, lease: Lease) -> JsonObject | None:
 
 
 def repeated(tx: Transaction, lease: Lease, outcome: Outcome) -> Status | None:
-    """Return the status of a run whose outcome was written before, or None if the row shows another one."""
+    """Return the status of the run if the same outcome was already written, or None."""
     run = get_run(tx, lease.job.id)
     if run is None or run["claim_id"] != lease.claim_id:
         return None
@@ -84,7 +89,7 @@ def end(tx: Transaction, run: JsonObject, outcome: JsonObject) -> None:
 
 
 def _lose(run: JsonObject, *, host_failed: bool) -> None:
-    """Count a lost attempt. Only the first failure of a worker's host counts."""
+    """Count a lost attempt. Repeated host failures of the same worker count once."""
     by_host, worker = run["host_failures"], run["worker_id"] or ""
     if not host_failed or worker not in by_host:
         run["failures"] += 1
@@ -93,7 +98,7 @@ def _lose(run: JsonObject, *, host_failed: bool) -> None:
 
 
 def _pause_after(run: JsonObject) -> float:
-    """Return the seconds before the next attempt; attempts that do not count increase them, too."""
+    """Return the seconds before the next attempt. Host failures that are not counted as lost attempts increase them."""
     return back_off(run["failures"] + sum(times - 1 for times in run["host_failures"].values()))
 
 
@@ -116,7 +121,7 @@ def get_run(tx: Transaction, run_id: str) -> JsonObject | None:
 def save(tx: Transaction, run: JsonObject) -> None:
     ended: JsonObject = {"host_failures": {}} if Status(run["status"]).is_terminal else {}
     if run["status"] in (Status.COMPLETED, Status.CANCELED):
-        ended["checkpoint"] = None  # no attempt will resume from it, and the worker deletes its object
+        ended["checkpoint"] = None  # no attempt will resume from the checkpoint, and the worker deletes its object
     tx.update("training_runs", "id", run | ended | {"updated_at": tx.at()})
 
 
@@ -143,7 +148,7 @@ def back_off(failures: int) -> float:
 
 
 def record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
-    """Add an event about what the queue itself did to a run."""
+    """Add an event for a change of a run that the queue itself made."""
     last = tx.row(
         "select max(seq) as seq from training_run_events where run_id = ? and attempt = ?",
         run["id"],
@@ -156,8 +161,8 @@ def record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
 
 
 def see_worker(tx: Transaction, worker_id: str | None, reported: Mapping[str, object] | None = None) -> None:
-    """Report that the worker is alive. `reported` are the columns that the worker sets; all others stay."""
-    if worker_id is None:  # an app can clear the worker of a run that is still held
+    """Report that the worker is alive. `reported` are the columns that the worker sets; other columns are unchanged."""
+    if worker_id is None:  # an app can clear worker_id while a worker holds the lease
         return
     counted = tx.row(
         "select count(*) as n from training_runs where status in ('running', 'canceling') and worker_id = ?",

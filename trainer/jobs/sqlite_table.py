@@ -1,4 +1,4 @@
-"""The runs of a SQLite queue as users see them: the command line, an API, a search."""
+"""The runs of a SQLite queue, for users: the command line, an API, a search."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class SqliteRunTable:
             conditions.append(_later(position, values))
         where = f"where {' and '.join(conditions)}" if conditions else ""
         sorting = ", ".join(f"{name} {'desc' if down else 'asc'}" for name, down in (*SORT_KEYS[order], ("id", False)))
-        sql = f"select * from training_runs {where} order by {sorting} limit ?"  # noqa: S608 (names are ours)
+        sql = f"select * from training_runs {where} order by {sorting} limit ?"  # noqa: S608 (no untrusted names)
         with self._file.reading() as tx:
             return page_of(tx.rows(sql, *values, checked_limit(limit) + 1), order, limit)
 
@@ -105,7 +105,7 @@ class SqliteRunTable:
             return [event_row(row) for row in tx.rows(sql, clean(run_id), *after)]
 
     def _changed(self, run_id: str, columns: JsonObject, statuses: Collection[str]) -> RunRow | None:
-        """Update a run that has one of these statuses, and return its row, changed or not; None for an unknown run."""
+        """Update the run if it has one of `statuses`. Return its row, updated or not, or None for an unknown run."""
         with self._file.writing() as tx:
             run = states.get_run(tx, run_id)
             if run is not None and run["status"] in statuses:

@@ -1,7 +1,7 @@
 """The queue in a Supabase project: every change of a run is one call of a function in `supabase/migrations/`.
 
-The calls are idempotent, so a call is repeated after a lost response. How long depends on the call: a heartbeat must end
-before the next one is due, while an outcome may take longer.
+The calls are idempotent, so a call is repeated after a lost response. Each kind of call has its own time limit: a
+heartbeat must end before the next heartbeat is due, and an outcome may take longer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.remote.supabase_access import USE_KEY
 Answer = TypeVar("Answer", Status, Verdict)
 SCHEMA_VERSION = 4
 
-# The worker repeats claims, heartbeats and outcomes itself; these policies only bridge a short outage.
+# The worker repeats claims, heartbeats and outcomes itself; these policies only cover a short outage.
 CLAIM = RetryPolicy(tries=2, first_wait=0.5, total_seconds=5.0)
 BEAT = RetryPolicy(tries=3, first_wait=0.5, longest_wait=2.0, total_seconds=8.0)
 FINISH = RetryPolicy(tries=4, first_wait=0.5, longest_wait=4.0, total_seconds=20.0)
@@ -34,7 +34,7 @@ JOB = selection(row.JOB_COLUMNS)
 class SupabaseQueue(SupabaseRunTable):
     """`Queue` and `RunTable` over one project, for any number of threads.
 
-    The policies say how long each kind of call is repeated; `beat` must end before the next heartbeat is due.
+    Each policy limits the retries of one kind of call. `beat` must end before the next heartbeat is due.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class SupabaseQueue(SupabaseRunTable):
         self._finish = finish
 
     def check(self) -> list[str]:
-        """Check the key and the schema, and return a warning for each way in that the app's own policies leave open.
+        """Check the key and the schema. Return a warning for each policy of the app that allows too much access.
 
-        Raises `Misconfigured`, saying how to fix it, or `Unavailable`.
+        Raises `Misconfigured` with a fix, or `Unavailable`.
         """
         host = self._project.host
         if self._project.role in ("anon", "authenticated"):
-            raise Misconfigured(f"The Supabase key for {host} is a public one ({self._project.role}): {USE_KEY}.")
+            raise Misconfigured(f"The Supabase key for {host} is a public key ({self._project.role}): {USE_KEY}.")
         version = self.schema_version()
         if version < SCHEMA_VERSION:
             raise Misconfigured(
@@ -75,7 +75,7 @@ class SupabaseQueue(SupabaseRunTable):
         return version
 
     def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
-        asked_at = boottime()  # before the first try: the lease may have started with a response that was lost
+        asked_at = boottime()  # before the first try: the lease may have started at a try whose response was lost
         offer: JsonObject = {"worker_id": worker.id, "claim_id": claim_id, "lease_seconds": lease_seconds}
         offer["capabilities"] = write.offer_json(worker)
         try:
@@ -85,16 +85,16 @@ class SupabaseQueue(SupabaseRunTable):
         return None if job is None else row.lease_of(job, worker.id, claim_id, lease_seconds, asked_at)
 
     def _unreadable_claim(self, error: Unreadable, offer: JsonObject) -> Job | None:
-        """Return the run of a claim whose answer could not be read: a repeated claim returns the same run.
+        """Return the run of a claim whose response cannot be read. A repeated claim returns the same run.
 
-        The id is enough to fail the run.
+        If the row stays unreadable, the run has only its id, its attempt and the reason, which is enough to fail it.
         """
         why = str(error).rstrip(".")
         reason = f"The row cannot be read ({why}): shorten run_name, data_yaml, base_model and configuration."
         job = self._job(self._claim, "claim_training_run", "id,attempt", reason, **offer)
         if job is None or isinstance(error, TooLarge):
             return job
-        try:  # a proxy may have failed once, for a reason that has nothing to do with the run
+        try:  # the cause may be a temporary failure of a proxy, and not the row
             return self._job(self._calls.read, "claim_training_run", JOB, **offer)
         except Unreadable:
             return job
@@ -146,7 +146,7 @@ class SupabaseQueue(SupabaseRunTable):
     def _held(
         self, policy: RetryPolicy, function: str, lease: Lease, kind: type[Answer], **arguments: Json
     ) -> Answer | None:
-        """Return the answer of a function about a run that this worker holds; None for a lost lease."""
+        """Call a function with the fencing token of the lease. Return its answer, or None if the lease is lost."""
         answer = self._calls.ask(policy, function, None, run_id=lease.job.id, claim_id=lease.claim_id, **arguments)
         if answer == Verdict.LOST:
             return None
@@ -163,7 +163,7 @@ class SupabaseQueue(SupabaseRunTable):
         unreadable: str | None = None,
         **arguments: Json,
     ) -> Job | None:
-        """Return the run in a function's answer, or None. Raises Unreadable for an answer without a valid id."""
+        """Return the run in a function's answer, or None if it is empty. Raises Unreadable for an invalid id."""
         rows = self._calls.ask_list(policy, function, select, **arguments)
         if not rows:
             return None

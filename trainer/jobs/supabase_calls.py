@@ -12,22 +12,22 @@ from trainer.core.stop import StopSignal
 from trainer.jobs.row import JSON_COLUMNS, json_column
 from trainer.remote.supabase import Project
 
-PAGE = 1000  # PostgREST returns no more rows at once, and does not say so
+PAGE = 1000  # PostgREST silently returns no more rows per request
 LARGEST_PAGE = 256 * 2**20  # bytes
 
 
 def selection(columns: Sequence[str]) -> str:
-    """Return PostgREST's `select` for these columns. JSON comes as text: the client must not parse untrusted data."""
+    """Return PostgREST's `select` for these columns. JSON columns are text: the client must not parse them."""
     return ",".join(f"{name}::text" if name in JSON_COLUMNS else name for name in columns)
 
 
 def parsed(columns: JsonObject) -> JsonObject:
-    """Return a row with its JSON columns parsed, as far as they can be."""
+    """Return a row with its JSON columns parsed. A column that cannot be parsed stays text."""
     return {name: json_column(name, value) if name in JSON_COLUMNS else value for name, value in columns.items()}
 
 
 def is_uuid(text: str) -> bool:
-    """Whether the database takes a text as a run's id; it answers any other with an error."""
+    """Return whether a text is a UUID. The database answers any other run id with an error."""
     try:
         uuid.UUID(text)
     except ValueError:
@@ -54,12 +54,12 @@ class Calls:
         return answer
 
     def rows(self, query: Callable[[], Any]) -> list[JsonObject]:
-        """Return the rows of a query; `query` builds it again for each try."""
+        """Return the rows of a query. `query` builds a new query for each try."""
         rows = retrying(lambda: self.project.rows(query(), LARGEST_PAGE), self.read, StopSignal())
         return [parsed(found) for found in rows]
 
     def pages(self, query: Callable[[], Any], limit: int | None = None) -> list[JsonObject]:
-        """Return all rows of an ordered query, or the first `limit`, however few the server returns at once."""
+        """Return all rows of an ordered query, or the first `limit` rows, with one request per page."""
         found: list[JsonObject] = []
         while limit is None or len(found) < limit:
             size = PAGE if limit is None else min(PAGE, limit - len(found))

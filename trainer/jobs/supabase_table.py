@@ -1,6 +1,6 @@
-"""The runs of a Supabase project as users see them: the command line, an API, a search.
+"""The runs of a Supabase project, for users: the command line, an API, a search.
 
-Reading and canceling one run works with a worker's key; everything else needs the service's key.
+The key of the restricted role can only read a single run; everything else needs the service_role key.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _EVENT = selection(("run_id", "attempt", "seq", "at", "kind", "data"))
 
 
 class SupabaseRunTable:
-    """`RunTable` over one project, for any number of threads. `read` says how long each call is repeated."""
+    """`RunTable` over one project, for any number of threads. `read` limits the retries of each call."""
 
     def __init__(self, project: Project, *, read: RetryPolicy = READ) -> None:
         self._project = project
         self._calls = Calls(project, read)
 
     def enqueue(self, request: RunRequest, id: str | None = None) -> str:  # noqa: A002 the column's name
-        # the id is chosen here, so that a repeated insert after a lost response inserts nothing
+        # the id is chosen here, so that a repeated insert after a lost response inserts no second run
         run_id, columns = checked_run_id(id), insert_of(request)
         row = {"id": run_id, **columns}
         inserted = self._calls.rows(
@@ -54,7 +54,7 @@ class SupabaseRunTable:
     ) -> RunPage:
         position, most = position_of(after, order), checked_limit(limit) + 1
         if position and not is_uuid(position[-1][2]):
-            raise BadRequest("cursor: no list of this table returned it; start without one")
+            raise BadRequest("cursor: is not from a list of this table; omit it to get the first page")
         if wanted.project_id is not None and not is_uuid(wanted.project_id):
             return RunPage(runs=())  # the column is a UUID, so no run can match
 
@@ -85,7 +85,9 @@ class SupabaseRunTable:
             return False
         answer = self._calls.ask(self._calls.read, "delete_training_run", run_id=run_id)
         if answer == "held":
-            raise Conflict(f"{run_id} is held by a worker: cancel it and wait until it has ended, then delete it")
+            raise Conflict(
+                f"A worker holds the lease of {run_id}: cancel the run and wait until it has ended, then delete it"
+            )
         if answer not in ("deleted", "missing"):
             raise self._project.not_json()
         return bool(answer == "deleted")
@@ -118,7 +120,7 @@ class SupabaseRunTable:
         return rows[0] if rows else None
 
     def _changed(self, run_id: str, columns: JsonObject, statuses: Sequence[str]) -> RunRow | None:
-        """Update a run that has one of these statuses, and return its row, changed or not."""
+        """Update the run if it has one of `statuses`. Return its row, updated or not."""
         if not is_uuid(run_id):
             return None
         rows = self._calls.rows(

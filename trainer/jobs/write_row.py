@@ -1,4 +1,4 @@
-"""Write a `training_runs` row: our types as columns that PostgreSQL and SQLite can store."""
+"""Convert our types to columns of `training_runs` that PostgreSQL and SQLite can store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONGEST_GROUP = 200  # characters
 
 
 def insert_of(request: RunRequest) -> JsonObject:
-    """Return the columns of a new queued run. Raises BadRequest for values that no worker would read."""
+    """Return the columns of a new queued run. Raises BadRequest for values that every worker would reject."""
     _check_labels(request)
     if is_too_deep(request.configuration):
         raise BadRequest(f"configuration: {TOO_DEEP}")
@@ -73,7 +73,7 @@ def checked_priority(priority: int) -> int:
 
 
 def checked_run_id(run_id: str | None) -> str:
-    """Return the id of a new run: the given UUID in its usual form, or a new one. Raises BadRequest."""
+    """Return the id of a new run: the given UUID in canonical form, or a new UUID. Raises BadRequest."""
     try:
         return str(uuid.UUID(run_id) if run_id is not None else uuid.uuid4())
     except (ValueError, AttributeError):
@@ -83,21 +83,18 @@ def checked_run_id(run_id: str | None) -> str:
 def require_same_request(run_id: str, wanted: Mapping[str, Json], stored: Mapping[str, Json] | None) -> None:
     """Raise Conflict unless the stored run was queued with the same request.
 
-    The status and the priority are not compared: both may have changed since.
+    The status and the priority are not compared, because both may have changed since then.
     """
     for name in ("run_name", "data_yaml", "base_model", "configuration", "run_group", "run_tags"):
         if stored is None or stored.get(name) != wanted[name]:
             raise Conflict(f"id = {run_id}: there is another run with this id ({name} differs); use a new id")
 
 
-# ── what a worker reports ──
+# ── reports of a worker ──
 
 
 def outcome_columns(outcome: Completed | Failed | Retry | Canceled) -> JsonObject:
-    """Return what `finish_training_run` takes; the status is QUEUED when another attempt is asked for.
-
-    `Interrupted` is a release and writes only the results.
-    """
+    """Return the arguments of `finish_training_run`. The status is QUEUED if the outcome requests another attempt."""
     return {
         "status": Status.QUEUED if isinstance(outcome, Retry) else Status(outcome.kind),
         "results": clean(outcome.results),
@@ -120,24 +117,24 @@ def checkpoint_json(checkpoint: Checkpoint | None) -> JsonObject | None:
 
 
 def events_json(events: Sequence[RunEvent]) -> list[JsonObject]:
-    """Return the events as `beat_training_run` takes them."""
+    """Return the argument `events` of `beat_training_run`."""
     return [
         {"seq": event.seq, "at": event.at, "kind": clean(event.kind), "data": clean(event.data)} for event in events
     ]
 
 
 def offer_json(worker: Worker) -> JsonObject:
-    """Return what a claim says about its worker: capabilities at the top, the known hardware columns in `hardware`."""
+    """Return the description of a worker for a claim: its capabilities, and its hardware columns in `hardware`."""
     hardware = {name: worker.hardware[name] for name in HARDWARE if name in worker.hardware}
     offer: JsonObject = clean({**worker.capabilities, "hardware": hardware})
     return offer
 
 
 def clean(value: Json, depth: int = 0) -> Json:
-    """Return the value as PostgreSQL can store it.
+    """Return a copy of the value that PostgreSQL can store.
 
-    NaN and infinity become null (a missing metric), NUL and lone surrogates U+FFFD, keys strings, values of other types
-    their text, and containers nested deeper than 32 levels null.
+    NaN, infinity, and containers nested deeper than 32 levels become null. NUL and lone surrogates become U+FFFD. Keys
+    and values of other types become text.
     """
     if isinstance(value, str):
         return storable(value)

@@ -1,7 +1,7 @@
 """The fields of a JSON response, checked when they are read.
 
-A login page, a proxy or another server may answer anything with status 200. Each function raises `Unavailable` for a
-missing or wrong field: another try may reach the right server.
+A login page, a proxy or another server may answer with status 200 and any content. Each function raises `Unavailable`
+for a missing or wrong field, because another try may reach the right server.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def flag(answer: Any, name: str) -> bool:
 
 
 def amount(answer: Any, name: str) -> int:
-    """Return the field `name`, a whole number from 0."""
+    """Return the field `name`, a whole number of at least 0."""
     value = _field(answer, name, int)
     return value if not isinstance(value, bool) and value >= 0 else _refuse(name)
 

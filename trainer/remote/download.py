@@ -19,7 +19,7 @@ BODY_SECONDS = 6 * 3600.0
 
 
 def download(url: str, path: Path, stop: StopSignal, *, largest: int) -> None:
-    """Stream the file to `path`. It must have the size that the server states, and at most `largest` bytes.
+    """Stream the file to `path`. The file must have the size that the server states, and at most `largest` bytes.
 
     Raises ObjectMissing, BadRequest (too large), Unavailable (no connection, interrupted, rejected), Stopped.
     """
@@ -54,5 +54,5 @@ def _require_ok(response: httpx.Response, name: str) -> None:
         return
     if response.status_code in {404, 410}:
         raise ObjectMissing(f"{name} cannot be downloaded: the server answers {response.status_code}")
-    # the URL is trusted, so any other refusal comes from a limit, a proxy or a server error, and will pass
+    # the URL is trusted, so any other error status comes from a limit, a proxy or a server error, and is temporary
     raise Unavailable(f"the server of {name} answers {response.status_code}")

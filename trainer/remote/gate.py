@@ -1,4 +1,4 @@
-"""Which hosts and addresses may be contacted for a URL that comes from a request."""
+"""The hosts and addresses that may be contacted for a URL that comes from a request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HIDDEN_V4 = (  # IPv6 ranges that contain an IPv4 address: network, number of b
     (ipaddress.IPv6Network("64:ff9b::/96"), 0),
     (ipaddress.IPv6Network("2002::/16"), 80),
 )
-_SPECIAL = tuple(  # not public, but missing from the list of some Python versions
+_SPECIAL = tuple(  # networks that are not public, although some Python versions treat them as public
     ipaddress.ip_network(text)
     for text in (
         "192.0.0.0/24",  # contains 192.0.0.192, the metadata service of a cloud
@@ -47,7 +47,7 @@ class Gate:
     resolve: Resolve
 
     def check_url(self, url: str) -> str:
-        """Return the URL as it is sent, without a fragment. Raises DatasetError for a URL that is not allowed."""
+        """Return the URL to request: encoded, without a fragment. Raises DatasetError for a URL that is not allowed."""
         if len(url) > LONGEST_URL:
             raise DatasetError(f"{printable(url, 200)} is longer than {LONGEST_URL} characters.")
         try:
@@ -114,7 +114,7 @@ def _is_open(a: ipaddress.IPv4Address | ipaddress.IPv6Address, *, may_be_private
     if a.is_link_local or a.is_multicast or a.is_unspecified:
         return False
     if any(a in network for network, _ in _HIDDEN_V4):
-        return True  # the IPv4 address inside decides
+        return True  # the IPv4 address inside is checked separately
     is_public = a.is_global and not a.is_private and not a.is_reserved and not any(a in n for n in _SPECIAL)
     return is_public or may_be_private
 

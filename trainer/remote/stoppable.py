@@ -1,4 +1,4 @@
-"""HTTP connections whose waits end when a stop is set or the time for the whole call is over."""
+"""HTTP connections that stop waiting when a stop is set or the time limit of the whole call is exceeded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import httpx
 from trainer.core.stop import StopSignal
 
 _SLICE = 0.5  # seconds between two checks of the stop
-_FRESH = 0.1  # seconds after an answer during which a connection is taken for open
+_FRESH = 0.1  # seconds after an answer for which a connection is assumed to be open
 _current = threading.local()
 
 
@@ -36,8 +36,8 @@ def stoppable(stop: StopSignal) -> Iterator[None]:
 def within(seconds: float) -> Iterator[None]:
     """Limit this thread's waits in a stoppable client to `seconds` in total, inside this block.
 
-    httpx's own limits apply to one wait each, so a server that sends one byte now and then never exceeds them. Name
-    resolution is limited only by the system's resolver.
+    httpx's own limits apply to each wait separately, so a server that slowly sends single bytes never exceeds them.
+    Name resolution is limited only by the system's resolver.
     """
     before = getattr(_current, "deadline", inf)
     _current.deadline = min(before, time.monotonic() + seconds)
@@ -49,7 +49,7 @@ def within(seconds: float) -> Iterator[None]:
 
 def make_stoppable(client: httpx.Client) -> httpx.Client:
     """Return the same client, with connections that check the stop and the deadline of the thread that uses them."""
-    # httpx has no argument for it, and a transport of our own would turn off the system's proxies
+    # httpx has no argument for the network backend, and a custom transport would disable the system's proxies
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001
         if isinstance(transport, httpx.HTTPTransport):
             transport._pool._network_backend = StoppableNetwork(_all_addresses)  # noqa: SLF001
@@ -59,7 +59,7 @@ def make_stoppable(client: httpx.Client) -> httpx.Client:
 def exchange(client: httpx.Client, request: httpx.Request) -> httpx.Response:
     """Return the head of the response, like `client.send(request, stream=True)` without cookies, redirects and logins.
 
-    For a small object these take a quarter of the processor time of the transfer.
+    For a small object, these three steps take a quarter of the processor time of the transfer.
     """
     return client._transport_for_url(request.url).handle_request(request)  # noqa: SLF001
 
@@ -67,8 +67,8 @@ def exchange(client: httpx.Client, request: httpx.Request) -> httpx.Response:
 class StoppableNetwork(httpcore.SyncBackend):
     """Connections that check the stop and the deadline of the thread that uses them.
 
-    `addresses` returns the IP addresses of a host that may be contacted; they are tried in this order. TLS still checks
-    the host's name: httpcore takes it from the URL.
+    `addresses` returns the allowed IP addresses of a host, which are tried in this order. TLS still verifies the host
+    name, which httpcore takes from the URL.
     """
 
     def __init__(self, addresses: Callable[[str, int], Sequence[str]]) -> None:
@@ -101,18 +101,18 @@ def _all_addresses(host: str, port: int) -> list[str]:
 
 
 def _at_most(timeout: float | None) -> float:
-    """Return the seconds that this thread may wait now, up to `timeout`. Raises `Stopped`, or ConnectTimeout for none."""
+    """Return the seconds that this thread may wait now, up to `timeout`. Raises `Stopped`, or ConnectTimeout if 0."""
     for seconds in _waits(timeout):
         return seconds
     raise httpcore.ConnectTimeout(_why_over())
 
 
 class StoppableStream(httpcore.NetworkStream):
-    """A connection that waits in slices, and checks the thread's stop and deadline between them."""
+    """A connection that waits in short slices, and checks the thread's stop and deadline between two slices."""
 
     def __init__(self, inner: httpcore.NetworkStream) -> None:
         self._inner = inner
-        self._known_open = 0.0  # monotonic time at which the connection was open
+        self._known_open = 0.0  # last monotonic time at which the connection was open
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         for seconds in _slices(timeout):
@@ -125,7 +125,7 @@ class StoppableStream(httpcore.NetworkStream):
         raise httpcore.ReadTimeout(_why_over())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        # the inner write does not say how much it sent before a timeout
+        # the inner write does not return how much it sent before a timeout
         connection: socket.socket = self._inner.get_extra_info("socket")
         rest = memoryview(buffer)
         while rest:
@@ -159,8 +159,8 @@ class StoppableStream(httpcore.NetworkStream):
         return self._inner.get_extra_info(info)
 
     def _is_readable(self) -> bool:
-        # The pool asks each idle connection before and after every request whether the server closed it. Each question is
-        # a system call: most of the cost of a small object when sixteen threads share the pool.
+        # Before and after every request, the pool checks each idle connection for a close by the server. Each check is
+        # a system call. When sixteen threads share the pool, these calls are most of the cost of a small object.
         now = time.monotonic()
         if now - self._known_open < _FRESH:
             return False
@@ -176,7 +176,7 @@ def _slices(timeout: float | None) -> Iterator[float]:
 
 
 def _waits(timeout: float | None) -> Iterator[float]:
-    """Yield the seconds left of `timeout` and of the thread's deadline until none are left; check the stop before each."""
+    """Yield the seconds until `timeout` or the thread's deadline, as long as time is left. Check the stop each time."""
     deadline = min(time.monotonic() + (inf if timeout is None else timeout), getattr(_current, "deadline", inf))
     while (left := deadline - time.monotonic()) > 0:
         stop: StopSignal | None = getattr(_current, "stop", None)
@@ -187,4 +187,4 @@ def _waits(timeout: float | None) -> Iterator[float]:
 
 def _why_over() -> str:
     is_late = time.monotonic() >= getattr(_current, "deadline", inf)
-    return "the time allowed is over" if is_late else "timed out"
+    return "the time limit of the call is exceeded" if is_late else "timed out"

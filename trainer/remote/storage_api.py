@@ -1,7 +1,7 @@
 """HTTP calls to the Supabase Storage API; error responses become our errors.
 
 This uses httpx instead of the supabase package. The package reads a whole object into memory, cannot resume with Range or
-TUS, and its default HTTP/2 client loses calls when threads share it.
+TUS, and its default HTTP/2 client loses calls when several threads use it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _TOKEN = re.compile(r"(token=|Bearer )[^\s&\"']+")
 class HttpTimes:
     """Time limits in seconds.
 
-    `read` and `write` limit one wait, `total` a whole call. A call that moves an object gets one more second per 10 KB.
-    `stored` limits the wait after the last byte of an upload: the server assembles a large object before it answers.
+    `read` and `write` limit one wait, `total` limits a whole call. The transfer of an object gets one more second per
+    10 KB. `stored` limits the wait after the last byte of an upload: the server assembles a large object first.
     """
 
     connect: float = 10.0
@@ -177,7 +177,7 @@ class StorageApi:
         if status == 404:
             return _not_found(code, message, target, said)
         if status == 413:
-            return TooLarge(f"{target.key!r} ({target.bytes / 1e6:.1f} MB) is larger than {where} takes")
+            return TooLarge(f"{target.key!r} ({target.bytes / 1e6:.1f} MB) is larger than {where} allows")
         if status == 415:
             return Misconfigured(f"{where} refuses the type of {target.key!r}: extend its allowed MIME types ({said})")
         if code == "InvalidKey" or message.startswith("Invalid key"):
@@ -192,7 +192,7 @@ class StorageApi:
             raise Misconfigured(f"{self.host!r} is not a valid host: check the Supabase URL") from None
         except httpx.HTTPError as error:
             reason = self._clean(str(error)) or "no answer"
-            # not chained: an error about a header quotes it, and one header contains the key
+            # not chained: an error about a header quotes the header, and one header contains the key
             raise Unavailable(f"storage at {self.host} failed: {type(error).__name__}, {reason}") from None
 
     def _clean(self, text: str) -> str:
@@ -202,7 +202,7 @@ class StorageApi:
 
 
 def object_path(route: str, bucket: str, key: str) -> str:
-    """Return `/object/…` for a key with any character except `.` and `..` segments, which clients would resolve."""
+    """Return the URL path of an object. The key must not have `.` or `..` segments, which clients would resolve."""
     return f"/{route}/{quote(bucket, safe='')}/{quote(key)}"
 
 

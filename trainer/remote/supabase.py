@@ -1,7 +1,7 @@
 """Tables and functions of a Supabase project through supabase-py, with time limits and our own errors.
 
-Only this module uses the `supabase` package. It is imported when a project is opened, because the import takes half a
-second. The client gets its own HTTP/1.1 connection pool: the default one loses calls when threads share it.
+Only this module uses the `supabase` package. The package is imported when a project is opened, because its import takes
+half a second. The client gets its own HTTP/1.1 connection pool: the default pool loses calls when several threads use it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CallLimits:
     total: float = 30.0
 
 
-LARGEST_ANSWER = 4 * 2**20  # bytes; a configuration has at most 1 MB, twice that when quoted
+LARGEST_ANSWER = 4 * 2**20  # bytes; a configuration has at most 1 MB, or 2 MB when quoted
 
 
 class Unreadable(Unavailable):
@@ -54,7 +54,7 @@ class TooLarge(Unreadable):
 
 
 class Project:
-    """One Supabase project, accessed with one key; safe to share between threads. Close it, or use it in a `with`.
+    """One Supabase project, accessed with one key; thread-safe. Close it, or use it in a `with` statement.
 
     `apikey` is the anon key for the gateway when `key` is the token of a restricted role.
     """
@@ -142,7 +142,7 @@ class Project:
         """Return the error for a response that is not from a Supabase project."""
         return Unreadable(
             f"{self.host} answered with something that is not the API's JSON: check SUPABASE_URL, "
-            "and for a proxy or a login page in between.",
+            "and look for a proxy or a login page in between.",
         )
 
     def _open(self) -> Client:
@@ -244,7 +244,7 @@ def _refusal(
     if code in _TRANSIENT_CODES or sqlstate_class in _TRANSIENT_CLASSES:
         return Unavailable(f"Supabase at {host} is not available now ({said}).", retry_after=retry_after)
     if code in _SCHEMA_CODES:
-        return Misconfigured(f"The database at {host} lacks what the trainer needs ({said}): {MIGRATE}.")
+        return Misconfigured(f"The database at {host} lacks parts of the trainer's schema ({said}): {MIGRATE}.")
     if code in _KEY_CODES or status in (401, 403):
         kind = f"; its role is {role}" if role else ""
         return Misconfigured(f"Supabase at {host} rejects the key ({said}{kind}): {USE_KEY}.")
@@ -257,13 +257,13 @@ def _refusal(
 
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.ConnectTimeout):
-        return "no connection in time"
+        return "no connection within the time limit"
     if isinstance(error, httpx.TimeoutException):
-        return "no answer in time"
+        return "no answer within the time limit"
     if isinstance(error, httpx.ConnectError):
         return _words(error)
     if isinstance(error, ValueError):
-        return "its answer cannot be read; check SUPABASE_URL, and for a proxy or a login page in between"
+        return "its answer cannot be read; check SUPABASE_URL, and look for a proxy or a login page in between"
     return f"the connection failed ({type(error).__name__})"
 
 

@@ -99,7 +99,7 @@ class GuardedClient:
         on_length: Callable[[int], None] | None = None,
         is_known: Callable[[str, str, int], bool] | None = None,
     ) -> Downloaded:
-        """Stream the body to `path`, a new file. After a failed try, `on_bytes` gets the lost bytes as a negative number.
+        """Stream the body to `path`, a new file. After a failed try, `on_bytes` gets its bytes as a negative number.
 
         `on_length` gets the stated length before anything is written. If `is_known(final_url, strong_etag, length)` returns
         True, the content is not downloaded and `sha256` is empty.

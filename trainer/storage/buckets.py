@@ -13,7 +13,7 @@ from trainer.remote.answers import amount, flag, mapping
 from trainer.remote.storage_api import NoSuchRoute, StorageApi, Target, object_path
 
 _CACHE_SECONDS = 300.0
-# calls again while the server is unavailable
+# calls the function, and repeats the call while the server is unavailable
 Persist: TypeAlias = Callable[[Callable[[], JsonObject], StopSignal], JsonObject]
 
 
@@ -23,10 +23,10 @@ class Buckets:
     def __init__(self, api: StorageApi, persist: Persist) -> None:
         self._api = api
         self._persist = persist
-        self._known: dict[str, tuple[float, JsonObject]] = {}  # bucket → when it was asked for, and its settings
+        self._known: dict[str, tuple[float, JsonObject]] = {}  # bucket → time of the request, and settings
 
     def settings(self, bucket: str, stop: StopSignal) -> JsonObject:
-        """Return the settings of a bucket. Raises ObjectMissing, also for a role that cannot read them."""
+        """Return the settings of a bucket. Raises ObjectMissing, also if the role cannot read the settings."""
         asked_at, settings = self._known.get(bucket, (float("-inf"), {}))
         if time.monotonic() - asked_at > _CACHE_SECONDS:
             settings = self._persist(lambda: self._ask(bucket), stop)
@@ -39,15 +39,15 @@ class Buckets:
         except NoSuchRoute:
             raise  # not a response of the Storage API, so it says nothing about the bucket
         except (ObjectMissing, Misconfigured):
-            return False  # a restricted role cannot read bucket settings; a signed URL works for both kinds
+            return False  # a restricted role cannot read bucket settings; a signed URL works for any bucket
 
     def limit_advice(self, bucket: str, stop: StopSignal) -> str:
-        """Return what to do about an object that is too large."""
+        """Return the advice for an object that is too large."""
         try:
             limit = amount(self.settings(bucket, stop), "file_size_limit")
         except TrainerError:  # the bucket has no limit of its own, or the role cannot read its settings
             return "raise the upload size limit of the project in the Storage settings"
-        return f"the bucket's limit is {limit / 1e6:.1f} MB, raise its file size limit in the Storage settings"
+        return f"the bucket's limit is {limit / 1e6:.1f} MB; raise this limit in the Storage settings"
 
     def _ask(self, bucket: str) -> JsonObject:
         path, target = object_path("bucket", bucket, "").rstrip("/"), Target(bucket=bucket)

@@ -35,7 +35,7 @@ def replacing(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
 
     With `durable` the new file survives a power cut.
     """
-    # not named after `path`: the longest name that a file system accepts has no room for a suffix
+    # the temporary name does not contain the name of `path`, which can already have the maximum length
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as out:
@@ -55,7 +55,7 @@ def is_temporary(name: str) -> bool:
 
 def copy(source: BinaryIO, out: BinaryIO, size: int, stop: StopSignal, on_bytes: OnBytes | None) -> None:
     """Copy at most `size` bytes. Raises `Stopped` between two blocks."""
-    left = size  # not until the end: a file may grow as fast as it is read
+    left = size  # a limit, because a file may grow as fast as it is read
     while block := source.read(min(BLOCK, left)):
         stop.raise_if_set()
         out.write(block)

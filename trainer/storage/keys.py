@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from urllib.parse import quote_from_bytes
 
-# what Supabase Storage accepts besides letters, digits, `_` and `/`; `=` is left out because it starts an escape
+# characters that Supabase Storage accepts besides letters and digits; without `=`, which starts an escape
 _ACCEPTED = "!-.*'() &@;:+,?/_"
 
 
 def escaped_key(name: str) -> str:
-    """Return the key for a file called `name` (a relative path with `/`). Ordinary names stay as they are.
+    """Return the key for a file called `name` (a relative path with `/`). Ordinary names are unchanged.
 
     Every byte (UTF-8) that Storage rejects becomes `=XX`; so do `.` and `..` segments. Different names have different keys.
     """
@@ -20,7 +20,7 @@ def escaped_key(name: str) -> str:
 def _segment(segment: str) -> str:
     if segment in (".", ".."):
         return "=2E" * len(segment)
-    # a `=` that does not look like an escape stays, so that names like `lr=0.01.png` are stored as they are
+    # a `=` that does not look like an escape is kept, so that names like `lr=0.01.png` are unchanged
     return "=".join(
         ("3D" if index and re.match("[0-9A-F]{2}", part) else "") + _bytes(part)
         for index, part in enumerate(segment.split("="))

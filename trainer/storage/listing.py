@@ -1,4 +1,4 @@
-"""Complete listings of Supabase Storage, page by page, through either of its two routes."""
+"""Complete listings of Supabase Storage, page by page, with the new or the old route of its API."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from trainer.core.errors import ObjectMissing, Unavailable
 from trainer.remote.answers import flag, mapping, sequence, text
 from trainer.remote.storage_api import NoSuchRoute
 
-PAGE = 1000  # objects; the server cuts longer pages without saying so
+PAGE = 1000  # objects; the server silently cuts longer pages
 Entry: TypeAlias = tuple[str, Mapping[str, Any]]  # key of an object, and its description by the server
 Page: TypeAlias = tuple[list[Entry], str | None]  # with the cursor of the next page, or None
-# sends a body to a route and returns the read answer; asks again when it cannot be read
+# sends a body to a route and returns the parsed answer; retries if the answer cannot be parsed
 Ask: TypeAlias = Callable[[str, Mapping[str, Any], Callable[[Any], Any]], Any]
 
 
@@ -21,7 +21,7 @@ def entries(ask: Ask, folder: str) -> Iterator[Entry]:
     try:
         first = _page(ask, folder, None)
     except (NoSuchRoute, ObjectMissing):
-        # an older server reads the route as a bucket called `list-v2`, which does not exist
+        # an older server takes `list-v2` in the route for the name of a bucket, which does not exist
         yield from _folder_by_folder(ask, folder)
     else:
         yield from _recursive(ask, folder, first)

@@ -1,4 +1,4 @@
-"""An object store in a folder of this machine: one folder per bucket, one file per object."""
+"""An object store in a folder of this host: one folder per bucket, one file per object."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from trainer.core.stop import StopSignal
 from trainer.storage.files import copy, disk_errors, is_temporary, replacing
 
 _PLACEHOLDER = ".emptyFolderPlaceholder"
-_ABANDONED = 86_400.0  # seconds without a write after which a temporary file is abandoned
+_ABANDONED = 86_400.0  # seconds without a write after which a temporary file counts as abandoned
 
 
 class LocalObjectStore:
-    """`ObjectStore` over `root`. An upload creates its bucket; no key leads out of its bucket."""
+    """`ObjectStore` over `root`. An upload creates its bucket; no key can name a file outside of its bucket."""
 
     name = "local"
 
@@ -37,7 +37,7 @@ class LocalObjectStore:
                         path.unlink()
 
     def key(self, name: str) -> str:
-        return name  # a file system takes every file name
+        return name  # a file system accepts every file name
 
     def list(self, folder: ObjectRef, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
         folder = folder.in_store(self.name)
@@ -70,7 +70,7 @@ class LocalObjectStore:
         _must_equal(expected or before, before)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # not durable: it can be downloaded again after a power cut
+            # not durable: after a power cut, the file can be downloaded again
             with self._path(ref).open("rb") as source, replacing(path, durable=False) as out:
                 copy(source, out, before.bytes, stop, on_bytes)
                 _must_equal(before, _info(ref, os.fstat(source.fileno())))
@@ -112,7 +112,7 @@ class LocalObjectStore:
         return self._root / bucket
 
     def _path(self, ref: ObjectRef) -> Path:
-        """Return the file of `ref`. Raises ObjectMissing for a key that is not plain or that leads out of its bucket."""
+        """Return the file of `ref`. Raises ObjectMissing for a key that is not plain or that leaves its bucket."""
         bucket = self._bucket(ref.in_store(self.name).bucket)
         key = PurePosixPath(ref.key)
         plain = str(key) == ref.key and not key.is_absolute() and ".." not in key.parts and "\0" not in ref.key
@@ -136,7 +136,7 @@ class LocalObjectStore:
             if entry.is_dir(follow_symlinks=False):
                 yield from self._inside(bucket, path)
             elif entry.is_dir():
-                # following it could loop forever, and leaving it out would make the list incomplete
+                # following the link could loop forever, and skipping it would make the list incomplete
                 raise ObjectMissing(f"{ref.key!r} in bucket {bucket!r} is a symbolic link to a folder: copy the folder")
             elif entry.name != _PLACEHOLDER and not is_temporary(entry.name):
                 yield self.stat(ref)
@@ -145,7 +145,7 @@ class LocalObjectStore:
 def _info(ref: ObjectRef, status: os.stat_result) -> ObjectInfo:
     if not stat.S_ISREG(status.st_mode):
         raise _missing(ref)
-    # an upload always creates a new file, so one of the three changes with the content
+    # an upload always creates a new file, so size, time or inode changes with the content
     etag = f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"
     return ObjectInfo(ref=ref, bytes=status.st_size, etag=etag)
 

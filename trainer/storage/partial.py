@@ -41,7 +41,7 @@ class PartialFile:
         self.bytes = self.offset = self._safe = 0
 
     def _recall(self, stop: StopSignal) -> None:
-        if not os.access(self._note, os.F_OK):  # the usual case, and cheaper to test than an exception
+        if not os.access(self._note, os.F_OK):  # the usual case; this test is cheaper than an exception
             return
         self._noted, written = True, self._note.read_bytes()
         try:
@@ -62,7 +62,7 @@ class PartialFile:
 
     @contextmanager
     def writing(self) -> Iterator[BinaryIO]:
-        """Open the partial file for appending; a disk error deletes it."""
+        """Open the partial file for appending. A disk error deletes the file."""
         try:
             with disk_errors(self._part), self._open() as out:
                 try:
@@ -98,7 +98,7 @@ class PartialFile:
         self._drop_note()
 
     def leave(self) -> None:
-        """Keep a partial file that is worth resuming, delete any other."""
+        """Keep the partial file if its object is large enough to resume, otherwise delete it."""
         if self.etag is None or self.bytes <= LARGE:
             self.discard()
 
@@ -111,9 +111,9 @@ class PartialFile:
     def _open(self) -> BinaryIO:
         mode = "ab" if self.offset else "wb"
         try:
-            # with an explicit size: without one, Python checks whether the file is a terminal
+            # an explicit buffer size: without this argument, Python checks whether the file is a terminal
             return cast(BinaryIO, self._part.open(mode, DEFAULT_BUFFER_SIZE))
-        except FileNotFoundError:  # created only when missing: thousands of files share a few folders
+        except FileNotFoundError:  # the folder is created only if it is missing: thousands of files share a few folders
             self._part.parent.mkdir(parents=True, exist_ok=True)
             return cast(BinaryIO, self._part.open(mode, DEFAULT_BUFFER_SIZE))
 
@@ -124,7 +124,7 @@ class PartialFile:
         self._noted = False
 
     def _sync(self, out: BinaryIO) -> None:
-        """Sync the content to disk, then record how much of it is safe."""
+        """Sync the content to disk, then record the number of synced bytes."""
         out.flush()
         durable.sync(self._part)
         self._safe, self._noted = self.offset, True

@@ -44,14 +44,14 @@ class UploadNotes:
                             Path(entry.path).unlink()
 
     def place(self, server: str, ref: ObjectRef, path: Path) -> Path:
-        """Return the note of the upload of this content of `path` to `ref`; another file at the path has another note."""
+        """Return the path of the note for the upload of `path` to `ref`. If the file changes, its note changes, too."""
         status = path.stat()
         identity = [server, ref.bucket, ref.key, str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
         return self._folder / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:40]}.json"
 
 
 class ResumableUpload:
-    """The upload of one file. `step` sends the rest; after `Unavailable` it may be called again."""
+    """The upload of one file. `step` sends the remaining bytes; it can be called again after `Unavailable`."""
 
     def __init__(self, api: StorageApi, ref: ObjectRef, path: Path, content_type: str, notes: UploadNotes) -> None:
         self._api, self._ref, self._path, self._type = api, ref, path, content_type
@@ -95,14 +95,14 @@ class ResumableUpload:
         encoded = ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in metadata.items())
         headers = {"Upload-Length": str(self._bytes), "Upload-Metadata": encoded, "x-upsert": "true", **_TUS}
         answer = self._api.call("POST", _ROUTE, self._target, headers=headers, content=b"")
-        # behind a gateway, Location may name a host that only the server can reach; our own URL works
+        # behind a gateway, Location may name a host that only the server can reach, so use our own URL
         _, found, name = answer.headers.get("Location", "").partition(f"{_ROUTE}/")
         if not found:
             raise Unavailable(f"storage at {self._api.host} started an upload without returning its location")
         try:
             self._note.parent.mkdir(parents=True, exist_ok=True)
             durable.write_text(self._note, json.dumps({"upload": name, "file": str(self._path)}))
-        except OSError:  # a full disk: the upload then starts again after a restart
+        except OSError:  # a full disk: after a restart, the upload starts again
             self._unnoted = name
         self.offset = 0
         return name
@@ -115,7 +115,7 @@ class ResumableUpload:
 
     def _forget(self) -> None:
         self._unnoted = None
-        with contextlib.suppress(OSError):  # at the next try the server says that it does not know the upload
+        with contextlib.suppress(OSError):  # at the next try, the server answers that the upload does not exist
             self._note.unlink(missing_ok=True)
 
     def _send(self, name: str, chunk: bytes, stop: StopSignal, on_position: Callable[[int], None]) -> int:
@@ -138,7 +138,7 @@ class ResumableUpload:
 
 
 def slices(data: bytes, stop: StopSignal, on_sent: Callable[[int], None]) -> Iterator[bytes]:
-    """Yield `data` in pieces. Raises `Stopped` between two of them."""
+    """Yield `data` in pieces. Raises `Stopped` between two pieces."""
     for start in range(0, len(data), _SLICE):
         stop.raise_if_set()
         piece = data[start : start + _SLICE]
@@ -147,7 +147,7 @@ def slices(data: bytes, stop: StopSignal, on_sent: Callable[[int], None]) -> Ite
 
 
 def _offset(answer: Answer, largest: int) -> int:
-    """Return how many bytes the server has. Raises Unavailable for more than it can have."""
+    """Return the number of bytes on the server. Raises Unavailable if it is larger than `largest`."""
     offset = number_in(answer.headers.get("Upload-Offset", ""), "Upload-Offset")
     if offset > largest:
         raise Unavailable(f"storage reports {offset} bytes of an upload of which at most {largest} were sent")

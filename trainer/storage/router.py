@@ -1,4 +1,4 @@
-"""Several object stores as one: each reference goes to the store that it names."""
+"""Several object stores behind one interface: each reference is sent to the store that it names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.core.stop import StopSignal
 
 
 class StoreRouter:
-    """`ObjectStore` over several stores. References without a store, and new names, belong to `default`."""
+    """`ObjectStore` over several stores. References without a store, and new keys, belong to `default`."""
 
     def __init__(self, stores: Mapping[str, ObjectStore], default: str) -> None:
         self._stores = stores

@@ -35,8 +35,8 @@ _TYPES = {
 class SupabaseObjectStore:
     """`ObjectStore` over the Storage API; safe to share between threads.
 
-    `notes` is a folder that survives a restart; interrupted uploads resume from the notes in it. `stop` ends the waits of
-    calls without a stop of their own. Signed URLs are valid for `url_seconds`.
+    `notes` is a folder that survives a restart; interrupted uploads resume from the notes in it. `stop` interrupts the
+    calls that get no `stop` argument. Signed URLs are valid for `url_seconds`.
     """
 
     name = "supabase"
@@ -78,7 +78,7 @@ class SupabaseObjectStore:
             if PurePosixPath(key).name != _PLACEHOLDER:
                 yield self._listed(replace(folder, key=key), entry)
         if not found:
-            self._buckets.settings(folder.bucket, stop)  # a missing bucket lists like an empty one
+            self._buckets.settings(folder.bucket, stop)  # the listing of a missing bucket is empty, too
 
     def stat(self, ref: ObjectRef) -> ObjectInfo:
         own = ref.in_store(self.name)
@@ -216,7 +216,7 @@ class SupabaseObjectStore:
             if expected and (expected.etag, expected.bytes) != (info.etag, info.bytes):
                 part.discard()
                 raise Unavailable(f"object {ref.key!r} of bucket {ref.bucket!r} changed since it was listed")
-            # the server ignores If-Range, so compare the content here
+            # the server ignores If-Range, so compare ETag and size here
             resumes = response.status_code == 206 and _start(response.headers) == part.offset
             if response.status_code == 206 and not (resumes and (part.etag, part.bytes) == (info.etag, info.bytes)):
                 part.discard()
@@ -252,7 +252,7 @@ class SupabaseObjectStore:
 
 
 class _Position:
-    """Reports the progress of a transfer: each byte once, however often it is sent."""
+    """Reports the progress of a transfer: each byte once, even if it is sent several times."""
 
     def __init__(self, on_bytes: OnBytes | None) -> None:
         self._on_bytes = on_bytes
@@ -265,7 +265,7 @@ class _Position:
 
 
 def _object(ref: ObjectRef) -> str:
-    """Return the path of an object. Raises BadRequest for a key that a client or a gateway would read as another one."""
+    """Return the path of an object. Raises BadRequest for a key that a client or a gateway would change."""
     segments = ref.key.split("/")
     if not ref.bucket or "/" in ref.bucket or any(segment in ("", ".", "..") for segment in segments):
         raise BadRequest(f"{ref.key!r} cannot be an object of bucket {ref.bucket!r}: write it as a/plain/path")

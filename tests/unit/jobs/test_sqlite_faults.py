@@ -90,7 +90,7 @@ def test_path_inside_a_file_is_rejected(path):
 @pytest.mark.parametrize("content", [b"not a database at all, just text\n" * 50, os.urandom(5000)])
 def test_other_file_is_rejected_and_unchanged(path, content):
     path.write_bytes(content)
-    with pytest.raises(Misconfigured, match="not an SQLite database; name another file"):
+    with pytest.raises(Misconfigured, match="not an SQLite database; choose another file"):
         SqliteQueue(path)
     assert path.read_bytes() == content
 
@@ -109,7 +109,7 @@ def test_file_of_another_version_is_rejected_and_unchanged(path, version):
     SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:
         other.execute(f"pragma user_version = {version}")
-    expected = f"has version {version}, this trainer knows {SCHEMA_VERSION}: use the trainer of that version, or move"
+    expected = f"has version {version}, and this trainer needs version {SCHEMA_VERSION}: use the trainer for version"
     with pytest.raises(Misconfigured, match=expected):
         SqliteQueue(path)
     with closing(sqlite3.connect(path)) as other:

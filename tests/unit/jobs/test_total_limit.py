@@ -204,7 +204,7 @@ def test_call_to_host_with_many_dead_addresses_ends_in_time(monkeypatch):
         socket, "getaddrinfo", lambda host, *a, **o: addresses if host == "dead.example" else resolve(host, *a, **o)
     )
     project = Project(f"http://dead.example:{port}", "sb_secret_x", CallLimits(connect=0.9, total=TOTAL))
-    with project, ends_in_time(), pytest.raises(Unavailable, match="no connection in time"):
+    with project, ends_in_time(), pytest.raises(Unavailable, match="no connection within the time limit"):
         project.call("a")
     for each in (*fillers, blocked):
         each.close()
