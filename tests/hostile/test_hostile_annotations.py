@@ -102,7 +102,7 @@ JSONS = {
     "supercategories that are not text": (coco(lambda d: d["categories"][0].update(supercategory=[{}])), "ok"),
     "a category that is a path": (coco(lambda d: d["categories"][0].update(name="../../x")), "ok"),
     "splits of lists": (coco(lambda d: d.update(split_config={"splits": {"0": ["val"]}})), ""),
-    "a split share of a word": (coco(lambda d: d.update(split_config={"train_ratio": "x"})), "shares between"),
+    "a split share of a word": (coco(lambda d: d.update(split_config={"train_ratio": "x"})), "ratios between"),
     "an image root upwards": (coco(lambda d: d.update(storage_info={"image_root": "../../secrets"})), "ok"),
 }
 

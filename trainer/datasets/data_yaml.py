@@ -1,4 +1,4 @@
-"""Read an untrusted data.yaml as plain text values; no tag is executed."""
+"""Read an untrusted data.yaml as plain text values. YAML tags are ignored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_NAME_LENGTH = 200  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class DataYaml:
-    """The known keys of a data.yaml. `splits` holds the entries per split as written, `ids` the keys of `names`."""
+    """The known keys of a data.yaml. `splits` has the unchanged entries per split, `ids` has the keys of `names`."""
 
     splits: Mapping[str, tuple[str, ...]]
     path: str | None
@@ -38,9 +38,9 @@ class DataYaml:
 
 
 def load_yaml(path: Path, report: Report) -> dict[str, Any]:
-    """Return the mapping in a YAML file with every scalar as text, so that `no` stays the word "no".
+    """Return the mapping in a YAML file. Every scalar is text, so `no` stays the word "no".
 
-    Raises `DatasetError` for anything but a small, flat YAML mapping.
+    Raises `DatasetError` if the file is not a mapping, is too large or is nested too deeply.
     """
     text = _decoded(read_file(path, MAX_YAML_BYTES), path, report)
     value = _parsed(text, path.name, report)
@@ -105,11 +105,11 @@ def _parsed(text: str, name: str, report: Report) -> Any:
 
 
 def _plain(text: str, name: str) -> Any:
-    # libyaml recurses in C, so deep nesting crashes the process: the depth is checked on the events first
+    # libyaml recurses in C, so deep nesting crashes the process: the events are checked for their depth first
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=yaml.CBaseLoader)):
         if isinstance(event, yaml.AliasEvent):
-            raise DatasetError(f"{printable(name)} uses YAML aliases (*name). Write the values out.")
+            raise DatasetError(f"{printable(name)} uses YAML aliases (*name). Replace each alias with its value.")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH or number > MAX_EVENTS:
@@ -147,7 +147,7 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
         value = [part for part in re.split(r"[,\n]", value.strip("[]")) if part.strip()]
     pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
     if len(pairs) > MAX_CLASSES:
-        report.add("yaml_names", problem=f"names: has {len(pairs)} classes; {MAX_CLASSES} are the limit.")
+        report.add("yaml_names", problem=f"names: has {len(pairs)} classes; the limit is {MAX_CLASSES}.")
         return None, None
     ids, names = [], []
     for key, name in pairs:
@@ -162,7 +162,7 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
         ids.append(number)
         names.append(" ".join(name.split()) or f"class{number}")
     if len(set(ids)) != len(ids):
-        report.add("yaml_names", problem="names: gives two names to one class number.")
+        report.add("yaml_names", problem="names: has two names for one class number.")
         return None, None
     ordered = sorted(zip(ids, names, strict=True))
     return tuple(name for _, name in ordered), tuple(number for number, _ in ordered)
@@ -174,7 +174,7 @@ def _nc(value: Any, names: tuple[str, ...] | None, report: Report) -> int | None
         report.add("yaml_nc", problem=f"nc: {printable(str(value))} is not a number of classes and was ignored.")
         return None
     if count is not None and names is not None and count != len(names):
-        report.add("yaml_nc", problem=f"nc: says {count} classes but names: has {len(names)}; nc: was ignored.")
+        report.add("yaml_nc", problem=f"nc: is {count}, but names: has {len(names)} classes; nc: was ignored.")
     return count
 
 

@@ -14,7 +14,7 @@ from trainer.core.text import printable
 Level: TypeAlias = Literal["error", "warning", "note"]
 MAX_EXAMPLES = 5
 
-# code → message; {n} is the count of the finding, other names are values given to `Report.add`
+# code → message; {n} is the count of the finding, other placeholders are values passed to `Report.add`
 ERRORS = {
     "no_images": "The dataset has no images.",
     "image_unreadable": "{n} images cannot be trained on; replace or remove them",
@@ -39,16 +39,16 @@ ERRORS = {
     "no_labels": (
         "No labeled annotations found in the dataset. Add labels (and ensure class names are assigned) then retry."
     ),
-    "train_unlabeled": "None of the {images} images of train has a label; label some of them.",
-    "val_unlabeled": "None of the {images} images of val has a label; label some of them.",
+    "train_unlabeled": "The {images} images of train have no labels; label some of the images.",
+    "val_unlabeled": "The {images} images of val have no labels; label some of the images.",
     "train_empty": "{problem}",
     "val_empty": "{problem}",
     "val_missing": (
-        'The dataset has no val split; add one, or ask for a split in the configuration: "split": '
+        'The dataset has no val split; add val, or request a split in the configuration: "split": '
         '{{"train_ratio": 0.8, "seed": 0}}.'
     ),
     "split_impossible": "{problem}",
-    "split_unknown": "The requested split names no image of the dataset. Compare its file names with the dataset.",
+    "split_unknown": "The requested split names no image of the dataset. Compare its names with the file names.",
     "yaml_names": "{problem}",
     "yaml_train": "train: must name a folder of images, a .txt list of images, or a list of those",
     "yaml_val": "val: must name a folder of images, a .txt list of images, or a list of those",
@@ -66,27 +66,26 @@ ERRORS = {
     "coco_keypoints": "{n} annotations do not have {keypoints} keypoints of x, y, visibility",
 }
 WARNINGS = {
-    "image_suffix": "{n} images have another format than their file name says",
+    "image_suffix": "{n} images have a file name suffix that does not match their format",
     "image_hidden": "{n} images are hidden (their names start with a dot) and were skipped",
     "image_listed_twice": "{n} images are listed more than once in their split; each was used once",
     "image_duplicate": "{n} images are exact copies of another image in the same split",
-    "split_leak": "{n} images are also in another split, so the metrics will be too good; keep each image in one split",
+    "split_leak": "{n} images are also in another split, so the metrics will be too high; keep each image in one split",
     "names_differ_only_in_case": (
-        "{n} file names differ from another one only in upper and lower case or in accents; other systems would "
-        "mix them up"
+        "{n} file names differ from another name only in upper and lower case; some systems cannot distinguish them"
     ),
     "image_without_label": "{n} images have no label file and count as background",
-    "label_mixed": "{n} label rows are polygons among boxes; all were converted to one kind",
-    "label_duplicate": "{n} label rows were repeated in their file; one of each was kept",
+    "label_mixed": "The labels contain boxes and {n} polygons; all rows were converted to the shape of the task",
+    "label_duplicate": "{n} label rows were copies of another row in the same file and were removed",
     "label_degenerate": "{n} label rows without width or height were removed",
-    "label_without_image": "{n} label files belong to no image and were ignored",
+    "label_without_image": "{n} label files have no image and were ignored",
     "names_missing": "The dataset has no class names; class0, class1, … were used",
     "class_empty": "{n} classes have no labels",
     "class_rare": "{n} classes have fewer than {limit} labels",
     "class_not_in_train": "{n} classes do not occur in train and cannot be learned",
-    "class_balance": "The most frequent class has {most} labels, the rarest {fewest}",
+    "class_balance": "The most frequent class has {most} labels, the rarest class has {fewest}",
     "test_empty": "{problem}",
-    "flip_idx_missing": "The YAML has no flip_idx (which keypoints swap when mirrored), so images are not mirrored",
+    "flip_idx_missing": "The YAML has no flip_idx (keypoints in a mirrored image), so images are not mirrored",
     "task_ambiguous": (
         "All labels have four corners, which fits segment and obb; segment was chosen. For oriented boxes set "
         '"task": "obb" in the configuration'
@@ -99,14 +98,14 @@ WARNINGS = {
     "yaml_foreign_path": (
         "{n} paths of the YAML do not exist on this host; folders of the same name beside the YAML were used"
     ),
-    "yaml_no_val": "val: is not in the YAML; the folder of that name was used",
-    "yaml_no_test": "test: is not in the YAML; the folder of that name was used",
-    "coco_orphan": "{n} annotations refer to no image of the file",
+    "yaml_no_val": "val: is not in the YAML; the val folder of the dataset was used",
+    "yaml_no_test": "test: is not in the YAML; the test folder of the dataset was used",
+    "coco_orphan": "{n} annotations refer to an image that is not in the file",
     "coco_outside": "{n} boxes reach outside their image and were clipped",
 }
 NOTES = {
     "image_background": "{n} images have no labels and count as background",
-    "label_separators": "{n} label files with commas, semicolons or a byte order mark were read as if they had spaces",
+    "label_separators": "{n} label files with commas, semicolons or a byte order mark were normalized",
     "label_clipped": "{n} label rows reached outside the image by a rounding error and were clipped",
     "label_renumbered": "{n} label rows were renumbered, because names: does not count from 0 without gaps",
     "label_box_to_polygon": "{n} boxes were converted to polygons with four corners",
@@ -115,7 +114,7 @@ NOTES = {
     "label_box_to_obb": "{n} boxes were converted to oriented boxes without rotation",
     "class_not_in_val": "{n} classes do not occur in val",
     "split_unassigned": "{n} images are not in the requested split and were put into train",
-    "split_drawn": "The images were split: share of train {ratio:g}, seed {seed}",
+    "split_drawn": "The images were split: train ratio {ratio:g}, seed {seed}",
     "coco_crowd": "{n} crowd annotations were skipped",
 }
 KINDS: dict[str, tuple[Level, str]] = {
@@ -136,7 +135,7 @@ class Report:
     def add(
         self, code: str, example: str = "", count: int = 1, *, level: Level | None = None, **values: object
     ) -> None:
-        """Add a finding of a kind in KINDS. `values` are for its message; those of the first finding are kept."""
+        """Add a finding. `code` is a key of KINDS. The first `values` of a code are inserted into its message."""
         self._counts[code] += count
         if code not in self._found:
             usual, message = KINDS[code]
@@ -150,7 +149,7 @@ class Report:
         self._others += findings
 
     def has(self, *codes: str) -> bool:
-        """Return whether one of these codes was reported."""
+        """Return whether at least one of the codes was reported."""
         return not self._found.keys().isdisjoint(codes)
 
     @property
@@ -167,7 +166,7 @@ class Report:
 
 
 def _counted(finding: Finding, count: int) -> Finding:
-    """Return the finding with its count, also in the message, and its examples in the message."""
+    """Return the finding with its count, and with the count and the examples in its message."""
     message = finding.message.replace("{n}", str(count))
     if finding.examples:
         more = ", …" if count > len(finding.examples) else ""

@@ -1,8 +1,8 @@
-"""Which files are images."""
+"""The file name suffixes of images."""
 
 from __future__ import annotations
 
-# format → file name suffixes for it
+# format → its file name suffixes
 SUFFIXES = {
     "jpeg": {"jpg", "jpeg", "jpe", "jfif", "mpo"},
     "png": {"png"},
@@ -12,5 +12,5 @@ SUFFIXES = {
     "jp2": {"jp2", "jpeg2000"},
     "avif": {"avif"},
 }
-UNREADABLE_SUFFIXES = frozenset({"gif", "heic", "heif"})  # found as images, so that they are reported
+UNREADABLE_SUFFIXES = frozenset({"gif", "heic", "heif"})  # listed as images, so that the checks report them
 IMAGE_SUFFIXES = UNREADABLE_SUFFIXES.union(*SUFFIXES.values())

@@ -67,17 +67,17 @@ class FetchedDatasets:
         return prepared
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
-        """See `core.ports.Datasets`. Facts about the images are saved, too."""
+        """See `core.ports.Datasets`. Facts about the images are saved for the next run."""
         with self.fetcher.scratch() as view:
             self._checked(order, view, stop, Report(), lambda _: None)
 
     def discard(self, view: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""
         if self.pixels:
-            with contextlib.suppress(RecursionError):  # a hostile training may nest folders very deeply
+            with contextlib.suppress(RecursionError):  # a hostile training can nest folders very deeply
                 self.pixels.take_over(view)
         if not keep:
-            with contextlib.suppress(OSError):  # the files that are left are removed later
+            with contextlib.suppress(OSError):  # remaining files are removed later
                 remove_tree(view)
 
     def tidy(self) -> None:
@@ -87,10 +87,10 @@ class FetchedDatasets:
     def check(
         self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None
     ) -> CheckResult:
-        """Check a dataset like `prepare`, for a person: return all findings and draw samples at `sheet`.
+        """Check a dataset like `prepare`, but return all findings, and draw samples into the file `sheet`.
 
         `staging` is a new folder for fetched files; the caller removes it.
-        Raises what `prepare` raises, but `DatasetError` only when there is nothing to check.
+        Raises the same errors as `prepare`, but `DatasetError` only if the dataset cannot be checked at all.
         """
         from trainer.datasets.checks.check import summary
         from trainer.datasets.view.contact_sheet import draw_sheet
@@ -102,7 +102,7 @@ class FetchedDatasets:
 
     def _checked(self, order: DatasetOrder, view: Path, stop: StopSignal, report: Report, on_event: OnEvent) -> Checked:
         """Fetch, recognize and check all sources. Fetched files are kept as long as the new folder `view` exists."""
-        from trainer.datasets.checks.check import check_all  # imports numpy, which an idle daemon does not need
+        from trainer.datasets.checks.check import check_all  # imports numpy, which an idle worker does not need
 
         new_view(view)
         datasets = []

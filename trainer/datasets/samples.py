@@ -1,4 +1,4 @@
-"""A recognized dataset, which is the result of every format reader, and its samples."""
+"""The result of a format reader: a recognized dataset and its samples."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validati
 class Sample(NamedTuple):
     """One image and its labels. Each step of the pipeline returns a copy with more fields filled in.
 
-    A tuple, because it is copied faster than a frozen dataclass, and there are 100,000 images.
+    A named tuple is copied faster than a frozen dataclass. A dataset can have 100,000 images.
     """
 
     image: str  # the path of the file
-    name: str  # relative, with `/`, and unique in its dataset
+    name: str  # a relative path with `/`, unique in the dataset
     split: str | None  # None: the dataset has no splits yet
-    label: str | None = None  # the path of a YOLO label file that holds exactly `text`; None if there is no such file
+    label: str | None = None  # the path of a YOLO label file whose content is exactly `text`, or None
     text: bytes | None = None  # the labels in YOLO format; None: not read yet, or no label file
     class_id: int | None = None  # for classification only
     owned: bool = False  # whether the files are in our cache, not in the user's folder
@@ -34,8 +34,9 @@ class Sample(NamedTuple):
 class RecognizedDataset:
     """A recognized dataset.
 
-    `ids[i]` is the number of class `names[i]` in label files; None: the numbers count from 0. `names` is None if the
-    dataset has no class names; then it has at least `count` classes. `split` is a split that the dataset requests.
+    `ids[i]` is the number of class `names[i]` in label files. If `ids` is None, classes are numbered from 0. `names` is
+    None for a dataset without class names, which has at least `count` classes. `split` is the split that the dataset
+    requests, or None.
     """
 
     samples: list[Sample]

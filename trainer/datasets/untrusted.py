@@ -16,13 +16,13 @@ _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limits of an archive. `ratio`: extracted bytes per archived byte, checked from 64 MiB on."""
+    """The limits of an archive. `ratio`: extracted bytes per archived byte, checked above 64 MiB."""
 
     members: int = 500_000
     bytes: int = 1 << 40
     ratio: float = 200.0
     name: int = 1024  # characters of a member's path
-    depth: int = 32  # folders
+    depth: int = 32  # levels of folders
 
 
 def read_file(path: Path | str, largest: int) -> bytes:
@@ -57,7 +57,7 @@ def safe_name(name: str, limits: Limits, where: str) -> str | None:
         refuse("is absolute")
     segments = [segment for segment in name.split("/") if segment not in {"", "."}]
     if ".." in segments:
-        refuse("leads out of the dataset")
+        refuse("leads outside the dataset")
     if len(segments) > limits.depth:
         refuse(f"is more than {limits.depth} folders deep")
     if any(len(segment.encode()) > 255 for segment in segments):

@@ -126,7 +126,7 @@ def test_full_disk_is_host_failure_with_path_and_sizes(tmp_path):
 
 def test_reserve_stays_free(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=FREE * 2)
-    with pytest.raises(HostUnfit, match="kept in reserve"):
+    with pytest.raises(HostUnfit, match="must stay free"):
         cache.require_free(0)
 
 

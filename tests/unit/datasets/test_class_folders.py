@@ -70,5 +70,5 @@ def test_dataset_of_wrong_kind_for_task_is_rejected(tmp_path):
     with pytest.raises(DatasetError, match="needs one folder per class"):
         prepared(data, tmp_path / "v1", task=Task.CLASSIFY)
     root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
-    with pytest.raises(DatasetError, match="made for classify"):
+    with pytest.raises(DatasetError, match="is for classify"):
         prepared(root, tmp_path / "v2", task=Task.DETECT)

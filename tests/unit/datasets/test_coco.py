@@ -220,7 +220,7 @@ def test_crowds_are_skipped_and_orphans_reported(tmp_path):
         (lambda c: c["images"][0].pop("file_name"), "no file_name"),
         (lambda c: c.update(categories=[]), "no categories"),
         (lambda c: c.update(images="all"), "not a COCO file"),
-        (lambda c: c.update(split_config={"train_ratio": 3}), "shares between 0 and 1"),
+        (lambda c: c.update(split_config={"train_ratio": 3}), "ratios between 0 and 1"),
     ],
 )
 def test_invalid_annotations_are_reported(tmp_path, spoil, sign):
@@ -242,7 +242,7 @@ def test_images_are_found_by_name_in_any_folder(tmp_path):
 def test_images_with_same_name_need_folder(tmp_path):
     write(tmp_path / "set", document(), images="a")
     entry = write(tmp_path / "set", document(), images="b")
-    with pytest.raises(DatasetError, match=r"0000.jpg may be a/0000.jpg or b/0000.jpg; add the folder"):
+    with pytest.raises(DatasetError, match=r"0000.jpg matches a/0000.jpg and b/0000.jpg; add the folder"):
         prepared(entry, tmp_path / "view")
     write(tmp_path / "set", document(), images="images")
     assert sum(prepared(entry, tmp_path / "view2").images.values()) == 10

@@ -81,7 +81,7 @@ def test_default_bucket_is_preferred_to_named_bucket(store, fetch):
 
 
 def test_missing_dataset_names_both_places(fetch):
-    with pytest.raises(ObjectMissing, match=r"'nope/x.yaml' in bucket 'datasets' nor 'x.yaml' in bucket 'nope'"):
+    with pytest.raises(ObjectMissing, match=r"'nope/x.yaml' in bucket 'datasets' and no 'x.yaml' in bucket 'nope'"):
         fetch("storage:nope/x.yaml")
 
 

@@ -43,7 +43,7 @@ def test_repeated_finding_is_counted_with_up_to_five_examples():
         report.add("image_suffix", f"{number}.jpg")
     (finding,) = report.findings
     assert (finding.count, len(finding.examples)) == (7, MAX_EXAMPLES)
-    assert finding.message.startswith("7 images have another format")
+    assert finding.message.startswith("7 images have a file name suffix")
     assert finding.message.endswith("(0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, …)")
 
 

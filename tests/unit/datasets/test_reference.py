@@ -114,7 +114,7 @@ def test_root_may_be_a_symlink(tree):
     "path", ["out/d.yaml", "../outside/d.yaml", "/etc/passwd", "/", "..", "in/d.yaml", "../outside/none"]
 )
 def test_paths_outside_roots_are_rejected_whether_they_exist_or_not(tree, path):
-    with pytest.raises(DatasetError, match=r"outside the folders that may be read.*EXTRA_DATASET_ROOTS"):
+    with pytest.raises(DatasetError, match=r"outside the allowed folders.*EXTRA_DATASET_ROOTS"):
         Roots(tree / "root").admit(path)
 
 

@@ -38,7 +38,7 @@ EVERY = tuple(LAYOUTS)
 EXPORTED = ("`images/{train,val,test}`", "class folders", "merged", "split on demand")
 SOURCES = {
     "absolute path": EVERY,
-    "path below `DATASET_ROOT`": EVERY,
+    "path inside `DATASET_ROOT`": EVERY,
     "`storage:`": EVERY,
     "public URL of our storage": EVERY,
     "signed URL of our storage": EVERY,
@@ -85,7 +85,7 @@ class Places:
         """Put the dataset where `source` finds it. Return the reference to it."""
         place = f"{name}/{layout.entry}".rstrip("/")
         match source:
-            case "path below `DATASET_ROOT`":
+            case "path inside `DATASET_ROOT`":
                 self.written(self.root / name, layout)
                 return place
             case "folder instead of a YAML":

@@ -54,7 +54,7 @@ def test_empty_label_file_is_background_with_note(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("split", "sign"), [("train", "images of train has a label"), ("val", "images of val has a label")]
+    ("split", "sign"), [("train", "images of train have no labels"), ("val", "images of val have no labels")]
 )
 def test_split_without_labels_is_rejected(tmp_path, split, sign):
     data = paint(tmp_path / "set")

@@ -1,14 +1,14 @@
-"""The content cache: files and extracted trees by the identity of their content, shared by all runs and processes.
+"""The content cache stores files and extracted archives by the identity of their content, for all runs and processes.
 
     objects/ab/abcdef…   files       trees/abcdef…/   extracted archives     derived/ab/abcdef…   files that can be rebuilt
     tmp/                 incomplete entries           in_use/  marks of entries in use
     lock                 held during eviction and while entries are marked as in use
 
 An entry is synced and then renamed into place, so it is complete even after a power cut. Entries are in use as long as
-the staging folder of their run exists. This needs no running process, and the entries of a crashed run are released when
+the staging folder of their run exists, even without a running process. The entries of a crashed run are released when
 its folder is removed. Files are read-only, and their modification time is computed from their identity. A file that was
-changed, for example through a hard link, has another modification time and counts as missing. The access time is the time
-of the last use.
+changed, for example through a hard link, has another modification time and is treated as missing. The access time is
+the time of the last use.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ContentCache:
     """A folder of content by identity. The least recently used entries are evicted to stay within `max_bytes`.
 
     An identity is any text that changes with the content, for example bucket, key, ETag and size. `reserve` is the
-    number of bytes that stay free on the disk. Raises `HostUnfit` when the disk is the problem.
+    number of bytes that stay free on the disk. Raises `HostUnfit` if the disk is full or broken.
     """
 
     def __init__(self, root: Path, *, max_bytes: int, reserve: int = 1 << 30) -> None:
@@ -59,7 +59,7 @@ class ContentCache:
         self._incoming = Incoming(root / "tmp")
 
     def get(self, identity: str, size: int) -> Path | None:
-        """Return the complete, unchanged file of an identity, or None. Mark it as used."""
+        """Return the complete, unchanged file of an identity, or None. Mark the file as used."""
         name = name_of(identity)
         path = self._object(name)
         try:
@@ -101,7 +101,7 @@ class ContentCache:
         return path
 
     def link_derived(self, identity: str, path: Path) -> bool:
-        """Hard-link the derived file of an identity as `path`. Return False if there is none."""
+        """Create the hard link `path` to the derived file of an identity. Return False if this is impossible."""
         name = name_of(identity)
         derived = self._object(name, DERIVED)
         try:
@@ -113,15 +113,15 @@ class ContentCache:
             except FileNotFoundError:  # the first file in its folder
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.link(derived, path)
-        except OSError as error:  # no such file, or no hard links on this file system: it can be rebuilt
+        except OSError as error:  # no such file, or no hard links on this file system: the file can be rebuilt
             return error.errno == errno.EEXIST
         self._touch(derived, _seal(name))
         return True
 
     def put_derived(self, files: Mapping[str, Path]) -> int:
-        """Move complete, synced files that can be rebuilt into the cache. Return how many of them fit.
+        """Move complete, synced files that can be rebuilt into the cache. Return the number of moved files.
 
-        They evict only the least recently used derived files. Other entries may evict any derived file.
+        To make room, only the least recently used derived files are evicted.
         """
         kept = 0
         with self._locked():
@@ -142,7 +142,7 @@ class ContentCache:
         return kept
 
     def get_tree(self, identity: str) -> Path | None:
-        """Return the folder of an identity, or None. Mark it as used. The caller checks that it is complete."""
+        """Return the folder of an identity, or None. Mark the folder as used. The caller checks its completeness."""
         path = self._tree(identity)
         if not path.is_dir():
             return None
@@ -150,7 +150,7 @@ class ContentCache:
         return path
 
     def put_tree(self, identity: str, folder: Path, size: int, is_whole: Callable[[Path], bool]) -> Path:
-        """Move a complete folder of `size` bytes into the cache, unless another process put a complete one first."""
+        """Move a complete folder of `size` bytes into the cache, unless another process has put it there first."""
         path = self._tree(identity)
         with on_this_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ class ContentCache:
             self._incoming.remove(self._tree(identity))
 
     def temporary(self) -> AbstractContextManager[Path]:
-        """Return a context with a new path for `put` or `put_tree`. A file or folder left there is removed."""
+        """Return a context with a new path for `put` or `put_tree`. At the end of the context, the path is removed."""
         self._make_folders()
         return self._incoming.temporary()
 
@@ -179,7 +179,7 @@ class ContentCache:
         """Return a context with a path for a download of `size` bytes.
 
         After a failure, a large object gets the same path again, so that the store can resume the download. While
-        another process downloads the same object, the path is a new one.
+        another process downloads the same object, a new path is used.
         """
         self._make_folders()
         return self._incoming.receiving(identity, size)
@@ -192,14 +192,14 @@ class ContentCache:
     def make_room(self, needed: int) -> None:
         """Evict entries until `needed` more bytes fit into the limit and onto the disk.
 
-        Entries in use are kept, even over the limit. Raises `HostUnfit` when the disk has too little space.
+        Entries in use are kept, even if the cache exceeds its limit. Raises `HostUnfit` if the disk is too full.
         """
         with self._locked():
             self._evict(needed)
         self.require_free(needed)
 
     def tidy(self) -> None:
-        """Remove the leftovers of crashes: use marks whose folder no longer exists, and incomplete entries."""
+        """Remove the leftovers of crashes: use marks of removed folders, and incomplete entries."""
         if not self.root.is_dir():
             return
         with self._locked():
@@ -212,8 +212,8 @@ class ContentCache:
         free = shutil.disk_usage(self.root).free
         if free - self._reserve < needed:
             raise HostUnfit(
-                f"The disk of {self.root} is too full: the dataset needs {_mib(needed)}, {_mib(free)} are free and "
-                f"{_mib(self._reserve)} of them are kept in reserve. Free some space there or move DATASET_ROOT."
+                f"The disk of {self.root} is too full: the dataset needs {_mib(needed)}, {_mib(free)} are free, and "
+                f"{_mib(self._reserve)} must stay free. Free some space there, or move DATASET_ROOT."
             )
 
     def _evict(self, needed: int) -> None:
@@ -251,7 +251,7 @@ class ContentCache:
         folders = self._in_use.folder, self._incoming.folder
         if not all(
             folder.is_dir() for folder in folders
-        ):  # the folders are missing if an operator emptied the cache by hand
+        ):  # the folders are missing if an operator emptied the cache manually
             with on_this_disk(self.root):
                 for folder in folders:
                     folder.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,7 @@ class ContentCache:
 
 
 def _tree_size(tree: Path) -> int:
-    """Return the size of a tree in bytes: as recorded, or counted if the record is damaged."""
+    """Return the recorded size of a tree in bytes. If the record is damaged, calculate the size."""
     try:
         return int((tree / TREE_SIZE).read_text())
     except (OSError, ValueError):

@@ -15,13 +15,13 @@ MACHINE_ERRNOS = BROKEN_DISK | {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.
 
 @contextmanager
 def on_this_disk(path: Path) -> Iterator[None]:
-    """Turn errors of a full, read-only or broken disk into `MachineFailed` that names `path`."""
+    """Turn errors of a full, read-only or broken disk into `MachineFailed` with `path` in the message."""
     try:
         yield
     except OSError as error:
         if error.errno not in MACHINE_ERRNOS and not isinstance(error, PermissionError):
             raise
-        message = f"Cannot write to {path}: {os.strerror(error.errno or 0)}; the operator has to fix it."
+        message = f"Cannot write to {path}: {os.strerror(error.errno or 0)}; the operator must fix this problem."
         raise disk_failed(error, message) from error
 
 

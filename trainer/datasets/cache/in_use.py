@@ -13,7 +13,7 @@ from trainer.datasets.cache.disk import entries
 class UseMarks:
     """The marks of the cache in `root`. The caller holds the lock of the cache during each call.
 
-    A mark is a file: the first line is the path of a folder, the others are the names of entries.
+    A mark is a file: the first line is the path of a folder, the other lines are the names of entries.
     """
 
     def __init__(self, root: Path) -> None:
@@ -26,13 +26,13 @@ class UseMarks:
         (self.folder / uuid.uuid4().hex).write_text("\n".join(lines))
 
     def names(self) -> set[str]:
-        """Return the names of all entries in use. Remove marks whose folder no longer exists."""
+        """Return the names of all entries in use. Remove the marks of removed folders."""
         names: set[str] = set()
-        root = self._root.resolve()  # the folders are relative paths, so that they work with another mount point
+        root = self._root.resolve()  # folders are stored as relative paths, which are valid under any mount point
         for mark in entries(self.folder):
             if not mark.is_file(follow_symlinks=False):
                 continue  # not made by this service
-            # a power cut may empty a mark or fill it with zeros; then its run has ended, too
+            # a power cut can empty a mark or fill it with zeros; its run has ended, too
             user, *marked = Path(mark.path).read_text(errors="replace").split("\n")
             if user and (root / user).is_dir():
                 names.update(marked)

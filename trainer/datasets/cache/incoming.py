@@ -1,4 +1,4 @@
-"""Content of the cache that is incomplete or not synced yet."""
+"""Files and folders of the cache that are incomplete or not synced yet."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 from trainer.datasets.cache.disk import entries, on_this_disk, status
 from trainer.disk import durable
 
-LARGE = 8 << 20  # bytes; a failed download of a larger object is kept, so that it can be resumed
-STALE_SECONDS = 24 * 3600.0  # an older temporary file was left by a crash
-# a batch is synced when it reaches one of these limits, so that a killed process loses little
+LARGE = 8 << 20  # bytes; a partial download of a larger object is kept, so that it can be resumed
+STALE_SECONDS = 24 * 3600.0  # older temporary files are leftovers of crashes
+# a batch is synced when it reaches one of these limits, so that a killed process loses few files
 BATCH_SECONDS = 30.0
 BATCH_BYTES = 1 << 30
 
@@ -30,7 +30,7 @@ class Incoming:
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:
-        """Yield a new path. A file or folder left there is removed."""
+        """Yield a new path. Remove the file or folder at this path at the end."""
         path = self.folder / uuid.uuid4().hex
         try:
             yield path
@@ -65,11 +65,11 @@ class Incoming:
             finally:
                 if (
                     is_done or (folder / "object").exists()
-                ):  # a complete file cannot be resumed: it was used, or it was damaged
+                ):  # the file is complete: it was used or is damaged, and the download cannot be resumed
                     shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, path: Path) -> None:
-        """Remove an entry of the cache. A folder is renamed first, so that it is never partly removed under its name."""
+        """Remove an entry of the cache. A folder is renamed first, so that no process finds a partly removed folder."""
         if not path.is_dir():
             path.unlink(missing_ok=True)
             return
@@ -80,7 +80,7 @@ class Incoming:
         """Remove the leftovers of crashes."""
         for left in entries(self.folder):
             found = status(left)
-            # the modification time is no age: it is computed from the identity of an entry
+            # the modification time is not the age: it is computed from the identity of the entry
             if found is None or time.time() - found.st_ctime <= STALE_SECONDS or _is_received(Path(left.path)):
                 continue
             if left.is_dir(follow_symlinks=False):
@@ -90,7 +90,7 @@ class Incoming:
 
 
 class FileBatch:
-    """Complete files that are synced together and then become entries by `admit(file, name)`.
+    """Complete files that are synced together. Then `admit(file, name)` makes each file an entry.
 
     One sync for many files is cheap; one sync per file would take longer than the downloads. Thread-safe.
     """
@@ -104,7 +104,7 @@ class FileBatch:
         self._bytes = 0
 
     def put(self, identity: str, file: Path) -> None:
-        """Add a complete file. `ContentCache.get` finds it after its batch is synced."""
+        """Add a complete file. `ContentCache.get` finds the file after its batch is synced."""
         size = file.stat().st_size
         with self._lock, on_this_disk(self._top):
             if self._batch is None:
@@ -134,7 +134,7 @@ class FileBatch:
 
 
 def _is_received(folder: Path) -> bool:
-    """Return whether a process is downloading a large object into the folder, which may take days."""
+    """Return whether a process is downloading a large object into the folder. A download can take days."""
     try:
         with (folder / "lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""Reuse the decoded pixels of one training (training/speedups/pixels.py) in the next one on the same images.
+"""Reuse the decoded pixels of a training (training/speedups/pixels.py) in later trainings on the same images.
 
-In the content cache, pixels are derived files. Their identity consists of the identity of the image file, the recipe of decoding
-and scaling, and the versions of the libraries. In a view they are links:
+In the content cache, pixels are derived files. Their identity consists of the identity of the image file, the recipe of
+decoding and scaling, and the versions of the libraries. In a view, pixels are hard links:
 
     view/pixels/RECIPE/images/train/a.jpg.npy
 """
@@ -28,7 +28,7 @@ _MAKERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "
 class PixelCache:
     """Links cached pixels into views, and moves new pixels from views into the cache.
 
-    It considers only images that were given to `link`.
+    Images that were not passed to `link` are ignored.
     """
 
     def __init__(self, cache: ContentCache) -> None:
@@ -36,11 +36,11 @@ class PixelCache:
         self._images: dict[Path, Mapping[str, str]] = {}
 
     def link(self, view: Path, imgsz: int, images: Mapping[str, str]) -> None:
-        """Link the known pixels of the `images` of a view: path in the view → identity of the file."""
+        """Link the cached pixels of `images` into a view. `images` maps paths in the view to identities of files."""
         self._images[view] = images
         places = list(images)
         for recipe in (recipe.format(imgsz=imgsz) for recipe in RECIPES):
-            # if none of these images has cached pixels, the others are not looked up
+            # if no image of this sample has cached pixels, the other images are not looked up
             some = places[:: max(1, len(places) // PROBES)]
             if any(self._link(view, recipe, place) for place in some):
                 for place in places:
@@ -51,7 +51,7 @@ class PixelCache:
         return self._cache.link_derived(_identity(self._images[view][place], recipe), target)
 
     def take_over(self, view: Path) -> int:
-        """Move new pixels of a view into the cache while there is room. Return the number of images."""
+        """Move new pixels of a view into the cache while there is room. Return the number of moved files."""
         images = self._images.pop(view, {})
         try:
             found = {
@@ -61,9 +61,9 @@ class PixelCache:
             }
             if not found:
                 return 0
-            sync_below(view / FOLDER)  # must be durable: later trainings compare only a few of them with the image
+            sync_below(view / FOLDER)  # pixels must be durable: later trainings compare only a few with their images
             return self._cache.put_derived(found)
-        except (MachineFailed, OSError):  # the next run will be slower, but this one must not fail
+        except (MachineFailed, OSError):  # the next run will be slower, but this run must not fail
             return 0
 
 

@@ -1,4 +1,4 @@
-"""Run all checks of a dataset in order. Each step adds what it found to the samples."""
+"""Run all checks of a dataset in order. Each step adds its results to the samples."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_all(
 ) -> Checked:
     """Check every image and every label of the sources. Problems go into `report`.
 
-    Raises `DatasetError` only when there is nothing to check.
+    Raises `DatasetError` only if the dataset cannot be checked at all.
     """
     if not any(found.samples for found in datasets):
         report.add("no_images")
@@ -115,7 +115,7 @@ def _inspected(
 
 
 def _labeled(merged: Merged, task: Task, report: Report, stop: StopSignal) -> tuple[list[Sample], LabelRows]:
-    """Return the samples with labels that fit the task, and the rows of these labels."""
+    """Return the samples with labels that fit the task, and the rows of the labels."""
     parts = []
     for part in merged.parts:
         texts = [sample.text or b"" for sample in part.samples]

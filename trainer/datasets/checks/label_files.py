@@ -1,4 +1,4 @@
-"""Read the text of label files, within a limit of memory."""
+"""Read the text of label files, within a memory limit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trainer.datasets.labels.check import MAX_LABEL_BYTES
 from trainer.datasets.samples import Sample
 
 MAX_TOTAL_BYTES = 4 << 30  # of all label files of one source, in memory; Objects365 has 1.2 GB
-CHECK_EVERY = 256  # files between looks at the stop signal
+CHECK_EVERY = 256  # number of files between two checks of the stop signal
 
 
 def read_labels(samples: Sequence[Sample], report: Report, stop: StopSignal) -> list[Sample]:
     """Return the samples with the text of their label files. Files that cannot be read go into `report`.
 
-    Raises `DatasetError` when their total size is over the limit.
+    Raises `DatasetError` if their total size exceeds the limit.
     """
     result = []
     size = 0
@@ -30,7 +30,7 @@ def read_labels(samples: Sequence[Sample], report: Report, stop: StopSignal) -> 
         size += len(read.text or b"")
         if size > MAX_TOTAL_BYTES:
             raise DatasetError(
-                f"The label files have more than {MAX_TOTAL_BYTES >> 30} GiB in total. Split the dataset, or simplify polygons."
+                f"The label files have more than {MAX_TOTAL_BYTES >> 30} GiB. Split the dataset or simplify polygons."
             )
     return result
 

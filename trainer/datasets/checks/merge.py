@@ -20,7 +20,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """All sources together. `names` is in order of first appearance."""
+    """All sources as one dataset. `names` is in order of first appearance."""
 
     parts: tuple[Part, ...]
     names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Split a dataset that has no val split. The result is the same on every machine, and each class is split alike."""
+"""Split a dataset that has no val split. Each class is split in the same ratio. The result is reproducible."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from trainer.datasets.samples import Sample
 
 
 def split_samples(samples: list[Sample], rows: LabelRows, request: SplitRequest | None, report: Report) -> list[Sample]:
-    """Return the samples, each with a split: the requested one, its own, or a random one if train or val is missing.
+    """Return the samples with a split: the requested split, their own split or, without train or val, a random split.
 
-    If that is impossible, an error goes into `report` and samples without a split are put into train.
+    If a random split is impossible, an error goes into `report` and samples without a split are put into train.
     """
     if request and request.assigned:
         return assigned(samples, request, report)
@@ -48,7 +48,7 @@ def _drawn(samples: list[Sample], rows: LabelRows, request: SplitRequest, report
 
 
 def _rarest_class(count: int, rows: LabelRows) -> list[int]:
-    """Return the rarest class of each image, counted in the whole dataset; -1 for an image without labels."""
+    """Return for each image its class with the fewest labels in the dataset, or -1 for an image without labels."""
     result = np.full(count, -1, np.int64)
     if len(rows.cls):
         often = np.bincount(rows.cls)

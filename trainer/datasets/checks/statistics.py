@@ -17,16 +17,16 @@ from trainer.datasets.images.header import Facts, facts, wrong_suffix
 from trainer.datasets.labels.check import LabelRows
 from trainer.datasets.samples import SPLITS, Sample
 
-CHECK_EVERY = 256  # files between looks at the stop signal
+CHECK_EVERY = 256  # number of files between two checks of the stop signal
 THREADS = min(4, os.cpu_count() or 1)
-RARE = 10  # labels; a class with fewer is hard to learn
+RARE = 10  # labels; a class with fewer labels is hard to learn
 UNBALANCED = 50  # ratio of labels between two classes
 
 
 def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, stop: StopSignal) -> list[Sample]:
-    """Return the samples with their facts. Report an error for each image that cannot be trained on.
+    """Return the samples with their facts. Report an error for each unusable image.
 
-    `known` holds facts by file identity from earlier runs; on return it holds those of these samples.
+    `known` contains facts by file identity from earlier runs. On return, it contains the facts of `samples`.
     """
     result = _with_facts(samples, known, stop)
     for sample in result:
@@ -85,7 +85,7 @@ def check_splits(images: Mapping[str, int], labeled: Mapping[str, int], report: 
 
 
 def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report: Report) -> None:
-    """Report classes that cannot be learned or measured. `per_class` holds the labels per split and class."""
+    """Report classes that cannot be learned or measured. `per_class` is the number of labels per split and class."""
     total = [sum(counts) for counts in zip(*per_class.values(), strict=True)] if per_class else []
     for index, count in enumerate(total):
         if not count:
@@ -102,7 +102,7 @@ def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report
 
 
 def sizes(samples: Sequence[Sample]) -> dict[str, object]:
-    """Return the distribution of image sizes: extremes, median, and the most common ones."""
+    """Return the distribution of image sizes: extremes, median and the most common sizes."""
     known = [sample.facts for sample in samples if not sample.facts.problem]
     if not known:
         return {}

@@ -15,12 +15,12 @@ MAX_GUESSED_CLASSES = 10_000  # classes of a dataset without class names
 
 
 def decide_task(requested: Task | None, datasets: Sequence[RecognizedDataset], report: Report) -> Task:
-    """Return the task to train for. Raises `DatasetError` if the dataset cannot be trained for the requested one."""
+    """Return the task to train for. Raises `DatasetError` if the dataset does not fit the requested task."""
     is_classified = [any(sample.class_id is not None for sample in found.samples) for found in datasets]
     task = Task.CLASSIFY if any(is_classified) else _labeled_task(requested, datasets, report)
     if (requested or task) is not task or (task is Task.CLASSIFY and not all(is_classified)):
         raise DatasetError(
-            f"The dataset is made for {task} and cannot be trained for {requested or Task.DETECT}. "
+            f"The dataset is for {task} and cannot be used for {requested or Task.DETECT}. "
             "classify needs one folder per class; all other tasks need label files."
         )
     if task is Task.POSE and not all(found.kpt_shape for found in datasets):

@@ -1,4 +1,4 @@
-"""Read classification datasets: one folder per class, inside train, val and test or without splits."""
+"""Read classification datasets: one folder per class, in the folders of the splits or without splits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIN_CLASSES = 2
 
 
 def split_homes(tree: Tree, home: Path) -> dict[str | None, Path]:
-    """Return the folders that contain class folders, by split; empty if it is not a classification dataset."""
+    """Return the folders that contain class folders, by split. Return an empty dict if there are no class folders."""
     names = {name.lower(): name for name in tree.listing(str(home)).folders}
     homes: dict[str | None, Path] = {}
     for split in SPLITS:
@@ -33,11 +33,11 @@ def read_classes(tree: Tree, home: Path) -> RecognizedDataset:
     homes = split_homes(tree, home)
     if not homes:
         raise DatasetError(
-            f"{printable(home.name)} has no class folders; classify needs train/CLASS/image.jpg and val/CLASS/image.jpg."
+            f"{printable(home.name)} has no class folders; classify needs train/CLASS/NAME.jpg and val/CLASS/NAME.jpg."
         )
     names = sorted({name for place in homes.values() for name in _classes(tree, place)})
     if len(names) > MAX_CLASSES:
-        raise DatasetError(f"{printable(home.name)} has {len(names)} class folders; {MAX_CLASSES} are the limit.")
+        raise DatasetError(f"{printable(home.name)} has {len(names)} class folders; the limit is {MAX_CLASSES}.")
     number = {name: index for index, name in enumerate(names)}
     samples = [
         Sample(path, f"{tree.relative(folder)}/{file}", split, class_id=number[name], owned=tree.is_owned)
@@ -52,7 +52,7 @@ def read_classes(tree: Tree, home: Path) -> RecognizedDataset:
 
 
 def looks_like_classes(tree: Tree, home: Path) -> bool:
-    """Return whether there are class folders that hold images and no label files."""
+    """Return whether there are class folders with images and without label files."""
     homes = split_homes(tree, home)
     return bool(homes) and not any(listing.texts for place in homes.values() for _, listing in tree.below(str(place)))
 

@@ -38,7 +38,7 @@ from trainer.datasets.samples import RecognizedDataset, Sample
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A JSON file, and the split that its path names, or None."""
+    """A JSON file and the split in its path, or None."""
 
     path: Path
     split: str | None

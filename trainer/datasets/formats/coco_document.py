@@ -84,9 +84,10 @@ def class_name(category: Object) -> str:
 
 
 def guess_task(documents: Sequence[Object]) -> Task:
-    """Return pose if a category has keypoints, segment if all annotations have outlines, otherwise classify or detect.
+    """Return the task that fits the annotations.
 
-    Outlines that are all rectangles are treated as boxes.
+    pose: a category has keypoints. classify: no annotation has a box or outline. segment: all annotations have
+    outlines, and not all outlines are rectangles. detect: otherwise.
     """
     annotations = [one for document in documents for one in _annotations(document) if not one.get("iscrowd")]
     if any(category.get("keypoints") for document in documents for category in categories(document)):
@@ -98,7 +99,7 @@ def guess_task(documents: Sequence[Object]) -> Task:
 
 
 def _is_own_box(annotation: Object) -> bool:
-    """Return whether the outline is a rectangle along the axes."""
+    """Return whether the outline is an axis-aligned rectangle."""
     parts = annotation["segmentation"]
     outline = parts[0] if isinstance(parts, list) and len(parts) == 1 else None
     if not isinstance(outline, list) or not all(isinstance(number, int | float) for number in outline):
@@ -142,5 +143,5 @@ def split_request(document: Object) -> SplitRequest:
     seed = config.get("seed", DEFAULT_SPLIT.seed)
     numbers = isinstance(train, int | float) and isinstance(test, int | float) and isinstance(seed, int)
     if not numbers or not 0 < train < 1 or not 0 <= test < 1 - train + 1e-9:
-        raise DatasetError("split_config must have shares between 0 and 1, for example default_ratio [0.8, 0.2].")
+        raise DatasetError("split_config must have ratios between 0 and 1, for example default_ratio [0.8, 0.2].")
     return SplitRequest(train_ratio=float(train), test_ratio=float(test), seed=seed, assigned=assigned)

@@ -1,4 +1,4 @@
-"""Convert the shapes of COCO annotations (boxes, polygons, run-length masks, keypoints) from pixels to normalized coordinates."""
+"""Convert boxes, polygons, run-length masks and keypoints of COCO from pixels to normalized coordinates."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from trainer.datasets.findings import Report
 from trainer.datasets.images.dimensions import MAX_PIXELS
 
 Points = list[tuple[float, float]]
-MAX_PARTS = 50  # of one outline; the smallest further parts are dropped
-SLACK = 2.0  # pixels that a box may reach outside without a warning
+MAX_PARTS = 50  # parts of one outline; if there are more parts, the smallest parts are dropped
+SLACK = 2.0  # pixels; a box that reaches outside by at most this value causes no warning
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The image of annotations. Its size is the size that the annotations refer to."""
+    """The image of annotations, with the size that the annotations refer to."""
 
     name: str
     width: int
@@ -124,13 +124,13 @@ def _mask(rle: Mapping[str, Any], picture: Picture) -> Any:
     runs = _runs(rle.get("counts"))
     if runs is None or sum(runs) != pixels:
         return None
-    # runs of 0 and 1 alternate; the columns follow one another
+    # runs of 0 and 1 alternate; the mask is stored column by column
     flat = np.repeat(np.arange(len(runs), dtype=np.uint32) % 2, runs).astype(np.uint8)
     return np.ascontiguousarray(flat.reshape((picture.height, picture.width), order="F"))
 
 
 def _runs(counts: Any) -> list[int] | None:
-    """Return the lengths of the runs. pycocotools is not used: its C code does not check a compressed string."""
+    """Return the lengths of the runs. pycocotools is not used: its C code does not validate compressed strings."""
     if isinstance(counts, list):
         return counts if all(isinstance(n, int) and 0 <= n <= MAX_PIXELS for n in counts) else None
     if not isinstance(counts, str) or not counts.isascii():

@@ -28,8 +28,8 @@ class ImageIndex:
         """Return the path and the relative name of an image, or None.
 
         If several images have this file name, the best match of the folders is chosen. If several match equally well,
-        an image inside `near` has priority, then an image inside a folder of the split. Raises `DatasetError` when
-        several are left.
+        an image inside `near` has priority, then an image inside a folder of the split. Raises `DatasetError` if
+        several images still match.
         """
         parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         candidates = self._by_name.get(parts[-1] if parts else "", [])
@@ -46,7 +46,7 @@ class ImageIndex:
         exact = "/".join(parts)
         if len(best) > 1 and exact not in best:
             raise DatasetError(
-                f"{printable(file_name)} may be {printable(best[0])} or {printable(best[1])}; add the folder to file_name"
+                f"{printable(file_name)} matches {printable(best[0])} and {printable(best[1])}; add the folder"
             )
         relative = exact if exact in best else best[0]
         return self._path[relative], relative

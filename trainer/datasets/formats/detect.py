@@ -20,7 +20,7 @@ from trainer.datasets.samples import SPLIT_WORDS, SPLITS, RecognizedDataset
 YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_NAMES = ("data", "dataset")
 MAX_DEPTH = 3  # levels of folders that are searched for a YAML or an annotation file
-MAX_FOLDERS = 200  # more folders are the folders of classes, and are not searched
+MAX_FOLDERS = 200  # a folder with more subfolders contains class folders and is not searched
 
 # words in the names of annotation files: the task in DICE, the content in COCO
 MADE_FOR = {
@@ -34,7 +34,7 @@ OTHER_PURPOSES = ("captions", "panoptic", "stuff")
 
 
 def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report) -> RecognizedDataset:
-    """Return the dataset in a tree. `entry` is the file that the reference names, if any.
+    """Return the dataset in a tree. `entry` is the file or folder that the reference names, or None.
 
     Raises `DatasetError` when there is no dataset, or more than one.
     """
@@ -86,7 +86,7 @@ def _files_below(tree: Tree, folder: str, depth: int) -> Iterator[tuple[int, Pat
 
 
 def _dataset_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
-    """Return the dataset YAML; of several, the data.yaml or dataset.yaml that is least nested."""
+    """Return the least nested dataset YAML, preferably data.yaml or dataset.yaml, or None."""
     found = [(depth, path) for depth, path in below if _is_dataset_yaml(path)]
     if not found:
         return None

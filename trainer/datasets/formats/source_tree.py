@@ -29,7 +29,7 @@ class Listing:
 class Tree:
     """A source on disk: listings of its folders, each read once. Symlinks are followed only where `admit` allows it.
 
-    `admit` returns the real path of a file or folder that may be read, and raises `DatasetError` for any other.
+    `admit` returns the real path of a file or folder that may be read, and raises `DatasetError` for any other path.
     `is_owned`: the files are in our cache, not in the user's folder.
     """
 
@@ -45,7 +45,7 @@ class Tree:
         self._files = 0
 
     def listing(self, folder: str) -> Listing:
-        """Return the files and folders in a folder; an empty listing if it does not exist."""
+        """Return the files and folders in a folder; an empty listing if the folder does not exist."""
         if folder not in self._listings:
             self._listings[folder] = self._read(folder)
         return self._listings[folder]
@@ -55,7 +55,7 @@ class Tree:
         return str(self._admit(Path(path))) if os.path.lexists(path) else None
 
     def below(self, folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Listing]]:
-        """Yield a folder and all folders inside, ordered by name. A symlink to a parent folder is not followed."""
+        """Yield a folder and all its subfolders, ordered by name. A symlink to a parent folder is not followed."""
         listing = self.listing(folder)
         yield folder, listing
         above = (*above, os.path.realpath(folder))
@@ -66,7 +66,7 @@ class Tree:
                 yield from self.below(f"{folder}/{name}", above)
 
     def has_images(self, folder: str) -> bool:
-        """Return whether the folder or a folder inside contains an image."""
+        """Return whether the folder or one of its subfolders contains an image."""
         return any(listing.images for _, listing in self.below(folder))
 
     def _read(self, folder: str) -> Listing:
@@ -95,7 +95,7 @@ class Tree:
     def _add_other(self, entry: os.DirEntry[str], folder: str, listing: Listing) -> None:
         name = entry.name
         if name.startswith(".") or name == "__MACOSX":
-            # macOS adds a ._ file to each file; the user should know about any other hidden image
+            # macOS adds a ._ file to each file; all other hidden images are reported
             if name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and not name.startswith("._"):
                 self._report.add("image_hidden", self.relative(f"{folder}/{name}"))
             return

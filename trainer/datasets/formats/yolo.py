@@ -76,7 +76,7 @@ class _Reader:
                 yield self._tree.admitted(path) or path
             except DatasetError:
                 if not self._tree.is_owned:
-                    raise  # the user named this folder: another one would be wrong
+                    raise  # the user named this folder: another folder would be wrong
                 self._report.add("yaml_path", self._data.path or "")
 
     def _located(self, entry: str) -> str | None:
@@ -86,7 +86,7 @@ class _Reader:
             path = os.path.join(base, entry)
             if os.path.lexists(path) and not (self._tree.is_owned and self._is_foreign(path)):
                 return self._tree.admitted(path)
-        # a path of another machine, or Roboflow's ../train/images: look for its last parts in this dataset
+        # a path of another machine, or Roboflow's ../train/images: search the dataset for the last parts of the path
         for tail in _tails(entry):
             for base in self._bases:
                 if os.path.lexists(f"{base}/{tail}"):
@@ -222,7 +222,7 @@ class _Reader:
         return None
 
     def report_orphans(self) -> None:
-        """Report label files that belong to no image, in folders with label files that do."""
+        """Report label files without an image, in folders that also contain label files with an image."""
         for folder, used in self._used.items():
             for stem in self._tree.listing(folder).texts.keys() - used:
                 if stem.lower() not in NOT_LABELS:

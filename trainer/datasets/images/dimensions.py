@@ -1,4 +1,4 @@
-"""Width and height of an image from its first bytes, without decoding it."""
+"""Read width and height of an image from its first bytes, without decoding the image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 HEAD = 1 << 16  # bytes read first
-MAX_PIXELS = 178_956_970  # the limit of Pillow, with which Ultralytics opens every image
+MAX_PIXELS = 178_956_970  # the limit of Pillow; Ultralytics opens every image with Pillow
 JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 JPEG_SCAN = frozenset({0xDA})
 # exceptions of the plugins of Pillow for damaged or hostile headers
@@ -110,7 +110,7 @@ def _pillow_size(path: str) -> tuple[int, int, str]:
 
 @contextmanager
 def opened_by_pillow(path: str) -> Iterator[ImageFile]:
-    """Open an image with Pillow, which reads only its header. Any failure is a ValueError with a short reason."""
+    """Open an image with Pillow, which reads only its header. Raises ValueError with a short reason."""
     from PIL import Image
 
     try:

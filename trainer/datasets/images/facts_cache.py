@@ -14,17 +14,17 @@ from typing import Any
 from trainer.datasets.images.header import Facts
 
 VERSION = 2  # increased when `images.header.facts` changes; files with another version are ignored
-MAX_DATASETS = 200  # the least recently used ones are removed
+MAX_DATASETS = 200  # the least recently used files are removed
 
 
 class FactsCache:
-    """A folder with one JSON file per dataset. It can be deleted at any time."""
+    """A folder with one JSON file per dataset. The folder can be deleted at any time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def load(self, sources: Sequence[str]) -> dict[str, Facts]:
-        """Return the facts about the images of these sources, by `identity`; empty if the file is missing or damaged."""
+        """Return the saved facts about the images of `sources`, by `identity`. A missing or damaged file is ignored."""
         path = self._path(sources)
         try:
             document = json.loads(path.read_bytes())
@@ -35,7 +35,7 @@ class FactsCache:
 
     def save(self, sources: Sequence[str], found: dict[str, Facts]) -> None:
         """Save `found` for the next run, replacing the facts saved before."""
-        # with a full or read-only disk the next run will be slower, but this one must not fail
+        # with a full or read-only disk, the next run will be slower, but this run must not fail
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / f".{uuid.uuid4()}"
@@ -56,7 +56,7 @@ class FactsCache:
 
 
 def _columns(found: dict[str, Facts]) -> dict[str, object]:
-    """Return one text or list per field, which is read faster than one list per image."""
+    """Return one text or list per field. This format is read faster than one list per image."""
     columns = list(zip(*found.values(), strict=True)) or [()] * len(Facts._fields)
     document: dict[str, object] = dict(zip(Facts._fields, columns, strict=True))
     return document | {"identity": "\n".join(found), "digest": "\n".join(fact.digest.hex() for fact in found.values())}
@@ -72,11 +72,11 @@ def _facts(document: dict[str, Any]) -> dict[str, Facts]:
 def identity(path: str, *, is_owned: bool) -> str | None:
     """Return an identity that changes with the file; None if the file does not exist.
 
-    For the user's files it includes the change time, which no user can set. For cached files it does not, because each
-    new hard link changes it; they are read-only.
+    For the user's files, the identity includes the change time, which no user can set. The identity of cached files
+    does not, because each new hard link changes the change time. Cached files are read-only.
     """
     try:
-        info = os.stat(path)  # noqa: PTH116 - a Path for each of 50,000 files takes longer than the call
+        info = os.stat(path)  # noqa: PTH116 - creating 50,000 Path objects takes longer than the calls
     except OSError:
         return None
     changed = 0 if is_owned else info.st_ctime_ns

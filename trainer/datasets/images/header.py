@@ -20,17 +20,17 @@ from trainer.datasets.images.dimensions import (
     opened_by_pillow,
 )
 
-WHOLE = 1 << 20  # bytes; of a larger file, three parts are hashed
+WHOLE = 1 << 20  # bytes; only three parts of a larger file are hashed
 _ORIENTATION = 0x0112  # the EXIF tag
 MIN_SIDE = 10  # pixels; Ultralytics ignores smaller images
 
 
 class Facts(NamedTuple):
-    """Facts about one image. `problem` is empty for an image that can be trained on.
+    """Facts about one image. `problem` is empty for a usable image.
 
-    `width` and `height` are those of the stored pixels, before any EXIF rotation. `digest` identifies the content.
-    `has_trailing_data`: a JPEG has data after its end mark. `is_surely_readable`: Pillow and OpenCV can certainly read the image.
-    `is_rotated`: EXIF rotates it by 90 or 270 degrees.
+    `width` and `height` are the size of the stored pixels, before EXIF rotation. `digest` identifies the content.
+    `has_trailing_data`: a JPEG has data after its end mark. `is_surely_readable`: Pillow and OpenCV can certainly read
+    the image. `is_rotated`: EXIF rotates the image by 90 or 270 degrees.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Facts(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """Height and width in training, or None if that is uncertain."""
+        """Height and width in training, or None if the size is uncertain."""
         size = (self.width, self.height) if self.is_rotated else (self.height, self.width)
         return size if self.is_surely_readable else None
 
@@ -93,7 +93,7 @@ def facts(path: str) -> Facts:
 
 
 def read_small(path: str, most: int) -> bytes:
-    """Return up to `most` bytes of a file. Without `open`, which is slow for a small file."""
+    """Return up to `most` bytes of a file. `open` is not used, because it is slow for small files."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.read(descriptor, min(most, HEAD))
@@ -114,7 +114,7 @@ def _digest(descriptor: int, size: int, head: bytes, kind: str) -> bytes:
         return hashlib.sha256(head).digest()
     if size <= WHOLE:
         return hashlib.sha256(os.pread(descriptor, size, 0)).digest()
-    if kind in ("bmp", "tiff"):  # uncompressed: images of the same size may differ in a few bytes anywhere
+    if kind in ("bmp", "tiff"):  # uncompressed images of the same size can differ in a few bytes anywhere
         with os.fdopen(os.dup(descriptor), "rb") as file:
             file.seek(0)
             return hashlib.file_digest(file, "sha256").digest()
@@ -126,7 +126,7 @@ def _digest(descriptor: int, size: int, head: bytes, kind: str) -> bytes:
 
 def _bounds(width: int, height: int) -> str:
     if width * height > MAX_PIXELS:
-        return f"{width} x {height} pixels, more than {MAX_PIXELS} in all"
+        return f"{width} x {height} pixels, more than {MAX_PIXELS} in total"
     return f"{width} x {height} pixels, smaller than {MIN_SIDE}" if min(width, height) < MIN_SIDE else ""
 
 
@@ -156,7 +156,7 @@ def _kind(head: bytes) -> str:
 def _orientation(kind: str, head: bytes, descriptor: int, size: int, path: str) -> tuple[bool, bool]:
     """Return whether every library can certainly read the image, and whether EXIF rotates it by 90 or 270 degrees.
 
-    If it is uncertain, the training reads the image to find out.
+    If this is uncertain, the training reads the image.
     """
     match kind:
         case "jpeg":
@@ -178,7 +178,7 @@ def _orientation(kind: str, head: bytes, descriptor: int, size: int, path: str) 
 
 
 def _is_sound_png(data: bytes) -> bool:
-    """Return whether all chunks have correct checksums."""
+    """Return whether all chunks of a PNG have correct checksums."""
     view, place = memoryview(data), 8
     while place + 12 <= len(data):
         end = place + 8 + int.from_bytes(data[place : place + 4], "big")
@@ -203,8 +203,8 @@ def _ending(kind: str, tail: bytes, descriptor: int, size: int) -> tuple[str, bo
     if kind == "jpeg":
         if tail.endswith(b"\xff\xd9"):
             return "", False
-        # data after the end mark is common and harmless: zeros, or the video of a phone; an end mark before the
-        # pixels belongs to a thumbnail
+        # data after the end mark is common and harmless, for example zeros or the video of a phone; an end mark before
+        # the pixels belongs to a thumbnail
         pixels, found = jpeg_segment(b"", descriptor, size, JPEG_SCAN)
         if not found:
             return "cut off", False
@@ -216,6 +216,6 @@ def _ending(kind: str, tail: bytes, descriptor: int, size: int) -> tuple[str, bo
 
 
 def _has_end_mark(descriptor: int, begin: int, size: int) -> bool:
-    # not mapped into memory: the process would be killed if the owner truncates the file meanwhile
+    # the file is not mapped into memory: if the owner truncated a mapped file, this process would be killed
     step = 1 << 20
     return any(b"\xff\xd9" in os.pread(descriptor, step + 1, place) for place in range(begin, size, step))

@@ -1,8 +1,8 @@
 """Check the labels of many images at once. Only labels that have to change are rewritten.
 
 A row is a class number and the coordinates of a shape. A box has 4 numbers (center x, center y, width, height), a
-polygon 2 per corner. An oriented box is a polygon with 4 corners. A pose is a box and its keypoints. Coordinates are
-normalized: 0 to 1, relative to the width or height of the image.
+polygon has 2 numbers per corner. An oriented box is a polygon with 4 corners. A pose is a box and its keypoints.
+Coordinates are normalized: 0 to 1, relative to the width or height of the image.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from trainer.datasets.labels.convert import Shape, rewritten
 from trainer.datasets.labels.parse import Rows, chunks, flat, parse, repeated
 
 MAX_LABEL_BYTES = 16 << 20  # bytes; 3,000 polygons of 500 corners
-ROUNDING = 0.01  # a coordinate outside 0…1 by at most this is a rounding error
-PIXELS = 2.0  # a coordinate above this is in pixels, not normalized
+ROUNDING = 0.01  # a coordinate outside 0…1 by at most this value is a rounding error
+PIXELS = 2.0  # a coordinate above this value is in pixels, not normalized
 
 
 class LabelRows(NamedTuple):
@@ -124,11 +124,11 @@ class _Checker:
             good: NDArray[np.bool_] = cols == self.shape.pose_columns
             rule = (
                 f"a pose row has {self.shape.pose_columns} numbers: class, box and {keypoints[0]} keypoints "
-                f"of {keypoints[1]}, as kpt_shape says"
+                f"with {keypoints[1]} numbers each (kpt_shape)"
             )
         else:
             good = box | polygon
-            rule = "a row is a class and 4 numbers for a box, or 2 for each of 3 or more corners"
+            rule = "a row is a class and 4 numbers (box), or a class and 2 numbers for each corner (polygon)"
 
         def columns(row: int) -> str:
             return f": {cols[row]} columns" + (" (is the last one a confidence?)" if cols[row] == 6 else "")
@@ -161,7 +161,7 @@ class _Checker:
         return coords
 
     def _must_change(self, rows: Rows, cls: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which rows must change: outside the image, degenerate, duplicate, renumbered or of another shape."""
+        """Return a mask of rows to change: outside the image, degenerate, duplicate, renumbered or another shape."""
         coords = self._coordinates(rows)
         change = (np.minimum.reduceat(coords, rows.start) < 0) | (np.maximum.reduceat(coords, rows.start) > 1)
         change |= rows.values[rows.start] != cls

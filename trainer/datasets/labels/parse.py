@@ -63,9 +63,9 @@ def _layout(texts: Sequence[bytes]) -> _Layout | None:
 
 
 def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple[Rows, NDArray[np.bool_]]:
-    """Return the rows of label texts, and which texts are not plain.
+    """Return the rows of label texts, and a mask of the texts that are not plain.
 
-    A row that contains anything but numbers is skipped and reported as an error. `names[i]` is the name of text i.
+    A row with a value that is not a number is skipped and reported as an error. `names[i]` is the name of text i.
     """
     if (layout := _layout(texts)) and len(layout.cols):
         with contextlib.suppress(ValueError):  # `1.2.3`, `1-2`, or `e`
@@ -108,7 +108,7 @@ def _parse_each(texts: Sequence[bytes], names: Sequence[str], report: Report) ->
 
 
 def _numeric(text: bytes, name: str, report: Report) -> bytes:
-    """Return the text without the lines that contain anything but numbers. Report these lines as errors."""
+    """Return the text without invalid lines. Report each line with a value that is not a number as an error."""
     lines = plain(text).splitlines()
     for place, line in enumerate(lines):
         wrong = [token for token in line.split() if _number(token) is None]
@@ -119,7 +119,7 @@ def _numeric(text: bytes, name: str, report: Report) -> bytes:
 
 
 def column_counts(texts: Sequence[bytes]) -> dict[int, int]:
-    """Return the number of rows by their number of columns."""
+    """Return the number of rows for each number of columns."""
     counts: Counter[int] = Counter()
     for part in chunks(texts):
         if layout := _layout(texts[part]):
@@ -133,7 +133,7 @@ def column_counts(texts: Sequence[bytes]) -> dict[int, int]:
 
 
 def chunks(texts: Sequence[bytes]) -> Iterator[slice]:
-    """Yield slices of at most CHUNK texts and CHUNK_BYTES bytes. A larger text gets a slice of its own."""
+    """Yield slices of at most CHUNK texts and CHUNK_BYTES bytes. A larger text gets its own slice."""
     begin = size = 0
     for index, text in enumerate(texts):
         if index > begin and (index - begin >= CHUNK or size + len(text) > CHUNK_BYTES):
@@ -174,10 +174,10 @@ def class_numbers(texts: Sequence[bytes]) -> set[int]:
 
 
 def flat(rows: Rows) -> NDArray[np.bool_]:
-    """Return which polygons have no width or no height."""
+    """Return a mask of the polygons without width or without height."""
     place = np.arange(len(rows.values)) - np.repeat(rows.start, rows.cols)
     result = np.zeros(len(rows.cols), bool)
-    for axis in (1, 0):  # x is at odd places
+    for axis in (1, 0):  # x is at odd positions, y at even positions
         mine = (place > 0) & (place % 2 == axis)
         low = np.minimum.reduceat(np.where(mine, rows.values, np.inf), rows.start)
         high = np.maximum.reduceat(np.where(mine, rows.values, -np.inf), rows.start)
@@ -186,7 +186,7 @@ def flat(rows: Rows) -> NDArray[np.bool_]:
 
 
 def repeated(rows: Rows) -> NDArray[np.bool_]:
-    """Return rows that may be duplicates in their file: equal in length and in a weighted sum."""
+    """Return a mask of rows that can be copies of another row in their file: same length and same weighted sum."""
     place = np.arange(len(rows.values)) - np.repeat(rows.start, rows.cols)
     with np.errstate(all="ignore"):
         sums = np.add.reduceat(rows.values * np.sin(place + 1.0), rows.start)

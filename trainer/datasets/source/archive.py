@@ -39,7 +39,7 @@ def is_archive(name: str) -> bool:
 
 
 def sniff(file: Path) -> str | None:
-    """Return "zip" or "tar", detected from the first bytes of the file; None for anything else."""
+    """Return "zip" or "tar", detected from the first bytes of the file; None for any other file."""
     with file.open("rb") as opened:
         head = opened.read(262 + 3)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -63,7 +63,7 @@ def extract(
     """Extract the `wanted` members into the new folder `into`. On an error the caller removes the folder.
 
     `name` is the name of the archive in messages. The names of all members are checked, wanted or not. `on_total` is
-    called with the declared total of a zip before anything is written, `on_bytes` with the size of each piece written.
+    called with the declared total size of a zip before the first write, `on_bytes` with the size of each written piece.
     Raises `Stopped`, and `DatasetError` for damage, encryption, exceeded limits, unsafe names, and for members that are
     not plain files or folders.
     """
@@ -84,7 +84,7 @@ def extract(
 
 @dataclass
 class Extraction:
-    """The extraction of one archive; `files` and `extracted_bytes` count what was written."""
+    """The extraction of one archive; `files` and `extracted_bytes` count the written files and bytes."""
 
     archive: Path
     into: Path

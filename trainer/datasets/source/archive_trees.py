@@ -19,7 +19,7 @@ from trainer.datasets.source.transfer import EveryBytes, Transfer
 from trainer.disk.durable import sync_below
 
 ROOM_STEP = 64 << 20  # bytes written between two checks of the free space, when the final size is unknown
-SYNC_STEP = 1 << 30  # extracted bytes between two syncs; a stop waits for one sync at most
+SYNC_STEP = 1 << 30  # extracted bytes between two syncs; a stop waits for at most one sync
 
 Archive: TypeAlias = Callable[[], AbstractContextManager[Path]]
 
@@ -66,7 +66,7 @@ class ArchiveTrees:
         self.cache.make_room(0)
         made = self.get(identity)
         if made is None:
-            raise Unavailable(f"the files of {shown(name)} were damaged in the cache while they were needed")
+            raise Unavailable(f"the cached files of {shown(name)} were damaged or removed")
         return made
 
     def _growth_checks(self, tree: Path) -> Callable[[int], None]:

@@ -1,4 +1,4 @@
-"""Fetch the dataset of a reference: a complete, read-only source tree on local disk."""
+"""Fetch the dataset of a reference as a complete, read-only source tree on local disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_SYNCS = 3  # attempts to download a dataset that changes during its download
 
 @dataclass(frozen=True, kw_only=True)
 class Fetcher:
-    """Brings datasets to local disk through the content cache.
+    """Fetches datasets to local disk through the content cache.
 
     Without a `store`, `storage:` datasets raise `Misconfigured`.
     """
@@ -48,8 +48,8 @@ class Fetcher:
     def fetch(self, ref: DatasetRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
         """Return the dataset of `ref`, complete on disk.
 
-        `staging` is a new folder on the file system of the dataset root, usually inside the run's view. Until it is
-        removed, the cache does not evict the files of the tree.
+        `staging` is a new folder on the file system of the dataset root, usually inside the run's view. Until the
+        folder is removed, the cache does not evict the files of the tree.
         Raises `DatasetError` (or `ObjectMissing`), `Unavailable`, `Misconfigured`, `MachineFailed` or `Stopped`.
         """
         stop.raise_if_set()
@@ -122,8 +122,8 @@ class Fetcher:
 
     def _cached(self, info: ObjectInfo) -> Path:
         path = self.cache.get(identity_of(info), info.bytes)
-        if path is None:  # it is marked as in use, so it must have been damaged
-            raise Unavailable(f"{shown(info.ref.key)} was damaged in the cache while it was needed")
+        if path is None:  # the object is marked as in use, so it was not evicted
+            raise Unavailable(f"the cached copy of {shown(info.ref.key)} was damaged or removed")
         return path
 
     def _synced(self, found: ObjectInfo | ObjectRef, transfer: Transfer) -> Manifest:
@@ -151,12 +151,12 @@ class Fetcher:
                 return manifest
             changed, manifest = difference(manifest.objects, again.objects), again
         raise DatasetError(
-            f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} was edited during its download, {MAX_SYNCS} times "
+            f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} was edited during {MAX_SYNCS} downloads "
             f"(last {shown(changed)}). Start the run again when the upload is finished.",
         )
 
     def _download(self, manifest: Manifest, transfer: Transfer) -> bool:
-        """Download the objects that the cache lacks. Return False if there are none."""
+        """Download the objects that are not in the cache. Return False if all objects are in the cache."""
         self.cache.mark_in_use(transfer.staging, map(identity_of, manifest.objects.values()))
         missing = [i for i in manifest.objects.values() if self.cache.get(identity_of(i), i.bytes) is None]
         if not missing:
@@ -229,7 +229,7 @@ class Fetcher:
             return self._trees.extracted(content_identity(got), transfer, lambda: nullcontext(path), name)
         if not got.bytes or got.bytes > MAX_TEXT_BYTES:
             raise DatasetError(
-                f"data_yaml: {shown(got.url)} has {got.bytes:,} bytes: it is not a YAML, an archive or an NDJSON export."
+                f"data_yaml: {shown(got.url)} has {got.bytes:,} bytes and is not a YAML, archive or NDJSON export."
             )
         if suffix(name) in NDJSON or "ndjson" in got.content_type:
             return self._exported(path, name, transfer)

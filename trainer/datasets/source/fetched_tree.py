@@ -1,4 +1,4 @@
-"""A source tree on local disk, and the listing that a cached tree is verified with."""
+"""A source tree on local disk, and the listing that is used to verify a cached tree."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FILES = "files"
 class Fetched:
     """A complete, read-only source tree on local disk.
 
-    `entry` is the YAML or annotation file that the reference names, relative to `root`; None for a folder or an archive.
-    `is_private`: the tree is in our cache or staging folder. It holds only images, .txt, YAML and JSON files, has no
-    symlinks, and its files may be hard-linked. Otherwise it is the user's folder. Its YAML may name folders outside
-    `root`; `Roots.admit` checks them.
+    `entry` is the YAML or annotation file of the reference, relative to `root`; None for a folder or an archive.
+    `is_private`: the tree is in our cache or staging folder. It contains only images, .txt, YAML and JSON files.
+    It has no symlinks, and its files may be hard links. If `is_private` is False, the tree is the user's folder. The
+    user's YAML can name folders outside `root`; `Roots.admit` checks these folders.
     """
 
     root: Path

@@ -25,7 +25,7 @@ MAX_OBJECTS = 5_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The objects of a dataset by their path relative to its folder. `entry` is the file that was named, if any."""
+    """The objects of a dataset by their path relative to its folder. `entry` is the file of the reference, or None."""
 
     bucket: str
     folder: str
@@ -38,19 +38,17 @@ def suffix(name: str) -> str:
 
 
 def wanted(relpath: str) -> bool:
-    """Return whether a file can be part of a dataset. Thumbnails, caches, arrays and hidden files are not."""
+    """Return whether a file can be part of a dataset. Thumbnails, caches, arrays and hidden files cannot."""
     parts = relpath.split("/")
     return (
         suffix(relpath) in SUFFIXES
         and SKIPPED_FOLDERS.isdisjoint(parts[:-1])
-        and not any(
-            part.startswith(".") and part not in {".", ".."} for part in parts
-        )  # these two are rejected in `_safe`
+        and not any(part.startswith(".") and part not in {".", ".."} for part in parts)  # `_safe` rejects `.` and `..`
     )
 
 
 def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectInfo | ObjectRef:
-    """Return the object that `ref` names, or the folder if there is no such object. Raises `ObjectMissing` for neither."""
+    """Return the object that `ref` names, or else the folder. Raises `ObjectMissing` if neither exists."""
     candidates = either_bucket(ref, datasets_bucket)
     for candidate in candidates:
         try:
@@ -58,8 +56,8 @@ def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectIn
         except ObjectMissing:
             if _is_folder(store, candidate):
                 return candidate
-    looked = " nor ".join(f"{c.key!r} in bucket {c.bucket!r}" for c in candidates)
-    raise ObjectMissing(f"data_yaml: there is neither {looked}. Check the path, or upload the dataset.")
+    looked = " and no ".join(f"{c.key!r} in bucket {c.bucket!r}" for c in candidates)
+    raise ObjectMissing(f"data_yaml: found no {looked}. Check the path, or upload the dataset.")
 
 
 def take_manifest(
@@ -67,7 +65,7 @@ def take_manifest(
 ) -> Manifest:
     """List the objects of a located dataset: a whole folder, or the needed parts of the folder of a YAML.
 
-    `download` fetches an object and returns the file; it is used to read a YAML.
+    `download` fetches an object and returns its file. It is called for a YAML.
     Raises `DatasetError` for an empty object that must not be empty, and for an unsafe name.
     """
     if isinstance(found, ObjectRef):
@@ -81,14 +79,14 @@ def take_manifest(
         return Manifest(bucket=found.ref.bucket, folder=folder, entry=name, objects={_safe(name): found})
     if found.bytes > MAX_YAML_BYTES and suffix(name) != "json":
         raise DatasetError(
-            f"data_yaml: {shown(found.ref.key)} is larger than {MAX_YAML_BYTES >> 20} MiB, the limit for a dataset YAML. "
+            f"data_yaml: {shown(found.ref.key)} is larger than {MAX_YAML_BYTES >> 20} MiB, the limit for a YAML. "
             f"The name of an archive must end in {', '.join(ENDINGS)}."
         )
     # a YAML may have any name, so every other file is read as a YAML
     needed = None if suffix(name) == "json" else _named_folders(download(found))
     if not folder and needed is None:
         raise DatasetError(
-            f"data_yaml: {shown(name)} is at the top of the bucket {found.ref.bucket!r}, together with everything else. "
+            f"data_yaml: {shown(name)} is at the top level of the bucket {found.ref.bucket!r}, not in a folder. "
             "Put the dataset into its own folder."
         )
     return _manifest(store, replace(found.ref, key=folder), name, needed)
@@ -106,7 +104,7 @@ def difference(before: Mapping[str, ObjectInfo], after: Mapping[str, ObjectInfo]
 
 
 def _named_folders(yaml: Path) -> set[str] | None:
-    """Return the top folders that a YAML names, with those of its labels; None if any folder may be needed."""
+    """Return the top folders that a YAML and its labels use. Return None if every folder can be needed."""
     data = read_data_yaml(load_yaml(yaml, Report()), Report())
     if data.path not in {None, ".", "./"} or not data.splits:
         return None
@@ -128,7 +126,7 @@ def _manifest(store: ObjectStore, root: ObjectRef, entry: str | None, needed: se
         for info in store.list(replace(root, key=prefix)):
             if start and not info.ref.key.startswith(f"{folder}/"):
                 raise DatasetError(
-                    f"The storage lists {shown(info.ref.key)} for the folder {shown(folder)}, which does not contain it."
+                    f"The storage lists {shown(info.ref.key)}, which is not in the folder {shown(folder)}."
                 )
             relpath = info.ref.key[start:]
             top, _, below = relpath.partition("/")

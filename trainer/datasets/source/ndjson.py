@@ -20,7 +20,7 @@ SUFFIXES = frozenset({"ndjson", "jsonl"})
 MAX_LINE_BYTES = 16 << 20  # bytes
 MAX_RECORDS = 5_000_000
 SPLITS = ("train", "val", "test")
-_ROWS = {  # keys of the labels, by task; another key is used if these are missing
+_ROWS = {  # keys of the labels, by task; if these keys are missing, another key is used
     Task.DETECT: ("boxes", "bboxes"),
     Task.SEGMENT: ("segments", "polygons"),
     Task.POSE: ("pose", "keypoints"),
@@ -35,7 +35,7 @@ class Record:
 
     image: str
     url: str | None
-    file: str  # its name in the export
+    file: str  # the file name in the export
     split: str
     label: str | None
     rows: str
@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A whole export. `yaml` is the YAML of the dataset, or None for classification. `folder` holds images without a URL."""
+    """An export. `yaml` is the YAML of the dataset, or None for classification. `folder` has images without a URL."""
 
     yaml: dict[str, Any] | None
     records: list[Record]
@@ -51,7 +51,7 @@ class Export:
 
 
 def read_ndjson(path: Path, name: str) -> Export:
-    """Read an export. Raises `DatasetError` with the number of the wrong line."""
+    """Read an export. Raises `DatasetError` with the number of the invalid line."""
     lines = _lines(path, name)
     number, head = next(lines, (1, {}))
     where = f"NDJSON {shown(name)}"
@@ -118,7 +118,7 @@ class _Records:
         return self._folders.get(rows[0][0], f"class{rows[0][0]}")
 
     def _place(self, folder: str, file: str, where: str) -> tuple[str, str]:
-        """Return an unused stem, because images must not share a label file, and the suffix."""
+        """Return a unique stem and the suffix. The stem is unique, because images must not share a label file."""
         path = PurePosixPath(safe_name(file.replace("\\", "/").rpartition("/")[2], Limits(), where) or "image")
         suffix = path.suffix[1:].lower()
         stem = path.stem.lstrip(".") or "image"

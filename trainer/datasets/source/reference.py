@@ -4,9 +4,10 @@
 |-----------------------------------------|-------------------------------------------------------------------------|
 | `/data/a/data.yaml`                     | a path on this host                                                     |
 | `a/data.yaml`                           | a path inside the dataset root                                          |
-| `storage:x/y/data.yaml`                 | the object `x/y/data.yaml` in the default bucket or, if there is none, `y/data.yaml` in the bucket `x` |
-| our own storage URL (public, sign, …)   | that object; the token of a signed URL is not needed  |
-| any other `http(s)://`                  | that URL                                                                |
+| `storage:x/y/data.yaml`                 | the object `x/y/data.yaml` in the default bucket; if it does not exist: |
+|                                         | `y/data.yaml` in the bucket `x`                                         |
+| our own storage URL (public, sign, …)   | the object of this URL; the token of a signed URL is not needed         |
+| any other `http(s)://`                  | the URL itself                                                          |
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 def parse_reference(
     text: str, *, dataset_root: Path, datasets_bucket: str, storage_base_url: str | None = None
 ) -> DatasetRef:
-    """Parse one dataset reference. Whether it exists and may be read is checked by `Fetcher`.
+    """Parse one dataset reference. `Fetcher` checks that the source exists and is readable.
 
     `storage_base_url` is the URL of our own Supabase (or storage) host. Raises `DatasetError`.
     """
@@ -75,13 +76,13 @@ def either_bucket(ref: ObjectRef, datasets_bucket: str) -> tuple[ObjectRef, ...]
 
 @dataclass(frozen=True)
 class Roots:
-    """The folders whose files a run may name: the dataset root first."""
+    """The folders that a run is allowed to read. The dataset root is the first folder."""
 
     dataset_root: Path
     extra: tuple[Path, ...] = ()
 
     def admit(self, path: Path | str) -> Path:
-        """Return `path` with all symlinks resolved. Raises `DatasetError` if it does not exist or is outside the roots."""
+        """Return the real path. Raises `DatasetError` if it does not exist or is outside the roots."""
         if "\0" in str(path):
             raise DatasetError(f"data_yaml: {shown(str(path))} contains a NUL character.")
         try:
@@ -104,12 +105,12 @@ class Roots:
         roots = (root.resolve() for root in (self.dataset_root, *self.extra))
         if not any(real.is_relative_to(root) for root in roots):
             raise DatasetError(
-                f"data_yaml: {shown(str(path))} is outside the folders that may be read. Move it into "
+                f"data_yaml: {shown(str(path))} is outside the allowed folders. Move it into "
                 "DATASET_ROOT, or let the operator add its folder to EXTRA_DATASET_ROOTS."
             )
 
     def _require_mounted(self, path: Path) -> None:
-        """Raise `HostUnfit` if an extra root is missing on this host. Other hosts may have it."""
+        """Raise `HostUnfit` if an extra root is missing on this host. It can exist on other hosts."""
         for root in self.extra:
             if path.is_relative_to(root) and not root.exists():
                 raise HostUnfit(
@@ -122,7 +123,7 @@ def _plain(text: str) -> str:
     if not text:
         raise DatasetError(f"data_yaml is empty; {FORMS}.")
     if len(text) > MAX_LENGTH:
-        raise DatasetError(f"data_yaml has {len(text)} characters, {MAX_LENGTH} are the limit; {FORMS}.")
+        raise DatasetError(f"data_yaml has {len(text)} characters, the limit is {MAX_LENGTH}; {FORMS}.")
     # Cc: control characters; Cf: invisible marks such as changes of the writing direction; Cs: broken surrogates
     if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text):
         raise DatasetError(f"data_yaml: {shown(text)} contains control or invisible characters. Type it again.")

@@ -26,7 +26,7 @@ class Transfer:
 
 @dataclass
 class EveryBytes:
-    """Calls `act` each time `step` more bytes were counted."""
+    """Calls `act` each time more than `step` new bytes were counted."""
 
     step: int
     act: Callable[[], object]
@@ -68,7 +68,7 @@ def in_parallel(jobs: Sequence[Callable[[StopSignal], object]], workers: int, st
 
 
 def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
-    """Hard-link each file as `root`/relpath, or copy it where links are impossible."""
+    """Hard-link each file as `root`/relpath, or copy it if hard links are impossible."""
     made: set[str] = set()
     for relpath, target in links:
         path = f"{root}/{relpath}"
@@ -80,12 +80,12 @@ def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
             _link(target, path)
         except FileNotFoundError:
             raise
-        except OSError:  # on another file system, on one without hard links, or too many links
+        except OSError:  # another file system, a file system without hard links, or too many links
             shutil.copyfile(target, path)
 
 
 def _link(target: Path, path: str) -> None:
-    """Make a hard link, also while another run replaces `target` with the same content.
+    """Make a hard link, even if another run replaces `target` with the same content meanwhile.
 
     link(2) first looks up the file and then links it. If another run replaces the file in between, link(2) fails with
     ENOENT, although `target` exists all the time.

@@ -63,7 +63,7 @@ class WebSource:
         self.cache.make_room(0)  # the total was unknown before
 
     def from_ndjson(self, file: Path, name: str, transfer: Transfer, home: Path | None = None) -> str | None:
-        """Make a YOLO tree of an export in the staging folder.
+        """Create a YOLO dataset in the staging folder from an export.
 
         Return the name of its YAML, or None for classification. `home` is the folder of local images.
         """
@@ -152,7 +152,7 @@ class WebSource:
                 return
             if not got.bytes and not may_be_empty:
                 raise DatasetError(f"{shown_url(url)} is empty. Upload the file again.")
-            link_tree([(place, path)], staging)  # first, because the cache may evict the file at once
+            link_tree([(place, path)], staging)  # before `put`, because the cache can evict the file immediately
             put(content_identity(got), path)
         self.cache.require_free(0)
 
@@ -176,12 +176,12 @@ def content_identity(got: Downloaded) -> str:
 
 
 def web_identity(url: str, etag: str, size: int) -> str:
-    """Return the identity of content with a strong ETag. The query is left out, because signatures change."""
+    """Return the identity of content with a strong ETag. The query of the URL is ignored: signatures change."""
     return f"web\n{shown_url(url)}\n{etag}\n{size}"
 
 
 def label_place(image: str) -> str:
-    """Return the path of an image's label file: `labels` instead of the last `images` in its path, otherwise beside it."""
+    """Return the path of the label file: the last folder `images` becomes `labels`, otherwise the same folder."""
     folder, found, rest = f"/{image}".rpartition("/images/")
     place = f"{folder}/labels/{rest}" if found else image
     return str(PurePosixPath(place.lstrip("/")).with_suffix(".txt"))
@@ -197,5 +197,7 @@ def _write_labels(records: list[Record], staging: Path) -> None:
 
 def _inside(place: str, where: str) -> str:
     if "://" in place or place.startswith("/"):
-        raise DatasetError(f"{shown(place)} in {shown(where)} must be relative to the YAML over http(s).")
+        raise DatasetError(
+            f"{shown(place)} in {shown(where)} must be a relative path, because the YAML is at an http(s) URL."
+        )
     return safe_name(place, Limits(), f"In {shown(where)}") or ""

@@ -19,14 +19,14 @@ from trainer.datasets.view.links import folder_names, placed, write_data_yaml, w
 def build(
     order: DatasetOrder, checked: Checked, view: Path, stop: StopSignal, report: Report, pixels: PixelCache | None
 ) -> PreparedDataset:
-    """Link a checked dataset into `view`, which exists.
+    """Link a checked dataset into the existing folder `view`.
 
     Raises `DatasetError` with all errors in `report`, `MachineFailed` or `Stopped`.
     """
     report.raise_errors()
     folders = folder_names(checked.names) if checked.task is Task.CLASSIFY else []
     samples = placed(checked.samples, folders)
-    # every split has a folder for every class: Ultralytics numbers the classes by the folders that it finds
+    # every split has a folder for every class, because Ultralytics numbers classes by existing folders
     write_view(view, samples, stop, empty=[f"{split}/{folder}" for split in checked.images for folder in folders])
     data = view
     if checked.task is not Task.CLASSIFY:
@@ -47,7 +47,7 @@ def build(
 
 
 def _scaled_down(samples: Sequence[Sample], imgsz: int) -> dict[str, str]:
-    """Return the images that the training scales down, as place → identity of the file. Their pixels are cached."""
+    """Return the images that the training scales down, as place → identity of the file."""
     found = {}
     for sample in samples:
         fact = sample.facts

@@ -42,7 +42,7 @@ def draw_sheet(checked: Checked, path: Path) -> int:
 
 
 def _chosen(checked: Checked) -> list[Sample]:
-    """Return samples of all classes and splits: one of each, then a second one of each, and so on."""
+    """Return samples of all classes and splits: one sample per class and split, then a second sample, and so on."""
     by_group: dict[tuple[int, int], list[int]] = {}
     first_class = dict(zip(reversed(checked.rows.image.tolist()), reversed(checked.rows.cls.tolist()), strict=True))
     for index, sample in enumerate(checked.samples):
@@ -83,7 +83,7 @@ def _draw_labels(picture: Image.Image, checked: Checked, sample: Sample) -> None
         try:
             number, *values = (float(token) for token in line.split())
         except ValueError:
-            continue  # reported by the checks, and impossible to draw
+            continue  # cannot be drawn; the checks report it
         cls = int(number)
         if not 0 <= cls < len(names):
             continue

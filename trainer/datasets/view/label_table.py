@@ -1,8 +1,8 @@
-"""Write the labels of a view also as numbers, so that the training reads neither label files nor image headers.
+"""Write the labels of a view as numbers, too, so that the training does not read label files and image headers.
 
 labels/{train,val,test}.npz, beside the folders of label files, has these arrays for the n images of the split:
 
-names   the images' file names, separated by newlines       shapes  (n, 2) height and width; 0 0: read the image
+names   the images' file names, separated by newlines       shapes  (n, 2) height and width; 0 0: unknown
 counts  (n,) rows per image                                 cols    (rows,) numbers per row
 values  (sum of cols,) float32, the numbers of all rows, as Ultralytics would read them
 """
@@ -23,7 +23,7 @@ from trainer.datasets.view.links import written
 
 
 def write_label_tables(view: Path, samples: Sequence[Sample], rows: LabelRows) -> None:
-    """Write the table of each split. Raises `MachineFailed` when the disk is the problem."""
+    """Write the table of each split. Raises `MachineFailed` for errors of the disk."""
     split_of = split_numbers(samples)
     counts = np.bincount(rows.image, minlength=len(samples))
     values = rows.values.astype(np.float32)
@@ -47,12 +47,12 @@ def write_label_tables(view: Path, samples: Sequence[Sample], rows: LabelRows) -
 
 
 def _special(rows: LabelRows, values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the images whose rows Ultralytics would change: equal rows, or negative numbers, in float32."""
+    """Return the images with rows that Ultralytics would change: equal rows or negative numbers, in float32."""
     if not len(rows.cols):
         return rows.image
     first = starts(rows.cols)
     negative = rows.image[np.minimum.reduceat(values, first) < 0]
-    # only two numbers of each row are compared, so a few images are returned without need
+    # only two numbers of each row are compared, so a few other images are returned, too
     x, y = ((values[first + place] + np.float32(0)).view(np.uint32).astype(np.uint64) for place in (1, 2))
     heads = rows.image.astype(np.uint64) << np.uint64(32) | (x * np.uint64(2654435761) ^ y) & np.uint64(0xFFFFFFFF)
     _, place, count = np.unique(heads, return_index=True, return_counts=True)

@@ -3,9 +3,10 @@
 
     view/data.yaml   images/{train,val,test}/…   labels/{train,val,test}/….txt      classification: {train,val,test}/CLASS/…
 
-Ultralytics rewrites JPEGs with data after their end mark, so these are copied. Nothing else is written through the links.
-Cached files are hard links where the file system allows it; the user's images are symlinks. A cached folder of unchanged
-labels is one symlink. A folder of images never is, because Ultralytics looks for labels beside the real path of images.
+Ultralytics rewrites JPEGs with data after their end mark, so these images are copied. It writes to no other image.
+Cached files are hard links where the file system allows it; the user's images are symlinks. A cached folder of
+unchanged labels is one symlink. A folder of images is never a symlink, because Ultralytics looks for labels beside the
+real path of the images.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ MAX_STEM_LENGTH = 150  # characters; leaves room for suffixes and for file syste
 _UNSAFE = re.compile(r"[^\w.+() -]")
 _ALL_SAFE = re.compile(
     rf"([A-Za-z0-9_][A-Za-z0-9_.+() -]{{0,{MAX_STEM_LENGTH - 1}}}\.[A-Za-z0-9]+(\n|$))+", re.ASCII
-)  # names, each on a line
+)  # one name per line
 _PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg"}
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES})
-CHECK_EVERY = 512  # files between looks at the stop signal
+CHECK_EVERY = 512  # number of files between two checks of the stop signal
 
 
 def new_view(view: Path) -> None:
-    """Make the folder. Raises `MachineFailed` if that fails or if the folder exists."""
+    """Create the folder of a view. Raises `MachineFailed` if the folder exists or cannot be created."""
     with written():
         view.mkdir(parents=True)
 
@@ -57,9 +58,9 @@ def placed(samples: Sequence[Sample], class_folders: Sequence[str] = ()) -> list
 
 
 def write_view(view: Path, samples: Sequence[Sample], stop: StopSignal, empty: Iterable[str] = ()) -> None:
-    """Make the images and labels of a view, and the folders `empty`, which may stay empty.
+    """Create the images and labels of a view, and the folders in `empty`, which can stay empty.
 
-    Raises `MachineFailed` when the disk is the problem, `DatasetError` when an image no longer exists, `Stopped`.
+    Raises `MachineFailed` for errors of the disk, `DatasetError` if an image no longer exists, or `Stopped`.
     """
     with written():
         for folder in empty:
@@ -145,7 +146,7 @@ def folder_names(names: Sequence[str]) -> list[str]:
 
 
 def _safe(stem: str) -> str:
-    """Return a stem without control characters, separators, broken Unicode, and a leading dot or hyphen."""
+    """Return a stem without control characters, separators, broken Unicode, leading dots and leading hyphens."""
     stem = _UNSAFE.sub("_", stem)
     if len(stem) > MAX_STEM_LENGTH or len(stem.encode("utf-8", "replace")) > MAX_STEM_LENGTH:
         stem = stem.encode("utf-8", "replace")[: MAX_STEM_LENGTH - 8].decode("utf-8", "ignore")
@@ -174,7 +175,7 @@ def _link_images(samples: Sequence[Sample], view: Path, folder: str, stop: StopS
                 os.symlink(sample.image, target)
         except FileNotFoundError:
             raise DatasetError(
-                f"The image {printable(sample.name)} was removed while the dataset was prepared. Leave the dataset unchanged "
+                f"The image {printable(sample.name)} was removed during the preparation. Leave the dataset unchanged "
                 "and queue the run again."
             ) from None
 
@@ -184,9 +185,9 @@ def _label_name(sample: Sample) -> str:
 
 
 def _whole_labels(samples: Sequence[Sample]) -> str | None:
-    """Return the cached folder that holds exactly these label files under their names in the view, or None.
+    """Return the cached folder that contains exactly the label files of the samples, or None.
 
-    Such a folder is linked as a whole.
+    The label files must have their names in the view. Such a folder is linked as a whole.
     """
     if not samples[0].owned:
         return None
