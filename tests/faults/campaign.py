@@ -1,11 +1,11 @@
-"""F27: runs, workers and random faults for some minutes; then every invariant is checked.
+"""F27: run workers with random faults for some minutes, then check every invariant.
 
     python -m tests.faults.campaign --minutes 10 --workers 4 --seed 7
     python -m tests.faults.campaign --minutes 20 --real
 
-Real processes and signals, real PostgreSQL and PostgREST, a stand-in for Storage. The training is a quick stand-in, or
-with `--real` Ultralytics. The seed decides which faults happen to which host and when. The scheduling of the processes
-still differs from one campaign to the next.
+A campaign uses real processes and signals, real PostgreSQL and PostgREST, and a stand-in for Storage. The training is a
+quick stand-in, or Ultralytics with `--real`. The seed determines the faults, their hosts and their times. But the
+scheduling of the processes differs between two campaigns.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Site:
 
     host: Host
     wire: object
-    disk: HostDisk | None  # None where no disk can be made
+    disk: HostDisk | None  # None if this machine cannot create the disk
     lock: threading.Lock = field(default_factory=threading.Lock)
     disk_lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Campaign:
-    """`recipe` is what is trained. Without `runs`, enough runs are queued to keep the workers busy."""
+    """`recipe` describes the trainings. Without `runs`, enough runs are queued to keep the workers busy."""
 
     def __init__(self, cloud: Cloud, folder: Path, recipe, *, workers: int, runs: int | None, seed: int) -> None:
         self.cloud = cloud
@@ -64,8 +64,8 @@ class Campaign:
         self.sites: list[Site] = []
         self._folder = folder
         self._workers = workers
-        self.servers = threading.Lock()  # held by an outage
-        self.sick = threading.Lock()  # held while the disk of one host is full or read-only
+        self.servers = threading.Lock()  # locked during an outage
+        self.disk_failing = threading.Lock()  # locked while the disk of one host is full or read-only
         self._threads: list[threading.Thread] = []
         self._open = ExitStack()
 
@@ -77,7 +77,7 @@ class Campaign:
             host = self.recipe.host(self.cloud, home, wire.url)
             if disk:
                 disk.sync()
-            host.log = self._folder / f"w{number}.log"  # not on the disk that fails
+            host.log = self._folder / f"w{number}.log"  # outside the disk that fails
             self._open.callback(host.end)
             self.sites.append(Site(host.start(), wire, disk))
         return self
@@ -120,7 +120,7 @@ class Campaign:
                     site.host.start()
 
     def settle(self, seconds: float) -> None:
-        """End all faults, start what is down, and wait until every run has ended."""
+        """End all faults, start the services that are down, and wait until every run has ended."""
         for thread in self._threads:
             thread.join(60)
         self.cloud.gateway.reset()
@@ -157,7 +157,7 @@ class Campaign:
             self.findings.violations.append(f"I10: processes of {site.host.home.name} are left")
 
     def _check_bucket(self) -> None:
-        """I10: a service that starts removes the checkpoints that no run resumes from. A failed run keeps one."""
+        """I10: at its start, a service removes unused checkpoints. A failed run keeps one checkpoint."""
 
         def left() -> list[str]:
             failed = {row["id"] for row in self.cloud.rows() if row["status"] == "failed"}
@@ -172,7 +172,7 @@ class Campaign:
             wait_for(lambda: not left(), 30)
         for site in self.sites:
             self._stop(site)
-        # on a full disk, the service cannot write down which checkpoints it uploaded, and does not remove them
+        # on a full disk, the service cannot record its uploads, so it does not remove the checkpoints
         if left() and not self.counts["full disk"] + self.counts["read only disk"]:
             self.findings.violations.append(f"I10: left in the bucket: {left()}")
 
@@ -190,7 +190,7 @@ class Campaign:
         try:
             if fault(self, site, dice):
                 self.counts[name] += 1
-        except Exception as error:  # in a thread: nothing else would report it
+        except Exception as error:  # this is a thread: nothing else would report the error
             self.findings.violations.append(f"the fault itself failed, {name}: {error!r}")
 
     def ask(self, question):
@@ -238,9 +238,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, help="4 without --real, 2 with it")
-    parser.add_argument("--runs", type=int, help="how many runs at most (default: enough to keep the workers busy)")
+    parser.add_argument("--runs", type=int, help="maximum number of runs (default: enough to keep the workers busy)")
     parser.add_argument("--real", action="store_true", help="train with Ultralytics instead of a quick stand-in")
-    parser.add_argument("--keep", type=Path, help="copy the files of all hosts into this folder at the end")
+    parser.add_argument("--keep", type=Path, help="copy the files of all hosts into this folder after the campaign")
     options = parser.parse_args()
     recipe = RealTraining() if options.real else StandIn()
     workers = options.workers or (2 if options.real else 4)

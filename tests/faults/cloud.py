@@ -1,7 +1,7 @@
 """A Supabase project under test: real PostgreSQL and PostgREST, a stand-in for Storage, and a record of every change.
 
-`check_invariants` checks I1, I2, I3, I4, I5, I7 and I8 from that record after every test. A test asserts only what is
-specific to it.
+`check_invariants` checks I1, I2, I3, I4, I5, I7 and I8 from that record after every test. A test asserts only its
+own results.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BUCKET = "training-artifacts"
 
 
 class Bucket(StorageServer):
-    """Record when each object was written."""
+    """The Storage server, with the time and key of each write."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -107,7 +107,7 @@ class Cloud:
         self._app.post("/rpc/cancel_training_run", json={"run_id": run_id}).raise_for_status()
 
     def edit(self, run_id: str, *, if_status: str | None = None, **columns) -> None:
-        """Change columns of the row; with `if_status` only if it still has that status."""
+        """Change columns of the row. With `if_status`, do nothing if the row has another status."""
         where = {"id": f"eq.{run_id}"} | ({"status": f"eq.{if_status}"} if if_status else {})
         self._changed("PATCH", where, columns)
 
@@ -126,7 +126,7 @@ class Cloud:
         return self._read("/training_run_events", **where)
 
     def count_epochs(self) -> int:
-        """Return how many epochs all runs have reported."""
+        """Return the number of epochs that all runs have reported."""
         where = {"kind": "eq.epoch", "select": "seq", "limit": "1"}
         answer = self._app.get("/training_run_events", params=where, headers={"Prefer": "count=exact"})
         return int(answer.raise_for_status().headers["Content-Range"].rpartition("/")[2])
@@ -222,7 +222,7 @@ class Cloud:
         self.gateway.faults = lose
         return lost
 
-    # ── what must hold ──
+    # ── invariants ──
 
     def check_published(self, row) -> None:
         """I8: the bucket has each artifact of the row, byte for byte, and one of them is the model."""
@@ -237,7 +237,7 @@ class Cloud:
             assert best["path"] in row["trained_model_url"]
 
     def check_epochs(self, run_id: str, *, back: int) -> None:
-        """I9: an attempt reports each epoch once and in order, and repeats at most `back` epochs of the one before."""
+        """I9: an attempt reports each epoch once, in order, and repeats at most `back` epochs of its predecessor."""
         reported = self.epochs(run_id)
         for epochs in reported.values():
             assert epochs == list(range(epochs[0], epochs[0] + len(epochs)))
@@ -262,7 +262,7 @@ class Cloud:
 
 
 def wait_for(holds, seconds=30.0, describe=lambda: "") -> None:
-    """Wait until `holds()`, ignoring servers that are down. `describe()` is the error message if it never holds."""
+    """Wait until `holds()` is true, ignoring servers that are down. `describe()` is the message of a timeout."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

@@ -69,7 +69,7 @@ def mounted():
         try:
             opened.append(disk.__enter__())
         except DiskUnavailable as reason:
-            # a kernel may lack the file system; anything else is an error in CI
+            # the kernel can lack the file system; every other problem is an error in CI
             if os.environ.get("CI") and "kernel" not in str(reason):
                 raise
             pytest.skip(str(reason))
@@ -82,11 +82,11 @@ def mounted():
 
 @pytest.fixture
 def disk(mounted, tmp_path):
-    """Make small disks that can fail."""
+    """Create small disks that can fail."""
     return lambda name, kind="full", mebibytes=GIB_AND_A_HALF: mounted(Disk(kind, tmp_path / name, mebibytes))
 
 
 @pytest.fixture
 def power_cut(mounted, tmp_path):
-    """Make disks that lose their power: `power_cut("data").fail()`, then `.restore()`."""
+    """Create disks that can lose their power: `power_cut("data").fail()`, then `.restore()`."""
     return lambda name: mounted(PowerCut(tmp_path / name))

@@ -1,7 +1,7 @@
-"""Checks of the curves of real trainings that were interrupted, and counts of epochs that were a new best.
+"""Check the curves of interrupted real trainings, and count the epochs that were a new best.
 
-An epoch is a new best when no earlier epoch of the run was better. Only then Ultralytics writes best.pt again, so a
-resume is most likely to lose the best model when the next epoch is no new best.
+An epoch is a new best when no earlier epoch of the run was better. Ultralytics writes best.pt only
+after a new best. So a resume is most likely to lose the best model if the next epoch is not a new best.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ os.environ.setdefault("YOLO_OFFLINE", "1")  # read when Ultralytics is imported
 
 @dataclass
 class Curves:
-    """Counts over all runs whose rows are still there."""
+    """Counts over all runs that were not deleted."""
 
     epochs: int = 0
     new_bests: int = 0
     resumes: int = 0
-    resumes_below_best: int = 0  # followed by an epoch that was no new best
+    resumes_below_best: int = 0  # the next epoch was not a new best
     resumes_at_best: int = 0
-    models: int = 0  # best.pt of completed runs that were loaded
+    models: int = 0  # loaded best.pt files of completed runs
 
     def lines(self) -> list[tuple[str, str]]:
         below = self.epochs - self.new_bests
         unfinished = self.resumes - self.resumes_below_best - self.resumes_at_best
         resumes = (
-            f"{self.resumes}; the next epoch was no new best after {self.resumes_below_best} of them, a new best after "
-            f"{self.resumes_at_best}, and not reached after {unfinished}"
+            f"{self.resumes}; the next epoch was not a new best after {self.resumes_below_best} of them, "
+            f"a new best after {self.resumes_at_best}, and not reached after {unfinished}"
         )
         return [
-            ("epochs in the history", f"{self.epochs}; {below} were no new best ({_share(below, self.epochs)})"),
+            ("epochs in the history", f"{self.epochs}; {below} were not a new best ({_share(below, self.epochs)})"),
             ("resumes", resumes),
             ("models of completed runs, loaded and compared with their curve", str(self.models)),
         ]
 
 
 def check_curves(findings, rows) -> Curves:
-    """Count the epochs, and record each completed run whose curve or model is not that of one training."""
+    """Count the epochs, and record each completed run whose curve or model is inconsistent."""
     curves = Curves()
     with TemporaryDirectory() as folder:
         for row in rows.values():

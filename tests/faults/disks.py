@@ -2,7 +2,7 @@
 
 with Disk("quota", folder) as disk:
 … disk.place …
-disk.fail()        from here on nothing can be written, not even to open files
+disk.fail()        all writes fail from now on, also writes to open files
 disk.restore()     writable again
 
 `PowerCut(folder)` is a disk that loses its power: call `fail` once no process uses it, then `restore`.
@@ -29,17 +29,17 @@ MESSAGES = {
     "quota": f"{os.strerror(errno.EDQUOT)}|disk quota is used up",
     "read-only": os.strerror(errno.EROFS),
 }
-FIRST_SUBVOLUME = 256  # btrfs counts from here
+FIRST_SUBVOLUME = 256  # the lowest subvolume ID of btrfs
 GIB_AND_A_HALF = 1536  # MiB: a dataset keeps one GiB in reserve
 SHUT_DOWN, WITHOUT_FLUSH = 0x8004587D, 2  # EXT4_IOC_SHUTDOWN and its flag that leaves the journal as it is
 
 
 class DiskUnavailable(Exception):
-    """Such a disk cannot be made on this machine."""
+    """This machine cannot create the disk."""
 
 
 class Disk:
-    """A file with a file system in it, mounted at `place`; what is not written takes no space."""
+    """A file system in a sparse file, mounted at `place`."""
 
     def __init__(self, kind: str, place: Path, mebibytes: int = GIB_AND_A_HALF) -> None:
         self.kind = kind
@@ -52,7 +52,7 @@ class Disk:
 
     def __enter__(self) -> Self:
         if self._type not in Path("/proc/filesystems").read_text().split():
-            raise DiskUnavailable(f"this kernel knows no {self._type}")
+            raise DiskUnavailable(f"this kernel does not support {self._type}")
         for place in {self.place, self._whole}:
             place.mkdir()
         with self._image.open("wb") as image:
@@ -76,7 +76,7 @@ class Disk:
         if self.kind == "quota":
             self._limit("1")
         elif self.kind == "read-only":
-            _run("mount", "-o", "remount,abort", self.place)  # what the kernel does after an error of the device
+            _run("mount", "-o", "remount,abort", self.place)  # as the kernel does after a device error
         elif self.kind == "full":
             self._fill()
         else:
@@ -128,7 +128,7 @@ class PowerCut(Disk):
         super().__init__("power cut", place, mebibytes)
 
     def fail(self) -> None:
-        """Cut the power. Kill the processes that use the disk first: they would see errors, unlike in a power cut."""
+        """Cut the power. First kill the processes that use the disk: in a power cut, no process sees an error."""
         commit = self.place / ".commit"
         with commit.open("wb") as file:
             os.fsync(file.fileno())
@@ -164,18 +164,18 @@ class HostDisk(PowerCut):
         self._fillers.pop().unlink()
 
     def turn_read_only(self) -> None:
-        """Do what the kernel does after an error of the device."""
+        """Make the disk read-only, as the kernel does after a device error."""
         _run("mount", "-o", "remount,abort", self.place)
 
     def repair(self) -> None:
-        """Check the file system and mount it again. Kill the processes that use it first."""
+        """Check the file system and mount it again. Before that, kill the processes that use it."""
         _run_with_retries("umount", self.place)
         _run("e2fsck", "-fy", self._image, accept=(0, 1))
         self._mount()
 
 
 def _run_with_retries(*command: object, seconds: float = 10.0) -> None:
-    """Run a command, and repeat it while killed processes still keep it from succeeding."""
+    """Run a command, and repeat it while killed processes still use the disk."""
     deadline = time.monotonic() + seconds
     while True:
         try:

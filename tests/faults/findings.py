@@ -1,4 +1,4 @@
-"""The results of a campaign: violations of the invariants, and how long recovery took."""
+"""The results of a campaign: violations of the invariants, and recovery times."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Findings:
         self.violations: list[str] = []
         self.cancels: list[float] = []  # seconds from the click until the process is gone
         self.takeovers: list[float] = []  # seconds from the kill of a service to the next attempt's claim
-        self.lost: list[float] = []  # seconds of training that a kill cost
+        self.lost: list[float] = []  # seconds of training that were lost by a kill
         self.ended: Counter[str] = Counter()
         self.cloud = cloud
-        self.invalid: dict[str, str] = {}  # by run, the name in invalid_rows.ROWS
-        self.queued_again: Counter[str] = Counter()  # by run
-        self.histories: dict[str, str] = {}  # by run, for the runs that a violation names
-        self.curves = None  # of real trainings
+        self.invalid: dict[str, str] = {}  # run ID → the name in invalid_rows.ROWS
+        self.queued_again: Counter[str] = Counter()  # run ID → number of edits
+        self.histories: dict[str, str] = {}  # run ID → history, for the runs that a violation names
+        self.curves = None  # only for real trainings
         self._kills: list[tuple[float, str, int, bool]] = []
 
     def killed(self, row, *, service: bool = False) -> None:
@@ -72,7 +72,7 @@ class Findings:
             self.histories[run_id] = self.cloud.history(run_id)
 
     def _check_invalid(self, row) -> None:
-        # a user may cancel it before a worker has read it
+        # a user can cancel the row before a worker reads it
         if row["status"] not in ("failed", "canceled") or not row["error_message"]:
             name = self.invalid[row["id"]]
             self.violations.append(f"{row['id']} ({name}) is {row['status']}: {row['error_message']}")

@@ -1,4 +1,4 @@
-"""Hosts with a worker: the real command with a home and a name of its own, connected to the cloud under test."""
+"""Hosts with a worker: the real command with its own home and name, connected to the cloud under test."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Host(Service):
     def wait_idle(self, seconds=20.0, spares=0, torn=False) -> None:
         """I10: wait until no journal is left, and no training process except `spares` that wait for the next run.
 
-        With `torn`, journals that a crash of the host made unreadable may remain.
+        With `torn`, journals that a crash of the host made unreadable can remain.
         """
 
         def is_idle() -> bool:
@@ -127,7 +127,7 @@ def _is_subreaper(process: psutil.Process) -> bool:
 def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
-    except psutil.Error:  # it has just ended
+    except psutil.Error:  # the process has just ended
         return []
 
 

@@ -1,6 +1,6 @@
-"""Rows that no worker can train. A newer database refuses some of them, but they may be in the table already.
+"""Invalid rows. The current schema refuses some of them, but an older schema can have stored them.
 
-Each must end as a failed run with a reason.
+Each row must become a failed run with a reason.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ ROWS = {
     "a list with null": {"configuration": "[null]"},
     "a list with a number": {"configuration": "[1]"},
     "a number": {"configuration": "7"},
-    "a text": {"configuration": '"epochs"'},
+    "a string": {"configuration": '"epochs"'},
     "wrong types": {"configuration": '{"epochs": {"a": 1}, "batch": [true], "imgsz": "many", "dataYaml": {"b": 2}}'},
     "not a number": {"configuration": '{"epochs": "NaN", "lr0": "Infinity"}'},
     "zero epochs": {"configuration": '{"epochs": 0}'},
     "a path outside of the roots": {"data_yaml": "../../../../etc/passwd"},
     "a long path": {"data_yaml": "x/" * 20_000},
     "a long model": {"base_model": "y" * 20_000 + ".pt"},
-    "an odd model": {"base_model": "\u202e\u0007../learned.pt"},
+    "a model with control characters": {"base_model": "\u202e\u0007../learned.pt"},
     "impossible requirements": {
         "configuration": '{"epochs": 1, "impossible requirements": {"gpus": "many"}, "device": [[0]]}'
     },
@@ -37,7 +37,7 @@ def insert(cloud, name: str, base_model: str) -> str:
     """Insert the row `name` without the trigger that refuses it, and return its ID. Raises SqlError while the server is down."""
     run_id = str(uuid.uuid4())
     columns = {"run_name": f"invalid: {name}", "base_model": base_model, "data_yaml": str(cloud.data)}
-    # over SQL, because Python cannot write some of these documents
+    # as SQL, because Python cannot encode some of the documents
     columns |= {"id": run_id, "configuration": json.dumps({"epochs": 3})} | ROWS[name]
     values = ", ".join(_quoted(value) for value in columns.values())
     past_triggers = "set session_replication_role = replica;"

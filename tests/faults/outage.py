@@ -2,8 +2,8 @@
 
     python -m tests.faults.outage 1 30 600
 
-Two runs train when PostgreSQL stops. One finishes during the outage, so that its outcome waits; the other trains until
-after the outage. Prints a line of numbers for each outage, and exits with 1 when something was lost.
+Two runs train when PostgreSQL stops. One run finishes during the outage, so its outcome is delivered later. The other
+run trains until after the outage. Prints a line of numbers for each outage, and exits with 1 if something was lost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.faults.cloud import Cloud, running_cloud, wait_for
 from tests.faults.hosts import Host
 from trainer.demo import draw_dataset
 
-# the settings that other tests shorten
+# the settings with shorter times in other tests
 SHORTENED = (
     "LEASE_SECONDS", "CANCEL_CHECK_INTERVAL", "HEARTBEAT_INTERVAL", "PROGRESS_INTERVAL", "POLL_INTERVAL", "CANCEL_GRACE",
     "DRAIN_SECONDS", "CHECKPOINT_INTERVAL",

@@ -1,4 +1,4 @@
-"""The phases of a run, and how to keep a run in one of them."""
+"""Keep a run in one of its phases."""
 
 from tests.faults.cloud import wait_for
 

@@ -2,11 +2,11 @@
 
 with Proxy("127.0.0.1", 5432) as proxy:
 … proxy.url …
-proxy.cut()        reset every connection, and refuse new ones until `restore`
+proxy.cut()        reset every connection, and refuse new connections until `restore`
 proxy.freeze()     half-open: connections stay open, but no byte passes in either direction until `restore`
-proxy.slow(0.5)    delay each piece of data by so many seconds
-proxy.lose(30)     drop this percentage of the packets, in both directions (needs root and nft)
-proxy.cut_answer(40)  reset the connection after so many bytes of the next answer
+proxy.slow(0.5)    delay each piece of data by 0.5 seconds
+proxy.lose(30)     drop 30 % of the packets, in both directions (needs root and nft)
+proxy.cut_answer(40)  reset the connection after 40 bytes of the next answer
 proxy.restore()    work normally again; frozen data is delivered now
 """
 
@@ -37,7 +37,7 @@ class Proxy:
         self._loses = False
         self._pairs: set[_Pair] = set()
         self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
-        self.connections = 0  # accepted so far
+        self.connections = 0  # number of accepted connections
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -125,7 +125,7 @@ class Proxy:
         pair.start()
         return pair
 
-    # ── for the pairs ──
+    # ── used by the pairs ──
 
     def wait_to_pass(self) -> bool:
         """Wait while the proxy is frozen or slow. Return False if the data must be dropped."""
@@ -138,7 +138,7 @@ class Proxy:
         return mode == "wire"
 
     def shortened(self, answer: bytes) -> tuple[bytes, bool]:
-        """Return the part of an answer's first piece that is sent, and whether the connection is reset after it."""
+        """Return the bytes of `answer` to send, and whether the connection must be reset afterwards."""
         with self._changed:
             kept, self._answer_bytes = self._answer_bytes, None
         return (answer, False) if kept is None else (answer[:kept], True)

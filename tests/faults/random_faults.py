@@ -1,7 +1,7 @@
-"""The faults and user actions of a campaign. Each returns whether it had something to act on.
+"""The faults and user actions of a campaign. Each function returns False if it could not do anything.
 
-A fault runs in a thread of its own while others are active. `site` is the host that it affects, `dice` its source of
-random numbers.
+Each fault runs in its own thread, together with other faults. `site` is the affected host, `dice` the source of random
+numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def kill_training(campaign, site, dice) -> bool:
         return False
     if _phase(runs[0]) in TRAINING:
         campaign.findings.killed(runs[0])
-    with suppress(psutil.NoSuchProcess):  # it has just ended
+    with suppress(psutil.NoSuchProcess):  # the process has just ended
         trainings[0].kill()
         return True
     return False
@@ -50,7 +50,7 @@ def stop_training(campaign, site, dice) -> bool:
     trainings, runs = site.host.trainings(), campaign.runs_of(site)
     if not trainings or not runs or _phase(runs[0]) not in TRAINING:
         return False
-    with suppress(psutil.NoSuchProcess):  # it has just ended
+    with suppress(psutil.NoSuchProcess):  # the process has just ended
         trainings[0].suspend()
         return True
     return False
@@ -75,7 +75,7 @@ def kill_subreaper(campaign, site, dice) -> bool:
     subreapers = site.host.subreapers()
     if not subreapers:
         return False
-    with suppress(psutil.NoSuchProcess):  # it has just ended
+    with suppress(psutil.NoSuchProcess):  # the process has just ended
         killed = dice.choice(subreapers[:2])
         descendants = killed.children(recursive=True)
         killed.kill()
@@ -129,9 +129,9 @@ def power_cut(campaign, site, dice) -> bool:
 
 def full_disk(campaign, site, dice) -> bool:
     """Fill the disk of one host for a while."""
-    if not site.disk or not campaign.sick.acquire(blocking=False):
+    if not site.disk or not campaign.disk_failing.acquire(blocking=False):
         return False
-    with released(campaign.sick), site.disk_lock:
+    with released(campaign.disk_failing), site.disk_lock:
         site.disk.fill()
         time.sleep(dice.uniform(1, 4) * campaign.recipe.lease)
         site.disk.free()
@@ -140,9 +140,9 @@ def full_disk(campaign, site, dice) -> bool:
 
 def read_only_disk(campaign, site, dice) -> bool:
     """Make the disk read-only, then stop the service, repair the disk and start the service again."""
-    if not site.disk or not campaign.sick.acquire(blocking=False):
+    if not site.disk or not campaign.disk_failing.acquire(blocking=False):
         return False
-    with released(campaign.sick), site.disk_lock:
+    with released(campaign.disk_failing), site.disk_lock:
         site.disk.turn_read_only()
         time.sleep(dice.uniform(1, 4) * campaign.recipe.lease)
         with site.lock:
@@ -191,8 +191,8 @@ def bad_storage(campaign, site, dice) -> bool:
 
 
 def wrong_storage_answers(campaign, site, dice) -> bool:
-    """For a while, Storage gives wrong answers: that nothing exists, a login page, `null`."""
-    # not to DELETE: a client that learns that an object is gone does not delete it
+    """For a while, Storage gives wrong answers: not found, a login page, `null`."""
+    # not for DELETE: after "not found", a client does not delete the object
     asked = ["POST /object/sign/", "POST /object/list", f"POST /object/{BUCKET}", "GET /object/", "HEAD /object/"]
     on = dice.choice([*asked, "/upload/resumable", f"GET /bucket/{BUCKET}"])
     missing = {"body": b'{"statusCode":"404","error":"not_found","message":"Object not found"}'}
@@ -244,7 +244,7 @@ def delete_row(campaign, site, dice) -> bool:
 
 
 def invalid_row(campaign, site, dice) -> bool:
-    """Insert a row that no worker can read or train."""
+    """Insert an invalid row."""
     name = dice.choice(list(invalid_rows.ROWS))
     model = campaign.recipe.row(dice).get("base_model", "yolo11n.yaml")
     try:
@@ -256,7 +256,7 @@ def invalid_row(campaign, site, dice) -> bool:
 
 
 def edit_and_queue_again(campaign, site, dice) -> bool:
-    """Edit and queue an ended run, as a user who follows the advice of an error message; or a run that waits."""
+    """Edit and queue again an ended run, as a user does after an error message, or edit a waiting run."""
     rows = [row for row in campaign.ask(campaign.cloud.rows) or [] if row["id"] in campaign.runs]
     editable = [
         row for row in rows if Status(row["status"]).is_terminal or (row["status"] == "queued" and row["attempt"])
@@ -269,7 +269,7 @@ def edit_and_queue_again(campaign, site, dice) -> bool:
     return bool(campaign.ask(lambda: campaign.cloud.edit(row["id"], if_status=row["status"], **columns) or True))
 
 
-class released:  # noqa: N801 - reads as a word
+class released:  # noqa: N801 - used like a function
     """Release the lock at the end of the block."""
 
     def __init__(self, lock):

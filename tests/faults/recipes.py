@@ -80,7 +80,7 @@ REAL_CONFIGURATION = {
 
 
 class StandIn:
-    """A stand-in for the training: an epoch takes 0.2 s, and each is a new best."""
+    """A stand-in for the training: each epoch takes 0.2 s and is a new best."""
 
     title = "a quick stand-in for the training"
     lease = LEASE
@@ -112,7 +112,7 @@ class StandIn:
         time.sleep(campaign.random.expovariate(1 / 0.9))
 
     def busy(self, dice: random.Random, workers: int) -> int:
-        """Return how many runs to have at once: one worker stays free for takeovers."""
+        """Return the number of concurrent runs: one worker stays free for takeovers."""
         return max(1, workers - 1)
 
     def check(self, findings, rows) -> None:
@@ -120,9 +120,9 @@ class StandIn:
 
 
 class RealTraining:
-    """Ultralytics on drawn squares. Each run starts from weights that have learned the squares, and makes them worse.
+    """Trainings on drawn squares. Each run starts from weights that have learned the squares, and its fitness drops.
 
-    So the first epochs are the best ones, and most of the others are no new best, as in the last part of any training.
+    So the first epochs are the best epochs. Most later epochs are not a new best, as in the last part of any training.
     """
 
     title = "real trainings with Ultralytics"
@@ -136,14 +136,14 @@ class RealTraining:
         return draw_squares(folder, images=12, size=64)
 
     def prepare(self, cloud, folder: Path) -> None:
-        """Train the weights that all runs start from, without faults."""
+        """Train the start weights of all runs, without faults."""
         host = Host(cloud, folder / "teacher", None, **REAL_SETTINGS).start()
         data = draw_squares(cloud.data.parent / "teaching", images=24, size=64)
         lesson = {"epochs": 30, "optimizer": "AdamW", "lr0": 0.002, "patience": 0}
         run_id = cloud.insert(data_yaml=str(data), configuration=REAL_CONFIGURATION | lesson)
         row = cloud.wait(run_id, "completed", "failed", seconds=300)
         assert row["status"] == "completed", row["error_message"]
-        assert row["results"]["mAP"] > 0.2, "the weights to start from have not learned enough"
+        assert row["results"]["mAP"] > 0.2, "the start weights have not learned enough"
         self._weights = cloud.storage.get(BUCKET, f"training_runs/{run_id}/1/best.pt")
         host.stop()
         cloud.clear()
@@ -182,7 +182,7 @@ class RealTraining:
                 return
 
     def busy(self, dice: random.Random, workers: int) -> int:
-        """Return how many runs to have at once: sometimes a worker stays free, so that runs move between hosts."""
+        """Return the number of concurrent runs: sometimes a worker stays free, so that runs move between hosts."""
         return dice.randint(1, workers)
 
     def check(self, findings, rows) -> None:

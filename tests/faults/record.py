@@ -32,7 +32,7 @@ declare
   run public.training_runs;
 begin
   select * into run from public.training_runs where id = new.run_id;
-  if new.seq >= 1000000 then  -- an event of the queue itself, with which it may end a run
+  if new.seq >= 1000000 then  -- an event of the queue itself, with which it can end a run
     return null;
   end if;
   if run.attempt <> new.attempt or run.status in ('completed', 'failed', 'canceled') then
@@ -41,7 +41,7 @@ begin
   return null;
 end $$;
 create trigger faults_event after insert on training_run_events for each row execute function faults.note_event();
--- the real pauses (10 s, 20 s, …) have their own tests
+-- the real backoff times (10 s, 20 s, …) have their own tests
 create or replace function trainer.back_off(failures integer) returns interval
 language sql immutable parallel safe set search_path = '' as $$ select 0.3 * interval '1 second' $$;
 """

@@ -1,8 +1,8 @@
 """trainer_service.py with `stand_in_training.py` in place of the training process.
 
-The behavior of the trainings is in TRAINER_HOME/behavior.json, which each training reads. TRAINER_HOME/clock.txt has the
-error of this process's wall clock in seconds; it is read for each time. SWEEP_SECONDS is the interval of the
-housekeeping.
+The behavior of the trainings is in TRAINER_HOME/behavior.json, which each training reads. TRAINER_HOME/clock.txt
+contains the error of the wall clock of this process, in seconds. The clock reads the file each time.
+SWEEP_SECONDS is the interval of the housekeeping.
 """
 
 import datetime as dt

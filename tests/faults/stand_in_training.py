@@ -1,8 +1,8 @@
-"""The quick stand-in (tests/process/programs/trains_quickly.py) with options for single runs, and more options.
+"""The quick stand-in (tests/process/programs/trains_quickly.py) with more options, also for single runs.
 
 runs              {}   more options for the run with that ID
-memory_mib        0    MiB of memory that it allocates in each epoch
-seconds_to_stop   0    between a polite request and its last event
+memory_mib        0    MiB of memory to allocate in each epoch
+seconds_to_stop   0    between a stop request and its last event
 """
 
 import argparse

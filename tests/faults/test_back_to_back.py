@@ -1,4 +1,4 @@
-"""F22: a service that has worked on sixty runs, one after another, keeps nothing of them."""
+"""F22: sixty runs, one after another, leave no resources behind in the service."""
 
 import os
 from pathlib import Path
@@ -21,8 +21,8 @@ def uploaded(cloud):
 @pytest.mark.timeout(240)
 @pytest.mark.long
 def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
-    """F22 (I10): descriptors, threads, memory and temporary files after each run; none of them grows."""
-    # one arena: otherwise a new thread may start another, which looks like a leak
+    """F22 (I10): descriptors, threads, memory and temporary files after each run do not grow."""
+    # one malloc arena: a new thread can create another arena, which looks like a leak
     a = host("a", {"seconds_per_epoch": 0.1}, POLL_INTERVAL=0.05, CHECKPOINT_INTERVAL=0.02, MALLOC_ARENA_MAX=1)
     service = psutil.Process(a.process.pid)
     seen = []
@@ -45,7 +45,7 @@ def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     after = range(len(rss))
     assert linear_regression(after, descriptors).slope < 0.1, descriptors
     assert linear_regression(after, threads).slope < 0.1, threads
-    # MiB per run, from the first ten to the last ten: the allocator takes whole MiB, which distorts a fitted line
+    # MiB per run between the first ten and the last ten runs: the allocator takes whole MiB, which distorts a slope
     assert (mean(rss[-10:]) - mean(rss[:10])) / (len(rss) - 10) < 0.05, rss
     assert linear_regression(after, files).slope < 0.1, files
     assert service.num_fds() <= max(descriptors)

@@ -42,7 +42,7 @@ def lose(wire):
 @pytest.mark.parametrize(
     "break_connection", long_except([cut, freeze, slow, garble, lose], cut, garble), ids=lambda f: f.__name__
 )
-def test_bad_connection_counts_no_attempt(cloud, host, wire, break_connection):
+def test_run_completes_in_one_attempt_over_bad_connection(cloud, host, wire, break_connection):
     """F7 (I6 I8): connections are reset, half-open or slow, answers are cut, packets are lost: during the claim,
     heartbeats, uploads and the outcome.
     """
@@ -80,7 +80,7 @@ WRONG_ANSWERS = {
 
 
 @pytest.mark.parametrize("status", long_except(WRONG_ANSWERS, 200, 429, 502))
-def test_wrong_answers_of_queue_count_no_attempt(cloud, host, status):
+def test_run_completes_in_one_attempt_despite_wrong_answers_of_queue(cloud, host, status):
     """F7 (I6): several times, all calls to the queue get an error or a truncated document for a while."""
     a = host("a", SLOW)
     cloud.refuse("/rpc/", status, WRONG_ANSWERS[status])
@@ -148,8 +148,8 @@ def test_call_is_idempotent_after_lost_answer(cloud, host, call):
     a.wait_idle()
 
 
-def test_refused_outcome_keeps_its_lease(cloud, host):
-    """F6 F7 (I1 I6 I8): only the last call fails, for longer than a lease. The worker keeps the run and completes it."""
+def test_worker_keeps_lease_while_refused_outcome_is_retried(cloud, host):
+    """F6 F7 (I1 I6 I8): only the last call fails, for longer than a lease. The worker keeps the lease."""
     a = host("a", QUICK)
     cloud.refuse("finish_training_run", 500)
     run_id = cloud.enqueue(epochs=3)
@@ -187,7 +187,7 @@ def test_training_continues_while_key_is_revoked(cloud, host):
     a.wait_idle()
 
 
-def test_disconnected_host_stops_after_takeover(cloud, host, wire):
+def test_disconnected_host_stops_training_after_takeover(cloud, host, wire):
     """F26 F4 (I1 I5): a host without a connection loses its run to another host, and stops once it is connected again."""
     a = host("a", SLOW, url=wire.url)
     run_id = cloud.enqueue(epochs=40)

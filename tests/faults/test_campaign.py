@@ -1,4 +1,4 @@
-"""F27: a short campaign, so that CI finds a change that breaks an invariant. Long ones are run by hand."""
+"""F27: a short campaign, so that CI finds a change that breaks an invariant. Long campaigns are run by hand."""
 
 import os
 
@@ -33,7 +33,7 @@ def test_random_faults_violate_no_invariant():
 @pytest.mark.training
 @pytest.mark.timeout(900)
 def test_random_faults_damage_no_real_training():
-    """F27 (I1 to I10), with trainings that get worse: most epochs after a resume are no new best."""
+    """F27 (I1 to I10), with trainings whose fitness drops: most epochs after a resume are not a new best."""
     done = campaign(RealTraining(), 100, workers=2, seed=11)
 
     assert done.findings.violations == [], done.findings.histories

@@ -19,7 +19,7 @@ def checkpoints(cloud, run_id):
 
 
 def wait_for_two_checkpoints(cloud, run_id):
-    """Wait until the row names a checkpoint and the one before it still exists."""
+    """Wait until the row names a checkpoint and the previous checkpoint still exists."""
     cloud.wait_until(run_id, lambda row: row["checkpoint"] and len(checkpoints(cloud, run_id)) == 2)
 
 
@@ -41,7 +41,7 @@ def test_checkpoints_of_completed_run_are_removed(cloud, host):
 
 
 def test_checkpoints_are_removed_when_next_process_delivers_outcome(cloud, host):
-    """F2 F6: killed after the upload, before the outcome was delivered."""
+    """F2 F6: the service is killed after the upload, before it delivers the outcome."""
     a = host("a", SLOW, LEASE_SECONDS=60, **OFTEN)
     cloud.refuse("finish_training_run")
     run_id = cloud.enqueue(epochs=4)
@@ -86,7 +86,7 @@ def wait_for_cleanup_of_deleted(cloud, run_id, a):
     wait_for(lambda: not list((a.home / "uploaded").glob("*")))
 
 
-def test_checkpoints_of_run_taken_over_are_removed(cloud, host):
+def test_checkpoints_of_killed_host_are_removed_after_takeover(cloud, host):
     """F2: the run resumes from a checkpoint of the killed host, which removes it after its restart."""
     a = host("a", SLOW, SWEEP_SECONDS=0.5, **OFTEN)
     run_id = cloud.enqueue(epochs=12)
@@ -114,7 +114,7 @@ def test_failed_run_keeps_checkpoint_until_it_completes(cloud, host):
     a.kill()
     b = host("b", SLOW, **OFTEN)
     cloud.edit(run_id, status="queued")
-    # only a user may queue an ended run again; the record cannot tell this edit from one of a worker
+    # only a user may queue an ended run again; the record does not show who made the edit
     cloud.sql("delete from faults.changes where was ->> 'status' = 'failed' and became ->> 'status' = 'queued'")
 
     cloud.wait(run_id, "completed")
@@ -126,7 +126,7 @@ def test_failed_run_keeps_checkpoint_until_it_completes(cloud, host):
 
 @pytest.mark.parametrize("named", long_except(["training_runs/{other}/1/best.pt", "other/model.pt"], "other/model.pt"))
 def test_object_named_only_by_row_is_not_deleted(cloud, host, named):
-    """Other clients may write the row, so the checkpoint in it is never deleted for that alone."""
+    """Other clients can write the row, so its checkpoint value is not enough to delete an object."""
     other = "00000000-0000-4000-8000-000000000000"
     key = named.format(other=other)
     cloud.storage.put(BUCKET, key, b"of another run")

@@ -22,7 +22,7 @@ DAMAGES = {
 
 
 def wait_published(cloud, run_id):
-    """Wait until the run is completed with the model that was trained, and return the row."""
+    """Wait until the run is completed with the trained model, and return the row."""
     row = cloud.wait(run_id, "completed", "failed", seconds=60)
     assert row["status"] == "completed", row["error_message"]
     cloud.check_published(row)
@@ -50,7 +50,7 @@ def test_damaged_model_is_rebuilt_before_run_completes(cloud, host, damage):
     a.wait_idle()
 
 
-def test_intact_model_is_only_uploaded_again(cloud, host):
+def test_intact_model_is_uploaded_without_training_again(cloud, host):
     """F2 (I8): SIGKILL during the upload, and the model is intact: nothing is trained or evaluated again."""
     a = host("a", QUICK)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
@@ -74,8 +74,8 @@ WRONG_ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", long_except(WRONG_ANSWERS, "signing answers 404 for a while"))
-def test_wrong_storage_answers_count_no_attempt(cloud, host, answer):
-    """F20 (I8): wrong answers from the end of the training on."""
+def test_run_completes_in_one_attempt_despite_wrong_storage_answers(cloud, host, answer):
+    """F20 (I8): Storage gives wrong answers after the end of the training."""
     a = host("a", QUICK | {"seconds_to_finish": 1.5})
     run_id = cloud.enqueue(epochs=4)
     cloud.wait_phase(run_id, "finalizing")

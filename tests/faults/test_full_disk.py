@@ -13,7 +13,7 @@ from tests.long import long_except
 
 
 def check_only_run_failed(cloud, a, run_id, *patterns):
-    """Wait until the run fails with an error that matches all patterns. The service must be idle then. Return the row."""
+    """Wait until the run fails with an error that matches all patterns and the service is idle. Return the row."""
     row = cloud.wait(run_id, "failed", seconds=60)
     for pattern in patterns:
         assert re.search(pattern, row["error_message"]), row["error_message"]
@@ -39,7 +39,7 @@ def test_too_full_disk_is_reported_before_training(cloud, disk, host, tmp_path):
 
 @pytest.mark.long
 def test_disk_full_before_first_batch_fails_only_that_run(cloud, disk, host):
-    """F14 (I6 I8): the disk had space during the check before the training, and none when the training started."""
+    """F14 (I6 I8): the disk had space during the check before the training, but no space when the training started."""
     runs = disk("runs")
     a = host("a", QUICK | {"seconds_to_start": 1}, RUNS_DIR=runs.place)
     run_id = cloud.enqueue(epochs=40, max_attempts=1)
@@ -70,12 +70,12 @@ def test_disk_failure_during_download_fails_only_that_run(cloud, disk, host, kin
     data.restore()
     row = completes(cloud, cloud.enqueue(reference, epochs=2))
     assert row["results"]["dataset"]["images"] == {"train": 4, "val": 2}
-    # on a read-only disk nothing can be removed; the housekeeping removes such files when they are old
+    # on a read-only disk, no file can be removed; the housekeeping removes the files later
     assert kind == "read-only" or not unfinished(data.place)
 
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
-def test_disk_failure_under_cache_fails_only_that_run(cloud, disk, host, kind):
+def test_failed_cache_disk_fails_only_that_run(cloud, disk, host, kind):
     """F14 (I6 I11): the dataset is in the cache, but neither its pin nor the view of the run can be written."""
     data, reference = disk("data", kind), cloud.store_dataset()
     a = host("a", QUICK, DATASET_ROOT=data.place)
@@ -94,7 +94,7 @@ def test_disk_failure_under_cache_fails_only_that_run(cloud, disk, host, kind):
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 @pytest.mark.long
-def test_disk_failure_under_checkpoint_fails_only_that_run(cloud, disk, host, kind):
+def test_failed_checkpoint_disk_fails_only_that_run(cloud, disk, host, kind):
     """F14 (I6 I8): no space for checkpoints, results and the log. The row has the cause; the service continues."""
     runs = disk("runs", kind)
     a = host("a", {"seconds_per_epoch": 0.3, "checkpoint_bytes": 2 * MIB}, RUNS_DIR=runs.place)
@@ -110,7 +110,7 @@ def test_disk_failure_under_checkpoint_fails_only_that_run(cloud, disk, host, ki
 
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
-def test_disk_failure_under_results_delays_upload(cloud, disk, host, kind):
+def test_failed_results_disk_delays_upload(cloud, disk, host, kind):
     """F14 (I6 I8): the model is partly published. The attempt waits, and continues once the disk works again."""
     runs = disk("runs", kind)
     a = host("a", QUICK, RUNS_DIR=runs.place)
@@ -123,7 +123,7 @@ def test_disk_failure_under_results_delays_upload(cloud, disk, host, kind):
     message = next(e["data"]["message"] for e in cloud.events(run_id, "warning") if e["data"]["code"] == "upload_waits")
     assert re.search(MESSAGES[kind], message), message
     assert cloud.row(run_id)["status"] == "running"
-    if kind == "read-only":  # such a disk is repaired only while no process uses it
+    if kind == "read-only":  # the disk can be repaired only while no process uses it
         a.stop()
     runs.restore()
     if kind == "read-only":
@@ -162,7 +162,7 @@ def test_run_resumes_from_checkpoint_once_disk_has_space(cloud, disk, host):
     assert "resumed" in cloud.warnings(run_id)
 
 
-def test_dataset_that_does_not_fit_is_not_trained_on_partly(cloud, disk, host):
+def test_partly_downloaded_dataset_is_not_trained_on(cloud, disk, host):
     """F14 (I6 I11): the disk of the cache fills up during a download. The error names the cause; no partial dataset is left."""
     data = disk("data", mebibytes=40).place
     reference = cloud.store_dataset()
@@ -180,7 +180,7 @@ def test_dataset_that_does_not_fit_is_not_trained_on_partly(cloud, disk, host):
 
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
-def test_disk_failure_under_home_does_not_fail_run(cloud, disk, host, kind):
+def test_failed_home_disk_does_not_fail_run(cloud, disk, host, kind):
     """F14 (I6 I8): the journal and the service log cannot be written. The run completes from memory."""
     home = disk("a", kind)
     others = home.place.parent

@@ -1,4 +1,4 @@
-"""F23: rows that could stop a worker, beside a run that trains. A newer database would refuse them."""
+"""F23: rows that could stop a worker, together with a running training. The current schema refuses such rows."""
 
 import json
 import uuid
@@ -17,26 +17,26 @@ INVALID = {
         "nested deeper than 32",
     ),
     "5,001 digits": ({"configuration": """'{"epochs": 1e5000}'"""}, "more than 400 digits"),
-    "no number": ({"configuration": """to_jsonb('{"epochs": NaN}'::text)"""}, "NaN is not a number"),
-    "no JSON": ({"configuration": """to_jsonb('{"epochs": '::text)"""}, "not JSON"),
+    "NaN": ({"configuration": """to_jsonb('{"epochs": NaN}'::text)"""}, "NaN is not a number"),
+    "incomplete JSON": ({"configuration": """to_jsonb('{"epochs": '::text)"""}, "not JSON"),
     "a list": ({"configuration": "'[1]'"}, "must be a JSON object"),
-    "5 MB of configuration": ({"configuration": "jsonb_build_object('a', repeat('x', 5000000))"}, "configuration"),
+    "a configuration of 5 MB": ({"configuration": "jsonb_build_object('a', repeat('x', 5000000))"}, "configuration"),
     "4 MB of commas": ({"configuration": "jsonb_build_object('device', repeat(',', 4000000))"}, "configuration"),
     "100,000 keys": (
         {"configuration": "(select jsonb_object_agg(n, n) from generate_series(1, 200000) n)"},
         "configuration",
     ),
-    "10 MB of a name": ({"run_name": "repeat('n', 10000000)"}, "run_name"),
-    "10 MB of a dataset": ({"data_yaml": "repeat('d', 10000000)"}, "data_yaml"),
-    "10 MB of a model": ({"base_model": "repeat('m', 10000000)"}, "base_model"),
+    "a name of 10 MB": ({"run_name": "repeat('n', 10000000)"}, "run_name"),
+    "a dataset of 10 MB": ({"data_yaml": "repeat('d', 10000000)"}, "data_yaml"),
+    "a model of 10 MB": ({"base_model": "repeat('m', 10000000)"}, "base_model"),
     "the last attempt": ({"attempt": "2147483647"}, "attempt = 2147483647"),
 }
-ODD_COLUMNS = {
-    "a checkpoint of nonsense": {"checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""},
+EXTREME_COLUMNS = {
+    "an invalid checkpoint": {"checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""},
     "a checkpoint of 1,500 levels": {"checkpoint": f"'{DEEP}'"},
     "results of 1,500 levels": {"results": f"'{DEEP}'"},
-    "dates without end": {"created_at": "'-infinity'", "started_at": "'infinity'"},
-    "numbers at their ends": {
+    "infinite dates": {"created_at": "'-infinity'", "started_at": "'infinity'"},
+    "largest and smallest numbers": {
         "priority": "2147483647",
         "last_reported_epoch": "2147483647",
         "failures": "-2147483648",
@@ -46,7 +46,7 @@ ODD_COLUMNS = {
 
 
 def insert_unchecked(cloud, **sql):
-    """Insert a row without the triggers that would refuse it, and return its ID."""
+    """Insert a row without the triggers that refuse it, and return its ID."""
     run_id = str(uuid.uuid4())
     columns = {
         "id": f"'{run_id}'", "run_name": "'invalid'", "base_model": "'yolo11n.yaml'", "data_yaml": f"'{cloud.data}'",
@@ -99,10 +99,10 @@ def test_invalid_rows_fail_with_reason_beside_valid_run(cloud_with_invalid_rows,
     assert "failed in the service itself" not in a.log.read_text()
 
 
-def test_rows_with_odd_columns_are_trained(cloud_with_invalid_rows, host):
+def test_rows_with_extreme_columns_are_trained(cloud_with_invalid_rows, host):
     cloud = cloud_with_invalid_rows
     a = host("a", QUICK)
-    runs = {name: insert_unchecked(cloud, **columns) for name, columns in ODD_COLUMNS.items()}
+    runs = {name: insert_unchecked(cloud, **columns) for name, columns in EXTREME_COLUMNS.items()}
 
     for name, run_id in runs.items():
         wait_for(lambda run_id=run_id: outcome(cloud, run_id)[0] not in ("queued", "running"), 60, a.tail)
@@ -111,13 +111,13 @@ def test_rows_with_odd_columns_are_trained(cloud_with_invalid_rows, host):
 
 
 def test_invalid_row_does_not_stop_prefetch(cloud_with_invalid_rows, host):
-    """A busy worker reads the next runs of the queue to fetch their datasets. It skips the rows that it cannot read."""
+    """A busy worker reads the next runs of the queue to fetch their datasets. The worker skips unreadable rows."""
     cloud = cloud_with_invalid_rows
     a = host("a", SLOW)
     good = cloud.enqueue(epochs=12)
     cloud.wait_epoch(good, 1)
     invalid = [
-        insert_unchecked(cloud, priority="9", **INVALID[name][0]) for name in ("1,500 levels", "10 MB of a name")
+        insert_unchecked(cloud, priority="9", **INVALID[name][0]) for name in ("1,500 levels", "a name of 10 MB")
     ]
     later = cloud.enqueue(epochs=1)
 

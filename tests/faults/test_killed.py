@@ -13,7 +13,7 @@ from tests.faults.phases import PHASES, hold_in_phase
 from tests.faults.test_finished import NO_KEY
 from tests.long import long_except
 
-# phase → the behavior that keeps a run in it, and the epoch after which the run is there
+# phase → the behavior that keeps a run in the phase, and the last epoch before the phase
 TRAINING_PHASES = {
     "starting": ({"seconds_to_start": 8}, 0),
     "first batch": ({"seconds_per_epoch": 4}, 0),
@@ -98,7 +98,7 @@ def test_run_of_killed_service_resumes_on_another_host(cloud, host, phase):
 
 
 def test_unreported_epochs_of_killed_service_are_reported_by_next_attempt(cloud, host):
-    """F2 F4 (I6 I9): the training finished epochs while the service was suspended. They are in the history afterwards."""
+    """F2 F4 (I6 I9): the training finished epochs while the service was suspended. The history has these epochs."""
     a = host("a", {"seconds_per_epoch": 0.3})
     run_id = cloud.enqueue(epochs=12)
     cloud.wait_epoch(run_id, 2)
@@ -118,7 +118,7 @@ def test_unreported_epochs_of_killed_service_are_reported_by_next_attempt(cloud,
 
 
 def test_suspended_training_ends_with_killed_service(cloud, host):
-    """F2 F5 (I10): the training hangs, as in a driver, and does not react. It ends when its service is killed."""
+    """F2 F5 (I10): the training hangs, as in a driver call. It ends when its service is killed."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=50)
     cloud.wait_epoch(run_id, 1)
@@ -128,7 +128,7 @@ def test_suspended_training_ends_with_killed_service(cloud, host):
 
 
 def test_restarted_service_takes_over_its_own_orphaned_run(cloud, host):
-    """F2 F10 (I1 I6 I9): a restart with the same worker ID does not hide the earlier run."""
+    """F2 F10 (I1 I6 I9): the service is killed and restarts with the same worker ID. The run has one more attempt."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 3)
@@ -145,7 +145,7 @@ def test_restarted_service_takes_over_its_own_orphaned_run(cloud, host):
 
 
 def test_undelivered_outcome_is_delivered_after_restart(cloud, host):
-    """F2 F6 (I6 I8): killed after the upload, before the outcome was delivered. Nothing is trained or uploaded again."""
+    """F2 F6 (I6 I8): SIGKILL between upload and delivery of the outcome. Nothing is trained or uploaded again."""
     a = host("a", QUICK, LEASE_SECONDS=60)
     cloud.refuse("finish_training_run")
     run_id = cloud.enqueue(epochs=3)
@@ -163,7 +163,7 @@ def test_undelivered_outcome_is_delivered_after_restart(cloud, host):
 
 
 def test_torn_checkpoint_is_not_used(cloud, host):
-    """F3 (I8 I9): all processes are killed while a checkpoint is written. The attempt resumes from the one before it."""
+    """F3 (I8 I9): all processes are killed while a checkpoint is written. The attempt resumes from the previous one."""
     a = host("a", SLOW, CHECKPOINT_INTERVAL=3600)
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 4)
@@ -185,7 +185,7 @@ def test_torn_checkpoint_is_not_used(cloud, host):
 
 @pytest.mark.long  # the worker tries the download again for a minute
 def test_damaged_checkpoint_in_bucket_is_not_used(cloud, host):
-    """F3 (I8): another host gets other bytes than were stored. The training starts from the first epoch."""
+    """F3 (I8): another host downloads damaged bytes. The training starts from the first epoch."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=6)
     cloud.wait_until(run_id, lambda row: row["checkpoint"])

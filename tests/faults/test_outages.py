@@ -92,7 +92,7 @@ def test_short_outage_in_any_phase_loses_nothing(cloud, host, phase, seconds):
 
 
 def test_outage_of_1_s_delays_no_epoch_with_default_settings(cloud, tmp_path):
-    """F6 (I5 I6 I8): one run trains through the outage, one finishes. `python -m tests.faults.outage` does longer ones."""
+    """F6 (I5 I6 I8): one run trains, one finishes. `python -m tests.faults.outage` tests longer outages."""
     outage = Outage(cloud, tmp_path / "a", 1).happen()
 
     assert outage.lost == []
@@ -101,7 +101,7 @@ def test_outage_of_1_s_delays_no_epoch_with_default_settings(cloud, tmp_path):
 
 
 def test_service_restarted_during_outage_delivers_outcome(cloud, host):
-    """F6 (I6 I8): the training has finished, the queue is down, the service is restarted. The next one delivers once."""
+    """F6 (I6 I8): a service restarts with a finished run while the queue is down. The outcome is delivered once."""
     a = host("a", QUICK, DRAIN_SECONDS=1)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1)
     run_id = cloud.enqueue(epochs=4)
@@ -119,8 +119,8 @@ def test_service_restarted_during_outage_delivers_outcome(cloud, host):
 
 
 @pytest.mark.long
-def test_storage_outage_in_every_phase_counts_no_attempt(cloud, host):
-    """F6 F7 (I6 I8 I11): 503 for the dataset, the checkpoints and the artifacts, for longer than one call retries."""
+def test_run_completes_in_one_attempt_despite_storage_outages(cloud, host):
+    """F6 F7 (I6 I8 I11): 503 for the dataset, checkpoints and artifacts, for longer than the retries of a call."""
     reference = cloud.store_dataset()
     a = host("a", SLOW)
     cloud.storage.fault("status", on="/datasets", times=8)
@@ -137,9 +137,9 @@ def test_storage_outage_in_every_phase_counts_no_attempt(cloud, host):
 
 
 @pytest.mark.long
-def test_partitioned_host_keeps_checkpoint_that_row_names(cloud, host):
-    """F6 (I5 I9): one host cannot reach the queue, but still uploads checkpoints. The host that takes over still finds
-    the checkpoint that the row names.
+def test_partitioned_host_keeps_checkpoint_of_row(cloud, host):
+    """F6 (I5 I9): one host cannot reach the queue, but still uploads checkpoints. The next host finds the
+    checkpoint that the row names.
     """
     a = host("a", SLOW, LEASE_SECONDS=4)
     run_id = cloud.enqueue(epochs=100)

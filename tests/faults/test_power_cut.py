@@ -1,4 +1,4 @@
-"""F3: a power cut. Afterwards a file is complete, or its damage is detected and it is made again."""
+"""F3: after a power cut, a file is complete, or its damage is detected and the file is created again."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ from trainer.worker.orphaned_journals import orphaned_journals
 
 @pytest.fixture(autouse=True)
 def _no_disk_syncs():
-    """Keep the syncs, without which these tests fail."""
+    """Keep the disk syncs, which the tests in this file need."""
 
 
 def cut_power(host, *disks):
@@ -87,7 +87,7 @@ def test_reported_checkpoint_survives_power_cut(power_cut, tmp_path):
 
 
 def test_recorded_outcome_survives_power_cut(power_cut):
-    """F2 F6 (I6 I8): the next process delivers it."""
+    """F2 F6 (I6 I8): the next process delivers the outcome."""
     home = power_cut("home")
     job = Job(id=str(uuid.uuid4()), request=RunRequest(data_yaml=None), attempt=1)
     outcome = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
@@ -125,7 +125,7 @@ def test_finished_run_is_published_completely_after_power_cut(cloud, power_cut, 
 
 @pytest.mark.parametrize("stored", long_except([store_archive, Cloud.store_dataset], store_archive))
 def test_fetched_dataset_survives_power_cut(cloud, power_cut, host, stored):
-    """I11: the next run uses the dataset without another download, and a run on another dataset works too."""
+    """I11: the next run uses the dataset without another download. A run on another dataset works too."""
     data, reference = power_cut("data"), stored(cloud)
     a = host("a", QUICK, DATASET_ROOT=data.place)
     completes(cloud, cloud.enqueue(reference, epochs=1))
@@ -156,7 +156,7 @@ def test_dataset_is_fetched_again_after_power_cut_during_download(cloud, power_c
 
 
 def test_damaged_dataset_tree_is_fetched_again(cloud, power_cut, host):
-    """I11: a tree that was not synced: its size, its list of files and its images are empty."""
+    """I11: in a tree that was not synced, the size, the list of files and the images are empty."""
     data, reference = power_cut("data"), store_archive(cloud)
     a = host("a", QUICK, DATASET_ROOT=data.place)
     completes(cloud, cloud.enqueue(reference, epochs=1))
@@ -176,7 +176,7 @@ def test_damaged_dataset_tree_is_fetched_again(cloud, power_cut, host):
 
 @pytest.mark.parametrize("source", ["release", "bucket"])
 def test_fetched_weights_survive_power_cut(power_cut, tmp_path, release, source):
-    """Synced weights are not fetched again; damaged weights are."""
+    """Only damaged weights are fetched again."""
     disk, store = power_cut("models"), LocalObjectStore(tmp_path / "store")
     ref = upload(store, tmp_path, "best.pt", weights(b"best"))
     model = ModelObject(ref=ref) if source == "bucket" else YOLO11N
@@ -200,7 +200,7 @@ def test_fetched_weights_survive_power_cut(power_cut, tmp_path, release, source)
 
 
 def test_outcome_in_sqlite_queue_survives_power_cut(power_cut):
-    """The journal is removed once the queue has the outcome, so the queue must not lose it."""
+    """The journal is removed once the queue has the outcome, so the queue must not lose the outcome."""
     disk = power_cut("home")
     queue = SqliteQueue(disk.place / "queue.db")
     run_id = queue.enqueue(RunRequest(data_yaml="/data"))

@@ -13,7 +13,7 @@ from tests.faults.proxy import Proxy
 
 @pytest.fixture
 def echo():
-    """The port of a server that sends everything back."""
+    """The port of an echo server."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer(connection):
@@ -99,21 +99,21 @@ def test_slow_proxy_delays_each_piece(proxy, wire):
     wire.sendall(b"slow")
 
     assert wire.recv(100) == b"slow"
-    assert time.monotonic() - began >= 0.3  # there and back
+    assert time.monotonic() - began >= 0.3  # one delay in each direction
 
 
 @pytest.mark.long
 def test_lost_packets_are_sent_again(proxy, wire):
     if not shutil.which("nft") or os.geteuid():
         pytest.skip("losing packets needs root and nft")
-    wire.settimeout(60)  # TCP doubles its waits
+    wire.settimeout(60)  # TCP doubles its retransmission timeout
     proxy.lose(30)
     began = time.monotonic()
     for _ in range(10):
         wire.sendall(b"again")
         assert wire.recv(100) == b"again"
 
-    assert time.monotonic() - began > 0.2  # the shortest time before TCP sends again
+    assert time.monotonic() - began > 0.2  # the minimum retransmission timeout of TCP
 
 
 def test_cut_answer_resets_connection(proxy, wire):
@@ -141,4 +141,4 @@ def test_closed_proxy_leaves_no_thread(echo):
     deadline = time.monotonic() + 5
     while threading.active_count() > before + 1 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() <= before + 1  # the thread of the server may still run
+    assert threading.active_count() <= before + 1  # the thread of the server can still be running

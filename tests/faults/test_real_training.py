@@ -1,4 +1,4 @@
-"""F1, F2, F13 with a real YOLO training: a run that is killed, drained and moved is still one training."""
+"""F1, F2, F13 with a real YOLO training: a run that is killed, drained and moved to other hosts."""
 
 import csv
 import io
@@ -63,7 +63,7 @@ def test_interrupted_real_training_has_one_curve(cloud, host):
 
 
 def _wait_for_another_epoch(cloud, run_id, attempt):
-    """Wait until this attempt reports an epoch that no earlier attempt reported."""
+    """Wait until the attempt reports an epoch that no earlier attempt reported."""
     before = max(epoch for number, epochs in cloud.epochs(run_id).items() if number < attempt for epoch in epochs)
     cloud.wait_epoch(run_id, before + 1, attempt, seconds=100)
 

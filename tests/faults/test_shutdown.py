@@ -21,7 +21,7 @@ OFTEN = [*[(5, phase) for phase in PHASES], (0, "training"), (0, "uploading"), (
 
 
 @pytest.mark.parametrize(("grace", "phase"), long_except(GRACES, *OFTEN))
-def test_stopped_service_hands_its_run_to_another_host(cloud, host, record_property, grace, phase):
+def test_run_of_stopped_service_resumes_on_another_host(cloud, host, record_property, grace, phase):
     """F13 (I6 I9 I10): SIGTERM, then SIGKILL if the service is too slow. The run resumes on another host."""
     a, run_id = start_in_phase(cloud, host, phase, DRAIN_SECONDS=max(grace, 1))
     processes = a.children()
@@ -57,8 +57,8 @@ def test_stopped_service_hands_its_run_to_another_host(cloud, host, record_prope
 @pytest.mark.parametrize(
     ("grace", "in_time"), long_except([(5, False), (30, True), (120, True)], (5, False), (30, True))
 )
-def test_training_that_stops_slowly_has_drain_time(cloud, host, record_property, grace, in_time):
-    """F13 (I6 I7 I9 I10): the training needs 6 s to stop. With less time it is killed, and its run is queued again."""
+def test_slow_training_uses_drain_time_to_stop(cloud, host, record_property, grace, in_time):
+    """F13 (I6 I7 I9 I10): the training needs 6 s to stop. With less time, it is killed and its run is queued."""
     a = host("a", SLOW | {"seconds_to_stop": 6}, DRAIN_SECONDS=grace)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)
@@ -125,7 +125,7 @@ def test_second_sigterm_exits_at_once_without_loss(cloud, host, record_property)
 
 @pytest.mark.long
 def test_repeated_deploys_count_no_failure(cloud, host):
-    """F13 (I7 I9): five deploys during one run. Each epoch is trained once, and any host could resume."""
+    """F13 (I7 I9): five deploys during one run. Each epoch is trained once, and each host can resume the run."""
     a = host("a", {"seconds_per_epoch": 0.25}, CHECKPOINT_INTERVAL=3600)
     run_id = cloud.enqueue(epochs=30)
     for attempt in range(1, 6):

@@ -104,7 +104,7 @@ def test_delayed_outcome_after_takeover_changes_nothing(cloud, host, wire):
 
 
 def test_service_suspended_past_its_lease_reclaims_its_run(cloud, host):
-    """F4 (I1 I9): without another host, a suspension past the lease costs no attempt and no epoch."""
+    """F4 (I1 I9): without another host, a suspension past the lease needs no new attempt and loses no epoch."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 2)
@@ -123,7 +123,7 @@ def test_service_suspended_past_its_lease_reclaims_its_run(cloud, host):
 
 @pytest.mark.parametrize("how", ["stopped", "an endless loop"])
 def test_training_without_progress_is_killed_and_retried(cloud, host, how):
-    """F5 (I6 I9 I10): SIGSTOP to the training, or an endless loop. Noticed within STALL_SECONDS."""
+    """F5 (I6 I9 I10): SIGSTOP to the training, or an endless loop. Detected within STALL_SECONDS."""
     a = host("a", SLOW if how == "stopped" else QUICK | {"hang": True, "at_epoch": 3}, STALL_SECONDS=1.5)
     run_id = cloud.enqueue(epochs=8)
     training = a.training()
@@ -146,7 +146,7 @@ def test_training_without_progress_is_killed_and_retried(cloud, host, how):
 
 @pytest.mark.parametrize("where", long_except([1, "finalizing"], 1))
 def test_training_that_is_always_stuck_fails_with_reason(cloud, host, where):
-    """F5 (I6 I7): stuck in an epoch or in the last validation. The row has the reason of the last attempt."""
+    """F5 (I6 I7): the training is stuck in an epoch or the last validation. The row has the last reason."""
     host("a", QUICK | {"hang": True, "at_epoch": where}, STALL_SECONDS=0.5)
 
     row = cloud.wait(cloud.enqueue(epochs=4, max_attempts=2), "failed")
@@ -157,7 +157,7 @@ def test_training_that_is_always_stuck_fails_with_reason(cloud, host, where):
 
 
 def test_two_services_with_one_name_do_not_share_a_run(cloud, host, tmp_path):
-    """F10 (I1 I6): a cloned machine has the same worker ID. The claim ID tells the two apart."""
+    """F10 (I1 I6): a cloned machine has the same worker ID. The claim ID distinguishes the two services."""
     a = host("a", QUICK, WORKER_ID="same")
     b = host("b", QUICK, WORKER_ID="same")
     runs = [cloud.enqueue(epochs=3) for _ in range(6)]
@@ -186,7 +186,7 @@ def test_orphaned_run_is_found_despite_second_service_with_same_name(cloud, host
 
 @pytest.mark.parametrize("hours", long_except([1, -1], 1))
 @pytest.mark.long
-def test_wrong_clock_neither_loses_nor_takes_a_run(cloud, host, tmp_path, hours):
+def test_wrong_clock_does_not_change_owner_of_run(cloud, host, tmp_path, hours):
     """F11 (I1): the clock of a host is one hour wrong, then one hour wrong in the other direction."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

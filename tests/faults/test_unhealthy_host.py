@@ -1,4 +1,4 @@
-"""F28: an unhealthy host beside a healthy one. Settings that could hide a fault have their defaults."""
+"""F28: an unhealthy host together with a healthy host. Settings that could hide a fault have their defaults."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def wait_unhealthy(cloud, name, pattern, host):
 
 
 def claims(cloud, name):
-    """Return how many runs the worker claimed."""
+    """Return the number of runs that the worker claimed."""
     return cloud.stack.rows(f"select count(*) as n from faults.changes where became ->> 'worker_id' = '{name}'"
                             " and was ->> 'attempt' <> became ->> 'attempt'")[0]["n"]  # fmt: skip
 
@@ -67,36 +67,36 @@ DISKS = [(setting, kind) for setting in ("RUNS_DIR", "DATASET_ROOT", "MODELS_DIR
 @pytest.mark.parametrize(("setting", "kind"), long_except(DISKS))
 def test_unhealthy_host_stops_claiming_until_its_disk_recovers(cloud, disk, host, kind, setting):
     place = disk("place", kind)
-    sick = host("sick", **{setting: place.place})
-    well = host("well", {"seconds_per_epoch": 1})  # slow, so that the other host has time to claim some
+    unhealthy = host("unhealthy", **{setting: place.place})
+    well = host("well", {"seconds_per_epoch": 1})  # slow, so that the other host has time to claim runs
     place.fail()
 
     runs = [cloud.enqueue(epochs=2) for _ in range(10)]
     wait_completed(cloud, runs)
 
     assert all(cloud.row(run)["failures"] <= 1 for run in runs)
-    assert 1 <= claims(cloud, "sick") <= 2
-    seen = wait_unhealthy(cloud, "sick", f"{setting}.*({MESSAGES[kind]})", sick)["last_seen"]
-    wait_for(lambda: worker(cloud, "sick")["last_seen"] > seen, seconds=30)
+    assert 1 <= claims(cloud, "unhealthy") <= 2
+    seen = wait_unhealthy(cloud, "unhealthy", f"{setting}.*({MESSAGES[kind]})", unhealthy)["last_seen"]
+    wait_for(lambda: worker(cloud, "unhealthy")["last_seen"] > seen, seconds=30)
     well.stop()
     place.restore()
     wait_completed(cloud, [cloud.enqueue(epochs=2) for _ in range(3)])
-    assert worker(cloud, "sick")["status_message"] is None
+    assert worker(cloud, "unhealthy")["status_message"] is None
 
 
 @pytest.mark.long
 def test_runs_wait_while_only_host_is_unhealthy(cloud, disk, host):
     runs_dir = disk("runs")
-    sick = host("sick", RUNS_DIR=runs_dir.place)
+    unhealthy = host("unhealthy", RUNS_DIR=runs_dir.place)
     runs_dir.fail()
 
     runs = [cloud.enqueue(epochs=2) for _ in range(10)]
-    wait_unhealthy(cloud, "sick", "RUNS_DIR.*no space left", sick)
+    wait_unhealthy(cloud, "unhealthy", "RUNS_DIR.*no space left", unhealthy)
 
     assert {cloud.row(run)["status"] for run in runs} == {"queued"}
-    assert claims(cloud, "sick") == 1
+    assert claims(cloud, "unhealthy") == 1
     (tried,) = [row for row in cloud.rows() if row["attempt"]]
-    assert (tried["failures"], tried["host_failures"]) == (1, {"sick": 1})
+    assert (tried["failures"], tried["host_failures"]) == (1, {"unhealthy": 1})
     assert "RUNS_DIR" in tried["error_message"], "the row must say why it waits"
     runs_dir.restore()
     wait_completed(cloud, runs)
@@ -109,12 +109,12 @@ def test_host_started_with_full_disk_claims_nothing_until_space_is_free(cloud, d
     (place.place / "behavior.json").write_text(json.dumps(QUICK))  # the stand-in reads this file in TRAINER_HOME
     place.fail()
     run_id = cloud.enqueue(epochs=2)
-    sick = host("sick", **{setting: place.place})
+    unhealthy = host("unhealthy", **{setting: place.place})
 
-    wait_unhealthy(cloud, "sick", f"{setting}.*no space left", sick)
+    wait_unhealthy(cloud, "unhealthy", f"{setting}.*no space left", unhealthy)
 
     assert cloud.row(run_id)["attempt"] == 0
-    (line,) = [line for line in sick.lines() if line["event"] == "host is unhealthy, claiming no runs"]
+    (line,) = [line for line in unhealthy.lines() if line["event"] == "host is unhealthy, claiming no runs"]
     assert setting in line["reason"]
     place.restore()
     wait_completed(cloud, [run_id])
@@ -122,7 +122,7 @@ def test_host_started_with_full_disk_claims_nothing_until_space_is_free(cloud, d
 
 @pytest.mark.long
 def test_host_with_broken_libraries_stops_claiming(cloud, host):
-    """The libraries of one host are broken, which the self-test of disks cannot find."""
+    """The libraries of one host are broken. The self-test of disks cannot detect this."""
     broken = host("broken", QUICK | {"at_epoch": 0, "exit": 1, "print": "ImportError: libcudart.so.13"}, WARM_START="0")
 
     runs = [cloud.enqueue(epochs=2) for _ in range(10)]
@@ -140,15 +140,15 @@ def test_host_with_broken_libraries_stops_claiming(cloud, host):
 @pytest.mark.long
 def test_real_training_on_failed_disk_resumes_on_healthy_host(cloud, disk, host, kind):
     place = disk("place", kind)
-    sick = host("sick", None, RUNS_DIR=place.place)
+    unhealthy = host("unhealthy", None, RUNS_DIR=place.place)
     run_id = cloud.enqueue(**CONFIGURATION | {"epochs": 30})
     table = place.place / f"train_{run_id}" / "results.csv"  # the queue gets the epochs seconds later
-    wait_for(lambda: table.exists() and table.read_text().count("\n") > 2, seconds=100, describe=sick.tail)
+    wait_for(lambda: table.exists() and table.read_text().count("\n") > 2, seconds=100, describe=unhealthy.tail)
     place.fail()
 
-    wait_unhealthy(cloud, "sick", f"RUNS_DIR.*({MESSAGES[kind]}|MiB free)", sick)
+    wait_unhealthy(cloud, "unhealthy", f"RUNS_DIR.*({MESSAGES[kind]}|MiB free)", unhealthy)
     row = cloud.row(run_id)
-    assert (row["status"], row["host_failures"]) == ("queued", {"sick": 1})
+    assert (row["status"], row["host_failures"]) == ("queued", {"unhealthy": 1})
     host("well", None)
 
     wait_completed(cloud, [run_id])
@@ -176,12 +176,12 @@ def test_run_too_large_for_one_host_waits_for_another(cloud, disk, host, drawn, 
 
 @pytest.mark.long
 def test_read_only_home_counts_as_host_failure(cloud, disk, host):
-    home = disk("sick", "read-only")
-    sick = host("sick", RUNS_DIR=home.place.parent / "runs", DATASET_ROOT=home.place.parent / "sets")
+    home = disk("unhealthy", "read-only")
+    unhealthy = host("unhealthy", RUNS_DIR=home.place.parent / "runs", DATASET_ROOT=home.place.parent / "sets")
     home.fail()
 
     run_id = cloud.enqueue(epochs=2)
-    wait_unhealthy(cloud, "sick", "TRAINER_HOME.*Read-only file system", sick)
+    wait_unhealthy(cloud, "unhealthy", "TRAINER_HOME.*Read-only file system", unhealthy)
 
     row = cloud.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 1)

@@ -58,7 +58,7 @@ def test_cut_upload_resumes_where_it_stopped(cloud, host):
 
 
 def test_upload_is_idempotent_after_lost_answer(cloud, host):
-    """F20 F8 (I8): the object was stored, and the answer was lost. It is sent again and stays the same."""
+    """F20 F8 (I8): the object was stored, and the answer was lost. The same object is sent again."""
     cloud.storage.fault("lost", on="/1/best.pt", times=3)
     host("a", QUICK)
 
@@ -70,10 +70,10 @@ def test_upload_is_idempotent_after_lost_answer(cloud, host):
 
 HOSTILE = {
     "a path with ..": ({}, {"data_yaml": "../../../../etc/passwd"}, "passwd"),
-    "a path outside of the roots": ({}, {"data_yaml": "/etc/data.yaml"}, "/etc/data.yaml"),
+    "a path outside the roots": ({}, {"data_yaml": "/etc/data.yaml"}, "/etc/data.yaml"),
     "too many epochs": ({"epochs": 10**12}, {}, "epochs"),
     "an image size larger than any memory": ({"imgsz": 10**6}, {}, "imgsz"),
-    "an unknown setting and a text for a number": ({"learning_rate_of_doom": 1, "lr0": "fast"}, {}, "lr0"),
+    "an unknown setting and a string instead of a number": ({"learning_rate_of_doom": 1, "lr0": "fast"}, {}, "lr0"),
     "code as the model": ({}, {"base_model": "__import__('os').system('id')"}, "base_model"),
     "weights from a URL": ({}, {"base_model": "https://example.com/evil.pt"}, "base_model"),
     "another output folder": ({"project": "/etc"}, {}, "project"),
@@ -84,7 +84,7 @@ HOSTILE = {
 
 
 def test_hostile_configuration_is_rejected_with_reason(cloud, host):
-    """F23 (I6): each fails at once with an error that names the setting. Nothing is trained; the service continues."""
+    """F23 (I6): the run fails at once with an error that names the setting. The service continues."""
     a = host("a", QUICK, SLOTS=4)
     runs = {}
     for name, (configuration, columns, _) in HOSTILE.items():

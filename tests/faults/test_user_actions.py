@@ -13,7 +13,7 @@ from tests.long import long_except
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_cancel_frees_host_in_any_phase(cloud, host, phase):
-    """F12 (I3 I4 I10): canceled within a bound. The artifacts are kept, and the row points to no model."""
+    """F12 (I3 I4 I10): the run is canceled within a time limit. The artifacts are kept, and the row names no model."""
     a, run_id = start_in_phase(cloud, host, phase)
     processes = a.trainings()
     asked = time.monotonic()
@@ -27,7 +27,7 @@ def test_cancel_frees_host_in_any_phase(cloud, host, phase):
     row = cloud.wait(run_id, "canceled", "completed")
 
     assert took < 2 + 2 + 6  # CANCEL_GRACE, the time after SIGTERM, and time for a very slow machine
-    # a model that was finished before the cancel arrived is kept: a user can delete it, but not train it again in a second
+    # a model that was finished before the cancel is kept: deleting it is easy, training it again is slow
     assert row["status"] == ("completed" if phase == "ending" else "canceled")
     if phase != "ending":
         assert (row["error_message"], row["trained_model_url"]) == ("Canceled by user.", None)
@@ -101,7 +101,7 @@ def test_cancel_during_claim_ends_every_run(cloud, host):
     a.wait_idle()
 
 
-def test_finish_and_cancel_at_once_give_one_complete_outcome(cloud, host):
+def test_concurrent_finish_and_cancel_give_one_complete_outcome(cloud, host):
     """F12 (I3 I4): the run ends as canceled or as completed, with the artifacts of that outcome."""
     a = host("a", {"seconds_per_epoch": 0.4})
     run_id = cloud.enqueue(epochs=50)
@@ -117,7 +117,7 @@ def test_finish_and_cancel_at_once_give_one_complete_outcome(cloud, host):
 
 
 def test_cancel_between_attempts_keeps_artifacts(cloud, host):
-    """F12 F13 (I8): the run is canceled after its service was stopped. Its weights and log are published."""
+    """F12 F13 (I8): the run is canceled after its service was stopped. The weights and the log are published."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)
@@ -133,7 +133,7 @@ def test_cancel_between_attempts_keeps_artifacts(cloud, host):
 
 
 def test_cancel_after_killed_training_keeps_artifacts(cloud, host):
-    """F1 F12 (I8): no worker can run the next attempt. The artifacts of the killed one are listed."""
+    """F1 F12 (I8): no worker can run the next attempt. The artifacts of the killed attempt are listed."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)
@@ -153,7 +153,7 @@ def test_cancel_after_killed_service_keeps_artifacts(cloud, host, asked):
     a = host("a", SLOW, LEASE_SECONDS=60)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)
-    cloud.edit(run_id, configuration={"epochs": 20, "requires": {"gpus": 4}})  # no worker can claim it a second time
+    cloud.edit(run_id, configuration={"epochs": 20, "requires": {"gpus": 4}})  # unclaimable from now on
     a.kill_all()
     if asked == "before the restart":
         cloud.cancel(run_id)
