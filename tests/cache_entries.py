@@ -1,4 +1,4 @@
-"""Put entries into the content cache, for its tests."""
+"""Helpers that add entries to the content cache."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What every test gets: a clean environment, short tracebacks in logs, and no waiting for the disk."""
+"""Fixtures of all tests: a clean environment, short tracebacks in logs, and no disk syncs."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ from trainer.disk import durable
 from trainer.jobs.sqlite_file import SqliteFile
 from trainer.settings import Settings
 
-# a developer's own settings, or the test runner's, must not decide what a test sees
+# settings of the developer or of the test runner must not change the result of a test
 for name in Settings.model_fields:
     os.environ.pop(name.upper(), None)
-# nor must a runner that was started with nohup, whose ignored signal the services under test would inherit
+# a test runner started with nohup ignores SIGHUP, and the services under test would inherit the ignored signal
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# structlog's default formats tracebacks with rich, which takes up to a second each
+# by default, structlog formats tracebacks with rich, which takes up to a second for each traceback
 structlog.configure(
     processors=[
         structlog.contextvars.merge_contextvars,
@@ -28,13 +28,13 @@ structlog.configure(
 
 @pytest.fixture(autouse=True)
 def _away_from_dotenv(monkeypatch):
-    """A `.env` in the repository must not be read."""
+    """Prevent tests from reading a `.env` file in the repository."""
     monkeypatch.setitem(Settings.model_config, "env_file", None)
 
 
 @pytest.fixture(autouse=True)
 def _no_disk_syncs(monkeypatch):
-    """Skip syncs, which only a power cut needs. `faults/test_power_cut.py` overrides this; tests of syncs replace them again."""
+    """Skip disk syncs, which matter only after a power cut. `faults/test_power_cut.py` overrides this fixture."""
     connect = SqliteFile._connect
 
     def connect_unsynced(self, mode):

@@ -27,7 +27,7 @@ KEYPOINTS = "kpt_shape: [2, 3]\nflip_idx: [0, 1]\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """`files` by name. `entry` is the file that data_yaml names, or "" for the folder. `images`: expected per split."""
+    """`files`: content by file name. `entry`: file for data_yaml, or "" for the folder. `images`: expected counts."""
 
     files: dict[str, bytes]
     images: dict[str, int]

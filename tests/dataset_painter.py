@@ -1,4 +1,4 @@
-"""Make small labeled datasets, equal on every machine: one bright square or disc per image on gray noise."""
+"""Make small labeled datasets, equal on every machine. Each image has one bright square or disc on gray noise."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def paint(
     suffix: str = "jpg",
     yaml: str | None = "",
 ) -> Path:
-    """Make a dataset in `root` and return the path of its data.yaml. `yaml`: None for no file, "" for the default one."""
+    """Make a dataset in `root` and return the path of data.yaml. `yaml`: None for no file, "" for the default file."""
     number = 0
     for split, count in {"train": train, "val": val}.items():
         pictures, texts = root / images.format(split=split), root / labels.format(split=split)
@@ -81,7 +81,7 @@ def paint(
 
 
 class OnDisk:
-    """A fetcher for datasets that are on disk already."""
+    """A fetcher for local datasets."""
 
     def __init__(self, *, is_private: bool = False) -> None:
         self.is_private = is_private

@@ -1,4 +1,4 @@
-"""A small dataset in a store that counts downloads, for tests of fetching."""
+"""A small dataset in an object store that counts downloads."""
 
 import zipfile
 
@@ -19,7 +19,7 @@ DATASET = {
 
 
 class WatchedStore(LocalObjectStore):
-    """A local store that counts downloads and calls a hook of the test during a download."""
+    """A local store that counts downloads and calls the hook `during` of a test in each download."""
 
     def __init__(self, root):
         super().__init__(root)

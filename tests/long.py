@@ -1,4 +1,4 @@
-"""Which variants of a test run in `make test`, and which ones only in `make test-long`."""
+"""Select the variants of a test for `make test`. The other variants run only in `make test-long`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pytest
 
 
 def long_except(values: Iterable[Any], *quick: Any) -> list[Any]:
-    """Return the parameters `values`, all marked `long` except the `quick` ones. A tuple is one set of parameters."""
+    """Return `values` as parameters, marked `long` unless they are in `quick`. A tuple is one set of parameters."""
     marked = [
         pytest.param(
             *(value if isinstance(value, tuple) else (value,)), marks=[] if value in quick else [pytest.mark.long]
         )
         for value in values
     ]
-    assert sum(not parameter.marks for parameter in marked) == len(quick), f"not all of {quick} are among the values"
+    assert sum(not parameter.marks for parameter in marked) == len(quick), (
+        f"each of {quick} must occur once in the values"
+    )
     return marked

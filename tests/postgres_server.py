@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own for tests and benchmarks, in the state of a new Supabase project."""
+"""A local PostgreSQL server for tests and benchmarks, in the state of a new Supabase project."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
     deadline = time.monotonic() + seconds
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args!r} did not come up:\n{log.read_text(errors='replace')[-4000:]}")
+            raise RuntimeError(f"{process.args!r} did not start:\n{log.read_text(errors='replace')[-4000:]}")
         time.sleep(0.02)
 
 
@@ -76,7 +76,7 @@ def postgres_binaries() -> Path:
 
 
 class Postgres:
-    """One cluster in `folder`, without fsync. PostgreSQL does not run as root, so root runs it as `postgres` or `nobody`."""
+    """A PostgreSQL cluster in `folder`, without fsync. Root starts PostgreSQL as the user `postgres` or `nobody`."""
 
     def __init__(self, folder: Path) -> None:
         self.bin = postgres_binaries()
@@ -122,21 +122,23 @@ class Postgres:
 
     def stop(self) -> None:
         if self._process:
-            stop_process(self._process, signal.SIGINT)  # "fast" shutdown: disconnects clients
+            stop_process(self._process, signal.SIGINT)  # "fast" shutdown, which disconnects clients
 
     def crash(self) -> None:
         if self._process:
-            stop_process(self._process, signal.SIGQUIT)  # "immediate" shutdown: needs crash recovery at the next start
+            stop_process(
+                self._process, signal.SIGQUIT
+            )  # "immediate" shutdown, which needs crash recovery at the next start
 
     def sql(self, script: str, *, database: str = "app", role: str | None = None, claims: object = None) -> str:
-        """Run SQL and return its unaligned output. Raises SqlError with the server's message."""
+        """Run SQL and return the unaligned output of psql. Raises SqlError with the server's message."""
         before = f"set request.jwt.claims to '{json.dumps(claims)}';\n" if claims else ""
         before += f"set role {role};\n" if role else ""
         done = self._psql(before + script, database)
         return done.stdout.decode().rstrip("\n")
 
     def plans(self, script: str, *, database: str = "app") -> str:
-        """Run SQL and return the plans of all statements, including those in functions."""
+        """Run SQL and return the plans of all statements, including statements in functions."""
         explain = """load 'auto_explain'; set auto_explain.log_min_duration = 0; set auto_explain.log_nested_statements = on;
             set auto_explain.log_analyze = on; set auto_explain.log_timing = off; set client_min_messages = log;"""
         return self._psql(explain + script, database).stderr.decode()
@@ -153,7 +155,7 @@ class Postgres:
 
     def rows(self, query: str, *, database: str = "app", role: str | None = None, claims: object = None) -> list[Any]:
         """Return a query's rows as JSON objects."""
-        # in a CTE, so that INSERT … RETURNING works as well
+        # the query is in a CTE, so that INSERT … RETURNING works as well
         answer = self.sql(
             f"with q as ({query}) select to_jsonb(q) from q;", database=database, role=role, claims=claims,
         )  # fmt: skip

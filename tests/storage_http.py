@@ -1,4 +1,4 @@
-"""HTTP of the Storage stand-in: connections, bodies in both directions, and the faults that damage them."""
+"""HTTP of the Storage stand-in: connections, request and response bodies, and injected faults."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """One request and its response. The routes are in `storage_routes`."""
+    """A handler for one request and its response. The routes are in `storage_routes`."""
 
     protocol_version, disable_nagle_algorithm, wbufsize = "HTTP/1.1", True, 65536
     server_state: StorageState
@@ -100,7 +100,7 @@ class Exchange(BaseHTTPRequestHandler):
     def dispatch(self, parts: list[str]) -> None:
         raise NotImplementedError
 
-    # ── bytes out ──
+    # ── responses ──
 
     def answer(self, status: int, body: Any) -> None:
         self.send(status, json.dumps(body).encode(), {"Content-Type": "application/json; charset=utf-8"})
@@ -124,7 +124,9 @@ class Exchange(BaseHTTPRequestHandler):
         body = body[: cut.after] if cut else body
         step = max(1, int(slow.rate / 20)) if slow else 1 << 20
         for start in range(0, len(body), step):
-            with self.state.lock:  # before the client gets them, because it may list the objects at once
+            with (
+                self.state.lock
+            ):  # counted before the client gets the bytes, because the client can read the counter at once
                 self.state.sent += min(step, len(body) - start) if count else 0
             self.wfile.write(body[start : start + step])
             self.wfile.flush()
@@ -132,7 +134,7 @@ class Exchange(BaseHTTPRequestHandler):
         if cut:
             raise Cut
 
-    # ── bytes in ──
+    # ── request bodies ──
 
     def read(self) -> bytes:
         block = self.rfile.read1(min(self.unread, 65536))
@@ -148,7 +150,7 @@ class Exchange(BaseHTTPRequestHandler):
         return json.loads(content or b"{}")
 
     def receive(self, file: Path) -> None:
-        """Append the body to `file`; the bytes received before an interruption stay."""
+        """Append the body to `file`. After an interruption, the received bytes stay in `file`."""
         cut, slow, arrived = self.faults.get("cut_request"), self.faults.get("slow"), 0
         with file.open("ab") as out:
             while self.unread:

@@ -58,7 +58,7 @@ class Handler(Exchange):
                 message = f"Route {self.command}:{self.path} not found"
                 self.answer(404, {"message": message, "error": "Not Found", "statusCode": 404})
 
-    # ── what is stored ──
+    # ── stored objects ──
 
     def bucket(self, name: str, *, visible: bool = True) -> str:
         if name not in self.state.buckets or not visible:
@@ -134,7 +134,7 @@ class Handler(Exchange):
             content = content[: fault.after]
         headers = {"ETag": etag, "Content-Type": stored.mime, "Accept-Ranges": "bytes"}
         status, wanted = 200, self.headers.get("Range")
-        if wanted:  # If-Range is ignored, as the real server does
+        if wanted:  # If-Range is ignored, as by the real server
             found = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted)
             if not found or not (found[1] or found[2]) or (found[1] and int(found[1]) >= len(content)):
                 raise Refusal(416, "InvalidRange", "The requested range cannot be satisfied", http=416)
@@ -175,7 +175,7 @@ class Handler(Exchange):
         if self.command == "POST" and not name:
             try:
                 self.send(201, b"", tus | {"Location": self.create_upload()})
-            except Refusal as refusal:  # these routes answer with real statuses, in plain text
+            except Refusal as refusal:  # these routes send the actual HTTP status and plain text
                 self.send(int(refusal.body["statusCode"]), str(refusal).encode(), tus)
             return
         upload = self.state.uploads.get(name)
@@ -211,7 +211,7 @@ class Handler(Exchange):
 
 
 def unwrap(file: Path, boundary: str) -> str:
-    """Reduce `file` to the content of the form's file. Return its content type."""
+    """Replace the form in `file` by the content of the file in the form. Return the content type of the content."""
     for section in file.read_bytes().split(f"--{boundary}".encode()):
         head, _, content = section.partition(b"\r\n\r\n")
         if b"filename=" in head:

@@ -25,7 +25,7 @@ class Refusal(Exception):
 
 
 class Cut(Exception):
-    """Close the connection without sending another byte."""
+    """Close the connection without another byte."""
 
 
 @dataclass
@@ -52,12 +52,14 @@ class Upload:
     mime: str
     length: int
     file: Path
-    lock: threading.Lock = field(default_factory=threading.Lock)  # one request at a time, even if its client is gone
+    lock: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # held during one request, even if the client has disconnected
 
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests whose `METHOD /path` contains `on`.
+    """A fault in the next `times` requests whose `METHOD /path` contains `on`.
 
     status       answer with `status`, `headers` and `body`
     portal       answer with a login page
@@ -65,8 +67,8 @@ class Fault:
     slow         send or receive `rate` bytes per second
     cut          close the connection after `after` bytes of the response's body
     cut_request  close the connection after `after` bytes of the request's body
-    lost         do what was asked, and close the connection without an answer
-    truncate     send only the first `after` bytes of the object, as if it had no more
+    lost         perform the request, and close the connection without an answer
+    truncate     send only the first `after` bytes of the object, as if the object ended there
     corrupt      change the first byte of the object
     etag         send a wrong ETag
     """
@@ -83,7 +85,7 @@ class Fault:
 
 
 class StorageState:
-    """What the server knows. `requests`: "METHOD /path", without the prefix and the query."""
+    """The state of the server. `requests`: "METHOD /path", without the prefix and the query."""
 
     def __init__(
         self, buckets: dict[str, bool] | None, *, key: str, anon_key: str, limit: int | None, v2: bool,
@@ -98,7 +100,7 @@ class StorageState:
         self.lock = threading.RLock()
         self.busy = 0  # requests in progress
         self.idle = threading.Condition(self.lock)
-        self.tus_host = ""  # the URL that resumable uploads are sent to
+        self.tus_host = ""  # the URL for resumable uploads
         self._secret = secrets.token_hex(8)
         self._folder = tempfile.TemporaryDirectory(prefix="storage-")
 
@@ -112,7 +114,7 @@ class StorageState:
             return self.faults[-1]
 
     def settled(self) -> int:
-        """Return `sent` after the last response has ended, also to a client that closed its connection."""
+        """Return `sent` after all responses have ended, including responses to disconnected clients."""
         with self.idle:
             assert self.idle.wait_for(lambda: self.busy == 0, 30)
             return self.sent

@@ -1,4 +1,4 @@
-"""`make supabase-demo`: run the demo through a local Supabase that is started for it."""
+"""`make supabase-demo`: start a local Supabase and run the demo with it."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from tests.integration.whole_supabase import WebApp, put_dataset, settings_for, 
 from tests.supabase_stack import running_stack
 from trainer.demo import CONFIGURATION, MODEL, SERVICE, draw_dataset, running_service, service_environment
 
-IMAGES = 250  # three pages of a listing at the server's default of 100
+IMAGES = 250  # a listing needs three pages, because the default page size is 100
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Fixtures for tests that need Supabase. Without its binaries the tests are skipped, but fail in CI."""
+"""Fixtures for tests that need Supabase. Without the Supabase binaries, these tests are skipped; in CI, they fail."""
 
 import os
 import uuid
@@ -12,7 +12,7 @@ from tests.supabase_stack import running_stack
 from trainer.jobs.supabase import SupabaseQueue
 from trainer.remote.supabase import CallLimits, Project
 
-# the servers are on this machine, which may be busy
+# the servers run on this machine, which can be busy
 LIMITS = CallLimits(connect=5.0, read=30.0, total=60.0)
 
 

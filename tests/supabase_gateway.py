@@ -1,4 +1,4 @@
-"""The gateway of a Supabase project: one URL, new-style keys replaced by JWTs, and faults on demand."""
+"""The gateway of a Supabase project: one URL, new-style keys replaced by JWTs, and injected faults."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 class Gateway:
     """Routes requests by the prefix of their path, and replaces `secret_key` by `service_key`.
 
-    `faults` is called with the method and path of every request. It may return an answer (status, headers, body), or
-    "lose": then the server gets the request, and its answer is dropped. `lose_answers` is the number of answers to drop
-    next, whatever the request.
+    `faults` is called with the method and path of every request. It can return an answer (status, headers, body) or
+    "lose". With "lose", the server gets the request and the gateway drops the answer. `lose_answers` is the number of
+    answers to drop next, independent of the request.
     """
 
     HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host"})
@@ -38,7 +38,7 @@ class Gateway:
             owner = gateway
 
         self._server = _GatewayServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = False  # close() waits for them, so that no socket outlives the gateway
+        self._server.daemon_threads = False  # server_close() waits for the threads, so that all sockets are closed
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
@@ -49,7 +49,7 @@ class Gateway:
         self._server.shutdown()
         self._thread.join()
         for connection in list(self._open):
-            with suppress(OSError):  # it is closed already
+            with suppress(OSError):  # the connection is closed already
                 connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
 
@@ -100,7 +100,7 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
             self.pass_on(prefix, is_lost=fault == "lose")
         except (OSError, http.client.HTTPException):
             self.behind.pop(prefix).close()
-            with suppress(ConnectionError):  # the client may have closed the connection
+            with suppress(ConnectionError):  # the client can have closed the connection
                 self.refuse(502, "text/html", b"<html><h1>502 Bad Gateway</h1></html>")
 
     def pass_on(self, prefix: str, *, is_lost: bool) -> None:
@@ -136,12 +136,12 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
             shutil.copyfileobj(body, self.wfile)
 
     def refuse(self, status: int, content_type: str, body: bytes) -> None:
-        self.close_connection = True  # the request's body may not be read completely
+        self.close_connection = True  # the body of the request is possibly not read completely
         headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Connection": "close"}
         self.answer(status, headers, io.BytesIO(body))
 
     def swap_key(self, headers: dict[str, str]) -> None:
-        """Replace a secret key in `apikey` by a JWT, as hosted projects do; a secret key as another bearer is rejected."""
+        """Replace a secret key in `apikey` by a JWT, as in hosted projects. Another bearer token is not replaced."""
         names = {name.lower(): name for name in headers}
         secret, service = self.owner.keys
         if secret and headers.get(names.get("apikey", "")) == secret:
@@ -153,7 +153,7 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
 
 
 def _pieces(stream: IO[bytes], length: int) -> Iterator[bytes]:
-    """Yield a request's body in pieces."""
+    """Yield the body of a request in pieces."""
     while length > 0:
         piece = stream.read(min(length, 1 << 16))
         if not piece:

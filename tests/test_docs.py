@@ -32,7 +32,7 @@ def table_rows(text):
     return {row[0].strip().strip("`"): [cell.strip() for cell in row[1:]] for row in rows}
 
 
-def test_every_setting_is_in_the_example_and_documented():
+def test_every_setting_is_documented_and_in_env_example():
     settings = {name.upper() for name in Settings.model_fields}
     example = set(re.findall(r"^([A-Z_]+)=", EXAMPLE, re.MULTILINE))
 
@@ -40,7 +40,7 @@ def test_every_setting_is_in_the_example_and_documented():
     assert set(table_rows(PAGES["settings"])) == settings
 
 
-def test_documented_defaults_are_the_defaults():
+def test_documented_defaults_equal_the_defaults_in_the_code():
     for name, (default, *_) in table_rows(PAGES["settings"]).items():
         field = Settings.model_fields[name.lower()]
         value = default.strip("`")
@@ -51,7 +51,7 @@ def test_documented_defaults_are_the_defaults():
             )
 
 
-def test_the_example_sets_the_defaults(monkeypatch):
+def test_env_example_contains_the_defaults(monkeypatch):
     for line in EXAMPLE.splitlines():
         if "=" in line and not line.startswith("#"):
             monkeypatch.setenv(*line.split("=", 1))
@@ -62,13 +62,13 @@ def test_the_example_sets_the_defaults(monkeypatch):
             assert getattr(Settings(), name) == field.default, name
 
 
-def test_documented_states_are_the_states():
+def test_documented_run_states_equal_the_states_in_the_code():
     rows = table_rows(section("What the row contains over time", PAGES["runs"]))
 
     assert set(rows) == {status.value for status in Status}
     for status, cells in rows.items():
         documented = set(re.findall(r"`(\w+)`", cells[-1]))
-        # queued → completed|failed is the late outcome of a worker that was not replaced: too rare for the table
+        # queued → completed|failed is too rare for the table: the outcome arrives after the run was requeued
         late = {"completed", "failed"} if status == "queued" else set()
         assert documented == {after.value for after in TRANSITIONS[Status(status)]} - late
 
@@ -92,7 +92,7 @@ def test_every_documented_make_target_exists():
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_every_link_leads_to_a_file_and_a_heading():
+def test_every_link_points_to_an_existing_file_and_heading():
     for name, text in DOCUMENTS.items():
         for link in re.findall(r"\]\(([^)]+)\)", text):
             file, _, anchor = link.partition("#")
@@ -105,7 +105,7 @@ def test_every_link_leads_to_a_file_and_a_heading():
             assert not anchor or anchor in anchors, f"{name}: {link}"
 
 
-def test_every_named_path_exists():
+def test_every_documented_path_exists():
     for name in ("CONTRIBUTING.md", "docs/architecture.md"):
         for path in re.findall(r"`((?:trainer|tests|supabase|docs)/[\w./]*)`", DOCUMENTS[name]):
             assert (ROOT / path).exists(), f"{name}: {path}"
@@ -115,14 +115,14 @@ def test_every_page_is_linked_from_the_readme():
     assert {f"docs/{name}.md" for name in PAGES} <= set(re.findall(r"\]\(([^)]+)\)", README))
 
 
-# ── commands: each is run by a test, or needs more than a test host has ──
+# ── commands: a test runs each command, unless the command needs a different host ──
 
 NEEDS_A_HOST = {
-    "sudo": "a host with systemd; tests/acceptance/test_systemd.py checks the units and plays systemd's side",
+    "sudo": "a host with systemd; tests/acceptance/test_systemd.py checks the units with a stand-in for systemd",
     "sudoedit": "root",
     "journalctl": "a host with systemd",
     "pip": "a virtual environment to install into",
-    "yolo-trainer": "an installed package; it is the same as trainer_service.py (tests/test_packaging.py)",
+    "yolo-trainer": "an installed package; the command is equal to trainer_service.py (tests/test_packaging.py)",
 }
 
 
@@ -132,23 +132,23 @@ def blocks(language, text=README):
 
 
 def commands(text):
-    """Return each command of the shell blocks, without its comment."""
+    """Return each command of the shell blocks, without comments."""
     lines = [line.split("  #")[0].strip() for block in blocks("sh", text) for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_every_documented_command_is_tested_or_needs_a_host():
+def test_every_documented_command_is_tested_or_needs_another_host():
     for command in commands(README + (ROOT / "systemd" / "README.md").read_text()):
         program, *arguments = command.rstrip(" &").split()
         if program == "make":
-            continue  # test_every_documented_make_target_can_be_planned
+            continue  # test_make_dry_run_accepts_every_documented_target
         if command == ". .venv/bin/activate":
             continue
         assert program in NEEDS_A_HOST or (program, arguments[0]) == ("python", "trainer_service.py"), command
 
 
-def test_documented_commands_are_all_in_one_tested_block():
-    """tests/acceptance/test_readme.py runs the whole block in its order; other blocks only repeat some of it."""
+def test_tested_block_contains_all_documented_commands():
+    """tests/acceptance/test_readme.py runs all commands of this block in order. Other blocks only repeat commands."""
     documented = {
         tuple(c.split()[2:3])
         for c in commands(README)
@@ -161,8 +161,8 @@ def test_documented_commands_are_all_in_one_tested_block():
     assert documented <= run
 
 
-def test_every_documented_make_target_can_be_planned():
-    """A dry run; the programs that the targets start have tests of their own."""
+def test_make_dry_run_accepts_every_documented_target():
+    """The programs that the targets start have separate tests."""
     for target in re.findall(r"make ([a-z-]+)", "\n".join(commands(README)) + README):
         plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
         assert plan.returncode == 0, plan.stderr
@@ -171,9 +171,9 @@ def test_every_documented_make_target_can_be_planned():
 # ── troubleshooting, metrics ──
 
 
-def test_every_message_in_the_troubleshooting_table_is_one_of_ours():
+def test_every_message_in_the_troubleshooting_table_is_in_the_source():
     files = [*(ROOT / "trainer").rglob("*.py"), *(ROOT / "supabase").rglob("*.sql")]
-    # join adjacent literals, because they are one text
+    # adjacent literals are joined, because Python joins adjacent literals into one text
     source = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in files))
     rows = [line.split("|")[1] for line in PAGES["troubleshooting"].splitlines() if line.startswith("| ")][1:]
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
@@ -195,14 +195,14 @@ def test_every_metric_is_documented():
     assert set(table_rows(section("Metrics", PAGES["operating"]))) == made
 
 
-def test_the_readme_has_its_sections_in_the_order_in_which_they_are_needed():
+def test_readme_sections_are_in_expected_order():
     assert re.findall(r"^## (.+)$", README, re.MULTILINE) == [
         *("Two commands", "Install", "Your own runs, without any server", "Connect it to Supabase", "Operate it"),
         *("Documentation", "License"),
     ]
 
 
-# ── codes: listed with their meaning, in snake_case ──
+# ── codes: documented with their meaning, in snake_case ──
 
 
 def called(tree):
@@ -213,7 +213,7 @@ def called(tree):
 
 
 def texts(node):
-    """Return the literal texts that an expression can have as its value."""
+    """Return all literal texts that can be the value of an expression."""
     match node:
         case ast.Constant(value=str(text)):
             return [text]
@@ -223,7 +223,7 @@ def texts(node):
 
 
 def codes_in_source():
-    """Yield the code of each warning: the `code` of each Warned, and the first argument of the functions that warn."""
+    """Yield the code of each warning: the `code` of each `Warned`, and the first argument of warning functions."""
     for path in sorted((ROOT / "trainer").rglob("*.py")):
         for call, function in called(ast.parse(path.read_text())):
             given = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
@@ -234,8 +234,8 @@ def codes_in_source():
             yield from (text for argument in given for text in texts(argument) if " " not in text)
 
 
-def test_every_warning_code_is_documented_and_every_documented_code_exists():
-    """The codes of dataset findings: tests/unit/datasets/test_findings.py."""
+def test_documented_warning_codes_equal_the_codes_in_the_code():
+    """The codes of dataset findings are checked in tests/unit/datasets/test_findings.py."""
     assert set(table_rows(section("Warning codes", PAGES["events"]))) == set(codes_in_source())
 
 
@@ -243,7 +243,7 @@ def test_every_event_kind_phase_and_outcome_is_documented():
     kinds = {kind.__dataclass_fields__["kind"].default for kind in get_args(Event)}
     outcomes = {kind.__dataclass_fields__["kind"].default for kind in get_args(Outcome)}
 
-    # the queue's own events are written in SQL and in jobs/sqlite_claim.py
+    # events of the queue are written in SQL and in jobs/sqlite_claim.py
     assert set(table_rows(section("Event kinds", PAGES["events"]))) == kinds | {"lease_expired", "canceled"}
     assert set(table_rows(section("Phases", PAGES["events"]))) == {phase.value for phase in Phase}
     assert set(table_rows(section("Outcomes", PAGES["events"]))) == outcomes
@@ -257,7 +257,7 @@ def test_codes_are_snake_case():
     assert [code for code in codes if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", code)] == []
 
 
-# ── language: words that are never right here ──
+# ── language: banned words ──
 
 BANNED = re.compile(
     r"\b("

@@ -1,4 +1,4 @@
-"""The package declares what it imports, and the pinned versions are versions that it allows."""
+"""The package declares every imported package, and the pinned versions are in the declared ranges."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ import trainer
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-# import name → distribution, where the two differ
+# import name → name of the distribution, if the names differ
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python",
@@ -39,15 +39,15 @@ def assert_pins_match(pinned, allowed):
     assert [f"{name}=={pinned[name]}" for name in allowed if not allowed[name].contains(pinned[name])] == []
 
 
-def test_runtime_pins_are_in_the_allowed_ranges():
+def test_runtime_pins_are_in_the_declared_ranges():
     assert_pins_match(pins("requirements.txt"), ranges(PROJECT["project"]["dependencies"]))
 
 
-def test_development_pins_are_in_the_allowed_ranges():
+def test_development_pins_are_in_the_declared_ranges():
     assert_pins_match(pins("requirements-dev.txt"), ranges(PROJECT["dependency-groups"]["dev"]))
 
 
-def test_development_requirements_include_the_runtime():
+def test_development_requirements_include_runtime_requirements():
     assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
 
 
@@ -65,7 +65,7 @@ def test_every_imported_package_is_a_dependency():
     assert distributions <= ranges(PROJECT["project"]["dependencies"]).keys()
 
 
-def test_every_dependency_but_torchvision_is_imported():
+def test_every_dependency_except_torchvision_is_imported():
     """Torchvision is only pinned, because its version must match torch."""
     source = "\n".join(path.read_text() for path in (ROOT / "trainer").rglob("*.py"))
     names = {distribution: name for name, distribution in DISTRIBUTIONS.items() if name != "pydantic_core"}
@@ -75,12 +75,12 @@ def test_every_dependency_but_torchvision_is_imported():
     assert unused == {"torchvision"}
 
 
-def test_the_version_has_one_place():
+def test_version_is_defined_in_one_place():
     assert PROJECT["project"]["dynamic"] == ["version"]
     assert PROJECT["tool"]["hatch"]["version"]["path"] == "trainer/__init__.py"
     assert f"## [{trainer.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_package_is_typed_and_has_a_console_script():
+def test_package_is_typed_and_has_a_console_script():
     assert (ROOT / "trainer" / "py.typed").exists()
     assert PROJECT["project"]["scripts"] == {"yolo-trainer": "trainer.cli:main"}

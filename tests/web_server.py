@@ -1,4 +1,4 @@
-"""A web server on the loopback interface. Tests set its answers, byte by byte if necessary."""
+"""A web server on the loopback interface, whose answers are set by tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Answer = Callable[[socket.socket, str], None]
 
 
 def body(content: bytes, *headers: str, status: str = "200 OK") -> Answer:
-    """Return an answer with `content` and its length."""
+    """Return an answer with the body `content` and its Content-Length."""
 
     def answer(connection: socket.socket, _: str) -> None:
         lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(content)}", "Connection: close", *headers]
@@ -22,7 +22,7 @@ def body(content: bytes, *headers: str, status: str = "200 OK") -> Answer:
 
 
 def raw(*parts: bytes) -> Answer:
-    """Return an answer of these bytes, after which the connection is closed."""
+    """Return an answer that sends `data` and closes the connection."""
 
     def answer(connection: socket.socket, _: str) -> None:
         for part in parts:
@@ -36,7 +36,7 @@ def redirect(target: str, status: str = "302 Found") -> Answer:
 
 
 def in_turn(*answers: Answer) -> Answer:
-    """Return an answer that gives the first answer to the first request, and so on."""
+    """Return an answer that sends each of `answers` once, in order."""
     left = list(answers)
 
     def answer(connection: socket.socket, path: str) -> None:
@@ -53,11 +53,11 @@ def endless(connection: socket.socket, _: str) -> None:
 
 def silent(connection: socket.socket, _: str) -> None:
     connection.settimeout(20)
-    connection.recv(1)  # returns when the client gives up
+    connection.recv(1)  # returns when the client closes the connection
 
 
 class WebServer:
-    """`pages` maps a path to its answer. `asked` has each requested path and `hosts` each Host header, in order."""
+    """`pages`: answer by path. `asked`: the requested paths, in order. `hosts`: the Host headers, in order."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -75,7 +75,7 @@ class WebServer:
         return f"http://{self.host}{path}"
 
     def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the acceptor
+        self._listener.shutdown(socket.SHUT_RDWR)  # ends the wait in `accept`
         self._acceptor.join()
         self._listener.close()
         for thread in self._threads:
@@ -110,7 +110,7 @@ class WebServer:
                 missing = body(b"not here", status="404 Not Found")
                 self.pages.get(path.split("?")[0], missing)(connection, path)
             except OSError:
-                return  # the client went away
+                return  # the client closed the connection
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Fixtures of hostile references: a dataset root with a secret next to it, a web server, a time limit."""
+"""Fixtures for hostile references: a dataset root, a secret file outside the root, a web server, and a time limit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def server():
 
 @pytest.fixture
 def place(tmp_path):
-    """Yield a folder with a dataset root and a secret next to it; check afterwards that nothing outside the root changed."""
+    """Yield a folder with a dataset root and a secret. After the test, check that nothing outside the root changed."""
     (tmp_path / "root").mkdir()
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret/data.yaml").write_text(SECRET)

@@ -1,7 +1,9 @@
 """Hostile datasets on disk: every case ends soon, in a clear error or in a harmless success.
 
-Each case checks that no code of the dataset runs, that nothing outside the view is written, that the source is unchanged,
-that no file from outside the source is in the view, and that memory and time are bounded.
+Checks after each case:
+- No file outside the view was written, and the source is unchanged.
+- The view contains no file from outside the source and no file that runs code.
+- Memory and time are bounded.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
 from trainer.datasets.source.reference import Roots
 
-SECONDS = 20.0  # for one case, on a slow machine; most take milliseconds
-MEBIBYTES = 600  # of growth
+SECONDS = 20.0  # limit for one case on a slow machine; most cases take milliseconds
+MEBIBYTES = 600  # limit for the growth of the process memory in one case
 ALLOWED_KEYS = {"path", "train", "val", "test", "nc", "names", "kpt_shape", "flip_idx"}
 USUAL = "train: images/train\nval: images/val\n"
 Damage = Callable[[Path], object]

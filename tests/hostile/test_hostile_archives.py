@@ -76,14 +76,14 @@ def two(name, other):
 
 
 def xz_bomb():
-    """Return an xz file whose header asks for a dictionary of 1.5 GiB."""
+    """Return an xz file whose header declares a dictionary of 1.5 GiB."""
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
     data = bytearray(lzma.compress(tar_of(file("a.txt")), filters=filters))
     import zlib
 
     header = bytes(data[12 : 12 + (data[12] + 1) * 4])
     changed = bytearray(header[:-4])
-    changed[4] = 39  # the size of the dictionary, encoded as xz does
+    changed[4] = 39  # the code of the dictionary size in the xz format
     data[12 : 12 + len(header)] = changed + struct.pack("<I", zlib.crc32(changed))
     return bytes(data)
 
@@ -92,53 +92,53 @@ ARCHIVES = {
     "zip: path traversal": lambda: zip_of("../../secret/x.txt"),
     "zip: path traversal in the middle": lambda: zip_of("a/../../x.txt"),
     "zip: path traversal with backslashes": lambda: zip_of("..\\..\\x.txt"),
-    "zip: absolute": lambda: zip_of("/tmp/x.txt"),
+    "zip: absolute path": lambda: zip_of("/tmp/x.txt"),
     "zip: Windows drive": lambda: zip_of("C:\\x.txt"),
     "zip: network path": lambda: zip_of("\\\\server\\share\\x.txt"),
     "zip: NUL in a name": lambda: zip_of("a\0b.txt"),
     "zip: newline in a name": lambda: zip_of("a\nb.txt"),
     "zip: escape in a name": lambda: zip_of("\x1b[2Ja.txt"),
     "zip: long name": lambda: zip_of("a" * 10_000 + ".txt"),
-    "zip: long segment": lambda: zip_of("é" * 200 + ".txt"),
-    "zip: deep": lambda: zip_of("a/" * 200 + "x.txt"),
+    "zip: long folder or file name in the path": lambda: zip_of("é" * 200 + ".txt"),
+    "zip: deeply nested path": lambda: zip_of("a/" * 200 + "x.txt"),
     "zip: symlink": lambda: zip_of("x.txt", b"/etc/passwd", mode=0o120777),
     "zip: device": lambda: zip_of("x.txt", mode=0o020666),
-    "zip: pipe": lambda: zip_of("x.txt", mode=0o010666),
-    "zip: encrypted": lambda: replaced(
+    "zip: named pipe": lambda: zip_of("x.txt", mode=0o010666),
+    "zip: encrypted member": lambda: replaced(
         zip_of("x.txt"), b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
     ),
-    "zip: unusual method": lambda: replaced(
+    "zip: unknown compression method": lambda: replaced(
         zip_of("x.txt"),
         b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x08",
         b"PK\x01\x02\x14\x03\x14\x00\x00\x00\x63",
     ),
-    "zip: LZMA": lambda: zip_of("x.txt", compress_type=zipfile.ZIP_LZMA),
-    "zip: one name twice": lambda: two("a.txt", "./a.txt"),
-    "zip: a file that is also a folder": lambda: two("a.txt", "a.txt/b.txt"),
-    "zip: a folder that is also a file": lambda: two("a.txt/b.txt", "a.txt"),
-    "zip: bomb": lambda: bomb(128 << 20),
-    "zip: cut": lambda: zip_of("x.txt", b"x" * 1000)[:60],
+    "zip: LZMA compression": lambda: zip_of("x.txt", compress_type=zipfile.ZIP_LZMA),
+    "zip: duplicate name": lambda: two("a.txt", "./a.txt"),
+    "zip: file, then folder with the same name": lambda: two("a.txt", "a.txt/b.txt"),
+    "zip: folder, then file with the same name": lambda: two("a.txt/b.txt", "a.txt"),
+    "zip: decompression bomb": lambda: bomb(128 << 20),
+    "zip: truncated": lambda: zip_of("x.txt", b"x" * 1000)[:60],
     "zip: wrong checksum": lambda: replaced(zip_of("x.txt", b"hello"), struct.pack("<I", 0x3610A686), b"\1\2\3\4"),
-    "zip: only the end": lambda: b"PK\x05\x06" + b"\0" * 18,
-    "zip: index beyond the file": lambda: b"PK\x05\x06" + b"\0" * 8 + b"\xff" * 8 + b"\0\0",
-    "zip: empty": lambda: zip_of("folder/"),
-    "zip: nothing usable": lambda: zip_of("setup.py"),
-    "zip: garbage": lambda: b"PK\x03\x04" + b"garbage" * 100,
-    "tar: up": lambda: tar_of(file("../../secret/x.txt")),
-    "tar: absolute": lambda: tar_of(file("/tmp/x.txt")),
+    "zip: only an end record": lambda: b"PK\x05\x06" + b"\0" * 18,
+    "zip: central directory outside the file": lambda: b"PK\x05\x06" + b"\0" * 8 + b"\xff" * 8 + b"\0\0",
+    "zip: only an empty folder": lambda: zip_of("folder/"),
+    "zip: no dataset files": lambda: zip_of("setup.py"),
+    "zip: random content": lambda: b"PK\x03\x04" + b"garbage" * 100,
+    "tar: path traversal": lambda: tar_of(file("../../secret/x.txt")),
+    "tar: absolute path": lambda: tar_of(file("/tmp/x.txt")),
     "tar: symlink": lambda: tar_of(("a.txt", tarfile.SYMTYPE, "/etc/passwd", b"")),
-    "tar: folder link and a file through it": lambda: tar_of(
+    "tar: symlink to a folder, and a file inside the symlink": lambda: tar_of(
         ("a", tarfile.SYMTYPE, "../../secret", b""),
         file("a/data.yaml", b"owned"),
     ),
     "tar: hard link": lambda: tar_of(("a.txt", tarfile.LNKTYPE, "/etc/passwd", b"")),
     "tar: character device": lambda: tar_of(("a.txt", tarfile.CHRTYPE, "", b"")),
     "tar: block device": lambda: tar_of(("a.txt", tarfile.BLKTYPE, "", b"")),
-    "tar: pipe": lambda: tar_of(("a.txt", tarfile.FIFOTYPE, "", b"")),
-    "tar: sparse": lambda: tar_of(("a.txt", tarfile.GNUTYPE_SPARSE, "", b"")),
-    "tar: unknown kind": lambda: tar_of(("a.txt", b"Z", "", b"")) + b"",
+    "tar: named pipe": lambda: tar_of(("a.txt", tarfile.FIFOTYPE, "", b"")),
+    "tar: sparse file": lambda: tar_of(("a.txt", tarfile.GNUTYPE_SPARSE, "", b"")),
+    "tar: unknown member type": lambda: tar_of(("a.txt", b"Z", "", b"")) + b"",
     "tar: name that is not UTF-8": lambda: tar_of(file("\udcff.txt")),
-    "tar: one name twice": lambda: tar_of(file("a.txt"), file("a.txt")),
+    "tar: duplicate name": lambda: tar_of(file("a.txt"), file("a.txt")),
     "tar: huge PAX header": lambda: huge_header(tarfile.XHDTYPE, 1 << 32),
     "tar: huge global header": lambda: huge_header(tarfile.XGLTYPE, 1 << 32),
     "tar: huge long name": lambda: huge_header(tarfile.GNUTYPE_LONGNAME, 1 << 32),
@@ -147,19 +147,19 @@ ARCHIVES = {
         b"00000001000\0",
         b"\xff" * 12,
     ),
-    "tar: no end": lambda: tar_of(file("a.txt"), end=False),
-    "tar: cut": lambda: tar_of(file("a.txt", b"x" * 5000))[:1000],
+    "tar: no end marker": lambda: tar_of(file("a.txt"), end=False),
+    "tar: truncated": lambda: tar_of(file("a.txt", b"x" * 5000))[:1000],
     "tar: gzip bomb": lambda: gzip.compress(tar_of(file("a.txt", b"\0" * (100 << 20))), 9),
-    "tar: gzip bomb in what is not wanted": lambda: gzip.compress(tar_of(file("a.bin", b"\0" * (100 << 20))), 9),
-    "tar: gzip bomb after the end": lambda: gzip.compress(tar_of(file("a.txt")) + b"\0" * (100 << 20), 9),
-    "tar: xz that needs much memory": xz_bomb,
-    "tar: gzip of nothing": lambda: gzip.compress(b""),
-    "tar: gzip of garbage": lambda: gzip.compress(os.urandom(5000)),
-    "tar: gzip cut": lambda: gzip.compress(tar_of(file("a.txt", os.urandom(5000))))[:3000],
-    "tar: bzip2 garbage": lambda: b"BZh9" + os.urandom(1000),
-    "tar: xz garbage": lambda: b"\xfd7zXZ\x00" + os.urandom(1000),
-    "7z": lambda: b"7z\xbc\xaf\x27\x1c" + b"\0" * 100,
-    "rar": lambda: b"Rar!\x1a\x07\x00" + b"\0" * 100,
+    "tar: gzip bomb in a skipped member": lambda: gzip.compress(tar_of(file("a.bin", b"\0" * (100 << 20))), 9),
+    "tar: gzip bomb after the end marker": lambda: gzip.compress(tar_of(file("a.txt")) + b"\0" * (100 << 20), 9),
+    "tar: xz with a huge dictionary": xz_bomb,
+    "tar: empty gzip": lambda: gzip.compress(b""),
+    "tar: random content in gzip": lambda: gzip.compress(os.urandom(5000)),
+    "tar: truncated gzip": lambda: gzip.compress(tar_of(file("a.txt", os.urandom(5000))))[:3000],
+    "tar: damaged bzip2": lambda: b"BZh9" + os.urandom(1000),
+    "tar: damaged xz": lambda: b"\xfd7zXZ\x00" + os.urandom(1000),
+    "7z archive": lambda: b"7z\xbc\xaf\x27\x1c" + b"\0" * 100,
+    "RAR archive": lambda: b"Rar!\x1a\x07\x00" + b"\0" * 100,
 }
 
 
@@ -174,10 +174,13 @@ def test_hostile_archive_is_rejected(place, fetcher, make):
 
 
 LIMITED = {
-    "members": (Limits(members=3), lambda: tar_of(*(file(f"{n}.txt") for n in range(4)))),
-    "empty folders": (Limits(members=3), lambda: tar_of(*((f"{n}", tarfile.DIRTYPE, "", b"") for n in range(4)))),
-    "bytes": (Limits(bytes=3000), lambda: tar_of(file("a.txt", b"x" * 4000))),
-    "bytes of a zip": (Limits(bytes=3000), lambda: zip_of("a.txt", b"x" * 4000)),
+    "too many members": (Limits(members=3), lambda: tar_of(*(file(f"{n}.txt") for n in range(4)))),
+    "too many empty folders": (
+        Limits(members=3),
+        lambda: tar_of(*((f"{n}", tarfile.DIRTYPE, "", b"") for n in range(4))),
+    ),
+    "too many bytes in a tar": (Limits(bytes=3000), lambda: tar_of(file("a.txt", b"x" * 4000))),
+    "too many bytes in a zip": (Limits(bytes=3000), lambda: zip_of("a.txt", b"x" * 4000)),
 }
 
 

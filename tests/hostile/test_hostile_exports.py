@@ -16,25 +16,25 @@ from trainer.datasets.source.manifest import wanted
 
 pytestmark = pytest.mark.usefixtures("_time_limit")
 
-# ── what a YAML, a list or an export behind a URL names ──
+# ── references inside a YAML or an export at a URL ──
 
 YAMLS = {
-    "path outside": "path: ../..\ntrain: a.jpg\nval: a.jpg",
+    "path traversal in path": "path: ../..\ntrain: a.jpg\nval: a.jpg",
     "absolute path": "path: /etc\ntrain: passwd\nval: passwd",
-    "absolute list": "train: /etc/passwd.txt\nval: a.jpg",
-    "up": "train: ../../../secret/a.jpg\nval: a.jpg",
-    "another host": "train: http://169.254.169.254/a.jpg\nval: a.jpg",
+    "absolute path of a list": "train: /etc/passwd.txt\nval: a.jpg",
+    "path traversal in train": "train: ../../../secret/a.jpg\nval: a.jpg",
+    "URL on another host": "train: http://169.254.169.254/a.jpg\nval: a.jpg",
     "file URL": "train: file:///etc/passwd.txt\nval: a.jpg",
-    "tag": "train: !!python/object/apply:os.system ['touch owned']\nval: a.jpg",
+    "Python tag": "train: !!python/object/apply:os.system ['touch owned']\nval: a.jpg",
     "no splits": "names: [a]\ndownload: touch owned",
     "only a download script": "train: images\nval: images\ndownload: |\n  import os; os.system('touch owned')",
     "alias bomb": "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\ntrain: *c\nval: *c",
-    "deep": "train: " + "[" * 50_000,
-    "a list": "- train",
-    "a number": "7",
-    "file that is not an image": "train: setup.py\nval: a.jpg",
+    "deeply nested lists": "train: " + "[" * 50_000,
+    "list instead of a mapping": "- train",
+    "number instead of a mapping": "7",
+    "Python file as image": "train: setup.py\nval: a.jpg",
     "control characters": 'train: "a\\x01.jpg"\nval: a.jpg',
-    "long name": "train: " + "a" * 5000 + ".jpg\nval: a.jpg",
+    "file name of 5,000 characters": "train: " + "a" * 5000 + ".jpg\nval: a.jpg",
 }
 
 
@@ -50,27 +50,27 @@ def test_hostile_yaml_at_url_is_rejected(server, fetcher, place, text):
 
 HEAD = {"task": "detect", "class_names": {"0": "a"}}
 EXPORTS = {
-    "loopback": [HEAD, {"file": "a.jpg", "split": "train", "url": "http://127.0.0.1:1/a.jpg"}],
-    "metadata": [HEAD, {"file": "a.jpg", "split": "train", "url": "http://169.254.169.254/a.jpg"}],
+    "URL of loopback address": [HEAD, {"file": "a.jpg", "split": "train", "url": "http://127.0.0.1:1/a.jpg"}],
+    "URL of metadata service": [HEAD, {"file": "a.jpg", "split": "train", "url": "http://169.254.169.254/a.jpg"}],
     "file URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "file:///etc/passwd"}],
-    "a path for a URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "/etc/passwd"}],
-    "storage for a URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "storage:p/s/a.jpg"}],
+    "path as URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "/etc/passwd"}],
+    "storage reference as URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "storage:p/s/a.jpg"}],
     "no URL": [HEAD, {"file": "a.jpg", "split": "train"}],
-    "no URL and a path": [{**HEAD, "path": "/etc"}, {"file": "passwd", "split": "train"}],
-    "a split that leads up": [HEAD, {"file": "a.jpg", "split": "../..", "url": "x"}],
-    "a split that is a list": [HEAD, {"file": "a.jpg", "split": ["train"], "url": "x"}],
-    "a file that is a number": [HEAD, {"file": 7, "split": "train"}],
-    "rows that are text": [HEAD, {"file": "a.jpg", "split": "train", "annotations": {"boxes": [["0 0"]]}}],
-    "rows that are not a list": [HEAD, {"file": "a.jpg", "split": "train", "annotations": {"boxes": 7}}],
-    "annotations that are text": [HEAD, {"file": "a.jpg", "split": "train", "annotations": "x"}],
-    "an unknown task": [{"task": "rm -rf"}, {"file": "a.jpg", "split": "train"}],
-    "a task that is a list": [{"task": []}, {"file": "a.jpg", "split": "train"}],
-    "names that are text": [{"class_names": "abc"}, {"file": "a.jpg", "split": "train"}],
-    "a name that is an object": [{"class_names": {"0": {}}}, {"file": "a.jpg", "split": "train"}],
-    "a huge class number": [{"class_names": {"9" * 30: "x"}}, {"file": "a.jpg", "split": "train"}],
-    "only images": [{"file": "a.jpg", "split": "train"}],
+    "no URL, and a path outside": [{**HEAD, "path": "/etc"}, {"file": "passwd", "split": "train"}],
+    "split with path traversal": [HEAD, {"file": "a.jpg", "split": "../..", "url": "x"}],
+    "list as split": [HEAD, {"file": "a.jpg", "split": ["train"], "url": "x"}],
+    "number as file name": [HEAD, {"file": 7, "split": "train"}],
+    "text as box": [HEAD, {"file": "a.jpg", "split": "train", "annotations": {"boxes": [["0 0"]]}}],
+    "number instead of a list of boxes": [HEAD, {"file": "a.jpg", "split": "train", "annotations": {"boxes": 7}}],
+    "text as annotations": [HEAD, {"file": "a.jpg", "split": "train", "annotations": "x"}],
+    "unknown task": [{"task": "rm -rf"}, {"file": "a.jpg", "split": "train"}],
+    "list as task": [{"task": []}, {"file": "a.jpg", "split": "train"}],
+    "text as class names": [{"class_names": "abc"}, {"file": "a.jpg", "split": "train"}],
+    "object as class name": [{"class_names": {"0": {}}}, {"file": "a.jpg", "split": "train"}],
+    "huge class number": [{"class_names": {"9" * 30: "x"}}, {"file": "a.jpg", "split": "train"}],
+    "no head record": [{"file": "a.jpg", "split": "train"}],
     "no images": [HEAD],
-    "a list for a line": [HEAD, []],
+    "list instead of a record": [HEAD, []],
 }
 
 
@@ -97,7 +97,7 @@ def test_invalid_record_in_export_is_rejected(server, fetcher, place, line):
     "file",
     ["../../../x.jpg", "/etc/x.jpg", "-rf.jpg", "..jpg", ".jpg", "a\\..\\b.jpg", "a" * 200 + ".jpg", "", "x.php"],
 )
-def test_file_names_of_export_stay_inside_tree(server, fetcher, place, file):
+def test_images_of_export_with_hostile_names_stay_inside_tree(server, fetcher, place, file):
     server.pages["/a"] = body(b"image")
     record = {"file": file, "split": "train", "url": server.url("/a")}
     server.pages["/x.ndjson"] = body("\n".join(json.dumps(r) for r in (HEAD, record)).encode())
@@ -106,20 +106,22 @@ def test_file_names_of_export_stay_inside_tree(server, fetcher, place, file):
     assert found == [("data.yaml",), ("images", "train"), ("labels", "train")]
 
 
-# ── listings of a store ──
+# ── objects of a store ──
 
 STORED = {
     "symlink out of the bucket": lambda b: (b / "p/images/x.jpg").symlink_to(b.parents[1] / "secret/data.yaml"),
     "linked folder": lambda b: (b / "p/images/more").symlink_to(b.parents[1] / "secret"),
-    "newline in a name": lambda b: (b / "p/images/a\nb.jpg").write_bytes(b"x"),
-    "escape in a name": lambda b: (b / "p/images/\x1b[2J.jpg").write_bytes(b"x"),
-    "backslashes in a name": lambda b: (b / "p/images/x\\..\\..\\..\\y.jpg").write_bytes(b"x"),
+    "newline in object name": lambda b: (b / "p/images/a\nb.jpg").write_bytes(b"x"),
+    "escape sequence in object name": lambda b: (b / "p/images/\x1b[2J.jpg").write_bytes(b"x"),
+    "backslashes in object name": lambda b: (b / "p/images/x\\..\\..\\..\\y.jpg").write_bytes(b"x"),
     "empty image": lambda b: (b / "p/images/a.jpg").write_bytes(b""),
     "empty YAML": lambda b: (b / "p/data.yaml").write_bytes(b""),
-    "YAML with a tag": lambda b: (b / "p/data.yaml").write_bytes(b"!!python/object/apply:os.system ['touch owned']"),
-    "YAML that is a bomb": lambda b: (b / "p/data.yaml").write_bytes(b"train: " + b"[" * 100_000),
-    "a gigabyte of YAML": lambda b: os.truncate(b / "p/data.yaml", 1 << 30),
-    "YAML that is binary": lambda b: (b / "p/data.yaml").write_bytes(os.urandom(5000)),
+    "YAML with a Python tag": lambda b: (b / "p/data.yaml").write_bytes(
+        b"!!python/object/apply:os.system ['touch owned']"
+    ),
+    "deeply nested YAML": lambda b: (b / "p/data.yaml").write_bytes(b"train: " + b"[" * 100_000),
+    "YAML of 1 GiB": lambda b: os.truncate(b / "p/data.yaml", 1 << 30),
+    "binary content as YAML": lambda b: (b / "p/data.yaml").write_bytes(os.urandom(5000)),
 }
 
 
@@ -151,5 +153,5 @@ def test_stored_dataset_with_hostile_object_is_rejected(place, fetcher, make):
         "a.yaml.exe",
     ],
 )
-def test_file_is_not_part_of_dataset(name):
+def test_other_files_are_not_fetched_with_dataset(name):
     assert not wanted(name)

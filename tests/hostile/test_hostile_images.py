@@ -36,45 +36,48 @@ def avif() -> bytes:
 
 
 IMAGES = {
-    "a PNG of 60,000 x 60,000 pixels": (png(60_000, 60_000), "more than"),
-    "a PNG with a side of two billion pixels": (png(2**31 - 1, 2**31 - 1), "more than"),
-    "a PNG of no pixels": (png(0, 0), "smaller than"),
-    "a PNG with a text bomb": (png(16, 16, b"zTXt" + zlib.compress(bytes(10 << 20)) + b"IEND"), "ok"),
-    "a JPEG of 65,535 x 65,535 pixels": (
+    "PNG of 60,000 x 60,000 pixels": (png(60_000, 60_000), "more than"),
+    "PNG with sides of two billion pixels": (png(2**31 - 1, 2**31 - 1), "more than"),
+    "PNG of 0 x 0 pixels": (png(0, 0), "smaller than"),
+    "PNG with a decompression bomb in a text chunk": (
+        png(16, 16, b"zTXt" + zlib.compress(bytes(10 << 20)) + b"IEND"),
+        "ok",
+    ),
+    "JPEG of 65,535 x 65,535 pixels": (
         b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + bytes(9) + b"\xff\xd9",
         "more than",
     ),
-    "a JPEG of segments without end": (b"\xff\xd8" + b"\xff\xe0\x00\x02" * 100_000 + b"\xff\xd9", "damaged"),
-    "a JPEG of fill bytes": (b"\xff\xd8" + b"\xff" * 500_000 + b"\xff\xd9", "damaged"),
-    "a TIFF that points at itself": (b"II*\0\x08\0\0\0" + b"\x01\0" + b"\0" * 12 + b"\x08\0\0\0", "damaged"),
-    "a TIFF of a billion pixels": (
+    "JPEG with 100,000 empty segments": (b"\xff\xd8" + b"\xff\xe0\x00\x02" * 100_000 + b"\xff\xd9", "damaged"),
+    "JPEG with only fill bytes": (b"\xff\xd8" + b"\xff" * 500_000 + b"\xff\xd9", "damaged"),
+    "TIFF whose directory points to itself": (b"II*\0\x08\0\0\0" + b"\x01\0" + b"\0" * 12 + b"\x08\0\0\0", "damaged"),
+    "TIFF of 50,000 x 50,000 pixels": (
         b"II*\0\x08\0\0\0\x02\0"
         + struct.pack("<HHII", 256, 4, 1, 50_000)
         + struct.pack("<HHII", 257, 4, 1, 50_000)
         + bytes(4),
         "",
     ),
-    "a BMP of negative height": (
+    "BMP of negative height": (
         b"BM" + struct.pack("<IHHI", 1000, 0, 0, 54) + struct.pack("<Iii", 40, 16, -16) + bytes(1000),
         "ok",
     ),
-    "a BMP of two billion pixels": (
+    "BMP with sides of two billion pixels": (
         b"BM" + struct.pack("<IHHI", 99, 0, 0, 54) + struct.pack("<Iii", 40, 2**31 - 1, -(2**31)) + bytes(99),
         "more than",
     ),
-    "an AVIF without its picture": (avif().replace(b"iloc", b"xloc"), "damaged"),
-    "an AVIF that is cut off": (avif()[:200], ""),
-    "an empty file": (b"", "empty"),
-    "a web page": (b"<html>sign in</html>", "web page"),
-    "a shell script": (b"#!/bin/sh\ntouch /tmp/hostile-was-here\n", "not an image"),
-    "an archive": (b"PK\x03\x04" + bytes(100), "not an image"),
-    "a PostScript file": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not an image"),
-    "an SVG with an entity": (
+    "AVIF without item location": (avif().replace(b"iloc", b"xloc"), "damaged"),
+    "truncated AVIF": (avif()[:200], ""),
+    "empty file": (b"", "empty"),
+    "web page as image": (b"<html>sign in</html>", "web page"),
+    "shell script": (b"#!/bin/sh\ntouch /tmp/hostile-was-here\n", "not an image"),
+    "ZIP archive": (b"PK\x03\x04" + bytes(100), "not an image"),
+    "PostScript file": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not an image"),
+    "SVG with an external entity": (
         b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><svg/>",
         "SVG",
     ),
-    "half a JPEG": (jpeg()[:300], "cut off"),
-    "a JPEG with a payload behind its end": (jpeg() + b"<?php system('x') ?>" * 10, "ok"),
+    "truncated JPEG": (jpeg()[:300], "cut off"),
+    "JPEG with data after its end mark": (jpeg() + b"<?php system('x') ?>" * 10, "ok"),
 }
 
 
@@ -143,7 +146,7 @@ def test_dataset_with_hostile_file_name_is_prepared(tmp_path, name):
     assert len(list((tmp_path / "views/run/images/train").iterdir())) == 2
 
 
-def test_names_that_differ_only_in_case_stay_apart(tmp_path):
+def test_images_whose_names_differ_only_in_case_are_kept(tmp_path):
     def damage(root: Path) -> None:
         for name in ("IMG", "img", "Img"):
             (root / f"images/train/{name}.jpg").write_bytes(jpeg(len(name)))
@@ -164,28 +167,28 @@ def link(place: str, target: str) -> Damage:
 
 
 LINKS = {
-    "an image to a secret": (link("images/train/s.jpg", "SECRETS/secret.jpg"), "symlinks are broken or lead"),
-    "an image to a device": (link("images/train/s.jpg", "/dev/zero"), "symlinks are broken or lead"),
-    "an image to nothing": (link("images/train/s.jpg", "/no/such/file"), "symlinks are broken or lead"),
-    "an image to itself": (link("images/train/s.jpg", "s.jpg"), "symlinks are broken or lead"),
-    "a label to a secret": (link("labels/train/s.txt", "SECRETS/secret.txt"), "symlinks are broken or lead"),
-    "a folder to secrets": (link("images/train/more", "SECRETS"), "symlinks are broken or lead"),
-    "a folder to the root": (link("images/train/more", "/"), "symlinks are broken or lead"),
-    "a folder to its own parent": (link("images/train/up", "ROOT/images"), "ok"),
-    "a folder to itself": (link("images/train/me", "me"), "symlinks are broken or lead"),
-    "an image to another image": (link("images/train/s.jpg", "ROOT/images/train/0.jpg"), "ok"),
+    "image linked to a secret": (link("images/train/s.jpg", "SECRETS/secret.jpg"), "symlinks are broken or lead"),
+    "image linked to a device": (link("images/train/s.jpg", "/dev/zero"), "symlinks are broken or lead"),
+    "image with a broken symlink": (link("images/train/s.jpg", "/no/such/file"), "symlinks are broken or lead"),
+    "image linked to itself": (link("images/train/s.jpg", "s.jpg"), "symlinks are broken or lead"),
+    "label linked to a secret": (link("labels/train/s.txt", "SECRETS/secret.txt"), "symlinks are broken or lead"),
+    "folder linked to secrets": (link("images/train/more", "SECRETS"), "symlinks are broken or lead"),
+    "folder linked to /": (link("images/train/more", "/"), "symlinks are broken or lead"),
+    "folder linked to its parent": (link("images/train/up", "ROOT/images"), "ok"),
+    "folder linked to itself": (link("images/train/me", "me"), "symlinks are broken or lead"),
+    "image linked to another image": (link("images/train/s.jpg", "ROOT/images/train/0.jpg"), "ok"),
 }
 
 
 @pytest.mark.parametrize("case", LINKS)
-def test_symlink_out_of_dataset_is_rejected(tmp_path, case):
+def test_symlink_is_rejected_or_stays_inside_dataset(tmp_path, case):
     damage, expected = LINKS[case]
     assert expected in run(tmp_path, damage)
 
 
 @pytest.mark.parametrize("is_private", [True, False])
 @pytest.mark.parametrize("folder", ["images/train", "labels/train", "labels", "images"])
-def test_folder_linked_to_outside_is_refused(tmp_path, folder, is_private):
+def test_folder_with_symlink_to_outside_is_refused(tmp_path, folder, is_private):
     def damage(root: Path) -> None:
         (root / folder).rename(root / "moved")
         (root / folder).symlink_to(root.parent.parent / "secrets")
@@ -203,7 +206,7 @@ def test_hidden_images_are_reported(tmp_path):
     assert (found["image_hidden"].count, found["image_hidden"].examples) == (1, ("images/train/..a.jpg",))
 
 
-def test_linked_folder_loop_ends(tmp_path):
+def test_symlink_loop_of_folders_is_read_in_bounded_time(tmp_path):
     def damage(root: Path) -> None:
         for name in ("a", "b", "c", "d"):
             (root / "images/train" / name).mkdir()
@@ -214,12 +217,12 @@ def test_linked_folder_loop_ends(tmp_path):
     assert run(tmp_path, damage) == "ok"
 
 
-def test_too_deep_folders_are_refused(tmp_path):
+def test_too_deeply_nested_folder_is_refused(tmp_path):
     deep = "/".join(["d"] * 60)
     assert "nested more than" in run(tmp_path, lambda root: (root / "images/train" / deep).mkdir(parents=True))
 
 
-def test_pipe_or_socket_among_images_is_not_opened(tmp_path):
+def test_named_pipe_among_images_or_labels_is_not_opened(tmp_path):
     def damage(root: Path) -> None:
         os.mkfifo(root / "images/train/p.jpg")
         os.mkfifo(root / "labels/train/0b.txt")

@@ -1,4 +1,4 @@
-"""Hostile models: each is rejected clearly, in bounded time and memory, and nothing outside is opened or written."""
+"""Hostile models are rejected in bounded time and memory. No file outside MODELS_DIR is opened or written."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _bounded():
 
 @pytest.fixture
 def place(tmp_path):
-    """Return MODELS_DIR with a model of the operator and links to the outside, next to a secret that must not change."""
+    """Yield a folder with a secret and with MODELS_DIR, which has a model and symlinks to the outside."""
     models = tmp_path / "models"
     (models / "team").mkdir(parents=True)
     (models / "team" / "good.pt").write_bytes(stored())
@@ -82,27 +82,27 @@ def folder(place):
 
 
 NAMES = [
-    # somewhere else
+    # other hosts
     "https://example.org/yolo11n.pt", "HTTP://169.254.169.254/latest/meta-data.pt", "http://localhost:8000/model",
     "grpc://triton:8001/yolo", "rtsp://camera/1", "rtmp://x/y.pt", "tcp://10.0.0.1:1/x.pt", "ul://account/models/1",
     "gs://bucket/best.pt", "s3://bucket/best.pt", "file:///etc/passwd", "ftp://x/y.pt", "hf:ultralytics/x.pt", "git+ssh://x/y.pt",
     "data:application/zip;base64,UEs=", "javascript:alert(1)", "c:\\models\\best.pt", "https:example.org/x.pt",
-    # somewhere else on this host
+    # other paths on this host
     "/etc/passwd", "/etc/passwd.pt", "~/best.pt", "~root/x.pt", "../secret.pt", "team/../../secret.pt", "./team/good.pt",
     "team//good.pt", "..", ".", "/", "team\\..\\..\\secret.pt", ".runs/x.pt", ".locks/x.pt", "team/.hidden.pt", "$HOME/x.pt.sh",
     "..\\secret.pt", "%2e%2e/secret.pt.zip", "//server/share.pt", "team/..", "\\\\server\\share\\x.pt",
-    # not a name
+    # invalid names
     "yolo11n.pt\0.txt", "yolo11n\n.pt", "yolo11n.pt\r\nX: y", "\x1b[2Jyolo11n", "-rf.pt", "--weights=x.pt", "\u202etp.n11oloy",
     "a" * 100_000, "a/" * 5000 + "x.pt", "x" * 300 + ".pt", "\ud800.pt",
-    # code, other formats, packages
+    # code, other file formats, names of packages
     "yolo11n.pkl", "yolo11n.py", "os.system", "ultralytics.YOLO", "torchvision.models.resnet18", "hub/x.torchscript", "x.onnx",
     "x.engine", "x.safetensors", "resnet50.pth", "x.pt.tar", "x.pt/", "__import__('os').system('id')", "{{7*7}}", "$(id).yaml",
     "`id`", "yolo11n; rm -rf /", "yolo11n && id", "!!python/object/apply:os.system [id]", "../yolo11n.yaml", "/tmp/yolo11n.yaml",
     "mine.yaml", "yolo11n.yaml.pt.yaml", "https://example.org/yolo11n.yaml", "yolo11n.pt?x=1.zip",
-    # objects outside the bucket
+    # invalid object keys and objects of other buckets
     "storage:", "storage:/", "storage:../x.pt", "storage:a/../../x.pt", "storage:a/.b.pt", "storage:x.exe", "storage:https://x/y.exe",
     "storage:other-bucket/../x.pt", "storage:a//b.pt", "storage:" + "a" * 1000 + ".pt", "storage:x.pt\0",
-    # almost a run
+    # invalid run ids
     "0b6f3c1e-2f7a-4c1d-9a54", "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a1g", RUN + "/../..", "' or 1=1 --", "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a1\u0661",
 ]  # fmt: skip
 
@@ -121,13 +121,16 @@ def test_invalid_name_is_rejected_before_any_lookup(name):
 @pytest.mark.parametrize(
     "value", [[], {}, ["yolo11n"], {"model": "/etc/passwd"}, 0, 1.5, True, "x" * 2_000_000], ids=lambda v: str(v)[:20]
 )
-def test_no_other_setting_can_name_a_model(value):
-    """Only base_model names a model; every other setting that Ultralytics would load is refused or removed."""
+def test_settings_other_than_base_model_cannot_name_a_model(value):
+    """Every other setting whose value Ultralytics would load as a model is refused or removed."""
     for key in ("model", "pretrained", "resume", "distill_model", "cfg", "weights", "base_model"):
         request = RunRequest(data_yaml="/data/data.yaml", base_model="yolo11n", configuration={key: value})
         with contextlib.suppress(BadRequest):
             plan = plan_of(request)
-            assert plan.model in (OfficialModel(stem="yolo11n"), Architecture(stem="yolo11n"))  # without its weights
+            assert plan.model in (
+                OfficialModel(stem="yolo11n"),
+                Architecture(stem="yolo11n"),
+            )  # Architecture has no pretrained weights
             assert plan.args.get(key) in (None, True, False)
 
 
@@ -156,8 +159,8 @@ NO_FILE = [
     ("name", "why"),
     [*((n, "is outside of MODELS_DIR") for n in LEADING_OUT), *((n, "no such file|is outside of") for n in NO_FILE)],
 )
-def test_path_outside_models_folder_is_rejected(folder, name, why):
-    """The check is repeated on use, because the file of a stored name may have changed since."""
+def test_path_outside_models_folder_or_without_file_is_rejected(folder, name, why):
+    """The path is checked again on use, because the file can change after the row was checked."""
     with pytest.raises(BadRequest, match=why):
         folder.resolve(ModelFile(name=name), Task.DETECT, StopSignal())
 
@@ -167,7 +170,7 @@ def deflated(members, **how):
 
 
 def overlapping():
-    """Return a ZIP file in which a thousand entries share one stored megabyte."""
+    """Return a ZIP file with a thousand entries that refer to the same 1 MiB of data."""
     plain = stored([("best/data.pkl", b"\0" * 2**20)])
     end = plain.rindex(b"PK\x05\x06")
     begin = struct.unpack("<I", plain[end + 16 : end + 20])[0]
@@ -176,7 +179,7 @@ def overlapping():
 
 
 def with_wrong_size():
-    """Return a ZIP file whose directory claims one exabyte."""
+    """Return a ZIP file whose central directory declares 4 GiB."""
     plain = bytearray(stored())
     entry = plain.rindex(b"PK\x01\x02")
     plain[entry + 20 : entry + 28] = b"\xfe\xff\xff\xff" * 2
@@ -189,22 +192,22 @@ class Hostile:
 
 
 FILES = {
-    "nothing": b"",
-    "a bare pickle that runs code": pickle.dumps(Hostile()),
-    "a pickle in the format before ZIP": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
-    "a program": b"\x7fELF" + b"\0" * 500,
-    "a page": b"<html>404</html>",
-    "a tar": b"best.pt".ljust(257, b"\0") + b"ustar" + b"\0" * 250,
-    "half of a model": stored()[:-40],
-    "the end of a model": stored()[-40:],
-    "a directory that is cut": stored()[:-80] + stored()[-22:],
-    "a bomb": deflated([("best/data.pkl", b"\0" * 2**24)]),
-    "a bomb of many members": deflated([(f"best/data/{n}", b"\0" * 2**16) for n in range(200)]),
-    "a packed storage": deflated([("best/data.pkl", b"w" * 500)]),
-    "bzip2": stored([("best/data.pkl", b"w" * 5000)], zipfile.ZIP_BZIP2),
-    "lzma": stored([("best/data.pkl", b"w" * 5000)], zipfile.ZIP_LZMA),
+    "empty file": b"",
+    "pickle that runs code": pickle.dumps(Hostile()),
+    "old PyTorch format without ZIP": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+    "program": b"\x7fELF" + b"\0" * 500,
+    "web page": b"<html>404</html>",
+    "tar archive": b"best.pt".ljust(257, b"\0") + b"ustar" + b"\0" * 250,
+    "truncated model": stored()[:-40],
+    "only the end of a model": stored()[-40:],
+    "truncated central directory": stored()[:-80] + stored()[-22:],
+    "decompression bomb": deflated([("best/data.pkl", b"\0" * 2**24)]),
+    "decompression bomb of many members": deflated([(f"best/data/{n}", b"\0" * 2**16) for n in range(200)]),
+    "compressed member": deflated([("best/data.pkl", b"w" * 500)]),
+    "bzip2 compression": stored([("best/data.pkl", b"w" * 5000)], zipfile.ZIP_BZIP2),
+    "LZMA compression": stored([("best/data.pkl", b"w" * 5000)], zipfile.ZIP_LZMA),
     "overlapping members": overlapping(),
-    "a wrong size": with_wrong_size(),
+    "wrong size in central directory": with_wrong_size(),
 }
 
 
@@ -243,8 +246,8 @@ def upload(folder, place, content):
     ],
     ids=range(10),
 )  # fmt: skip
-def test_row_of_run_cannot_point_outside_its_prefix(place, row):
-    """Anyone who can write a row can write its results."""
+def test_results_of_run_cannot_name_a_file_outside_its_prefix(place, row):
+    """Every user who can write a row can also write the results of the row."""
     folder = ModelFolder(
         place / "models", store=LocalObjectStore(place / "store"), artifacts_bucket=BUCKET, run_of=lambda _: None if row is None else RunRow(id=RUN, **row), allow_download=False,
     )  # fmt: skip

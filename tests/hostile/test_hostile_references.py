@@ -20,49 +20,49 @@ pytestmark = pytest.mark.usefixtures("_time_limit")
 # ── references ──
 
 REFERENCES = {
-    "nothing": "",
-    "blanks": " \t\n ",
-    "NUL": "a\0b/data.yaml",
-    "newline inside": "a\nb/data.yaml",
+    "empty text": "",
+    "white space": " \t\n ",
+    "NUL byte": "a\0b/data.yaml",
+    "newline": "a\nb/data.yaml",
     "escape sequence": "\x1b]0;owned\x07data.yaml",
     "right-to-left override": "data\u202elmay.exe",
-    "zero width": "da\u200bta.yaml",
+    "zero-width space": "da\u200bta.yaml",
     "line separator": "a\u2028b",
-    "half a surrogate": "a\ud800b.yaml",
+    "lone surrogate": "a\ud800b.yaml",
     "10,000 characters": "a" * 10_000,
     "10,000 folders": "a/" * 10_000,
     "file URL": "file:///etc/passwd",
-    "file URL in capitals": "FILE:///etc/passwd",
-    "gopher": "gopher://127.0.0.1:70/",
-    "ftp": "ftp://example.org/data.zip",
+    "file URL in capital letters": "FILE:///etc/passwd",
+    "Gopher URL": "gopher://127.0.0.1:70/",
+    "FTP URL": "ftp://example.org/data.zip",
     "data URL": "data:text/yaml,names: [a]",
-    "s3": "s3://bucket/data",
-    "Ultralytics hub": "ul://user/datasets/x",
-    "Google storage": "gs://bucket/x",
-    "Windows drive": "C:\\data\\data.yaml",
-    "home": "~/data.yaml",
-    "home of another user": "~root/data.yaml",
-    "absolute outside": "/etc/passwd",
+    "S3 URL": "s3://bucket/data",
+    "URL of Ultralytics HUB": "ul://user/datasets/x",
+    "Google Storage URL": "gs://bucket/x",
+    "path on a Windows drive": "C:\\data\\data.yaml",
+    "home folder": "~/data.yaml",
+    "home folder of another user": "~root/data.yaml",
+    "absolute path outside": "/etc/passwd",
     "device": "/dev/zero",
-    "process": "/proc/self/environ",
-    "up and out": "../secret/data.yaml",
-    "up in the middle": "a/../../secret/data.yaml",
-    "option": "--config=/etc/passwd",
-    "template": "{{7*7}}",
-    "shell": "$(touch /tmp/owned)",
-    "no object": "storage:",
-    "only a slash": "storage:/",
-    "storage up": "storage:../../secret/data.yaml",
-    "storage up inside": "storage:p/../../secret/data.yaml",
-    "storage dot": "storage:p/./data.yaml",
-    "storage empty segment": "storage:p//data.yaml",
-    "storage up in our URL": "https://abc.supabase.co/storage/v1/object/public/b/%2e%2e/%2e%2e/x",
-    "control in our URL": "https://abc.supabase.co/storage/v1/object/public/b/a%0ab",
-    "no host": "http://",
-    "no host but a path": "http:///data.zip",
-    "bad port": "http://example.org:99999/x",
-    "word for a port": "http://example.org:http/x",
-    "half an address": "http://[::1/x",
+    "file of a process in /proc": "/proc/self/environ",
+    "path traversal": "../secret/data.yaml",
+    "path traversal in the middle": "a/../../secret/data.yaml",
+    "command-line option": "--config=/etc/passwd",
+    "template expression": "{{7*7}}",
+    "shell command": "$(touch /tmp/owned)",
+    "storage without key": "storage:",
+    "storage with only a slash": "storage:/",
+    "storage with path traversal": "storage:../../secret/data.yaml",
+    "storage with path traversal in the middle": "storage:p/../../secret/data.yaml",
+    "storage with a dot as folder": "storage:p/./data.yaml",
+    "storage with an empty folder name": "storage:p//data.yaml",
+    "path traversal in URL of our storage": "https://abc.supabase.co/storage/v1/object/public/b/%2e%2e/%2e%2e/x",
+    "control character in URL of our storage": "https://abc.supabase.co/storage/v1/object/public/b/a%0ab",
+    "URL without host": "http://",
+    "URL with path but without host": "http:///data.zip",
+    "port out of range": "http://example.org:99999/x",
+    "text as port": "http://example.org:http/x",
+    "incomplete IPv6 address": "http://[::1/x",
 }
 
 
@@ -74,17 +74,20 @@ def test_hostile_reference_is_rejected(place, fetcher, text):
 
 
 LINKS = {
-    "to a file outside": lambda p: (p / "root/d.yaml").symlink_to(p / "secret/data.yaml"),
-    "to nothing": lambda p: (p / "root/d.yaml").symlink_to(p / "none"),
-    "to itself": lambda p: (p / "root/d.yaml").symlink_to(p / "root/d.yaml"),
-    "to a device": lambda p: (p / "root/d.yaml").symlink_to("/dev/zero"),
-    "a named pipe": lambda p: os.mkfifo(p / "root/d.yaml"),
-    "through two": lambda p: ((p / "root/x").symlink_to(p / "secret"), (p / "root/d.yaml").symlink_to("x/data.yaml")),
+    "symlink to a file outside": lambda p: (p / "root/d.yaml").symlink_to(p / "secret/data.yaml"),
+    "broken symlink": lambda p: (p / "root/d.yaml").symlink_to(p / "none"),
+    "symlink to itself": lambda p: (p / "root/d.yaml").symlink_to(p / "root/d.yaml"),
+    "symlink to a device": lambda p: (p / "root/d.yaml").symlink_to("/dev/zero"),
+    "named pipe": lambda p: os.mkfifo(p / "root/d.yaml"),
+    "symlink through another symlink": lambda p: (
+        (p / "root/x").symlink_to(p / "secret"),
+        (p / "root/d.yaml").symlink_to("x/data.yaml"),
+    ),
 }
 
 
 @pytest.mark.parametrize("make", LINKS.values(), ids=LINKS)
-def test_link_or_pipe_in_root_is_rejected(place, fetcher, make):
+def test_symlink_or_named_pipe_in_root_is_rejected(place, fetcher, make):
     make(place)
     with pytest.raises(DatasetError) as error:
         fetcher.fetch(parse("d.yaml", place / "root"), place / "root/run", StopSignal(), lambda _: None)
@@ -147,7 +150,7 @@ def _no_contact(monkeypatch):
 
 @pytest.mark.usefixtures("_no_contact")
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_host_name_of_forbidden_address_is_rejected(tmp_path, address):
+def test_host_with_forbidden_address_is_rejected(tmp_path, address):
     client = GuardedClient(resolve=lambda *_: ["93.184.216.34", address], policy=RetryPolicy(tries=1))
     with pytest.raises(DatasetError) as error:
         client.download("http://data.example/x.zip", tmp_path / "x", StopSignal())
@@ -203,7 +206,7 @@ URLS = [
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_every_spelling_of_localhost_is_rejected(server, tmp_path, url):
+def test_other_spellings_of_localhost_and_invalid_hosts_are_rejected(server, tmp_path, url):
     server.pages["/x"] = body(SECRET.encode())
     client = GuardedClient(policy=RetryPolicy(tries=1))
     with pytest.raises((DatasetError, Unavailable)) as error:
@@ -215,17 +218,17 @@ def test_every_spelling_of_localhost_is_rejected(server, tmp_path, url):
 
 
 REDIRECTS = {
-    "to loopback": "http://127.0.0.1:1/x",
-    "to metadata": "http://169.254.169.254/latest/meta-data/",
+    "to the loopback address": "http://127.0.0.1:1/x",
+    "to the metadata service": "http://169.254.169.254/latest/meta-data/",
     "to another host": "http://other.example/x",
-    "to a file": "file:///etc/passwd",
-    "to gopher": "gopher://127.0.0.1/",
-    "with a password": "http://user:pass@127.0.0.1:{port}/end",
-    "to nowhere": "",
+    "to a file URL": "file:///etc/passwd",
+    "to a Gopher URL": "gopher://127.0.0.1/",
+    "to a URL with a password": "http://user:pass@127.0.0.1:{port}/end",
+    "to an empty location": "",
     "to itself": "/x",
-    "to half an address": "http://[::1/x",
-    "to a bad port": "//127.0.0.1:99999/x",
-    "to 100,000 characters": "/" + "a" * 60_000,
+    "to an incomplete IPv6 address": "http://[::1/x",
+    "to a port out of range": "//127.0.0.1:99999/x",
+    "to a path of 60,000 characters": "/" + "a" * 60_000,
 }
 
 
@@ -241,21 +244,23 @@ def test_hostile_redirect_is_rejected(server, fetcher, place, target):
 
 
 BODIES = {
-    "endless": endless,
-    "endless with a length": raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\nx"),
-    "shorter than stated": raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx"),
-    "negative length": raw(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nx"),
-    "two lengths": raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx"),
-    "length in words": raw(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nx"),
-    "compressed": body(gzip.compress(b"\0" * (8 << 20)), "Content-Encoding: gzip"),
-    "bad chunks": raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\nx"),
-    "chunks that end early": raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"),
-    "no HTTP": raw(b"SSH-2.0-OpenSSH_9.0\r\n"),
-    "nothing at all": raw(),
-    "headers without end": raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000),
-    "a page that asks for a login": body(b"<html><form>password</form></html>"),
-    "partial content": body(b"x", status="206 Partial Content"),
-    "binary": body(os.urandom(1000)),
+    "endless body": endless,
+    "body of 100 GB": raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\nx"),
+    "body shorter than Content-Length": raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx"),
+    "negative Content-Length": raw(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nx"),
+    "two different values of Content-Length": raw(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx"
+    ),
+    "text as Content-Length": raw(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nx"),
+    "compressed body": body(gzip.compress(b"\0" * (8 << 20)), "Content-Encoding: gzip"),
+    "invalid chunk size": raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\nx"),
+    "incomplete chunk": raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"),
+    "SSH instead of HTTP": raw(b"SSH-2.0-OpenSSH_9.0\r\n"),
+    "empty response": raw(),
+    "50,000 headers": raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000),
+    "login page": body(b"<html><form>password</form></html>"),
+    "status 206": body(b"x", status="206 Partial Content"),
+    "binary content": body(os.urandom(1000)),
 }
 
 

@@ -35,22 +35,22 @@ def deep_object(levels, key="a"):
 
 
 HARMFUL = {
-    "1,500 lists": deep_list(1500),
-    "1,500 objects": deep_object(1500),
-    "1,500 splits": deep_object(1500, "split"),
-    "1,500 sections": deep_object(1500, "augmentation"),
-    "text of 1,500 lists": "[" * 1500 + "]" * 1500,
-    "text of 100,000 brackets": "[" * 100_000,
+    "1,500 nested lists": deep_list(1500),
+    "1,500 nested objects": deep_object(1500),
+    "1,500 nested splits": deep_object(1500, "split"),
+    "1,500 nested sections": deep_object(1500, "augmentation"),
+    "1,500 nested lists as text": "[" * 1500 + "]" * 1500,
+    "100,000 brackets as text": "[" * 100_000,
     "30,000 keys": {f"key {n}": n for n in range(30_000)},
     "100,000 items": list(range(100_000)),
-    "a number of 5,000 digits": 10**4999,
-    "a number of 300 digits": 10**299,
-    "text of 5,000 digits": "9" * 5000,
-    "an infinite number": float("inf"),
-    "no number": float("nan"),
-    "text of a huge exponent": '{"epochs": 1e5000}',
+    "number with 5,000 digits": 10**4999,
+    "number with 300 digits": 10**299,
+    "5,000 digits as text": "9" * 5000,
+    "infinity": float("inf"),
+    "NaN": float("nan"),
+    "huge exponent as text": '{"epochs": 1e5000}',
     "lone surrogates": "\ud800\udfff" * 100,
-    "zeros": "\x00" * 1000,
+    "NUL characters": "\x00" * 1000,
     "10 million characters": "x" * 10_000_000,
     "4 million commas": "," * 4_000_000,
     "4 million numbers": "1," * 2_000_000,
@@ -58,7 +58,7 @@ HARMFUL = {
     "4 million slashes": "//" * 2_000_000,
     "4 million quotes": '"' * 4_000_000,
     "true": True,
-    "an object": {"a": {}},
+    "object": {"a": {}},
 }
 SETTINGS = [
     *("data", "model", "task", "device", "compute", "epochs", "batch", "imgsz", "pretrained", "split", "exports"),
@@ -77,7 +77,7 @@ SETTINGS = [
 
 
 def read(columns):
-    """Read a row as the worker does. Return the problems that fail its run, or nothing for a valid plan."""
+    """Read a row as the worker does. Return the problems of the run, or an empty tuple for a valid plan."""
     job = rows.job_of({"id": RUN, "attempt": 1, **columns})
     try:
         plan_of(job.request)
@@ -97,12 +97,12 @@ def read_quickly(columns, seconds):
 @pytest.mark.parametrize(
     "column", ["configuration", "data_yaml", "base_model", "run_name", "priority", "checkpoint", "last_reported_epoch"]
 )
-def test_any_column_value_is_read_fast_without_error(column, harm):
+def test_any_column_value_is_read_fast_and_without_error(column, harm):
     read_quickly({"data_yaml": "d", column: HARMFUL[harm]}, 3)
 
 
 @pytest.mark.parametrize("harm", HARMFUL)
-def test_any_setting_value_gives_plan_or_bad_request(harm):
+def test_any_setting_value_becomes_plan_or_bad_request(harm):
     for name in SETTINGS:
         read_quickly({"data_yaml": "d", "configuration": {name: HARMFUL[harm]}}, 3)
         read_quickly({"data_yaml": "d", "configuration": {"augmentation": {name: HARMFUL[harm]}}}, 3)
@@ -119,7 +119,7 @@ def test_any_requirements_are_read_fast(harm):
 
 _harmful = st.sampled_from(sorted(HARMFUL)[::2]).map(
     lambda name: HARMFUL[name]
-)  # by name, because the values are too large to print
+)  # sampled by name, because the values are too large to print
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters() | _harmful
 _values = st.recursive(
     _scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5)
@@ -134,13 +134,13 @@ _names = st.sampled_from(sorted([*SETTINGS, *ARGUMENTS, *REFUSED, *IGNORED])) | 
         ["data_yaml", "base_model", "run_name", "priority", "attempt", "checkpoint", "last_reported_epoch", "created_at", "started_at"], _values,
     )),
 )  # fmt: skip
-def test_any_row_gives_job_then_plan_or_bad_request(configuration, columns):
+def test_any_row_becomes_plan_or_raises_bad_request(configuration, columns):
     read({"configuration": configuration, **columns})
 
 
 @pytest.mark.parametrize("harm", HARMFUL)
 def test_enqueue_rejects_unreadable_run(harm):
-    """`enqueue` rejects an unreadable run before it writes anything. What it writes is JSON of limited size."""
+    """`enqueue` rejects an unreadable run before it writes the row. The written JSON has a limited size."""
     request = RunRequest(data_yaml="d", configuration={"notes": HARMFUL[harm]})
     with contextlib.suppress(BadRequest):
         written = json.dumps(write.insert_of(request), allow_nan=False)

@@ -50,7 +50,7 @@ def unpacked(folder):
         lambda p: tarred(p, mode="w", format=tarfile.USTAR_FORMAT),
     ],
 )
-def test_common_archives_are_extracted_under_any_name(tmp_path, make):
+def test_common_archives_are_extracted_with_any_file_name(tmp_path, make):
     moved = []
     got = extract(make(tmp_path / "archive"), tmp_path / "out", StopSignal(), on_bytes=moved.append)
     assert unpacked(tmp_path / "out") == FILES
@@ -58,7 +58,7 @@ def test_common_archives_are_extracted_under_any_name(tmp_path, make):
     assert got.report.findings == ()
 
 
-def test_long_names_are_kept(tmp_path):
+def test_long_member_names_are_kept(tmp_path):
     files = {"/".join(["folder" * 10] * 5) + "/a.txt": b"1"}
     for number, kind in enumerate((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)):
         extract(tarred(tmp_path / f"{number}", files, format=kind), tmp_path / f"out{number}", StopSignal())
@@ -74,7 +74,7 @@ def test_xz_with_several_streams_is_read_completely(tmp_path):
     assert unpacked(tmp_path / "out") == FILES
 
 
-def test_only_wanted_members_are_written(tmp_path):
+def test_only_selected_members_are_extracted(tmp_path):
     for number, make in enumerate((zipped, tarred)):
         out = tmp_path / f"out{number}"
         archive = make(tmp_path / f"{number}", {**FILES, "labels/train.cache": b"evil", "__MACOSX/._a.jpg": b""})
@@ -82,7 +82,7 @@ def test_only_wanted_members_are_written(tmp_path):
         assert unpacked(out) == FILES
 
 
-def test_total_of_zip_is_reported_before_extraction(tmp_path):
+def test_total_size_of_zip_is_reported_before_extraction(tmp_path):
     totals = []
     extract(zipped(tmp_path / "a.zip"), tmp_path / "out", StopSignal(), on_total=totals.append)
     assert totals == [3013]
@@ -93,13 +93,13 @@ def test_extracted_files_are_read_only(tmp_path):
     assert (tmp_path / "out/data.yaml").stat().st_mode & 0o777 == 0o444
 
 
-def test_names_that_differ_only_in_case_are_reported(tmp_path):
+def test_member_names_that_differ_only_in_case_are_reported(tmp_path):
     archive = zipped(tmp_path / "a.zip", {"A.jpg": b"1", "a.jpg": b"2", "b.jpg": b"3"})
     (finding,) = extract(archive, tmp_path / "out", StopSignal()).report.findings
     assert (finding.level, finding.count, finding.examples) == ("warning", 1, ("A.jpg and a.jpg",))
 
 
-def test_names_of_windows_and_mac_are_normalized(tmp_path):
+def test_member_names_of_windows_and_mac_are_normalized(tmp_path):
     archive = tarred(tmp_path / "a.tar", {"images\\train\\a.jpg": b"1", "./labels//cafe\u0301.txt": b"2"})
     extract(archive, tmp_path / "out", StopSignal())
     assert unpacked(tmp_path / "out") == {"images/train/a.jpg": b"1", "labels/caf\xe9.txt": b"2"}
@@ -131,8 +131,8 @@ def test_declared_size_is_not_trusted(tmp_path):
 
 
 @pytest.mark.parametrize("is_zip64", [False, True])
-def test_zip_with_too_large_index_is_rejected_before_it_is_read(tmp_path, monkeypatch, is_zip64):
-    """The module zipfile reads the whole central directory into memory, before any member can be counted."""
+def test_zip_with_too_large_index_is_rejected_before_reading(tmp_path, monkeypatch, is_zip64):
+    """The module zipfile reads the whole central directory into memory before members can be counted."""
     size = archive_module.ZIP_INDEX + 1
     end = (0xFFFFFFFF if is_zip64 else size).to_bytes(4, "little")
     zip64_end = b"PK\x06\x06" + bytes(36) + size.to_bytes(8, "little") + bytes(8)
@@ -145,7 +145,7 @@ def test_zip_with_too_large_index_is_rejected_before_it_is_read(tmp_path, monkey
     assert not opened
 
 
-def test_zip_index_may_have_the_size_of_the_limit(tmp_path, monkeypatch):
+def test_zip_index_with_exactly_the_maximum_size_is_accepted(tmp_path, monkeypatch):
     path = zipped(tmp_path / "a.zip")
     monkeypatch.setattr(archive_module, "ZIP_INDEX", archive_module._zip_index_size(path))
     extract(path, tmp_path / "out", StopSignal())
@@ -155,7 +155,7 @@ def test_zip_index_may_have_the_size_of_the_limit(tmp_path, monkeypatch):
 def test_damage_at_end_of_compressed_tar_is_detected(tmp_path):
     archive = tarred(tmp_path / "a.tar", mode="w")
     packed = bytearray(gzip.compress(archive.read_bytes()))
-    packed[-6] ^= 1  # the checksum, which is compared only at the end
+    packed[-6] ^= 1  # the checksum of gzip, which is compared after all other data
     (tmp_path / "b.tgz").write_bytes(packed)
     with pytest.raises(DatasetError, match="damaged"):
         extract(tmp_path / "b.tgz", tmp_path / "out", StopSignal())
@@ -163,7 +163,7 @@ def test_damage_at_end_of_compressed_tar_is_detected(tmp_path):
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
-def test_truncated_tar_is_never_a_smaller_dataset(tmp_path, mode, share):
+def test_truncated_tar_is_rejected(tmp_path, mode, share):
     import random
 
     noise = random.Random(1)
@@ -175,9 +175,9 @@ def test_truncated_tar_is_never_a_smaller_dataset(tmp_path, mode, share):
         extract(archive, tmp_path / "out", StopSignal())
 
 
-def test_broken_tar_header_is_not_the_end(tmp_path):
+def test_broken_tar_header_is_not_read_as_end_of_archive(tmp_path):
     data = bytearray(tarred(tmp_path / "a.tar", {"a.txt": b"1", "b.txt": b"2"}, "w").read_bytes())
-    data[1024 + 150] ^= 0xFF  # inside the second header's checksum
+    data[1024 + 150] ^= 0xFF  # a byte in the checksum of the second header
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(DatasetError, match="damaged"):
         extract(tmp_path / "a.tar", tmp_path / "out", StopSignal())
@@ -194,7 +194,7 @@ def test_archive_kind_is_detected_by_first_bytes(tmp_path):
     assert not is_archive("a.yaml")
 
 
-def test_name_within_limits_is_accepted():
+def test_member_name_within_limits_is_accepted():
     assert safe_name("a/" * 31 + "b", Limits(), "x") == "a/" * 31 + "b"
     assert safe_name("./", Limits(), "x") is None
     with pytest.raises(DatasetError, match=r"x: the name .* folders deep. Rename it"):

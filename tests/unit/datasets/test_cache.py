@@ -17,13 +17,13 @@ def test_stored_file_is_found_by_identity(cache):
     assert cache.get("b", 7) is None
 
 
-def test_file_with_other_size_is_missing(cache):
+def test_file_of_unexpected_size_is_not_found(cache):
     put(cache, "a", b"content")
     assert cache.get("a", 8) is None
-    assert cache.get("a", 7) is None  # removed, because its content is unknown
+    assert cache.get("a", 7) is None  # the file was removed, because its content is unknown
 
 
-def test_file_changed_through_link_is_missing(cache, tmp_path):
+def test_file_changed_through_hard_link_is_not_found(cache, tmp_path):
     stored = put(cache, "a", b"content")
     os.link(stored, tmp_path / "view")
     (tmp_path / "view").chmod(0o644)
@@ -111,7 +111,7 @@ def test_damaged_tree_is_replaced_by_new_one(cache):
 
 
 @pytest.mark.parametrize("note", [b"", b"\0\0\0", b"\xff", None])
-def test_tree_with_damaged_size_record_works(cache, note):
+def test_tree_with_damaged_size_record_is_found_and_evicted(cache, note):
     stored = put_tree(cache, "t", age=500, size=800)
     (stored / ".size").unlink()
     if note is not None:
@@ -120,12 +120,12 @@ def test_tree_with_damaged_size_record_works(cache, note):
     assert cache.get_tree("t") == stored
     assert put_tree(cache, "t") == stored
     os.utime(stored, (1, 1))
-    cache.make_room(100)  # by the size of their files, both trees do not fit
+    cache.make_room(100)  # the sizes of the files exceed the limit
     assert not stored.exists()
     assert cache.get("a", 100)
 
 
-def test_dropped_tree_is_missing(cache):
+def test_dropped_tree_is_not_found(cache):
     put_tree(cache, "t")
     cache.drop_tree("t")
     assert cache.get_tree("t") is None
@@ -144,7 +144,7 @@ def test_concurrent_store_and_evict_never_shows_partial_file(cache):
             if found is None:
                 put(cache, str(number), content)
             else:
-                with contextlib.suppress(FileNotFoundError):  # not in use, so it may be evicted at any time
+                with contextlib.suppress(FileNotFoundError):  # the entry is not in use, so another thread can evict it
                     torn.extend([number] if found.read_bytes() != content else [])
             if number == 5:
                 cache.make_room(100)

@@ -1,4 +1,4 @@
-"""Files are synced before they become entries, and errors of the disk are errors of the host."""
+"""Files are synced before they become cache entries. Disk errors are failures of the host, not of the dataset."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def test_file_is_synced_before_rename(cache, monkeypatch):
     assert synced == ["tmp"]
 
 
-def test_batch_is_synced_before_any_file_is_found(cache, monkeypatch):
+def test_batch_is_synced_before_its_files_are_found(cache, monkeypatch):
     synced = []
 
     def sync_below(folder):
@@ -54,7 +54,7 @@ def test_many_files_are_synced_in_batches(cache, monkeypatch, limit, value):
     assert all(cache.get(str(number), 100) for number in range(5))
 
 
-def test_files_before_an_error_are_kept(cache):
+def test_files_stored_before_an_error_are_kept(cache):
     def fail():
         with cache.batch() as batch:
             put_in_batch(cache, batch, "a")
@@ -65,7 +65,7 @@ def test_files_before_an_error_are_kept(cache):
     assert cache.get("a", 100)
 
 
-def test_failed_sync_is_machine_failure_and_nothing_is_found(cache, monkeypatch):
+def test_failed_sync_is_machine_failure_and_stores_nothing(cache, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "full")
 
@@ -89,6 +89,6 @@ def test_failing_disk_is_machine_failure_with_path(tmp_path, code):
         raise OSError(code, os.strerror(code))
 
 
-def test_other_errors_are_not_converted(tmp_path):
+def test_missing_file_is_not_a_machine_failure(tmp_path):
     with pytest.raises(FileNotFoundError), on_this_disk(tmp_path):
         (tmp_path / "none").read_text()

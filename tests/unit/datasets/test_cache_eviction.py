@@ -1,4 +1,4 @@
-"""What the content cache evicts, keeps and removes."""
+"""Eviction from the content cache, entries in use, and removal of leftovers."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ FREE = shutil.disk_usage("/tmp").free
 def test_least_recently_used_entry_is_evicted_first(cache):
     for number in range(10):
         put(cache, str(number), age=100 - number)
-    assert cache.get("0", 100) is not None  # mark it as used
+    assert cache.get("0", 100) is not None  # a lookup counts as a use
     cache.make_room(250)
     present = [number for number in range(10) if cache.get(str(number), 100)]
     assert present == [0, 4, 5, 6, 7, 8, 9]
@@ -49,7 +49,7 @@ def test_entry_in_use_is_kept_while_folder_of_run_exists(cache, tmp_path):
     assert list((cache.root / "in_use").iterdir()) == []
 
 
-def test_use_mark_works_when_cache_is_a_symlink(tmp_path):
+def test_entry_in_use_is_kept_if_cache_is_a_symlink(tmp_path):
     (tmp_path / "far/away/disk").mkdir(parents=True)
     (tmp_path / "root/run").mkdir(parents=True)
     (tmp_path / "root/.cache").symlink_to(tmp_path / "far/away/disk")
@@ -60,7 +60,7 @@ def test_use_mark_works_when_cache_is_a_symlink(tmp_path):
     assert cache.get("a", 100)
 
 
-def test_use_mark_works_across_processes(cache, tmp_path):
+def test_entry_in_use_by_other_process_is_kept(cache, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     cache.mark_in_use(run, ["a"])
@@ -85,7 +85,7 @@ def test_hard_linked_entry_is_not_evicted(cache, tmp_path):
     assert not cache.get("a", 100)
 
 
-def test_trees_are_evicted_whole(cache):
+def test_trees_are_evicted_completely(cache):
     stored = put_tree(cache, "old", age=500, size=800)
     put_tree(cache, "new", size=100)
     cache.make_room(500)
@@ -95,7 +95,7 @@ def test_trees_are_evicted_whole(cache):
     assert list((cache.root / "tmp").iterdir()) == []
 
 
-def test_emptied_cache_works(cache, tmp_path):
+def test_cache_works_after_its_folder_was_removed(cache, tmp_path):
     put(cache, "a")
     put_tree(cache, "t")
     shutil.rmtree(cache.root)
@@ -124,13 +124,13 @@ def test_full_disk_is_host_failure_with_path_and_sizes(tmp_path):
         cache.make_room(FREE * 2)
 
 
-def test_reserve_stays_free(tmp_path):
+def test_reserved_disk_space_is_not_used(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=FREE * 2)
     with pytest.raises(HostUnfit, match="must stay free"):
         cache.require_free(0)
 
 
-def test_small_disk_evicts_below_limit(tmp_path):
+def test_entries_below_limit_are_evicted_if_disk_is_full(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=FREE * 2)
     put(cache, "a", age=10)
     with pytest.raises(MachineFailed):
@@ -146,12 +146,12 @@ def test_leftovers_of_crash_are_removed_after_a_day(cache, monkeypatch):
     (cache.root / "tmp/older").mkdir()
     time.sleep(0.4)
     (cache.root / "tmp/young").write_bytes(b"half")
-    os.utime(cache.root / "tmp/young", (1, 1))  # an old modification time, as `put` sets it
+    os.utime(cache.root / "tmp/young", (1, 1))  # `put` also sets an old modification time
     cache.make_room(0)
     assert os.listdir(cache.root / "tmp") == ["young"]
 
 
-def test_tidy_removes_leftovers_and_use_marks_without_folder(cache, tmp_path, monkeypatch):
+def test_tidy_removes_leftovers_and_use_marks_of_missing_folders(cache, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.datasets.cache.incoming.STALE_SECONDS", 0.0)
     cache.tidy()
     for name in ("alive", "dead"):

@@ -43,7 +43,7 @@ def test_other_names_of_val_folder_are_accepted(tmp_path, alias):
     assert dict(prepared(root, tmp_path / "view").images) == {"train": 4, "val": 2}
 
 
-def test_missing_splits_are_made_on_request_or_rejected(tmp_path):
+def test_missing_splits_are_rejected_unless_split_is_requested(tmp_path):
     root = folders(tmp_path / "set", {"a": 10, "b": 10})
     with pytest.raises(DatasetError, match="train_ratio"):
         prepared(root, tmp_path / "view")
@@ -65,7 +65,7 @@ def test_unsafe_class_names_keep_their_order(tmp_path):
     ]
 
 
-def test_dataset_of_wrong_kind_for_task_is_rejected(tmp_path):
+def test_dataset_that_does_not_match_task_is_rejected(tmp_path):
     data = paint(tmp_path / "boxes")
     with pytest.raises(DatasetError, match="needs one folder per class"):
         prepared(data, tmp_path / "v1", task=Task.CLASSIFY)

@@ -66,7 +66,7 @@ def test_folder_with_annotation_file_is_recognized(tmp_path):
 
 
 @pytest.mark.parametrize("key", [str, int])
-def test_embedded_split_with_ids_as_text_or_numbers(tmp_path, key):
+def test_embedded_split_matches_image_ids_as_text_or_numbers(tmp_path, key):
     splits = {str(n + 100): ("val" if n < 3 else "train") for n in range(9)}
     content = document(split_config={"method": "manual", "splits": splits})
     for image in content["images"]:
@@ -87,12 +87,12 @@ def test_requested_split_overrides_embedded_split(tmp_path):
     "config",
     [{"default_ratio": [0.5, 0.5]}, {"ratio": [0.5, 0.5], "seed": 3}, {"train_ratio": 0.5, "val_ratio": 0.5}],
 )
-def test_embedded_ratios_are_used(tmp_path, config):
+def test_embedded_split_ratios_are_used(tmp_path, config):
     result = prepared(write(tmp_path / "set", document(split_config=config)), tmp_path / "view")
     assert dict(result.images) == {"train": 5, "val": 5}
 
 
-def test_nested_annotations_and_background_of_dice(tmp_path):
+def test_nested_annotations_and_background_class_of_dice_are_read(tmp_path):
     content = {
         "classes": [{"id": 0, "name": "__background__"}, {"id": 1, "name": "square"}, {"id": 2, "name": "disc"}],
         "storage_info": {"image_root": "images/"},
@@ -137,7 +137,7 @@ def test_polygons_are_kept_and_masks_become_polygons(tmp_path):
     for name in ("0001", "0002"):
         xs, ys = found[name][0][1::2], found[name][0][2::2]
         assert (min(xs), max(xs), min(ys), max(ys)) == pytest.approx((4 / SIZE, 19 / SIZE, 8 / SIZE, 23 / SIZE))
-    assert len(found["0003"][0]) == 1 + 2 * 8  # both parts and the two bridges between them
+    assert len(found["0003"][0]) == 1 + 2 * 8  # 6 corners of both parts, and 2 corners of the lines that join the parts
 
 
 def test_outlines_equal_to_boxes_are_read_as_boxes(tmp_path):
@@ -163,7 +163,7 @@ def test_keypoints_and_flip_idx_are_read(tmp_path):
     assert rows(tmp_path / "view")["0000"][0][5:] == pytest.approx([0.5, 0.25, 2, 0.125, 0.125, 1, 0, 0, 0])
 
 
-def test_one_file_per_split_of_coco_and_roboflow(tmp_path):
+def test_one_annotation_file_per_split_of_coco_and_roboflow_is_read(tmp_path):
     write(tmp_path / "coco", document(), "annotations/instances_train2017.json", "train2017")
     write(tmp_path / "coco", document(3), "annotations/instances_val2017.json", "val2017", 3)
     (tmp_path / "coco/annotations/captions_val2017.json").write_text("{}")
@@ -185,7 +185,7 @@ def test_dice_file_of_requested_task_is_used(tmp_path):
     assert prepared(tmp_path / "set", tmp_path / "v2", task=Task.SEGMENT).task is Task.SEGMENT
 
 
-def test_image_level_classes_are_classification(tmp_path):
+def test_classes_of_whole_images_become_classification_dataset(tmp_path):
     content = document()
     del content["annotations"]
     for number, image in enumerate(content["images"]):
@@ -195,7 +195,7 @@ def test_image_level_classes_are_classification(tmp_path):
     assert {path.name for path in (tmp_path / "view/train").iterdir()} == {"0_square", "1_disc"}
 
 
-def test_crowds_are_skipped_and_orphans_reported(tmp_path):
+def test_crowd_annotations_and_annotations_of_unknown_images_are_reported(tmp_path):
     content = document()
     content["annotations"][0]["iscrowd"] = 1
     content["annotations"][1]["image_id"] = 7777
@@ -239,7 +239,7 @@ def test_images_are_found_by_name_in_any_folder(tmp_path):
     assert sum(prepared(entry, tmp_path / "view").images.values()) == 10
 
 
-def test_images_with_same_name_need_folder(tmp_path):
+def test_ambiguous_image_name_needs_folder(tmp_path):
     write(tmp_path / "set", document(), images="a")
     entry = write(tmp_path / "set", document(), images="b")
     with pytest.raises(DatasetError, match=r"0000.jpg matches a/0000.jpg and b/0000.jpg; add the folder"):

@@ -1,4 +1,4 @@
-"""Reading an untrusted data.yaml: values as text, and their meaning."""
+"""Parsing and interpretation of an untrusted data.yaml."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_invalid_yaml_is_rejected_with_reason(tmp_path, text, sign):
         (None, None, None),
     ],
 )
-def test_names_may_be_list_mapping_or_text(value, names, ids):
+def test_class_names_are_read_from_list_mapping_or_text(value, names, ids):
     data, codes = read({"names": value})
 
     assert (data.names, data.ids) == (names, ids)
@@ -84,7 +84,7 @@ def test_names_may_be_list_mapping_or_text(value, names, ids):
     "value",
     [{"a": "cat"}, {"-1": "cat"}, [["cat"]], {"0": "cat", "00": "dog"}, ["x" * 201], [str(n) for n in range(20_001)]],
 )
-def test_invalid_names_are_an_error(value):
+def test_invalid_class_names_are_an_error(value):
     assert read({"names": value})[1] == {"yaml_names": "error"}
 
 
@@ -99,7 +99,7 @@ def test_nc_is_only_compared_with_names(nc, count, codes):
     assert (data.nc, data.names, found) == (count, ("a", "b"), codes)
 
 
-def test_splits_may_be_one_or_several_entries_under_any_key():
+def test_splits_are_read_from_text_or_list_under_any_key():
     data, codes = read({"train": ["a", " b "], "valid": "c", "test": ""})
 
     assert data.splits == {"train": ("a", "b"), "val": ("c",)}

@@ -1,4 +1,4 @@
-"""The format of a source tree, and the file that describes the dataset."""
+"""Detection of the dataset format and of the file that describes the dataset."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_annotation_file_of_task_is_used(tmp_path, task, names):
     assert recognized(tmp_path, files | {"a.jpg": ""}, task=task).names == names
 
 
-def test_annotation_files_per_split_are_one_dataset(tmp_path):
+def test_annotation_files_of_all_splits_become_one_dataset(tmp_path):
     files = {
         "train/_annotations.coco.json": coco("j", image="a.jpg"), "train/a.jpg": "",
         "valid/_annotations.coco.json": coco("j", image="b.jpg"), "valid/b.jpg": "",
@@ -92,7 +92,7 @@ def test_annotation_files_per_split_are_one_dataset(tmp_path):
     }
 
 
-def test_class_folders_beside_yaml_need_requested_classify(tmp_path):
+def test_class_folders_beside_yaml_are_used_if_classify_is_requested(tmp_path):
     files = {"train/cat/a.jpg": "", "train/dog/b.jpg": "", "data.yaml": "train: train\nval: val\nnames: [x]\n"}
 
     assert recognized(tmp_path, files, "data.yaml").names == ("x",)

@@ -1,4 +1,4 @@
-"""Only changed images are read again, even if their modification time is old."""
+"""Changed images are read again, even if the modification time is old. Unchanged images are not read again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", has_trailing_data=True)
 
 @pytest.fixture
 def looked_at(monkeypatch) -> list[str]:
-    """Return the list of the images that were read."""
+    """Return the list of images read by the test."""
     seen: list[str] = []
 
     def look(path: str) -> Facts:
@@ -51,7 +51,7 @@ def test_second_run_reads_no_image_and_has_same_result(tmp_path, looked_at):
     assert (second.fingerprint, second.summary) == (first.fingerprint, first.summary)
 
 
-def test_changed_image_with_old_time_and_size_is_read_again(tmp_path, looked_at):
+def test_changed_image_with_same_time_and_size_is_read_again(tmp_path, looked_at):
     paint(tmp_path / "set")
     first = prepare(tmp_path, "v1")
     path = tmp_path / "set/images/train/0000.jpg"
@@ -95,27 +95,27 @@ def test_saved_facts_are_loaded_unchanged(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"junk", b"[]", b"{}", b'{"version": 1, "facts": {"a": [1]}}', b"\xff\xfe", b"null"]
 )
-def test_damaged_file_is_ignored(tmp_path, content):
+def test_damaged_facts_file_is_ignored(tmp_path, content):
     cache = FactsCache(tmp_path)
     cache.save(["a"], {"id": FACT})
     next(tmp_path.glob("*.json")).write_bytes(content)
     assert cache.load(["a"]) == {}
 
 
-def test_file_of_other_version_is_ignored(tmp_path, monkeypatch):
+def test_facts_file_of_other_version_is_ignored(tmp_path, monkeypatch):
     cache = FactsCache(tmp_path)
     cache.save(["a"], {"id": FACT})
     monkeypatch.setattr(facts_cache, "VERSION", facts_cache.VERSION + 1)
     assert cache.load(["a"]) == {}
 
 
-def test_unwritable_folder_is_ignored(tmp_path):
+def test_unwritable_facts_folder_is_ignored(tmp_path):
     (tmp_path / "file").write_text("")
     FactsCache(tmp_path / "file/facts").save(["a"], {"id": FACT})
     assert FactsCache(tmp_path / "file/facts").load(["a"]) == {}
 
 
-def test_least_recently_used_datasets_are_removed(tmp_path, monkeypatch):
+def test_facts_of_least_recently_used_datasets_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(facts_cache, "MAX_DATASETS", 2)
     cache = FactsCache(tmp_path)
     for number, source in enumerate("abc"):
@@ -125,7 +125,7 @@ def test_least_recently_used_datasets_are_removed(tmp_path, monkeypatch):
     assert [bool(cache.load([source])) for source in "abcd"] == [False, False, True, True]
 
 
-def test_linking_cached_file_keeps_identity(tmp_path):
+def test_identity_of_cached_file_is_the_same_after_linking(tmp_path):
     path = tmp_path / "a"
     path.write_text("x")
     ours, users = identity(str(path), is_owned=True), identity(str(path), is_owned=False)

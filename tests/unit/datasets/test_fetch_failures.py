@@ -1,4 +1,4 @@
-"""Downloads from a store that changes or fails, and downloads that are stopped."""
+"""Downloads from a store that changes or fails, and stopped downloads."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 
 
-def test_object_deleted_during_download_is_dropped(store, fetch):
+def test_object_deleted_during_download_is_not_in_dataset(store, fetch):
     gone = store.root / "datasets/p/s/images/train/2.jpg"
     store.during = lambda ref: gone.unlink(missing_ok=True)
     assert "images/train/2.jpg" not in content(fetch("storage:p/s/data.yaml"))
@@ -43,7 +43,7 @@ def test_dataset_that_keeps_changing_is_rejected(store, fetch):
         fetch("storage:p/s/data.yaml")
 
 
-def test_listed_but_missing_object_is_named(store, fetch):
+def test_error_about_listed_but_missing_object_contains_its_name(store, fetch):
     def refuse(ref):
         if ref.key.endswith("2.jpg"):
             raise ObjectMissing(f"object {ref.key!r} does not exist in bucket {ref.bucket!r}")
@@ -53,7 +53,7 @@ def test_listed_but_missing_object_is_named(store, fetch):
         fetch("storage:p/s/data.yaml")
 
 
-def test_failed_listing_is_never_a_smaller_dataset(store, fetch, monkeypatch):
+def test_failed_listing_is_an_error(store, fetch, monkeypatch):
     def half(folder):
         yield from list(LocalObjectStore.list(store, folder))[:3]
         raise Unavailable("page 2 failed")
@@ -63,7 +63,7 @@ def test_failed_listing_is_never_a_smaller_dataset(store, fetch, monkeypatch):
         fetch("storage:p/s/data.yaml")
 
 
-def test_truncated_object_is_named_and_not_kept(store, fetch, root, monkeypatch):
+def test_truncated_object_is_rejected_and_not_cached(store, fetch, root, monkeypatch):
     def short(ref, path, stop, **_):
         path.write_bytes(YAML.encode() if ref.key.endswith("yaml") else b"")
         return store.stat(ref)
@@ -73,7 +73,7 @@ def test_truncated_object_is_named_and_not_kept(store, fetch, root, monkeypatch)
         fetch("storage:p/s/data.yaml")
 
 
-def test_listed_name_that_leads_outside_is_rejected(store, fetch, monkeypatch):
+def test_object_key_with_path_traversal_is_rejected(store, fetch, monkeypatch):
     def evil(folder):
         for info in LocalObjectStore.list(store, folder):
             key = info.ref.key.replace("train/1.jpg", "../../../../x.jpg")

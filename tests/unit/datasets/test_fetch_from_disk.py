@@ -1,4 +1,4 @@
-"""Datasets from files of this host."""
+"""Datasets from local files."""
 
 import os
 
@@ -16,7 +16,7 @@ def test_yaml_of_user_is_used_in_place(root, fetch):
     assert os.listdir(root / "set") == ["data.yaml"]
 
 
-def test_folder_of_user_has_no_entry(root, fetch):
+def test_folder_of_user_is_used_in_place(root, fetch):
     (root / "set").mkdir()
     fetched = fetch(str(root / "set"))
     assert (fetched.root, fetched.entry, fetched.is_private) == (root / "set", None, False)
@@ -32,7 +32,7 @@ def test_archive_of_user_is_extracted_once(root, fetch):
     assert (again.root / "data.yaml").stat().st_ino == inode
 
 
-def test_archive_is_recognized_without_suffix(root, fetch):
+def test_archive_without_suffix_is_recognized(root, fetch):
     zipped(root / "download", DATASET)
     assert content(fetch("download")) == DATASET
 
@@ -56,13 +56,15 @@ def test_damaged_tree_in_cache_is_rebuilt(root, fetch):
     [
         lambda _: b"",
         lambda listing: b"\0" * len(listing),
-        lambda listing: listing[: listing.rindex(b"\n[") + 1],  # one file fewer, and no truncated line
+        lambda listing: listing[
+            : listing.rindex(b"\n[") + 1
+        ],  # without the last line, and the other lines are complete
         lambda listing: listing[: len(listing) // 2],
         lambda listing: listing[: len(listing) // 2] + b"\0" * (len(listing) // 2),
         lambda listing: b"[]\n" + listing.partition(b"\n")[2],
         lambda _: None,
     ],
-    ids=["empty", "zeros", "a file less", "cut", "zeros at its end", "another version", "gone"],
+    ids=["empty", "zeros", "last file missing", "truncated", "zeros at the end", "other version", "missing"],
 )
 def test_tree_with_damaged_listing_is_rebuilt(root, fetch, damage):
     zipped(root / "set.zip", DATASET)
@@ -91,7 +93,7 @@ def test_large_archive_is_synced_during_extraction(root, fetch, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["none.yaml", "empty.yaml", "../x.yaml", "/etc/passwd", "pipe"])
-def test_unreadable_source_has_clear_message(root, fetch, text):
+def test_error_about_unreadable_source_names_the_setting(root, fetch, text):
     (root / "empty.yaml").write_text("")
     os.mkfifo(root / "pipe")
     with pytest.raises(DatasetError, match=r"^data_yaml: "):

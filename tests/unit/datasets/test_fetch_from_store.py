@@ -35,7 +35,7 @@ def test_only_changed_objects_are_downloaded(store, fetch):
     assert store.images == ["p/s/images/train/2.jpg"]
 
 
-def test_deleted_object_is_not_in_next_tree(store, fetch):
+def test_deleted_object_is_not_in_next_download(store, fetch):
     fetch("storage:p/s/data.yaml")
     (store.root / "datasets/p/s/images/train/2.jpg").unlink()
     assert "images/train/2.jpg" not in content(fetch("storage:p/s/data.yaml"))
@@ -57,7 +57,7 @@ def test_unrelated_objects_are_not_downloaded(store, fetch):
     assert content(fetch("storage:p/s/data.yaml")) == {**DATASET, "classes.txt": b"a"}
 
 
-def test_yaml_of_any_name_and_folder_are_datasets(store, fetch):
+def test_yaml_with_any_name_and_folder_are_fetched(store, fetch):
     store.put({"17300-my set.v2": YAML.encode()})
     assert str(fetch("storage:p/s/17300-my set.v2").entry) == "17300-my set.v2"
     folder = fetch("storage:p/s")
@@ -73,19 +73,19 @@ def test_annotation_file_is_fetched_with_its_folder(store, fetch):
     assert str(fetched.entry) == "annotations.json"
 
 
-def test_default_bucket_is_preferred_to_named_bucket(store, fetch):
+def test_default_bucket_has_priority_over_named_bucket(store, fetch):
     store.put({"data.yaml": YAML.encode(), "images/val/o.jpg": b"other"}, "others/set")
     assert content(fetch("storage:others/set/data.yaml"))["images/val/o.jpg"] == b"other"
     store.put({"data.yaml": YAML.encode(), "images/val/d.jpg": b"default"}, "datasets/others/set")
     assert content(fetch("storage:others/set/data.yaml"))["images/val/d.jpg"] == b"default"
 
 
-def test_missing_dataset_names_both_places(fetch):
+def test_error_about_missing_dataset_names_both_buckets(fetch):
     with pytest.raises(ObjectMissing, match=r"'nope/x.yaml' in bucket 'datasets' and no 'x.yaml' in bucket 'nope'"):
         fetch("storage:nope/x.yaml")
 
 
-def test_yaml_at_top_of_bucket_fetches_only_named_folders(store, fetch):
+def test_only_named_folders_are_fetched_for_yaml_at_top_of_bucket(store, fetch):
     store.put(DATASET, "datasets")
     assert content(fetch("storage:data.yaml")) == DATASET
 
@@ -133,7 +133,7 @@ def test_checked_dataset_is_not_downloaded_again(store, root, fetcher, fetch):
     assert store.images == []
 
 
-def test_missing_store_is_reported(root):
+def test_storage_reference_without_configured_storage_is_rejected(root):
     web = GuardedClient()
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
     fetcher = Fetcher(roots=Roots(root), cache=cache, web=web, store=None, datasets_bucket="datasets")

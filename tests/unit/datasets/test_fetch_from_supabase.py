@@ -44,7 +44,7 @@ def test_supabase_listing_of_several_pages_is_complete(cloud, root):
     assert storage.sent == sent
 
 
-def test_missing_supabase_dataset_names_both_places(cloud, root):
+def test_error_about_missing_supabase_dataset_names_both_buckets(cloud, root):
     storage, fetcher = cloud
     storage.put("datasets", "a/data.yaml", YAML.encode())
     for text in ("storage:nope/x.yaml", "storage:nope", "storage:a/x/data.yaml", "storage:datasets/b/data.yaml"):

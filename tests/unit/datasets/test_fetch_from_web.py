@@ -15,7 +15,7 @@ from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.cache.content import ContentCache
 
 
-def test_archive_of_url_is_cached_by_etag(server, root, fetch):
+def test_archive_at_url_is_cached_by_etag(server, root, fetch):
     server.pages["/set.zip"] = body(zipped(root / "x.zip", DATASET), 'ETag: "1"')
     assert content(fetch(server.url("/set.zip?token=1"))) == DATASET
     server.pages["/set.zip"] = body(b"not read", 'ETag: "1"')
@@ -30,7 +30,7 @@ def test_archive_without_etag_is_cached_by_content(server, root, fetch):
     assert fetch(server.url("/download?id=7")).root == first.root
 
 
-def test_yaml_of_url_fetches_listed_images(server, fetch):
+def test_images_listed_by_yaml_at_url_are_fetched(server, fetch):
     server.pages["/sets/a/data.yaml"] = body(b"train: train.txt\nval: [lists/val.txt, images/v2.jpg]\nnames: [a]\n")
     server.pages["/sets/a/train.txt"] = body(b"./images/t 1.jpg\r\nimages/t2.jpg\n\n")
     server.pages["/sets/a/lists/val.txt"] = body(b"images/v1.jpg\n")
@@ -69,7 +69,7 @@ def test_unavailable_label_is_an_error(server, fetch):
         fetch(server.url("/data.yaml"))
 
 
-def test_yaml_of_url_with_folders_is_rejected_with_advice(server, fetch):
+def test_yaml_at_url_that_names_folders_is_rejected_with_advice(server, fetch):
     server.pages["/data.yaml"] = body(YAML.encode())
     with pytest.raises(DatasetError, match=r"a folder; folders cannot be listed over http\(s\). Use .txt lists"):
         fetch(server.url("/data.yaml"))
@@ -118,7 +118,7 @@ def test_images_of_export_are_downloaded_once(server, fetch):
 
 
 @pytest.mark.parametrize("kind", ["export", "archive"])
-def test_content_of_unknown_size_evicts_older_entries(server, root, fetcher, fetch, kind):
+def test_download_of_unknown_size_evicts_older_entries(server, root, fetcher, fetch, kind):
     cache = ContentCache(root / ".cache", max_bytes=150, reserve=0)
     with cache.temporary() as path:
         path.write_bytes(b"x" * 140)
@@ -153,17 +153,17 @@ def test_classification_export_becomes_class_folders(server, fetch):
     assert content(fetched) == {"train/cat/a.jpg": b"image 1", "val/class1/b.jpg": b"image 2"}
 
 
-def test_stored_export_is_fetched_without_its_folder(server, store, fetch):
+def test_other_objects_in_folder_of_stored_export_are_not_fetched(server, store, fetch):
     export(server, RECORDS)
     lines = [json.dumps({**r, "url": server.url(f"/files/{n}")} if n else r) for n, r in enumerate(RECORDS)]
-    lines += [" " * (5 << 20)]  # larger than a YAML may be
+    lines += [" " * (5 << 20)]  # makes the file larger than the limit of a YAML
     store.put({"set.ndjson": "\n".join(lines).encode()})
     fetched = fetch("storage:p/s/set.ndjson")
     assert "images/val/b.png" in content(fetched)
     assert store.downloads == ["p/s/set.ndjson"]
 
 
-def test_export_on_disk_may_name_local_images(root, fetch):
+def test_export_on_disk_can_use_local_images(root, fetch):
     (root / "set/data/images/train").mkdir(parents=True)
     (root / "set/data/images/train/a.jpg").write_bytes(b"local")
     head, record = {"task": "detect", "class_names": {"0": "a"}, "path": "data"}, {"file": "a.jpg", "split": "train"}
@@ -193,7 +193,7 @@ def test_download_from_silent_host_can_be_stopped(server, fetch):
         ("/gone.zip", body(b"", status="404 Not RecognizedDataset"), "answers 404"),
     ],
 )
-def test_content_that_is_no_dataset_has_clear_message(server, fetch, path, answer, words):
+def test_content_that_is_not_a_dataset_is_rejected_with_reason(server, fetch, path, answer, words):
     server.pages[path] = answer
     with pytest.raises((DatasetError, ObjectMissing), match=words):
         fetch(server.url(path))

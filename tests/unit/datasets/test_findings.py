@@ -22,7 +22,7 @@ def test_every_code_is_documented_with_its_level():
     assert sorted(documented) == sorted((code, level) for code, (level, _) in KINDS.items())
 
 
-def test_every_code_is_reported_somewhere():
+def test_every_code_is_used_in_the_source():
     code = "".join(path.read_text() for path in (ROOT / "trainer/datasets").rglob("*.py") if path.stem != "findings")
     families = {f"label_{change}" for change in CHANGES} | {
         f"{family[0]}{split}{family[1]}"
@@ -55,7 +55,7 @@ def test_findings_are_ordered_by_level():
     assert [finding.level for finding in report.findings] == list(LEVELS)
 
 
-def test_all_errors_are_raised_together():
+def test_all_errors_are_raised_in_one_exception():
     report = Report()
     report.add("no_images")
     report.add("split_unknown")

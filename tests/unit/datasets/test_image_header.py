@@ -1,4 +1,4 @@
-"""Facts about an image agree with those of Pillow, which decodes the image."""
+"""Facts from an image's header agree with Pillow, which decodes the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.datasets.images.header import HEAD, WHOLE, facts, wrong_suffix
 
 @pytest.fixture(autouse=True)
 def _pillow_alone(monkeypatch):
-    """Use the original Image.open, as in the service: importing Ultralytics replaces it."""
+    """Restore the original `Image.open`, which the service uses. Importing Ultralytics replaces `Image.open`."""
     if patches := sys.modules.get("ultralytics.utils.patches"):
         monkeypatch.setattr(Image, "open", patches._image_open)
 
@@ -72,7 +72,7 @@ def test_size_of_webp_with_extended_header_is_read(tmp_path):
     assert (fact.width, fact.height, fact.problem) == (40, 30, "")
 
 
-def test_jpeg_frame_after_large_profile_is_found(tmp_path):
+def test_size_of_jpeg_with_large_color_profile_is_read(tmp_path):
     profile = bytes(range(256)) * (HEAD // 64)
     fact = look(tmp_path, encoded("JPEG", icc_profile=profile))
     assert (fact.width, fact.height, fact.problem) == (40, 30, "")
@@ -86,7 +86,7 @@ def test_truncated_file_is_a_problem(tmp_path, kind, share):
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 16, b"\0" * 5000, b"camera maker's notes"])
-def test_jpeg_with_data_after_end_mark_has_trailing_data(tmp_path, tail):
+def test_data_after_end_mark_of_jpeg_is_detected(tmp_path, tail):
     assert [loose(look(tmp_path, data)) for data in (encoded("JPEG") + tail, encoded("JPEG"))] == [
         ("", True),
         ("", False),
@@ -131,13 +131,13 @@ def test_video_after_jpeg_is_accepted(tmp_path):
         (b"\0\0\0\x1cftypavif" + bytes(60), "damaged"),
     ],
 )
-def test_other_content_is_a_problem(tmp_path, data, sign):
+def test_content_that_is_not_an_intact_image_is_a_problem(tmp_path, data, sign):
     fact = look(tmp_path, data)
     assert sign in fact.problem
     assert not fact.problem.startswith("cannot")
 
 
-def test_png_bomb_is_rejected_by_header(tmp_path):
+def test_png_bomb_is_rejected_because_of_its_header(tmp_path):
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     assert "60000 x 60000 pixels, more than" in look(tmp_path, b"\x89PNG\r\n\x1a\n" + chunk + b"IEND").problem
@@ -152,7 +152,7 @@ def test_missing_file_or_folder_is_a_problem(tmp_path):
     assert "cannot be" in facts(str(tmp_path)).problem
 
 
-def test_equal_content_has_equal_digests_and_different_content_does_not(tmp_path):
+def test_digests_are_equal_only_for_equal_content(tmp_path):
     data = encoded("JPEG")
     assert look(tmp_path, data, "a.jpg").digest == look(tmp_path, data, "b.jpg").digest
     for size in (100, HEAD + 100, WHOLE + 100):

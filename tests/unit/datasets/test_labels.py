@@ -1,4 +1,4 @@
-"""Label files: accepted, converted and rejected rows, and the messages about them."""
+"""Label files: accepted, converted and rejected rows, and their messages."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_equal_rows_in_two_files_are_kept():
     ("row", "fixed"),
     [("0 1.004 0.5 0.2 0.2", [0, 1, 0.5, 0.2, 0.2]), ("0 0.5 -0.001 0.2 0.2", [0, 0.5, 0, 0.2, 0.2])],
 )
-def test_rounding_errors_are_clipped(row, fixed):
+def test_coordinates_with_rounding_errors_are_clipped(row, fixed):
     labels, found = checked(row)
     assert numbers(labels.texts[0]) == [fixed]
     assert found["label_clipped"].count == 1
@@ -162,7 +162,7 @@ def test_shapes_without_area_are_removed_with_warning(task, row):
         ("0 0.5 -0.3 0.2 0.2", "label_outside", "outside 0…1"),
     ],
 )
-def test_invalid_row_is_an_error_with_line(row, code, sign):
+def test_invalid_row_is_an_error_with_line_number(row, code, sign):
     _, found = checked(f"\n{row}\n".encode().removeprefix(b"\n"))
     assert found[code].level == "error"
     assert sign in found[code].message
@@ -194,20 +194,20 @@ def test_errors_are_counted_and_five_are_shown():
     assert found["class_outside"].message.startswith("40 label rows")
 
 
-def test_files_beyond_first_chunk_keep_their_index():
+def test_files_after_first_chunk_have_correct_index():
     labels, found = checked(*[BOX] * CHUNK, "1 .5 .5 .2 .2", "7 .5 .5 .1 .1")
     assert (labels.rows.image[-1], labels.rows.cls[-1], len(labels.texts)) == (CHUNK, 1, CHUNK + 2)
     assert f"{CHUNK + 1}.txt line 1" in found["class_outside"].message
 
 
-def test_many_bytes_are_parsed_in_chunks(monkeypatch):
+def test_large_text_is_parsed_in_chunks(monkeypatch):
     monkeypatch.setattr("trainer.datasets.labels.parse.CHUNK_BYTES", 20)
     labels, found = checked(BOX, "", f"1 {BOX[2:]}", BOX, "", "7 .5 .5 .1 .1")
     assert (labels.rows.image.tolist(), labels.rows.cls.tolist()) == ([0, 2, 3], [0, 1, 0])
     assert "5.txt line 1" in found["class_outside"].message
 
 
-def test_check_can_be_stopped():
+def test_check_of_labels_can_be_stopped():
     stop = StopSignal()
     stop.set(StopReason.CANCELED)
     with pytest.raises(Stopped):
@@ -222,11 +222,11 @@ def test_renumbered_rows_have_class_index():
     assert labels.rows.cls.tolist() == [1, 0]
 
 
-def test_rewriting_keeps_correct_numbers():
+def test_rewriting_does_not_change_valid_rows():
     rng = np.random.default_rng(0)
     rows = [[0, *rng.uniform(0.2, 0.8, 4)] for _ in range(50)]
     text = "\n".join(" ".join(map(repr, (row[0], *map(float, row[1:])))) for row in rows)
-    labels, _ = checked(f"{text}\n0 1.001 .5 .2 .2")  # one row that must change, so the file is rewritten
+    labels, _ = checked(f"{text}\n0 1.001 .5 .2 .2")  # the last row must be clipped, so the file is rewritten
     assert numbers(labels.texts[0])[:-1] == rows
 
 

@@ -77,7 +77,7 @@ def test_jpeg_that_ultralytics_would_rewrite_is_copied(tmp_path, private):
     assert copy.read_bytes() == source.read_bytes()
 
 
-def test_other_file_system_gets_symlinks(tmp_path, image, monkeypatch):
+def test_files_on_other_file_system_are_symlinked(tmp_path, image, monkeypatch):
     def no_link(*_):
         raise OSError(18, "Invalid cross-device link")
 
@@ -102,12 +102,12 @@ def test_existing_view_is_rejected(tmp_path):
         prepared(data, tmp_path / "view")
 
 
-def test_removed_image_is_named(tmp_path):
+def test_error_about_removed_image_contains_its_name(tmp_path):
     with pytest.raises(DatasetError, match=r"a\.jpg was removed"):
         write_view(tmp_path / "view", one(tmp_path / "gone.jpg", owned=True), StopSignal())
 
 
-def test_writing_can_be_stopped(tmp_path, image):
+def test_writing_of_view_can_be_stopped(tmp_path, image):
     stop = StopSignal()
     stop.set(StopReason.SHUTDOWN)
     with pytest.raises(Stopped):
@@ -128,24 +128,24 @@ def test_writing_can_be_stopped(tmp_path, image):
         (["a_2.jpg", "b/a.jpg", "c/a.jpg", "c_a.jpg"], ["a_2.jpg", "a.jpg", "c_a.jpg", "c_a_2.jpg"]),
     ],
 )
-def test_names_are_kept_if_possible(names, expected):
+def test_image_names_are_kept_if_possible(names, expected):
     assert view_names(names) == expected
 
 
-def test_long_names_are_shortened_and_unique():
+def test_long_image_names_are_shortened_and_unique():
     names = view_names(["é" * 240 + f"{n}.jpg" for n in range(3)])
     assert len(set(names)) == 3
     assert all(len(name.encode()) < 200 for name in names)
 
 
-def test_class_folders_sort_like_classes():
+def test_sorted_class_folders_have_the_order_of_the_classes():
     assert folder_names(["a", "b"]) == ["a", "b"]
     assert folder_names(["b", "a"]) == ["0_b", "1_a"]
     many = folder_names([f"c{n}" for n in range(100)])
     assert many == sorted(many)
 
 
-def test_yaml_has_only_known_keys_and_preserves_odd_names(tmp_path):
+def test_yaml_has_only_known_keys_and_unchanged_class_names(tmp_path):
     names = ["no", "1.0", "a: b", "'x'", "- y", "größe", "😀", "#", "!!python/name:os.system"]
     path = write_data_yaml(tmp_path, names, ["train", "val"], (2, 3), (1, 0))
     assert yaml.safe_load(path.read_text()) == {

@@ -1,4 +1,4 @@
-"""Several sources in one run."""
+"""Datasets of several sources, merged for one run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_equal_class_names_are_merged():
     assert [dict(part.classes) for part in merged.parts] == [{0: 0, 1: 1}, {1: 2, 5: 1}]
 
 
-def test_equal_names_in_one_source_stay_separate():
+def test_equal_class_names_in_one_source_stay_separate():
     merged = merge([found(("a", "a")), found(("a",))], Task.DETECT, Report())
     assert merged.names == ("a", "a")
     assert [dict(part.classes) for part in merged.parts] == [{0: 0, 1: 1}, {0: 0}]

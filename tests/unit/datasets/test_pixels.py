@@ -16,7 +16,7 @@ from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import Roots
 
-RECIPE = "16-3-fit"  # the painted images have 32 pixels
+RECIPE = "16-3-fit"  # half the size of the painted images, which have 32 x 32 pixels
 
 
 class Host:
@@ -52,12 +52,12 @@ def linked(view: PreparedDataset) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.npy"))}
 
 
-@pytest.fixture(params=[True, False], ids=["ours", "the user's"])
+@pytest.fixture(params=[True, False], ids=["images of the service", "images of the user"])
 def host(request, tmp_path):
     return Host(tmp_path, private=request.param)
 
 
-def test_next_view_has_pixels_of_last_training(host):
+def test_next_view_has_pixels_of_previous_training(host):
     first = host.prepare("v1")
     assert linked(first) == {}
     keep(first)
@@ -68,7 +68,7 @@ def test_next_view_has_pixels_of_last_training(host):
     assert found[f"{RECIPE}/images/train/0003.jpg.npy"] == b"pixels of 0003.jpg"
 
 
-def test_kept_view_gives_pixels_too(host, tmp_path):
+def test_pixels_of_kept_view_are_cached(host, tmp_path):
     keep(host.prepare("v1"))
     host.discard("v1", keep=True)
     assert len(list((tmp_path / "v1").glob("images/*/*.jpg"))) == 8
@@ -85,7 +85,7 @@ def test_failing_disk_does_not_fail_the_run(host, monkeypatch):
     host.discard("v1")
 
 
-def test_other_size_or_library_version_has_other_pixels(host, monkeypatch):
+def test_pixels_of_other_size_or_library_version_are_not_used(host, monkeypatch):
     keep(host.prepare("v1"))
     host.discard("v1")
     assert linked(host.prepare("v2", imgsz=24)) == {}
@@ -99,7 +99,7 @@ def test_images_that_are_not_scaled_down_are_skipped(host):
     assert linked(host.prepare("v2", imgsz=32)) == {}
 
 
-def test_edited_image_has_no_old_pixels(tmp_path):
+def test_old_pixels_are_not_used_for_edited_image(tmp_path):
     host = Host(tmp_path)
     keep(host.prepare("v1"))
     host.discard("v1")
@@ -114,7 +114,7 @@ def test_edited_image_has_no_old_pixels(tmp_path):
     assert "0001.jpg.npy" not in names
 
 
-def test_only_pixels_of_known_images_are_taken_over(host, tmp_path):
+def test_only_pixels_of_known_images_are_cached(host, tmp_path):
     view = host.prepare("v1")
     keep(view, only="0000")
     folder = view.root / "pixels" / RECIPE
@@ -130,7 +130,7 @@ def test_only_pixels_of_known_images_are_taken_over(host, tmp_path):
     assert (tmp_path / "secret").exists()
 
 
-def test_linked_pixels_are_not_taken_over_again(host):
+def test_linked_pixels_stay_in_cache(host):
     keep(host.prepare("v1"))
     host.discard("v1")
     for name in ("v2", "v3"):

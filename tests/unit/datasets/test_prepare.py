@@ -1,4 +1,4 @@
-"""Preparing a dataset on disk: the content of the view, and files that must not change."""
+"""Preparation of a local dataset: the content of the view, and unchanged source files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_all_errors_are_reported_at_once(tmp_path):
         assert sign in text
 
 
-def test_missing_val_is_rejected_with_advice_or_split_on_request(tmp_path):
+def test_missing_val_is_rejected_unless_split_is_requested(tmp_path):
     data = paint(tmp_path / "set", train=10, val=0, yaml="train: images/train\nnames: [a, b]\n")
     with pytest.raises(DatasetError, match="train_ratio"):
         prepared(data, tmp_path / "view")
@@ -98,7 +98,7 @@ def test_pose_needs_kpt_shape_and_warns_without_flip_idx(tmp_path):
         prepared(data, tmp_path / "v3", task=Task.POSE)
 
 
-def test_rows_of_four_corners_are_segment_unless_obb_is_requested(tmp_path):
+def test_rows_of_four_corners_are_polygons_unless_obb_is_requested(tmp_path):
     data = paint(tmp_path / "set", task=Task.OBB)
     result = prepared(data, tmp_path / "v1")
     assert result.task is Task.SEGMENT

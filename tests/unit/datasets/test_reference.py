@@ -41,7 +41,7 @@ def test_storage_path_is_in_default_bucket(text, key):
     assert parse(text) == ObjectRef(bucket="datasets", key=key)
 
 
-def test_storage_path_may_start_with_bucket():
+def test_storage_path_can_start_with_bucket():
     assert either_bucket(ObjectRef(bucket="datasets", key="other/p/d.yaml"), "datasets") == (
         ObjectRef(bucket="datasets", key="other/p/d.yaml"),
         ObjectRef(bucket="other", key="p/d.yaml"),
@@ -61,7 +61,7 @@ def test_url_of_own_storage_is_an_object(kind):
 @pytest.mark.parametrize(
     "base", ["https://ABC.supabase.co", "https://abc.supabase.co:443/", "https://abc.supabase.co/storage/v1"]
 )
-def test_own_host_is_recognized_in_any_spelling(base):
+def test_any_spelling_of_own_host_is_recognized(base):
     url = "https://abc.supabase.co/storage/v1/object/public/sets/d.yaml"
     assert parse(url, base) == ObjectRef(bucket="sets", key="d.yaml")
 
@@ -98,14 +98,14 @@ def tree(tmp_path):
     return tmp_path
 
 
-def test_paths_inside_roots_are_admitted_with_links_resolved(tree):
+def test_paths_inside_roots_are_accepted_and_symlinks_resolved(tree):
     roots = Roots(tree / "root", (tree / "extra",))
     assert roots.admit("d.yaml") == tree / "root/d.yaml"
     assert roots.admit(tree / "extra/d.yaml") == tree / "extra/d.yaml"
     assert roots.admit("in/d.yaml") == tree / "extra/d.yaml"
 
 
-def test_root_may_be_a_symlink(tree):
+def test_symlinked_root_is_accepted(tree):
     (tree / "link").symlink_to(tree / "root")
     assert Roots(tree / "link").admit("d.yaml") == tree / "root/d.yaml"
 
@@ -113,7 +113,7 @@ def test_root_may_be_a_symlink(tree):
 @pytest.mark.parametrize(
     "path", ["out/d.yaml", "../outside/d.yaml", "/etc/passwd", "/", "..", "in/d.yaml", "../outside/none"]
 )
-def test_paths_outside_roots_are_rejected_whether_they_exist_or_not(tree, path):
+def test_existing_and_missing_paths_outside_roots_are_rejected(tree, path):
     with pytest.raises(DatasetError, match=r"outside the allowed folders.*EXTRA_DATASET_ROOTS"):
         Roots(tree / "root").admit(path)
 

@@ -1,4 +1,4 @@
-"""Every source and layout that docs/datasets.md lists as supported: each becomes a trainable view."""
+"""Every supported combination of source and layout in docs/datasets.md becomes a trainable view."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ TASKS = {
 
 
 class Places:
-    """The folders, the store and the web server that these tests put datasets into."""
+    """The folders, the store and the web server with the datasets of a test."""
 
     def __init__(self, tmp_path, server):
         self.root = tmp_path / "root"
@@ -82,7 +82,7 @@ class Places:
         return self.server.url(path)
 
     def put(self, source: str, name: str, layout: Layout) -> str:
-        """Put the dataset where `source` finds it. Return the reference to it."""
+        """Store the dataset as `source` requires, and return the reference to the dataset."""
         place = f"{name}/{layout.entry}".rstrip("/")
         match source:
             case "path inside `DATASET_ROOT`":
@@ -135,7 +135,7 @@ def datasets(places):
 
 
 def layout_of(places: Places, source: str, name: str) -> Layout:
-    """Return the layout in the form of this source: an export is one file, a YAML on the web names lists."""
+    """Return the layout in the form for `source`: an export is one file, and a YAML at a URL names lists."""
     if source.endswith("NDJSON export"):
         return places.export(name, Task.CLASSIFY if name == "class folders" else Task.DETECT)
     if source.endswith("URL of a YAML"):
@@ -174,7 +174,7 @@ def test_source_and_layout_become_trainable_view(places, datasets, source, name)
 
 
 def label_texts(result) -> list[str]:
-    """Return the label file of each image, where Ultralytics looks for it."""
+    """Return the label text of each image, read from the path that Ultralytics uses."""
     images = result.root / "images"
     places = [path.relative_to(images).with_suffix(".txt") for split in images.iterdir() for path in split.rglob("*.*")]
     return [(result.root / "labels" / place).read_text() for place in places]
@@ -215,15 +215,15 @@ def test_unsupported_combination_is_rejected_with_advice(places, datasets, sourc
 
 
 def readme_table(corner: str) -> dict[str, set[str]]:
-    """Return row → columns with "yes" of the table in docs/datasets.md whose first cell is `corner`."""
+    """Return the columns with "yes" of each row in a table of docs/datasets.md. `corner` is the table's first cell."""
     lines = PAGE[PAGE.index(f"| {corner} |") :].split("\n\n")[0].splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return {row[0]: {name for name, cell in zip(head[1:], row[1:], strict=True) if cell == "yes"} for row in rows}
 
 
-def test_documented_sources_and_layouts_are_those_that_are_tested():
+def test_documentation_lists_exactly_the_tested_sources_and_layouts():
     assert readme_table("source") == {source: set(names) for source, names in SOURCES.items()}
 
 
-def test_documented_layouts_and_tasks_are_those_that_are_tested():
+def test_documentation_lists_exactly_the_tested_layouts_and_tasks():
     assert readme_table("layout") == {name: {f"`{task}`" for task in tasks} for name, tasks in TASKS.items()}

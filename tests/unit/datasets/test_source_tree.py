@@ -13,7 +13,7 @@ from trainer.datasets.source.reference import Roots
 
 
 class Looked:
-    """Return a tree over `root`, and its report."""
+    """A source tree with the folder `root`, and its report."""
 
     def __init__(self, root, stop=None):
         self.root = str(root)
@@ -31,7 +31,7 @@ def touch(root, *names):
         (root / name).touch()
 
 
-def test_files_are_sorted_into_images_texts_folders_and_others(tmp_path):
+def test_listing_separates_images_texts_folders_and_other_files(tmp_path):
     touch(tmp_path, "b.JPG", "a.png", "a.txt", "c.TXT", "data.yaml", "noending", "sub/x.jpg", "photo.jpg.txt")
     listing = Looked(tmp_path).tree.listing(str(tmp_path))
 
@@ -81,7 +81,7 @@ def test_symlink_to_parent_folder_is_not_followed(tmp_path):
     ]
 
 
-def test_too_deep_folders_are_rejected(tmp_path):
+def test_too_deeply_nested_folders_are_rejected(tmp_path):
     touch(tmp_path, "/".join(["d"] * (source_tree.MAX_DEPTH + 2)) + "/x.jpg")
 
     with pytest.raises(DatasetError, match="nested more than 20 levels deep"):

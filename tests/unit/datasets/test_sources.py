@@ -1,4 +1,4 @@
-"""Every kind of source, from the reference to a trainable view."""
+"""Every kind of source becomes a trainable view."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def write(folder, content):
 
 
 class Places:
-    """The folders, the store and the web server that these tests put datasets into."""
+    """The folders, the store and the web server with the datasets of a test."""
 
     def __init__(self, tmp_path, server):
         self.root = tmp_path / "root"
@@ -84,7 +84,7 @@ class Places:
         return self.server.url(path)
 
     def lists(self, folder):
-        """Serve the dataset with .txt lists of images, all inside `folder`."""
+        """Serve a dataset with .txt lists of images at URLs inside `folder`."""
         content = files("train: train.txt\nval: lists/val.txt\nnames: [cat]\n")
         content["train.txt"] = b"./images/train/one.jpg\nimages/train/two.jpg\n"
         content["lists/val.txt"] = b"./three.jpg\n"
@@ -102,14 +102,14 @@ SOURCES = {
     "path of a tar with one folder at its top": lambda p: str(p.tar(p.root)),
     "path of an export": lambda p: str(write(p.root, {"set.ndjson": p.export()}) / "set.ndjson"),
     "stored YAML": lambda p: write(p.bucket / "p/s", files()) and "storage:p/s/data.yaml",
-    "stored YAML by bucket": lambda p: write(p.bucket / "p/s", files()) and "storage:datasets/p/s/data.yaml",
-    "stored YAML of another name": lambda p: (
+    "stored YAML, with bucket name": lambda p: write(p.bucket / "p/s", files()) and "storage:datasets/p/s/data.yaml",
+    "stored YAML with another name": lambda p: (
         write(p.bucket / "p/s", files() | {"1700-my.yaml": files()["data.yaml"]}) and "storage:p/s/1700-my.yaml"
     ),
-    "stored YAML without an ending": lambda p: (
+    "stored YAML without a suffix": lambda p: (
         write(p.bucket / "p/s", files() | {"1700-my set": files()["data.yaml"]}) and "storage:p/s/1700-my set"
     ),
-    "path of a YAML without an ending": lambda p: str(
+    "path of a YAML without a suffix": lambda p: str(
         write(p.root / "set", files() | {"mine": files()["data.yaml"]}) / "mine"
     ),
     "stored folder": lambda p: write(p.bucket / "p/s", files()) and "storage:p/s",
@@ -122,7 +122,7 @@ SOURCES = {
         write(p.bucket / "p", files()) and f"{SUPABASE}/storage/v1/object/sign/datasets/p/data.yaml?token=x"
     ),
     "URL of a zip": lambda p: p.page("/set.zip", p.zip(p.root).read_bytes()),
-    "URL of a tar that is not called one": lambda p: p.page("/download", p.tar(p.root).read_bytes()),
+    "URL of a tar without a suffix": lambda p: p.page("/download", p.tar(p.root).read_bytes()),
     "URL of an export": lambda p: p.page("/set.ndjson", p.export()),
     "URL of a YAML with lists": lambda p: p.lists("/sets/a"),
 }
@@ -149,8 +149,8 @@ def datasets(places):
     web.close()
 
 
-@pytest.mark.parametrize("kind", ["stored YAML", "stored zip", "path of a YAML without an ending"])
-def test_prefetched_dataset_only_needs_view(places, datasets, monkeypatch, kind):
+@pytest.mark.parametrize("kind", ["stored YAML", "stored zip", "path of a YAML without a suffix"])
+def test_prefetched_dataset_is_not_downloaded_or_read_again(places, datasets, monkeypatch, kind):
     order = DatasetOrder(run_id="1", sources=(SOURCES[kind](places),))
     datasets = replace(datasets, facts=FactsCache(places.root / ".cache/facts"))
     datasets.prefetch(order, StopSignal())

@@ -48,7 +48,7 @@ def test_split_does_not_depend_on_file_order():
     assert stratified(names, request) == stratified(dict(shuffled), request)
 
 
-def test_split_depends_on_seed_and_never_changes():
+def test_split_depends_on_seed_and_is_equal_in_all_versions():
     names = strata({0: 20})
     one, other = (stratified(names, SplitRequest(train_ratio=0.8, seed=seed)) for seed in (0, 1))
     assert one != other
@@ -60,7 +60,7 @@ PINNED = [
     "0/0011.jpg",
     "0/0012.jpg",
     "0/0015.jpg",
-]  # must never change: runs of different versions are compared
+]  # must never change, because runs of different versions are compared
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -81,7 +81,7 @@ def test_images_are_assigned_by_id_name_file_name_or_stem():
     assert [f.code for f in report.findings] == ["split_unassigned"]
 
 
-def test_assignment_without_existing_images_is_an_error():
+def test_split_that_names_only_missing_images_is_an_error():
     report = Report()
     assigned([sample("a.jpg")], SplitRequest(train_ratio=0.8, assigned={"b": "val"}), report)
     with pytest.raises(DatasetError, match="requested split names no image"):

@@ -18,7 +18,7 @@ def found(result) -> dict[str, int]:
     return {finding.code: finding.count for finding in result.findings}
 
 
-def test_copies_within_and_across_splits_are_reported(tmp_path):
+def test_duplicate_images_within_and_across_splits_are_reported(tmp_path):
     data = paint(tmp_path / "set")
     images = tmp_path / "set/images"
     (images / "train/0001.jpg").write_bytes((images / "train/0000.jpg").read_bytes())
@@ -33,7 +33,7 @@ def test_val_equal_to_train_is_reported(tmp_path):
     assert found(result)["split_leak"] == 6
 
 
-def test_warnings_are_events(tmp_path):
+def test_warnings_are_reported_as_events(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/labels/train/0000.txt").unlink()
     (tmp_path / "set/labels/train/orphan.txt").write_text("0 .5 .5 .1 .1\n")
@@ -46,7 +46,7 @@ def test_warnings_are_events(tmp_path):
     assert "0000.jpg" in next(f.message for f in result.findings if f.code == "image_without_label")
 
 
-def test_empty_label_file_is_background_with_note(tmp_path):
+def test_empty_label_file_is_background_and_is_reported(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/labels/train/0000.txt").write_text("")
     finding = next(f for f in prepared(data, tmp_path / "view").findings if f.code == "image_background")
@@ -65,7 +65,7 @@ def test_split_without_labels_is_rejected(tmp_path, split, sign):
 
 
 @pytest.mark.parametrize("how", ["empty", "gone"])
-def test_dataset_without_labels_has_message_known_to_app(tmp_path, how):
+def test_dataset_without_labels_has_the_message_of_the_web_app(tmp_path, how):
     data = paint(tmp_path / "set")
     for label in (tmp_path / "set/labels").rglob("*.txt"):
         label.write_text("") if how == "empty" else label.unlink()
@@ -89,7 +89,7 @@ def test_unbalanced_classes_and_classes_of_one_split_are_reported():
     assert {f.code for f in report.findings} == {"class_balance", "class_not_in_train", "class_not_in_val"}
 
 
-def test_labels_that_count_from_one_are_reported(tmp_path):
+def test_class_numbers_that_start_at_one_are_reported(tmp_path):
     data = paint(tmp_path / "set")
     for number, label in enumerate(sorted((tmp_path / "set/labels").rglob("*.txt"))):
         label.write_text(f"{number % 2 + 1} .5 .5 .1 .1\n")

@@ -1,4 +1,4 @@
-"""Parallel jobs: limited in number, each run once, stopped together."""
+"""Parallel jobs: their number is limited, each job runs once, and one failure stops all jobs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_stop_ends_all_jobs():
     assert caught.value.reason is StopReason.SHUTDOWN
 
 
-def test_no_jobs_return_immediately():
+def test_empty_list_of_jobs_returns_immediately():
     in_parallel([], 4, StopSignal())
 
 
@@ -75,7 +75,7 @@ while True:
 """
 
 
-def test_file_replaced_during_link_is_linked(tmp_path):
+def test_file_that_is_replaced_during_linking_is_linked(tmp_path):
     target = tmp_path / "object"
     target.touch()
     with subprocess.Popen([sys.executable, "-c", REPLACES, str(target)], stdout=subprocess.PIPE) as replacing:

@@ -1,4 +1,4 @@
-"""All common layouts of YOLO datasets give the same view."""
+"""All common layouts of YOLO datasets become the same view."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def labels_of(view: Path) -> list[str]:
 ROBOFLOW = {"images": "{split}/images", "labels": "{split}/labels"}
 LAYOUTS = {
     "images and labels": ({}, "train: images/train\nval: images/val\n"),
-    "path is a dot": ({}, "path: .\ntrain: images/train\nval: images/val\n"),
+    "path of one dot": ({}, "path: .\ntrain: images/train\nval: images/val\n"),
     "path of another machine": ({}, "path: /home/me/set\ntrain: images/train\nval: images/val\n"),
     "path of a Windows machine": ({}, "path: C:\\Users\\me\\set\ntrain: images\\train\nval: images\\val\n"),
-    "splits absolute on another machine": ({}, "train: /home/me/set/images/train\nval: /home/me/set/images/val\n"),
+    "absolute splits of another machine": ({}, "train: /home/me/set/images/train\nval: /home/me/set/images/val\n"),
     "trailing slashes": ({}, "train: images/train/\nval: ./images/val/\n"),
-    "train as a list": ({}, "train: [images/train]\nval:\n  - images/val\n"),
+    "splits as lists": ({}, "train: [images/train]\nval:\n  - images/val\n"),
     "nc as text": ({}, "nc: '2'\ntrain: images/train\nval: images/val\n"),
     "Roboflow with a leading ..": (ROBOFLOW, "train: ../train/images\nval: ../val/images\n"),
-    "Roboflow plain": (ROBOFLOW, "train: train/images\nval: val/images\n"),
+    "Roboflow without ..": (ROBOFLOW, "train: train/images\nval: val/images\n"),
     "valid instead of val": (ROBOFLOW, "train: train/images\nvalid: val/images\n"),
     "labels beside images": ({"labels": "images/{split}"}, "train: images/train\nval: images/val\n"),
     "split folders without images level": (
@@ -52,13 +52,13 @@ LAYOUTS = {
         "train: images/train\nval: images/val\n",
     ),
     "no splits in the YAML": ({}, ""),
-    "no val in the YAML though the folder is there": ({}, "train: images/train\n"),
+    "val folder without an entry in the YAML": ({}, "train: images/train\n"),
     "training and validation folders": ({}, "train: images/train\nvalidation: images/val\n"),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_common_layouts_give_same_view(tmp_path, layout):
+def test_common_layouts_become_the_same_view(tmp_path, layout):
     where, text = LAYOUTS[layout]
     data = paint(tmp_path / "set", yaml=text + USUAL, **where)
     result = prepared(data, tmp_path / "view")
@@ -79,7 +79,7 @@ def test_common_layouts_give_same_view(tmp_path, layout):
         ("nc: 5\nnames: [square, disc]", ("square", "disc")),
         ("nc: 2", ("class0", "class1")),
         ("nc: 3", ("class0", "class1", "class2")),
-        ("nc: 1", ("class0", "class1")),  # the classes of the labels count, not nc
+        ("nc: 1", ("class0", "class1")),  # the class numbers of the labels are used, not nc
     ],
 )
 def test_class_names_are_read_from_yaml_or_class_file(tmp_path, text, names):
@@ -94,7 +94,7 @@ def test_wrong_nc_is_a_warning(tmp_path):
     assert "yaml_nc" in codes(prepared(data, tmp_path / "view"))
 
 
-def test_names_counted_from_one_renumber_labels(tmp_path):
+def test_labels_are_renumbered_if_class_names_start_at_one(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\nnames: {1: a, 3: b}\n")
     for label in (tmp_path / "set/labels").rglob("*.txt"):
         label.write_text("3 .5 .5 .2 .2\n1 .4 .4 .1 .1\n")
@@ -180,7 +180,7 @@ def test_missing_listed_images_are_an_error(tmp_path):
         prepared(data, tmp_path / "view")
 
 
-def test_equal_stems_in_subfolders_do_not_collide(tmp_path):
+def test_images_with_equal_names_in_subfolders_keep_their_labels(tmp_path):
     data = paint(tmp_path / "set", train=2)
     for folder in ("a", "b"):
         shutil.copytree(
@@ -199,7 +199,7 @@ def test_equal_stems_in_subfolders_do_not_collide(tmp_path):
     assert len(stems) == 6
 
 
-def test_equal_stems_with_two_suffixes_get_two_label_files(tmp_path):
+def test_images_that_differ_only_in_suffix_have_two_label_files(tmp_path):
     data = paint(tmp_path / "set", train=2)
     drawn(0).image.save(tmp_path / "set/images/train/0000.png")
     assert counted(prepared(data, tmp_path / "view")) == {"train": 3, "val": 2}
@@ -213,7 +213,7 @@ def test_hidden_files_caches_and_resource_forks_are_skipped(tmp_path):
     (tmp_path / "set/labels/train.cache").write_bytes(b"junk")
     prepared(data, tmp_path / "view")
     names = {path.name for path in (tmp_path / "view").rglob("*") if path.is_file()}
-    names -= {"train.npz", "val.npz"}  # the label tables
+    names -= {"train.npz", "val.npz"}  # the label tables of the service
     assert names == {"data.yaml", *(f"{n:04}.{suffix}" for n in range(8) for suffix in ("jpg", "txt"))}
 
 
@@ -225,7 +225,7 @@ def test_missing_train_folder_is_error_and_missing_test_folder_warning(tmp_path)
         prepared(data, tmp_path / "view2")
 
 
-def test_missing_val_is_made_on_request(tmp_path):
+def test_missing_val_is_split_from_train_on_request(tmp_path):
     data = paint(tmp_path / "set", train=10, val=0)
     result = prepared(data, tmp_path / "view", split=SplitRequest(train_ratio=0.8))
     assert counted(result) == {"train": 8, "val": 2}
@@ -240,7 +240,7 @@ def test_folder_outside_roots_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["data.yaml", "train.txt", "annotations.json"])
-def test_unreadable_file_is_named(tmp_path, monkeypatch, file):
+def test_error_about_unreadable_file_contains_its_name(tmp_path, monkeypatch, file):
     data = paint(tmp_path / "set", yaml="train: train.txt\nval: images/val\n" + USUAL)
     (tmp_path / "set/train.txt").write_text("images/train/0000.jpg\n")
     (tmp_path / "set/annotations.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Read configurations in tests: `parse` expects a plan, `problems` a rejection."""
+"""Read configurations in tests: `parse` returns the plan, and `problems` returns the reasons for a rejection."""
 
 import pytest
 
@@ -9,10 +9,10 @@ from trainer.request.parse import plan_of
 
 RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
 
-# arguments of Ultralytics that are own fields of a plan
+# arguments of Ultralytics with their own field in a plan
 PLANNED = frozenset({"task", "model", "data", "epochs", "batch", "imgsz", "device", "split", "pretrained"})
 
-# the row of the web app for its preset "balanced"
+# the row that the web app creates for its preset "balanced"
 WEB = {
     "runName": "first",
     "dataYaml": "storage:datasets/p/s/data.yaml",

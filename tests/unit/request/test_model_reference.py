@@ -89,7 +89,7 @@ def test_base_model_that_is_not_text_is_rejected(bad):
     assert "must be a model's name" in problem
 
 
-def test_base_model_of_row_wins_over_configuration():
+def test_base_model_of_row_has_priority_over_configuration():
     plan = parse({"baseModel": "YOLOv8n"}, base_model="yolo11s")
     assert plan.model == OfficialModel(stem="yolo11s")
     assert plan.warnings == ("baseModel was ignored: the base_model of the row is different",)

@@ -1,4 +1,4 @@
-"""From a row to a plan."""
+"""Parsing of a row into a plan."""
 
 import json
 
@@ -9,7 +9,7 @@ from trainer.core.model import OfficialModel
 from trainer.request.train_arguments import REFUSED
 
 
-def test_row_of_web_app_gives_plan_without_warnings():
+def test_row_of_web_app_becomes_plan_without_warnings():
     plan = parse(WEB, data_yaml="storage:datasets/p/s/data.yaml", base_model="YOLOv8s")
     assert plan.sources == ("storage:datasets/p/s/data.yaml",)
     assert plan.model == OfficialModel(stem="yolov8s")
@@ -23,7 +23,7 @@ def test_row_of_web_app_gives_plan_without_warnings():
     assert plan.warnings == ()
 
 
-def test_empty_row_gets_documented_defaults_marked_as_chosen():
+def test_empty_row_has_documented_defaults_marked_as_chosen():
     plan = parse(None)
     assert plan.model == OfficialModel(stem="yolov8s")
     assert (plan.epochs, plan.batch, plan.imgsz, plan.device, plan.task) == (100, 16, 640, None, None)
@@ -41,7 +41,7 @@ def test_settings_of_row_are_not_marked_as_chosen():
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_configuration_may_be_nested_json_text(times):
+def test_configuration_as_nested_json_text_is_read(times):
     text = {"epochs": 7, "augmentation": json.dumps({"mosaic": 0.5})}
     for _ in range(times):
         text = json.dumps(text)
@@ -64,7 +64,7 @@ def test_configuration_that_is_not_an_object_is_rejected(raw):
     assert len(problem) < 200
 
 
-def test_huge_configuration_is_rejected_unread():
+def test_huge_configuration_is_rejected_before_parsing():
     (problem,) = problems('{"epochs": 3' + " " * 2_000_000 + "}")
     assert "1000000 characters" in problem
 
@@ -101,7 +101,7 @@ def test_every_wrong_value_is_reported_with_field_value_and_rule():
         {"optimizer": "Lion"},
     ],
 )
-def test_value_out_of_range_is_one_short_problem(configuration):
+def test_value_out_of_range_has_one_short_message(configuration):
     (problem,) = problems(configuration)
     (name,) = configuration
     assert problem.startswith(f"{name} = ")
@@ -133,7 +133,7 @@ def test_dangerous_setting_is_refused_with_reason(name, value):
 @pytest.mark.parametrize(
     "harmless", [{"resume": False}, {"exist_ok": False}, {"mode": "train"}, {"name": ""}, {"cfg": None}]
 )
-def test_dangerous_setting_that_is_off_is_accepted(harmless):
+def test_harmless_value_of_dangerous_setting_is_accepted(harmless):
     assert parse(harmless) == parse(None)
 
 
@@ -148,7 +148,7 @@ def test_settings_of_other_modes_are_ignored_with_warning():
     assert set(plan.args) == {"optimizer", "lr0"}
 
 
-def test_bayesian_search_is_a_warning():
+def test_bayesian_search_is_ignored_with_warning():
     assert parse({"optimizationStrategy": "bayesian"}).warnings == (
         "the Bayesian search is not supported: the given values are trained once",
     )

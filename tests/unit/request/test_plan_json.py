@@ -103,7 +103,7 @@ _one_setting = st.one_of(
 
 @_few
 @given(st.lists(_one_setting, max_size=8).map(dict))
-def test_plan_survives_json(configuration):
+def test_plan_is_unchanged_after_json_round_trip(configuration):
     plan = parse(configuration)
     assert TrainPlan.from_json(json.loads(json.dumps(plan.as_json()))) == plan
 
@@ -137,8 +137,8 @@ def test_recorded_plan_has_no_credentials_in_urls(source, shown):
     assert plan.without_secrets().sources == (shown,)
 
 
-def test_split_by_name_is_recorded_as_size_and_digest():
-    """An edited split is a different training, even with the same number of images."""
+def test_split_by_image_name_is_recorded_as_count_and_digest():
+    """An edited split changes the digest, even if the number of images is the same."""
 
     def split_plan(**assigned):
         split = SplitRequest(train_ratio=0.8, assigned={f"{name}.jpg": place for name, place in assigned.items()})
@@ -156,12 +156,12 @@ def test_split_by_name_is_recorded_as_size_and_digest():
 @pytest.mark.parametrize(
     ("row", "workers", "chosen"), [({}, 3, True), ({"workers": 0}, 0, False), ({"workers": 16}, 16, False)]
 )
-def test_loaders_of_host_are_chosen_only_if_row_sets_none(row, workers, chosen):
+def test_host_chooses_number_of_loaders_unless_row_sets_it(row, workers, chosen):
     plan = plan_of(RunRequest(data_yaml="/data/x.yaml", configuration=row), workers=3)
 
     assert plan.args["workers"] == workers
     assert ("workers" in plan.chosen) is chosen
 
 
-def test_loaders_are_left_to_ultralytics_without_host_share():
+def test_ultralytics_chooses_number_of_loaders_without_host_setting():
     assert "workers" not in plan_of(RunRequest(data_yaml="/data/x.yaml")).args

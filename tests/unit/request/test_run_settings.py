@@ -10,14 +10,14 @@ from trainer.core.model import OfficialModel
 # ── the dataset ──
 
 
-def test_data_yaml_of_row_wins_with_warning():
+def test_data_yaml_of_row_has_priority_with_warning():
     plan = parse({"dataYaml": "stale.yaml"}, data_yaml="fresh.yaml")
     assert plan.sources == ("fresh.yaml",)
     assert plan.warnings == ("dataYaml was ignored: the data_yaml of the row is different",)
 
 
 @pytest.mark.parametrize("row", [None, "", "  "])
-def test_dataset_of_configuration_is_used_if_row_has_none(row):
+def test_dataset_of_configuration_is_used_if_row_names_no_dataset(row):
     assert parse({"dataYaml": " a.yaml "}, data_yaml=row).sources == ("a.yaml",)
     assert parse({"data": "a.yaml"}, data_yaml=row).sources == ("a.yaml",)
 
@@ -56,7 +56,7 @@ def test_missing_dataset_is_a_problem():
         ({"split": "val"}, None),
     ],
 )
-def test_split_is_read_in_every_form(configuration, split):
+def test_split_is_read_in_all_forms(configuration, split):
     found = parse(configuration).split
     assert (found is None) == (split is None)
     if found and split:
@@ -65,7 +65,7 @@ def test_split_is_read_in_every_form(configuration, split):
         assert found.seed == split.seed
 
 
-def test_images_are_assigned_to_splits_by_text_or_number():
+def test_image_ids_of_split_are_read_as_text_or_number():
     found = parse({"split_config": {"splits": {"1": "train", "2": "validation", 3: "test"}}}).split
     assert found.assigned == {"1": "train", "2": "val", "3": "test"}
     assert found.train_ratio == pytest.approx(0.8)
@@ -95,7 +95,7 @@ def test_invalid_split_is_rejected(split):
     assert "train_ratio" in problem
 
 
-def test_split_to_evaluate_is_ignored_with_warning():
+def test_choice_of_evaluated_split_is_ignored_with_warning():
     (warning,) = parse({"split": "test"}).warnings
     assert "val and test are both evaluated" in warning
 
@@ -114,7 +114,7 @@ def test_split_to_evaluate_is_ignored_with_warning():
     ],
 )
 @pytest.mark.parametrize("key", ["task", "modelTask", "trainingTask", "task_type"])
-def test_task_is_read_by_prefix_under_any_name(key, word, task):
+def test_task_is_recognized_by_prefix_under_any_setting_name(key, word, task):
     assert parse({key: word}).task == task
 
 
@@ -173,7 +173,7 @@ def test_plan_warns_if_dataset_has_other_task():
         ({"compute": "gpu", "device": 1}, (1,)),
     ],
 )
-def test_device_is_read_in_every_form(configuration, device):
+def test_device_is_read_in_all_forms(configuration, device):
     assert parse(configuration).device == device
 
 
@@ -193,7 +193,7 @@ def test_contradicting_compute_and_device_are_a_problem():
     assert "'gpu' or 'cpu'" in problem
 
 
-# ── exports and others ──
+# ── exports and other settings ──
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_requirements_do_not_change_the_plan():
     assert parse({"requires": {"gpus": 1, "gpu_memory_gb": "16"}}) == parse({"requires": {}}) == parse(None)
 
 
-def test_requirements_in_a_section_are_a_warning():
+def test_requirements_in_a_section_are_ignored_with_warning():
     assert parse({"training": {"requires": {"gpus": 1}}}).warnings == (
         "training.requires had no effect: move it out of the section",
     )
@@ -248,11 +248,11 @@ def test_automatic_optimizer_keeps_its_own_learning_rate():
 
 
 @pytest.mark.parametrize("unset", ["", "none", "null", None])
-def test_word_for_no_optimizer_means_default(unset):
+def test_unset_optimizer_means_default(unset):
     plan = parse({"optimizer": unset})
     assert plan.args["optimizer"] == "Adam"
     assert "optimizer" in plan.chosen
 
 
-def test_rounded_image_size_is_a_warning():
+def test_image_size_that_is_rounded_has_warning():
     assert parse({"imgsz": 100}).warnings == ("imgsz = 100 is not a multiple of 32; Ultralytics trains at 128",)

@@ -1,4 +1,4 @@
-"""The JSON Schema of a configuration, and the page of the documentation that is written from it."""
+"""The JSON Schema of a configuration, and the documentation page generated from the schema."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ SCHEMA = json_schema()
 PROPERTIES = SCHEMA["properties"]
 
 
-def test_page_is_up_to_date():
+def test_documentation_page_is_up_to_date():
     assert PAGE.read_text() == markdown(), f"run: python trainer_service.py schema --markdown > docs/{PAGE.name}"
 
 
@@ -24,7 +24,7 @@ def test_every_setting_has_a_description():
     assert all(part["description"].endswith(".") for part in PROPERTIES.values())
 
 
-def test_ranges_names_and_defaults_are_in_schema():
+def test_schema_has_ranges_names_and_defaults():
     assert PROPERTIES["epochs"] | {"title": "", "description": ""} == {
         "type": "integer",
         "minimum": 1,
@@ -50,7 +50,7 @@ def test_default_in_schema_is_valid(name):
 @pytest.mark.parametrize(
     ("name", "alias"), [(name, alias) for name in PROPERTIES for alias in PROPERTIES[name]["x-aliases"]]
 )
-def test_alias_in_schema_is_read(name, alias):
+def test_alias_in_schema_is_accepted(name, alias):
     found = Unnested.of({alias: [7]})
     assert list(found.settings) == [name]
     assert found.warnings == []

@@ -1,4 +1,4 @@
-"""The train arguments that a row may set, compared with the installed Ultralytics."""
+"""The train arguments that a row can set, compared with the installed Ultralytics."""
 
 import ast
 import importlib.util
@@ -23,7 +23,7 @@ DEFAULTS = yaml.safe_load((PACKAGE / "cfg" / "default.yaml").read_text())
 
 
 def key_set(name: str) -> set[str]:
-    """Return one of the CFG_…_KEYS of the installed package, without importing it."""
+    """Return one of the CFG_…_KEYS of the installed package, without importing the package."""
     tree = ast.parse((PACKAGE / "cfg" / "__init__.py").read_text())
     node = next(n for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == name)
     return set(eval(compile(ast.Expression(node.value), name, "eval"), {"frozenset": frozenset}))
@@ -58,7 +58,7 @@ def test_dangerous_arguments_are_not_allowed():
     assert dangerous & set(ARGUMENTS) == set()
 
 
-def test_every_refusal_has_reason():
+def test_every_refused_or_ignored_argument_has_reason():
     assert all(len(reason.split()) >= 4 for reason in [*REFUSED.values(), *IGNORED.values()])
 
 
@@ -78,7 +78,7 @@ def test_types_match_installed_version():
         assert type(read(name, 0.5)) is float, name
 
 
-def test_shares_are_within_range_of_installed_version():
+def test_value_outside_range_of_installed_version_is_rejected():
     for name in key_set("CFG_FRACTION_KEYS") & set(ARGUMENTS) - {"fraction"}:
         with pytest.raises(ValueError):
             read(name, 1.01)
@@ -87,7 +87,7 @@ def test_shares_are_within_range_of_installed_version():
 
 
 def read(name: str, value: object) -> object:
-    """Return a value as the configuration of a run reads it."""
+    """Return `value` as parsed in the configuration of a run."""
     return getattr(RunConfiguration.model_validate({name: value}), name)
 
 
@@ -148,7 +148,7 @@ FLAGS = [
         ("seed", 2**31 - 1, 2**31 - 1),
     ],
 )
-def test_value_is_read_leniently(name, value, expected):
+def test_value_in_other_spelling_or_type_is_accepted(name, value, expected):
     found = read(name, value)
     assert found == expected
     assert type(found) is type(expected)
@@ -190,7 +190,7 @@ def test_invalid_value_is_rejected(name, value):
     ("value", "expected"),
     [(-1, -1), ("-1", -1), ("auto", -1), (0.6, 0.6), ("0.6", 0.6), (1, 1), (1.0, 1), ("16", 16), (4096, 4096)],
 )
-def test_batch_is_read_in_every_form(value, expected):
+def test_batch_is_read_in_all_forms(value, expected):
     found = read("batch", value)
     assert found == expected
     assert type(found) is type(expected)
@@ -218,7 +218,7 @@ for name, value in json.load(sys.stdin):
 
 
 def test_installed_version_accepts_every_allowed_value(tmp_path):
-    """Each argument is read as from a row, with the values at its bounds."""
+    """Check the highest and lowest values of each argument, parsed as in a row."""
     values = []
     for line in BOUNDS.replace("\n", " | ").split("|"):
         name, *given = line.split() or [None]
@@ -241,16 +241,16 @@ def test_installed_version_accepts_every_allowed_value(tmp_path):
         ("cos_lr", "true or false"),
     ],
 )
-def test_rule_says_what_value_must_be(name, rule):
+def test_rule_describes_valid_values(name, rule):
     assert rule_of(RunConfiguration.model_fields[name]) == rule
 
 
-def test_defaults_are_those_of_installed_version_except_optimizer_and_workers():
+def test_defaults_except_optimizer_and_workers_equal_installed_version():
     different = {name for name, field in ARGUMENTS.items() if field.default != DEFAULTS[name]}
     assert different == {"optimizer", "lr0", "workers"}
 
 
-def test_resumption_compares_with_same_defaults():
+def test_resumption_uses_the_same_defaults():
     own = {name: field.default for name, field in ARGUMENTS.items()}
     assert {**own, "optimizer": "auto", "lr0": 0.01} == {**RESUMPTION_DEFAULTS, "workers": None}
 

@@ -30,7 +30,7 @@ from trainer.request.train_arguments import IGNORED, REFUSED
         ({"predictions": "true"}, ("predictions", True)),
     ],
 )
-def test_names_of_other_systems_are_read(configuration, expected):
+def test_other_spellings_of_setting_names_are_read(configuration, expected):
     plan = parse(configuration)
     assert getattr(plan, expected[0]) == expected[1]
     assert plan.warnings == ()
@@ -92,18 +92,18 @@ def test_warnings_and_problems_are_limited_to_50():
     assert len(found) == 51
 
 
-def test_two_names_with_same_value_agree():
+def test_two_names_of_one_setting_with_same_value_are_accepted():
     assert parse({"batch": 8, "batchSize": 8}).batch == 8
 
 
-def test_two_names_with_different_values_are_a_problem():
+def test_two_names_of_one_setting_with_different_values_are_a_problem():
     assert problems({"batch": 8, "batchSize": 16}) == (
         "batch = 8 and batchSize = 16: two spellings of the same setting must agree; keep one",
     )
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_nested_setting_wins_over_flat_one(reverse):
+def test_nested_setting_has_priority_over_flat_setting(reverse):
     items = [("imgsz", 640), ("advanced_config", {"imgsz": 1280})]
     plan = parse(dict(reversed(items) if reverse else items))
     assert plan.imgsz == 1280
@@ -123,7 +123,7 @@ def test_settings_in_a_section_are_read(section):
     assert plan.warnings == ()
 
 
-def test_sections_may_be_nested_up_to_three_deep():
+def test_sections_are_read_up_to_three_levels_deep():
     assert parse({"config": {"training": {"augmentation": {"mosaic": 0.5}}}}).args["mosaic"] == 0.5
     assert parse({"config": {"training": {"params": {"args": {"epochs": 3}}}}}).epochs == 100
 
@@ -138,7 +138,7 @@ def test_wrong_value_in_a_section_is_reported_with_its_path():
     ("given", "meant"),
     [("lerning_rate", "lr0"), ("batchsiz", "batch"), ("mosaik", "mosaic")],
 )
-def test_unknown_setting_comes_with_the_nearest_known_one(given, meant):
+def test_warning_about_unknown_setting_suggests_nearest_name(given, meant):
     (warning,) = parse({given: 1}).warnings
     assert warning.startswith(f"unknown setting {given} was ignored")
     assert warning.endswith(f"did you mean {meant}?")
@@ -150,7 +150,7 @@ def test_problems_are_in_the_order_of_the_row():
 
 
 @pytest.mark.parametrize("value", [float("nan"), 0.0, False])
-def test_value_that_differs_from_itself_does_not_disagree(value):
+def test_single_setting_is_not_reported_as_two_spellings(value):
     assert all("two spellings" not in problem for problem in problems({"epochs": value}))
 
 
@@ -195,7 +195,7 @@ def test_blank_setting_in_section_or_json_text_means_default(section, blank):
 
 
 @pytest.mark.parametrize("blank", BLANKS)
-def test_blank_setting_does_not_contradict_other_name(blank):
+def test_blank_setting_does_not_conflict_with_value_under_other_name(blank):
     assert parse({"epochs": blank, "num_epochs": 7}).epochs == 7
     assert parse({"mosaic": 0.5, "augmentation": {"mosaic": blank}}).args["mosaic"] == 0.5
 
@@ -225,7 +225,7 @@ def test_zero_and_false_are_not_blank(value):
 
 
 @pytest.mark.parametrize("name", [*OTHER_SETTINGS, *ARGUMENTS, *REFUSED, *IGNORED, "unknown_setting"])
-def test_deeply_nested_value_raises_bad_request_at_most(name):
+def test_deeply_nested_value_is_accepted_or_raises_bad_request(name):
     for first in ([], {}):
         value = first
         for _ in range(1500):

@@ -83,13 +83,13 @@ def insert(preset="balanced", augmentation="standard", *, data_yaml=DATA, base_m
 
 
 def plan_of_row(row: dict) -> TrainPlan:
-    """Return the plan of a row that went through JSON, as for a worker."""
+    """Return the plan of `row` after a JSON round trip, as a worker reads the row."""
     return plan_of(job_of(json.loads(json.dumps(row))).request)
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_gives_plan_without_warnings(preset, augmentation):
+def test_every_preset_becomes_plan_without_warnings(preset, augmentation):
     plan = plan_of_row(insert(preset, augmentation))
 
     asked = PRESETS[preset]
@@ -122,7 +122,7 @@ def test_model_that_is_not_yolo_is_rejected():
 
 
 @pytest.mark.parametrize("stale", BLANKS)
-def test_blank_data_yaml_in_configuration_is_ignored_silently(stale):
+def test_blank_data_yaml_in_configuration_is_ignored_without_warning(stale):
     plan = plan_of_row(insert(dataYaml=stale))
 
     assert plan.sources == (DATA,)
@@ -151,7 +151,7 @@ def test_stale_data_yaml_is_only_a_warning(stale):
 
 
 @pytest.mark.parametrize("stale", BLANKS)
-def test_blank_base_model_in_configuration_is_ignored_silently(stale):
+def test_blank_base_model_in_configuration_is_ignored_without_warning(stale):
     plan = plan_of_row(insert(base_model="YOLOv8n", baseModel=stale))
 
     assert plan.model == OfficialModel(stem="yolov8n")
@@ -182,7 +182,7 @@ def test_configuration_is_used_if_column_is_blank(blank):
 
 
 @pytest.mark.parametrize("blank", BLANKS)
-def test_dataset_missing_everywhere_is_a_problem(blank):
+def test_dataset_missing_in_column_and_configuration_is_a_problem(blank):
     with pytest.raises(BadRequest) as refused:
         plan_of_row(insert(dataYaml=blank) | {"data_yaml": ""})
 
@@ -221,7 +221,7 @@ def test_cleared_optimizer_or_learning_rate_means_default(field, setting, chosen
     "field",
     ["runName", "compute", "augmentation", "optimizationStrategy", "bayesianConfig", "seed", "patience", "device"],
 )
-def test_cleared_field_is_like_missing_field(field, blank):
+def test_cleared_field_equals_missing_field(field, blank):
     cleared, without = insert(), insert()
     cleared["configuration"][field] = blank
     without["configuration"].pop(field, None)
@@ -233,7 +233,7 @@ def test_cleared_field_is_like_missing_field(field, blank):
 
 
 @pytest.mark.parametrize("field", GAINS)
-def test_cleared_augmentation_leaves_the_others(field):
+def test_cleared_augmentation_does_not_change_other_augmentations(field):
     for blank in BLANKS:
         row = insert("balanced", "strong")
         row["configuration"]["augmentation"][field] = blank
@@ -246,7 +246,7 @@ def test_cleared_augmentation_leaves_the_others(field):
 
 
 @pytest.mark.parametrize("blank", BLANKS)
-def test_cleared_dialog_gives_default_plan(blank):
+def test_cleared_dialog_becomes_default_plan(blank):
     row = insert()
     row["configuration"] = dict.fromkeys(row["configuration"], blank)
 
@@ -256,14 +256,14 @@ def test_cleared_dialog_gives_default_plan(blank):
 
 
 @pytest.mark.parametrize("strategy", ["manual", "bayesian"])
-def test_cleared_search_changes_nothing(strategy):
+def test_cleared_search_settings_do_not_change_plan(strategy):
     plan = plan_of_row(insert(optimizationStrategy=strategy, bayesianConfig=CLEARED_SEARCH))
 
     assert (plan.epochs, plan.batch) == (100, 16)
     assert len(plan.warnings) == (strategy == "bayesian")
 
 
-def test_zero_and_false_are_values():
+def test_zero_and_false_do_not_mean_default():
     row = insert(augmentation="none")
     row["configuration"] |= {"seed": 0, "patience": 0, "workers": 0, "amp": False}
 

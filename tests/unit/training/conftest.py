@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def ultralytics(tmp_path_factory):
-    """Import the library as the training process does."""
+    """Import Ultralytics in the same way as the training process."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, value in {

@@ -1,4 +1,4 @@
-"""Exceptions of the installed libraries: type, message, the error that each becomes, and a pattern of its sentence."""
+"""Exceptions of the installed libraries: type, message, resulting error, and a pattern of the diagnosis."""
 
 from trainer.core.errors import HostFailed, MachineFailed, RunFailed
 
@@ -34,19 +34,19 @@ EXCEPTIONS = {
         MachineFailed,
         "host ran out of memory",
     ),
-    "loader killed": (
+    "DataLoader worker killed": (
         "RuntimeError",
         "DataLoader worker (pid 4711) is killed by signal: Killed. ",
         MachineFailed,
         "host ran out of memory",
     ),
-    "loader gone": (
+    "DataLoader worker exited": (
         "RuntimeError",
         "DataLoader worker (pid(s) 28712) exited unexpectedly",
         MachineFailed,
         "host ran out of memory",
     ),
-    "loader bus error": (
+    "DataLoader worker with bus error": (
         "RuntimeError",
         (
             "DataLoader worker (pid 22) is killed by signal: Bus error. It is possible that dataloader's workers are out "
@@ -55,70 +55,75 @@ EXCEPTIONS = {
         MachineFailed,
         "/dev/shm was full.*--shm-size",
     ),
-    "shm": (
+    "full shared memory": (
         "RuntimeError",
         "unable to mmap 78643200 bytes from file </torch_4242_17>: Cannot allocate memory (12)",
         MachineFailed,
         "host ran out of memory",
     ),
-    "shm allocate": (
+    "shared memory not allocated": (
         "RuntimeError",
         "unable to allocate shared memory(shm) for file </torch_42_1_0>: Resource temporarily unavailable (11)",
         MachineFailed,
         "/dev/shm",
     ),
-    "shm open": (
+    "shared memory not opened": (
         "RuntimeError",
         "unable to open shared memory object </torch_31_9> in read-write mode: Too many open files (24)",
         MachineFailed,
         "/dev/shm",
     ),
-    "descriptors": (
+    "too many open files": (
         "RuntimeError",
         "received 0 items of ancdata",
         MachineFailed,
         "another open file.*LimitNOFILE",
     ),
-    "threads": ("RuntimeError", "can't start new thread", MachineFailed, "another open file, thread.*TasksMax"),
+    "too many threads": (
+        "RuntimeError",
+        "can't start new thread",
+        MachineFailed,
+        "another open file, thread.*TasksMax",
+    ),
     "disk full": (
         "OSError",
         "[Errno 28] No space left on device: '/runs/train_1/weights/last.pt'",
         MachineFailed,
         r"disk was full.*3\.0 GiB are free",
     ),
-    "quota": ("OSError", "[Errno 122] Disk quota exceeded", MachineFailed, "disk was full"),
+    "disk quota exceeded": ("OSError", "[Errno 122] Disk quota exceeded", MachineFailed, "disk was full"),
     "torch.save on a full disk": (
         "RuntimeError",
         "[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598",
         MachineFailed,
         "disk was full",
     ),
-    "read-only": (
+    "read-only file system": (
         "OSError",
         "[Errno 30] Read-only file system: '/runs/train_1/results.csv'",
         MachineFailed,
         "mount and the permissions",
     ),
-    "permission": (
+    "permission denied": (
         "PermissionError",
         "[Errno 13] Permission denied: '/runs/x'",
         MachineFailed,
         "mount and the permissions",
     ),
     "stale mount": ("OSError", "[Errno 116] Stale file handle: '/data/1.jpg'", HostFailed, "network mount failed"),
-    "nan": (
+    "NaN": (
         "RuntimeError",
         "Training failed: NaN persisted for 4 epochs",
         RunFailed,
         "diverged.*learning rate",
     ),
-    "nan without checkpoint": (
+    "NaN without checkpoint": (
         "RuntimeError",
         "Loss NaN/Inf detected but no valid last.pt is available for recovery",
         RunFailed,
         "diverged",
     ),
-    "launch failure": (
+    "CUDA launch failure": (
         "AcceleratorError",
         (
             "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported at some other API "
@@ -127,13 +132,13 @@ EXCEPTIONS = {
         MachineFailed,
         "GPU or its driver failed.*unspecified launch failure",
     ),
-    "device lost": (
+    "no CUDA device": (
         "RuntimeError",
         "CUDA error: no CUDA-capable device is detected",
         HostFailed,
         "GPU or its driver",
     ),
-    "no driver": (
+    "no NVIDIA driver": (
         "RuntimeError",
         (
             "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
@@ -142,25 +147,25 @@ EXCEPTIONS = {
         HostFailed,
         "GPU or its driver",
     ),
-    "device taken": (
+    "CUDA device busy": (
         "AcceleratorError",
         "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
         HostFailed,
         "GPU or its driver",
     ),
-    "broken memory": (
+    "GPU memory error": (
         "AcceleratorError",
         "CUDA error: uncorrectable ECC error encountered",
         HostFailed,
         "GPU or its driver",
     ),
-    "illegal access": (
+    "illegal memory access": (
         "AcceleratorError",
         "CUDA error: an illegal memory access was encountered",
         MachineFailed,
         "GPU or its driver",
     ),
-    "device index": (
+    "invalid device index": (
         "ValueError",
         (
             "Invalid CUDA 'device=0' requested. Use 'device=cpu' or pass valid CUDA device(s) if available\n\n"
@@ -169,31 +174,31 @@ EXCEPTIONS = {
         HostFailed,
         "GPU or its driver",
     ),
-    "device assert": (
+    "device-side assert": (
         "AcceleratorError",
         "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously",
         RunFailed,
         "class index",
     ),
-    "old driver": (
+    "outdated NVIDIA driver": (
         "RuntimeError",
         "The NVIDIA driver on your system is too old (found version 11040).",
         HostFailed,
         "torch does not support",
     ),
-    "new gpu": (
+    "unsupported new GPU": (
         "AcceleratorError",
         "CUDA error: no kernel image is available for execution on the device",
         HostFailed,
         "torch does not support",
     ),
-    "nccl": (
+    "NCCL error": (
         "DistBackendError",
         "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error",
         MachineFailed,
         "lost the connection.*one GPU",
     ),
-    "image gone": (
+    "missing image": (
         "FileNotFoundError",
         (
             "Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
@@ -203,13 +208,13 @@ EXCEPTIONS = {
         MachineFailed,
         r"is missing.*Image Not Found /data/images/7\.jpg",
     ),
-    "dataset gone": (
+    "missing data.yaml": (
         "RuntimeError",
         "Dataset '/runs/view/data.yaml' error ❌ '/runs/view/data.yaml' does not exist",
         MachineFailed,
         "is missing",
     ),
-    "class range": (
+    "class out of range": (
         "RuntimeError",
         (
             "No valid images found in /runs/view/labels/train.cache.\n  /runs/view/images/1.jpg: ignoring corrupt "
@@ -218,7 +223,7 @@ EXCEPTIONS = {
         RunFailed,
         "class that the dataset does not have.*Label class 7",
     ),
-    "names": (
+    "classes do not match dataset": (
         "RuntimeError",
         "2-class dataset requires class indices 0-1, but you have invalid class indices 1-2",
         RunFailed,
@@ -236,7 +241,7 @@ EXCEPTIONS = {
         RunFailed,
         "No usable images or labels",
     ),
-    "wrong task": (
+    "labels of another task": (
         "ValueError",
         "Segment dataset requires equal numbers of boxes and segments, but got len(segments) = 0",
         RunFailed,
@@ -251,36 +256,36 @@ EXCEPTIONS = {
         RunFailed,
         "weights file cannot be loaded",
     ),
-    "foreign weights": (
+    "weights in another format": (
         "TypeError",
         "ERROR ❌️ /models/w.pt references types outside the supported Ultralytics checkpoint format.",
         RunFailed,
         "weights file cannot be loaded",
     ),
-    "unpickled weights": (
+    "weights rejected by torch.load": (
         "UnpicklingError",
         "Weights only load failed. In PyTorch 2.6, we changed the default value of `weights_only`",
         RunFailed,
         "weights file cannot be loaded",
     ),
-    "package": ("ModuleNotFoundError", "No module named 'onnx'", MachineFailed, "package onnx is missing"),
-    "file refused": (
+    "missing package": ("ModuleNotFoundError", "No module named 'onnx'", MachineFailed, "package onnx is missing"),
+    "file name too long": (
         "OSError",
         "[Errno 36] File name too long: '/runs/train_1/weights/last.pt'",
         MachineFailed,
         "could not use.*too long",
     ),
-    "folder gone": (
+    "missing folder": (
         "RuntimeError",
         "Parent directory /runs/train_1/weights does not exist.",
         MachineFailed,
         "could not use.*Parent directory",
     ),
-    "unknown": (
+    "unknown error": (
         "KeyError",
         "'something unexpected'\nmore",
         RunFailed,
         r"KeyError: 'something unexpected'; the run's",
     ),
-    "wordless": ("AssertionError", "", RunFailed, "with AssertionError; the run's log"),
+    "error without a message": ("AssertionError", "", RunFailed, "with AssertionError; the run's log"),
 }

@@ -50,8 +50,8 @@ def test_download_fails_at_once_as_network_error():
     assert result.stdout.startswith("failed"), result.stderr
 
 
-def test_missing_amp_weights_fail_at_once(tmp_path, monkeypatch):
-    """Ultralytics then skips the check and keeps AMP on; where packets were dropped, this took 155 s."""
+def test_download_of_missing_amp_weights_fails_at_once(tmp_path, monkeypatch):
+    """Ultralytics then skips the AMP check and keeps AMP on. If packets were dropped, the attempt took 155 s."""
     monkeypatch.setenv("YOLO_OFFLINE", "1")
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
     result = refused(

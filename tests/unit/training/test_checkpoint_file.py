@@ -1,4 +1,4 @@
-"""Checkpoint files: complete, with a checksum, self-contained, and few."""
+"""Checkpoint files are complete and self-contained, have a checksum, and are limited in number."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def names(run_dir):
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
 
 
-def test_event_matches_file(run_dir):
+def test_checkpoint_event_matches_file(run_dir):
     event = saved(run_dir, epoch=7)
 
     path = run_dir / "checkpoints" / "epoch-00007.pt"
@@ -45,7 +45,7 @@ def test_event_matches_file(run_dir):
     assert sidecar | {"epoch": 7, "sha256": event.sha256, "bytes": event.bytes} == sidecar
 
 
-def test_members_are_added_without_changing_state(run_dir):
+def test_added_members_do_not_change_training_state(run_dir):
     event = saved(run_dir, best=True)
 
     with zipfile.ZipFile(event.path) as archive:
@@ -55,7 +55,7 @@ def test_members_are_added_without_changing_state(run_dir):
         assert set(archive.namelist()) == {"archive/data.pkl"} | ours
 
 
-def test_two_newest_checkpoints_are_saved(run_dir):
+def test_two_newest_checkpoints_are_kept(run_dir):
     for epoch in (1, 2, 3, 4):
         saved(run_dir, epoch)
         time.sleep(0.01)
@@ -63,7 +63,7 @@ def test_two_newest_checkpoints_are_saved(run_dir):
     assert names(run_dir) == ["epoch-00003.json", "epoch-00003.pt", "epoch-00004.json", "epoch-00004.pt"]
 
 
-def test_newest_files_are_saved_after_restart(run_dir):
+def test_last_written_checkpoints_are_kept_after_restart(run_dir):
     saved(run_dir, 50)
     time.sleep(0.01)
     saved(run_dir, 1)
@@ -92,7 +92,7 @@ def test_best_checkpoint_becomes_best_and_last(run_dir, tmp_path):
 
 
 def test_restore_replaces_files_of_killed_attempt(run_dir):
-    """results.csv gets the row of an epoch before its checkpoint exists: a resumed training would repeat the row."""
+    """results.csv has the row of an epoch before the checkpoint exists. A resumed training would repeat the row."""
     event = saved(run_dir)
     (run_dir / "results.csv").write_text("epoch\n1\n2\n")
     restore(run_dir / "checkpoints" / os.path.basename(event.path), run_dir)
@@ -100,7 +100,7 @@ def test_restore_replaces_files_of_killed_attempt(run_dir):
     assert (run_dir / "results.csv").read_text() == "epoch\n1\n"
 
 
-def test_restore_brings_every_file(run_dir, tmp_path):
+def test_restore_writes_every_file(run_dir, tmp_path):
     (run_dir / "args.yaml").write_text("epochs: 3\n")
     members = {name: run_dir / name for name in ("results.csv", "args.yaml")}
     event = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), members), Progress(epoch=1))
@@ -128,11 +128,11 @@ def test_checkpoint_without_results_removes_stale_results(run_dir):
     assert not (run_dir / "results.csv").exists()
 
 
-def test_foreign_checkpoint_is_accepted(run_dir, tmp_path):
+def test_checkpoint_without_added_members_is_accepted(run_dir, tmp_path):
     assert restore(run_dir / "weights" / "last.pt", tmp_path / "elsewhere") == Progress()
 
 
-def test_failed_copy_leaves_previous_checkpoint(run_dir, monkeypatch):
+def test_previous_checkpoint_stays_after_failed_copy(run_dir, monkeypatch):
     saved(run_dir, 1)
     before = names(run_dir)
 
@@ -160,4 +160,4 @@ def test_training_from_scratch_removes_stale_files(run_dir):
     remove_stale(run_dir)
 
     assert not list(run_dir.glob("*/*"))
-    assert (run_dir / "results.csv").exists()  # Ultralytics deletes it itself
+    assert (run_dir / "results.csv").exists()  # Ultralytics deletes results.csv

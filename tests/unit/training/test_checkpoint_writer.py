@@ -1,4 +1,4 @@
-"""Checkpoints are copied at once and saved in a thread; the training waits for them where it must."""
+"""Checkpoints are copied immediately and saved by a thread. The next copy waits for a running save."""
 
 import hashlib
 import threading
@@ -83,7 +83,7 @@ def test_next_copy_waits_for_running_save(tmp_path, state, slow_disk):
     writer.copy(state, Progress(epoch=1), {})
     writer.save()
     threading.Timer(0.1, slow_disk.set).start()
-    writer.copy(state, Progress(epoch=1, done=0.5), {})  # the same epoch has the same file name
+    writer.copy(state, Progress(epoch=1, done=0.5), {})  # the file name is the same, because the epoch is the same
 
     assert [event.epoch for event in events] == [1]
     writer.save()
@@ -93,7 +93,7 @@ def test_next_copy_waits_for_running_save(tmp_path, state, slow_disk):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Let every sync fail until the list is empty."""
+    """Let every sync fail until the test empties the returned list."""
     full = [True]
     sync = durable.os.fsync
 
@@ -107,7 +107,7 @@ def full_disk(monkeypatch):
 
 
 @pytest.mark.parametrize("when", ["wait", "next"])
-def test_failed_save_is_warning_and_leaves_nothing(tmp_path, state, full_disk, when):
+def test_failed_save_is_warning_and_leaves_no_file(tmp_path, state, full_disk, when):
     events = []
     writer = CheckpointWriter(tmp_path, events.append)
     writer.copy(state, Progress(epoch=1), {})
@@ -149,7 +149,7 @@ def test_failed_copy_is_warning(tmp_path, state):
     assert [event.code for event in events] == ["checkpoint_not_saved"]
 
 
-def test_no_thread_remains(tmp_path, state):
+def test_no_thread_remains_after_wait(tmp_path, state):
     writer = CheckpointWriter(tmp_path, lambda _: None)
     for epoch in (1, 2):
         writer.copy(state, Progress(epoch=epoch), {})

@@ -1,4 +1,4 @@
-"""Messages of the installed libraries, and the sentence that each one becomes."""
+"""Diagnosis of a failed training from the messages of the installed libraries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def crash(error, message, traceback=""):
 
 
 @pytest.mark.parametrize(("error", "message", "kind", "sentence"), EXCEPTIONS.values(), ids=EXCEPTIONS)
-def test_exception_becomes_one_sentence(error, message, kind, sentence):
+def test_exception_is_diagnosed_in_one_sentence(error, message, kind, sentence):
     diagnosis = diagnose(evidence(crashed=crash(error, message)))
 
     assert type(diagnosis) is kind
@@ -41,13 +41,13 @@ def test_exception_becomes_one_sentence(error, message, kind, sentence):
 
 
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.pattern[:30])
-def test_every_cause_has_example(cause):
+def test_every_pattern_has_example(cause):
     assert any(
         re.search(cause.pattern, f"{error}: {message}", re.IGNORECASE) for error, message, _, _ in EXCEPTIONS.values()
     )
 
 
-def test_message_names_phase_and_epoch():
+def test_diagnosis_names_phase_and_epoch():
     assert "while validating (epoch 3)" in str(diagnose(evidence(crashed=crash("MemoryError", ""))))
     assert "while training:" in str(diagnose(evidence(exit_code=-9, oom_kills=1, epoch=0)))
 
@@ -91,7 +91,7 @@ def test_source_lines_of_traceback_are_ignored():
 
 
 OUTPUTS = {
-    "a death after an error that was printed": (
+    "abort after a printed error": (
         -6,
         [
             "  1/3 ━━━",
@@ -100,34 +100,34 @@ OUTPUTS = {
         ],
         "GPU or its driver.*illegal memory access",
     ),
-    "a loader that was killed": (1, ["RuntimeError: DataLoader worker (pid 1) is killed by signal: Killed."], "memory"),
+    "killed DataLoader worker": (1, ["RuntimeError: DataLoader worker (pid 1) is killed by signal: Killed."], "memory"),
     "bad_alloc": (-6, ["terminate called after throwing an instance of 'std::bad_alloc'"], "host ran out of memory"),
-    "torchrun's child": (
+    "error printed by a process of torchrun": (
         1,
         ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."],
         "GPU ran out of memory",
     ),
-    "a segmentation fault": (
+    "segmentation fault": (
         -11,
         ["Fatal Python error: Segmentation fault", "", "Thread 0x1 (most recent call first):", '  File "x.py", line 1'],
         "SIGSEGV.*Fatal Python error",
     ),
-    "a bus error": (-7, ["  2/3 ━━━"], "/dev/shm"),
-    "a kill": (-9, ["  2/3 ━━━"], r"killed while training \(epoch 3\) \(SIGKILL\).*memory"),
-    "a kill that a shell reports": (137, [], "SIGKILL"),
-    "an exit code": (3, ["done, I think", " "], "exit code 3.*done, I think"),
-    "silence": (0, [], "exit code 0.*it printed nothing"),
-    "a warning that was survived": (
+    "bus error": (-7, ["  2/3 ━━━"], "/dev/shm"),
+    "SIGKILL": (-9, ["  2/3 ━━━"], r"killed while training \(epoch 3\) \(SIGKILL\).*memory"),
+    "SIGKILL as exit code of a shell": (137, [], "SIGKILL"),
+    "other exit code": (3, ["done, I think", " "], "exit code 3.*done, I think"),
+    "no output": (0, [], "exit code 0.*it printed nothing"),
+    "SIGTERM after a harmless warning": (
         -15,
         ["WARNING ⚠️ 1.jpg: ignoring corrupt image/label: [Errno 30] Read-only file system", "  2/3 ━━━"],
         "SIGTERM",
     ),
-    "an unknown signal": (-50, [], "signal 50|SIGRT"),
+    "unknown signal": (-50, [], "signal 50|SIGRT"),
 }
 
 
 @pytest.mark.parametrize(("code", "output", "sentence"), OUTPUTS.values(), ids=OUTPUTS)
-def test_death_without_event_is_diagnosed_from_code_and_output(code, output, sentence):
+def test_exit_without_event_is_diagnosed_from_exit_code_and_output(code, output, sentence):
     diagnosis = diagnose(evidence(exit_code=code, output=output))
 
     assert re.search(sentence, str(diagnosis))
@@ -141,7 +141,7 @@ def test_kernel_oom_kill_count_overrides_output():
     assert "most likely" in str(diagnose(dataclasses.replace(facts, oom_kills=0)))
 
 
-def test_unexplained_death_is_retried():
+def test_unexplained_crash_is_retried():
     assert isinstance(diagnose(evidence(exit_code=-11)), MachineFailed)
 
 
@@ -169,8 +169,8 @@ def test_exit_before_order_is_host_failure(facts, words):
 @pytest.mark.parametrize(
     "facts",
     [
-        {"phase": Phase.STARTING, "exit_code": -9},  # from the kernel or a person
-        {"phase": Phase.STARTING, "crashed": crash("KeyError", "x")},  # after it has read its order
+        {"phase": Phase.STARTING, "exit_code": -9},  # killed by the kernel or by a user
+        {"phase": Phase.STARTING, "crashed": crash("KeyError", "x")},  # the process has read its order
         {"phase": Phase.LOADING, "exit_code": 1},
         {"phase": Phase.LOADING, "crashed": dataclasses.replace(crash("KeyError", "x"), is_installation=True)},
     ],
@@ -179,7 +179,7 @@ def test_exit_after_order_is_not_host_failure(facts):
     assert not isinstance(diagnose(evidence(**facts)), HostFailed)
 
 
-def test_stuck_training_names_phase_and_setting():
+def test_diagnosis_of_stuck_training_names_phase_and_setting():
     assert "1800 s while validating (epoch 7)" in str(stuck(Phase.VALIDATING, 7, 1800.0))
     assert "STALL_SECONDS" in str(stuck(Phase.VALIDATING, 7, 1800.0))
     assert "not ready after 300 s" in str(stuck(Phase.STARTING, 0, 300.0))
@@ -202,5 +202,5 @@ def test_stuck_training_names_phase_and_setting():
         ("torch/utils/data/_utils/signal_handling.py", "_error_if_any_worker_fails"),
     ],
 )
-def test_installed_libraries_have_expected_messages(path, words):
+def test_installed_libraries_contain_expected_messages(path, words):
     assert words in (PACKAGES / path).read_text()

@@ -27,7 +27,7 @@ class Listener:
 
 
 def delivered(*items):
-    """Return what a listener gets if everything was queued before it started."""
+    """Return the items that a listener receives if all items were queued before the listener started."""
     dispatcher, received = EventDispatcher(), []
     for item in items:
         (dispatcher.line if isinstance(item, str) else dispatcher.event)(item)
@@ -66,14 +66,14 @@ def test_no_durable_event_is_dropped():
     assert delivered(*events) == events
 
 
-def test_lines_beyond_limit_are_counted_and_dropped():
+def test_lines_above_limit_are_counted_and_dropped():
     received = delivered(*(str(number) for number in range(MOST_LINES + 500)))
 
     assert received[:MOST_LINES] == [str(number) for number in range(MOST_LINES)]
     assert received[MOST_LINES:] == ["… 500 lines left out: output came too fast …"]
 
 
-def test_gap_is_marked_where_lines_were_dropped():
+def test_dropped_lines_are_marked_at_their_position():
     dispatcher, listener = EventDispatcher(), Listener()
     for number in range(MOST_LINES + 7):
         dispatcher.line(str(number))
@@ -97,7 +97,7 @@ def test_queueing_never_waits_for_listener():
     dispatcher, received = EventDispatcher(), Listener()
     dispatcher.start(received, received)
     for number in range(1000):
-        dispatcher.event(epoch(number))  # returns although nothing is taken
+        dispatcher.event(epoch(number))  # returns although the listener takes no event
     assert received.received == []
 
     received.go_on.set()

@@ -1,4 +1,4 @@
-"""The training process's end of the event pipe: it never blocks, and loses no durable event."""
+"""The training process never blocks on the event pipe, and loses no durable event."""
 
 import os
 import threading
@@ -49,7 +49,7 @@ def test_only_newest_waiting_batch_event_is_written(pipe):
     reader, writing = pipe
     writer = EventWriter(writing, on_broken=pytest.fail)
     for number in range(5000):
-        writer.send(epoch(number))  # fills the pipe
+        writer.send(epoch(number))  # these events fill the pipe
     for number in range(1000):
         writer.send(batch_event(number))
 
@@ -63,7 +63,7 @@ def test_only_newest_waiting_batch_event_is_written(pipe):
     assert len([event for event in received if isinstance(event, BatchProgress)]) < 10
 
 
-def test_close_gives_up_on_blocked_reader(pipe):
+def test_close_returns_after_timeout_if_reader_is_blocked(pipe):
     _, writing = pipe
     writer = EventWriter(writing, on_broken=lambda: None)
     for number in range(5000):

@@ -1,4 +1,4 @@
-"""Label caches are read without running code in them."""
+"""Code in a label cache does not run when the cache is read."""
 
 import pickle
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 
-def test_reader_accepts_caches_of_library(ultralytics, tmp_path):
+def test_label_cache_of_ultralytics_is_read(ultralytics, tmp_path):
     from ultralytics.data.utils import save_dataset_cache_file
 
     from trainer.training.yolo.patches import load_label_cache
@@ -30,7 +30,7 @@ def test_reader_accepts_caches_of_library(ultralytics, tmp_path):
     assert np.array_equal(read["labels"][0]["bboxes"], labels[0]["bboxes"])
 
 
-def test_reader_runs_no_code_of_cache(ultralytics, tmp_path):
+def test_code_in_label_cache_does_not_run(ultralytics, tmp_path):
     from trainer.training.yolo.patches import load_label_cache
 
     class Hostile:

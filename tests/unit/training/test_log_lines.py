@@ -25,15 +25,15 @@ def test_newlines_end_lines():
     assert lines_of(b"one\ntwo\n\nthree") == ["one", "two", "", "three"]
 
 
-def test_line_in_pieces_is_joined():
+def test_pieces_of_a_line_are_joined():
     assert lines_of(b"on", b"e", b"\ntw", b"o\n") == ["one", "two"]
 
 
-def test_split_windows_line_end_is_one_line_end():
+def test_windows_line_end_in_two_pieces_is_one_line_end():
     assert lines_of(b"one\r\ntwo\r", b"\nthree\r\n") == ["one", "two", "three"]
 
 
-def test_redrawn_bar_is_one_line_per_second(clock):
+def test_redrawn_progress_bar_is_one_line_per_second(clock):
     lines = OutputLines()
     drawn = []
     for tenth in range(35):
@@ -44,11 +44,11 @@ def test_redrawn_bar_is_one_line_per_second(clock):
     assert list(lines.feed(b"\r\x1b[K 100%\n")) == [" 100%"]
 
 
-def test_last_version_of_bar_is_never_dropped(clock):
+def test_last_version_of_progress_bar_is_never_dropped(clock):
     assert lines_of(b"\r 1%", b"\r 50%", b"\r 99%", b"\r 100%\n") == [" 1%", " 100%"]
 
 
-def test_unfinished_bar_shows_last_version():
+def test_last_version_of_unfinished_progress_bar_is_logged():
     assert lines_of(b"\r 1%\r 2%")[-1] == " 2%"
 
 
@@ -76,7 +76,7 @@ def test_line_after_long_line_is_complete():
 
 
 @given(st.lists(st.binary(max_size=20), max_size=20))
-def test_splitting_of_bytes_does_not_matter(pieces):
+def test_lines_do_not_depend_on_splitting_of_bytes(pieces):
     without_redraws = [piece.replace(b"\r", b"") for piece in pieces]
 
     assert lines_of(*without_redraws) == lines_of(b"".join(without_redraws))

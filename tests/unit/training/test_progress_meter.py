@@ -7,7 +7,7 @@ from trainer.training.yolo.progress_meter import ProgressMeter
 
 
 class SimulatedTraining:
-    """A training whose steps take given times."""
+    """A simulated training in which each step takes a given time."""
 
     def __init__(self):
         self.now = 100.0
@@ -58,7 +58,7 @@ def test_batch_events_are_limited_to_two_per_second(training):
     assert training.loss_reads == len(training.batch_events())
 
 
-def test_batch_event_has_position_of_training(training):
+def test_batch_event_has_position_in_training(training):
     training.meter.epoch_started(2, 5, 10)
     training.batch(3.0)
     training.batch(1.0)
@@ -85,7 +85,7 @@ def test_speed_excludes_first_batch(training):
     assert training.meter.images_per_second == 8.0
 
 
-def test_no_eta_without_measurement(training):
+def test_eta_is_missing_before_second_batch(training):
     training.meter.epoch_started(1, 3, 10)
     training.batch(5.0)
 
@@ -97,7 +97,7 @@ def test_eta_in_first_epoch_estimates_validation(training):
     for _ in range(5):
         training.batch(1.0)
 
-    # left: 25 batches of one second, and three validations, estimated as a tenth of an epoch's ten seconds
+    # 25 batches of 1 s and 3 validations remain; a validation is estimated as a tenth of the 10 s of an epoch
     assert training.last.eta_seconds == pytest.approx(25 + 3 * 1.0)
 
 
@@ -120,7 +120,7 @@ def test_eta_decreases_during_validation(training):
     assert etas == pytest.approx([3.0, 2.0, 1.0, 0.0])
 
 
-def test_time_budget_bounds_eta(training):
+def test_eta_does_not_exceed_time_budget(training):
     training.meter.budget(20.0)
     training.meter.epoch_started(1, 100, 10)
     for _ in range(5):

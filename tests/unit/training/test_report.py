@@ -1,7 +1,7 @@
 """The report on a trained model."""
 
 
-def test_too_large_report_loses_curves_first(ultralytics):
+def test_curves_are_removed_first_from_too_large_report(ultralytics):
     from trainer.training.yolo.report import LARGEST, bounded
 
     report = bounded({"mAP": 0.5, "curves": {"f1": [0.123456] * LARGEST}, "confusion_matrix": [[1]]})

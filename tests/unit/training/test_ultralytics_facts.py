@@ -1,4 +1,7 @@
-"""Facts of the installed Ultralytics that the training process relies on. After a failure, read the release and adapt the code."""
+"""Facts of the installed Ultralytics on which the training process depends.
+
+If a test fails, read the new release and adapt the code.
+"""
 
 import inspect
 import io
@@ -20,7 +23,7 @@ def source(thing):
 
 
 def in_order(text, *parts):
-    """Return whether the parts occur in this order."""
+    """Return whether the parts occur in `text` in the given order."""
     places = [text.index(part) for part in parts]
     return places == sorted(places)
 
@@ -48,16 +51,16 @@ def test_epoch_callbacks_are_in_expected_order(trainer):
     )
 
 
-def test_extra_callback_comes_from_final_eval(trainer):
+def test_final_eval_calls_epoch_callback_once_more(trainer):
     assert source(trainer.final_eval).count('run_callbacks("on_fit_epoch_end")') == 1
     assert source(trainer._do_train).count('run_callbacks("on_fit_epoch_end")') == 1
 
 
-def test_first_callback_precedes_dataset(trainer):
+def test_first_callback_is_called_before_dataset_is_read(trainer):
     assert in_order(source(trainer.__init__), 'run_callbacks("on_pretrain_routine_start")', "self.get_dataset()")
 
 
-def test_scan_happens_after_model_is_built(trainer):
+def test_dataset_is_scanned_after_model_is_built(trainer):
     assert in_order(source(trainer._setup_train), "self.setup_model()", "self._build_train_pipeline()")
 
 
@@ -67,7 +70,7 @@ def test_stop_at_end_of_epoch_needs_no_validation(trainer):
     assert in_order(loop[loop.index('"on_fit_epoch_end"') :], "if self.stop:", "break")
 
 
-def test_library_halving_is_disabled_by_retry_count(trainer):
+def test_batch_halving_of_ultralytics_is_disabled_by_retry_count(trainer):
     loop = source(trainer._do_train)
 
     assert "self._oom_retries >= 3" in loop
@@ -75,14 +78,14 @@ def test_library_halving_is_disabled_by_retry_count(trainer):
     assert "self._oom_retries = 0  # reset" in loop
 
 
-def test_train_time_start_is_clock_of_results_and_budget(trainer):
+def test_train_time_start_is_used_for_results_and_time_budget(trainer):
     assert "self.train_time_start" in source(trainer.save_metrics)
     loop = source(trainer._do_train)
     assert in_order(loop, "self.train_time_start = time.time()", 'run_callbacks("on_train_start")')
     assert "(t - self.train_time_start) / (epoch - self.start_epoch + 1)" in loop
 
 
-def test_start_epoch_is_used_before_we_reset_it(trainer):
+def test_start_epoch_is_used_before_first_callback_of_epoch(trainer):
     loop = source(trainer._do_train)
 
     assert in_order(loop, "epoch = self.start_epoch", 'run_callbacks("on_train_epoch_start")')
@@ -147,7 +150,7 @@ def test_label_caches_are_read_by_replaceable_function(ultralytics):
 
     assert "load_dataset_cache_file(cache_path)" in source(dataset)
     for method in (dataset.YOLODataset._load_or_scan_cache, dataset.ClassificationDataset.verify_images):
-        assert "except Exception" in source(method)  # a refused cache is replaced by a scan
+        assert "except Exception" in source(method)  # if the cache is refused, Ultralytics scans the labels
 
 
 def test_torch_loads_checkpoint_with_added_members(ultralytics, tmp_path):
@@ -180,7 +183,7 @@ def test_loader_epoch_can_be_shortened_once(ultralytics):
     assert type(loader) is InfiniteDataLoader
 
 
-def test_metrics_of_each_task_are_where_report_reads_them(ultralytics):
+def test_metrics_of_each_task_have_the_names_used_by_the_report(ultralytics):
     from ultralytics.utils import metrics
 
     for kind, name in {

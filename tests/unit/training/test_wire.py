@@ -104,7 +104,7 @@ def order():
 
 
 @pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda e: e.kind)
-def test_every_event_survives_round_trip(event):
+def test_every_event_is_unchanged_after_round_trip(event):
     line = encode_event(event)
 
     assert decode_event(line) == event
@@ -148,7 +148,7 @@ def test_received_nan_is_removed():
     assert event.metrics == {"c": 2.0}
 
 
-def test_unstorable_text_is_replaced():
+def test_text_that_cannot_be_stored_is_replaced():
     event = decode_event(b'{"kind":"warning","code":"x","message":"a\\u0000b\\ud800c"}')
 
     event.message.encode()
@@ -189,7 +189,7 @@ def test_invalid_event_is_refused_with_reason(line):
     assert len(str(refused.value)) < 700
 
 
-def test_error_quotes_start_of_long_line():
+def test_error_about_long_line_quotes_its_start():
     with pytest.raises(WireError, match="secretless nonsense") as refused:
         decode_event(b"secretless nonsense " * 1000)
 
@@ -221,7 +221,7 @@ def test_order_without_resume_or_devices_is_unchanged(order):
 
 
 @pytest.mark.parametrize("reason", list(StopReason))
-def test_stop_keeps_its_reason(reason):
+def test_stop_command_keeps_its_reason(reason):
     assert decode_command(encode_stop(reason)) is reason
 
 

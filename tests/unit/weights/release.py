@@ -1,4 +1,4 @@
-"""Model files for tests, and a server that offers them as Ultralytics' release."""
+"""Model files for tests, and a stand-in for the release server of Ultralytics."""
 
 import http.server
 import io
@@ -18,7 +18,7 @@ YOLO11N = OfficialModel(stem="yolo11n")
 
 
 def weights(payload: bytes = b"w" * 5000) -> bytes:
-    """Return a zip archive without compression, like those of torch.save."""
+    """Return an uncompressed ZIP archive in the format of torch.save."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("best/data.pkl", payload)
@@ -45,7 +45,7 @@ def upload(store: LocalObjectStore, tmp_path: Path, key: str, content: bytes) ->
 
 
 class Release(http.server.ThreadingHTTPServer):
-    """A release server that counts downloads, and sends the responses in `answers`, then `body`."""
+    """A release server that records requested paths. It sends the responses in `answers` first, and then `body`."""
 
     daemon_threads = False
 
@@ -79,7 +79,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             self.server.trickle.wait(60)
         elif body is None:
-            self.wfile.write(declared[: len(declared) // 2])  # and close the connection
+            self.wfile.write(declared[: len(declared) // 2])  # the connection closes before the rest
         else:
             self.wfile.write(body)
 

@@ -1,4 +1,4 @@
-"""Packaged architectures: copies whose names have the size letter."""
+"""Packaged architectures are copied to files with the size letter in the name."""
 
 import json
 import os

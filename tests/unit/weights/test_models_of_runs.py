@@ -20,7 +20,7 @@ def completed(artifacts: object, status: str = "completed") -> dict:
     return {RUN: RunRow(id=RUN, status=status, results={"mAP": 0.5, "artifacts": artifacts})}
 
 
-def test_object_is_fetched_again_after_change(folder, store, models, tmp_path):
+def test_changed_object_is_fetched_again(folder, store, models, tmp_path):
     model_folder = folder()
     ref = upload(store, tmp_path, "training_runs/x/1/best.pt", weights(b"one"))
     first = model_folder.resolve(ModelObject(ref=ref), Task.DETECT, StopSignal())
@@ -59,7 +59,7 @@ def test_best_model_of_completed_run_is_fetched(folder, store, tmp_path, with_di
     model_folder = folder(rows=completed([{"name": "last.pt", "path": "no"}, artifact]))
     path = model_folder.resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal())
     assert path.read_bytes() == weights(b"best")
-    if with_digest:  # the checksum is the file name, so the second time needs no store
+    if with_digest:  # the file name contains the checksum, so the second call needs no store
         store.delete(ref)
         assert model_folder.resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal()) == path
 
@@ -101,7 +101,7 @@ def test_models_unused_for_a_month_are_removed(folder, store, models, tmp_path):
     assert recent.exists()
 
 
-@pytest.mark.parametrize("damaged", [b"", weights()[:2000], b"\0" * 5000], ids=["empty", "cut", "zeros"])
+@pytest.mark.parametrize("damaged", [b"", weights()[:2000], b"\0" * 5000], ids=["empty", "truncated", "zeros"])
 def test_damaged_model_of_run_is_fetched_again(folder, store, tmp_path, damaged):
     model_folder = folder()
     ref = upload(store, tmp_path, "best.pt", weights(b"one"))

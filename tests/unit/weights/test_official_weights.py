@@ -1,4 +1,4 @@
-"""Official weights: from the folder, or by one verified download."""
+"""Official weights from MODELS_DIR, or from one verified download."""
 
 import http.server
 import threading
@@ -21,7 +21,7 @@ from trainer.weights.model_folder import ModelFolder
     ("task", "name"),
     [(Task.DETECT, "yolo11n.pt"), (Task.SEGMENT, "yolo11n-seg.pt"), (Task.CLASSIFY, "yolo11n-cls.pt")],
 )
-def test_official_model_in_folder_is_used_in_task_variant(folder, models, task, name):
+def test_variant_for_task_of_official_model_in_folder_is_used(folder, models, task, name):
     path = put(models, name)
     assert folder().resolve(YOLO11N, task, StopSignal()) == path
 
@@ -42,7 +42,7 @@ def test_leftover_of_crashed_download_is_overwritten(folder, models, release):
     assert leftovers(models) == ["yolo11n.pt"]
 
 
-@pytest.mark.parametrize("damaged", [b"", weights()[:2000], b"\0" * 5000], ids=["empty", "cut", "zeros"])
+@pytest.mark.parametrize("damaged", [b"", weights()[:2000], b"\0" * 5000], ids=["empty", "truncated", "zeros"])
 def test_damaged_official_model_is_downloaded_again(folder, models, release, damaged):
     put(models, "yolo11n.pt", damaged)
     path = folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
@@ -52,7 +52,7 @@ def test_damaged_official_model_is_downloaded_again(folder, models, release, dam
         folder().resolve(YOLO11N, Task.DETECT, StopSignal())
 
 
-def test_damaged_amp_weights_are_removed_and_intact_ones_stay(folder, models):
+def test_damaged_amp_weights_are_removed_and_intact_amp_weights_stay(folder, models):
     put(models, "yolo11n.pt")
     put(models, "yolo26n.pt", b"")
     folder().resolve(YOLO11N, Task.DETECT, StopSignal())

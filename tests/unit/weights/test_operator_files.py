@@ -1,4 +1,4 @@
-"""The operator's own model files; others are refused."""
+"""Model files of the operator in MODELS_DIR, and refused paths."""
 
 import pytest
 
@@ -26,12 +26,12 @@ def test_file_not_saved_by_torch_is_refused(folder, models, content):
             folder().resolve(model, Task.DETECT, StopSignal())
 
 
-def test_missing_file_names_folder(folder):
+def test_error_about_missing_file_names_folder(folder):
     with pytest.raises(BadRequest, match="no such file in MODELS_DIR"):
         folder().resolve(ModelFile(name="nothing.pt"), Task.DETECT, StopSignal())
 
 
-def test_folder_is_not_a_model(folder, models):
+def test_folder_instead_of_model_file_is_refused(folder, models):
     (models / "dir.pt").mkdir(parents=True)
     with pytest.raises(BadRequest, match="no such file"):
         folder().resolve(ModelFile(name="dir.pt"), Task.DETECT, StopSignal())
