@@ -52,7 +52,7 @@ def load_yaml(path: Path, report: Report) -> dict[str, Any]:
 
 
 def read_data_yaml(values: Mapping[str, Any], report: Report) -> DataYaml:
-    """Return the dataset that the values of a YAML describe. Problems go into `report`."""
+    """Return the known keys of a YAML, checked and converted. Problems go into `report`."""
     names, ids = _names(values.get("names"), report)
     nc = _nc(values.get("nc"), names, report)
     kpt_shape = _integers(values.get("kpt_shape"), "kpt_shape", report)
@@ -105,7 +105,7 @@ def _parsed(text: str, name: str, report: Report) -> Any:
 
 
 def _plain(text: str, name: str) -> Any:
-    # libyaml recurses in C, so deep nesting crashes the process: the events are checked for their depth first
+    # libyaml recurses in C, so deep nesting crashes the process. The depth is checked before
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=yaml.CBaseLoader)):
         if isinstance(event, yaml.AliasEvent):

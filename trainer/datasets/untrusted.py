@@ -26,7 +26,7 @@ class Limits:
 
 
 def read_file(path: Path | str, largest: int) -> bytes:
-    """Return the content of a file. Raises `DatasetError` if it cannot be read or has more than `largest` bytes."""
+    """Return the content of a file. Raises `DatasetError` for unreadable files, or above `largest` bytes."""
     name = printable(Path(path).name)
     try:
         with Path(path).open("rb") as file:
@@ -42,7 +42,7 @@ def read_file(path: Path | str, largest: int) -> bytes:
 def safe_name(name: str, limits: Limits, where: str) -> str | None:
     """Return a name as a safe relative path in NFC, or None for the top folder.
 
-    Raises `DatasetError` for an unsafe name; its message starts with `where`.
+    Raises `DatasetError` for an unsafe name. The message starts with `where`.
     """
 
     def refuse(why: str) -> NoReturn:

@@ -73,7 +73,7 @@ class ContentCache:
         return path
 
     def put(self, identity: str, file: Path) -> Path:
-        """Move a complete file (from `temporary`) into the cache. It replaces an older file with the same identity."""
+        """Move a complete file (from `temporary`) into the cache. An older file with the same identity is replaced."""
         with on_this_disk(self.root):
             durable.sync(file)
         return self._put(file, name_of(identity))
@@ -150,7 +150,7 @@ class ContentCache:
         return path
 
     def put_tree(self, identity: str, folder: Path, size: int, is_whole: Callable[[Path], bool]) -> Path:
-        """Move a complete folder of `size` bytes into the cache, unless another process has put it there first."""
+        """Move a complete folder of `size` bytes into the cache, unless a complete folder is already there."""
         path = self._tree(identity)
         with on_this_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,14 +178,14 @@ class ContentCache:
     def receiving(self, identity: str, size: int) -> AbstractContextManager[Path]:
         """Return a context with a path for a download of `size` bytes.
 
-        After a failure, a large object gets the same path again, so that the store can resume the download. While
-        another process downloads the same object, a new path is used.
+        After a failed download, a large object gets the same path again, so that the store can resume the download.
+        While another process downloads the same object, a new path is used.
         """
         self._make_folders()
         return self._incoming.receiving(identity, size)
 
     def mark_in_use(self, user: Path, identities: Iterable[str]) -> None:
-        """Do not evict present and future entries of these identities until the folder `user` is removed."""
+        """Keep all present and future entries of `identities` until the folder `user` is removed."""
         with self._locked():
             self._in_use.add(user, map(name_of, identities))
 
@@ -280,7 +280,7 @@ def _tree_size(tree: Path) -> int:
 
 
 def _seal(name: str) -> float:
-    """Return the modification time of an entry: even seconds, which every file system can store, from 2001 to 2033."""
+    """Return the modification time of an entry, between 2001 and 2033. Every file system can store even seconds."""
     return 1_000_000_000 + int(name[:12], 16) % 500_000_000 * 2
 
 

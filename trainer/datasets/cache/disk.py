@@ -26,7 +26,7 @@ def on_this_disk(path: Path) -> Iterator[None]:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder; an empty list if it does not exist."""
+    """Return the entries of a folder, or an empty list if the folder does not exist."""
     try:
         with os.scandir(folder) as found:
             return list(found)
@@ -35,7 +35,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Return the status of an entry itself, not of its link target; None if it no longer exists."""
+    """Return the status of an entry itself, not of its link target, or None if the entry no longer exists."""
     try:
         return entry.stat(follow_symlinks=False)
     except FileNotFoundError:

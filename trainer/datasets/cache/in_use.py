@@ -31,7 +31,7 @@ class UseMarks:
         root = self._root.resolve()  # folders are stored as relative paths, which are valid under any mount point
         for mark in entries(self.folder):
             if not mark.is_file(follow_symlinks=False):
-                continue  # not made by this service
+                continue  # this service did not create the folder or link
             # a power cut can empty a mark or fill it with zeros; its run has ended, too
             user, *marked = Path(mark.path).read_text(errors="replace").split("\n")
             if user and (root / user).is_dir():

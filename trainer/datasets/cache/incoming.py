@@ -30,7 +30,7 @@ class Incoming:
 
     @contextmanager
     def temporary(self) -> Iterator[Path]:
-        """Yield a new path. Remove the file or folder at this path at the end."""
+        """Yield a new path. When the context ends, remove the file or folder at this path."""
         path = self.folder / uuid.uuid4().hex
         try:
             yield path
@@ -65,7 +65,7 @@ class Incoming:
             finally:
                 if (
                     is_done or (folder / "object").exists()
-                ):  # the file is complete: it was used or is damaged, and the download cannot be resumed
+                ):  # the download is complete: its file was used or is damaged, so it cannot be resumed
                     shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, path: Path) -> None:
@@ -117,7 +117,7 @@ class FileBatch:
             self.flush()
 
     def flush(self) -> None:
-        """Sync the current batch and make its files entries."""
+        """Sync the current batch and turn its files into entries."""
         with self._lock:
             batch, self._batch = self._batch, None
         if batch is None:
@@ -140,7 +140,7 @@ def _is_received(folder: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no such lock
+    except OSError:  # the lock does not exist
         return False
     return False
 

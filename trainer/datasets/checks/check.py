@@ -24,7 +24,7 @@ from trainer.datasets.labels.convert import CHANGES, Shape
 from trainer.datasets.labels.parse import class_numbers
 from trainer.datasets.samples import RecognizedDataset, Sample
 
-MAX_CLASSES_SHOWN = 200  # in the summary
+MAX_CLASSES_SHOWN = 200  # classes in the summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def _report_off_by_one(texts: Sequence[bytes], classes: Mapping[int, int], repor
 
 
 def _classified(merged: Merged) -> tuple[list[Sample], LabelRows]:
-    """Return the samples with one row each: the class."""
+    """Return the samples with one label row each, which contains only the class."""
     samples = [sample._replace(text=str(sample.class_id or 0).encode()) for sample in merged.samples]
     classes = np.array([sample.class_id or 0 for sample in samples], np.int64)
     return samples, LabelRows(np.arange(len(samples)), classes)

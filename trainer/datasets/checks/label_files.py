@@ -11,14 +11,14 @@ from trainer.datasets.images.header import read_small
 from trainer.datasets.labels.check import MAX_LABEL_BYTES
 from trainer.datasets.samples import Sample
 
-MAX_TOTAL_BYTES = 4 << 30  # of all label files of one source, in memory; Objects365 has 1.2 GB
+MAX_TOTAL_BYTES = 4 << 30  # limit for all label files of one source, in memory; Objects365 has 1.2 GB
 CHECK_EVERY = 256  # number of files between two checks of the stop signal
 
 
 def read_labels(samples: Sequence[Sample], report: Report, stop: StopSignal) -> list[Sample]:
-    """Return the samples with the text of their label files. Files that cannot be read go into `report`.
+    """Return the samples with the text of their label files. Unreadable files go into `report`.
 
-    Raises `DatasetError` if their total size exceeds the limit.
+    Raises `DatasetError` if the total size of the files exceeds the limit.
     """
     result = []
     size = 0

@@ -12,7 +12,7 @@ from trainer.datasets.samples import RecognizedDataset, Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One source of a dataset: its samples, and the class index for each number that its labels use."""
+    """One source of a dataset: its samples, and the class index of each class number in its labels."""
 
     samples: list[Sample]
     classes: Mapping[int, int]

@@ -52,7 +52,7 @@ def _rarest_class(count: int, rows: LabelRows) -> list[int]:
     result = np.full(count, -1, np.int64)
     if len(rows.cls):
         often = np.bincount(rows.cls)
-        order = np.argsort(-often[rows.cls], kind="stable")  # the rarest class is written last, so it remains
+        order = np.argsort(-often[rows.cls], kind="stable")  # the rarest class is written last
         result[rows.image[order]] = rows.cls[order]
     return [int(value) for value in result]
 

@@ -59,7 +59,7 @@ def _with_facts(samples: Sequence[Sample], known: dict[str, Facts], stop: StopSi
 
 
 def duplicates(samples: Sequence[Sample], report: Report) -> None:
-    """Report equal images. Copies in one split waste time; copies in different splits make the metrics too good."""
+    """Report equal images. Copies in one split waste time; copies in different splits make the metrics too high."""
     first: dict[bytes, Sample] = {}
     for copy in samples:
         digest = copy.facts.digest

@@ -1,4 +1,4 @@
-"""Decide the task of a dataset, and name its classes if it has no class names."""
+"""Decide the task of a dataset, and add class names if they are missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.datasets.findings import Report
 from trainer.datasets.labels.parse import class_numbers, column_counts, guess_task
 from trainer.datasets.samples import RecognizedDataset
 
-MAX_GUESSED_CLASSES = 10_000  # classes of a dataset without class names
+MAX_GUESSED_CLASSES = 10_000  # maximum number of classes of a dataset without class names
 
 
 def decide_task(requested: Task | None, datasets: Sequence[RecognizedDataset], report: Report) -> Task:
@@ -43,7 +43,7 @@ def _labeled_task(requested: Task | None, datasets: Sequence[RecognizedDataset],
 
 
 def with_names(found: RecognizedDataset, report: Report) -> RecognizedDataset:
-    """Return the dataset with class names: its own, or class0, class1, …"""
+    """Return the dataset with its own class names or, without class names, with class0, class1, …"""
     if found.names is not None:
         return found
     numbers = class_numbers([sample.text or b"" for sample in found.samples])

@@ -45,7 +45,7 @@ class AnnotationFile:
 
 
 def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, report: Report) -> RecognizedDataset:
-    """Return the dataset in annotation files. If `task` is None, it is guessed from the annotations.
+    """Return the dataset in annotation files. If `task` is None, the task is guessed from the annotations.
 
     Problems of single images and annotations go into `report`. Raises `DatasetError` when a file cannot be read.
     """

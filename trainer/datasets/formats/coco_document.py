@@ -46,7 +46,7 @@ def categories(document: Object) -> list[Object]:
     found = [category for category in all_categories(document) if category.get("name") != BACKGROUND]
     above = {str(category.get("supercategory")) for category in found}
     used = {str(category_id(one)) for one in _annotations(document)}
-    # Roboflow's first category is the project, not a class: it is unused and the supercategory of all others
+    # Roboflow's first category is the project, not a class. No annotation uses it, and it is the supercategory of all
     return [
         c
         for c in found

@@ -13,7 +13,7 @@ from trainer.datasets.images.dimensions import MAX_PIXELS
 
 Points = list[tuple[float, float]]
 MAX_PARTS = 50  # parts of one outline; if there are more parts, the smallest parts are dropped
-SLACK = 2.0  # pixels; a box that reaches outside by at most this value causes no warning
+SLACK = 2.0  # pixels; a box causes a warning if it reaches outside the image by more than this value
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _box_row(box: tuple[float, float, float, float], picture: Picture, report: R
 
 
 def _polygon(value: Any, picture: Picture, report: Report) -> Points | None:
-    """Return one outline in pixels. Several parts are joined by lines without width."""
+    """Return one outline in pixels. If it has several parts, lines without width join the parts."""
     if isinstance(value, dict):
         parts = _mask_outlines(value, picture, report)
     elif isinstance(value, list):

@@ -20,7 +20,7 @@ from trainer.datasets.samples import SPLIT_WORDS, SPLITS, RecognizedDataset
 YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_NAMES = ("data", "dataset")
 MAX_DEPTH = 3  # levels of folders that are searched for a YAML or an annotation file
-MAX_FOLDERS = 200  # a folder with more subfolders contains class folders and is not searched
+MAX_FOLDERS = 200  # a folder with more subfolders is not searched: its subfolders are probably classes
 
 # words in the names of annotation files: the task in DICE, the content in COCO
 MADE_FOR = {
@@ -36,7 +36,7 @@ OTHER_PURPOSES = ("captions", "panoptic", "stuff")
 def recognize(tree: Tree, entry: Path | None, task: Task | None, report: Report) -> RecognizedDataset:
     """Return the dataset in a tree. `entry` is the file or folder that the reference names, or None.
 
-    Raises `DatasetError` when there is no dataset, or more than one.
+    Raises `DatasetError` if the tree has no dataset or several datasets.
     """
     if entry is not None and entry.is_file():
         return _from_file(tree, entry, task, report)
@@ -116,7 +116,7 @@ def _is_dataset_yaml(path: Path) -> bool:
 
 
 def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | None) -> list[AnnotationFile]:
-    """Return the annotation files of the dataset: one, or one per split."""
+    """Return the annotation files of the dataset: one file, or one file per split."""
     found = [path for _, path in below if path.suffix.lower() == ".json" and _is_annotations(path)]
     if not found:
         found = [path for depth, path in below if not depth and path.suffix.lower() == ".json"]

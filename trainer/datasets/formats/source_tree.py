@@ -27,9 +27,9 @@ class Listing:
 
 
 class Tree:
-    """A source on disk: listings of its folders, each read once. Symlinks are followed only where `admit` allows it.
+    """A source on disk. Each folder is read only once. Symlinks are followed only where `admit` allows it.
 
-    `admit` returns the real path of a file or folder that may be read, and raises `DatasetError` for any other path.
+    `admit` returns the real path of an allowed file or folder, and raises `DatasetError` for any other path.
     `is_owned`: the files are in our cache, not in the user's folder.
     """
 
@@ -51,7 +51,7 @@ class Tree:
         return self._listings[folder]
 
     def admitted(self, path: str) -> str | None:
-        """Return the real path, or None if it does not exist. Raises `DatasetError` for a path that is not allowed."""
+        """Return the real path, or None if the path does not exist. Raises `DatasetError` for a forbidden path."""
         return str(self._admit(Path(path))) if os.path.lexists(path) else None
 
     def below(self, folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Listing]]:
@@ -136,7 +136,7 @@ def _add_file(listing: Listing, name: str, path: str) -> None:
 
 
 def label_files(tree: Tree, folder: str, images: Sequence[str]) -> dict[str, str]:
-    """Return the label files for the images of a folder, by stem: from the folder itself or from a `labels` folder."""
+    """Return the label files of the images of a folder, by stem, from the same folder or a `labels` folder."""
     stems = {name.rpartition(".")[0] for name in images}
     for candidate in _label_folders(folder):
         texts = tree.listing(candidate).texts

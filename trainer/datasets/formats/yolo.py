@@ -1,5 +1,5 @@
 # ruff: noqa: PTH112, PTH118  (plain strings are faster: there are 100,000 paths)
-"""Read YOLO datasets in all common layouts, with a data.yaml or from the folders alone."""
+"""Read YOLO datasets in all common layouts, with or without a data.yaml."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-HEAD = 1 << 16  # bytes read first
+HEAD = 1 << 16  # number of bytes of the first read
 MAX_PIXELS = 178_956_970  # the limit of Pillow; Ultralytics opens every image with Pillow
 JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 JPEG_SCAN = frozenset({0xDA})
@@ -49,7 +49,7 @@ def dimensions(kind: str, head: bytes, descriptor: int, size: int, path: str) ->
 def jpeg_segment(head: bytes, descriptor: int, size: int, wanted: frozenset[int]) -> tuple[int, bytes]:
     """Return the offset and first bytes of the first wanted segment, or the offset where the search ended and b""."""
     place, window, begin = 2, head, 0
-    for _ in range(2000):  # segments; a normal file has a few dozen
+    for _ in range(2000):  # maximum number of segments; a normal file has a few dozen
         if place - begin + 9 > len(window):
             if place + 9 > size:
                 return size, b""

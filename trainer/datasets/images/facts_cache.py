@@ -70,7 +70,7 @@ def _facts(document: dict[str, Any]) -> dict[str, Facts]:
 
 
 def identity(path: str, *, is_owned: bool) -> str | None:
-    """Return an identity that changes with the file; None if the file does not exist.
+    """Return an identity that changes with the file, or None if the file does not exist.
 
     For the user's files, the identity includes the change time, which no user can set. The identity of cached files
     does not, because each new hard link changes the change time. Cached files are read-only.

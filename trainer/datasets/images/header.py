@@ -1,4 +1,4 @@
-"""Facts about an image without decoding it: format, size in pixels, completeness, digest of the content."""
+"""Read facts about an image without decoding the image: format, size in pixels, completeness, digest."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def read_small(path: str, most: int) -> bytes:
 
 
 def wrong_suffix(path: str, kind: str) -> bool:
-    """Return whether the suffix of the file name belongs to another format than `kind`."""
+    """Return whether the suffix of the file name does not fit the format `kind`."""
     return path.rpartition(".")[2].lower() not in SUFFIXES.get(kind, ())
 
 
@@ -154,14 +154,14 @@ def _kind(head: bytes) -> str:
 
 
 def _orientation(kind: str, head: bytes, descriptor: int, size: int, path: str) -> tuple[bool, bool]:
-    """Return whether every library can certainly read the image, and whether EXIF rotates it by 90 or 270 degrees.
+    """Return whether every library can certainly read the image, and whether EXIF rotates the image.
 
-    If this is uncertain, the training reads the image.
+    Only rotations by 90 or 270 degrees count. If the first value is False, the training reads the image.
     """
     match kind:
         case "jpeg":
             _, frame = jpeg_segment(head, descriptor, size, JPEG_FRAMES)
-            # only baseline or progressive JPEGs with 8 bits and one image
+            # only baseline and progressive JPEGs with 8 bits and one image are certainly readable
             if frame[1] not in (0xC0, 0xC1, 0xC2) or frame[4] != 8 or b"MPF\0" in head:
                 return False, False
             scan, _ = jpeg_segment(head, descriptor, size, JPEG_SCAN)
@@ -199,7 +199,7 @@ def _pillow_orientation(path: str) -> tuple[bool, bool]:
 
 
 def _ending(kind: str, tail: bytes, descriptor: int, size: int) -> tuple[str, bool]:
-    """Return a problem if the file is cut off, and whether a JPEG has data after its end mark."""
+    """Return a problem if the file is truncated, and whether a JPEG has data after its end mark."""
     if kind == "jpeg":
         if tail.endswith(b"\xff\xd9"):
             return "", False

@@ -1,4 +1,4 @@
-"""Convert label rows to the shape of a task: convert boxes and polygons, clip them, remove duplicates."""
+"""Convert label rows to the shape of a task: convert and clip boxes and polygons, and remove duplicates."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _to_corners(box: Row) -> Row:
 def _four_corners(corners: Row, changed: Callable[[str], None]) -> Row:
     """Return the smallest rectangle around a polygon that is parallel to one of its edges.
 
-    A polygon with four corners stays as it is.
+    A polygon with four corners is not changed.
     """
     if len(corners) == 8:
         return corners

@@ -43,7 +43,7 @@ class _Layout:
 
 
 def _layout(texts: Sequence[bytes]) -> _Layout | None:
-    """Return the rows of all texts, or None when one of the texts is not plain."""
+    """Return the rows of all texts, or None if a text has characters that are not in `_PLAIN`."""
     joined = b"\n".join([*texts, b""])
     if joined.translate(None, _PLAIN):
         return None
@@ -68,7 +68,7 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
     A row with a value that is not a number is skipped and reported as an error. `names[i]` is the name of text i.
     """
     if (layout := _layout(texts)) and len(layout.cols):
-        with contextlib.suppress(ValueError):  # `1.2.3`, `1-2`, or `e`
+        with contextlib.suppress(ValueError):  # for example `1.2.3`, `1-2` or `e`
             values = np.fromstring(layout.joined, np.float64, sep=" ")
             assert len(values) == layout.cols.sum()
             return Rows(values, starts(layout.cols), layout.cols, layout.file, layout.line), np.zeros(len(texts), bool)
@@ -166,7 +166,7 @@ def plain(text: bytes) -> bytes:
 
 
 def class_numbers(texts: Sequence[bytes]) -> set[int]:
-    """Return every class number at the start of a row. Other text is ignored here and reported by `check`."""
+    """Return every class number at the start of a row. Other text is ignored here; `check` reports it as an error."""
     found: set[bytes] = set()
     for text in texts:
         found.update(line.split(None, 1)[0] for line in plain(text).splitlines() if line.strip())

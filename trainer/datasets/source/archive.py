@@ -1,4 +1,4 @@
-"""Extract untrusted archives: only plain files and folders, only into the target folder, only within limits.
+"""Extract untrusted archives: plain files and folders only, inside the target folder, within limits.
 
 A zip is checked as a whole before the first byte is written, a tar while it is read. Declared sizes are not trusted:
 extracted bytes are counted.

@@ -43,7 +43,7 @@ class ArchiveTrees:
         self.cache.mark_in_use(user, [_tree(identity)])
 
     def extracted(self, identity: str, transfer: Transfer, archive: Archive, name: str) -> Fetched:
-        """Return the tree of an archive, marked as in use. `archive` opens the file if it must be extracted."""
+        """Return the tree of an archive, marked as in use. `archive` is called if the archive must be extracted."""
         self.mark_in_use(transfer.staging, identity)
         known = self.get(identity)
         if known is not None:

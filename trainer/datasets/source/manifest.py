@@ -38,7 +38,7 @@ def suffix(name: str) -> str:
 
 
 def wanted(relpath: str) -> bool:
-    """Return whether a file can be part of a dataset. Thumbnails, caches, arrays and hidden files cannot."""
+    """Return whether a file can be part of a dataset. Thumbnails, caches, arrays and hidden files are ignored."""
     parts = relpath.split("/")
     return (
         suffix(relpath) in SUFFIXES
@@ -63,10 +63,10 @@ def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectIn
 def take_manifest(
     store: ObjectStore, found: ObjectInfo | ObjectRef, download: Callable[[ObjectInfo], Path]
 ) -> Manifest:
-    """List the objects of a located dataset: a whole folder, or the needed parts of the folder of a YAML.
+    """List the objects of a located dataset: a whole folder, or the parts that a YAML needs.
 
-    `download` fetches an object and returns its file. It is called for a YAML.
-    Raises `DatasetError` for an empty object that must not be empty, and for an unsafe name.
+    `download` fetches an object and returns its file. `download` is called for a YAML.
+    Raises `DatasetError` for unsafe names, and for empty objects other than .txt files.
     """
     if isinstance(found, ObjectRef):
         return _manifest(store, found, None, None)
@@ -82,7 +82,7 @@ def take_manifest(
             f"data_yaml: {shown(found.ref.key)} is larger than {MAX_YAML_BYTES >> 20} MiB, the limit for a YAML. "
             f"The name of an archive must end in {', '.join(ENDINGS)}."
         )
-    # a YAML may have any name, so every other file is read as a YAML
+    # a YAML can have any name, so every other file is read as a YAML
     needed = None if suffix(name) == "json" else _named_folders(download(found))
     if not folder and needed is None:
         raise DatasetError(

@@ -82,7 +82,7 @@ class Roots:
     extra: tuple[Path, ...] = ()
 
     def admit(self, path: Path | str) -> Path:
-        """Return the real path. Raises `DatasetError` if it does not exist or is outside the roots."""
+        """Return the real path of `path`. Raises `DatasetError` if the path does not exist or is outside the roots."""
         if "\0" in str(path):
             raise DatasetError(f"data_yaml: {shown(str(path))} contains a NUL character.")
         try:
@@ -110,7 +110,7 @@ class Roots:
             )
 
     def _require_mounted(self, path: Path) -> None:
-        """Raise `HostUnfit` if an extra root is missing on this host. It can exist on other hosts."""
+        """Raise `HostUnfit` if an extra root is missing on this host. The folder can exist on other hosts."""
         for root in self.extra:
             if path.is_relative_to(root) and not root.exists():
                 raise HostUnfit(

@@ -48,7 +48,7 @@ def in_parallel(jobs: Sequence[Callable[[StopSignal], object]], workers: int, st
 
     def work() -> None:
         try:
-            for job in waiting:  # shared by the threads: each takes the next job
+            for job in waiting:  # all threads share `waiting`, and each thread takes the next job
                 inner.raise_if_set()
                 job(inner)
         except BaseException as error:
@@ -88,7 +88,7 @@ def _link(target: Path, path: str) -> None:
     """Make a hard link, even if another run replaces `target` with the same content meanwhile.
 
     link(2) first looks up the file and then links it. If another run replaces the file in between, link(2) fails with
-    ENOENT, although `target` exists all the time.
+    ENOENT, although `target` always exists.
     """
     for _ in range(LINK_TRIES - 1):
         try:

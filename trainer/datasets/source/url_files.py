@@ -29,7 +29,7 @@ from trainer.remote.web import Downloaded, GuardedClient
 
 MAX_TEXT_BYTES = 256 << 20  # bytes of a list, a YAML or an NDJSON file
 MAX_IMAGE_BYTES = 1 << 30  # bytes
-MAX_SECONDS = 900.0  # for one image, label file or list
+MAX_SECONDS = 900.0  # limit for one image, label file or list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ class WebSource:
 
 
 def content_identity(got: Downloaded) -> str:
-    """Return the identity of downloaded content: by its strong ETag, or else by its checksum."""
+    """Return the identity of downloaded content, based on the strong ETag or, without an ETag, on the checksum."""
     return web_identity(got.url, got.etag, got.bytes) if got.etag else f"sha256\n{got.sha256}"
 
 
@@ -181,7 +181,7 @@ def web_identity(url: str, etag: str, size: int) -> str:
 
 
 def label_place(image: str) -> str:
-    """Return the path of the label file: the last folder `images` becomes `labels`, otherwise the same folder."""
+    """Return the path of the label file: in `labels` instead of the last `images`, or beside the image."""
     folder, found, rest = f"/{image}".rpartition("/images/")
     place = f"{folder}/labels/{rest}" if found else image
     return str(PurePosixPath(place.lstrip("/")).with_suffix(".txt"))

@@ -97,7 +97,7 @@ def _draw_labels(picture: Image.Image, checked: Checked, sample: Sample) -> None
 def _draw_shape(
     draw: ImageDraw.ImageDraw, values: Sequence[float], task: Task, size: tuple[int, int], color: str
 ) -> tuple[float, float]:
-    """Draw the box or outline and the keypoints of a row. Return the place for the class name."""
+    """Draw the box or outline and the keypoints of a row. Return the position of the class name."""
     width, height = size
     if not values:  # classification
         return 4, 4

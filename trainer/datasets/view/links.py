@@ -1,9 +1,9 @@
 # ruff: noqa: PTH123, PTH211  (plain strings are faster: there are 100,000 paths)
-"""Make the private folder that a run trains on: links to images, with labels and a data.yaml of our own.
+"""Create the private folder that a run trains on. It contains links to images, new labels and a new data.yaml.
 
     view/data.yaml   images/{train,val,test}/…   labels/{train,val,test}/….txt      classification: {train,val,test}/CLASS/…
 
-Ultralytics rewrites JPEGs with data after their end mark, so these images are copied. It writes to no other image.
+Ultralytics rewrites JPEGs with data after their end mark, so these images are copied. No other image is changed.
 Cached files are hard links where the file system allows it; the user's images are symlinks. A cached folder of
 unchanged labels is one symlink. A folder of images is never a symlink, because Ultralytics looks for labels beside the
 real path of the images.
@@ -103,9 +103,9 @@ def write_data_yaml(
 
 
 def view_names(names: Sequence[str]) -> list[str]:
-    """Return safe and unique file names for one folder of a view. The given names may contain folders.
+    """Return safe and unique file names for one folder of a view. The input names can contain folders.
 
-    Names are kept if possible, so that a flat dataset is read in its original order.
+    Names are kept if possible, so that the images of a flat dataset keep their order.
     """
     plain = [name.rpartition("/")[2] for name in names]
     lines = "\n".join(plain)
@@ -137,7 +137,7 @@ def _are_apart(names: Sequence[str]) -> bool:
 
 
 def folder_names(names: Sequence[str]) -> list[str]:
-    """Return a safe folder name per class. Sorting the names keeps the order of the classes."""
+    """Return a safe folder name per class. The sorted names have the order of the classes."""
     folders = [stem for stem, _, _ in (name.rpartition(".") for name in view_names([f"{name}.d" for name in names]))]
     if folders == sorted(folders):
         return folders
