@@ -1,7 +1,7 @@
 """The queues of the contract suite, each with functions by which a test acts as the web app.
 
-To test another adapter, define a fixture `<name>_lab` in this folder that returns a `QueueLab`, and add its name to
-`ADAPTERS`. Without the fixture, the tests of the adapter are skipped.
+To test another adapter, add its name to `ADAPTERS` and make a fixture `<name>_lab` visible in this folder. The fixture
+returns a `QueueLab`. Without the fixture, the tests of the adapter are skipped.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _stored(columns: dict[str, Any]) -> list[Any]:
 
 
 def ago(seconds: float) -> str:
-    """Return the time `seconds` before now (negative: after now) as a row stores it."""
+    """Return the time `seconds` before now (negative: after now) in the format of a row."""
     return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="microseconds")
 
 

@@ -33,7 +33,7 @@ ENDS_IN = {
 
 
 def holds(row, lease):
-    """Return whether the lease of the run is valid, or expired without another claim."""
+    """Return whether the lease of the run is valid, or has expired without a new claim."""
     return row is not None and row["claim_id"] == lease.claim_id and (
         row["status"] in LIVE or (row["status"] == "queued" and row["lease_expires_at"] is not None)
     )  # fmt: skip
@@ -59,7 +59,7 @@ class Invariants:
     def __init__(self, lab):
         self.lab = lab
         self.queue = lab.queue
-        self.runs = []  # ids of the rows that exist
+        self.runs = []  # ids of all rows
         self.attempts = {}  # (run, attempt) → its claim
 
     def assert_untouched(self, before, after, lease, stored):

@@ -163,7 +163,7 @@ def test_prefix_without_objects_is_empty_and_missing_bucket_is_error(store, put)
 
 
 @pytest.mark.parametrize("ref", [ObjectRef(bucket="data", key="a/none.jpg"), ObjectRef(bucket="data", key="set")])
-def test_missing_object_is_named(store, put, tmp_path, ref):
+def test_error_names_missing_object(store, put, tmp_path, ref):
     put("set/a", b"1")
     for call in (lambda: store.stat(ref), lambda: store.download(ref, tmp_path / "out", StopSignal())):
         with pytest.raises(ObjectMissing, match=rf"'{ref.key}'.*'data'"):
@@ -171,7 +171,7 @@ def test_missing_object_is_named(store, put, tmp_path, ref):
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_bucket_is_named(store, tmp_path):
+def test_error_names_missing_bucket(store, tmp_path):
     with pytest.raises(ObjectMissing, match="'nowhere'"):
         store.download(ObjectRef(bucket="nowhere", key="a"), tmp_path / "out", StopSignal())
 

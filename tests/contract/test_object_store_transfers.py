@@ -84,7 +84,7 @@ def test_reader_sees_old_or_new_object_but_never_a_mixture(store, put, tmp_path)
             try:
                 content = fetch(store, ref, tmp_path / "out")
             except Unavailable:
-                continue  # replaced during the download: an error, and nothing is published
+                continue  # the object was replaced during the download, so the download failed
             assert len(set(content)) == 1
             assert len(content) == 300_000
         writer.result()

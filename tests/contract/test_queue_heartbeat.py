@@ -96,13 +96,11 @@ def test_next_attempt_gets_last_reported_epoch(queue_lab):
     queue_lab.edit(lease.job.id, lease_expires_at=ago(1))
     taken = claim(queue_lab)
     assert (taken.job.last_reported_epoch, taken.job.last_reported_attempt) == (2, 1)
-    queue_lab.queue.beat(lease, None, [event("epoch", epoch=3)])  # rejected, so not part of the history
+    queue_lab.queue.beat(lease, None, [event("epoch", epoch=3)])  # a rejected epoch is not part of the history
     queue_lab.queue.finish(taken, Interrupted(checkpoint=None), [event("epoch", epoch=4)])
     again = claim(queue_lab)
     assert (again.job.last_reported_epoch, again.job.last_reported_attempt) == (4, 2)
-    queue_lab.queue.finish(
-        again, Interrupted(checkpoint=None), [event("epoch", epoch=1)]
-    )  # a training that starts over
+    queue_lab.queue.finish(again, Interrupted(checkpoint=None), [event("epoch", epoch=1)])  # the training starts over
     assert claim(queue_lab).job.last_reported_epoch == 1
 
 

@@ -25,7 +25,7 @@ def delay(row):
     return (moment(row.not_before) - moment(row.updated_at)).total_seconds()
 
 
-# ── the run ──
+# ── attempts of the run ──
 
 
 def test_host_failures_of_one_worker_cost_one_attempt(queue_lab):
@@ -116,7 +116,7 @@ def test_single_worker_gets_its_failed_run_again_after_extra_wait(queue_lab):
     assert claim(queue_lab, "w1").job.id == run_id
 
 
-def test_lost_worker_after_host_failure_is_a_lost_attempt(queue_lab):
+def test_lost_worker_after_host_failure_counts_as_lost_attempt(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "w1")
     queue_lab.edit(run_id, not_before=None)
@@ -126,7 +126,7 @@ def test_lost_worker_after_host_failure_is_a_lost_attempt(queue_lab):
     assert queue_lab.queue.get(run_id).failures == 2
 
 
-# ── the worker ──
+# ── health of the worker ──
 
 
 def test_worker_with_problem_is_unhealthy_and_its_last_seen_is_current(queue_lab):

@@ -1,4 +1,4 @@
-"""Random sequences of calls, lost workers, cancels, edits and repeated requests; the invariants are checked after every step.
+"""Random sequences of calls, lost workers, cancels, edits and repeated requests. Each step checks the invariants.
 
 I1 one live lease per run            I2 no lease on a terminal run       I3 a terminal row is final
 I4 only documented transitions        I5 a stale write has no effect             I6 every run ends

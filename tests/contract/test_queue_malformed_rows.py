@@ -103,7 +103,7 @@ def test_malformed_row_is_claimed_and_fails_with_a_reason(queue_lab, poison):
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
 def test_peek_accepts_malformed_row(queue_lab, poison):
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
-    with contextlib.suppress(Unavailable):  # the answer is too large, so there is nothing to prefetch
+    with contextlib.suppress(Unavailable):  # an answer that is too large
         assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
     assert queue_lab.queue.get(run_id).status == "queued"
 
@@ -134,7 +134,7 @@ def test_expired_lease_of_malformed_row_is_settled(queue_lab, poison):
 
 
 def test_malformed_row_does_not_slow_down_claims(queue_lab):
-    """Every claim reads the queued row whose requirements no worker meets."""
+    """Every claim reads a queued row whose requirements no worker meets."""
     run_id = queue_lab.insert(priority=9, configuration={"requires": {"gpus": 9}, "device": "," * 900_000})
     enqueue(queue_lab)
     began = time.monotonic()

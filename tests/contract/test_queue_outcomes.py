@@ -43,7 +43,7 @@ def test_different_second_outcome_is_rejected(queue_lab, outcome):
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_deleted_run_is_lost(queue_lab, outcome):
+def test_lease_of_deleted_run_is_lost(queue_lab, outcome):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [event()])
     queue_lab.delete(lease.job.id)

@@ -14,7 +14,7 @@ OUTCOMES = {
 
 
 def ended(lab, outcome, configuration=None):
-    """Return the lease of an ended run that lost an attempt, made progress and has every request flag set."""
+    """Return the lease of an ended run with a lost attempt, an epoch and all request flags."""
     lease = claimed(lab, configuration=configuration)
     lab.queue.finish(lease, Retry(message="The disk was full."), [event("epoch", epoch=1)])
     lab.edit(lease.job.id, not_before=None)

@@ -14,7 +14,7 @@ def wake(lab, run_id):
 
 
 def delay(row):
-    """Return the backoff in seconds from the call that wrote the row."""
+    """Return the seconds of backoff after the last update of the row."""
     return (moment(row.not_before) - moment(row.updated_at)).total_seconds()
 
 
@@ -22,7 +22,7 @@ def vanish(lab, run_id):
     """Let the lease of a run expire, and settle the run by a claim of another run."""
     expire(lab, run_id)
     lab.edit(run_id, priority=-1)
-    blocker = lab.insert(priority=100)  # the run of this claim
+    blocker = lab.insert(priority=100)  # the next claim gets this run
     assert claim(lab, "settler").job.id == blocker
     lab.delete(blocker)
 

@@ -23,7 +23,7 @@ def test_boottime_counts_suspended_time(monkeypatch):
 
 
 def test_lease_expired_during_suspend_is_not_trusted_until_heartbeat_is_answered(tmp_path, monkeypatch):
-    """The monotonic clock did not count the suspended time. Only the time since boot shows that the lease can be lost."""
+    """The monotonic clock excludes suspended time. Only the time since boot shows that the lease has expired."""
     worker = WorkerFixture(tmp_path)
     worker.enqueue()
     lease, stop = worker.claim(), StopSignal()

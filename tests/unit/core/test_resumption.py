@@ -51,7 +51,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("changed", SAME.values(), ids=SAME)
-def test_irrelevant_changes_resume(changed):
+def test_training_resumes_after_irrelevant_changes(changed):
     assert decide(NOW, setup(**changed), epoch=40, complete=False) == Resume()
     assert decide(NOW, setup(**changed), epoch=100, complete=True) == Resume()
 
@@ -95,7 +95,7 @@ FROM_BEST = {
 
 
 @pytest.mark.parametrize(("configuration", "changes"), FROM_BEST.values(), ids=FROM_BEST)
-def test_other_settings_start_over_from_best_weights(configuration, changes):
+def test_training_starts_over_from_best_weights_after_other_changes(configuration, changes):
     before = setup({"hsv_h": 0.1}) if "hsv_h" in changes[0] else NOW
     assert decide(before, setup(configuration), epoch=40, complete=False) == StartOver(from_best=True, changes=changes)
 
@@ -112,7 +112,7 @@ FROM_SCRATCH = {
 
 
 @pytest.mark.parametrize(("changed", "change"), FROM_SCRATCH.values(), ids=FROM_SCRATCH)
-def test_other_model_or_dataset_starts_from_scratch(changed, change):
+def test_training_of_other_model_or_dataset_starts_from_scratch(changed, change):
     assert decide(NOW, setup(**changed), epoch=40, complete=False) == StartOver(from_best=False, changes=(change,))
     both = {**changed, "configuration": {**changed.get("configuration", {}), "lr0": 0.5, "batch": 2}}
     assert decide(NOW, setup(**both), epoch=40, complete=True) == StartOver(from_best=False, changes=(change,))
@@ -139,7 +139,7 @@ def test_removed_time_limit_leaves_requested_epochs():
 # ── the recorded setup ──
 
 
-def test_setup_survives_json():
+def test_setup_is_equal_after_json_round_trip():
     there = setup({"split": {"splits": {"a.jpg": "val"}}, "freeze": [1, 2], "scale": [0.5, 2]})
     back = Setup.from_json(json.loads(json.dumps(there.as_json())))
     assert back == there

@@ -1,4 +1,4 @@
-"""Stop signals have reasons and form a tree."""
+"""Stop signals have a reason and can have child signals."""
 
 import threading
 import time
@@ -65,7 +65,7 @@ def test_stop_of_parent_wakes_waiter_on_child():
     assert time.monotonic() - began < 5
 
 
-def test_raise_if_set_carries_the_reason():
+def test_raise_if_set_raises_error_with_reason():
     stop = StopSignal()
     stop.set(StopReason.CANCELED)
 

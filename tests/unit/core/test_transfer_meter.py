@@ -47,7 +47,7 @@ def test_progress_is_reported_at_most_twice_a_second_and_at_the_end(clock):
     assert (len(events), events[-1].files) == (4, 2)
 
 
-def test_no_byte_is_lost_when_four_threads_count(clock):
+def test_bytes_of_four_threads_are_all_counted(clock):
     events = []
     meter = Meter(events.append, total_files=1, total_bytes=40_000, phase=Phase.UPLOADING)
 

@@ -71,7 +71,7 @@ def test_dataset_on_broken_disk_is_not_rejected(tmp_path, monkeypatch, owner, na
         read(path)
 
 
-def test_dataset_on_missing_mount_is_left_to_other_hosts(tmp_path):
+def test_missing_mount_of_dataset_raises_host_unfit(tmp_path):
     roots = Roots(tmp_path / "root", (tmp_path / "mnt",))
 
     with pytest.raises(HostUnfit, match=r"mnt, one of EXTRA_DATASET_ROOTS, does not exist. Mount it"):

@@ -1,4 +1,4 @@
-"""Every process knows which folders are in use, also after a process was killed."""
+"""Locks show every process the folders in use, also after a process was killed."""
 
 import errno
 import fcntl
@@ -85,7 +85,7 @@ def test_lock_file_is_removed_with_its_folder(folder, other):
 
 
 def test_user_on_other_host_counts_as_crashed_after_a_day_without_refresh(folder):
-    # on some file systems, other hosts do not see a lock, so the lock file seems to be unlocked
+    # on some file systems, locks of other hosts are not visible, so the lock file seems to be unlocked
     lock_file(folder).write_text("the boot id of another kernel")
     assert use_of(folder) is Use.IN_USE
 
@@ -121,7 +121,7 @@ def test_folder_can_be_used_soon_after_sweep(folder):
 
 
 def test_exclusive_lock_has_one_holder(folder):
-    """One thread locks and removes the lock file, two others use the folder. A lock on a removed file must not count."""
+    """One thread locks and removes the lock file, two threads use the folder. A lock on a removed file is not valid."""
     locks, users, found = FolderLocks(), [], []
 
     def use():

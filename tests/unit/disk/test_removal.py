@@ -1,4 +1,4 @@
-"""A folder is removed with any content, and nothing outside of it changes."""
+"""A folder with any content is removed, and files outside of the folder do not change."""
 
 import os
 import stat
@@ -32,7 +32,7 @@ def doomed(tmp_path):
 
 
 def nested(folder, levels, name="d"):
-    """Create `levels` nested folders, deeper than a path can name."""
+    """Create `levels` nested folders. Their path can be longer than the limit of the system."""
     at = os.open(folder, os.O_RDONLY)
     for _ in range(levels):
         os.mkdir(name, dir_fd=at)

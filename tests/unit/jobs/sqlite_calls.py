@@ -1,4 +1,4 @@
-"""Short calls of a SQLite queue."""
+"""Helper functions for the tests of the SQLite queue."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def enqueue(queue, **request):
 
 
 def python(code, *args, **options):
-    """Start `code` as a Python process with pipes to it."""
+    """Start `code` in a Python process with pipes for its input and output."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True, **options,

@@ -25,7 +25,7 @@ HOUR = 3600.0
 
 
 class Host:
-    """A simulated host: time passes, its wall clock can be set, and it can be rebooted."""
+    """A simulated host with methods to wait, to set its wall clock and to reboot."""
 
     def __init__(self, now=1_800_000_000.0):
         self.wall, self.booted_for, self.boot = now, 1000.0, "boot 1"

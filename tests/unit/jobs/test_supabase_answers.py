@@ -68,7 +68,7 @@ def queue_whose_answer_is(answer, status=200):
 
 @pytest.mark.parametrize("answer", [*NO_ROW, *NO_ID])
 @pytest.mark.parametrize("call", CALLS)
-def test_invalid_answer_is_unavailable(call, answer):
+def test_invalid_answer_raises_unavailable(call, answer):
     with pytest.raises(Unavailable) as unavailable:
         CALLS[call](queue_whose_answer_is((NO_ROW | NO_ID)[answer]))
     assert len(str(unavailable.value)) < 300
@@ -82,7 +82,7 @@ def test_invalid_rows_are_unavailable(call, answer):
 
 
 def server(row, seen):
-    """Return a fake PostgREST with one claimed row. It returns `row` for a full selection, else the selected columns."""
+    """Return a fake PostgREST with one claimed row. A full selection returns `row`, others the selected columns."""
 
     def respond(request):
         select = parse_qs(request.url.query.decode())["select"][0]
@@ -108,7 +108,7 @@ def test_unreadable_claimed_row_becomes_run_with_reason(answer):
         plan_of(lease.job.request)
 
 
-def test_claim_damaged_once_by_a_proxy_returns_the_run():
+def test_claim_returns_run_after_one_damaged_answer():
     seen, answers = (
         [],
         iter([NO_ROW["a truncated answer"], json.dumps([{"id": RUN, "attempt": 4, "run_name": "nuts"}]).encode()]),
@@ -121,7 +121,7 @@ def test_claim_damaged_once_by_a_proxy_returns_the_run():
     assert (lease.job.id, lease.job.request.name, lease.job.request.unreadable) == (RUN, "nuts", None)
 
 
-def test_json_columns_are_asked_for_as_text():
+def test_json_columns_are_requested_as_text():
     seen = []
     queue_whose_answer_is(server(b"[]", seen)).claim(Worker(id="w"), CLAIM, 60)
     assert "configuration::text" in seen[0][1].split(",")

@@ -1,4 +1,4 @@
-"""Every failure of supabase-py and httpx becomes one of our errors, with advice and without the key."""
+"""Every failure of supabase-py and httpx becomes a TrainerError, with advice and without the key."""
 
 import inspect
 import json
@@ -78,7 +78,7 @@ def test_every_transport_exception_becomes_own_error(kind):
 
 
 @pytest.mark.parametrize("code", ["PGRST202", "PGRST204", "PGRST205", "42P01", "42703", "42883"])
-def test_missing_schema_advises_to_migrate(code):
+def test_missing_schema_error_advises_migration(code):
     error = refused(code, status=404)
     assert isinstance(error, Misconfigured)
     assert "apply the migrations in supabase/migrations/" in str(error)
@@ -89,7 +89,7 @@ def test_missing_schema_advises_to_migrate(code):
     [("PGRST301", 401), ("PGRST303", 401), ("PGRST302", 401), ("42501", 403), ("42501", 401), (None, 401), (None, 403),
      ("22023", 400)],
 )  # fmt: skip
-def test_rejected_key_advises_to_replace_it(code, status):
+def test_rejected_key_error_advises_to_replace_key(code, status):
     error = refused(code, status=status)
     assert isinstance(error, Misconfigured)
     assert "SUPABASE_SERVICE_ROLE_KEY" in str(error)
@@ -107,7 +107,7 @@ def test_transient_errors_are_unavailable(code, status):
 
 
 @pytest.mark.parametrize("status", [404, 405, 418])
-def test_other_server_advises_to_check_url(status):
+def test_error_of_other_server_advises_to_check_url(status):
     for answer in (httpx.Response(status, html="<h1>no</h1>"), httpx.Response(status, json={"message": "no route"})):
         error = failure(lambda _, answer=answer: answer)
         assert isinstance(error, Misconfigured)
@@ -160,7 +160,7 @@ def test_every_call_has_a_time_limit():
     assert seen == {"connect": 1.0, "read": 2.0, "write": 2.0, "pool": 1.5}
 
 
-def test_key_is_in_no_error_and_no_repr():
+def test_key_is_not_in_errors_or_repr():
     def echo(request):
         return httpx.Response(400, json={"code": "PGRST100", "message": f"bad: {request.headers['apikey']}"})
 
@@ -206,7 +206,7 @@ def test_password_in_url_is_not_part_of_host():
     [(KEY, "service_role"), ("sb_secret_x", "service_role"), ("sb_publishable_x", "anon"), ("nonsense", None), ("a.b.c", None),
      ("a.W10.c", None), ("a.eyJyb2xlIjogM30.c", None)],
 )  # fmt: skip
-def test_role_of_key_is_read_from_it(key, role):
+def test_role_is_read_from_key(key, role):
     assert role_of(key) == role
 
 

@@ -126,7 +126,7 @@ def test_download_without_first_byte_ends_in_time(dripping, case):
 def test_slow_download_ends_after_time_for_its_size(dripping, monkeypatch):
     monkeypatch.setattr(
         "trainer.remote.storage_api.SLOWEST", 10_000
-    )  # bytes per second: the body of 10,000 bytes gets one more second
+    )  # bytes per second, so a body of 10,000 bytes gets one more second
     api = StorageApi(
         f"http://127.0.0.1:{dripping(BODY, b'x' * 10_000).port}", "key", times=HttpTimes(read=0.9, total=TOTAL)
     )

@@ -14,12 +14,12 @@ from trainer.remote.download import download
 
 @contextmanager
 def answering(reply: bytes, *, hold: float = 0.0):
-    """Run a server that sends the same bytes to every connection, waits `hold` seconds and closes it."""
+    """Run a server that sends `reply` to every connection, waits `hold` seconds and closes the connection."""
     listener = socket.create_server(("127.0.0.1", 0))
     released = threading.Event()
 
     def serve() -> None:
-        with suppress(OSError):  # no client connected, or it closed the connection early
+        with suppress(OSError):  # no client connected, or the client closed the connection early
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)

@@ -55,7 +55,7 @@ def test_end_of_retry_has_the_status_of_the_row(status):
     assert line["error"] == "The disk is full."
 
 
-def test_lost_lease_is_a_warning():
+def test_lost_lease_is_logged_as_warning():
     line = logged(end=AttemptEnd(outcome=None, delivery=Delivery.LOST))[-1]
 
     assert (line["log_level"], line["delivery"], line["outcome"]) == ("warning", "lost", None)

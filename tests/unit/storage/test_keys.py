@@ -49,7 +49,7 @@ def test_ordinary_names_are_not_escaped():
         assert escaped_key(name) == name
 
 
-def test_escape_contains_bytes_of_utf_8():
+def test_escaped_characters_are_utf_8_bytes():
     assert escaped_key("naïve 日#.png") == "na=C3=AFve =E6=97=A5=23.png"
     assert escaped_key("a=41") == "a=3D41"
     assert escaped_key("../a") == "=2E=2E/a"

@@ -1,4 +1,4 @@
-"""The router over several stores."""
+"""The router of several stores."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def upload(router, tmp_path, store, content):
     return router.upload(tmp_path / "file", ObjectRef(store=store, bucket="b", key="k"), StopSignal()).ref
 
 
-def test_reference_goes_to_store_that_it_names(router, tmp_path):
+def test_reference_is_routed_to_its_store(router, tmp_path):
     refs = [upload(router, tmp_path, store, content) for store, content in (("", b"1"), ("other", b"22"))]
 
     assert [ref.store for ref in refs] == ["local", "other"]
@@ -36,6 +36,6 @@ def test_reference_goes_to_store_that_it_names(router, tmp_path):
     assert router.stat(refs[1]).bytes == 2
 
 
-def test_store_that_is_not_configured_is_rejected_with_known_ones(router):
+def test_unknown_store_is_rejected_with_list_of_stores(router):
     with pytest.raises(BadRequest, match="no store 's3'; use one of local, other"):
         router.stat(ObjectRef(store="s3", bucket="b", key="k"))

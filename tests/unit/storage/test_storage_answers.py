@@ -33,7 +33,7 @@ ODD = {
     "entries that are null": b'{"objects": [null], "hasNext": false}',
     "entries without a name": b'{"objects": [{"id": "1"}], "hasNext": false}',
     "a cursor that is a list": b'{"objects": [], "hasNext": true, "nextCursor": []}',
-    "negative, empty and false values": b'{"size": -1, "etag": "x", "public": 0, "signedURL": "?token", "Key": "", "hasNext": null}',
+    "negative and false values": b'{"size": -1, "etag": "x", "public": 0, "signedURL": "?token", "Key": "", "hasNext": null}',
 }
 
 REFUSALS = [
@@ -183,7 +183,7 @@ def test_login_page_does_not_count_as_upload_to_public_bucket(server, store, upl
         upload()
 
 
-def test_signing_request_that_answers_404_once_is_repeated(server, store, upload):
+def test_signing_request_is_repeated_after_404(server, store, upload):
     server.fault(
         "status", on="POST /object/sign", status=404, times=1, body=b'{"statusCode":"404","error":"NoSuchKey"}'
     )
@@ -204,7 +204,7 @@ def test_object_missing_right_after_upload_is_unavailable(server, store, upload)
 
 
 def test_web_page_with_404_does_not_make_public_bucket_private(server, store, upload):
-    """After a restart of the gateway, the URL of a public object must not expire."""
+    """A public object must not get a URL that expires, because the gateway was restarted."""
     server.buckets["data"].public = True
     server.fault("status", on="GET /bucket/", status=404, times=1)
 

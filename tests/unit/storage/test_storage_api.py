@@ -1,4 +1,4 @@
-"""Error responses of the Storage API and errors of httpx become our errors, without secrets."""
+"""Error responses of the Storage API and errors of httpx become a TrainerError, without secrets."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_rejection_becomes_error_with_advice(api, body, status, error, words):
 
 
 @pytest.mark.parametrize("body", [said("413", "Payload too large", "too big"), b"Maximum size exceeded"])
-def test_object_that_is_too_large_is_named_with_its_size(api, body):
+def test_error_of_too_large_object_has_name_and_size(api, body):
     found = refused(api, body, 400 if isinstance(body, dict) else 413, WRITING)
     assert type(found) is TooLarge
     assert "'a/b.pt' (123.5 MB)" in str(found)

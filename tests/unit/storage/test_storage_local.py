@@ -129,12 +129,12 @@ def test_full_disk_names_file_and_leaves_no_partial_file(store, root, tmp_path):
 @pytest.mark.parametrize(
     ("code", "name"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk quota is used up")]
 )
-def test_full_disk_is_named(code, name):
+def test_error_names_full_disk_and_file(code, name):
     with pytest.raises(MachineFailed, match=rf"/data/x: {name}"), disk_errors(Path("/data/x")):
         raise OSError(code, "whatever")
 
 
-def test_object_inside_another_object_is_rejected(store, tmp_path):
+def test_object_key_inside_another_object_is_rejected(store, tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     store.upload(tmp_path / "a", ref("x"), StopSignal())
     with pytest.raises(MachineFailed, match="data/x/y"):

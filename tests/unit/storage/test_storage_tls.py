@@ -85,7 +85,7 @@ def test_stop_ends_transfer(server, store, tmp_path):
     timer.join()
 
 
-def test_untrusted_certificate_is_named(server, tmp_path):
+def test_untrusted_certificate_is_reported(server, tmp_path):
     policy = RetryPolicy(tries=1)
     api = StorageApi(server.url, "service-key")
     store = SupabaseObjectStore(api, notes=tmp_path / "notes", stop=StopSignal(), policy=policy)

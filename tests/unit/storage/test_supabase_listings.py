@@ -76,7 +76,7 @@ def test_object_listed_without_size_is_requested(server, store):
     assert [info.bytes for info in store.list(ObjectRef(bucket="data", key="set"))] == [5]
 
 
-def test_anonymous_key_gets_missing_bucket_instead_of_empty_list(server, make_store):
+def test_anonymous_key_gets_missing_bucket_error_instead_of_empty_list(server, make_store):
     fill(server, 3)
     with pytest.raises(ObjectMissing, match="this key cannot access it"):
         listed(make_store("anon-key"))

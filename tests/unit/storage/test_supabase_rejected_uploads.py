@@ -23,7 +23,7 @@ def test_upload_over_limit_reports_size_and_advice(server, store, tmp_path, size
         store.upload(path, REF, StopSignal())
 
 
-def test_limit_of_bucket_is_named(server, store, tmp_path):
+def test_error_of_too_large_upload_has_limit_of_bucket(server, store, tmp_path):
     path, _ = source_file(tmp_path, 3 * MIB)
     server.buckets["data"].file_size_limit = 2 * MIB
     with pytest.raises(Misconfigured, match=r"the bucket's limit is 2\.1 MB"):
@@ -71,7 +71,7 @@ def test_requested_content_type_is_used_on_both_routes(server, store, tmp_path):
         assert server.objects["data"][REF.key].mime == "image/png"
 
 
-def test_memory_does_not_grow_with_file(server, tmp_path):
+def test_memory_does_not_grow_with_file_size(server, tmp_path):
     source_file(tmp_path, 96 * MIB)
     (tmp_path / "small").write_bytes(bytes(13 * MIB))
     statements = """

@@ -135,7 +135,7 @@ def test_upload_with_progress_survives_any_number_of_interruptions(server, store
 
 
 def test_full_disk_without_note_does_not_fail_upload(server, make_store, tmp_path):
-    """The folder of the notes is not created at the start, but for the first note."""
+    """The folder of the notes is created when the first note is written, not at the start."""
     (tmp_path / "file").touch()
     store = make_store(notes=tmp_path / "file" / "notes")
     store.tidy()

@@ -1,4 +1,4 @@
-"""Waits of the Supabase store end at their time limit or at a stop."""
+"""Waits of the Supabase store end at a time limit or at a stop."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_slow_answer_times_out_after_total_limit(server, make_store):
         listed(store)
 
 
-def test_429_waits_as_long_as_server_asks(server, make_store, tmp_path):
+def test_wait_after_429_has_length_requested_by_server(server, make_store, tmp_path):
     server.put(REF.bucket, REF.key, b"x")
     server.fault("status", status=429, headers={"Retry-After": "1"}, on=DOWNLOAD)
     began = time.monotonic()

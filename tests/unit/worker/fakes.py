@@ -124,7 +124,7 @@ class Replaced:
 
 
 def raising(*errors):
-    """Return a function that raises these errors, one per call, and then does nothing."""
+    """Return a function that raises one of `errors` per call. After the last error, the function does nothing."""
     remaining = iter(errors)
 
     def fail(*_, **__):
@@ -135,7 +135,7 @@ def raising(*errors):
 
 
 class Down:
-    """A store whose uploads fail, immediately or after `seconds`."""
+    """A store whose uploads fail after `seconds`."""
 
     def __init__(self, worker, error=None, seconds=0.0):
         self.worker, self.error, self.seconds, self.tries = worker, error or Unavailable("down"), seconds, 0

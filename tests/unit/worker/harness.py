@@ -110,7 +110,7 @@ class WorkerFixture:
         return self.queue.claim(Worker(id=worker), claim_id, self.lease_seconds)
 
     def work(self, lease=None, stop=None, **parts):
-        """Execute one run in this thread and return how it ended."""
+        """Execute one run in this thread and return the end of its attempt."""
         return self.execution(**parts).run(lease or self.claim(), self.slots.acquire(1), stop or self.shutdown.child())
 
     def work_again(self, **parts):
@@ -154,11 +154,11 @@ class WorkerFixture:
             )
 
     def shut_down_in(self, epoch):
-        """Request a shutdown in this epoch of the training."""
+        """Request a shutdown in epoch `epoch` of the training."""
         self.trainer.during = lambda now: self.shutdown.set(StopReason.SHUTDOWN) if now == epoch else None
 
     def fail_in(self, epoch, error):
-        """Raise `error` in this epoch of the training."""
+        """Raise `error` in epoch `epoch` of the training."""
 
         def fail(now):
             if now == epoch:
@@ -185,7 +185,7 @@ def wait_for(is_true, seconds=30):
 
 @contextlib.contextmanager
 def in_background(work):
-    """Run `work` in a thread, which is joined at the end of the block."""
+    """Run `work` in a thread. The end of the block waits for the thread."""
     thread = threading.Thread(target=work)
     thread.start()
     try:
@@ -196,7 +196,7 @@ def in_background(work):
 
 
 def failing_store(worker, method, errors):
-    """Return the store of `worker`; its `method` raises these errors, one per call, and then works."""
+    """Return the store of `worker`. Its `method` raises one of `errors` per call, and then works."""
     fail, call = raising(*errors), getattr(worker.store, method)
 
     def fail_or_call(*arguments, **more):

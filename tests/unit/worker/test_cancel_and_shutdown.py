@@ -42,7 +42,7 @@ def test_cancel_during_upload_keeps_the_model(worker):
 
 
 def test_cancel_after_publishing_has_no_effect(worker):
-    """The model is published already, so the queue accepts `completed` for a canceling run."""
+    """The model is already published, so the queue accepts `completed` for a canceling run."""
     run_id = worker.enqueue()
 
     def cancel_and_finish(lease, outcome, events):

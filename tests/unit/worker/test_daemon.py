@@ -37,7 +37,7 @@ def test_bug_in_one_run_does_not_stop_daemon(worker, queue):
 
 
 class Buggy:
-    """A reporter with a method that raises, for one run or for all."""
+    """A reporter whose method `method` raises an error, for one run or for all runs."""
 
     def __init__(self, method, run_id=None):
         self.method, self.run_id = method, run_id

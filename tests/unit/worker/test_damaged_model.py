@@ -105,7 +105,7 @@ def test_model_damaged_during_retries_is_not_published(worker):
     "place", ["/etc/passwd", "{runs}/other/weights/best.pt", "{run_dir}/../other.pt", "best.pt", ""]
 )
 def test_model_outside_of_run_folder_is_rejected(worker, place):
-    """The training process can report any path. The service must not read or publish a file outside of the run folder."""
+    """The training process can report any path. Files outside of the run folder must not be read or published."""
     run_id = worker.enqueue()
     train = worker.trainer.train
 

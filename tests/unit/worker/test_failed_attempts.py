@@ -61,7 +61,7 @@ def test_view_that_cannot_be_removed_does_not_lose_model(worker, error):
 def test_run_stays_completed_when_checkpoints_cannot_be_removed(worker):
     worker.checkpoint_seconds = 0.01
     run_id = worker.enqueue()
-    worker.trainer = type(worker.trainer)(epochs=2)  # so few epochs that no checkpoint is removed during the training
+    worker.trainer = type(worker.trainer)(epochs=2)  # the first checkpoint is removed after the training
     worker.trainer.during = lambda epoch: time.sleep(0.1)
 
     worker.work(store=Replaced(worker.store, delete=raising(*[KeyError("bug")] * 100)))

@@ -118,14 +118,14 @@ def test_run_that_fails_repeatedly_does_not_block_others(host):
     assert pauses == pytest.approx([10] * 5, rel=0.21)
 
 
-def test_saved_checkpoint_between_two_failures_keeps_claims(host):
+def test_claims_continue_if_checkpoint_is_saved_between_two_failures(host):
     host.fails("a")
     host.trains("b")
     host.fails("c")
     assert host.health.problem is None
 
 
-def test_completed_run_between_two_failures_keeps_claims(host):
+def test_claims_continue_if_run_completes_between_two_failures(host):
     host.fails("a")
     host.health.record_success("b")
     host.fails("c")
@@ -156,7 +156,7 @@ def test_passed_self_test_allows_one_trial_run(host):
     assert not host.health.awaits_trial
 
 
-def test_inconclusive_trial_is_followed_by_another(host):
+def test_inconclusive_trial_run_is_followed_by_another_trial_run(host):
     host.problem = FULL
     host.fails("a", KILLED)
     host.problem = None

@@ -75,7 +75,7 @@ def test_failure_on_unhealthy_host_is_attributed_to_host(worker, error):
 
 
 def test_slot_is_held_during_self_test(worker):
-    """Otherwise the next run would be claimed before the self-test shows that the host is unhealthy."""
+    """Otherwise, the next run would be claimed before the self-test reports the unhealthy host."""
     worker.enqueue()
     free = []
     worker.health = Health(lambda: free.append(worker.slots.free))
@@ -109,7 +109,7 @@ def worker_row(worker):
     return next((row.as_json() for row in worker.queue.workers() if row.worker_id == "w"), {})
 
 
-def test_unhealthy_host_claims_one_run_and_reports_why(worker, queue, brisk):
+def test_unhealthy_host_stops_claiming_and_reports_its_problem(worker, queue, brisk):
     runs = [worker.enqueue() for _ in range(5)]
 
     def fail(epoch):

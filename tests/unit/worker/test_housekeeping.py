@@ -1,4 +1,4 @@
-"""Chores of the host, and the check for free space before a training."""
+"""Cleanup tasks of the host, and the check for free space before a training."""
 
 import threading
 import time

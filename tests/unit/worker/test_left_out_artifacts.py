@@ -1,4 +1,4 @@
-"""A finished model is published without the files that the store refuses."""
+"""A finished model is published without the files that the store rejects."""
 
 import os
 import time
@@ -65,7 +65,7 @@ def test_weights_and_files_with_temporary_errors_are_not_left_out(store, run_dir
 
 
 def test_file_is_not_left_out_once_store_accepts_it(store, run_dir, monkeypatch):
-    """The store refused every file for a while. A file that was uploaded later is not reported as left out."""
+    """The store rejects every file at first. A file that is uploaded later is not reported as left out."""
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.0)
     events, finished = [], finished_with(run_dir)
     watched = Watched(store)
@@ -98,7 +98,7 @@ def test_file_with_too_long_name_is_left_out(store, run_dir, monkeypatch, name):
     assert left_out(events) == [f"{name} is not published and stays on this host: its name is too long"]
 
 
-def test_huge_file_is_left_out_unread(store, run_dir):
+def test_huge_file_is_left_out_without_reading_it(store, run_dir):
     (run_dir / "core.123").touch()
     os.truncate(run_dir / "core.123", 2**40)
     events = []
@@ -111,8 +111,8 @@ def test_huge_file_is_left_out_unread(store, run_dir):
     assert "1024 GiB" in left_out(events)[0]
 
 
-def test_folder_named_like_model_does_not_replace_it(store, run_dir):
-    """The local store cannot have both a file and a folder of one name."""
+def test_folder_named_like_model_does_not_replace_model(store, run_dir):
+    """The local store cannot have a file and a folder with the same name."""
     (run_dir / "best.pt" / "data").mkdir(parents=True)
     (run_dir / "best.pt" / "data" / "0").write_text("x")
 

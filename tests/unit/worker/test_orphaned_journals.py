@@ -1,4 +1,4 @@
-"""Journals of other processes and versions: damaged ones are set aside, locked ones skipped, all others delivered."""
+"""Journals of other processes: damaged journals are renamed, locked journals are skipped, others are delivered."""
 
 import json
 import os
@@ -142,7 +142,7 @@ def test_journal_of_other_version_is_delivered_as_far_as_readable(tmp_path, line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_huge_journal_is_set_aside_unread(tmp_path):
+def test_huge_journal_is_set_aside_without_reading_it(tmp_path):
     with (tmp_path / "run-5.1.jsonl").open("wb") as file:
         file.truncate(LARGEST + 1)
     leave(tmp_path, "run-9")

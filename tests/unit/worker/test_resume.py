@@ -44,7 +44,7 @@ def test_uploaded_checkpoint_is_downloaded_when_newer(host):
 
 
 def test_downloaded_checkpoint_belongs_to_attempt_that_trained_it(host):
-    """The attempt that downloads a checkpoint has not trained its epochs, so they count for the earlier attempt."""
+    """The attempt that downloads a checkpoint is not the attempt that trained its epochs."""
     host.upload(6)
     fetched = host.found().path
 
@@ -67,7 +67,7 @@ def test_checkpoint_superseded_by_later_attempt_is_not_resumed(host, last_report
     assert host.found().epoch == epoch
 
 
-def test_newer_checkpoint_of_other_settings_does_not_hide_resumable_one(host):
+def test_newer_checkpoint_of_other_settings_does_not_hide_resumable_checkpoint(host):
     """The run started over after 40 epochs and was interrupted in epoch 4. The newer training is resumed."""
     host.keep(host.first, 40, OTHER)
     newest = host.keep(host.second, 3)
@@ -175,7 +175,7 @@ def test_changes_are_reported_with_old_and_new_value(host):
     assert "the best epoch is one of the following" in events[1].message
 
 
-def test_starting_over_uses_best_weights_and_reports_why(host):
+def test_starting_over_uses_best_weights_and_reports_reason(host):
     path = host.keep(host.first, 40, OTHER, best_epoch=17)
     order, [event] = resumed_order(ORDER, NOW, host.found())
 

@@ -26,7 +26,7 @@ def test_execution_returns_what_its_reporter_receives(worker):
 
 
 @pytest.mark.parametrize(("max_attempts", "status"), [(3, Status.QUEUED), (1, Status.FAILED)])
-def test_end_of_retry_says_whether_the_run_is_queued_again(worker, max_attempts, status):
+def test_end_of_retry_has_status_of_row(worker, max_attempts, status):
     run_id = worker.enqueue()
     worker.update_row(run_id, max_attempts=max_attempts)
     worker.trainer.during = fail
@@ -54,7 +54,7 @@ def test_lease_lost_during_training_ends_the_attempt_for_reporters(worker):
     assert worker.reporter.ends == [end]
 
 
-def test_outcome_that_the_queue_rejects_is_reported_as_lost(worker):
+def test_rejected_outcome_is_reported_as_lost(worker):
     worker.enqueue()
     queue = Replaced(worker.queue, finish=lambda *_: None)
 
@@ -79,7 +79,7 @@ def test_end_is_reported_after_the_queue_has_answered(worker):
     assert len(worker.reporter.ends) == 1
 
 
-def test_outcome_that_is_not_delivered_before_shutdown_is_pending(worker):
+def test_outcome_not_delivered_before_shutdown_is_pending(worker):
     worker.drain_seconds = 0.2
     worker.enqueue()
 
@@ -141,7 +141,7 @@ def test_running_checkpoint_upload_does_not_hold_the_slot(worker, error):
 
 
 def test_saved_checkpoint_and_completed_run_prove_that_host_works(worker, monkeypatch):
-    """Events that a resumed training reports before it trains do not count."""
+    """Events that a resumed training reports before its first new epoch do not count."""
     worker.enqueue()
     successes = []
     monkeypatch.setattr(worker.health, "record_success", successes.append)

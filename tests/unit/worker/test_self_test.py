@@ -49,7 +49,7 @@ def test_killed_self_test_leaves_no_file(place, monkeypatch):
     assert found == [[]]
 
 
-def test_full_disk_is_a_problem_and_does_not_prevent_start(place, monkeypatch):
+def test_full_disk_is_reported_and_does_not_prevent_start(place, monkeypatch):
     fail_with(monkeypatch, errno.ENOSPC)
     SelfTest([place]).require_folders()
     problem = SelfTest([place])()

@@ -72,7 +72,7 @@ def test_unavailable_store_is_tried_once_before_retry(worker):
 
     worker.work(store=store)
 
-    assert store.tries == 1  # the upload of last.pt
+    assert store.tries == 1  # only last.pt
     assert worker.row(run_id)["status"] == "queued"
     assert worker.artifacts(run_id) == {}
 
@@ -147,7 +147,7 @@ def test_artifacts_of_earlier_attempt_stay_listed(worker, error):
 
 @pytest.mark.parametrize(("reported_by", "last_epoch"), [(1, 2), (2, 0), (0, 0)])
 def test_epochs_are_reported_again_after_other_attempt_reported_some(worker, reported_by, last_epoch):
-    """The checkpoint is of attempt 1. Epochs in the row count only if attempt 1 reported them."""
+    """Attempt 1 saved the checkpoint. The reported epochs of the row count only if attempt 1 reported them."""
     run_id = worker.enqueue()
     worker.fail_in(3, MachineFailed("killed"))
     worker.work()

@@ -116,7 +116,7 @@ def test_checkpoint_of_failed_run_is_deleted_with_its_run_folder(worker, bucket)
 
 
 def test_run_with_journal_is_skipped(worker, bucket):
-    """The queue has perhaps not received the newest checkpoint of the run yet."""
+    """The newest checkpoint can be missing in the row, because its event is not delivered yet."""
     key = bucket.checkpoint("r", 1)
     worker.folders.journals.mkdir()
     (worker.folders.journals / "r.2.jsonl").touch()
