@@ -78,17 +78,17 @@ alter table public.training_runs
 
 comment on column public.training_runs.attempt is 'Number of the claim, from 1. Never repeats; part of the key of every artifact and event.';
 comment on column public.training_runs.failures is 'Attempts lost since the last progress. At max_attempts the run fails.';
-comment on column public.training_runs.host_failures is 'How often the host of each worker failed since the last progress: {worker_id: count}. Only the first of each worker counts in failures.';
-comment on column public.training_runs.claim_id is 'The fencing token: every write of a worker carries it. Kept after the end for repeated calls. Never show it to users.';
-comment on column public.training_runs.lease_expires_at is 'Until when the claim holds the run. On a queued run: expired; the worker may still return and extend it.';
+comment on column public.training_runs.host_failures is 'Number of host failures of each worker since the last progress: {worker_id: count}. Only the first host failure of a worker counts in failures.';
+comment on column public.training_runs.claim_id is 'The fencing token: every write of a worker contains it. Kept after the end of the run for repeated calls. Never show it to users.';
+comment on column public.training_runs.lease_expires_at is 'End of the lease. On a queued run, the lease has expired, but the worker can still return and renew it.';
 comment on column public.training_runs.not_before is 'Backoff: the run is not claimed before this time.';
-comment on column public.training_runs.needs_gpus is 'What the configuration requires, set by a trigger so that a claim reads no JSON. Null: the row is older than the trigger.';
+comment on column public.training_runs.needs_gpus is 'Number of GPUs that the configuration requires, set by a trigger so that a claim reads no JSON. Null: the row is older than the trigger.';
 comment on column public.training_runs.progress_epoch is 'The highest epoch with a checkpoint: progress since the last crash.';
-comment on column public.training_runs.last_reported_epoch is 'The last epoch in the history. An attempt that resumes from a later checkpoint reports the epochs between.';
+comment on column public.training_runs.last_reported_epoch is 'The last epoch in the history. An attempt that resumes from a later checkpoint reports the missing epochs.';
 comment on column public.training_runs.last_reported_attempt is 'The attempt that reported last_reported_epoch. An attempt that resumes from an older checkpoint reports all its epochs.';
 comment on column public.training_runs.checkpoint is 'The newest checkpoint in the artifacts bucket: {epoch, sha256, bytes, key}.';
 comment on column public.training_runs.run_group is 'Runs that belong together, such as the trials of one search. (`group` is a reserved word.)';
-comment on column public.training_runs.run_tags is 'Labels for lists and searches.';
+comment on column public.training_runs.run_tags is 'Tags for lists and searches.';
 
 alter table public.trainer_workers
   add column if not exists status_message text,
@@ -108,7 +108,7 @@ alter table public.trainer_workers
   add column if not exists cpu text,
   add column if not exists ram_gb numeric;
 
-comment on column public.trainer_workers.status_message is 'Why the worker is unhealthy and claims no runs; null otherwise.';
+comment on column public.trainer_workers.status_message is 'The reason why the worker is unhealthy and claims no runs; null if it is healthy.';
 
 create table if not exists public.training_run_events (
   run_id uuid not null references public.training_runs (id) on delete cascade,
@@ -155,23 +155,23 @@ end $$;
 create or replace function trainer.guard_ending() returns trigger
 language plpgsql set search_path = '' as $$
 begin
-  -- A cancel from a stale page arrives after the run has ended: the outcome stays.
+  -- a cancel that arrives after the run has ended does not change the outcome
   if old.status in ('completed', 'failed', 'canceled') and new.status in ('canceling', 'canceled') then
     return old;
   end if;
-  -- A worker that releases a run clears its lease; the queue requeues a run only after the lease has expired.
+  -- Users cannot requeue a run with a lease. A worker that releases a run clears its lease; the queue waits until it expires.
   if old.status in ('running', 'canceling') and new.status = 'queued' and new.lease_expires_at > now() then
     raise exception using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name,
       constraint = 'trainer_run_is_held',
       message = 'The run is running: cancel it or wait until it has ended, then queue it again.';
   end if;
-  -- an app that counts from the start would give the folder, the objects and the events of one attempt to another
+  -- the attempt number never decreases: otherwise two attempts would share a folder, objects and events
   new.attempt := greatest(new.attempt, old.attempt);
   if new.status in ('completed', 'failed', 'canceled') then
     new.lease_expires_at := null;
     new.host_failures := '{}';
   end if;
-  -- no attempt will resume from it, and the worker deletes its object
+  -- no attempt will resume from the checkpoint, and the worker deletes its object
   if new.status in ('completed', 'canceled') then
     new.checkpoint := null;
   end if;
@@ -201,7 +201,7 @@ do $$
 declare
   touched text;
 begin
-  -- skipped where the app's own trigger already sets updated_at
+  -- not for a table on which the app's own trigger already sets updated_at
   foreach touched in array array['training_runs', 'trainer_workers'] loop
     if not exists (
       select from pg_catalog.pg_trigger t

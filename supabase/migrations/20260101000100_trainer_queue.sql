@@ -1,7 +1,7 @@
 -- The state machine of the training queue: every change that a worker makes to a run is one of these calls.
 --
--- Each call is atomic and idempotent, and uses no clock but now(). A worker that no longer holds the run gets the
--- answer 'lost', and the call changes nothing.
+-- Each call is atomic and idempotent, and uses no clock but now(). A worker that has lost its lease gets the answer
+-- 'lost', and the call changes nothing.
 
 -- ── helpers that the API does not expose ──
 
@@ -21,7 +21,7 @@ declare
   device jsonb;
   devices integer := 0;
 begin
-  -- every claim reads this for many runs: a large configuration is not read, requires nothing, and the worker rejects it
+  -- every claim calls this for many runs, so a large configuration is not read: it has no requirements, and a worker rejects it
   if pg_catalog.pg_column_size(configuration) > 1000000 then
     configuration := null;
   elsif jsonb_typeof(configuration) = 'string' then  -- the column may hold JSON text inside a JSON string
@@ -54,9 +54,9 @@ language sql immutable parallel safe set search_path = '' as $$
   from trainer.requirements(configuration) as needs
 $$;
 
--- Rejects values that no worker reads, with a message that an app can show, and stores what the run requires.
--- A trigger, because a CHECK is evaluated at every heartbeat, and a row that violated it before the CHECK existed could never
--- end: every UPDATE of it would fail.
+-- Rejects values that every worker would reject, with a message that an app can show. Stores the requirements of the run.
+-- A trigger and not a CHECK: a CHECK is evaluated at every heartbeat. An older row that violates the CHECK could never end,
+-- because every UPDATE of the row would fail.
 create or replace function trainer.guard_request() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -89,7 +89,7 @@ create or replace trigger trainer_guard_request
   on public.training_runs
   for each row execute function trainer.guard_request();
 
--- Returns whether a worker has what a run requires. Reads the configuration only if the requirements are not stored.
+-- Returns whether a worker meets the requirements of a run. Reads the configuration only if the requirements are not stored.
 create or replace function trainer.can_serve(
   capabilities jsonb, needs_gpus numeric, needs_gpu_memory_gb numeric, configuration jsonb
 ) returns boolean
@@ -111,7 +111,7 @@ language sql immutable parallel safe set search_path = '' as $$
   select least(10 * 2 ^ least(greatest(failures - 1, 0), 10), 600) * interval '1 second'
 $$;
 
--- A worker whose host failed a run gets it later than other workers, by two polls.
+-- Returns the delay (two polls) after which a worker can claim a run that its host failed. Other workers can claim it earlier.
 create or replace function trainer.head_start(host_failures jsonb, worker_id text) returns interval
 language sql immutable parallel safe set search_path = '' as $$
   select case when host_failures ? worker_id then 2 * trainer.back_off(1) else interval '0' end
@@ -126,7 +126,7 @@ language sql immutable parallel safe set search_path = '' as $$
   end
 $$;
 
--- Adds an event about what the queue itself did to a run.
+-- Adds an event for a change of a run that the queue itself made.
 create or replace function trainer.record(run_id uuid, attempt integer, kind text, data jsonb) returns void
 language sql set search_path = '' as $$
   insert into public.training_run_events (run_id, attempt, seq, at, kind, data)
@@ -180,7 +180,7 @@ begin
   return run;
 end $$;
 
--- Reports the worker alive. With `sets_problem`, `problem` (or null) replaces its status message.
+-- Reports that the worker is alive. With `sets_problem`, `problem` (or null) replaces its status message.
 create or replace function trainer.see_worker(
   worker_id text, hardware jsonb default null, sets_problem boolean default false, problem text default null
 ) returns void language plpgsql set search_path = '' as $$
@@ -198,7 +198,7 @@ begin
     f.version, f.slots, f.device_type, f.compute_type, f.gpu_name, f.gpu_model, f.gpu,
     f.gpu_memory_gb, f.gpu_vram_gb, f.gpu_memory_mb, f.gpu_vram_mb, f.cpu_model, f.cpu, f.ram_gb
   from jsonb_populate_record(null::public.trainer_workers, coalesce(see_worker.hardware, '{}')) as f
-  where see_worker.worker_id is not null  -- an app may clear it in a run that a worker still holds
+  where see_worker.worker_id is not null  -- an app can clear worker_id while a worker holds the lease
   on conflict (worker_id) do update set
     status = case when not sets_problem and w.status_message is not null then 'unhealthy' else excluded.status end,
     status_message = case when sets_problem then excluded.status_message else w.status_message end,
@@ -249,7 +249,7 @@ language sql set search_path = '' as $$
   where id = run.id
 $$;
 
--- Counts a lost attempt. Only the first failure of a worker's host counts.
+-- Counts a lost attempt. Repeated host failures of the same worker count once.
 create or replace function trainer.lost(run public.training_runs, host_failed boolean) returns public.training_runs
 language plpgsql set search_path = '' as $$
 declare
@@ -265,7 +265,7 @@ begin
   return run;
 end $$;
 
--- Returns the wait before the next attempt; attempts that do not count increase it, too.
+-- Returns the wait before the next attempt. Host failures that are not counted as lost attempts increase the wait.
 create or replace function trainer.pause_after(run public.training_runs) returns interval
 language sql set search_path = '' as $$
   select trainer.back_off(least(run.failures + coalesce(sum(trainer.number(value) - 1), 0), 100)::integer)
@@ -284,7 +284,7 @@ begin
   return run;
 end $$;
 
--- Writes a run and returns whether that succeeded. A constraint or trigger of the app may reject one run; others continue.
+-- Writes a run and returns whether that succeeded. If a constraint or trigger of the app rejects a run, other runs continue.
 create or replace function trainer.try_save(run public.training_runs) returns boolean
 language plpgsql set search_path = '' as $$
 begin
@@ -295,7 +295,7 @@ exception when integrity_constraint_violation or data_exception or raise_excepti
   return false;
 end $$;
 
--- Returns the row, locked, if this claim holds it. An expired run that no other worker claimed is held again.
+-- Returns the row, locked, if this claim holds its lease. An expired lease becomes valid again if no other worker claimed the run.
 create or replace function trainer.held(run_id uuid, claim_id uuid) returns public.training_runs
 language plpgsql set search_path = '' as $$
 declare
@@ -329,7 +329,7 @@ begin
     where r.status in ('running', 'canceling') and case
       when r.lease_expires_at is not null then r.lease_expires_at < now()
       when r.status = 'canceling' then true
-      -- left by a service without leases
+      -- the run of a service that does not use leases
       else coalesce(r.heartbeat_at, r.started_at, r.updated_at) < now() - interval '60 seconds'
     end
     limit 500  -- a claim must end within the API's statement timeout; the next claim settles the rest
@@ -351,7 +351,7 @@ begin
           'The worker stopped %s times without progress (last: %s). Check its log and its host (process killed, out of memory, power), then queue the run again.',
           run.failures, coalesce(run.worker_id, 'unknown'));
       else
-        run.status := 'queued';  -- claim and lease stay, so that the worker can continue if it returns before another worker claims the run
+        run.status := 'queued';  -- claim_id and lease_expires_at are kept: the worker can continue if it returns before another worker claims the run
         run.not_before := case when run.failures = 1 then now() else now() + trainer.back_off(run.failures) end;
       end if;
     end if;
@@ -386,7 +386,7 @@ declare
   run public.training_runs;
   refused uuid[] := '{}';
 begin
-  -- a repeated call waits for the first one instead of claiming a second run
+  -- a repeated call waits for the first call instead of claiming a second run
   perform pg_advisory_xact_lock(hashtextextended(claim_training_run.claim_id::text, 0));
   select r.* into run from public.training_runs r where r.claim_id = claim_training_run.claim_id for update;
   if found then
@@ -543,7 +543,7 @@ begin
   return run.status;
 end $$;
 
--- Reports that a worker is alive although it claims nothing, and its problem.
+-- Reports that a worker is alive and claims no runs, and its problem or null.
 create or replace function public.report_trainer_worker(
   worker_id text, problem text default null, hardware jsonb default null
 ) returns void language sql security definer set search_path = '' as $$
@@ -582,7 +582,7 @@ begin
   return 'deleted';
 end $$;
 
--- Returns one run, for a worker that may not read the table.
+-- Returns one run, for a worker without the right to read the table.
 create or replace function public.read_training_run(run_id uuid) returns setof public.training_runs
 language sql stable security definer set search_path = '' as $$
   select r.* from public.training_runs r where r.id = read_training_run.run_id
@@ -591,7 +591,7 @@ $$;
 create or replace function public.trainer_schema_version() returns integer
 language sql immutable set search_path = '' as $$ select 4 $$;
 
--- Returns a warning for each way in that the app's own policies leave open. The operator decides about them.
+-- Returns a warning for each policy of the app that allows too much access. The operator decides whether to change it.
 create or replace function public.trainer_access_warnings() returns setof text
 language sql stable security definer set search_path = '' as $$
   select format('policy "%s" on %s lets anonymous users %s', p.policyname, p.tablename,

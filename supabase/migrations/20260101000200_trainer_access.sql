@@ -1,5 +1,5 @@
 -- Access rights. Signed-in users queue, read and cancel their own runs; a worker calls the queue's functions; all other
--- roles get nothing. The app's own grants and policies stay; trainer_access_warnings() lists the ways in that they open.
+-- roles get nothing. The app's own grants and policies stay; trainer_access_warnings() lists policies that allow too much.
 
 do $$
 begin

@@ -82,7 +82,7 @@ REAL_CONFIGURATION = {
 class StandIn:
     """A stand-in for the training: each epoch takes 0.2 s and is a new best."""
 
-    title = "a quick stand-in for the training"
+    title = "a fast fake training"
     lease = LEASE
     exit_seconds = 20  # after SIGTERM
     patience = 180  # seconds until the last run has ended

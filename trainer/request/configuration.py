@@ -15,7 +15,7 @@ from trainer.request.split import SPLIT_RULE, Split, split_fields
 from trainer.request.train_arguments import TrainArguments
 
 _MOST_SOURCES = 64
-_MOST_GPUS = 64  # that a row can name; also limits how much of a long text is read
+_MOST_GPUS = 64  # per run; also limits the part of a long text that is read
 _TASK_PREFIXES = {
     "det": Task.DETECT, "seg": Task.SEGMENT, "cls": Task.CLASSIFY, "class": Task.CLASSIFY, "pose": Task.POSE,
     "keypoint": Task.POSE, "obb": Task.OBB, "orient": Task.OBB,
@@ -24,7 +24,7 @@ _EXPORT_ALIASES = {"tensorrt": "engine", "trt": "engine", "savedmodel": "saved_m
 
 
 def references(value: object) -> list[str]:
-    """Return the dataset references in a text or a list. Raise ValueError when one of them is not usable."""
+    """Return the dataset references in a text or a list. Raise ValueError if a reference is not usable."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not 0 < len(texts) <= _MOST_SOURCES:
         raise ValueError("no list of references")
@@ -41,7 +41,7 @@ def _task(value: object) -> Task | None:
 
 
 def _devices(value: object) -> Sequence[float]:
-    """Return the GPUs that a value names; none for the CPU."""
+    """Return the GPU indices in a value, or an empty list for the CPU."""
     if isinstance(value, str) and word(value) in {"cpu", "gpu", "cuda"}:
         return [] if word(value) == "cpu" else [0]
     if isinstance(value, str):
@@ -49,7 +49,7 @@ def _devices(value: object) -> Sequence[float]:
     indices = [number(item) for item in (value if isinstance(value, list | tuple) else [value])[: _MOST_GPUS + 1]]
     if not 0 < len(indices) <= _MOST_GPUS or (len(set(indices)) != len(indices) and set(indices) != {-1}):
         raise ValueError("no different GPUs")
-    # -1 is any free GPU; the service decides which GPUs a slot holds
+    # -1 is any free GPU; the service decides which GPUs belong to a slot
     return list(range(len(indices))) if -1 in indices else indices
 
 
@@ -61,7 +61,7 @@ def _formats(value: object) -> list[str]:
 
 
 class Requirements(BaseModel):
-    """What a run requires of its worker."""
+    """The requirements of a run for its worker."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,7 +72,7 @@ class Requirements(BaseModel):
 class RunConfiguration(TrainArguments):
     """Settings of a training run."""
 
-    # what to train on which dataset
+    # dataset and model
     data: Annotated[
         list[str],
         Rule(f"a path, a storage: reference or a URL, or a list of up to {_MOST_SOURCES} of these", references),
@@ -80,7 +80,7 @@ class RunConfiguration(TrainArguments):
             {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": _MOST_SOURCES}]}
         ),
     ] = setting(
-        None, "Dataset, or several to merge. The row's `data_yaml` has priority.",
+        None, "Dataset, or several datasets to merge. The row's `data_yaml` has priority.",
         "dataYaml", "datasetYaml", "datasetS3Uri", "datasetUri", "datasetPath",
     )  # fmt: skip
     base_model: Annotated[str, Rule("a model's name")] = setting(
@@ -90,23 +90,27 @@ class RunConfiguration(TrainArguments):
         "model", "modelName", "modelSpec", "weights",
     )  # fmt: skip
     task: Annotated[Task, Rule(f"one of {', '.join(Task)}", _task)] = setting(
-        None, "What to learn. By default the dataset decides.", "modelTask", "trainingTask", "taskType"
+        None, "Task to learn. By default, the task of the dataset.", "modelTask", "trainingTask", "taskType"
     )
     pretrained: Annotated[bool, Rule("true or false; name the weights to start from in base_model", flag)] = setting(
         True, "False trains the same network from scratch."
     )
     split: Annotated[Split, Rule(SPLIT_RULE, split_fields)] = setting(
-        None, "How to split a dataset that has no validation images; also a share, or [train, val, test].",
+        None, "Split of a dataset without validation images; also a share, or [train, val, test].",
         "splitConfig", "splitStrategy", "splitRatio",
     )  # fmt: skip
     split_seed: Seed = setting(0, "Seed of the split, unless `split` contains a seed.")
 
     # size of the training
     epochs: Annotated[int, whole(1, 100_000)] = setting(
-        100, "How many epochs to train.", "numEpochs", "nEpochs", "totalEpochs", "epoch"
+        100, "Number of epochs.", "numEpochs", "nEpochs", "totalEpochs", "epoch"
     )
     batch: Batch = setting(
-        16, "Images per step; `auto` or -1 fits the GPU memory.", "batchSize", "trainBatchSize", "bs"
+        16,
+        "Images per training step; `auto` or -1 chooses a number that fits the GPU memory.",
+        "batchSize",
+        "trainBatchSize",
+        "bs",
     )
     imgsz: Annotated[int, whole(32, 8192)] = setting(
         640, "Size of the images in pixels, rounded up to a multiple of 32.",
@@ -124,7 +128,7 @@ class RunConfiguration(TrainArguments):
         Requirements, Rule('an object with numbers for gpus and gpu_memory_gb, like {"gpu_memory_gb": 16}')
     ] = setting(None, "Only a worker with these resources claims the run.")
 
-    # what comes out
+    # results
     exports: Annotated[
         list[str],
         Rule(f"a list of {', '.join(PACKAGES)}", _formats),
@@ -132,12 +136,12 @@ class RunConfiguration(TrainArguments):
     ] = setting((), "Formats to export the best model to.", "export", "exportFormats", "exportFormat")
     predictions: Flag = setting(False, "Keep the predictions of the validation images.", "savePredictions")
 
-    # fields of the web app that change nothing
+    # fields of the web app without effect
     run_name: Any = setting(None, "Name in the web app; the row's `run_name` is used.")
     preset: Any = setting(None, "Name of an augmentation in the web app; send its values.", "augmentation")
     optimization_strategy: Any = setting(None, "`bayesian` is not supported: the given values are trained once.")
     bayesian_config: Any = setting(None, "Settings of the Bayesian search, which is not supported.")
 
 
-# the train arguments of a plan; the other settings have fields of their own there
+# the train arguments of a plan; each other setting has its own field in the plan
 ARGUMENTS: Mapping[str, object] = TrainArguments.model_fields

@@ -1,4 +1,4 @@
-"""The kinds of values that a setting can have: a pydantic type, what it tolerates, and its rule in words.
+"""The kinds of values of settings: each has a pydantic type, a normalization, and a rule in words.
 
 A marker in `Annotated` first normalizes a value ("16" and 16.0 become 16), then the annotated type checks it.
 """
@@ -28,18 +28,18 @@ def setting(default: object, description: str, *aliases: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """What a value must be, in words, and how it is normalized; `normalize` raises ValueError for a value that it cannot read."""
+    """The rule of a value in words, and its normalization. `normalize` raises ValueError for an unreadable value."""
 
     text: str
     normalize: Callable[[Any], object] = lambda value: value
-    kind: CoreSchema | None = None  # checks the normalized value; None: the annotated type does
+    kind: CoreSchema | None = None  # checks the normalized value; None: the annotated type checks it
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self.normalize, self.kind or handler(source))
 
 
 def rule_of(field: FieldInfo) -> str:
-    """Return what a value of the field must be, in words."""
+    """Return the rule of a field's value, in words."""
     return next((mark.text for mark in field.metadata if isinstance(mark, Rule)), "anything")
 
 
@@ -47,7 +47,7 @@ def rule_of(field: FieldInfo) -> str:
 
 
 def number(value: object) -> int | float:
-    """Return a finite number, also when it is written as text; a whole one is an int."""
+    """Return a finite number, which may be given as text. A whole number becomes an int."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or not math.isfinite(value):
@@ -56,7 +56,7 @@ def number(value: object) -> int | float:
 
 
 def flag(value: object) -> bool:
-    """Return true or false, also when it is written as a word or as 1 or 0."""
+    """Return true or false, which may be given as a word or as 1 or 0."""
     text = str(value).strip().lower() if isinstance(value, str | int) else ""
     if text not in _TRUE | _FALSE:
         raise ValueError("neither true nor false")
@@ -64,7 +64,7 @@ def flag(value: object) -> bool:
 
 
 def chance(value: object) -> float:
-    """Return a number; true and false stand for 1 and 0."""
+    """Return a number. True and false become 1 and 0."""
     is_word = isinstance(value, str) and not _NUMBER.fullmatch(value.strip())
     return float(flag(value)) if is_word or isinstance(value, bool) else number(value)
 
@@ -112,7 +112,7 @@ def _fraction(value: object) -> object:
 def _gains(value: object) -> object:
     found = numbers(value)
     if isinstance(found, list) and not (len(found) == 2 and all(map(_is_number, found)) and 0 < found[0] <= found[1]):
-        raise ValueError("not [least, most]")
+        raise ValueError("not [minimum, maximum]")
     return found
 
 
@@ -180,7 +180,7 @@ Freeze: TypeAlias = Annotated[
 Scale: TypeAlias = Annotated[
     Annotated[float, Field(ge=0, le=1)]
     | Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=2, max_length=2)],
-    Rule("a number from 0 to 1, or [least, most] as gains up to 10", _gains),
+    Rule("a number from 0 to 1, or [minimum, maximum] as gains up to 10", _gains),
 ]
 Classes: TypeAlias = Annotated[
     Annotated[list[Annotated[int, Field(ge=0, lt=100_000)]], Field(min_length=1, max_length=_MOST_ITEMS)],

@@ -73,7 +73,7 @@ def _object_key(name: str, artifacts_bucket: str) -> str:
 
 
 def _is_plain(name: str) -> bool:
-    """Return whether a file name may be an official one; a name with "_" or spaces is a file of the user."""
+    """Return whether a file name may be an official name; a name with "_" or spaces is a file of the user."""
     return re.fullmatch(r"[A-Za-z0-9.-]+", name, re.ASCII) is not None and ".." not in name
 
 

@@ -1,4 +1,4 @@
-"""From a row to a `TrainPlan`: everything that is wrong is reported at once."""
+"""Convert a row to a `TrainPlan`. All problems are reported at once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plan_of(
 ) -> TrainPlan:
     """Return the plan of a request. Raise `BadRequest` with every problem as field, value and rule.
 
-    `workers` is the number of loader processes if the row sets none; with None, Ultralytics chooses it.
+    `workers` is the default number of loader processes; with None, Ultralytics chooses the number.
     """
     if request.unreadable:
         raise BadRequest([request.unreadable])
@@ -214,7 +214,7 @@ class _Reading:
             yield "lr0 has no effect, because optimizer = auto chooses the learning rate"
         if "preset" in given and _AUGMENTATIONS.isdisjoint(args) and config.preset not in ("none", "custom"):
             yield f"{given['preset'].spelling} had no effect: send the augmentation's values, not its name"
-        if "requires" in given and given["requires"].depth:  # the queue reads it, and only at the top level
+        if "requires" in given and given["requires"].depth:  # the queue reads `requires` only at the top level
             yield f"{given['requires'].spelling} had no effect: move it out of the section"
         if config.optimization_strategy == "bayesian":
             yield "the Bayesian search is not supported: the given values are trained once"

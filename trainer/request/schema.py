@@ -21,12 +21,14 @@ _NAMES = "Names match without case, `_` and `-`: `imgSize` and `img_size` are th
 def json_schema() -> JsonObject:
     """Return the JSON Schema of a configuration; `x-aliases` lists the other names of a setting."""
     schema = RunConfiguration.model_json_schema(by_alias=False)
-    schema["description"] += f' {_NAMES} A blank value means the default. Types are the usual form: "16" is read as 16.'
+    schema["description"] += (
+        f' {_NAMES} A blank value means the default. Other types are converted: "16" is read as 16.'
+    )
     parts = {"RunConfiguration": schema, **schema["$defs"]}
     for model in (RunConfiguration, Split, Requirements):
         for name, part in parts[model.__name__]["properties"].items():
             part["x-aliases"] = _other_names(model, name)
-            if part.get("default", ...) is None:  # the default is not one value
+            if part.get("default", ...) is None:  # there is no fixed default value
                 del part["default"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -41,29 +43,29 @@ def _lines() -> Iterator[str]:
     yield from (
         "# Configuration of a run",
         "",
-        "Every setting that a row's `configuration` may hold. `python trainer_service.py schema --markdown` writes this page,",
-        "and `schema` prints the same as JSON Schema.",
+        "Every setting that a row's `configuration` may contain. `python trainer_service.py schema --markdown` writes this",
+        "page, and `schema` prints the same settings as JSON Schema.",
         "",
         f"- {_NAMES}",
         '- Numbers and flags may be text: `16`, `16.0` and `"16"` are the same; `true`, `yes`, `on` and `1` are the same.',
         '- A blank value (`null`, `""`, `[]`, `{}`) means the default.',
         "- A setting may be inside a section: " + ", ".join(f"`{name}`" for name in sorted(SECTIONS)) + ".",
-        "  The value in a section has priority over the one outside.",
+        "  The value in a section has priority over a value outside of the section.",
         "- An unknown setting is ignored with a warning. A wrong value fails the run; every wrong value is reported.",
         "",
         "## Settings of the service",
         "",
     )
     yield from _table(RunConfiguration, own)
-    yield from ("", "### `split`", "", "Also a share to train on, or `[train, val, test]`.", "")
+    yield from ("", "### `split`", "", "The value can also be a share to train on, or `[train, val, test]`.", "")
     yield from _table(Split, list(Split.model_fields))
     yield from ("", "### `requires`", "")
     yield from _table(Requirements, list(Requirements.model_fields))
-    yield from ("", "## Train arguments", "", "They have the meaning that Ultralytics gives them.", "")
+    yield from ("", "## Train arguments", "", "These arguments have the same meaning as in Ultralytics.", "")
     yield from _table(RunConfiguration, list(ARGUMENTS))
-    yield from ("", "## Refused", "", "A run that sets one of these fails, unless the value is `false`.", "")
+    yield from ("", "## Refused", "", "A run that sets one of these settings fails, unless the value is `false`.", "")
     yield from _reasons(REFUSED)
-    yield from ("", "## Ignored", "", "These have no effect, and a warning says so.", "")
+    yield from ("", "## Ignored", "", "These settings have no effect and cause a warning.", "")
     yield from _reasons(IGNORED)
 
 

@@ -33,7 +33,7 @@ def split_fields(value: object) -> object:
         return {"ratio": value}
     if not isinstance(value, Mapping):
         return {"train_ratio": value}
-    # a tuple: the method may be unhashable
+    # `_AS_IT_IS` is a tuple, because the method may be unhashable
     return {"method": "none"} if value.get("method") in _AS_IT_IS else value
 
 
@@ -63,7 +63,7 @@ class Split(BaseModel):
         return self
 
     def shares(self) -> tuple[float, float, float]:
-        """Return the shares of train, val and test; those that are not given follow from the others."""
+        """Return the shares of train, val and test; missing shares are computed from the others."""
         given = dict(zip(_SHARES, self.ratio or (), strict=False))
         given |= {name: getattr(self, name) for name in _SHARES if name in self.model_fields_set}
         train, test = given.get("train_ratio"), given.get("test_ratio", 0.0)
@@ -71,7 +71,7 @@ class Split(BaseModel):
         return 1.0 - val - test if train is None else train, val, test
 
     def request(self, default_seed: int) -> SplitRequest | None:
-        """Return the split as the plan holds it; None for the dataset's own."""
+        """Return the split for the plan; None for the dataset's own split."""
         if self.method in _AS_IT_IS:
             return None
         train, _, test = self.shares()

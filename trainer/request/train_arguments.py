@@ -1,7 +1,7 @@
-"""Ultralytics' train arguments: which a row may set, and which it may not, with the reason.
+"""Ultralytics' train arguments: those that a row can set, and those that it must not set, with the reason.
 
 Every argument of the installed `default.yaml` is in exactly one of `TrainArguments`, `REFUSED` and `IGNORED`, or a field
-of its own in the plan (tests/unit/request/test_train_arguments.py). So a new version's argument is noticed.
+of its own in the plan. tests/unit/request/test_train_arguments.py fails for an additional argument of a new version.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trainer.request.fields import (
 
 
 class TrainArguments(BaseModel):
-    """The arguments that are passed on to Ultralytics, with its defaults except for `optimizer` and `lr0`."""
+    """The arguments that are passed to Ultralytics, with its defaults except for `optimizer` and `lr0`."""
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
 
@@ -45,7 +45,7 @@ class TrainArguments(BaseModel):
     )
     save: Kept = setting(True, "Checkpoints are always saved.")
     save_period: Annotated[int, whole(-1, 100_000)] = setting(
-        -1, "Save a checkpoint every this many epochs; -1 for none besides best and last.", "checkpointInterval"
+        -1, "Number of epochs between two saved checkpoints; -1 saves only best and last.", "checkpointInterval"
     )
     val: Flag = setting(True, "Validate after each epoch.")
     seed: Seed = setting(0, "Seed of the random numbers.", "randomSeed")
@@ -56,13 +56,15 @@ class TrainArguments(BaseModel):
     # data
     cache: Cache = setting(False, "Keep the images in memory ('ram') or decoded on disk ('disk').")
     workers: Annotated[int, whole(0, 64)] = setting(
-        None, "Processes that load images, per GPU. By default the host's CPUs are shared by its slots.", "numWorkers"
+        None,
+        "Processes that load images, per GPU. By default, the share of the host's CPUs for one slot.",
+        "numWorkers",
     )
-    fraction: Fraction = setting(1.0, "Part of the images to use, or their number.")
+    fraction: Fraction = setting(1.0, "Share of the images to use, or number of images.")
     classes: Classes = setting(None, "Train on these classes only.")
-    single_cls: Flag = setting(False, "Treat all classes as one.")
+    single_cls: Flag = setting(False, "Treat all classes as one class.")
     cls_remap: Flag = setting(True, "Keep the rows of the pretrained head whose class names match.")
-    rect: Flag = setting(False, "Batches of images with similar shapes instead of squares.")
+    rect: Flag = setting(False, "Use batches of images with similar shapes instead of square images.")
     multi_scale: Share = setting(0.0, "Vary the image size by up to this share.")
 
     # optimizer
@@ -82,7 +84,7 @@ class TrainArguments(BaseModel):
     nbs: Annotated[int, whole(1, 65_536)] = setting(64, "Batch size that the loss is normalized to.")
     amp: Amp = setting(True, "Mixed precision; a word chooses the number format.", "mixedPrecision")
     channels_last: Flag = setting(None, "Memory format with the channels last.")
-    freeze: Freeze = setting(None, "Layers that are not trained: the first ones, or those listed.")
+    freeze: Freeze = setting(None, "Layers that are not trained: the number of the first layers, or a list of layers.")
     dropout: Share = setting(0.0, "Dropout of the head (classify).")
 
     # loss
@@ -126,12 +128,12 @@ class TrainArguments(BaseModel):
     conf: Share = setting(None, "Minimum confidence of a detection.")
     iou: Share = setting(0.7, "Overlap (IoU) above which detections are merged.")
     max_det: Annotated[int, whole(1, 100_000)] = setting(300, "Maximum number of detections per image.")
-    nms: Flag = setting(None, "False validates the head that needs no non-maximum suppression.")
-    agnostic_nms: Flag = setting(False, "Also suppress overlaps between classes.")
+    nms: Flag = setting(None, "False validates with the head that needs no non-maximum suppression.")
+    agnostic_nms: Flag = setting(False, "Also suppress overlapping detections of different classes.")
     augment: Flag = setting(False, "Validate on augmented copies as well.")
     visualize: Flag = setting(False, "Draw right and wrong detections.")
     save_txt: Flag = setting(False, "Save the detections of the validation as text.")
-    save_conf: Flag = setting(False, "Also save their confidence.")
+    save_conf: Flag = setting(False, "Also save the confidence of these detections.")
 
 
 _FOLDER = "the service chooses the folder of a run"
@@ -141,7 +143,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "name": f"{_FOLDER}; the run's name is the row's run_name",
         "exist_ok": _FOLDER,
         "save_dir": _FOLDER,
-        "resume": "an interrupted run resumes by itself; to continue a finished one, put its ID into base_model",
+        "resume": "an interrupted run resumes by itself; to continue a finished run, put its ID into base_model",
         "resume_from_model": "to continue a finished run, put its ID into base_model",
         "distill_model": "a run loads only one model",
         "cfg": "settings come from the row, not from a file",

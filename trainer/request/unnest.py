@@ -1,7 +1,7 @@
 """A row's `configuration` as one flat set of settings: unnested, by the names of `RunConfiguration`.
 
 Only names are interpreted here. A blank value (null, "", "  ", [], {}) means "not given" for every setting, and is
-removed here, so that no other rule handles it.
+removed here, so that no other rule has to handle it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.request.train_arguments import IGNORED, REFUSED
 _MOST_HINTS = 50
 _DEEPEST_SECTION = 3
 
-# sections that people nest settings into
+# sections that can contain settings
 SECTIONS = frozenset(
     {
         *("training", "trainingconfig", "train", "trainparams", "config", "configuration", "advancedconfig"),
@@ -62,7 +62,7 @@ def is_blank(value: Json) -> bool:
 
 
 def _without_blanks(value: Json) -> Json:
-    """Return a value without the blank entries of its objects; lists keep theirs, because position matters there."""
+    """Return a value without the blank entries of its objects; lists keep theirs, because positions in a list matter."""
     if not isinstance(value, Mapping):
         return value
     kept = {key: _without_blanks(item) for key, item in value.items()}
@@ -91,7 +91,7 @@ class Unnested:
 
     @classmethod
     def of(cls, raw: Json) -> Unnested:
-        """Flatten a configuration that is an object, JSON text of one, JSON text of such text, or null."""
+        """Flatten a configuration: an object, its JSON text, the JSON text of that text, or null."""
         found = cls()
         for name, given in found._walk(found._object("configuration", raw)):
             found._settle(name, given)
@@ -151,7 +151,7 @@ class Unnested:
         return None
 
     def _settle(self, name: str, new: Given) -> None:
-        """Keep one of two spellings: equal values agree, a nested one is more specific, otherwise it is a problem."""
+        """Keep one of two spellings: equal values agree, a nested value has priority, other values are a problem."""
         old = self.settings.setdefault(name, new)
         if old is new or old.value == new.value:
             return

@@ -8,5 +8,5 @@ from trainer.core.export_formats import PACKAGES
 
 
 def available_exports() -> frozenset[str]:
-    """Return the formats whose packages are installed. A training process must not install packages, so others are refused."""
+    """Return the formats whose packages are installed. Others are refused: a training process installs nothing."""
     return frozenset(name for name, modules in PACKAGES.items() if all(find_spec(module) for module in modules))

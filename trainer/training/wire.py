@@ -9,7 +9,8 @@ Stdout and stderr are not part of the protocol: libraries print there.
 
 A prestarted process is started before its order exists, so the order names the GPUs. The process sets
 CUDA_VISIBLE_DEVICES from `order.devices` ("" for none) before anything uses CUDA; torch reads it when CUDA is
-initialized, not when torch is imported. End of file on stdin means that the supervisor has ended or has no order: exit 0.
+initialized, not when torch is imported. End of file on stdin means that the supervisor has ended or has no order. The
+process then exits with code 0.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _ORDERS = TypeAdapter(TrainingOrder)
 
 
 class WireError(ValueError):
-    """A line that is not a valid message for this side."""
+    """A line that is not a valid message for its receiver."""
 
 
 def encode_event(event: Event) -> bytes:

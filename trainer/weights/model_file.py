@@ -1,4 +1,4 @@
-"""Checks of `.pt` files and the packaged architectures. Nothing here loads a model: only a training process does."""
+"""Checks of `.pt` files and the packaged architectures. Only a training process loads a model; this module does not."""
 
 from __future__ import annotations
 

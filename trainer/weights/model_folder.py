@@ -1,4 +1,4 @@
-"""Resolves a model reference to a file for a training process. Nothing here loads a model.
+"""Resolves a model reference to a file for a training process. This module does not load a model.
 
 MODELS_DIR/yolo11n.pt           official weights, downloaded once or added by the operator
 MODELS_DIR/any/path.pt          the operator's own files
@@ -42,7 +42,7 @@ RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 _POLICY = RetryPolicy(tries=3, first_wait=0.5, longest_wait=5.0, total_seconds=1800.0)
 _AMP_WEIGHTS = "yolo26n.pt"  # Ultralytics loads them on a GPU to check mixed precision (AMP)
 _LARGEST = 2 << 30  # bytes; ten times the largest official model
-_UNUSED_SECONDS = 30 * 86_400.0  # after which the cached model of a run is removed
+_UNUSED_SECONDS = 30 * 86_400.0  # a cached model of a run that is unused for this time is removed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ModelFolder:
     policy: RetryPolicy = _POLICY
 
     def resolve(self, model: ModelRef, task: Task, stop: StopSignal) -> Path:
-        """Return the file for `model`: weights, or a YAML whose name has the size letter, where Ultralytics reads it.
+        """Return the file for `model`: weights, or a YAML file whose name has the size letter for Ultralytics.
 
         Raises BadRequest (missing, not a model, not published for the task), Unavailable, MachineFailed, Stopped.
         """
@@ -100,7 +100,7 @@ class ModelFolder:
         return checked(path, f"base_model = {name!r}")
 
     def _architecture(self, name: str) -> Path:
-        """Return a copy named `name`: Ultralytics reads the size letter from the file name, which its own YAML lacks."""
+        """Return a copy of the YAML file under `name`, because Ultralytics reads the size letter from the file name."""
         source = packaged_architecture(name)
         content = source.read_bytes()
         copy = self.models_dir / ".architectures" / f"{name}.yaml"
@@ -159,7 +159,7 @@ class ModelFolder:
     # ── models of earlier runs ──
 
     def _best_of(self, run_id: str) -> tuple[ObjectRef, str | None]:
-        """Return where best.pt of a completed run is stored, and its SHA-256 if the row has it. Raises BadRequest."""
+        """Return the object with best.pt of a completed run, and its SHA-256 if the row has it. Raises BadRequest."""
         row = self.run_of(run_id)
         if row is None:
             raise BadRequest(f"base_model = {run_id}: there is no run with this id; use the id of a completed run")
@@ -214,7 +214,7 @@ def _remove_unused(cache: Path) -> None:
 
 @contextmanager
 def _incoming(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for `path`, whose lock must be held. A crash leaves at most one, which is overwritten."""
+    """Yield a temporary path for `path`. The caller holds its lock. The next call overwrites a leftover file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     incoming = path.with_name(f".{path.name}")
     try:

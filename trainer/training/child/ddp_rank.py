@@ -1,6 +1,6 @@
 """One rank of a training on several GPUs: `python -m trainer.training.child.ddp_rank SOCKET` (see yolo/ddp.py).
 
-The training process starts it through torch's launcher; it inherits the sandbox.
+The training process starts each rank through torch's launcher. A rank inherits the sandbox.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> NoReturn:
 
     isolate()
     is_first = os.environ["RANK"] == "0"
-    # rank 0 obeys and reports for all ranks
+    # rank 0 obeys stop requests and reports for all ranks
     training = Training(order, stop, writer.send) if is_first else Training(order, StopSignal(), lambda _: None)
     code = carry_out(training, writer.send, reports=is_first)
     writer.close(FLUSH_SECONDS)

@@ -14,7 +14,7 @@ from trainer.training.wire import encode_event
 class EventWriter:
     """Writes events in order, in a thread of its own.
 
-    Durable events stay queued until they are written. Of batch events that wait, only the newest is written.
+    Durable events stay queued until they are written. A newer event replaces a batch event that waits.
     """
 
     def __init__(self, fd: int, on_broken: Callable[[], None]) -> None:
@@ -33,13 +33,13 @@ class EventWriter:
         with self._changed:
             if is_durable(event):
                 self._waiting.append(line)
-                self._batch_event = None  # it is older than this event
+                self._batch_event = None  # the batch event is older than this event
             else:
                 self._batch_event = line
             self._changed.notify()
 
     def close(self, seconds: float) -> bool:
-        """Write what is queued, for at most `seconds`. Return whether everything was written."""
+        """Write the queued events, for at most `seconds`. Return whether all of them were written."""
         with self._changed:
             self._closing = True
             self._changed.notify()

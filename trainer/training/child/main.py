@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 10.0  # for the last events to be written
 PLOT_SECONDS = 60.0  # for plots that are still being drawn
 _TRACEBACK = 8000  # characters
-# what Ultralytics imports only when it trains; a prestarted process imports it while it waits
+# packages that Ultralytics imports only when it trains; a prestarted process imports them while it waits
 LATE_IMPORTS = (
     "torch._dynamo", "torch._inductor", "torch.onnx", "torchvision.transforms", "matplotlib.pyplot", "polars", "thop",
 )  # fmt: skip
@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def take_stdin() -> BinaryIO:
     """Return standard input as a file of our own, and make `sys.stdin` empty.
 
-    A forked process (a worker of a data loader) closes its `sys.stdin` first. It would deadlock on the lock that our
-    reading thread holds.
+    A forked process (a worker of a data loader) closes its `sys.stdin` first. This would deadlock, because our reading
+    thread holds the lock of the file.
     """
     own = os.fdopen(os.dup(0), "rb")
     with open(os.devnull, "rb") as null:  # noqa: PTH123
@@ -78,7 +78,7 @@ def take_stdin() -> BinaryIO:
 
 
 class Commands:
-    """Reads stdin: first the order, then, after `listen`, stop requests. End of file exits the process at any time."""
+    """Reads stdin: first the order, then, after `listen`, stop requests. End of file ends the process at any time."""
 
     def __init__(self, stdin: BinaryIO, stop: StopSignal) -> None:
         self._stdin = stdin
@@ -95,7 +95,7 @@ class Commands:
         threading.Thread(target=self._read, args=(False,), name="commands", daemon=True).start()
 
     def _read(self, until_order: bool) -> None:
-        code = 2  # for an invalid line: a supervisor that sends one could not stop the training either
+        code = 2  # for an invalid line: a supervisor that sends invalid lines could not stop the training either
         try:
             for line in self._stdin:
                 command = decode_command(line)
@@ -113,7 +113,7 @@ class Commands:
 
 def _prepare() -> Callable[[TrainingOrder, StopSignal, Callable[[Event], None]], None]:
     try:
-        # these import torch, so only after the thread that reads stdin runs
+        # these modules import torch, so they are imported after the start of the thread that reads stdin
         from trainer.training.yolo.patches import isolate
         from trainer.training.yolo.train import Training
 
@@ -185,7 +185,7 @@ def _join_plots() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit at once: without destructors, which can hang, and without leaving loader workers behind."""
+    """Exit at once. Kill the loader workers, and skip destructors, which can hang."""
     for worker in multiprocessing.active_children():
         worker.kill()
     with contextlib.suppress(OSError):  # the reader may be gone

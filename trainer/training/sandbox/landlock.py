@@ -1,8 +1,8 @@
-"""The kernel's part of the sandbox: Landlock and seccomp. It cannot be undone by any code in the process.
+"""The kernel's part of the sandbox: Landlock and seccomp. No code in the process can undo it.
 
 Landlock (Linux 5.13) restricts files, signals and abstract sockets; a seccomp filter closes the network. Neither needs
-privileges. Landlock applies to the calling thread and everything that it starts afterwards, so start other threads
-later. The seccomp filter applies to every thread.
+privileges. Landlock applies to the calling thread and to the threads and processes that it starts afterwards, so start
+other threads later. The seccomp filter applies to every thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITIES_3 = 0x20080522  # version of the structures of capget and capset
-# that root keeps: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, IPC_LOCK, SYS_NICE, SYS_RESOURCE; not access to other processes
+# capabilities that root keeps: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, IPC_LOCK, SYS_NICE, SYS_RESOURCE
 _KEPT_CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 14, 23, 24))
 
 # rights of linux/landlock.h
@@ -28,8 +28,8 @@ _MAKE_CHAR, _MAKE_BLOCK, _TRUNCATE = 1 << 6, 1 << 11, 1 << 14
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
 _READ = _READ_FILE | _READ_DIR
 _NO_WRITING = _EXECUTE | _MAKE_CHAR | _MAKE_BLOCK
-_FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1}  # by Landlock version; from version 3:
-_ALL_FILE_RIGHTS = (1 << 15) - 1
+_FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1}  # by Landlock version, up to 2
+_ALL_FILE_RIGHTS = (1 << 15) - 1  # from version 3
 _TCP_BIND_AND_CONNECT = 0b11  # from version 4
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11  # from version 6
 
@@ -52,8 +52,8 @@ class SandboxUnavailable(OSError):
 class AccessPolicy:
     """Files and folder trees by permission; missing paths are ignored.
 
-    `run` may be read and executed; in `names` folders may be listed. `samples` are some of the files to read and folders to
-    write to that the process will use.
+    Files in `run` can be read and executed. Folders in `names` can be listed. `samples` are some of the files to read
+    and folders to write to, for a test before the sandbox is entered.
     """
 
     write: tuple[Path, ...] = ()
@@ -66,8 +66,8 @@ class AccessPolicy:
 def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
     """Restrict the calling thread to the policy. Files that the process writes cannot be executed.
 
-    Without `tcp`, TCP ports are closed too. Raises `SandboxUnavailable` and restricts nothing if the kernel cannot do it, or
-    if one of the samples would become unusable, as on some network file systems.
+    Without `tcp`, TCP ports are closed too. Raises `SandboxUnavailable` without any restriction if the kernel has no
+    Landlock, or if a sample would become unusable. The latter happens on some network file systems.
     """
     version = _call(_CREATE_RULESET, None, 0, 1)
     everything = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)
@@ -99,7 +99,7 @@ def close_network() -> None:
     architecture, seccomp, socket = _MACHINES[platform.machine()]
     load, equal, at_least, result = 0x20, 0x15, 0x35, 0x06
     steps = (
-        # (code, steps to skip if true, if false, operand); the last step refuses with EACCES, the one before it allows
+        # (code, steps to skip if true, if false, operand); the last step refuses with EACCES, the previous step allows
         (load, 0, 0, 4),
         (equal, 0, 8, architecture),
         (load, 0, 0, 0),

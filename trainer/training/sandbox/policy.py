@@ -1,4 +1,4 @@
-"""Which files a training process may use: it writes to its own folders and reads its dataset, model and programs.
+"""The files that a training process may use. It writes to its own folders and reads its dataset, model and programs.
 
 Everything else is forbidden: the service's settings and keys, its queue, other runs, other users' files.
 """
@@ -21,7 +21,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.training.sandbox.landlock import AccessPolicy, SandboxUnavailable, close_network, confine_files
 
 _PROJECT = Path(__file__).parents[3]
-_AMP_CHECK = "yolo26n.pt"  # the weights that Ultralytics tests mixed precision with, in its folder for weights
+_AMP_CHECK = "yolo26n.pt"  # weights for Ultralytics' test of mixed precision (AMP)
 _SAMPLES = 32  # linked files that are tested before the sandbox is entered
 
 _SYSTEM = (
@@ -30,7 +30,7 @@ _SYSTEM = (
 )  # fmt: skip
 _SYSTEM_FILES = (
     "/proc", "/sys", "/var/cache/fontconfig", "/dev/random", "/dev/urandom",
-    # of /etc only what libraries read, because operators store keys there
+    # only those files of /etc that libraries read, because operators store keys there
     *(
         f"/etc/{name}"
         for name in (
@@ -47,7 +47,7 @@ _MPS = Path("/tmp/nvidia-mps")  # noqa: S108 - the pipes of NVIDIA's multi-proce
 
 
 def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
-    """Enter the sandbox with this thread and everything that it starts. Return the protections that are not available."""
+    """Enter the sandbox with this thread and all that it starts later. Return the unavailable protections."""
     order.run_dir.mkdir(parents=True, exist_ok=True)
     uses_tcp = len(order.devices) > 1  # the ranks communicate over TCP
     if order.devices:
@@ -66,7 +66,10 @@ def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
 
 
 def create_gpu_device(devices: Path) -> None:
-    """Create the device file that CUDA needs. After a boot, CUDA would start a setuid program for it; the sandbox forbids that."""
+    """Create the device file that CUDA needs.
+
+    After a boot, CUDA would start a setuid program to create the file, which the sandbox forbids.
+    """
     program = shutil.which("nvidia-modprobe")
     if program and (devices / "nvidiactl").exists() and not (devices / "nvidia-uvm").exists():
         subprocess.run([program, "-u", "-c", "0"], stdin=subprocess.DEVNULL, check=False)
@@ -78,7 +81,7 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
     checkpoint = order.resume or order.best_of
     own = [order.dataset.root, order.dataset.data, order.model, *([checkpoint] if checkpoint else [])]
     matplotlib = [Path(folder) for folder in _values(environment, "MPLCONFIGDIR")]
-    # all later runs share the font list, so only a run that finds none may write it
+    # all later runs share the font list, so only a run without a font list may write it
     without_fonts = [folder for folder in matplotlib if not any(folder.glob("fontlist-*.json"))]
     private = [Path(folder) for folder in _values(environment, "HOME", "TMPDIR", "YOLO_CONFIG_DIR", "CUDA_CACHE_PATH")]
     devices = [Path("/dev", name) for name in os.listdir("/dev") if name.startswith(_DEVICES)]  # noqa: PTH208
@@ -100,7 +103,7 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
 
 
 def linked_files(view: Path) -> dict[Path, Path]:
-    """Return the folders outside of `view` that its symlinks point into, each with one file that is linked."""
+    """Return the folders outside of `view` that its symlinks point into, each with one linked file."""
     names_in: dict[str, set[str]] = {}
     for target in _link_targets(str(view)):
         folder, _, name = target.rpartition("/")
@@ -124,7 +127,7 @@ def without(root: Path, excluded: Path) -> Iterator[Path]:
 
 
 def _link_targets(folder: str) -> Iterator[str]:
-    # plain strings, because there can be 100,000; the training reports files that are missing or not readable
+    # strings instead of Path, because there can be 100,000 links; the training reports missing or unreadable files
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():

@@ -35,7 +35,7 @@ def install() -> None:
 
 
 def _from_table(dataset: Any, path: Path) -> dict[str, Any] | None:
-    """Return what a scan would return, or None without a valid table."""
+    """Return the result that a scan would have, or None if there is no valid table."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             table = _Table({name: arrays[name] for name in arrays.files})
@@ -76,7 +76,7 @@ def _as_scan_result(dataset: Any, known: list[Label | None], items: list[Any]) -
 
 
 def _scan(dataset: Any, item: Any) -> Any:
-    """Return what Ultralytics reads from the files: a label or None, four counts and a message."""
+    """Return the result of Ultralytics' scan of an image: a label or None, four counts and a message."""
     verify, _ = dataset.verify_args()
     return dataset.result_to_label(verify(item))
 
@@ -95,7 +95,7 @@ class _Table:
             raise ValueError("the table is truncated")
 
     def label(self, image: str, *, is_pose: bool, kpt_shape: tuple[int, int]) -> Label | None:
-        """Return the image's label as a scan would, or None if the table does not have it."""
+        """Return the label of an image in the form of a scan, or None if the table does not have the image."""
         index = self._index.get(image.rpartition("/")[2])
         if index is None or not self._shapes[index][0]:
             return None
@@ -135,7 +135,7 @@ class _Table:
 
 
 def _keypoints(points: Any) -> Any:
-    """Return the keypoints as (n, keypoints, 3). Without a visibility, points with coordinates ≥ 0 are visible."""
+    """Return the keypoints as (n, keypoints, 3). Without visibility values, points with coordinates ≥ 0 are visible."""
     if points.shape[-1] == 3:
         return points
     visible = np.where((points[..., 0] < 0) | (points[..., 1] < 0), 0.0, 1.0).astype(np.float32)

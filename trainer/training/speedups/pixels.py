@@ -3,7 +3,7 @@
 Ultralytics' `load_image` returns the same bits and sizes from a stored file as from the image, and the training draws the
 same random numbers. Classification loads its images elsewhere and is not affected. Losing a stored file costs only time.
 
-    view/pixels/RECIPE/images/train/a.jpg.npy     RECIPE: imgsz-channels-fit, or -stretch as RT-DETR does
+    view/pixels/RECIPE/images/train/a.jpg.npy     RECIPE: imgsz-channels-fit, or imgsz-channels-stretch for RT-DETR
 
 During the first epoch, additional processes with idle priority store pixels ahead of the training. Files that earlier
 trainings stored for the same images may be linked into the view (datasets/cache/pixels.py). Before they are used, a
@@ -29,7 +29,7 @@ from ultralytics.data.base import BaseDataset
 FOLDER = "pixels"  # in the view
 SAMPLES = 3  # images of each split that are decoded to verify linked files
 _SHARE_OF_FREE = 4  # at most a quarter of the free space on the disk
-# after the array, where numpy does not read: a mark, the image's height and width, and its modification time
+# follows the array, and numpy does not read it: a mark, the image's height and width, and its modification time
 _TRAILER = struct.Struct("<4sIIq")
 _MARK = b"PIX1"
 Loaded: TypeAlias = tuple[np.ndarray, tuple[int, int], tuple[int, int]]
@@ -64,7 +64,7 @@ def install(most_bytes: int) -> None:
     @functools.wraps(initialize)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it replaces a method of that name
         initialize(self, *args, **kwargs)
-        # the row may ask for another cache
+        # not if the row requests another cache
         if getattr(self, "data", {}).get("path") and not self.cache and isinstance(self.imgsz, int):
             limit = min(most_bytes, shutil.disk_usage(self.data["path"]).free // _SHARE_OF_FREE)
             self.stored_images = limit // (self.imgsz**2 * self.channels)
@@ -91,7 +91,7 @@ def _work_ahead(datasets: Sequence[Any], number: int, processes: int) -> None:
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError:
-        return  # without idle priority it would slow down the training
+        return  # without idle priority, this process would slow down the training
     for dataset in datasets:
         dataset.augment = False  # so that no image is buffered
         order = list(range(number, min(len(dataset.labels), dataset.stored_images), processes))
@@ -113,7 +113,7 @@ def _has_work(datasets: Sequence[Any]) -> bool:
 
 
 def _is_large(dataset: Any, i: int) -> bool:
-    # a rectangular dataset (validation) has no shapes any more; such an image counts as large
+    # a rectangular dataset (validation) no longer has shapes; its images count as large
     return bool(max(dataset.labels[i].get("shape", (dataset.imgsz + 1,))) > dataset.imgsz)
 
 
@@ -142,7 +142,7 @@ def _matches(path: Path, image: str, pixels: np.ndarray, size: tuple[int, int]) 
 
 
 def _linked(dataset: Any) -> Iterator[tuple[int, bool]]:
-    """Yield a sample of the images whose files are linked, and whether they are fitted rather than stretched."""
+    """Yield a sample of the images with a linked file, each with True if its pixels are fitted, False if stretched."""
     sampler = random.Random(0)  # noqa: S311 - must not change the training's random numbers
     for rect_mode in (True, False):
         folder = _file_of(dataset, 0, rect_mode).parent
@@ -160,7 +160,7 @@ def _file_of(dataset: Any, i: int, rect_mode: bool) -> Path:
 
 
 def _stored_file(dataset: Any, i: int, rect_mode: bool) -> Path | None:
-    """Return the file for the pixels of image i, or None if they are not stored."""
+    """Return the file for the pixels of image i, or None if they must not be stored."""
     if i >= getattr(dataset, "stored_images", 0) or not dataset.im_files[i].startswith(f"{dataset.data['path']}/"):
         return None
     return _file_of(dataset, i, rect_mode)

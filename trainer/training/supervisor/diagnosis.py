@@ -1,4 +1,4 @@
-"""Explains why a training process ended without a result: one sentence with the cause and what to change."""
+"""Explains the end of a training process without a result: one sentence with the cause and the fix."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _WARNING = re.compile(r"\bwarn", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known about a training process that ended without a result."""
+    """The facts about a training process that ended without a result."""
 
-    exit_code: int | None  # negative: the signal that ended it
+    exit_code: int | None  # negative: the signal that ended the process
     phase: Phase
-    crashed: Crashed | None = None  # its final event, if it sent one
-    output: Sequence[str] = ()  # its last lines of output
-    epoch: int = 0  # the last one reported
+    crashed: Crashed | None = None  # the final event, if the process crashed and sent it
+    output: Sequence[str] = ()  # the last lines of output
+    epoch: int = 0  # the last reported epoch
     batch: int | float | None = None
     imgsz: int | None = None
     oom_kills: int = 0  # out-of-memory kills on this host since the training started
@@ -42,7 +42,7 @@ class Evidence:
 
     @property
     def signal(self) -> int:
-        """The signal that ended it, or 0. A shell or a launcher reports signal n as exit code 128 + n."""
+        """The signal that ended the process, or 0. A shell or a launcher reports signal n as exit code 128 + n."""
         code = self.exit_code or 0
         return -code if code < 0 else code - 128 if 128 < code <= 128 + signal.SIGRTMAX else 0
 
@@ -78,9 +78,9 @@ def stuck(phase: Phase, epoch: int, seconds: float) -> MachineFailed:
 
 
 def _is_installation(evidence: Evidence) -> bool:
-    """Whether the process ended by itself before it read its order: every run on this host would fail like that."""
+    """Return whether the process ended by itself before it read its order. Then every run on this host would fail."""
     if evidence.phase is not Phase.STARTING:
-        return False  # a model or a dataset may have caused it, whatever the output says
+        return False  # a model or a dataset can be the cause, even if the output names another cause
     return evidence.crashed.is_installation if evidence.crashed else not evidence.signal
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 _PROJECT = Path(__file__).parents[3]  # the folder that holds the package `trainer`
 
-# no other variable is passed on: keys, tokens, proxies with passwords, variables of pytest and torchrun, and variables
-# that enable an integration
+# no other variable is passed to the process: keys, tokens, proxies with passwords, variables of pytest and torchrun, and
+# variables that enable an integration
 _ALLOWED = frozenset(
     {
         "PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_NUMERIC", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD",
@@ -69,10 +69,10 @@ _LONGEST_TMPDIR = 70  # characters: a Unix socket path has at most 107, and torc
 def child_environment(
     parent: Mapping[str, str], folder: Path, caches: Path, *, devices: tuple[int, ...] | None
 ) -> dict[str, str]:
-    """Return the environment of a training process: allowed variables of `parent`, and those that isolate Ultralytics.
+    """Return the environment of a training process: allowed variables of `parent`, and variables for the isolation.
 
     `folder` is private to the process (see `private_folder`); processes share `caches`. `devices` are GPU indices
-    (empty: no GPU), or None for a prestarted process, which gets them with its order.
+    (empty: no GPU), or None for a prestarted process, which gets its devices with its order.
     """
     paths = [str(_PROJECT), *filter(None, parent.get("PYTHONPATH", "").split(os.pathsep))]
     environment = {
@@ -95,8 +95,8 @@ def child_environment(
 def private_folder(home: Path, weights: Path) -> Path:
     """Create the private folder of one training process: home, temporary files, configuration of Ultralytics.
 
-    The settings in it disable everything that uses the network; the font in it replaces a download. `weights` is where
-    Ultralytics looks for weights that it needs itself (for the AMP check). Raises OSError.
+    The settings in the folder disable all use of the network. Its fonts replace a download. Ultralytics looks in the
+    folder `weights` for the weights of its AMP check. Raises OSError.
     """
     for cache in (home / "matplotlib", home / "cuda"):
         cache.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def private_folder(home: Path, weights: Path) -> Path:
         "runs_dir": str(folder / "runs"),
     }
     (configuration / "settings.json").write_text(json.dumps(settings, indent=2))
-    matplotlib = importlib.util.find_spec("matplotlib")  # finds it without importing it
+    matplotlib = importlib.util.find_spec("matplotlib")  # finds the package without an import
     if matplotlib and matplotlib.origin:  # otherwise the process reports that the installation is incomplete
         for name in ("Arial.ttf", "Arial.Unicode.ttf"):
             (configuration / name).symlink_to(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
@@ -122,8 +122,8 @@ def private_folder(home: Path, weights: Path) -> Path:
 
 
 def _remove_stale_locks(folder: Path) -> None:
-    """Remove lock files that a crash left: each process would wait five seconds for them in matplotlib."""
+    """Remove lock files of crashed processes. Otherwise, matplotlib waits five seconds for them in each process."""
     for lock in folder.glob("*.matplotlib-lock"):
-        with contextlib.suppress(OSError):  # training processes can write here, so it may be anything
+        with contextlib.suppress(OSError):  # training processes can write here, so the entry can be of any type
             if time.time() - lock.stat().st_mtime > _LONGEST_LOCK:
                 lock.unlink()

@@ -9,15 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from trainer.core.events import BatchProgress, Event
 
-MOST_LINES = 2000  # waiting; further lines are counted and dropped, so that a flood cannot fill the memory
+MOST_LINES = 2000  # in the queue; further lines are counted and dropped, so that they cannot fill the memory
 
 
 class EventDispatcher:
-    """A queue that a thread of its own empties into the listener.
+    """A queue with its own thread, which passes the items to the listener.
 
-    Events keep their order and go before lines. Every durable event arrives, however slow the listener is; of
-    consecutive batch events that wait, only the newest arrives. After a listener has raised it gets nothing more
-    (`failed`), and `close` raises its exception.
+    Events keep their order and are delivered before lines. Every durable event is delivered, even to a slow listener. A
+    batch event in the queue is replaced by a batch event that directly follows it. After the listener raises an
+    exception, nothing more is delivered (`failed`), and `close` raises the exception.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class EventDispatcher:
 
     @property
     def failed(self) -> bool:
-        """Whether the listener raised."""
+        """True if the listener raised an exception."""
         return self._work is not None and self._work.done() and self._work.exception() is not None
 
     def event(self, event: Event) -> None:
@@ -57,7 +57,7 @@ class EventDispatcher:
             self._changed.notify()
 
     def close(self) -> None:
-        """Wait until everything is delivered. Raises what the listener raised."""
+        """Wait until everything is delivered. Raises the exception of the listener."""
         with self._changed:
             self._closed = True
             self._changed.notify()

@@ -18,7 +18,7 @@ class Cause:
     `error` is `RunFailed` if another attempt would fail in the same way.
     """
 
-    pattern: str  # without case
+    pattern: str  # case is ignored
     error: type[RunFailed | MachineFailed]
     sentence: str
 
@@ -95,7 +95,7 @@ CAUSES = (
         r"Too many open files|Errno 24\b|received 0 items of ancdata|can't start new thread"
         r"|Resource temporarily unavailable|Errno 11\b",
         MachineFailed,
-        "The host refused the training another open file, thread or process {when}: use fewer workers, or raise the "
+        "The limit of open files, threads or processes was reached {when}: use fewer workers, or raise the "
         "service's limits (systemd: LimitNOFILE, TasksMax) ({quote}).",
     ),
     Cause(

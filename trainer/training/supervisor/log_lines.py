@@ -17,12 +17,12 @@ class OutputLines:
     """Splits a stream of bytes into readable lines.
 
     A progress bar redraws a line with carriage returns. At most one version of such a line is returned per second, and
-    always the last version, which ends with a newline. Colors and control characters are removed, invalid UTF-8 is replaced, and lines
-    longer than `LONGEST` are cut.
+    always the last version, which ends with a newline. Colors and control characters are removed. Invalid UTF-8 is
+    replaced. Lines longer than `LONGEST` are cut.
     """
 
     def __init__(self) -> None:
-        self._pending = b""  # a carriage return that may be half of a \r\n
+        self._pending = b""  # a carriage return that may be the first half of \r\n
         self._line = bytearray()
         self._cut = 0  # bytes of the current line beyond `LONGEST`
         self._redrawn_at = float("-inf")

@@ -20,14 +20,14 @@ from trainer.training.supervisor.process_tree import ProcessTree
 from trainer.training.supervisor.training_watch import TimeLimits, TrainingWatch
 from trainer.training.wire import FAST_LOADER, SANDBOX, encode_order
 
-_UNUSED_SECONDS = 86_400.0  # after which a private folder without a lock is one that a crash left behind
+_UNUSED_SECONDS = 86_400.0  # after this time, a private folder without a lock counts as left by a crash
 
 
 class ChildTrainer:
     """Implements the port `Trainer` with one process for each training. Safe to use from several threads.
 
-    `environment` is the supervisor's; only harmless variables of it reach the training process. `home` holds private
-    folders and caches of training processes. `weights` is where Ultralytics finds the weights that it needs itself.
+    `environment` is the environment of the supervisor; a training process gets only its harmless variables. `home`
+    contains private folders and caches of training processes. `weights` is the folder of the weights for the AMP check.
     With `warm_start`, a prestarted process has imported everything and waits for the next order: see `warm`.
     `fast_loader_bytes` is the maximum size of the decoded images that a run may store (0: none).
     """
@@ -62,7 +62,7 @@ class ChildTrainer:
         self._closed = False
 
     def warm(self) -> None:
-        """Prestart a process unless one is waiting, `warm_start` is off, or the trainer is closed."""
+        """Prestart a process, unless another one waits, `warm_start` is off, or the trainer is closed."""
         with self._lock:
             if not self._warm_start or self._closed or (self._prestarted and not self._prestarted.ended.is_set()):
                 return
@@ -74,7 +74,7 @@ class ChildTrainer:
                 self._prestarted = self._start(devices=None)
 
     def close(self) -> None:
-        """End the prestarted process and start no other."""
+        """End the prestarted process, and do not start another."""
         with self._lock:
             self._closed = True
             prestarted, self._prestarted = self._prestarted, None
@@ -93,14 +93,14 @@ class ChildTrainer:
         on_event: Callable[[Event], None],
         on_line: Callable[[str], None],
     ) -> Finished:
-        """See the port. An exception of `on_event` or `on_line` ends the training and is raised here."""
+        """Implement `Trainer.train`. An exception of `on_event` or `on_line` ends the training and is raised here."""
         stop.raise_if_set()
         try:
             with self._process(order) as (process, is_prestarted):
                 watch = TrainingWatch(process, order, stop, self._limits)
                 process.dispatcher.start(on_event, on_line)
                 watch.run(on_training=self.warm)
-                # a prestarted process can end (memory) before it sends anything: the order then gets a new one
+                # a prestarted process can end (memory) before it sends an event: then start a new process
                 if not is_prestarted or process.events_received or watch.is_stopped_by_us:
                     return watch.outcome()
             return self.train(order, stop, on_event, on_line)

@@ -34,8 +34,8 @@ from trainer.training.wire import LONGEST_LINE, WireError, decode_event
 
 _SUBREAPER = str(Path(__file__).with_name("subreaper.py"))
 _CHUNK = 65536  # bytes; as much as a pipe holds
-_KILL_SECONDS = 5.0  # for SIGKILL to take effect, before the next measure and before giving up
-_TAIL_LINES = 200  # for the diagnosis
+_KILL_SECONDS = 5.0  # for SIGKILL to take effect, before the next step and before HostFailed is raised
+_TAIL_LINES = 200  # last lines of output, for the diagnosis
 
 
 class ProcessTree:
@@ -68,19 +68,19 @@ class ProcessTree:
         self._write_lock = threading.Lock()
         self._output = OutputLines()
         self._partial_event = bytearray()
-        self._garbled = False  # one warning is enough
+        self._garbled = False  # True after the first warning
         self._start(program, environment)
 
     # ── commands ──
 
     def send(self, line: bytes) -> None:
-        """Write a line to the process's stdin without blocking; `flush` sends what does not fit now."""
+        """Write a line to the process's stdin without blocking. `flush` sends the bytes that do not fit now."""
         with self._write_lock:
             self._unsent += line
         self.flush()
 
     def flush(self) -> None:
-        """Write what is still unsent, without blocking."""
+        """Write the unsent bytes, without blocking."""
         with self._write_lock:
             while self._unsent and not self._stdin.closed:
                 try:
@@ -96,9 +96,9 @@ class ProcessTree:
             self._lifeline.send(b"t")
 
     def kill(self) -> None:
-        """Send SIGKILL to every process of the tree; return when none is left.
+        """Send SIGKILL to every process of the tree. Return when no process is left.
 
-        Raises HostFailed when a process cannot be killed (the driver hangs).
+        Raises HostFailed if a process cannot be killed, for example because a driver hangs.
         """
         with self._write_lock, contextlib.suppress(OSError):  # the tree has ended
             self._lifeline.shutdown(socket.SHUT_WR)
@@ -106,7 +106,7 @@ class ProcessTree:
             return
         pid = self._process.pid
         with contextlib.suppress(ProcessLookupError):
-            # both subreapers are stopped (SIGSTOP): kill the first one, so that the second one, once continued, ends the tree
+            # both subreapers may be suspended (SIGSTOP): kill the first, so that the second ends the tree after SIGCONT
             os.kill(pid, signal.SIGKILL)
             os.killpg(pid, signal.SIGCONT)
         if not self.ended.wait(_KILL_SECONDS):
@@ -125,7 +125,7 @@ class ProcessTree:
             self._remove_folder()
 
     def _remove_folder(self) -> None:
-        with contextlib.suppress(OSError):  # the subreaper removed it already, or the next sweep does
+        with contextlib.suppress(OSError):  # the subreaper has removed the folder, or the next sweep will remove it
             remove_tree(self._folder)
         self._in_use.close()
 
@@ -185,7 +185,7 @@ class ProcessTree:
                     elif not self._read_some(fd, handlers[fd]):
                         ready.unregister(fd)
         for fd, handle in handlers.items():
-            # at most what the pipe held: an orphan that could not be killed may still write
+            # at most the capacity of the pipe: an orphaned process that cannot be killed may still write
             for _ in range(32):
                 if not self._read_some(fd, handle):
                     break

@@ -8,7 +8,7 @@ It forks a second subreaper, which starts PROGRAM in a new session. Then both on
   supervisor reads end of file when no process of the tree is left.
 - When PROGRAM ends, everything that it started ends too. Both processes are subreapers: each inherits the orphaned
   processes below it, whatever their session, environment or name, and exits only after it has reaped them all.
-- When one subreaper is killed, the other one ends the tree. Processes can survive only if both are killed at once;
+- When one subreaper is killed, the other subreaper ends the tree. Processes survive only if both are killed at once;
   PROGRAM does not survive even then, because the kernel kills it with the second subreaper. A parent-death signal from
   the supervisor itself would not work: it is sent when the thread that started the process ends.
 - A subreaper deletes FOLDER (the private folder of PROGRAM) and ends like PROGRAM: same exit code or same signal.
@@ -28,7 +28,7 @@ from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_SECOND_SECONDS = 1.0  # for the second subreaper to end the tree, before the first one does it
+_SECOND_SECONDS = 1.0  # time for the second subreaper to end the tree, before the first subreaper does it
 _OUR_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 
@@ -62,8 +62,8 @@ def _all_processes() -> Iterator[tuple[int, int]]:
 def _children() -> list[int]:
     """Return the direct children.
 
-    The list includes processes that /proc hides from us (`hidepid`). It is read so fast that a process that
-    permanently forks and exits still exists when it is signaled.
+    The list includes processes that /proc hides (`hidepid`). It is fast to read, so even a process that constantly
+    forks and exits still exists when it gets its signal.
     """
     with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children", "rb") as children:  # noqa: PTH123
         return [int(pid) for pid in children.read().split()]
@@ -96,7 +96,7 @@ def _start(program: list[str]) -> int:
 
 
 def _close_all_but(*descriptors: int) -> None:
-    # the program's pipes must close when it ends, so no subreaper holds one
+    # the program's pipes must close when the program ends, so no subreaper keeps a pipe open
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
@@ -114,10 +114,10 @@ def _watch_second(lifeline: int, second: int) -> None:
         if ended in readable:
             return
         if not os.read(lifeline, 1):
-            # the second subreaper ends the tree, then itself, so one subreaper exists until the end; it may be suspended
+            # wait, because the second subreaper ends the tree and then itself; not forever, because it can be suspended
             select.select([ended], [], [], _SECOND_SECONDS)
             return
-        kill_each(descendants(os.getpid()), signal.SIGTERM)  # the second subreaper ignores it
+        kill_each(descendants(os.getpid()), signal.SIGTERM)  # the second subreaper ignores SIGTERM
 
 
 def _watch_program(lifeline: int, first: int, program: int) -> None:
@@ -159,7 +159,7 @@ def _end_like(status: int) -> None:
 
 def _remove(folder: str) -> None:
     if os.path.lexists(folder):
-        import shutil  # imported here: it would slow down every start
+        import shutil  # imported here, because the import would slow down every start
 
         with contextlib.suppress(RecursionError):  # nested too deep on purpose: the supervisor removes it
             shutil.rmtree(folder, ignore_errors=True)
@@ -179,7 +179,7 @@ def main() -> None:
         _close_all_but(lifeline)
         _watch_second(lifeline, child)
     else:
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # a fork does not inherit it
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # a fork does not inherit this property
         child = _start(program)
         _close_all_but(lifeline, first)
         _watch_program(lifeline, first, child)

@@ -23,9 +23,9 @@ _KILL_AT_ONCE = (StopReason.LOST, StopReason.STUCK)
 
 @dataclass(frozen=True, kw_only=True)
 class TimeLimits:
-    """How long a training process may take, in seconds.
+    """The time limits of a training process, in seconds.
 
-    `grace`: to follow a stop request. `shutdown`: the same for a shutdown, when it saves a checkpoint first.
+    `grace`: to obey a stop request. `shutdown`: to save a checkpoint and exit at a shutdown.
     `starting`: to its first event. `stall`: between two events. `exit`: to exit after its final event (it may still
     draw plots).
     """
@@ -38,7 +38,7 @@ class TimeLimits:
 
 
 class TrainingWatch:
-    """One training process with its order, from the order to the end of its process tree."""
+    """The watch over one training process, from its order to the end of its process tree."""
 
     def __init__(self, process: ProcessTree, order: TrainingOrder, stop: StopSignal, limits: TimeLimits) -> None:
         self._process = process
@@ -76,7 +76,7 @@ class TrainingWatch:
                 on_training()
 
     def outcome(self) -> Finished:
-        """Return the result. Raises `Stopped`, `RunFailed` or `MachineFailed` when there is none."""
+        """Return the result. Raises `Stopped`, `RunFailed` or `MachineFailed` if there is no result."""
         final_event, reason = self._process.final_event, self._stop.reason
         if reason is StopReason.LOST:
             raise Stopped(reason)

@@ -31,7 +31,7 @@ from trainer.training.yolo.progress_meter import ProgressMeter
 
 
 class Callbacks:
-    """The callbacks of one try. `resumed` is the progress of the checkpoint that it resumes from."""
+    """The callbacks of one try. `resumed` is the progress of the checkpoint from which the try resumes, or None."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Callbacks:
         self.best_epoch = resumed.best_epoch if resumed else None
         self.epochs_completed = resumed.epoch if resumed else 0
         self.train_seconds = resumed.train_seconds if resumed else 0.0  # of all attempts
-        self.batch = resumed.batch if resumed else None  # used last
+        self.batch = resumed.batch if resumed else None  # the last batch size
         self.is_trained = False  # the last epoch is trained and its checkpoint saved
 
     def attach(self, model: Any) -> None:
@@ -181,14 +181,14 @@ class Callbacks:
         self._stop.raise_if_set()
 
     def _save_mid_epoch(self, trainer: Any) -> None:
-        """Save a checkpoint at this batch, unless no epoch is finished yet."""
+        """Save a checkpoint at this batch, if at least one epoch is finished."""
         if trainer.epoch < 1:
             return  # Ultralytics cannot resume from the first epoch
         last, fitness = trainer.last, trainer.fitness
         done = self._meter.share_of_epoch
         trainer.last = trainer.wdir / "unfinished.pt"
         trainer.epoch -= 1
-        trainer.fitness = math.nan  # NaN equals nothing, so Ultralytics does not write best.pt
+        trainer.fitness = math.nan  # NaN does not equal the best fitness, so Ultralytics does not write best.pt
         try:
             with self._writer.warning_on_failure():
                 trainer.save_model()
@@ -218,7 +218,7 @@ class Callbacks:
             self._writer.copy(state, progress, members)
 
     def _members(self, trainer: Any, *, is_best: bool) -> dict[str, Path]:
-        """Return the existing files that belong to the checkpoint: best.pt only if this checkpoint is not the best itself."""
+        """Return the existing files that belong to the checkpoint; best.pt only if this checkpoint is not the best."""
         files = {name: trainer.save_dir / name for name in (RESULTS, "args.yaml")}
         if not is_best:
             files[BEST] = self._best_stripped(trainer)

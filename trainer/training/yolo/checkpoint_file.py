@@ -1,6 +1,6 @@
-"""Checkpoint files: written atomically, with a checksum, and complete, so that any host can resume from one.
+"""Checkpoint files: written atomically, with a checksum, and complete, so that any host can resume from them.
 
-A checkpoint is Ultralytics' `last.pt` with more members in its zip archive, which torch.load ignores:
+A checkpoint is Ultralytics' `last.pt` with additional members in its zip archive, which torch.load ignores:
 
     …/run/checkpoint.json    the fields of `Progress`
     …/run/results.csv        one row per epoch so far
@@ -29,14 +29,14 @@ _FACTS = "checkpoint.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a training was when its checkpoint was saved."""
+    """The progress of a training when its checkpoint was saved."""
 
     epoch: int = 0  # finished epochs
     done: float = 0.0  # share of the next epoch's batches that are trained, 0…1
     complete: bool = False  # the last epoch is trained, only the final validation is missing
     best_epoch: int | None = None
     train_seconds: float = 0.0
-    batch: float | None = None  # used last; may be smaller than requested, if memory ran out
+    batch: float | None = None  # the last batch size; smaller than requested if memory ran out
     setup: JsonObject | None = None  # model, dataset and settings (core/resumption.py)
 
 
@@ -62,7 +62,8 @@ def prepare(state: Path, run_dir: Path, progress: Progress, members: Mapping[str
 def commit(prepared: Path, progress: Progress) -> CheckpointSaved:
     """Make a prepared file the newest checkpoint, and remove all but the `KEPT` newest ones.
 
-    The checkpoint appears complete or not at all. The JSON file beside it, with `epoch`, `sha256` and `bytes`, follows.
+    The checkpoint appears complete or not at all. Afterwards, the JSON file beside it is written, with `epoch`, `sha256`
+    and `bytes`.
     """
     path = prepared.with_suffix(".pt")
     try:
@@ -77,9 +78,10 @@ def commit(prepared: Path, progress: Progress) -> CheckpointSaved:
 
 
 def restore(checkpoint: Path, run_dir: Path) -> Progress:
-    """Restore the run folder from a checkpoint: weights/last.pt, weights/best.pt, results.csv, args.yaml. Return its progress.
+    """Restore the run folder from a checkpoint. Return the progress of the checkpoint.
 
-    Raises OSError or zipfile.BadZipFile if the checkpoint cannot be read.
+    The restored files are weights/last.pt, weights/best.pt, results.csv and args.yaml. Raises OSError or
+    zipfile.BadZipFile if the checkpoint cannot be read.
     """
     folder, progress = RunFolder(run_dir), read_progress(checkpoint)
     folder.weights.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ def restore(checkpoint: Path, run_dir: Path) -> Progress:
     for name in (RESULTS, "args.yaml"):
         (run_dir / name).unlink(missing_ok=True)
         text = _read(checkpoint, name)
-        # without an incomplete last line, which the next row of results.csv would continue
+        # without an incomplete last line: the next row of results.csv would be appended to that line
         if lines := text[: text.rfind(b"\n") + 1]:
             (run_dir / name).write_bytes(lines)
     extract_best(checkpoint, folder.best)

@@ -19,8 +19,8 @@ _SAVE_ERRORS = (OSError, RuntimeError, zipfile.BadZipFile)
 class CheckpointWriter:
     """Saves a checkpoint in two steps: `copy` copies it at once; `save` hashes, syncs and names it in a thread.
 
-    `saved` is the newest saved checkpoint; it is sent as an event. A checkpoint that cannot be saved is a warning and
-    does not stop the training, because the previous one stays; `error` is the reason if the newest one was not saved.
+    `saved` is the newest saved checkpoint, which is sent as an event. A failed save causes a warning and does not stop
+    the training: the previous checkpoint is kept. `error` is the error of the newest save, or None.
     """
 
     def __init__(self, run_dir: Path, send: Callable[[Event], None]) -> None:
@@ -38,7 +38,7 @@ class CheckpointWriter:
             self._copied = checkpoint_file.prepare(state, self._run_dir, progress, members), progress
 
     def save(self) -> None:
-        """Start saving what was copied."""
+        """Start saving the copied checkpoint."""
         copied, self._copied = self._copied, None
         if copied:
             executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
@@ -54,13 +54,13 @@ class CheckpointWriter:
 
     @contextmanager
     def warning_on_failure(self) -> Iterator[None]:
-        """Send a warning for a failed save; only one until a save succeeds again."""
+        """Send a warning for a failed save, but no second warning until a save succeeds."""
         try:
             yield
         except _SAVE_ERRORS as error:
             if self.error is None:
                 message = (
-                    f"A checkpoint could not be saved; the training continues, and the previous one stays: {error}"
+                    f"A checkpoint could not be saved; the training continues with the previous checkpoint: {error}"
                 )
                 self._send(Warned(code="checkpoint_not_saved", message=message))
             self.error = error

@@ -2,7 +2,7 @@
 
 The training process passes messages between the ranks and the supervisor. Each rank connects to a Unix socket in the
 private folder and uses the protocol of wire.py there: it receives the order and stop requests, and sends events. Rank 0
-reports for all ranks; of the others only a crash is used.
+reports for all ranks. From other ranks, only a crash is used.
 
 Rank 0 also obeys a stop request: it saves a checkpoint and exits. The other ranks, which then wait for it, end with the
 training process. After the last epoch the training process continues alone, from the checkpoint of rank 0.
@@ -52,13 +52,13 @@ class Ranks:
         self._stop = stop
         self._on_event = on_event
         self._forwarded: StopReason | None = None
-        self._connected: dict[socket.socket, bytearray] = {}  # with the incomplete line that it has sent
+        self._connected: dict[socket.socket, bytearray] = {}  # rank → the incomplete line that it has sent
         self._crashed: Crashed | None = None
         self._phase = Phase.STARTING
         self.finished: Finished | None = None  # the final event of rank 0
 
     def train(self) -> None:
-        """Train to the last epoch. Raises `Stopped` or `RankCrashed`. If a signal killed a rank, it kills this process too."""
+        """Train to the last epoch. Raises `Stopped` or `RankCrashed`. A signal that kills a rank kills this process."""
         folder = Path(tempfile.mkdtemp(prefix="ranks-"))
         with (
             socket.socket(socket.AF_UNIX) as listener,
@@ -150,7 +150,7 @@ def shared_order(order: TrainingOrder, batch: float, on_event: Callable[[Event],
 
 
 def _launch(ranks: int, program: Sequence[str]) -> Future[None]:
-    """Start the program for each rank. The future is done when all have ended; after a failure torch ends the others."""
+    """Start the program for each rank. The future is done when all have ended. After a failure, torch ends all ranks."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(

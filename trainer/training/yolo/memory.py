@@ -1,4 +1,4 @@
-"""Recognizes that memory ran out."""
+"""Recognizes out-of-memory errors."""
 
 from __future__ import annotations
 

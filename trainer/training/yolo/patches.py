@@ -1,4 +1,4 @@
-"""Disables what Ultralytics does besides training: install packages, run code of a dataset, publish git facts, report.
+"""Disables features of Ultralytics: installing packages, running code of a dataset, reading git, telemetry.
 
 The environment of the process (supervisor/environment.py) disables most of it; `isolate` checks that and patches the
 rest, in the version that requirements.txt names. tests/unit/training/test_ultralytics_facts.py fails for another version.

@@ -21,7 +21,7 @@ from trainer.training.yolo import report
 PREDICTIONS = "predictions.jsonl"
 
 
-# its name, and what returns its part of the report
+# name of the step, and the function that returns its part of the report
 Step: TypeAlias = tuple[str, Callable[[], JsonObject]]
 
 

@@ -13,7 +13,7 @@ INTERVAL_SECONDS = 0.5  # between two batch events, at least
 
 @dataclass(kw_only=True)
 class Pace:
-    """The mean time of something: `count` of them took `seconds`."""
+    """A mean time: `count` items took `seconds`."""
 
     count: int = 0
     seconds: float = 0.0
@@ -26,7 +26,7 @@ class Pace:
 class ProgressMeter:
     """Turns the steps of the training loop into events. Every method is cheap enough to be called for each batch.
 
-    An epoch may start again (memory, NaN): `epoch_started` then resets the counts of the interrupted try.
+    An epoch may start again (out of memory, NaN). Then `epoch_started` resets the counts of the interrupted try.
     """
 
     def __init__(self, send: Callable[[Event], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,7 +46,7 @@ class ProgressMeter:
         self._train = Pace()  # batches of this epoch, without the first, which waits for the loaders to start
         self._train_before = Pace()
         self._overhead = Pace()  # validation and saving of each epoch
-        self._images = 0  # of this epoch, trained in the time of `_train`
+        self._images = 0  # images of this epoch, trained in `_train.seconds`
         self._started = False  # whether this epoch's first batch is done
         self.trained = Pace()  # images of this attempt
 
@@ -86,7 +86,7 @@ class ProgressMeter:
         self._send_batch(now, self._batch, self._batches, losses, memory)
 
     def validation_started(self, batches: int) -> None:
-        """Start a validation: that of an epoch, or the final one in phase FINALIZING."""
+        """Start the validation of an epoch, or the final validation in phase FINALIZING."""
         self._val_batches, self._val_batch = batches, 0
         if self.phase is not Phase.FINALIZING:
             self.enter(Phase.VALIDATING)
@@ -101,7 +101,7 @@ class ProgressMeter:
         now = self._clock()
         self._total_epochs = total_epochs
         self._overhead.add(now - self._mark)
-        self._val_batches = self._val_batch = 1  # nothing of this epoch is left
+        self._val_batches = self._val_batch = 1  # this epoch is complete
         self._batch = self._batches
         self._send(
             EpochFinished(
@@ -151,7 +151,7 @@ class ProgressMeter:
         if not measured:
             return None
         batch = (self._train.seconds + self._train_before.seconds) / measured
-        # before the first validation, assume that it takes a tenth of an epoch's training
+        # before the first validation, assume that a validation takes a tenth of the training time of an epoch
         overhead = (
             self._overhead.seconds / self._overhead.count if self._overhead.count else 0.1 * batch * self._batches
         )

@@ -36,7 +36,7 @@ def validation(metrics: Any, task: Task) -> JsonObject:
     """Return the numbers of one validation.
 
     `mAP` (50-95), `mAP50`, `precision` and `recall` belong to the task's own metric: masks for segment, keypoints for
-    pose, boxes otherwise. For classify there are `top1` and `top5`, and `mAP` repeats top1, so that every run has one.
+    pose, boxes otherwise. For classify there are `top1` and `top5`, and `mAP` repeats top1: every run has a `mAP`.
     """
     return {
         **summary(numbers(metrics.results_dict), task),
@@ -67,7 +67,7 @@ def from_results(results: Path, epoch: int | None, task: Task) -> JsonObject:
 
 
 def environment(args: Mapping[str, Any], fingerprint: str) -> JsonObject:
-    """Return what the numbers depend on besides the plan: versions, hardware, seed, dataset."""
+    """Return the facts that influence the numbers, besides the plan: versions, hardware, seed, dataset."""
     has_gpu = torch.cuda.is_available()
     driver = Path("/proc/driver/nvidia/version")
     return {
@@ -129,7 +129,7 @@ def _accuracy_per_class(metrics: Any) -> list[JsonObject]:
 
 
 def _confusion_matrix(metrics: Any) -> JsonObject | None:
-    """Return the counts, one row per predicted and one column per true class; None if there are none (plots off)."""
+    """Return the counts, one row per predicted and one column per true class; None without counts (plots off)."""
     confusion = metrics.confusion_matrix
     if confusion is None or not confusion.matrix.sum() or len(confusion.names) > MOST_CLASSES:
         return None

@@ -68,7 +68,7 @@ class Training:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the last epoch is trained and its checkpoint saved: a later failure cannot cost the model."""
+        """True if the last epoch is trained and its checkpoint is saved. A later failure then cannot lose the model."""
         return self._callbacks.is_trained
 
     def train(self) -> None:
@@ -165,7 +165,7 @@ class Training:
         if self._checkpoint and RANK < 1:  # only rank 0 writes to the run folder
             checkpoint_file.restore(self._checkpoint, order.run_dir)
             for weights in (self._best, self._last):
-                load_checkpoint(weights)  # checks them: this loads safely, which strip_optimizer does not
+                load_checkpoint(weights)  # checks the file: unlike strip_optimizer, this function loads it safely
         elif RANK < 1:
             checkpoint_file.remove_stale(order.run_dir)
         self._callbacks = self._new_callbacks(progress)
@@ -174,7 +174,7 @@ class Training:
             self._finalize()
             return
         weights = self._checkpoint or self._model
-        # a .pt file knows its family; for an architecture only the name shows it
+        # a .pt file contains its model family; an architecture shows its family only in its name
         is_rtdetr = weights.suffix == ".yaml" and weights.stem.startswith("rtdetr")
         model: Any = (RTDETR if is_rtdetr else YOLO)(str(weights))
         self._check_task(model)
@@ -187,7 +187,7 @@ class Training:
         self._metrics = model.trainer.validator.metrics
 
     def _train_in_ranks(self) -> None:
-        """Train on several GPUs to the last epoch. The final checkpoint is used for everything after it."""
+        """Train on several GPUs to the last epoch. The final checkpoint is used for all later steps."""
         order = shared_order(self._order, self._batch or self._order.plan.batch, self._send)
         self._batch = int(order.plan.batch)
         ranks = Ranks(replace(order, resume=self._checkpoint, model=self._model), self._stop, self._on_rank_event)
@@ -237,7 +237,7 @@ class Training:
     # ── after the last epoch ──
 
     def _finalize(self) -> None:
-        """Do what a training that was interrupted after its last epoch still needs."""
+        """Finish a training that was interrupted after its last epoch."""
         self._meter.enter(Phase.FINALIZING)
         self._strip()
         self._metrics = self._validate("val", self._order.run_dir)
@@ -267,5 +267,5 @@ class Training:
 
 
 def _described(weights: Path) -> WeightsFile:
-    """Return the file with its size and checksum, which the supervisor compares before it publishes. Raises OSError."""
+    """Return the file with its size and checksum, which the supervisor compares before publishing. Raises OSError."""
     return WeightsFile(path=str(weights), sha256=sha256_of(weights), bytes=weights.stat().st_size)

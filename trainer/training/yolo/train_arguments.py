@@ -15,7 +15,7 @@ from trainer.training.yolo.checkpoint_file import Progress
 def for_start(order: TrainingOrder, batch: float) -> dict[str, Any]:
     """Return the arguments of a new training."""
     plan = order.plan
-    # set explicitly, because a .pt file brings its own imgsz, data, task and single_cls
+    # set explicitly, because a .pt file contains its own imgsz, data, task and single_cls
     return {
         "single_cls": False,
         **plan.args,
@@ -31,7 +31,7 @@ def for_start(order: TrainingOrder, batch: float) -> dict[str, Any]:
 
 
 def for_resume(order: TrainingOrder, checkpoint: Path, batch: float | None) -> dict[str, Any]:
-    """Return the arguments of a resumed training; the checkpoint has all others, and the batch if `batch` is None."""
+    """Return the arguments of a resumed training; the checkpoint has the others, and the batch if `batch` is None."""
     workers = {"workers": order.plan.args["workers"]} if "workers" in order.plan.args else {}
     return {"resume": str(checkpoint), **workers, **({"batch": batch} if batch else {}), **paths_and_device(order)}
 
@@ -42,7 +42,7 @@ def paths_and_device(order: TrainingOrder) -> dict[str, Any]:
 
 
 def batch_to_resume(order: TrainingOrder, trained: Progress | None) -> float | None:
-    """Return the batch of the checkpoint, or that of the row if the row was edited since; None if unknown."""
+    """Return the batch of the checkpoint, or the batch of the row if the row has changed since; None if unknown."""
     if trained is None:
         return None
     before, now = Setup.from_json(trained.setup), Setup.from_json(order.setup)
@@ -51,9 +51,9 @@ def batch_to_resume(order: TrainingOrder, trained: Progress | None) -> float | N
 
 
 def with_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any:
-    """Return a subclass of the trainer class whose resumed training has the row's values of all settings that may change.
+    """Return a subclass of the trainer class. Its resumed training uses the changed settings of the row.
 
-    Ultralytics accepts only some of them as arguments of a resumed training, and ignores the epochs.
+    Ultralytics itself accepts only some settings as arguments of a resumed training, and ignores the epochs.
     """
     before, now = Setup.from_json(trained.setup), Setup.from_json(order.setup)
     if before is None or now is None:
@@ -80,7 +80,7 @@ def with_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any:
 
 
 def _device(order: TrainingOrder) -> str:
-    """Return the devices as indices within CUDA_VISIBLE_DEVICES. A rank names all of them and uses its own."""
+    """Return the devices as indices within CUDA_VISIBLE_DEVICES. A rank gets all devices and uses its own device."""
     if RANK != -1:
         return ",".join(str(index) for index in range(len(order.devices)))
     return "0" if order.devices else "cpu"
