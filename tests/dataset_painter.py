@@ -39,7 +39,7 @@ class Drawn:
 
 
 def drawn(number: int, size: int = 32) -> Drawn:
-    """Return image `number`. Classes alternate."""
+    """Return the image with this number. The classes of consecutive images alternate."""
     rng = random.Random(number)
     noise = hashlib.shake_128(str(number).encode()).digest(size * size)
     image = Image.frombytes("L", (size, size), noise).point(lambda v: v // 4).convert("RGB")

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 
 ROOMS = {"request", "weights", "worker", "jobs", "storage", "datasets", "training", "reporting", "settings"}
-# room → the rooms that it may import
+# room → the rooms that its files are allowed to import
 ALLOWED = {
     "core": {"core"},
     "remote": {"remote", "core"},

@@ -22,7 +22,7 @@ def body(content: bytes, *headers: str, status: str = "200 OK") -> Answer:
 
 
 def raw(*parts: bytes) -> Answer:
-    """Return an answer that sends `data` and closes the connection."""
+    """Return an answer that sends `parts` and closes the connection."""
 
     def answer(connection: socket.socket, _: str) -> None:
         for part in parts:

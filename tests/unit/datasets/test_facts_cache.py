@@ -23,7 +23,7 @@ FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", has_trailing_data=True)
 
 @pytest.fixture
 def looked_at(monkeypatch) -> list[str]:
-    """Return the list of images read by the test."""
+    """Return the list of the images that the service has read."""
     seen: list[str] = []
 
     def look(path: str) -> Facts:

@@ -24,13 +24,13 @@ def test_object_deleted_during_download_is_not_in_dataset(store, fetch):
     assert "images/train/2.jpg" not in content(fetch("storage:p/s/data.yaml"))
 
 
-def test_dataset_edited_during_download_is_synced_again(store, fetch):
+def test_dataset_edited_during_download_is_downloaded_again(store, fetch):
     edits = iter([{"images/train/9.jpg": b"added"}])
     store.during = lambda ref: store.put(next(edits, {})) if ref.key.endswith("1.jpg") else None
     assert content(fetch("storage:p/s/data.yaml")) == {**DATASET, "images/train/9.jpg": b"added"}
 
 
-def test_yaml_edited_during_download_is_synced_again(store, fetch):
+def test_dataset_is_downloaded_again_if_yaml_was_edited_during_download(store, fetch):
     edits = iter([{"data.yaml": YAML.replace("[a]", "[b]").encode()}])
     store.during = lambda ref: store.put(next(edits, {})) if ref.key.endswith("1.jpg") else None
     assert b"[b]" in content(fetch("storage:p/s/data.yaml"))["data.yaml"]

@@ -150,7 +150,7 @@ def test_changed_pixels_are_not_used(host):
     assert f"{RECIPE}/images/train/0000.jpg.npy" not in linked(host.prepare("v3"))
 
 
-def test_derived_files_evict_only_each_other_and_are_evicted_first(tmp_path):
+def test_derived_files_are_evicted_first_and_evict_only_derived_files(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=100, reserve=0)
     cache.make_room(40)
     with cache.temporary() as path:

@@ -53,7 +53,7 @@ def test_storage_path_can_start_with_bucket():
 
 
 @pytest.mark.parametrize("kind", ["public/", "sign/", "authenticated/", ""])
-def test_url_of_own_storage_is_an_object(kind):
+def test_url_of_own_storage_is_read_as_object_reference(kind):
     url = f"https://abc.supabase.co/storage/v1/object/{kind}sets/p%20q/data.yaml?token=x"
     assert parse(url) == ObjectRef(bucket="sets", key="p q/data.yaml")
 
@@ -83,7 +83,7 @@ def test_supabase_with_base_path_is_recognized():
         "https://abc.supabase.co/rest/v1/training_runs",
     ],
 )
-def test_other_url_stays_a_url(url):
+def test_other_url_is_read_as_url(url):
     assert parse(url) == HttpRef(url=url)
 
 

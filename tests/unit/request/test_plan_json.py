@@ -62,7 +62,7 @@ _few = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCh
 
 @_few
 @given(_configurations | _json | _configurations.map(json.dumps), st.none() | st.text(max_size=20), st.none() | _words)
-def test_any_row_gives_plan_or_bad_request(configuration, data_yaml, base_model):
+def test_any_request_becomes_plan_or_raises_bad_request(configuration, data_yaml, base_model):
     found = plan_or_problems(configuration, data_yaml, base_model)
     if isinstance(found, TrainPlan):
         assert TrainPlan.from_json(json.loads(json.dumps(found.as_json(), allow_nan=False))) == found
