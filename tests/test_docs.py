@@ -63,7 +63,7 @@ def test_env_example_contains_the_defaults(monkeypatch):
 
 
 def test_documented_run_states_equal_the_states_in_the_code():
-    rows = table_rows(section("What the row contains over time", PAGES["runs"]))
+    rows = table_rows(section("Status and results of a run", PAGES["runs"]))
 
     assert set(rows) == {status.value for status in Status}
     for status, cells in rows.items():

@@ -1,6 +1,6 @@
-"""The demonstration: draw a small labeled dataset (the same bytes each time), and train a run on it.
+"""The demonstration: draw a small labeled dataset, and train a run on it. The dataset is reproducible.
 
-All files are in the folder that the caller names: the dataset, the queue, the run folder and the published model.
+The folder of the demo contains all files: the dataset, the queue, the run folder and the published model.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from PIL import Image, ImageDraw
 
 from trainer.settings import process_environment
 
-# -P: a folder named `trainer` in the working directory is not imported; see service_environment
+# -P: Python does not import a folder named `trainer` in the working directory; see service_environment
 SERVICE = (sys.executable, "-P", "-m", "trainer.cli")
 
 CLASSES = ("circle", "square", "triangle")
 EVERY_VAL = 5  # every fifth image belongs to the val split
 
-# These settings let the model learn the dataset within a minute on two cores. Mosaic and strong scaling only hurt when
-# the objects are this small and the training is this short.
+# With these settings, the training takes less than a minute on two cores. Mosaic and strong scaling would reduce the
+# quality, because the objects are small and the training is short.
 CONFIGURATION = {
     "epochs": 14,
     "batchSize": 8,
@@ -43,9 +43,9 @@ MODEL = "yolo11n.yaml"
 
 
 def draw_dataset(folder: Path, images: int = 240, size: int = 96, seed: int = 7) -> Path:
-    """Draw `images` images of `size`² pixels with YOLO labels into `folder`. Return the path of its data.yaml.
+    """Draw `images` images of `size` x `size` pixels with YOLO labels into `folder`. Return the path of data.yaml.
 
-    An image shows one to three shapes on noise; the shapes do not overlap.
+    Each image shows one to three shapes on noise. The shapes do not overlap.
     """
     for split in ("train", "val"):
         (folder / "images" / split).mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, kind: str, left: int, top: int, side:
         case "square":
             draw.rectangle(box, fill=color)
         case _:
-            # the corners touch the sides of the box, so that the label is exact
+            # the corners touch the sides of the bounding box, so the label is exact
             draw.polygon([(left + side // 2, top), (left + side, top + side), (left, top + side)], fill=color)
 
 
@@ -119,7 +119,7 @@ def run_demo(folder: Path, epochs: int | None) -> int:
 
 
 def service_environment() -> dict[str, str]:
-    """Return this process's environment, in which SERVICE imports the same package, installed or not."""
+    """Return the environment of this process, changed so that SERVICE imports the same package, installed or not."""
     environment = dict(process_environment())
     paths = (str(Path(__file__).parents[1]), environment.get("PYTHONPATH"))
     return environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -127,7 +127,7 @@ def service_environment() -> dict[str, str]:
 
 @contextmanager
 def running_service(environment: Mapping[str, str], log: IO[bytes]) -> Iterator[None]:
-    """Run the service as a process of its own; stop it with SIGTERM, as systemd does."""
+    """Run the service in a separate process while the block runs, then stop the service with SIGTERM, like systemd."""
     service = subprocess.Popen(SERVICE, env=environment, stdout=log, stderr=log)
     try:
         yield

@@ -1,4 +1,4 @@
-"""`yolo-trainer doctor`: check the installation, and suggest a fix for each problem."""
+"""The command `doctor`: check the installation, and suggest a fix for each problem."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from trainer.worker.self_test import disk_problem, write_and_read
 GIB = 2**30
 LEAST_FREE = 5 * GIB
 LEAST_SHARED_MEMORY = GIB  # dataloader workers pass batches through /dev/shm
-MOST_SKEW = 60.0  # seconds; with more, signed URLs and tokens fail
-TORCH_SECONDS = 120.0  # a driver may hang
+MOST_SKEW = 60.0  # seconds; a larger difference breaks signed URLs and tokens
+TORCH_SECONDS = 120.0  # time limit, because a driver can hang
 
-# runs in a separate process: the service never imports torch
+# runs in a separate process, because the service never imports torch
 LOOK_AT_TORCH = """
 import json, torch
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": [
@@ -51,7 +51,7 @@ class Check:
 
 
 def examine() -> Iterator[Check]:
-    """Yield one check after another, as far as the settings allow."""
+    """Yield the results of all checks. If the settings are not valid, yield only their errors."""
     try:
         settings = read_settings()
     except Misconfigured as error:
@@ -66,7 +66,7 @@ def examine() -> Iterator[Check]:
 
 
 def _until_fault(name: str, checks: Iterator[Check]) -> Iterator[Check]:
-    """Yield the checks; an expected error becomes the last one."""
+    """Yield the checks. After an expected error, yield a fault as the last check."""
     try:
         yield from checks
     except (TrainerError, OSError) as error:
@@ -98,7 +98,7 @@ def _folders(settings: Settings) -> Iterator[Check]:
             message = f"{extra} does not exist, or this user cannot read it; create it or change its permissions"
             yield Check(name="EXTRA_DATASET_ROOTS", state="fault", message=message)
     weights = sorted(path.name for path in settings.models_folder.glob("*.pt"))
-    yield Check(name="weights", state="ok", message=", ".join(weights) or "none yet; missing weights are downloaded")
+    yield Check(name="weights", state="ok", message=", ".join(weights) or "no weights yet; downloaded when needed")
 
 
 def _writable(name: str, folder: Path) -> Check:
@@ -145,9 +145,9 @@ def _gpus() -> Iterator[Check]:
 
 
 def torch_facts() -> JsonObject:
-    """Return the versions of torch and its CUDA, and the GPUs that it can use.
+    """Return the versions of torch and its CUDA, and the GPUs that torch can use.
 
-    Raise Misconfigured if torch cannot be imported, Unavailable if it hangs.
+    Raises Misconfigured if torch cannot be imported, Unavailable if the import hangs.
     """
     look = [sys.executable, "-c", LOOK_AT_TORCH]
     try:
@@ -164,7 +164,7 @@ def torch_facts() -> JsonObject:
 
 
 def _queue(settings: Settings, backend: Backend) -> Iterator[Check]:
-    """Check the access and the schema. Raise Unavailable if the server does not answer; the remaining checks are skipped."""
+    """Check the access and the schema. Raise Unavailable if the server does not answer."""
     try:
         warnings = backend.check()
         schema = f"schema version {backend.schema_version()}"
@@ -180,14 +180,14 @@ def _queue(settings: Settings, backend: Backend) -> Iterator[Check]:
 
 
 def _worker(settings: Settings, runs: RunTable) -> Iterator[Check]:
-    """Check what the service of this host reported last."""
+    """Check the last report of the service on this host."""
     try:
         rows = [row for row in runs.workers() if row.worker_id == settings.worker_id]
-    except Misconfigured:  # a key of the restricted role may not read the table
+    except Misconfigured:  # a key of the restricted role cannot read this table
         return
     for row in rows:
         if is_long_ago(row.last_seen):
-            continue  # the service is not running; its last report is out of date
+            continue  # the service is not running, so its last report is outdated
         problem = row.status_message
         message = (
             f"{settings.worker_id} claims no runs: {problem}" if problem else f"{settings.worker_id}, {row.status}"
@@ -210,7 +210,7 @@ def _readable_bucket(bucket: str, store: ObjectStore, *, local: bool) -> Check:
     try:
         next(iter(store.list(ObjectRef(bucket=bucket, key=""))), None)
     except ObjectMissing as error:
-        # the local store has no folder before its first object
+        # the local store creates the folder together with the first object
         return Check(name=name, state="ok" if local else "fault", message="empty" if local else str(error))
     except (Unavailable, Misconfigured) as error:
         return Check(name=name, state="fault", message=str(error))
@@ -224,4 +224,4 @@ def _clock(url: str) -> Iterator[Check]:
         message = f"this host is {abs(skew):.0f} s {side} the server: enable NTP (timedatectl set-ntp true)"
         yield Check(name="clock", state="fault", message=message)
     else:
-        yield Check(name="clock", state="ok", message=f"within {max(abs(skew), 1):.0f} s of the server's")
+        yield Check(name="clock", state="ok", message=f"within {max(abs(skew), 1):.0f} s of the server clock")

@@ -32,14 +32,14 @@ class Gpu:
     driver: str
 
 
-MOST_LOADERS = 8  # Ultralytics' default
+MOST_LOADERS = 8  # default of Ultralytics
 
 
 def loaders_per_slot(slots: int) -> int | None:
-    """Return the number of loader processes for one of `slots` trainings, or None if Ultralytics chooses the same.
+    """Return the number of loader processes per training on a host with `slots` slots.
 
-    Ultralytics divides the processors by the GPUs that the training sees, which is one. It also counts processors
-    that a container may not use.
+    Return None if the number is the default of Ultralytics. Ultralytics divides the processors by the visible GPUs of a
+    training, which is one GPU. Ultralytics also counts processors that a container cannot use.
     """
     usable = len(os.sched_getaffinity(0))
     share = max(1, min(MOST_LOADERS, usable // slots))
@@ -48,7 +48,7 @@ def loaders_per_slot(slots: int) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """The load of a GPU: memory in bytes, utilization 0…1."""
+    """The load of a GPU: memory in bytes, utilization from 0 to 1."""
 
     index: int
     name: str
@@ -58,7 +58,7 @@ class Load:
 
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
-    """Return the GPUs of this host from NVML; empty without a driver."""
+    """Return the GPUs of this host from NVML, or an empty tuple without a driver."""
 
     def describe(nvml: Any, index: int, handle: Any) -> Gpu:
         memory, driver = nvml.nvmlDeviceGetMemoryInfo(handle).total, nvml.nvmlSystemGetDriverVersion()
@@ -68,9 +68,10 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def visible_gpus(mask: str | None) -> tuple[Gpu, ...]:
-    """Return the GPUs that `mask`, a value of CUDA_VISIBLE_DEVICES, leaves visible; all GPUs without a mask.
+    """Return the visible GPUs. `mask` is a value of CUDA_VISIBLE_DEVICES; None means all GPUs.
 
-    As in CUDA, entries after the first one that is not an index of this host are ignored. Names (GPU-…) are not supported.
+    As in CUDA, the first entry that is not an index of this host and all later entries are ignored.
+    Names of GPUs (GPU-…) are not supported.
     """
     if mask is None:
         return gpus()
@@ -89,7 +90,7 @@ def gpu_loads() -> list[Load]:
     return _each_gpu(describe)
 
 
-# runs in a separate process: a driver that hangs must not hang the service
+# runs in a separate process, so that a hanging driver does not block the service
 ASK_DRIVER = """
 import ctypes
 cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
@@ -99,9 +100,10 @@ print(f"CUDA error {error}" if error else count.value)
 
 
 class GpuCheck:
-    """Checks that the GPUs that CUDA reported first are still there. Thread-safe.
+    """Checks that all GPUs still respond. Thread-safe.
 
-    NVML may report more GPUs than a process can use (MIG), so later counts are compared with CUDA's own first count.
+    Compares the GPU count of CUDA with the first count of CUDA, because NVML can report more GPUs than a process can
+    use (MIG).
     """
 
     def __init__(self, environment: Mapping[str, str], *, ask: str | None = None, seconds: float = 60.0) -> None:
@@ -111,7 +113,7 @@ class GpuCheck:
         self._expected = 1
 
     def __call__(self) -> str | None:
-        """Return the problem as one sentence, or None. A host without a GPU has no problem."""
+        """Return the problem as one sentence, or None. For a host without a GPU, return None."""
         if not visible_gpus(self._environment.get("CUDA_VISIBLE_DEVICES")):
             return None
         answer = self._answer()
@@ -125,7 +127,7 @@ class GpuCheck:
         return f"GPU: {problem}: look at nvidia-smi and dmesg, then restart the host."
 
     def _answer(self) -> str:
-        """Return the last line that the process printed."""
+        """Return the last output line of the process."""
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", self._ask],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self._environment,
@@ -134,13 +136,13 @@ class GpuCheck:
             return process.communicate(timeout=self._seconds)[0].decode(errors="replace").strip().rpartition("\n")[2]
         except subprocess.TimeoutExpired:
             process.kill()
-            with suppress(subprocess.TimeoutExpired):  # a process inside a driver that hangs cannot be killed
+            with suppress(subprocess.TimeoutExpired):  # a process that waits for a hanging driver cannot be killed
                 process.communicate(timeout=1.0)
             return f"no answer within {self._seconds:.0f} s"
 
 
 def _each_gpu(describe: Callable[[Any, int, Any], T]) -> list[T]:
-    """Return `describe(library, index, handle)` of each GPU; empty without a driver."""
+    """Return `describe(library, index, handle)` for each GPU, or an empty list without a driver."""
     import pynvml
 
     try:
@@ -156,7 +158,7 @@ def _each_gpu(describe: Callable[[Any, int, Any], T]) -> list[T]:
 
 @lru_cache(maxsize=1)
 def hardware() -> JsonObject:
-    """Return the hardware columns of `trainer_workers`, as the web app reads them."""
+    """Return the hardware columns of `trainer_workers`, in the format of the web app."""
     found = gpus()
     facts: JsonObject = {
         "device_type": "gpu" if found else "cpu",

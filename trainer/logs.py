@@ -1,6 +1,6 @@
 """Format the log lines of the service: colored for a terminal, with priorities for journald, or one JSON object each.
 
-Secrets are removed from every line, because the message of a library or a server may contain one.
+Secrets are removed from every line, because messages of libraries and servers can contain secrets.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 # sd-daemon(3): a line that starts with <N> has syslog priority N
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}
 
-# JSON web tokens (also inside signed URLs) and Supabase's own key format
+# JSON web tokens (also inside signed URLs) and keys in the format of Supabase
 SECRET = re.compile(r"eyJ[\w-]{6,}\.[\w-]+\.[\w-]*|sb_secret_[\w-]+")
 
 
 def configure_logging(form: str, level: str, secrets: Iterable[str] = (), stream: Any = None) -> None:
-    """Configure structlog for this process. `form` is console (or auto), json or journal; no line contains one of `secrets`."""
+    """Configure structlog for this process. `form` is console (or auto), json or journal.
+
+    `secrets` are removed from all lines.
+    """
     stream = stream or sys.stderr
     structlog.configure(
         processors=[
@@ -55,7 +58,7 @@ def _renderers(form: str, *, colors: bool) -> list[Processor]:
 
 
 def _plain_line(_: WrappedLogger, method: str, event: EventDict) -> str:
-    """Return the line with its priority and without the time, which journald adds."""
+    """Return the line with its priority, but without the time, because journald adds the time."""
     event.pop("timestamp", None)
     level = event.pop("level", method)
     text = event.pop("event", "")

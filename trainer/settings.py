@@ -1,6 +1,6 @@
-"""Every environment variable that the service reads; all are read once, at the start.
+"""All environment variables of the service. They are read once, at the start.
 
-`.env.example` and `docs/settings.md` repeat the names, defaults and meanings; tests/test_docs.py compares the three.
+`.env.example` and `docs/settings.md` also contain the names, defaults and meanings; tests/test_docs.py compares them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 def _absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
-    except (RuntimeError, OSError) as error:  # a user without a home, a working directory that was deleted
+    except (RuntimeError, OSError) as error:  # the user has no home directory, or the working directory was deleted
         raise ValueError(f"cannot be made absolute ({error}); set it to a path that starts with /") from None
 
 
@@ -43,11 +43,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
 
-    # where runs come from
+    # queue and storage
     backend: Literal["auto", "supabase", "local"] = "auto"
     supabase_url: str | None = None
     supabase_service_role_key: SecretStr | None = None
-    supabase_anon_key: SecretStr | None = None  # only needed with a key of the restricted role
+    supabase_anon_key: SecretStr | None = None  # only required with a key of the restricted role
     supabase_datasets_bucket: str = "datasets"
     supabase_artifacts_bucket: str = "training-artifacts"
     worker_id: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)
@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     stall_seconds: Seconds = 1800
 
     # training
-    slots: int = Field(default=0, ge=0, le=64)  # 0: one per visible GPU, one on a CPU host
+    slots: int = Field(default=0, ge=0, le=64)  # 0: one slot per visible GPU, or one slot on a CPU host
     warm_start: bool = True
     fast_loader: bool = True
     sandbox: bool = True
@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     dataset_cache_gb: float = Field(default=50, ge=0)
     keep_run_datasets: bool = False
 
-    # what the operator sees
+    # logs and metrics
     log_format: Literal["auto", "console", "json", "journal"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     timestamp_streams: bool = True
@@ -96,7 +96,7 @@ class Settings(BaseSettings):
             if missing:
                 names = " and ".join(name.upper() for name in missing)
                 raise ValueError(f"BACKEND={self.backend} needs {names}; set it, or BACKEND=local")
-        # otherwise one slow answer would lose the lease
+        # otherwise a single slow answer could lose the lease
         if self.lease_seconds < 3 * self.cancel_check_interval:
             raise ValueError(
                 f"LEASE_SECONDS={self.lease_seconds:g} must be at least three times "
@@ -124,7 +124,7 @@ class Settings(BaseSettings):
 def read_settings() -> Settings:
     """Return the settings of this process, from its environment and `.env`.
 
-    Raise Misconfigured with a line for each wrong variable. No line contains a value that may be secret.
+    Raises Misconfigured with one line per invalid variable. The lines contain no secret values.
     """
     if named := Settings.model_config.get("env_file"):
         _check_environment_file(Path(str(named)))
@@ -136,11 +136,11 @@ def read_settings() -> Settings:
 
 
 def _check_environment_file(path: Path) -> None:
-    """Raise Misconfigured if the file exists and its settings cannot be read."""
+    """Raise Misconfigured if the file exists but cannot be read as settings."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISCHR(mode):
-            return  # /dev/null stands for no file
+            return  # /dev/null means no file
         if not stat.S_ISREG(mode):
             raise ValueError("it is not a regular file")
         if "\0" in path.read_text(encoding="utf-8"):
@@ -169,18 +169,18 @@ def _explain(problem: Mapping[str, object]) -> str:
 
 
 def service_manager() -> tuple[str | None, float | None]:
-    """Return the address of systemd's notify socket and the watchdog's timeout in seconds; None if systemd set none."""
+    """Return the notify socket of systemd and the watchdog timeout in seconds, each None if systemd did not set it."""
     watchdog = os.environ.get("WATCHDOG_USEC", "")
     microseconds = int(watchdog) if watchdog.isascii() and watchdog.isdigit() and len(watchdog) < 20 else 0
     return os.environ.get("NOTIFY_SOCKET") or None, microseconds / 1e6 or None
 
 
 def journal_reads(fd: int) -> bool:
-    """Return whether journald reads what is written to this file descriptor."""
+    """Return whether this file descriptor is connected to journald."""
     about = os.fstat(fd)
     return os.environ.get("JOURNAL_STREAM") == f"{about.st_dev}:{about.st_ino}"
 
 
 def process_environment() -> Mapping[str, str]:
-    """Return the environment of this process. Training processes get a part of it (training/supervisor/environment.py)."""
+    """Return the environment of this process. Training processes receive only a part (supervisor/environment.py)."""
     return dict(os.environ)

@@ -13,20 +13,20 @@ from trainer.core.stop import StopReason, StopSignal
 
 @contextmanager
 def signals_set(shutdown: StopSignal) -> Iterator[None]:
-    """Set `shutdown` at SIGTERM, SIGINT or SIGHUP. Afterwards, ignore SIGHUP and restore the other handlers.
+    """Set `shutdown` at SIGTERM, SIGINT or SIGHUP. After the block, ignore SIGHUP and restore the other handlers.
 
-    A second SIGTERM or SIGINT exits at once. A second SIGHUP has no effect: when a terminal closes, the kernel and the
-    shell both send one, and systemd can send one right after SIGTERM. If SIGHUP is ignored at the start (nohup), it
-    stays ignored.
+    A second SIGTERM or SIGINT exits immediately. A second SIGHUP has no effect, because the kernel and the shell both
+    send SIGHUP when a terminal closes, and systemd can send SIGHUP right after SIGTERM. If SIGHUP is ignored at the
+    start (nohup), the service continues to ignore SIGHUP.
     """
     requests = 0
 
     def handle(number: int, _: FrameType | None) -> None:
         nonlocal requests
-        # Python handles pending signals by their number: a SIGHUP that was sent after SIGTERM can be handled before it
+        # Python handles pending signals by number, so a later SIGHUP can be handled before an earlier SIGTERM
         requests += number != signal.SIGHUP
         if requests > 1:
-            # the children die with this process (parent-death signal), and the journal tells the next process about its runs
+            # the kernel kills the children (parent-death signal); the next process recovers the runs from the journal
             os._exit(128 + number)
         shutdown.set(StopReason.SHUTDOWN)
 
@@ -38,5 +38,5 @@ def signals_set(shutdown: StopSignal) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            # a SIGHUP while the interpreter exits would change the exit code of a clean drain
+            # a SIGHUP during the exit of the interpreter would change the exit code
             signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else handler)

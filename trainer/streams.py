@@ -7,9 +7,9 @@ import sys
 
 
 def fill_standard_streams() -> None:
-    """Open /dev/null for each standard stream that is closed. Call this before any other file is opened.
+    """Open /dev/null for each closed standard stream. Call this function before any other file is opened.
 
-    Otherwise the next file or socket gets the number of the stream, and the output of a library is written into it.
+    Otherwise the next file or socket gets the number of the stream, and output of a library is written into that file.
     """
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
@@ -17,7 +17,7 @@ def fill_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.dup2(null, number)
-    # /dev/null itself can have got the number of a stream
+    # if a standard stream was closed, `null` may have its number
     if null > 2:
         os.close(null)
     else:

@@ -1,7 +1,7 @@
 """Notify systemd (READY, STATUS, STOPPING and the watchdog) with the protocol of sd_notify(3).
 
-Without systemd, nothing is sent. A socket that cannot be reached is a warning in the log, because the service works
-without systemd, too.
+Without systemd, no message is sent. If the socket cannot be reached, the service logs a warning and continues, because
+the service also works without systemd.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import structlog
 
 log = structlog.get_logger()
 
-SEND_SECONDS = 1.0  # a manager that does not read must not block the caller
+SEND_SECONDS = 1.0  # time limit, so that a hanging systemd does not block the caller
 
 
 class ServiceManager:
     """Sends the state of the service to systemd. `address` is $NOTIFY_SOCKET, or None without systemd."""
 
     def __init__(self, address: str | None) -> None:
-        # a leading @ means the abstract namespace
+        # a leading @ means a socket in the abstract namespace
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
-        self._is_ready = False  # whether systemd received READY
+        self._is_ready = False  # systemd has received READY
         self._is_warned = False
 
     def ready_and(self, status: str) -> None:
-        """Send the status, together with READY until systemd has received it once."""
+        """Send the status. Also send READY until systemd has received READY once."""
         sent = self._send(f"STATUS={status}" if self._is_ready else f"READY=1\nSTATUS={status}")
         self._is_ready = self._is_ready or sent
 
@@ -37,7 +37,7 @@ class ServiceManager:
 
     @contextmanager
     def watchdog(self, seconds: float | None, is_alive: Callable[[float], bool]) -> Iterator[None]:
-        """Notify the watchdog, whose timeout is `seconds`, as long as `is_alive(seconds)` is true."""
+        """Notify the watchdog while `is_alive(seconds)` is true. `seconds` is the timeout of the watchdog."""
         if seconds is None:
             yield
             return

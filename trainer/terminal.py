@@ -31,12 +31,12 @@ COLORS: Mapping[str, str] = {
 LEVELS = {"error": "red", "warning": "yellow", "note": "dim"}
 STATES = {"ok": "green", "warning": "yellow", "fault": "red"}
 REFRESH_SECONDS = 0.5
-UNBOUNDED = 10_000  # characters of a line, more than any row has
+UNBOUNDED = 10_000  # width of the console in characters; longer than every row
 GONE_AFTER = timedelta(minutes=10)  # a worker reports every POLL_INTERVAL
 
 
 def _console() -> Console:
-    """Return a console on stdout. Only a terminal has a width: in a pipe or a file, no line is cut or wrapped."""
+    """Return a console on stdout. In a pipe or a file, lines are not cut or wrapped."""
     return Console() if sys.stdout.isatty() else Console(width=UNBOUNDED)
 
 
@@ -65,10 +65,10 @@ def show_list(rows: Sequence[RunRow]) -> None:
 
 
 def is_long_ago(seen: Json) -> bool:
-    """Return whether a worker is gone that was last seen at `seen`, a time in ISO 8601; true for an invalid time."""
+    """Return whether `seen`, an ISO 8601 time, is more than 10 minutes ago. Return True for an invalid time."""
     try:
         return datetime.now(UTC) - datetime.fromisoformat(str(seen)) > GONE_AFTER
-    except (ValueError, TypeError, OverflowError):  # "infinity", or a time without a zone
+    except (ValueError, TypeError, OverflowError):  # "infinity", or a time without a time zone
         return True
 
 
@@ -82,7 +82,7 @@ def show_unhealthy(workers: Sequence[WorkerRow]) -> None:
 
 
 def show_row(row: RunRow) -> None:
-    """Print one run: its status, its metrics and the places of its files."""
+    """Print one run: its status, its metrics and the paths of its artifacts."""
     results = _object(row.results)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -104,14 +104,14 @@ def show_row(row: RunRow) -> None:
     if artifacts:
         console.print("artifacts", style="bold")
     for artifact in artifacts:
-        # a signed URL is long and expires soon; the key does not
+        # the key, because a signed URL is long and expires soon
         is_local = artifact.url.startswith("file://")
         place = artifact.url.removeprefix("file://") if is_local else artifact.path
         console.print(_text(f"  {artifact.name:<32} {place}", 5000), soft_wrap=True)
 
 
 def show_models(known: Sequence[Entry], files: Sequence[str]) -> None:
-    """Print the models that a run can use: the known names by task, and the files on disk."""
+    """Print the models that a run can use: known names by task, and files on disk."""
     table = Table("name", "pretrained for", "from scratch (NAME.yaml) for", box=None, pad_edge=False)
     for entry in known:
         table.add_row(entry.stem, " ".join(entry.weights), " ".join(entry.architectures))
@@ -140,12 +140,12 @@ def show_check(name: str, state: str, message: str) -> None:
 
 
 def watch(runs: RunTable, run_id: str) -> RunRow | None:
-    """Show the run until it ends. Return its last row, or None if it does not exist."""
+    """Show the run until it ends. Return its last row, or None if the run does not exist."""
     console = _console()
     with Live(console=console, refresh_per_second=4) as live:
         row = _followed(runs, run_id, live)
     if row is not None and not console.is_terminal:
-        console.line()  # rich writes a line break after its last frame only on a terminal
+        console.line()  # outside of a terminal, rich writes no line break after its last frame
     return row
 
 
@@ -188,7 +188,7 @@ def _status(row: RunRow) -> Text:
     return _text(row.status, style=COLORS.get(str(row.status), ""))
 
 
-# a row may contain anything: a strange value must not change how it is printed, or hide other rows
+# a row can contain any value; an invalid value must not break the output or hide other rows
 
 
 def _object(value: Json) -> JsonObject:
@@ -201,7 +201,7 @@ def _short(value: Json, longest: int = 200) -> str:
 
 
 def _text(value: Json, longest: int = 200, style: str = "") -> Text:
-    """Return the value without interpreting its markup, and without control characters."""
+    """Return the value as text. Markup is not interpreted, and control characters are replaced."""
     return Text(
         "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in _short(value, longest)),
         style,

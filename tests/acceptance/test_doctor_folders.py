@@ -32,8 +32,8 @@ def test_read_only_folder_is_a_fault(a_host, name):
 @pytest.mark.parametrize(
     ("number", "says"),
     [
-        (errno.ENOSPC, "has no space left (No space left on device): free some, or set RUNS_DIR to another disk"),
-        (errno.EDQUOT, "has no space left (Disk quota exceeded): free some, or set RUNS_DIR to another disk"),
+        (errno.ENOSPC, "has no space left (No space left on device): free some space, or set RUNS_DIR to another disk"),
+        (errno.EDQUOT, "has no space left (Disk quota exceeded): free some space, or set RUNS_DIR to another disk"),
         (
             errno.EROFS,
             "cannot be written (Read-only file system): check dmesg and the mount, or set RUNS_DIR to another folder",

@@ -95,7 +95,7 @@ def test_deleted_run_is_gone(service, enqueue):
     refused = service.run("delete", first, check=False)
     assert (refused.returncode, refused.stderr) == (
         1,
-        f"error: {first}: there is no such run; `status` lists the newest ones.\n",
+        f"error: {first}: there is no such run; `status` lists the newest runs.\n",
     )
 
 

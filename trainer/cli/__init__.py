@@ -1,4 +1,4 @@
-"""The command line: run the service, and manage its queue. Each module holds the commands for one noun."""
+"""The command line: run the service, and manage its queue. Each module contains the commands for one topic."""
 
 from trainer.cli import service  # isort: skip - the options without a command come first
 from trainer.cli import enqueue, schema, runs, logs, weights, dataset, host, demo  # noqa: I001 - the order of --help
@@ -9,6 +9,6 @@ __all__ = ["dataset", "demo", "enqueue", "host", "logs", "main", "runs", "schema
 
 
 def main() -> None:
-    """Run the command that the arguments of this process name."""
+    """Run the command from the arguments of this process."""
     fill_standard_streams()
     app()

@@ -1,4 +1,4 @@
-"""`python -m trainer.cli` is the same as `yolo-trainer`."""
+"""The entry point of `python -m trainer.cli`, an alternative to `yolo-trainer`."""
 
 from trainer.cli import main
 

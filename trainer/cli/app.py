@@ -1,4 +1,4 @@
-"""The Typer application, and what its commands share: options, the queue's table, and how an error is shown."""
+"""The Typer application and the shared parts of its commands: options, the table of runs, error output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-RunId = Annotated[str, typer.Argument(metavar="ID", help="The ID of the run, as enqueue printed it.")]
+RunId = Annotated[str, typer.Argument(metavar="ID", help="The ID of the run, from the output of enqueue.")]
 
 
 def fail(*lines: str, code: int = 1) -> NoReturn:
@@ -46,7 +46,7 @@ def warn(*lines: str) -> None:
 
 
 def settings_or_exit() -> Settings:
-    """Return the settings; exit with code 2 if they are wrong."""
+    """Return the settings. Exit with code 2 if a setting is not valid."""
     try:
         return read_settings()
     except Misconfigured as error:
@@ -67,9 +67,9 @@ def run_table(settings: Settings | None = None) -> Iterator[RunTable]:
 
 
 def existing(row: RunRow | None, run_id: str) -> RunRow:
-    """Return `row`, or raise BadRequest if there is none."""
+    """Return `row`, or raise BadRequest if the run does not exist."""
     if row is None:
-        raise BadRequest(f"{run_id}: there is no such run; `status` lists the newest ones.")
+        raise BadRequest(f"{run_id}: there is no such run; `status` lists the newest runs.")
     return row
 
 

@@ -17,12 +17,12 @@ from trainer.logs import configure_logging
 
 @app.command()
 def check(
-    data: Annotated[str, typer.Argument(metavar="PATH_OR_URI", help="As in enqueue --data.")],
+    data: Annotated[str, typer.Argument(metavar="PATH_OR_URI", help="The dataset, as for enqueue --data.")],
     task: Annotated[Task | None, typer.Option(help="Check for this task instead of the task of the dataset.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Draw labeled samples into this PNG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a dataset as a run would, and report every problem. Exit with code 1 if there are errors."""
+    """Check a dataset like a run, and report every problem. Exit with code 1 if there are errors."""
     from trainer import terminal
     from trainer.wiring.datasets import check_dataset
 

@@ -1,4 +1,4 @@
-"""The demonstration as a command."""
+"""The command `demo`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.cli.app import app
 def demo(
     folder: Annotated[Path, typer.Option(help="The folder for all files of the demo.")] = Path("demo"),
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs to train, instead of the demo's own number.")
+        int | None, typer.Option(min=1, help="The number of epochs, instead of the default of the demo.")
     ] = None,
 ) -> None:
     """Train one run on a drawn dataset and show the result."""

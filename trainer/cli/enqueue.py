@@ -28,19 +28,19 @@ def enqueue(
     model: Annotated[
         str | None, typer.Option(help="Weights, an architecture (yolo11n.yaml) or the ID of a run.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How many epochs to train.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="The number of epochs.")] = None,
     name: Annotated[str | None, typer.Option(help="The name of the run.")] = None,
-    config: Annotated[str | None, typer.Option(metavar="JSON", help="The configuration of the row, any JSON.")] = None,
+    config: Annotated[str | None, typer.Option(metavar="JSON", help="The configuration of the row, as JSON.")] = None,
     priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
-    group: Annotated[str | None, typer.Option(help="A name for runs that belong together.")] = None,
-    tags: Annotated[list[str] | None, typer.Option("--tag", help="A label of the run; may be repeated.")] = None,
+    group: Annotated[str | None, typer.Option(help="The group of the run, for lists.")] = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="A tag for lists; can be repeated.")] = None,
     own_id: Annotated[
         str | None,
-        typer.Option("--id", metavar="UUID", help="The ID of the run. Repeating the command inserts no second run."),
+        typer.Option("--id", metavar="UUID", help="The ID of the run. A repeated command inserts no second run."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Insert a run into the queue and print its ID. Exit with code 2 if no worker could train it."""
+    """Insert a run into the queue and print its ID. Exit with code 2 if no worker can train it."""
     from trainer.wiring.datasets import check_request
 
     options = {"data": data, "model": model, "epochs": epochs, "name": name}
@@ -74,13 +74,13 @@ def _by_name(pairs: Iterable[str]) -> dict[str, str]:
         if not name or not equals:
             fail(f"{pair}: write NAME=VALUE, for example epochs=50.", code=2)
         if name in found:
-            fail(f"{name} is given twice: {found[name]} and {text}. Keep one.", code=2)
+            fail(f"{name} is given twice: {found[name]} and {text}. Remove one value.", code=2)
         found[name] = text
     return found
 
 
 def _value(text: str) -> Json:
-    """Return the JSON value of `text`, or else the text itself."""
+    """Return the JSON value of `text`, or `text` if it is not JSON."""
     try:
         return None if text == "None" else json_from_text(text)
     except ValueError:

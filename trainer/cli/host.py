@@ -13,7 +13,7 @@ from trainer.logs import configure_logging
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check the installation and suggest fixes. Exit with code 1 if something is wrong."""
+    """Check the installation and suggest fixes. Exit with code 1 if a check finds a fault."""
     from trainer import terminal
     from trainer.doctor import examine
 

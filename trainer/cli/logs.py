@@ -23,7 +23,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the log of a run. It contains all attempts on this host, oldest first."""
+    """Print the logs of all attempts of a run on this host, oldest first."""
     from trainer.wiring.host import run_logs
 
     settings = settings_or_exit()
@@ -37,7 +37,7 @@ def logs(
 
 
 def _print_logs(settings: Settings, table: RunTable, run_id: str, *, follow: bool) -> bool:
-    """Print the run's logs, with `follow` until the run ends. Return whether this host has any."""
+    """Print the logs of the run. With `follow`, print until the run ends. Return whether this host has a log."""
     from trainer.wiring.host import run_logs
 
     offsets: dict[Path, int] = {}
@@ -51,7 +51,7 @@ def _print_logs(settings: Settings, table: RunTable, run_id: str, *, follow: boo
 
 
 def _print_from(path: Path, offset: int) -> int:
-    """Print a file from `offset` in bytes. Return the offset of its end."""
+    """Print a file from the byte `offset`. Return the offset of the end of the file."""
     with path.open("rb") as file:
         file.seek(offset)
         sys.stdout.buffer.write(file.read())

@@ -1,4 +1,4 @@
-"""Show, follow and change runs that are in the queue."""
+"""Show, follow and change runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from trainer.core.run_row import ALL_RUNS, RunFilter
 
 @app.command()
 def status(
-    run_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="One run; without it, the newest runs.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest runs to list.")] = 20,
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="The ID of a run. Without an ID, list the newest runs.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The number of runs in the list.")] = 20,
     statuses: Annotated[
-        list[Status] | None, typer.Option("--status", help="List runs with this status; may be repeated.")
+        list[Status] | None, typer.Option("--status", help="List runs with this status; can be repeated.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="List the runs of this group.")] = None,
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", help="List runs with this tag; repeat it for runs with all of them.")
+        list[str] | None, typer.Option("--tag", help="List runs with this tag; can be repeated for runs with all tags.")
     ] = None,
     worker: Annotated[str | None, typer.Option(metavar="ID", help="List the runs of this worker.")] = None,
     as_json: AsJson = False,
@@ -60,7 +62,7 @@ def watch(run_id: RunId) -> None:
 
 @app.command()
 def cancel(run_id: RunId, as_json: AsJson = False) -> None:
-    """Cancel a run. A queued run ends at once, a running run at its next batch."""
+    """Cancel a run. A queued run ends immediately, a running run at its next batch."""
     with run_table() as table:
         row = existing(table.cancel(run_id), run_id)
     print_status(row, as_json=as_json)
@@ -76,7 +78,7 @@ def finish(run_id: RunId, as_json: AsJson = False) -> None:
 
 @app.command()
 def requeue(run_id: RunId, as_json: AsJson = False) -> None:
-    """Queue an ended run again, with its current settings."""
+    """Requeue an ended run with its current settings."""
     with run_table() as table:
         row = existing(table.requeue(run_id), run_id)
         if row.status != Status.QUEUED:
@@ -84,13 +86,13 @@ def requeue(run_id: RunId, as_json: AsJson = False) -> None:
     print_status(row, as_json=as_json)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})  # a negative number is no option
+@app.command(context_settings={"ignore_unknown_options": True})  # a negative number is not an option
 def priority(
     run_id: RunId,
     number: Annotated[int, typer.Argument(metavar="NUMBER", help="Runs with a higher priority start first.")],
     as_json: AsJson = False,
 ) -> None:
-    """Change the priority of a run. A running run has it the next time it is queued."""
+    """Change the priority of a run. For a running run, the priority applies after a requeue."""
     with run_table() as table:
         row = existing(table.set_priority(run_id, number), run_id)
     typer.echo(json.dumps(row.as_json()) if as_json else f"{row.id} has priority {row.priority}")

@@ -1,4 +1,4 @@
-"""The service itself, which runs when no command is given."""
+"""The service, which runs if no command is given."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def serve(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Run the service when no command is given."""
+    """Run the service if no command is given."""
     if version:
         typer.echo(__version__)
         raise typer.Exit
@@ -39,7 +39,7 @@ def serve(
         with signals_set(shutdown), build_service(settings, shutdown) as daemon:
             if not daemon.run(shutdown):
                 log.warning("drain timed out, unfinished runs resume from their last checkpoint")
-    except TrainerError as error:  # wrong settings, a folder that cannot be written, a queue file on a full disk
+    except TrainerError as error:  # for example wrong settings, a read-only folder, or a queue file on a full disk
         fail(*str(error).splitlines(), code=2 if isinstance(error, Misconfigured) else 1)
 
 

@@ -1,4 +1,4 @@
-"""List the models that a run may start from."""
+"""The command `models`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.cli.app import AsJson, app, settings_or_exit
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the models that a run may start from."""
+    """List the models that a run can start from."""
     from trainer import terminal
     from trainer.core.model_catalog import entries
     from trainer.wiring.datasets import weights_on_disk

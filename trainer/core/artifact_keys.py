@@ -1,9 +1,9 @@
-"""The keys of a run's objects in the artifacts bucket.
+"""The object keys of a run in the artifacts bucket.
 
     training_runs/<run id>/<attempt>/…                                      the artifacts of an attempt
-    training_runs/<run id>/<attempt>/checkpoints/epoch-00007-<sha256>.pt    its uploaded checkpoints
+    training_runs/<run id>/<attempt>/checkpoints/epoch-00007-<sha256>.pt    the uploaded checkpoints of an attempt
 
-No other attempt writes below this prefix, so a worker that lost its lease cannot change published files.
+Each attempt has its own prefix, so a worker that lost its lease cannot change the files of a later attempt.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def attempt_prefix(run_id: str, attempt: int) -> str:
 
 
 def checkpoint_key(run_id: str, attempt: int, epoch: int, sha256: str) -> str:
-    """Return the key of a checkpoint. It contains the start of its SHA-256, so different states have different keys."""
+    """Return the key of a checkpoint, with the start of its SHA-256, so that different files have different keys."""
     return f"{attempt_prefix(run_id, attempt)}/{CHECKPOINTS}/epoch-{epoch:05d}-{sha256[:8]}.pt"
 
 
 def is_checkpoint_of(run_id: str, key: str) -> bool:
-    """Return whether `key` is that of a checkpoint of some attempt of this run."""
+    """Return whether `key` is the key of a checkpoint of this run, from any attempt."""
     top = f"{ROOT}/{run_id}/"
     return key.startswith(top) and _CHECKPOINT.fullmatch(key, len(top)) is not None
 

@@ -1,4 +1,4 @@
-"""The clock that measures leases on this host."""
+"""The clock for leases on this host."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 
 
 def boottime() -> float:
-    """Return the seconds since this host booted, including the time in which it was suspended.
+    """Return the seconds since the boot of this host, including the time of suspension.
 
-    A lease also expires while the host is suspended. On Linux `time.monotonic` does not count that time, so a worker would
-    trust a lease that another worker holds.
+    A lease also expires while the host is suspended. On Linux, `time.monotonic` does not count the suspension, so with
+    `time.monotonic` a worker would trust an expired lease.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME)

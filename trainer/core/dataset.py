@@ -1,4 +1,4 @@
-"""A dataset: the reference in a row, and the folder that a training gets."""
+"""Datasets: references in a row, and prepared folders for a training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.core.job import JsonObject
 
 
 class Task(StrEnum):
-    """The task of a model, as Ultralytics names it."""
+    """The task of a model, with the name that Ultralytics uses."""
 
     DETECT = "detect"
     SEGMENT = "segment"
@@ -33,8 +33,8 @@ class DiskRef:
 class ObjectRef:
     """An object, or a folder of objects, in a bucket.
 
-    `key` has no leading slash; an empty key is the whole bucket. `store` names the store (`supabase`, `local`); empty means
-    the store that the service is configured with.
+    `key` has no leading slash. An empty key means the whole bucket. `store` names the store (`supabase`, `local`).
+    An empty `store` means the configured store of the service.
     """
 
     bucket: str
@@ -42,7 +42,7 @@ class ObjectRef:
     store: str = ""
 
     def in_store(self, name: str) -> ObjectRef:
-        """Return this reference with the store's name. Raises BadRequest for a reference into another store."""
+        """Return this reference with `name` as its store. Raises BadRequest for a reference to another store."""
         if self.store not in ("", name):
             raise BadRequest(f"object {self.key!r} is in the store {self.store!r}, not in {name!r}")
         return replace(self, store=name)
@@ -50,7 +50,7 @@ class ObjectRef:
 
 @dataclass(frozen=True, kw_only=True)
 class HttpRef:
-    """A file at an http(s) URL outside of our own storage."""
+    """A file at an http(s) URL outside of the configured store."""
 
     url: str
 
@@ -60,7 +60,7 @@ DatasetRef: TypeAlias = DiskRef | ObjectRef | HttpRef
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRequest:
-    """How to split a dataset without a val split: shares of the images, reproducible by seed."""
+    """The split of a dataset without a val split: shares of the images, reproducible by seed."""
 
     train_ratio: float
     seed: int = 0
@@ -74,14 +74,14 @@ class Finding:
 
     level: Literal["error", "warning", "note"]
     code: str  # stable, for programs; listed in the docs
-    message: str  # one sentence, with what to do
+    message: str  # one sentence, with the fix
     count: int = 1
     examples: tuple[str, ...] = ()  # up to five
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOrder:
-    """What a run needs of its dataset. `sources` has several references when datasets are merged."""
+    """The dataset requirements of a run. If datasets are merged, `sources` has several references."""
 
     run_id: str
     sources: tuple[str, ...]
@@ -92,7 +92,7 @@ class DatasetOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedDataset:
-    """A private view of a dataset, ready for training. `data` is the folder for classification, otherwise the YAML."""
+    """A private view of a dataset, ready for training. `data` is the folder for classification, otherwise data.yaml."""
 
     root: Path
     data: Path
@@ -101,4 +101,4 @@ class PreparedDataset:
     images: Mapping[str, int]  # split → number of images
     fingerprint: str  # SHA-256 of the training data
     findings: tuple[Finding, ...] = ()
-    summary: JsonObject = field(default_factory=dict)  # goes into results.dataset
+    summary: JsonObject = field(default_factory=dict)  # published as `results.dataset`

@@ -1,20 +1,20 @@
-"""Every error that the service raises on purpose, and what each one means for the run.
+"""All errors that the service raises, and their effect on the run.
 
     TrainerError
-    ├── BadRequest        the request cannot be served: failed at once, never retried
-    │   ├── Conflict          … now: it contradicts the present state of a run
-    │   ├── DatasetError      … because of its dataset
-    │   └── ObjectMissing     … because a stored object is not there
-    ├── RunFailed         the training failed: failed with a diagnosis, never retried
-    ├── MachineFailed     this machine failed the run: queued again while attempts remain
-    │   ├── HostFailed        … and would fail the next run, too: counts against the worker
-    │   └── HostUnfit         … because it lacks what this run needs: one lost attempt per worker
+    ├── BadRequest        the request is not valid: the run fails immediately and is never retried
+    │   ├── Conflict          the request conflicts with the current state of a run
+    │   ├── DatasetError      the dataset is not valid
+    │   └── ObjectMissing     a stored object does not exist
+    ├── RunFailed         the training failed: the run fails with a diagnosis and is never retried
+    ├── MachineFailed     the host failed the run: the run is requeued while attempts remain
+    │   ├── HostFailed        the next run would fail, too: a host failure of the worker
+    │   └── HostUnfit         the host does not meet the requirements of the run: one lost attempt per worker
     ├── Unavailable       a remote service does not answer: the caller retries later
-    └── Misconfigured     a remote service refuses us: the operator has to fix something
+    └── Misconfigured     a remote service rejects the request: the operator has to fix the configuration
 
 `Stopped` (core/stop.py) is control flow and not an error, so it is not part of the tree.
 
-A message is a sentence that tells the author of the run what to do.
+The message of an error is a sentence that tells the user how to fix the problem.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-# errors that only a broken disk or mount returns, for any operation
+# error codes of a broken disk or mount
 BROKEN_DISK = frozenset({errno.EIO, errno.EROFS, errno.ESTALE, errno.EUCLEAN, errno.EREMOTEIO})
 
 
 class TrainerError(Exception):
-    """Base class; never raised itself."""
+    """The base class of all errors. Never raised directly."""
 
 
 class BadRequest(TrainerError):
-    """The request cannot be served; `problems` lists everything that is wrong."""
+    """The request is not valid. `problems` lists all problems."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
@@ -40,11 +40,11 @@ class BadRequest(TrainerError):
 
 
 class Conflict(BadRequest):
-    """The call contradicts the state of a run: the id is taken by another request, or a worker holds its lease."""
+    """The call conflicts with the state of a run: its ID belongs to another request, or a worker holds its lease."""
 
 
 class DatasetError(BadRequest):
-    """The dataset cannot be trained on."""
+    """The dataset cannot be used for a training."""
 
 
 class ObjectMissing(BadRequest):
@@ -56,34 +56,34 @@ class RunFailed(TrainerError):
 
 
 class MachineFailed(TrainerError):
-    """The machine failed the run (killed, out of memory, a file gone); another attempt may succeed."""
+    """The host failed the run (killed process, no memory, missing file). Another attempt may succeed."""
 
 
 class HostFailed(MachineFailed):
-    """The host cannot work on any run: a broken or read-only disk, a missing driver, libraries that cannot be imported.
+    """The host cannot execute any run: a broken or read-only disk, a missing driver, libraries that cannot be imported.
 
-    Never raised for what a run's own size, dataset or model can cause.
+    Never raised for errors that the size, the dataset or the model of a run can cause.
     """
 
 
 class HostUnfit(MachineFailed):
-    """This host lacks what the run needs: space on a disk, or a folder that is not mounted here.
+    """This host does not meet the requirements of the run: too little disk space, or a folder that is not mounted.
 
-    Another host may have it, and this host later. Runs that need less can be worked on.
+    Another host may meet them, or this host later. This host can still execute other runs.
     """
 
 
 def disk_failed(error: OSError, message: str) -> MachineFailed:
     """Return the error for a failed disk operation: `HostFailed` for a broken disk, else `MachineFailed`.
 
-    A disk may be full because of the size of this run. The self-test shows whether it is too full for the next run.
+    This run may have filled the disk. The self-test shows whether the next run still has enough space.
     """
     return (HostFailed if error.errno in BROKEN_DISK else MachineFailed)(message)
 
 
 @contextmanager
 def disk_errors(describe: Callable[[OSError], str]) -> Iterator[None]:
-    """Turn an OSError of the block into the error of `disk_failed`, with the message `describe(error)`."""
+    """Replace an OSError of the block by the error of `disk_failed`, with the message `describe(error)`."""
     try:
         yield
     except OSError as error:
@@ -91,7 +91,7 @@ def disk_errors(describe: Callable[[OSError], str]) -> Iterator[None]:
 
 
 def raise_if_disk_is_broken(error: Exception, what: str) -> None:
-    """Raise `HostFailed` when `what` cannot be read because of a broken disk: the dataset is not at fault."""
+    """Raise `HostFailed` if `error` shows a broken disk. `what` is the file or folder that cannot be read."""
     if isinstance(error, OSError) and error.errno in BROKEN_DISK:
         raise HostFailed(
             f"{what} cannot be read ({error.strerror}): check dmesg and the mounts of this host."
@@ -101,7 +101,7 @@ def raise_if_disk_is_broken(error: Exception, what: str) -> None:
 class Unavailable(TrainerError):
     """A remote service cannot be reached or is overloaded.
 
-    `retry_after` is the wait that the server asked for, in seconds, or None.
+    `retry_after` is the Retry-After of the server in seconds, or None.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
@@ -110,4 +110,4 @@ class Unavailable(TrainerError):
 
 
 class Misconfigured(TrainerError):
-    """A remote service refuses the request: wrong URL, wrong key, missing migration, missing bucket."""
+    """A remote service rejects the request: wrong URL, wrong key, missing migration, missing bucket."""

@@ -1,7 +1,7 @@
 """The events of a run.
 
-The training process sends them as JSON lines (training/wire.py), and the worker adds its own. The journal keeps those
-that must not be lost (`is_durable`); they become rows of `training_run_events`.
+The training process sends events as JSON lines (training/wire.py), and the worker adds more events. Durable events
+(`is_durable`) are written to the journal and become rows of `training_run_events`.
 Epochs are 1-based everywhere. Times are in seconds, sizes in bytes, rates per second, memory in bytes.
 """
 
@@ -16,24 +16,24 @@ from trainer.core.job import JsonObject
 
 
 class Phase(StrEnum):
-    """Where a run is. The training process reports LOADING to FINALIZING, the worker the others."""
+    """The phase of a run. The training process reports LOADING to FINALIZING; the worker reports the others."""
 
-    PREPARING = "preparing"  # the request is read, the dataset is located
+    PREPARING = "preparing"  # the request is parsed, the dataset is located
     DOWNLOADING = "downloading"
     CHECKING = "checking"  # the dataset is validated and linked into its view
-    STARTING = "starting"  # the training process is started, or a prepared one gets its order
-    LOADING = "loading"  # model and weights
+    STARTING = "starting"  # the training process is started, or a prepared process receives its order
+    LOADING = "loading"  # the model and its weights are loaded
     SCANNING = "scanning"  # Ultralytics reads the labels
     TRAINING = "training"
     VALIDATING = "validating"
-    FINALIZING = "finalizing"  # best.pt on val and test, plots, exports
+    FINALIZING = "finalizing"  # best.pt is evaluated on val and test; plots and exports are created
     UPLOADING = "uploading"
     ENDING = "ending"  # everything is uploaded, the outcome is sent to the queue
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseStarted:
-    """The run entered a phase. `seconds` is the duration of the previous phase, None for the first.
+    """The run entered a phase. `seconds` is the duration of the previous phase, or None for the first phase.
 
     If the previous phase was a transfer, `files`, `bytes` and `rate` (bytes per second) describe it.
     """
@@ -62,7 +62,7 @@ class TransferProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchProgress:
-    """A batch was trained or validated. At most two per second are sent, and any of them may be lost."""
+    """A batch was trained or validated. At most two such events per second are sent, and events can be lost."""
 
     phase: Phase
     epoch: int
@@ -90,7 +90,7 @@ class EpochFinished:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved:
-    """A verified checkpoint exists. `key` is None until it is in the bucket."""
+    """A verified checkpoint exists. `key` is None until the checkpoint is in the bucket."""
 
     epoch: int
     sha256: str
@@ -102,7 +102,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, kw_only=True)
 class Warned:
-    """A message for the user about something that did not stop the run. `code` is stable, for programs."""
+    """A message for the user about a problem that did not stop the run. `code` is stable, for programs."""
 
     code: str
     message: str
@@ -111,7 +111,7 @@ class Warned:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A file of weights at the end of the training: absolute path, SHA-256 (hexadecimal) and size in bytes."""
+    """A weights file of a finished training: absolute path, SHA-256 (hexadecimal) and size in bytes."""
 
     path: str
     sha256: str
@@ -122,7 +122,7 @@ class WeightsFile:
 class Finished:
     """The last event of a training process that produced a model.
 
-    `report` becomes part of the row's `results` (numbers only, bounded size): `mAP`, `precision`, `recall`,
+    `report` becomes part of `results` in the row (numbers only, limited size): `mAP`, `precision`, `recall`,
     `metrics`, `test`, `per_class`, `curves`, `confusion_matrix`, `environment`, `exports`, `epochs_completed`.
     """
 
@@ -134,20 +134,20 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class ChildStopped:
-    """The last event of a training process that was asked to stop; it reported its newest checkpoint before."""
+    """The last event of a training process that stopped on request. Its newest checkpoint was reported before."""
 
     kind: Literal["stopped"] = "stopped"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crashed:
-    """The last event of a training process after an exception; the diagnosis starts from it."""
+    """The last event of a training process after an exception; the basis of the diagnosis."""
 
-    error: str  # the exception's class name
+    error: str  # class name of the exception
     message: str
     traceback: str
     phase: Phase
-    is_installation: bool = False  # the libraries could not be imported; the run itself was not read yet
+    is_installation: bool = False  # the libraries could not be imported, before the process read its order
     kind: Literal["crashed"] = "crashed"
 
 
@@ -165,5 +165,5 @@ Event: TypeAlias = (
 
 
 def is_durable(event: Event) -> bool:
-    """Return whether the event is part of the run's history. Progress is not, and a report goes to `results`."""
+    """Return whether the event is part of the history of the run. Progress events and `Finished` are not."""
     return not isinstance(event, BatchProgress | TransferProgress | Finished)

@@ -1,11 +1,11 @@
-"""The export formats that a run may ask for, and the packages that each one needs."""
+"""The export formats that a run can request, and the packages that each format needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-# import names of what each format needs besides Ultralytics and torch
+# import names of the packages that each format needs in addition to Ultralytics and torch
 PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "torchscript": (),
@@ -18,7 +18,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "paddle": ("paddle", "x2paddle"),
     },
 )
-# formats whose exporters install their own tool chain into the running environment
+# not supported, because the exporters install their own tool chain into the running environment
 UNSERVED = frozenset(
     {
         *("saved_model", "pb", "edgetpu", "litert", "coreai", "imx", "rknn", "executorch", "axelera", "deepx", "qnn"),

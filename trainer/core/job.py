@@ -1,4 +1,4 @@
-"""What a run is to its queue: its states, its lease, and the possible outcomes of an attempt.
+"""Runs in the queue: their states, their lease, and the possible outcomes of an attempt.
 
     queued ──▶ running ──▶ completed | failed
       ▲  │        │  ╲
@@ -7,11 +7,11 @@
       │ canceled  canceled
       └── running (retry, drain, lease expired)
 
-A user may queue an ended run again. The database then clears the outcome (trainer.guard_ending), and the run counts as
-a new one.
+A user can requeue an ended run. The database then clears the outcome (trainer.guard_ending), and the run counts as
+a new run.
 
-A cancel that arrives after the training has finished has no effect: `canceling → completed` is allowed. A finished model
-took GPU-hours and can be deleted in a second; a lost one cannot be restored.
+A cancel request after the end of the training has no effect: `canceling → completed` is allowed. A finished model
+takes GPU-hours and is easy to delete, but a lost model cannot be restored.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Checkpoint:
 class RunRequest:
     """An unparsed request for a run; `request.plan_of` interprets it.
 
-    `group` names runs that belong together and `tags` label a run; both are only for lists and searches. `unreadable` says
-    why the row cannot be read; `request.plan_of` then rejects the run with that sentence.
+    `group` and `tags` are only for lists and searches of runs. `unreadable` is the reason why the row cannot be read,
+    or None; `request.plan_of` rejects the run with this reason.
     """
 
     data_yaml: str | None
@@ -92,26 +92,26 @@ class RunRequest:
 class Job:
     """A claimed or peeked run.
 
-    `attempt` numbers the claims of this run from 1 and never repeats. It is part of the key of every artifact and event,
-    so no claim can overwrite the data of another. The queue decides how many attempts may be lost.
+    `attempt` is the number of the claim of this run, from 1, and never repeats. It is part of the key of every artifact
+    and event, so no attempt can overwrite the data of another attempt. The queue limits the number of lost attempts.
     """
 
     id: str
     request: RunRequest
     attempt: int = 0
     checkpoint: Checkpoint | None = None
-    last_reported_epoch: int = 0  # the last epoch in the run's history
-    last_reported_attempt: int = 0  # the attempt that reported it
+    last_reported_epoch: int = 0  # last epoch in the history of the run
+    last_reported_attempt: int = 0  # attempt that reported this epoch
     gpus: int = 1  # accelerators that the run needs at the same time
-    waited: float | None = None  # seconds between insert and first claim, by the queue's clock
+    waited: float | None = None  # seconds between insert and first claim, by the clock of the queue
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to work on a run until the database says otherwise.
+    """The right to execute a run until the database ends the lease.
 
-    `claim_id` is the fencing token: every later write carries it. `trusted_until` is a local time (core/boottime.py)
-    computed from the moment before the claim was sent; after it, only the database knows who holds the lease.
+    `claim_id` is the fencing token: every later write contains it. `trusted_until` is a local time (core/boottime.py),
+    computed from the time before the claim. After `trusted_until`, only the database knows the holder of the lease.
     """
 
     job: Job
@@ -122,7 +122,7 @@ class Lease:
 
 
 class Verdict(StrEnum):
-    """The queue's answer to a heartbeat."""
+    """The answer of the queue to a heartbeat."""
 
     OK = "ok"
     CANCEL = "cancel"  # stop and end the run as canceled
@@ -132,9 +132,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RunEvent:
-    """One event of a run's history, identified by `(run_id, attempt, seq)` and stored once.
+    """One event in the history of a run, identified by `(run_id, attempt, seq)` and stored once.
 
-    `at` is ISO 8601 in UTC; `kind` is an event's kind (core/events.py), `data` its fields.
+    `at` is an ISO 8601 time in UTC. `kind` is the kind of the event (core/events.py), and `data` contains its fields.
     """
 
     seq: int
@@ -157,7 +157,7 @@ class Completed:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The request or the training is at fault; another attempt would fail the same way."""
+    """The run failed because of its request or its training. Another attempt would fail in the same way."""
 
     message: str
     results: JsonObject = field(default_factory=dict)
@@ -166,10 +166,10 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class Retry:
-    """The machine is at fault; the queue decides whether an attempt is left.
+    """The attempt failed, but another attempt may succeed. The queue requeues the run if attempts remain.
 
-    `host_failed` says that the worker's host cannot run any training. Only the first such failure of each worker counts as
-    a lost attempt.
+    `host_failed` says that the host of the worker caused the failure. Only the first such failure of each worker counts
+    as a lost attempt.
     """
 
     message: str
@@ -180,7 +180,7 @@ class Retry:
 
 @dataclass(frozen=True, kw_only=True)
 class Canceled:
-    """Stopped on request; the files written so far were kept."""
+    """The run was stopped on request. The existing files were kept."""
 
     message: str = "Canceled by user."
     results: JsonObject = field(default_factory=dict)
@@ -189,7 +189,7 @@ class Canceled:
 
 @dataclass(frozen=True, kw_only=True)
 class Interrupted:
-    """The worker shuts down; any worker may resume from the checkpoint. Not counted as a lost attempt."""
+    """The worker shuts down, and any worker can resume from the checkpoint. Not counted as a lost attempt."""
 
     checkpoint: Checkpoint | None
     results: JsonObject = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Parse untrusted JSON within bounds. `trainer.guard_request` in supabase/migrations/ has the same bounds."""
+"""Parse untrusted JSON with limits. `trainer.guard_request` in supabase/migrations/ has the same limits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from trainer.core.job import Json
 
 LONGEST = 1_000_000  # characters; enough for a split that names 20,000 images
-DEEPEST = 32  # levels of nesting; the deepest setting has 5
-LONGEST_NUMBER = 400  # characters; enough for every double that a database prints without an exponent
+DEEPEST = 32  # levels of nesting; the deepest valid setting has 5
+LONGEST_NUMBER = 400  # characters; enough for every double without an exponent
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -19,10 +19,10 @@ TOO_DEEP = f"nested deeper than {DEEPEST} levels; send the settings only"
 
 
 def json_from_text(text: str, *, longest: int = LONGEST) -> Json:
-    """Return the JSON value in a text.
+    """Return the JSON value of a text.
 
-    Raise ValueError with a sentence for text that is not JSON, too long or nested too deep, and for numbers that JSON or a
-    database cannot store (NaN, Infinity, 1e999, thousands of digits).
+    Raises ValueError if the text is not JSON, too long or nested too deep, or contains a number that cannot be stored
+    (NaN, Infinity, 1e999, thousands of digits).
     """
     if len(text) > longest:
         raise ValueError(f"longer than {longest} characters; send the settings only")
@@ -43,7 +43,7 @@ def storable(text: str) -> str:
 
 
 def is_too_deep(value: Json) -> bool:
-    """Return whether a value is nested deeper than 32 levels. Look no deeper."""
+    """Return whether a value is nested deeper than 32 levels, without a look at deeper levels."""
     level = [value]
     for _ in range(DEEPEST):
         inner = [item.values() if isinstance(item, Mapping) else item for item in level if _is_container(item)]
@@ -65,5 +65,5 @@ def _finite(text: str) -> float:
 
 
 def _finite_whole(text: str) -> int:
-    _finite(text)  # first, because Python cannot parse an int of thousands of digits
+    _finite(text)  # checked first, because Python cannot parse an int with thousands of digits
     return int(text)

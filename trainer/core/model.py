@@ -1,4 +1,4 @@
-"""The model that a run starts from."""
+"""The initial model of a training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from trainer.core.dataset import ObjectRef, Task
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialModel:
-    """A model that Ultralytics publishes; `stem` has no task suffix ("yolo11n"), because the task decides about it."""
+    """A model that Ultralytics publishes. `stem` has no task suffix ("yolo11n"); the task selects the suffix."""
 
     stem: str
-    task: Task | None = None  # the one in the name that the row gave ("yolo11n-seg"), or None
+    task: Task | None = None  # the task in the name in the row ("yolo11n-seg"), or None
     kind: Literal["official"] = "official"
 
 
@@ -22,7 +22,7 @@ class Architecture:
     """A network that is trained from scratch, for example "yolo11n" for yolo11n.yaml."""
 
     stem: str
-    task: Task | None = None  # as for OfficialModel
+    task: Task | None = None  # see OfficialModel
     kind: Literal["architecture"] = "architecture"
 
 

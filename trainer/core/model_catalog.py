@@ -1,6 +1,6 @@
 """The catalog of models: every family and size that the pinned Ultralytics can train, and their usual spellings.
 
- A *stem* is a model without its task ("yolo11n"); a *name* is a published file without
+A *stem* is a model without its task ("yolo11n"); a *name* is a published file without
 its extension ("yolo11n-seg"). `tests/unit/core/test_model_catalog.py` compares the tables with the installed package.
 """
 
@@ -58,7 +58,7 @@ WEIGHTS: Mapping[str, Mapping[Task, str]] = MappingProxyType(
     | _variants(["rtdetr-l", "rtdetr-x"], _DETECT),
 )
 
-# stem → task → packaged architecture without ".yaml"; the size letter is understood by Ultralytics
+# stem → task → packaged architecture without ".yaml"; Ultralytics interprets the size letter
 ARCHITECTURES: Mapping[str, Mapping[Task, str]] = MappingProxyType(
     _variants(["yolov3", "yolov3-spp", "yolov3-tiny"], _DETECT)
     | _variants(_sized("yolov5{}") + _sized("yolov5{}-p6") + _sized("yolov6{}"), _DETECT)
@@ -81,7 +81,7 @@ ARCHITECTURES: Mapping[str, Mapping[Task, str]] = MappingProxyType(
 )
 
 _TEXT = "it needs a CLIP text encoder, which Ultralytics installs and downloads during the training"
-# models that exist and cannot be trained here: pattern of the lower-case name → reason
+# existing models that cannot be trained here: pattern of the lower-case name → reason
 _UNTRAINABLE = (
     (r"world", _TEXT),
     (r"yoloe", _TEXT),
@@ -93,7 +93,7 @@ _UNTRAINABLE = (
     (r"efficientdet|faster.?rcnn|detectron|ssd|retinanet|centernet", "it is not a YOLO model"),
     (r"-cls-resnet|v8.?-rtdetr", "its mixed architecture is not supported"),
 )
-# published files that a row may not name even if they are in MODELS_DIR
+# published files that a row must not name, even if they are in MODELS_DIR
 _UNTRAINABLE_FILE = re.compile(
     r"sam2?(\.1)?_[blst]|mobile_sam|fastsam-[sx]|yolo_nas_[sml]|yoloe-(v8|11|26)[nsmlx]-seg(-pf)?"
     r"|yolov8[smlx]-world(v2)?|yolo26[nsmlx]-(sem|depth|sem-ade20k)|yolo11n-grayscale",
@@ -102,7 +102,7 @@ _UNTRAINABLE_FILE = re.compile(
 
 @dataclass(frozen=True)
 class Match:
-    """A known model; `task` is the one in its name ("yolo11n-seg"), or None."""
+    """A known model. `task` is the task in its name ("yolo11n-seg"), or None."""
 
     stem: str
     task: Task | None
@@ -110,7 +110,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the `models` command: the tasks of a stem, from weights and from scratch."""
+    """One line of the `models` command: a stem with its published weights and its architectures, by task."""
 
     stem: str
     weights: Mapping[Task, str]
@@ -118,19 +118,19 @@ class Entry:
 
 
 def find_weights(name: str) -> Match | None:
-    """Return the published model that `name` spells ("YOLOv8s", "yolo8s", "YOLO 11 n", "yolo11n-seg"), or None."""
+    """Return the published model for a spelling ("YOLOv8s", "yolo8s", "YOLO 11 n", "yolo11n-seg"), or None."""
     return _WEIGHT_SPELLINGS.get(_squeezed(name))
 
 
 def find_architecture(name: str) -> Match | None:
-    """Return the packaged architecture that `name` (without extension) spells, or None."""
+    """Return the packaged architecture for a spelling without extension, or None."""
     return _ARCHITECTURE_SPELLINGS.get(_squeezed(name))
 
 
 def resolve_name(stem: str, task: Task, *, scratch: bool = False) -> str:
     """Return the published name of a stem for a task: ("yolo11n", SEGMENT) → "yolo11n-seg".
 
-    `scratch` asks for the architecture instead of the weights. Raise BadRequest with the alternatives if there is none.
+    `scratch` selects the architecture instead of the weights. Raises BadRequest with alternatives if no name exists.
     """
     table = ARCHITECTURES if scratch else WEIGHTS
     name = table.get(stem, {}).get(task)
@@ -145,12 +145,12 @@ def resolve_name(stem: str, task: Task, *, scratch: bool = False) -> str:
 
 
 def untrainable(name: str) -> str | None:
-    """Return why a well-known model cannot be trained here, or None."""
+    """Return the reason why a well-known model cannot be trained here, or None."""
     return next((reason for pattern, reason in _UNTRAINABLE if re.search(pattern, name.lower())), None)
 
 
 def is_untrainable_file(stem: str) -> bool:
-    """Return whether this is exactly the name of a published file that cannot be trained."""
+    """Return whether `stem` is the name of a published file that cannot be trained."""
     return _UNTRAINABLE_FILE.fullmatch(stem.lower()) is not None
 
 
@@ -163,7 +163,7 @@ def nearest(name: str) -> tuple[str, ...]:
 
 
 def entries() -> list[Entry]:
-    """Return every model that is accepted, in the order of the tables."""
+    """Return all accepted models, in the order of the tables."""
     stems = dict.fromkeys([*WEIGHTS, *ARCHITECTURES])
     return [Entry(stem, WEIGHTS.get(stem, {}), ARCHITECTURES.get(stem, {})) for stem in stems]
 

@@ -1,4 +1,4 @@
-"""The plan of a run: a queued request, typed and complete. `trainer/request/` makes it from a row."""
+"""The plan of a run: a queued request, typed and complete. `trainer/request/` parses a row into a plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.core.text import shown_url
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """What to train and how. Every value is valid by itself; only the dataset can still contradict it."""
+    """The complete settings of a training. Every value is valid, but a value can still conflict with the dataset."""
 
     sources: tuple[str, ...]  # dataset references as given; at least one
     model: ModelRef
@@ -26,20 +26,20 @@ class TrainPlan:
     epochs: int
     batch: int | float  # images; -1 is AutoBatch, a number below 1 is a share of the GPU memory
     imgsz: int
-    # GPU indices within the slot of the run, so (0,) is "the GPU of the slot"; () for the CPU; None if not given
+    # GPU indices within the slot of the run, so (0,) means "the GPU of the slot"; () means the CPU; None: not set
     device: tuple[int, ...] | None
     args: Mapping[str, Value] = field(default_factory=dict)  # further train arguments, by the names of Ultralytics
     chosen: tuple[str, ...] = ()  # settings that the service chose, because the row does not set them
     split: SplitRequest | None = None
     exports: tuple[str, ...] = ()
     predictions: bool = False
-    warnings: tuple[str, ...] = ()  # what was ignored or replaced, one sentence each
+    warnings: tuple[str, ...] = ()  # one sentence per ignored or replaced setting
 
     def model_warning(self, task: Task) -> str | None:
-        """Return a warning if the task of the dataset is not the one in the name of the model, or None.
+        """Return a warning if the task of the dataset differs from the task in the name of the model, else None.
 
-        Return None, too, if the row names the task, because `warnings` has it then. Raise BadRequest if the model is not
-        published for the task.
+        If the row sets the task, `warnings` already has this warning, so the result is None. Raises BadRequest if the
+        model is not published for the task.
         """
         model = self.model
         if self.task or not isinstance(model, OfficialModel | Architecture) or model.task in (None, task):
@@ -48,16 +48,16 @@ class TrainPlan:
         return f"base_model names a {model.task} model, and the task is {task}: {used} is used instead"
 
     def as_json(self) -> JsonObject:
-        """Return the plan as it is sent to the training process."""
+        """Return the plan as JSON for the training process."""
         data: JsonObject = _JSON.dump_python(self, mode="json")
         return data
 
     def without_secrets(self) -> TrainPlan:
-        """Return the plan without the parts of dataset URLs that may be credentials."""
+        """Return the plan without possible credentials in dataset URLs."""
         return replace(self, sources=tuple(map(shown_url, self.sources)))
 
     def recorded(self) -> JsonObject:
-        """Return the plan as `results.plan` stores it: of a split by image name, only the number of images and a digest."""
+        """Return the plan for `results.plan`, with a number and a digest in place of the assigned images of a split."""
         plan = self.without_secrets().as_json()
         if self.split and self.split.assigned:
             names = json.dumps(dict(self.split.assigned), sort_keys=True).encode()
@@ -67,7 +67,7 @@ class TrainPlan:
 
     @classmethod
     def from_json(cls, data: Json) -> TrainPlan:
-        """Return the plan that `as_json` wrote. Raises ValueError for anything else."""
+        """Return the plan from the output of `as_json`. Raises ValueError for other data."""
         return _JSON.validate_python(data)
 
 

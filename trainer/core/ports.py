@@ -22,10 +22,10 @@ from trainer.core.stop import StopSignal
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """A worker that asks for runs.
+    """A worker that claims runs.
 
-    `capabilities` is what a run may require and is free now (`gpus`: number of accelerators, `gpu_memory_gb`: memory of the
-    smallest). `hardware` fills the columns of `trainer_workers` (gpu_name, gpu_memory_gb, cpu_model, ram_gb, …).
+    `capabilities` are the free resources that a run can require (`gpus`: number of GPUs, `gpu_memory_gb`: memory of the
+    smallest GPU). `hardware` fills the columns of `trainer_workers` (gpu_name, gpu_memory_gb, cpu_model, ram_gb, …).
     """
 
     id: str
@@ -34,33 +34,33 @@ class Worker:
 
 
 class Queue(Protocol):
-    """The queue as the worker sees it. Each call is atomic and idempotent: it may be repeated after a lost response.
+    """The interface of the queue for workers. Each call is atomic and idempotent, so a retry is safe.
 
     Raises `Unavailable` (retry later) or `Misconfigured` (an operator has to fix the configuration).
     """
 
     def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
-        """Settle expired runs, then claim the next run that `worker` can serve, or None. Reports the worker online."""
+        """End or requeue expired runs. Claim the next suitable run, or return None. Reports the worker online."""
 
     def peek(self, worker: Worker) -> Job | None:
-        """Return the run that `claim` would return now, without claiming it."""
+        """Return the run that `claim` would return now, without a claim."""
 
     def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
-        """Extend the lease, merge `progress` into the row's results, store each event once. Reports the worker busy.
+        """Renew the lease, merge `progress` into the results of the row, store each event once. Reports the worker busy.
 
-        Also extends an expired lease if no other worker claimed the run. A `checkpoint` event with a new highest epoch
-        resets the count of lost attempts; one with a key becomes the row's checkpoint. An `epoch` event sets the row's
-        `last_reported_epoch`.
+        Also renews an expired lease if no other worker claimed the run. A `checkpoint` event with a new highest epoch
+        resets the count of lost attempts. A `checkpoint` event with a key becomes the checkpoint of the row. An `epoch`
+        event sets `last_reported_epoch` of the row.
         """
 
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
-        """Write the outcome once. Return the current status of the row, also when the outcome was written before.
+        """Write the outcome once. Return the current status of the row, also if the outcome was written before.
 
-        Return None when the lease was lost: then nothing was written.
+        Return None if the lease is lost. In this case nothing was written.
 
-        `Retry` requeues the run with backoff while attempts remain, and fails it otherwise. With `host_failed`, only the
-        first failure of each worker since the last progress counts as a lost attempt. This worker gets the run 20 s later
-        than others. `Interrupted` requeues the run at once and counts no attempt.
+        `Retry` requeues the run with backoff while attempts remain; otherwise the run fails. With `host_failed`, only
+        the first failure of each worker since the last progress counts as a lost attempt. This worker can claim the run
+        20 s later than other workers. `Interrupted` requeues the run immediately and counts no attempt.
         """
 
     def report(self, worker: Worker, problem: str | None) -> None:
@@ -68,17 +68,17 @@ class Queue(Protocol):
 
 
 class RunTable(Protocol):
-    """The same table as its users see it: the command line, an API, a search.
+    """The interface of the same table for users: the command line, an API, a search.
 
-    A method that changes a run returns the row after the change, or None for an unknown id. Raises `Unavailable`,
-    `Misconfigured`, and `BadRequest` for values that the table cannot hold.
+    A method that changes a run returns the changed row, or None for an unknown ID. Raises `Unavailable`,
+    `Misconfigured`, and `BadRequest` for values that the table cannot store.
     """
 
     def enqueue(self, request: RunRequest, id: str | None = None) -> str:  # noqa: A002 the column's name
-        """Insert a queued run and return its id.
+        """Insert a queued run and return its ID.
 
-        With `id` (a UUID) the call is idempotent: the same request under the same id inserts nothing. Raises `Conflict`
-        when the id belongs to another request.
+        With `id` (a UUID) the call is idempotent: a second call with the same request and ID inserts no run. Raises
+        `Conflict` if the ID belongs to another request.
         """
 
     def get(self, run_id: str) -> RunRow | None:
@@ -92,39 +92,39 @@ class RunTable(Protocol):
         limit: int = 100,
         after: str | None = None,
     ) -> RunPage:
-        """Return up to `limit` (1 to 1000) of the wanted runs, and the cursor of the next page.
+        """Return a page of up to `limit` (1 to 1000) wanted runs, with the cursor of the next page.
 
-        `after` is the cursor of the page before. Runs inserted since do not shift the pages.
+        `after` is the cursor of the requested page. Runs that are inserted meanwhile do not shift the pages.
         """
 
     def cancel(self, run_id: str) -> RunRow | None:
-        """Cancel a queued run at once, and ask a running one to stop, as the web app does."""
+        """Cancel a queued run immediately, or request the cancel of a running run, like the web app."""
 
     def request_finish(self, run_id: str) -> RunRow | None:
-        """Ask a running run to stop after the current epoch and complete."""
+        """Request that a running run stops after the current epoch and completes."""
 
     def requeue(self, run_id: str) -> RunRow | None:
-        """Queue an ended run again; any other run stays as it is."""
+        """Requeue an ended run. A run that has not ended is not changed."""
 
     def set_priority(self, run_id: str, priority: int) -> RunRow | None:
-        """Change the priority; it decides when the run is claimed the next time."""
+        """Change the priority for the next claim of the run."""
 
     def delete(self, run_id: str) -> bool:
-        """Delete a run and its events, and return whether it existed. Its artifacts stay in the bucket.
+        """Delete a run and its events. Return whether the run existed. Its artifacts stay in the bucket.
 
-        Raises `Conflict` while a worker holds a lease on the run.
+        Raises `Conflict` while a worker holds the lease of the run.
         """
 
     def workers(self) -> Sequence[WorkerRow]:
-        """Return all workers, the last seen first."""
+        """Return all workers, the most recently seen worker first."""
 
     def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> Sequence[EventRow]:
-        """Return the run's events in order, starting after the given (attempt, seq)."""
+        """Return the events of the run in order, starting after `after`, a pair (attempt, seq)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """An object as its store describes it: `ref` names the store, `etag` identifies the content, `bytes` is its size."""
+    """The description of a stored object: `ref` names the store, `etag` identifies the content, `bytes` is the size."""
 
     ref: ObjectRef
     bytes: int
@@ -133,7 +133,7 @@ class ObjectInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredObject:
-    """An uploaded object: its reference, with the store's name, and a URL (public or signed, depending on the bucket)."""
+    """An uploaded object: its reference with the name of the store, and its URL (public or signed)."""
 
     ref: ObjectRef
     bytes: int
@@ -144,29 +144,29 @@ OnBytes: TypeAlias = Callable[[int], None]  # called with the number of bytes mo
 
 
 class ObjectStore(Protocol):
-    """Objects in buckets: datasets are downloaded, artifacts uploaded.
+    """The store of objects in buckets: datasets are downloaded, artifacts are uploaded.
 
     A reference must name this store, or no store. Raises ObjectMissing, BadRequest, Unavailable, Misconfigured, Stopped.
     """
 
     @property
     def name(self) -> str:
-        """The name of this store in references."""
+        """The value of `ObjectRef.store` for this store."""
 
     def key(self, name: str) -> str:
-        """Return the key for a file called `name` (a relative path with `/`), escaped as this store needs it.
+        """Return the key for the file name `name` (a relative path with `/`), escaped for this store.
 
         Different names have different keys. Keys in references are never escaped again.
         """
 
     def list(self, folder: ObjectRef, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
-        """Yield every object inside `folder`, recursively. Raises rather than leaving out a part.
+        """Yield every object inside `folder`, recursively. Raises an error if the list is not complete.
 
-        `stop` ends the wait for the store; without it, the shutdown of the service does.
+        `stop` ends the wait for the store. Without `stop`, the shutdown of the service ends the wait.
         """
 
     def stat(self, ref: ObjectRef) -> ObjectInfo:
-        """Return the size and the identity of an object."""
+        """Return the size and the etag of an object."""
 
     def download(
         self,
@@ -177,7 +177,7 @@ class ObjectStore(Protocol):
         expected: ObjectInfo | None = None,
         on_bytes: OnBytes | None = None,
     ) -> ObjectInfo:
-        """Stream the object to `path`, which appears only when complete and as `expected`. Resumes an interrupted download."""
+        """Download the object to `path` after a check against `expected`. Resumes an interrupted download."""
 
     def upload(
         self,
@@ -188,17 +188,17 @@ class ObjectStore(Protocol):
         content_type: str | None = None,
         on_bytes: OnBytes | None = None,
     ) -> StoredObject:
-        """Stream a file into the object and replace what was there. Resumes an interrupted upload."""
+        """Upload a file and replace an existing object. Resumes an interrupted upload."""
 
     def delete(self, ref: ObjectRef) -> None:
-        """Delete the object; a missing object is not an error."""
+        """Delete the object. A missing object is not an error."""
 
     def url(self, ref: ObjectRef) -> str:
-        """Return a URL that a browser can open: public if the bucket is, otherwise signed for a limited time."""
+        """Return a URL for browsers: public for a public bucket, otherwise signed for a limited time."""
 
 
 class Datasets(Protocol):
-    """From the strings in a row to a folder that YOLO can train on."""
+    """Prepares the dataset of a row as a folder for a YOLO training."""
 
     def prepare(
         self,
@@ -210,36 +210,36 @@ class Datasets(Protocol):
         """Fetch, recognize, convert, validate and link into the new folder `view`. Raises DatasetError, Unavailable."""
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
-        """Bring what `prepare` would need into the caches; nothing else is changed. Raises what `prepare` raises."""
+        """Download the files for `prepare` into the caches. Raises the errors of `prepare`."""
 
     def discard(self, view: Path, *, keep: bool = False) -> None:
-        """Move what later runs can use from a finished run's view to the caches. Remove the view unless `keep`."""
+        """Move reusable files from the view of an ended run to the caches. Remove the view unless `keep` is set."""
 
 
 class Weights(Protocol):
-    """From a model's name to a file that the child may load."""
+    """Finds the file of a model for the training process."""
 
     def resolve(self, model: ModelRef, task: Task, stop: StopSignal) -> Path:
-        """The file (weights or architecture YAML) for `model`, fetched if need be. Raises BadRequest, Unavailable."""
+        """Return the weights or the architecture YAML, downloaded if necessary. Raises BadRequest, Unavailable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOrder:
-    """Everything that the training process needs. It contains no secrets."""
+    """The complete input of a training process, without secrets."""
 
     plan: TrainPlan
     model: Path
     dataset: PreparedDataset
-    run_dir: Path  # absolute; Ultralytics' save_dir
+    run_dir: Path  # absolute; `save_dir` of Ultralytics
     devices: tuple[int, ...] = ()  # GPU indices of this host; empty: CPU
     resume: Path | None = None  # a verified checkpoint to resume from
-    best_of: Path | None = None  # a verified checkpoint whose best weights are trained instead of `model`
-    setup: JsonObject | None = None  # what each checkpoint records of its training (core/resumption.py)
-    last_reported_epoch: int = 0  # the last epoch in the run's history; the child reports those between it and `resume`
+    best_of: Path | None = None  # a verified checkpoint; the training starts from its best weights instead of `model`
+    setup: JsonObject | None = None  # the `Setup` that each checkpoint records (core/resumption.py)
+    last_reported_epoch: int = 0  # last epoch in the history; the child reports the epochs from it to `resume`
 
 
 class Trainer(Protocol):
-    """Trains in a process of its own."""
+    """Trains in a separate process."""
 
     def train(
         self,
@@ -248,30 +248,30 @@ class Trainer(Protocol):
         on_event: Callable[[Event], None],
         on_line: Callable[[str], None],
     ) -> Finished:
-        """Train to the end. `on_event` and `on_line` are called from other threads, as events and lines arrive.
+        """Train to the end. For each event and output line, `on_event` or `on_line` is called from another thread.
 
-        Raises `Stopped` when `stop` ended the training (its checkpoints were reported before), else `RunFailed` or
-        `MachineFailed` with a diagnosis. No process of the training is left when it returns or raises.
+        Raises `Stopped` if `stop` ended the training (its checkpoints were reported before), or `RunFailed` or
+        `MachineFailed` with a diagnosis. After the call, no process of the training is left.
         """
 
     def close(self) -> None:
-        """End prepared processes that have no order yet."""
+        """End prepared processes without an order."""
 
 
 class Delivery(StrEnum):
-    """What the queue answered to an outcome."""
+    """The result of the delivery of an outcome to the queue."""
 
     ACCEPTED = "accepted"
-    LOST = "lost"  # another worker has the lease, or the run was ended or deleted meanwhile: nothing was written
-    PENDING = "pending"  # no answer before this process shut down; the next process delivers the outcome
+    LOST = "lost"  # another worker has the lease, or the run was ended or deleted: nothing was written
+    PENDING = "pending"  # no answer before the shutdown of this process; the next process delivers the outcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptEnd:
-    """How an attempt ended, once the queue has answered.
+    """The end of an attempt: its outcome and the result of the delivery.
 
-    `outcome` is None when the lease was lost before there was an outcome. `status` is the row's status after it was
-    written, None unless it was accepted: a `Retry` may be `queued` or `failed`.
+    `outcome` is None if the lease was lost before the outcome. `status` is the new status of the row if the outcome was
+    accepted, else None. After a `Retry`, the status can be `queued` or `failed`.
     """
 
     outcome: Outcome | None
@@ -280,19 +280,19 @@ class AttemptEnd:
 
 
 class Reporter(Protocol):
-    """Receives what happens in runs, for example to send it to another system.
+    """Receives the events of runs, for example to send them to another system.
 
-    Each reporter is called from a thread of its own, so it may block. It may raise; the run is not affected.
+    Each reporter is called from its own thread, so a call can block. An exception does not affect the run.
     """
 
     def started(self, job: Job) -> None:
         """An attempt started."""
 
     def event(self, job: Job, event: Event) -> None:
-        """An event of the attempt. Progress events may be left out when the reporter is slow."""
+        """An event of the attempt. Progress events can be dropped if the reporter is slow."""
 
     def ended(self, job: Job, end: AttemptEnd) -> None:
-        """The attempt ended, and the queue has answered. It is called once, also for a lost lease.
+        """The attempt ended. This method is called once per attempt, also for a lost lease.
 
-        With `PENDING` it is called again by the process that delivers the outcome; `job.request` is empty there.
+        After `PENDING`, the process that delivers the outcome calls it again, with an empty `job.request`.
         """

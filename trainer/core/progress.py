@@ -1,4 +1,4 @@
-"""The progress of a run: computes the `progress` and `metrics` of the row's `results` from events."""
+"""The progress of a run: computes `results.progress` and `results.metrics` of the row from events."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from trainer.core.job import JsonObject
 
 
 class Progress:
-    """The progress of one attempt. `percent` counts epochs and never decreases, even when an epoch repeats. Thread-safe."""
+    """The progress of one attempt. `percent` never decreases, even if an epoch is repeated. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._phase = Phase.PREPARING
         self._epoch = 0  # the current epoch, 1-based; 0 before the first
         self._total = 0
-        self._done = 0.0  # finished epochs, and the fraction of the current one
+        self._done = 0.0  # number of finished epochs plus the fraction of the current epoch
         self._percent = 0.0
         self._eta: float | None = None
         self._metrics: dict[str, float] = {}
@@ -25,7 +25,7 @@ class Progress:
         self._batch: BatchProgress | None = None
 
     def expect(self, total_epochs: int, done_epochs: int = 0) -> None:
-        """Set the number of epochs, and how many an earlier attempt finished."""
+        """Set the total number of epochs, and the number of epochs from earlier attempts."""
         with self._lock:
             self._total, self._epoch, self._done = total_epochs, done_epochs, float(done_epochs)
 
@@ -44,7 +44,7 @@ class Progress:
                     self._done = event.epoch - 1 + event.batch / max(event.total_batches, 1)
                     self._batch = event
                 case BatchProgress():
-                    # validation reports no losses yet, so those of the training are kept
+                    # if the validation reports no losses, keep the losses of the training
                     self._batch = replace(event, losses=event.losses or (self._batch.losses if self._batch else {}))
                     self._at(event.epoch, event.total_epochs, event.eta_seconds)
                 case EpochFinished():
@@ -93,7 +93,7 @@ class Progress:
 
 
 def clock(seconds: float | None) -> str | None:
-    """Return `HH:MM:SS`, as the web app shows it. Hours may be more than 99."""
+    """Return the time as `HH:MM:SS`, the format of the web app. The hours can be more than 99."""
     if seconds is None:
         return None
     minutes, rest = divmod(round(seconds), 60)

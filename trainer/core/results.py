@@ -1,4 +1,4 @@
-"""The files that a run leaves behind."""
+"""The published files of a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trainer.core.ports import ObjectStore, StoredObject
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A published file. `path` is its key in `bucket` of `store`, `sha256` the checksum of the uploaded bytes.
+    """A published file. `path` is its key in `bucket` of `store`. `sha256` is the checksum of the uploaded bytes.
 
-    `url` was valid when the file was uploaded: `with_fresh_urls` signs a new one. Rows of other programs may lack the bucket
-    and the store; the artifacts bucket and the service's own store are meant then.
+    `url` was valid at the time of the upload; `with_fresh_urls` signs a new URL. Rows of other programs may have no
+    bucket and no store. The defaults are the artifacts bucket and the configured store of the service.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Artifact:
 
     @classmethod
     def of(cls, name: str, stored: StoredObject, sha256: str) -> Artifact:
-        """Return the artifact for an uploaded object."""
+        """Return the artifact of an uploaded object."""
         ref = stored.ref
         return cls(
             name=name,
@@ -43,7 +43,7 @@ class Artifact:
         )
 
     def ref(self, artifacts_bucket: str) -> ObjectRef:
-        """Return the object, in `artifacts_bucket` if the artifact names no bucket."""
+        """Return the reference of the object. The default bucket is `artifacts_bucket`."""
         return ObjectRef(store=self.store, bucket=self.bucket or artifacts_bucket, key=self.path)
 
     def as_json(self) -> JsonObject:
@@ -51,7 +51,7 @@ class Artifact:
 
 
 def artifacts_in(results: Json) -> list[Artifact]:
-    """Return the artifacts that a row's `results` list. Entries without a name or a key are left out."""
+    """Return the artifacts in the `results` of a row. Entries without a name or a key are left out."""
     listed = results.get("artifacts") if isinstance(results, Mapping) else None
     return [
         _artifact(entry)
@@ -61,9 +61,9 @@ def artifacts_in(results: Json) -> list[Artifact]:
 
 
 def with_fresh_urls(artifacts: Sequence[Artifact], store: ObjectStore, artifacts_bucket: str) -> list[Artifact]:
-    """Return the artifacts with URLs that work now: public, or newly signed for a private bucket.
+    """Return the artifacts with new URLs: public, or signed for a private bucket.
 
-    An artifact whose object was deleted is left out. Raises Unavailable, Misconfigured.
+    Artifacts with a deleted object are left out. Raises Unavailable, Misconfigured.
     """
     fresh = []
     for artifact in artifacts:

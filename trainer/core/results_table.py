@@ -1,4 +1,4 @@
-"""Ultralytics' results.csv: the metrics of each epoch, for epochs that could not be reported in time."""
+"""The file results.csv of Ultralytics: metrics of each epoch, for epochs that were not reported before a crash."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def rows(results: str) -> Iterator[tuple[int, float, dict[str, str]]]:
     """Yield the complete rows of the table, each with its epoch and its time in seconds."""
     for row in csv.DictReader(results.replace("\0", "").splitlines()):
         if None in row or not all(row.values()):
-            continue  # a full disk cut off the row; the next row may be on the same line
+            continue  # the row is incomplete after a full disk; the next row may be on the same line
         try:
             epoch, time = int(float(row["epoch"])), float(row["time"])
         except (KeyError, ValueError, OverflowError):
-            continue  # the same, or the header was cut off
+            continue  # the row or the header is incomplete
         yield epoch, time, row
 
 

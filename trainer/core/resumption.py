@@ -1,11 +1,11 @@
-"""Whether a later attempt resumes from a checkpoint, or starts over because the row changed.
+"""The decision whether a later attempt resumes from a checkpoint, or starts over because the row changed.
 
-Each checkpoint records the `Setup` of its training. `decide` compares it with what the row asks for now:
+Each checkpoint records the `Setup` of its training. `decide` compares it with the setup of the current row:
 
     no relevant change                             resume
-    settings that a resumed training can change    resume with them
+    settings that a resumed training can change    resume with the new settings
     other settings                                 start over from the best weights
-    another model, task, dataset or class names    start over from the row's base model
+    another model, task, dataset or class names    start over from the base model of the row
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.core.job import Json, JsonObject
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel, Value
 from trainer.core.plan import TrainPlan
 
-# Ultralytics' defaults of the arguments that a row may set
+# defaults of Ultralytics for the arguments that a row can set
 DEFAULTS: Mapping[str, Value | None] = MappingProxyType(
     {
         **dict.fromkeys(("cls_remap", "verbose", "deterministic", "overlap_mask", "val", "plots", "save", "amp"), True),
@@ -42,8 +42,9 @@ DEFAULTS: Mapping[str, Value | None] = MappingProxyType(
     },
 )  # fmt: skip
 
-# Settings that a resumed training can change: first those that Ultralytics takes from the row. `channels_last` and `epochs`
-# would come from the checkpoint, but the learning rate schedule is computed again. The last ones only affect the validation.
+# Settings that a resumed training can change. Ultralytics takes the settings of the first line from the new arguments.
+# `channels_last` and `epochs` come from the row, because the learning rate schedule is computed again.
+# The settings of the last line only affect the validation.
 CHANGEABLE = frozenset(
     {
         *("imgsz", "batch", "close_mosaic", "save_period", "cache", "patience", "time", "freeze", "val", "plots"),
@@ -51,23 +52,23 @@ CHANGEABLE = frozenset(
         *("conf", "iou", "max_det", "agnostic_nms", "augment", "nms", "save_txt", "save_conf", "visualize", "verbose"),
     },
 )
-# those that affect how the fitness of an epoch is measured
+# settings that affect the measurement of the fitness of an epoch
 _MEASURES = frozenset({"imgsz", "val", "conf", "iou", "max_det", "agnostic_nms", "augment", "nms"})
 _LONGEST = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What identifies a training: two attempts with the same setup are the same training."""
+    """The identity of a training: two attempts with the same setup are the same training."""
 
     model: str
     task: str
-    names: tuple[str, ...]  # of the classes
-    sources: tuple[str, ...]  # of the dataset, without secrets
+    names: tuple[str, ...]  # class names
+    sources: tuple[str, ...]  # dataset references, without secrets
     split: str
-    fingerprint: str  # of the dataset's content
-    settings: Mapping[str, Value | None]  # every training argument that a row may set
-    started_from: str | None = None  # the weights, when they are those of an earlier training of the run
+    fingerprint: str  # fingerprint of the content of the dataset
+    settings: Mapping[str, Value | None]  # every training argument that a row can set
+    started_from: str | None = None  # initial weights from an earlier training of the run, or None
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
@@ -93,7 +94,7 @@ class Setup:
 
     @classmethod
     def from_json(cls, data: Json) -> Setup | None:
-        """Return the setup from `as_json`, or None for another value, for example from another version."""
+        """Return the setup from the output of `as_json`, or None for other data, for example from another version."""
         try:
             return _JSON.validate_python(data)
         except ValidationError:
@@ -105,14 +106,14 @@ _JSON = TypeAdapter(Setup)
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """Resume the training. `changes` are the settings that it takes from the row, each as "name old → new"."""
+    """Resume the training. `changes` are the settings with new values in the row, each as "name old → new"."""
 
     changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartOver:
-    """Start at epoch 1 because of `changes`, from the best weights of the checkpoint or from the row's base model."""
+    """Start at epoch 1 because of `changes`, from the best weights of the checkpoint or from the base model."""
 
     from_best: bool
     changes: tuple[str, ...]
@@ -122,10 +123,10 @@ Decision: TypeAlias = Resume | StartOver
 
 
 def are_comparable(before: Setup | None, now: Setup | None) -> bool:
-    """Return whether the fitness of epochs of both trainings can be compared.
+    """Return whether the fitness values of both trainings are comparable.
 
-    If not, the best epoch of a resumed training is one of those that follow: 0.7 on labels that were wrong is not better
-    than 0.6 on the corrected ones. Trainings that record nothing count as comparable.
+    If not, only the epochs after the resume can become the best epoch: a fitness of 0.7 on wrong labels is not better
+    than 0.6 on corrected labels. Trainings without a recorded setup count as comparable.
     """
     if before is None or now is None:
         return True
@@ -133,10 +134,10 @@ def are_comparable(before: Setup | None, now: Setup | None) -> bool:
 
 
 def decide(before: Setup | None, now: Setup, *, epoch: int, complete: bool) -> Decision:
-    """Decide what to do with a checkpoint of the training `before` when the row asks for `now`.
+    """Decide how to use a checkpoint. `before` is the recorded setup, `now` the setup of the row.
 
-    The checkpoint has `epoch` finished epochs; `complete` when only the final evaluation is missing. One that records
-    nothing is resumed.
+    `epoch` is the number of finished epochs. `complete` says that only the final evaluation is missing. A checkpoint
+    without a recorded setup is resumed.
     """
     if before is None:
         return Resume()
@@ -161,7 +162,7 @@ def _other_training(before: Setup, now: Setup) -> Iterator[str]:
     if before.names != now.names:
         yield "the class names"
     if before.fingerprint == now.fingerprint:
-        return  # the same images and labels in the same splits, with other names
+        return  # the same images and labels in the same splits; only the references changed
     if before.sources != now.sources:
         yield f"data_yaml {_shown(', '.join(before.sources))} → {_shown(', '.join(now.sources))}"
     if before.split != now.split:
@@ -172,12 +173,12 @@ def _settings(before: Setup, now: Setup) -> Iterator[tuple[str, str]]:
     for name in sorted({*before.settings, *now.settings}):
         old, new = (settings.get(name, DEFAULTS.get(name)) for settings in (before.settings, now.settings))
         has_budget = name == "epochs" and now.settings.get("time") is not None
-        if old != new and not has_budget:  # a limit of time decides about the epochs
+        if old != new and not has_budget:  # with `time`, the number of epochs has no effect
             yield name, f"{name} {_shown(old)} → {_shown(new)}"
 
 
 def _storable(text: str) -> str:
-    """Return the text as it is read back from a checkpoint (training/wire.py)."""
+    """Return the text in the form that a checkpoint stores (training/wire.py)."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -191,7 +192,7 @@ def _shown(value: Json) -> str:
 
 
 def _model_name(model: ModelRef) -> str:
-    # without the task in the name: the task of the dataset counts
+    # without the task in the name, because only the task of the dataset matters
     match model:
         case OfficialModel():
             return model.stem

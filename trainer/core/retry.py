@@ -1,4 +1,4 @@
-"""Retries: exponential backoff with full jitter, limited by tries and time, ended at once by a stop."""
+"""Retries: exponential backoff with full jitter, limited by tries, time and a stop signal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often and how long to try. The waits in seconds grow as `first_wait`·2ⁿ up to `longest_wait`."""
+    """The limits of retries. The waits in seconds grow as `first_wait`·2ⁿ up to `longest_wait`."""
 
     tries: int = 5
     first_wait: float = 0.5
@@ -24,17 +24,20 @@ class RetryPolicy:
     total_seconds: float = 60.0
 
     def wait_before(self, again: int, retry_after: float | None) -> float:
-        """Return the seconds to wait before try number `again` + 1: at least the server's Retry-After, up to the cap."""
-        # full jitter (random between 0 and the cap of this step) spreads the retries of many workers
-        step = 2.0 ** min(again, 100)  # a float overflows after a thousand tries, which is one night
+        """Return the wait in seconds before the next try: at least `retry_after`, at most `longest_wait`.
+
+        `again` is the number of retries before.
+        """
+        # full jitter (random between 0 and the limit of this step) spreads the retries of many workers
+        step = 2.0 ** min(again, 100)  # a float would overflow after a thousand tries
         wait = random.uniform(0, min(self.longest_wait, self.first_wait * step))  # noqa: S311
         return max(wait, min(retry_after or 0.0, self.longest_wait))
 
 
 def retrying(call: Callable[[], T], policy: RetryPolicy, stop: StopSignal) -> T:
-    """Return `call()`, retrying while it raises `Unavailable`. Raises the last `Unavailable` when the policy is used up.
+    """Return `call()`, retrying while it raises `Unavailable`. Raises the last `Unavailable` after the last retry.
 
-    Raises `Stopped` instead of waiting once `stop` is set.
+    If `stop` is set, raises `Stopped` instead of a retry.
     """
     deadline = time.monotonic() + policy.total_seconds
     for again in range(policy.tries):

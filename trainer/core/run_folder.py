@@ -1,16 +1,16 @@
-"""The names of a run's files on this host. Paths only: nothing here reads or writes the disk.
+"""The file paths of a run on this host. This module does not read or write the disk.
 
-Each attempt has a folder of its own below RUNS_DIR, because the process of an earlier attempt may still be alive:
+Each attempt has its own folder inside RUNS_DIR, because the process of an earlier attempt may still be alive:
 
     train_<run id>              the first attempt
     train_<run id>-<attempt>    every later attempt
-        run.log                 what happened, and what the training printed
+        run.log                 the events of the run and the output of the training
         manifest.json           every published artifact with its checksum
         results.csv             one row per epoch, written by Ultralytics
         weights/best.pt         the model of the best epoch
         weights/last.pt         the model of the last epoch
         checkpoints/            the newest checkpoints: epoch-00007.pt, and epoch-00007.json with its checksum
-        .finished.json          written when the training has finished
+        .finished.json          the marker of a finished training
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEST = "best.pt"
 LAST = "last.pt"
 FINISHED_MARKER = ".finished.json"
 
-_SHORTEST_UUID_PART = 12  # digits; an attempt has fewer, so the end of a run id is not read as an attempt
+_SHORTEST_UUID_PART = 12  # digits; an attempt number is shorter, so the end of a UUID is not read as an attempt
 
 
 @dataclass(frozen=True, order=True)
@@ -44,7 +44,7 @@ class RunFolder:
 
     @property
     def attempt(self) -> int:
-        """The attempt that this folder belongs to, by its name."""
+        """The attempt number in the name of the folder, or 1."""
         number = self.path.name.rpartition("-")[2]
         return int(number) if number.isdecimal() and len(number) < _SHORTEST_UUID_PART else 1
 
@@ -81,7 +81,7 @@ class RunFolder:
         return self.path / FINISHED_MARKER
 
     def checkpoint(self, epoch: int) -> Path:
-        """Return the path of the checkpoint that was saved after `epoch`."""
+        """Return the path of the checkpoint of `epoch`."""
         return self.checkpoints / f"epoch-{epoch:05d}.pt"
 
 

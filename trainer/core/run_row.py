@@ -1,8 +1,8 @@
-"""What users of the queue read: runs, workers and events as typed rows.
+"""Rows of runs, workers and events for users of the queue.
 
-A row never contains the fencing token (`claim_id`): anyone who knows it can write in the name of the worker.
-Times are ISO 8601 text in UTC. A column may hold anything that another program wrote, so `results`, `configuration`
-and `checkpoint` are unchecked JSON.
+A row never contains the fencing token (`claim_id`), because the fencing token allows writes in the name of the worker.
+Times are ISO 8601 text in UTC. Other programs can write any value into a column, so `results`, `configuration` and
+`checkpoint` are not validated.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class _Row:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow(_Row):
-    """One run. `attempt` counts claims; `failures` counts lost attempts since the last progress."""
+    """One run. `attempt` is the number of claims. `failures` is the number of lost attempts since the last progress."""
 
     id: str
     status: str
     run_name: str = "run"
     project_id: str | None = None
     step_id: str | None = None
-    group: str | None = None  # runs that belong together, such as the trials of one search
+    group: str | None = None  # name that several runs share, for example the trials of one search
     tags: tuple[str, ...] = ()
     data_yaml: str | None = None
     base_model: str | None = None
@@ -55,7 +55,7 @@ class RunRow(_Row):
     attempt: int = 0
     max_attempts: int = 3
     failures: int = 0
-    host_failures: Mapping[str, int] = field(default_factory=dict)  # worker id → failures of that worker's host
+    host_failures: Mapping[str, int] = field(default_factory=dict)  # worker ID → number of failures of its host
     checkpoint: Json = None
     progress_epoch: int = 0
     last_reported_epoch: int = 0
@@ -72,7 +72,7 @@ class RunRow(_Row):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRow(_Row):
-    """One worker. `status_message` says why it is unhealthy; `hardware` holds the columns that describe its host."""
+    """One worker. `status_message` is the reason if it is unhealthy. `hardware` contains the columns about its host."""
 
     worker_id: str
     status: str
@@ -88,7 +88,7 @@ class WorkerRow(_Row):
 
 @dataclass(frozen=True, kw_only=True)
 class EventRow(_Row):
-    """One event of a run's history; see `RunEvent`. From `seq` 1,000,000 on, the queue itself wrote it."""
+    """One event in the history of a run; see `RunEvent`. Events from the queue have a `seq` of 1,000,000 or more."""
 
     run_id: str
     attempt: int
@@ -103,12 +103,12 @@ class RunOrder(StrEnum):
 
     NEWEST = "newest"
     OLDEST = "oldest"
-    CLAIM = "claim"  # the order in which queued runs are claimed: highest priority, then oldest
+    CLAIM = "claim"  # claim order of queued runs: highest priority first, then oldest first
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFilter:
-    """Which runs to list. An empty field selects every run; of `tags`, a run must have all."""
+    """The filter of a list of runs. An empty field selects every run. A run must have all `tags`."""
 
     status: tuple[Status, ...] = ()
     project_id: str | None = None
@@ -123,7 +123,7 @@ ALL_RUNS = RunFilter()
 
 @dataclass(frozen=True, kw_only=True)
 class RunPage:
-    """Part of a list of runs. `next` is the cursor of the following part, None after the last one."""
+    """A page of a list of runs. `next` is the cursor of the next page, or None for the last page."""
 
     runs: tuple[RunRow, ...]
     next: str | None = None

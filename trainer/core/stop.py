@@ -1,4 +1,4 @@
-"""A stop has a reason, and stops form a tree: canceling a run stops that run, a shutdown stops them all."""
+"""Stop signals with a reason, in a tree: a cancel stops one run, a shutdown stops all runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from enum import Enum
 
 
 class StopReason(Enum):
-    """The reason to stop work. A stronger reason replaces a weaker one; they are in order of strength."""
+    """The reason of a stop, in order of strength. A stronger reason replaces a weaker reason."""
 
-    FINISH = "finish"  # end the training at the next epoch and complete the run with what it has
+    FINISH = "finish"  # end the training after the current epoch and complete the run with the existing model
     SHUTDOWN = "shutdown"  # this worker shuts down: save a checkpoint and requeue the run
     CANCELED = "canceled"  # the user canceled the run
-    STUCK = "stuck"  # no progress for longer than the phase may take
-    LOST = "lost"  # the lease is lost: stop at once and write nothing
+    STUCK = "stuck"  # no progress within the time limit of the phase
+    LOST = "lost"  # the lease is lost: stop immediately and write nothing
 
     @property
     def strength(self) -> int:
@@ -45,7 +45,7 @@ class StopSignal:
         self._changed: threading.Condition = parent._changed if parent else threading.Condition()  # noqa: SLF001
 
     def child(self) -> StopSignal:
-        """Return a signal that is set when this one is set, and that can be set alone."""
+        """Return a child signal. Setting this signal also sets the child, but not the reverse."""
         return StopSignal(self)
 
     def set(self, reason: StopReason) -> None:
@@ -66,16 +66,16 @@ class StopSignal:
 
     @property
     def shutdown_at(self) -> float | None:
-        """The monotonic time at which a shutdown was requested, or None."""
+        """The monotonic time of the shutdown request, or None."""
         return self._shutdown_at or (self._parent.shutdown_at if self._parent else None)
 
     @property
     def must_stop(self) -> bool:
-        """Whether the work has to stop (for any reason but FINISH)."""
+        """True if the work has to stop, for any reason except FINISH."""
         return self.reason not in (None, StopReason.FINISH)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until the work has to stop, for `seconds` at most. Return whether it has to."""
+        """Wait until the work has to stop, for `seconds` at most. Return whether the work has to stop."""
         deadline = None if seconds is None else time.monotonic() + seconds
         with self._changed:
             while not self.must_stop:
@@ -93,10 +93,10 @@ class StopSignal:
 
     @contextmanager
     def borrowed_time(self, seconds: float, *, at_most: bool = False) -> Iterator[StopSignal]:
-        """Yield a signal that is set `seconds` after this one, so that work can end properly. LOST sets it at once.
+        """Yield a signal that is set `seconds` after this signal, so that the work can end properly.
 
-        For a shutdown the seconds count from its request. With `at_most` the signal is set `seconds` from now in any
-        case.
+        LOST sets the new signal immediately. After a shutdown, the seconds count from the shutdown request. With
+        `at_most`, the new signal is always set after `seconds` from now.
         """
         later = StopSignal()
         over = threading.Event()
@@ -118,7 +118,7 @@ class StopSignal:
             while not over.wait(0.05):
                 look()
 
-        look()  # the time may be over already
+        look()  # the time limit may have passed before the block
         watcher = threading.Thread(target=watch, name="borrowed-time", daemon=True)
         watcher.start()
         try:

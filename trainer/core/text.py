@@ -1,16 +1,16 @@
-"""Text of unknown origin in messages: one line, printable, short, without secrets."""
+"""Untrusted text for messages: one line, printable, short, without secrets."""
 
 from __future__ import annotations
 
 import json
 import re
 
-_MOST_READ = 1000  # characters of a value that are looked at
+_MOST_READ = 1000  # limit of the processed characters of a value
 _URL = re.compile(r"[^/\s?#@]{1,40}://")
 
 
 def shown(value: object, longest: int = 100) -> str:
-    """Return a value for a message, quoted when it is text, and without the secrets of URLs."""
+    """Return a value for a message, without the secrets of URLs. Text is quoted."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
         return "a number of more than 60 digits"
     if isinstance(value, list | tuple | dict):
@@ -23,13 +23,13 @@ def shown(value: object, longest: int = 100) -> str:
 
 
 def printable(text: str, longest: int = 120) -> str:
-    """Return text for a message, unquoted, without the secrets of a URL."""
+    """Return text for a message, without quotes and without the secrets of a URL."""
     clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown_url(text)[:_MOST_READ])
     return _shortened(clean, longest)
 
 
 def shown_url(text: str) -> str:
-    """Return a URL without user, password, query and fragment, which may be secrets; any other text as it is."""
+    """Return a URL without user, password, query and fragment, which may be secrets. Other text is not changed."""
     if not _URL.match(text):
         return text
     scheme, _, rest = text.partition("://")
@@ -42,7 +42,7 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def _is_small(value: object, depth: int = 4) -> bool:
-    """Return whether writing the value out is cheap and safe."""
+    """Return whether the value is small enough for a message."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""How far a transfer of many files is, counted from many threads."""
+"""The progress of a transfer of many files in many threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EVERY_SECONDS = 0.5
 
 
 class Meter:
-    """Count files and bytes and report them: at the start, when all files are done, and at most twice a second between."""
+    """Counts files and bytes. Reports at the start, after the last file, and at most twice per second in between."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class Meter:
         self._report(always=total_files > 0)
 
     def count(self, moved: int) -> None:
-        """Add the bytes moved; a negative number takes back the bytes of a try that starts again."""
+        """Add transferred bytes. A negative number subtracts the bytes of a failed try."""
         with self._lock:
             self._bytes += moved
             self._report(always=False)
 
     def expect(self, more_bytes: int = 0, *, files: int = 0) -> None:
-        """Raise the totals: more bytes or files will come than was known before."""
+        """Increase the totals by additional bytes and files."""
         with self._lock:
             self._total_bytes += more_bytes
             self._total_files += files

@@ -1,4 +1,4 @@
-"""A reporter that runs in a thread of its own, so that a slow one delays neither the run nor the other reporters."""
+"""A reporter in its own thread: a slow reporter delays neither the run nor the other reporters."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from trainer.core.ports import AttemptEnd, Reporter
 
 log = structlog.get_logger()
 
-CAPACITY = 1000  # events that wait for a reporter
+CAPACITY = 1000  # limit of waiting events per reporter
 Call: TypeAlias = Callable[[Reporter], None]
 TickKey: TypeAlias = tuple[str, str]  # run id and kind
-OnDropped: TypeAlias = Callable[[str, str], None]  # with the name of the reporter and the kind of the event
+OnDropped: TypeAlias = Callable[[str, str], None]  # arguments: name of the reporter, kind of the event
 
 
 class BackgroundReporter:
     """Calls `reporter` from a thread, in order, with the events of a bounded queue.
 
-    The queue keeps only the newest progress event of a run and drops older progress events. When `capacity` events wait, further
-    events are dropped. The start and the end of a run are never dropped. `on_dropped` is called for each dropped event.
+    The queue keeps only the newest progress event of a run and drops older progress events. While `capacity` events
+    wait, further events are dropped. The start and the end of a run are never dropped. `on_dropped` is called for each
+    dropped event.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class BackgroundReporter:
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread of this reporter is alive."""
+        """True if the thread of this reporter is alive."""
         return self._thread.is_alive()
 
     def started(self, job: Job) -> None:
@@ -63,12 +64,12 @@ class BackgroundReporter:
         self._put(lambda reporter: reporter.started(job))
 
     def event(self, job: Job, event: Event) -> None:
-        """Queue an event, or drop it when too many wait."""
+        """Queue an event, or drop it if too many events wait."""
         tick = (job.id, event.kind) if isinstance(event, BatchProgress | TransferProgress) else None
         self._put(lambda reporter: reporter.event(job, event), kind=event.kind, tick=tick)
 
     def ended(self, job: Job, end: AttemptEnd) -> None:
-        """Queue the end of a run. A reporter for one run closes after it."""
+        """Queue the end of a run. A reporter for one run closes afterwards."""
         self._put(lambda reporter: reporter.ended(job, end))
         if self._is_for_one_run:
             with self._changed:
@@ -76,7 +77,7 @@ class BackgroundReporter:
                 self._changed.notify_all()
 
     def close(self, seconds: float) -> int:
-        """Wait up to `seconds` until all queued calls are made. Return how many were not made."""
+        """Wait up to `seconds` until all queued calls are done. Return the number of remaining calls."""
         deadline = time.monotonic() + seconds
         with self._changed:
             self._is_closed = True
@@ -89,7 +90,7 @@ class BackgroundReporter:
         return 0
 
     def _put(self, call: Call, *, kind: str | None = None, tick: TickKey | None = None) -> None:
-        """Queue a call. `kind` is the kind of an event that may be dropped; None for the start and the end of a run."""
+        """Queue a call. `kind` is the kind of an event that can be dropped; None for the start and the end of a run."""
         is_replaced = False
         with self._changed:
             if tick in self._newest_tick:
@@ -116,7 +117,7 @@ class BackgroundReporter:
                 self._note_error(error)
 
     def _next(self) -> Call | None:
-        """Wait for the next call. Return None once the reporter is closed and no call waits."""
+        """Wait for the next call. Return None if the reporter is closed and no call waits."""
         with self._changed:
             self._is_busy = False
             self._changed.notify_all()
@@ -129,7 +130,7 @@ class BackgroundReporter:
             return self._waiting.pop(number)
 
     def _note_error(self, error: Exception) -> None:
-        """Log an error with its traceback, unless it is the same as the one before."""
+        """Log an error with its traceback, unless it is the same as the previous error."""
         text = f"{type(error).__name__}: {error}"
         if text != self._last_error:
             log.error("reporter failed", reporter=self.name, exc_info=error)

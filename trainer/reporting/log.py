@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class LogReporter:
-    """Logs phases, epochs, warnings and the end of a run. The row has the progress between them."""
+    """Logs phases, epochs, warnings and the end of a run. Progress within an epoch is only in the row."""
 
     def __init__(self) -> None:
         self._phases: dict[str, str] = {}  # of active runs
@@ -57,7 +57,7 @@ class LogReporter:
                 to.info(event.kind, **{k: v for k, v in asdict(event).items() if k not in ("kind", "traceback")})
 
     def ended(self, job: Job, end: AttemptEnd) -> None:
-        """Log the outcome, what the queue answered, and the status of the row now."""
+        """Log the outcome, its delivery, and the new status of the row."""
         outcome = end.outcome
         to = self._log(job).bind(
             outcome=outcome.kind if outcome else None,

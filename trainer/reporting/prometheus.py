@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, served on localhost; imported only when METRICS_PORT is set."""
+"""Metrics for Prometheus, served on localhost. This module is imported only if METRICS_PORT is set."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trainer.core.events import EpochFinished, Event, Phase, PhaseStarted, Trans
 from trainer.core.job import Job, JsonObject, Lease, Retry, RunEvent, Verdict
 from trainer.core.ports import AttemptEnd, Delivery
 
-# buckets in seconds, because a phase takes seconds or a day
+# buckets in seconds: a phase takes from seconds to a day
 MINUTES = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 Beat: TypeAlias = Callable[[Lease, JsonObject | None, Sequence[RunEvent]], Verdict]
 
 
 class GpuLoad(Protocol):
-    """The load of a GPU now: memory in bytes, utilization from 0 to 1."""
+    """The current load of a GPU: memory in bytes, utilization from 0 to 1."""
 
     @property
     def index(self) -> int: ...
@@ -33,7 +33,7 @@ class GpuLoad(Protocol):
 
 
 class MetricsReporter:
-    """Counts runs, phases and bytes as they are reported, and heartbeats as they are sent (see `counted`)."""
+    """Counts runs, phases and bytes from events, and heartbeats through `counted`."""
 
     def __init__(
         self, gpu_loads: Callable[[], Sequence[GpuLoad]], is_healthy: Callable[[], bool] = lambda: True
@@ -41,13 +41,13 @@ class MetricsReporter:
         self.registry = CollectorRegistry()
         made: dict[str, Any] = {"namespace": "yolo_trainer", "registry": self.registry}
         self._runs = Counter("runs", "Attempts that ended, by outcome.", ["outcome"], **made)
-        self._running = Gauge("runs_active", "Runs that this worker holds.", **made)
+        self._running = Gauge("runs_active", "Runs that this worker executes now.", **made)
         self._phases = Histogram("phase_seconds", "Length of each phase.", ["phase"], buckets=MINUTES, **made)
         self._waits = Histogram("queue_wait_seconds", "Time between insert and first claim.", buckets=MINUTES, **made)
         self._bytes = Counter("transferred_bytes", "Bytes moved, by direction.", ["direction"], **made)
         self._epoch = Gauge("epoch", "The newest finished epoch of a run.", ["run_id"], **made)
         self._beats = Counter("beats", "Lease renewals that the queue answered.", **made)
-        self._failed_beats = Counter("beat_failures", "Lease renewals that got no answer.", **made)
+        self._failed_beats = Counter("beat_failures", "Lease renewals without an answer of the queue.", **made)
         self._host_failures = Counter("host_failures", "Attempts that failed because of this worker's host.", **made)
         Gauge("healthy", "1 while this worker claims runs, 0 while its host is unhealthy.", **made).set_function(
             is_healthy
@@ -61,11 +61,12 @@ class MetricsReporter:
         self._moved: dict[tuple[str, Phase], int] = {}
 
     def serve(self, port: int) -> Callable[[], None]:
-        """Serve http://localhost:`port`/metrics and return a function that stops it. Raises Misconfigured."""
+        """Serve http://localhost:`port`/metrics. Return a function that stops the server. Raises Misconfigured."""
         try:
             server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
         except OSError as error:
-            message = f"METRICS_PORT={port} cannot be opened ({error.strerror}): choose a free port above 1023, or 0 for no metrics."
+            fix = "choose a free port above 1023, or 0 to disable metrics"
+            message = f"METRICS_PORT={port} cannot be opened ({error.strerror}): {fix}."
             raise Misconfigured(message) from error
 
         def stop() -> None:
@@ -103,7 +104,7 @@ class MetricsReporter:
         self._dropped.labels(reporter, kind).inc()
 
     def counted(self, beat: Beat) -> Beat:
-        """Return `beat`, which sends a heartbeat, with its calls counted."""
+        """Return a function that calls `beat`, which sends a heartbeat, and counts the calls."""
 
         def send(lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
             try:
@@ -117,14 +118,14 @@ class MetricsReporter:
         return send
 
     def ended(self, job: Job, end: AttemptEnd) -> None:
-        """Count the attempt by its outcome: `lost` when the lease was lost."""
+        """Count the attempt by its outcome, or as `lost` if the lease is lost."""
         self._active.discard((job.id, job.attempt))
         self._running.set(len(self._active))
-        if end.delivery is not Delivery.PENDING:  # then the next process counts it
+        if end.delivery is not Delivery.PENDING:  # the next process counts a pending outcome
             self._count_outcome(end)
         self._phase_of.pop(job.id, None)
         self._moved = {key: moved for key, moved in self._moved.items() if key[0] != job.id}
-        if (job.id,) in self._epoch._metrics:  # noqa: SLF001 - the client has no public way to ask
+        if (job.id,) in self._epoch._metrics:  # noqa: SLF001 - there is no public API for this check
             self._epoch.remove(job.id)
 
     def _count_outcome(self, end: AttemptEnd) -> None:
@@ -135,7 +136,7 @@ class MetricsReporter:
 
 
 class _Gpus(Collector):
-    """Reads the GPUs when Prometheus asks."""
+    """Reads the load of the GPUs when Prometheus scrapes."""
 
     def __init__(self, loads: Callable[[], Sequence[GpuLoad]]) -> None:
         self._loads = loads
@@ -143,7 +144,7 @@ class _Gpus(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         labels = ["gpu", "name"]
         memory = GaugeMetricFamily("yolo_trainer_gpu_memory_bytes", "GPU memory in use.", labels=labels)
-        load = GaugeMetricFamily("yolo_trainer_gpu_utilization", "Share of time that the GPU worked.", labels=labels)
+        load = GaugeMetricFamily("yolo_trainer_gpu_utilization", "Share of time that the GPU was busy.", labels=labels)
         for gpu in self._loads():
             memory.add_metric([str(gpu.index), gpu.name], gpu.memory_used)
             load.add_metric([str(gpu.index), gpu.name], gpu.utilization)

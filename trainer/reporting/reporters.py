@@ -1,4 +1,4 @@
-"""All reporters of a service: those for every run, and those that a single run asks for."""
+"""All reporters of a service: reporters for every run, and reporters that a single run requests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ ReporterFactory: TypeAlias = Callable[[Job], Reporter | None]
 
 
 class Reporters:
-    """Starts a thread for each reporter in `for_all_runs`, and for each that a factory returns for a run.
+    """Starts a thread for each reporter in `for_all_runs`, and for each reporter that a factory returns for a run.
 
-    A factory returns None for a run that does not ask for its reporter, for example without a callback URL.
+    A factory returns None if the run does not request its reporter, for example without a callback URL.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Reporters:
         self._of_runs: list[BackgroundReporter] = []
 
     def for_run(self, job: Job) -> Reporter:
-        """Return one reporter that passes everything about a run to all of its reporters, without waiting for them."""
+        """Return a reporter that passes every call to all reporters of a run, without waiting for them."""
         own = [
             BackgroundReporter(reporter, is_for_one_run=True, on_dropped=self._on_dropped)
             for factory in self._factories
@@ -50,7 +50,7 @@ class Reporters:
         return _Group([*self._shared, *own])
 
     def close(self, seconds: float) -> None:
-        """Wait up to `seconds` until all reporters have received everything."""
+        """Wait up to `seconds` until all reporters have received all calls."""
         deadline = time.monotonic() + seconds
         with self._lock:
             running = [*self._shared, *self._of_runs]
@@ -62,13 +62,13 @@ class Reporters:
         try:
             return factory(job)
         except Exception:
-            # a reporter that cannot be made must not fail the run
+            # the run must not fail because of a reporter
             log.exception("reporter for the run cannot be created", run_id=job.id)
             return None
 
 
 class _Group:
-    """Passes every call on to several reporters."""
+    """Passes every call to several reporters."""
 
     def __init__(self, reporters: Sequence[BackgroundReporter]) -> None:
         self._reporters = reporters

@@ -1,1 +1,1 @@
-"""The only room that names every adapter: settings in, a working service out."""
+"""Builds the service from the settings. Only this package imports every adapter."""

@@ -23,15 +23,15 @@ class Backend:
     queue: Queue
     runs: RunTable
     store: ObjectStore
-    check: Callable[[], Sequence[str]]  # raises an error if the access does not work, returns warnings
+    check: Callable[[], Sequence[str]]  # raises an error if the access fails; returns warnings
     schema_version: Callable[[], int]
-    tidy: Callable[[], None]  # removes what abandoned uploads left on this host
-    url: str | None  # of Supabase; None: local
+    tidy: Callable[[], None]  # removes the temporary files of abandoned uploads from this host
+    url: str | None  # URL of Supabase; None for the local backend
 
 
 @contextmanager
 def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
-    """Open the backend that the settings name. Nothing is sent yet."""
+    """Open the backend of the settings, without any request yet."""
     if not settings.uses_supabase:
         queue = SqliteQueue(settings.trainer_home / "queue.db")
         store = LocalObjectStore(settings.trainer_home / "storage")
@@ -56,7 +56,7 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
     url, key = settings.supabase_url, settings.supabase_service_role_key.get_secret_value()
     apikey = settings.supabase_anon_key.get_secret_value() if settings.supabase_anon_key else None
     with Project(url, key, apikey=apikey) as project, closing(StorageApi(url, key, apikey=apikey)) as api:
-        # tries of one beat end before the next is due
+        # the tries of one heartbeat end before the next heartbeat
         beat = RetryPolicy(tries=3, first_wait=0.5, longest_wait=2.0, total_seconds=0.8 * beat_seconds(settings))
         supabase = SupabaseQueue(project, beat=beat)
         objects = SupabaseObjectStore(api, notes=settings.trainer_home / "uploads", stop=stop)
@@ -72,5 +72,5 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
 
 
 def beat_seconds(settings: Settings) -> float:
-    """Return the seconds between heartbeats. One call renews the lease and asks for a cancel, so the shorter interval counts."""
+    """Return the shorter of the two intervals, in seconds: each heartbeat renews the lease and checks for a cancel."""
     return min(settings.cancel_check_interval, settings.heartbeat_interval)

@@ -1,4 +1,4 @@
-"""Where datasets and weights come from, and checks of requests that need them."""
+"""Sources of datasets and weights, and checks of requests and datasets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_datasets(
     opened: ExitStack,
     extra: tuple[Path, ...] = (),
 ) -> FetchedDatasets:
-    """Return the datasets of a service. A row may name folders of the settings and those in `extra`."""
+    """Return the datasets of a service. A row can name files in the folders of the settings and in `extra`."""
     root, roots = settings.datasets_folder, dataset_roots(settings, extra)
     own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
     web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
@@ -59,18 +59,18 @@ def build_datasets(
 
 
 def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
-    """Return the folders in which a row may name files."""
+    """Return the folders whose files a row can name."""
     folders = (*(Path(folder) for folder in settings.extra_dataset_roots), *extra)
-    # anyone who can write to the local queue can read the files of this host anyway
+    # users who can write to the local queue can already read the files of this host
     return Roots(
         dataset_root=settings.datasets_folder, extra=folders if settings.uses_supabase else (*folders, ANYWHERE)
     )
 
 
 def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
-    """Return the warnings about a run. Raise BadRequest, as a worker would, if no worker can train it.
+    """Return the warnings about a run. Raise BadRequest, like a worker, if no worker can train the run.
 
-    The workers of the local queue are on this host, so its exports count, and a dataset's path must exist here.
+    The workers of the local queue are on this host, so the exports must be available and the dataset must exist here.
     """
     is_local = not settings.uses_supabase
     served = available_exports() if is_local else frozenset(PACKAGES)
@@ -83,13 +83,13 @@ def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
             storage_base_url=None if is_local else settings.supabase_url,
         )
         if is_local and isinstance(ref, DiskRef):
-            with suppress(MachineFailed):  # a mount that is missing now: the run waits for it
+            with suppress(MachineFailed):  # the run waits for a missing mount
                 dataset_roots(settings).admit(ref.path)
     return plan.warnings
 
 
 def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckResult:
-    """Check a dataset for the command line. The user may check any file that they can read."""
+    """Check a dataset for the command line. The user can check every file that is readable for them."""
     order = DatasetOrder(run_id="check", sources=(reference,), task=task)
     stop = StopSignal()
     with ExitStack() as opened, tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: 
 
 
 def weights_on_disk(settings: Settings) -> list[str]:
-    """Return the files in MODELS_DIR that a run may name."""
+    """Return the files in MODELS_DIR that a run can name."""
     folder = ModelFolder(
         settings.models_folder,
         store=None,

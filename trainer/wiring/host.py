@@ -1,4 +1,4 @@
-"""What this host offers to runs: its slots, its folders, its training processes."""
+"""The resources of this host for runs: slots, folders and training processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GB = 10**9
 
 
 def build_self_test(settings: Settings) -> SelfTest:
-    """Return the test of what every run needs of this host."""
+    """Return the self-test of the resources that every run needs."""
     home, data = settings.trainer_home, settings.datasets_folder
     places = [
         *(Place(setting="TRAINER_HOME", folder=folder) for folder in (home, home / "journal", home / "children")),
@@ -56,7 +56,7 @@ def build_trainer(settings: Settings) -> ChildTrainer:
 
 
 def plan_parser(settings: Settings) -> partial[TrainPlan]:
-    """Return the function that reads the request of a row on this host."""
+    """Return the function that parses the request of a row for this host."""
     return partial(
         plan_of,
         exports_available=available_exports(),
@@ -66,14 +66,14 @@ def plan_parser(settings: Settings) -> partial[TrainPlan]:
 
 
 def slot_devices(settings: Settings) -> list[int]:
-    """Return one entry per slot: the GPUs in turn, or CPU slots on a host without GPUs."""
+    """Return one entry per slot: the GPUs in round-robin order, or CPU slots on a host without GPUs."""
     found = [gpu.index for gpu in host.visible_gpus(process_environment().get("CUDA_VISIBLE_DEVICES"))]
     count = settings.slots or max(len(found), 1)
     return [found[slot % len(found)] if found else CPU for slot in range(count)]
 
 
 def describe_worker(settings: Settings, free_gpus: int) -> Worker:
-    """Return this worker and what a run may require of it now."""
+    """Return the description of this worker with its current capabilities."""
     found = host.visible_gpus(process_environment().get("CUDA_VISIBLE_DEVICES"))
     smallest = min((gpu.memory for gpu in found), default=0) / host.GIB
     return Worker(

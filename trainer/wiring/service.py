@@ -1,4 +1,4 @@
-"""The service: everything that executes runs, and the daemon that claims them."""
+"""Construction of the service: the parts that execute runs, and the daemon that claims runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RunParts:
 
 @contextmanager
 def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
-    """Build the whole service. Everything that it opened is closed afterwards."""
+    """Build the whole service, and close all of its resources after the block."""
     self_test = build_self_test(settings)
     self_test.require_folders()
     health, liveness = Health(self_test), Liveness()
@@ -76,7 +76,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
 
 @contextmanager
 def open_run_parts(settings: Settings, backend: Backend, health: Health, liveness: Liveness) -> Iterator[RunParts]:
-    """Open the parts that execute runs, and close them afterwards."""
+    """Open the parts that execute runs, and close them after the block."""
     with ExitStack() as opened:
         beat, reporters = open_reporters(settings, backend.queue.beat, health, opened)
         trainer = build_trainer(settings)
@@ -100,7 +100,7 @@ def open_run_parts(settings: Settings, backend: Backend, health: Health, livenes
 
 
 def open_reporters(settings: Settings, beat: Beat, health: Health, opened: ExitStack) -> tuple[Beat, Reporters]:
-    """Start the reporters. Return `beat`, which is counted if there are metrics, and the reporters."""
+    """Start the reporters. Return the reporters, and `beat`, with a counter if metrics are enabled."""
     if not settings.metrics_port:
         reporters = Reporters([LogReporter()])
     else:

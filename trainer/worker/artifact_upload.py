@@ -1,7 +1,7 @@
-"""Upload of an attempt's artifacts: which files are published, and under which keys.
+"""Upload of the artifacts of an attempt: the published files and their keys.
 
-Everything is stored below the prefix of the attempt (core/artifact_keys.py), where no other attempt writes. Nothing reads
-it until the row, which is changed under the fencing token, points there.
+Every key starts with the prefix of the attempt (core/artifact_keys.py). No other attempt writes there. Artifacts are
+read only after the row points to them. Updates of the row require the fencing token.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ WRITTEN_HERE = {RUN_LOG, MANIFEST}  # uploaded last
 DEEPEST = 16  # levels of folders
 PARALLEL = 4  # small files at once; a large one has its own connection
 LARGEST_LOG = 256 * 2**20  # bytes; of a larger log only the end is published
-LARGEST_FILE = 16 * 2**30  # bytes; a sparse file of a terabyte would take hours
-LONGEST_KEY = 900  # bytes after the attempt's prefix; S3 takes 1024 in all, a file system 255 between two slashes
-LEFT_OUT_AFTER = 600.0  # seconds for which the store may refuse a file beside a finished model
+LARGEST_FILE = 16 * 2**30  # bytes; the upload of a sparse file of a terabyte would take hours
+LONGEST_KEY = 900  # bytes after the attempt's prefix; S3 allows 1024 in total, a file system 255 between two slashes
+LEFT_OUT_AFTER = 600.0  # seconds until a file that the store rejects is left out of a finished run
 _CHUNK = 2**20  # bytes
-FileState: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode: equal while nothing wrote the file
+FileState: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode; a write changes the state
 
 
 class WeightsChanged(MachineFailed):
-    """The weights in the run folder are not the ones that the training finished with."""
+    """The weights in the run folder are not those of the finished training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Upload:
-    """What all files of one call share: the checksums that the weights must have, the stop, the progress."""
+    """The data of one `upload` call: the weights with their checksums, the stop signal, the progress meter."""
 
     weights: Mapping[str, WeightsFile]
     stop: StopSignal
@@ -56,7 +56,7 @@ class _Upload:
 
 
 class ArtifactUpload:
-    """Uploads the run folder of one attempt. A file that was uploaded is not sent again when another one fails."""
+    """Uploads the run folder of one attempt. After an error, files that are already uploaded are not sent again."""
 
     def __init__(self, store: ObjectStore, bucket: str, job: Job) -> None:
         self._store = store
@@ -64,12 +64,12 @@ class ArtifactUpload:
         self._job = job
         self._prefix = attempt_prefix(job.id, job.attempt)
         self._sent: dict[str, tuple[FileState, Artifact]] = {}
-        self._refused: dict[str, float] = {}  # file → since when (monotonic)
+        self._refused: dict[str, float] = {}  # file → time of its first rejection (monotonic)
         self._left_out: dict[str, str] = {}  # file → reason
 
     @property
     def sent(self) -> list[Artifact]:
-        """What was uploaded so far."""
+        """The artifacts uploaded so far, sorted by name."""
         return sorted((artifact for _, artifact in self._sent.values()), key=lambda artifact: artifact.name)
 
     def upload(
@@ -82,9 +82,9 @@ class ArtifactUpload:
     ) -> list[Artifact]:
         """Upload the files, the log and the manifest, and check that the bucket has all of them.
 
-        A repeated call sends what is missing. `log` is still being written, so it goes last. A file beside the weights
-        that cannot be published is left out with a warning. Raises `WeightsChanged` unless the weights are those that
-        `finished` names, any other TrainerError, OSError, Stopped.
+        A repeated call sends the missing files. `log` is uploaded after the other files, because it is still being
+        written. A file that is not part of the weights and cannot be published is left out with a warning.
+        Raises `WeightsChanged` unless the weights match `finished`, any other TrainerError, OSError, Stopped.
         """
         files = _files_by_name(folder)
         self._left_out = {name: reason for name, path in files.items() if (reason := _unfit(name, path, self._store))}
@@ -115,9 +115,10 @@ class ArtifactUpload:
         return artifacts
 
     def _send_or_leave_out(self, name: str, path: Path, upload: _Upload) -> list[Artifact]:
-        """Return the artifact, or nothing: a finished model does not wait without end for another file that is refused.
+        """Return the artifact, or no artifact if the store has rejected the file for `LEFT_OUT_AFTER` seconds.
 
-        While the store refuses everything, the model waits: its weights fail, or the listing at the end.
+        So one rejected file cannot block a finished model forever. Weights are never left out. If the store rejects
+        every file, the upload of the weights raises its error, or `_require_stored` does.
         """
         try:
             artifact = self._send(name, path, upload)
@@ -162,7 +163,7 @@ class ArtifactUpload:
         return folder.manifest
 
     def _require_stored(self, artifacts: Sequence[Artifact], stop: StopSignal) -> None:
-        """Raise Unavailable when the bucket does not have what was uploaded, for example because it was recreated."""
+        """Raise Unavailable if an uploaded file is not in the bucket, for example after the bucket was recreated."""
         stored = {
             info.ref.key: info.bytes
             for info in self._store.list(ObjectRef(bucket=self._bucket, key=self._prefix), stop)
@@ -175,10 +176,10 @@ class ArtifactUpload:
 
 
 def published_files(run_dir: Path) -> list[Path]:
-    """Return the files of a run folder that are published, without its log and manifest.
+    """Return the published files of a run folder, without its log and manifest.
 
-    Hidden files, links, files below `DEEPEST` levels of folders and unreadable folders are left out: the training process
-    made them.
+    The training process made these files, so hidden files, links, unreadable folders and files that are more than
+    `DEEPEST` folders deep are left out.
     """
     files: list[Path] = []
     folders = [(run_dir, 0)]
@@ -199,9 +200,10 @@ def published_files(run_dir: Path) -> list[Path]:
 
 
 def _files_by_name(folder: RunFolder) -> dict[str, Path]:
-    """Return the published files by name, the weights first: the time may be over before everything is uploaded.
+    """Return the published files by name. The weights are first, because the time limit can end the upload.
 
-    No other file takes the name of the weights, or is in a folder of that name, which not every store can hold.
+    A file with the same name as the weights is left out. A file in a folder with the name of another file is left out,
+    because not every store supports this.
     """
     files: dict[str, Path] = {}
     for path in sorted(published_files(folder.path), key=lambda path: path.parent != folder.weights):
@@ -214,7 +216,7 @@ def _files_by_name(folder: RunFolder) -> dict[str, Path]:
 
 
 def _unfit(name: str, path: Path, store: ObjectStore) -> str | None:
-    """Return why no store would take the file, or None."""
+    """Return the reason why a store would reject the file, or None."""
     key = store.key(name).encode()
     if len(key) > LONGEST_KEY or max(map(len, key.split(b"/"))) > 255:
         return "its name is too long"
@@ -223,19 +225,19 @@ def _unfit(name: str, path: Path, store: ObjectStore) -> str | None:
 
 
 def artifact_name(path: Path, run_dir: Path) -> str:
-    """Return the name of an artifact: `weights/best.pt` is published as `best.pt`, other files with their path."""
+    """Return the name of an artifact: `best.pt` for `weights/best.pt`, the relative path for other files."""
     parts = path.relative_to(run_dir).parts
     return "/".join(parts[1:] if parts[0] == WEIGHTS else parts)
 
 
 def _named_weights(finished: Finished | None, folder: RunFolder) -> dict[str, WeightsFile]:
-    """Return the weights of a finished training by the names under which they are published."""
+    """Return the weights of a finished training by their artifact names."""
     weights = (finished.best, finished.last) if finished else ()
     return {artifact_name(Path(file.path), folder.path): file for file in weights}
 
 
 def _snapshot(log: Path) -> Path:
-    """Return a copy of the log as it is now: the original grows during the upload."""
+    """Return a copy of the log, because the original grows during the upload."""
     copy = log.with_name(f".{log.name}.uploading")
     _remove(copy)
     with log.open("rb") as source, copy.open("xb") as target:
@@ -247,7 +249,7 @@ def _snapshot(log: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Remove what is in place of a file of ours: the training process may have made a link, a pipe or a folder."""
+    """Remove `path`, even if the training process replaced the file by a link, a pipe or a folder."""
     if path.is_dir() and not path.is_symlink():
         remove_tree(path)
     else:

@@ -1,4 +1,4 @@
-"""One attempt at one run: its steps, and the outcome of each way in which they can end."""
+"""One attempt of a run: its steps and its possible outcomes."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Attempt:
         self._run = run
         self._job = run.job
         self._slots = slots
-        self._folder = run.folder  # or that of an earlier attempt, whose finished model is published
+        self._folder = run.folder  # the folder of an earlier attempt if its finished model is published
         self._view = services.folders.view(run.job)
         self._publisher = Publisher(services, run)
         self._checkpoints = CheckpointUploads(services, run)
 
     def outcome(self) -> Outcome | None:
-        """Run the steps and return their outcome, or None when the lease was lost."""
+        """Run the steps and return the outcome, or None if the lease is lost."""
         try:
             finished = self._find_finished() or self._train()
             self._release_slots()
@@ -59,12 +59,12 @@ class Attempt:
         except TrainerError as error:
             return Retry(message=str(error), results=self.publish_for_retry())
         except OSError as error:
-            return self._retry_or_fail(disk_failed(error, f"This machine failed the run: {error}."))
+            return self._retry_or_fail(disk_failed(error, f"The run failed on this host: {error}."))
         finally:
             self._release_slots()
 
     def publish_for_retry(self) -> JsonObject:
-        """Publish what exists of an attempt that another one follows. Return the results for the row."""
+        """Publish the existing artifacts before a retry. Return the results for the row."""
         return self._publish_unfinished(is_last=False)
 
     def clean_up(self) -> None:
@@ -84,11 +84,11 @@ class Attempt:
         self._run.enter(Phase.STARTING)
         with self._checkpoints.during_training(self._run.stop):
             finished = self._services.trainer.train(order, self._run.stop, self._on_event, self._run.events.log.output)
-        self._release_slots()  # the next run trains while this one is published
+        self._release_slots()  # the next run can train during the upload of this run
         return self._write_marker(finished, order)
 
     def _order(self, plan: TrainPlan) -> TrainingOrder:
-        """Fetch what the training needs and return its order."""
+        """Fetch the dataset, the model and the checkpoint. Return the order of the training."""
         run, services = self._run, self._services
         dataset = fetch_with_retries(lambda: self._prepare(plan), run)
         model = fetch_with_retries(lambda: services.weights.resolve(plan.model, dataset.task, run.stop), run)
@@ -123,7 +123,7 @@ class Attempt:
         return () if plan.device == () else self._slots.gpus
 
     def _from_checkpoint(self, order: TrainingOrder, setup: Setup) -> TrainingOrder:
-        """Return the order that starts from the newest usable checkpoint, or the order itself without one."""
+        """Return the order with the newest usable checkpoint, or `order` if there is no usable checkpoint."""
         services = self._services
         attempts = services.folders.attempts(self._job.id)
         found = CheckpointFinder(self._run, attempts, services.store, services.artifacts_bucket).best_for(setup)
@@ -138,13 +138,13 @@ class Attempt:
         return order
 
     def _last_reported_epoch(self, attempt: int) -> int:
-        """Return the last epoch of `attempt` in the history: 0 when another attempt reported the epochs."""
+        """Return the last epoch of `attempt` in the history, or 0 if another attempt reported the last epoch."""
         return self._job.last_reported_epoch if attempt == self._job.last_reported_attempt else 0
 
     def _on_event(self, event: Event) -> None:
         """Handle an event of the training process."""
         if isinstance(event, CheckpointSaved):
-            event = replace(event, key=None)  # only the worker knows what is in the bucket
+            event = replace(event, key=None)  # only the worker knows the keys of uploaded checkpoints
             self._services.health.record_success(self._job.id)
         self._checkpoints.note(event)
         self._run.record(event)
@@ -163,12 +163,12 @@ class Attempt:
         finished = replace(finished, report=report)
         try:
             finished_marker.write(self._folder, finished)
-        except OSError as error:  # the model is published without it
+        except OSError as error:  # the model is published without the marker
             log.warning("finished training not marked, a crash now would repeat its last epochs", error=str(error))
         return finished
 
     def _find_finished(self) -> Finished | None:
-        """Return the training that an earlier attempt on this host finished, if its weights are unchanged."""
+        """Return the finished training of an earlier attempt on this host if its weights are unchanged, else None."""
         for folder in self._services.folders.attempts(self._job.id):
             finished = finished_marker.read(folder)
             if finished is None or not self._is_requested(finished):
@@ -186,14 +186,14 @@ class Attempt:
         return None
 
     def _is_requested(self, finished: Finished) -> bool:
-        """Return whether the row still asks for this training. A row that cannot be read does not discard a model."""
+        """Return whether the settings of the row match this training. Return True if the row cannot be parsed."""
         try:
             plan = self._services.parse(self._job.request)
         except BadRequest:
             return True
         is_requested = finished_marker.is_requested(finished, plan)
         if not is_requested:
-            message = "A training of this run has finished, but the row asks for other settings now: it trains again."
+            message = "A training of this run has finished, but its row has other settings now: the run trains again."
             self._run.warn("settings_changed", message)
         return is_requested
 
@@ -201,7 +201,7 @@ class Attempt:
         try:
             artifacts = self._publisher.publish_finished(self._folder, finished)
         except TrainerError as error:
-            # marker and checkpoints stay: the next attempt only publishes, or resumes if the model is damaged
+            # marker and checkpoints stay: the next attempt publishes the model, or resumes if the model is damaged
             return Retry(message=str(error))
         best = artifact_name(Path(finished.best.path), self._folder.path)
         url = next(artifact.url for artifact in artifacts if artifact.name == best)
@@ -212,17 +212,17 @@ class Attempt:
         self._services.health.record_success(self._job.id)
         return Completed(results=results, trained_model_url=url)
 
-    # ── other ways to end ──
+    # ── other outcomes ──
 
     def _fail(self, error: Exception) -> Failed:
         return Failed(message=str(error), results=self._publish_last())
 
     def _retry_or_fail(self, error: RunFailed | MachineFailed) -> Outcome:
-        """Decide whether the host or the run is at fault. The slots are held, so an unhealthy host takes no other run."""
+        """Decide whether the host or the run caused the error. The slots stay acquired, so no other run starts."""
         problem = self._services.health.record_failure(self._job.id, error)
         if problem is None and isinstance(error, RunFailed):
             return self._fail(error)
-        is_unfit = isinstance(error, HostUnfit)  # its message says everything that the self-test would
+        is_unfit = isinstance(error, HostUnfit)  # the message already contains the reason of the self-test
         message = str(error) if is_unfit or problem in (None, str(error)) else f"{str(error).rstrip('.')}. {problem}"
         is_hosts = problem is not None or is_unfit
         return Retry(message=message, results=self.publish_for_retry(), host_failed=is_hosts)
@@ -245,7 +245,7 @@ class Attempt:
             return None
 
     def _publish_last(self) -> JsonObject:
-        """Publish what exists of a run that ends without a model. Return its results."""
+        """Publish the existing artifacts of a run that ends without a model. Return the results for the row."""
         progress = self._run.events.progress.as_json()
         return {"run_dir": str(self._folder.path), **progress, **self._publish_unfinished(is_last=True)}
 
@@ -254,6 +254,6 @@ class Attempt:
         return self._publisher.publish_unfinished(self._folder, is_last=is_last)
 
     def _release_slots(self) -> None:
-        """Let the next run train, then wait for a checkpoint upload that is still running."""
+        """Release the slots for the next run, then wait until no checkpoint upload is running."""
         self._slots.release()
         self._checkpoints.wait()

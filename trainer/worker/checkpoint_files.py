@@ -1,9 +1,9 @@
-"""Checkpoint files on this host. A training process wrote them, so the parts that are read here are bounded.
+"""Checkpoint files on this host. A training process wrote them, so every read here has a size limit.
 
-A training keeps its newest checkpoints as `epoch-00007.pt` with a sidecar `epoch-00007.json` (`epoch`, `sha256`, `bytes`;
-`key` for one that was downloaded from the bucket).
-Each is written under another name and renamed, so a file with that name is complete unless the disk failed; the SHA-256
-shows whether it is.
+A training keeps its newest checkpoints as `epoch-00007.pt` with a sidecar `epoch-00007.json`. The sidecar has `epoch`,
+`sha256` and `bytes`, and also `key` if the checkpoint was downloaded from the bucket.
+Each file is written under a temporary name and then renamed. So it is complete unless the disk failed; the SHA-256
+detects damage.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.core.run_folder import RunFolder
 from trainer.disk.checksum import sha256_of
 
 _LARGEST_JSON = 2**20  # bytes
-_LARGEST_DIRECTORY = 8 * 2**20  # bytes of the zip archive's directory; that of yolo11x has some hundred KiB
+_LARGEST_DIRECTORY = 8 * 2**20  # bytes of the zip archive's directory; yolo11x has some hundred KiB
 _INVALID_ARCHIVE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError),
     *(LookupError, ValueError, RecursionError, NotImplementedError),
@@ -31,7 +31,7 @@ _INVALID_ARCHIVE = (
 
 
 def local_checkpoints(folder: RunFolder) -> Iterator[tuple[Path, Checkpoint]]:
-    """Yield the checkpoints of an attempt with what their sidecars say."""
+    """Yield the checkpoint files of an attempt with the content of their sidecars."""
     for sidecar in folder.checkpoints.glob("epoch-*.json"):
         path = sidecar.with_suffix(".pt")
         if _is_regular(sidecar) and _is_regular(path) and (checkpoint := _read_sidecar(sidecar)):
@@ -44,12 +44,12 @@ def write_sidecar(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def is_intact(path: Path, checkpoint: Checkpoint) -> bool:
-    """Return whether the file has the size and the SHA-256 of the checkpoint."""
+    """Return whether the size and the SHA-256 of the file match the checkpoint."""
     return path.stat().st_size == checkpoint.bytes and sha256_of(path) == checkpoint.sha256
 
 
 def read_metadata(path: Path) -> JsonObject:
-    """Return what the training wrote into the checkpoint about itself, or {} when that cannot be read."""
+    """Return the metadata that the training wrote into the checkpoint, or {} if the metadata cannot be read."""
     try:
         with path.open("rb") as file:
             if not _has_small_directory(file):
@@ -69,21 +69,21 @@ def _read_sidecar(sidecar: Path) -> Checkpoint | None:
             content = json.loads(file.read(_LARGEST_JSON))
         epoch, sha256, size, key = content["epoch"], content["sha256"], content["bytes"], content.get("key")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # cut off by a crash; the checkpoint before it has its own sidecar
+        return None  # incomplete after a crash; the previous checkpoint has its own sidecar
     if not isinstance(epoch, int) or not isinstance(size, int) or not isinstance(sha256, str):
         return None
     return Checkpoint(epoch=epoch, sha256=sha256, bytes=size, key=key if isinstance(key, str) else None)
 
 
 def _is_regular(path: Path) -> bool:
-    """Return whether it is a file and not a link or a pipe."""
+    """Return whether `path` is a regular file, not a link or a pipe."""
     return path.is_file() and not path.is_symlink()
 
 
 def _has_small_directory(file: BinaryIO) -> bool:
     """Return whether the archive's directory, which `zipfile` reads into memory, is small.
 
-    A checkpoint of ours has no comment and no ZIP64 locator record, so its end record is the last 22 bytes.
+    PyTorch writes no comment and no ZIP64 locator record, so the end record is the last 22 bytes.
     """
     file.seek(max(0, file.seek(0, os.SEEK_END) - 42))
     end = file.read()

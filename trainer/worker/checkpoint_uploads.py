@@ -29,7 +29,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class CheckpointUploads:
-    """Uploads the newest checkpoint of a training at an interval, and once more on demand."""
+    """Uploads the newest checkpoint of a training at an interval, and on demand."""
 
     def __init__(self, services: RunServices, run: RunContext) -> None:
         self._store = services.store
@@ -44,12 +44,12 @@ class CheckpointUploads:
         self._sending = threading.Lock()
 
     def note(self, event: Event) -> None:
-        """Remember a checkpoint of the training. Its epoch and SHA-256 become part of a key, so they are checked."""
+        """Remember a checkpoint of the training. Its epoch and SHA-256 become part of a key, so both are validated."""
         if isinstance(event, CheckpointSaved) and _SHA256.fullmatch(event.sha256) and event.epoch >= 0:
             self._newest = event
 
     def send_newest(self, stop: StopSignal) -> Checkpoint | None:
-        """Upload the newest checkpoint unless it is uploaded already. Return the newest one in the bucket, or None.
+        """Upload the newest checkpoint if necessary. Return the newest checkpoint in the bucket, or None.
 
         Raises Unavailable, Misconfigured, OSError or Stopped.
         """
@@ -74,7 +74,7 @@ class CheckpointUploads:
 
     @contextmanager
     def during_training(self, stop: StopSignal) -> Iterator[None]:
-        """Upload in a thread of its own while the block runs. A running upload continues after it: see `wait`."""
+        """Upload checkpoints in a thread while the block runs. An upload can continue after the block: see `wait`."""
         in_context = contextvars.copy_context().run  # the labels of the log
         self._thread = threading.Thread(
             target=in_context, args=(self._send_at_intervals, stop), name="checkpoints", daemon=True
@@ -86,7 +86,7 @@ class CheckpointUploads:
             self._has_ended.set()
 
     def wait(self) -> None:
-        """Wait for an upload that is still running. The slots of the run should be released before."""
+        """Wait until no upload is running. Release the slots of the run before."""
         if self._thread:
             self._thread.join()
 
@@ -104,7 +104,7 @@ class CheckpointUploads:
             link.unlink(missing_ok=True)
 
     def _delete_old(self) -> None:
-        # the row points to the newest checkpoint that the queue has received: during an outage nothing is deleted
+        # the row points to the newest checkpoint that the queue knows, so no checkpoint is deleted during an outage
         while len(self._uploaded) > KEPT_IN_BUCKET and self._run.events.is_delivered(self._uploaded[1].key or ""):
             self._index.delete(self._run.job.id, self._uploaded.pop(0).key or "")
 

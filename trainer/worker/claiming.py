@@ -1,4 +1,4 @@
-"""Claiming runs: one claim at a time, with backoff while the queue does not answer."""
+"""Claiming of runs: one claim at a time, with backoff while the queue is unavailable."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from trainer.worker.health import Health
 
 log = structlog.get_logger()
 
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries while the queue does not answer
-LOG_AGAIN = 600.0  # seconds between log lines about it
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries while the queue is unavailable
+LOG_AGAIN = 600.0  # seconds between log lines about an outage
 
 
 class Claimer:
     """Claims runs for one worker.
 
-    `check` runs once, before the first claim: it raises what is wrong with the access to the queue and returns warnings.
+    `check` runs once, before the first claim. It raises an error if the queue is not accessible, and returns warnings.
     `describe_worker` returns this worker with the given number of free GPUs.
     """
 
@@ -45,7 +45,7 @@ class Claimer:
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
         self._claim_id = str(uuid.uuid4())
-        self._unanswered = 0  # claims in a row without an answer
+        self._unanswered = 0  # consecutive claims without an answer
         self._logged_at = 0.0
 
     def claim(self, free_gpus: int) -> Lease | None:
@@ -73,11 +73,11 @@ class Claimer:
 
     @property
     def is_answered(self) -> bool:
-        """Whether the queue answered the last claim."""
+        """True if the queue answered the last claim."""
         return self._unanswered == 0
 
     def reset(self) -> None:
-        """Start a new claim after an unexpected error. A run that the old claim got is free when its lease expires."""
+        """Start a new claim after an unexpected error. A run of the old claim is requeued when its lease expires."""
         self._claim_id = str(uuid.uuid4())
         self._unanswered += 1
 
@@ -95,7 +95,7 @@ class Claimer:
             self._is_checked = True
 
     def _note_outage(self, error: Exception) -> None:
-        """Log the first unanswered claim, and then one every `LOG_AGAIN` seconds."""
+        """Log the first unanswered claim, then log again every `LOG_AGAIN` seconds."""
         now = time.monotonic()
         if self._unanswered == 0 or now - self._logged_at > LOG_AGAIN:
             log.error("no runs can be claimed, retrying", error=str(error), tries=self._unanswered + 1)

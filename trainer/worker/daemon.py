@@ -1,4 +1,4 @@
-"""The loop that keeps the slots of this host busy: claim, execute, repeat."""
+"""The main loop of the worker: claim a run for each free slot and execute it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.worker.slots import AcquiredSlots, Slots
 
 log = structlog.get_logger()
 
-POLL = 1.0  # seconds between checks for a free slot, and whether the run on trial has ended
+POLL = 1.0  # seconds between checks for a free slot, and between checks for the end of the run on trial
 ORPHANS_FIRST = 30.0  # seconds for which claims wait for the outcomes of earlier processes
 
 
@@ -35,7 +35,7 @@ class Manager(Protocol):
 
 
 class Daemon:
-    """Serves the queue until a shutdown. Each run has a thread and a stop signal of its own."""
+    """Claims and executes runs until a shutdown. Each run has its own thread and its own stop signal."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class Daemon:
         self._threads: list[threading.Thread] = []  # of runs, and of the delivery of orphaned outcomes
 
     def run(self, shutdown: StopSignal) -> bool:
-        """Serve the queue until `shutdown`. Return True if every run ended within the drain time.
+        """Claim and execute runs until `shutdown`. Return True if every run ended within the drain time.
 
-        After a shutdown nothing is claimed. Each run stops its training and is requeued; its lease is renewed until then.
+        After a shutdown, no run is claimed. Each run stops its training and is requeued. Its lease is kept until then.
         """
         with self._housekeeping.running(shutdown), self._health.watched():
             self._deliver_orphans(shutdown)
@@ -85,11 +85,11 @@ class Daemon:
         def deliver() -> None:
             with error_boundary("orphaned outcomes not delivered"):
                 self._orphans.run(shutdown)
-            self._housekeeping.soon()  # the files of those runs are not needed any more
+            self._housekeeping.soon()  # the files of these runs are no longer needed
 
         thread = threading.Thread(target=deliver, name="orphans", daemon=True)
         thread.start()
-        self._threads.append(thread)  # a shutdown waits for it, too
+        self._threads.append(thread)  # a shutdown also waits for this thread
         thread.join(ORPHANS_FIRST)
 
     def _step(self, shutdown: StopSignal) -> None:
@@ -113,7 +113,7 @@ class Daemon:
         status = f"{busy} of {self._slots.total} slots busy"
         if self._health.problem:
             status += f"; claims no runs: {self._health.problem}"
-        with error_boundary("status not reported"):  # a claimed run is worked on in any case
+        with error_boundary("status not reported"):  # a claimed run must be executed even then
             self._manager.ready_and(status)
 
     def _pause_after_error(self, shutdown: StopSignal) -> None:
@@ -127,10 +127,10 @@ class Daemon:
         thread = threading.Thread(target=self._execute, args=(lease, slots, shutdown.child()), name=name, daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # this process may have no more threads
+        except RuntimeError:  # the thread limit of this process is reached
             self._health.released(lease.job.id)
             slots.release()
-            self._execution.give_back(lease, shutdown)
+            self._execution.requeue(lease, shutdown)
             raise
         self._threads.append(thread)
 
@@ -139,7 +139,7 @@ class Daemon:
         with structlog.contextvars.bound_contextvars(run=labels):
             log.info("run claimed", name=lease.job.request.name)
             try:
-                with error_boundary("run could not be ended, the next start ends it"):
+                with error_boundary("run could not be ended, the next start of the service ends it"):
                     self._execution.run(lease, slots, stop)
             finally:
                 self._health.released(lease.job.id)

@@ -1,4 +1,4 @@
-"""Error boundaries: a service that works on many runs survives an unexpected error in one of them."""
+"""Error boundaries: an unexpected error in one run does not stop the service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def error_boundary(event: str, on_error: Callable[[], object] | None = None) -> 
 
 
 def call_or(call: Callable[[], T], event: str, on_error: Callable[[], T]) -> T:
-    """Return `call()`; after any exception, log it as `event` with its traceback and return `on_error()`."""
+    """Return `call()`. If it raises an exception, log `event` with the traceback and return `on_error()`."""
     try:
         return call()
     except Exception:

@@ -1,4 +1,4 @@
-"""Where every event of a run goes: its progress, its journal, its log and the reporters."""
+"""The event sink of a run: it passes every event to the progress, the journal, the log and the reporters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.core.progress import Progress
 from trainer.worker.journal import Journal
 from trainer.worker.run_log import RunLog
 
-LOCAL_FIELDS = {"kind", "path"}  # the kind has a column of its own; a path of this host means nothing elsewhere
+LOCAL_FIELDS = {"kind", "path"}  # `kind` has its own column; a local path is useless on other hosts
 
 
 class EventSink:
@@ -28,8 +28,8 @@ class EventSink:
         self._reporter = reporter
         self._lock = threading.Lock()
         self._phase_started: float | None = None
-        self._transfer: TransferProgress | None = None  # the newest of the current phase
-        self._epoch_phases: set[Phase] = set()  # training and validating, once each was reported
+        self._transfer: TransferProgress | None = None  # newest transfer of the current phase
+        self._epoch_phases: set[Phase] = set()  # reported phases of TRAINING and VALIDATING
         self._warned: set[tuple[str, str]] = set()
         self.progress = progress
         self.labels: dict[str, str | int] = {"run_id": job.id, "attempt": job.attempt}  # for every log line of the run
@@ -42,7 +42,7 @@ class EventSink:
             self._record(event)
 
     def warn_once(self, code: str, message: str) -> None:
-        """Record a warning unless this attempt has it already: a call that is retried fails many times."""
+        """Record a warning, but only once per attempt, because a retried call can fail many times."""
         if (code, message) not in self._warned:
             self._warned.add((code, message))
             self.record(Warned(code=code, message=message))
@@ -69,7 +69,7 @@ class EventSink:
         self._reporter.event(self._job, event)
 
     def _is_repeated(self, phase: Phase) -> bool:
-        """Return whether this is a later epoch: training and validating alternate, so only the first is recorded."""
+        """Return True for TRAINING and VALIDATING after the first epoch: only the first of each is recorded."""
         is_repeated = phase in self._epoch_phases
         if phase in (Phase.TRAINING, Phase.VALIDATING):
             self._epoch_phases.add(phase)

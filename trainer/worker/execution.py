@@ -1,11 +1,11 @@
-"""One run, from its lease to its outcome. Read this file first, then attempt.py.
+"""Execution of one run, from its lease to its outcome. Read this file first, then attempt.py.
 
     claim ─▶ parse ─▶ prepare ─▶ train ─▶ publish ─▶ finish
                  ╰── a heartbeat renews the lease meanwhile ──╯
 
-The outcome is written to the journal first, then sent to the queue until it answers, then given to the reporters. Only a
-lost lease has no outcome: nothing is written for the run. A process that crashes leaves its journal, and the next process
-continues from there (recovery.py).
+The outcome is written to the journal, then sent to the queue with retries, then passed to the reporters.
+If the lease is lost, there is no outcome and the row is not changed. If this process crashes, its journal stays on disk
+and the next process recovers the run (recovery.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RUN_FAILED_IN_SERVICE = "run failed: error in the service"
 
 @dataclass(frozen=True, kw_only=True)
 class RunHost:
-    """What opens the context of a run: its queue, its reporters, its heartbeat."""
+    """Opens the context of each run on this host: its log, its events and its heartbeat."""
 
     queue: Queue
     beat: Beat  # sends a heartbeat to the queue
@@ -56,7 +56,7 @@ class RunHost:
     def open_run(
         self, journal: Journal, stop: StopSignal, reporter: Reporter, *, sends_progress: bool = True
     ) -> Iterator[RunContext]:
-        """Open the log and the heartbeat of an attempt. The heartbeat does not run yet: see `kept_alive`."""
+        """Open the log and the heartbeat of an attempt. `kept_alive` starts the heartbeat."""
         lease, folder = journal.lease, self.services.folders.folder(journal.lease.job)
         progress = Progress()
         report = progress.as_json if sends_progress else dict
@@ -75,7 +75,7 @@ class Execution:
         self._queue = host.queue
 
     def run(self, lease: Lease, slots: AcquiredSlots, shutdown: StopSignal) -> AttemptEnd:
-        """Work on the run until its attempt has ended, and return how. The reporters receive the same."""
+        """Execute one attempt of the run. Return its end, which the reporters also receive."""
         reporter, end = self._host.reporter_for(lease.job), AttemptEnd(outcome=None, delivery=Delivery.PENDING)
         try:
             with closing(Journal.create(self._services.folders.journals, lease)) as journal:
@@ -90,8 +90,8 @@ class Execution:
             self._services.uploaded.settle(lease.job.id)
         return end
 
-    def give_back(self, lease: Lease, stop: StopSignal) -> None:
-        """Give back a run that this process cannot start. If the queue does not answer, the next process does it."""
+    def requeue(self, lease: Lease, stop: StopSignal) -> None:
+        """Requeue a run that this process cannot start. If the queue does not answer, the next process requeues it."""
         with closing(Journal.create(self._services.folders.journals, lease)) as journal:
             self._end_after_error(journal, stop, ONE_TRY)
 
@@ -99,7 +99,7 @@ class Execution:
         job, services = journal.lease.job, self._services
         reporter.started(job)
         if job.checkpoint and job.checkpoint.key:
-            services.uploaded.note(job.id, job.checkpoint.key)  # its worker may never come back to delete it
+            services.uploaded.note(job.id, job.checkpoint.key)  # the worker that uploaded it may never run again
         with services.folders.in_use(job):
             services.folders.remove_obstacles(job)
             with self._host.open_run(journal, shutdown.child(), reporter) as run:
@@ -115,7 +115,7 @@ class Execution:
             outcome = call_or(
                 attempt.outcome, RUN_FAILED_IN_SERVICE, lambda: self._outcome_after_error(attempt, run.job.id)
             )
-            # a cancel that arrives after this line is too late: the model is published
+            # a cancel request after this line has no effect: the outcome is decided
             if outcome is not None:
                 journal.end(outcome)
             with error_boundary("dataset view cannot be removed"):
@@ -130,7 +130,7 @@ class Execution:
                 return deliver(self._queue, journal, outcome, time_limit)
 
     def _outcome_after_error(self, attempt: Attempt, run_id: str) -> Outcome | None:
-        """Return the outcome after an error of the service: it loses this attempt but not its checkpoints."""
+        """Return the outcome after an internal error of the service. The next attempt resumes from the checkpoints."""
         self._services.health.record_service_failure(run_id, SERVICE_FAILED)
         results: JsonObject = call_or(
             attempt.publish_for_retry, "artifacts not published, they stay on this host", dict
@@ -138,7 +138,7 @@ class Execution:
         return Retry(message=SERVICE_FAILED, results=results)
 
     def _give_up(self, journal: Journal, slots: AcquiredSlots, shutdown: StopSignal) -> AttemptEnd:
-        """End a run after an error of the service outside of the attempt. An outcome in the journal is kept."""
+        """End a run after an internal error outside of the attempt. An outcome in the journal is kept."""
         slots.release()
         return self._end_after_error(journal, shutdown, RETRY_FOREVER)
 

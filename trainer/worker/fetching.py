@@ -1,4 +1,4 @@
-"""Retries for what a run fetches before it trains: its dataset, its model, the checkpoint it resumes from."""
+"""Retries for the downloads before a training: the dataset, the model and the checkpoint."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from trainer.worker.run_context import RunContext
 
 T = TypeVar("T")
 
-# the slot is idle meanwhile, so the wait is short; an outage of some minutes still costs no attempt
+# the slot is idle during the retries, so they are short; they cover an outage of up to five minutes
 FETCH_RETRIES = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
 
 
 def dataset_order(run_id: str, plan: TrainPlan) -> DatasetOrder:
-    """Return the part of the plan that `Datasets.prepare` needs."""
+    """Return the dataset order of a plan, for `Datasets.prepare`."""
     return DatasetOrder(run_id=run_id, sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz)
 
 
 def fetch_with_retries(fetch: Callable[[], T], run: RunContext) -> T:
     """Call `fetch`, retrying while a service is unavailable or misconfigured. A missing object is retried once.
 
-    Raises Unavailable after `FETCH_RETRIES`, Stopped, and what `fetch` raises.
+    Raises Unavailable after `FETCH_RETRIES`, Stopped, and all other errors of `fetch`.
     """
     was_missing = False
 

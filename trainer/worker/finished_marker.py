@@ -1,6 +1,6 @@
-"""The marker of a finished training, in its run folder: after an interrupted upload, only the upload is repeated.
+"""The marker of a finished training, in its run folder. After an interrupted upload, only the upload is repeated.
 
-The marker is not enough by itself: the weights must still have the size and SHA-256 that the training reported.
+The model is published only if the weights still have the size and SHA-256 that the training reported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.disk import durable
 from trainer.disk.checksum import sha256_of
 
 _LARGEST = 16 * 2**20  # bytes of a marker or of results.csv; a report has some hundred KiB
-# besides the batch and the arguments; the other fields of a recorded plan depend on the version of the service
+# compared in addition to `batch` and `args`; the other fields of a recorded plan depend on the service version
 _COMPARED = ("sources", "model", "task", "epochs", "imgsz", "split", "exports", "predictions")
 _FINISHED: TypeAdapter[Finished] = TypeAdapter(Finished)
 
@@ -37,7 +37,7 @@ def write(folder: RunFolder, finished: Finished) -> None:
 
 
 def read(folder: RunFolder) -> Finished | None:
-    """Return the content of the marker, or None without a readable one."""
+    """Return the content of the marker, or None if there is no readable marker."""
     content = _read_bounded(folder.finished_marker)
     try:
         return None if content is None else _FINISHED.validate_json(content)
@@ -52,13 +52,13 @@ def remove(folder: RunFolder) -> None:
 
 
 def epochs_after(epoch: int, folder: RunFolder, finished: Finished) -> list[EpochFinished]:
-    """Return the epochs after `epoch` from results.csv: an earlier attempt finished them and could not report them.
+    """Return the epochs after `epoch` from results.csv: an earlier attempt finished them but could not report them.
 
-    Return none for a damaged table: the history has a gap then, and the model is still published.
+    Return an empty list for a damaged table. The history then has a gap, but the model is still published.
     """
     table = _read_bounded(folder.results)
     try:
-        # a recorded split names a digest instead of its images
+        # a recorded split has a digest instead of its images
         plan = TrainPlan.from_json({**finished.report["plan"], "split": None})
         found = list(results_table.epochs_after(epoch, (table or b"").decode(errors="replace"), plan))
     except (ValueError, KeyError, TypeError):
@@ -68,12 +68,12 @@ def epochs_after(epoch: int, folder: RunFolder, finished: Finished) -> list[Epoc
 
 
 def find_damage(folder: RunFolder, finished: Finished) -> str | None:
-    """Return what is wrong with the weights of a finished training, or None if they are unchanged."""
+    """Return a description of the damage to the weights of a finished training, or None if they are unchanged."""
     return next(filter(None, (_find_damage(folder, weights) for weights in (finished.best, finished.last))), None)
 
 
 def trained_plan(order: TrainingOrder, finished: Finished) -> JsonObject:
-    """Return the plan as it was trained: with the batch size that fitted, and with the weights it started from."""
+    """Return the recorded plan with the actual batch size and the actual initial weights."""
     plan, batch = order.plan.recorded(), finished.report.get("batch")
     if batch and batch != order.plan.batch:
         plan |= {"batch": batch, "asked_batch": order.plan.batch}
@@ -82,12 +82,12 @@ def trained_plan(order: TrainingOrder, finished: Finished) -> JsonObject:
 
 
 def is_requested(finished: Finished, plan: TrainPlan) -> bool:
-    """Return whether `plan` is the one that was trained, apart from settings of the host."""
+    """Return whether `plan` is the plan of the finished training, ignoring settings of the host."""
     return _settings(finished.report.get("plan")) == _settings(plan.recorded())
 
 
 def is_inside(path: Path, run_dir: Path) -> bool:
-    """Return whether `path` is inside `run_dir`, also after links are resolved: the training process chose the path."""
+    """Return whether `path` is inside `run_dir`, also after links are resolved. The training process chose `path`."""
     return path.is_relative_to(run_dir) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(run_dir))
 
 
@@ -102,7 +102,7 @@ def _read_bounded(path: Path) -> bytes | None:
 
 
 def _settings(plan: Json) -> str:
-    """Return what a recorded plan asks for, as text; "" for a value that is not a recorded plan."""
+    """Return the compared settings of a recorded plan, as text; "" for a value that is not a recorded plan."""
     if not isinstance(plan, dict) or not isinstance(plan.get("args"), dict):
         return ""
     args = {name: value for name, value in {**DEFAULTS, **plan["args"]}.items() if name != "workers"}

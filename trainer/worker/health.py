@@ -1,12 +1,12 @@
-"""The health of this worker's host: an unhealthy host must not claim runs only to fail them.
+"""The health of this worker's host. A worker on an unhealthy host claims no runs, because the runs would fail.
 
     healthy ── a host failure and a failed self-test; or two host failures in a row ──▶ unhealthy
     unhealthy ── the self-test passes, after a pause ──▶ on trial: one run at a time
     on trial ── a training saves a checkpoint, or a run completes ──▶ healthy
              ── a host failure ──▶ unhealthy, for a longer pause
 
-The host is at fault when no run can cause the error (`HostFailed`), or when the self-test fails right after it. What a
-training process reports is never enough. Trainings on other slots continue.
+An error is a host failure if no run can cause it (`HostFailed`), or if the self-test fails right after it.
+A report of a training process alone is never a host failure. Trainings on other slots continue.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LAST_TEST = 5.0  # seconds that a shutdown waits for a self-test
 class Health:
     """The health of this host. Thread-safe.
 
-    `self_test` returns what is wrong with the host, or None. `clock` returns seconds.
+    `self_test` returns the problem of the host, or None. `clock` returns seconds.
     """
 
     def __init__(self, self_test: Callable[[], str | None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,7 +39,7 @@ class Health:
         self._lock = threading.Lock()
         self._problem: str | None = None
         self._on_trial = False
-        self._trial_runs: set[str] = set()  # claimed on trial and not released yet
+        self._trial_runs: set[str] = set()  # claimed on trial, not released yet
         self._failed_runs: set[str] = set()  # failed by the host or the service since the last success
         self._setbacks = 0  # failed self-tests and trials since the last success
         self._next_test = 0.0
@@ -47,12 +47,12 @@ class Health:
 
     @property
     def problem(self) -> str | None:
-        """Why no run is claimed, in one sentence, or None while runs are claimed."""
+        """The reason why no run is claimed, in one sentence; None while runs are claimed."""
         return self._problem
 
     @property
     def awaits_trial(self) -> bool:
-        """Whether a run on trial is active, so that no other run is claimed."""
+        """True while a run on trial is active. Then no other run is claimed."""
         return self._on_trial and bool(self._trial_runs)
 
     # ── events of runs ──
@@ -69,9 +69,9 @@ class Health:
             self._trial_runs.discard(run_id)
 
     def record_failure(self, run_id: str, error: Exception) -> str | None:
-        """Count a failure if the host caused it. Return what is wrong with the host, or None if the run is at fault.
+        """Count a failure if the host caused it. Return the problem of the host, or None if the run caused the failure.
 
-        This runs the self-test, so the run should still hold its slots.
+        This method runs the self-test, so call it before the slots of the run are released.
         """
         found = self._self_test()
         if found is None and not isinstance(error, HostFailed):
@@ -82,9 +82,9 @@ class Health:
         return problem
 
     def record_service_failure(self, run_id: str, problem: str) -> None:
-        """Count an error of the service itself: a bug, or no more threads on this host.
+        """Count an internal error of the service: a bug, or the thread limit of this process.
 
-        The run may have triggered it, so a single run that fails again and again does not stop the worker.
+        The run may have triggered the error, so repeated errors of a single run do not make the host unhealthy.
         """
         with self._lock:
             self._count(run_id, problem, at_once=False)
@@ -93,7 +93,7 @@ class Health:
         """Note that a training saved a checkpoint or completed: the host works."""
         with self._lock:
             if self._problem is not None or (self._on_trial and run_id not in self._trial_runs):
-                return  # this run may use only what still works
+                return  # this success does not prove that the host works again
             if self._on_trial:
                 log.info("host is healthy again", setbacks=self._setbacks)
             self._on_trial, self._setbacks = False, 0
@@ -108,7 +108,7 @@ class Health:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Test the host now, and in a thread while it is unhealthy, because a test of a broken disk may hang."""
+        """Test the host now. While it is unhealthy, test it in a thread, because a test of a broken disk can hang."""
         found = self._self_test()
         if found:
             with self._lock:

@@ -1,4 +1,4 @@
-"""Disk space: remove what is not needed any more, and check that a run has enough before it trains."""
+"""Disk space: remove files that are no longer needed, and check the free space before a training."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from trainer.worker.run_folders import VIEW_PREFIX, RunFolders
 log = structlog.get_logger()
 
 DAY = 86_400.0
-EVERY = 3600.0  # seconds between two rounds of chores
-POLL = 1.0  # seconds between checks for a request
+EVERY = 3600.0  # seconds between two executions of the chores
+POLL = 1.0  # seconds between checks for a call of `soon`
 LAST_CHORE = 2.0  # seconds that a shutdown waits for a chore
 MIB = 2**20
 
-# a training writes last.pt and best.pt with optimizer state, two checkpoints with both, and one more of each while it is
-# being written; measured for yolo11n: 5.4 MB of weights, 26 MB with the optimizer
+# a training writes last.pt and best.pt with optimizer state, two checkpoints that contain both, and temporary copies of
+# these files; measured for yolo11n: 5.4 MB of weights, 26 MB with the optimizer
 TIMES_THE_WEIGHTS = 24
-LEAST = 200 * MIB  # logs, plots, and randomly initialized weights
+LEAST = 200 * MIB  # for logs, plots and randomly initialized weights
 
 Chore: TypeAlias = Callable[[], None]
 
@@ -45,14 +45,14 @@ class Housekeeping:
         self._asked = threading.Event()
 
     def soon(self) -> None:
-        """Do the chores now. If they are being done already, do them once more after that."""
+        """Do the chores now. If the chores are already running, do them again afterwards."""
         self._asked.set()
 
     @contextmanager
     def running(self, shutdown: StopSignal) -> Iterator[None]:
         """Do the chores in a thread while the block runs, so that a slow disk or store does not delay claims.
 
-        At the end of the block a running chore has 2 s to finish; the next start does it again.
+        At the end of the block, a running chore has 2 s to finish. Otherwise the next start of the service repeats it.
         """
         thread = threading.Thread(target=self._run, args=(shutdown,), name="housekeeping", daemon=True)
         thread.start()
@@ -95,10 +95,10 @@ def remove_unreadable(journals: Path, keep_days: float) -> None:
 
 
 def old_folders(folders: RunFolders, keep_days: float) -> list[OldFolders]:
-    """Return the sweeps of run folders and dataset views.
+    """Return the chores that remove old run folders and old dataset views.
 
-    A run folder is kept while it is in use, while its run has a journal, and for `keep_days` after that. A view is of no
-    use to another attempt, so the view of a crashed process is removed at once, unless views are kept.
+    A run folder is kept while it is in use, while its run has a journal, and for `keep_days` after that.
+    No other attempt uses a view, so the view of a crashed process is removed immediately, unless `keep_views` is set.
     """
     keep = keep_days * DAY
     runs = OldFolders(
@@ -114,7 +114,7 @@ def old_folders(folders: RunFolders, keep_days: float) -> list[OldFolders]:
 
 
 def require_space(run_dir: Path, model: Path) -> None:
-    """Raise `HostUnfit` when the disk has too little space for a training of `model` in `run_dir`."""
+    """Raise `HostUnfit` if the disk of `run_dir` has too little space for a training of `model`."""
     weights = model.stat().st_size if model.exists() else 0
     needed = LEAST + TIMES_THE_WEIGHTS * weights
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""The journal of an attempt: its events and its outcome on local disk, for an outage or a crash of this process.
+"""The journal of an attempt: its events and its outcome on local disk, so that an outage or a crash does not lose them.
 
-One append-only file per attempt, locked by the process that works on the run. A file without a lock is left from a process
-that crashed; the next process delivers it (orphaned_journals.py). Its lines:
+Each attempt has one append-only file. The process that executes the run locks the file. If the file has no lock, its
+process crashed, and the next process delivers the content (orphaned_journals.py). The lines of the file:
 
     {"lease": …}      the first line: the run, the attempt and the fencing token
     {"event": …}      an event of the run
     {"delivered": n}  the queue has received every event up to n
-    {"recovery": n}   a later process starts to recover the run, for the nth time
+    {"recovery": n}   the nth recovery of the run by a later process starts
     {"outcome": …}    the outcome; the file is removed once it is delivered
 """
 
@@ -37,8 +37,8 @@ NEW = ".new"  # the suffix of a journal that is being created
 class Journal:
     """The journal of one attempt. Thread-safe.
 
-    If the disk cannot be written, the run continues and its events are delivered from memory. Only a crash loses them.
-    New events get numbers after `last_seq`.
+    If the disk cannot be written, the run continues and its events are delivered from memory. A crash then loses them.
+    New events get sequence numbers after `last_seq`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Journal:
         self.path = path
         self.lease = lease
         self.outcome = outcome
-        self.recoveries = recoveries  # started by earlier processes and by this one
+        self.recoveries = recoveries  # number of recoveries that were started
         self._file = file
         self._lock = threading.Lock()
         self._pending = list(pending)
@@ -64,9 +64,9 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, lease: Lease) -> Journal:
-        """Return a new journal for a lease. If the disk cannot be written, the journal is only in memory."""
+        """Return a new journal for a lease. If the disk cannot be written, the journal exists only in memory."""
         path = folder / f"{lease.job.id}.{lease.job.attempt}.jsonl"
-        # renamed once it is locked and has its first line, because another process may look for orphans now
+        # renamed after the lock and the first line, because another process can look for orphaned journals at any time
         unnamed = path.with_suffix(NEW)
         held = {"run_id": lease.job.id, "attempt": lease.job.attempt, "claim_id": lease.claim_id}
         try:
@@ -82,7 +82,7 @@ class Journal:
         return journal
 
     def require_disk(self) -> None:
-        """Raise HostFailed when the journal cannot be written: a crash would lose the events and the outcome."""
+        """Raise HostFailed if the journal cannot be written, because a crash would lose the events and the outcome."""
         if self._disk_error:
             raise HostFailed(f"The journal of the run cannot be written in {self.path.parent}: {self._disk_error}.")
 
@@ -109,19 +109,19 @@ class Journal:
             self._append({"delivered": last})
 
     def begin_recovery(self) -> None:
-        """Count a recovery of the run, on disk, so that the next process knows it if this one crashes."""
+        """Count a recovery of the run on disk, so that the count survives a crash of this process."""
         with self._lock:
             self.recoveries += 1
             self._append({"recovery": self.recoveries})
 
     def end(self, outcome: Outcome) -> None:
-        """Write the outcome of the attempt; only its delivery is left then. It is synced to disk before this returns."""
+        """Write the outcome of the attempt and sync it to disk. After this call only the delivery remains."""
         with self._lock:
             self.outcome = outcome
             self._append({"outcome": OUTCOME.dump_python(outcome, mode="json")}, sync=True)
 
     def close(self) -> None:
-        """Close the file. Later lines, such as the answer to a last heartbeat, are not written."""
+        """Close the file. Later lines, for example from a last heartbeat, are not written."""
         with self._lock:
             if self._file:
                 self._file.close()
@@ -131,7 +131,7 @@ class Journal:
         try:
             if self._file:
                 self.path.unlink(missing_ok=True)
-        except OSError as error:  # the next process delivers it again, which changes nothing
+        except OSError as error:  # the next process delivers the outcome again, which has no effect
             log.warning("journal of an ended run cannot be removed", path=str(self.path), error=str(error))
         self.close()
 
@@ -140,11 +140,11 @@ class Journal:
             return
         text = json.dumps(line).encode() + b"\n"
         try:
-            # after a failed write the last line may be incomplete, so this one starts on a new line
+            # after a failed write the last line may be incomplete, so the new text starts on a new line
             written = self._file.write(b"\n" + text if self._disk_error else text)
             if sync:
                 durable.sync(self.path)
-                durable.sync(self.path.parent)  # its name
+                durable.sync(self.path.parent)  # for the name of the file
         except OSError as error:
             self._note_disk(str(error))
         else:

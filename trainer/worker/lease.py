@@ -1,4 +1,4 @@
-"""Keeping a lease: one thread sends heartbeats while the run works, and acts on the answers of the queue."""
+"""Renewal of a lease: a thread sends heartbeats while the run is executed, and handles the answers of the queue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STOP_FOR = {
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseTimes:
-    """In seconds: the interval of heartbeats, the interval of progress in them, and the length of a lease."""
+    """Interval of heartbeats, interval of heartbeats with progress, and duration of a lease, in seconds."""
 
     beat: float
     progress: float
@@ -40,8 +40,8 @@ class LeaseTimes:
 class Heartbeat:
     """Renews one lease and delivers its events.
 
-    While the queue is unavailable the training continues: the fencing token makes late writes harmless. Only the answer
-    `LOST`, or an error in this thread, stops the run.
+    While the queue is unavailable, the training continues, because the fencing token rejects late writes. The run stops
+    after the answers CANCEL, FINISH and LOST, and after an unexpected error in the heartbeat thread.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Heartbeat:
         self._over = threading.Event()
 
     def confirm(self, stop: StopSignal) -> None:
-        """Wait until the lease is known to be held. Call it before writing to the bucket. Raises `Stopped` if it is lost.
+        """Wait until the lease is confirmed. Call this method before a write to the bucket. Raises `Stopped`.
 
-        The lease may have expired while this process did not run (a suspended machine, SIGSTOP). While the queue is
-        unavailable this does not wait: no other attempt writes to the prefix of this one.
+        The lease can expire while this process is suspended (a suspended machine, SIGSTOP). This method does not wait
+        while the queue is unavailable, because no other attempt writes to the prefix of this attempt.
         """
         while boottime() > self._trusted_until and self._unreachable_since is None and not stop.must_stop:
             stop.wait(0.05)
@@ -84,7 +84,7 @@ class Heartbeat:
         return self._liveness.watching(self._lease.claim_id)
 
     def run(self) -> None:
-        """Send heartbeats until `end` is called or the lease is lost. After any other error the run is stopped."""
+        """Send heartbeats until `end` is called or the lease is lost. An unexpected error stops the run."""
         is_complete = False
         try:
             while not self._over.is_set():
@@ -102,7 +102,7 @@ class Heartbeat:
         return self._unreachable_since is None and bool(self._journal.pending(limit=1))
 
     def _beat(self) -> None:
-        asked = boottime()  # before the request: the lease of the database lasts at least as long from here
+        asked = boottime()  # before the request, so the lease in the database expires later than `_trusted_until`
         events = self._journal.pending()
         progress = self._progress() if events or asked >= self._next_progress else None
         try:

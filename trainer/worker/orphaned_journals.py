@@ -1,4 +1,4 @@
-"""Journals of processes that crashed, read for delivery.
+"""Reading of journals of crashed processes, for delivery.
 
 A journal may be damaged or from another version. If its lease or its outcome is not readable, it is renamed to
 `.unreadable` and never deleted. An event that is not readable is skipped, because the outcome matters more.
@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
-LARGEST = 64 * 2**20  # bytes; a million epochs have less
+LARGEST = 64 * 2**20  # bytes; more than a journal with a million epochs
 _LAST_SEQ = 2**31 - 1
-_ABANDONED = 86_400.0  # seconds after which a journal without its final name is left from a crash
+_ABANDONED = 86_400.0  # seconds after which a journal without its final name is removed
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ EVENT: TypeAdapter[RunEvent] = TypeAdapter(RunEvent)
 
 
 def orphaned_journals(folder: Path, worker_id: str, lease_seconds: float) -> Iterator[Journal]:
-    """Yield the journals without a process, and lock each. A journal that cannot be read does not stop the others."""
+    """Lock and yield the journals of crashed processes. An unreadable journal does not stop the iteration."""
     _remove_abandoned(folder)
     for path in sorted(folder.glob("*.jsonl")):
         try:
@@ -75,7 +75,7 @@ def set_aside(path: Path, reason: str) -> None:
 
 
 def _locked(path: Path) -> FileIO | None:
-    """Return the file, locked, or None when a process holds it or has delivered or renamed it meanwhile."""
+    """Lock the file and return it, or return None if a process holds the lock, or has removed or renamed the file."""
     if not path.is_file():
         return None
     with ExitStack() as opened, suppress(FileNotFoundError, BlockingIOError):
@@ -116,7 +116,7 @@ def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Jou
 
 def _lines(content: bytes) -> Iterator[JsonObject]:
     for text in content.split(b"\n"):
-        # a crash or a full disk may have cut off a line
+        # a line may be incomplete after a crash or on a full disk
         with suppress(ValueError, RecursionError):
             line = json.loads(text)
             if isinstance(line, dict):

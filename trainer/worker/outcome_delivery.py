@@ -1,4 +1,4 @@
-"""Delivery of outcomes to the queue: now, or after an outage."""
+"""Delivery of outcomes to the queue, with retries during an outage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.worker.journal import Journal
 log = structlog.get_logger()
 
 RETRY_FOREVER = RetryPolicy(tries=1_000_000, first_wait=0.5, longest_wait=30.0, total_seconds=float("inf"))
-ALL_EVENTS = 100_000  # sent with an outcome
+ALL_EVENTS = 100_000  # limit of the events that are sent with an outcome
 
 
 def deliver(
@@ -43,7 +43,7 @@ def deliver(
 
 
 def delivered(journal: Journal, outcome: Outcome, status: Status | None) -> AttemptEnd:
-    """Remove the journal after the queue has answered with `status`, or with None for a lost lease."""
+    """Remove the journal after the answer of the queue. `status` is None if the lease is lost."""
     if status is None:
         log.warning("outcome rejected: lease lost", run_id=journal.lease.job.id)
     journal.discard()

@@ -1,4 +1,4 @@
-"""Prefetching: while all slots are busy, the dataset of the next run is downloaded into the cache."""
+"""Prefetching: while all slots are busy, download the dataset of the next run into the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AFTER_ERROR = 60.0  # seconds until the next try after an unexpected error
 
 
 class Prefetcher:
-    """Peeks at the queue every `interval` seconds while no slot is free. It never claims: another host may be idle."""
+    """Peeks at the queue every `interval` seconds while no slot is free. Never claims, so another host can claim."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Prefetcher:
                     self.prefetch_next(stop)
 
     def prefetch_next(self, stop: StopSignal) -> None:
-        """Prefetch the dataset of the run that would be claimed next, once. The run itself reports what is wrong with it."""
+        """Prefetch the dataset of the next run, once. The run itself reports errors later."""
         try:
             job = self._queue.peek(self._describe_worker(self._slots.gpus))
             if job is None or job.id == self._last:

@@ -1,4 +1,4 @@
-"""Publishing an attempt's artifacts: how long it is retried, and what the row's results say about them."""
+"""Publishing of the artifacts of an attempt: the retries, and the results in the row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.worker.run_services import RunServices
 
 log = structlog.get_logger()
 
-# a finished model may wait a day for a store that is unavailable or misconfigured; then the run is queued again
+# a finished model waits up to a day for an unavailable or misconfigured store; then the run is requeued
 PUBLISH_RETRIES = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=60.0, total_seconds=86_400)
 ONE_TRY = RetryPolicy(tries=1)
 
@@ -27,22 +27,22 @@ class Publisher:
 
     def __init__(self, services: RunServices, run: RunContext) -> None:
         self._run = run
-        self._seconds = services.times.upload  # that an upload may still take once the run was stopped
+        self._seconds = services.times.upload  # time limit of an upload after the run is stopped
         self._upload = ArtifactUpload(services.store, services.artifacts_bucket, run.job)
 
     def publish_finished(self, folder: RunFolder, finished: Finished) -> list[Artifact]:
-        """Publish a finished training, retrying every error of the store and the disk for `PUBLISH_RETRIES`.
+        """Publish a finished training. Errors of the store and the disk are retried according to `PUBLISH_RETRIES`.
 
-        Raises `WeightsChanged` when the model is not the one that was trained, Unavailable after that time, Stopped.
+        Raises `WeightsChanged` if the model is not the trained model, Unavailable after the last retry, Stopped.
         """
         with self._run.stop.borrowed_time(self._seconds) as time_limit:
             return self._publish(folder, PUBLISH_RETRIES, time_limit, finished)
 
     def publish_unfinished(self, folder: RunFolder, *, is_last: bool) -> JsonObject:
-        """Publish what exists of a training that did not finish. Return the results that list it. Never raises.
+        """Publish the existing files of an unfinished training. Return the results for the row. Never raises.
 
-        `is_last` says that no attempt follows. Without weights the results list nothing, because an earlier attempt may
-        have published more. The log of a run that ends in its first attempt is published in any case.
+        `is_last` says that no attempt follows. Without weights the results are empty, because an earlier attempt may
+        have published more. If the run ends in its first attempt, its log is always published.
         """
         is_first = self._run.job.attempt <= 1
         if not folder.last.is_file() and not (is_last and is_first):
@@ -52,7 +52,7 @@ class Publisher:
         return listed(artifacts, folder) if artifacts and (is_first or has_weights) else {}
 
     def _publish_in_time(self, folder: RunFolder, *, is_last: bool) -> list[Artifact]:
-        """Publish within the time limit. When another attempt waits, there is only one try."""
+        """Publish within the time limit. If another attempt follows, there is only one try."""
         policy = RetryPolicy(total_seconds=self._seconds) if is_last else ONE_TRY
         try:
             with self._run.stop.borrowed_time(self._seconds, at_most=not is_last) as time_limit:
@@ -83,5 +83,5 @@ class Publisher:
 
 
 def listed(artifacts: list[Artifact], folder: RunFolder) -> JsonObject:
-    """Return the results that name the published artifacts and their folder on this host."""
+    """Return the results for the row: the published artifacts and their folder on this host."""
     return {"artifacts": [artifact.as_json() for artifact in artifacts], "run_dir": str(folder.path)}

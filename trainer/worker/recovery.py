@@ -1,4 +1,4 @@
-"""Recovery of runs whose process crashed: deliver their outcomes, or publish what they made and queue them again."""
+"""Recovery of runs whose process crashed: deliver the outcome, or publish the existing files and requeue the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.worker.publish import Publisher
 log = structlog.get_logger()
 
 ORPHANED = "The worker stopped without warning during this run (a crash, a kill or a reboot)."
-MOST_RECOVERIES = 3  # of one attempt; each one renews the lease, so the queue would never count the attempt as lost
+MOST_RECOVERIES = 3  # of one attempt; each recovery renews the lease, so without a limit the lease would never expire
 
 
 class Recovery:
@@ -36,8 +36,8 @@ class Recovery:
     def recover(self, journal: Journal, shutdown: StopSignal) -> Outcome:
         """Decide the outcome of an attempt whose process crashed, and write it to the journal.
 
-        If this worker still holds the lease, the artifacts are published while the lease is renewed. Raises the errors of
-        the queue.
+        If this worker still holds the lease, the artifacts are published while the lease is renewed.
+        Raises the errors of the queue.
         """
         stop, results = shutdown.child(), JsonObject()
         verdict = self._host.beat(journal.lease, None, [])
@@ -53,11 +53,11 @@ class Recovery:
         return outcome
 
     def report_end(self, journal: Journal, end: AttemptEnd) -> None:
-        """Tell the reporters how the attempt ended. The journal has no request, so `job.request` is empty."""
+        """Report the end of the attempt to the reporters. The journal has no request, so `job.request` is empty."""
         self._host.reporter_for(journal.lease.job).ended(journal.lease.job, end)
 
     def _publish(self, journal: Journal, stop: StopSignal) -> JsonObject:
-        """Publish what is in the run folder, under the lease of the crashed process. Return the results."""
+        """Publish the files of the run folder under the lease of the crashed process. Return the results."""
         host, job = self._host, journal.lease.job
         folder = host.services.folders.folder(job)
         if folder.path.is_symlink() or not folder.path.is_dir():
@@ -71,9 +71,9 @@ class Recovery:
 
 
 class OrphanDelivery:
-    """Delivers the outcomes that earlier processes could not deliver, and recovers the runs without an outcome.
+    """Delivers the outcomes of earlier processes, and recovers the runs without an outcome.
 
-    `orphans` yields the journals that no process holds, and locks them.
+    `orphans` locks and yields the orphaned journals.
     """
 
     def __init__(self, queue: Queue, orphans: Callable[[], Iterator[Journal]], recovery: Recovery) -> None:
@@ -86,13 +86,13 @@ class OrphanDelivery:
     def run(self, stop: StopSignal) -> None:
         """Return when every outcome is delivered, or soon after `stop` is set.
 
-        An outcome that the queue rejects does not delay the others. Recoveries run at the same time, because each takes
-        a while and their leases expire soon.
+        If one outcome cannot be delivered, the other outcomes are still delivered. Recoveries run in parallel, because
+        they are slow and their leases expire soon.
         """
         recoveries: list[threading.Thread] = []
         for again in count():
             self._undelivered.clear()
-            # a journal that a recovery has locked is not an orphan now
+            # a journal that is locked by a recovery is not yielded again
             for journal in sorted(self._orphans(), key=_needs_recovery):
                 if stop.must_stop:
                     journal.close()
@@ -124,7 +124,7 @@ class OrphanDelivery:
         if end is not None:
             with error_boundary("end of a recovered run cannot be reported"):
                 self._recovery.report_end(journal, end)
-        elif not failed:  # noted after the journal is closed, so that the next round can lock it
+        elif not failed:  # appended after the journal is closed, so that the next iteration can lock it
             self._undelivered.append(journal.path.name)
 
     def _deliver(self, journal: Journal, stop: StopSignal) -> AttemptEnd | None:

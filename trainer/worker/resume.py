@@ -1,4 +1,4 @@
-"""Which checkpoint an attempt resumes from: one on this host, or the newest one in the bucket."""
+"""Selection of the checkpoint to resume from: a checkpoint on this host, or the newest checkpoint in the bucket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MISSING_RETRIES = RetryPolicy(tries=1000, first_wait=1.0, longest_wait=10.0, tot
 
 
 class _NotInBucket(Unavailable):
-    """The bucket does not have the checkpoint that was uploaded; `code` is that of the warning."""
+    """The uploaded checkpoint is not in the bucket. `code` is the code of the warning."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -34,20 +34,20 @@ class _NotInBucket(Unavailable):
 
 @dataclass(frozen=True, kw_only=True)
 class FoundCheckpoint:
-    """An intact checkpoint, what it records, and how it can be used."""
+    """An intact checkpoint, its metadata, and the decision how to use it."""
 
     path: Path
-    attempt: int  # that trained it
-    epoch: int  # finished epochs
+    attempt: int  # attempt that wrote the checkpoint
+    epoch: int  # number of finished epochs
     best_epoch: int
     setup: Setup | None
     decision: Decision
 
 
 class CheckpointFinder:
-    """Finds the checkpoints of a run in the folders of its `attempts`, and the newest one of the bucket.
+    """Finds the checkpoints of a run in the folders of its `attempts`, and the newest checkpoint in the bucket.
 
-    The bucket's checkpoint is downloaded into the run's own folder. Damaged and missing ones are reported as warnings.
+    The checkpoint in the bucket is downloaded into the run folder. Damaged and missing checkpoints cause warnings.
     """
 
     def __init__(self, run: RunContext, attempts: list[RunFolder], store: ObjectStore, bucket: str) -> None:
@@ -58,11 +58,11 @@ class CheckpointFinder:
         self._remote = run.job.checkpoint if run.job.checkpoint and run.job.checkpoint.key else None
 
     def best_for(self, setup: Setup) -> FoundCheckpoint | None:
-        """Return the newest checkpoint that can be resumed with `setup`, else the newest one, else None.
+        """Return the newest checkpoint that can be resumed with `setup`, else the newest checkpoint, else None.
 
-        So a newer checkpoint with other settings does not hide one with the settings of this training.
+        A newer checkpoint with other settings does not hide an older checkpoint with the settings of this training.
 
-        Raises Unavailable or Misconfigured when the bucket has the newest checkpoint and it cannot be downloaded now.
+        Raises Unavailable or Misconfigured if the newest checkpoint is in the bucket and cannot be downloaded now.
         """
         newest, has_any = None, False
         for path, checkpoint in self._newest_first():
@@ -78,7 +78,7 @@ class CheckpointFinder:
         return newest
 
     def _newest_first(self) -> Iterator[tuple[Path | None, Checkpoint]]:
-        """Yield every checkpoint, without its path when it is not usable. The bucket's is downloaded when it is next."""
+        """Yield every checkpoint, with None for an unusable file. Download the remote checkpoint only when needed."""
         remote = self._remote
         local = [found for folder in self._attempts for found in local_checkpoints(folder)]
         for path, checkpoint in sorted(local, key=self._rank, reverse=True):
@@ -93,12 +93,12 @@ class CheckpointFinder:
             yield self._download(remote), remote
 
     def _rank(self, local: tuple[Path, Checkpoint]) -> tuple[bool, int, int]:
-        """Return the sort key. If two checkpoints have the same epoch, the newer file can include part of the next epoch."""
+        """Return the sort key. Of two files with the same epoch, the newer file can include part of the next epoch."""
         path, checkpoint = local
         return not self._is_superseded(path, checkpoint), checkpoint.epoch, path.stat().st_mtime_ns
 
     def _is_superseded(self, path: Path, checkpoint: Checkpoint) -> bool:
-        """Return whether a later attempt on another host trained these epochs again: the history has its numbers."""
+        """Return whether a later attempt on another host trained these epochs again and reported its metrics."""
         later = attempt_of(self._remote.key) if self._remote and self._remote.key else 0
         return checkpoint.epoch <= self._run.job.last_reported_epoch and _trained_by(path, checkpoint) < later
 
@@ -110,7 +110,7 @@ class CheckpointFinder:
             return None
 
     def _downloaded(self, remote: Checkpoint) -> Path:
-        """Return the downloaded file. Raises `_NotInBucket` while the bucket does not have what was uploaded."""
+        """Return the downloaded file. Raises `_NotInBucket` if the bucket does not have the uploaded checkpoint."""
         path = self._run.folder.checkpoint(remote.epoch)
         path.parent.mkdir(parents=True, exist_ok=True)
         assert remote.key is not None
@@ -127,7 +127,7 @@ class CheckpointFinder:
 
 
 def resumed_order(order: TrainingOrder, setup: Setup, found: FoundCheckpoint) -> tuple[TrainingOrder, list[Warned]]:
-    """Return the order that starts from the checkpoint, and the events that tell the user about it."""
+    """Return the order that starts from the checkpoint, and the warnings for the user."""
     changes = _listed(found.decision.changes)
     if isinstance(found.decision, Resume):
         setup_now = replace(setup, started_from=found.setup.started_from if found.setup else None)
@@ -145,10 +145,10 @@ def resumed_order(order: TrainingOrder, setup: Setup, found: FoundCheckpoint) ->
 def _resume_events(setup: Setup, found: FoundCheckpoint, changes: str) -> list[Warned]:
     events = [Warned(code="resumed", message=f"Resumed from the checkpoint of epoch {found.epoch}.")]
     if changes:
-        message = f"Settings changed since this checkpoint; the training continues with the new ones: {changes}."
+        message = f"Settings changed since this checkpoint; the training continues with the new settings: {changes}."
         if not are_comparable(found.setup, setup):
             message += (
-                " Metrics before and after the change differ in meaning, so the best epoch is one of the following."
+                " Metrics before and after the change are not comparable, so only the next epochs can become the best."
             )
         events.append(Warned(code="resumed_with_changes", message=message))
     return events
@@ -169,7 +169,7 @@ def _found(path: Path, checkpoint: Checkpoint, now: Setup) -> FoundCheckpoint:
 
 
 def _trained_by(path: Path, checkpoint: Checkpoint) -> int:
-    """Return the attempt that trained a checkpoint: not the folder's if it was downloaded from the bucket."""
+    """Return the attempt that wrote a checkpoint: from the key if it was downloaded, else from the run folder."""
     return attempt_of(checkpoint.key) if checkpoint.key else RunFolder(path.parent.parent).attempt
 
 

@@ -1,4 +1,4 @@
-"""What every step of one attempt works with."""
+"""The context of one attempt, for all of its steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.worker.lease import Heartbeat
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """One attempt: its job, its folder, its stop signal, where its events go, and the heartbeat of its lease."""
+    """One attempt: its job, its folder, its stop signal, its event sink, and the heartbeat of its lease."""
 
     job: Job
     folder: RunFolder

@@ -1,4 +1,4 @@
-"""The folders of all runs on this host: which exist, which are in use, and what may be removed."""
+"""The folders of all runs on this host: their paths, their locks and their removal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VIEW_PREFIX = "run_"
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolders:
-    """Run folders (`runs`), dataset views (`views`) and journals. Each attempt has its own of each."""
+    """Run folders (`runs`), dataset views (`views`) and journals. Each attempt has one of each kind."""
 
     runs: Path
     views: Path
@@ -41,28 +41,28 @@ class RunFolders:
         return self.views / f"{VIEW_PREFIX}{name_of(job.id, job.attempt)}"
 
     def attempts(self, run_id: str) -> list[RunFolder]:
-        """Return the run folders of all attempts that ran on this host, without symbolic links."""
+        """Return the run folders of all attempts on this host, without symbolic links."""
         return attempts_in(self.runs, run_id)
 
     def remove_checkpoints(self, run_id: str) -> None:
-        """Remove what only another attempt of the run would use: its checkpoints and finished markers."""
+        """Remove the checkpoints and finished markers of a run. Only another attempt would use them."""
         for folder in self.attempts(run_id):
-            with contextlib.suppress(OSError):  # what cannot be removed now is removed with the run folder
+            with contextlib.suppress(OSError):  # otherwise removed with the run folder
                 remove_tree(folder.checkpoints)
             with contextlib.suppress(OSError):
                 folder.finished_marker.unlink(missing_ok=True)
 
     def remove_obstacles(self, job: Job) -> None:
-        """Remove a file or link that is in place of one of this attempt's folders. A link there must not be followed."""
+        """Remove a file or a link in place of a folder of this attempt. Such a link must not be followed."""
         for folder in (self.folder(job).path, self.view(job)):
-            with contextlib.suppress(OSError):  # nothing is there, or the attempt reports what is wrong with the disk
+            with contextlib.suppress(OSError):  # no folder yet, or the attempt reports the error later
                 if not stat.S_ISDIR(os.lstat(folder).st_mode):
                     folder.unlink()
                     log.warning("removed a file in place of a run folder", path=str(folder))
 
     @contextmanager
     def in_use(self, job: Job) -> Iterator[None]:
-        """Lock the folders of this attempt and of earlier ones, so that no service removes them during the block."""
+        """Lock the folders of this attempt and of earlier attempts. During the block no service removes them."""
         earlier = [folder.path for folder in self.attempts(job.id)]
         with ExitStack() as locks:
             for folder in sorted({self.folder(job).path, *earlier, self.view(job)}):
@@ -70,11 +70,11 @@ class RunFolders:
             yield
 
     def is_active(self, run_id: str) -> bool:
-        """Return whether this process works on the run, or a journal of it is not delivered yet. Raises OSError."""
+        """Return whether this process executes the run, or a journal of the run is undelivered. Raises OSError."""
         return self.has_journal(run_id) or any(self.locks.is_held(folder.path) for folder in self.attempts(run_id))
 
     def has_journal(self, name: str) -> bool:
-        """Return whether there is a journal of the run `name`, which may end with an attempt. Raises OSError."""
+        """Return whether the run `name` has a journal. `name` can end with an attempt number. Raises OSError."""
         try:
             journals = os.listdir(self.journals)  # noqa: PTH208
         except FileNotFoundError:
@@ -87,7 +87,7 @@ def attempts_in(runs: Path, run_id: str) -> list[RunFolder]:
     """Return the folders of a run in `runs`, the first attempt first, without symbolic links."""
     first = f"{PREFIX}{run_id}"
     try:
-        # glob() is not used here: Python caches its patterns, one for every run of a long-lived service
+        # no glob() here: Python caches one pattern per run, and the service is long-lived
         names = [name for name in os.listdir(runs) if name.startswith(f"{first}-")]  # noqa: PTH208
     except OSError:
         names = []

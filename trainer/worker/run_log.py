@@ -1,4 +1,4 @@
-"""The log file of one run: its events and what its training printed."""
+"""The log file of one run: its events and the output of its training."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import structlog
 
 log = structlog.get_logger()
 
-# O_NOFOLLOW and O_NONBLOCK: a training process may have put a link or a pipe in place of the log
+# O_NOFOLLOW and O_NONBLOCK: a training process can replace the log by a link or a pipe
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class RunLog:
-    """Appends lines with their time in UTC. A disk error loses lines of the log and never fails the run."""
+    """Appends lines with their time in UTC. A disk error loses lines of the log but never fails the run."""
 
     def __init__(self, path: Path, *, timestamps: bool) -> None:
         self.path = path
@@ -32,11 +32,11 @@ class RunLog:
             self._file = os.fdopen(os.open(path, _APPEND, 0o666), "a", encoding="utf-8", errors="replace", buffering=1)
 
     def note(self, text: str) -> None:
-        """Write a line of the service; it always has a time."""
+        """Write a line of the service, always with a timestamp."""
         self._write(f"[{_now()}] {text}\n")
 
     def output(self, line: str) -> None:
-        """Write a line that the training printed."""
+        """Write a line of the output of the training."""
         self._write(f"[{_now()}] {line}\n" if self._timestamps else f"{line}\n")
 
     def close(self) -> None:

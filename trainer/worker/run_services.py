@@ -1,4 +1,4 @@
-"""What all runs of a service share: the ports they use, their folders and their time limits."""
+"""The services that all runs share: ports, folders and time limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 class RunTimes:
     """Time limits of a run, in seconds.
 
-    The training has the first 40 % of `drain` to save a checkpoint. Uploads end at 80 %. The rest is for the queue.
+    The training must save its checkpoint in the first 40 % of `drain`. Uploads must end at 80 %. The remaining time is
+    for the delivery of the outcome.
     """
 
     checkpoint: float  # between two checkpoint uploads

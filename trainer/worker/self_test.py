@@ -1,4 +1,4 @@
-"""The self-test of a host: its folders can be written and have space, and its GPUs answer."""
+"""The self-test of a host: its folders are writable and have free space, and its GPUs respond."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trainer.core.errors import BROKEN_DISK, Misconfigured
 MIB = 2**20
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 LEAST_FILES = 64  # inodes that a run with a small dataset needs
-CONTENT = b"written by the self-test of the training service\n" * 80  # about a page
+CONTENT = b"written by the self-test of the training service\n" * 80  # about one memory page
 PREFIX = ".self-test-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A folder that every run writes into, the setting that names it, and the bytes that the smallest run needs there."""
+    """A folder that every run writes to, the setting with its path, and the bytes that the smallest run needs there."""
 
     setting: str
     folder: Path
@@ -28,16 +28,16 @@ class Place:
 
 
 class SelfTest:
-    """Tests the folders and calls `gpu_problem`, which returns a sentence or None. Safe between threads and processes."""
+    """Tests the folders, then calls `gpu_problem`, which returns a sentence or None. Safe for threads and processes."""
 
     def __init__(self, places: Sequence[Place], gpu_problem: Callable[[], str | None] = lambda: None) -> None:
         self._places = places
         self._gpu_problem = gpu_problem
 
     def require_folders(self) -> None:
-        """Raise `Misconfigured` when a folder cannot be created or written.
+        """Raise `Misconfigured` if a folder cannot be created or written.
 
-        A full disk does not raise: it can have space again without a change of the settings.
+        A full disk does not raise an error, because space can become free without a change of the settings.
         """
         for place in self._places:
             try:
@@ -47,12 +47,12 @@ class SelfTest:
                     raise Misconfigured(_sentence(place, error)) from error
 
     def __call__(self) -> str | None:
-        """Return what is wrong with this host, in one sentence, or None."""
+        """Return the problem of this host in one sentence, or None."""
         return next(filter(None, map(_problem, self._places)), None) or self._gpu_problem()
 
 
 def write_and_read(folder: Path) -> None:
-    """Create `folder`, and write, sync and read an unnamed file in it, which a kill does not leave. Raises OSError."""
+    """Create `folder`, then write, sync and read an unnamed temporary file in it. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder, prefix=PREFIX, buffering=0) as file:
         file.write(CONTENT)
@@ -62,9 +62,9 @@ def write_and_read(folder: Path) -> None:
 
 
 def disk_problem(setting: str, folder: Path, error: OSError) -> str:
-    """Return why `folder`, which `setting` names, cannot be written and what to do: a sentence without its period."""
+    """Return why `folder` cannot be written and the fix, without a period at the end. `setting` contains its path."""
     if error.errno in FULL:
-        return f"{folder} has no space left ({error.strerror}): free some, or set {setting} to another disk"
+        return f"{folder} has no space left ({error.strerror}): free some space, or set {setting} to another disk"
     fix = (
         "check dmesg and the mount"
         if error.errno in BROKEN_DISK
@@ -74,7 +74,7 @@ def disk_problem(setting: str, folder: Path, error: OSError) -> str:
 
 
 def _problem(place: Place) -> str | None:
-    fix = f"free some, or set {place.setting} to another disk"
+    fix = f"free some space, or set {place.setting} to another disk"
     try:
         write_and_read(place.folder)
         disk = os.statvfs(place.folder)

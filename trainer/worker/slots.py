@@ -1,4 +1,4 @@
-"""The slots of this host: how many trainings run at once, and on which GPUs."""
+"""The slots of this host: the number of parallel trainings and their GPUs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ class Slots:
 
     @property
     def free_gpus(self) -> int:
-        """Return how many GPUs a run could have now; a GPU with several slots counts once."""
+        """Return the number of GPUs with a free slot. A GPU with several free slots counts once."""
         return len({*self._free} - {CPU})
 
     def acquire(self, count: int) -> AcquiredSlots:
-        """Take one slot on each of `count` devices, those with the most free slots first; fewer when fewer are free."""
+        """Take one slot on each of `count` devices, or on all devices with a free slot if there are fewer.
+
+        Devices with more free slots are taken first.
+        """
         with self._changed:
             free = Counter(self._free)
             taken = sorted(free, key=lambda device: (-free[device], device))[:count]
@@ -36,7 +39,7 @@ class Slots:
         return AcquiredSlots(self, tuple(sorted(taken)))
 
     def wait_for_free(self, seconds: float) -> bool:
-        """Wait until a slot is free, for `seconds` at most. Return whether one is."""
+        """Wait for a free slot, for `seconds` at most. Return whether a slot is free."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._free), seconds)
 
@@ -48,7 +51,7 @@ class Slots:
 
 
 class AcquiredSlots:
-    """The slots that a run holds until `release`, which may be called more than once."""
+    """The slots of a run. `release` can be called more than once."""
 
     def __init__(self, slots: Slots, held: tuple[int, ...]) -> None:
         self._slots = slots
@@ -56,7 +59,7 @@ class AcquiredSlots:
 
     @property
     def gpus(self) -> tuple[int, ...]:
-        """The GPU indices; empty on a CPU slot."""
+        """The GPU indices; empty for a CPU slot."""
         return tuple(device for device in self._held if device != CPU)
 
     def release(self) -> None:

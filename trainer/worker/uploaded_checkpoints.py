@@ -1,11 +1,11 @@
-"""A list of the checkpoints that this service uploaded, on disk, so that each is deleted when it is not needed any more.
+"""The on-disk list of uploaded checkpoints of this service, for their later deletion.
 
-One file per run, in a folder that no training can write to. Its lines:
+Each run has one file, in a folder that no training can write to. The lines of the file:
 
     {"bucket": …, "key": …, "at": …}   written before an upload starts
     {"deleted": key}                    written after the object was deleted
 
-Only keys in this list are deleted. A key that a row or an event names is only kept.
+Only keys in this list are deleted. The key in the row of a run protects a checkpoint from deletion.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from trainer.worker.run_folders import RunFolders
 
 log = structlog.get_logger()
 
-RUNS_AT_ONCE = 100  # that one call of `tidy` asks the queue about
-FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0  # seconds between tries while the queue or the store does not answer
+RUNS_AT_ONCE = 100  # limit of runs per call of `tidy`
+FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0  # seconds between tries while the queue or the store is unavailable
 ENDED_FOR_GOOD = (Status.COMPLETED, Status.CANCELED)
 
 
 class UploadedCheckpoints:
-    """The uploaded checkpoints of all runs of this host. Safe between threads and processes.
+    """The uploaded checkpoints of all runs of this host. Safe for threads and processes.
 
-    The checkpoint in the row of a failed run is kept for `keep_seconds`: the user may queue the run again.
+    The checkpoint in the row of a failed run is kept for `keep_seconds`, because the user can requeue the run.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class UploadedCheckpoints:
     def note(self, run_id: str, key: str) -> None:
         """Add a checkpoint of this run to the list, before its upload. Other keys are ignored.
 
-        If the disk fails, the checkpoint is uploaded without an entry and may stay in the bucket.
+        If the list cannot be written, the checkpoint is uploaded without an entry and may stay in the bucket.
         """
         if is_checkpoint_of(run_id, key):
             self._try_append(run_id, {"bucket": self._bucket, "key": key, "at": time.time()})
 
     def delete(self, run_id: str, key: str) -> None:
-        """Delete a checkpoint of this run. Other keys are ignored. Raises what the store raises."""
+        """Delete a checkpoint of this run. Other keys are ignored. Raises the errors of the store."""
         if is_checkpoint_of(run_id, key):
             self._store.delete(ObjectRef(bucket=self._bucket, key=key))
             self._try_append(run_id, {"deleted": key})
 
     def settle(self, run_id: str) -> None:
-        """Delete the checkpoints that the run cannot resume from any more. `tidy` repeats what fails."""
+        """Delete the checkpoints that the run can no longer resume from. After an error, `tidy` tries again."""
         if time.monotonic() < self._not_before:
             return
         try:
@@ -92,7 +92,7 @@ class UploadedCheckpoints:
             self._pause = 0.0
 
     def tidy(self) -> None:
-        """Settle up to 100 runs, those that were not checked for the longest time first."""
+        """Settle up to 100 runs, starting with the run that was checked least recently."""
         for run_id in self._runs()[:RUNS_AT_ONCE]:
             if time.monotonic() < self._not_before:
                 return
@@ -101,7 +101,7 @@ class UploadedCheckpoints:
     def _settle(self, run_id: str) -> None:
         path = self._path(run_id)
         try:
-            os.utime(path, follow_symlinks=False)  # checked now
+            os.utime(path, follow_symlinks=False)  # marks the run as checked
             listed = _read(path)
         except FileNotFoundError:
             return
@@ -116,10 +116,10 @@ class UploadedCheckpoints:
                 self._store.delete(ObjectRef(bucket=entry["bucket"], key=key))
                 self._append(run_id, {"deleted": key})
         if row is None or row.status in (*ENDED_FOR_GOOD, Status.FAILED):
-            self._drop(run_id)  # not before: the list shows that this host still has files of the run
+            self._drop(run_id)  # removed last, because the list shows that this host still has files of the run
 
     def _needed(self, row: RunRow | None, last_upload: float) -> object:
-        """Return the key of the checkpoint that the run may still resume from."""
+        """Return the key of the checkpoint that the run can still resume from, or None."""
         if row is None or row.status in ENDED_FOR_GOOD:
             return None
         if row.status == Status.FAILED and time.time() - last_upload > self._keep_seconds:
@@ -155,7 +155,7 @@ class UploadedCheckpoints:
         path = self._path(run_id)
         with _locked(path) as file:
             is_new = os.fstat(file.fileno()).st_size == 0
-            # starts a new line, because the last one may be incomplete
+            # starts with a line break, because the last line may be incomplete
             file.write(b"\n" + json.dumps(line).encode() + b"\n")
             durable.sync(path)
             if is_new:
@@ -174,14 +174,14 @@ def _locked(path: Path) -> Iterator[FileIO]:
     while True:
         with path.open("ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # the process that held it before may have removed it
+            # the previous owner of the lock may have removed the file
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield file
                 return
 
 
 def _read(path: Path) -> dict[str, JsonObject]:
-    """Return the entries of the checkpoints in the bucket, by key. Raises OSError."""
+    """Return the entries of the checkpoints that are not deleted yet, by key. Raises OSError."""
     listed: dict[str, JsonObject] = {}
     for text in path.read_bytes().splitlines():
         try:
