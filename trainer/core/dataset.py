@@ -70,7 +70,7 @@ class SplitRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A finding about a dataset. An error fails the run, a warning becomes an event, a note is only shown."""
+    """A finding about a dataset. An error fails the run. A warning becomes an event. A note is only printed."""
 
     level: Literal["error", "warning", "note"]
     code: str  # stable, for programs; listed in the docs

@@ -69,7 +69,7 @@ class HostFailed(MachineFailed):
 class HostUnfit(MachineFailed):
     """This host does not meet the requirements of the run: too little disk space, or a folder that is not mounted.
 
-    Another host may meet them, or this host later. This host can still execute other runs.
+    Another host, or this host at a later time, may meet the requirements. This host can still execute other runs.
     """
 
 

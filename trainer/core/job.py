@@ -102,7 +102,7 @@ class Job:
     checkpoint: Checkpoint | None = None
     last_reported_epoch: int = 0  # last epoch in the history of the run
     last_reported_attempt: int = 0  # attempt that reported this epoch
-    gpus: int = 1  # accelerators that the run needs at the same time
+    gpus: int = 1  # number of GPUs that the run needs at the same time
     waited: float | None = None  # seconds between insert and first claim, by the clock of the queue
 
 

@@ -20,15 +20,15 @@ from trainer.core.text import shown_url
 class TrainPlan:
     """The complete settings of a training. Every value is valid, but a value can still conflict with the dataset."""
 
-    sources: tuple[str, ...]  # dataset references as given; at least one
+    sources: tuple[str, ...]  # dataset references from the row; at least one
     model: ModelRef
-    task: Task | None  # None: the dataset decides
+    task: Task | None  # None: the task of the dataset
     epochs: int
     batch: int | float  # images; -1 is AutoBatch, a number below 1 is a share of the GPU memory
     imgsz: int
     # GPU indices within the slot of the run, so (0,) means "the GPU of the slot"; () means the CPU; None: not set
     device: tuple[int, ...] | None
-    args: Mapping[str, Value] = field(default_factory=dict)  # further train arguments, by the names of Ultralytics
+    args: Mapping[str, Value] = field(default_factory=dict)  # other train arguments, with their Ultralytics names
     chosen: tuple[str, ...] = ()  # settings that the service chose, because the row does not set them
     split: SplitRequest | None = None
     exports: tuple[str, ...] = ()

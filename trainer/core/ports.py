@@ -1,6 +1,6 @@
-"""The interfaces between the rooms of the service. Only `wiring/` knows their implementations.
+"""The interfaces between the rooms of the service. Only `wiring/` imports their implementations.
 
-All methods block. They raise the errors of core/errors.py; any other exception is a programming error.
+All methods block, and raise the errors of core/errors.py. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class StoredObject:
     url: str
 
 
-OnBytes: TypeAlias = Callable[[int], None]  # called with the number of bytes moved since the last call
+OnBytes: TypeAlias = Callable[[int], None]  # argument: number of bytes since the last call
 
 
 class ObjectStore(Protocol):
@@ -177,7 +177,7 @@ class ObjectStore(Protocol):
         expected: ObjectInfo | None = None,
         on_bytes: OnBytes | None = None,
     ) -> ObjectInfo:
-        """Download the object to `path` after a check against `expected`. Resumes an interrupted download."""
+        """Download the object. `path` appears only if complete and equal to `expected`. Resumes a failed download."""
 
     def upload(
         self,
