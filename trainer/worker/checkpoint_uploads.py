@@ -86,7 +86,7 @@ class CheckpointUploads:
             self._has_ended.set()
 
     def wait(self) -> None:
-        """Wait until no upload is running. Release the slots of the run before."""
+        """Wait until no upload is running. Release the slots of the run before this call."""
         if self._thread:
             self._thread.join()
 

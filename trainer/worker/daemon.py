@@ -61,7 +61,7 @@ class Daemon:
         self._liveness = liveness
         self._manager = manager
         self._drain_seconds = drain_seconds
-        self._threads: list[threading.Thread] = []  # of runs, and of the delivery of orphaned outcomes
+        self._threads: list[threading.Thread] = []  # threads of runs, and the thread of `_deliver_orphans`
 
     def run(self, shutdown: StopSignal) -> bool:
         """Claim and execute runs until `shutdown`. Return True if every run ended within the drain time.

@@ -19,7 +19,7 @@ LOCAL_FIELDS = {"kind", "path"}  # `kind` has its own column; a local path is us
 
 
 class EventSink:
-    """The events of one attempt. `record` may be called from any thread."""
+    """The events of one attempt. `record` can be called from any thread."""
 
     def __init__(self, job: Job, journal: Journal, progress: Progress, log: RunLog, reporter: Reporter) -> None:
         self._job = job

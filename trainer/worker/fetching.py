@@ -13,7 +13,7 @@ from trainer.worker.run_context import RunContext
 
 T = TypeVar("T")
 
-# the slot is idle during the retries, so they are short; they cover an outage of up to five minutes
+# the slot is idle during the retries, so the time limit is short: an outage of up to five minutes
 FETCH_RETRIES = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
 
 

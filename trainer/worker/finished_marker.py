@@ -46,7 +46,7 @@ def read(folder: RunFolder) -> Finished | None:
 
 
 def remove(folder: RunFolder) -> None:
-    """Remove the marker. If that fails, the next attempt checks it again."""
+    """Remove the marker. If the removal fails, the next attempt checks the marker again."""
     with contextlib.suppress(OSError):
         folder.finished_marker.unlink(missing_ok=True)
 

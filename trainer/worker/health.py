@@ -64,7 +64,7 @@ class Health:
                 self._trial_runs.add(run_id)
 
     def released(self, run_id: str) -> None:
-        """Note that this worker has finished with the run, with any outcome."""
+        """Note that this worker released the run, with any outcome."""
         with self._lock:
             self._trial_runs.discard(run_id)
 
@@ -108,7 +108,7 @@ class Health:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Test the host now. While it is unhealthy, test it in a thread, because a test of a broken disk can hang."""
+        """Test the host now. Repeat the test of an unhealthy host in a thread, because a test of a broken disk can hang."""
         found = self._self_test()
         if found:
             with self._lock:

@@ -7,7 +7,7 @@ process crashed, and the next process delivers the content (orphaned_journals.py
     {"event": …}      an event of the run
     {"delivered": n}  the queue has received every event up to n
     {"recovery": n}   the nth recovery of the run by a later process starts
-    {"outcome": …}    the outcome; the file is removed once it is delivered
+    {"outcome": …}    the outcome; the file is removed after the delivery
 """
 
 from __future__ import annotations

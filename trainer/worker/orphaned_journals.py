@@ -1,7 +1,7 @@
 """Reading of journals of crashed processes, for delivery.
 
-A journal may be damaged or from another version. If its lease or its outcome is not readable, it is renamed to
-`.unreadable` and never deleted. An event that is not readable is skipped, because the outcome matters more.
+A journal can be damaged or from another version. If its lease or its outcome is not readable, the journal is renamed to
+`.unreadable` and kept for KEEP_RUNS_DAYS. An unreadable event is skipped, because the outcome is more important.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def orphaned_journals(folder: Path, worker_id: str, lease_seconds: float) -> Ite
 
 
 def set_aside(path: Path, reason: str) -> None:
-    """Rename a journal so that it is not read again, and log why."""
+    """Rename a journal so that it is not read again, and log the reason."""
     log.error("journal set aside: unreadable", path=str(path), error=reason[:500])
     try:
         path.rename(path.with_suffix(".unreadable"))
