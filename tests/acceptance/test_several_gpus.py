@@ -92,7 +92,7 @@ def test_run_with_fewer_gpus_than_it_names_gets_a_warning(home, data):
         service.wait(run, "completed")
 
         assert gpus_of(service, run) == "0"
-        assert "asks for GPU [0, 1]; it trains on 1 free GPU(s) of this worker" in service.run("logs", run).stdout
+        assert "requests GPU [0, 1], but is trained on 1 free GPU(s) of this worker" in service.run("logs", run).stdout
 
 
 @pytest.mark.training

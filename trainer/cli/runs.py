@@ -51,7 +51,7 @@ def status(
 
 @app.command()
 def watch(run_id: RunId) -> None:
-    """Follow a run in the terminal until it ends. Exit with code 0 only if it completed."""
+    """Follow a run in the terminal until it ends. Exit with code 0 only if the run completed."""
     from trainer import terminal
 
     with run_table() as table:
@@ -70,7 +70,7 @@ def cancel(run_id: RunId, as_json: AsJson = False) -> None:
 
 @app.command()
 def finish(run_id: RunId, as_json: AsJson = False) -> None:
-    """Complete a run early. It stops after the current epoch and keeps the best model."""
+    """Complete a run early. The run stops after the current epoch and keeps the best model."""
     with run_table() as table:
         row = existing(table.request_finish(run_id), run_id)
     print_status(row, as_json=as_json)

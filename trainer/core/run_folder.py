@@ -86,5 +86,5 @@ class RunFolder:
 
 
 def name_of(run_id: str, attempt: int) -> str:
-    """Return `<run id>` for the first attempt and `<run id>-<attempt>` for a later one."""
+    """Return `<run id>` for the first attempt and `<run id>-<attempt>` for later attempts."""
     return run_id if attempt <= 1 else f"{run_id}-{attempt}"

@@ -89,7 +89,7 @@ def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
 
 
 def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckResult:
-    """Check a dataset for the command line. The user can check every file that is readable for them."""
+    """Check a dataset for the command line. The user can check every readable file."""
     order = DatasetOrder(run_id="check", sources=(reference,), task=task)
     stop = StopSignal()
     with ExitStack() as opened, tempfile.TemporaryDirectory() as folder:

@@ -147,7 +147,7 @@ class ArtifactUpload:
         size, digest = path.stat().st_size, sha256_of(path, upload.stop.raise_if_set)
         expected = upload.weights.get(name)
         if expected is not None and (size, digest) != (expected.bytes, expected.sha256):
-            raise WeightsChanged(f"{path} is not the file that the training finished with.")
+            raise WeightsChanged(f"{path} differs from the weights of the finished training.")
         ref = ObjectRef(bucket=self._bucket, key=f"{self._prefix}/{self._store.key(name)}")
         stored = self._store.upload(path, ref, upload.stop, on_bytes=upload.meter.count)
         return Artifact.of(name, stored, digest)
@@ -221,7 +221,7 @@ def _unfit(name: str, path: Path, store: ObjectStore) -> str | None:
     if len(key) > LONGEST_KEY or max(map(len, key.split(b"/"))) > 255:
         return "its name is too long"
     size = path.stat().st_size
-    return f"{size / 2**30:.0f} GiB are too large" if size > LARGEST_FILE else None
+    return f"its size of {size / 2**30:.0f} GiB is too large" if size > LARGEST_FILE else None
 
 
 def artifact_name(path: Path, run_dir: Path) -> str:

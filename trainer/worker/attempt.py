@@ -118,7 +118,7 @@ class Attempt:
         requested, acquired = len(plan.device or ()), len(self._slots.gpus)
         if acquired < requested:
             where = f"on {acquired} free GPU(s) of this worker" if acquired else "on the CPU: this host has no GPU"
-            message = f"The run asks for GPU {list(plan.device or ())}; it trains {where}."
+            message = f"The run requests GPU {list(plan.device or ())}, but is trained {where}."
             self._run.warn("fewer_gpus" if acquired else "no_gpu", message)
         return () if plan.device == () else self._slots.gpus
 

@@ -2,7 +2,7 @@
 
 A training keeps its newest checkpoints as `epoch-00007.pt` with a sidecar `epoch-00007.json`. The sidecar has `epoch`,
 `sha256` and `bytes`, and also `key` if the checkpoint was downloaded from the bucket.
-Each file is written under a temporary name and then renamed. So the file is complete unless the disk failed; the SHA-256
+Each file is written under a temporary name and then renamed, so it is complete unless the disk failed. The SHA-256
 detects damage.
 """
 

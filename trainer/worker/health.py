@@ -108,7 +108,7 @@ class Health:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Test the host now. Repeat the test of an unhealthy host in a thread, because a test of a broken disk can hang."""
+        """Test the host now. Test an unhealthy host again in a thread, because a test of a broken disk can hang."""
         found = self._self_test()
         if found:
             with self._lock:
