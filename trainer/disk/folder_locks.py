@@ -45,7 +45,7 @@ class FolderLocks:
 
     @contextmanager
     def held(self, folder: Path) -> Iterator[None]:
-        """Mark `folder` as in use while the block runs. It can have several users, and does not have to exist.
+        """Mark `folder` as in use while the block runs. A folder can have several users and does not have to exist.
 
         If the folder cannot be locked, a warning is logged, and the folder is used without a lock.
         """

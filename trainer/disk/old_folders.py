@@ -1,4 +1,4 @@
-"""Removal of old folders, with any content and of any process."""
+"""Removal of old folders of any process, with any content."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class OldFolders:
 
 
 def _is_older(folder: Path, seconds: float) -> bool:
-    """Return whether neither `folder` nor an entry directly in it changed within the last `seconds`."""
+    """Return whether `folder` and all entries directly in it are unchanged since `seconds` ago."""
     since = time.time() - seconds
     if _changed(os.lstat(folder)) > since:
         return False
@@ -106,7 +106,7 @@ def _is_older(folder: Path, seconds: float) -> bool:
         with os.scandir(folder) as entries:
             return all(_entry_changed(entry) <= since for entry in entries)
     except PermissionError:
-        return True  # no process can use it
+        return True  # no process can use the folder
 
 
 def _entry_changed(entry: os.DirEntry[str]) -> float:

@@ -20,7 +20,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove `folder` and its content. If it is a symbolic link, its target stays.
+    """Remove `folder` and its content. Targets of symbolic links are not removed.
 
     Missing permissions of folders are added first. Raises FileNotFoundError if `folder` does not exist, and
     NotADirectoryError if it is not a folder. Another OSError is raised only after all other entries are removed.

@@ -57,7 +57,7 @@ def json_column(name: str, value: Json) -> Json:
 
 
 def is_run_id(value: Json) -> bool:
-    """Return whether a value can be the id of a run, and so part of the name of a folder or an object."""
+    """Return whether a value can be the id of a run. Names of folders and objects contain the id."""
     return isinstance(value, str) and _RUN_ID.fullmatch(value) is not None
 
 
@@ -69,7 +69,7 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
     run_id = row.get("id")
     if not is_run_id(run_id):
         raise Unavailable(
-            "training_runs answered with a row that has no valid id: is a proxy or another program in between?"
+            "training_runs answered with a row that has no valid id: is there a proxy or another program on the way?"
         )
     request = RunRequest(
         data_yaml=_text(row.get("data_yaml")),
@@ -137,7 +137,7 @@ def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
 
 # ── for the users of the table ──
 
-_COLUMNS = {"group": "run_group", "tags": "run_tags"}  # field → column, where the names differ
+_COLUMNS = {"group": "run_group", "tags": "run_tags"}  # field → column, if the names differ
 RUN_COLUMNS = tuple(_COLUMNS.get(field.name, field.name) for field in fields(RunRow))  # without the fencing token
 
 

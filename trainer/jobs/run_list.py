@@ -1,4 +1,4 @@
-"""Lists of runs: sort keys and cursors. A page starts after the last run of the previous page, despite new runs."""
+"""Lists of runs: sort keys and cursors. A cursor names the last run of a page, so new runs do not shift pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The changes of a run's row in SQLite by the calls of a worker, inside the transaction of the call.
+"""The changes that a worker's call makes to a run's row in SQLite, inside the transaction of the call.
 
 States and answers are the same as those of the functions in supabase/migrations/. A run is its row as a dict. A step
 changes the dict, and `save` writes it.

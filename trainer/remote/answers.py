@@ -27,17 +27,17 @@ def sequence(value: Any, what: str) -> list[Any]:
 
 
 def text(answer: Any, name: str) -> str:
-    """Return the field `name`, a string that is not empty."""
+    """Return the field `name`, which must be a non-empty string."""
     return _field(answer, name, str) or _refuse(name)
 
 
 def flag(answer: Any, name: str) -> bool:
-    """Return the field `name`, true or false."""
+    """Return the field `name`, which must be true or false."""
     return _field(answer, name, bool)
 
 
 def amount(answer: Any, name: str) -> int:
-    """Return the field `name`, a whole number of at least 0."""
+    """Return the field `name`, which must be a whole number of at least 0."""
     value = _field(answer, name, int)
     return value if not isinstance(value, bool) and value >= 0 else _refuse(name)
 
@@ -54,4 +54,4 @@ def _field(answer: Any, name: str, kind: type[T]) -> T:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise Unavailable(f"storage answered without a usable {what!r}: is a login page or a proxy in between?")
+    raise Unavailable(f"storage answered without a usable {what!r}: is there a login page or a proxy on the way?")

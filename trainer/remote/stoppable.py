@@ -101,7 +101,7 @@ def _all_addresses(host: str, port: int) -> list[str]:
 
 
 def _at_most(timeout: float | None) -> float:
-    """Return the seconds that this thread may wait now, up to `timeout`. Raises `Stopped`, or ConnectTimeout if 0."""
+    """Return the seconds that this thread can wait now. Raises `Stopped`, or ConnectTimeout if no time is left."""
     for seconds in _waits(timeout):
         return seconds
     raise httpcore.ConnectTimeout(_why_over())

@@ -23,8 +23,8 @@ from trainer.remote.supabase_access import checked_key, checked_url
 
 Content: TypeAlias = bytes | Iterator[bytes]
 SLOWEST = 10_000  # bytes per second: a slower transfer is aborted and tried again
-TRANSIENT = {408, 409, 416, 423, 425, 429}  # besides 5xx
-_STATUS = re.compile("[45][0-9]{2}")  # of an error response, in its body
+TRANSIENT = {408, 409, 416, 423, 425, 429}  # temporary error statuses, in addition to 5xx
+_STATUS = re.compile("[45][0-9]{2}")  # the status in the body of an error response
 _TOKEN = re.compile(r"(token=|Bearer )[^\s&\"']+")
 
 
@@ -64,7 +64,7 @@ class Answer:
             return json.loads(self.body)
         except (ValueError, RecursionError):
             raise Unavailable(
-                "storage answered with something that is not JSON: is a login page or a proxy in between?"
+                "storage answered with something that is not JSON: is there a login page or a proxy on the way?"
             ) from None
 
 
@@ -164,7 +164,7 @@ class StorageApi:
         return Answer(status=response.status_code, headers=response.headers, body=b"".join(response.iter_raw()))
 
     def refused(self, answer: Answer, target: Target) -> TrainerError:
-        """Return the error for an error response. Most have HTTP status 400 and the real status in the body."""
+        """Return the error for an error response. Most have HTTP status 400, with the real status in the body."""
         status, code, message = _reading(answer)
         said = f"storage at {self.host} answered {status}: {self._clean(message) or 'no reason given'}"
         if status >= 500 or status < 400 or status in TRANSIENT:

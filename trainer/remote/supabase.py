@@ -216,7 +216,7 @@ def translated(
     status: int | None = None,
     retry_after: float | None = None,
 ) -> TrainerError:
-    """Return our error for an error of supabase-py or httpx; `Unavailable` for an unknown one."""
+    """Return our error for an error of supabase-py or httpx; `Unavailable` for an unknown error."""
     from postgrest.exceptions import APIError
 
     if isinstance(error, APIError):
@@ -234,7 +234,7 @@ def _refusal(
     status: int | None,
     retry_after: float | None,
 ) -> TrainerError:
-    """Return the error for an error response. If it is not JSON, the library puts the HTTP status into `code`."""
+    """Return the error for a response. If the response is not JSON, the library puts the HTTP status into `code`."""
     if code is not None and code.isdecimal() and len(code) == 3:
         status, code = status or int(code), None
     status = status or 0

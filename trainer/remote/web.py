@@ -28,7 +28,7 @@ from trainer.remote.stoppable import StoppableNetwork, stoppable, within
 
 CHUNK = 1 << 16
 REDIRECTS = 5
-MOST_ADDRESSES = 4  # of a host, tried one after the other
+MOST_ADDRESSES = 4  # addresses of a host, tried one after the other
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
 HEAD_SECONDS = 60.0  # until the end of the response headers

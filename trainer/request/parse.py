@@ -55,7 +55,7 @@ def plan_of(
 def _add_columns(found: Unnested, request: RunRequest) -> None:
     """Add the columns of the row.
 
-    They have priority over the configuration, except over a list that includes the same dataset.
+    The columns have priority over the configuration, except over a list that includes the same dataset.
     """
     data, model = (request.data_yaml or "").strip(), (request.base_model or "").strip()
     listed, named = found.settings.get("data"), found.settings.get("base_model")

@@ -62,7 +62,7 @@ def is_blank(value: Json) -> bool:
 
 
 def _without_blanks(value: Json) -> Json:
-    """Return a value without the blank entries of its objects; lists keep theirs, because positions in a list matter."""
+    """Return a value without the blank entries of its objects; lists keep blank entries, because positions matter."""
     if not isinstance(value, Mapping):
         return value
     kept = {key: _without_blanks(item) for key, item in value.items()}

@@ -12,7 +12,8 @@ _ACCEPTED = "!-.*'() &@;:+,?/_"
 def escaped_key(name: str) -> str:
     """Return the key for a file called `name` (a relative path with `/`). Ordinary names are unchanged.
 
-    Every byte (UTF-8) that Storage rejects becomes `=XX`; so do `.` and `..` segments. Different names have different keys.
+    Every byte (UTF-8) that Storage rejects becomes `=XX`. The dots of the segments `.` and `..` become `=2E`. Different
+    names have different keys.
     """
     return "/".join(_segment(segment) for segment in name.split("/"))
 

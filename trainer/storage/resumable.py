@@ -44,7 +44,7 @@ class UploadNotes:
                             Path(entry.path).unlink()
 
     def place(self, server: str, ref: ObjectRef, path: Path) -> Path:
-        """Return the path of the note for the upload of `path` to `ref`. If the file changes, its note changes, too."""
+        """Return the path of the note for the upload of `path` to `ref`. A changed file has a different note."""
         status = path.stat()
         identity = [server, ref.bucket, ref.key, str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
         return self._folder / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:40]}.json"

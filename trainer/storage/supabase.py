@@ -33,7 +33,7 @@ _TYPES = {
 
 
 class SupabaseObjectStore:
-    """`ObjectStore` over the Storage API; safe to share between threads.
+    """`ObjectStore` over the Storage API; thread-safe.
 
     `notes` is a folder that survives a restart; interrupted uploads resume from the notes in it. `stop` interrupts the
     calls that get no `stop` argument. Signed URLs are valid for `url_seconds`.
@@ -161,7 +161,7 @@ class SupabaseObjectStore:
             # take only the token from the response: its path is not encoded, and a key may contain `?`
             _, found, token = text(answer.json(), "signedURL").rpartition("?token=")
             if not found:
-                raise Unavailable("storage signed a URL without a token: is a login page or a proxy in between?")
+                raise Unavailable("storage signed a URL without a token: is there a login page or a proxy on the way?")
             return f"{self._api.base}{path}?token={token}"
 
         return self._persist(sign, stop)
@@ -280,7 +280,9 @@ def _described(ref: ObjectRef, headers: Mapping[str, str]) -> ObjectInfo:
     etag = _plain_etag(headers.get("ETag", ""))
     length = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
     if not etag:
-        raise Unavailable(f"the answer for {ref.key!r} is not from storage: is a login page or a proxy in between?")
+        raise Unavailable(
+            f"the answer for {ref.key!r} is not from storage: is there a login page or a proxy on the way?"
+        )
     return ObjectInfo(ref=ref, bytes=number_in(length, "Content-Length"), etag=etag)
 
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> NoReturn:
 
 
 def carry_out(training: Training, send: Callable[[Event], None], *, reports: bool) -> int:
-    """Train, and return the exit code: torch's launcher ends the other ranks if it is not 0."""
+    """Train, and return the exit code: torch's launcher ends the other ranks if the code is not 0."""
     try:
         training.train()
     except Stopped:

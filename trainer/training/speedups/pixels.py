@@ -48,7 +48,7 @@ def install(most_bytes: int) -> None:
             if path:
                 _store(path, self.im_files[i], loaded[0], loaded[1])
             return loaded
-        # makes Ultralytics read this file; with cache "disk" it does not compare the modification times of the file and
+        # this makes Ultralytics read the file; with cache "disk" it does not compare the modification times of the file and
         # the image, which differ for files from our cache
         (self.npy_files[i], plain), self.cache = (path, self.npy_files[i]), "disk"
         try:
@@ -104,7 +104,7 @@ def _work_ahead(datasets: Sequence[Any], number: int, processes: int) -> None:
 
 
 def _has_work(datasets: Sequence[Any]) -> bool:
-    """Return whether an image of known size is not resized yet."""
+    """Return whether there is a large image of known size without stored pixels."""
     return any(
         "shape" in label and _is_large(dataset, i) and not _is_stored(dataset, i)
         for dataset in datasets

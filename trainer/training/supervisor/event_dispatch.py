@@ -30,7 +30,7 @@ class EventDispatcher:
         self._work: Future[None] | None = None
 
     def start(self, on_event: Callable[[Event], None], on_line: Callable[[str], None]) -> None:
-        """Start passing events and lines on, including those queued before."""
+        """Start to deliver events and lines, including queued events and lines."""
         self._work = self._pool.submit(self._run, on_event, on_line)
 
     @property

@@ -161,7 +161,7 @@ def _remove(folder: str) -> None:
     if os.path.lexists(folder):
         import shutil  # imported here, because the import would slow down every start
 
-        with contextlib.suppress(RecursionError):  # nested too deep on purpose: the supervisor removes it
+        with contextlib.suppress(RecursionError):  # the folder is nested too deep: the supervisor removes it
             shutil.rmtree(folder, ignore_errors=True)
 
 

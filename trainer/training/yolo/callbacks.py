@@ -61,7 +61,7 @@ class Callbacks:
         self.epochs_completed = resumed.epoch if resumed else 0
         self.train_seconds = resumed.train_seconds if resumed else 0.0  # of all attempts
         self.batch = resumed.batch if resumed else None  # the last batch size
-        self.is_trained = False  # the last epoch is trained and its checkpoint saved
+        self.is_trained = False  # True if the last epoch is trained and its checkpoint is saved
 
     def attach(self, model: Any) -> None:
         """Register the methods `on_…` with a model before its training. Only rank 0 reports and saves."""

@@ -138,7 +138,7 @@ class Ranks:
 
 
 def shared_order(order: TrainingOrder, batch: float, on_event: Callable[[Event], None]) -> TrainingOrder:
-    """Return the order for the ranks: its batch is a multiple of their number, and `rect` is off."""
+    """Return the order for the ranks: the batch is a multiple of the number of ranks, and `rect` is off."""
     ranks, plan = len(order.devices), order.plan
     whole = max(int(batch) // ranks, 1) * ranks if batch >= 1 else _IMAGES_PER_RANK * ranks
     if whole != batch:

@@ -33,7 +33,7 @@ class ProgressMeter:
         self._send = send
         self._clock = clock
         self.phase = Phase.STARTING
-        self._phase_started_at: float | None = None  # unknown for STARTING, which the supervisor starts
+        self._phase_started_at: float | None = None  # None for STARTING, because the supervisor starts this phase
         self._sent_at = float("-inf")
         self.epoch = 0
         self._total_epochs = 0
@@ -43,7 +43,7 @@ class ProgressMeter:
         self._val_batch = 0
         self._epoch_started_at = self._mark = clock()
         self._deadline: float | None = None
-        self._train = Pace()  # batches of this epoch, without the first, which waits for the loaders to start
+        self._train = Pace()  # batches of this epoch, without the first batch, which waits for the loaders
         self._train_before = Pace()
         self._overhead = Pace()  # validation and saving of each epoch
         self._images = 0  # images of this epoch, trained in `_train.seconds`

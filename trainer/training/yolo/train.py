@@ -50,15 +50,15 @@ class Training:
         self._send = send
         self._meter = ProgressMeter(send)
         self._batch: float | None = None  # set for a resumed training, and after memory ran out
-        self._images_per_second: float | None = None  # of all ranks
+        self._images_per_second: float | None = None  # speed of all ranks together
         self._saved_by_ranks: CheckpointSaved | None = None
-        self._checkpoint = order.resume if RANK != -1 else None  # to resume from
+        self._checkpoint = order.resume if RANK != -1 else None  # the checkpoint to resume from
         self._model = order.model
         if RANK != -1:
             self._batch = int(order.plan.batch)  # also if the checkpoint was trained with another batch
         self._callbacks = self._new_callbacks(None)
         self._metrics: Any = None  # Ultralytics' metrics of the final validation; None if it failed
-        self.report: JsonObject = {}  # of the steps after the training
+        self.report: JsonObject = {}  # results of the steps after the training
         self._folder = RunFolder(order.run_dir)
         self._best, self._last = self._folder.best, self._folder.last
 
@@ -97,7 +97,7 @@ class Training:
         self._strip()
 
     def post_training_steps(self) -> list[Step]:
-        """Return the steps after the training. Each may fail without affecting the others."""
+        """Return the steps after the training. A step can fail without an effect on other steps."""
         return PostTraining(self._order, self._best_or_last(), self._validate, self._stop).steps()
 
     def finished(self) -> Finished:
