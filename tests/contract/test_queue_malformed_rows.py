@@ -109,7 +109,7 @@ def test_peek_accepts_malformed_row(queue_lab, poison):
 
 
 @pytest.mark.parametrize("oddity", ODD)
-def test_unusual_row_is_claimed_like_any_other(queue_lab, oddity):
+def test_unusual_row_is_claimed_like_other_rows(queue_lab, oddity):
     run_id, good = poisoned(queue_lab, **ODD[oddity]), enqueue(queue_lab)
     lease = claim(queue_lab)
     assert lease.job.id == run_id

@@ -25,7 +25,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("configuration", ODD)
-def test_configuration_reaches_worker_unparsed(queue_lab, configuration):
+def test_worker_receives_configuration_unparsed(queue_lab, configuration):
     run_id = enqueue(queue_lab, configuration=configuration)
     lease = claim(queue_lab)
     assert lease.job.id == run_id

@@ -184,14 +184,14 @@ def test_released_run_is_claimed_immediately_and_loses_no_attempt(queue_lab):
     assert queue_lab.queue.get(lease.job.id).started_at == row.started_at
 
 
-def test_release_without_uploaded_checkpoint_keeps_the_stored_one(queue_lab):
+def test_release_without_uploaded_checkpoint_keeps_stored_checkpoint(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [checkpoint(2, key_of(lease, 2))])
     queue_lab.queue.finish(lease, Interrupted(checkpoint=Checkpoint(epoch=9, sha256="ef", bytes=9)), [])
     assert claim(queue_lab, "w2").job.checkpoint.key == key_of(lease, 2)
 
 
-def test_results_of_released_run_survive_cancel(queue_lab):
+def test_results_of_released_run_are_kept_after_cancel(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     listed = {"artifacts": [{"name": "last.pt"}]}
@@ -201,7 +201,7 @@ def test_results_of_released_run_survive_cancel(queue_lab):
     assert (row.status, row.results) == ("canceled", {"progress": {"epoch": 7}, **listed})
 
 
-def test_results_of_retried_run_survive_cancel(queue_lab):
+def test_results_of_retried_run_are_kept_after_cancel(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 7}}, [])
     listed = {"artifacts": [{"name": "last.pt"}]}

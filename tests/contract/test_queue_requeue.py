@@ -72,7 +72,7 @@ def test_requeued_completed_or_canceled_run_has_no_checkpoint(queue_lab, status)
     assert (job.checkpoint, job.last_reported_epoch) == (None, 0)
 
 
-def test_progress_after_a_fresh_start_resets_lost_attempts(queue_lab):
+def test_progress_after_restart_from_scratch_resets_lost_attempts(queue_lab):
     lease = ended(queue_lab, OUTCOMES["failed"])
     queue_lab.edit(lease.job.id, status="queued")
     queue_lab.queue.finish(claim(queue_lab), Retry(message="The disk was full."), [])

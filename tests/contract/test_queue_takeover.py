@@ -39,7 +39,7 @@ def test_run_with_valid_lease_is_not_claimed_again(queue_lab):
     assert claim(queue_lab, "w2") is None
 
 
-def test_run_of_lost_worker_is_claimed_at_once(queue_lab):
+def test_run_of_lost_worker_is_claimed_immediately(queue_lab):
     lease = claimed(queue_lab, "w1")
     key = key_of(lease, 3)
     queue_lab.queue.beat(lease, {"progress": {"epoch": 3}}, [checkpoint(3, key)])
@@ -119,7 +119,7 @@ def test_canceling_run_of_lost_worker_is_canceled(queue_lab, by):
     assert queue_lab.queue.beat(lease, None, []) is Verdict.LOST
 
 
-def test_canceling_run_with_valid_lease_stays_with_its_worker(queue_lab):
+def test_canceling_run_with_valid_lease_keeps_its_lease(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     claim(queue_lab, "w2")
@@ -179,7 +179,7 @@ def test_late_outcome_of_unclaimed_run_is_accepted(queue_lab, outcome, status):
     assert "finished" in [line.kind for line in queue_lab.queue.events(lease.job.id)]
 
 
-def test_late_retry_counts_its_attempt_once(queue_lab):
+def test_attempt_of_late_retry_is_counted_once(queue_lab):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
     assert queue_lab.queue.finish(lease, RETRY, []) is not None

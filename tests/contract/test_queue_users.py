@@ -58,7 +58,7 @@ def test_events_of_other_runs_are_not_listed(queue_lab):
     assert len(queue_lab.queue.events(one.job.id)) == 1
 
 
-def test_queued_run_is_canceled_at_once_and_never_claimed(queue_lab):
+def test_queued_run_is_canceled_immediately_and_never_claimed(queue_lab):
     run_id = enqueue(queue_lab)
     row = queue_lab.queue.cancel(run_id)
     assert (row.status, row.cancel_requested, row.error_message) == ("canceled", True, "Canceled by user.")

@@ -120,7 +120,7 @@ def test_priority_of_unknown_run_or_out_of_range_is_rejected(queue_lab):
         queue_lab.queue.set_priority(run_id, 2**31)
 
 
-def test_deleted_run_is_gone_with_its_events(queue_lab):
+def test_delete_removes_run_and_its_events(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [event()])
     queue_lab.queue.finish(lease, Completed(results={}, trained_model_url=None), [])

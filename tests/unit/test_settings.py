@@ -25,7 +25,7 @@ def complaint():
     return str(refused.value)
 
 
-def test_every_bad_variable_is_reported_at_once(environment):
+def test_all_bad_variables_are_reported_together(environment):
     environment(POLL_INTERVAL="-1", SLOTS="many", BACKEND="mysql", METRICS_PORT="70000")
 
     text = complaint()
@@ -78,7 +78,7 @@ def test_folders_are_inside_trainer_home_by_default(environment, tmp_path):
     assert settings.runs_folder == Path("/elsewhere/runs")
 
 
-def test_lists_are_separated_by_commas(environment):
+def test_items_of_list_settings_are_separated_by_commas(environment):
     environment(EXTRA_DATASET_ROOTS="/a, /b,,", ALLOWED_DATASET_HOSTS="")
 
     assert read_settings().extra_dataset_roots == ("/a", "/b")

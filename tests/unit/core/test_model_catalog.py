@@ -35,7 +35,7 @@ def test_every_weights_file_in_catalog_is_published():
     assert {f"{name}.pt" for name in names(model_catalog.WEIGHTS)} <= published()
 
 
-def test_every_published_weights_file_is_in_catalog_or_refused_with_reason():
+def test_every_published_weights_file_is_in_catalog_or_rejected_with_reason():
     weights = {name.removesuffix(".pt") for name in published() if name.endswith(".pt")}
     missing = {name for name in weights - names(model_catalog.WEIGHTS) if not model_catalog.untrainable(name)}
     assert missing == set()
@@ -49,7 +49,7 @@ def test_untrainable_published_files_are_known_by_name():
 
 
 @pytest.mark.parametrize("own", ["nas_v2", "my-world", "samples", "sam2_b-finetuned", "yolo26n-semi", "hero-sam_b"])
-def test_files_of_user_may_have_similar_names(own):
+def test_files_of_user_can_have_similar_names(own):
     assert not model_catalog.is_untrainable_file(own)
 
 
@@ -62,7 +62,7 @@ def test_every_architecture_in_catalog_is_packaged():
     assert {n for n in names(model_catalog.ARCHITECTURES) if not {n, unsized(n)} & PACKAGED} == set()
 
 
-def test_every_packaged_architecture_is_in_catalog_or_refused_with_reason():
+def test_every_packaged_architecture_is_in_catalog_or_rejected_with_reason():
     served = {unsized(name) for name in names(model_catalog.ARCHITECTURES)} | names(model_catalog.ARCHITECTURES)
     assert {name for name in PACKAGED - served if not model_catalog.untrainable(name)} == set()
 

@@ -127,7 +127,7 @@ def test_time_limit_overrides_epochs():
     assert decide(before, setup({"time": 3}), epoch=700, complete=False) == Resume(changes=("time 2.0 → 3.0",))
 
 
-def test_removed_time_limit_leaves_requested_epochs():
+def test_requested_epochs_are_trained_after_time_limit_is_removed():
     before = setup({"time": 2, "epochs": 3})
     decision = decide(before, setup({"epochs": 3}), epoch=40, complete=False)
     assert decision == StartOver(from_best=True, changes=("time 2.0 → default",))

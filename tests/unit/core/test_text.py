@@ -16,7 +16,7 @@ from trainer.core.text import printable, shown, shown_url
         ("", ""),
     ],
 )
-def test_url_loses_user_password_query_and_fragment(text, public):
+def test_user_password_query_and_fragment_are_removed_from_url(text, public):
     assert shown_url(text) == public
 
 

@@ -96,7 +96,7 @@ def test_folders_nested_beyond_recursion_and_path_limits_are_removed(doomed):
     assert not doomed.exists()
 
 
-def test_few_descriptors_are_used(doomed):
+def test_removal_needs_few_file_descriptors(doomed):
     nested(doomed, 200)
     code = (
         "import resource, sys; from pathlib import Path; from trainer.disk.removal import remove_tree;"

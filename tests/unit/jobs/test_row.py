@@ -107,7 +107,7 @@ def test_checkpoint_of_another_run_is_ignored(checkpoint):
         ("2026-01-01", "2026-01-01T00:00:00+00:00", None),
     ],
 )
-def test_waiting_time_needs_both_times(created_at, started_at, waited):
+def test_waiting_time_is_computed_from_valid_times(created_at, started_at, waited):
     assert rows.job_of({"id": "x", "created_at": created_at, "started_at": started_at}).waited == waited
 
 

@@ -106,7 +106,7 @@ def test_clock_step_back_does_not_expire_lease(host, queue):
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR, -30 * 24 * HOUR, 30 * 24 * HOUR])
-def test_lease_lasts_its_time_after_clock_was_set(host, queue, step):
+def test_lease_keeps_its_duration_after_clock_was_set(host, queue, step):
     enqueue(queue)
     claim(queue, seconds=60)
     host.set_clock(step)

@@ -142,7 +142,7 @@ def test_answer_is_read_up_to_its_largest_size(size):
 
 @pytest.mark.parametrize("status", [400, 404, 409, 500])
 @pytest.mark.parametrize("answer", [*NO_ROW, *NO_ID])
-def test_unusual_rejection_is_translated(answer, status):
+def test_unusual_rejection_becomes_trainer_error(answer, status):
     for call in (*CALLS.values(), *READS.values()):
         with pytest.raises((Unavailable, Misconfigured)) as refused:
             call(queue_whose_answer_is((NO_ROW | NO_ID)[answer], status))

@@ -62,7 +62,7 @@ def test_list_of_library_exceptions_is_complete():
 
 
 @pytest.mark.parametrize("kind", LIBRARY, ids=lambda kind: kind.__name__)
-def test_every_library_exception_becomes_own_error(kind):
+def test_every_library_exception_becomes_trainer_error(kind):
     error = translated(made(kind), host="db.example")
     assert isinstance(error, Unavailable | Misconfigured)
     assert "db.example" in str(error)
@@ -70,7 +70,7 @@ def test_every_library_exception_becomes_own_error(kind):
 
 
 @pytest.mark.parametrize("kind", [k for k in LIBRARY if k is not APIError], ids=lambda kind: kind.__name__)
-def test_every_transport_exception_becomes_own_error(kind):
+def test_every_transport_exception_becomes_trainer_error(kind):
     def fail(_):
         raise made(kind)
 
@@ -179,7 +179,7 @@ def test_invalid_key_is_rejected_without_quoting_it(key):
     assert not key.strip() or key.strip() not in str(caught.value)
 
 
-def test_key_may_end_with_line_break():
+def test_key_can_end_with_line_break():
     assert checked_key(f" {KEY}\n") == KEY
 
 

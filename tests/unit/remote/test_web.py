@@ -159,7 +159,7 @@ def test_slow_headers_end_at_time_limit(server, make_client, tmp_path):
 
 
 @pytest.mark.parametrize("page", [silent, endless])
-def test_stop_ends_download_at_once(server, client, tmp_path, page):
+def test_stop_ends_download_immediately(server, client, tmp_path, page):
     server.pages["/a"] = page
     stop = StopSignal()
     threading.Timer(0.2, stop.set, [StopReason.CANCELED]).start()

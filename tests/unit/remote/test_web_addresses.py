@@ -57,7 +57,7 @@ def test_own_host_is_allowed_in_addition_to_list(server, make_client, tmp_path):
         ("[fd00::1]:8000", "http://[fd00::1]:8000/x", True),
     ],
 )
-def test_own_host_may_be_private_at_its_port(make_client, tmp_path, monkeypatch, own, url, is_ours):
+def test_own_host_can_have_private_address_at_its_port(make_client, tmp_path, monkeypatch, own, url, is_ours):
     def contacted(self, host, *_, **__):
         raise ConnectionAbortedError(host)
 

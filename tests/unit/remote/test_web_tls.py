@@ -85,7 +85,7 @@ def test_wrong_or_untrusted_certificate_is_rejected(server, make_client, tmp_pat
     assert server.asked == []
 
 
-def test_stop_ends_download_over_tls_at_once(server, make_client, tmp_path):
+def test_stop_ends_download_over_tls_immediately(server, make_client, tmp_path):
     server.pages["/a"] = endless
     stop = StopSignal()
     threading.Timer(0.3, stop.set, [StopReason.CANCELED]).start()

@@ -117,7 +117,7 @@ def test_failing_reporter_receives_later_calls():
     assert recorder.calls == ["started", epoch(2), END]
 
 
-def test_only_the_newest_progress_waits(gate):
+def test_queue_of_reporter_keeps_only_newest_progress(gate):
     dropped = []
     recorder = Recorder(lambda call: gate.wait())
     reporter = BackgroundReporter(recorder, on_dropped=lambda *drop: dropped.append(drop))
@@ -130,7 +130,7 @@ def test_only_the_newest_progress_waits(gate):
     assert dropped == [("Recorder", "batch")] * 48
 
 
-def test_full_queue_drops_events_and_never_the_end(gate):
+def test_full_queue_drops_events_but_not_end_of_run(gate):
     dropped = []
     recorder = Recorder(lambda call: gate.wait())
     reporter = BackgroundReporter(recorder, capacity=5, on_dropped=lambda *drop: dropped.append(drop))

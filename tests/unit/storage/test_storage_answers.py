@@ -100,7 +100,7 @@ def test_invalid_answer_is_unavailable_and_retried(server, store, upload, call, 
 
 @pytest.mark.parametrize("refusal", [*ODD.values(), *REFUSALS])
 @pytest.mark.parametrize("call", CALLS)
-def test_invalid_rejection_is_translated(server, store, upload, call, refusal):
+def test_invalid_rejection_becomes_trainer_error(server, store, upload, call, refusal):
     route, ask = CALLS[call]
     server.fault("status", on=route, status=400, body=refusal, times=2)
 
@@ -122,7 +122,7 @@ def test_invalid_page_of_older_server_is_unavailable(server, store, odd):
     assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key="runs"))] == ["runs/1/other.txt"]
 
 
-def test_repeated_page_ends_the_listing(server, store):
+def test_repeated_page_raises_unavailable(server, store):
     server.v2 = False
     page = (
         b"["

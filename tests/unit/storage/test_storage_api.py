@@ -97,7 +97,7 @@ def test_retry_after_is_passed_on(api, value, seconds):
     assert found.retry_after == seconds
 
 
-def test_every_error_of_httpx_becomes_own_error(api):
+def test_every_error_of_httpx_becomes_trainer_error(api):
     bugs = {httpx.HTTPStatusError}  # raised by raise_for_status only, which is not called
     kinds = [kind for _, kind in inspect.getmembers(httpx, inspect.isclass) if issubclass(kind, httpx.HTTPError)]
     assert len(kinds) > 15

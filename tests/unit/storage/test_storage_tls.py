@@ -62,7 +62,7 @@ def store(server, certificate, tmp_path, monkeypatch):
     store.close()
 
 
-def test_large_objects_pass_through_slow_server(server, store, tmp_path):
+def test_large_objects_are_transferred_over_slow_connection(server, store, tmp_path):
     content = os.urandom(9 * MIB)
     (tmp_path / "best.pt").write_bytes(content)
     server.fault("slow", on="PATCH", rate=4e6)  # so slow that writes wait longer than a slice

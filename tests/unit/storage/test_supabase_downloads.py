@@ -132,7 +132,7 @@ def test_damaged_partial_file_is_downloaded_again(server, store, tmp_path):
     assert fetched(store, tmp_path) == content
 
 
-def test_object_replaced_during_download_is_never_mixed(server, store, tmp_path):
+def test_download_never_mixes_old_and_new_object(server, store, tmp_path):
     server.put(REF.bucket, REF.key, b"a" * 2_000_000)
     server.fault("cut", on=DOWNLOAD, after=1_000_000)
     replaced: list[int] = []
@@ -145,7 +145,7 @@ def test_object_replaced_during_download_is_never_mixed(server, store, tmp_path)
     assert fetched(store, tmp_path, on_bytes=replace_once) == b"b" * 2_000_000
 
 
-def test_replaced_object_without_checksum_is_never_mixed(server, store, tmp_path):
+def test_download_never_mixes_objects_without_checksum(server, store, tmp_path):
     def put(letter: bytes) -> None:
         server.put(REF.bucket, REF.key, letter * 2_000_000)
         stored = server.objects["data"][REF.key]

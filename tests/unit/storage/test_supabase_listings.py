@@ -44,7 +44,7 @@ def test_failed_page_is_requested_again(server, store, kind, details):
 
 
 @pytest.mark.parametrize("v2", [True, False])
-def test_page_that_keeps_failing_is_an_error(server, store, v2):
+def test_permanently_failing_page_is_an_error(server, store, v2):
     server.v2 = v2
     fill(server, 2200)
     listing = store.list(ObjectRef(bucket="data", key="set"))

@@ -116,7 +116,7 @@ def test_upload_discarded_midway_starts_again(server, store, tmp_path):
     assert server.get("data", REF.key) == content
 
 
-def test_another_file_at_same_path_is_not_appended_to_first(server, store, tmp_path):
+def test_new_file_at_same_path_is_not_appended_to_partial_upload(server, store, tmp_path):
     path, _ = source_file(tmp_path, 13 * MIB)
     stop = StopSignal()
     with pytest.raises(Stopped):

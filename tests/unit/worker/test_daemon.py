@@ -154,7 +154,7 @@ def test_shutdown_waits_until_runs_are_released(worker, queue):
     assert worker.row(run_id)["failures"] == 0
 
 
-def test_shutdown_claims_nothing_when_slot_becomes_free(worker, queue):
+def test_no_run_is_claimed_during_shutdown_when_slot_becomes_free(worker, queue):
     first, waiting = worker.enqueue(), worker.enqueue()
 
     worker.shut_down_in(epoch=2)

@@ -47,7 +47,7 @@ def test_damaged_model_is_not_published_and_training_resumes(worker, name, damag
 
 
 def test_pipe_in_place_of_empty_model_does_not_block_the_slot(tmp_path):
-    """The training process chooses the path, the size and the file type. Opening a pipe blocks until a writer opens it."""
+    """The training process chooses path, size and type of the file. Opening a pipe blocks until a writer opens it."""
     os.mkfifo(tmp_path / "best.pt")
     pipe = WeightsFile(path=str(tmp_path / "best.pt"), sha256=hashlib.sha256().hexdigest(), bytes=0)
     damages = []

@@ -135,7 +135,7 @@ def test_finished_model_is_published_without_journal(worker):
 # ── missing objects ──
 
 
-def test_missing_object_is_retried_once(worker):
+def test_download_of_missing_object_is_retried_once(worker):
     run_id, other = worker.enqueue(), worker.enqueue()
     prepare = worker.datasets.prepare
     miss = raising(ObjectMissing("no such object"))

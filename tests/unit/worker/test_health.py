@@ -168,7 +168,7 @@ def test_inconclusive_trial_run_is_followed_by_another_trial_run(host):
         assert not host.health.awaits_trial
 
 
-def test_failed_trial_stops_claims_at_once(host):
+def test_failed_trial_stops_claims_immediately(host):
     host.fails("a")
     host.fails("b")
     host.health.test_again()

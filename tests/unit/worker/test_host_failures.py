@@ -74,7 +74,7 @@ def test_failure_on_unhealthy_host_is_attributed_to_host(worker, error):
     assert worker.health.problem == "RUNS_DIR is full."
 
 
-def test_slot_is_held_during_self_test(worker):
+def test_slot_is_not_released_during_self_test(worker):
     """Otherwise, the next run would be claimed before the self-test reports the unhealthy host."""
     worker.enqueue()
     free = []

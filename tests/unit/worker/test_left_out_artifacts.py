@@ -20,7 +20,7 @@ def left_out(events):
 
 
 @pytest.mark.parametrize("name", ["results.csv", "run.log", "manifest.json"])
-def test_model_is_published_without_file_refused_for_too_long(store, run_dir, monkeypatch, name):
+def test_model_is_published_without_file_that_store_rejects_for_too_long(store, run_dir, monkeypatch, name):
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.2)
     watched, events, finished = Watched(store), [], finished_with(run_dir)
     uploader = ArtifactUpload(watched, "b", JOB)

@@ -88,7 +88,7 @@ def test_lease_is_renewed_during_upload_of_recovery(worker):
     assert worker.row(run_id)["status"] == "queued"
 
 
-def test_nothing_is_published_for_run_that_ended_meanwhile(worker):
+def test_recovery_publishes_nothing_for_run_that_has_ended(worker):
     run_id, _ = killed(worker)
     worker.queue.finish(worker.claim(CLAIM), Failed(message="the web app ended it"), [])
 

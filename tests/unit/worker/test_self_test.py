@@ -85,14 +85,14 @@ def test_too_little_space_is_reported_with_numbers(place, monkeypatch):
     assert SelfTest([place])() is None
 
 
-def test_too_few_inodes_are_a_problem(place, monkeypatch):
+def test_too_few_inodes_are_reported(place, monkeypatch):
     disk(monkeypatch, inodes=3)
     assert "has 3 inodes left" in SelfTest([place])()
     disk(monkeypatch, files=0, inodes=0)  # btrfs does not report inodes
     assert SelfTest([place])() is None
 
 
-def test_disk_that_returns_other_content_is_a_problem(place, monkeypatch):
+def test_disk_that_returns_other_content_is_reported(place, monkeypatch):
     monkeypatch.setattr(module.os, "pread", lambda *_: b"zeros")
     assert "the content read differs from the content written" in SelfTest([place])()
 
@@ -125,12 +125,12 @@ def two_gpus(monkeypatch):
         ("import os; os.kill(os.getpid(), 11)", "the GPU driver fails"),
     ],
 )
-def test_broken_driver_is_a_problem(two_gpus, ask, says):
+def test_broken_driver_is_reported(two_gpus, ask, says):
     problem = host.GpuCheck({"PATH": os.environ["PATH"]}, ask=ask)()
     assert (problem is None) if says is None else re.search(f"GPU: {says}.*nvidia-smi", problem)
 
 
-def test_hanging_driver_is_a_problem(two_gpus):
+def test_hanging_driver_is_reported(two_gpus):
     assert "no answer within 0 s" in host.GpuCheck({}, ask="import time; time.sleep(20)", seconds=0.2)()
 
 

@@ -21,7 +21,7 @@ def test_release_is_idempotent():
     assert slots.free == 1
 
 
-def test_run_may_acquire_several_slots():
+def test_run_can_acquire_several_slots():
     assert Slots([0, 1, 2]).acquire(2).gpus == (0, 1)
 
 
