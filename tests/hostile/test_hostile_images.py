@@ -76,7 +76,7 @@ IMAGES = {
         b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><svg/>",
         "SVG",
     ),
-    "truncated JPEG": (jpeg()[:300], "cut off"),
+    "truncated JPEG": (jpeg()[:300], "truncated"),
     "JPEG with data after its end mark": (jpeg() + b"<?php system('x') ?>" * 10, "ok"),
 }
 

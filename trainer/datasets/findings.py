@@ -17,8 +17,8 @@ MAX_EXAMPLES = 5
 # code → message; {n} is the count of the finding, other placeholders are values passed to `Report.add`
 ERRORS = {
     "no_images": "The dataset has no images.",
-    "image_unreadable": "{n} images cannot be trained on; replace or remove them",
-    "image_missing": "{n} images of the annotation file do not exist; upload them or remove their entries",
+    "image_unreadable": "{n} images cannot be used for training; replace or remove the images",
+    "image_missing": "{n} images of the annotation file do not exist; upload the images or remove their entries",
     "listed_image_missing": "{n} images that are listed in {file} do not exist",
     "symlink_outside": "{n} symlinks are broken or lead outside the allowed folders; replace them with the files",
     "label_unreadable": "{n} label files cannot be read",
@@ -30,7 +30,7 @@ ERRORS = {
     "label_outside": "{n} label rows have coordinates outside 0…1",
     "class_not_whole": "{n} label rows do not start with a class number",
     "class_outside": (
-        "{n} label rows have a class number that is not in names:, which has {classes} classes, numbers {low} to {high}"
+        "{n} label rows have an unknown class number; names: has {classes} classes, numbered {low} to {high}"
     ),
     "class_off_by_one": (
         "The labels count classes from 1 to {classes}, but names: counts from 0 to {last}; number the names from 1 "
@@ -48,7 +48,7 @@ ERRORS = {
         '{{"train_ratio": 0.8, "seed": 0}}.'
     ),
     "split_impossible": "{problem}",
-    "split_unknown": "The requested split names no image of the dataset. Compare its names with the file names.",
+    "split_unknown": "No name in the requested split matches an image. Compare the names with the file names.",
     "yaml_names": "{problem}",
     "yaml_train": "train: must name a folder of images, a .txt list of images, or a list of those",
     "yaml_val": "val: must name a folder of images, a .txt list of images, or a list of those",
@@ -60,7 +60,7 @@ ERRORS = {
     "coco_ambiguous": "{n} file names match several images",
     "coco_duplicate_image": "{n} images are listed twice in the annotation file",
     "coco_category": "{n} annotations have a category that the file does not list",
-    "coco_classes": "{n} images do not have exactly one class; classify needs one per image",
+    "coco_classes": "{n} images do not have exactly one class; classify needs one class per image",
     "coco_shape": "{n} annotations have neither a readable box nor a readable outline",
     "coco_mask": "{n} masks cannot be decoded, or do not have the size of their image",
     "coco_keypoints": "{n} annotations do not have {keypoints} keypoints of x, y, visibility",
@@ -68,7 +68,7 @@ ERRORS = {
 WARNINGS = {
     "image_suffix": "{n} images have a file name suffix that does not match their format",
     "image_hidden": "{n} images are hidden (their names start with a dot) and were skipped",
-    "image_listed_twice": "{n} images are listed more than once in their split; each was used once",
+    "image_listed_twice": "{n} images are listed more than once in their split; each image was used once",
     "image_duplicate": "{n} images are exact copies of another image in the same split",
     "split_leak": "{n} images are also in another split, so the metrics will be too high; keep each image in one split",
     "names_differ_only_in_case": (

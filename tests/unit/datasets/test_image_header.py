@@ -97,7 +97,7 @@ def test_data_after_end_mark_of_jpeg_is_detected(tmp_path, tail):
 def test_truncated_jpeg_with_complete_thumbnail_is_a_problem(tmp_path):
     data = encoded("JPEG", image(300, 300), exif=b"Exif\0\0" + encoded("JPEG", image(32, 32)))
     assert look(tmp_path, data).problem == ""
-    assert look(tmp_path, data[: len(data) * 2 // 3]).problem == "cut off"
+    assert look(tmp_path, data[: len(data) * 2 // 3]).problem == "truncated"
 
 
 def test_video_after_jpeg_is_accepted(tmp_path):
@@ -116,14 +116,14 @@ def test_video_after_jpeg_is_accepted(tmp_path):
         (b"<svg xmlns='x'/>", "SVG"),
         (b"GIF89a" + bytes(20), "GIF"),
         (b"\0\0\0\x18ftypheic" + bytes(20), "HEIC"),
-        (b"\xff\xd8\xff", "cut off"),
-        (b"\xff\xd8\xff\xd9", "cut off"),
+        (b"\xff\xd8\xff", "truncated"),
+        (b"\xff\xd8\xff\xd9", "truncated"),
         (b"\xff\xd8" + b"\xff\xe0\x00\x00" * 5000, "damaged"),
         (b"\xff\xd8\xff\xe0\x00\x04ab" + b"zz" * 50, "damaged"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(5), "cut off"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(5), "truncated"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "damaged"),
-        (b"BM" + bytes(8), "cut off"),
-        (b"RIFF\xff\xff\xff\x7fWEBPVP8 " + bytes(40), "cut off"),
+        (b"BM" + bytes(8), "truncated"),
+        (b"RIFF\xff\xff\xff\x7fWEBPVP8 " + bytes(40), "truncated"),
         (b"RIFF\x10\0\0\0WEBPJUNK" + bytes(40), "damaged"),
         (b"II*\0" + b"\xff" * 60, "damaged"),
         (b"MM\0*" + bytes(60), "damaged"),

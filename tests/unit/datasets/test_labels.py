@@ -144,7 +144,7 @@ def test_shapes_without_area_are_removed_with_warning(task, row):
 @pytest.mark.parametrize(
     ("row", "code", "sign"),
     [
-        ("2 0.5 0.5 0.2 0.2", "class_outside", "which has 2 classes, numbers 0 to 1 (0.txt line 1: class 2)"),
+        ("2 0.5 0.5 0.2 0.2", "class_outside", "names: has 2 classes, numbered 0 to 1 (0.txt line 1: class 2)"),
         ("-1 0.5 0.5 0.2 0.2", "class_outside", "class -1"),
         ("0.5 0.5 0.5 0.2 0.2", "class_not_whole", "do not start with a class number"),
         ("nan 0.5 0.5 0.2 0.2", "class_not_whole", "do not start with a class number"),

@@ -84,5 +84,5 @@ def test_images_are_assigned_by_id_name_file_name_or_stem():
 def test_split_that_names_only_missing_images_is_an_error():
     report = Report()
     assigned([sample("a.jpg")], SplitRequest(train_ratio=0.8, assigned={"b": "val"}), report)
-    with pytest.raises(DatasetError, match="requested split names no image"):
+    with pytest.raises(DatasetError, match="No name in the requested split matches an image"):
         report.raise_errors()

@@ -43,7 +43,7 @@ def dimensions(kind: str, head: bytes, descriptor: int, size: int, path: str) ->
             case _:
                 return 0, 0, "not an image"
     except (struct.error, IndexError):
-        return 0, 0, "cut off"
+        return 0, 0, "truncated"
 
 
 def jpeg_segment(head: bytes, descriptor: int, size: int, wanted: frozenset[int]) -> tuple[int, bytes]:
@@ -72,7 +72,7 @@ def jpeg_segment(head: bytes, descriptor: int, size: int, wanted: frozenset[int]
 def _jpeg_size(head: bytes, descriptor: int, size: int) -> tuple[int, int, str]:
     place, segment = jpeg_segment(head, descriptor, size, JPEG_FRAMES)
     if not segment:
-        return 0, 0, "cut off" if place >= size else "damaged"
+        return 0, 0, "truncated" if place >= size else "damaged"
     height, width = struct.unpack_from(">HH", segment, 5)
     return width, height, ""
 
@@ -83,11 +83,11 @@ def _bmp_size(head: bytes, size: int) -> tuple[int, int, str]:
         width, height = struct.unpack_from("<HH", head, 18)
         return width, height, ""
     width, height = struct.unpack_from("<ii", head, 18)
-    return abs(width), abs(height), "cut off" if struct.unpack_from("<I", head, 10)[0] > size else ""
+    return abs(width), abs(height), "truncated" if struct.unpack_from("<I", head, 10)[0] > size else ""
 
 
 def _webp_size(head: bytes, size: int) -> tuple[int, int, str]:
-    cut = "cut off" if struct.unpack_from("<I", head, 4)[0] + 8 > size else ""
+    cut = "truncated" if struct.unpack_from("<I", head, 4)[0] + 8 > size else ""
     chunk = head[12:16]
     if chunk == b"VP8X":
         return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little"), cut

@@ -207,11 +207,11 @@ def _ending(kind: str, tail: bytes, descriptor: int, size: int) -> tuple[str, bo
         # the pixels belongs to a thumbnail
         pixels, found = jpeg_segment(b"", descriptor, size, JPEG_SCAN)
         if not found:
-            return "cut off", False
-        return ("", True) if _has_end_mark(descriptor, pixels, size) else ("cut off", False)
+            return "truncated", False
+        return ("", True) if _has_end_mark(descriptor, pixels, size) else ("truncated", False)
     if kind == "png":
         far = tail if b"IEND" in tail else os.pread(descriptor, 1 << 20, max(0, size - (1 << 20)))
-        return ("", False) if b"IEND" in far else ("cut off", False)
+        return ("", False) if b"IEND" in far else ("truncated", False)
     return "", False
 
 

@@ -19,9 +19,9 @@ class Fetched:
     """A complete, read-only source tree on local disk.
 
     `entry` is the YAML or annotation file of the reference, relative to `root`; None for a folder or an archive.
-    `is_private`: the tree is in our cache or staging folder. The tree contains only images, .txt, YAML and JSON files, and
-    no symlinks. Its files may be hard links. If `is_private` is False, the tree is the user's folder. The user's YAML can
-    name folders outside `root`; `Roots.admit` checks these folders.
+    `is_private`: the tree is in our cache or staging folder. The tree contains only images, .txt, YAML and JSON files,
+    and no symlinks. Its files may be hard links. If `is_private` is False, the tree is the user's folder. The user's
+    YAML can name folders outside `root`; `Roots.admit` checks these folders.
     """
 
     root: Path
