@@ -1,7 +1,8 @@
 """Measure how long a claim takes with 32 workers on a table of 1,000,000 finished runs: `python -m benchmarks.claim [--tiny]`.
 
-Three measurements of the same function: in the database alone (pgbench), through PostgREST and our adapter as fast as 32 workers
-can claim, and through both at a pace of one claim a second and worker, ten times the default pace of a daemon.
+The same function is measured three times: in the database alone with pgbench, then through PostgREST and our adapter
+as fast as 32 workers can claim, then through both at one claim per second and worker. This rate is ten times the
+default rate of a daemon.
 All processes share the cores of this machine.
 """
 
@@ -25,7 +26,7 @@ from trainer.remote.supabase import Project
 
 WORKERS = 32
 FINISHED = 1_000_000
-CLAIMS = 30  # of each worker, per measurement
+CLAIMS = 30  # claims of each worker per measurement
 
 
 def figures(*, tiny: bool) -> Iterator[Figure]:
@@ -124,7 +125,7 @@ def through_adapters(queues: list[SupabaseQueue], claims: int, every: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line(), flush=True)
 

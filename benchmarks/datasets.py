@@ -31,7 +31,7 @@ from trainer.datasets.source.reference import Roots
 
 
 class OnDisk:
-    """A fetcher of datasets that are on disk already."""
+    """A fetcher of datasets that are already on disk."""
 
     def __init__(self, is_private: bool) -> None:
         self._is_private = is_private
@@ -115,7 +115,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=int, nargs="?", default=50_000)
-    parser.add_argument("--size", type=int, default=64, help="pixels of each image's sides")
+    parser.add_argument("--size", type=int, default=64, help="width and height of each image in pixels")
     parser.add_argument("--users", action="store_true", help="images of the user: symlinks instead of hard links")
     parser.add_argument(
         "--folder", type=Path, default=None, help="where the dataset is created; default: the temporary folder"

@@ -1,6 +1,6 @@
 """Measure the cost of 1,000 busy workers for the database: `python -m benchmarks.heartbeats [--tiny]`.
 
-Each worker sends a heartbeat every 5 s, every second one with progress, through our adapter, PostgREST and PostgreSQL.
+Each worker sends a heartbeat every 5 s, half of them with progress, through our adapter, PostgREST and PostgreSQL.
 Only the processor time of PostgreSQL is counted, because the clients and PostgREST run elsewhere in a real project.
 """
 
@@ -93,7 +93,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line())
 

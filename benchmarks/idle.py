@@ -80,15 +80,15 @@ def claims(stack: Stack) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="for how long the idle service is measured")
-    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the measurement")
+    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     options = parser.parse_args()
     for figure in figures(tiny=options.tiny, seconds=options.seconds):
         print(figure.line())
 
 
 def first_claim(queue: Path, started: float) -> float:
-    """Return the seconds until the first claim, with which the worker reports itself."""
+    """Return the seconds until the first claim, which registers the worker."""
     while True:
         if queue.exists():
             with closing(sqlite3.connect(queue)) as db:

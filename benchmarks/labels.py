@@ -33,7 +33,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
         measured=f"{seconds['table']:.1f} s from the table, which is sampled against a scan",
         met=seconds["table"] <= 2.0,
         peer=f"Ultralytics' scan: {seconds['scan']:.1f} s",
-        why="listing the images takes the time",
+        why="most of the time is the listing of the images",
     )
 
 
@@ -73,7 +73,7 @@ def labels_of(data: str, table: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     parser.add_argument("--labels-of", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.labels_of:

@@ -23,7 +23,7 @@ from benchmarks.figures import Figure
 from benchmarks.photos import BATCH, STORED, environment, photos
 from trainer.core.dataset import PreparedDataset
 
-EPOCHS = 4  # through the loader alone; the fastest one after the first counts
+EPOCHS = 4  # through the loader alone; the result is the fastest epoch after the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def fastest(epochs: list[Epoch]) -> Epoch:
 
 
 def loaded(dataset: PreparedDataset, home: Path, *, imgsz: int, stored: int, cache: str = "") -> list[Epoch]:
-    """Run epochs through the loader in a new process. All but the first use the pixels that the first one stored."""
+    """Run epochs through the loader in a new process. The first epoch stores pixels; the others use them."""
     arguments = json.dumps({"data": str(dataset.data), "imgsz": imgsz, "stored": stored, "cache": cache})
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.loader", "--epochs-of", arguments],
@@ -103,7 +103,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
                 peer=f"{baseline.cpu / count * 1000:.0f} ms per image",
                 why="the rest is augmentation, which is the same for both"
                 if baseline.digest == stored.digest
-                else "other bits",
+                else "the batches have other bits",
             )
             if title == "1080p":
                 yield _choice_of_cache(dataset, folder / "home", imgsz // smaller, baseline, stored)
@@ -134,7 +134,7 @@ def _choice_of_cache(dataset: PreparedDataset, home: Path, imgsz: int, baseline:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     parser.add_argument("--epochs-of", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.epochs_of:

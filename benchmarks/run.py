@@ -1,8 +1,8 @@
 """Measure the overhead of the service for a training: `python -m benchmarks.run [--tiny] [--rounds 3]`.
 
-The real service trains real models on the CPU, in turns with the baseline: a plain script that gives
-Ultralytics the same arguments in the same environment. `probe/` records when their batches end. Seconds are wall time unless marked as CPU. On a busy
-machine, only the differences within one turn are meaningful.
+The service and the baseline alternately train real models on the CPU. The baseline is a plain script that gives
+Ultralytics the same arguments in the same environment. `probe/` records the end of each batch. Seconds are wall time
+unless marked as CPU. On a busy machine, only the differences between neighboring measurements are meaningful.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _cpu(process: psutil.Process, *, living: bool = False) -> float:
             try:
                 times.append(child.cpu_times())
             except psutil.NoSuchProcess:
-                continue  # from now on its parent counts it
+                continue  # its parent has its CPU time now
     return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
 
@@ -262,7 +262,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line(), flush=True)
 

@@ -87,7 +87,7 @@ def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) ->
         rates = {name: [0.0] * len(THREADS) for name in kinds}
         for again in range(ROUNDS):
             for place, threads in enumerate(THREADS):
-                # in turns, and the best of each, so that other load on the machine affects both
+                # alternately, with the best rate of each, so that other load on the machine affects both
                 for name in sorted(kinds, reverse=again % 2 == 0):
                     for kind in ("baseline", "ours"):
                         shutil.rmtree(folder / kind, ignore_errors=True)
@@ -101,7 +101,7 @@ def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) ->
 
 
 def large(store: SupabaseObjectStore, url: str, folder: Path, megabytes: int) -> Figure:
-    """Upload and download a model of that size, in turns with a plain request and with curl."""
+    """Upload and download a model of this size, alternately with a plain request and with curl."""
     path = folder / "best.pt"
     with path.open("wb") as out:
         for _ in range(megabytes):
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=1000)
     parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     options = parser.parse_args()
     count, megabytes = (30, 8) if options.tiny else (options.objects, options.megabytes)
     with opened() as (store, url, folder):

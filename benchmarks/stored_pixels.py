@@ -142,7 +142,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line(), flush=True)
 

@@ -178,7 +178,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
             peers |= {name: call for name, (program, call) in installed.items() if shutil.which(program)}
             took: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
             cpu: dict[str, list[float]] = {name: [] for name in took}
-            for number in threads * rounds:  # in turns, equally often, and the best of each
+            for number in threads * rounds:  # alternately, equally often, with the best time of each
                 for name, seconds in took.items():
                     before = time.process_time()
                     seconds.append(peers[name](url, number) if name in peers else dataset.fetch(keep_cache=False))
@@ -226,7 +226,7 @@ def _place(needed: int) -> Path | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="once, small: only to see that it works")
+    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line(), flush=True)
 

@@ -17,7 +17,7 @@ STAND_IN = [sys.executable, str(ROOT / "tests" / "acceptance" / "stand_in_servic
 class Service:
     """`home` is TRAINER_HOME. The other settings are environment variables.
 
-    `behavior` are the stand-in's options; None trains for real.
+    `behavior`: the options of the stand-in, or None for a real training.
     """
 
     def __init__(self, home: Path, behavior=None, **settings):
@@ -69,7 +69,7 @@ class Service:
         )["id"]
 
     def insert(self, data, **configuration):
-        """Insert a run directly into the queue, even one that `enqueue` would refuse."""
+        """Insert a run directly into the queue, even a run that `enqueue` refuses."""
         from trainer.core.job import RunRequest
         from trainer.jobs.sqlite import SqliteQueue
 

@@ -1,7 +1,8 @@
-"""trainer_service.py with a fast stand-in (tests/process/programs/trains_quickly.py) in the training process's place.
+"""trainer_service.py with a fast stand-in (tests/process/programs/trains_quickly.py) instead of the training.
 
-The stand-in's options are in TRAINER_HOME/behavior.json, read for each training. STAND_IN names another program,
-PRETENDED_GPUS is how many GPUs of 24 GiB the driver shows, SWEEP_SECONDS how often the housekeeping is done.
+The options of the stand-in are in TRAINER_HOME/behavior.json, which each training reads. STAND_IN names another
+program. PRETENDED_GPUS is the number of GPUs of 24 GiB that the driver shows. SWEEP_SECONDS is the interval of the
+housekeeping.
 """
 
 import functools

@@ -81,7 +81,7 @@ def test_unhealthy_worker_is_reported_with_its_reason(a_host):
     a_host.set(WORKER_ID="gpu-7")
     queue = SqliteQueue(a_host.home / "queue.db")
     queue.report(Worker(id="gpu-7"), "RUNS_DIR: /runs has no space left.")
-    queue.report(Worker(id="gpu-8"), "another host's trouble")
+    queue.report(Worker(id="gpu-8"), "RUNS_DIR of another host is full.")
 
     fault = a_host.fault()
 
@@ -91,7 +91,7 @@ def test_unhealthy_worker_is_reported_with_its_reason(a_host):
     assert a_host.findings() == []
 
 
-def test_old_report_of_a_stopped_worker_is_no_fault(a_host):
+def test_old_report_of_stopped_worker_is_ignored(a_host):
     a_host.set(WORKER_ID="gpu-7")
     SqliteQueue(a_host.home / "queue.db").report(Worker(id="gpu-7"), "RUNS_DIR is full.")
     with closing(sqlite3.connect(a_host.home / "queue.db")) as file, file:
@@ -103,7 +103,7 @@ def test_old_report_of_a_stopped_worker_is_no_fault(a_host):
 def test_command_exits_0_without_fault(tmp_path):
     service = Service(tmp_path / "home")
 
-    found = service.run("doctor")  # with the torch that is installed
+    found = service.run("doctor")  # with the installed torch
 
     assert "fault" not in found.stdout
     assert found.stdout.splitlines()[0].split() == ["ok", "settings", "backend", "local"]

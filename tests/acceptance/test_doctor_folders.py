@@ -55,7 +55,7 @@ def test_full_or_read_only_disk_is_not_reported_as_missing_permission(a_host, nu
     assert (fault.name, fault.message) == ("RUNS_DIR", f"{runs} {says}")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
 def test_folder_without_permission_is_a_fault(a_host):
     place = a_host.home.parent / "closed"
     place.mkdir(mode=0o500)

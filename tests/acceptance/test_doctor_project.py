@@ -18,7 +18,7 @@ def test_healthy_host_with_project_has_no_fault(project):
     assert "role service_role" in checks["queue"].message
     assert f"schema version {SCHEMA_VERSION}" in checks["queue"].message
     assert checks["bucket datasets"].state == checks["bucket training-artifacts"].state == checks["clock"].state == "ok"
-    assert not project.storage.objects["training-artifacts"], "it leaves nothing behind"
+    assert not project.storage.objects["training-artifacts"], "the check must remove its object"
 
 
 def test_invalid_url_is_a_fault(project):
@@ -55,7 +55,7 @@ def test_anonymous_key_is_a_fault(project):
 
 @pytest.fixture
 def another_database(project, tmp_path):
-    """Put another database behind the URL of the project."""
+    """Connect the URL of the project to another database."""
     servers = []
 
     def serve(*, migrated, then=""):

@@ -1,6 +1,6 @@
 """A run that is edited and queued again is trained with its new settings.
 
-The service and the trainings are real; the files that Ultralytics wrote show what was trained.
+The service and the trainings are real. The tests read the files that Ultralytics wrote.
 """
 
 import csv
@@ -105,7 +105,7 @@ def test_interrupted_run_resumes_with_smaller_batch_and_image_size_and_then_fewe
     assert row["attempt"] == 3
     rows = queue.table(row)
     assert [line["epoch"] for line in rows] == list(range(1, epochs + 1))
-    assert rows[-1]["lr/pg0"] < 0.5 * rows[0]["lr/pg0"], "the schedule is that of the epochs that are asked for now"
+    assert rows[-1]["lr/pg0"] < 0.5 * rows[0]["lr/pg0"], "the schedule must use the edited number of epochs"
     first, second = queue.warnings(run_id, "resumed_with_changes")
     assert "batch 4 → 2, imgsz 32 → 64" in first
     assert f"epochs 200 → {epochs}" in second

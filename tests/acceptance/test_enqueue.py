@@ -1,4 +1,4 @@
-"""`enqueue` refuses a run that no worker could train, and `requeue` queues an ended run again."""
+"""`enqueue` refuses invalid runs, and `requeue` queues an ended run again."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def service(tmp_path):
     ],
     ids=" ".join,
 )
-def test_run_that_no_worker_could_train_is_not_inserted(service, arguments, says):
+def test_invalid_run_is_not_inserted(service, arguments, says):
     data = [] if "--data" in arguments else ["--data", str(service.home)]
 
     refused = service.run("enqueue", *data, *arguments, check=False)
@@ -46,7 +46,7 @@ def test_run_that_no_worker_could_train_is_not_inserted(service, arguments, says
     assert service.json("status")["runs"] == []
 
 
-def test_settings_are_taken_as_ultralytics_spells_them(service):
+def test_settings_in_ultralytics_syntax_are_accepted(service):
     settings = ["epochs=50", "imgsz=640", "batch=8", "task=segment", "cos_lr=True", "freeze=[1, 2]", "time=None"]
     run_id = service.run("enqueue", "data=.", "model=yolo11n.pt", "name=first", *settings).stdout.strip()
 
@@ -78,7 +78,7 @@ def test_unknown_setting_and_missing_worker_are_warnings(service):
     assert warning == "warning: no worker claims runs now: w says: the disk is full\n"
 
 
-def test_schema_and_its_page_are_printed(service):
+def test_schema_is_printed_as_json_and_markdown(service):
     assert json.loads(service.run("schema").stdout)["properties"]["epochs"]["minimum"] == 1
     page = Path(__file__).parents[2] / "docs" / "run-configuration.md"
     assert service.run("schema", "--markdown").stdout == page.read_text()

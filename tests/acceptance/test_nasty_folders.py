@@ -74,7 +74,7 @@ def everywhere(home: Path, outside: Path, prefix: str) -> list[Path]:
 
 
 def gone(folders: list[Path], seconds=20.0) -> list[Path]:
-    """Return the paths that still exist after that time."""
+    """Return the paths that still exist after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(os.path.lexists(folder) for folder in folders):
         time.sleep(0.1)

@@ -16,7 +16,7 @@ from tests.acceptance.service import COMMAND, Service
 from trainer.demo import draw_dataset
 
 WITHOUT_STREAMS = {"stderr": "2>&-", "output": ">&- 2>&-", "all": "<&- >&- 2>&-"}
-# a user without a passwd entry, and so without a home, who may read files in /root
+# a user without a passwd entry, and so without a home, who can read files in /root
 UNKNOWN_USER = [
     "setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override",
 ]  # fmt: skip
@@ -229,7 +229,7 @@ def test_bad_notify_socket_does_not_stop_service(service, tmp_path, kind):
     assert "Traceback" not in service.log.read_text()
 
 
-def test_manager_that_does_not_read_does_not_block_service(service, tmp_path):
+def test_full_notify_socket_does_not_block_service(service, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
         deaf.bind(str(tmp_path / "notify"))
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:

@@ -80,7 +80,7 @@ def by_python(stack):
 
 
 @pytest.mark.parametrize("insert", [by_sql, by_javascript, by_python])
-def test_documented_insert_becomes_a_model(project, tmp_path, insert):
+def test_run_of_documented_insert_completes(project, tmp_path, insert):
     stack, app = project
     insert(stack)
     row = inserted(stack)

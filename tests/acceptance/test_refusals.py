@@ -1,4 +1,4 @@
-"""Wrong datasets, configurations, commands and settings are refused with a clear sentence."""
+"""Wrong datasets, configurations, commands and settings are refused with a clear message."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def without_val(folder):
     ],
     ids=["no dataset", "an empty directory", "unreadable YAML", "no labels", "no val split"],
 )
-def test_bad_dataset_fails_run_with_a_sentence(home, tmp_path, make, says):
+def test_bad_dataset_fails_run_with_clear_message(home, tmp_path, make, says):
     folder = tmp_path / "bad"
     folder.mkdir()
     with running(home, {}) as service:

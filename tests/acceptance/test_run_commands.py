@@ -99,7 +99,7 @@ def test_deleted_run_is_gone(service, enqueue):
     )
 
 
-def test_run_that_a_worker_holds_is_not_deleted(service, enqueue):
+def test_running_run_is_not_deleted(service, enqueue):
     run_id = enqueue().stdout.strip()
     claim(service)
 

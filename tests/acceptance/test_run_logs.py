@@ -87,7 +87,7 @@ def test_every_log_line_of_a_run_has_id_attempt_and_phase(supabase, drawn, home)
     assert "checkpoint upload failed, retrying" in texts
     assert {(line.get("run_id"), line.get("attempt")) for line in about} == {(run_id, 1)}
     without_phase = [line["event"] for line in about if not line.get("phase")]
-    assert set(without_phase) <= {"run claimed", "run started"}, "before the first phase there is none"
+    assert set(without_phase) <= {"run claimed", "run started"}, "only events before the first phase have no phase"
 
 
 def test_training_output_is_timestamped(home, drawn):
@@ -107,7 +107,7 @@ def test_training_output_is_unchanged_without_timestamps(home, drawn):
         log = service.run("logs", run_id).stdout.splitlines()
 
     assert "epoch 1/1 line 0: box_loss 1.000" in log
-    assert [line for line in log if "phase: " in line and STAMP.match(line)], "our own lines keep their time"
+    assert [line for line in log if "phase: " in line and STAMP.match(line)], "service lines must have a timestamp"
 
 
 def test_progress_bar_becomes_at_most_one_line_per_second(home, drawn):

@@ -70,7 +70,7 @@ class Leaks:
                 self.out[str(path)] = path.read_bytes().decode("latin-1")
         for run in runs:
             row = self.app.row(run)
-            row.pop("data_yaml")  # the user's own text
+            row.pop("data_yaml")  # written by the user
             self.out[f"row {run}"] = json.dumps(row)
             self.out[f"events {run}"] = json.dumps(self.app.events(run))
         for bucket, objects in storage.objects.items():
@@ -111,7 +111,7 @@ def wait(app, run_id, *statuses, seconds=60):
 
 
 def echo(key):
-    """Answer as a careless proxy does: with the request that it received, including the credentials."""
+    """Answer like a careless proxy, which returns the request with its credentials."""
     return f'{{"message": "cannot pass on: apikey {key}, Authorization: Bearer {key}", "code": "X"}}'.encode()
 
 
@@ -130,13 +130,13 @@ def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_pa
         supabase.gateway.faults = lambda _, path: next(refusals, None) if "beat_training_run" in path else None
         runs = [app.insert(data, epochs=2)]
         assert wait(app, runs[0], "completed", "failed")["status"] == "completed"
-        # datasets by URL: one that works, and several that fail
+        # datasets by URL: one works, several fail
         runs.append(app.insert(f"http://{web.host}/cats.zip?token={URL_TOKEN}", epochs=1))
         assert wait(app, runs[1], "completed", "failed")["status"] == "completed", app.row(runs[1])["error_message"]
         for path in ("gone.zip", "moved", "cats.zip"):
             runs.append(app.insert(secret_url % path, epochs=1))
             wait(app, runs[-1], "completed", "failed")
-        # a dataset in a bucket that refuses, with the key in the refusal
+        # a dataset in a bucket whose error messages contain the key
         storage.fault("status", on="/object/", times=30, status=400, body=echo(key))
         runs.append(app.insert("storage:datasets/elsewhere/data.yaml", epochs=1))
         wait(app, runs[-1], "failed", "queued", "completed")
@@ -150,7 +150,7 @@ def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_pa
         printed = leaks.out[f"logs {runs[0]}"]
         leaks.collect(storage, runs)
 
-    assert "environment HOME=" in printed, "the child did print its environment"
+    assert "environment HOME=" in printed, "the training process must print its environment"
     leaked = {
         (place, secret) for place, secret in leaks.found() if not _printed_by_the_training_itself(place, runs[-1])
     }
@@ -159,7 +159,7 @@ def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_pa
 
 
 def _printed_by_the_training_itself(place, run_id):
-    """Return whether the file is the run's own log, into which this test made the training print a URL of the user."""
+    """Return whether the file is the log of the run, in which the training prints a URL of the user."""
     return run_id in place and ("run.log" in place or place.startswith("logs "))
 
 

@@ -39,7 +39,7 @@ def test_run_on_two_gpus_waits_for_both(home, data):
         service.wait_until(small, lambda row: row["progress_epoch"] >= 1)
         large = service.enqueue(data, epochs=500, device="0,1")
         time.sleep(0.5)
-        assert service.row(large)["status"] == "queued", "one GPU is not enough for it"
+        assert service.row(large)["status"] == "queued", "one GPU is not enough for the run"
         finish(service, small)
         service.wait_until(large, lambda row: row["progress_epoch"] >= 1)
         after = service.enqueue(data, epochs=1)

@@ -1,4 +1,4 @@
-"""Two services share DATASET_ROOT and RUNS_DIR: neither removes files that the other one uses."""
+"""Two services share DATASET_ROOT and RUNS_DIR: no service removes files that the other service uses."""
 
 import os
 import time
@@ -25,7 +25,7 @@ def looks_old(folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_service_keeps_files_in_use_by_another_and_removes_its_leftovers(tmp_path, data):
+def test_service_removes_only_unused_files_of_another_service(tmp_path, data):
     shared = {"DATASET_ROOT": tmp_path / "shared" / "datasets", "RUNS_DIR": tmp_path / "shared" / "runs"}
     sweeping = {"KEEP_RUNS_DAYS": 1e-6, "SWEEP_SECONDS": 0.2}
     with ExitStack() as services:

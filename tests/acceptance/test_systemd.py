@@ -148,7 +148,7 @@ def test_unit_exposure_is_ok(unit):
 
 @pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
 def test_unit_allows_the_sandbox_of_training_processes(unit):
-    """No set of systemd 252 contains these calls, and the last filter that names a call decides."""
+    """No set of systemd 252 contains the calls. The last filter that names a call has priority."""
     filters = re.findall(r"^SystemCallFilter=(.*)$", (UNITS / unit).read_text(), re.MULTILINE)
 
     allowed = {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "seccomp"}

@@ -38,7 +38,7 @@ def insert_for(stack, claims, owner):
 
 @pytest.mark.parametrize("call", [*CALLS, *HELPERS])
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_users_can_call_no_function_of_worker(supabase, role, call):
+def test_users_cannot_call_functions_of_worker(supabase, role, call):
     with pytest.raises(SqlError, match="permission denied"):
         supabase.sql(f"select {call}", role=role)
 
@@ -51,7 +51,7 @@ def test_workers_and_service_can_call_every_function(supabase, role, call):
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("role", ["anon", "trainer_worker"])
-def test_anonymous_users_and_workers_can_do_nothing_to_tables(supabase, role, table):
+def test_anonymous_users_and_workers_cannot_access_tables(supabase, role, table):
     for action in (f"select * from {table}", f"delete from {table}", f"insert into {table} default values",
                    f"update {table} set {'attempt = 1' if table != 'trainer_workers' else 'status = null'}"):  # fmt: skip
         with pytest.raises(SqlError, match="permission denied"):
@@ -68,7 +68,7 @@ def test_signed_in_users_queue_and_read_their_own_runs_only(supabase, owner):
 
 
 @pytest.mark.parametrize("columns", ["status", "cancel_requested", "priority", "worker_id", "results", "checkpoint"])
-def test_signed_in_users_cannot_insert_what_queue_decides(supabase, columns):
+def test_signed_in_users_cannot_insert_columns_of_queue(supabase, columns):
     value = {"status": "'completed'", "cancel_requested": "true", "priority": "9"}.get(columns, "null")
     with pytest.raises(SqlError, match=r"row-level security|permission denied"):
         as_user(supabase, ADA,
@@ -80,13 +80,13 @@ def test_signed_in_users_cannot_insert_what_queue_decides(supabase, columns):
     ["results = '{}'", "claim_id = null", "trained_model_url = 'http://evil'", "created_by = 'bob@example.org'",
      "status = 'completed'", "status = 'queued'", "lease_expires_at = null", "checkpoint = '{}'", "priority = 1"],
 )  # fmt: skip
-def test_signed_in_users_can_change_nothing_but_cancel(supabase, change):
+def test_signed_in_users_can_only_cancel(supabase, change):
     insert_for(supabase, ADA, ADA["email"])
     with pytest.raises(SqlError, match=r"row-level security|permission denied"):
         as_user(supabase, ADA, f"update training_runs set {change}")
 
 
-def test_signed_in_users_cannot_delete_runs_or_touch_history(supabase):
+def test_signed_in_users_cannot_delete_runs_or_change_history(supabase):
     insert_for(supabase, ADA, ADA["email"])
     for action in ("delete from training_runs", "delete from training_run_events", "update training_run_events set seq = 1",
                    "delete from trainer_workers", "update trainer_workers set status = 'busy'"):  # fmt: skip
@@ -127,7 +127,7 @@ def test_every_definer_function_pins_its_search_path(supabase):
     assert loose == ""
 
 
-def test_restricted_key_serves_whole_run(supabase_lab):
+def test_restricted_key_is_enough_for_whole_run(supabase_lab):
     worker = supabase_lab.another(supabase_lab.stack.worker_key)
     assert worker.check() == []
     run_id = supabase_lab.queue.enqueue(RunRequest(data_yaml="set/data.yaml"))
@@ -138,7 +138,7 @@ def test_restricted_key_serves_whole_run(supabase_lab):
     assert worker.get(run_id).status == "completed"
 
 
-def test_restricted_key_can_do_nothing_else(supabase_lab):
+def test_restricted_key_cannot_insert_or_list_runs(supabase_lab):
     worker = supabase_lab.another(supabase_lab.stack.worker_key)
     for action in (lambda: worker.enqueue(RunRequest(data_yaml="a")), lambda: worker.list(limit=1)):
         with pytest.raises(Misconfigured, match="permission denied"):

@@ -110,7 +110,7 @@ def test_web_app_keeps_only_updated_at_trigger(database):
     assert triggers == "set_training_runs_updated_at trainer_guard_ending trainer_guard_request"
 
 
-def test_updated_at_moves_on_empty_project_too(database):
+def test_updated_at_changes_on_empty_project(database):
     database.migrate("fresh")
     column(database, "insert into training_runs (run_name, updated_at) values ('a', '2020-01-01')")
     column(database, "update training_runs set run_name = 'b'")
@@ -183,7 +183,7 @@ def test_migrations_work_on_plain_postgresql(supabase_servers):
         postgres.sql("drop database plain with (force);", database="postgres")
 
 
-def test_later_migration_can_build_on_these(database):
+def test_later_migration_can_add_column(database):
     database.migrate("fresh")
     database.sql(
         "alter table training_runs add column note text;"

@@ -1,6 +1,6 @@
 """Lost, late and misbehaving workers, and users who cancel and delete, all at once on one database.
 
-A trigger writes down every change of every row; what must hold is then read from that record.
+A trigger records every change of every row. The test checks the invariants in the record.
 """
 
 import random
@@ -86,7 +86,7 @@ class ChaoticWorker:
 
 
 def users(lab, until: float) -> None:
-    """Enqueue runs, cancel them in every way of the web app, also too late, and delete them."""
+    """Enqueue runs, cancel them in each way of the web app, also after their end, and delete them."""
     dice = random.Random("users")
     ids = []
     while time.monotonic() < until:
@@ -135,7 +135,7 @@ def test_invariants_hold_under_concurrent_random_calls(recorded):
     for change in changes:
         check_change(change["was"], change["became"])
         seen.add((change["was"]["status"], change["became"]["status"]))
-    # the test is only useful if all of this happened
+    # the test is only useful if all kinds of changes happened
     assert {("running", "queued"), ("queued", "running"), ("running", "completed"), ("queued", "canceled")} <= seen
     check_runs(changes)
     check_accepted(recorded, accepted)

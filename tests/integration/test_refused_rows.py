@@ -31,7 +31,7 @@ def app(supabase, request):
 
 
 def body(columns):
-    """Return a row as JSON. A configuration given as text is JSON already, with numbers that Python cannot write."""
+    """Return a row as JSON. A `configuration` of type str is already JSON, because Python cannot encode all numbers."""
     row = {"run_name": "run", "created_by": OWNER, **columns}
     configuration = row.pop("configuration", None)
     text = configuration if isinstance(configuration, str) else json.dumps(configuration)
@@ -112,11 +112,11 @@ def test_claim_does_not_read_configuration_of_unservable_rows(supabase_lab):
     assert time.monotonic() - began < 1
 
 
-# ── an app's own rules ──
+# ── rules of the app ──
 
 RULES = {
     "a constraint": "alter table training_runs add constraint app_rule check (run_name <> 'refused' or status = 'queued');",
-    "a constraint that came later": "alter table training_runs add constraint app_rule check (run_name <> 'refused') not valid;",
+    "a late constraint": "alter table training_runs add constraint app_rule check (run_name <> 'refused') not valid;",
     "a trigger": """
         create function app_rule() returns trigger language plpgsql as $$
         begin if new.run_name = 'refused' then raise exception 'not this one'; end if; return new; end $$;
@@ -152,7 +152,7 @@ def test_row_rejected_by_app_trigger_does_not_block_others(queue_with_a_rule, ru
     assert lab.worker("w1")["status"] == "busy"
 
 
-@pytest.mark.parametrize("rule", ["a constraint that came later", "a trigger"])
+@pytest.mark.parametrize("rule", ["a late constraint", "a trigger"])
 @pytest.mark.parametrize("status", ["running", "canceling", "queued"])
 def test_row_rejected_by_app_trigger_does_not_block_settling(queue_with_a_rule, rule, status):
     expired_long_ago = {

@@ -33,7 +33,7 @@ def claimed(lab, queue=None):
 
 @pytest.fixture(params=["postgres", "postgrest"])
 def server(supabase, request):
-    """Return a server that the test may stop."""
+    """Return a server that the test can stop."""
     yield getattr(supabase, request.param)
     supabase.restart()
 
@@ -87,7 +87,7 @@ def test_database_crash_loses_nothing(supabase_lab, request):
     assert queue.get(lease.job.id).results == {"n": 3}
 
 
-def test_heartbeat_ends_before_the_next_is_due(supabase_lab):
+def test_heartbeat_ends_before_next_heartbeat_is_due(supabase_lab):
     lease = claimed(supabase_lab)
     supabase_lab.stack.gateway.faults = lambda *_: (503, {}, b"")
     queue = supabase_lab.another(beat=RetryPolicy(tries=500, first_wait=0.2, longest_wait=0.2, total_seconds=1.0))

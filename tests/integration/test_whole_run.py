@@ -154,7 +154,7 @@ def test_row_with_invalid_json_fails_with_reason(supabase, storage, app, drawn, 
     ],
     ids=["anonymous key", "wrong key", "wrong URL"],
 )
-def test_wrong_access_is_one_clear_line_and_service_waits(supabase, storage, tmp_path, change, says):
+def test_wrong_url_or_key_is_logged_and_service_waits(supabase, storage, tmp_path, change, says):
     settings = settings_for(supabase) | change
     if settings["SUPABASE_SERVICE_ROLE_KEY"] == "anon":
         settings["SUPABASE_SERVICE_ROLE_KEY"] = supabase.anon_key

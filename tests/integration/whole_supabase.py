@@ -67,7 +67,7 @@ class WebApp:
         return self._changed("POST", {}, row)[0]["id"]
 
     def insert_from_dialog(self, data_yaml: str, base_model: str = "yolo11n.yaml", **edited) -> str:
-        """Return what the app's dialog sends: its whole state, with the `dataYaml` from before the upload."""
+        """Insert the row of the app's dialog: its whole state, with the `dataYaml` from before the upload."""
         state = {
             "runName": "Inspect_v1",
             "dataYaml": "",

@@ -41,10 +41,10 @@ def is_subreaper(process):
         command = process.cmdline()
         if not command:  # in the middle of exec, or a zombie
             return process.status() != psutil.STATUS_ZOMBIE
-        # between fork and exec it has our own command line
+        # between fork and exec, the process has the command line of this process
         return command == psutil.Process().cmdline() or any(part.endswith("subreaper.py") for part in command)
     except psutil.Error:
-        return False  # it has just ended
+        return False  # the process has just ended
 
 
 class Trained:

@@ -1,4 +1,4 @@
-"""A host for tests of the sandbox, and lines of code that are tried in it."""
+"""A host for tests of the sandbox, and lines of code to run in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.training.wire import encode_order
 
 PROGRAM = Path(__file__).parent / "programs" / "attempts_in_sandbox.py"
 PROJECT = Path(__file__).parents[2]
-LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1)  # its version; negative if unavailable
+LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1)  # version of Landlock; negative if unavailable
 needs_landlock = pytest.mark.skipif(LANDLOCK < 1, reason="this kernel has no Landlock")
 
 

@@ -95,7 +95,7 @@ def test_private_folder_of_killed_service_is_removed_by_next_service(tmp_path, h
         wait_until(lambda: len(list(home.glob("child-*"))) == 2 and len(subreapers_of(process)) == 2)
         below = [subreaper for first in subreapers_of(process) for subreaper in (first, second(first))]
         for subreaper in below:
-            subreaper.suspend()  # otherwise it removes the folder itself
+            subreaper.suspend()  # otherwise the subreaper removes the folder
         process.kill()
         process.wait()
         for subreaper in below:
@@ -186,13 +186,13 @@ def test_suspension_of_whole_host_does_not_count_as_silence(tmp_path, home):
     """A paused virtual machine or control group: supervisor and training process are suspended together."""
     with supervisor(tmp_path, home, "trains_quickly", stall=2.0, seconds=0.6) as process:
         wait_until(lambda: list(tmp_path.glob("run/checkpoints/*")))
-        time.sleep(0.15)  # between two events, so that none is waiting
+        time.sleep(0.15)  # between two events, so that no event is waiting
         tree = [below.pid for below in psutil.Process(process.pid).children(recursive=True)]
         for pid in (process.pid, *tree):
             os.kill(pid, signal.SIGSTOP)
         time.sleep(3)
         os.kill(process.pid, signal.SIGCONT)
-        time.sleep(0.3)  # the supervisor checks the training before that continues
+        time.sleep(0.3)  # the supervisor checks the training before the training continues
         for pid in tree:
             os.kill(pid, signal.SIGCONT)
 

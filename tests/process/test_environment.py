@@ -112,7 +112,7 @@ def test_temporary_paths_are_short_enough_for_sockets(tmp_path):
     folder = child_environment.private_folder(deep, tmp_path)
 
     assert len(str(folder / "tmp")) <= 70
-    assert folder.name.startswith("yolo-trainer-child-")  # recognizable for the sweep
+    assert folder.name.startswith("yolo-trainer-child-")  # the sweep recognizes the name
     shutil.rmtree(folder)
 
 

@@ -31,7 +31,7 @@ def test_output_flood_neither_blocks_training_nor_fills_memory(program):
 
     assert waited[0]  # the process ended although no line was taken
     assert training.of("finished")
-    assert len(training.lines) <= event_dispatch.MOST_LINES + 20  # and a few that count dropped lines
+    assert len(training.lines) <= event_dispatch.MOST_LINES + 20  # and a few lines with the number of dropped lines
     assert training.lines[0] == "first line"
     assert re.fullmatch(r"… \d{5} lines left out: output came too fast …", training.lines[-1])
 
@@ -50,7 +50,7 @@ def test_fast_listener_gets_readable_output_to_the_end(program, monkeypatch):
     assert max(map(len, training.lines)) < 4100
     assert (
         sum(line.startswith(" bar ") for line in training.lines) <= 30 + 4
-    )  # thirty final versions, and one per second
+    )  # thirty completed bars, and one version per second
 
 
 def test_redrawn_bar_becomes_first_and_last_line(program):

@@ -1,4 +1,4 @@
-"""Entering the sandbox: its cost, and hosts that lack a part of it."""
+"""The cost of the sandbox, and hosts that support only a part of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_missing_protection_is_reported_and_training_continues(host, monkeypatch
     assert network == "network (seccomp: Function not implemented)"
 
 
-def test_unreadable_sample_leaves_everything_open(tmp_path):
+def test_unreadable_sample_disables_file_sandbox(tmp_path):
     """Some network file systems change file identities, which would make a dataset unreadable."""
     (tmp_path / "needed").write_text("x")
     code = f"""

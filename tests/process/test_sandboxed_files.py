@@ -1,4 +1,4 @@
-"""Which files a process in the sandbox can read, write and execute, on the real kernel."""
+"""The files that a process in the sandbox can read, write and execute, on the real kernel."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_operators_files_are_not_readable(host):
 
 
 def test_environment_of_service_is_not_readable(host):
-    """It contains the keys, and belongs to the same user."""
+    """The environment contains the keys, and its file belongs to the same user."""
     attempt = "import os; open(f'/proc/{os.getppid()}/environ').read()"
 
     assert host.outcomes_of([attempt]) == {"PermissionError"}
@@ -88,7 +88,7 @@ def test_other_folders_are_not_writable_even_through_links(host):
     assert {path: path.read_text() for path in host.root.rglob("*") if path.is_file()} == before
 
 
-def test_other_files_can_be_neither_changed_nor_moved_in(host):
+def test_other_files_cannot_be_changed_or_moved_into_run_folder(host):
     ways = [
         "os.remove({0!r})", "os.truncate({0!r}, 0)", "os.rename({0!r}, {0!r} + '2')", "os.symlink('x', {0!r} + '2')",
         "os.mkdir({0!r} + '2')", "os.link({0!r}, {1!r})", "os.rename({0!r}, {1!r})", "os.mkfifo({0!r} + '2')",

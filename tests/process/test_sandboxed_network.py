@@ -1,4 +1,4 @@
-"""Which sockets and processes a process in the sandbox can reach, on the real kernel."""
+"""The sockets and processes that a process in the sandbox can reach, on the real kernel."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_run_on_several_gpus_keeps_tcp(host, listener):
     assert host.outcomes_of([reading(host.root / "queue.db")], order=order) == {"PermissionError"}
 
 
-@pytest.mark.skipif(LANDLOCK < 6, reason="signals are closed from Landlock 6 on")
+@pytest.mark.skipif(LANDLOCK < 6, reason="Landlock restricts signals since version 6")
 def test_other_processes_cannot_be_signaled(host):
     own = "import subprocess; p = subprocess.Popen(['sleep', '60']); p.kill(); p.wait()"
     results = host.attempt("import os; os.kill(os.getppid(), 0)", own)["results"]

@@ -14,7 +14,7 @@ def in_training(training):
 
 
 def stop_with(training, reason):
-    """Set the stop once the process trains; return the seconds from then to the end, and the outcome."""
+    """Request a stop once the process trains. Return the seconds from the request to the end."""
     asked = []
 
     def ask():
@@ -130,7 +130,7 @@ def test_finish_request_never_kills(program):
     training = program("slow_to_stop", grace=0.1)
     training.when(in_training, lambda: training.stop.set(StopReason.FINISH))
 
-    with pytest.raises(MachineFailed):  # it exited by itself after six times the grace, without a result
+    with pytest.raises(MachineFailed):  # the process exited by itself after six times the grace, without a result
         training.train()
 
     assert '"finish"' in training.of("warning")[0].message

@@ -37,7 +37,7 @@ else:
     os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv, to mount another /proc"
 )
 def test_process_hidden_from_proc_ends_with_its_training(tmp_path):
-    """On a host that mounts /proc with hidepid=2."""
+    """The host mounts /proc with hidepid=2."""
     mount = 'mount -t proc -o hidepid=2,gid=65534 proc /proc && exec setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace "$@"'
     with under_subreaper(tmp_path, HIDE, prefix=["unshare", "--mount", "sh", "-c", mount, "sh"]) as (process, lifeline):
         assert lifeline.recv(1) == b""
@@ -112,7 +112,7 @@ def test_killed_subreaper_ends_training_process(program, kill_a_subreaper):
 
 @pytest.mark.parametrize("name", ["leaks_children", "daemonizes"])
 def test_killed_subreaper_leaves_no_grandchildren(program, tmp_path, home, leak_check, kill_a_subreaper, name):
-    """Not even in a new session, after its parent has ended, or if it hides."""
+    """Grandchildren in a new session, orphans and hidden processes end, too."""
     training = program(name, str(tmp_path / "pids"), "wait")
     training.when(lambda t: len(t.of("phase")) == 2, kill_a_subreaper)
 

@@ -16,7 +16,7 @@ _COLORS = ((220, 40, 40), (40, 200, 60))
 
 
 def draw(root: Path, task: Task, *, train: int = 16, val: int = 8, test: int = 0) -> PreparedDataset:
-    """Create a dataset in `root`, and return it as `prepare` would."""
+    """Create a dataset in `root`, and return it in the form that `prepare` returns."""
     counts = {split: n for split, n in {"train": train, "val": val, "test": test}.items() if n}
     rng = random.Random(7)
     for split, count in counts.items():

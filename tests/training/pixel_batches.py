@@ -10,7 +10,7 @@ from PIL import Image
 from trainer.core.dataset import Task
 
 LABELED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
-IMGSZ = 32  # the images have 64
+IMGSZ = 32  # the images have 64 pixels
 NOT_STORED = ("exact.png", "small.png")  # images that are not larger than IMGSZ
 
 

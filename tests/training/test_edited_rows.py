@@ -1,4 +1,4 @@
-"""A row is edited between two attempts: which settings change, and what the training starts from."""
+"""A row is edited between two attempts: the new settings, and the weights at the start of the training."""
 
 import csv
 import dataclasses

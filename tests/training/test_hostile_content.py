@@ -18,7 +18,7 @@ SECRET = "ghp_thisIsASecret"
 
 
 class Hostile:
-    """Unpickling it writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)

@@ -1,4 +1,4 @@
-"""From a label table, Ultralytics gets exactly the labels that it gets from a scan."""
+"""Ultralytics gets the same labels from a label table as from a scan."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_cancel_ends_every_rank(two):
     assert two.of(CheckpointSaved)[0].epoch == 1
 
 
-def test_cancel_before_ranks_start(two):
+def test_cancel_before_ranks_start_ends_training(two):
     threading.Timer(2.0, two.stop.set, [StopReason.CANCELED]).start()
 
     with pytest.raises(Stopped):
@@ -145,7 +145,7 @@ def test_shutdown_saves_checkpoint_and_ranks_resume(two, tmp_path):
     again.home.mkdir()
     finished = again.train(epochs=3, batch=2, resume=checkpoint.path)
 
-    # the first epoch was not reported to this attempt, so it is reported again
+    # this attempt has no report of the first epoch, so the epoch is reported again
     assert [event.epoch for event in again.of(EpochFinished)] == [1, 2, 3]
     first = next(event for event in again.of(BatchProgress) if event.phase is Phase.TRAINING)
     assert first.batch > 1, "no rank trains a batch again that was trained before the shutdown"

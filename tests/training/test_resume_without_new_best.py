@@ -1,6 +1,6 @@
-"""A real training is interrupted and gets worse afterwards, so that no epoch is a new best.
+"""The fitness of a real training drops after an interruption, so that no epoch is a new best.
 
-It learns to distinguish red from green. Then it resumes on a dataset with swapped labels, so that its fitness drops.
+The training learns to distinguish red from green. Then it resumes on a dataset with swapped labels.
 """
 
 import csv

@@ -25,7 +25,7 @@ def prepare_run(datasets, source, run_id):
 
 @pytest.fixture
 def datasets(tmp_path):
-    """What prepares the datasets of all runs of a worker."""
+    """The object that prepares the datasets of all runs of a worker."""
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 30, reserve=0)
     return FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=PixelCache(cache))
 
@@ -69,7 +69,7 @@ def test_wrong_linked_pixels_remove_all_stored_pixels(base, tmp_path, datasets, 
     assert "removing all stored pixels" in capsys.readouterr().out
     for one, other in zip(bare, again, strict=True):
         assert same(one["img"], other["img"])
-    # files that are stored from now on are correct
+    # newly stored files are correct
     datasets.discard(second.root)
     third = prepare_run(datasets, source, "third")
     epoch(third.data, Task.DETECT)

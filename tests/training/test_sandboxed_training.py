@@ -1,4 +1,4 @@
-"""Attacker code inside a real training can access nothing, and the sandbox does not disturb the training."""
+"""A real training works in the sandbox, and attacker code in the training cannot leave the sandbox."""
 
 import ctypes
 import json
@@ -93,7 +93,7 @@ def test_view_with_links_to_any_folder_is_trained_on(tmp_path):
 
 @pytest.mark.long
 def test_sandbox_can_be_disabled(tmp_path):
-    """For a driver that does not work in the sandbox."""
+    """Some GPU drivers do not work in the sandbox."""
     order = order_for(draw(tmp_path / "data", Task.CLASSIFY), tmp_path / "run", epochs=1)
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret").write_text("planted")

@@ -56,7 +56,7 @@ def detect(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drained(detect, tmp_path_factory):
-    """A training of four epochs that was shut down in its third."""
+    """A training of four epochs that was shut down in its third epoch."""
     home = tmp_path_factory.mktemp("drained")
     order = order_for(detect, home / "run", epochs=4, batch=1)
     return run_child(order, home, on_event=stop_at(StopReason.SHUTDOWN, in_epoch(3))), home / "run"
@@ -64,9 +64,9 @@ def drained(detect, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resumed(drained, tmp_path_factory):
-    """The drained training, resumed in other folders, with nothing but the checkpoint of the first attempt.
+    """The drained training, resumed in other folders with only the checkpoint of the first attempt.
 
-    Its second epoch was not reported.
+    The second epoch of the first attempt was not reported.
     """
     run, _ = drained
     home = tmp_path_factory.mktemp("resumed")
@@ -113,7 +113,7 @@ def test_shutdown_saves_unfinished_epoch(drained):
     assert facts["sha256"] == checkpoints[-1].sha256
     assert 0 < facts["done"] < 1
     assert not (run_dir / "weights" / "unfinished.pt").exists()
-    with zipfile.ZipFile(checkpoints[-1].path) as archive:  # the best epoch so far is another one
+    with zipfile.ZipFile(checkpoints[-1].path) as archive:  # another epoch is the best so far
         (best,) = (info for info in archive.infolist() if info.filename.endswith("run/best.pt"))
     assert 1e6 < best.file_size < 10e6
 
@@ -205,7 +205,7 @@ def test_resumed_training_skips_trained_batches(drained, resumed):
     assert first.batch == round(facts["done"] * first.total_batches) + 1
 
 
-def test_resumed_training_continues_its_clock(resumed):
+def test_resumed_training_continues_elapsed_time(resumed):
     with (resumed[1] / "results.csv").open() as file:
         times = [float(row["time"]) for row in csv.DictReader(file)]
 

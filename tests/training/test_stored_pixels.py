@@ -1,4 +1,4 @@
-"""Stored pixels: every batch has the same bits as without them."""
+"""Batches from stored pixels are identical to batches from images."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Starts processes that permanently fork, leave their session and exit, so that each process exists only for a moment.
 
-They hold a lock on the file that its argument names. Then the program exits.
+The processes hold a lock on the file that the argument names. The program exits after it has started them.
 """
 
 import fcntl

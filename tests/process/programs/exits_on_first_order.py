@@ -1,4 +1,4 @@
-"""Waits like a prestarted process. It exits when it receives its first order, if the file that its argument names exists."""
+"""Waits like a prestarted process. It exits when it receives its first order, if the file in its argument exists."""
 
 import os
 import sys

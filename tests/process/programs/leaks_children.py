@@ -1,6 +1,6 @@
 """Leaves processes that keep its pipes open: a child, a grandchild in its own session, an orphan.
 
-Their pids are in the file that its argument names. With a second argument it waits instead of exiting.
+The PIDs are written to the file of the first argument. With a second argument, the program does not exit.
 """
 
 import os

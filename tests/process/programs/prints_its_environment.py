@@ -1,4 +1,4 @@
-"""Like trains_quickly, but first prints its environment and what it finds in its folders."""
+"""Like trains_quickly, but first prints its environment and the files in its folders."""
 
 import os
 import runpy

@@ -1,13 +1,13 @@
-"""A well-behaved training process without torch: same protocol, files and behavior as the real one, in milliseconds.
+"""A fast training process without torch, with the protocol, files and behavior of the real training process.
 
-It reports phases, batches, epochs with metrics that improve, and checkpoints; it writes `run_dir/weights/best.pt` and
-`last.pt`, `results.csv`, `args.yaml` and `checkpoints/epoch-NNNNN.pt` with their `.json`; it resumes from
-`order.resume`; it ends at the next batch when asked to stop ("canceled", "shutdown": checkpoint, then `stopped`) and at
-the next epoch's end when asked to finish ("finish": `finished`).
+It reports phases, batches, checkpoints, and epochs with metrics that improve. It writes `run_dir/weights/best.pt` and
+`last.pt`, `results.csv`, `args.yaml` and `checkpoints/epoch-NNNNN.pt` with their `.json`. It resumes from
+`order.resume`. After a stop request ("canceled", "shutdown") it ends at the next batch: checkpoint, then `stopped`.
+After a finish request ("finish") it ends after the epoch: `finished`.
 
-Give it to `ChildTrainer(program=(sys.executable, ".../trains_quickly.py"))`. The number of epochs is the plan's. Its
-other options come from a JSON object in `behavior.json` in the dataset's root, or in the file that the argument
-`--behavior FILE` names (which has priority), read when the order arrives:
+Use it with `ChildTrainer(program=(sys.executable, ".../trains_quickly.py"))`. The plan contains the number of epochs.
+The other options are a JSON object in `behavior.json` in the root of the dataset, or in the file of the argument
+`--behavior FILE`, which has priority. The program reads them when the order arrives:
 
     seconds_per_epoch   0.02    spread over the batches
     batches             2       per epoch
@@ -22,7 +22,7 @@ other options come from a JSON object in `behavior.json` in the dataset's root, 
     exit                none    exit code, without a final event
     signal              none    number of the signal that it sends to itself
     print               none    text printed before the failure
-    hang                false   sends no event and obeys no request from here on; SIGTERM still works
+    hang                false   from the failure on, sends no event and obeys no request except SIGTERM
     ignores_stop        false   ignores stop requests for the whole run
     ignores_signals     false   ignores SIGTERM and SIGINT for the whole run
     only_fresh          false   the failure happens only in a training that does not resume
@@ -95,9 +95,7 @@ class Quick:
         (self.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         (self.run_dir / "args.yaml").write_text(f"epochs: {self.epochs}\n")
         for epoch in range(self.order["last_reported_epoch"] + 1, self.first_epoch):
-            self.report_epoch(
-                epoch
-            )  # the last attempt ended before it was reported; a real training also reports it first
+            self.report_epoch(epoch)  # not reported by the last attempt; a real training also reports it first
         self.send(kind="phase", phase="loading", seconds=None)
         for message in self.option("warnings", []):
             self.send(kind="warning", code="test", message=message)
@@ -105,7 +103,7 @@ class Quick:
         self.send(kind="phase", phase="training", seconds=0.0)
         (self.run_dir / "results.csv").write_text("epoch,time,train/box_loss,metrics/mAP50(B)\n")
         for epoch in range(1, self.first_epoch):
-            self.write_row(epoch)  # a real training restores them from its checkpoint
+            self.write_row(epoch)  # a real training restores the rows from its checkpoint
         done = self.first_epoch - 1
         for epoch in range(self.first_epoch, self.epochs + 1):
             self.train_epoch(epoch)

@@ -1,6 +1,6 @@
 """The training process with loader workers, as on a GPU: on a CPU Ultralytics uses none.
 
-Prints their number, and how many files the additional processes stored before the first batch.
+Prints the number of workers, and the number of files that additional processes stored before the first batch.
 """
 
 import multiprocessing

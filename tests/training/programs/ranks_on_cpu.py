@@ -1,7 +1,7 @@
 """The training process without a GPU: its ranks train on the CPU over gloo, which Ultralytics does not support.
 
-With --events-fd it is the training process, otherwise a rank. A file `fault` in the run folder makes a rank fail once, in its
-second epoch: "1 crash", "1 memory", or "1 9" for signal 9.
+With --events-fd, the program is the training process, otherwise a rank. A file `fault` in the run folder makes a
+rank fail once, in its second epoch: "1 crash", "1 memory", or "1 9" for signal 9.
 """
 
 import functools
