@@ -46,7 +46,7 @@ class Queue(Protocol):
         """Return the run that `claim` would return now, without a claim."""
 
     def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
-        """Renew the lease, merge `progress` into the results of the row, store each event once. Reports the worker busy.
+        """Renew the lease, merge `progress` into the row, store each event once. Reports the worker busy.
 
         Also renews an expired lease if no other worker claimed the run. A `checkpoint` event with a new highest epoch
         resets the count of lost attempts. A `checkpoint` event with a key becomes the checkpoint of the row. An `epoch`
@@ -146,7 +146,8 @@ OnBytes: TypeAlias = Callable[[int], None]  # argument: number of bytes since th
 class ObjectStore(Protocol):
     """The store of objects in buckets: datasets are downloaded, artifacts are uploaded.
 
-    A reference must name this store, or no store. Raises ObjectMissing, BadRequest, Unavailable, Misconfigured, Stopped.
+    A reference must name this store, or no store.
+    Raises ObjectMissing, BadRequest, Unavailable, Misconfigured, Stopped.
     """
 
     @property

@@ -42,9 +42,9 @@ DEFAULTS: Mapping[str, Value | None] = MappingProxyType(
     },
 )  # fmt: skip
 
-# Settings that a resumed training can change. Ultralytics takes the settings of the first line from the new arguments.
-# `channels_last` and `epochs` come from the row, because the learning rate schedule is computed again.
-# The settings of the last line only affect the validation.
+# Settings that a resumed training can change (training/yolo/train_arguments.py). Ultralytics accepts new values for the
+# settings of the first line, but takes `channels_last` and `epochs` from the checkpoint. This service also changes both,
+# and computes the learning rate schedule again. The settings of the last line only affect the validation.
 CHANGEABLE = frozenset(
     {
         *("imgsz", "batch", "close_mosaic", "save_period", "cache", "patience", "time", "freeze", "val", "plots"),
