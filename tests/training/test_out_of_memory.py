@@ -51,7 +51,7 @@ def test_out_of_memory_in_first_epoch_restarts_with_half_batch(detect, tmp_path)
     assert isinstance(run.last, Finished), run.output
     assert len(halvings(run)) == 2
     assert "train 3 batch 2" in run.output
-    assert "held" not in run.output  # earlier models hold no memory
+    assert "held" not in run.output  # the memory of earlier models was freed
 
 
 @pytest.mark.long

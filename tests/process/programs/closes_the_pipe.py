@@ -1,4 +1,4 @@
-"""Closes its event pipe in the middle, then its output, and keeps running for a while."""
+"""Closes its event pipe during the training, then its output, and keeps running for a while."""
 
 import os
 import time
