@@ -129,5 +129,5 @@ def test_cursor_of_another_list_is_rejected(queue_lab):
     for odd in ("", "x", "ü", "W10=", cursor[:-4]):
         with pytest.raises(BadRequest, match="cursor"):
             queue_lab.queue.list(after=odd)
-    with pytest.raises(BadRequest, match="start without one"):
+    with pytest.raises(BadRequest, match="omit it to get the first page"):
         queue_lab.queue.list(order=RunOrder.CLAIM, after=cursor)

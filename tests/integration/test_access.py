@@ -154,7 +154,7 @@ def test_secret_key_of_new_format_works(supabase_lab):
 
 @pytest.mark.parametrize("key", [token("anon"), token("authenticated", sub="x"), "sb_publishable_abc"])
 def test_public_key_is_rejected_before_any_call(supabase_lab, key):
-    with pytest.raises(Misconfigured, match=r"public one .*SUPABASE_SERVICE_ROLE_KEY"):
+    with pytest.raises(Misconfigured, match=r"public key .*SUPABASE_SERVICE_ROLE_KEY"):
         supabase_lab.another(key).check()
 
 

@@ -148,7 +148,7 @@ def test_row_with_invalid_json_fails_with_reason(supabase, storage, app, drawn, 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"SUPABASE_SERVICE_ROLE_KEY": "anon"}, "public one"),
+        ({"SUPABASE_SERVICE_ROLE_KEY": "anon"}, "public key"),
         ({"SUPABASE_SERVICE_ROLE_KEY": "sb_secret_wrong"}, "key"),
         ({"SUPABASE_URL": "http://127.0.0.1:9"}, "127.0.0.1:9"),
     ],

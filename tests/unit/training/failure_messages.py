@@ -77,13 +77,13 @@ EXCEPTIONS = {
         "RuntimeError",
         "received 0 items of ancdata",
         MachineFailed,
-        "another open file.*LimitNOFILE",
+        "limit of open files.*LimitNOFILE",
     ),
     "too many threads": (
         "RuntimeError",
         "can't start new thread",
         MachineFailed,
-        "another open file, thread.*TasksMax",
+        "limit of open files, threads.*TasksMax",
     ),
     "disk full": (
         "OSError",
