@@ -18,9 +18,13 @@ def signals_set(shutdown: StopSignal) -> Iterator[None]:
     A second SIGTERM or SIGINT exits at once. A second SIGHUP does not: when a terminal closes, the kernel and the shell
     both send one, and systemd can send one right after SIGTERM. A SIGHUP that is ignored at the start (nohup) stays so.
     """
+    requests = 0
 
     def handle(number: int, _: FrameType | None) -> None:
-        if shutdown.must_stop and number != signal.SIGHUP:
+        nonlocal requests
+        # Python handles pending signals by their number: a SIGHUP that came after SIGTERM can be handled before it
+        requests += number != signal.SIGHUP
+        if requests > 1:
             # the children die with us (parent-death signal), and the journal tells the next process what was going on
             os._exit(128 + number)
         shutdown.set(StopReason.SHUTDOWN)
