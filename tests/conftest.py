@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
 
 import pytest
+from PIL import Image
 
 from trainer.settings import Settings
 
@@ -18,3 +20,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def _away_from_dotenv(monkeypatch):
     """A `.env` in the repository must not be read."""
     monkeypatch.setitem(Settings.model_config, "env_file", None)
+
+
+@pytest.fixture(autouse=True)
+def _pillow_alone(monkeypatch):
+    """As in the service, which never imports Ultralytics: that replaces Image.open for the whole process."""
+    if patches := sys.modules.get("ultralytics.utils.patches"):
+        monkeypatch.setattr(Image, "open", patches._image_open)
