@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 
 import pytest
 import structlog
+from PIL import Image
 
 from trainer.disk import durable
 from trainer.jobs.sqlite_file import SqliteFile
@@ -44,3 +46,10 @@ def _no_disk_syncs(monkeypatch):
 
     monkeypatch.setattr(SqliteFile, "_connect", connect_unsynced)
     monkeypatch.setattr(durable, "_SYNCFS", lambda descriptor: 0)
+
+
+@pytest.fixture(autouse=True)
+def _unpatched_pillow(monkeypatch):
+    """Open images as the service does. Importing Ultralytics replaces `Image.open` for the whole process."""
+    if patches := sys.modules.get("ultralytics.utils.patches"):
+        monkeypatch.setattr(Image, "open", patches._image_open)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import sys
 import zlib
 from pathlib import Path
 
@@ -13,13 +12,6 @@ import pytest
 from PIL import Image
 
 from trainer.datasets.images.header import HEAD, WHOLE, facts, wrong_suffix
-
-
-@pytest.fixture(autouse=True)
-def _pillow_alone(monkeypatch):
-    """Restore the original `Image.open`, which the service uses. Importing Ultralytics replaces `Image.open`."""
-    if patches := sys.modules.get("ultralytics.utils.patches"):
-        monkeypatch.setattr(Image, "open", patches._image_open)
 
 
 def image(width=40, height=30, mode="RGB") -> Image.Image:
