@@ -102,7 +102,7 @@ def service_on(home, supabase, key, **settings):
         service.stop()
 
 
-def wait(app, run_id, *statuses, seconds=60):
+def wait(app, run_id, *statuses, seconds=240):
     deadline = time.monotonic() + seconds
     while (row := app.row(run_id))["status"] not in statuses:
         assert time.monotonic() < deadline, row
@@ -116,6 +116,7 @@ def echo(key):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)  # each refusal of a bucket is retried for up to a minute
 def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_path):
     with (
         WebApp(supabase) as app,
