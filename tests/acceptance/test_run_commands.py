@@ -106,5 +106,8 @@ def test_running_run_is_not_deleted(service, enqueue):
     refused = service.run("delete", run_id, check=False)
 
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == f"error: {run_id} is running: cancel it and wait until it has ended, then delete it\n"
+    assert (
+        refused.stderr
+        == f"error: A worker holds the lease of {run_id}: cancel the run and wait until it has ended, then delete it\n"
+    )
     assert service.row(run_id)["status"] == "running"

@@ -89,7 +89,9 @@ class SqliteRunTable:
                 return False
             is_working = run["status"] in (Status.RUNNING, Status.CANCELING)
             if is_working and (run["lease_expires_at"] or "") > tx.at():
-                raise Conflict(f"A worker holds the lease of {run_id}: cancel the run and wait until it has ended, then delete it")
+                raise Conflict(
+                    f"A worker holds the lease of {run_id}: cancel the run and wait until it has ended, then delete it"
+                )
             tx.connection.execute("delete from training_runs where id = ?", (run["id"],))
             return True
 
