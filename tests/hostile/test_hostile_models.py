@@ -42,7 +42,7 @@ def _bounded():
     yield
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert peak < 64 * 2**20
 
 
