@@ -93,6 +93,7 @@ def run(tmp_path: Path, spoil: Spoil, entry: str = "data.yaml", **how) -> str:
     (secrets / "secret.jpg").write_bytes(jpeg(99))
     spoil(source)
     before = state(tmp_path / "roots"), state(secrets)
+    started = time.monotonic()
     began, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         result = prepare(tmp_path, entry, **how)
@@ -106,6 +107,7 @@ def run(tmp_path: Path, spoil: Spoil, entry: str = "data.yaml", **how) -> str:
     else:
         check_view(tmp_path, result)
     assert time.process_time() - began < SECONDS
+    assert time.monotonic() - started < 5 * SECONDS  # nothing sleeps or blocks, also on a busy machine
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < MEBIBYTES << 10
     assert (state(tmp_path / "roots"), state(secrets)) == before
     assert sorted(p.name for p in tmp_path.iterdir()) in (["roots", "secrets"], ["roots", "secrets", "views"])
