@@ -134,7 +134,7 @@ class Handler(Exchange):
             content = content[: fault.after]
         headers = {"ETag": etag, "Content-Type": stored.mime, "Accept-Ranges": "bytes"}
         status, wanted = 200, self.headers.get("Range")
-        if wanted:  # If-Range is ignored, as by the real server
+        if wanted:  # the real server also ignores If-Range
             found = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted)
             if not found or not (found[1] or found[2]) or (found[1] and int(found[1]) >= len(content)):
                 raise Refusal(416, "InvalidRange", "The requested range cannot be satisfied", http=416)
@@ -211,7 +211,7 @@ class Handler(Exchange):
 
 
 def unwrap(file: Path, boundary: str) -> str:
-    """Replace the form in `file` by the content of the file in the form. Return the content type of the content."""
+    """Replace the form in `file` by the uploaded file in the form. Return the content type of the uploaded file."""
     for section in file.read_bytes().split(f"--{boundary}".encode()):
         head, _, content = section.partition(b"\r\n\r\n")
         if b"filename=" in head:

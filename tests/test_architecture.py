@@ -152,8 +152,8 @@ def test_third_party_package_is_imported_only_in_allowed_places(path):
             assert any(relative(path).startswith(home) for home in HOMES[package]), f"{package} in {relative(path)}"
 
 
-def test_daemon_never_imports_torch():
-    """Only modules of the training process import torch. The daemon does not import these modules."""
+def test_service_never_imports_torch():
+    """Only modules of the training process import torch. The service does not import these modules."""
     import subprocess
     import sys
 

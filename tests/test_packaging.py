@@ -30,7 +30,7 @@ def ranges(requirements):
 def pins(name):
     lines = (ROOT / name).read_text().splitlines()
     found = [re.fullmatch(r"([\w-]+)==(\S+)", line) for line in lines if line and line[0] not in "#-"]
-    assert all(found), f"{name}: every line is NAME==VERSION"
+    assert all(found), f"{name}: every line must be NAME==VERSION"
     return {canonicalize_name(match[1]): match[2] for match in found}
 
 

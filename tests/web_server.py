@@ -1,4 +1,4 @@
-"""A web server on the loopback interface, whose answers are set by tests."""
+"""A web server on the loopback interface. The tests set its answers."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_old_report_of_stopped_worker_is_ignored(a_host):
 def test_command_exits_0_without_fault(tmp_path):
     service = Service(tmp_path / "home")
 
-    found = service.run("doctor")  # with the installed torch
+    found = service.run("doctor")  # uses the installed torch, not the fake torch
 
     assert "fault" not in found.stdout
     assert found.stdout.splitlines()[0].split() == ["ok", "settings", "backend", "local"]

@@ -1,4 +1,4 @@
-"""A run that is edited and queued again is trained with its new settings.
+"""A run that is edited and requeued is trained with its new settings.
 
 The service and the trainings are real. The tests read the files that Ultralytics wrote.
 """
@@ -37,7 +37,7 @@ class Table:
         self.queue = SqliteQueue(service.home / "queue.db")
 
     def edit(self, run_id, configuration, **columns):
-        """Edit the row in the database and queue it again, as the web app does."""
+        """Edit the row in the database and requeue it, as the web app does."""
         columns |= {"configuration": json.dumps(configuration), "status": "queued"}
         with closing(sqlite3.connect(self.service.home / "queue.db", timeout=30)) as db, db:
             db.execute(
@@ -49,7 +49,7 @@ class Table:
         self.service.wait_until(run_id, lambda _: epoch in self.epochs(run_id, attempt), seconds=90)
 
     def fail(self, run_id):
-        """End the run as the queue does after too many lost workers; the service stops working on it."""
+        """End the run as the queue does after too many lost workers, and wait for the end of its training."""
         with closing(sqlite3.connect(self.service.home / "queue.db", timeout=30)) as db, db:
             db.execute(
                 "update training_runs set status = 'failed', error_message = 'Use a smaller batch.' where id = ?",
@@ -113,7 +113,7 @@ def test_interrupted_run_resumes_with_smaller_batch_and_image_size_and_then_fewe
 
 
 @pytest.mark.long
-def test_edited_optimizer_starts_over_from_best_weights_and_then_resumes(queue, data):
+def test_run_with_edited_optimizer_starts_over_from_best_weights_and_then_resumes(queue, data):
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 3)
     queue.fail(run_id)
@@ -122,7 +122,7 @@ def test_edited_optimizer_starts_over_from_best_weights_and_then_resumes(queue, 
     queue.train_until(run_id, 2, attempt=2)
     assert queue.epochs(run_id, 2)[0] == 1
 
-    # after the interruption, the checkpoint of the new training is used, not the newer one of the old training
+    # after the interruption, the run resumes from the checkpoint of the new training, not of the old training
     queue.service.stop(seconds=60)
     queue.service.start()
     queue.train_until(run_id, max(queue.epochs(run_id, 2)) + 1, attempt=3)

@@ -1,4 +1,4 @@
-"""`enqueue` refuses invalid runs, and `requeue` queues an ended run again."""
+"""`enqueue` refuses invalid runs, and `requeue` accepts only ended runs."""
 
 import json
 from pathlib import Path

@@ -68,7 +68,7 @@ def test_service_trains_with_closed_standard_streams(service, tmp_path, closed):
 
 @pytest.mark.parametrize("closed", WITHOUT_STREAMS.values(), ids=WITHOUT_STREAMS)
 @pytest.mark.parametrize(("arguments", "code"), [("status", 0), ("status no-such-run", 1)])
-def test_command_works_with_closed_standard_streams(service, closed, arguments, code):
+def test_command_has_usual_exit_code_with_closed_standard_streams(service, closed, arguments, code):
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *arguments.split()]
 
     done = subprocess.run(

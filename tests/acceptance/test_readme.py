@@ -22,7 +22,7 @@ def drawn(tmp_path_factory):
     return draw_dataset(tmp_path_factory.mktemp("cats"), images=8, size=32).parent
 
 
-def test_documented_commands_work_in_their_order(tmp_path, drawn):
+def test_documented_commands_succeed_in_documented_order(tmp_path, drawn):
     typed = [
         command for command in commands(section("Your own runs, without any server")) if command.startswith("python")
     ]
@@ -36,7 +36,7 @@ def test_documented_commands_work_in_their_order(tmp_path, drawn):
             if "enqueue" in command:
                 run_id = done.stdout.strip()
 
-        assert service.wait(run_id, "completed")["attempt"] == 2, "it was queued again"
+        assert service.wait(run_id, "completed")["attempt"] == 2, "the run must be requeued"
         assert (tmp_path / "home" / "cats.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -59,7 +59,7 @@ def by_sql(stack):
 
 
 def by_javascript(stack):
-    """Run the documented program with a fake client, because supabase-js sends the object unchanged."""
+    """Run the documented program with a fake client. The real client, supabase-js, also sends the object unchanged."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     (program,) = blocks("js", section("Insert a run", PAGES["runs"]))

@@ -52,7 +52,7 @@ def key(request, supabase):
 
 
 class Leaks:
-    """All output of the service, by its place."""
+    """The output of the service: `out` maps each place to the text that was found there."""
 
     def __init__(self, service, app, secrets):
         self.service, self.app, self.secrets = service, app, secrets
@@ -70,7 +70,7 @@ class Leaks:
                 self.out[str(path)] = path.read_bytes().decode("latin-1")
         for run in runs:
             row = self.app.row(run)
-            row.pop("data_yaml")  # written by the user
+            row.pop("data_yaml")  # the user wrote this value, not the service
             self.out[f"row {run}"] = json.dumps(row)
             self.out[f"events {run}"] = json.dumps(self.app.events(run))
         for bucket, objects in storage.objects.items():
@@ -83,7 +83,7 @@ class Leaks:
         )
 
     def links(self):
-        """Return the places with signed URLs of the user's objects. Rows contain them for the app."""
+        """Return the places, except rows, that contain signed URLs of the user's objects."""
         return [place for place, text in self.out.items() if SIGNED.search(text) and not place.startswith("row ")]
 
 
@@ -160,7 +160,7 @@ def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_pa
 
 
 def _printed_by_the_training_itself(place, run_id):
-    """Return whether the file is the log of the run, in which the training prints a URL of the user."""
+    """Return whether the file is the log of the run. The training prints a URL of the user to this log."""
     return run_id in place and ("run.log" in place or place.startswith("logs "))
 
 

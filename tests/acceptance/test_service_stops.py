@@ -96,7 +96,7 @@ def test_killed_training_is_retried_and_service_continues(home, data):
         run_id = service.enqueue(data, epochs=6)
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 2)
         for child in service.children():
-            with suppress(psutil.NoSuchProcess):  # killing the subreaper ends the other processes, too
+            with suppress(psutil.NoSuchProcess):  # killing the subreaper also ends the other processes
                 child.kill()
 
         row = service.wait_until(run_id, lambda row: row["status"] == "queued" or row["attempt"] > 1)

@@ -72,7 +72,7 @@ def test_cuda_visible_devices_limits_the_gpus(home, data):
         assert gpus_of(service, run) == "2,3"
 
 
-def test_two_slots_on_one_gpu_are_not_two_gpus(home, data):
+def test_second_slot_does_not_count_as_second_gpu(home, data):
     with running(home, {"seconds_per_epoch": 0.4}, PRETENDED_GPUS=1, SLOTS=2, **PRINTS_GPUS) as service:
         left = service.enqueue(data, epochs=1, device="0,1")
         runs = [service.enqueue(data, epochs=500) for _ in range(2)]
@@ -85,7 +85,7 @@ def test_two_slots_on_one_gpu_are_not_two_gpus(home, data):
         assert service.row(left)["status"] == "queued"
 
 
-def test_run_with_fewer_gpus_than_it_names_gets_a_warning(home, data):
+def test_run_with_fewer_gpus_than_requested_gets_a_warning(home, data):
     with running(home, {}, PRETENDED_GPUS=2, **PRINTS_GPUS) as service:
         # the queue reads only the key `device`
         run = service.enqueue(data, epochs=1, Device="0,1")

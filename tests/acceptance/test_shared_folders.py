@@ -34,7 +34,7 @@ def test_service_removes_only_unused_files_of_another_service(tmp_path, data):
         run_id = a.enqueue(data, epochs=8)
         a.wait_until(run_id, lambda row: ((row["results"] or {}).get("progress") or {}).get("epoch", 0) >= 1)
         view, run_dir = shared["DATASET_ROOT"] / "datasets" / f"run_{run_id}", shared["RUNS_DIR"] / f"train_{run_id}"
-        looks_old(view)  # as if the run had trained for many days
+        looks_old(view)  # simulates a run that has trained for many days
         a.wait_until(run_id, lambda row: row["results"]["progress"]["epoch"] >= 5)
         assert (view / "data.yaml").exists()
         assert (run_dir / "run.log").exists()

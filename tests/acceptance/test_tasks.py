@@ -1,4 +1,4 @@
-"""Each task through the whole service: dataset, row, training, fine-tuning, export."""
+"""Each task is tested with the whole service: dataset, row, training, fine-tuning, export."""
 
 import json
 

@@ -33,7 +33,7 @@ ENDS_IN = {
 
 
 def holds(row, lease):
-    """Return whether the lease of the run is valid, or has expired without a new claim."""
+    """Return True if the lease of the run is valid, or if it has expired and no worker has claimed the run again."""
     return row is not None and row["claim_id"] == lease.claim_id and (
         row["status"] in LIVE or (row["status"] == "queued" and row["lease_expires_at"] is not None)
     )  # fmt: skip
@@ -44,7 +44,7 @@ def wants_cancel(row):
 
 
 def shows(row, lease, outcome):
-    """Return whether the row shows this outcome, so that a repeated call is accepted."""
+    """Return whether the row shows this outcome. If it does, a repeated call is accepted."""
     if row is None or row["claim_id"] != lease.claim_id:
         return False
     also = {"retry": {"failed", "canceled"}, "unhealthy host": {"failed", "canceled"}, "interrupted": {"canceled"}}.get(

@@ -38,7 +38,7 @@ def test_claim_returns_request_and_updates_row(queue_lab):
     assert queue_lab.worker("w1")["status"] == "busy"
 
 
-def test_lease_is_trusted_from_the_moment_before_the_claim(queue_lab):
+def test_lease_duration_is_counted_from_the_start_of_the_claim(queue_lab):
     enqueue(queue_lab)
     before = boottime()
     lease = claim(queue_lab, seconds=60)

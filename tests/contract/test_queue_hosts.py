@@ -46,7 +46,7 @@ def test_host_failures_of_two_workers_cost_two_attempts(queue_lab):
     assert row.not_before is None
 
 
-def test_host_failures_that_do_not_count_increase_backoff(queue_lab):
+def test_uncounted_host_failures_increase_backoff(queue_lab):
     run_id = enqueue(queue_lab)
     assert [delay(fail(queue_lab, run_id, "w1")) for _ in range(8)] == pytest.approx(
         [10, 20, 40, 80, 160, 320, 600, 600], abs=0.5

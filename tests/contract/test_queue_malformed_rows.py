@@ -103,7 +103,7 @@ def test_malformed_row_is_claimed_and_fails_with_a_reason(queue_lab, poison):
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
 def test_peek_accepts_malformed_row(queue_lab, poison):
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
-    with contextlib.suppress(Unavailable):  # an answer that is too large
+    with contextlib.suppress(Unavailable):  # the answer can be too large
         assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
     assert queue_lab.queue.get(run_id).status == "queued"
 
@@ -124,7 +124,7 @@ def test_unusual_row_is_claimed_like_other_rows(queue_lab, oddity):
 
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
 def test_expired_lease_of_malformed_row_is_settled(queue_lab, poison):
-    """A claim can settle an expired lease, with any content of the other columns."""
+    """A claim can settle an expired lease, regardless of the content of the other columns."""
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
     claim(queue_lab)
     queue_lab.force(run_id, lease_expires_at="'2020-01-01T00:00:00.000000+00:00'")

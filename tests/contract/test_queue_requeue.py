@@ -1,4 +1,4 @@
-"""The contract of every queue for its users: ended runs are queued again."""
+"""The contract of every queue for its users: requeue of ended runs."""
 
 import pytest
 from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, key_of
@@ -96,7 +96,7 @@ def test_late_worker_cannot_change_requeued_run(queue_lab):
 
 
 @pytest.mark.parametrize("status", OUTCOMES)
-def test_requeue_queues_ended_run_again(queue_lab, status):
+def test_requeue_resets_and_queues_ended_run(queue_lab, status):
     lease = ended(queue_lab, OUTCOMES[status])
 
     row = queue_lab.queue.requeue(lease.job.id)

@@ -39,7 +39,7 @@ def test_get_of_unknown_run_returns_none(queue_lab, run_id):
     assert queue_lab.queue.events(run_id) == []
 
 
-def test_events_are_read_after_the_last_seen_event(queue_lab):
+def test_events_after_the_given_event_are_returned(queue_lab):
     lease = claimed(queue_lab)
     events = [event(n=n) for n in range(3)]
     queue_lab.queue.beat(lease, None, events)
@@ -93,7 +93,7 @@ def test_finish_request_is_stored_for_running_runs_only(queue_lab):
     assert queue_lab.queue.beat(lease, None, []) is Verdict.FINISH
 
 
-def test_cancel_flag_alone_cancels_queued_run_at_next_claim(queue_lab):
+def test_cancel_flag_without_status_cancels_queued_run_at_next_claim(queue_lab):
     run_id = enqueue(queue_lab)
     queue_lab.edit(run_id, cancel_requested=True)
     assert claim(queue_lab) is None
@@ -102,7 +102,7 @@ def test_cancel_flag_alone_cancels_queued_run_at_next_claim(queue_lab):
     assert [line.kind for line in queue_lab.queue.events(run_id)] == ["canceled"]
 
 
-def test_cancel_flag_alone_cancels_running_run(queue_lab):
+def test_cancel_flag_without_status_cancels_running_run(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, cancel_requested=True)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 1}}, []) is Verdict.CANCEL
@@ -111,7 +111,7 @@ def test_cancel_flag_alone_cancels_running_run(queue_lab):
     assert queue_lab.queue.get(lease.job.id).status == "canceled"
 
 
-def test_status_canceling_alone_cancels_running_run(queue_lab):
+def test_status_canceling_without_flag_cancels_running_run(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, status="canceling")
     assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL

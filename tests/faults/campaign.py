@@ -108,7 +108,7 @@ class Campaign:
             self.recipe.pause(self)
 
     def _restart_dead_services(self) -> None:
-        """Restart services as systemd does. A service may only exit by itself when it starts on a read-only disk."""
+        """Restart services as systemd does. A service may exit by itself only if it starts on a read-only disk."""
         for site in self.sites:
             if site.lock.acquire(blocking=False):
                 with released(site.lock):
@@ -136,7 +136,7 @@ class Campaign:
         )
 
     def stop(self) -> None:
-        """Stop each service. I10: it exits with 0, and nothing is left on its host or in the bucket."""
+        """Stop each service. I10: each service exits with 0 and leaves nothing on its host or in the bucket."""
         for site in self.sites:
             try:
                 site.host.wait_idle(30, spares=int(self.recipe.keeps_spare), torn=site.disk is not None)

@@ -243,7 +243,8 @@ class Cloud:
             assert epochs == list(range(epochs[0], epochs[0] + len(epochs)))
         attempts = sorted(self.trained(run_id).items())
         for (_, before), (attempt, after) in pairwise(attempts):
-            late = [epoch for epoch in reported[attempt] if epoch < after[0]]  # reported after a kill
+            # the attempt before was killed and did not report these epochs
+            late = [epoch for epoch in reported[attempt] if epoch < after[0]]
             assert max([before[-1], *late]) + 1 - after[0] in range(back + 1), (attempts, reported)
 
     def check_invariants(self) -> None:

@@ -35,8 +35,8 @@ class Curves:
         below = self.epochs - self.new_bests
         unfinished = self.resumes - self.resumes_below_best - self.resumes_at_best
         resumes = (
-            f"{self.resumes}; the next epoch was not a new best after {self.resumes_below_best} of them, "
-            f"a new best after {self.resumes_at_best}, and not reached after {unfinished}"
+            f"{self.resumes} (next epoch: {self.resumes_below_best} not a new best, "
+            f"{self.resumes_at_best} a new best, {unfinished} not reached)"
         )
         return [
             ("epochs in the history", f"{self.epochs}; {below} were not a new best ({_share(below, self.epochs)})"),
@@ -93,7 +93,7 @@ def _check_completed(cloud, row, file: Path) -> None:
     epochs = [int(line["epoch"]) for line in lines]
     assert epochs == list(range(1, row["results"]["metrics"]["epoch"] + 1)), f"results.csv has the epochs {epochs}"
     rates = [line["lr/pg0"] for line in lines]
-    assert rates == sorted(rates, reverse=True), f"the learning rates are not one schedule: {rates}"
+    assert rates == sorted(rates, reverse=True), f"the learning rates do not follow one schedule: {rates}"
     reported = {event["data"]["epoch"]: event["data"]["metrics"][FITNESS] for event in cloud.events(row["id"], "epoch")}
     written = {int(line["epoch"]): line[FITNESS] for line in lines}
     differing = [epoch for epoch in written if abs(reported.get(epoch, -1) - written[epoch]) > 1e-4]
@@ -102,8 +102,12 @@ def _check_completed(cloud, row, file: Path) -> None:
     reached, arguments = _load(file)
     plan = row["results"]["plan"]
     trained = {name: arguments[name] for name in ("epochs", "batch", "imgsz")}
-    assert trained == {name: plan[name] for name in trained}, f"best.pt was trained with {trained}, the plan is {plan}"
-    assert abs(reached - max(written.values())) < 1e-4, f"best.pt has the fitness {reached}, the curve {written}"
+    assert trained == {name: plan[name] for name in trained}, (
+        f"best.pt was trained with {trained}, but the plan is {plan}"
+    )
+    assert abs(reached - max(written.values())) < 1e-4, (
+        f"best.pt has the fitness {reached}, but the curve has {written}"
+    )
 
 
 def _load(file: Path) -> tuple[float, dict]:

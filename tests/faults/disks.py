@@ -2,7 +2,7 @@
 
 with Disk("quota", folder) as disk:
 … disk.place …
-disk.fail()        all writes fail from now on, also writes to open files
+disk.fail()        all writes fail from now on, including writes to open files
 disk.restore()     writable again
 
 `PowerCut(folder)` is a disk that loses its power: call `fail` once no process uses it, then `restore`.
@@ -31,7 +31,7 @@ MESSAGES = {
 }
 FIRST_SUBVOLUME = 256  # the lowest subvolume ID of btrfs
 GIB_AND_A_HALF = 1536  # MiB: a dataset keeps one GiB in reserve
-SHUT_DOWN, WITHOUT_FLUSH = 0x8004587D, 2  # EXT4_IOC_SHUTDOWN and its flag that leaves the journal as it is
+SHUT_DOWN, WITHOUT_FLUSH = 0x8004587D, 2  # EXT4_IOC_SHUTDOWN, and its flag NOLOGFLUSH
 
 
 class DiskUnavailable(Exception):
@@ -98,7 +98,7 @@ class Disk:
         _run("mount", "-o", options, self._image, self._whole)
 
     def _limit(self, number_of_bytes: str) -> None:
-        # set on the whole file system, because removing a limit needs space as well
+        # set on the whole file system, because removing a limit also needs space
         _run("btrfs", "qgroup", "limit", number_of_bytes, f"0/{FIRST_SUBVOLUME}", self._whole)
 
     def _fill(self) -> None:
@@ -120,8 +120,8 @@ class Disk:
 class PowerCut(Disk):
     """An ext4 file system, mounted with its defaults, that loses its power and is mounted again.
 
-    The journal is committed at the last moment, as the kernel does every five seconds: file names survive, and the
-    content of files that were not synced does not. Such files are empty afterwards.
+    Just before, `fail` commits the journal, as the kernel does every five seconds. So file names are kept, but files
+    that were not synced are empty.
     """
 
     def __init__(self, place: Path, mebibytes: int = GIB_AND_A_HALF) -> None:
@@ -148,7 +148,7 @@ class PowerCut(Disk):
 
 
 class HostDisk(PowerCut):
-    """The one disk of a host: it can also be full for a while, or read-only until the host is started again."""
+    """The only disk of a host. It can also be full for a while, or read-only until the host is started again."""
 
     def __init__(self, place: Path, mebibytes: int = 8 * 1024) -> None:
         super().__init__(place, mebibytes)

@@ -20,20 +20,20 @@ HOSTS = {"power cut": "power cuts", "full disk": "full disks", "read only disk":
 OUTAGES = ("outage", "bad gateway", "lost answers", "bad storage", "wrong storage answers", "bad line")
 REST = {
     "suspend service": "suspended services", "stop training": "stuck trainings", "deploy": "deploys", "cancel": "cancels",
-    "finish": "early ends", "delete row": "deleted rows", "edit and queue again": "ended runs edited and queued again",
+    "finish": "early ends", "delete row": "deleted rows", "edit and requeue": "ended runs edited and requeued",
 }  # fmt: skip
 
 
 class Findings:
     def __init__(self, cloud) -> None:
         self.violations: list[str] = []
-        self.cancels: list[float] = []  # seconds from the click until the process is gone
+        self.cancels: list[float] = []  # seconds from the cancel request until the process is gone
         self.takeovers: list[float] = []  # seconds from the kill of a service to the next attempt's claim
         self.lost: list[float] = []  # seconds of training that were lost by a kill
         self.ended: Counter[str] = Counter()
         self.cloud = cloud
         self.invalid: dict[str, str] = {}  # run ID → the name in invalid_rows.ROWS
-        self.queued_again: Counter[str] = Counter()  # run ID → number of edits
+        self.requeued: Counter[str] = Counter()  # run ID → number of edits
         self.histories: dict[str, str] = {}  # run ID → history, for the runs that a violation names
         self.curves = None  # only for real trainings
         self._kills: list[tuple[float, str, int, bool]] = []
@@ -92,17 +92,18 @@ class Findings:
         for attempt, epochs in attempts:
             if epochs != list(range(epochs[0], epochs[0] + len(epochs))):
                 self.violations.append(f"I9: attempt {attempt} of {row['id']} reported {epochs}")
-            if row["id"] in self.queued_again or attempt not in trained:
+            if row["id"] in self.requeued or attempt not in trained:
                 continue
             known = claims.get((row["id"], attempt), {"became": {}})["became"].get("checkpoint") or {"epoch": 0}
             if trained[attempt][0] <= known["epoch"]:
                 self.violations.append(
-                    f"I9: attempt {attempt} of {row['id']} began at {trained[attempt][0]}, with {known} known"
+                    f"I9: attempt {attempt} of {row['id']} began at epoch {trained[attempt][0]},"
+                    f" but its claim had the checkpoint {known}"
                     f" ({self.cloud.warnings(row['id'])})",
                 )
         # an attempt first reports the epochs that a killed service did not report
         for (_, before), (later, after) in pairwise(attempts):
-            if after[0] > before[-1] + 1 and row["id"] not in self.queued_again:
+            if after[0] > before[-1] + 1 and row["id"] not in self.requeued:
                 self.violations.append(f"I9: epochs are missing before attempt {later} of {row['id']}: {attempts}")
 
     def _check_completed(self, row, attempts) -> None:
@@ -119,7 +120,7 @@ class Findings:
             self.violations.append(f"I9: the history of {row['id']} has no epochs {sorted(missing)}: {attempts}")
         for name in ("epochs", "batch", "imgsz"):
             if asked.get(name, plan[name]) != plan[name]:
-                self.violations.append(f"{row['id']} asks for {name} {asked[name]}, its plan says {plan[name]}")
+                self.violations.append(f"{row['id']} asks for {name} {asked[name]}, but its plan has {plan[name]}")
 
     def _measure(self, at: float, run_id: str, attempt: int, service: bool, rows, claims) -> None:
         following = claims.get((run_id, attempt + 1))
@@ -158,7 +159,7 @@ class Findings:
             ("**violations of an invariant**", f"**{len(self.violations)}**"),
             ("training seconds lost per kill, p50 / p99", _quantiles(self.lost)),
             ("takeover after a killed service, seconds, p50 / p99", _quantiles(self.takeovers)),
-            ("cancel → process gone, seconds, p50 / p99", _quantiles(self.cancels)),
+            ("seconds from cancel until the process is gone, p50 / p99", _quantiles(self.cancels)),
         ]
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in lines)])
 

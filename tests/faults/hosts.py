@@ -42,11 +42,11 @@ class Host(Service):
         return found[0]
 
     def trainings(self) -> list[psutil.Process]:
-        """Return the training processes, oldest first: with WARM_START, the one waiting for the next run is the youngest."""
+        """Return the training processes, oldest first. With WARM_START, the last one waits for the next run."""
         return sorted((child for child in self.children() if _is_training(child)), key=psutil.Process.create_time)
 
     def subreapers(self) -> list[psutil.Process]:
-        """Return the processes between the service and its trainings, oldest first. Each training has two."""
+        """Return the processes between the service and its trainings, oldest first: two for each training."""
         return sorted((child for child in self.children() if _is_subreaper(child)), key=psutil.Process.create_time)
 
     def children(self) -> list[psutil.Process]:
@@ -88,7 +88,7 @@ class Host(Service):
         return self.home / "runs" / (f"train_{run_id}" + ("" if attempt == 1 else f"-{attempt}"))
 
     def wait_idle(self, seconds=20.0, spares=0, torn=False) -> None:
-        """I10: wait until no journal is left, and no training process except `spares` that wait for the next run.
+        """I10: wait until no journal is left, and only `spares` training processes, which wait for the next run.
 
         With `torn`, journals that a crash of the host made unreadable can remain.
         """

@@ -3,7 +3,8 @@
     python -m tests.faults.outage 1 30 600
 
 Two runs train when PostgreSQL stops. One run finishes during the outage, so its outcome is delivered later. The other
-run trains until after the outage. Prints a line of numbers for each outage, and exits with 1 if something was lost.
+run trains until after the outage. The program prints a line of results for each outage, and exits with 1 if something
+was lost.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tests.faults.cloud import Cloud, running_cloud, wait_for
 from tests.faults.hosts import Host
 from trainer.demo import draw_dataset
 
-# the settings with shorter times in other tests
+# settings that have shorter times in other tests
 SHORTENED = (
     "LEASE_SECONDS", "CANCEL_CHECK_INTERVAL", "HEARTBEAT_INTERVAL", "PROGRESS_INTERVAL", "POLL_INTERVAL", "CANCEL_GRACE",
     "DRAIN_SECONDS", "CHECKPOINT_INTERVAL",
@@ -82,14 +83,15 @@ class Outage:
             self.lost.append(otherwise)
 
     def _finish_times(self, run_id: str) -> list[float]:
-        """Return when the training finished each epoch, by the clock of the worker."""
+        """Return the time at which the training finished each epoch, from the clock of the worker."""
         return [datetime.fromisoformat(event["at"]).timestamp() for event in self._cloud.events(run_id, "epoch")]
 
     def __str__(self) -> str:
         return (
-            f"outage {self.seconds:g} s: {self.training_through_it} of 2 trainings running at its end, "
-            f"{self.epochs_during_outage} epochs finished during it, longest time between two epochs {self.longest_gap:.2f} s "
-            f"of {self._epoch:g} s, both completed {self.delivered_after:.1f} s after it, lost: {self.lost or 'nothing'}"
+            f"outage of {self.seconds:g} s: {self.training_through_it} of 2 trainings ran until its end and finished "
+            f"{self.epochs_during_outage} epochs during the outage; "
+            f"longest time between two epochs {self.longest_gap:.2f} s (expected {self._epoch:g} s); both runs completed {self.delivered_after:.1f} s after the outage; "
+            f"lost: {self.lost or 'nothing'}"
         )
 
 

@@ -125,7 +125,7 @@ class Proxy:
         pair.start()
         return pair
 
-    # ── used by the pairs ──
+    # ── methods for `_Pair` ──
 
     def wait_to_pass(self) -> bool:
         """Wait while the proxy is frozen or slow. Return False if the data must be dropped."""

@@ -198,7 +198,7 @@ def wrong_storage_answers(campaign, site, dice) -> bool:
     missing = {"body": b'{"statusCode":"404","error":"not_found","message":"Object not found"}'}
     answers = {
         "404": ("status", {"status": 404} | missing),
-        "400 that means 404": ("status", {"status": 400} | missing),
+        "400 with a 404 in the body": ("status", {"status": 400} | missing),
         "a login page": ("portal", {}),
         "null": ("status", {"status": 200, "body": b"null", "headers": {"Content-Type": "application/json"}}),
     }
@@ -255,8 +255,8 @@ def invalid_row(campaign, site, dice) -> bool:
     return True
 
 
-def edit_and_queue_again(campaign, site, dice) -> bool:
-    """Edit and queue again an ended run, as a user does after an error message, or edit a waiting run."""
+def edit_and_requeue(campaign, site, dice) -> bool:
+    """Edit and requeue an ended run, as a user does after an error message, or edit a waiting run."""
     rows = [row for row in campaign.ask(campaign.cloud.rows) or [] if row["id"] in campaign.runs]
     editable = [
         row for row in rows if Status(row["status"]).is_terminal or (row["status"] == "queued" and row["attempt"])
@@ -265,7 +265,7 @@ def edit_and_queue_again(campaign, site, dice) -> bool:
         return False
     row = dice.choice(editable)
     columns = campaign.recipe.edited(row, dice) | {"status": "queued", "cancel_requested": False}
-    campaign.findings.queued_again[row["id"]] += 1  # also when the answer is lost
+    campaign.findings.requeued[row["id"]] += 1  # before the call, because its answer can be lost
     return bool(campaign.ask(lambda: campaign.cloud.edit(row["id"], if_status=row["status"], **columns) or True))
 
 

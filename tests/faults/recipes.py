@@ -34,7 +34,7 @@ STAND_IN_FAULTS = {
     faults.finish: 1,
     faults.delete_row: 1,
     faults.invalid_row: 2,
-    faults.edit_and_queue_again: 2,
+    faults.edit_and_requeue: 2,
     faults.power_cut: 2,
     faults.full_disk: 1,
     faults.read_only_disk: 1,
@@ -57,12 +57,12 @@ REAL_FAULTS = {
     faults.finish: 1,
     faults.delete_row: 1,
     faults.invalid_row: 2,
-    faults.edit_and_queue_again: 2,
+    faults.edit_and_requeue: 2,
     faults.power_cut: 2,
     faults.full_disk: 1,
     faults.read_only_disk: 1,
 }
-MEAN_EPOCHS, LONGEST_PAUSE = 2.0, 15.0  # between two faults: epochs of all runs, seconds
+MEAN_EPOCHS, LONGEST_PAUSE = 2.0, 15.0  # between two faults: mean number of epochs of all runs, maximum seconds
 REAL_LEASE = 8.0  # seconds
 REAL_SETTINGS = {
     "LEASE_SECONDS": REAL_LEASE,
@@ -190,7 +190,7 @@ class RealTraining:
 
 
 def draw_squares(folder: Path, images: int, size: int, seed: int = 7) -> Path:
-    """Draw one large square on noise per image, a third of the images for val; return the path of data.yaml."""
+    """Draw images with one large square on noise, a third of them for val. Return the path of data.yaml."""
     dice = random.Random(seed)
     for index in range(images):
         split = "train" if index % 3 else "val"

@@ -51,9 +51,9 @@ def check_change(path, was, became) -> None:
     """Check I1 to I4 and I7 for one recorded change of a row."""
     before, after = Status(was["status"]), Status(became["status"])
     if path == "/training_runs" and before.is_terminal and after is Status.QUEUED:
-        # a user queued an ended run again
+        # a user requeued an ended run
         left = {name: became[name] for name in ("finish_requested", "cancel_requested", "failures") if became[name]}
-        assert not left, f"queued again with columns of its old outcome: {left}"
+        assert not left, f"requeued with columns of its old outcome: {left}"
         return
     assert after is before or after in TRANSITIONS[before], f"I4: {before} → {after}"
     if before.is_terminal:

@@ -1,8 +1,8 @@
-"""The quick stand-in (tests/process/programs/trains_quickly.py) with more options, also for single runs.
+"""The quick stand-in (tests/process/programs/trains_quickly.py) with more options, which can be set for single runs.
 
 runs              {}   more options for the run with that ID
 memory_mib        0    MiB of memory to allocate in each epoch
-seconds_to_stop   0    between a stop request and its last event
+seconds_to_stop   0    between a stop request and the last event
 """
 
 import argparse

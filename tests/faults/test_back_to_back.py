@@ -21,7 +21,7 @@ def uploaded(cloud):
 @pytest.mark.timeout(240)
 @pytest.mark.long
 def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
-    """F22 (I10): descriptors, threads, memory and temporary files after each run do not grow."""
+    """F22 (I10): memory and the numbers of descriptors, threads and temporary files do not grow."""
     # one malloc arena: a new thread can create another arena, which looks like a leak
     a = host("a", {"seconds_per_epoch": 0.1}, POLL_INTERVAL=0.05, CHECKPOINT_INTERVAL=0.02, MALLOC_ARENA_MAX=1)
     service = psutil.Process(a.process.pid)
@@ -45,7 +45,7 @@ def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
     after = range(len(rss))
     assert linear_regression(after, descriptors).slope < 0.1, descriptors
     assert linear_regression(after, threads).slope < 0.1, threads
-    # MiB per run between the first ten and the last ten runs: the allocator takes whole MiB, which distorts a slope
+    # MiB per run, from the means of the first and last ten runs; the allocator takes whole MiB, which distorts a slope
     assert (mean(rss[-10:]) - mean(rss[:10])) / (len(rss) - 10) < 0.05, rss
     assert linear_regression(after, files).slope < 0.1, files
     assert service.num_fds() <= max(descriptors)

@@ -43,8 +43,9 @@ def lose(wire):
     "break_connection", long_except([cut, freeze, slow, garble, lose], cut, garble), ids=lambda f: f.__name__
 )
 def test_run_completes_in_one_attempt_over_bad_connection(cloud, host, wire, break_connection):
-    """F7 (I6 I8): connections are reset, half-open or slow, answers are cut, packets are lost: during the claim,
-    heartbeats, uploads and the outcome.
+    """F7 (I6 I8): connections are reset, half-open or slow, answers are cut, or packets are lost.
+
+    Each of them happens during the claim, heartbeats, uploads and the outcome.
     """
     a = host("a", SLOW, url=wire.url, LEASE_SECONDS=20 if break_connection in (slow, lose) else LEASE)
     wait_for(lambda: any("claim_training_run" in path for _, path, _ in cloud.gateway.requests))

@@ -23,7 +23,10 @@ def check_only_run_failed(cloud, a, run_id, *patterns):
 
 
 def test_too_full_disk_is_reported_before_training(cloud, disk, host, tmp_path):
-    """F14 (I6): RUNS_DIR has space for most runs, but not for this model. The error has numbers; no training starts."""
+    """F14 (I6): RUNS_DIR has space for most runs, but not for this model.
+
+    The error has the free and the needed space in MiB, and no training starts.
+    """
     models = tmp_path / "models"
     models.mkdir()
     with zipfile.ZipFile(models / "large.pt", "w") as weights:

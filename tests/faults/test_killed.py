@@ -183,7 +183,7 @@ def test_torn_checkpoint_is_not_used(cloud, host):
     assert "checkpoint_broken" in cloud.warnings(run_id)
 
 
-@pytest.mark.long  # the worker tries the download again for a minute
+@pytest.mark.long  # the worker retries the download for a minute
 def test_damaged_checkpoint_in_bucket_is_not_used(cloud, host):
     """F3 (I8): another host downloads damaged bytes. The training starts from the first epoch."""
     a = host("a", SLOW)

@@ -125,7 +125,7 @@ def test_finished_run_is_published_completely_after_power_cut(cloud, power_cut, 
 
 @pytest.mark.parametrize("stored", long_except([store_archive, Cloud.store_dataset], store_archive))
 def test_fetched_dataset_survives_power_cut(cloud, power_cut, host, stored):
-    """I11: the next run uses the dataset without another download. A run on another dataset works too."""
+    """I11: the next run uses the dataset without another download. A run on another dataset also completes."""
     data, reference = power_cut("data"), stored(cloud)
     a = host("a", QUICK, DATASET_ROOT=data.place)
     completes(cloud, cloud.enqueue(reference, epochs=1))
@@ -156,7 +156,7 @@ def test_dataset_is_fetched_again_after_power_cut_during_download(cloud, power_c
 
 
 def test_damaged_dataset_tree_is_fetched_again(cloud, power_cut, host):
-    """I11: in a tree that was not synced, the size, the list of files and the images are empty."""
+    """I11: the cached tree was not synced, so its recorded size, its list of files and its images are empty."""
     data, reference = power_cut("data"), store_archive(cloud)
     a = host("a", QUICK, DATASET_ROOT=data.place)
     completes(cloud, cloud.enqueue(reference, epochs=1))
@@ -251,7 +251,7 @@ def test_cached_pixels_survive_power_cut(power_cut):
 @pytest.mark.timeout(280)
 @pytest.mark.long
 def test_real_training_on_archive_survives_power_cut(cloud, power_cut, host):
-    """F3 (I6 I8 I11): a power cut right after the first run, with all files of the service on that disk."""
+    """F3 (I6 I8 I11): a power cut right after the first run, of the disk with all files of the service."""
     home, reference = power_cut("home"), store_archive(cloud)
     a = host(
         "a", None, TRAINER_HOME=home.place, DATASET_ROOT=home.place / "datasets", RUNS_DIR=home.place / "runs",

@@ -1,4 +1,4 @@
-"""The faults of the proxy, on which the other tests rely."""
+"""The proxy causes the faults that other tests request."""
 
 import os
 import shutil
@@ -124,7 +124,7 @@ def test_cut_answer_resets_connection(proxy, wire):
     assert dead(wire)
 
 
-def test_new_connections_work_after_restore(proxy, wire):
+def test_new_connection_passes_data_after_restore(proxy, wire):
     proxy.cut()
     proxy.restore()
 

@@ -43,7 +43,7 @@ def worker(cloud, name):
 def wait_unhealthy(cloud, name, pattern, host):
     """Wait until the worker is unhealthy with a message that matches `pattern`, and return its row."""
     wait_for(lambda: worker(cloud, name)["status"] == "unhealthy", seconds=60, describe=host.tail)
-    wait_for(lambda: not host.journals(), describe=host.tail)  # the outcome is delivered
+    wait_for(lambda: not host.journals(), describe=host.tail)  # until the outcome is delivered
     row = worker(cloud, name)
     assert re.search(pattern, row["status_message"]), row["status_message"]
     return row

@@ -153,7 +153,7 @@ def test_cancel_after_killed_service_keeps_artifacts(cloud, host, asked):
     a = host("a", SLOW, LEASE_SECONDS=60)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)
-    cloud.edit(run_id, configuration={"epochs": 20, "requires": {"gpus": 4}})  # unclaimable from now on
+    cloud.edit(run_id, configuration={"epochs": 20, "requires": {"gpus": 4}})  # no worker has 4 GPUs
     a.kill_all()
     if asked == "before the restart":
         cloud.cancel(run_id)

@@ -145,7 +145,7 @@ def test_restricted_key_cannot_insert_or_list_runs(supabase_lab):
             action()
 
 
-def test_secret_key_of_new_format_works(supabase_lab):
+def test_secret_key_of_new_format_is_accepted(supabase_lab):
     queue = supabase_lab.another(supabase_lab.stack.secret_key)
     assert queue.check() == []
     run_id = queue.enqueue(RunRequest(data_yaml="set/data.yaml"))

@@ -21,7 +21,7 @@ FIGURES = {"run": 4, "loader": 2, "stored_pixels": 2, "labels": 1, "sync": 3}
 FIGURES |= {"datasets": 1, "storage": 1, "claim": 2, "heartbeats": 1, "idle": 2}
 
 
-def test_every_benchmark_of_table_is_run_here():
+def test_every_benchmark_of_the_table_is_tested():
     assert set(FIGURES) == set(NAMES)
 
 

@@ -61,7 +61,7 @@ def test_file_names_are_versions_in_order():
 
 
 @pytest.mark.parametrize("before", ["", APP], ids=["empty project", "the web app's project"])
-def test_applying_twice_changes_nothing(database, before):
+def test_applying_migrations_twice_changes_nothing(database, before):
     database.sql(before, database="fresh")
     database.migrate("fresh")
     once = catalog(database)
@@ -79,7 +79,7 @@ def test_empty_project_serves_run_and_has_private_buckets(database):
     )
 
 
-def test_all_migrations_pasted_as_one_script_work(database):
+def test_migrations_can_be_applied_as_one_script(database):
     database.sql("\n".join(path.read_text() for path in MIGRATIONS), database="fresh")
     assert column(database, "select trainer_schema_version()") == str(SCHEMA_VERSION)
 
@@ -171,7 +171,7 @@ def test_abandoned_runs_of_an_older_service_are_claimed(database):
     )
 
 
-def test_migrations_work_on_plain_postgresql(supabase_servers):
+def test_run_can_be_claimed_on_plain_postgresql_after_migrations(supabase_servers):
     postgres = supabase_servers.postgres
     postgres.sql("create database plain;", database="postgres")
     try:

@@ -1,4 +1,4 @@
-"""Many workers at once, and a million finished runs in the table."""
+"""Many workers at the same time, and a million finished runs in the table."""
 
 import threading
 import uuid

@@ -1,4 +1,4 @@
-"""Lost, late and misbehaving workers, and users who cancel and delete, all at once on one database.
+"""Lost, late and misbehaving workers, and users who cancel and delete runs, use one database at the same time.
 
 A trigger records every change of every row. The test checks the invariants in the record.
 """
@@ -24,7 +24,8 @@ RECORD = """
   end $$;
   create trigger chaos_record after update on training_runs for each row execute function chaos_record();
 """
-FROM_A_STALE_PAGE = (Status.QUEUED, Status.CANCELING)  # an edit by a user; the next claim settles it
+# statuses that a user sets with outdated data; the next claim settles the run
+FROM_A_STALE_PAGE = (Status.QUEUED, Status.CANCELING)
 FORGET = "drop trigger chaos_record on training_runs; drop function chaos_record; drop table chaos;"
 OUTCOMES = (
     Completed(results={"mAP": 0.5}, trained_model_url="u"), Failed(message="no"), Retry(message="later"), Canceled(),
@@ -64,7 +65,7 @@ class ChaoticWorker:
         for lease in held[:-1]:
             if (
                 lease.job.id != held[-1].job.id
-            ):  # only if the first run was claimed by another worker or deleted meanwhile
+            ):  # another worker has claimed the run meanwhile, or a user has deleted it
                 row = self.queue.get(lease.job.id)
                 assert row is None or row.attempt != lease.job.attempt
         self.leases += held[-1:]
@@ -86,7 +87,7 @@ class ChaoticWorker:
 
 
 def users(lab, until: float) -> None:
-    """Enqueue runs, cancel them in each way of the web app, also after their end, and delete them."""
+    """Enqueue runs, cancel them in each way of the web app, even after they have ended, and delete them."""
     dice = random.Random("users")
     ids = []
     while time.monotonic() < until:
@@ -140,7 +141,7 @@ def test_invariants_hold_under_concurrent_random_calls(recorded):
     check_runs(changes)
     check_accepted(recorded, accepted)
 
-    # after all workers have stopped, settling leaves no run running
+    # after all workers have stopped, no run is running once the expired leases are settled
     recorded.stack.sql(
         "update training_runs set lease_expires_at = now() - interval '1 s' where lease_expires_at is not null"
     )

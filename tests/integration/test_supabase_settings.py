@@ -74,7 +74,7 @@ def test_expired_key_is_misconfigured(supabase):
     assert "expired" in str(error)
 
 
-def test_anonymous_key_is_refused_by_database_too(supabase_lab):
+def test_anonymous_key_is_also_refused_by_database(supabase_lab):
     anonymous = supabase_lab.another(supabase_lab.stack.anon_key, **QUICK)
     with pytest.raises(Misconfigured, match=r"its role is anon.*SUPABASE_SERVICE_ROLE_KEY"):
         anonymous.claim(WORKER, str(uuid.uuid4()), 60)

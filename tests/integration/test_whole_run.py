@@ -95,7 +95,7 @@ def test_second_run_on_dataset_downloads_nothing(supabase, storage, app, drawn, 
 
 
 def test_base_model_may_be_id_of_completed_run(supabase, storage, app, drawn, tmp_path):
-    """The stand-in writes no real weights, so the second run fails, but only after it has downloaded them."""
+    """The stand-in writes no real weights, so the second run can fail after it has downloaded the file."""
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, **settings_for(supabase)):
         first = app.insert(data_yaml, epochs=1)
@@ -192,7 +192,7 @@ def test_service_waits_for_server_that_is_down_at_start(supabase, storage, app, 
 
 @pytest.mark.training
 @pytest.mark.long
-def test_real_training_over_supabase_and_fine_tuning_from_it(supabase, storage, app, tmp_path):
+def test_real_training_and_fine_tuning_complete_over_supabase(supabase, storage, app, tmp_path):
     data_yaml = put_dataset(storage, draw_dataset(tmp_path / "drawn", images=12, size=64).parent)
     common = {"epochs": 1, "batchSize": 4, "imgSize": 64, "workers": 0, "plots": False}
     with running(tmp_path / "home", None, LEASE_SECONDS=30, **settings_for(supabase)):

@@ -38,7 +38,7 @@ def settings_for(stack, key=None) -> dict[str, str]:
 
 
 class WebApp:
-    """The web app: plain REST with its columns and values."""
+    """A stand-in for the web app, which uses plain REST with the columns and values of the real web app."""
 
     def __init__(self, stack) -> None:
         key = stack.service_key
@@ -67,7 +67,7 @@ class WebApp:
         return self._changed("POST", {}, row)[0]["id"]
 
     def insert_from_dialog(self, data_yaml: str, base_model: str = "yolo11n.yaml", **edited) -> str:
-        """Insert the row of the app's dialog: its whole state, with the `dataYaml` from before the upload."""
+        """Insert a row as the app's dialog does: all its settings, with the `dataYaml` from before the upload."""
         state = {
             "runName": "Inspect_v1",
             "dataYaml": "",

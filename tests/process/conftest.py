@@ -28,7 +28,7 @@ def subreapers():
 
 
 def second(subreaper):
-    """Return the second subreaper; the program is its only child unless it adopted an orphan."""
+    """Return the second subreaper. Its children are the program and adopted orphans."""
     deadline = time.monotonic() + 10
     while not subreaper.children() or not subreaper.children()[0].children():
         assert time.monotonic() < deadline
@@ -48,7 +48,7 @@ def is_subreaper(process):
 
 
 class Trained:
-    """A trainer for one of the programs, with every event and line that it sent."""
+    """A trainer for one of the programs, with every event and line that the program sent."""
 
     def __init__(self, tmp_path, trainer):
         self.trainer = trainer

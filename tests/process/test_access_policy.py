@@ -14,7 +14,7 @@ pytestmark = needs_landlock
 
 
 def test_imported_packages_are_among_samples(host):
-    """Otherwise an unusual installation would end in an ImportError."""
+    """Without these samples, an unusual installation would end in an ImportError."""
     samples = policy.access_policy(host.order, host.environment).samples
 
     assert [path.parent.name for path in samples[-4:]] == ["torch", "ultralytics", "numpy", "trainer"]

@@ -186,7 +186,7 @@ def test_suspension_of_whole_host_does_not_count_as_silence(tmp_path, home):
     """A paused virtual machine or control group: supervisor and training process are suspended together."""
     with supervisor(tmp_path, home, "trains_quickly", stall=2.0, seconds=0.6) as process:
         wait_until(lambda: list(tmp_path.glob("run/checkpoints/*")))
-        time.sleep(0.15)  # between two events, so that no event is waiting
+        time.sleep(0.15)  # until a moment between two events, so that no event is waiting
         tree = [below.pid for below in psutil.Process(process.pid).children(recursive=True)]
         for pid in (process.pid, *tree):
             os.kill(pid, signal.SIGSTOP)

@@ -31,7 +31,7 @@ def test_output_flood_neither_blocks_training_nor_fills_memory(program):
 
     assert waited[0]  # the process ended although no line was taken
     assert training.of("finished")
-    assert len(training.lines) <= event_dispatch.MOST_LINES + 20  # and a few lines with the number of dropped lines
+    assert len(training.lines) <= event_dispatch.MOST_LINES + 20  # a few lines contain the number of dropped lines
     assert training.lines[0] == "first line"
     assert re.fullmatch(r"… \d{5} lines left out: output came too fast …", training.lines[-1])
 

@@ -22,7 +22,7 @@ def test_prestarted_process_gets_next_order(program, tmp_path):
     assert report["devices"] is None  # the devices were unknown when the process started; they are in its order
 
 
-def test_second_warm_starts_no_other_process(program, tmp_path):
+def test_second_call_of_warm_starts_no_process(program, tmp_path):
     training = program("exits_on_first_order", str(tmp_path / "no"), warm_start=True)
 
     training.trainer.warm()

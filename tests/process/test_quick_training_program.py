@@ -57,7 +57,7 @@ def test_checkpoints_equal_their_events(program):
         assert facts["epoch"] == saved.epoch
 
 
-def test_resumes_from_checkpoint(program):
+def test_program_resumes_from_checkpoint(program):
     training = program("trains_quickly").behave(at_epoch=3, exit=7)
     with pytest.raises(MachineFailed, match="exit code 7"):
         training.train(epochs=4)
@@ -95,14 +95,14 @@ def test_requested_failure_happens(program, options, error, words):
         program("trains_quickly").behave(**options).train()
 
 
-def test_hangs_on_request(program):
+def test_program_hangs_on_request(program):
     training = program("trains_quickly", stall=0.3).behave(at_epoch=1, hang=True)
 
     with pytest.raises(MachineFailed, match="stuck"):
         training.train()
 
 
-def test_ignored_signals_need_sigkill(program, monkeypatch):
+def test_program_that_ignores_signals_is_killed(program, monkeypatch):
     monkeypatch.setattr("trainer.training.supervisor.training_watch._TERM_SECONDS", 0.2)
     training = program("trains_quickly", grace=0.2).behave(
         ignores_signals=True, ignores_stop=True, seconds_per_epoch=30

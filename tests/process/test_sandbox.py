@@ -14,7 +14,7 @@ pytestmark = needs_landlock
 
 
 def test_entering_sandbox_takes_milliseconds(host):
-    """Measured as processor time, so that other processes on this host do not count."""
+    """The test measures processor time, so that other processes on this host do not count."""
     assert min(host.attempt()["milliseconds"] for _ in range(3)) < 20
 
 

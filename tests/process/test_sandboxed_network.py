@@ -31,7 +31,7 @@ def test_network_is_closed_even_to_this_host(host, listener):
         "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))",
         "import socket; socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()",
         "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()",
-        # other system call numbers are refused too
+        # the system calls of io_uring are also refused
         ring,
     ]
 
@@ -57,7 +57,7 @@ close_network(); go.set(); thread.join(); print(done)
     assert results.stdout == "['refused']\n"
 
 
-def test_unix_sockets_of_run_work(host):
+def test_run_can_use_unix_sockets(host):
     code = "import socket, tempfile; a = socket.socket(socket.AF_UNIX); a.bind(tempfile.mkdtemp() + '/s'); a.listen(); "
     code += "b = socket.socket(socket.AF_UNIX); b.connect(a.getsockname()); socket.socketpair(); "
     code += "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close()"
@@ -65,7 +65,7 @@ def test_unix_sockets_of_run_work(host):
     assert host.outcomes_of([code]) == {"done"}
 
 
-def test_run_on_several_gpus_keeps_tcp(host, listener):
+def test_run_on_several_gpus_can_use_tcp(host, listener):
     order = order_for(host.root, devices=(0, 1))
 
     assert host.outcomes_of([CONNECT.format(listener.getsockname()[1])], order=order) == {"done"}

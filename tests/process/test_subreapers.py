@@ -112,7 +112,7 @@ def test_killed_subreaper_ends_training_process(program, kill_a_subreaper):
 
 @pytest.mark.parametrize("name", ["leaks_children", "daemonizes"])
 def test_killed_subreaper_leaves_no_grandchildren(program, tmp_path, home, leak_check, kill_a_subreaper, name):
-    """Grandchildren in a new session, orphans and hidden processes end, too."""
+    """Grandchildren in a new session, orphans and hidden processes also end."""
     training = program(name, str(tmp_path / "pids"), "wait")
     training.when(lambda t: len(t.of("phase")) == 2, kill_a_subreaper)
 

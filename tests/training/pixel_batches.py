@@ -1,4 +1,4 @@
-"""Batches of a drawn dataset, to compare those from images with those from stored pixels."""
+"""Batches of a drawn dataset, to compare batches from images with batches from stored pixels."""
 
 from __future__ import annotations
 

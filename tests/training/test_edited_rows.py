@@ -72,7 +72,7 @@ def rates(run):
 
 
 @pytest.mark.long
-def test_unchanged_order_resumes_unchanged(checkpoint, classify, tmp_path):
+def test_training_resumes_with_settings_of_unchanged_order(checkpoint, classify, tmp_path):
     run = run_child(order(classify, tmp_path / "run", resume=checkpoint, last_reported_epoch=4), tmp_path)
 
     assert isinstance(run.last, Finished), run.output

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.training
 
 
 @pytest.mark.long
-def test_training_with_loader_workers_and_pixel_processes_works(tmp_path):
+def test_training_with_loader_workers_and_pixel_processes_completes(tmp_path):
     """A forked process must not wait for a lock that the stdin thread held during the fork."""
     order = order_for(draw(tmp_path / "data", Task.DETECT), tmp_path / "run", epochs=2, imgsz=32)
     run = run_child(order, tmp_path / "home", program="forks.py", env={FAST_LOADER: str(1 << 30)}, timeout=100)

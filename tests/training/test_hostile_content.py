@@ -83,7 +83,7 @@ def test_no_telemetry_or_integration_is_attached(attacked):
     assert "TELEMETRY" not in attacked[0].output
 
 
-def test_published_files_have_no_git_facts(attacked):
+def test_published_files_contain_no_git_data(attacked):
     run, home = attacked
     files = [Path(run.last.best.path), Path(run.last.last.path), Path(run.of(CheckpointSaved)[-1].path)]
 

@@ -134,7 +134,8 @@ def test_finish_request_ends_every_rank_with_model(two):
 
 
 def test_shutdown_saves_checkpoint_and_ranks_resume(two, tmp_path):
-    two.dataset = draw(tmp_path / "many", Task.DETECT, train=48)  # so that an epoch takes longer than a stop
+    # with so many images, an epoch takes longer than a stop
+    two.dataset = draw(tmp_path / "many", Task.DETECT, train=48)
     two.stop_when = in_epoch(2, StopReason.SHUTDOWN)
     with pytest.raises(Stopped):
         two.train(epochs=3, batch=2)
@@ -145,10 +146,10 @@ def test_shutdown_saves_checkpoint_and_ranks_resume(two, tmp_path):
     again.home.mkdir()
     finished = again.train(epochs=3, batch=2, resume=checkpoint.path)
 
-    # this attempt has no report of the first epoch, so the epoch is reported again
+    # the order does not say that the first epoch was reported, so the epoch is reported again
     assert [event.epoch for event in again.of(EpochFinished)] == [1, 2, 3]
     first = next(event for event in again.of(BatchProgress) if event.phase is Phase.TRAINING)
-    assert first.batch > 1, "no rank trains a batch again that was trained before the shutdown"
+    assert first.batch > 1, "a rank repeated a batch that was trained before the shutdown"
     assert again.epochs() == [1, 2, 3]
     assert finished.report["epochs_completed"] == 3
 
@@ -216,7 +217,7 @@ def test_silent_rank_failure_is_reported_with_exit_code(tmp_path, dataset, monke
 
 
 @pytest.mark.parametrize(("requested", "used"), [(4, 4), (5, 4), (1, 2), (-1, 32), (0.7, 32)])
-def test_batch_is_multiple_of_ranks(tmp_path, dataset, requested, used):
+def test_batch_is_multiple_of_number_of_ranks(tmp_path, dataset, requested, used):
     warnings = []
     order = replace(order_for(dataset, tmp_path, batch=requested), devices=(0, 1))
 

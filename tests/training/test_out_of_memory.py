@@ -64,7 +64,7 @@ def test_out_of_memory_in_validation_is_handled(detect, tmp_path):
 
 
 @pytest.mark.long
-def test_failure_after_three_halvings_names_sizes(detect, tmp_path):
+def test_error_after_three_halvings_names_batch_and_image_size(detect, tmp_path):
     run = train(detect, tmp_path, "train:1,2,3,4", epochs=1)
 
     assert isinstance(run.last, Crashed)

@@ -51,7 +51,7 @@ def test_second_run_decodes_samples_only(base, monkeypatch, tmp_path, datasets, 
             assert same(one[key], other[key]), key
 
 
-def test_wrong_linked_pixels_remove_all_stored_pixels(base, tmp_path, datasets, capsys):
+def test_all_stored_pixels_are_removed_if_linked_pixels_are_wrong(base, tmp_path, datasets, capsys):
     source = draw(tmp_path / "data", Task.DETECT)
     install()
     first = prepare_run(datasets, source, "first")

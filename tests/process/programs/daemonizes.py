@@ -1,8 +1,8 @@
 """Starts a daemon that is hard to find, and waits.
 
 The daemon forks, starts a session, forks again and closes inherited descriptors. Then it runs a program with another name
-and an empty environment, which hides its /proc files and ignores every signal. The file that the argument
-names gets its PID.
+and an empty environment. This program hides its /proc files, ignores every signal, and writes its PID to the file that
+the argument names.
 """
 
 import os

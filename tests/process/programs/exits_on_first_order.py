@@ -1,4 +1,4 @@
-"""Waits like a prestarted process. It exits when it receives its first order, if the file in its argument exists."""
+"""Waits like a prestarted process. If the file in its argument exists, the program exits at its first order."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Like trains_quickly, but first prints its environment and the files in its folders."""
+"""Prints its environment and the files in its folders, then trains like trains_quickly."""
 
 import os
 import runpy

@@ -1,4 +1,7 @@
-"""The protocol for the programs here, in plain JSON and without trainer code. Not a program itself."""
+"""The protocol of the programs in this folder, in plain JSON and without code of the trainer.
+
+This file is not a program.
+"""
 
 import json
 import os

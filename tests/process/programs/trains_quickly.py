@@ -95,7 +95,8 @@ class Quick:
         (self.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         (self.run_dir / "args.yaml").write_text(f"epochs: {self.epochs}\n")
         for epoch in range(self.order["last_reported_epoch"] + 1, self.first_epoch):
-            self.report_epoch(epoch)  # not reported by the last attempt; a real training also reports it first
+            # the last attempt did not report this epoch; a real training also reports it first
+            self.report_epoch(epoch)
         self.send(kind="phase", phase="loading", seconds=None)
         for message in self.option("warnings", []):
             self.send(kind="warning", code="test", message=message)
@@ -212,7 +213,7 @@ class Quick:
 
 
 def described(path):
-    """Return the file as the final event describes it."""
+    """Return the path, checksum and size of a file for the final event."""
     content = path.read_bytes()
     return {"path": str(path), "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 

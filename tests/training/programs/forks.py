@@ -1,4 +1,4 @@
-"""The training process with loader workers, as on a GPU: on a CPU Ultralytics uses none.
+"""The training process with loader workers, as on a GPU. On a CPU, Ultralytics uses no loader workers.
 
 Prints the number of workers, and the number of files that additional processes stored before the first batch.
 """

@@ -149,7 +149,7 @@ def test_unreadable_request_is_rejected(request_, reason):
         write.insert_of(RunRequest(**{"data_yaml": "d", **request_}))
 
 
-def test_lease_is_trusted_from_the_moment_before_the_claim():
+def test_lease_duration_is_counted_from_the_start_of_the_claim():
     lease = rows.lease_of(rows.job_of(ROW), "w1", "c1", 60, asked_at=1000.0)
     assert (lease.worker_id, lease.claim_id, lease.seconds, lease.trusted_until) == ("w1", "c1", 60, 1060.0)
     assert lease.job == rows.job_of(ROW)
