@@ -155,7 +155,7 @@ class Postgres:
 
     def rows(self, query: str, *, database: str = "app", role: str | None = None, claims: object = None) -> list[Any]:
         """Return a query's rows as JSON objects."""
-        # the query is in a CTE, so that INSERT … RETURNING works as well
+        # the query is in a CTE, so that INSERT … RETURNING also works
         answer = self.sql(
             f"with q as ({query}) select to_jsonb(q) from q;", database=database, role=role, claims=claims,
         )  # fmt: skip

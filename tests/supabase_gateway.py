@@ -136,7 +136,7 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
             shutil.copyfileobj(body, self.wfile)
 
     def refuse(self, status: int, content_type: str, body: bytes) -> None:
-        self.close_connection = True  # the body of the request is possibly not read completely
+        self.close_connection = True  # the rest of the request body may be unread
         headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Connection": "close"}
         self.answer(status, headers, io.BytesIO(body))
 

@@ -116,7 +116,7 @@ class Stack:
         self.rows = self.postgres.rows
 
     def route_storage(self, url: str) -> None:
-        """Serve `/storage/v1` from `url`."""
+        """Forward requests for `/storage/v1` to `url`."""
         self.gateway.routes["/storage/v1"] = url
 
     def restart(self) -> None:

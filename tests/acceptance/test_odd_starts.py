@@ -1,4 +1,4 @@
-"""The command works, or fails with one line, without standard streams, home, `.env` or notify socket."""
+"""The command works without standard streams, home, `.env` or notify socket, or fails with an error of one line."""
 
 import contextlib
 import os

@@ -92,7 +92,7 @@ class Invariants:
         if was.is_terminal:
             assert is_now is was, "I3"
             assert by_app or new == old, "I3"
-        retaken = new["attempt"] == old["attempt"] + 1  # expired lease and new claim in one call
+        retaken = new["attempt"] == old["attempt"] + 1  # the lease expired, and the run was claimed in the same call
         assert retaken or new["attempt"] == old["attempt"]
         if is_now is not was:
             through_queue = retaken and Status.QUEUED in TRANSITIONS[was] and is_now is Status.RUNNING

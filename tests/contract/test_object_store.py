@@ -133,7 +133,7 @@ def test_invalid_key_is_rejected(store, put, tmp_path, key):
 
 
 def test_listing_is_complete_and_recursive(store, put):
-    many = 2300 if isinstance(store, SupabaseObjectStore) else 300  # more than two pages
+    many = 2300 if isinstance(store, SupabaseObjectStore) else 300  # a listing of more than two pages
     keys = {f"set/images/{'train' if n % 2 else 'val/deep'}/{n:04}.jpg" for n in range(many)}
     for key in keys:
         put(key, b"12345")

@@ -77,7 +77,7 @@ class Campaign:
             host = self.recipe.host(self.cloud, home, wire.url)
             if disk:
                 disk.sync()
-            host.log = self._folder / f"w{number}.log"  # outside the disk that fails
+            host.log = self._folder / f"w{number}.log"  # not on the disk that fails
             self._open.callback(host.end)
             self.sites.append(Site(host.start(), wire, disk))
         return self

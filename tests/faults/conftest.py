@@ -62,7 +62,7 @@ def host(cloud, tmp_path):
 
 @pytest.fixture
 def mounted():
-    """Mount disks for the test. Hosts that use them must have ended before the disks are unmounted."""
+    """Mount disks for the test. The hosts that use the disks must have ended before the disks are unmounted."""
     opened = []
 
     def mount(disk):

@@ -148,7 +148,7 @@ class PowerCut(Disk):
 
 
 class HostDisk(PowerCut):
-    """The only disk of a host. It can also be full for a while, or read-only until the host is started again."""
+    """The only disk of a host. It can also be full for a while, or read-only until the host is restarted."""
 
     def __init__(self, place: Path, mebibytes: int = 8 * 1024) -> None:
         super().__init__(place, mebibytes)

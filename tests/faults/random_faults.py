@@ -192,7 +192,7 @@ def bad_storage(campaign, site, dice) -> bool:
 
 def wrong_storage_answers(campaign, site, dice) -> bool:
     """For a while, Storage gives wrong answers: not found, a login page, `null`."""
-    # not for DELETE: after "not found", a client does not delete the object
+    # no fault for DELETE: after "not found", a client does not delete the object
     asked = ["POST /object/sign/", "POST /object/list", f"POST /object/{BUCKET}", "GET /object/", "HEAD /object/"]
     on = dice.choice([*asked, "/upload/resumable", f"GET /bucket/{BUCKET}"])
     missing = {"body": b'{"statusCode":"404","error":"not_found","message":"Object not found"}'}
@@ -265,7 +265,7 @@ def edit_and_requeue(campaign, site, dice) -> bool:
         return False
     row = dice.choice(editable)
     columns = campaign.recipe.edited(row, dice) | {"status": "queued", "cancel_requested": False}
-    campaign.findings.requeued[row["id"]] += 1  # before the call, because its answer can be lost
+    campaign.findings.requeued[row["id"]] += 1  # counted before the call, because its answer can be lost
     return bool(campaign.ask(lambda: campaign.cloud.edit(row["id"], if_status=row["status"], **columns) or True))
 
 

@@ -167,7 +167,7 @@ def test_worker_keeps_lease_while_refused_outcome_is_retried(cloud, host):
 
 @pytest.mark.long
 def test_training_continues_while_key_is_revoked(cloud, host):
-    """F26 (I6): queue and Storage refuse the key during a run. The service logs it, and continues with the restored key."""
+    """F26 (I6): queue and Storage refuse the key during a run. The service logs it and continues with the restored key."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=30)
     cloud.wait_epoch(run_id, 2)
@@ -189,7 +189,7 @@ def test_training_continues_while_key_is_revoked(cloud, host):
 
 
 def test_disconnected_host_stops_training_after_takeover(cloud, host, wire):
-    """F26 F4 (I1 I5): a host without a connection loses its run to another host, and stops once it is connected again."""
+    """F26 F4 (I1 I5): a disconnected host loses its run to another host, and stops it when reconnected."""
     a = host("a", SLOW, url=wire.url)
     run_id = cloud.enqueue(epochs=40)
     cloud.wait_epoch(run_id, 3)

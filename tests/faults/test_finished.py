@@ -33,7 +33,7 @@ def wait_published(cloud, run_id):
 
 @pytest.mark.parametrize("damage", long_except(DAMAGES, "gone", "truncated"))
 def test_damaged_model_is_rebuilt_before_run_completes(cloud, host, damage):
-    """F2 F3 (I8): SIGKILL during the upload, then best.pt is damaged. The run resumes from its checkpoint."""
+    """F2 F3 (I8): the service is killed during the upload, and best.pt is damaged. The run then resumes."""
     a = host("a", QUICK)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
     run_id = cloud.enqueue(epochs=4)
@@ -51,7 +51,7 @@ def test_damaged_model_is_rebuilt_before_run_completes(cloud, host, damage):
 
 
 def test_intact_model_is_uploaded_without_training_again(cloud, host):
-    """F2 (I8): SIGKILL during the upload, and the model is intact: nothing is trained or evaluated again."""
+    """F2 (I8): the service is killed during the upload, and the model is intact. Only the upload is repeated."""
     a = host("a", QUICK)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
     run_id = cloud.enqueue(epochs=4)

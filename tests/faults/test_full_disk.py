@@ -98,7 +98,7 @@ def test_failed_cache_disk_fails_only_that_run(cloud, disk, host, kind):
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 @pytest.mark.long
 def test_failed_checkpoint_disk_fails_only_that_run(cloud, disk, host, kind):
-    """F14 (I6 I8): no space for checkpoints, results and the log. The row has the cause; the service continues."""
+    """F14 (I6 I8): the disk has no space for checkpoints, results and the log. Only this run fails."""
     runs = disk("runs", kind)
     a = host("a", {"seconds_per_epoch": 0.3, "checkpoint_bytes": 2 * MIB}, RUNS_DIR=runs.place)
     run_id = cloud.enqueue(epochs=40, max_attempts=1)
@@ -114,7 +114,7 @@ def test_failed_checkpoint_disk_fails_only_that_run(cloud, disk, host, kind):
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_failed_results_disk_delays_upload(cloud, disk, host, kind):
-    """F14 (I6 I8): the model is partly published. The attempt waits, and continues once the disk works again."""
+    """F14 (I6 I8): the model is partly published. The attempt waits, and continues when the disk works again."""
     runs = disk("runs", kind)
     a = host("a", QUICK, RUNS_DIR=runs.place)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)

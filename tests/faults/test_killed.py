@@ -25,7 +25,7 @@ TRAINING_PHASES = {
 
 @pytest.mark.parametrize("phase", long_except(TRAINING_PHASES, "first batch", "middle", "finalizing"))
 def test_killed_training_resumes_from_last_epoch(cloud, host, phase):
-    """F1 (I1 I5 I6 I9 I10): SIGKILL to the training process. Only the epoch in progress is trained again."""
+    """F1 (I1 I5 I6 I9 I10): the training process is killed. Only the epoch in progress is repeated."""
     behavior, reported = TRAINING_PHASES[phase]
     a = host("a", behavior)
     run_id = cloud.enqueue(epochs=6)
@@ -50,7 +50,7 @@ def test_killed_training_resumes_from_last_epoch(cloud, host, phase):
 
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_killed_subreaper_leaves_no_process_and_run_resumes(cloud, host, which):
-    """F1 (I1 I5 I6 I9 I10): SIGKILL to one of the two processes between the service and the training."""
+    """F1 (I1 I5 I6 I9 I10): one of the two processes between the service and the training is killed."""
     a = host("a", {"seconds_per_epoch": 0.4})
     run_id = cloud.enqueue(epochs=6)
     cloud.wait_epoch(run_id, 3)
@@ -70,7 +70,7 @@ def test_killed_subreaper_leaves_no_process_and_run_resumes(cloud, host, which):
 
 @pytest.mark.parametrize("phase", long_except(PHASES, "downloading", "training", "uploading"))
 def test_run_of_killed_service_resumes_on_another_host(cloud, host, phase):
-    """F2 (I1 I6 I8 I9 I10): SIGKILL to the service. No process is left; another host claims the run within a lease."""
+    """F2 (I1 I6 I8 I9 I10): the service is killed. No process is left, and another host claims the run."""
     data = cloud.store_dataset() if phase == "downloading" else None
     behavior, wait_for_phase = hold_in_phase(cloud, phase)
     a = host("a", behavior)
@@ -145,7 +145,7 @@ def test_restarted_service_takes_over_its_own_orphaned_run(cloud, host):
 
 
 def test_undelivered_outcome_is_delivered_after_restart(cloud, host):
-    """F2 F6 (I6 I8): SIGKILL between upload and delivery of the outcome. Nothing is trained or uploaded again."""
+    """F2 F6 (I6 I8): the service is killed after the upload. Only the delivery of the outcome is repeated."""
     a = host("a", QUICK, LEASE_SECONDS=60)
     cloud.refuse("finish_training_run")
     run_id = cloud.enqueue(epochs=3)
@@ -163,7 +163,7 @@ def test_undelivered_outcome_is_delivered_after_restart(cloud, host):
 
 
 def test_torn_checkpoint_is_not_used(cloud, host):
-    """F3 (I8 I9): all processes are killed while a checkpoint is written. The attempt resumes from the previous one."""
+    """F3 (I8 I9): all processes are killed while a checkpoint is written. The attempt resumes from an earlier one."""
     a = host("a", SLOW, CHECKPOINT_INTERVAL=3600)
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 4)
@@ -203,7 +203,7 @@ def test_damaged_checkpoint_in_bucket_is_not_used(cloud, host):
 
 @pytest.mark.long
 def test_takeover_waits_for_checkpoint_during_storage_outage(cloud, host):
-    """F2 F6 (I9): another host takes over during an outage of Storage. It does not start from the first epoch."""
+    """F2 F6 (I9): another host takes over during an outage of Storage. The run does not start from the first epoch."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_until(run_id, lambda row: (row["checkpoint"] or {}).get("epoch", 0) >= 3)

@@ -92,7 +92,7 @@ def test_short_outage_in_any_phase_loses_nothing(cloud, host, phase, seconds):
 
 
 def test_outage_of_1_s_delays_no_epoch_with_default_settings(cloud, tmp_path):
-    """F6 (I5 I6 I8): one run trains, one finishes. `python -m tests.faults.outage` tests longer outages."""
+    """F6 (I5 I6 I8): one run trains, and one finishes. `python -m tests.faults.outage` tests longer outages."""
     outage = Outage(cloud, tmp_path / "a", 1).happen()
 
     assert outage.lost == []
@@ -120,7 +120,7 @@ def test_service_restarted_during_outage_delivers_outcome(cloud, host):
 
 @pytest.mark.long
 def test_run_completes_in_one_attempt_despite_storage_outages(cloud, host):
-    """F6 F7 (I6 I8 I11): 503 for the dataset, checkpoints and artifacts, for longer than the retries of a call."""
+    """F6 F7 (I6 I8 I11): Storage answers 503 for dataset, checkpoints and artifacts, for longer than one call retries."""
     reference = cloud.store_dataset()
     a = host("a", SLOW)
     cloud.storage.fault("status", on="/datasets", times=8)

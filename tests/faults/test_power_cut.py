@@ -251,7 +251,7 @@ def test_cached_pixels_survive_power_cut(power_cut):
 @pytest.mark.timeout(280)
 @pytest.mark.long
 def test_real_training_on_archive_survives_power_cut(cloud, power_cut, host):
-    """F3 (I6 I8 I11): a power cut right after the first run, of the disk with all files of the service."""
+    """F3 (I6 I8 I11): the disk with all files of the service loses its power right after the first run."""
     home, reference = power_cut("home"), store_archive(cloud)
     a = host(
         "a", None, TRAINER_HOME=home.place, DATASET_ROOT=home.place / "datasets", RUNS_DIR=home.place / "runs",

@@ -22,7 +22,7 @@ CONFIGURATION = {
 @pytest.mark.timeout(280)
 @pytest.mark.long
 def test_interrupted_real_training_has_one_curve(cloud, host):
-    """F1 F2 F13 (I1 I5 I6 I8 I9 I10): SIGKILL to the training, SIGTERM to the service, SIGKILL to the next service.
+    """F1 F2 F13 (I1 I5 I6 I8 I9 I10): the training is killed, the service is stopped, the next one is killed.
     Three hosts and four attempts make one curve with one schedule of the learning rate.
     """
     times = {"CHECKPOINT_INTERVAL": 0.2, "DRAIN_SECONDS": 60, "CANCEL_GRACE": 30}
@@ -73,7 +73,7 @@ def _wait_for_another_epoch(cloud, run_id, attempt):
 @pytest.mark.parametrize("damage", long_except(["gone", "truncated", "zeroed"], "truncated"))
 @pytest.mark.long
 def test_damaged_model_of_real_training_is_rebuilt_from_checkpoint(cloud, host, damage):
-    """F2 F3 (I8): SIGKILL during the upload, then best.pt is damaged. No epoch is trained again."""
+    """F2 F3 (I8): the service is killed during the upload, and best.pt is damaged. No epoch is repeated."""
     a = host("a", None, CHECKPOINT_INTERVAL=0.2)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=10)
     run_id = cloud.enqueue(**CONFIGURATION | {"epochs": 3})

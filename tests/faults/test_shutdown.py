@@ -22,7 +22,7 @@ OFTEN = [*[(5, phase) for phase in PHASES], (0, "training"), (0, "uploading"), (
 
 @pytest.mark.parametrize(("grace", "phase"), long_except(GRACES, *OFTEN))
 def test_run_of_stopped_service_resumes_on_another_host(cloud, host, record_property, grace, phase):
-    """F13 (I6 I9 I10): SIGTERM, then SIGKILL if the service is too slow. The run resumes on another host."""
+    """F13 (I6 I9 I10): the service gets SIGTERM, and SIGKILL if it is too slow. The run resumes on another host."""
     a, run_id = start_in_phase(cloud, host, phase, DRAIN_SECONDS=max(grace, 1))
     processes = a.children()
     a.process.send_signal(signal.SIGTERM)
@@ -58,7 +58,7 @@ def test_run_of_stopped_service_resumes_on_another_host(cloud, host, record_prop
     ("grace", "in_time"), long_except([(5, False), (30, True), (120, True)], (5, False), (30, True))
 )
 def test_slow_training_uses_drain_time_to_stop(cloud, host, record_property, grace, in_time):
-    """F13 (I6 I7 I9 I10): the training needs 6 s to stop. With less time, it is killed and its run is queued."""
+    """F13 (I6 I7 I9 I10): the training needs 6 s to stop. With less time, it is killed and its run is requeued."""
     a = host("a", SLOW | {"seconds_to_stop": 6}, DRAIN_SECONDS=grace)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)
@@ -125,7 +125,7 @@ def test_second_sigterm_exits_at_once_without_loss(cloud, host, record_property)
 
 @pytest.mark.long
 def test_repeated_deploys_count_no_failure(cloud, host):
-    """F13 (I7 I9): five deploys during one run. Each epoch is trained once, and each host can resume the run."""
+    """F13 (I7 I9): the service is restarted five times during one run. Each epoch is trained once."""
     a = host("a", {"seconds_per_epoch": 0.25}, CHECKPOINT_INTERVAL=3600)
     run_id = cloud.enqueue(epochs=30)
     for attempt in range(1, 6):

@@ -29,7 +29,7 @@ def reach(cloud, a, run_id, phase):
 
 @pytest.mark.parametrize("phase", ["train", "upload", "finish"])
 def test_service_suspended_past_its_lease_changes_nothing(cloud, host, phase):
-    """F4 (I3 I5 I8 I10): SIGSTOP past the lease, another host completes the run, SIGCONT. No stale write succeeds."""
+    """F4 (I3 I5 I8 I10): the service is suspended until another host has completed the run. No stale write succeeds."""
     a = host("a", SLOW if phase == "train" else QUICK)
     if phase == "upload":
         cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)
@@ -62,7 +62,7 @@ def test_service_suspended_past_its_lease_changes_nothing(cloud, host, phase):
 
 @pytest.mark.parametrize("phase", long_except(["train", "upload", "finish"]))
 def test_service_resumed_during_takeover_changes_nothing(cloud, host, phase):
-    """F4 (I1 I3 I5): SIGCONT while the other host is still working on the run."""
+    """F4 (I1 I3 I5): the suspended service continues while the other host works on the run."""
     a = host("a", SLOW if phase == "train" else QUICK)
     if phase == "upload":
         cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)
@@ -123,7 +123,7 @@ def test_service_suspended_past_its_lease_reclaims_its_run(cloud, host):
 
 @pytest.mark.parametrize("how", ["stopped", "an endless loop"])
 def test_training_without_progress_is_killed_and_retried(cloud, host, how):
-    """F5 (I6 I9 I10): SIGSTOP to the training, or an endless loop. Detected within STALL_SECONDS."""
+    """F5 (I6 I9 I10): the training is suspended or in an endless loop. This is detected after STALL_SECONDS."""
     a = host("a", SLOW if how == "stopped" else QUICK | {"hang": True, "at_epoch": 3}, STALL_SECONDS=1.5)
     run_id = cloud.enqueue(epochs=8)
     training = a.training()

@@ -8,7 +8,7 @@ CHUNK = 6 * MIB
 
 
 def test_upload_waits_for_larger_size_limit(cloud, host):
-    """F20 (I6 I8): 413 until the operator raises the limit. Nothing is trained again."""
+    """F20 (I6 I8): Storage answers 413 until the operator raises the limit. No training is repeated."""
     a = host("a", QUICK)
     cloud.storage.limit = 20
     run_id = cloud.enqueue(epochs=2)
@@ -25,7 +25,7 @@ def test_upload_waits_for_larger_size_limit(cloud, host):
 
 
 def test_upload_waits_for_missing_bucket(cloud, host):
-    """F20 (I6 I8): the bucket does not exist. The run completes once it is created."""
+    """F20 (I6 I8): the bucket does not exist. The run completes after the bucket has been created."""
     a = host("a", QUICK)
     bucket = cloud.storage.buckets.pop(BUCKET)
     try:

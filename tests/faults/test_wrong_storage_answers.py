@@ -41,7 +41,7 @@ def test_dataset_is_fetched_after_wrong_storage_answers(cloud, host, route, answ
 
 @pytest.mark.parametrize("answer", long_except(WRONG, "404 once", "a login page"))
 def test_refused_checkpoint_uploads_do_not_fail_run(cloud, host, answer):
-    """F20 (I8): a later checkpoint is uploaded once Storage works again. The training is not affected."""
+    """F20 (I8): a later checkpoint is uploaded when Storage works again. The training is not affected."""
     cloud.storage.fault("status", on="/checkpoints/", **WRONG[answer])
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=400)

@@ -160,7 +160,7 @@ NO_FILE = [
     [*((n, "is outside of MODELS_DIR") for n in LEADING_OUT), *((n, "no such file|is outside of") for n in NO_FILE)],
 )
 def test_path_outside_models_folder_or_without_file_is_rejected(folder, name, why):
-    """The path is checked again on use, because the file can change after the row was checked."""
+    """The path is also checked on use, because the file can change after the row was checked."""
     with pytest.raises(BadRequest, match=why):
         folder.resolve(ModelFile(name=name), Task.DETECT, StopSignal())
 

@@ -50,7 +50,7 @@ def million(supabase_lab):
 
 
 def in_parallel(workers: int, work) -> list:
-    """Start `work(n)` in many threads at once and return the results."""
+    """Start `work(n)` in many threads at the same time and return the results."""
     gate = threading.Barrier(workers)
 
     def start(n: int):

@@ -166,7 +166,7 @@ def check_change(was: dict, became: dict) -> None:
 
 
 def check_runs(changes: list[dict]) -> None:
-    """Check that no claim holds a run again after another claim, and that attempts only increase."""
+    """Check that no claim returns to a run after another claim, and that attempts only increase."""
     claims: dict[str, list[str]] = {}
     for change in changes:
         held = claims.setdefault(change["run_id"], [])

@@ -28,7 +28,7 @@ def put_dataset(storage: StorageServer, folder: Path, prefix: str = f"{PROJECT}/
         if path.is_file():
             mime = mimetypes.guess_type(path.name)[0] or "text/plain"
             storage.put("datasets", f"{prefix}/{path.relative_to(folder)}", path.read_bytes(), mime)
-    # other objects next to a dataset in the app's bucket
+    # the bucket of the app also contains other objects next to a dataset
     storage.put("datasets", f"{prefix}/thumbnails/train/small.png", b"a thumbnail", "image/png")
     return f"storage:datasets/{prefix}/data.yaml"
 

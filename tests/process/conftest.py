@@ -39,7 +39,7 @@ def second(subreaper):
 def is_subreaper(process):
     try:
         command = process.cmdline()
-        if not command:  # in the middle of exec, or a zombie
+        if not command:  # the process is in the middle of exec, or it is a zombie
             return process.status() != psutil.STATUS_ZOMBIE
         # between fork and exec, the process has the command line of this process
         return command == psutil.Process().cmdline() or any(part.endswith("subreaper.py") for part in command)
@@ -115,7 +115,7 @@ class Trained:
             assert self.changed.wait_for(lambda: condition(self), timeout=10)
 
     def when(self, condition, act):
-        """Call `act` from another thread once `condition(self)` is true."""
+        """Call `act` from another thread as soon as `condition(self)` is true."""
 
         def wait():
             self.wait_for(condition)
@@ -128,7 +128,7 @@ class Trained:
 
 @pytest.fixture
 def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")  # short: tmp_path is too long for sockets
+    return tmp_path_factory.mktemp("home")  # a short path, because tmp_path is too long for sockets
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ def in_training(training):
 
 
 def stop_with(training, reason):
-    """Request a stop once the process trains. Return the seconds from the request to the end."""
+    """Request a stop as soon as the process trains. Return the seconds from the request to the end."""
     asked = []
 
     def ask():

@@ -191,7 +191,7 @@ def test_resumed_ranks_keep_halved_batch(two, tmp_path):
     assert again.epochs() == [1, 2, 3, 4]
 
 
-def test_complete_checkpoint_starts_no_rank(two, tmp_path):
+def test_resume_from_complete_checkpoint_starts_no_rank(two, tmp_path):
     """Only the final validation is missing, which needs one process."""
     two.train()
     again = TwoDevices(tmp_path / "another-host", two.dataset)

@@ -54,7 +54,7 @@ def recorded(dataset, run_dir, **changes):
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """A training that was shut down once it could distinguish the colors."""
+    """A training that was shut down when it could distinguish the colors."""
     home = tmp_path_factory.mktemp("learned")
     when_learned = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and accuracy(event) > 0.9)
     run = run_child(recorded(draw(home / "data", Task.CLASSIFY), home / "run"), home, on_event=when_learned)

@@ -1,4 +1,4 @@
-"""Allocates memory up to a limit of its own, so that the host survives the test."""
+"""Allocates memory up to a limit that it sets for itself, so that the host survives the test."""
 
 import resource
 import traceback

@@ -23,7 +23,7 @@ pids = [
     subprocess.Popen([sys.executable, "-S", "-c", SLEEPER], pass_fds=(EVENTS,)).pid,
     subprocess.Popen([sys.executable, "-S", "-c", SLEEPER], pass_fds=(EVENTS,), start_new_session=True).pid,
 ]
-# its parent has already exited: only a subreaper finds it
+# the parent of this process has already exited, so only a subreaper finds the process
 command = [sys.executable, "-S", "-c", PARENT, str(EVENTS)]
 orphan = subprocess.run(command, pass_fds=(EVENTS,), stdout=subprocess.PIPE, check=True)
 with open(sys.argv[1] + ".new", "w") as file:
