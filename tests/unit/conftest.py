@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _no_fsync(monkeypatch):
-    """Replace `os.fsync`, so that no test waits for the disk. Tests of syncs replace `os.fsync` again."""
+    """Replace `os.fsync`, so that no test waits for the disk. Tests of syncs install their own replacement."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

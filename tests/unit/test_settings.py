@@ -49,7 +49,7 @@ def test_lease_shorter_than_three_heartbeats_is_rejected(environment):
     assert "LEASE_SECONDS" in complaint()
 
 
-def test_auto_is_local_without_url(environment):
+def test_backend_is_local_without_supabase_url(environment):
     assert not read_settings().uses_supabase
 
     environment(SUPABASE_URL="https://x.supabase.co", SUPABASE_SERVICE_ROLE_KEY=KEY)

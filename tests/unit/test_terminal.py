@@ -21,7 +21,7 @@ ODD = [None, 7, True, "text", "[/red] [link=x]", "\x1b[31m\x07", "n" * 10_000_00
        {"artifacts": [1, {"url": 5}, {}], "metrics": {"metrics/a": "x"}, "progress": {"losses": {"a": None}}}, "configuring"]  # fmt: skip
 
 
-def test_rows_are_shown_with_their_numbers(capsys, monkeypatch):
+def test_list_and_row_show_status_progress_and_metrics(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     terminal.show_list([run_row(ROW)])
     terminal.show_row(run_row(ROW))

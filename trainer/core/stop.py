@@ -92,7 +92,7 @@ class StopSignal:
             raise Stopped(reason)
 
     @contextmanager
-    def borrowed_time(self, seconds: float, *, at_most: bool = False) -> Iterator[StopSignal]:
+    def extra_time(self, seconds: float, *, at_most: bool = False) -> Iterator[StopSignal]:
         """Yield a signal that is set `seconds` after this signal, so that the work can end properly.
 
         LOST sets the new signal immediately. After a shutdown, the seconds count from the shutdown request. With
@@ -119,7 +119,7 @@ class StopSignal:
                 look()
 
         look()  # the time limit may have passed before the block
-        watcher = threading.Thread(target=watch, name="borrowed-time", daemon=True)
+        watcher = threading.Thread(target=watch, name="extra-time", daemon=True)
         watcher.start()
         try:
             yield later

@@ -238,7 +238,7 @@ class Attempt:
 
     def _upload_last_checkpoint(self) -> Checkpoint | None:
         try:
-            with self._run.stop.borrowed_time(self._services.times.upload) as time_limit:
+            with self._run.stop.extra_time(self._services.times.upload) as time_limit:
                 return self._checkpoints.send_newest(time_limit)
         except (TrainerError, Stopped, OSError) as error:
             log.warning("last checkpoint not uploaded, it stays on this host", run_id=self._job.id, error=str(error))

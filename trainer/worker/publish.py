@@ -35,7 +35,7 @@ class Publisher:
 
         Raises `WeightsChanged` if the model is not the trained model, Unavailable after the last retry, Stopped.
         """
-        with self._run.stop.borrowed_time(self._seconds) as time_limit:
+        with self._run.stop.extra_time(self._seconds) as time_limit:
             return self._publish(folder, PUBLISH_RETRIES, time_limit, finished)
 
     def publish_unfinished(self, folder: RunFolder, *, is_last: bool) -> JsonObject:
@@ -55,7 +55,7 @@ class Publisher:
         """Publish within the time limit. If another attempt follows, there is only one try."""
         policy = RetryPolicy(total_seconds=self._seconds) if is_last else ONE_TRY
         try:
-            with self._run.stop.borrowed_time(self._seconds, at_most=not is_last) as time_limit:
+            with self._run.stop.extra_time(self._seconds, at_most=not is_last) as time_limit:
                 return self._publish(folder, policy, time_limit)
         except (TrainerError, Stopped, OSError) as error:
             log.warning("artifacts not published, they stay on this host", path=str(folder.path), error=str(error))

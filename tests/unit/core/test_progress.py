@@ -32,7 +32,7 @@ def test_batches_increase_percent_within_epoch(progress):
     assert shown(progress)["epoch"] == 2
 
 
-def test_epoch_sets_metrics_and_number(progress):
+def test_epoch_event_sets_metrics_percent_and_eta(progress):
     progress.follow(epoch(3, **{"metrics/mAP50(B)": 0.5}))
 
     assert progress.as_json()["metrics"] == {"metrics/mAP50(B)": 0.5, "epoch": 3}

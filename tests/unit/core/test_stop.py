@@ -75,20 +75,20 @@ def test_raise_if_set_raises_error_with_reason():
     assert stopped.value.reason is StopReason.CANCELED
 
 
-def test_borrowed_time_delays_cancel_but_not_lost_lease():
+def test_extra_time_delays_cancel_but_not_lost_lease():
     canceled, lost = StopSignal(), StopSignal()
     canceled.set(StopReason.CANCELED)
     lost.set(StopReason.LOST)
 
-    with canceled.borrowed_time(0.3) as later:
+    with canceled.extra_time(0.3) as later:
         assert not later.wait(0.1)
         assert later.wait(5)
         assert later.reason is StopReason.CANCELED
-    with lost.borrowed_time(60) as later:
+    with lost.extra_time(60) as later:
         assert later.wait(5)
 
 
-def test_borrowed_time_of_shutdown_counts_from_its_request():
+def test_extra_time_of_shutdown_counts_from_its_request():
     shutdown = StopSignal()
     shutdown.set(StopReason.SHUTDOWN)
     run = shutdown.child()
@@ -96,47 +96,47 @@ def test_borrowed_time_of_shutdown_counts_from_its_request():
     shutdown._shutdown_at -= 60  # the shutdown was requested a minute ago
 
     began = time.monotonic()
-    with run.borrowed_time(60.2) as later:
+    with run.extra_time(60.2) as later:
         assert later.wait(30)
 
     assert time.monotonic() - began < 30
 
 
-def test_borrowed_time_ends_its_thread():
+def test_extra_time_ends_its_thread():
     before = threading.active_count()
 
-    with StopSignal().borrowed_time(60):
+    with StopSignal().extra_time(60):
         pass
 
     assert threading.active_count() == before
 
 
-def test_expired_time_is_not_borrowed():
+def test_expired_extra_time_ends_immediately():
     shutdown = StopSignal()
     shutdown.set(StopReason.SHUTDOWN)
     time.sleep(0.05)
 
-    with shutdown.borrowed_time(0.01) as later:
+    with shutdown.extra_time(0.01) as later:
         assert later.reason is StopReason.SHUTDOWN
 
 
-def test_borrowed_time_can_end_without_stop():
+def test_limited_extra_time_ends_without_stop():
     began = time.monotonic()
 
-    with StopSignal().borrowed_time(0.2, at_most=True) as later:
+    with StopSignal().extra_time(0.2, at_most=True) as later:
         assert later.wait(5)
 
     assert 0.2 <= time.monotonic() - began < 2
     assert later.reason is StopReason.STUCK
 
 
-def test_shutdown_shortens_limited_borrowed_time():
+def test_shutdown_shortens_limited_extra_time():
     shutdown = StopSignal()
     shutdown.set(StopReason.SHUTDOWN)
     shutdown._shutdown_at -= 60  # the shutdown was requested a minute ago
     began = time.monotonic()
 
-    with shutdown.child().borrowed_time(60.2, at_most=True) as later:
+    with shutdown.child().extra_time(60.2, at_most=True) as later:
         assert later.wait(30)
 
     assert time.monotonic() - began < 30

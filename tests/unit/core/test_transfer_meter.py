@@ -22,7 +22,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_rate_and_time_left_follow_the_bytes_moved(clock):
+def test_rate_and_time_left_are_computed_from_transferred_bytes(clock):
     events = []
     meter = Meter(events.append, total_files=2, total_bytes=400, phase=Phase.UPLOADING)
     clock.now += 2.0
@@ -40,7 +40,7 @@ def test_progress_is_reported_at_most_twice_a_second_and_at_the_end(clock):
         meter.count(1)
         clock.now += 0.125
     meter.finish_file()
-    assert len(events) == 3  # the start, after 0.5 s and after 1 s
+    assert len(events) == 3  # at the start, after 0.5 s and after 1 s
 
     meter.finish_file()
 

@@ -27,7 +27,7 @@ def test_file_is_synced_before_rename(cache, monkeypatch):
     assert synced == ["tmp"]
 
 
-def test_batch_is_synced_before_its_files_are_found(cache, monkeypatch):
+def test_batch_is_synced_before_its_files_can_be_found(cache, monkeypatch):
     synced = []
 
     def sync_below(folder):

@@ -95,7 +95,7 @@ def test_trees_are_evicted_completely(cache):
     assert list((cache.root / "tmp").iterdir()) == []
 
 
-def test_cache_works_after_its_folder_was_removed(cache, tmp_path):
+def test_cache_stores_files_after_its_folder_was_removed(cache, tmp_path):
     put(cache, "a")
     put_tree(cache, "t")
     shutil.rmtree(cache.root)
@@ -146,7 +146,7 @@ def test_leftovers_of_crash_are_removed_after_a_day(cache, monkeypatch):
     (cache.root / "tmp/older").mkdir()
     time.sleep(0.4)
     (cache.root / "tmp/young").write_bytes(b"half")
-    os.utime(cache.root / "tmp/young", (1, 1))  # `put` also sets an old modification time
+    os.utime(cache.root / "tmp/young", (1, 1))  # `put` sets the modification time, so it is not the age
     cache.make_room(0)
     assert os.listdir(cache.root / "tmp") == ["young"]
 

@@ -1,4 +1,4 @@
-"""`check`: findings and the contact sheet."""
+"""The command `check`: findings and the contact sheet."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_added_and_removed_images_are_noticed(tmp_path, looked_at):
     assert looked_at == ["0099.jpg"]
 
 
-def test_saved_facts_are_loaded_unchanged(tmp_path):
+def test_saved_image_facts_are_loaded_unchanged(tmp_path):
     cache = FactsCache(tmp_path / "facts")
     assert cache.load(["a"]) == {}
     cache.save(["a"], {"id": FACT})
@@ -95,27 +95,27 @@ def test_saved_facts_are_loaded_unchanged(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"junk", b"[]", b"{}", b'{"version": 1, "facts": {"a": [1]}}', b"\xff\xfe", b"null"]
 )
-def test_damaged_facts_file_is_ignored(tmp_path, content):
+def test_damaged_file_of_image_facts_is_ignored(tmp_path, content):
     cache = FactsCache(tmp_path)
     cache.save(["a"], {"id": FACT})
     next(tmp_path.glob("*.json")).write_bytes(content)
     assert cache.load(["a"]) == {}
 
 
-def test_facts_file_of_other_version_is_ignored(tmp_path, monkeypatch):
+def test_image_facts_of_other_version_are_ignored(tmp_path, monkeypatch):
     cache = FactsCache(tmp_path)
     cache.save(["a"], {"id": FACT})
     monkeypatch.setattr(facts_cache, "VERSION", facts_cache.VERSION + 1)
     assert cache.load(["a"]) == {}
 
 
-def test_unwritable_facts_folder_is_ignored(tmp_path):
+def test_unwritable_folder_of_image_facts_is_ignored(tmp_path):
     (tmp_path / "file").write_text("")
     FactsCache(tmp_path / "file/facts").save(["a"], {"id": FACT})
     assert FactsCache(tmp_path / "file/facts").load(["a"]) == {}
 
 
-def test_facts_of_least_recently_used_datasets_are_removed(tmp_path, monkeypatch):
+def test_image_facts_of_least_recently_used_datasets_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(facts_cache, "MAX_DATASETS", 2)
     cache = FactsCache(tmp_path)
     for number, source in enumerate("abc"):

@@ -56,9 +56,8 @@ def test_damaged_tree_in_cache_is_rebuilt(root, fetch):
     [
         lambda _: b"",
         lambda listing: b"\0" * len(listing),
-        lambda listing: listing[
-            : listing.rindex(b"\n[") + 1
-        ],  # without the last line, and the other lines are complete
+        # the last line is missing, and the other lines are complete
+        lambda listing: listing[: listing.rindex(b"\n[") + 1],
         lambda listing: listing[: len(listing) // 2],
         lambda listing: listing[: len(listing) // 2] + b"\0" * (len(listing) // 2),
         lambda listing: b"[]\n" + listing.partition(b"\n")[2],

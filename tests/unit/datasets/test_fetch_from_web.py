@@ -69,7 +69,7 @@ def test_unavailable_label_is_an_error(server, fetch):
         fetch(server.url("/data.yaml"))
 
 
-def test_yaml_at_url_that_names_folders_is_rejected_with_advice(server, fetch):
+def test_folders_in_yaml_at_url_are_rejected_with_advice(server, fetch):
     server.pages["/data.yaml"] = body(YAML.encode())
     with pytest.raises(DatasetError, match=r"a folder; folders cannot be listed over http\(s\). Use .txt lists"):
         fetch(server.url("/data.yaml"))
@@ -156,7 +156,7 @@ def test_classification_export_becomes_class_folders(server, fetch):
 def test_other_objects_in_folder_of_stored_export_are_not_fetched(server, store, fetch):
     export(server, RECORDS)
     lines = [json.dumps({**r, "url": server.url(f"/files/{n}")} if n else r) for n, r in enumerate(RECORDS)]
-    lines += [" " * (5 << 20)]  # makes the file larger than the limit of a YAML
+    lines += [" " * (5 << 20)]  # this line makes the file larger than the size limit of a YAML
     store.put({"set.ndjson": "\n".join(lines).encode()})
     fetched = fetch("storage:p/s/set.ndjson")
     assert "images/val/b.png" in content(fetched)

@@ -1,4 +1,4 @@
-"""Facts from an image's header agree with Pillow, which decodes the image."""
+"""Image facts from the file header agree with Pillow, which decodes the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The view: links, copies and names."""
+"""The view of a dataset: links, copies, names and fingerprint."""
 
 from __future__ import annotations
 

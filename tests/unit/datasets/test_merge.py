@@ -43,5 +43,5 @@ def test_equal_image_names_are_kept_and_labels_renumbered(tmp_path):
     assert dict(result.images) == {"train": 12, "val": 4}
     labels = [p.read_text() for p in sorted((tmp_path / "view/labels/train").iterdir())]
     assert sorted(text.split()[0] for text in labels) == ["0"] * 6 + ["1"] * 6
-    assert len(set(labels)) == 12  # the same boxes, once with each class number
+    assert len(set(labels)) == 12  # both sources have the same boxes, but different class numbers
     assert "image_duplicate" in {finding.code for finding in result.findings}

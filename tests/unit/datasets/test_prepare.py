@@ -85,7 +85,7 @@ def test_missing_val_is_rejected_unless_split_is_requested(tmp_path):
     assert dict(result.images) == {"train": 8, "val": 2}
 
 
-def test_pose_needs_kpt_shape_and_warns_without_flip_idx(tmp_path):
+def test_pose_dataset_needs_kpt_shape_and_has_warning_without_flip_idx(tmp_path):
     data = paint(tmp_path / "set", task=Task.POSE)
     codes = {finding.code for finding in prepared(data, tmp_path / "v1").findings}
     assert "flip_idx_missing" in codes

@@ -55,12 +55,8 @@ def test_split_depends_on_seed_and_is_equal_in_all_versions():
     assert sorted(n for n, split in one.items() if split == "val") == PINNED
 
 
-PINNED = [
-    "0/0002.jpg",
-    "0/0011.jpg",
-    "0/0012.jpg",
-    "0/0015.jpg",
-]  # must never change, because runs of different versions are compared
+# These names must never change, because runs of different versions are compared.
+PINNED = ["0/0002.jpg", "0/0011.jpg", "0/0012.jpg", "0/0015.jpg"]
 
 
 @pytest.mark.parametrize("count", [0, 1])

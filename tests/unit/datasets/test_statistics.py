@@ -83,7 +83,7 @@ def test_empty_and_rare_classes_are_reported(tmp_path):
     assert (codes["class_empty"], codes["class_rare"]) == (1, 2)
 
 
-def test_unbalanced_classes_and_classes_of_one_split_are_reported():
+def test_unbalanced_classes_and_classes_in_only_one_split_are_reported():
     report = Report()
     statistics.balance(["a", "b", "c"], {"train": [5000, 20, 0], "val": [50, 0, 20]}, report)
     assert {f.code for f in report.findings} == {"class_balance", "class_not_in_train", "class_not_in_val"}

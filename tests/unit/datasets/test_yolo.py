@@ -30,7 +30,7 @@ def labels_of(view: Path) -> list[str]:
 ROBOFLOW = {"images": "{split}/images", "labels": "{split}/labels"}
 LAYOUTS = {
     "images and labels": ({}, "train: images/train\nval: images/val\n"),
-    "path of one dot": ({}, "path: .\ntrain: images/train\nval: images/val\n"),
+    "path: .": ({}, "path: .\ntrain: images/train\nval: images/val\n"),
     "path of another machine": ({}, "path: /home/me/set\ntrain: images/train\nval: images/val\n"),
     "path of a Windows machine": ({}, "path: C:\\Users\\me\\set\ntrain: images\\train\nval: images\\val\n"),
     "absolute splits of another machine": ({}, "train: /home/me/set/images/train\nval: /home/me/set/images/val\n"),
@@ -213,7 +213,7 @@ def test_hidden_files_caches_and_resource_forks_are_skipped(tmp_path):
     (tmp_path / "set/labels/train.cache").write_bytes(b"junk")
     prepared(data, tmp_path / "view")
     names = {path.name for path in (tmp_path / "view").rglob("*") if path.is_file()}
-    names -= {"train.npz", "val.npz"}  # the label tables of the service
+    names -= {"train.npz", "val.npz"}  # label tables that the service adds
     assert names == {"data.yaml", *(f"{n:04}.{suffix}" for n in range(8) for suffix in ("jpg", "txt"))}
 
 

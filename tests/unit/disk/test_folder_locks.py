@@ -1,4 +1,4 @@
-"""Locks show every process the folders in use, also after a process was killed."""
+"""Every process can see which folders are in use, even after a process was killed."""
 
 import errno
 import fcntl
@@ -51,7 +51,7 @@ def test_folder_of_another_process_is_in_use(folder, other):
     assert use_of(folder) is Use.IN_USE
 
 
-def test_folder_of_killed_process_has_state_left(folder, other):
+def test_crash_of_folder_user_is_detected(folder, other):
     other.kill()
     other.wait()
 
@@ -103,7 +103,7 @@ def test_refresh_keeps_lock_of_other_host(folder):
     locks.refresh()
 
 
-def test_folder_can_be_used_soon_after_sweep(folder):
+def test_folder_can_be_used_when_sweep_releases_it(folder):
     locks, entered = FolderLocks(), threading.Event()
 
     def use():

@@ -1,4 +1,4 @@
-"""Invalid answers from a proxy, a login page or a broken connection are `Unavailable`."""
+"""Invalid answers from a proxy, a login page or a broken connection raise `Unavailable`."""
 
 import json
 from urllib.parse import parse_qs
@@ -82,7 +82,10 @@ def test_invalid_rows_are_unavailable(call, answer):
 
 
 def server(row, seen):
-    """Return a fake PostgREST with one claimed row. A full selection returns `row`, others the selected columns."""
+    """Return a fake PostgREST with one claimed row.
+
+    A query of all columns returns `row`. Other queries return only the id and the attempt.
+    """
 
     def respond(request):
         select = parse_qs(request.url.query.decode())["select"][0]
@@ -130,7 +133,7 @@ def test_json_columns_are_requested_as_text():
 
 
 @pytest.mark.parametrize("size", [LARGEST_ANSWER, LARGEST_ANSWER + 1])
-def test_answer_is_read_up_to_its_largest_size(size):
+def test_largest_allowed_answer_is_read_and_larger_answer_is_rejected(size):
     body = b'"' + b"x" * (size - 2) + b'"'
     with queue_whose_answer_is(body)._project as project:
         if size == LARGEST_ANSWER:

@@ -26,12 +26,12 @@ TOTAL = 1.0
 SLACK = 1.0
 HEAD = b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 10_000 + b"\r\n"
 BODY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10000\r\n\r\n"
-# the first bytes of a TLS record of 16 KB with a handshake in it
+# the first bytes of a TLS record of 16 KB that contains a handshake
 TLS = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc" + b"\x00" * 16_000
 
 
 class DrippingServer:
-    """A server that answers with `at_once`, then sends the bytes of `dripped` slowly one by one."""
+    """A server that sends `at_once` immediately, and then `dripped` slowly, one byte at a time."""
 
     def __init__(self, at_once=b"", dripped=b"", *, reads=True):
         self.at_once, self.dripped, self.reads = at_once, dripped, reads
@@ -58,7 +58,7 @@ class DrippingServer:
                     return
                 connection.sendall(self.dripped[n : n + 1])
             while not self.over.wait(EVERY) and not self.reads:
-                connection.recv(1)  # reads a large request byte by byte
+                connection.recv(1)  # the server reads a large request slowly, one byte at a time
 
     def close(self):
         self.over.set()
@@ -124,9 +124,8 @@ def test_download_without_first_byte_ends_in_time(dripping, case):
 
 
 def test_slow_download_ends_after_time_for_its_size(dripping, monkeypatch):
-    monkeypatch.setattr(
-        "trainer.remote.storage_api.SLOWEST", 10_000
-    )  # bytes per second, so a body of 10,000 bytes gets one more second
+    # 10,000 bytes per second, so a body of 10,000 bytes has one more second
+    monkeypatch.setattr("trainer.remote.storage_api.SLOWEST", 10_000)
     api = StorageApi(
         f"http://127.0.0.1:{dripping(BODY, b'x' * 10_000).port}", "key", times=HttpTimes(read=0.9, total=TOTAL)
     )
@@ -146,7 +145,7 @@ def test_slow_upload_ends_in_time(dripping, monkeypatch):
         )
 
 
-def test_response_headers_of_dataset_url_end_in_time(dripping, tmp_path, monkeypatch):
+def test_dataset_download_with_slow_headers_ends_in_time(dripping, tmp_path, monkeypatch):
     monkeypatch.setattr(web, "HEAD_SECONDS", TOTAL)
     server = dripping(b"", HEAD)
     client = GuardedClient(allowed_hosts=[f"127.0.0.1:{server.port}"], policy=RetryPolicy(tries=1))
@@ -154,7 +153,7 @@ def test_response_headers_of_dataset_url_end_in_time(dripping, tmp_path, monkeyp
         client.download(f"http://127.0.0.1:{server.port}/a.zip", tmp_path / "a.zip", StopSignal())
 
 
-def test_response_headers_of_published_file_end_in_time(dripping, tmp_path, monkeypatch):
+def test_weights_download_with_slow_headers_ends_in_time(dripping, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.remote.download.HEAD_SECONDS", TOTAL)
     url = f"http://127.0.0.1:{dripping(b'', HEAD).port}/yolo11n.pt"
     with ends_in_time(), pytest.raises(Unavailable):
@@ -189,7 +188,7 @@ def test_time_limit_applies_to_one_call_only(dripping):
         assert project.call("a") == []
 
 
-def test_call_to_host_with_many_dead_addresses_ends_in_time(monkeypatch):
+def test_call_to_host_with_many_unresponsive_addresses_ends_in_time(monkeypatch):
     """One address can take the connect timeout. All addresses together can take the time limit of the call."""
     blocked = socket.create_server(("0.0.0.0", 0), backlog=0)
     port = blocked.getsockname()[1]

@@ -33,7 +33,7 @@ def answering(reply: bytes, *, hold: float = 0.0):
     finally:
         released.set()
         with suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)  # ends the wait for a connection
+            listener.shutdown(socket.SHUT_RDWR)  # this ends `accept` in the thread
         thread.join()
         listener.close()
 
@@ -74,7 +74,7 @@ def test_every_failed_download_raises_error_with_reason(tmp_path, reply, error, 
         download(url, tmp_path / "a", StopSignal(), largest=1000)
 
 
-def test_no_connection_names_host(tmp_path):
+def test_connection_error_names_host(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with pytest.raises(Unavailable, match=r"no connection to 127\.0\.0\.1"):

@@ -105,7 +105,7 @@ def test_no_message_contains_secrets_of_url(server, client, tmp_path):
         assert "SECRET" not in str(caught.value)
 
 
-def test_endless_body_is_cut_at_limit(server, make_client, tmp_path):
+def test_endless_body_is_rejected_at_size_limit(server, make_client, tmp_path):
     server.pages["/a"] = endless
     client = make_client(allowed_hosts=[server.host], max_bytes=1 << 20)
     with pytest.raises(DatasetError, match="larger than 1,048,576 bytes"):
@@ -119,7 +119,7 @@ def test_content_length_over_limit_is_rejected_before_reading(server, client, tm
         client.download(server.url("/a"), tmp_path / "a", StopSignal(), max_bytes=10)
 
 
-def test_slow_body_ends_at_time_limit(server, make_client, tmp_path):
+def test_download_with_slow_body_ends_at_time_limit(server, make_client, tmp_path):
     def drip(connection, _):
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
@@ -143,7 +143,7 @@ def test_call_can_have_shorter_time_limit_than_client(server, make_client, tmp_p
     assert time.monotonic() - began < 15
 
 
-def test_slow_headers_end_at_time_limit(server, make_client, tmp_path):
+def test_download_with_slow_headers_ends_at_time_limit(server, make_client, tmp_path):
     def drip(connection, _):
         connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
         while True:

@@ -21,7 +21,7 @@ def test_connection_goes_to_address_that_was_checked(server, make_client, tmp_pa
     name = f"data.example:{server.port}"
     client = make_client(allowed_hosts=[name], resolve=resolve)
     client.download(f"http://{name}/a", tmp_path / "a", StopSignal())
-    assert asked == ["data.example"]  # resolved once, so the address cannot change after the check
+    assert asked == ["data.example"]  # the host is resolved once, so the address cannot change after the check
     assert server.hosts == [name]
 
 

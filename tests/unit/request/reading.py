@@ -9,7 +9,7 @@ from trainer.request.parse import plan_of
 
 RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
 
-# arguments of Ultralytics with their own field in a plan
+# a plan has a separate field for each of these arguments of Ultralytics
 PLANNED = frozenset({"task", "model", "data", "epochs", "batch", "imgsz", "device", "split", "pretrained"})
 
 # the row that the web app creates for its preset "balanced"

@@ -250,7 +250,7 @@ def test_defaults_except_optimizer_and_workers_equal_installed_version():
     assert different == {"optimizer", "lr0", "workers"}
 
 
-def test_resumption_uses_the_same_defaults():
+def test_resumption_has_same_defaults_as_train_arguments():
     own = {name: field.default for name, field in ARGUMENTS.items()}
     assert {**own, "optimizer": "auto", "lr0": 0.01} == {**RESUMPTION_DEFAULTS, "workers": None}
 

@@ -49,7 +49,7 @@ store = SupabaseObjectStore(StorageApi({server.url!r}, "service-key"), notes=fol
 
 
 def kill_when(condition, server: StorageServer, tmp_path: Path, statement: str) -> None:
-    """Run `statement` with its own store in another process, and kill the process when `condition` is true."""
+    """Run `statement` with a new store in another process. Kill the process when `condition` is true."""
     with in_another_process(server, tmp_path, statement) as process:
         deadline = time.monotonic() + 20
         while not condition():

@@ -1,4 +1,4 @@
-"""Invalid answers with status 200: each is `Unavailable` with a reason, and is not cached."""
+"""An invalid answer with status 200 raises `Unavailable` with a reason, and is not cached."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_object_missing_right_after_upload_is_unavailable(server, store, upload)
 
 
 def test_web_page_with_404_does_not_make_public_bucket_private(server, store, upload):
-    """A public object must not get a URL that expires, because the gateway was restarted."""
+    """After a restart of the gateway, the URL of a public object must not expire."""
     server.buckets["data"].public = True
     server.fault("status", on="GET /bucket/", status=404, times=1)
 

@@ -57,7 +57,7 @@ def said(status: str, error: str, message: str, **more: str) -> dict[str, str]:
     (said("500", "Internal", "Internal Server Error"), 500, Unavailable, "500"),
     (said("544", "DatabaseTimeout", "timed out"), 400, Unavailable, "544"),
     (said("402", "quota", "storage quota exceeded"), 400, Misconfigured, "quota exceeded"),
-    # a gateway, a login page, a wrong URL, plain text of the resumable routes
+    # answers of a gateway, a login page, a wrong URL, and plain text of the resumable routes
     (b"<html>502 Bad Gateway</html>", 502, Unavailable, "a web page"),
     (b"", 503, Unavailable, "no reason given"),
     (b"", 302, Unavailable, "302"),
@@ -98,7 +98,7 @@ def test_retry_after_is_passed_on(api, value, seconds):
 
 
 def test_every_error_of_httpx_becomes_trainer_error(api):
-    bugs = {httpx.HTTPStatusError}  # raised by raise_for_status only, which is not called
+    bugs = {httpx.HTTPStatusError}  # only `raise_for_status` raises this error, and it is not called
     kinds = [kind for _, kind in inspect.getmembers(httpx, inspect.isclass) if issubclass(kind, httpx.HTTPError)]
     assert len(kinds) > 15
     for kind in [*kinds, httpx.InvalidURL]:

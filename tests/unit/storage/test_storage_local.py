@@ -1,4 +1,4 @@
-"""Faults of the local store only."""
+"""Faults that only the local store can have."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_prefix_cannot_leave_its_bucket(store):
         list(store.list(ObjectRef(bucket="data", key="../..")))
 
 
-def test_link_out_of_bucket_is_rejected_everywhere(store, root, tmp_path):
+def test_link_out_of_bucket_is_rejected_by_every_call(store, root, tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     (root / "data/link").symlink_to(tmp_path / "secret")
     for call in (
@@ -114,7 +114,7 @@ def test_temporary_file_is_not_an_object(store, root):
     assert list(store.list(ObjectRef(bucket="data", key=""))) == []
 
 
-def test_full_disk_names_file_and_leaves_no_partial_file(store, root, tmp_path):
+def test_full_disk_error_names_file_and_no_partial_file_remains(store, root, tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 4 * MIB)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))

@@ -169,7 +169,7 @@ def test_received_bytes_of_interrupted_chunk_are_kept(server, client):
     assert client.head(place, headers=TUS).headers["Upload-Offset"] == "300000"
 
 
-def test_official_client_works_with_fake_server(server):
+def test_official_client_can_upload_download_list_and_sign(server):
     from storage3 import SyncStorageClient
 
     content = bytes(range(256)) * 9 + b"\r\n--\r\n"

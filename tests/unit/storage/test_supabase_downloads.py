@@ -200,7 +200,7 @@ def test_download_of_killed_process_is_resumed(server, store, tmp_path):
     assert server.sent - before == len(content) - kept
 
 
-def test_full_disk_names_file_and_leaves_no_file(server, store, tmp_path):
+def test_full_disk_error_names_file_and_no_file_remains(server, store, tmp_path):
     server.put(REF.bucket, REF.key, os.urandom(9 * MIB))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))

@@ -92,7 +92,7 @@ def test_upload_with_lost_last_response_is_not_repeated(server, store, tmp_path)
     assert server.received == len(content)
 
 
-def test_discarded_upload_starts_again(server, store, tmp_path):
+def test_stopped_upload_discarded_by_server_is_restarted(server, store, tmp_path):
     path, content = source_file(tmp_path, 13 * MIB)
     stop = StopSignal()
     with pytest.raises(Stopped):
@@ -102,7 +102,7 @@ def test_discarded_upload_starts_again(server, store, tmp_path):
     assert server.get("data", REF.key) == content
 
 
-def test_upload_discarded_midway_starts_again(server, store, tmp_path):
+def test_running_upload_discarded_by_server_is_restarted(server, store, tmp_path):
     path, content = source_file(tmp_path, 20 * MIB)
     forgotten: list[int] = []
 
@@ -134,7 +134,7 @@ def test_upload_with_progress_survives_any_number_of_interruptions(server, store
     assert server.received == len(content)
 
 
-def test_full_disk_without_note_does_not_fail_upload(server, make_store, tmp_path):
+def test_upload_succeeds_if_notes_cannot_be_written(server, make_store, tmp_path):
     """The folder of the notes is created when the first note is written, not at the start."""
     (tmp_path / "file").touch()
     store = make_store(notes=tmp_path / "file" / "notes")
@@ -145,7 +145,7 @@ def test_full_disk_without_note_does_not_fail_upload(server, make_store, tmp_pat
     store.upload(path, REF, StopSignal())
 
     assert server.get("data", REF.key) == content
-    assert server.received == len(content), "no byte is sent twice"
+    assert server.received == len(content), "a byte was sent twice"
 
 
 def test_old_notes_are_deleted(make_store, tmp_path):

@@ -159,7 +159,7 @@ def test_phase_event_has_seconds_of_previous_phase(training):
     ]
 
 
-def test_final_validation_stays_in_finalizing(training):
+def test_final_validation_does_not_change_phase_finalizing(training):
     training.epoch(1, 1, batches=2)
     training.meter.enter(Phase.FINALIZING)
     training.validate(2, 4.0)

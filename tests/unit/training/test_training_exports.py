@@ -21,7 +21,7 @@ def test_format_is_available_if_all_packages_are_installed(monkeypatch):
     assert set(available_exports()) == {"torchscript", "engine"}
 
 
-def test_check_imports_no_package():
+def test_available_exports_does_not_import_torch():
     looking = (
         "import sys; from trainer.training.exports import available_exports as a; a(); print('torch' in sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""Facts of the installed Ultralytics on which the training process depends.
+"""The training process depends on these properties of the installed Ultralytics.
 
 If a test fails, read the new release and adapt the code.
 """
@@ -112,7 +112,7 @@ def test_stripped_checkpoint_cannot_be_resumed(ultralytics):
     assert '"optimizer"' in stripping
 
 
-def test_git_facts_can_be_removed(ultralytics, trainer, tmp_path):
+def test_git_data_in_checkpoints_can_be_cleared(ultralytics, trainer, tmp_path):
     from ultralytics.utils.git import GitRepo
 
     (tmp_path / ".git").mkdir()
@@ -169,7 +169,7 @@ def test_torch_loads_checkpoint_with_added_members(ultralytics, tmp_path):
     assert zipfile.ZipFile(kept.path).testzip() is None
 
 
-def test_loader_epoch_can_be_shortened_once(ultralytics):
+def test_batches_of_one_loader_epoch_can_be_skipped(ultralytics):
     import torch
     from ultralytics.data.build import InfiniteDataLoader
 
@@ -213,7 +213,7 @@ def test_memory_errors_are_recognized_by_message(ultralytics, message, expected)
     assert is_out_of_memory(RuntimeError(message)) is expected
 
 
-def test_trainer_has_attributes_of_callbacks(ultralytics, trainer):
+def test_trainer_has_attributes_used_by_callbacks(ultralytics, trainer):
     import torch
 
     has = SimpleNamespace(device=torch.device("cpu"))

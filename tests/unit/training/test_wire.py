@@ -201,7 +201,7 @@ def test_too_long_line_is_refused():
         decode_event(b'{"kind":"warning","code":"' + b"x" * LONGEST_LINE + b'"}')
 
 
-def test_order_omits_supervisor_facts(order):
+def test_order_omits_secrets_findings_and_summary(order):
     line = encode_order(order)
     arrived = decode_command(line)
 

@@ -79,7 +79,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             self.server.trickle.wait(60)
         elif body is None:
-            self.wfile.write(declared[: len(declared) // 2])  # the connection closes before the rest
+            self.wfile.write(declared[: len(declared) // 2])  # the connection closes before the second half is sent
         else:
             self.wfile.write(body)
 

@@ -21,7 +21,7 @@ from trainer.weights.model_folder import ModelFolder
     ("task", "name"),
     [(Task.DETECT, "yolo11n.pt"), (Task.SEGMENT, "yolo11n-seg.pt"), (Task.CLASSIFY, "yolo11n-cls.pt")],
 )
-def test_variant_for_task_of_official_model_in_folder_is_used(folder, models, task, name):
+def test_official_model_in_folder_is_used_in_variant_for_task(folder, models, task, name):
     path = put(models, name)
     assert folder().resolve(YOLO11N, task, StopSignal()) == path
 

@@ -1,4 +1,4 @@
-"""A daemon that serves the queue of a `WorkerFixture`."""
+"""A daemon that executes the runs in the queue of a `WorkerFixture`."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -77,7 +77,7 @@ class Manager:
 
 @contextmanager
 def serving(worker, queue, **parts):
-    """Run a daemon during the block. Stop the daemon at the end of the block, also if the test fails."""
+    """Run a daemon during the block. Stop the daemon at the end of the block, even if the test fails."""
     with in_background(lambda: daemon(worker, queue, **parts).run(worker.shutdown)):
         try:
             yield

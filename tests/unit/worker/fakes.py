@@ -42,7 +42,10 @@ class FakeWeights:
 
 
 class FakeTrainer:
-    """Trains `epochs` without delay. `during` is called in each epoch. It can raise, set a stop, or wait for `stop`."""
+    """Trains for `epochs` epochs without delay.
+
+    `during` is called in each epoch. This function can raise an error, set a stop, or wait for `stop`.
+    """
 
     def __init__(self, epochs: int = 3):
         self.epochs = epochs

@@ -87,7 +87,7 @@ def test_stop_ends_upload_before_next_file(store, run_dir):
     assert not (run_dir.parent / "storage").exists()
 
 
-def test_uploaded_file_is_not_sent_again_after_failure_of_another(store, run_dir):
+def test_uploaded_file_is_not_sent_again_after_failure_of_another_file(store, run_dir):
     watched = Watched(store)
     uploader = ArtifactUpload(watched, "b", JOB)
 

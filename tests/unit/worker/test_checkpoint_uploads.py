@@ -56,7 +56,7 @@ def test_checkpoint_with_invalid_sha256_is_not_uploaded(tmp_path, worker, digest
 
 
 def test_only_checkpoint_files_of_the_run_are_uploaded(tmp_path, worker):
-    """The training process reports the path. The path can be another file of the host, or a link to another file."""
+    """The training process reports the path, which can name another file of the host or a link to another file."""
     (tmp_path / "secret.pt").write_text("a key of the service")
     uploads = uploads_of(tmp_path / "run", worker, worker.store)
     saved = save_checkpoint(tmp_path / "run", 1)
@@ -97,7 +97,7 @@ def test_training_process_cannot_choose_checkpoint_of_row(worker):
 
 
 def test_checkpoint_is_not_uploaded_after_lease_is_lost(tmp_path, worker):
-    """F4: the queue answers the heartbeat before the upload with LOST."""
+    """F4: before the upload, the queue answers a heartbeat with LOST."""
 
     def confirm(stop):
         raise Stopped(StopReason.LOST)

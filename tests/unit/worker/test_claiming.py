@@ -67,8 +67,8 @@ def test_unexpected_error_of_claim_does_not_stop_claims(worker, queue, error):
         wait_for(lambda: worker.row(run_id)["status"] == "completed")
 
 
-def test_unexpected_error_of_claim_starts_new_claim_id(worker, queue):
-    """The lease must expire, so that the attempt counts as lost. A repeated claim would renew the lease without end."""
+def test_claim_after_unexpected_error_has_new_claim_id(worker, queue):
+    """A claim with the same id would renew the lease. The lease must expire, so that the attempt counts as lost."""
     worker.enqueue()
     queue.after = raising(AttributeError("row"))
 

@@ -15,8 +15,6 @@ from trainer.core.events import Finished, WeightsFile
 from trainer.core.run_folder import RunFolder
 from trainer.worker import finished_marker
 
-# ── the files match the report ──
-
 DAMAGES = {
     "a missing file": lambda path: path.unlink(),
     "a truncated file": lambda path: path.write_bytes(path.read_bytes()[:3]),

@@ -1,4 +1,4 @@
-"""An unhealthy host stops claiming runs, and starts again when it is healthy. The clock is fake; no test sleeps."""
+"""An unhealthy host stops claiming runs, and resumes claims when it is healthy. The clock is fake; no test sleeps."""
 
 import threading
 
@@ -138,7 +138,7 @@ def test_host_unhealthy_at_start_claims_nothing(host):
         assert host.health.problem == FULL
 
 
-# ── claims start again ──
+# ── claims resume ──
 
 
 def test_passed_self_test_allows_one_trial_run(host):

@@ -1,4 +1,4 @@
-"""Journals of other processes: damaged journals are renamed, locked journals are skipped, others are delivered."""
+"""Journals of other processes: damaged journals are set aside, locked journals are skipped, others are delivered."""
 
 import json
 import os

@@ -146,7 +146,7 @@ def test_run_of_killed_process_is_requeued_while_store_fails(worker, error, canc
 def test_known_outcomes_do_not_wait_for_recoveries(worker):
     worker.enqueue(), worker.enqueue()
     leases = [worker.claim(CLAIM), worker.claim("33333333-3333-4333-8333-333333333333")]
-    # sorted like the names of their journals
+    # the runs have the order of the names of their journals
     orphan, decided = sorted(leases, key=lambda lease: lease.job.id)
     first, second = orphan.job.id, decided.job.id
     killed(worker, orphan)

@@ -50,7 +50,7 @@ def test_folder_in_place_of_log_or_manifest_does_not_stop_publishing(worker, nam
 
 
 @pytest.mark.parametrize("name", ["results.csv", "run.log"])
-def test_huge_file_does_not_exceed_time_or_memory(worker, monkeypatch, name):
+def test_recovery_with_huge_file_ends_within_time_limit(worker, monkeypatch, name):
     """A sparse file needs no disk space, but reading it can take hours. Meanwhile, the lease is renewed."""
     monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 2**20)
     worker.drain_seconds = 0.5

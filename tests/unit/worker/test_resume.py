@@ -1,4 +1,4 @@
-"""The choice of the checkpoint that an attempt resumes from."""
+"""The choice of the checkpoint from which an attempt resumes."""
 
 import os
 from dataclasses import replace
@@ -157,11 +157,11 @@ ORDER = TrainingOrder(plan=PLAN, model=Path("m.pt"), dataset=DATA, run_dir=Path(
 
 
 def test_resumed_training_keeps_started_from(host):
-    path = host.keep(host.first, 5, replace(NOW, started_from="the best weights of before"))
+    path = host.keep(host.first, 5, replace(NOW, started_from="the best weights of an earlier training"))
     order, events = resumed_order(ORDER, NOW, host.found())
 
     assert (order.resume, order.best_of) == (path, None)
-    assert order.setup["started_from"] == "the best weights of before"
+    assert order.setup["started_from"] == "the best weights of an earlier training"
     assert [event.code for event in events] == ["resumed"]
 
 

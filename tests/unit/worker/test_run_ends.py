@@ -26,7 +26,7 @@ def test_execution_returns_what_its_reporter_receives(worker):
 
 
 @pytest.mark.parametrize(("max_attempts", "status"), [(3, Status.QUEUED), (1, Status.FAILED)])
-def test_end_of_retry_has_status_of_row(worker, max_attempts, status):
+def test_end_with_outcome_retry_has_status_of_row(worker, max_attempts, status):
     run_id = worker.enqueue()
     worker.update_row(run_id, max_attempts=max_attempts)
     worker.trainer.during = fail

@@ -78,7 +78,7 @@ def test_folder_that_cannot_be_created_prevents_start(place):
         SelfTest([place]).require_folders()
 
 
-def test_too_little_space_is_reported_with_numbers(place, monkeypatch):
+def test_too_little_space_is_reported_with_free_and_required_space(place, monkeypatch):
     disk(monkeypatch, free=199 * MIB)
     assert "has 199 MiB free, and the smallest run needs 200 MiB" in SelfTest([place])()
     disk(monkeypatch, free=201 * MIB)
@@ -150,5 +150,5 @@ def test_host_without_gpus_is_not_tested():
 
 
 @pytest.mark.skipif(bool(host.gpus()), reason="this host has a GPU")
-def test_real_gpu_check_works_without_driver(two_gpus):
+def test_real_gpu_check_reports_missing_driver(two_gpus):
     assert "the GPU driver fails" in host.GpuCheck({"PATH": os.environ["PATH"]})()

@@ -146,7 +146,7 @@ def test_artifacts_of_earlier_attempt_stay_listed(worker, error):
 
 
 @pytest.mark.parametrize(("reported_by", "last_epoch"), [(1, 2), (2, 0), (0, 0)])
-def test_epochs_are_reported_again_after_other_attempt_reported_some(worker, reported_by, last_epoch):
+def test_reported_epochs_of_other_attempt_do_not_count(worker, reported_by, last_epoch):
     """Attempt 1 saved the checkpoint. The reported epochs of the row count only if attempt 1 reported them."""
     run_id = worker.enqueue()
     worker.fail_in(3, MachineFailed("killed"))

@@ -27,7 +27,7 @@ def bucket(worker, uploaded, tmp_path):
 
 
 class Bucket:
-    """Uploads checkpoints, with or without an entry in the list of uploaded checkpoints."""
+    """A bucket for checkpoints with or without an entry in the list of uploaded checkpoints."""
 
     def __init__(self, worker, uploaded, file):
         self.worker, self.uploaded, self.file = worker, uploaded, file
