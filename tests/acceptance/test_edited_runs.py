@@ -144,7 +144,7 @@ def test_run_with_edited_optimizer_starts_over_from_best_weights_and_then_resume
 
 
 @pytest.mark.long
-def test_other_model_is_trained_from_scratch(queue, data):
+def test_run_with_edited_base_model_is_trained_from_scratch(queue, data):
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 2)
     queue.fail(run_id)

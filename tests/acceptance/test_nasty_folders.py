@@ -81,7 +81,7 @@ def gone(folders: list[Path], seconds=20.0) -> list[Path]:
     return [folder for folder in folders if os.path.lexists(folder)]
 
 
-def test_service_works_with_strange_files_in_its_folders(tmp_path, data):
+def test_service_completes_runs_with_strange_files_in_its_folders(tmp_path, data):
     home, outside = tmp_path / "home", tmp_path / "outside"
     outside.mkdir()
     (outside / "canary").write_text(OUTSIDE)

@@ -247,7 +247,7 @@ def test_full_notify_socket_does_not_block_service(service, tmp_path):
         assert service.stop() == 0
 
 
-def test_ready_is_sent_until_systemd_received_it(service, tmp_path):
+def test_ready_message_is_repeated_until_systemd_receives_it(service, tmp_path):
     address = tmp_path / "notify"
     service.environment["NOTIFY_SOCKET"] = str(address)
     service.start()

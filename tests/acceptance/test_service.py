@@ -132,7 +132,7 @@ def test_idle_service_needs_little_memory_and_has_no_torch(home):
 
 
 @pytest.mark.training
-def test_real_training_from_queue_to_artifacts(home, data):
+def test_real_training_of_queued_run_publishes_artifacts(home, data):
     with running(home) as service:
         run_id = service.enqueue(data, epochs=1, imgsz=64, batch=4, workers=0, compute="cpu")
         row = service.wait(run_id, "completed", "failed", seconds=240)

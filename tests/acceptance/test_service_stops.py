@@ -14,7 +14,7 @@ from tests.acceptance.service import Service, running
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "Ctrl-C", "SIGHUP"],
 )  # fmt: skip
-def test_signal_requeues_run_and_exits_0(home, data, number):
+def test_stopped_service_requeues_run_and_exits_0(home, data, number):
     with running(home, {"seconds_per_epoch": 0.5}) as service:
         run_id = service.enqueue(data, epochs=8)
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
@@ -34,7 +34,7 @@ def test_signal_requeues_run_and_exits_0(home, data, number):
 
 
 @pytest.mark.long
-def test_second_signal_exits_at_once_and_run_resumes_later(home, data):
+def test_second_signal_ends_service_at_once_and_run_resumes_later(home, data):
     with running(
         home, {"seconds_per_epoch": 0.5, "ignores_stop": True, "ignores_signals": True}, CANCEL_GRACE=20
     ) as service:

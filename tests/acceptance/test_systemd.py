@@ -76,7 +76,7 @@ def test_ready_is_sent_after_first_answer_of_queue(start, manager):
     assert sum("READY=1" in message for message in manager.received) == 1
 
 
-def test_watchdog_is_notified_while_training_and_stop_drains(start, manager, tmp_path):
+def test_watchdog_is_notified_during_training_and_sigterm_requeues_run(start, manager, tmp_path):
     service = start({"seconds_per_epoch": 0.5})
     run_id = service.enqueue(draw_dataset(tmp_path / "data", images=5, size=64), epochs=100)
     service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)

@@ -33,7 +33,7 @@ def classes(root):
 
 
 @pytest.mark.parametrize("task", long_except(Task))
-def test_task_trains_fine_tunes_and_exports(tmp_path, task):
+def test_model_of_each_task_is_trained_fine_tuned_and_exported(tmp_path, task):
     root = tmp_path / "data"
     data = classes(root) if task is Task.CLASSIFY else paint(root, train=8, val=4, task=task)
     configuration = CONFIGURATION | {"task": task.value}
@@ -56,7 +56,7 @@ def test_task_trains_fine_tunes_and_exports(tmp_path, task):
         assert "predictions.jsonl" in published
 
 
-def test_dice_annotations_file_trains(tmp_path):
+def test_dataset_with_dice_annotations_file_is_trained_on(tmp_path):
     """The file nests annotations in images, has a background class, other category IDs than YOLO and a split by ID."""
     for name, content in dice().files.items():
         path = tmp_path / "data" / name

@@ -39,7 +39,7 @@ def test_stopped_upload_publishes_nothing_and_can_be_repeated(store, tmp_path):
     assert fetch(store, ref, tmp_path / "back") == content
 
 
-def test_stop_before_transfer_moves_nothing(store, put, tmp_path):
+def test_stop_before_transfer_transfers_no_content(store, put, tmp_path):
     ref, stop = put("a", b"1"), StopSignal()
     stop.set(StopReason.LOST)
     with pytest.raises(Stopped):
@@ -56,7 +56,7 @@ def test_finish_request_does_not_stop_transfers(store, put, tmp_path):
     assert (tmp_path / "out").read_bytes() == b"1"
 
 
-def test_sixteen_threads_share_one_store(store, tmp_path):
+def test_sixteen_threads_can_use_one_store(store, tmp_path):
     def round_trip(n: int) -> bool:
         content = os.urandom(20_000 + n)
         source, ref = tmp_path / f"in{n}", ObjectRef(bucket="data", key=f"many/{n}")

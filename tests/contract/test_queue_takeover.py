@@ -186,7 +186,7 @@ def test_attempt_of_late_retry_is_counted_once(queue_lab):
     assert queue_lab.queue.get(lease.job.id).failures == 1
 
 
-def test_late_heartbeat_for_canceled_run_is_lost(queue_lab):
+def test_late_heartbeat_for_canceled_run_reports_lost_lease(queue_lab):
     lease = claimed(queue_lab)
     vanish(queue_lab, lease.job.id)
     queue_lab.queue.cancel(lease.job.id)

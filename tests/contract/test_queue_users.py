@@ -117,7 +117,7 @@ def test_status_canceling_without_flag_cancels_running_run(queue_lab):
     assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
 
 
-def test_run_ended_by_the_app_is_lost_and_keeps_its_message(queue_lab):
+def test_lease_of_run_ended_by_the_app_is_lost_and_its_message_is_kept(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(
         lease.job.id, status="canceled", cancel_requested=True, canceled_at=ago(0), completed_at=ago(0),

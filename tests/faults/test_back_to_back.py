@@ -20,7 +20,7 @@ def uploaded(cloud):
 
 @pytest.mark.timeout(240)
 @pytest.mark.long
-def test_sixty_runs_leave_no_descriptor_thread_memory_or_file(cloud, host):
+def test_resources_do_not_grow_over_sixty_runs(cloud, host):
     """F22 (I10): memory and the numbers of descriptors, threads and temporary files do not grow."""
     # one malloc arena: a new thread can create another arena, which looks like a leak
     a = host("a", {"seconds_per_epoch": 0.1}, POLL_INTERVAL=0.05, CHECKPOINT_INTERVAL=0.02, MALLOC_ARENA_MAX=1)

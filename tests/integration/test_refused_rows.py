@@ -101,7 +101,7 @@ def test_requirements_are_stored_at_insert_and_edit(supabase_lab):
     assert supabase_lab.stack.sql(needs) == "3 0"
 
 
-def test_claim_does_not_read_configuration_of_unservable_rows(supabase_lab):
+def test_claim_does_not_read_configuration_of_rows_with_unmet_requirements(supabase_lab):
     supabase_lab.stack.sql("""
         insert into training_runs (run_name, priority, configuration)
         select 'r', 9, jsonb_build_object('requires', jsonb_build_object('gpus', 9), 'device', repeat(',', 999000))

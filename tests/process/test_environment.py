@@ -86,7 +86,7 @@ def test_integrations_are_disabled_and_weights_folder_is_set(report, tmp_path):
     assert settings["weights_dir"] == str(tmp_path / "models")
 
 
-def test_settings_cover_every_key_of_installed_version():
+def test_settings_contain_every_key_of_installed_ultralytics():
     """Ultralytics fills a missing key with its default, which enables the integration."""
     source = (Path(sys.prefix) / "lib/python3.11/site-packages/ultralytics/utils/__init__.py").read_text()
     version = re.search(r'class SettingsManager.*?version="([\d.]+)"', source, re.DOTALL)[1]

@@ -96,7 +96,7 @@ def test_suspended_process_is_killed_as_stuck(program):
         training.train()
 
 
-def test_result_counts_if_process_does_not_exit(program):
+def test_result_is_accepted_if_process_does_not_exit(program):
     training = program("hangs_after_finishing", exit=0.3)
     began = time.monotonic()
 
@@ -150,7 +150,7 @@ def test_stop_before_start_prevents_training(program, home):
     assert list(home.iterdir()) == []
 
 
-def test_kernel_oom_kill_count_is_used(program, monkeypatch):
+def test_kernel_oom_kill_count_is_used_for_diagnosis(program, monkeypatch):
     counts = iter([4, 5])
     monkeypatch.setattr("trainer.training.supervisor.training_watch.oom_kills", lambda: next(counts))
 

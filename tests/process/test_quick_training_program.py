@@ -32,7 +32,7 @@ def test_training_reports_every_phase_and_epoch(program):
     assert finished.report["epochs_completed"] == 3
 
 
-def test_files_equal_those_of_real_training(program):
+def test_program_writes_the_files_of_a_real_training(program):
     training = program("trains_quickly")
 
     finished = training.train(epochs=2)
@@ -90,7 +90,7 @@ def test_program_resumes_from_checkpoint(program):
         ),
     ],
 )
-def test_requested_failure_happens(program, options, error, words):
+def test_program_fails_as_requested(program, options, error, words):
     with pytest.raises(error, match=words):
         program("trains_quickly").behave(**options).train()
 

@@ -36,7 +36,7 @@ def test_stop_request_ends_training_at_next_batch(program, reason):
     assert training.events[-1].kind == "stopped"
 
 
-def test_slow_stop_within_grace_is_not_killed(program):
+def test_training_that_stops_slowly_within_grace_is_not_killed(program):
     training = program("slow_to_stop", grace=3)
 
     assert 0.5 < stop_with(training, StopReason.SHUTDOWN) < 2.5
@@ -64,13 +64,13 @@ def test_full_stdin_does_not_prevent_stop(program):
         training.train(names=tuple(f"class {number}" for number in range(20_000)))
 
 
-def test_lost_lease_kills_at_once(program):
+def test_lost_lease_kills_training_at_once(program):
     training = program("ignores_every_signal", grace=60)
 
     assert stop_with(training, StopReason.LOST) < 5
 
 
-def test_lost_lease_after_stop_request_kills_at_once(program):
+def test_lost_lease_after_stop_request_kills_training_at_once(program):
     training = program("ignores_every_signal", grace=60)
 
     def ask():
@@ -102,7 +102,7 @@ def test_cancel_shortens_time_limit_of_shutdown(program):
     assert 0.9 <= time.monotonic() - asked[0] < 20
 
 
-def test_stronger_stop_gets_no_second_grace(program):
+def test_stronger_stop_request_gets_no_second_grace(program):
     training = program("trains_quickly", grace=4).behave(ignores_stop=True, seconds_per_epoch=60)
     asked = []
 
@@ -126,7 +126,7 @@ def test_finish_request_completes_training_early(program):
     assert training.train(epochs=100).report["epochs_completed"] == 1
 
 
-def test_finish_request_never_kills(program):
+def test_finish_request_never_kills_training(program):
     training = program("slow_to_stop", grace=0.1)
     training.when(in_training, lambda: training.stop.set(StopReason.FINISH))
 

@@ -167,7 +167,7 @@ def test_restart_after_out_of_memory_uses_same_best_weights(checkpoint, classify
 
 
 @pytest.mark.long
-def test_checkpoint_without_setup_resumes_with_own_settings(checkpoint, classify, tmp_path):
+def test_training_keeps_settings_of_checkpoint_without_setup(checkpoint, classify, tmp_path):
     from trainer.training.yolo.checkpoint_file import read_progress
 
     older = tmp_path / "epoch-00004.pt"

@@ -141,7 +141,7 @@ def add_odd_images(folder):
 
 @pytest.mark.parametrize("private", [True, False])
 @pytest.mark.parametrize("task", LABELED)
-def test_table_equals_scan(module, scanned, tmp_path, task, private):
+def test_labels_from_table_equal_labels_from_scan(module, scanned, tmp_path, task, private):
     source = draw(tmp_path / "set", task, train=30, val=12)
     write_realistic_labels(source.root, task)
     for split in ("train", "val"):
@@ -156,7 +156,7 @@ def test_table_equals_scan(module, scanned, tmp_path, task, private):
     assert 0 < len(scanned) < 2 * 8 + 20, "only samples and images that the table does not list are scanned"
 
 
-def test_table_equals_scan_with_single_class(module, tmp_path):
+def test_labels_from_table_equal_labels_from_scan_with_single_class(module, tmp_path):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     expected = labels(module, view, table=False, single_cls=True)
     found = labels(module, view, table=True, single_cls=True)

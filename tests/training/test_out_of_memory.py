@@ -30,7 +30,7 @@ def halvings(run):
 
 
 @pytest.mark.long
-def test_out_of_memory_resumes_from_last_checkpoint_with_half_batch(detect, tmp_path):
+def test_training_resumes_from_last_checkpoint_with_half_batch(detect, tmp_path):
     run = train(detect, tmp_path, "train:5")  # two batches per epoch
 
     assert isinstance(run.last, Finished), run.output
@@ -45,7 +45,7 @@ def test_out_of_memory_resumes_from_last_checkpoint_with_half_batch(detect, tmp_
 
 
 @pytest.mark.long
-def test_out_of_memory_in_first_epoch_restarts_with_half_batch(detect, tmp_path):
+def test_training_restarts_with_half_batch_after_failed_first_epoch(detect, tmp_path):
     run = train(detect, tmp_path, "train:1,2", epochs=1)
 
     assert isinstance(run.last, Finished), run.output
@@ -55,7 +55,7 @@ def test_out_of_memory_in_first_epoch_restarts_with_half_batch(detect, tmp_path)
 
 
 @pytest.mark.long
-def test_out_of_memory_in_validation_is_handled(detect, tmp_path):
+def test_out_of_memory_in_validation_halves_batch_once(detect, tmp_path):
     run = train(detect, tmp_path, "val:2", epochs=2)
 
     assert isinstance(run.last, Finished), run.output

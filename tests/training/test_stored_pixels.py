@@ -25,7 +25,7 @@ from trainer.core.dataset import Task
 
 @pytest.mark.parametrize("mode", ["train", "val"])
 @pytest.mark.parametrize("task", LABELED)
-def test_batches_from_stored_pixels_are_equal(base, monkeypatch, tmp_path, task, mode):
+def test_batches_from_stored_pixels_equal_batches_from_images(base, monkeypatch, tmp_path, task, mode):
     view = draw(tmp_path / "data", task)
     add_odd_images(view.root / "images" / mode)
     bare = epoch(view.data, task, mode)
@@ -40,7 +40,7 @@ def test_batches_from_stored_pixels_are_equal(base, monkeypatch, tmp_path, task,
     assert len(stored_files(view)) == images - 2
 
 
-def test_stretched_images_of_rt_detr_are_equal(base, monkeypatch, tmp_path):
+def test_stored_pixels_equal_stretched_images_of_rt_detr(base, monkeypatch, tmp_path):
     from ultralytics.cfg import get_cfg
     from ultralytics.data.utils import check_det_dataset
     from ultralytics.models.rtdetr.val import RTDETRDataset

@@ -30,7 +30,7 @@ def weights(run_dir):
 @pytest.mark.training
 @pytest.mark.long
 @pytest.mark.parametrize("task", LABELED)
-def test_weights_and_metrics_are_equal_with_stored_pixels(tmp_path, task):
+def test_weights_and_metrics_are_equal_with_and_without_stored_pixels(tmp_path, task):
     runs = {}
     for most_bytes in (0, 1 << 30):
         home = tmp_path / str(most_bytes)
@@ -46,7 +46,7 @@ def test_weights_and_metrics_are_equal_with_stored_pixels(tmp_path, task):
 
 
 @pytest.mark.parametrize(("is_on", "most_bytes"), [(True, 2 * 10**9), (False, 0)])
-def test_setting_reaches_training_process(tmp_path, is_on, most_bytes):
+def test_fast_loader_setting_reaches_training_process(tmp_path, is_on, most_bytes):
     settings = Settings(trainer_home=tmp_path, fast_loader=is_on, dataset_cache_gb=2, warm_start=True)
     before = psutil.Process().children(recursive=True)
     trainer = build_trainer(settings)
