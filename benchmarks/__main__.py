@@ -27,14 +27,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     parser.add_argument(
-        "names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=f"of {', '.join(NAMES)}; default: all"
+        "names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=f"one of {', '.join(NAMES)}; default: all"
     )
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}\n\n{HEADER}", flush=True)
     for name in options.names or NAMES:
         for figure in importlib.import_module(f"benchmarks.{name}").figures(tiny=options.tiny):
             print(figure.line(), flush=True)
-    print(f"\nload at the end: {os.getloadavg()[0]:.1f}; above {os.cpu_count()}, other processes used the cores, too")
+    print(f"\nload at the end: {os.getloadavg()[0]:.1f} (above {os.cpu_count()}: other processes also used the cores)")
 
 
 if __name__ == "__main__":

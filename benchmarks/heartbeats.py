@@ -1,6 +1,6 @@
 """Measure the cost of 1,000 busy workers for the database: `python -m benchmarks.heartbeats [--tiny]`.
 
-Each worker sends a heartbeat every 5 s, half of them with progress, through our adapter, PostgREST and PostgreSQL.
+Each worker sends a heartbeat every 5 s through our adapter, PostgREST and PostgreSQL. Every second heartbeat has progress.
 Only the processor time of PostgreSQL is counted, because the clients and PostgREST run elsewhere in a real project.
 """
 
@@ -48,7 +48,7 @@ def processor(pid: int) -> float:
 
 
 def send_heartbeats(queues: list[SupabaseQueue], leases: list[Lease], rate: float, seconds: float) -> list[float]:
-    """Send `rate` heartbeats a second for all leases in turn. Return the duration of each."""
+    """Send `rate` heartbeats per second for all leases in turn. Return their durations in seconds."""
     progress = Progress()
     progress.expect(100)
     durations: list[float] = []
@@ -83,10 +83,10 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
             durations = sorted(send_heartbeats(queues, leases, rate, seconds))
             share = (processor(postgres) - before) / (time.monotonic() - started)
     yield Figure(
-        what=f"heartbeats of {workers:,} busy workers, {rate:.0f} a second",
-        target="less than one core of PostgreSQL",
-        measured=f"{share:.0%} of a core, p99 {durations[int(len(durations) * 0.99)] * 1000:.0f} ms",
-        peer=f"{len(durations) / (share * seconds) if share else 0:,.0f} heartbeats a second would fill the core",
+        what=f"heartbeats of {workers:,} busy workers, {rate:.0f} per second",
+        target="PostgreSQL uses less than one CPU core",
+        measured=f"{share:.0%} of a CPU core, p99 {durations[int(len(durations) * 0.99)] * 1000:.0f} ms",
+        peer=f"one CPU core can process {len(durations) / (share * seconds) if share else 0:,.0f} heartbeats per second",
         met=share < 1.0,
     )
 

@@ -1,8 +1,8 @@
 """Measure the cost of an idle service: `python -m benchmarks.idle`.
 
-Prints the seconds from the start of the command to its first claim, the resident memory, and the share of a core that
-an idle service uses, with the local queue. Then it measures memory and requests with Supabase (real PostgreSQL and
-PostgREST).
+With the local queue, it measures the seconds from the start of the command to the first claim, the resident memory, and
+the share of a CPU core that an idle service uses. With Supabase (real PostgreSQL and PostgREST), it measures memory,
+requests and the share of a CPU core.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
         memory = process.memory_info().rss / 2**20
     yield Figure(
         what="idle worker",
-        target="≤ 80 MiB, ≤ 0.5 % of a core",
-        measured=f"{memory:.0f} MiB, {share:.2%} of a core, first claim {claiming:.2f} s after its start",
+        target="≤ 80 MiB, ≤ 0.5 % of a CPU core",
+        measured=f"{memory:.0f} MiB, {share:.2%} of a CPU core, first claim {claiming:.2f} s after the start",
         met=memory <= 80 and share <= 0.005,
     )
     polls = 3 if tiny else 30
@@ -55,9 +55,9 @@ def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
         what="idle worker over Supabase",
         target="≤ 80 MiB, ≤ 1 request per poll interval",
         measured=f"{memory:.0f} MiB, {requests} requests in {polls} intervals of {POLL:g} s, all of them claims; "
-        f"{share:.2%} of a core",
+        f"{share:.2%} of a CPU core",
         met=memory <= 80 and requests == claimed <= polls * 1.1 + 1,
-        why="the worker sent other requests than claims" if requests != claimed else "",
+        why="the worker also sent requests that are not claims" if requests != claimed else "",
     )
 
 
@@ -101,7 +101,7 @@ def first_claim(queue: Path, started: float) -> float:
 
 
 def processor(process: psutil.Process, seconds: float) -> float:
-    """Return the share of a core that a process uses during the next `seconds`."""
+    """Return the share of a CPU core that a process uses during the next `seconds`."""
     before = process.cpu_times()
     time.sleep(seconds)
     after = process.cpu_times()

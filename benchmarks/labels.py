@@ -1,4 +1,4 @@
-"""Measure how long the labels of a large dataset take to read, by a scan and from the label table of the checks.
+"""Measure the time to read the labels of a large dataset, with a scan and from the label table of the checks.
 
 python -m benchmarks.labels [--tiny]
 """
@@ -28,9 +28,9 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as name:
         seconds = measure(Path(name).resolve(), count)
     yield Figure(
-        what=f"labels of {count:,} images read by the training process",
-        target="≤ 2 s for 50,000",
-        measured=f"{seconds['table']:.1f} s from the table, which is sampled against a scan",
+        what=f"time of the training process to read the labels of {count:,} images",
+        target="≤ 2 s for 50,000 images",
+        measured=f"{seconds['table']:.1f} s from the table, including the scan of a sample that verifies it",
         met=seconds["table"] <= 2.0,
         peer=f"Ultralytics' scan: {seconds['scan']:.1f} s",
         why="most of the time is the listing of the images",
@@ -38,7 +38,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 
 def measure(folder: Path, count: int) -> dict[str, float]:
-    """Create a dataset and return the seconds to read its labels, from the table and by a scan."""
+    """Create a dataset and return the seconds to read its labels, from the table and with a scan."""
     make(folder / "many", count, 64)
     order = DatasetOrder(run_id="many", sources=(str(folder / "many"),))
     datasets = FetchedDatasets(OnDisk(is_private=True), Roots(folder), "datasets")
@@ -47,7 +47,7 @@ def measure(folder: Path, count: int) -> dict[str, float]:
 
 
 def seconds_to_labels(view: PreparedDataset, home: Path, how: str) -> float:
-    """Read the labels in a separate process."""
+    """Read the labels in a separate process. Return the seconds."""
     arguments = json.dumps({"data": str(view.data), "table": how == "table"})
     command = [sys.executable, "-m", "benchmarks.labels", "--labels-of", arguments]
     done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=True)
@@ -55,7 +55,7 @@ def seconds_to_labels(view: PreparedDataset, home: Path, how: str) -> float:
 
 
 def labels_of(data: str, table: bool) -> float:
-    """The process that `seconds_to_labels` starts."""
+    """Read the labels in the process that `seconds_to_labels` starts. Return the seconds."""
     from ultralytics.cfg import get_cfg
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset

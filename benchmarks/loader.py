@@ -1,7 +1,7 @@
 """Measure how fast images reach the model: `python -m benchmarks.loader [--tiny]`.
 
 Synthetic photos pass through Ultralytics' own training loader in a separate process, with and without stored pixels
-(trainer/training/speedups/pixels.py). The figures are CPU seconds, which are meaningful on a busy machine.
+(trainer/training/speedups/pixels.py). The figures are CPU seconds, which are meaningful even on a busy machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.figures import Figure
 from benchmarks.photos import BATCH, STORED, environment, photos
 from trainer.core.dataset import PreparedDataset
 
-EPOCHS = 4  # through the loader alone; the result is the fastest epoch after the first
+EPOCHS = 4  # only the loader, without a model; the result is the fastest epoch after the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,9 @@ class Epoch:
 
 
 def fastest(epochs: list[Epoch]) -> Epoch:
-    assert len({epoch.digest for epoch in epochs}) == 1, "the same random numbers give the same batches"
+    assert len({epoch.digest for epoch in epochs}) == 1, (
+        "epochs with the same random numbers must have the same batches"
+    )
     return min(epochs, key=lambda epoch: epoch.cpu)
 
 
@@ -53,7 +55,7 @@ def loaded(dataset: PreparedDataset, home: Path, *, imgsz: int, stored: int, cac
 
 
 def epochs_of(data: str, imgsz: int, stored: int, cache: str) -> list[Epoch]:
-    """The process that `loaded` starts: the loader alone, on one core, without a model."""
+    """Run the epochs in the process that `loaded` starts: only the loader, on one core, without a model."""
     import random
 
     import torch
@@ -96,14 +98,14 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
             stored = fastest(later)
             ratio = baseline.cpu / stored.cpu
             yield Figure(
-                what=f"loader on {title} photos, one core of CPU",
-                target=f"≥ {target:g} x the baseline" if target > 1 else "not slower than the baseline",
+                what=f"loader on {title} photos, one CPU core",
+                target=f"≥ {target:g} x as fast as the baseline" if target > 1 else "not slower than the baseline",
                 measured=f"{ratio:.1f} x ({stored.cpu / count * 1000:.0f} ms per image; first epoch {first.cpu / count * 1000:.0f} ms)",
                 met=ratio >= target and baseline.digest == first.digest == stored.digest,
                 peer=f"{baseline.cpu / count * 1000:.0f} ms per image",
-                why="the rest is augmentation, which is the same for both"
+                why="the rest of the time is augmentation, which is the same for both"
                 if baseline.digest == stored.digest
-                else "the batches have other bits",
+                else "the batches differ",
             )
             if title == "1080p":
                 yield _choice_of_cache(dataset, folder / "home", imgsz // smaller, baseline, stored)
@@ -119,13 +121,13 @@ def _choice_of_cache(dataset: PreparedDataset, home: Path, imgsz: int, baseline:
     best = min(other.cpu for other in others.values())
     per_image = 1000 / dataset.images["train"]
     return Figure(
-        what="cache, without a setting in the row: stored pixels",
-        target="not slower than the choices of Ultralytics",
-        measured=f"{stored.cpu * per_image:.1f} ms per image, the same bits as without a cache",
+        what="stored pixels, the default if the row does not set `cache`",
+        target="≤ 1.1 x the faster of `cache=ram` and `cache=disk`",
+        measured=f"{stored.cpu * per_image:.1f} ms per image, the same batches as without a cache",
         met=stored.cpu <= 1.1 * best and stored.digest == baseline.digest,
-        peer=f"off: {baseline.cpu * per_image:.1f} ms; "
+        peer=f"no cache: {baseline.cpu * per_image:.1f} ms; "
         + "; ".join(
-            f"{name}: {other.cpu * per_image:.1f} ms, {'the same' if other.digest == baseline.digest else 'other'} bits"
+            f"{name}: {other.cpu * per_image:.1f} ms, {'the same' if other.digest == baseline.digest else 'different'} batches"
             for name, other in others.items()
         ),
         why="each image is one file to read",

@@ -11,12 +11,12 @@ from PIL import Image
 from trainer.core.dataset import PreparedDataset, Task
 from trainer.training.supervisor.environment import child_environment, private_folder
 
-STORED = 20 << 30  # bytes of pixels that may be stored
+STORED = 20 << 30  # limit of the stored pixels, in bytes
 BATCH = 8
 
 
 def photos(root: Path, width: int, height: int, *, train: int, val: int = 2) -> PreparedDataset:
-    """Create a dataset of photos of this size with one box each. All are the same image, shifted."""
+    """Create a dataset of photos of this size with one box each. All photos are the same image, shifted."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     waves = np.stack([np.sin(x / rng.integers(50, 400) + y / rng.integers(50, 400)) for _ in range(3)], -1)

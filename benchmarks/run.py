@@ -147,14 +147,14 @@ class OurService:
 
 
 def _cpu(process: psutil.Process, *, living: bool = False) -> float:
-    """Return the CPU seconds of a process and its dead children; with `living`, also of its living descendants."""
+    """Return the CPU seconds of a process and its dead children. `living` adds its living descendants."""
     times = [process.cpu_times()]
     if living:
         for child in process.children(recursive=True):
             try:
                 times.append(child.cpu_times())
             except psutil.NoSuchProcess:
-                continue  # its parent has its CPU time now
+                continue  # the process has ended, and its parent's times include its CPU time
     return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
 
@@ -178,7 +178,7 @@ def both(folder: Path, size: Size) -> Iterator[tuple[Baseline, OurService]]:
 
 def starts(baseline: Baseline, service: OurService, rounds: int) -> Iterator[Figure]:
     """Measure the time from the order of a run to its first batch, and the time between two runs."""
-    baseline.train(1)  # writes the label cache, as before a second training
+    baseline.train(1)  # writes the label cache, which all measured trainings use
     first: dict[str, list[float]] = {"baseline": [], "service": []}
     gap: dict[str, list[float]] = {"baseline": [], "service": []}
     for _ in range(rounds):
@@ -188,21 +188,21 @@ def starts(baseline: Baseline, service: OurService, rounds: int) -> Iterator[Fig
             gap[name].append(two.batches[0] - one.batches[-1])
     added = [ours - theirs - POLL for ours, theirs in zip(first["service"], first["baseline"], strict=True)]
     yield Figure(
-        what="insert → first batch, dataset in the cache, worker idle",
-        target="≤ poll + 1.0 s above the baseline",
-        measured=f"{middle(first['service'])}; {median(added):+.2f} s",
-        peer=f"baseline, model load → first batch: {middle(first['baseline'])}",
+        what="time from insert to first batch (dataset in the cache, worker idle)",
+        target="≤ baseline + poll interval + 1.0 s",
+        measured=f"{middle(first['service'])}; {median(added):+.2f} s compared with baseline + poll interval",
+        peer=f"baseline, from model load to first batch: {middle(first['baseline'])}",
         met=median(added) <= 1.0,
         why="the view of the dataset and the start of the training wait for a free core",
     )
     added = [ours - theirs for ours, theirs in zip(gap["service"], gap["baseline"], strict=True)]
     yield Figure(
-        what="last batch of a run → first batch of the next queued one",
-        target="≤ 2.0 s above the baseline",
-        measured=f"{middle(gap['service'])}; {median(added):+.2f} s",
-        peer=f"baseline, both in one process: {middle(gap['baseline'])}",
+        what="time from the last batch of a run to the first batch of the next queued run",
+        target="≤ baseline + 2.0 s",
+        measured=f"{middle(gap['service'])}; {median(added):+.2f} s compared with the baseline",
+        peer=f"baseline, both trainings in one process: {middle(gap['baseline'])}",
         met=median(added) <= 2.0,
-        why="without a free core, the upload and the start of the next prestarted process slow down the plots and the start",
+        why="without a free core, the upload and the start of the next prestarted process slow down the next run",
     )
 
 
@@ -220,12 +220,12 @@ def whole(baseline: Baseline, service: OurService, size: Size) -> Iterator[Figur
         cpu.append(ours.cpu / theirs.cpu)
         training.append((ours.batches[-1] - ours.batches[0]) / (theirs.batches[-1] - theirs.batches[0]))
     yield Figure(
-        what=f"a whole run, {size.epochs} epochs on {size.images} images",
-        target="≤ 1.03 of the baseline",
-        measured=f"{middle(wall, 'x')}; CPU {middle(cpu, 'x')}",
-        peer=f"first to last batch alone: {middle(training, 'x')}",
+        what=f"time of a whole run, {size.epochs} epochs on {size.images} images",
+        target="≤ 1.03 x the baseline",
+        measured=f"{middle(wall, 'x')}; CPU time {middle(cpu, 'x')}",
+        peer=f"only from first to last batch: {middle(training, 'x')}",
         met=median(wall) <= 1.03,
-        why="without a free core, the start of the next prestarted process (3 s of CPU) is part of it",
+        why="without a free core, the run also waits for the start of the next prestarted process (3 s of CPU)",
     )
 
 
@@ -244,11 +244,11 @@ def cancels(service: OurService, count: int) -> Iterator[Figure]:
         while service.queue.get(run_id).status != "canceled":
             time.sleep(0.05)
     yield Figure(
-        what="cancel → no process left",
+        what="time from a cancel to the end of the training process",
         target="≤ CANCEL_CHECK_INTERVAL (1 s) + 2 s",
-        measured=f"{middle(seconds)}, the slowest of {count} counts",
+        measured=f"{middle(seconds)}; the slowest of {count} must meet the target",
         met=max(seconds) <= 3.0,
-        why="a batch is finished first, and batches are slow here",
+        why="the current batch is finished first, and batches are slow on this machine",
     )
 
 

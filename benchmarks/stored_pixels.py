@@ -1,7 +1,7 @@
 """Measure a whole training with stored pixels: `python -m benchmarks.stored_pixels [--tiny]`.
 
-The training runs as the baseline, as our training process without stored pixels, and again with the pixels that the
-first training stored.
+The training runs three times: as the baseline, in our training process before any pixels are stored, and in our training
+process with the pixels that were stored before.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _timed(train, run: Path) -> Trained:  # noqa: ANN001
 
 
 def _weights(path: Path) -> str:
-    """Return the hash of the numbers alone, because the file also contains a time and paths."""
+    """Return the hash of only the weights, because the file also contains a time and paths."""
     with zipfile.ZipFile(path) as archive:
         numbers = sorted(name for name in archive.namelist() if re.search(r"/data/\d+$", name))
         return hashlib.sha256(b"".join(archive.read(name) for name in numbers)).hexdigest()
@@ -106,7 +106,7 @@ def _training(folder: Path, tiny: bool) -> Iterator[Figure]:
         OnDisk(is_private=False), Roots(folder), "datasets", pixels=PixelCache(ContentCache(folder / "cache", max_bytes=STORED)),
     )  # fmt: skip
     baseline: list[Trained] = []
-    ours: dict[str, list[Trained]] = {"nothing stored": [], "stored before": []}
+    ours: dict[str, list[Trained]] = {"no pixels stored before": [], "pixels stored before": []}
     for turn in range(1 if tiny else 2):
         baseline.append(
             train_baseline(_view(datasets, folder, f"baseline{turn}", imgsz), folder / f"home{turn}", imgsz, epochs)
@@ -120,12 +120,12 @@ def _training(folder: Path, tiny: bool) -> Iterator[Figure]:
         ratio = median(one.seconds / other.seconds for one, other in zip(found, baseline, strict=True))
         is_same = {one.weights for one in found} == {one.weights for one in baseline}
         yield Figure(
-            what=f"training on {count} photos of 12 MP, imgsz {imgsz}, {epochs} epochs, start included, {name}",
+            what=f"training including its start: {count} photos of 12 MP, imgsz {imgsz}, {epochs} epochs, {name}",
             target="≤ 0.45 x the baseline, the same weights",
-            measured=f"{ratio:.2f} x ({middle([one.seconds for one in found], digits=0)}; weights {'the same' if is_same else 'differ'})",
+            measured=f"{ratio:.2f} x: {middle([one.seconds for one in found], digits=0)}, {'the same' if is_same else 'different'} weights",
             met=ratio <= 0.45 and is_same,
             peer=middle([one.seconds for one in baseline], digits=0),
-            why="the model shares the cores with the decoding of the first epoch" if is_same else "other weights",
+            why="the model shares the cores with the decoding of the first epoch" if is_same else "different weights",
         )
 
 

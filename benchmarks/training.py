@@ -2,7 +2,7 @@
 
     python -m benchmarks.training
 
-Tiny trainings on the CPU (yolo11n from scratch, 16 images of 64 pixels, 2 epochs): they show the
+Tiny trainings on the CPU (yolo11n from scratch, 16 images of 64 pixels, 2 epochs) show the
 overhead of our training process, not its speed.
 """
 
@@ -141,22 +141,25 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
         small, large = (checkpoint(folder, size) for size in (26, 50 if tiny else 300))
         batch = batch_callback(dataset, folder, 1_000 if tiny else 200_000)
     yield Figure(
-        what="order to first batch, with a prestarted process",
+        what="time from the training order to the first batch, with a prestarted process",
         target="≤ 2.5 s",
         measured=middle(warm),
         met=median(warm) <= 2.5,
-        peer=f"{middle(cold)} without",
+        peer=f"{middle(cold)} without a prestarted process",
     )
     yield Figure(
-        what="cancel until no process is left", target="≤ 1 s", measured=middle(canceled), met=median(canceled) <= 1
+        what="time from a cancel until no process is left",
+        target="≤ 1 s",
+        measured=middle(canceled),
+        met=median(canceled) <= 1,
     )
-    yield Figure(what="our callback, per batch", target="≤ 20 µs", measured=f"{batch:.1f} µs", met=batch <= 20)
+    yield Figure(what="time of our callback per batch", target="≤ 20 µs", measured=f"{batch:.1f} µs", met=batch <= 20)
     yield Figure(
-        what="checkpoint: wait of the training",
+        what="time that the training waits while a checkpoint is copied",
         target="≤ 250 ms for 26 MiB",
         measured=middle(small, "ms", 0),
         met=median(small) <= 250,
-        peer=f"{middle(large, 'ms', 0)} for the large one",
+        peer=f"{middle(large, 'ms', 0)} for a large checkpoint",
     )
     yield Figure(what="training process", target="≤ 1200 MiB", measured=f"{memory} MiB", met=memory <= 1200)
 

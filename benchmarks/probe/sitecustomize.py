@@ -1,6 +1,6 @@
-"""On the PYTHONPATH of a training: record the end of each batch in the file `.batches` of the run folder.
+"""Record the end of each batch of a training in the file `.batches` of the run folder.
 
-Each line is `seconds pid`. The service and the baseline are measured in the same way.
+The folder of this file must be on the PYTHONPATH of the training. Each line is `seconds pid`. The service and the baseline are measured in the same way.
 """
 
 from __future__ import annotations
