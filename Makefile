@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# the tests wait as much as they compute: three at a time keep two cores busy
+# tests spend about half of their time waiting, so three processes keep two cores busy
 JOBS ?= 3
 
 .PHONY: demo supabase-demo test test-long check format faults bench clean
@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 supabase-demo: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.supabase_demo
 
-# tests of several seconds and the fault campaigns have targets of their own
+# the slow tests and the fault campaigns have their own targets
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not long"
 
@@ -29,7 +29,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# REAL=1 trains with Ultralytics instead of a quick stand-in
+# REAL=1 trains with Ultralytics instead of a fast fake training
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.faults.campaign --seed $(or $(SEED),1) $(if $(REAL),--real --minutes $(or $(MINUTES),20),--minutes $(or $(MINUTES),30))
 

@@ -76,10 +76,10 @@ alter table public.training_runs
   add column if not exists run_group text,
   add column if not exists run_tags text[] not null default '{}';
 
-comment on column public.training_runs.attempt is 'Number of the claim, from 1. Never repeats; part of the key of every artifact and event.';
+comment on column public.training_runs.attempt is 'Number of the claim, from 1. The number is never used twice for a run. It is part of the key of every artifact and event.';
 comment on column public.training_runs.failures is 'Attempts lost since the last progress. At max_attempts the run fails.';
 comment on column public.training_runs.host_failures is 'Number of host failures of each worker since the last progress: {worker_id: count}. Only the first host failure of a worker counts in failures.';
-comment on column public.training_runs.claim_id is 'The fencing token: every write of a worker contains it. Kept after the end of the run for repeated calls. Never show it to users.';
+comment on column public.training_runs.claim_id is 'The fencing token: every write of a worker contains it. It is kept after the end of the run, so that repeated calls get the same answer. Never show it to users.';
 comment on column public.training_runs.lease_expires_at is 'End of the lease. On a queued run, the lease has expired, but the worker can still return and renew it.';
 comment on column public.training_runs.not_before is 'Backoff: the run is not claimed before this time.';
 comment on column public.training_runs.needs_gpus is 'Number of GPUs that the configuration requires, set by a trigger so that a claim reads no JSON. Null: the row is older than the trigger.';
@@ -121,7 +121,7 @@ create table if not exists public.training_run_events (
 );
 comment on table public.training_run_events is 'The history of each run, append-only. Events with seq >= 1000000 were written by the queue itself.';
 
--- for runs whose history started before the column existed
+-- set last_reported_epoch of runs that are older than the column
 update public.training_runs r set last_reported_epoch = h.epoch
 from (
   select e.run_id, max(case when e.data ->> 'epoch' ~ '^[0-9]{1,9}$' then (e.data ->> 'epoch')::integer end) as epoch
@@ -159,11 +159,11 @@ begin
   if old.status in ('completed', 'failed', 'canceled') and new.status in ('canceling', 'canceled') then
     return old;
   end if;
-  -- Users cannot requeue a run with a lease. A worker that releases a run clears its lease; the queue waits until it expires.
+  -- Users cannot requeue a run with a lease. A worker that releases a run clears the lease. The queue requeues a run only after its lease has expired.
   if old.status in ('running', 'canceling') and new.status = 'queued' and new.lease_expires_at > now() then
     raise exception using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name,
       constraint = 'trainer_run_is_held',
-      message = 'The run is running: cancel it or wait until it has ended, then queue it again.';
+      message = 'The run is running: cancel it or wait until it has ended, then requeue it.';
   end if;
   -- the attempt number never decreases: otherwise two attempts would share a folder, objects and events
   new.attempt := greatest(new.attempt, old.attempt);
@@ -171,11 +171,11 @@ begin
     new.lease_expires_at := null;
     new.host_failures := '{}';
   end if;
-  -- no attempt will resume from the checkpoint, and the worker deletes its object
+  -- a completed or canceled run never resumes from its checkpoint, and the worker deletes the object of the checkpoint
   if new.status in ('completed', 'canceled') then
     new.checkpoint := null;
   end if;
-  -- A user queues an ended run again: its outcome is cleared. The attempt number continues.
+  -- If a user requeues an ended run, its outcome is cleared. The attempt number continues.
   if old.status in ('completed', 'failed', 'canceled') and new.status = 'queued' then
     new.finish_requested := false;
     new.cancel_requested := false;
@@ -201,7 +201,7 @@ do $$
 declare
   touched text;
 begin
-  -- not for a table on which the app's own trigger already sets updated_at
+  -- skip a table on which a trigger of the app already sets updated_at
   foreach touched in array array['training_runs', 'trainer_workers'] loop
     if not exists (
       select from pg_catalog.pg_trigger t

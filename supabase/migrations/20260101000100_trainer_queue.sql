@@ -72,7 +72,7 @@ declare
     when jsonb_path_exists(new.configuration, '$.**{32} ? (@.type() == "object" || @.type() == "array")')
       then 'configuration: nested deeper than 32 levels; send the settings only'
     when jsonb_path_exists(new.configuration, '$.** ? (@.type() == "number" && (@ > 1.7e308 || @ < -1.7e308))')
-      then 'configuration: a number in it is beyond 1.7e308, the largest that a worker reads'
+      then 'configuration: a number is beyond 1.7e308, the largest number that a worker reads'
   end;
 begin
   if problem is not null then
@@ -103,7 +103,7 @@ $$;
 
 create or replace function trainer.next(count integer) returns integer
 language sql immutable parallel safe set search_path = '' as $$
-  select least(count, 2147483646) + 1  -- a count at its maximum must not stop the queue
+  select least(count, 2147483646) + 1  -- the largest integer is not exceeded, because the error would stop the queue
 $$;
 
 create or replace function trainer.back_off(failures integer) returns interval
@@ -111,7 +111,7 @@ language sql immutable parallel safe set search_path = '' as $$
   select least(10 * 2 ^ least(greatest(failures - 1, 0), 10), 600) * interval '1 second'
 $$;
 
--- Returns the delay (two polls) after which a worker can claim a run that its host failed. Other workers can claim it earlier.
+-- Returns the delay (two poll intervals) after which a worker can claim a run that failed because of its host. Other workers can claim the run earlier.
 create or replace function trainer.head_start(host_failures jsonb, worker_id text) returns interval
 language sql immutable parallel safe set search_path = '' as $$
   select case when host_failures ? worker_id then 2 * trainer.back_off(1) else interval '0' end
@@ -126,7 +126,7 @@ language sql immutable parallel safe set search_path = '' as $$
   end
 $$;
 
--- Adds an event for a change of a run that the queue itself made.
+-- Adds an event for a change that the queue itself made to a run.
 create or replace function trainer.record(run_id uuid, attempt integer, kind text, data jsonb) returns void
 language sql set search_path = '' as $$
   insert into public.training_run_events (run_id, attempt, seq, at, kind, data)
@@ -141,7 +141,7 @@ language sql immutable parallel safe set search_path = '' as $$
   select case when data ->> 'epoch' ~ '^[0-9]{1,9}$' then (data ->> 'epoch')::integer end
 $$;
 
--- Stores each event of a worker once, and updates epochs and checkpoint of the run from the new ones.
+-- Stores each event of a worker once, and updates the epochs and the checkpoint of the run from the new events.
 create or replace function trainer.store_events(run public.training_runs, events jsonb)
 returns public.training_runs language plpgsql set search_path = '' as $$
 #variable_conflict use_column
@@ -295,7 +295,7 @@ exception when integrity_constraint_violation or data_exception or raise_excepti
   return false;
 end $$;
 
--- Returns the row, locked, if this claim holds its lease. An expired lease becomes valid again if no other worker claimed the run.
+-- Locks and returns the row if this claim holds the lease of the run. An expired lease becomes valid again if no other worker claimed the run.
 create or replace function trainer.held(run_id uuid, claim_id uuid) returns public.training_runs
 language plpgsql set search_path = '' as $$
 declare
@@ -329,7 +329,7 @@ begin
     where r.status in ('running', 'canceling') and case
       when r.lease_expires_at is not null then r.lease_expires_at < now()
       when r.status = 'canceling' then true
-      -- the run of a service that does not use leases
+      -- a run without a lease belongs to a service that does not use leases
       else coalesce(r.heartbeat_at, r.started_at, r.updated_at) < now() - interval '60 seconds'
     end
     limit 500  -- a claim must end within the API's statement timeout; the next claim settles the rest
@@ -348,7 +348,7 @@ begin
         run.completed_at := now();
         run.lease_expires_at := null;
         run.error_message := format(
-          'The worker stopped %s times without progress (last: %s). Check its log and its host (process killed, out of memory, power), then queue the run again.',
+          'The worker stopped %s times without progress (last: %s). Check its log and its host (process killed, out of memory, power), then requeue the run.',
           run.failures, coalesce(run.worker_id, 'unknown'));
       else
         run.status := 'queued';  -- claim_id and lease_expires_at are kept: the worker can continue if it returns before another worker claims the run
@@ -543,7 +543,7 @@ begin
   return run.status;
 end $$;
 
--- Reports that a worker is alive and claims no runs, and its problem or null.
+-- Reports that a worker is alive and claims no runs. `problem` is the reason if the worker is unhealthy.
 create or replace function public.report_trainer_worker(
   worker_id text, problem text default null, hardware jsonb default null
 ) returns void language sql security definer set search_path = '' as $$

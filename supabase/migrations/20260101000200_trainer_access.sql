@@ -1,5 +1,5 @@
--- Access rights. Signed-in users queue, read and cancel their own runs; a worker calls the queue's functions; all other
--- roles get nothing. The app's own grants and policies stay; trainer_access_warnings() lists policies that allow too much.
+-- Access rights. Signed-in users can queue, read and cancel their own runs. A worker can call the functions of the queue. All
+-- other roles get no rights. The app's own grants and policies stay; trainer_access_warnings() lists policies that allow too much.
 
 do $$
 begin

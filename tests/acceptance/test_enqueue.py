@@ -100,7 +100,7 @@ def test_requeue_queues_ended_run_and_refuses_running_run(service):
     assert SqliteQueue(service.home / "queue.db").claim(Worker(id="w"), "11111111-1111-4111-8111-111111111111", 60)
     refused = service.run("requeue", run_id, check=False)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == f"error: {run_id} is running: cancel it or wait until it has ended, then queue it again.\n"
+    assert refused.stderr == f"error: {run_id} is running: cancel it or wait until it has ended, then requeue it.\n"
     assert service.row(run_id)["status"] == "running"
 
 

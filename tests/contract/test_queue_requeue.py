@@ -128,9 +128,7 @@ def test_run_with_valid_lease_cannot_be_requeued(queue_lab, status):
         queue_lab.queue.cancel(lease.job.id)
     before = queue_lab.queue.get(lease.job.id)
 
-    with pytest.raises(
-        Exception, match="The run is running: cancel it or wait until it has ended, then queue it again"
-    ):
+    with pytest.raises(Exception, match="The run is running: cancel it or wait until it has ended, then requeue it"):
         queue_lab.edit(lease.job.id, status="queued", configuration={"epochs": 2})
 
     assert queue_lab.queue.get(lease.job.id) == before

@@ -41,7 +41,7 @@ class Curves:
         return [
             ("epochs in the history", f"{self.epochs}; {below} were not a new best ({_share(below, self.epochs)})"),
             ("resumes", resumes),
-            ("models of completed runs, loaded and compared with their curve", str(self.models)),
+            ("models of completed runs, loaded and compared with the epochs in the history", str(self.models)),
         ]
 
 

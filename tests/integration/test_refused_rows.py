@@ -14,7 +14,7 @@ OWNER = str(uuid.uuid4())
 REFUSED = {
     "deep": ({"configuration": json.loads('{"a":' * 33 + "1" + "}" * 33)}, "configuration: nested deeper than 32 levels; send the settings only"),
     "long": ({"configuration": {"a": "x" * 1_000_000}}, "configuration: longer than 1000000 characters; send the settings only"),
-    "digits": ({"configuration": '{"a": [{"epochs": -1e5000}]}'}, "configuration: a number in it is beyond 1.7e308, the largest that a worker reads"),
+    "digits": ({"configuration": '{"a": [{"epochs": -1e5000}]}'}, "configuration: a number is beyond 1.7e308, the largest number that a worker reads"),
     "run_name": ({"run_name": "n" * 1001}, "run_name: longer than 1000 characters"),
     "base_model": ({"base_model": "m" * 1001}, "base_model: longer than 1000 characters"),
     "data_yaml": ({"data_yaml": "d" * 10_001}, "data_yaml: longer than 10000 characters"),

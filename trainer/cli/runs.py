@@ -82,7 +82,7 @@ def requeue(run_id: RunId, as_json: AsJson = False) -> None:
     with run_table() as table:
         row = existing(table.requeue(run_id), run_id)
         if row.status != Status.QUEUED:
-            raise BadRequest(f"{run_id} is {row.status}: cancel it or wait until it has ended, then queue it again.")
+            raise BadRequest(f"{run_id} is {row.status}: cancel it or wait until it has ended, then requeue it.")
     print_status(row, as_json=as_json)
 
 

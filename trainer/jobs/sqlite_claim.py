@@ -75,7 +75,7 @@ def _requeue_or_fail(tx: Transaction, run: JsonObject) -> None:
         run["status"], run["completed_at"], run["lease_expires_at"] = Status.FAILED, tx.at(), None
         run["error_message"] = (
             f"The worker stopped {run['failures']} times without progress (last: {run['worker_id'] or 'unknown'}). Check "
-            "its log and its host (process killed, out of memory, power), then queue the run again."
+            "its log and its host (process killed, out of memory, power), then requeue the run."
         )
         return
     # claim_id and lease_expires_at are kept: the worker can continue if it returns before another worker claims the run

@@ -113,7 +113,7 @@ create trigger training_runs_queued_again after update of status on training_run
 create trigger training_runs_held before update of status on training_runs
   when old.status in ('running', 'canceling') and new.status = 'queued'
     and new.lease_expires_at is not null and new.failures = old.failures
-  begin select raise(abort, 'The run is running: cancel it or wait until it has ended, then queue it again.'); end;
+  begin select raise(abort, 'The run is running: cancel it or wait until it has ended, then requeue it.'); end;
 -- The attempt number never decreases: otherwise two attempts would share a folder, objects and events.
 create trigger training_runs_attempts after update of status on training_runs
   when new.attempt < old.attempt

@@ -65,8 +65,8 @@ class Requirements(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gpus: Annotated[float, between(0, 100_000)] = setting(None, "Free GPUs.")
-    gpu_memory_gb: Annotated[float, between(0, 100_000)] = setting(None, "Memory of each GPU in GiB.")
+    gpus: Annotated[float, between(0, 100_000)] = setting(None, "Minimum number of free GPUs.")
+    gpu_memory_gb: Annotated[float, between(0, 100_000)] = setting(None, "Minimum memory of each GPU in GiB.")
 
 
 class RunConfiguration(TrainArguments):
@@ -93,10 +93,10 @@ class RunConfiguration(TrainArguments):
         None, "Task to learn. By default, the task of the dataset.", "modelTask", "trainingTask", "taskType"
     )
     pretrained: Annotated[bool, Rule("true or false; name the weights to start from in base_model", flag)] = setting(
-        True, "False trains the same network from scratch."
+        True, "If false, the same network is trained from scratch."
     )
     split: Annotated[Split, Rule(SPLIT_RULE, split_fields)] = setting(
-        None, "Split of a dataset without validation images; also a share, or [train, val, test].",
+        None, "Split of a dataset without validation images: an object, the share of the train split, or a list of shares.",
         "splitConfig", "splitStrategy", "splitRatio",
     )  # fmt: skip
     split_seed: Seed = setting(0, "Seed of the split, unless `split` contains a seed.")
@@ -120,10 +120,13 @@ class RunConfiguration(TrainArguments):
         list[Annotated[int, Field(ge=0, lt=_MOST_GPUS)]],
         Rule("'cpu', a GPU index like 0, or a list of different indices like [0, 1]", _devices),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "array"}]}),
-    ] = setting(None, "GPUs of the run's slot, or `cpu`; by default the slot decides.")
+    ] = setting(
+        None,
+        "`cpu`, or GPU indices. Only the number of indices matters: the worker selects the GPUs. The default is one slot.",
+    )
     compute: Annotated[
         Literal["gpu", "cpu"], Rule("'gpu' or 'cpu'", lambda value: "gpu" if word(value) == "cuda" else word(value))
-    ] = setting(None, "The web app's choice of `device`.")
+    ] = setting(None, "Train on a GPU or on the CPU, as chosen in the web app. It must not contradict `device`.")
     requires: Annotated[
         Requirements, Rule('an object with numbers for gpus and gpu_memory_gb, like {"gpu_memory_gb": 16}')
     ] = setting(None, "Only a worker with these resources claims the run.")
@@ -138,7 +141,11 @@ class RunConfiguration(TrainArguments):
 
     # fields of the web app without effect
     run_name: Any = setting(None, "Name in the web app; the row's `run_name` is used.")
-    preset: Any = setting(None, "Name of an augmentation in the web app; send its values.", "augmentation")
+    preset: Any = setting(
+        None,
+        "Name of an augmentation in the web app. The name has no effect: send the values of the augmentation.",
+        "augmentation",
+    )
     optimization_strategy: Any = setting(None, "`bayesian` is not supported: the given values are trained once.")
     bayesian_config: Any = setting(None, "Settings of the Bayesian search, which is not supported.")
 

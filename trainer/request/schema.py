@@ -15,7 +15,7 @@ from trainer.request.split import Split
 from trainer.request.train_arguments import IGNORED, REFUSED
 from trainer.request.unnest import SECTIONS, aliases_of
 
-_NAMES = "Names match without case, `_` and `-`: `imgSize` and `img_size` are the same."
+_NAMES = "Case, `_` and `-` in names are ignored: `imgSize` and `img_size` are the same."
 
 
 def json_schema() -> JsonObject:
@@ -43,8 +43,8 @@ def _lines() -> Iterator[str]:
     yield from (
         "# Configuration of a run",
         "",
-        "Every setting that a row's `configuration` may contain. `python trainer_service.py schema --markdown` writes this",
-        "page, and `schema` prints the same settings as JSON Schema.",
+        "This page lists every setting that the `configuration` of a row can contain. The command",
+        "`python trainer_service.py schema --markdown` prints this page, and `schema` prints the settings as JSON Schema.",
         "",
         f"- {_NAMES}",
         '- Numbers and flags may be text: `16`, `16.0` and `"16"` are the same; `true`, `yes`, `on` and `1` are the same.',
@@ -57,11 +57,23 @@ def _lines() -> Iterator[str]:
         "",
     )
     yield from _table(RunConfiguration, own)
-    yield from ("", "### `split`", "", "The value can also be a share to train on, or `[train, val, test]`.", "")
+    yield from (
+        "",
+        "### `split`",
+        "",
+        "The value can also be the share of the train split, or the list of shares `[train, val, test]`.",
+        "",
+    )
     yield from _table(Split, list(Split.model_fields))
     yield from ("", "### `requires`", "")
     yield from _table(Requirements, list(Requirements.model_fields))
-    yield from ("", "## Train arguments", "", "These arguments have the same meaning as in Ultralytics.", "")
+    yield from (
+        "",
+        "## Train arguments",
+        "",
+        "These arguments have the same meaning as in Ultralytics. If tasks are in brackets, only these tasks use the argument.",
+        "",
+    )
     yield from _table(RunConfiguration, list(ARGUMENTS))
     yield from ("", "## Refused", "", "A run that sets one of these settings fails, unless the value is `false`.", "")
     yield from _reasons(REFUSED)

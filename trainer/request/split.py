@@ -42,9 +42,9 @@ class Split(BaseModel):
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
 
-    train_ratio: Share = setting(0.8, "Share to train on.", "train")
-    val_ratio: Share = setting(0.2, "Share to validate on.", "val", "validationRatio")
-    test_ratio: Share = setting(0.0, "Share to test on.", "test")
+    train_ratio: Share = setting(0.8, "Share of the images for the train split.", "train")
+    val_ratio: Share = setting(0.2, "Share of the images for the val split.", "val", "validationRatio")
+    test_ratio: Share = setting(0.0, "Share of the images for the test split.", "test")
     ratio: Annotated[list[Share], Field(min_length=2, max_length=3), Rule("a list of two or three shares")] = setting(
         None, "The shares as a list: train, val, test.", "ratios", "defaultRatio"
     )
@@ -53,7 +53,7 @@ class Split(BaseModel):
         {}, "Split of each image, by name or ID: train, val or test.", "customSplits"
     )
     method: Any = setting(None, "`none` or `use_dataset` keep the dataset's own split.")
-    source: Any = setting(None, "Without effect.")
+    source: Any = setting(None, "This setting has no effect.")
 
     @model_validator(mode="after")
     def _sums_up_to_one(self) -> Self:

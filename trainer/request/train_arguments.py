@@ -39,7 +39,7 @@ class TrainArguments(BaseModel):
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
 
     # length of the training
-    time: Annotated[float, above_zero(8760)] = setting(None, "Maximum hours to train; replaces `epochs`.")
+    time: Annotated[float, above_zero(8760)] = setting(None, "Maximum training time in hours; replaces `epochs`.")
     patience: Annotated[int, whole(0, 100_000)] = setting(
         100, "Stop after this many epochs without improvement.", "earlyStoppingPatience"
     )
@@ -78,11 +78,11 @@ class TrainArguments(BaseModel):
     cos_lr: Flag = setting(False, "Lower the learning rate along a cosine.", "cosineLr")
     momentum: Share = setting(0.937, "Momentum of SGD, beta1 of Adam.")
     weight_decay: Share = setting(0.0005, "Weight decay (L2).")
-    warmup_epochs: Annotated[float, between(0, 100_000)] = setting(3.0, "Epochs of warm-up.")
+    warmup_epochs: Annotated[float, between(0, 100_000)] = setting(3.0, "Number of warm-up epochs.")
     warmup_momentum: Share = setting(0.8, "Momentum at the start of the warm-up.")
     warmup_bias_lr: Share = setting(0.1, "Learning rate of the biases during the warm-up.")
-    nbs: Annotated[int, whole(1, 65_536)] = setting(64, "Batch size that the loss is normalized to.")
-    amp: Amp = setting(True, "Mixed precision; a word chooses the number format.", "mixedPrecision")
+    nbs: Annotated[int, whole(1, 65_536)] = setting(64, "Nominal batch size, to which the loss is normalized.")
+    amp: Amp = setting(True, "Mixed precision: true or false, or the number format.", "mixedPrecision")
     channels_last: Flag = setting(None, "Memory format with the channels last.")
     freeze: Freeze = setting(None, "Layers that are not trained: the number of the first layers, or a list of layers.")
     dropout: Share = setting(0.0, "Dropout of the head (classify).")
@@ -128,10 +128,10 @@ class TrainArguments(BaseModel):
     conf: Share = setting(None, "Minimum confidence of a detection.")
     iou: Share = setting(0.7, "Overlap (IoU) above which detections are merged.")
     max_det: Annotated[int, whole(1, 100_000)] = setting(300, "Maximum number of detections per image.")
-    nms: Flag = setting(None, "False validates with the head that needs no non-maximum suppression.")
+    nms: Flag = setting(None, "If false, the validation uses the head that needs no non-maximum suppression.")
     agnostic_nms: Flag = setting(False, "Also suppress overlapping detections of different classes.")
-    augment: Flag = setting(False, "Validate on augmented copies as well.")
-    visualize: Flag = setting(False, "Draw right and wrong detections.")
+    augment: Flag = setting(False, "Also validate on augmented copies of the images.")
+    visualize: Flag = setting(False, "Draw correct and wrong detections.")
     save_txt: Flag = setting(False, "Save the detections of the validation as text.")
     save_conf: Flag = setting(False, "Also save the confidence of these detections.")
 
@@ -143,7 +143,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "name": f"{_FOLDER}; the run's name is the row's run_name",
         "exist_ok": _FOLDER,
         "save_dir": _FOLDER,
-        "resume": "an interrupted run resumes by itself; to continue a finished run, put its ID into base_model",
+        "resume": "an interrupted run resumes automatically; to continue a finished run, put its ID into base_model",
         "resume_from_model": "to continue a finished run, put its ID into base_model",
         "distill_model": "a run loads only one model",
         "cfg": "settings come from the row, not from a file",
@@ -151,11 +151,11 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "profile": "it would install packages",
         "quantize": "quantization-aware training would install packages",
         "save_json": "it would install packages; use predictions: true",
-        "source": "a training only reads its dataset",
+        "source": "a training reads only its dataset",
         "mode": "a run always trains",
-        "augmentations": "Python objects cannot come from a row",
-        "callbacks": "code cannot come from a row",
-        "trainer": "code cannot come from a row",
+        "augmentations": "a row cannot contain Python objects",
+        "callbacks": "a row cannot contain code",
+        "trainer": "a row cannot contain code",
     },
 )
 

@@ -176,7 +176,7 @@ def _link_images(samples: Sequence[Sample], view: Path, folder: str, stop: StopS
         except FileNotFoundError:
             raise DatasetError(
                 f"The image {printable(sample.name)} was removed during the preparation. Leave the dataset unchanged "
-                "and queue the run again."
+                "and requeue the run."
             ) from None
 
 
