@@ -141,7 +141,7 @@ class _GatewayHandler(http.server.BaseHTTPRequestHandler):
         self.answer(status, headers, io.BytesIO(body))
 
     def swap_key(self, headers: dict[str, str]) -> None:
-        """Replace a secret key in `apikey` by a JWT, as in hosted projects. Another bearer token is not replaced."""
+        """Replace a secret key in `apikey` by a JWT, as in hosted projects. Other bearer tokens are not replaced."""
         names = {name.lower(): name for name in headers}
         secret, service = self.owner.keys
         if secret and headers.get(names.get("apikey", "")) == secret:

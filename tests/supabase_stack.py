@@ -1,6 +1,7 @@
 """A small Supabase on this machine: real PostgreSQL, real PostgREST, and a gateway with one URL for both.
 
-Used by the tests, the benchmarks and `make supabase-demo`. Everything listens on 127.0.0.1 and keeps its files in one folder.
+The tests, the benchmarks and `make supabase-demo` use it. All servers listen on 127.0.0.1 and keep their files in one
+folder.
 """
 
 from __future__ import annotations

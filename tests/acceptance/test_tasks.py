@@ -57,7 +57,7 @@ def test_model_of_each_task_is_trained_fine_tuned_and_exported(tmp_path, task):
 
 
 def test_dataset_with_dice_annotations_file_is_trained_on(tmp_path):
-    """The file nests annotations in images, has a background class, other category IDs than YOLO and a split by ID."""
+    """The file has nested annotations, a background class, other category IDs than YOLO, and a split by ID."""
     for name, content in dice().files.items():
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""References and downloads of the tests of object stores."""
+"""Helpers for the tests of object stores."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class Findings:
             *(self.curves.lines() if self.curves else []),
             ("**violations of an invariant**", f"**{len(self.violations)}**"),
             ("training seconds lost per kill, p50 / p99", _quantiles(self.lost)),
-            ("takeover after a killed service, seconds, p50 / p99", _quantiles(self.takeovers)),
+            ("seconds from the kill of a service to the takeover, p50 / p99", _quantiles(self.takeovers)),
             ("seconds from cancel until the process is gone, p50 / p99", _quantiles(self.cancels)),
         ]
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in lines)])

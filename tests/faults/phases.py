@@ -6,7 +6,10 @@ PHASES = ["downloading", "starting", "training", "finalizing", "uploading", "end
 
 
 def hold_in_phase(cloud, phase):
-    """Add the faults that keep attempt 1 in a phase. Return the behavior for its host, and a function that waits for the phase."""
+    """Add the faults that keep attempt 1 in a phase.
+
+    Return the behavior for the host of the run, and a function that waits for the phase.
+    """
     if phase == "downloading":
         cloud.storage.fault("delay", on="GET /object/", times=1000, seconds=3)
         return {}, lambda run_id, a: wait_for(lambda: any("GET /object/" in r for r in cloud.storage.requests))

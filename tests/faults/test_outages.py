@@ -120,7 +120,7 @@ def test_service_restarted_during_outage_delivers_outcome(cloud, host):
 
 @pytest.mark.long
 def test_run_completes_in_one_attempt_despite_storage_outages(cloud, host):
-    """F6 F7 (I6 I8 I11): Storage answers 503 for dataset, checkpoints and artifacts, for longer than one call retries."""
+    """F6 F7 (I6 I8 I11): Storage answers 503 for dataset, checkpoints and artifacts, longer than a call retries."""
     reference = cloud.store_dataset()
     a = host("a", SLOW)
     cloud.storage.fault("status", on="/datasets", times=8)

@@ -1,4 +1,4 @@
-"""Run each benchmark once with a tiny size, to see that it works."""
+"""Run each benchmark with a tiny size and check that it prints its figures."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""The migrations on an empty project, on the web app's project, on plain PostgreSQL, and applied twice."""
+"""The migrations are applied to an empty project, to the web app's project, to plain PostgreSQL, and twice."""
 
 from pathlib import Path
 

@@ -62,7 +62,7 @@ def in_parallel(workers: int, work) -> list:
 
 
 def insist(call):
-    """Retry calls without an answer, as a worker does on a busy machine."""
+    """Retry calls that get no answer, as a worker does on a busy machine."""
     return retrying(call, RetryPolicy(tries=20, first_wait=0.1, longest_wait=1.0, total_seconds=60), StopSignal())
 
 

@@ -133,7 +133,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def program(tmp_path, home):
-    """Return a function that makes a trainer for a program, by its name; trainers are closed at the end."""
+    """Return a function that takes the name of a program and makes a trainer for it."""
     made = []
 
     def make(name, *arguments, environment=None, warm_start=False, **limits):

@@ -1,4 +1,4 @@
-"""A host for tests of the sandbox, and lines of code to run in it."""
+"""A host for tests of the sandbox, and lines of code to run in the sandbox."""
 
 from __future__ import annotations
 

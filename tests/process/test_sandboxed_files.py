@@ -46,7 +46,7 @@ def test_operators_files_are_not_readable(host):
 
 
 def test_environment_of_service_is_not_readable(host):
-    """The environment contains the keys, and its file belongs to the same user."""
+    """The environment contains the keys, and its file in /proc belongs to the same user."""
     attempt = "import os; open(f'/proc/{os.getppid()}/environ').read()"
 
     assert host.outcomes_of([attempt]) == {"PermissionError"}

@@ -192,7 +192,7 @@ def test_resumed_ranks_keep_halved_batch(two, tmp_path):
 
 
 def test_resume_from_complete_checkpoint_starts_no_rank(two, tmp_path):
-    """Only the final validation is missing, which needs one process."""
+    """Only the final validation is missing, and it needs only one process."""
     two.train()
     again = TwoDevices(tmp_path / "another-host", two.dataset)
     again.home.mkdir()

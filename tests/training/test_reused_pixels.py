@@ -1,4 +1,4 @@
-"""Pixels that an earlier run stored: the next run of the dataset uses them after it has compared a sample."""
+"""The next run of a dataset uses the pixels that an earlier run stored, after it has compared a sample."""
 
 from __future__ import annotations
 

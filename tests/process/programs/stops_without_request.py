@@ -1,4 +1,4 @@
-"""Reports that it stopped without a stop request."""
+"""Reports that it has stopped, although it got no stop request."""
 
 from protocol import order, phase, send
 
