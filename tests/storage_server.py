@@ -46,7 +46,7 @@ class StorageServer(StorageState):
 def main() -> None:
     parser = argparse.ArgumentParser(description="A stand-in for the Supabase Storage API.")
     parser.add_argument("--port", type=int, default=5005)
-    parser.add_argument("--bucket", action="append", default=[], help="a private bucket; can be repeated")
+    parser.add_argument("--bucket", action="append", default=[], help="a private bucket; can be given several times")
     parser.add_argument("--key", default="service-key")
     options = parser.parse_args()
     with StorageServer(dict.fromkeys(options.bucket, False), key=options.key, port=options.port) as server:

@@ -33,7 +33,9 @@ def enqueue(
     config: Annotated[str | None, typer.Option(metavar="JSON", help="The configuration of the row, as JSON.")] = None,
     priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
     group: Annotated[str | None, typer.Option(help="The group of the run, for lists.")] = None,
-    tags: Annotated[list[str] | None, typer.Option("--tag", help="A tag for lists; can be repeated.")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", help="A tag for lists; can be given several times.")
+    ] = None,
     own_id: Annotated[
         str | None,
         typer.Option("--id", metavar="UUID", help="The ID of the run. A repeated command inserts no second run."),

@@ -20,11 +20,11 @@ def status(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="The number of runs in the list.")] = 20,
     statuses: Annotated[
-        list[Status] | None, typer.Option("--status", help="List runs with this status; can be repeated.")
+        list[Status] | None, typer.Option("--status", help="List runs with this status; can be given several times.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="List the runs of this group.")] = None,
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", help="List runs with this tag; can be repeated for runs with all tags.")
+        list[str] | None, typer.Option("--tag", help="List runs with this tag; several tags: runs with all of them.")
     ] = None,
     worker: Annotated[str | None, typer.Option(metavar="ID", help="List the runs of this worker.")] = None,
     as_json: AsJson = False,

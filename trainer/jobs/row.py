@@ -61,9 +61,6 @@ def is_run_id(value: Json) -> bool:
     return isinstance(value, str) and _RUN_ID.fullmatch(value) is not None
 
 
-# ── for the worker ──
-
-
 def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
     """Return the run in a row, even if other columns are invalid. Raises Unavailable for a row without a valid id."""
     run_id = row.get("id")
@@ -135,8 +132,6 @@ def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
     return found if is_checkpoint_of(run_id, found.key) else None
 
 
-# ── for the users of the table ──
-
 _COLUMNS = {"group": "run_group", "tags": "run_tags"}  # field → column, if the names differ
 RUN_COLUMNS = tuple(_COLUMNS.get(field.name, field.name) for field in fields(RunRow))  # without the fencing token
 
@@ -146,14 +141,16 @@ def run_row(row: Mapping[str, Json]) -> RunRow:
     return _typed(RunRow, row)
 
 
+def run_row_or_none(row: Mapping[str, Json] | None) -> RunRow | None:
+    return None if row is None else run_row(row)
+
+
 def worker_row(row: Mapping[str, Json]) -> WorkerRow:
-    """Return the typed row of a worker."""
     hardware = {name: row[name] for name in HARDWARE[2:] if row.get(name) is not None}
     return _typed(WorkerRow, {**row, "hardware": hardware})
 
 
 def event_row(row: Mapping[str, Json]) -> EventRow:
-    """Return the typed row of an event."""
     return _typed(EventRow, row)
 
 
@@ -162,7 +159,6 @@ def _typed(kind: type[Row], row: Mapping[str, Json]) -> Row:
 
 
 def _field(field: Field[Json], value: Json) -> Json:
-    """Return the value of a column as the type of its field."""
     default = None if field.default is MISSING else field.default
     match field.type:
         case "str":
@@ -181,9 +177,6 @@ def _field(field: Field[Json], value: Json) -> Json:
             return value if isinstance(value, dict) else {}
         case _:
             return value
-
-
-# ── values ──
 
 
 def _tags(value: Json) -> tuple[str, ...]:

@@ -62,11 +62,10 @@ class Transaction:
         found = self.rows(sql, *values)
         return found[0] if found else None
 
-    def insert(self, table: str, columns: JsonObject, *, or_ignore: bool = False) -> bool:
-        """Insert a row and return True; with `or_ignore`, return False if its key exists already."""
+    def insert(self, table: str, columns: JsonObject) -> bool:
+        """Insert a row and return True, or return False if its key exists already."""
         names, places = ", ".join(columns), ", ".join("?" * len(columns))
-        verb = "insert or ignore" if or_ignore else "insert"
-        sql = f"{verb} into {table} ({names}) values ({places})"
+        sql = f"insert into {table} ({names}) values ({places}) on conflict do nothing"  # noqa: S608 (no untrusted names)
         return self.connection.execute(sql, [_dumped(*item) for item in columns.items()]).rowcount == 1
 
     def update(self, table: str, key: str, columns: JsonObject) -> None:

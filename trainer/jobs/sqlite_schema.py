@@ -92,7 +92,7 @@ create index training_runs_cancel on training_runs (id) where status = 'queued' 
 create unique index training_runs_claim on training_runs (claim_id) where claim_id is not null;
 create index training_runs_recent on training_runs (created_at desc, id);
 create index training_runs_group on training_runs (run_group, created_at desc, id) where run_group is not null;
-create trigger training_runs_end_stands before update of status on training_runs
+create trigger training_runs_keep_outcome before update of status on training_runs
   when old.status in ('completed', 'failed', 'canceled') and new.status in ('canceling', 'canceled')
   begin select raise(ignore); end;
 create trigger training_runs_end_has_no_lease after update of status on training_runs

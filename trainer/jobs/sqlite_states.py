@@ -11,14 +11,10 @@ from collections.abc import Mapping, Sequence
 from trainer.core.job import Interrupted, JsonObject, Lease, Outcome, RunEvent, Status
 from trainer.jobs.row import checkpoint_of, whole
 from trainer.jobs.sqlite_file import Transaction
-from trainer.jobs.write_row import CANCELED_BY_USER, checkpoint_json, clean, events_json
+from trainer.jobs.write_row import CANCELED_BY_USER, checkpoint_json, clean, events_json, release_columns
 
-_FIRST_QUEUE_SEQ = (
-    1_000_000  # the queue writes events with this seq or higher, the worker writes events with a lower seq
-)
-
-
-# ── a run with a lease ──
+# the queue writes events with this seq or higher, the worker writes events with a lower seq
+_FIRST_QUEUE_SEQ = 1_000_000
 
 
 def held(tx: Transaction, lease: Lease) -> JsonObject | None:
@@ -54,7 +50,7 @@ def store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) -
     """Store each event once, and update epochs and checkpoint of the run from the new ones."""
     for event in events_json(events):
         row = {"run_id": run["id"], "attempt": run["attempt"], **event}
-        if tx.insert("training_run_events", row, or_ignore=True):
+        if tx.insert("training_run_events", row):
             _note_progress(run, event["kind"], event["data"])
 
 
@@ -103,15 +99,13 @@ def _pause_after(run: JsonObject) -> float:
 
 
 def release(tx: Transaction, run: JsonObject, outcome: Interrupted) -> None:
-    run["checkpoint"] = checkpoint_json(outcome.checkpoint) or run["checkpoint"]
-    run["results"] = merged(run["results"], clean(outcome.results) or None)
+    columns = release_columns(outcome)
+    run["checkpoint"] = columns["checkpoint"] or run["checkpoint"]
+    run["results"] = merged(run["results"], columns["results"])
     if is_canceling(run):
         cancel(tx, run)
     else:
         run["status"], run["not_before"] = Status.QUEUED, None
-
-
-# ── the row ──
 
 
 def get_run(tx: Transaction, run_id: str) -> JsonObject | None:
@@ -179,5 +173,5 @@ def see_worker(tx: Transaction, worker_id: str | None, reported: Mapping[str, ob
         "current_runs": busy,
         **columns,
     }
-    if not tx.insert("trainer_workers", seen | {"created_at": tx.at()}, or_ignore=True):
+    if not tx.insert("trainer_workers", seen | {"created_at": tx.at()}):
         tx.update("trainer_workers", "worker_id", seen)

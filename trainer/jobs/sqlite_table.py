@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from trainer.core.errors import Conflict
 from trainer.core.job import ENDED, Json, JsonObject, RunRequest, Status
 from trainer.core.run_row import ALL_RUNS, EventRow, RunFilter, RunOrder, RunPage, RunRow, WorkerRow
 from trainer.jobs import sqlite_states as states
-from trainer.jobs.row import event_row, run_row, worker_row
+from trainer.jobs.row import event_row, run_row_or_none, worker_row
 from trainer.jobs.run_list import SORT_KEYS, checked_limit, equalities, page_of, position_of
 from trainer.jobs.sqlite_clock import HOST_CLOCK, HostClock
 from trainer.jobs.sqlite_file import SqliteFile
@@ -18,6 +17,7 @@ from trainer.jobs.write_row import (
     checked_priority,
     checked_run_id,
     clean,
+    held_by_worker,
     insert_of,
     require_same_request,
 )
@@ -37,13 +37,13 @@ class SqliteRunTable:
         run_id, columns = checked_run_id(id), insert_of(request)
         with self._file.writing() as tx:
             row = {"id": run_id, **columns, "created_at": tx.at(), "updated_at": tx.at()}
-            if not tx.insert("training_runs", row, or_ignore=True):
+            if not tx.insert("training_runs", row):
                 require_same_request(run_id, columns, states.get_run(tx, run_id))
         return run_id
 
     def get(self, run_id: str) -> RunRow | None:
         with self._file.reading() as tx:
-            return _typed(states.get_run(tx, run_id))
+            return run_row_or_none(states.get_run(tx, run_id))
 
     def list(
         self,
@@ -71,7 +71,7 @@ class SqliteRunTable:
                 states.save(tx, run)
             elif run is not None and run["status"] == Status.RUNNING:
                 states.save(tx, run | {"status": Status.CANCELING, "cancel_requested": True})
-            return _typed(states.get_run(tx, run_id))
+            return run_row_or_none(states.get_run(tx, run_id))
 
     def request_finish(self, run_id: str) -> RunRow | None:
         return self._changed(run_id, {"finish_requested": True}, {Status.RUNNING})
@@ -89,9 +89,7 @@ class SqliteRunTable:
                 return False
             is_working = run["status"] in (Status.RUNNING, Status.CANCELING)
             if is_working and (run["lease_expires_at"] or "") > tx.at():
-                raise Conflict(
-                    f"A worker holds the lease of {run_id}: cancel the run and wait until it has ended, then delete it"
-                )
+                raise held_by_worker(run_id)
             tx.connection.execute("delete from training_runs where id = ?", (run["id"],))
             return True
 
@@ -112,15 +110,10 @@ class SqliteRunTable:
             run = states.get_run(tx, run_id)
             if run is not None and run["status"] in statuses:
                 states.save(tx, run | columns)
-            return _typed(states.get_run(tx, run_id))
-
-
-def _typed(row: JsonObject | None) -> RunRow | None:
-    return None if row is None else run_row(row)
+            return run_row_or_none(states.get_run(tx, run_id))
 
 
 def _conditions(wanted: RunFilter) -> tuple[list[str], list[Json]]:
-    """Return the conditions of a filter and their values."""
     conditions, values = [], list[Json]()
     for name, value in equalities(wanted).items():
         conditions.append(f"{name} = ?")

@@ -116,26 +116,10 @@ class SupabaseQueue(SupabaseRunTable):
 
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
         if isinstance(outcome, Interrupted):
-            return self._release(lease, outcome, events)
-        return self._held(
-            self._finish,
-            "finish_training_run",
-            lease,
-            Status,
-            events=write.events_json(events),
-            **write.outcome_columns(outcome),
-        )
-
-    def _release(self, lease: Lease, outcome: Interrupted, events: Sequence[RunEvent]) -> Status | None:
-        return self._held(
-            self._finish,
-            "release_training_run",
-            lease,
-            Status,
-            checkpoint=write.checkpoint_json(outcome.checkpoint),
-            events=write.events_json(events),
-            results=write.clean(outcome.results) or None,
-        )
+            function, columns = "release_training_run", write.release_columns(outcome)
+        else:
+            function, columns = "finish_training_run", write.outcome_columns(outcome)
+        return self._held(self._finish, function, lease, Status, events=write.events_json(events), **columns)
 
     def report(self, worker: Worker, problem: str | None) -> None:
         hardware = write.offer_json(worker)["hardware"]

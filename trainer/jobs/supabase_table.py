@@ -8,14 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.core.errors import BadRequest, Conflict
+from trainer.core.errors import BadRequest
 from trainer.core.job import ENDED, Json, JsonObject, RunRequest, Status
 from trainer.core.retry import RetryPolicy
 from trainer.core.run_row import ALL_RUNS, EventRow, RunFilter, RunOrder, RunPage, RunRow, WorkerRow
-from trainer.jobs.row import RUN_COLUMNS, event_row, run_row, worker_row
+from trainer.jobs.row import RUN_COLUMNS, event_row, run_row, run_row_or_none, worker_row
 from trainer.jobs.run_list import SORT_KEYS, checked_limit, equalities, page_of, position_of
 from trainer.jobs.supabase_calls import Calls, is_uuid, selection
-from trainer.jobs.write_row import checked_priority, checked_run_id, clean, insert_of, require_same_request
+from trainer.jobs.write_row import (
+    checked_priority,
+    checked_run_id,
+    clean,
+    held_by_worker,
+    insert_of,
+    require_same_request,
+)
 from trainer.remote.supabase import Project
 
 READ = RetryPolicy(tries=4, first_wait=0.5, longest_wait=4.0, total_seconds=20.0)
@@ -42,7 +49,7 @@ class SupabaseRunTable:
         return run_id
 
     def get(self, run_id: str) -> RunRow | None:
-        return _typed(self._row("read_training_run", run_id))
+        return run_row_or_none(self._row("read_training_run", run_id))
 
     def list(
         self,
@@ -69,7 +76,7 @@ class SupabaseRunTable:
         return page_of(self._calls.pages(query, most), order, limit)
 
     def cancel(self, run_id: str) -> RunRow | None:
-        return _typed(self._row("cancel_training_run", run_id)) or self.get(run_id)
+        return run_row_or_none(self._row("cancel_training_run", run_id)) or self.get(run_id)
 
     def request_finish(self, run_id: str) -> RunRow | None:
         return self._changed(run_id, {"finish_requested": True}, [Status.RUNNING.value])
@@ -85,9 +92,7 @@ class SupabaseRunTable:
             return False
         answer = self._calls.ask(self._calls.read, "delete_training_run", run_id=run_id)
         if answer == "held":
-            raise Conflict(
-                f"A worker holds the lease of {run_id}: cancel the run and wait until it has ended, then delete it"
-            )
+            raise held_by_worker(run_id)
         if answer not in ("deleted", "missing"):
             raise self._project.not_json()
         return bool(answer == "deleted")
@@ -127,10 +132,6 @@ class SupabaseRunTable:
             lambda: self._runs().update(columns).eq("id", run_id).in_("status", statuses).select(_RUN)
         )
         return run_row(rows[0]) if rows else self.get(run_id)
-
-
-def _typed(row: JsonObject | None) -> RunRow | None:
-    return None if row is None else run_row(row)
 
 
 def _filtered(query: Any, wanted: RunFilter) -> Any:

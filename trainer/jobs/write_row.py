@@ -13,6 +13,7 @@ from trainer.core.job import (
     Checkpoint,
     Completed,
     Failed,
+    Interrupted,
     Json,
     JsonObject,
     Retry,
@@ -29,9 +30,6 @@ CANCELED_BY_USER = "Canceled by user."
 MOST_TAGS = 50
 LONGEST_TAG = 100  # characters
 LONGEST_GROUP = 200  # characters
-
-
-# ── a new run ──
 
 
 def insert_of(request: RunRequest) -> JsonObject:
@@ -80,6 +78,10 @@ def checked_run_id(run_id: str | None) -> str:
         raise BadRequest(f"id = {str(run_id)[:80]!r}: must be a UUID; leave it out to get a new one") from None
 
 
+def held_by_worker(run_id: str) -> Conflict:
+    return Conflict(f"A worker holds the lease of {run_id}: cancel the run and wait until it has ended, then delete it")
+
+
 def require_same_request(run_id: str, wanted: Mapping[str, Json], stored: Mapping[str, Json] | None) -> None:
     """Raise Conflict unless the stored run was queued with the same request.
 
@@ -88,9 +90,6 @@ def require_same_request(run_id: str, wanted: Mapping[str, Json], stored: Mappin
     for name in ("run_name", "data_yaml", "base_model", "configuration", "run_group", "run_tags"):
         if stored is None or stored.get(name) != wanted[name]:
             raise Conflict(f"id = {run_id}: there is another run with this id ({name} differs); use a new id")
-
-
-# ── reports of a worker ──
 
 
 def outcome_columns(outcome: Completed | Failed | Retry | Canceled) -> JsonObject:
@@ -102,6 +101,11 @@ def outcome_columns(outcome: Completed | Failed | Retry | Canceled) -> JsonObjec
         "error_message": None if isinstance(outcome, Completed) else clean(outcome.message),
         "host_failed": isinstance(outcome, Retry) and outcome.host_failed,
     }
+
+
+def release_columns(outcome: Interrupted) -> JsonObject:
+    """Return the arguments of `release_training_run`."""
+    return {"checkpoint": checkpoint_json(outcome.checkpoint), "results": clean(outcome.results) or None}
 
 
 def checkpoint_json(checkpoint: Checkpoint | None) -> JsonObject | None:
