@@ -184,12 +184,10 @@ def test_every_message_in_the_troubleshooting_table_is_in_the_source():
 
 
 def test_every_metric_is_documented():
+    from trainer.core.gpu_load import GpuLoad
     from trainer.reporting.prometheus import MetricsReporter
 
-    class Load:
-        index, name, memory_used, utilization = 0, "H200", 1, 0.5
-
-    registry = MetricsReporter(lambda: [Load()]).registry
+    registry = MetricsReporter(lambda: [GpuLoad(index=0, name="H200", memory_used=1, utilization=0.5)]).registry
     made = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
 
     assert set(table_rows(section("Metrics", PAGES["operating"]))) == made

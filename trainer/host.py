@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from trainer.core.gpu_load import GpuLoad
 from trainer.core.job import JsonObject
 
 GIB = 1024**3
@@ -46,16 +47,6 @@ def loaders_per_slot(slots: int) -> int | None:
     return share if share < min(MOST_LOADERS, os.cpu_count() or 1) else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """The load of a GPU: memory in bytes, utilization from 0 to 1."""
-
-    index: int
-    name: str
-    memory_used: int
-    utilization: float
-
-
 @lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
     """Return the GPUs of this host from NVML, or an empty tuple without a driver."""
@@ -80,12 +71,14 @@ def visible_gpus(mask: str | None) -> tuple[Gpu, ...]:
     return tuple(by_index[name] for name in takewhile(by_index.__contains__, names))
 
 
-def gpu_loads() -> list[Load]:
+def gpu_loads() -> list[GpuLoad]:
     """Return the current load of each GPU."""
 
-    def describe(nvml: Any, index: int, handle: Any) -> Load:
+    def describe(nvml: Any, index: int, handle: Any) -> GpuLoad:
         used, utilization = nvml.nvmlDeviceGetMemoryInfo(handle).used, nvml.nvmlDeviceGetUtilizationRates(handle).gpu
-        return Load(index=index, name=nvml.nvmlDeviceGetName(handle), memory_used=used, utilization=utilization / 100)
+        return GpuLoad(
+            index=index, name=nvml.nvmlDeviceGetName(handle), memory_used=used, utilization=utilization / 100
+        )
 
     return _each_gpu(describe)
 

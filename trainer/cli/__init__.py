@@ -1,11 +1,11 @@
 """The command line: run the service, and manage its queue. Each module contains the commands for one topic."""
 
 from trainer.cli import service  # isort: skip - the options without a command come first
-from trainer.cli import enqueue, schema, runs, logs, weights, dataset, host, demo  # noqa: I001 - the order of --help
+from trainer.cli import enqueue, runs, logs, host  # noqa: I001 - the order of --help
 from trainer.cli.app import app
 from trainer.streams import fill_standard_streams
 
-__all__ = ["dataset", "demo", "enqueue", "host", "logs", "main", "runs", "schema", "service", "weights"]
+__all__ = ["enqueue", "host", "logs", "main", "runs", "service"]
 
 
 def main() -> None:

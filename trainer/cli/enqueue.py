@@ -1,4 +1,4 @@
-"""Insert a run into the queue."""
+"""Insert a run into the queue, and print the schema of its configuration."""
 
 from __future__ import annotations
 
@@ -67,6 +67,18 @@ def enqueue(
         run_id = table.enqueue(request, own_id)
     typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
     _warn_if_none_claims(workers)
+
+
+@app.command()
+def schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the content of docs/run-configuration.md instead.")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of the configuration of a run: type, range, default and meaning of each setting."""
+    from trainer.request.schema import json_schema, markdown as page  # isort: skip
+
+    typer.echo(page() if markdown else json.dumps(json_schema(), indent=2), nl=not markdown)
 
 
 def _by_name(pairs: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ takes GPU-hours and is easy to delete, but a lost model cannot be restored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
@@ -143,7 +143,7 @@ class RunEvent:
     data: JsonObject
 
 
-# ── outcomes of an attempt ──
+Beat: TypeAlias = Callable[[Lease, JsonObject | None, Sequence[RunEvent]], Verdict]  # see `Queue.beat`
 
 
 @dataclass(frozen=True, kw_only=True)

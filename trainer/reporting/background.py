@@ -60,7 +60,6 @@ class BackgroundReporter:
         return self._thread.is_alive()
 
     def started(self, job: Job) -> None:
-        """Queue the start of a run."""
         self._put(lambda reporter: reporter.started(job))
 
     def event(self, job: Job, event: Event) -> None:

@@ -30,11 +30,9 @@ class LogReporter:
         self._phases: dict[str, str] = {}  # of active runs
 
     def started(self, job: Job) -> None:
-        """Log the start of an attempt."""
         self._log(job).info("run started", name=job.request.name)
 
     def event(self, job: Job, event: Event) -> None:
-        """Log an event, unless it is a checkpoint or progress within a phase or an epoch."""
         if isinstance(event, PhaseStarted):
             self._phases[job.id] = event.phase.value
         to = self._log(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
@@ -11,25 +11,12 @@ from prometheus_client.registry import Collector
 
 from trainer.core.errors import Misconfigured, TrainerError
 from trainer.core.events import EpochFinished, Event, Phase, PhaseStarted, TransferProgress
-from trainer.core.job import Job, JsonObject, Lease, Retry, RunEvent, Verdict
+from trainer.core.gpu_load import GpuLoad
+from trainer.core.job import Beat, Job, JsonObject, Lease, Retry, RunEvent, Verdict
 from trainer.core.ports import AttemptEnd, Delivery
 
 # buckets in seconds: a phase takes from seconds to a day
 MINUTES = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
-Beat: TypeAlias = Callable[[Lease, JsonObject | None, Sequence[RunEvent]], Verdict]
-
-
-class GpuLoad(Protocol):
-    """The current load of a GPU: memory in bytes, utilization from 0 to 1."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def memory_used(self) -> int: ...
-    @property
-    def utilization(self) -> float: ...
 
 
 class MetricsReporter:

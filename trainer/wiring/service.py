@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 
 from trainer import __version__, host
+from trainer.core.job import Beat
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.reporting.log import LogReporter
@@ -26,7 +27,7 @@ from trainer.worker.daemon import Daemon
 from trainer.worker.execution import Execution, RunHost
 from trainer.worker.health import Health
 from trainer.worker.housekeeping import DAY, Housekeeping, old_folders, remove_unreadable
-from trainer.worker.lease import Beat, LeaseTimes
+from trainer.worker.lease import LeaseTimes
 from trainer.worker.liveness import Liveness
 from trainer.worker.orphaned_journals import orphaned_journals
 from trainer.worker.prefetch import Prefetcher
@@ -49,10 +50,6 @@ class RunParts:
     host: RunHost
     trainer: ChildTrainer
     datasets: FetchedDatasets
-
-    @property
-    def execution(self) -> Execution:
-        return Execution(self.host)
 
 
 @contextmanager
@@ -167,7 +164,7 @@ def build_daemon(settings: Settings, parts: RunParts, manager: ServiceManager) -
             poll_seconds=settings.poll_interval,
             lease_seconds=settings.lease_seconds,
         ),
-        execution=parts.execution,
+        execution=Execution(parts.host),
         orphans=OrphanDelivery(queue, orphans, Recovery(parts.host)),
         slots=slots,
         health=services.health,

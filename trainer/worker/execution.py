@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from trainer.core.job import Job, JsonObject, Lease, Outcome, Retry, Status
+from trainer.core.job import Beat, Job, JsonObject, Lease, Outcome, Retry, Status
 from trainer.core.ports import AttemptEnd, Delivery, Queue, Reporter
 from trainer.core.progress import Progress
 from trainer.core.retry import RetryPolicy
@@ -25,7 +25,7 @@ from trainer.worker.attempt import Attempt
 from trainer.worker.error_boundary import call_or, error_boundary
 from trainer.worker.event_sink import EventSink
 from trainer.worker.journal import Journal
-from trainer.worker.lease import Beat, Heartbeat, LeaseTimes, kept_alive
+from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
 from trainer.worker.liveness import Liveness
 from trainer.worker.outcome_delivery import RETRY_FOREVER, deliver
 from trainer.worker.publish import ONE_TRY

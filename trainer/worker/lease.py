@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import structlog
 
 from trainer.core.boottime import boottime
 from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import JsonObject, Lease, RunEvent, Verdict
+from trainer.core.job import Beat, JsonObject, Verdict
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.journal import Journal
 from trainer.worker.liveness import Liveness
 
 log = structlog.get_logger()
 
-Beat: TypeAlias = Callable[[Lease, JsonObject | None, Sequence[RunEvent]], Verdict]  # see `Queue.beat`
 STOP_FOR = {
     Verdict.CANCEL: StopReason.CANCELED,
     Verdict.FINISH: StopReason.FINISH,

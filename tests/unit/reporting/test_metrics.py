@@ -9,9 +9,9 @@ from tests.unit.worker.fakes import raising
 from tests.unit.worker.harness import WorkerFixture
 from trainer.core.errors import Unavailable
 from trainer.core.events import Phase, PhaseStarted, TransferProgress
+from trainer.core.gpu_load import GpuLoad
 from trainer.core.job import Completed, Job, Retry, RunRequest, Status
 from trainer.core.ports import AttemptEnd, Delivery
-from trainer.host import Load
 from trainer.reporting.prometheus import MetricsReporter
 
 JOB = Job(id="r", request=RunRequest(data_yaml="x"), attempt=1, waited=12.0)
@@ -19,7 +19,7 @@ JOB = Job(id="r", request=RunRequest(data_yaml="x"), attempt=1, waited=12.0)
 
 @pytest.fixture
 def metrics():
-    return MetricsReporter(lambda: [Load(index=0, name="Big GPU", memory_used=7, utilization=0.5)])
+    return MetricsReporter(lambda: [GpuLoad(index=0, name="Big GPU", memory_used=7, utilization=0.5)])
 
 
 def accepted(outcome, status):
