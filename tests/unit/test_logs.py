@@ -75,7 +75,7 @@ def test_secrets_are_replaced(lines, form):
     assert text.count("***") >= 5
 
 
-def test_lower_levels_are_not_written(lines):
+def test_lines_below_log_level_are_not_written(lines):
     log, stream = lines("json", level="WARNING")
 
     log.info("quiet")

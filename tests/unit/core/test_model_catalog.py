@@ -17,7 +17,7 @@ PACKAGED = {path.stem for path in (PACKAGE / "cfg" / "models").rglob("*.yaml")}
 
 
 def published() -> set[str]:
-    """Return the file names in the list of Ultralytics, without importing it, because that imports torch."""
+    """Return the model file names that Ultralytics lists. The source is parsed, because an import would load torch."""
     tree = ast.parse((PACKAGE / "utils" / "downloads.py").read_text())
     node = next(n for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "GITHUB_ASSETS_NAMES")
     return set(eval(compile(ast.Expression(node.value), "assets", "eval"), {"frozenset": frozenset}))
@@ -41,7 +41,7 @@ def test_every_published_weights_file_is_in_catalog_or_rejected_with_reason():
     assert missing == set()
 
 
-def test_untrainable_published_files_are_known_by_name():
+def test_untrainable_published_files_are_recognized_by_name():
     weights = {name.removesuffix(".pt") for name in published() if name.endswith(".pt")}
     assert {name for name in weights if model_catalog.is_untrainable_file(name)} == weights - names(
         model_catalog.WEIGHTS
@@ -49,7 +49,7 @@ def test_untrainable_published_files_are_known_by_name():
 
 
 @pytest.mark.parametrize("own", ["nas_v2", "my-world", "samples", "sam2_b-finetuned", "yolo26n-semi", "hero-sam_b"])
-def test_files_of_user_can_have_similar_names(own):
+def test_file_of_user_with_similar_name_is_not_untrainable(own):
     assert not model_catalog.is_untrainable_file(own)
 
 

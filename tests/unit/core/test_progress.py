@@ -40,7 +40,7 @@ def test_epoch_event_sets_metrics_percent_and_eta(progress):
     assert (shown(progress)["eta_seconds"], shown(progress)["eta"]) == (75, "00:01:15")
 
 
-def test_no_metrics_before_the_first_epoch(progress):
+def test_metrics_are_missing_before_first_epoch(progress):
     progress.follow(batch(1, 1))
 
     assert "metrics" not in progress.as_json()

@@ -1,4 +1,4 @@
-"""The decision to resume from a checkpoint: comparison of its setup with the current row."""
+"""The decision to resume: the setup of the checkpoint is compared with the current row."""
 
 import importlib.util
 import json

@@ -155,7 +155,7 @@ def test_zip_index_with_exactly_the_maximum_size_is_accepted(tmp_path, monkeypat
 def test_damage_at_end_of_compressed_tar_is_detected(tmp_path):
     archive = tarred(tmp_path / "a.tar", mode="w")
     packed = bytearray(gzip.compress(archive.read_bytes()))
-    packed[-6] ^= 1  # the checksum of gzip, which is compared after all other data
+    packed[-6] ^= 1  # this byte is in the checksum of gzip, which is compared after all other data
     (tmp_path / "b.tgz").write_bytes(packed)
     with pytest.raises(DatasetError, match="damaged"):
         extract(tmp_path / "b.tgz", tmp_path / "out", StopSignal())
@@ -177,7 +177,7 @@ def test_truncated_tar_is_rejected(tmp_path, mode, share):
 
 def test_broken_tar_header_is_not_read_as_end_of_archive(tmp_path):
     data = bytearray(tarred(tmp_path / "a.tar", {"a.txt": b"1", "b.txt": b"2"}, "w").read_bytes())
-    data[1024 + 150] ^= 0xFF  # a byte in the checksum of the second header
+    data[1024 + 150] ^= 0xFF  # this byte is in the checksum of the second header
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(DatasetError, match="damaged"):
         extract(tmp_path / "a.tar", tmp_path / "out", StopSignal())

@@ -118,7 +118,7 @@ def test_damaged_use_mark_is_removed(cache, content):
     assert os.listdir(cache.root / "in_use") == []
 
 
-def test_full_disk_is_host_failure_with_path_and_sizes(tmp_path):
+def test_full_disk_raises_host_unfit_with_path_and_sizes(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=0)
     with pytest.raises(HostUnfit, match=f"{tmp_path}/cache is too full: the dataset needs .* MiB, .* MiB are free"):
         cache.make_room(FREE * 2)

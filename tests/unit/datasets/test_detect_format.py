@@ -92,7 +92,7 @@ def test_annotation_files_of_all_splits_become_one_dataset(tmp_path):
     }
 
 
-def test_class_folders_beside_yaml_are_used_if_classify_is_requested(tmp_path):
+def test_class_folders_beside_yaml_are_used_if_classification_is_requested(tmp_path):
     files = {"train/cat/a.jpg": "", "train/dog/b.jpg": "", "data.yaml": "train: train\nval: val\nnames: [x]\n"}
 
     assert recognized(tmp_path, files, "data.yaml").names == ("x",)

@@ -177,7 +177,7 @@ def test_invalid_row_is_an_error_with_line_number(row, code, sign):
         ("0 .5 .5 .2 .2 1.5 .4 2 .6 .6 0", "label_outside"),
     ],
 )
-def test_pose_rows_follow_kpt_shape(row, code):
+def test_pose_rows_must_match_kpt_shape(row, code):
     _, found = checked(row, task=Task.POSE, keypoints=(2, 3))
     assert found[code].level == "error"
 

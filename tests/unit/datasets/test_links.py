@@ -26,7 +26,7 @@ def image(tmp_path) -> Path:
     return path
 
 
-def test_cached_files_are_hard_links_and_user_files_symlinks(tmp_path):
+def test_cached_files_are_hard_links_and_user_files_are_symlinks(tmp_path):
     data = paint(tmp_path / "set")
     prepared(data, tmp_path / "ours", private=True)
     prepared(data, tmp_path / "users")

@@ -27,7 +27,7 @@ def everything_in(folder: Path) -> dict[str, str]:
     }
 
 
-def test_detect_dataset_becomes_view_of_links_with_own_yaml(tmp_path):
+def test_detection_dataset_becomes_view_of_links_with_new_yaml(tmp_path):
     data = paint(tmp_path / "set")
     result = prepared(data, tmp_path / "view")
     assert result.task is Task.DETECT

@@ -31,7 +31,7 @@ def test_jobs_run_once_with_bounded_concurrency():
     assert max(most) <= 4
 
 
-def test_first_failure_is_raised_and_stops_others():
+def test_first_failure_is_raised_and_stops_other_jobs():
     begun = []
 
     def waits(stop):

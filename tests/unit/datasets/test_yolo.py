@@ -217,7 +217,7 @@ def test_hidden_files_caches_and_resource_forks_are_skipped(tmp_path):
     assert names == {"data.yaml", *(f"{n:04}.{suffix}" for n in range(8) for suffix in ("jpg", "txt"))}
 
 
-def test_missing_train_folder_is_error_and_missing_test_folder_warning(tmp_path):
+def test_missing_train_folder_is_error_and_missing_test_folder_is_warning(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\ntest: images/test\n" + USUAL)
     assert "test_empty" in codes(prepared(data, tmp_path / "view"))
     data.write_text("train: images/nothing\nval: images/val\n" + USUAL)

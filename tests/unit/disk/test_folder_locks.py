@@ -153,7 +153,7 @@ def test_file_system_without_locks_does_not_fail_run(folder, monkeypatch, code):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with FolderLocks().held(folder):
         pass
-    assert not lock_file(folder).exists()  # an unlocked lock file would mean that its user has crashed
+    assert not lock_file(folder).exists()  # an unlocked lock file would mean that the user of the folder has crashed
 
 
 def test_lock_timeout_does_not_fail_run(folder, monkeypatch):

@@ -119,7 +119,7 @@ def test_lock_files_without_folder_are_removed(root):
 
 def test_half_removed_folder_is_removed_by_next_sweep(root, monkeypatch):
     made(root / "train_a", 100)
-    monkeypatch.setattr(old_folders, "remove_tree", lambda _: None)  # as if the process ended before the removal
+    monkeypatch.setattr(old_folders, "remove_tree", lambda _: None)  # simulates a process that ended before the removal
     swept(root)
     assert [path.name.startswith(".removing-") for path in root.iterdir()] == [True]
     monkeypatch.undo()

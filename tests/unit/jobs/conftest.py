@@ -1,4 +1,4 @@
-"""Fixtures of the tests of queues."""
+"""Fixtures for the queue tests."""
 
 import pytest
 

@@ -154,7 +154,7 @@ BY_HAND = [  # values that SQLite stores although the column is text
 
 
 @pytest.mark.parametrize("change", BY_HAND)
-def test_damaged_row_does_not_block_others(path, change):
+def test_damaged_row_does_not_block_other_rows(path, change):
     queue = SqliteQueue(path)
     enqueue(queue, priority=9)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

@@ -18,7 +18,7 @@ def seen():
         yield lambda: route.calls.last.request.headers
 
 
-def test_single_key_is_sent_to_gateway_and_as_role(seen):
+def test_single_key_is_sent_as_apikey_and_bearer_token(seen):
     with Project(URL, "sb_secret_abc") as project:
         project.call("trainer_schema_version")
 

@@ -73,7 +73,7 @@ def test_last_written_checkpoints_are_kept_after_restart(run_dir):
     assert "epoch-00050.pt" not in names(run_dir)
 
 
-def test_checkpoint_restores_everything_in_other_folder(run_dir, tmp_path):
+def test_checkpoint_restores_progress_results_and_weights_in_other_folder(run_dir, tmp_path):
     event = saved(run_dir, 3, best=True, done=0.25, best_epoch=2, train_seconds=12.5)
     progress = restore(tmp_path / event.path, tmp_path / "elsewhere")
 
@@ -84,7 +84,7 @@ def test_checkpoint_restores_everything_in_other_folder(run_dir, tmp_path):
     assert zipfile.ZipFile(elsewhere / "weights" / "last.pt").read("archive/data.pkl") == b"last"
 
 
-def test_best_checkpoint_becomes_best_and_last(run_dir, tmp_path):
+def test_best_checkpoint_is_restored_as_best_and_last(run_dir, tmp_path):
     event = saved(run_dir)
     restore(tmp_path / event.path, tmp_path / "elsewhere")
 

@@ -97,7 +97,7 @@ def test_queueing_never_waits_for_listener():
     dispatcher, received = EventDispatcher(), Listener()
     dispatcher.start(received, received)
     for number in range(1000):
-        dispatcher.event(epoch(number))  # returns although the listener takes no event
+        dispatcher.event(epoch(number))  # this call returns, although the listener takes no event
     assert received.received == []
 
     received.go_on.set()

@@ -1,4 +1,4 @@
-"""Model files for tests, and a stand-in for the release server of Ultralytics."""
+"""Model files for tests, and a fake release server of Ultralytics."""
 
 import http.server
 import io

@@ -121,7 +121,7 @@ def test_missing_release_file_is_refused(folder, models, release):
     assert leftovers(models) == []
 
 
-def test_error_without_connection_names_folder(folder, models, release):
+def test_connection_error_names_folder(folder, models, release):
     closed = f"http://127.0.0.1:{free_port()}/x"
     with pytest.raises(Unavailable) as refused:
         folder(allow_download=True, release_url=closed).resolve(YOLO11N, Task.POSE, StopSignal())

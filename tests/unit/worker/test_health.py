@@ -105,7 +105,7 @@ def test_two_failures_of_one_run_in_a_row_stop_claims(host):
     assert host.health.problem == str(DRIVER)
 
 
-def test_run_that_fails_repeatedly_does_not_block_others(host):
+def test_run_that_fails_repeatedly_does_not_block_other_runs(host):
     """Example: the dataset of the run is on a broken mount. Other runs train between the attempts of this run."""
     pauses = []
     for other in "bcdef":

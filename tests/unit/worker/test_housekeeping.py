@@ -126,7 +126,7 @@ def fails():
     raise ZeroDivisionError
 
 
-def test_failing_chore_does_not_stop_others(monkeypatch):
+def test_failing_chore_does_not_stop_other_chores(monkeypatch):
     with Chores(monkeypatch, fails, every=0.0) as chores:
         assert chores.did()
         assert chores.did()
@@ -157,5 +157,5 @@ def test_too_little_space_is_reported_with_required_space(tmp_path, monkeypatch)
         require_space(tmp_path / "runs" / "train_a", tmp_path / "yolo11n.pt")
 
 
-def test_enough_space_raises_nothing(tmp_path):
+def test_enough_space_raises_no_error(tmp_path):
     require_space(tmp_path / "runs" / "train_a", tmp_path / "yolo11n.yaml")

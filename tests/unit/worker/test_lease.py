@@ -66,7 +66,7 @@ def test_lease_starts_when_heartbeat_is_sent(worker, tmp_path, monkeypatch):
 
 
 def test_lease_is_renewed_until_outcome_is_delivered(worker):
-    """The last call can fail for longer than a lease. Meanwhile, no other worker must claim the run."""
+    """The last call can fail for longer than a lease. Meanwhile, other workers must not claim the run."""
     expires_first = []
     run_id = worker.enqueue()
 

@@ -64,7 +64,7 @@ def test_weights_and_files_with_temporary_errors_are_not_left_out(store, run_dir
         published(watched, run_dir, finished=finished_with(run_dir) if has_ended else None)
 
 
-def test_file_is_not_left_out_once_store_accepts_it(store, run_dir, monkeypatch):
+def test_file_is_not_left_out_when_store_accepts_it(store, run_dir, monkeypatch):
     """The store rejects every file at first. A file that is uploaded later is not reported as left out."""
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.0)
     events, finished = [], finished_with(run_dir)

@@ -243,7 +243,7 @@ class StopsAfter(list):
             self.stop.set(StopReason.SHUTDOWN)
 
 
-def test_rejected_outcome_is_delivered_once_queue_accepts_it(tmp_path, monkeypatch):
+def test_rejected_outcome_is_delivered_when_queue_accepts_it(tmp_path, monkeypatch):
     leave(tmp_path, "run-1")
     queue = Answers(("run-1", Unavailable("not now")))
     finish = queue.finish

@@ -49,7 +49,7 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_model_is_published_once_storage_recovers(worker, server, supabase, trouble):
+def test_model_is_published_when_storage_recovers(worker, server, supabase, trouble):
     server.fault("status", **TROUBLES[trouble])
     run_id = worker.enqueue()
 

@@ -197,7 +197,7 @@ def claimed_and_killed(worker, count):
     return runs
 
 
-def test_leases_of_all_runs_are_renewed_while_one_uploads(worker):
+def test_leases_of_all_runs_are_renewed_while_one_run_uploads(worker):
     worker.drain_seconds = 60.0
     runs = claimed_and_killed(worker, 3)
     assert renewed_leases_of(worker, runs)

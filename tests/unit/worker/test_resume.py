@@ -194,7 +194,7 @@ def test_other_model_starts_over_from_its_own_weights(host):
     assert "base_model yolov8n.yaml → yolo11n.yaml" in event.message
 
 
-def test_message_lists_ten_of_many_changes(host):
+def test_message_lists_at_most_ten_changes(host):
     many = {f"setting_{n:02}": n for n in range(50)}
     host.keep(host.first, 40, replace(NOW, settings={**NOW.settings, **many}))
     _, [event] = resumed_order(ORDER, NOW, host.found())
