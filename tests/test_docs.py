@@ -173,7 +173,7 @@ def test_make_dry_run_accepts_every_documented_target():
 
 def test_every_message_in_the_troubleshooting_table_is_in_the_source():
     files = [*(ROOT / "trainer").rglob("*.py"), *(ROOT / "supabase").rglob("*.sql")]
-    # adjacent literals are joined, because Python joins adjacent literals into one text
+    # Python joins adjacent literals into one text, so the test also joins them
     source = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in files))
     rows = [line.split("|")[1] for line in PAGES["troubleshooting"].splitlines() if line.startswith("| ")][1:]
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]

@@ -16,7 +16,7 @@ from tests.acceptance.service import COMMAND, Service
 from trainer.demo import draw_dataset
 
 WITHOUT_STREAMS = {"stderr": "2>&-", "output": ">&- 2>&-", "all": "<&- >&- 2>&-"}
-# a user without a passwd entry, and so without a home, who can read files in /root
+# this user has no passwd entry and so no home, but can read files in /root
 UNKNOWN_USER = [
     "setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override",
 ]  # fmt: skip

@@ -61,7 +61,7 @@ class QueueLab(Protocol):
 @pytest.fixture(params=ADAPTERS)
 def queue_lab(request, tmp_path):
     if request.param == "sqlite":
-        # in memory if possible, because syncs of commits to the disk take most of the time of the queue tests
+        # the database is in memory if possible, because disk syncs take most of the time of the queue tests
         with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else tmp_path) as folder:
             yield SqliteLab(Path(folder) / "queue.db")
         return

@@ -34,7 +34,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
         Invariants.__init__(self, self.lab)
         RuleBasedStateMachine.__init__(self)
         self.leases = []  # every lease, including stale ones
-        self.sent = []  # every call of a worker, for repeated calls
+        self.sent = []  # every call of a worker, so that it can be repeated
         self.seq = 0
 
     @initialize(count=st.integers(min_value=1, max_value=3))

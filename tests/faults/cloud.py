@@ -72,7 +72,7 @@ class Cloud:
             "select attname as name from pg_attribute"
             " where attrelid = 'training_runs'::regclass and attnum > 0 and not attisdropped"
         )
-        # as text, because Python cannot read every configuration that the tests insert
+        # read as text, because Python cannot read every configuration that the tests insert
         self._columns = ",".join({"configuration": "configuration::text"}.get(c["name"], c["name"]) for c in columns)
 
     def close(self) -> None:

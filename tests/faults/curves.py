@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from tests.faults.cloud import BUCKET
 
 FITNESS = "metrics/mAP50-95(B)"
-os.environ.setdefault("YOLO_OFFLINE", "1")  # read when Ultralytics is imported
+os.environ.setdefault("YOLO_OFFLINE", "1")  # Ultralytics reads this variable during its import
 
 
 @dataclass

@@ -37,7 +37,7 @@ def insert(cloud, name: str, base_model: str) -> str:
     """Insert the row `name` without the trigger that refuses it, and return its ID. Raises SqlError while the server is down."""
     run_id = str(uuid.uuid4())
     columns = {"run_name": f"invalid: {name}", "base_model": base_model, "data_yaml": str(cloud.data)}
-    # as SQL, because Python cannot encode some of the documents
+    # written as SQL, because Python cannot encode some of the documents
     columns |= {"id": run_id, "configuration": json.dumps({"epochs": 3})} | ROWS[name]
     values = ", ".join(_quoted(value) for value in columns.values())
     past_triggers = "set session_replication_role = replica;"

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.cloud import BUCKET, wait_for
 
 RUNS = 60
-SETTLED = 20  # runs after which caches and pools have their final size
+SETTLED = 20  # number of runs until caches and pools have their final size
 
 
 def uploaded(cloud):

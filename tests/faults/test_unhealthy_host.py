@@ -68,7 +68,7 @@ DISKS = [(setting, kind) for setting in ("RUNS_DIR", "DATASET_ROOT", "MODELS_DIR
 def test_unhealthy_host_stops_claiming_until_its_disk_recovers(cloud, disk, host, kind, setting):
     place = disk("place", kind)
     unhealthy = host("unhealthy", **{setting: place.place})
-    well = host("well", {"seconds_per_epoch": 1})  # slow, so that the other host has time to claim runs
+    well = host("well", {"seconds_per_epoch": 1})  # slow epochs, so that the unhealthy host has time to claim runs
     place.fail()
 
     runs = [cloud.enqueue(epochs=2) for _ in range(10)]
@@ -142,7 +142,7 @@ def test_real_training_on_failed_disk_resumes_on_healthy_host(cloud, disk, host,
     place = disk("place", kind)
     unhealthy = host("unhealthy", None, RUNS_DIR=place.place)
     run_id = cloud.enqueue(**CONFIGURATION | {"epochs": 30})
-    table = place.place / f"train_{run_id}" / "results.csv"  # the queue gets the epochs seconds later
+    table = place.place / f"train_{run_id}" / "results.csv"  # the queue gets the epochs some seconds later
     wait_for(lambda: table.exists() and table.read_text().count("\n") > 2, seconds=100, describe=unhealthy.tail)
     place.fail()
 

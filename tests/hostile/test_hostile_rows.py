@@ -119,7 +119,7 @@ def test_any_requirements_are_read_fast(harm):
 
 _harmful = st.sampled_from(sorted(HARMFUL)[::2]).map(
     lambda name: HARMFUL[name]
-)  # sampled by name, because the values are too large to print
+)  # the values are sampled by name, because they are too large to print
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters() | _harmful
 _values = st.recursive(
     _scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5)

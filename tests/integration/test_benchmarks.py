@@ -41,7 +41,7 @@ def test_benchmark_measures_each_of_its_figures(name):
 
 
 def test_benchmark_of_training_process_measures_each_of_its_figures():
-    # in its own process, because it changes the environment for Ultralytics
+    # this benchmark needs its own process, because it changes the environment for Ultralytics
     command = [sys.executable, "-m", "benchmarks.training", "--tiny"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
 

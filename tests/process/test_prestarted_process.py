@@ -19,7 +19,7 @@ def test_prestarted_process_gets_next_order(program, tmp_path):
     report = training.train(devices=(1,)).report
 
     assert report["pid"] == waiting.pid
-    assert report["devices"] is None  # the devices were unknown when the process started; they are in its order
+    assert report["devices"] is None  # the devices were unknown when the process started, so they are in its order
 
 
 def test_second_call_of_warm_starts_no_process(program, tmp_path):

@@ -188,7 +188,7 @@ def test_truncated_row_of_results_is_ignored():
     "results", ["", "\n", "epo", "epoch,ti\n1,2\n", "epoch,time\n1\0,x\n", "epoch,time\ninf,1\n", "\0\ufffd"]
 )
 def test_damaged_results_are_ignored(results, tmp_path):
-    from trainer.training.yolo.report import from_results  # imported here, because it imports Ultralytics
+    from trainer.training.yolo.report import from_results  # imported here, because this module imports Ultralytics
 
     assert list(epochs_after(0, results, SimpleNamespace(args={}, epochs=9))) == []
     (tmp_path / "results.csv").write_text(results)
