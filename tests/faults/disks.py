@@ -5,7 +5,7 @@ with Disk("quota", folder) as disk:
 disk.fail()        all writes fail from now on, including writes to open files
 disk.restore()     writable again
 
-`PowerCut(folder)` is a disk that loses its power: call `fail` once no process uses it, then `restore`.
+`PowerCut(folder)` is a disk that loses its power: call `fail` when no process uses it, then `restore`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""I10 for the bucket: checkpoints are removed once no run can resume from them, for every way to end a run."""
+"""I10 for the bucket: checkpoints are removed when no run can resume from them, for every way to end a run."""
 
 import pytest
 

@@ -149,7 +149,7 @@ def unfinished(root):
     return [path for path in (root / ".cache" / "tmp").glob("*") if path.is_file() or any(path.iterdir())]
 
 
-def test_run_resumes_from_checkpoint_once_disk_has_space(cloud, disk, host):
+def test_run_resumes_from_checkpoint_when_disk_has_space(cloud, disk, host):
     """F14 (I8 I9): the next attempt resumes from the last checkpoint before the disk was full."""
     runs = disk("runs")
     a = host("a", {"seconds_per_epoch": 0.25, "checkpoint_bytes": 2 * MIB}, RUNS_DIR=runs.place)

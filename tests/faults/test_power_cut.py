@@ -200,7 +200,7 @@ def test_fetched_weights_survive_power_cut(power_cut, tmp_path, release, source)
 
 
 def test_outcome_in_sqlite_queue_survives_power_cut(power_cut):
-    """The journal is removed once the queue has the outcome, so the queue must not lose the outcome."""
+    """The journal is removed as soon as the queue has the outcome, so the queue must not lose the outcome."""
     disk = power_cut("home")
     queue = SqliteQueue(disk.place / "queue.db")
     run_id = queue.enqueue(RunRequest(data_yaml="/data"))

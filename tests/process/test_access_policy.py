@@ -30,7 +30,7 @@ def test_existing_font_list_is_read_only(host):
     assert fonts in policy.access_policy(host.order, host.environment).read
 
 
-def test_tree_without_excluded_path_has_everything_else(tmp_path):
+def test_tree_without_excluded_path_contains_all_other_paths(tmp_path):
     for name in ("app/.env", "app/code.py", "lib/x", "bin/y"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

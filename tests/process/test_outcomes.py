@@ -55,7 +55,7 @@ def test_crash_is_diagnosed(program):
         training.train()
 
 
-def test_process_that_never_starts_is_killed_after_limit(program):
+def test_process_that_never_starts_is_killed_after_time_limit(program):
     training = program("never_starts", starting=0.3)
     began = time.monotonic()
 

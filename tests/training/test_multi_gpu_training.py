@@ -227,7 +227,7 @@ def test_batch_is_multiple_of_number_of_ranks(tmp_path, dataset, requested, used
     assert len(warnings) == (requested != used)
 
 
-def test_rect_causes_warning(tmp_path, dataset):
+def test_rect_setting_causes_warning(tmp_path, dataset):
     warnings = []
     order = replace(order_for(dataset, tmp_path, args={"rect": True}), devices=(0, 1))
 
