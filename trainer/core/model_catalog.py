@@ -137,11 +137,12 @@ def resolve_name(stem: str, task: Task, *, scratch: bool = False) -> str:
     if name is not None:
         return name
     what = "architecture" if scratch else "published weights"
-    served = ", ".join(table.get(stem, {})) or "nothing"
+    served = ", ".join(table.get(stem, {}))
+    other_tasks = f" (only for {served})" if served else ""
     other = [s + SUFFIXES[task] for s in ("yolo11n", "yolo26n", "yolov8n")]
     if not scratch and task in ARCHITECTURES.get(stem, {}):
         other.insert(0, f"{ARCHITECTURES[stem][task]}.yaml (from scratch)")
-    raise BadRequest(f"base_model: {stem} has no {what} for {task} (only for {served}); use {', '.join(other)}")
+    raise BadRequest(f"base_model: {stem} has no {what} for the task {task}{other_tasks}; use {', '.join(other)}")
 
 
 def untrainable(name: str) -> str | None:

@@ -154,7 +154,7 @@ def test_stem_and_task_give_published_name(stem, task, name):
 
 def test_stem_without_weights_for_task_is_rejected_with_alternatives():
     with pytest.raises(
-        BadRequest, match=r"yolov10n has no published weights for segment \(only for detect\).*yolo11n-seg"
+        BadRequest, match=r"yolov10n has no published weights for the task segment \(only for detect\).*yolo11n-seg"
     ):
         model_catalog.resolve_name("yolov10n", Task.SEGMENT)
     with pytest.raises(BadRequest, match=r"yolo12n-pose\.yaml \(from scratch\)"):
