@@ -156,7 +156,7 @@ def test_no_secret_is_in_repr_message_or_log(caplog):
     assert KEY not in caplog.text
 
 
-def test_restricted_role_sends_project_key_beside_its_token():
+def test_restricted_role_sends_project_key_and_own_token():
     api = StorageApi("http://storage.test", "role.jwt.token", apikey="sb_publishable_x")
     assert (api._client.headers["apikey"], api._client.headers["authorization"]) == (
         "sb_publishable_x",

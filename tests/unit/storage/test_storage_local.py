@@ -48,7 +48,7 @@ def test_bucket_is_one_folder_inside_root(store, bucket):
         list(store.list(ObjectRef(bucket=bucket, key="")))
 
 
-def test_prefix_cannot_leave_its_bucket(store):
+def test_prefix_outside_of_bucket_is_rejected(store):
     with pytest.raises(ObjectMissing, match="plain"):
         list(store.list(ObjectRef(bucket="data", key="../..")))
 

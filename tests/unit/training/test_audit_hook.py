@@ -51,7 +51,7 @@ def test_download_fails_at_once_as_network_error():
 
 
 def test_download_of_missing_amp_weights_fails_at_once(tmp_path, monkeypatch):
-    """After this failure, Ultralytics skips the AMP check and keeps AMP on. With dropped packets, the failure took 155 s."""
+    """After this failure, Ultralytics skips the AMP check and keeps AMP on. If packets were dropped instead, the failure would take 155 s."""
     monkeypatch.setenv("YOLO_OFFLINE", "1")
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
     result = refused(

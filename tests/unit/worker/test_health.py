@@ -39,7 +39,7 @@ class Host:
         self.health.released(run_id)
 
     def pause(self):
-        """Move the clock to the next self-test. Return the seconds until then."""
+        """Move the clock to the next self-test. Return the length of this step in seconds."""
         seconds = self.health.seconds_to_test()
         self.now += seconds
         return seconds
