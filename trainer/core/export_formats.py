@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 # import names of the packages that each format needs in addition to Ultralytics and torch
-PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "torchscript": (),
-        "onnx": ("onnx", "onnxslim", "onnxruntime"),
-        "openvino": ("openvino",),
-        "engine": ("tensorrt", "onnx"),
-        "coreml": ("coremltools",),
-        "ncnn": ("ncnn", "pnnx"),
-        "mnn": ("MNN", "onnx"),
-        "paddle": ("paddle", "x2paddle"),
-    },
-)
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "torchscript": (),
+    "onnx": ("onnx", "onnxslim", "onnxruntime"),
+    "openvino": ("openvino",),
+    "engine": ("tensorrt", "onnx"),
+    "coreml": ("coremltools",),
+    "ncnn": ("ncnn", "pnnx"),
+    "mnn": ("MNN", "onnx"),
+    "paddle": ("paddle", "x2paddle"),
+}
 # not supported, because the exporters install their own tool chain into the running environment
 UNSERVED = frozenset(
     {

@@ -10,14 +10,17 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import TypeVar
 
 from trainer.core.dataset import Task
 from trainer.core.errors import BadRequest
+from trainer.core.model import Architecture, OfficialModel
 
-SUFFIXES: Mapping[Task, str] = MappingProxyType(
-    {Task.DETECT: "", Task.SEGMENT: "-seg", Task.CLASSIFY: "-cls", Task.POSE: "-pose", Task.OBB: "-obb"},
-)
+Model = TypeVar("Model", bound=OfficialModel | Architecture)
+
+SUFFIXES: Mapping[Task, str] = {
+    Task.DETECT: "", Task.SEGMENT: "-seg", Task.CLASSIFY: "-cls", Task.POSE: "-pose", Task.OBB: "-obb",
+}  # fmt: skip
 _SIZE_WORDS = {"n": "nano", "s": "small", "m": "medium", "l": "large", "x": "xlarge"}
 _TASK_WORDS = {
     Task.DETECT: ("detect", "detection"),
@@ -41,7 +44,7 @@ def _sized(pattern: str, sizes: str = "nsmlx") -> list[str]:
 
 
 # stem → task → published weights without ".pt"
-WEIGHTS: Mapping[str, Mapping[Task, str]] = MappingProxyType(
+WEIGHTS: Mapping[str, Mapping[Task, str]] = (
     _variants(["yolov3u", "yolov3-sppu", "yolov3-tinyu"], _DETECT)
     | _variants(_sized("yolov5{}u") + _sized("yolov5{}6u"), _DETECT)
     | _variants(_sized("yolov8{}"), _ALL)
@@ -55,11 +58,11 @@ WEIGHTS: Mapping[str, Mapping[Task, str]] = MappingProxyType(
     | _variants(_sized("yolo26{}"), _ALL)
     | _variants(_sized("yolo26{}-distill"), _DETECT)
     | {f"yolo26{k}-objv1": {Task.DETECT: f"yolo26{k}-objv1-150", Task.SEGMENT: f"yolo26{k}-objv1-seg"} for k in "nsmlx"}
-    | _variants(["rtdetr-l", "rtdetr-x"], _DETECT),
+    | _variants(["rtdetr-l", "rtdetr-x"], _DETECT)
 )
 
 # stem → task → packaged architecture without ".yaml"; Ultralytics interprets the size letter
-ARCHITECTURES: Mapping[str, Mapping[Task, str]] = MappingProxyType(
+ARCHITECTURES: Mapping[str, Mapping[Task, str]] = (
     _variants(["yolov3", "yolov3-spp", "yolov3-tiny"], _DETECT)
     | _variants(_sized("yolov5{}") + _sized("yolov5{}-p6") + _sized("yolov6{}"), _DETECT)
     | _variants(_sized("yolov8{}"), _ALL)
@@ -77,7 +80,7 @@ ARCHITECTURES: Mapping[str, Mapping[Task, str]] = MappingProxyType(
     | _variants(_sized("yolov10{}", "nsmblx"), _DETECT)
     | _variants(_sized("yolo11{}") + _sized("yolo12{}") + _sized("yolo26{}"), _ALL)
     | _variants(_sized("yolo26{}-p2") + _sized("yolo26{}-p6"), _DETECT)
-    | _variants(["rtdetr-l", "rtdetr-x", "rtdetr-resnet50", "rtdetr-resnet101"], _DETECT),
+    | _variants(["rtdetr-l", "rtdetr-x", "rtdetr-resnet50", "rtdetr-resnet101"], _DETECT)
 )
 
 _TEXT = "it needs a CLIP text encoder, which Ultralytics installs and downloads during the training"
@@ -101,14 +104,6 @@ _UNTRAINABLE_FILE = re.compile(
 
 
 @dataclass(frozen=True)
-class Match:
-    """A known model. `task` is the task in its name ("yolo11n-seg"), or None."""
-
-    stem: str
-    task: Task | None
-
-
-@dataclass(frozen=True)
 class Entry:
     """One line of the `models` command: a stem with its published weights and its architectures, by task."""
 
@@ -117,12 +112,12 @@ class Entry:
     architectures: Mapping[Task, str]
 
 
-def find_weights(name: str) -> Match | None:
+def find_weights(name: str) -> OfficialModel | None:
     """Return the published model for a spelling ("YOLOv8s", "yolo8s", "YOLO 11 n", "yolo11n-seg"), or None."""
     return _WEIGHT_SPELLINGS.get(_squeezed(name))
 
 
-def find_architecture(name: str) -> Match | None:
+def find_architecture(name: str) -> Architecture | None:
     """Return the packaged architecture for a spelling without extension, or None."""
     return _ARCHITECTURE_SPELLINGS.get(_squeezed(name))
 
@@ -157,7 +152,7 @@ def is_untrainable_file(stem: str) -> bool:
 
 def nearest(name: str) -> tuple[str, ...]:
     """Return one to three valid names that are most similar to `name`."""
-    spellings = {**_ARCHITECTURE_SPELLINGS, **_WEIGHT_SPELLINGS}
+    spellings: dict[str, OfficialModel | Architecture] = {**_ARCHITECTURE_SPELLINGS, **_WEIGHT_SPELLINGS}
     close = difflib.get_close_matches(_squeezed(name)[:40], spellings, n=12, cutoff=0.6)
     found = dict.fromkeys(_published(spellings[key]) for key in close)
     return tuple(found)[:3] or ("yolo11n", "yolo26n", "yolov8s")
@@ -169,9 +164,9 @@ def entries() -> list[Entry]:
     return [Entry(stem, WEIGHTS.get(stem, {}), ARCHITECTURES.get(stem, {})) for stem in stems]
 
 
-def _published(match: Match) -> str:
-    weights, architectures = WEIGHTS.get(match.stem, {}), ARCHITECTURES.get(match.stem, {})
-    task = match.task or Task.DETECT
+def _published(model: OfficialModel | Architecture) -> str:
+    weights, architectures = WEIGHTS.get(model.stem, {}), ARCHITECTURES.get(model.stem, {})
+    task = model.task or Task.DETECT
     return weights.get(task) or (
         f"{architectures[task]}.yaml" if task in architectures else next(iter(weights.values()))
     )
@@ -196,21 +191,20 @@ def _spelled(stem: str) -> Iterator[str]:
         yield name.replace("yolov", "yolo") if name.startswith("yolov") else name.replace("yolo", "yolov", 1)
 
 
-def _spellings(table: Mapping[str, Mapping[Task, str]]) -> dict[str, Match]:
-    found: dict[str, Match] = {}
+def _spellings(kind: type[Model], table: Mapping[str, Mapping[Task, str]]) -> dict[str, Model]:
+    found: dict[str, Model] = {}
     for stem, names in table.items():
         for spelling in _spelled(stem):
-            found.setdefault(_squeezed(spelling), Match(stem, None))
+            found.setdefault(_squeezed(spelling), kind(stem=stem))
             for task in names:
                 for word in (*_TASK_WORDS[task], SUFFIXES[task]) if SUFFIXES[task] else _TASK_WORDS[task]:
-                    found.setdefault(_squeezed(f"{spelling}-{word}"), Match(stem, task))
+                    found.setdefault(_squeezed(f"{spelling}-{word}"), kind(stem=stem, task=task))
     for stem, names in table.items():
         for task, name in names.items():
             for spelling in _spelled(name):
-                named = task if SUFFIXES[task] else None
-                found.setdefault(_squeezed(spelling), Match(stem, named))
+                found.setdefault(_squeezed(spelling), kind(stem=stem, task=task if SUFFIXES[task] else None))
     return found
 
 
-_WEIGHT_SPELLINGS = _spellings(WEIGHTS)
-_ARCHITECTURE_SPELLINGS = _spellings(ARCHITECTURES)
+_WEIGHT_SPELLINGS = _spellings(OfficialModel, WEIGHTS)
+_ARCHITECTURE_SPELLINGS = _spellings(Architecture, ARCHITECTURES)

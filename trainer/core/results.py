@@ -31,16 +31,8 @@ class Artifact:
     @classmethod
     def of(cls, name: str, stored: StoredObject, sha256: str) -> Artifact:
         """Return the artifact of an uploaded object."""
-        ref = stored.ref
-        return cls(
-            name=name,
-            path=ref.key,
-            url=stored.url,
-            bytes=stored.bytes,
-            sha256=sha256,
-            bucket=ref.bucket,
-            store=ref.store,
-        )
+        place = {"path": stored.ref.key, "bucket": stored.ref.bucket, "store": stored.ref.store}
+        return cls(name=name, url=stored.url, bytes=stored.bytes, sha256=sha256, **place)
 
     def ref(self, artifacts_bucket: str) -> ObjectRef:
         """Return the reference of the object. The default bucket is `artifacts_bucket`."""
@@ -74,15 +66,8 @@ def with_fresh_urls(artifacts: Sequence[Artifact], store: ObjectStore, artifacts
 
 def _artifact(entry: Mapping[str, Json]) -> Artifact:
     size = entry.get("bytes")
-    return Artifact(
-        name=_text(entry, "name"),
-        path=_text(entry, "path"),
-        url=_text(entry, "url"),
-        bytes=size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else 0,
-        sha256=_text(entry, "sha256"),
-        bucket=_text(entry, "bucket"),
-        store=_text(entry, "store"),
-    )
+    texts = {name: _text(entry, name) for name in ("name", "path", "url", "sha256", "bucket", "store")}
+    return Artifact(**texts, bytes=size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else 0)
 
 
 def _text(entry: Mapping[str, Json], name: str) -> str:

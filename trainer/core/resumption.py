@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import TypeAlias, assert_never
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -25,22 +24,20 @@ from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun,
 from trainer.core.plan import TrainPlan
 
 # defaults of Ultralytics for the arguments that a row can set
-DEFAULTS: Mapping[str, Value | None] = MappingProxyType(
-    {
-        **dict.fromkeys(("cls_remap", "verbose", "deterministic", "overlap_mask", "val", "plots", "save", "amp"), True),
-        **dict.fromkeys(("single_cls", "rect", "cos_lr", "augment", "agnostic_nms", "visualize", "cache"), False),
-        **dict.fromkeys(("save_txt", "save_conf"), False),
-        **dict.fromkeys(("channels_last", "nms", "conf", "time", "freeze", "classes"), None),
-        **dict.fromkeys(("multi_scale", "dropout", "cls_pw", "perspective", "flipud", "bgr", "mixup", "cutmix"), 0.0),
-        **dict.fromkeys(("copy_paste", "degrees", "shear"), 0.0),
-        "box": 7.5, "cls": 0.5, "dfl": 1.5, "pose": 12.0, "kobj": 1.0, "rle": 1.0, "angle": 1.0, "iou": 0.7,
-        "optimizer": "auto", "lr0": 0.01, "lrf": 0.01, "momentum": 0.937, "weight_decay": 0.0005, "nbs": 64,
-        "warmup_epochs": 3.0, "warmup_momentum": 0.8, "warmup_bias_lr": 0.1, "close_mosaic": 10, "patience": 100,
-        "hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "translate": 0.1, "scale": 0.5, "fliplr": 0.5, "mosaic": 1.0,
-        "erasing": 0.4, "copy_paste_mode": "flip", "auto_augment": "randaugment", "fraction": 1.0, "seed": 0,
-        "save_period": -1, "mask_ratio": 4, "max_det": 300,
-    },
-)  # fmt: skip
+DEFAULTS: Mapping[str, Value | None] = {
+    **dict.fromkeys(("cls_remap", "verbose", "deterministic", "overlap_mask", "val", "plots", "save", "amp"), True),
+    **dict.fromkeys(("single_cls", "rect", "cos_lr", "augment", "agnostic_nms", "visualize", "cache"), False),
+    **dict.fromkeys(("save_txt", "save_conf"), False),
+    **dict.fromkeys(("channels_last", "nms", "conf", "time", "freeze", "classes"), None),
+    **dict.fromkeys(("multi_scale", "dropout", "cls_pw", "perspective", "flipud", "bgr", "mixup", "cutmix"), 0.0),
+    **dict.fromkeys(("copy_paste", "degrees", "shear"), 0.0),
+    "box": 7.5, "cls": 0.5, "dfl": 1.5, "pose": 12.0, "kobj": 1.0, "rle": 1.0, "angle": 1.0, "iou": 0.7,
+    "optimizer": "auto", "lr0": 0.01, "lrf": 0.01, "momentum": 0.937, "weight_decay": 0.0005, "nbs": 64,
+    "warmup_epochs": 3.0, "warmup_momentum": 0.8, "warmup_bias_lr": 0.1, "close_mosaic": 10, "patience": 100,
+    "hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "translate": 0.1, "scale": 0.5, "fliplr": 0.5, "mosaic": 1.0,
+    "erasing": 0.4, "copy_paste_mode": "flip", "auto_augment": "randaugment", "fraction": 1.0, "seed": 0,
+    "save_period": -1, "mask_ratio": 4, "max_det": 300,
+}  # fmt: skip
 
 # Settings that a resumed training can change (training/yolo/train_arguments.py). Ultralytics accepts new values for the
 # settings of the first line, but takes `channels_last` and `epochs` from the checkpoint. This service also changes both,

@@ -111,9 +111,8 @@ class SqliteFile:
         connection = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
         connection.execute("pragma foreign_keys = on")
         connection.execute("pragma synchronous = full")  # in this mode a commit survives a power cut
-        connection.text_factory = lambda content: content.decode(
-            errors="replace"
-        )  # text of other programs can be invalid UTF-8
+        # text of other programs can be invalid UTF-8
+        connection.text_factory = lambda content: content.decode(errors="replace")
         return connection
 
     def _create(self, connection: sqlite3.Connection) -> None:
@@ -175,9 +174,8 @@ def timestamp(seconds: float) -> str:
 def loaded(name: str, value: Json) -> Json:
     """Return the value of a column, converted to its type. SQLite stores values of any type in any column."""
     if isinstance(value, bytes):
-        value = (
-            None if name == "id" else value.decode(errors="replace")
-        )  # a query with a text id would not find that row again
+        # a query with a text id would not find that row again
+        value = None if name == "id" else value.decode(errors="replace")
     if name == "host_failures":
         counts = json_column(name, value)
         return {worker: clamped(times, 1) for worker, times in counts.items()} if isinstance(counts, dict) else {}

@@ -7,7 +7,7 @@ import re
 from trainer.core import model_catalog
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest
-from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
+from trainer.core.model import ModelFile, ModelObject, ModelOfRun, ModelRef
 from trainer.core.text import shown
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
@@ -36,26 +36,25 @@ def read_model(text: str, artifacts_bucket: str) -> ModelRef:
 
 
 def _official(name: str) -> ModelRef:
-    match = model_catalog.find_weights(name)
-    if match:
-        return OfficialModel(stem=match.stem, task=match.task)
+    if model := model_catalog.find_weights(name):
+        return model
     if model_catalog.find_architecture(name):
         raise _refused(name, f"it has no published weights; use {name}.yaml to train it from scratch")
     raise _unknown(name)
 
 
 def _architecture(name: str) -> ModelRef:
-    match = model_catalog.find_architecture(name.rpartition(".")[0]) if _is_plain(name) else None
-    if match is None:
+    model = model_catalog.find_architecture(name.rpartition(".")[0]) if _is_plain(name) else None
+    if model is None:
         raise _unknown(name, "only architectures of the installed Ultralytics can be trained")
-    return Architecture(stem=match.stem, task=match.task)
+    return model
 
 
 def _weights_file(name: str) -> ModelRef:
     stem = name[: -len(".pt")]
-    match = model_catalog.find_weights(stem) if _is_plain(name) else None
-    if match:
-        return OfficialModel(stem=match.stem, task=match.task)
+    model = model_catalog.find_weights(stem) if _is_plain(name) else None
+    if model:
+        return model
     if model_catalog.is_untrainable_file(stem):
         raise _unknown(name)
     reason = _path_problem(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
@@ -228,8 +228,8 @@ def _from_scratch(model: ModelRef) -> ModelRef | None:
     """Return the same network without its weights, or None."""
     if not isinstance(model, OfficialModel):
         return model if isinstance(model, Architecture) else None
-    match = model_catalog.find_architecture(model.stem)
-    return Architecture(stem=match.stem, task=model.task) if match else None
+    untrained = model_catalog.find_architecture(model.stem)
+    return replace(untrained, task=model.task) if untrained else None
 
 
 def _unserved(name: str) -> str:

@@ -7,7 +7,6 @@ of its own in the plan. tests/unit/request/test_train_arguments.py fails for an 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict
@@ -137,32 +136,30 @@ class TrainArguments(BaseModel):
 
 
 _FOLDER = "the service chooses the folder of a run"
-REFUSED: Mapping[str, str] = MappingProxyType(
-    {
-        "project": _FOLDER,
-        "name": f"{_FOLDER}; the run's name is the row's run_name",
-        "exist_ok": _FOLDER,
-        "save_dir": _FOLDER,
-        "resume": "an interrupted run resumes automatically; to continue a finished run, put its ID into base_model",
-        "resume_from_model": "to continue a finished run, put its ID into base_model",
-        "distill_model": "a run loads only one model",
-        "cfg": "settings come from the row, not from a file",
-        "compile": "it would run the host's compiler",
-        "profile": "it would install packages",
-        "quantize": "quantization-aware training would install packages",
-        "save_json": "it would install packages; use predictions: true",
-        "source": "a training reads only its dataset",
-        "mode": "a run always trains",
-        "augmentations": "a row cannot contain Python objects",
-        "callbacks": "a row cannot contain code",
-        "trainer": "a row cannot contain code",
-    },
-)
+REFUSED: Mapping[str, str] = {
+    "project": _FOLDER,
+    "name": f"{_FOLDER}; the run's name is the row's run_name",
+    "exist_ok": _FOLDER,
+    "save_dir": _FOLDER,
+    "resume": "an interrupted run resumes automatically; to continue a finished run, put its ID into base_model",
+    "resume_from_model": "to continue a finished run, put its ID into base_model",
+    "distill_model": "a run loads only one model",
+    "cfg": "settings come from the row, not from a file",
+    "compile": "it would run the host's compiler",
+    "profile": "it would install packages",
+    "quantize": "quantization-aware training would install packages",
+    "save_json": "it would install packages; use predictions: true",
+    "source": "a training reads only its dataset",
+    "mode": "a run always trains",
+    "augmentations": "a row cannot contain Python objects",
+    "callbacks": "a row cannot contain code",
+    "trainer": "a row cannot contain code",
+}
 
 _PREDICT = "it belongs to the predict mode and has no effect on a training"
 _EXPORT = 'it belongs to the export mode; use export: ["onnx", …]'
 _DEPTH = "it belongs to a task that is not supported"
-IGNORED: Mapping[str, str] = MappingProxyType(
+IGNORED: Mapping[str, str] = (
     dict.fromkeys(
         (
             *("dnn", "vid_stride", "stream_buffer", "retina_masks", "embed", "show", "save_frames", "save_crop"),
@@ -172,5 +169,5 @@ IGNORED: Mapping[str, str] = MappingProxyType(
     )
     | dict.fromkeys(("format", "optimize", "dynamic", "simplify", "opset", "workspace"), _EXPORT)
     | dict.fromkeys(("dlog", "dgrad", "dlam"), _DEPTH)
-    | {"dis": "it belongs to distillation, which is not supported"},
+    | {"dis": "it belongs to distillation, which is not supported"}
 )

@@ -10,7 +10,7 @@ import pytest
 from trainer.core import model_catalog
 from trainer.core.dataset import Task
 from trainer.core.errors import BadRequest
-from trainer.core.model_catalog import Match
+from trainer.core.model import OfficialModel
 
 PACKAGE = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
 PACKAGED = {path.stem for path in (PACKAGE / "cfg" / "models").rglob("*.yaml")}
@@ -105,7 +105,7 @@ def test_every_packaged_architecture_is_in_catalog_or_rejected_with_reason():
     ],
 )
 def test_usual_spellings_of_published_model_are_found(spelling, stem, task):
-    assert model_catalog.find_weights(spelling) == Match(stem, task)
+    assert model_catalog.find_weights(spelling) == OfficialModel(stem=stem, task=task)
 
 
 @pytest.mark.parametrize(
