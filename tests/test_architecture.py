@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer.settings import Settings
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "trainer").rglob("*.py"))
 
@@ -189,6 +191,18 @@ def test_only_settings_reads_the_environment():
 
     # the training process sets its environment variables before it imports torch
     assert {name for name in readers if not name.startswith("training/")} <= {"settings.py"}
+
+
+def test_every_setting_is_used():
+    used = {
+        node.attr
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in {"self", "settings", "service"}
+        if relative(path) == "settings.py" or "trainer.settings" in imports(path)
+    }
+
+    assert set(Settings.model_fields) - used == set()
 
 
 def test_no_module_has_a_vague_name():

@@ -61,8 +61,9 @@ def test_every_imported_package_is_a_dependency():
                 imported.add(node.module.split(".")[0])
     third_party = imported - set(sys.stdlib_module_names) - {"trainer"}
     distributions = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in third_party}
+    extras = [requirement for extra in PROJECT["project"]["optional-dependencies"].values() for requirement in extra]
 
-    assert distributions <= ranges(PROJECT["project"]["dependencies"]).keys()
+    assert distributions <= ranges([*PROJECT["project"]["dependencies"], *extras]).keys()
 
 
 def test_every_dependency_except_torchvision_is_imported():
@@ -79,6 +80,14 @@ def test_version_is_defined_in_one_place():
     assert PROJECT["project"]["dynamic"] == ["version"]
     assert PROJECT["tool"]["hatch"]["version"]["path"] == "trainer/__init__.py"
     assert f"## [{trainer.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_wheel_contains_the_files_that_the_operator_needs():
+    shared = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+
+    assert shared.keys() == {"supabase/migrations", "systemd", ".env.example"}
+    assert all((ROOT / name).exists() and place == f"share/yolo-trainer/{name}" for name, place in shared.items())
+    assert "`share/yolo-trainer/`" in (ROOT / "README.md").read_text()
 
 
 def test_package_is_typed_and_has_a_console_script():

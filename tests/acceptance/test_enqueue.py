@@ -1,6 +1,7 @@
 """`enqueue` refuses invalid runs, and `requeue` accepts only ended runs."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,10 @@ def service(tmp_path):
         (["epochs=3", "--epochs", "4"], ["epochs is given twice: 3 and 4"]),
         (["fast"], ["fast: write NAME=VALUE, for example epochs=50"]),
         (["model=yolo99"], ["base_model = 'yolo99': no such model is known; nearest:"]),
+        (["model=cats.pt"], ["base_model = 'cats.pt': no such file in MODELS_DIR ("]),
+        (["--data", "nowhere", "model=cats.pt"], ["/nowhere' does not exist", "base_model = 'cats.pt': no such file"]),
+        (["--id", "7"], ["id = '7': must be a UUID"]),
+        (["--priority", "99999999999"], ["priority 99999999999: must be a whole number from"]),
         (["--data", "nowhere"], ["/nowhere' does not exist or cannot be read on this host"]),
         (["--data", "s3://cats/data.yaml"], ["s3:// datasets are not supported"]),
     ],
@@ -123,6 +128,18 @@ def test_missing_dataset_path_is_refused_only_for_local_queue(local, remote):
 
     (local.datasets_folder / "cats").mkdir(parents=True)
     (local.datasets_folder / "cats" / "data.yaml").touch()
+    check_request(local, request)
+
+
+def test_missing_weights_file_is_refused_only_for_local_queue(local, remote):
+    request = RunRequest(data_yaml="storage:cats", base_model="cats.pt")
+    check_request(remote, request)
+    with pytest.raises(BadRequest, match="no such file in MODELS_DIR"):
+        check_request(local, request)
+
+    local.models_folder.mkdir(parents=True)
+    with zipfile.ZipFile(local.models_folder / "cats.pt", "w") as weights:
+        weights.writestr("cats/data.pkl", b"")
     check_request(local, request)
 
 

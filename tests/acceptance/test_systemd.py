@@ -180,3 +180,13 @@ def test_stop_timeout_is_longer_than_drain():
     for unit in UNITS.glob("*.service"):
         timeout = re.search(r"TimeoutStopSec=(\d+)", unit.read_text())
         assert int(timeout.group(1)) > Settings.model_fields["drain_seconds"].default
+
+
+def test_units_and_their_environment_file_set_different_settings():
+    """A setting of the file has priority over the unit, so the installation removes the settings of the units."""
+    units = [path.read_text() for path in UNITS.glob("*.service")]
+    lines = re.findall(r"^Environment=(.+)$", "\n".join(units), re.MULTILINE)
+    removed = re.search(r"sed -i -E '/\^\(([A-Z_|]+)\)=/d'", (UNITS / "README.md").read_text())
+
+    assert removed
+    assert set(removed[1].split("|")) == {pair.split("=")[0] for line in lines for pair in line.split()}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trainer.cli.app import AsJson, absolute_if_local, app, fail, run_table, settings_or_exit, warn
-from trainer.core.errors import BadRequest
+from trainer.core.errors import BadRequest, Conflict
 from trainer.core.job import Json, JsonObject, RunRequest
 from trainer.core.json_text import json_from_text
 from trainer.core.run_row import WorkerRow
@@ -42,7 +42,7 @@ def enqueue(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Insert a run into the queue and print its ID. Exit with code 2 if no worker can train it."""
+    """Insert a run into the queue and print its ID. Exit with code 2 if a value is wrong or no worker can train it."""
     from trainer.wiring.datasets import check_request
 
     options = {"data": data, "model": model, "epochs": epochs, "name": name}
@@ -64,7 +64,12 @@ def enqueue(
         fail(*error.problems, code=2)
     with run_table(service) as table:
         workers = table.workers()
-        run_id = table.enqueue(request, own_id)
+        try:
+            run_id = table.enqueue(request, own_id)
+        except Conflict:
+            raise
+        except BadRequest as error:
+            fail(*error.problems, code=2)
     typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
     _warn_if_none_claims(workers)
 
@@ -105,11 +110,11 @@ def _configuration(config: str | None, given: JsonObject) -> Json:
     try:
         configuration = None if config is None else json_from_text(config)
     except ValueError as error:
-        fail(f"--config: {error}.")
+        fail(f"--config: {error}.", code=2)
     if not given:
         return configuration
     if configuration is not None and not isinstance(configuration, dict):
-        fail(f"--config must be a JSON object when --epochs or NAME=VALUE is given ({', '.join(given)}).")
+        fail(f"--config must be a JSON object when --epochs or NAME=VALUE is given ({', '.join(given)}).", code=2)
     return {**(configuration or {}), **given}
 
 

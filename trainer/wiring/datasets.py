@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from trainer.core.dataset import DatasetOrder, DiskRef, Task
-from trainer.core.errors import MachineFailed
+from trainer.core.errors import BadRequest, MachineFailed
 from trainer.core.export_formats import PACKAGES
 from trainer.core.job import RunRequest
+from trainer.core.model import ModelFile, ModelRef
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
@@ -70,22 +73,42 @@ def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
 def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
     """Return the warnings about a run. Raise BadRequest, like a worker, if no worker can train the run.
 
-    The workers of the local queue are on this host, so the exports must be available and the dataset must exist here.
+    The workers of the local queue are on this host, so the exports must be available here, and the dataset and the
+    weights must exist here.
     """
     is_local = not settings.uses_supabase
     served = available_exports() if is_local else frozenset(PACKAGES)
     plan = plan_parser(settings)(request, exports_available=served)
-    for source in plan.sources:
-        ref = parse_reference(
+    references = [
+        parse_reference(
             source,
             dataset_root=settings.datasets_folder,
             datasets_bucket=settings.supabase_datasets_bucket,
             storage_base_url=None if is_local else settings.supabase_url,
         )
-        if is_local and isinstance(ref, DiskRef):
-            with suppress(MachineFailed):  # the run waits for a missing mount
-                dataset_roots(settings).admit(ref.path)
+        for source in plan.sources
+    ]
+    if is_local:
+        _check_files(settings, [ref.path for ref in references if isinstance(ref, DiskRef)], plan.model)
     return plan.warnings
+
+
+def _check_files(settings: Settings, datasets: list[str], model: ModelRef) -> None:
+    """Raise BadRequest with every dataset and weights file that does not exist on this host."""
+    roots = dataset_roots(settings)
+    checks: list[Callable[[], object]] = [partial(roots.admit, path) for path in datasets]
+    if isinstance(model, ModelFile):
+        checks.append(partial(_model_folder(settings).resolve, model, Task.DETECT, StopSignal()))
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except MachineFailed:
+            pass  # the run waits for a missing mount
+        except BadRequest as refused:
+            problems += refused.problems
+    if problems:
+        raise BadRequest(problems)
 
 
 def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckResult:
@@ -100,11 +123,15 @@ def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: 
 
 def weights_on_disk(settings: Settings) -> list[str]:
     """Return the files in MODELS_DIR that a run can name."""
-    folder = ModelFolder(
+    return _model_folder(settings).on_disk()
+
+
+def _model_folder(settings: Settings) -> ModelFolder:
+    """Return MODELS_DIR without access to a store, to the queue and to the network."""
+    return ModelFolder(
         settings.models_folder,
         store=None,
         artifacts_bucket="",
         run_of=lambda _: None,
         allow_download=False,
     )
-    return folder.on_disk()

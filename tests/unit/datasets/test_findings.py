@@ -33,6 +33,14 @@ def test_every_code_is_used_in_the_source():
     assert [kind for kind in KINDS if f'"{kind}"' not in code and kind not in families] == []
 
 
+def test_every_reported_code_is_a_known_finding():
+    """`Report.add` fails for an unknown code, but only when a dataset has the problem."""
+    reported = re.compile(r"report\.add\(\s*\"([^\"]+)\"")
+    paths = (ROOT / "trainer/datasets").rglob("*.py")
+
+    assert {code for path in paths for code in reported.findall(path.read_text())} <= KINDS.keys()
+
+
 def test_codes_are_snake_case():
     assert [code for code in KINDS if not re.fullmatch(r"[a-z]+(_[a-z]+)*", code)] == []
 

@@ -92,7 +92,8 @@ class Roots:
             self._require_mounted(self.dataset_root / path)
             raise_if_disk_is_broken(error, f"data_yaml: {shown(str(path))}")
             raise DatasetError(
-                f"data_yaml: {shown(str(path))} does not exist or cannot be read on this host."
+                f"data_yaml: {shown(str(path))} does not exist or cannot be read on this host. "
+                "Check the path and its permissions."
             ) from None
         self._require_below(real, path)
         return real
