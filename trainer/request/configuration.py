@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
 from trainer.core.dataset import Task
 from trainer.core.export_formats import PACKAGES
@@ -16,6 +16,7 @@ from trainer.request.train_arguments import TrainArguments
 
 _MOST_SOURCES = 64
 _MOST_GPUS = 64  # per run; also limits the part of a long text that is read
+_GPU = {"type": "integer", "minimum": -1, "maximum": _MOST_GPUS - 1}
 _TASK_PREFIXES = {
     "det": Task.DETECT, "seg": Task.SEGMENT, "cls": Task.CLASSIFY, "class": Task.CLASSIFY, "pose": Task.POSE,
     "keypoint": Task.POSE, "obb": Task.OBB, "orient": Task.OBB,
@@ -49,6 +50,8 @@ def _devices(value: object) -> Sequence[float]:
     indices = [number(item) for item in (value if isinstance(value, list | tuple) else [value])[: _MOST_GPUS + 1]]
     if not 0 < len(indices) <= _MOST_GPUS or (len(set(indices)) != len(indices) and set(indices) != {-1}):
         raise ValueError("no different GPUs")
+    if not all(index in range(-1, _MOST_GPUS) for index in indices):
+        raise ValueError("no GPU index")
     # -1 is any free GPU; the service decides which GPUs belong to a slot
     return list(range(len(indices))) if -1 in indices else indices
 
@@ -117,9 +120,9 @@ class RunConfiguration(TrainArguments):
         "imgSize", "imageSize", "inputSize", "imageSz",
     )  # fmt: skip
     device: Annotated[
-        list[Annotated[int, Field(ge=0, lt=_MOST_GPUS)]],
+        list[int],
         Rule("'cpu', a GPU index like 0, or a list of different indices like [0, 1]", _devices),
-        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "array"}]}),
+        WithJsonSchema({"anyOf": [{"type": "string"}, _GPU, {"type": "array", "items": _GPU, "maxItems": _MOST_GPUS}]}),
     ] = setting(
         None,
         "`cpu`, or GPU indices. Only the number of indices matters: the worker selects the GPUs. The default is one slot.",

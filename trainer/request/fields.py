@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AliasChoices, Field, GetCoreSchemaHandler, StringConstraints
+from pydantic import AliasChoices, Field, GetCoreSchemaHandler, StringConstraints, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -116,6 +116,14 @@ def _gains(value: object) -> object:
     return found
 
 
+def _layers(value: object) -> object:
+    found = numbers(value)
+    if not isinstance(found, list) or not isinstance(value, list | tuple):
+        return found
+    # "23.0" is the name of a part of layer 23
+    return [item if isinstance(item, str) and "." in item else layer for item, layer in zip(value, found, strict=True)]
+
+
 def _classes(value: object) -> object:
     found = numbers(value)
     return found if isinstance(found, list) else [found]
@@ -174,15 +182,17 @@ Fraction: TypeAlias = Annotated[
 _Layer = Annotated[int, Field(ge=0, le=1000)]
 _LayerName = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}(\.[0-9A-Za-z_]{1,40}){1,8}$")]
 Freeze: TypeAlias = Annotated[
-    _Layer | list[_Layer | _LayerName],
-    Rule("a number of layers, or a list of layer indices (0 to 1000) or names like '23.cv2'", numbers),
+    _Layer | Annotated[list[_Layer | _LayerName], Field(max_length=_MOST_ITEMS)],
+    Rule("a number of layers, or a list of layer indices (0 to 1000) or names like '23.cv2'", _layers),
 ]
 Scale: TypeAlias = Annotated[
     Annotated[float, Field(ge=0, le=1)]
     | Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=2, max_length=2)],
     Rule("a number from 0 to 1, or [minimum, maximum] as gains up to 10", _gains),
 ]
+_CLASS = {"type": "integer", "minimum": 0, "maximum": 99_999}
 Classes: TypeAlias = Annotated[
     Annotated[list[Annotated[int, Field(ge=0, lt=100_000)]], Field(min_length=1, max_length=_MOST_ITEMS)],
     Rule("a class index or a list of them", _classes),
+    WithJsonSchema({"anyOf": [_CLASS, {"type": "array", "items": _CLASS, "minItems": 1, "maxItems": _MOST_ITEMS}]}),
 ]

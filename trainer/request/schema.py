@@ -30,6 +30,10 @@ def json_schema() -> JsonObject:
             part["x-aliases"] = _other_names(model, name)
             if part.get("default", ...) is None:  # there is no fixed default value
                 del part["default"]
+    split = schema["properties"]["split"]
+    share = {"type": "number", "minimum": 0, "maximum": 1}
+    shares = {"type": "array", "items": share, "minItems": 2, "maxItems": 3}
+    split["anyOf"] = [{"$ref": split.pop("$ref")}, share, shares]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

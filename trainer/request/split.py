@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -49,9 +49,9 @@ class Split(BaseModel):
         None, "The shares as a list: train, val, test.", "ratios", "defaultRatio"
     )
     seed: Seed = setting(0, "Seed of the split.", "randomSeed", "splitSeed")
-    splits: Annotated[dict[str, str], Rule('an object like {"7.jpg": "val"}', _assigned)] = setting(
-        {}, "Split of each image, by name or ID: train, val or test.", "customSplits"
-    )
+    splits: Annotated[
+        dict[str, Literal["train", "val", "test"]], Rule('an object like {"7.jpg": "val"}', _assigned)
+    ] = setting({}, "Split of each image, by name or ID: train, val or test.", "customSplits")
     method: Any = setting(None, "`none` or `use_dataset` keep the dataset's own split.")
     source: Any = setting(None, "This setting has no effect.")
 

@@ -40,6 +40,13 @@ def test_schema_has_ranges_names_and_defaults():
     assert "default" not in PROPERTIES["time"]
 
 
+def test_schema_lists_every_documented_form_of_a_value():
+    assert [form.get("type", "object") for form in PROPERTIES["split"]["anyOf"]] == ["object", "number", "array"]
+    assert [form["type"] for form in PROPERTIES["classes"]["anyOf"]] == ["integer", "array"]
+    assert [form["type"] for form in PROPERTIES["device"]["anyOf"]] == ["string", "integer", "array"]
+    assert SCHEMA["$defs"]["Split"]["properties"]["splits"]["additionalProperties"]["enum"] == ["train", "val", "test"]
+
+
 @pytest.mark.parametrize("name", sorted(PROPERTIES))
 def test_default_in_schema_is_valid(name):
     if "default" in PROPERTIES[name]:
