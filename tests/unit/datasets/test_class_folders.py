@@ -31,6 +31,11 @@ def test_class_folders_in_splits_are_recognized(tmp_path):
     assert not (tmp_path / "view/data.yaml").exists()
 
 
+def test_labeled_dataset_is_rejected_for_classify_with_layout_it_needs(tmp_path):
+    with pytest.raises(DatasetError, match=r"has no class folders.*train/CLASS/NAME\.jpg"):
+        prepared(paint(tmp_path / "set"), tmp_path / "view", task=Task.CLASSIFY)
+
+
 def test_class_missing_in_val_has_empty_folder(tmp_path):
     root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "train/c": 2, "val/a": 1, "val/c": 1})
     prepared(root, tmp_path / "view")
@@ -66,9 +71,6 @@ def test_unsafe_class_names_keep_their_order(tmp_path):
 
 
 def test_dataset_that_does_not_match_task_is_rejected(tmp_path):
-    data = paint(tmp_path / "boxes")
-    with pytest.raises(DatasetError, match="needs one folder per class"):
-        prepared(data, tmp_path / "v1", task=Task.CLASSIFY)
     root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
     with pytest.raises(DatasetError, match="is for classify"):
-        prepared(root, tmp_path / "v2", task=Task.DETECT)
+        prepared(root, tmp_path / "view", task=Task.DETECT)

@@ -179,8 +179,25 @@ def test_device_is_read_in_all_forms(configuration, device):
 
 @pytest.mark.parametrize(
     "device",
-    ["npu:0", "mps", "0;rm -rf", "0,0", [0, 0], [""], -2, 64, 1.5, True, {"a": 1}, "cuda:x", "0,cpu", [-1] * 65]
-    + ["-1,99", [-1, 0.5], [-1, -7]],
+    [
+        "npu:0",
+        "mps",
+        "0;rm -rf",
+        "0,0",
+        [0, 0],
+        [""],
+        -2,
+        64,
+        1.5,
+        True,
+        {"a": 1},
+        "cuda:x",
+        "0,cpu",
+        [-1] * 65,
+        "-1,99",
+        [-1, 0.5],
+        [-1, -7],
+    ],
 )
 def test_invalid_device_is_rejected(device):
     (problem,) = problems({"device": device})

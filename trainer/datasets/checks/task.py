@@ -18,6 +18,11 @@ def decide_task(requested: Task | None, datasets: Sequence[RecognizedDataset], r
     """Return the task to train for. Raises `DatasetError` if the dataset does not fit the requested task."""
     is_classified = [any(sample.class_id is not None for sample in found.samples) for found in datasets]
     task = Task.CLASSIFY if any(is_classified) else _labeled_task(requested, datasets, report)
+    if requested is Task.CLASSIFY and not any(is_classified):
+        raise DatasetError(
+            "The dataset has no class folders. classify needs train/CLASS/NAME.jpg and val/CLASS/NAME.jpg in the folder "
+            "that data_yaml names."
+        )
     if (requested or task) is not task or (task is Task.CLASSIFY and not all(is_classified)):
         raise DatasetError(
             f"The dataset is for {task} and cannot be used for {requested or Task.DETECT}. "
