@@ -98,7 +98,9 @@ def _folders(settings: Settings) -> Iterator[Check]:
             message = f"{extra} does not exist, or this user cannot read it; create it or change its permissions"
             yield Check(name="EXTRA_DATASET_ROOTS", state="fault", message=message)
     weights = sorted(path.name for path in settings.models_folder.glob("*.pt"))
-    yield Check(name="weights", state="ok", message=", ".join(weights) or "no weights yet; downloaded when needed")
+    yield Check(
+        name="weights", state="ok", message=", ".join(weights) or "no weights yet; they are downloaded when needed"
+    )
 
 
 def _writable(name: str, folder: Path) -> Check:

@@ -1,4 +1,4 @@
-"""Format the log lines of the service: colored for a terminal, with priorities for journald, or one JSON object each.
+"""Format the log lines of the service: colored for a terminal, with priorities for journald, or as JSON objects.
 
 Secrets are removed from every line, because messages of libraries and servers can contain secrets.
 """

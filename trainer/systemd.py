@@ -24,11 +24,11 @@ class ServiceManager:
     def __init__(self, address: str | None) -> None:
         # a leading @ means a socket in the abstract namespace
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
-        self._is_ready = False  # systemd has received READY
+        self._is_ready = False  # True after systemd has received READY
         self._is_warned = False
 
     def ready_and(self, status: str) -> None:
-        """Send the status. Also send READY until systemd has received READY once."""
+        """Send the status, and READY if systemd has not received READY yet."""
         sent = self._send(f"STATUS={status}" if self._is_ready else f"READY=1\nSTATUS={status}")
         self._is_ready = self._is_ready or sent
 
@@ -66,7 +66,11 @@ class ServiceManager:
                 sender.sendto(message.encode(), self._address)
         except OSError as error:
             if not self._is_warned:
-                log.warning("systemd cannot be notified, continuing without", socket=self._address, error=str(error))
+                log.warning(
+                    "systemd cannot be notified, continuing without notifications",
+                    socket=self._address,
+                    error=str(error),
+                )
             self._is_warned = True
             return False
         return True

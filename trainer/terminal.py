@@ -104,7 +104,7 @@ def show_row(row: RunRow) -> None:
     if artifacts:
         console.print("artifacts", style="bold")
     for artifact in artifacts:
-        # the key, because a signed URL is long and expires soon
+        # print the key, because a signed URL is long and expires soon
         is_local = artifact.url.startswith("file://")
         place = artifact.url.removeprefix("file://") if is_local else artifact.path
         console.print(_text(f"  {artifact.name:<32} {place}", 5000), soft_wrap=True)
@@ -129,7 +129,7 @@ def show_findings(findings: Sequence[Finding], summary: JsonObject) -> None:
         for example in finding.examples:
             console.print(f"    {example}", markup=False, highlight=False)
     console.print(
-        Text("no errors" if all(f.level != "error" for f in findings) else "this dataset cannot be trained on")
+        Text("no errors" if all(f.level != "error" for f in findings) else "this dataset cannot be used for a training")
     )
     console.print_json(data={name: value for name, value in summary.items() if name != "findings"})
 

@@ -224,7 +224,9 @@ def test_bad_notify_socket_does_not_stop_service(service, tmp_path, kind):
 
     service.wait(run_id, "completed")
 
-    assert [line["event"] for line in service.lines()].count("systemd cannot be notified, continuing without") == 1
+    assert [line["event"] for line in service.lines()].count(
+        "systemd cannot be notified, continuing without notifications"
+    ) == 1
     assert service.stop() == 0
     assert "Traceback" not in service.log.read_text()
 

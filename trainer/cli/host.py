@@ -36,7 +36,7 @@ def check(
     sheet: Annotated[Path | None, typer.Option(help="Draw labeled samples into this PNG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a dataset like a run, and report every problem. Exit with code 1 if there are errors."""
+    """Check a dataset as a run does, and report every problem. Exit with code 1 if there are errors."""
     from trainer import terminal
     from trainer.wiring.datasets import check_dataset
 

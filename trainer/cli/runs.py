@@ -24,7 +24,7 @@ def status(
     ] = None,
     group: Annotated[str | None, typer.Option(help="List the runs of this group.")] = None,
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", help="List runs with this tag; several tags: runs with all of them.")
+        list[str] | None, typer.Option("--tag", help="List runs with this tag; if repeated, runs with all tags.")
     ] = None,
     worker: Annotated[str | None, typer.Option(metavar="ID", help="List the runs of this worker.")] = None,
     as_json: AsJson = False,
@@ -86,7 +86,7 @@ def requeue(run_id: RunId, as_json: AsJson = False) -> None:
     print_status(row, as_json=as_json)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})  # a negative number is not an option
+@app.command(context_settings={"ignore_unknown_options": True})  # a negative number must not be read as an option
 def priority(
     run_id: RunId,
     number: Annotated[int, typer.Argument(metavar="NUMBER", help="Runs with a higher priority start first.")],

@@ -73,7 +73,7 @@ class Finding:
     """A finding about a dataset. An error fails the run. A warning becomes an event. A note is only printed."""
 
     level: Literal["error", "warning", "note"]
-    code: str  # stable, for programs; listed in the docs
+    code: str  # stable, so programs can use it; the docs list all codes
     message: str  # one sentence, with the fix
     count: int = 1
     examples: tuple[str, ...] = ()  # up to five

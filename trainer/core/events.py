@@ -21,7 +21,7 @@ class Phase(StrEnum):
     PREPARING = "preparing"  # the request is parsed, the dataset is located
     DOWNLOADING = "downloading"
     CHECKING = "checking"  # the dataset is validated and linked into its view
-    STARTING = "starting"  # the training process is started, or a prepared process receives its order
+    STARTING = "starting"  # the training process is started, or a prestarted process receives its order
     LOADING = "loading"  # the model and its weights are loaded
     SCANNING = "scanning"  # Ultralytics reads the labels
     TRAINING = "training"
@@ -102,7 +102,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, kw_only=True)
 class Warned:
-    """A message for the user about a problem that did not stop the run. `code` is stable, for programs."""
+    """A message for the user about a problem that did not stop the run. `code` is stable, so programs can use it."""
 
     code: str
     message: str

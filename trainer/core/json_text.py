@@ -43,7 +43,7 @@ def storable(text: str) -> str:
 
 
 def is_too_deep(value: Json) -> bool:
-    """Return whether a value is nested deeper than 32 levels, without a look at deeper levels."""
+    """Return whether a value is nested deeper than 32 levels. Deeper levels are not read."""
     level = [value]
     for _ in range(DEEPEST):
         inner = [item.values() if isinstance(item, Mapping) else item for item in level if _is_container(item)]

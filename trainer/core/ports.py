@@ -48,13 +48,13 @@ class Queue(Protocol):
     def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
         """Renew the lease, merge `progress` into the row, store each event once. Reports the worker busy.
 
-        Also renews an expired lease if no other worker claimed the run. A `checkpoint` event with a new highest epoch
-        resets the count of lost attempts. A `checkpoint` event with a key becomes the checkpoint of the row. An `epoch`
-        event sets `last_reported_epoch` of the row.
+        An expired lease is also renewed, unless another worker claimed the run. A `checkpoint` event with a new highest
+        epoch resets the count of lost attempts. A `checkpoint` event with a key becomes the checkpoint of the row. An
+        `epoch` event sets `last_reported_epoch` of the row.
         """
 
     def finish(self, lease: Lease, outcome: Outcome, events: Sequence[RunEvent]) -> Status | None:
-        """Write the outcome once. Return the current status of the row, also if the outcome was written before.
+        """Write the outcome once. Return the current status of the row, even if the outcome was written before.
 
         Return None if the lease is lost. In this case nothing was written.
 
@@ -94,11 +94,11 @@ class RunTable(Protocol):
     ) -> RunPage:
         """Return a page of up to `limit` (1 to 1000) wanted runs, with the cursor of the next page.
 
-        `after` is the cursor of the requested page. Runs that are inserted meanwhile do not shift the pages.
+        `after` is the cursor of the requested page. Runs that are inserted between two calls do not shift the pages.
         """
 
     def cancel(self, run_id: str) -> RunRow | None:
-        """Cancel a queued run immediately, or request the cancel of a running run, like the web app."""
+        """Cancel a queued run immediately, or request the cancel of a running run, as the web app does."""
 
     def request_finish(self, run_id: str) -> RunRow | None:
         """Request that a running run stops after the current epoch and completes."""
@@ -119,7 +119,7 @@ class RunTable(Protocol):
         """Return all workers, the most recently seen worker first."""
 
     def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> Sequence[EventRow]:
-        """Return the events of the run in order, starting after `after`, a pair (attempt, seq)."""
+        """Return the events of the run after the pair `after` (attempt, seq), in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class ObjectStore(Protocol):
     def key(self, name: str) -> str:
         """Return the key for the file name `name` (a relative path with `/`), escaped for this store.
 
-        Different names have different keys. Keys in references are never escaped again.
+        Different names have different keys. Keys in references are already escaped.
         """
 
     def list(self, folder: ObjectRef, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
@@ -236,7 +236,7 @@ class TrainingOrder:
     resume: Path | None = None  # a verified checkpoint to resume from
     best_of: Path | None = None  # a verified checkpoint; the training starts from its best weights instead of `model`
     setup: JsonObject | None = None  # the `Setup` that each checkpoint records (core/resumption.py)
-    last_reported_epoch: int = 0  # last epoch in the history; the child reports the epochs from it to `resume`
+    last_reported_epoch: int = 0  # last epoch in the history; the child reports the later epochs, up to `resume`
 
 
 class Trainer(Protocol):
@@ -256,7 +256,7 @@ class Trainer(Protocol):
         """
 
     def close(self) -> None:
-        """End prepared processes without an order."""
+        """End prestarted processes without an order."""
 
 
 class Delivery(StrEnum):
@@ -293,7 +293,7 @@ class Reporter(Protocol):
         """An event of the attempt. Progress events can be dropped if the reporter is slow."""
 
     def ended(self, job: Job, end: AttemptEnd) -> None:
-        """The attempt ended. This method is called once per attempt, also for a lost lease.
+        """The attempt ended. This method is called once per attempt, even if the lease was lost.
 
-        After `PENDING`, the process that delivers the outcome calls it again, with an empty `job.request`.
+        After `PENDING`, the process that delivers the outcome calls this method again, with an empty `job.request`.
         """

@@ -73,7 +73,7 @@ class Setup:
         """Return the setup of `plan` on `dataset`."""
         chosen = {"epochs": plan.epochs, "batch": plan.batch, "imgsz": plan.imgsz}
         settings = {**DEFAULTS, **plan.args, **chosen}
-        settings.pop("workers", None)  # depends on the host
+        settings.pop("workers", None)  # the number of loader processes depends on the host
         split = json.dumps(asdict(plan.split), sort_keys=True) if plan.split else ""
         return cls(
             model=_model_name(plan.model),
@@ -189,7 +189,7 @@ def _shown(value: Json) -> str:
 
 
 def _model_name(model: ModelRef) -> str:
-    # without the task in the name, because only the task of the dataset matters
+    # the result does not contain the task in the name, because only the task of the dataset matters
     match model:
         case OfficialModel():
             return model.stem

@@ -26,7 +26,7 @@ class RetryPolicy:
     def wait_before(self, again: int, retry_after: float | None) -> float:
         """Return the wait in seconds before the next try: at least `retry_after`, at most `longest_wait`.
 
-        `again` is the number of retries before.
+        `again` is the number of earlier retries.
         """
         # full jitter (random between 0 and the limit of this step) spreads the retries of many workers
         step = 2.0 ** min(again, 100)  # a float would overflow after a thousand tries
@@ -49,4 +49,4 @@ def retrying(call: Callable[[], T], policy: RetryPolicy, stop: StopSignal) -> T:
                 raise
         if stop.wait(wait):
             stop.raise_if_set()
-    raise AssertionError("a policy has at least one try")
+    raise AssertionError("a policy must have at least one try")

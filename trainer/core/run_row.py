@@ -72,7 +72,7 @@ class RunRow(_Row):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRow(_Row):
-    """One worker. `status_message` is the reason if it is unhealthy. `hardware` contains the columns about its host."""
+    """One worker. `status_message` is the reason if the worker is unhealthy. `hardware` describes its host."""
 
     worker_id: str
     status: str

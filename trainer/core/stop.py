@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class StopReason(Enum):
-    """The reason of a stop, in order of strength. A stronger reason replaces a weaker reason."""
+    """The reason for a stop, in order of strength. A stronger reason replaces a weaker reason."""
 
     FINISH = "finish"  # end the training after the current epoch and complete the run with the existing model
     SHUTDOWN = "shutdown"  # this worker shuts down: save a checkpoint and requeue the run
@@ -45,7 +45,7 @@ class StopSignal:
         self._changed: threading.Condition = parent._changed if parent else threading.Condition()  # noqa: SLF001
 
     def child(self) -> StopSignal:
-        """Return a child signal. Setting this signal also sets the child, but not the reverse."""
+        """Return a child signal. Setting this signal sets the child; setting the child does not set this signal."""
         return StopSignal(self)
 
     def set(self, reason: StopReason) -> None:
@@ -96,7 +96,7 @@ class StopSignal:
         """Yield a signal that is set `seconds` after this signal, so that the work can end properly.
 
         LOST sets the new signal immediately. After a shutdown, the seconds count from the shutdown request. With
-        `at_most`, the new signal is always set after `seconds` from now.
+        `at_most`, the new signal is set at the latest `seconds` from now.
         """
         later = StopSignal()
         over = threading.Event()

@@ -15,7 +15,7 @@ from trainer.request.split import SPLIT_RULE, Split, split_fields
 from trainer.request.train_arguments import TrainArguments
 
 _MOST_SOURCES = 64
-_MOST_GPUS = 64  # per run; also limits the part of a long text that is read
+_MOST_GPUS = 64  # limit per run, and limit of the indices that are read from a long text
 _GPU = {"type": "integer", "minimum": -1, "maximum": _MOST_GPUS - 1}
 _TASK_PREFIXES = {
     "det": Task.DETECT, "seg": Task.SEGMENT, "cls": Task.CLASSIFY, "class": Task.CLASSIFY, "pose": Task.POSE,
@@ -28,7 +28,7 @@ def references(value: object) -> list[str]:
     """Return the dataset references in a text or a list. Raise ValueError if a reference is not usable."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not 0 < len(texts) <= _MOST_SOURCES:
-        raise ValueError("no list of references")
+        raise ValueError("not a list of references")
     usable = [text.strip() for text in texts if isinstance(text, str)]
     if len(usable) != len(texts) or not all(text.isprintable() and 0 < len(text) <= 4096 for text in usable):
         raise ValueError("not a reference")
@@ -59,7 +59,7 @@ def _devices(value: object) -> Sequence[float]:
 def _formats(value: object) -> list[str]:
     names = [] if value is False else value.split(",", 20) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or len(names) > 20:
-        raise ValueError("no list of formats")
+        raise ValueError("not a list of formats")
     return list(dict.fromkeys(_EXPORT_ALIASES.get(re.sub(r"[\s_-]+", "", word(name)), word(name)) for name in names))
 
 
@@ -142,7 +142,7 @@ class RunConfiguration(TrainArguments):
     ] = setting((), "Formats to export the best model to.", "export", "exportFormats", "exportFormat")
     predictions: Flag = setting(False, "Keep the predictions of the validation images.", "savePredictions")
 
-    # fields of the web app without effect
+    # fields of the web app that have no effect
     run_name: Any = setting(None, "Name in the web app; the row's `run_name` is used.")
     preset: Any = setting(
         None,

@@ -105,7 +105,7 @@ def _batch(value: object) -> int | float:
 def _fraction(value: object) -> object:
     found = numbers(value)
     if isinstance(found, list) and not all(found[:2]):
-        raise ValueError("no images to train or to validate on")
+        raise ValueError("no images for train or for val")
     return found
 
 
@@ -149,7 +149,7 @@ def above_zero(high: float) -> Rule:
 
 
 def one_of(*names: str) -> Rule:
-    """Return the rule of a choice among names, in any case."""
+    """Return the rule of a choice among names. Upper and lower case are the same."""
     by_word = {name.lower(): name for name in names}
     kind = core_schema.literal_schema(list(names))
     return Rule(f"one of {', '.join(names)}", lambda value: by_word.get(word(value), ""), kind)

@@ -26,7 +26,7 @@ _AUGMENTATIONS = frozenset(
         *("mosaic", "mixup", "copy_paste"),
     },
 )
-_MOST_LINES = 50  # of problems or warnings; a person reads no more
+_MOST_LINES = 50  # limit of the problems, and of the warnings, in a message
 
 
 def plan_of(

@@ -20,7 +20,7 @@ _AS_IT_IS = ("none", "use_dataset")
 
 def _assigned(splits: object) -> dict[str, str]:
     if not isinstance(splits, Mapping) or len(splits) > 1_000_000:
-        raise ValueError("no object, or too large")
+        raise ValueError("not an object, or too large")
     found = {str(image): _SPLITS.get(str(split).strip().lower(), "") for image, split in splits.items()}
     if "" in found.values():
         raise ValueError("no such split")

@@ -144,7 +144,7 @@ class Unnested:
     def _name(self, spelling: str, word: str, names: Mapping[str, str]) -> str | None:
         if word in names:
             return names[word]
-        few = len(self.warnings) < _MOST_HINTS  # looking for a similar name takes a millisecond
+        few = len(self.warnings) < _MOST_HINTS  # the search for a similar name takes a millisecond, so it is limited
         close = difflib.get_close_matches(word[:40], names, n=1, cutoff=0.75) if few else []
         hint = f"; did you mean {names[close[0]]}?" if close else ""
         self.warnings.append(f"unknown setting {spelling} was ignored{hint}")
