@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Sequence
 from datetime import datetime
 
 from trainer.core.errors import BadRequest
@@ -22,7 +23,7 @@ SORT_KEYS: dict[RunOrder, tuple[tuple[str, bool], ...]] = {
 }
 
 
-def page_of(rows: list[dict[str, Json]], order: RunOrder, limit: int) -> RunPage:
+def page_of(rows: Sequence[dict[str, Json]], order: RunOrder, limit: int) -> RunPage:
     """Return a page of the first `limit` rows. If there are more than `limit` rows, the page has a cursor."""
     runs = tuple(run_row(row) for row in rows[:limit])
     return RunPage(runs=runs, next=_cursor(runs[-1], order) if len(rows) > limit and runs else None)

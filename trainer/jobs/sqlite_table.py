@@ -8,19 +8,11 @@ from pathlib import Path
 from trainer.core.job import ENDED, Json, JsonObject, RunRequest, Status
 from trainer.core.run_row import ALL_RUNS, EventRow, RunFilter, RunOrder, RunPage, RunRow, WorkerRow
 from trainer.jobs import sqlite_states as states
+from trainer.jobs import write_row as write
 from trainer.jobs.row import event_row, run_row_or_none, worker_row
 from trainer.jobs.run_list import SORT_KEYS, checked_limit, equalities, page_of, position_of
 from trainer.jobs.sqlite_clock import HOST_CLOCK, HostClock
 from trainer.jobs.sqlite_file import SqliteFile
-from trainer.jobs.write_row import (
-    CANCELED_BY_USER,
-    checked_priority,
-    checked_run_id,
-    clean,
-    held_by_worker,
-    insert_of,
-    require_same_request,
-)
 
 _HAS_TAG = (
     "exists (select 1 from json_each(case when json_valid(run_tags) then run_tags else '[]' end) where value = ?)"
@@ -34,11 +26,11 @@ class SqliteRunTable:
         self._file = SqliteFile(path, clock, busy_seconds)
 
     def enqueue(self, request: RunRequest, id: str | None = None) -> str:  # noqa: A002 the column's name
-        run_id, columns = checked_run_id(id), insert_of(request)
+        run_id, columns = write.checked_run_id(id), write.insert_of(request)
         with self._file.writing() as tx:
             row = {"id": run_id, **columns, "created_at": tx.at(), "updated_at": tx.at()}
             if not tx.insert("training_runs", row):
-                require_same_request(run_id, columns, states.get_run(tx, run_id))
+                write.require_same_request(run_id, columns, states.get_run(tx, run_id))
         return run_id
 
     def get(self, run_id: str) -> RunRow | None:
@@ -66,7 +58,7 @@ class SqliteRunTable:
         with self._file.writing() as tx:
             run = states.get_run(tx, run_id)
             if run is not None and run["status"] == Status.QUEUED:
-                run["error_message"] = CANCELED_BY_USER
+                run["error_message"] = write.CANCELED_BY_USER
                 states.cancel(tx, run)
                 states.save(tx, run)
             elif run is not None and run["status"] == Status.RUNNING:
@@ -80,7 +72,7 @@ class SqliteRunTable:
         return self._changed(run_id, {"status": Status.QUEUED}, ENDED)
 
     def set_priority(self, run_id: str, priority: int) -> RunRow | None:
-        return self._changed(run_id, {"priority": checked_priority(priority)}, set(Status))
+        return self._changed(run_id, {"priority": write.checked_priority(priority)}, set(Status))
 
     def delete(self, run_id: str) -> bool:
         with self._file.writing() as tx:
@@ -89,7 +81,7 @@ class SqliteRunTable:
                 return False
             is_working = run["status"] in (Status.RUNNING, Status.CANCELING)
             if is_working and (run["lease_expires_at"] or "") > tx.at():
-                raise held_by_worker(run_id)
+                raise write.held_by_worker(run_id)
             tx.connection.execute("delete from training_runs where id = ?", (run["id"],))
             return True
 
@@ -102,7 +94,7 @@ class SqliteRunTable:
     def events(self, run_id: str, after: tuple[int, int] = (0, 0)) -> Sequence[EventRow]:
         sql = "select * from training_run_events where run_id = ? and (attempt, seq) > (?, ?) order by attempt, seq"
         with self._file.reading() as tx:
-            return [event_row(row) for row in tx.rows(sql, clean(run_id), *after)]
+            return [event_row(row) for row in tx.rows(sql, write.clean(run_id), *after)]
 
     def _changed(self, run_id: str, columns: JsonObject, statuses: Collection[str]) -> RunRow | None:
         """Update the run if it has one of `statuses`. Return its row, updated or not, or None for an unknown run."""
@@ -117,10 +109,10 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], list[Json]]:
     conditions, values = [], list[Json]()
     for name, value in equalities(wanted).items():
         conditions.append(f"{name} = ?")
-        values.append(clean(value))
+        values.append(write.clean(value))
     for tag in wanted.tags:
         conditions.append(_HAS_TAG)
-        values.append(clean(tag))
+        values.append(write.clean(tag))
     if wanted.status:
         conditions.append(f"status in ({', '.join('?' * len(wanted.status))})")
         values += [status.value for status in wanted.status]

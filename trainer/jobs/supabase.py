@@ -16,8 +16,7 @@ from trainer.core.ports import Worker
 from trainer.core.retry import RetryPolicy
 from trainer.jobs import row
 from trainer.jobs import write_row as write
-from trainer.jobs.supabase_calls import parsed, selection
-from trainer.jobs.supabase_table import READ, SupabaseRunTable
+from trainer.jobs.supabase_table import READ, SupabaseRunTable, parsed, selection
 from trainer.remote.supabase import MIGRATE, Project, TooLarge, Unreadable
 from trainer.remote.supabase_access import USE_KEY
 
@@ -65,11 +64,14 @@ class SupabaseQueue(SupabaseRunTable):
                 f"The database at {host} has version {version} of the trainer's schema, and this service needs "
                 f"{SCHEMA_VERSION}: {MIGRATE}.",
             )
-        return [str(warning) for warning in self._calls.ask_list(self._calls.read, "trainer_access_warnings")]
+        warnings = self._ask(self._read, "trainer_access_warnings")
+        if not isinstance(warnings, list):
+            raise self._project.not_json()
+        return [str(warning) for warning in warnings]
 
     def schema_version(self) -> int:
         """Return the version of the trainer's schema in this database."""
-        version = self._calls.ask(self._calls.read, "trainer_schema_version")
+        version = self._ask(self._read, "trainer_schema_version")
         if not isinstance(version, int):
             raise self._project.not_json()
         return version
@@ -95,7 +97,7 @@ class SupabaseQueue(SupabaseRunTable):
         if job is None or isinstance(error, TooLarge):
             return job
         try:  # the cause may be a temporary failure of a proxy, and not the row
-            return self._job(self._calls.read, "claim_training_run", JOB, **offer)
+            return self._job(self._read, "claim_training_run", JOB, **offer)
         except Unreadable:
             return job
 
@@ -123,7 +125,7 @@ class SupabaseQueue(SupabaseRunTable):
 
     def report(self, worker: Worker, problem: str | None) -> None:
         hardware = write.offer_json(worker)["hardware"]
-        self._calls.ask(
+        self._ask(
             self._claim, "report_trainer_worker", worker_id=worker.id, problem=write.clean(problem), hardware=hardware
         )
 
@@ -131,7 +133,7 @@ class SupabaseQueue(SupabaseRunTable):
         self, policy: RetryPolicy, function: str, lease: Lease, kind: type[Answer], **arguments: Json
     ) -> Answer | None:
         """Call a function with the fencing token of the lease. Return its answer, or None if the lease is lost."""
-        answer = self._calls.ask(policy, function, None, run_id=lease.job.id, claim_id=lease.claim_id, **arguments)
+        answer = self._ask(policy, function, None, run_id=lease.job.id, claim_id=lease.claim_id, **arguments)
         if answer == Verdict.LOST:
             return None
         try:
@@ -148,9 +150,9 @@ class SupabaseQueue(SupabaseRunTable):
         **arguments: Json,
     ) -> Job | None:
         """Return the run in a function's answer, or None if it is empty. Raises Unreadable for an invalid id."""
-        rows = self._calls.ask_list(policy, function, select, **arguments)
-        if not rows:
+        rows = self._ask(policy, function, select, **arguments)
+        if rows == []:
             return None
-        if not isinstance(rows[0], dict) or not row.is_run_id(rows[0].get("id")):
+        if not isinstance(rows, list) or not isinstance(rows[0], dict) or not row.is_run_id(rows[0].get("id")):
             raise self._project.not_json()
         return row.job_of(parsed(rows[0]), unreadable)

@@ -1,7 +1,7 @@
-"""The fields of a JSON response, checked when they are read.
+"""The fields of a response, checked when they are read.
 
-A login page, a proxy or another server may answer with status 200 and any content. Each function raises `Unavailable`
-for a missing or wrong field, because another try may reach the right server.
+A login page, a proxy or another server may answer with status 200 and any content. A missing or wrong field raises
+`Unavailable`, because another try may reach the right server.
 """
 
 from __future__ import annotations
@@ -46,6 +46,14 @@ def number_in(header: str, what: str) -> int:
     """Return the number in a header."""
     usable = header.isascii() and header.isdecimal() and len(header) <= _LONGEST_NUMBER
     return int(header) if usable else _refuse(what)
+
+
+def retry_after_seconds(header: str | None) -> float | None:
+    """Return the wait in a Retry-After header, in seconds; None for a missing header and for a date."""
+    try:
+        return max(0.0, float(header)) if header else None
+    except ValueError:
+        return None
 
 
 def _field(answer: Any, name: str, kind: type[T]) -> T:

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
-from trainer.remote.retry_after import retry_after_seconds
+from trainer.remote.answers import retry_after_seconds
 from trainer.remote.stoppable import exchange, make_stoppable, within
 from trainer.remote.supabase_access import checked_key, checked_url
 

@@ -16,7 +16,7 @@ import httpx
 
 from trainer.core.errors import Misconfigured, TrainerError, Unavailable
 from trainer.core.job import Json, JsonObject
-from trainer.remote.retry_after import retry_after_seconds
+from trainer.remote.answers import retry_after_seconds
 from trainer.remote.stoppable import make_stoppable, within
 from trainer.remote.supabase_access import USE_KEY, checked_key, checked_url, role_of
 
@@ -59,14 +59,7 @@ class Project:
     `apikey` is the anon key for the gateway when `key` is the token of a restricted role.
     """
 
-    def __init__(
-        self,
-        url: str,
-        key: str,
-        limits: CallLimits = CallLimits(),
-        *,
-        apikey: str | None = None,
-    ) -> None:
+    def __init__(self, url: str, key: str, limits: CallLimits = CallLimits(), *, apikey: str | None = None) -> None:
         self.url = checked_url(url)
         self.host = urlsplit(self.url).netloc.rpartition("@")[2]
         self.role = role_of(key)
@@ -167,14 +160,7 @@ class Project:
         response.stream = _Bounded(response.stream, self._call.largest)
 
     def _translated(self, error: Exception) -> TrainerError:
-        response: httpx.Response | None = self._call.response
-        found = translated(
-            error,
-            host=self.host,
-            role=self.role,
-            status=response.status_code if response else None,
-            retry_after=retry_after_seconds(response.headers.get("Retry-After")) if response else None,
-        )
+        found = translated(error, self.host, self.role, self._call.response)
         if self._key in str(found):  # a proxy may echo the request
             return type(found)(f"{self.host} rejected a call and quoted the key in its answer.")
         return found
@@ -203,22 +189,17 @@ class _Bounded(httpx.SyncByteStream):
         self._stream.close()
 
 
-# ── errors ──
-
 HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict)
 
 
 def translated(
-    error: Exception,
-    *,
-    host: str,
-    role: str | None = None,
-    status: int | None = None,
-    retry_after: float | None = None,
+    error: Exception, host: str, role: str | None = None, response: httpx.Response | None = None
 ) -> TrainerError:
     """Return our error for an error of supabase-py or httpx; `Unavailable` for an unknown error."""
     from postgrest.exceptions import APIError
 
+    status = response.status_code if response else 0
+    retry_after = retry_after_seconds(response.headers.get("Retry-After")) if response else None
     if isinstance(error, APIError):
         return _refusal(error.code, error.message or "", host, role, status, retry_after)
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL | httpx.TooManyRedirects):
@@ -227,17 +208,11 @@ def translated(
 
 
 def _refusal(
-    code: str | None,
-    message: str,
-    host: str,
-    role: str | None,
-    status: int | None,
-    retry_after: float | None,
+    code: str | None, message: str, host: str, role: str | None, status: int, retry_after: float | None
 ) -> TrainerError:
     """Return the error for a response. If the response is not JSON, the library puts the HTTP status into `code`."""
     if code is not None and code.isdecimal() and len(code) == 3:
         status, code = status or int(code), None
-    status = status or 0
     sqlstate_class = code[:2] if code is not None and len(code) == 5 else None
     said = " ".join(part for part in (str(status or ""), code or "", message.strip()[:300]) if part) or "an empty error"
     # PostgREST answers 400 with an empty code when the database has just closed the connection

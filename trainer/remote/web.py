@@ -22,8 +22,8 @@ from trainer.core.errors import DatasetError, ObjectMissing, Unavailable
 from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import StopSignal
 from trainer.core.text import printable
+from trainer.remote.answers import retry_after_seconds
 from trainer.remote.gate import Gate, Resolve, resolve_by_system
-from trainer.remote.retry_after import retry_after_seconds
 from trainer.remote.stoppable import StoppableNetwork, stoppable, within
 
 CHUNK = 1 << 16

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.remote.retry_after import retry_after_seconds
+from trainer.remote.answers import retry_after_seconds
 
 
 @pytest.mark.parametrize(
