@@ -108,7 +108,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
         target="first time ≥ 10,000 images/s; unchanged dataset ≤ 2 s",
         measured=f"{images / first.seconds:,.0f} images/s ({first.cpu:.1f} s of CPU); unchanged dataset {again.seconds:.2f} s ({again.cpu:.1f} s of CPU)",
         met=images / first.seconds >= 10_000 and again.seconds <= 2.0,
-        why="unchanged dataset: the kernel needs 0.7 to 0.8 s to create 50,000 names; to list and read the labels takes 1 s",
+        why="unchanged dataset: the kernel needs 0.7 to 0.8 s to create 50,000 names; listing and reading the labels takes 1 s",
     )
 
 

@@ -1,7 +1,7 @@
 """Measure the cost of an idle service: `python -m benchmarks.idle`.
 
-With the local queue, it measures the seconds from the start of the command to the first claim, the resident memory, and
-the share of a CPU core that an idle service uses. With Supabase (real PostgreSQL and PostgREST), it measures memory,
+With the local queue, it measures the seconds from the start to the first claim, the resident memory and the share of a
+CPU core. With Supabase (real PostgreSQL and PostgREST), it measures memory,
 requests and the share of a CPU core.
 """
 

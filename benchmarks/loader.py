@@ -130,7 +130,7 @@ def _choice_of_cache(dataset: PreparedDataset, home: Path, imgsz: int, baseline:
             f"{name}: {other.cpu * per_image:.1f} ms, {'the same' if other.digest == baseline.digest else 'different'} batches"
             for name, other in others.items()
         ),
-        why="each image is one file to read",
+        why="every image is read from its own file",
     )
 
 

@@ -125,7 +125,9 @@ def _training(folder: Path, tiny: bool) -> Iterator[Figure]:
             measured=f"{ratio:.2f} x: {middle([one.seconds for one in found], digits=0)}, {'the same' if is_same else 'different'} weights",
             met=ratio <= 0.45 and is_same,
             peer=middle([one.seconds for one in baseline], digits=0),
-            why="the model shares the cores with the decoding of the first epoch" if is_same else "different weights",
+            why="in the first epoch, the decoding of the images uses the same cores as the model"
+            if is_same
+            else "different weights",
         )
 
 

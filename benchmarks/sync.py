@@ -1,4 +1,4 @@
-"""Measure the first download of a dataset, one without changes and one after changes: `python -m benchmarks.sync [--tiny]`.
+"""Measure three downloads of a dataset (first, without changes, after changes): `python -m benchmarks.sync [--tiny]`.
 
 5,000 objects of 50 KB are on the stand-in server of the tests, on the same cores. The comparison is a plain httpx loop
 and, if installed, aria2 and rclone. rclone sends one GET for each object and no HEAD before it. Each program gets a list

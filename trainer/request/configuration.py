@@ -143,7 +143,9 @@ class RunConfiguration(TrainArguments):
     predictions: Flag = setting(False, "Keep the predictions of the validation images.", "savePredictions")
 
     # fields of the web app that have no effect
-    run_name: Any = setting(None, "Name in the web app; the row's `run_name` is used.")
+    run_name: Any = setting(
+        None, "Name of the run in the web app. It has no effect: the row's `run_name` is the name of the run."
+    )
     preset: Any = setting(
         None,
         "Name of an augmentation in the web app. The name has no effect: send the values of the augmentation.",
