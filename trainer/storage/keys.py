@@ -1,4 +1,4 @@
-"""File names as object keys of Supabase Storage, which accepts a subset of ASCII."""
+"""File names as object keys: an escape for every byte that a store rejects. Supabase Storage accepts a subset of ASCII."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from urllib.parse import quote_from_bytes
 
 # characters that Supabase Storage accepts besides letters and digits; without `=`, which starts an escape
 _ACCEPTED = "!-.*'() &@;:+,?/_"
+_ESCAPE = re.compile("=[0-9A-F]{2}")
 
 
 def escaped_key(name: str) -> str:
@@ -16,6 +17,11 @@ def escaped_key(name: str) -> str:
     names have different keys.
     """
     return "/".join(_segment(segment) for segment in name.split("/"))
+
+
+def is_escaped(name: str) -> bool:
+    """Return whether `name` looks like the result of `escaped_key`."""
+    return _ESCAPE.search(name) is not None
 
 
 def _segment(segment: str) -> str:

@@ -12,9 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import ObjectMissing, Unavailable
+from trainer.core.json_text import storable
 from trainer.core.ports import ObjectInfo, OnBytes, StoredObject
 from trainer.core.stop import StopSignal
 from trainer.storage.files import copy, disk_errors, is_temporary, replacing
+from trainer.storage.keys import escaped_key, is_escaped
 
 _PLACEHOLDER = ".emptyFolderPlaceholder"
 _ABANDONED = 86_400.0  # seconds without a write after which a temporary file counts as abandoned
@@ -37,7 +39,8 @@ class LocalObjectStore:
                         path.unlink()
 
     def key(self, name: str) -> str:
-        return name  # a file system accepts every file name
+        # a key is text, so a name that is not UTF-8 is escaped, and also a name that looks like an escaped one
+        return escaped_key(name) if storable(name) != name or is_escaped(name) else name
 
     def list(self, folder: ObjectRef, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
         folder = folder.in_store(self.name)

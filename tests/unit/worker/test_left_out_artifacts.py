@@ -98,6 +98,16 @@ def test_file_with_too_long_name_is_left_out(store, run_dir, monkeypatch, name):
     assert left_out(events) == [f"{name} is not published and stays on this host: its name is too long"]
 
 
+def test_file_with_name_that_is_not_utf8_is_published(store, run_dir):
+    name = os.fsdecode(b"bad\xff.png")
+    (run_dir / name).write_text("x")
+
+    artifacts = {artifact.name: artifact for artifact in published(store, run_dir, finished=finished_with(run_dir))}
+
+    assert "best.pt" in artifacts
+    assert artifacts[name].path.endswith("/bad=FF.png"), "the key of an object must be valid text in the row"
+
+
 def test_huge_file_is_left_out_without_reading_it(store, run_dir):
     (run_dir / "core.123").touch()
     os.truncate(run_dir / "core.123", 2**40)
