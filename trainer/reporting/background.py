@@ -112,7 +112,7 @@ class BackgroundReporter:
         while call := self._next():
             try:
                 call(self._reporter)
-            except Exception as error:  # noqa: BLE001 - a reporter must not fail the run
+            except BaseException as error:  # noqa: BLE001 - SystemExit would end this thread, and the events would pile up
                 self._note_error(error)
 
     def _next(self) -> Call | None:
@@ -128,7 +128,7 @@ class BackgroundReporter:
             self._is_busy = True
             return self._waiting.pop(number)
 
-    def _note_error(self, error: Exception) -> None:
+    def _note_error(self, error: BaseException) -> None:
         """Log an error with its traceback, unless it is the same as the previous error."""
         text = f"{type(error).__name__}: {error}"
         if text != self._last_error:

@@ -40,11 +40,7 @@ class Reporters:
 
     def for_run(self, job: Job) -> Reporter:
         """Return a reporter that passes every call to all reporters of a run, without waiting for them."""
-        own = [
-            BackgroundReporter(reporter, is_for_one_run=True, on_dropped=self._on_dropped)
-            for factory in self._factories
-            if (reporter := self._made_by(factory, job)) is not None
-        ]
+        own = [reporter for factory in self._factories if (reporter := self._started(factory, job)) is not None]
         with self._lock:
             self._of_runs = [*(reporter for reporter in self._of_runs if reporter.is_running), *own]
         return _Group([*self._shared, *own])
@@ -58,9 +54,13 @@ class Reporters:
             if lost := reporter.close(max(0.0, deadline - time.monotonic())):
                 log.error("reporter did not finish in time, reports are lost", reporter=reporter.name, lost=lost)
 
-    def _made_by(self, factory: ReporterFactory, job: Job) -> Reporter | None:
+    def _started(self, factory: ReporterFactory, job: Job) -> BackgroundReporter | None:
+        """Start the thread of a reporter for one run. Return None if the run has no reporter of this kind."""
         try:
-            return factory(job)
+            reporter = factory(job)
+            if reporter is None:
+                return None
+            return BackgroundReporter(reporter, is_for_one_run=True, on_dropped=self._on_dropped)
         except Exception:
             # the run must not fail because of a reporter
             log.exception("reporter for the run cannot be created", run_id=job.id)

@@ -76,10 +76,11 @@ class CheckpointUploads:
     def during_training(self, stop: StopSignal) -> Iterator[None]:
         """Upload checkpoints in a thread while the block runs. An upload can continue after the block: see `wait`."""
         in_context = contextvars.copy_context().run  # the labels of the log
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=in_context, args=(self._send_at_intervals, stop), name="checkpoints", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread  # only a started thread: `wait` joins it
         try:
             yield
         finally:

@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import count
+from pathlib import Path
 
 import structlog
 
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Canceled, JsonObject, Outcome, Retry, Verdict
-from trainer.core.ports import AttemptEnd, Queue
+from trainer.core.ports import AttemptEnd, Queue, Reporter
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.error_boundary import call_or, error_boundary
 from trainer.worker.execution import RunHost
@@ -32,6 +33,7 @@ class Recovery:
 
     def __init__(self, host: RunHost) -> None:
         self._host = host
+        self._reporters: dict[Path, Reporter] = {}  # journal → the reporter of its run, until the end is reported
 
     def recover(self, journal: Journal, shutdown: StopSignal) -> Outcome:
         """Decide the outcome of an attempt whose process crashed, and write it to the journal.
@@ -54,7 +56,15 @@ class Recovery:
 
     def report_end(self, journal: Journal, end: AttemptEnd) -> None:
         """Report the end of the attempt to the reporters. The journal has no request, so `job.request` is empty."""
-        self._host.reporter_for(journal.lease.job).ended(journal.lease.job, end)
+        reporter = self._reporter(journal)
+        del self._reporters[journal.path]
+        reporter.ended(journal.lease.job, end)
+
+    def _reporter(self, journal: Journal) -> Reporter:
+        """Return the reporter of the run, the same for its events and for its end: a reporter for one run has a thread."""
+        if journal.path not in self._reporters:
+            self._reporters[journal.path] = self._host.reporter_for(journal.lease.job)
+        return self._reporters[journal.path]
 
     def _publish(self, journal: Journal, stop: StopSignal) -> JsonObject:
         """Publish the files of the run folder under the lease of the crashed process. Return the results."""
@@ -63,7 +73,7 @@ class Recovery:
         if folder.path.is_symlink() or not folder.path.is_dir():
             return {}
         # the row keeps the progress that the crashed process reported
-        opened = host.open_run(journal, stop, host.reporter_for(job), sends_progress=False)
+        opened = host.open_run(journal, stop, self._reporter(journal), sends_progress=False)
         with host.services.folders.in_use(job), opened as run, kept_alive(run.heartbeat, job.id):
             run.events.log.note(ORPHANED)
             is_last = stop.reason is StopReason.CANCELED

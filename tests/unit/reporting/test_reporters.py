@@ -185,6 +185,36 @@ def test_run_without_its_own_reporter_uses_shared_reporters():
     assert shared.calls == ["started", END]
 
 
+def test_reporter_that_exits_receives_later_calls():
+    def exits(call):
+        if call == "started":
+            raise SystemExit("a library gives up")
+
+    recorder = Recorder(exits)
+    reporter = BackgroundReporter(recorder)
+
+    report(reporter, epoch(1))
+
+    assert reporter.close(10) == 0
+    assert recorder.calls == [epoch(1), END]
+
+
+def test_thread_limit_of_the_process_does_not_fail_the_run(monkeypatch):
+    shared = Recorder()
+    reporters = Reporters([shared], [lambda job: Recorder()])
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        reporter = reporters.for_run(JOB)
+    report(reporter)
+    reporters.close(10)
+
+    assert shared.calls == ["started", END]
+
+
 def test_factory_that_fails_does_not_fail_the_run():
     def fail(job):
         raise ValueError("not a URL")

@@ -1,6 +1,7 @@
 """Checkpoints that are uploaded, kept and deleted during a training."""
 
 import os
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -53,6 +54,19 @@ def test_checkpoint_with_invalid_sha256_is_not_uploaded(tmp_path, worker, digest
     uploads.note(replace(save_checkpoint(tmp_path, 1), sha256=digest))
 
     assert uploads.send_newest(StopSignal()) is None
+
+
+def test_wait_returns_if_the_upload_thread_cannot_start(tmp_path, worker, monkeypatch):
+    uploads = uploads_of(tmp_path, worker, worker.store)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError), uploads.during_training(StopSignal()):
+        pass
+
+    uploads.wait()
 
 
 def test_only_checkpoint_files_of_the_run_are_uploaded(tmp_path, worker):

@@ -3,17 +3,20 @@
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
-from tests.unit.worker.fakes import Replaced, raising
+from tests.unit.worker.fakes import RecordingReporter, Replaced, raising
 from tests.unit.worker.harness import CLAIM, wait_for
 from tests.unit.worker.recovery_harness import TRAINED, Watched, killed, recover
 from trainer.core.errors import MachineFailed, Unavailable
+from trainer.core.events import Phase
 from trainer.core.job import Failed, Verdict
 from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.journal import Journal
 from trainer.worker.orphaned_journals import orphaned_journals
+from trainer.worker.recovery import Recovery
 
 
 def test_artifacts_of_killed_process_are_published_and_run_is_requeued(worker):
@@ -29,6 +32,23 @@ def test_artifacts_of_killed_process_are_published_and_run_is_requeued(worker):
     assert worker.kinds(run_id) == ["epoch", "phase", "phase"]
     assert (run_dir / "run.log").read_text().startswith("training started\n[")
     assert not list(worker.folders.journals.iterdir())
+
+
+def test_recovered_run_has_one_reporter(worker):
+    """A reporter for one run has a thread that ends after `ended`, so a second reporter would never end."""
+    killed(worker)
+    made = []
+
+    def reporter_for(job):
+        made.append(RecordingReporter())
+        return made[-1]
+
+    worker.deliver_orphans(Recovery(replace(worker.run_host(), reporter_for=reporter_for)))
+
+    (reporter,) = made
+    *events, outcome = reporter.calls
+    assert Phase.UPLOADING in {event.phase for event in events}
+    assert [end.outcome for end in reporter.ends] == [outcome]
 
 
 def test_canceled_run_of_killed_process_keeps_artifacts_and_progress(worker):
