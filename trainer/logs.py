@@ -5,6 +5,7 @@ Secrets are removed from every line, because messages of libraries and servers c
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -54,7 +55,13 @@ def _renderers(form: str, *, colors: bool) -> list[Processor]:
         return [structlog.processors.JSONRenderer(default=str)]
     if form == "journal":
         return [_plain_line]
-    return [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0)]
+    return [_escape_control_characters, structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0)]
+
+
+def _escape_control_characters(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Escape control characters in fields, because a row can contain any name and a terminal obeys them."""
+    is_raw = {name for name, value in event.items() if isinstance(value, str) and not value.isprintable()}
+    return {name: json.dumps(value) if name in is_raw - {"exception"} else value for name, value in event.items()}
 
 
 def _plain_line(_: WrappedLogger, method: str, event: EventDict) -> str:
@@ -62,10 +69,17 @@ def _plain_line(_: WrappedLogger, method: str, event: EventDict) -> str:
     event.pop("timestamp", None)
     level = event.pop("level", method)
     text = event.pop("event", "")
-    fields = " ".join(f"{name}={value}" for name, value in event.items() if name != "exception")
+    fields = " ".join(f"{name}={_quoted(value)}" for name, value in event.items() if name != "exception")
     trace = "\n" + event["exception"] if "exception" in event else ""
     prefix = f"<{PRIORITIES.get(level, 6)}>"
     return "\n".join(prefix + line for line in f"{text} {fields}{trace}".rstrip().splitlines())
+
+
+def _quoted(value: object) -> str:
+    """Return the value as text, in quotes if it could look like another field or line: a row can contain any name."""
+    text = str(value)
+    is_plain = text.isprintable() and text and not any(mark in text for mark in ' "=')
+    return text if is_plain else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 class Unfailing:

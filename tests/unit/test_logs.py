@@ -44,6 +44,38 @@ def test_journal_lines_have_priority_and_no_time(lines, level, priority):
     assert stream.getvalue() == f"<{priority}>hello a=1\n"
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("cats", "cats"),
+        (7.5, "7.5"),
+        ("my cats", '"my cats"'),
+        ("größe", "größe"),
+        ("", '""'),
+        ("a\n<3>host is unhealthy", '"a\\n<3>host is unhealthy"'),
+        ("a\u2028b", '"a\\u2028b"'),
+        ("\x1b[2J", '"\\u001b[2J"'),
+        ("cats status=completed", '"cats status=completed"'),
+        ("one\ntwo", '"one\\ntwo"'),
+    ],
+)
+def test_journal_value_cannot_look_like_another_field_or_line(lines, value, written):
+    log, stream = lines("journal")
+
+    log.info("run claimed", name=value, attempt=1)
+
+    assert stream.getvalue() == f"<6>run claimed name={written} attempt=1\n"
+
+
+def test_console_line_contains_no_control_characters_of_a_row(lines):
+    log, stream = lines("console")
+
+    log.info("run claimed", name="\x1b[2J", group="a\nb")
+
+    assert stream.getvalue().rstrip("\n").isprintable()
+    assert "u001b[2J" in stream.getvalue()
+
+
 def test_every_traceback_line_has_the_priority(lines):
     log, stream = lines("journal")
 
