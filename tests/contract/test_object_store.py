@@ -20,7 +20,16 @@ ODD_NAMES = (
     "with space.jpg", "a&b+c.jpg", "semi;colon,comma.txt", "it's (1) @home!.png", "a:b=c?d.jpg", "star*.txt",
     "lr=0.01.png", "UPPER.jpg", "upper.jpg", "trailing ", "..hidden", "x" * 240 + ".jpg", "a.b/c.d/e",
 )  # fmt: skip
-ODD_FILE_NAMES = ("naïve.jpg", "画像.png", "100%.txt", 'a#b[c]~\\"<d>|$^{e}`\t.jpg', "a=41.jpg", "plain.jpg", "\udcff", "=FF")
+ODD_FILE_NAMES = (
+    "naïve.jpg",
+    "画像.png",
+    "100%.txt",
+    'a#b[c]~\\"<d>|$^{e}`\t.jpg',
+    "a=41.jpg",
+    "plain.jpg",
+    "\udcff",
+    "=FF",
+)
 
 
 @pytest.mark.parametrize("size", [0, 1, 50_000, 6 * MIB, 6 * MIB + 1, 7 * MIB])
