@@ -50,9 +50,9 @@ ERRORS = {
     "split_impossible": "{problem}",
     "split_unknown": "No name in the requested split matches an image. Compare the names with the file names.",
     "yaml_names": "{problem}",
-    "yaml_train": "train: must name a folder of images, a .txt list of images, or a list of those",
-    "yaml_val": "val: must name a folder of images, a .txt list of images, or a list of those",
-    "yaml_test": "test: must name a folder of images, a .txt list of images, or a list of those",
+    "yaml_train": "train: must name a folder of images, a .txt list of images, or a list of such entries",
+    "yaml_val": "val: must name a folder of images, a .txt list of images, or a list of such entries",
+    "yaml_test": "test: must name a folder of images, a .txt list of images, or a list of such entries",
     "kpt_shape": "{problem}",
     "flip_idx": "{problem}",
     "merge_keypoints": "The sources have different kpt_shape and cannot be trained together.",
@@ -60,7 +60,7 @@ ERRORS = {
     "coco_ambiguous": "{n} file names match several images",
     "coco_duplicate_image": "{n} images are listed twice in the annotation file",
     "coco_category": "{n} annotations have a category that the file does not list",
-    "coco_classes": "{n} images do not have exactly one class; classify needs one class per image",
+    "coco_classes": "{n} images do not have exactly one class; the task classify needs one class per image",
     "coco_shape": "{n} annotations have neither a readable box nor a readable outline",
     "coco_mask": "{n} masks cannot be decoded, or do not have the size of their image",
     "coco_keypoints": "{n} annotations do not have {keypoints} keypoints of x, y, visibility",
@@ -87,8 +87,8 @@ WARNINGS = {
     "test_empty": "{problem}",
     "flip_idx_missing": "The YAML has no flip_idx (keypoints in a mirrored image), so images are not mirrored",
     "task_ambiguous": (
-        "All labels have four corners, which fits segment and obb; segment was chosen. For oriented boxes set "
-        '"task": "obb" in the configuration'
+        "All labels have four corners, which fits the tasks segment and obb; the task segment was chosen. "
+        'For oriented boxes, set "task": "obb" in the configuration'
     ),
     "yaml_nc": "{problem}",
     "yaml_task": "task: {value} is not one of {tasks} and was ignored.",

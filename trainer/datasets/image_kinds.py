@@ -12,5 +12,5 @@ SUFFIXES = {
     "jp2": {"jp2", "jpeg2000"},
     "avif": {"avif"},
 }
-UNREADABLE_SUFFIXES = frozenset({"gif", "heic", "heif"})  # listed as images, so that the checks report them
+UNREADABLE_SUFFIXES = frozenset({"gif", "heic", "heif"})  # these files count as images, so that the checks report them
 IMAGE_SUFFIXES = UNREADABLE_SUFFIXES.union(*SUFFIXES.values())

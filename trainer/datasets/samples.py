@@ -22,7 +22,7 @@ class Sample(NamedTuple):
     name: str  # a relative path with `/`, unique in the dataset
     split: str | None  # None: the dataset has no splits yet
     label: str | None = None  # the path of a YOLO label file whose content is exactly `text`, or None
-    text: bytes | None = None  # the labels in YOLO format; None: labels not read yet, or no label file
+    text: bytes | None = None  # the labels in YOLO format; None if they are not read yet or do not exist
     class_id: int | None = None  # for classification only
     owned: bool = False  # whether the files are in our cache, not in the user's folder
     key: str = ""  # the id of the image in its annotation file

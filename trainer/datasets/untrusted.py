@@ -16,7 +16,7 @@ _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limits of an archive. `ratio`: extracted bytes per archived byte, checked above 64 MiB."""
+    """The limits of an archive. `ratio`: extracted bytes per archived byte, checked above 64 MiB of extracted bytes."""
 
     members: int = 500_000
     bytes: int = 1 << 40
@@ -26,7 +26,7 @@ class Limits:
 
 
 def read_file(path: Path | str, largest: int) -> bytes:
-    """Return the content of a file. Raises `DatasetError` for unreadable files, or above `largest` bytes."""
+    """Return the content of a file. Raises `DatasetError` if it is unreadable or has more than `largest` bytes."""
     name = printable(Path(path).name)
     try:
         with Path(path).open("rb") as file:

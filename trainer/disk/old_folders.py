@@ -22,8 +22,8 @@ class OldFolders:
     """Removes the folders `PREFIX…` directly in `root` that are not needed any more.
 
     A folder stays while it is locked, or while `is_needed` returns True for its name. Otherwise the folder of a
-    crashed process is removed after `left_seconds`, and any other folder after `keep_seconds`. Both count from the newest
-    change of the folder or of an entry directly in it.
+    crashed process is removed after `left_seconds`, and any other folder after `keep_seconds`. Both times start at the
+    newest change of the folder or of an entry directly in it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class OldFolders:
         elif is_folder and path.name.startswith(self._prefix):
             self._sweep_folder(path)
         elif owner is not None and owner.name.startswith(self._prefix) and not os.path.lexists(owner):
-            with self._locks.taken(owner):  # removes the lock file
+            with self._locks.taken(owner):  # this removes the lock file
                 return
 
     def _sweep_folder(self, folder: Path) -> None:
@@ -98,7 +98,7 @@ class OldFolders:
 
 
 def _is_older(folder: Path, seconds: float) -> bool:
-    """Return whether `folder` and all entries directly in it are unchanged since `seconds` ago."""
+    """Return whether `folder` and all entries directly in it have not changed for `seconds`."""
     since = time.time() - seconds
     if _changed(os.lstat(folder)) > since:
         return False

@@ -101,11 +101,11 @@ def _move_up(name: str, folder: int, top: int) -> str:
 
 @contextmanager
 def _opened(name: str, parent: int) -> Iterator[int]:
-    """Yield a descriptor of the folder. Add the permissions to read and change the folder if this user can."""
+    """Yield a descriptor of the folder. If possible, add the permissions to read and change the folder."""
     try:
         folder = os.open(name, _FOLDER, dir_fd=parent)
     except PermissionError:
-        # a path can be replaced by a link between two calls; a descriptor cannot
+        # between two calls, a link can replace the file at a path; a descriptor stays at its file
         handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
             os.chmod(f"/proc/self/fd/{handle}", 0o700)  # noqa: PTH101

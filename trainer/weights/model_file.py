@@ -20,13 +20,18 @@ def is_intact(path: Path) -> bool:
 
 
 def checked(path: Path, subject: str) -> Path:
-    """Return the path of a complete PyTorch file of plausible size. Raises BadRequest, which starts with `subject`."""
+    """Return the path of a complete PyTorch file of plausible size.
+
+    Raises BadRequest. Its message starts with `subject`.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
-        raise BadRequest(f"{subject}: not a complete PyTorch file (a zip archive); upload it again") from None
-    # torch does not compress; compressed or overlapping members could need a thousand times the memory
+        raise BadRequest(
+            f"{subject}: not a complete PyTorch file, because it cannot be read as a zip archive; upload the file again"
+        ) from None
+    # torch saves without compression; compressed or overlapping members could need a thousand times the file size
     is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if is_compressed or sum(member.file_size for member in members) > path.stat().st_size:
         raise BadRequest(f"{subject}: its contents are larger than the file; save it again with torch.save")
@@ -43,4 +48,4 @@ def packaged_architecture(name: str) -> Path:
             found = next(Path(folder, "cfg", "models").rglob(f"{candidate}.yaml"), None)
             if found:
                 return found
-    raise BadRequest(f"base_model: the installed Ultralytics has no architecture {name}.yaml; choose another")
+    raise BadRequest(f"base_model: the installed Ultralytics has no architecture {name}.yaml; choose another model")

@@ -42,7 +42,7 @@ RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 _POLICY = RetryPolicy(tries=3, first_wait=0.5, longest_wait=5.0, total_seconds=1800.0)
 _AMP_WEIGHTS = "yolo26n.pt"  # Ultralytics loads them on a GPU to check mixed precision (AMP)
 _LARGEST = 2 << 30  # bytes; ten times the largest official model
-_UNUSED_SECONDS = 30 * 86_400.0  # a cached model of a run that is unused for this time is removed
+_UNUSED_SECONDS = 30 * 86_400.0  # a cached model of an earlier run is removed if it is unused for this time
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ModelFolder:
     _: KW_ONLY
     store: ObjectStore | None
     artifacts_bucket: str
-    run_of: Callable[[str], RunRow | None]  # the row of a run
+    run_of: Callable[[str], RunRow | None]  # returns the row of a run
     allow_download: bool
     release_url: str = RELEASE_URL
     policy: RetryPolicy = _POLICY
@@ -91,12 +91,14 @@ class ModelFolder:
 
     def _own(self, name: str) -> Path:
         path = self.models_dir / name
-        # os.path, because pathlib raises for a loop of links or an impossible name
+        # os.path is used, because pathlib raises for a loop of links or an impossible name
         inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.models_dir))
         if ".." in Path(name).parts or not inside:
-            raise BadRequest(f"base_model = {name!r}: is outside of MODELS_DIR; copy the file into it")
+            raise BadRequest(f"base_model = {name!r}: the file is outside of MODELS_DIR; copy it into MODELS_DIR")
         if not os.path.isfile(path):  # noqa: PTH113
-            raise BadRequest(f"base_model = {name!r}: no such file in MODELS_DIR ({self.models_dir}); copy it there")
+            raise BadRequest(
+                f"base_model = {name!r}: no such file in MODELS_DIR ({self.models_dir}); copy the file there"
+            )
         return checked(path, f"base_model = {name!r}")
 
     def _architecture(self, name: str) -> Path:
@@ -150,7 +152,7 @@ class ModelFolder:
                 retrying(lambda: fetch(incoming), self.policy, stop)
                 durable.replace(incoming, path)
         except Unavailable as error:
-            # retried: a host without internet access finds the file as soon as the operator copies it
+            # this error is retried: a host without internet access finds the file as soon as the operator copies it
             reason = f"base_model: {path.name} is not on this worker, and {error}; {fix}"
             raise Unavailable(reason, retry_after=error.retry_after) from error
         except BadRequest as error:
@@ -183,7 +185,9 @@ class ModelFolder:
                 with _incoming(path) as incoming:
                     self.store.download(ref, incoming, stop, expected=info)
                     if digest and sha256_of(incoming) != digest:
-                        raise BadRequest(f"base_model = storage:{ref.key}: not the file that the run published")
+                        raise BadRequest(
+                            f"base_model = storage:{ref.key}: the object is not the file that the run published"
+                        )
                     durable.replace(checked(incoming, f"base_model = storage:{ref.key}"), path)
             path.touch()
         return path
@@ -214,7 +218,10 @@ def _remove_unused(cache: Path) -> None:
 
 @contextmanager
 def _incoming(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for `path`. The caller holds its lock. The next call overwrites a leftover file."""
+    """Yield a temporary path for `path`. The caller holds the lock of `path`.
+
+    The next call overwrites a leftover file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     incoming = path.with_name(f".{path.name}")
     try:

@@ -72,5 +72,5 @@ def test_unsafe_class_names_keep_their_order(tmp_path):
 
 def test_dataset_that_does_not_match_task_is_rejected(tmp_path):
     root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
-    with pytest.raises(DatasetError, match="is for classify"):
+    with pytest.raises(DatasetError, match="is for the task classify"):
         prepared(root, tmp_path / "view", task=Task.DETECT)

@@ -153,7 +153,7 @@ def test_shapes_without_area_are_removed_with_warning(task, row):
         ("0 0.5 0.5 0.2 0.2 # note", "label_text", "#"),
         ("0 0.5 0.5 0.2", "label_columns", "4 columns"),
         ("0", "label_columns", "1 columns"),
-        ("0 0.5 0.5 0.2 0.2 0.9", "label_columns", "is the last one a confidence?"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "label_columns", "is the last number a confidence?"),
         ("0 0.5 0.5 0.2 0.2 0.9 0.9 0.9", "label_columns", "8 columns"),
         ("0 nan 0.5 0.2 0.2", "label_nan", "0.txt line 1"),
         ("0 0.5 inf 0.2 0.2", "label_nan", "0.txt line 1"),

@@ -30,7 +30,7 @@ from trainer.datasets.cache.in_use import UseMarks
 from trainer.datasets.cache.incoming import FileBatch, Incoming, name_of
 from trainer.disk import durable
 
-TREE_SIZE = ".size"  # the file in a tree with the size of the tree in bytes
+TREE_SIZE = ".size"  # a file in each tree; it contains the size of the tree in bytes
 OBJECTS, DERIVED, TREES = "objects", "derived", "trees"
 Put: TypeAlias = Callable[[str, Path], object]  # takes the identity and a complete file
 
@@ -95,7 +95,7 @@ class ContentCache:
             os.utime(file, (time.time(), _seal(name)))
             try:
                 file.replace(path)
-            except FileNotFoundError:  # the first file in its folder
+            except FileNotFoundError:  # the folder does not exist yet
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(path)
         return path
@@ -110,7 +110,7 @@ class ContentCache:
                 return False
             try:
                 os.link(derived, path)
-            except FileNotFoundError:  # the first file in its folder
+            except FileNotFoundError:  # the folder does not exist yet
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.link(derived, path)
         except OSError as error:  # no such file, or no hard links on this file system: the file can be rebuilt

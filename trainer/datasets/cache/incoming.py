@@ -63,9 +63,8 @@ class Incoming:
                 yield folder / "object"
                 is_done = True
             finally:
-                if (
-                    is_done or (folder / "object").exists()
-                ):  # the download is complete: its file was used or is damaged, so it cannot be resumed
+                # a complete download cannot be resumed: its file was used or is damaged
+                if is_done or (folder / "object").exists():
                     shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, path: Path) -> None:
@@ -127,7 +126,7 @@ class FileBatch:
                 durable.sync_below(batch)
                 for file in entries(batch):
                     self._admit(Path(file.path), file.name)
-                # sync the new names, too: a power cut could undo the renames
+                # sync the new names: without this sync, a power cut could undo the renames
                 durable.sync_below(self._top)
         finally:
             shutil.rmtree(batch, ignore_errors=True)

@@ -61,7 +61,7 @@ class PixelCache:
             }
             if not found:
                 return 0
-            sync_below(view / FOLDER)  # pixels must be durable: later trainings compare only a few with their images
+            sync_below(view / FOLDER)  # a later training compares only a sample of the pixels with their images
             return self._cache.put_derived(found)
         except (MachineFailed, OSError):  # the next run will be slower, but this run must not fail
             return 0

@@ -16,9 +16,10 @@ from trainer.datasets.samples import Sample
 
 
 def split_samples(samples: list[Sample], rows: LabelRows, request: SplitRequest | None, report: Report) -> list[Sample]:
-    """Return the samples with a split: the requested split, their own split or, without train or val, a random split.
+    """Return the samples with a split: the requested split, or else the split in the dataset.
 
-    If a random split is impossible, an error goes into `report` and samples without a split are put into train.
+    If the dataset has no train or no val split, it is split at random, as requested. If a random split is not requested
+    or impossible, an error goes into `report`, and samples without a split are put into train.
     """
     if request and request.assigned:
         return assigned(samples, request, report)
@@ -52,7 +53,7 @@ def _rarest_class(count: int, rows: LabelRows) -> list[int]:
     result = np.full(count, -1, np.int64)
     if len(rows.cls):
         often = np.bincount(rows.cls)
-        order = np.argsort(-often[rows.cls], kind="stable")  # the rarest class is written last
+        order = np.argsort(-often[rows.cls], kind="stable")  # an image keeps its last class here, which is the rarest
         result[rows.image[order]] = rows.cls[order]
     return [int(value) for value in result]
 

@@ -20,16 +20,17 @@ def decide_task(requested: Task | None, datasets: Sequence[RecognizedDataset], r
     task = Task.CLASSIFY if any(is_classified) else _labeled_task(requested, datasets, report)
     if requested is Task.CLASSIFY and not any(is_classified):
         raise DatasetError(
-            "The dataset has no class folders. classify needs train/CLASS/NAME.jpg and val/CLASS/NAME.jpg in the folder "
-            "that data_yaml names."
+            "The dataset has no class folders. The task classify needs train/CLASS/NAME.jpg and val/CLASS/NAME.jpg in "
+            "the folder that data_yaml names."
         )
     if (requested or task) is not task or (task is Task.CLASSIFY and not all(is_classified)):
         raise DatasetError(
-            f"The dataset is for {task} and cannot be used for {requested or Task.DETECT}. "
-            "classify needs one folder per class; all other tasks need label files."
+            f"The dataset is for the task {task} and cannot be used for the task {requested or Task.DETECT}. "
+            "The task classify needs one folder per class; all other tasks need label files."
         )
     if task is Task.POSE and not all(found.kpt_shape for found in datasets):
-        report.add("kpt_shape", problem="Pose needs kpt_shape in the YAML: kpt_shape: [number of keypoints, 2 or 3].")
+        problem = "The task pose needs kpt_shape in the YAML: kpt_shape: [number of keypoints, 2 or 3]."
+        report.add("kpt_shape", problem=problem)
     elif task is Task.POSE and not all(found.flip_idx for found in datasets):
         report.add("flip_idx_missing")
     return task
@@ -48,7 +49,7 @@ def _labeled_task(requested: Task | None, datasets: Sequence[RecognizedDataset],
 
 
 def with_names(found: RecognizedDataset, report: Report) -> RecognizedDataset:
-    """Return the dataset with its own class names or, without class names, with class0, class1, …"""
+    """Return the dataset. If it has no class names, its classes are named class0, class1, …"""
     if found.names is not None:
         return found
     numbers = class_numbers([sample.text or b"" for sample in found.samples])

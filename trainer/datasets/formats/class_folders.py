@@ -33,7 +33,8 @@ def read_classes(tree: Tree, home: Path) -> RecognizedDataset:
     homes = split_homes(tree, home)
     if not homes:
         raise DatasetError(
-            f"{printable(home.name)} has no class folders; classify needs train/CLASS/NAME.jpg and val/CLASS/NAME.jpg."
+            f"{printable(home.name)} has no class folders; the task classify needs train/CLASS/NAME.jpg and "
+            "val/CLASS/NAME.jpg."
         )
     names = sorted({name for place in homes.values() for name in _classes(tree, place)})
     if len(names) > MAX_CLASSES:

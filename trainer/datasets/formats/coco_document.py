@@ -115,7 +115,8 @@ def keypoints(documents: Sequence[Object], report: Report) -> tuple[tuple[int, i
         if isinstance(category.get("keypoints"), list) and category["keypoints"]
     }
     if len({len(names) for names in lists}) != 1:
-        report.add("kpt_shape", problem="For pose all categories must have the same number of keypoints.")
+        problem = "For the task pose, all categories must have the same number of keypoints."
+        report.add("kpt_shape", problem=problem)
         return None, None
     names = lists.pop()
     flip = tuple(names.index(other) if (other := _mirrored(name)) in names else -1 for name in names)

@@ -18,7 +18,7 @@ SLACK = 2.0  # pixels; a box causes a warning if it reaches outside the image by
 
 @dataclass(frozen=True)
 class Picture:
-    """The image of annotations, with the size that the annotations refer to."""
+    """The name of an image, and the size in pixels to which its annotations refer."""
 
     name: str
     width: int
@@ -78,7 +78,7 @@ def _box_row(box: tuple[float, float, float, float], picture: Picture, report: R
 
 
 def _polygon(value: Any, picture: Picture, report: Report) -> Points | None:
-    """Return one outline in pixels. If it has several parts, lines without width join the parts."""
+    """Return one outline in pixels. Lines without width join several parts."""
     if isinstance(value, dict):
         parts = _mask_outlines(value, picture, report)
     elif isinstance(value, list):
@@ -115,7 +115,7 @@ def _mask_outlines(rle: Mapping[str, Any], picture: Picture, report: Report) -> 
 
 
 def _mask(rle: Mapping[str, Any], picture: Picture) -> Any:
-    """Return the mask (height, width) of 0 and 1, or None. Its size is checked before memory is allocated."""
+    """Return the mask (height, width) of 0 and 1, or None. The size is checked before memory is allocated."""
     import numpy as np
 
     pixels = picture.height * picture.width

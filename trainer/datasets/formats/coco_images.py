@@ -46,7 +46,8 @@ class ImageIndex:
         exact = "/".join(parts)
         if len(best) > 1 and exact not in best:
             raise DatasetError(
-                f"{printable(file_name)} matches {printable(best[0])} and {printable(best[1])}; add the folder"
+                f"{printable(file_name)} matches {printable(best[0])} and {printable(best[1])}; "
+                "add the folder to the file name"
             )
         relative = exact if exact in best else best[0]
         return self._path[relative], relative

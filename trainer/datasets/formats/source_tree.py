@@ -45,7 +45,7 @@ class Tree:
         self._files = 0
 
     def listing(self, folder: str) -> Listing:
-        """Return the files and folders in a folder; an empty listing if the folder does not exist."""
+        """Return the files and folders in a folder, or an empty listing if the folder does not exist."""
         if folder not in self._listings:
             self._listings[folder] = self._read(folder)
         return self._listings[folder]

@@ -185,7 +185,7 @@ class _Reader:
                     return self._tree.admitted(f"{base}/{tail}")
         return None
 
-    # ── without a YAML ──
+    # ── datasets without a YAML ──
 
     def _from_folders(self) -> Iterator[Sample]:
         splits = {split: self._split_folders(split) for split in SPLITS}

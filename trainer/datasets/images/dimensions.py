@@ -37,7 +37,7 @@ def dimensions(kind: str, head: bytes, descriptor: int, size: int, path: str) ->
             case "tiff" | "jp2" | "avif":
                 return _pillow_size(path)
             case "gif" | "heic" | "svg":
-                return 0, 0, f"a {kind.upper()} image, which cannot be trained on; convert it to JPEG or PNG"
+                return 0, 0, f"a {kind.upper()} image, which is not supported; convert it to JPEG or PNG"
             case "text":
                 return 0, 0, "a text or web page, not an image"
             case _:

@@ -13,8 +13,8 @@ from typing import Any
 
 from trainer.datasets.images.header import Facts
 
-VERSION = 2  # increased when `images.header.facts` changes; files with another version are ignored
-MAX_DATASETS = 200  # the least recently used files are removed
+VERSION = 2  # increase it when `images.header.facts` changes; files with another version are ignored
+MAX_DATASETS = 200  # number of files to keep; the least recently used files are removed
 
 
 class FactsCache:
@@ -35,7 +35,7 @@ class FactsCache:
 
     def save(self, sources: Sequence[str], found: dict[str, Facts]) -> None:
         """Save `found` for the next run, replacing the facts saved before."""
-        # with a full or read-only disk, the next run will be slower, but this run must not fail
+        # if the disk is full or read-only, the next run will be slower, but this run must not fail
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / f".{uuid.uuid4()}"
@@ -73,7 +73,7 @@ def identity(path: str, *, is_owned: bool) -> str | None:
     """Return an identity that changes with the file, or None if the file does not exist.
 
     For the user's files, the identity includes the change time, which no user can set. The identity of cached files
-    does not, because each new hard link changes the change time. Cached files are read-only.
+    does not include it, because each new hard link changes it. Cached files are read-only.
     """
     try:
         info = os.stat(path)  # noqa: PTH116 - creating 50,000 Path objects takes longer than the calls

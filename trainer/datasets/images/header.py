@@ -199,7 +199,7 @@ def _pillow_orientation(path: str) -> tuple[bool, bool]:
 
 
 def _ending(kind: str, tail: bytes, descriptor: int, size: int) -> tuple[str, bool]:
-    """Return a problem if the file is truncated, and whether a JPEG has data after its end mark."""
+    """Return "truncated" or "", and whether a JPEG has data after its end mark."""
     if kind == "jpeg":
         if tail.endswith(b"\xff\xd9"):
             return "", False

@@ -131,7 +131,7 @@ class _Checker:
             rule = "a row is a class and 4 numbers (box), or a class and 2 numbers for each corner (polygon)"
 
         def columns(row: int) -> str:
-            return f": {cols[row]} columns" + (" (is the last one a confidence?)" if cols[row] == 6 else "")
+            return f": {cols[row]} columns" + (" (is the last number a confidence?)" if cols[row] == 6 else "")
 
         self._report_rows(rows, ~good, "label_columns", columns, rule=rule)
         if task in (Task.DETECT, Task.SEGMENT) and box.any() and polygon.any():

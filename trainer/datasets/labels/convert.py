@@ -93,7 +93,7 @@ def _to_corners(box: Row) -> Row:
 
 
 def _four_corners(corners: Row, changed: Callable[[str], None]) -> Row:
-    """Return the smallest rectangle around a polygon that is parallel to one of its edges.
+    """Return the smallest rectangle that encloses a polygon and is parallel to one of its edges.
 
     A polygon with four corners is not changed.
     """

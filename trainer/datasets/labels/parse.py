@@ -68,7 +68,7 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
     A row with a value that is not a number is skipped and reported as an error. `names[i]` is the name of text i.
     """
     if (layout := _layout(texts)) and len(layout.cols):
-        with contextlib.suppress(ValueError):  # for example `1.2.3`, `1-2` or `e`
+        with contextlib.suppress(ValueError):  # a value such as `1.2.3`, `1-2` or `e` is not a number
             values = np.fromstring(layout.joined, np.float64, sep=" ")
             assert len(values) == layout.cols.sum()
             return Rows(values, starts(layout.cols), layout.cols, layout.file, layout.line), np.zeros(len(texts), bool)
@@ -145,7 +145,7 @@ def chunks(texts: Sequence[bytes]) -> Iterator[slice]:
 
 
 def guess_task(counts: Mapping[int, int]) -> Task:
-    """Return segment if there are only polygons, otherwise detect."""
+    """Return the task `segment` if there are only polygons, otherwise the task `detect`."""
     return Task.SEGMENT if counts and all(is_polygon(columns) for columns in counts) else Task.DETECT
 
 

@@ -1,7 +1,7 @@
-"""Extract untrusted archives: plain files and folders only, inside the target folder, within limits.
+"""Extract untrusted archives: regular files and folders only, inside the target folder, within limits.
 
-A zip is checked as a whole before the first byte is written, a tar while it is read. Declared sizes are not trusted:
-extracted bytes are counted.
+A zip is checked as a whole before the first byte is written; a tar is checked while it is read. Declared sizes are not
+trusted: extracted bytes are counted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ RATIO_FROM = (
     64 << 20
 )  # extracted bytes; the ratio of smaller archives is not checked, because small texts compress well
 ZIP_INDEX = 64 << 20  # bytes of the central directory of a zip, which zipfile reads into memory
-_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}  # not LZMA, whose memory is not limited
+_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}  # LZMA has no memory limit
+
+_ALLOWED = "only regular files and folders are allowed"
 
 
 def is_archive(name: str) -> bool:
@@ -39,7 +41,7 @@ def is_archive(name: str) -> bool:
 
 
 def sniff(file: Path) -> str | None:
-    """Return "zip" or "tar", detected from the first bytes of the file; None for any other file."""
+    """Return "zip" or "tar", as the first bytes of the file show, or None for any other file."""
     with file.open("rb") as opened:
         head = opened.read(262 + 3)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -63,9 +65,9 @@ def extract(
     """Extract the `wanted` members into the new folder `into`. On an error the caller removes the folder.
 
     `name` is the name of the archive in messages. The names of all members are checked, wanted or not. `on_total` is
-    called with the declared total size of a zip before the first write, `on_bytes` with the size of each written piece.
-    Raises `Stopped`, and `DatasetError` for damage, encryption, exceeded limits, unsafe names, and for members that are
-    not plain files or folders.
+    called with the declared total size of a zip before the first write. `on_bytes` is called with the size of each
+    written piece. Raises `Stopped`, and `DatasetError` for damage, encryption, exceeded limits, unsafe names, and
+    members that are not regular files or folders.
     """
     work = Extraction(archive, into, stop, name or archive.name, limits or Limits(), wanted, on_total, on_bytes)
     kind = sniff(archive)
@@ -136,19 +138,19 @@ class Extraction:
             magic = raw.read(2)
             raw.seek(0)
             stream = Counted(opener[magic](raw) if magic in opener else raw, self._count)  # type: ignore[operator]
-            # read as a stream, so that a decompression bomb is stopped early and nothing is read twice
+            # a stream stops a decompression bomb early, and nothing is read twice
             with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as opened:  # type: ignore[call-overload]
                 for member in opened:
                     path = self._check_tar(member)
                     source = opened.extractfile(member) if path is not None else None
                     if source is not None and path is not None:
                         self._write(source, path)
-            while stream.read(CHUNK):  # read to the end, where the checksum is compared
+            while stream.read(CHUNK):  # the checksum is compared at the end
                 self.stop.raise_if_set()
 
     def _check_zip(self, info: zipfile.ZipInfo) -> str | None:
         if stat.S_IFMT(info.external_attr >> 16) not in {0, stat.S_IFREG, stat.S_IFDIR}:
-            self.fail(f"contains the link or device {shown(info.orig_filename)}; only plain files are allowed")
+            self.fail(f"contains the link or device {shown(info.orig_filename)}; {_ALLOWED}")
         path = self._admit(info.orig_filename, is_folder=info.is_dir())
         if path is not None and info.flag_bits & 0x1:
             self.fail(f"is encrypted ({shown(path)}). Create it without a password")
@@ -158,7 +160,7 @@ class Extraction:
 
     def _check_tar(self, member: tarfile.TarInfo) -> str | None:
         if member.issparse() or not (member.isreg() or member.isdir()):
-            self.fail(f"contains the link, device or sparse file {shown(member.name)}; only plain files are allowed")
+            self.fail(f"contains the link, device or sparse file {shown(member.name)}; {_ALLOWED}")
         return self._admit(member.name, is_folder=member.isdir())
 
     def _admit(self, name: str, *, is_folder: bool) -> str | None:

@@ -150,7 +150,10 @@ def _manifest(store: ObjectStore, root: ObjectRef, entry: str | None, needed: se
 
 def _safe(relpath: str) -> str:
     if safe_name(relpath, Limits(), "The stored dataset") != relpath:
-        raise DatasetError(f"The stored dataset: the name {shown(relpath)} is not a plain path. Rename it.")
+        raise DatasetError(
+            f"The stored dataset: the name {shown(relpath)} must be in Unicode NFC, without backslashes and without "
+            "empty or '.' segments. Rename it."
+        )
     return relpath
 
 

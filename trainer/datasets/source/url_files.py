@@ -60,7 +60,7 @@ class WebSource:
         with self.cache.batch() as batch:
             download = functools.partial(self._image_with_label, batch.put, url, transfer.staging, meter)
             in_parallel([functools.partial(download, place) for place in images], self.concurrency, transfer.stop)
-        self.cache.make_room(0)  # the total was unknown before
+        self.cache.make_room(0)  # the total size was unknown before the downloads
 
     def from_ndjson(self, file: Path, name: str, transfer: Transfer, home: Path | None = None) -> str | None:
         """Create a YOLO dataset in the staging folder from an export.
@@ -77,7 +77,7 @@ class WebSource:
             images = zip(sources, export.records, strict=True)
             downloads = [functools.partial(bring, source, record.image) for source, record in images]
             in_parallel(downloads, self.concurrency, transfer.stop)
-        self.cache.make_room(0)  # the total was unknown before
+        self.cache.make_room(0)  # the total size was unknown before the downloads
         with on_this_disk(transfer.staging):
             _write_labels(export.records, transfer.staging)
             if export.yaml is not None:
@@ -152,7 +152,7 @@ class WebSource:
                 return
             if not got.bytes and not may_be_empty:
                 raise DatasetError(f"{shown_url(url)} is empty. Upload the file again.")
-            link_tree([(place, path)], staging)  # before `put`, because the cache can evict the file immediately
+            link_tree([(place, path)], staging)  # after `put`, the cache can evict the file immediately
             put(content_identity(got), path)
         self.cache.require_free(0)
 

@@ -83,7 +83,7 @@ def _draw_labels(picture: Image.Image, checked: Checked, sample: Sample) -> None
         try:
             number, *values = (float(token) for token in line.split())
         except ValueError:
-            continue  # cannot be drawn; the checks report it
+            continue  # this row cannot be drawn; the checks report it
         cls = int(number)
         if not 0 <= cls < len(names):
             continue

@@ -1,4 +1,4 @@
-"""Write the labels of a view as numbers, too, so that the training does not read label files and image headers.
+"""Write the labels of a view also as numbers, so that the training does not read label files and image headers.
 
 labels/{train,val,test}.npz, beside the folders of label files, has these arrays for the n images of the split:
 
@@ -52,7 +52,7 @@ def _special(rows: LabelRows, values: NDArray[np.float32]) -> NDArray[np.int64]:
         return rows.image
     first = starts(rows.cols)
     negative = rows.image[np.minimum.reduceat(values, first) < 0]
-    # only two numbers of each row are compared, so a few other images are returned, too
+    # only two numbers of each row are compared, so the result can contain a few other images
     x, y = ((values[first + place] + np.float32(0)).view(np.uint32).astype(np.uint64) for place in (1, 2))
     heads = rows.image.astype(np.uint64) << np.uint64(32) | (x * np.uint64(2654435761) ^ y) & np.uint64(0xFFFFFFFF)
     _, place, count = np.unique(heads, return_index=True, return_counts=True)

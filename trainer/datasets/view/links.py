@@ -187,7 +187,7 @@ def _label_name(sample: Sample) -> str:
 def _whole_labels(samples: Sequence[Sample]) -> str | None:
     """Return the cached folder that contains exactly the label files of the samples, or None.
 
-    The label files must have their names in the view. Such a folder is linked as a whole.
+    Each label file must already have the name that it needs in the view. Such a folder is linked as a whole.
     """
     if not samples[0].owned:
         return None
