@@ -86,7 +86,7 @@ def test_canceled_run_of_killed_host_is_canceled_by_another_host(cloud, host):
 
 
 def test_cancel_during_claim_ends_every_run(cloud, host):
-    """F12 (I4 I6): twenty runs are canceled during their claim. Each run ends as canceled or completed."""
+    """F12 (I4 I6): twenty runs are canceled at about the time of their claim. Each ends as canceled or completed."""
     a = host("a", QUICK | {"seconds_per_epoch": 0.05}, SLOTS=4)
     wait_for(lambda: any("claim_training_run" in path for _, path, _ in cloud.gateway.requests))
     runs = []
