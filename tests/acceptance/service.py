@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,7 @@ class Service:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             found = queue.get(run_id)
-            row = found and found.as_json()
+            row = found and asdict(found)
             if row and holds(row):
                 return row
             time.sleep(0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from stored_objects import fetch, ref_to
@@ -117,7 +117,7 @@ def test_expired_urls_of_artifacts_are_replaced(store, put, tmp_path):
     ref = put("runs/1/best.pt", b"best")
     stored = store.upload(tmp_path / "source", ref, StopSignal())
     old = replace(Artifact.of("best.pt", stored, "ab"), url="https://signed.and/expired")
-    row = {"artifacts": [old.as_json(), {"name": "gone", "path": "runs/1/gone"}, {"name": "best.pt", "path": ref.key}]}
+    row = {"artifacts": [asdict(old), {"name": "gone", "path": "runs/1/gone"}, {"name": "best.pt", "path": ref.key}]}
 
     fresh = with_fresh_urls(artifacts_in(json.loads(json.dumps(row))), store, "data")
 

@@ -1,5 +1,7 @@
 """The contract of every queue for workers: heartbeats extend the lease and store progress and events."""
 
+from dataclasses import asdict
+
 import pytest
 from queue_adapters import ago, checkpoint, claim, claimed, event, expire, moment
 from queue_outcomes import DONE, kinds
@@ -67,7 +69,7 @@ def test_repeated_heartbeat_only_extends_lease(queue_lab):
 
 def settled(row):
     """Return the row without the times that every call changes."""
-    return {k: v for k, v in row.as_json().items() if k not in ("updated_at", "heartbeat_at", "lease_expires_at")}
+    return {k: v for k, v in asdict(row).items() if k not in ("updated_at", "heartbeat_at", "lease_expires_at")}
 
 
 def test_repeated_heartbeat_does_not_restore_older_checkpoint(queue_lab):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -74,7 +75,7 @@ def existing(row: RunRow | None, run_id: str) -> RunRow:
 
 
 def print_status(row: RunRow, *, as_json: bool) -> None:
-    typer.echo(json.dumps(row.as_json()) if as_json else f"{row.id} is {row.status}")
+    typer.echo(json.dumps(asdict(row)) if as_json else f"{row.id} is {row.status}")
 
 
 def absolute_if_local(data: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -39,14 +40,14 @@ def status(
         if run_id is None:
             rows, workers = table.list(wanted, limit=limit).runs, table.workers()
             if as_json:
-                listed = {"runs": [row.as_json() for row in rows], "workers": [worker.as_json() for worker in workers]}
+                listed = {"runs": list(map(asdict, rows)), "workers": list(map(asdict, workers))}
                 typer.echo(json.dumps(listed))
             else:
                 terminal.show_list(rows)
                 terminal.show_unhealthy(workers)
         else:
             row = existing(table.get(run_id), run_id)
-            typer.echo(json.dumps(row.as_json())) if as_json else terminal.show_row(row)
+            typer.echo(json.dumps(asdict(row))) if as_json else terminal.show_row(row)
 
 
 @app.command()
@@ -95,7 +96,7 @@ def priority(
     """Change the priority of a run. For a running run, the priority applies after a requeue."""
     with run_table() as table:
         row = existing(table.set_priority(run_id, number), run_id)
-    typer.echo(json.dumps(row.as_json()) if as_json else f"{row.id} has priority {row.priority}")
+    typer.echo(json.dumps(asdict(row)) if as_json else f"{row.id} has priority {row.priority}")
 
 
 @app.command()

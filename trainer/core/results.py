@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import ObjectMissing
-from trainer.core.job import Json, JsonObject
+from trainer.core.job import Json
 from trainer.core.ports import ObjectStore, StoredObject
 
 
@@ -37,9 +37,6 @@ class Artifact:
     def ref(self, artifacts_bucket: str) -> ObjectRef:
         """Return the reference of the object. The default bucket is `artifacts_bucket`."""
         return ObjectRef(store=self.store, bucket=self.bucket or artifacts_bucket, key=self.path)
-
-    def as_json(self) -> JsonObject:
-        return asdict(self)
 
 
 def artifacts_in(results: Json) -> list[Artifact]:

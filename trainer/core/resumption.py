@@ -20,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from trainer.core.dataset import PreparedDataset
 from trainer.core.job import Json, JsonObject
+from trainer.core.json_text import storable
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel, Value
 from trainer.core.plan import TrainPlan
 
@@ -78,8 +79,8 @@ class Setup:
         return cls(
             model=_model_name(plan.model),
             task=dataset.task.value,
-            names=tuple(map(_storable, dataset.names)),
-            sources=tuple(map(_storable, plan.without_secrets().sources)),
+            names=tuple(map(storable, dataset.names)),  # as in a checkpoint (training/wire.py)
+            sources=tuple(map(storable, plan.without_secrets().sources)),
             split=hashlib.sha256(split.encode("utf-8", "surrogatepass")).hexdigest() if split else "",
             fingerprint=dataset.fingerprint,
             settings=settings,
@@ -172,11 +173,6 @@ def _settings(before: Setup, now: Setup) -> Iterator[tuple[str, str]]:
         has_budget = name == "epochs" and now.settings.get("time") is not None
         if old != new and not has_budget:  # with `time`, the number of epochs has no effect
             yield name, f"{name} {_shown(old)} → {_shown(new)}"
-
-
-def _storable(text: str) -> str:
-    """Return the text in the form that a checkpoint stores (training/wire.py)."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _number(value: Json) -> float:

@@ -8,22 +8,14 @@ Times are ISO 8601 text in UTC. Other programs can write any value into a column
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from trainer.core.job import Json, JsonObject, Status
 
 
-class _Row:
-    """A row that can be printed as JSON."""
-
-    def as_json(self) -> JsonObject:
-        """Return the row as a JSON object: one key per field."""
-        return {column.name: getattr(self, column.name) for column in fields(self)}  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True, kw_only=True)
-class RunRow(_Row):
+class RunRow:
     """One run. `attempt` is the number of claims. `failures` is the number of lost attempts since the last progress."""
 
     id: str
@@ -71,7 +63,7 @@ class RunRow(_Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerRow(_Row):
+class WorkerRow:
     """One worker. `status_message` is the reason if the worker is unhealthy. `hardware` describes its host."""
 
     worker_id: str
@@ -87,7 +79,7 @@ class WorkerRow(_Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EventRow(_Row):
+class EventRow:
     """One event in the history of a run; see `RunEvent`. Events from the queue have a `seq` of 1,000,000 or more."""
 
     run_id: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from trainer.core.errors import BadRequest
@@ -48,18 +48,14 @@ def position_of(cursor: str | None, order: RunOrder) -> list[tuple[str, bool, Js
     if cursor is None:
         return None
     columns = (*SORT_KEYS[order], ("id", False))
-    try:
+    with suppress(ValueError, TypeError, RecursionError):
         named, *values = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        usable = named == order.value and len(values) == len(columns)
         position = [(name, down, value) for (name, down), value in zip(columns, values, strict=True)]
-        usable = usable and all(_is_sort_value(name, value) for name, _, value in position)
-    except (ValueError, TypeError, RecursionError, binascii.Error):
-        usable = False
-    if not usable:
-        raise BadRequest(
-            f"cursor = {cursor[:80]!r}: is not from a list in the order {order.value}; omit it to get the first page"
-        )
-    return position
+        if named == order.value and all(_is_sort_value(name, value) for name, _, value in position):
+            return position
+    raise BadRequest(
+        f"cursor = {cursor[:80]!r}: is not from a list in the order {order.value}; omit it to get the first page"
+    )
 
 
 def _is_sort_value(name: str, value: Json) -> bool:

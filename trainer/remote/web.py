@@ -139,7 +139,10 @@ class GuardedClient:
             call.stop.raise_if_set()
             with self._answer(url) as answer:
                 if answer.status in _REDIRECT_CODES:
-                    url = urljoin(url, _header(answer, "location") or _no_target(url))
+                    target = _header(answer, "location")
+                    if not target:
+                        raise DatasetError(f"{printable(url, 200)} redirects without a target. Use the final URL.")
+                    url = urljoin(url, target)
                     continue
                 _require_ok(url, answer)
                 return call.receive(url, answer, path)
@@ -244,10 +247,6 @@ def _length(url: str, answer: httpcore.Response) -> int | None:
     if not text.isdecimal() or len(text) > 18:
         raise DatasetError(f"{printable(url, 200)} sends an invalid Content-Length.")
     return int(text)
-
-
-def _no_target(url: str) -> str:
-    raise DatasetError(f"{printable(url, 200)} redirects without a target. Use the final URL.")
 
 
 def _header(answer: httpcore.Response, name: str) -> str:

@@ -50,7 +50,6 @@ class BackgroundReporter:
         self._is_busy = False
         self._is_closed = False
         self._is_full = False
-        self._last_error = ""
         self._thread = threading.Thread(target=self._run, name=f"reporter-{self.name}", daemon=True)
         self._thread.start()
 
@@ -109,11 +108,15 @@ class BackgroundReporter:
             self._on_dropped(self.name, kind)
 
     def _run(self) -> None:
+        last_error = ""
         while call := self._next():
             try:
                 call(self._reporter)
-            except BaseException as error:  # noqa: BLE001 - SystemExit would end this thread, and the events would pile up
-                self._note_error(error)
+            except BaseException as error:  # SystemExit would end this thread, and the events would pile up
+                text = f"{type(error).__name__}: {error}"
+                if text != last_error:
+                    log.exception("reporter failed", reporter=self.name)
+                last_error = text
 
     def _next(self) -> Call | None:
         """Wait for the next call. Return None if the reporter is closed and no call waits."""
@@ -127,10 +130,3 @@ class BackgroundReporter:
             number = next(iter(self._waiting))
             self._is_busy = True
             return self._waiting.pop(number)
-
-    def _note_error(self, error: BaseException) -> None:
-        """Log an error with its traceback, unless it is the same as the previous error."""
-        text = f"{type(error).__name__}: {error}"
-        if text != self._last_error:
-            log.error("reporter failed", reporter=self.name, exc_info=error)
-        self._last_error = text

@@ -26,37 +26,31 @@ _KEPT_SECONDS = 48 * 3600  # the server discards an unfinished upload after a da
 _GONE = {404, 410}
 
 
-class UploadNotes:
-    """Notes of unfinished uploads, in a folder that survives a restart."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def tidy(self) -> None:
-        """Delete the notes of uploads that the server has discarded. Raises OSError."""
-        if not self._folder.is_dir():
-            return
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if entry.is_file(follow_symlinks=False):
-                    with contextlib.suppress(FileNotFoundError):  # the upload ended
-                        if entry.stat(follow_symlinks=False).st_mtime < time.time() - _KEPT_SECONDS:
-                            Path(entry.path).unlink()
-
-    def place(self, server: str, ref: ObjectRef, path: Path) -> Path:
-        """Return the path of the note for the upload of `path` to `ref`. A changed file has a different note."""
-        status = path.stat()
-        identity = [server, ref.bucket, ref.key, str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
-        return self._folder / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:40]}.json"
+def tidy_notes(folder: Path) -> None:
+    """Delete the notes of uploads that the server has discarded. Raises OSError."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):  # the upload ended
+                    if entry.stat(follow_symlinks=False).st_mtime < time.time() - _KEPT_SECONDS:
+                        Path(entry.path).unlink()
 
 
 class ResumableUpload:
-    """The upload of one file. `step` sends the remaining bytes; it can be called again after `Unavailable`."""
+    """The upload of one file. `step` sends the remaining bytes; it can be called again after `Unavailable`.
 
-    def __init__(self, api: StorageApi, ref: ObjectRef, path: Path, content_type: str, notes: UploadNotes) -> None:
+    `notes` is a folder that survives a restart: it has a note of each unfinished upload.
+    """
+
+    def __init__(self, api: StorageApi, ref: ObjectRef, path: Path, content_type: str, notes: Path) -> None:
         self._api, self._ref, self._path, self._type = api, ref, path, content_type
-        self._bytes = path.stat().st_size
-        self._note = notes.place(api.base, ref, path)
+        status = path.stat()
+        self._bytes = status.st_size
+        # a changed file has a different note
+        about = [api.base, ref.bucket, ref.key, str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
+        self._note = notes / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]}.json"
         self._target = Target(bucket=ref.bucket, key=ref.key, writing=True, bytes=self._bytes)
         self.offset = 0
         self._unnoted: str | None = None  # the upload's id while its note cannot be written

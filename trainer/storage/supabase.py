@@ -21,7 +21,7 @@ from trainer.storage.files import disk_errors
 from trainer.storage.keys import escaped_key
 from trainer.storage.listing import entries
 from trainer.storage.partial import PartialFile
-from trainer.storage.resumable import CHUNK, ResumableUpload, UploadNotes, slices
+from trainer.storage.resumable import CHUNK, ResumableUpload, slices, tidy_notes
 
 T = TypeVar("T")
 _PLACEHOLDER = ".emptyFolderPlaceholder"
@@ -51,7 +51,7 @@ class SupabaseObjectStore:
         url_seconds: int = 7 * 24 * 3600,
     ) -> None:
         self._api = api
-        self._notes = UploadNotes(notes)
+        self._notes = notes
         self._stop = stop
         self._policy = policy or RetryPolicy()
         self._url_seconds = url_seconds
@@ -65,7 +65,7 @@ class SupabaseObjectStore:
 
     def tidy(self) -> None:
         """Delete the notes of abandoned uploads on this host. Raises OSError."""
-        self._notes.tidy()
+        tidy_notes(self._notes)
 
     def key(self, name: str) -> str:
         return escaped_key(name)

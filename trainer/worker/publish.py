@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import structlog
 
 from trainer.core.errors import TrainerError, Unavailable
@@ -84,4 +86,4 @@ class Publisher:
 
 def listed(artifacts: list[Artifact], folder: RunFolder) -> JsonObject:
     """Return the results for the row: the published artifacts and their folder on this host."""
-    return {"artifacts": [artifact.as_json() for artifact in artifacts], "run_dir": str(folder.path)}
+    return {"artifacts": [asdict(artifact) for artifact in artifacts], "run_dir": str(folder.path)}

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -119,7 +119,7 @@ class WorkerFixture:
 
     def row(self, run_id):
         found = self.queue.get(run_id)
-        return found and found.as_json()
+        return found and asdict(found)
 
     def kinds(self, run_id):
         return [event.kind for event in self.queue.events(run_id)]

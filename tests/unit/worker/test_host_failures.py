@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import asdict
 
 import pytest
 
@@ -106,7 +107,7 @@ def brisk(monkeypatch):
 
 
 def worker_row(worker):
-    return next((row.as_json() for row in worker.queue.workers() if row.worker_id == "w"), {})
+    return next((asdict(row) for row in worker.queue.workers() if row.worker_id == "w"), {})
 
 
 def test_unhealthy_host_stops_claiming_and_reports_its_problem(worker, queue, brisk):
