@@ -42,7 +42,7 @@ def test_repeated_enqueue_with_id_inserts_one_run(service, enqueue):
     assert "there is another run with this id (configuration differs)" in refused.stderr
 
     refused = enqueue("--id", "7", check=False)
-    assert (refused.returncode, refused.stdout) == (1, "")
+    assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "error: id = '7': must be a UUID; leave it out to get a new one\n"
 
 
