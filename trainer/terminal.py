@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from rich.console import Console, Group
@@ -140,21 +140,43 @@ def show_check(name: str, state: str, message: str) -> None:
 
 
 def watch(runs: RunTable, run_id: str) -> RunRow | None:
-    """Show the run until it ends. Return its last row, or None if the run does not exist."""
+    """Show the run until it ends: in a terminal as a live view, elsewhere with one line for each change.
+
+    Return its last row, or None if the run does not exist.
+    """
     console = _console()
+    if not sys.stdout.isatty():
+        return _followed(runs, run_id, _line_printer(console))
     with Live(console=console, refresh_per_second=4) as live:
-        row = _followed(runs, run_id, live)
-    if row is not None and not console.is_terminal:
-        console.line()  # outside of a terminal, rich writes no line break after its last frame
-    return row
+        return _followed(runs, run_id, lambda row: live.update(_picture(row)))
 
 
-def _followed(runs: RunTable, run_id: str, live: Live) -> RunRow | None:
+def _line_printer(console: Console) -> Callable[[RunRow], None]:
+    """Return a function that prints a line about a row if its status, phase or epoch has changed."""
+    printed = ""
+
+    def show(row: RunRow) -> None:
+        nonlocal printed
+        done = _object(_object(row.results).get("progress"))
+        state = _short(row.status if row.has_ended else done.get("phase") or row.status)
+        line = f"{_short(row.run_name)}: {state}" + (f", {_epoch(done)}" if done else "")
+        if line != printed:
+            console.print(_text(line, 1000), soft_wrap=True)
+            printed = line
+
+    return show
+
+
+def _epoch(done: JsonObject) -> str:
+    return f"epoch {done.get('epoch', 0)}/{done.get('total_epochs', 0)}"
+
+
+def _followed(runs: RunTable, run_id: str, show: Callable[[RunRow], object]) -> RunRow | None:
     while True:
         row = runs.get(run_id)
         if row is None:
             return None
-        live.update(_picture(row))
+        show(row)
         if row.has_ended:
             return row
         time.sleep(REFRESH_SECONDS)
@@ -169,7 +191,7 @@ def _picture(row: RunRow) -> Group:
     )
     task = bar.add_task(f"{_short(row.run_name)}: {_short(done.get('phase') or row.status)}", total=100)
     bar.update(task, completed=percent if isinstance(percent, int | float) else 0)
-    epoch = f"epoch {done.get('epoch', 0)}/{done.get('total_epochs', 0)}" if done else "waiting for a worker"
+    epoch = _epoch(done) if done else "waiting for a worker"
     batch = (
         f"  batch {done['batch']}/{done['total_batches']}" if done.get("batch") and done.get("total_batches") else ""
     )

@@ -70,6 +70,7 @@ def test_bad_configuration_fails_run_and_names_the_field(home, data, configurati
         (["status", "no-such-run"], "no such run"),
         (["cancel", "no-such-run"], "no such run"),
         (["logs", "no-such-run"], "no such run"),
+        (["demo", "--folder", "/dev/null/demo"], "/dev/null/demo: the demo cannot write its files there ("),
         (["enqueue", "--data", "x", "--config", "{not json"], "not JSON"),
         (["enqueue", "--data", "x", "--config", "[1]", "--epochs", "3"], "--epochs"),
         *(

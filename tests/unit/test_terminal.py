@@ -90,8 +90,32 @@ def test_row_in_pipe_has_one_complete_line_per_column(capsys, no_terminal):
     assert message.rstrip() in capsys.readouterr().out
 
 
-def test_watch_in_pipe_ends_with_line_break(capsys, monkeypatch):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-    assert terminal.watch(OneRun(run_row(ROW)), ROW["id"]) == run_row(ROW)
-    assert capsys.readouterr().out.endswith("\n")
+def test_watch_in_pipe_prints_one_line_per_change(capsys, monkeypatch, no_terminal):
+    monkeypatch.setattr(terminal, "REFRESH_SECONDS", 0)
+    progress = {"phase": "training", "epoch": 1, "total_epochs": 2}
+    states = [
+        {"status": "queued", "results": None},
+        {"status": "running", "results": {"progress": progress | {"percent": 10}}},
+        {"status": "running", "results": {"progress": progress | {"percent": 20}}},
+        {"status": "running", "results": {"progress": progress | {"epoch": 2}}},
+        {"status": "completed", "results": {"progress": progress | {"epoch": 2, "phase": "ending"}}},
+    ]
+    rows = [run_row(ROW | {"run_name": "cats"} | state) for state in states]
+
+    class Changing:
+        def get(self, _):
+            return rows.pop(0)
+
+    last = rows[-1]
+    assert terminal.watch(Changing(), ROW["id"]) == last
+    assert capsys.readouterr().out.splitlines() == [
+        "cats: queued",
+        "cats: training, epoch 1/2",
+        "cats: training, epoch 2/2",
+        "cats: completed, epoch 2/2",
+    ]
+
+
+def test_watch_of_unknown_run_prints_nothing(capsys):
     assert terminal.watch(OneRun(None), "gone") is None
+    assert capsys.readouterr().out == ""

@@ -82,4 +82,7 @@ def demo(
     """Train one run on a drawn dataset and show the result."""
     from trainer.demo import run_demo
 
-    raise typer.Exit(run_demo(folder.absolute(), epochs))
+    try:
+        raise typer.Exit(run_demo(folder.absolute(), epochs))
+    except OSError as error:
+        fail(f"{folder}: the demo cannot write its files there ({error.strerror}). Choose a folder with --folder.")
