@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,7 @@ log = structlog.get_logger()
 _REMOVING = ".removing-"
 
 
+@dataclass(eq=False)
 class OldFolders:
     """Removes the folders `PREFIX…` directly in `root` that are not needed any more.
 
@@ -26,36 +28,31 @@ class OldFolders:
     newest change of the folder or of an entry directly in it.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        prefix: str,
-        locks: FolderLocks,
-        *,
-        keep_seconds: float,
-        left_seconds: float,
-        is_needed: Callable[[str], bool] = lambda _: False,
-    ) -> None:
-        self._root = root
-        self._prefix = prefix
-        self._locks = locks
-        self._keep_seconds = {Use.UNKNOWN: keep_seconds, Use.LEFT: left_seconds}
-        self._is_needed = is_needed
-        self._reported: set[str] = set()
+    root: Path
+    prefix: str
+    locks: FolderLocks
+    _: KW_ONLY
+    keep_seconds: float
+    left_seconds: float
+    is_needed: Callable[[str], bool] = lambda _: False
+    _reported: set[str] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        self._keep_seconds = {Use.UNKNOWN: self.keep_seconds, Use.LEFT: self.left_seconds}
 
     def sweep(self) -> None:
         """Remove the folders that are due. If this fails for a folder, log it once, and try again at the next sweep."""
-        self._locks.refresh()
+        self.locks.refresh()
         try:
-            with os.scandir(self._root) as entries:
+            with os.scandir(self.root) as entries:
                 found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
         except FileNotFoundError:
             return
         except OSError as error:
-            self._report(self._root, error)
+            self._report(self.root, error)
             return
         for name, is_folder in found:
-            path = self._root / name
+            path = self.root / name
             try:
                 self._sweep_entry(path, is_folder=is_folder)
             except FileNotFoundError:
@@ -67,17 +64,17 @@ class OldFolders:
         owner = locked_folder(path)
         if path.name.startswith(_REMOVING):
             self._remove(path, is_folder=is_folder)
-        elif is_folder and path.name.startswith(self._prefix):
+        elif is_folder and path.name.startswith(self.prefix):
             self._sweep_folder(path)
-        elif owner is not None and owner.name.startswith(self._prefix) and not os.path.lexists(owner):
-            with self._locks.taken(owner):  # this removes the lock file
+        elif owner is not None and owner.name.startswith(self.prefix) and not os.path.lexists(owner):
+            with self.locks.taken(owner):  # this removes the lock file
                 return
 
     def _sweep_folder(self, folder: Path) -> None:
-        if self._is_needed(folder.name) or not _is_older(folder, min(self._keep_seconds.values())):
+        if self.is_needed(folder.name) or not _is_older(folder, min(self._keep_seconds.values())):
             return
-        with self._locks.taken(folder) as use:
-            if use is Use.IN_USE or self._is_needed(folder.name) or not _is_older(folder, self._keep_seconds[use]):
+        with self.locks.taken(folder) as use:
+            if use is Use.IN_USE or self.is_needed(folder.name) or not _is_older(folder, self._keep_seconds[use]):
                 return
             # rename first: a partially removed folder must not look like a run folder, and the lock is released sooner
             renamed = folder.with_name(f"{_REMOVING}{uuid.uuid4().hex}")

@@ -8,6 +8,7 @@ detects damage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -18,10 +19,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
+from pydantic import TypeAdapter, ValidationError
+
 from trainer.core.job import Checkpoint, JsonObject
 from trainer.core.run_folder import RunFolder
 from trainer.disk.checksum import sha256_of
 
+_CHECKPOINT = TypeAdapter(Checkpoint)
 _LARGEST_JSON = 2**20  # bytes
 _LARGEST_DIRECTORY = 8 * 2**20  # bytes of the zip archive's directory; yolo11x has some hundred KiB
 _INVALID_ARCHIVE = (
@@ -64,15 +68,9 @@ def read_metadata(path: Path) -> JsonObject:
 
 
 def _read_sidecar(sidecar: Path) -> Checkpoint | None:
-    try:
-        with sidecar.open("rb") as file:
-            content = json.loads(file.read(_LARGEST_JSON))
-        epoch, sha256, size, key = content["epoch"], content["sha256"], content["bytes"], content.get("key")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # incomplete after a crash; the previous checkpoint has its own sidecar
-    if not isinstance(epoch, int) or not isinstance(size, int) or not isinstance(sha256, str):
-        return None
-    return Checkpoint(epoch=epoch, sha256=sha256, bytes=size, key=key if isinstance(key, str) else None)
+    with sidecar.open("rb") as file, contextlib.suppress(ValidationError):
+        return _CHECKPOINT.validate_json(file.read(_LARGEST_JSON), strict=True)
+    return None  # incomplete after a crash; the previous checkpoint has its own sidecar
 
 
 def _is_regular(path: Path) -> bool:

@@ -6,6 +6,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 import structlog
 
@@ -20,6 +21,7 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries while the queue is
 LOG_AGAIN = 600.0  # seconds between log lines about an outage
 
 
+@dataclass(eq=False)
 class Claimer:
     """Claims runs for one worker.
 
@@ -27,40 +29,34 @@ class Claimer:
     `describe_worker` returns this worker with the given number of free GPUs.
     """
 
-    def __init__(
-        self,
-        queue: Queue,
-        health: Health,
-        *,
-        describe_worker: Callable[[int], Worker],
-        check: Callable[[], Sequence[str]],
-        poll_seconds: float,
-        lease_seconds: float,
-    ) -> None:
-        self._queue = queue
-        self._health = health
-        self._describe_worker = describe_worker
-        self._check = check
-        self._is_checked = False
-        self._poll_seconds = poll_seconds
-        self._lease_seconds = lease_seconds
-        self._claim_id = str(uuid.uuid4())
-        self._unanswered = 0  # consecutive claims without an answer
-        self._logged_at = 0.0
+    queue: Queue
+    health: Health
+    _: KW_ONLY
+    describe_worker: Callable[[int], Worker]
+    check: Callable[[], Sequence[str]]
+    poll_seconds: float
+    lease_seconds: float
+    _is_checked: bool = field(default=False, init=False)
+    _claim_id: str = field(default_factory=lambda: str(uuid.uuid4()), init=False)
+    _unanswered: int = field(default=0, init=False)  # consecutive claims without an answer
+    _logged_at: float = field(default=0.0, init=False)
 
     def claim(self, free_gpus: int) -> Lease | None:
         """Claim the next run, or return None. An unhealthy worker reports its problem instead.
 
         A claim without an answer is repeated with the same fencing token, because it may have been granted.
         """
-        problem, lease = self._health.problem, None
+        problem, lease = self.health.problem, None
         try:
-            self._check_once()
-            worker = self._describe_worker(free_gpus)
+            if not self._is_checked:
+                for warning in self.check():
+                    log.warning("queue access is not as recommended", reason=warning)
+                self._is_checked = True
+            worker = self.describe_worker(free_gpus)
             if problem:
-                self._queue.report(worker, problem)
+                self.queue.report(worker, problem)
             else:
-                lease = self._queue.claim(worker, self._claim_id, self._lease_seconds)
+                lease = self.queue.claim(worker, self._claim_id, self.lease_seconds)
         except (Unavailable, Misconfigured) as error:
             self._note_outage(error)
             return None
@@ -83,16 +79,10 @@ class Claimer:
 
     def pause(self) -> float:
         """Return the seconds until the next claim, with jitter, so that many workers do not claim at the same time."""
-        wait = self._poll_seconds
+        wait = self.poll_seconds
         if self._unanswered:
             wait = min(max(wait, FIRST_WAIT) * 2.0 ** min(self._unanswered - 1, 10), LONGEST_WAIT)
         return wait * random.uniform(0.8, 1.2)  # noqa: S311
-
-    def _check_once(self) -> None:
-        if not self._is_checked:
-            for warning in self._check():
-                log.warning("queue access is not as recommended", reason=warning)
-            self._is_checked = True
 
     def _note_outage(self, error: Exception) -> None:
         """Log the first unanswered claim, then log again every `LOG_AGAIN` seconds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -34,49 +35,37 @@ class Manager(Protocol):
     def stopping(self) -> None: ...
 
 
+@dataclass(eq=False, kw_only=True)
 class Daemon:
     """Claims and executes runs until a shutdown. Each run has its own thread and its own stop signal."""
 
-    def __init__(
-        self,
-        *,
-        claimer: Claimer,
-        execution: Execution,
-        orphans: OrphanDelivery,
-        slots: Slots,
-        health: Health,
-        prefetcher: Prefetcher,
-        housekeeping: Housekeeping,
-        liveness: Liveness,
-        manager: Manager,
-        drain_seconds: float,
-    ) -> None:
-        self._claimer = claimer
-        self._execution = execution
-        self._orphans = orphans
-        self._slots = slots
-        self._health = health
-        self._prefetcher = prefetcher
-        self._housekeeping = housekeeping
-        self._liveness = liveness
-        self._manager = manager
-        self._drain_seconds = drain_seconds
-        self._threads: list[threading.Thread] = []  # threads of runs, and the thread of `_deliver_orphans`
+    claimer: Claimer
+    execution: Execution
+    orphans: OrphanDelivery
+    slots: Slots
+    health: Health
+    prefetcher: Prefetcher
+    housekeeping: Housekeeping
+    liveness: Liveness
+    manager: Manager
+    drain_seconds: float
+    # threads of runs, and the thread of `_deliver_orphans`
+    _threads: list[threading.Thread] = field(default_factory=list, init=False)
 
     def run(self, shutdown: StopSignal) -> bool:
         """Claim and execute runs until `shutdown`. Return True if every run ended within the drain time.
 
         After a shutdown, no run is claimed. Each run stops its training and is requeued. Its lease is kept until then.
         """
-        with self._housekeeping.running(shutdown), self._health.watched():
+        with self.housekeeping.running(shutdown), self.health.watched():
             self._deliver_orphans(shutdown)
-            with self._prefetcher.running(shutdown), self._liveness.watching("claims"):
+            with self.prefetcher.running(shutdown), self.liveness.watching("claims"):
                 while not shutdown.must_stop:
-                    self._liveness.mark("claims")
+                    self.liveness.mark("claims")
                     with error_boundary("claim loop failed, retrying", lambda: self._pause_after_error(shutdown)):
                         self._step(shutdown)
             with error_boundary("service manager not notified of the shutdown"):
-                self._manager.stopping()
+                self.manager.stopping()
             return self._drain()
 
     def _deliver_orphans(self, shutdown: StopSignal) -> None:
@@ -84,8 +73,8 @@ class Daemon:
 
         def deliver() -> None:
             with error_boundary("orphaned outcomes not delivered"):
-                self._orphans.run(shutdown)
-            self._housekeeping.soon()  # the files of these runs are no longer needed
+                self.orphans.run(shutdown)
+            self.housekeeping.soon()  # the files of these runs are no longer needed
 
         thread = threading.Thread(target=deliver, name="orphans", daemon=True)
         thread.start()
@@ -95,42 +84,42 @@ class Daemon:
     def _step(self, shutdown: StopSignal) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         # a run that is requeued at a shutdown frees its slot, but no other run is claimed
-        if not self._slots.wait_for_free(POLL) or shutdown.must_stop:
+        if not self.slots.wait_for_free(POLL) or shutdown.must_stop:
             return
-        if self._health.awaits_trial:
+        if self.health.awaits_trial:
             shutdown.wait(POLL)
             return
-        lease = self._claimer.claim(self._slots.free_gpus)
-        if self._claimer.is_answered:
+        lease = self.claimer.claim(self.slots.free_gpus)
+        if self.claimer.is_answered:
             self._report_status(is_claimed=lease is not None)
         if lease is not None:
             self._start(lease, shutdown)
         else:
-            shutdown.wait(self._claimer.pause())
+            shutdown.wait(self.claimer.pause())
 
     def _report_status(self, *, is_claimed: bool) -> None:
-        busy = self._slots.total - self._slots.free + is_claimed
-        status = f"{busy} of {self._slots.total} slots busy"
-        if self._health.problem:
-            status += f"; claims no runs: {self._health.problem}"
+        busy = self.slots.total - self.slots.free + is_claimed
+        status = f"{busy} of {self.slots.total} slots busy"
+        if self.health.problem:
+            status += f"; claims no runs: {self.health.problem}"
         with error_boundary("status not reported"):  # a claimed run must be executed even then
-            self._manager.ready_and(status)
+            self.manager.ready_and(status)
 
     def _pause_after_error(self, shutdown: StopSignal) -> None:
-        self._claimer.reset()
-        shutdown.wait(self._claimer.pause())
+        self.claimer.reset()
+        shutdown.wait(self.claimer.pause())
 
     def _start(self, lease: Lease, shutdown: StopSignal) -> None:
-        self._health.claimed(lease.job.id)
-        slots = self._slots.acquire(lease.job.gpus)
+        self.health.claimed(lease.job.id)
+        slots = self.slots.acquire(lease.job.gpus)
         name = f"run-{lease.job.id[:8]}"
         thread = threading.Thread(target=self._execute, args=(lease, slots, shutdown.child()), name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the thread limit of this process is reached
-            self._health.released(lease.job.id)
+            self.health.released(lease.job.id)
             slots.release()
-            self._execution.requeue(lease, shutdown)
+            self.execution.requeue(lease, shutdown)
             raise
         self._threads.append(thread)
 
@@ -140,13 +129,13 @@ class Daemon:
             log.info("run claimed", name=lease.job.request.name)
             try:
                 with error_boundary("run could not be ended, the next start of the service ends it"):
-                    self._execution.run(lease, slots, stop)
+                    self.execution.run(lease, slots, stop)
             finally:
-                self._health.released(lease.job.id)
+                self.health.released(lease.job.id)
                 slots.release()
 
     def _drain(self) -> bool:
-        deadline = time.monotonic() + self._drain_seconds
+        deadline = time.monotonic() + self.drain_seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)

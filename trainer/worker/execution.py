@@ -25,7 +25,7 @@ from trainer.worker.attempt import Attempt
 from trainer.worker.error_boundary import call_or, error_boundary
 from trainer.worker.event_sink import EventSink
 from trainer.worker.journal import Journal
-from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
+from trainer.worker.lease import Heartbeat, LeaseTimes
 from trainer.worker.liveness import Liveness
 from trainer.worker.outcome_delivery import RETRY_FOREVER, deliver
 from trainer.worker.publish import ONE_TRY
@@ -56,7 +56,7 @@ class RunHost:
     def open_run(
         self, journal: Journal, stop: StopSignal, reporter: Reporter, *, sends_progress: bool = True
     ) -> Iterator[RunContext]:
-        """Open the log and the heartbeat of an attempt. `kept_alive` starts the heartbeat."""
+        """Open the log and the heartbeat of an attempt. The caller starts the heartbeat."""
         lease, folder = journal.lease, self.services.folders.folder(journal.lease.job)
         progress = Progress()
         report = progress.as_json if sends_progress else dict
@@ -111,7 +111,7 @@ class Execution:
 
     def _run_attempt(self, journal: Journal, attempt: Attempt, run: RunContext, shutdown: StopSignal) -> AttemptEnd:
         labels = structlog.contextvars.bound_contextvars(run=run.events.labels)
-        with labels, kept_alive(run.heartbeat, run.job.id):
+        with labels, run.heartbeat.running():
             outcome = call_or(
                 attempt.outcome, RUN_FAILED_IN_SERVICE, lambda: self._outcome_after_error(attempt, run.job.id)
             )

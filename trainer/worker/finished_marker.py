@@ -69,7 +69,7 @@ def epochs_after(epoch: int, folder: RunFolder, finished: Finished) -> list[Epoc
 
 def find_damage(folder: RunFolder, finished: Finished) -> str | None:
     """Return a description of the damage to the weights of a finished training, or None if they are unchanged."""
-    return next(filter(None, (_find_damage(folder, weights) for weights in (finished.best, finished.last))), None)
+    return _damage(folder, finished.best) or _damage(folder, finished.last)
 
 
 def trained_plan(order: TrainingOrder, finished: Finished) -> JsonObject:
@@ -111,7 +111,7 @@ def _settings(plan: Json) -> str:
     return json.dumps({**compared, "args": args, "batch": batch}, sort_keys=True)
 
 
-def _find_damage(folder: RunFolder, weights: WeightsFile) -> str | None:
+def _damage(folder: RunFolder, weights: WeightsFile) -> str | None:
     path = Path(weights.path)
     if not is_inside(path, folder.path):
         return f"{path} is not in the run's folder"

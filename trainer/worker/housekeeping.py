@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
 
 import structlog
 
@@ -34,13 +33,11 @@ MIB = 2**20
 TIMES_THE_WEIGHTS = 24
 LEAST = 200 * MIB  # for logs, plots and randomly initialized weights
 
-Chore: TypeAlias = Callable[[], None]
-
 
 class Housekeeping:
     """Does the chores of this host at the start, once an hour, and after `soon`."""
 
-    def __init__(self, chores: Sequence[Chore]) -> None:
+    def __init__(self, chores: Sequence[Callable[[], None]]) -> None:
         self._chores = chores
         self._asked = threading.Event()
 
@@ -69,17 +66,13 @@ class Housekeeping:
                 if shutdown.must_stop:
                     return
                 with error_boundary("housekeeping chore failed"):
-                    _do(chore)
+                    try:
+                        chore()
+                    except (TrainerError, Stopped, OSError) as error:
+                        log.warning("housekeeping chore failed, trying again later", error=str(error))
             while time.monotonic() < again and not self._asked.is_set():
                 if shutdown.wait(POLL):
                     return
-
-
-def _do(chore: Chore) -> None:
-    try:
-        chore()
-    except (TrainerError, Stopped, OSError) as error:
-        log.warning("housekeeping chore failed, trying again later", error=str(error))
 
 
 def remove_unreadable(journals: Path, keep_days: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -35,6 +35,7 @@ class LeaseTimes:
     lease: float
 
 
+@dataclass(eq=False)
 class Heartbeat:
     """Renews one lease and delivers its events.
 
@@ -42,26 +43,18 @@ class Heartbeat:
     after the answers CANCEL, FINISH and LOST, and after an unexpected error in the heartbeat thread.
     """
 
-    def __init__(
-        self,
-        beat: Beat,
-        journal: Journal,
-        stop: StopSignal,
-        times: LeaseTimes,
-        progress: Callable[[], JsonObject],
-        liveness: Liveness,
-    ) -> None:
-        self._send = beat
-        self._lease = journal.lease
-        self._journal = journal
-        self._stop = stop
-        self._times = times
-        self._progress = progress
-        self._liveness = liveness
-        self._trusted_until = journal.lease.trusted_until
-        self._next_progress = 0.0
-        self._unreachable_since: float | None = None
-        self._over = threading.Event()
+    beat: Beat
+    journal: Journal
+    stop: StopSignal
+    times: LeaseTimes
+    progress: Callable[[], JsonObject]
+    liveness: Liveness
+    _next_progress: float = field(default=0.0, init=False)
+    _unreachable_since: float | None = field(default=None, init=False)
+    _over: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def __post_init__(self) -> None:
+        self._trusted_until = self.journal.lease.trusted_until
 
     def confirm(self, stop: StopSignal) -> None:
         """Wait until the lease is confirmed. Call this method before a write to the bucket. Raises `Stopped`.
@@ -73,49 +66,54 @@ class Heartbeat:
             stop.wait(0.05)
         stop.raise_if_set()
 
-    def end(self) -> None:
-        """Stop the heartbeats."""
-        self._over.set()
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Send heartbeats in a thread while the block runs."""
+        lease, in_context = self.journal.lease, contextvars.copy_context().run  # the labels of the log
+        thread = threading.Thread(target=in_context, args=(self._run,), name=f"heartbeat-{lease.job.id}", daemon=True)
+        with self.liveness.watching(lease.claim_id):
+            thread.start()
+            try:
+                yield
+            finally:
+                self._over.set()
+                thread.join()
 
-    def followed(self) -> AbstractContextManager[None]:
-        """Expect heartbeats while the block runs."""
-        return self._liveness.watching(self._lease.claim_id)
-
-    def run(self) -> None:
-        """Send heartbeats until `end` is called or the lease is lost. An unexpected error stops the run."""
+    def _run(self) -> None:
+        """Send heartbeats until the block ends or the lease is lost. An unexpected error stops the run."""
         is_complete = False
         try:
             while not self._over.is_set():
-                self._liveness.mark(self._lease.claim_id)
+                self.liveness.mark(self.journal.lease.claim_id)
                 self._beat()
-                if self._stop.reason is StopReason.LOST:
+                if self.stop.reason is StopReason.LOST:
                     break
-                self._over.wait(0 if self._has_events() else self._times.beat)
+                self._over.wait(0 if self._has_events() else self.times.beat)
             is_complete = True
         finally:
             if not is_complete:
-                self._stop.set(StopReason.LOST)
+                self.stop.set(StopReason.LOST)
 
     def _has_events(self) -> bool:
-        return self._unreachable_since is None and bool(self._journal.pending(limit=1))
+        return self._unreachable_since is None and bool(self.journal.pending(limit=1))
 
     def _beat(self) -> None:
         asked = boottime()  # before the request, so the lease in the database expires later than `_trusted_until`
-        events = self._journal.pending()
-        progress = self._progress() if events or asked >= self._next_progress else None
+        events = self.journal.pending()
+        progress = self.progress() if events or asked >= self._next_progress else None
         try:
-            verdict = self._send(self._lease, progress, events)
+            verdict = self.beat(self.journal.lease, progress, events)
         except (Unavailable, Misconfigured) as error:
             self._note_outage(asked, error)
             return
         self._note_recovery(asked)
         if verdict is not Verdict.LOST:
-            self._trusted_until = asked + self._times.lease
-            self._journal.delivered(events)
+            self._trusted_until = asked + self.times.lease
+            self.journal.delivered(events)
         if progress is not None:
-            self._next_progress = asked + self._times.progress
+            self._next_progress = asked + self.times.progress
         if verdict in STOP_FOR:
-            self._stop.set(STOP_FOR[verdict])
+            self.stop.set(STOP_FOR[verdict])
 
     def _note_outage(self, now: float, error: Exception) -> None:
         if self._unreachable_since is None:
@@ -126,17 +124,3 @@ class Heartbeat:
         if self._unreachable_since is not None:
             log.info("queue available again", after_seconds=round(now - self._unreachable_since, 1))
             self._unreachable_since = None
-
-
-@contextmanager
-def kept_alive(heartbeat: Heartbeat, name: str) -> Iterator[Heartbeat]:
-    """Send heartbeats in a thread while the block runs."""
-    in_context = contextvars.copy_context().run  # the labels of the log
-    thread = threading.Thread(target=in_context, args=(heartbeat.run,), name=f"heartbeat-{name}", daemon=True)
-    with heartbeat.followed():
-        thread.start()
-        try:
-            yield heartbeat
-        finally:
-            heartbeat.end()
-            thread.join()

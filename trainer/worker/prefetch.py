@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -22,26 +23,17 @@ log = structlog.get_logger()
 AFTER_ERROR = 60.0  # seconds until the next try after an unexpected error
 
 
+@dataclass(eq=False, kw_only=True)
 class Prefetcher:
     """Peeks at the queue every `interval` seconds while no slot is free. Never claims, so another host can claim."""
 
-    def __init__(
-        self,
-        *,
-        queue: Queue,
-        datasets: Datasets,
-        parse: Callable[[RunRequest], TrainPlan],
-        slots: Slots,
-        describe_worker: Callable[[int], Worker],
-        interval: float,
-    ) -> None:
-        self._queue = queue
-        self._datasets = datasets
-        self._parse = parse
-        self._slots = slots
-        self._describe_worker = describe_worker
-        self._interval = interval
-        self._last: str | None = None
+    queue: Queue
+    datasets: Datasets
+    parse: Callable[[RunRequest], TrainPlan]
+    slots: Slots
+    describe_worker: Callable[[int], Worker]
+    interval: float
+    _last: str | None = field(default=None, init=False)
 
     @contextmanager
     def running(self, stop: StopSignal) -> Iterator[None]:
@@ -56,19 +48,19 @@ class Prefetcher:
             thread.join()
 
     def _run(self, stop: StopSignal, ended: threading.Event) -> None:
-        while not ended.wait(self._interval) and not stop.must_stop:
-            if self._slots.free == 0:
+        while not ended.wait(self.interval) and not stop.must_stop:
+            if self.slots.free == 0:
                 with error_boundary("prefetch failed, retrying", lambda: ended.wait(AFTER_ERROR)):
                     self.prefetch_next(stop)
 
     def prefetch_next(self, stop: StopSignal) -> None:
         """Prefetch the dataset of the next run, once. The run itself reports errors later."""
         try:
-            job = self._queue.peek(self._describe_worker(self._slots.gpus))
+            job = self.queue.peek(self.describe_worker(self.slots.gpus))
             if job is None or job.id == self._last:
                 return
             self._last = job.id
-            self._datasets.prefetch(dataset_order(job.id, self._parse(job.request)), stop)
+            self.datasets.prefetch(dataset_order(job.id, self.parse(job.request)), stop)
             log.info("dataset prefetched", run_id=job.id)
         except (TrainerError, OSError) as error:
             log.debug("dataset not prefetched", error=str(error))

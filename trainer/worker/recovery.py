@@ -17,7 +17,6 @@ from trainer.core.stop import StopReason, StopSignal
 from trainer.worker.error_boundary import call_or, error_boundary
 from trainer.worker.execution import RunHost
 from trainer.worker.journal import Journal
-from trainer.worker.lease import kept_alive
 from trainer.worker.orphaned_journals import set_aside
 from trainer.worker.outcome_delivery import ALL_EVENTS, RETRY_FOREVER, delivered
 from trainer.worker.publish import Publisher
@@ -74,7 +73,7 @@ class Recovery:
             return {}
         # the row keeps the progress that the crashed process reported
         opened = host.open_run(journal, stop, self._reporter(journal), sends_progress=False)
-        with host.services.folders.in_use(job), opened as run, kept_alive(run.heartbeat, job.id):
+        with host.services.folders.in_use(job), opened as run, run.heartbeat.running():
             run.events.log.note(ORPHANED)
             is_last = stop.reason is StopReason.CANCELED
             return Publisher(host.services, run).publish_unfinished(folder, is_last=is_last)

@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from io import FileIO
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -39,30 +40,22 @@ FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0  # seconds between tries while the que
 ENDED_FOR_GOOD = (Status.COMPLETED, Status.CANCELED)
 
 
+@dataclass(eq=False)
 class UploadedCheckpoints:
     """The uploaded checkpoints of all runs of this host. Safe for threads and processes.
 
     The checkpoint in the row of a failed run is kept for `keep_seconds`, because the user can requeue the run.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        store: ObjectStore,
-        bucket: str,
-        row_of: Callable[[str], RunRow | None],
-        folders: RunFolders,
-        keep_seconds: float,
-    ) -> None:
-        self._folder = folder
-        self._store = store
-        self._bucket = bucket
-        self._row_of = row_of
-        self._folders = folders
-        self._keep_seconds = keep_seconds
-        self._pause = 0.0
-        self._not_before = 0.0  # monotonic
+    folder: Path
+    _: KW_ONLY
+    store: ObjectStore
+    bucket: str
+    row_of: Callable[[str], RunRow | None]
+    folders: RunFolders
+    keep_seconds: float
+    _pause: float = field(default=0.0, init=False)
+    _not_before: float = field(default=0.0, init=False)  # monotonic
 
     def note(self, run_id: str, key: str) -> None:
         """Add a checkpoint of this run to the list, before its upload. Other keys are ignored.
@@ -70,12 +63,12 @@ class UploadedCheckpoints:
         If the list cannot be written, the checkpoint is uploaded without an entry and may stay in the bucket.
         """
         if is_checkpoint_of(run_id, key):
-            self._try_append(run_id, {"bucket": self._bucket, "key": key, "at": time.time()})
+            self._try_append(run_id, {"bucket": self.bucket, "key": key, "at": time.time()})
 
     def delete(self, run_id: str, key: str) -> None:
         """Delete a checkpoint of this run. Other keys are ignored. Raises the errors of the store."""
         if is_checkpoint_of(run_id, key):
-            self._store.delete(ObjectRef(bucket=self._bucket, key=key))
+            self.store.delete(ObjectRef(bucket=self.bucket, key=key))
             self._try_append(run_id, {"deleted": key})
 
     def settle(self, run_id: str) -> None:
@@ -105,15 +98,15 @@ class UploadedCheckpoints:
             listed = _read(path)
         except FileNotFoundError:
             return
-        if self._folders.is_active(run_id):
+        if self.folders.is_active(run_id):
             return
-        row = self._row_of(run_id)
+        row = self.row_of(run_id)
         if row is None or row.status in ENDED_FOR_GOOD:
-            self._folders.remove_checkpoints(run_id)
+            self.folders.remove_checkpoints(run_id)
         needed = self._needed(row, max((entry["at"] for entry in listed.values()), default=0.0))
         for key, entry in listed.items():
             if key != needed and is_checkpoint_of(run_id, key):
-                self._store.delete(ObjectRef(bucket=entry["bucket"], key=key))
+                self.store.delete(ObjectRef(bucket=entry["bucket"], key=key))
                 self._append(run_id, {"deleted": key})
         if row is None or row.status in (*ENDED_FOR_GOOD, Status.FAILED):
             self._drop(run_id)  # removed last, because the list shows that this host still has files of the run
@@ -122,14 +115,14 @@ class UploadedCheckpoints:
         """Return the key of the checkpoint that the run can still resume from, or None."""
         if row is None or row.status in ENDED_FOR_GOOD:
             return None
-        if row.status == Status.FAILED and time.time() - last_upload > self._keep_seconds:
+        if row.status == Status.FAILED and time.time() - last_upload > self.keep_seconds:
             return None
         checkpoint = row.checkpoint
         return checkpoint.get("key") if isinstance(checkpoint, dict) else None
 
     def _runs(self) -> list[str]:
         try:
-            with os.scandir(self._folder) as entries:
+            with os.scandir(self.folder) as entries:
                 found = [
                     (entry.stat(follow_symlinks=False).st_mtime, unquote(entry.name.removesuffix(".jsonl")))
                     for entry in entries
@@ -137,12 +130,12 @@ class UploadedCheckpoints:
                 ]
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
-                log.warning("list of uploaded checkpoints cannot be read", folder=str(self._folder), error=str(error))
+                log.warning("list of uploaded checkpoints cannot be read", folder=str(self.folder), error=str(error))
             return []
         return [run_id for _, run_id in sorted(found)]
 
     def _path(self, run_id: str) -> Path:
-        return self._folder / f"{quote(run_id, safe='')}.jsonl"
+        return self.folder / f"{quote(run_id, safe='')}.jsonl"
 
     def _try_append(self, run_id: str, line: JsonObject) -> None:
         try:
@@ -151,7 +144,7 @@ class UploadedCheckpoints:
             log.warning("list of uploaded checkpoints cannot be written", run_id=run_id, error=str(error))
 
     def _append(self, run_id: str, line: JsonObject) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(run_id)
         with _locked(path) as file:
             is_new = os.fstat(file.fileno()).st_size == 0
@@ -159,7 +152,7 @@ class UploadedCheckpoints:
             file.write(b"\n" + json.dumps(line).encode() + b"\n")
             durable.sync(path)
             if is_new:
-                durable.sync(self._folder)
+                durable.sync(self.folder)
 
     def _drop(self, run_id: str) -> None:
         path = self._path(run_id)

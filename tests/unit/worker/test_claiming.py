@@ -88,7 +88,7 @@ def test_unexpected_errors_of_claims_back_off(worker, queue, monkeypatch):
 
     service = daemon(worker, queue)
     monkeypatch.setattr(worker.slots, "wait_for_free", broken)
-    service._claimer._unanswered = 5000  # number of failed claims, as after a long outage
+    service.claimer._unanswered = 5000  # number of failed claims, as after a long outage
     with in_background(lambda: service.run(worker.shutdown)):
         wait_for(lambda: len(asked) > 3)
         worker.shutdown.set(StopReason.SHUTDOWN)

@@ -12,7 +12,7 @@ from trainer.core.job import Verdict
 from trainer.core.stop import Stopped, StopSignal
 from trainer.worker import lease as lease_module
 from trainer.worker.journal import Journal
-from trainer.worker.lease import Heartbeat, LeaseTimes, kept_alive
+from trainer.worker.lease import Heartbeat, LeaseTimes
 from trainer.worker.liveness import Liveness
 
 
@@ -58,7 +58,7 @@ def test_lease_starts_when_heartbeat_is_sent(worker, tmp_path, monkeypatch):
     stop, times = Stop(), LeaseTimes(beat=0, progress=1e9, lease=50)
     journal = Journal.create(tmp_path / "journal", worker.claim())
     heartbeat = Heartbeat(beat, journal, stop, times, dict, Liveness())
-    with closing(journal), kept_alive(heartbeat, "slow"):
+    with closing(journal), heartbeat.running():
         wait_for(lambda: len(heartbeats) == 2)
         now += 20  # 60 s after the first heartbeat was sent, 20 s after its answer
         with pytest.raises(Stopped):

@@ -67,59 +67,57 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
     )
 
 
+@dataclass(eq=False)
 class _Converter:
     """Converts one annotation file to samples."""
 
-    def __init__(
-        self,
-        file: AnnotationFile,
-        document: Object,
-        names: Sequence[str],
-        task: Task,
-        kpt_shape: tuple[int, int] | None,
-        pictures: ImageIndex,
-        report: Report,
-    ) -> None:
-        self._file, self._document, self._task, self._kpt_shape = file, document, task, kpt_shape
-        self._pictures, self._report = pictures, report
-        self._class_named = {name: index for index, name in enumerate(names)}
-        self._class_of = {str(c.get("id")): self._class_named[class_name(c)] for c in categories(document)}
-        self._ignored = {str(c.get("id")) for c in all_categories(document) if c.get("name") == BACKGROUND}
+    file: AnnotationFile
+    document: Object
+    names: Sequence[str]
+    task: Task
+    kpt_shape: tuple[int, int] | None
+    pictures: ImageIndex
+    report: Report
+
+    def __post_init__(self) -> None:
+        self._class_named = {name: index for index, name in enumerate(self.names)}
+        self._class_of = {str(c.get("id")): self._class_named[class_name(c)] for c in categories(self.document)}
+        self._ignored = {str(c.get("id")) for c in all_categories(self.document) if c.get("name") == BACKGROUND}
 
     def samples(self) -> Iterator[Sample]:
         by_image: dict[str, list[Object]] = defaultdict(list)
-        for annotation in objects(self._document.get("annotations")):
+        for annotation in objects(self.document.get("annotations")):
             by_image[str(annotation.get("image_id"))].append(annotation)
         seen: set[str] = set()
-        for number, image in enumerate(objects(self._document["images"])):
+        for number, image in enumerate(objects(self.document["images"])):
             if number % 256 == 0:
-                self._pictures.tree.stop.raise_if_set()
+                self.pictures.tree.stop.raise_if_set()
             key = str(image.get("id"))
             sample = self._sample(image, key, by_image.pop(key, []) + nested_annotations(image))
             if sample and sample.name in seen:
-                self._report.add("coco_duplicate_image", sample.name)
+                self.report.add("coco_duplicate_image", sample.name)
             elif sample:
                 seen.add(sample.name)
                 yield sample
         for key, orphans in by_image.items():
-            self._report.add("coco_orphan", f"image_id {key}", len(orphans))
+            self.report.add("coco_orphan", f"image_id {key}", len(orphans))
 
     def _sample(self, image: Object, key: str, annotations: Sequence[Object]) -> Sample | None:
         name = image.get("file_name") or image.get("path") or ""
         if not isinstance(name, str) or not name:
-            self._report.add("coco_file_name", f"image id {key}")
+            self.report.add("coco_file_name", f"image id {key}")
             return None
         try:
-            found = self._pictures.find(name, self._near(), self._file.split)
+            found = self.pictures.find(name, self._near(), self.file.split)
         except DatasetError as error:
-            self._report.add("coco_ambiguous", str(error))
+            self.report.add("coco_ambiguous", str(error))
             return None
         if found is None:
-            self._report.add("image_missing", name)
+            self.report.add("image_missing", name)
             return None
         path, relative = found
-        sample = Sample(path, relative, self._file.split, owned=self._pictures.tree.is_owned, key=key)
-        if self._task is Task.CLASSIFY:
+        sample = Sample(path, relative, self.file.split, owned=self.pictures.tree.is_owned, key=key)
+        if self.task is Task.CLASSIFY:
             return self._classified(sample, annotations)
         rows = self._rows(self._picture(image, path, relative), annotations)
         return sample._replace(text="".join(rows).encode())
@@ -127,12 +125,12 @@ class _Converter:
     def _classified(self, sample: Sample, annotations: Sequence[Object]) -> Sample | None:
         classes = {self._class(annotation, sample.name) for annotation in annotations} - {None}
         if len(classes) != 1:
-            self._report.add("coco_classes", sample.name)
+            self.report.add("coco_classes", sample.name)
             return None
         return sample._replace(class_id=classes.pop())
 
     def _near(self) -> str:
-        root, folder = self._pictures.tree.root, self._file.path.parent
+        root, folder = self.pictures.tree.root, self.file.path.parent
         return f"{folder.relative_to(root)}/" if folder != root and folder.is_relative_to(root) else "images/"
 
     def _picture(self, image: Object, path: str, name: str) -> Picture:
@@ -145,12 +143,12 @@ class _Converter:
     def _rows(self, picture: Picture, annotations: Sequence[Object]) -> Iterator[str]:
         for annotation in annotations:
             if annotation.get("iscrowd"):
-                self._report.add("coco_crowd", picture.name)
+                self.report.add("coco_crowd", picture.name)
                 continue
             cls = self._class(annotation, picture.name)
             if cls is None:
                 continue
-            row = row_of(annotation, picture, self._task, self._kpt_shape, self._report)
+            row = row_of(annotation, picture, self.task, self.kpt_shape, self.report)
             if row is not None:
                 yield " ".join([str(cls), *(f"{number:.9g}" for number in row)]) + "\n"
 
@@ -160,5 +158,5 @@ class _Converter:
             return None
         cls = self._class_of.get(key, self._class_named.get(str(annotation.get("class_name"))))
         if cls is None:
-            self._report.add("coco_category", f"{name}: {key}")
+            self.report.add("coco_category", f"{name}: {key}")
         return cls

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,38 +31,34 @@ from trainer.training.yolo.checkpoint_writer import CheckpointWriter
 from trainer.training.yolo.progress_meter import ProgressMeter
 
 
+@dataclass(eq=False)
 class Callbacks:
     """The callbacks of one try. `resumed` is the progress of the checkpoint from which the try resumes, or None."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        dataset: PreparedDataset,
-        meter: ProgressMeter,
-        stop: StopSignal,
-        send: Callable[[Event], None],
-        resumed: Progress | None,
-        setup: JsonObject | None = None,
-    ) -> None:
-        self._run_dir = run_dir
-        self._dataset = dataset
-        self._meter = meter
-        self._stop = stop
-        self._send = send
-        self._resumed = resumed
-        self._setup = setup
-        self._writer = CheckpointWriter(run_dir, send)
-        self._skip = 0
-        self._in_first_epoch = True
-        self._validated = False
-        self._nan_recoveries = 0
-        self._stripped_best: int | None = 0  # the epoch whose stripped best.pt is among the checkpoints
-        self.trainer: Any = None
-        self.best_epoch = resumed.best_epoch if resumed else None
-        self.epochs_completed = resumed.epoch if resumed else 0
-        self.train_seconds = resumed.train_seconds if resumed else 0.0  # of all attempts
-        self.batch = resumed.batch if resumed else None  # the last batch size
-        self.is_trained = False  # True if the last epoch is trained and its checkpoint is saved
+    run_dir: Path
+    dataset: PreparedDataset
+    meter: ProgressMeter
+    stop: StopSignal
+    send: Callable[[Event], None]
+    resumed: Progress | None
+    setup: JsonObject | None = None
+    _skip: int = field(default=0, init=False)
+    _in_first_epoch: bool = field(default=True, init=False)
+    _validated: bool = field(default=False, init=False)
+    _nan_recoveries: int = field(default=0, init=False)
+    # the epoch whose stripped best.pt is among the checkpoints
+    _stripped_best: int | None = field(default=0, init=False)
+    trainer: Any = field(default=None, init=False)
+    # True if the last epoch is trained and its checkpoint is saved
+    is_trained: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        before = self.resumed or Progress()
+        self._writer = CheckpointWriter(self.run_dir, self.send)
+        self.best_epoch = before.best_epoch
+        self.epochs_completed = before.epoch
+        self.train_seconds = before.train_seconds  # of all attempts
+        self.batch = before.batch  # the last batch size
 
     def attach(self, model: Any) -> None:
         """Register the methods `on_…` with a model before its training. Only rank 0 reports and saves."""
@@ -88,17 +85,17 @@ class Callbacks:
 
     def on_pretrain_routine_start(self, trainer: Any) -> None:
         self.trainer = trainer
-        self._stop.raise_if_set()
-        _call_before(trainer, "_build_train_pipeline", lambda: self._meter.enter(Phase.SCANNING))
+        self.stop.raise_if_set()
+        _call_before(trainer, "_build_train_pipeline", lambda: self.meter.enter(Phase.SCANNING))
         _call_before(trainer, "final_eval", self._on_training_end)
 
     def on_pretrain_routine_end(self, trainer: Any) -> None:
-        self._stop.raise_if_set()
+        self.stop.raise_if_set()
         for split, loader in {"train": trainer.train_loader, "val": trainer.test_loader}.items():
-            expected, found = self._dataset.images.get(split), len(loader.dataset)
+            expected, found = self.dataset.images.get(split), len(loader.dataset)
             if expected and found < expected and trainer.args.fraction == 1.0:
                 lost = f"{expected - found} of {expected} {split} images were left out"
-                self._send(Warned(code="images_left_out", message=f"{lost}: they or their labels cannot be read."))
+                self.send(Warned(code="images_left_out", message=f"{lost}: they or their labels cannot be read."))
         # one processor is for the training, and one for each of its loader workers
         idle = len(os.sched_getaffinity(0)) - 1 - int(trainer.train_loader.num_workers)
         pixels.work_ahead([trainer.test_loader.dataset, trainer.train_loader.dataset], max(1, idle))
@@ -108,46 +105,46 @@ class Callbacks:
             # the training process validates once, after the ranks have ended
             trainer.final_eval = self._on_training_end
         if trainer.args.time:
-            used = self._resumed.train_seconds if self._resumed else 0.0
-            self._meter.budget(max(0.0, trainer.args.time * 3600 - used))
-        if self._resumed:
-            trainer.train_time_start -= self._resumed.train_seconds  # results.csv counts the seconds of all attempts
+            used = self.resumed.train_seconds if self.resumed else 0.0
+            self.meter.budget(max(0.0, trainer.args.time * 3600 - used))
+        if self.resumed:
+            trainer.train_time_start -= self.resumed.train_seconds  # results.csv counts the seconds of all attempts
             batches = len(trainer.train_loader)
-            self._skip = min(round(self._resumed.done * batches), batches - 1)
+            self._skip = min(round(self.resumed.done * batches), batches - 1)
             _skip_once(trainer.train_loader, self._skip)
 
     # ── an epoch ──
 
     def on_train_epoch_start(self, trainer: Any) -> None:
         trainer._oom_retries = 3  # noqa: SLF001 - disables Ultralytics' own halving of the batch, which works in the first epoch only
-        if self._resumed:
+        if self.resumed:
             # train_time_start counts all attempts, so the mean time per epoch must count all epochs
             trainer.start_epoch = 0
         if trainer.nan_recovery_attempts > self._nan_recoveries:
             message = f"Epoch {trainer.epoch + 1} diverged (NaN) and is repeated from the weights before it."
-            self._send(Warned(code="nan_recovery", message=message))
+            self.send(Warned(code="nan_recovery", message=message))
         self._nan_recoveries = trainer.nan_recovery_attempts
         self._validated = False
         skipped = self._skip if self._in_first_epoch else 0
         self._in_first_epoch = False
-        self._meter.epoch_started(trainer.epoch + 1, trainer.epochs, len(trainer.train_loader), skipped)
+        self.meter.epoch_started(trainer.epoch + 1, trainer.epochs, len(trainer.train_loader), skipped)
 
     def on_train_batch_end(self, trainer: Any) -> None:
-        self._meter.batch_done(trainer.batch_size, lambda: numbers(trainer.tloss), lambda: _gpu_memory(trainer))
+        self.meter.batch_done(trainer.batch_size, lambda: numbers(trainer.tloss), lambda: _gpu_memory(trainer))
         self._stop_in_epoch()
 
     def on_val_start(self, validator: Any) -> None:
         self._validated = True
-        self._meter.validation_started(len(validator.dataloader))
+        self.meter.validation_started(len(validator.dataloader))
 
     def on_val_batch_end(self, validator: Any) -> None:
-        self._meter.validation_batch_done(lambda: _gpu_memory(self.trainer))
+        self.meter.validation_batch_done(lambda: _gpu_memory(self.trainer))
         self._stop_in_epoch()
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
-        if self._meter.phase is Phase.FINALIZING:
+        if self.meter.phase is Phase.FINALIZING:
             return  # also called after the final validation, which is not an epoch
-        trainer.stop |= self._stop.reason is StopReason.FINISH
+        trainer.stop |= self.stop.reason is StopReason.FINISH
         self.epochs_completed = trainer.epoch + 1
         if trainer.best_fitness == trainer.fitness:
             self.best_epoch = trainer.epoch + 1
@@ -155,7 +152,7 @@ class Callbacks:
         metrics = {**trainer.label_loss_items(trainer.tloss), **trainer.metrics, **trainer.lr}
         if not self._validated:
             metrics = {key: value for key, value in metrics.items() if key.startswith(("train/", "lr/"))}
-        self._meter.epoch_finished(trainer.epochs, numbers(metrics))
+        self.meter.epoch_finished(trainer.epochs, numbers(metrics))
         self._writer.save()
         self._stop_if_asked()
 
@@ -165,27 +162,27 @@ class Callbacks:
             # the training process needs this checkpoint for everything after the last epoch
             raise OSError(f"the checkpoint of the last epoch could not be saved: {self._writer.error}")
         self.is_trained = True
-        self._meter.enter(Phase.FINALIZING)
+        self.meter.enter(Phase.FINALIZING)
 
     # ── saving checkpoints ──
 
     def _stop_in_epoch(self) -> None:
         """Obey a stop request. At a shutdown, first save a checkpoint of the unfinished epoch."""
-        if self._stop.reason is StopReason.SHUTDOWN and self._meter.phase in (Phase.TRAINING, Phase.VALIDATING):
+        if self.stop.reason is StopReason.SHUTDOWN and self.meter.phase in (Phase.TRAINING, Phase.VALIDATING):
             self._save_mid_epoch(self.trainer)
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        if self._stop.reason is StopReason.SHUTDOWN:
+        if self.stop.reason is StopReason.SHUTDOWN:
             self._writer.wait()  # the next attempt resumes from this checkpoint
-        self._stop.raise_if_set()
+        self.stop.raise_if_set()
 
     def _save_mid_epoch(self, trainer: Any) -> None:
         """Save a checkpoint at this batch, if at least one epoch is finished."""
         if trainer.epoch < 1:
             return  # Ultralytics cannot resume from the first epoch
         last, fitness = trainer.last, trainer.fitness
-        done = self._meter.share_of_epoch
+        done = self.meter.share_of_epoch
         trainer.last = trainer.wdir / "unfinished.pt"
         trainer.epoch -= 1
         trainer.fitness = math.nan  # NaN does not equal the best fitness, so Ultralytics does not write best.pt
@@ -213,7 +210,7 @@ class Callbacks:
                 best_epoch=self.best_epoch if is_best or BEST in members else None,
                 train_seconds=self.train_seconds,
                 batch=self.batch,
-                setup=self._setup,
+                setup=self.setup,
             )
             self._writer.copy(state, progress, members)
 
@@ -225,7 +222,7 @@ class Callbacks:
         return {name: path for name, path in files.items() if path.exists()}
 
     def _best_stripped(self, trainer: Any) -> Path:
-        stripped: Path = checkpoint_file.checkpoints_folder(self._run_dir) / BEST
+        stripped: Path = checkpoint_file.checkpoints_folder(self.run_dir) / BEST
         if trainer.best.exists() and (self._stripped_best != self.best_epoch or not stripped.exists()):
             strip_optimizer(trainer.best, s=str(stripped))
             self._stripped_best = self.best_epoch
