@@ -68,7 +68,7 @@ class FetchedDatasets:
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """See `core.ports.Datasets`. Facts about the images are saved for the next run."""
-        with self.fetcher.scratch() as view:
+        with self.fetcher.cache.temporary() as view:
             self._checked(order, view, stop, Report(), lambda _: None)
 
     def discard(self, view: Path, *, keep: bool = False) -> None:
@@ -79,10 +79,6 @@ class FetchedDatasets:
         if not keep:
             with contextlib.suppress(OSError):  # remaining files are removed later
                 remove_tree(view)
-
-    def tidy(self) -> None:
-        """Remove the leftovers of crashed processes. Raises MachineFailed or OSError."""
-        self.fetcher.tidy()
 
     def check(
         self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None

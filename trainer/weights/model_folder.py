@@ -87,8 +87,6 @@ class ModelFolder:
         files = (path.relative_to(self.models_dir) for path in self.models_dir.rglob("*.pt") if path.is_file())
         return sorted(str(path) for path in files if not any(part.startswith(".") for part in path.parts))
 
-    # ── files of this host ──
-
     def _own(self, name: str) -> Path:
         path = self.models_dir / name
         # os.path is used, because pathlib raises for a loop of links or an impossible name
@@ -112,8 +110,6 @@ class ModelFolder:
             temporary.write_bytes(content)
             temporary.replace(copy)
         return copy
-
-    # ── official weights ──
 
     def _official(self, name: str, stop: StopSignal) -> Path:
         path = self.models_dir / f"{name}.pt"
@@ -157,8 +153,6 @@ class ModelFolder:
             raise Unavailable(reason, retry_after=error.retry_after) from error
         except BadRequest as error:
             raise type(error)(f"base_model: {error}; {fix}") from error
-
-    # ── models of earlier runs ──
 
     def _best_of(self, run_id: str) -> tuple[ObjectRef, str | None]:
         """Return the object with best.pt of a completed run, and its SHA-256 if the row has it. Raises BadRequest."""

@@ -192,7 +192,7 @@ def build_housekeeping(settings: Settings, parts: RunParts) -> Housekeeping:
             *(old.sweep for old in old_folders(services.folders, settings.keep_runs_days)),
             services.uploaded.tidy,
             partial(remove_unreadable, services.folders.journals, settings.keep_runs_days),
-            parts.datasets.tidy,
+            parts.datasets.fetcher.cache.tidy,
             parts.backend.tidy,
         ],
     )

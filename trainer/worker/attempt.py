@@ -71,8 +71,6 @@ class Attempt:
         """Remove the dataset view."""
         self._services.datasets.discard(self._view, keep=self._services.folders.keep_views)
 
-    # ── the steps ──
-
     def _train(self) -> Finished:
         self._run.enter(Phase.PREPARING)
         self._run.events.journal.require_disk()
@@ -211,8 +209,6 @@ class Attempt:
             return Canceled(results=results)
         self._services.health.record_success(self._job.id)
         return Completed(results=results, trained_model_url=url)
-
-    # ── other outcomes ──
 
     def _fail(self, error: Exception) -> Failed:
         return Failed(message=str(error), results=self._publish_last())

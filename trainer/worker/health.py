@@ -55,8 +55,6 @@ class Health:
         """True while a run on trial is active. Then no other run is claimed."""
         return self._on_trial and bool(self._trial_runs)
 
-    # ── events of runs ──
-
     def claimed(self, run_id: str) -> None:
         """Note that this worker claimed the run."""
         with self._lock:
@@ -103,8 +101,6 @@ class Health:
         self._failed_runs.add(run_id)
         if self._problem is None and (at_once or self._on_trial or len(self._failed_runs) > 1):
             self._set_unhealthy(problem)
-
-    # ── self-tests ──
 
     @contextmanager
     def watched(self) -> Iterator[None]:

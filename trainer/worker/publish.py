@@ -49,19 +49,16 @@ class Publisher:
         is_first = self._run.job.attempt <= 1
         if not folder.last.is_file() and not (is_last and is_first):
             return {}
-        artifacts = self._publish_in_time(folder, is_last=is_last)
-        has_weights = any(artifact.name == LAST for artifact in artifacts)
-        return listed(artifacts, folder) if artifacts and (is_first or has_weights) else {}
-
-    def _publish_in_time(self, folder: RunFolder, *, is_last: bool) -> list[Artifact]:
-        """Publish within the time limit. If another attempt follows, there is only one try."""
+        # if another attempt follows, there is only one try
         policy = RetryPolicy(total_seconds=self._seconds) if is_last else ONE_TRY
         try:
             with self._run.stop.extra_time(self._seconds, at_most=not is_last) as time_limit:
-                return self._publish(folder, policy, time_limit)
+                artifacts = self._publish(folder, policy, time_limit)
         except (TrainerError, Stopped, OSError) as error:
             log.warning("artifacts not published, they stay on this host", path=str(folder.path), error=str(error))
-            return self._upload.sent
+            artifacts = self._upload.sent
+        has_weights = any(artifact.name == LAST for artifact in artifacts)
+        return listed(artifacts, folder) if artifacts and (is_first or has_weights) else {}
 
     def _publish(
         self, folder: RunFolder, policy: RetryPolicy, stop: StopSignal, finished: Finished | None = None

@@ -124,7 +124,7 @@ def test_progress_has_files_bytes_rate_and_time_left(store, fetch):
 
 def test_checked_dataset_is_not_downloaded_again(store, root, fetcher, fetch):
     ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
-    with fetcher.scratch() as place:
+    with fetcher.cache.temporary() as place:
         fetcher.fetch(ref, place / "source", StopSignal(), lambda _: None)
     assert len(store.images) == 6
     assert sorted(os.listdir(root)) == [".cache"]

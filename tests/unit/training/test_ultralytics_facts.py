@@ -208,7 +208,7 @@ def test_metrics_of_each_task_have_the_names_used_by_the_report(ultralytics):
     ],
 )
 def test_memory_errors_are_recognized_by_message(ultralytics, message, expected):
-    from trainer.training.yolo.memory import is_out_of_memory
+    from trainer.training.yolo.train import is_out_of_memory
 
     assert is_out_of_memory(RuntimeError(message)) is expected
 

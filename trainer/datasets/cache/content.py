@@ -199,7 +199,10 @@ class ContentCache:
         self.require_free(needed)
 
     def tidy(self) -> None:
-        """Remove the leftovers of crashes: use marks of removed folders, and incomplete entries."""
+        """Remove the leftovers of crashes: use marks of removed folders, and incomplete entries.
+
+        Raises MachineFailed or OSError.
+        """
         if not self.root.is_dir():
             return
         with self._locked():

@@ -10,21 +10,23 @@ from functools import cached_property
 import numpy as np
 
 from trainer.core.dataset import DatasetOrder, Task
+from trainer.core.errors import DatasetError, raise_if_disk_is_broken
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets.checks import statistics
-from trainer.datasets.checks.label_files import read_labels
 from trainer.datasets.checks.merge import Merged, merge
 from trainer.datasets.checks.split import split_samples
 from trainer.datasets.checks.task import decide_task, with_names
 from trainer.datasets.findings import Report
 from trainer.datasets.images.facts_cache import FactsCache
-from trainer.datasets.labels.check import LabelRows, Labels, check
+from trainer.datasets.images.header import read_small
+from trainer.datasets.labels.check import MAX_LABEL_BYTES, LabelRows, Labels, check
 from trainer.datasets.labels.convert import CHANGES, Shape
 from trainer.datasets.labels.parse import class_numbers
 from trainer.datasets.samples import RecognizedDataset, Sample
 
 MAX_CLASSES_SHOWN = 200  # classes in the summary
+MAX_TOTAL_BYTES = 4 << 30  # limit for all label files of one source, in memory; Objects365 has 1.2 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ def check_all(
     if not any(found.samples for found in datasets):
         report.add("no_images")
         report.raise_errors()
-    datasets = [replace(found, samples=read_labels(found.samples, report, stop)) for found in datasets]
+    datasets = [replace(found, samples=_read_labels(found.samples, report, stop)) for found in datasets]
     task = decide_task(order.task, datasets, report)
     merged = merge([with_names(found, report) for found in datasets], task, report)
     samples, rows = _classified(merged) if task is Task.CLASSIFY else _labeled(merged, task, report, stop)
@@ -101,6 +103,39 @@ def summary(checked: Checked, report: Report) -> JsonObject:
         "changes": {change: counts[f"label_{change}"] for change in CHANGES if f"label_{change}" in counts},
         "findings": [asdict(finding) | {"examples": [*finding.examples]} for finding in report.findings[:100]],
     }
+
+
+def _read_labels(samples: Sequence[Sample], report: Report, stop: StopSignal) -> list[Sample]:
+    """Return the samples with the text of their label files. Unreadable files go into `report`.
+
+    Raises `DatasetError` if the total size of the files exceeds the limit.
+    """
+    result = []
+    size = 0
+    for number, sample in enumerate(samples):
+        if number % statistics.CHECK_EVERY == 0:
+            stop.raise_if_set()
+        read = sample._replace(text=_label_text(sample, sample.label, report)) if sample.label else sample
+        result.append(read)
+        size += len(read.text or b"")
+        if size > MAX_TOTAL_BYTES:
+            raise DatasetError(
+                f"The label files have more than {MAX_TOTAL_BYTES >> 30} GiB. Split the dataset or simplify polygons."
+            )
+    return result
+
+
+def _label_text(sample: Sample, path: str, report: Report) -> bytes:
+    try:
+        text = read_small(path, MAX_LABEL_BYTES + 1)
+    except OSError as error:
+        raise_if_disk_is_broken(error, sample.name)
+        report.add("label_unreadable", f"{sample.name}: {error.strerror}")
+        return b""
+    if len(text) > MAX_LABEL_BYTES:
+        report.add("label_size", sample.name, limit=MAX_LABEL_BYTES >> 20)
+        return b""
+    return text
 
 
 def _inspected(

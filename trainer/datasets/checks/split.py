@@ -43,8 +43,8 @@ def _drawn(samples: list[Sample], rows: LabelRows, request: SplitRequest, report
         return [sample._replace(split=sample.split or "train") for sample in samples]
     report.add("split_drawn", ratio=request.train_ratio, seed=request.seed)
     return [
-        sample._replace(split=drawn[sample.name]) if its_open else sample
-        for sample, its_open in zip(samples, is_open, strict=True)
+        sample._replace(split=drawn[sample.name]) if is_redrawn else sample
+        for sample, is_redrawn in zip(samples, is_open, strict=True)
     ]
 
 

@@ -95,8 +95,8 @@ def _joined(parts: list[Points]) -> Points:
     ring, *others = sorted(parts, key=len, reverse=True)
     for other in others[:MAX_PARTS]:
         # at most about 300 points of each outline are compared
-        mine, theirs = range(0, len(ring), 1 + len(ring) // 300), range(0, len(other), 1 + len(other) // 300)
-        i, j = min(((i, j) for i in mine for j in theirs), key=lambda pair: math.dist(ring[pair[0]], other[pair[1]]))
+        ours, theirs = range(0, len(ring), 1 + len(ring) // 300), range(0, len(other), 1 + len(other) // 300)
+        i, j = min(((i, j) for i in ours for j in theirs), key=lambda pair: math.dist(ring[pair[0]], other[pair[1]]))
         ring = [*ring[: i + 1], *other[j:], *other[: j + 1], *ring[i:]]
     return ring
 

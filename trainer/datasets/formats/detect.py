@@ -82,9 +82,6 @@ def _files_below(tree: Tree, folder: str, depth: int) -> Iterator[tuple[int, Pat
         yield from _files_below(tree, f"{folder}/{name}", depth + 1)
 
 
-# ── YAML ──
-
-
 def _dataset_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
     """Return the least nested dataset YAML, preferably data.yaml or dataset.yaml, or None."""
     found = [(depth, path) for depth, path in below if _is_dataset_yaml(path)]
@@ -110,9 +107,6 @@ def _is_dataset_yaml(path: Path) -> bool:
     except DatasetError:
         return path.stem.lower() in USUAL_NAMES  # read_yolo will report the error
     return bool(values.keys() & {"names", "train", "nc"})
-
-
-# ── annotations ──
 
 
 def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | None) -> list[AnnotationFile]:

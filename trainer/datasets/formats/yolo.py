@@ -60,8 +60,6 @@ class _Reader:
             self._report.add("image_listed_twice", count=self._seen_twice)
         return samples
 
-    # ── paths ──
-
     def _base_folders(self) -> Iterator[str]:
         path = (self._data.path or "").replace("\\", "/").rstrip("/")
         if path:
@@ -101,8 +99,6 @@ class _Reader:
         except DatasetError:
             return True
         return False
-
-    # ── samples ──
 
     def _from_yaml(self) -> Iterator[Sample]:
         for split in SPLITS:
@@ -184,8 +180,6 @@ class _Reader:
                 if os.path.isdir(f"{base}/{tail}"):
                     return self._tree.admitted(f"{base}/{tail}")
         return None
-
-    # ── datasets without a YAML ──
 
     def _from_folders(self) -> Iterator[Sample]:
         splits = {split: self._split_folders(split) for split in SPLITS}

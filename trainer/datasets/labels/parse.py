@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +27,7 @@ class Rows:
     line: NDArray[np.int64]
 
 
-# if a text contains other characters, texts are parsed one by one
-_PLAIN = b"0123456789.eE+- \t\r\n"
+_PLAIN = b"0123456789.eE+- \t\r\nnaif"  # other texts are cleaned first; the letters are those of nan and inf
 
 
 @dataclass(frozen=True)
@@ -63,16 +61,31 @@ def _layout(texts: Sequence[bytes]) -> _Layout | None:
 
 
 def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple[Rows, NDArray[np.bool_]]:
-    """Return the rows of label texts, and a mask of the texts that are not plain.
+    """Return the rows of label texts, and a mask of the texts that Ultralytics would parse differently.
 
     A row with a value that is not a number is skipped and reported as an error. `names[i]` is the name of text i.
     """
-    if (layout := _layout(texts)) and len(layout.cols):
-        with contextlib.suppress(ValueError):  # a value such as `1.2.3`, `1-2` or `e` is not a number
-            values = np.fromstring(layout.joined, np.float64, sep=" ")
-            assert len(values) == layout.cols.sum()
-            return Rows(values, starts(layout.cols), layout.cols, layout.file, layout.line), np.zeros(len(texts), bool)
-    return _parse_each(texts, names, report)
+    if rows := _rows(texts):
+        return rows, np.zeros(len(texts), bool)
+    clean = [plain(text) for text in texts]
+    changed = zip(texts, clean, strict=True)
+    dirty = [new is not old or b"_" in old or b"\x0b" in old or b"\x0c" in old for old, new in changed]
+    rows = _rows(clean) or _rows([_numeric(text, name, report) for text, name in zip(clean, names, strict=True)])
+    assert rows is not None
+    return rows, np.array(dirty, bool)
+
+
+def _rows(texts: Sequence[bytes]) -> Rows | None:
+    """Return the rows of plain texts, or None if a text is not plain or has a value that is not a number."""
+    layout = _layout(texts)
+    if layout is None:
+        return None
+    try:
+        values = np.fromstring(layout.joined, np.float64, sep=" ") if len(layout.cols) else np.zeros(0)
+    except ValueError:  # a value such as `1.2.3`, `1-2` or `e` is not a number
+        return None
+    assert len(values) == layout.cols.sum()
+    return Rows(values, starts(layout.cols), layout.cols, layout.file, layout.line)
 
 
 def starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -80,41 +93,16 @@ def starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(cols)])[:-1] if len(cols) else cols
 
 
-def _parse_each(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple[Rows, NDArray[np.bool_]]:
-    tokens: list[bytes] = []
-    cols: list[int] = []
-    file: list[int] = []
-    number: list[int] = []
-    dirty = np.zeros(len(texts), bool)
-    for index, text in enumerate(texts):
-        clean = plain(text)
-        # rewrite every text that Ultralytics would parse differently
-        dirty[index] = clean is not text or b"_" in text or b"\x0b" in text or b"\x0c" in text
-        for line_number, line in enumerate(clean.splitlines(), 1):
-            parts = line.split()
-            if parts:
-                tokens += parts
-                cols.append(len(parts))
-                file.append(index)
-                number.append(line_number)
-    try:
-        values = np.array(list(map(float, tokens)), np.float64)
-    except ValueError:
-        return _parse_each(
-            [_numeric(text, name, report) for text, name in zip(texts, names, strict=True)], names, report
-        )
-    counts = np.array(cols, np.int64)
-    return Rows(values, starts(counts), counts, np.array(file, np.int64), np.array(number, np.int64)), dirty
-
-
 def _numeric(text: bytes, name: str, report: Report) -> bytes:
-    """Return the text without invalid lines. Report each line with a value that is not a number as an error."""
-    lines = plain(text).splitlines()
+    """Return the text with plain numbers. Report each line with a value that is not a number, and leave it empty."""
+    lines = text.splitlines()
     for place, line in enumerate(lines):
-        wrong = [token for token in line.split() if _number(token) is None]
-        if wrong:
-            lines[place] = b""
-            report.add("label_text", f"{name} line {place + 1}: {wrong[0][:30].decode('utf-8', 'replace')}")
+        numbers = [_number(token) for token in line.split()]
+        if None in numbers:
+            wrong = line.split()[numbers.index(None)]
+            report.add("label_text", f"{name} line {place + 1}: {wrong[:30].decode('utf-8', 'replace')}")
+            numbers.clear()
+        lines[place] = " ".join(map(repr, numbers)).encode()
     return b"\n".join(lines)
 
 
@@ -178,9 +166,9 @@ def flat(rows: Rows) -> NDArray[np.bool_]:
     place = np.arange(len(rows.values)) - np.repeat(rows.start, rows.cols)
     result = np.zeros(len(rows.cols), bool)
     for axis in (1, 0):  # x is at odd positions, y at even positions
-        mine = (place > 0) & (place % 2 == axis)
-        low = np.minimum.reduceat(np.where(mine, rows.values, np.inf), rows.start)
-        high = np.maximum.reduceat(np.where(mine, rows.values, -np.inf), rows.start)
+        is_on_axis = (place > 0) & (place % 2 == axis)
+        low = np.minimum.reduceat(np.where(is_on_axis, rows.values, np.inf), rows.start)
+        high = np.maximum.reduceat(np.where(is_on_axis, rows.values, -np.inf), rows.start)
         result |= high <= low
     return result
 

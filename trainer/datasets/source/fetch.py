@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -60,15 +60,6 @@ class Fetcher:
             return self._from_disk(ref, transfer)
         return self._from_store(ref, transfer) if isinstance(ref, ObjectRef) else self._from_web(ref, transfer)
 
-    def scratch(self) -> AbstractContextManager[Path]:
-        """Return a context with a new path for a dataset that is only checked. The path is removed afterwards."""
-        return self.cache.temporary()
-
-    def tidy(self) -> None:
-        """Remove the leftovers of crashed processes from the cache."""
-        with on_this_disk(self.cache.root):
-            self.cache.tidy()
-
     @property
     def _trees(self) -> ArchiveTrees:
         return ArchiveTrees(self.cache)
@@ -80,8 +71,6 @@ class Fetcher:
     def _exported(self, file: Path, name: str, transfer: Transfer, home: Path | None = None) -> Fetched:
         entry = self._url_files.from_ndjson(file, name, transfer, home)
         return Fetched(root=transfer.staging, entry=Path(entry) if entry else None, is_private=True)
-
-    # ── files of this host ──
 
     def _from_disk(self, ref: DiskRef, transfer: Transfer) -> Fetched:
         path = self.roots.admit(ref.path)
@@ -98,8 +87,6 @@ class Fetcher:
         if suffix(path.name) in NDJSON:
             return self._exported(path, path.name, transfer, home=path.parent)
         return Fetched(root=path.parent, entry=Path(path.name), is_private=False)
-
-    # ── the object store ──
 
     @property
     def _objects(self) -> ObjectStore:
@@ -191,8 +178,6 @@ class Fetcher:
             if size != info.bytes:
                 raise DatasetError(f"{shown(info.ref.key)} arrived with {size} of {info.bytes} bytes. Upload it again.")
             yield path
-
-    # ── the web ──
 
     def _from_web(self, ref: HttpRef, transfer: Transfer) -> Fetched:
         meter, room = Meter(transfer.on_event, total_files=1), room_check(self.cache)

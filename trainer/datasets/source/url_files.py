@@ -85,8 +85,6 @@ class WebSource:
                 (transfer.staging / "data.yaml").write_text(text, encoding="utf-8")
         return None if export.yaml is None else "data.yaml"
 
-    # ── one file ──
-
     def _listed(self, url: str, place: str, transfer: Transfer) -> list[str]:
         """Return the images of an entry: the images in a .txt list, or the image itself."""
         if suffix(place) in IMAGE_SUFFIXES:

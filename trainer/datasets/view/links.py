@@ -29,9 +29,6 @@ from trainer.datasets.samples import SPLITS, Sample
 
 MAX_STEM_LENGTH = 150  # characters; leaves room for suffixes and for file systems that count bytes
 _UNSAFE = re.compile(r"[^\w.+() -]")
-_ALL_SAFE = re.compile(
-    rf"([A-Za-z0-9_][A-Za-z0-9_.+() -]{{0,{MAX_STEM_LENGTH - 1}}}\.[A-Za-z0-9]+(\n|$))+", re.ASCII
-)  # one name per line
 _PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg"}
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES})
 CHECK_EVERY = 512  # number of files between two checks of the stop signal
@@ -107,10 +104,6 @@ def view_names(names: Sequence[str]) -> list[str]:
 
     Names are kept if possible, so that the images of a flat dataset keep their order.
     """
-    plain = [name.rpartition("/")[2] for name in names]
-    lines = "\n".join(plain)
-    if lines.count("\n") == len(plain) - 1 and _ALL_SAFE.fullmatch(lines) and _are_apart(plain):
-        return plain
     taken: set[str] = set()
     result = []
     for name in names:
@@ -127,13 +120,6 @@ def view_names(names: Sequence[str]) -> list[str]:
         taken.add(unique.casefold())
         result.append(f"{unique}.{suffix}")
     return result
-
-
-def _are_apart(names: Sequence[str]) -> bool:
-    stems = {name.rpartition(".")[0].casefold() for name in names}
-    return len(stems) == len(names) and _PLAIN_SUFFIX.keys().isdisjoint(
-        name.rpartition(".")[2].lower() for name in names
-    )
 
 
 def folder_names(names: Sequence[str]) -> list[str]:

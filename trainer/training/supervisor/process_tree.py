@@ -71,8 +71,6 @@ class ProcessTree:
         self._garbled = False  # True after the first warning
         self._start(program, environment)
 
-    # ── commands ──
-
     def send(self, line: bytes) -> None:
         """Write a line to the process's stdin without blocking. `flush` sends the bytes that do not fit now."""
         with self._write_lock:
@@ -128,8 +126,6 @@ class ProcessTree:
         with contextlib.suppress(OSError):  # the subreaper has removed the folder, or the next sweep will remove it
             remove_tree(self._folder)
         self._in_use.close()
-
-    # ── starting and reading ──
 
     def _start(self, program: Sequence[str], environment: Mapping[str, str]) -> None:
         self._lifeline, lifeline = socket.socketpair()

@@ -81,8 +81,6 @@ class Callbacks:
         self._writer.wait()
         return self._writer.saved
 
-    # ── before the first batch ──
-
     def on_pretrain_routine_start(self, trainer: Any) -> None:
         self.trainer = trainer
         self.stop.raise_if_set()
@@ -112,8 +110,6 @@ class Callbacks:
             batches = len(trainer.train_loader)
             self._skip = min(round(self.resumed.done * batches), batches - 1)
             _skip_once(trainer.train_loader, self._skip)
-
-    # ── an epoch ──
 
     def on_train_epoch_start(self, trainer: Any) -> None:
         trainer._oom_retries = 3  # noqa: SLF001 - disables Ultralytics' own halving of the batch, which works in the first epoch only
@@ -163,8 +159,6 @@ class Callbacks:
             raise OSError(f"the checkpoint of the last epoch could not be saved: {self._writer.error}")
         self.is_trained = True
         self.meter.enter(Phase.FINALIZING)
-
-    # ── saving checkpoints ──
 
     def _stop_in_epoch(self) -> None:
         """Obey a stop request. At a shutdown, first save a checkpoint of the unfinished epoch."""

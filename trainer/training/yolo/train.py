@@ -28,13 +28,19 @@ from trainer.training.yolo import checkpoint_file, report, train_arguments
 from trainer.training.yolo.callbacks import Callbacks
 from trainer.training.yolo.checkpoint_file import Progress
 from trainer.training.yolo.ddp import Ranks, shared_order
-from trainer.training.yolo.memory import is_out_of_memory
 from trainer.training.yolo.post_training import PostTraining, Step
 from trainer.training.yolo.progress_meter import ProgressMeter
 
 _LOAD_ERRORS = (
     *(TypeError, ValueError, KeyError, AttributeError, ImportError, EOFError, RuntimeError),
     *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
+_MEMORY_ERRORS = (
+    "out of memory",
+    "can't allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_internal_error",
+    "unable to find an engine",
 )
 HALVINGS = 3  # how often a training that runs out of memory continues with half the batch
 
@@ -151,8 +157,6 @@ class Training:
             return False
         return True
 
-    # ── one try with one batch size ──
-
     def _train_once(self) -> None:
         order = self._order
         progress = checkpoint_file.read_progress(self._checkpoint) if self._checkpoint else None
@@ -234,8 +238,6 @@ class Training:
         message = f"Out of memory with batch {batch}: the training {continues} with batch {self._batch}. ({reason})"
         self._send(Warned(code="out_of_memory", message=message))
 
-    # ── after the last epoch ──
-
     def _finalize(self) -> None:
         """Finish a training that was interrupted after its last epoch."""
         self._meter.enter(Phase.FINALIZING)
@@ -264,6 +266,12 @@ class Training:
 
     def _best_or_last(self) -> Path:
         return self._best if self._best.exists() else self._last
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether a GPU or the host ran out of memory, by the type of the error or the messages of libraries."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(message in text for message in _MEMORY_ERRORS)
 
 
 def _described(weights: Path) -> WeightsFile:
