@@ -129,11 +129,11 @@ def test_parts_of_a_room_have_no_import_cycle(room):
 
 @pytest.mark.parametrize("path", [path for path in FILES if room(path) in INSIDE and part(path)], ids=relative)
 def test_each_part_of_a_room_imports_only_allowed_parts(path):
-    mine, prefix = part(path), f"trainer.{room(path)}."
+    own, prefix = part(path), f"trainer.{room(path)}."
 
     used = {name.removeprefix(prefix).split(".")[0] for name in imports(path) if name.startswith(prefix)}
 
-    assert used - {mine} <= INSIDE[room(path)][mine]
+    assert used - {own} <= INSIDE[room(path)][own]
 
 
 @pytest.mark.parametrize("room", INSIDE)

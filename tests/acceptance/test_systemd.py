@@ -175,11 +175,19 @@ def test_units_are_valid(tmp_path, unit):
 
 
 def test_stop_timeout_is_longer_than_drain():
+    """After the drain, the service waits for its threads, its reporters and its prestarted process, but not forever."""
     from trainer.settings import Settings
+    from trainer.training.supervisor.process_tree import _KILL_SECONDS
+    from trainer.wiring.service import REPORTERS_CLOSE
+    from trainer.worker.daemon import LAST_DELIVERY
+    from trainer.worker.health import LAST_TEST
+    from trainer.worker.housekeeping import LAST_CHORE
 
+    drain = Settings.model_fields["drain_seconds"].default
+    closing = LAST_DELIVERY + LAST_TEST + LAST_CHORE + REPORTERS_CLOSE + 2 * _KILL_SECONDS
     for unit in UNITS.glob("*.service"):
         timeout = re.search(r"TimeoutStopSec=(\d+)", unit.read_text())
-        assert int(timeout.group(1)) > Settings.model_fields["drain_seconds"].default
+        assert int(timeout.group(1)) > drain + closing
 
 
 def test_units_and_their_environment_file_set_different_settings():

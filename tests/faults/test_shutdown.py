@@ -32,7 +32,8 @@ def test_run_of_stopped_service_resumes_on_another_host(cloud, host, record_prop
     else:
         cloud.gateway.faults = None
     try:
-        # the limit of the host is a third longer than DRAIN_SECONDS, as in the systemd units
+        # the training ends after 40 % of DRAIN_SECONDS, uploads after 80 %, the last delivery after 100 %; then the
+        # service closes its parts. A systemd unit allows a third of DRAIN_SECONDS for that (120 s for 90 s)
         code = a.process.wait(grace * 4 / 3)
     except subprocess.TimeoutExpired:
         a.kill()

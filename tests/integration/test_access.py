@@ -120,11 +120,11 @@ def test_users_see_history_of_their_own_runs_only(supabase):
 
 
 def test_every_definer_function_pins_its_search_path(supabase):
-    loose = supabase.sql("""
+    functions = supabase.sql("""
         select string_agg(proname, ' ') from pg_proc
         where pronamespace in ('public'::regnamespace, 'trainer'::regnamespace)
           and (proconfig is null or not 'search_path=""' = any (proconfig))""")
-    assert loose == ""
+    assert functions == ""
 
 
 def test_restricted_key_is_enough_for_whole_run(supabase_lab):

@@ -24,6 +24,7 @@ from trainer.worker.slots import AcquiredSlots, Slots
 log = structlog.get_logger()
 
 POLL = 1.0  # seconds between checks for a free slot, and between checks for the end of the run on trial
+LAST_DELIVERY = 1.0  # seconds after the drain time, for a run to end whose outcome was not delivered in time
 ORPHANS_FIRST = 30.0  # seconds for which claims wait for the outcomes of earlier processes
 
 
@@ -66,7 +67,7 @@ class Daemon:
                         self._step(shutdown)
             with error_boundary("service manager not notified of the shutdown"):
                 self.manager.stopping()
-            return self._drain()
+            return self._drain(shutdown)
 
     def _deliver_orphans(self, shutdown: StopSignal) -> None:
         """Deliver the outcomes of earlier processes first, but do not wait longer than `ORPHANS_FIRST` for them."""
@@ -134,8 +135,9 @@ class Daemon:
                 self.health.released(lease.job.id)
                 slots.release()
 
-    def _drain(self) -> bool:
-        deadline = time.monotonic() + self.drain_seconds
+    def _drain(self, shutdown: StopSignal) -> bool:
+        # from the request: until now, a claim or a prefetch may have waited for an answer
+        deadline = (shutdown.shutdown_at or time.monotonic()) + self.drain_seconds + LAST_DELIVERY
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)

@@ -22,7 +22,7 @@ FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", has_trailing_data=True)
 
 
 @pytest.fixture
-def looked_at(monkeypatch) -> list[str]:
+def read_images(monkeypatch) -> list[str]:
     """Return the list of the images that the service has read."""
     seen: list[str] = []
 
@@ -41,17 +41,17 @@ def prepare(tmp_path: Path, view: str):
     return datasets.prepare(order, tmp_path / view, StopSignal(), lambda _: None)
 
 
-def test_second_run_reads_no_image_and_has_same_result(tmp_path, looked_at):
+def test_second_run_reads_no_image_and_has_same_result(tmp_path, read_images):
     paint(tmp_path / "set")
     first = prepare(tmp_path, "v1")
-    assert len(looked_at) == 8
-    looked_at.clear()
+    assert len(read_images) == 8
+    read_images.clear()
     second = prepare(tmp_path, "v2")
-    assert looked_at == []
+    assert read_images == []
     assert (second.fingerprint, second.summary) == (first.fingerprint, first.summary)
 
 
-def test_changed_image_with_same_time_and_size_is_read_again(tmp_path, looked_at):
+def test_changed_image_with_same_time_and_size_is_read_again(tmp_path, read_images):
     paint(tmp_path / "set")
     first = prepare(tmp_path, "v1")
     path = tmp_path / "set/images/train/0000.jpg"
@@ -59,9 +59,9 @@ def test_changed_image_with_same_time_and_size_is_read_again(tmp_path, looked_at
     data[-10] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=times)
-    looked_at.clear()
+    read_images.clear()
     second = prepare(tmp_path, "v2")
-    assert looked_at == ["0000.jpg"]
+    assert read_images == ["0000.jpg"]
     assert second.fingerprint != first.fingerprint
 
 
@@ -73,14 +73,14 @@ def test_image_that_became_damaged_is_reported(tmp_path):
         prepare(tmp_path, "v2")
 
 
-def test_added_and_removed_images_are_noticed(tmp_path, looked_at):
+def test_added_and_removed_images_are_noticed(tmp_path, read_images):
     paint(tmp_path / "set")
     prepare(tmp_path, "v1")
     (tmp_path / "set/images/train/0000.jpg").unlink()
     drawn(99).image.save(tmp_path / "set/images/train/0099.jpg")
-    looked_at.clear()
+    read_images.clear()
     assert prepare(tmp_path, "v2").images["train"] == 6
-    assert looked_at == ["0099.jpg"]
+    assert read_images == ["0099.jpg"]
 
 
 def test_saved_image_facts_are_loaded_unchanged(tmp_path):

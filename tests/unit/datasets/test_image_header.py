@@ -31,7 +31,7 @@ def look(tmp_path: Path, data: bytes, name: str = "a.jpg"):
     return facts(str(path))
 
 
-def loose(fact):
+def problem_and_trailing_data(fact):
     return fact.problem, fact.has_trailing_data
 
 
@@ -79,11 +79,11 @@ def test_truncated_file_is_a_problem(tmp_path, kind, share):
 
 @pytest.mark.parametrize("tail", [b"\0" * 16, b"\0" * 5000, b"camera maker's notes"])
 def test_data_after_end_mark_of_jpeg_is_detected(tmp_path, tail):
-    assert [loose(look(tmp_path, data)) for data in (encoded("JPEG") + tail, encoded("JPEG"))] == [
+    assert [problem_and_trailing_data(look(tmp_path, data)) for data in (encoded("JPEG") + tail, encoded("JPEG"))] == [
         ("", True),
         ("", False),
     ]
-    assert loose(look(tmp_path, encoded("PNG") + tail)) == ("", False)
+    assert problem_and_trailing_data(look(tmp_path, encoded("PNG") + tail)) == ("", False)
 
 
 def test_truncated_jpeg_with_complete_thumbnail_is_a_problem(tmp_path):
@@ -94,7 +94,7 @@ def test_truncated_jpeg_with_complete_thumbnail_is_a_problem(tmp_path):
 
 def test_video_after_jpeg_is_accepted(tmp_path):
     film = np.random.default_rng(1).integers(0, 255, 3 << 20, dtype=np.uint8).tobytes()
-    assert loose(look(tmp_path, encoded("JPEG") + film)) == ("", True)
+    assert problem_and_trailing_data(look(tmp_path, encoded("JPEG") + film)) == ("", True)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.unit.worker.daemon_harness import daemon, serving
+from tests.unit.worker.daemon_harness import Manager, daemon, serving
 from tests.unit.worker.fakes import raising
 from tests.unit.worker.harness import in_background, wait_for
 from trainer.core.errors import Unavailable
@@ -183,6 +183,37 @@ def test_run_exceeding_drain_time_is_reported(worker, queue):
             thread.join(30)
 
     assert ended == [False]
+
+
+def test_drain_time_counts_from_shutdown_request(worker, queue, monkeypatch):
+    """The claim loop can end late, for example because a claim waits for its answer."""
+    monkeypatch.setattr(daemon_module, "POLL", 0.05)
+    monkeypatch.setattr(daemon_module, "LAST_DELIVERY", 0.0)
+    worker.enqueue()
+    released, requested, ended = threading.Event(), [], []
+
+    class Late(Manager):
+        def stopping(self):
+            time.sleep(1.0)
+
+    def hang(epoch):
+        worker.shutdown.set(StopReason.SHUTDOWN)
+        requested.append(time.monotonic())
+        released.wait(30)
+
+    def serve():
+        daemon(worker, queue, manager=Late(), drain_seconds=1.0).run(worker.shutdown)
+        ended.append(time.monotonic())
+
+    worker.trainer.during = hang
+    with in_background(serve):
+        wait_for(lambda: ended)
+        released.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("run-"):
+            thread.join(30)
+
+    assert ended[0] - requested[0] < 1.9
 
 
 def test_daemon_leaves_no_thread(worker, queue):

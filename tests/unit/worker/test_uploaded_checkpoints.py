@@ -158,13 +158,13 @@ def test_other_keys_are_never_deleted(worker, bucket, key):
     bucket.uploaded.delete("r", key)
     assert not (worker.home / "uploaded").exists()
 
-    mine = "training_runs/r/1/checkpoints/epoch-00001-0123abcd.pt"
-    bucket.uploaded.note("r", mine)
+    own_key = "training_runs/r/1/checkpoints/epoch-00001-0123abcd.pt"
+    bucket.uploaded.note("r", own_key)
     path = worker.home / "uploaded" / "r.jsonl"
     path.write_text(path.read_text() + f'{{"bucket": "b", "key": {key!a}, "at": 0}}\n'.replace("'", '"'))
     worker.uploaded(row_of=lambda _: None).settle("r")
 
-    assert deleted == [mine]
+    assert deleted == [own_key]
 
 
 def test_deleted_checkpoint_is_not_deleted_again(worker, bucket):

@@ -55,8 +55,8 @@ class ImageIndex:
 
 def _agreement(path: str, parts: Sequence[str]) -> int:
     count = 0
-    for mine, theirs in zip(reversed(path.split("/")), reversed(parts), strict=False):
-        if mine != theirs:
+    for ours, theirs in zip(reversed(path.split("/")), reversed(parts), strict=False):
+        if ours != theirs:
             break
         count += 1
     return count

@@ -31,7 +31,7 @@ def write_label_tables(view: Path, samples: Sequence[Sample], rows: LabelRows) -
     shapes[_special(rows, values)] = 0
     for number, split in enumerate(SPLITS):
         images = np.flatnonzero(split_of == number)
-        is_mine = split_of[rows.image] == number
+        is_in_split = split_of[rows.image] == number
         if not len(images):
             continue
         names = "\n".join(samples[image].place.rpartition("/")[2] for image in images.tolist())
@@ -41,8 +41,8 @@ def write_label_tables(view: Path, samples: Sequence[Sample], rows: LabelRows) -
                 names=np.frombuffer(names.encode("utf-8", "surrogateescape"), np.uint8),
                 shapes=shapes[images],
                 counts=counts[images].astype(np.int32),
-                cols=rows.cols[is_mine].astype(np.int32),
-                values=values[np.repeat(is_mine, rows.cols)],
+                cols=rows.cols[is_in_split].astype(np.int32),
+                values=values[np.repeat(is_in_split, rows.cols)],
             )
 
 
