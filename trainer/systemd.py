@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import structlog
 
+from trainer.core.threads import thread_running
+
 log = structlog.get_logger()
 
 SEND_SECONDS = 1.0  # time limit, so that a hanging systemd does not block the caller
@@ -48,13 +50,8 @@ class ServiceManager:
                 if is_alive(seconds):
                     self._send("WATCHDOG=1")
 
-        thread = threading.Thread(target=feed, name="watchdog", daemon=True)
-        thread.start()
-        try:
+        with thread_running("watchdog", feed, stopped.set):
             yield
-        finally:
-            stopped.set()
-            thread.join()
 
     def _send(self, message: str) -> bool:
         """Return whether systemd received the message."""

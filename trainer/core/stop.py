@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 
+from trainer.core.threads import thread_running
+
 
 class StopReason(Enum):
     """The reason for a stop, in order of strength. A stronger reason replaces a weaker reason."""
@@ -119,10 +121,5 @@ class StopSignal:
                 look()
 
         look()  # the time limit may have passed before the block
-        watcher = threading.Thread(target=watch, name="extra-time", daemon=True)
-        watcher.start()
-        try:
+        with thread_running("extra-time", watch, over.set):
             yield later
-        finally:
-            over.set()
-            watcher.join()

@@ -57,15 +57,11 @@ class Attempt:
         except (RunFailed, MachineFailed) as error:
             return self._retry_or_fail(error)
         except TrainerError as error:
-            return Retry(message=str(error), results=self.publish_for_retry())
+            return Retry(message=str(error), results=self.publish_unfinished())
         except OSError as error:
             return self._retry_or_fail(disk_failed(error, f"The run failed on this host: {error}."))
         finally:
             self._release_slots()
-
-    def publish_for_retry(self) -> JsonObject:
-        """Publish the existing artifacts before a retry. Return the results for the row."""
-        return self._publish_unfinished(is_last=False)
 
     def clean_up(self) -> None:
         """Remove the dataset view."""
@@ -107,7 +103,7 @@ class Attempt:
         order = dataset_order(self._job.id, plan)
         with contextlib.suppress(OSError):  # `prepare` reports a view that cannot be removed
             remove_tree(self._view)
-        dataset = self._services.datasets.prepare(order, self._view, self._run.stop, self._run.record)
+        dataset = self._services.datasets.prepare(order, self._view, self._run.stop, self._run.events.record)
         if warning := plan.model_warning(dataset.task):
             self._run.warn("model_replaced", warning)
         return dataset
@@ -130,7 +126,7 @@ class Attempt:
         order, events = resumed_order(order, setup, found)
         order = replace(order, last_reported_epoch=self._last_reported_epoch(found.attempt))
         for event in events:
-            self._run.record(event)
+            self._run.events.record(event)
         if order.resume:
             self._run.events.progress.expect(order.plan.epochs, found.epoch)
         return order
@@ -145,7 +141,7 @@ class Attempt:
             event = replace(event, key=None)  # only the worker knows the keys of uploaded checkpoints
             self._services.health.record_success(self._job.id)
         self._checkpoints.note(event)
-        self._run.record(event)
+        self._run.events.record(event)
 
     def _write_marker(self, finished: Finished, order: TrainingOrder) -> Finished:
         for weights in (finished.best, finished.last):
@@ -176,7 +172,7 @@ class Attempt:
                 self._folder = folder
                 reported = self._last_reported_epoch(folder.attempt)
                 for event in finished_marker.epochs_after(reported, folder, finished):
-                    self._run.record(event)
+                    self._run.events.record(event)
                 return finished
             finished_marker.remove(folder)
             message = f"The finished model cannot be published ({damage}): the training resumes from its checkpoint."
@@ -221,16 +217,16 @@ class Attempt:
         is_unfit = isinstance(error, HostUnfit)  # the message already contains the reason of the self-test
         message = str(error) if is_unfit or problem in (None, str(error)) else f"{str(error).rstrip('.')}. {problem}"
         is_hosts = problem is not None or is_unfit
-        return Retry(message=message, results=self.publish_for_retry(), host_failed=is_hosts)
+        return Retry(message=message, results=self.publish_unfinished(), host_failed=is_hosts)
 
     def _stopped(self, reason: StopReason) -> Outcome | None:
         if reason is StopReason.LOST:
             return None
         if reason is StopReason.SHUTDOWN:
-            return Interrupted(checkpoint=self._upload_last_checkpoint(), results=self.publish_for_retry())
+            return Interrupted(checkpoint=self._upload_last_checkpoint(), results=self.publish_unfinished())
         if reason is StopReason.CANCELED:
             return Canceled(results=self._publish_last())
-        return Retry(message="The run made no progress and was stopped.", results=self.publish_for_retry())
+        return Retry(message="The run made no progress and was stopped.", results=self.publish_unfinished())
 
     def _upload_last_checkpoint(self) -> Checkpoint | None:
         try:
@@ -243,9 +239,10 @@ class Attempt:
     def _publish_last(self) -> JsonObject:
         """Publish the existing artifacts of a run that ends without a model. Return the results for the row."""
         progress = self._run.events.progress.as_json()
-        return {"run_dir": str(self._folder.path), **progress, **self._publish_unfinished(is_last=True)}
+        return {"run_dir": str(self._folder.path), **progress, **self.publish_unfinished(is_last=True)}
 
-    def _publish_unfinished(self, *, is_last: bool) -> JsonObject:
+    def publish_unfinished(self, *, is_last: bool = False) -> JsonObject:
+        """Publish the existing artifacts. Return the results for the row. `is_last` says that no attempt follows."""
         self._release_slots()
         return self._publisher.publish_unfinished(self._folder, is_last=is_last)
 

@@ -65,7 +65,7 @@ class CheckpointUploads:
                 self._index.note(job.id, key)
                 self._store.upload(path, ObjectRef(bucket=self._bucket, key=key), stop)
             sent = Checkpoint(epoch=newest.epoch, sha256=newest.sha256, bytes=newest.bytes, key=key)
-            self._run.record(
+            self._run.events.record(
                 CheckpointSaved(epoch=sent.epoch, sha256=sent.sha256, bytes=sent.bytes, path=newest.path, key=key),
             )
             self._uploaded.append(sent)

@@ -133,7 +133,7 @@ class Execution:
         """Return the outcome after an internal error of the service. The next attempt resumes from the checkpoints."""
         self._services.health.record_service_failure(run_id, SERVICE_FAILED)
         results: JsonObject = call_or(
-            attempt.publish_for_retry, "artifacts not published, they stay on this host", dict
+            attempt.publish_unfinished, "artifacts not published, they stay on this host", dict
         )
         return Retry(message=SERVICE_FAILED, results=results)
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import structlog
 
 from trainer.core.errors import HostFailed
+from trainer.core.threads import thread_running
 
 log = structlog.get_logger()
 
@@ -110,14 +111,13 @@ class Health:
             with self._lock:
                 self._set_unhealthy(found)
         over = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(over,), name="self-test", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
+
+        def end() -> None:
             over.set()
             self._wake.set()
-            thread.join(LAST_TEST)
+
+        with thread_running("self-test", lambda: self._watch(over), end, LAST_TEST):
+            yield
 
     def _watch(self, over: threading.Event) -> None:
         while self._wake.wait() and not over.wait(self.seconds_to_test()):

@@ -7,8 +7,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import structlog
@@ -16,6 +16,7 @@ import structlog
 from trainer.core.errors import HostUnfit, TrainerError
 from trainer.core.run_folder import PREFIX
 from trainer.core.stop import Stopped, StopSignal
+from trainer.core.threads import thread_running
 from trainer.disk.old_folders import OldFolders
 from trainer.worker.error_boundary import error_boundary
 from trainer.worker.run_folders import VIEW_PREFIX, RunFolders
@@ -45,18 +46,12 @@ class Housekeeping:
         """Do the chores now. If the chores are already running, do them again afterwards."""
         self._asked.set()
 
-    @contextmanager
-    def running(self, shutdown: StopSignal) -> Iterator[None]:
+    def running(self, shutdown: StopSignal) -> AbstractContextManager[None]:
         """Do the chores in a thread while the block runs, so that a slow disk or store does not delay claims.
 
         At the end of the block, a running chore has 2 s to finish. Otherwise the next start of the service repeats it.
         """
-        thread = threading.Thread(target=self._run, args=(shutdown,), name="housekeeping", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            thread.join(LAST_CHORE)
+        return thread_running("housekeeping", lambda: self._run(shutdown), lambda: None, LAST_CHORE)
 
     def _run(self, shutdown: StopSignal) -> None:
         while not shutdown.must_stop:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from trainer.core.boottime import boottime
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Beat, JsonObject, Verdict
 from trainer.core.stop import StopReason, StopSignal
+from trainer.core.threads import thread_running
 from trainer.worker.journal import Journal
 from trainer.worker.liveness import Liveness
 
@@ -69,15 +69,10 @@ class Heartbeat:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Send heartbeats in a thread while the block runs."""
-        lease, in_context = self.journal.lease, contextvars.copy_context().run  # the labels of the log
-        thread = threading.Thread(target=in_context, args=(self._run,), name=f"heartbeat-{lease.job.id}", daemon=True)
-        with self.liveness.watching(lease.claim_id):
-            thread.start()
-            try:
-                yield
-            finally:
-                self._over.set()
-                thread.join()
+        lease = self.journal.lease
+        thread = thread_running(f"heartbeat-{lease.job.id}", self._run, self._over.set)
+        with self.liveness.watching(lease.claim_id), thread:
+            yield
 
     def _run(self) -> None:
         """Send heartbeats until the block ends or the lease is lost. An unexpected error stops the run."""
@@ -88,14 +83,12 @@ class Heartbeat:
                 self._beat()
                 if self.stop.reason is StopReason.LOST:
                     break
-                self._over.wait(0 if self._has_events() else self.times.beat)
+                has_events = self._unreachable_since is None and self.journal.pending(limit=1)
+                self._over.wait(0 if has_events else self.times.beat)
             is_complete = True
         finally:
             if not is_complete:
                 self.stop.set(StopReason.LOST)
-
-    def _has_events(self) -> bool:
-        return self._unreachable_since is None and bool(self.journal.pending(limit=1))
 
     def _beat(self) -> None:
         asked = boottime()  # before the request, so the lease in the database expires later than `_trusted_until`
@@ -104,9 +97,13 @@ class Heartbeat:
         try:
             verdict = self.beat(self.journal.lease, progress, events)
         except (Unavailable, Misconfigured) as error:
-            self._note_outage(asked, error)
+            if self._unreachable_since is None:
+                self._unreachable_since = asked
+                log.warning("queue unavailable, training continues", error=str(error))
             return
-        self._note_recovery(asked)
+        if self._unreachable_since is not None:
+            log.info("queue available again", after_seconds=round(asked - self._unreachable_since, 1))
+            self._unreachable_since = None
         if verdict is not Verdict.LOST:
             self._trusted_until = asked + self.times.lease
             self.journal.delivered(events)
@@ -114,13 +111,3 @@ class Heartbeat:
             self._next_progress = asked + self.times.progress
         if verdict in STOP_FOR:
             self.stop.set(STOP_FOR[verdict])
-
-    def _note_outage(self, now: float, error: Exception) -> None:
-        if self._unreachable_since is None:
-            self._unreachable_since = now
-            log.warning("queue unavailable, training continues", error=str(error))
-
-    def _note_recovery(self, now: float) -> None:
-        if self._unreachable_since is not None:
-            log.info("queue available again", after_seconds=round(now - self._unreachable_since, 1))
-            self._unreachable_since = None

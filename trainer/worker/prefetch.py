@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import structlog
@@ -14,6 +14,7 @@ from trainer.core.job import RunRequest
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Datasets, Queue, Worker
 from trainer.core.stop import Stopped, StopSignal
+from trainer.core.threads import thread_running
 from trainer.worker.error_boundary import error_boundary
 from trainer.worker.fetching import dataset_order
 from trainer.worker.slots import Slots
@@ -35,17 +36,10 @@ class Prefetcher:
     interval: float
     _last: str | None = field(default=None, init=False)
 
-    @contextmanager
-    def running(self, stop: StopSignal) -> Iterator[None]:
+    def running(self, stop: StopSignal) -> AbstractContextManager[None]:
         """Prefetch in a thread while the block runs."""
         ended = threading.Event()
-        thread = threading.Thread(target=self._run, args=(stop, ended), name="prefetch", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        return thread_running("prefetch", lambda: self._run(stop, ended), ended.set)
 
     def _run(self, stop: StopSignal, ended: threading.Event) -> None:
         while not ended.wait(self.interval) and not stop.must_stop:

@@ -69,7 +69,7 @@ class Publisher:
         def publish() -> list[Artifact]:
             run.heartbeat.confirm(stop)
             try:
-                return self._upload.upload(folder, run.events.log.path, stop, run.record, finished)
+                return self._upload.upload(folder, run.events.log.path, stop, run.events.record, finished)
             except WeightsChanged:
                 raise
             except (TrainerError, OSError) as error:

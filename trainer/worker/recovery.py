@@ -102,10 +102,10 @@ class OrphanDelivery:
         for again in count():
             self._undelivered.clear()
             # a journal that is locked by a recovery is not yielded again
-            for journal in sorted(self._orphans(), key=_needs_recovery):
+            for journal in sorted(self._orphans(), key=lambda journal: journal.outcome is None):
                 if stop.must_stop:
                     journal.close()
-                elif _needs_recovery(journal):
+                elif journal.outcome is None:
                     thread = threading.Thread(target=self._attend, args=(journal, stop), name="recovery", daemon=True)
                     recoveries.append(thread)
                     thread.start()
@@ -150,7 +150,3 @@ class OrphanDelivery:
             self._logged.add(name)
             return None
         return delivered(journal, outcome, status)
-
-
-def _needs_recovery(journal: Journal) -> bool:
-    return journal.outcome is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.core.events import Event, Phase, PhaseStarted, Warned
+from trainer.core.events import Phase, PhaseStarted, Warned
 from trainer.core.job import Job
 from trainer.core.run_folder import RunFolder
 from trainer.core.stop import StopSignal
@@ -21,10 +21,6 @@ class RunContext:
     stop: StopSignal
     events: EventSink
     heartbeat: Heartbeat
-
-    def record(self, event: Event) -> None:
-        """Record an event of this attempt."""
-        self.events.record(event)
 
     def enter(self, phase: Phase) -> None:
         """Record that a phase started."""

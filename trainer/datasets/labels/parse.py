@@ -111,9 +111,7 @@ def column_counts(texts: Sequence[bytes]) -> dict[int, int]:
     counts: Counter[int] = Counter()
     for part in chunks(texts):
         if layout := _layout(texts[part]):
-            counts.update(
-                dict(zip(*(found.tolist() for found in np.unique(layout.cols, return_counts=True)), strict=True))
-            )
+            counts.update(layout.cols.tolist())
         else:
             counts.update(len(line.split()) for text in texts[part] for line in plain(text).splitlines())
     counts.pop(0, None)

@@ -1,0 +1,23 @@
+"""Threads that live as long as a block."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def thread_running(
+    name: str, work: Callable[[], object], end: Callable[[], object], seconds: float | None = None
+) -> Iterator[None]:
+    """Run `work` in a thread during the block. Then call `end`, and wait for the thread, for `seconds` at most."""
+    in_context = contextvars.copy_context().run  # the labels of the log
+    thread = threading.Thread(target=in_context, args=(work,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end()
+        thread.join(seconds)
