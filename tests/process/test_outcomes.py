@@ -72,7 +72,7 @@ def test_missing_package_is_named(program):
 
 def test_missing_program_is_machine_failure(program, tmp_path):
     training = program("dies_without_result")
-    training.trainer._program = (str(tmp_path / "nothing"),)
+    training.trainer.program = (str(tmp_path / "nothing"),)
 
     with pytest.raises(MachineFailed, match="cannot start"):
         training.train()

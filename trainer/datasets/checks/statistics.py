@@ -28,17 +28,6 @@ def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, 
 
     `known` contains facts by file identity from earlier runs. On return, it contains the facts of `samples`.
     """
-    result = _with_facts(samples, known, stop)
-    for sample in result:
-        fact = sample.facts
-        if fact.problem:
-            report.add("image_unreadable", f"{sample.name}: {fact.problem}")
-        elif wrong_suffix(sample.name, fact.kind):
-            report.add("image_suffix", f"{sample.name}: {fact.kind}")
-    return result
-
-
-def _with_facts(samples: Sequence[Sample], known: dict[str, Facts], stop: StopSignal) -> list[Sample]:
     keys = [identity(sample.image, is_owned=sample.owned) for sample in samples]
     unknown = [sample.image for sample, key in zip(samples, keys, strict=True) if key not in known]
 
@@ -55,6 +44,12 @@ def _with_facts(samples: Sequence[Sample], known: dict[str, Facts], stop: StopSi
         ]
     known.clear()
     known.update((key, sample.facts) for key, sample in zip(keys, result, strict=True) if key)
+    for sample in result:
+        fact = sample.facts
+        if fact.problem:
+            report.add("image_unreadable", f"{sample.name}: {fact.problem}")
+        elif wrong_suffix(sample.name, fact.kind):
+            report.add("image_suffix", f"{sample.name}: {fact.kind}")
     return result
 
 

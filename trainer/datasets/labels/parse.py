@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,18 +30,8 @@ class Rows:
 _PLAIN = b"0123456789.eE+- \t\r\nnaif"  # other texts are cleaned first; the letters are those of nan and inf
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The rows of plain texts: row r is line `line[r]` of text `file[r]` and has `cols[r]` numbers."""
-
-    joined: bytes
-    cols: NDArray[np.int64]
-    file: NDArray[np.int64]
-    line: NDArray[np.int64]
-
-
-def _layout(texts: Sequence[bytes]) -> _Layout | None:
-    """Return the rows of all texts, or None if a text has characters that are not in `_PLAIN`."""
+def _layout(texts: Sequence[bytes]) -> tuple[bytes, Rows] | None:
+    """Return the joined texts and their rows without values, or None if a text has characters not in `_PLAIN`."""
     joined = b"\n".join([*texts, b""])
     if joined.translate(None, _PLAIN):
         return None
@@ -57,7 +47,8 @@ def _layout(texts: Sequence[bytes]) -> _Layout | None:
     text_ends = np.cumsum([len(text) + 1 for text in texts]) - 1
     file = np.searchsorted(text_ends, line_ends[rows])
     first_lines = np.searchsorted(line_ends, np.concatenate([[-1], text_ends[:-1]]), side="right")
-    return _Layout(joined, of_line[rows], file, rows - first_lines[file] + 1)
+    cols = of_line[rows]
+    return joined, Rows(np.zeros(0), starts(cols), cols, file, rows - first_lines[file] + 1)
 
 
 def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple[Rows, NDArray[np.bool_]]:
@@ -80,12 +71,13 @@ def _rows(texts: Sequence[bytes]) -> Rows | None:
     layout = _layout(texts)
     if layout is None:
         return None
+    joined, rows = layout
     try:
-        values = np.fromstring(layout.joined, np.float64, sep=" ") if len(layout.cols) else np.zeros(0)
+        values = np.fromstring(joined, np.float64, sep=" ") if len(rows.cols) else rows.values
     except ValueError:  # a value such as `1.2.3`, `1-2` or `e` is not a number
         return None
-    assert len(values) == layout.cols.sum()
-    return Rows(values, starts(layout.cols), layout.cols, layout.file, layout.line)
+    assert len(values) == rows.cols.sum()
+    return replace(rows, values=values)
 
 
 def starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -111,7 +103,7 @@ def column_counts(texts: Sequence[bytes]) -> dict[int, int]:
     counts: Counter[int] = Counter()
     for part in chunks(texts):
         if layout := _layout(texts[part]):
-            counts.update(layout.cols.tolist())
+            counts.update(layout[1].cols.tolist())
         else:
             counts.update(len(line.split()) for text in texts[part] for line in plain(text).splitlines())
     counts.pop(0, None)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.core.errors import HostFailed, MachineFailed
@@ -23,6 +24,7 @@ from trainer.training.wire import FAST_LOADER, SANDBOX, encode_order
 _UNUSED_SECONDS = 86_400.0  # after this time, a private folder without a lock counts as left by a crash
 
 
+@dataclass(eq=False, kw_only=True)
 class ChildTrainer:
     """Implements the port `Trainer` with one process for each training. Safe to use from several threads.
 
@@ -32,39 +34,30 @@ class ChildTrainer:
     `fast_loader_bytes` is the maximum size of the decoded images that a run may store (0: none).
     """
 
-    def __init__(
-        self,
-        *,
-        environment: Mapping[str, str],
-        home: Path,
-        weights: Path,
-        program: Sequence[str] = (sys.executable, "-m", "trainer.training.child.main"),
-        limits: TimeLimits | None = None,
-        warm_start: bool = False,
-        fast_loader_bytes: int = 0,
-        sandbox: bool = True,
-    ) -> None:
-        self._environment = dict(environment)
-        self._home = home.absolute()
-        self._weights = weights.absolute()
-        self._program = tuple(program)
-        self._limits = limits or TimeLimits()
-        self._warm_start = warm_start
-        self._fast_loader_bytes = fast_loader_bytes
-        self._sandbox = sandbox
-        self._locks = FolderLocks()
+    environment: Mapping[str, str]
+    home: Path
+    weights: Path
+    program: Sequence[str] = (sys.executable, "-m", "trainer.training.child.main")
+    limits: TimeLimits = field(default_factory=TimeLimits)
+    warm_start: bool = False
+    fast_loader_bytes: int = 0
+    sandbox: bool = True
+    _locks: FolderLocks = field(default_factory=FolderLocks, init=False)
+    _prestarted: ProcessTree | None = field(default=None, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards _prestarted and _closed
+    _closed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.home, self.weights = self.home.absolute(), self.weights.absolute()
         self._private_folders = [
             OldFolders(root, prefix, self._locks, keep_seconds=_UNUSED_SECONDS, left_seconds=0.0)
-            for root, prefix in ((self._home, PRIVATE), (Path(tempfile.gettempdir()), PRIVATE_ELSEWHERE))
+            for root, prefix in ((self.home, PRIVATE), (Path(tempfile.gettempdir()), PRIVATE_ELSEWHERE))
         ]
-        self._prestarted: ProcessTree | None = None
-        self._lock = threading.Lock()  # guards _prestarted and _closed
-        self._closed = False
 
     def warm(self) -> None:
         """Prestart a process, unless another one waits, `warm_start` is off, or the trainer is closed."""
         with self._lock:
-            if not self._warm_start or self._closed or (self._prestarted and not self._prestarted.ended.is_set()):
+            if not self.warm_start or self._closed or (self._prestarted and not self._prestarted.ended.is_set()):
                 return
             ended, self._prestarted = self._prestarted, None
             if ended:
@@ -97,7 +90,7 @@ class ChildTrainer:
         stop.raise_if_set()
         try:
             with self._process(order) as (process, is_prestarted):
-                watch = TrainingWatch(process, order, stop, self._limits)
+                watch = TrainingWatch(process, order, stop, self.limits)
                 process.dispatcher.start(on_event, on_line)
                 watch.run(on_training=self.warm)
                 # a prestarted process can end (memory) before it sends an event: then start a new process
@@ -125,14 +118,14 @@ class ChildTrainer:
 
     def _start(self, devices: tuple[int, ...] | None) -> ProcessTree:
         try:
-            folder = private_folder(self._home, self._weights)
+            folder = private_folder(self.home, self.weights)
         except OSError as error:
             raise HostFailed(
-                f"The private folder of the training process cannot be created in {self._home} ({error}): free disk "
+                f"The private folder of the training process cannot be created in {self.home} ({error}): free disk "
                 "space, or check the mount and its permissions.",
             ) from error
-        environment = child_environment(self._environment, folder, self._home, devices=devices) | {
-            FAST_LOADER: str(self._fast_loader_bytes),
-            SANDBOX: str(int(self._sandbox)),
+        environment = child_environment(self.environment, folder, self.home, devices=devices) | {
+            FAST_LOADER: str(self.fast_loader_bytes),
+            SANDBOX: str(int(self.sandbox)),
         }
-        return ProcessTree(self._program, environment, folder, self._locks)
+        return ProcessTree(self.program, environment, folder, self._locks)

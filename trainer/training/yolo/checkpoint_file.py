@@ -52,7 +52,11 @@ def prepare(state: Path, run_dir: Path, progress: Progress, members: Mapping[str
     prepared = checkpoints_folder(run_dir) / f"epoch-{progress.epoch:05d}.tmp"
     try:
         shutil.copyfile(state, prepared)
-        _add(prepared, progress, members)
+        with zipfile.ZipFile(prepared, "a", zipfile.ZIP_STORED) as archive:
+            prefix = _member_folder(archive)
+            archive.writestr(prefix + _FACTS, json.dumps(asdict(progress)))
+            for name, file in members.items():
+                archive.write(file, prefix + name)
     except BaseException:
         prepared.unlink(missing_ok=True)
         raise
@@ -73,7 +77,10 @@ def commit(prepared: Path, progress: Progress) -> CheckpointSaved:
         prepared.unlink(missing_ok=True)
     size = path.stat().st_size
     durable.write_text(path.with_suffix(".json"), json.dumps({**asdict(progress), "sha256": sha256, "bytes": size}))
-    _remove_old(path.parent)
+    newest_first = sorted(path.parent.glob("epoch-*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for old in newest_first[KEPT:]:
+        old.with_suffix(".json").unlink(missing_ok=True)
+        old.unlink(missing_ok=True)
     return CheckpointSaved(epoch=progress.epoch, sha256=sha256, bytes=size, path=str(path))
 
 
@@ -123,14 +130,6 @@ def remove_stale(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _add(path: Path, progress: Progress, members: Mapping[str, Path]) -> None:
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
-        prefix = _member_folder(archive)
-        archive.writestr(prefix + _FACTS, json.dumps(asdict(progress)))
-        for name, file in members.items():
-            archive.write(file, prefix + name)
-
-
 def _read(checkpoint: Path, name: str) -> bytes:
     """Return the content of a member, or b"" if it is missing."""
     with zipfile.ZipFile(checkpoint) as archive:
@@ -141,10 +140,3 @@ def _read(checkpoint: Path, name: str) -> bytes:
 def _member_folder(archive: zipfile.ZipFile) -> str:
     # torch refuses an archive with members outside of its own folder
     return archive.namelist()[0].partition("/")[0] + "/run/"
-
-
-def _remove_old(folder: Path) -> None:
-    newest_first = sorted(folder.glob("epoch-*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in newest_first[KEPT:]:
-        path.with_suffix(".json").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)

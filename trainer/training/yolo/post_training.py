@@ -18,9 +18,6 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
 from trainer.training.yolo import report
 
-PREDICTIONS = "predictions.jsonl"
-
-
 # name of the step, and the function that returns its part of the report
 Step: TypeAlias = tuple[str, Callable[[], JsonObject]]
 
@@ -58,7 +55,7 @@ class PostTraining:
         return {"exports": dict(self.exports)}
 
     def _predict(self) -> JsonObject:
-        path = self.order.run_dir / PREDICTIONS
+        path = self.order.run_dir / "predictions.jsonl"
         count = 0
         model = YOLO(str(self.weights))
         with path.open("w") as file:
