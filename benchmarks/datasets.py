@@ -91,7 +91,7 @@ def prepare_twice(root: Path, images: int, size: int, *, users: bool) -> Iterato
     make(root / "set", images, size)
     datasets = FetchedDatasets(OnDisk(is_private=not users), Roots(root), "datasets", facts=FactsCache(root / "facts"))
     for label in ("first", "unchanged"):
-        order = DatasetOrder(run_id=label, sources=(str(root / "set"),))
+        order = DatasetOrder(sources=(str(root / "set"),))
         begin, cpu = time.perf_counter(), time.process_time()
         result = datasets.prepare(order, root / label, StopSignal(), lambda _: None)
         yield Prepared(label=label, seconds=time.perf_counter() - begin, cpu=time.process_time() - cpu)

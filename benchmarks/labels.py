@@ -40,7 +40,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 def measure(folder: Path, count: int) -> dict[str, float]:
     """Create a dataset and return the seconds to read its labels, from the table and with a scan."""
     make(folder / "many", count, 64)
-    order = DatasetOrder(run_id="many", sources=(str(folder / "many"),))
+    order = DatasetOrder(sources=(str(folder / "many"),))
     datasets = FetchedDatasets(OnDisk(is_private=True), Roots(folder), "datasets")
     view = datasets.prepare(order, folder / "view of many", StopSignal(), lambda _: None)
     return {how: seconds_to_labels(view, folder / "home", how) for how in ("table", "scan")}

@@ -133,7 +133,7 @@ def _training(folder: Path, tiny: bool) -> Iterator[Figure]:
 
 def _view(datasets: FetchedDatasets, folder: Path, name: str, imgsz: int) -> PreparedDataset:
     view = folder / f"view of {name}"
-    order = DatasetOrder(run_id=name, sources=(str(folder / "trained"),), imgsz=imgsz)
+    order = DatasetOrder(sources=(str(folder / "trained"),), imgsz=imgsz)
     return datasets.prepare(order, view, StopSignal(), lambda _: None)
 
 

@@ -108,5 +108,5 @@ def prepared(
 ) -> PreparedDataset:
     """Prepare the dataset at `source` in `view`."""
     datasets = FetchedDatasets(OnDisk(is_private=private), Roots(root or source.parent), "datasets")
-    order = DatasetOrder(run_id="r", sources=tuple(str(s) for s in (source, *more)), task=task, split=split)
+    order = DatasetOrder(sources=tuple(str(s) for s in (source, *more)), task=task, split=split)
     return datasets.prepare(order, view, StopSignal(), (events if events is not None else []).append)

@@ -66,7 +66,7 @@ def base(root: Path) -> None:
 
 def prepare(tmp_path: Path, entry: str = "data.yaml", task=None, split=None, is_private=False):
     datasets = FetchedDatasets(OnDisk(is_private), Roots(tmp_path / "roots"), "datasets")
-    order = DatasetOrder(run_id="r", sources=(str(tmp_path / "roots/set" / entry),), task=task, split=split)
+    order = DatasetOrder(sources=(str(tmp_path / "roots/set" / entry),), task=task, split=split)
     return datasets.prepare(order, tmp_path / "views/run", StopSignal(), lambda _: None)
 
 

@@ -201,7 +201,7 @@ def test_hidden_images_are_reported(tmp_path):
     assert run(tmp_path, with_image(jpeg(5), "..a.jpg")) == "ok"
     (tmp_path / "roots/set/images/train/._0.jpg").write_bytes(b"resource fork")
     datasets = FetchedDatasets(OnDisk(False), Roots(tmp_path / "roots"), "datasets")
-    order = DatasetOrder(run_id="r", sources=(str(tmp_path / "roots/set"),))
+    order = DatasetOrder(sources=(str(tmp_path / "roots/set"),))
     found = {f.code: f for f in datasets.prepare(order, tmp_path / "again", StopSignal(), lambda _: None).findings}
     assert (found["image_hidden"].count, found["image_hidden"].examples) == (1, ("images/train/..a.jpg",))
 

@@ -19,7 +19,7 @@ SAMPLES = 3  # linked files that are compared with their images
 
 def prepare_run(datasets, source, run_id):
     """Return the view of a run, with the pixels that earlier runs stored."""
-    order = DatasetOrder(run_id=run_id, sources=(str(source.data),), task=source.task, imgsz=IMGSZ)
+    order = DatasetOrder(sources=(str(source.data),), task=source.task, imgsz=IMGSZ)
     return datasets.prepare(order, source.root.parent / run_id, StopSignal(), lambda _: None)
 
 

@@ -83,7 +83,6 @@ class Finding:
 class DatasetOrder:
     """The dataset requirements of a run. If datasets are merged, `sources` has several references."""
 
-    run_id: str
     sources: tuple[str, ...]
     task: Task | None = None  # None: detected from the dataset
     split: SplitRequest | None = None

@@ -113,7 +113,7 @@ def _check_files(settings: Settings, datasets: list[str], model: ModelRef) -> No
 
 def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckResult:
     """Check a dataset for the command line. The user can check every readable file."""
-    order = DatasetOrder(run_id="check", sources=(reference,), task=task)
+    order = DatasetOrder(sources=(reference,), task=task)
     stop = StopSignal()
     with ExitStack() as opened, tempfile.TemporaryDirectory() as folder:
         backend = opened.enter_context(open_backend(settings, stop))

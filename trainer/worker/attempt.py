@@ -100,7 +100,7 @@ class Attempt:
         return fetch_with_retries(lambda: self._from_checkpoint(order, setup), run)
 
     def _prepare(self, plan: TrainPlan) -> PreparedDataset:
-        order = dataset_order(self._job.id, plan)
+        order = dataset_order(plan)
         with contextlib.suppress(OSError):  # `prepare` reports a view that cannot be removed
             remove_tree(self._view)
         dataset = self._services.datasets.prepare(order, self._view, self._run.stop, self._run.events.record)

@@ -17,9 +17,9 @@ T = TypeVar("T")
 FETCH_RETRIES = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
 
 
-def dataset_order(run_id: str, plan: TrainPlan) -> DatasetOrder:
+def dataset_order(plan: TrainPlan) -> DatasetOrder:
     """Return the dataset order of a plan, for `Datasets.prepare`."""
-    return DatasetOrder(run_id=run_id, sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz)
+    return DatasetOrder(sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz)
 
 
 def fetch_with_retries(fetch: Callable[[], T], run: RunContext) -> T:

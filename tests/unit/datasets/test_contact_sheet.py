@@ -16,7 +16,7 @@ from trainer.datasets.view.contact_sheet import CAPTION, CELL, COLUMNS
 
 def checked(source, tmp_path, task=None, sheet="sheet.png") -> CheckResult:
     datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets")
-    order = DatasetOrder(run_id="check", sources=(str(source),), task=task)
+    order = DatasetOrder(sources=(str(source),), task=task)
     return datasets.check(order, tmp_path / "staging", StopSignal(), lambda _: None, tmp_path / sheet)
 
 

@@ -37,7 +37,7 @@ def read_images(monkeypatch) -> list[str]:
 
 def prepare(tmp_path: Path, view: str):
     datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", facts=FactsCache(tmp_path / "facts"))
-    order = DatasetOrder(run_id="r", sources=(str(tmp_path / "set/data.yaml"),))
+    order = DatasetOrder(sources=(str(tmp_path / "set/data.yaml"),))
     return datasets.prepare(order, tmp_path / view, StopSignal(), lambda _: None)
 
 

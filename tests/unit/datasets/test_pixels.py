@@ -31,7 +31,7 @@ class Host:
         )
 
     def prepare(self, name: str, imgsz: int = 16) -> PreparedDataset:
-        order = DatasetOrder(run_id=name, sources=(str(self.source),), imgsz=imgsz)
+        order = DatasetOrder(sources=(str(self.source),), imgsz=imgsz)
         return self._datasets.prepare(order, self._folder / name, StopSignal(), lambda _: None)
 
     def discard(self, name: str, *, keep: bool = False) -> None:

@@ -144,7 +144,7 @@ def layout_of(places: Places, source: str, name: str) -> Layout:
 
 
 def prepare(datasets: FetchedDatasets, places: Places, layout: Layout, *sources: str, task: Task | None = None):
-    order = DatasetOrder(run_id="1", sources=sources, task=task, split=layout.split)
+    order = DatasetOrder(sources=sources, task=task, split=layout.split)
     return datasets.prepare(order, places.root / "datasets/run_1", StopSignal(), lambda _: None)
 
 

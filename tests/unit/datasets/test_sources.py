@@ -151,7 +151,7 @@ def datasets(places):
 
 @pytest.mark.parametrize("kind", ["stored YAML", "stored zip", "path of a YAML without a suffix"])
 def test_prefetched_dataset_is_not_downloaded_or_read_again(places, datasets, monkeypatch, kind):
-    order = DatasetOrder(run_id="1", sources=(SOURCES[kind](places),))
+    order = DatasetOrder(sources=(SOURCES[kind](places),))
     datasets = replace(datasets, facts=FactsCache(places.root / ".cache/facts"))
     datasets.prefetch(order, StopSignal())
     assert not list((places.root / ".cache/tmp").iterdir())
@@ -167,7 +167,7 @@ def test_prefetched_dataset_is_not_downloaded_or_read_again(places, datasets, mo
 
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
 def test_source_becomes_trainable_view(places, datasets, make):
-    order = DatasetOrder(run_id="1", sources=(make(places),))
+    order = DatasetOrder(sources=(make(places),))
     for run in ("first", "again"):
         prepared = datasets.prepare(order, places.root / "datasets" / run, StopSignal(), lambda _: None)
         assert (prepared.task, prepared.names, prepared.images) == (Task.DETECT, ("cat",), {"train": 2, "val": 1})

@@ -18,15 +18,15 @@ from trainer.worker.prefetch import Prefetcher
 def test_next_dataset_is_prefetched_once_without_claim(worker, queue):
     holding = threading.Event()
     asked = []
-    worker.datasets.prefetch = lambda order, stop: asked.append(order.run_id)
+    worker.datasets.prefetch = lambda order, stop: asked.append(order.imgsz)
     worker.trainer.during = lambda epoch: holding.wait(30)
     worker.enqueue()
-    waiting = worker.enqueue()
+    waiting = worker.enqueue({"imgsz": 96})
 
     with serving(worker, queue):
         wait_for(lambda: asked)
         time.sleep(0.3)
-        assert asked == [waiting]
+        assert asked == [96]
         assert worker.row(waiting)["attempt"] == 0
         holding.set()
 
@@ -41,13 +41,13 @@ def test_unexpected_error_of_prefetch_does_not_stop_prefetching(worker, queue, e
         return worker.queue.peek(description)
 
     queue.peek = peek
-    worker.datasets.prefetch = lambda order, stop: asked.append(order.run_id)
+    worker.datasets.prefetch = lambda order, stop: asked.append(order.imgsz)
     worker.trainer.during = lambda epoch: holding.wait(30)
     worker.enqueue()
-    waiting = worker.enqueue()
+    worker.enqueue({"imgsz": 96})
 
     with serving(worker, queue):
-        wait_for(lambda: asked == [waiting])
+        wait_for(lambda: asked == [96])
         holding.set()
 
 
