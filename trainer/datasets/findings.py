@@ -166,7 +166,6 @@ class Report:
 
 
 def _counted(finding: Finding, count: int) -> Finding:
-    """Return the finding with its count, and with the count and the examples in its message."""
     message = finding.message.replace("{n}", str(count))
     if finding.examples:
         more = ", …" if count > len(finding.examples) else ""

@@ -23,9 +23,9 @@ _REMOVING = ".removing-"
 class OldFolders:
     """Removes the folders `PREFIX…` directly in `root` that are not needed any more.
 
-    A folder stays while it is locked, or while `is_needed` returns True for its name. Otherwise the folder of a
-    crashed process is removed after `left_seconds`, and any other folder after `keep_seconds`. Both times start at the
-    newest change of the folder or of an entry directly in it.
+    A folder stays while it is locked, or while `is_needed` returns True for its name without the prefix. Otherwise the
+    folder of a crashed process is removed after `left_seconds`, and any other folder after `keep_seconds`. Both times
+    start at the newest change of the folder or of an entry directly in it.
     """
 
     root: Path
@@ -71,10 +71,11 @@ class OldFolders:
                 return
 
     def _sweep_folder(self, folder: Path) -> None:
-        if self.is_needed(folder.name) or not _is_older(folder, min(self._keep_seconds.values())):
+        name = folder.name.removeprefix(self.prefix)
+        if self.is_needed(name) or not _is_older(folder, min(self._keep_seconds.values())):
             return
         with self.locks.taken(folder) as use:
-            if use is Use.IN_USE or self.is_needed(folder.name) or not _is_older(folder, self._keep_seconds[use]):
+            if use is Use.IN_USE or self.is_needed(name) or not _is_older(folder, self._keep_seconds[use]):
                 return
             # rename first: a partially removed folder must not look like a run folder, and the lock is released sooner
             renamed = folder.with_name(f"{_REMOVING}{uuid.uuid4().hex}")

@@ -231,7 +231,6 @@ def artifact_name(path: Path, run_dir: Path) -> str:
 
 
 def _named_weights(finished: Finished | None, folder: RunFolder) -> dict[str, WeightsFile]:
-    """Return the weights of a finished training by their artifact names."""
     weights = (finished.best, finished.last) if finished else ()
     return {artifact_name(Path(file.path), folder.path): file for file in weights}
 

@@ -136,7 +136,6 @@ class Attempt:
         return self._job.last_reported_epoch if attempt == self._job.last_reported_attempt else 0
 
     def _on_event(self, event: Event) -> None:
-        """Handle an event of the training process."""
         if isinstance(event, CheckpointSaved):
             event = replace(event, key=None)  # only the worker knows the keys of uploaded checkpoints
             self._services.health.record_success(self._job.id)

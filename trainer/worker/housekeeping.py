@@ -89,16 +89,11 @@ def old_folders(folders: RunFolders, keep_days: float) -> list[OldFolders]:
     No other attempt uses a view, so the view of a crashed process is removed immediately, unless `keep_views` is set.
     """
     keep = keep_days * DAY
-    runs = OldFolders(
-        folders.runs, PREFIX, folders.locks,
-        keep_seconds=keep, left_seconds=keep, is_needed=lambda name: folders.has_journal(name.removeprefix(PREFIX)),
-    )  # fmt: skip
-    views = OldFolders(
-        folders.views, VIEW_PREFIX, folders.locks,
-        keep_seconds=keep, left_seconds=keep if folders.keep_views else 0.0,
-        is_needed=lambda name: folders.has_journal(name.removeprefix(VIEW_PREFIX)),
-    )  # fmt: skip
-    return [runs, views]
+    kinds = (folders.runs, PREFIX, keep), (folders.views, VIEW_PREFIX, keep if folders.keep_views else 0.0)
+    return [
+        OldFolders(root, prefix, folders.locks, keep_seconds=keep, left_seconds=left, is_needed=folders.has_journal)
+        for root, prefix, left in kinds
+    ]
 
 
 def require_space(run_dir: Path, model: Path) -> None:

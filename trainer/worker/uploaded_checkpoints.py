@@ -163,7 +163,6 @@ class UploadedCheckpoints:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[FileIO]:
-    """Open and lock the file."""
     while True:
         with path.open("ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)

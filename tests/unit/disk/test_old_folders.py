@@ -73,7 +73,7 @@ def test_folder_in_use_is_kept(root):
 def test_needed_folder_is_kept(root):
     old = made(root / "train_a", 100)
 
-    swept(root, is_needed=lambda name: name == "train_a")
+    swept(root, is_needed=lambda name: name == "a")
 
     assert old.exists()
 

@@ -69,8 +69,6 @@ def read_coco(tree: Tree, files: Sequence[AnnotationFile], task: Task | None, re
 
 @dataclass(eq=False)
 class _Converter:
-    """Converts one annotation file to samples."""
-
     file: AnnotationFile
     document: Object
     names: Sequence[str]

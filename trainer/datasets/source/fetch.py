@@ -171,7 +171,6 @@ class Fetcher:
 
     @contextmanager
     def _received(self, info: ObjectInfo, meter: Meter, stop: StopSignal) -> Iterator[Path]:
-        """Download an object to a temporary path."""
         with self.cache.receiving(identity_of(info), info.bytes) as path, on_this_disk(self.cache.root):
             self._objects.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
             size = path.stat().st_size

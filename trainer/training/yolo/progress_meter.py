@@ -126,7 +126,6 @@ class ProgressMeter:
     def _send_batch(
         self, now: float, batch: int, total: int, losses: Callable[[], Mapping[str, float]], memory: Callable[[], int]
     ) -> None:
-        """Send a batch event if one is due."""
         if now - self._sent_at < INTERVAL_SECONDS:
             return
         self._sent_at = now
