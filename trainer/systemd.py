@@ -13,8 +13,6 @@ from contextlib import contextmanager
 
 import structlog
 
-from trainer.core.threads import thread_running
-
 log = structlog.get_logger()
 
 SEND_SECONDS = 1.0  # time limit, so that a hanging systemd does not block the caller
@@ -50,8 +48,13 @@ class ServiceManager:
                 if is_alive(seconds):
                     self._send("WATCHDOG=1")
 
-        with thread_running("watchdog", feed, stopped.set):
+        thread = threading.Thread(target=feed, name="watchdog", daemon=True)
+        thread.start()
+        try:
             yield
+        finally:
+            stopped.set()
+            thread.join()
 
     def _send(self, message: str) -> bool:
         """Return whether systemd received the message."""
