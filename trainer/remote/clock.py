@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from trainer.core.errors import Unavailable
-from trainer.remote.stoppable import make_stoppable, within
+from trainer.remote.stoppable import stoppable_client, within
 
 SECONDS = 10.0  # for the whole request
 
@@ -20,7 +20,7 @@ def clock_skew(url: str) -> float:
     """
     host = httpx.URL(url).host
     try:
-        with within(SECONDS), make_stoppable(httpx.Client(timeout=SECONDS)) as client:
+        with within(SECONDS), stoppable_client(timeout=SECONDS) as client:
             answer = client.head(url)
     except httpx.HTTPError as error:
         raise Unavailable(f"{host} does not answer ({type(error).__name__})") from error

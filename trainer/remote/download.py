@@ -9,7 +9,7 @@ import httpx
 
 from trainer.core.errors import BadRequest, ObjectMissing, Unavailable
 from trainer.core.stop import StopSignal
-from trainer.remote.stoppable import make_stoppable, stoppable, within
+from trainer.remote.stoppable import stoppable, stoppable_client, within
 
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _PLAIN = {"Accept-Encoding": "identity"}  # so that Content-Length is the size of the file
@@ -46,7 +46,7 @@ def download(url: str, path: Path, stop: StopSignal, *, largest: int) -> None:
 
 
 def _client() -> httpx.Client:
-    return make_stoppable(httpx.Client(headers=_PLAIN, follow_redirects=True, timeout=_TIMEOUT))
+    return stoppable_client(headers=_PLAIN, follow_redirects=True, timeout=_TIMEOUT)
 
 
 def _require_ok(response: httpx.Response, name: str) -> None:

@@ -18,7 +18,7 @@ import httpx
 
 from trainer.core.errors import BadRequest, Misconfigured, ObjectMissing, TrainerError, Unavailable
 from trainer.remote.answers import retry_after_seconds
-from trainer.remote.stoppable import exchange, make_stoppable, within
+from trainer.remote.stoppable import exchange, stoppable_client, within
 from trainer.remote.supabase_access import checked_key, checked_url
 
 Content: TypeAlias = bytes | Iterator[bytes]
@@ -96,12 +96,9 @@ class StorageApi:
         self.base = f"{checked_url(base_url)}/storage/v1"
         self.host = urlsplit(self.base).hostname or ""
         key, apikey = checked_key(key), checked_key(apikey or key)
-        self._client = make_stoppable(
-            httpx.Client(
-                http2=False,
-                headers={"apikey": apikey, "Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
-                limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            ),
+        self._client = stoppable_client(
+            headers={"apikey": apikey, "Authorization": f"Bearer {key}", "Accept-Encoding": "identity"},
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
 
     def __repr__(self) -> str:

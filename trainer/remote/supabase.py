@@ -17,7 +17,7 @@ import httpx
 from trainer.core.errors import Misconfigured, TrainerError, Unavailable
 from trainer.core.job import Json, JsonObject
 from trainer.remote.answers import retry_after_seconds
-from trainer.remote.stoppable import make_stoppable, within
+from trainer.remote.stoppable import stoppable_client, within
 from trainer.remote.supabase_access import USE_KEY, checked_key, checked_url, role_of
 
 if TYPE_CHECKING:
@@ -67,14 +67,13 @@ class Project:
         self._apikey = checked_key(apikey or key)
         self._limits = limits
         self._call = threading.local()  # .response and .largest of the current call of each thread
-        self._http = make_stoppable(httpx.Client(
-            http2=False,
+        self._http = stoppable_client(
             headers={"Accept-Encoding": "identity"},  # so that the size limit applies to the unpacked response
             follow_redirects=True,
             timeout=httpx.Timeout(limits.read, connect=limits.connect, pool=limits.total),
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60.0),
             event_hooks={"response": [self._bound]},
-        ))  # fmt: skip
+        )
         self._client = self._open()
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Unavailable
 from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.remote.stoppable import tls_context
 from trainer.remote.storage_api import StorageApi
 from trainer.storage.supabase import SupabaseObjectStore
 
@@ -57,9 +58,11 @@ def server(certificate):
 @pytest.fixture
 def store(server, certificate, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    tls_context.cache_clear()  # the next client reads the certificate of the test
     store = SupabaseObjectStore(StorageApi(server.url, "service-key"), notes=tmp_path / "notes", stop=StopSignal())
     yield store
     store.close()
+    tls_context.cache_clear()
 
 
 def test_large_objects_are_transferred_over_slow_connection(server, store, tmp_path):
