@@ -241,7 +241,7 @@ def test_every_event_kind_phase_and_outcome_is_documented():
     kinds = {kind.__dataclass_fields__["kind"].default for kind in get_args(Event)}
     outcomes = {kind.__dataclass_fields__["kind"].default for kind in get_args(Outcome)}
 
-    # events of the queue are written in SQL and in jobs/sqlite_claim.py
+    # events of the queue are written in SQL and in jobs/sqlite.py
     assert set(table_rows(section("Event kinds", PAGES["events"]))) == kinds | {"lease_expired", "canceled"}
     assert set(table_rows(section("Phases", PAGES["events"]))) == {phase.value for phase in Phase}
     assert set(table_rows(section("Outcomes", PAGES["events"]))) == outcomes

@@ -12,7 +12,7 @@ from trainer.core.errors import BadRequest
 from trainer.core.job import RunRequest
 from trainer.jobs import row as rows
 from trainer.jobs import write_row as write
-from trainer.jobs.requirements import requirements
+from trainer.jobs.row import requirements
 from trainer.request.configuration import ARGUMENTS
 from trainer.request.parse import plan_of
 from trainer.request.train_arguments import IGNORED, REFUSED

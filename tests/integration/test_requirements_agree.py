@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from trainer.jobs.requirements import requirements
+from trainer.jobs.row import requirements
 
 AMOUNTS = [
     None, 0, 1, 2, 1.5, -1, 1e3, 0.25, 10**30, True, "", "  ", "\n", "2", " 2 ", "2.5", "-2", "+2", "1e3", "0x2", "2,0", ".5", "5.", "nan",

@@ -26,7 +26,6 @@ CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights"
 BEST = "best.pt"
 LAST = "last.pt"
-FINISHED_MARKER = ".finished.json"
 
 _SHORTEST_UUID_PART = 12  # digits; an attempt number is shorter, so the end of a UUID is not read as an attempt
 
@@ -78,7 +77,7 @@ class RunFolder:
 
     @property
     def finished_marker(self) -> Path:
-        return self.path / FINISHED_MARKER
+        return self.path / ".finished.json"
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the path of the checkpoint of `epoch`."""

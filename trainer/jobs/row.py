@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from datetime import datetime
 from typing import TypeVar
 
@@ -20,7 +20,6 @@ from trainer.core.job import Checkpoint, Job, Json, Lease, RunRequest
 from trainer.core.json_text import json_from_text
 from trainer.core.run_row import EventRow, RunRow, WorkerRow
 from trainer.core.text import shown
-from trainer.jobs.requirements import requirements
 
 JOB_COLUMNS = (  # the columns that `job_of` reads
     "id", "run_name", "data_yaml", "base_model", "configuration", "priority", "attempt", "checkpoint", "last_reported_epoch",
@@ -36,6 +35,9 @@ Row = TypeVar("Row", RunRow, WorkerRow, EventRow)
 INT4 = 2**31 - 1  # the largest number in an `integer` column
 
 _MOST_ATTEMPTS = 1_000_000
+_NUMBER = re.compile(r"\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*", re.ASCII)
+_MOST_DEVICES = 64
+_LONGEST_LIST = 1000  # characters of a list of devices
 _RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}", re.ASCII)  # the id is part of the names of folders and objects
 
 
@@ -88,6 +90,51 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
         gpus=max(1, math.ceil(requirements(request.configuration).gpus)),
         waited=_seconds_between(row.get("created_at"), row.get("started_at")),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirements:
+    """The minimum resources of a worker; 0 is no requirement. `gpu_memory_gb` is per GPU."""
+
+    gpus: float = 0.0
+    gpu_memory_gb: float = 0.0
+
+    def served_by(self, capabilities: Mapping[str, float]) -> bool:
+        return (
+            self.gpus <= capabilities.get("gpus", 0.0)
+            and self.gpu_memory_gb <= capabilities.get("gpu_memory_gb", 0.0)
+        )  # fmt: skip
+
+
+def requirements(configuration: Json) -> Requirements:
+    """Return the requirements in `requires.gpus`, `requires.gpu_memory_gb` and `device`. Invalid values are ignored.
+
+    Every claim reads them, so reading is cheap and never raises. `trainer.requirements` in supabase/migrations/ follows
+    the same rules.
+    """
+    settings = json_column("configuration", configuration)
+    if not isinstance(settings, Mapping):
+        return Requirements()
+    asked = settings.get("requires")
+    asked = asked if isinstance(asked, Mapping) else {}
+    devices = _device_count(settings.get("device"))
+    return Requirements(
+        gpus=max(_amount(asked.get("gpus")), devices if devices > 1 else 0.0),
+        gpu_memory_gb=_amount(asked.get("gpu_memory_gb")),
+    )
+
+
+def _amount(value: Json) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9:
+        value = str(value)
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else 0.0
+
+
+def _device_count(device: Json) -> int:
+    """Return the number of devices in a text like "0,1" or a list like [0, 1]; 0 for any other value."""
+    if isinstance(device, str):
+        device = [part for part in device.split(",") if part.strip()] if len(device) <= _LONGEST_LIST else []
+    return len(device) if isinstance(device, list) and len(device) <= _MOST_DEVICES else 0
 
 
 def problem_of(row: Mapping[str, Json]) -> str | None:

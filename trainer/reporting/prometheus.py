@@ -109,17 +109,13 @@ class MetricsReporter:
         self._active.discard((job.id, job.attempt))
         self._running.set(len(self._active))
         if end.delivery is not Delivery.PENDING:  # the next process counts a pending outcome
-            self._count_outcome(end)
+            outcome = end.outcome
+            self._runs.labels(outcome.kind if outcome and end.delivery is Delivery.ACCEPTED else "lost").inc()
+            self._host_failures.inc(isinstance(outcome, Retry) and outcome.host_failed)
         self._phase_of.pop(job.id, None)
         self._moved = {key: moved for key, moved in self._moved.items() if key[0] != job.id}
         if (job.id,) in self._epoch._metrics:  # noqa: SLF001 - there is no public API for this check
             self._epoch.remove(job.id)
-
-    def _count_outcome(self, end: AttemptEnd) -> None:
-        outcome = end.outcome
-        self._runs.labels(outcome.kind if outcome and end.delivery is Delivery.ACCEPTED else "lost").inc()
-        if isinstance(outcome, Retry) and outcome.host_failed:
-            self._host_failures.inc()
 
 
 class _Gpus(Collector):

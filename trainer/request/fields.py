@@ -43,9 +43,6 @@ def rule_of(field: FieldInfo) -> str:
     return next((mark.text for mark in field.metadata if isinstance(mark, Rule)), "anything")
 
 
-# ── normalizing values ──
-
-
 def number(value: object) -> int | float:
     """Return a finite number, which may be given as text. A whole number becomes an int."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
@@ -127,9 +124,6 @@ def _layers(value: object) -> object:
 def _classes(value: object) -> object:
     found = numbers(value)
     return found if isinstance(found, list) else [found]
-
-
-# ── kinds ──
 
 
 def whole(low: int, high: int) -> Rule:

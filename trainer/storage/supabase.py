@@ -166,8 +166,6 @@ class SupabaseObjectStore:
 
         return self._persist(sign, stop)
 
-    # ── listing ──
-
     def _ask(
         self,
         bucket: str,
@@ -184,8 +182,6 @@ class SupabaseObjectStore:
         if not isinstance(metadata, dict) or metadata.get("size") is None or not metadata.get("eTag"):
             return self.stat(ref)
         return ObjectInfo(ref=ref, bytes=amount(metadata, "size"), etag=_plain_etag(text(metadata, "eTag")))
-
-    # ── objects ──
 
     def _stat(self, ref: ObjectRef) -> ObjectInfo:
         path, target = _object(ref), Target(bucket=ref.bucket, key=ref.key)

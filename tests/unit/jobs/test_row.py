@@ -11,7 +11,7 @@ from trainer.core.job import Canceled, Checkpoint, Completed, Failed, Retry, Run
 from trainer.core.ports import Worker
 from trainer.jobs import row as rows
 from trainer.jobs import write_row as write
-from trainer.jobs.requirements import requirements
+from trainer.jobs.row import requirements
 
 KEY = "training_runs/0b8e1a52-2b1e-4a57-9a3e-6a1c6bb8f0aa/3/checkpoints/epoch-00007-ab.pt"
 ROW = {

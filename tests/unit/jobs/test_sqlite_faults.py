@@ -9,7 +9,7 @@ import pytest
 from tests.unit.jobs.sqlite_calls import claim, enqueue, python
 from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Failed, Verdict
-from trainer.jobs import sqlite_claim
+from trainer.jobs import sqlite
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.jobs.sqlite_file import SqliteFile
 from trainer.jobs.sqlite_schema import SCHEMA_VERSION
@@ -172,9 +172,9 @@ def test_damaged_row_does_not_block_other_rows(path, change):
 @pytest.mark.parametrize(
     ("sql", "index"),
     [
-        (sqlite_claim.NEXT, "training_runs_next"),
-        (sqlite_claim.EXPIRED, "training_runs_lease"),
-        (sqlite_claim.CANCELED_IN_QUEUE, "training_runs_cancel"),
+        (sqlite.NEXT, "training_runs_next"),
+        (sqlite.EXPIRED, "training_runs_lease"),
+        (sqlite.CANCELED_IN_QUEUE, "training_runs_cancel"),
     ],
 )
 def test_claim_uses_indexes_without_sorting(path, sql, index):
