@@ -22,6 +22,7 @@ from trainer.worker.slots import Slots
 log = structlog.get_logger()
 
 AFTER_ERROR = 60.0  # seconds until the next try after an unexpected error
+LAST_PREFETCH = 5.0  # seconds that a shutdown waits for a prefetch, which can hang on a broken disk
 
 
 @dataclass(eq=False, kw_only=True)
@@ -39,7 +40,7 @@ class Prefetcher:
     def running(self, stop: StopSignal) -> AbstractContextManager[None]:
         """Prefetch in a thread while the block runs."""
         ended = threading.Event()
-        return thread_running("prefetch", lambda: self._run(stop, ended), ended.set)
+        return thread_running("prefetch", lambda: self._run(stop, ended), ended.set, LAST_PREFETCH)
 
     def _run(self, stop: StopSignal, ended: threading.Event) -> None:
         while not ended.wait(self.interval) and not stop.must_stop:

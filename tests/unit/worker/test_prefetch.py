@@ -64,3 +64,28 @@ def test_nothing_is_prefetched_while_a_slot_is_free(worker):
         assert not prefetched.wait(0.3)
         worker.slots.acquire(1)
         assert prefetched.wait(15)
+
+
+def test_hanging_prefetch_does_not_block_shutdown(worker, monkeypatch):
+    monkeypatch.setattr(prefetch_module, "LAST_PREFETCH", 0.1)
+    started, released, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(order, stop):
+        started.set()
+        released.wait(15)
+        ended.set()
+
+    worker.enqueue()
+    worker.slots.acquire(1)
+    worker.datasets.prefetch = hang
+    prefetcher = Prefetcher(
+        queue=worker.queue, datasets=worker.datasets, parse=plan_of, slots=worker.slots,
+        describe_worker=lambda free: Worker(id="w", capabilities={"gpus": free}), interval=0.01,
+    )  # fmt: skip
+
+    with prefetcher.running(StopSignal()):
+        assert started.wait(15)
+
+    assert not ended.is_set()
+    released.set()
+    assert ended.wait(15)
