@@ -1,4 +1,7 @@
-"""The export formats that this host supports. Does not import torch, so that the supervisor can check a request early."""
+"""The export formats that this host supports.
+
+This module does not import torch, so that the supervisor can check a request early.
+"""
 
 from __future__ import annotations
 
@@ -8,5 +11,8 @@ from trainer.core.export_formats import PACKAGES
 
 
 def available_exports() -> frozenset[str]:
-    """Return the formats whose packages are installed. Others are refused: a training process installs nothing."""
+    """Return the formats whose packages are installed.
+
+    Other formats are refused, because a training process installs nothing.
+    """
     return frozenset(name for name, modules in PACKAGES.items() if all(find_spec(module) for module in modules))

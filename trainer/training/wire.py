@@ -69,7 +69,7 @@ def encode_stop(reason: StopReason) -> bytes:
 
 
 def decode_command(line: bytes) -> TrainingOrder | StopReason:
-    """Return the command of one line: an order, or the reason of a stop request. Raises `WireError`."""
+    """Return the command of one line: an order, or the reason for a stop request. Raises `WireError`."""
     data = _object(line)
     if data.get("kind") not in ("train", "stop"):
         raise WireError(f"{_quoted(line)} is not a command: kind must be train or stop")
@@ -91,7 +91,7 @@ def _line(data: JsonObject) -> bytes:
 
 def _object(line: bytes) -> JsonObject:
     if len(line) > LONGEST_LINE:
-        raise WireError(f"{_quoted(line)} has {len(line)} bytes; a line has at most {LONGEST_LINE}")
+        raise WireError(f"{_quoted(line)} has {len(line)} bytes; a line has at most {LONGEST_LINE} bytes")
     try:
         data = _clean(json.loads(line))
     except (ValueError, RecursionError) as error:

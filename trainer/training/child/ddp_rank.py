@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> NoReturn:
     writer = EventWriter(connection.fileno(), on_broken=lambda: leave(0))
     order = commands.order()
     commands.listen()
-    from trainer.training.yolo.patches import isolate  # imports torch, so only after the command thread runs
+    # these modules import torch, so they are imported after the start of the command thread
+    from trainer.training.yolo.patches import isolate
     from trainer.training.yolo.train import Training
 
     isolate()
@@ -56,7 +57,8 @@ def carry_out(training: Training, send: Callable[[Event], None], *, reports: boo
             send(crash)
             return 1
         if reports:
-            send(Warned(code="finalization_failed", message=f"After the last epoch: {crash.error}: {crash.message}"))
+            message = f"A step after the last epoch failed: {crash.error}: {crash.message}"
+            send(Warned(code="finalization_failed", message=message))
     if reports:
         send(training.trained())
     return 0

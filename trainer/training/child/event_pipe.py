@@ -12,9 +12,9 @@ from trainer.training.wire import encode_event
 
 
 class EventWriter:
-    """Writes events in order, in a thread of its own.
+    """Writes events in order, in its own thread.
 
-    Durable events stay queued until they are written. A newer event replaces a batch event that waits.
+    Durable events stay queued until they are written. A newer event replaces a waiting batch event.
     """
 
     def __init__(self, fd: int, on_broken: Callable[[], None]) -> None:

@@ -33,8 +33,8 @@ from trainer.training.yolo.ddp import RankCrashed
 if TYPE_CHECKING:
     from trainer.training.yolo.train import Training
 
-FLUSH_SECONDS = 10.0  # for the last events to be written
-PLOT_SECONDS = 60.0  # for plots that are still being drawn
+FLUSH_SECONDS = 10.0  # time to write the last events
+PLOT_SECONDS = 60.0  # time to finish each plot
 _TRACEBACK = 8000  # characters
 # packages that Ultralytics imports only when it trains; a prestarted process imports them while it waits
 LATE_IMPORTS = (
@@ -95,7 +95,7 @@ class Commands:
         threading.Thread(target=self._read, args=(False,), name="commands", daemon=True).start()
 
     def _read(self, until_order: bool) -> None:
-        code = 2  # for an invalid line: a supervisor that sends invalid lines could not stop the training either
+        code = 2  # exit code after an invalid line, because such a supervisor could not stop the training
         try:
             for line in self._stdin:
                 command = decode_command(line)
@@ -158,12 +158,12 @@ def _run_step(name: str, step: Callable[[], JsonObject], training: Training, sen
         training.report |= step()
     except Stopped:
         raise
-    except Exception as error:  # noqa: BLE001 - a failed export must not cost the model
+    except Exception as error:  # noqa: BLE001 - the model is kept even if an export fails
         _warn(f"The {name}", error, send)
 
 
 def _warn(what: str, error: Exception, send: Callable[[Event], None]) -> None:
-    traceback.print_exception(error)  # into the run's log
+    traceback.print_exception(error)  # the output goes to the run's log
     message = f"{what} failed; the model is not affected: {type(error).__name__}: {error}"
     send(Warned(code="finalization_failed", message=message))
 

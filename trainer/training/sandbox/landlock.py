@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system call numbers, the same on every architecture
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITIES_3 = 0x20080522  # version of the structures of capget and capset
 # capabilities that root keeps: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, IPC_LOCK, SYS_NICE, SYS_RESOURCE
@@ -66,8 +66,8 @@ class AccessPolicy:
 def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
     """Restrict the calling thread to the policy. Files that the process writes cannot be executed.
 
-    Without `tcp`, TCP ports are closed too. Raises `SandboxUnavailable` without any restriction if the kernel has no
-    Landlock, or if a sample would become unusable. The latter happens on some network file systems.
+    If `tcp` is False, TCP ports are also closed. Raises `SandboxUnavailable` without any restriction if the kernel has
+    no Landlock, or if a sample would become unusable. The latter happens on some network file systems.
     """
     version = _call(_CREATE_RULESET, None, 0, 1)
     everything = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)
@@ -164,7 +164,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _call(number: int, *arguments: object) -> int:
-    # a variadic function: each integer must be as wide as a register
+    # syscall is a variadic function: each integer must be as wide as a register
     wide = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
     result = _libc.syscall(ctypes.c_long(number), *wide)
     if result < 0:

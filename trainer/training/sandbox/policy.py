@@ -30,7 +30,7 @@ _SYSTEM = (
 )  # fmt: skip
 _SYSTEM_FILES = (
     "/proc", "/sys", "/var/cache/fontconfig", "/dev/random", "/dev/urandom",
-    # only those files of /etc that libraries read, because operators store keys there
+    # libraries read these files of /etc; the other files can contain keys of the operator
     *(
         f"/etc/{name}"
         for name in (
@@ -68,7 +68,7 @@ def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
 def create_gpu_device(devices: Path) -> None:
     """Create the device file that CUDA needs.
 
-    After a boot, CUDA would start a setuid program to create the file, which the sandbox forbids.
+    After a boot, CUDA would start a setuid program to create the file. The sandbox forbids this program.
     """
     program = shutil.which("nvidia-modprobe")
     if program and (devices / "nvidiactl").exists() and not (devices / "nvidia-uvm").exists():
@@ -127,7 +127,7 @@ def without(root: Path, excluded: Path) -> Iterator[Path]:
 
 
 def _link_targets(folder: str) -> Iterator[str]:
-    # strings instead of Path, because there can be 100,000 links; the training reports missing or unreadable files
+    # paths are strings, because there can be 100,000 links; the training reports missing or unreadable files
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():

@@ -44,7 +44,7 @@ def _from_table(dataset: Any, path: Path) -> dict[str, Any] | None:
     _, arguments = dataset.verify_args()
     items = list(arguments)
     known = [table.label(item[0], is_pose=dataset.use_keypoints, kpt_shape=(item[5], item[6])) for item in items]
-    sampler = random.Random(0)  # noqa: S311 - must not change the training's random numbers
+    sampler = random.Random(0)  # noqa: S311 - the training's random numbers must not change
     listed = [index for index, label in enumerate(known) if label]
     for index in sampler.sample(listed, min(SAMPLES, len(listed))):
         if not _same(known[index], _scan(dataset, items[index])[0]):

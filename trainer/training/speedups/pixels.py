@@ -1,12 +1,13 @@
 """Decodes and resizes each image once instead of once per epoch, and stores its pixels in the run's view.
 
 Ultralytics' `load_image` returns the same bits and sizes from a stored file as from the image, and the training draws the
-same random numbers. Classification loads its images elsewhere and is not affected. Losing a stored file costs only time.
+same random numbers. Classification loads its images elsewhere and is not affected. If a stored file is missing, the
+image is decoded again.
 
     view/pixels/RECIPE/images/train/a.jpg.npy     RECIPE: imgsz-channels-fit, or imgsz-channels-stretch for RT-DETR
 
 During the first epoch, additional processes with idle priority store pixels ahead of the training. Files that earlier
-trainings stored for the same images may be linked into the view (datasets/cache/pixels.py). Before they are used, a
+trainings stored for the same images can be linked into the view (datasets/cache/pixels.py). Before they are used, a
 sample is compared with the images; after one difference all stored files are removed.
 """
 
@@ -29,7 +30,7 @@ from ultralytics.data.base import BaseDataset
 FOLDER = "pixels"  # in the view
 SAMPLES = 3  # images of each split that are decoded to verify linked files
 _SHARE_OF_FREE = 4  # at most a quarter of the free space on the disk
-# follows the array, and numpy does not read it: a mark, the image's height and width, and its modification time
+# the end of a stored file, which numpy does not read: a mark, then height, width and modification time of the image
 _TRAILER = struct.Struct("<4sIIq")
 _MARK = b"PIX1"
 Loaded: TypeAlias = tuple[np.ndarray, tuple[int, int], tuple[int, int]]
@@ -48,8 +49,8 @@ def install(most_bytes: int) -> None:
             if path:
                 _store(path, self.im_files[i], loaded[0], loaded[1])
             return loaded
-        # this makes Ultralytics read the file; with cache "disk" it does not compare the modification times of the file and
-        # the image, which differ for files from our cache
+        # With cache "disk", Ultralytics reads the file and does not compare its modification time with the image. For
+        # files from our cache, these times differ.
         (self.npy_files[i], plain), self.cache = (path, self.npy_files[i]), "disk"
         try:
             image, found, scaled = original(self, i, rect_mode, resize_short)
@@ -64,7 +65,7 @@ def install(most_bytes: int) -> None:
     @functools.wraps(initialize)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it replaces a method of that name
         initialize(self, *args, **kwargs)
-        # not if the row requests another cache
+        # pixels are not stored if the row requests another cache
         if getattr(self, "data", {}).get("path") and not self.cache and isinstance(self.imgsz, int):
             limit = min(most_bytes, shutil.disk_usage(self.data["path"]).free // _SHARE_OF_FREE)
             self.stored_images = limit // (self.imgsz**2 * self.channels)
@@ -93,9 +94,9 @@ def _work_ahead(datasets: Sequence[Any], number: int, processes: int) -> None:
     except OSError:
         return  # without idle priority, this process would slow down the training
     for dataset in datasets:
-        dataset.augment = False  # so that no image is buffered
+        dataset.augment = False  # without augmentation, no image is buffered
         order = list(range(number, min(len(dataset.labels), dataset.stored_images), processes))
-        random.Random(number).shuffle(order)  # noqa: S311 - not related to the training's order
+        random.Random(number).shuffle(order)  # noqa: S311 - the training's order does not depend on it
         for i in order:
             # the training reports images that cannot be loaded
             with contextlib.suppress(OSError, ValueError):
@@ -123,7 +124,7 @@ def _is_stored(dataset: Any, i: int) -> bool:
 
 def _check_linked(dataset: Any, load: Any) -> None:
     """Compare a sample of the files of earlier trainings with the images; remove all stored files after one difference."""
-    augment, dataset.augment = dataset.augment, False  # so that no image is buffered
+    augment, dataset.augment = dataset.augment, False  # without augmentation, no image is buffered
     try:
         for i, rect_mode in _linked(dataset):
             image, size, _ = load(dataset, i, rect_mode)
@@ -142,8 +143,8 @@ def _matches(path: Path, image: str, pixels: np.ndarray, size: tuple[int, int]) 
 
 
 def _linked(dataset: Any) -> Iterator[tuple[int, bool]]:
-    """Yield a sample of the images with a linked file, each with True if its pixels are fitted, False if stretched."""
-    sampler = random.Random(0)  # noqa: S311 - must not change the training's random numbers
+    """Yield a sample of the images with a linked file, and whether the pixels are fitted (otherwise stretched)."""
+    sampler = random.Random(0)  # noqa: S311 - the training's random numbers must not change
     for rect_mode in (True, False):
         folder = _file_of(dataset, 0, rect_mode).parent
         names = sorted(found.name for found in folder.glob("*.npy") if found.stat().st_nlink > 1)
@@ -180,9 +181,9 @@ def _stored_size(path: Path, image: str) -> tuple[int, int] | None:
 
 def _store(path: Path, image: str, pixels: np.ndarray, size: tuple[int, int]) -> None:
     if pixels.dtype != np.uint8 or size[0] * size[1] <= pixels.shape[0] * pixels.shape[1]:
-        return  # not resized: decoding is as fast as reading
+        return  # the image is not resized: decoding is as fast as reading the stored file
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    # on a full disk the next epoch is slower, but the training continues
+    # if the disk is full, the next epoch is slower, but the training continues
     with contextlib.suppress(OSError):
         changed = Path(image).stat().st_mtime_ns
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ Diagnosis: TypeAlias = RunFailed | MachineFailed
 _LONGEST_QUOTE = 300  # characters
 _TRACEBACK = re.compile(r"(?:Original )?Traceback \(most recent call last\)")
 _RELAY_LINE = re.compile(r"Caught \w+ in DataLoader worker")
-_HALVED_BATCH = re.compile(r"\(batch (\d+), image size")  # in the training process's message after it halved the batch
+_HALVED_BATCH = re.compile(r"\(batch (\d+), image size")  # in the message of a training process that halved the batch
 _EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception)\b")
 _ERROR_LINE = re.compile(
     r"error|exception|fatal|killed|cannot|failed|out of memory|no space|terminate called|what\(\)|\bxid\b",
@@ -69,7 +69,7 @@ def stuck(phase: Phase, epoch: int, seconds: float) -> MachineFailed:
     if phase is Phase.STARTING:
         return HostFailed(
             f"The training process was not ready after {seconds:.0f} s and was killed: look at the end of the run's log; "
-            "the usual cause is a slow disk under the Python packages.",
+            "the usual cause is a slow disk for the Python packages.",
         )
     return MachineFailed(
         f"The training was stuck: it made no progress for {seconds:.0f} s {_when(phase, epoch)}, so its process was "

@@ -13,8 +13,8 @@ from pathlib import Path
 
 _PROJECT = Path(__file__).parents[3]  # the folder that holds the package `trainer`
 
-# no other variable is passed to the process: keys, tokens, proxies with passwords, variables of pytest and torchrun, and
-# variables that enable an integration
+# The process gets no other variable. The others include keys, tokens, proxies with passwords, variables of pytest and
+# torchrun, and variables that enable an integration.
 _ALLOWED = frozenset(
     {
         "PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "LC_NUMERIC", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD",
@@ -83,7 +83,7 @@ def child_environment(
         "YOLO_CONFIG_DIR": str(folder),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "XDG_CONFIG_HOME": str(folder / "config"),
-        "MPLCONFIGDIR": str(caches / "matplotlib"),  # writing its font list takes seconds
+        "MPLCONFIGDIR": str(caches / "matplotlib"),  # shared, because writing the font list takes seconds
         "CUDA_CACHE_PATH": str(caches / "cuda"),  # kernels compiled for a GPU newer than the torch build
         "PYTHONPATH": os.pathsep.join(paths),
     }
@@ -95,8 +95,8 @@ def child_environment(
 def private_folder(home: Path, weights: Path) -> Path:
     """Create the private folder of one training process: home, temporary files, configuration of Ultralytics.
 
-    The settings in the folder disable all use of the network. Its fonts replace a download. Ultralytics looks in the
-    folder `weights` for the weights of its AMP check. Raises OSError.
+    The settings in the folder disable all use of the network. Fonts in the folder replace a download. Ultralytics looks
+    in the folder `weights` for the weights of its AMP check. Raises OSError.
     """
     for cache in (home / "matplotlib", home / "cuda"):
         cache.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def private_folder(home: Path, weights: Path) -> Path:
         "runs_dir": str(folder / "runs"),
     }
     (configuration / "settings.json").write_text(json.dumps(settings, indent=2))
-    matplotlib = importlib.util.find_spec("matplotlib")  # finds the package without an import
+    matplotlib = importlib.util.find_spec("matplotlib")  # this finds the package without an import
     if matplotlib and matplotlib.origin:  # otherwise the process reports that the installation is incomplete
         for name in ("Arial.ttf", "Arial.Unicode.ttf"):
             (configuration / name).symlink_to(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")

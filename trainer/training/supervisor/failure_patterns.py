@@ -24,7 +24,7 @@ class Cause:
 
 
 HOST_MEMORY = (
-    "The host ran out of memory {when}: use fewer workers, a smaller batch, or cache off, "
+    "The host ran out of memory {when}: use fewer workers or a smaller batch, turn the cache off, "
     "or give the host more memory ({quote})."
 )
 GPU = "The GPU or its driver failed {when}: look at nvidia-smi and dmesg on the host ({quote})."
@@ -34,7 +34,7 @@ SHARED_MEMORY = (
 )
 
 
-# the first match counts: specific patterns before general ones
+# the first match counts, so specific patterns come before general patterns
 CAUSES = (
     Cause(
         r"No space left on device|Errno 28\b|Disk quota exceeded|Errno 122\b"
@@ -112,8 +112,8 @@ CAUSES = (
     Cause(
         r"NaN persisted|corrupted with NaN/Inf|no valid last\.pt is available for recovery|loss (?:is|became) (?:nan|inf)",
         RunFailed,
-        "The training diverged {when}: losses stayed NaN or infinite; use a lower learning rate (lr0), or amp false "
-        "({quote}).",
+        "The training diverged {when}: losses stayed NaN or infinite; use a lower learning rate (lr0), or set amp to "
+        "false ({quote}).",
     ),
     Cause(
         r"exceeds dataset class count|class indices 0-\d",
@@ -124,7 +124,8 @@ CAUSES = (
     Cause(
         r"equal numbers of boxes and segments|kpt_shape",
         RunFailed,
-        "The labels do not match the task: segment needs polygons, pose needs keypoints and kpt_shape ({quote}).",
+        "The labels do not match the task: the task segment needs polygons, the task pose needs keypoints and "
+        "kpt_shape ({quote}).",
     ),
     Cause(
         r"No labels found|No valid annotations|No (?:valid )?images found|Error loading data from",

@@ -93,7 +93,7 @@ class ChildTrainer:
                 watch = TrainingWatch(process, order, stop, self.limits)
                 process.dispatcher.start(on_event, on_line)
                 watch.run(on_training=self.warm)
-                # a prestarted process can end (memory) before it sends an event: then start a new process
+                # if a prestarted process ended before it sent an event (out of memory), a new process is started
                 if not is_prestarted or process.events_received or watch.is_stopped_by_us:
                     return watch.outcome()
             return self.train(order, stop, on_event, on_line)

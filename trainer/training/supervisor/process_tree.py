@@ -1,4 +1,4 @@
-"""A training process with every process that it starts: start, send commands, read output and events, end."""
+"""Starts a training process, sends commands, reads output and events, and ends all processes of the training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from trainer.training.wire import LONGEST_LINE, WireError, decode_event
 
 _SUBREAPER = str(Path(__file__).with_name("subreaper.py"))
 _CHUNK = 65536  # bytes; as much as a pipe holds
-_KILL_SECONDS = 5.0  # for SIGKILL to take effect, before the next step and before HostFailed is raised
+_KILL_SECONDS = 5.0  # time for SIGKILL to take effect; after the second wait, HostFailed is raised
 _TAIL_LINES = 200  # last lines of output, for the diagnosis
 
 
@@ -43,7 +43,8 @@ class ProcessTree:
 
     A thread reads output and events from the start, so that the program never blocks on a full pipe. It keeps `phase`,
     `epoch`, `events_received` (a count), `tail` (the last lines of output) and `final_event` up to date. `ended` is set
-    when no process of the tree is left; `exit_code` is then the program's (negative: the signal that ended it).
+    when no process of the tree is left. Then `exit_code` is the exit code of the program (negative: the signal that
+    ended it).
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class ProcessTree:
         self._start(program, environment)
 
     def send(self, line: bytes) -> None:
-        """Write a line to the process's stdin without blocking. `flush` sends the bytes that do not fit now."""
+        """Write a line to the process's stdin without blocking. `flush` sends the bytes that do not fit yet."""
         with self._write_lock:
             self._unsent += line
         self.flush()
@@ -114,7 +115,7 @@ class ProcessTree:
             )
 
     def close(self) -> None:
-        """Kill the tree, close every descriptor and end the reading thread. Does not wait for the dispatcher."""
+        """Kill the tree, close every descriptor and end the reading thread. The dispatcher is not closed."""
         try:
             self.kill()
         finally:
@@ -181,7 +182,7 @@ class ProcessTree:
                     elif not self._read_some(fd, handlers[fd]):
                         ready.unregister(fd)
         for fd, handle in handlers.items():
-            # at most the capacity of the pipe: an orphaned process that cannot be killed may still write
+            # read at most the capacity of the pipe: an orphaned process that cannot be killed may still write
             for _ in range(32):
                 if not self._read_some(fd, handle):
                     break
@@ -203,7 +204,7 @@ class ProcessTree:
             self._receive_line(line)
         self.exit_code = self._process.wait()
         with contextlib.suppress(ChildProcessError):
-            # in a container the service may adopt the second subreaper after the first one was killed
+            # in a container, the service may adopt the second subreaper after the first one was killed
             os.waitpid(-self._process.pid, 0)
         assert self._process.stdout
         self._process.stdout.close()

@@ -1,15 +1,15 @@
 """The parent of a training process: no process of a training survives the training or its supervisor.
 
-Runs as a script without site-packages: `python -I -S subreaper.py LIFELINE_FD FOLDER PROGRAM ARGUMENT…`.
-It forks a second subreaper, which starts PROGRAM in a new session. Then both only wait.
+This script runs without site-packages: `python -I -S subreaper.py LIFELINE_FD FOLDER PROGRAM ARGUMENT…`.
+It forks a second subreaper, which starts PROGRAM in a new session. Then both subreapers only wait.
 
 - The lifeline is a socket pair between the supervisor and the two subreapers; no other process holds either end. A byte
   on it means SIGTERM for the whole tree. When the supervisor closes it or is killed, the whole tree gets SIGKILL. The
   supervisor reads end of file when no process of the tree is left.
 - When PROGRAM ends, everything that it started ends too. Both processes are subreapers: each inherits the orphaned
   processes below it, whatever their session, environment or name, and exits only after it has reaped them all.
-- When one subreaper is killed, the other subreaper ends the tree. Processes survive only if both are killed at once;
-  PROGRAM does not survive even then, because the kernel kills it with the second subreaper. A parent-death signal from
+- When one subreaper is killed, the other subreaper ends the tree. Processes survive only if both are killed at once.
+  PROGRAM never survives, because the kernel kills it with the second subreaper. A parent-death signal from
   the supervisor itself would not work: it is sent when the thread that started the process ends.
 - A subreaper deletes FOLDER (the private folder of PROGRAM) and ends like PROGRAM: same exit code or same signal.
 """
@@ -33,7 +33,7 @@ _OUR_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the descendants of `pid`, parents before children. Without psutil, so that a subreaper stays small."""
+    """Return the descendants of `pid`, parents before children. psutil is not used, to keep the subreaper small."""
     children: dict[int, list[int]] = {}
     for process, parent in _all_processes():
         children.setdefault(parent, []).append(process)
@@ -102,7 +102,7 @@ def _close_all_but(*descriptors: int) -> None:
         os.dup2(null, stream)
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         if int(name) not in (0, 1, 2, *descriptors):
-            with contextlib.suppress(OSError):  # the descriptor of this listing
+            with contextlib.suppress(OSError):  # listdir has already closed the descriptor that it used
                 os.close(int(name))
 
 
@@ -114,7 +114,7 @@ def _watch_second(lifeline: int, second: int) -> None:
         if ended in readable:
             return
         if not os.read(lifeline, 1):
-            # wait, because the second subreaper ends the tree and then itself; not forever, because it can be suspended
+            # the second subreaper ends the tree and then itself; the wait is limited, because it can be suspended
             select.select([ended], [], [], _SECOND_SECONDS)
             return
         kill_each(descendants(os.getpid()), signal.SIGTERM)  # the second subreaper ignores SIGTERM

@@ -17,7 +17,7 @@ from trainer.training.supervisor.process_tree import ProcessTree
 from trainer.training.wire import encode_stop
 
 _TICK = 0.1  # seconds between two checks of the stop signal and the time limits
-_TERM_SECONDS = 2.0  # between SIGTERM and SIGKILL
+_TERM_SECONDS = 2.0  # time between SIGTERM and SIGKILL
 _KILL_AT_ONCE = (StopReason.LOST, StopReason.STUCK)
 
 
@@ -26,7 +26,7 @@ class TimeLimits:
     """The time limits of a training process, in seconds.
 
     `grace`: to obey a stop request. `shutdown`: to save a checkpoint and exit at a shutdown.
-    `starting`: to its first event. `stall`: between two events. `exit`: to exit after its final event (it may still
+    `starting`: until its first event. `stall`: between two events. `exit`: to exit after its final event (it may still
     draw plots).
     """
 

@@ -1,7 +1,7 @@
 """Ultralytics' callbacks: they report progress, obey stop requests and save checkpoints.
 
-The trainer object is Ultralytics' own and untyped. tests/unit/training/test_ultralytics_facts.py and the real trainings in
-tests/training check the attributes that are used here.
+The trainer object belongs to Ultralytics and is untyped. tests/unit/training/test_ultralytics_facts.py and the real
+trainings in tests/training check the attributes that are used here.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Callbacks:
             # train_time_start counts all attempts, so the mean time per epoch must count all epochs
             trainer.start_epoch = 0
         if trainer.nan_recovery_attempts > self._nan_recoveries:
-            message = f"Epoch {trainer.epoch + 1} diverged (NaN) and is repeated from the weights before it."
+            message = f"Epoch {trainer.epoch + 1} diverged (NaN) and is repeated from the weights before this epoch."
             self.send(Warned(code="nan_recovery", message=message))
         self._nan_recoveries = trainer.nan_recovery_attempts
         self._validated = False
@@ -139,7 +139,7 @@ class Callbacks:
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
         if self.meter.phase is Phase.FINALIZING:
-            return  # also called after the final validation, which is not an epoch
+            return  # Ultralytics also calls this after the final validation, which is not an epoch
         trainer.stop |= self.stop.reason is StopReason.FINISH
         self.epochs_completed = trainer.epoch + 1
         if trainer.best_fitness == trainer.fitness:
@@ -209,7 +209,7 @@ class Callbacks:
             self._writer.copy(state, progress, members)
 
     def _members(self, trainer: Any, *, is_best: bool) -> dict[str, Path]:
-        """Return the existing files that belong to the checkpoint; best.pt only if this checkpoint is not the best."""
+        """Return the existing files that belong to the checkpoint. If it is the best checkpoint, best.pt is omitted."""
         files = {name: trainer.save_dir / name for name in (RESULTS, "args.yaml")}
         if not is_best:
             files[BEST] = self._best_stripped(trainer)

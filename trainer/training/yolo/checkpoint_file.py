@@ -48,7 +48,7 @@ def checkpoints_folder(run_dir: Path) -> Path:
 
 
 def prepare(state: Path, run_dir: Path, progress: Progress, members: Mapping[str, Path]) -> Path:
-    """Copy `state` and the files `members` into one temporary file, which `commit` makes a checkpoint. Return its path."""
+    """Copy `state` and the files `members` into one temporary file for `commit`. Return the path of the file."""
     prepared = checkpoints_folder(run_dir) / f"epoch-{progress.epoch:05d}.tmp"
     try:
         shutil.copyfile(state, prepared)
@@ -96,7 +96,7 @@ def restore(checkpoint: Path, run_dir: Path) -> Progress:
     for name in (RESULTS, "args.yaml"):
         (run_dir / name).unlink(missing_ok=True)
         text = _read(checkpoint, name)
-        # without an incomplete last line: the next row of results.csv would be appended to that line
+        # omit an incomplete last line, because the next row of results.csv would be appended to it
         if lines := text[: text.rfind(b"\n") + 1]:
             (run_dir / name).write_bytes(lines)
     extract_best(checkpoint, folder.best)
@@ -110,7 +110,7 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def extract_best(checkpoint: Path, path: Path) -> Path:
-    """Copy the best weights of a checkpoint to `path`; return it. Raises OSError or zipfile.BadZipFile."""
+    """Copy the best weights of a checkpoint to `path`. Return `path`. Raises OSError or zipfile.BadZipFile."""
     path.unlink(missing_ok=True)
     if best := _read(checkpoint, BEST):
         path.write_bytes(best)

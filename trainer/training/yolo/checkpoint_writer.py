@@ -32,7 +32,7 @@ class CheckpointWriter:
         self.error: Exception | None = None
 
     def copy(self, state: Path, progress: Progress, members: Mapping[str, Path]) -> None:
-        """Copy a checkpoint of Ultralytics, which may be overwritten afterwards."""
+        """Copy a checkpoint of Ultralytics. The original may be overwritten afterwards."""
         self.wait()
         with self.warning_on_failure():
             self._copied = checkpoint_file.prepare(state, self._run_dir, progress, members), progress

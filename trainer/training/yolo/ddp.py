@@ -2,10 +2,10 @@
 
 The training process passes messages between the ranks and the supervisor. Each rank connects to a Unix socket in the
 private folder and uses the protocol of wire.py there: it receives the order and stop requests, and sends events. Rank 0
-reports for all ranks. From other ranks, only a crash is used.
+reports for all ranks. Of the other ranks, only the event of a crash is used.
 
 Rank 0 also obeys a stop request: it saves a checkpoint and exits. The other ranks, which then wait for it, end with the
-training process. After the last epoch the training process continues alone, from the checkpoint of rank 0.
+training process. After the last epoch, the training process continues from the checkpoint of rank 0.
 
 Ultralytics' own support for several GPUs is not used: it empties the run folder, and its parent gets no events.
 """
@@ -32,7 +32,7 @@ from trainer.training.wire import decode_event, encode_order, encode_stop
 PROGRAM = (sys.executable, "-m", "trainer.training.child.ddp_rank")
 
 _TICK = 0.1  # seconds between two checks of the stop signal
-_IMAGES_PER_RANK = 16  # for an automatic batch, which Ultralytics can determine for one GPU only
+_IMAGES_PER_RANK = 16  # replaces an automatic batch, which Ultralytics can determine for one GPU only
 _CHUNK = 65536  # bytes
 
 
@@ -130,7 +130,7 @@ class Ranks:
             # after a failure torch sends SIGTERM to the other ranks; they can also crash because the failed rank is gone
             killed = next((-code for code in codes if code < 0 and -code != signal.SIGTERM), None)
             if killed:
-                os.kill(os.getpid(), killed)  # so that the supervisor's diagnosis sees this signal
+                os.kill(os.getpid(), killed)  # the supervisor then sees this signal
             rank, code = next((rank, failure.exitcode) for rank, failure in failed.failures.items())
             message = f"rank {rank} ended with exit code {code} and without an error message"
             unexplained = Crashed(error="RankEnded", message=message, traceback="", phase=self._phase)
@@ -150,7 +150,10 @@ def shared_order(order: TrainingOrder, batch: float, on_event: Callable[[Event],
 
 
 def _launch(ranks: int, program: Sequence[str]) -> Future[None]:
-    """Start the program for each rank. The future is done when all have ended. After a failure, torch ends all ranks."""
+    """Start the program for each rank. The future is done when all ranks have ended.
+
+    After a failure, torch ends all ranks.
+    """
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(

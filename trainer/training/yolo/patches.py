@@ -1,7 +1,8 @@
 """Disables features of Ultralytics: installing packages, running code of a dataset, reading git, telemetry.
 
-The environment of the process (supervisor/environment.py) disables most of it; `isolate` checks that and patches the
-rest, in the version that requirements.txt names. tests/unit/training/test_ultralytics_facts.py fails for another version.
+The environment of the process (supervisor/environment.py) disables most of these features; `isolate` checks this and
+disables the rest, in the version that requirements.txt names. tests/unit/training/test_ultralytics_facts.py fails for
+another version.
 """
 
 from __future__ import annotations

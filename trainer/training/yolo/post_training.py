@@ -48,7 +48,7 @@ class PostTraining:
 
     def _export(self, name: str) -> JsonObject:
         self.stop.raise_if_set()
-        # a TensorRT engine must be built on its GPU; other formats exported on a GPU would need that GPU
+        # a TensorRT engine must be built on its GPU; other formats would need a GPU if they were exported on it
         device = "0" if name == "engine" else "cpu"
         path = Path(YOLO(str(self.weights)).export(format=name, imgsz=self.order.plan.imgsz, device=device))
         self.exports[name] = path.name

@@ -1,4 +1,4 @@
-"""Turns batches into progress: phases, epochs, speed and remaining time. Independent of any library."""
+"""Turns batches into progress: phases, epochs, speed and remaining time. This module does not use Ultralytics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from trainer.core.events import BatchProgress, EpochFinished, Event, Phase, PhaseStarted
 
-INTERVAL_SECONDS = 0.5  # between two batch events, at least
+INTERVAL_SECONDS = 0.5  # minimum time between two batch events
 
 
 @dataclass(kw_only=True)
@@ -60,7 +60,7 @@ class ProgressMeter:
         self.phase, self._phase_started_at = phase, now
 
     def budget(self, seconds: float) -> None:
-        """Set the time budget: the training ends after `seconds` from now, even if epochs are left."""
+        """Set the time budget: the training ends `seconds` from now, even if epochs are left."""
         self._deadline = self._clock() + seconds
 
     def epoch_started(self, epoch: int, total_epochs: int, batches: int, skipped: int = 0) -> None:

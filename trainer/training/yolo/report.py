@@ -35,8 +35,9 @@ _CURVES = ("precision_recall", "f1", "precision", "recall")
 def validation(metrics: Any, task: Task) -> JsonObject:
     """Return the numbers of one validation.
 
-    `mAP` (50-95), `mAP50`, `precision` and `recall` belong to the task's own metric: masks for segment, keypoints for
-    pose, boxes otherwise. For classify there are `top1` and `top5`, and `mAP` repeats top1: every run has a `mAP`.
+    `mAP` (50-95), `mAP50`, `precision` and `recall` belong to the task's own metric: masks for the task `segment`,
+    keypoints for the task `pose`, otherwise boxes. The task `classify` has `top1` and `top5`. Its `mAP` is `top1`, so
+    that every run has a `mAP`.
     """
     return {
         **summary(numbers(metrics.results_dict), task),
@@ -47,7 +48,7 @@ def validation(metrics: Any, task: Task) -> JsonObject:
 
 
 def summary(metrics: Mapping[str, float], task: Task) -> JsonObject:
-    """Return the main numbers, and in `metrics` all numbers under Ultralytics' names."""
+    """Return the main numbers. `metrics` contains all numbers with Ultralytics' names."""
     if task is Task.CLASSIFY:
         top1, top5 = (metrics.get(f"metrics/accuracy_top{n}") for n in (1, 5))
         return {"mAP": top1, "top1": top1, "top5": top5, "metrics": dict(metrics)}
@@ -59,7 +60,10 @@ def summary(metrics: Mapping[str, float], task: Task) -> JsonObject:
 
 
 def from_results(results: Path, epoch: int | None, task: Task) -> JsonObject:
-    """Return the summary of an epoch from results.csv, for a training without a final validation. None: the last epoch."""
+    """Return the summary of an epoch from results.csv, for a training without a final validation.
+
+    If `epoch` is None, the last epoch is used.
+    """
     text = results.read_text(errors="replace") if results.exists() else ""
     by_epoch = {number: row for number, _, row in rows(text)}
     row = by_epoch.get(epoch or 0) or next(reversed(by_epoch.values()), {})
@@ -89,7 +93,7 @@ def environment(args: Mapping[str, Any], fingerprint: str) -> JsonObject:
 
 
 def bounded(report: JsonObject) -> JsonObject:
-    """Return the report; if it is too large, without its largest parts, which `notes` lists."""
+    """Return the report. If it is too large, its largest parts are removed, and `notes` lists these parts."""
     notes = []
     for part in ("curves", "confusion_matrix", "per_class", "test"):
         if len(json.dumps(report)) <= LARGEST:
@@ -129,7 +133,10 @@ def _accuracy_per_class(metrics: Any) -> list[JsonObject]:
 
 
 def _confusion_matrix(metrics: Any) -> JsonObject | None:
-    """Return the counts, one row per predicted and one column per true class; None without counts (plots off)."""
+    """Return the counts, with one row per predicted class and one column per true class.
+
+    Return None if there are no counts (plots off) or too many classes.
+    """
     confusion = metrics.confusion_matrix
     if confusion is None or not confusion.matrix.sum() or len(confusion.names) > MOST_CLASSES:
         return None

@@ -42,7 +42,7 @@ _MEMORY_ERRORS = (
     "cudnn_status_internal_error",
     "unable to find an engine",
 )
-HALVINGS = 3  # how often a training that runs out of memory continues with half the batch
+HALVINGS = 3  # how many times a training that runs out of memory continues with half the batch
 
 _VALIDATION_ARGS = ("conf", "iou", "max_det", "single_cls", "agnostic_nms", "augment", "plots", "workers", "seed")
 
@@ -61,7 +61,7 @@ class Training:
         self._checkpoint = order.resume if RANK != -1 else None  # the checkpoint to resume from
         self._model = order.model
         if RANK != -1:
-            self._batch = int(order.plan.batch)  # also if the checkpoint was trained with another batch
+            self._batch = int(order.plan.batch)  # this batch size applies even if the checkpoint has another batch size
         self._callbacks = self._new_callbacks(None)
         self._metrics: Any = None  # Ultralytics' metrics of the final validation; None if it failed
         self.report: JsonObject = {}  # results of the steps after the training
@@ -89,7 +89,7 @@ class Training:
                 if RANK != -1 or not is_out_of_memory(error):
                     raise
                 self._halve_batch(error, halvings)
-            # outside of the handler, whose traceback references the tensors to free
+            # not in the handler, because its traceback references the tensors to free
             self._callbacks.release()
             gc.collect()
             torch.cuda.empty_cache()
@@ -169,7 +169,7 @@ class Training:
         if self._checkpoint and RANK < 1:  # only rank 0 writes to the run folder
             checkpoint_file.restore(self._checkpoint, order.run_dir)
             for weights in (self._best, self._last):
-                load_checkpoint(weights)  # checks the file: unlike strip_optimizer, this function loads it safely
+                load_checkpoint(weights)  # unlike strip_optimizer, this function checks and loads the file safely
         elif RANK < 1:
             checkpoint_file.remove_stale(order.run_dir)
         self._callbacks = self._new_callbacks(progress)
@@ -216,8 +216,8 @@ class Training:
         wanted = self._order.dataset.task.value
         if model.task != wanted:
             raise BadRequest(
-                f"The model {self._order.model.name} is for {model.task}, but the dataset is for {wanted}; "
-                f"choose a {wanted} model or another dataset.",
+                f"The model {self._order.model.name} is for the task {model.task}, but the dataset is for the task "
+                f"{wanted}; choose another model or another dataset.",
             )
 
     def _new_callbacks(self, progress: Progress | None) -> Callbacks:

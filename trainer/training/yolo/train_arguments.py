@@ -15,7 +15,7 @@ from trainer.training.yolo.checkpoint_file import Progress
 def for_start(order: TrainingOrder, batch: float) -> dict[str, Any]:
     """Return the arguments of a new training."""
     plan = order.plan
-    # set explicitly, because a .pt file contains its own imgsz, data, task and single_cls
+    # these arguments are set, because a .pt file contains its own imgsz, data, task and single_cls
     return {
         "single_cls": False,
         **plan.args,
@@ -31,7 +31,7 @@ def for_start(order: TrainingOrder, batch: float) -> dict[str, Any]:
 
 
 def for_resume(order: TrainingOrder, checkpoint: Path, batch: float | None) -> dict[str, Any]:
-    """Return the arguments of a resumed training; the checkpoint has the others, and the batch if `batch` is None."""
+    """Return the arguments of a resumed training. The checkpoint has all others, and the batch if `batch` is None."""
     workers = {"workers": order.plan.args["workers"]} if "workers" in order.plan.args else {}
     return {"resume": str(checkpoint), **workers, **({"batch": batch} if batch else {}), **paths_and_device(order)}
 
@@ -42,7 +42,7 @@ def paths_and_device(order: TrainingOrder) -> dict[str, Any]:
 
 
 def batch_to_resume(order: TrainingOrder, trained: Progress | None) -> float | None:
-    """Return the batch of the checkpoint, or the batch of the row if the row has changed since; None if unknown."""
+    """Return the batch of the checkpoint, or of the row if its batch was edited, or None if it is unknown."""
     if trained is None:
         return None
     before, now = Setup.from_json(trained.setup), Setup.from_json(order.setup)
@@ -72,7 +72,7 @@ def with_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any:
 
         def _load_checkpoint_state(self, state: dict[str, Any]) -> None:
             super()._load_checkpoint_state(state)
-            # also called after an epoch diverged, then with an epoch of this training
+            # Ultralytics also calls this after an epoch diverged; then `state` is from this training
             if not keeps_best and state["epoch"] < trained.epoch:
                 self.best_fitness, self.stopper.best_fitness, self.stopper.best_epoch = None, 0.0, trained.epoch
 
