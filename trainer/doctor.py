@@ -21,7 +21,7 @@ from trainer.core.ports import ObjectStore, RunTable
 from trainer.core.stop import StopSignal
 from trainer.remote.clock import clock_skew
 from trainer.remote.supabase_access import role_of
-from trainer.settings import Settings, read_settings
+from trainer.settings import Settings, misspelled_settings, read_settings
 from trainer.terminal import is_long_ago
 from trainer.wiring.backend import Backend, open_backend
 from trainer.worker.self_test import disk_problem, write_and_read
@@ -59,6 +59,8 @@ def examine() -> Iterator[Check]:
             yield Check(name="settings", state="fault", message=line)
         return
     yield Check(name="settings", state="ok", message=f"backend {'supabase' if settings.uses_supabase else 'local'}")
+    for name, nearest in misspelled_settings().items():
+        yield Check(name="settings", state="warning", message=f"{name} is not a setting; did you mean {nearest}?")
     yield from _folders(settings)
     yield from _shared_memory(Path("/dev/shm"))  # noqa: S108
     yield from _gpus()

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import socket
 import stat
 from collections.abc import Mapping
@@ -133,6 +135,17 @@ def read_settings() -> Settings:
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors(include_url=False, include_context=False)]
         raise Misconfigured("\n".join(lines)) from None
+
+
+def misspelled_settings() -> dict[str, str]:
+    """Return the unknown variables of the environment and of `.env` that resemble a setting, with that setting."""
+    path = Path(str(Settings.model_config.get("env_file") or "/dev/null"))
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    names = {*os.environ, *re.findall(r"^\s*(?:export\s+)?([A-Za-z_]\w*)\s*=", text, re.MULTILINE | re.ASCII)}
+    settings = {name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in names if name.upper() not in settings)
+    nearest = {name: difflib.get_close_matches(name.upper(), settings, n=1, cutoff=0.85) for name in unknown}
+    return {name: found[0] for name, found in nearest.items() if found}
 
 
 def _check_environment_file(path: Path) -> None:

@@ -9,6 +9,7 @@ from tests.acceptance.service import Service
 from trainer import doctor, host
 from trainer.core.ports import Worker
 from trainer.jobs.sqlite import SqliteQueue
+from trainer.settings import Settings
 
 
 def test_healthy_host_without_server_has_no_fault(a_host):
@@ -30,6 +31,19 @@ def test_every_wrong_setting_is_reported_at_once(a_host):
 
     assert [message.partition("=")[0] for message in messages] == ["POLL_INTERVAL", "SLOTS", "LOG_LEVEL"]
     assert all(check.name == "settings" for check in a_host.findings())
+
+
+def test_misspelled_settings_are_warnings(a_host, tmp_path, monkeypatch):
+    monkeypatch.setitem(Settings.model_config, "env_file", tmp_path / ".env")
+    (tmp_path / ".env").write_text("# POLL_INTERVALS=1\nexport POLL_INTERVALL=3\nDATABASE_URL=x\nSLOTS=1\n")
+    a_host.set(METRIC_PORT="9100", LANGUAGE="en")
+
+    messages = [check.message for check in a_host.findings("warning") if check.name == "settings"]
+
+    assert messages == [
+        "METRIC_PORT is not a setting; did you mean METRICS_PORT?",
+        "POLL_INTERVALL is not a setting; did you mean POLL_INTERVAL?",
+    ]
 
 
 def test_missing_key_is_a_fault(a_host):

@@ -107,6 +107,17 @@ def test_config_within_limits_is_queued(home, data, config):
     assert service.row(run_id)["configuration"] == json.loads(config)
 
 
+def test_command_with_wrong_url_of_the_project_exits_with_code_2(home):
+    service = Service(
+        home, {}, SUPABASE_URL="foo", SUPABASE_SERVICE_ROLE_KEY="sb_secret_of_the_test", BACKEND="supabase"
+    )
+
+    refused = service.run("status", check=False)
+
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: SUPABASE_URL must be the project's URL")
+
+
 def test_wrong_settings_are_all_reported_with_exit_code_2(home):
     service = Service(home, {}, POLL_INTERVAL="soon", SLOTS="-1")
 

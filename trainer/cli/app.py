@@ -56,7 +56,7 @@ def settings_or_exit() -> Settings:
 
 @contextmanager
 def run_table(settings: Settings | None = None) -> Iterator[RunTable]:
-    """Yield the table of runs. An expected error becomes lines on stderr and exit code 1."""
+    """Yield the table of runs. An expected error becomes lines on stderr and exit code 1, or 2 for wrong settings."""
     configure_logging("auto", "WARNING")
     from trainer.wiring.backend import open_backend
 
@@ -64,7 +64,7 @@ def run_table(settings: Settings | None = None) -> Iterator[RunTable]:
         with open_backend(settings or settings_or_exit(), StopSignal()) as backend:
             yield backend.runs
     except TrainerError as error:
-        fail(*str(error).splitlines())
+        fail(*str(error).splitlines(), code=2 if isinstance(error, Misconfigured) else 1)
 
 
 def existing(row: RunRow | None, run_id: str) -> RunRow:
