@@ -163,5 +163,5 @@ def _use_of(lock: int) -> Use:
 def _boot_id() -> bytes:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:  # not visible to this service
+    except OSError:  # the boot id is not visible to this service
         return b""

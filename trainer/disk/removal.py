@@ -42,7 +42,7 @@ def remove_tree(folder: Path) -> None:
 
 
 def _empty(top: int) -> OSError | None:
-    """Remove the content of `top`: move all subfolders up into it, then remove each. Return the first error."""
+    """Remove the content of `top`: move all subfolders up into it, then remove them. Return the first error."""
     waiting, problem = _strip(top, top)
     while waiting:
         name = waiting.pop()

@@ -161,7 +161,7 @@ class _Checker:
         return coords
 
     def _must_change(self, rows: Rows, cls: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return a mask of rows to change: outside the image, degenerate, duplicate, renumbered or another shape."""
+        """Return a mask of rows to change: outside the image, degenerate, duplicate, renumbered or of another shape."""
         coords = self._coordinates(rows)
         change = (np.minimum.reduceat(coords, rows.start) < 0) | (np.maximum.reduceat(coords, rows.start) > 1)
         change |= rows.values[rows.start] != cls

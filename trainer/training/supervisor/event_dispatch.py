@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from trainer.core.events import BatchProgress, Event
 
-MOST_LINES = 2000  # in the queue; further lines are counted and dropped, so that they cannot fill the memory
+MOST_LINES = 2000  # queued lines; further lines are counted and dropped, so that they cannot fill the memory
 
 
 class EventDispatcher:

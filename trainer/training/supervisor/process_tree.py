@@ -39,7 +39,7 @@ _TAIL_LINES = 200  # last lines of output, for the diagnosis
 
 
 class ProcessTree:
-    """One run of a program under a subreaper (subreaper.py), in a private folder that is deleted afterwards.
+    """One execution of a program under a subreaper (subreaper.py), in a private folder that is deleted afterwards.
 
     A thread reads output and events from the start, so that the program never blocks on a full pipe. It keeps `phase`,
     `epoch`, `events_received` (a count), `tail` (the last lines of output) and `final_event` up to date. `ended` is set

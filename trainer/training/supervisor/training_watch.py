@@ -103,7 +103,7 @@ class TrainingWatch:
 
     def _check_silence(self, now: float) -> None:
         process = self._process
-        # at most a second is added per check: a supervisor that was suspended could not receive events meanwhile
+        # at most one second is added per check, because a suspended supervisor could not receive events
         self._silent_seconds += min(now - self._checked_at, 10 * _TICK)
         self._checked_at = now
         if process.final_event:

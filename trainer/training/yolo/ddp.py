@@ -4,7 +4,7 @@ The training process passes messages between the ranks and the supervisor. Each 
 private folder and uses the protocol of wire.py there: it receives the order and stop requests, and sends events. Rank 0
 reports for all ranks. Of the other ranks, only the event of a crash is used.
 
-Rank 0 also obeys a stop request: it saves a checkpoint and exits. The other ranks, which then wait for it, end with the
+Rank 0 also obeys a stop request: it saves a checkpoint and exits. The other ranks then wait for rank 0 and end with the
 training process. After the last epoch, the training process continues from the checkpoint of rank 0.
 
 Ultralytics' own support for several GPUs is not used: it empties the run folder, and its parent gets no events.
@@ -127,7 +127,7 @@ class Ranks:
             launched.result()
         except ChildFailedError as failed:
             codes = [failure.exitcode for failure in failed.failures.values()]
-            # after a failure torch sends SIGTERM to the other ranks; they can also crash because the failed rank is gone
+            # after a failure, torch sends SIGTERM to the other ranks; they can also crash when the failed rank ends
             killed = next((-code for code in codes if code < 0 and -code != signal.SIGTERM), None)
             if killed:
                 os.kill(os.getpid(), killed)  # the supervisor then sees this signal

@@ -46,7 +46,7 @@ def isolate() -> None:
             "The training process must be started with ULTRALYTICS_SAFE_LOAD=1 and YOLO_AUTOINSTALL=false."
         )
     git = ultralytics.utils.GIT
-    git.__dict__.clear()  # drops cached facts
+    git.__dict__.clear()  # removes the cached git data
     git.root = git.gitdir = git.refdir = None
     # this function would add telemetry, the vendor's platform, MLflow and others to each trainer, validator and exporter
     ultralytics.utils.callbacks.add_integration_callbacks = lambda _instance: None

@@ -89,7 +89,7 @@ class Training:
                 if RANK != -1 or not is_out_of_memory(error):
                     raise
                 self._halve_batch(error, halvings)
-            # not in the handler, because its traceback references the tensors to free
+            # this is not in the handler, because the traceback there references the tensors to free
             self._callbacks.release()
             gc.collect()
             torch.cuda.empty_cache()
@@ -140,7 +140,7 @@ class Training:
                 self._model = best
         if order.resume and self._is_loadable(order.resume):
             self._checkpoint = order.resume
-            # epochs that the supervisor did not receive before the last attempt ended
+            # send the epochs that the supervisor did not receive before the last attempt ended
             results = checkpoint_file.read_results(order.resume)
             for event in epochs_after(order.last_reported_epoch, results, order.plan):
                 self._send(event)
