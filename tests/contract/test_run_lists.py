@@ -1,7 +1,12 @@
 """The contract of every run table: lists, filters and cursors."""
 
+import base64
+import json
+import uuid
+from contextlib import suppress
+
 import pytest
-from queue_adapters import ago, claim, enqueue
+from queue_adapters import SqliteLab, ago, claim, enqueue
 
 from trainer.core.errors import BadRequest
 from trainer.core.job import Status
@@ -12,6 +17,17 @@ PROJECT = "11111111-1111-4111-8111-111111111111"
 
 def ids(page):
     return [run.id for run in page.runs]
+
+
+def ids_of_pages(queue_lab, order, limit):
+    """Return the ids of all runs, read page by page."""
+    found, cursor = [], None
+    while True:
+        page = queue_lab.queue.list(order=order, limit=limit, after=cursor)
+        found += ids(page)
+        cursor = page.next
+        if cursor is None:
+            return found
 
 
 def test_list_is_newest_first_and_continues_at_its_cursor(queue_lab):
@@ -39,16 +55,23 @@ def test_empty_table_returns_empty_page(queue_lab):
 def test_pages_have_every_run_once_even_with_equal_sort_keys(queue_lab, order):
     created = ago(50)
     runs = {queue_lab.insert(created_at=created, priority=n % 2) for n in range(7)}
-    found, cursor = [], None
-    while True:
-        page = queue_lab.queue.list(order=order, limit=2, after=cursor)
-        found += ids(page)
-        cursor = page.next
-        if cursor is None:
-            break
+
+    found = ids_of_pages(queue_lab, order, limit=2)
 
     assert len(found) == 7
     assert set(found) == runs
+
+
+@pytest.mark.parametrize("order", RunOrder)
+def test_pages_have_every_run_once_for_all_times_of_other_programs(queue_lab, order):
+    times = ["2026-01-01T00:00:00.000001+00:00", "infinity", "10000-02-28T00:00:00+00:00"]
+    times += ["yesterday", ""] if isinstance(queue_lab, SqliteLab) else ["0044-03-15T00:00:00+00:00 BC", "-infinity"]
+    runs = [queue_lab.insert(created_at=time) for time in times for _ in range(2)]
+
+    found = ids_of_pages(queue_lab, order, limit=1)
+
+    assert found == ids(queue_lab.queue.list(order=order))
+    assert sorted(found) == sorted(runs)
 
 
 def test_runs_inserted_between_two_pages_do_not_shift_them(queue_lab):
@@ -122,6 +145,17 @@ def test_limit_out_of_range_is_rejected(queue_lab, limit):
         queue_lab.queue.list(limit=limit)
 
 
+def forged(*values):
+    return base64.urlsafe_b64encode(json.dumps(["newest", *values]).encode()).decode()
+
+
+@pytest.mark.parametrize("time", ["yesterday", "2026-13-01T00:00:00+00:00", "", "--infinity", "\ud800", "a,b)"])
+def test_cursor_with_invalid_time_raises_no_other_error_than_bad_request(queue_lab, time):
+    enqueue(queue_lab)
+    with suppress(BadRequest):
+        queue_lab.queue.list(after=forged(time, str(uuid.uuid4())))
+
+
 def test_cursor_of_another_list_is_rejected(queue_lab):
     for _ in range(2):
         enqueue(queue_lab)
@@ -129,5 +163,8 @@ def test_cursor_of_another_list_is_rejected(queue_lab):
     for odd in ("", "x", "ü", "W10=", cursor[:-4]):
         with pytest.raises(BadRequest, match="cursor"):
             queue_lab.queue.list(after=odd)
+    for odd in (None, 7, ["x"], {}):
+        with pytest.raises(BadRequest, match="cursor"):
+            queue_lab.queue.list(after=forged(odd, str(uuid.uuid4())))
     with pytest.raises(BadRequest, match="omit it to get the first page"):
         queue_lab.queue.list(order=RunOrder.CLAIM, after=cursor)

@@ -93,6 +93,13 @@ def test_enqueue_of_another_request_with_used_id_raises_conflict(queue_lab, othe
     assert len(queue_lab.queue.list().runs) == 1
 
 
+@pytest.mark.parametrize("number", [1e300, 1e23, 1e-05, 10**30, -0.0, float("nan")])
+def test_enqueue_is_idempotent_for_every_number(queue_lab, number):
+    request, run_id = RunRequest(data_yaml="d", configuration={"lr0": number}), str(uuid.uuid4())
+
+    assert [queue_lab.queue.enqueue(request, id=run_id) for _ in range(2)] == [run_id, run_id]
+
+
 def test_all_spellings_of_a_uuid_are_the_same_id(queue_lab):
     run_id = str(uuid.uuid4())
     assert queue_lab.queue.enqueue(REQUEST, id=run_id.upper()) == run_id

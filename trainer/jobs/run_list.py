@@ -6,12 +6,12 @@ import base64
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 
 from trainer.core.errors import BadRequest
 from trainer.core.job import Json
+from trainer.core.json_text import storable
 from trainer.core.run_row import RunFilter, RunOrder, RunPage, RunRow
-from trainer.jobs.row import is_run_id, run_row, whole
+from trainer.jobs.row import run_row, whole
 
 MOST_RUNS = 1000  # per page; PostgREST silently returns no more rows per request
 
@@ -61,9 +61,7 @@ def position_of(cursor: str | None, order: RunOrder) -> list[tuple[str, bool, Js
 def _is_sort_value(name: str, value: Json) -> bool:
     if name == "priority":
         return whole(value) is not None
-    if name == "id":
-        return is_run_id(value)
-    return isinstance(value, str) and (value.lstrip("-") == "infinity" or bool(datetime.fromisoformat(value)))
+    return isinstance(value, str) and storable(value) == value  # other programs can write any text into these columns
 
 
 def equalities(wanted: RunFilter) -> dict[str, str]:

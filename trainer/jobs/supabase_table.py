@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from trainer.core.errors import BadRequest
@@ -75,7 +76,7 @@ class SupabaseRunTable:
         after: str | None = None,
     ) -> RunPage:
         position, most = position_of(after, order), checked_limit(limit) + 1
-        if position and not is_uuid(position[-1][2]):
+        if position and not all(_is_stored(name, value) for name, _, value in position):
             raise BadRequest("cursor: is not from a list of this table; omit it to get the first page")
         if wanted.project_id is not None and not is_uuid(wanted.project_id):
             return RunPage(runs=())  # the column is a UUID, so no run can match
@@ -177,6 +178,22 @@ def _filtered(query: Any, wanted: RunFilter) -> Any:
     if wanted.status:
         query = query.in_("status", [status.value for status in wanted.status])
     return query
+
+
+def _is_stored(column: str, value: Json) -> bool:
+    """Return whether a column can have this value. The database answers any other value with an error."""
+    if column == "id":
+        return is_uuid(value)
+    return column != "created_at" or _is_time(value)
+
+
+def _is_time(text: str) -> bool:
+    """Return whether a text is a time of PostgreSQL: a time of any year, also before Christ, or infinity."""
+    year, _, rest = text.removesuffix(" BC").partition("-")
+    try:
+        return text in ("infinity", "-infinity") or (year.isdecimal() and bool(datetime.fromisoformat(f"2000-{rest}")))
+    except ValueError:
+        return False
 
 
 def _later(position: Sequence[tuple[str, bool, Json]]) -> str:

@@ -88,8 +88,13 @@ def require_same_request(run_id: str, wanted: Mapping[str, Json], stored: Mappin
     The status and the priority are not compared, because both may have changed since then.
     """
     for name in ("run_name", "data_yaml", "base_model", "configuration", "run_group", "run_tags"):
-        if stored is None or stored.get(name) != wanted[name]:
+        if stored is None or _comparable(stored.get(name)) != _comparable(wanted[name]):
             raise Conflict(f"id = {run_id}: there is another run with this id ({name} differs); use a new id")
+
+
+def _comparable(value: Json) -> Json:
+    # PostgreSQL returns a large float as a whole number with all of its digits
+    return json.loads(json.dumps(value), parse_int=float)
 
 
 def outcome_columns(outcome: Completed | Failed | Retry | Canceled) -> JsonObject:
