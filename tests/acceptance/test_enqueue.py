@@ -1,7 +1,9 @@
 """`enqueue` refuses invalid runs, and `requeue` accepts only ended runs."""
 
 import json
+import sqlite3
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ def service(tmp_path):
         (["epochs=0", "batch=many"], ["epochs = 0: must be", "batch = 'many': must be"]),
         (["epochs=3", "--epochs", "4"], ["epochs is given twice: 3 and 4"]),
         (["fast"], ["fast: write NAME=VALUE, for example epochs=50"]),
+        (["epochs="], ["epochs=: write NAME=VALUE, for example epochs=50"]),
         (["model=yolo99"], ["base_model = 'yolo99': no such model is known; nearest:"]),
         (["model=cats.pt"], ["base_model = 'cats.pt': no such file in MODELS_DIR ("]),
         (["--data", "nowhere", "model=cats.pt"], ["/nowhere' does not exist", "base_model = 'cats.pt': no such file"]),
@@ -81,6 +84,17 @@ def test_unknown_setting_and_missing_worker_are_warnings(service):
     queue.report(Worker(id="w"), "the disk is full")
     warning = service.run("enqueue", "--data", str(service.home)).stderr
     assert warning == "warning: no worker claims runs now: w says: the disk is full\n"
+
+
+def test_run_is_inserted_if_workers_cannot_be_read(service):
+    queue = SqliteQueue(service.home / "queue.db")
+    with closing(sqlite3.connect(service.home / "queue.db")) as database:
+        database.execute("drop table trainer_workers")
+
+    printed = service.run("enqueue", "--data", str(service.home), "epochs=1")
+
+    assert [run.id for run in queue.list().runs] == [printed.stdout.strip()]
+    assert printed.stderr == ""
 
 
 def test_schema_is_printed_as_json_and_markdown(service):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from trainer.cli.app import AsJson, absolute_if_local, app, fail, run_table, settings_or_exit, warn
-from trainer.core.errors import BadRequest, Conflict
+from trainer.core.errors import BadRequest, Conflict, TrainerError
 from trainer.core.job import Json, JsonObject, RunRequest
 from trainer.core.json_text import json_from_text
 from trainer.core.run_row import WorkerRow
@@ -63,15 +64,15 @@ def enqueue(
     except BadRequest as error:
         fail(*error.problems, code=2)
     with run_table(service) as table:
-        workers = table.workers()
         try:
             run_id = table.enqueue(request, own_id)
         except Conflict:
             raise
         except BadRequest as error:
             fail(*error.problems, code=2)
-    typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
-    _warn_if_none_claims(workers)
+        typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
+        with suppress(TrainerError):  # a key that can insert a run may not read the workers
+            _warn_if_none_claims(table.workers())
 
 
 @app.command()
@@ -89,8 +90,8 @@ def schema(
 def _by_name(pairs: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not name or not equals:
+        name, _, text = pair.partition("=")
+        if not name or not text:
             fail(f"{pair}: write NAME=VALUE, for example epochs=50.", code=2)
         if name in found:
             fail(f"{name} is given twice: {found[name]} and {text}. Remove one value.", code=2)
