@@ -22,7 +22,10 @@ def test_run_is_counted_and_its_phases_are_timed(tmp_path, data):
         service.wait_until(run_id, lambda row: row["progress_epoch"] >= 1)
         during = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         service.wait(run_id, "completed")
-        after = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        deadline = time.monotonic() + 15  # the metrics have their own thread, so they change after the row
+        while "yolo_trainer_runs_total{" not in (after := httpx.get(f"http://127.0.0.1:{port}/metrics").text):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     assert value(during, "yolo_trainer_runs_active") == 1
     assert value(during, f'yolo_trainer_epoch{{run_id="{run_id}"}}') >= 1
