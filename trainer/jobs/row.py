@@ -30,7 +30,8 @@ HARDWARE = (  # the columns of trainer_workers that a worker fills itself
     "version", "slots", "device_type", "compute_type", "gpu_name", "gpu_model", "gpu", "gpu_memory_gb", "gpu_vram_gb",
     "gpu_memory_mb", "gpu_vram_mb", "cpu_model", "cpu", "ram_gb",
 )  # fmt: skip
-LONGEST = {"run_name": 1000, "base_model": 1000, "data_yaml": 10_000}  # characters; as in trainer.guard_request
+# characters; trainer.guard_request has the same limits
+LONGEST = {"run_name": 1000, "base_model": 1000, "data_yaml": 10_000}
 Row = TypeVar("Row", RunRow, WorkerRow, EventRow)
 INT4 = 2**31 - 1  # the largest number in an `integer` column
 
@@ -138,7 +139,10 @@ def _device_count(device: Json) -> int:
 
 
 def problem_of(row: Mapping[str, Json]) -> str | None:
-    """Return the problem of a run, or None. The configuration is not checked. Same rules as trainer.guard_request."""
+    """Return the problem of a run, or None. The configuration is not checked.
+
+    trainer.guard_request has the same rules.
+    """
     for name, longest in LONGEST.items():
         if len(_text(row.get(name)) or "") > longest:
             return f"{name}: longer than {longest} characters"
@@ -152,7 +156,7 @@ def _seconds_between(earlier: Json, later: Json) -> float | None:
     try:
         return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())
     except (TypeError, ValueError, OverflowError):
-        return None  # a value is not a time, or is outside of the range of Python
+        return None  # a value is not a time, or the time is outside of the range of Python
 
 
 def lease_of(job: Job, worker_id: str, claim_id: str, seconds: float, asked_at: float) -> Lease:
@@ -172,7 +176,10 @@ def checkpoint_of(value: Json) -> Checkpoint | None:
 
 
 def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
-    """Return the checkpoint, or None if its key belongs to another run: the service later deletes the object."""
+    """Return the checkpoint, or None if its key belongs to another run.
+
+    The service later deletes the object of the key.
+    """
     found = checkpoint_of(value)
     if found is None or found.key is None:
         return found
@@ -180,7 +187,7 @@ def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
 
 
 _COLUMNS = {"group": "run_group", "tags": "run_tags"}  # field → column, if the names differ
-RUN_COLUMNS = tuple(_COLUMNS.get(field.name, field.name) for field in fields(RunRow))  # without the fencing token
+RUN_COLUMNS = tuple(_COLUMNS.get(field.name, field.name) for field in fields(RunRow))  # omits the fencing token
 
 
 def run_row(row: Mapping[str, Json]) -> RunRow:

@@ -13,9 +13,9 @@ from trainer.core.json_text import storable
 from trainer.core.run_row import RunFilter, RunOrder, RunPage, RunRow
 from trainer.jobs.row import run_row, whole
 
-MOST_RUNS = 1000  # per page; PostgREST silently returns no more rows per request
+MOST_RUNS = 1000  # runs per page; PostgREST silently limits a response to 1000 rows
 
-# sort keys before the id, which is always ascending: column, and whether its order is descending
+# sort keys: column, and True for a descending order; the id is always the last sort key, in ascending order
 SORT_KEYS: dict[RunOrder, tuple[tuple[str, bool], ...]] = {
     RunOrder.NEWEST: (("created_at", True),),
     RunOrder.OLDEST: (("created_at", False),),

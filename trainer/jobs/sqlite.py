@@ -13,7 +13,7 @@ from trainer.jobs.sqlite_file import Transaction, loaded
 from trainer.jobs.sqlite_table import SqliteRunTable
 from trainer.jobs.write_row import clean, offer_json, outcome_columns
 
-HEAD_START = 20.0  # seconds (two polls): a worker whose host failed a run can claim the run this much later
+HEAD_START = 20.0  # seconds (two polls) of additional wait for a worker whose host failed the run
 _LAST_ATTEMPT = 2**31 - 2  # the next attempt is the largest number in PostgreSQL's `integer` column
 _LEGACY_SILENCE = 60.0  # seconds after which a running row without a lease counts as abandoned
 
@@ -101,7 +101,7 @@ class SqliteQueue(SqliteRunTable):
 
 
 def claim_again(tx: Transaction, run: JsonObject, lease_seconds: float) -> JsonObject | None:
-    """Return the run of a repeated claim, or None if it no longer runs. The lease starts again at this request."""
+    """Return the run of a repeated claim, or None if the run has ended. This request renews the lease."""
     if run["status"] not in (Status.RUNNING, Status.CANCELING):
         return None
     run["lease_expires_at"] = tx.at(lease_seconds)

@@ -106,7 +106,7 @@ class SqliteFile:
             yield Transaction(connection, queue_time(connection, self._clock, keep=False))
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        # mode=rw: a deleted file must not be created again, empty, during a run
+        # mode=rw: if the file was deleted, SQLite must not create an empty file in its place
         uri = f"{self._path.as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=self._busy_seconds, isolation_level=None)
         connection.execute("pragma foreign_keys = on")
@@ -174,7 +174,7 @@ def timestamp(seconds: float) -> str:
 def loaded(name: str, value: Json) -> Json:
     """Return the value of a column, converted to its type. SQLite stores values of any type in any column."""
     if isinstance(value, bytes):
-        # a query with a text id would not find that row again
+        # a query with the id as text would not find this row
         value = None if name == "id" else value.decode(errors="replace")
     if name == "host_failures":
         counts = json_column(name, value)

@@ -94,7 +94,7 @@ def _lose(run: JsonObject, *, host_failed: bool) -> None:
 
 
 def _pause_after(run: JsonObject) -> float:
-    """Return the seconds before the next attempt. Host failures that are not counted as lost attempts increase them."""
+    """Return the seconds before the next attempt. Repeated host failures of the same worker increase this time."""
     return back_off(run["failures"] + sum(times - 1 for times in run["host_failures"].values()))
 
 
@@ -142,7 +142,7 @@ def back_off(failures: int) -> float:
 
 
 def record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
-    """Add an event for a change of a run that the queue itself made."""
+    """Add an event for a change that the queue itself made to a run."""
     last = tx.row(
         "select max(seq) as seq from training_run_events where run_id = ? and attempt = ?",
         run["id"],

@@ -97,7 +97,7 @@ class SqliteRunTable:
             return [event_row(row) for row in tx.rows(sql, write.clean(run_id), *after)]
 
     def _changed(self, run_id: str, columns: JsonObject, statuses: Collection[str]) -> RunRow | None:
-        """Update the run if it has one of `statuses`. Return its row, updated or not, or None for an unknown run."""
+        """Update the run if it has one of `statuses`. Return its row in both cases, or None for an unknown run."""
         with self._file.writing() as tx:
             run = states.get_run(tx, run_id)
             if run is not None and run["status"] in statuses:

@@ -21,7 +21,7 @@ from trainer.jobs.run_list import SORT_KEYS, checked_limit, equalities, page_of,
 from trainer.remote.supabase import Project
 
 READ = RetryPolicy(tries=4, first_wait=0.5, longest_wait=4.0, total_seconds=20.0)
-PAGE = 1000  # PostgREST silently returns no more rows per request
+PAGE = 1000  # rows; PostgREST silently limits a response to this number
 LARGEST_PAGE = 256 * 2**20  # bytes
 
 
@@ -163,7 +163,7 @@ class SupabaseRunTable:
         return rows[0] if rows else None
 
     def _changed(self, run_id: str, columns: JsonObject, statuses: Sequence[str]) -> RunRow | None:
-        """Update the run if it has one of `statuses`. Return its row, updated or not."""
+        """Update the run if it has one of `statuses`. Return its row in both cases, or None for an unknown run."""
         if not is_uuid(run_id):
             return None
         rows = self._rows(lambda: self._runs().update(columns).eq("id", run_id).in_("status", statuses).select(_RUN))

@@ -10,7 +10,7 @@ import httpx
 from trainer.core.errors import Unavailable
 from trainer.remote.stoppable import stoppable_client, within
 
-SECONDS = 10.0  # for the whole request
+SECONDS = 10.0  # time limit of the whole request
 
 
 def clock_skew(url: str) -> float:

@@ -14,7 +14,7 @@ from trainer.remote.stoppable import stoppable, stoppable_client, within
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _PLAIN = {"Accept-Encoding": "identity"}  # so that Content-Length is the size of the file
 _BLOCK = 1 << 20
-HEAD_SECONDS = 60.0  # until the first byte of the body, including redirects
+HEAD_SECONDS = 60.0  # time limit until the first byte of the body, including redirects
 BODY_SECONDS = 6 * 3600.0
 
 

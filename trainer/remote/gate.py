@@ -114,7 +114,7 @@ def _is_open(a: ipaddress.IPv4Address | ipaddress.IPv6Address, *, may_be_private
     if a.is_link_local or a.is_multicast or a.is_unspecified:
         return False
     if any(a in network for network, _ in _HIDDEN_V4):
-        return True  # the IPv4 address inside is checked separately
+        return True  # the embedded IPv4 address is checked separately
     is_public = a.is_global and not a.is_private and not a.is_reserved and not any(a in n for n in _SPECIAL)
     return is_public or may_be_private
 

@@ -18,13 +18,13 @@ import httpx
 from trainer.core.stop import StopSignal
 
 _SLICE = 0.5  # seconds between two checks of the stop
-_FRESH = 0.1  # seconds after an answer for which a connection is assumed to be open
+_FRESH = 0.1  # seconds; after an answer, a connection is assumed to be open for this time
 _current = threading.local()
 
 
 @contextmanager
 def stoppable(stop: StopSignal) -> Iterator[None]:
-    """Make this thread's waits in a stoppable client raise `Stopped` once `stop` is set, inside this block."""
+    """Inside the block, make waits of this thread in a stoppable client raise `Stopped` when `stop` is set."""
     before = getattr(_current, "stop", None)
     _current.stop = stop
     try:
@@ -35,7 +35,7 @@ def stoppable(stop: StopSignal) -> Iterator[None]:
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Limit this thread's waits in a stoppable client to `seconds` in total, inside this block.
+    """Inside the block, limit all waits of this thread in a stoppable client to `seconds` in total.
 
     httpx's own limits apply to each wait separately, so a server that slowly sends single bytes never exceeds them.
     Name resolution is limited only by the system's resolver.

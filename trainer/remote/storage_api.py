@@ -1,7 +1,7 @@
 """HTTP calls to the Supabase Storage API; error responses become our errors.
 
-This uses httpx instead of the supabase package. The package reads a whole object into memory, cannot resume with Range or
-TUS, and its default HTTP/2 client loses calls when several threads use it.
+This module uses httpx instead of the supabase package. The package reads a whole object into memory, cannot resume with
+Range or TUS, and its default HTTP/2 client loses calls when several threads use it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class HttpTimes:
     """Time limits in seconds.
 
     `read` and `write` limit one wait, `total` limits a whole call. The transfer of an object gets one more second per
-    10 KB. `stored` limits the wait after the last byte of an upload: the server assembles a large object first.
+    10 KB. `stored` limits the wait after the last byte of an upload, because the server then assembles a large object.
     """
 
     connect: float = 10.0
@@ -142,7 +142,10 @@ class StorageApi:
         content: Content | None = None,
         accept: Collection[int] = (),
     ) -> Answer:
-        """Send one request and return the whole response. Raises for an error status that is not in `accept`."""
+        """Send one request and return the whole response.
+
+        Raises an error for every error status that is not in `accept`.
+        """
         if body is not None:
             headers, content = {**(headers or {}), "Content-Type": "application/json"}, json.dumps(body).encode()
         moves = content is not None and body is None
@@ -161,7 +164,7 @@ class StorageApi:
         return Answer(status=response.status_code, headers=response.headers, body=b"".join(response.iter_raw()))
 
     def refused(self, answer: Answer, target: Target) -> TrainerError:
-        """Return the error for an error response. Most have HTTP status 400, with the real status in the body."""
+        """Return the error for an error response. Most of them have HTTP status 400 and the real status in the body."""
         status, code, message = _reading(answer)
         said = f"storage at {self.host} answered {status}: {self._clean(message) or 'no reason given'}"
         if status >= 500 or status < 400 or status in TRANSIENT:

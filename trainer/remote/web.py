@@ -1,8 +1,8 @@
 """Downloads from URLs that come from a request: only http(s), only from public or explicitly allowed hosts.
 
 A host name is resolved once, every address is checked, and the connection goes to a checked address. So a DNS answer that
-changes between check and connection (DNS rebinding) has no effect. Each redirect is checked again. Proxies of the
-environment are not used, because a proxy would resolve the names itself.
+changes between check and connection (DNS rebinding) has no effect. The target of each redirect is checked in the same
+way. Proxies of the environment are not used, because a proxy would resolve the names itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REDIRECTS = 5
 MOST_ADDRESSES = 4  # addresses of a host, tried one after the other
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
-HEAD_SECONDS = 60.0  # until the end of the response headers
+HEAD_SECONDS = 60.0  # time limit until the end of the response headers
 _REDIRECT_CODES = {301, 302, 303, 307, 308}
 _ADVICE = {
     401: "the URL needs a login; use a signed URL, or upload the dataset to the storage bucket",

@@ -16,7 +16,7 @@ from trainer.core.ports import AttemptEnd, Reporter
 
 log = structlog.get_logger()
 
-CAPACITY = 1000  # limit of waiting events per reporter
+CAPACITY = 1000  # maximum number of waiting events per reporter
 Call: TypeAlias = Callable[[Reporter], None]
 TickKey: TypeAlias = tuple[str, str]  # run id and kind
 OnDropped: TypeAlias = Callable[[str, str], None]  # arguments: name of the reporter, kind of the event
@@ -112,7 +112,7 @@ class BackgroundReporter:
         while call := self._next():
             try:
                 call(self._reporter)
-            except BaseException as error:  # SystemExit would end this thread, and the events would pile up
+            except BaseException as error:  # SystemExit would end this thread, and the queue would fill up
                 text = f"{type(error).__name__}: {error}"
                 if text != last_error:
                     log.exception("reporter failed", reporter=self.name)

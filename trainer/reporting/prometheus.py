@@ -91,7 +91,7 @@ class MetricsReporter:
         self._dropped.labels(reporter, kind).inc()
 
     def counted(self, beat: Beat) -> Beat:
-        """Return a function that calls `beat`, which sends a heartbeat, and counts the calls."""
+        """Return a function that sends a heartbeat with `beat` and counts the heartbeats."""
 
         def send(lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
             try:

@@ -26,7 +26,7 @@ class Buckets:
         self._known: dict[str, tuple[float, JsonObject]] = {}  # bucket → time of the request, and settings
 
     def settings(self, bucket: str, stop: StopSignal) -> JsonObject:
-        """Return the settings of a bucket. Raises ObjectMissing, also if the role cannot read the settings."""
+        """Return the settings of a bucket. Raises ObjectMissing for a bucket that the role cannot see."""
         asked_at, settings = self._known.get(bucket, (float("-inf"), {}))
         if time.monotonic() - asked_at > _CACHE_SECONDS:
             settings = self._persist(lambda: self._ask(bucket), stop)

@@ -21,7 +21,7 @@ def entries(ask: Ask, folder: str) -> Iterator[Entry]:
     try:
         first = _page(ask, folder, None)
     except (NoSuchRoute, ObjectMissing):
-        # an older server takes `list-v2` in the route for the name of a bucket, which does not exist
+        # an older server reads `list-v2` in the route as the name of a bucket that does not exist
         yield from _folder_by_folder(ask, folder)
     else:
         yield from _recursive(ask, folder, first)

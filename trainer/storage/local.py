@@ -39,7 +39,8 @@ class LocalObjectStore:
                         path.unlink()
 
     def key(self, name: str) -> str:
-        # a key is text, so a name that is not UTF-8 is escaped, and also a name that looks like an escaped one
+        # A key is text, so a name that is not UTF-8 is escaped. Different names must have different keys, so a name
+        # that looks like an escaped name is also escaped.
         return escaped_key(name) if storable(name) != name or is_escaped(name) else name
 
     def list(self, folder: ObjectRef, stop: StopSignal | None = None) -> Iterator[ObjectInfo]:
@@ -115,7 +116,7 @@ class LocalObjectStore:
         return self._root / bucket
 
     def _path(self, ref: ObjectRef) -> Path:
-        """Return the file of `ref`. Raises ObjectMissing for a key that is not plain or that leaves its bucket."""
+        """Return the file of `ref`. Raises ObjectMissing for an invalid key, or for a link out of the bucket."""
         bucket = self._bucket(ref.in_store(self.name).bucket)
         key = PurePosixPath(ref.key)
         plain = str(key) == ref.key and not key.is_absolute() and ".." not in key.parts and "\0" not in ref.key

@@ -96,7 +96,7 @@ class ResumableUpload:
         try:
             self._note.parent.mkdir(parents=True, exist_ok=True)
             durable.write_text(self._note, json.dumps({"upload": name, "file": str(self._path)}))
-        except OSError:  # a full disk: after a restart, the upload starts again
+        except OSError:  # for example a full disk: after a restart, the upload starts from the beginning
             self._unnoted = name
         self.offset = 0
         return name

@@ -78,7 +78,8 @@ class SupabaseObjectStore:
             if PurePosixPath(key).name != _PLACEHOLDER:
                 yield self._listed(replace(folder, key=key), entry)
         if not found:
-            self._buckets.settings(folder.bucket, stop)  # the listing of a missing bucket is empty, too
+            # a missing bucket has an empty listing; this call raises ObjectMissing for it
+            self._buckets.settings(folder.bucket, stop)
 
     def stat(self, ref: ObjectRef) -> ObjectInfo:
         own = ref.in_store(self.name)
@@ -236,7 +237,7 @@ class SupabaseObjectStore:
         text(self._api.call("POST", _object(ref), target, headers=headers, content=body).json(), "Key")
 
     def _persist(self, call: Callable[[], T], stop: StopSignal, progress: Callable[[], int] | None = None) -> T:
-        """Call `call` with retries. While tries make progress, the number of retries starts again at 0."""
+        """Call `call` with retries. Progress resets the number of retries to 0."""
         with stoppable(stop):
             while True:
                 before = progress() if progress else 0

@@ -31,7 +31,7 @@ class Backend:
 
 @contextmanager
 def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
-    """Open the backend of the settings, without any request yet."""
+    """Open the backend of the settings. This sends no request."""
     if not settings.uses_supabase:
         queue = SqliteQueue(settings.trainer_home / "queue.db")
         store = LocalObjectStore(settings.trainer_home / "storage")
@@ -72,5 +72,5 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
 
 
 def beat_seconds(settings: Settings) -> float:
-    """Return the shorter of the two intervals, in seconds: each heartbeat renews the lease and checks for a cancel."""
+    """Return the shorter interval, in seconds. A heartbeat renews the lease and checks for a cancel request."""
     return min(settings.cancel_check_interval, settings.heartbeat_interval)

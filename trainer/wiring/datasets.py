@@ -71,7 +71,7 @@ def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
 
 
 def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
-    """Return the warnings about a run. Raise BadRequest, like a worker, if no worker can train the run.
+    """Return the warnings about a run. Raise BadRequest if no worker can train the run.
 
     The workers of the local queue are on this host, so the exports must be available here, and the dataset and the
     weights must exist here.
@@ -94,7 +94,7 @@ def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
 
 
 def _check_files(settings: Settings, datasets: list[str], model: ModelRef) -> None:
-    """Raise BadRequest with every dataset and weights file that does not exist on this host."""
+    """Raise BadRequest that names every dataset and weights file that does not exist on this host."""
     roots = dataset_roots(settings)
     checks: list[Callable[[], object]] = [partial(roots.admit, path) for path in datasets]
     if isinstance(model, ModelFile):
@@ -104,7 +104,7 @@ def _check_files(settings: Settings, datasets: list[str], model: ModelRef) -> No
         try:
             check()
         except MachineFailed:
-            pass  # the run waits for a missing mount
+            pass  # a mount is missing, and the run waits for it
         except BadRequest as refused:
             problems += refused.problems
     if problems:
@@ -127,7 +127,7 @@ def weights_on_disk(settings: Settings) -> list[str]:
 
 
 def _model_folder(settings: Settings) -> ModelFolder:
-    """Return MODELS_DIR without access to a store, to the queue and to the network."""
+    """Return MODELS_DIR. It has no access to the store, the queue or the network."""
     return ModelFolder(
         settings.models_folder,
         store=None,

@@ -97,7 +97,7 @@ def open_run_parts(settings: Settings, backend: Backend, health: Health, livenes
 
 
 def open_reporters(settings: Settings, beat: Beat, health: Health, opened: ExitStack) -> tuple[Beat, Reporters]:
-    """Start the reporters. Return the reporters, and `beat`, with a counter if metrics are enabled."""
+    """Start the reporters. Return `beat`, which counts heartbeats if metrics are enabled, and the reporters."""
     if not settings.metrics_port:
         reporters = Reporters([LogReporter()])
     else:

@@ -84,7 +84,7 @@ class ArtifactUpload:
 
         A repeated call sends the missing files. `log` is uploaded after the other files, because it is still being
         written. A file that is not part of the weights and cannot be published is left out with a warning.
-        Raises `WeightsChanged` unless the weights match `finished`, any other TrainerError, OSError, Stopped.
+        Raises `WeightsChanged` if the weights do not match `finished`, another TrainerError, OSError or Stopped.
         """
         files = _files_by_name(folder)
         self._left_out = {name: reason for name, path in files.items() if (reason := _unfit(name, path, self._store))}
@@ -118,7 +118,7 @@ class ArtifactUpload:
         """Return the artifact, or no artifact if the store has rejected the file for `LEFT_OUT_AFTER` seconds.
 
         So one rejected file cannot block a finished model forever. Weights are never left out. If the store rejects
-        every file, the upload of the weights raises its error, or `_require_stored` does.
+        every file, an error is raised for the weights or by `_require_stored`.
         """
         try:
             artifact = self._send(name, path, upload)
@@ -202,8 +202,8 @@ def published_files(run_dir: Path) -> list[Path]:
 def _files_by_name(folder: RunFolder) -> dict[str, Path]:
     """Return the published files by name. The weights are first, because the time limit can end the upload.
 
-    A file with the same name as the weights is left out. A file in a folder with the name of another file is left out,
-    because not every store supports this.
+    A file with the same name as the weights is left out. If a folder has the same name as a file, the files in the
+    folder are left out, because not every store supports both names.
     """
     files: dict[str, Path] = {}
     for path in sorted(published_files(folder.path), key=lambda path: path.parent != folder.weights):

@@ -213,7 +213,7 @@ class Attempt:
         problem = self._services.health.record_failure(self._job.id, error)
         if problem is None and isinstance(error, RunFailed):
             return self._fail(error)
-        is_unfit = isinstance(error, HostUnfit)  # the message already contains the reason of the self-test
+        is_unfit = isinstance(error, HostUnfit)  # the message of the error already contains the problem
         message = str(error) if is_unfit or problem in (None, str(error)) else f"{str(error).rstrip('.')}. {problem}"
         is_hosts = problem is not None or is_unfit
         return Retry(message=message, results=self.publish_unfinished(), host_failed=is_hosts)

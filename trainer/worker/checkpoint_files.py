@@ -27,7 +27,7 @@ from trainer.disk.checksum import sha256_of
 
 _CHECKPOINT = TypeAdapter(Checkpoint)
 _LARGEST_JSON = 2**20  # bytes
-_LARGEST_DIRECTORY = 8 * 2**20  # bytes of the zip archive's directory; yolo11x has some hundred KiB
+_LARGEST_DIRECTORY = 8 * 2**20  # bytes of the zip archive's directory; yolo11x has a few hundred KiB
 _INVALID_ARCHIVE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError),
     *(LookupError, ValueError, RecursionError, NotImplementedError),
@@ -70,7 +70,7 @@ def read_metadata(path: Path) -> JsonObject:
 def _read_sidecar(sidecar: Path) -> Checkpoint | None:
     with sidecar.open("rb") as file, contextlib.suppress(ValidationError):
         return _CHECKPOINT.validate_json(file.read(_LARGEST_JSON), strict=True)
-    return None  # incomplete after a crash; the previous checkpoint has its own sidecar
+    return None  # a crash can leave an incomplete sidecar; the previous checkpoint has another sidecar
 
 
 def _is_regular(path: Path) -> bool:

@@ -75,12 +75,12 @@ class CheckpointUploads:
     @contextmanager
     def during_training(self, stop: StopSignal) -> Iterator[None]:
         """Upload checkpoints in a thread while the block runs. An upload can continue after the block: see `wait`."""
-        in_context = contextvars.copy_context().run  # the labels of the log
+        in_context = contextvars.copy_context().run  # keeps the labels of the log lines
         thread = threading.Thread(
             target=in_context, args=(self._send_at_intervals, stop), name="checkpoints", daemon=True
         )
         thread.start()
-        self._thread = thread  # only a started thread: `wait` joins it
+        self._thread = thread  # set after the start, because `wait` can only join a started thread
         try:
             yield
         finally:

@@ -24,7 +24,7 @@ from trainer.worker.slots import AcquiredSlots, Slots
 log = structlog.get_logger()
 
 POLL = 1.0  # seconds between checks for a free slot, and between checks for the end of the run on trial
-LAST_DELIVERY = 1.0  # seconds after the drain time, for a run to end whose outcome was not delivered in time
+LAST_DELIVERY = 1.0  # seconds after the drain time, in which a run can end although its outcome is not delivered
 ORPHANS_FIRST = 30.0  # seconds for which claims wait for the outcomes of earlier processes
 
 
@@ -103,7 +103,7 @@ class Daemon:
         status = f"{busy} of {self.slots.total} slots busy"
         if self.health.problem:
             status += f"; claims no runs: {self.health.problem}"
-        with error_boundary("status not reported"):  # a claimed run must be executed even then
+        with error_boundary("status not reported"):  # an error here must not prevent the execution of a claimed run
             self.manager.ready_and(status)
 
     def _pause_after_error(self, shutdown: StopSignal) -> None:
@@ -136,7 +136,7 @@ class Daemon:
                 slots.release()
 
     def _drain(self, shutdown: StopSignal) -> bool:
-        # from the request: until now, a claim or a prefetch may have waited for an answer
+        # The drain time starts at the shutdown request, because a claim or a prefetch may have delayed this call.
         deadline = (shutdown.shutdown_at or time.monotonic()) + self.drain_seconds + LAST_DELIVERY
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -29,7 +29,7 @@ class EventSink:
         self._lock = threading.Lock()
         self._phase_started: float | None = None
         self._transfer: TransferProgress | None = None  # newest transfer of the current phase
-        self._epoch_phases: set[Phase] = set()  # reported phases of TRAINING and VALIDATING
+        self._epoch_phases: set[Phase] = set()  # those of TRAINING and VALIDATING that were already recorded
         self._warned: set[tuple[str, str]] = set()
         self.progress = progress
         self.labels: dict[str, str | int] = {"run_id": job.id, "attempt": job.attempt}  # for every log line of the run
@@ -69,14 +69,14 @@ class EventSink:
         self._reporter.event(self._job, event)
 
     def _is_repeated(self, phase: Phase) -> bool:
-        """Return True for TRAINING and VALIDATING after the first epoch: only the first of each is recorded."""
+        """Return True for TRAINING and VALIDATING after the first time, because only the first of each is recorded."""
         is_repeated = phase in self._epoch_phases
         if phase in (Phase.TRAINING, Phase.VALIDATING):
             self._epoch_phases.add(phase)
         return is_repeated
 
     def _with_duration(self, event: PhaseStarted) -> PhaseStarted:
-        """Return the event with the duration of the previous phase and the bytes that it transferred."""
+        """Return the event with the duration and the transferred bytes of the previous phase."""
         with self._lock:
             now = time.monotonic()
             started, self._phase_started = self._phase_started, now

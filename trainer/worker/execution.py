@@ -75,7 +75,7 @@ class Execution:
         self._queue = host.queue
 
     def run(self, lease: Lease, slots: AcquiredSlots, shutdown: StopSignal) -> AttemptEnd:
-        """Execute one attempt of the run. Return its end, which the reporters also receive."""
+        """Execute one attempt of the run. Return the end of the attempt, which the reporters also receive."""
         reporter, end = self._host.reporter_for(lease.job), AttemptEnd(outcome=None, delivery=Delivery.PENDING)
         try:
             with closing(Journal.create(self._services.folders.journals, lease)) as journal:
@@ -91,7 +91,7 @@ class Execution:
         return end
 
     def requeue(self, lease: Lease, stop: StopSignal) -> None:
-        """Requeue a run that this process cannot start. If the queue does not answer, the next process requeues it."""
+        """Requeue a run that cannot be started. If the queue does not answer, the next process requeues the run."""
         with closing(Journal.create(self._services.folders.journals, lease)) as journal:
             self._end_after_error(journal, stop, ONE_TRY)
 
@@ -99,7 +99,8 @@ class Execution:
         job, services = journal.lease.job, self._services
         reporter.started(job)
         if job.checkpoint and job.checkpoint.key:
-            services.uploaded.note(job.id, job.checkpoint.key)  # the worker that uploaded it may never run again
+            # the worker that uploaded the checkpoint may never delete it
+            services.uploaded.note(job.id, job.checkpoint.key)
         with services.folders.in_use(job):
             services.folders.remove_obstacles(job)
             with self._host.open_run(journal, shutdown.child(), reporter) as run:

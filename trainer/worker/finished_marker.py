@@ -24,7 +24,7 @@ from trainer.core.run_folder import RunFolder
 from trainer.disk import durable
 from trainer.disk.checksum import sha256_of
 
-_LARGEST = 16 * 2**20  # bytes of a marker or of results.csv; a report has some hundred KiB
+_LARGEST = 16 * 2**20  # bytes of a marker or of results.csv; a report has a few hundred KiB
 # compared in addition to `batch` and `args`; the other fields of a recorded plan depend on the service version
 _COMPARED = ("sources", "model", "task", "epochs", "imgsz", "split", "exports", "predictions")
 _FINISHED: TypeAdapter[Finished] = TypeAdapter(Finished)

@@ -40,8 +40,8 @@ class Health:
         self._lock = threading.Lock()
         self._problem: str | None = None
         self._on_trial = False
-        self._trial_runs: set[str] = set()  # claimed on trial, not released yet
-        self._failed_runs: set[str] = set()  # failed by the host or the service since the last success
+        self._trial_runs: set[str] = set()  # runs that were claimed on trial and not yet released
+        self._failed_runs: set[str] = set()  # runs that failed because of the host or the service
         self._setbacks = 0  # failed self-tests and trials since the last success
         self._next_test = 0.0
         self._wake = threading.Event()  # set while the host is unhealthy, and to end `_watch`
@@ -57,13 +57,13 @@ class Health:
         return self._on_trial and bool(self._trial_runs)
 
     def claimed(self, run_id: str) -> None:
-        """Note that this worker claimed the run."""
+        """Record that this worker claimed the run."""
         with self._lock:
             if self._on_trial:
                 self._trial_runs.add(run_id)
 
     def released(self, run_id: str) -> None:
-        """Note that this worker released the run, with any outcome."""
+        """Record that this worker released the run, with any outcome."""
         with self._lock:
             self._trial_runs.discard(run_id)
 
@@ -89,7 +89,7 @@ class Health:
             self._count(run_id, problem, at_once=False)
 
     def record_success(self, run_id: str) -> None:
-        """Note that a training saved a checkpoint or completed: the host works."""
+        """Record that a training saved a checkpoint or completed, which proves that the host works."""
         with self._lock:
             if self._problem is not None or (self._on_trial and run_id not in self._trial_runs):
                 return  # this success does not prove that the host works again

@@ -27,7 +27,7 @@ LAST_PREFETCH = 5.0  # seconds that a shutdown waits for a prefetch, which can h
 
 @dataclass(eq=False, kw_only=True)
 class Prefetcher:
-    """Peeks at the queue every `interval` seconds while no slot is free. Never claims, so another host can claim."""
+    """Peeks at the queue every `interval` seconds while no slot is free. It never claims a run, so another host can."""
 
     queue: Queue
     datasets: Datasets

@@ -24,7 +24,7 @@ from trainer.worker.publish import Publisher
 log = structlog.get_logger()
 
 ORPHANED = "The worker stopped without warning during this run (a crash, a kill or a reboot)."
-MOST_RECOVERIES = 3  # of one attempt; each recovery renews the lease, so without a limit the lease would never expire
+MOST_RECOVERIES = 3  # per attempt: each recovery renews the lease, so without a limit the lease would never expire
 
 
 class Recovery:
@@ -60,7 +60,7 @@ class Recovery:
         reporter.ended(journal.lease.job, end)
 
     def _reporter(self, journal: Journal) -> Reporter:
-        """Return the reporter of the run, the same for its events and for its end: a reporter for one run has a thread."""
+        """Return the reporter of the run, always the same object, because a new reporter can start a thread."""
         if journal.path not in self._reporters:
             self._reporters[journal.path] = self._host.reporter_for(journal.lease.job)
         return self._reporters[journal.path]

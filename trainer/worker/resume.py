@@ -18,7 +18,7 @@ from trainer.core.run_folder import RunFolder
 from trainer.worker.checkpoint_files import is_intact, local_checkpoints, read_metadata, write_sidecar
 from trainer.worker.run_context import RunContext
 
-_MOST_LISTED = 10  # changes in a message
+_MOST_LISTED = 10  # maximum number of changes in a message
 
 # a 404 or a login page instead of the object can be temporary; without the checkpoint, hours of training are lost
 MISSING_RETRIES = RetryPolicy(tries=1000, first_wait=1.0, longest_wait=10.0, total_seconds=60)

@@ -47,7 +47,7 @@ class RunFolders:
     def remove_checkpoints(self, run_id: str) -> None:
         """Remove the checkpoints and finished markers of a run. Only another attempt would use them."""
         for folder in self.attempts(run_id):
-            with contextlib.suppress(OSError):  # otherwise removed with the run folder
+            with contextlib.suppress(OSError):  # after an error, they are removed with the run folder
                 remove_tree(folder.checkpoints)
             with contextlib.suppress(OSError):
                 folder.finished_marker.unlink(missing_ok=True)
@@ -70,7 +70,7 @@ class RunFolders:
             yield
 
     def is_active(self, run_id: str) -> bool:
-        """Return whether this process executes the run, or a journal of the run is undelivered. Raises OSError."""
+        """Return True if this process executes the run, or if the run has an undelivered journal. Raises OSError."""
         return self.has_journal(run_id) or any(self.locks.is_held(folder.path) for folder in self.attempts(run_id))
 
     def has_journal(self, name: str) -> bool:
@@ -87,7 +87,7 @@ def attempts_in(runs: Path, run_id: str) -> list[RunFolder]:
     """Return the folders of a run in `runs`, the first attempt first, without symbolic links."""
     first = f"{PREFIX}{run_id}"
     try:
-        # no glob() here: Python caches one pattern per run, and the service is long-lived
+        # not glob(): it would cache one pattern per run, and the service runs for a long time
         names = [name for name in os.listdir(runs) if name.startswith(f"{first}-")]  # noqa: PTH208
     except OSError:
         names = []

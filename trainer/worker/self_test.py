@@ -62,7 +62,10 @@ def write_and_read(folder: Path) -> None:
 
 
 def disk_problem(setting: str, folder: Path, error: OSError) -> str:
-    """Return why `folder` cannot be written and the fix, without a period at the end. `setting` contains its path."""
+    """Return the problem of `folder` and the fix, without a period at the end.
+
+    `setting` is the name of the setting with the path of `folder`.
+    """
     if error.errno in FULL:
         return f"{folder} has no space left ({error.strerror}): free some space, or set {setting} to another disk"
     fix = (

@@ -94,7 +94,7 @@ class UploadedCheckpoints:
     def _settle(self, run_id: str) -> None:
         path = self._path(run_id)
         try:
-            os.utime(path, follow_symlinks=False)  # marks the run as checked
+            os.utime(path, follow_symlinks=False)  # the time of the file is the time of the last check
             listed = _read(path)
         except FileNotFoundError:
             return
@@ -109,7 +109,7 @@ class UploadedCheckpoints:
                 self.store.delete(ObjectRef(bucket=entry["bucket"], key=key))
                 self._append(run_id, {"deleted": key})
         if row is None or row.status in (*ENDED_FOR_GOOD, Status.FAILED):
-            self._drop(run_id)  # removed last, because the list shows that this host still has files of the run
+            self._drop(run_id)  # dropped last, so that `tidy` repeats these steps after a crash or an error
 
     def _needed(self, row: RunRow | None, last_upload: float) -> object:
         """Return the key of the checkpoint that the run can still resume from, or None."""
