@@ -141,7 +141,7 @@ def test_invariants_hold_under_concurrent_random_calls(recorded):
     check_runs(changes)
     check_accepted(recorded, accepted)
 
-    # after all workers have stopped, no run is running as soon as expired leases are settled
+    # all workers have stopped, so settling requeues or ends every run
     recorded.stack.sql(
         "update training_runs set lease_expires_at = now() - interval '1 s' where lease_expires_at is not null"
     )
