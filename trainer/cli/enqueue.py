@@ -81,7 +81,7 @@ def schema(
         bool, typer.Option("--markdown", help="Print the content of docs/run-configuration.md instead.")
     ] = False,
 ) -> None:
-    """Print the JSON Schema of the configuration of a run: type, range, default and meaning of each setting."""
+    """Print the JSON Schema of a run's configuration. It has the type, range, default and meaning of each setting."""
     from trainer.request.schema import json_schema, markdown as page  # isort: skip
 
     typer.echo(page() if markdown else json.dumps(json_schema(), indent=2), nl=not markdown)

@@ -23,7 +23,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the run ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the logs of all attempts of a run on this host, oldest first."""
+    """Print the log of a run on this host. All attempts are printed, the oldest attempt first."""
     from trainer.wiring.host import run_logs
 
     settings = settings_or_exit()
