@@ -10,6 +10,11 @@ from pathlib import Path
 from trainer.core.errors import BadRequest
 
 
+def is_complete(path: Path) -> bool:
+    """Return whether the path is a regular file with the directory of a zip archive, which is at the end of the file."""
+    return path.is_file() and zipfile.is_zipfile(path)  # a named pipe would block `is_zipfile` without end
+
+
 def is_intact(path: Path) -> bool:
     """Return whether the file is a zip archive, as torch writes it, with correct checksums."""
     try:

@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import assert_never
-from zipfile import is_zipfile
 
 from filelock import FileLock, Timeout
 
@@ -36,7 +35,7 @@ from trainer.core.stop import StopSignal
 from trainer.disk import durable
 from trainer.disk.checksum import sha256_of
 from trainer.remote.download import download
-from trainer.weights.model_file import checked, is_intact, packaged_architecture
+from trainer.weights.model_file import checked, is_complete, is_intact, packaged_architecture
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 _POLICY = RetryPolicy(tries=3, first_wait=0.5, longest_wait=5.0, total_seconds=1800.0)
@@ -113,7 +112,7 @@ class ModelFolder:
 
     def _official(self, name: str, stop: StopSignal) -> Path:
         path = self.models_dir / f"{name}.pt"
-        if is_zipfile(path) or (path.is_file() and not self.allow_download):
+        if is_complete(path) or (path.is_file() and not self.allow_download):
             return self._own(path.name)
         if not self.allow_download:
             raise BadRequest(
@@ -121,14 +120,14 @@ class ModelFolder:
                 "or set ALLOW_WEIGHTS_DOWNLOAD=1",
             )
         with self._locked(path.name, stop):
-            if not is_zipfile(path):  # a damaged file counts as missing
+            if not is_complete(path):  # a damaged file counts as missing
                 self._download(path, stop)
         return path
 
     def _remove_damaged_amp_weights(self) -> None:
         """Remove truncated weights of the AMP check, which would make every training on a GPU fail."""
         path = self.models_dir / _AMP_WEIGHTS
-        if path.is_file() and not is_zipfile(path):
+        if path.is_file() and not is_complete(path):
             with suppress(OSError):
                 path.unlink()
 
@@ -174,7 +173,7 @@ class ModelFolder:
         version = f"{ref.bucket}/{ref.key}\0{info.etag}\0{info.bytes}".encode() if info else b""
         path = self.models_dir / ".runs" / f"{digest or hashlib.sha256(version).hexdigest()}.pt"
         with self._locked(path.name, stop):
-            if not is_zipfile(path):
+            if not is_complete(path):
                 _remove_unused(path.parent)
                 with _incoming(path) as incoming:
                     self.store.download(ref, incoming, stop, expected=info)

@@ -1,6 +1,7 @@
 """Official weights from MODELS_DIR, or from one verified download."""
 
 import http.server
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -138,6 +139,14 @@ def test_disabled_download_sends_no_request(folder, models, release):
     ):
         folder(allow_download=False, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert release.paths == []
+
+
+@pytest.mark.timeout(20)
+def test_named_pipe_in_model_folder_counts_as_missing(folder, models):
+    models.mkdir()
+    os.mkfifo(models / "yolo11n.pt")
+    with pytest.raises(BadRequest, match=r"yolo11n\.pt is not on this worker"):
+        folder().resolve(YOLO11N, Task.DETECT, StopSignal())
 
 
 def test_stop_ends_stalled_download(folder, models, release):
