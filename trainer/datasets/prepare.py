@@ -1,4 +1,4 @@
-"""Prepare a dataset: fetch its sources, recognize them, and build the private view that YOLO trains on."""
+"""Prepare a dataset: fetch its sources, recognize them, and build a private view for the training."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class FetchedDatasets:
 
     def _checked(self, order: DatasetOrder, view: Path, stop: StopSignal, report: Report, on_event: OnEvent) -> Checked:
         """Fetch, recognize and check all sources. Fetched files are kept as long as the new folder `view` exists."""
-        from trainer.datasets.checks.check import check_all  # imports numpy, which an idle worker does not need
+        from trainer.datasets.checks.check import check_all  # this imports numpy, which an idle worker does not need
 
         new_view(view)
         datasets = []

@@ -263,7 +263,7 @@ class ContentCache:
     def _locked(self) -> Iterator[None]:
         self._make_folders()
         with on_this_disk(self.root), (self.root / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when a process dies
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases the lock when a process dies
             yield
 
     @staticmethod
@@ -283,7 +283,10 @@ def _tree_size(tree: Path) -> int:
 
 
 def _seal(name: str) -> float:
-    """Return the modification time of an entry, between 2001 and 2033. Every file system can store even seconds."""
+    """Return the modification time of an entry, between 2001 and 2033. Its seconds are an even number.
+
+    Every file system can store such a time.
+    """
     return 1_000_000_000 + int(name[:12], 16) % 500_000_000 * 2
 
 

@@ -90,7 +90,7 @@ def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, st
 def assigned(samples: Sequence[Sample], request: SplitRequest, report: Report) -> list[Sample]:
     """Return the samples with the splits that the request assigns by image id, name, file name or stem.
 
-    An image that is not assigned keeps its split, or gets train.
+    An image that is not assigned keeps its split. Without a split, it is put into train.
     """
     result = []
     hits = 0

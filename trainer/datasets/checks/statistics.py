@@ -138,5 +138,5 @@ def count(
 
 
 def split_numbers(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    """Return the index in SPLITS of each sample's split."""
+    """Return, for each sample, the index of its split in SPLITS."""
     return np.array([SPLITS.index(sample.split or "train") for sample in samples], np.int64)

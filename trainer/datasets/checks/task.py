@@ -15,7 +15,7 @@ MAX_GUESSED_CLASSES = 10_000  # maximum number of classes of a dataset without c
 
 
 def decide_task(requested: Task | None, datasets: Sequence[RecognizedDataset], report: Report) -> Task:
-    """Return the task to train for. Raises `DatasetError` if the dataset does not fit the requested task."""
+    """Return the task of the training. Raises `DatasetError` if the dataset does not fit the requested task."""
     is_classified = [any(sample.class_id is not None for sample in found.samples) for found in datasets]
     task = Task.CLASSIFY if any(is_classified) else _labeled_task(requested, datasets, report)
     if requested is Task.CLASSIFY and not any(is_classified):

@@ -28,7 +28,7 @@ class Picture:
 def row_of(
     annotation: Mapping[str, Any], picture: Picture, task: Task, kpt_shape: tuple[int, int] | None, report: Report
 ) -> list[float] | None:
-    """Return the numbers of a YOLO row without the class. Report an annotation without a shape and return None."""
+    """Return the numbers of a YOLO row without the class. Return None for an unusable annotation, and report it."""
     polygon = _polygon(annotation.get("segmentation"), picture, report)
     if task in (Task.SEGMENT, Task.OBB) and polygon:
         points = _inside(polygon, picture)
@@ -78,7 +78,7 @@ def _box_row(box: tuple[float, float, float, float], picture: Picture, report: R
 
 
 def _polygon(value: Any, picture: Picture, report: Report) -> Points | None:
-    """Return one outline in pixels. Lines without width join several parts."""
+    """Return one outline in pixels. If there are several parts, lines without width join them."""
     if isinstance(value, dict):
         parts = _mask_outlines(value, picture, report)
     elif isinstance(value, list):

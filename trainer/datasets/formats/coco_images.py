@@ -27,9 +27,9 @@ class ImageIndex:
     def find(self, file_name: str, near: str, split: str | None) -> tuple[str, str] | None:
         """Return the path and the relative name of an image, or None.
 
-        If several images have this file name, the best match of the folders is chosen. If several match equally well,
-        an image inside `near` has priority, then an image inside a folder of the split. Raises `DatasetError` if
-        several images still match.
+        If several images have this file name, the image whose folders match best is chosen. If several images match
+        equally well, an image inside `near` has priority, then an image inside a folder of the split. Raises
+        `DatasetError` if several images still match.
         """
         parts = [part for part in file_name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         candidates = self._by_name.get(parts[-1] if parts else "", [])

@@ -83,7 +83,7 @@ def _files_below(tree: Tree, folder: str, depth: int) -> Iterator[tuple[int, Pat
 
 
 def _dataset_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
-    """Return the least nested dataset YAML, preferably data.yaml or dataset.yaml, or None."""
+    """Return the dataset YAML nearest to the top folder, preferably data.yaml or dataset.yaml, or None."""
     found = [(depth, path) for depth, path in below if _is_dataset_yaml(path)]
     if not found:
         return None
@@ -95,7 +95,7 @@ def _dataset_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
             return usual[0]
     if len(nearest) > 1:
         names = ", ".join(printable(tree.relative(str(path))) for path in nearest[:10])
-        raise DatasetError(f"The dataset has several YAML files ({names}); name the right one in data_yaml.")
+        raise DatasetError(f"The dataset has several YAML files ({names}); name the right file in data_yaml.")
     return nearest[0]
 
 
@@ -126,7 +126,7 @@ def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | Non
     splits = [file.split for file in files]
     if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
         names = ", ".join(printable(tree.relative(str(file.path))) for file in files[:10])
-        raise DatasetError(f"The dataset has several annotation files ({names}); name the right one in data_yaml.")
+        raise DatasetError(f"The dataset has several annotation files ({names}); name the right file in data_yaml.")
     return files
 
 

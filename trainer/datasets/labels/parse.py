@@ -27,11 +27,12 @@ class Rows:
     line: NDArray[np.int64]
 
 
-_PLAIN = b"0123456789.eE+- \t\r\nnaif"  # other texts are cleaned first; the letters are those of nan and inf
+# includes the letters of nan and inf; a text with other characters is cleaned first
+_PLAIN = b"0123456789.eE+- \t\r\nnaif"
 
 
 def _layout(texts: Sequence[bytes]) -> tuple[bytes, Rows] | None:
-    """Return the joined texts and their rows without values, or None if a text has characters not in `_PLAIN`."""
+    """Return the joined texts and their rows without values, or None if a text has characters outside `_PLAIN`."""
     joined = b"\n".join([*texts, b""])
     if joined.translate(None, _PLAIN):
         return None
@@ -86,7 +87,7 @@ def starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _numeric(text: bytes, name: str, report: Report) -> bytes:
-    """Return the text with plain numbers. Report each line with a value that is not a number, and leave it empty."""
+    """Return the text with plain numbers. A line with a value that is not a number becomes empty and is reported."""
     lines = text.splitlines()
     for place, line in enumerate(lines):
         numbers = [_number(token) for token in line.split()]

@@ -31,7 +31,8 @@ RATIO_FROM = (
     64 << 20
 )  # extracted bytes; the ratio of smaller archives is not checked, because small texts compress well
 ZIP_INDEX = 64 << 20  # bytes of the central directory of a zip, which zipfile reads into memory
-_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}  # LZMA has no memory limit
+# LZMA is excluded, because its memory is not limited
+_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
 
 _ALLOWED = "only regular files and folders are allowed"
 

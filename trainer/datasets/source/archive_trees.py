@@ -81,7 +81,7 @@ class ArchiveTrees:
 
 
 def room_check(cache: ContentCache) -> EveryBytes:
-    """Return a counter of bytes that checks the free space of the cache's disk at regular intervals."""
+    """Return a byte counter that regularly checks the free space on the disk of the cache."""
     return EveryBytes(ROOM_STEP, lambda: cache.require_free(0))
 
 

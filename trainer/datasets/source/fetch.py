@@ -139,7 +139,7 @@ class Fetcher:
             changed, manifest = difference(manifest.objects, again.objects), again
         raise DatasetError(
             f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} was edited during {MAX_SYNCS} downloads "
-            f"(last {shown(changed)}). Start the run again when the upload is finished.",
+            f"(last {shown(changed)}). Requeue the run when the upload is finished.",
         )
 
     def _download(self, manifest: Manifest, transfer: Transfer) -> bool:

@@ -1,4 +1,4 @@
-"""Build the view that a run trains on from a checked dataset."""
+"""Build the view of a checked dataset, which a training uses."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # ruff: noqa: PTH123, PTH211  (plain strings are faster: there are 100,000 paths)
-"""Create the private folder that a run trains on. It contains links to images, new labels and a new data.yaml.
+"""Create the view, a private dataset folder for one run. It contains links to images, new labels and a new data.yaml.
 
     view/data.yaml   images/{train,val,test}/…   labels/{train,val,test}/….txt      classification: {train,val,test}/CLASS/…
 

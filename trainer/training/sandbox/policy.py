@@ -103,7 +103,7 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
 
 
 def linked_files(view: Path) -> dict[Path, Path]:
-    """Return the folders outside of `view` that its symlinks point into, each with one linked file."""
+    """Return the folders outside of `view` to which its symlinks point, each with one linked file."""
     names_in: dict[str, set[str]] = {}
     for target in _link_targets(str(view)):
         folder, _, name = target.rpartition("/")
@@ -118,7 +118,7 @@ def linked_files(view: Path) -> dict[Path, Path]:
 
 
 def without(root: Path, excluded: Path) -> Iterator[Path]:
-    """Yield folder trees that together are `root` without `excluded`."""
+    """Yield the folder trees and files in `root` without `excluded`."""
     if not excluded.is_relative_to(root):
         yield root
     elif root != excluded and os.access(root, os.R_OK):

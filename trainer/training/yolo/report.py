@@ -48,7 +48,7 @@ def validation(metrics: Any, task: Task) -> JsonObject:
 
 
 def summary(metrics: Mapping[str, float], task: Task) -> JsonObject:
-    """Return the main numbers. `metrics` contains all numbers with Ultralytics' names."""
+    """Return the main numbers. The key `metrics` contains all numbers with Ultralytics' names."""
     if task is Task.CLASSIFY:
         top1, top5 = (metrics.get(f"metrics/accuracy_top{n}") for n in (1, 5))
         return {"mAP": top1, "top1": top1, "top5": top5, "metrics": dict(metrics)}
