@@ -13,6 +13,7 @@ from trainer.settings import Settings
 from trainer.wiring.backend import open_backend
 from trainer.wiring.host import build_self_test, describe_worker, slot_devices
 from trainer.wiring.service import open_run_parts
+from trainer.worker.execution import Execution
 from trainer.worker.health import Health
 from trainer.worker.liveness import Liveness
 from trainer.worker.slots import Slots
@@ -32,7 +33,7 @@ def test_run_without_daemon_returns_its_outcome(tmp_path):
         lease = backend.queue.claim(
             describe_worker(settings, len(slots.gpus)), str(uuid.uuid4()), settings.lease_seconds
         )
-        end = parts.execution.run(lease, slots, stop)
+        end = Execution(parts.host).run(lease, slots, stop)
         row = backend.runs.get(run_id)
 
     assert isinstance(end.outcome, Completed)
