@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from trainer.core.job import Json, JsonObject, Status
+from trainer.core.job import ENDED, Json, JsonObject, Status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class RunRow:
 
     @property
     def has_ended(self) -> bool:
-        return self.status in (Status.COMPLETED, Status.FAILED, Status.CANCELED)
+        return self.status in ENDED
 
 
 @dataclass(frozen=True, kw_only=True)

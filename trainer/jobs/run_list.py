@@ -15,11 +15,11 @@ from trainer.jobs.row import run_row, whole
 
 MOST_RUNS = 1000  # runs per page; PostgREST silently limits a response to 1000 rows
 
-# sort keys: column, and True for a descending order; the id is always the last sort key, in ascending order
+# sort keys: column, and True for a descending order
 SORT_KEYS: dict[RunOrder, tuple[tuple[str, bool], ...]] = {
-    RunOrder.NEWEST: (("created_at", True),),
-    RunOrder.OLDEST: (("created_at", False),),
-    RunOrder.CLAIM: (("priority", True), ("created_at", False)),
+    RunOrder.NEWEST: (("created_at", True), ("id", False)),
+    RunOrder.OLDEST: (("created_at", False), ("id", False)),
+    RunOrder.CLAIM: (("priority", True), ("created_at", False), ("id", False)),
 }
 
 
@@ -37,7 +37,7 @@ def checked_limit(limit: int) -> int:
 
 def _cursor(run: RunRow, order: RunOrder) -> str:
     values = [getattr(run, name) for name, _ in SORT_KEYS[order]]
-    return base64.urlsafe_b64encode(json.dumps([order.value, *values, run.id]).encode()).decode()
+    return base64.urlsafe_b64encode(json.dumps([order.value, *values]).encode()).decode()
 
 
 def position_of(cursor: str | None, order: RunOrder) -> list[tuple[str, bool, Json]] | None:
@@ -47,10 +47,9 @@ def position_of(cursor: str | None, order: RunOrder) -> list[tuple[str, bool, Js
     """
     if cursor is None:
         return None
-    columns = (*SORT_KEYS[order], ("id", False))
     with suppress(ValueError, TypeError, RecursionError):
         named, *values = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        position = [(name, down, value) for (name, down), value in zip(columns, values, strict=True)]
+        position = [(name, down, value) for (name, down), value in zip(SORT_KEYS[order], values, strict=True)]
         if named == order.value and all(_is_sort_value(name, value) for name, _, value in position):
             return position
     raise BadRequest(

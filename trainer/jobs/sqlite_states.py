@@ -77,7 +77,9 @@ def end(tx: Transaction, run: JsonObject, outcome: JsonObject) -> None:
     run["status"] = outcome["status"]
     if outcome["status"] is Status.QUEUED:
         _lose(run, host_failed=outcome["host_failed"])
-        run["not_before"] = tx.at(_pause_after(run))
+        # repeated host failures of the same worker increase this time
+        uncounted = sum(times - 1 for times in run["host_failures"].values())
+        run["not_before"] = tx.at(back_off(run["failures"] + uncounted))
         if run["failures"] >= run["max_attempts"]:
             run["status"], run["not_before"] = Status.FAILED, None
     if run["status"] is not Status.QUEUED:
@@ -91,11 +93,6 @@ def _lose(run: JsonObject, *, host_failed: bool) -> None:
         run["failures"] += 1
     if host_failed:
         by_host[worker] = by_host.get(worker, 0) + 1
-
-
-def _pause_after(run: JsonObject) -> float:
-    """Return the seconds before the next attempt. Repeated host failures of the same worker increase this time."""
-    return back_off(run["failures"] + sum(times - 1 for times in run["host_failures"].values()))
 
 
 def release(tx: Transaction, run: JsonObject, outcome: Interrupted) -> None:

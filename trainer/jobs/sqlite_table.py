@@ -49,7 +49,7 @@ class SqliteRunTable:
         if position := position_of(after, order):
             conditions.append(_later(position, values))
         where = f"where {' and '.join(conditions)}" if conditions else ""
-        sorting = ", ".join(f"{name} {'desc' if down else 'asc'}" for name, down in (*SORT_KEYS[order], ("id", False)))
+        sorting = ", ".join(f"{name} {'desc' if down else 'asc'}" for name, down in SORT_KEYS[order])
         sql = f"select * from training_runs {where} order by {sorting} limit ?"  # noqa: S608 (no untrusted names)
         with self._file.reading() as tx:
             return page_of(tx.rows(sql, *values, checked_limit(limit) + 1), order, limit)

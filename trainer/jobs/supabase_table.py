@@ -87,7 +87,7 @@ class SupabaseRunTable:
                 found = found.or_(_later(position))
             for name, down in SORT_KEYS[order]:
                 found = found.order(name, desc=down)
-            return found.order("id")
+            return found
 
         return page_of(self._pages(query, most), order, limit)
 

@@ -6,6 +6,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from trainer.core.errors import BadRequest, Conflict
 from trainer.core.job import (
@@ -117,12 +118,8 @@ def checkpoint_json(checkpoint: Checkpoint | None) -> JsonObject | None:
     """Return the value of the `checkpoint` column; None (no change) for a checkpoint that no other host can reach."""
     if checkpoint is None or checkpoint.key is None:
         return None
-    return {
-        "epoch": checkpoint.epoch,
-        "sha256": checkpoint.sha256,
-        "bytes": checkpoint.bytes,
-        "key": clean(checkpoint.key),
-    }
+    columns: JsonObject = clean(asdict(checkpoint))
+    return columns
 
 
 def events_json(events: Sequence[RunEvent]) -> list[JsonObject]:

@@ -16,6 +16,7 @@ import httpcore
 import httpx
 
 from trainer.core.stop import StopSignal
+from trainer.remote.gate import resolve_by_system
 
 _SLICE = 0.5  # seconds between two checks of the stop
 _FRESH = 0.1  # seconds; after an answer, a connection is assumed to be open for this time
@@ -102,10 +103,9 @@ class StoppableNetwork(httpcore.SyncBackend):
 
 def _all_addresses(host: str, port: int) -> list[str]:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(resolve_by_system(host, port)))
     except OSError as error:
         raise httpcore.ConnectError(str(error)) from error
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def _at_most(timeout: float | None) -> float:

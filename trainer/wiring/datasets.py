@@ -26,9 +26,8 @@ from trainer.settings import Settings
 from trainer.training.exports import available_exports
 from trainer.weights.model_folder import ModelFolder
 from trainer.wiring.backend import Backend, open_backend
-from trainer.wiring.host import plan_parser
+from trainer.wiring.host import GB, plan_parser
 
-GB = 10**9
 ANYWHERE = Path("/")
 
 
