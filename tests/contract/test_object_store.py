@@ -119,9 +119,15 @@ def test_expired_urls_of_artifacts_are_replaced(store, put, tmp_path):
     old = replace(Artifact.of("best.pt", stored, "ab"), url="https://signed.and/expired")
     row = {"artifacts": [asdict(old), {"name": "gone", "path": "runs/1/gone"}, {"name": "best.pt", "path": ref.key}]}
 
+    row["artifacts"][1:1] = [
+        {"name": "elsewhere", "path": "a", "store": "of another service"},
+        {"name": "invalid", "path": "../a"},
+    ]
+
     fresh = with_fresh_urls(artifacts_in(json.loads(json.dumps(row))), store, "data")
 
     assert fresh[0].name == "best.pt"
+    assert not {"elsewhere", "invalid"} & {artifact.name for artifact in fresh}
     assert fresh[0] == replace(old, url=fresh[0].url)
     assert fresh[0].url.startswith(("file://", "http://"))
     assert fresh[-1].url.split("?")[0] == fresh[0].url.split("?")[0]

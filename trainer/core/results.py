@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import ObjectMissing
+from trainer.core.errors import BadRequest
 from trainer.core.job import Json
 from trainer.core.ports import ObjectStore, StoredObject
 
@@ -52,11 +52,11 @@ def artifacts_in(results: Json) -> list[Artifact]:
 def with_fresh_urls(artifacts: Sequence[Artifact], store: ObjectStore, artifacts_bucket: str) -> list[Artifact]:
     """Return the artifacts with new URLs: public, or signed for a private bucket.
 
-    Artifacts with a deleted object are left out. Raises Unavailable, Misconfigured.
+    Artifacts with a deleted object, an invalid key or an unknown store are left out. Raises Unavailable, Misconfigured.
     """
     fresh = []
     for artifact in artifacts:
-        with suppress(ObjectMissing):
+        with suppress(BadRequest):
             fresh.append(replace(artifact, url=store.url(artifact.ref(artifacts_bucket))))
     return fresh
 
