@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _SYNCFS = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
@@ -71,5 +72,6 @@ def _sync_each(folder: Path) -> None:
     for root, _, files in os.walk(folder):
         for path in (Path(root, name) for name in files):
             if path.is_file() and not path.is_symlink():
-                sync(path)
+                with suppress(FileNotFoundError):  # removed meanwhile, for example the link of a checkpoint upload
+                    sync(path)
         sync(Path(root))

@@ -48,7 +48,7 @@ class Attempt:
         """Run the steps and return the outcome, or None if the lease is lost."""
         try:
             finished = self._find_finished() or self._train()
-            self._release_slots()
+            self._release_slots()  # the next run can train during the upload of this run
             return self._complete(finished)
         except Stopped as stopped:
             return self._stopped(stopped.reason)
@@ -78,7 +78,7 @@ class Attempt:
         self._run.enter(Phase.STARTING)
         with self._checkpoints.during_training(self._run.stop):
             finished = self._services.trainer.train(order, self._run.stop, self._on_event, self._run.events.log.output)
-        self._release_slots()  # the next run can train during the upload of this run
+        # before the wait for a running upload, which can take minutes: a crash then costs no epoch
         return self._write_marker(finished, order)
 
     def _order(self, plan: TrainPlan) -> TrainingOrder:

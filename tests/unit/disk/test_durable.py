@@ -62,3 +62,17 @@ def _fails_with(code):
         return -1
 
     return syncfs
+
+
+def test_file_that_is_removed_during_the_sync_is_not_an_error(tmp_path, monkeypatch):
+    (tmp_path / "newest.uploading").write_text("x")
+    monkeypatch.setattr(durable, "_SYNCFS", None)
+    sync = durable.sync
+
+    def remove_and_sync(path):
+        (tmp_path / "newest.uploading").unlink(missing_ok=True)
+        sync(path)
+
+    monkeypatch.setattr(durable, "sync", remove_and_sync)
+
+    durable.sync_below(tmp_path)

@@ -137,6 +137,25 @@ def test_running_checkpoint_upload_does_not_hold_the_slot(worker, error):
     assert any("checkpoints" in key for key in uploaded), "the upload is complete before the run ends"
 
 
+def test_finished_training_is_marked_during_checkpoint_upload(worker):
+    """A process that is killed during the upload then loses no epoch."""
+    worker.checkpoint_seconds = 0.01
+    worker.enqueue()
+    lease, started, is_marked = worker.claim(), threading.Event(), []
+
+    def upload(path, ref, stop, **more):
+        if "checkpoints" in ref.key and not started.is_set():
+            started.set()
+            assert worker.slots.wait_for_free(15)  # after the training
+            is_marked.append(worker.folders.folder(lease.job).finished_marker.exists())
+        return worker.store.upload(path, ref, stop, **more)
+
+    worker.trainer.during = lambda epoch: epoch != 2 or started.wait(30)
+    worker.work(lease, store=Replaced(worker.store, upload=upload))
+
+    assert is_marked == [True]
+
+
 # ── proof that the host works ──
 
 
